@@ -1,0 +1,54 @@
+"""What a failed run says to a person, and how it reaches them (Apprise)."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import apprise
+
+from affiliate_pipeline.days import fold
+from affiliate_pipeline.rest.redact import redact
+
+CAUSES_SHOWN = 5
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FailedAsset:
+    """Days of an asset that a run should have landed and did not; `reasons` by day where they are known."""
+
+    key: str
+    days: Sequence[date]
+    landed: int
+    reasons: Mapping[date, str]
+
+
+def failed_run(assets: Sequence[FailedAsset], fallback: str, link: str) -> tuple[str, str]:
+    """Title and text of the one message about a failed run."""
+    title = "; ".join(f"{asset.key} failed for {fold(asset.days)}" for asset in assets) or "A run failed"
+    lines = []
+    for asset in assets:
+        lines.append(f"{asset.key}: {len(asset.days)} days failed, {asset.landed} landed.")
+        by_reason: dict[str, list[date]] = {}
+        for day in asset.days:
+            by_reason.setdefault(asset.reasons.get(day, fallback), []).append(day)
+        lines += [f"{fold(days)}: {reason}" for reason, days in list(by_reason.items())[:CAUSES_SHOWN]]
+        if len(by_reason) > CAUSES_SHOWN:
+            lines.append(f"… and {len(by_reason) - CAUSES_SHOWN} other causes, named in the run.")
+    if not assets:
+        lines.append(fallback)
+    lines.append(f"Run: {link}")
+    return redact(title), redact("\n".join(lines))
+
+
+def send(urls: Sequence[str], title: str, text: str) -> bool:
+    """True if every URL took the message; what is sent is logged as well, since there may be no URL."""
+    log.error("%s\n%s", title, text)
+    if not urls:
+        return True
+    targets = apprise.Apprise()
+    understood = [targets.add(url) for url in urls]
+    if not all(understood):
+        log.error("ALERT_URLS: entry %s is not an Apprise URL", understood.index(False) + 1)
+    return bool(targets.notify(body=text, title=title, notify_type=apprise.NotifyType.FAILURE)) and all(understood)

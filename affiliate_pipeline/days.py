@@ -1,0 +1,57 @@
+"""Days of an exchange's zone and the instants they span. Pure: nothing here reads a clock."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
+from zoneinfo import ZoneInfo
+
+DAY = timedelta(days=1)
+HOUR = timedelta(hours=1)
+
+
+def start_ms(day: date, zone: ZoneInfo) -> int:
+    """The first millisecond (since 1970 UTC) of the day; the day ends before `start_ms(day + DAY)`."""
+    return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * 1000
+
+
+def day_of(instant_ms: int, zone: ZoneInfo) -> date:
+    """The day that the millisecond lies in."""
+    return datetime.fromtimestamp(instant_ms // 1000, zone).date()
+
+
+def instant(ms: int) -> str:
+    """The millisecond as people read it, in UTC."""
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%d %H:%M:%S") + f".{ms % 1000:03d} UTC"
+
+
+def days_from(first: date, last: date) -> list[date]:
+    """Every day from first to last, both included."""
+    return [first + i * DAY for i in range((last - first).days + 1)]
+
+
+def runs(days: Iterable[date]) -> list[list[date]]:
+    """The days in order, cut into runs of consecutive ones."""
+    ordered = sorted(set(days))
+    return [[day for _, day in run] for _, run in groupby(enumerate(ordered), key=lambda pair: pair[1] - pair[0] * DAY)]
+
+
+def fold(days: Iterable[date]) -> str:
+    """The days as people write them: `2026-11-03…05, 09, 2026-12-01`."""
+    shown: date | None = None
+
+    def short(day: date) -> str:
+        nonlocal shown
+        same_month = shown is not None and (shown.year, shown.month) == (day.year, day.month)
+        shown = day
+        return f"{day:%d}" if same_month else f"{day}"
+
+    parts = []
+    for run in runs(days):
+        ends = [short(day) for day in dict.fromkeys((run[0], run[-1]))]
+        parts.append(("…" if len(run) > 2 else ", ").join(ends))
+    return ", ".join(parts)
+
+
+def spans(days: Sequence[date], longest: int) -> list[list[date]]:
+    """The days as runs of consecutive ones, none longer than `longest`."""
+    return [run[i : i + longest] for run in runs(days) for i in range(0, len(run), longest)]

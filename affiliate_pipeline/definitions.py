@@ -1,0 +1,22 @@
+"""The code location. No asset is defined here, nothing is connected to, no setting but the first day is read."""
+
+from typing import Any
+
+import dagster as dg
+
+from affiliate_pipeline.defs.assets import build_asset
+from affiliate_pipeline.defs.resources import Exchanges, Postgres
+from affiliate_pipeline.defs.sensors import failed_run_alert
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+
+
+def build_definitions(**resources: Any) -> dg.Definitions:
+    """The whole assembly; a resource given replaces the one of its name."""
+    return dg.Definitions(
+        assets=[build_asset(endpoint) for endpoint in ENDPOINTS],
+        resources={"postgres": Postgres(), "exchanges": Exchanges(), **resources},
+        sensors=[failed_run_alert],
+    )
+
+
+defs = build_definitions()

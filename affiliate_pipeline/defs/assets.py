@@ -1,0 +1,145 @@
+"""One asset per endpoint, partitioned by day. A run over a range materializes exactly the days that landed and fails
+for the others, by name."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from affiliate_pipeline.days import fold
+from affiliate_pipeline.defs.partitions import daily, keys_to_days
+from affiliate_pipeline.defs.resources import Exchanges, Postgres
+from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.ingest import Failed, Landed, Options, Outcome, ingest
+from affiliate_pipeline.postgres.server import ServerError
+from affiliate_pipeline.postgres.store import StoreUnavailable
+from affiliate_pipeline.schema import columns
+from affiliate_pipeline.settings import SettingsError
+
+FAILED_PARTITIONS = "failed_partitions"
+
+
+class LandingConfig(dg.Config):
+    """What a run may be told; a normal run leaves all of it out."""
+
+    allow_shrink: bool = Field(False, description="Accept fewer rows than had landed for a settled day.")
+    from_rejected: bool = Field(False, description="Land the rows kept in affiliate.rejected_row; ask nothing.")
+    trust_old: bool = Field(False, description="The source still has days beyond its promised memory: fetch them.")
+
+
+def build_asset(endpoint: Endpoint) -> dg.AssetsDefinition:
+    """The endpoint as an asset."""
+
+    @dg.asset(
+        key=endpoint.key.split("/"),
+        description=endpoint.description,
+        group_name=endpoint.exchange.name,
+        kinds={"postgres"},
+        partitions_def=daily(endpoint.exchange.zone),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        pool=endpoint.key.replace("/", "__"),
+        metadata={
+            "dagster/column_schema": _column_schema(endpoint),
+            "dagster/table_name": endpoint.key.replace("/", "."),
+        },
+    )
+    def landed(
+        context: dg.AssetExecutionContext,
+        config: LandingConfig,
+        postgres: dg.ResourceParam[Postgres],
+        exchanges: dg.ResourceParam[Exchanges],
+    ) -> Iterator[dg.MaterializeResult]:
+        yield from _materialize(context, endpoint, Options(**config.model_dump()), postgres, exchanges)
+
+    return landed
+
+
+def _materialize(
+    context: dg.AssetExecutionContext, endpoint: Endpoint, options: Options, postgres: Postgres, exchanges: Exchanges
+) -> Iterator[dg.MaterializeResult]:
+    landed: dict[str, Mapping[str, Any]] = {}
+    failed: dict[str, str] = {}
+
+    def log_landed() -> None:
+        for day, metadata in landed.items():
+            context.log_event(dg.AssetMaterialization(context.asset_key, partition=day, metadata=metadata))
+
+    try:
+        with postgres.store() as store, exchanges.session(endpoint, store) as session:
+            days = keys_to_days(context.partition_keys)
+            for outcome in ingest(endpoint, days, session=session, store=store, run_id=context.run.run_id, options=options):
+                if isinstance(outcome, Failed):
+                    failed[outcome.day.isoformat()] = outcome.reason
+                else:
+                    landed[outcome.day.isoformat()] = _metadata(outcome)
+    except (SettingsError, ServerError, StoreUnavailable) as error:
+        told = {*landed, *failed}
+        failed |= {day: f"{error}. What had landed is untouched." for day in context.partition_keys if day not in told}
+    except BaseException:
+        log_landed()
+        raise
+    if failed:
+        log_landed()
+        raise dg.Failure(
+            description=_description(endpoint, failed, len(landed)),
+            metadata={FAILED_PARTITIONS: dg.MetadataValue.json(dict(sorted(failed.items())))},
+            allow_retries=False,
+        )
+    for day, metadata in landed.items():
+        context.add_asset_metadata(metadata, partition_key=day)
+    yield dg.MaterializeResult()
+
+
+def _metadata(outcome: Outcome) -> dict[str, Any]:
+    """A landed or kept day as the UI shows it. Amounts are text: a JSON number would be a float."""
+    facts = outcome.facts
+    metadata: dict[str, Any] = {
+        "dagster/partition_row_count": facts.rows,
+        "sums": dg.MetadataValue.json(dict(facts.sums)),
+        "content_hash": outcome.content_hash,
+        "settled": outcome.settled,
+        "source": outcome.source,
+        "kept": not isinstance(outcome, Landed),
+    }
+    if facts.first and facts.last:
+        metadata |= {
+            "first": f"{facts.first:%Y-%m-%d %H:%M:%S.%f} UTC",
+            "last": f"{facts.last:%Y-%m-%d %H:%M:%S.%f} UTC",
+        }
+    if isinstance(outcome, Landed):
+        metadata |= {"requests": outcome.requests, "changed": outcome.changed}
+        if outcome.unknown_fields:
+            metadata["unknown_fields"] = dg.MetadataValue.json(outcome.unknown_fields)
+    return metadata
+
+
+def _description(endpoint: Endpoint, failed: Mapping[str, str], landed: int) -> str:
+    by_reason: dict[str, list[str]] = {}
+    for day, reason in sorted(failed.items()):
+        by_reason.setdefault(reason, []).append(day)
+    lines = [
+        f"{endpoint.key}: {len(failed)} of {len(failed) + landed} days failed, {landed} landed.",
+        *(f"{fold(keys_to_days(days))}: {reason}" for reason, days in by_reason.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _column_schema(endpoint: Endpoint) -> dg.TableSchema:
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                column.name,
+                column.kind.sql,
+                description=column.description,
+                constraints=dg.TableColumnConstraints(nullable=column.nullable),
+            )
+            for column in columns(endpoint.schema)
+        ]
+        + [
+            dg.TableColumn("extra", "jsonb", description="Fields of the answer that the schema does not know."),
+            dg.TableColumn("partition_date", "date", description=f"The day, in {endpoint.exchange.zone.key}."),
+            dg.TableColumn("landed_at", "timestamptz", description="When the row was written."),
+            dg.TableColumn("run_id", "text", description="The Dagster run that wrote it."),
+        ]
+    )

@@ -1,0 +1,29 @@
+"""What assets are given: the database and signed sessions with the exchanges. Both are made when a run needs them, so
+that the code location loads without any setting, network or database, and no secret stands in a resource's config."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from affiliate_pipeline.exchanges.spec import Endpoint, Session
+from affiliate_pipeline.ingest import connected
+from affiliate_pipeline.postgres.store import Store
+from affiliate_pipeline.sandbox.served import served
+from affiliate_pipeline.settings import Binance, Project, is_sandbox
+
+
+class Postgres:
+    """The one database."""
+
+    def store(self) -> Store:
+        return Store(Project.load().database_url())
+
+
+class Exchanges:
+    """Signed clients, one per account, sharing their rate limits through the database."""
+
+    @contextmanager
+    def session(self, endpoint: Endpoint, store: Store) -> Iterator[Session]:
+        # While no `affiliate-pipeline up` serves the sandbox, the run does.
+        sandbox = served(Binance.load().binance_base_url) if is_sandbox() else nullcontext()
+        with sandbox, connected(endpoint, store) as session:
+            yield session

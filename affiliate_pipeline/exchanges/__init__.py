@@ -1,0 +1,1 @@
+"""What the exchanges are and do: the only place that knows them."""

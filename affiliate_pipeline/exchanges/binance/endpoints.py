@@ -1,0 +1,46 @@
+"""The endpoints of Binance Link: each is one schema and one declaration, and this is the place to add one."""
+
+from datetime import timedelta
+
+from affiliate_pipeline.exchanges.binance.exchange import BINANCE
+from affiliate_pipeline.exchanges.spec import Endpoint, Memory
+from affiliate_pipeline.exchanges.time_walk import TimeWalk
+from affiliate_pipeline.schema import Amount, BigInt, Instant, Row, Text, amount, bigint, instant, text
+
+
+class RebateRecentRecord(Row):
+    customer_id: Text = text("The id that the partner gave the client; may be empty.", nullable=True)
+    email: Text = text("The client's email, masked by Binance.", nullable=True)
+    income: Amount = amount("What the partner earns, in `asset`.")
+    asset: Text = text("The coin that `income` is in.")
+    symbol: Text = text("The market traded.")
+    time: Instant = instant("When the trade was made (UTC); the day is taken from it.")
+    order_id: BigInt = bigint("The order's id at Binance.")
+    trade_id: BigInt = bigint("The trade's id, unique only within `symbol`.")
+    distribute_time: Instant = instant("When the rebate was paid out (UTC); null until then.", newer=True)
+    commission_asset: Text = text("The coin of `commission`; null until the rebate was paid out.", newer=True)
+    commission: Amount = amount("The trading fee that the rebate is a part of.", newer=True)
+    convert_price: Amount = amount("The price from `commission_asset` to `asset`.", newer=True)
+
+
+_REBATES = "/sapi/v1/apiReferral/rebate/recentRecord"
+
+ENDPOINTS = (
+    Endpoint(
+        exchange=BINANCE,
+        name="rebate_recent_record",
+        path=_REBATES,
+        account="partner",
+        description=(
+            "Rebates that the partner earns on its clients' trades, one row per trade; days in UTC. "
+            "Rows gain `distribute_time` and what follows it once the rebate was paid out, so a day has settled 48 hours "
+            "after its end. The exchange promises 7 days."
+        ),
+        schema=RebateRecentRecord,
+        strategy=TimeWalk(_REBATES, limit=500, longest_days=7),
+        instant="time",
+        total=("income", "asset"),
+        settles_after=timedelta(hours=48),
+        memory=Memory(timedelta(days=7), provable=True),
+    ),
+)

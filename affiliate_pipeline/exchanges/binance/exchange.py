@@ -1,0 +1,44 @@
+"""Binance as an exchange: its zone, and how a session with one of its accounts is made."""
+
+from hashlib import sha256
+from zoneinfo import ZoneInfo
+
+import httpx
+
+from affiliate_pipeline.exchanges.binance import replies
+from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
+from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, LimitOf, Session
+from affiliate_pipeline.rest.client import Client, Clock
+from affiliate_pipeline.settings import Binance, SettingsError
+
+WEIGHT_WINDOW_S = 60
+
+
+def connect(endpoint: Endpoint, limit_of: LimitOf) -> Session:
+    """A session with the account that the endpoint is for; raises SettingsError. Sends nothing yet."""
+    key_name = f"binance_{endpoint.account}_api_key"
+    secret_name = f"binance_{endpoint.account}_api_secret"
+    settings = Binance.load(key_name, secret_name)
+    api_key = getattr(settings, key_name).get_secret_value()
+    clock = Clock()
+    try:
+        auth = BinanceAuth(api_key, getattr(settings, secret_name).get_secret_value(), clock.now_ms)
+    except ValueError as error:
+        raise SettingsError(f"{key_name.upper()} and {secret_name.upper()} cannot be used: {error}") from None
+    base_url = settings.binance_base_url
+    host = httpx.URL(base_url).host
+    weight = max(1, int(settings.binance_weight_per_minute * settings.affiliate_rate_scale))
+    client = Client(
+        base_url,
+        auth,
+        clock,
+        # The weight is counted per IP address, whoever's key it is.
+        limit_of(f"binance {host}", weight, WEIGHT_WINDOW_S),
+        read=replies.check,
+        server_time=lambda http: replies.server_time_ms(http.get(base_url + replies.SERVER_TIME_PATH).content),
+    )
+    fingerprint = sha256(api_key.encode()).hexdigest()[:12]
+    return Session(client, source=f"{host} {endpoint.account} {fingerprint}")
+
+
+BINANCE = Exchange(name="binance", title="Binance Link", zone=ZoneInfo("UTC"), connect=connect)

@@ -1,0 +1,83 @@
+"""What Binance's answers mean: its error codes and HTTP statuses as our errors. No request is sent from here."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from affiliate_pipeline.rest.errors import AccessRefused, ClockOff, RateLimited, Refused, Transient
+from affiliate_pipeline.rest.redact import redact
+
+SERVER_TIME_PATH = "/api/v3/time"
+
+# https://developers.binance.com/docs/binance-spot-api-docs/errors, read 2026-11.
+_TRANSIENT_CODES = {-1000, -1001, -1006, -1007, -1008, -1016}
+_TOO_MANY = -1003
+_CLOCK = -1021
+_SIGNATURE = -1022
+_ACCESS_CODES = {-1002, -2014, -2015}
+
+
+class _Error(msgspec.Struct):
+    code: int
+    msg: str = ""
+
+
+class _ServerTime(msgspec.Struct, rename="camel"):
+    server_time: int
+
+
+class Response(Protocol):
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+def check(response: Response) -> None:
+    """Nothing for a good answer; else raises the `ExchangeError` that says what is wrong."""
+    status = response.status_code
+    html = response.content.lstrip()[:1] == b"<"
+    if status == 200 and not html:
+        return
+    error = _error(response.content)
+    text = f"Binance answered HTTP {status}" + (f", code {error.code}: {redact(error.msg)}" if error else "")
+    if status in (418, 429) or (error and error.code == _TOO_MANY):
+        raise RateLimited(text, _retry_after_s(response))
+    if html or status >= 500 or (error is None and status == 403):
+        raise Transient(f"{text} with a web page" if html else text)
+    if error is None:
+        raise Refused(f"{text}, without an explanation")
+    if error.code == _CLOCK:
+        raise ClockOff(f"{text}. Set this machine's clock by NTP")
+    if error.code == _SIGNATURE:
+        raise AccessRefused(f"{text}. The secret does not belong to the API key: check both")
+    if error.code in _ACCESS_CODES or status in (401, 403, 451):
+        raise AccessRefused(
+            f"{text}. Binance does not say which: the API key is wrong, this machine's IP address is not on the key's "
+            "list, or the key lacks the permission to read"
+        )
+    if error.code in _TRANSIENT_CODES:
+        raise Transient(text)
+    raise Refused(text)
+
+
+def server_time_ms(body: bytes) -> int:
+    """The exchange's clock from the body of `SERVER_TIME_PATH`; raises ValueError."""
+    try:
+        return msgspec.json.decode(body, type=_ServerTime).server_time
+    except msgspec.DecodeError:
+        raise ValueError("no serverTime in the answer") from None
+
+
+def _error(body: bytes) -> _Error | None:
+    try:
+        return msgspec.json.decode(body, type=_Error)
+    except msgspec.DecodeError:
+        return None
+
+
+def _retry_after_s(response: Response) -> float | None:
+    try:
+        return max(0.0, float(response.headers.get("Retry-After", "")))
+    except ValueError:
+        return None

@@ -1,0 +1,314 @@
+"""Fetching endpoints that take a time range and a row limit but do not page, without losing a record.
+
+A full page may be cut off silently. So every day is covered, millisecond by millisecond, by answers that are proven
+complete: an answer shorter than the limit is; of a full page that holds the *oldest* rows of its window, everything
+before its last millisecond is. That the oldest come first, and that both ends of a window belong to it, nobody
+promises: both are tried out once per walk, on data received.
+"""
+
+import queue
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from affiliate_pipeline.days import DAY, day_of, days_from, instant, runs, spans, start_ms
+from affiliate_pipeline.exchanges.spec import DayError, DayRows, Session
+from affiliate_pipeline.rest.errors import ExchangeError, Fatal, Refused
+
+WORKERS = 4
+# A busy window is halved for an idle worker only if that costs few requests beside what is left of it.
+PAGES_WORTH_HALVING = 16
+MOST_HALVINGS = 12
+# Both ends should belong to a window asked for; if they do not, it is widened by a millisecond (before, after).
+_WIDENINGS = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+_split = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+class _Timed(msgspec.Struct):
+    time: int
+
+
+_times = msgspec.json.Decoder(list[_Timed])
+
+
+@dataclass(frozen=True)
+class Page:
+    """An answer: the rows' instants (ms) and their JSON texts, in the order received."""
+
+    times: list[int]
+    rows: list[bytes]
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def between(self, first: int, last: int) -> "Page":
+        kept = [i for i, time in enumerate(self.times) if first <= time <= last]
+        return Page([self.times[i] for i in kept], [self.rows[i] for i in kept])
+
+
+@dataclass(frozen=True)
+class TimeWalk:
+    """Asks `path` with `startTime`, `endTime` and `limit`, in windows of `longest_days` at most."""
+
+    path: str
+    limit: int
+    longest_days: int
+
+    def fetch(self, session: Session, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
+        widening = None
+        while True:
+            walk = _Walk(self, session, days, zone, widening)
+            yield from walk.outcomes()
+            if walk.widening in (widening, _WIDENINGS[0], None):
+                return
+            # The first windows were asked without knowing this; nothing of them was yielded. Once more, wider.
+            widening = walk.widening
+
+    def remembers_before(self, session: Session, day: date, zone: ZoneInfo) -> bool:
+        return len(self.ask(session, start_ms(day - self.longest_days * DAY, zone), start_ms(day, zone) - 1)) > 0
+
+    def requests(self, rows: int) -> int:
+        """About how many requests a day with so many rows takes."""
+        return rows // self.limit + 1
+
+    def ask(self, session: Session, first: int, last: int) -> Page:
+        """The rows of the closed window of milliseconds, `limit` of them at most."""
+        params = {"startTime": first, "endTime": last, "limit": self.limit}
+        page = session.client.get(self.path, params, _page)
+        if page.times and not first <= min(page.times) <= max(page.times) <= last:
+            raise Refused(
+                f"{session.client.host} was asked for {instant(first)} to {instant(last)} and answered rows outside"
+            )
+        return page
+
+
+def _page(body: bytes) -> Page:
+    try:
+        rows = _split.decode(body)
+    except msgspec.ValidationError as error:
+        raise Refused(f"the answer is not a list of rows ({error})") from None
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from None
+    texts = [bytes(row) for row in rows]
+    try:
+        return Page([row.time for row in _times.decode(body)], texts)
+    except msgspec.ValidationError as error:
+        raise Refused(f"a row's `time` is missing or not in milliseconds ({error})", tuple(texts)) from None
+
+
+class _Walk:
+    """One walk over some days: windows side by side, each day's rows gathered until its last millisecond is covered."""
+
+    def __init__(
+        self,
+        endpoint: TimeWalk,
+        session: Session,
+        days: Sequence[date],
+        zone: ZoneInfo,
+        widening: tuple[int, int] | None,
+    ):
+        self._endpoint, self._session, self._zone = endpoint, session, zone
+        self._start = {day: start_ms(day, zone) for day in days}
+        self._end = {day: start_ms(day + DAY, zone) for day in days}
+        self._left = {day: self._end[day] - self._start[day] for day in days}
+        self._chunks: dict[date, list[bytes]] = defaultdict(list)
+        self._rows: Counter[date] = Counter()
+        self._requests: Counter[date] = Counter()
+        self._bad: set[date] = set()
+        self.widening = widening
+        self._oldest_first: bool | None = None
+        self._halvings = 0
+        self._open = 0
+        # Landing one day while the next ones arrive, and no more of them than a few in memory.
+        self._done: queue.Queue[DayRows | DayError | BaseException | None] = queue.Queue(maxsize=WORKERS)
+        self._lock = threading.Lock()
+        self._proving = threading.Lock()
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="time-walk")
+
+    def outcomes(self) -> Iterator[DayRows | DayError]:
+        # Until the ends are proven nothing is yielded, so that the walk can be begun again.
+        held: list[DayRows | DayError] | None = None if self.widening else []
+        try:
+            for span in spans(list(self._left), self._endpoint.longest_days):
+                self._submit(self._start[span[0]], self._end[span[-1]] - 1)
+            while (item := self._done.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                if held is None:
+                    yield item
+                    continue
+                held.append(item)
+                if self.widening == _WIDENINGS[0]:
+                    yield from held
+                    held = None
+            if held and self.widening in (None, _WIDENINGS[0]):
+                yield from held
+        finally:
+            self._stop.set()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, first: int, last: int) -> None:
+        with self._lock:
+            self._open += 1
+        self._pool.submit(self._work, first, last)
+
+    def _work(self, first: int, last: int) -> None:
+        try:
+            self._walk(first, last)
+        except BaseException as error:
+            self._put(error)
+        with self._lock:
+            self._open -= 1
+            finished = self._open == 0
+        if finished:
+            self._put(None)
+
+    def _put(self, item: DayRows | DayError | BaseException | None) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._done.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def _walk(self, first: int, last: int) -> None:
+        """Covers the closed window, or fails the days of it that cannot be covered."""
+        while first <= last and not self._stop.is_set():
+            days = self._days(first, last)
+            if self._bad.intersection(days):
+                self._submit_apart(runs(set(days) - self._bad), first, last)
+                return
+            try:
+                page = self._ask(first, last)
+                if page is None:
+                    return
+                if len(page) < self._endpoint.limit:
+                    self._accept(first, last, page)
+                    return
+                if first == last:
+                    self._fail(days[0], self._overfull(first))
+                    return
+                newest = max(page.times)
+                if self._is_oldest_first(first, page):
+                    if newest == first:
+                        bad = day_of(first, self._zone)
+                        self._fail(bad, self._overfull(first))
+                        first = self._end[bad]
+                        continue
+                    self._accept(first, newest - 1, page.between(first, newest - 1))
+                    pages_left = (last - newest) / (newest - first)
+                    first = newest
+                    if self._may_halve(pages_left):
+                        last = self._halve(first, last)
+                else:
+                    last = self._halve(first, last)
+            except Fatal:
+                raise
+            except ExchangeError as error:
+                if len(days) == 1:
+                    self._fail(days[0], error)
+                else:
+                    self._submit_apart([[day] for day in days], first, last)
+                return
+
+    def _ask(self, first: int, last: int) -> Page | None:
+        """The window's rows; None when the walk has to begin again."""
+        before, after = self.widening or _WIDENINGS[0]
+        with self._lock:
+            self._requests.update(self._days(first, last))
+        page = self._endpoint.ask(self._session, first - before, last + after)
+        if self.widening is None and page.times:
+            with self._proving:
+                if self.widening is None:
+                    self.widening = self._prove_ends(page.times[0])
+        if (before, after) != (self.widening or _WIDENINGS[0]):
+            self._put(None)
+            self._stop.set()
+            return None
+        return (
+            page if (before, after) == _WIDENINGS[0] or len(page) >= self._endpoint.limit else page.between(first, last)
+        )
+
+    def _prove_ends(self, time: int) -> tuple[int, int]:
+        """How much a window has to be widened for both its ends to belong to it."""
+        for before, after in _WIDENINGS:
+            if time in self._endpoint.ask(self._session, time - before, time + after).times:
+                return before, after
+        raise Refused(f"{self._session.client.host} does not return a row of {instant(time)} that it has just returned")
+
+    def _is_oldest_first(self, first: int, page: Page) -> bool:
+        """Whether full pages hold the oldest rows of their window: then asking for what lies before the page's last
+        millisecond gives a page that is not full, and holds the same rows."""
+        newest = max(page.times)
+        with self._proving:
+            if self._oldest_first is None:
+                if newest == first:
+                    return False
+                again = self._endpoint.ask(self._session, first, newest - 1)
+                self._oldest_first = len(again) < self._endpoint.limit and Counter(again.times) == Counter(
+                    page.between(first, newest - 1).times
+                )
+            return self._oldest_first
+
+    def _may_halve(self, pages_left: float) -> bool:
+        with self._lock:
+            if self._open >= WORKERS or self._halvings >= MOST_HALVINGS or pages_left < PAGES_WORTH_HALVING:
+                return False
+            self._halvings += 1
+            return True
+
+    def _halve(self, first: int, last: int) -> int:
+        """Hands the later half to another worker; what remains ends where this says."""
+        middle = (first + last) // 2
+        self._submit(middle + 1, last)
+        return middle
+
+    def _submit_apart(self, groups: Sequence[Sequence[date]], first: int, last: int) -> None:
+        for days in groups:
+            self._submit(max(first, self._start[days[0]]), min(last, self._end[days[-1]] - 1))
+
+    def _days(self, first: int, last: int) -> list[date]:
+        return days_from(day_of(first, self._zone), day_of(last, self._zone))
+
+    def _accept(self, first: int, last: int, page: Page) -> None:
+        """The closed window is covered by these rows."""
+        days = self._days(first, last)
+        by_day: dict[date, list[bytes]] = defaultdict(list)
+        if len(days) == 1:
+            by_day[days[0]] = page.rows
+        else:
+            for time, row in zip(page.times, page.rows, strict=True):
+                by_day[day_of(time, self._zone)].append(row)
+        for day in days:
+            rows = by_day[day]
+            with self._lock:
+                if day in self._bad:
+                    continue
+                if rows:
+                    self._chunks[day].append(b",".join(rows))
+                    self._rows[day] += len(rows)
+                self._left[day] -= min(last + 1, self._end[day]) - max(first, self._start[day])
+                covered = self._left[day] == 0
+            if covered:
+                self._put(DayRows(day, self._chunks.pop(day, []), self._rows[day], self._requests[day]))
+
+    def _fail(self, day: date, error: ExchangeError) -> None:
+        with self._lock:
+            if day in self._bad:
+                return
+            self._bad.add(day)
+            self._chunks.pop(day, None)
+        self._put(DayError(day, error))
+
+    def _overfull(self, time: int) -> Refused:
+        return Refused(
+            f"{instant(time)} ({time}) holds {self._endpoint.limit} rows or more in a single millisecond: the exchange "
+            "returns no more than that, so the rest cannot be asked for. Ask its support for the rows of this millisecond"
+        )

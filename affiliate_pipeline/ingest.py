@@ -1,0 +1,312 @@
+"""Lands days: fetch, validate, replace the day; one outcome per day, each committed before it is told.
+
+Works without Dagster:
+
+    with Store(Project.load().database_url()) as store, connected(endpoint, store) as session:
+        for outcome in ingest(endpoint, days, session=session, store=store, run_id="by hand"):
+            print(outcome)
+"""
+
+import logging
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+
+from affiliate_pipeline.days import fold
+from affiliate_pipeline.exchanges.spec import DayError, DayRows, Endpoint, Session
+from affiliate_pipeline.postgres.lease import Lease
+from affiliate_pipeline.postgres.store import Day, Facts, Ledger, Shrunken, Store, StoreError, StoreUnavailable
+from affiliate_pipeline.rest.errors import ExchangeError, Fatal, Refused
+from affiliate_pipeline.rest.limits import Limit
+from affiliate_pipeline.rows import ContentHash, Invalid, copy_text, parse, split
+
+BATCH_BYTES = 8 << 20
+MOST_SLOTS = 300
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run may be told: accept fewer rows than had landed, land rejected rows, trust a source beyond its
+    promised memory."""
+
+    allow_shrink: bool = False
+    from_rejected: bool = False
+    trust_old: bool = False
+
+
+@dataclass(frozen=True)
+class Landed:
+    """The day holds exactly what the source has. `changed`: rows were written."""
+
+    day: date
+    facts: Facts
+    content_hash: str
+    settled: bool
+    source: str
+    changed: bool
+    requests: int
+    unknown_fields: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The day had landed and the source no longer holds it: nothing was asked or changed."""
+
+    day: date
+    facts: Facts
+    content_hash: str
+    settled: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The day did not land; `reason` says what happened, what is safe and what to do."""
+
+    day: date
+    reason: str
+
+
+Outcome = Landed | Kept | Failed
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@contextmanager
+def connected(endpoint: Endpoint, store: Store) -> Iterator[Session]:
+    """A session with the endpoint's account whose rate limit is shared through the store's database."""
+    with ExitStack() as stack:
+
+        def limit_of(scope: str, per_window: int, window_s: float) -> Limit:
+            requests = max(1, per_window // MOST_SLOTS)
+            lease = Lease(store.url, scope, max(1, per_window // requests), window_s, requests)
+            stack.callback(lease.close)
+            return lease
+
+        session = endpoint.exchange.connect(endpoint, limit_of)
+        stack.enter_context(session.client)
+        yield session
+
+
+def ingest(
+    endpoint: Endpoint,
+    days: Sequence[date],
+    *,
+    session: Session,
+    store: Store,
+    run_id: str,
+    options: Options = Options(),
+    now: Callable[[], int] = now_ms,
+) -> Iterator[Outcome]:
+    """One outcome for each of the days, in any order."""
+    pending = dict.fromkeys(sorted(days))
+    ledger: dict[date, Ledger] = {}
+    try:
+        store.create_table(endpoint)
+        ledger.update(store.ledger(endpoint, days))
+        for outcome in _Landing(endpoint, session, store, run_id, options, now, ledger).outcomes(list(pending)):
+            del pending[outcome.day]
+            yield outcome
+    except (Fatal, StoreUnavailable) as error:
+        # What ends the range ends it for every day not told of yet, including one that was just being landed.
+        for day in pending:
+            yield Failed(day, _reason(str(error), ledger.get(day)))
+
+
+@dataclass
+class _Landing:
+    endpoint: Endpoint
+    session: Session
+    store: Store
+    run_id: str
+    options: Options
+    now: Callable[[], int]
+    ledger: dict[date, Ledger]
+
+    def outcomes(self, days: list[date]) -> Iterator[Outcome]:
+        asked_at = self.now()
+        fetch: list[date] = []
+        for day in days:
+            held = self.ledger.get(day)
+            if held and held.source != self.session.source:
+                yield self._failed(
+                    day,
+                    f"it was landed from {held.source}, and this run reads {self.session.source}. Use the credentials and "
+                    "the base URL it was landed with, or another database",
+                )
+            elif self.options.from_rejected:
+                yield self._land_rejected(day, asked_at)
+            elif asked_at < self.endpoint.end_ms(day):
+                yield self._failed(day, "the day has not ended yet. Materialize it after its end")
+            else:
+                fetch.append(day)
+        yield from self._fetch(fetch, asked_at)
+
+    def _fetch(self, days: list[date], asked_at: int) -> Iterator[Outcome]:
+        old = [] if self.options.trust_old else [d for d in days if not self.endpoint.is_remembered(d, asked_at)]
+        for day in (day for day in old if day in self.ledger):
+            yield self._kept(day)
+        unproven = [day for day in old if day not in self.ledger]
+        proven = self._proven(unproven)
+        for day in unproven:
+            if day not in proven:
+                yield self._failed(day, self._forgotten())
+        ask = [day for day in days if day not in old or day in proven]
+        if not ask:
+            return
+        log.info("%s: asking for %s", self.endpoint.key, fold(ask))
+        done = 0
+        for fetched in self.endpoint.strategy.fetch(self.session, ask, self.endpoint.exchange.zone):
+            outcome = self._outcome(fetched, asked_at, proven)
+            done += 1
+            told = f"{outcome.facts.rows} rows" if isinstance(outcome, Landed) else "failed"
+            log.info("%s %s: %s (%d of %d days)", self.endpoint.key, outcome.day, told, done, len(ask))
+            yield outcome
+
+    def _outcome(self, fetched: DayRows | DayError, asked_at: int, proven: set[date]) -> Outcome:
+        day = fetched.day
+        if isinstance(fetched, DayError):
+            reason = str(fetched.error)
+            if isinstance(fetched.error, Refused) and fetched.error.rows:
+                self.store.reject(self.endpoint, day, self.run_id, reason, fetched.error.rows)
+            return self._failed(day, f"{reason}. Materialize the day again; if it stays, see the runbook")
+        forgets = day not in proven and not self.options.trust_old
+        if forgets and not self.endpoint.is_remembered(day, self.now()):
+            if day in self.ledger:
+                return self._kept(day)
+            return self._failed(day, f"while it was being fetched, {self._forgotten()}")
+        return self._land(day, fetched.chunks, fetched.requests, asked_at)
+
+    def _land(self, day: date, chunks: Sequence[bytes], requests: int, asked_at: int) -> Outcome:
+        content, rows, blocks = ContentHash(), 0, []
+        unknown: Counter[str] = Counter()
+        inside = (self.endpoint.instant, self.endpoint.start_ms(day), self.endpoint.end_ms(day))
+        problems = []
+        for batch in _batches(chunks):
+            try:
+                parsed = parse(self.endpoint.schema, batch, inside)
+            except Invalid as invalid:
+                problems.append(invalid)
+                continue
+            block = copy_text(parsed.table)
+            content.add(block)
+            blocks.append(block)
+            rows += len(parsed.table)
+            unknown += parsed.unknown
+        if problems:
+            reason = "; ".join(dict.fromkeys(map(str, problems)))
+            self.store.reject(self.endpoint, day, self.run_id, reason, split(chunks))
+            return self._failed(
+                day,
+                f"its rows do not fit the schema: {reason}. They are kept as received in affiliate.rejected_row; mend the "
+                "schema, then materialize with run config from_rejected: true",
+            )
+        settled = self.endpoint.has_settled(day, asked_at)
+        landing = Day(
+            partition=day,
+            rows=rows,
+            content_hash=content.hexdigest(),
+            blocks=blocks,
+            settled=settled,
+            source=self.session.source,
+            run_id=self.run_id,
+            may_shrink=self.options.allow_shrink or not settled,
+        )
+        try:
+            changed = self.store.land(self.endpoint, landing)
+        except Shrunken as error:
+            return self._failed(
+                day,
+                f"{error}. If the source is right, materialize with run config allow_shrink: true; the rows removed are "
+                "then kept in affiliate.superseded_row",
+            )
+        except StoreError as error:
+            return self._failed(day, str(error))
+        if unknown:
+            log.warning(
+                "%s %s: fields that the schema does not know were kept in column extra: %s. Add them to the schema",
+                self.endpoint.key,
+                day,
+                ", ".join(f"{name} ({count} rows)" for name, count in sorted(unknown.items())),
+            )
+        return Landed(
+            day=day,
+            facts=self.store.facts(self.endpoint, day),
+            content_hash=landing.content_hash,
+            settled=settled,
+            source=self.session.source,
+            changed=changed,
+            requests=requests,
+            unknown_fields=dict(unknown),
+        )
+
+    def _land_rejected(self, day: date, asked_at: int) -> Outcome:
+        rows = self.store.rejected(self.endpoint, day)
+        if not rows:
+            return self._failed(
+                day, "affiliate.rejected_row holds nothing for it. Materialize it without from_rejected"
+            )
+        return self._land(day, rows, 0, asked_at)
+
+    def _kept(self, day: date) -> Kept:
+        held = self.ledger[day]
+        return Kept(day, self.store.facts(self.endpoint, day), held.content_hash, held.settled, held.source)
+
+    def _failed(self, day: date, reason: str) -> Failed:
+        return Failed(day, _reason(reason, self.ledger.get(day)))
+
+    def _forgotten(self) -> str:
+        memory = self.endpoint.memory
+        assert memory is not None
+        proof = " and no older row is left to prove that this one keeps more" if memory.provable else ""
+        return (
+            f"the day lies beyond the {memory.span.days} days that the source promises{proof}. It was not landed, since an "
+            "empty answer would look like a quiet day. If you know that the source still has it, materialize with run "
+            "config trust_old: true"
+        )
+
+    def _proven(self, days: list[date]) -> set[date]:
+        """Those of the days, beyond the promised memory, that the source still holds: it has an older row.
+
+        Raises `Fatal`; a request that fails otherwise proves nothing.
+        """
+        if not (days and self.endpoint.memory and self.endpoint.memory.provable):
+            return set()
+
+        def holds(day: date) -> bool:
+            try:
+                return self.endpoint.strategy.remembers_before(self.session, day, self.endpoint.exchange.zone)
+            except Fatal:
+                raise
+            except ExchangeError as error:
+                log.warning("%s: whether the source remembers %s could not be asked: %s", self.endpoint.key, day, error)
+                return False
+
+        return set(days) if holds(days[0]) else set(days[bisect_left(days, True, lo=1, key=holds) :])
+
+
+def _reason(what: str, held: Ledger | None) -> str:
+    if held is None:
+        return f"{what}. Nothing of this day has landed."
+    return f"{what}. The {held.rows} rows landed at {held.landed_at:%Y-%m-%d %H:%M} UTC are untouched."
+
+
+def _batches(chunks: Sequence[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        batch.append(chunk)
+        size += len(chunk)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,95 @@
+"""The tables as SQL, from the endpoints' schemas. Knows no endpoint by name and runs nothing."""
+
+from psycopg import sql
+
+from affiliate_pipeline.schema import Row, columns
+
+BOOKKEEPING = """
+create schema if not exists affiliate;
+create table if not exists affiliate.landing (
+    asset text not null,
+    partition date not null,
+    rows bigint not null,
+    content_hash text not null,
+    settled bool not null,
+    source text not null,
+    landed_at timestamptz not null,
+    checked_at timestamptz not null,
+    run_id text not null,
+    primary key (asset, partition)
+);
+comment on table affiliate.landing is 'One row per asset and day that has landed: the truth about what has landed.';
+create table if not exists affiliate.rejected_row (
+    asset text not null,
+    partition date not null,
+    run_id text not null,
+    rejected_at timestamptz not null,
+    reason text not null,
+    payload jsonb not null
+);
+create index if not exists rejected_row_day on affiliate.rejected_row (asset, partition);
+comment on table affiliate.rejected_row is 'All rows, as received, of days that failed validation.';
+create table if not exists affiliate.superseded_row (
+    asset text not null,
+    partition date not null,
+    run_id text not null,
+    superseded_at timestamptz not null,
+    payload jsonb not null
+);
+create index if not exists superseded_row_day on affiliate.superseded_row (asset, partition);
+comment on table affiliate.superseded_row is 'Rows that a restatement after settling changed or removed.';
+create table if not exists affiliate.lease (
+    scope text not null,
+    slot int not null,
+    returns_at timestamptz not null,
+    primary key (scope, slot)
+);
+comment on table affiliate.lease is 'Rate limits shared by all processes: a slot is free once returns_at has passed.';
+"""
+
+
+def data_columns(model: type[Row]) -> sql.Composed:
+    """The names of the columns that come from the source, in the order they are copied."""
+    return sql.SQL(", ").join(map(sql.Identifier, [*(column.name for column in columns(model)), "extra"]))
+
+
+def table(name: sql.Identifier, model: type[Row], description: str) -> sql.Composed:
+    """Creates the endpoint's table, or adds the columns that its schema has gained; never drops one."""
+    data = [(column.name, column.kind.sql, not column.nullable) for column in columns(model)]
+    # The landing transaction sets both, so that COPY carries nothing but the source's own columns.
+    kept = sql.SQL(
+        "partition_date date not null default current_setting('affiliate.partition_date')::date, "
+        "landed_at timestamptz not null default now(), "
+        "run_id text not null default current_setting('affiliate.run_id')"
+    )
+    created = sql.SQL("create table if not exists {} ({}, extra jsonb, {});").format(
+        name,
+        sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(kind + " not null" * required))
+            for column, kind, required in data
+        ),
+        kept,
+    )
+    # A column that an existing table gains is null for the days landed before, whatever the schema says of new rows.
+    added = [
+        sql.SQL("alter table {} add column if not exists {} {};").format(name, sql.Identifier(column), sql.SQL(kind))
+        for column, kind, _ in data
+    ]
+    schema_name, table_name = name._obj
+    index = sql.SQL("create index if not exists {} on {} (partition_date);").format(
+        sql.Identifier(f"{table_name}_partition_date"), name
+    )
+    comments = [
+        sql.SQL("comment on column {}.{} is {};").format(name, sql.Identifier(column.name), column.description)
+        for column in columns(model)
+    ]
+    return sql.SQL("\n").join(
+        [
+            sql.SQL("create schema if not exists {};").format(sql.Identifier(schema_name)),
+            created,
+            *added,
+            index,
+            sql.SQL("comment on table {} is {};").format(name, description),
+            *comments,
+        ]
+    )

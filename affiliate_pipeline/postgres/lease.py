@@ -1,0 +1,137 @@
+"""Rate limits that hold over all processes and machines together: leases of slots in the database.
+
+A slot comes back one window after the *answer* to its last request arrived: a server counts when a request reaches
+it, which is somewhere between sending and answering. A killed holder costs its slot until the lease ends.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from affiliate_pipeline.postgres.store import connect, unavailable
+from affiliate_pipeline.rest.errors import Banned
+
+# A request has been answered or given up by then (client.TIMEOUT), so its slot is never taken by two.
+HOLD_S = 60
+LONGEST_WAIT_S = 300
+
+_TAKE = """
+update affiliate.lease set returns_at = clock_timestamp() + %(held)s * interval '1 second'
+where (scope, slot) = (
+    select scope, slot from affiliate.lease
+    where scope = %(scope)s and slot between 0 and %(slots)s - 1 and returns_at <= clock_timestamp()
+    -- slot -1 is the pause that the exchange asked for
+    and not exists (
+        select from affiliate.lease where scope = %(scope)s and slot = -1 and returns_at > clock_timestamp()
+    )
+    order by returns_at, slot limit 1 for update skip locked
+) returning slot"""
+_WAIT = """
+select extract(epoch from greatest(
+    min(returns_at) filter (where slot between 0 and %(slots)s - 1), max(returns_at) filter (where slot = -1)
+) - clock_timestamp())::float8,
+extract(epoch from max(returns_at) filter (where slot = -1) - clock_timestamp())::float8
+from affiliate.lease where scope = %(scope)s"""
+
+
+@dataclass
+class _Block:
+    """A slot taken: how many requests it still permits, how many are under way, and until when it may be used."""
+
+    slot: int
+    left: int
+    used_until: float
+    under_way: int = 0
+
+
+class Lease:
+    """A rate limit (`rest.limits.Limit`): `slots` slots per window of `window_s` seconds, each good for `requests` requests. Safe to share by threads."""
+
+    def __init__(
+        self,
+        url: str,
+        scope: str,
+        slots: int,
+        window_s: float,
+        requests: int = 1,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        self._scope, self._slots, self._window_s, self._requests, self._sleep = scope, slots, window_s, requests, sleep
+        self._lock = threading.Lock()
+        self._block: _Block | None = None
+        # A lease that a crashed database forgets costs nothing worth waiting for the disk at every request.
+        self._connection = connect(url, autocommit=True, options="-c synchronous_commit=off")
+        self._run(
+            "insert into affiliate.lease select %s, slot, '-infinity' from generate_series(-1, %s - 1) slot "
+            "on conflict do nothing",
+            (scope, slots),
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop_block()
+            self._connection.close()
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Waits until a request may be sent; held until its answer has arrived. Raises `Banned` on a long pause."""
+        block = self._take()
+        try:
+            yield
+        finally:
+            with self._lock:
+                block.under_way -= 1
+                if not block.under_way and (not block.left or block is not self._block):
+                    self._give_back(block)
+
+    def pause(self, seconds: float) -> None:
+        """Nobody with this scope sends for so long."""
+        with self._lock:
+            self._drop_block()
+            self._run(
+                "update affiliate.lease set returns_at = "
+                "greatest(returns_at, clock_timestamp() + %s * interval '1 second') where scope = %s and slot = -1",
+                (seconds, self._scope),
+            )
+
+    def _take(self) -> _Block:
+        values = {"scope": self._scope, "slots": self._slots, "held": HOLD_S + self._window_s}
+        while True:
+            with self._lock:
+                block = self._block
+                if block and block.left and time.monotonic() < block.used_until:
+                    block.left -= 1
+                    block.under_way += 1
+                    return block
+                if taken := self._run(_TAKE, values).fetchone():
+                    self._drop_block()
+                    self._block = _Block(
+                        taken[0], self._requests - 1, used_until=time.monotonic() + HOLD_S / 2, under_way=1
+                    )
+                    return self._block
+                wait_s, pause_s = self._run(_WAIT, values).fetchone()
+            if pause_s is not None and pause_s > LONGEST_WAIT_S:
+                raise Banned(f"the exchange wants no request for another {pause_s:.0f} s; materialize again after that")
+            # Another process may be faster; a slot that was seen coming back is then asked for again.
+            self._sleep(min(max(wait_s or 0.0, 0.005), 5.0))
+
+    def _drop_block(self) -> None:
+        if self._block and not self._block.under_way:
+            self._give_back(self._block)
+        self._block = None
+
+    def _give_back(self, block: _Block) -> None:
+        self._run(
+            "update affiliate.lease set returns_at = clock_timestamp() + %s * interval '1 second' "
+            "where scope = %s and slot = %s",
+            (self._window_s, self._scope, block.slot),
+        )
+
+    def _run(self, statement: str, values: Any) -> psycopg.Cursor:
+        with unavailable():
+            return self._connection.execute(statement, values)

@@ -1,0 +1,266 @@
+"""The only runner of SQL on the data: lands a day in one transaction, and keeps the ledger of what has landed."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import class_row
+
+from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.postgres import ddl
+from affiliate_pipeline.rest.redact import redact
+
+OLDEST_SERVER = 140000
+
+
+class StoreError(Exception):
+    """The database refused one day; the text is for a person."""
+
+
+class StoreUnavailable(Exception):
+    """The database cannot be used at all; the text is for a person."""
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Turns the errors of a lost connection, a full disk and the like into `StoreUnavailable`."""
+    try:
+        yield
+    except psycopg.errors.DiskFull as error:
+        raise StoreUnavailable(
+            f"the disk of the database is full ({redact(error.diag.message_primary)}). Free space, then materialize again"
+        ) from None
+    except psycopg.OperationalError as error:
+        raise StoreUnavailable(
+            f"the database cannot be used: {redact(str(error).strip())}. Check that it runs and that "
+            "AFFILIATE_DATABASE_URL is right, then materialize again"
+        ) from None
+
+
+def connect(url: str, *, autocommit: bool = False, options: str = "") -> psycopg.Connection:
+    """A connection whose session speaks UTC."""
+    with unavailable():
+        return psycopg.connect(
+            url,
+            autocommit=autocommit,
+            connect_timeout=10,
+            options=f"-c timezone=UTC {options}",
+            application_name="affiliate_pipeline",
+        )
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What the ledger says of a landed day."""
+
+    partition: date
+    rows: int
+    content_hash: str
+    settled: bool
+    source: str
+    landed_at: datetime
+    checked_at: datetime
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day ready to land: `blocks` are its rows as COPY text."""
+
+    partition: date
+    rows: int
+    content_hash: str
+    blocks: Iterable[bytes]
+    settled: bool
+    source: str
+    run_id: str
+    may_shrink: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the table holds for a day: exact sums (text) by group, and the first and last instant (UTC)."""
+
+    rows: int
+    first: datetime | None
+    last: datetime | None
+    sums: Mapping[str, str]
+
+
+class Shrunken(StoreError):
+    """The source has fewer rows than had landed."""
+
+
+class Store:
+    """One connection to the database that holds the data of one or more endpoints."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self._connection = connect(url)
+        version = self._connection.info.server_version
+        if version < OLDEST_SERVER:
+            raise StoreUnavailable(f"the database is PostgreSQL {version // 10000}; it has to be 14 or newer")
+        self._execute_once(ddl.BOOKKEEPING)
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def create_table(self, endpoint: Endpoint) -> None:
+        """The endpoint's table exists and has all columns of its schema."""
+        self._execute_once(ddl.table(_table(endpoint), endpoint.schema, endpoint.description))
+
+    def _execute_once(self, statements: Any) -> None:
+        with unavailable(), self._connection.transaction():
+            # `if not exists` alone is not safe from two processes at once.
+            self._connection.execute("select pg_advisory_xact_lock(hashtext('affiliate_pipeline.ddl'))")
+            self._connection.execute(statements)
+
+    def ledger(self, endpoint: Endpoint, days: Sequence[date] | None = None) -> dict[date, Ledger]:
+        """The days, among these if given, that have landed."""
+        with (
+            unavailable(),
+            self._connection.transaction(),
+            self._connection.cursor(row_factory=class_row(Ledger)) as rows,
+        ):
+            rows.execute(
+                "select partition, rows, content_hash, settled, source, landed_at, checked_at from affiliate.landing "
+                "where asset = %(asset)s and (%(days)s::date[] is null or partition = any(%(days)s)) order by partition",
+                {"asset": endpoint.key, "days": None if days is None else list(days)},
+            )
+            return {row.partition: row for row in rows}
+
+    def land(self, endpoint: Endpoint, day: Day) -> bool:
+        """Replaces the day by these rows in one transaction; False if it already held exactly them.
+
+        Raises `Shrunken`, `StoreError` or `StoreUnavailable`, each with nothing changed.
+        """
+        key = {"asset": endpoint.key, "partition": day.partition}
+        try:
+            with unavailable(), self._connection.transaction():
+                self._connection.execute(
+                    "select pg_advisory_xact_lock(hashtext(%(asset)s), %(partition)s - date '2000-01-01')", key
+                )
+                held = self.ledger(endpoint, [day.partition]).get(day.partition)
+                if held and held.content_hash == day.content_hash and held.rows == day.rows:
+                    self._connection.execute(
+                        "update affiliate.landing set checked_at = now(), settled = %(settled)s "
+                        "where asset = %(asset)s and partition = %(partition)s",
+                        {**key, "settled": day.settled},
+                    )
+                    self._forget_rejected(key)
+                    return False
+                if held and day.rows < held.rows and not day.may_shrink:
+                    raise Shrunken(f"{held.rows} rows had landed and the source now has {day.rows}")
+                self._replace(endpoint, day, key, after_settling=bool(held and held.settled))
+                self._forget_rejected(key)
+                return True
+        except psycopg.Error as error:
+            raise StoreError(
+                f"PostgreSQL refused the rows: {redact(error.diag.message_primary or type(error).__name__)}"
+            ) from None
+
+    def _replace(self, endpoint: Endpoint, day: Day, key: dict[str, Any], after_settling: bool) -> None:
+        run = self._connection.execute
+        table, names = _table(endpoint), ddl.data_columns(endpoint.schema)
+        held = sql.SQL("select {} from {} where partition_date = {}").format(names, table, day.partition)
+        if after_settling:
+            run(sql.SQL("create temporary table superseded on commit drop as {}").format(held))
+        run(sql.SQL("delete from {} where partition_date = {}").format(table, day.partition))
+        run(
+            "select set_config('affiliate.partition_date', %s, true), set_config('affiliate.run_id', %s, true)",
+            (day.partition.isoformat(), day.run_id),
+        )
+        copy = sql.SQL("copy {} ({}) from stdin (format csv)").format(table, names)
+        with self._connection.cursor() as cursor:
+            with cursor.copy(copy) as copying:
+                for block in day.blocks:
+                    copying.write(block)
+            if cursor.rowcount != day.rows:
+                raise StoreError(f"{day.rows} rows were sent to PostgreSQL and {cursor.rowcount} arrived")
+        if after_settling:
+            run(
+                sql.SQL(
+                    "insert into affiliate.superseded_row "
+                    "select %(asset)s, %(partition)s, %(run_id)s, now(), to_jsonb(gone) "
+                    "from (select * from superseded except all {}) gone"
+                ).format(held),
+                {**key, "run_id": day.run_id},
+            )
+        run(
+            "insert into affiliate.landing values "
+            "(%(asset)s, %(partition)s, %(rows)s, %(hash)s, %(settled)s, %(source)s, now(), now(), %(run_id)s) "
+            "on conflict (asset, partition) do update set rows = excluded.rows, content_hash = excluded.content_hash, "
+            "settled = excluded.settled, source = excluded.source, landed_at = excluded.landed_at, "
+            "checked_at = excluded.checked_at, run_id = excluded.run_id",
+            {
+                **key,
+                "rows": day.rows,
+                "hash": day.content_hash,
+                "settled": day.settled,
+                "source": day.source,
+                "run_id": day.run_id,
+            },
+        )
+
+    def _forget_rejected(self, key: Mapping[str, Any]) -> None:
+        self._connection.execute(
+            "delete from affiliate.rejected_row where asset = %(asset)s and partition = %(partition)s", key
+        )
+
+    def facts(self, endpoint: Endpoint, day: date) -> Facts:
+        """What the table holds for the day."""
+        amount, group = map(sql.Identifier, endpoint.total)
+        with unavailable(), self._connection.transaction():
+            groups = self._connection.execute(
+                sql.SQL(
+                    "select {group}, sum({amount})::text, count(*), min({instant}), max({instant}) from {table} "
+                    "where partition_date = {day} group by {group} order by {group}"
+                ).format(
+                    group=group,
+                    amount=amount,
+                    instant=sql.Identifier(endpoint.instant),
+                    table=_table(endpoint),
+                    day=day,
+                )
+            ).fetchall()
+        return Facts(
+            rows=sum(count for _, _, count, _, _ in groups),
+            first=min((first for *_, first, _ in groups), default=None),
+            last=max((last for *_, last in groups), default=None),
+            sums={name: total for name, total, *_ in groups},
+        )
+
+    def reject(self, endpoint: Endpoint, day: date, run_id: str, reason: str, rows: Iterable[bytes]) -> None:
+        """Keeps the day's rows as received, in place of any that were kept for it before."""
+        with unavailable(), self._connection.transaction():
+            self._forget_rejected({"asset": endpoint.key, "partition": day})
+            with (
+                self._connection.cursor() as cursor,
+                cursor.copy(
+                    "copy affiliate.rejected_row (asset, partition, run_id, rejected_at, reason, payload) from stdin"
+                ) as copying,
+            ):
+                now = datetime.now().astimezone().isoformat()
+                for row in rows:
+                    # jsonb cannot hold U+0000.
+                    payload = row.decode(errors="replace").replace("\\u0000", "\\ufffd")
+                    copying.write_row((endpoint.key, day, run_id, now, reason, payload))
+
+    def rejected(self, endpoint: Endpoint, day: date) -> list[bytes]:
+        """The rows kept by `reject`, as JSON texts."""
+        with unavailable(), self._connection.transaction():
+            rows = self._connection.execute(
+                "select payload::text from affiliate.rejected_row where asset = %s and partition = %s",
+                (endpoint.key, day),
+            )
+            return [payload.encode() for (payload,) in rows]
+
+
+def _table(endpoint: Endpoint) -> sql.Identifier:
+    return sql.Identifier(endpoint.exchange.name, endpoint.name)

@@ -1,0 +1,152 @@
+"""The only place where HTTP requests are sent: signed anew for each attempt, limited, retried, timed out.
+
+Knows no exchange and no day: how to sign, how to read an answer and which limit applies come from outside.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import httpx
+import stamina
+
+from affiliate_pipeline.rest.encoding import encode
+from affiliate_pipeline.rest.errors import Banned, ClockOff, RateLimited, Transient, Unanswered, Unreachable
+from affiliate_pipeline.rest.limits import Limit
+from affiliate_pipeline.rest.redact import redact, silence_http_logs
+
+ATTEMPTS = 10
+SILENCE_LIMIT_S = 90
+LONGEST_PAUSE_S = 300
+DEFAULT_PAUSE_S = 10
+TIMEOUT = httpx.Timeout(20, connect=10)
+CLOCK_CORRECTIONS = 2
+
+Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
+
+
+class Clock:
+    """Our clock, corrected to the exchange's."""
+
+    def __init__(self, local_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000):
+        self._local_ms = local_ms
+        self.offset_ms = 0
+
+    def now_ms(self) -> int:
+        return self._local_ms() + self.offset_ms
+
+    def set(self, server_ms: int) -> None:
+        self.offset_ms = server_ms - self._local_ms()
+
+
+class Client:
+    """Signed requests with one key to one exchange. Safe to share between threads.
+
+    `read` turns an answer into what the caller wants or raises an `ExchangeError`; `server_time` gives the exchange's
+    clock (ms) from an unsigned client and is asked when a timestamp was refused.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        auth: httpx.Auth,
+        clock: Clock,
+        limit: Limit,
+        read: Callable[[httpx.Response], None],
+        server_time: Callable[[httpx.Client], int],
+        headers: Mapping[str, str] | None = None,
+        connections: int = 8,
+    ):
+        silence_http_logs()
+        self.host = httpx.URL(base_url).host
+        self.requests_sent = 0
+        self._clock, self._limit, self._read, self._server_time = clock, limit, read, server_time
+        self._auth = auth
+        self._base_url = base_url.rstrip("/")
+        self._answered_at = float("-inf")
+        self._lock = threading.Lock()
+        self._http = httpx.Client(
+            timeout=TIMEOUT,
+            headers=headers,
+            follow_redirects=False,
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+        )
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(
+        self, path: str, params: Mapping[str, object], decode: Callable[[bytes], Answer], method: str = "GET"
+    ) -> Answer:
+        """The decoded body of the answer; a body that `decode` refuses with ValueError counts as no good answer."""
+        started = time.monotonic()
+        failures = corrections = 0
+
+        def again(error: Exception) -> bool | float:
+            nonlocal failures, corrections
+            if not isinstance(error, Transient):
+                return False
+            if isinstance(error, ClockOff) and corrections < CLOCK_CORRECTIONS:
+                corrections += 1
+                self._correct_clock()
+                return 0.0
+            failures += 1
+            if isinstance(error, Unanswered):
+                return time.monotonic() - max(started, self._answered_at) < SILENCE_LIMIT_S
+            if failures >= ATTEMPTS:
+                return False
+            # The limit, which everybody asks, holds the pause; nothing is left to wait for here.
+            return 0.0 if isinstance(error, RateLimited) else True
+
+        try:
+            for attempt in stamina.retry_context(again, attempts=None, timeout=None, wait_max=4.0, wait_jitter=0.5):
+                with attempt:
+                    return self._once(method, path, params, decode)
+        except Unanswered as error:
+            raise Unreachable(
+                f"{self.host} gave no answer for {SILENCE_LIMIT_S} s ({error}). "
+                "Check the network and the exchange's status page, then materialize the failed days again."
+            ) from None
+        raise AssertionError("retry_context neither returned nor raised")
+
+    def _once(self, method: str, path: str, params: Mapping[str, object], decode: Callable[[bytes], Answer]) -> Answer:
+        query = encode(params)
+        with self._limit.slot():
+            with self._lock:
+                self.requests_sent += 1
+            try:
+                response = self._http.request(
+                    method, f"{self._base_url}{path}" + (f"?{query}" if query else ""), auth=self._auth
+                )
+            except httpx.DecodingError:
+                raise Transient(f"{self.host} sent a body that cannot be decompressed") from None
+            except httpx.TransportError as error:
+                raise Unanswered(redact(f"{type(error).__name__}: {error}")) from None
+        self._answered_at = time.monotonic()
+        try:
+            self._read(response)
+            return decode(response.content)
+        except RateLimited as error:
+            pause_s = DEFAULT_PAUSE_S if error.retry_after_s is None else error.retry_after_s
+            self._limit.pause(pause_s)
+            if pause_s > LONGEST_PAUSE_S:
+                raise Banned(
+                    f"{self.host} wants no request for {pause_s:.0f} s ({error}). "
+                    "Wait for that long before materializing the failed days again, and see what else uses this IP."
+                ) from None
+            raise
+        except ValueError as error:
+            raise Transient(f"{self.host} sent a body that cannot be read: {redact(error)}") from None
+
+    def _correct_clock(self) -> None:
+        try:
+            self._clock.set(self._server_time(self._http))
+            log.warning("the clock of %s differs by %d ms; corrected", self.host, self._clock.offset_ms)
+        except (httpx.HTTPError, ValueError) as error:
+            log.warning("the clock of %s could not be read: %s", self.host, redact(error))

@@ -1,0 +1,64 @@
+"""The errors of talking to an exchange. Their text is for a person: what happened, and what to do.
+
+No secret, signature, URL or full email may stand in them (`redact.py`), and they are raised `from None`, so that no
+library exception with a URL in it is shown behind them.
+
+    ExchangeError
+    ├── Transient                 asking again may help; after the last attempt it fails the days asked for
+    │   ├── Unanswered            no complete answer: refused connection, timeout, reset, truncated body
+    │   ├── RateLimited           the exchange says how long to wait
+    │   └── ClockOff              the exchange's clock and ours differ
+    ├── Refused                   asking again cannot help: fails the days asked for
+    └── Fatal                     ends the whole range at once
+        ├── AccessRefused         key, secret, IP address or permission
+        ├── Banned                the exchange wants a longer silence than a run can wait
+        └── Unreachable           no answer to anything for a while
+"""
+
+
+class ExchangeError(Exception):
+    """Something the exchange answered, or did not answer."""
+
+
+class Transient(ExchangeError):
+    """Asking again may help."""
+
+
+class Unanswered(Transient):
+    """No complete answer came."""
+
+
+class RateLimited(Transient):
+    """Too many requests; `retry_after_s` is how long the exchange wants silence, None where it does not say."""
+
+    def __init__(self, text: str, retry_after_s: float | None):
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class ClockOff(Transient):
+    """The exchange refused our timestamp."""
+
+
+class Refused(ExchangeError):
+    """Asking again cannot help. `rows` are rows received that could not be read, as JSON texts."""
+
+    def __init__(self, text: str, rows: tuple[bytes, ...] = ()):
+        super().__init__(text)
+        self.rows = rows
+
+
+class Fatal(ExchangeError):
+    """No further request of this range makes sense."""
+
+
+class AccessRefused(Fatal):
+    """The exchange refused who we are or what we may do."""
+
+
+class Banned(Fatal):
+    """The exchange wants silence for longer than a run can wait."""
+
+
+class Unreachable(Fatal):
+    """Nothing answered for `client.SILENCE_LIMIT_S`."""

@@ -1,0 +1,211 @@
+"""From an endpoint's rows as received (JSON texts) to a validated Arrow table and to the text that PostgreSQL copies.
+
+What cannot be read or is not valid is reported column by column; nothing is guessed, rounded or dropped.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import blake2b
+from typing import Annotated, Any, Optional
+
+import msgspec
+import pandas as pd
+import pyarrow as arrow
+import pyarrow.csv
+from pandera.errors import SchemaErrors
+from pyarrow import compute
+
+from affiliate_pipeline.rest.redact import redact
+from affiliate_pipeline.schema import Column, Row, columns
+
+SAMPLE_CHARACTERS = 40
+_INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one column: which check failed for how many rows, and one redacted example."""
+
+    column: str
+    check: str
+    count: int
+    sample: str | None = None
+
+    def __str__(self) -> str:
+        rows = "row" if self.count == 1 else "rows"
+        return f"{self.column}: {self.check} in {self.count} {rows}" + (
+            f", such as {self.sample}" if self.sample else ""
+        )
+
+
+class Invalid(Exception):
+    """Rows that do not fit their schema."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems
+
+
+@dataclass
+class Parsed:
+    """Valid rows as an Arrow table (the schema's columns and `extra`), and the names of fields the schema lacks."""
+
+    table: arrow.Table
+    unknown: Counter[str] = field(default_factory=Counter)
+
+
+def parse(model: type[Row], rows: Iterable[bytes], inside: tuple[str, int, int] | None = None) -> Parsed:
+    """The rows, each chunk of `rows` being one or more JSON objects joined by commas; raises `Invalid`.
+
+    `inside` names an instant column and the half-open range of milliseconds it has to lie in.
+    """
+    body = b"[" + b",".join(rows) + b"]"
+    try:
+        parsed, problems = _as_declared(model, body), []
+    except msgspec.ValidationError:
+        parsed, problems = _field_by_field(model, body)
+    # What could not be read stands as null in the table: said once.
+    unread = {(problem.column, _NULL) for problem in problems}
+    problems += [problem for problem in _validate(model, parsed.table) if (problem.column, problem.check) not in unread]
+    if inside and not problems:
+        problems += _outside(parsed.table, *inside)
+    if problems:
+        raise Invalid(problems)
+    return parsed
+
+
+def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Each row's JSON text by itself."""
+    for chunk in chunks:
+        yield from map(bytes, msgspec.json.decode(b"[" + chunk + b"]", type=list[msgspec.Raw]))
+
+
+def copy_text(table: arrow.Table) -> bytes:
+    """The table as PostgreSQL's COPY reads it (`format csv`): null is nothing, an empty text is `""`."""
+    text = io.BytesIO()
+    pyarrow.csv.write_csv(table, text, pyarrow.csv.WriteOptions(include_header=False))
+    return text.getvalue()
+
+
+class ContentHash:
+    """A hash of a multiset of rows: the same whatever their order, another one if a row is added, lost or doubled."""
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def add(self, copied: bytes) -> None:
+        digests = (blake2b(line, digest_size=32).digest() for line in copied.split(b"\n"))
+        # The empty piece after the last line end counts for nothing, however the rows were cut into blocks.
+        self._sum += sum(int.from_bytes(digest, "little") for digest in digests) - _NOTHING
+
+    def hexdigest(self) -> str:
+        return f"{self._sum % 2**256:064x}"
+
+
+_NOTHING = int.from_bytes(blake2b(b"", digest_size=32).digest(), "little")
+
+
+@cache
+def _declared(model: type[Row]) -> msgspec.json.Decoder:
+    """Decodes rows that are exactly as the schema says; anything else is left to `_field_by_field`."""
+    fields = []
+    for column in columns(model):
+        kind: Any = _INT64 if column.kind.json is int else column.kind.json
+        optional = Optional[kind] if column.nullable else kind  # noqa: UP045 (a runtime value)
+        name = (column.name, optional, msgspec.field(name=column.json_name, default=None))
+        fields.append(name if column.newer else (column.name, optional, msgspec.field(name=column.json_name)))
+    struct = msgspec.defstruct(model.__name__, fields, kw_only=True, forbid_unknown_fields=True, gc=False)
+    return msgspec.json.Decoder(list[struct])
+
+
+def _as_declared(model: type[Row], body: bytes) -> Parsed:
+    structs = _declared(model).decode(body)
+    return Parsed(_table(model, {c.name: [getattr(s, c.name) for s in structs] for c in columns(model)}, len(structs)))
+
+
+def _table(model: type[Row], values: dict[str, list], rows: int, extra: list[str | None] | None = None) -> arrow.Table:
+    arrays = {column.name: arrow.array(values[column.name], column.kind.arrow) for column in columns(model)}
+    arrays["extra"] = arrow.array(extra, arrow.string()) if extra else arrow.nulls(rows, arrow.string())
+    return arrow.table(arrays)
+
+
+def _plain(name: str) -> str:
+    """Field names as compared: `tradeId`, `trade_id` and `tradeid` are one field (LBank v1.8 lower-cased its names)."""
+    return name.replace("_", "").lower()
+
+
+def _field_by_field(model: type[Row], body: bytes) -> tuple[Parsed, list[Problem]]:
+    rows = msgspec.json.decode(body, type=list[dict[str, msgspec.Raw]])
+    by_name: dict[str, Column] = {_plain(column.name): column for column in columns(model)}
+    required = {column.name for column in columns(model) if not column.newer}
+    values: dict[str, list] = {column.name: [None] * len(rows) for column in columns(model)}
+    extra: list[str | None] = [None] * len(rows)
+    unknown: Counter[str] = Counter()
+    unread: dict[tuple[str, str], list[bytes]] = {}
+    for index, row in enumerate(rows):
+        seen: set[str] = set()
+        more: dict[str, msgspec.Raw] = {}
+        for name, raw in row.items():
+            column = by_name.get(_plain(name))
+            if column is None or column.name in seen:
+                more[name] = raw
+                continue
+            seen.add(column.name)
+            received = bytes(raw)
+            if received == b"null":
+                continue
+            try:
+                values[column.name][index] = column.kind.read(received)
+            except (ValueError, msgspec.DecodeError):
+                unread.setdefault((column.name, f"not {_article(column.kind.name)}"), []).append(received)
+        for name in required - seen:
+            unread.setdefault((name, "the field is missing"), []).append(b"")
+        if more:
+            unknown.update(more.keys())
+            extra[index] = msgspec.json.encode(more).decode()
+    problems = [
+        Problem(name, check, len(samples), _sample(samples[0].decode(errors="replace")) if samples[0] else None)
+        for (name, check), samples in unread.items()
+    ]
+    return Parsed(_table(model, values, len(rows), extra), unknown), problems
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+def _sample(value: object) -> str:
+    text = redact(value)
+    return repr(text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS] + "…")
+
+
+def _validate(model: type[Row], table: arrow.Table) -> list[Problem]:
+    frame = table.drop(["extra"]).to_pandas(types_mapper=pd.ArrowDtype)
+    try:
+        model.validate(frame, lazy=True)
+    except SchemaErrors as errors:
+        cases = errors.failure_cases
+        return [
+            Problem(
+                str(column),
+                _NULL if check == "not_nullable" else f"not {_CHECKS.get(check.split('(')[0], check)}",
+                len(found),
+                None if check == "not_nullable" else _sample(found["failure_case"].iloc[0]),
+            )
+            for (column, check), found in cases.groupby(["column", "check"], sort=False)
+        ]
+    return []
+
+
+_NULL = "null"
+_CHECKS = {"str_matches": "in the form expected", "in_range": "in the range expected"}
+
+
+def _outside(table: arrow.Table, column: str, start_ms: int, end_ms: int) -> list[Problem]:
+    instants = table[column].cast(arrow.int64())
+    outside = compute.or_(compute.less(instants, start_ms), compute.greater_equal(instants, end_ms))
+    count = compute.sum(outside).as_py()
+    return [Problem(column, "outside the day", count, _sample(instants.filter(outside)[0].as_py()))] if count else []

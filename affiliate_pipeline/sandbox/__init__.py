@@ -1,0 +1,13 @@
+"""The sandbox: exchanges on loopback, as strict as the real ones, with data known to the last digit.
+
+It imports nothing else of affiliate_pipeline and verifies signatures with code of its own, so that a mistake
+of the client cannot hide in shared code. `server` carries HTTP, `binance` is an exchange and knows no socket,
+`exchange` is what the two agree on, `faults` spoils answers, `rebates` makes data up, `rows` writes JSON.
+A second exchange is a sibling of `binance` and one more name in `Sandbox`.
+"""
+
+from affiliate_pipeline.sandbox.faults import Faults
+from affiliate_pipeline.sandbox.rows import Number
+from affiliate_pipeline.sandbox.server import Request, Sandbox
+
+__all__ = ["Faults", "Number", "Request", "Sandbox"]

@@ -1,0 +1,62 @@
+"""The sandbox in the foreground: `python -m affiliate_pipeline.sandbox`. How it behaves may not live here."""
+
+import argparse
+import errno
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import date
+
+from affiliate_pipeline.sandbox.faults import KINDS
+from affiliate_pipeline.sandbox.server import Sandbox
+
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 once it is told to stop, 1 if the port is in use."""
+    options = _parser().parse_args(argv)
+    sandbox = Sandbox(port=options.port, rows_per_day=options.rows_per_day)
+    for day, status in options.fail_day:
+        sandbox.faults.fail_day(day, status=status)
+    sandbox.faults.mix(**dict.fromkeys(KINDS, options.error_rate / len(KINDS)))
+    # Blocked before the threads start, which inherit it: the signals then wait for sigwait.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        with sandbox:
+            print(f"The sandbox answers at {sandbox.url}", flush=True)
+            signal.sigwait(STOP_SIGNALS)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        print(f"Port {options.port} is in use: choose another one with --port.", file=sys.stderr)
+        return 1
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="affiliate-pipeline sandbox", description="Exchanges on loopback, with made-up data."
+    )
+    parser.add_argument("--port", type=int, default=0, help="0, the default, takes a free one")
+    parser.add_argument("--rows-per-day", type=int, default=3000)
+    parser.add_argument("--fail-day", type=_failing_day, action="append", default=[], metavar="YYYY-MM-DD[=STATUS]")
+    parser.add_argument("--error-rate", type=_rate, default=0.0, help="share of spoiled answers, 0 to 1")
+    return parser
+
+
+def _failing_day(text: str) -> tuple[date, int]:
+    day, _, status = text.partition("=")
+    return date.fromisoformat(day), int(status or 500)
+
+
+def _rate(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise ValueError(text)
+    return float(text)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

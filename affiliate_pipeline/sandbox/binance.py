@@ -1,0 +1,295 @@
+"""Binance Link in the sandbox: its signing, error codes, weight limit and endpoints. No socket may live here.
+
+An endpoint is one entry of `_endpoints` and one method that returns the body.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import lru_cache
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call
+from affiliate_pipeline.sandbox.faults import Faults
+from affiliate_pipeline.sandbox.rebates import (
+    DAY_MS,
+    EMPTY_DAY,
+    Day,
+    day_of,
+    generated_day,
+    given_days,
+    start_of,
+)
+from affiliate_pipeline.sandbox.rows import decode, encode
+
+DAYS_CACHED = 40
+MAX_SPAN_MS = 7 * DAY_MS
+MAX_AHEAD_MS = 1000
+DEFAULT_RECV_WINDOW_MS = 5000
+MAX_RECV_WINDOW_MS = 60_000
+BAN_MS = 120_000
+
+# RFC 3986: unreserved characters, and %XX in upper case. The real server rebuilds the text it verifies (since
+# 2026-01-15), so that anything encoded another way has a wrong signature.
+_CHARACTER = r"(?:[A-Za-z0-9\-._~]|%[0-9A-F]{2})"
+CANONICAL = re.compile(rf"(?:{_CHARACTER}+={_CHARACTER}*(?:&{_CHARACTER}+={_CHARACTER}*)*)?")
+INTEGER = re.compile(r"[0-9]{1,20}")
+
+MESSAGES = {
+    -1000: "An unknown error occurred while processing the request.",
+    -1001: "Internal error; unable to process your request. Please try again.",
+    -1003: "Too much request weight used; please wait.",
+    -1021: "Timestamp for this request is outside of the recvWindow.",
+    -1022: "Signature for this request is not valid.",
+    -1100: "Illegal characters found in parameter '{name}'; legal range is '^[0-9]{{1,20}}$'.",
+    -1101: "Too many parameters, or duplicate values for a parameter detected.",
+    -1102: "Mandatory parameter '{name}' was not sent, was empty/null, or malformed.",
+    -1105: "Parameter '{name}' was empty.",
+    -1127: "More than 7 days between startTime and endTime.",
+    -1128: "Combination of optional parameters invalid.",
+    -1130: "Data sent for parameter '{name}' is not valid.",
+    -1131: "recvWindow must be less than 60000",
+    -2015: "Invalid API-key, IP, or permissions for action.",
+}
+CODES = {418: -1003, 429: -1003, 500: -1001}
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, code: int, name: str = "", *, retry_after_ms: int | None = None) -> None:
+        self.status, self.code, self.name = status, code, name
+        self.retry_after_s = None if retry_after_ms is None else max(1, -(-retry_after_ms // 1000))
+
+
+@dataclass(frozen=True)
+class _Endpoint:
+    body: Callable[[Mapping[str, str]], bytes]
+    parameters: frozenset[str]
+    key: str
+
+
+class Binance:
+    """Binance Link with its data.
+
+    `remembers_ms`: older rows are forgotten; None keeps them for ever.
+    `exclusive_end`: a row at endTime does not come.
+    `patience`: so many calls in a row while told to wait are only refused; one more is a ban.
+    """
+
+    prefixes = ("/api/", "/sapi/")
+    partner_key, partner_secret = "sandbox-partner-key", "sandbox-partner-secret"
+    client_key, client_secret = "sandbox-client-key", "sandbox-client-secret"
+
+    def __init__(self, *, now: Callable[[], int], faults: Faults, rows_per_day: int) -> None:
+        self.accounts = {self.partner_key: self.partner_secret, self.client_key: self.client_secret}
+        self.newest_first = False
+        self.exclusive_end = False
+        self.limit_per_answer = 500
+        self.remembers_ms: int | None = 7 * DAY_MS
+        self.weight_limit = 12_000
+        self.weight_window_ms = 60_000
+        self.patience = 20
+        self._now = now
+        self._faults = faults
+        self._lock = threading.Lock()
+        self._spent: deque[int] = deque()
+        self._refused_in_a_row = 0
+        self._banned_until = 0
+        self._given: dict[date, Day] | None = None
+        self._generated = lru_cache(DAYS_CACHED)(lambda day: generated_day(day, rows_per_day))
+        self._endpoints = {
+            ("GET", "/sapi/v1/apiReferral/rebate/recentRecord"): _Endpoint(
+                self._rebate_recent_record,
+                frozenset({"customerId", "startTime", "endTime", "limit"}),
+                self.partner_key,
+            ),
+        }
+
+    def add_account(self, api_key: str, secret_or_public_pem: str) -> None:
+        """From now on this key may call every endpoint, with an HMAC secret or the public key of a pair."""
+        self.accounts[api_key] = secret_or_public_pem
+
+    def set_rebates(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """From now on these are all the rebates, each sent as given, `Number` and `Decimal` unquoted."""
+        self._given = given_days(rows)
+
+    def rebates(self, day: date) -> list[dict[str, Any]]:
+        """What there is for the UTC day as of now, in the order of answers, without `transform_row`."""
+        start = start_of(day)
+        return [decode(row) for row in self._rebates(start, start + DAY_MS)]
+
+    def answer(self, call: Call) -> Answer:
+        headers: dict[str, str] = {}
+        try:
+            if (call.method, call.path) == ("GET", "/api/v3/time"):
+                return Answer(200, b'{"serverTime":%d}' % self._clock())
+            endpoint = self._endpoints.get((call.method, call.path))
+            if endpoint is None:
+                return NOT_FOUND
+            headers["X-SAPI-USED-IP-WEIGHT-1M"] = str(self._weigh())
+            self._verify(call, endpoint)
+            return Answer(200, endpoint.body(call.params), headers=headers)
+        except _Refused as refused:
+            refusal = self.refusal(refused.status, refused.code, refused.retry_after_s, refused.name)
+            return replace(refusal, headers={**headers, **refusal.headers})
+
+    def refusal(self, status: int, code: int | None = None, retry_after_s: int | None = None, name: str = "") -> Answer:
+        code = CODES.get(status, -1000) if code is None else code
+        message = MESSAGES.get(code, MESSAGES[-1000]).format(name=name)
+        body = json.dumps({"code": code, "msg": message}, separators=(",", ":"))
+        headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+        return Answer(status, body.encode(), headers=headers, code=code)
+
+    def days(self, call: Call) -> tuple[date, date] | None:
+        if "startTime" not in call.params:
+            return None
+        start, stop = self._window(call.params)
+        return day_of(start), day_of(max(start, stop - 1))
+
+    def _rebate_recent_record(self, params: Mapping[str, str]) -> bytes:
+        start, stop = self._window(params)
+        limit = _integer(params, "limit")
+        if not 1 <= limit <= self.limit_per_answer:
+            raise _Refused(400, -1130, "limit")
+        rows = self._rebates(start, stop, customer=params.get("customerId"), most=limit)
+        if transform := self._faults.transform_row:
+            rows = [encode(transform(decode(row))) for row in rows]
+        return b"[" + b",".join(rows) + b"]"
+
+    def _rebates(self, start: int, stop: int, *, customer: str | None = None, most: int | None = None) -> list[bytes]:
+        """The remembered rows with start <= time < stop that exist by now, in the order of answers."""
+        now = self._now()
+        stop = min(stop, now + 1)
+        if self.remembers_ms is not None:
+            start = max(start, now - self.remembers_ms)
+        days = [day_of(ms) for ms in range(start // DAY_MS * DAY_MS, stop, DAY_MS)]
+        rows: list[bytes] = []
+        for day in reversed(days) if self.newest_first else days:
+            left = None if most is None else most - len(rows)
+            if left == 0:
+                break
+            rows += self._day(day).between(
+                start, stop, now, customer=customer, newest_first=self.newest_first, most=left
+            )
+        return rows
+
+    def _day(self, day: date) -> Day:
+        if (given := self._given) is not None:
+            return given.get(day, EMPTY_DAY)
+        with self._lock:  # several callers of a new day would each make it up
+            return self._generated(day)
+
+    def _window(self, params: Mapping[str, str]) -> tuple[int, int]:
+        """The instants [start, stop) that a call asks for; without any, those of the last 7 days."""
+        if "startTime" not in params and "endTime" not in params:
+            return self._now() - MAX_SPAN_MS, self._now() + 1
+        start, end = _integer(params, "startTime"), _integer(params, "endTime")
+        if end < start:
+            raise _Refused(400, -1128)
+        if end - start > MAX_SPAN_MS:
+            raise _Refused(400, -1127)
+        return start, end if self.exclusive_end else end + 1
+
+    def _clock(self) -> int:
+        return self._now() + self._faults.clock_offset_ms
+
+    def _weigh(self) -> int:
+        """The weight used in the window that ends now, this call included."""
+        now = self._now()
+        with self._lock:
+            if now < self._banned_until:
+                raise _Refused(418, -1003, retry_after_ms=self._banned_until - now)
+            while self._spent and self._spent[0] <= now - self.weight_window_ms:
+                self._spent.popleft()
+            if len(self._spent) < self.weight_limit:
+                self._spent.append(now)
+                self._refused_in_a_row = 0
+                return len(self._spent)
+            self._refused_in_a_row += 1
+            if self._refused_in_a_row > self.patience:
+                self._refused_in_a_row = 0
+                self._banned_until = now + BAN_MS
+                raise _Refused(418, -1003, retry_after_ms=BAN_MS)
+            free_at = self._spent[0] + self.weight_window_ms if self._spent else now
+            raise _Refused(429, -1003, retry_after_ms=free_at - now)
+
+    def _verify(self, call: Call, endpoint: _Endpoint) -> None:
+        api_key = call.headers.get("X-MBX-APIKEY", "")
+        wrong_role = api_key in {self.partner_key, self.client_key} - {endpoint.key}
+        if api_key not in self.accounts or wrong_role:
+            raise _Refused(401, -2015)
+        if not (CANONICAL.fullmatch(call.query) and CANONICAL.fullmatch(call.body)):
+            raise _Refused(400, -1022)
+        if len(call.params) < len(call.pairs):
+            raise _Refused(400, -1101)
+        if not call.params.get("signature"):
+            raise _Refused(400, -1102, "signature")
+        # Signed is the query followed directly by the body; the signature is the very last parameter.
+        before, last = (call.query, call.body) if call.body else ("", call.query)
+        head, found, _ = f"&{last}".rpartition("&signature=")
+        signature = call.params["signature"]
+        if not found or call.pairs[-1][0] != "signature":
+            raise _Refused(400, -1022)
+        if not _verifier(self.accounts[api_key])((before + head[1:]).encode(), signature):
+            raise _Refused(400, -1022)
+        sent_at = _integer(call.params, "timestamp")
+        recv_window = DEFAULT_RECV_WINDOW_MS
+        if "recvWindow" in call.params:
+            recv_window = _integer(call.params, "recvWindow")
+        if recv_window > MAX_RECV_WINDOW_MS:
+            raise _Refused(400, -1131)
+        if not -recv_window <= sent_at - self._clock() <= MAX_AHEAD_MS:
+            raise _Refused(400, -1021)
+        if call.params.keys() - endpoint.parameters - {"timestamp", "recvWindow", "signature"}:
+            raise _Refused(400, -1101)
+        if empty := next((name for name, value in call.pairs if not value), None):
+            raise _Refused(400, -1105, empty)
+
+
+def _integer(params: Mapping[str, str], name: str) -> int:
+    text = params.get(name)
+    if not text:
+        raise _Refused(400, -1102, name)
+    if not INTEGER.fullmatch(text):
+        raise _Refused(400, -1100, name)
+    return int(text)
+
+
+@lru_cache
+def _verifier(secret_or_public_pem: str) -> Callable[[bytes, str], bool]:
+    """Tells whether a signature is the payload's, for this account."""
+    if not secret_or_public_pem.lstrip().startswith("-----BEGIN"):
+
+        def hmac_is_right(payload: bytes, signature: str) -> bool:
+            expected = hmac.new(secret_or_public_pem.encode(), payload, hashlib.sha256).hexdigest()
+            return hmac.compare_digest(expected.encode(), signature.lower().encode())
+
+        return hmac_is_right
+
+    public = load_pem_public_key(secret_or_public_pem.encode())
+    if not isinstance(public, RSAPublicKey | Ed25519PublicKey):
+        raise TypeError(f"an account's key is RSA or Ed25519, not {type(public).__name__}")
+    details = (PKCS1v15(), SHA256()) if isinstance(public, RSAPublicKey) else ()
+
+    def public_key_is_right(payload: bytes, signature: str) -> bool:
+        try:
+            public.verify(base64.b64decode(signature, validate=True), payload, *details)
+        except (InvalidSignature, binascii.Error, ValueError):
+            return False
+        return True
+
+    return public_key_is_right

@@ -1,0 +1,63 @@
+"""What the sandbox's server and its exchanges agree on: a call, its answer, and what an exchange can do.
+
+Nothing of HTTP's transport and nothing of a particular exchange may live here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cached_property
+from typing import Protocol
+from urllib.parse import unquote
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, with query and body exactly as they came over the wire."""
+
+    method: str
+    path: str
+    query: str
+    body: str
+    headers: Mapping[str, str]
+
+    @cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The decoded parameters of query and body, in order; a '+' stays a '+'."""
+        texts = [text for part in (self.query, self.body) for text in part.split("&") if text]
+        return [(unquote(name), unquote(value)) for name, _, value in (text.partition("=") for text in texts)]
+
+    @cached_property
+    def params(self) -> dict[str, str]:
+        """The decoded parameters by name; of duplicates the last."""
+        return dict(self.pairs)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its body, the exchange's own error code if it is a refusal, and what spoils it."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json;charset=UTF-8"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    code: int | None = None
+    fault: str | None = None
+    delay_s: float = 0
+
+
+NOT_FOUND = Answer(404, b"<html><body><h2>404 Not found</h2></body></html>", "text/html")
+
+
+class Exchange(Protocol):
+    prefixes: tuple[str, ...]
+    """The beginnings of the paths that are this exchange's."""
+
+    def answer(self, call: Call) -> Answer:
+        """The exchange's own answer, a refusal included."""
+
+    def refusal(self, status: int, code: int | None = None, retry_after_s: int | None = None) -> Answer:
+        """A refusal in the exchange's envelope; without a code, with the one usual for such a status."""
+
+    def days(self, call: Call) -> tuple[date, date] | None:
+        """The first and the last of the exchange's days that a call asks about, None if it names no time."""

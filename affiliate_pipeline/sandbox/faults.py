@@ -1,0 +1,104 @@
+"""What can be made to go wrong between an exchange and its caller. Exchanges' own rules may not live here.
+
+The exchange does its work first, and a fault spoils the answer that is sent: after a 5xx or a reset a caller
+cannot know whether it was done. A refusal is never spoiled, so that no fault hides a mistake of a caller.
+"""
+
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+from affiliate_pipeline.sandbox.exchange import Answer, Call, Exchange
+
+KINDS = ("http_500", "http_502", "reset", "truncated", "html", "rate_limited", "slow")
+BAD_GATEWAY = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
+FIREWALL_PAGE = b"<!DOCTYPE html><html><body><p>Your request has been blocked.</p></body></html>"
+
+
+class Faults:
+    """Faults to come; every attribute may be changed while the sandbox runs.
+
+    `path`: only calls whose path contains it meet `next_answers`, days that fail, and the random mix.
+    `next_answers`: canned (status, headers, body), each used up by one call.
+    `transform_row`: given each row of an answer as a dict, returns the row to send.
+    `clock_offset_ms`: how far the exchange's clock is ahead of the sandbox's.
+    """
+
+    path: str
+    next_answers: deque[tuple[int, Mapping[str, str], bytes]]
+    transform_row: Callable[[dict[str, Any]], dict[str, Any]] | None
+    clock_offset_ms: int
+    retry_after_s: int
+    slow_s: float
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        """Nothing goes wrong any more, and every setting is what it was at first."""
+        with self._lock:
+            self.path = ""
+            self.next_answers = deque()
+            self.transform_row = None
+            self.clock_offset_ms = 0
+            self.retry_after_s = 1
+            self.slow_s = 1.0
+            self._days: dict[date, tuple[int, int | None]] = {}
+            self._rates: dict[str, float] = {}
+            self._random = random.Random(0)
+
+    def fail_day(self, day: date, *, status: int = 500, code: int | None = None) -> None:
+        """From now on every call whose range touches the day is answered with this error."""
+        with self._lock:
+            self._days = {**self._days, day: (status, code)}
+
+    def mix(self, *, seed: int = 0, **rates: float) -> None:
+        """From now on answers are spoiled at random, each of KINDS at its rate; replaces the mix before."""
+        if unknown := rates.keys() - set(KINDS):
+            raise ValueError(f"no such faults: {sorted(unknown)}; there are {', '.join(KINDS)}")
+        if sum(rates.values()) > 1:
+            raise ValueError(f"the rates add up to {sum(rates.values())}, more than 1")
+        with self._lock:
+            self._rates = dict(rates)
+            self._random = random.Random(seed)
+
+    def spoil(self, answer: Answer, call: Call, exchange: Exchange) -> Answer:
+        """The answer to send in place of this one; often the same."""
+        if answer.status != 200 or answer.code is not None or self.path not in call.path:
+            return answer
+        if self._days and (touched := exchange.days(call)):
+            for day, (status, code) in self._days.items():
+                if touched[0] <= day <= touched[1]:
+                    return replace(exchange.refusal(status, code), fault="fail_day")
+        with self._lock:
+            if self.next_answers:
+                status, headers, body = self.next_answers.popleft()
+                return Answer(status, body, headers=headers, fault="next_answers")
+            kind = self._draw()
+        match kind:
+            case "http_500":
+                return replace(exchange.refusal(500), fault=kind)
+            case "http_502":
+                return Answer(502, BAD_GATEWAY, "text/html", fault=kind)
+            case "html":
+                return Answer(200, FIREWALL_PAGE, "text/html", fault=kind)
+            case "rate_limited":
+                return replace(exchange.refusal(429, retry_after_s=self.retry_after_s), fault=kind)
+            case "slow":
+                return replace(answer, fault=kind, delay_s=self.slow_s)
+            case "reset" | "truncated":
+                return replace(answer, fault=kind)
+        return answer
+
+    def _draw(self) -> str | None:
+        point = self._random.random() if self._rates else 0
+        for kind, rate in self._rates.items():
+            if point < rate:
+                return kind
+            point -= rate
+        return None

@@ -1,0 +1,195 @@
+"""Made-up rebates, the same for the same day in every process. How they are asked for may not live here.
+
+Only `Random.random()` and integers are used: Python promises the same numbers everywhere for nothing else.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from random import Random
+from typing import Any
+
+from affiliate_pipeline.sandbox.rows import encode
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+PAYOUT_AFTER_MS = 20 * HOUR_MS
+EPOCH = date(1970, 1, 1).toordinal()
+
+# (symbol, asset, asset of the commission, convertPrice, digits of an income in units of 1e-8, weight)
+MARKETS = (
+    ("BTCUSDT", "USDT", "USDT", "1.00000000", (3, 11), 24),
+    ("ETHUSDT", "USDT", "USDT", "1.00000000", (3, 10), 16),
+    ("SOLUSDT", "USDT", "BNB", "612.40000000", (3, 10), 9),
+    ("BNBUSDT", "BNB", "BNB", "1.00000000", (2, 8), 8),
+    ("ETHBTC", "BTC", "BTC", "1.00000000", (1, 7), 7),
+    ("BNBBTC", "BTC", "BNB", "0.00911000", (1, 6), 4),
+    ("XRPUSDT", "XRP", "XRP", "1.00000000", (4, 10), 5),
+    ("SOLETH", "ETH", "ETH", "1.00000000", (1, 7), 4),
+    ("BTCFDUSD", "FDUSD", "BNB", "611.95000000", (3, 10), 5),
+    ("ETHUSDC", "USDC", "USDC", "1.00000000", (3, 9), 4),
+    ("BTCEUR", "EUR", "EUR", "1.00000000", (3, 9), 3),
+    ("USDTTRY", "TRY", "TRY", "1.00000000", (4, 11), 3),
+    ("DOGEUSDT", "DOGE", "DOGE", "1.00000000", (4, 11), 3),
+    ("1000SATSUSDT", "1000SATS", "USDT", "4301.07526881", (6, 13), 2),
+    ("SHIBUSDT", "SHIB", "BNB", "24496000.000000000000000000", (8, 14), 2),
+    ("SOLBNB", "SOL", "SOL", "1.00000000", (2, 8), 1),
+)
+BY_WEIGHT = [market for market in MARKETS for _ in range(market[-1])]
+
+# Share of a day's activity per UTC hour: Asia's day, then Europe's and America's.
+WEIGHTS = (6, 7, 8, 8, 7, 6, 6, 7, 8, 9, 9, 8, 9, 12, 14, 13, 12, 10, 9, 8, 8, 7, 6, 5)
+HOURS = [hour for hour, weight in enumerate(WEIGHTS) for _ in range(weight)]
+
+ODD_CUSTOMERS = (
+    ("", "a+b@example.com"),
+    ("plus+id", "first.last+tag*****@example.com"),
+    ("", "tom&jerry@example.com"),
+    ("k=v", "x=y*****@example.com"),
+    ("", "50%off%20now@example.com"),
+    ("客户01", "用户*****@例子.公司"),
+    ("", "пользователь@пример.рф"),
+    ("عميل", "مستخدم*****@مثال.com"),
+    ("", '"quoted name"@example.com'),
+    ("o'neil", "o'neil@example.com"),
+    ("back\\slash", "tab\tand\\slash@example.com"),
+    ("🙂", "smile🙂*****@example.com"),
+    ("007", "jane.doe@example.org"),
+)
+
+
+@dataclass(frozen=True)
+class Day:
+    """A UTC day of rebates, oldest first: the row at i has times[i] and customers[i].
+
+    With `paid_later` a row's last four fields are absent until it is paid out.
+    """
+
+    times: list[int]
+    customers: list[str]
+    rows: list[bytes]
+    paid_later: bool
+
+    def between(
+        self, start: int, stop: int, now: int, *, customer: str | None, newest_first: bool, most: int | None
+    ) -> list[bytes]:
+        """The first rows with start <= time < stop, at most `most`, as they look at `now`."""
+        found: Any = range(bisect_left(self.times, start), bisect_left(self.times, stop))
+        if customer is not None:
+            found = [i for i in found if self.customers[i] == customer]
+        found = (found[::-1] if newest_first else found)[:most]
+        paid = len(self.rows)
+        if self.paid_later:
+            paid = bisect_right(self.times, now // HOUR_MS * HOUR_MS - PAYOUT_AFTER_MS)
+        return [self.rows[i] if i < paid else _unpaid(self.rows[i]) for i in found]
+
+
+EMPTY_DAY = Day([], [], [], paid_later=False)
+
+
+def day_of(ms: int) -> date:
+    """The UTC day that the instant lies in."""
+    return date.fromordinal(EPOCH + ms // DAY_MS)
+
+
+def start_of(day: date) -> int:
+    """The first millisecond of the UTC day."""
+    return (day.toordinal() - EPOCH) * DAY_MS
+
+
+def given_days(rows: Iterable[Mapping[str, Any]]) -> dict[date, Day]:
+    """These rows by UTC day, to be sent as they are; rows of one millisecond stay in the order given."""
+    days: dict[date, Day] = {}
+    for row in sorted(rows, key=lambda row: int(row["time"])):
+        at = int(row["time"])
+        day = days.setdefault(day_of(at), Day([], [], [], paid_later=False))
+        day.times.append(at)
+        day.customers.append(str(row.get("customerId", "")))
+        day.rows.append(encode(row))
+    return days
+
+
+def generated_day(day: date, rows_per_day: int) -> Day:
+    """About rows_per_day rebates, fewer at weekends: bursts, twins, rows at the day's edges, odd amounts."""
+    rnd = Random(f"rebates {day.isoformat()} {rows_per_day}").random
+    count = int(rows_per_day * (0.65 + 0.2 * rnd() if day.weekday() >= 5 else 0.95 + 0.25 * rnd()))
+    midnight = start_of(day)
+    twins = {int(rnd() * count) for _ in range(count // 400 + (count >= 20))}
+    times, customers, rows = [], [], []
+    for number, offset in enumerate(_offsets(rnd, count)):
+        at = midnight + offset
+        # Squared: few customers trade most.
+        customer, head = CUSTOMERS[int(len(CUSTOMERS) * rnd() ** 2)]
+        symbol, asset, commission_asset, price, (fewest, most), _ = BY_WEIGHT[int(rnd() * len(BY_WEIGHT))]
+        units = int(rnd() * 10 ** (fewest + int(rnd() * (most - fewest + 1)))) + 1
+        row = (
+            f'{head},"income":"{_income(units, rnd)}","asset":"{asset}","symbol":"{symbol}","time":{at}'
+            f',"orderId":{10**7 + int(rnd() * 2**42)},"tradeId":{10**5 + int(rnd() * 2**41)}'
+            f',"distributeTime":{-(-(at + PAYOUT_AFTER_MS) // HOUR_MS) * HOUR_MS}'
+            f',"commissionAsset":"{commission_asset}","commission":"{_eight_decimals(5 * units)}"'
+            f',"convertPrice":"{price}"}}'
+        ).encode()
+        for _ in range(2 if number in twins else 1):
+            times.append(at)
+            customers.append(customer)
+            rows.append(row)
+    return Day(times, customers, rows, paid_later=True)
+
+
+def _offsets(rnd: Any, count: int) -> list[int]:
+    """`count` milliseconds of a day, in order: both edges, a few bursts, the rest along the activity."""
+    offsets = [0, DAY_MS - 1][:count]
+    for _ in range(2 + int(3 * rnd()) if count >= 100 else 0):
+        size = min(800, int(count * (0.05 + 0.05 * rnd())))
+        start = int(rnd() * (DAY_MS - 60_000))
+        in_one_ms = min(40, size // 4)
+        offsets += [start + int(rnd() * 60_000)] * in_one_ms
+        offsets += [start + int(rnd() * 60_000) for _ in range(size - in_one_ms)]
+    offsets += [int((HOURS[int(rnd() * len(HOURS))] + rnd()) * HOUR_MS) for _ in range(count - len(offsets))]
+    return sorted(offsets)
+
+
+def _income(units: int, rnd: Any) -> str:
+    chance = rnd()
+    if chance > 0.11:
+        return _eight_decimals(units)
+    if chance > 0.06:
+        return _eight_decimals(units) + f"{int(rnd() * 10**10):010d}"
+    if chance > 0.02:
+        return _eight_decimals(units // 10**6 * 10**6 + 10**7)
+    if chance > 0.01:
+        return f"{units % 1000}.{units % 10}0"
+    if chance > 0.006:
+        return _eight_decimals(units * 10**6 + 1)
+    return "0.00000001" if chance > 0.003 else "0.00000000" if chance > 0.001 else "0.000000000000000001"
+
+
+def _eight_decimals(units: int) -> str:
+    whole, rest = divmod(units, 10**8)
+    return f"{whole}.{rest:08d}"
+
+
+def _unpaid(row: bytes) -> bytes:
+    return row[: row.rindex(b',"distributeTime":')] + b"}"
+
+
+def _customers() -> list[tuple[str, str]]:
+    """About 300 customers: the customerId, and customerId and email as the beginning of a JSON row."""
+    rnd = Random("customers").random
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    domains = ("126.com", "163.com", "qq.com", "gmail.com", "outlook.com", "yahoo.co.jp", "proton.me")
+
+    def word(length: int) -> str:
+        return "".join(letters[int(rnd() * len(letters))] for _ in range(length))
+
+    customers = []
+    for number in range(290):
+        email = f"{word(2 + int(rnd() * 3))}*****@{domains[int(rnd() * len(domains))]}"
+        customers.append(("" if rnd() < 0.2 else word(6), email))
+        if number % 20 == 7:
+            customers.append(ODD_CUSTOMERS[number // 20 % len(ODD_CUSTOMERS)])
+    return [(each, encode({"customerId": each, "email": email})[:-1].decode()) for each, email in customers]
+
+
+CUSTOMERS = _customers()

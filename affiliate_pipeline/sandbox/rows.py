@@ -1,0 +1,25 @@
+"""Rows as JSON bytes, numbers kept as they are written. What a row means may not live here."""
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+
+class Number(str):
+    """Text sent as an unquoted JSON number, exactly as written; an unquoted decimal is read back as one."""
+
+
+def encode(row: Mapping[str, Any]) -> bytes:
+    """The row as one JSON object."""
+    members = (
+        f"{json.dumps(name)}:"
+        + (str(value) if isinstance(value, Number | Decimal) else json.dumps(value, ensure_ascii=False))
+        for name, value in row.items()
+    )
+    return ("{" + ",".join(members) + "}").encode()
+
+
+def decode(row: bytes) -> dict[str, Any]:
+    """The row as a dict that `encode` turns into the same JSON values again."""
+    return json.loads(row, parse_float=Number)

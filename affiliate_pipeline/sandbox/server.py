@@ -1,0 +1,172 @@
+"""The sandbox's HTTP server and its request log. Nothing that only one exchange does may live here."""
+
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from typing import Self
+
+from affiliate_pipeline.sandbox.binance import Binance
+from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call, Exchange
+from affiliate_pipeline.sandbox.faults import Faults
+
+HOST = "127.0.0.1"
+POLL_INTERVAL_S = 0.02
+ABORT_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass
+class Request:
+    """One request as the sandbox saw it; `status` is None while it is being answered and after a reset.
+
+    `code` is the exchange's own error code, `fault` the fault that made or spoiled the answer.
+    """
+
+    received_ms: int
+    method: str
+    path: str
+    params: dict[str, str]
+    status: int | None = None
+    code: int | None = None
+    fault: str | None = None
+
+
+class Sandbox:
+    """The exchanges on a loopback port, served by threads of this process; a context manager."""
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        now: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        rows_per_day: int = 3000,
+    ) -> None:
+        self.port = port
+        self.now = now
+        self.faults = Faults()
+        self.requests: list[Request] = []
+        self.binance = Binance(now=now, faults=self.faults, rows_per_day=rows_per_day)
+        self._exchanges: tuple[Exchange, ...] = (self.binance,)
+        self._server: _Server | None = None
+
+    @property
+    def url(self) -> str:
+        """Known once it has started; stopped and started again, it is the same."""
+        return f"http://{HOST}:{self.port}"
+
+    def start(self) -> Self:
+        """The sandbox, answering; OSError if the port is in use."""
+        self._server = _Server((HOST, self.port), self._answer)
+        self.port = self._server.server_port
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(POLL_INTERVAL_S,), name="sandbox", daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Refuses connections from now on and closes the open ones, whatever they are doing."""
+        if self._server is not None:
+            self._server.stop()
+            self._thread.join()
+            self._server = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def _answer(self, call: Call) -> Answer:
+        request = Request(self.now(), call.method, call.path, call.params)
+        self.requests.append(request)
+        exchange = next((each for each in self._exchanges if call.path.startswith(each.prefixes)), None)
+        answer = self.faults.spoil(exchange.answer(call), call, exchange) if exchange else NOT_FOUND
+        # Before a byte is sent: whoever has the answer finds it in the log.
+        request.status = None if answer.fault == "reset" else answer.status
+        request.code, request.fault = answer.code, answer.fault
+        return answer
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 512
+    allow_reuse_port = False  # two sandboxes on one port would share its connections
+
+    def __init__(self, address: tuple[str, int], answer: Callable[[Call], Answer]) -> None:
+        self.answer = answer
+        self._open: set[socket.socket] = set()
+        super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer's own would look its host up in the DNS.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+        connection, address = super().get_request()
+        self._open.add(connection)
+        return connection, address
+
+    def close_request(self, request: socket.socket) -> None:
+        self._open.discard(request)
+        super().close_request(request)
+
+    def handle_error(self, request: socket.socket, client_address: tuple[str, int]) -> None:
+        """Silent about callers that went away; anything else is a mistake in here and is printed."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+        for connection in list(self._open):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it went away by itself
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode("latin-1")
+        path, _, query = self.path.partition("?")
+        answer = self.server.answer(Call(self.command, path, query, body, self.headers))
+        if answer.delay_s:
+            time.sleep(answer.delay_s)
+        if answer.fault == "reset":
+            self._reset()
+        else:
+            self._send(answer)
+
+    do_POST = do_PUT = do_DELETE = do_GET
+
+    def _send(self, answer: Answer) -> None:
+        lines = [
+            f"HTTP/1.1 {answer.status} {self.responses.get(answer.status, ('',))[0]}",
+            f"Content-Type: {answer.content_type}",
+            *(f"{name}: {value}" for name, value in answer.headers.items()),
+            f"Content-Length: {len(answer.body)}",
+            "\r\n",
+        ]
+        body = answer.body
+        if answer.fault == "truncated":
+            body, self.close_connection = body[: len(body) // 2], True
+        self.wfile.write("\r\n".join(lines).encode("latin-1") + body)
+
+    def _reset(self) -> None:
+        # Closed before the server's orderly shutdown, which would send a FIN first.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT_ON_CLOSE)
+        self.connection.close()
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: the log is `Sandbox.requests`."""

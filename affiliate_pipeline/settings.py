@@ -1,0 +1,180 @@
+"""The only reader of the environment: what is configured, typed, and one error that names everything wrong with it.
+
+`.env` in the working directory wins over the environment, as Dagster itself has it. Lowest is
+`.affiliate/settings.env`, in which the first `affiliate-pipeline up` without credentials writes what it chose for the
+sandbox; it counts only as long as no exchange is configured. Nothing is read at import.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+EXCHANGE_VARIABLES = (
+    "BINANCE_BASE_URL",
+    "BINANCE_PARTNER_API_KEY",
+    "BINANCE_PARTNER_API_SECRET",
+    "BINANCE_CLIENT_API_KEY",
+    "BINANCE_CLIENT_API_SECRET",
+    "LBANK_BASE_URL",
+    "LBANK_API_KEY",
+    "LBANK_API_SECRET",
+)
+
+
+class SettingsError(Exception):
+    """Something has to be configured; the text names every variable concerned, and no value."""
+
+
+def root() -> Path:
+    """The folder of `workspace.yaml`: the working directory or the nearest above it, else the package's own."""
+    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
+        if (folder / "workspace.yaml").is_file():
+            return folder
+    return Path.cwd()
+
+
+def home() -> Path:
+    """The folder of what is kept on this machine: the embedded database, logs, the sandbox's settings."""
+    return root() / ".affiliate"
+
+
+def _chosen_file() -> Path:
+    return home() / "settings.env"
+
+
+def _configured() -> dict[str, str]:
+    variables = {**os.environ, **dotenv_values(Path.cwd() / ".env")}
+    return {name: value for name, value in variables.items() if value}
+
+
+def is_sandbox() -> bool:
+    """Whether the sandbox is what runs here: it was chosen, and no exchange is configured."""
+    return _chosen_file().is_file() and not is_exchange_configured()
+
+
+def is_exchange_configured() -> bool:
+    return any(name in _configured() for name in EXCHANGE_VARIABLES)
+
+
+def chosen() -> dict[str, str]:
+    """What was chosen for the sandbox."""
+    return {name: value for name, value in dotenv_values(_chosen_file()).items() if value}
+
+
+def choose(variables: Mapping[str, str]) -> None:
+    """Writes what was chosen for the sandbox."""
+    text = "# Written by `affiliate-pipeline up`; counts only while no exchange is configured.\n"
+    _chosen_file().write_text(text + "".join(f"{name}={value}\n" for name, value in variables.items()))
+
+
+def process_environment(**more: str) -> dict[str, str]:
+    """The environment for a process that we start."""
+    return {**os.environ, **more}
+
+
+def _environment() -> dict[str, str]:
+    return {**(chosen() if is_sandbox() else {}), **_configured()}
+
+
+def _base_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        raise ValueError("is not an http(s) URL")
+    return url.rstrip("/")
+
+
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Settings(BaseModel):
+    """One concern's variables; a field is the variable of its name in upper case."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def load(cls, *required: str) -> Self:
+        """The settings; raises one `SettingsError` that names all variables missing or malformed."""
+        environment = _environment()
+        given = {name: environment[name.upper()] for name in cls.model_fields if name.upper() in environment}
+        problems = [f"{name.upper()} is not set" for name in required if name not in given]
+        try:
+            settings = cls.model_validate(given)
+        except ValidationError as error:
+            problems += [
+                " ".join(
+                    [*(str(name).upper() for name in problem["loc"][:1]), problem["msg"].removeprefix("Value error, ")]
+                )
+                for problem in error.errors(include_input=False, include_url=False)
+            ]
+        if problems:
+            raise SettingsError(
+                f"{'; '.join(problems)}. Set what is named in the environment or in .env (see README, Real accounts)"
+            )
+        return settings
+
+
+class Project(Settings):
+    affiliate_database_url: SecretStr | None = None
+    affiliate_start_date: date = date(2025, 1, 1)
+
+    def database_url(self) -> str:
+        """A `postgresql://` URL of the one database; the embedded server is started if none is configured.
+
+        The sandbox has a database of its own: its name ends in `_sandbox`.
+        """
+        suffix = "_sandbox" if is_sandbox() else ""
+        if self.affiliate_database_url is None:
+            from affiliate_pipeline.postgres import server
+
+            return server.ensure(home(), f"affiliate{suffix}")
+        url = self.affiliate_database_url.get_secret_value()
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
+            raise SettingsError("AFFILIATE_DATABASE_URL is not a postgresql:// URL")
+        url = f"postgresql://{rest}"
+        if not suffix:
+            return url
+        from affiliate_pipeline.postgres.urls import sibling
+
+        return sibling(url, suffix)
+
+
+def check_rate_scale(base_url: str, scale: float) -> None:
+    """Faster than the exchange permits is for a server of one's own."""
+    if scale > 1 and urlsplit(base_url).hostname not in LOOPBACK:
+        raise ValueError("AFFILIATE_RATE_SCALE may be above 1 only where the base URL is on loopback")
+
+
+Scale = Annotated[float, Field(gt=0)]
+
+
+class Binance(Settings):
+    binance_base_url: BaseUrl = "https://api.binance.com"
+    binance_partner_api_key: SecretStr | None = None
+    binance_partner_api_secret: SecretStr | None = None
+    binance_client_api_key: SecretStr | None = None
+    binance_client_api_secret: SecretStr | None = None
+    binance_weight_per_minute: Annotated[int, Field(ge=1, le=12000)] = 6000
+    affiliate_rate_scale: Scale = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_rate_scale(self.binance_base_url, self.affiliate_rate_scale)
+        return self
+
+
+class Alerts(Settings):
+    alert_urls: SecretStr | None = None
+    dagster_ui_url: BaseUrl = "http://localhost:3000"
+
+    def urls(self) -> Sequence[str]:
+        """Apprise URLs; they hold secrets."""
+        urls = self.alert_urls.get_secret_value() if self.alert_urls else ""
+        return [url.strip() for url in urls.split(",") if url.strip()]

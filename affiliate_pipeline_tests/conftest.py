@@ -1,0 +1,116 @@
+"""What tests share: one embedded PostgreSQL a session with a database a test, the sandbox, and a run of an asset."""
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+import stamina
+
+from affiliate_pipeline.definitions import build_definitions
+from affiliate_pipeline.postgres import server
+from affiliate_pipeline.sandbox import Sandbox
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_between_retries() -> Iterator[None]:
+    stamina.set_testing(True, attempts=10_000)
+    yield
+    stamina.set_testing(False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable, .env or project folder of the developer's reaches a test."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(("AFFILIATE_", "BINANCE_", "LBANK_", "ALERT_", "HEARTBEAT_", "DAGSTER_")):
+            monkeypatch.delenv(name)
+    (tmp_path / "workspace.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    home = tmp_path_factory.mktemp("postgres")
+    yield home
+    server.stop(home)
+    shutil.rmtree(server._read(home.resolve()).folder, ignore_errors=True)
+
+
+@pytest.fixture
+def database_url(postgres_home: Path) -> str:
+    """An empty database."""
+    return server.ensure(postgres_home, f"test_{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+def query(database_url: str) -> Callable[..., list[tuple]]:
+    """Runs SQL in the test's database and gives the rows."""
+
+    def run(statement: str, *values: Any) -> list[tuple]:
+        with psycopg.connect(database_url, autocommit=True, options="-c timezone=UTC") as connection:
+            cursor = connection.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+    return run
+
+
+@dataclass
+class Run:
+    """What a run of one asset came to."""
+
+    success: bool
+    materialized: dict[date, Mapping[str, Any]]
+    failed: dict[date, str]
+    message: str
+    events: list[dg.DagsterEvent] = field(repr=False, default_factory=list)
+
+
+@pytest.fixture
+def sandbox(monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[Sandbox]:
+    """The sandbox, configured as the exchange, with the test's database."""
+    with Sandbox(rows_per_day=300) as exchange:
+        monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
+        monkeypatch.setenv("BINANCE_BASE_URL", exchange.url)
+        monkeypatch.setenv("BINANCE_PARTNER_API_KEY", exchange.binance.partner_key)
+        monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", exchange.binance.partner_secret)
+        yield exchange
+
+
+def materialize(key: str, days: Sequence[date], **config: bool) -> Run:
+    """A run of the asset over the (consecutive) days, as `dagster asset materialize` would do it."""
+    definitions = build_definitions()
+    asset_key = dg.AssetKey(key.split("/"))
+    tags = {"dagster/asset_partition_range_start": f"{days[0]}", "dagster/asset_partition_range_end": f"{days[-1]}"}
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize(
+            [definitions.get_assets_def(asset_key)],
+            instance=instance,
+            resources=definitions.resources,
+            tags=tags,
+            run_config={"ops": {key.replace("/", "__"): {"config": config}}},
+            raise_on_error=False,
+        )
+        materialized = {
+            date.fromisoformat(event.partition): {
+                name: value.value for name, value in event.step_materialization_data.materialization.metadata.items()
+            }
+            for event in result.get_asset_materialization_events()
+        }
+        failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+        failed = {
+            date.fromisoformat(day): reason
+            for failure in failures
+            if failure.user_failure_data
+            for day, reason in failure.user_failure_data.metadata["failed_partitions"].value.items()
+        }
+        message = "\n".join(str(failure.error.message if failure.error else "") for failure in failures)
+        return Run(result.success, materialized, failed, message, list(result.all_events))
