@@ -7,13 +7,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import httpx
 import stamina
 
 from affiliate_pipeline.rest.encoding import encode
-from affiliate_pipeline.rest.errors import Banned, ClockOff, RateLimited, Transient, Unanswered, Unreachable
+from affiliate_pipeline.rest.errors import Banned, ClockOff, Fatal, RateLimited, Transient, Unanswered, Unreachable
 from affiliate_pipeline.rest.limits import Limit
 from affiliate_pipeline.rest.redact import redact, silence_http_logs
 
@@ -23,6 +23,7 @@ LONGEST_PAUSE_S = 300
 DEFAULT_PAUSE_S = 10
 TIMEOUT = httpx.Timeout(20, connect=10)
 CLOCK_CORRECTIONS = 2
+CLOCKS_AGREE_MS = 1000
 
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ class Clock:
 class Client:
     """Signed requests with one key to one exchange. Safe to share between threads.
 
-    `read` turns an answer into what the caller wants or raises an `ExchangeError`; `server_time` gives the exchange's
-    clock (ms) from an unsigned client and is asked when a timestamp was refused.
+    `read` gives the payload of a good answer or raises an `ExchangeError`; `server_time` gives the exchange's clock (ms)
+    from an unsigned client and is asked when a timestamp was refused without naming the exchange's own.
     """
 
     def __init__(
@@ -55,9 +56,8 @@ class Client:
         auth: httpx.Auth,
         clock: Clock,
         limit: Limit,
-        read: Callable[[httpx.Response], None],
-        server_time: Callable[[httpx.Client], int],
-        headers: Mapping[str, str] | None = None,
+        read: Callable[[httpx.Response], bytes],
+        server_time: Callable[[httpx.Client], int] | None = None,
         connections: int = 8,
     ):
         silence_http_logs()
@@ -70,12 +70,11 @@ class Client:
         self._lock = threading.Lock()
         self._http = httpx.Client(
             timeout=TIMEOUT,
-            headers=headers,
             follow_redirects=False,
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         )
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,10 +91,9 @@ class Client:
             nonlocal failures, corrections
             if not isinstance(error, Transient):
                 return False
-            if isinstance(error, ClockOff) and corrections < CLOCK_CORRECTIONS:
+            if isinstance(error, ClockOff):
                 corrections += 1
-                self._correct_clock()
-                return 0.0
+                return 0.0 if corrections <= CLOCK_CORRECTIONS and self._correct_clock(error.server_ms) else False
             failures += 1
             if isinstance(error, Unanswered):
                 return time.monotonic() - max(started, self._answered_at) < SILENCE_LIMIT_S
@@ -108,6 +106,8 @@ class Client:
             for attempt in stamina.retry_context(again, attempts=None, timeout=None, wait_max=4.0, wait_jitter=0.5):
                 with attempt:
                     return self._once(method, path, params, decode)
+        except ClockOff as error:
+            raise Fatal(str(error)) from None
         except Unanswered as error:
             raise Unreachable(
                 f"{self.host} gave no answer for {SILENCE_LIMIT_S} s ({error}). "
@@ -130,8 +130,7 @@ class Client:
                 raise Unanswered(redact(f"{type(error).__name__}: {error}")) from None
         self._answered_at = time.monotonic()
         try:
-            self._read(response)
-            return decode(response.content)
+            return decode(self._read(response))
         except RateLimited as error:
             pause_s = DEFAULT_PAUSE_S if error.retry_after_s is None else error.retry_after_s
             self._limit.pause(pause_s)
@@ -144,9 +143,18 @@ class Client:
         except ValueError as error:
             raise Transient(f"{self.host} sent a body that cannot be read: {redact(error)}") from None
 
-    def _correct_clock(self) -> None:
+    def _correct_clock(self, server_ms: int | None) -> bool:
+        """False if the clocks agree already, so that asking again would be refused again."""
+        before_ms = self._clock.offset_ms
         try:
-            self._clock.set(self._server_time(self._http))
-            log.warning("the clock of %s differs by %d ms; corrected", self.host, self._clock.offset_ms)
+            if server_ms is not None:
+                self._clock.set(server_ms)
+            elif self._server_time is not None:
+                self._clock.set(self._server_time(self._http))
         except (httpx.HTTPError, ValueError) as error:
             log.warning("the clock of %s could not be read: %s", self.host, redact(error))
+            return True
+        if server_ms is not None and abs(self._clock.offset_ms - before_ms) < CLOCKS_AGREE_MS:
+            return False
+        log.warning("the clock of %s differs by %d ms; corrected", self.host, self._clock.offset_ms)
+        return True

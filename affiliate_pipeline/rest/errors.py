@@ -37,7 +37,11 @@ class RateLimited(Transient):
 
 
 class ClockOff(Transient):
-    """The exchange refused our timestamp."""
+    """The exchange refused our timestamp; `server_ms` is its clock, if it said."""
+
+    def __init__(self, text: str, server_ms: int | None = None):
+        super().__init__(text)
+        self.server_ms = server_ms
 
 
 class Refused(ExchangeError):
@@ -53,7 +57,11 @@ class Fatal(ExchangeError):
 
 
 class AccessRefused(Fatal):
-    """The exchange refused who we are or what we may do."""
+    """The exchange refused who we are or what we may do; `code` is its own for it."""
+
+    def __init__(self, text: str, code: int | None = None):
+        super().__init__(text)
+        self.code = code
 
 
 class Banned(Fatal):

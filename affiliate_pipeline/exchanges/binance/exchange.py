@@ -34,7 +34,7 @@ def connect(endpoint: Endpoint, limit_of: LimitOf) -> Session:
         clock,
         # The weight is counted per IP address, whoever's key it is.
         limit_of(f"binance {host}", weight, WEIGHT_WINDOW_S),
-        read=replies.check,
+        read=replies.read,
         server_time=lambda http: replies.server_time_ms(http.get(base_url + replies.SERVER_TIME_PATH).content),
     )
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]

@@ -33,12 +33,12 @@ class Response(Protocol):
     content: bytes
 
 
-def check(response: Response) -> None:
-    """Nothing for a good answer; else raises the `ExchangeError` that says what is wrong."""
+def read(response: Response) -> bytes:
+    """The body of a good answer; else raises the `ExchangeError` that says what is wrong."""
     status = response.status_code
     html = response.content.lstrip()[:1] == b"<"
     if status == 200 and not html:
-        return
+        return response.content
     error = _error(response.content)
     text = f"Binance answered HTTP {status}" + (f", code {error.code}: {redact(error.msg)}" if error else "")
     if status in (418, 429) or (error and error.code == _TOO_MANY):
