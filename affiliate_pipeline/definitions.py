@@ -16,6 +16,8 @@ def build_definitions(**resources: Any) -> dg.Definitions:
         assets=[build_asset(endpoint) for endpoint in ENDPOINTS],
         resources={"postgres": Postgres(), "exchanges": Exchanges(), **resources},
         sensors=[failed_run_alert],
+        # LBank's endpoints mostly wait, each for a budget of its own: as many steps at once as it has endpoints.
+        executor=dg.multiprocess_executor.configured({"max_concurrent": 8}),
     )
 
 

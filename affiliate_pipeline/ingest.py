@@ -12,20 +12,18 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 
 from affiliate_pipeline.days import fold
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Endpoint, Session
-from affiliate_pipeline.postgres.lease import Lease
+from affiliate_pipeline.postgres.shared import Shared
 from affiliate_pipeline.postgres.store import Day, Facts, Ledger, Shrunken, Store, StoreError, StoreUnavailable
 from affiliate_pipeline.rest.errors import ExchangeError, Fatal, Refused
-from affiliate_pipeline.rest.limits import Limit
 from affiliate_pipeline.rows import ContentHash, Invalid, copy_text, parse, split
 
 BATCH_BYTES = 8 << 20
-MOST_SLOTS = 300
 
 log = logging.getLogger(__name__)
 
@@ -83,17 +81,10 @@ def now_ms() -> int:
 @contextmanager
 def connected(endpoint: Endpoint, store: Store) -> Iterator[Session]:
     """A session with the endpoint's account whose rate limit is shared through the store's database."""
-    with ExitStack() as stack:
-
-        def limit_of(scope: str, per_window: int, window_s: float) -> Limit:
-            requests = max(1, per_window // MOST_SLOTS)
-            lease = Lease(store.url, scope, max(1, per_window // requests), window_s, requests)
-            stack.callback(lease.close)
-            return lease
-
-        session = endpoint.exchange.connect(endpoint, limit_of)
-        stack.enter_context(session.client)
-        yield session
+    with Shared(store.url) as shared:
+        session = endpoint.exchange.connect(endpoint, shared)
+        with session.client:
+            yield session
 
 
 def ingest(
@@ -115,6 +106,7 @@ def ingest(
         for outcome in _Landing(endpoint, session, store, run_id, options, now, ledger).outcomes(list(pending)):
             del pending[outcome.day]
             yield outcome
+        session.finished()
     except (Fatal, StoreUnavailable) as error:
         # What ends the range ends it for every day not told of yet, including one that was just being landed.
         for day in pending:
@@ -144,7 +136,7 @@ class _Landing:
                 )
             elif self.options.from_rejected:
                 yield self._land_rejected(day, asked_at)
-            elif asked_at < self.endpoint.end_ms(day):
+            elif not self.endpoint.observation and asked_at < self.endpoint.end_ms(day):
                 yield self._failed(day, "the day has not ended yet. Materialize it after its end")
             else:
                 fetch.append(day)
@@ -162,7 +154,8 @@ class _Landing:
         ask = [day for day in days if day not in old or day in proven]
         if not ask:
             return
-        log.info("%s: asking for %s", self.endpoint.key, fold(ask))
+        plan = self.endpoint.strategy.plan(self.session, ask, self.endpoint.exchange.zone)
+        log.info("%s: asking for %s: %s", self.endpoint.key, fold(ask), plan)
         done = 0
         for fetched in self.endpoint.strategy.fetch(self.session, ask, self.endpoint.exchange.zone):
             outcome = self._outcome(fetched, asked_at, proven)
@@ -183,12 +176,14 @@ class _Landing:
             if day in self.ledger:
                 return self._kept(day)
             return self._failed(day, f"while it was being fetched, {self._forgotten()}")
-        return self._land(day, fetched.chunks, fetched.requests, asked_at)
+        return self._land(fetched, fetched.asked_ms or asked_at)
 
-    def _land(self, day: date, chunks: Sequence[bytes], requests: int, asked_at: int) -> Outcome:
+    def _land(self, fetched: DayRows, asked_at: int) -> Outcome:
+        day, chunks = fetched.day, fetched.chunks
         content, rows, blocks = ContentHash(), 0, []
         unknown: Counter[str] = Counter()
-        inside = (self.endpoint.instant, self.endpoint.start_ms(day), self.endpoint.end_ms(day))
+        instant = self.endpoint.instant
+        inside = (instant, self.endpoint.start_ms(day), self.endpoint.end_ms(day)) if instant else None
         problems = []
         for batch in _batches(chunks):
             try:
@@ -219,6 +214,7 @@ class _Landing:
             source=self.session.source,
             run_id=self.run_id,
             may_shrink=self.options.allow_shrink or not settled,
+            left_out=frozenset() if self.options.allow_shrink else fetched.left_out,
         )
         try:
             changed = self.store.land(self.endpoint, landing)
@@ -244,7 +240,7 @@ class _Landing:
             settled=settled,
             source=self.session.source,
             changed=changed,
-            requests=requests,
+            requests=fetched.requests,
             unknown_fields=dict(unknown),
         )
 
@@ -254,7 +250,7 @@ class _Landing:
             return self._failed(
                 day, "affiliate.rejected_row holds nothing for it. Materialize it without from_rejected"
             )
-        return self._land(day, rows, 0, asked_at)
+        return self._land(DayRows(day, rows, len(rows), requests=0), asked_at)
 
     def _kept(self, day: date) -> Kept:
         held = self.ledger[day]
@@ -264,6 +260,8 @@ class _Landing:
         return Failed(day, _reason(reason, self.ledger.get(day)))
 
     def _forgotten(self) -> str:
+        if self.endpoint.observation:
+            return "the endpoint tells only how things are now, so no day but today can be fetched"
         memory = self.endpoint.memory
         assert memory is not None
         proof = " and no older row is left to prove that this one keeps more" if memory.provable else ""

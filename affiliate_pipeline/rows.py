@@ -5,7 +5,7 @@ What cannot be read or is not valid is reported column by column; nothing is gue
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import blake2b
@@ -19,10 +19,11 @@ from pandera.errors import SchemaErrors
 from pyarrow import compute
 
 from affiliate_pipeline.rest.redact import redact
-from affiliate_pipeline.schema import Column, Row, columns
+from affiliate_pipeline.schema import KINDS, Column, Row, columns
 
 SAMPLE_CHARACTERS = 40
-_INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+# Below, a number of milliseconds would lie before 1973: it is one of seconds (LBank v1.8 was seen to send them).
+LEAST_MS = 10**11
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,10 @@ def _declared(model: type[Row]) -> msgspec.json.Decoder:
     """Decodes rows that are exactly as the schema says; anything else is left to `_field_by_field`."""
     fields = []
     for column in columns(model):
-        kind: Any = _INT64 if column.kind.json is int else column.kind.json
+        kind: Any = column.kind.json
+        if kind is int:
+            most = 2 ** (column.kind.arrow.bit_width - 1)
+            kind = Annotated[int, msgspec.Meta(ge=-most, le=most - 1)]
         optional = Optional[kind] if column.nullable else kind  # noqa: UP045 (a runtime value)
         name = (column.name, optional, msgspec.field(name=column.json_name, default=None))
         fields.append(name if column.newer else (column.name, optional, msgspec.field(name=column.json_name)))
@@ -127,9 +131,53 @@ def _as_declared(model: type[Row], body: bytes) -> Parsed:
 
 
 def _table(model: type[Row], values: dict[str, list], rows: int, extra: list[str | None] | None = None) -> arrow.Table:
-    arrays = {column.name: arrow.array(values[column.name], column.kind.arrow) for column in columns(model)}
+    arrays = {column.name: _array(column, values[column.name]) for column in columns(model)}
     arrays["extra"] = arrow.array(extra, arrow.string()) if extra else arrow.nulls(rows, arrow.string())
     return arrow.table(arrays)
+
+
+def _array(column: Column, values: list) -> arrow.Array:
+    if column.kind.name != "instant":
+        return arrow.array(values, column.kind.arrow)
+    instants = arrow.array(values, arrow.int64())
+    in_seconds = compute.less(instants, LEAST_MS)
+    if compute.any(in_seconds).as_py():
+        instants = compute.if_else(in_seconds, compute.multiply(instants, 1000), instants)
+    return instants.cast(column.kind.arrow)
+
+
+def instants_ms(rows: Iterable[bytes], name: str) -> list[int]:
+    """The instant of each row by its field's JSON name, however the source spells it; raises ValueError."""
+    found = []
+    for row in rows:
+        value = next((raw for key, raw in _fields(row).items() if _plain(key) == _plain(name)), None)
+        if value is None:
+            raise ValueError(f"a row has no `{name}`")
+        time = KINDS["instant"].read(bytes(value))
+        found.append(time * 1000 if time < LEAST_MS else time)
+    return found
+
+
+def names(row: bytes) -> list[str]:
+    """The names of the row's fields, as received."""
+    return list(_fields(row))
+
+
+def is_true(row: bytes, name: str) -> bool:
+    """Whether the row's flag of that JSON name is there and true."""
+    value = next((raw for key, raw in _fields(row).items() if _plain(key) == _plain(name)), None)
+    return value is not None and KINDS["flag"].read(bytes(value))
+
+
+def with_fields(row: bytes, fields: Mapping[str, object]) -> bytes:
+    """The row with these fields (JSON names) in place of its own of that name; the others byte for byte as received."""
+    replaced = {_plain(name) for name in fields}
+    own = {name: raw for name, raw in _fields(row).items() if _plain(name) not in replaced}
+    return msgspec.json.encode({**fields, **own})
+
+
+def _fields(row: bytes) -> dict[str, msgspec.Raw]:
+    return msgspec.json.decode(row, type=dict[str, msgspec.Raw])
 
 
 def _plain(name: str) -> str:
@@ -159,7 +207,7 @@ def _field_by_field(model: type[Row], body: bytes) -> tuple[Parsed, list[Problem
                 continue
             try:
                 values[column.name][index] = column.kind.read(received)
-            except (ValueError, msgspec.DecodeError):
+            except (ValueError, KeyError, msgspec.DecodeError):
                 unread.setdefault((column.name, f"not {_article(column.kind.name)}"), []).append(received)
         for name in required - seen:
             unread.setdefault((name, "the field is missing"), []).append(b"")

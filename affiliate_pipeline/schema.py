@@ -18,6 +18,8 @@ Text = Annotated[pd.ArrowDtype, arrow.string()]
 Amount = Annotated[pd.ArrowDtype, arrow.string()]
 Instant = Annotated[pd.ArrowDtype, arrow.timestamp("ms", "UTC")]
 BigInt = Annotated[pd.ArrowDtype, arrow.int64()]
+SmallInt = Annotated[pd.ArrowDtype, arrow.int16()]
+Flag = Annotated[pd.ArrowDtype, arrow.bool_()]
 
 # PostgreSQL's numeric takes exponents too; three digits of it are more than any source sends and cannot fill a disk.
 _AMOUNT = r"^-?[0-9]{1,100}(\.[0-9]{1,100})?([eE][+-]?[0-9]{1,2})?$"
@@ -42,17 +44,24 @@ def _amount(raw: bytes) -> str:
     return _string(raw)
 
 
-def _integer(raw: bytes) -> int:
-    number = int(_string(raw))
-    if not -(2**63) <= number < 2**63:
-        raise ValueError
-    return number
+def _integer(bits: int) -> Callable[[bytes], int]:
+    def read(raw: bytes) -> int:
+        number = int(_string(raw))
+        if not -(2 ** (bits - 1)) <= number < 2 ** (bits - 1):
+            raise ValueError
+        return number
+
+    return read
+
+
+def _flag(raw: bytes) -> bool:
+    return {"true": True, "false": False, "1": True, "0": False}[_string(raw).lower()]
 
 
 @dataclass(frozen=True)
 class Kind:
     """One kind of value: as PostgreSQL type, as Arrow type, as the JSON type usually sent, and how to read any other
-    spelling of it exactly (raises ValueError)."""
+    spelling of it exactly (raises ValueError or KeyError)."""
 
     name: str
     sql: str
@@ -66,8 +75,10 @@ KINDS = {
     for kind in (
         Kind("text", "text", arrow.string(), str, _text),
         Kind("amount", "numeric", arrow.string(), str, _amount),
-        Kind("instant", "timestamptz", arrow.timestamp("ms", "UTC"), int, _integer),
-        Kind("bigint", "bigint", arrow.int64(), int, _integer),
+        Kind("instant", "timestamptz", arrow.timestamp("ms", "UTC"), int, _integer(64)),
+        Kind("bigint", "bigint", arrow.int64(), int, _integer(64)),
+        Kind("smallint", "smallint", arrow.int16(), int, _integer(16)),
+        Kind("flag", "boolean", arrow.bool_(), bool, _flag),
     )
 }
 
@@ -107,6 +118,16 @@ def instant(description: str, *, nullable: bool = False, newer: bool = False) ->
 def bigint(description: str, *, nullable: bool = False, newer: bool = False) -> Any:
     """A 64-bit whole number."""
     return _field("bigint", description, nullable, newer)
+
+
+def smallint(description: str, *, nullable: bool = False, newer: bool = False) -> Any:
+    """A 16-bit whole number: a level, a type, a status."""
+    return _field("smallint", description, nullable, newer)
+
+
+def flag(description: str, *, nullable: bool = False, newer: bool = False) -> Any:
+    """True or false."""
+    return _field("flag", description, nullable, newer)
 
 
 @dataclass(frozen=True)

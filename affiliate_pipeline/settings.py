@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -167,6 +167,20 @@ class Binance(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_rate_scale(self.binance_base_url, self.affiliate_rate_scale)
+        return self
+
+
+class LBank(Settings):
+    lbank_base_url: BaseUrl = "https://affiliate.lbankverify.com"
+    lbank_api_key: SecretStr | None = None
+    lbank_api_secret: SecretStr | None = None
+    lbank_signature_method: Literal["HmacSHA256", "RSA"] = "HmacSHA256"
+    lbank_open_id: str | None = None
+    affiliate_rate_scale: Scale = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_rate_scale(self.lbank_base_url, self.affiliate_rate_scale)
         return self
 
 

@@ -36,7 +36,7 @@ def build_asset(endpoint: Endpoint) -> dg.AssetsDefinition:
         description=endpoint.description,
         group_name=endpoint.exchange.name,
         kinds={"postgres"},
-        partitions_def=daily(endpoint.exchange.zone),
+        partitions_def=daily(endpoint.exchange.zone, today=endpoint.observation),
         backfill_policy=dg.BackfillPolicy.single_run(),
         pool=endpoint.key.replace("/", "__"),
         metadata={
@@ -68,7 +68,9 @@ def _materialize(
     try:
         with postgres.store() as store, exchanges.session(endpoint, store) as session:
             days = keys_to_days(context.partition_keys)
-            for outcome in ingest(endpoint, days, session=session, store=store, run_id=context.run.run_id, options=options):
+            for outcome in ingest(
+                endpoint, days, session=session, store=store, run_id=context.run.run_id, options=options
+            ):
                 if isinstance(outcome, Failed):
                     failed[outcome.day.isoformat()] = outcome.reason
                 else:

@@ -11,9 +11,10 @@ from affiliate_pipeline.settings import Project
 
 
 @cache
-def daily(zone: ZoneInfo) -> DailyPartitionsDefinition:
-    """The ended days of the zone."""
-    return DailyPartitionsDefinition(Project.load().affiliate_start_date.isoformat(), timezone=zone.key)
+def daily(zone: ZoneInfo, today: bool) -> DailyPartitionsDefinition:
+    """The ended days of the zone, and today if it is asked for."""
+    start = Project.load().affiliate_start_date.isoformat()
+    return DailyPartitionsDefinition(start, timezone=zone.key, end_offset=int(today))
 
 
 def keys_to_days(keys: Iterable[str]) -> list[date]:

@@ -1,5 +1,6 @@
 """Every endpoint of the product."""
 
 from affiliate_pipeline.exchanges.binance import endpoints as binance
+from affiliate_pipeline.exchanges.lbank import endpoints as lbank
 
-ENDPOINTS = (*binance.ENDPOINTS,)
+ENDPOINTS = (*binance.ENDPOINTS, *lbank.ENDPOINTS)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
 from affiliate_pipeline.days import DAY, day_of, start_ms
@@ -15,12 +15,18 @@ from affiliate_pipeline.schema import Row
 
 @dataclass(frozen=True)
 class DayRows:
-    """All rows of one day as received, proven complete: chunks of JSON objects joined by commas."""
+    """All rows of one day as received, proven complete: chunks of JSON objects joined by commas.
+
+    `asked_ms` is when the oldest answer among them was asked for, None if that was in this run. `left_out` are openIds
+    whose rows the exchange refused to give.
+    """
 
     day: date
     chunks: list[bytes]
     rows: int
     requests: int
+    asked_ms: int | None = None
+    left_out: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -31,17 +37,32 @@ class DayError:
     error: ExchangeError
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What fetching some days costs: requests at least, and at most if that is known, and the seconds that the rate
+    limit makes of the least."""
+
+    least: int
+    most: int | None
+    seconds: float
+
+    def __str__(self) -> str:
+        least = "" if self.most == self.least else "at least "
+        minutes = f", {least}{self.seconds / 60:.1f} minutes at the permitted rate" if self.seconds else ""
+        return f"{least}{self.least} requests{minutes}"
+
+
 class Strategy(Protocol):
     """How an endpoint is asked."""
 
-    def fetch(self, session: "Session", days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
+    def plan(self, session: Any, days: Sequence[date], zone: ZoneInfo) -> Plan:
+        """What `fetch` will cost; sends no request for it."""
+
+    def fetch(self, session: Any, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
         """Each of the days once, in any order; raises `Fatal` where no further request makes sense."""
 
-    def remembers_before(self, session: "Session", day: date, zone: ZoneInfo) -> bool:
-        """Whether the source still has a row older than the day."""
-
-    def requests(self, rows: int) -> int:
-        """About how many requests a day with so many rows takes."""
+    def remembers_before(self, session: Any, day: date, zone: ZoneInfo) -> bool:
+        """Whether the source still has a row older than the day; asked only where `Memory.provable`."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +72,38 @@ class Session:
     client: Client
     source: str
 
+    def finished(self) -> None:
+        """Every day of a run has been told of: nothing of it has to be resumed."""
 
-class LimitOf(Protocol):
-    def __call__(self, scope: str, per_window: int, window_s: float) -> Limit:
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer kept by a run that did not end: its payload, and when it was asked for."""
+
+    payload: bytes
+    asked_ms: int
+
+
+class Answers(Protocol):
+    """Answers of one asset's run, kept so that a killed one can be resumed."""
+
+    def get(self, request: str) -> Answer | None: ...
+
+    def put(self, request: str, payload: bytes, asked_ms: int) -> None: ...
+
+    def clear(self) -> None: ...
+
+
+class Shared(Protocol):
+    """What sessions share with all other processes, through the database."""
+
+    def limit(self, scope: str, per_window: int, window_s: float) -> Limit:
         """The rate limit that everybody with this scope shares."""
+
+    def answers(self, asset: str, source: str) -> Answers: ...
+
+    def roster(self) -> Any:
+        """`exchanges.lbank.roster.RosterStore`"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +111,7 @@ class Exchange:
     name: str
     title: str
     zone: ZoneInfo
-    connect: Callable[["Endpoint", LimitOf], Session]
+    connect: Callable[["Endpoint", Shared], Session]
 
 
 @dataclass(frozen=True)
@@ -84,10 +133,13 @@ class Endpoint:
     description: str
     schema: type[Row]
     strategy: Strategy
-    instant: str
-    total: tuple[str, str]
     settles_after: timedelta
     memory: Memory | None
+    # The column that says when a row happened, and the amount to sum by another column; None where there is none.
+    instant: str | None = None
+    total: tuple[str, str] | None = None
+    # An observation tells how things are now: only today's partition can be fetched.
+    observation: bool = False
 
     @property
     def key(self) -> str:
@@ -105,12 +157,16 @@ class Endpoint:
 
     def is_remembered(self, day: date, now_ms: int) -> bool:
         """Whether the whole day lies inside the memory that the source promises."""
+        if self.observation:
+            return day == day_of(now_ms, self.exchange.zone)
         return self.memory is None or self.start_ms(day) >= now_ms - _ms(self.memory.span)
 
     def remembered_days(self, now_ms: int) -> list[date]:
-        """The ended days that the source promises to hold wholly, at most 30."""
+        """The days that can be fetched and that the source promises to hold wholly, at most the last 7."""
         today = day_of(now_ms, self.exchange.zone)
-        ended = [today - i * DAY for i in range(30, 0, -1)]
+        if self.observation:
+            return [today]
+        ended = [today - i * DAY for i in range(7, 0, -1)]
         return [day for day in ended if self.is_remembered(day, now_ms)]
 
 

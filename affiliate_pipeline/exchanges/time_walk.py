@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from affiliate_pipeline.days import DAY, day_of, days_from, instant, runs, spans, start_ms
-from affiliate_pipeline.exchanges.spec import DayError, DayRows, Session
+from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan, Session
 from affiliate_pipeline.rest.errors import ExchangeError, Fatal, Refused
 
 WORKERS = 4
@@ -77,6 +77,9 @@ class TimeWalk:
     def requests(self, rows: int) -> int:
         """About how many requests a day with so many rows takes."""
         return rows // self.limit + 1
+
+    def plan(self, session: Session, days: Sequence[date], zone: ZoneInfo) -> Plan:
+        return Plan(least=len(spans(days, self.longest_days)), most=None, seconds=0)
 
     def ask(self, session: Session, first: int, last: int) -> Page:
         """The rows of the closed window of milliseconds, `limit` of them at most."""
@@ -196,7 +199,7 @@ class _Walk:
                     self._fail(days[0], self._overfull(first))
                     return
                 newest = max(page.times)
-                if self._is_oldest_first(first, page):
+                if self._is_oldest_first(first, last, page):
                     if newest == first:
                         bad = day_of(first, self._zone)
                         self._fail(bad, self._overfull(first))
@@ -243,19 +246,22 @@ class _Walk:
                 return before, after
         raise Refused(f"{self._session.client.host} does not return a row of {instant(time)} that it has just returned")
 
-    def _is_oldest_first(self, first: int, page: Page) -> bool:
-        """Whether full pages hold the oldest rows of their window: then asking for what lies before the page's last
-        millisecond gives a page that is not full, and holds the same rows."""
+    def _is_oldest_first(self, first: int, last: int, page: Page) -> bool:
+        """Whether full pages are known to hold the oldest rows of their window.
+
+        They do if what lies before this page's last millisecond fits into a page and is what this page has, while
+        newer rows, which this page has not, are there. A page that is full by chance proves nothing.
+        """
         newest = max(page.times)
         with self._proving:
-            if self._oldest_first is None:
-                if newest == first:
-                    return False
-                again = self._endpoint.ask(self._session, first, newest - 1)
-                self._oldest_first = len(again) < self._endpoint.limit and Counter(again.times) == Counter(
-                    page.between(first, newest - 1).times
-                )
-            return self._oldest_first
+            if self._oldest_first is None and newest > first:
+                older = self._endpoint.ask(self._session, first, newest - 1)
+                expected = Counter(page.between(first, newest - 1).times)
+                if len(older) >= self._endpoint.limit or Counter(older.times) != expected:
+                    self._oldest_first = False
+                elif max(self._endpoint.ask(self._session, newest, last).times, default=newest) > newest:
+                    self._oldest_first = True
+            return bool(self._oldest_first)
 
     def _may_halve(self, pages_left: float) -> bool:
         with self._lock:

@@ -44,7 +44,32 @@ create table if not exists affiliate.lease (
     returns_at timestamptz not null,
     primary key (scope, slot)
 );
+create table if not exists affiliate.answer (
+    asset text not null,
+    source text not null,
+    request text not null,
+    payload bytea not null,
+    asked_at timestamptz not null,
+    primary key (asset, source, request)
+);
+comment on table affiliate.answer is 'Answers of runs that have not ended: a killed one is resumed from them.';
 comment on table affiliate.lease is 'Rate limits shared by all processes: a slot is free once returns_at has passed.';
+"""
+
+ROSTER = """
+create schema if not exists lbank;
+create table if not exists lbank.roster (
+    open_id text primary key,
+    user_level smallint,
+    transaction boolean,
+    deposit boolean,
+    direct_invitation boolean,
+    code text,
+    create_time timestamptz,
+    first_seen timestamptz not null,
+    last_seen timestamptz not null
+);
+comment on table lbank.roster is 'Everybody ever seen in the team list: who can have rows at all.';
 """
 
 

@@ -53,6 +53,13 @@ def connect(url: str, *, autocommit: bool = False, options: str = "") -> psycopg
         )
 
 
+def execute_once(connection: psycopg.Connection, statements: str | sql.Composed) -> None:
+    """Runs DDL that says `if not exists`, which alone is not safe from two processes at once."""
+    with unavailable(), connection.transaction():
+        connection.execute("select pg_advisory_xact_lock(hashtext('affiliate_pipeline.ddl'))")
+        connection.execute(statements)
+
+
 @dataclass(frozen=True)
 class Ledger:
     """What the ledger says of a landed day."""
@@ -78,6 +85,8 @@ class Day:
     source: str
     run_id: str
     may_shrink: bool
+    # openIds that the exchange refused: none of their rows may be among those replaced.
+    left_out: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ class Store:
         version = self._connection.info.server_version
         if version < OLDEST_SERVER:
             raise StoreUnavailable(f"the database is PostgreSQL {version // 10000}; it has to be 14 or newer")
-        self._execute_once(ddl.BOOKKEEPING)
+        execute_once(self._connection, ddl.BOOKKEEPING)
 
     def __enter__(self) -> "Store":
         return self
@@ -113,13 +122,7 @@ class Store:
 
     def create_table(self, endpoint: Endpoint) -> None:
         """The endpoint's table exists and has all columns of its schema."""
-        self._execute_once(ddl.table(_table(endpoint), endpoint.schema, endpoint.description))
-
-    def _execute_once(self, statements: Any) -> None:
-        with unavailable(), self._connection.transaction():
-            # `if not exists` alone is not safe from two processes at once.
-            self._connection.execute("select pg_advisory_xact_lock(hashtext('affiliate_pipeline.ddl'))")
-            self._connection.execute(statements)
+        execute_once(self._connection, ddl.table(_table(endpoint), endpoint.schema, endpoint.description))
 
     def ledger(self, endpoint: Endpoint, days: Sequence[date] | None = None) -> dict[date, Ledger]:
         """The days, among these if given, that have landed."""
@@ -157,6 +160,7 @@ class Store:
                     return False
                 if held and day.rows < held.rows and not day.may_shrink:
                     raise Shrunken(f"{held.rows} rows had landed and the source now has {day.rows}")
+                self._refuse_left_out(endpoint, day)
                 self._replace(endpoint, day, key, after_settling=bool(held and held.settled))
                 self._forget_rejected(key)
                 return True
@@ -164,6 +168,19 @@ class Store:
             raise StoreError(
                 f"PostgreSQL refused the rows: {redact(error.diag.message_primary or type(error).__name__)}"
             ) from None
+
+    def _refuse_left_out(self, endpoint: Endpoint, day: Day) -> None:
+        if not day.left_out:
+            return
+        found = self._connection.execute(
+            sql.SQL("select distinct open_id from {} where partition_date = %s and open_id = any(%s)").format(
+                _table(endpoint)
+            ),
+            (day.partition, list(day.left_out)),
+        ).fetchall()
+        if found:
+            names = ", ".join(open_id for (open_id,) in found)
+            raise Shrunken(f"the exchange now refuses {names}, whose rows had landed")
 
     def _replace(self, endpoint: Endpoint, day: Day, key: dict[str, Any], after_settling: bool) -> None:
         run = self._connection.execute
@@ -215,25 +232,24 @@ class Store:
 
     def facts(self, endpoint: Endpoint, day: date) -> Facts:
         """What the table holds for the day."""
-        amount, group = map(sql.Identifier, endpoint.total)
+        columns = {
+            "group": sql.Identifier(endpoint.total[1]) if endpoint.total else sql.SQL("null"),
+            "amount": sql.Identifier(endpoint.total[0]) if endpoint.total else sql.SQL("null::numeric"),
+            "instant": sql.Identifier(endpoint.instant) if endpoint.instant else sql.SQL("null::timestamptz"),
+            "table": _table(endpoint),
+            "day": day,
+        }
+        statement = sql.SQL(
+            "select {group}::text, sum({amount})::text, count(*), min({instant}), max({instant}) from {table} "
+            "where partition_date = {day} group by 1 order by 1"
+        ).format(**columns)
         with unavailable(), self._connection.transaction():
-            groups = self._connection.execute(
-                sql.SQL(
-                    "select {group}, sum({amount})::text, count(*), min({instant}), max({instant}) from {table} "
-                    "where partition_date = {day} group by {group} order by {group}"
-                ).format(
-                    group=group,
-                    amount=amount,
-                    instant=sql.Identifier(endpoint.instant),
-                    table=_table(endpoint),
-                    day=day,
-                )
-            ).fetchall()
+            groups = self._connection.execute(statement).fetchall()
         return Facts(
             rows=sum(count for _, _, count, _, _ in groups),
-            first=min((first for *_, first, _ in groups), default=None),
-            last=max((last for *_, last in groups), default=None),
-            sums={name: total for name, total, *_ in groups},
+            first=min((first for *_, first, _ in groups if first), default=None),
+            last=max((last for *_, last in groups if last), default=None),
+            sums={name: total for name, total, *_ in groups if total is not None},
         )
 
     def reject(self, endpoint: Endpoint, day: date, run_id: str, reason: str, rows: Iterable[bytes]) -> None:

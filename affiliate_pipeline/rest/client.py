@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Self, TypeVar
 
 import httpx
@@ -22,11 +23,22 @@ SILENCE_LIMIT_S = 90
 LONGEST_PAUSE_S = 300
 DEFAULT_PAUSE_S = 10
 TIMEOUT = httpx.Timeout(20, connect=10)
+# Shorter than postgres.lease.HOLD_S, so that a slot is never given to somebody else while its request is under way.
+ANSWER_LIMIT_S = 45
 CLOCK_CORRECTIONS = 2
 CLOCKS_AGREE_MS = 1000
 
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
 class Clock:
@@ -56,15 +68,16 @@ class Client:
         auth: httpx.Auth,
         clock: Clock,
         limit: Limit,
-        read: Callable[[httpx.Response], bytes],
+        read: Callable[[Reply], bytes],
         server_time: Callable[[httpx.Client], int] | None = None,
+        default_pause_s: float = DEFAULT_PAUSE_S,
         connections: int = 8,
     ):
         silence_http_logs()
         self.host = httpx.URL(base_url).host
         self.requests_sent = 0
         self._clock, self._limit, self._read, self._server_time = clock, limit, read, server_time
-        self._auth = auth
+        self._auth, self._default_pause_s = auth, default_pause_s
         self._base_url = base_url.rstrip("/")
         self._answered_at = float("-inf")
         self._lock = threading.Lock()
@@ -121,18 +134,16 @@ class Client:
             with self._lock:
                 self.requests_sent += 1
             try:
-                response = self._http.request(
-                    method, f"{self._base_url}{path}" + (f"?{query}" if query else ""), auth=self._auth
-                )
+                reply = self._send(method, f"{self._base_url}{path}" + (f"?{query}" if query else ""))
             except httpx.DecodingError:
                 raise Transient(f"{self.host} sent a body that cannot be decompressed") from None
             except httpx.TransportError as error:
                 raise Unanswered(redact(f"{type(error).__name__}: {error}")) from None
         self._answered_at = time.monotonic()
         try:
-            return decode(self._read(response))
+            return decode(self._read(reply))
         except RateLimited as error:
-            pause_s = DEFAULT_PAUSE_S if error.retry_after_s is None else error.retry_after_s
+            pause_s = self._default_pause_s if error.retry_after_s is None else error.retry_after_s
             self._limit.pause(pause_s)
             if pause_s > LONGEST_PAUSE_S:
                 raise Banned(
@@ -142,6 +153,17 @@ class Client:
             raise
         except ValueError as error:
             raise Transient(f"{self.host} sent a body that cannot be read: {redact(error)}") from None
+
+    def _send(self, method: str, url: str) -> Reply:
+        # httpx's timeouts are for each read: a body that trickles would never end.
+        deadline = time.monotonic() + ANSWER_LIMIT_S
+        body = []
+        with self._http.stream(method, url, auth=self._auth) as response:
+            for piece in response.iter_bytes():
+                body.append(piece)
+                if time.monotonic() > deadline:
+                    raise Unanswered(f"the answer did not end within {ANSWER_LIMIT_S} s")
+            return Reply(response.status_code, response.headers, b"".join(body))
 
     def _correct_clock(self, server_ms: int | None) -> bool:
         """False if the clocks agree already, so that asking again would be refused again."""

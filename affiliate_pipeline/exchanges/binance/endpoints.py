@@ -2,25 +2,26 @@
 
 from datetime import timedelta
 
+from affiliate_pipeline import schema
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
 from affiliate_pipeline.exchanges.spec import Endpoint, Memory
 from affiliate_pipeline.exchanges.time_walk import TimeWalk
-from affiliate_pipeline.schema import Amount, BigInt, Instant, Row, Text, amount, bigint, instant, text
+from affiliate_pipeline.schema import Amount, BigInt, Instant, Row, Text
 
 
 class RebateRecentRecord(Row):
-    customer_id: Text = text("The id that the partner gave the client; may be empty.", nullable=True)
-    email: Text = text("The client's email, masked by Binance.", nullable=True)
-    income: Amount = amount("What the partner earns, in `asset`.")
-    asset: Text = text("The coin that `income` is in.")
-    symbol: Text = text("The market traded.")
-    time: Instant = instant("When the trade was made (UTC); the day is taken from it.")
-    order_id: BigInt = bigint("The order's id at Binance.")
-    trade_id: BigInt = bigint("The trade's id, unique only within `symbol`.")
-    distribute_time: Instant = instant("When the rebate was paid out (UTC); null until then.", newer=True)
-    commission_asset: Text = text("The coin of `commission`; null until the rebate was paid out.", newer=True)
-    commission: Amount = amount("The trading fee that the rebate is a part of.", newer=True)
-    convert_price: Amount = amount("The price from `commission_asset` to `asset`.", newer=True)
+    customer_id: Text = schema.text("The id that the partner gave the client; may be empty.", nullable=True)
+    email: Text = schema.text("The client's email, masked by Binance.", nullable=True)
+    income: Amount = schema.amount("What the partner earns, in `asset`.")
+    asset: Text = schema.text("The coin that `income` is in.")
+    symbol: Text = schema.text("The market traded.")
+    time: Instant = schema.instant("When the trade was made (UTC); the day is taken from it.")
+    order_id: BigInt = schema.bigint("The order's id at Binance.")
+    trade_id: BigInt = schema.bigint("The trade's id, unique only within `symbol`.")
+    distribute_time: Instant = schema.instant("When the rebate was paid out (UTC); null until then.", newer=True)
+    commission_asset: Text = schema.text("The coin of `commission`; null until the rebate was paid out.", newer=True)
+    commission: Amount = schema.amount("The trading fee that the rebate is a part of.", newer=True)
+    convert_price: Amount = schema.amount("The price from `commission_asset` to `asset`.", newer=True)
 
 
 _REBATES = "/sapi/v1/apiReferral/rebate/recentRecord"

@@ -7,14 +7,14 @@ import httpx
 
 from affiliate_pipeline.exchanges.binance import replies
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
-from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, LimitOf, Session
+from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, Session, Shared
 from affiliate_pipeline.rest.client import Client, Clock
 from affiliate_pipeline.settings import Binance, SettingsError
 
 WEIGHT_WINDOW_S = 60
 
 
-def connect(endpoint: Endpoint, limit_of: LimitOf) -> Session:
+def connect(endpoint: Endpoint, shared: Shared) -> Session:
     """A session with the account that the endpoint is for; raises SettingsError. Sends nothing yet."""
     key_name = f"binance_{endpoint.account}_api_key"
     secret_name = f"binance_{endpoint.account}_api_secret"
@@ -27,13 +27,14 @@ def connect(endpoint: Endpoint, limit_of: LimitOf) -> Session:
         raise SettingsError(f"{key_name.upper()} and {secret_name.upper()} cannot be used: {error}") from None
     base_url = settings.binance_base_url
     host = httpx.URL(base_url).host
-    weight = max(1, int(settings.binance_weight_per_minute * settings.affiliate_rate_scale))
     client = Client(
         base_url,
         auth,
         clock,
         # The weight is counted per IP address, whoever's key it is.
-        limit_of(f"binance {host}", weight, WEIGHT_WINDOW_S),
+        shared.limit(
+            f"binance {host}", settings.binance_weight_per_minute, WEIGHT_WINDOW_S / settings.affiliate_rate_scale
+        ),
         read=replies.read,
         server_time=lambda http: replies.server_time_ms(http.get(base_url + replies.SERVER_TIME_PATH).content),
     )

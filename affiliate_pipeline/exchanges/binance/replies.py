@@ -1,10 +1,8 @@
 """What Binance's answers mean: its error codes and HTTP statuses as our errors. No request is sent from here."""
 
-from collections.abc import Mapping
-from typing import Protocol
-
 import msgspec
 
+from affiliate_pipeline.rest.client import Reply
 from affiliate_pipeline.rest.errors import AccessRefused, ClockOff, RateLimited, Refused, Transient
 from affiliate_pipeline.rest.redact import redact
 
@@ -27,22 +25,16 @@ class _ServerTime(msgspec.Struct, rename="camel"):
     server_time: int
 
 
-class Response(Protocol):
-    status_code: int
-    headers: Mapping[str, str]
-    content: bytes
-
-
-def read(response: Response) -> bytes:
+def read(reply: Reply) -> bytes:
     """The body of a good answer; else raises the `ExchangeError` that says what is wrong."""
-    status = response.status_code
-    html = response.content.lstrip()[:1] == b"<"
+    status = reply.status_code
+    html = reply.content.lstrip()[:1] == b"<"
     if status == 200 and not html:
-        return response.content
-    error = _error(response.content)
+        return reply.content
+    error = _error(reply.content)
     text = f"Binance answered HTTP {status}" + (f", code {error.code}: {redact(error.msg)}" if error else "")
     if status in (418, 429) or (error and error.code == _TOO_MANY):
-        raise RateLimited(text, _retry_after_s(response))
+        raise RateLimited(text, _retry_after_s(reply))
     if html or status >= 500 or (error is None and status == 403):
         raise Transient(f"{text} with a web page" if html else text)
     if error is None:
@@ -76,8 +68,8 @@ def _error(body: bytes) -> _Error | None:
         return None
 
 
-def _retry_after_s(response: Response) -> float | None:
+def _retry_after_s(reply: Reply) -> float | None:
     try:
-        return max(0.0, float(response.headers.get("Retry-After", "")))
+        return max(0.0, float(reply.headers.get("Retry-After", "")))
     except ValueError:
         return None

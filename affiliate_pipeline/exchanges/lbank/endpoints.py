@@ -1,0 +1,224 @@
+"""The endpoints of the LBank affiliate API: each is one schema and one declaration, and this is the place to add one."""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from affiliate_pipeline import schema
+from affiliate_pipeline.exchanges.lbank.exchange import LBANK, TEAM_LIST, User
+from affiliate_pipeline.exchanges.lbank.roster import Roster
+from affiliate_pipeline.exchanges.lbank.sweep import Ask, LBankSession, Sweep
+from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.schema import Amount, Flag, Instant, Row, SmallInt, Text
+
+USER_LIST = "/affiliate-api/v2/invite/user/list"
+USER_INFO = "/affiliate-api/v2/invite/user/info"
+COMMISSION = "/affiliate-api/v2/commission/stats/symbol/list"
+TRADE_USER = "/affiliate-api/v2/trade/user"
+TRADE_TEAM = "/affiliate-api/v2/trade/user/team"
+TRADE_FUTURE = "/affiliate-api/v2/trade/future"
+MONEY = "/affiliate-api/v2/money/detail/list"
+
+TRADE_TYPES = (0, 1)
+BOTH_TRADE_TYPES = 10
+USER_TYPES = ("SELF", "SUB", "SELF_SUB", "ALL")
+SUB_IN_OUT_TYPES = (
+    "IN_DEPOSIT",
+    "OUT_WITHDRAW",
+    "IN_OTC_BUY",
+    "OUT_OTC_SELL",
+    "IN_INNER_TRANSFER_IN",
+    "OUT_INNER_TRANSFER_OUT",
+)
+_TRADE_TYPE = "0 spot, 1 futures."
+
+
+class InviteUserList(User):
+    id: Text = schema.text("The record's id, by which the endpoint pages.")
+
+
+class InviteUserInfo(User):
+    invite_result: Flag = schema.flag("Whether the user is under us; if not, nothing else is known.")
+
+
+class CommissionStatsSymbolList(Row):
+    open_id: Text = schema.text("Who receives the commission.")
+    coin_symbol: Text = schema.text("The coin that `amount` is in.")
+    amount: Amount = schema.amount("The day's commission.")
+    trade_type: SmallInt = schema.smallint(_TRADE_TYPE)
+    stats_date: Instant = schema.instant("The day of the trades, as its first instant in UTC+8.")
+    usdt_amount: Amount = schema.amount("`amount` converted to USDT.", nullable=True)
+
+
+class TradeUser(Row):
+    open_id: Text = schema.text("Whose trades.")
+    trade_type: SmallInt = schema.smallint(f"{_TRADE_TYPE} As asked for.")
+    stats_date: Instant = schema.instant("The day, as its first instant in UTC+8.")
+    trade_amt: Amount = schema.amount(
+        "The trading volume. (The v1.5 document has the two amounts swapped; v1.7 says this.)"
+    )
+    fee_amt: Amount = schema.amount("The fee.")
+
+
+class TradeUserTeam(TradeUser):
+    open_id: Text = schema.text("Whose team's trades.")
+
+
+class TradeFuture(Row):
+    open_id: Text = schema.text("Whose trades: our own openId.")
+    user_type: Text = schema.text("SELF, SUB (direct), SELF_SUB or ALL, as asked for.")
+    turnover: Amount = schema.amount("The day's futures volume.")
+    fee: Amount = schema.amount("The day's futures fee.")
+
+
+class MoneyDetailList(Row):
+    open_id: Text = schema.text("Who deposited or withdrew.")
+    user_type: Text = schema.text("The scope asked for: ALL.")
+    requested_sub_in_out_type: Text = schema.text("The type asked for, as the API spells it.")
+    sub_in_out_type: Text = schema.text("The type as answered, in words.", nullable=True)
+    user_level: SmallInt = schema.smallint("1 to 21 agents, 0 invitee, 99 regular user.", nullable=True)
+    asset_code: Text = schema.text("The coin that `asset_num` is in.")
+    asset_num: Amount = schema.amount("How much.")
+    status: Text = schema.text("Status in words.", nullable=True)
+    sub_status: Text = schema.text("More exact status in words.", nullable=True)
+    create_time: Instant = schema.instant("When it was begun; the day is taken from it.")
+    update_time: Instant = schema.instant("When it last changed.", nullable=True)
+    withdraw_order_id: Text = schema.text("The withdrawal's id (since v1.7).", newer=True)
+
+
+def _everything(session: LBankSession, end_ms: int) -> Sequence[Ask]:
+    return [Ask({})]
+
+
+def _of_each(
+    whom: Callable[[Roster], list[str]], params: dict[str, object], trade_types: Sequence[int] = ()
+) -> Callable[[LBankSession, int], Sequence[Ask]]:
+    """The question about each openId; once for each trade type, of which the answer then says nothing."""
+    variants: list[tuple[dict[str, object], dict[str, object]]] = [
+        ({"tradeType": trade_type}, {"tradeType": trade_type}) for trade_type in trade_types
+    ] or [({}, {})]
+
+    def asks(session: LBankSession, end_ms: int) -> Sequence[Ask]:
+        return [
+            Ask({"openId": open_id, **params, **more}, fields, open_id)
+            for open_id in whom(session.roster(end_ms))
+            for more, fields in variants
+        ]
+
+    return asks
+
+
+def _info(session: LBankSession, end_ms: int) -> Sequence[Ask]:
+    open_ids = session.roster(end_ms).agents_and_traders()
+    return [Ask({"openId": open_id}, {"openId": open_id}, open_id) for open_id in open_ids]
+
+
+def _futures(session: LBankSession, end_ms: int) -> Sequence[Ask]:
+    own = session.open_id
+    return [Ask({"openId": own, "userType": scope}, {"openId": own, "userType": scope}, own) for scope in USER_TYPES]
+
+
+def _money(session: LBankSession, end_ms: int) -> Sequence[Ask]:
+    own = session.open_id
+    return [
+        Ask(
+            {"openId": own, "userType": "ALL", "subInOutType": kind},
+            {"userType": "ALL", "requestedSubInOutType": kind},
+            own,
+        )
+        for kind in SUB_IN_OUT_TYPES
+    ]
+
+
+def _endpoint(
+    name: str, sweep: Sweep, schema: type[Row], description: str, settles: timedelta, **more: Any
+) -> Endpoint:
+    return Endpoint(
+        exchange=LBANK,
+        name=name,
+        path=sweep.path,
+        account="affiliate",
+        description=f"{description} Days in UTC+8.",
+        schema=schema,
+        strategy=sweep,
+        settles_after=settles,
+        memory=None,
+        **more,
+    )
+
+
+ENDPOINTS = (
+    _endpoint(
+        "invite_user_list",
+        Sweep(USER_LIST, _everything, paging="id", instant="createTime"),
+        InviteUserList,
+        "Users who registered that day, by the endpoint that LBank calls deprecated.",
+        timedelta(0),
+        instant="create_time",
+    ),
+    _endpoint(
+        "invite_user_team_list",
+        Sweep(TEAM_LIST, _everything, paging="offset", instant="createTime"),
+        User,
+        "Users who registered that day.",
+        timedelta(0),
+        instant="create_time",
+    ),
+    _endpoint(
+        "invite_user_info",
+        Sweep(USER_INFO, _info, timeless=True, confirmed_by="inviteResult"),
+        InviteUserInfo,
+        "Agents and traders as they are now, an observation of today.",
+        timedelta(0),
+        observation=True,
+    ),
+    _endpoint(
+        "commission_stats_symbol_list",
+        Sweep(
+            COMMISSION,
+            _of_each(Roster.agents, {"tradeType": BOTH_TRADE_TYPES, "coin": ""}),
+            paging="offset",
+            instant="statsDate",
+        ),
+        CommissionStatsSymbolList,
+        "Commission by receiver, coin and trade type. It is paid after 10:00 UTC+8 of the next day.",
+        timedelta(hours=10.5),
+        instant="stats_date",
+        total=("amount", "coin_symbol"),
+    ),
+    _endpoint(
+        "trade_user",
+        Sweep(TRADE_USER, _of_each(Roster.traders, {}, TRADE_TYPES), instant="statsDate"),
+        TradeUser,
+        "Volume and fee of each user who ever traded, one row per trade type.",
+        timedelta(hours=0.5),
+        instant="stats_date",
+        total=("fee_amt", "trade_type"),
+    ),
+    _endpoint(
+        "trade_user_team",
+        Sweep(TRADE_TEAM, _of_each(Roster.agents, {}, TRADE_TYPES), instant="statsDate"),
+        TradeUserTeam,
+        "Volume and fee of each agent's team, one row per trade type.",
+        timedelta(hours=0.5),
+        instant="stats_date",
+        total=("fee_amt", "trade_type"),
+    ),
+    _endpoint(
+        "trade_future",
+        Sweep(TRADE_FUTURE, _futures),
+        TradeFuture,
+        "Futures volume and fee by scope, of our own openId.",
+        timedelta(hours=0.5),
+        total=("fee", "user_type"),
+    ),
+    _endpoint(
+        "money_detail_list",
+        Sweep(MONEY, _money, paging="offset", instant="createTime"),
+        MoneyDetailList,
+        "Deposits and withdrawals of everybody under us.",
+        timedelta(hours=72),
+        instant="create_time",
+        total=("asset_num", "asset_code"),
+    ),
+)

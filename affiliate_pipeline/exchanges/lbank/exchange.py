@@ -1,0 +1,111 @@
+"""LBank as an exchange: its zone, how a session is made, and how its roster is kept fresh."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from hashlib import sha256
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from affiliate_pipeline import schema
+from affiliate_pipeline.exchanges.lbank import replies
+from affiliate_pipeline.exchanges.lbank.roster import Roster, RosterStore
+from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
+from affiliate_pipeline.exchanges.lbank.sweep import LBankSession, rows_of, walk_pages
+from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, Shared
+from affiliate_pipeline.rest.client import Client, Clock
+from affiliate_pipeline.rest.errors import Refused
+from affiliate_pipeline.rows import Invalid, parse
+from affiliate_pipeline.schema import Amount, Flag, Instant, Row, SmallInt, Text
+from affiliate_pipeline.settings import LBank, SettingsError
+
+REQUESTS_PER_WINDOW = 5
+WINDOW_S = 10
+TEAM_LIST = "/affiliate-api/v2/invite/user/team/list"
+
+
+class User(Row):
+    """What every endpoint about users answers."""
+
+    open_id: Text = schema.text("The user's openId.")
+    code: Text = schema.text("The referral code used.", nullable=True)
+    create_time: Instant = schema.instant("When the user registered.", nullable=True)
+    direct_invitation: Flag = schema.flag("Whether we invited the user ourselves.", nullable=True)
+    deposit: Flag = schema.flag("Whether the user has ever deposited.", nullable=True)
+    transaction: Flag = schema.flag("Whether the user has ever traded.", nullable=True)
+    kyc_status: SmallInt = schema.smallint("0 not verified, 1 verified.", nullable=True)
+    user_level: SmallInt = schema.smallint("1 to 21 agents, 0 invitee, 99 regular user.", nullable=True)
+    currency_fee_amt: Amount = schema.amount("Spot commission rate, if an agent.", nullable=True)
+    contract_fee_amt: Amount = schema.amount("Contract commission rate, if an agent.", nullable=True)
+    currency_total_fee_amt: Amount = schema.amount("Spot assets.", newer=True)
+    contract_total_fee_amt: Amount = schema.amount("Futures assets.", newer=True)
+    reserve_amt: Amount = schema.amount("Reserve.", newer=True)
+    currency_total_fee_amt_usdt: Amount = schema.amount("Spot assets in USDT (since v1.6).", newer=True)
+
+
+def connect(endpoint: Endpoint, shared: Shared) -> LBankSession:
+    """A session for the endpoint; raises SettingsError. Sends nothing yet."""
+    settings = LBank.load("lbank_api_key", "lbank_api_secret", "lbank_open_id")
+    assert settings.lbank_api_key and settings.lbank_api_secret and settings.lbank_open_id
+    open_id = settings.lbank_open_id
+    api_key = settings.lbank_api_key.get_secret_value()
+    secret = settings.lbank_api_secret.get_secret_value()
+    clock = Clock()
+    try:
+        auth = LBankAuth(api_key, secret, settings.lbank_signature_method, clock.now_ms)
+    except ValueError as error:
+        raise SettingsError(f"LBANK_API_SECRET cannot be used: {error}") from None
+    host = urlsplit(settings.lbank_base_url).hostname
+    fingerprint = sha256(api_key.encode()).hexdigest()[:12]
+    window_s = WINDOW_S / settings.affiliate_rate_scale
+
+    def client(path: str) -> Client:
+        # Each endpoint has a budget of its own.
+        limit = shared.limit(f"lbank {host} {fingerprint} {path}", REQUESTS_PER_WINDOW, window_s)
+        return Client(settings.lbank_base_url, auth, clock, limit, replies.read, default_pause_s=window_s)
+
+    def roster(not_before_ms: int) -> Roster:
+        return read_roster(
+            shared.roster(), open_id, lambda: client(TEAM_LIST), clock.now_ms, min(not_before_ms, clock.now_ms())
+        )
+
+    source = f"{host} {fingerprint}"
+    return LBankSession(
+        client(endpoint.path),
+        source,
+        open_id,
+        shared.answers(endpoint.key, source),
+        slots_per_s=REQUESTS_PER_WINDOW / window_s,
+        burst=REQUESTS_PER_WINDOW,
+        roster=cache(roster),
+        now_ms=clock.now_ms,
+    )
+
+
+def read_roster(
+    store: RosterStore, open_id: str, team_list: Callable[[], Client], now_ms: Callable[[], int], not_before_ms: int
+) -> Roster:
+    """The roster as of `not_before_ms` or later; one process at a time asks the exchange for it."""
+    if (store.as_of_ms() or 0) < not_before_ms:
+        with store.refreshing():
+            if (store.as_of_ms() or 0) < not_before_ms:
+                refresh_roster(store, team_list, now_ms())
+    return Roster(open_id, store.members())
+
+
+def refresh_roster(store: RosterStore, team_list: Callable[[], Client], now_ms: int) -> None:
+    """Asks the team list from the beginning of time, whatever the first partition is."""
+    with team_list() as client:
+
+        def ask(page: Mapping[str, object]) -> list[bytes]:
+            return client.get(TEAM_LIST, {"startTime": 0, "endTime": now_ms, **page}, rows_of)
+
+        # Rows that move while pages are read are on two pages, which does no harm here.
+        rows, _ = walk_pages(ask, "offset")
+    try:
+        table = parse(User, rows).table
+    except Invalid as error:
+        raise Refused(f"the team list does not fit its schema: {error}") from None
+    store.update(table.to_pylist(), now_ms)
+
+
+LBANK = Exchange(name="lbank", title="LBank affiliate", zone=ZoneInfo("Asia/Shanghai"), connect=connect)

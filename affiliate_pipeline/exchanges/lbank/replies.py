@@ -1,0 +1,64 @@
+"""What LBank's answers mean: its envelope and error codes as our errors. No request is sent from here."""
+
+import msgspec
+
+from affiliate_pipeline.rest.client import Reply
+from affiliate_pipeline.rest.errors import AccessRefused, ClockOff, Fatal, RateLimited, Refused, Transient
+from affiliate_pipeline.rest.redact import redact
+
+# Affiliate API v1.5 and the exchange's list of common error codes.
+_TRANSIENT_CODES = {10000, 10017}
+_TOO_MANY = 10004
+_CLOCK = 10600
+_CLOSED = 10601
+_ACCESS_CODES = {
+    10002: "the API key or its signature",
+    10005: "the API key",
+    10006: "the API key, or the openId asked for",
+    10007: "the signature: the secret does not belong to the API key, or LBANK_SIGNATURE_METHOD is not its kind",
+    10022: "the permission: the key, or this machine's IP address, or the openId asked for, is not allowed",
+}
+# These two may be about the openId asked for and not about us.
+OPEN_ID_CODES = {10006, 10022}
+
+
+class _Envelope(msgspec.Struct):
+    result: str | bool
+    error_code: int | str = 0
+    msg: str | None = None
+    data: msgspec.Raw | None = None
+    ts: int | None = None
+
+
+_decoder = msgspec.json.Decoder(_Envelope)
+
+
+def read(reply: Reply) -> bytes:
+    """The `data` of a good answer as JSON; else raises the `ExchangeError` that says what is wrong."""
+    status, body = reply.status_code, reply.content
+    if body.lstrip()[:1] == b"<":
+        raise Transient(f"LBank answered HTTP {status} with a web page: its firewall, or trouble of its own")
+    if status == 429:
+        raise RateLimited(f"LBank answered HTTP {status}", None)
+    try:
+        envelope = _decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise Transient(f"LBank answered HTTP {status} with something that is not its envelope ({error})") from None
+    if str(envelope.result).lower() == "true":
+        data = b"null" if envelope.data is None else bytes(envelope.data)
+        if data == b"null":
+            raise Transient("LBank answered without data")
+        return data
+    code = int(envelope.error_code)
+    text = f"LBank answered error_code {code}: {redact(envelope.msg or 'no message')}"
+    if code == _TOO_MANY:
+        raise RateLimited(text, None)
+    if code in _TRANSIENT_CODES or status >= 500:
+        raise Transient(text)
+    if code == _CLOCK:
+        raise ClockOff(f"{text}. The clock of this machine is off: set it by NTP", envelope.ts)
+    if code == _CLOSED:
+        raise Fatal(f"{text}. The exchange has closed this interface: ask its support")
+    if code in _ACCESS_CODES:
+        raise AccessRefused(f"{text}. It refuses {_ACCESS_CODES[code]}", code)
+    raise Refused(text)

@@ -1,0 +1,53 @@
+"""LBank's roster in the database: what `exchanges.lbank.roster.RosterStore` is."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from affiliate_pipeline.exchanges.lbank.roster import Member
+from affiliate_pipeline.postgres import ddl
+from affiliate_pipeline.postgres.store import connect, execute_once, unavailable
+
+_COLUMNS = ("open_id", "user_level", "transaction", "deposit", "direct_invitation", "code", "create_time")
+
+
+class Rosters:
+    """The table `lbank.roster`."""
+
+    def __init__(self, url: str):
+        self._connection = connect(url, autocommit=True)
+        execute_once(self._connection, ddl.ROSTER)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def members(self) -> tuple[Member, ...]:
+        with unavailable():
+            rows = self._connection.execute(
+                "select open_id, user_level, coalesce(transaction, false) from lbank.roster order by open_id"
+            )
+            return tuple(Member(*row) for row in rows)
+
+    def as_of_ms(self) -> int | None:
+        with unavailable():
+            row = self._connection.execute("select max(last_seen) from lbank.roster").fetchone()
+        return int(row[0].timestamp() * 1000) if row and row[0] else None
+
+    @contextmanager
+    def refreshing(self) -> Iterator[None]:
+        with unavailable():
+            self._connection.execute("select pg_advisory_lock(hashtext('lbank.roster'))")
+            try:
+                yield
+            finally:
+                self._connection.execute("select pg_advisory_unlock(hashtext('lbank.roster'))")
+
+    def update(self, rows: Iterable[Mapping[str, object]], as_of_ms: int) -> None:
+        seen = datetime.fromtimestamp(as_of_ms / 1000, UTC)
+        kept = ", ".join(f"{name} = excluded.{name}" for name in (*_COLUMNS[1:], "last_seen"))
+        with unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
+            cursor.executemany(
+                f"insert into lbank.roster ({', '.join(_COLUMNS)}, first_seen, last_seen) "
+                f"values ({', '.join(['%s'] * len(_COLUMNS))}, %s, %s) on conflict (open_id) do update set {kept}",
+                [(*(row[name] for name in _COLUMNS), seen, seen) for row in rows],
+            )
