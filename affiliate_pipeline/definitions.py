@@ -6,6 +6,7 @@ import dagster as dg
 
 from affiliate_pipeline.defs.assets import build_asset
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
+from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.defs.sensors import failed_run_alert
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
@@ -13,7 +14,7 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 def build_definitions(**resources: Any) -> dg.Definitions:
     """The whole assembly; a resource given replaces the one of its name."""
     return dg.Definitions(
-        assets=[build_asset(endpoint) for endpoint in ENDPOINTS],
+        assets=[*(build_asset(endpoint) for endpoint in ENDPOINTS), roster],
         resources={"postgres": Postgres(), "exchanges": Exchanges(), **resources},
         sensors=[failed_run_alert],
         # LBank's endpoints mostly wait, each for a budget of its own: as many steps at once as it has endpoints.

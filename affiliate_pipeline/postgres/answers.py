@@ -14,7 +14,7 @@ class AnswerStore:
     def __init__(self, url: str, asset: str, source: str):
         self._key = {"asset": asset, "source": source}
         # Losing the last ones with a crashing database costs a few requests.
-        self._connection = connect(url, autocommit=True, options="-c synchronous_commit=off")
+        self._connection = connect(url, autocommit=True, durable=False)
         with unavailable():
             self._connection.execute(
                 "delete from affiliate.answer where asked_at < now() - %s * interval '1 hour'", (KEPT_HOURS,)

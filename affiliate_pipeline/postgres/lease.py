@@ -65,7 +65,7 @@ class Lease:
         self._lock = threading.Lock()
         self._block: _Block | None = None
         # A lease that a crashed database forgets costs nothing worth waiting for the disk at every request.
-        self._connection = connect(url, autocommit=True, options="-c synchronous_commit=off")
+        self._connection = connect(url, autocommit=True, durable=False)
         self._run(
             "insert into affiliate.lease select %s, slot, '-infinity' from generate_series(-1, %s - 1) slot "
             "on conflict do nothing",

@@ -41,16 +41,20 @@ def unavailable() -> Iterator[None]:
         ) from None
 
 
-def connect(url: str, *, autocommit: bool = False, options: str = "") -> psycopg.Connection:
-    """A connection whose session speaks UTC."""
+def connect(url: str, *, autocommit: bool = False, durable: bool = True) -> psycopg.Connection:
+    """A connection whose session speaks UTC and ISO dates, whatever the server, the role or the URL prefer.
+
+    Not durable: what it wrote last may be forgotten if the server crashes, and a commit does not wait for the disk.
+    """
     with unavailable():
-        return psycopg.connect(
-            url,
-            autocommit=autocommit,
-            connect_timeout=10,
-            options=f"-c timezone=UTC {options}",
-            application_name="affiliate_pipeline",
+        connection = psycopg.connect(
+            url, autocommit=True, connect_timeout=10, client_encoding="utf8", application_name="affiliate_pipeline"
         )
+        connection.execute("set timezone = 'UTC'; set datestyle = 'ISO, YMD'")
+        if not durable:
+            connection.execute("set synchronous_commit = off")
+        connection.autocommit = autocommit
+        return connection
 
 
 def execute_once(connection: psycopg.Connection, statements: str | sql.Composed) -> None:

@@ -222,3 +222,5 @@ ENDPOINTS = (
         total=("asset_num", "asset_code"),
     ),
 )
+
+TEAM_ENDPOINT = next(endpoint for endpoint in ENDPOINTS if endpoint.path == TEAM_LIST)

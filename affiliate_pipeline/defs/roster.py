@@ -1,0 +1,36 @@
+"""The roster as an asset: everybody under the affiliate, which decides who is asked about. Not partitioned."""
+
+import dagster as dg
+
+from affiliate_pipeline.defs.resources import Exchanges, Postgres
+from affiliate_pipeline.exchanges.lbank.endpoints import TEAM_ENDPOINT
+from affiliate_pipeline.postgres.server import ServerError
+from affiliate_pipeline.postgres.store import StoreUnavailable
+from affiliate_pipeline.rest.errors import ExchangeError
+from affiliate_pipeline.settings import SettingsError
+
+
+@dg.asset(
+    key=["lbank", "roster"],
+    group_name="lbank",
+    kinds={"postgres"},
+    pool="lbank__roster",
+    metadata={"dagster/table_name": "lbank.roster"},
+)
+def roster(postgres: dg.ResourceParam[Postgres], exchanges: dg.ResourceParam[Exchanges]) -> dg.MaterializeResult:
+    """Every user ever seen under the affiliate, from the team list since the beginning of time.
+
+    Runs that ask about single users refresh it by themselves; nobody is ever removed.
+    """
+    try:
+        with postgres.store() as store, exchanges.session(TEAM_ENDPOINT, store) as session:
+            found = session.roster(session.now_ms())
+    except (SettingsError, ServerError, StoreUnavailable, ExchangeError) as error:
+        raise dg.Failure(f"lbank/roster: {error}. The roster is as it was.", allow_retries=False) from None
+    return dg.MaterializeResult(
+        metadata={
+            "dagster/row_count": len(found.members),
+            "agents": sum(member.is_agent for member in found.members),
+            "traders": sum(member.transaction for member in found.members),
+        }
+    )
