@@ -101,13 +101,14 @@ def ingest(
     pending = dict.fromkeys(sorted(days))
     ledger: dict[date, Ledger] = {}
     try:
-        store.create_table(endpoint)
-        ledger.update(store.ledger(endpoint, days))
-        for outcome in _Landing(endpoint, session, store, run_id, options, now, ledger).outcomes(list(pending)):
-            del pending[outcome.day]
-            yield outcome
-        session.finished()
-    except (Fatal, StoreUnavailable) as error:
+        with store.alone(endpoint):
+            store.create_table(endpoint)
+            ledger.update(store.ledger(endpoint, days))
+            for outcome in _Landing(endpoint, session, store, run_id, options, now, ledger).outcomes(list(pending)):
+                del pending[outcome.day]
+                yield outcome
+            session.finished()
+    except (ExchangeError, StoreUnavailable) as error:
         # What ends the range ends it for every day not told of yet, including one that was just being landed.
         for day in pending:
             yield Failed(day, _reason(str(error), ledger.get(day)))
@@ -131,7 +132,7 @@ class _Landing:
             if held and held.source != self.session.source:
                 yield self._failed(
                     day,
-                    f"it was landed from {held.source}, and this run reads {self.session.source}. Use the credentials and "
+                    f"its source is {held.source}, and the source of this run is {self.session.source}. Use the credentials and "
                     "the base URL it was landed with, or another database",
                 )
             elif self.options.from_rejected:

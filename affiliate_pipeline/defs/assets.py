@@ -38,7 +38,6 @@ def build_asset(endpoint: Endpoint) -> dg.AssetsDefinition:
         kinds={"postgres"},
         partitions_def=daily(endpoint.exchange.zone, today=endpoint.observation),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        pool=endpoint.key.replace("/", "__"),
         metadata={
             "dagster/column_schema": _column_schema(endpoint),
             "dagster/table_name": endpoint.key.replace("/", "."),

@@ -14,7 +14,6 @@ from affiliate_pipeline.settings import SettingsError
     key=["lbank", "roster"],
     group_name="lbank",
     kinds={"postgres"},
-    pool="lbank__roster",
     metadata={"dagster/table_name": "lbank.roster"},
 )
 def roster(postgres: dg.ResourceParam[Postgres], exchanges: dg.ResourceParam[Exchanges]) -> dg.MaterializeResult:

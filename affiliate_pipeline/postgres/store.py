@@ -1,5 +1,6 @@
 """The only runner of SQL on the data: lands a day in one transaction, and keeps the ledger of what has landed."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from affiliate_pipeline.postgres import ddl
 from affiliate_pipeline.rest.redact import redact
 
 OLDEST_SERVER = 140000
+
+log = logging.getLogger(__name__)
 
 
 class StoreError(Exception):
@@ -51,6 +54,10 @@ def connect(url: str, *, autocommit: bool = False, durable: bool = True) -> psyc
             url, autocommit=True, connect_timeout=10, client_encoding="utf8", application_name="affiliate_pipeline"
         )
         connection.execute("set timezone = 'UTC'; set datestyle = 'ISO, YMD'")
+        # A machine that died without a word must not hold a lock for hours.
+        connection.execute(
+            "set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3"
+        )
         if not durable:
             connection.execute("set synchronous_commit = off")
         connection.autocommit = autocommit
@@ -124,6 +131,30 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
+    @contextmanager
+    def alone(self, endpoint: Endpoint) -> Iterator[None]:
+        """Nobody else lands the asset meanwhile; waits for whoever does.
+
+        A lock of this connection, and not a Dagster pool: it is gone with the process that held it, however that ended.
+        """
+        with unavailable():
+            if not self._lock("pg_try_advisory_lock", endpoint):
+                log.info("%s: another run is landing it; waiting for its end", endpoint.key)
+                self._lock("pg_advisory_lock", endpoint)
+        try:
+            yield
+        finally:
+            if not self._connection.closed:
+                self._lock("pg_advisory_unlock", endpoint)
+
+    def _lock(self, function: str, endpoint: Endpoint) -> bool:
+        with self._connection.transaction():
+            row = self._connection.execute(
+                sql.SQL("select {}(hashtext('affiliate_pipeline.asset'), hashtext(%s))").format(sql.SQL(function)),
+                (endpoint.key,),
+            ).fetchone()
+        return bool(row and row[0])
+
     def create_table(self, endpoint: Endpoint) -> None:
         """The endpoint's table exists and has all columns of its schema."""
         execute_once(self._connection, ddl.table(_table(endpoint), endpoint.schema, endpoint.description))
@@ -150,9 +181,6 @@ class Store:
         key = {"asset": endpoint.key, "partition": day.partition}
         try:
             with unavailable(), self._connection.transaction():
-                self._connection.execute(
-                    "select pg_advisory_xact_lock(hashtext(%(asset)s), %(partition)s - date '2000-01-01')", key
-                )
                 held = self.ledger(endpoint, [day.partition]).get(day.partition)
                 if held and held.content_hash == day.content_hash and held.rows == day.rows:
                     self._connection.execute(

@@ -16,7 +16,9 @@ STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 def main(argv: Sequence[str] | None = None) -> int:
     """0 once it is told to stop, 1 if the port is in use."""
     options = _parser().parse_args(argv)
-    sandbox = Sandbox(port=options.port, rows_per_day=options.rows_per_day)
+    sandbox = Sandbox(
+        port=options.port, rows_per_day=options.rows_per_day, users=options.users, rate_scale=options.rate_scale
+    )
     for day, status in options.fail_day:
         sandbox.faults.fail_day(day, status=status)
     sandbox.faults.mix(**dict.fromkeys(KINDS, options.error_rate / len(KINDS)))
@@ -41,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="affiliate-pipeline sandbox", description="Exchanges on loopback, with made-up data."
     )
     parser.add_argument("--port", type=int, default=0, help="0, the default, takes a free one")
-    parser.add_argument("--rows-per-day", type=int, default=3000)
+    parser.add_argument("--rows-per-day", type=int, default=3000, help="rebates of Binance")
+    parser.add_argument("--users", type=int, default=60, help="users under LBank's affiliate")
+    parser.add_argument("--rate-scale", type=_scale, default=1.0, help="rate limits are so many times the real ones")
     parser.add_argument("--fail-day", type=_failing_day, action="append", default=[], metavar="YYYY-MM-DD[=STATUS]")
     parser.add_argument("--error-rate", type=_rate, default=0.0, help="share of spoiled answers, 0 to 1")
     return parser
@@ -54,6 +58,12 @@ def _failing_day(text: str) -> tuple[date, int]:
 
 def _rate(text: str) -> float:
     if not 0 <= float(text) <= 1:
+        raise ValueError(text)
+    return float(text)
+
+
+def _scale(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
         raise ValueError(text)
     return float(text)
 

@@ -3,10 +3,6 @@
 An endpoint is one entry of `_endpoints` and one method that returns the body.
 """
 
-import base64
-import binascii
-import hashlib
-import hmac
 import json
 import re
 import threading
@@ -16,13 +12,6 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
 from typing import Any
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call
 from affiliate_pipeline.sandbox.faults import Faults
@@ -36,6 +25,7 @@ from affiliate_pipeline.sandbox.rebates import (
     start_of,
 )
 from affiliate_pipeline.sandbox.rows import decode, encode
+from affiliate_pipeline.sandbox.signatures import verifier
 
 DAYS_CACHED = 40
 MAX_SPAN_MS = 7 * DAY_MS
@@ -43,6 +33,7 @@ MAX_AHEAD_MS = 1000
 DEFAULT_RECV_WINDOW_MS = 5000
 MAX_RECV_WINDOW_MS = 60_000
 BAN_MS = 120_000
+WEIGHT_WINDOW_MS = 60_000
 
 # RFC 3986: unreserved characters, and %XX in upper case. The real server rebuilds the text it verifies (since
 # 2026-01-15), so that anything encoded another way has a wrong signature.
@@ -94,14 +85,14 @@ class Binance:
     partner_key, partner_secret = "sandbox-partner-key", "sandbox-partner-secret"
     client_key, client_secret = "sandbox-client-key", "sandbox-client-secret"
 
-    def __init__(self, *, now: Callable[[], int], faults: Faults, rows_per_day: int) -> None:
+    def __init__(self, *, now: Callable[[], int], faults: Faults, rows_per_day: int, rate_scale: float) -> None:
         self.accounts = {self.partner_key: self.partner_secret, self.client_key: self.client_secret}
         self.newest_first = False
         self.exclusive_end = False
         self.limit_per_answer = 500
         self.remembers_ms: int | None = 7 * DAY_MS
         self.weight_limit = 12_000
-        self.weight_window_ms = 60_000
+        self.weight_window_ms = round(WEIGHT_WINDOW_MS / rate_scale)
         self.patience = 20
         self._now = now
         self._faults = faults
@@ -244,7 +235,7 @@ class Binance:
         signature = call.params["signature"]
         if not found or call.pairs[-1][0] != "signature":
             raise _Refused(400, -1022)
-        if not _verifier(self.accounts[api_key])((before + head[1:]).encode(), signature):
+        if not verifier(self.accounts[api_key])((before + head[1:]).encode(), signature):
             raise _Refused(400, -1022)
         sent_at = _integer(call.params, "timestamp")
         recv_window = DEFAULT_RECV_WINDOW_MS
@@ -267,29 +258,3 @@ def _integer(params: Mapping[str, str], name: str) -> int:
     if not INTEGER.fullmatch(text):
         raise _Refused(400, -1100, name)
     return int(text)
-
-
-@lru_cache
-def _verifier(secret_or_public_pem: str) -> Callable[[bytes, str], bool]:
-    """Tells whether a signature is the payload's, for this account."""
-    if not secret_or_public_pem.lstrip().startswith("-----BEGIN"):
-
-        def hmac_is_right(payload: bytes, signature: str) -> bool:
-            expected = hmac.new(secret_or_public_pem.encode(), payload, hashlib.sha256).hexdigest()
-            return hmac.compare_digest(expected.encode(), signature.lower().encode())
-
-        return hmac_is_right
-
-    public = load_pem_public_key(secret_or_public_pem.encode())
-    if not isinstance(public, RSAPublicKey | Ed25519PublicKey):
-        raise TypeError(f"an account's key is RSA or Ed25519, not {type(public).__name__}")
-    details = (PKCS1v15(), SHA256()) if isinstance(public, RSAPublicKey) else ()
-
-    def public_key_is_right(payload: bytes, signature: str) -> bool:
-        try:
-            public.verify(base64.b64decode(signature, validate=True), payload, *details)
-        except (InvalidSignature, binascii.Error, ValueError):
-            return False
-        return True
-
-    return public_key_is_right

@@ -53,7 +53,10 @@ class Faults:
             self._random = random.Random(0)
 
     def fail_day(self, day: date, *, status: int = 500, code: int | None = None) -> None:
-        """From now on every call whose range touches the day is answered with this error."""
+        """From now on every call whose range touches the day, one of the exchange's own, is answered with this error.
+
+        LBank puts its code, 10000 if none is given, into an answer of status 200.
+        """
         with self._lock:
             self._days = {**self._days, day: (status, code)}
 

@@ -14,6 +14,7 @@ from typing import Self
 from affiliate_pipeline.sandbox.binance import Binance
 from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call, Exchange
 from affiliate_pipeline.sandbox.faults import Faults
+from affiliate_pipeline.sandbox.lbank import LBank
 
 HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.02
@@ -37,7 +38,11 @@ class Request:
 
 
 class Sandbox:
-    """The exchanges on a loopback port, served by threads of this process; a context manager."""
+    """The exchanges on a loopback port, served by threads of this process; a context manager.
+
+    `rows_per_day`: about so many rebates of Binance. `users`: so many under LBank's affiliate.
+    `rate_scale`: the windows of all rate limits are so many times shorter than the real ones.
+    """
 
     def __init__(
         self,
@@ -45,13 +50,16 @@ class Sandbox:
         port: int = 0,
         now: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         rows_per_day: int = 3000,
+        users: int = 60,
+        rate_scale: float = 1.0,
     ) -> None:
         self.port = port
         self.now = now
         self.faults = Faults()
         self.requests: list[Request] = []
-        self.binance = Binance(now=now, faults=self.faults, rows_per_day=rows_per_day)
-        self._exchanges: tuple[Exchange, ...] = (self.binance,)
+        self.binance = Binance(now=now, faults=self.faults, rows_per_day=rows_per_day, rate_scale=rate_scale)
+        self.lbank = LBank(now=now, faults=self.faults, users=users, rate_scale=rate_scale)
+        self._exchanges: tuple[Exchange, ...] = (self.binance, self.lbank)
         self._server: _Server | None = None
 
     @property

@@ -26,7 +26,7 @@ class _Envelope(msgspec.Struct):
     result: str | bool
     error_code: int | str = 0
     msg: str | None = None
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = msgspec.Raw(b"null")
     ts: int | None = None
 
 
@@ -45,7 +45,7 @@ def read(reply: Reply) -> bytes:
     except msgspec.DecodeError as error:
         raise Transient(f"LBank answered HTTP {status} with something that is not its envelope ({error})") from None
     if str(envelope.result).lower() == "true":
-        data = b"null" if envelope.data is None else bytes(envelope.data)
+        data = bytes(envelope.data)
         if data == b"null":
             raise Transient("LBank answered without data")
         return data

@@ -1,0 +1,46 @@
+"""How the sandbox's exchanges verify a signature. What is signed, and what a wrong one is answered with, are theirs."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Callable
+from functools import lru_cache
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+
+def is_public_key(secret_or_public_pem: str) -> bool:
+    """Whether the account signs with a key pair."""
+    return secret_or_public_pem.lstrip().startswith("-----BEGIN")
+
+
+@lru_cache
+def verifier(secret_or_public_pem: str) -> Callable[[bytes, str], bool]:
+    """Tells whether a signature is the payload's, for this account."""
+    if not is_public_key(secret_or_public_pem):
+
+        def hmac_is_right(payload: bytes, signature: str) -> bool:
+            expected = hmac.new(secret_or_public_pem.encode(), payload, hashlib.sha256).hexdigest()
+            return hmac.compare_digest(expected.encode(), signature.lower().encode())
+
+        return hmac_is_right
+
+    public = load_pem_public_key(secret_or_public_pem.encode())
+    if not isinstance(public, RSAPublicKey | Ed25519PublicKey):
+        raise TypeError(f"an account's key is RSA or Ed25519, not {type(public).__name__}")
+    details = (PKCS1v15(), SHA256()) if isinstance(public, RSAPublicKey) else ()
+
+    def public_key_is_right(payload: bytes, signature: str) -> bool:
+        try:
+            public.verify(base64.b64decode(signature, validate=True), payload, *details)
+        except (InvalidSignature, binascii.Error, ValueError):
+            return False
+        return True
+
+    return public_key_is_right
