@@ -26,10 +26,14 @@ class FailedAsset:
 
 def failed_run(assets: Sequence[FailedAsset], fallback: str, link: str) -> tuple[str, str]:
     """Title and text of the one message about a failed run."""
-    title = "; ".join(f"{asset.key} failed for {fold(asset.days)}" for asset in assets) or "A run failed"
+    title = "; ".join(f"{asset.key} failed" + _for(asset.days) for asset in assets) or "A run failed"
     lines = []
     for asset in assets:
-        lines.append(f"{asset.key}: {len(asset.days)} days failed, {asset.landed} landed.")
+        if not asset.days:
+            lines.append(f"{asset.key}: {fallback}")
+            continue
+        days = "day" if len(asset.days) == 1 else "days"
+        lines.append(f"{asset.key}: {len(asset.days)} {days} failed, {asset.landed} landed.")
         by_reason: dict[str, list[date]] = {}
         for day in asset.days:
             by_reason.setdefault(asset.reasons.get(day, fallback), []).append(day)
@@ -42,13 +46,40 @@ def failed_run(assets: Sequence[FailedAsset], fallback: str, link: str) -> tuple
     return redact(title), redact("\n".join(lines))
 
 
+def _for(days: Sequence[date]) -> str:
+    return f" for {fold(days)}" if days else ""
+
+
+class _Quiet(logging.Filter):
+    """Takes the addresses out of what Apprise logs: it quotes whole URLs, and they hold secrets."""
+
+    def __init__(self, urls: Sequence[str]):
+        super().__init__()
+        self._urls = urls
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        for url in self._urls:
+            for part in (url, url.partition("://")[2] or url):
+                text = text.replace(part, "***")
+        record.msg, record.args = redact(text), ()
+        return True
+
+
 def send(urls: Sequence[str], title: str, text: str) -> bool:
     """True if every URL took the message; what is sent is logged as well, since there may be no URL."""
     log.error("%s\n%s", title, text)
     if not urls:
         return True
-    targets = apprise.Apprise()
-    understood = [targets.add(url) for url in urls]
-    if not all(understood):
-        log.error("ALERT_URLS: entry %s is not an Apprise URL", understood.index(False) + 1)
-    return bool(targets.notify(body=text, title=title, notify_type=apprise.NotifyType.FAILURE)) and all(understood)
+    quiet = _Quiet(urls)
+    apprise_log = logging.getLogger("apprise")
+    apprise_log.addFilter(quiet)
+    try:
+        targets = apprise.Apprise()
+        understood = [targets.add(url) for url in urls]
+        if not all(understood):
+            log.error("ALERT_URLS: entry %s is not an Apprise URL", understood.index(False) + 1)
+        sent = targets.notify(body=text, title=title, notify_type=apprise.NotifyType.FAILURE)
+    finally:
+        apprise_log.removeFilter(quiet)
+    return bool(sent) and all(understood)

@@ -20,8 +20,8 @@ from affiliate_pipeline.days import fold
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Endpoint, Session
 from affiliate_pipeline.postgres.shared import Shared
 from affiliate_pipeline.postgres.store import Day, Facts, Ledger, Shrunken, Store, StoreError, StoreUnavailable
-from affiliate_pipeline.rest.errors import ExchangeError, Fatal, Refused
-from affiliate_pipeline.rows import ContentHash, Invalid, copy_text, parse, split
+from affiliate_pipeline.rest.errors import ExchangeError, Fatal
+from affiliate_pipeline.rows import ContentHash, Invalid, Problem, parse, split
 
 BATCH_BYTES = 8 << 20
 
@@ -136,7 +136,7 @@ class _Landing:
                     "the base URL it was landed with, or another database",
                 )
             elif self.options.from_rejected:
-                yield self._land_rejected(day, asked_at)
+                yield self._land_rejected(day)
             elif not self.endpoint.observation and asked_at < self.endpoint.end_ms(day):
                 yield self._failed(day, "the day has not ended yet. Materialize it after its end")
             else:
@@ -168,10 +168,9 @@ class _Landing:
     def _outcome(self, fetched: DayRows | DayError, asked_at: int, proven: set[date]) -> Outcome:
         day = fetched.day
         if isinstance(fetched, DayError):
-            reason = str(fetched.error)
-            if isinstance(fetched.error, Refused) and fetched.error.rows:
-                self.store.reject(self.endpoint, day, self.run_id, reason, fetched.error.rows)
-            return self._failed(day, f"{reason}. Materialize the day again; if it stays, see the runbook")
+            return self._failed(
+                day, f"{str(fetched.error).rstrip('.')}. Materialize the day again; if it stays, see the runbook"
+            )
         forgets = day not in proven and not self.options.trust_old
         if forgets and not self.endpoint.is_remembered(day, self.now()):
             if day in self.ledger:
@@ -185,21 +184,19 @@ class _Landing:
         unknown: Counter[str] = Counter()
         instant = self.endpoint.instant
         inside = (instant, self.endpoint.start_ms(day), self.endpoint.end_ms(day)) if instant else None
-        problems = []
+        problems: list[Problem] = []
         for batch in _batches(chunks):
             try:
                 parsed = parse(self.endpoint.schema, batch, inside)
             except Invalid as invalid:
-                problems.append(invalid)
+                problems += invalid.problems
                 continue
-            block = copy_text(parsed.table)
-            content.add(block)
-            blocks.append(block)
+            blocks.append(content.add(parsed.table))
             rows += len(parsed.table)
             unknown += parsed.unknown
         if problems:
-            reason = "; ".join(dict.fromkeys(map(str, problems)))
-            self.store.reject(self.endpoint, day, self.run_id, reason, split(chunks))
+            reason = str(Invalid(problems))
+            self.store.reject(self.endpoint, day, self.run_id, self.session.source, reason, split(chunks), asked_at)
             return self._failed(
                 day,
                 f"its rows do not fit the schema: {reason}. They are kept as received in affiliate.rejected_row; mend the "
@@ -245,13 +242,20 @@ class _Landing:
             unknown_fields=dict(unknown),
         )
 
-    def _land_rejected(self, day: date, asked_at: int) -> Outcome:
-        rows = self.store.rejected(self.endpoint, day)
-        if not rows:
+    def _land_rejected(self, day: date) -> Outcome:
+        rejected = self.store.rejected(self.endpoint, day)
+        if rejected is None:
             return self._failed(
                 day, "affiliate.rejected_row holds nothing for it. Materialize it without from_rejected"
             )
-        return self._land(DayRows(day, rows, len(rows), requests=0), asked_at)
+        if rejected.source != self.session.source:
+            return self._failed(
+                day,
+                f"the source of its rejected rows is {rejected.source}, and the source of this run is "
+                f"{self.session.source}. Use the credentials and the base URL they came with",
+            )
+        fetched = DayRows(day, rejected.rows, len(rejected.rows), requests=0)
+        return self._land(fetched, int(rejected.rejected_at.timestamp() * 1000))
 
     def _kept(self, day: date) -> Kept:
         held = self.ledger[day]
@@ -293,6 +297,7 @@ class _Landing:
 
 
 def _reason(what: str, held: Ledger | None) -> str:
+    what = what.rstrip(".")
     if held is None:
         return f"{what}. Nothing of this day has landed."
     return f"{what}. The {held.rows} rows landed at {held.landed_at:%Y-%m-%d %H:%M} UTC are untouched."

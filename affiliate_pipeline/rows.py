@@ -5,11 +5,11 @@ What cannot be read or is not valid is reported column by column; nothing is gue
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import blake2b
-from typing import Annotated, Any, Optional
+from typing import Optional
 
 import msgspec
 import pandas as pd
@@ -22,8 +22,6 @@ from affiliate_pipeline.rest.redact import redact
 from affiliate_pipeline.schema import KINDS, Column, Row, columns
 
 SAMPLE_CHARACTERS = 40
-# Below, a number of milliseconds would lie before 1973: it is one of seconds (LBank v1.8 was seen to send them).
-LEAST_MS = 10**11
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,15 @@ class Problem:
 
 
 class Invalid(Exception):
-    """Rows that do not fit their schema."""
+    """Rows that do not fit their schema: each problem once, with the rows of all batches counted."""
 
-    def __init__(self, problems: Sequence[Problem]):
-        super().__init__("; ".join(map(str, problems)))
-        self.problems = problems
+    def __init__(self, problems: Iterable[Problem]):
+        merged: dict[tuple[str, str], Problem] = {}
+        for problem in problems:
+            seen = merged.get((problem.column, problem.check))
+            merged[problem.column, problem.check] = replace(seen, count=seen.count + problem.count) if seen else problem
+        self.problems = tuple(merged.values())
+        super().__init__("; ".join(map(str, self.problems)))
 
 
 @dataclass
@@ -66,8 +68,11 @@ def parse(model: type[Row], rows: Iterable[bytes], inside: tuple[str, int, int] 
     body = b"[" + b",".join(rows) + b"]"
     try:
         parsed, problems = _as_declared(model, body), []
-    except msgspec.ValidationError:
-        parsed, problems = _field_by_field(model, body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        try:
+            parsed, problems = _field_by_field(model, body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Invalid([Problem("a row", f"not JSON ({error})", 1)]) from None
     # What could not be read stands as null in the table: said once.
     unread = {(problem.column, _NULL) for problem in problems}
     problems += [problem for problem in _validate(model, parsed.table) if (problem.column, problem.check) not in unread]
@@ -97,16 +102,17 @@ class ContentHash:
     def __init__(self) -> None:
         self._sum = 0
 
-    def add(self, copied: bytes) -> None:
-        digests = (blake2b(line, digest_size=32).digest() for line in copied.split(b"\n"))
-        # The empty piece after the last line end counts for nothing, however the rows were cut into blocks.
-        self._sum += sum(int.from_bytes(digest, "little") for digest in digests) - _NOTHING
+    def add(self, table: arrow.Table) -> bytes:
+        """Adds the table's rows, and gives their `copy_text`."""
+        copied = copy_text(table)
+        rows = copied.split(b"\n")[:-1]
+        if len(rows) != len(table):  # there are line ends inside texts
+            rows = [copy_text(table.slice(index, 1))[:-1] for index in range(len(table))]
+        self._sum += sum(int.from_bytes(blake2b(row, digest_size=32).digest(), "little") for row in rows)
+        return copied
 
     def hexdigest(self) -> str:
         return f"{self._sum % 2**256:064x}"
-
-
-_NOTHING = int.from_bytes(blake2b(b"", digest_size=32).digest(), "little")
 
 
 @cache
@@ -114,11 +120,7 @@ def _declared(model: type[Row]) -> msgspec.json.Decoder:
     """Decodes rows that are exactly as the schema says; anything else is left to `_field_by_field`."""
     fields = []
     for column in columns(model):
-        kind: Any = column.kind.json
-        if kind is int:
-            most = 2 ** (column.kind.arrow.bit_width - 1)
-            kind = Annotated[int, msgspec.Meta(ge=-most, le=most - 1)]
-        optional = Optional[kind] if column.nullable else kind  # noqa: UP045 (a runtime value)
+        optional = Optional[column.kind.json] if column.nullable else column.kind.json  # noqa: UP045 (a runtime value)
         name = (column.name, optional, msgspec.field(name=column.json_name, default=None))
         fields.append(name if column.newer else (column.name, optional, msgspec.field(name=column.json_name)))
     struct = msgspec.defstruct(model.__name__, fields, kw_only=True, forbid_unknown_fields=True, gc=False)
@@ -131,19 +133,9 @@ def _as_declared(model: type[Row], body: bytes) -> Parsed:
 
 
 def _table(model: type[Row], values: dict[str, list], rows: int, extra: list[str | None] | None = None) -> arrow.Table:
-    arrays = {column.name: _array(column, values[column.name]) for column in columns(model)}
+    arrays = {column.name: arrow.array(values[column.name], column.kind.arrow) for column in columns(model)}
     arrays["extra"] = arrow.array(extra, arrow.string()) if extra else arrow.nulls(rows, arrow.string())
     return arrow.table(arrays)
-
-
-def _array(column: Column, values: list) -> arrow.Array:
-    if column.kind.name != "instant":
-        return arrow.array(values, column.kind.arrow)
-    instants = arrow.array(values, arrow.int64())
-    in_seconds = compute.less(instants, LEAST_MS)
-    if compute.any(in_seconds).as_py():
-        instants = compute.if_else(in_seconds, compute.multiply(instants, 1000), instants)
-    return instants.cast(column.kind.arrow)
 
 
 def instants_ms(rows: Iterable[bytes], name: str) -> list[int]:
@@ -153,8 +145,7 @@ def instants_ms(rows: Iterable[bytes], name: str) -> list[int]:
         value = next((raw for key, raw in _fields(row).items() if _plain(key) == _plain(name)), None)
         if value is None:
             raise ValueError(f"a row has no `{name}`")
-        time = KINDS["instant"].read(bytes(value))
-        found.append(time * 1000 if time < LEAST_MS else time)
+        found.append(KINDS["instant"].read(bytes(value)))
     return found
 
 
@@ -208,7 +199,7 @@ def _field_by_field(model: type[Row], body: bytes) -> tuple[Parsed, list[Problem
             try:
                 values[column.name][index] = column.kind.read(received)
             except (ValueError, KeyError, msgspec.DecodeError):
-                unread.setdefault((column.name, f"not {_article(column.kind.name)}"), []).append(received)
+                unread.setdefault((column.name, f"not {column.kind.noun}"), []).append(received)
         for name in required - seen:
             unread.setdefault((name, "the field is missing"), []).append(b"")
         if more:
@@ -219,10 +210,6 @@ def _field_by_field(model: type[Row], body: bytes) -> tuple[Parsed, list[Problem
         for (name, check), samples in unread.items()
     ]
     return Parsed(_table(model, values, len(rows), extra), unknown), problems
-
-
-def _article(kind: str) -> str:
-    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
 def _sample(value: object) -> str:
@@ -236,10 +223,11 @@ def _validate(model: type[Row], table: arrow.Table) -> list[Problem]:
         model.validate(frame, lazy=True)
     except SchemaErrors as errors:
         cases = errors.failure_cases
+        nouns = {column.name: column.kind.noun for column in columns(model)}
         return [
             Problem(
                 str(column),
-                _NULL if check == "not_nullable" else f"not {_CHECKS.get(check.split('(')[0], check)}",
+                _NULL if check == "not_nullable" else f"not {nouns[column]}",
                 len(found),
                 None if check == "not_nullable" else _sample(found["failure_case"].iloc[0]),
             )
@@ -249,7 +237,6 @@ def _validate(model: type[Row], table: arrow.Table) -> list[Problem]:
 
 
 _NULL = "null"
-_CHECKS = {"str_matches": "in the form expected", "in_range": "in the range expected"}
 
 
 def _outside(table: arrow.Table, column: str, start_ms: int, end_ms: int) -> list[Problem]:

@@ -4,6 +4,7 @@ JSON, in Arrow, in PostgreSQL and in the UI. Names no endpoint.
 Amounts are text here and `numeric` in PostgreSQL: never float, the scale as sent.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -23,9 +24,13 @@ Flag = Annotated[pd.ArrowDtype, arrow.bool_()]
 
 # PostgreSQL's numeric takes exponents too; three digits of it are more than any source sends and cannot fill a disk.
 _AMOUNT = r"^-?[0-9]{1,100}(\.[0-9]{1,100})?([eE][+-]?[0-9]{1,2})?$"
+_WHOLE = re.compile("-?[0-9]{1,19}", re.ASCII)
 # PostgreSQL's text cannot hold U+0000.
 _TEXT = r"^[^\x00]*$"
-_OLDEST, _NEWEST = pd.Timestamp("2009-01-01", tz="UTC"), pd.Timestamp("2100-01-01", tz="UTC")
+# Instants outside these belong to another unit or are mistakes (ms since 1970).
+OLDEST_MS, NEWEST_MS = 1_230_768_000_000, 4_102_444_800_000
+# Below, a number of milliseconds would lie before 1973: it is one of seconds (LBank v1.8 was seen to send them).
+LEAST_MS = 10**11
 
 
 def _string(raw: bytes) -> str:
@@ -44,14 +49,22 @@ def _amount(raw: bytes) -> str:
     return _string(raw)
 
 
-def _integer(bits: int) -> Callable[[bytes], int]:
+def _integer(least: int, most: int) -> Callable[[bytes], int]:
     def read(raw: bytes) -> int:
-        number = int(_string(raw))
-        if not -(2 ** (bits - 1)) <= number < 2 ** (bits - 1):
+        text = _string(raw)
+        if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
             raise ValueError
-        return number
+        return int(text)
 
     return read
+
+
+def _instant(raw: bytes) -> int:
+    number = _integer(0, NEWEST_MS)(raw)
+    ms = number * 1000 if number < LEAST_MS else number
+    if not OLDEST_MS <= ms <= NEWEST_MS:
+        raise ValueError
+    return ms
 
 
 def _flag(raw: bytes) -> bool:
@@ -60,25 +73,37 @@ def _flag(raw: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of value: as PostgreSQL type, as Arrow type, as the JSON type usually sent, and how to read any other
-    spelling of it exactly (raises ValueError or KeyError)."""
+    """One kind of value.
+
+    `noun` is what people call it; `json` the JSON type usually sent (for msgspec); `read` gives the value of any other
+    spelling exactly, and raises ValueError or KeyError where there is none.
+    """
 
     name: str
+    noun: str
     sql: str
     arrow: arrow.DataType
-    json: type
+    json: Any
     read: Callable[[bytes], Any]
 
 
+def _whole(name: str, bits: int, type_: arrow.DataType) -> Kind:
+    least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    json = Annotated[int, msgspec.Meta(ge=least, le=most)]
+    return Kind(name, f"a whole number of {bits} bits", name, type_, json, _integer(least, most))
+
+
+_SENT_INSTANT = Annotated[int, msgspec.Meta(ge=OLDEST_MS, le=NEWEST_MS)]
+_INSTANT_NOUN = "a time in milliseconds from 2009 to 2100"
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("text", "text", arrow.string(), str, _text),
-        Kind("amount", "numeric", arrow.string(), str, _amount),
-        Kind("instant", "timestamptz", arrow.timestamp("ms", "UTC"), int, _integer(64)),
-        Kind("bigint", "bigint", arrow.int64(), int, _integer(64)),
-        Kind("smallint", "smallint", arrow.int16(), int, _integer(16)),
-        Kind("flag", "boolean", arrow.bool_(), bool, _flag),
+        Kind("text", "a text that can be stored", "text", arrow.string(), str, _text),
+        Kind("amount", "a decimal number", "numeric", arrow.string(), str, _amount),
+        Kind("instant", _INSTANT_NOUN, "timestamptz", arrow.timestamp("ms", "UTC"), _SENT_INSTANT, _instant),
+        _whole("bigint", 64, arrow.int64()),
+        _whole("smallint", 16, arrow.int16()),
+        Kind("flag", "true or false", "boolean", arrow.bool_(), bool, _flag),
     )
 }
 
@@ -112,7 +137,7 @@ def amount(description: str, *, nullable: bool = False, newer: bool = False) -> 
 
 def instant(description: str, *, nullable: bool = False, newer: bool = False) -> Any:
     """A point in time, sent as milliseconds since 1970 UTC."""
-    return _field("instant", description, nullable, newer, in_range={"min_value": _OLDEST, "max_value": _NEWEST})
+    return _field("instant", description, nullable, newer)
 
 
 def bigint(description: str, *, nullable: bool = False, newer: bool = False) -> Any:

@@ -83,7 +83,11 @@ def _environment() -> dict[str, str]:
 
 
 def _base_url(url: str) -> str:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:  # its own text quotes the URL
+        raise ValueError("is not an http(s) URL") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
         raise ValueError("is not an http(s) URL")
     return url.rstrip("/")
@@ -152,7 +156,7 @@ def check_rate_scale(base_url: str, scale: float) -> None:
         raise ValueError("AFFILIATE_RATE_SCALE may be above 1 only where the base URL is on loopback")
 
 
-Scale = Annotated[float, Field(gt=0)]
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Binance(Settings):

@@ -18,6 +18,7 @@ from affiliate_pipeline.schema import columns
 from affiliate_pipeline.settings import SettingsError
 
 FAILED_PARTITIONS = "failed_partitions"
+MOST_DAYS_NAMED = 31
 
 
 class LandingConfig(dg.Config):
@@ -119,8 +120,10 @@ def _description(endpoint: Endpoint, failed: Mapping[str, str], landed: int) -> 
     by_reason: dict[str, list[str]] = {}
     for day, reason in sorted(failed.items()):
         by_reason.setdefault(reason, []).append(day)
+    days = sorted(failed)
+    named = ", ".join(days) if len(days) <= MOST_DAYS_NAMED else fold(keys_to_days(days))
     lines = [
-        f"{endpoint.key}: {len(failed)} of {len(failed) + landed} days failed, {landed} landed.",
+        f"{endpoint.key}: {len(failed)} of {len(failed) + landed} days failed ({named}), {landed} landed.",
         *(f"{fold(keys_to_days(days))}: {reason}" for reason, days in by_reason.items()),
     ]
     return "\n".join(lines)

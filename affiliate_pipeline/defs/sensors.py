@@ -39,8 +39,9 @@ def failed_assets(instance: DagsterInstance, run_id: str) -> list[alerts.FailedA
     reasons = _reasons(instance, run_id)
     assets = []
     for key in sorted({key for key, _ in planned}, key=str):
-        days = sorted(date.fromisoformat(day) for asset, day in planned - landed if asset == key and day)
-        if days:
+        missing = [day for asset, day in planned - landed if asset == key]
+        if missing:
+            days = sorted(date.fromisoformat(day) for day in missing if day)
             assets.append(
                 alerts.FailedAsset(
                     key.to_user_string(),
@@ -80,4 +81,12 @@ def _reasons(instance: DagsterInstance, run_id: str) -> dict[AssetKey, Mapping[d
 
 
 def _cause(context: dg.RunFailureSensorContext) -> str:
-    return (context.failure_event.message or "The run failed without a message").strip().splitlines()[0]
+    """The first line of the innermost error of the first step that failed, else of the run."""
+    message = context.failure_event.message
+    for event in context.get_step_failure_events():
+        error = event.step_failure_data.error
+        while error and error.cause:
+            error = error.cause
+        message = error.message if error else message
+        break
+    return (message or "The run failed without a message").strip().splitlines()[0]

@@ -5,6 +5,7 @@ from typing import Any
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 
+from affiliate_pipeline.postgres.urls import public_tables
 from affiliate_pipeline.settings import Project
 
 
@@ -19,5 +20,5 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: object) -> "Storage":
         # A bare postgresql:// means psycopg 3 to newer SQLAlchemy, with which dagster-postgres cannot write an event
         # (dagster issue 33958).
-        url = Project.load().database_url().replace("postgresql://", "postgresql+psycopg2://", 1)
-        return cls(url, inst_data=inst_data)
+        url = public_tables(Project.load().database_url())
+        return cls(url.replace("postgresql://", "postgresql+psycopg2://", 1), inst_data=inst_data)

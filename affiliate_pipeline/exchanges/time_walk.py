@@ -103,7 +103,7 @@ def _page(body: bytes) -> Page:
     try:
         return Page([row.time for row in _times.decode(body)], texts)
     except msgspec.ValidationError as error:
-        raise Refused(f"a row's `time` is missing or not in milliseconds ({error})", tuple(texts)) from None
+        raise Refused(f"a row's `time` is missing or not in milliseconds ({error})") from None
 
 
 class _Walk:

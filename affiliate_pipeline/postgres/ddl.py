@@ -1,5 +1,7 @@
 """The tables as SQL, from the endpoints' schemas. Knows no endpoint by name and runs nothing."""
 
+from hashlib import sha256
+
 from psycopg import sql
 
 from affiliate_pipeline.schema import Row, columns
@@ -23,6 +25,7 @@ create table if not exists affiliate.rejected_row (
     asset text not null,
     partition date not null,
     run_id text not null,
+    source text not null,
     rejected_at timestamptz not null,
     reason text not null,
     payload jsonb not null
@@ -55,6 +58,9 @@ create table if not exists affiliate.answer (
 comment on table affiliate.answer is 'Answers of runs that have not ended: a killed one is resumed from them.';
 comment on table affiliate.lease is 'Rate limits shared by all processes: a slot is free once returns_at has passed.';
 """
+# Said of the schema once all of it is there, so that it is not run again: even `if not exists` waits for writers.
+BOOKKEEPING_VERSION = sha256(BOOKKEEPING.encode()).hexdigest()
+BOOKKEEPING += f"comment on schema affiliate is '{BOOKKEEPING_VERSION}';"
 
 ROSTER = """
 create schema if not exists lbank;
@@ -80,7 +86,8 @@ def data_columns(model: type[Row]) -> sql.Composed:
 
 def table(name: sql.Identifier, model: type[Row], description: str) -> sql.Composed:
     """Creates the endpoint's table, or adds the columns that its schema has gained; never drops one."""
-    data = [(column.name, column.kind.sql, not column.nullable) for column in columns(model)]
+    # Nullability is the schema's matter, which may be mended: a table would keep what it was created with.
+    data = [(column.name, column.kind.sql) for column in columns(model)]
     # The landing transaction sets both, so that COPY carries nothing but the source's own columns.
     kept = sql.SQL(
         "partition_date date not null default current_setting('affiliate.partition_date')::date, "
@@ -89,16 +96,12 @@ def table(name: sql.Identifier, model: type[Row], description: str) -> sql.Compo
     )
     created = sql.SQL("create table if not exists {} ({}, extra jsonb, {});").format(
         name,
-        sql.SQL(", ").join(
-            sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(kind + " not null" * required))
-            for column, kind, required in data
-        ),
+        sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(kind)) for column, kind in data),
         kept,
     )
-    # A column that an existing table gains is null for the days landed before, whatever the schema says of new rows.
     added = [
         sql.SQL("alter table {} add column if not exists {} {};").format(name, sql.Identifier(column), sql.SQL(kind))
-        for column, kind, _ in data
+        for column, kind in data
     ]
     schema_name, table_name = name._obj
     index = sql.SQL("create index if not exists {} on {} (partition_date);").format(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -19,6 +20,8 @@ from affiliate_pipeline.rest.errors import Banned
 # A request has been answered or given up by then (client.TIMEOUT), so its slot is never taken by two.
 HOLD_S = 60
 LONGEST_WAIT_S = 300
+# Binance's bans end after three days.
+LONGEST_PAUSE_S = 30 * 86_400
 
 _TAKE = """
 update affiliate.lease set returns_at = clock_timestamp() + %(held)s * interval '1 second'
@@ -30,7 +33,9 @@ where (scope, slot) = (
         select from affiliate.lease where scope = %(scope)s and slot = -1 and returns_at > clock_timestamp()
     )
     order by returns_at, slot limit 1 for update skip locked
-) returning slot"""
+) returning slot, returns_at"""
+_PAUSED = """
+select exists (select from affiliate.lease where scope = %(scope)s and slot = -1 and returns_at > clock_timestamp())"""
 _WAIT = """
 select extract(epoch from greatest(
     min(returns_at) filter (where slot between 0 and %(slots)s - 1), max(returns_at) filter (where slot = -1)
@@ -44,6 +49,7 @@ class _Block:
     """A slot taken: how many requests it still permits, how many are under way, and until when it may be used."""
 
     slot: int
+    returns_at: datetime
     left: int
     used_until: float
     under_way: int = 0
@@ -67,7 +73,7 @@ class Lease:
         # A lease that a crashed database forgets costs nothing worth waiting for the disk at every request.
         self._connection = connect(url, autocommit=True, durable=False)
         self._run(
-            "insert into affiliate.lease select %s, slot, '-infinity' from generate_series(-1, %s - 1) slot "
+            "insert into affiliate.lease select %s, slot, 'epoch' from generate_series(-1, %s - 1) slot "
             "on conflict do nothing",
             (scope, slots),
         )
@@ -88,6 +94,8 @@ class Lease:
                 block.under_way -= 1
                 if not block.under_way and (not block.left or block is not self._block):
                     self._give_back(block)
+                    if block is self._block:
+                        self._block = None
 
     def pause(self, seconds: float) -> None:
         """Nobody with this scope sends for so long."""
@@ -96,7 +104,7 @@ class Lease:
             self._run(
                 "update affiliate.lease set returns_at = "
                 "greatest(returns_at, clock_timestamp() + %s * interval '1 second') where scope = %s and slot = -1",
-                (seconds, self._scope),
+                (min(seconds, LONGEST_PAUSE_S) if seconds > 0 else 0, self._scope),
             )
 
     def _take(self) -> _Block:
@@ -104,14 +112,14 @@ class Lease:
         while True:
             with self._lock:
                 block = self._block
-                if block and block.left and time.monotonic() < block.used_until:
+                if block and block.left and time.monotonic() < block.used_until and not self._paused(values):
                     block.left -= 1
                     block.under_way += 1
                     return block
                 if taken := self._run(_TAKE, values).fetchone():
                     self._drop_block()
                     self._block = _Block(
-                        taken[0], self._requests - 1, used_until=time.monotonic() + HOLD_S / 2, under_way=1
+                        *taken, self._requests - 1, used_until=time.monotonic() + HOLD_S / 2, under_way=1
                     )
                     return self._block
                 wait_s, pause_s = self._run(_WAIT, values).fetchone()
@@ -120,16 +128,21 @@ class Lease:
             # Another process may be faster; a slot that was seen coming back is then asked for again.
             self._sleep(min(max(wait_s or 0.0, 0.005), 5.0))
 
+    def _paused(self, values: Any) -> bool:
+        row = self._run(_PAUSED, values).fetchone()
+        return bool(row and row[0])
+
     def _drop_block(self) -> None:
         if self._block and not self._block.under_way:
             self._give_back(self._block)
         self._block = None
 
     def _give_back(self, block: _Block) -> None:
+        # Unless the lease had ended and somebody else holds the slot by now.
         self._run(
             "update affiliate.lease set returns_at = clock_timestamp() + %s * interval '1 second' "
-            "where scope = %s and slot = %s",
-            (self._window_s, self._scope, block.slot),
+            "where scope = %s and slot = %s and returns_at = %s",
+            (self._window_s, self._scope, block.slot, block.returns_at),
         )
 
     def _run(self, statement: str, values: Any) -> psycopg.Cursor:

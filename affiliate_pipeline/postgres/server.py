@@ -352,7 +352,7 @@ def _data_directory(cluster: Cluster, database: str = "postgres") -> str | None:
 def _create_database(cluster: Cluster, database: str) -> None:
     try:
         with _connect(cluster) as connection:
-            if not connection.execute("select from pg_database where datname = %s", [database]).fetchone():
+            if not connection.execute("select 1 from pg_database where datname = %s", [database]).fetchone():
                 connection.execute(sql.SQL("create database {}").format(sql.Identifier(database)))
     except psycopg.errors.DuplicateDatabase:
         pass

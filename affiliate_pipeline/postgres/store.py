@@ -1,10 +1,11 @@
 """The only runner of SQL on the data: lands a day in one transaction, and keeps the ledger of what has landed."""
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import psycopg
@@ -14,6 +15,7 @@ from psycopg.rows import class_row
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.postgres import ddl
 from affiliate_pipeline.rest.redact import redact
+from affiliate_pipeline.schema import columns
 
 OLDEST_SERVER = 140000
 
@@ -36,6 +38,11 @@ def unavailable() -> Iterator[None]:
     except psycopg.errors.DiskFull as error:
         raise StoreUnavailable(
             f"the disk of the database is full ({redact(error.diag.message_primary)}). Free space, then materialize again"
+        ) from None
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise StoreUnavailable(
+            f"the database's role lacks a right: {redact(error.diag.message_primary)}. Let the role of "
+            "AFFILIATE_DATABASE_URL create schemas in the database and own what is in them"
         ) from None
     except psycopg.OperationalError as error:
         raise StoreUnavailable(
@@ -110,6 +117,15 @@ class Facts:
     sums: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Rejected:
+    """The rows of a day that did not fit the schema, as JSON texts."""
+
+    source: str
+    rejected_at: datetime
+    rows: list[bytes]
+
+
 class Shrunken(StoreError):
     """The source has fewer rows than had landed."""
 
@@ -120,10 +136,22 @@ class Store:
     def __init__(self, url: str):
         self.url = url
         self._connection = connect(url)
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
         version = self._connection.info.server_version
         if version < OLDEST_SERVER:
             raise StoreUnavailable(f"the database is PostgreSQL {version // 10000}; it has to be 14 or newer")
-        execute_once(self._connection, ddl.BOOKKEEPING)
+        with unavailable(), self._connection.transaction():
+            row = self._connection.execute(
+                "select obj_description(to_regnamespace('affiliate'), 'pg_namespace') = %s", (ddl.BOOKKEEPING_VERSION,)
+            ).fetchone()
+        if not (row and row[0]):
+            execute_once(self._connection, ddl.BOOKKEEPING)
 
     def __enter__(self) -> "Store":
         return self
@@ -157,6 +185,17 @@ class Store:
 
     def create_table(self, endpoint: Endpoint) -> None:
         """The endpoint's table exists and has all columns of its schema."""
+        wanted = {column.name: column.description for column in columns(endpoint.schema)}
+        with unavailable(), self._connection.transaction():
+            found = self._connection.execute(
+                "select attname, col_description(attrelid, attnum), obj_description(attrelid) from pg_attribute "
+                "where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped",
+                (endpoint.key.replace("/", "."),),
+            ).fetchall()
+        present = {name: described for name, described, _ in found}
+        # Even DDL that changes nothing would wait for every reader of the table, and everybody else for it.
+        if wanted.items() <= present.items() and all(about == endpoint.description for *_, about in found):
+            return
         execute_once(self._connection, ddl.table(_table(endpoint), endpoint.schema, endpoint.description))
 
     def ledger(self, endpoint: Endpoint, days: Sequence[date] | None = None) -> dict[date, Ledger]:
@@ -264,7 +303,7 @@ class Store:
 
     def facts(self, endpoint: Endpoint, day: date) -> Facts:
         """What the table holds for the day."""
-        columns = {
+        parts = {
             "group": sql.Identifier(endpoint.total[1]) if endpoint.total else sql.SQL("null"),
             "amount": sql.Identifier(endpoint.total[0]) if endpoint.total else sql.SQL("null::numeric"),
             "instant": sql.Identifier(endpoint.instant) if endpoint.instant else sql.SQL("null::timestamptz"),
@@ -274,7 +313,7 @@ class Store:
         statement = sql.SQL(
             "select {group}::text, sum({amount})::text, count(*), min({instant}), max({instant}) from {table} "
             "where partition_date = {day} group by 1 order by 1"
-        ).format(**columns)
+        ).format(**parts)
         with unavailable(), self._connection.transaction():
             groups = self._connection.execute(statement).fetchall()
         return Facts(
@@ -284,30 +323,48 @@ class Store:
             sums={name: total for name, total, *_ in groups if total is not None},
         )
 
-    def reject(self, endpoint: Endpoint, day: date, run_id: str, reason: str, rows: Iterable[bytes]) -> None:
+    def reject(
+        self,
+        endpoint: Endpoint,
+        day: date,
+        run_id: str,
+        source: str,
+        reason: str,
+        rows: Iterable[bytes],
+        received_ms: int,
+    ) -> None:
         """Keeps the day's rows as received, in place of any that were kept for it before."""
-        with unavailable(), self._connection.transaction():
-            self._forget_rejected({"asset": endpoint.key, "partition": day})
-            with (
-                self._connection.cursor() as cursor,
-                cursor.copy(
-                    "copy affiliate.rejected_row (asset, partition, run_id, rejected_at, reason, payload) from stdin"
-                ) as copying,
-            ):
-                now = datetime.now().astimezone().isoformat()
-                for row in rows:
-                    # jsonb cannot hold U+0000.
-                    payload = row.decode(errors="replace").replace("\\u0000", "\\ufffd")
-                    copying.write_row((endpoint.key, day, run_id, now, reason, payload))
+        payloads = [row.decode(errors="replace") for row in rows]
+        key = {"asset": endpoint.key, "partition": day}
+        common = (*key.values(), run_id, source, datetime.fromtimestamp(received_ms / 1000, UTC), reason)
+        with unavailable():
+            try:
+                self._keep_rejected(key, common, payloads)
+            except psycopg.DataError:
+                # jsonb cannot hold every JSON text (U+0000, huge numbers): then each row is kept as a JSON string.
+                self._keep_rejected(key, common, [json.dumps(payload) for payload in payloads])
 
-    def rejected(self, endpoint: Endpoint, day: date) -> list[bytes]:
-        """The rows kept by `reject`, as JSON texts."""
+    def _keep_rejected(self, key: Mapping[str, Any], common: tuple[Any, ...], payloads: Iterable[str]) -> None:
+        copy = "copy affiliate.rejected_row (asset, partition, run_id, source, rejected_at, reason, payload) from stdin"
+        with self._connection.transaction():
+            self._forget_rejected(key)
+            with self._connection.cursor() as cursor, cursor.copy(copy) as copying:
+                for payload in payloads:
+                    copying.write_row((*common, payload))
+
+    def rejected(self, endpoint: Endpoint, day: date) -> Rejected | None:
+        """The rows kept by `reject`."""
         with unavailable(), self._connection.transaction():
-            rows = self._connection.execute(
-                "select payload::text from affiliate.rejected_row where asset = %s and partition = %s",
+            found = self._connection.execute(
+                "select source, rejected_at, "
+                "case jsonb_typeof(payload) when 'string' then payload #>> '{}' else payload::text end "
+                "from affiliate.rejected_row where asset = %s and partition = %s",
                 (endpoint.key, day),
-            )
-            return [payload.encode() for (payload,) in rows]
+            ).fetchall()
+        if not found:
+            return None
+        source, rejected_at, _ = found[0]
+        return Rejected(source, rejected_at, [payload.encode() for *_, payload in found])
 
 
 def _table(endpoint: Endpoint) -> sql.Identifier:

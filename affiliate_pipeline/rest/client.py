@@ -108,8 +108,9 @@ class Client:
                 corrections += 1
                 return 0.0 if corrections <= CLOCK_CORRECTIONS and self._correct_clock(error.server_ms) else False
             failures += 1
+            patient = time.monotonic() - started < SILENCE_LIMIT_S
             if isinstance(error, Unanswered):
-                return time.monotonic() - max(started, self._answered_at) < SILENCE_LIMIT_S
+                return not self._is_silent_since(started) and (patient or failures < ATTEMPTS)
             if failures >= ATTEMPTS:
                 return False
             # The limit, which everybody asks, holds the pause; nothing is left to wait for here.
@@ -122,11 +123,16 @@ class Client:
         except ClockOff as error:
             raise Fatal(str(error)) from None
         except Unanswered as error:
+            if not self._is_silent_since(started):
+                raise
             raise Unreachable(
                 f"{self.host} gave no answer for {SILENCE_LIMIT_S} s ({error}). "
                 "Check the network and the exchange's status page, then materialize the failed days again."
             ) from None
         raise AssertionError("retry_context neither returned nor raised")
+
+    def _is_silent_since(self, started: float) -> bool:
+        return time.monotonic() - max(started, self._answered_at) >= SILENCE_LIMIT_S
 
     def _once(self, method: str, path: str, params: Mapping[str, object], decode: Callable[[bytes], Answer]) -> Answer:
         query = encode(params)

@@ -45,11 +45,7 @@ class ClockOff(Transient):
 
 
 class Refused(ExchangeError):
-    """Asking again cannot help. `rows` are rows received that could not be read, as JSON texts."""
-
-    def __init__(self, text: str, rows: tuple[bytes, ...] = ()):
-        super().__init__(text)
-        self.rows = rows
+    """Asking again cannot help."""
 
 
 class Fatal(ExchangeError):

@@ -3,21 +3,36 @@
 import logging
 import re
 
-_SECRET = re.compile(
-    r"(?i)\b((?:\w+[-_])*(?:signature|sign|api[-_]?key|secret|token|password|accesskeyid|echostr))"
-    r"(\"?\s*[=:]\s*\"?)[^&\s\"',}]+"
+_SECRET_NAME = re.compile(
+    r"(?i)signature|^sign$|api[-_]?key|access[-_]?key|secret|token|password|credential|authorization|echostr"
+)
+# Each word is looked at once, from its beginning: a text from outside cannot make this slow.
+_NAMED = re.compile(
+    r"(?i)(?<![\w-])([\w-]+)([\"']?\s*[=:]\s*)((?:bearer|basic)\s+)?(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^&\s\"',}]+)"
 )
 _PEM = re.compile(r"-----BEGIN[^-]*-----.*?(-----END[^-]*-----|$)", re.DOTALL)
-_PASSWORD_IN_URL = re.compile(r"(\w+://[^\s:/@]*:)[^\s@/]+@")
-_EMAIL = re.compile(r"([^\s@\"'<>=&,;:(]{1,2})[^\s@\"'<>=&,;:(]*@")
+_PASSWORD_IN_URL = re.compile(r"(?<!\w)(\w+://[^\s:/@]*:)[^\s@/]+@")
+_AT = r"(?:@|%40|\\u0040)"
+_QUOTED_EMAIL = re.compile(rf"\"[^\"@]*\"{_AT}")
+_EMAIL = re.compile(
+    rf"(?<![^\s@\"<>=,;:(&'])([^\s@\"<>=,;:(&'][^\s@\"<>=,;:(]?)(?:(?!%40|\\u0040)[^\s@\"<>=,;:(])*{_AT}"
+)
 
 
 def redact(text: object) -> str:
     """The text with secrets replaced by `***` and emails cut to two letters of their local part."""
     clean = _PEM.sub("-----***-----", str(text))
     clean = _PASSWORD_IN_URL.sub(r"\1***@", clean)
-    clean = _SECRET.sub(r"\1\2***", clean)
-    return _EMAIL.sub(r"\1***@", clean)
+    clean = _NAMED.sub(_without_secret, clean)
+    return _EMAIL.sub(r"\1***@", _QUOTED_EMAIL.sub("***@", clean))
+
+
+def _without_secret(found: re.Match[str]) -> str:
+    name, separator, scheme, value = found.groups()
+    if not _SECRET_NAME.search(name):
+        return found[0]
+    quote = value[0] if value[0] in "\"'" else ""
+    return f"{name}{separator}{scheme or ''}{quote}***{quote}"
 
 
 class _BelowWarning(logging.Filter):

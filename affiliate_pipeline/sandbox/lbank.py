@@ -277,6 +277,9 @@ class LBank:
         """The parameters of the call without those of the signature, once it is known who sent them."""
         pairs = parse_qsl(call.query, keep_blank_values=True)
         params = dict(pairs)
+        api_key = params.get("api_key") or call.headers.get("api_key")
+        if api_key in self.accounts:
+            self._count(api_key, call.path)
         for name in STAMP:
             header = call.headers.get(name)
             if header and header != params.setdefault(name, header):
@@ -287,7 +290,6 @@ class LBank:
         account = self.accounts.get(stamp["api_key"])
         if account is None:
             raise _Refused(10005)
-        self._count(stamp["api_key"], call.path)
         if not (sign := params.pop("sign", "")):
             raise _Refused(10001, "sign")
         if len(dict(pairs)) < len(pairs):
@@ -310,9 +312,9 @@ class LBank:
         return {name: value for name, value in params.items() if name not in STAMP}
 
     def _count(self, api_key: str, path: str) -> None:
-        now = self._now()
         most, window_ms = self.rate_limit
         with self._lock:
+            now = self._now()
             arrivals = self._arrivals.setdefault((api_key, path), deque())
             while arrivals and arrivals[0] <= now - window_ms:
                 arrivals.popleft()

@@ -35,7 +35,7 @@ def connect(endpoint: Endpoint, shared: Shared) -> Session:
         shared.limit(
             f"binance {host}", settings.binance_weight_per_minute, WEIGHT_WINDOW_S / settings.affiliate_rate_scale
         ),
-        read=replies.read,
+        read=lambda reply: replies.read(reply, key_name.upper(), secret_name.upper()),
         server_time=lambda http: replies.server_time_ms(http.get(base_url + replies.SERVER_TIME_PATH).content),
     )
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]

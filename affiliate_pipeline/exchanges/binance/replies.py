@@ -25,28 +25,31 @@ class _ServerTime(msgspec.Struct, rename="camel"):
     server_time: int
 
 
-def read(reply: Reply) -> bytes:
-    """The body of a good answer; else raises the `ExchangeError` that says what is wrong."""
+def read(reply: Reply, key_name: str, secret_name: str) -> bytes:
+    """The body of a good answer; else raises the `ExchangeError` that says what is wrong, and names the two variables
+    where the key or its secret may be."""
     status = reply.status_code
     html = reply.content.lstrip()[:1] == b"<"
     if status == 200 and not html:
         return reply.content
     error = _error(reply.content)
-    text = f"Binance answered HTTP {status}" + (f", code {error.code}: {redact(error.msg)}" if error else "")
+    text = f"Binance answered HTTP {status}" + (
+        f", code {error.code}: {redact(error.msg).rstrip('.')}" if error else ""
+    )
     if status in (418, 429) or (error and error.code == _TOO_MANY):
         raise RateLimited(text, _retry_after_s(reply))
     if html or status >= 500 or (error is None and status == 403):
-        raise Transient(f"{text} with a web page" if html else text)
+        raise Transient(f"{text} with a web page (HTML)" if html else text)
     if error is None:
         raise Refused(f"{text}, without an explanation")
     if error.code == _CLOCK:
         raise ClockOff(f"{text}. Set this machine's clock by NTP")
     if error.code == _SIGNATURE:
-        raise AccessRefused(f"{text}. The secret does not belong to the API key: check both")
+        raise AccessRefused(f"{text}. The secret does not belong to the API key: check {secret_name} and {key_name}")
     if error.code in _ACCESS_CODES or status in (401, 403, 451):
         raise AccessRefused(
-            f"{text}. Binance does not say which: the API key is wrong, this machine's IP address is not on the key's "
-            "list, or the key lacks the permission to read"
+            f"{text}. Binance does not say which: the API key ({key_name}) is wrong, this machine's IP address is not on "
+            "the key's list, or the key lacks the permission to read"
         )
     if error.code in _TRANSIENT_CODES:
         raise Transient(text)

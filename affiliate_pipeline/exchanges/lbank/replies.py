@@ -12,11 +12,13 @@ _TOO_MANY = 10004
 _CLOCK = 10600
 _CLOSED = 10601
 _ACCESS_CODES = {
-    10002: "the API key or its signature",
-    10005: "the API key",
-    10006: "the API key, or the openId asked for",
-    10007: "the signature: the secret does not belong to the API key, or LBANK_SIGNATURE_METHOD is not its kind",
-    10022: "the permission: the key, or this machine's IP address, or the openId asked for, is not allowed",
+    10002: "It refuses the API key or its signature: check LBANK_API_KEY and LBANK_API_SECRET",
+    10005: "It refuses the API key: check LBANK_API_KEY",
+    10006: "It refuses the API key or the openId asked for: check LBANK_API_KEY and LBANK_OPEN_ID",
+    10007: "It refuses the signature: check that LBANK_API_SECRET belongs to LBANK_API_KEY and is of the kind that "
+    "LBANK_SIGNATURE_METHOD says",
+    10022: "The key has no permission for this, or this machine's IP address is not on its list, or the openId asked for "
+    "is not ours: check them in LBank's API management, LBANK_API_KEY and LBANK_OPEN_ID",
 }
 # These two may be about the openId asked for and not about us.
 OPEN_ID_CODES = {10006, 10022}
@@ -37,7 +39,7 @@ def read(reply: Reply) -> bytes:
     """The `data` of a good answer as JSON; else raises the `ExchangeError` that says what is wrong."""
     status, body = reply.status_code, reply.content
     if body.lstrip()[:1] == b"<":
-        raise Transient(f"LBank answered HTTP {status} with a web page: its firewall, or trouble of its own")
+        raise Transient(f"LBank answered HTTP {status} with a web page (HTML): its firewall, or trouble of its own")
     if status == 429:
         raise RateLimited(f"LBank answered HTTP {status}", None)
     try:
@@ -50,7 +52,7 @@ def read(reply: Reply) -> bytes:
             raise Transient("LBank answered without data")
         return data
     code = int(envelope.error_code)
-    text = f"LBank answered error_code {code}: {redact(envelope.msg or 'no message')}"
+    text = f"LBank answered error_code {code}: {redact(envelope.msg or 'no message').rstrip('.')}"
     if code == _TOO_MANY:
         raise RateLimited(text, None)
     if code in _TRANSIENT_CODES or status >= 500:
@@ -60,5 +62,5 @@ def read(reply: Reply) -> bytes:
     if code == _CLOSED:
         raise Fatal(f"{text}. The exchange has closed this interface: ask its support")
     if code in _ACCESS_CODES:
-        raise AccessRefused(f"{text}. It refuses {_ACCESS_CODES[code]}", code)
+        raise AccessRefused(f"{text}. {_ACCESS_CODES[code]}", code)
     raise Refused(text)

@@ -249,7 +249,7 @@ class _Chunk:
         try:
             times = instants_ms(rows, self._sweep.instant)
         except (ValueError, msgspec.DecodeError) as error:
-            raise Refused(f"a row's day cannot be read: {error}", tuple(rows)) from None
+            raise Refused(f"a row's day cannot be read: {error}") from None
         for time_ms, row in zip(times, rows, strict=True):
             by_day[day_of(time_ms, self._zone)].append(row)
         if outside := set(by_day) - set(task.days):
@@ -341,4 +341,4 @@ def _id(row: bytes) -> int:
     try:
         return int(msgspec.json.decode(row, type=_Numbered).id)
     except (msgspec.DecodeError, ValueError):
-        raise Refused("a row has no `id` to ask for the next page with", (row,)) from None
+        raise Refused("a row has no `id` to ask for the next page with") from None
