@@ -9,7 +9,6 @@ Works without Dagster:
 
 import logging
 import time
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -277,23 +276,21 @@ class _Landing:
         )
 
     def _proven(self, days: list[date]) -> set[date]:
-        """Those of the days, beyond the promised memory, that the source still holds: it has an older row.
+        """The days, beyond the promised memory, if the source has a row older than all of them: then it still has these.
 
         Raises `Fatal`; a request that fails otherwise proves nothing.
         """
         if not (days and self.endpoint.memory and self.endpoint.memory.provable):
             return set()
 
-        def holds(day: date) -> bool:
-            try:
-                return self.endpoint.strategy.remembers_before(self.session, day, self.endpoint.exchange.zone)
-            except Fatal:
-                raise
-            except ExchangeError as error:
-                log.warning("%s: whether the source remembers %s could not be asked: %s", self.endpoint.key, day, error)
-                return False
-
-        return set(days) if holds(days[0]) else set(days[bisect_left(days, True, lo=1, key=holds) :])
+        try:
+            older = self.endpoint.strategy.remembers_before(self.session, days[0], self.endpoint.exchange.zone)
+        except Fatal:
+            raise
+        except ExchangeError as error:
+            log.warning("%s: whether the source still has %s could not be asked: %s", self.endpoint.key, days[0], error)
+            return set()
+        return set(days) if older else set()
 
 
 def _reason(what: str, held: Ledger | None) -> str:

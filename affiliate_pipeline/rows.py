@@ -145,13 +145,19 @@ def instants_ms(rows: Iterable[bytes], name: str) -> list[int]:
         value = next((raw for key, raw in _fields(row).items() if _plain(key) == _plain(name)), None)
         if value is None:
             raise ValueError(f"a row has no `{name}`")
-        found.append(KINDS["instant"].read(bytes(value)))
+        try:
+            found.append(KINDS["instant"].read(bytes(value)))
+        except ValueError:
+            raise ValueError(
+                f"a row's `{name}` is {bytes(value).decode(errors='replace')[:SAMPLE_CHARACTERS]}"
+            ) from None
     return found
 
 
-def names(row: bytes) -> list[str]:
-    """The names of the row's fields, as received."""
-    return list(_fields(row))
+def emptied(row: bytes, fields: Mapping[str, object]) -> bytes:
+    """The row with these fields (JSON names), and null in all its others."""
+    given = {_plain(name) for name in fields}
+    return msgspec.json.encode({**fields, **{name: None for name in _fields(row) if _plain(name) not in given}})
 
 
 def is_true(row: bytes, name: str) -> bool:

@@ -25,7 +25,7 @@ from affiliate_pipeline.exchanges.lbank.roster import Roster
 from affiliate_pipeline.exchanges.spec import Answers, DayError, DayRows, Plan, Session
 from affiliate_pipeline.rest.encoding import encode
 from affiliate_pipeline.rest.errors import AccessRefused, ExchangeError, Fatal, Refused
-from affiliate_pipeline.rows import instants_ms, is_true, names, with_fields
+from affiliate_pipeline.rows import emptied, instants_ms, is_true, with_fields
 
 PAGE_SIZE = 100
 MOST_WALKS = 4
@@ -185,11 +185,13 @@ class _Chunk:
     def _take(self, task: _Task, future: "Future[_Rows]", waiting: deque[_Task]) -> Iterator[DayRows | DayError]:
         try:
             answer = future.result()
+            by_day = self._by_day(task, answer.rows)
         except AccessRefused as error:
             if error.code not in OPEN_ID_CODES or task.ask.open_id in (None, self._session.open_id):
                 raise
             self._leave_out(str(task.ask.open_id), error)
             answer = _Rows([], self._session.now_ms())
+            by_day = {}
         except Fatal:
             raise
         except ExchangeError as error:
@@ -199,16 +201,9 @@ class _Chunk:
                 yield DayError(task.days[0], error)
             return
         self._progress.one_more()
-        try:
-            by_day = self._by_day(task, answer.rows)
-        except ExchangeError as error:
-            for day in task.days:
-                if self._open.pop(day, None) is not None:
-                    yield DayError(day, error)
-            return
         for day in task.days:
             if day in self._open:
-                self._rows[day] += by_day[day]
+                self._rows[day] += by_day.get(day, [])
                 self._asked_ms[day] = min(answer.asked_ms, self._asked_ms.get(day, answer.asked_ms))
                 self._requests[day] += 1
                 self._open[day] -= 1
@@ -278,7 +273,7 @@ class _Chunk:
     def _completed(self, row: bytes, fields: Mapping[str, object]) -> bytes:
         flag = self._sweep.confirmed_by
         if flag and not is_true(row, flag):
-            return with_fields(row, {**dict.fromkeys(names(row)), **fields, flag: False})
+            return emptied(row, {**fields, flag: False})
         return with_fields(row, fields) if fields else row
 
     def _ask(self, params: Mapping[str, object]) -> list[bytes]:
@@ -287,8 +282,7 @@ class _Chunk:
         return self._session.client.get(self._sweep.path, params, rows_of)
 
     def _paged(self, params: Mapping[str, object]) -> list[bytes]:
-        """All pages' rows. Where a row of one page is on the next one as well, rows were added meanwhile: then only two
-        walks that agree are believed."""
+        """All pages' rows. Where rows moved meanwhile, only two walks that agree are believed."""
         believed: Counter[bytes] | None = None
         for _ in range(MOST_WALKS):
             rows, moved = self._walk(params)
@@ -307,17 +301,21 @@ class _Chunk:
 def walk_pages(
     ask: Callable[[Mapping[str, object]], list[bytes]], paging: Literal["offset", "id"] | None
 ) -> tuple[list[bytes], bool]:
-    """The rows of all pages, and whether a row was on two pages in a row."""
+    """The rows of all pages, and whether rows moved from one page to the next while they were read.
+
+    A row that is on two pages in a row has moved, or is one of two equal ones: the earlier page, asked for again, tells.
+    """
     rows: list[bytes] = []
-    before: set[bytes] = set()
+    before: tuple[int, list[bytes]] | None = None
     moved, start = False, 0
     while True:
         page = ask({"start": start, "pageSize": PAGE_SIZE})
         rows += page
-        moved = moved or not before.isdisjoint(page)
+        if before and not moved and not set(before[1]).isdisjoint(page):
+            moved = ask({"start": before[0], "pageSize": PAGE_SIZE}) != before[1]
         if len(page) < PAGE_SIZE:
             return rows, moved
-        before = set(page)
+        before = (start, page)
         start = start + PAGE_SIZE if paging == "offset" else max(map(_id, page))
 
 
