@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Optional
 
 import msgspec
@@ -90,7 +91,14 @@ def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def copy_text(table: arrow.Table) -> bytes:
-    """The table as PostgreSQL's COPY reads it (`format csv`): null is nothing, an empty text is `""`."""
+    """The table as PostgreSQL's COPY reads it (`format csv`) in a session that speaks UTC: null is nothing, an empty text
+    is `""`."""
+    # Written without their zone, instants cost half as much.
+    utc = [
+        field.with_type(arrow.timestamp("ms")) if arrow.types.is_timestamp(field.type) else field
+        for field in table.schema
+    ]
+    table = table.cast(arrow.schema(utc))
     text = io.BytesIO()
     pyarrow.csv.write_csv(table, text, pyarrow.csv.WriteOptions(include_header=False))
     return text.getvalue()
@@ -129,7 +137,8 @@ def _declared(model: type[Row]) -> msgspec.json.Decoder:
 
 def _as_declared(model: type[Row], body: bytes) -> Parsed:
     structs = _declared(model).decode(body)
-    return Parsed(_table(model, {c.name: [getattr(s, c.name) for s in structs] for c in columns(model)}, len(structs)))
+    values = {column.name: list(map(attrgetter(column.name), structs)) for column in columns(model)}
+    return Parsed(_table(model, values, len(structs)))
 
 
 def _table(model: type[Row], values: dict[str, list], rows: int, extra: list[str | None] | None = None) -> arrow.Table:
