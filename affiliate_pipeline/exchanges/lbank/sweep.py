@@ -66,6 +66,7 @@ class Ask:
 class _Task:
     ask: Ask
     days: tuple[date, ...]
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,12 +169,15 @@ class _Chunk:
             try:
                 while waiting or under_way:
                     while waiting and len(under_way) < at_once:
+                        # While one range is asked for day by day to find the bad one, no other range runs into it.
+                        if not waiting[0].apart and any(task.apart for task in under_way.values()):
+                            break
                         task = waiting.popleft()
                         good = tuple(day for day in task.days if day in self._open)
                         if good == task.days:
                             under_way[pool.submit(self._answer, task)] = task
                         else:
-                            waiting.extendleft(_Task(task.ask, tuple(run)) for run in runs(good))
+                            waiting.extendleft(_Task(task.ask, tuple(run), task.apart) for run in runs(good))
                     done, _ = wait(under_way, return_when=FIRST_COMPLETED)
                     for future in done:
                         yield from self._take(under_way.pop(future), future, waiting)
@@ -196,7 +200,7 @@ class _Chunk:
             raise
         except ExchangeError as error:
             if len(task.days) > 1:
-                waiting.extendleft(_Task(task.ask, (day,)) for day in reversed(task.days))
+                waiting.extendleft(_Task(task.ask, (day,), apart=True) for day in reversed(task.days))
             elif self._open.pop(task.days[0], None) is not None:
                 yield DayError(task.days[0], error)
             return
