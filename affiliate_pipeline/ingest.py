@@ -8,6 +8,7 @@ Works without Dagster:
 """
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +17,14 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from affiliate_pipeline.days import fold
-from affiliate_pipeline.exchanges.spec import DayError, DayRows, Endpoint, Session
+from affiliate_pipeline.exchanges.spec import DayError, DayRows, Endpoint, Plan, Session
 from affiliate_pipeline.postgres.shared import Shared
 from affiliate_pipeline.postgres.store import Day, Facts, Ledger, Shrunken, Store, StoreError, StoreUnavailable
 from affiliate_pipeline.rest.errors import ExchangeError, Fatal
 from affiliate_pipeline.rows import ContentHash, Invalid, Problem, parse, split
 
 BATCH_BYTES = 8 << 20
+LOG_EVERY_S = 10
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +109,8 @@ def ingest(
                 del pending[outcome.day]
                 yield outcome
             session.finished()
+        for day in pending:
+            yield Failed(day, _reason("the fetch ended without telling of it, a mistake of ours", ledger.get(day)))
     except (ExchangeError, StoreUnavailable) as error:
         # What ends the range ends it for every day not told of yet, including one that was just being landed.
         for day in pending:
@@ -122,6 +126,8 @@ class _Landing:
     options: Options
     now: Callable[[], int]
     ledger: dict[date, Ledger]
+    # Days beyond the promised memory that the source was seen to hold, and until when (ms) that is certain.
+    _proven_until: dict[date, int] = field(default_factory=dict)
 
     def outcomes(self, days: list[date]) -> Iterator[Outcome]:
         asked_at = self.now()
@@ -147,35 +153,43 @@ class _Landing:
         for day in (day for day in old if day in self.ledger):
             yield self._kept(day)
         unproven = [day for day in old if day not in self.ledger]
-        proven = self._proven(unproven)
+        self._prove(unproven)
         for day in unproven:
-            if day not in proven:
+            if day not in self._proven_until:
                 yield self._failed(day, self._forgotten())
-        ask = [day for day in days if day not in old or day in proven]
+        ask = [day for day in days if day not in old or day in self._proven_until]
         if not ask:
             return
         plan = self.endpoint.strategy.plan(self.session, ask, self.endpoint.exchange.zone)
         log.info("%s: asking for %s: %s", self.endpoint.key, fold(ask), plan)
-        done = 0
-        for fetched in self.endpoint.strategy.fetch(self.session, ask, self.endpoint.exchange.zone):
-            outcome = self._outcome(fetched, asked_at, proven)
-            done += 1
-            told = f"{outcome.facts.rows} rows" if isinstance(outcome, Landed) else "failed"
-            log.info("%s %s: %s (%d of %d days)", self.endpoint.key, outcome.day, told, done, len(ask))
-            yield outcome
+        told_at = time.monotonic()
+        fetching = self.endpoint.strategy.fetch(self.session, ask, self.endpoint.exchange.zone)
+        for done, fetched in enumerate(fetching, start=1):
+            yield self._outcome(fetched, asked_at)
+            if done == len(ask) or time.monotonic() - told_at >= LOG_EVERY_S:
+                told_at = time.monotonic()
+                log.info("%s: %d of %d days done", self.endpoint.key, done, len(ask))
 
-    def _outcome(self, fetched: DayRows | DayError, asked_at: int, proven: set[date]) -> Outcome:
+    def _outcome(self, fetched: DayRows | DayError, asked_at: int) -> Outcome:
         day = fetched.day
+        if not self._is_whole(day):
+            if day in self.ledger:
+                return self._kept(day)
+            return self._failed(day, f"while it was being fetched, {self._forgotten()}")
         if isinstance(fetched, DayError):
             return self._failed(
                 day, f"{str(fetched.error).rstrip('.')}. Materialize the day again; if it stays, see the runbook"
             )
-        forgets = day not in proven and not self.options.trust_old
-        if forgets and not self.endpoint.is_remembered(day, self.now()):
-            if day in self.ledger:
-                return self._kept(day)
-            return self._failed(day, f"while it was being fetched, {self._forgotten()}")
         return self._land(fetched, fetched.asked_ms or asked_at)
+
+    def _is_whole(self, day: date) -> bool:
+        """Whether the source, after the day was fetched, still holds all of it."""
+        if self.options.trust_old or self.endpoint.is_remembered(day, self.now()):
+            return True
+        if self.now() > self._proven_until.get(day, math.inf):
+            del self._proven_until[day]
+            self._prove([day])
+        return day in self._proven_until
 
     def _land(self, fetched: DayRows, asked_at: int) -> Outcome:
         day, chunks = fetched.day, fetched.chunks
@@ -214,7 +228,7 @@ class _Landing:
             left_out=frozenset() if self.options.allow_shrink else fetched.left_out,
         )
         try:
-            changed = self.store.land(self.endpoint, landing)
+            changed, facts = self.store.land(self.endpoint, landing)
         except Shrunken as error:
             return self._failed(
                 day,
@@ -232,7 +246,7 @@ class _Landing:
             )
         return Landed(
             day=day,
-            facts=self.store.facts(self.endpoint, day),
+            facts=facts,
             content_hash=landing.content_hash,
             settled=settled,
             source=self.session.source,
@@ -275,22 +289,34 @@ class _Landing:
             "config trust_old: true"
         )
 
-    def _proven(self, days: list[date]) -> set[date]:
-        """The days, beyond the promised memory, if the source has a row older than all of them: then it still has these.
+    def _prove(self, days: list[date]) -> None:
+        """Notes which of the days, beyond the promised memory, the source still holds, and how long that is certain.
 
+        It does if it has a row older than all of them. Should it forget as time goes on, it forgets that row first.
         Raises `Fatal`; a request that fails otherwise proves nothing.
         """
         if not (days and self.endpoint.memory and self.endpoint.memory.provable):
-            return set()
-
+            return
+        asked_at = self.now()
         try:
-            older = self.endpoint.strategy.remembers_before(self.session, days[0], self.endpoint.exchange.zone)
+            oldest = self.endpoint.strategy.oldest_before(self.session, days[0], self.endpoint.exchange.zone)
         except Fatal:
             raise
         except ExchangeError as error:
             log.warning("%s: whether the source still has %s could not be asked: %s", self.endpoint.key, days[0], error)
-            return set()
-        return set(days) if older else set()
+            return
+        if oldest is not None:
+            self._proven_until |= {day: asked_at + self.endpoint.start_ms(day) - oldest for day in days}
+
+
+def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store: Store) -> Plan:
+    """What materializing the days would cost; days that are kept cost nothing."""
+    now = now_ms()
+    ledger = store.ledger(endpoint, days)
+    asked = [day for day in days if endpoint.is_remembered(day, now) or day not in ledger]
+    if not asked:
+        return Plan(0, 0, 0)
+    return endpoint.strategy.plan(session, asked, endpoint.exchange.zone)
 
 
 def _reason(what: str, held: Ledger | None) -> str:

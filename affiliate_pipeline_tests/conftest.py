@@ -1,10 +1,10 @@
-"""What tests share: one embedded PostgreSQL a session with a database a test, the sandbox, and a run of an asset."""
+"""What tests share: one embedded PostgreSQL a session with a database empty for each test, the sandbox, and a run of an asset."""
 
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import dagster as dg
 import psycopg
 import pytest
 import stamina
+from psycopg import sql
 
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.postgres import server
 from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline_tests.webhook import Webhook
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +49,16 @@ def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def database_url(postgres_home: Path) -> str:
-    """An empty database."""
-    return server.ensure(postgres_home, f"test_{secrets.token_hex(6)}")
+    """An empty database: always the same one, since making and deleting one costs more than most tests."""
+    url = server.ensure(postgres_home, "test")
+    with psycopg.connect(url, autocommit=True) as connection:
+        schemas = connection.execute(
+            "select nspname from pg_namespace where nspname !~ '^pg_' and nspname <> 'information_schema'"
+        ).fetchall()
+        for (schema,) in schemas:
+            connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema)))
+        connection.execute("create schema public")
+    return url
 
 
 @pytest.fixture
@@ -61,6 +71,12 @@ def query(database_url: str) -> Callable[..., list[tuple]]:
             return cursor.fetchall() if cursor.description else []
 
     return run
+
+
+@pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    with Webhook() as webhook:
+        yield webhook
 
 
 @dataclass
@@ -85,32 +101,41 @@ def sandbox(monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[Sand
         yield exchange
 
 
+@cache
+def instance_of_all_runs() -> dg.DagsterInstance:
+    """One for the session: making one takes as long as a run."""
+    return dg.DagsterInstance.ephemeral()
+
+
 def materialize(key: str, days: Sequence[date], **config: bool) -> Run:
     """A run of the asset over the (consecutive) days, as `dagster asset materialize` would do it."""
     definitions = build_definitions()
     asset_key = dg.AssetKey(key.split("/"))
     tags = {"dagster/asset_partition_range_start": f"{days[0]}", "dagster/asset_partition_range_end": f"{days[-1]}"}
-    with dg.DagsterInstance.ephemeral() as instance:
-        result = dg.materialize(
-            [definitions.get_assets_def(asset_key)],
-            instance=instance,
-            resources=definitions.resources,
-            tags=tags,
-            run_config={"ops": {key.replace("/", "__"): {"config": config}}},
-            raise_on_error=False,
-        )
-        materialized = {
-            date.fromisoformat(event.partition): {
-                name: value.value for name, value in event.step_materialization_data.materialization.metadata.items()
-            }
-            for event in result.get_asset_materialization_events()
+    instance = instance_of_all_runs()
+    result = dg.materialize(
+        [definitions.get_assets_def(asset_key)],
+        instance=instance,
+        resources=definitions.resources,
+        tags=tags,
+        run_config={"ops": {key.replace("/", "__"): {"config": config}}},
+        raise_on_error=False,
+    )
+    # What the instance recorded: the result leaves out what a failing step had logged.
+    events = [entry.dagster_event for entry in instance.all_logs(result.run_id) if entry.dagster_event]
+    materialized = {
+        date.fromisoformat(event.partition): {
+            name: value.value for name, value in event.step_materialization_data.materialization.metadata.items()
         }
-        failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
-        failed = {
-            date.fromisoformat(day): reason
-            for failure in failures
-            if failure.user_failure_data
-            for day, reason in failure.user_failure_data.metadata["failed_partitions"].value.items()
-        }
-        message = "\n".join(str(failure.error.message if failure.error else "") for failure in failures)
-        return Run(result.success, materialized, failed, message, list(result.all_events))
+        for event in events
+        if event.is_step_materialization
+    }
+    failures = [event.step_failure_data for event in events if event.is_step_failure]
+    failed = {
+        date.fromisoformat(day): reason
+        for failure in failures
+        if failure.user_failure_data
+        for day, reason in failure.user_failure_data.metadata["failed_partitions"].value.items()
+    }
+    message = "\n".join(str(failure.error.message if failure.error else "") for failure in failures)
+    return Run(result.success, materialized, failed, message, events)

@@ -61,8 +61,9 @@ class Strategy(Protocol):
     def fetch(self, session: Any, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
         """Each of the days once, in any order; raises `Fatal` where no further request makes sense."""
 
-    def remembers_before(self, session: Any, day: date, zone: ZoneInfo) -> bool:
-        """Whether the source still has a row older than the day; asked only where `Memory.provable`."""
+    def oldest_before(self, session: Any, day: date, zone: ZoneInfo) -> int | None:
+        """When (ms) a row older than the day happened, if the source still has one; asked only where
+        `Memory.provable`."""
 
 
 @dataclass(frozen=True)

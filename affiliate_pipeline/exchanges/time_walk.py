@@ -71,8 +71,9 @@ class TimeWalk:
             # The first windows were asked without knowing this; nothing of them was yielded. Once more, wider.
             widening = walk.widening
 
-    def remembers_before(self, session: Session, day: date, zone: ZoneInfo) -> bool:
-        return len(self.ask(session, start_ms(day - self.longest_days * DAY, zone), start_ms(day, zone) - 1)) > 0
+    def oldest_before(self, session: Session, day: date, zone: ZoneInfo) -> int | None:
+        page = self.ask(session, start_ms(day - self.longest_days * DAY, zone), start_ms(day, zone) - 1)
+        return min(page.times, default=None)
 
     def requests(self, rows: int) -> int:
         """About how many requests a day with so many rows takes."""
@@ -140,8 +141,12 @@ class _Walk:
         # Until the ends are proven nothing is yielded, so that the walk can be begun again.
         held: list[DayRows | DayError] | None = None if self.widening else []
         try:
-            for span in spans(list(self._left), self._endpoint.longest_days):
-                self._submit(self._start[span[0]], self._end[span[-1]] - 1)
+            self._submit(
+                *(
+                    (self._start[span[0]], self._end[span[-1]] - 1)
+                    for span in spans(list(self._left), self._endpoint.longest_days)
+                )
+            )
             while (item := self._done.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
@@ -158,10 +163,12 @@ class _Walk:
             self._stop.set()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, first: int, last: int) -> None:
+    def _submit(self, *windows: tuple[int, int]) -> None:
+        # All are counted before the first one may end: the walk ends with the last open window.
         with self._lock:
-            self._open += 1
-        self._pool.submit(self._work, first, last)
+            self._open += len(windows)
+        for first, last in windows:
+            self._pool.submit(self._work, first, last)
 
     def _work(self, first: int, last: int) -> None:
         try:
@@ -273,12 +280,13 @@ class _Walk:
     def _halve(self, first: int, last: int) -> int:
         """Hands the later half to another worker; what remains ends where this says."""
         middle = (first + last) // 2
-        self._submit(middle + 1, last)
+        self._submit((middle + 1, last))
         return middle
 
     def _submit_apart(self, groups: Sequence[Sequence[date]], first: int, last: int) -> None:
-        for days in groups:
-            self._submit(max(first, self._start[days[0]]), min(last, self._end[days[-1]] - 1))
+        self._submit(
+            *((max(first, self._start[days[0]]), min(last, self._end[days[-1]] - 1)) for days in groups if days)
+        )
 
     def _days(self, first: int, last: int) -> list[date]:
         return days_from(day_of(first, self._zone), day_of(last, self._zone))

@@ -212,8 +212,9 @@ class Store:
             )
             return {row.partition: row for row in rows}
 
-    def land(self, endpoint: Endpoint, day: Day) -> bool:
-        """Replaces the day by these rows in one transaction; False if it already held exactly them.
+    def land(self, endpoint: Endpoint, day: Day) -> tuple[bool, Facts]:
+        """Replaces the day by these rows in one transaction. Whether it did, or the day already held exactly them, and what
+        the table then holds.
 
         Raises `Shrunken`, `StoreError` or `StoreUnavailable`, each with nothing changed.
         """
@@ -228,13 +229,13 @@ class Store:
                         {**key, "settled": day.settled},
                     )
                     self._forget_rejected(key)
-                    return False
+                    return False, self.facts(endpoint, day.partition)
                 if held and day.rows < held.rows and not day.may_shrink:
                     raise Shrunken(f"{held.rows} rows had landed and the source now has {day.rows}")
                 self._refuse_left_out(endpoint, day)
                 self._replace(endpoint, day, key, after_settling=bool(held and held.settled))
                 self._forget_rejected(key)
-                return True
+                return True, self.facts(endpoint, day.partition)
         except psycopg.Error as error:
             raise StoreError(
                 f"PostgreSQL refused the rows: {redact(error.diag.message_primary or type(error).__name__)}"
@@ -272,12 +273,16 @@ class Store:
             if cursor.rowcount != day.rows:
                 raise StoreError(f"{day.rows} rows were sent to PostgreSQL and {cursor.rowcount} arrived")
         if after_settling:
+            # Compared as texts: to `numeric`, 1.0 and 1.00 are the same.
             run(
                 sql.SQL(
+                    "with old as (select to_jsonb(s) payload, s::text line, row_number() over (partition by s::text) n "
+                    "from superseded s), "
+                    "new as (select h::text line, row_number() over (partition by h::text) n from ({held}) h) "
                     "insert into affiliate.superseded_row "
-                    "select %(asset)s, %(partition)s, %(run_id)s, now(), to_jsonb(gone) "
-                    "from (select * from superseded except all {}) gone"
-                ).format(held),
+                    "select %(asset)s, %(partition)s, %(run_id)s, now(), payload from old "
+                    "where not exists (select from new where new.line = old.line and new.n = old.n)"
+                ).format(held=held),
                 {**key, "run_id": day.run_id},
             )
         run(

@@ -1,48 +1,177 @@
-"""Landing rebates through the asset, from the sandbox into PostgreSQL."""
+"""A day that landed, as Dagster and the ledger show it."""
 
-from collections import Counter
-from datetime import UTC, date, datetime, timedelta
+import logging
+from datetime import datetime, timedelta
+from decimal import Context, Decimal
+from functools import reduce
 
+import pytest
+
+from affiliate_pipeline.sandbox import Number
 from affiliate_pipeline_tests.conftest import materialize
-
-KEY = "binance/rebate_recent_record"
-YESTERDAY = datetime.now(UTC).date() - timedelta(days=1)
-COLUMNS = {
-    "customer_id": "customerId",
-    "email": "email",
-    "income": "income",
-    "asset": "asset",
-    "symbol": "symbol",
-    "time": "time",
-    "order_id": "orderId",
-    "trade_id": "tradeId",
-    "distribute_time": "distributeTime",
-    "commission_asset": "commissionAsset",
-    "commission": "commission",
-    "convert_price": "convertPrice",
-}
+from affiliate_pipeline_tests.defs.rebates import (
+    DAYS,
+    KEY,
+    SETTLED,
+    YESTERDAY,
+    at,
+    landed,
+    rebate,
+    rebates,
+    refusals,
+    sent,
+)
 
 
 def test_a_day_lands_exactly(sandbox, query):
+    run = materialize(KEY, [SETTLED])
+
+    assert run.success
+    assert list(run.materialized) == [SETTLED]
+    assert landed(query, SETTLED) == sent(sandbox.binance.rebates(SETTLED))
+    assert len(sandbox.binance.rebates(SETTLED)) > 100
+
+
+def test_a_landed_day_shows_what_it_holds(sandbox, query):
+    rows = [
+        rebate(at(SETTLED, "00:00:00.001"), 1, income="0.000000000000000001"),
+        rebate(at(SETTLED, "07:00:00.000"), 2, income=Number("12345678901234567890.10")),
+        rebate(at(SETTLED, "08:00:00.000"), 3, income="-0.30"),
+        rebate(at(SETTLED, "23:59:59.999"), 4, income="1.50", asset="BNB"),
+    ]
+    sandbox.binance.set_rebates(rows)
+
+    metadata = materialize(KEY, [SETTLED]).materialized[SETTLED]
+
+    [(rows_in_ledger, content_hash, settled, source)] = query(
+        "select rows, content_hash, settled, source from affiliate.landing"
+    )
+    assert metadata["dagster/partition_row_count"] == rows_in_ledger == 4
+    assert all(isinstance(total, str) for total in metadata["sums"].values())
+    assert {asset: Decimal(total) for asset, total in metadata["sums"].items()} == {
+        "USDT": reduce(Context(prec=99).add, (Decimal(row["income"]) for row in rows[:3])),
+        "BNB": Decimal("1.50"),
+    }
+    assert metadata["first"] == f"{SETTLED} 00:00:00.001000 UTC"
+    assert metadata["last"] == f"{SETTLED} 23:59:59.999000 UTC"
+    assert metadata["requests"] >= 1
+    assert metadata["content_hash"] == content_hash
+    assert metadata["settled"] is settled is True
+    assert metadata["source"] == source
+    assert metadata["changed"] is True
+    assert metadata["kept"] is False
+
+
+def test_a_day_that_may_still_change_is_not_called_settled(sandbox):
+    run = materialize(KEY, DAYS)
+
+    assert {day: metadata["settled"] for day, metadata in run.materialized.items()} == {
+        day: day <= datetime.now().astimezone().date() - timedelta(days=3) for day in DAYS
+    }
+
+
+def test_every_row_says_where_it_comes_from(sandbox, query):
+    sandbox.binance.set_rebates([rebate(at(YESTERDAY))])
+
+    materialize(KEY, [YESTERDAY])
+
+    [(partition, run_id, landed_at, extra)] = query(
+        "select partition_date, run_id, landed_at, extra from binance.rebate_recent_record"
+    )
+    assert partition == YESTERDAY
+    assert query("select run_id, landed_at from affiliate.landing") == [(run_id, landed_at)]
+    assert extra is None
+
+
+def test_a_day_landed_twice_is_written_once(sandbox, query):
+    sandbox.binance.set_rebates(rebates(SETTLED, 40) * 2)
+    versions = "select xmin::text, ctid::text, landed_at, run_id from binance.rebate_recent_record order by ctid"
+    ledger = "select rows, content_hash, landed_at, run_id from affiliate.landing"
+    checked = "select checked_at from affiliate.landing"
+    materialize(KEY, [SETTLED])
+    before = query(versions), query(ledger), query(checked)
+
+    sandbox.binance.newest_first = True
+    run = materialize(KEY, [SETTLED])
+
+    assert run.success
+    assert run.materialized[SETTLED]["changed"] is False
+    assert (query(versions), query(ledger)) == before[:2]
+    assert query(checked) > before[2]
+
+
+def test_a_day_without_rows_lands_with_none(sandbox, query):
+    sandbox.binance.set_rebates([*rebates(DAYS[0], 3), *rebates(DAYS[2], 5)])
+
+    run = materialize(KEY, DAYS[:3])
+
+    assert run.success
+    assert {day: metadata["dagster/partition_row_count"] for day, metadata in run.materialized.items()} == {
+        DAYS[0]: 3,
+        DAYS[1]: 0,
+        DAYS[2]: 5,
+    }
+    assert query("select rows, settled from affiliate.landing where partition = %s", DAYS[1]) == [(0, True)]
+
+
+def test_an_empty_day_clears_the_day_and_no_other(sandbox, query):
+    around = [*rebates(DAYS[-2], 4)]
+    sandbox.binance.set_rebates([*around, *rebates(YESTERDAY, 6)])
+    materialize(KEY, DAYS[-2:])
+
+    sandbox.binance.set_rebates(around)
     run = materialize(KEY, [YESTERDAY])
 
     assert run.success
-    assert list(run.materialized) == [YESTERDAY]
-    assert landed(query, YESTERDAY) == expected(sandbox, YESTERDAY)
-    assert len(sandbox.binance.rebates(YESTERDAY)) > 100
+    assert landed(query, YESTERDAY) == sent([])
+    assert landed(query, DAYS[-2]) == sent(around)
 
 
-def landed(query, day: date) -> Counter:
-    """The day's rows as text: amounts with their scale, instants in milliseconds."""
-    texts = [
-        f"(extract(epoch from {name}) * 1000)::bigint::text" if name.endswith("time") else f"{name}::text"
-        for name in COLUMNS
+def test_fields_that_come_late_are_taken_up(sandbox, query):
+    rows = rebates(YESTERDAY, 30)
+    sandbox.binance.set_rebates(rows)
+    materialize(KEY, [YESTERDAY])
+    paid = {"distributeTime": at(YESTERDAY), "commissionAsset": "BNB", "commission": "0.10", "convertPrice": "611.950"}
+
+    sandbox.binance.set_rebates([row | paid for row in rows])
+    run = materialize(KEY, [YESTERDAY])
+
+    assert run.materialized[YESTERDAY]["changed"] is True
+    assert landed(query, YESTERDAY) == sent(row | paid for row in rows)
+
+
+def test_a_field_that_nobody_knows_is_kept_and_told(sandbox, query, caplog):
+    first, second, third = rebates(YESTERDAY, 3)
+    first |= {"tier": "gold", "bonus": Number("0.10")}
+    second |= {"tier": None}
+    sandbox.binance.set_rebates([first, second, third])
+
+    with caplog.at_level(logging.WARNING):
+        run = materialize(KEY, [YESTERDAY])
+
+    assert run.success
+    assert run.materialized[YESTERDAY]["unknown_fields"] == {"tier": 2, "bonus": 1}
+    assert query("select extra->>'tier', extra->>'bonus' from binance.rebate_recent_record order by time") == [
+        ("gold", "0.10"),
+        (None, None),
+        (None, None),
     ]
-    return Counter(query(f"select {', '.join(texts)} from binance.rebate_recent_record where partition_date = %s", day))
-
-
-def expected(sandbox, day: date) -> Counter:
-    return Counter(
-        tuple(None if row.get(name) is None else str(row[name]) for name in COLUMNS.values())
-        for row in sandbox.binance.rebates(day)
+    assert landed(query, YESTERDAY) == sent([first, second, third])
+    assert any(
+        f"{KEY} {YESTERDAY}" in record.getMessage() and "tier (2 rows)" in record.getMessage()
+        for record in caplog.records
+        if record.levelno == logging.WARNING
     )
+
+
+@pytest.mark.parametrize("offset_ms", [90_000, -90_000])
+def test_a_clock_that_is_off_heals_itself(sandbox, query, offset_ms):
+    rows = rebates(SETTLED, 10)
+    sandbox.binance.set_rebates(rows)
+    sandbox.faults.clock_offset_ms = offset_ms
+
+    run = materialize(KEY, [SETTLED])
+
+    assert run.success
+    assert landed(query, SETTLED) == sent(rows)
+    assert [request.code for request in refusals(sandbox)] == [-1021]

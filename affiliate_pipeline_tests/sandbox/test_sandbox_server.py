@@ -114,6 +114,7 @@ def test_it_leaves_no_thread_and_no_socket_behind(clock, caller_of):
 @pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_it_is_told_to_stop(stop_signal):
     options = ["--fail-day", "2020-01-01=418", "--fail-day", "2020-01-02", "--error-rate", "0"]
+    options += ["--rows-per-day", "10", "--users", "5", "--rate-scale", "2.5"]
     with subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline()
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)$", line.strip())[1])
@@ -133,7 +134,7 @@ def test_a_port_in_use_is_one_line(sandbox):
     assert len(done.stderr.splitlines()) == 1 and str(sandbox.port) in done.stderr
 
 
-@pytest.mark.parametrize("option", [["--fail-day", "yesterday"], ["--error-rate", "5"]])
+@pytest.mark.parametrize("option", [["--fail-day", "yesterday"], ["--error-rate", "5"], ["--rate-scale", "0"]])
 def test_a_senseless_option_is_refused(option):
     done = subprocess.run([*COMMAND, *option], capture_output=True, timeout=10, check=False)
     assert done.returncode == 2

@@ -7,6 +7,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from affiliate_pipeline.sandbox.signatures import verifier
+
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 ED25519_KEY = ed25519.Ed25519PrivateKey.generate()
 
@@ -35,9 +37,7 @@ def test_an_hmac_signature_in_upper_case_is_accepted(caller):
 
 
 def test_the_published_vectors_are_verified():
-    from affiliate_pipeline.sandbox.binance import _verifier
-
-    verify = _verifier("NhqPtmdSJYdKjVHjA7PZj4Mge3R5YNiP1e3UZjInClVN65XAbvqqM6A7H5fATj0j")
+    verify = verifier("NhqPtmdSJYdKjVHjA7PZj4Mge3R5YNiP1e3UZjInClVN65XAbvqqM6A7H5fATj0j")
     rest = "&side=BUY&type=LIMIT&timeInForce=GTC&quantity=1&price=0.1&recvWindow=5000&timestamp=1499827319559"
     plain, wide = b"symbol=LTCBTC", b"symbol=%EF%BC%91%EF%BC%92%EF%BC%93%EF%BC%94%EF%BC%95%EF%BC%96"
     assert verify(plain + rest.encode(), "c8db56825ae71d6d79447849e617115f4a920fa2acdcab2b053c4b2838bd6b71")

@@ -104,7 +104,7 @@ class Sweep:
         for chunk in _chunks(days):
             yield from _Chunk(self, session, asks, chunk, zone, progress).outcomes()
 
-    def remembers_before(self, session: LBankSession, day: date, zone: ZoneInfo) -> bool:
+    def oldest_before(self, session: LBankSession, day: date, zone: ZoneInfo) -> int | None:
         raise NotImplementedError("LBank promises no end of its memory, so there is none to prove wrong")
 
     def _asks(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Sequence[Ask]:

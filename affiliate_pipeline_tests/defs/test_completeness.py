@@ -1,0 +1,271 @@
+"""What lands is what the exchange has: every row once, to the last digit, whatever the exchange's habits."""
+
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from affiliate_pipeline.sandbox import Number
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.rebates import (
+    DAYS,
+    KEY,
+    SETTLED,
+    ago,
+    at,
+    landed,
+    rebate,
+    rebates,
+    refusals,
+    sent,
+    touching,
+)
+
+EMAILS = [
+    "a+b=c&d%40e@example.com",
+    "50%off now@example.com",
+    "用户*****@例子.公司",
+    "مستخدم*****@مثال.com",
+    "🙂@example.com",
+    '"quoted, name"@example.com',
+    "o'neil\\@example.com",
+    "line\r\nbreak\t@example.com",
+    "null",
+    "NULL",
+    "\\N",
+    " ",
+    "",
+]
+AMOUNTS = [
+    "0",
+    "0.0000",
+    "1.10",
+    "1.100",
+    "-1.50",
+    "0.000000000000000001",
+    "123456789012345678901234567890.123456789012345678",
+    Number("0.10"),
+    Number("7"),
+    Number("-0.000000000000000001"),
+]
+
+
+def test_rows_of_every_kind_land_as_they_were_sent(sandbox, query):
+    paid = {"distributeTime": at(SETTLED) + 1, "commissionAsset": "BNB", "commission": "1.0", "convertPrice": "2.00"}
+    twin = rebate(at(SETTLED, "01:02:03.004"))
+    rows = [
+        *(rebate(at(SETTLED), number, email=email) for number, email in enumerate(EMAILS)),
+        *(rebate(at(SETTLED), number, income=income) for number, income in enumerate(AMOUNTS)),
+        *[twin] * 3,
+        rebate(at(SETTLED, "00:00:00.000"), 1),
+        rebate(at(SETTLED, "23:59:59.999"), 2),
+        rebate(at(SETTLED), customerId=None, email=None),
+        rebate(at(SETTLED), customerId=""),
+        rebate(at(SETTLED)) | paid,
+        rebate(at(SETTLED)) | dict.fromkeys(paid),
+        rebate(at(SETTLED)) | {"distributeTime": at(SETTLED) + 2},
+        rebate(at(SETTLED), orderId=2**63 - 1, tradeId="12345678901"),
+    ]
+    sandbox.binance.set_rebates(rows)
+
+    run = materialize(KEY, [SETTLED])
+
+    assert run.success, run.message
+    assert landed(query, SETTLED) == sent(rows)
+    assert refusals(sandbox) == []
+
+
+def test_an_amount_in_scientific_notation_keeps_its_value(sandbox, query):
+    sandbox.binance.set_rebates([rebate(at(SETTLED), income="1.5e-8"), rebate(at(SETTLED) + 1, income=Number("12E+2"))])
+
+    materialize(KEY, [SETTLED])
+
+    assert query("select income::text from binance.rebate_recent_record order by time") == [("0.000000015",), ("1200",)]
+
+
+def test_rows_of_the_neighbouring_days_stay_out(sandbox, query):
+    own = [rebate(at(DAYS[1], "00:00:00.000")), rebate(at(DAYS[1], "23:59:59.999"))]
+    others = [rebate(at(DAYS[0], "23:59:59.999")), rebate(at(DAYS[2], "00:00:00.000"))]
+    sandbox.binance.set_rebates([*own, *others])
+
+    run = materialize(KEY, [DAYS[1]])
+
+    assert list(run.materialized) == [DAYS[1]]
+    assert query("select distinct partition_date from binance.rebate_recent_record") == [(DAYS[1],)]
+    assert landed(query, DAYS[1]) == sent(own)
+    windows = [(int(request.params["startTime"]), int(request.params["endTime"])) for request in sandbox.requests]
+    assert min(first for first, _ in windows) >= at(DAYS[1], "00:00:00.000")
+    assert max(last for _, last in windows) <= at(DAYS[1], "23:59:59.999")
+
+
+def test_all_days_that_the_exchange_promises_land_in_one_run(sandbox, query):
+    days = [ago(number) for number in range(6, 0, -1)]
+    sandbox.binance.set_rebates(row for day in days for row in rebates(day, 700))
+
+    run = materialize(KEY, days)
+
+    assert run.success
+    assert list(run.materialized) == days
+    for day in days:
+        assert landed(query, day) == sent(rebates(day, 700))
+
+
+def test_a_busy_range_lands_in_few_requests(sandbox, query):
+    rows = {day: rebates(day, 2_500) for day in DAYS}
+    rows[DAYS[1]] += rebates(DAYS[1], 20_000, "14:30:00.000", within_ms=60_000)
+    rows[DAYS[2]] += [rebate(at(DAYS[2], "09:00:00.123"), number % 250) for number in range(499)]
+    sandbox.binance.set_rebates(row for day in DAYS for row in rows[day])
+
+    run = materialize(KEY, DAYS)
+
+    assert run.success, run.message
+    for day in DAYS:
+        assert landed(query, day) == sent(rows[day])
+    assert refusals(sandbox) == []
+    assert len(sandbox.requests) <= 1.05 * sum(map(len, rows.values())) / 500 + 30
+
+
+def list_pages_backwards(sandbox, monkeypatch):
+    """The oldest rows come first, as they should, but each page lists them from its newest to its oldest."""
+    answer = sandbox.binance.answer
+
+    def backwards(call):
+        good = answer(call)
+        if not good.body.startswith(b"["):
+            return good
+        rows = msgspec.json.decode(good.body, type=list[msgspec.Raw])
+        return replace(good, body=b"[" + b",".join(map(bytes, reversed(rows))) + b"]")
+
+    monkeypatch.setattr(sandbox.binance, "answer", backwards)
+
+
+@pytest.mark.parametrize("pages_backwards", [False, True])
+@pytest.mark.parametrize("exclusive_end", [False, True])
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_the_exchanges_habits_do_not_matter(sandbox, query, monkeypatch, newest_first, exclusive_end, pages_backwards):
+    sandbox.binance.newest_first, sandbox.binance.exclusive_end = newest_first, exclusive_end
+    if pages_backwards:
+        list_pages_backwards(sandbox, monkeypatch)
+    days = DAYS[:3]
+    rows = {day: rebates(day, 1_300) for day in days}
+    rows[days[0]] += [rebate(at(days[0], "00:00:00.000"), number) for number in range(499)][1:]
+    rows[days[1]] += [rebate(at(days[1], "23:59:59.999"), number) for number in range(499)]
+    rows[days[2]] += [rebate(at(days[2], "12:00:00.001"), number) for number in range(600)][101:]
+    sandbox.binance.set_rebates(row for day in days for row in rows[day])
+
+    run = materialize(KEY, days)
+
+    assert run.success, run.message
+    for day in days:
+        assert landed(query, day) == sent(rows[day])
+    assert refusals(sandbox) == []
+
+
+@pytest.mark.parametrize("split_by", ["an error", "the longest span"])
+def test_exactly_one_full_page_proves_no_order(sandbox, query, monkeypatch, split_by):
+    # Windows one after the other, so that the full page comes first.
+    monkeypatch.setattr("affiliate_pipeline.exchanges.time_walk.WORKERS", 1)
+    sandbox.binance.newest_first = True
+    if split_by == "an error":
+        days, others = DAYS[:4], DAYS[1:3]
+        full = DAYS[0]
+        sandbox.faults.fail_day(DAYS[3], status=400, code=-1100)
+    else:
+        sandbox.binance.remembers_ms = None
+        days = [ago(number) for number in range(10, 0, -1)]
+        full, others = days[0], days[7:]
+    rows = {full: rebates(full, 500)} | {day: rebates(day, 900) for day in others}
+    sandbox.binance.set_rebates(row for day in rows for row in rows[day])
+
+    run = materialize(KEY, days, trust_old=True)
+
+    for day in rows:
+        assert day in run.failed or landed(query, day) == sent(rows[day])
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("count", [500, 501])
+def test_a_millisecond_that_fills_a_page_fails_its_day_alone(sandbox, query, count, newest_first):
+    sandbox.binance.newest_first = newest_first
+    full_ms = at(DAYS[1], "09:08:07.654")
+    rows = {day: rebates(day, 800) for day in DAYS[:3]}
+    rows[DAYS[1]] += [rebate(full_ms, number) for number in range(count)]
+    sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rows[day])
+
+    run = materialize(KEY, DAYS[:3])
+
+    assert not run.success
+    assert list(run.failed) == [DAYS[1]]
+    assert f"{DAYS[1]} 09:08:07.654 UTC ({full_ms})" in run.failed[DAYS[1]]
+    assert run.failed[DAYS[1]] in run.message
+    assert set(run.materialized) == {DAYS[0], DAYS[2]}
+    for day in DAYS[0], DAYS[2]:
+        assert landed(query, day) == sent(rows[day])
+    assert landed(query, DAYS[1]) == sent([])
+    assert query("select count(*) from affiliate.landing where partition = %s", DAYS[1]) == [(0,)]
+
+
+def test_a_day_known_to_be_bad_is_left_alone(sandbox, monkeypatch):
+    monkeypatch.setattr("affiliate_pipeline.exchanges.time_walk.WORKERS", 1)
+    sandbox.binance.newest_first = True
+    full_ms = at(DAYS[1], "03:00:00.000")
+    full = [rebate(full_ms, number) for number in range(500)]
+    sandbox.binance.set_rebates([*full, *(row for day in DAYS[:3] for row in rebates(day, 3_000))])
+
+    run = materialize(KEY, DAYS[:3])
+
+    assert list(run.failed) == [DAYS[1]]
+    windows = [(request.params["startTime"], request.params["endTime"]) for request in sandbox.requests]
+    known_at = windows.index((str(full_ms), str(full_ms)))
+    assert touching(sandbox, DAYS[1])[-1] == known_at
+    assert len(windows) > known_at + 1
+
+
+def pem(key) -> tuple[str, str]:
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(), public.decode()
+
+
+@pytest.mark.parametrize("make", [ed25519.Ed25519PrivateKey.generate, lambda: rsa.generate_private_key(65537, 2048)])
+def test_a_key_pair_signs_as_well_as_a_shared_secret(sandbox, query, monkeypatch, make):
+    private, public = pem(make())
+    sandbox.binance.add_account("key-of-a-pair", public)
+    monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key-of-a-pair")
+    monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", private)
+    sandbox.binance.set_rebates(rebates(SETTLED, 700))
+
+    run = materialize(KEY, [SETTLED])
+
+    assert run.success, run.message
+    assert landed(query, SETTLED) == sent(rebates(SETTLED, 700))
+    assert refusals(sandbox) == []
+
+
+def test_days_apart_are_all_fetched(sandbox, query, monkeypatch):
+    class OneAfterTheOther(ThreadPoolExecutor):
+        def submit(self, *args, **kwargs):
+            future = super().submit(*args, **kwargs)
+            wait([future])
+            return future
+
+    monkeypatch.setattr("affiliate_pipeline.exchanges.time_walk.ThreadPoolExecutor", OneAfterTheOther)
+    sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rebates(day, 9))
+    materialize(KEY, [DAYS[1]])
+    query("update affiliate.landing set source = 'somebody else'")
+
+    run = materialize(KEY, DAYS[:3])
+
+    assert list(run.failed) == [DAYS[1]]
+    assert sorted(run.materialized) == [DAYS[0], DAYS[2]]
+    assert landed(query, DAYS[2]) == sent(rebates(DAYS[2], 9))
+
+
+def test_days_not_asked_for_are_not_asked_about(sandbox):
+    sandbox.binance.set_rebates(row for day in DAYS for row in rebates(day, 1_200))
+
+    materialize(KEY, DAYS[1:3])
+
+    assert [len(touching(sandbox, day)) for day in (DAYS[0], DAYS[3], DAYS[4])] == [0, 0, 0]

@@ -1,0 +1,335 @@
+"""What cannot land fails by name and by itself, with one message that says what to do."""
+
+import json
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+
+from affiliate_pipeline.postgres.store import Store
+from affiliate_pipeline.rest import client
+from affiliate_pipeline.sandbox.faults import KINDS
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.rebates import (
+    DAYS,
+    ENDPOINT,
+    KEY,
+    SETTLED,
+    landed,
+    rebates,
+    refusals,
+    sent,
+    touching,
+)
+
+PER_DAY = 600
+
+
+@pytest.fixture
+def rows(sandbox):
+    """What the sandbox has, by day."""
+    rows = {day: rebates(day, PER_DAY) for day in DAYS}
+    sandbox.binance.set_rebates(row for day in DAYS for row in rows[day])
+    return rows
+
+
+# Bad days
+
+
+@pytest.mark.parametrize(("status", "code", "attempts"), [(400, -1100, 1), (500, -1001, client.ATTEMPTS)])
+def test_a_bad_day_fails_alone(sandbox, query, rows, status, code, attempts):
+    bad = DAYS[2]
+    sandbox.faults.fail_day(bad, status=status, code=code)
+
+    run = materialize(KEY, DAYS)
+
+    good = [day for day in DAYS if day != bad]
+    assert not run.success
+    assert list(run.failed) == [bad]
+    assert f"HTTP {status}, code {code}" in run.failed[bad]
+    assert run.failed[bad] in run.message
+    assert sorted(run.materialized) == good
+    for day in good:
+        assert landed(query, day) == sent(rows[day])
+    assert query("select partition from affiliate.landing order by 1") == [(day,) for day in good]
+    assert refusals(sandbox) == []
+    # With the whole range, by itself, and once that is known, never again.
+    assert len(touching(sandbox, bad)) == 2 * attempts
+
+
+def test_several_bad_days_fail_each_for_its_own_cause(sandbox, query, rows):
+    sandbox.faults.fail_day(DAYS[0], status=400, code=-1100)
+    sandbox.faults.fail_day(DAYS[3], status=500)
+
+    run = materialize(KEY, DAYS)
+
+    assert sorted(run.failed) == [DAYS[0], DAYS[3]]
+    assert "-1100" in run.failed[DAYS[0]] and "HTTP 500" in run.failed[DAYS[3]]
+    assert f"2 of 5 days failed ({DAYS[0]}, {DAYS[3]}), 3 landed" in run.message
+    assert sorted(run.materialized) == [DAYS[1], DAYS[2], DAYS[4]]
+
+
+def test_a_bad_day_keeps_what_had_landed(sandbox, query, rows):
+    materialize(KEY, DAYS[:2])
+    sandbox.faults.fail_day(DAYS[0], status=400, code=-1100)
+
+    run = materialize(KEY, DAYS[:2])
+
+    assert f"The {PER_DAY} rows landed at" in run.failed[DAYS[0]] and "are untouched" in run.failed[DAYS[0]]
+    assert landed(query, DAYS[0]) == sent(rows[DAYS[0]])
+
+
+def test_rows_outside_the_window_asked_for_are_not_taken(sandbox, query, rows):
+    sandbox.faults.transform_row = lambda row: row | {"time": row["time"] + 86_400_000}
+
+    run = materialize(KEY, DAYS[:2])
+
+    assert sorted(run.failed) == DAYS[:2]
+    assert "answered rows outside" in run.message
+    assert query("select * from binance.rebate_recent_record") == []
+
+
+@pytest.mark.parametrize("body", [b"{}", b"null", b"[1]", b'{"rows":[]}', b'"[]"'])
+def test_an_answer_that_is_no_list_of_rows_is_not_an_empty_day(sandbox, query, body):
+    sandbox.faults.next_answers.extend([(200, {}, body)] * 40)
+
+    run = materialize(KEY, [SETTLED])
+
+    assert list(run.failed) == [SETTLED]
+    assert query("select * from affiliate.landing") == []
+
+
+# Trouble that passes
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_troubled_exchange_lands_exactly(sandbox, query, rows, declare, seed):
+    # Many small pages, so that every kind of trouble comes.
+    declare(strategy=replace(ENDPOINT.strategy, limit=40))
+    sandbox.faults.retry_after_s, sandbox.faults.slow_s = 0, 0.01
+    often, seldom = 0.05, 0.03
+    sandbox.faults.mix(
+        seed=seed,
+        http_500=often,
+        http_502=often,
+        reset=often,
+        truncated=often,
+        html=often,
+        rate_limited=seldom,
+        slow=seldom,
+    )
+
+    run = materialize(KEY, DAYS)
+
+    assert run.success, run.message
+    for day in DAYS:
+        assert landed(query, day) == sent(rows[day])
+    assert refusals(sandbox) == []
+    assert {request.fault for request in sandbox.requests} == {None, *KINDS}
+
+
+def test_a_dead_exchange_fails_every_day_and_touches_nothing(sandbox, query, rows, monkeypatch):
+    monkeypatch.setattr(client, "SILENCE_LIMIT_S", 0.2)
+    materialize(KEY, DAYS[:2])
+    sandbox.stop()
+
+    run = materialize(KEY, DAYS)
+
+    assert sorted(run.failed) == DAYS
+    assert run.materialized == {}
+    for day in DAYS:
+        assert "gave no answer for 0.2 s" in run.failed[day]
+    assert f"The {PER_DAY} rows landed at" in run.failed[DAYS[1]]
+    assert "Nothing of this day has landed" in run.failed[DAYS[2]]
+    assert [landed(query, day) for day in DAYS[:2]] == [sent(rows[day]) for day in DAYS[:2]]
+
+
+def test_an_exchange_that_dies_on_the_way_leaves_what_landed_marked(sandbox, query, rows, monkeypatch):
+    monkeypatch.setattr(client, "SILENCE_LIMIT_S", 0.2)
+    dying = rows[DAYS[3]][0]["time"]
+
+    def transform(row):
+        if row["time"] == dying:
+            sandbox.faults.mix(reset=1.0)
+        return row
+
+    sandbox.faults.transform_row = transform
+    run = materialize(KEY, DAYS)
+
+    assert not run.success
+    assert sorted({*run.materialized, *run.failed}) == DAYS
+    assert not {*run.materialized} & {*run.failed}
+    assert {DAYS[3], DAYS[4]} <= {*run.failed}
+    assert query("select partition from affiliate.landing order by 1") == [(day,) for day in sorted(run.materialized)]
+    for day in run.materialized:
+        assert landed(query, day) == sent(rows[day])
+
+
+def test_a_ban_ends_the_run_at_once_and_is_respected_by_the_next(sandbox, rows):
+    body = json.dumps({"code": -1003, "msg": "Way too much request weight used; IP banned."}).encode()
+    sandbox.faults.next_answers.append((418, {"Retry-After": "7200"}, body))
+
+    first, second = materialize(KEY, DAYS), materialize(KEY, DAYS)
+
+    assert sorted(first.failed) == sorted(second.failed) == DAYS
+    assert "7200 s" in first.message
+    assert "wants no request for another" in second.message
+    assert len(sandbox.requests) == 1
+
+
+# Who we are
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("BINANCE_PARTNER_API_KEY", "a-wrong-key", "the API key (BINANCE_PARTNER_API_KEY) is wrong"),
+        ("BINANCE_PARTNER_API_SECRET", "a-wrong-secret", "The secret does not belong to the API key"),
+    ],
+)
+def test_a_wrong_credential_is_told_at_the_first_answer(sandbox, monkeypatch, variable, value, told):
+    monkeypatch.setenv(variable, value)
+
+    run = materialize(KEY, DAYS)
+
+    assert sorted(run.failed) == DAYS
+    assert len(set(run.failed.values())) == 1
+    assert run.message.count(told) == 1
+    assert len(sandbox.requests) == 1
+    assert value not in run.message
+
+
+# Settings
+
+
+def test_missing_settings_are_named_together(sandbox, monkeypatch):
+    monkeypatch.delenv("BINANCE_PARTNER_API_KEY")
+    monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", "")
+    monkeypatch.setenv("BINANCE_WEIGHT_PER_MINUTE", "many")
+
+    run = materialize(KEY, DAYS)
+
+    assert sorted(run.failed) == DAYS
+    [line] = [line for line in run.message.splitlines() if "BINANCE_PARTNER_API_KEY is not set" in line]
+    assert "BINANCE_PARTNER_API_SECRET is not set" in line
+    assert "BINANCE_WEIGHT_PER_MINUTE" in line
+    assert sandbox.requests == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("BINANCE_BASE_URL", "ftp://127.0.0.1"),
+        ("BINANCE_BASE_URL", "api.binance.com"),
+        ("BINANCE_BASE_URL", "http://[127.0.0.1"),
+        ("BINANCE_BASE_URL", "http://127.0.0.1/?key=so-secret"),
+        ("BINANCE_BASE_URL", "http://127.0.0.1:port"),
+        ("BINANCE_WEIGHT_PER_MINUTE", "0"),
+        ("AFFILIATE_RATE_SCALE", "-1"),
+        ("BINANCE_PARTNER_API_SECRET", "/nowhere/so-secret.pem"),
+        ("BINANCE_PARTNER_API_KEY", "so-secret\nkey"),
+        ("AFFILIATE_DATABASE_URL", "mysql://user:so-secret@127.0.0.1/data"),
+    ],
+)
+def test_a_malformed_setting_is_named_and_not_quoted(sandbox, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+
+    run = materialize(KEY, DAYS)
+
+    assert sorted(run.failed) == DAYS
+    assert variable in run.message
+    assert "so-secret" not in run.message
+    assert sandbox.requests == []
+
+
+def test_the_rate_may_be_scaled_up_on_loopback_only(sandbox, monkeypatch):
+    monkeypatch.setenv("AFFILIATE_RATE_SCALE", "2")
+
+    assert materialize(KEY, [SETTLED]).success
+
+    monkeypatch.setenv("BINANCE_BASE_URL", "https://api.example.invalid")
+    assert "AFFILIATE_RATE_SCALE" in materialize(KEY, [SETTLED]).failed[SETTLED]
+
+
+# The database
+
+
+def test_a_database_that_is_down_is_told(sandbox, monkeypatch):
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", "postgresql://somebody:so-secret@127.0.0.1:1/data")
+
+    run = materialize(KEY, DAYS)
+
+    assert sorted(run.failed) == DAYS
+    assert "the database cannot be used" in run.message
+    assert "AFFILIATE_DATABASE_URL" in run.message
+    assert "What had landed is untouched" in run.message
+    assert "so-secret" not in run.message
+    assert sandbox.requests == []
+
+
+def test_a_database_that_refuses_us_is_told(sandbox, monkeypatch, database_url):
+    url = urlsplit(database_url)
+    monkeypatch.setenv(
+        "AFFILIATE_DATABASE_URL", url._replace(netloc=f"somebody:so-secret@{url.netloc.rpartition('@')[2]}").geturl()
+    )
+
+    run = materialize(KEY, DAYS)
+
+    assert "the database cannot be used" in run.message
+    assert "so-secret" not in run.message
+
+
+def end_all_sessions(database_url) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where datname = current_database() and pid <> pg_backend_pid()"
+        )
+
+
+def test_a_database_that_is_lost_on_the_way_leaves_what_landed_marked(sandbox, query, rows, database_url):
+    lost_at = rows[DAYS[3]][0]["time"]
+
+    def transform(row):
+        if row["time"] == lost_at:
+            end_all_sessions(database_url)
+        return row
+
+    sandbox.faults.transform_row = transform
+    run = materialize(KEY, DAYS)
+
+    assert not run.success
+    assert sorted({*run.materialized, *run.failed}) == DAYS
+    assert {DAYS[3], DAYS[4]} <= {*run.failed}
+    assert "the database cannot be used" in run.message
+    for day in run.materialized:
+        assert landed(query, day) == sent(rows[day])
+
+
+def test_a_day_that_has_landed_is_not_told_to_have_failed(sandbox, query, rows, monkeypatch, database_url):
+    land = Store.land
+
+    def land_and_lose(*args, **kwargs):
+        changed = land(*args, **kwargs)
+        end_all_sessions(database_url)
+        return changed
+
+    monkeypatch.setattr(Store, "land", land_and_lose)
+    run = materialize(KEY, DAYS)
+
+    assert [(day,) for day in run.materialized] == query("select partition from affiliate.landing")
+
+
+def test_the_run_lands_what_an_earlier_one_could_not(sandbox, query, rows):
+    sandbox.faults.fail_day(DAYS[1], status=400, code=-1100)
+    materialize(KEY, DAYS)
+
+    sandbox.faults.clear()
+    run = materialize(KEY, DAYS)
+
+    assert run.success
+    assert {day: metadata["changed"] for day, metadata in run.materialized.items()} == {
+        day: day == DAYS[1] for day in DAYS
+    }
+    assert landed(query, DAYS[1]) == sent(rows[DAYS[1]])

@@ -1,0 +1,285 @@
+"""What had landed is never destroyed by a source that forgot, shrank or is another one."""
+
+import time
+from collections import Counter
+
+import pytest
+
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.rebates import (
+    DAYS,
+    KEY,
+    SETTLED,
+    YESTERDAY,
+    ago,
+    at,
+    landed,
+    rebate,
+    rebates,
+    sent,
+    touching,
+)
+
+REMEMBERED_MS = 7 * 86_400_000
+OLD = [ago(number) for number in range(9, 4, -1)]
+FORGOTTEN, REMEMBERED = OLD[:3], OLD[3:]
+
+
+def superseded(query) -> Counter:
+    """The rows kept, as `sent` gives them."""
+    return sent(
+        row | {"time": at(SETTLED)}
+        for (row,) in query(
+            """select jsonb_build_object('customerId', payload->'customer_id', 'email', payload->'email',
+            'income', payload->>'income', 'asset', payload->'asset', 'symbol', payload->'symbol',
+            'orderId', payload->'order_id', 'tradeId', payload->'trade_id') from affiliate.superseded_row"""
+        )
+    )
+
+
+# Memory
+
+
+def test_days_that_the_source_forgot_fail_and_the_others_land(sandbox, query):
+    sandbox.binance.set_rebates(row for day in OLD for row in rebates(day, 20))
+
+    run = materialize(KEY, OLD)
+
+    assert sorted(run.failed) == FORGOTTEN
+    for day in FORGOTTEN:
+        assert "beyond the 7 days that the source promises" in run.failed[day]
+        assert "trust_old" in run.failed[day]
+        assert "Nothing of this day has landed" in run.failed[day]
+    assert sorted(run.materialized) == REMEMBERED
+    assert query("select partition from affiliate.landing order by 1") == [(day,) for day in REMEMBERED]
+
+
+def test_a_day_that_the_source_half_forgot_does_not_land(sandbox, query):
+    sandbox.binance.remembers_ms = REMEMBERED_MS
+    sandbox.binance.set_rebates(rebates(ago(7), 96))
+
+    run = materialize(KEY, [ago(7)])
+
+    assert list(run.failed) == [ago(7)]
+    assert query("select * from affiliate.landing") == []
+
+
+def test_days_beyond_the_promise_land_if_an_older_row_proves_the_memory(sandbox, query):
+    sandbox.binance.remembers_ms = None
+    sandbox.binance.set_rebates([rebate(at(ago(11))), *(row for day in OLD for row in rebates(day, 20))])
+
+    run = materialize(KEY, OLD)
+
+    assert run.success, run.message
+    assert sorted(run.materialized) == OLD
+    for day in OLD:
+        assert landed(query, day) == sent(rebates(day, 20))
+
+
+def test_a_trusted_source_is_asked_for_days_beyond_its_promise(sandbox, query):
+    sandbox.binance.remembers_ms = None
+    sandbox.binance.set_rebates(row for day in OLD for row in rebates(day, 20))
+
+    run = materialize(KEY, OLD, trust_old=True)
+
+    assert run.success, run.message
+    for day in OLD:
+        assert landed(query, day) == sent(rebates(day, 20))
+
+
+def test_a_trusted_source_that_forgot_after_all_destroys_nothing(sandbox, query):
+    sandbox.binance.remembers_ms = None
+    sandbox.binance.set_rebates(rebates(OLD[0], 20))
+    materialize(KEY, [OLD[0]], trust_old=True)
+
+    sandbox.binance.remembers_ms = REMEMBERED_MS
+    run = materialize(KEY, [OLD[0]], trust_old=True)
+
+    assert "20 rows had landed and the source now has 0" in run.failed[OLD[0]]
+    assert landed(query, OLD[0]) == sent(rebates(OLD[0], 20))
+
+
+def test_a_landed_day_that_the_source_forgot_is_kept_without_a_request(sandbox, query):
+    sandbox.binance.remembers_ms = None
+    sandbox.binance.set_rebates([rebate(at(ago(11))), *(row for day in OLD for row in rebates(day, 20))])
+    first = materialize(KEY, OLD)
+    ledger = query("select * from affiliate.landing where partition = any(%s) order by partition", FORGOTTEN)
+
+    sandbox.binance.remembers_ms = REMEMBERED_MS
+    sandbox.requests.clear()
+    again = materialize(KEY, OLD)
+
+    assert again.success, again.message
+    assert {day: metadata["kept"] for day, metadata in again.materialized.items()} == {
+        day: day in FORGOTTEN for day in OLD
+    }
+    assert [touching(sandbox, day) for day in FORGOTTEN] == [[], [], []]
+    for day in FORGOTTEN:
+        assert landed(query, day) == sent(rebates(day, 20))
+        for name in "dagster/partition_row_count", "sums", "content_hash", "first", "last":
+            assert again.materialized[day][name] == first.materialized[day][name]
+    assert query("select * from affiliate.landing where partition = any(%s) order by partition", FORGOTTEN) == ledger
+
+
+def let_time_pass_at_the_first_row(sandbox, monkeypatch, now_ms: int) -> None:
+    """Once a row is given it is `now_ms` for everybody, the sandbox included."""
+    clock, passed_ns = time.time_ns, 0
+
+    def transform(row):
+        nonlocal passed_ns
+        passed_ns = passed_ns or now_ms * 1_000_000 - clock()
+        return row
+
+    monkeypatch.setattr(time, "time_ns", lambda: clock() + passed_ns)
+    sandbox.faults.transform_row = transform
+
+
+def test_a_day_forgotten_while_it_is_fetched_does_not_land(sandbox, query, monkeypatch):
+    sandbox.binance.set_rebates(rebates(SETTLED, 700, "12:00:00.000", within_ms=36_000_000))
+    let_time_pass_at_the_first_row(sandbox, monkeypatch, at(SETTLED, "10:00:00.000") + REMEMBERED_MS)
+
+    run = materialize(KEY, [SETTLED])
+
+    assert "while it was being fetched, the day lies beyond the 7 days" in run.failed[SETTLED]
+    assert query("select * from affiliate.landing") == []
+
+
+@pytest.mark.parametrize("forgotten_until", ["10:00:00.000", "14:00:00.000"])
+def test_a_landed_day_forgotten_while_it_is_fetched_is_kept(sandbox, query, monkeypatch, forgotten_until):
+    rows = rebates(SETTLED, 700, "12:00:00.000", within_ms=36_000_000)
+    sandbox.binance.set_rebates(rows)
+    materialize(KEY, [SETTLED])
+    let_time_pass_at_the_first_row(sandbox, monkeypatch, at(SETTLED, forgotten_until) + REMEMBERED_MS)
+
+    run = materialize(KEY, [SETTLED])
+
+    assert landed(query, SETTLED) == sent(rows)
+    assert run.success, run.message
+    assert run.materialized[SETTLED]["kept"] is True
+
+
+def test_a_proven_day_forgotten_while_it_is_fetched_does_not_land(sandbox, query, monkeypatch):
+    day = ago(8)
+    sandbox.binance.remembers_ms = int(time.time() * 1000) - at(ago(9), "23:00:00.000")
+    sandbox.binance.set_rebates([rebate(at(ago(9), "23:30:00.000")), *rebates(day, 96)])
+    let_time_pass_at_the_first_row(sandbox, monkeypatch, int(time.time() * 1000) + 6 * 3_600_000)
+
+    run = materialize(KEY, [day])
+
+    assert day in run.failed or landed(query, day) == sent(rebates(day, 96))
+
+
+# Shrinking and restatement
+
+
+def test_a_settled_day_that_shrank_is_refused(sandbox, query):
+    rows = rebates(SETTLED, 10)
+    sandbox.binance.set_rebates(rows)
+    materialize(KEY, [SETTLED])
+
+    sandbox.binance.set_rebates(rows[1:])
+    run = materialize(KEY, [SETTLED])
+
+    assert list(run.failed) == [SETTLED]
+    assert "10 rows had landed and the source now has 9" in run.failed[SETTLED]
+    assert "allow_shrink" in run.failed[SETTLED]
+    assert "The 10 rows landed at" in run.failed[SETTLED] and "are untouched" in run.failed[SETTLED]
+    assert landed(query, SETTLED) == sent(rows)
+    assert query("select count(*) from affiliate.superseded_row") == [(0,)]
+
+
+def test_a_settled_day_that_shrank_to_nothing_is_refused(sandbox, query):
+    sandbox.binance.set_rebates(rebates(SETTLED, 10))
+    materialize(KEY, [SETTLED])
+
+    sandbox.binance.set_rebates([])
+    run = materialize(KEY, [SETTLED])
+
+    assert list(run.failed) == [SETTLED]
+    assert landed(query, SETTLED) == sent(rebates(SETTLED, 10))
+
+
+def test_a_shrunken_day_lands_if_that_is_allowed(sandbox, query):
+    twin = rebate(at(SETTLED), 1)
+    sandbox.binance.set_rebates([twin, twin, rebate(at(SETTLED), 2)])
+    materialize(KEY, [SETTLED])
+
+    sandbox.binance.set_rebates([twin, rebate(at(SETTLED), 2)])
+    run = materialize(KEY, [SETTLED], allow_shrink=True)
+
+    assert run.success, run.message
+    assert landed(query, SETTLED) == sent([twin, rebate(at(SETTLED), 2)])
+    assert superseded(query) == sent([twin])
+
+
+def test_a_day_that_has_not_settled_may_shrink(sandbox, query):
+    sandbox.binance.set_rebates(rebates(YESTERDAY, 10))
+    materialize(KEY, [YESTERDAY])
+
+    sandbox.binance.set_rebates(rebates(YESTERDAY, 10)[3:])
+    run = materialize(KEY, [YESTERDAY])
+
+    assert run.success, run.message
+    assert landed(query, YESTERDAY) == sent(rebates(YESTERDAY, 10)[3:])
+
+
+def test_a_restatement_after_settling_keeps_the_rows_it_changed_and_no_others(sandbox, query):
+    twin, other = rebate(at(SETTLED), 1), rebate(at(SETTLED), 2)
+    sandbox.binance.set_rebates([twin, twin, other])
+    materialize(KEY, [SETTLED])
+
+    restated = [twin, twin | {"income": "9.00"}, other, rebate(at(SETTLED) + 1, 3)]
+    sandbox.binance.set_rebates(restated)
+    run = materialize(KEY, [SETTLED])
+
+    assert run.success, run.message
+    assert run.materialized[SETTLED]["changed"] is True
+    assert landed(query, SETTLED) == sent(restated)
+    assert superseded(query) == sent([twin])
+    [(partition, run_id)] = query("select partition, run_id from affiliate.superseded_row")
+    assert partition == SETTLED
+    assert query("select run_id from affiliate.landing") == [(run_id,)]
+
+
+def test_a_restatement_before_settling_keeps_nothing(sandbox, query):
+    sandbox.binance.set_rebates(rebates(YESTERDAY, 3))
+    materialize(KEY, [YESTERDAY])
+
+    sandbox.binance.set_rebates([row | {"income": "9.00"} for row in rebates(YESTERDAY, 3)])
+    run = materialize(KEY, [YESTERDAY])
+
+    assert run.materialized[YESTERDAY]["changed"] is True
+    assert query("select count(*) from affiliate.superseded_row") == [(0,)]
+
+
+def test_an_amount_sent_with_another_scale_is_written_again(sandbox, query):
+    sandbox.binance.set_rebates([rebate(at(SETTLED), income="1.0")])
+    materialize(KEY, [SETTLED])
+
+    sandbox.binance.set_rebates([rebate(at(SETTLED), income="1.00")])
+    materialize(KEY, [SETTLED])
+
+    assert query("select income::text from binance.rebate_recent_record") == [("1.00",)]
+
+
+# Another source
+
+
+def test_days_of_another_source_are_refused_by_name(sandbox, query, monkeypatch):
+    sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rebates(day, 5))
+    source = materialize(KEY, DAYS[:2]).materialized[DAYS[0]]["source"]
+    sandbox.binance.add_account("key-of-somebody-else", "another-secret")
+    monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key-of-somebody-else")
+    monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", "another-secret")
+    sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rebates(day, 7))
+    sandbox.requests.clear()
+
+    run = materialize(KEY, DAYS[:3])
+
+    assert sorted(run.failed) == DAYS[:2]
+    other = run.materialized[DAYS[2]]["source"]
+    for day in DAYS[:2]:
+        assert f"its source is {source}, and the source of this run is {other}" in run.failed[day]
+        assert touching(sandbox, day) == []
+        assert landed(query, day) == sent(rebates(day, 5))
+    assert landed(query, DAYS[2]) == sent(rebates(DAYS[2], 7))

@@ -1,0 +1,280 @@
+"""Rows that do not fit: their day fails and says where, they are kept as received, and land once the schema is mended."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from affiliate_pipeline.exchanges.binance.endpoints import RebateRecentRecord
+from affiliate_pipeline.sandbox import Number
+from affiliate_pipeline.schema import BigInt, bigint
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.rebates import (
+    DAYS,
+    EMAIL,
+    KEY,
+    SETTLED,
+    YESTERDAY,
+    at,
+    landed,
+    rebate,
+    rebates,
+    sent,
+)
+
+GOOD, BAD = DAYS[0], DAYS[1]
+
+
+def rejected(query, day) -> Counter:
+    """The rows kept for the day, each as sorted JSON with its decimals as text."""
+    kept = query("select payload::text from affiliate.rejected_row where asset = %s and partition = %s", KEY, day)
+    rows = [json.loads(payload, parse_float=str) for (payload,) in kept]
+    # A row that jsonb cannot hold makes all of them be kept as JSON strings.
+    return received(json.loads(row, parse_float=str) if isinstance(row, str) else row for row in rows)
+
+
+def received(rows) -> Counter:
+    return Counter(json.dumps(row, sort_keys=True) for row in rows)
+
+
+def without(row, name):
+    return {key: value for key, value in row.items() if key != name}
+
+
+SPOILED = {
+    "missing": (lambda row: without(row, "tradeId"), "trade_id: the field is missing in 3 rows"),
+    "null": (lambda row: row | {"income": None}, "income: null in 3 rows"),
+    "not a number": (
+        lambda row: row | {"income": "lots"},
+        "income: not a decimal number in 3 rows, such as 'lots'",
+    ),
+    "empty": (lambda row: row | {"income": ""}, "income: not a decimal number in 3 rows"),
+    "NaN": (lambda row: row | {"income": "NaN"}, "income: not a decimal number in 3 rows, such as 'NaN'"),
+    "an object": (lambda row: row | {"income": {"of": EMAIL}}, "income: not a decimal number in 3 rows"),
+    "a flag": (lambda row: row | {"income": True}, "income: not a decimal number in 3 rows"),
+    "an email": (lambda row: row | {"income": EMAIL}, "income: not a decimal number in 3 rows, such as 'so***@"),
+    "not whole": (
+        lambda row: row | {"orderId": Number("1.5")},
+        "order_id: not a whole number of 64 bits in 3 rows, such as '1.5'",
+    ),
+    "too large": (lambda row: row | {"orderId": 2**63}, "order_id: not a whole number of 64 bits in 3 rows"),
+    "NUL": (lambda row: row | {"symbol": "A\0B"}, "symbol: not a text that can be stored in 3 rows"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "told"), SPOILED.values(), ids=SPOILED)
+def test_rows_that_do_not_fit_fail_their_day_alone(sandbox, query, spoil, told):
+    had_landed = {day: rebates(day, 5) for day in (GOOD, BAD)}
+    sandbox.binance.set_rebates(row for day in had_landed for row in had_landed[day])
+    materialize(KEY, [GOOD, BAD])
+    good = rebates(GOOD, 40)
+    bad = [spoil(row) if number in (0, 7, 39) else row for number, row in enumerate(rebates(BAD, 40))]
+    sandbox.binance.set_rebates([*good, *bad])
+
+    run = materialize(KEY, [GOOD, BAD])
+
+    assert not run.success
+    assert list(run.failed) == [BAD]
+    assert told in run.failed[BAD]
+    assert run.failed[BAD] in run.message
+    assert "affiliate.rejected_row" in run.failed[BAD] and "from_rejected" in run.failed[BAD]
+    assert "The 5 rows landed at" in run.failed[BAD] and "are untouched" in run.failed[BAD]
+    assert landed(query, BAD) == sent(had_landed[BAD])
+    assert list(run.materialized) == [GOOD]
+    assert landed(query, GOOD) == sent(good)
+    assert rejected(query, BAD) == received(bad)
+    [(reason,)] = query("select distinct reason from affiliate.rejected_row")
+    assert told in reason and EMAIL not in reason
+
+
+def test_every_column_that_does_not_fit_is_named(sandbox):
+    first, second, third = rebates(SETTLED, 3)
+    sandbox.binance.set_rebates(
+        [without(first, "asset"), second | {"income": "x"}, third | {"income": "y", "tradeId": None}]
+    )
+
+    reason = materialize(KEY, [SETTLED]).failed[SETTLED]
+
+    assert "asset: the field is missing in 1 row" in reason
+    assert "income: not a decimal number in 2 rows" in reason
+    assert "trade_id: null in 1 row" in reason
+
+
+def test_bad_rows_are_counted_over_the_whole_day(sandbox, monkeypatch):
+    monkeypatch.setattr("affiliate_pipeline.ingest.BATCH_BYTES", 1)
+    sandbox.binance.set_rebates(without(row, "asset") for row in rebates(SETTLED, 1_200))
+
+    assert "asset: the field is missing in 1200 rows" in materialize(KEY, [SETTLED]).failed[SETTLED]
+
+
+@pytest.mark.parametrize(
+    "spelled", [None, str, lambda ms: Number(f"{ms}.5"), lambda ms: None], ids=["missing", "text", "fraction", "null"]
+)
+def test_a_time_that_is_not_in_milliseconds_fails_its_day_alone(sandbox, query, spelled):
+    rows = {day: rebates(day, 700) for day in (GOOD, BAD)}
+    sandbox.binance.set_rebates(row for day in rows for row in rows[day])
+    bad_time = rows[BAD][3]["time"]
+
+    def transform(row):
+        if row["time"] != bad_time:
+            return row
+        return row | {"time": spelled(bad_time)} if spelled else without(row, "time")
+
+    sandbox.faults.transform_row = transform
+    run = materialize(KEY, [GOOD, BAD])
+
+    assert list(run.failed) == [BAD]
+    assert "`time` is missing or not in milliseconds" in run.failed[BAD]
+    assert list(run.materialized) == [GOOD]
+    assert landed(query, GOOD) == sent(rows[GOOD])
+    # A page is not the day: nothing is kept that could be taken for it.
+    assert rejected(query, BAD) == received([])
+    assert BAD in materialize(KEY, [BAD], from_rejected=True).failed
+
+
+# Landing what was rejected
+
+
+def test_rejected_rows_land_once_they_are_mended(sandbox, query):
+    rows = [*rebates(BAD, 1_100), rebate(at(BAD), 1, income=Number("0.10"))]
+    sandbox.binance.set_rebates([rows[0] | {"income": "lots"}, *rows[1:]])
+    materialize(KEY, [BAD])
+    query(
+        "update affiliate.rejected_row set payload = jsonb_set(payload, '{income}', to_jsonb(%s::text)) "
+        "where payload->>'income' = 'lots'",
+        rows[0]["income"],
+    )
+    sandbox.requests.clear()
+
+    run = materialize(KEY, [BAD], from_rejected=True)
+
+    assert run.success, run.message
+    assert landed(query, BAD) == sent(rows)
+    assert run.materialized[BAD]["dagster/partition_row_count"] == len(rows)
+    assert query("select count(*) from affiliate.rejected_row") == [(0,)]
+    assert sandbox.requests == []
+
+
+def test_rejected_rows_that_still_do_not_fit_stay_rejected(sandbox, query):
+    rows = [row | {"income": "lots"} for row in rebates(BAD, 4)]
+    sandbox.binance.set_rebates(rows)
+    materialize(KEY, [BAD])
+
+    run = materialize(KEY, [BAD], from_rejected=True)
+
+    assert "income: not a decimal number in 4 rows" in run.failed[BAD]
+    assert rejected(query, BAD) == received(rows)
+
+
+class TradeIdMayBeMissing(RebateRecentRecord):
+    trade_id: BigInt = bigint("The trade's id.", newer=True)
+
+
+@pytest.mark.parametrize("spoil", [lambda row: without(row, "tradeId"), lambda row: row | {"tradeId": None}])
+def test_rejected_rows_land_once_the_schema_lets_the_field_be_missing(sandbox, query, declare, spoil):
+    rows = [spoil(rebate(at(BAD), 1)), rebate(at(BAD), 2)]
+    sandbox.binance.set_rebates(rows)
+    assert "trade_id" in materialize(KEY, [BAD]).failed[BAD]
+
+    declare(schema=TradeIdMayBeMissing)
+    run = materialize(KEY, [BAD], from_rejected=True)
+
+    assert run.success, run.message
+    assert landed(query, BAD) == sent(rows)
+    assert query("select count(*) from affiliate.rejected_row") == [(0,)]
+
+
+def test_a_day_with_nothing_rejected_does_not_land_from_there(sandbox, query):
+    run = materialize(KEY, [GOOD], from_rejected=True)
+
+    assert "holds nothing for it" in run.failed[GOOD]
+    assert query("select * from affiliate.landing") == []
+    assert sandbox.requests == []
+
+
+def test_a_day_that_lands_after_all_is_rejected_no_longer(sandbox, query):
+    sandbox.binance.set_rebates([rebate(at(YESTERDAY), income="lots")])
+    materialize(KEY, [YESTERDAY])
+
+    sandbox.binance.set_rebates([rebate(at(YESTERDAY))])
+    materialize(KEY, [YESTERDAY])
+
+    assert query("select count(*) from affiliate.rejected_row") == [(0,)]
+
+
+def test_rows_rejected_before_their_day_settled_do_not_settle_it(sandbox, query):
+    sandbox.binance.set_rebates([rebate(at(SETTLED), income="lots")])
+    materialize(KEY, [SETTLED])
+    query("""update affiliate.rejected_row set payload = jsonb_set(payload, '{income}', '"1.0"'),
+          rejected_at = (partition + 1)::timestamptz + interval '1 hour'""")
+
+    run = materialize(KEY, [SETTLED], from_rejected=True)
+
+    assert run.materialized[SETTLED]["settled"] is False
+
+
+def test_rejected_rows_of_another_source_do_not_land(sandbox, query, monkeypatch):
+    sandbox.binance.set_rebates([rebate(at(BAD), income="lots")])
+    materialize(KEY, [BAD])
+    query("""update affiliate.rejected_row set payload = jsonb_set(payload, '{income}', '"1.0"')""")
+    sandbox.binance.add_account("key-of-somebody-else", "another-secret")
+    monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key-of-somebody-else")
+    monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", "another-secret")
+
+    run = materialize(KEY, [BAD], from_rejected=True)
+
+    assert list(run.failed) == [BAD]
+
+
+# Rows that neither JSON's reader nor PostgreSQL takes
+
+
+def spell(sandbox, monkeypatch, ours: bytes, theirs: bytes) -> None:
+    """Answers hold these bytes in place of those."""
+    answer = sandbox.binance.answer
+    monkeypatch.setattr(
+        sandbox.binance,
+        "answer",
+        lambda call: replace(given := answer(call), body=given.body.replace(ours, theirs)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "theirs"),
+    [
+        ("email", b'"a\\ud800b@example.com"'),
+        ("email", b'"a\xffb@example.com"'),
+        ("income", b"1e200000"),
+        ("income", b"1e99"),
+    ],
+)
+def test_bytes_that_nothing_can_hold_fail_their_day_alone(sandbox, query, monkeypatch, field, theirs):
+    sandbox.binance.set_rebates([*rebates(GOOD, 5), rebate(at(BAD), 1, **{field: "spelled otherwise"})])
+    spell(sandbox, monkeypatch, b'"spelled otherwise"', theirs)
+
+    run = materialize(KEY, [GOOD, BAD])
+
+    assert list(run.materialized)[:1] == [GOOD]
+    assert list(run.failed) in ([BAD], [])
+    assert BAD in run.failed or query("select count(*) from binance.rebate_recent_record") == [(6,)]
+
+
+@pytest.mark.parametrize("theirs", ["a\n\\.\nb@example.com", "\\.", '"', ",", "\r"])
+def test_texts_that_end_or_break_a_copy_do_not(sandbox, query, theirs):
+    rows = [rebate(at(GOOD), 1, email=theirs), *rebates(GOOD, 3)]
+    sandbox.binance.set_rebates(rows)
+
+    run = materialize(KEY, [GOOD])
+
+    assert run.success, run.message
+    assert landed(query, GOOD) == sent(rows)
+
+
+def test_an_unknown_field_that_jsonb_cannot_hold_fails_its_day_alone(sandbox, query):
+    sandbox.binance.set_rebates([*rebates(GOOD, 5), rebate(at(BAD), 1, note="A\0B")])
+
+    run = materialize(KEY, [GOOD, BAD])
+
+    assert list(run.failed) == [BAD]
+    assert list(run.materialized) == [GOOD]
