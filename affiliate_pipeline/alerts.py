@@ -50,36 +50,19 @@ def _for(days: Sequence[date]) -> str:
     return f" for {fold(days)}" if days else ""
 
 
-class _Quiet(logging.Filter):
-    """Takes the addresses out of what Apprise logs: it quotes whole URLs, and they hold secrets."""
-
-    def __init__(self, urls: Sequence[str]):
-        super().__init__()
-        self._urls = urls
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        for url in self._urls:
-            for part in (url, url.partition("://")[2] or url):
-                text = text.replace(part, "***")
-        record.msg, record.args = redact(text), ()
-        return True
-
-
 def send(urls: Sequence[str], title: str, text: str) -> bool:
     """True if every URL took the message; what is sent is logged as well, since there may be no URL."""
     log.error("%s\n%s", title, text)
-    if not urls:
-        return True
-    quiet = _Quiet(urls)
-    apprise_log = logging.getLogger("apprise")
-    apprise_log.addFilter(quiet)
-    try:
-        targets = apprise.Apprise()
-        understood = [targets.add(url) for url in urls]
-        if not all(understood):
-            log.error("ALERT_URLS: entry %s is not an Apprise URL", understood.index(False) + 1)
-        sent = targets.notify(body=text, title=title, notify_type=apprise.NotifyType.FAILURE)
-    finally:
-        apprise_log.removeFilter(quiet)
-    return bool(sent) and all(understood)
+    # Apprise's own log quotes the addresses, and they hold secrets.
+    logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
+    reached = []
+    for number, url in enumerate(urls, start=1):
+        target = apprise.Apprise()
+        if not target.add(url):
+            log.error("ALERT_URLS: entry %d is not an Apprise URL", number)
+            reached.append(False)
+            continue
+        reached.append(bool(target.notify(body=text, title=title, notify_type=apprise.NotifyType.FAILURE)))
+        if not reached[-1]:
+            log.error("ALERT_URLS: entry %d could not be reached", number)
+    return all(reached)

@@ -5,6 +5,7 @@ from typing import Any
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.urls import public_tables
 from affiliate_pipeline.settings import Project
 
@@ -20,5 +21,6 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: object) -> "Storage":
         # A bare postgresql:// means psycopg 3 to newer SQLAlchemy, with which dagster-postgres cannot write an event
         # (dagster issue 33958).
-        url = public_tables(Project.load().database_url())
+        schemas = {"affiliate", *(endpoint.exchange.name for endpoint in ENDPOINTS)}
+        url = public_tables(Project.load().database_url(), schemas)
         return cls(url.replace("postgresql://", "postgresql+psycopg2://", 1), inst_data=inst_data)

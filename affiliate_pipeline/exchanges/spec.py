@@ -103,7 +103,7 @@ class Shared(Protocol):
 
     def answers(self, asset: str, source: str) -> Answers: ...
 
-    def roster(self) -> Any:
+    def roster(self, source: str) -> Any:
         """`exchanges.lbank.roster.RosterStore`"""
 
 

@@ -73,7 +73,8 @@ create table if not exists lbank.roster (
     code text,
     create_time timestamptz,
     first_seen timestamptz not null,
-    last_seen timestamptz not null
+    last_seen timestamptz not null,
+    source text not null
 );
 comment on table lbank.roster is 'Everybody ever seen in the team list: who can have rows at all.';
 """

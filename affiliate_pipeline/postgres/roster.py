@@ -14,7 +14,8 @@ _COLUMNS = ("open_id", "user_level", "transaction", "deposit", "direct_invitatio
 class Rosters:
     """The table `lbank.roster`."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, source: str):
+        self._source = source
         self._connection = connect(url, autocommit=True)
         execute_once(self._connection, ddl.ROSTER)
 
@@ -27,6 +28,13 @@ class Rosters:
                 "select open_id, user_level, coalesce(transaction, false) from lbank.roster order by open_id"
             )
             return tuple(Member(*row) for row in rows)
+
+    def other_source(self) -> str | None:
+        with unavailable():
+            row = self._connection.execute(
+                "select source from lbank.roster where source <> %s limit 1", (self._source,)
+            ).fetchone()
+        return row[0] if row else None
 
     def as_of_ms(self) -> int | None:
         with unavailable():
@@ -44,10 +52,10 @@ class Rosters:
 
     def update(self, rows: Iterable[Mapping[str, object]], as_of_ms: int) -> None:
         seen = datetime.fromtimestamp(as_of_ms / 1000, UTC)
-        kept = ", ".join(f"{name} = excluded.{name}" for name in (*_COLUMNS[1:], "last_seen"))
+        kept = ", ".join(f"{name} = excluded.{name}" for name in (*_COLUMNS[1:], "last_seen", "source"))
         with unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.executemany(
-                f"insert into lbank.roster ({', '.join(_COLUMNS)}, first_seen, last_seen) "
-                f"values ({', '.join(['%s'] * len(_COLUMNS))}, %s, %s) on conflict (open_id) do update set {kept}",
-                [(*(row[name] for name in _COLUMNS), seen, seen) for row in rows],
+                f"insert into lbank.roster ({', '.join(_COLUMNS)}, first_seen, last_seen, source) "
+                f"values ({', '.join(['%s'] * len(_COLUMNS))}, %s, %s, %s) on conflict (open_id) do update set {kept}",
+                [(*(row[name] for name in _COLUMNS), seen, seen, self._source) for row in rows],
             )

@@ -35,7 +35,7 @@ class Shared:
         self._stack.callback(answers.close)
         return answers
 
-    def roster(self) -> Rosters:
-        rosters = Rosters(self._url)
+    def roster(self, source: str) -> Rosters:
+        rosters = Rosters(self._url, source)
         self._stack.callback(rosters.close)
         return rosters

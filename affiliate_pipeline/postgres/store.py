@@ -73,9 +73,17 @@ def connect(url: str, *, autocommit: bool = False, durable: bool = True) -> psyc
 
 def execute_once(connection: psycopg.Connection, statements: str | sql.Composed) -> None:
     """Runs DDL that says `if not exists`, which alone is not safe from two processes at once."""
-    with unavailable(), connection.transaction():
-        connection.execute("select pg_advisory_xact_lock(hashtext('affiliate_pipeline.ddl'))")
-        connection.execute(statements)
+    with unavailable():
+        # Waited for in a transaction of its own: one that began before would not see what the other has created.
+        with connection.transaction():
+            connection.execute("select pg_advisory_lock(hashtext('affiliate_pipeline.ddl'))")
+        try:
+            with connection.transaction():
+                connection.execute(statements)
+        finally:
+            if not connection.closed:
+                with connection.transaction():
+                    connection.execute("select pg_advisory_unlock(hashtext('affiliate_pipeline.ddl'))")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """URLs of databases on servers that are not ours to start. The embedded server is in `server.py`."""
 
+from collections.abc import Collection
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg
@@ -37,10 +38,10 @@ def libpq_environment(url: str) -> dict[str, str]:
     return {variable.decode(): str(value) for name, value in given if (variable := variables.get(name))}
 
 
-def public_tables(url: str) -> str:
-    """The URL, with sessions that keep tables in `public` even where the role is called like one of our schemas: such
+def public_tables(url: str, schemas: Collection[str]) -> str:
+    """The URL, with sessions that keep tables in `public` even where the role is called like one of these schemas: such
     a schema would lead the search path."""
     given = conninfo_to_dict(url)
-    if given.get("user") not in ("affiliate", "binance", "lbank") or "options" in given:
+    if given.get("user") not in schemas or "options" in given:
         return url
     return f"{url}{'&' if '?' in url else '?'}options={quote('-c search_path=public', safe='')}"

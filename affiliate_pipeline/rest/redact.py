@@ -8,7 +8,7 @@ _SECRET_NAME = re.compile(
 )
 # Each word is looked at once, from its beginning: a text from outside cannot make this slow.
 _NAMED = re.compile(
-    r"(?i)(?<![\w-])([\w-]+)([\"']?\s*[=:]\s*)((?:bearer|basic)\s+)?(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^&\s\"',}]+)"
+    r"(?i)(?<![\w-])([\w-]+)([\"']?\s*[=:]\s*)(?!//)((?:bearer|basic)\s+)?(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^&\s\"',}]+)"
 )
 _PEM = re.compile(r"-----BEGIN[^-]*-----.*?(-----END[^-]*-----|$)", re.DOTALL)
 _PASSWORD_IN_URL = re.compile(r"(?<!\w)(\w+://[^\s:/@]*:)[^\s@/]+@")

@@ -63,12 +63,13 @@ def connect(endpoint: Endpoint, shared: Shared) -> LBankSession:
         limit = shared.limit(f"lbank {host} {fingerprint} {path}", REQUESTS_PER_WINDOW, window_s)
         return Client(settings.lbank_base_url, auth, clock, limit, replies.read, default_pause_s=window_s)
 
+    source = f"{host} {fingerprint}"
+
     def roster(not_before_ms: int) -> Roster:
         return read_roster(
-            shared.roster(), open_id, lambda: client(TEAM_LIST), clock.now_ms, min(not_before_ms, clock.now_ms())
+            shared.roster(source), open_id, lambda: client(TEAM_LIST), clock.now_ms, min(not_before_ms, clock.now_ms())
         )
 
-    source = f"{host} {fingerprint}"
     return LBankSession(
         client(endpoint.path),
         source,
@@ -85,6 +86,11 @@ def read_roster(
     store: RosterStore, open_id: str, team_list: Callable[[], Client], now_ms: Callable[[], int], not_before_ms: int
 ) -> Roster:
     """The roster as of `not_before_ms` or later; one process at a time asks the exchange for it."""
+    if other := store.other_source():
+        raise Refused(
+            f"the roster in this database is that of {other}, and only one LBank account can be kept in a database. Use its "
+            "credentials and base URL, or another database"
+        )
     if (store.as_of_ms() or 0) < not_before_ms:
         with store.refreshing():
             if (store.as_of_ms() or 0) < not_before_ms:

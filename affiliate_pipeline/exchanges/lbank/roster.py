@@ -49,6 +49,9 @@ class RosterStore(Protocol):
 
     def members(self) -> tuple[Member, ...]: ...
 
+    def other_source(self) -> str | None:
+        """Another source whose roster this is, if it is."""
+
     def as_of_ms(self) -> int | None:
         """When the team list was last asked for the roster; None before the first time."""
 

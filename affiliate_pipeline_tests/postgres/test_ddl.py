@@ -1,0 +1,299 @@
+"""The tables that follow from a schema, on a real PostgreSQL."""
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
+
+import psycopg
+import pytest
+
+from affiliate_pipeline import schema
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.postgres.store import Day, Store, StoreUnavailable
+from affiliate_pipeline.schema import Amount, BigInt, Flag, Instant, Row, SmallInt, Text, columns
+
+# Forked after the imports, so that all of them come to the database at the same moment.
+CREATE = """
+import os, sys
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.postgres.store import Store
+children = []
+for _ in range(3):
+    if child := os.fork():
+        children.append(child)
+        continue
+    for _ in range(3):
+        with Store(sys.argv[1]) as store:
+            for endpoint in ENDPOINTS:
+                store.create_table(endpoint)
+    os._exit(0)
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+"""
+
+
+class Small(Row):
+    time: Instant = schema.instant('When; it\'s the "instant", 100 % of it.')
+    income: Amount = schema.amount("How much.")
+
+
+class Grown(Row):
+    time: Instant = schema.instant("When, said better.")
+    order: Text = schema.text("A keyword of SQL.")
+    income: Amount = schema.amount("How much.", nullable=True)
+    trade_id: BigInt = schema.bigint("Which.")
+    level: SmallInt = schema.smallint("How high.")
+    paid: Flag = schema.flag("Whether.", newer=True)
+
+
+def endpoint(model: type[Row], name: str = "thing") -> Endpoint:
+    return replace(ENDPOINTS[0], name=name, schema=model, instant="time", total=None, description=f"It's {name}.")
+
+
+@pytest.fixture
+def create(database_url: str) -> Callable[..., None]:
+    def create(*endpoints: Endpoint) -> None:
+        with Store(database_url) as store:
+            for each in endpoints:
+                store.create_table(each)
+
+    return create
+
+
+@pytest.fixture
+def types(query) -> Callable[[str], dict[str, str]]:
+    """The columns of a table: type, and ` not null`."""
+
+    def types(table: str) -> dict[str, str]:
+        return dict(
+            query(
+                "select attname::text, format_type(atttypid, atttypmod) || case when attnotnull then ' not null' else '' end "
+                "from pg_attribute where attrelid = %s::regclass and attnum > 0 order by attnum",
+                table,
+            )
+        )
+
+    return types
+
+
+def test_a_table_has_the_columns_of_its_schema_and_those_that_every_table_has(create, types):
+    create(endpoint(Grown))
+    assert list(types("binance.thing").items()) == [
+        ("time", "timestamp with time zone"),
+        ("order", "text"),
+        ("income", "numeric"),
+        ("trade_id", "bigint"),
+        ("level", "smallint"),
+        ("paid", "boolean"),
+        ("extra", "jsonb"),
+        ("partition_date", "date not null"),
+        ("landed_at", "timestamp with time zone not null"),
+        ("run_id", "text not null"),
+    ]
+
+
+@pytest.mark.parametrize("each", ENDPOINTS, ids=lambda each: each.key)
+def test_every_endpoint_has_its_table_with_comments_and_an_index(create, types, query, each):
+    create(each)
+    table = each.key.replace("/", ".")
+    assert list(types(table)) == [
+        *(column.name for column in columns(each.schema)),
+        *("extra", "partition_date", "landed_at", "run_id"),
+    ]
+    comments = query(
+        "select attname::text, col_description(attrelid, attnum) from pg_attribute where attrelid = %s::regclass "
+        "and attnum > 0 and col_description(attrelid, attnum) is not null",
+        table,
+    )
+    assert dict(comments) == {column.name: column.description for column in columns(each.schema)}
+    assert query("select obj_description(%s::regclass)", table) == [(each.description,)]
+    (index,) = query("select pg_get_indexdef(indexrelid) from pg_index where indrelid = %s::regclass", table)
+    assert "(partition_date)" in index[0]
+
+
+def test_the_bookkeeping_has_the_columns_of_the_contract(create, types):
+    create()
+    assert list(types("affiliate.landing").items()) == [
+        ("asset", "text not null"),
+        ("partition", "date not null"),
+        ("rows", "bigint not null"),
+        ("content_hash", "text not null"),
+        ("settled", "boolean not null"),
+        ("source", "text not null"),
+        ("landed_at", "timestamp with time zone not null"),
+        ("checked_at", "timestamp with time zone not null"),
+        ("run_id", "text not null"),
+    ]
+    kept = ["asset", "partition", "run_id"]
+    assert list(types("affiliate.rejected_row")) == [*kept, "source", "rejected_at", "reason", "payload"]
+    assert list(types("affiliate.superseded_row")) == [*kept, "superseded_at", "payload"]
+    assert types("affiliate.superseded_row")["payload"].startswith("jsonb")
+
+
+def test_a_schema_that_grows_adds_nullable_columns_and_keeps_the_rows(create, types, query):
+    create(endpoint(Small))
+    query("insert into binance.thing values (now(), 1.50, null, '2026-11-03', now(), 'r')")
+    create(endpoint(Grown))
+    found = types("binance.thing")
+    assert {name: found[name] for name in ("order", "trade_id", "level", "paid")} == {
+        "order": "text", "trade_id": "bigint", "level": "smallint", "paid": "boolean",
+    }  # fmt: skip
+    assert query('select income::text, "order", trade_id, run_id from binance.thing') == [("1.50", None, None, "r")]
+
+
+def test_a_comment_that_changes_is_changed(create, query):
+    create(endpoint(Small))
+    create(endpoint(Grown))
+    assert query("select col_description('binance.thing'::regclass, 1)") == [("When, said better.",)]
+
+
+def test_no_column_is_ever_dropped(create, types):
+    create(endpoint(Grown))
+    create(endpoint(Small))
+    assert {"order", "trade_id", "level", "paid"} <= types("binance.thing").keys()
+
+
+def land(url: str, of: Endpoint, block: bytes) -> None:
+    with Store(url) as store:
+        store.create_table(of)
+        day = Day(
+            partition=date(2026, 11, 3),
+            rows=1,
+            content_hash=f"{hash(block):x}",
+            blocks=[block],
+            settled=False,
+            source="s",
+            run_id="r",
+            may_shrink=True,
+        )
+        assert store.land(of, day)
+
+
+@pytest.mark.parametrize(
+    ("then", "block"),
+    [
+        pytest.param(Grown, b'2026-11-03 00:00:00Z,"x",,1,1,true,\n', id="a column that may be null by now"),
+        pytest.param(
+            type("Less", (Row,), {"__annotations__": {"time": Instant}, "time": schema.instant("When.")}),
+            b"2026-11-03 00:00:00Z,\n",
+            id="a column that the schema has no more",
+        ),
+    ],
+)
+def test_a_schema_that_asks_for_less_can_be_landed(create, database_url, then, block):
+    create(endpoint(Small))
+    land(database_url, endpoint(then), block)
+
+
+def test_a_grown_table_can_be_landed(create, database_url, query):
+    create(endpoint(Small))
+    land(database_url, endpoint(Grown), b'2026-11-03 00:00:00Z,"a ""b""",1.0,1,1,,"{""z"":1.10}"\n')
+    assert query(
+        'select "order", income::text, paid, extra::text, partition_date::text, run_id from binance.thing'
+    ) == [('a "b"', "1.0", None, '{"z": 1.10}', "2026-11-03", "r")]
+
+
+def test_processes_that_create_everything_at_once_do_not_collide(database_url, query):
+    told = subprocess.run([sys.executable, "-c", CREATE, database_url], capture_output=True, text=True, timeout=60)
+    assert (told.returncode, told.stderr) == (0, "")
+    found = query("select count(*) from pg_tables where schemaname in ('affiliate', 'binance') and tablename = any(%s)", [
+        "landing", "rejected_row", "superseded_row", "lease", "rebate_recent_record",
+    ])  # fmt: skip
+    assert found == [(5,)]
+
+
+def test_who_waits_for_another_to_create_a_schema_finds_it_there(database_url, query):
+    refused: list[Exception] = []
+    other = endpoint(Small)
+    other = replace(other, exchange=replace(other.exchange, name="another"))
+
+    def late(store: Store) -> None:
+        try:
+            store.create_table(other)
+        except Exception as error:
+            refused.append(error)
+
+    with Store(database_url) as store, psycopg.connect(database_url) as first:
+        store.create_table(endpoint(Small))  # the session knows its catalogue by now
+        first.execute("select pg_advisory_xact_lock(hashtext('affiliate_pipeline.ddl'))")
+        first.execute("create schema another")
+        thread = threading.Thread(target=late, args=(store,))
+        thread.start()
+        while thread.is_alive() and not query("select 1 from pg_locks where locktype = 'advisory' and not granted"):
+            time.sleep(0.01)
+        first.commit()
+        thread.join()
+    assert refused == []
+
+
+@pytest.fixture
+def impatient(query) -> Iterator[None]:
+    """Whoever waits for a lock gives up soon."""
+    query("alter database test set lock_timeout = '300ms'")
+    yield
+    query("alter database test reset lock_timeout")
+
+
+def test_a_reader_does_not_hold_up_a_landing(create, database_url, impatient):
+    create(endpoint(Small))
+    with psycopg.connect(database_url) as reader:
+        reader.execute("select from binance.thing")
+        create(endpoint(Small))
+
+
+def refusal(url: str) -> Exception | None:
+    """What the database is refused with, if it is."""
+    try:
+        Store(url).__exit__()
+    except (StoreUnavailable, psycopg.Error) as error:
+        refused = error.with_traceback(None)
+        refused.__context__ = None
+    else:
+        refused = None
+    gc.collect()  # what a Store that could not be made has left open
+    return refused
+
+
+LEAVES_OPEN = pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
+
+
+@LEAVES_OPEN
+def test_a_landing_under_way_does_not_hold_up_another_run(create, database_url, impatient):
+    create()
+    with psycopg.connect(database_url) as other:
+        other.execute("delete from affiliate.rejected_row")  # as landing any day does
+        assert refusal(database_url) is None
+
+
+@pytest.fixture
+def guest_url(database_url: str, query) -> Iterator[str]:
+    """The database for a role that may not create anything in it."""
+    query("drop role if exists guest")
+    query("create role guest login password 'guest'")
+    yield f"postgresql://guest:guest@{database_url.partition('@')[2]}"
+    query("drop role guest")
+
+
+@LEAVES_OPEN
+def test_a_role_that_may_not_create_tables_is_told_so(guest_url):
+    assert isinstance(refusal(guest_url), StoreUnavailable)
+
+
+def test_a_store_that_cannot_be_made_leaves_no_connection_open(guest_url, monkeypatch):
+    left: list[ResourceWarning] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: left.append(unraisable.exc_value))
+    assert refusal(guest_url)
+    for warning in left:
+        raise warning
+
+
+def test_identifiers_and_texts_are_quoted(create, query):
+    create(endpoint(Small, 'odd "name"; drop'))
+    assert query("select obj_description(c.oid) from pg_class c where relname = %s", 'odd "name"; drop') == [
+        ('It\'s odd "name"; drop.',)
+    ]

@@ -1,0 +1,248 @@
+"""What holds for the code as a whole: who may import whom, names, docstrings, and nothing of one machine in it."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "affiliate_pipeline"
+MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+
+# Who may import whom: a name stands for everything below it.
+DIRECTIONS = {
+    "days": set(),
+    "schema": set(),
+    "rest": {"rest"},
+    "rows": {"schema", "rest.redact"},
+    "alerts": {"days", "rest.redact"},
+    "settings": {"postgres.server", "postgres.urls"},
+    "exchanges": {"exchanges", "rest", "days", "schema", "rows", "settings"},
+    "postgres": {"postgres", "schema", "rest.errors", "rest.redact", "exchanges.spec"},
+    "ingest": {"days", "exchanges.spec", "postgres", "rest.errors", "rest.limits", "rows", "schema"},
+    "sandbox": {"sandbox"},
+    "defs": {"defs", "ingest", "exchanges.spec", "postgres", "alerts", "days", "schema", "settings", "sandbox.served"},
+    "definitions": {"defs", "exchanges.registry"},
+    "cli": {"days", "exchanges.registry", "exchanges.spec", "ingest", "postgres", "rest", "sandbox", "settings"},
+}
+# Single modules that may import more than their folder, each for its own reason.
+EXCEPTIONS = {
+    # The roster is an asset of its own and belongs to one exchange.
+    "defs.roster": {"exchanges.lbank.endpoints", "rest.errors"},
+    # Its tables must not land in a schema of ours.
+    "defs.storage": {"exchanges.registry"},
+    # The roster's table is a cache of that exchange's strategy, not an endpoint's.
+    "postgres.roster": {"exchanges.lbank.roster", "rows"},
+}
+# Where a library may be imported at all.
+FENCES = {
+    "dagster": ("defs", "definitions"),
+    "dagster_postgres": ("defs",),
+    "dagster_shared": ("defs",),
+    "httpx": (
+        "rest",
+        "exchanges.binance.signing",
+        "exchanges.lbank.signing",
+        *(f"exchanges.{e.exchange.name}.exchange" for e in ENDPOINTS),
+    ),
+    "stamina": ("rest",),
+    "psycopg": ("postgres",),
+    "psycopg2": (),
+    "sqlalchemy": (),
+    "apprise": ("alerts",),
+    "typer": ("cli",),
+    "rich": ("cli",),
+    "dotenv": ("settings",),
+    "pandera": ("schema", "rows"),
+    "pandas": ("schema", "rows"),
+    "pyarrow": ("schema", "rows"),
+    "requests": (),
+    "aiohttp": (),
+    "urllib3": (),
+}
+FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "common", "base", "manager", "managers", "misc"}
+
+
+def name_of(path: Path) -> str:
+    """The module's dotted name inside the package, empty for the package itself."""
+    parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The dotted names that the module imports, wherever in it."""
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            # `from package import module` names the module only in what is imported.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_below(name: str, allowed: str) -> bool:
+    return name == allowed or name.startswith(f"{allowed}.")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_follow_the_directions(path):
+    name = name_of(path)
+    folder = name.split(".")[0]
+    allowed = DIRECTIONS.get(folder, set()) | EXCEPTIONS.get(name, set())
+    own = [imported.removeprefix(f"{PACKAGE}.") for imported in imports(path) if is_below(imported, PACKAGE)]
+    assert [imported for imported in own if not any(is_below(imported, each) for each in allowed)] == []
+
+
+def test_every_module_has_its_place_in_the_directions():
+    assert {name_of(path).split(".")[0] for path in MODULES} - DIRECTIONS.keys() == {""}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_libraries_stay_behind_their_fences(path):
+    name = name_of(path)
+    beyond = [
+        imported
+        for imported in imports(path)
+        for library, places in FENCES.items()
+        if is_below(imported, library) and not any(is_below(name, place) for place in places)
+    ]
+    assert beyond == []
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if name_of(path) != "settings"], ids=name_of)
+def test_only_settings_reads_the_environment(path):
+    read = [
+        node.attr
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "putenv", "environb")
+    ]
+    assert read == []
+    assert not {"os.environ", "os.getenv"} & {*imports(path)}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=name_of(path))
+        for path in MODULES
+        if not is_below(name_of(path), "exchanges") and not is_below(name_of(path), "sandbox")
+    ],
+)
+def test_no_shared_code_asks_which_exchange_or_endpoint_it_is(path):
+    named = set(chain.from_iterable((e.key, e.name, e.exchange.name) for e in ENDPOINTS))
+    asked = [
+        constant.value
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Compare | ast.MatchValue)
+        for constant in ast.walk(node)
+        if isinstance(constant, ast.Constant) and constant.value in named
+    ]
+    assert asked == []
+
+
+def test_nothing_is_printed_but_by_commands():
+    printing = {
+        name_of(path)
+        for path in MODULES
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert printing <= {"cli", "sandbox.__main__"}
+
+
+def ours() -> list[Path]:
+    """Every module of the repository."""
+    folders = ("affiliate_pipeline", "affiliate_pipeline_tests", "benchmarks")
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", ours(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_opens_with_a_docstring(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if tree.body:  # an empty __init__.py has nothing to say
+        assert len(ast.get_docstring(tree) or "") > 20
+
+
+def test_no_module_has_a_name_that_says_nothing():
+    named = {part for path in ours() for part in path.relative_to(ROOT).with_suffix("").parts}
+    assert named & FORBIDDEN_NAMES == set()
+
+
+def test_every_test_lies_where_what_it_tests_lies():
+    tests = ROOT / "affiliate_pipeline_tests"
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
+    assert [folder for folder in folders if not (ROOT / PACKAGE / folder).is_dir()] == []
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DECLARED = [
+    Requirement(text)
+    for text in [*PROJECT["dependencies"], *chain.from_iterable(PROJECT["optional-dependencies"].values())]
+]
+CONSTRAINTS = (ROOT / "constraints.txt").read_text()
+
+
+def test_constraints_are_plain_pins():
+    lines = [line for line in CONSTRAINTS.splitlines() if line and not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+( ?;.*)?", line)] == []
+    assert not re.search(r"://|@|--|sha256", CONSTRAINTS)
+
+
+def test_constraints_pin_every_dependency_within_what_is_declared():
+    pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in CONSTRAINTS.split() if "==" in line}
+    for requirement in DECLARED:
+        assert pins[canonicalize_name(requirement.name)] in requirement.specifier
+    assert sorted(needed() - pins.keys()) == []
+
+
+def needed() -> set[str]:
+    """The names of everything that the declared dependencies need here, over any number of steps."""
+    found: set[tuple[str, str]] = set()
+    todo = [(canonicalize_name(r.name), extra) for r in DECLARED for extra in ["", *r.extras]]
+    while todo:
+        name, extra = todo.pop()
+        if (name, extra) in found:
+            continue
+        found.add((name, extra))
+        try:
+            texts = requires(name) or []
+        except PackageNotFoundError:
+            continue  # of an extra that is not installed here
+        for requirement in map(Requirement, texts):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                todo += [(canonicalize_name(requirement.name), each) for each in ["", *requirement.extras]]
+    return {name for name, _ in found}
+
+
+def files() -> list[Path]:
+    """The text files of the repository."""
+    skipped = {"__pycache__", "build"}
+    found = [ROOT / ".ci" / "run", ROOT / ".gitignore"]
+    for entry in ROOT.iterdir():
+        if entry.name.startswith(".") or entry.name in skipped or entry.name.endswith(".egg-info"):
+            continue
+        found += [entry] if entry.is_file() else [path for path in entry.rglob("*") if path.is_file()]
+    return [path for path in found if not skipped & {*path.parts} and path.suffix not in (".png", ".jpg", ".pyc")]
+
+
+def test_no_file_names_a_path_of_this_machine():
+    paths = {str(path) for path in (ROOT, Path.home(), Path(sys.prefix)) if len(path.parts) > 1}
+    pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(path)}(?![\w.-])" for path in paths))
+    named = {path.relative_to(ROOT): pattern.search(path.read_text(encoding="utf-8")) for path in files()}
+    assert {str(path): found.group() for path, found in named.items() if found} == {}
+
+
+def test_no_file_names_a_registry():
+    hosts = re.compile("|".join(re.escape(".".join(parts)) for parts in [("pypi", "org"), ("pythonhosted", "org")]))
+    assert [str(path) for path in files() if hosts.search(path.read_text(encoding="utf-8"))] == []

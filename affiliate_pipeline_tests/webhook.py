@@ -1,0 +1,44 @@
+"""A webhook on loopback that remembers what it was sent. No test may live here."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+
+class Webhook:
+    """Answers every POST with `status`; `messages` are the bodies received, `paths` where to."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.messages: list[dict[str, Any]] = []
+        self.paths: list[str] = []
+        webhook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                webhook.paths.append(self.path)
+                webhook.messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(webhook.status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"json://127.0.0.1:{self._server.server_port}/hook"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Nobody is there any more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
