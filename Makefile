@@ -1,6 +1,8 @@
 # `make up` runs everything, `make test` tests it. Both install what they need into .venv first.
-PYTHON ?= $(shell command -v python3.13 python3.12 python3.11 python3 | while read python; do \
-	$$python -c 'import sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
+SUITABLE := import ensurepip, sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -23,7 +25,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.landing $(ARGS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "affiliate_pipeline needs Python 3.11, 3.12 or 3.13 with venv: install one, or name it: make up PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -c '$(SUITABLE)' 2>/dev/null || { echo "affiliate_pipeline needs Python 3.11, 3.12 or 3.13 with venv: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "Creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing (a minute or two the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

@@ -1,9 +1,10 @@
 """`affiliate-pipeline`: what runs the whole on one machine. Lands through Dagster's own command line; decides nothing
 about data."""
 
+import errno
 import fcntl
-import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,15 +12,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import psutil
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -27,9 +30,9 @@ from affiliate_pipeline import settings
 from affiliate_pipeline.days import fold, runs
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.ingest import now_ms
+from affiliate_pipeline.ingest import connected, now_ms
 from affiliate_pipeline.postgres import server
-from affiliate_pipeline.postgres.store import Store, StoreUnavailable
+from affiliate_pipeline.postgres.store import Ledger, Store, StoreUnavailable
 from affiliate_pipeline.postgres.urls import libpq_environment
 from affiliate_pipeline.rest.redact import redact
 from affiliate_pipeline.sandbox import Sandbox
@@ -39,12 +42,20 @@ from affiliate_pipeline.settings import Project, SettingsError
 UI_PORT = 3000
 LEAST_FREE_BYTES = 500_000_000
 READY_WAIT_S = 180
-STOP_WAIT_S = 15
+STOP_WAIT_S = 60
+# Every process that `up` starts, and what that one starts, has the folder in this variable: so they are found again
+# whoever died, and no pid that somebody else has by now is ever taken for one of them.
+STARTED_BY = "AFFILIATE_STARTED_BY"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SANDBOX_START_DAYS = 35
+SANDBOX_RATE_SCALE = 20
 MOST_REQUESTS_UNASKED = 1000
+# No page of an exchange holds fewer rows, so this overrates what is asked of it.
+LEAST_PAGE_ROWS = 100
+CHECK_AGAIN_AFTER = timedelta(hours=1)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 class Stop(Exception):
@@ -55,55 +66,60 @@ def main() -> None:
     try:
         app()
     except (Stop, SettingsError, server.ServerError, StoreUnavailable) as error:
-        print(f"affiliate-pipeline: {redact(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
+        problem = redact(error)
     except OSError as error:
-        print(f"affiliate-pipeline: {error.strerror}: {error.filename or ''}", file=sys.stderr)
-        raise SystemExit(1) from None
+        problem = f"{error.strerror}: {error.filename or ''}".rstrip(": ")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            problem = f"the disk is full ({error.filename}): free some space, then start again"
+    else:
+        return
+    print(f"affiliate-pipeline: {problem}", file=sys.stderr)
+    raise SystemExit(1)
 
 
 @app.command()
 def up(
     once: Annotated[bool, typer.Option("--once", help="Land the last days and exit: 0 if all landed.")] = False,
-    port: Annotated[int, typer.Option(help="Port of Dagster's UI on 127.0.0.1.")] = UI_PORT,
+    port: Annotated[int, typer.Option(help="Port of Dagster's UI on 127.0.0.1.", min=1, max=65535)] = UI_PORT,
 ) -> None:
     """Database, the sandbox while no exchange is configured, the last days landed, Dagster's UI; until Ctrl-C."""
     os.chdir(settings.root())
     home = settings.home()
     home.mkdir(mode=0o700, exist_ok=True)
-    if shutil.disk_usage(home).free < LEAST_FREE_BYTES:
-        raise Stop(f"less than {LEAST_FREE_BYTES // 1_000_000} MB are free on the disk of {home}: free some first")
+    _check_disk(home)
     stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+    for number in STOP_SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda *_: stopping.set())
     with ExitStack() as stack:
         stack.enter_context(_alone(home))
         if not once:
             _check_port(port)
         if not settings.is_exchange_configured():
             stack.enter_context(_sandbox())
-        embedded = Project.load().affiliate_database_url is None
+        project = Project.load()
+        embedded = project.affiliate_database_url is None
         if embedded and not server.is_running(home):
             stack.callback(server.stop, home)
-        with console.status("PostgreSQL is starting"):
-            url = Project.load().database_url()
-        environment = {"DAGSTER_HOME": str(_dagster_home(home))}
-        dagster = None if once else stack.enter_context(_dagster(home, port, environment))
-        complete = all([_land(endpoint, url, home, environment, stopping) for endpoint in ENDPOINTS])
-        if stopping.is_set():
-            return
-        _summary(url)
-        if once:
-            raise typer.Exit(0 if complete else 1)
-        assert dagster is not None
-        _wait_until_ready(dagster, port, stopping, home)
+        with _doing("PostgreSQL is starting"):
+            url = project.database_url()
+        stack.callback(_stop_started, home)
+        address = f"[bold]http://localhost:{port}[/bold]"
+        dagster = None if once else _start_ui(home, port, stopping)
+        if dagster and not stopping.is_set():
+            console.print(f"Dagster's UI is ready: {address}")
+        complete = _Landing(home, url, stopping).land([each for each in ENDPOINTS if _is_configured(each)])
         if not stopping.is_set():
-            console.print(
-                f"\nDagster's UI: [bold]http://localhost:{port}[/bold]   Data: affiliate-pipeline psql   Stop: Ctrl-C"
-            )
-        while not stopping.wait(1):
+            _summary(url)
+        if dagster is None:
+            raise typer.Exit(0 if complete else 1)
+        if not stopping.is_set():
+            console.print(f"\nDagster's UI: {address}   Data: affiliate-pipeline psql   Stop: Ctrl-C")
+        while not stopping.wait(2):
             if dagster.poll() is not None:
                 raise Stop(f"Dagster has stopped by itself; its log is {_log(home)}")
+            if embedded:  # started again if somebody killed it
+                project.database_url()
         console.print("Stopping")
 
 
@@ -111,12 +127,7 @@ def up(
 def down() -> None:
     """Stop whatever `up` or a command of Dagster's left running here: Dagster and the embedded PostgreSQL."""
     home = settings.home()
-    state = _state(home)
-    running = state and _alive(state["up"])
-    if running:
-        running.terminate()
-        psutil.wait_procs([running], timeout=2 * STOP_WAIT_S)
-    stopped = [bool(running), _stop_session(state["dagster"]) if state else False, server.stop(home)]
+    stopped = [_stop_up(home), _stop_started(home), server.stop(home)]
     console.print("Stopped." if any(stopped) else "Nothing was running.")
 
 
@@ -134,18 +145,13 @@ def psql(context: typer.Context) -> None:
     os.execve(program, [program, *context.args], environment)
 
 
-@contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Only one `up` runs here; what one that was killed left behind is stopped first."""
-    with (home / "up.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Stop("it is running here already; `affiliate-pipeline down` stops it") from None
-        if state := _state(home):
-            _stop_session(state["dagster"])
-        yield
-        (home / "up.json").unlink(missing_ok=True)
+def _check_disk(home: Path) -> None:
+    for folder in (home, server.SYSTEM_FOLDER):  # as root, the data are in the latter
+        if folder.exists() and shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
+            raise Stop(
+                f"less than {LEAST_FREE_BYTES // 1_000_000} MB are free on the disk of {folder}: free some space, then "
+                "start again"
+            )
 
 
 def _check_port(port: int) -> None:
@@ -158,27 +164,103 @@ def _check_port(port: int) -> None:
 
 
 @contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Only one `up` runs here; what one that was killed left behind is stopped first."""
+    with (home / "up.lock").open("a+") as lock:
+        if not _lock(lock):
+            raise Stop("it is running here already; `affiliate-pipeline down` stops it")
+        lock.seek(0)
+        if lock.read():
+            _stop_started(home)
+            server.stop(home)
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}")
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+def _stop_up(home: Path) -> bool:
+    """Stops the `up` that runs here; True if there was one."""
+    with suppress(FileNotFoundError, ProcessLookupError), (home / "up.lock").open() as lock:
+        if _lock(lock):
+            return False
+        # Whoever holds the lock is alive, so the pid in it is theirs.
+        pid = int(lock.read())
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_WAIT_S
+        while not _lock(lock):
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        return True
+    return False
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _started(home: Path) -> list[psutil.Process]:
+    """What an `up` of this folder has started, directly or not, and is still running."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # it has just gone, or is somebody else's
+            if process.environ().get(STARTED_BY) == str(home):
+                found.append(process)
+    return found
+
+
+def _stop_started(home: Path) -> bool:
+    """Stops all of `_started`, in good order where it can be; True if there was anything."""
+    left = found = _started(home)
+    # SIGINT is what Dagster gets from a Ctrl-C on a terminal.
+    for number, patience_s in ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        deadline = time.monotonic() + patience_s
+        while (left := _started(home)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if not left:
+            break
+    return bool(found)
+
+
+@contextmanager
 def _sandbox() -> Iterator[None]:
     """The sandbox runs, and `.affiliate/settings.env` points everything here at it."""
     chosen = settings.chosen()
-    url = chosen.get("BINANCE_BASE_URL", "")
-    port = int(url.rpartition(":")[2] or 0) if url else 0
+    port = int(chosen.get("BINANCE_BASE_URL", "").rpartition(":")[2] or 0)
     try:
-        exchange = Sandbox(port=port).start()
+        exchange = Sandbox(port=port, rate_scale=SANDBOX_RATE_SCALE).start()
     except OSError:
-        exchange = Sandbox().start()
+        exchange = Sandbox(rate_scale=SANDBOX_RATE_SCALE).start()
     first = datetime.now(UTC).date() - timedelta(days=SANDBOX_START_DAYS)
     settings.choose(
         {
             "AFFILIATE_START_DATE": chosen.get("AFFILIATE_START_DATE", first.isoformat()),
+            "AFFILIATE_RATE_SCALE": str(SANDBOX_RATE_SCALE),
             "BINANCE_BASE_URL": exchange.url,
             "BINANCE_PARTNER_API_KEY": exchange.binance.partner_key,
             "BINANCE_PARTNER_API_SECRET": exchange.binance.partner_secret,
+            "LBANK_BASE_URL": exchange.url,
+            "LBANK_API_KEY": exchange.lbank.api_key,
+            "LBANK_API_SECRET": exchange.lbank.api_secret,
+            "LBANK_OPEN_ID": exchange.lbank.own_open_id,
         }
     )
     console.print(
-        "No exchange is configured, so [bold]the sandbox[/bold] plays one on this machine: made-up data, in a database of "
-        "its own. For real accounts set BINANCE_PARTNER_API_KEY and BINANCE_PARTNER_API_SECRET in .env and start again."
+        "No exchange is configured, so [bold]the sandbox[/bold] plays them on this machine: made-up data, in a database "
+        f"of its own, and {SANDBOX_RATE_SCALE} times the real rate limits.\n"
+        "For real accounts set BINANCE_PARTNER_API_KEY and BINANCE_PARTNER_API_SECRET, or LBANK_API_KEY, "
+        "LBANK_API_SECRET and LBANK_OPEN_ID, in .env and start again."
     )
     try:
         yield
@@ -186,84 +268,151 @@ def _sandbox() -> Iterator[None]:
         exchange.stop()
 
 
-def _dagster_home(home: Path) -> Path:
-    """A folder for what Dagster writes, with the project's dagster.yaml."""
+def _run_dagster(home: Path, log: Path, arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
+    """A Dagster command with a folder of its own for what it writes, in a session of its own: Ctrl-C reaches only `up`,
+    which then stops everything in order."""
     folder = home / "dagster"
     folder.mkdir(exist_ok=True)
     shutil.copyfile(settings.root() / "dagster.yaml", folder / "dagster.yaml")
-    return folder
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dagster", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=settings.process_environment(DAGSTER_HOME=str(folder), **{STARTED_BY: str(home)}, **environment),
+        )
 
 
 def _log(home: Path) -> Path:
     return home / "dagster.log"
 
 
-def _run_dagster(home: Path, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    # A session of its own: Ctrl-C reaches only `up`, which then stops everything in order.
-    with _log(home).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "dagster", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env=settings.process_environment(**environment),
-        )
+def _start_ui(home: Path, port: int, stopping: threading.Event) -> subprocess.Popen[bytes]:
+    """Dagster's webserver and daemon, ready."""
+    arguments = ["dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)]
+    dagster = _run_dagster(home, _log(home), arguments, DAGSTER_UI_URL=f"http://localhost:{port}")
+    deadline = time.monotonic() + READY_WAIT_S
+    with _doing("Dagster's UI is starting"):
+        while not stopping.wait(0.2):
+            if dagster.poll() is not None or time.monotonic() > deadline:
+                raise Stop(f"Dagster did not start; its log is {_log(home)}")
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+    return dagster
+
+
+def _is_configured(endpoint: Endpoint) -> bool:
+    concern = {"binance": settings.Binance, "lbank": settings.LBank}[endpoint.exchange.name]
+    return any(name.startswith(endpoint.exchange.name) for name in concern.load().model_fields_set)
+
+
+@dataclass
+class _Landing:
+    """Lands the last days by `dagster asset materialize`. `requests_left`: that many more may be made of real exchanges
+    before somebody is asked."""
+
+    home: Path
+    url: str
+    stopping: threading.Event
+    requests_left: int = MOST_REQUESTS_UNASKED
+
+    def land(self, endpoints: Sequence[Endpoint]) -> bool:
+        """Lands the days that the sources hold wholly, but for those that have settled or were just looked at; True if
+        all landed."""
+        complete = True
+        together: dict[tuple, list[Endpoint]] = {}
+        for endpoint in endpoints:
+            wanted = self._wanted(endpoint)
+            if wanted and not settings.is_sandbox() and not self._affordable(endpoint, wanted):
+                complete = False
+                continue
+            for run in runs(wanted):
+                # One run can land only assets whose partitions are the same.
+                together.setdefault((endpoint.exchange.name, endpoint.observation, *run), []).append(endpoint)
+        landed = [self._materialize(group, run) for (_, _, *run), group in together.items()]
+        return complete and all(landed)
+
+    def _wanted(self, endpoint: Endpoint) -> list[date]:
+        start = Project.load().affiliate_start_date
+        ledger = self._ledger(endpoint)
+        recently = datetime.now(UTC) - CHECK_AGAIN_AFTER
+
+        def is_done(day: date) -> bool:
+            return day in ledger and (ledger[day].settled or ledger[day].checked_at > recently)
+
+        return [day for day in endpoint.remembered_days(now_ms()) if day >= start and not is_done(day)]
+
+    def _affordable(self, endpoint: Endpoint, wanted: list[date]) -> bool:
+        """Whether the days, one of which may be landed here and taken out, may be asked for."""
+        with Store(self.url) as store, connected(endpoint, store) as session:
+            plan = endpoint.strategy.plan(session, wanted, endpoint.exchange.zone)
+        requests = plan.most
+        if requests is None:
+            ledger = self._ledger(endpoint)
+            if not ledger:  # one day tells what the others will cost
+                day = wanted.pop()
+                if not self._materialize([endpoint], [day]):
+                    return False
+                ledger = self._ledger(endpoint)
+                self.requests_left -= sum(row.rows for row in ledger.values()) // LEAST_PAGE_ROWS
+            requests = plan.least + len(wanted) * max(row.rows for row in ledger.values()) // LEAST_PAGE_ROWS
+        if requests > self.requests_left and not self._agreed(endpoint, wanted, requests):
+            return False
+        self.requests_left -= requests
+        return True
+
+    def _agreed(self, endpoint: Endpoint, days: list[date], requests: int) -> bool:
+        question = f"{endpoint.key}: landing {fold(days)} takes about {requests} requests. Do it now?"
+        if not sys.stdin.isatty():
+            console.print(f"{question} Nobody is here to ask: not done. Launch a backfill in the UI instead.")
+            return False
+        # Here a signal has to end the waiting for the answer.
+        handlers = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
+        try:
+            return typer.confirm(question)
+        except typer.Abort:
+            self.stopping.set()
+            return False
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _materialize(self, endpoints: Sequence[Endpoint], days: Sequence[date]) -> bool:
+        if self.stopping.is_set():
+            return False
+        first = endpoints[0]
+        title = first.key if len(endpoints) == 1 else f"{len(endpoints)} assets of {first.exchange.title}"
+        title = f"{title} {fold(days)}"
+        log = self.home / "landing.log"
+        arguments = ["asset", "materialize", "-m", "affiliate_pipeline.definitions"]
+        arguments += ["--select", " or ".join(f'key:"{endpoint.key}"' for endpoint in endpoints)]
+        arguments += ["--partition-range", f"{days[0]}...{days[-1]}"]
+        began = datetime.now(UTC)
+        process = _run_dagster(self.home, log, arguments)
+        with _progress(title, len(endpoints) * len(days)) as show:
+            while True:
+                running = process.poll() is None
+                ledgers = [self._ledger(endpoint, days) for endpoint in endpoints]
+                show(sum(row.checked_at >= began for ledger in ledgers for row in ledger.values()))
+                if not running:
+                    break
+                if self.stopping.wait(0.5):
+                    return False
+        if process.returncode:
+            console.print(f"[bold red]{title}: not every day landed.[/] {escape(_failure(log))}")
+        return process.returncode == 0
+
+    def _ledger(self, endpoint: Endpoint, days: Sequence[date] | None = None) -> dict[date, Ledger]:
+        with Store(self.url) as store:
+            return store.ledger(endpoint, days)
 
 
 @contextmanager
-def _dagster(home: Path, port: int, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Dagster's webserver and daemon."""
-    arguments = ["dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)]
-    environment = {"DAGSTER_UI_URL": f"http://localhost:{port}", **environment}
-    process = _run_dagster(home, arguments, environment)
-    (home / "up.json").write_text(json.dumps({"up": _identity(os.getpid()), "dagster": _identity(process.pid)}))
-    try:
-        yield process
-    finally:
-        _stop_session(_identity(process.pid) if process.poll() is None else [process.pid, None])
-
-
-def _land(endpoint: Endpoint, url: str, home: Path, environment: dict[str, str], stopping: threading.Event) -> bool:
-    """Lands the days that the source holds wholly and that have not landed or not settled; True if all did."""
-    start = Project.load().affiliate_start_date
-    days = [day for day in endpoint.remembered_days(now_ms()) if day >= start]
-    with Store(url) as store:
-        ledger = store.ledger(endpoint, days)
-    wanted = [day for day in days if day not in ledger or not ledger[day].settled]
-    if wanted and not settings.is_sandbox() and days[-1] in wanted:
-        # One day tells what the others will cost.
-        if not _materialize(endpoint, wanted[-1:], url, home, environment, stopping):
-            return False
-        with Store(url) as store:
-            rows = store.ledger(endpoint, wanted[-1:])[wanted[-1]].rows
-        requests = endpoint.strategy.requests(rows) * (len(wanted) - 1)
-        wanted = wanted[:-1]
-        if requests > MOST_REQUESTS_UNASKED and not _agreed(endpoint, wanted, requests):
-            return True
-    return all([_materialize(endpoint, run, url, home, environment, stopping) for run in runs(wanted)])
-
-
-def _agreed(endpoint: Endpoint, days: list[date], requests: int) -> bool:
-    question = f"{endpoint.key}: landing {fold(days)} takes about {requests} requests. Do it now?"
-    if not sys.stdin.isatty():
-        console.print(f"{question} Nobody is here to ask: not done. Launch a backfill in the UI instead.")
-        return False
-    return typer.confirm(question)
-
-
-def _materialize(
-    endpoint: Endpoint, days: list[date], url: str, home: Path, environment: dict[str, str], stopping: threading.Event
-) -> bool:
-    began = datetime.now(UTC)
-    process = _run_dagster(
-        home,
-        [
-            *("asset", "materialize", "-m", "affiliate_pipeline.definitions", "--select", f'key:"{endpoint.key}"'),
-            *("--partition-range", f"{days[0]}...{days[-1]}"),
-        ],
-        environment,
-    )
+def _progress(title: str, days: int) -> Iterator[Callable[[int], None]]:
+    """Something to call with the number of days done; shows it, where there is no terminal as a line per change."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -271,42 +420,34 @@ def _materialize(
         TextColumn("days"),
         TimeElapsedColumn(),
     )
-    try:
-        with Store(url) as store, Progress(*columns, console=console) as progress:
-            task = progress.add_task(f"{endpoint.key} {fold(days)}", total=len(days))
-            while True:
-                running = process.poll() is None
-                checked = [row for row in store.ledger(endpoint, days).values() if row.checked_at >= began]
-                progress.update(task, completed=len(checked))
-                if not running or stopping.wait(0.3):
-                    break
-    finally:
-        if process.poll() is None:
-            _stop_session(_identity(process.pid))
-    if process.returncode and not stopping.is_set():
-        console.print(f"[bold red]{endpoint.key}: not every day of {fold(days)} landed.[/] {_last_failure(home)}")
-    return process.returncode == 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=days)
+        shown = -1
+
+        def show(done: int) -> None:
+            nonlocal shown
+            progress.update(task, completed=done)
+            if done != shown and not console.is_terminal:
+                console.print(f"{title}: {done} of {days} days")
+            shown = done
+
+        yield show
 
 
-def _last_failure(home: Path) -> str:
-    """What the failed run said, from the log of Dagster."""
-    text = _log(home).read_text(errors="replace")
-    _, found, failure = text.rpartition("dagster._core.definitions.events.Failure: ")
-    said = failure.partition("\n\nStack Trace")[0] if found else "Its log:"
-    return f"{said}\n{_log(home)}"
+@contextmanager
+def _doing(what: str) -> Iterator[None]:
+    if console.is_terminal:
+        with console.status(what):
+            yield
+    else:
+        console.print(what)
+        yield
 
 
-def _wait_until_ready(dagster: subprocess.Popen[bytes], port: int, stopping: threading.Event, home: Path) -> None:
-    deadline = time.monotonic() + READY_WAIT_S
-    with console.status("Dagster's UI is starting"):
-        while not stopping.wait(0.2):
-            if dagster.poll() is not None or time.monotonic() > deadline:
-                raise Stop(f"Dagster did not start; its log is {_log(home)}")
-            try:
-                with socket.create_connection(("127.0.0.1", port), timeout=1):
-                    return
-            except OSError:
-                continue
+def _failure(log: Path) -> str:
+    """What the failed run said, from its log."""
+    failures = re.findall(r"\.Failure: (.*?)\n\nStack Trace", log.read_text(errors="replace"), re.DOTALL)
+    return "\n".join([*dict.fromkeys(map(redact, failures)), f"The log: {log}"])
 
 
 def _summary(url: str) -> None:
@@ -320,54 +461,8 @@ def _summary(url: str) -> None:
                 f"{sum(row.rows for row in days):,}",
                 f"{sum(row.settled for row in days)} of {len(days)}",
             )
-    console.print(table)
+    console.print(table, soft_wrap=False)
 
 
-def _state(home: Path) -> dict[str, list] | None:
-    try:
-        return json.loads((home / "up.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _identity(pid: int) -> list:
-    """A process that no other one can be taken for once it has gone."""
-    return [pid, psutil.Process(pid).create_time()]
-
-
-def _alive(identity: list) -> psutil.Process | None:
-    pid, created = identity
-    try:
-        process = psutil.Process(pid)
-        return process if process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
-        return None
-
-
-def _stop_session(leader: list) -> bool:
-    """Stops a process and everything that it started in its session; True if anything was running."""
-    pid, _ = leader
-
-    def session() -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) == pid and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (ProcessLookupError, PermissionError, psutil.Error):
-                continue
-        return found
-
-    found = session()
-    if process := _alive(leader):
-        process.send_signal(signal.SIGINT)
-        psutil.wait_procs([process], timeout=STOP_WAIT_S)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        left = session()
-        for process in left:
-            try:
-                process.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(left, timeout=STOP_WAIT_S / 3)
-    return bool(found)
+if __name__ == "__main__":
+    main()
