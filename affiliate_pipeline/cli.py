@@ -27,13 +27,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from affiliate_pipeline import settings
-from affiliate_pipeline.days import fold, runs
+from affiliate_pipeline.days import days_from, fold, runs
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.ingest import connected, now_ms
+from affiliate_pipeline.ingest import connected, now_ms, plan_of
 from affiliate_pipeline.postgres import server
 from affiliate_pipeline.postgres.store import Ledger, Store, StoreUnavailable
 from affiliate_pipeline.postgres.urls import libpq_environment
+from affiliate_pipeline.rest.errors import ExchangeError
 from affiliate_pipeline.rest.redact import redact
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline.sandbox import __main__ as sandbox_main
@@ -65,7 +66,7 @@ class Stop(Exception):
 def main() -> None:
     try:
         app()
-    except (Stop, SettingsError, server.ServerError, StoreUnavailable) as error:
+    except (Stop, SettingsError, server.ServerError, StoreUnavailable, ExchangeError) as error:
         problem = redact(error)
     except OSError as error:
         problem = f"{error.strerror}: {error.filename or ''}".rstrip(": ")
@@ -143,6 +144,27 @@ def psql(context: typer.Context) -> None:
     environment = settings.process_environment(**libpq_environment(Project.load().database_url()))
     program = str(server.binary("psql"))
     os.execve(program, [program, *context.args], environment)
+
+
+@app.command()
+def plan(
+    asset: Annotated[str, typer.Argument(help="As in Dagster: lbank/trade_user")],
+    days: Annotated[str, typer.Argument(help="One day or a range: 2026-10-01...2026-10-31")],
+) -> None:
+    """What fetching a range of days costs, in requests and minutes; lands nothing.
+
+    Where it depends on who is under us, LBank's roster is refreshed first if it is older than the range.
+    """
+    endpoint = next((endpoint for endpoint in ENDPOINTS if endpoint.key == asset), None)
+    if endpoint is None:
+        raise Stop(f"there is no asset {asset}; there are {', '.join(endpoint.key for endpoint in ENDPOINTS)}")
+    first, _, last = days.partition("...")
+    try:
+        wanted = days_from(date.fromisoformat(first), date.fromisoformat(last or first))
+    except ValueError:
+        raise Stop(f"{days} is neither a day (2026-10-01) nor a range of days (2026-10-01...2026-10-31)") from None
+    with Store(Project.load().database_url()) as store, connected(endpoint, store) as session:
+        console.print(f"{endpoint.key} {fold(wanted)}: {plan_of(endpoint, wanted, session=session, store=store)}")
 
 
 def _check_disk(home: Path) -> None:
