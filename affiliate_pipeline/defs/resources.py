@@ -2,7 +2,7 @@
 that the code location loads without any setting, network or database, and no secret stands in a resource's config."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from affiliate_pipeline.exchanges.spec import Endpoint, Session
 from affiliate_pipeline.ingest import connected
@@ -23,7 +23,13 @@ class Exchanges:
 
     @contextmanager
     def session(self, endpoint: Endpoint, store: Store) -> Iterator[Session]:
-        # While no `affiliate-pipeline up` serves the sandbox, the run does.
-        sandbox = served(Binance.load().binance_base_url) if is_sandbox() else nullcontext()
-        with sandbox, connected(endpoint, store) as session:
+        with _sandbox(), connected(endpoint, store) as session:
             yield session
+
+
+def _sandbox() -> AbstractContextManager[None]:
+    """The sandbox, if it is what runs here: while no `affiliate-pipeline up` serves it, the run does."""
+    if not is_sandbox():
+        return nullcontext()
+    settings = Binance.load()
+    return served(settings.binance_base_url, settings.affiliate_rate_scale)

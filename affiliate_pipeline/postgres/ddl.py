@@ -74,7 +74,8 @@ create table if not exists lbank.roster (
     create_time timestamptz,
     first_seen timestamptz not null,
     last_seen timestamptz not null,
-    source text not null
+    ever_agent boolean not null default false,
+    source text
 );
 comment on table lbank.roster is 'Everybody ever seen in the team list: who can have rows at all.';
 """

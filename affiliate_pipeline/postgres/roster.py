@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from affiliate_pipeline.exchanges.lbank.roster import Member
+from affiliate_pipeline.exchanges.lbank.roster import AGENT_LEVELS, Member
 from affiliate_pipeline.postgres import ddl
 from affiliate_pipeline.postgres.store import connect, execute_once, unavailable
 
@@ -25,7 +25,7 @@ class Rosters:
     def members(self) -> tuple[Member, ...]:
         with unavailable():
             rows = self._connection.execute(
-                "select open_id, user_level, coalesce(transaction, false) from lbank.roster order by open_id"
+                "select open_id, ever_agent or coalesce(user_level between 1 and 21, false), coalesce(transaction, false) from lbank.roster order by open_id"
             )
             return tuple(Member(*row) for row in rows)
 
@@ -53,9 +53,14 @@ class Rosters:
     def update(self, rows: Iterable[Mapping[str, object]], as_of_ms: int) -> None:
         seen = datetime.fromtimestamp(as_of_ms / 1000, UTC)
         kept = ", ".join(f"{name} = excluded.{name}" for name in (*_COLUMNS[1:], "last_seen", "source"))
+        # Whoever was an agent once has commissions of that time, whatever the level now.
+        kept += ", ever_agent = roster.ever_agent or excluded.ever_agent"
         with unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.executemany(
-                f"insert into lbank.roster ({', '.join(_COLUMNS)}, first_seen, last_seen, source) "
-                f"values ({', '.join(['%s'] * len(_COLUMNS))}, %s, %s, %s) on conflict (open_id) do update set {kept}",
-                [(*(row[name] for name in _COLUMNS), seen, seen, self._source) for row in rows],
+                f"insert into lbank.roster ({', '.join(_COLUMNS)}, first_seen, last_seen, source, "
+                f"ever_agent) values ({', '.join(['%s'] * len(_COLUMNS))}, %s, %s, %s, %s) on conflict (open_id) do update set {kept}",
+                [
+                    (*(row[name] for name in _COLUMNS), seen, seen, self._source, row["user_level"] in AGENT_LEVELS)
+                    for row in rows
+                ],
             )

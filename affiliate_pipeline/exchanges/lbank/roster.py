@@ -11,16 +11,12 @@ AGENT_LEVELS = range(1, 22)
 
 @dataclass(frozen=True)
 class Member:
-    """One user under the affiliate, as the team list says."""
+    """One user under the affiliate, as the team list says or said."""
 
     open_id: str
-    user_level: int | None
+    # Was one whenever the list was read: only agents receive commission and have a team.
+    is_agent: bool
     transaction: bool
-
-    @property
-    def is_agent(self) -> bool:
-        """Only agents receive commission and have a team."""
-        return self.user_level in AGENT_LEVELS
 
 
 @dataclass(frozen=True)

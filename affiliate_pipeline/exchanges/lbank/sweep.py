@@ -94,7 +94,7 @@ class Sweep:
 
     def plan(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Plan:
         asks = len(self._asks(session, days, zone))
-        least = sum(asks * (1 if self.instant else len(chunk)) for chunk in _chunks(days))
+        least = sum(asks * len(runs(chunk) if self.instant else chunk) for chunk in _chunks(days))
         seconds = max(0, least - session.burst) / session.slots_per_s
         return Plan(least, None if self.paging else least, seconds)
 
@@ -305,22 +305,27 @@ class _Chunk:
 def walk_pages(
     ask: Callable[[Mapping[str, object]], list[bytes]], paging: Literal["offset", "id"] | None
 ) -> tuple[list[bytes], bool]:
-    """The rows of all pages, and whether rows moved from one page to the next while they were read.
+    """The rows of all pages, and whether rows moved from one page to another while they were read.
 
-    A row that is on two pages in a row has moved, or is one of two equal ones: the earlier page, asked for again, tells.
+    By offset, each page begins with the last row of the one before: if it does not, a row has come or gone. A row that is
+    on both pages otherwise has moved, or is one of two equal ones: the earlier page, asked for again, tells.
     """
     rows: list[bytes] = []
     before: tuple[int, list[bytes]] | None = None
     moved, start = False, 0
     while True:
         page = ask({"start": start, "pageSize": PAGE_SIZE})
-        rows += page
-        if before and not moved and not set(before[1]).isdisjoint(page):
-            moved = ask({"start": before[0], "pageSize": PAGE_SIZE}) != before[1]
+        new = page
+        if before and paging == "offset":
+            new = page[1:]
+            moved = moved or page[:1] != before[1][-1:]
+            if not moved and not set(before[1]).isdisjoint(new):
+                moved = ask({"start": before[0], "pageSize": PAGE_SIZE}) != before[1]
+        rows += new
         if len(page) < PAGE_SIZE:
             return rows, moved
         before = (start, page)
-        start = start + PAGE_SIZE if paging == "offset" else max(map(_id, page))
+        start = start + PAGE_SIZE - 1 if paging == "offset" else max(map(_id, page))
 
 
 def rows_of(payload: bytes) -> list[bytes]:

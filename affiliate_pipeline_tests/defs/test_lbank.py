@@ -1,0 +1,839 @@
+"""LBank's assets: what lands is what the exchange has, for as few requests as its limit deserves."""
+
+import logging
+import threading
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from affiliate_pipeline.definitions import build_definitions
+from affiliate_pipeline.ingest import Landed, connected, ingest
+from affiliate_pipeline.postgres.store import Store
+from affiliate_pipeline.sandbox import Number, Sandbox
+from affiliate_pipeline.sandbox.affiliates import OWN_OPEN_ID
+from affiliate_pipeline_tests import conftest
+from affiliate_pipeline_tests.conftest import instance_of_all_runs
+from affiliate_pipeline_tests.defs.affiliates import (
+    CHUNKS,
+    DATED,
+    DAY,
+    DAYS,
+    ENDPOINT,
+    KINDS,
+    OBSERVED,
+    PATH,
+    TEAM_LIST,
+    agents,
+    asked,
+    at,
+    commission,
+    deposit,
+    landed,
+    last_ms,
+    plan,
+    questions,
+    rows_of,
+    sent,
+    today,
+    traders,
+)
+
+COMMISSION, LIST, TEAM = "commission_stats_symbol_list", "invite_user_list", "invite_user_team_list"
+MONEY, TRADES, TEAM_TRADES, FUTURES = "money_detail_list", "trade_user", "trade_user_team", "trade_future"
+SETTLED = DAYS[1]
+# Somebody who was listed once.
+STRANGER = (
+    "insert into lbank.roster select 'LBA0H1XXXX', 0, true, true, true, 'X', now(), now(), now(), false, source "
+    "from lbank.roster limit 1"
+)
+HTML = (200, {"Content-Type": "text/html"}, b"<html><body>blocked</body></html>")
+
+
+@pytest.fixture
+def sandbox(monkeypatch, database_url, caplog):
+    """The sandbox as LBank with somebody who registered in the first and the last millisecond of each day.
+
+    At the end nothing secret was logged and no request came too soon.
+    """
+    with Sandbox(users=40, rate_scale=100) as sandbox:
+        lbank = sandbox.lbank
+        monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
+        monkeypatch.setenv("AFFILIATE_RATE_SCALE", "100")
+        monkeypatch.setenv("LBANK_BASE_URL", sandbox.url)
+        monkeypatch.setenv("LBANK_API_KEY", lbank.api_key)
+        monkeypatch.setenv("LBANK_API_SECRET", lbank.api_secret)
+        monkeypatch.setenv("LBANK_OPEN_ID", lbank.own_open_id)
+        for day in DAYS:
+            lbank.add_user(registered_ms=at(day, 0))
+            lbank.add_user(registered_ms=last_ms(day), level=100)
+        yield sandbox
+    assert [request for request in sandbox.requests if request.code == 10004 and not request.fault] == []
+    logged = "\n".join(f"{record.getMessage()}{record.exc_text or ''}" for record in caplog.get_records("call"))
+    secrets = {*lbank.accounts, *lbank.accounts.values()}
+    secrets |= {request.params["sign"] for request in sandbox.requests if "sign" in request.params}
+    assert [secret for secret in secrets if secret in logged] == []
+
+
+@pytest.fixture
+def many_agents(sandbox) -> list[str]:
+    """Enough agents, the one without trades or team among them first, that a single one is less than 5 %."""
+    return [sandbox.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(17)]
+
+
+def materialize(name, days, **config) -> conftest.Run:
+    return conftest.materialize(f"lbank/{name}", days, **config)
+
+
+def materialize_roster() -> dg.ExecuteInProcessResult:
+    definitions = build_definitions()
+    return dg.materialize(
+        [definitions.get_assets_def(dg.AssetKey(["lbank", "roster"]))],
+        instance=instance_of_all_runs(),
+        resources=definitions.resources,
+        raise_on_error=False,
+    )
+
+
+def give_both_pages(sandbox, day) -> list[dict]:
+    """More than two pages of deposits."""
+    rows = [deposit(day, number) for number in range(230)]
+    sandbox.lbank.set_money(rows)
+    return rows
+
+
+def money_rows(rows, kind="IN_DEPOSIT") -> Counter:
+    return sent({**row, "userType": "ALL", "requestedSubInOutType": kind} for row in rows)
+
+
+# Exact rows
+
+
+@pytest.mark.parametrize("name", DATED)
+def test_a_day_lands_as_the_exchange_has_it(sandbox, query, name):
+    run = materialize(name, [SETTLED])
+
+    assert run.success, run.message
+    assert landed(query, name, SETTLED) == sent(rows_of(sandbox, name, SETTLED)) != Counter()
+    assert run.materialized[SETTLED]["settled"] is True
+    assert len(asked(sandbox, name)) == questions(sandbox, name, [SETTLED])
+    assert [request for request in sandbox.requests if request.code] == []
+
+
+@pytest.mark.parametrize("name", DATED)
+def test_days_over_a_months_end_land_in_the_requests_planned(sandbox, query, database_url, name):
+    run = materialize(name, DAYS)
+
+    assert run.success, run.message
+    assert sorted(run.materialized) == DAYS
+    for day in DAYS:
+        assert landed(query, name, day) == sent(rows_of(sandbox, name, day))
+    seen = Counter(request.path for request in sandbox.requests)
+    # Who is asked about single users is known from one page of the roster.
+    by_user = name in (COMMISSION, TRADES, TEAM_TRADES)
+    assert seen == {PATH[name]: questions(sandbox, name)} | ({TEAM_LIST: 1} if by_user else {})
+    planned = plan(database_url, name, DAYS)
+    assert planned.least == questions(sandbox, name)
+    assert planned.most == (planned.least if name in (TRADES, TEAM_TRADES, FUTURES) else None)
+    assert planned.seconds == pytest.approx(max(0, planned.least - 5) / 50)
+    assert Counter(request.path for request in sandbox.requests) == seen
+
+
+def test_agents_and_traders_land_as_they_are_today(sandbox, query):
+    run = materialize(OBSERVED, [day := today()])
+
+    assert run.success, run.message
+    assert landed(query, OBSERVED, day) == sent(rows_of(sandbox, OBSERVED, day))
+    found = {open_id for (open_id,) in query("select open_id from lbank.invite_user_info")}
+    assert found == {*agents(sandbox), *traders(sandbox)}
+    assert len(asked(sandbox, OBSERVED)) == len(found) < len(sandbox.lbank.users)
+
+
+def test_an_rsa_key_signs_as_well(sandbox, query, monkeypatch):
+    key = rsa.generate_private_key(65537, 2048)
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    sandbox.lbank.accounts.clear()
+    sandbox.lbank.add_account("key-of-rsa", public)
+    monkeypatch.setenv("LBANK_API_KEY", "key-of-rsa")
+    monkeypatch.setenv("LBANK_SIGNATURE_METHOD", "RSA")
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    monkeypatch.setenv("LBANK_API_SECRET", private)
+
+    run = materialize(FUTURES, [SETTLED])
+
+    assert run.success, run.message
+    assert landed(query, FUTURES, SETTLED) == sent(rows_of(sandbox, FUTURES, SETTLED))
+    assert {request.params["signature_method"] for request in sandbox.requests} == {"RSA"}
+
+
+def test_a_landed_day_that_has_not_changed_is_not_written_again(sandbox, query):
+    materialize(MONEY, [SETTLED])
+
+    run = materialize(MONEY, [SETTLED])
+
+    assert run.materialized[SETTLED]["changed"] is False
+    assert landed(query, MONEY, SETTLED) == sent(rows_of(sandbox, MONEY, SETTLED))
+
+
+# Who is asked about
+
+
+def test_whoever_began_to_trade_yesterday_is_in_yesterdays_trades_and_so_are_we(sandbox, query):
+    yesterday = today() - DAY
+    newcomer = sandbox.lbank.add_user(registered_ms=at(DAYS[0]), first_trade_ms=at(yesterday))
+    materialize_roster()
+    # As the roster was the day before.
+    query("update lbank.roster set last_seen = last_seen - interval '2 days'")
+    query("update lbank.roster set transaction = false where open_id = %s", newcomer)
+
+    run = materialize(TRADES, [yesterday])
+
+    assert run.success, run.message
+    assert landed(query, TRADES, yesterday) == sent(rows_of(sandbox, TRADES, yesterday))
+    found = {open_id for (open_id,) in query("select open_id from lbank.trade_user")}
+    assert {newcomer, OWN_OPEN_ID} <= found
+
+
+def test_the_roster_is_everybody_ever_listed(sandbox, query):
+    result = materialize_roster()
+
+    assert result.success
+    users = {
+        (user["openId"], user["userLevel"], user["transaction"], user["deposit"], user["code"])
+        for user in sandbox.lbank.users
+    }
+    told = "select open_id, user_level, transaction, deposit, code from lbank.roster"
+    assert set(query(told)) == users
+    [materialization] = result.asset_materializations_for_node("lbank__roster")
+    assert {name: value.value for name, value in materialization.metadata.items()} == {
+        "dagster/row_count": len(users),
+        "agents": len(agents(sandbox)) - 1,
+        "traders": len(traders(sandbox)) - 1,
+    }
+
+    query(STRANGER)
+    newcomer = sandbox.lbank.add_user()
+    materialize_roster()
+
+    found = {open_id for (open_id,) in query("select open_id from lbank.roster")}
+    assert found == {open_id for open_id, *_ in users} | {"LBA0H1XXXX", newcomer}
+
+
+def test_the_roster_is_refreshed_once_when_it_is_older_than_the_days(sandbox, query):
+    yesterday = today() - DAY
+    materialize(COMMISSION, [SETTLED])
+    assert len(asked(sandbox, TEAM)) == 1
+    materialize(COMMISSION, [yesterday])
+    materialize(TEAM_TRADES, [SETTLED])
+    assert len(asked(sandbox, TEAM)) == 1
+
+    query("update lbank.roster set last_seen = %s::date - interval '8 hours 1 second'", today())
+    materialize(COMMISSION, [SETTLED])
+    assert len(asked(sandbox, TEAM)) == 1
+    materialize(COMMISSION, [yesterday])
+    materialize(TEAM_TRADES, [yesterday])
+    assert len(asked(sandbox, TEAM)) == 2
+
+
+def test_the_roster_is_refreshed_by_one_of_several(sandbox, database_url):
+    def read():
+        endpoint = ENDPOINT[TRADES]
+        with Store(database_url) as store, connected(endpoint, store) as session:
+            found.append(session.roster(at(SETTLED)))
+
+    found = []
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    with Store(database_url):
+        pass
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [len(roster.members) for roster in found] == [len(sandbox.lbank.users)] * 3
+    assert len(asked(sandbox, TEAM)) == 1
+
+
+def test_the_roster_of_another_account_is_not_used(sandbox, query, monkeypatch):
+    materialize_roster()
+    sandbox.lbank.add_account("key-of-somebody-else", "another-secret")
+    monkeypatch.setenv("LBANK_API_KEY", "key-of-somebody-else")
+    monkeypatch.setenv("LBANK_API_SECRET", "another-secret")
+    sandbox.requests.clear()
+
+    run = materialize(COMMISSION, [SETTLED])
+
+    assert "only one LBank account can be kept in a database" in run.failed[SETTLED]
+    assert sandbox.requests == []
+
+
+def test_a_roster_that_cannot_be_read_stays_as_it_was(sandbox, query, monkeypatch):
+    materialize_roster()
+    before = query("select * from lbank.roster order by open_id")
+    monkeypatch.setenv("LBANK_API_SECRET", "another-secret")
+
+    result = materialize_roster()
+
+    [failure] = [event for event in result.all_events if event.is_step_failure]
+    assert "LBANK_API_SECRET" in str(failure.step_failure_data.error.message)
+    assert query("select * from lbank.roster order by open_id") == before
+
+
+def test_of_somebody_who_is_not_under_us_only_that_is_told(sandbox, query):
+    materialize_roster()
+    query(STRANGER)
+
+    run = materialize(OBSERVED, [today()])
+
+    assert run.success, run.message
+    query("delete from lbank.invite_user_info where open_id <> 'LBA0H1XXXX'")
+    [day] = run.materialized
+    assert landed(query, OBSERVED, day) == sent([{"openId": "LBA0H1XXXX", "inviteResult": False}])
+
+
+# Observations
+
+
+def test_an_observation_of_yesterday_is_refused(sandbox, query):
+    yesterday = today() - DAY
+
+    run = materialize(OBSERVED, [yesterday])
+
+    assert "tells only how things are now, so no day but today can be fetched" in run.failed[yesterday]
+    assert sandbox.requests == []
+
+
+def test_an_observation_of_yesterday_that_landed_is_kept_and_costs_nothing(sandbox, query, database_url):
+    day = today()
+    materialize(OBSERVED, [day])
+    rows = landed(query, OBSERVED, day)
+    for table, column in (("lbank.invite_user_info", "partition_date"), ("affiliate.landing", "partition")):
+        query(f"update {table} set {column} = {column} - 1")
+    sandbox.requests.clear()
+
+    planned = plan(database_url, OBSERVED, [day - DAY])
+    run = materialize(OBSERVED, [day - DAY])
+
+    assert (planned.least, planned.most, planned.seconds) == (0, 0, 0)
+    assert run.success and run.materialized[day - DAY]["kept"] is True
+    assert landed(query, OBSERVED, day - DAY) == rows
+    assert sandbox.requests == []
+
+
+# Pages
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("name", [LIST, TEAM])
+def test_users_who_register_while_pages_are_read_are_not_lost_or_doubled(sandbox, query, name, newest_first):
+    sandbox.lbank.newest_first = newest_first
+    for number in range(110):
+        sandbox.lbank.add_user(registered_ms=at(SETTLED) + number)
+    first = [None]
+
+    def register(path, params):
+        if path == PATH[name] and first:
+            first.clear()
+            sandbox.lbank.add_user(registered_ms=at(SETTLED, 13 if newest_first else 11))
+
+    sandbox.lbank.after_page = register
+    run = materialize(name, [SETTLED])
+
+    assert run.success, run.message
+    assert landed(query, name, SETTLED) == sent(rows_of(sandbox, name, SETTLED))
+    assert not first and landed(query, name, SETTLED).total() >= 113
+
+
+def test_rows_that_move_while_pages_are_read_are_not_lost_or_doubled(sandbox, query):
+    rows = give_both_pages(sandbox, SETTLED)
+    more = [deposit(SETTLED, number, createTime=at(SETTLED, 1) + number) for number in range(3)]
+    left = list(more)
+
+    def add(path, params):
+        if left and params.get("subInOutType") == "IN_DEPOSIT":
+            left.pop()
+            sandbox.lbank.set_money([*more[len(left) :], *rows])
+
+    sandbox.lbank.after_page = add
+    run = materialize(MONEY, [SETTLED])
+
+    assert run.success, run.message
+    assert left == []
+    assert landed(query, MONEY, SETTLED) == money_rows([*more, *rows])
+
+
+def test_a_row_that_leaves_while_pages_are_read_takes_no_other_with_it(sandbox, query):
+    rows = give_both_pages(sandbox, SETTLED)
+
+    def remove(path, params):
+        if params.get("subInOutType") == "IN_DEPOSIT":
+            sandbox.lbank.set_money(rows[1:])
+
+    sandbox.lbank.after_page = remove
+    run = materialize(MONEY, [SETTLED])
+
+    assert run.success, run.message
+    # Whether the one that left lands is a matter of when it was asked for.
+    assert money_rows(rows[1:]) <= landed(query, MONEY, SETTLED)
+
+
+def test_pages_that_never_rest_fail_their_day(sandbox, query):
+    rows = give_both_pages(sandbox, SETTLED)
+
+    def add(path, params):
+        if params.get("subInOutType") == "IN_DEPOSIT":
+            rows.insert(0, deposit(SETTLED, len(rows), createTime=at(SETTLED, 1)))
+            sandbox.lbank.set_money(rows)
+
+    sandbox.lbank.after_page = add
+    run = materialize(MONEY, [SETTLED])
+
+    assert "moved during each of 4 walks" in run.failed[SETTLED]
+
+
+def test_equal_twins_over_a_pages_end_both_land_without_another_walk(sandbox, query):
+    rows = [deposit(SETTLED, number) for number in range(130)]
+    rows[100] = rows[99]
+    sandbox.lbank.set_money(rows)
+
+    run = materialize(MONEY, [SETTLED])
+
+    assert run.success, run.message
+    assert landed(query, MONEY, SETTLED) == money_rows(rows)
+    pages = Counter(int(request.params["start"]) for request in asked(sandbox, MONEY))
+    # The one page more is the first of the deposits, which is asked for again.
+    assert pages == {0: len(KINDS) + 1, 99: 1}
+
+
+def test_commissions_are_read_to_the_last_page(sandbox, query):
+    agent = agents(sandbox)[1]
+    rows = [commission(agent, day, f"{number}.50") for day in DAYS[:3] for number in range(70)]
+    sandbox.lbank.set_commissions(rows)
+
+    run = materialize(COMMISSION, DAYS[:3])
+
+    assert run.success, run.message
+    for day in DAYS[:3]:
+        assert landed(query, COMMISSION, day) == sent(rows_of(sandbox, COMMISSION, day))
+    assert query("select count(*) from lbank.commission_stats_symbol_list") == [(210,)]
+    assert len(asked(sandbox, COMMISSION)) == len(agents(sandbox)) + 2
+
+
+def test_a_full_last_page_is_followed_by_an_empty_one(sandbox, query):
+    rows = [deposit(SETTLED, number) for number in range(100)]
+    sandbox.lbank.set_money(rows)
+
+    materialize(MONEY, [SETTLED])
+
+    assert landed(query, MONEY, SETTLED) == money_rows(rows)
+    assert len(asked(sandbox, MONEY)) == len(KINDS) + 1
+
+
+# Habits of the exchange
+
+
+def in_lower_case(row):
+    return {name.lower(): value for name, value in row.items()}
+
+
+def in_seconds(row):
+    return {name: value // 1000 if name.endswith(("Time", "Date")) and value else value for name, value in row.items()}
+
+
+def in_seconds_as_ms(row):
+    times = in_seconds(row)
+    return {name: times[name] * 1000 for name in times if name.endswith(("Time", "Date"))}
+
+
+def unquoted(row):
+    return {
+        name: Number(value) if name.endswith(("Amt", "Num", "AmtUsdt", "mount")) and value else value
+        for name, value in row.items()
+    }
+
+
+def with_level_100(row):
+    return row | {"userLevel": 100} if "userLevel" in row else row
+
+
+@pytest.mark.parametrize("habit", [in_lower_case, in_seconds, unquoted, with_level_100])
+def test_rows_land_however_they_are_spelt(sandbox, query, habit):
+    sandbox.faults.transform_row = habit
+    expected = {in_seconds: lambda row: row | in_seconds_as_ms(row), with_level_100: with_level_100}
+    # Where everybody is of level 100, there is no agent to ask about.
+    names = [LIST, MONEY] if habit is with_level_100 else [LIST, TEAM_TRADES, MONEY, COMMISSION]
+
+    for name in names:
+        run = materialize(name, [SETTLED])
+
+        assert run.success, run.message
+        rows = rows_of(sandbox, name, SETTLED)
+        assert landed(query, name, SETTLED) == sent(map(expected.get(habit, dict), rows)) != Counter()
+        assert "unknown_fields" not in run.materialized[SETTLED]
+
+
+def test_an_observation_lands_in_lower_case_too(sandbox, query):
+    sandbox.faults.transform_row = in_lower_case
+
+    run = materialize(OBSERVED, [day := today()])
+
+    assert run.success, run.message
+    assert landed(query, OBSERVED, day) == sent(rows_of(sandbox, OBSERVED, day))
+
+
+def test_the_result_may_be_a_boolean(sandbox, query):
+    sandbox.lbank.result_as_boolean = True
+
+    run = materialize(FUTURES, [SETTLED])
+    sandbox.lbank.refused_paths[PATH[FUTURES]] = 10601
+    refused = materialize(FUTURES, [SETTLED])
+
+    assert run.success, run.message
+    assert landed(query, FUTURES, SETTLED) == sent(rows_of(sandbox, FUTURES, SETTLED))
+    assert "closed this interface" in refused.failed[SETTLED]
+
+
+def test_a_field_that_the_schema_does_not_know_is_kept(sandbox, query):
+    sandbox.faults.transform_row = lambda row: row | {"newThing": Number("1.50")}
+
+    run = materialize(MONEY, [SETTLED])
+
+    assert run.success, run.message
+    extra = {"extra": '{"newThing": 1.50}'}
+    assert landed(query, MONEY, SETTLED) == sent(row | extra for row in rows_of(sandbox, MONEY, SETTLED))
+    rows = run.materialized[SETTLED]["dagster/partition_row_count"]
+    assert run.materialized[SETTLED]["unknown_fields"] == {"newThing": rows}
+
+
+def test_a_web_page_or_a_trouble_of_its_own_is_asked_again(sandbox, query):
+    soon = b'{"result":"false","error_code":10004,"msg":"Request too frequent"}'
+    busy = b'{"result":"false","error_code":10017,"msg":"Server exception"}'
+    sandbox.faults.next_answers.extend([HTML, (502, {}, HTML[2]), (200, {}, busy), (200, {}, soon), (200, {}, b"")])
+
+    run = materialize(FUTURES, [SETTLED])
+
+    assert run.success, run.message
+    assert landed(query, FUTURES, SETTLED) == sent(rows_of(sandbox, FUTURES, SETTLED))
+    assert len(asked(sandbox, FUTURES)) == 4 + 5
+
+
+# Bad days
+
+
+@pytest.mark.parametrize("name", [LIST, MONEY, TEAM_TRADES, COMMISSION, FUTURES])
+def test_a_bad_day_fails_alone(sandbox, query, name):
+    bad, good = SETTLED, [day for day in DAYS if day != SETTLED]
+    sandbox.faults.path = PATH[name]
+    sandbox.faults.fail_day(bad, code=20026)
+
+    run = materialize(name, DAYS)
+
+    assert list(run.failed) == [bad] and "20026" in run.failed[bad]
+    assert sorted(run.materialized) == good
+    for day in good:
+        assert landed(query, name, day) == sent(rows_of(sandbox, name, day))
+    assert landed(query, name, bad) == Counter()
+
+
+def test_a_day_that_is_always_in_trouble_fails_alone(sandbox, query):
+    sandbox.faults.path = PATH[MONEY]
+    sandbox.faults.fail_day(SETTLED)
+
+    run = materialize(MONEY, DAYS)
+
+    assert list(run.failed) == [SETTLED] and "10000" in run.failed[SETTLED]
+    for day in set(DAYS) - {SETTLED}:
+        assert landed(query, MONEY, day) == sent(rows_of(sandbox, MONEY, day))
+
+
+@pytest.mark.parametrize(
+    ("name", "instant", "time"),
+    [
+        (MONEY, "createTime", "soon"),
+        (MONEY, "createTime", "missing"),
+        (TEAM_TRADES, "statsDate", None),
+        (TEAM_TRADES, "statsDate", 5),
+    ],
+)
+def test_a_row_whose_time_cannot_be_read_fails_its_day_alone(sandbox, query, name, instant, time):
+    def spoil(row):
+        if at(SETTLED, 0) <= row.get(instant, 0) <= last_ms(SETTLED):
+            if time == "missing":
+                return {key: value for key, value in row.items() if key != instant}
+            return row | {instant: time}
+        return row
+
+    # The roster's rows have the same field.
+    materialize_roster()
+    sandbox.faults.transform_row = spoil
+    run = materialize(name, DAYS[:3])
+
+    assert list(run.failed) == [SETTLED] and instant in run.failed[SETTLED]
+    for day in (DAYS[0], DAYS[2]):
+        assert landed(query, name, day) == sent(rows_of(sandbox, name, day))
+
+
+def test_rows_of_days_that_were_not_asked_for_are_refused(sandbox, query):
+    sandbox.faults.transform_row = lambda row: row | {"createTime": at(DAYS[4])}
+
+    run = materialize(MONEY, [SETTLED])
+
+    assert f"asked for {SETTLED} and answered rows of {DAYS[4]}" in run.failed[SETTLED]
+
+
+def test_a_row_that_does_not_fit_is_kept_as_received(sandbox, query):
+    sandbox.lbank.set_money([deposit(SETTLED), deposit(SETTLED, 1, assetNum="many"), deposit(DAYS[0])])
+
+    run = materialize(MONEY, DAYS[:2])
+
+    assert list(run.failed) == [SETTLED] and "asset_num: not a decimal number in 1 row" in run.failed[SETTLED]
+    assert query("select partition, count(*) from affiliate.rejected_row group by 1") == [(SETTLED, 2)]
+    assert landed(query, MONEY, DAYS[0]) == money_rows([deposit(DAYS[0])])
+
+
+def test_today_has_not_ended(sandbox):
+    run = materialize(MONEY, [day := today()])
+
+    assert "the day has not ended yet" in run.failed[day]
+    assert sandbox.requests == []
+
+
+# Refused openIds
+
+
+@pytest.mark.parametrize("code", [10006, 10022])
+def test_an_open_id_that_is_refused_is_left_out(sandbox, query, caplog, many_agents, code):
+    refused = many_agents[0]
+    sandbox.lbank.refused_open_ids[refused] = code
+
+    run = materialize(COMMISSION, [DAYS[2], DAYS[3]])
+
+    assert run.success, run.message
+    for day in (DAYS[2], DAYS[3]):
+        rows = [row for row in rows_of(sandbox, COMMISSION, day) if row["openId"] != refused]
+        assert landed(query, COMMISSION, day) == sent(rows)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [refused in warning and str(code) in warning for warning in warnings] == [True] * CHUNKS
+
+
+def test_a_refused_open_id_whose_rows_had_landed_fails_the_day(sandbox, query, many_agents):
+    refused, other = many_agents[:2]
+    before = [commission(refused, SETTLED, "1.00"), commission(other, SETTLED, "2.00")]
+    sandbox.lbank.set_commissions(before)
+    materialize(COMMISSION, [SETTLED])
+    # As many rows as before, so that their number says nothing.
+    after = [commission(other, SETTLED, "2.00"), commission(other, SETTLED, "3.00")]
+    sandbox.lbank.set_commissions(after)
+    sandbox.lbank.refused_open_ids[refused] = 10022
+
+    run = materialize(COMMISSION, [SETTLED, DAYS[2]])
+
+    assert list(run.failed) == [SETTLED] and list(run.materialized) == [DAYS[2]]
+    assert f"the exchange now refuses {refused}, whose rows had landed" in run.failed[SETTLED]
+    assert "allow_shrink: true" in run.failed[SETTLED]
+    assert landed(query, COMMISSION, SETTLED) == sent(before)
+
+    run = materialize(COMMISSION, [SETTLED], allow_shrink=True)
+
+    assert run.success, run.message
+    assert landed(query, COMMISSION, SETTLED) == sent(after)
+    [(lost,)] = query("select payload ->> 'open_id' from affiliate.superseded_row")
+    assert lost == refused
+
+
+def test_more_than_5_percent_refused_fail_the_range(sandbox, query, many_agents):
+    for open_id in many_agents[:2]:
+        sandbox.lbank.refused_open_ids[open_id] = 10022
+
+    run = materialize(COMMISSION, [SETTLED, DAYS[2]])
+
+    assert list(run.failed) == [SETTLED, DAYS[2]]
+    assert f"LBank refused 2 of {len(agents(sandbox))} openIds" in run.failed[SETTLED]
+
+
+def test_being_refused_ourselves_fails_at_the_first_answer(sandbox):
+    sandbox.lbank.refused_open_ids[OWN_OPEN_ID] = 10022
+
+    run = materialize(TRADES, DAYS)
+
+    assert list(run.failed) == DAYS and "LBANK_OPEN_ID" in run.failed[SETTLED]
+    assert len(asked(sandbox, TRADES)) == 1
+
+
+# Access
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "code", "named"),
+    [
+        ("LBANK_API_KEY", "another-key", 10005, ["LBANK_API_KEY"]),
+        ("LBANK_API_SECRET", "another-secret", 10007, ["LBANK_API_SECRET", "LBANK_SIGNATURE_METHOD"]),
+        ("LBANK_OPEN_ID", "LBA0H1XXXX", 10022, ["LBANK_OPEN_ID", "permission"]),
+    ],
+)
+@pytest.mark.parametrize("name", [MONEY, TEAM_TRADES])
+def test_a_wrong_variable_is_named_at_the_first_answer(sandbox, monkeypatch, name, variable, value, code, named):
+    monkeypatch.setenv(variable, value)
+
+    run = materialize(name, DAYS)
+
+    assert list(run.failed) == DAYS and len(set(run.failed.values())) == 1
+    assert all(text in run.failed[SETTLED] for text in [str(code), *named])
+    assert value not in run.message
+    assert [request.code for request in sandbox.requests if request.path != TEAM_LIST or request.code] == [code]
+
+
+@pytest.mark.parametrize(
+    ("code", "named"), [(10022, "permission"), (10601, "closed this interface"), (10600, "set it by NTP")]
+)
+def test_a_refusal_of_the_endpoint_is_told_at_the_first_answer(sandbox, code, named):
+    sandbox.lbank.refused_paths[PATH[TEAM_TRADES]] = code
+
+    run = materialize(TEAM_TRADES, DAYS)
+
+    assert list(run.failed) == DAYS and len(set(run.failed.values())) == 1
+    assert str(code) in run.failed[SETTLED] and named in run.failed[SETTLED]
+    assert len(asked(sandbox, TEAM_TRADES)) == 1
+
+
+def test_a_clock_that_is_off_is_corrected_by_the_exchanges_own(sandbox, query, caplog):
+    sandbox.faults.clock_offset_ms = 300_000
+
+    run = materialize(FUTURES, [SETTLED])
+
+    assert run.success, run.message
+    assert landed(query, FUTURES, SETTLED) == sent(rows_of(sandbox, FUTURES, SETTLED))
+    assert [request.code for request in sandbox.requests] == [10600, *[None] * 4]
+    assert any("clock" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+
+
+def test_all_variables_that_are_missing_are_named(sandbox, monkeypatch):
+    names = ["LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID"]
+    for name in names:
+        monkeypatch.delenv(name)
+
+    run = materialize(MONEY, [SETTLED])
+
+    assert all(f"{name} is not set" in run.failed[SETTLED] for name in names)
+    assert sandbox.requests == []
+
+
+def test_a_secret_that_is_no_rsa_key_is_named(sandbox, monkeypatch):
+    monkeypatch.setenv("LBANK_SIGNATURE_METHOD", "RSA")
+
+    run = materialize(MONEY, [SETTLED])
+
+    assert "LBANK_API_SECRET cannot be used" in run.failed[SETTLED]
+    assert sandbox.lbank.api_secret not in run.message
+    assert sandbox.requests == []
+
+
+# Plans
+
+
+def test_days_with_a_gap_are_planned_as_they_are_asked(sandbox, query, database_url):
+    days = [DAYS[0], DAYS[2]]
+    planned = plan(database_url, FUTURES, days), plan(database_url, MONEY, days)
+
+    for name in (FUTURES, MONEY):
+        with Store(database_url) as store, connected(ENDPOINT[name], store) as session:
+            outcomes = list(ingest(ENDPOINT[name], days, session=session, store=store, run_id="by hand"))
+        assert [type(outcome) for outcome in outcomes] == [Landed, Landed]
+
+    assert [each.least for each in planned] == [len(asked(sandbox, name)) for name in (FUTURES, MONEY)]
+
+
+def test_a_plan_says_what_it_costs(sandbox, database_url, monkeypatch):
+    monkeypatch.setenv("AFFILIATE_RATE_SCALE", "1")
+    by_user, paged = plan(database_url, TEAM_TRADES, DAYS), plan(database_url, MONEY, DAYS)
+    many = questions(sandbox, TEAM_TRADES)
+
+    assert str(by_user) == f"{many} requests, {(many - 5) / 30:.1f} minutes at the permitted rate"
+    assert str(paged) == "at least 12 requests, at least 0.2 minutes at the permitted rate"
+    assert {request.path for request in sandbox.requests} == {TEAM_LIST}
+
+
+# Resuming
+
+
+@pytest.fixture
+def interrupted(sandbox) -> int:
+    """A run that ended after the second month's first answer, which is waited for; how many answers it had."""
+
+    def close(path, params):
+        if path == PATH[COMMISSION]:
+            answers.append(params)
+            if len(answers) > len(agents(sandbox)):
+                sandbox.lbank.refused_paths[path] = 10601
+
+    answers = []
+    sandbox.lbank.after_page = close
+    run = materialize(COMMISSION, DAYS)
+    assert sorted(run.failed) == DAYS[3:] and sorted(run.materialized) == DAYS[:3]
+    sandbox.lbank.after_page = None
+    sandbox.lbank.refused_paths.clear()
+    answered = sum(request.code is None for request in asked(sandbox, COMMISSION))
+    sandbox.requests.clear()
+    return answered
+
+
+def test_an_interrupted_range_asks_only_for_what_is_missing(sandbox, query, interrupted, database_url):
+    assert query("select count(*) from affiliate.answer") == [(interrupted,)]
+
+    run = materialize(COMMISSION, DAYS)
+
+    assert run.success, run.message
+    assert len(asked(sandbox, COMMISSION)) == questions(sandbox, COMMISSION) - interrupted
+    for day in DAYS:
+        assert landed(query, COMMISSION, day) == sent(rows_of(sandbox, COMMISSION, day))
+    # It told of all its days: the next run asks anew.
+    assert query("select count(*) from affiliate.answer") == [(0,)]
+
+
+def test_answers_older_than_6_hours_are_not_used(sandbox, query, interrupted):
+    query("update affiliate.answer set asked_at = asked_at - interval '6 hours'")
+
+    run = materialize(COMMISSION, DAYS)
+
+    assert run.success, run.message
+    assert len(asked(sandbox, COMMISSION)) == questions(sandbox, COMMISSION)
+
+
+def test_answers_of_another_source_are_not_used(sandbox, query, monkeypatch, interrupted):
+    query("delete from lbank.roster")
+    sandbox.lbank.add_account("key-of-somebody-else", "another-secret")
+    monkeypatch.setenv("LBANK_API_KEY", "key-of-somebody-else")
+    monkeypatch.setenv("LBANK_API_SECRET", "another-secret")
+
+    run = materialize(COMMISSION, DAYS[3:])
+
+    assert run.success, run.message
+    assert len(asked(sandbox, COMMISSION)) == len(agents(sandbox))
+
+
+def test_a_run_that_told_of_a_failed_day_leaves_no_answers(sandbox, query):
+    sandbox.faults.fail_day(SETTLED, code=20026)
+
+    run = materialize(FUTURES, DAYS[:3])
+
+    assert list(run.failed) == [SETTLED]
+    assert query("select count(*) from affiliate.answer") == [(0,)]
+
+
+def test_a_day_settles_by_the_age_of_its_answers(sandbox, monkeypatch, query, interrupted):
+    endpoint, day, hour = ENDPOINT[COMMISSION], DAYS[3], timedelta(hours=1)
+    two_hours_ago = datetime.now(UTC) - 2 * hour - datetime.fromtimestamp(at(day + DAY, 0) / 1000, UTC)
+    declared = (replace(endpoint, settles_after=two_hours_ago),)
+    monkeypatch.setattr("affiliate_pipeline.definitions.ENDPOINTS", declared)
+    query("update affiliate.answer set asked_at = asked_at - interval '5 hours'")
+
+    run = materialize(COMMISSION, [*DAYS[3:]])
+    again = materialize(COMMISSION, [day])
+
+    assert run.success, run.message
+    assert run.materialized[day]["settled"] is False
+    assert again.materialized[day]["settled"] is True

@@ -1,0 +1,44 @@
+"""Projects to run for real, and somebody else's exchange."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline_tests.e2e.project import Project
+
+
+@pytest.fixture
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A project in which nothing has run."""
+    project = Project(tmp_path_factory.mktemp("fresh"))
+    yield project
+    project.remove()
+
+
+@pytest.fixture(scope="session")
+def _landed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    project = Project(tmp_path_factory.mktemp("landed"))
+    done = project.run("up", "--once")
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield project
+    project.remove()
+
+
+@pytest.fixture
+def landed(_landed: Project) -> Iterator[Project]:
+    """A project that has landed the last days of the sandbox, and in which nothing runs."""
+    yield _landed
+    if _landed.processes():
+        _landed.run("down")
+    left = _landed.processes()
+    for process in left:
+        process.kill()
+    assert not left
+
+
+@pytest.fixture
+def exchange() -> Iterator[Sandbox]:
+    """An exchange of somebody else's, on loopback."""
+    with Sandbox(rows_per_day=1000) as exchange:
+        yield exchange

@@ -1,0 +1,276 @@
+"""A copy of the project that tests run for real: its commands, its Dagster, its database. What is true of them stands
+in the tests."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import psycopg
+
+from affiliate_pipeline.postgres import server
+from affiliate_pipeline.sandbox import Sandbox
+
+ROOT = Path(__file__).parents[2]
+KEY = "binance/rebate_recent_record"
+STATUS = """
+query Status($path: [String!]!) {
+  assetNodeOrError(assetKey: {path: $path}) {
+    ... on AssetNode {
+      assetPartitionStatuses { ... on TimePartitionStatuses { ranges { startKey endKey status } } }
+    }
+  }
+}"""
+LAUNCH = """
+mutation Launch($params: ExecutionParams!) {
+  launchRun(executionParams: $params) {
+    __typename ... on LaunchRunSuccess { run { id } } ... on PythonError { message }
+  }
+}"""
+
+
+def last_days() -> list[date]:
+    """The ended days that the source promises to hold wholly, oldest first."""
+    today = datetime.now(UTC).date()
+    return [today - timedelta(days=i) for i in range(6, 0, -1)]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def wait_for(what: Callable[[], Any], timeout_s: float = 60) -> Any:
+    """The first truthy value that this gives."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := what()):
+        assert time.monotonic() < deadline, f"{what.__name__}: not within {timeout_s} s"
+        time.sleep(0.1)
+    return value
+
+
+class Started:
+    """A command that was started, and what it has printed so far."""
+
+    def __init__(self, process: subprocess.Popen[str]):
+        self.process = process
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=lambda: self.lines.extend(process.stdout), daemon=True)
+        self._reader.start()
+
+    @property
+    def printed(self) -> str:
+        return "".join(self.lines)
+
+    def wait_to_print(self, text: str, timeout_s: float = 120) -> None:
+        def printed() -> bool:
+            assert self.process.poll() is None or text in self.printed, self.printed
+            return text in self.printed
+
+        wait_for(printed, timeout_s)
+
+    def stop(self, number: int) -> int:
+        """The exit code after this signal."""
+        self.process.send_signal(number)
+        code = self.process.wait(60)
+        self._reader.join(10)
+        return code
+
+
+class Project:
+    """A copy of the project's files, with nothing of the developer's."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.made_ms = time.time_ns() // 1_000_000
+        files = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.check_output(files, cwd=ROOT, text=True).splitlines():
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+
+    @property
+    def home(self) -> Path:
+        return self.folder / ".affiliate"
+
+    def environment(self, **more: str) -> dict[str, str]:
+        ours = ("AFFILIATE_", "BINANCE_", "LBANK_", "ALERT_", "HEARTBEAT_", "DAGSTER_", "COLUMNS", "FORCE_COLOR")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        # The copy wins over an installed package.
+        return {**inherited, "PYTHONPATH": str(self.folder), **more}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "affiliate_pipeline.cli", *arguments]
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """`affiliate-pipeline`, to its end."""
+        return self._run(self.command(*arguments), environment)
+
+    def dagster(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self._run([sys.executable, "-m", "dagster", *arguments], environment)
+
+    def materialize(
+        self, first: date, last: date | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """`dagster asset materialize`."""
+        return self.dagster(*materialize(first, last), **environment)
+
+    def _run(self, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment(**environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=150,
+        )
+
+    @contextmanager
+    def started(self, command: list[str], **environment: str) -> Iterator[Started]:
+        """The command runs, with everything it prints in one stream; it is stopped at the end if it still runs."""
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment(**environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        with process:
+            try:
+                yield Started(process)
+            finally:
+                process.kill()
+                if self.processes():
+                    self.run("down")
+                for left in self.processes():
+                    left.kill()
+
+    @contextmanager
+    def up(self, port: int) -> Iterator[Started]:
+        """`up`, ready."""
+        with self.started(self.command("up", "--port", str(port))) as started:
+            started.wait_to_print("Dagster's UI:")
+            yield started
+
+    def configure(self, **variables: str) -> None:
+        """Writes `.env`."""
+        (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+
+    def query(self, statement: str, *values: Any) -> list[tuple]:
+        """Rows from the embedded database that is configured."""
+        name = "affiliate" if (self.folder / ".env").is_file() else "affiliate_sandbox"
+        with psycopg.connect(server.ensure(self.home, name), options="-c timezone=UTC") as connection:
+            return connection.execute(statement, values).fetchall()
+
+    def data_folder(self) -> Path | None:
+        """Where PostgreSQL keeps this project's data."""
+        file = self.home / "postgres.json"
+        return (self.home / json.loads(file.read_text())["data"]).parent if file.is_file() else None
+
+    def processes(self) -> list[psutil.Process]:
+        """Whatever runs in the project's folders or has been told of them."""
+        folders = [str(folder) for folder in (self.folder, self.data_folder()) if folder]
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                told = f"{process.cwd()}\n{process.cmdline()}\n{process.environ()}"
+            except (psutil.Error, OSError):
+                continue
+            if any(folder in told for folder in folders):
+                found.append(process)
+        return found
+
+    def postmaster(self) -> psutil.Process:
+        return next(process for process in self.processes() if process.cmdline()[:1] and "-D" in process.cmdline())
+
+    def remove(self) -> None:
+        """Stops and removes everything."""
+        if self.processes():
+            self.run("down")
+        left = self.processes()
+        for process in left:
+            process.kill()
+        if folder := self.data_folder():
+            shutil.rmtree(folder)
+        shutil.rmtree(self.folder)
+        assert not left
+
+
+def materialize(first: date, last: date | None = None) -> list[str]:
+    """The arguments of Dagster's command line."""
+    days = ["--partition", f"{first}"] if last is None else ["--partition-range", f"{first}...{last}"]
+    return ["asset", "materialize", "-m", "affiliate_pipeline.definitions", "--select", f'key:"{KEY}"', *days]
+
+
+class UI:
+    """Dagster's GraphQL."""
+
+    def __init__(self, port: int):
+        self.url = f"http://127.0.0.1:{port}"
+
+    def ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        answer = httpx.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=30).json()
+        assert "errors" not in answer, answer
+        return answer["data"]
+
+    def days(self) -> dict[str, list[date]]:
+        """The days of the asset by status."""
+        node = self.ask(STATUS, path=KEY.split("/"))["assetNodeOrError"]
+        days: dict[str, list[date]] = {}
+        for found in node["assetPartitionStatuses"]["ranges"]:
+            first, last = date.fromisoformat(found["startKey"]), date.fromisoformat(found["endKey"])
+            days.setdefault(found["status"], []).extend(
+                first + timedelta(days=i) for i in range((last - first).days + 1)
+            )
+        return days
+
+    def launch(self, day: date) -> str:
+        """The id of a run of the day, queued."""
+        selector = {
+            "repositoryLocationName": "affiliate_pipeline.definitions",
+            "repositoryName": "__repository__",
+            "jobName": "__ASSET_JOB",
+            "assetSelection": [{"path": KEY.split("/")}],
+        }
+        tags = [{"key": "dagster/partition", "value": f"{day}"}]
+        params = {"selector": selector, "executionMetadata": {"tags": tags}}
+        launched = self.ask(LAUNCH, params=params)["launchRun"]
+        assert launched["__typename"] == "LaunchRunSuccess", launched
+        return launched["run"]["id"]
+
+    def run_status(self, run_id: str) -> str:
+        return self.ask("query Run($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }", id=run_id)[
+            "runOrError"
+        ]["status"]
+
+
+def reachable(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/server_info").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def credentials(exchange: Sandbox) -> dict[str, str]:
+    return {
+        "BINANCE_BASE_URL": exchange.url,
+        "BINANCE_PARTNER_API_KEY": exchange.binance.partner_key,
+        "BINANCE_PARTNER_API_SECRET": exchange.binance.partner_secret,
+        "AFFILIATE_START_DATE": f"{last_days()[0]}",
+    }

@@ -1,0 +1,50 @@
+"""Dagster's own commands on the project."""
+
+import shutil
+import sys
+
+import pytest
+
+from affiliate_pipeline_tests.e2e.project import (
+    UI,
+    Project,
+    free_port,
+    last_days,
+    reachable,
+    wait_for,
+)
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize("home", ["unset", "the project's folder", "a folder with a copy of dagster.yaml"])
+def test_dagster_materializes_with_nothing_set(landed: Project, tmp_path, home: str):
+    shutil.copy(landed.folder / "dagster.yaml", tmp_path)
+    homes = {"the project's folder": landed.folder, "a folder with a copy of dagster.yaml": tmp_path}
+    environment = {"DAGSTER_HOME": str(homes[home])} if home in homes else {}
+    (before,) = landed.query("select max(checked_at) from affiliate.landing")
+
+    done = landed.materialize(*last_days()[:2], **environment)
+
+    assert done.returncode == 0, done.stderr
+    (after,) = landed.query("select max(checked_at) from affiliate.landing")
+    assert after > before
+    run = "select status, count(*) from runs where run_id in (select run_id from event_logs) group by 1"
+    assert {status for status, _ in landed.query(run)} == {"SUCCESS"}
+
+
+def test_dagster_dev_with_nothing_set_shows_what_up_has_landed(landed: Project):
+    port = free_port()
+    with landed.started([sys.executable, "-m", "dagster", "dev", "-p", str(port)]):
+        wait_for(lambda: reachable(port))
+        assert UI(port).days() == {"MATERIALIZED": last_days()}
+
+
+def test_without_any_setting_definitions_load_and_a_run_names_what_is_missing(fresh: Project):
+    validated = fresh.dagster("definitions", "validate")
+    assert validated.returncode == 0, validated.stderr
+
+    run = fresh.materialize(last_days()[-1])
+
+    assert run.returncode != 0
+    assert "BINANCE_PARTNER_API_KEY is not set; BINANCE_PARTNER_API_SECRET is not set" in run.stderr

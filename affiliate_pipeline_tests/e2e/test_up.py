@@ -1,0 +1,249 @@
+"""`affiliate-pipeline up` and its sisters, as somebody uses them on a machine of their own."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import date
+
+import httpx
+import psutil
+import pytest
+
+from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline_tests.e2e.project import KEY, UI, Project, credentials, free_port, last_days, wait_for
+
+pytestmark = pytest.mark.e2e
+
+COLUMNS = ("customerId", "email", "income", "asset", "symbol", "time", "orderId", "tradeId", "distributeTime")
+COLUMNS += ("commissionAsset", "commission", "convertPrice")
+
+
+def test_up_shows_the_last_days_exactly_and_ctrl_c_leaves_nothing_behind(landed: Project):
+    port = free_port()
+    before = sandbox_rows(landed.made_ms)
+    with landed.up(port) as up:
+        ui = UI(port)
+        assert httpx.get(ui.url, timeout=30).status_code == 200
+        assert ui.days() == {"MATERIALIZED": last_days()}
+
+        after = sandbox_rows(time.time_ns() // 1_000_000)
+        for day in last_days():
+            held = table_rows(landed, day)
+            # Rows are paid out while it lands.
+            assert held.total() == before[day].total() == after[day].total() > 1000
+            assert not held - (before[day] | after[day])
+            assert not (before[day] & after[day]) - held
+
+        processes = landed.processes()
+        assert ("127.0.0.1", port) in listening(processes)
+        assert {address for address, _ in listening(processes)} == {"127.0.0.1"}
+
+        second = landed.run("up", "--port", str(free_port()))
+        assert second.returncode != 0
+        assert one_line(second.stderr) and "running here already" in second.stderr
+
+        ports = [port for _, port in listening(processes)]
+        assert up.stop(signal.SIGINT) == 0
+        assert landed.processes() == []
+        assert [port for port in ports if answers(port)] == []
+
+
+def test_where_there_is_no_terminal_up_prints_plain_lines(landed: Project):
+    landed.query("delete from affiliate.landing where asset = %s and partition = %s returning 1", KEY, last_days()[0])
+
+    once = landed.run("up", "--once")
+
+    assert once.returncode == 0, once.stderr
+    assert "For real accounts set BINANCE_PARTNER_API_KEY and BINANCE_PARTNER_API_SECRET" in once.stdout
+    assert f"{KEY} {last_days()[0]}: 1 of 1 days\n" in once.stdout
+    assert "\x1b" not in once.stdout and "\r" not in once.stdout
+
+
+def test_a_second_up_is_ready_soon_keeps_the_data_and_stops_in_the_background(landed: Project):
+    written = "select xmin::text, ctid::text from binance.rebate_recent_record order by 1, 2"
+    held = landed.query(written)
+    landed.run("down")
+    port = free_port()
+    # A script's background job, which is deaf to Ctrl-C.
+    script = f"{shlex.join(landed.command('up', '--port', str(port)))} & echo pid $!; wait $!"
+    began = time.monotonic()
+    with landed.started(["/bin/sh", "-c", script]) as shell:
+        shell.wait_to_print("Dagster's UI is ready")
+        assert time.monotonic() - began < 20
+        assert UI(port).days() == {"MATERIALIZED": last_days()}
+        assert landed.query(written) == held
+        (pid,) = (line.split()[1] for line in shell.lines if line.startswith("pid"))
+        os.kill(int(pid), signal.SIGTERM)
+        assert shell.process.wait(60) == 0
+        assert landed.processes() == []
+
+
+def test_whoever_is_killed_the_next_up_and_down_clean_up(landed: Project):
+    port = free_port()
+    with landed.up(port) as killed:
+        killed.stop(signal.SIGKILL)
+        left = landed.processes()
+        assert len(left) > 5
+
+        with landed.up(port) as up:
+            assert not {process.pid for process in left} & {process.pid for process in landed.processes()}
+            assert UI(port).days() == {"MATERIALIZED": last_days()}
+
+            rows = landed.query("select count(*) from binance.rebate_recent_record")
+            landed.postmaster().kill()
+            wait_for(lambda: landed.query("select count(*) from binance.rebate_recent_record") == rows)
+            day = last_days()[-1]
+            run_id = wait_for(lambda: launched(UI(port), day))
+            wait_for(lambda: UI(port).run_status(run_id) == "SUCCESS")
+
+            up.stop(signal.SIGKILL)
+            assert landed.run("down").stdout == "Stopped.\n"
+            assert landed.processes() == []
+    assert landed.run("down").stdout == "Nothing was running.\n"
+
+
+def launched(ui: UI, day: date) -> str | None:
+    try:
+        return ui.launch(day)
+    except (httpx.HTTPError, AssertionError):
+        return None
+
+
+def test_up_stopped_in_the_middle_of_landing_stops_the_landing_and_the_next_one_goes_on(
+    fresh: Project, exchange: Sandbox
+):
+    fresh.configure(**credentials(exchange))
+    exchange.faults.slow_s = 5
+    exchange.faults.mix(slow=1)
+    with fresh.started(fresh.command("up", "--port", str(free_port()))) as up:
+        wait_for(lambda: len(exchange.requests) > 2)
+        assert up.stop(signal.SIGTERM) == 0
+        assert fresh.processes() == []
+    exchange.faults.clear()
+
+    once = fresh.run("up", "--once")
+
+    assert once.returncode == 0, once.stdout + once.stderr
+    assert len(fresh.query("select from affiliate.landing")) == 6
+
+
+def test_a_port_in_use_is_one_line(fresh: Project):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = fresh.run("up", "--port", str(port))
+
+    assert refused.returncode != 0
+    assert one_line(refused.stderr) and f"port {port} cannot be used" in refused.stderr and "--port" in refused.stderr
+    assert fresh.processes() == []
+
+
+def test_a_disk_that_is_nearly_full_is_one_line(fresh: Project):
+    program = "from affiliate_pipeline import cli; cli.LEAST_FREE_BYTES = 10**18; cli.main()"
+    refused = subprocess.run(
+        [sys.executable, "-c", program, "up"],
+        cwd=fresh.folder,
+        env=fresh.environment(),
+        capture_output=True,
+        text=True,
+    )
+
+    assert refused.returncode != 0
+    assert one_line(refused.stderr) and "free" in refused.stderr
+    assert fresh.processes() == []
+
+
+def test_a_wrong_python_is_one_line(fresh: Project):
+    for python in ("/bin/false", ""):
+        refused = subprocess.run(
+            ["make", "-s", "up", f"PYTHON={python}"], cwd=fresh.folder, capture_output=True, text=True
+        )
+        assert refused.returncode != 0
+        assert "needs Python 3.11, 3.12 or 3.13" in refused.stderr.splitlines()[0]
+        assert not (fresh.folder / ".venv").exists()
+
+
+def test_once_fails_with_the_reason_when_a_day_fails(fresh: Project, exchange: Sandbox):
+    fresh.configure(**credentials(exchange) | {"BINANCE_PARTNER_API_SECRET": "not-the-secret-of-this-key"})
+
+    once = fresh.run("up", "--once")
+
+    assert once.returncode != 0
+    assert f"{KEY} {last_days()[-1]}: not every day landed" in once.stdout
+    assert "The secret does not belong to the API key" in once.stdout
+    assert "Traceback" not in once.stdout + once.stderr
+    assert "not-the-secret" not in once.stdout + once.stderr
+    assert fresh.processes() == []
+
+
+def test_many_requests_to_real_accounts_are_not_made_without_asking(fresh: Project):
+    with Sandbox(rows_per_day=25_000) as exchange:
+        fresh.configure(**credentials(exchange))
+        once = fresh.run("up", "--once")
+
+    assert once.returncode != 0
+    assert len(exchange.requests) < 100
+    assert "landing" in once.stdout and "requests" in once.stdout and "not done" in once.stdout
+    assert fresh.query("select partition from affiliate.landing") == [(last_days()[-1],)]
+
+
+def test_psql_opens_the_data(landed: Project):
+    asked = landed.run("psql", "-At", "-c", "select count(distinct partition_date) from binance.rebate_recent_record")
+
+    assert (asked.stdout, asked.returncode) == ("6\n", 0)
+
+
+def test_the_sandbox_serves_until_it_is_told_to_stop(fresh: Project):
+    port = free_port()
+    with fresh.started(fresh.command("sandbox", "--port", str(port))) as sandbox:
+        sandbox.wait_to_print(f"http://127.0.0.1:{port}")
+        assert "serverTime" in httpx.get(f"http://127.0.0.1:{port}/api/v3/time").json()
+        assert listening([psutil.Process(sandbox.process.pid)]) == {("127.0.0.1", port)}
+        assert sandbox.stop(signal.SIGTERM) == 0
+
+
+def sandbox_rows(at_ms: int) -> dict[date, Counter]:
+    """What the sandbox had for the last days at that moment, as text."""
+    rebates = Sandbox(now=lambda: at_ms).binance.rebates
+    return {
+        day: Counter(
+            tuple(None if row.get(name) is None else str(row[name]) for name in COLUMNS) for row in rebates(day)
+        )
+        for day in last_days()
+    }
+
+
+def table_rows(project: Project, day: date) -> Counter:
+    names = [
+        f"(extract(epoch from {column}) * 1000)::bigint::text" if column.endswith("time") else f"{column}::text"
+        for column in ("".join(f"_{c.lower()}" if c.isupper() else c for c in name) for name in COLUMNS)
+    ]
+    rows = project.query(f"select {', '.join(names)} from binance.rebate_recent_record where partition_date = %s", day)
+    return Counter(rows)
+
+
+def listening(processes: list[psutil.Process]) -> set[tuple[str, int]]:
+    found = set()
+    for process in processes:
+        try:
+            connections = process.net_connections("inet")
+        except psutil.NoSuchProcess:
+            continue
+        found |= {tuple(each.laddr) for each in connections if each.status == psutil.CONN_LISTEN}
+    return found
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def one_line(text: str) -> bool:
+    return text.startswith("affiliate-pipeline: ") and text.count("\n") == 1
