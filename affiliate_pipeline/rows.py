@@ -5,7 +5,7 @@ What cannot be read or is not valid is reported column by column; nothing is gue
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import blake2b
@@ -161,6 +161,17 @@ def instants_ms(rows: Iterable[bytes], name: str) -> list[int]:
                 f"a row's `{name}` is {bytes(value).decode(errors='replace')[:SAMPLE_CHARACTERS]}"
             ) from None
     return found
+
+
+def identities(rows: Iterable[bytes], names: Sequence[str]) -> Iterator[Hashable]:
+    """What tells each row from others: these fields of it (JSON names), or all of it where none are named."""
+    plain = [_plain(name) for name in names]
+    for row in rows:
+        if not names:
+            yield row
+            continue
+        fields = {_plain(name): bytes(raw) for name, raw in _fields(row).items()}
+        yield tuple(fields.get(name) for name in plain)
 
 
 def emptied(row: bytes, fields: Mapping[str, object]) -> bytes:

@@ -78,7 +78,8 @@ def rows_of(sandbox, name: str, day: date) -> list[dict[str, Any]]:
         case "invite_user_team_list":
             return lbank.invite_team(day)
         case "invite_user_info":
-            return [lbank.user_info(open_id) for open_id in dict.fromkeys(agents(sandbox) + traders(sandbox))]
+            asked_about = dict.fromkeys(agents(sandbox) + traders(sandbox))
+            return [lbank.user_info(open_id) for open_id in asked_about if open_id != OWN_OPEN_ID]
         case "commission_stats_symbol_list":
             return lbank.commissions(day)
         case "trade_user":

@@ -158,7 +158,7 @@ ENDPOINTS = (
     ),
     _endpoint(
         "invite_user_team_list",
-        Sweep(TEAM_LIST, _everything, paging="offset", instant="createTime"),
+        Sweep(TEAM_LIST, _everything, paging="offset", instant="createTime", identity=("openId",)),
         User,
         "Users who registered that day.",
         timedelta(0),

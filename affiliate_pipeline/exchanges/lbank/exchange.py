@@ -106,7 +106,7 @@ def refresh_roster(store: RosterStore, team_list: Callable[[], Client], now_ms: 
             return client.get(TEAM_LIST, {"startTime": 0, "endTime": now_ms, **page}, rows_of)
 
         # Rows that move while pages are read are on two pages, which does no harm here.
-        rows, _ = walk_pages(ask, "offset")
+        rows, _ = walk_pages(ask, "offset", ("openId",))
     try:
         table = parse(User, rows).table
     except Invalid as error:

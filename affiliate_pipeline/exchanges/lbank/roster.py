@@ -33,7 +33,7 @@ class Roster:
         return self._with_own(member.open_id for member in self.members if member.transaction)
 
     def agents_and_traders(self) -> list[str]:
-        return self._with_own(member.open_id for member in self.members if member.is_agent or member.transaction)
+        return [member.open_id for member in self.members if member.is_agent or member.transaction]
 
     def _with_own(self, open_ids: Iterable[str]) -> list[str]:
         """Our own first: if it is refused, so is everything."""

@@ -6,6 +6,7 @@ the same questions, whose answers it may find kept.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import Counter, defaultdict, deque
@@ -25,7 +26,7 @@ from affiliate_pipeline.exchanges.lbank.roster import Roster
 from affiliate_pipeline.exchanges.spec import Answers, DayError, DayRows, Plan, Session
 from affiliate_pipeline.rest.encoding import encode
 from affiliate_pipeline.rest.errors import AccessRefused, ExchangeError, Fatal, Refused
-from affiliate_pipeline.rows import emptied, instants_ms, is_true, with_fields
+from affiliate_pipeline.rows import emptied, identities, instants_ms, is_true, with_fields
 
 PAGE_SIZE = 100
 MOST_WALKS = 4
@@ -33,6 +34,7 @@ MOST_WALKS = 4
 WORKERS = 8
 MOST_LEFT_OUT = 0.05
 LOG_EVERY_S = 10
+NEW_ROSTER_MS = 10 * 60_000
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +91,16 @@ class Sweep:
     paging: Literal["offset", "id"] | None = None
     instant: str | None = None
     timeless: bool = False
+    # The fields (JSON names) that tell one row from all others, where some do: the rest of a row may change meanwhile.
+    identity: tuple[str, ...] = ()
     # The flag without which a row's other fields mean nothing.
     confirmed_by: str | None = None
 
     def plan(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Plan:
         asks = len(self._asks(session, days, zone))
         least = sum(asks * len(runs(chunk) if self.instant else chunk) for chunk in _chunks(days))
-        seconds = max(0, least - session.burst) / session.slots_per_s
+        windows = math.ceil(max(0, least - session.burst) / session.burst)
+        seconds = windows * session.burst / session.slots_per_s
         return Plan(least, None if self.paging else least, seconds)
 
     def fetch(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
@@ -108,7 +113,9 @@ class Sweep:
         raise NotImplementedError("LBank promises no end of its memory, so there is none to prove wrong")
 
     def _asks(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Sequence[Ask]:
-        return self.asks(session, start_ms(max(days) + DAY, zone))
+        end_ms, now_ms = start_ms(max(days) + DAY, zone), session.now_ms()
+        # Today goes on: for it, a roster that is as good as new will do.
+        return self.asks(session, end_ms if end_ms <= now_ms else now_ms - NEW_ROSTER_MS)
 
 
 def _chunks(days: Sequence[date]) -> list[list[date]]:
@@ -287,23 +294,24 @@ class _Chunk:
 
     def _paged(self, params: Mapping[str, object]) -> list[bytes]:
         """All pages' rows. Where rows moved meanwhile, only two walks that agree are believed."""
-        believed: Counter[bytes] | None = None
-        for _ in range(MOST_WALKS):
-            rows, moved = self._walk(params)
-            if (believed is None and not moved) or believed == Counter(rows):
-                return rows
-            believed = Counter(rows)
-        raise Refused(f"the pages of {self._sweep.path} moved during each of {MOST_WALKS} walks")
 
-    def _walk(self, params: Mapping[str, object]) -> tuple[list[bytes], bool]:
         def ask(page: Mapping[str, object]) -> list[bytes]:
             return self._ask({**params, **page})
 
-        return walk_pages(ask, self._sweep.paging)
+        believed: Counter[object] | None = None
+        for _ in range(MOST_WALKS):
+            rows, moved = walk_pages(ask, self._sweep.paging, self._sweep.identity)
+            found = Counter(identities(rows, self._sweep.identity))
+            if (believed is None and not moved) or believed == found:
+                return rows
+            believed = found
+        raise Refused(f"the pages of {self._sweep.path} moved during each of {MOST_WALKS} walks")
 
 
 def walk_pages(
-    ask: Callable[[Mapping[str, object]], list[bytes]], paging: Literal["offset", "id"] | None
+    ask: Callable[[Mapping[str, object]], list[bytes]],
+    paging: Literal["offset", "id"] | None,
+    identity: tuple[str, ...],
 ) -> tuple[list[bytes], bool]:
     """The rows of all pages, and whether rows moved from one page to another while they were read.
 
@@ -311,21 +319,28 @@ def walk_pages(
     on both pages otherwise has moved, or is one of two equal ones: the earlier page, asked for again, tells.
     """
     rows: list[bytes] = []
-    before: tuple[int, list[bytes]] | None = None
-    moved, start = False, 0
+    start, before = 0, None
+    moved = False
     while True:
         page = ask({"start": start, "pageSize": PAGE_SIZE})
-        new = page
-        if before and paging == "offset":
-            new = page[1:]
-            moved = moved or page[:1] != before[1][-1:]
-            if not moved and not set(before[1]).isdisjoint(new):
-                moved = ask({"start": before[0], "pageSize": PAGE_SIZE}) != before[1]
-        rows += new
+        if paging == "id":
+            # Whether the row of that id itself comes again, the document leaves open.
+            new = [row for row in page if _id(row) > start]
+            rows += new
+            if len(page) < PAGE_SIZE or not new:
+                return rows, False
+            start = max(map(_id, new))
+            continue
+        known = list(identities(page, identity))
+        if before is not None:
+            moved = moved or known[:1] != before[-1:]
+            if not moved and not set(before).isdisjoint(known[1:]):
+                again = ask({"start": start - PAGE_SIZE + 1, "pageSize": PAGE_SIZE})
+                moved = list(identities(again, identity)) != before
+        rows += page if before is None else page[1:]
         if len(page) < PAGE_SIZE:
             return rows, moved
-        before = (start, page)
-        start = start + PAGE_SIZE - 1 if paging == "offset" else max(map(_id, page))
+        start, before = start + PAGE_SIZE - 1, known
 
 
 def rows_of(payload: bytes) -> list[bytes]:
