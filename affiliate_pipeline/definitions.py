@@ -18,12 +18,7 @@ def build_definitions(**resources: Any) -> dg.Definitions:
         resources={"postgres": Postgres(), "exchanges": Exchanges(), **resources},
         sensors=[failed_run_alert],
         # LBank's endpoints mostly wait, each for a budget of its own: as many steps at once as it has endpoints.
-        executor=dg.multiprocess_executor.configured(
-            {
-                "max_concurrent": 8,
-                "start_method": {"forkserver": {"preload_modules": ["affiliate_pipeline.definitions"]}},
-            }
-        ),
+        executor=dg.multiprocess_executor.configured({"max_concurrent": 8}),
     )
 
 
