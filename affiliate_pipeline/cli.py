@@ -109,7 +109,9 @@ def up(
         dagster = None if once else _start_ui(home, port, stopping)
         if dagster and not stopping.is_set():
             console.print(f"Dagster's UI is ready: {address}")
-        complete = _Landing(home, url, stopping).land([each for each in ENDPOINTS if _is_configured(each)])
+        complete = _Landing(home, url, stopping).land(
+            [each for each in ENDPOINTS if each.daily_at and settings.is_any_set(each.credentials)]
+        )
         if not stopping.is_set():
             _summary(url)
         if dagster is None:
@@ -324,11 +326,6 @@ def _start_ui(home: Path, port: int, stopping: threading.Event) -> subprocess.Po
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
     return dagster
-
-
-def _is_configured(endpoint: Endpoint) -> bool:
-    concern = {"binance": settings.Binance, "lbank": settings.LBank}[endpoint.exchange.name]
-    return any(name.startswith(endpoint.exchange.name) for name in concern.load().model_fields_set)
 
 
 @dataclass

@@ -62,6 +62,11 @@ def is_exchange_configured() -> bool:
     return any(name in _configured() for name in EXCHANGE_VARIABLES)
 
 
+def is_any_set(names: Sequence[str]) -> bool:
+    """Whether one of the variables at least has a value."""
+    return any(name in _environment() for name in names)
+
+
 def chosen() -> dict[str, str]:
     """What was chosen for the sandbox."""
     return {name: value for name, value in dotenv_values(_chosen_file()).items() if value}

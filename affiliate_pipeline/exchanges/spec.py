@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, time, timedelta
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
@@ -113,6 +113,8 @@ class Exchange:
     title: str
     zone: ZoneInfo
     connect: Callable[["Endpoint", Shared], Session]
+    # The environment variables that hold the credentials of an account.
+    credentials: Callable[[str], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,17 @@ class Endpoint:
     total: tuple[str, str] | None = None
     # An observation tells how things are now: only today's partition can be fetched.
     observation: bool = False
+    # When, in the exchange's zone, the schedule lands the last days (of an observation: today); None: only when asked.
+    daily_at: time | None = None
 
     @property
     def key(self) -> str:
         return f"{self.exchange.name}/{self.name}"
+
+    @property
+    def credentials(self) -> tuple[str, ...]:
+        """The environment variables without which it cannot be asked."""
+        return self.exchange.credentials(self.account)
 
     def start_ms(self, day: date) -> int:
         return start_ms(day, self.exchange.zone)
@@ -161,6 +170,12 @@ class Endpoint:
         if self.observation:
             return day == day_of(now_ms, self.exchange.zone)
         return self.memory is None or self.start_ms(day) >= now_ms - _ms(self.memory.span)
+
+    def fetchable_until_ms(self, day: date) -> int | None:
+        """The last millisecond at which `is_remembered` holds; None where no end of the memory is known."""
+        if self.observation:
+            return self.end_ms(day) - 1
+        return None if self.memory is None else self.start_ms(day) + _ms(self.memory.span)
 
     def remembered_days(self, now_ms: int) -> list[date]:
         """The days that can be fetched and that the source promises to hold wholly, at most the last 7."""

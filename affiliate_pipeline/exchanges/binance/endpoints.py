@@ -1,6 +1,6 @@
 """The endpoints of Binance Link: each is one schema and one declaration, and this is the place to add one."""
 
-from datetime import timedelta
+from datetime import time, timedelta
 
 from affiliate_pipeline import schema
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
@@ -43,5 +43,6 @@ ENDPOINTS = (
         total=("income", "asset"),
         settles_after=timedelta(hours=48),
         memory=Memory(timedelta(days=7), provable=True),
+        daily_at=time(0, 15),
     ),
 )

@@ -14,10 +14,14 @@ from affiliate_pipeline.settings import Binance, SettingsError
 WEIGHT_WINDOW_S = 60
 
 
+def credentials(account: str) -> tuple[str, str]:
+    """The variables of an account's API key and secret."""
+    return f"BINANCE_{account.upper()}_API_KEY", f"BINANCE_{account.upper()}_API_SECRET"
+
+
 def connect(endpoint: Endpoint, shared: Shared) -> Session:
     """A session with the account that the endpoint is for; raises SettingsError. Sends nothing yet."""
-    key_name = f"binance_{endpoint.account}_api_key"
-    secret_name = f"binance_{endpoint.account}_api_secret"
+    key_name, secret_name = (name.lower() for name in credentials(endpoint.account))
     settings = Binance.load(key_name, secret_name)
     api_key = getattr(settings, key_name).get_secret_value()
     clock = Clock()
@@ -42,4 +46,4 @@ def connect(endpoint: Endpoint, shared: Shared) -> Session:
     return Session(client, source=f"{host} {endpoint.account} {fingerprint}")
 
 
-BINANCE = Exchange(name="binance", title="Binance Link", zone=ZoneInfo("UTC"), connect=connect)
+BINANCE = Exchange(name="binance", title="Binance Link", zone=ZoneInfo("UTC"), connect=connect, credentials=credentials)

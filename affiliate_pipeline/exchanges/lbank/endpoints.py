@@ -1,7 +1,7 @@
 """The endpoints of the LBank affiliate API: each is one schema and one declaration, and this is the place to add one."""
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import time, timedelta
 from typing import Any
 
 from affiliate_pipeline import schema
@@ -131,7 +131,13 @@ def _money(session: LBankSession, end_ms: int) -> Sequence[Ask]:
 
 
 def _endpoint(
-    name: str, sweep: Sweep, schema: type[Row], description: str, settles: timedelta, **more: Any
+    name: str,
+    sweep: Sweep,
+    schema: type[Row],
+    description: str,
+    settles: timedelta,
+    daily_at: time = time(0, 35),
+    **more: Any,
 ) -> Endpoint:
     return Endpoint(
         exchange=LBANK,
@@ -143,6 +149,7 @@ def _endpoint(
         strategy=sweep,
         settles_after=settles,
         memory=None,
+        daily_at=daily_at,
         **more,
     )
 
@@ -183,6 +190,7 @@ ENDPOINTS = (
         CommissionStatsSymbolList,
         "Commission by receiver, coin and trade type. It is paid after 10:00 UTC+8 of the next day.",
         timedelta(hours=10.5),
+        daily_at=time(10, 35),
         instant="stats_date",
         total=("amount", "coin_symbol"),
     ),

@@ -20,6 +20,7 @@ from affiliate_pipeline.settings import LBank, SettingsError
 
 REQUESTS_PER_WINDOW = 5
 WINDOW_S = 10
+CREDENTIALS = ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID")
 TEAM_LIST = "/affiliate-api/v2/invite/user/team/list"
 
 
@@ -44,7 +45,7 @@ class User(Row):
 
 def connect(endpoint: Endpoint, shared: Shared) -> LBankSession:
     """A session for the endpoint; raises SettingsError. Sends nothing yet."""
-    settings = LBank.load("lbank_api_key", "lbank_api_secret", "lbank_open_id")
+    settings = LBank.load(*map(str.lower, CREDENTIALS))
     assert settings.lbank_api_key and settings.lbank_api_secret and settings.lbank_open_id
     open_id = settings.lbank_open_id
     api_key = settings.lbank_api_key.get_secret_value()
@@ -114,4 +115,10 @@ def refresh_roster(store: RosterStore, team_list: Callable[[], Client], now_ms: 
     store.update(table.to_pylist(), now_ms)
 
 
-LBANK = Exchange(name="lbank", title="LBank affiliate", zone=ZoneInfo("Asia/Shanghai"), connect=connect)
+LBANK = Exchange(
+    name="lbank",
+    title="LBank affiliate",
+    zone=ZoneInfo("Asia/Shanghai"),
+    connect=connect,
+    credentials=lambda account: CREDENTIALS,
+)
