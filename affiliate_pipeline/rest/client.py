@@ -14,7 +14,17 @@ import httpx
 import stamina
 
 from affiliate_pipeline.rest.encoding import encode
-from affiliate_pipeline.rest.errors import Banned, ClockOff, Fatal, RateLimited, Transient, Unanswered, Unreachable
+from affiliate_pipeline.rest.errors import (
+    Banned,
+    ClockOff,
+    Fatal,
+    OutcomeUnknown,
+    RateLimited,
+    Transient,
+    Unanswered,
+    Unconnected,
+    Unreachable,
+)
 from affiliate_pipeline.rest.limits import Limit
 from affiliate_pipeline.rest.redact import redact, silence_http_logs
 
@@ -93,10 +103,26 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def get(
-        self, path: str, params: Mapping[str, object], decode: Callable[[bytes], Answer], method: str = "GET"
-    ) -> Answer:
+    def get(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], Answer]) -> Answer:
         """The decoded body of the answer; a body that `decode` refuses with ValueError counts as no good answer."""
+        return self._patiently(lambda: self._once("GET", path, params, decode))
+
+    def post(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], Answer]) -> Answer:
+        """The same of a POST, its parameters in the query. It is sent again only where it surely had no effect: too many
+        requests, a timestamp refused, no connection. Any other trouble raises `OutcomeUnknown` at once."""
+
+        def once() -> Answer:
+            try:
+                return self._once("POST", path, params, decode)
+            except (RateLimited, ClockOff, Unconnected):
+                raise
+            except Transient as error:
+                raise OutcomeUnknown(f"whether it was done is not known: {error}") from None
+
+        return self._patiently(once)
+
+    def _patiently(self, once: Callable[[], Answer]) -> Answer:
+        """What `once` gives, called again as long as its errors are worth it."""
         started = time.monotonic()
         failures = corrections = 0
 
@@ -119,7 +145,7 @@ class Client:
         try:
             for attempt in stamina.retry_context(again, attempts=None, timeout=None, wait_max=4.0, wait_jitter=0.5):
                 with attempt:
-                    return self._once(method, path, params, decode)
+                    return once()
         except ClockOff as error:
             raise Fatal(str(error)) from None
         except Unanswered as error:
@@ -143,6 +169,8 @@ class Client:
                 reply = self._send(method, f"{self._base_url}{path}" + (f"?{query}" if query else ""))
             except httpx.DecodingError:
                 raise Transient(f"{self.host} sent a body that cannot be decompressed") from None
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+                raise Unconnected(redact(f"{type(error).__name__}: {error}")) from None
             except httpx.TransportError as error:
                 raise Unanswered(redact(f"{type(error).__name__}: {error}")) from None
         self._answered_at = time.monotonic()

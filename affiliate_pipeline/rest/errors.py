@@ -6,8 +6,10 @@ library exception with a URL in it is shown behind them.
     ExchangeError
     ├── Transient                 asking again may help; after the last attempt it fails the days asked for
     │   ├── Unanswered            no complete answer: refused connection, timeout, reset, truncated body
+    │   │   └── Unconnected       no connection was made: the request did not leave this machine
     │   ├── RateLimited           the exchange says how long to wait
     │   └── ClockOff              the exchange's clock and ours differ
+    ├── OutcomeUnknown            a POST may have had its effect or not: only the exchange's own state tells
     ├── Refused                   asking again cannot help: fails the days asked for
     └── Fatal                     ends the whole range at once
         ├── AccessRefused         key, secret, IP address or permission
@@ -28,6 +30,10 @@ class Unanswered(Transient):
     """No complete answer came."""
 
 
+class Unconnected(Unanswered):
+    """No connection was made, so that nothing was asked."""
+
+
 class RateLimited(Transient):
     """Too many requests; `retry_after_s` is how long the exchange wants silence, None where it does not say."""
 
@@ -42,6 +48,10 @@ class ClockOff(Transient):
     def __init__(self, text: str, server_ms: int | None = None):
         super().__init__(text)
         self.server_ms = server_ms
+
+
+class OutcomeUnknown(ExchangeError):
+    """A POST was sent and nobody said what became of it: look before it is sent again."""
 
 
 class Refused(ExchangeError):

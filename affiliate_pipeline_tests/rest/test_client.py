@@ -32,6 +32,7 @@ from affiliate_pipeline.rest.errors import (
     Banned,
     ClockOff,
     Fatal,
+    OutcomeUnknown,
     RateLimited,
     Refused,
     Transient,
@@ -429,6 +430,84 @@ def test_an_answer_that_trickles_is_given_up(wire, monkeypatch):
     with connected(wire.url) as client:
         assert get(client) == [1]
     assert len(sent) < 50
+
+
+def post(client: Client, **params: object) -> object:
+    return client.post(PATH, params, msgspec.json.decode)
+
+
+def test_a_post_is_signed_and_sent_once(wire):
+    with connected(wire.url) as client:
+        assert post(client, email=EMAIL) == [1]
+    (head,), (query,) = wire.heads, wire.queries
+    method, target, _ = head.split(" ", 2)
+    signed, _, _ = target.partition("?")[2].rpartition("&signature=")
+    assert (method, query["email"]) == ("POST", EMAIL)
+    assert query["signature"] == hmac.new(SECRET.encode(), signed.encode(), hashlib.sha256).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [each for name, each in SPOILED.items() if name != "429"],
+    ids=[name for name in SPOILED if name != "429"],
+)
+def test_a_post_that_may_have_been_done_is_not_sent_again(wire, spoiled):
+    wire.default = spoiled
+    with connected(wire.url) as client, pytest.raises(OutcomeUnknown, match="is not known"):
+        post(client)
+    assert len(wire.heads) == 1
+
+
+def test_a_post_that_gets_no_answer_is_not_sent_again(wire, monkeypatch):
+    monkeypatch.setattr(client_module, "TIMEOUT", httpx.Timeout(0.1))
+    released = threading.Event()
+    wire.default = lambda connection: released.wait(5)
+    with connected(wire.url) as client, pytest.raises(OutcomeUnknown, match="ReadTimeout"):
+        post(client)
+    released.set()
+    assert len(wire.heads) == 1
+
+
+def test_a_post_that_was_surely_not_done_is_sent_again(wire):
+    wire.answers.extend([http(429, TOO_MANY, "Retry-After: 0"), http(418, TOO_MANY, "Retry-After: 1"), CLOCK_OFF])
+    wire.answers.append(http(200, b'{"serverTime":1748952000000}'))
+    with connected(wire.url, limit=Recording()) as client:
+        assert post(client) == [1]
+    assert [head.split(" ")[0] for head in wire.heads] == ["POST", "POST", "POST", "GET", "POST"]
+
+
+def test_a_post_waits_for_a_server_that_does_not_listen_yet():
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    listening: list[socket.socket] = []
+
+    class Starting(Recording):
+        """At the third attempt somebody listens."""
+
+        @contextmanager
+        def slot(self) -> Iterator[None]:
+            self.most_held += 1
+            if self.most_held == 3:
+                listening.append(socket.create_server(("127.0.0.1", port)))
+                threading.Thread(target=serve_one, args=(listening[0],), daemon=True).start()
+            yield
+
+    def serve_one(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        Wire().answer(connection)
+
+    limit = Starting()
+    with connected(f"http://127.0.0.1:{port}", limit=limit) as client:
+        assert post(client) == [1]
+    listening[0].close()
+    assert limit.most_held == 3
+
+
+def test_a_refused_post_is_final(wire):
+    wire.default = http(400, b'{"code":-1130,"msg":"Data sent for parameter email is not valid."}')
+    with connected(wire.url) as client, pytest.raises(Refused, match="-1130"):
+        post(client)
+    assert len(wire.heads) == 1
 
 
 def test_many_threads_share_one_client(wire):
