@@ -316,7 +316,9 @@ def _log(home: Path) -> Path:
 def _start_ui(home: Path, port: int, stopping: threading.Event) -> subprocess.Popen[bytes]:
     """Dagster's webserver and daemon, ready."""
     arguments = ["dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)]
-    dagster = _run_dagster(home, _log(home), arguments, DAGSTER_UI_URL=f"http://localhost:{port}")
+    dagster = _run_dagster(
+        home, _log(home), arguments, DAGSTER_UI_URL=f"http://localhost:{port}", AFFILIATE_SCHEDULES="true"
+    )
     deadline = time.monotonic() + READY_WAIT_S
     with _doing("Dagster's UI is starting"):
         while not stopping.wait(0.2):

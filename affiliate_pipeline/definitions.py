@@ -7,6 +7,7 @@ import dagster as dg
 from affiliate_pipeline.defs.assets import build_asset
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.roster import roster
+from affiliate_pipeline.defs.schedules import build_schedules
 from affiliate_pipeline.defs.sensors import failed_run_alert
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
@@ -16,6 +17,7 @@ def build_definitions(**resources: Any) -> dg.Definitions:
     return dg.Definitions(
         assets=[*(build_asset(endpoint) for endpoint in ENDPOINTS), roster],
         resources={"postgres": Postgres(), "exchanges": Exchanges(), **resources},
+        schedules=build_schedules(ENDPOINTS),
         sensors=[failed_run_alert],
         # LBank's endpoints mostly wait, each for a budget of its own: as many steps at once as it has endpoints.
         executor=dg.multiprocess_executor.configured({"max_concurrent": 8}),

@@ -132,6 +132,8 @@ class Settings(BaseModel):
 class Project(Settings):
     affiliate_database_url: SecretStr | None = None
     affiliate_start_date: date = date(2025, 1, 1)
+    # Whether the schedules run without being started in the UI, as they do under `affiliate-pipeline up`.
+    affiliate_schedules: bool = False
 
     def database_url(self) -> str:
         """A `postgresql://` URL of the one database; the embedded server is started if none is configured.

@@ -66,7 +66,7 @@ def _materialize(
             context.log_event(dg.AssetMaterialization(context.asset_key, partition=day, metadata=metadata))
 
     try:
-        with postgres.store() as store, exchanges.session(endpoint, store) as session:
+        with postgres.store(context.run.run_id) as store, exchanges.session(endpoint, store) as session:
             days = keys_to_days(context.partition_keys)
             for outcome in ingest(
                 endpoint, days, session=session, store=store, run_id=context.run.run_id, options=options

@@ -14,8 +14,12 @@ from affiliate_pipeline.settings import Binance, Project, is_sandbox
 class Postgres:
     """The one database."""
 
-    def store(self) -> Store:
-        return Store(Project.load().database_url())
+    @contextmanager
+    def store(self, run_id: str) -> Iterator[Store]:
+        """A store for a step of the run, which counts as alive meanwhile."""
+        with Store(Project.load().database_url()) as store:
+            store.work_for(run_id)
+            yield store
 
 
 class Exchanges:

@@ -16,13 +16,17 @@ from affiliate_pipeline.settings import SettingsError
     kinds={"postgres"},
     metadata={"dagster/table_name": "lbank.roster"},
 )
-def roster(postgres: dg.ResourceParam[Postgres], exchanges: dg.ResourceParam[Exchanges]) -> dg.MaterializeResult:
+def roster(
+    context: dg.AssetExecutionContext,
+    postgres: dg.ResourceParam[Postgres],
+    exchanges: dg.ResourceParam[Exchanges],
+) -> dg.MaterializeResult:
     """Every user ever seen under the affiliate, from the team list since the beginning of time.
 
     Runs that ask about single users refresh it by themselves; nobody is ever removed.
     """
     try:
-        with postgres.store() as store, exchanges.session(TEAM_ENDPOINT, store) as session:
+        with postgres.store(context.run.run_id) as store, exchanges.session(TEAM_ENDPOINT, store) as session:
             found = session.roster(session.now_ms())
     except (SettingsError, ServerError, StoreUnavailable, ExchangeError) as error:
         raise dg.Failure(f"lbank/roster: {error}. The roster is as it was.", allow_retries=False) from None

@@ -12,6 +12,8 @@ from affiliate_pipeline.rest.errors import ExchangeError
 from affiliate_pipeline.rest.limits import Limit
 from affiliate_pipeline.schema import Row
 
+LEAST_TRAILING_DAYS = 3
+
 
 @dataclass(frozen=True)
 class DayRows:
@@ -141,6 +143,8 @@ class Endpoint:
     # The column that says when a row happened, and the amount to sum by another column; None where there is none.
     instant: str | None = None
     total: tuple[str, str] | None = None
+    # Two amounts of a row of which the first is never below the second.
+    volume_and_fee: tuple[str, str] | None = None
     # An observation tells how things are now: only today's partition can be fetched.
     observation: bool = False
     # When, in the exchange's zone, the schedule lands the last days (of an observation: today); None: only when asked.
@@ -176,6 +180,14 @@ class Endpoint:
         if self.observation:
             return self.end_ms(day) - 1
         return None if self.memory is None else self.start_ms(day) + _ms(self.memory.span)
+
+    def trailing_days(self, now_ms: int) -> list[date]:
+        """The days that the daily schedule lands: of an observation today, else the last ones, until they have settled."""
+        today = day_of(now_ms, self.exchange.zone)
+        if self.observation:
+            return [today]
+        days = max(LEAST_TRAILING_DAYS, self.settles_after // DAY + 1)
+        return [today - i * DAY for i in range(days, 0, -1)]
 
     def remembered_days(self, now_ms: int) -> list[date]:
         """The days that can be fetched and that the source promises to hold wholly, at most the last 7."""

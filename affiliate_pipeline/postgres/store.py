@@ -22,6 +22,9 @@ OLDEST_SERVER = 140000
 log = logging.getLogger(__name__)
 
 
+_RUN = "hashtext('affiliate_pipeline.run'), hashtext(%s)"
+
+
 class StoreError(Exception):
     """The database refused one day; the text is for a person."""
 
@@ -138,6 +141,13 @@ class Shrunken(StoreError):
     """The source has fewer rows than had landed."""
 
 
+def is_worked_for(url: str, run_id: str) -> bool:
+    """Whether a process that said so (`Store.work_for`) is alive and connected."""
+    with connect(url, autocommit=True) as connection, unavailable():
+        row = connection.execute(f"select pg_try_advisory_lock({_RUN})", (run_id,)).fetchone()
+        return not (row and row[0])
+
+
 class Store:
     """One connection to the database that holds the data of one or more endpoints."""
 
@@ -166,6 +176,11 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
+
+    def work_for(self, run_id: str) -> None:
+        """From now on until this connection ends, the run is worked for."""
+        with unavailable(), self._connection.transaction():
+            self._connection.execute(f"select pg_advisory_lock_shared({_RUN})", (run_id,))
 
     @contextmanager
     def alone(self, endpoint: Endpoint) -> Iterator[None]:

@@ -202,6 +202,7 @@ ENDPOINTS = (
         timedelta(hours=0.5),
         instant="stats_date",
         total=("fee_amt", "trade_type"),
+        volume_and_fee=("trade_amt", "fee_amt"),
     ),
     _endpoint(
         "trade_user_team",
@@ -211,6 +212,7 @@ ENDPOINTS = (
         timedelta(hours=0.5),
         instant="stats_date",
         total=("fee_amt", "trade_type"),
+        volume_and_fee=("trade_amt", "fee_amt"),
     ),
     _endpoint(
         "trade_future",
@@ -219,6 +221,7 @@ ENDPOINTS = (
         "Futures volume and fee by scope, of our own openId.",
         timedelta(hours=0.5),
         total=("fee", "user_type"),
+        volume_and_fee=("turnover", "fee"),
     ),
     _endpoint(
         "money_detail_list",

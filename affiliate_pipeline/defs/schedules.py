@@ -1,0 +1,70 @@
+"""Schedules: each day the last days of every configured asset are landed, until they have settled."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import dagster as dg
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+from affiliate_pipeline import settings
+from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.settings import Project
+
+
+def build_schedules(endpoints: Sequence[Endpoint]) -> list[dg.ScheduleDefinition]:
+    """One schedule for the endpoints that are landed at the same time of the same zone."""
+
+    def when(endpoint: Endpoint) -> tuple:
+        return endpoint.exchange.name, endpoint.observation, endpoint.daily_at
+
+    daily = sorted((endpoint for endpoint in endpoints if endpoint.daily_at), key=when)
+    return [_schedule(list(together)) for _, together in groupby(daily, when)]
+
+
+def default_status() -> dg.DefaultScheduleStatus:
+    """Whether schedules run without being started in the UI."""
+    running = Project.load().affiliate_schedules
+    return dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
+
+
+def _schedule(endpoints: Sequence[Endpoint]) -> dg.ScheduleDefinition:
+    first = endpoints[0]
+    exchange, at = first.exchange, first.daily_at
+    assert at is not None
+    lands = "today" if first.observation else "the last days, until they have settled"
+
+    @dg.schedule(
+        name=f"{exchange.name}_{'observations' if first.observation else 'records'}_{at:%H%M}",
+        cron_schedule=f"{at.minute} {at.hour} * * *",
+        execution_timezone=exchange.zone.key,
+        target=[dg.AssetKey(endpoint.key.split("/")) for endpoint in endpoints],
+        default_status=default_status(),
+        description=f"Lands {lands}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose account is configured.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        now_ms = int(context.scheduled_execution_time.timestamp() * 1000)
+        start = Project.load().affiliate_start_date
+        # Where nothing at all is configured, the runs that fail say what to set.
+        configured = [
+            endpoint
+            for endpoint in endpoints
+            if settings.is_any_set(endpoint.credentials) or not settings.is_exchange_configured()
+        ]
+        requests = [
+            dg.RunRequest(
+                # Named by the tick: one that is evaluated again asks for nothing twice.
+                run_key=f"{endpoint.key} {context.scheduled_execution_time.isoformat()}",
+                asset_selection=[dg.AssetKey(endpoint.key.split("/"))],
+                tags={ASSET_PARTITION_RANGE_START_TAG: f"{days[0]}", ASSET_PARTITION_RANGE_END_TAG: f"{days[-1]}"},
+            )
+            for endpoint in configured
+            if (days := [day for day in endpoint.trailing_days(now_ms) if day >= start])
+        ]
+        yield from requests
+        if not configured:
+            names = dict.fromkeys(name for endpoint in endpoints for name in endpoint.credentials)
+            yield dg.SkipReason(f"none of {', '.join(names)} is set")
+        elif not requests:
+            yield dg.SkipReason(f"the days lie before AFFILIATE_START_DATE, {start}")
+
+    return schedule
