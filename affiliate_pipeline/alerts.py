@@ -1,8 +1,9 @@
-"""What a failed run says to a person, and how it reaches them (Apprise)."""
+"""What people are told about failures, and how it reaches them (Apprise). Neither Dagster nor SQL: alerts are raised
+in `defs/`, and kept until they are delivered in `postgres/outbox.py`."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 
 import apprise
@@ -12,6 +13,26 @@ from affiliate_pipeline.rest.redact import redact
 
 CAUSES_SHOWN = 5
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A message to people.
+
+    One with a key that was ever raised is not told again. `failed`: the days (none: the asset itself) by asset key that
+    it is about; once all have landed, one message says so.
+    """
+
+    key: str
+    title: str
+    text: str
+    failed: Mapping[str, Sequence[date]] = field(default_factory=dict)
+    good_news: bool = False
+
+    def log(self) -> None:
+        """Since there may be nobody to send it to."""
+        level = logging.INFO if self.good_news else logging.ERROR
+        log.log(level, "%s\n%s", redact(self.title), redact(self.text))
 
 
 @dataclass(frozen=True)

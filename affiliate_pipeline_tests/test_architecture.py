@@ -42,6 +42,8 @@ EXCEPTIONS = {
     "defs.roster": {"exchanges.lbank.endpoints", "rest.errors"},
     # Its tables must not land in a schema of ours.
     "defs.storage": {"exchanges.registry"},
+    # Keeps what is told to people.
+    "postgres.outbox": {"alerts"},
     # The roster's table is a cache of that exchange's strategy, not an endpoint's.
     "postgres.roster": {"exchanges.lbank.roster", "rows"},
 }

@@ -57,6 +57,24 @@ create table if not exists affiliate.answer (
 );
 comment on table affiliate.answer is 'Answers of runs that have not ended: a killed one is resumed from them.';
 comment on table affiliate.lease is 'Rate limits shared by all processes: a slot is free once returns_at has passed.';
+create table if not exists affiliate.alert (
+    key text primary key,
+    title text not null,
+    text text not null,
+    failed jsonb not null,
+    good_news bool not null,
+    raised_at timestamptz not null,
+    reached text[] not null default '{}',
+    delivered_at timestamptz,
+    recovered_at timestamptz
+);
+comment on table affiliate.alert is 'What people are told: delivered once every target of ALERT_URLS is among the reached, recovered once all failed days have landed.';
+create table if not exists affiliate.alert_target (
+    target text primary key,
+    failures int not null,
+    next_try_at timestamptz not null
+);
+comment on table affiliate.alert_target is 'Targets of ALERT_URLS (their fingerprints) that could not be reached, and when they are tried again.';
 """
 # Said of the schema once all of it is there, so that it is not run again: even `if not exists` waits for writers.
 BOOKKEEPING_VERSION = sha256(BOOKKEEPING.encode()).hexdigest()

@@ -89,6 +89,25 @@ def execute_once(connection: psycopg.Connection, statements: str | sql.Composed)
                     connection.execute("select pg_advisory_unlock(hashtext('affiliate_pipeline.ddl'))")
 
 
+def connect_prepared(url: str, *, autocommit: bool = False) -> psycopg.Connection:
+    """`connect`, to a database that is new enough and has the tables of `ddl.BOOKKEEPING`."""
+    connection = connect(url, autocommit=autocommit)
+    try:
+        version = connection.info.server_version
+        if version < OLDEST_SERVER:
+            raise StoreUnavailable(f"the database is PostgreSQL {version // 10000}; it has to be 14 or newer")
+        with unavailable(), connection.transaction():
+            row = connection.execute(
+                "select obj_description(to_regnamespace('affiliate'), 'pg_namespace') = %s", (ddl.BOOKKEEPING_VERSION,)
+            ).fetchone()
+        if not (row and row[0]):
+            execute_once(connection, ddl.BOOKKEEPING)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 @dataclass(frozen=True)
 class Ledger:
     """What the ledger says of a landed day."""
@@ -153,23 +172,7 @@ class Store:
 
     def __init__(self, url: str):
         self.url = url
-        self._connection = connect(url)
-        try:
-            self._prepare()
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def _prepare(self) -> None:
-        version = self._connection.info.server_version
-        if version < OLDEST_SERVER:
-            raise StoreUnavailable(f"the database is PostgreSQL {version // 10000}; it has to be 14 or newer")
-        with unavailable(), self._connection.transaction():
-            row = self._connection.execute(
-                "select obj_description(to_regnamespace('affiliate'), 'pg_namespace') = %s", (ddl.BOOKKEEPING_VERSION,)
-            ).fetchone()
-        if not (row and row[0]):
-            execute_once(self._connection, ddl.BOOKKEEPING)
+        self._connection = connect_prepared(url)
 
     def __enter__(self) -> "Store":
         return self
