@@ -41,7 +41,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Landed:
-    """The day holds exactly what the source has. `changed`: rows were written."""
+    """The day holds exactly what the source has. `changed`: rows were written; `restated`: what the day had held when it
+    had settled already; `new_fields`: unknown fields seen for the first time."""
 
     day: date
     facts: Facts
@@ -51,6 +52,8 @@ class Landed:
     changed: bool
     requests: int
     unknown_fields: dict[str, int] = field(default_factory=dict)
+    new_fields: Sequence[str] = ()
+    restated: Facts | None = None
 
 
 @dataclass(frozen=True)
@@ -226,9 +229,10 @@ class _Landing:
             run_id=self.run_id,
             may_shrink=self.options.allow_shrink or not settled,
             left_out=frozenset() if self.options.allow_shrink else fetched.left_out,
+            unknown_fields=list(unknown),
         )
         try:
-            changed, facts = self.store.land(self.endpoint, landing)
+            landed = self.store.land(self.endpoint, landing)
         except Shrunken as error:
             return self._failed(
                 day,
@@ -237,22 +241,24 @@ class _Landing:
             )
         except StoreError as error:
             return self._failed(day, str(error))
-        if unknown:
+        if landed.new_fields:
             log.warning(
-                "%s %s: fields that the schema does not know were kept in column extra: %s. Add them to the schema",
+                "%s %s: fields that the schema does not know are kept in column extra: %s. Add them to the schema",
                 self.endpoint.key,
                 day,
-                ", ".join(f"{name} ({count} rows)" for name, count in sorted(unknown.items())),
+                ", ".join(f"{name} ({unknown[name]} rows)" for name in landed.new_fields),
             )
         return Landed(
             day=day,
-            facts=facts,
+            facts=landed.facts,
             content_hash=landing.content_hash,
             settled=settled,
             source=self.session.source,
-            changed=changed,
+            changed=landed.changed,
             requests=fetched.requests,
             unknown_fields=dict(unknown),
+            new_fields=landed.new_fields,
+            restated=landed.restated,
         )
 
     def _land_rejected(self, day: date) -> Outcome:

@@ -18,6 +18,7 @@ from affiliate_pipeline.schema import columns
 from affiliate_pipeline.settings import SettingsError
 
 FAILED_PARTITIONS = "failed_partitions"
+DAY_IS_SOUND = "day_is_sound"
 MOST_DAYS_NAMED = 31
 
 
@@ -39,6 +40,14 @@ def build_asset(endpoint: Endpoint) -> dg.AssetsDefinition:
         kinds={"postgres"},
         partitions_def=daily(endpoint.exchange.zone, today=endpoint.observation),
         backfill_policy=dg.BackfillPolicy.single_run(),
+        check_specs=[
+            dg.AssetCheckSpec(
+                DAY_IS_SOUND,
+                asset=endpoint.key.split("/"),
+                description="What landed for a day is proven complete, no fee is above its volume, no field is new to the "
+                "schema, and nothing was restated after the day had settled.",
+            )
+        ],
         metadata={
             "dagster/column_schema": _column_schema(endpoint),
             "dagster/table_name": endpoint.key.replace("/", "."),
@@ -49,7 +58,7 @@ def build_asset(endpoint: Endpoint) -> dg.AssetsDefinition:
         config: LandingConfig,
         postgres: dg.ResourceParam[Postgres],
         exchanges: dg.ResourceParam[Exchanges],
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckEvaluation | dg.Output]:
         yield from _materialize(context, endpoint, Options(**config.model_dump()), postgres, exchanges)
 
     return landed
@@ -57,7 +66,8 @@ def build_asset(endpoint: Endpoint) -> dg.AssetsDefinition:
 
 def _materialize(
     context: dg.AssetExecutionContext, endpoint: Endpoint, options: Options, postgres: Postgres, exchanges: Exchanges
-) -> Iterator[dg.MaterializeResult]:
+) -> Iterator[dg.MaterializeResult | dg.AssetCheckEvaluation | dg.Output]:
+    checks = context.selected_asset_check_keys
     landed: dict[str, Mapping[str, Any]] = {}
     failed: dict[str, str] = {}
 
@@ -75,6 +85,8 @@ def _materialize(
                     failed[outcome.day.isoformat()] = outcome.reason
                 else:
                     landed[outcome.day.isoformat()] = _metadata(outcome)
+                if isinstance(outcome, Landed) and checks:
+                    yield _check(context.asset_key, outcome)
     except (SettingsError, ServerError, StoreUnavailable) as error:
         told = {*landed, *failed}
         failed |= {day: f"{error}. What had landed is untouched." for day in context.partition_keys if day not in told}
@@ -90,7 +102,41 @@ def _materialize(
         )
     for day, metadata in landed.items():
         context.add_asset_metadata(metadata, partition_key=day)
+    for check in checks:
+        # Each day's evaluation has been told; the step still owes the check's output.
+        yield dg.Output(None, context.job_def.asset_layer.get_op_output_name(check))
     yield dg.MaterializeResult()
+
+
+def _check(asset: dg.AssetKey, outcome: Landed) -> dg.AssetCheckEvaluation:
+    """One evaluation a day. That the day is complete was proven before it landed: else it would have failed."""
+    facts, before = outcome.facts, outcome.restated
+    problems = []
+    metadata: dict[str, Any] = {"rows": facts.rows, "requests": outcome.requests}
+    if facts.fee_above_volume:
+        problems.append(f"the fee is above the volume in {facts.fee_above_volume} rows")
+    if outcome.new_fields:
+        problems.append(
+            f"the answers have fields that the schema does not know, kept in column extra: {', '.join(outcome.new_fields)}"
+        )
+    if before:
+        problems.append(
+            f"the exchange restated the day after it had settled: {before.rows} rows before, {facts.rows} now. The rows "
+            "changed or removed are in affiliate.superseded_row"
+        )
+        metadata |= {
+            "sums_before": dg.MetadataValue.json(dict(before.sums)),
+            "sums_now": dg.MetadataValue.json(dict(facts.sums)),
+        }
+    return dg.AssetCheckEvaluation(
+        asset_key=asset,
+        check_name=DAY_IS_SOUND,
+        partition=outcome.day.isoformat(),
+        passed=not problems,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="; ".join(problems) or f"{facts.rows} rows, proven complete",
+        metadata=metadata,
+    )
 
 
 def _metadata(outcome: Outcome) -> dict[str, Any]:

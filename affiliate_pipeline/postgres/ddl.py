@@ -41,6 +41,14 @@ create table if not exists affiliate.superseded_row (
 );
 create index if not exists superseded_row_day on affiliate.superseded_row (asset, partition);
 comment on table affiliate.superseded_row is 'Rows that a restatement after settling changed or removed.';
+create table if not exists affiliate.unknown_field (
+    asset text not null,
+    name text not null,
+    first_partition date not null,
+    first_seen_at timestamptz not null,
+    primary key (asset, name)
+);
+comment on table affiliate.unknown_field is 'Fields of answers that a schema does not know, each warned of once.';
 create table if not exists affiliate.lease (
     scope text not null,
     slot int not null,

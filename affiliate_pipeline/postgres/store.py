@@ -135,16 +135,31 @@ class Day:
     may_shrink: bool
     # openIds that the exchange refused: none of their rows may be among those replaced.
     left_out: frozenset[str] = frozenset()
+    # Fields of the answers that the schema does not know.
+    unknown_fields: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the table holds for a day: exact sums (text) by group, and the first and last instant (UTC)."""
+    """What the table holds for a day: exact sums (text) by group, the first and last instant (UTC), and in how many rows
+    the fee is above the volume."""
 
     rows: int
     first: datetime | None
     last: datetime | None
     sums: Mapping[str, str]
+    fee_above_volume: int = 0
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What landing a day came to: whether rows were written, what the table then holds, what it held before if the day
+    had settled by then and was changed, and the unknown fields that no day before had."""
+
+    changed: bool
+    facts: Facts
+    restated: Facts | None
+    new_fields: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -238,9 +253,8 @@ class Store:
             )
             return {row.partition: row for row in rows}
 
-    def land(self, endpoint: Endpoint, day: Day) -> tuple[bool, Facts]:
-        """Replaces the day by these rows in one transaction. Whether it did, or the day already held exactly them, and what
-        the table then holds.
+    def land(self, endpoint: Endpoint, day: Day) -> Replaced:
+        """Replaces the day by these rows in one transaction, unless it already holds exactly them.
 
         Raises `Shrunken`, `StoreError` or `StoreUnavailable`, each with nothing changed.
         """
@@ -255,13 +269,14 @@ class Store:
                         {**key, "settled": day.settled},
                     )
                     self._forget_rejected(key)
-                    return False, self.facts(endpoint, day.partition)
+                    return Replaced(False, self.facts(endpoint, day.partition), None, self._new_fields(day, key))
                 if held and day.rows < held.rows and not day.may_shrink:
                     raise Shrunken(f"{held.rows} rows had landed and the source now has {day.rows}")
                 self._refuse_left_out(endpoint, day)
-                self._replace(endpoint, day, key, after_settling=bool(held and held.settled))
+                restated = self.facts(endpoint, day.partition) if held and held.settled else None
+                self._replace(endpoint, day, key, after_settling=restated is not None)
                 self._forget_rejected(key)
-                return True, self.facts(endpoint, day.partition)
+                return Replaced(True, self.facts(endpoint, day.partition), restated, self._new_fields(day, key))
         except psycopg.Error as error:
             raise StoreError(
                 f"PostgreSQL refused the rows: {redact(error.diag.message_primary or type(error).__name__)}"
@@ -327,6 +342,16 @@ class Store:
             },
         )
 
+    def _new_fields(self, day: Day, key: Mapping[str, Any]) -> list[str]:
+        if not day.unknown_fields:
+            return []
+        new = self._connection.execute(
+            "insert into affiliate.unknown_field select %(asset)s, name, %(partition)s, now() from unnest(%(names)s::text[]) name "
+            "on conflict do nothing returning name",
+            {**key, "names": list(day.unknown_fields)},
+        )
+        return sorted(name for (name,) in new)
+
     def _forget_rejected(self, key: Mapping[str, Any]) -> None:
         self._connection.execute(
             "delete from affiliate.rejected_row where asset = %(asset)s and partition = %(partition)s", key
@@ -338,17 +363,22 @@ class Store:
             "group": sql.Identifier(endpoint.total[1]) if endpoint.total else sql.SQL("null"),
             "amount": sql.Identifier(endpoint.total[0]) if endpoint.total else sql.SQL("null::numeric"),
             "instant": sql.Identifier(endpoint.instant) if endpoint.instant else sql.SQL("null::timestamptz"),
+            "wrong": sql.SQL("{1} > {0}").format(*map(sql.Identifier, endpoint.volume_and_fee))
+            if endpoint.volume_and_fee
+            else sql.SQL("false"),
             "table": _table(endpoint),
             "day": day,
         }
         statement = sql.SQL(
-            "select {group}::text, sum({amount})::text, count(*), min({instant}), max({instant}) from {table} "
+            "select {group}::text, sum({amount})::text, count(*), count(*) filter (where {wrong}), min({instant}), "
+            "max({instant}) from {table} "
             "where partition_date = {day} group by 1 order by 1"
         ).format(**parts)
         with unavailable(), self._connection.transaction():
             groups = self._connection.execute(statement).fetchall()
         return Facts(
-            rows=sum(count for _, _, count, _, _ in groups),
+            rows=sum(count for _, _, count, *_ in groups),
+            fee_above_volume=sum(wrong for *_, wrong, _, _ in groups),
             first=min((first for *_, first, _ in groups if first), default=None),
             last=max((last for *_, last in groups if last), default=None),
             sums={name: total for name, total, *_ in groups if total is not None},
