@@ -172,6 +172,10 @@ class Binance(Settings):
     binance_partner_api_secret: SecretStr | None = None
     binance_client_api_key: SecretStr | None = None
     binance_client_api_secret: SecretStr | None = None
+    binance_api_agent_code: str | None = None
+    # The path of a CSV `customerId,email`.
+    binance_customer_ids: str | None = None
+    binance_user_customer_id: str | None = None
     binance_weight_per_minute: Annotated[int, Field(ge=1, le=12000)] = 6000
     affiliate_rate_scale: Scale = 1.0
 

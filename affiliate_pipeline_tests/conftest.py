@@ -98,6 +98,9 @@ def sandbox(monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[Sand
         monkeypatch.setenv("BINANCE_BASE_URL", exchange.url)
         monkeypatch.setenv("BINANCE_PARTNER_API_KEY", exchange.binance.partner_key)
         monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", exchange.binance.partner_secret)
+        monkeypatch.setenv("BINANCE_CLIENT_API_KEY", exchange.binance.client_key)
+        monkeypatch.setenv("BINANCE_CLIENT_API_SECRET", exchange.binance.client_secret)
+        monkeypatch.setenv("BINANCE_API_AGENT_CODE", exchange.binance.api_agent_code)
         yield exchange
 
 

@@ -84,6 +84,7 @@ class Binance:
     prefixes = ("/api/", "/sapi/")
     partner_key, partner_secret = "sandbox-partner-key", "sandbox-partner-secret"
     client_key, client_secret = "sandbox-client-key", "sandbox-client-secret"
+    api_agent_code = "SANDBOX1"
 
     def __init__(self, *, now: Callable[[], int], faults: Faults, rows_per_day: int, rate_scale: float) -> None:
         self.accounts = {self.partner_key: self.partner_secret, self.client_key: self.client_secret}
