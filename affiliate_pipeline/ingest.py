@@ -42,7 +42,7 @@ class Options:
 @dataclass(frozen=True)
 class Landed:
     """The day holds exactly what the source has. `changed`: rows were written; `restated`: what the day had held when it
-    had settled already; `new_fields`: unknown fields seen for the first time."""
+    had settled already; `new_fields`: unknown fields seen for the first time; `note`, `problems`: the strategy's."""
 
     day: date
     facts: Facts
@@ -54,6 +54,8 @@ class Landed:
     unknown_fields: dict[str, int] = field(default_factory=dict)
     new_fields: Sequence[str] = ()
     restated: Facts | None = None
+    note: str = ""
+    problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,8 @@ class _Landing:
 
     def _outcome(self, fetched: DayRows | DayError, asked_at: int) -> Outcome:
         day = fetched.day
-        if not self._is_whole(day):
+        # What was done at the exchange lands whenever it ended.
+        if not self.endpoint.appends and not self._is_whole(day):
             if day in self.ledger:
                 return self._kept(day)
             return self._failed(day, f"while it was being fetched, {self._forgotten()}")
@@ -196,7 +199,8 @@ class _Landing:
 
     def _land(self, fetched: DayRows, asked_at: int) -> Outcome:
         day, chunks = fetched.day, fetched.chunks
-        content, rows, blocks = ContentHash(), 0, []
+        held = self.ledger.get(day) if self.endpoint.appends else None
+        content, rows, blocks = (ContentHash(held.content_hash), held.rows, []) if held else (ContentHash(), 0, [])
         unknown: Counter[str] = Counter()
         instant = self.endpoint.instant
         inside = (instant, self.endpoint.start_ms(day), self.endpoint.end_ms(day)) if instant else None
@@ -230,6 +234,7 @@ class _Landing:
             may_shrink=self.options.allow_shrink or not settled,
             left_out=frozenset() if self.options.allow_shrink else fetched.left_out,
             unknown_fields=list(unknown),
+            stay=held.rows if held else 0,
         )
         try:
             landed = self.store.land(self.endpoint, landing)
@@ -241,6 +246,8 @@ class _Landing:
             )
         except StoreError as error:
             return self._failed(day, str(error))
+        for problem in fetched.problems:
+            log.warning("%s %s: %s", self.endpoint.key, day, problem)
         if landed.new_fields:
             log.warning(
                 "%s %s: fields that the schema does not know are kept in column extra: %s. Add them to the schema",
@@ -259,6 +266,8 @@ class _Landing:
             unknown_fields=dict(unknown),
             new_fields=landed.new_fields,
             restated=landed.restated,
+            note=fetched.note,
+            problems=fetched.problems,
         )
 
     def _land_rejected(self, day: date) -> Outcome:

@@ -105,10 +105,13 @@ def copy_text(table: arrow.Table) -> bytes:
 
 
 class ContentHash:
-    """A hash of a multiset of rows: the same whatever their order, another one if a row is added, lost or doubled."""
+    """A hash of a multiset of rows: the same whatever their order, another one if a row is added, lost or doubled.
 
-    def __init__(self) -> None:
-        self._sum = 0
+    `of` is the `hexdigest` of rows to begin with.
+    """
+
+    def __init__(self, of: str = "0") -> None:
+        self._sum = int(of, 16)
 
     def add(self, table: arrow.Table) -> bytes:
         """Adds the table's rows, and gives their `copy_text`."""

@@ -111,7 +111,7 @@ def _materialize(
 def _check(asset: dg.AssetKey, outcome: Landed) -> dg.AssetCheckEvaluation:
     """One evaluation a day. That the day is complete was proven before it landed: else it would have failed."""
     facts, before = outcome.facts, outcome.restated
-    problems = []
+    problems = [*outcome.problems]
     metadata: dict[str, Any] = {"rows": facts.rows, "requests": outcome.requests}
     if facts.fee_above_volume:
         problems.append(f"the fee is above the volume in {facts.fee_above_volume} rows")
@@ -157,6 +157,8 @@ def _metadata(outcome: Outcome) -> dict[str, Any]:
         }
     if isinstance(outcome, Landed):
         metadata |= {"requests": outcome.requests, "changed": outcome.changed}
+        if outcome.note:
+            metadata["note"] = outcome.note
         if outcome.unknown_fields:
             metadata["unknown_fields"] = dg.MetadataValue.json(outcome.unknown_fields)
     return metadata

@@ -20,7 +20,8 @@ class DayRows:
     """All rows of one day as received, proven complete: chunks of JSON objects joined by commas.
 
     `asked_ms` is when the oldest answer among them was asked for, None if that was in this run. `left_out` are openIds
-    whose rows the exchange refused to give.
+    whose rows the exchange refused to give. `note` and `problems` are what a person should know of a day that lands: the
+    latter are for somebody to mend.
     """
 
     day: date
@@ -29,6 +30,8 @@ class DayRows:
     requests: int
     asked_ms: int | None = None
     left_out: frozenset[str] = frozenset()
+    note: str = ""
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,17 @@ class DayError:
 @dataclass(frozen=True)
 class Plan:
     """What fetching some days costs: requests at least, and at most if that is known, and the seconds that the rate
-    limit makes of the least."""
+    limit makes of the least. `changes`: what it would change at the exchange."""
 
     least: int
     most: int | None
     seconds: float
+    changes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         least = "" if self.most == self.least else "at least "
         minutes = f", {least}{self.seconds / 60:.1f} minutes at the permitted rate" if self.seconds else ""
-        return f"{least}{self.least} requests{minutes}"
+        return "\n  ".join([f"{least}{self.least} requests{minutes}", *self.changes])
 
 
 class Strategy(Protocol):
@@ -97,6 +101,17 @@ class Answers(Protocol):
     def clear(self) -> None: ...
 
 
+class Attempts(Protocol):
+    """Rows of what one asset's runs did at the exchange and has not landed yet, whatever ended the runs. Landing the asset
+    takes them away in the same transaction."""
+
+    def rows(self) -> dict[str, bytes]:
+        """By their names, in order of these."""
+
+    def keep(self, name: str, row: bytes) -> None:
+        """Keeps it for good, in place of the one of that name."""
+
+
 class Shared(Protocol):
     """What sessions share with all other processes, through the database."""
 
@@ -104,6 +119,8 @@ class Shared(Protocol):
         """The rate limit that everybody with this scope shares."""
 
     def answers(self, asset: str, source: str) -> Answers: ...
+
+    def attempts(self, asset: str, source: str) -> Attempts: ...
 
     def roster(self, source: str) -> Any:
         """`exchanges.lbank.roster.RosterStore`"""
@@ -147,6 +164,10 @@ class Endpoint:
     volume_and_fee: tuple[str, str] | None = None
     # An observation tells how things are now: only today's partition can be fetched.
     observation: bool = False
+    # Its rows tell what was done at the exchange: a day keeps those it holds and gains those of each run.
+    appends: bool = False
+    # Environment variables that it needs beside its account's.
+    requires: tuple[str, ...] = ()
     # When, in the exchange's zone, the schedule lands the last days (of an observation: today); None: only when asked.
     daily_at: time | None = None
 

@@ -64,6 +64,14 @@ create table if not exists affiliate.answer (
     primary key (asset, source, request)
 );
 comment on table affiliate.answer is 'Answers of runs that have not ended: a killed one is resumed from them.';
+create table if not exists affiliate.attempt (
+    asset text not null,
+    source text not null,
+    name text not null,
+    payload bytea not null,
+    primary key (asset, source, name)
+);
+comment on table affiliate.attempt is 'Rows of what was done at an exchange, until they land.';
 comment on table affiliate.lease is 'Rate limits shared by all processes: a slot is free once returns_at has passed.';
 create table if not exists affiliate.alert (
     key text primary key,

@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from typing import Self
 
 from affiliate_pipeline.postgres.answers import AnswerStore
+from affiliate_pipeline.postgres.attempts import AttemptStore
 from affiliate_pipeline.postgres.lease import Lease
 from affiliate_pipeline.postgres.roster import Rosters
 
@@ -34,6 +35,11 @@ class Shared:
         answers = AnswerStore(self._url, asset, source)
         self._stack.callback(answers.close)
         return answers
+
+    def attempts(self, asset: str, source: str) -> AttemptStore:
+        attempts = AttemptStore(self._url, asset, source)
+        self._stack.callback(attempts.close)
+        return attempts
 
     def roster(self, source: str) -> Rosters:
         rosters = Rosters(self._url, source)

@@ -135,6 +135,8 @@ class Day:
     may_shrink: bool
     # openIds that the exchange refused: none of their rows may be among those replaced.
     left_out: frozenset[str] = frozenset()
+    # So many of the rows (and of what is hashed) the day holds already and keeps; the blocks are the others.
+    stay: int = 0
     # Fields of the answers that the schema does not know.
     unknown_fields: Sequence[str] = ()
 
@@ -301,7 +303,8 @@ class Store:
         held = sql.SQL("select {} from {} where partition_date = {}").format(names, table, day.partition)
         if after_settling:
             run(sql.SQL("create temporary table superseded on commit drop as {}").format(held))
-        run(sql.SQL("delete from {} where partition_date = {}").format(table, day.partition))
+        if not day.stay:
+            run(sql.SQL("delete from {} where partition_date = {}").format(table, day.partition))
         run(
             "select set_config('affiliate.partition_date', %s, true), set_config('affiliate.run_id', %s, true)",
             (day.partition.isoformat(), day.run_id),
@@ -311,8 +314,10 @@ class Store:
             with cursor.copy(copy) as copying:
                 for block in day.blocks:
                     copying.write(block)
-            if cursor.rowcount != day.rows:
-                raise StoreError(f"{day.rows} rows were sent to PostgreSQL and {cursor.rowcount} arrived")
+            if cursor.rowcount != day.rows - day.stay:
+                raise StoreError(f"{day.rows - day.stay} rows were sent to PostgreSQL and {cursor.rowcount} arrived")
+        if endpoint.appends:
+            run("delete from affiliate.attempt where asset = %s and source = %s", (endpoint.key, day.source))
         if after_settling:
             # Compared as texts: to `numeric`, 1.0 and 1.00 are the same.
             run(

@@ -1,5 +1,8 @@
 """Binance as an exchange: its zone, and how a session with one of its accounts is made."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from zoneinfo import ZoneInfo
 
@@ -7,11 +10,20 @@ import httpx
 
 from affiliate_pipeline.exchanges.binance import replies
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
-from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, Session, Shared
+from affiliate_pipeline.exchanges.spec import Attempts, Endpoint, Exchange, Session, Shared
 from affiliate_pipeline.rest.client import Client, Clock
 from affiliate_pipeline.settings import Binance, SettingsError
 
 WEIGHT_WINDOW_S = 60
+
+
+@dataclass(frozen=True)
+class BinanceSession(Session):
+    """A session that knows what is configured beside the keys."""
+
+    settings: Binance
+    now_ms: Callable[[], int]
+    attempts: Callable[[], Attempts]
 
 
 def credentials(account: str) -> tuple[str, str]:
@@ -19,10 +31,10 @@ def credentials(account: str) -> tuple[str, str]:
     return f"BINANCE_{account.upper()}_API_KEY", f"BINANCE_{account.upper()}_API_SECRET"
 
 
-def connect(endpoint: Endpoint, shared: Shared) -> Session:
+def connect(endpoint: Endpoint, shared: Shared) -> BinanceSession:
     """A session with the account that the endpoint is for; raises SettingsError. Sends nothing yet."""
     key_name, secret_name = (name.lower() for name in credentials(endpoint.account))
-    settings = Binance.load(key_name, secret_name)
+    settings = Binance.load(key_name, secret_name, *map(str.lower, endpoint.requires))
     api_key = getattr(settings, key_name).get_secret_value()
     clock = Clock()
     try:
@@ -43,7 +55,8 @@ def connect(endpoint: Endpoint, shared: Shared) -> Session:
         server_time=lambda http: replies.server_time_ms(http.get(base_url + replies.SERVER_TIME_PATH).content),
     )
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]
-    return Session(client, source=f"{host} {endpoint.account} {fingerprint}")
+    source = f"{host} {endpoint.account} {fingerprint}"
+    return BinanceSession(client, source, settings, clock.now_ms, partial(shared.attempts, endpoint.key, source))
 
 
 BINANCE = Exchange(name="binance", title="Binance Link", zone=ZoneInfo("UTC"), connect=connect, credentials=credentials)

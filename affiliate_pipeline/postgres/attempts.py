@@ -1,0 +1,32 @@
+"""What was done at an exchange and has not landed yet: what `exchanges.spec.Attempts` is in the database."""
+
+from affiliate_pipeline.postgres.store import connect, unavailable
+
+
+class AttemptStore:
+    """The attempts of one asset with one account."""
+
+    def __init__(self, url: str, asset: str, source: str):
+        self._key = {"asset": asset, "source": source}
+        self._connection = connect(url, autocommit=True)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def rows(self) -> dict[str, bytes]:
+        with unavailable():
+            return dict(
+                self._connection.execute(
+                    "select name, payload from affiliate.attempt where asset = %(asset)s and source = %(source)s "
+                    'order by name collate "C"',
+                    self._key,
+                ).fetchall()
+            )
+
+    def keep(self, name: str, row: bytes) -> None:
+        with unavailable():
+            self._connection.execute(
+                "insert into affiliate.attempt values (%(asset)s, %(source)s, %(name)s, %(row)s) "
+                "on conflict (asset, source, name) do update set payload = excluded.payload",
+                {**self._key, "name": name, "row": row},
+            )
