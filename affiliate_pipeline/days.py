@@ -24,6 +24,11 @@ def instant(ms: int) -> str:
     return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%d %H:%M:%S") + f".{ms % 1000:03d} UTC"
 
 
+def last_minute_before(ms: int) -> str:
+    """The last whole minute before the millisecond as people read it, in UTC: `2026-11-22 23:59 UTC`."""
+    return f"{datetime.fromtimestamp((ms - 1) // 60_000 * 60, UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def days_from(first: date, last: date) -> list[date]:
     """Every day from first to last, both included."""
     return [first + i * DAY for i in range((last - first).days + 1)]

@@ -91,6 +91,15 @@ create table if not exists affiliate.alert_target (
     next_try_at timestamptz not null
 );
 comment on table affiliate.alert_target is 'Targets of ALERT_URLS (their fingerprints) that could not be reached, and when they are tried again.';
+create table if not exists affiliate.watch (
+    asset text not null,
+    partition date not null,
+    tries int not null,
+    asked_at timestamptz,
+    said text not null,
+    primary key (asset, partition)
+);
+comment on table affiliate.watch is 'Missing days: how often the watch has asked for them, and what it has said of them.';
 """
 # Said of the schema once all of it is there, so that it is not run again: even `if not exists` waits for writers.
 BOOKKEEPING_VERSION = sha256(BOOKKEEPING.encode()).hexdigest()
