@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -21,7 +21,7 @@ from affiliate_pipeline.exchanges.spec import DayError, DayRows, Endpoint, Plan,
 from affiliate_pipeline.postgres.shared import Shared
 from affiliate_pipeline.postgres.store import Day, Facts, Ledger, Shrunken, Store, StoreError, StoreUnavailable
 from affiliate_pipeline.rest.errors import ExchangeError, Fatal
-from affiliate_pipeline.rows import ContentHash, Invalid, Problem, parse, split
+from affiliate_pipeline.rows import ContentHash, Invalid, Problem, batches, parse, split
 
 BATCH_BYTES = 8 << 20
 LOG_EVERY_S = 10
@@ -198,46 +198,37 @@ class _Landing:
         return day in self._proven_until
 
     def _land(self, fetched: DayRows, asked_at: int) -> Outcome:
-        day, chunks = fetched.day, fetched.chunks
+        day = fetched.day
         held = self.ledger.get(day) if self.endpoint.appends else None
-        content, rows, blocks = (ContentHash(held.content_hash), held.rows, []) if held else (ContentHash(), 0, [])
         unknown: Counter[str] = Counter()
-        instant = self.endpoint.instant
-        inside = (instant, self.endpoint.start_ms(day), self.endpoint.end_ms(day)) if instant else None
-        problems: list[Problem] = []
-        for batch in _batches(chunks):
-            try:
-                parsed = parse(self.endpoint.schema, batch, inside)
-            except Invalid as invalid:
-                problems += invalid.problems
-                continue
-            blocks.append(content.add(parsed.table))
-            rows += len(parsed.table)
-            unknown += parsed.unknown
-        if problems:
-            reason = str(Invalid(problems))
-            self.store.reject(self.endpoint, day, self.run_id, self.session.source, reason, split(chunks), asked_at)
-            return self._failed(
-                day,
-                f"its rows do not fit the schema: {reason}. They are kept as received in affiliate.rejected_row; mend the "
-                "schema, then materialize with run config from_rejected: true",
-            )
         settled = self.endpoint.has_settled(day, asked_at)
         landing = Day(
             partition=day,
-            rows=rows,
-            content_hash=content.hexdigest(),
-            blocks=blocks,
+            rows=held.rows if held else 0,
+            content_hash=held.content_hash if held else ContentHash().hexdigest(),
+            blocks=(),
             settled=settled,
             source=self.session.source,
             run_id=self.run_id,
             may_shrink=self.options.allow_shrink or not settled,
             left_out=frozenset() if self.options.allow_shrink else fetched.left_out,
-            unknown_fields=list(unknown),
             stay=held.rows if held else 0,
         )
+        landing.blocks = self._blocks(fetched.chunks, landing, unknown)
         try:
             landed = self.store.land(self.endpoint, landing)
+        except Invalid as invalid:
+            reason = str(invalid)
+
+            def rows() -> Iterator[bytes]:
+                return split(fetched.chunks)
+
+            self.store.reject(self.endpoint, day, self.run_id, self.session.source, reason, rows, asked_at)
+            return self._failed(
+                day,
+                f"its rows do not fit the schema: {reason}. They are kept as received in affiliate.rejected_row; mend the "
+                "schema, then materialize with run config from_rejected: true",
+            )
         except Shrunken as error:
             return self._failed(
                 day,
@@ -269,6 +260,28 @@ class _Landing:
             note=fetched.note,
             problems=fetched.problems,
         )
+
+    def _blocks(self, chunks: Iterable[bytes], landing: Day, unknown: Counter[str]) -> Iterator[bytes]:
+        """The rows as COPY text; at their end `landing` and `unknown` say what they were. Raises `Invalid` once all rows
+        were read."""
+        day, instant = landing.partition, self.endpoint.instant
+        inside = (instant, self.endpoint.start_ms(day), self.endpoint.end_ms(day)) if instant else None
+        content = ContentHash(landing.content_hash)
+        problems: list[Problem] = []
+        for batch in batches(chunks, BATCH_BYTES):
+            try:
+                parsed = parse(self.endpoint.schema, batch, inside)
+            except Invalid as invalid:
+                problems += invalid.problems
+                continue
+            unknown.update(parsed.unknown)
+            landing.rows += len(parsed.table)
+            block = content.add(parsed.table)
+            if not problems:
+                yield block
+        if problems:
+            raise Invalid(problems)
+        landing.content_hash, landing.unknown_fields = content.hexdigest(), list(unknown)
 
     def _land_rejected(self, day: date) -> Outcome:
         rejected = self.store.rejected(self.endpoint, day)
@@ -339,16 +352,3 @@ def _reason(what: str, held: Ledger | None) -> str:
     if held is None:
         return f"{what}. Nothing of this day has landed."
     return f"{what}. The {held.rows} rows landed at {held.landed_at:%Y-%m-%d %H:%M} UTC are untouched."
-
-
-def _batches(chunks: Sequence[bytes]) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
-    size = 0
-    for chunk in chunks:
-        batch.append(chunk)
-        size += len(chunk)
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -23,14 +23,15 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 # Who may import whom: a name stands for everything below it.
 DIRECTIONS = {
     "days": set(),
+    "spool": set(),
     "schema": set(),
     "rest": {"rest"},
     "rows": {"schema", "rest.redact"},
     "alerts": {"days", "rest.redact"},
     "watch": {"alerts", "days", "exchanges.spec", "postgres.store", "postgres.watch"},
     "settings": {"postgres.server", "postgres.urls"},
-    "exchanges": {"exchanges", "rest", "days", "schema", "rows", "settings"},
-    "postgres": {"postgres", "schema", "rest.errors", "rest.redact", "exchanges.spec"},
+    "exchanges": {"exchanges", "rest", "days", "schema", "rows", "settings", "spool"},
+    "postgres": {"postgres", "schema", "rest.errors", "rest.redact", "exchanges.spec", "spool"},
     "ingest": {"days", "exchanges.spec", "postgres", "rest.errors", "rest.limits", "rows", "schema"},
     "sandbox": {"sandbox"},
     "defs": {

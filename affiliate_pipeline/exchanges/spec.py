@@ -1,6 +1,6 @@
 """What an exchange and an endpoint are: frozen declarations that assets, tables, checks and UI text follow from."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from typing import Any, Protocol
@@ -17,7 +17,8 @@ LEAST_TRAILING_DAYS = 3
 
 @dataclass(frozen=True)
 class DayRows:
-    """All rows of one day as received, proven complete: chunks of JSON objects joined by commas.
+    """All rows of one day as received, proven complete: chunks of JSON objects joined by commas, to be read as
+    often as needed.
 
     `asked_ms` is when the oldest answer among them was asked for, None if that was in this run. `left_out` are openIds
     whose rows the exchange refused to give. `note` and `problems` are what a person should know of a day that lands: the
@@ -25,7 +26,7 @@ class DayRows:
     """
 
     day: date
-    chunks: list[bytes]
+    chunks: Iterable[bytes]
     rows: int
     requests: int
     asked_ms: int | None = None

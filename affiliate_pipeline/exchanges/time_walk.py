@@ -20,6 +20,7 @@ import msgspec
 from affiliate_pipeline.days import DAY, day_of, days_from, instant, runs, spans, start_ms
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan, Session
 from affiliate_pipeline.rest.errors import ExchangeError, Fatal, Refused
+from affiliate_pipeline.spool import Spool
 
 WORKERS = 4
 # A busy window is halved for an idle worker only if that costs few requests beside what is left of it.
@@ -31,7 +32,7 @@ _WIDENINGS = ((0, 0), (0, 1), (1, 0), (1, 1))
 _split = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-class _Timed(msgspec.Struct):
+class _Timed(msgspec.Struct, gc=False):
     time: int
 
 
@@ -43,7 +44,7 @@ class Page:
     """An answer: the rows' instants (ms) and their JSON texts, in the order received."""
 
     times: list[int]
-    rows: list[bytes]
+    rows: list[msgspec.Raw]
 
     def __len__(self) -> int:
         return len(self.times)
@@ -100,9 +101,8 @@ def _page(body: bytes) -> Page:
         raise Refused(f"the answer is not a list of rows ({error})") from None
     except msgspec.DecodeError as error:
         raise ValueError(str(error)) from None
-    texts = [bytes(row) for row in rows]
     try:
-        return Page([row.time for row in _times.decode(body)], texts)
+        return Page([row.time for row in _times.decode(body)], rows)
     except msgspec.ValidationError as error:
         raise Refused(f"a row's `time` is missing or not in milliseconds ({error})") from None
 
@@ -122,7 +122,7 @@ class _Walk:
         self._start = {day: start_ms(day, zone) for day in days}
         self._end = {day: start_ms(day + DAY, zone) for day in days}
         self._left = {day: self._end[day] - self._start[day] for day in days}
-        self._chunks: dict[date, list[bytes]] = defaultdict(list)
+        self._chunks: dict[date, Spool] = defaultdict(Spool)
         self._rows: Counter[date] = Counter()
         self._requests: Counter[date] = Counter()
         self._bad: set[date] = set()
@@ -294,7 +294,7 @@ class _Walk:
     def _accept(self, first: int, last: int, page: Page) -> None:
         """The closed window is covered by these rows."""
         days = self._days(first, last)
-        by_day: dict[date, list[bytes]] = defaultdict(list)
+        by_day: dict[date, list[msgspec.Raw]] = defaultdict(list)
         if len(days) == 1:
             by_day[days[0]] = page.rows
         else:
@@ -311,7 +311,7 @@ class _Walk:
                 self._left[day] -= min(last + 1, self._end[day]) - max(first, self._start[day])
                 covered = self._left[day] == 0
             if covered:
-                self._put(DayRows(day, self._chunks.pop(day, []), self._rows[day], self._requests[day]))
+                self._put(DayRows(day, self._chunks.pop(day, ()), self._rows[day], self._requests[day]))
 
     def _fail(self, day: date, error: ExchangeError) -> None:
         with self._lock:

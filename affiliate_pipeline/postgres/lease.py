@@ -20,6 +20,9 @@ from affiliate_pipeline.rest.errors import Banned
 # A request has been answered or given up by then (client.TIMEOUT), so its slot is never taken by two.
 HOLD_S = 60
 LONGEST_WAIT_S = 300
+# Within a block the database is not asked at every request: what another process was just told is heard of so much later,
+# when a request of ours might have been under way just as well.
+PAUSE_HEARD_WITHIN_S = 0.02
 # Binance's bans end after three days.
 LONGEST_PAUSE_S = 30 * 86_400
 
@@ -70,6 +73,7 @@ class Lease:
         self._scope, self._slots, self._window_s, self._requests, self._sleep = scope, slots, window_s, requests, sleep
         self._lock = threading.Lock()
         self._block: _Block | None = None
+        self._no_pause_until = float("-inf")
         # A lease that a crashed database forgets costs nothing worth waiting for the disk at every request.
         self._connection = connect(url, autocommit=True, durable=False)
         self._run(
@@ -129,8 +133,14 @@ class Lease:
             self._sleep(min(max(wait_s or 0.0, 0.005), 5.0))
 
     def _paused(self, values: Any) -> bool:
+        now = time.monotonic()
+        if now < self._no_pause_until:
+            return False
         row = self._run(_PAUSED, values).fetchone()
-        return bool(row and row[0])
+        paused = bool(row and row[0])
+        if not paused:
+            self._no_pause_until = now + PAUSE_HEARD_WITHIN_S
+        return paused
 
     def _drop_block(self) -> None:
         if self._block and not self._block.under_way:

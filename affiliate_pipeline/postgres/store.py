@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -16,6 +16,7 @@ from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.postgres import ddl
 from affiliate_pipeline.rest.redact import redact
 from affiliate_pipeline.schema import columns
+from affiliate_pipeline.spool import Spool
 
 OLDEST_SERVER = 140000
 
@@ -121,9 +122,10 @@ class Ledger:
     checked_at: datetime
 
 
-@dataclass(frozen=True)
+@dataclass
 class Day:
-    """A day ready to land: `blocks` are its rows as COPY text."""
+    """A day ready to land: `blocks` are its rows as COPY text. How many they are, their hash and the unknown fields may be
+    known only once all blocks were taken, and taking them may raise."""
 
     partition: date
     rows: int
@@ -264,6 +266,10 @@ class Store:
         try:
             with unavailable(), self._connection.transaction():
                 held = self.ledger(endpoint, [day.partition]).get(day.partition)
+                if held:
+                    # To be compared before anything is written. Where there is nothing to compare with, a block is copied
+                    # while the next one is made.
+                    day.blocks = Spool(day.blocks)
                 if held and held.content_hash == day.content_hash and held.rows == day.rows:
                     self._connection.execute(
                         "update affiliate.landing set checked_at = now(), settled = %(settled)s "
@@ -396,19 +402,18 @@ class Store:
         run_id: str,
         source: str,
         reason: str,
-        rows: Iterable[bytes],
+        rows: Callable[[], Iterable[bytes]],
         received_ms: int,
     ) -> None:
-        """Keeps the day's rows as received, in place of any that were kept for it before."""
-        payloads = [row.decode(errors="replace") for row in rows]
+        """Keeps the day's rows as received, in place of any that were kept for it before. `rows` gives them each time."""
         key = {"asset": endpoint.key, "partition": day}
         common = (*key.values(), run_id, source, datetime.fromtimestamp(received_ms / 1000, UTC), reason)
         with unavailable():
             try:
-                self._keep_rejected(key, common, payloads)
+                self._keep_rejected(key, common, (row.decode(errors="replace") for row in rows()))
             except psycopg.DataError:
                 # jsonb cannot hold every JSON text (U+0000, huge numbers): then each row is kept as a JSON string.
-                self._keep_rejected(key, common, [json.dumps(payload) for payload in payloads])
+                self._keep_rejected(key, common, (json.dumps(row.decode(errors="replace")) for row in rows()))
 
     def _keep_rejected(self, key: Mapping[str, Any], common: tuple[Any, ...], payloads: Iterable[str]) -> None:
         copy = "copy affiliate.rejected_row (asset, partition, run_id, source, rejected_at, reason, payload) from stdin"

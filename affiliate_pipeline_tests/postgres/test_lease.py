@@ -230,7 +230,8 @@ def test_a_pause_stops_everybody_for_so_long(lease_of):
     assert all(0.25 < seconds < 1.5 for seconds in waited)
 
 
-def test_a_pause_stops_those_with_permitted_requests_left(lease_of):
+def test_a_pause_stops_those_with_permitted_requests_left(lease_of, monkeypatch):
+    monkeypatch.setattr(lease_module, "PAUSE_HEARD_WITHIN_S", 0)
     waits = Waits()
     one, other = lease_of(3, 0.02, 5), lease_of(3, 0.02, 5, sleep=waits)
     with other.slot():

@@ -1,0 +1,31 @@
+"""Chunks of bytes kept out of memory until they are needed. Knows nothing of what they hold."""
+
+from collections.abc import Iterable, Iterator
+from os import SEEK_END
+from tempfile import SpooledTemporaryFile
+
+IN_MEMORY_BYTES = 1 << 20
+
+
+class Spool:
+    """Chunks in the order added, to be read as often as needed: the first megabyte is kept in memory, more in a
+    temporary file that has no name and is gone with this object."""
+
+    def __init__(self, chunks: Iterable[bytes] = ()) -> None:
+        self._file = SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)
+        self._sizes: list[int] = []
+        for chunk in chunks:
+            self.append(chunk)
+
+    def append(self, chunk: bytes) -> None:
+        self._file.seek(0, SEEK_END)
+        self._file.write(chunk)
+        self._sizes.append(len(chunk))
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        for size in self._sizes:
+            yield self._file.read(size)
+
+    def __del__(self) -> None:
+        self._file.close()
