@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 
 from affiliate_pipeline.defs.assets import build_asset
+from affiliate_pipeline.defs.earnings import build_earnings, build_stale_days
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.defs.schedules import build_schedules
@@ -14,11 +15,12 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
 def build_definitions(**resources: Any) -> dg.Definitions:
     """The whole assembly; a resource given replaces the one of its name."""
+    earning = [endpoint for endpoint in ENDPOINTS if endpoint.earnings]
     return dg.Definitions(
-        assets=[*(build_asset(endpoint) for endpoint in ENDPOINTS), roster],
+        assets=[*(build_asset(endpoint) for endpoint in ENDPOINTS), roster, build_earnings(earning)],
         resources={"postgres": Postgres(), "exchanges": Exchanges(), **resources},
         schedules=build_schedules(ENDPOINTS),
-        sensors=[failed_run_alert],
+        sensors=[failed_run_alert, build_stale_days(earning)],
         # LBank's endpoints mostly wait, each for a budget of its own: as many steps at once as it has endpoints.
         executor=dg.multiprocess_executor.configured({"max_concurrent": 8}),
     )

@@ -44,6 +44,11 @@ def home() -> Path:
     return root() / ".affiliate"
 
 
+def reports() -> Path:
+    """The folder of the pages that people open."""
+    return root() / "reports"
+
+
 def _chosen_file() -> Path:
     return home() / "settings.env"
 

@@ -4,3 +4,4 @@ from affiliate_pipeline.exchanges.binance import endpoints as binance
 from affiliate_pipeline.exchanges.lbank import endpoints as lbank
 
 ENDPOINTS = (*binance.ENDPOINTS, *lbank.ENDPOINTS)
+EARNING = tuple(endpoint for endpoint in ENDPOINTS if endpoint.earnings)

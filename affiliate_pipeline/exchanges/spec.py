@@ -146,6 +146,22 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Earnings:
+    """That an endpoint's rows are money earned: its `total` says how much, in which coin.
+
+    Endpoints of an exchange with the same `kind` tell of the same money, so that of a day only one of them counts.
+    """
+
+    kind: str
+    # The columns, first non-empty first, that say by whose trades or by whom it was earned.
+    earners: tuple[str, ...]
+    # The column with the amount in USDT, where the source gives it.
+    usdt: str | None = None
+    # The column of the trade type (0 spot, 1 futures), by which the kind is told apart.
+    trade_type: str | None = None
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """One endpoint: its asset, its table and how its days are fetched."""
 
@@ -163,6 +179,7 @@ class Endpoint:
     total: tuple[str, str] | None = None
     # Two amounts of a row of which the first is never below the second.
     volume_and_fee: tuple[str, str] | None = None
+    earnings: Earnings | None = None
     # An observation tells how things are now: only today's partition can be fetched.
     observation: bool = False
     # Its rows tell what was done at the exchange: a day keeps those it holds and gains those of each run.

@@ -101,6 +101,44 @@ create table if not exists affiliate.watch (
 );
 comment on table affiliate.watch is 'Missing days: how often the watch has asked for them, and what it has said of them.';
 """
+DAILY_COMMISSION = (
+    ("partition_date", "date not null", "The day, in `zone`."),
+    ("exchange", "text not null", "Who paid it."),
+    ("zone", "text not null", "The zone of the exchange's days."),
+    ("coin", "text not null", "The coin of `amount`, as the exchange spells it."),
+    ("kind", "text not null", "rebate, kickback, commission spot or commission futures."),
+    ("count", "bigint not null", "How many records."),
+    ("amount", "numeric not null", "Their exact sum."),
+    (
+        "usdt_value",
+        "numeric",
+        "The exact sum in USDT of those that the exchange values or that are USDT; null if none.",
+    ),
+    ("unvalued", "bigint not null", "How many records have no value in USDT."),
+    ("settled", "bool not null", "Whether the day is final."),
+    ("asset", "text not null", "The asset that it was added up from."),
+    ("computed_at", "timestamptz not null default now()", "When it was added up."),
+    ("run_id", "text not null", "The Dagster run that did."),
+)
+_DAILY_COMMISSION = ", ".join(f"{name} {kind}" for name, kind, _ in DAILY_COMMISSION)
+_DAILY_COMMENTS = "".join(
+    f"comment on column affiliate.daily_commission.{name} is '{about.replace(chr(39), chr(39) * 2)}';\n"
+    for name, _, about in DAILY_COMMISSION
+)
+
+BOOKKEEPING += f"""
+create table if not exists affiliate.daily_commission (
+    {_DAILY_COMMISSION},
+    primary key (partition_date, exchange, coin, kind)
+);
+comment on table affiliate.daily_commission is 'What was earned a day, added up from the endpoints'' tables.';
+{_DAILY_COMMENTS}
+create table if not exists affiliate.computed_day (
+    partition date primary key,
+    inputs text not null
+);
+comment on table affiliate.computed_day is 'From which content of the endpoints'' tables a day was added up.';
+"""
 # Said of the schema once all of it is there, so that it is not run again: even `if not exists` waits for writers.
 BOOKKEEPING_VERSION = sha256(BOOKKEEPING.encode()).hexdigest()
 BOOKKEEPING += f"comment on schema affiliate is '{BOOKKEEPING_VERSION}';"

@@ -193,6 +193,11 @@ class Store:
         self.url = url
         self._connection = connect_prepared(url)
 
+    @property
+    def connection(self) -> psycopg.Connection:
+        """For the other modules of this package."""
+        return self._connection
+
     def __enter__(self) -> "Store":
         return self
 

@@ -4,7 +4,7 @@ from datetime import time, timedelta
 
 from affiliate_pipeline import schema
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
-from affiliate_pipeline.exchanges.spec import Endpoint, Memory
+from affiliate_pipeline.exchanges.spec import Earnings, Endpoint, Memory
 from affiliate_pipeline.exchanges.time_walk import TimeWalk
 from affiliate_pipeline.schema import Amount, BigInt, Instant, Row, Text
 
@@ -41,6 +41,8 @@ ENDPOINTS = (
         strategy=TimeWalk(_REBATES, limit=500, longest_days=7),
         instant="time",
         total=("income", "asset"),
+        # convert_price leads from the fee's coin to that of the income: dividing by it would round, so it values nothing.
+        earnings=Earnings("rebate", earners=("customer_id", "email")),
         settles_after=timedelta(hours=48),
         memory=Memory(timedelta(days=7), provable=True),
         daily_at=time(0, 15),

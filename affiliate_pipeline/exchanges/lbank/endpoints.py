@@ -8,7 +8,7 @@ from affiliate_pipeline import schema
 from affiliate_pipeline.exchanges.lbank.exchange import LBANK, TEAM_LIST, User
 from affiliate_pipeline.exchanges.lbank.roster import Roster
 from affiliate_pipeline.exchanges.lbank.sweep import Ask, LBankSession, Sweep
-from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.exchanges.spec import Earnings, Endpoint
 from affiliate_pipeline.schema import Amount, Flag, Instant, Row, SmallInt, Text
 
 USER_LIST = "/affiliate-api/v2/invite/user/list"
@@ -193,6 +193,7 @@ ENDPOINTS = (
         daily_at=time(10, 35),
         instant="stats_date",
         total=("amount", "coin_symbol"),
+        earnings=Earnings("commission", earners=("open_id",), usdt="usdt_amount", trade_type="trade_type"),
     ),
     _endpoint(
         "trade_user",

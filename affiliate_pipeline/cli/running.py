@@ -1,7 +1,6 @@
-"""`affiliate-pipeline`: what runs the whole on one machine. Lands through Dagster's own command line; decides nothing
-about data."""
+"""Commands that run the whole on one machine: `up`, `down`, `sandbox`, `psql`, `plan`. Lands through Dagster's own command
+line."""
 
-import errno
 import fcntl
 import os
 import re
@@ -21,24 +20,24 @@ from typing import Annotated, TextIO
 
 import psutil
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from affiliate_pipeline import settings
-from affiliate_pipeline.days import days_from, fold, runs
-from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.cli.app import Stop, app, console, doing, parse_days
+from affiliate_pipeline.days import DAY, fold, runs
+from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.ingest import connected, now_ms, plan_of
 from affiliate_pipeline.postgres import server
-from affiliate_pipeline.postgres.store import Ledger, Store, StoreUnavailable
+from affiliate_pipeline.postgres.commission import Commission
+from affiliate_pipeline.postgres.store import Ledger, Store
 from affiliate_pipeline.postgres.urls import libpq_environment
-from affiliate_pipeline.rest.errors import ExchangeError
 from affiliate_pipeline.rest.redact import redact
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline.sandbox import __main__ as sandbox_main
-from affiliate_pipeline.settings import Project, SettingsError
+from affiliate_pipeline.settings import Project
 
 UI_PORT = 3000
 LEAST_FREE_BYTES = 500_000_000
@@ -54,28 +53,6 @@ MOST_REQUESTS_UNASKED = 1000
 # No page of an exchange holds fewer rows, so this overrates what is asked of it.
 LEAST_PAGE_ROWS = 100
 CHECK_AGAIN_AFTER = timedelta(hours=1)
-
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
-console = Console(highlight=False, soft_wrap=True)
-
-
-class Stop(Exception):
-    """One line that says what is wrong and what to do."""
-
-
-def main() -> None:
-    try:
-        app()
-    except (Stop, SettingsError, server.ServerError, StoreUnavailable, ExchangeError) as error:
-        problem = redact(error)
-    except OSError as error:
-        problem = f"{error.strerror}: {error.filename or ''}".rstrip(": ")
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            problem = f"the disk is full ({error.filename}): free some space, then start again"
-    else:
-        return
-    print(f"affiliate-pipeline: {problem}", file=sys.stderr)
-    raise SystemExit(1)
 
 
 @app.command()
@@ -102,7 +79,7 @@ def up(
         embedded = project.affiliate_database_url is None
         if embedded and not server.is_running(home):
             stack.callback(server.stop, home)
-        with _doing("PostgreSQL is starting"):
+        with doing("PostgreSQL is starting"):
             url = project.database_url()
         stack.callback(_stop_started, home)
         address = f"[bold]http://localhost:{port}[/bold]"
@@ -113,11 +90,15 @@ def up(
             [each for each in ENDPOINTS if each.daily_at and settings.is_any_set(each.credentials)]
         )
         if not stopping.is_set():
+            complete &= _add_up(home, url, stopping)
             _summary(url)
         if dagster is None:
             raise typer.Exit(0 if complete else 1)
         if not stopping.is_set():
-            console.print(f"\nDagster's UI: {address}   Data: affiliate-pipeline psql   Stop: Ctrl-C")
+            console.print(
+                f"\nDagster's UI: {address}   The money: affiliate-pipeline report --open   "
+                "Data: affiliate-pipeline psql   Stop: Ctrl-C"
+            )
         while not stopping.wait(2):
             if dagster.poll() is not None:
                 raise Stop(f"Dagster has stopped by itself; its log is {_log(home)}")
@@ -160,11 +141,7 @@ def plan(
     endpoint = next((endpoint for endpoint in ENDPOINTS if endpoint.key == asset), None)
     if endpoint is None:
         raise Stop(f"there is no asset {asset}; there are {', '.join(endpoint.key for endpoint in ENDPOINTS)}")
-    first, _, last = days.partition("...")
-    try:
-        wanted = days_from(date.fromisoformat(first), date.fromisoformat(last or first))
-    except ValueError:
-        raise Stop(f"{days} is neither a day (2026-10-01) nor a range of days (2026-10-01...2026-10-31)") from None
+    wanted = parse_days(days)
     with Store(Project.load().database_url()) as store, connected(endpoint, store) as session:
         console.print(f"{endpoint.key} {fold(wanted)}: {plan_of(endpoint, wanted, session=session, store=store)}")
 
@@ -323,7 +300,7 @@ def _start_ui(home: Path, port: int, stopping: threading.Event) -> subprocess.Po
         home, _log(home), arguments, DAGSTER_UI_URL=f"http://localhost:{port}", AFFILIATE_SCHEDULES="true"
     )
     deadline = time.monotonic() + READY_WAIT_S
-    with _doing("Dagster's UI is starting"):
+    with doing("Dagster's UI is starting"):
         while not stopping.wait(0.2):
             if dagster.poll() is not None or time.monotonic() > deadline:
                 raise Stop(f"Dagster did not start; its log is {_log(home)}")
@@ -458,14 +435,25 @@ def _progress(title: str, days: int) -> Iterator[Callable[[int], None]]:
         yield show
 
 
-@contextmanager
-def _doing(what: str) -> Iterator[None]:
-    if console.is_terminal:
-        with console.status(what):
-            yield
-    else:
-        console.print(what)
-        yield
+def _add_up(home: Path, url: str, stopping: threading.Event) -> bool:
+    """Materializes the assets about money for the days of which something has landed; True if all are up to date. Later
+    a sensor does it."""
+    with Store(url) as store:
+        stale = Commission(store, EARNING).stale(Project.load().affiliate_start_date, datetime.now(UTC).date() - DAY)
+    log = home / "earnings.log"
+    keys = 'key:"affiliate/daily_commission" or key:"affiliate/daily_report"'
+    for days in runs(stale):
+        arguments = ["asset", "materialize", "-m", "affiliate_pipeline.definitions", "--select", keys]
+        arguments += ["--partition-range", f"{days[0]}...{days[-1]}"]
+        with doing(f"Adding up {fold(days)}"):
+            process = _run_dagster(home, log, arguments)
+            while process.poll() is None:
+                if stopping.wait(0.2):
+                    return False
+        if process.returncode:
+            console.print(f"[bold red]{fold(days)} could not be added up.[/] {escape(_failure(log))}")
+            return False
+    return True
 
 
 def _failure(log: Path) -> str:
@@ -486,7 +474,3 @@ def _summary(url: str) -> None:
                 f"{sum(row.settled for row in days)} of {len(days)}",
             )
     console.print(table, soft_wrap=False)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,77 @@
+"""The figures of a report, gathered from the database. How they look is said in `chart`, `page` and `text`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from affiliate_pipeline.days import DAY, days_from
+from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.postgres.commission import Commission, Earner, Sum
+
+SPAN_DAYS = 30
+MOST_EARNERS = 3
+
+
+@dataclass(frozen=True)
+class Incomplete:
+    """What one kind of money, told of by these assets, lacks: days that have not landed, and days that may change."""
+
+    name: str
+    missing: Sequence[date]
+    unsettled: Sequence[date]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The day, and the days up to it that the charts show. `totals` are of all these days, best coins first."""
+
+    day: date
+    days: Sequence[date]
+    made_at: datetime
+    sums: Sequence[Sum]
+    totals: Sequence[Sum]
+    earners: Sequence[Earner]
+    incomplete: Sequence[Incomplete]
+
+    @property
+    def of_the_day(self) -> list[Sum]:
+        return [each for each in self.sums if each.day == self.day]
+
+
+def gather(commission: Commission, expected: Sequence[Endpoint], day: date, start: date) -> Figures:
+    """The figures as they are now. `expected` are the endpoints that should have landed every day from `start` on."""
+    days = days_from(max(start, day - (SPAN_DAYS - 1) * DAY), day)
+    return Figures(
+        day=day,
+        days=days,
+        made_at=commission.computed_at(),
+        sums=commission.sums(days[0], day),
+        totals=commission.totals(days[0], day),
+        earners=commission.earners(day, MOST_EARNERS),
+        incomplete=_incomplete(commission, expected, days),
+    )
+
+
+def _incomplete(commission: Commission, expected: Sequence[Endpoint], days: Sequence[date]) -> list[Incomplete]:
+    landed = {(row.asset, row.day): row.settled for row in commission.landed(days[0], days[-1])}
+    alike: dict[tuple[str, str], list[str]] = {}
+    for endpoint in expected:
+        if endpoint.earnings:
+            alike.setdefault((endpoint.exchange.name, endpoint.earnings.kind), []).append(endpoint.key)
+    found = []
+    for assets in alike.values():
+        by_day = {day: [landed[key, day] for key in assets if (key, day) in landed] for day in days}
+        missing = [day for day, settled in by_day.items() if not settled]
+        unsettled = [day for day, settled in by_day.items() if settled and not any(settled)]
+        if missing or unsettled:
+            found.append(Incomplete(" or ".join(assets), missing, unsettled))
+    return found
+
+
+def masked(earner: str) -> str:
+    """Enough of a customer to know them by, and not enough for a stranger; emails come masked by the exchange."""
+    if not earner:
+        return "without a name"
+    name, at, domain = earner.partition("@")
+    shown = f"{name[:2]}***{name[-2:]}" if len(name) >= 8 and not at else f"{name[:2]}***"
+    return f"{shown}{at}{domain}"
