@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -218,6 +218,24 @@ def materialize(first: date, last: date | None = None) -> list[str]:
     return ["asset", "materialize", "-m", "affiliate_pipeline.definitions", "--select", f'key:"{KEY}"', *days]
 
 
+BACKFILL = """
+mutation Backfill($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }
+  }
+}"""
+REEXECUTE = """
+mutation Again($params: ReexecutionParams!) {
+  reexecutePartitionBackfill(reexecutionParams: $params) {
+    __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }
+  }
+}"""
+BACKFILL_STATUS = """
+query Backfill($id: String!) {
+  partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status runs(limit: 100) { id status } } }
+}"""
+
+
 class UI:
     """Dagster's GraphQL."""
 
@@ -229,9 +247,32 @@ class UI:
         assert "errors" not in answer, answer
         return answer["data"]
 
-    def days(self) -> dict[str, list[date]]:
+    def backfill(self, key: str, days: Sequence[date]) -> str:
+        """The id of a backfill of these days."""
+        params = {"assetSelection": [{"path": key.split("/")}], "partitionNames": [f"{day}" for day in days]}
+        launched = self.ask(BACKFILL, params=params)["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        return launched["backfillId"]
+
+    def backfill_again(self, backfill_id: str) -> str:
+        """The id of a backfill of what failed in this one."""
+        params = {"parentRunId": backfill_id, "strategy": "FROM_FAILURE"}
+        launched = self.ask(REEXECUTE, params=params)["reexecutePartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        return launched["backfillId"]
+
+    def backfill_end(self, backfill_id: str, timeout_s: float = 180) -> dict[str, Any]:
+        """The backfill, ended, with its runs."""
+
+        def ended() -> dict[str, Any] | None:
+            backfill = self.ask(BACKFILL_STATUS, id=backfill_id)["partitionBackfillOrError"]
+            return backfill if backfill["status"].startswith(("COMPLETED", "FAILED")) else None
+
+        return wait_for(ended, timeout_s)
+
+    def days(self, key: str = KEY) -> dict[str, list[date]]:
         """The days of the asset by status."""
-        node = self.ask(STATUS, path=KEY.split("/"))["assetNodeOrError"]
+        node = self.ask(STATUS, path=key.split("/"))["assetNodeOrError"]
         days: dict[str, list[date]] = {}
         for found in node["assetPartitionStatuses"]["ranges"]:
             first, last = date.fromisoformat(found["startKey"]), date.fromisoformat(found["endKey"])

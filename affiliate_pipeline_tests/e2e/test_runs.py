@@ -29,16 +29,6 @@ pytestmark = pytest.mark.e2e
 ROWS = 20_000
 LANDING_S = 2
 DAY_MS = 86_400_000
-BACKFILL = """
-mutation Backfill($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }
-  }
-}"""
-BACKFILL_STATUS = """
-query Backfill($id: String!) {
-  partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status runs(limit: 10) { id status } } }
-}"""
 
 
 @dataclass
@@ -86,17 +76,9 @@ def test_a_backfill_with_one_bad_day_materializes_the_others_and_alerts_of_that_
 ):
     *good, bad, last = last_days()
     daemons_exchange.faults.fail_day(bad, status=400)
-    params = {"assetSelection": [{"path": KEY.split("/")}], "partitionNames": [f"{day}" for day in last_days()]}
 
-    launched = daemon.ui.ask(BACKFILL, params=params)["launchPartitionBackfill"]
+    (run,) = daemon.ui.backfill_end(daemon.ui.backfill(KEY, last_days()))["runs"]
 
-    assert launched["__typename"] == "LaunchBackfillSuccess", launched
-
-    def ended() -> dict | None:
-        backfill = daemon.ui.ask(BACKFILL_STATUS, id=launched["backfillId"])["partitionBackfillOrError"]
-        return backfill if backfill["status"].startswith(("COMPLETED", "FAILED")) else None
-
-    (run,) = wait_for(ended, timeout_s=180)["runs"]
     assert run["status"] == "FAILURE"
     assert daemon.ui.days() == {"MATERIALIZED": [*good, last], "FAILED": [bad]}
     alert = daemon.alert(run["id"])

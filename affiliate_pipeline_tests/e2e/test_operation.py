@@ -1,0 +1,145 @@
+"""Backfills by date range under the real daemon, in which days fail and processes are killed."""
+
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+
+import psutil
+import pytest
+
+from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline_tests.e2e.project import UI, Project, Started, free_port, reachable, wait_for
+from affiliate_pipeline_tests.webhook import Webhook
+
+pytestmark = pytest.mark.e2e
+
+KEY = "lbank/trade_future"
+RATE_SCALE = 20
+# A request for each scope, and five of them a window of half a second.
+SCOPES = 4
+STUCK_S = 120
+
+
+def fortnight() -> list[date]:
+    """Fourteen days that have ended and settled in UTC+8."""
+    today = (datetime.now(UTC) + timedelta(hours=8)).date()
+    return [today - timedelta(days=i) for i in range(16, 2, -1)]
+
+
+def variables(exchange: Sandbox, **more: str) -> dict[str, str]:
+    return {
+        "AFFILIATE_START_DATE": f"{fortnight()[0]}",
+        "AFFILIATE_RATE_SCALE": f"{RATE_SCALE}",
+        "LBANK_BASE_URL": exchange.url,
+        "LBANK_API_KEY": exchange.lbank.api_key,
+        "LBANK_API_SECRET": exchange.lbank.api_secret,
+        "LBANK_OPEN_ID": exchange.lbank.own_open_id,
+        **more,
+    }
+
+
+@pytest.fixture
+def exchange() -> Iterator[Sandbox]:
+    with Sandbox(rate_scale=RATE_SCALE) as exchange:
+        yield exchange
+
+
+@contextmanager
+def dagster(project: Project) -> Iterator[tuple[Started, UI]]:
+    """Webserver, daemon and code server, ready."""
+    port = free_port()
+    with project.started(
+        [sys.executable, "-m", "dagster", "dev", "-p", str(port)], DAGSTER_HOME=str(project.folder)
+    ) as started:
+        wait_for(lambda: reachable(port), timeout_s=90)
+        yield started, UI(port)
+
+
+def landed(project: Project) -> dict[date, int]:
+    """How many rows each day has, which is one per scope."""
+    return dict(project.query("select partition_date, count(*) from lbank.trade_future group by 1 order by 1"))
+
+
+def test_a_backfill_fails_exactly_the_bad_days_and_failed_only_lands_them(fresh: Project, exchange: Sandbox):
+    days = fortnight()
+    bad = [days[3], days[4], days[9]]
+    good = [day for day in days if day not in bad]
+    for day in bad:
+        exchange.faults.fail_day(day)
+    with Webhook() as webhook:
+        fresh.configure(**variables(exchange, ALERT_URLS=webhook.url))
+        with dagster(fresh) as (_, ui):
+            backfill_id = ui.backfill(KEY, days)
+            backfill = ui.backfill_end(backfill_id)
+
+            assert backfill["status"] == "COMPLETED_FAILED"
+            assert [run["status"] for run in backfill["runs"]] == ["FAILURE"]
+            assert ui.days(KEY) == {"MATERIALIZED": good, "FAILED": bad}
+            assert landed(fresh) == dict.fromkeys(good, SCOPES)
+            wait_for(lambda: webhook.messages, timeout_s=60)
+            time.sleep(20)  # no second one may follow
+            [alert] = webhook.messages
+            assert alert["title"].startswith(KEY)
+            told = alert["title"] + alert["message"]
+            assert f"{bad[0]}" in told
+            assert backfill["runs"][0]["id"] in told
+            assert "11 landed" in told
+            assert not [day for day in good if f"{day}" in told]
+
+            exchange.faults.clear()
+            again = ui.backfill_end(ui.backfill_again(backfill_id))
+
+            assert again["status"] == "COMPLETED_SUCCESS"
+            assert [run["status"] for run in again["runs"]] == ["SUCCESS", "SUCCESS"]
+            assert ui.days(KEY) == {"MATERIALIZED": days}
+            assert landed(fresh) == dict.fromkeys(days, SCOPES)
+            wait_for(lambda: len(webhook.messages) > 1, timeout_s=60)
+            time.sleep(20)
+            [_, recovery] = webhook.messages
+            assert KEY in recovery["title"] + recovery["message"]
+            assert "landed" in recovery["title"] + recovery["message"]
+
+
+def victims(project: Project, name: str) -> list[psutil.Process]:
+    """The processes of that name; `run` is a run's own and those of its steps."""
+    if name == "postgres":
+        return [project.postmaster()]
+    processes = project.processes()
+    if name == "run":
+        servers = [process for process in processes if "grpc" in process.cmdline()]
+        return [child for server in servers for child in server.children(recursive=True)]
+    return [process for process in processes if name in " ".join(process.cmdline()[:6])]
+
+
+@pytest.mark.parametrize("name", ["everything", "run", "postgres"])
+def test_nothing_stays_stuck_after_a_kill_and_every_day_is_landed_or_shown_failed(
+    fresh: Project, exchange: Sandbox, name: str
+):
+    days = fortnight()
+    fresh.configure(**variables(exchange))
+    with dagster(fresh) as (_, ui):
+        backfill_id = ui.backfill(KEY, days)
+        wait_for(lambda: len(exchange.requests) > SCOPES, timeout_s=120)
+        time.sleep(random.uniform(0, 4))
+        for process in fresh.processes() if name == "everything" else victims(fresh, name):
+            process.kill()
+        for process in fresh.processes():  # what cannot go on by itself: all of it is started again
+            process.kill()
+    restarted = time.monotonic()
+    with dagster(fresh) as (_, ui):
+        ui.backfill_end(backfill_id, timeout_s=STUCK_S + 60)
+        assert time.monotonic() - restarted < STUCK_S + 60
+        shown = ui.days(KEY)
+        held = landed(fresh)
+        assert set(held.values()) <= {SCOPES}
+        assert set(shown.get("MATERIALIZED", [])) <= held.keys()
+        assert sorted(day for each in shown.values() for day in each) == days
+        assert not [status for status in shown if status not in ("MATERIALIZED", "FAILED")]
+
+        again = ui.backfill_end(ui.backfill(KEY, days))
+
+        assert again["status"] == "COMPLETED_SUCCESS"
+        assert landed(fresh) == dict.fromkeys(days, SCOPES)
