@@ -124,9 +124,13 @@ def sandbox(context: typer.Context) -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def psql(context: typer.Context) -> None:
     """Open the database in psql; further arguments are psql's."""
-    environment = settings.process_environment(**libpq_environment(Project.load().database_url()))
-    program = str(server.binary("psql"))
-    os.execve(program, [program, *context.args], environment)
+    _become("psql", context.args)
+
+
+@app.command("pg_dump", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def pg_dump(context: typer.Context) -> None:
+    """Back the database up with pg_dump; further arguments are pg_dump's (see the runbook)."""
+    _become("pg_dump", context.args)
 
 
 @app.command()
@@ -144,6 +148,13 @@ def plan(
     wanted = parse_days(days)
     with Store(Project.load().database_url()) as store, connected(endpoint, store) as session:
         console.print(f"{endpoint.key} {fold(wanted)}: {plan_of(endpoint, wanted, session=session, store=store)}")
+
+
+def _become(program: str, arguments: Sequence[str]) -> None:
+    """Goes on as one of PostgreSQL's own programs, connected to the database."""
+    environment = settings.process_environment(**libpq_environment(Project.load().database_url()))
+    path = str(server.binary(program))
+    os.execve(path, [path, *arguments], environment)
 
 
 def _check_disk(home: Path) -> None:

@@ -39,7 +39,9 @@ def nothing_secret_is_told(
         secrets |= {
             value for sent in sandbox.requests for name in ("sign", "signature") if (value := sent.params.get(name))
         }
-        rows = "select string_agg(format('select %%L, t::text from %%I.%%I t', relname, nspname, relname), ' union all ')"
+        rows = (
+            "select string_agg(format('select %%L, t::text from %%I.%%I t', relname, nspname, relname), ' union all ')"
+        )
         rows += " from pg_class c join pg_namespace n on n.oid = relnamespace"
         rows += " where relkind = 'r' and nspname !~ '^pg_' and nspname <> 'information_schema'"
         [(every_row,)] = tables(rows)

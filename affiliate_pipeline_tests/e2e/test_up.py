@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from datetime import date
+from pathlib import Path
 
 import httpx
 import psutil
@@ -189,6 +190,22 @@ def test_many_requests_to_real_accounts_are_not_made_without_asking(fresh: Proje
     assert len(exchange.requests) < 100
     assert "landing" in once.stdout and "requests" in once.stdout and "not done" in once.stdout
     assert fresh.query("select partition from affiliate.landing") == [(last_days()[-1],)]
+
+
+def test_a_backup_brings_back_what_was_lost_since(landed: Project, tmp_path: Path):
+    everything = "select md5(string_agg(r::text, '' order by r::text)), count(*) from binance.rebate_recent_record r"
+    ledger = "select md5(string_agg(l::text, '' order by l::text)), count(*) from affiliate.landing l"
+    before = landed.query(everything), landed.query(ledger)
+    backup = tmp_path / "backup.sql"
+
+    assert landed.run("pg_dump", "--clean", "--if-exists", "-f", str(backup)).returncode == 0
+    lost = "delete from binance.rebate_recent_record; delete from affiliate.landing"
+    assert landed.run("psql", "-c", lost).returncode == 0
+    assert landed.query(everything)[0][1] == 0
+    restored = landed.run("psql", "-q", "-v", "ON_ERROR_STOP=1", "-f", str(backup))
+
+    assert restored.returncode == 0, restored.stderr
+    assert (landed.query(everything), landed.query(ledger)) == before
 
 
 def test_psql_opens_the_data(landed: Project):
