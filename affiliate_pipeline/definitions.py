@@ -10,6 +10,7 @@ from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.defs.schedules import build_schedules
 from affiliate_pipeline.defs.sensors import failed_run_alert
+from affiliate_pipeline.defs.watch import build_watch
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
 
@@ -20,7 +21,7 @@ def build_definitions(**resources: Any) -> dg.Definitions:
         assets=[*(build_asset(endpoint) for endpoint in ENDPOINTS), roster, build_earnings(earning)],
         resources={"postgres": Postgres(), "exchanges": Exchanges(), **resources},
         schedules=build_schedules(ENDPOINTS),
-        sensors=[failed_run_alert, build_stale_days(earning)],
+        sensors=[failed_run_alert, build_stale_days(earning), *build_watch(ENDPOINTS)],
         # LBank's endpoints mostly wait, each for a budget of its own: as many steps at once as it has endpoints.
         executor=dg.multiprocess_executor.configured({"max_concurrent": 8}),
     )

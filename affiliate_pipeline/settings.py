@@ -206,6 +206,7 @@ class LBank(Settings):
 
 class Alerts(Settings):
     alert_urls: SecretStr | None = None
+    heartbeat_url: SecretStr | None = None
     dagster_ui_url: BaseUrl = "http://localhost:3000"
 
     def urls(self) -> Sequence[str]:

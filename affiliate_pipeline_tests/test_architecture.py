@@ -68,6 +68,8 @@ EXCEPTIONS = {
     "defs.roster": {"exchanges.lbank.endpoints", "rest.errors"},
     # Its tables must not land in a schema of ours.
     "defs.storage": {"exchanges.registry"},
+    # The heartbeat is a call to nobody's exchange.
+    "defs.watch": {"rest.heartbeat"},
     # Keeps what is told to people.
     "postgres.outbox": {"alerts"},
     # The roster's table is a cache of that exchange's strategy, not an endpoint's.

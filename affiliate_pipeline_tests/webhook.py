@@ -7,18 +7,26 @@ from typing import Any, Self
 
 
 class Webhook:
-    """Answers every POST with `status`; `messages` are the bodies received, `paths` where to."""
+    """Answers every request with `status`; `messages` are the bodies of POSTs, `paths` where to, `calls` the paths of GETs."""
 
     def __init__(self) -> None:
         self.status = 200
         self.messages: list[dict[str, Any]] = []
         self.paths: list[str] = []
+        self.calls: list[str] = []
         webhook = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 webhook.paths.append(self.path)
                 webhook.messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.answer()
+
+            def do_GET(self) -> None:
+                webhook.calls.append(self.path)
+                self.answer()
+
+            def answer(self) -> None:
                 self.send_response(webhook.status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -27,6 +35,7 @@ class Webhook:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.heartbeat_url = f"http://127.0.0.1:{self._server.server_port}/beat?secret=hidden-in-the-url"
         self.url = f"json://127.0.0.1:{self._server.server_port}/hook"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 

@@ -158,6 +158,6 @@ def test_a_run_that_lands_everything_has_no_failed_day(instance):
 
 
 def test_the_sensor_runs_by_itself_and_hears_runs_of_the_command_line():
-    (sensor,) = build_definitions().sensors
+    sensor = next(each for each in build_definitions().sensors if each.name == failed_run_alert.name)
     assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
     assert sensor.minimum_interval_seconds <= 30
