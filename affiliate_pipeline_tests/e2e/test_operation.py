@@ -114,19 +114,20 @@ def victims(project: Project, name: str) -> list[psutil.Process]:
     return [process for process in processes if name in " ".join(process.cmdline()[:6])]
 
 
-@pytest.mark.parametrize("name", ["everything", "run", "postgres"])
-def test_nothing_stays_stuck_after_a_kill_and_every_day_is_landed_or_shown_failed(
-    fresh: Project, exchange: Sandbox, name: str
-):
+def test_nothing_stays_stuck_after_a_kill_and_every_day_is_landed_or_shown_failed(fresh: Project, exchange: Sandbox):
     days = fortnight()
+    # Each takes minutes; the seed that pytest prints brings the same one back.
+    name = random.choice(["run", "postgres", "dagster._daemon", "dagster_webserver", "grpc"])
+    print(f"the first to be killed: {name}")
     fresh.configure(**variables(exchange))
     with dagster(fresh) as (_, ui):
         backfill_id = ui.backfill(KEY, days)
         wait_for(lambda: len(exchange.requests) > SCOPES, timeout_s=120)
         time.sleep(random.uniform(0, 4))
-        for process in fresh.processes() if name == "everything" else victims(fresh, name):
+        for process in victims(fresh, name):
             process.kill()
-        for process in fresh.processes():  # what cannot go on by itself: all of it is started again
+        time.sleep(random.uniform(0, 2))
+        for process in fresh.processes():
             process.kill()
     restarted = time.monotonic()
     with dagster(fresh) as (_, ui):
