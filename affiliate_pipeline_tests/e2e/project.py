@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -58,6 +58,14 @@ def wait_for(what: Callable[[], Any], timeout_s: float = 60) -> Any:
         assert time.monotonic() < deadline, f"{what.__name__}: not within {timeout_s} s"
         time.sleep(0.1)
     return value
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
 
 
 class Started:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline_tests.e2e.project import UI, Project, Started, free_port, reachable, wait_for
+from affiliate_pipeline_tests.e2e.project import UI, Project, Started, free_port, kill, reachable, wait_for
 from affiliate_pipeline_tests.webhook import Webhook
 
 pytestmark = pytest.mark.e2e
@@ -124,11 +124,9 @@ def test_nothing_stays_stuck_after_a_kill_and_every_day_is_landed_or_shown_faile
         backfill_id = ui.backfill(KEY, days)
         wait_for(lambda: len(exchange.requests) > SCOPES, timeout_s=120)
         time.sleep(random.uniform(0, 4))
-        for process in victims(fresh, name):
-            process.kill()
+        kill(victims(fresh, name))
         time.sleep(random.uniform(0, 2))
-        for process in fresh.processes():
-            process.kill()
+        kill(fresh.processes())
     restarted = time.monotonic()
     with dagster(fresh) as (_, ui):
         ui.backfill_end(backfill_id, timeout_s=STUCK_S + 60)

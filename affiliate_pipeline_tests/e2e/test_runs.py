@@ -3,7 +3,7 @@
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
@@ -17,6 +17,7 @@ from affiliate_pipeline_tests.e2e.project import (
     Project,
     credentials,
     free_port,
+    kill,
     last_days,
     materialize,
     reachable,
@@ -165,11 +166,3 @@ def versions(project: Project, day: date) -> set[int]:
     )
     assert sum(count for _, count in rows) == ROWS
     return {version for version, _ in rows}
-
-
-def kill(processes: Iterable[psutil.Process]) -> None:
-    for process in processes:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
