@@ -6,6 +6,7 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
+from affiliate_pipeline.postgres.commission import Sum
 from affiliate_pipeline.report import chart
 from affiliate_pipeline.report.figures import Figures, masked
 from affiliate_pipeline.report.text import incomplete
@@ -25,6 +26,12 @@ table{border-collapse:collapse;width:100%}
 th,td{padding:.4rem .6rem;text-align:left;border-bottom:1px solid var(--line);white-space:nowrap}
 tr:last-child td{border-bottom:0}
 .number{text-align:right;font-variant-numeric:tabular-nums}
+h3{font-size:1rem;margin:1rem 0 .3rem}
+@media(max-width:40rem){
+th,td{white-space:normal;padding:.35rem .4rem;font-size:.85rem}
+.number{overflow-wrap:anywhere}
+.less{display:none}
+}
 summary{cursor:pointer;padding:.4rem 0}
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -66,12 +73,12 @@ def html(figures: Figures) -> str:
 USDT stands only where the exchange gives one.</p>
 <h2>Missing or not settled</h2>
 <ul>{"".join(f"<li>{escape(line)}</li>" for line in incomplete(figures))}</ul>
+<h2>{len(figures.days)} days, {span}</h2>
+<div class="cards">{panels}</div>{more}
 <h2>This day</h2>
 {_sums(figures.of_the_day)}
 <h2>Top earners of the day</h2>
 {_earners(figures)}
-<h2>{len(figures.days)} days, {span}</h2>
-<div class="cards">{panels}</div>{more}
 <h2>Totals, {span}</h2>
 {_sums(figures.totals)}
 <h2>Day by day</h2>
@@ -81,44 +88,49 @@ USDT stands only where the exchange gives one.</p>
 """
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> str:
-    """A table, the last columns of which, `numbers` of them, are numbers; nothing where there is no row."""
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 2, needed: int = 4) -> str:
+    """A table: the first columns are texts, the others numbers, and those not needed are left out on a phone."""
 
-    def line(cell: str, texts: Sequence[str]) -> str:
-        numeric = len(texts) - numbers
-        return "".join(
-            f'<{cell} class="number">{escape(text)}</{cell}>' if at >= numeric else f"<{cell}>{escape(text)}</{cell}>"
-            for at, text in enumerate(texts)
-        )
+    def line(cell: str, row: Sequence[str]) -> str:
+        kinds = [
+            f"{'number' if at >= texts else ''} {'less' if at >= needed else ''}".strip() for at in range(len(row))
+        ]
+        return "".join(f'<{cell} class="{kind}">{escape(text)}</{cell}>' for kind, text in zip(kinds, row, strict=True))
 
     body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
-    if not body:
-        return "<p>Nothing.</p>"
     return f'<div class="wide"><table><tr>{line("th", head)}</tr>{body}</table></div>'
 
 
-SUMS = ("exchange", "kind", "coin", "amount", "USDT value", "records", "without value")
+SUMS = ("coin", "kind", "amount", "USDT value", "records", "without value")
 
 
-def _sums(sums: Iterable) -> str:
-    rows = [
-        (
-            each.exchange,
-            each.kind,
-            each.coin,
-            each.amount,
-            each.usdt_value or "",
-            f"{each.count:,}",
-            f"{each.unvalued:,}",
+def _sums(sums: Iterable[Sum]) -> str:
+    """A table per exchange."""
+    return (
+        "".join(
+            f"<h3>{escape(exchange)}</h3>"
+            + _table(
+                SUMS,
+                [
+                    (each.coin, each.kind, each.amount, each.usdt_value or "–", f"{each.count:,}", f"{each.unvalued:,}")
+                    for each in lines
+                ],
+            )
+            for exchange, lines in groupby(sums, key=lambda each: each.exchange)
         )
-        for each in sums
-    ]
-    return _table(SUMS, rows, numbers=4)
+        or "<p>Nothing.</p>"
+    )
 
 
 def _earners(figures: Figures) -> str:
-    rows = [(each.exchange, each.coin, masked(each.earner), each.amount) for each in figures.earners]
-    return _table(("exchange", "coin", "who", "amount"), rows, numbers=1)
+    return (
+        "".join(
+            f"<h3>{escape(exchange)}</h3>"
+            + _table(("coin", "who", "amount"), [(each.coin, masked(each.earner), each.amount) for each in earners])
+            for exchange, earners in groupby(figures.earners, key=lambda each: each.exchange)
+        )
+        or "<p>Nobody.</p>"
+    )
 
 
 def _by_day(figures: Figures) -> str:
