@@ -21,6 +21,8 @@ STYLE = (
     ".head{font:600 13px system-ui,sans-serif;fill:#1b2733}.small{font:11px system-ui,sans-serif;fill:#5d6b7a}"
     ".bar{fill:#2f6fde}.minus{fill:#c8442f}.none{fill:#b9c2cc}.zero{stroke:#b9c2cc}"
 )
+# The picture stands in a page whose own colours may be the other ones.
+GROUND, DARK_GROUND = ".ground{fill:#fff}", "@media(prefers-color-scheme:dark){.ground{fill:#1b242d}}"
 DARK = (
     "@media(prefers-color-scheme:dark){.head{fill:#e8edf2}.small{fill:#9fb0c0}.bar{fill:#6ea1ff}.minus{fill:#ff8b76}"
     ".none,.zero{fill:#4a5763;stroke:#4a5763}}"
@@ -112,5 +114,6 @@ def picture(figures: Figures) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * width}" height="{max(1, rows) * HEIGHT_PX}">'
-        f"<style>{STYLE}{DARK}</style>{placed}</svg>"
+        f"<style>{STYLE}{DARK}{GROUND}{DARK_GROUND}</style>"
+        f'<rect class="ground" width="100%" height="100%" rx="6"/>{placed}</svg>'
     )

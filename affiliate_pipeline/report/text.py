@@ -2,6 +2,7 @@
 
 import re
 from base64 import b64encode
+from html import escape
 
 from affiliate_pipeline.days import fold
 from affiliate_pipeline.report import chart
@@ -9,8 +10,12 @@ from affiliate_pipeline.report.figures import Figures, masked
 
 
 def markdown(figures: Figures) -> str:
-    """What the day brought, who earned most, what is missing, and the charts."""
+    """The charts, what the day brought, who earned most, and what is missing."""
     lines = [f"### {figures.day}", ""]
+    if figures.totals:
+        image = b64encode(chart.picture(figures).encode()).decode()
+        title = f"{len(figures.days)} days by exchange and coin"
+        lines += [f"{title}:", "", f"![{title}](data:image/svg+xml;base64,{image})", ""]
     if figures.of_the_day:
         lines += ["| exchange | kind | coin | amount | USDT value | records |", "| --- | --- | --- | --: | --: | --: |"]
         for each in figures.of_the_day:
@@ -30,10 +35,6 @@ def markdown(figures: Figures) -> str:
             f"- {_cell(each.exchange)}: {_cell(masked(each.earner))}, {each.amount} {_cell(each.coin)}" for each in best
         ]
     lines += ["", "**Missing or not settled**", "", *(f"- {line}" for line in incomplete(figures))]
-    if figures.totals:
-        image = b64encode(chart.picture(figures).encode()).decode()
-        title = f"{len(figures.days)} days by exchange and coin"
-        lines += ["", f"**{title}**", "", f"![{title}](data:image/svg+xml;base64,{image})"]
     return "\n".join(lines)
 
 
@@ -50,4 +51,4 @@ def incomplete(figures: Figures) -> list[str]:
 
 def _cell(text: str) -> str:
     """The text, of which nothing is taken for Markdown or HTML."""
-    return re.sub(r"([\\`*_{}\[\]()<>#+!|~&$-])", r"\\\1", " ".join(text.split()))
+    return escape(re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", " ".join(text.split())), quote=False)
