@@ -5,11 +5,12 @@ from typing import Any
 import dagster as dg
 
 from affiliate_pipeline.defs.assets import build_asset
+from affiliate_pipeline.defs.delivery import alert_delivery
 from affiliate_pipeline.defs.earnings import build_earnings, build_stale_days
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.defs.schedules import build_schedules
-from affiliate_pipeline.defs.sensors import failed_run_alert
+from affiliate_pipeline.defs.sensors import failed_run_alert, failing_tick_alert
 from affiliate_pipeline.defs.watch import build_watch
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
@@ -21,7 +22,7 @@ def build_definitions(**resources: Any) -> dg.Definitions:
         assets=[*(build_asset(endpoint) for endpoint in ENDPOINTS), roster, build_earnings(earning)],
         resources={"postgres": Postgres(), "exchanges": Exchanges(), **resources},
         schedules=build_schedules(ENDPOINTS),
-        sensors=[failed_run_alert, build_stale_days(earning), *build_watch(ENDPOINTS)],
+        sensors=[failed_run_alert, failing_tick_alert, alert_delivery, build_stale_days(earning), *build_watch(ENDPOINTS)],
         # LBank's endpoints mostly wait, each for a budget of its own: as many steps at once as it has endpoints.
         executor=dg.multiprocess_executor.configured({"max_concurrent": 8}),
     )

@@ -9,6 +9,7 @@ Works without Dagster:
 
 import logging
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,9 @@ from affiliate_pipeline.rest.errors import ExchangeError, Fatal
 from affiliate_pipeline.rows import ContentHash, Invalid, Problem, batches, parse, split
 
 BATCH_BYTES = 8 << 20
+_UNTOUCHED = re.compile(
+    r"\. (Nothing of this day has landed|The \d+ rows landed at [-\d]+ [\d:]+ UTC are untouched)\.$"
+)
 LOG_EVERY_S = 10
 
 log = logging.getLogger(__name__)
@@ -352,3 +356,8 @@ def _reason(what: str, held: Ledger | None) -> str:
     if held is None:
         return f"{what}. Nothing of this day has landed."
     return f"{what}. The {held.rows} rows landed at {held.landed_at:%Y-%m-%d %H:%M} UTC are untouched."
+
+
+def cause_of(reason: str) -> str:
+    """A failed day's reason without what it says of rows that had landed: days that failed alike have it in common."""
+    return _UNTOUCHED.sub(".", reason)

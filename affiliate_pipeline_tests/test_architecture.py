@@ -27,7 +27,7 @@ DIRECTIONS = {
     "schema": set(),
     "rest": {"rest"},
     "rows": {"schema", "rest.redact"},
-    "alerts": {"days", "rest.redact"},
+    "alerts": {"days", "exchanges.spec", "rest.redact"},
     "watch": {"alerts", "days", "exchanges.spec", "postgres.store", "postgres.watch"},
     "settings": {"postgres.server", "postgres.urls"},
     "exchanges": {"exchanges", "rest", "days", "schema", "rows", "settings", "spool"},
@@ -66,6 +66,8 @@ DIRECTIONS = {
 EXCEPTIONS = {
     # The roster is an asset of its own and belongs to one exchange.
     "defs.roster": {"exchanges.lbank.endpoints", "rest.errors"},
+    # What failed is an asset key; what can be done about it stands with the endpoint.
+    "defs.sensors": {"exchanges.registry"},
     # Its tables must not land in a schema of ours.
     "defs.storage": {"exchanges.registry"},
     # The heartbeat is a call to nobody's exchange.

@@ -1,35 +1,102 @@
-"""Sensors: a failed run is heard, with exactly the days it did not land."""
+"""Sensors that raise alerts: of runs that failed, with exactly the days they did not land, of checks that failed, and of
+sensors and schedules that do. They put them into the outbox; `delivery.py` sends them."""
 
-from collections.abc import Mapping
-from datetime import date
+import json
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime
 from typing import Any
 
 import dagster as dg
-from dagster import AssetKey, DagsterEventType, DagsterInstance
+from dagster import AssetKey, DagsterEventType, DagsterInstance, DagsterRun
+from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType, TickStatus
 
 from affiliate_pipeline import alerts
 from affiliate_pipeline.defs.assets import FAILED_PARTITIONS
-from affiliate_pipeline.settings import Alerts
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.ingest import cause_of, now_ms
+from affiliate_pipeline.postgres.outbox import Outbox
+from affiliate_pipeline.settings import Alerts, Project
 
 EVENTS_PER_READ = 1000
+RUNS_PER_TICK = 200
+DAY_S = 86_400
+# Ids are given before events are committed: one below what has been read may still appear.
+APPEARED_S = 60
+# The standing check of an asset is not told of when it fails: the watch, which evaluates it, raises alerts of its own,
+# with deadlines.
+STANDING_CHECK = "no_day_missing"
+DELIVERY = "alert_delivery"
+WILL_RETRY_TAG = "dagster/will_retry"
+# A single failed tick of a sensor is made good by the next one; one of a schedule is a run that did not start.
+FAILED_TICKS = {InstigatorType.SENSOR: 2, InstigatorType.SCHEDULE: 1}
+FINISHED = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
 
 
-@dg.run_failure_sensor(
-    # Runs started from the command line belong to no code location and have to be heard as well.
-    monitor_all_code_locations=True,
+class _Undecided(Exception):
+    """Dagster has not said yet whether it will run a failed run again."""
+
+
+@dg.sensor(
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=15,
-    description="Sends one message per failed run to ALERT_URLS: the asset, exactly the days that failed, and why.",
+    description="Raises one alert per failed run, with the asset, exactly the days that failed, why, and until when "
+    "they can be fetched; and one per run whose checks failed. Runs of the command line are heard as well.",
 )
-def failed_run_alert(context: dg.RunFailureSensorContext) -> None:
-    settings = Alerts.load()
-    title, text = alerts.failed_run(
-        failed_assets(context.instance, context.dagster_run.run_id),
-        fallback=_cause(context),
-        link=f"{settings.dagster_ui_url}/runs/{context.dagster_run.run_id}",
+def failed_run_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Unlike Dagster's own sensor of failed runs this one reads a run again if its tick failed."""
+    ui = Alerts.load().dagster_ui_url
+    cursor: dict[str, int] = json.loads(context.cursor or "{}")
+    raised = 0
+    with Outbox(Project.load().database_url()) as outbox:
+        for event_type in (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED):
+            for record in _ended(context.instance, event_type, cursor.get(event_type.value)):
+                run = context.instance.get_run_by_id(record.run_id)
+                try:
+                    if run:
+                        ended_at = datetime.fromtimestamp(record.timestamp, UTC)
+                        found = _alerts(context.instance, run, record.event_log_entry, f"{ui}/runs/{run.run_id}")
+                        raised += sum(outbox.add(alert, ended_at) for alert in found)
+                except _Undecided:
+                    break
+                if record.timestamp < time.time() - APPEARED_S:
+                    cursor[event_type.value] = record.storage_id
+    context.update_cursor(json.dumps(cursor))
+    return dg.SkipReason(f"{raised} alerts raised")
+
+
+def _ended(instance: DagsterInstance, event_type: Any, after: int | None) -> list[dg.EventLogRecord]:
+    return list(
+        instance.fetch_run_status_changes(
+            dg.RunStatusChangeRecordsFilter(
+                event_type,
+                after_storage_id=after,
+                # Nobody acts on older failures that were never heard; what is missing the watch tells.
+                after_timestamp=time.time() - DAY_S if after is None else None,
+            ),
+            limit=RUNS_PER_TICK,
+            ascending=True,
+        ).records
     )
-    if not alerts.send(settings.urls(), title, text):
-        context.log.error("the alert did not reach every one of ALERT_URLS; its text stands in this sensor's log")
+
+
+def _alerts(instance: DagsterInstance, run: DagsterRun, ended: dg.EventLogEntry, link: str) -> Iterator[alerts.Alert]:
+    """What there is to tell of an ended run. Nothing of one that was cancelled: whoever did that knows."""
+    if run.status == dg.DagsterRunStatus.FAILURE and not _will_retry(instance, run):
+        failed = failed_assets(instance, run.run_id)
+        yield alerts.failed_run(f"run {run.run_id}", failed, _cause(instance, ended), link, now_ms())
+    if checks := _failed_checks(instance, run.run_id):
+        yield alerts.failed_checks(f"checks of run {run.run_id}", checks, link)
+
+
+def _will_retry(instance: DagsterInstance, run: DagsterRun) -> bool:
+    """Whether Dagster runs it again by itself: only the last failure is told."""
+    if not instance.run_retries_enabled:
+        return False
+    if WILL_RETRY_TAG not in run.tags:
+        raise _Undecided
+    return run.tags[WILL_RETRY_TAG] == "true"
 
 
 def failed_assets(instance: DagsterInstance, run_id: str) -> list[alerts.FailedAsset]:
@@ -37,20 +104,29 @@ def failed_assets(instance: DagsterInstance, run_id: str) -> list[alerts.FailedA
     planned = _partitions(instance, run_id, DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
     landed = _partitions(instance, run_id, DagsterEventType.ASSET_MATERIALIZATION)
     reasons = _reasons(instance, run_id)
+    endpoints: dict[str, Endpoint] = {endpoint.key: endpoint for endpoint in ENDPOINTS}
     assets = []
     for key in sorted({key for key, _ in planned}, key=str):
         missing = [day for asset, day in planned - landed if asset == key]
         if missing:
-            days = sorted(date.fromisoformat(day) for day in missing if day)
+            days = sorted(day for day in map(_day, missing) if day)
             assets.append(
                 alerts.FailedAsset(
                     key.to_user_string(),
                     days,
                     landed=sum(asset == key for asset, _ in landed),
                     reasons=reasons.get(key, {}),
+                    endpoint=endpoints.get(key.to_user_string()),
                 )
             )
     return assets
+
+
+def _day(partition: str | None) -> date | None:
+    try:
+        return date.fromisoformat(partition) if partition else None
+    except ValueError:  # of somebody else's asset
+        return None
 
 
 def _records(instance: DagsterInstance, run_id: str, event_type: DagsterEventType) -> list[dg.DagsterEvent]:
@@ -75,18 +151,68 @@ def _reasons(instance: DagsterInstance, run_id: str) -> dict[AssetKey, Mapping[d
         by_day: Any = failure.metadata.get(FAILED_PARTITIONS) if failure else None
         if by_day is not None and event.step_key:
             reasons[AssetKey(event.step_key.split("__"))] = {
-                date.fromisoformat(day): reason for day, reason in by_day.value.items()
+                date.fromisoformat(day): cause_of(reason) for day, reason in by_day.value.items()
             }
     return reasons
 
 
-def _cause(context: dg.RunFailureSensorContext) -> str:
+def _cause(instance: DagsterInstance, failure: dg.EventLogEntry) -> str:
     """The first line of the innermost error of the first step that failed, else of the run."""
-    message = context.failure_event.message
-    for event in context.get_step_failure_events():
-        error = event.step_failure_data.error
-        while error and error.cause:
-            error = error.cause
-        message = error.message if error else message
+    message = failure.dagster_event.message if failure.dagster_event else None
+    for event in _records(instance, failure.run_id, DagsterEventType.STEP_FAILURE):
+        message = _innermost(event.step_failure_data.error) or message
         break
     return (message or "The run failed without a message").strip().splitlines()[0]
+
+
+def _innermost(error: Any) -> str | None:
+    while error and error.cause:
+        error = error.cause
+    return error.message if error else None
+
+
+def _failed_checks(instance: DagsterInstance, run_id: str) -> dict[tuple[str, str], dict[date | None, str]]:
+    failed: dict[tuple[str, str], dict[date | None, str]] = {}
+    for event in _records(instance, run_id, DagsterEventType.ASSET_CHECK_EVALUATION):
+        check = event.asset_check_evaluation_data
+        if check.passed or check.check_name == STANDING_CHECK:
+            continue
+        name = check.asset_key.to_user_string(), check.check_name
+        failed.setdefault(name, {})[_day(check.partition)] = check.description or ""
+    return failed
+
+
+@dg.sensor(
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    minimum_interval_seconds=30,
+    description="Raises an alert when a sensor or schedule fails, once until it ticks well again.",
+)
+def failing_tick_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    ui = Alerts.load().dagster_ui_url
+    raised = 0
+    with Outbox(Project.load().database_url()) as outbox:
+        for state in context.instance.all_instigator_state(
+            instigator_statuses={InstigatorStatus.RUNNING, InstigatorStatus.DECLARED_IN_CODE}
+        ):
+            # What cannot deliver cannot tell of it either; its failed ticks are seen in the UI.
+            if state.instigator_name != DELIVERY and (alert := _failing(context.instance, state, ui)):
+                raised += outbox.add(alert)
+    return dg.SkipReason(f"{raised} alerts raised")
+
+
+def _failing(instance: DagsterInstance, state: Any, ui: str) -> alerts.Alert | None:
+    which = state.instigator_origin_id, state.selector_id
+    number = FAILED_TICKS.get(state.instigator_type, 1)
+    # One that was taken out of the code keeps its last ticks.
+    last = instance.get_ticks(*which, after=time.time() - DAY_S, limit=number, statuses=FINISHED)
+    if len(last) < number or any(tick.status != TickStatus.FAILURE for tick in last):
+        return None
+    well = instance.get_ticks(*which, limit=1, statuses=[TickStatus.SUCCESS, TickStatus.SKIPPED])
+    kind = state.instigator_type.value.lower()
+    return alerts.failing_ticks(
+        f"{kind} {state.instigator_name} since tick {well[0].tick_id if well else 0}",
+        kind,
+        state.instigator_name,
+        _innermost(last[0].error) or "It failed without a message",
+        f"{ui}/automation",
+    )

@@ -90,7 +90,7 @@ create table if not exists affiliate.alert_target (
     failures int not null,
     next_try_at timestamptz not null
 );
-comment on table affiliate.alert_target is 'Targets of ALERT_URLS (their fingerprints) that could not be reached, and when they are tried again.';
+comment on table affiliate.alert_target is 'Targets of ALERT_URLS (their fingerprints): how often each could not be reached since it last was, and when it may be sent to again.';
 create table if not exists affiliate.watch (
     asset text not null,
     partition date not null,

@@ -80,14 +80,18 @@ class Outbox:
             ).fetchall()
         return [_alert(*row) for row in rows]
 
-    def reached(self, target: str, alerts: Iterable[Alert]) -> None:
-        """The target has taken these."""
+    def reached(self, target: str, alerts: Iterable[Alert], quiet: timedelta) -> None:
+        """The target has taken these, and is left in peace for a while."""
         keys = [alert.key for alert in alerts]
-        with unavailable():
+        with unavailable(), self._connection.transaction():
             self._connection.execute(
                 "update affiliate.alert set reached = reached || %s::text where key = any(%s)", (target, keys)
             )
-            self._connection.execute("delete from affiliate.alert_target where target = %s", (target,))
+            self._connection.execute(
+                "insert into affiliate.alert_target values (%s, 0, now() + %s) on conflict (target) do update "
+                "set failures = excluded.failures, next_try_at = excluded.next_try_at",
+                (target, quiet),
+            )
 
     def missed(self, target: str, first_pause: timedelta, longest_pause: timedelta) -> tuple[int, datetime]:
         """The target could not be reached: how often that is by now, and when (UTC) it may be tried again. The pause
@@ -104,7 +108,7 @@ class Outbox:
         return row
 
     def pauses(self) -> dict[str, datetime]:
-        """The targets that could not be reached and may not be tried yet, and when (UTC) they may."""
+        """The targets that nothing may be sent to yet, and until when (UTC)."""
         with unavailable():
             return dict(
                 self._connection.execute(

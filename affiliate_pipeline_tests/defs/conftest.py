@@ -2,14 +2,18 @@
 of every event, log record and table."""
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
-from affiliate_pipeline_tests.defs.rebates import EMAIL, ENDPOINT
+from affiliate_pipeline.definitions import build_definitions
+from affiliate_pipeline_tests.defs.rebates import EMAIL, ENDPOINT, KEY
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +64,34 @@ def declare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return lambda **fields: monkeypatch.setattr(
         "affiliate_pipeline.definitions.ENDPOINTS", (replace(ENDPOINT, **fields),)
     )
+
+
+@pytest.fixture
+def instance(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[dg.DagsterInstance]:
+    """One in memory; with the parameter "dagster.yaml" the real one, in the test's database, which takes long."""
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
+    if getattr(request, "param", None) == "dagster.yaml":
+        shutil.copyfile(Path(__file__).parents[2] / "dagster.yaml", tmp_path / "dagster.yaml")
+        made = dg.DagsterInstance.from_config(str(tmp_path))
+    else:
+        made = dg.DagsterInstance.ephemeral()
+    with made as instance:
+        yield instance
+
+
+def materialized(instance: dg.DagsterInstance, days: list[date], *more: dg.AssetsDefinition) -> str:
+    """The id of a run over the days."""
+    definitions = build_definitions()
+    result = dg.materialize(
+        [definitions.get_assets_def(dg.AssetKey(KEY.split("/"))), *more],
+        instance=instance,
+        resources=definitions.resources,
+        tags={
+            "dagster/asset_partition_range_start": f"{days[0]}",
+            "dagster/asset_partition_range_end": f"{days[-1]}",
+        },
+        raise_on_error=False,
+    )
+    return result.run_id

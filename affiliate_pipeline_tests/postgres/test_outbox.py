@@ -68,7 +68,7 @@ def test_the_oldest_is_first(outbox):
 def test_each_target_has_its_own_state(outbox):
     outbox.add(FAILED)
     outbox.add(OTHER)
-    outbox.reached("a", [FAILED])
+    outbox.reached("a", [FAILED], HOUR)
     assert outbox.waiting("a") == [OTHER]
     assert outbox.waiting("b") == [FAILED, OTHER]
 
@@ -76,8 +76,8 @@ def test_each_target_has_its_own_state(outbox):
 def test_delivered_is_what_every_target_has_taken(outbox, query):
     outbox.add(FAILED)
     outbox.add(OTHER)
-    outbox.reached("a", [FAILED, OTHER])
-    outbox.reached("b", [OTHER])
+    outbox.reached("a", [FAILED, OTHER], HOUR)
+    outbox.reached("b", [OTHER], HOUR)
     outbox.settle(["a", "b"])
     assert query("select key from affiliate.alert where delivered_at is not null") == [(OTHER.key,)]
 
@@ -96,11 +96,12 @@ def test_pauses_grow_up_to_the_longest(outbox):
     assert pauses == pytest.approx([60, 120, 240, 480, 960, 1920, 3600, 3600], abs=5)
 
 
-def test_a_target_that_was_reached_is_not_paused(outbox):
-    outbox.missed("a", HOUR, HOUR)
-    outbox.missed("b", HOUR, HOUR)
-    outbox.reached("a", [])
+def test_a_target_that_was_reached_is_left_in_peace_only_so_long(outbox):
+    for target in "ab":
+        outbox.missed(target, HOUR, HOUR)
+        outbox.reached(target, [], {"a": 0 * HOUR, "b": HOUR}[target])
     assert outbox.pauses().keys() == {"b"}
+    assert outbox.missed("b", HOUR, HOUR)[0] == 1
 
 
 def test_a_target_that_is_no_longer_configured_is_forgotten(outbox):

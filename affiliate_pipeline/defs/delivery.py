@@ -1,0 +1,107 @@
+"""The sensor that sends what is in the outbox, and tells when what failed has landed. What alerts there are is decided
+elsewhere."""
+
+import time
+from collections.abc import Sequence
+from datetime import date, timedelta
+
+import dagster as dg
+from dagster import DagsterInstance
+
+from affiliate_pipeline import alerts
+from affiliate_pipeline.defs.sensors import DELIVERY
+from affiliate_pipeline.postgres.outbox import Open, Outbox
+from affiliate_pipeline.settings import Alerts, Project
+
+# A burst that lasts longer than a tick is folded by sending to nobody more often than this.
+QUIET = timedelta(seconds=30)
+FIRST_PAUSE = timedelta(seconds=15)
+LONGEST_PAUSE = timedelta(minutes=30)
+# A tick has to end within 60 s; what is left is sent by the next.
+SENDING_S = 25
+MATERIALIZATIONS_READ = 1000
+
+
+class Undelivered(Exception):
+    """Some of ALERT_URLS could not be reached; they are tried again."""
+
+
+@dg.sensor(
+    name=DELIVERY,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    minimum_interval_seconds=10,
+    description="Sends alerts to ALERT_URLS: several at once as one message, again where one could not be reached, and "
+    "a message when all failed days of an alert have landed.",
+)
+def alert_delivery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    urls = Alerts.load().urls()
+    with Outbox(Project.load().database_url()) as outbox, outbox.alone() as alone:
+        if not alone:
+            return dg.SkipReason("another process is delivering")
+        tell_recovered(outbox, context.instance)
+        problems = deliver(outbox, urls)
+    for problem in problems:
+        context.log.error(problem)
+    if problems:
+        raise Undelivered("; ".join(problems))
+    return dg.SkipReason("what could be sent has been sent")
+
+
+def deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
+    """Sends what waits; the problems met, in which URLs are named by their place only."""
+    targets = {alerts.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
+    problems = []
+    pauses = outbox.pauses()
+    deadline = time.monotonic() + SENDING_S
+    for target, (place, url) in targets.items():
+        waiting = [] if target in pauses else outbox.waiting(target)
+        for message in alerts.messages(waiting):
+            if time.monotonic() > deadline:
+                break
+            if problem := alerts.send(url, message):
+                failures, next_try = outbox.missed(target, FIRST_PAUSE, LONGEST_PAUSE)
+                problems.append(
+                    f"ALERT_URLS: entry {place} {problem} (try {failures}); {len(waiting)} alerts wait for it in "
+                    f"affiliate.alert; next try at {next_try:%H:%M:%S} UTC"
+                )
+                break
+            outbox.reached(target, message.alerts, QUIET)
+    outbox.settle(targets)
+    return problems
+
+
+def tell_recovered(outbox: Outbox, instance: DagsterInstance) -> None:
+    """Raises one message about all alerts whose failed days have landed since."""
+    waiting = outbox.open()
+    materialized = _materialized(instance, waiting)
+    recovered = [
+        each.alert
+        for each in waiting
+        if all(
+            any(at >= each.raised_at.timestamp() for at in materialized.get((asset, day), ()))
+            for asset, days in each.missing.items()
+            for day in days or (None,)
+        )
+    ]
+    if recovered:
+        outbox.recover(recovered, alerts.recovered(recovered))
+
+
+def _materialized(instance: DagsterInstance, waiting: Sequence[Open]) -> dict[tuple[str, date | None], list[float]]:
+    """When assets were materialized (Unix time), by asset and day, as far as that may matter: of a day that was kept, or
+    of an asset that is no endpoint, the ledger does not tell."""
+    found: dict[tuple[str, date | None], list[float]] = {}
+    for asset in sorted({asset for each in waiting for asset in each.missing}):
+        concerned = [each for each in waiting if asset in each.missing]
+        records = instance.fetch_materializations(
+            dg.AssetRecordsFilter(
+                dg.AssetKey(asset.split("/")),
+                asset_partitions=sorted({f"{day}" for each in concerned for day in each.missing[asset]}) or None,
+                after_timestamp=min(each.raised_at for each in concerned).timestamp(),
+            ),
+            limit=MATERIALIZATIONS_READ,
+        ).records
+        for record in records:
+            day = date.fromisoformat(record.partition_key) if record.partition_key else None
+            found.setdefault((asset, day), []).append(record.timestamp)
+    return found

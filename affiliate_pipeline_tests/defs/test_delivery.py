@@ -1,0 +1,217 @@
+"""Alerts arrive, at a real webhook and by a real mail: folded, again where one could not be reached, and with a message
+once what failed has landed."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import pytest
+
+from affiliate_pipeline.alerts import Alert
+from affiliate_pipeline.days import fold
+from affiliate_pipeline.defs import delivery
+from affiliate_pipeline.defs.delivery import Undelivered, alert_delivery
+from affiliate_pipeline.defs.sensors import failed_run_alert
+from affiliate_pipeline.postgres.outbox import Outbox
+from affiliate_pipeline_tests.defs.conftest import materialized
+from affiliate_pipeline_tests.defs.rebates import DAYS, EMAIL, KEY, at, rebate
+from affiliate_pipeline_tests.smtp import Smtp, text_of
+from affiliate_pipeline_tests.webhook import Webhook
+
+pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
+DEAD = "json://me:hunter2pass@127.0.0.1:1/hunter2pass"
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch) -> None:
+    """Nobody is left in peace."""
+    monkeypatch.setattr(delivery, "QUIET", timedelta(0))
+
+
+@pytest.fixture
+def outbox(instance, database_url) -> Iterator[Outbox]:
+    with Outbox(database_url) as outbox:
+        yield outbox
+
+
+@pytest.fixture
+def tick(instance, webhook, monkeypatch) -> Callable[[], None]:
+    """What went wrong is raised, and sent."""
+    monkeypatch.setenv("ALERT_URLS", webhook.url)
+    heard = dg.build_sensor_context(instance=instance)
+
+    def tick() -> None:
+        failed_run_alert(heard)
+        alert_delivery(dg.build_sensor_context(instance=instance))
+
+    return tick
+
+
+@pytest.fixture
+def soon(query) -> Callable[[], object]:
+    """Every target may be sent to again."""
+    return lambda: query("update affiliate.alert_target set next_try_at = now()")
+
+
+def titles(webhook: Webhook) -> list[str]:
+    return [message["title"] for message in webhook.messages]
+
+
+def alert(number: int, text: str = "text") -> Alert:
+    return Alert(f"run {number}", f"alert {number}", text)
+
+
+def test_a_failed_run_arrives_with_all_its_parts_and_nothing_secret(sandbox, instance, webhook, tick, monkeypatch):
+    monkeypatch.setenv("DAGSTER_UI_URL", "http://ui.example:3000")
+    sandbox.binance.set_rebates(
+        [rebate(at(DAYS[0])), rebate(at(DAYS[1]), income=f"much of {EMAIL}?signature=abcdef0123"), rebate(at(DAYS[2]))]
+    )
+    sandbox.faults.fail_day(DAYS[2], status=400, code=-1127)
+    with Smtp() as smtp:
+        monkeypatch.setenv("ALERT_URLS", f"{webhook.url}, {smtp.url}")
+        run_id = materialized(instance, DAYS[:3])
+        tick()
+        tick()
+    (message,), (mail,) = webhook.messages, smtp.mails
+    for title, text in [(message["title"], message["message"]), (mail["subject"], text_of(mail))]:
+        assert title == f"{KEY} failed for {fold(DAYS[1:3])}"
+        assert "2 days failed, 1 landed." in text
+        assert f"\n{DAYS[1]}: its rows do not fit the schema" in text and f"\n{DAYS[2]}: " in text
+        assert f"fetchable at least until {DAYS[1] + timedelta(days=6)} 23:59 UTC" in text
+        assert "To do: " in text
+        assert f"http://ui.example:3000/runs/{run_id}" in text
+        everything = f"{title}{text}"
+        secrets = {*sandbox.binance.accounts, *sandbox.binance.accounts.values(), EMAIL, "abcdef0123"}
+        assert not [secret for secret in secrets if secret in everything]
+
+
+def test_forty_failing_runs_give_few_messages_and_lose_none(instance, webhook, tick):
+    @dg.asset
+    def roster() -> None:
+        raise dg.Failure("the exchange refused")
+
+    runs = [dg.materialize([roster], instance=instance, raise_on_error=False).run_id for _ in range(40)]
+    tick()
+    tick()
+    text = "".join(message["message"] for message in webhook.messages)
+    assert len(webhook.messages) <= 5
+    assert [text.count(run_id) for run_id in runs] == [1] * 40
+
+
+def test_a_burst_that_lasts_is_folded_too(outbox, webhook, tick, soon, monkeypatch):
+    monkeypatch.setattr(delivery, "QUIET", timedelta(hours=1))
+    for number in range(5):
+        outbox.add(alert(number))
+        tick()
+    assert titles(webhook) == ["alert 0"]
+    soon()
+    tick()
+    assert titles(webhook) == ["alert 0", "4 alerts"]
+
+
+def test_a_delivery_that_failed_is_tried_again_until_it_arrives_and_then_no_more(outbox, webhook, tick, soon):
+    outbox.add(alert(1))
+    webhook.status = 503
+    with pytest.raises(Undelivered, match=r"entry 1 could not be reached \(try 1\); 1 alerts wait"):
+        tick()
+    tick()
+    assert len(webhook.messages) == 1, "tried again before the pause was over"
+    soon()
+    with pytest.raises(Undelivered, match="try 2"):
+        tick()
+    webhook.status = 200
+    soon()
+    tick()
+    tick()
+    assert titles(webhook) == ["alert 1"] * 3
+
+
+def test_a_dead_target_neither_stops_nor_repeats_the_others(outbox, webhook, tick, soon, monkeypatch, caplog):
+    monkeypatch.setenv("ALERT_URLS", f"{DEAD}, nonsense, {webhook.url}")
+    for number in (1, 2):
+        outbox.add(alert(number))
+        soon()
+        with pytest.raises(Undelivered, match="entry 1 could not be reached.*entry 2 is not an Apprise URL"):
+            tick()
+    assert titles(webhook) == ["alert 1", "alert 2"]
+    assert "hunter2pass" not in caplog.text
+
+    monkeypatch.setenv("ALERT_URLS", webhook.url)
+    tick()
+    assert titles(webhook) == ["alert 1", "alert 2"]
+
+
+def test_without_urls_alerts_are_delivered_by_being_logged(outbox, webhook, tick, monkeypatch, caplog):
+    monkeypatch.delenv("ALERT_URLS")
+    outbox.add(alert(1))
+    tick()
+    assert "alert 1\ntext" in caplog.messages
+    monkeypatch.setenv("ALERT_URLS", webhook.url)
+    tick()
+    assert webhook.messages == []
+
+
+def test_a_tick_ends_in_time_and_the_next_goes_on(outbox, webhook, tick, monkeypatch):
+    for number in range(3):
+        outbox.add(alert(number, "x" * 3000))
+    monkeypatch.setattr(delivery, "SENDING_S", -1)
+    tick()
+    assert webhook.messages == []
+    monkeypatch.setattr(delivery, "SENDING_S", 25)
+    tick()
+    assert titles(webhook) == ["alert 0", "alert 1", "alert 2"]
+
+
+def test_only_one_process_delivers(outbox, webhook, tick):
+    outbox.add(alert(1))
+    with outbox.alone():
+        tick()
+        assert webhook.messages == []
+    tick()
+    assert titles(webhook) == ["alert 1"]
+
+
+def test_a_recovery_is_told_once_when_the_last_day_has_landed(sandbox, instance, webhook, tick):
+    for day in DAYS[1:3]:
+        sandbox.faults.fail_day(day, status=400, code=-1127)
+    materialized(instance, DAYS[:4])
+    materialized(instance, DAYS[1:3])
+    tick()
+    sandbox.faults.clear()
+    materialized(instance, DAYS[1:2])
+    tick()
+    assert len(webhook.messages) == 1
+
+    materialized(instance, DAYS[2:3])
+    tick()
+    tick()
+    (_, recovery) = webhook.messages
+    assert (recovery["title"], recovery["type"]) == (f"{KEY}: {fold(DAYS[1:3])} have landed since", "success")
+
+
+def test_a_day_that_fails_again_is_told_again(sandbox, instance, webhook, tick):
+    day = DAYS[0]
+    for _ in range(2):
+        sandbox.faults.fail_day(day, status=400, code=-1127)
+        materialized(instance, [day])
+        tick()
+        sandbox.faults.clear()
+        materialized(instance, [day])
+        tick()
+    assert titles(webhook) == [f"{KEY} failed for {day}", f"{KEY}: {day} has landed since"] * 2
+
+
+def test_what_the_ledger_does_not_tell_is_told_by_dagster(instance, outbox, webhook, tick):
+    since = datetime.now(UTC)
+    outbox.add(Alert("1", "days", "", {"kept": DAYS[:2]}), since)
+    outbox.add(Alert("2", "roster", "", {"lbank/roster": ()}), since)
+    tick()
+    instance.report_runless_asset_event(dg.AssetMaterialization("kept", partition=f"{DAYS[0]}"))
+    instance.report_runless_asset_event(dg.AssetMaterialization(["lbank", "roster"]))
+    tick()
+    instance.report_runless_asset_event(dg.AssetMaterialization("kept", partition=f"{DAYS[1]}"))
+    tick()
+    assert titles(webhook)[1:] == [
+        "lbank/roster has been materialized since",
+        f"kept: {fold(DAYS[:2])} have landed since",
+    ]
