@@ -22,7 +22,13 @@ def build_definitions(**resources: Any) -> dg.Definitions:
         assets=[*(build_asset(endpoint) for endpoint in ENDPOINTS), roster, build_earnings(earning)],
         resources={"postgres": Postgres(), "exchanges": Exchanges(), **resources},
         schedules=build_schedules(ENDPOINTS),
-        sensors=[failed_run_alert, failing_tick_alert, alert_delivery, build_stale_days(earning), *build_watch(ENDPOINTS)],
+        sensors=[
+            failed_run_alert,
+            failing_tick_alert,
+            alert_delivery,
+            build_stale_days(earning),
+            *build_watch(ENDPOINTS),
+        ],
         # LBank's endpoints mostly wait, each for a budget of its own: as many steps at once as it has endpoints.
         executor=dg.multiprocess_executor.configured({"max_concurrent": 8}),
     )
