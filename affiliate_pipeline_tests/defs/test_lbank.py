@@ -2,6 +2,7 @@
 
 import logging
 import math
+import random
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -396,6 +397,23 @@ def test_pages_that_never_rest_fail_their_day(sandbox, query):
     assert "moved during each of 4 walks" in run.failed[SETTLED]
 
 
+def test_rows_of_one_time_that_come_in_another_order_on_each_page_land_once(sandbox, query):
+    order = random.Random(5)
+    rows = [deposit(SETTLED, number, createTime=at(SETTLED) + number // 3) for number in range(400)]
+
+    def shuffle(path, params):
+        sandbox.lbank.set_money(order.sample(rows, len(rows)))
+
+    shuffle(None, None)
+    sandbox.lbank.after_page = shuffle
+    run = materialize(MONEY, [SETTLED])
+
+    assert run.success, run.message
+    assert landed(query, MONEY, SETTLED) == money_rows(rows)
+    # Each page's end costs one question more at most.
+    assert len(asked(sandbox, MONEY)) <= len(KINDS) + 2 * 4
+
+
 def test_equal_twins_over_a_pages_end_both_land_without_another_walk(sandbox, query):
     rows = [deposit(SETTLED, number) for number in range(130)]
     rows[100] = rows[99]
@@ -406,7 +424,7 @@ def test_equal_twins_over_a_pages_end_both_land_without_another_walk(sandbox, qu
     assert run.success, run.message
     assert landed(query, MONEY, SETTLED) == money_rows(rows)
     pages = Counter(int(request.params["start"]) for request in asked(sandbox, MONEY))
-    # The one page more is the first of the deposits, which is asked for again.
+    # The one page more is that of the twins' own millisecond.
     assert pages == {0: len(KINDS) + 1, 99: 1}
 
 
@@ -793,6 +811,28 @@ def test_an_interrupted_range_asks_only_for_what_is_missing(sandbox, query, inte
         assert landed(query, COMMISSION, day) == sent(rows_of(sandbox, COMMISSION, day))
     # It told of all its days: the next run asks anew.
     assert query("select count(*) from affiliate.answer") == [(0,)]
+
+
+def test_an_interrupted_list_goes_on_with_its_next_page(sandbox, query):
+    rows = [deposit(SETTLED, number) for number in range(450)]
+    sandbox.lbank.set_money(rows)
+
+    def close(path, params):
+        if params["start"] == "198":
+            sandbox.lbank.refused_paths[path] = 10601
+
+    sandbox.lbank.after_page = close
+    interrupted = materialize(MONEY, [SETTLED])
+    sandbox.lbank.after_page = None
+    sandbox.lbank.refused_paths.clear()
+    sandbox.requests.clear()
+
+    run = materialize(MONEY, [SETTLED])
+
+    assert list(interrupted.failed) == [SETTLED] and run.success, run.message
+    assert landed(query, MONEY, SETTLED) == money_rows(rows)
+    others = [0] * (len(KINDS) - 1)
+    assert [int(request.params["start"]) for request in asked(sandbox, MONEY)] == [297, 396, *others]
 
 
 def test_answers_older_than_6_hours_are_not_used(sandbox, query, interrupted):

@@ -8,9 +8,10 @@ from zoneinfo import ZoneInfo
 
 from affiliate_pipeline import schema
 from affiliate_pipeline.exchanges.lbank import replies
+from affiliate_pipeline.exchanges.lbank.pages import by_offset
 from affiliate_pipeline.exchanges.lbank.roster import Roster, RosterStore
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
-from affiliate_pipeline.exchanges.lbank.sweep import LBankSession, rows_of, walk_pages
+from affiliate_pipeline.exchanges.lbank.sweep import LBankSession, rows_of
 from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, Shared
 from affiliate_pipeline.rest.client import Client, Clock
 from affiliate_pipeline.rest.errors import Refused
@@ -106,12 +107,10 @@ def refresh_roster(store: RosterStore, team_list: Callable[[], Client], now_ms: 
         def ask(page: Mapping[str, object]) -> list[bytes]:
             return client.get(TEAM_LIST, {"startTime": 0, "endTime": now_ms, **page}, rows_of)
 
-        # Rows that move while pages are read are on two pages, which does no harm here.
-        rows, _ = walk_pages(ask, "offset", ("openId",))
-    try:
-        table = parse(User, rows).table
-    except Invalid as error:
-        raise Refused(f"the team list does not fit its schema: {error}") from None
+        try:
+            table = parse(User, by_offset(ask, "createTime", ("openId",))).table
+        except (Refused, Invalid) as error:
+            raise Refused(f"the team list, which says whom to ask about, cannot be read: {error}") from None
     store.update(table.to_pylist(), now_ms)
 
 

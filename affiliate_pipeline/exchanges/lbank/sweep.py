@@ -21,15 +21,14 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from affiliate_pipeline.days import DAY, day_of, fold, runs, start_ms
+from affiliate_pipeline.exchanges.lbank.pages import by_id, by_offset
 from affiliate_pipeline.exchanges.lbank.replies import OPEN_ID_CODES
 from affiliate_pipeline.exchanges.lbank.roster import Roster
 from affiliate_pipeline.exchanges.spec import Answers, DayError, DayRows, Plan, Session
 from affiliate_pipeline.rest.encoding import encode
 from affiliate_pipeline.rest.errors import AccessRefused, ExchangeError, Fatal, Refused
-from affiliate_pipeline.rows import emptied, identities, instants_ms, is_true, with_fields
+from affiliate_pipeline.rows import emptied, instants_ms, is_true, with_fields
 
-PAGE_SIZE = 100
-MOST_WALKS = 4
 # Enough to have a whole window's slots under way while answers take a second.
 WORKERS = 8
 MOST_LEFT_OUT = 0.05
@@ -263,23 +262,23 @@ class _Chunk:
         return by_day
 
     def _answer(self, task: _Task) -> _Rows:
-        """All rows of the question, with the fields they lack; kept for a run that resumes this one."""
+        """All rows of the question, with the fields they lack."""
         params = dict(task.ask.params)
         if not self._sweep.timeless:
             params |= {
                 "startTime": start_ms(task.days[0], self._zone),
                 "endTime": start_ms(task.days[-1] + DAY, self._zone) - 1,
             }
-        request = f"{self._sweep.path}?{encode(params)}"
-        kept = None if self._sweep.timeless else self._session.answers.get(request)
-        asked_ms = kept.asked_ms if kept else self._session.now_ms()
-        if kept:
-            rows = rows_of(kept.payload)
-        else:
-            rows = self._paged(params) if self._sweep.paging else self._ask(params)
-            if not self._sweep.timeless:
-                self._session.answers.put(request, b"[" + b",".join(rows) + b"]", asked_ms)
-        return _Rows([self._completed(row, task.ask.fields) for row in rows], asked_ms)
+        question = _Question(self._sweep, self._session, params, self._stop)
+        match self._sweep.paging:
+            case "id":
+                rows = by_id(question.ask)
+            case "offset":
+                assert self._sweep.instant
+                rows = by_offset(question.ask, self._sweep.instant, self._sweep.identity)
+            case None:
+                rows = question.ask({})
+        return _Rows([self._completed(row, task.ask.fields) for row in rows], question.asked_ms)
 
     def _completed(self, row: bytes, fields: Mapping[str, object]) -> bytes:
         flag = self._sweep.confirmed_by
@@ -287,60 +286,33 @@ class _Chunk:
             return emptied(row, {**fields, flag: False})
         return with_fields(row, fields) if fields else row
 
-    def _ask(self, params: Mapping[str, object]) -> list[bytes]:
+
+class _Question:
+    """Asks for the pages of one question, and keeps what is answered for a run that resumes this one."""
+
+    def __init__(self, sweep: Sweep, session: LBankSession, params: Mapping[str, object], stop: threading.Event):
+        self._path, self._session, self._params, self._stop = sweep.path, session, params, stop
+        self._keeps = not sweep.timeless
+        self._asked: set[str] = set()
+        # When the oldest of its answers was asked for.
+        self.asked_ms = session.now_ms()
+
+    def ask(self, page: Mapping[str, object]) -> list[bytes]:
+        params = {**self._params, **page}
+        request = f"{self._path}?{encode(params)}"
+        # What is asked a second time is asked because it may have changed.
+        kept = self._session.answers.get(request) if self._keeps and request not in self._asked else None
+        self._asked.add(request)
+        if kept:
+            self.asked_ms = min(self.asked_ms, kept.asked_ms)
+            return rows_of(kept.payload)
         if self._stop.is_set():
             raise Fatal("the range has ended")
-        return self._session.client.get(self._sweep.path, params, rows_of)
-
-    def _paged(self, params: Mapping[str, object]) -> list[bytes]:
-        """All pages' rows. Where rows moved meanwhile, only two walks that agree are believed."""
-
-        def ask(page: Mapping[str, object]) -> list[bytes]:
-            return self._ask({**params, **page})
-
-        believed: Counter[object] | None = None
-        for _ in range(MOST_WALKS):
-            rows, moved = walk_pages(ask, self._sweep.paging, self._sweep.identity)
-            found = Counter(identities(rows, self._sweep.identity))
-            if (believed is None and not moved) or believed == found:
-                return rows
-            believed = found
-        raise Refused(f"the pages of {self._sweep.path} moved during each of {MOST_WALKS} walks")
-
-
-def walk_pages(
-    ask: Callable[[Mapping[str, object]], list[bytes]],
-    paging: Literal["offset", "id"] | None,
-    identity: tuple[str, ...],
-) -> tuple[list[bytes], bool]:
-    """The rows of all pages, and whether rows moved from one page to another while they were read.
-
-    By offset, each page begins with the last row of the one before: if it does not, a row has come or gone. A row that is
-    on both pages otherwise has moved, or is one of two equal ones: the earlier page, asked for again, tells.
-    """
-    rows: list[bytes] = []
-    start, before = 0, None
-    moved = False
-    while True:
-        page = ask({"start": start, "pageSize": PAGE_SIZE})
-        if paging == "id":
-            # Whether the row of that id itself comes again, the document leaves open.
-            new = [row for row in page if _id(row) > start]
-            rows += new
-            if len(page) < PAGE_SIZE or not new:
-                return rows, False
-            start = max(map(_id, new))
-            continue
-        known = list(identities(page, identity))
-        if before is not None:
-            moved = moved or known[:1] != before[-1:]
-            if not moved and not set(before).isdisjoint(known[1:]):
-                again = ask({"start": start - PAGE_SIZE + 1, "pageSize": PAGE_SIZE})
-                moved = list(identities(again, identity)) != before
-        rows += page if before is None else page[1:]
-        if len(page) < PAGE_SIZE:
-            return rows, moved
-        start, before = start + PAGE_SIZE - 1, known
+        asked_ms = self._session.now_ms()
+        rows = self._session.client.get(self._path, params, rows_of)
+        if self._keeps:
+            self._session.answers.put(request, b"[" + b",".join(rows) + b"]", asked_ms)
+        return rows
 
 
 def rows_of(payload: bytes) -> list[bytes]:
@@ -353,14 +325,3 @@ def rows_of(payload: bytes) -> list[bytes]:
         raise Refused("the answer's data is neither a row nor a list of rows") from None
     except msgspec.DecodeError as error:
         raise ValueError(str(error)) from None
-
-
-class _Numbered(msgspec.Struct):
-    id: int | str
-
-
-def _id(row: bytes) -> int:
-    try:
-        return int(msgspec.json.decode(row, type=_Numbered).id)
-    except (msgspec.DecodeError, ValueError):
-        raise Refused("a row has no `id` to ask for the next page with") from None

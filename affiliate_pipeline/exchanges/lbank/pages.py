@@ -1,0 +1,136 @@
+"""All rows of a question that LBank answers page by page, none lost and none twice. No endpoint and no day is known here.
+
+What proves it: as many rows came as there are places in the list. So if one was lost, because the list moved between two
+pages, another came on two of them.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from affiliate_pipeline.rest.errors import Refused
+from affiliate_pipeline.rows import identities, instants_ms
+
+PAGE_SIZE = 100
+MOST_WALKS = 4
+SECOND_MS = 1000
+
+# The rows of one page; the parameters given come on top of the question's own.
+Ask = Callable[[Mapping[str, object]], list[bytes]]
+
+
+class _Moved(Exception):
+    """Rows came or went while pages were read."""
+
+
+class _Rounded(Exception):
+    """The exchange took `start` for the beginning of the page that it lies in."""
+
+
+def by_id(ask: Ask) -> list[bytes]:
+    """All rows, where `start` is the largest id received."""
+    rows: list[bytes] = []
+    start = 0
+    while True:
+        page = ask({"start": start, "pageSize": PAGE_SIZE})
+        ids = list(map(_id, page))
+        # Whether the row of that id itself comes again, the document leaves open.
+        rows += [row for row, number in zip(page, ids, strict=True) if number > start]
+        if len(page) < PAGE_SIZE or ids[-1] <= start:
+            return rows
+        if ids != sorted(ids):
+            raise Refused("a page is not in the order of its ids, so the largest one does not lead to the next page")
+        start = ids[-1]
+
+
+def by_offset(ask: Ask, instant: str, identity: Sequence[str] = ()) -> list[bytes]:
+    """All rows, where `start` is the number of rows before the page; `instant` is the JSON name of the time they are
+    listed by, `identity` are those that tell one from another (none: all of it).
+
+    A walk that proves nothing is believed once another finds the same.
+    """
+    overlap = 1
+    believed: Counter[object] | None = None
+    for _ in range(MOST_WALKS):
+        try:
+            rows, proven = _walk(ask, instant, identity, overlap)
+        except _Moved:
+            continue
+        except _Rounded:
+            overlap = 0
+            continue
+        found = Counter(identities(rows, identity))
+        if proven or found == believed:
+            return rows
+        believed = found
+    raise Refused(f"the pages moved during each of {MOST_WALKS} walks")
+
+
+def _walk(ask: Ask, instant: str, identity: Sequence[str], overlap: int) -> tuple[list[bytes], bool]:
+    """The rows of all pages, and whether they are proven to be all there are.
+
+    Each page begins with the last row of the one before (`overlap`), so that a row that leaves is noticed.
+    """
+    rows: list[bytes] = []
+    before: list[object] = []
+    seen: set[object] = set()
+    doubtful: set[int] = set()
+    while True:
+        start = max(0, len(rows) - overlap)
+        page = ask({"start": start, "pageSize": PAGE_SIZE})
+        known = list(identities(page, identity))
+        if start:
+            if overlap and known == before:
+                raise _Rounded
+            new = page[overlap:]
+            # Rows of one instant may come in another order each time: one that is on two pages tells of one on none.
+            again = [row for row, name in zip(new, known[overlap:], strict=True) if name in seen]
+            doubtful.update(_instants(again, instant))
+            if overlap and known[:1] != before[-1:]:
+                # A row that comes or goes shifts all others by one, and is to be found itself.
+                ends = set(_instants([rows[-1], *page[:1]], instant))
+                if len(ends) > 1 or not page:
+                    raise _Moved
+                doubtful |= ends
+            page = new
+        rows += page
+        seen.update(known)
+        if len(known) < PAGE_SIZE:
+            break
+        before = known
+    proven = [_settled(ask, rows, instant, time) for time in sorted(doubtful)]
+    return rows, bool(overlap) and all(proven)
+
+
+def _settled(ask: Ask, rows: list[bytes], instant: str, time_ms: int) -> bool:
+    """Whether one answer holds all rows of this instant; then puts them in the place of those in `rows`."""
+    # Where times come in seconds, the exchange's own may be any of that second.
+    end_ms = time_ms if time_ms % SECOND_MS else time_ms + SECOND_MS - 1
+    answer = ask({"startTime": time_ms, "endTime": end_ms, "start": 0, "pageSize": PAGE_SIZE})
+    if len(answer) == PAGE_SIZE:
+        return False
+    alone = [row for row, time in zip(answer, _instants(answer, instant), strict=True) if time == time_ms]
+    others = [row for row, time in zip(rows, _instants(rows, instant), strict=True) if time != time_ms]
+    if len(others) + len(alone) != len(rows):
+        raise _Moved
+    rows[:] = others + alone
+    return True
+
+
+def _instants(rows: list[bytes], instant: str) -> list[int]:
+    try:
+        return instants_ms(rows, instant)
+    except (ValueError, msgspec.DecodeError) as error:
+        raise Refused(f"a row's time cannot be read: {error}") from None
+
+
+class _Numbered(msgspec.Struct):
+    id: int | str
+
+
+def _id(row: bytes) -> int:
+    try:
+        return int(msgspec.json.decode(row, type=_Numbered).id)
+    except (msgspec.DecodeError, ValueError):
+        raise Refused("a row has no `id` to ask for the next page with") from None
