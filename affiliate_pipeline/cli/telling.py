@@ -1,19 +1,36 @@
-"""Commands that tell people of what has landed: `report`."""
+"""Commands that tell people of what has landed: `report`, `export`."""
 
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
-from typing import Annotated
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, BinaryIO
 
 import typer
 
 from affiliate_pipeline import settings
-from affiliate_pipeline.cli.app import Stop, app, console
-from affiliate_pipeline.days import DAY
-from affiliate_pipeline.exchanges.registry import EARNING
+from affiliate_pipeline.cli.app import Stop, app, console, parse_days
+from affiliate_pipeline.days import DAY, fold
+from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
 from affiliate_pipeline.postgres.commission import Commission
+from affiliate_pipeline.postgres.extract import Extract, extract
 from affiliate_pipeline.postgres.store import Store
 from affiliate_pipeline.report import page
 from affiliate_pipeline.report.figures import gather
 from affiliate_pipeline.settings import Project
+
+DERIVED = "affiliate.daily_commission"
+TABLES = {**{endpoint.key.replace("/", "."): endpoint for endpoint in ENDPOINTS}, DERIVED: None}
+
+
+class Format(StrEnum):
+    csv = "csv"
+    parquet = "parquet"
 
 
 @app.command()
@@ -40,7 +57,85 @@ def report(
     if late:
         console.print(
             "Of these days something has landed that has not been added up yet: "
-            f"{', '.join(map(str, late))}. `affiliate-pipeline up`, while it runs, does it within two minutes."
+            f"{fold(late)}. `affiliate-pipeline up`, while it runs, does it within two minutes."
         )
     if show and typer.launch(path.as_uri()):
         console.print("No browser could be opened: open the file yourself.")
+
+
+@app.command()
+def export(
+    table: Annotated[str, typer.Argument(help="As in the database: binance.rebate_recent_record")],
+    days: Annotated[str, typer.Argument(help="One day or a range: 2026-10-01...2026-10-31")],
+    kind: Annotated[Format, typer.Option("--format", help="csv or parquet.")] = Format.csv,
+    output: Annotated[Path | None, typer.Option(help="The file to write; by default standard output.")] = None,
+) -> None:
+    """The rows of some days, with every digit: csv as the database writes them, or parquet with wide enough decimals.
+
+    What of these days has not landed or may still change is said on standard error.
+    """
+    table = table.replace("/", ".")
+    if table not in TABLES:
+        raise Stop(f"there is no table {table}; there are {', '.join(TABLES)}")
+    wanted = parse_days(days)
+    if kind is Format.parquet and output is None and sys.stdout.isatty():
+        raise Stop("parquet is nothing for a terminal: give a file with --output")
+    with Store(Project.load().database_url()) as store:
+        with extract(store, table, wanted[0], wanted[-1]) as found:
+            if found is None:
+                raise Stop(f"nothing has ever landed in {table}")
+            with _written(output) as file:
+                _write(found, kind, file)
+        for line in _doubts(store, table, wanted):
+            print(f"affiliate-pipeline: {line}", file=sys.stderr)
+
+
+def _write(found: Extract, kind: Format, file: BinaryIO) -> None:
+    if kind is Format.csv:
+        for block in found.csv():
+            file.write(block)
+        return
+    from affiliate_pipeline import parquet  # pyarrow is slow to import
+
+    columns = found.columns()
+    with tempfile.TemporaryFile() as whole:  # a pipe cannot tell where it is
+        parquet.write(columns, found.rows(), whole)
+        whole.seek(0)
+        shutil.copyfileobj(whole, file)
+    kinds = ", ".join(f"{column.name} {parquet.kind_of(column)}" for column in columns if column.kind == "numeric")
+    if kinds:
+        print(f"affiliate-pipeline: amounts are {kinds}", file=sys.stderr)
+
+
+@contextmanager
+def _written(output: Path | None) -> Iterator[BinaryIO]:
+    """Standard output, or a file that is there only once all of it has been written."""
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    unfinished = output.with_name(f"{output.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _doubts(store: Store, table: str, days: list[date]) -> Iterator[str]:
+    """What whoever does the books has to know of these days."""
+    endpoint = TABLES[table]
+    if endpoint is None:
+        commission = Commission(store, EARNING)
+        landed = {row.day: True for row in commission.landed(days[0], days[-1])}
+        for row in commission.landed(days[0], days[-1]):
+            landed[row.day] &= row.settled
+        if late := [day for day in commission.stale(days[0], days[-1])]:
+            yield f"of {fold(late)} something has landed that has not been added up yet"
+    else:
+        landed = {day: row.settled for day, row in store.ledger(endpoint, days).items()}
+    if missing := [day for day in days if day not in landed]:
+        yield f"{fold(missing)} not landed: nothing of it is in this export"
+    if unsettled := [day for day, settled in landed.items() if not settled]:
+        yield f"{fold(unsettled)} landed, but may still change"
