@@ -55,7 +55,8 @@ class Plan:
 
     def __str__(self) -> str:
         least = "" if self.most == self.least else "at least "
-        minutes = f", {least}{self.seconds / 60:.1f} minutes at the permitted rate" if self.seconds else ""
+        # In tenths, a minute would be told with an error of 5 %.
+        minutes = f", {least}{self.seconds / 60:.2f} minutes at the permitted rate" if self.seconds else ""
         return "\n  ".join([f"{least}{self.least} requests{minutes}", *self.changes])
 
 

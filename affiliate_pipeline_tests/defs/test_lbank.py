@@ -771,8 +771,8 @@ def test_a_plan_says_what_it_costs(sandbox, database_url, monkeypatch):
     by_user, paged = plan(database_url, TEAM_TRADES, DAYS), plan(database_url, MONEY, DAYS)
     many = questions(sandbox, TEAM_TRADES)
 
-    assert str(by_user) == f"{many} requests, {(many - 5) / 30:.1f} minutes at the permitted rate"
-    assert str(paged) == "at least 12 requests, at least 0.3 minutes at the permitted rate"
+    assert str(by_user) == f"{many} requests, {math.ceil((many - 5) / 5) / 6:.2f} minutes at the permitted rate"
+    assert str(paged) == "at least 12 requests, at least 0.33 minutes at the permitted rate"
     assert {request.path for request in sandbox.requests} == {TEAM_LIST}
 
 

@@ -1,14 +1,17 @@
 """What the sandbox's LBank refuses before it looks at what is asked for."""
 
 import base64
+import time
+from contextlib import closing
 
 import ccxt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline.sandbox.rebates import DAY_MS
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 INFO = "invite/user/info"
@@ -48,6 +51,30 @@ def test_the_signature_of_an_independent_client_is_accepted(lbank, lbank_caller)
     made = client.sign("invite/user/info", ["spot", "private"], "GET", {"openId": lbank.own_open_id})
     headers = {name: made["headers"][name] for name in STAMP[1:]}
     assert lbank_caller.raw(INFO, made["body"], headers).data["inviteResult"] is True
+
+
+@pytest.mark.parametrize("method", ["HmacSHA256", "RSA"])
+def test_the_official_connectors_own_client_is_accepted(sandbox, lbank, clock, method):
+    connector = pytest.importorskip("lbank.old_api", reason="make test installs it, without the versions it wants")
+    clock.ms = round(time.time() * 1000)
+    lbank.add_account(
+        "pair", RSA_KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    )
+    private = RSA_KEY.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    key, secret = {
+        "HmacSHA256": (lbank.api_key, lbank.api_secret),
+        "RSA": ("pair", base64.b64encode(private).decode()),
+    }[method]
+    day = {"startTime": clock.ms - DAY_MS, "endTime": clock.ms, "start": 0, "pageSize": 100}
+
+    with closing(connector.BlockHttpClient(method, key, secret, f"{sandbox.url}/affiliate-api/v2/")) as client:
+        found = client.http_request("GET", INFO, {"openId": lbank.own_open_id})
+        # An empty parameter is signed, too.
+        commission = {"openId": lbank.own_open_id, "tradeType": 10, "coin": ""} | day
+        empty = client.http_request("GET", "commission/stats/symbol/list", commission)
+
+    assert found["data"]["openId"] == lbank.own_open_id
+    assert (empty["result"], empty["error_code"]) == ("true", 0)
 
 
 @pytest.mark.parametrize("in_headers", [STAMP[1:], STAMP, ()])
