@@ -157,8 +157,13 @@ class _Landing:
                 fetch.append(day)
         yield from self._fetch(fetch, asked_at)
 
+    @property
+    def _trusts_old(self) -> bool:
+        # How things are now is never how they were.
+        return self.options.trust_old and not self.endpoint.observation
+
     def _fetch(self, days: list[date], asked_at: int) -> Iterator[Outcome]:
-        old = [] if self.options.trust_old else [d for d in days if not self.endpoint.is_remembered(d, asked_at)]
+        old = [] if self._trusts_old else [d for d in days if not self.endpoint.is_remembered(d, asked_at)]
         for day in (day for day in old if day in self.ledger):
             yield self._kept(day)
         unproven = [day for day in old if day not in self.ledger]
@@ -194,7 +199,7 @@ class _Landing:
 
     def _is_whole(self, day: date) -> bool:
         """Whether the source, after the day was fetched, still holds all of it."""
-        if self.options.trust_old or self.endpoint.is_remembered(day, self.now()):
+        if self._trusts_old or self.endpoint.is_remembered(day, self.now()):
             return True
         if self.now() > self._proven_until.get(day, math.inf):
             del self._proven_until[day]

@@ -263,7 +263,8 @@ class Store:
             return {row.partition: row for row in rows}
 
     def land(self, endpoint: Endpoint, day: Day) -> Replaced:
-        """Replaces the day by these rows in one transaction, unless it already holds exactly them.
+        """Replaces the day by these rows, or adds them to those that stay, in one transaction; unless it already holds
+        exactly them.
 
         Raises `Shrunken`, `StoreError` or `StoreUnavailable`, each with nothing changed.
         """

@@ -13,6 +13,7 @@ from datetime import date
 from functools import lru_cache
 from typing import Any
 
+from affiliate_pipeline.sandbox.customers import EMAIL, Customers
 from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call
 from affiliate_pipeline.sandbox.faults import Faults
 from affiliate_pipeline.sandbox.rebates import (
@@ -78,6 +79,8 @@ class Binance:
 
     `remembers_ms`: older rows are forgotten; None keeps them for ever.
     `exclusive_end`: a row at endTime does not come.
+    `customers`: who has which customerId.
+    `undone_posts`: so many POSTs to come fail without having been done; faults spoil answers of what was done.
     `patience`: so many calls in a row while told to wait are only refused; one more is a ban.
     """
 
@@ -88,6 +91,8 @@ class Binance:
 
     def __init__(self, *, now: Callable[[], int], faults: Faults, rows_per_day: int, rate_scale: float) -> None:
         self.accounts = {self.partner_key: self.partner_secret, self.client_key: self.client_secret}
+        self.customers = Customers()
+        self.undone_posts = 0
         self.newest_first = False
         self.exclusive_end = False
         self.limit_per_answer = 500
@@ -108,6 +113,21 @@ class Binance:
                 self._rebate_recent_record,
                 frozenset({"customerId", "startTime", "endTime", "limit"}),
                 self.partner_key,
+            ),
+            ("GET", "/sapi/v1/apiReferral/ifNewUser"): _Endpoint(
+                self._if_new_user, frozenset({"apiAgentCode"}), self.client_key
+            ),
+            ("GET", "/sapi/v1/apiReferral/customization"): _Endpoint(
+                self._customization, frozenset({"customerId", "email"}), self.partner_key
+            ),
+            ("POST", "/sapi/v1/apiReferral/customization"): _Endpoint(
+                self._customize, frozenset({"customerId", "email"}), self.partner_key
+            ),
+            ("GET", "/sapi/v1/apiReferral/userCustomization"): _Endpoint(
+                self._user_customization, frozenset({"apiAgentCode"}), self.client_key
+            ),
+            ("POST", "/sapi/v1/apiReferral/userCustomization"): _Endpoint(
+                self._customize_user, frozenset({"customerId", "apiAgentCode"}), self.client_key
             ),
         }
 
@@ -134,6 +154,9 @@ class Binance:
                 return NOT_FOUND
             headers["X-SAPI-USED-IP-WEIGHT-1M"] = str(self._weigh())
             self._verify(call, endpoint)
+            if call.method == "POST" and self.undone_posts:
+                self.undone_posts -= 1
+                raise _Refused(500, -1001)
             return Answer(200, endpoint.body(call.params), headers=headers)
         except _Refused as refused:
             refusal = self.refusal(refused.status, refused.code, refused.retry_after_s, refused.name)
@@ -158,9 +181,45 @@ class Binance:
         if not 1 <= limit <= self.limit_per_answer:
             raise _Refused(400, -1130, "limit")
         rows = self._rebates(start, stop, customer=params.get("customerId"), most=limit)
+        return self._list(rows)
+
+    def _list(self, rows: Iterable[bytes]) -> bytes:
         if transform := self._faults.transform_row:
             rows = [encode(transform(decode(row))) for row in rows]
         return b"[" + b",".join(rows) + b"]"
+
+    def _if_new_user(self, params: Mapping[str, str]) -> bytes:
+        code = _given(params, "apiAgentCode")
+        row = {"apiAgentCode": code, "rebateWorking": code == self.api_agent_code, "ifNewUser": True}
+        return encode({**row, "referrerId": 39472261})
+
+    def _customization(self, params: Mapping[str, str]) -> bytes:
+        if {"customerId", "email"} <= params.keys():
+            raise _Refused(400, -1128)
+        return self._list(map(encode, self.customers.rows(params.get("customerId"), params.get("email"))))
+
+    def _customize(self, params: Mapping[str, str]) -> bytes:
+        customer_id, email = _given(params, "customerId"), _given(params, "email")
+        if not EMAIL.fullmatch(email):
+            raise _Refused(400, -1130, "email")
+        if not self.customers.assign(customer_id, email):
+            raise _Refused(400, -1130, "customerId")
+        return encode({"customerId": customer_id, "email": email})
+
+    def _user_customization(self, params: Mapping[str, str]) -> bytes:
+        self._check_agent(params)
+        return encode({"customerId": self.customers.own_id})
+
+    def _customize_user(self, params: Mapping[str, str]) -> bytes:
+        self._check_agent(params)
+        customer_id = _given(params, "customerId")
+        if not self.customers.assign_own(customer_id):
+            raise _Refused(400, -1130, "customerId")
+        return encode({"customerId": customer_id})
+
+    def _check_agent(self, params: Mapping[str, str]) -> None:
+        if _given(params, "apiAgentCode") != self.api_agent_code:
+            raise _Refused(400, -1130, "apiAgentCode")
 
     def _rebates(self, start: int, stop: int, *, customer: str | None = None, most: int | None = None) -> list[bytes]:
         """The remembered rows with start <= time < stop that exist by now, in the order of answers."""
@@ -252,10 +311,15 @@ class Binance:
             raise _Refused(400, -1105, empty)
 
 
-def _integer(params: Mapping[str, str], name: str) -> int:
+def _given(params: Mapping[str, str], name: str) -> str:
     text = params.get(name)
     if not text:
         raise _Refused(400, -1102, name)
+    return text
+
+
+def _integer(params: Mapping[str, str], name: str) -> int:
+    text = _given(params, name)
     if not INTEGER.fullmatch(text):
         raise _Refused(400, -1100, name)
     return int(text)

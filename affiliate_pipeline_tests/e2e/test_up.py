@@ -130,7 +130,7 @@ def test_up_stopped_in_the_middle_of_landing_stops_the_landing_and_the_next_one_
     once = fresh.run("up", "--once")
 
     assert once.returncode == 0, once.stdout + once.stderr
-    assert len(fresh.query("select from affiliate.landing")) == 6
+    assert len(fresh.query("select from affiliate.landing where asset = %s", KEY)) == 6
 
 
 def test_a_port_in_use_is_one_line(fresh: Project):
@@ -189,7 +189,7 @@ def test_many_requests_to_real_accounts_are_not_made_without_asking(fresh: Proje
     assert once.returncode != 0
     assert len(exchange.requests) < 100
     assert "landing" in once.stdout and "requests" in once.stdout and "not done" in once.stdout
-    assert fresh.query("select partition from affiliate.landing") == [(last_days()[-1],)]
+    assert fresh.query("select partition from affiliate.landing where asset = %s", KEY) == [(last_days()[-1],)]
 
 
 def test_a_backup_brings_back_what_was_lost_since(landed: Project, tmp_path: Path):

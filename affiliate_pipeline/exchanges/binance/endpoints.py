@@ -1,12 +1,16 @@
 """The endpoints of Binance Link: each is one schema and one declaration, and this is the place to add one."""
 
 from datetime import time, timedelta
+from typing import Any
 
 from affiliate_pipeline import schema
+from affiliate_pipeline.exchanges.binance import wishes
+from affiliate_pipeline.exchanges.binance.assignment import Assignment
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
+from affiliate_pipeline.exchanges.binance.observation import Observation
 from affiliate_pipeline.exchanges.spec import Earnings, Endpoint, Memory
 from affiliate_pipeline.exchanges.time_walk import TimeWalk
-from affiliate_pipeline.schema import Amount, BigInt, Instant, Row, Text
+from affiliate_pipeline.schema import Amount, BigInt, Flag, Instant, Row, Text
 
 
 class RebateRecentRecord(Row):
@@ -24,7 +28,62 @@ class RebateRecentRecord(Row):
     convert_price: Amount = schema.amount("The price from `commission_asset` to `asset`.", newer=True)
 
 
+class IfNewUser(Row):
+    api_agent_code: Text = schema.text("The agent asked about.")
+    rebate_working: Flag = schema.flag("Whether the agent's code works.")
+    if_new_user: Flag = schema.flag("Whether the client is a new user to the agent.")
+    referrer_id: Text = schema.text("Who referred the client.", nullable=True)
+
+
+class Customization(Row):
+    customer_id: Text = schema.text("The id that the partner gave the client.")
+    email: Text = schema.text("The client's email.", nullable=True)
+
+
+class UserCustomization(Row):
+    api_agent_code: Text = schema.text("The agent asked about.")
+    customer_id: Text = schema.text("The id that the client has with the agent; null or empty while none.", newer=True)
+
+
+class _Attempt(Row):
+    customer_id: Text = schema.text("The id wanted.", nullable=True)
+    before_customer_id: Text = schema.text("The id, or ids, there before.", nullable=True)
+    outcome: Text = schema.text(
+        "`assigned`; `refused` (by Binance, or nothing was posted: see `message`); `failed`: not done, and tried again."
+    )
+    message: Text = schema.text("Why; of a lost answer, what was found by reading back.", nullable=True)
+    attempted_at: Instant = schema.instant("When it was posted, or found to be impossible (UTC).")
+
+
+class CustomizationAssignment(_Attempt):
+    email: Text = schema.text("Whom it is wanted for.", nullable=True)
+
+
+class UserCustomizationAssignment(_Attempt):
+    api_agent_code: Text = schema.text("The agent with whom it is wanted.")
+
+
 _REBATES = "/sapi/v1/apiReferral/rebate/recentRecord"
+_IF_NEW_USER = "/sapi/v1/apiReferral/ifNewUser"
+_CUSTOMIZATION = "/sapi/v1/apiReferral/customization"
+_USER_CUSTOMIZATION = "/sapi/v1/apiReferral/userCustomization"
+_AGENT = ("BINANCE_API_AGENT_CODE",)
+
+
+def _now(name: str, account: str, strategy: Observation | Assignment, **more: Any) -> Endpoint:
+    """Of today only, in UTC."""
+    return Endpoint(
+        exchange=BINANCE,
+        name=name,
+        path=strategy.path,
+        account=account,
+        strategy=strategy,
+        settles_after=timedelta(0),
+        memory=None,
+        observation=True,
+        **more,
+    )
+
 
 ENDPOINTS = (
     Endpoint(
@@ -46,5 +105,54 @@ ENDPOINTS = (
         settles_after=timedelta(hours=48),
         memory=Memory(timedelta(days=7), provable=True),
         daily_at=time(0, 15),
+    ),
+    _now(
+        "if_new_user",
+        "client",
+        Observation(_IF_NEW_USER, of_agent=True),
+        schema=IfNewUser,
+        description="Whether the client is new to the agent and the agent's code works: an observation of today (UTC).",
+        requires=_AGENT,
+        daily_at=time(0, 15),
+    ),
+    _now(
+        "customization",
+        "partner",
+        Observation(_CUSTOMIZATION),
+        schema=Customization,
+        description="Everybody whom the partner gave an id, asked without a filter: an observation of today (UTC).",
+        daily_at=time(0, 15),
+    ),
+    _now(
+        "user_customization",
+        "client",
+        Observation(_USER_CUSTOMIZATION, of_agent=True),
+        schema=UserCustomization,
+        description="The id that the client has with the agent: an observation of today (UTC).",
+        requires=_AGENT,
+        daily_at=time(0, 15),
+    ),
+    _now(
+        "customization_assignment",
+        "partner",
+        Assignment(_CUSTOMIZATION, "email", wishes.of_partner, "BINANCE_CUSTOMER_IDS", listed=True),
+        schema=CustomizationAssignment,
+        description=(
+            "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, where they have others; only when "
+            "asked for, only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be done."
+        ),
+        appends=True,
+    ),
+    _now(
+        "user_customization_assignment",
+        "client",
+        Assignment(_USER_CUSTOMIZATION, "apiAgentCode", wishes.of_client, "BINANCE_USER_CUSTOMER_ID", listed=False),
+        schema=UserCustomizationAssignment,
+        description=(
+            "Gives the client the id BINANCE_USER_CUSTOMER_ID with its agent, where it has another; only when asked for, "
+            "only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be done."
+        ),
+        requires=_AGENT,
+        appends=True,
     ),
 )

@@ -1,0 +1,62 @@
+"""Who is called what in the sandbox: the ids that the partner gave to emails, and the one that the client has with its
+agent. How these are asked for and refused over HTTP may not live here."""
+
+import json
+import re
+import threading
+from collections.abc import Mapping
+
+from affiliate_pipeline.sandbox.rebates import CUSTOMERS
+
+EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+
+
+class Customers:
+    """The same at each start; it changes as it is asked to.
+
+    `by_id`: the partner's clients, an email by its customerId.
+    `own_id`: the client's customerId with its agent, "" while it has none.
+    `taken_ids`: those of the agent's other clients.
+    """
+
+    def __init__(self) -> None:
+        self.by_id = _emails()
+        self.own_id = ""
+        self.taken_ids = set(self.by_id)
+        self._lock = threading.Lock()
+
+    def assign(self, customer_id: str, email: str) -> bool:
+        """The email has this id from now on, and no other; False if the id is somebody else's."""
+        with self._lock:
+            if self.by_id.get(customer_id, email).casefold() != email.casefold():
+                return False
+            for held in [held for held, whose in self.by_id.items() if whose.casefold() == email.casefold()]:
+                del self.by_id[held]
+            self.by_id[customer_id] = email
+            return True
+
+    def assign_own(self, customer_id: str) -> bool:
+        """The client has this id from now on; False if it is another client's."""
+        if customer_id in self.taken_ids:
+            return False
+        self.own_id = customer_id
+        return True
+
+    def rows(self, customer_id: str | None, email: str | None) -> list[Mapping[str, str]]:
+        """The partner's clients, of whom the one with this id or this email alone."""
+        with self._lock:
+            return [
+                {"customerId": held, "email": whose}
+                for held, whose in self.by_id.items()
+                if customer_id in (None, held) and (email is None or email.casefold() == whose.casefold())
+            ]
+
+
+def _emails() -> dict[str, str]:
+    """The customers of the rebates who have an id, with an email that may be the masked one in full."""
+    emails = {}
+    for number, (customer_id, row) in enumerate(CUSTOMERS):
+        email = json.loads(row + "}")["email"].replace("*****", f".{number:03d}")
+        if customer_id and EMAIL.fullmatch(email):
+            emails[customer_id] = email
+    return emails

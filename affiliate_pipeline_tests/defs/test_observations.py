@@ -1,0 +1,169 @@
+"""Binance's endpoints that tell only of now."""
+
+import json
+from collections import Counter
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+
+from affiliate_pipeline_tests.conftest import materialize
+
+NEW_USER, CUSTOMIZATION, USER = "binance/if_new_user", "binance/customization", "binance/user_customization"
+CLIENTS, PARTNERS = (
+    ("BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET"),
+    (
+        "BINANCE_PARTNER_API_KEY",
+        "BINANCE_PARTNER_API_SECRET",
+    ),
+)
+
+
+def today() -> date:
+    return datetime.now(UTC).date()
+
+
+def customers(query) -> Counter:
+    return Counter(query("select customer_id, email from binance.customization where partition_date = %s", today()))
+
+
+def test_whether_the_client_is_new_lands_as_it_is_now(sandbox, query):
+    run = materialize(NEW_USER, [today()])
+
+    assert run.success, run.message
+    assert query("select api_agent_code, rebate_working, if_new_user, referrer_id from binance.if_new_user") == [
+        (sandbox.binance.api_agent_code, True, True, "39472261")
+    ]
+    [request] = sandbox.requests
+    assert request.params["apiAgentCode"] == sandbox.binance.api_agent_code
+
+
+def test_all_customers_land_as_they_are_now_asked_without_a_filter(sandbox, query):
+    run = materialize(CUSTOMIZATION, [today()])
+
+    assert run.success, run.message
+    assert customers(query) == Counter(sandbox.binance.customers.by_id.items())
+    assert len(customers(query)) > 200
+    [request] = sandbox.requests
+    assert not {"customerId", "email"} & request.params.keys()
+
+
+def test_a_later_observation_of_the_day_replaces_the_earlier_one_even_if_it_is_smaller(sandbox, query):
+    materialize(CUSTOMIZATION, [today()])
+    del sandbox.binance.customers.by_id["hsp3wi"]
+    sandbox.binance.customers.assign("abc123", "test12345@126.com")
+
+    run = materialize(CUSTOMIZATION, [today()])
+
+    assert run.success, run.message
+    assert customers(query) == Counter(sandbox.binance.customers.by_id.items())
+
+    sandbox.binance.customers.by_id.clear()
+    assert materialize(CUSTOMIZATION, [today()]).success
+    assert customers(query) == Counter()
+
+
+@pytest.mark.parametrize("own_id", ["", "abc123"])
+def test_the_clients_own_id_lands_with_the_agent_asked_about(sandbox, query, own_id):
+    sandbox.binance.customers.own_id = own_id
+
+    run = materialize(USER, [today()])
+
+    assert run.success, run.message
+    assert query("select api_agent_code, customer_id from binance.user_customization") == [
+        (sandbox.binance.api_agent_code, own_id)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "landed"),
+    [
+        ('[{"customerId":"a"},{"customerId":"b","apiAgentCode":"OTHER"}]', [("OTHER", "b"), ("SANDBOX1", "a")]),
+        ("{}", [("SANDBOX1", None)]),
+        ("[]", []),
+        ("null", []),
+    ],
+)
+def test_an_answer_may_be_a_list_a_row_or_nothing(sandbox, query, body, landed):
+    sandbox.faults.next_answers.append((200, {}, body.encode()))
+
+    run = materialize(USER, [today()])
+
+    assert run.success, run.message
+    assert query("select api_agent_code, customer_id from binance.user_customization order by 1") == landed
+
+
+def test_an_answer_that_is_no_row_fails_the_day(sandbox):
+    sandbox.faults.next_answers.append((200, {}, b'"abc123"'))
+
+    run = materialize(USER, [today()])
+
+    assert "neither a row nor a list of rows" in run.failed[today()]
+
+
+@pytest.mark.parametrize("key", [NEW_USER, CUSTOMIZATION, USER])
+@pytest.mark.parametrize("trust_old", [False, True])
+def test_yesterday_is_refused_with_the_reason_and_costs_nothing(sandbox, key, trust_old):
+    yesterday = today() - timedelta(days=1)
+
+    run = materialize(key, [yesterday], trust_old=trust_old)
+
+    assert "no day but today can be fetched" in run.failed[yesterday]
+    assert sandbox.requests == []
+
+
+def test_a_list_as_long_as_a_full_page_elsewhere_is_told_as_doubtful(sandbox, caplog):
+    rows = [{"customerId": f"c{number}", "email": f"c{number}@example.com"} for number in range(500)]
+    sandbox.faults.next_answers.append((200, {}, json.dumps(rows).encode()))
+
+    run = materialize(CUSTOMIZATION, [today()])
+
+    assert run.success, run.message
+    [check] = [
+        event.asset_check_evaluation_data for event in run.events if event.event_type_value == "ASSET_CHECK_EVALUATION"
+    ]
+    assert not check.passed and "exactly 500 rows" in check.description
+    assert "exactly 500 rows" in caplog.text
+
+
+ASSETS = {
+    "binance/if_new_user": CLIENTS,
+    "binance/user_customization": CLIENTS,
+    "binance/user_customization_assignment": CLIENTS,
+    "binance/customization": PARTNERS,
+    "binance/customization_assignment": PARTNERS,
+}
+
+
+@pytest.mark.parametrize("key", ASSETS)
+def test_without_its_own_key_an_asset_fails_alone_and_names_the_variables(sandbox, monkeypatch, key):
+    for variable in ASSETS[key]:
+        monkeypatch.delenv(variable)
+
+    run = materialize(key, [today()])
+
+    assert all(f"{variable} is not set" in run.failed[today()] for variable in ASSETS[key])
+    assert sandbox.requests == []
+    others = [other for other in ASSETS if ASSETS[other] != ASSETS[key]]
+    assert all(materialize(other, [today()]).success for other in others[:1])
+
+
+@pytest.mark.parametrize("key", [key for key, names in ASSETS.items() if names == CLIENTS])
+def test_without_the_agents_code_the_clients_assets_fail_and_name_it(sandbox, monkeypatch, key):
+    monkeypatch.delenv("BINANCE_API_AGENT_CODE")
+
+    run = materialize(key, [today()])
+
+    assert "BINANCE_API_AGENT_CODE is not set" in run.failed[today()]
+    assert sandbox.requests == []
+
+
+@pytest.mark.parametrize("key", [NEW_USER, CUSTOMIZATION])
+def test_the_other_accounts_key_is_refused_by_name(sandbox, monkeypatch, key):
+    ours, theirs = (CLIENTS, PARTNERS) if key == NEW_USER else (PARTNERS, CLIENTS)
+    other = sandbox.binance.partner_key if ours == CLIENTS else sandbox.binance.client_key
+    monkeypatch.setenv(ours[0], other)
+    monkeypatch.setenv(ours[1], sandbox.binance.accounts[other])
+
+    run = materialize(key, [today()])
+
+    assert "-2015" in run.failed[today()] and ours[0] in run.failed[today()] and theirs[0] not in run.failed[today()]
