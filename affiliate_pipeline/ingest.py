@@ -347,10 +347,10 @@ class _Landing:
 
 
 def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store: Store) -> Plan:
-    """What materializing the days would cost; days that are kept cost nothing."""
+    """What materializing the days would cost; days that are kept, or refused unasked, cost nothing."""
     now = now_ms()
     ledger = store.ledger(endpoint, days)
-    asked = [day for day in days if endpoint.is_remembered(day, now) or day not in ledger]
+    asked = [day for day in days if endpoint.is_remembered(day, now) or not (day in ledger or endpoint.observation)]
     if not asked:
         return Plan(0, 0, 0)
     return endpoint.strategy.plan(session, asked, endpoint.exchange.zone)

@@ -138,7 +138,7 @@ def plan(
     asset: Annotated[str, typer.Argument(help="As in Dagster: lbank/trade_user")],
     days: Annotated[str, typer.Argument(help="One day or a range: 2026-10-01...2026-10-31")],
 ) -> None:
-    """What fetching a range of days costs, in requests and minutes; lands nothing.
+    """What fetching a range of days costs, in requests and minutes, and what an assignment would change; lands nothing.
 
     Where it depends on who is under us, LBank's roster is refreshed first if it is older than the range.
     """
@@ -147,7 +147,8 @@ def plan(
         raise Stop(f"there is no asset {asset}; there are {', '.join(endpoint.key for endpoint in ENDPOINTS)}")
     wanted = parse_days(days)
     with Store(Project.load().database_url()) as store, connected(endpoint, store) as session:
-        console.print(f"{endpoint.key} {fold(wanted)}: {plan_of(endpoint, wanted, session=session, store=store)}")
+        costs = plan_of(endpoint, wanted, session=session, store=store)
+        console.print(escape(f"{endpoint.key} {fold(wanted)}: {costs}"))
 
 
 def _become(program: str, arguments: Sequence[str]) -> None:

@@ -227,8 +227,10 @@ def test_a_file_that_cannot_be_read_is_named(sandbox, monkeypatch, tmp_path):
     monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(tmp_path / "nowhere.csv"))
     assert "BINANCE_CUSTOMER_IDS names cannot be read" in materialize(PARTNERS, [today()]).failed[today()]
 
-    (tmp_path / "nowhere.csv").write_bytes(b"a,\xff\xfe@x.com\n")
-    assert "not a CSV file in UTF-8" in materialize(PARTNERS, [today()]).failed[today()]
+    for content in (b"a,\xff\xfe@x.com\n", b"a\0,a@x.com\n"):
+        (tmp_path / "nowhere.csv").write_bytes(content)
+        assert "not a CSV file in UTF-8" in materialize(PARTNERS, [today()]).failed[today()]
+    assert sandbox.requests == []
 
 
 def test_only_today_can_be_assigned(sandbox, wanted):
@@ -440,3 +442,12 @@ def test_the_plan_shows_the_differences_and_posts_nothing(sandbox, wanted, datab
         "  line 5 (bad for x***): its email is malformed. Nothing will be posted",
         "  1 are in place",
     ]
+
+
+def test_the_plan_of_another_day_is_nothing(sandbox, wanted, database_url):
+    wanted(("new1", EMAILS[0]))
+    yesterday = today() - timedelta(days=1)
+
+    with Store(database_url) as store, connected(ENDPOINT[PARTNERS], store) as session:
+        assert str(plan_of(ENDPOINT[PARTNERS], [yesterday], session=session, store=store)) == "0 requests"
+    assert sandbox.requests == []

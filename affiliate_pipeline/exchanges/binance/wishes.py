@@ -1,6 +1,7 @@
 """Which customer ids are wanted, as the settings say it. What is there already and how it is changed is not known here."""
 
 import csv
+import io
 import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from affiliate_pipeline.rest.redact import redact
 from affiliate_pipeline.settings import Binance, SettingsError
 
 HEADER = ["customerid", "email"]
+_NO_CSV = "the file that BINANCE_CUSTOMER_IDS names is not a CSV file in UTF-8"
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 
 
@@ -38,17 +40,16 @@ def of_partner(settings: Binance) -> list[Wish]:
     if settings.binance_customer_ids is None:
         return []
     try:
-        with Path(settings.binance_customer_ids).open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file)
-            wishes = [
-                _wish(lines.line_num, cells)
-                for cells in ([cell.strip() for cell in line] for line in lines)
-                if any(cells)
-            ]
+        text = Path(settings.binance_customer_ids).read_text(encoding="utf-8-sig")
+        lines = csv.reader(io.StringIO(text))
+        rows = [(lines.line_num, [cell.strip() for cell in line]) for line in lines]
     except OSError as error:
         raise SettingsError(f"the file that BINANCE_CUSTOMER_IDS names cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error):
-        raise SettingsError("the file that BINANCE_CUSTOMER_IDS names is not a CSV file in UTF-8") from None
+        raise SettingsError(_NO_CSV) from None
+    if "\0" in text:  # UTF-16, or what no database column can hold
+        raise SettingsError(_NO_CSV)
+    wishes = [_wish(number, cells) for number, cells in rows if any(cells)]
     if wishes and [wishes[0].customer_id.lower(), wishes[0].whose.lower()] == HEADER:
         del wishes[0]
     return _without_twins(wishes)
