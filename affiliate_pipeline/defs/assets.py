@@ -117,7 +117,7 @@ def _checks(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
             NO_DAY_MISSING,
             asset=key,
             description="Each day that should have landed has, and was read again once it had settled: since the first "
-            "that landed, of the last 30. The watch looks every minute; right after a run its answer is on its way.",
+            "that landed, of the last 30. The watch looks all the time; right after a run its answer is on its way.",
         )
 
 

@@ -35,7 +35,7 @@ from affiliate_pipeline.watch import (
     turn,
 )
 
-EVERY_S = 60
+EVERY_S = 30
 TRY_TAG = "affiliate/watch"
 
 
@@ -48,7 +48,7 @@ def build_watch(endpoints: Sequence[Endpoint]) -> list[dg.SensorDefinition]:
 def _watch(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
     @dg.sensor(
         name="watch",
-        target=[_key(endpoint) for endpoint in endpoints],
+        asset_selection=dg.AssetSelection.assets(*map(_key, endpoints)),
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=EVERY_S,
         description=f"Asks again for days that should have landed and have not, at most {MOST_TRIES} times with growing "
