@@ -83,6 +83,12 @@ def choose(variables: Mapping[str, str]) -> None:
     _chosen_file().write_text(text + "".join(f"{name}={value}\n" for name, value in variables.items()))
 
 
+def set_default(**variables: object) -> None:
+    """What libraries of this process find in the environment, unless it is set there."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, str(value))
+
+
 def process_environment(**more: str) -> dict[str, str]:
     """The environment for a process that we start."""
     return {**os.environ, **more}

@@ -7,7 +7,13 @@ from dagster_postgres import DagsterPostgresStorage
 
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.urls import public_tables
-from affiliate_pipeline.settings import Project
+from affiliate_pipeline.settings import Project, set_default
+
+CONNECTION_USED_S = 1
+NO_TIMEOUT = 0
+ANY_NUMBER = -1
+# The materializations that end a step. It is Dagster itself that reads this, from the environment.
+EVENTS_WRITTEN_AT_ONCE = 1000
 
 
 class Storage(DagsterPostgresStorage, ConfigurableClass):
@@ -23,4 +29,12 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
         # (dagster issue 33958).
         schemas = {"affiliate", *(endpoint.exchange.name for endpoint in ENDPOINTS)}
         url = public_tables(Project.load().database_url(), schemas)
-        return cls(url.replace("postgresql://", "postgresql+psycopg2://", 1), inst_data=inst_data)
+        storage = cls(url.replace("postgresql://", "postgresql+psycopg2://", 1), inst_data=inst_data)
+        # A range of days writes three events a day, and would open seven connections a day for them: two thirds of what
+        # such a run takes. A connection is used for a second at most, so that none is found dead after a restart of the
+        # database.
+        storage.event_log_storage.optimize_for_webserver(
+            statement_timeout=NO_TIMEOUT, pool_recycle=CONNECTION_USED_S, max_overflow=ANY_NUMBER
+        )
+        set_default(DAGSTER_EVENT_BATCH_SIZE=EVENTS_WRITTEN_AT_ONCE)
+        return storage

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 import psycopg
+import psycopg2
 import pytest
 
 from affiliate_pipeline import settings
@@ -70,3 +71,34 @@ def test_dagsters_tables_stay_out_of_the_schema_of_the_data(instance_of, monkeyp
         pass
     instance_of().get_runs_count()
     assert query("select schemaname::text from pg_tables where tablename = 'runs'") == [("public",)]
+
+
+def test_the_days_of_a_range_share_a_connection_and_one_statement_writes_their_materializations(
+    instance_of, monkeypatch, database_url, query
+):
+    """Each event by itself opened two or three connections, which made most of what a long quiet range took."""
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
+    days = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-04-11")
+
+    @dg.asset(partitions_def=days, backfill_policy=dg.BackfillPolicy.single_run())
+    def thing(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        return dg.MaterializeResult()
+
+    instance = instance_of()
+    assert instance.get_runs_count() == 0
+    opened = []
+    connect = psycopg2.connect
+    monkeypatch.setattr(psycopg2, "connect", lambda *a, **k: opened.append(1) or connect(*a, **k))
+    keys = days.get_partition_keys()
+    result = dg.materialize(
+        [thing],
+        instance=instance,
+        tags={"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]},
+    )
+    assert result.success
+    written = (
+        "select count(distinct partition), count(*), count(distinct xmin::text) from event_logs "
+        "where dagster_event_type = 'ASSET_MATERIALIZATION'"
+    )
+    assert query(written) == [(100, 100, 1)]
+    assert len(opened) < len(keys)
