@@ -154,12 +154,10 @@ def recovered(alerts: Sequence[Alert]) -> Alert:
     for alert in alerts:
         for asset, failed in alert.failed.items():
             days.setdefault(asset, set()).update(failed)
-    lines = [_landed_since(asset, failed) for asset, failed in days.items()]
-    told = dict.fromkeys(f"Told before: {alert.title}" for alert in alerts)
     return Alert(
         "landed: " + ", ".join(alert.key for alert in alerts),
-        "; ".join(lines),
-        "\n".join([*(f"{line}." for line in lines), *told]),
+        "; ".join(_landed_since(asset, failed) for asset, failed in days.items()),
+        "\n".join(dict.fromkeys(f"Told before: {alert.title}" for alert in alerts)),
         good_news=True,
     )
 

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from affiliate_pipeline import alerts
+from affiliate_pipeline import alerts, watch
 from affiliate_pipeline.alerts import (
     CAUSES_SHOWN,
     LONGEST_MESSAGE,
@@ -16,6 +18,7 @@ from affiliate_pipeline.alerts import (
     Message,
     failed_checks,
     failed_run,
+    failing_ticks,
     messages,
     recovered,
     send,
@@ -24,6 +27,7 @@ from affiliate_pipeline.alerts import (
 from affiliate_pipeline.days import days_from
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Memory
+from affiliate_pipeline.watch import MissingDay
 from affiliate_pipeline_tests.smtp import Smtp, text_of
 
 # Apprise imports all its services at once, one of which asks for a module that Python 3.13 has no more.
@@ -173,6 +177,38 @@ def test_the_title_of_a_folded_message_counts():
 def test_an_alert_longer_than_a_message_is_sent_alone():
     long, short = Alert("1", "long", "x" * (LONGEST_MESSAGE + 1)), Alert("2", "short", "")
     assert [message.alerts for message in messages([short, long, short])] == [[short], [long], [short]]
+
+
+def examples() -> list[Alert]:
+    """An alert of each kind, as the runbook shows them."""
+    rebates = BY_KEY[REBATES]
+    cause = "Binance answered HTTP 400 with code -1127. Materialize the day again; if it stays, see the runbook."
+    failed = told(
+        [FailedAsset(REBATES, [*DAYS[1:4], DAYS[5]], 10, dict.fromkeys(DAYS, cause), rebates)],
+        "unknown",
+    )
+    days = [MissingDay(day, None, rebates.is_remembered(day, NOW_MS), rebates.fetchable_until_ms(day)) for day in DAYS]
+    said = "the answers have fields that the schema does not know, kept in column extra: tier"
+    return [
+        failed,
+        failed_checks("checks", {(REBATES, "day_is_sound"): {DAYS[1]: said}}, LINK),
+        failing_ticks(
+            "ticks",
+            "sensor",
+            "watch",
+            "StoreUnavailable: the database cannot be used",
+            "http://localhost:3000/automation",
+        ),
+        *watch.alerts_of(rebates, watch.Said.BELOW_48_HOURS, days[1:2]),
+        *watch.alerts_of(rebates, watch.Said.LOST, days[:1]),
+        recovered([failed]),
+    ]
+
+
+@pytest.mark.parametrize("alert", examples(), ids=lambda alert: alert.key.split(",")[0])
+def test_the_runbook_shows_alerts_as_they_are(alert):
+    runbook = (Path(__file__).parents[1] / "docs" / "runbook.md").read_text()
+    assert textwrap.indent(f"{alert.title}\n{alert.text}\n", "    ") in runbook
 
 
 MESSAGE = Message("A title; ü", "ünï…\n2026-11-03…05: <b>a & b</b> %d {x} *y* \\n", [Alert("1", "", "")])

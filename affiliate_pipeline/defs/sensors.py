@@ -12,7 +12,7 @@ from dagster import AssetKey, DagsterEventType, DagsterInstance, DagsterRun
 from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType, TickStatus
 
 from affiliate_pipeline import alerts
-from affiliate_pipeline.defs.assets import FAILED_PARTITIONS
+from affiliate_pipeline.defs.assets import FAILED_PARTITIONS, NO_DAY_MISSING
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.ingest import cause_of, now_ms
@@ -24,9 +24,6 @@ RUNS_PER_TICK = 200
 DAY_S = 86_400
 # Ids are given before events are committed: one below what has been read may still appear.
 APPEARED_S = 60
-# The standing check of an asset is not told of when it fails: the watch, which evaluates it, raises alerts of its own,
-# with deadlines.
-STANDING_CHECK = "no_day_missing"
 DELIVERY = "alert_delivery"
 WILL_RETRY_TAG = "dagster/will_retry"
 # A single failed tick of a sensor is made good by the next one; one of a schedule is a run that did not start.
@@ -175,7 +172,8 @@ def _failed_checks(instance: DagsterInstance, run_id: str) -> dict[tuple[str, st
     failed: dict[tuple[str, str], dict[date | None, str]] = {}
     for event in _records(instance, run_id, DagsterEventType.ASSET_CHECK_EVALUATION):
         check = event.asset_check_evaluation_data
-        if check.passed or check.check_name == STANDING_CHECK:
+        # Of missing days the watch raises alerts of its own, with deadlines.
+        if check.passed or check.check_name == NO_DAY_MISSING:
             continue
         name = check.asset_key.to_user_string(), check.check_name
         failed.setdefault(name, {})[_day(check.partition)] = check.description or ""

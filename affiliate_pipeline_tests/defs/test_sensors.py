@@ -259,17 +259,17 @@ def test_failed_checks_of_a_run_that_lands_everything_are_told_once_with_their_d
 
 def test_the_standing_check_is_left_to_the_watch(instance, tick):
     @dg.asset(
-        check_specs=[dg.AssetCheckSpec(sensors.STANDING_CHECK, asset="kept"), dg.AssetCheckSpec("own", asset="kept")]
+        check_specs=[dg.AssetCheckSpec(assets.NO_DAY_MISSING, asset="kept"), dg.AssetCheckSpec("own", asset="kept")]
     )
     def kept():
-        for name in (sensors.STANDING_CHECK, "own"):
+        for name in (assets.NO_DAY_MISSING, "own"):
             yield dg.AssetCheckResult(check_name=name, passed=False, description=f"{name} says no")
         yield dg.MaterializeResult()
 
     dg.materialize([kept], instance=instance)
     (alert,) = tick()
     assert alert.title == "kept: check own failed"
-    assert sensors.STANDING_CHECK not in alert.text
+    assert assets.NO_DAY_MISSING not in alert.text
 
 
 # Only the real instance keeps ticks.
