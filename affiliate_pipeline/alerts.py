@@ -12,6 +12,7 @@ from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.rest.redact import redact
 
 CAUSES_SHOWN = 5
+MOST_IN_TITLE = 3
 LONGEST_CAUSE = 500
 # Discord's and Telegram's limits are 2000 and 4096; a service's own limit is kept by splitting once more.
 LONGEST_MESSAGE = 3500
@@ -65,7 +66,7 @@ def failed_run(key: str, assets: Sequence[FailedAsset], fallback: str, link: str
         lines.append("To do: mend the cause, then materialize it again.")
     return Alert(
         key,
-        "; ".join(f"{asset.key} failed" + (f" for {fold(asset.days)}" if asset.days else "") for asset in assets)
+        _title([f"{asset.key} failed" + (f" for {fold(asset.days)}" if asset.days else "") for asset in assets])
         or "A run failed",
         "\n".join([*lines, f"Run: {link}"]),
         {asset.key: tuple(asset.days) for asset in assets},
@@ -84,6 +85,11 @@ def _failed_days(asset: FailedAsset, fallback: str, now_ms: int) -> Iterator[str
         yield f"… and {len(by_cause) - CAUSES_SHOWN} other causes, named in the run."
     if asset.endpoint:
         yield f"At the source: {still_there(asset.endpoint, asset.days, now_ms)}."
+
+
+def _title(parts: Sequence[str]) -> str:
+    more = len(parts) - MOST_IN_TITLE
+    return "; ".join([*parts[:MOST_IN_TITLE], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _cause(text: str) -> str:
@@ -124,9 +130,12 @@ def failed_checks(key: str, failed: Mapping[tuple[str, str], Mapping[date | None
             lines.append(f"… and {len(by_text) - CAUSES_SHOWN} more of this check, in the run.")
     return Alert(
         key,
-        "; ".join(
-            f"{asset}: check {check} failed" + (f" for {fold(days)}" if (days := [day for day in said if day]) else "")
-            for (asset, check), said in failed.items()
+        _title(
+            [
+                f"{asset}: check {check} failed"
+                + (f" for {fold(days)}" if (days := [day for day in said if day]) else "")
+                for (asset, check), said in failed.items()
+            ]
         ),
         "\n".join(
             [
@@ -154,10 +163,12 @@ def recovered(alerts: Sequence[Alert]) -> Alert:
     for alert in alerts:
         for asset, failed in alert.failed.items():
             days.setdefault(asset, set()).update(failed)
+    landed = [_landed_since(asset, failed) for asset, failed in days.items()]
+    told = dict.fromkeys(f"Told before: {alert.title}" for alert in alerts)
     return Alert(
         "landed: " + ", ".join(alert.key for alert in alerts),
-        "; ".join(_landed_since(asset, failed) for asset, failed in days.items()),
-        "\n".join(dict.fromkeys(f"Told before: {alert.title}" for alert in alerts)),
+        _title(landed),
+        "\n".join([*landed[MOST_IN_TITLE:], *told]),
         good_news=True,
     )
 

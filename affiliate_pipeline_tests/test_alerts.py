@@ -83,6 +83,17 @@ def test_every_asset_of_a_run_is_named():
     assert REBATES in alert.text and KICKBACKS in alert.text
 
 
+def test_a_title_stays_short_and_the_text_names_everything():
+    failed = [FailedAsset(endpoint.key, DAYS, 0, {}) for endpoint in ENDPOINTS]
+    alert = told(failed)
+    assert alert.title.endswith(f"; and {len(ENDPOINTS) - 3} more") and len(alert.title) < 200
+    good = recovered([alert])
+    assert good.title.endswith(f"; and {len(ENDPOINTS) - 3} more")
+    for endpoint in ENDPOINTS:
+        assert endpoint.key in alert.text
+        assert endpoint.key in good.title + good.text
+
+
 def test_a_run_without_a_failed_day_is_told_all_the_same():
     alert = told([], "The run could not start")
     assert alert.title == "A run failed"

@@ -44,11 +44,12 @@ class _Undecided(Exception):
 def failed_run_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Unlike Dagster's own sensor of failed runs this one reads a run again if its tick failed."""
     ui = Alerts.load().dagster_ui_url
-    cursor: dict[str, int] = json.loads(context.cursor or "{}")
+    # Nobody acts on older failures that were never heard; what is missing the watch tells.
+    cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - DAY_S}
     raised = 0
     with Outbox(Project.load().database_url()) as outbox:
         for event_type in (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED):
-            for record in _ended(context.instance, event_type, cursor.get(event_type.value)):
+            for record in _ended(context.instance, event_type, cursor):
                 run = context.instance.get_run_by_id(record.run_id)
                 try:
                     if run:
@@ -63,19 +64,11 @@ def failed_run_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     return dg.SkipReason(f"{raised} alerts raised")
 
 
-def _ended(instance: DagsterInstance, event_type: Any, after: int | None) -> list[dg.EventLogRecord]:
-    return list(
-        instance.fetch_run_status_changes(
-            dg.RunStatusChangeRecordsFilter(
-                event_type,
-                after_storage_id=after,
-                # Nobody acts on older failures that were never heard; what is missing the watch tells.
-                after_timestamp=time.time() - DAY_S if after is None else None,
-            ),
-            limit=RUNS_PER_TICK,
-            ascending=True,
-        ).records
+def _ended(instance: DagsterInstance, event_type: Any, cursor: Mapping[str, Any]) -> list[dg.EventLogRecord]:
+    unread = dg.RunStatusChangeRecordsFilter(
+        event_type, after_storage_id=cursor.get(event_type.value), after_timestamp=cursor["since"]
     )
+    return list(instance.fetch_run_status_changes(unread, limit=RUNS_PER_TICK, ascending=True).records)
 
 
 def _alerts(instance: DagsterInstance, run: DagsterRun, ended: dg.EventLogEntry, link: str) -> Iterator[alerts.Alert]:

@@ -139,6 +139,14 @@ def test_what_failed_long_before_the_first_tick_is_not_told(sandbox, instance, t
     assert tick() == []
 
 
+def test_a_failure_during_a_long_silence_is_told(sandbox, instance, tick, monkeypatch):
+    tick()
+    monkeypatch.setattr(sensors, "DAY_S", -1)
+    sandbox.faults.fail_day(DAYS[-1], status=400, code=-1127)
+    materialized(instance, DAYS[-1:])
+    assert len(tick()) == 1
+
+
 def test_a_wrong_key_fails_every_day_with_one_cause(sandbox, instance, tick, monkeypatch):
     monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "nobodys-key")
     materialized(instance, DAYS[:3])
