@@ -7,6 +7,7 @@ import dagster as dg
 from affiliate_pipeline.defs.assets import build_asset
 from affiliate_pipeline.defs.delivery import alert_delivery
 from affiliate_pipeline.defs.earnings import build_earnings, build_stale_days
+from affiliate_pipeline.defs.history import build_missed_days_schedule, kickback_history
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.defs.schedules import build_schedules
@@ -21,13 +22,14 @@ def build_definitions(**resources: Any) -> dg.Definitions:
     return dg.Definitions(
         assets=[*(build_asset(endpoint) for endpoint in ENDPOINTS), roster, build_earnings(earning)],
         resources={"postgres": Postgres(), "exchanges": Exchanges(), **resources},
-        schedules=build_schedules(ENDPOINTS),
+        schedules=[*build_schedules(ENDPOINTS), build_missed_days_schedule()],
         sensors=[
             failed_run_alert,
             failing_tick_alert,
             alert_delivery,
             build_stale_days(earning),
             *build_watch(ENDPOINTS),
+            kickback_history,
         ],
         # LBank's endpoints mostly wait, each for a budget of its own: as many steps at once as it has endpoints.
         executor=dg.multiprocess_executor.configured({"max_concurrent": 8}),

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from affiliate_pipeline.days import fold
+from affiliate_pipeline.days import instant as time_of
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Endpoint, Plan, Session
+from affiliate_pipeline.postgres.lease import LONGEST_WAIT_S
 from affiliate_pipeline.postgres.shared import Shared
 from affiliate_pipeline.postgres.store import Day, Facts, Ledger, Shrunken, Store, StoreError, StoreUnavailable
 from affiliate_pipeline.rest.errors import ExchangeError, Fatal
@@ -89,9 +91,10 @@ def now_ms() -> int:
 
 
 @contextmanager
-def connected(endpoint: Endpoint, store: Store) -> Iterator[Session]:
-    """A session with the endpoint's account whose rate limit is shared through the store's database."""
-    with Shared(store.url) as shared:
+def connected(endpoint: Endpoint, store: Store, longest_wait_s: float = LONGEST_WAIT_S) -> Iterator[Session]:
+    """A session with the endpoint's account whose rate limit is shared through the store's database; a pause of it that is
+    longer raises `Banned`."""
+    with Shared(store.url, longest_wait_s) as shared:
         session = endpoint.exchange.connect(endpoint, shared)
         with session.client:
             yield session
@@ -163,14 +166,14 @@ class _Landing:
         return self.options.trust_old and not self.endpoint.observation
 
     def _fetch(self, days: list[date], asked_at: int) -> Iterator[Outcome]:
-        old = [] if self._trusts_old else [d for d in days if not self.endpoint.is_remembered(d, asked_at)]
+        old = [] if self._trusts_old else [d for d in days if not self._is_held(d, asked_at)]
         for day in (day for day in old if day in self.ledger):
             yield self._kept(day)
         unproven = [day for day in old if day not in self.ledger]
         self._prove(unproven)
         for day in unproven:
             if day not in self._proven_until:
-                yield self._failed(day, self._forgotten())
+                yield self._failed(day, self._forgotten(day))
         ask = [day for day in days if day not in old or day in self._proven_until]
         if not ask:
             return
@@ -190,7 +193,7 @@ class _Landing:
         if not self.endpoint.appends and not self._is_whole(day):
             if day in self.ledger:
                 return self._kept(day)
-            return self._failed(day, f"while it was being fetched, {self._forgotten()}")
+            return self._failed(day, f"while it was being fetched, {self._forgotten(day)}")
         if isinstance(fetched, DayError):
             return self._failed(
                 day, f"{str(fetched.error).rstrip('.')}. Materialize the day again; if it stays, see the runbook"
@@ -199,12 +202,17 @@ class _Landing:
 
     def _is_whole(self, day: date) -> bool:
         """Whether the source, after the day was fetched, still holds all of it."""
-        if self._trusts_old or self.endpoint.is_remembered(day, self.now()):
+        if self._trusts_old or self._is_held(day, self.now()):
             return True
         if self.now() > self._proven_until.get(day, math.inf):
             del self._proven_until[day]
             self._prove([day])
         return day in self._proven_until
+
+    def _is_held(self, day: date, at_ms: int) -> bool:
+        """Whether the source promises all of the day at that instant, or was asked for it while it did."""
+        memory = self.endpoint.memory
+        return self.endpoint.is_remembered(day, at_ms) or bool(memory and memory.asked_in_time(self.session, day))
 
     def _land(self, fetched: DayRows, asked_at: int) -> Outcome:
         day = fetched.day
@@ -314,17 +322,22 @@ class _Landing:
     def _failed(self, day: date, reason: str) -> Failed:
         return Failed(day, _reason(reason, self.ledger.get(day)))
 
-    def _forgotten(self) -> str:
+    def _forgotten(self, day: date) -> str:
         if self.endpoint.observation:
             return "the endpoint tells only how things are now, so no day but today can be fetched"
         memory = self.endpoint.memory
         assert memory is not None
         proof = " and no older row is left to prove that this one keeps more" if memory.provable else ""
-        return (
+        told = (
             f"the day lies beyond the {memory.span.days} days that the source promises{proof}. It was not landed, since an "
-            "empty answer would look like a quiet day. If you know that the source still has it, materialize with run "
-            "config trust_old: true"
+            "empty answer would look like a quiet day. "
         )
+        second = memory.second_chance
+        if second and second.is_remembered(day, self.now()):
+            until_ms = second.fetchable_until_ms(day)
+            assert until_ms is not None
+            return f"{told}{second.key} can still land it until {time_of(until_ms)}: materialize that instead"
+        return f"{told}If you know that the source still has it, materialize with run config trust_old: true"
 
     def _prove(self, days: list[date]) -> None:
         """Notes which of the days, beyond the promised memory, the source still holds, and how long that is certain.

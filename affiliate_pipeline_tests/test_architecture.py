@@ -76,6 +76,10 @@ EXCEPTIONS = {
     "defs.watch": {"rest.heartbeat"},
     # Keeps what is told to people.
     "postgres.outbox": {"alerts"},
+    # The collections' table is the state of that exchange's history, not an endpoint's.
+    "postgres.collection": {"exchanges.binance.collection"},
+    # The history has a sensor and a schedule of its own.
+    "defs.history": {"exchanges.binance", "rest.errors"},
     # The roster's table is a cache of that exchange's strategy, not an endpoint's.
     "postgres.roster": {"exchanges.lbank.roster", "rows"},
 }

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from affiliate_pipeline.days import fold
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
+from affiliate_pipeline.defs.reconciliation import check_specs, reconciled
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.ingest import Failed, Landed, Options, Outcome, ingest
@@ -42,7 +43,7 @@ def build_asset(endpoint: Endpoint) -> dg.AssetsDefinition:
         kinds={"postgres"},
         partitions_def=daily(endpoint.exchange.zone, today=endpoint.observation),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        check_specs=list(_checks(endpoint)),
+        check_specs=[*_checks(endpoint), *check_specs(endpoint)],
         metadata={
             "dagster/column_schema": _column_schema(endpoint),
             "dagster/table_name": endpoint.key.replace("/", "."),
@@ -82,6 +83,7 @@ def _materialize(
                     landed[outcome.day.isoformat()] = _metadata(outcome)
                 if isinstance(outcome, Landed) and checks:
                     yield _check(context.asset_key, outcome)
+                    yield from reconciled(endpoint, store, outcome)
     except (SettingsError, ServerError, StoreUnavailable) as error:
         told = {*landed, *failed}
         failed |= {day: f"{error}. What had landed is untouched." for day in context.partition_keys if day not in told}

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from affiliate_pipeline.exchanges.spec import Endpoint, Session
 from affiliate_pipeline.ingest import connected
+from affiliate_pipeline.postgres.lease import LONGEST_WAIT_S
 from affiliate_pipeline.postgres.store import Store
 from affiliate_pipeline.sandbox.served import served
 from affiliate_pipeline.settings import Binance, Project, is_sandbox
@@ -15,10 +16,11 @@ class Postgres:
     """The one database."""
 
     @contextmanager
-    def store(self, run_id: str) -> Iterator[Store]:
-        """A store for a step of the run, which counts as alive meanwhile."""
+    def store(self, run_id: str | None = None) -> Iterator[Store]:
+        """A store; for a step of a run, which counts as alive meanwhile, if one is given."""
         with Store(Project.load().database_url()) as store:
-            store.work_for(run_id)
+            if run_id is not None:
+                store.work_for(run_id)
             yield store
 
 
@@ -26,8 +28,8 @@ class Exchanges:
     """Signed clients, one per account, sharing their rate limits through the database."""
 
     @contextmanager
-    def session(self, endpoint: Endpoint, store: Store) -> Iterator[Session]:
-        with _sandbox(), connected(endpoint, store) as session:
+    def session(self, endpoint: Endpoint, store: Store, longest_wait_s: float = LONGEST_WAIT_S) -> Iterator[Session]:
+        with _sandbox(), connected(endpoint, store, longest_wait_s) as session:
             yield session
 
 

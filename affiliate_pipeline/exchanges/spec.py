@@ -127,6 +127,9 @@ class Shared(Protocol):
     def roster(self, source: str) -> Any:
         """`exchanges.lbank.roster.RosterStore`"""
 
+    def collections(self, source: str) -> Any:
+        """`exchanges.binance.collection.CollectionStore`"""
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -140,10 +143,14 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Memory:
-    """How long the source keeps rows. `provable`: it may keep them longer, and an older row found proves it."""
+    """How long the source keeps rows. `provable`: it may keep them longer, and an older row found proves it.
+    `second_chance`: another endpoint that has the same rows for longer. `asked_in_time`: whether a day that is no longer
+    remembered was asked for while it was, and only has to be fetched."""
 
     span: timedelta
     provable: bool
+    second_chance: "Endpoint | None" = None
+    asked_in_time: Callable[[Any, date], bool] = lambda session, day: False
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ class Earnings:
     """
 
     kind: str
-    # The columns, first non-empty first, that say by whose trades or by whom it was earned.
+    # The columns, first non-empty first, that say by whose trades or by whom it was earned; none if it is all one's own.
     earners: tuple[str, ...]
     # The column with the amount in USDT, where the source gives it.
     usdt: str | None = None
@@ -181,6 +188,8 @@ class Endpoint:
     # Two amounts of a row of which the first is never below the second.
     volume_and_fee: tuple[str, str] | None = None
     earnings: Earnings | None = None
+    # The key of another endpoint that tells of the same rows: where both have landed a day, a check compares them.
+    same_rows_as: str | None = None
     # An observation tells how things are now: only today's partition can be fetched.
     observation: bool = False
     # Its rows tell what was done at the exchange: a day keeps those it holds and gains those of each run.

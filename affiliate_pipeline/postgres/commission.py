@@ -135,7 +135,7 @@ class Commission:
             ).fetchall()
         found: list[Earner] = []
         for endpoint in self._endpoints:
-            if (endpoint.key,) in counted:
+            if (endpoint.key,) in counted and endpoint.earnings and endpoint.earnings.earners:
                 with (
                     unavailable(),
                     self._connection.transaction(),

@@ -69,7 +69,9 @@ class Lease:
         window_s: float,
         requests: int = 1,
         sleep: Callable[[float], None] = time.sleep,
+        longest_wait_s: float = LONGEST_WAIT_S,
     ):
+        self._longest_wait_s = longest_wait_s
         self._scope, self._slots, self._window_s, self._requests, self._sleep = scope, slots, window_s, requests, sleep
         self._lock = threading.Lock()
         self._block: _Block | None = None
@@ -127,7 +129,7 @@ class Lease:
                     )
                     return self._block
                 wait_s, pause_s = self._run(_WAIT, values).fetchone()
-            if pause_s is not None and pause_s > LONGEST_WAIT_S:
+            if pause_s is not None and pause_s > self._longest_wait_s:
                 raise Banned(f"the exchange wants no request for another {pause_s:.0f} s; materialize again after that")
             # Another process may be faster; a slot that was seen coming back is then asked for again.
             self._sleep(min(max(wait_s or 0.0, 0.005), 5.0))

@@ -5,7 +5,8 @@ from typing import Self
 
 from affiliate_pipeline.postgres.answers import AnswerStore
 from affiliate_pipeline.postgres.attempts import AttemptStore
-from affiliate_pipeline.postgres.lease import Lease
+from affiliate_pipeline.postgres.collection import Collections
+from affiliate_pipeline.postgres.lease import LONGEST_WAIT_S, Lease
 from affiliate_pipeline.postgres.roster import Rosters
 
 # A slot of a large budget is good for several requests, so that the database is not asked before each one.
@@ -13,10 +14,11 @@ MOST_SLOTS = 300
 
 
 class Shared:
-    """Opens what is asked for and closes it at its own end."""
+    """Opens what is asked for and closes it at its own end. `longest_wait_s`: a pause of a rate limit that is longer ends
+    the run instead of being waited for."""
 
-    def __init__(self, url: str):
-        self._url = url
+    def __init__(self, url: str, longest_wait_s: float = LONGEST_WAIT_S):
+        self._url, self._longest_wait_s = url, longest_wait_s
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -27,7 +29,8 @@ class Shared:
 
     def limit(self, scope: str, per_window: int, window_s: float) -> Lease:
         requests = max(1, per_window // MOST_SLOTS)
-        lease = Lease(self._url, scope, max(1, per_window // requests), window_s, requests)
+        slots = max(1, per_window // requests)
+        lease = Lease(self._url, scope, slots, window_s, requests, longest_wait_s=self._longest_wait_s)
         self._stack.callback(lease.close)
         return lease
 
@@ -45,3 +48,8 @@ class Shared:
         rosters = Rosters(self._url, source)
         self._stack.callback(rosters.close)
         return rosters
+
+    def collections(self, source: str) -> Collections:
+        collections = Collections(self._url, source)
+        self._stack.callback(collections.close)
+        return collections

@@ -175,6 +175,20 @@ class Rejected:
     rows: list[bytes]
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Where two assets that tell of the same rows do not agree: number of rows and exact sum (text) in each."""
+
+    name: str | None
+    rows: int
+    total: str
+    other_rows: int
+    other_total: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.rows} rows, {self.total} in all, against {self.other_rows} rows, {self.other_total}"
+
+
 class Shrunken(StoreError):
     """The source has fewer rows than had landed."""
 
@@ -400,6 +414,31 @@ class Store:
             last=max((last for *_, last in groups if last), default=None),
             sums={name: total for name, total, *_ in groups if total is not None},
         )
+
+    def differences(self, endpoint: Endpoint, other: str, day: date) -> list[Difference] | None:
+        """Where the day's rows differ in number or exact sum from those of the asset `other`, by what they are summed by;
+        None if that has not landed the day."""
+        assert endpoint.total is not None
+        amount, group = map(sql.Identifier, endpoint.total)
+        sums = sql.SQL("select {} name, count(*) rows, sum({}) total from {} where partition_date = %(day)s group by 1")
+        own, others = (sums.format(group, amount, sql.Identifier(*key.split("/"))) for key in (endpoint.key, other))
+        with unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
+            cursor.execute(
+                "select from affiliate.landing where asset = %s and partition = %s and to_regclass(%s) is not null",
+                (other, day, other.replace("/", ".")),
+            )
+            if cursor.fetchone() is None:
+                return None
+            cursor.execute(
+                sql.SQL(
+                    "select name, coalesce(own.rows, 0), coalesce(own.total, 0)::text, "
+                    "coalesce(others.rows, 0), coalesce(others.total, 0)::text "
+                    "from ({}) own full join ({}) others using (name) "
+                    "where (own.rows, own.total) is distinct from (others.rows, others.total) order by 1"
+                ).format(own, others),
+                {"day": day},
+            )
+            return [Difference(*row) for row in cursor]
 
     def reject(
         self,

@@ -103,11 +103,18 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def get(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], Answer]) -> Answer:
-        """The decoded body of the answer; a body that `decode` refuses with ValueError counts as no good answer."""
-        return self._patiently(lambda: self._once("GET", path, params, decode))
+    def get(
+        self, path: str, params: Mapping[str, object], decode: Callable[[bytes], Answer], *, patient: bool = True
+    ) -> Answer:
+        """The decoded body of the answer; a body that `decode` refuses with ValueError counts as no good answer.
 
-    def post(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], Answer]) -> Answer:
+        Not patient: `Transient` is raised at the first failure instead of after the last attempt.
+        """
+        return self._patiently(lambda: self._once("GET", path, params, decode), patient)
+
+    def post(
+        self, path: str, params: Mapping[str, object], decode: Callable[[bytes], Answer], *, patient: bool = True
+    ) -> Answer:
         """The same of a POST, its parameters in the query. It is sent again only where it surely had no effect: too many
         requests, a timestamp refused, no connection. Any other trouble raises `OutcomeUnknown` at once."""
 
@@ -119,10 +126,10 @@ class Client:
             except Transient as error:
                 raise OutcomeUnknown(f"whether it was done is not known: {error}") from None
 
-        return self._patiently(once)
+        return self._patiently(once, patient)
 
-    def _patiently(self, once: Callable[[], Answer]) -> Answer:
-        """What `once` gives, called again as long as its errors are worth it."""
+    def _patiently(self, once: Callable[[], Answer], patient: bool) -> Answer:
+        """What `once` gives, called again as long as its errors are worth it; if not patient, only with the clock set."""
         started = time.monotonic()
         failures = corrections = 0
 
@@ -133,10 +140,12 @@ class Client:
             if isinstance(error, ClockOff):
                 corrections += 1
                 return 0.0 if corrections <= CLOCK_CORRECTIONS and self._correct_clock(error.server_ms) else False
+            if not patient:
+                return False
             failures += 1
-            patient = time.monotonic() - started < SILENCE_LIMIT_S
+            early = time.monotonic() - started < SILENCE_LIMIT_S
             if isinstance(error, Unanswered):
-                return not self._is_silent_since(started) and (patient or failures < ATTEMPTS)
+                return not self._is_silent_since(started) and (early or failures < ATTEMPTS)
             if failures >= ATTEMPTS:
                 return False
             # The limit, which everybody asks, holds the pause; nothing is left to wait for here.
@@ -149,7 +158,7 @@ class Client:
         except ClockOff as error:
             raise Fatal(str(error)) from None
         except Unanswered as error:
-            if not self._is_silent_since(started):
+            if not patient or not self._is_silent_since(started):
                 raise
             raise Unreachable(
                 f"{self.host} gave no answer for {SILENCE_LIMIT_S} s ({error}). "

@@ -11,6 +11,7 @@ library exception with a URL in it is shown behind them.
     │   └── ClockOff              the exchange's clock and ours differ
     ├── OutcomeUnknown            a POST may have had its effect or not: only the exchange's own state tells
     ├── Refused                   asking again cannot help: fails the days asked for
+    │   └── UrlExpired            a URL that was given out for a while is no longer good: ask for a fresh one
     └── Fatal                     ends the whole range at once
         ├── AccessRefused         key, secret, IP address or permission
         ├── Banned                the exchange wants a longer silence than a run can wait
@@ -56,6 +57,10 @@ class OutcomeUnknown(ExchangeError):
 
 class Refused(ExchangeError):
     """Asking again cannot help."""
+
+
+class UrlExpired(Refused):
+    """The URL is no longer good; a fresh one may be."""
 
 
 class Fatal(ExchangeError):

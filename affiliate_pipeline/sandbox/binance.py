@@ -16,6 +16,7 @@ from typing import Any
 from affiliate_pipeline.sandbox.customers import EMAIL, Customers
 from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call
 from affiliate_pipeline.sandbox.faults import Faults
+from affiliate_pipeline.sandbox.kickbacks import FILES, RECENT_MS, Kickbacks
 from affiliate_pipeline.sandbox.rebates import (
     DAY_MS,
     EMPTY_DAY,
@@ -30,6 +31,9 @@ from affiliate_pipeline.sandbox.signatures import verifier
 
 DAYS_CACHED = 40
 MAX_SPAN_MS = 7 * DAY_MS
+# The client is one trader of many.
+REBATES_PER_KICKBACK = 5
+DEFAULT_KICKBACKS, MOST_KICKBACKS = 500, 1000
 MAX_AHEAD_MS = 1000
 DEFAULT_RECV_WINDOW_MS = 5000
 MAX_RECV_WINDOW_MS = 60_000
@@ -84,7 +88,7 @@ class Binance:
     `patience`: so many calls in a row while told to wait are only refused; one more is a ban.
     """
 
-    prefixes = ("/api/", "/sapi/")
+    prefixes = ("/api/", "/sapi/", FILES)
     partner_key, partner_secret = "sandbox-partner-key", "sandbox-partner-secret"
     client_key, client_secret = "sandbox-client-key", "sandbox-client-secret"
     api_agent_code = "SANDBOX1"
@@ -100,6 +104,7 @@ class Binance:
         self.weight_limit = 12_000
         self.weight_window_ms = round(WEIGHT_WINDOW_MS / rate_scale)
         self.patience = 20
+        self.kickbacks = Kickbacks(now=now, faults=faults, rows_per_day=max(1, rows_per_day // REBATES_PER_KICKBACK))
         self._now = now
         self._faults = faults
         self._lock = threading.Lock()
@@ -129,6 +134,15 @@ class Binance:
             ("POST", "/sapi/v1/apiReferral/userCustomization"): _Endpoint(
                 self._customize_user, frozenset({"customerId", "apiAgentCode"}), self.client_key
             ),
+            ("GET", "/sapi/v1/apiReferral/kickback/recentRecord"): _Endpoint(
+                self._kickback_recent_record, frozenset({"startTime", "endTime", "limit"}), self.client_key
+            ),
+            ("POST", "/sapi/v1/apiReferral/kickback/historicalRecord"): _Endpoint(
+                self._collect_history, frozenset({"startTime", "endTime", "limit"}), self.client_key
+            ),
+            ("GET", "/sapi/v1/apiReferral/kickback/historicalRecord"): _Endpoint(
+                self._offer_history, frozenset(), self.client_key
+            ),
         }
 
     def add_account(self, api_key: str, secret_or_public_pem: str) -> None:
@@ -145,6 +159,8 @@ class Binance:
         return [decode(row) for row in self._rebates(start, start + DAY_MS)]
 
     def answer(self, call: Call) -> Answer:
+        if call.path.startswith(FILES):
+            return self.kickbacks.file(call)
         headers: dict[str, str] = {}
         try:
             if (call.method, call.path) == ("GET", "/api/v3/time"):
@@ -172,7 +188,7 @@ class Binance:
     def days(self, call: Call) -> tuple[date, date] | None:
         if "startTime" not in call.params:
             return None
-        start, stop = self._window(call.params)
+        start, stop = self._window(call.params, longest_ms=None)
         return day_of(start), day_of(max(start, stop - 1))
 
     def _rebate_recent_record(self, params: Mapping[str, str]) -> bytes:
@@ -221,6 +237,26 @@ class Binance:
         if _given(params, "apiAgentCode") != self.api_agent_code:
             raise _Refused(400, -1130, "apiAgentCode")
 
+    def _kickback_recent_record(self, params: Mapping[str, str]) -> bytes:
+        start, stop = self._window(params)
+        limit = _integer(params, "limit") if "limit" in params else DEFAULT_KICKBACKS
+        if not 1 <= limit <= MOST_KICKBACKS:
+            raise _Refused(400, -1130, "limit")
+        rows = self.kickbacks.between(start, stop, RECENT_MS, newest_first=self.newest_first, most=limit)
+        return b"[" + b",".join(rows) + b"]"
+
+    def _collect_history(self, params: Mapping[str, str]) -> bytes:
+        start, stop = _integer(params, "startTime"), _integer(params, "endTime") + 1
+        if stop <= start:
+            raise _Refused(400, -1128)
+        return self.kickbacks.collect(start, stop, _integer(params, "limit") if "limit" in params else None)
+
+    def _offer_history(self, params: Mapping[str, str]) -> bytes:
+        answer = self.kickbacks.offer()
+        if answer is None:
+            raise _Refused(400, -1130, "history")
+        return answer
+
     def _rebates(self, start: int, stop: int, *, customer: str | None = None, most: int | None = None) -> list[bytes]:
         """The remembered rows with start <= time < stop that exist by now, in the order of answers."""
         now = self._now()
@@ -244,14 +280,14 @@ class Binance:
         with self._lock:  # several callers of a new day would each make it up
             return self._generated(day)
 
-    def _window(self, params: Mapping[str, str]) -> tuple[int, int]:
+    def _window(self, params: Mapping[str, str], longest_ms: int | None = MAX_SPAN_MS) -> tuple[int, int]:
         """The instants [start, stop) that a call asks for; without any, those of the last 7 days."""
         if "startTime" not in params and "endTime" not in params:
             return self._now() - MAX_SPAN_MS, self._now() + 1
         start, end = _integer(params, "startTime"), _integer(params, "endTime")
         if end < start:
             raise _Refused(400, -1128)
-        if end - start > MAX_SPAN_MS:
+        if longest_ms is not None and end - start > longest_ms:
             raise _Refused(400, -1127)
         return start, end if self.exclusive_end else end + 1
 

@@ -25,12 +25,17 @@ class Faults:
     `path`: only calls whose path contains it meet `next_answers`, days that fail, and the random mix.
     `next_answers`: canned (status, headers, body), each used up by one call.
     `transform_row`: given each row of an answer as a dict, returns the row to send.
+    `pending`: what the next questions for the file of a history are answered with instead of its URL, one each:
+    `error`, `message`, `previous` (the URL of the file before), `empty` or `null`.
+    `expired_urls`: so many of the next URLs of a file have expired when they are given out.
     `clock_offset_ms`: how far the exchange's clock is ahead of the sandbox's.
     """
 
     path: str
     next_answers: deque[tuple[int, Mapping[str, str], bytes]]
     transform_row: Callable[[dict[str, Any]], dict[str, Any]] | None
+    pending: deque[str]
+    expired_urls: int
     clock_offset_ms: int
     retry_after_s: int
     slow_s: float
@@ -45,6 +50,8 @@ class Faults:
             self.path = ""
             self.next_answers = deque()
             self.transform_row = None
+            self.pending = deque()
+            self.expired_urls = 0
             self.clock_offset_ms = 0
             self.retry_after_s = 1
             self.slow_s = 1.0

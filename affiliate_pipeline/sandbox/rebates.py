@@ -117,14 +117,14 @@ def generated_day(day: date, rows_per_day: int) -> Day:
     midnight = start_of(day)
     twins = {int(rnd() * count) for _ in range(count // 400 + (count >= 20))}
     times, customers, rows = [], [], []
-    for number, offset in enumerate(_offsets(rnd, count)):
+    for number, offset in enumerate(offsets(rnd, count)):
         at = midnight + offset
         # Squared: few customers trade most.
         customer, head = CUSTOMERS[int(len(CUSTOMERS) * rnd() ** 2)]
         symbol, asset, commission_asset, price, (fewest, most), _ = BY_WEIGHT[int(rnd() * len(BY_WEIGHT))]
         units = int(rnd() * 10 ** (fewest + int(rnd() * (most - fewest + 1)))) + 1
         row = (
-            f'{head},"income":"{_income(units, rnd)}","asset":"{asset}","symbol":"{symbol}","time":{at}'
+            f'{head},"income":"{income(units, rnd)}","asset":"{asset}","symbol":"{symbol}","time":{at}'
             f',"orderId":{10**7 + int(rnd() * 2**42)},"tradeId":{10**5 + int(rnd() * 2**41)}'
             f',"distributeTime":{-(-(at + PAYOUT_AFTER_MS) // HOUR_MS) * HOUR_MS}'
             f',"commissionAsset":"{commission_asset}","commission":"{_eight_decimals(5 * units)}"'
@@ -137,7 +137,7 @@ def generated_day(day: date, rows_per_day: int) -> Day:
     return Day(times, customers, rows, paid_later=True)
 
 
-def _offsets(rnd: Any, count: int) -> list[int]:
+def offsets(rnd: Any, count: int) -> list[int]:
     """`count` milliseconds of a day, in order: both edges, a few bursts, the rest along the activity."""
     offsets = [0, DAY_MS - 1][:count]
     for _ in range(2 + int(3 * rnd()) if count >= 100 else 0):
@@ -150,7 +150,7 @@ def _offsets(rnd: Any, count: int) -> list[int]:
     return sorted(offsets)
 
 
-def _income(units: int, rnd: Any) -> str:
+def income(units: int, rnd: Any) -> str:
     chance = rnd()
     if chance > 0.11:
         return _eight_decimals(units)

@@ -71,6 +71,7 @@ class Sandbox:
         """The sandbox, answering; OSError if the port is in use."""
         self._server = _Server((HOST, self.port), self._answer)
         self.port = self._server.server_port
+        self.binance.kickbacks.own_url = self.url
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL_INTERVAL_S,), name="sandbox", daemon=True
         )

@@ -84,11 +84,18 @@ def tick() -> list[tuple[str, str]]:
 
 
 @pytest.fixture
+def no_client(sandbox, monkeypatch) -> None:
+    """Nobody has configured the client's account."""
+    monkeypatch.delenv("BINANCE_CLIENT_API_KEY")
+    monkeypatch.delenv("BINANCE_CLIENT_API_SECRET")
+
+
+@pytest.fixture
 def at_once(monkeypatch) -> None:
     monkeypatch.setattr("affiliate_pipeline.defs.earnings.QUIET_S", 0)
 
 
-def test_a_day_is_what_the_tables_of_the_exchanges_hold_to_the_last_digit(both, query, database_url):
+def test_a_day_is_what_the_tables_of_the_exchanges_hold_to_the_last_digit(both, query, database_url, no_client):
     odd = [rebate(at(DAY), i, income="0.000000000000000001", asset=f"C{i % 3}") for i in range(7)]
     both.binance.set_rebates([*odd, rebate(at(DAY), 8, income="12345678901234567890.123456789012345678")])
     assert materialize(KEY, [DAY]).success
@@ -150,7 +157,7 @@ def test_a_day_that_lands_again_is_added_up_again(sandbox, query, at_once):
     assert tick() == []
 
 
-def test_a_day_that_settles_is_told_of_as_final(sandbox, query, at_once):
+def test_a_day_that_settles_is_told_of_as_final(sandbox, query, at_once, no_client):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY))])
     materialize(KEY, [YESTERDAY])
     result = add_up([YESTERDAY])

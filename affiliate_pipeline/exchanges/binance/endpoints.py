@@ -4,7 +4,7 @@ from datetime import time, timedelta
 from typing import Any
 
 from affiliate_pipeline import schema
-from affiliate_pipeline.exchanges.binance import wishes
+from affiliate_pipeline.exchanges.binance import history, wishes
 from affiliate_pipeline.exchanges.binance.assignment import Assignment
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
 from affiliate_pipeline.exchanges.binance.observation import Observation
@@ -26,6 +26,22 @@ class RebateRecentRecord(Row):
     commission_asset: Text = schema.text("The coin of `commission`; null until the rebate was paid out.", newer=True)
     commission: Amount = schema.amount("The trading fee that the rebate is a part of.", newer=True)
     convert_price: Amount = schema.amount("The price from `commission_asset` to `asset`.", newer=True)
+
+
+class Kickback(Row):
+    income: Amount = schema.amount("What the client gets back, in `asset`.")
+    asset: Text = schema.text("The coin that `income` is in.")
+    symbol: Text = schema.text("The market traded.")
+    time: Instant = schema.instant("When the trade was made (UTC); the day is taken from it.")
+
+
+class KickbackHistoricalRequest(Row):
+    collection_id: BigInt = schema.bigint("The row of `binance.kickback_historical_collection` that brings the day.")
+    start_time: Instant = schema.instant("The first millisecond asked for.")
+    end_time: Instant = schema.instant("The last millisecond asked for.")
+    requested_at: Instant = schema.instant("When the exchange was asked; null while it waits its turn.", nullable=True)
+    code: BigInt = schema.bigint("The exchange's answer: 200 if it has begun to collect.", nullable=True)
+    msg: Text = schema.text("The exchange's answer in words, or what is waited for.")
 
 
 class IfNewUser(Row):
@@ -84,6 +100,64 @@ def _now(name: str, account: str, strategy: Observation | Assignment, **more: An
         **more,
     )
 
+
+_KICKBACKS = "/sapi/v1/apiReferral/kickback/recentRecord"
+_RECENT_KICKBACKS, _OLD_KICKBACKS = "kickback_recent_record", "kickback_historical_record"
+# What the client gets back on its own trades.
+_KICKBACK_EARNINGS = Earnings("kickback", earners=())
+
+HISTORY_REQUEST = Endpoint(
+    exchange=BINANCE,
+    name="kickback_historical_request",
+    path=history.PATH,
+    account="client",
+    description=(
+        "Asks Binance to collect kickbacks of the last 30 days into a file, which `kickback_historical_record` lands: one "
+        "row per day asked for, in UTC. A range of days is one request; while one is being collected, another waits."
+    ),
+    schema=KickbackHistoricalRequest,
+    strategy=history.HistoryRequest(),
+    # As long as a day can be asked for, it may be asked for again.
+    settles_after=history.MEMORY,
+    memory=Memory(history.MEMORY, provable=False),
+)
+HISTORY = Endpoint(
+    exchange=BINANCE,
+    name=_OLD_KICKBACKS,
+    path=history.PATH,
+    account="client",
+    description=(
+        "Kickbacks of the last 30 days from the file that `kickback_historical_request` asks for; days in UTC. The sensor "
+        "`kickback_history` waits for the file and lands it; a run by hand waits up to 10 minutes. For days that "
+        "`kickback_recent_record` could not land in time."
+    ),
+    schema=Kickback,
+    strategy=history.HistoryFile(f"{BINANCE.name}/{_OLD_KICKBACKS}", Kickback),
+    instant="time",
+    total=("income", "asset"),
+    earnings=_KICKBACK_EARNINGS,
+    settles_after=timedelta(hours=24),
+    memory=Memory(history.MEMORY, provable=False, asked_in_time=history.asked_in_time),
+    same_rows_as=f"{BINANCE.name}/{_RECENT_KICKBACKS}",
+)
+RECENT_KICKBACKS = Endpoint(
+    exchange=BINANCE,
+    name=_RECENT_KICKBACKS,
+    path=_KICKBACKS,
+    account="client",
+    description=(
+        "Kickbacks that the client gets on its own trades, one row per trade; days in UTC. Only the last 7 days exist; "
+        "`kickback_historical_record` has 30."
+    ),
+    schema=Kickback,
+    strategy=TimeWalk(_KICKBACKS, limit=1000, longest_days=7),
+    instant="time",
+    total=("income", "asset"),
+    earnings=_KICKBACK_EARNINGS,
+    settles_after=timedelta(hours=24),
+    memory=Memory(timedelta(days=7), provable=False, second_chance=HISTORY),
+    daily_at=time(0, 15),
+)
 
 ENDPOINTS = (
     Endpoint(
@@ -155,4 +229,7 @@ ENDPOINTS = (
         requires=_AGENT,
         appends=True,
     ),
+    RECENT_KICKBACKS,
+    HISTORY_REQUEST,
+    HISTORY,
 )

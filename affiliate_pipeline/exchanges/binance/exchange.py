@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from zoneinfo import ZoneInfo
 
 import httpx
 
 from affiliate_pipeline.exchanges.binance import replies
+from affiliate_pipeline.exchanges.binance.collection import CollectionStore
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
 from affiliate_pipeline.exchanges.spec import Attempts, Endpoint, Exchange, Session, Shared
 from affiliate_pipeline.rest.client import Client, Clock
@@ -24,6 +25,7 @@ class BinanceSession(Session):
     settings: Binance
     now_ms: Callable[[], int]
     attempts: Callable[[], Attempts]
+    collections: Callable[[], CollectionStore]
 
 
 def credentials(account: str) -> tuple[str, str]:
@@ -56,7 +58,14 @@ def connect(endpoint: Endpoint, shared: Shared) -> BinanceSession:
     )
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]
     source = f"{host} {endpoint.account} {fingerprint}"
-    return BinanceSession(client, source, settings, clock.now_ms, partial(shared.attempts, endpoint.key, source))
+    return BinanceSession(
+        client,
+        source,
+        settings,
+        clock.now_ms,
+        attempts=partial(shared.attempts, endpoint.key, source),
+        collections=cache(partial(shared.collections, source)),
+    )
 
 
 BINANCE = Exchange(name="binance", title="Binance Link", zone=ZoneInfo("UTC"), connect=connect, credentials=credentials)

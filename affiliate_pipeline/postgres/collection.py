@@ -1,0 +1,194 @@
+"""The collections of the history file in the database: what `exchanges.binance.collection.CollectionStore` is. Which state
+follows from what is decided there; here it is only written, each change in one statement."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date
+from typing import Any
+
+import psycopg
+from psycopg.rows import class_row
+
+from affiliate_pipeline.exchanges.binance.collection import Collection
+from affiliate_pipeline.postgres import ddl
+from affiliate_pipeline.postgres.store import connect_prepared, execute_once, unavailable
+
+TABLE = "binance.kickback_historical_collection"
+# It is asked for the file the more seldom, the longer it takes: every 20th part of the time waited so far.
+LEAST_POLL_S, MOST_POLL_S, POLLS_PER_WAIT = 10, 600, 20
+_COLUMNS = (
+    "id, first_day, last_day, state, requested_at, code, msg, path_before, path, expires_at is not null as is_asked, "
+    "coalesce(expires_at < now(), false) as is_overdue, "
+    f"coalesce(now() >= polled_at + least({MOST_POLL_S}, greatest({LEAST_POLL_S}, "
+    f"extract(epoch from now() - coalesce(requested_at, created_at)) / {POLLS_PER_WAIT})) * interval '1 second', true) as is_due, "
+    f"file is not null as is_kept, note, exists (select from {TABLE} later where later.follows = {TABLE}.id) as is_followed"
+)
+
+
+class Collections:
+    """The collections of one source, which is one key at one exchange."""
+
+    def __init__(self, url: str, source: str):
+        self._source = source
+        self._connection = connect_prepared(url, autocommit=True)
+        try:
+            with unavailable():
+                row = self._connection.execute("select to_regclass(%s) is null", (TABLE,)).fetchone()
+            if row and row[0]:
+                execute_once(self._connection, ddl.COLLECTION)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Whether nobody else moves this source's collections meanwhile. Gone with the process that holds it."""
+        key = (self._source,)
+        lock = "(hashtext('affiliate_pipeline.collection'), hashtext(%s))"
+        if not self._run(f"select pg_try_advisory_lock{lock}", key).fetchone()[0]:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            if not self._connection.closed:
+                self._run(f"select pg_advisory_unlock{lock}", key)
+
+    def open(self) -> list[Collection]:
+        """Those that wait, are collected or can be landed, in the order they were asked for."""
+        return self._collections("state in ('waiting', 'collecting', 'ready') order by id", {})
+
+    def covering(self, days: Iterable[date]) -> dict[date, Collection]:
+        """The collection that has the day or comes nearest to having it."""
+        wanted = list(days)
+        found = self._collections(
+            "state <> 'expired' and last_day >= %(first)s and first_day <= %(last)s "
+            "order by array_position(array['ready', 'collecting', 'waiting', 'landed'], state), id desc",
+            {"first": min(wanted), "last": max(wanted)},
+        )
+        firsts = {day: next((each for each in found if each.covers(day)), None) for day in wanted}
+        return {day: collection for day, collection in firsts.items() if collection}
+
+    def get(self, number: int) -> Collection:
+        (found,) = self._collections("id = %(id)s", {"id": number})
+        return found
+
+    def expired_untold(self) -> list[Collection]:
+        """Those that expired and that nobody was told of."""
+        return self._collections("state = 'expired' and not told order by id", {})
+
+    def add(self, first: date, last: date) -> int:
+        return self._run(
+            f"insert into {TABLE} (source, first_day, last_day) values (%s, %s, %s) returning id",
+            (self._source, first, last),
+        ).fetchone()[0]
+
+    def begin(self, number: int, first: date, last: date, path_before: str | None) -> None:
+        """The exchange is about to be asked for these days; from here on it may have been."""
+        self._set(
+            number,
+            "state = 'collecting', first_day = %(first)s, last_day = %(last)s, path_before = %(path)s, "
+            "requested_at = now(), expires_at = null, polled_at = null",
+            first=first,
+            last=last,
+            path=path_before,
+        )
+
+    def asked(self, number: int, code: int | None, msg: str, wait_s: float) -> None:
+        """The exchange has answered, and is given so long."""
+        self._set(
+            number,
+            "code = %(code)s, msg = %(msg)s, expires_at = now() + %(wait_s)s * interval '1 second'",
+            code=code,
+            msg=msg,
+            wait_s=wait_s,
+        )
+
+    def wait(self, number: int, note: str) -> None:
+        """The exchange was surely not asked; it will be again."""
+        self._set(number, "state = 'waiting', requested_at = null, polled_at = now(), note = %(note)s", note=note)
+
+    def pending(self, number: int, note: str) -> None:
+        """There is no file yet."""
+        self._set(number, "state = 'collecting', polled_at = now(), note = %(note)s", note=note)
+
+    def ready(self, number: int, path: str, wait_s: float) -> None:
+        """Its file is there, and is to be landed within that time."""
+        self._set(
+            number,
+            "state = 'ready', path = %(path)s, polled_at = now(), expires_at = now() + %(wait_s)s * interval '1 second', "
+            "note = null",
+            path=path,
+            wait_s=wait_s,
+        )
+
+    def refuse(self, number: int, path: str, note: str) -> None:
+        """That file is not the one asked for: it goes on being waited for."""
+        self._set(
+            number,
+            "state = 'collecting', path = null, file = null, other_paths = other_paths || %(path)s::text, note = %(note)s",
+            path=path,
+            note=note,
+        )
+
+    def is_another(self, number: int, path: str) -> bool:
+        """Whether the file is known not to be this collection's."""
+        row = self._run(
+            f"select exists (select from {TABLE} where source = %(source)s and case when id = %(id)s "
+            "then path_before = %(path)s or %(path)s = any(other_paths) "
+            "else %(path)s in (path, path_before) or %(path)s = any(other_paths) end)",
+            {"source": self._source, "id": number, "path": path},
+        ).fetchone()
+        return bool(row and row[0])
+
+    def keep(self, number: int, file: bytes, note: str) -> None:
+        """The file could not be understood: it is kept, so that it can be landed once it is."""
+        self._set(number, "file = %(file)s, note = %(note)s", file=file, note=note)
+
+    def kept(self, number: int) -> bytes | None:
+        row = self._run(f"select file from {TABLE} where id = %s", (number,)).fetchone()
+        return row[0] if row else None
+
+    def landed(self, number: int, asset: str) -> None:
+        """It has landed if each of its days has since it was asked for, or has rows that wait for a mended schema."""
+        self._run(
+            f"update {TABLE} set state = 'landed', file = null, note = null where id = %(id)s and not exists ("
+            "select from generate_series(first_day, last_day, '1 day') day "
+            "where not exists (select from affiliate.landing where asset = %(asset)s and partition = day::date "
+            "and checked_at >= requested_at) and not exists (select from affiliate.rejected_row "
+            "where asset = %(asset)s and partition = day::date "
+            "and rejected_at >= date_trunc('milliseconds', requested_at)))",
+            {"id": number, "asset": asset},
+        )
+
+    def expire(self, number: int, note: str, *, again: bool, told: bool = False) -> None:
+        """It is given up; `again`: another one for the same days takes its place in the queue's end."""
+        with unavailable(), self._connection.transaction():
+            self._set(number, "state = 'expired', note = %(note)s, told = %(told)s", note=note, told=told)
+            if again:
+                self._run(
+                    f"insert into {TABLE} (source, first_day, last_day, follows) "
+                    f"select source, first_day, last_day, id from {TABLE} where id = %s",
+                    (number,),
+                )
+
+    def told(self, number: int) -> None:
+        self._set(number, "told = true")
+
+    def _collections(self, condition: str, values: Mapping[str, Any]) -> list[Collection]:
+        with unavailable(), self._connection.cursor(row_factory=class_row(Collection)) as cursor:
+            cursor.execute(
+                f"select {_COLUMNS} from {TABLE} where source = %(source)s and {condition}",
+                {"source": self._source, **values},
+            )
+            return cursor.fetchall()
+
+    def _set(self, number: int, change: str, **values: Any) -> None:
+        self._run(f"update {TABLE} set {change} where id = %(id)s", {**values, "id": number})
+
+    def _run(self, statement: str, values: Any) -> psycopg.Cursor:
+        with unavailable():
+            return self._connection.execute(statement, values)

@@ -1,0 +1,63 @@
+"""Downloads of files that an exchange offers by a URL. The URL is a secret: it stands in no text, and whoever serves the
+file is sent nothing else, no signature and no API key."""
+
+import time
+
+import httpx
+import stamina
+
+from affiliate_pipeline.rest.client import TIMEOUT
+from affiliate_pipeline.rest.errors import Refused, Transient, UrlExpired
+from affiliate_pipeline.rest.redact import silence_http_logs
+
+ATTEMPTS = 5
+# A file that trickles does not hold a run for ever.
+DOWNLOAD_LIMIT_S = 900
+_GONE = (401, 403, 404, 410)
+
+
+def download(url: str, most_bytes: int) -> bytes:
+    """The file; raises `UrlExpired`, `Refused` (too large, moved) or, after the last attempt, `Transient`."""
+    silence_http_logs()
+    failures = 0
+
+    def again(error: Exception) -> bool:
+        nonlocal failures
+        failures += 1
+        return isinstance(error, Transient) and failures < ATTEMPTS
+
+    with httpx.Client(timeout=TIMEOUT, follow_redirects=False) as http:
+        for attempt in stamina.retry_context(again, attempts=None, timeout=None, wait_max=4.0, wait_jitter=0.5):
+            with attempt:
+                return _once(http, url, most_bytes)
+    raise AssertionError("retry_context neither returned nor raised")
+
+
+def _once(http: httpx.Client, url: str, most_bytes: int) -> bytes:
+    deadline = time.monotonic() + DOWNLOAD_LIMIT_S
+    pieces, size, host = [], 0, ""
+    try:
+        host = httpx.URL(url).host
+        with http.stream("GET", url) as response:
+            status = response.status_code
+            if status in _GONE:
+                raise UrlExpired(f"the file host {host} answered HTTP {status}: the URL has expired")
+            if status >= 500 or status in (408, 429):
+                raise Transient(f"the file host {host} answered HTTP {status}")
+            if status != 200:
+                raise Refused(f"the file host {host} answered HTTP {status} instead of the file")
+            for piece in response.iter_bytes():
+                pieces.append(piece)
+                size += len(piece)
+                if size > most_bytes:
+                    raise Refused(f"the file of {host} is larger than {most_bytes >> 20} MiB")
+                if time.monotonic() > deadline:
+                    raise Transient(f"the file of {host} did not end within {DOWNLOAD_LIMIT_S} s")
+            return b"".join(pieces)
+    except httpx.InvalidURL:
+        raise Refused("the URL of the file is none that can be asked") from None
+    except httpx.DecodingError:
+        raise Transient(f"the file host {host} sent a body that cannot be decompressed") from None
+    except httpx.TransportError as error:
+        # Not its text: it may quote the URL.
+        raise Transient(f"the file host {host} did not send the whole file ({type(error).__name__})") from None

@@ -1,0 +1,220 @@
+"""Made-up kickbacks of the client, and the file of their history: asked for, collected for a while, then offered by a URL
+that expires. How a request is signed, and how it is refused, may not live here."""
+
+import csv
+import gzip
+import hmac
+import io
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from hashlib import sha256
+from random import Random
+from typing import Any, Literal
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+from affiliate_pipeline.sandbox.exchange import Answer, Call
+from affiliate_pipeline.sandbox.faults import Faults
+from affiliate_pipeline.sandbox.rebates import (
+    BY_WEIGHT,
+    DAY_MS,
+    EMPTY_DAY,
+    HOUR_MS,
+    Day,
+    day_of,
+    given_days,
+    income,
+    offsets,
+    start_of,
+)
+from affiliate_pipeline.sandbox.rows import decode, encode
+
+DAYS_CACHED = 40
+FILES = "/kickback-history/"
+RECENT_MS = 7 * DAY_MS
+HISTORY_MS = 30 * DAY_MS
+COLLECTING = b'{"code":200,"msg":"Historical data is collecting"}'
+_FILE_KEY = b"sandbox-file-host-secret"
+
+
+@dataclass(frozen=True)
+class FileForm:
+    """How the file and its URL look. `header`: the columns as they are named, in their order."""
+
+    header: tuple[str, ...] = ("income", "asset", "symbol", "time")
+    time: Literal["ms", "text"] = "ms"
+    packed: Literal["", "gzip", "encoding"] = ""
+    url: Literal["json", "text"] = "json"
+
+
+@dataclass(frozen=True)
+class _Collection:
+    path: str
+    file: bytes
+    ready_ms: int
+    form: FileForm
+
+
+class Kickbacks:
+    """The client's kickbacks. Every attribute may be changed while the sandbox runs.
+
+    `collect_ms`: so long a file is collected. `url_lives_ms`: so long a URL of it is good. `stray_rows`: put into every
+    file although nobody asked for them. `own_url`: where the files are served.
+    `urls`: every URL handed out; `file_headers`: what every request for a file was sent with.
+    """
+
+    def __init__(self, *, now: Callable[[], int], faults: Faults, rows_per_day: int) -> None:
+        self.collect_ms = 0
+        self.url_lives_ms = HOUR_MS
+        self.form = FileForm()
+        self.stray_rows: list[Mapping[str, Any]] = []
+        self.own_url = ""
+        self.urls: list[str] = []
+        self.file_headers: list[dict[str, str]] = []
+        self._now = now
+        self._faults = faults
+        self._lock, self._making = threading.Lock(), threading.Lock()
+        self._given: dict[date, Day] | None = None
+        self._generated = lru_cache(DAYS_CACHED)(lambda day: generated_day(day, rows_per_day))
+        self._collections: list[_Collection] = []
+
+    def set(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """From now on these are all the kickbacks, each sent as given."""
+        self._given = given_days(rows)
+
+    def of(self, day: date) -> list[dict[str, Any]]:
+        """What there is for the UTC day."""
+        return [decode(row) for row in self._day(day).rows]
+
+    def between(self, start: int, stop: int, remembers_ms: int, *, newest_first: bool, most: int | None) -> list[bytes]:
+        """The remembered rows with start <= time < stop that exist by now."""
+        now = self._now()
+        start, stop = max(start, now - remembers_ms), min(stop, now + 1)
+        days = [day_of(ms) for ms in range(start // DAY_MS * DAY_MS, stop, DAY_MS)]
+        rows: list[bytes] = []
+        for day in reversed(days) if newest_first else days:
+            left = None if most is None else most - len(rows)
+            if left == 0:
+                break
+            rows += self._day(day).between(start, stop, now, customer=None, newest_first=newest_first, most=left)
+        if transform := self._faults.transform_row:
+            rows = [encode(transform(decode(row))) for row in rows]
+        return rows
+
+    def collect(self, start: int, stop: int, most: int | None) -> bytes:
+        """Starts a collection, in place of the one before; the answer to whoever asked for it."""
+        rows = [decode(row) for row in self.between(start, stop, HISTORY_MS, newest_first=False, most=most)]
+        rows += [dict(row) for row in self.stray_rows]
+        # Whatever wrote the file, it was not in the order of time.
+        rows.sort(key=lambda row: (str(row.get("asset")), int(row["time"])))
+        with self._lock:
+            number = Random(f"history {len(self._collections)} {start} {stop} {self._now()}")
+            first, second = (UUID(int=number.getrandbits(128)) for _ in range(2))
+            path = f"{FILES}{first}/part-00000-{second}-c000.csv"
+            file = _csv(self.form, rows)
+            if self.form.packed == "gzip":
+                path, file = f"{path}.gz", gzip.compress(file)
+            self._collections.append(_Collection(path, file, self._now() + self.collect_ms, self.form))
+        return COLLECTING
+
+    def offer(self) -> bytes | None:
+        """What whoever asks for the URL is answered; None for an error. `Faults.pending` goes first."""
+        with self._lock:
+            ready = [each for each in self._collections if each.ready_ms <= self._now()]
+            pending = self._faults.pending.popleft() if self._faults.pending else None
+            is_ready = bool(ready) and ready[-1] is self._collections[-1]
+            if pending is None and is_ready:
+                return self._url(ready[-1])
+            before = [each for each in ready if each is not self._collections[-1]]
+            match pending or ("message" if self._collections else "error"):
+                case "message":
+                    return COLLECTING
+                case "previous":
+                    return self._url(before[-1]) if before else COLLECTING
+                case "empty":
+                    return b""
+                case "null":
+                    return b"null"
+        return None
+
+    def file(self, call: Call) -> Answer:
+        """The file host's answer."""
+        self.file_headers.append({name.lower(): value for name, value in call.headers.items()})
+        if "x-mbx-apikey" in self.file_headers[-1]:
+            return _refusal(400, "InvalidArgument", "An API key of somebody else's was sent")
+        found = next((each for each in self._collections if each.path == call.path), None)
+        if found is None:
+            return _refusal(404, "NoSuchKey", "The specified key does not exist.")
+        expires = call.params.get("Expires", "")
+        if call.params.get("Signature") != _signature(call.path, expires):
+            return _refusal(403, "SignatureDoesNotMatch", "The request signature does not match.")
+        if int(expires) <= self._now() // 1000:
+            return _refusal(403, "AccessDenied", "Request has expired")
+        if found.form.packed == "encoding":
+            return Answer(200, gzip.compress(found.file), "text/csv", headers={"Content-Encoding": "gzip"})
+        return Answer(200, found.file, "application/octet-stream")
+
+    def _url(self, collection: _Collection) -> bytes:
+        lives_ms = 0 if self._faults.expired_urls > 0 else self.url_lives_ms
+        self._faults.expired_urls = max(0, self._faults.expired_urls - 1)
+        expires = f"{(self._now() + lives_ms) // 1000}"
+        signature = _signature(collection.path, expires)
+        url = (
+            f"{self.own_url}{collection.path}?AWSAccessKeyId=ASIASANDBOX{len(self.urls):05d}&Expires={expires}"
+            f"&x-amz-security-token={quote(signature[::-1], safe='')}&Signature={quote(signature, safe='')}"
+        )
+        self.urls.append(url)
+        return f'"{url}"'.encode() if collection.form.url == "json" else url.encode()
+
+    def _day(self, day: date) -> Day:
+        if (given := self._given) is not None:
+            return given.get(day, EMPTY_DAY)
+        with self._making:  # several callers of a new day would each make it up
+            return self._generated(day)
+
+
+def generated_day(day: date, rows_per_day: int) -> Day:
+    """About rows_per_day kickbacks of one trader, with rows at the day's edges, bursts and odd amounts."""
+    rnd = Random(f"kickbacks {day.isoformat()} {rows_per_day}").random
+    count = int(rows_per_day * (0.7 + 0.6 * rnd()))
+    times, rows = [], []
+    for offset in offsets(rnd, count):
+        at = start_of(day) + offset
+        symbol, asset, _, _, (fewest, most), _ = BY_WEIGHT[int(rnd() * len(BY_WEIGHT))]
+        units = int(rnd() * 10 ** (fewest + int(rnd() * (most - fewest + 1)))) + 1
+        times.append(at)
+        rows.append(encode({"income": income(units, rnd), "asset": asset, "symbol": symbol, "time": at}))
+    return Day(times, [""] * len(rows), rows, paid_later=False)
+
+
+def _csv(form: FileForm, rows: Iterable[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([form.header, *_cells(form, rows)] if form.header else [])
+    return text.getvalue().encode()
+
+
+def _cells(form: FileForm, rows: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:
+    for row in rows:
+        plain = {name.lower(): str(value) for name, value in row.items()}
+        if form.time == "text":
+            plain["time"] = _utc(int(plain["time"]))
+        yield [plain.get(name.lower().replace("_", ""), "") for name in form.header]
+
+
+def _utc(ms: int) -> str:
+    """`YYYY-MM-DD HH:MM:SS`, with milliseconds where there are any."""
+    seconds, rest = divmod(ms % DAY_MS, 1000)
+    text = f"{day_of(ms)} {seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    return text + (f".{rest:03d}" if rest else "")
+
+
+def _signature(path: str, expires: str) -> str:
+    return hmac.new(_FILE_KEY, f"{unquote(path)}\n{expires}".encode(), sha256).hexdigest()
+
+
+def _refusal(status: int, code: str, message: str) -> Answer:
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
+    return Answer(status, body.encode(), "application/xml")

@@ -1,0 +1,53 @@
+"""Kickbacks to give to the sandbox, and what the tables say of them. No test may live here."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import date
+from typing import Any
+
+from affiliate_pipeline_tests.defs.rebates import ago, at
+
+RECENT = "binance/kickback_recent_record"
+REQUEST = "binance/kickback_historical_request"
+HISTORY = "binance/kickback_historical_record"
+PATH = "/sapi/v1/apiReferral/kickback/historicalRecord"
+# Forgotten by the recent records, and remembered by the history beyond midnight.
+OLD = [ago(number) for number in range(12, 8, -1)]
+
+
+def kickback(time_ms: int, number: int = 0, **fields: Any) -> dict[str, Any]:
+    return {"income": f"0.0001{number:04d}", "asset": "USDT", "symbol": "BTCUSDT", "time": time_ms} | fields
+
+
+def kickbacks(day: date, count: int) -> list[dict[str, Any]]:
+    """Different rows of whole seconds, in two coins, on both edges of the day too."""
+    seconds = [i * 86_399 // max(1, count - 1) for i in range(count)]
+    return [
+        kickback(at(day, "00:00:00.000") + second * 1000, number, asset=("USDT", "BNB")[number % 2])
+        for number, second in enumerate(seconds)
+    ]
+
+
+def landed(query, key: str, day: date) -> Counter:
+    """The day's rows as text, amounts with their scale, instants in milliseconds."""
+    return Counter(
+        query(
+            "select income::text, asset, symbol, (extract(epoch from time) * 1000)::bigint::text "
+            f"from {key.replace('/', '.')} where partition_date = %s",
+            day,
+        )
+    )
+
+
+def sent(rows: Iterable[Mapping[str, Any]]) -> Counter:
+    """These rows as `landed` gives them."""
+    return Counter((str(row["income"]), row["asset"], row["symbol"], str(row["time"])) for row in rows)
+
+
+def posts(sandbox) -> list[dict[str, str]]:
+    """The parameters of every collection that the exchange was asked for."""
+    return [request.params for request in sandbox.requests if (request.method, request.path) == ("POST", PATH)]
+
+
+def collections(query, columns: str = "state") -> list[tuple]:
+    return query(f"select {columns} from binance.kickback_historical_collection order by id")
