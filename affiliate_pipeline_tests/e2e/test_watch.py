@@ -1,0 +1,77 @@
+"""The watch and the heartbeat under the real daemon: nobody launches anything, and somebody outside listens."""
+
+import sys
+import time
+from datetime import timedelta
+
+import pytest
+
+from affiliate_pipeline.defs.watch import EVERY_S
+from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline_tests.e2e.project import (
+    KEY,
+    UI,
+    Project,
+    credentials,
+    free_port,
+    kill,
+    last_days,
+    reachable,
+    wait_for,
+)
+from affiliate_pipeline_tests.webhook import Webhook
+
+pytestmark = pytest.mark.e2e
+
+
+def test_the_watch_lands_what_it_can_tells_of_the_rest_and_the_heartbeat_follows(
+    fresh: Project, exchange: Sandbox, webhook: Webhook
+):
+    bad, before, gap, first, *_, last = last_days()
+    forgotten, oldest = (bad - timedelta(days=days) for days in (1, 2))
+    exchange.faults.fail_day(bad, status=400)
+    settings = credentials(exchange) | {"AFFILIATE_START_DATE": f"{oldest}", "HEARTBEAT_URL": webhook.heartbeat_url}
+    fresh.configure(**settings)
+    assert fresh.materialize(before).returncode == 0
+    assert fresh.materialize(first, last).returncode == 0
+    fresh.query(
+        "insert into affiliate.landing select asset, %s, rows, content_hash, true, source, landed_at, checked_at, run_id "
+        "from affiliate.landing where partition = %s returning 1",
+        oldest,
+        before,
+    )
+    port = free_port()
+
+    def titles() -> list[str]:
+        return [title for (title,) in fresh.query("select title from affiliate.alert order by raised_at")]
+
+    def landed() -> list:
+        return fresh.query("select 1 from affiliate.landing where partition = %s", gap)
+
+    def told() -> bool:
+        return any("hours are left" in title for title in titles()) and any("is lost" in title for title in titles())
+
+    with fresh.started([sys.executable, "-m", "dagster", "dev", "-p", str(port)], DAGSTER_HOME=str(fresh.folder)):
+        wait_for(lambda: reachable(port))
+        wait_for(landed, timeout_s=120)
+        wait_for(told, timeout_s=120)
+        (warning,) = fresh.query("select text from affiliate.alert where title like %s", "%hours are left%")
+        assert f"{bad}: it has not landed; fetchable until {bad + timedelta(days=6)} 23:59 UTC" in warning[0]
+        assert [title for title in titles() if "lost" in title] == [f"{KEY}: {forgotten} is lost"]
+        assert UI(port).days()["FAILED"] == [forgotten, bad]
+
+        # A day was at risk all the time.
+        assert webhook.calls == []
+        exchange.faults.clear()
+        assert fresh.materialize(bad).returncode == 0
+
+        def called() -> list[str]:
+            return webhook.calls
+
+        wait_for(called, timeout_s=120)
+        daemons = [process for process in fresh.processes() if "dagster._daemon" in process.cmdline()]
+        assert daemons
+        kill(daemons)
+        calls = len(webhook.calls)
+        time.sleep(EVERY_S + 5)
+        assert len(webhook.calls) == calls
