@@ -1,11 +1,14 @@
 """Which days are due and missing, in both zones, when they are asked for, and what is said of them."""
 
+import textwrap
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
 
+from affiliate_pipeline.alerts import Alert
 from affiliate_pipeline.days import days_from
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint, Memory
@@ -288,3 +291,18 @@ def test_days_follow_the_zone_of_the_exchange_not_of_the_machine(monkeypatch):
     finally:
         monkeypatch.undo()
         clock.tzset()
+
+
+def shown_in_the_runbook() -> list[Alert]:
+    """What `test_alerts.py` does not look for."""
+    at = datetime(2026, 11, 5, 0, 15, tzinfo=UTC)
+    early = Ledger(nov(4), 1, "hash", False, "source", at, at)
+    given_up = MissingDay(nov(3), None, True, None)
+    too_early = MissingDay(nov(4), early, False, REBATES.fetchable_until_ms(nov(4)))
+    return [*alerts_of(TRADES, Said.GIVEN_UP, [given_up]), *alerts_of(REBATES, Said.LOST, [too_early])]
+
+
+@pytest.mark.parametrize("alert", shown_in_the_runbook(), ids=lambda alert: alert.key.split(",")[0])
+def test_the_runbook_shows_what_the_watch_says(alert):
+    runbook = (Path(__file__).parents[1] / "docs" / "runbook.md").read_text()
+    assert textwrap.indent(f"{alert.title}\n{alert.text}\n", "    ") in runbook

@@ -35,6 +35,7 @@ from affiliate_pipeline.watch import (
     turn,
 )
 
+# Between two looks. What to do about a day is decided by its own times, so that looking often only finds it soon.
 EVERY_S = 30
 TRY_TAG = "affiliate/watch"
 
