@@ -146,6 +146,17 @@ class Project(Settings):
     # Whether the schedules run without being started in the UI, as they do under `affiliate-pipeline up`.
     affiliate_schedules: bool = False
 
+    def existing_url(self) -> str | None:
+        """The same URL with nothing started or created for it; None if the embedded server does not run."""
+        suffix = "_sandbox" if is_sandbox() else ""
+        if self.affiliate_database_url is None:
+            from affiliate_pipeline.postgres import server
+
+            return server.url(home(), f"affiliate{suffix}") if server.is_running(home()) else None
+        from affiliate_pipeline.postgres.urls import renamed
+
+        return renamed(self._server_url(), suffix) if suffix else self._server_url()
+
     def database_url(self) -> str:
         """A `postgresql://` URL of the one database; the embedded server is started if none is configured.
 
@@ -156,16 +167,18 @@ class Project(Settings):
             from affiliate_pipeline.postgres import server
 
             return server.ensure(home(), f"affiliate{suffix}")
-        url = self.affiliate_database_url.get_secret_value()
-        scheme, separator, rest = url.partition("://")
-        if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
-            raise SettingsError("AFFILIATE_DATABASE_URL is not a postgresql:// URL")
-        url = f"postgresql://{rest}"
         if not suffix:
-            return url
+            return self._server_url()
         from affiliate_pipeline.postgres.urls import sibling
 
-        return sibling(url, suffix)
+        return sibling(self._server_url(), suffix)
+
+    def _server_url(self) -> str:
+        assert self.affiliate_database_url is not None
+        scheme, separator, rest = self.affiliate_database_url.get_secret_value().partition("://")
+        if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
+            raise SettingsError("AFFILIATE_DATABASE_URL is not a postgresql:// URL")
+        return f"postgresql://{rest}"
 
 
 def check_rate_scale(base_url: str, scale: float) -> None:

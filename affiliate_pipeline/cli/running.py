@@ -64,7 +64,7 @@ def up(
     os.chdir(settings.root())
     home = settings.home()
     home.mkdir(mode=0o700, exist_ok=True)
-    _check_disk(home)
+    check_disk(home)
     stopping = threading.Event()
     for number in STOP_SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
@@ -72,7 +72,7 @@ def up(
     with ExitStack() as stack:
         stack.enter_context(_alone(home))
         if not once:
-            _check_port(port)
+            check_port(port)
         if not settings.is_exchange_configured():
             stack.enter_context(_sandbox())
         project = Project.load()
@@ -158,7 +158,7 @@ def _become(program: str, arguments: Sequence[str]) -> None:
     os.execve(path, [path, *arguments], environment)
 
 
-def _check_disk(home: Path) -> None:
+def check_disk(home: Path) -> None:
     for folder in (home, server.SYSTEM_FOLDER):  # as root, the data are in the latter
         if folder.exists() and shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
             raise Stop(
@@ -167,7 +167,7 @@ def _check_disk(home: Path) -> None:
             )
 
 
-def _check_port(port: int) -> None:
+def check_port(port: int) -> None:
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
@@ -220,7 +220,7 @@ def _lock(file: TextIO) -> bool:
     return True
 
 
-def _started(home: Path) -> list[psutil.Process]:
+def started(home: Path) -> list[psutil.Process]:
     """What an `up` of this folder has started, directly or not, and is still running."""
     found = []
     for process in psutil.process_iter():
@@ -231,15 +231,15 @@ def _started(home: Path) -> list[psutil.Process]:
 
 
 def _stop_started(home: Path) -> bool:
-    """Stops all of `_started`, in good order where it can be; True if there was anything."""
-    left = found = _started(home)
+    """Stops all of `started`, in good order where it can be; True if there was anything."""
+    left = found = started(home)
     # SIGINT is what Dagster gets from a Ctrl-C on a terminal.
     for number, patience_s in ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
         deadline = time.monotonic() + patience_s
-        while (left := _started(home)) and time.monotonic() < deadline:
+        while (left := started(home)) and time.monotonic() < deadline:
             time.sleep(0.1)
         if not left:
             break

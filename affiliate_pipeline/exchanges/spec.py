@@ -1,6 +1,6 @@
 """What an exchange and an endpoint are: frozen declarations that assets, tables, checks and UI text follow from."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from typing import Any, Protocol
@@ -154,6 +154,15 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """How an account is tried without landing anything: the parameters, made of the session and the time (ms), of a
+    request for next to nothing; a refusal is `about` these variables, by default the account's credentials."""
+
+    params: Callable[[Any, int], Mapping[str, object]]
+    about: str = ""
+
+
+@dataclass(frozen=True)
 class Earnings:
     """That an endpoint's rows are money earned: its `total` says how much, in which coin.
 
@@ -190,6 +199,7 @@ class Endpoint:
     earnings: Earnings | None = None
     # The key of another endpoint that tells of the same rows: where both have landed a day, a check compares them.
     same_rows_as: str | None = None
+    probe: Probe | None = None
     # An observation tells how things are now: only today's partition can be fetched.
     observation: bool = False
     # Its rows tell what was done at the exchange: a day keeps those it holds and gains those of each run.

@@ -90,6 +90,18 @@ def ensure(home: Path, database: str) -> str:
             with _locked(home):
                 cluster = _start(home)
                 _create_database(cluster, database)
+    return _url(cluster, database)
+
+
+def url(home: Path, database: str) -> str:
+    """What `ensure` gives, of a server that runs; nothing is made."""
+    cluster = _read(home.resolve())
+    if cluster is None:
+        raise ServerError(f"There is no server in {home}.")
+    return _url(cluster, database)
+
+
+def _url(cluster: Cluster, database: str) -> str:
     return f"postgresql://{ROLE}:{cluster.password}@127.0.0.1:{cluster.port}/{quote(database, safe='')}"
 
 

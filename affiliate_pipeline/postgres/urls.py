@@ -25,7 +25,12 @@ def sibling(url: str, suffix: str) -> str:
                     f"the sandbox keeps its data in a database of its own, {name}, which this role may not create. Create "
                     "it, or unset AFFILIATE_DATABASE_URL, or configure an exchange"
                 ) from None
-    # Dagster's storage takes a URL only.
+    return renamed(url, suffix)
+
+
+def renamed(url: str, suffix: str) -> str:
+    """The URL with the suffix after the database's name, as a URL: Dagster's storage takes nothing else."""
+    name = f"{conninfo_to_dict(url).get('dbname', 'postgres')}{suffix}"
     parts = urlsplit(url)
     query = [(key, value) for key, value in parse_qsl(parts.query) if key != "dbname"]
     return urlunsplit(parts._replace(path=f"/{quote(name, safe='')}", query=urlencode(query, quote_via=quote)))

@@ -128,6 +128,23 @@ class Client:
 
         return self._patiently(once, patient)
 
+    def attempt(self, path: str, params: Mapping[str, object]) -> None:
+        """Asks once and tells what is wrong by raising it; nothing is tried again."""
+        self._once("GET", path, params, bytes)
+
+    def clock_offset_ms(self) -> int | None:
+        """How far the exchange's clock, which is taken over, is ahead of ours; None if it tells its clock only where it
+        refuses a timestamp."""
+        if self._server_time is None:
+            return None
+        try:
+            self._clock.set(self._server_time(self._http))
+        except httpx.TransportError as error:
+            raise Unanswered(redact(f"{type(error).__name__}: {error}")) from None
+        except ValueError as error:
+            raise Transient(f"the clock of {self.host} could not be read: {redact(error)}") from None
+        return self._clock.offset_ms
+
     def _patiently(self, once: Callable[[], Answer], patient: bool) -> Answer:
         """What `once` gives, called again as long as its errors are worth it; if not patient, only with the clock set."""
         started = time.monotonic()

@@ -8,7 +8,7 @@ from affiliate_pipeline.exchanges.binance import history, wishes
 from affiliate_pipeline.exchanges.binance.assignment import Assignment
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
 from affiliate_pipeline.exchanges.binance.observation import Observation
-from affiliate_pipeline.exchanges.spec import Earnings, Endpoint, Memory
+from affiliate_pipeline.exchanges.spec import Earnings, Endpoint, Memory, Probe
 from affiliate_pipeline.exchanges.time_walk import TimeWalk
 from affiliate_pipeline.schema import Amount, BigInt, Flag, Instant, Row, Text
 
@@ -79,6 +79,8 @@ class UserCustomizationAssignment(_Attempt):
     api_agent_code: Text = schema.text("The agent with whom it is wanted.")
 
 
+# Nothing, or one row, of the last second.
+_PROBE = Probe(lambda session, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "limit": 1})
 _REBATES = "/sapi/v1/apiReferral/rebate/recentRecord"
 _IF_NEW_USER = "/sapi/v1/apiReferral/ifNewUser"
 _CUSTOMIZATION = "/sapi/v1/apiReferral/customization"
@@ -154,6 +156,7 @@ RECENT_KICKBACKS = Endpoint(
     instant="time",
     total=("income", "asset"),
     earnings=_KICKBACK_EARNINGS,
+    probe=_PROBE,
     settles_after=timedelta(hours=24),
     memory=Memory(timedelta(days=7), provable=False, second_chance=HISTORY),
     daily_at=time(0, 15),
@@ -176,6 +179,7 @@ ENDPOINTS = (
         total=("income", "asset"),
         # convert_price leads from the fee's coin to that of the income: dividing by it would round, so it values nothing.
         earnings=Earnings("rebate", earners=("customer_id", "email")),
+        probe=_PROBE,
         settles_after=timedelta(hours=48),
         memory=Memory(timedelta(days=7), provable=True),
         daily_at=time(0, 15),
@@ -187,6 +191,10 @@ ENDPOINTS = (
         schema=IfNewUser,
         description="Whether the client is new to the agent and the agent's code works: an observation of today (UTC).",
         requires=_AGENT,
+        probe=Probe(
+            lambda session, now_ms: {"apiAgentCode": session.settings.binance_api_agent_code},
+            about="BINANCE_API_AGENT_CODE",
+        ),
         daily_at=time(0, 15),
     ),
     _now(

@@ -8,7 +8,7 @@ from affiliate_pipeline import schema
 from affiliate_pipeline.exchanges.lbank.exchange import LBANK, TEAM_LIST, User
 from affiliate_pipeline.exchanges.lbank.roster import Roster
 from affiliate_pipeline.exchanges.lbank.sweep import Ask, LBankSession, Sweep
-from affiliate_pipeline.exchanges.spec import Earnings, Endpoint
+from affiliate_pipeline.exchanges.spec import Earnings, Endpoint, Probe
 from affiliate_pipeline.schema import Amount, Flag, Instant, Row, SmallInt, Text
 
 USER_LIST = "/affiliate-api/v2/invite/user/list"
@@ -169,6 +169,7 @@ ENDPOINTS = (
         User,
         "Users who registered that day.",
         timedelta(0),
+        probe=Probe(lambda session, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "start": 0, "pageSize": 1}),
         instant="create_time",
     ),
     _endpoint(
@@ -222,6 +223,15 @@ ENDPOINTS = (
         "Futures volume and fee by scope, of our own openId.",
         timedelta(hours=0.5),
         total=("fee", "user_type"),
+        probe=Probe(
+            lambda session, now_ms: {
+                "openId": session.open_id,
+                "userType": "SELF",
+                "startTime": now_ms - 1000,
+                "endTime": now_ms,
+            },
+            about="LBANK_OPEN_ID",
+        ),
         volume_and_fee=("turnover", "fee"),
     ),
     _endpoint(
