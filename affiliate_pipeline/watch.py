@@ -29,13 +29,14 @@ class MissingDay:
     """A day that is due and has not landed; or, if it is `held`, not since it settled.
 
     `until_ms`: the last millisecond at which the source promises to have it, None where no limit is known.
-    `remembered`: that is not past.
+    `remembered`: that is not past. `second_chance`: the asset that can still land it otherwise, and until when (ms).
     """
 
     day: date
     held: Ledger | None
     remembered: bool
     until_ms: int | None
+    second_chance: tuple[str, int] | None = None
 
     def __str__(self) -> str:
         what = "it has not landed"
@@ -44,7 +45,11 @@ class MissingDay:
         if self.until_ms is None:
             return f"{self.day}: {what}; no limit of the exchange's memory is known"
         was = "" if self.remembered else "was "
-        return f"{self.day}: {what}; {was}fetchable until {last_minute_before(self.until_ms)}"
+        told = f"{self.day}: {what}; {was}fetchable until {last_minute_before(self.until_ms)}"
+        if self.second_chance and not self.remembered:
+            key, until_ms = self.second_chance
+            told += f", by {key} until {last_minute_before(until_ms)}"
+        return told
 
 
 def is_watched(endpoint: Endpoint) -> bool:
@@ -52,21 +57,44 @@ def is_watched(endpoint: Endpoint) -> bool:
     return endpoint.daily_at is not None and not endpoint.observation
 
 
-def missing(endpoint: Endpoint, ledger: Mapping[date, Ledger], start: date, now_ms: int) -> list[MissingDay]:
+def missing(
+    endpoint: Endpoint,
+    ledger: Mapping[date, Ledger],
+    start: date,
+    now_ms: int,
+    elsewhere: Mapping[date, Ledger] | None = None,
+) -> list[MissingDay]:
     """The missing days, oldest first: since the first that ever landed, of the last 30, none before `start`.
 
-    `ledger` holds at least the first landed day and the landed ones of the last 31.
+    `ledger` holds at least the first landed day and the landed ones of the last 31; `elsewhere` those of the endpoint's
+    second chance, which make good a day that its own source has forgotten.
     """
     if not ledger or not is_watched(endpoint):
         return []
     last = day_of(now_ms, endpoint.exchange.zone) - DAY
     first = max(min(ledger), start, last - (MOST_DAYS_BACK - 1) * DAY)
     return [
-        MissingDay(day, held, endpoint.is_remembered(day, now_ms), endpoint.fetchable_until_ms(day))
+        MissingDay(
+            day,
+            held,
+            endpoint.is_remembered(day, now_ms),
+            endpoint.fetchable_until_ms(day),
+            _second_chance(endpoint, day, now_ms),
+        )
         for day in days_from(first, last)
         if not ((held := ledger.get(day)) and held.settled)
         and now_ms >= _due_ms(endpoint, day, endpoint.settles_after if held else timedelta(0))
+        and (endpoint.is_remembered(day, now_ms) or not (elsewhere and day in elsewhere))
     ]
+
+
+def _second_chance(endpoint: Endpoint, day: date, now_ms: int) -> tuple[str, int] | None:
+    second = endpoint.memory.second_chance if endpoint.memory else None
+    if second is None or not second.is_remembered(day, now_ms):
+        return None
+    until_ms = second.fetchable_until_ms(day)
+    assert until_ms is not None
+    return second.key, until_ms
 
 
 def _due_ms(endpoint: Endpoint, day: date, after: timedelta) -> int:
@@ -139,7 +167,9 @@ def _word(missing: MissingDay, state: State, now_ms: int, may_ask: bool, under_w
     if may_ask:
         return Said.NOTHING
     if not missing.remembered:
-        return Said.NOTHING if under_way else Said.LOST
+        if under_way:
+            return Said.NOTHING
+        return Said.SECOND_CHANCE if missing.second_chance else Said.LOST
     if missing.until_ms is not None:
         left = timedelta(milliseconds=missing.until_ms - now_ms)
         if left < SECOND_WARNING:
@@ -151,7 +181,7 @@ def _word(missing: MissingDay, state: State, now_ms: int, may_ask: bool, under_w
 
 def alerts_of(endpoint: Endpoint, said: Said, days: Sequence[MissingDay]) -> list[Alert]:
     """What people are told of these days; one that was never landed and one that was read too early are two things."""
-    if said is Said.LOST:
+    if said >= Said.SECOND_CHANCE:
         kinds = [[each for each in days if not each.held], [each for each in days if each.held]]
     else:
         kinds = [list(days)]
@@ -173,6 +203,11 @@ def _alert(endpoint: Endpoint, said: Said, days: Sequence[MissingDay]) -> Alert:
                 to_do += (
                     f" If you know that the exchange still has {it}: materialize {it} with run config trust_old: true."
                 )
+        case Said.SECOND_CHANCE:
+            assert days[0].second_chance
+            key, _ = days[0].second_chance
+            title = f"of {named} only {key} can land the rows any more"
+            to_do = f"To do: unless a schedule does so, materialize {key} for {it}."
         case Said.GIVEN_UP:
             title = f"{named} {has} not landed after {MOST_TRIES} tries"
             to_do = f"The watch does not ask for {it} any more. {to_do}"

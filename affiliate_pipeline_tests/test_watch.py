@@ -24,6 +24,7 @@ REBATES = replace(
     memory=Memory(timedelta(days=7), provable=True),
 )
 FORGETFUL = replace(REBATES, memory=Memory(timedelta(days=7), provable=False))
+KICKBACKS = BY_KEY["binance/kickback_recent_record"]
 COMMISSIONS = replace(BY_KEY["lbank/commission_stats_symbol_list"], daily_at=time(10, 35))
 TRADES = replace(BY_KEY["lbank/trade_user"], daily_at=time(0, 35))
 START = date(2025, 1, 1)
@@ -239,6 +240,29 @@ def test_a_day_read_too_early_cannot_be_read_again_beyond_the_promise():
     assert "What had landed of it stays" in alert.text
 
 
+def test_a_forgotten_day_with_a_second_chance_is_not_lost_and_stays_at_risk_until_that_is_over():
+    watch = Watch(KICKBACKS, nov(8))
+    for now_ms in (ms(nov(16), "12:00"), ms(nov(16), "12:01"), ms(date(2026, 12, 8), "00:00")):
+        watch.turn(now_ms)
+        assert at_risk([gap(KICKBACKS, nov(8), now_ms)], watch.states) == [nov(8)]
+    watch.turn(ms(date(2026, 12, 8), "00:01"))
+    assert watch.asked == []
+    assert [(said, at) for at, said, _ in watch.said] == [
+        (Said.SECOND_CHANCE, ms(nov(16), "12:00")),
+        (Said.LOST, ms(date(2026, 12, 8), "00:01")),
+    ]
+
+
+def test_what_the_second_chance_has_landed_is_missing_only_while_its_own_source_has_it():
+    ledger, elsewhere = landed(nov(6), *days_from(nov(8), nov(20))), landed(nov(7))
+
+    def found(now_ms: int) -> list[date]:
+        return [each.day for each in missing(KICKBACKS, ledger, START, now_ms, elsewhere)]
+
+    assert found(ms(nov(14), "00:00")) == [nov(7)]
+    assert found(ms(nov(14), "00:01")) == []
+
+
 def test_a_day_is_at_risk_until_it_has_landed_or_is_said_to_be_lost():
     watch, now_ms = Watch(FORGETFUL, nov(8), nov(10)), ms(nov(16), "12:00")
     days = [gap(FORGETFUL, day, now_ms) for day in watch.days]
@@ -268,15 +292,15 @@ def test_a_lost_day_and_one_read_too_early_are_told_apart():
 
 
 def test_no_two_alerts_about_the_same_days_share_a_key():
-    now_ms = ms(nov(13), "12:00")
+    now_ms = ms(nov(16), "12:00")
     keys = [
         alert.key
         for held in (False, True)
         for said in Said
         if said
-        for alert in alerts_of(REBATES, said, [gap(REBATES, nov(8), now_ms, held)])
+        for alert in alerts_of(KICKBACKS, said, [gap(KICKBACKS, nov(8), now_ms, held)])
     ]
-    assert len(keys) == len({*keys}) == 8
+    assert len(keys) == len({*keys}) == 10
 
 
 def test_days_follow_the_zone_of_the_exchange_not_of_the_machine(monkeypatch):
@@ -299,7 +323,12 @@ def shown_in_the_runbook() -> list[Alert]:
     early = Ledger(nov(4), 1, "hash", False, "source", at, at)
     given_up = MissingDay(nov(3), None, True, None)
     too_early = MissingDay(nov(4), early, False, REBATES.fetchable_until_ms(nov(4)))
-    return [*alerts_of(TRADES, Said.GIVEN_UP, [given_up]), *alerts_of(REBATES, Said.LOST, [too_early])]
+    (second,) = missing(KICKBACKS, landed(nov(2), *days_from(nov(4), nov(10))), START, ms(nov(11), "00:30"))
+    return [
+        *alerts_of(TRADES, Said.GIVEN_UP, [given_up]),
+        *alerts_of(REBATES, Said.LOST, [too_early]),
+        *alerts_of(KICKBACKS, Said.SECOND_CHANCE, [second]),
+    ]
 
 
 @pytest.mark.parametrize("alert", shown_in_the_runbook(), ids=lambda alert: alert.key.split(",")[0])

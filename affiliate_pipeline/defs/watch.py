@@ -19,7 +19,6 @@ from affiliate_pipeline.defs.assets import NO_DAY_MISSING
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.ingest import now_ms
 from affiliate_pipeline.postgres.outbox import Outbox
-from affiliate_pipeline.postgres.store import Ledger
 from affiliate_pipeline.postgres.watch import Said, State, WatchStore
 from affiliate_pipeline.rest.heartbeat import beat
 from affiliate_pipeline.settings import Alerts, Project
@@ -62,8 +61,7 @@ def _watch(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
             requests: list[dg.RunRequest] = []
             standing: list[dg.AssetCheckEvaluation] = []
             told: list[str] = []
-            for endpoint, ledger, states in _configured(store, endpoints, now):
-                days = missing(endpoint, ledger, Project.load().affiliate_start_date, now)
+            for endpoint, days, states in _configured(store, endpoints, now):
                 key = _key(endpoint)
                 done = turn(
                     endpoint,
@@ -99,12 +97,11 @@ def _heartbeat(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
         url = Alerts.load().heartbeat_url
         if url is None:
             return dg.SkipReason("HEARTBEAT_URL is not set")
-        now, start = now_ms(), Project.load().affiliate_start_date
         with WatchStore(Project.load().database_url()) as store:
             risks = [
-                f"{endpoint.key}: {fold(days)}"
-                for endpoint, ledger, states in _configured(store, endpoints, now)
-                if (days := at_risk(missing(endpoint, ledger, start, now), states))
+                f"{endpoint.key}: {fold(risky)}"
+                for endpoint, days, states in _configured(store, endpoints, now_ms())
+                if (risky := at_risk(days, states))
             ]
         if risks:
             return dg.SkipReason(f"not called, since days are at risk: {'; '.join(risks)}")
@@ -119,13 +116,17 @@ def _heartbeat(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
 
 def _configured(
     store: WatchStore, endpoints: Sequence[Endpoint], now: int
-) -> Iterator[tuple[Endpoint, Mapping[date, Ledger], Mapping[date, State]]]:
-    """The endpoints that can be asked and of which something has landed, with their ledger and states."""
+) -> Iterator[tuple[Endpoint, list[MissingDay], Mapping[date, State]]]:
+    """The endpoints that can be asked and of which something has landed, with their missing days and what was done."""
+    start = Project.load().affiliate_start_date
     ledgers = store.ledgers(datetime.fromtimestamp(now / 1000, UTC).date() - (MOST_DAYS_BACK + 1) * DAY)
     states = store.states()
     for endpoint in endpoints:
         if endpoint.key in ledgers and settings.is_any_set(endpoint.credentials):
-            yield endpoint, ledgers[endpoint.key], states.get(endpoint.key, {})
+            second = endpoint.memory.second_chance if endpoint.memory else None
+            elsewhere = ledgers.get(second.key) if second else None
+            days = missing(endpoint, ledgers[endpoint.key], start, now, elsewhere)
+            yield endpoint, days, states.get(endpoint.key, {})
 
 
 def _key(endpoint: Endpoint) -> dg.AssetKey:

@@ -18,7 +18,8 @@ class Said(IntEnum):
     GIVEN_UP = 1
     BELOW_48_HOURS = 2
     BELOW_12_HOURS = 3
-    LOST = 4
+    SECOND_CHANCE = 4
+    LOST = 5
 
 
 @dataclass(frozen=True)
