@@ -22,7 +22,7 @@ e2e: $(VENV)/.installed-dev
 	$(BIN)/pytest -m e2e --timeout 900 $(ARGS)
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.landing $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c '$(SUITABLE)' 2>/dev/null || { echo "affiliate_pipeline needs Python 3.11, 3.12 or 3.13 with venv: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }

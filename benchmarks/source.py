@@ -1,7 +1,6 @@
-"""What the benchmarks read: the sandbox with an exact number of rebates, in a process of its own, and what these rows
-come to. Nothing is measured here."""
+"""Where the benchmarks' rows come from: the sandbox in a process of its own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -9,7 +8,10 @@ from decimal import Context, Decimal
 from hashlib import md5
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from affiliate_pipeline.sandbox import Sandbox
 
 FIELDS = (
     "customerId",
@@ -32,8 +34,7 @@ SURPLUS = 2
 EXACT = Context(prec=100)
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(NamedTuple):
     """What a multiset of rebates comes to: their number, the exact sum of `income`, the sum of the rows' hashes."""
 
     rows: int
@@ -41,54 +42,88 @@ class Content:
     hashes: int
 
 
+@dataclass(frozen=True)
+class Answered:
+    """One request that the sandbox answered: what for, when it arrived, whether it was refused."""
+
+    path: str
+    received_ms: int
+    refused: bool
+
+
 @dataclass
 class Source:
-    """The sandbox running in another process."""
+    """The sandbox running in another process; `told` is what its preparation gave."""
 
     url: str
-    key: str
-    secret: str
+    environment: Mapping[str, str]
+    told: Any
     pid: int
-    content: Content
     _pipe: Connection
 
-    def requests(self) -> int:
-        """How many were answered since this was last asked."""
+    def answered(self) -> list[Answered]:
+        """Everything since this was last asked."""
         self._pipe.send(True)
-        requests, refused = self._pipe.recv()
-        assert not refused, f"the sandbox refused {refused} requests"
-        return requests
+        return self._pipe.recv()
+
+    def requests(self) -> int:
+        """How many there were since this was last asked; none of them refused."""
+        answered = self.answered()
+        assert not any(request.refused for request in answered), "the sandbox refused requests"
+        return len(answered)
 
 
 @contextmanager
-def source(rows: int, days: Sequence[date]) -> Iterator[Source]:
-    """The sandbox with exactly so many rebates on these days, and one older that proves it forgets nothing."""
+def source(prepare: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Source]:
+    """The sandbox made with these options, prepared by `prepare(sandbox, *arguments)` before it serves."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, rows, days), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, prepare, arguments, options), daemon=True)
     process.start()
     theirs.close()
-    url, key, secret, content = ours.recv()
+    url, environment, told = ours.recv()
     assert process.pid
-    yield Source(url, key, secret, process.pid, content, ours)
+    yield Source(url, environment, told, process.pid, ours)
     ours.close()
     process.join()
 
 
-def _serve(pipe: Connection, rows: int, days: Sequence[date]) -> None:
+def rebates(sandbox: "Sandbox", sets: Sequence[tuple[int, Sequence[date]]]) -> list[Content]:
+    """Exactly so many rebates over each of the sets of days, and one just before each that proves that nothing is forgotten;
+    what each set comes to."""
+    served = [[row for day in days for row in _rebates(day, rows // len(days))] for rows, days in sets]
+    older = [row for _, days in sets for row in _rebates(min(days) - timedelta(days=1), 1)]
+    sandbox.binance.remembers_ms = None
+    # Landing is what is measured, and not the limit.
+    sandbox.binance.weight_limit = 10**9
+    sandbox.binance.set_rebates([*older, *(row for rows in served for row in rows)])
+    return [_content(rows) for rows in served]
+
+
+def _serve(pipe: Connection, prepare: Callable[..., Any], arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
     from affiliate_pipeline.sandbox import Sandbox
 
-    served = [row for day in days for row in _rebates(day, rows // len(days))]
-    with Sandbox() as sandbox:
-        sandbox.binance.remembers_ms = None
-        sandbox.binance.set_rebates([*_rebates(days[0] - timedelta(days=1), 1), *served])
-        pipe.send((sandbox.url, sandbox.binance.partner_key, sandbox.binance.partner_secret, _content(served)))
-        del served
+    with Sandbox(**options) as sandbox:
+        told = prepare(sandbox, *arguments)
+        binance, lbank = sandbox.binance, sandbox.lbank
+        environment = {
+            "BINANCE_BASE_URL": sandbox.url,
+            "BINANCE_PARTNER_API_KEY": binance.partner_key,
+            "BINANCE_PARTNER_API_SECRET": binance.partner_secret,
+            "LBANK_BASE_URL": sandbox.url,
+            "LBANK_API_KEY": lbank.api_key,
+            "LBANK_API_SECRET": lbank.api_secret,
+            "LBANK_OPEN_ID": lbank.own_open_id,
+        }
+        pipe.send((sandbox.url, environment, told))
         try:
             while pipe.recv():
-                refused = sum(request.status != 200 for request in sandbox.requests)
-                pipe.send((len(sandbox.requests), refused))
+                answered = [
+                    Answered(request.path, request.received_ms, request.status != 200 or request.code is not None)
+                    for request in sandbox.requests
+                ]
                 sandbox.requests.clear()
+                pipe.send(answered)
         except EOFError:
             pass
 

@@ -8,7 +8,6 @@ from affiliate_pipeline.exchanges.spec import Endpoint, Session
 from affiliate_pipeline.ingest import connected
 from affiliate_pipeline.postgres.lease import LONGEST_WAIT_S
 from affiliate_pipeline.postgres.store import Store
-from affiliate_pipeline.sandbox.served import served
 from affiliate_pipeline.settings import Binance, Project, is_sandbox
 
 
@@ -37,5 +36,8 @@ def _sandbox() -> AbstractContextManager[None]:
     """The sandbox, if it is what runs here: while no `affiliate-pipeline up` serves it, the run does."""
     if not is_sandbox():
         return nullcontext()
+    # Whoever has an account does without it.
+    from affiliate_pipeline.sandbox.served import served
+
     settings = Binance.load()
     return served(settings.binance_base_url, settings.affiliate_rate_scale)

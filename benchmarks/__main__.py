@@ -1,0 +1,87 @@
+"""`make bench`: measures, prints tables, and writes those of full size into `results.md`, each part into its own place.
+
+python -m benchmarks            everything, in less than twenty minutes
+python -m benchmarks c e        only these parts
+python -m benchmarks --quick    small sizes, to see that it works; writes nothing
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.markdown import Markdown
+
+from benchmarks import landing, limits, overhead, ranges, startup
+from benchmarks.harness import place
+
+RESULTS = Path(__file__).with_name("results.md")
+PARTS = {
+    "a": ("Landing", landing.run),
+    "b": ("Use of the rate limit", limits.run),
+    "c": ("What Dagster costs", overhead.run),
+    "d": ("A long range at a low limit", ranges.run),
+    "e": ("Until something happens", startup.run),
+}
+PACKAGES = ("dagster", "dlt", "pandas", "pandera", "pyarrow", "psycopg", "httpx", "msgspec")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(":")[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], help="a to e; all if none is named")
+    parser.add_argument("--quick", action="store_true", help="small sizes; writes nothing")
+    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is told")
+    options = parser.parse_args()
+    console = Console()
+    sections = _sections()
+    for name in options.parts or PARTS:
+        title, run = PARTS[name]
+        console.print(f"({name}) {title}")
+        began, load = time.monotonic(), os.getloadavg()[0]
+        tables = run(options.quick, 1 if options.quick else options.rounds)
+        text = "\n".join(
+            [
+                f"## ({name}) {title}",
+                "",
+                f"{datetime.now(UTC):%Y-%m-%d}, load average before: {load:.1f}, {time.monotonic() - began:.0f} s.",
+                "",
+                *(table.markdown() for table in tables),
+            ]
+        )
+        console.print(Markdown(text))
+        sections[name] = text
+        if not options.quick:
+            RESULTS.write_text("\n".join([_head(), *(sections[part] for part in sorted(sections))]))
+
+
+def _sections() -> dict[str, str]:
+    """What `results.md` holds by part."""
+    text = RESULTS.read_text() if RESULTS.exists() else ""
+    found = re.split(r"^(?=## \([a-e]\) )", text, flags=re.MULTILINE)[1:]
+    return {section[4]: section.rstrip("\n") + "\n" for section in found}
+
+
+def _head() -> str:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    with place() as at:
+        postgresql = at.version()
+    return "\n".join(
+        [
+            "# How fast",
+            "",
+            f"Written by `make bench`. {psutil.cpu_count()} cores ({platform.machine()}), shared by what is measured, the sandbox "
+            f"that plays the exchange and PostgreSQL; {psutil.virtual_memory().total / 2**30:.0f} GB of memory; "
+            f"{platform.system()}; Python {platform.python_version()}; PostgreSQL {postgresql}; {versions}.",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

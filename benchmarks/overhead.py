@@ -1,0 +1,71 @@
+"""(c) What Dagster costs: runs over 1, 30 and 365 quiet days, beside fetching those days without it."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from datetime import date
+
+from benchmarks.harness import MB, REBATES, Measured, Place, Table, days_back, place
+from benchmarks.source import rebates, source
+
+DAYS = (1, 30, 365)
+QUICK_DAYS = (1, 10)
+MOST_MS_A_DAY = 40
+
+
+def fetched(days: Sequence[date]) -> float:
+    """The days fetched, and nothing done with them; the seconds."""
+    from affiliate_pipeline.exchanges.registry import ENDPOINTS
+    from affiliate_pipeline.ingest import connected
+    from affiliate_pipeline.postgres.store import Store
+    from affiliate_pipeline.settings import Project
+
+    endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == REBATES)
+    with Store(Project.load().database_url()) as store, connected(endpoint, store) as session:
+        began = time.perf_counter()
+        assert len(list(endpoint.strategy.fetch(session, days, endpoint.exchange.zone))) == len(days)
+        return time.perf_counter() - began
+
+
+def run(quick: bool, rounds: int) -> list[Table]:
+    numbers = QUICK_DAYS if quick else DAYS
+    with source(rebates, [(0, days_back(number)) for number in numbers]) as quiet, place(**quiet.environment) as at:
+        runs: dict[int, list[tuple[float, float, Measured]]] = {number: [] for number in numbers}
+        for _ in range(rounds):
+            for number in numbers:
+                days = days_back(number)
+                fetching_s = at.spawned(fetched, days).value
+                at.forget()
+                measured = at.materialized(REBATES, days)
+                assert at.query("select count(*) from affiliate.landing") == number
+                runs[number].append((at.run_s(), fetching_s, measured))
+    return [_table(at, runs, rounds)]
+
+
+def _table(at: Place, runs: dict[int, list[tuple[float, float, Measured]]], rounds: int) -> Table:
+    run_s = {number: statistics.median(run for run, _, _ in results) for number, results in runs.items()}
+    fetching_s = {number: statistics.median(fetch for _, fetch, _ in results) for number, results in runs.items()}
+    one = min(runs)
+
+    def beyond_ms(number: int) -> str:
+        if number == one:
+            return ""
+        beyond_s = run_s[number] - run_s[one] - (fetching_s[number] - fetching_s[one])
+        return f"{1000 * beyond_s / (number - one):.1f}"
+
+    memory = {number: max(measured.memory["contender"] for *_, measured in results) for number, results in runs.items()}
+    return Table(
+        f"Quiet days in one run, median of {rounds}",
+        ["days", *map(str, runs)],
+        [
+            ["run, s", *(f"{seconds:.2f}" for seconds in run_s.values())],
+            ["fetching alone, s", *(f"{seconds:.2f}" for seconds in fetching_s.values())],
+            ["beyond fetching, ms a day", *map(beyond_ms, runs)],
+            ["peak memory, MB", *(f"{most / MB:,.0f}" for most in memory.values())],
+        ],
+        [
+            "*run*: from the first event that the run plans to its last one, by `dagster asset materialize`: the start of the "
+            "step's process, the ledger's transaction of each day, its materialization and its check are in it.",
+            f"*beyond fetching*: what each day more adds, without its share of the requests; {MOST_MS_A_DAY} ms at most.",
+        ],
+    )

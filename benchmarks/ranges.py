@@ -1,0 +1,62 @@
+"""(d) A long range of an exchange whose limit is low: 30 days of LBank's trades with 1,000 users, against its plan."""
+
+from datetime import date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from benchmarks.harness import MB, Table, place
+from benchmarks.source import source
+
+KEY = "lbank/trade_user"
+DAYS, USERS, RATE_SCALE = 30, 1000, 50
+QUICK_DAYS, QUICK_USERS = 3, 20
+
+
+def nothing(sandbox) -> None:
+    """The sandbox as it is."""
+
+
+def planned(days: list[date]) -> tuple[int, float]:
+    """The requests and seconds that the plan says, once the roster is there."""
+    from affiliate_pipeline.exchanges.registry import ENDPOINTS
+    from affiliate_pipeline.ingest import connected, plan_of
+    from affiliate_pipeline.postgres.store import Store
+    from affiliate_pipeline.settings import Project
+
+    endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == KEY)
+    with Store(Project.load().database_url()) as store, connected(endpoint, store) as session:
+        plan = plan_of(endpoint, days, session=session, store=store)
+        return plan.least, plan.seconds
+
+
+def run(quick: bool, rounds: int) -> list[Table]:
+    number, users = (QUICK_DAYS, QUICK_USERS) if quick else (DAYS, USERS)
+    today = datetime.now(ZoneInfo("Asia/Shanghai")).date()
+    days = [today - timedelta(days=back) for back in range(number, 0, -1)]
+    with (
+        source(nothing, users=users, rate_scale=RATE_SCALE) as exchange,
+        place(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as at,
+    ):
+        requests, seconds = at.spawned(planned, days).value
+        # What the plan itself has asked, for the roster, is not the range's.
+        exchange.answered()
+        measured = at.materialized(KEY, days)
+        step_s = at.step_s()
+        answered = exchange.answered()
+        rows = at.query("select sum(rows)::bigint from affiliate.landing")
+    refused = sum(request.refused for request in answered)
+    return [
+        Table(
+            f"{number} days of `{KEY}`, {users:,} users, {RATE_SCALE} times the real limit",
+            ["", "planned", "done", "done / planned"],
+            [
+                ["requests", f"{requests:,}", f"{len(answered):,}", f"{len(answered) / requests:.3f}"],
+                ["seconds", f"{seconds:.1f}", f"{step_s:.1f}", f"{step_s / seconds:.3f}" if seconds else ""],
+                ["refused", "0", str(refused), ""],
+                ["rows", "", f"{rows:,}", ""],
+                ["peak memory, MB", "", f"{measured.memory['contender'] / MB:,.0f}", ""],
+            ],
+            [
+                "*seconds*: planned at the permitted rate; done is the asset's step, landing and Dagster's events included."
+            ],
+        )
+    ]
