@@ -24,9 +24,9 @@ STUCK_S = 120
 
 
 def fortnight() -> list[date]:
-    """Fourteen days that have ended and settled in UTC+8."""
+    """The last fourteen days that have ended in UTC+8: the watch would ask for later ones by itself."""
     today = (datetime.now(UTC) + timedelta(hours=8)).date()
-    return [today - timedelta(days=i) for i in range(16, 2, -1)]
+    return [today - timedelta(days=i) for i in range(14, 0, -1)]
 
 
 def variables(exchange: Sandbox, **more: str) -> dict[str, str]:
