@@ -114,6 +114,8 @@ def still_there(endpoint: Endpoint, days: Sequence[date], now_ms: int) -> str:
     if over:
         promised = "it no longer promises" if provable else "it no longer has"
         told.append(f"{promised} {fold(over)}")
+    if second := endpoint.memory and endpoint.memory.second_chance:
+        told.append(f"{second.key} is a second chance: {still_there(second, days, now_ms)}")
     return "; ".join(told)
 
 

@@ -123,6 +123,13 @@ def test_an_asset_without_days_is_told_with_what_to_do():
             "fetchable at least until 2026-11-10 23:59 UTC (2026-11-04; the later days longer); "
             "it no longer promises 2026-11-03",
         ),
+        (
+            KICKBACKS,
+            [date(2026, 11, 2), date(2026, 11, 4)],
+            NOW_MS,
+            "fetchable until 2026-11-10 23:59 UTC; it no longer has 2026-11-02; binance/kickback_historical_record is a "
+            "second chance: fetchable until 2026-12-01 23:59 UTC (2026-11-02; the later days longer)",
+        ),
         # Today's, in a zone 8 hours ahead.
         ("lbank/invite_user_info", [date(2026, 11, 10)], NOW_MS, "fetchable until 2026-11-10 15:59 UTC"),
         ("lbank/invite_user_info", [date(2026, 11, 9)], NOW_MS, "it no longer has 2026-11-09"),

@@ -72,6 +72,7 @@ EXCEPTIONS = {
     "defs.roster": {"exchanges.lbank.endpoints", "rest.errors"},
     # What failed is an asset key; what can be done about it stands with the endpoint.
     "defs.sensors": {"exchanges.registry"},
+    "defs.delivery": {"exchanges.registry"},
     # Its tables must not land in a schema of ours.
     "defs.storage": {"exchanges.registry"},
     # The heartbeat is a call to nobody's exchange.

@@ -10,6 +10,7 @@ from dagster import DagsterInstance
 
 from affiliate_pipeline import alerts
 from affiliate_pipeline.defs.sensors import DELIVERY
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.outbox import Open, Outbox
 from affiliate_pipeline.settings import Alerts, Project
 
@@ -20,6 +21,12 @@ LONGEST_PAUSE = timedelta(minutes=30)
 # A tick has to end within 60 s; what is left is sent by the next.
 SENDING_S = 25
 MATERIALIZATIONS_READ = 1000
+# Assets by the key of the one whose days they can land as well.
+SECOND_CHANCES = {
+    endpoint.key: (endpoint.memory.second_chance.key,)
+    for endpoint in ENDPOINTS
+    if endpoint.memory and endpoint.memory.second_chance
+}
 
 
 class Undelivered(Exception):
@@ -89,19 +96,20 @@ def tell_recovered(outbox: Outbox, instance: DagsterInstance) -> None:
 
 def _materialized(instance: DagsterInstance, waiting: Sequence[Open]) -> dict[tuple[str, date | None], list[float]]:
     """When assets were materialized (Unix time), by asset and day, as far as that may matter: of a day that was kept, or
-    of an asset that is no endpoint, the ledger does not tell."""
+    landed otherwise, and of an asset that is no endpoint, the ledger does not tell."""
     found: dict[tuple[str, date | None], list[float]] = {}
     for asset in sorted({asset for each in waiting for asset in each.missing}):
         concerned = [each for each in waiting if asset in each.missing]
-        records = instance.fetch_materializations(
-            dg.AssetRecordsFilter(
-                dg.AssetKey(asset.split("/")),
-                asset_partitions=sorted({f"{day}" for each in concerned for day in each.missing[asset]}) or None,
-                after_timestamp=min(each.raised_at for each in concerned).timestamp(),
-            ),
-            limit=MATERIALIZATIONS_READ,
-        ).records
-        for record in records:
-            day = date.fromisoformat(record.partition_key) if record.partition_key else None
-            found.setdefault((asset, day), []).append(record.timestamp)
+        for key in (asset, *SECOND_CHANCES.get(asset, ())):
+            records = instance.fetch_materializations(
+                dg.AssetRecordsFilter(
+                    dg.AssetKey(key.split("/")),
+                    asset_partitions=sorted({f"{day}" for each in concerned for day in each.missing[asset]}) or None,
+                    after_timestamp=min(each.raised_at for each in concerned).timestamp(),
+                ),
+                limit=MATERIALIZATIONS_READ,
+            ).records
+            for record in records:
+                day = date.fromisoformat(record.partition_key) if record.partition_key else None
+                found.setdefault((asset, day), []).append(record.timestamp)
     return found

@@ -215,3 +215,13 @@ def test_what_the_ledger_does_not_tell_is_told_by_dagster(instance, outbox, webh
         "lbank/roster has been materialized since",
         f"kept: {fold(DAYS[:2])} have landed since",
     ]
+
+
+def test_a_day_that_its_second_chance_has_landed_is_recovered(instance, outbox, webhook, tick):
+    outbox.add(Alert("1", "days", "", {"binance/kickback_recent_record": DAYS[:1]}), datetime.now(UTC))
+    instance.report_runless_asset_event(
+        dg.AssetMaterialization(["binance", "kickback_historical_record"], partition=f"{DAYS[0]}")
+    )
+    tick()
+    tick()
+    assert "1 alert and 1 recovery" in titles(webhook)

@@ -205,7 +205,7 @@ class Project:
         return found
 
     def postmaster(self) -> psutil.Process:
-        return next(process for process in self.processes() if process.cmdline()[:1] and "-D" in process.cmdline())
+        return next(process for process in self.processes() if "-D" in command_of(process))
 
     def remove(self) -> None:
         """Stops and removes everything."""
@@ -307,6 +307,14 @@ class UI:
         return self.ask("query Run($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }", id=run_id)[
             "runOrError"
         ]["status"]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its command line; empty if it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def reachable(port: int) -> bool:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline_tests.e2e.project import UI, Project, Started, free_port, kill, reachable, wait_for
+from affiliate_pipeline_tests.e2e.project import UI, Project, Started, command_of, free_port, kill, reachable, wait_for
 from affiliate_pipeline_tests.webhook import Webhook
 
 pytestmark = pytest.mark.e2e
@@ -109,9 +109,9 @@ def victims(project: Project, name: str) -> list[psutil.Process]:
         return [project.postmaster()]
     processes = project.processes()
     if name == "run":
-        servers = [process for process in processes if "grpc" in process.cmdline()]
+        servers = [process for process in processes if "grpc" in command_of(process)]
         return [child for server in servers for child in server.children(recursive=True)]
-    return [process for process in processes if name in " ".join(process.cmdline()[:6])]
+    return [process for process in processes if name in " ".join(command_of(process)[:6])]
 
 
 def test_nothing_stays_stuck_after_a_kill_and_every_day_is_landed_or_shown_failed(fresh: Project, exchange: Sandbox):

@@ -15,6 +15,7 @@ from affiliate_pipeline_tests.e2e.project import (
     KEY,
     UI,
     Project,
+    command_of,
     credentials,
     free_port,
     kill,
@@ -108,7 +109,7 @@ def test_a_killed_run_leaves_the_old_day_or_the_new_one_is_reported_failed_and_l
     run_id = run_of(version=1)
     wait_for(lambda: len(daemons_exchange.requests) > asked)
     time.sleep(random.uniform(0, LANDING_S))
-    (server,) = (process for process in daemon.project.processes() if "grpc" in process.cmdline())
+    (server,) = (process for process in daemon.project.processes() if "grpc" in command_of(process))
     kill(server.children(recursive=True))
 
     if status(run_id) == "FAILURE":

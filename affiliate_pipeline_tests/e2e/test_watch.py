@@ -12,6 +12,7 @@ from affiliate_pipeline_tests.e2e.project import (
     KEY,
     UI,
     Project,
+    command_of,
     credentials,
     free_port,
     kill,
@@ -69,7 +70,7 @@ def test_the_watch_lands_what_it_can_tells_of_the_rest_and_the_heartbeat_follows
             return webhook.calls
 
         wait_for(called, timeout_s=120)
-        daemons = [process for process in fresh.processes() if "dagster._daemon" in process.cmdline()]
+        daemons = [process for process in fresh.processes() if "dagster._daemon" in command_of(process)]
         assert daemons
         kill(daemons)
         calls = len(webhook.calls)
