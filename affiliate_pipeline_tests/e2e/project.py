@@ -291,15 +291,22 @@ class UI:
 
     def launch(self, day: date) -> str:
         """The id of a run of the day, queued."""
+        return self._launch([KEY], {"dagster/partition": f"{day}"})
+
+    def launch_range(self, keys: Sequence[str], days: Sequence[date]) -> str:
+        """The id of one run of these assets over the (consecutive) days, queued."""
+        ends = {"start": days[0], "end": days[-1]}
+        return self._launch(keys, {f"dagster/asset_partition_range_{end}": f"{day}" for end, day in ends.items()})
+
+    def _launch(self, keys: Sequence[str], tags: dict[str, str]) -> str:
         selector = {
             "repositoryLocationName": "affiliate_pipeline.definitions",
             "repositoryName": "__repository__",
             "jobName": "__ASSET_JOB",
-            "assetSelection": [{"path": KEY.split("/")}],
+            "assetSelection": [{"path": key.split("/")} for key in keys],
         }
-        tags = [{"key": "dagster/partition", "value": f"{day}"}]
-        params = {"selector": selector, "executionMetadata": {"tags": tags}}
-        launched = self.ask(LAUNCH, params=params)["launchRun"]
+        metadata = {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
+        launched = self.ask(LAUNCH, params={"selector": selector, "executionMetadata": metadata})["launchRun"]
         assert launched["__typename"] == "LaunchRunSuccess", launched
         return launched["run"]["id"]
 

@@ -1,0 +1,160 @@
+"""The history of kickbacks under the real daemon: asked for once, waited for, landed in one run, told to nobody."""
+
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+
+from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline_tests.defs.kickbacks import HISTORY, REQUEST, posts, sent
+from affiliate_pipeline_tests.e2e.project import ROOT, UI, Project, Started, free_port, kill, reachable, wait_for
+
+pytestmark = pytest.mark.e2e
+
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+def exchange() -> Iterator[Sandbox]:
+    """One that has collected another history before."""
+    with Sandbox(rows_per_day=300) as exchange:
+        now = exchange.now()
+        exchange.binance.kickbacks.collect(now - 5 * DAY_MS, now - 3 * DAY_MS, None)
+        yield exchange
+
+
+@pytest.fixture
+def project(fresh: Project, exchange: Sandbox) -> Project:
+    fresh.configure(
+        BINANCE_BASE_URL=exchange.url,
+        BINANCE_CLIENT_API_KEY=exchange.binance.client_key,
+        BINANCE_CLIENT_API_SECRET=exchange.binance.client_secret,
+        AFFILIATE_START_DATE=f"{last(40)[0]}",
+    )
+    return fresh
+
+
+@contextmanager
+def dagster(project: Project) -> Iterator[tuple[Started, UI]]:
+    """Webserver, daemon and code server, ready."""
+    port = free_port()
+    with project.started(
+        [sys.executable, "-m", "dagster", "dev", "-p", str(port)], DAGSTER_HOME=str(project.folder)
+    ) as started:
+        wait_for(lambda: reachable(port), timeout_s=120)
+        yield started, UI(port)
+
+
+def last(number: int) -> list[date]:
+    """The last days that have ended, oldest first."""
+    today = datetime.now(UTC).date()
+    return [today - timedelta(days=i) for i in range(number, 0, -1)]
+
+
+def assert_landed(project: Project, exchange: Sandbox, days: Sequence[date]) -> None:
+    """Every day holds exactly what the exchange has."""
+    landed: dict[date, Counter] = {day: Counter() for day in days}
+    for day, *row in project.query(
+        "select partition_date, income::text, asset, symbol, (extract(epoch from time) * 1000)::bigint::text "
+        "from binance.kickback_historical_record"
+    ):
+        landed[day][tuple(row)] += 1
+    assert landed == {day: sent(exchange.binance.kickbacks.of(day)) for day in days}
+
+
+def ended(ui: UI, run_id: str, timeout_s: float = 240) -> str:
+    return wait_for(
+        lambda: (status := ui.run_status(run_id)) in ("SUCCESS", "FAILURE", "CANCELED") and status, timeout_s
+    )
+
+
+def told(project: Project) -> str:
+    """Everything in the database, and every file written by a run, a sensor or Dagster."""
+    tables = project.query(
+        "select format('%%I.%%I', schemaname, tablename) from pg_tables "
+        "where schemaname in ('public', 'affiliate', 'binance')"
+    )
+    rows = [str(project.query(f"select each::text from {table} each")) for (table,) in tables]
+    files = [
+        path
+        for path in project.folder.rglob("*")
+        if path.is_file() and path.name != ".env" and not (ROOT / path.relative_to(project.folder)).exists()
+    ]
+    return "\n".join([*rows, *(path.read_text(errors="replace") for path in files)])
+
+
+def test_29_days_are_one_request_waited_for_and_landed_by_one_run_and_nothing_secret_is_told(
+    project: Project, exchange: Sandbox
+):
+    days = last(29)
+    exchange.faults.pending.extend(["previous", "error", "message", "previous", "empty", "null"])
+    with dagster(project) as (started, ui):
+        assert ended(ui, ui.launch_range([REQUEST], days)) == "SUCCESS"
+        wait_for(lambda: ui.days(HISTORY) == {"MATERIALIZED": days}, timeout_s=300)
+        wait_for(lambda: project.query("select state from binance.kickback_historical_collection") == [("landed",)])
+        printed = started.printed
+
+    landed = project.query("select asset, count(*) from affiliate.landing group by 1 order by 1 desc")
+    assert landed == [(REQUEST, 29), (HISTORY, 29)]
+    assert len(posts(exchange)) == 1 and not exchange.faults.pending
+    assert project.query("select count(*), min(value) from run_tags where key = 'affiliate/collection'") == [(1, "1")]
+    assert_landed(project, exchange, days)
+
+    everything = told(project) + printed
+    assert HISTORY in everything
+    secrets = {exchange.binance.client_key, exchange.binance.client_secret}
+    for url in exchange.binance.kickbacks.urls:
+        parts = url.partition("?")[2].split("&")
+        secrets |= {*parts, *(part.partition("=")[2] for part in parts if not part.startswith("Expires"))}
+    secrets |= {request.params["signature"] for request in exchange.requests if "timestamp" in request.params}
+    assert [secret for secret in secrets if secret in everything] == []
+    (headers,) = exchange.binance.kickbacks.file_headers
+    assert "x-mbx-apikey" not in headers and exchange.binance.client_key not in str(headers)
+
+
+def test_request_and_file_selected_together_end_well_in_one_run(project: Project, exchange: Sandbox):
+    days = last(9)
+    exchange.binance.kickbacks.collect_ms = 15_000
+    with dagster(project) as (_, ui):
+        assert ended(ui, ui.launch_range([REQUEST, HISTORY], days)) == "SUCCESS"
+        assert ui.days(HISTORY) == ui.days(REQUEST) == {"MATERIALIZED": days}
+        time.sleep(15)
+        assert project.query("select count(*) from runs where pipeline_name = '__ASSET_JOB'")[0][0] == 1
+    assert len(posts(exchange)) == 1
+    assert_landed(project, exchange, days)
+
+
+def test_two_requests_at_once_land_both_although_everything_is_killed(project: Project, exchange: Sandbox):
+    days = last(12)
+    first, second = days[:5], days[5:]
+    exchange.binance.kickbacks.collect_ms = 8_000
+    kills = 0
+    with dagster(project) as (_, ui):
+        for asked in (first, second):
+            ui.launch_range([REQUEST], asked)
+        time.sleep(random.uniform(3, 20))
+        kills += 1
+        kill(project.processes())
+    with dagster(project) as (_, ui):
+        requested = "select count(*) from affiliate.landing where asset = %s and partition = %s"
+        for asked in (first, second):
+            if project.query(requested, REQUEST, asked[0]) == [(0,)]:
+                assert ended(ui, ui.launch_range([REQUEST], asked)) == "SUCCESS"
+        time.sleep(random.uniform(0, 20))
+        kills += 1
+        kill(project.processes())
+    with dagster(project) as (_, ui):
+        wait_for(
+            lambda: (
+                {state for (state,) in project.query("select state from binance.kickback_historical_collection")}
+                == {"landed"}
+            ),
+            timeout_s=400,
+        )
+    assert_landed(project, exchange, days)
+    assert len(posts(exchange)) <= 2 + kills
