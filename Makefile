@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: up down test e2e bench
+.PHONY: up down test e2e bench docs
 
 up: $(VENV)/.installed
 	@$(BIN)/affiliate-pipeline up $(ARGS)
@@ -23,6 +23,9 @@ e2e: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m affiliate_pipeline.dictionary > docs/data_dictionary.md
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c '$(SUITABLE)' 2>/dev/null || { echo "affiliate_pipeline needs Python 3.11, 3.12 or 3.13 with venv: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }

@@ -33,6 +33,7 @@ DIRECTIONS = {
     "exchanges": {"exchanges", "rest", "days", "schema", "rows", "settings", "spool"},
     "postgres": {"postgres", "schema", "rest.errors", "rest.redact", "exchanges.spec", "spool"},
     "ingest": {"days", "exchanges.spec", "postgres", "rest.errors", "rest.limits", "rows", "schema"},
+    "dictionary": {"exchanges.registry", "exchanges.spec", "postgres.ddl", "schema"},
     "doctor": {"days", "exchanges.registry", "exchanges.spec", "postgres", "rest", "settings", "watch"},
     "parquet": {"postgres.extract"},
     "report": {"report", "days", "exchanges.spec", "postgres.commission"},

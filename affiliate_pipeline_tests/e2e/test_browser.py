@@ -1,0 +1,108 @@
+"""What people see in a browser: Dagster's UI and the report of `up`, and a backfill launched by clicking. It also takes the
+README's pictures, into the folder named by the variable PICTURES."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from affiliate_pipeline_tests.e2e.project import KEY, UI, Project, free_port, last_days
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="there is no chromium on this machine (Debian: apt-get install chromium)"
+    ),
+]
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+PATIENCE_MS = 120_000
+
+
+@pytest.fixture
+def page() -> Iterator:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.set_default_timeout(PATIENCE_MS)
+        yield page
+        browser.close()
+
+
+@pytest.fixture
+def picture(page, tmp_path):
+    folder = Path(os.environ.get("PICTURES", tmp_path))
+    return lambda name: page.screenshot(path=folder / f"{name}.png")
+
+
+def test_the_ui_shows_the_graph_the_days_and_the_money_and_a_click_lands_days(landed: Project, page, picture):
+    day = last_days()[-1]
+    with landed.up(port := free_port()):
+        url = UI(port).url
+
+        page.goto(f"{url}/asset-groups", wait_until="domcontentloaded")
+        for group in ("affiliate", "binance", "lbank"):
+            page.get_by_text(group, exact=True).first.wait_for()
+        picture("lineage")
+
+        page.goto(f"{url}/assets/{KEY}?view=partitions&partition={day}", wait_until="domcontentloaded")
+        page.get_by_text(f"Materialized ({len(last_days())})").wait_for()
+        page.get_by_text("content_hash").wait_for()
+        picture("asset")
+
+        page.goto(f"{url}/assets/affiliate/daily_report?view=partitions&partition={day}", wait_until="domcontentloaded")
+        page.get_by_text("[Show Markdown]").click()
+        chart = page.locator("img[src^='data:image/svg+xml']")
+        chart.wait_for()
+        assert chart.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
+        picture("report-in-dagster")
+
+        checked = landed.run("check", "--port", str(port))
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+        (before,) = landed.query("select max(checked_at) from affiliate.landing where asset = %s", KEY)
+        page.goto(f"{url}/assets/{KEY}?view=partitions", wait_until="domcontentloaded")
+        page.get_by_role("button", name="Materialize").first.click()
+        page.get_by_placeholder("No matching partitions").fill(f"[{last_days()[-2]}...{day}]")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        page.get_by_role("button", name="Launch backfill").click()
+        page.get_by_text("Created backfill").wait_for()
+        page.goto(f"{url}/runs?view=backfills", wait_until="domcontentloaded")
+        page.get_by_text(re.compile("^(Success|Failure)$")).wait_for()
+        assert page.get_by_text("Success", exact=True).count() == 1
+        picture("backfill")
+        (after,) = landed.query("select max(checked_at) from affiliate.landing where asset = %s", KEY)
+        assert after > before
+        assert UI(port).days() == {"MATERIALIZED": last_days()}
+
+
+def test_the_report_is_a_page_that_asks_nobody(landed: Project, page, picture):
+    day = last_days()[-1]
+    path = Path(landed.run("report").stdout.splitlines()[0])
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+
+    page.goto(path.as_uri())
+
+    page.get_by_text(f"Earnings of {day}").first.wait_for()
+    (total,) = landed.query(
+        "select trim_scale(sum(income))::text from binance.rebate_recent_record "
+        "where partition_date = %s and asset = 'USDT'",
+        day,
+    )
+    assert page.get_by_text(total[0], exact=True).count() >= 1
+    assert asked == [path.as_uri()] and wrong == []
+    picture("report")
+
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 24, 30)"
+    picture("report-on-a-phone")
