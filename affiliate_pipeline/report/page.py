@@ -26,6 +26,7 @@ table{border-collapse:collapse;width:100%}
 th,td{padding:.4rem .6rem;text-align:left;border-bottom:1px solid var(--line);white-space:nowrap}
 tr:last-child td{border-bottom:0}
 .number{text-align:right;font-variant-numeric:tabular-nums}
+li{overflow-wrap:anywhere}
 h3{font-size:1rem;margin:1rem 0 .3rem}
 @media(max-width:40rem){
 th,td{white-space:normal;padding:.35rem .4rem;font-size:.85rem}
@@ -70,11 +71,11 @@ def html(figures: Figures) -> str:
 <body>
 <h1>Earnings of {figures.day}</h1>
 <p class="soft">As of {figures.made_at:%Y-%m-%d %H:%M} UTC. Days are those of each exchange. Amounts are exact; a value in
-USDT stands only where the exchange gives one.</p>
-<h2>Missing or not settled</h2>
-<ul>{"".join(f"<li>{escape(line)}</li>" for line in incomplete(figures))}</ul>
+USDT stands only where the exchange gives one.{" Some days are missing or may still change: see below." * bool(figures.incomplete)}</p>
 <h2>{len(figures.days)} days, {span}</h2>
 <div class="cards">{panels}</div>{more}
+<h2>Missing or not settled</h2>
+<ul>{"".join(f"<li>{escape(line)}</li>" for line in incomplete(figures))}</ul>
 <h2>This day</h2>
 {_sums(figures.of_the_day)}
 <h2>Top earners of the day</h2>
