@@ -8,11 +8,13 @@ promises: both are tried out once per walk, on data received.
 
 import queue
 import threading
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
+from operator import itemgetter
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -50,8 +52,12 @@ class Page:
         return len(self.times)
 
     def between(self, first: int, last: int) -> "Page":
-        kept = [i for i, time in enumerate(self.times) if first <= time <= last]
-        return Page([self.times[i] for i in kept], [self.rows[i] for i in kept])
+        times, rows = self.times, self.rows
+        if times != sorted(times):
+            ordered = sorted(zip(times, rows, strict=True), key=itemgetter(0))
+            times, rows = [time for time, _ in ordered], [row for _, row in ordered]
+        kept = slice(bisect_left(times, first), bisect_right(times, last))
+        return Page(times[kept], rows[kept])
 
 
 @dataclass(frozen=True)
