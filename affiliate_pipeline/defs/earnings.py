@@ -29,6 +29,7 @@ REPORT = dg.AssetKey(["affiliate", "daily_report"])
 # UTC by its other name: were these partitions the same as Binance's, one run would land both, and a day that fails there
 # would fail every day here.
 ZONE = ZoneInfo("Etc/UTC")
+OWNER = "team:affiliate"
 # Several assets land for a day one after the other.
 QUIET_S = 60
 
@@ -101,6 +102,7 @@ def _commission(endpoints: Sequence[Endpoint]) -> dg.AssetSpec:
         skippable=True,
         group_name="affiliate",
         kinds={"postgres"},
+        owners=[OWNER],
         description="What was earned each day by exchange, kind and coin: added up exactly from the endpoints' tables, with "
         "a value in USDT only where the exchange gives one. Of endpoints that tell of the same money one counts. A day is "
         "that of each exchange, in its own zone.",
@@ -118,6 +120,7 @@ def _daily_report() -> dg.AssetSpec:
         skippable=True,
         group_name="affiliate",
         kinds={"html"},
+        owners=[OWNER],
         description="The day as people look at it, in its metadata and as a page in `reports/`: charts of the last 30 days, "
         "who earned most, what is missing or may still change. It is as of its making; `affiliate-pipeline report` makes "
         "the page anew.",

@@ -13,7 +13,8 @@ from affiliate_pipeline.settings import SettingsError
 @dg.asset(
     key=["lbank", "roster"],
     group_name="lbank",
-    kinds={"postgres"},
+    kinds={"postgres", TEAM_ENDPOINT.exchange.name},
+    owners=[f"team:{TEAM_ENDPOINT.exchange.name}_{TEAM_ENDPOINT.account}"],
     metadata={"dagster/table_name": "lbank.roster"},
 )
 def roster(

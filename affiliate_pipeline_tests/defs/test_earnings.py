@@ -8,6 +8,8 @@ import psycopg
 import pytest
 
 from affiliate_pipeline.definitions import build_definitions
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.postgres.store import Store
 from affiliate_pipeline_tests.conftest import instance_of_all_runs, materialize
 from affiliate_pipeline_tests.defs.affiliates import commission
 from affiliate_pipeline_tests.defs.rebates import DAYS, EMAIL, KEY, SETTLED, YESTERDAY, at, rebate
@@ -136,6 +138,23 @@ def test_a_value_in_usdt_is_what_the_exchange_says_and_else_it_is_counted_as_non
         ("lbank", "eth", "commission spot", 1, Decimal("3"), None, 1),
         ("lbank", "usdt", "commission spot", 1, Decimal("4"), Decimal("4"), 0),
     ]
+
+
+def test_of_two_endpoints_that_tell_of_the_same_money_one_counts(sandbox, query, database_url, at_once):
+    recent, history = "binance/kickback_recent_record", "binance/kickback_historical_record"
+    assert materialize(recent, [DAY]).success
+    with Store(database_url) as store:
+        store.create_table(next(endpoint for endpoint in ENDPOINTS if endpoint.key == history))
+    query(f"insert into {history.replace('/', '.')} select * from {recent.replace('/', '.')}")
+    query("insert into affiliate.landing (select (jsonb_populate_record(l, %s::jsonb)).* from affiliate.landing l "
+          "where asset = %s)", f'{{"asset": "{history}"}}', recent)  # fmt: skip
+    (rows,) = query(f"select count(*), sum(income) from {recent.replace('/', '.')}")
+
+    for settled, counted in (("true", recent), (f"asset = '{history}'", history)):
+        query(f"update affiliate.landing set settled = {settled}")
+        assert add_up([DAY]).success
+        assert query("select sum(count)::bigint, sum(amount) from affiliate.daily_commission") == [rows]
+        assert query("select distinct kind, asset from affiliate.daily_commission") == [("kickback", counted)]
 
 
 def test_a_day_that_lands_again_is_added_up_again(sandbox, query, at_once):
