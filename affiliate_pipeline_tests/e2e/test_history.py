@@ -137,7 +137,8 @@ def test_two_requests_at_once_land_both_although_everything_is_killed(project: P
     with dagster(project) as (_, ui):
         for asked in (first, second):
             ui.launch_range([REQUEST], asked)
-        time.sleep(random.uniform(3, 20))
+        wait_for(lambda: project.query("select to_regclass('affiliate.landing')") != [(None,)])
+        time.sleep(random.uniform(0, 20))
         kills += 1
         kill(project.processes())
     with dagster(project) as (_, ui):
