@@ -16,6 +16,7 @@ from affiliate_pipeline.defs.schedules import default_status
 from affiliate_pipeline.exchanges.binance.collection import Collection
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
 from affiliate_pipeline.exchanges.binance.history import advance, missed_days
+from affiliate_pipeline.postgres.collection import is_any_open
 from affiliate_pipeline.postgres.outbox import Outbox
 from affiliate_pipeline.rest.errors import ExchangeError
 from affiliate_pipeline.settings import Project, SettingsError
@@ -38,6 +39,9 @@ def kickback_history(
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     if not settings.is_any_set(HISTORY.credentials):
         yield dg.SkipReason(f"{' and '.join(HISTORY.credentials)} are not set")
+        return
+    if not is_any_open(Project.load().database_url()):
+        yield dg.SkipReason("nothing is asked for, or all of it has landed")
         return
     try:
         with postgres.store() as store, exchanges.session(HISTORY, store, LONGEST_WAIT_S) as session:

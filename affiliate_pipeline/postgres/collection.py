@@ -11,7 +11,7 @@ from psycopg.rows import class_row
 
 from affiliate_pipeline.exchanges.binance.collection import Collection
 from affiliate_pipeline.postgres import ddl
-from affiliate_pipeline.postgres.store import connect_prepared, execute_once, unavailable
+from affiliate_pipeline.postgres.store import connect, connect_prepared, execute_once, unavailable
 
 TABLE = "binance.kickback_historical_collection"
 # It is asked for the file the more seldom, the longer it takes: every 20th part of the time waited so far.
@@ -23,6 +23,19 @@ _COLUMNS = (
     f"extract(epoch from now() - coalesce(requested_at, created_at)) / {POLLS_PER_WAIT})) * interval '1 second', true) as is_due, "
     f"file is not null as is_kept, note, exists (select from {TABLE} later where later.follows = {TABLE}.id) as is_followed"
 )
+
+
+def is_any_open(url: str) -> bool:
+    """Whether any collection, of whatever source, waits for something to be done with it."""
+    with connect(url, autocommit=True) as connection, unavailable():
+        row = connection.execute("select to_regclass(%s) is null", (TABLE,)).fetchone()
+        if row and row[0]:
+            return False
+        row = connection.execute(
+            f"select exists (select from {TABLE} where state in ('waiting', 'collecting', 'ready') "
+            "or state = 'expired' and not told)"
+        ).fetchone()
+        return bool(row and row[0])
 
 
 class Collections:

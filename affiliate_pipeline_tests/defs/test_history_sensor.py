@@ -1,14 +1,16 @@
 """The sensor takes one step a tick with what stands in the database, and the schedule asks for what was missed."""
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from affiliate_pipeline.definitions import build_definitions
-from affiliate_pipeline.defs.history import COLLECTION_TAG, MOST_ATTEMPTS
+from affiliate_pipeline.defs.history import COLLECTION_TAG, MOST_ATTEMPTS, expired_alert
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.exchanges.binance import history
+from affiliate_pipeline.exchanges.binance.collection import Collection
 from affiliate_pipeline.exchanges.binance.endpoints import RECENT_KICKBACKS
 from affiliate_pipeline.postgres.collection import Collections
 from affiliate_pipeline.sandbox.kickbacks import FileForm
@@ -291,6 +293,29 @@ def test_a_post_whose_end_nobody_saw_is_sent_once_more_if_no_file_comes(sandbox,
         tick()
     assert len(posts(sandbox)) == 2
     assert collections(query) == [("collecting",)]
+
+
+def test_the_runbook_shows_the_alert_as_it_is():
+    expired = Collection(
+        id=1,
+        first_day=date(2026, 11, 1),
+        last_day=date(2026, 11, 5),
+        state="expired",
+        requested_at=None,
+        code=None,
+        msg=None,
+        path_before=None,
+        path=None,
+        is_asked=True,
+        is_overdue=True,
+        is_due=True,
+        is_kept=False,
+        is_followed=True,
+        note="no file came in time; the last answer was: Historical data is collecting",
+    )
+    alert = expired_alert(expired)
+    runbook = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
+    assert f"    {alert.title}\n    {alert.text}\n" in runbook
 
 
 # The schedule
