@@ -19,13 +19,13 @@ PLOT_PX, HEAD_PX, FOOT_PX, EDGE_PX = 56, 34, 18, 8
 EXACT = Context(prec=400)
 STYLE = (
     ".head{font:600 13px system-ui,sans-serif;fill:#1b2733}.small{font:11px system-ui,sans-serif;fill:#5d6b7a}"
-    ".bar{fill:#2f6fde}.minus{fill:#c8442f}.none{fill:#b9c2cc}.zero{stroke:#b9c2cc}"
+    ".bar{fill:#2f6fde}.minus{fill:#c8442f}.zero{stroke:#b9c2cc}"
 )
 # The picture stands in a page whose own colours may be the other ones.
 GROUND, DARK_GROUND = ".ground{fill:#fff}", "@media(prefers-color-scheme:dark){.ground{fill:#1b242d}}"
 DARK = (
     "@media(prefers-color-scheme:dark){.head{fill:#e8edf2}.small{fill:#9fb0c0}.bar{fill:#6ea1ff}.minus{fill:#ff8b76}"
-    ".none,.zero{fill:#4a5763;stroke:#4a5763}}"
+    ".zero{stroke:#4a5763}}"
 )
 
 
@@ -63,8 +63,8 @@ def width_px(days: Sequence[date]) -> int:
 HEIGHT_PX = HEAD_PX + PLOT_PX + FOOT_PX
 
 
-def drawing(panel: Panel, days: Sequence[date]) -> str:
-    """The panel as SVG elements, `width_px` by `HEIGHT_PX`."""
+def drawing(panel: Panel, days: Sequence[date], titles: bool = True) -> str:
+    """The panel as SVG elements, `width_px` by `HEIGHT_PX`; with titles, a bar says its amount when pointed at."""
     most = max([*panel.amounts.values(), Decimal(0)])
     least = min([*panel.amounts.values(), Decimal(0)])
     span = EXACT.subtract(most, least)
@@ -81,14 +81,11 @@ def drawing(panel: Panel, days: Sequence[date]) -> str:
         x = EDGE_PX + number * (BAR_PX + GAP_PX)
         amount = panel.amounts.get(day)
         if amount is None:
-            parts.append(f'<rect class="none" x="{x + BAR_PX // 2 - 1}" y="{zero - 1}" width="2" height="2"/>')
             continue
         height = max(1, pixels(amount))
         top, kind = (zero - height, "bar") if amount >= 0 else (zero, "minus")
-        parts.append(
-            f'<rect class="{kind}" x="{x}" y="{top}" width="{BAR_PX}" height="{height}">'
-            f"<title>{day}: {plain(amount)} {escape(panel.coin)}</title></rect>"
-        )
+        title = f"<title>{day}: {plain(amount)} {escape(panel.coin)}</title>" if titles else ""
+        parts.append(f'<rect class="{kind}" x="{x}" y="{top}" width="{BAR_PX}" height="{height}">{title}</rect>')
     right, foot = width_px(days) - EDGE_PX, HEIGHT_PX - 4
     parts.append(
         f'<line class="zero" x1="{EDGE_PX}" y1="{zero}" x2="{right}" y2="{zero}"/>'
@@ -104,12 +101,12 @@ def plain(amount: Decimal) -> str:
 
 
 def picture(figures: Figures) -> str:
-    """All panels as one SVG of its own, two side by side."""
+    """All panels as one SVG of its own, two side by side; small, since each day's is kept in Dagster's event log."""
     found = panels(figures)
     width = width_px(figures.days)
     rows = -(-len(found) // 2)
     placed = "".join(
-        f'<g transform="translate({number % 2 * width},{number // 2 * HEIGHT_PX})">{drawing(panel, figures.days)}</g>'
+        f'<g transform="translate({number % 2 * width},{number // 2 * HEIGHT_PX})">{drawing(panel, figures.days, titles=False)}</g>'
         for number, panel in enumerate(found)
     )
     return (

@@ -32,7 +32,6 @@ def bars(drawn: str) -> list[tuple[str, int, int]]:
     return [
         (each.get("class"), int(each.get("y")), int(each.get("height")))
         for each in root.iter("{http://www.w3.org/2000/svg}rect")
-        if each.get("class") != "none"
     ]
 
 
