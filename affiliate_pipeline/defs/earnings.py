@@ -166,7 +166,8 @@ def _materialize(
 
 def _figures(commission: Commission, endpoints: Sequence[Endpoint], day: date) -> Figures:
     configured = [endpoint for endpoint in endpoints if settings.is_any_set(endpoint.credentials)]
-    return gather(commission, configured, day, Project.load().affiliate_start_date)
+    start = Project.load().affiliate_start_date
+    return gather(commission, configured, day, start, made_up=settings.is_sandbox())
 
 
 def _sums(figures: Figures) -> dict[str, Any]:

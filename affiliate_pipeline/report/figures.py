@@ -32,13 +32,17 @@ class Figures:
     totals: Sequence[Sum]
     earners: Sequence[Earner]
     incomplete: Sequence[Incomplete]
+    # Of the sandbox: nobody has earned it.
+    made_up: bool = False
 
     @property
     def of_the_day(self) -> list[Sum]:
         return [each for each in self.sums if each.day == self.day]
 
 
-def gather(commission: Commission, expected: Sequence[Endpoint], day: date, start: date) -> Figures:
+def gather(
+    commission: Commission, expected: Sequence[Endpoint], day: date, start: date, *, made_up: bool = False
+) -> Figures:
     """The figures as they are now. `expected` are the endpoints that should have landed every day from `start` on."""
     days = days_from(max(start, day - (SPAN_DAYS - 1) * DAY), day)
     return Figures(
@@ -49,6 +53,7 @@ def gather(commission: Commission, expected: Sequence[Endpoint], day: date, star
         totals=commission.totals(days[0], day),
         earners=commission.earners(day, MOST_EARNERS),
         incomplete=_incomplete(commission, expected, days),
+        made_up=made_up,
     )
 
 

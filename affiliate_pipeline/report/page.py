@@ -9,7 +9,7 @@ from pathlib import Path
 from affiliate_pipeline.postgres.commission import Sum
 from affiliate_pipeline.report import chart
 from affiliate_pipeline.report.figures import Figures, masked
-from affiliate_pipeline.report.text import incomplete
+from affiliate_pipeline.report.text import MADE_UP, incomplete
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b2733;--soft:#5d6b7a;--line:#dde3e9;--ground:#f5f7f9;--card:#fff}
@@ -70,6 +70,7 @@ def html(figures: Figures) -> str:
 </head>
 <body>
 <h1>Earnings of {figures.day}</h1>
+{f"<p><strong>{MADE_UP}</strong></p>" if figures.made_up else ""}
 <p class="soft">As of {figures.made_at:%Y-%m-%d %H:%M} UTC. Days are those of each exchange. Amounts are exact; a value in
 USDT stands only where the exchange gives one.{" Some days are missing or may still change: see below." * bool(figures.incomplete)}</p>
 <h2>{len(figures.days)} days, {span}</h2>

@@ -8,10 +8,14 @@ from affiliate_pipeline.days import fold
 from affiliate_pipeline.report import chart
 from affiliate_pipeline.report.figures import Figures, masked
 
+MADE_UP = "Made-up data of the sandbox: nobody has earned this."
+
 
 def markdown(figures: Figures) -> str:
     """The charts, what the day brought, who earned most, and what is missing."""
     lines = [f"### {figures.day}", ""]
+    if figures.made_up:
+        lines += [f"**{MADE_UP}**", ""]
     if figures.totals:
         image = b64encode(chart.picture(figures).encode()).decode()
         title = f"{len(figures.days)} days by exchange and coin"

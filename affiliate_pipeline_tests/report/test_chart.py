@@ -1,6 +1,7 @@
 """Bars of exact amounts: whole pixels, true to scale, with every digit in their titles."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from xml.etree import ElementTree
@@ -88,6 +89,13 @@ def test_a_page_asks_nothing_of_the_network():
 
     assert not re.search(r"(src|href|url|@import)\s*[=(]", shown)
     assert "default-src 'none'" in shown and "prefers-color-scheme:dark" in shown and "width=device-width" in shown
+
+
+def test_what_the_sandbox_made_up_is_called_so():
+    real = figures({DAYS[-1]: "1.5"})
+    for shown in (page.html, text.markdown):
+        assert "Made-up data" in shown(replace(real, made_up=True))
+        assert "Made-up" not in shown(real)
 
 
 def test_what_is_missing_is_said():
