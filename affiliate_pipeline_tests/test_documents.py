@@ -1,5 +1,6 @@
 """Documents that name what the code has: each is made of the code, or compared with it."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def test_the_readme_and_the_runbook_name_every_command_and_no_other():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     documents = README + (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
     assert set(re.findall(r"affiliate-pipeline ([a-z_]+)", documents)) == commands
+
+
+def texts_of_tests() -> str:
+    """Every string that stands in a test, numbers left out."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "affiliate_pipeline_tests").rglob("*.py")]
+    nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return re.sub(r"\d+", "#", "\n".join(node.value for node in nodes if isinstance(node.value, str)))
+
+
+def test_every_message_that_the_runbook_explains_is_produced_by_a_test():
+    runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    cells = [row.split(" | ")[0] for row in runbook.splitlines() if row.startswith("| `")]
+    messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+    assert len(messages) > 20
+    tested = texts_of_tests()
+    parts = [part.strip() for message in messages for part in re.sub(r"\d+", "#", message).split("…")]
+    assert [part for part in parts if part not in tested] == []
 
 
 def test_links_between_the_documents_lead_somewhere():

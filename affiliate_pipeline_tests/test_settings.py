@@ -156,6 +156,7 @@ def test_a_url_that_is_none_is_refused_without_being_shown(monkeypatch, url):
     monkeypatch.setenv("BINANCE_BASE_URL", url)
     with pytest.raises(SettingsError, match="BINANCE_BASE_URL") as raised:
         Binance.load()
+    assert "is not an http(s) URL" in str(raised.value)
     assert SECRET not in str(raised.value)
 
 

@@ -185,6 +185,11 @@ def test_a_ban_ends_the_run_at_once_and_is_respected_by_the_next(sandbox, rows):
     ("variable", "value", "told"),
     [
         ("BINANCE_PARTNER_API_KEY", "a-wrong-key", "the API key (BINANCE_PARTNER_API_KEY) is wrong"),
+        (
+            "BINANCE_PARTNER_API_KEY",
+            "a-wrong-key",
+            "this machine's IP address is not on the key's list, or the key lacks the permission",
+        ),
         ("BINANCE_PARTNER_API_SECRET", "a-wrong-secret", "The secret does not belong to the API key"),
     ],
 )
@@ -278,6 +283,22 @@ def test_a_database_that_refuses_us_is_told(sandbox, monkeypatch, database_url):
 
     assert "the database cannot be used" in run.message
     assert "so-secret" not in run.message
+
+
+def test_a_full_disk_of_the_database_is_told_and_nothing_that_had_landed_is_lost(sandbox, query, rows):
+    materialize(KEY, DAYS[:2])
+    query(
+        "create function full_disk() returns trigger language plpgsql as "
+        "$$ begin raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$"
+    )
+    query("create trigger full_disk before insert on affiliate.landing execute function full_disk()")
+
+    run = materialize(KEY, DAYS)
+
+    assert set(run.failed) >= set(DAYS[2:])
+    assert "the disk of the database is full" in run.failed[DAYS[-1]]
+    for day in DAYS[:2]:
+        assert landed(query, day) == sent(rows[day])
 
 
 def end_all_sessions(database_url) -> None:

@@ -4,6 +4,7 @@ import logging
 import math
 import random
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -269,6 +270,7 @@ def test_the_roster_of_another_account_is_not_used(sandbox, query, monkeypatch):
 
     run = materialize(COMMISSION, [SETTLED])
 
+    assert "the roster in this database is that of" in run.failed[SETTLED]
     assert "only one LBank account can be kept in a database" in run.failed[SETTLED]
     assert sandbox.requests == []
 
@@ -540,6 +542,14 @@ def test_a_web_page_or_a_trouble_of_its_own_is_asked_again(sandbox, query):
     assert len(asked(sandbox, FUTURES)) == 4 + 5
 
 
+def test_a_web_page_that_stays_is_told_as_one(sandbox):
+    sandbox.faults.next_answers.extend([HTML] * 1000)
+
+    run = materialize(FUTURES, [SETTLED])
+
+    assert "with a web page" in run.failed[SETTLED]
+
+
 # Bad days
 
 
@@ -728,6 +738,17 @@ def test_a_clock_that_is_off_is_corrected_by_the_exchanges_own(sandbox, query, c
     assert landed(query, FUTURES, SETTLED) == sent(rows_of(sandbox, FUTURES, SETTLED))
     assert [request.code for request in sandbox.requests] == [10600, *[None] * 4]
     assert any("clock" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+
+
+def test_a_clock_that_cannot_be_corrected_is_told_at_the_first_answers(sandbox):
+    now = time.time_ns() // 1_000_000
+    off = b'{"result":"false","error_code":10600,"msg":"replay","ts":%d}' % now
+    sandbox.faults.next_answers.extend([(200, {}, off)] * 1000)
+
+    run = materialize(FUTURES, [SETTLED])
+
+    assert "The clock of this machine is off" in run.failed[SETTLED]
+    assert len(sandbox.requests) <= 2
 
 
 def test_all_variables_that_are_missing_are_named(sandbox, monkeypatch):
