@@ -238,12 +238,13 @@ def run(quick: bool, rounds: int) -> list[Table]:
                 bench = Bench(exchange, at, days_asked, content)
                 contenders: dict[str, tuple[Callable[[], Result], int]] = {
                     COMMAND: (bench.asset, rounds),
-                    IN_PROCESS: (bench.in_process, rounds),
                     RAW_COPY: (bench.copy, rounds),
                 }
                 if len(days_asked) > 1:
                     # With many rows these take minutes.
                     slow_rounds = rounds if rows <= ROWS else 1
+                    if rows <= ROWS:
+                        contenders[IN_PROCESS] = bench.in_process, rounds
                     contenders |= {NAIVE_CLIENT: (bench.naive, slow_rounds), DLT_DEFAULT: (bench.dlt, slow_rounds)}
                 results: dict[str, list[Result]] = {name: [] for name in contenders}
                 for number in range(rounds):
