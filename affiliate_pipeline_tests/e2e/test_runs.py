@@ -1,4 +1,4 @@
-"""Runs under the real daemon and from the command line: a bad day among good ones, and `kill -9` while a day lands."""
+"""Runs under the real daemon and from the command line: `kill -9` while a day lands."""
 
 import random
 import sys
@@ -71,25 +71,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 def daemons_exchange(daemon: Daemon) -> Iterator[Sandbox]:
     with Sandbox(port=daemon.exchange_port, rows_per_day=1000) as exchange:
         yield exchange
-
-
-def test_a_backfill_with_one_bad_day_materializes_the_others_and_alerts_of_that_day(
-    daemon: Daemon, daemons_exchange: Sandbox
-):
-    *good, bad, last = last_days()
-    daemons_exchange.faults.fail_day(bad, status=400)
-
-    (run,) = daemon.ui.backfill_end(daemon.ui.backfill(KEY, last_days()))["runs"]
-
-    assert run["status"] == "FAILURE"
-    assert daemon.ui.days() == {"MATERIALIZED": [*good, last], "FAILED": [bad]}
-    alert = daemon.alert(run["id"])
-    assert alert["title"] == f"{KEY} failed for {bad}"
-    assert f"{bad}: Binance answered HTTP 400" in alert["message"]
-    assert not [day for day in [*good, last] if f"{day}" in alert["message"]]
-    assert daemon.project.query("select partition from affiliate.landing order by 1") == [
-        (day,) for day in [*good, last]
-    ]
 
 
 def test_a_killed_run_leaves_the_old_day_or_the_new_one_is_reported_failed_and_lands_again(
