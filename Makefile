@@ -19,8 +19,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/pytest $(ARGS)
 
 e2e: $(VENV)/.installed-dev
-	@# They mostly wait: two files at once, each with projects, ports and databases of its own.
-	$(BIN)/pytest -m e2e --timeout 900 -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -m e2e --timeout 900 $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -142,7 +142,7 @@ class Project:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=300,
         )
 
     @contextmanager
