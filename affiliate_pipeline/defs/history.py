@@ -13,7 +13,7 @@ from affiliate_pipeline.alerts import Alert
 from affiliate_pipeline.days import fold, instant, runs
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.schedules import default_status
-from affiliate_pipeline.exchanges.binance.collection import Collection
+from affiliate_pipeline.exchanges.binance.collection import Collection, CollectionStore
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
 from affiliate_pipeline.exchanges.binance.history import advance, missed_days
 from affiliate_pipeline.postgres.collection import is_any_open
@@ -54,18 +54,17 @@ def kickback_history(
                 for expired in collections.expired_untold():
                     outbox.add(expired_alert(expired))
                     collections.told(expired.id)
-            yield from _landing(context.instance, collections.open())
+            yield from _landing(context.instance, collections)
     except SettingsError as error:
         yield dg.SkipReason(str(error))
 
 
-def _landing(
-    instance: dg.DagsterInstance, collections: Sequence[Collection]
-) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    ready = next((each for each in collections if each.state == "ready" and not each.is_kept), None)
+def _landing(instance: dg.DagsterInstance, collections: CollectionStore) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    opened = collections.open()
+    ready = next((each for each in opened if each.state == "ready" and not each.is_kept), None)
     if ready is None:
-        last = next((f": {each.note}" for each in collections if each.state == "collecting" and each.note), "")
-        yield dg.SkipReason(f"{len(collections)} collections are open, and no file is there{last}")
+        last = next((f": {each.note}" for each in opened if each.state == "collecting" and each.note), "")
+        yield dg.SkipReason(f"{len(opened)} collections are open, and no file is there{last}")
         return
     under_way = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
     # Without a selection a run is of everything.
@@ -74,6 +73,10 @@ def _landing(
         return
     attempts = len(instance.get_runs(dg.RunsFilter(tags={COLLECTION_TAG: str(ready.id)})))
     if attempts >= MOST_ATTEMPTS:
+        if any(each.state == "waiting" for each in opened):
+            # The days that wait behind it may be forgotten meanwhile.
+            note = f"its file came, {attempts} runs could not land it, and others wait: see why the runs failed"
+            collections.expire(ready.id, note, again=True)
         yield dg.SkipReason(f"{attempts} runs could not land the file of collection {ready.id}: see why they failed")
         return
     yield dg.RunRequest(
@@ -125,7 +128,8 @@ def build_missed_days_schedule() -> dg.ScheduleDefinition:
         with postgres.store() as store, exchanges.session(HISTORY_REQUEST, store) as session:
             asked = {day for collection in session.collections().open() for day in collection.days}
             start = Project.load().affiliate_start_date
-            days = missed_days(RECENT_KICKBACKS, store.ledger(RECENT_KICKBACKS), store.ledger(HISTORY), asked, now_ms)
+            recent = {day: row.settled for day, row in store.ledger(RECENT_KICKBACKS).items()}
+            days = missed_days(RECENT_KICKBACKS, recent, store.ledger(HISTORY), asked, now_ms)
         ranges = runs(day for day in days if day >= start)
         for each in ranges:
             yield dg.RunRequest(

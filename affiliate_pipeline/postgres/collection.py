@@ -21,6 +21,7 @@ _COLUMNS = (
     "coalesce(expires_at < now(), false) as is_overdue, "
     f"coalesce(now() >= polled_at + least({MOST_POLL_S}, greatest({LEAST_POLL_S}, "
     f"extract(epoch from now() - coalesce(requested_at, created_at)) / {POLLS_PER_WAIT})) * interval '1 second', true) as is_due, "
+    "extract(epoch from now() - created_at)::float8 as age_s, "
     f"file is not null as is_kept, note, exists (select from {TABLE} later where later.follows = {TABLE}.id) as is_followed"
 )
 

@@ -164,6 +164,25 @@ def test_every_form_of_not_yet_is_waited_through(sandbox, rows, query, slept, fo
     assert_landed(query, rows)
 
 
+def test_nothing_is_asked_for_while_the_exchange_does_not_say_which_file_it_has(sandbox, rows, query):
+    # Somebody asked for these days before, and less had happened then.
+    sandbox.binance.kickbacks.set(rows[OLD[0]][:3])
+    assert materialize(REQUEST, OLD).success
+    query("truncate binance.kickback_historical_collection, binance.kickback_historical_request, affiliate.landing")
+    sandbox.binance.kickbacks.set(row for day in OLD for row in rows[day])
+    sandbox.faults.next_answers.extend([(500, {}, b"")] * history.LOOKS_BEFORE)
+
+    run = materialize(REQUEST, OLD)
+
+    assert run.success, run.message
+    assert len(posts(sandbox)) == 1
+    ((state, note),) = collections(query, "state, note")
+    assert state == "waiting" and "does not say which file it has already" in note
+    assert materialize(HISTORY, OLD).success
+    assert len(posts(sandbox)) == 2
+    assert_landed(query, rows)
+
+
 @pytest.mark.parametrize("status", [404, 500, 502])
 def test_an_error_of_the_exchange_is_waited_through(sandbox, rows, query, status):
     materialize(REQUEST, OLD)
@@ -513,6 +532,17 @@ def test_days_in_both_are_compared_and_differences_listed(sandbox, query):
     assert {day: check.passed for day, check in checks.items()} == {f"{good}": True, f"{bad}": False}
     assert checks[f"{bad}"].severity == dg.AssetCheckSeverity.WARN
     assert "BNB: 5 rows, 0.00050025 in all, against 4 rows, 0.00040022" in checks[f"{bad}"].description
+
+
+def test_recent_records_that_land_after_the_history_are_compared_with_it(sandbox):
+    sandbox.binance.kickbacks.set(kickbacks(SETTLED, 10))
+    assert materialize(REQUEST, [SETTLED]).success and materialize(HISTORY, [SETTLED]).success
+    sandbox.binance.kickbacks.set(kickbacks(SETTLED, 11))
+
+    run = materialize(RECENT, [SETTLED])
+
+    assert run.success
+    assert not same_rows(run)[f"{SETTLED}"].passed
 
 
 def test_every_endpoint_compared_is_one_that_there_is():

@@ -169,6 +169,25 @@ def test_a_run_that_failed_is_tried_again_a_few_times(sandbox, rows, tick, insta
     assert tick() == []
 
 
+def test_a_file_that_no_run_could_land_gives_way_to_those_that_wait_and_is_asked_for_again(
+    sandbox, rows, query, tick, instance
+):
+    materialize(REQUEST, OLD[:2])
+    materialize(REQUEST, OLD[2:])
+    for _ in range(MOST_ATTEMPTS):
+        (request,) = tick()
+        run(instance, request, dg.DagsterRunStatus.FAILURE)
+    assert tick() == []
+    assert collections(query) == [("expired",), ("waiting",), ("waiting",)]
+
+    tick()
+
+    assert len(posts(sandbox)) == 2
+    assert int(posts(sandbox)[-1]["startTime"]) == at(OLD[2], "00:00:00.000")
+    ((_, _, text),) = alerts(query)
+    assert "runs could not land it" in text and "asked for again by itself" in text
+
+
 def test_a_file_that_cannot_be_understood_is_left_to_people_and_holds_nobody_up(sandbox, rows, query, tick):
     sandbox.binance.kickbacks.form = FileForm(header=("amount", "asset", "symbol", "time"))
     materialize(REQUEST, OLD[:2])

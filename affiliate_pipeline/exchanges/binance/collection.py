@@ -34,6 +34,7 @@ class Collection:
     is_kept: bool
     is_followed: bool
     note: str | None
+    age_s: float
 
     @property
     def days(self) -> list[date]:

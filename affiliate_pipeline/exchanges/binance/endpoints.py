@@ -159,6 +159,7 @@ RECENT_KICKBACKS = Endpoint(
     probe=_PROBE,
     settles_after=timedelta(hours=24),
     memory=Memory(timedelta(days=7), provable=False, second_chance=HISTORY),
+    same_rows_as=HISTORY.key,
     daily_at=time(0, 15),
 )
 

@@ -9,7 +9,7 @@ goes on where it was. `advance` is the one place that decides what comes next; t
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from time import sleep
@@ -54,6 +54,8 @@ POLL_S = 5
 # How long a run waits for somebody to ask for its days, such as a run of the request that was started with it.
 REQUEST_WAIT_S = 120
 LOOKS_BEFORE = 3
+# How long a request waits for an answer to what file is there already.
+LOOK_WAIT_S = 120
 FRESH_URLS = 3
 
 log = logging.getLogger(__name__)
@@ -93,6 +95,10 @@ def _begin(session: BinanceSession, store: CollectionStore, collection: Collecti
         before = _look(session)
         if isinstance(before, FileUrl):
             break
+    if isinstance(before, Pending) and not before.answered and collection.age_s < LOOK_WAIT_S:
+        # A file that is there, and not known to be, would later be taken for the one asked for.
+        store.wait(collection.id, f"the exchange does not say which file it has already: {before.note}")
+        return
     # Written before the exchange is asked: whoever finds it so knows that it may have been.
     store.begin(collection.id, days[0], days[-1], before.path if isinstance(before, FileUrl) else None)
     _ask(session, store, store.get(collection.id), patient)
@@ -139,7 +145,7 @@ def _look(session: BinanceSession) -> FileUrl | Pending:
     except Fatal:
         raise
     except ExchangeError as error:
-        return Pending(str(error))
+        return Pending(str(error), answered=not isinstance(error, Transient))
 
 
 class _Accepted(msgspec.Struct):
@@ -175,14 +181,18 @@ def asked_in_time(session: BinanceSession, day: date) -> bool:
 
 
 def missed_days(
-    recent: Endpoint, recent_landed: Iterable[date], history_landed: Iterable[date], asked: Iterable[date], now_ms: int
+    recent: Endpoint,
+    recent_landed: Mapping[date, bool],
+    history_landed: Iterable[date],
+    asked: Iterable[date],
+    now_ms: int,
 ) -> list[date]:
     """The days that only the history has: since the first one that the recent records landed, forgotten by them, landed by
-    neither and not asked for."""
+    neither (by them: and settled) and not asked for."""
     first = min(recent_landed, default=None)
     if first is None:
         return []
-    have = {*recent_landed, *history_landed, *asked}
+    have = {*(day for day, is_settled in recent_landed.items() if is_settled), *history_landed, *asked}
     ended = days_from(max(first, day_of(now_ms, UTC) - MEMORY), day_of(now_ms, UTC) - DAY)
     return [
         day for day in ended if day not in have and is_remembered(day, now_ms) and not recent.is_remembered(day, now_ms)
@@ -237,7 +247,9 @@ class HistoryRequest:
                 "endTime": collection.end_ms - 1,
                 "requestedAt": collection.requested_ms,
                 "code": collection.code,
-                "msg": collection.msg or "it waits until the collections asked for earlier have landed",
+                "msg": collection.msg
+                or collection.note
+                or "it waits until the collections asked for earlier have landed",
             }
             for day in days:
                 yield DayRows(day, [msgspec.json.encode(row)], 1, session.client.requests_sent - sent)

@@ -53,9 +53,10 @@ class FileUrl:
 
 @dataclass(frozen=True)
 class Pending:
-    """There is no file yet; `note` is what was answered instead, fit to be told."""
+    """There is no file yet; `note` is what was answered instead, fit to be told. Not `answered`: nobody said so."""
 
     note: str
+    answered: bool = True
 
 
 def read_answer(body: bytes) -> FileUrl | Pending:
