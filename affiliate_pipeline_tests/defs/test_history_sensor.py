@@ -331,6 +331,7 @@ def test_the_runbook_shows_the_alert_as_it_is():
         is_kept=False,
         is_followed=True,
         note="no file came in time; the last answer was: Historical data is collecting",
+        age_s=0.0,
     )
     alert = expired_alert(expired)
     runbook = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
