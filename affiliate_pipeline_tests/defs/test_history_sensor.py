@@ -277,9 +277,9 @@ def killed(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize(("where", "most"), [("begin", 2), ("asked", 3), ("ready", 2)])
 def test_the_daemon_killed_anywhere_goes_on_where_it_was(sandbox, rows, query, tick, monkeypatch, where, most):
-    sandbox.binance.kickbacks.collect_ms = 500
+    # Before the request, with the second one, and by two ticks it is looked in vain.
+    sandbox.faults.pending.extend(["message"] * (history.LOOKS_BEFORE + 3))
     materialize(REQUEST, OLD[:2])
-    sandbox.binance.kickbacks.collect_ms = 0
     materialize(REQUEST, OLD[2:])
     if where != "ready":
         assert materialize(HISTORY, OLD[:2]).success
