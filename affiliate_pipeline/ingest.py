@@ -13,9 +13,11 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import chain, islice
 
 from affiliate_pipeline.days import fold
 from affiliate_pipeline.days import instant as time_of
@@ -26,7 +28,9 @@ from affiliate_pipeline.postgres.store import Day, Facts, Ledger, Shrunken, Stor
 from affiliate_pipeline.rest.errors import ExchangeError, Fatal
 from affiliate_pipeline.rows import ContentHash, Invalid, Problem, batches, parse, split
 
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 4 << 20
+# So much of a day is made while PostgreSQL takes the day before.
+BLOCKS_MADE = 4
 _UNTOUCHED = re.compile(
     r"\. (Nothing of this day has landed|The \d+ rows landed at [-\d]+ [\d:]+ UTC are untouched)\.$"
 )
@@ -130,6 +134,14 @@ def ingest(
 
 
 @dataclass
+class _Begun:
+    """A day of which the first blocks are made, and the unknown fields seen in its rows so far."""
+
+    landing: Day
+    unknown: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
 class _Landing:
     endpoint: Endpoint
     session: Session
@@ -181,13 +193,19 @@ class _Landing:
         log.info("%s: asking for %s: %s", self.endpoint.key, fold(ask), plan)
         told_at = time.monotonic()
         fetching = self.endpoint.strategy.fetch(self.session, ask, self.endpoint.exchange.zone)
-        for done, fetched in enumerate(fetching, start=1):
-            yield self._outcome(fetched, asked_at)
-            if done == len(ask) or time.monotonic() - told_at >= LOG_EVERY_S:
-                told_at = time.monotonic()
-                log.info("%s: %d of %d days done", self.endpoint.key, done, len(ask))
+        begun: dict[date, Future[_Begun]] = {}
+        with ThreadPoolExecutor(1, thread_name_prefix="begin") as beside:
+            for done, fetched in enumerate(fetching, start=1):
+                if isinstance(fetched, DayRows):
+                    # Read and validated while PostgreSQL takes this one.
+                    for following in fetched.following[:1]:
+                        begun[following.day] = beside.submit(self._begin, following, asked_at, BLOCKS_MADE)
+                yield self._outcome(fetched, asked_at, begun.pop(fetched.day, None))
+                if done == len(ask) or time.monotonic() - told_at >= LOG_EVERY_S:
+                    told_at = time.monotonic()
+                    log.info("%s: %d of %d days done", self.endpoint.key, done, len(ask))
 
-    def _outcome(self, fetched: DayRows | DayError, asked_at: int) -> Outcome:
+    def _outcome(self, fetched: DayRows | DayError, asked_at: int, begun: Future[_Begun] | None) -> Outcome:
         day = fetched.day
         # What was done at the exchange lands whenever it ended.
         if not self.endpoint.appends and not self._is_whole(day):
@@ -198,7 +216,7 @@ class _Landing:
             return self._failed(
                 day, f"{str(fetched.error).rstrip('.')}. Materialize the day again; if it stays, see the runbook"
             )
-        return self._land(fetched, fetched.asked_ms or asked_at)
+        return self._land(fetched, asked_at, begun)
 
     def _is_whole(self, day: date) -> bool:
         """Whether the source, after the day was fetched, still holds all of it."""
@@ -214,25 +232,34 @@ class _Landing:
         memory = self.endpoint.memory
         return self.endpoint.is_remembered(day, at_ms) or bool(memory and memory.asked_in_time(self.session, day))
 
-    def _land(self, fetched: DayRows, asked_at: int) -> Outcome:
+    def _begin(self, fetched: DayRows, asked_at: int, blocks_made: int = 0) -> _Begun:
+        """The day, with so many of its blocks made; raises `Invalid`."""
         day = fetched.day
         held = self.ledger.get(day) if self.endpoint.appends else None
-        unknown: Counter[str] = Counter()
-        settled = self.endpoint.has_settled(day, asked_at)
-        landing = Day(
-            partition=day,
-            rows=held.rows if held else 0,
-            content_hash=held.content_hash if held else ContentHash().hexdigest(),
-            blocks=(),
-            settled=settled,
-            source=self.session.source,
-            run_id=self.run_id,
-            may_shrink=self.options.allow_shrink or not settled,
-            left_out=frozenset() if self.options.allow_shrink else fetched.left_out,
-            stay=held.rows if held else 0,
+        settled = self.endpoint.has_settled(day, fetched.asked_ms or asked_at)
+        begun = _Begun(
+            Day(
+                partition=day,
+                rows=held.rows if held else 0,
+                content_hash=held.content_hash if held else ContentHash().hexdigest(),
+                blocks=(),
+                settled=settled,
+                source=self.session.source,
+                run_id=self.run_id,
+                may_shrink=self.options.allow_shrink or not settled,
+                left_out=frozenset() if self.options.allow_shrink else fetched.left_out,
+                stay=held.rows if held else 0,
+            )
         )
-        landing.blocks = self._blocks(fetched.chunks, landing, unknown)
+        blocks = self._blocks(fetched.chunks, begun.landing, begun.unknown)
+        begun.landing.blocks = chain(list(islice(blocks, blocks_made)), blocks)
+        return begun
+
+    def _land(self, fetched: DayRows, asked_at: int, begun: Future[_Begun] | None = None) -> Outcome:
+        day = fetched.day
         try:
+            day_begun = begun.result() if begun else self._begin(fetched, asked_at)
+            landing, unknown = day_begun.landing, day_begun.unknown
             landed = self.store.land(self.endpoint, landing)
         except Invalid as invalid:
             reason = str(invalid)
@@ -240,7 +267,9 @@ class _Landing:
             def rows() -> Iterator[bytes]:
                 return split(fetched.chunks)
 
-            self.store.reject(self.endpoint, day, self.run_id, self.session.source, reason, rows, asked_at)
+            self.store.reject(
+                self.endpoint, day, self.run_id, self.session.source, reason, rows, fetched.asked_ms or asked_at
+            )
             return self._failed(
                 day,
                 f"its rows do not fit the schema: {reason}. They are kept as received in affiliate.rejected_row; mend the "
@@ -267,7 +296,7 @@ class _Landing:
             day=day,
             facts=landed.facts,
             content_hash=landing.content_hash,
-            settled=settled,
+            settled=landing.settled,
             source=self.session.source,
             changed=landed.changed,
             requests=fetched.requests,

@@ -9,14 +9,13 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
-from operator import attrgetter
-from typing import Optional
 
 import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as arrow
 import pyarrow.csv
+import pyarrow.json
 from pandera.errors import SchemaErrors
 from pyarrow import compute
 
@@ -72,7 +71,7 @@ def parse(model: type[Row], rows: Iterable[bytes], inside: tuple[str, int, int] 
     rows = list(rows)
     try:
         parsed, problems = _as_declared(model, rows), []
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (arrow.ArrowException, ValueError):
         try:
             parsed, problems = _field_by_field(model, _list(rows))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -150,27 +149,52 @@ class ContentHash:
 
 
 @cache
-def _declared(model: type[Row]) -> msgspec.json.Decoder:
-    """Decodes rows that are exactly as the schema says; anything else is left to `_field_by_field`."""
-    fields = []
-    for column in columns(model):
-        optional = Optional[column.kind.json] if column.nullable else column.kind.json  # noqa: UP045 (a runtime value)
-        name = (column.name, optional, msgspec.field(name=column.json_name, default=None))
-        fields.append(name if column.newer else (column.name, optional, msgspec.field(name=column.json_name)))
-    struct = msgspec.defstruct(model.__name__, fields, kw_only=True, forbid_unknown_fields=True, gc=False)
-    return msgspec.json.Decoder(list[struct])
+def _declared(model: type[Row]) -> pyarrow.json.ParseOptions:
+    """Of one object whose `rows` are exactly as the schema says."""
+    row = arrow.struct([(column.json_name, column.kind.sent) for column in columns(model)])
+    return pyarrow.json.ParseOptions(
+        explicit_schema=arrow.schema([("rows", arrow.list_(row))]), unexpected_field_behavior="error"
+    )
 
 
-def _as_declared(model: type[Row], rows: Sequence[bytes]) -> Parsed:
-    tables = []
-    for batch in batches(rows, DECODED_BYTES) if rows else [[]]:
-        structs = _declared(model).decode(_list(batch))
-        values = {column.name: list(map(attrgetter(column.name), structs)) for column in columns(model)}
-        tables.append(_table(model, values, len(structs)))
-    return Parsed(arrow.concat_tables(tables).combine_chunks())
+def _as_declared(model: type[Row], chunks: Sequence[bytes]) -> Parsed:
+    """Rows that are exactly as the schema says; anything else raises ValueError and is left to `_field_by_field`."""
+    return Parsed(
+        arrow.concat_tables([_decoded(model, batch) for batch in (batches(chunks, DECODED_BYTES) if chunks else [[]])])
+    )
 
 
-def _table(model: type[Row], values: dict[str, list], rows: int, extra: list[str | None] | None = None) -> arrow.Table:
+def _decoded(model: type[Row], chunks: Sequence[bytes]) -> arrow.Table:
+    # To Arrow one object is one row, whatever line ends there are in it.
+    text = b'{"rows":' + _list(chunks) + b"}"
+    whole = pyarrow.json.read_json(
+        arrow.BufferReader(text),
+        pyarrow.json.ReadOptions(use_threads=False, block_size=len(text) + 1),
+        _declared(model),
+    )
+    if len(whole) != 1:
+        raise ValueError("not one list of rows")
+    rows = whole["rows"].combine_chunks().values
+    # Arrow trusts texts to be UTF-8.
+    rows.validate(full=True)
+    if rows.null_count:
+        raise ValueError("a row is null")
+    values = {}
+    for column, array in zip(columns(model), rows.flatten(), strict=True):
+        # Arrow takes a missing field for null. In rows of flat fields, each there once, only a field's name looks like this.
+        if array.null_count and not column.newer and text.count(f'"{column.json_name}":'.encode()) < len(rows):
+            raise ValueError("a field is missing, or its name is spelled in another way")
+        if column.kind.range and array.null_count < len(array):
+            least, most = (each.as_py() for each in compute.min_max(array).values())
+            if least < column.kind.range[0] or most > column.kind.range[1]:
+                raise ValueError("a number is out of range")
+        values[column.name] = array.cast(column.kind.arrow)
+    return _table(model, values, len(rows))
+
+
+def _table(
+    model: type[Row], values: Mapping[str, Sequence], rows: int, extra: list[str | None] | None = None
+) -> arrow.Table:
     arrays = {column.name: arrow.array(values[column.name], column.kind.arrow) for column in columns(model)}
     arrays["extra"] = arrow.array(extra, arrow.string()) if extra else arrow.nulls(rows, arrow.string())
     return arrow.table(arrays)

@@ -293,6 +293,30 @@ def test_a_missing_field_is_said_to_be_missing():
     assert problems(row(), row(income=...), row(income=...)) == ["income: the field is missing in 2 rows"]
 
 
+def test_a_field_that_may_be_null_may_not_be_missing():
+    assert problems(row(name=None), row(name=...)) == ["name: the field is missing in 1 row"]
+    spaced = row(name=None).replace(b'"name":', b'"name" \n:')
+    assert values(parse(Thing, [row(name=None), row(name='"name":'), spaced]), "name") == [None, '"name":', None]
+
+
+@given(st.lists(ROWS))
+def test_rows_that_are_exactly_as_declared_and_others_are_read_alike(sent):
+    """The former column by column, the latter field by field."""
+    declared = [
+        json.dumps(
+            {
+                name: value[0] if isinstance(value, tuple) else value
+                for name, value in fields.items()
+                if name != "brandNew"
+            },
+            ensure_ascii=index % 2 == 0,
+        ).encode()
+        for index, fields in enumerate(sent)
+    ]
+    others = [text.replace(b'"tradeTime":', b'"trade_time":') for text in declared]
+    assert parse(Thing, declared).table.equals(parse(Thing, others).table)
+
+
 def test_a_newer_field_may_be_missing_or_null():
     assert values(parse(Thing, [row(), row(price=None), row(price="2.0")]), "price") == [None, None, "2.0"]
 

@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from operator import itemgetter
 from zoneinfo import ZoneInfo
@@ -157,7 +157,7 @@ class _Walk:
                 if isinstance(item, BaseException):
                     raise item
                 if held is None:
-                    yield item
+                    yield self._with_following(item)
                     continue
                 held.append(item)
                 if self.widening == _WIDENINGS[0]:
@@ -168,6 +168,12 @@ class _Walk:
         finally:
             self._stop.set()
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _with_following(self, item: DayRows | DayError) -> DayRows | DayError:
+        if isinstance(item, DayError):
+            return item
+        with self._done.mutex:
+            return replace(item, following=tuple(each for each in self._done.queue if isinstance(each, DayRows)))
 
     def _submit(self, *windows: tuple[int, int]) -> None:
         # All are counted before the first one may end: the walk ends with the last open window.
