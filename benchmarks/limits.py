@@ -12,7 +12,7 @@ PERMITTED = 30
 BURST = 5
 WORKERS = 8
 ANSWER_MS = 100
-SECONDS, QUICK_SECONDS = 200, 32
+SECONDS, QUICK_SECONDS = 150, 32
 # Each has a budget of its own, so that both are measured at the same time.
 ONE, FOUR = "lbank/invite_user_info", "lbank/trade_user_team"
 PROCESSES = {ONE: 1, FOUR: 4}
