@@ -174,6 +174,15 @@ class Project:
             started.wait_to_print("Dagster's UI:")
             yield started
 
+    @contextmanager
+    def dagster_dev(self) -> Iterator[tuple[Started, "UI"]]:
+        """Webserver, daemon and code server, ready."""
+        port = free_port()
+        command = [sys.executable, "-m", "dagster", "dev", "-p", str(port)]
+        with self.started(command, DAGSTER_HOME=str(self.folder)) as started:
+            wait_for(lambda: reachable(port), timeout_s=120)
+            yield started, UI(port)
+
     def configure(self, **variables: str) -> None:
         """Writes `.env`."""
         (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
@@ -314,6 +323,12 @@ class UI:
         return self.ask("query Run($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }", id=run_id)[
             "runOrError"
         ]["status"]
+
+    def run_end(self, run_id: str, timeout_s: float = 240) -> str:
+        """The status with which the run has ended."""
+        return wait_for(
+            lambda: (status := self.run_status(run_id)) in ("SUCCESS", "FAILURE", "CANCELED") and status, timeout_s
+        )
 
 
 def command_of(process: psutil.Process) -> list[str]:

@@ -1,18 +1,16 @@
 """The history of kickbacks under the real daemon: asked for once, waited for, landed in one run, told to nobody."""
 
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests.defs.kickbacks import HISTORY, REQUEST, posts, sent
-from affiliate_pipeline_tests.e2e.project import ROOT, UI, Project, Started, free_port, kill, reachable, wait_for
+from affiliate_pipeline_tests.e2e.project import ROOT, Project, kill, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -39,17 +37,6 @@ def project(fresh: Project, exchange: Sandbox) -> Project:
     return fresh
 
 
-@contextmanager
-def dagster(project: Project) -> Iterator[tuple[Started, UI]]:
-    """Webserver, daemon and code server, ready."""
-    port = free_port()
-    with project.started(
-        [sys.executable, "-m", "dagster", "dev", "-p", str(port)], DAGSTER_HOME=str(project.folder)
-    ) as started:
-        wait_for(lambda: reachable(port), timeout_s=120)
-        yield started, UI(port)
-
-
 def last(number: int) -> list[date]:
     """The last days that have ended, oldest first."""
     today = datetime.now(UTC).date()
@@ -65,12 +52,6 @@ def assert_landed(project: Project, exchange: Sandbox, days: Sequence[date]) -> 
     ):
         landed[day][tuple(row)] += 1
     assert landed == {day: sent(exchange.binance.kickbacks.of(day)) for day in days}
-
-
-def ended(ui: UI, run_id: str, timeout_s: float = 240) -> str:
-    return wait_for(
-        lambda: (status := ui.run_status(run_id)) in ("SUCCESS", "FAILURE", "CANCELED") and status, timeout_s
-    )
 
 
 def told(project: Project) -> str:
@@ -93,8 +74,8 @@ def test_29_days_are_one_request_waited_for_and_landed_by_one_run_and_nothing_se
 ):
     days = last(29)
     exchange.faults.pending.extend(["previous", "error", "message", "previous", "empty", "null"])
-    with dagster(project) as (started, ui):
-        assert ended(ui, ui.launch_range([REQUEST], days)) == "SUCCESS"
+    with project.dagster_dev() as (started, ui):
+        assert ui.run_end(ui.launch_range([REQUEST], days)) == "SUCCESS"
         wait_for(lambda: ui.days(HISTORY) == {"MATERIALIZED": days}, timeout_s=300)
         wait_for(lambda: project.query("select state from binance.kickback_historical_collection") == [("landed",)])
         printed = started.printed
@@ -120,10 +101,10 @@ def test_29_days_are_one_request_waited_for_and_landed_by_one_run_and_nothing_se
 def test_request_and_file_selected_together_end_well_in_one_run(project: Project, exchange: Sandbox):
     days = last(9)
     exchange.binance.kickbacks.collect_ms = 15_000
-    with dagster(project) as (_, ui):
-        assert ended(ui, ui.launch_range([REQUEST, HISTORY], days)) == "SUCCESS"
+    with project.dagster_dev() as (_, ui):
+        assert ui.run_end(ui.launch_range([REQUEST, HISTORY], days)) == "SUCCESS"
         assert ui.days(HISTORY) == ui.days(REQUEST) == {"MATERIALIZED": days}
-        time.sleep(15)
+        time.sleep(12)  # in which the sensor looks at least once
         assert project.query("select count(*) from runs where pipeline_name = '__ASSET_JOB'")[0][0] == 1
     assert len(posts(exchange)) == 1
     assert_landed(project, exchange, days)
@@ -134,22 +115,22 @@ def test_two_requests_at_once_land_both_although_everything_is_killed(project: P
     first, second = days[:5], days[5:]
     exchange.binance.kickbacks.collect_ms = 8_000
     kills = 0
-    with dagster(project) as (_, ui):
+    with project.dagster_dev() as (_, ui):
         for asked in (first, second):
             ui.launch_range([REQUEST], asked)
         wait_for(lambda: project.query("select to_regclass('affiliate.landing')") != [(None,)])
-        time.sleep(random.uniform(0, 20))
+        time.sleep(random.uniform(0, 12))
         kills += 1
         kill(project.processes())
-    with dagster(project) as (_, ui):
+    with project.dagster_dev() as (_, ui):
         requested = "select count(*) from affiliate.landing where asset = %s and partition = %s"
         for asked in (first, second):
             if project.query(requested, REQUEST, asked[0]) == [(0,)]:
-                assert ended(ui, ui.launch_range([REQUEST], asked)) == "SUCCESS"
-        time.sleep(random.uniform(0, 20))
+                assert ui.run_end(ui.launch_range([REQUEST], asked)) == "SUCCESS"
+        time.sleep(random.uniform(0, 12))
         kills += 1
         kill(project.processes())
-    with dagster(project) as (_, ui):
+    with project.dagster_dev() as (_, ui):
         wait_for(
             lambda: (
                 {state for (state,) in project.query("select state from binance.kickback_historical_collection")}

@@ -1,6 +1,5 @@
 """The watch and the heartbeat under the real daemon: nobody launches anything, and somebody outside listens."""
 
-import sys
 import time
 from datetime import timedelta
 
@@ -10,14 +9,11 @@ from affiliate_pipeline.defs.watch import EVERY_S
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests.e2e.project import (
     KEY,
-    UI,
     Project,
     command_of,
     credentials,
-    free_port,
     kill,
     last_days,
-    reachable,
     wait_for,
 )
 from affiliate_pipeline_tests.webhook import Webhook
@@ -41,7 +37,6 @@ def test_the_watch_lands_what_it_can_tells_of_the_rest_and_the_heartbeat_follows
         oldest,
         before,
     )
-    port = free_port()
 
     def titles() -> list[str]:
         return [title for (title,) in fresh.query("select title from affiliate.alert order by raised_at")]
@@ -52,14 +47,13 @@ def test_the_watch_lands_what_it_can_tells_of_the_rest_and_the_heartbeat_follows
     def told() -> bool:
         return any("hours are left" in title for title in titles()) and any("is lost" in title for title in titles())
 
-    with fresh.started([sys.executable, "-m", "dagster", "dev", "-p", str(port)], DAGSTER_HOME=str(fresh.folder)):
-        wait_for(lambda: reachable(port))
+    with fresh.dagster_dev() as (_, ui):
         wait_for(landed, timeout_s=120)
         wait_for(told, timeout_s=120)
         (warning,) = fresh.query("select text from affiliate.alert where title like %s", "%hours are left%")
         assert f"{bad}: it has not landed; fetchable until {bad + timedelta(days=6)} 23:59 UTC" in warning[0]
         assert [title for title in titles() if "lost" in title] == [f"{KEY}: {forgotten} is lost"]
-        assert UI(port).days()["FAILED"] == [forgotten, bad]
+        assert ui.days()["FAILED"] == [forgotten, bad]
 
         # A day was at risk all the time.
         assert webhook.calls == []
