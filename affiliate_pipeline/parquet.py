@@ -1,6 +1,5 @@
 """Rows as a Parquet file in which no amount is rounded: decimals wide enough for every value, else texts."""
 
-import json
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any, BinaryIO
@@ -45,6 +44,4 @@ def write(columns: Sequence[Column], batches: Iterable[list[tuple[Any, ...]]], o
 
 
 def _value(cell: Any, kind: arrow.DataType) -> Any:
-    if cell is None or not arrow.types.is_string(kind) or isinstance(cell, str):
-        return cell
-    return f"{cell:f}" if isinstance(cell, Decimal) else json.dumps(cell, ensure_ascii=False)
+    return f"{cell:f}" if isinstance(cell, Decimal) and arrow.types.is_string(kind) else cell

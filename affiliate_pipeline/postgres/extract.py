@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.types.string import TextLoader
 
 from affiliate_pipeline.postgres.store import Store, unavailable
 
@@ -58,8 +59,10 @@ class Extract:
         return {name: (found[2 * at], found[2 * at + 1]) for at, name in enumerate(names)}
 
     def rows(self) -> Iterator[list[tuple[Any, ...]]]:
-        """The rows in batches; amounts are Decimals with their scale."""
+        """The rows in batches; amounts are Decimals with their scale, JSON is text."""
         with self._connection.cursor(name="extract") as cursor:
+            # JSON as the database writes it: read, its numbers would become floats.
+            cursor.adapters.register_loader("jsonb", TextLoader)
             cursor.execute(self._rows)
             while batch := cursor.fetchmany(ROWS_PER_READ):
                 yield batch

@@ -14,6 +14,8 @@ from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import COLUMNS, DAYS, KEY, SETTLED, YESTERDAY, at, landed, rebate
 
 TABLE = "binance.rebate_recent_record"
+# A number that no float holds, sent without quotes.
+EXACT = Decimal("0.123456789012345678901")
 AMOUNTS = ["0.0000", "12345678901234567890.10", "-0.30", "0.000000000000000001", "1E-7", "1.50"]
 
 
@@ -50,6 +52,17 @@ def test_parquet_rounds_nothing_and_says_how_wide_its_decimals_are(amounts, quer
     assert table.num_rows == sum(landed(query, SETTLED).values())
     assert "income decimal128(38, 18)" in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("x")] == ["x"]
+
+
+def test_parquet_does_not_round_a_field_that_the_schema_does_not_know(sandbox, query, tmp_path):
+    sandbox.binance.set_rebates([rebate(at(SETTLED), 1, bonus=EXACT, tier="ä"), rebate(at(SETTLED), 2)])
+    assert materialize(KEY, [SETTLED]).success
+
+    export(TABLE, f"{SETTLED}", "--format", "parquet", "--output", str(tmp_path / "x"))
+
+    held = [text for (text,) in query(f"select extra::text from {TABLE}")]
+    assert sorted(parquet.read_table(tmp_path / "x")["extra"].to_pylist(), key=str) == sorted(held, key=str)
+    assert any(f"{EXACT}" in (text or "") for text in held)
 
 
 @pytest.mark.parametrize(
