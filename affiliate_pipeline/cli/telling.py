@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime
+from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -15,13 +15,14 @@ import typer
 
 from affiliate_pipeline import settings
 from affiliate_pipeline.cli.app import Stop, app, console, parse_days
-from affiliate_pipeline.days import DAY, fold
+from affiliate_pipeline.days import fold
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
+from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.postgres.commission import Commission
 from affiliate_pipeline.postgres.extract import Extract, extract
 from affiliate_pipeline.postgres.store import Store
 from affiliate_pipeline.report import page
-from affiliate_pipeline.report.figures import gather
+from affiliate_pipeline.report.figures import Incomplete, gather, incomplete
 from affiliate_pipeline.settings import Project
 
 DERIVED = "affiliate.daily_commission"
@@ -48,17 +49,17 @@ def report(
             raise Stop(f"{day} is not a day (2026-10-01)") from None
         if wanted is None:
             raise Stop("nothing has been added up yet: land some days first (`affiliate-pipeline up`)")
-        configured = [endpoint for endpoint in EARNING if settings.is_any_set(endpoint.credentials)]
-        start, made_up = project.affiliate_start_date, settings.is_sandbox()
-        figures = gather(commission, configured, wanted, start, made_up=made_up)
-        # The sensor is at most a minute or two behind while Dagster runs.
-        late = commission.stale(figures.days[0], min(wanted, datetime.now(UTC).date() - DAY))
+        start = project.affiliate_start_date
+        if wanted < start:
+            raise Stop(f"{wanted} lies before AFFILIATE_START_DATE, {start}: ask for a later one, or set that earlier")
+        figures = gather(commission, _configured(), wanted, start, made_up=settings.is_sandbox())
     path = page.write(figures, settings.reports())
     console.print(f"{path}")
-    if late:
+    if figures.stale:
+        # The sensor is at most a minute or two behind while Dagster runs.
         console.print(
             "Of these days something has landed that has not been added up yet: "
-            f"{fold(late)}. `affiliate-pipeline up`, while it runs, does it within two minutes."
+            f"{fold(figures.stale)}. `affiliate-pipeline up`, while it runs, does it within two minutes, of ended days."
         )
     if show and typer.launch(path.as_uri()):
         console.print("No browser could be opened: open the file yourself.")
@@ -87,8 +88,9 @@ def export(
                 raise Stop(f"nothing has ever landed in {table}")
             with _written(output) as file:
                 _write(found, kind, file)
-        for line in _doubts(store, table, wanted):
-            print(f"affiliate-pipeline: {line}", file=sys.stderr)
+            # Inside, so that it is of the same moment as the rows.
+            for line in _doubts(store, table, wanted):
+                print(f"affiliate-pipeline: {line}", file=sys.stderr)
 
 
 def _write(found: Extract, kind: Format, file: BinaryIO) -> None:
@@ -129,14 +131,19 @@ def _doubts(store: Store, table: str, days: list[date]) -> Iterator[str]:
     endpoint = TABLES[table]
     if endpoint is None:
         commission = Commission(store, EARNING)
-        landed = {row.day: True for row in commission.landed(days[0], days[-1])}
-        for row in commission.landed(days[0], days[-1]):
-            landed[row.day] &= row.settled
-        if late := [day for day in commission.stale(days[0], days[-1])]:
+        doubts = incomplete(commission, _configured(), days)
+        if late := commission.stale(days[0], days[-1]):
             yield f"of {fold(late)} something has landed that has not been added up yet"
     else:
-        landed = {day: row.settled for day, row in store.ledger(endpoint, days).items()}
-    if missing := [day for day in days if day not in landed]:
-        yield f"{fold(missing)} not landed: nothing of it is in this export"
-    if unsettled := [day for day, settled in landed.items() if not settled]:
-        yield f"{fold(unsettled)} landed, but may still change"
+        landed = store.ledger(endpoint, days)
+        missing = [day for day in days if day not in landed]
+        doubts = [Incomplete(endpoint.key, missing, [day for day, row in landed.items() if not row.settled])]
+    for each in doubts:
+        if each.missing:
+            yield f"{each.name}: {fold(each.missing)} not landed: nothing of it is in this export"
+        if each.unsettled:
+            yield f"{each.name}: {fold(each.unsettled)} landed, but may still change"
+
+
+def _configured() -> list[Endpoint]:
+    return [endpoint for endpoint in EARNING if settings.is_any_set(endpoint.credentials)]

@@ -56,7 +56,7 @@ class Commission:
 
     def __init__(self, store: Store, endpoints: Sequence[Endpoint]):
         self._connection = store.connection
-        self._endpoints = endpoints
+        self.endpoints = endpoints
         self._assets = [endpoint.key for endpoint in endpoints]
 
     def stale(self, first: date, last: date, quiet_s: float = 0) -> dict[date, str]:
@@ -99,7 +99,7 @@ class Commission:
     def _counting(self, landed: dict[str, bool]) -> list[Endpoint]:
         """Of the endpoints that tell of the same money one each: one that has settled before one that has not."""
         chosen: dict[tuple[str, str], Endpoint] = {}
-        for endpoint in sorted(self._endpoints, key=lambda endpoint: not landed.get(endpoint.key)):
+        for endpoint in sorted(self.endpoints, key=lambda endpoint: not landed.get(endpoint.key)):
             if endpoint.key in landed and endpoint.earnings:
                 chosen.setdefault((endpoint.exchange.name, endpoint.earnings.kind), endpoint)
         return list(chosen.values())
@@ -134,7 +134,7 @@ class Commission:
                 "select distinct asset from affiliate.daily_commission where partition_date = %s", (day,)
             ).fetchall()
         found: list[Earner] = []
-        for endpoint in self._endpoints:
+        for endpoint in self.endpoints:
             if (endpoint.key,) in counted and endpoint.earnings and endpoint.earnings.earners:
                 with (
                     unavailable(),

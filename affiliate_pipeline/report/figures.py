@@ -32,6 +32,8 @@ class Figures:
     totals: Sequence[Sum]
     earners: Sequence[Earner]
     incomplete: Sequence[Incomplete]
+    # Days of which something has landed that has not been added up yet.
+    stale: Sequence[date] = ()
     # Of the sandbox: nobody has earned it.
     made_up: bool = False
 
@@ -41,10 +43,12 @@ class Figures:
 
 
 def gather(
-    commission: Commission, expected: Sequence[Endpoint], day: date, start: date, *, made_up: bool = False
+    commission: Commission, configured: Sequence[Endpoint], day: date, start: date, *, made_up: bool = False
 ) -> Figures:
-    """The figures as they are now. `expected` are the endpoints that should have landed every day from `start` on."""
+    """The figures as they are now, of no day before `start`."""
     days = days_from(max(start, day - (SPAN_DAYS - 1) * DAY), day)
+    # Before the sums: whatever is added up meanwhile, they hold no less than is said of them.
+    lacking, stale = incomplete(commission, configured, days), list(commission.stale(days[0], day))
     return Figures(
         day=day,
         days=days,
@@ -52,19 +56,23 @@ def gather(
         sums=commission.sums(days[0], day),
         totals=commission.totals(days[0], day),
         earners=commission.earners(day, MOST_EARNERS),
-        incomplete=_incomplete(commission, expected, days),
+        incomplete=lacking,
+        stale=stale,
         made_up=made_up,
     )
 
 
-def _incomplete(commission: Commission, expected: Sequence[Endpoint], days: Sequence[date]) -> list[Incomplete]:
+def incomplete(commission: Commission, configured: Sequence[Endpoint], days: Sequence[date]) -> list[Incomplete]:
+    """What each kind of money lacks of these days, if its endpoints are configured here or any of the days has landed:
+    who has no credentials is told of what others land. If there is no such kind, all of them lack every day."""
     landed = {(row.asset, row.day): row.settled for row in commission.landed(days[0], days[-1])}
+    expected = {*(endpoint.key for endpoint in configured), *(asset for asset, _ in landed)}
     alike: dict[tuple[str, str], list[str]] = {}
-    for endpoint in expected:
+    for endpoint in commission.endpoints:
         if endpoint.earnings:
             alike.setdefault((endpoint.exchange.name, endpoint.earnings.kind), []).append(endpoint.key)
     found = []
-    for assets in alike.values():
+    for assets in [each for each in alike.values() if expected & {*each}] or alike.values():
         by_day = {day: [landed[key, day] for key in assets if (key, day) in landed] for day in days}
         missing = [day for day, settled in by_day.items() if not settled]
         unsettled = [day for day, settled in by_day.items() if settled and not any(settled)]

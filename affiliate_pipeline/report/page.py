@@ -72,7 +72,7 @@ def html(figures: Figures) -> str:
 <h1>Earnings of {figures.day}</h1>
 {f"<p><strong>{MADE_UP}</strong></p>" if figures.made_up else ""}
 <p class="soft">As of {figures.made_at:%Y-%m-%d %H:%M} UTC. Days are those of each exchange. Amounts are exact; a value in
-USDT stands only where the exchange gives one.{" Some days are missing or may still change: see below." * bool(figures.incomplete)}</p>
+USDT stands only where the exchange gives one.{" Some days are missing or may still change: see below." * bool(figures.incomplete or figures.stale)}</p>
 <h2>{len(figures.days)} days, {span}</h2>
 <div class="cards">{panels}</div>{more}
 <h2>Missing or not settled</h2>

@@ -50,6 +50,8 @@ def incomplete(figures: Figures) -> list[str]:
             lines.append(f"{each.name}: {fold(each.missing)} not landed")
         if each.unsettled:
             lines.append(f"{each.name}: {fold(each.unsettled)} landed, may still change")
+    if figures.stale:
+        lines.append(f"{fold(figures.stale)}: not all that has landed has been added up yet")
     return lines or ["nothing: every day has landed and is final"]
 
 

@@ -10,8 +10,10 @@ import pytest
 from pyarrow import parquet
 
 from affiliate_pipeline.cli.app import Stop, app
+from affiliate_pipeline.days import fold
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import COLUMNS, DAYS, KEY, SETTLED, YESTERDAY, at, landed, rebate
+from affiliate_pipeline_tests.defs.test_earnings import LBANK, add_up
 
 TABLE = "binance.rebate_recent_record"
 # A number that no float holds, sent without quotes.
@@ -93,6 +95,21 @@ def test_what_is_not_in_an_export_or_may_change_is_said(sandbox, capfd):
     told = capfd.readouterr().err
     assert "not landed: nothing of it is in this export" in told and f"{DAYS[2]:%d}" in told
     assert f"{YESTERDAY} landed, but may still change" in told
+
+
+def test_an_exchange_that_is_missing_from_what_was_added_up_is_said(both, query, capfd):
+    materialize(LBANK, DAYS[:3])
+    materialize(KEY, [DAYS[1]])
+    query("update affiliate.landing set settled = asset = %s", LBANK)
+    assert add_up(DAYS[:3]).success
+    capfd.readouterr()
+
+    export("affiliate.daily_commission", f"{DAYS[0]}...{DAYS[2]}")
+
+    told = capfd.readouterr().err
+    assert f"{KEY}: {fold([DAYS[0], DAYS[2]])} not landed: nothing of it is in this export" in told
+    assert f"{KEY}: {DAYS[1]} landed, but may still change" in told
+    assert LBANK not in told
 
 
 def test_only_known_tables_can_be_exported(sandbox, capfd):
