@@ -167,8 +167,10 @@ def recovered(alerts: Sequence[Alert]) -> Alert:
             days.setdefault(asset, set()).update(failed)
     landed = [_landed_since(asset, failed) for asset, failed in days.items()]
     told = dict.fromkeys(f"Told before: {alert.title}" for alert in alerts)
+    keys = ", ".join(alert.key for alert in alerts)
     return Alert(
-        "landed: " + ", ".join(alert.key for alert in alerts),
+        # However many recover together: the key is indexed, and an entry of an index has room for 2,704 bytes.
+        f"landed: {sha256(keys.encode()).hexdigest()}",
         _title(landed),
         "\n".join([*landed[MOST_IN_TITLE:], *told]),
         good_news=True,

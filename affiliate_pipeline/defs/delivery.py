@@ -45,10 +45,13 @@ def alert_delivery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     with Outbox(Project.load().database_url()) as outbox, outbox.alone() as alone:
         if not alone:
             return dg.SkipReason("another process is delivering")
-        tell_recovered(outbox, context.instance)
-        problems = deliver(outbox, urls)
-    for problem in problems:
-        context.log.error(problem)
+        try:
+            tell_recovered(outbox, context.instance)
+        finally:
+            # What waits is sent even if nobody can be told what has landed.
+            problems = deliver(outbox, urls)
+            for problem in problems:
+                context.log.error(problem)
     if problems:
         raise Undelivered("; ".join(problems))
     return dg.SkipReason("what could be sent has been sent")

@@ -3,6 +3,7 @@ once what failed has landed."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import dagster as dg
 import pytest
@@ -225,3 +226,24 @@ def test_a_day_that_its_second_chance_has_landed_is_recovered(instance, outbox, 
     tick()
     tick()
     assert "1 alert and 1 recovery" in titles(webhook)
+
+
+def test_however_many_recover_together_one_message_says_so_once(instance, outbox, webhook, tick):
+    for _ in range(200):
+        outbox.add(Alert(f"run {uuid4()}", "days", "", {"kept": DAYS[:1]}), datetime.now(UTC))
+    tick()
+    instance.report_runless_asset_event(dg.AssetMaterialization("kept", partition=f"{DAYS[0]}"))
+    tick()
+    tick()
+    assert [title for title in titles(webhook) if "landed" in title] == [f"kept: {DAYS[0]} has landed since"]
+
+
+def test_what_waits_is_sent_even_if_recoveries_cannot_be_told(instance, outbox, webhook, tick, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("Dagster's storage refused")
+
+    monkeypatch.setattr(dg.DagsterInstance, "fetch_materializations", refuse)
+    outbox.add(Alert("1", "days", "text", {"kept": DAYS[:1]}))
+    with pytest.raises(ValueError, match="storage refused"):
+        tick()
+    assert titles(webhook) == ["days"]
