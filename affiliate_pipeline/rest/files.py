@@ -13,11 +13,16 @@ from affiliate_pipeline.rest.redact import silence_http_logs
 ATTEMPTS = 5
 # A file that trickles does not hold a run for ever.
 DOWNLOAD_LIMIT_S = 900
-_GONE = (401, 403, 404, 410)
+# Amazon S3 answers 400 where the token in the URL has expired.
+_GONE = (400, 401, 403, 404, 410)
 
 
 def download(url: str, most_bytes: int) -> bytes:
-    """The file; raises `UrlExpired`, `Refused` (too large, moved) or, after the last attempt, `Transient`."""
+    """The file, every byte as it was sent: one that was sent as gzip is gzip still, since httpx's decoder gives the first
+    member of several, or a part of one cut short, for the whole.
+
+    Raises `UrlExpired`, `Refused` (too large, moved, not to be proven whole) or, after the last attempt, `Transient`.
+    """
     silence_http_logs()
     failures = 0
 
@@ -38,15 +43,22 @@ def _once(http: httpx.Client, url: str, most_bytes: int) -> bytes:
     pieces, size, host = [], 0, ""
     try:
         host = httpx.URL(url).host
-        with http.stream("GET", url) as response:
+        with http.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response:
             status = response.status_code
             if status in _GONE:
-                raise UrlExpired(f"the file host {host} answered HTTP {status}: the URL has expired")
+                raise UrlExpired(f"the file host {host} answered HTTP {status}: the URL is not good any more")
             if status >= 500 or status in (408, 429):
                 raise Transient(f"the file host {host} answered HTTP {status}")
             if status != 200:
                 raise Refused(f"the file host {host} answered HTTP {status} instead of the file")
-            for piece in response.iter_bytes():
+            encoding = response.headers.get("Content-Encoding", "identity").lower()
+            if encoding not in ("identity", "gzip", "x-gzip"):
+                raise Refused(
+                    f"the file host {host} sent the file in the encoding {encoding!r}, which nobody asked for"
+                )
+            if not {"content-length", "transfer-encoding"} & response.headers.keys():
+                raise Refused(f"the file host {host} did not say how long the file is: a part of it would look whole")
+            for piece in response.iter_raw():
                 pieces.append(piece)
                 size += len(piece)
                 if size > most_bytes:
@@ -56,8 +68,6 @@ def _once(http: httpx.Client, url: str, most_bytes: int) -> bytes:
             return b"".join(pieces)
     except httpx.InvalidURL:
         raise Refused("the URL of the file is none that can be asked") from None
-    except httpx.DecodingError:
-        raise Transient(f"the file host {host} sent a body that cannot be decompressed") from None
     except httpx.TransportError as error:
         # Not its text: it may quote the URL.
         raise Transient(f"the file host {host} did not send the whole file ({type(error).__name__})") from None

@@ -148,9 +148,15 @@ def _time_ms(text: str, line: int) -> int:
         ) from None
 
 
-def _unpacked(packed: bytes) -> bytes:
-    if packed[:2] != _GZIP:
-        return packed
+def _unpacked(file: bytes) -> bytes:
+    # Twice: a file of gzip may have been packed once more for its way.
+    for _ in range(2):
+        if file[:2] == _GZIP:
+            file = _unpacked_once(file)
+    return file
+
+
+def _unpacked_once(packed: bytes) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
             unpacked = file.read(MOST_FILE_BYTES + 1)

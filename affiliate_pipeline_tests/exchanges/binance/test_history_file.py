@@ -146,6 +146,10 @@ def test_line_ends_of_every_kind_and_empty_lines_make_no_row():
     assert len(rows(f"{HEADER.strip()}\r\n1,A,B,{MS}\r\n\r\n2,A,B,{MS}\r\n")) == 2
 
 
+def test_a_file_of_gzip_that_was_packed_once_more_for_its_way_is_read():
+    assert len(rows(gzip.compress(gzip.compress(f"{HEADER}1,A,B,{MS}\n".encode())))) == 1
+
+
 def test_several_gzip_members_are_one_file():
     packed = gzip.compress(HEADER.encode()) + gzip.compress(f"1,A,B,{MS}\n".encode())
     assert len(rows(packed)) == 1
