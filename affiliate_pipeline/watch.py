@@ -88,6 +88,12 @@ def missing(
     ]
 
 
+def landed_elsewhere(endpoint: Endpoint, ledgers: Mapping[str, Mapping[date, Ledger]]) -> Mapping[date, Ledger]:
+    """Of the ledgers, by asset, that of the endpoint's second chance."""
+    second = endpoint.memory.second_chance if endpoint.memory else None
+    return ledgers.get(second.key, {}) if second else {}
+
+
 def _second_chance(endpoint: Endpoint, day: date, now_ms: int) -> tuple[str, int] | None:
     second = endpoint.memory.second_chance if endpoint.memory else None
     if second is None or not second.is_remembered(day, now_ms):
@@ -138,12 +144,13 @@ def turn(
     after: dict[date, State] = {}
     for each in days:
         state = states.get(each.day, State())
-        may_ask = _may_be_asked(endpoint, each, state, now) and each.day not in just_failed
-        said = _word(each, state, now_ms, may_ask, under_way)
+        may_ask = _may_be_asked(endpoint, each, state, now)
+        waits = each.day in just_failed
+        said = _word(each, state, now_ms, may_ask, waits, under_way)
         if said > state.said:
             say.setdefault(said, []).append(each)
             state = replace(state, said=said)
-        if may_ask and not under_way:
+        if may_ask and not waits and not under_way:
             ask.append(each.day)
             state = replace(state, tries=state.tries + 1, asked_at=now)
         if state != State():
@@ -162,9 +169,10 @@ def _may_be_asked(endpoint: Endpoint, missing: MissingDay, state: State, now: da
     return state.asked_at is None or state.asked_at.timestamp() * 1000 <= missing.until_ms
 
 
-def _word(missing: MissingDay, state: State, now_ms: int, may_ask: bool, under_way: bool) -> Said:
-    """What there is to say, once a run that may yet land the day has failed."""
-    if may_ask:
+def _word(missing: MissingDay, state: State, now_ms: int, may_ask: bool, waits: bool, under_way: bool) -> Said:
+    """What there is to say, once a run that may yet land the day has failed. `waits`: it will be asked for, but later."""
+    # A day that somebody has just failed to land is warned of, but not lost before the last try.
+    if may_ask and not (waits and missing.remembered):
         return Said.NOTHING
     if not missing.remembered:
         if under_way:

@@ -231,6 +231,16 @@ def test_a_source_that_may_keep_more_is_asked_once_more_before_a_day_is_lost():
     assert watch.said == [(now_ms + 120_000, Said.LOST, [nov(7), nov(8)])]
 
 
+def test_a_day_somebody_has_just_failed_to_land_gets_its_last_try_before_it_is_lost():
+    watch, now_ms = Watch(REBATES, nov(8)), ms(nov(16), "12:00")
+    watch.turn(now_ms, just_failed={nov(8)})
+    assert (watch.asked, watch.said) == ([], [])
+    watch.turn(now_ms + 3_600_000)
+    watch.turn(now_ms + 3_660_000)
+    assert watch.asked == [(now_ms + 3_600_000, [[nov(8)]])]
+    assert watch.said == [(now_ms + 3_660_000, Said.LOST, [nov(8)])]
+
+
 def test_a_day_read_too_early_cannot_be_read_again_beyond_the_promise():
     watch, now_ms = Watch(REBATES, nov(8), held=True), ms(nov(16), "12:00")
     watch.turn(now_ms)
