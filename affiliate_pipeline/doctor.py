@@ -103,9 +103,10 @@ def _days(ledgers: Mapping[str, Mapping[date, Ledger]]) -> Iterator[Finding]:
     start, now_ms = Project.load().affiliate_start_date, _now_ms()
     fine = 0
     for endpoint in ENDPOINTS:
-        missing = watch.missing(endpoint, ledgers.get(endpoint.key, {}), start, now_ms)
+        held = ledgers.get(endpoint.key, {})
+        missing = watch.missing(endpoint, held, start, now_ms, watch.landed_elsewhere(endpoint, ledgers))
         if not missing:
-            fine += bool(ledgers.get(endpoint.key))
+            fine += bool(held)
             continue
         first = missing[0]
         said = f"{fold(each.day for each in missing)} missing or not final. {first}"

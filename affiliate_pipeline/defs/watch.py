@@ -30,6 +30,7 @@ from affiliate_pipeline.watch import (
     alerts_of,
     at_risk,
     is_watched,
+    landed_elsewhere,
     missing,
     turn,
 )
@@ -123,9 +124,7 @@ def _configured(
     states = store.states()
     for endpoint in endpoints:
         if endpoint.key in ledgers and settings.is_any_set(endpoint.credentials):
-            second = endpoint.memory.second_chance if endpoint.memory else None
-            elsewhere = ledgers.get(second.key) if second else None
-            days = missing(endpoint, ledgers[endpoint.key], start, now, elsewhere)
+            days = missing(endpoint, ledgers[endpoint.key], start, now, landed_elsewhere(endpoint, ledgers))
             yield endpoint, days, states.get(endpoint.key, {})
 
 

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -168,6 +168,18 @@ def test_days_at_risk(healthy, checked, query):
     wrong = checked()
     assert list(wrong) == [f"days of {KEY}"]
     assert f"{DAYS[2]}" in wrong[f"days of {KEY}"] and "fetchable until" in wrong[f"days of {KEY}"]
+
+
+def test_days_that_only_the_history_has_landed_are_not_missing(healthy, checked, query):
+    last = datetime.now(UTC).date() - timedelta(days=1)
+    landed = "insert into affiliate.landing values (%s, %s, 0, 'hash', true, 'source', now(), now(), 'run')"
+    for number in range(20):
+        asset = "recent" if number != 15 else "historical"
+        query(landed, f"binance/kickback_{asset}_record", last - timedelta(days=number))
+    assert [about for about in checked() if about.startswith("days")] == []
+
+    query("delete from affiliate.landing where asset = 'binance/kickback_historical_record'")
+    assert [about for about in checked() if about.startswith("days")] == ["days of binance/kickback_recent_record"]
 
 
 def test_days_of_another_source(healthy, checked, query):
