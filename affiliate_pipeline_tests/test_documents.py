@@ -8,6 +8,7 @@ from affiliate_pipeline import cli, dictionary, settings
 from affiliate_pipeline.cli.app import app
 from affiliate_pipeline.defs.assets import LandingConfig
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.postgres import ddl
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,6 +65,14 @@ def test_every_message_that_the_runbook_explains_is_produced_by_a_test():
     tested = texts_of_tests()
     parts = [part.strip() for message in messages for part in re.sub(r"\d+", "#", message).split("…")]
     assert [part for part in parts if part not in tested] == []
+
+
+def test_the_runbook_rotates_a_key_in_every_table_that_knows_the_account():
+    statements = ddl.BOOKKEEPING + ddl.ROSTER + ddl.COLLECTION
+    tables = re.findall(r"^create table if not exists (\S+) \((.*?)^\);", statements, re.DOTALL | re.MULTILINE)
+    keyed = {name for name, columns in tables if re.search(r"^ +source text", columns, re.MULTILINE)}
+    runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    assert keyed - {"affiliate.answer"} == set(re.findall(r"update (\S+) set source = ", runbook))
 
 
 def test_links_between_the_documents_lead_somewhere():
