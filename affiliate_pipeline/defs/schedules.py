@@ -7,7 +7,9 @@ import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from affiliate_pipeline import settings
+from affiliate_pipeline.days import day_of
 from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.ingest import now_ms
 from affiliate_pipeline.settings import Project
 
 
@@ -42,7 +44,12 @@ def _schedule(endpoints: Sequence[Endpoint]) -> dg.ScheduleDefinition:
         description=f"Lands {lands}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose account is configured.",
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        now_ms = int(context.scheduled_execution_time.timestamp() * 1000)
+        tick_ms = int(context.scheduled_execution_time.timestamp() * 1000)
+        today = day_of(tick_ms, exchange.zone)
+        if first.observation and day_of(now_ms(), exchange.zone) > today:
+            # Dagster makes up for a tick that was missed, and a run for a day that is over can only fail.
+            yield dg.SkipReason(f"{today} is over: it was not observed, and can no longer be")
+            return
         start = Project.load().affiliate_start_date
         # Where nothing at all is configured, the runs that fail say what to set.
         configured = [
@@ -58,7 +65,7 @@ def _schedule(endpoints: Sequence[Endpoint]) -> dg.ScheduleDefinition:
                 tags={ASSET_PARTITION_RANGE_START_TAG: f"{days[0]}", ASSET_PARTITION_RANGE_END_TAG: f"{days[-1]}"},
             )
             for endpoint in configured
-            if (days := [day for day in endpoint.trailing_days(now_ms) if day >= start])
+            if (days := [day for day in endpoint.trailing_days(tick_ms) if day >= start])
         ]
         yield from requests
         if not configured:

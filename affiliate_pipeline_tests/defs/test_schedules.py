@@ -31,9 +31,10 @@ def zone_of_the_machine(request, monkeypatch):
     time.tzset()
 
 
-def tick(schedule, at):
-    """The days asked for of each asset, and what else was yielded."""
-    with dg.DagsterInstance.ephemeral() as instance:
+def tick(schedule, at, now=None):
+    """The days asked for of each asset, and what else was yielded, of the tick of that time; evaluated then, or `now`."""
+    with dg.DagsterInstance.ephemeral() as instance, pytest.MonkeyPatch.context() as clock:
+        clock.setattr("affiliate_pipeline.defs.schedules.now_ms", lambda: int((now or at).timestamp() * 1000))
         context = dg.build_schedule_context(instance, scheduled_execution_time=at)
         data = schedule.evaluate_tick(context)
     asked = {}
@@ -78,6 +79,21 @@ def test_an_observation_is_asked_for_today(zone_of_the_machine, day):
         asked |= tick(schedule, at)[0]
 
     assert asked == {endpoint.key: (day, day) for endpoint in ENDPOINTS if endpoint.daily_at and endpoint.observation}
+
+
+@pytest.mark.parametrize("exchange", ["binance", "lbank"])
+def test_a_missed_tick_asks_for_no_observation_of_a_day_that_is_over(exchange):
+    schedule = next(each for name, each in observations().items() if name.startswith(exchange))
+    minute, hour, *_ = map(int, schedule.cron_schedule.split()[:2])
+    at = datetime(2026, 6, 9, hour, minute, tzinfo=ZoneInfo(schedule.execution_timezone))
+    midnight = at.replace(hour=0, minute=0) + DAY
+
+    asked, _ = tick(schedule, at, now=midnight - timedelta(seconds=1))
+    assert set(asked.values()) == {(date(2026, 6, 9), date(2026, 6, 9))}
+
+    asked, skipped = tick(schedule, at, now=midnight)
+    assert asked == {}
+    assert "2026-06-09 is over" in skipped
 
 
 def test_a_tick_around_midnight_is_of_the_zones_own_day():
