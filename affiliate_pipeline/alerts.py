@@ -16,6 +16,8 @@ MOST_IN_TITLE = 3
 LONGEST_CAUSE = 500
 # Discord's and Telegram's limits are 2000 and 4096; a service's own limit is kept by splitting once more.
 LONGEST_MESSAGE = 3500
+# Apprise waits for 4 s: who answers later has taken the message, and would be sent it again and again.
+READ_TIMEOUT_S = 20
 log = logging.getLogger(__name__)
 
 
@@ -242,6 +244,8 @@ def send(url: str, message: Message) -> str | None:
         if target.overflow_mode == apprise.OverflowMode.UPSTREAM:
             # Services cut what is too long for them.
             target.overflow_mode = apprise.OverflowMode.SPLIT
+        if "socket_read_timeout" not in vars(target):  # the URL has no `rto`
+            target.socket_read_timeout = max(target.socket_read_timeout, READ_TIMEOUT_S)
     kind = apprise.NotifyType.SUCCESS if message.is_good_news else apprise.NotifyType.FAILURE
     sent = targets.notify(
         body=message.text, title=message.title, notify_type=kind, body_format=apprise.NotifyFormat.TEXT

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import threading
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -266,6 +267,18 @@ def test_a_delivery_that_fails_is_told(webhook, status):
     webhook.status = status
     assert send(webhook.url, MESSAGE) == "could not be reached"
     assert len(webhook.messages) == 1
+
+
+@pytest.mark.parametrize(("its_own", "problem"), [("", None), ("?rto=10", None), ("?rto=0.01", "could not be reached")])
+def test_a_late_answer_is_waited_for_unless_the_url_says_otherwise(webhook, monkeypatch, its_own, problem):
+    from apprise import URLBase
+
+    monkeypatch.setattr(URLBase, "socket_read_timeout", 0.01)
+    webhook.may_answer.clear()
+    late = threading.Timer(0.2, webhook.may_answer.set)
+    late.start()
+    assert send(f"{webhook.url}{its_own}", MESSAGE) == problem
+    late.join()
 
 
 def test_nobody_there_is_told(webhook):

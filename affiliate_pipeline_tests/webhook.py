@@ -7,10 +7,13 @@ from typing import Any, Self
 
 
 class Webhook:
-    """Answers every request with `status`; `messages` are the bodies of POSTs, `paths` where to, `calls` the paths of GETs."""
+    """Answers every request with `status`, once `may_answer`; `messages` are the bodies of POSTs, `paths` where to, `calls`
+    the paths of GETs."""
 
     def __init__(self) -> None:
         self.status = 200
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         self.messages: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.calls: list[str] = []
@@ -27,6 +30,7 @@ class Webhook:
                 self.answer()
 
             def answer(self) -> None:
+                webhook.may_answer.wait()
                 self.send_response(webhook.status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -48,6 +52,7 @@ class Webhook:
 
     def stop(self) -> None:
         """Nobody is there any more."""
+        self.may_answer.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
