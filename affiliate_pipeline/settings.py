@@ -6,6 +6,7 @@ sandbox; it counts only as long as no exchange is configured. Nothing is read at
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -231,4 +232,5 @@ class Alerts(Settings):
     def urls(self) -> Sequence[str]:
         """Apprise URLs; they hold secrets."""
         urls = self.alert_urls.get_secret_value() if self.alert_urls else ""
-        return [url.strip() for url in urls.split(",") if url.strip()]
+        # A URL has commas of its own (`to=a@x.com,b@x.com`), but no white space.
+        return [url.strip() for url in re.split(r",(?=[\s,]|$|\w+://)", urls) if url.strip()]

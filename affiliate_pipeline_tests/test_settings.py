@@ -240,8 +240,14 @@ def test_the_sandbox_has_a_database_of_its_own(monkeypatch, database_url, query)
 
 
 def test_alert_urls_are_separated_by_commas(monkeypatch):
-    monkeypatch.setenv("ALERT_URLS", " json://one , mailto://two,,")
-    assert Alerts.load().urls() == ["json://one", "mailto://two"]
+    monkeypatch.setenv("ALERT_URLS", " json://one , nonsense, mailto://two,json://three,,")
+    assert Alerts.load().urls() == ["json://one", "nonsense", "mailto://two", "json://three"]
+
+
+def test_a_comma_within_an_alert_url_is_its_own(monkeypatch):
+    mail = "mailto://me:secret@example.com?to=a@example.com,b@example.com"
+    monkeypatch.setenv("ALERT_URLS", f"{mail},json://one/a,b,{mail}")
+    assert Alerts.load().urls() == [mail, "json://one/a,b", mail]
 
 
 def test_every_variable_is_one_of_the_contract():
