@@ -15,7 +15,7 @@ from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.schedules import default_status
 from affiliate_pipeline.exchanges.binance.collection import Collection, CollectionStore
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
-from affiliate_pipeline.exchanges.binance.history import advance, missed_days
+from affiliate_pipeline.exchanges.binance.history import advance, give_up, missed_days
 from affiliate_pipeline.postgres.collection import is_any_open
 from affiliate_pipeline.postgres.outbox import Outbox
 from affiliate_pipeline.rest.errors import ExchangeError
@@ -63,7 +63,7 @@ def _landing(instance: dg.DagsterInstance, collections: CollectionStore) -> Iter
     opened = collections.open()
     ready = next((each for each in opened if each.state == "ready" and not each.is_kept), None)
     if ready is None:
-        last = next((f": {each.note}" for each in opened if each.state == "collecting" and each.note), "")
+        last = next((f": {each.note}" for each in opened if each.state != "ready" and each.note), "")
         yield dg.SkipReason(f"{len(opened)} collections are open, and no file is there{last}")
         return
     under_way = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
@@ -76,7 +76,7 @@ def _landing(instance: dg.DagsterInstance, collections: CollectionStore) -> Iter
         if any(each.state == "waiting" for each in opened):
             # The days that wait behind it may be forgotten meanwhile.
             note = f"its file came, {attempts} runs could not land it, and others wait: see why the runs failed"
-            collections.expire(ready.id, note, again=True)
+            give_up(collections, ready, note)
         yield dg.SkipReason(f"{attempts} runs could not land the file of collection {ready.id}: see why they failed")
         return
     yield dg.RunRequest(

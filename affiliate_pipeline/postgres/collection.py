@@ -17,12 +17,17 @@ TABLE = "binance.kickback_historical_collection"
 # It is asked for the file the more seldom, the longer it takes: every 20th part of the time waited so far.
 LEAST_POLL_S, MOST_POLL_S, POLLS_PER_WAIT = 10, 600, 20
 _COLUMNS = (
-    "id, first_day, last_day, state, requested_at, code, msg, path_before, path, expires_at is not null as is_asked, "
+    "id, first_day, last_day, state, requested_at, code, msg, path_before, path, msg is not null as is_asked, "
     "coalesce(expires_at < now(), false) as is_overdue, "
     f"coalesce(now() >= polled_at + least({MOST_POLL_S}, greatest({LEAST_POLL_S}, "
     f"extract(epoch from now() - coalesce(requested_at, created_at)) / {POLLS_PER_WAIT})) * interval '1 second', true) as is_due, "
     "extract(epoch from now() - created_at)::float8 as age_s, "
-    f"file is not null as is_kept, note, exists (select from {TABLE} later where later.follows = {TABLE}.id) as is_followed"
+    f"file is not null as is_kept, note, exists (select from {TABLE} later where later.follows = {TABLE}.id) as is_followed, "
+    f"(with recursive turn as (select {TABLE}.follows as before union all "
+    f"select earlier.follows from {TABLE} earlier join turn on earlier.id = turn.before) select count(*) from turn) as turn"
+)
+_IN_VAIN = (
+    "polled_at = now(), note = %(note)s, expires_at = coalesce(expires_at, now() + %(wait_s)s * interval '1 second')"
 )
 
 
@@ -105,7 +110,7 @@ class Collections:
         self._set(
             number,
             "state = 'collecting', first_day = %(first)s, last_day = %(last)s, path_before = %(path)s, "
-            "requested_at = now(), expires_at = null, polled_at = null",
+            "requested_at = now(), polled_at = null",
             first=first,
             last=last,
             path=path_before,
@@ -121,13 +126,13 @@ class Collections:
             wait_s=wait_s,
         )
 
-    def wait(self, number: int, note: str) -> None:
-        """The exchange was surely not asked; it will be again."""
-        self._set(number, "state = 'waiting', requested_at = null, polled_at = now(), note = %(note)s", note=note)
+    def wait(self, number: int, note: str, wait_s: float) -> None:
+        """The exchange was surely not asked; it will be again, for so long from the first time on."""
+        self._set(number, f"state = 'waiting', requested_at = null, {_IN_VAIN}", note=note, wait_s=wait_s)
 
-    def pending(self, number: int, note: str) -> None:
-        """There is no file yet."""
-        self._set(number, "state = 'collecting', polled_at = now(), note = %(note)s", note=note)
+    def pending(self, number: int, note: str, wait_s: float) -> None:
+        """There is no file yet; it is looked for so long, unless the exchange was given another time."""
+        self._set(number, f"state = 'collecting', {_IN_VAIN}", note=note, wait_s=wait_s)
 
     def ready(self, number: int, path: str, wait_s: float) -> None:
         """Its file is there, and is to be landed within that time."""
@@ -178,10 +183,10 @@ class Collections:
             {"id": number, "asset": asset},
         )
 
-    def expire(self, number: int, note: str, *, again: bool, told: bool = False) -> None:
+    def expire(self, number: int, note: str, *, again: bool) -> None:
         """It is given up; `again`: another one for the same days takes its place in the queue's end."""
         with unavailable(), self._connection.transaction():
-            self._set(number, "state = 'expired', note = %(note)s, told = %(told)s", note=note, told=told)
+            self._set(number, "state = 'expired', note = %(note)s", note=note)
             if again:
                 self._run(
                     f"insert into {TABLE} (source, first_day, last_day, follows) "

@@ -195,7 +195,7 @@ comment on column binance.kickback_historical_collection.requested_at is 'When t
 comment on column binance.kickback_historical_collection.path_before is
     'The path of the file that was offered before, which is not the one asked for.';
 comment on column binance.kickback_historical_collection.expires_at is
-    'Until when the file is waited for; null while it is not known whether the exchange was asked.';
+    'When it is given up; null as long as the exchange was not asked in vain.';
 comment on column binance.kickback_historical_collection.path is 'The path of the file. Its whole URL is a secret.';
 comment on column binance.kickback_historical_collection.other_paths is 'Files that were refused as not the one asked for.';
 comment on column binance.kickback_historical_collection.note is 'What happened last, for a person.';

@@ -233,6 +233,55 @@ def test_a_file_that_never_comes_expires_with_one_alert_and_is_asked_for_again(s
     assert request.tags[COLLECTION_TAG] == "3"
 
 
+def test_while_the_exchange_refuses_the_key_it_asks_ever_more_seldom_and_tells_in_time(
+    sandbox, rows, query, tick, monkeypatch
+):
+    materialize(REQUEST, OLD)
+    monkeypatch.setenv("BINANCE_CLIENT_API_SECRET", "wrong")
+    for turn, state in enumerate(["collecting", "waiting", "waiting"], start=1):
+        tick()
+        asked = len(sandbox.requests)
+        tick(due=False)
+        assert len(sandbox.requests) == asked
+        last = collections(query, "id, state, note like '%%BINANCE_CLIENT_API_SECRET%%', expires_at > now()")[-1]
+        assert last == (turn, state, True, True)
+        assert len(alerts(query)) == turn - 1
+        query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
+        tick()
+    assert collections(query) == [("expired",)] * history.MOST_TURNS
+    first, second, third = (text for _, _, text in alerts(query))
+    assert all("BINANCE_CLIENT_API_SECRET" in text for text in (first, second, third))
+    assert "asked for again by itself" in first and "could not be asked for within 12 hours" in second
+    assert f"mend the cause, then materialize {REQUEST}" in third
+    asked = len(sandbox.requests)
+    assert tick() == [] and len(sandbox.requests) == asked
+
+
+def test_days_that_waited_out_a_refused_key_land_once_it_is_taken(sandbox, rows, query, tick, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setenv("BINANCE_CLIENT_API_SECRET", "wrong")
+        assert not materialize(REQUEST, OLD).success
+        tick()
+    tick()
+    assert len(posts(sandbox)) == 1
+    assert materialize(HISTORY, OLD).success
+    assert landed(query, HISTORY, OLD[0]) == sent(rows[OLD[0]])
+
+
+def test_a_file_that_cannot_land_is_asked_for_a_few_times(sandbox, rows, query, tick):
+    for key in (REQUEST, HISTORY):
+        materialize(key, OLD)
+    sandbox.binance.kickbacks.set(rows[OLD[0]])
+    materialize(REQUEST, OLD)
+    for _ in range(2 * history.MOST_TURNS + 2):
+        if tick():
+            assert "allow_shrink" in materialize(HISTORY, OLD).failed[OLD[1]]
+        query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
+    assert len(posts(sandbox)) == 1 + history.MOST_TURNS
+    assert collections(query)[1:] == [("expired",)] * history.MOST_TURNS
+    assert len(alerts(query)) == history.MOST_TURNS
+
+
 def test_a_kill_between_the_alert_and_the_table_tells_it_once(sandbox, rows, query, tick, monkeypatch):
     sandbox.binance.kickbacks.collect_ms = 10**9
     materialize(REQUEST, OLD)
@@ -330,6 +379,7 @@ def test_the_runbook_shows_the_alert_as_it_is():
         is_due=True,
         is_kept=False,
         is_followed=True,
+        turn=1,
         note="no file came in time; the last answer was: Historical data is collecting",
         age_s=0.0,
     )

@@ -17,7 +17,7 @@ UTC = ZoneInfo("UTC")
 class Collection:
     """Days that were or are to be asked for in one request. `is_asked`: the exchange is known to have taken it;
     `is_due`: it may be looked after again; `is_kept`: its file is in the database; `is_followed`: another one was asked for
-    in its place."""
+    in its place; `turn`: it is the so many-th of those that follow one another."""
 
     id: int
     first_day: date
@@ -33,6 +33,7 @@ class Collection:
     is_due: bool
     is_kept: bool
     is_followed: bool
+    turn: int
     note: str | None
     age_s: float
 
@@ -77,9 +78,9 @@ class CollectionStore(Protocol):
 
     def asked(self, number: int, code: int | None, msg: str, wait_s: float) -> None: ...
 
-    def wait(self, number: int, note: str) -> None: ...
+    def wait(self, number: int, note: str, wait_s: float) -> None: ...
 
-    def pending(self, number: int, note: str) -> None: ...
+    def pending(self, number: int, note: str, wait_s: float) -> None: ...
 
     def ready(self, number: int, path: str, wait_s: float) -> None: ...
 
@@ -94,7 +95,7 @@ class CollectionStore(Protocol):
 
     def landed(self, number: int, asset: str) -> None: ...
 
-    def expire(self, number: int, note: str, *, again: bool, told: bool = False) -> None: ...
+    def expire(self, number: int, note: str, *, again: bool) -> None: ...
 
     def told(self, number: int) -> None:
         """People know that it expired."""

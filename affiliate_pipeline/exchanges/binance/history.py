@@ -5,7 +5,7 @@ under way per key, and everything known about it stands in the database: whoever
 goes on where it was. `advance` is the one place that decides what comes next; the sensor and both assets call it.
 
     waiting ──POST──> collecting ──another path──> ready ──its days land──> landed
-                          └──────no file in time──────> expired, and another one waits in its place
+                          └──────no file in time──────> expired, and another one waits in its place, twice
 """
 
 import logging
@@ -57,6 +57,8 @@ LOOKS_BEFORE = 3
 # How long a request waits for an answer to what file is there already.
 LOOK_WAIT_S = 120
 FRESH_URLS = 3
+# So often the same days are asked for by themselves: what cannot land by then is for people to mend.
+MOST_TURNS = 3
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +85,12 @@ def advance(session: BinanceSession, *, patient: bool) -> None:
             case "collecting":
                 _poll(session, store, collection, patient)
             case "ready" if collection.is_overdue:
-                store.expire(collection.id, "its file came, and could not be landed since", again=True)
+                give_up(store, collection, "its file came, and could not be landed since")
+
+
+def give_up(store: CollectionStore, collection: Collection, note: str) -> None:
+    """It expires, and its days are asked for again unless they were often enough."""
+    store.expire(collection.id, note, again=collection.turn < MOST_TURNS)
 
 
 def _begin(session: BinanceSession, store: CollectionStore, collection: Collection, patient: bool) -> None:
@@ -91,13 +98,17 @@ def _begin(session: BinanceSession, store: CollectionStore, collection: Collecti
     if not days:
         store.expire(collection.id, f"none of its days lies inside the last {MEMORY.days} days any more", again=False)
         return
-    for _ in range(LOOKS_BEFORE):
-        before = _look(session)
-        if isinstance(before, FileUrl):
-            break
+    try:
+        for _ in range(LOOKS_BEFORE):
+            before = _look(session)
+            if isinstance(before, FileUrl):
+                break
+    except Fatal as error:
+        _not_begun(store, collection, error)
+        raise
     if isinstance(before, Pending) and not before.answered and collection.age_s < LOOK_WAIT_S:
         # A file that is there, and not known to be, would later be taken for the one asked for.
-        store.wait(collection.id, f"the exchange does not say which file it has already: {before.note}")
+        store.wait(collection.id, f"the exchange does not say which file it has already: {before.note}", FILE_WAIT_S)
         return
     # Written before the exchange is asked: whoever finds it so knows that it may have been.
     store.begin(collection.id, days[0], days[-1], before.path if isinstance(before, FileUrl) else None)
@@ -114,15 +125,26 @@ def _ask(session: BinanceSession, store: CollectionStore, collection: Collection
         store.expire(collection.id, f"the exchange refused the request: {error}", again=False)
         raise
     except ExchangeError as error:
-        store.wait(collection.id, f"the exchange could not be asked: {error}")
+        _not_begun(store, collection, error)
         raise
     else:
         store.asked(collection.id, accepted.code, accepted.msg, FILE_WAIT_S)
         log.info("the history of %s was asked for: %s", fold(collection.days), accepted.msg)
 
 
+def _not_begun(store: CollectionStore, collection: Collection, error: ExchangeError) -> None:
+    if collection.is_overdue:
+        give_up(store, collection, f"it could not be asked for within {FILE_WAIT_S // 3600} hours: {error}")
+    else:
+        store.wait(collection.id, f"the exchange could not be asked: {error}", FILE_WAIT_S)
+
+
 def _poll(session: BinanceSession, store: CollectionStore, collection: Collection, patient: bool) -> None:
-    answer = _look(session)
+    try:
+        answer = _look(session)
+    except Fatal as error:
+        _no_file(store, collection, str(error))
+        raise
     if isinstance(answer, FileUrl):
         if not store.is_another(collection.id, answer.path):
             store.ready(collection.id, answer.path, FILE_WAIT_S)
@@ -132,10 +154,15 @@ def _poll(session: BinanceSession, store: CollectionStore, collection: Collectio
     if not collection.is_asked:
         # Whoever was about to ask did not live to tell: once more replaces what may be under way.
         _ask(session, store, collection, patient)
-    elif collection.is_overdue:
-        store.expire(collection.id, f"no file came in time; the last answer was: {answer.note}", again=True)
     else:
-        store.pending(collection.id, answer.note)
+        _no_file(store, collection, answer.note)
+
+
+def _no_file(store: CollectionStore, collection: Collection, note: str) -> None:
+    if collection.is_overdue:
+        give_up(store, collection, f"no file came in time; the last answer was: {note}")
+    else:
+        store.pending(collection.id, note, FILE_WAIT_S)
 
 
 def _look(session: BinanceSession) -> FileUrl | Pending:
@@ -363,7 +390,7 @@ class HistoryFile:
                         "the exchange no longer offers the file that they came in. To fetch them again, materialize "
                         "binance/kickback_historical_request for them first"
                     )
-                store.pending(collection.id, "its file was offered, and is no longer")
+                store.pending(collection.id, "its file was offered, and is no longer", FILE_WAIT_S)
                 return None
             answer.check_host(session.client.host)
             try:
