@@ -183,12 +183,14 @@ def _alone(home: Path) -> Iterator[None]:
         if not _lock(lock):
             raise Stop("it is running here already; `affiliate-pipeline down` stops it")
         lock.seek(0)
-        if lock.read():
-            _stop_started(home)
-            server.stop(home)
+        killed = lock.read()
+        # First of all: until then `down` reads the pid of the one that was killed, which may be a stranger's by now.
         lock.truncate(0)
         lock.write(f"{os.getpid()}")
         lock.flush()
+        if killed:
+            _stop_started(home)
+            server.stop(home)
         try:
             yield
         finally:
@@ -197,18 +199,19 @@ def _alone(home: Path) -> Iterator[None]:
 
 def _stop_up(home: Path) -> bool:
     """Stops the `up` that runs here; True if there was one."""
-    with suppress(FileNotFoundError, ProcessLookupError), (home / "up.lock").open() as lock:
-        if _lock(lock):
-            return False
-        # Whoever holds the lock is alive, so the pid in it is theirs.
-        pid = int(lock.read())
-        os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_WAIT_S
+    with suppress(FileNotFoundError), (home / "up.lock").open() as lock:
+        told, deadline = "", time.monotonic() + STOP_WAIT_S
         while not _lock(lock):
-            if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
+            lock.seek(0)
+            # Whoever holds the lock is alive, so the pid in it is theirs; they may not have written it yet.
+            pid = lock.read()
+            late = time.monotonic() > deadline
+            if pid and (pid != told or late):
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL if late else signal.SIGTERM)
+                told = pid
             time.sleep(0.1)
-        return True
+        return bool(told)
     return False
 
 
