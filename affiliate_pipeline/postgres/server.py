@@ -5,7 +5,7 @@ database's URL comes from when somebody brings a server of their own.
 
     home/postgres.json   data folder, port, password; written before the data is made: a kill loses nothing
     home/postgres.lock   held while somebody starts or stops the server
-    home/postgres/       data, log, alive.lock. As root: /var/lib/affiliate_pipeline/<random>/
+    home/postgres/       data, log, log.old, alive.lock. As root: /var/lib/affiliate_pipeline/<random>/
 
 It listens on 127.0.0.1 only, without a unix socket (whose path may not be long), and asks everybody for the
 password.
@@ -51,7 +51,11 @@ SETTINGS = {
     "max_wal_size": "1GB",
     "timezone": "UTC",
     "log_timezone": "UTC",
+    # Two lines every five minutes, for ever.
+    "log_checkpoints": "off",
 }
+# A longer log is put aside before the next start, in place of the one before.
+MOST_LOG_BYTES = 10_000_000
 LAUNCHES = 3
 # Recovery after a crash replays up to max_wal_size, on a slow disk for minutes.
 WAIT_S = 300
@@ -186,6 +190,9 @@ def _start(home: Path) -> Cluster:
                     raise ServerError(_reason("PostgreSQL did not start", log, cluster))
                 launches += 1
                 log_start = cluster.log.stat().st_size if cluster.log.exists() else 0
+                if log_start > MOST_LOG_BYTES:
+                    cluster.log.replace(cluster.log.with_name("log.old"))
+                    log_start = 0
                 cluster = _launch(home, cluster, vacant)
         answered = _data_directory(cluster)
         if answered == str(cluster.data):
