@@ -52,7 +52,7 @@ def kickback_history(
                 context.log.warning(f"the exchange could not be asked: {error}")
             with Outbox(store.url) as outbox:
                 for expired in collections.expired_untold():
-                    outbox.add(expired_alert(expired))
+                    outbox.add(expired_alert(expired, session.now_ms()))
                     collections.told(expired.id)
             yield from _landing(context.instance, collections)
     except SettingsError as error:
@@ -86,21 +86,23 @@ def _landing(instance: dg.DagsterInstance, collections: CollectionStore) -> Iter
     )
 
 
-def expired_alert(collection: Collection) -> Alert:
+def expired_alert(collection: Collection, now_ms: int) -> Alert:
     """What people are told of a collection that was given up."""
     days = collection.days
     until_ms = HISTORY.fetchable_until_ms(days[0])
     assert until_ms is not None
-    next_step = (
-        "It is asked for again by itself"
-        if collection.is_followed
-        else f"It is not asked for again: mend the cause, then materialize {HISTORY_REQUEST.key} for these days"
-    )
+    if not HISTORY.is_remembered(days[-1], now_ms):
+        next_step = f"No request brings these days any more; {RECENT_KICKBACKS.key} may have landed them in its time."
+    else:
+        next_step = (
+            "It is asked for again by itself"
+            if collection.is_followed
+            else f"It is not asked for again: mend the cause, then materialize {HISTORY_REQUEST.key} for these days"
+        ) + f"; the exchange forgets the first of these days at {instant(until_ms)}."
     return Alert(
         key=f"{HISTORY.key} collection {collection.id}",
         title=f"{HISTORY.key}: the history of {fold(days)} did not come",
-        text=f"{collection.note}. What had landed is untouched. {next_step}; the exchange forgets the first of these days at "
-        f"{instant(until_ms)}.",
+        text=f"{collection.note}. What had landed is untouched. {next_step}",
         failed={HISTORY.key: days},
     )
 

@@ -105,14 +105,21 @@ class Collections:
             (self._source, first, last),
         ).fetchone()[0]
 
-    def begin(self, number: int, first: date, last: date, path_before: str | None) -> None:
-        """The exchange is about to be asked for these days; from here on it may have been."""
+    def forgotten(self, number: int, until: date, note: str) -> None:
+        """Its days up to that one are given up, as one that expired; the others are still to be asked for."""
+        with unavailable(), self._connection.transaction():
+            self._run(
+                f"insert into {TABLE} (source, first_day, last_day, state, note) "
+                f"select source, first_day, %s, 'expired', %s from {TABLE} where id = %s",
+                (until, note, number),
+            )
+            self._set(number, "first_day = %(until)s::date + 1", until=until)
+
+    def begin(self, number: int, path_before: str | None) -> None:
+        """The exchange is about to be asked for its days; from here on it may have been."""
         self._set(
             number,
-            "state = 'collecting', first_day = %(first)s, last_day = %(last)s, path_before = %(path)s, "
-            "requested_at = now(), polled_at = null",
-            first=first,
-            last=last,
+            "state = 'collecting', path_before = %(path)s, requested_at = now(), polled_at = null",
             path=path_before,
         )
 

@@ -407,6 +407,14 @@ def test_a_refused_request_fails_its_days_and_waits_for_nothing(sandbox, rows, q
     assert materialize(REQUEST, OLD).success and materialize(HISTORY, OLD).success
 
 
+def test_a_day_forgotten_before_the_exchange_could_be_asked_fails_alone(sandbox, rows, query, monkeypatch):
+    monkeypatch.setattr(history, "is_remembered", lambda day, at_ms: day > OLD[0])
+    run = materialize(REQUEST, OLD)
+    assert list(run.materialized) == OLD[1:]
+    assert "only after the 30 days that the exchange keeps" in run.failed[OLD[0]]
+    assert collections(query, "first_day, state") == [(OLD[1], "collecting"), (OLD[0], "expired")]
+
+
 def test_a_request_of_which_nobody_knows_is_sent_once_and_its_file_lands(sandbox, rows, query):
     sandbox.faults.fail_day(OLD[0], status=500)
     assert materialize(REQUEST, OLD).success

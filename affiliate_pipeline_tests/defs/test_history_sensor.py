@@ -6,6 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from affiliate_pipeline.days import fold
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs.history import COLLECTION_TAG, MOST_ATTEMPTS, expired_alert
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
@@ -315,9 +316,27 @@ def test_days_forgotten_while_they_waited_are_left_out_of_the_request(sandbox, r
     query("update binance.kickback_historical_collection set first_day = %s where id = 2", ago(31))
     materialize(HISTORY, OLD[:2])
     tick()
-    first, _ = collections(query, "first_day")[1], None
-    assert first == (ago(29),)
+    assert collections(query, "first_day, last_day, state")[1:] == [
+        (ago(29), OLD[-1], "collecting"),
+        (ago(31), ago(30), "expired"),
+    ]
+    ((_, title, text),) = alerts(query)
+    assert f"the history of {fold([ago(31), ago(30)])} did not come" in title
+    assert "only after the 30 days" in text and "No request brings these days any more" in text and "mend" not in text
     assert [each.tags["dagster/asset_partition_range_start"] for each in tick()] == [f"{ago(29)}"]
+
+
+def test_days_that_were_all_forgotten_while_they_waited_are_told_as_lost(sandbox, rows, query, tick):
+    materialize(REQUEST, OLD[:2])
+    materialize(REQUEST, OLD[2:])
+    query(
+        "update binance.kickback_historical_collection set first_day = %s, last_day = %s where id = 2", ago(33), ago(32)
+    )
+    materialize(HISTORY, OLD[:2])
+    tick()
+    assert collections(query) == [("landed",), ("expired",)]
+    ((_, _, text),) = alerts(query)
+    assert "No request brings these days any more" in text and "mend" not in text
 
 
 def killed(*_: object, **__: object) -> None:
@@ -383,7 +402,7 @@ def test_the_runbook_shows_the_alert_as_it_is():
         note="no file came in time; the last answer was: Historical data is collecting",
         age_s=0.0,
     )
-    alert = expired_alert(expired)
+    alert = expired_alert(expired, at(date(2026, 11, 20)))
     runbook = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
     assert f"    {alert.title}\n    {alert.text}\n" in runbook
 

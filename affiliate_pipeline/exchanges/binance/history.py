@@ -59,6 +59,7 @@ LOOK_WAIT_S = 120
 FRESH_URLS = 3
 # So often the same days are asked for by themselves: what cannot land by then is for people to mend.
 MOST_TURNS = 3
+_FORGOTTEN = f"the turn to be asked for came only after the {MEMORY.days} days that the exchange keeps"
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +95,12 @@ def give_up(store: CollectionStore, collection: Collection, note: str) -> None:
 
 
 def _begin(session: BinanceSession, store: CollectionStore, collection: Collection, patient: bool) -> None:
-    days = [day for day in collection.days if is_remembered(day, session.now_ms())]
-    if not days:
-        store.expire(collection.id, f"none of its days lies inside the last {MEMORY.days} days any more", again=False)
+    forgotten = [day for day in collection.days if not is_remembered(day, session.now_ms())]
+    if forgotten == collection.days:
+        store.expire(collection.id, _FORGOTTEN, again=False)
         return
+    if forgotten:
+        store.forgotten(collection.id, forgotten[-1], _FORGOTTEN)
     try:
         for _ in range(LOOKS_BEFORE):
             before = _look(session)
@@ -111,7 +114,7 @@ def _begin(session: BinanceSession, store: CollectionStore, collection: Collecti
         store.wait(collection.id, f"the exchange does not say which file it has already: {before.note}", FILE_WAIT_S)
         return
     # Written before the exchange is asked: whoever finds it so knows that it may have been.
-    store.begin(collection.id, days[0], days[-1], before.path if isinstance(before, FileUrl) else None)
+    store.begin(collection.id, before.path if isinstance(before, FileUrl) else None)
     _ask(session, store, store.get(collection.id), patient)
 
 
@@ -279,6 +282,9 @@ class HistoryRequest:
                 or "it waits until the collections asked for earlier have landed",
             }
             for day in days:
+                if not collection.covers(day):
+                    yield DayError(day, Refused(_FORGOTTEN))
+                    continue
                 yield DayRows(day, [msgspec.json.encode(row)], 1, session.client.requests_sent - sent)
 
 
