@@ -250,4 +250,4 @@ def send(url: str, message: Message) -> str | None:
     sent = targets.notify(
         body=message.text, title=message.title, notify_type=kind, body_format=apprise.NotifyFormat.TEXT
     )
-    return None if sent else "could not be reached"
+    return None if sent else "could not be reached, or refused the message"

@@ -7,11 +7,12 @@ from typing import Any, Self
 
 
 class Webhook:
-    """Answers every request with `status`, once `may_answer`; `messages` are the bodies of POSTs, `paths` where to, `calls`
+    """Answers every request with `status`, once `may_answer`, and a POST in which `refused` stands with 400; `messages` are the bodies of POSTs, `paths` where to, `calls`
     the paths of GETs."""
 
     def __init__(self) -> None:
         self.status = 200
+        self.refused: str | None = None
         self.may_answer = threading.Event()
         self.may_answer.set()
         self.messages: list[dict[str, Any]] = []
@@ -23,15 +24,16 @@ class Webhook:
             def do_POST(self) -> None:
                 webhook.paths.append(self.path)
                 webhook.messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.answer()
+                refuses = webhook.refused and webhook.refused in str(webhook.messages[-1])
+                self.answer(400 if refuses else webhook.status)
 
             def do_GET(self) -> None:
                 webhook.calls.append(self.path)
-                self.answer()
+                self.answer(webhook.status)
 
-            def answer(self) -> None:
+            def answer(self, status: int) -> None:
                 webhook.may_answer.wait()
-                self.send_response(webhook.status)
+                self.send_response(status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 

@@ -2,8 +2,9 @@
 elsewhere."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
+from itertools import groupby
 
 import dagster as dg
 from dagster import DagsterInstance
@@ -30,7 +31,7 @@ SECOND_CHANCES = {
 
 
 class Undelivered(Exception):
-    """Some of ALERT_URLS could not be reached; they are tried again."""
+    """Some of ALERT_URLS have not taken what they were sent; they are tried again."""
 
 
 @dg.sensor(
@@ -58,26 +59,44 @@ def alert_delivery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
 
 
 def deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
-    """Sends what waits; the problems met, in which URLs are named by their place only."""
+    """Sends what waits; the problems met, in which URLs are named by their place only.
+
+    A target that fails is left for the time of its pause. Whether it is down or refuses an alert for what it says, nobody
+    tells: so what it was never asked to take is tried at once all the same, and the rest in turns.
+    """
     targets = {alerts.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
     problems = []
     pauses = outbox.pauses()
     deadline = time.monotonic() + SENDING_S
-    for target, (place, url) in targets.items():
-        waiting = [] if target in pauses else outbox.waiting(target)
-        for message in alerts.messages(waiting):
+    # Those that have failed come last: they may take all the time.
+    for target, (place, url) in sorted(targets.items(), key=lambda each: each[0] in pauses):
+        if pauses.get(target) == 0:
+            continue
+        waiting, misses = outbox.waiting(target), outbox.misses(target)
+        due = [alert for alert in waiting if alert.key not in misses] if target in pauses else waiting
+        for message in _messages(due, misses):
             if time.monotonic() > deadline:
                 break
             if problem := alerts.send(url, message):
-                failures, next_try = outbox.missed(target, FIRST_PAUSE, LONGEST_PAUSE)
+                failures, next_try = outbox.missed(target, message.alerts, FIRST_PAUSE, LONGEST_PAUSE)
                 problems.append(
-                    f"ALERT_URLS: entry {place} {problem} (try {failures}); {len(waiting)} alerts wait for it in "
-                    f"affiliate.alert; next try at {next_try:%H:%M:%S} UTC"
+                    f"ALERT_URLS: entry {place} {problem} (try {failures}: {message.title}); {len(waiting)} alerts wait "
+                    f"for it in affiliate.alert; next try at {next_try:%H:%M:%S} UTC"
                 )
                 break
             outbox.reached(target, message.alerts, QUIET)
     outbox.settle(targets)
     return problems
+
+
+def _messages(due: Sequence[alerts.Alert], misses: Mapping[str, int]) -> Iterator[alerts.Message]:
+    """Those that were missed equally often are folded, except that the first of them is sent alone: in the end whatever is
+    refused stands alone, and after an outage nearly all are folded."""
+    for missed, each in groupby(due, key=lambda alert: misses.get(alert.key, 0)):
+        group = list(each)
+        alone = 1 if missed else 0
+        yield from alerts.messages(group[:alone])
+        yield from alerts.messages(group[alone:])
 
 
 def tell_recovered(outbox: Outbox, instance: DagsterInstance) -> None:

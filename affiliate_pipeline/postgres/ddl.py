@@ -84,13 +84,15 @@ create table if not exists affiliate.alert (
     delivered_at timestamptz,
     recovered_at timestamptz
 );
-comment on table affiliate.alert is 'What people are told: delivered once every target of ALERT_URLS is among the reached, recovered once all failed days have landed.';
+-- The table may be older than this column.
+alter table affiliate.alert add column if not exists missed jsonb not null default '{}';
+comment on table affiliate.alert is 'What people are told: delivered once every target of ALERT_URLS is among the reached, recovered once all failed days have landed. Missed: how often each target has not taken it.';
 create table if not exists affiliate.alert_target (
     target text primary key,
     failures int not null,
     next_try_at timestamptz not null
 );
-comment on table affiliate.alert_target is 'Targets of ALERT_URLS (their fingerprints): how often each could not be reached since it last was, and when it may be sent to again.';
+comment on table affiliate.alert_target is 'Targets of ALERT_URLS (their fingerprints): how often each has not taken a message since it last took one, and when it may be sent to again.';
 create table if not exists affiliate.watch (
     asset text not null,
     partition date not null,

@@ -71,14 +71,26 @@ class Outbox:
                 self._one("select pg_advisory_unlock(hashtext('affiliate_pipeline.alert'))")
 
     def waiting(self, target: str) -> list[Alert]:
-        """The alerts that the target has not taken, oldest first."""
+        """The alerts that the target has not taken: those first that it was asked least often to take, then the oldest."""
         with unavailable():
             rows = self._connection.execute(
                 "select key, title, text, failed, good_news from affiliate.alert "
-                "where delivered_at is null and not %s = any(reached) order by raised_at, key",
-                (target,),
+                "where delivered_at is null and not %(target)s = any(reached) "
+                "order by coalesce((missed ->> %(target)s)::int, 0), raised_at, key",
+                {"target": target},
             ).fetchall()
         return [_alert(*row) for row in rows]
+
+    def misses(self, target: str) -> dict[str, int]:
+        """How often the target has not taken an alert, by the keys of those that it was asked to take and has not."""
+        with unavailable():
+            return dict(
+                self._connection.execute(
+                    "select key, (missed ->> %(target)s)::int from affiliate.alert "
+                    "where delivered_at is null and not %(target)s = any(reached) and missed ? %(target)s",
+                    {"target": target},
+                ).fetchall()
+            )
 
     def reached(self, target: str, alerts: Iterable[Alert], quiet: timedelta) -> None:
         """The target has taken these, and is left in peace for a while."""
@@ -93,26 +105,38 @@ class Outbox:
                 (target, quiet),
             )
 
-    def missed(self, target: str, first_pause: timedelta, longest_pause: timedelta) -> tuple[int, datetime]:
-        """The target could not be reached: how often that is by now, and when (UTC) it may be tried again. The pause
-        doubles each time."""
-        with unavailable():
-            row = self._connection.execute(
+    def missed(
+        self, target: str, alerts: Iterable[Alert], first_pause: timedelta, longest_pause: timedelta
+    ) -> tuple[int, datetime]:
+        """The target has not taken these: how often in a row that is by now, and when (UTC) it may be tried again. The
+        pause doubles each time, except that what is tried within one leaves it as it is."""
+        with unavailable(), self._connection.transaction():
+            self._connection.execute(
+                "update affiliate.alert set missed = missed || "
+                "jsonb_build_object(%(target)s::text, coalesce((missed ->> %(target)s)::int, 0) + 1) "
+                "where key = any(%(keys)s)",
+                {"target": target, "keys": [alert.key for alert in alerts]},
+            )
+            self._connection.execute(
                 "insert into affiliate.alert_target as known values (%(target)s, 1, now() + %(first)s) "
                 "on conflict (target) do update set failures = known.failures + 1, "
                 "next_try_at = now() + least(%(longest)s, %(first)s * 2 ^ least(known.failures, 30)) "
-                "returning failures, next_try_at",
+                "where known.failures = 0 or known.next_try_at <= now()",
                 {"target": target, "first": first_pause, "longest": longest_pause},
+            )
+            row = self._connection.execute(
+                "select failures, next_try_at from affiliate.alert_target where target = %s", (target,)
             ).fetchone()
         assert row
         return row
 
-    def pauses(self) -> dict[str, datetime]:
-        """The targets that nothing may be sent to yet, and until when (UTC)."""
+    def pauses(self) -> dict[str, int]:
+        """The targets that have a pause, and how often each has not taken a message since it last did: 0 of one that is
+        left in peace."""
         with unavailable():
             return dict(
                 self._connection.execute(
-                    "select target, next_try_at from affiliate.alert_target where next_try_at > now()"
+                    "select target, failures from affiliate.alert_target where next_try_at > now()"
                 ).fetchall()
             )
 

@@ -1,7 +1,9 @@
 """Alerts arrive, at a real webhook and by a real mail: folded, again where one could not be reached, and with a message
 once what failed has landed."""
 
+import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -113,7 +115,7 @@ def test_a_burst_that_lasts_is_folded_too(outbox, webhook, tick, soon, monkeypat
 def test_a_delivery_that_failed_is_tried_again_until_it_arrives_and_then_no_more(outbox, webhook, tick, soon):
     outbox.add(alert(1))
     webhook.status = 503
-    with pytest.raises(Undelivered, match=r"entry 1 could not be reached \(try 1\); 1 alerts wait"):
+    with pytest.raises(Undelivered, match=r"entry 1 could not be reached.* \(try 1: alert 1\); 1 alerts wait"):
         tick()
     tick()
     assert len(webhook.messages) == 1, "tried again before the pause was over"
@@ -125,6 +127,71 @@ def test_a_delivery_that_failed_is_tried_again_until_it_arrives_and_then_no_more
     tick()
     tick()
     assert titles(webhook) == ["alert 1"] * 3
+
+
+def test_a_refused_alert_holds_up_no_later_one(outbox, webhook, tick):
+    webhook.refused = "poison"
+    for number, text in enumerate(["poison", "text", "text"], start=1):
+        outbox.add(alert(number, text))
+        with suppress(Undelivered):
+            tick()
+    assert titles(webhook)[:3] == ["alert 1", "alert 2", "alert 3"]
+
+
+@pytest.mark.parametrize("refused", [{0}, {4}, {9}, {0, 1, 2, 3}, {1, 4, 8}, set(range(9))])
+def test_what_was_folded_with_refused_alerts_arrives_once_without_them(outbox, webhook, tick, soon, query, refused):
+    webhook.refused = "poison"
+    for number in range(10):
+        outbox.add(alert(number, "poison" if number in refused else "text"))
+    for _ in range(30):
+        soon()
+        with suppress(Undelivered):
+            tick()
+    taken = [f"{sent['title']}\n{sent['message']}" for sent in webhook.messages if "poison" not in sent["message"]]
+    arrived = [int(number) for number in re.findall(r"alert (\d)", "".join(taken))]
+    assert sorted(arrived) == sorted({*range(10)} - refused)
+    assert {key for (key,) in query("select key from affiliate.alert where delivered_at is null")} == {
+        f"run {number}" for number in refused
+    }
+
+    webhook.refused = None
+    for _ in range(2):
+        soon()
+        tick()
+    assert query("select key from affiliate.alert where delivered_at is null") == []
+
+
+def test_a_target_that_is_down_is_asked_once_a_tick_at_most_and_then_only_after_pauses(outbox, webhook, tick, soon):
+    webhook.status = 503
+    for number in range(8):
+        outbox.add(alert(number, "x" * 1000))
+    for ticks in range(1, 12):
+        with suppress(Undelivered):
+            tick()
+        assert len(webhook.messages) == min(ticks, 3), "each of the three messages is tried at once, and then none"
+    for tries in (4, 5):
+        soon()
+        with pytest.raises(Undelivered):
+            tick()
+        assert len(webhook.messages) == tries
+
+
+def test_after_an_outage_alerts_are_folded_again_and_arrive_once(outbox, webhook, tick, soon):
+    webhook.status = 503
+    for number in range(10, 50):
+        outbox.add(alert(number))
+    for _ in range(8):
+        soon()
+        with pytest.raises(Undelivered):
+            tick()
+    before = len(webhook.messages)
+    webhook.status = 200
+    soon()
+    tick()
+    arrived = webhook.messages[before:]
+    told = "".join(f"{sent['title']}\n{sent['message']}" for sent in arrived)
+    assert len(arrived) <= 5
+    assert sorted(re.findall(r"alert (\d\d)", told)) == [f"{number}" for number in range(10, 50)]
 
 
 def test_a_dead_target_neither_stops_nor_repeats_the_others(outbox, webhook, tick, soon, monkeypatch, caplog):

@@ -88,24 +88,41 @@ def test_without_targets_everything_is_delivered(outbox, query):
     assert query("select count(*) from affiliate.alert where delivered_at is null") == [(0,)]
 
 
-def test_pauses_grow_up_to_the_longest(outbox):
-    def pause(seen: tuple[int, datetime]) -> int:
-        return round((seen[1] - datetime.now(UTC)).total_seconds())
+def test_pauses_grow_up_to_the_longest(outbox, query):
+    def pause() -> int:
+        _, until = outbox.missed("a", [], 60 * SECOND, HOUR)
+        query("update affiliate.alert_target set next_try_at = now()")
+        return round((until - datetime.now(UTC)).total_seconds())
 
-    pauses = [pause(outbox.missed("a", 60 * SECOND, HOUR)) for _ in range(8)]
-    assert pauses == pytest.approx([60, 120, 240, 480, 960, 1920, 3600, 3600], abs=5)
+    assert [pause() for _ in range(8)] == pytest.approx([60, 120, 240, 480, 960, 1920, 3600, 3600], abs=5)
+
+
+def test_what_is_missed_within_a_pause_leaves_it_as_it_is(outbox):
+    assert outbox.missed("a", [FAILED], HOUR, HOUR) == outbox.missed("a", [OTHER], HOUR, HOUR)
+
+
+def test_what_was_missed_least_often_is_first(outbox):
+    outbox.add(FAILED, datetime(2026, 11, 5, tzinfo=UTC))
+    outbox.add(OTHER)
+    for _ in range(2):
+        outbox.missed("a", [FAILED], HOUR, HOUR)
+    outbox.missed("b", [OTHER], HOUR, HOUR)
+    assert outbox.waiting("a") == [OTHER, FAILED]
+    assert outbox.waiting("b") == [FAILED, OTHER]
+    assert (outbox.misses("a"), outbox.misses("b")) == ({FAILED.key: 2}, {OTHER.key: 1})
 
 
 def test_a_target_that_was_reached_is_left_in_peace_only_so_long(outbox):
     for target in "ab":
-        outbox.missed(target, HOUR, HOUR)
+        outbox.missed(target, [], HOUR, HOUR)
         outbox.reached(target, [], {"a": 0 * HOUR, "b": HOUR}[target])
-    assert outbox.pauses().keys() == {"b"}
-    assert outbox.missed("b", HOUR, HOUR)[0] == 1
+    assert outbox.pauses() == {"b": 0}
+    assert outbox.missed("b", [], HOUR, HOUR)[0] == 1
+    assert outbox.pauses() == {"b": 1}
 
 
 def test_a_target_that_is_no_longer_configured_is_forgotten(outbox):
-    outbox.missed("a", HOUR, HOUR)
+    outbox.missed("a", [], HOUR, HOUR)
     outbox.settle(["b"])
     assert outbox.pauses() == {}
 
@@ -148,3 +165,11 @@ def test_recovered_is_told_once(outbox):
     outbox.recover([FAILED], good)
     assert outbox.open() == []
     assert outbox.waiting("a") == [FAILED, good]
+
+
+def test_a_table_from_before_alerts_could_be_missed_goes_on(outbox, database_url, query):
+    outbox.add(FAILED)
+    query("alter table affiliate.alert drop column missed")
+    query("comment on schema affiliate is 'of an earlier version'")
+    with Outbox(database_url) as later:
+        assert (later.waiting("a"), later.misses("a")) == ([FAILED], {})
