@@ -1,5 +1,6 @@
 """The history of kickbacks: what is asked for once lands, whatever the exchange answers meanwhile and whoever is killed."""
 
+import gzip
 from dataclasses import replace
 
 import dagster as dg
@@ -263,6 +264,22 @@ def test_a_file_that_breaks_off_is_fetched_again(sandbox, rows, query):
         if run.success:
             break
     assert run.success, run.message
+    assert_landed(query, rows)
+    assert len(posts(sandbox)) == 1
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}])
+def test_a_file_of_which_a_part_is_missing_is_fetched_again_and_not_kept(sandbox, rows, query, headers):
+    materialize(REQUEST, OLD)
+    part = gzip.compress(b"income,asset,symbol,time\n" * 1000)[:-20]
+    sandbox.faults.path = "/kickback-history/"
+    sandbox.faults.next_answers.extend([(200, headers, part)] * (history.FRESH_URLS + 1))
+
+    run = materialize(HISTORY, OLD)
+
+    assert "not whole" in run.failed[OLD[0]]
+    assert collections(query, "state, file") == [("ready", None)]
+    assert materialize(HISTORY, OLD).success
     assert_landed(query, rows)
     assert len(posts(sandbox)) == 1
 

@@ -24,10 +24,12 @@ from affiliate_pipeline.exchanges.binance.history_file import (
     MOST_FILE_BYTES,
     MOST_NOTE_CHARACTERS,
     FileUrl,
+    NotWhole,
     Pending,
     Unreadable,
     read_answer,
     rows_of,
+    unpacked,
 )
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Endpoint, Plan
 from affiliate_pipeline.rest.errors import (
@@ -386,8 +388,8 @@ class HistoryFile:
         store.landed(collection.id, self.asset)
 
     def _fetch(self, session: BinanceSession, store: CollectionStore, collection: Collection) -> bytes | None:
-        """The file by a fresh URL; None if it is not offered now, and waited for again."""
-        expired: ExchangeError | None = None
+        """The file, whole, by a fresh URL; None if it is not offered now, and waited for again."""
+        in_vain: ExchangeError | None = None
         for _ in range(FRESH_URLS):
             answer = _look(session)
             if not isinstance(answer, FileUrl) or answer.path != collection.path:
@@ -400,11 +402,14 @@ class HistoryFile:
                 return None
             answer.check_host(session.client.host)
             try:
-                return download(answer.secret, MOST_FILE_BYTES)
-            except UrlExpired as error:
-                expired = error
-        assert expired is not None
-        raise expired
+                file = download(answer.secret, MOST_FILE_BYTES)
+                # A part of a file is nothing to be kept: where it was whole, it will be again.
+                unpacked(file)
+                return file
+            except (UrlExpired, NotWhole) as error:
+                in_vain = error
+        assert in_vain is not None
+        raise in_vain
 
     def _by_day(self, file: bytes, collection: Collection) -> dict[date, list[bytes]]:
         by_day: dict[date, list[bytes]] = {}

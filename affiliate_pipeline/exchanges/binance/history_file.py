@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from affiliate_pipeline.rest.errors import Refused
+from affiliate_pipeline.rest.errors import Refused, Transient
 from affiliate_pipeline.rest.redact import redact
 from affiliate_pipeline.schema import KINDS, Row, columns
 
@@ -86,13 +86,18 @@ class Unreadable(Refused):
     """The file's header or one of its lines cannot be understood."""
 
 
+class NotWhole(Transient):
+    """A part of the file is missing or spoiled."""
+
+
 def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
-    """Each row's `time` (ms) and its JSON text, amounts exactly as they stand in the file; raises `Unreadable`.
+    """Each row's `time` (ms) and its JSON text, amounts exactly as they stand in the file; raises `Unreadable` and what
+    `unpacked` does.
 
     Columns may come in any order and case; those that the model lacks are kept under their own name.
     """
     try:
-        text = _unpacked(packed).decode("utf-8-sig")
+        text = unpacked(packed).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Unreadable(f"the file is not UTF-8 text ({error.reason} at byte {error.start})") from None
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -148,7 +153,8 @@ def _time_ms(text: str, line: int) -> int:
         ) from None
 
 
-def _unpacked(file: bytes) -> bytes:
+def unpacked(file: bytes) -> bytes:
+    """The file's text; raises `NotWhole`, and `Refused` if it is too large."""
     # Twice: a file of gzip may have been packed once more for its way.
     for _ in range(2):
         if file[:2] == _GZIP:
@@ -161,7 +167,7 @@ def _unpacked_once(packed: bytes) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
             unpacked = file.read(MOST_FILE_BYTES + 1)
     except (EOFError, OSError, zlib.error) as error:
-        raise Unreadable(f"the file is not whole or not gzip ({type(error).__name__})") from None
+        raise NotWhole(f"the file came, and is not whole or not gzip ({type(error).__name__})") from None
     if len(unpacked) > MOST_FILE_BYTES:
-        raise Unreadable(f"the file is larger than {MOST_FILE_BYTES >> 20} MiB unpacked")
+        raise Refused(f"the file is larger than {MOST_FILE_BYTES >> 20} MiB unpacked")
     return unpacked
