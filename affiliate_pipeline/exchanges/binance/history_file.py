@@ -15,7 +15,7 @@ import msgspec
 
 from affiliate_pipeline.rest.errors import Refused, Transient
 from affiliate_pipeline.rest.redact import redact
-from affiliate_pipeline.schema import KINDS, Row, columns
+from affiliate_pipeline.schema import KINDS, LEAST_MS, Row, columns
 
 # 30 days of one trader; beside it, a list of rows takes several times as much memory.
 MOST_FILE_BYTES = 256 << 20
@@ -136,6 +136,10 @@ def _plain(name: str) -> str:
 def _time_ms(text: str, line: int) -> int:
     try:
         if text.isdecimal():
+            # Milliseconds that were cut to ten digits look like seconds. A missing line end proves no cut: that the file
+            # came as long as it is has been seen to when it was received.
+            if int(text) < LEAST_MS:
+                raise ValueError
             return KINDS["instant"].read(text.encode())
         # Not a bare date: midnight would be a guess.
         if len(text) < len("2026-11-03 00:00:00"):
