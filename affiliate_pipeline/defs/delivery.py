@@ -10,7 +10,6 @@ import dagster as dg
 from dagster import DagsterInstance
 
 from affiliate_pipeline import alerts
-from affiliate_pipeline.defs.sensors import DELIVERY
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.outbox import Open, Outbox
 from affiliate_pipeline.settings import Alerts, Project
@@ -35,7 +34,6 @@ class Undelivered(Exception):
 
 
 @dg.sensor(
-    name=DELIVERY,
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=10,
     description="Sends alerts to ALERT_URLS: several at once as one message, again where one could not be reached, and "

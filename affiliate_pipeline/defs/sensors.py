@@ -24,7 +24,6 @@ RUNS_PER_TICK = 200
 DAY_S = 86_400
 # Ids are given before events are committed: one below what has been read may still appear.
 APPEARED_S = 60
-DELIVERY = "alert_delivery"
 WILL_RETRY_TAG = "dagster/will_retry"
 # A single failed tick of a sensor is made good by the next one; one of a schedule is a run that did not start.
 FAILED_TICKS = {InstigatorType.SENSOR: 2, InstigatorType.SCHEDULE: 1}
@@ -185,8 +184,8 @@ def failing_tick_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         for state in context.instance.all_instigator_state(
             instigator_statuses={InstigatorStatus.RUNNING, InstigatorStatus.DECLARED_IN_CODE}
         ):
-            # What cannot deliver cannot tell of it either; its failed ticks are seen in the UI.
-            if state.instigator_name != DELIVERY and (alert := _failing(context.instance, state, ui)):
+            # Of the delivery too: mostly it is one of several targets that fails. If it is all, the heartbeat stops.
+            if alert := _failing(context.instance, state, ui):
                 raised += outbox.add(alert)
     return dg.SkipReason(f"{raised} alerts raised")
 

@@ -1,7 +1,7 @@
 """The sensors of the watch: what `watch.py` decides becomes runs, alerts and the standing checks; and the heartbeat."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -37,6 +37,8 @@ from affiliate_pipeline.watch import (
 
 # Between two looks. What to do about a day is decided by its own times, so that looking often only finds it soon.
 EVERY_S = 30
+# Longer than the pauses of the delivery: a channel that is down for a while is not worth a second one.
+DELIVERED_WITHIN = timedelta(hours=1)
 TRY_TAG = "affiliate/watch"
 
 
@@ -92,7 +94,8 @@ def _heartbeat(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
         name="heartbeat",
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=EVERY_S,
-        description="Calls HEARTBEAT_URL while no day is at risk; whoever waits for the call notices when it stops.",
+        description="Calls HEARTBEAT_URL while no day is at risk and alerts are delivered; whoever waits for the call notices "
+        "when it stops.",
     )
     def heartbeat(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         url = Alerts.load().heartbeat_url
@@ -106,11 +109,18 @@ def _heartbeat(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
             ]
         if risks:
             return dg.SkipReason(f"not called, since days are at risk: {'; '.join(risks)}")
+        with Outbox(Project.load().database_url()) as outbox:
+            overdue = outbox.overdue(DELIVERED_WITHIN)
+        if overdue:
+            return dg.SkipReason(
+                f"not called, since alerts that are more than an hour old have not been delivered: {overdue}. The failed "
+                "ticks of alert_delivery say why"
+            )
         problem = beat(url.get_secret_value())
         if problem:
             context.log.error(f"HEARTBEAT_URL could not be called: {problem}")
             return dg.SkipReason(f"HEARTBEAT_URL could not be called: {problem}")
-        return dg.SkipReason("HEARTBEAT_URL was called: no day is at risk")
+        return dg.SkipReason("HEARTBEAT_URL was called: no day is at risk, and alerts are delivered")
 
     return heartbeat
 

@@ -140,6 +140,15 @@ class Outbox:
                 ).fetchall()
             )
 
+    def overdue(self, after: timedelta) -> int:
+        """How many alerts have not been delivered so long after they were raised."""
+        with unavailable():
+            row = self._connection.execute(
+                "select count(*) from affiliate.alert where delivered_at is null and raised_at < now() - %s", (after,)
+            ).fetchone()
+        assert row
+        return row[0]
+
     def settle(self, targets: Collection[str]) -> None:
         """Alerts that all of the targets, if there are any, have taken are delivered."""
         with unavailable():

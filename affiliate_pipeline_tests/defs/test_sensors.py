@@ -342,9 +342,10 @@ def test_one_failed_tick_of_a_schedule_is_told(tick, ticked):
 
 
 @with_ticks
-def test_the_delivery_does_not_tell_of_itself(tick, ticked):
-    ticked(FAILURE, FAILURE, name=sensors.DELIVERY)
-    assert tick(failing_tick_alert) == []
+def test_a_delivery_that_fails_is_told_of_to_whom_it_reaches(tick, ticked):
+    ticked(FAILURE, FAILURE, name=alert_delivery.name)
+    (alert,) = tick(failing_tick_alert)
+    assert alert.title == "The sensor alert_delivery fails"
 
 
 def test_the_sensors_run_by_themselves():

@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 import pytest
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
+from affiliate_pipeline.alerts import Alert
 from affiliate_pipeline.days import days_from
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs import watch as module
@@ -296,6 +297,19 @@ def test_a_lost_day_stops_the_heartbeat_until_it_was_said(daemon, webhook, heart
     daemon.tick()
     daemon.beat()
     assert len(webhook.calls) == 1
+
+
+def test_the_heartbeat_stops_while_alerts_are_not_delivered(daemon, webhook, heartbeat, database_url):
+    now = datetime.now(UTC)
+    with Outbox(database_url) as outbox:
+        outbox.add(Alert("1", "new", "text"), now - timedelta(minutes=50))
+        assert "was called" in daemon.beat()
+        outbox.add(Alert("2", "old", "text"), now - timedelta(minutes=70))
+        assert "an hour old have not been delivered: 1. The failed ticks of alert_delivery" in daemon.beat()
+        assert len(webhook.calls) == 1
+        outbox.settle([])
+    daemon.beat()
+    assert len(webhook.calls) == 2
 
 
 def test_without_a_url_nothing_is_called(daemon):
