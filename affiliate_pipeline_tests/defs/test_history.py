@@ -488,6 +488,18 @@ def test_landed_days_can_be_landed_again_while_the_file_is_offered(sandbox, rows
     assert_landed(query, rows)
 
 
+def test_landed_days_land_again_although_the_exchange_fails_for_a_while(sandbox, rows, query):
+    materialize(REQUEST, OLD)
+    materialize(HISTORY, OLD)
+    sandbox.faults.path = PATH
+    sandbox.faults.next_answers.extend([(500, {}, b"")] * 3)
+    assert materialize(HISTORY, OLD).success
+
+    sandbox.faults.next_answers.extend([(500, {}, b"")] * 100)
+    run = materialize(HISTORY, OLD)
+    assert "did not say where the file is" in run.failed[OLD[0]] and REQUEST not in run.failed[OLD[0]]
+
+
 def test_the_file_depends_on_no_request():
     graph = build_definitions().resolve_asset_graph()
     assert not graph.get(dg.AssetKey(HISTORY.split("/"))).parent_keys

@@ -170,10 +170,11 @@ def _no_file(store: CollectionStore, collection: Collection, note: str) -> None:
         store.pending(collection.id, note, FILE_WAIT_S)
 
 
-def _look(session: BinanceSession) -> FileUrl | Pending:
-    """What the exchange says of the file, with one request; only `Fatal` is raised, any other error means no file yet."""
+def _look(session: BinanceSession, *, patient: bool = False) -> FileUrl | Pending:
+    """What the exchange says of the file, with one request unless patient; only `Fatal` is raised, any other error means no
+    file yet."""
     try:
-        return session.client.get(PATH, {}, read_answer, patient=False)
+        return session.client.get(PATH, {}, read_answer, patient=patient)
     except Fatal:
         raise
     except ExchangeError as error:
@@ -391,9 +392,12 @@ class HistoryFile:
         """The file, whole, by a fresh URL; None if it is not offered now, and waited for again."""
         in_vain: ExchangeError | None = None
         for _ in range(FRESH_URLS):
-            answer = _look(session)
+            # The file of days that have landed is waited for by nobody else.
+            answer = _look(session, patient=collection.state == "landed")
             if not isinstance(answer, FileUrl) or answer.path != collection.path:
                 if collection.state == "landed":
+                    if isinstance(answer, Pending) and not answer.answered:
+                        raise Transient(f"the exchange did not say where the file is: {answer.note}")
                     raise Refused(
                         "the exchange no longer offers the file that they came in. To fetch them again, materialize "
                         "binance/kickback_historical_request for them first"
