@@ -29,6 +29,8 @@ _COLUMNS = (
 _IN_VAIN = (
     "polled_at = now(), note = %(note)s, expires_at = coalesce(expires_at, now() + %(wait_s)s * interval '1 second')"
 )
+# While a run had its file somebody may have given it up, and another one may be under way in its place.
+_NOT_GIVEN_UP = "state <> 'expired'"
 
 
 def is_any_open(url: str) -> bool:
@@ -115,13 +117,18 @@ class Collections:
             )
             self._set(number, "first_day = %(until)s::date + 1", until=until)
 
-    def begin(self, number: int, path_before: str | None) -> None:
-        """The exchange is about to be asked for its days; from here on it may have been."""
-        self._set(
-            number,
-            "state = 'collecting', path_before = %(path)s, requested_at = now(), polled_at = null",
-            path=path_before,
-        )
+    def begin(self, number: int, path_before: str | None) -> bool:
+        """The exchange is about to be asked for its days; from here on it may have been. False if another one turns out to
+        be under way: its turn has not come."""
+        try:
+            self._set(
+                number,
+                "state = 'collecting', path_before = %(path)s, requested_at = now(), polled_at = null",
+                path=path_before,
+            )
+        except psycopg.errors.UniqueViolation:
+            return False
+        return True
 
     def asked(self, number: int, code: int | None, msg: str, wait_s: float) -> None:
         """The exchange has answered, and is given so long."""
@@ -139,7 +146,7 @@ class Collections:
 
     def pending(self, number: int, note: str, wait_s: float) -> None:
         """There is no file yet; it is looked for so long, unless the exchange was given another time."""
-        self._set(number, f"state = 'collecting', {_IN_VAIN}", note=note, wait_s=wait_s)
+        self._set(number, f"state = 'collecting', {_IN_VAIN}", _NOT_GIVEN_UP, note=note, wait_s=wait_s)
 
     def ready(self, number: int, path: str, wait_s: float) -> None:
         """Its file is there, and is to be landed within that time."""
@@ -156,6 +163,7 @@ class Collections:
         self._set(
             number,
             "state = 'collecting', path = null, file = null, other_paths = other_paths || %(path)s::text, note = %(note)s",
+            _NOT_GIVEN_UP,
             path=path,
             note=note,
         )
@@ -212,8 +220,8 @@ class Collections:
             )
             return cursor.fetchall()
 
-    def _set(self, number: int, change: str, **values: Any) -> None:
-        self._run(f"update {TABLE} set {change} where id = %(id)s", {**values, "id": number})
+    def _set(self, number: int, change: str, condition: str = "true", **values: Any) -> None:
+        self._run(f"update {TABLE} set {change} where id = %(id)s and {condition}", {**values, "id": number})
 
     def _run(self, statement: str, values: Any) -> psycopg.Cursor:
         with unavailable():

@@ -352,6 +352,40 @@ def test_a_file_with_rows_that_nobody_asked_for_is_refused(sandbox, rows, query)
     assert collections(query, "state, cardinality(other_paths)") == [("collecting", 1)]
 
 
+def test_a_kept_file_that_turns_out_to_be_somebody_elses_gives_way_to_a_new_one(sandbox, rows, query):
+    sandbox.binance.kickbacks.form = FileForm(header=("amount", "asset", "symbol", "time"))
+    materialize(REQUEST, OLD[:2])
+    materialize(HISTORY, OLD[:2])
+    sandbox.binance.kickbacks.form = FileForm()
+    materialize(REQUEST, OLD[2:])
+    stray = f"income,asset,symbol,time\n1,USDT,BTCUSDT,{at(ago(20))}\n"
+    query("update binance.kickback_historical_collection set file = %s where id = 1", stray.encode())
+
+    run = materialize(HISTORY, OLD)
+
+    assert run.success, run.message
+    assert_landed(query, rows)
+    assert collections(query) == [("expired",), ("landed",), ("landed",)]
+    assert len(posts(sandbox)) == 3
+
+
+def test_a_file_refused_after_it_was_given_up_disturbs_nobody(sandbox, rows, query, monkeypatch):
+    materialize(REQUEST, OLD)
+    fetch = history.download
+
+    def given_up(*args: object) -> bytes:
+        monkeypatch.setattr(history, "download", fetch)
+        query("update binance.kickback_historical_collection set state = 'expired'")
+        materialize(REQUEST, OLD)
+        return f"income,asset,symbol,time\n1,USDT,BTCUSDT,{at(ago(20))}\n".encode()
+
+    monkeypatch.setattr(history, "download", given_up)
+    run = materialize(HISTORY, OLD)
+    assert run.success, run.message
+    assert_landed(query, rows)
+    assert collections(query) == [("expired",), ("landed",)]
+
+
 def test_after_a_file_of_somebody_elses_the_right_one_lands(sandbox, rows, query, slept, monkeypatch):
     sandbox.binance.kickbacks.stray_rows = [kickback(at(ago(20)))]
     materialize(REQUEST, OLD)

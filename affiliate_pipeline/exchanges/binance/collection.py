@@ -76,7 +76,8 @@ class CollectionStore(Protocol):
 
     def forgotten(self, number: int, until: date, note: str) -> None: ...
 
-    def begin(self, number: int, path_before: str | None) -> None: ...
+    def begin(self, number: int, path_before: str | None) -> bool:
+        """False if another one turns out to be under way: its turn has not come."""
 
     def asked(self, number: int, code: int | None, msg: str, wait_s: float) -> None: ...
 

@@ -116,7 +116,8 @@ def _begin(session: BinanceSession, store: CollectionStore, collection: Collecti
         store.wait(collection.id, f"the exchange does not say which file it has already: {before.note}", FILE_WAIT_S)
         return
     # Written before the exchange is asked: whoever finds it so knows that it may have been.
-    store.begin(collection.id, before.path if isinstance(before, FileUrl) else None)
+    if not store.begin(collection.id, before.path if isinstance(before, FileUrl) else None):
+        return
     _ask(session, store, store.get(collection.id), patient)
 
 
@@ -374,7 +375,13 @@ class HistoryFile:
             return
         except _NotOurs as error:
             log.warning("%s", error)
-            store.refuse(collection.id, str(collection.path), str(error))
+            if collection.state == "landed":
+                yield from (DayError(day, Refused(str(error))) for day in days)
+            elif kept is None:
+                store.refuse(collection.id, str(collection.path), str(error))
+            else:
+                # Others may have been asked for since it was kept: its own file comes no more.
+                give_up(store, collection, str(error))
             return
         except Fatal:
             raise
