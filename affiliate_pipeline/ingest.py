@@ -175,7 +175,8 @@ class _Landing:
     @property
     def _trusts_old(self) -> bool:
         # How things are now is never how they were.
-        return self.options.trust_old and not self.endpoint.observation
+        can_be_asked = not (self.endpoint.observation or (self.endpoint.memory and self.endpoint.memory.is_final))
+        return self.options.trust_old and can_be_asked
 
     def _fetch(self, days: list[date], asked_at: int) -> Iterator[Outcome]:
         old = [] if self._trusts_old else [d for d in days if not self._is_held(d, asked_at)]
@@ -366,6 +367,8 @@ class _Landing:
             until_ms = second.fetchable_until_ms(day)
             assert until_ms is not None
             return f"{told}{second.key} can still land it until {time_of(until_ms)}: materialize that instead"
+        if memory.is_final:
+            return f"{told}No request brings it any more"
         return f"{told}If you know that the source still has it, materialize with run config trust_old: true"
 
     def _prove(self, days: list[date]) -> None:

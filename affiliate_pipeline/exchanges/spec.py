@@ -144,12 +144,14 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Memory:
-    """How long the source keeps rows. `provable`: it may keep them longer, and an older row found proves it.
+    """How long the source keeps rows. `provable`: it may keep them longer, and an older row found proves it. `is_final`: it
+    is not even asked for older ones, whoever may know that it has them.
     `second_chance`: another endpoint that has the same rows for longer. `asked_in_time`: whether a day that is no longer
     remembered was asked for while it was, and only has to be fetched."""
 
     span: timedelta
     provable: bool
+    is_final: bool = False
     second_chance: "Endpoint | None" = None
     asked_in_time: Callable[[Any, date], bool] = lambda session, day: False
 

@@ -499,7 +499,10 @@ def test_a_day_asked_for_in_time_lands_after_the_exchange_forgot_it(sandbox, que
 
 def test_more_than_30_days_back_nothing_is_asked_and_what_had_landed_is_kept(sandbox, rows, query):
     for key in (REQUEST, HISTORY):
-        assert "beyond the 30 days" in materialize(key, [ago(31)]).failed[ago(31)]
+        for options in ({}, {"trust_old": True}):
+            reason = materialize(key, [ago(31)], **options).failed[ago(31)]
+            assert "beyond the 30 days" in reason and "No request brings it any more" in reason
+            assert "trust_old" not in reason
     materialize(REQUEST, OLD)
     materialize(HISTORY, OLD)
     moved = "update {} set {} = %s where {} = %s"

@@ -121,7 +121,7 @@ HISTORY_REQUEST = Endpoint(
     strategy=history.HistoryRequest(),
     # As long as a day can be asked for, it may be asked for again.
     settles_after=history.MEMORY,
-    memory=Memory(history.MEMORY, provable=False),
+    memory=Memory(history.MEMORY, provable=False, is_final=True),
 )
 HISTORY = Endpoint(
     exchange=BINANCE,
@@ -139,7 +139,7 @@ HISTORY = Endpoint(
     total=("income", "asset"),
     earnings=_KICKBACK_EARNINGS,
     settles_after=timedelta(hours=24),
-    memory=Memory(history.MEMORY, provable=False, asked_in_time=history.asked_in_time),
+    memory=Memory(history.MEMORY, provable=False, is_final=True, asked_in_time=history.asked_in_time),
     same_rows_as=f"{BINANCE.name}/{_RECENT_KICKBACKS}",
 )
 RECENT_KICKBACKS = Endpoint(
