@@ -432,7 +432,11 @@ def test_equal_twins_over_a_pages_end_both_land_without_another_walk(sandbox, qu
 
 def test_commissions_are_read_to_the_last_page(sandbox, query):
     agent = agents(sandbox)[1]
-    rows = [commission(agent, day, f"{number}.50") for day in DAYS[:3] for number in range(70)]
+    rows = [
+        commission(agent, day, f"{number}.50") | {"coinSymbol": f"coin{number}"}
+        for day in DAYS[:3]
+        for number in range(70)
+    ]
     sandbox.lbank.set_commissions(rows)
 
     run = materialize(COMMISSION, DAYS[:3])

@@ -187,6 +187,7 @@ ENDPOINTS = (
             _of_each(Roster.agents, {"tradeType": BOTH_TRADE_TYPES, "coin": ""}),
             paging="offset",
             instant="statsDate",
+            identity=("openId", "coinSymbol", "tradeType", "statsDate"),
         ),
         CommissionStatsSymbolList,
         "Commission by receiver, coin and trade type. It is paid after 10:00 UTC+8 of the next day.",
