@@ -21,7 +21,7 @@ def download(url: str, most_bytes: int) -> bytes:
     """The file, every byte as it was sent: one that was sent as gzip is gzip still, since httpx's decoder gives the first
     member of several, or a part of one cut short, for the whole.
 
-    Raises `UrlExpired`, `Refused` (too large, moved, not to be proven whole) or, after the last attempt, `Transient`.
+    Raises `UrlExpired`, `Refused` (too large, moved) or, after the last attempt, `Transient`.
     """
     silence_http_logs()
     failures = 0
@@ -34,11 +34,16 @@ def download(url: str, most_bytes: int) -> bytes:
     with httpx.Client(timeout=TIMEOUT, follow_redirects=False) as http:
         for attempt in stamina.retry_context(again, attempts=None, timeout=None, wait_max=4.0, wait_jitter=0.5):
             with attempt:
-                return _once(http, url, most_bytes)
+                file, has_length = _once(http, url, most_bytes)
+                # Without its length a part of it would look whole, but nothing is cut twice at the same byte.
+                if not has_length and _once(http, url, most_bytes)[0] != file:
+                    raise Transient("the file host does not say how long the file is, and sent two that differ")
+                return file
     raise AssertionError("retry_context neither returned nor raised")
 
 
-def _once(http: httpx.Client, url: str, most_bytes: int) -> bytes:
+def _once(http: httpx.Client, url: str, most_bytes: int) -> tuple[bytes, bool]:
+    """The file, and whether its host said where it ends."""
     deadline = time.monotonic() + DOWNLOAD_LIMIT_S
     pieces, size, host = [], 0, ""
     try:
@@ -56,8 +61,6 @@ def _once(http: httpx.Client, url: str, most_bytes: int) -> bytes:
                 raise Refused(
                     f"the file host {host} sent the file in the encoding {encoding!r}, which nobody asked for"
                 )
-            if not {"content-length", "transfer-encoding"} & response.headers.keys():
-                raise Refused(f"the file host {host} did not say how long the file is: a part of it would look whole")
             for piece in response.iter_raw():
                 pieces.append(piece)
                 size += len(piece)
@@ -65,7 +68,7 @@ def _once(http: httpx.Client, url: str, most_bytes: int) -> bytes:
                     raise Refused(f"the file of {host} is larger than {most_bytes >> 20} MiB")
                 if time.monotonic() > deadline:
                     raise Transient(f"the file of {host} did not end within {DOWNLOAD_LIMIT_S} s")
-            return b"".join(pieces)
+            return b"".join(pieces), bool({"content-length", "transfer-encoding"} & response.headers.keys())
     except httpx.InvalidURL:
         raise Refused("the URL of the file is none that can be asked") from None
     except httpx.TransportError as error:
