@@ -3,7 +3,8 @@
 A full page may be cut off silently. So every day is covered, millisecond by millisecond, by answers that are proven
 complete: an answer shorter than the limit is; of a full page that holds the *oldest* rows of its window, everything
 before its last millisecond is. That the oldest come first, and that both ends of a window belong to it, nobody
-promises: both are tried out once per walk, on data received.
+promises: both are tried out once per walk, on data received. Who sorts by the second may have cut off any rows of a
+page's last one: a full page out of order is not trusted, and the last second only once a whole one came in order.
 """
 
 import queue
@@ -12,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from operator import itemgetter
@@ -30,6 +32,8 @@ PAGES_WORTH_HALVING = 16
 MOST_HALVINGS = 12
 # Both ends should belong to a window asked for; if they do not, it is widened by a millisecond (before, after).
 _WIDENINGS = ((0, 0), (0, 1), (1, 0), (1, 1))
+# So many instants of one second do not stand in order by chance.
+INSTANTS_IN_ORDER = 8
 
 _split = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -134,6 +138,7 @@ class _Walk:
         self._bad: set[date] = set()
         self.widening = widening
         self._oldest_first: bool | None = None
+        self._orders_milliseconds = False
         self._halvings = 0
         self._open = 0
         # Landing one day while the next ones arrive, and no more of them than a few in memory.
@@ -224,9 +229,13 @@ class _Walk:
                         self._fail(bad, self._overfull(first))
                         first = self._end[bad]
                         continue
-                    self._accept(first, newest - 1, page.between(first, newest - 1))
-                    pages_left = (last - newest) / (newest - first)
-                    first = newest
+                    start = self._proven_end(first, page)
+                    if start <= first:
+                        last = self._halve(first, last)
+                        continue
+                    self._accept(first, start - 1, page.between(first, start - 1))
+                    pages_left = (last - start) / (start - first)
+                    first = start
                     if self._may_halve(pages_left):
                         last = self._halve(first, last)
                 else:
@@ -261,18 +270,23 @@ class _Walk:
     def _prove_ends(self, time: int) -> tuple[int, int]:
         """How much a window has to be widened for both its ends to belong to it."""
         for before, after in _WIDENINGS:
-            if time in self._endpoint.ask(self._session, time - before, time + after).times:
-                return before, after
+            # Some may want the end of a window to come after its start.
+            with suppress(Refused):
+                if time in self._endpoint.ask(self._session, time - before, time + after).times:
+                    return before, after
         raise Refused(f"{self._session.client.host} does not return a row of {instant(time)} that it has just returned")
 
     def _is_oldest_first(self, first: int, last: int, page: Page) -> bool:
         """Whether full pages are known to hold the oldest rows of their window.
 
         They do if what lies before this page's last millisecond fits into a page and is what this page has, while
-        newer rows, which this page has not, are there. A page that is full by chance proves nothing.
+        newer rows, which this page has not, are there. A page that is full by chance proves nothing. One page out of order
+        is enough for none to be trusted any more.
         """
         newest = max(page.times)
         with self._proving:
+            if page.times != sorted(page.times):
+                self._oldest_first = False
             if self._oldest_first is None and newest > first:
                 older = self._endpoint.ask(self._session, first, newest - 1)
                 expected = Counter(page.between(first, newest - 1).times)
@@ -281,6 +295,19 @@ class _Walk:
                 elif max(self._endpoint.ask(self._session, newest, last).times, default=newest) > newest:
                     self._oldest_first = True
             return bool(self._oldest_first)
+
+    def _proven_end(self, first: int, page: Page) -> int:
+        """The millisecond before which this page of the oldest rows has everything; `first` if nothing is certain.
+
+        Of its last millisecond there may be more; of its last second as well, until a whole second has shown that rows
+        within one come in order.
+        """
+        newest = page.times[-1]
+        second = newest // 1000 * 1000
+        if not self._orders_milliseconds:
+            instants = Counter(time // 1000 for time in set(page.times) if time < second)
+            self._orders_milliseconds = max(instants.values(), default=0) >= INSTANTS_IN_ORDER
+        return newest if self._orders_milliseconds else max(first, second)
 
     def _may_halve(self, pages_left: float) -> bool:
         with self._lock:

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from affiliate_pipeline.sandbox import Number
+from affiliate_pipeline.sandbox.exchange import Answer
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import (
     DAYS,
@@ -162,6 +163,55 @@ def test_the_exchanges_habits_do_not_matter(sandbox, query, monkeypatch, newest_
     for day in days:
         assert landed(query, day) == sent(rows[day])
     assert refusals(sandbox) == []
+
+
+def answer_by_hand(sandbox, monkeypatch, rows, order):
+    """The windows' rows are sorted by `order` before they are cut off at the limit."""
+    answer = sandbox.binance.answer
+
+    def by_hand(call):
+        good = answer(call)
+        if not good.body.startswith(b"["):
+            return good
+        first, last, limit = (int(call.params[name]) for name in ("startTime", "endTime", "limit"))
+        found = sorted((row for row in rows if first <= row["time"] <= last), key=order)
+        return replace(good, body=msgspec.json.encode(found[:limit]))
+
+    monkeypatch.setattr(sandbox.binance, "answer", by_hand)
+
+
+# Where the second page is cut off: within the burst, or after so few rows of it that they may be in order by chance.
+@pytest.mark.parametrize("before", [440, 497, 498, 499])
+def test_an_exchange_that_sorts_by_the_second_loses_no_row(sandbox, query, monkeypatch, before):
+    # Of the first page, which is full as well, the order is good: no two of its rows share a second.
+    rows = rebates(SETTLED, 499 + before, within_ms=12 * 3_600_000)
+    # Within a second the later half comes first.
+    rows += [rebate(at(SETTLED) + (number * 7 + 500) % 1000, number) for number in range(120)]
+    rows += rebates(SETTLED, 2_000, "13:00:00.000", within_ms=3_600_000)
+    answer_by_hand(sandbox, monkeypatch, rows, lambda row: (row["time"] // 1000, -(row["time"] % 1000 // 500)))
+
+    run = materialize(KEY, [SETTLED])
+
+    assert run.success, run.message
+    assert landed(query, SETTLED) == sent(rows)
+
+
+def test_an_exchange_that_refuses_a_window_of_one_millisecond_is_asked_for_two(sandbox, query, monkeypatch):
+    answer = sandbox.binance.answer
+
+    def wants_a_later_end(call):
+        if call.params.get("startTime") == call.params.get("endTime"):
+            return Answer(400, b'{"code":-1128,"msg":"endTime must be after startTime."}')
+        return answer(call)
+
+    monkeypatch.setattr(sandbox.binance, "answer", wants_a_later_end)
+    rows = rebates(SETTLED, 1_300)
+    sandbox.binance.set_rebates(rows)
+
+    run = materialize(KEY, [SETTLED])
+
+    assert run.success, run.message
+    assert landed(query, SETTLED) == sent(rows)
 
 
 @pytest.mark.parametrize("split_by", ["an error", "the longest span"])
