@@ -132,6 +132,11 @@ class Client:
         """Asks once and tells what is wrong by raising it; nothing is tried again."""
         self._once("GET", path, params, bytes)
 
+    @property
+    def clock_ahead_ms(self) -> int:
+        """How far the exchange's clock was found to be ahead of ours; 0 as long as it has refused no timestamp."""
+        return self._clock.offset_ms
+
     def clock_offset_ms(self) -> int | None:
         """How far the exchange's clock, which is taken over, is ahead of ours; None if it tells its clock only where it
         refuses a timestamp."""
@@ -156,7 +161,7 @@ class Client:
                 return False
             if isinstance(error, ClockOff):
                 corrections += 1
-                return 0.0 if corrections <= CLOCK_CORRECTIONS and self._correct_clock(error.server_ms) else False
+                return 0.0 if corrections <= CLOCK_CORRECTIONS and self._correct_clock(error) else False
             if not patient:
                 return False
             failures += 1
@@ -188,9 +193,15 @@ class Client:
 
     def _once(self, method: str, path: str, params: Mapping[str, object], decode: Callable[[bytes], Answer]) -> Answer:
         query = encode(params)
+        asked_at = time.monotonic()
         with self._limit.slot():
+            sent_at = time.monotonic()
+            if sent_at - asked_at > SILENCE_LIMIT_S / 3:
+                # So long nobody was asked: the exchange wanted a pause, or the budget was spent.
+                self._answered_at = sent_at
             with self._lock:
                 self.requests_sent += 1
+            signed_offset_ms = self._clock.offset_ms
             try:
                 reply = self._send(method, f"{self._base_url}{path}" + (f"?{query}" if query else ""))
             except httpx.DecodingError:
@@ -202,6 +213,9 @@ class Client:
         self._answered_at = time.monotonic()
         try:
             return decode(self._read(reply))
+        except ClockOff as error:
+            error.signed_offset_ms = signed_offset_ms
+            raise
         except RateLimited as error:
             pause_s = self._default_pause_s if error.retry_after_s is None else error.retry_after_s
             self._limit.pause(pause_s)
@@ -225,18 +239,20 @@ class Client:
                     raise Unanswered(f"the answer did not end within {ANSWER_LIMIT_S} s")
             return Reply(response.status_code, response.headers, b"".join(body))
 
-    def _correct_clock(self, server_ms: int | None) -> bool:
+    def _correct_clock(self, error: ClockOff) -> bool:
         """False if the clocks agree already, so that asking again would be refused again."""
-        before_ms = self._clock.offset_ms
+        if self._clock.offset_ms != error.signed_offset_ms:
+            return True  # corrected since, because of another request
         try:
-            if server_ms is not None:
-                self._clock.set(server_ms)
+            if error.server_ms is not None:
+                self._clock.set(error.server_ms)
             elif self._server_time is not None:
                 self._clock.set(self._server_time(self._http))
-        except (httpx.HTTPError, ValueError) as error:
-            log.warning("the clock of %s could not be read: %s", self.host, redact(error))
+        except (httpx.HTTPError, ValueError) as trouble:
+            log.warning("the clock of %s could not be read: %s", self.host, redact(trouble))
             return True
-        if server_ms is not None and abs(self._clock.offset_ms - before_ms) < CLOCKS_AGREE_MS:
+        # Not with the offset of now: another request may be correcting it as well.
+        if error.server_ms is not None and abs(self._clock.offset_ms - error.signed_offset_ms) < CLOCKS_AGREE_MS:
             return False
         log.warning("the clock of %s differs by %d ms; corrected", self.host, self._clock.offset_ms)
         return True

@@ -44,11 +44,13 @@ class RateLimited(Transient):
 
 
 class ClockOff(Transient):
-    """The exchange refused our timestamp; `server_ms` is its clock, if it said."""
+    """The exchange refused our timestamp; `server_ms` is its clock, if it said, and `signed_offset_ms` the correction of ours
+    that the request was signed with."""
 
     def __init__(self, text: str, server_ms: int | None = None):
         super().__init__(text)
         self.server_ms = server_ms
+        self.signed_offset_ms = 0
 
 
 class OutcomeUnknown(ExchangeError):

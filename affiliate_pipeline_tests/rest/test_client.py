@@ -12,8 +12,10 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from functools import partial
 from urllib.parse import parse_qs
 
@@ -260,6 +262,27 @@ def test_a_clock_that_is_off_is_corrected_once_for_all_further_requests(offset_m
     assert clock.offset_ms == pytest.approx(offset_ms, abs=2000)
 
 
+def test_requests_refused_together_for_the_clock_are_all_asked_again(wire):
+    clock, in_flight = Clock(lambda: 1_000_000), threading.Barrier(4, timeout=5)
+
+    def all_at_once(connection: socket.socket) -> None:
+        in_flight.wait()
+        connection.sendall(CLOCK_OFF)
+
+    def read(reply):
+        if reply.status_code == 400:
+            raise ClockOff("the clock is off", server_ms=1_090_000)
+        return reply.content
+
+    wire.answers.extend([all_at_once] * 4)
+    with (
+        connected(wire.url, clock=clock, read=read, server_time=None) as client,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        assert [asked.result() for asked in [pool.submit(get, client) for _ in range(4)]] == [[1]] * 4
+    assert len(wire.heads) == 8
+
+
 def test_a_clock_that_cannot_be_corrected_ends_the_range(wire):
     wire.default = CLOCK_OFF
     with connected(wire.url) as client, pytest.raises(Fatal, match="clock by NTP") as raised:
@@ -294,7 +317,39 @@ def test_retry_after_pauses_the_limit(wire):
     assert limit.pauses == [7, 120]
 
 
-@pytest.mark.parametrize("headers", [(), ("Retry-After: Wed, 21 Oct 2026 07:28:00 GMT",), ("Retry-After: soon",)])
+AT_SEVEN = "Date: Wed, 21 Oct 2026 07:00:00 GMT"
+SEVEN_MS = 1_792_566_000_000
+
+
+@pytest.mark.parametrize(
+    ("until", "headers"),
+    [
+        ("", ["Retry-After: Wed, 21 Oct 2026 09:00:00 GMT", AT_SEVEN]),
+        ("", [f"Retry-After: {formatdate(time.time() + 7_200, usegmt=True)}"]),
+        (f" IP banned until {SEVEN_MS + 7_200_000}.", [AT_SEVEN]),
+        (f" IP banned until {SEVEN_MS + 7_200_000}.", [AT_SEVEN, "Retry-After: 60"]),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 418, 429])
+def test_a_ban_is_respected_however_its_end_is_told(wire, until, headers, status):
+    limit = Recording()
+    body = b'{"code":-1003,"msg":"Way too much request weight used;%s"}' % until.encode()
+    wire.default = http(status, body, *headers)
+    with connected(wire.url, limit=limit) as client, pytest.raises(Banned, match="no request for 7"):
+        get(client)
+    assert len(wire.heads) == 1 and limit.pauses == [pytest.approx(7_200, abs=120)]
+
+
+@pytest.mark.parametrize("status", [200, 400, 401])
+@pytest.mark.parametrize("code", [b"-2015", b'"-2015"'])
+def test_an_error_is_one_whatever_its_status_and_the_type_of_its_code(wire, status, code):
+    wire.default = http(status, b'{"code":%s,"msg":"Invalid API-key, IP, or permissions for action."}' % code)
+    with connected(wire.url) as client, pytest.raises(AccessRefused, match="code -2015.*BINANCE_PARTNER_API_KEY"):
+        get(client)
+    assert len(wire.heads) == 1
+
+
+@pytest.mark.parametrize("headers", [(), ("Retry-After: Wed, 21 Oct 2020 07:28:00 GMT",), ("Retry-After: soon",)])
 def test_a_pause_of_unknown_length_is_ten_seconds(wire, headers):
     limit = Recording()
     wire.answers.append(http(429, TOO_MANY, *headers))
@@ -374,6 +429,25 @@ def test_the_silence_is_counted_from_the_last_answer(wire, monkeypatch):
     wire.answers.extend([late, reset, late, reset])
     with connected(wire.url) as client:
         assert get(client) == [1]
+
+
+def test_a_pause_that_was_asked_for_is_no_silence(wire, monkeypatch):
+    monkeypatch.setattr(client_module, "SILENCE_LIMIT_S", 0.3)
+
+    class Pausing(Recording):
+        """Whoever asks for the second slot waits for longer than the longest silence."""
+
+        @contextmanager
+        def slot(self) -> Iterator[None]:
+            self.most_held += 1
+            if self.most_held == 2:
+                time.sleep(0.4)
+            yield
+
+    wire.answers.extend([http(418, TOO_MANY, "Retry-After: 0.4"), reset])
+    with connected(wire.url, limit=Pausing()) as client:
+        assert get(client) == [1]
+    assert len(wire.heads) == 3
 
 
 def test_a_request_without_an_answer_ends_while_others_are_answered(wire, monkeypatch):

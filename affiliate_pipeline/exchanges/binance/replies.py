@@ -1,5 +1,9 @@
 """What Binance's answers mean: its error codes and HTTP statuses as our errors. No request is sent from here."""
 
+import re
+import time
+from email.utils import parsedate_to_datetime
+
 import msgspec
 
 from affiliate_pipeline.rest.client import Reply
@@ -16,9 +20,16 @@ _SIGNATURE = -1022
 _ACCESS_CODES = {-1002, -2014, -2015}
 
 
+_BANNED_UNTIL = re.compile(r"banned until (\d{13})\b")
+
+
 class _Error(msgspec.Struct):
     code: int
-    msg: str = ""
+    msg: str | None = None
+
+
+# Some write the code as text.
+_error_decoder = msgspec.json.Decoder(_Error, strict=False)
 
 
 class _ServerTime(msgspec.Struct, rename="camel"):
@@ -30,14 +41,15 @@ def read(reply: Reply, key_name: str, secret_name: str) -> bytes:
     where the key or its secret may be."""
     status = reply.status_code
     html = reply.content.lstrip()[:1] == b"<"
-    if status == 200 and not html:
-        return reply.content
     error = _error(reply.content)
+    # Errors may come with HTTP 200 as well; what is none has no code or, as a collection that began, a positive one.
+    if status == 200 and not html and not (error and error.code < 0):
+        return reply.content
     text = f"Binance answered HTTP {status}" + (
-        f", code {error.code}: {redact(error.msg).rstrip('.')}" if error else ""
+        f", code {error.code}: {redact(error.msg or 'no message').rstrip('.')}" if error else ""
     )
     if status in (418, 429) or (error and error.code == _TOO_MANY):
-        raise RateLimited(text, _retry_after_s(reply))
+        raise RateLimited(text, _retry_after_s(reply, error))
     if html or status >= 500 or (error is None and status == 403):
         raise Transient(f"{text} with a web page (HTML)" if html else text)
     if error is None:
@@ -66,13 +78,28 @@ def server_time_ms(body: bytes) -> int:
 
 def _error(body: bytes) -> _Error | None:
     try:
-        return msgspec.json.decode(body, type=_Error)
+        return _error_decoder.decode(body)
     except msgspec.DecodeError:
         return None
 
 
-def _retry_after_s(reply: Reply) -> float | None:
+def _retry_after_s(reply: Reply, error: _Error | None) -> float | None:
+    """The longest silence that the header (seconds or a date) or the message asks for; None if neither does."""
+    now_s = _date_s(reply.headers.get("Date", "")) or time.time()
+    said = reply.headers.get("Retry-After", "")
+    asked: list[float] = []
     try:
-        return max(0.0, float(reply.headers.get("Retry-After", "")))
+        asked.append(max(0.0, float(said)))
+    except ValueError:
+        if (until_s := _date_s(said)) and until_s > now_s:
+            asked.append(until_s - now_s)
+    if error and (banned := _BANNED_UNTIL.search(error.msg or "")):
+        asked.append(max(0.0, int(banned[1]) / 1000 - now_s))
+    return max(asked, default=None)
+
+
+def _date_s(text: str) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp()
     except ValueError:
         return None
