@@ -227,23 +227,31 @@ def identities(rows: Iterable[bytes], names: Sequence[str]) -> Iterator[Hashable
         yield tuple(fields.get(name) for name in plain)
 
 
-def emptied(row: bytes, fields: Mapping[str, object]) -> bytes:
-    """The row with these fields (JSON names), and null in all its others."""
-    given = {_plain(name) for name in fields}
-    return msgspec.json.encode({**fields, **{name: None for name in _fields(row) if _plain(name) not in given}})
+def emptied(model: type[Row], fields: Mapping[str, object]) -> bytes:
+    """A row of the schema that has these fields (JSON names) and nothing else."""
+    return msgspec.json.encode({column.json_name: fields.get(column.json_name) for column in columns(model)})
 
 
-def is_true(row: bytes, name: str) -> bool:
-    """Whether the row's flag of that JSON name is there and true."""
+def is_false(row: bytes, name: str) -> bool:
+    """Whether the row's flag of that JSON name is there and false."""
     value = next((raw for key, raw in _fields(row).items() if _plain(key) == _plain(name)), None)
-    return value is not None and KINDS["flag"].read(bytes(value))
+    try:
+        return value is not None and not KINDS["flag"].read(bytes(value))
+    except (ValueError, KeyError):
+        return False
 
 
 def with_fields(row: bytes, fields: Mapping[str, object]) -> bytes:
-    """The row with these fields (JSON names) in place of its own of that name; the others byte for byte as received."""
-    replaced = {_plain(name) for name in fields}
-    own = {name: raw for name, raw in _fields(row).items() if _plain(name) not in replaced}
-    return msgspec.json.encode({**fields, **own})
+    """The row with these fields (JSON names), which it lacks; the others byte for byte as received. Raises ValueError
+    where it says something else."""
+    given = {_plain(name): str(value) for name, value in fields.items()}
+    others: dict[str, msgspec.Raw] = {}
+    for name, raw in _fields(row).items():
+        if _plain(name) not in given:
+            others[name] = raw
+        elif bytes(raw) != b"null" and (said := KINDS["text"].read(bytes(raw))) != given[_plain(name)]:
+            raise ValueError(f"its `{name}` is {_sample(said)}, not {given[_plain(name)]}")
+    return msgspec.json.encode({**fields, **others})
 
 
 def _fields(row: bytes) -> dict[str, msgspec.Raw]:

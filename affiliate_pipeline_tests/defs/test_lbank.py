@@ -299,6 +299,38 @@ def test_of_somebody_who_is_not_under_us_only_that_is_told(sandbox, query):
     assert landed(query, OBSERVED, day) == sent([{"openId": "LBA0H1XXXX", "inviteResult": False}])
 
 
+@pytest.mark.parametrize("void", [{}, {"newThing": 1}, {"userLevel": 5, "reserveAmt": ""}])
+def test_of_somebody_who_is_not_under_us_the_rest_may_be_missing(sandbox, query, void):
+    stranger = traders(sandbox)[1]
+
+    def disown(row):
+        return {"openId": None, "inviteResult": False} | void if row["openId"] == stranger else row
+
+    materialize_roster()
+    sandbox.faults.transform_row = disown
+    run = materialize(OBSERVED, [day := today()])
+
+    assert run.success, run.message
+    query("delete from lbank.invite_user_info where open_id <> %s", stranger)
+    assert landed(query, OBSERVED, day) == sent([{"openId": stranger, "inviteResult": False}])
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "told"),
+    [({}, "the field is missing"), ({"inviteResult": None}, "null"), ({"inviteResult": "no"}, "not true or false")],
+)
+def test_whether_somebody_is_under_us_has_to_be_told(sandbox, query, spoilt, told):
+    materialize_roster()
+    sandbox.faults.transform_row = lambda row: {k: v for k, v in row.items() if k != "inviteResult"} | spoilt
+
+    run = materialize(OBSERVED, [day := today()])
+
+    assert f"invite_result: {told} in " in run.failed[day]
+    # As received.
+    [(kept,)] = query("select count(*) from affiliate.rejected_row where payload ->> 'userLevel' is not null")
+    assert kept == len({*agents(sandbox), *traders(sandbox)}) - 1
+
+
 # Observations
 
 
@@ -610,6 +642,49 @@ def test_a_row_whose_time_cannot_be_read_fails_its_day_alone(sandbox, query, nam
         assert landed(query, name, day) == sent(rows_of(sandbox, name, day))
 
 
+@pytest.mark.parametrize("data", [b"[null]", b"[1]", b'["a"]', b"[[1]]"])
+def test_rows_that_are_none_fail_their_day(sandbox, query, data):
+    sandbox.faults.next_answers.append((200, {}, b'{"result":"true","error_code":0,"data":%s}' % data))
+
+    run = materialize(MONEY, [SETTLED])
+
+    assert "a list of what are no rows" in run.failed[SETTLED]
+    assert materialize(MONEY, [SETTLED]).success
+    assert landed(query, MONEY, SETTLED) == sent(rows_of(sandbox, MONEY, SETTLED))
+
+
+@pytest.mark.parametrize("data", [b"[]", b'[{"turnover":"1","fee":"0"},{"turnover":"2","fee":"0"}]'])
+@pytest.mark.parametrize("name", [FUTURES, OBSERVED])
+def test_a_question_with_one_answer_that_gets_none_or_two_fails_its_day(sandbox, query, name, data):
+    materialize_roster()
+    sandbox.faults.next_answers.append((200, {}, b'{"result":"true","error_code":0,"data":%s}' % data))
+    bad = today() if name == OBSERVED else DAYS[0]
+
+    run = materialize(name, [bad] if name == OBSERVED else DAYS[:2])
+
+    assert list(run.failed) == [bad] and "rows where the answer is one" in run.failed[bad]
+    assert landed(query, name, bad) == Counter()
+
+
+def test_rows_that_say_something_else_than_was_asked_for_are_refused(sandbox, query):
+    """A server that does not know `tradeType` answers both questions with the same rows."""
+    materialize_roster()
+    sandbox.faults.transform_row = lambda row: row | {"trade_type": "1"}
+
+    run = materialize(TRADES, DAYS[:2])
+
+    assert list(run.failed) == DAYS[:2] and "its `trade_type` is '1', not 0" in run.failed[SETTLED]
+
+
+def test_rows_that_repeat_what_was_asked_for_land(sandbox, query):
+    sandbox.faults.transform_row = lambda row: row | {"userType": "ALL", "requestedSubInOutType": None}
+
+    run = materialize(MONEY, [SETTLED])
+
+    assert run.success, run.message
+    assert landed(query, MONEY, SETTLED) == sent(rows_of(sandbox, MONEY, SETTLED))
+
+
 def test_rows_of_days_that_were_not_asked_for_are_refused(sandbox, query):
     sandbox.faults.transform_row = lambda row: row | {"createTime": at(DAYS[4])}
 
@@ -858,6 +933,17 @@ def test_an_interrupted_list_goes_on_with_its_next_page(sandbox, query):
     assert landed(query, MONEY, SETTLED) == money_rows(rows)
     others = [0] * (len(KINDS) - 1)
     assert [int(request.params["start"]) for request in asked(sandbox, MONEY)] == [297, 396, *others]
+
+
+def test_an_answer_that_cannot_be_used_is_not_kept(sandbox, query):
+    give_both_pages(sandbox, SETTLED)
+    sandbox.faults.transform_row = lambda row: row | {"createTime": at(DAYS[4])}
+    sandbox.lbank.after_page = lambda path, params: sandbox.lbank.refused_paths.update({path: 10601})
+
+    run = materialize(MONEY, DAYS[:2])
+
+    assert list(run.failed) == DAYS[:2] and "10601" in run.failed[SETTLED]
+    assert query("select count(*) from affiliate.answer") == [(0,)]
 
 
 def test_answers_older_than_6_hours_are_not_used(sandbox, query, interrupted):

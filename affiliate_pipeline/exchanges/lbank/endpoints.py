@@ -174,7 +174,7 @@ ENDPOINTS = (
     ),
     _endpoint(
         "invite_user_info",
-        Sweep(USER_INFO, _info, timeless=True, confirmed_by="inviteResult"),
+        Sweep(USER_INFO, _info, timeless=True, confirmed_by=("inviteResult", InviteUserInfo)),
         InviteUserInfo,
         "Agents and traders as they are now, an observation of today.",
         timedelta(0),

@@ -27,7 +27,8 @@ from affiliate_pipeline.exchanges.lbank.roster import Roster
 from affiliate_pipeline.exchanges.spec import Answers, DayError, DayRows, Plan, Session
 from affiliate_pipeline.rest.encoding import encode
 from affiliate_pipeline.rest.errors import AccessRefused, ExchangeError, Fatal, Refused
-from affiliate_pipeline.rows import emptied, instants_ms, is_true, with_fields
+from affiliate_pipeline.rows import emptied, instants_ms, is_false, with_fields
+from affiliate_pipeline.schema import Row
 
 # Enough to have a whole window's slots under way while answers take a second.
 WORKERS = 8
@@ -72,7 +73,7 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Rows:
-    rows: list[bytes]
+    by_day: Mapping[date, list[bytes]]
     asked_ms: int
 
 
@@ -92,8 +93,8 @@ class Sweep:
     timeless: bool = False
     # The fields (JSON names) that tell one row from all others, where some do: the rest of a row may change meanwhile.
     identity: tuple[str, ...] = ()
-    # The flag without which a row's other fields mean nothing.
-    confirmed_by: str | None = None
+    # A flag that says, where it is false, that the row's other fields mean nothing; and the schema that they are of.
+    confirmed_by: tuple[str, type[Row]] | None = None
 
     def plan(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Plan:
         asks = len(self._asks(session, days, zone))
@@ -195,13 +196,11 @@ class _Chunk:
     def _take(self, task: _Task, future: "Future[_Rows]", waiting: deque[_Task]) -> Iterator[DayRows | DayError]:
         try:
             answer = future.result()
-            by_day = self._by_day(task, answer.rows)
         except AccessRefused as error:
             if error.code not in OPEN_ID_CODES or task.ask.open_id in (None, self._session.open_id):
                 raise
             self._leave_out(str(task.ask.open_id), error)
-            answer = _Rows([], self._session.now_ms())
-            by_day = {}
+            answer = _Rows({}, self._session.now_ms())
         except Fatal:
             raise
         except ExchangeError as error:
@@ -213,7 +212,7 @@ class _Chunk:
         self._progress.one_more()
         for day in task.days:
             if day in self._open:
-                self._rows[day] += by_day.get(day, [])
+                self._rows[day] += answer.by_day.get(day, [])
                 self._asked_ms[day] = min(answer.asked_ms, self._asked_ms.get(day, answer.asked_ms))
                 self._requests[day] += 1
                 self._open[day] -= 1
@@ -246,30 +245,37 @@ class _Chunk:
                 "single users: check the permissions of the key, then materialize again"
             )
 
-    def _by_day(self, task: _Task, rows: list[bytes]) -> dict[date, list[bytes]]:
-        by_day: dict[date, list[bytes]] = defaultdict(list)
+    def _by_day(self, task: _Task, rows: list[bytes]) -> Mapping[date, list[bytes]]:
+        """The rows, with the fields they lack, by their day."""
+        try:
+            completed = [self._completed(row, task.ask.fields) for row in rows]
+        except ValueError as error:
+            raise Refused(f"a row is not what LBank was asked for: {error}") from None
         if self._sweep.instant is None:
-            by_day[task.days[0]] = rows
-            return by_day
+            # A sum of nothing is 0, and of somebody who is not ours that is told: neither is no row.
+            if len(rows) != 1:
+                raise Refused(f"LBank answered {len(rows)} rows where the answer is one")
+            return {task.days[0]: completed}
         try:
             times = instants_ms(rows, self._sweep.instant)
-        except (ValueError, msgspec.DecodeError) as error:
+        except ValueError as error:
             raise Refused(f"a row's day cannot be read: {error}") from None
-        for time_ms, row in zip(times, rows, strict=True):
+        by_day: dict[date, list[bytes]] = defaultdict(list)
+        for time_ms, row in zip(times, completed, strict=True):
             by_day[day_of(time_ms, self._zone)].append(row)
         if outside := set(by_day) - set(task.days):
             raise Refused(f"LBank was asked for {fold(task.days)} and answered rows of {fold(outside)}")
         return by_day
 
     def _answer(self, task: _Task) -> _Rows:
-        """All rows of the question, with the fields they lack."""
+        """All rows of the question."""
         params = dict(task.ask.params)
         if not self._sweep.timeless:
             params |= {
                 "startTime": start_ms(task.days[0], self._zone),
                 "endTime": start_ms(task.days[-1] + DAY, self._zone) - 1,
             }
-        question = _Question(self._sweep, self._session, params, self._stop)
+        question = _Question(self._sweep, self._session, params, self._stop, lambda rows: self._by_day(task, rows))
         match self._sweep.paging:
             case "id":
                 rows = by_id(question.ask)
@@ -278,19 +284,31 @@ class _Chunk:
                 rows = by_offset(question.ask, self._sweep.instant, self._sweep.identity)
             case None:
                 rows = question.ask({})
-        return _Rows([self._completed(row, task.ask.fields) for row in rows], question.asked_ms)
+        return _Rows(self._by_day(task, rows), question.asked_ms)
 
     def _completed(self, row: bytes, fields: Mapping[str, object]) -> bytes:
-        flag = self._sweep.confirmed_by
-        if flag and not is_true(row, flag):
-            return emptied(row, {**fields, flag: False})
+        if self._sweep.confirmed_by:
+            flag, schema = self._sweep.confirmed_by
+            if is_false(row, flag):
+                return emptied(schema, {**fields, flag: False})
         return with_fields(row, fields) if fields else row
 
 
 class _Question:
-    """Asks for the pages of one question, and keeps what is answered for a run that resumes this one."""
+    """Asks for the pages of one question, and keeps what is answered for a run that resumes this one.
 
-    def __init__(self, sweep: Sweep, session: LBankSession, params: Mapping[str, object], stop: threading.Event):
+    `check` raises `Refused` for rows that cannot be used: kept, they would fail the runs that resume this one too.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        session: LBankSession,
+        params: Mapping[str, object],
+        stop: threading.Event,
+        check: Callable[[list[bytes]], object],
+    ):
+        self._check = check
         self._path, self._session, self._params, self._stop = sweep.path, session, params, stop
         self._keeps = not sweep.timeless
         self._asked: set[str] = set()
@@ -310,6 +328,7 @@ class _Question:
             raise Fatal("the range has ended")
         asked_ms = self._session.now_ms()
         rows = self._session.client.get(self._path, params, rows_of)
+        self._check(rows)
         if self._keeps:
             self._session.answers.put(request, b"[" + b",".join(rows) + b"]", asked_ms)
         return rows
@@ -320,8 +339,11 @@ def rows_of(payload: bytes) -> list[bytes]:
     try:
         if payload.lstrip()[:1] == b"{":
             return [payload]
-        return list(map(bytes, msgspec.json.decode(payload, type=list[msgspec.Raw])))
+        rows = list(map(bytes, msgspec.json.decode(payload, type=list[msgspec.Raw])))
     except msgspec.ValidationError:
         raise Refused("the answer's data is neither a row nor a list of rows") from None
     except msgspec.DecodeError as error:
         raise ValueError(str(error)) from None
+    if not all(row.startswith(b"{") for row in rows):
+        raise Refused("the answer's data is a list of what are no rows")
+    return rows
