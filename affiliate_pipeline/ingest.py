@@ -152,6 +152,8 @@ class _Landing:
     ledger: dict[date, Ledger]
     # Days beyond the promised memory that the source was seen to hold, and until when (ms) that is certain.
     _proven_until: dict[date, int] = field(default_factory=dict)
+    # Days of which the source could not be asked whether it still holds them.
+    _unasked: dict[date, ExchangeError] = field(default_factory=dict)
 
     def outcomes(self, days: list[date]) -> Iterator[Outcome]:
         asked_at = self.now()
@@ -217,11 +219,28 @@ class _Landing:
             return self._failed(
                 day, f"{str(fetched.error).rstrip('.')}. Materialize the day again; if it stays, see the runbook"
             )
+        of_any_time = self.endpoint.observation or self.endpoint.appends
+        if not of_any_time and self._asked_ms(fetched, asked_at) < self.endpoint.end_ms(day):
+            return self._failed(
+                day,
+                "the day has not ended yet by the exchange's clock, which this machine's is ahead of. Set this machine's "
+                "clock by NTP, then materialize the day after its end",
+            )
         return self._land(fetched, asked_at, begun)
+
+    def _exchange_now(self) -> int:
+        """The exchange's clock as far as it is known: ours until it has refused it."""
+        return self.now() + self.session.client.clock_ahead_ms
+
+    def _asked_ms(self, fetched: DayRows, asked_at: int) -> int:
+        """When, by the exchange's clock, the run began that asked for the day, or the oldest answer was asked for if an
+        earlier run did."""
+        began = asked_at + self.session.client.clock_ahead_ms
+        return min(began, fetched.asked_ms or began)
 
     def _is_whole(self, day: date) -> bool:
         """Whether the source, after the day was fetched, still holds all of it."""
-        if self._trusts_old or self._is_held(day, self.now()):
+        if self._trusts_old or self._is_held(day, self._exchange_now()):
             return True
         if self.now() > self._proven_until.get(day, math.inf):
             del self._proven_until[day]
@@ -237,7 +256,7 @@ class _Landing:
         """The day, with so many of its blocks made; raises `Invalid`."""
         day = fetched.day
         held = self.ledger.get(day) if self.endpoint.appends else None
-        settled = self.endpoint.has_settled(day, fetched.asked_ms or asked_at)
+        settled = self.endpoint.has_settled(day, self._asked_ms(fetched, asked_at))
         begun = _Begun(
             Day(
                 partition=day,
@@ -268,9 +287,8 @@ class _Landing:
             def rows() -> Iterator[bytes]:
                 return split(fetched.chunks)
 
-            self.store.reject(
-                self.endpoint, day, self.run_id, self.session.source, reason, rows, fetched.asked_ms or asked_at
-            )
+            asked_ms = self._asked_ms(fetched, asked_at)
+            self.store.reject(self.endpoint, day, self.run_id, self.session.source, reason, rows, asked_ms)
             return self._failed(
                 day,
                 f"its rows do not fit the schema: {reason}. They are kept as received in affiliate.rejected_row; mend the "
@@ -342,8 +360,8 @@ class _Landing:
                 f"the source of its rejected rows is {rejected.source}, and the source of this run is "
                 f"{self.session.source}. Use the credentials and the base URL they came with",
             )
-        fetched = DayRows(day, rejected.rows, len(rejected.rows), requests=0)
-        return self._land(fetched, int(rejected.rejected_at.timestamp() * 1000))
+        asked_ms = int(rejected.rejected_at.timestamp() * 1000)
+        return self._land(DayRows(day, rejected.rows, len(rejected.rows), requests=0, asked_ms=asked_ms), self.now())
 
     def _kept(self, day: date) -> Kept:
         held = self.ledger[day]
@@ -357,13 +375,18 @@ class _Landing:
             return "the endpoint tells only how things are now, so no day but today can be fetched"
         memory = self.endpoint.memory
         assert memory is not None
+        if day in self._unasked:
+            return (
+                f"the day lies beyond the {memory.span.days} days that the source promises, and whether it still has it could "
+                f"not be asked: {str(self._unasked[day]).rstrip('.')}. Materialize the day again"
+            )
         proof = " and no older row is left to prove that this one keeps more" if memory.provable else ""
         told = (
             f"the day lies beyond the {memory.span.days} days that the source promises{proof}. It was not landed, since an "
             "empty answer would look like a quiet day. "
         )
         second = memory.second_chance
-        if second and second.is_remembered(day, self.now()):
+        if second and second.is_remembered(day, self._exchange_now()):
             until_ms = second.fetchable_until_ms(day)
             assert until_ms is not None
             return f"{told}{second.key} can still land it until {time_of(until_ms)}: materialize that instead"
@@ -375,7 +398,7 @@ class _Landing:
         """Notes which of the days, beyond the promised memory, the source still holds, and how long that is certain.
 
         It does if it has a row older than all of them. Should it forget as time goes on, it forgets that row first.
-        Raises `Fatal`; a request that fails otherwise proves nothing.
+        Raises `Fatal`; of a request that fails otherwise the days say so.
         """
         if not (days and self.endpoint.memory and self.endpoint.memory.provable):
             return
@@ -385,7 +408,7 @@ class _Landing:
         except Fatal:
             raise
         except ExchangeError as error:
-            log.warning("%s: whether the source still has %s could not be asked: %s", self.endpoint.key, days[0], error)
+            self._unasked |= dict.fromkeys(days, error)
             return
         if oldest is not None:
             self._proven_until |= {day: asked_at + self.endpoint.start_ms(day) - oldest for day in days}

@@ -76,6 +76,21 @@ def test_days_beyond_the_promise_land_if_an_older_row_proves_the_memory(sandbox,
         assert landed(query, day) == sent(rebates(day, 20))
 
 
+def test_a_source_that_cannot_be_asked_how_far_it_remembers_is_not_told_to_have_forgotten(sandbox, query):
+    sandbox.binance.remembers_ms = None
+    sandbox.binance.set_rebates([rebate(at(ago(11))), *rebates(ago(8), 20)])
+    sandbox.faults.fail_day(ago(9), status=400, code=-1100)
+
+    run = materialize(KEY, [ago(8)])
+
+    assert "whether it still has it could not be asked: Binance answered HTTP 400, code -1100" in run.failed[ago(8)]
+    assert "Materialize the day again" in run.failed[ago(8)]
+    assert "no older row" not in run.failed[ago(8)] and "trust_old" not in run.failed[ago(8)]
+    sandbox.faults.clear()
+    assert materialize(KEY, [ago(8)]).success
+    assert landed(query, ago(8)) == sent(rebates(ago(8), 20))
+
+
 def test_a_trusted_source_is_asked_for_days_beyond_its_promise(sandbox, query):
     sandbox.binance.remembers_ms = None
     sandbox.binance.set_rebates(row for day in OLD for row in rebates(day, 20))
@@ -167,6 +182,33 @@ def test_a_proven_day_forgotten_while_it_is_fetched_does_not_land(sandbox, query
     run = materialize(KEY, [day])
 
     assert day in run.failed or landed(query, day) == sent(rebates(day, 96))
+
+
+# The exchange's clock
+
+
+def test_a_day_that_has_not_ended_by_the_exchanges_clock_does_not_land(sandbox, query):
+    rows = rebates(YESTERDAY, 700)
+    sandbox.binance.set_rebates(rows)
+    # At the exchange it is noon of yesterday.
+    sandbox.faults.clock_offset_ms = at(YESTERDAY) - int(time.time() * 1000)
+
+    run = materialize(KEY, DAYS)
+
+    assert sorted(run.materialized) == DAYS[:-1]
+    assert "has not ended yet by the exchange's clock" in run.failed[YESTERDAY]
+    assert query("select 1 from affiliate.landing where partition = %s", YESTERDAY) == []
+
+
+def test_a_day_settles_by_the_exchanges_clock(sandbox, query):
+    sandbox.binance.set_rebates(rebates(SETTLED, 20))
+    # At the exchange the day is over for a day.
+    sandbox.faults.clock_offset_ms = at(DAYS[2]) - int(time.time() * 1000)
+
+    run = materialize(KEY, [SETTLED])
+
+    assert run.success, run.message
+    assert query("select settled from affiliate.landing") == [(False,)]
 
 
 # Shrinking and restatement
