@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Self, TypeVar
 
 import httpx
@@ -49,6 +50,28 @@ class Reply:
     status_code: int
     headers: Mapping[str, str]
     content: bytes
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """How long the server wants silence, by `Retry-After` in seconds or as a date."""
+        said = self.headers.get("Retry-After", "")
+        try:
+            return max(0.0, float(said))
+        except ValueError:
+            until_s = _date_s(said)
+            return until_s - self.sent_s if until_s and until_s > self.sent_s else None
+
+    @property
+    def sent_s(self) -> float:
+        """When it was sent, by the server's clock if it tells."""
+        return _date_s(self.headers.get("Date", "")) or time.time()
+
+
+def _date_s(text: str) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except ValueError:
+        return None
 
 
 class Clock:

@@ -1,8 +1,6 @@
 """What Binance's answers mean: its error codes and HTTP statuses as our errors. No request is sent from here."""
 
 import re
-import time
-from email.utils import parsedate_to_datetime
 
 import msgspec
 
@@ -84,22 +82,8 @@ def _error(body: bytes) -> _Error | None:
 
 
 def _retry_after_s(reply: Reply, error: _Error | None) -> float | None:
-    """The longest silence that the header (seconds or a date) or the message asks for; None if neither does."""
-    now_s = _date_s(reply.headers.get("Date", "")) or time.time()
-    said = reply.headers.get("Retry-After", "")
-    asked: list[float] = []
-    try:
-        asked.append(max(0.0, float(said)))
-    except ValueError:
-        if (until_s := _date_s(said)) and until_s > now_s:
-            asked.append(until_s - now_s)
+    """The longest silence that the header or the message asks for; None if neither does."""
+    asked = [] if reply.retry_after_s is None else [reply.retry_after_s]
     if error and (banned := _BANNED_UNTIL.search(error.msg or "")):
-        asked.append(max(0.0, int(banned[1]) / 1000 - now_s))
+        asked.append(max(0.0, int(banned[1]) / 1000 - reply.sent_s))
     return max(asked, default=None)
-
-
-def _date_s(text: str) -> float | None:
-    try:
-        return parsedate_to_datetime(text).timestamp()
-    except ValueError:
-        return None

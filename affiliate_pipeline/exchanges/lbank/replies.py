@@ -25,11 +25,13 @@ OPEN_ID_CODES = {10006, 10022}
 
 
 class _Envelope(msgspec.Struct):
+    """Only what tells a good answer is of a certain type: the rest may be sent in any way."""
+
     result: str | bool
-    error_code: int | str = 0
-    msg: str | None = None
+    error_code: object = None
+    msg: object = None
     data: msgspec.Raw = msgspec.Raw(b"null")
-    ts: int | None = None
+    ts: object = None
 
 
 _decoder = msgspec.json.Decoder(_Envelope)
@@ -38,10 +40,10 @@ _decoder = msgspec.json.Decoder(_Envelope)
 def read(reply: Reply) -> bytes:
     """The `data` of a good answer as JSON; else raises the `ExchangeError` that says what is wrong."""
     status, body = reply.status_code, reply.content
+    if status in (418, 429):
+        raise RateLimited(f"LBank answered HTTP {status}", reply.retry_after_s)
     if body.lstrip()[:1] == b"<":
         raise Transient(f"LBank answered HTTP {status} with a web page (HTML): its firewall, or trouble of its own")
-    if status == 429:
-        raise RateLimited(f"LBank answered HTTP {status}", None)
     try:
         envelope = _decoder.decode(body)
     except msgspec.DecodeError as error:
@@ -51,16 +53,23 @@ def read(reply: Reply) -> bytes:
         if data == b"null":
             raise Transient("LBank answered without data")
         return data
-    code = int(envelope.error_code)
+    code = _whole(envelope.error_code)
     text = f"LBank answered error_code {code}: {redact(envelope.msg or 'no message').rstrip('.')}"
     if code == _TOO_MANY:
-        raise RateLimited(text, None)
-    if code in _TRANSIENT_CODES or status >= 500:
+        raise RateLimited(text, reply.retry_after_s)
+    if code is None or code in _TRANSIENT_CODES or status >= 500:
         raise Transient(text)
     if code == _CLOCK:
-        raise ClockOff(f"{text}. The clock of this machine is off: set it by NTP", envelope.ts)
+        raise ClockOff(f"{text}. The clock of this machine is off: set it by NTP", _whole(envelope.ts))
     if code == _CLOSED:
         raise Fatal(f"{text}. The exchange has closed this interface: ask its support")
     if code in _ACCESS_CODES:
         raise AccessRefused(f"{text}. {_ACCESS_CODES[code]}", code)
     raise Refused(text)
+
+
+def _whole(value: object) -> int | None:
+    try:
+        return int(float(str(value)))
+    except (ValueError, OverflowError):
+        return None
