@@ -184,6 +184,8 @@ def _decoded(model: type[Row], chunks: Sequence[bytes]) -> arrow.Table:
         # Arrow takes a missing field for null. In rows of flat fields, each there once, only a field's name looks like this.
         if array.null_count and not column.newer and text.count(f'"{column.json_name}":'.encode()) < len(rows):
             raise ValueError("a field is missing, or its name is spelled in another way")
+        if column.kind.name == "amount" and column.nullable and compute.any(compute.equal(array, "")).as_py():
+            raise ValueError("an amount is empty")
         if column.kind.range and array.null_count < len(array):
             least, most = (each.as_py() for each in compute.min_max(array).values())
             if least < column.kind.range[0] or most > column.kind.range[1]:
@@ -281,7 +283,7 @@ def _field_by_field(model: type[Row], body: bytes) -> tuple[Parsed, list[Problem
                 continue
             seen.add(column.name)
             received = bytes(raw)
-            if received == b"null":
+            if received == b"null" or (received == b'""' and column.nullable and column.kind.name != "text"):
                 continue
             try:
                 values[column.name][index] = column.kind.read(received)

@@ -275,6 +275,18 @@ def test_a_flag_is_true_or_false(spelling, is_flag):
         assert problems(bare("active", spelling))[0].startswith("active: not true or false in 1 row, such as ")
 
 
+@pytest.mark.parametrize("name", ["price", "level", "active"])
+def test_an_empty_value_is_null_where_there_may_be_none(name):
+    parsed = parse(Thing, [bare(name, '""'), row()])
+    assert values(parsed, name) == [None, None] and not parsed.unknown
+    assert values(parse(Thing, [row(name="")]), "name") == [""]
+
+
+@pytest.mark.parametrize("name", ["income", "tradeTime", "orderId"])
+def test_an_empty_value_is_refused_where_there_has_to_be_one(name):
+    assert problems(bare(name, '""'))
+
+
 @pytest.mark.parametrize("number", [2**15, -(2**15) - 1])
 def test_a_level_beyond_16_bits_is_refused(number):
     assert problems(row(level=number))[0].startswith("level: not a whole number of 16 bits in 1 row, such as ")
