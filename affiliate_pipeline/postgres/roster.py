@@ -24,8 +24,10 @@ class Rosters:
 
     def members(self) -> tuple[Member, ...]:
         with unavailable():
+            # Of whom the list does not say it, it may be so.
             rows = self._connection.execute(
-                "select open_id, ever_agent or coalesce(user_level between 1 and 21, false), coalesce(transaction, false) from lbank.roster order by open_id"
+                "select open_id, ever_agent or coalesce(user_level between 1 and 21, true), coalesce(transaction, true) "
+                "from lbank.roster order by open_id"
             )
             return tuple(Member(*row) for row in rows)
 
@@ -52,9 +54,13 @@ class Rosters:
 
     def update(self, rows: Iterable[Mapping[str, object]], as_of_ms: int) -> None:
         seen = datetime.fromtimestamp(as_of_ms / 1000, UTC)
-        kept = ", ".join(f"{name} = excluded.{name}" for name in (*_COLUMNS[1:], "last_seen", "source"))
+        kept = ", ".join(
+            f"{name} = excluded.{name}" for name in (*_COLUMNS[1:], "last_seen", "source") if name != "transaction"
+        )
         # Whoever was an agent once has commissions of that time, whatever the level now.
         kept += ", ever_agent = roster.ever_agent or excluded.ever_agent"
+        # Whoever has traded has traded for ever, whatever the list says later.
+        kept += ", transaction = excluded.transaction or roster.transaction is true"
         with unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.executemany(
                 f"insert into lbank.roster ({', '.join(_COLUMNS)}, first_seen, last_seen, source, "

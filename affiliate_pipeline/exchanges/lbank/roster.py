@@ -14,8 +14,9 @@ class Member:
     """One user under the affiliate, as the team list says or said."""
 
     open_id: str
-    # Was one whenever the list was read: only agents receive commission and have a team.
+    # Whether it ever was one, or may be: only agents receive commission and have a team.
     is_agent: bool
+    # Whether it ever traded, or may have.
     transaction: bool
 
 
