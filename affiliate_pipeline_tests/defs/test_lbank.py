@@ -226,6 +226,32 @@ def test_the_roster_is_everybody_ever_listed(sandbox, query):
     assert found == {open_id for open_id, *_ in users} | {"LBA0H1XXXX", newcomer}
 
 
+def test_of_whom_the_list_does_not_say_it_is_asked(sandbox, query):
+    """Whether somebody ever traded, and of which level they are."""
+    unknown = {user["openId"] for user in sandbox.lbank.users}
+    sandbox.faults.transform_row = lambda row: row | {"transaction": None, "userLevel": ""}
+    materialize_roster()
+    sandbox.faults.transform_row = None
+
+    for name in (TRADES, COMMISSION):
+        run = materialize(name, [SETTLED])
+
+        assert run.success, run.message
+        assert landed(query, name, SETTLED) == sent(rows_of(sandbox, name, SETTLED))
+        assert {request.params["openId"] for request in asked(sandbox, name)} == unknown | {OWN_OPEN_ID}
+
+
+def test_whoever_ever_traded_is_asked_about_for_ever(sandbox, query):
+    materialize_roster()
+    sandbox.faults.transform_row = lambda row: row | {"transaction": False, "userLevel": 0}
+    materialize_roster()
+    sandbox.faults.transform_row = None
+
+    for name, whom in ((TRADES, traders), (COMMISSION, agents)):
+        assert materialize(name, [SETTLED]).success
+        assert {request.params["openId"] for request in asked(sandbox, name)} == {*whom(sandbox)}
+
+
 def test_the_roster_is_refreshed_once_when_it_is_older_than_the_days(sandbox, query):
     yesterday = today() - DAY
     materialize(COMMISSION, [SETTLED])
@@ -517,10 +543,23 @@ def with_level_100(row):
     return row | {"userLevel": 100} if "userLevel" in row else row
 
 
-@pytest.mark.parametrize("habit", [in_lower_case, in_seconds, unquoted, with_level_100])
+def with_empty_amounts(row):
+    """Of those who are no agents."""
+    return row | dict.fromkeys({"currencyFeeAmt", "reserveAmt", "usdtAmount"} & {*row}, "")
+
+
+def with_amounts_that_are_null(row):
+    return {name: None if value == "" else value for name, value in with_empty_amounts(row).items()}
+
+
+@pytest.mark.parametrize("habit", [in_lower_case, in_seconds, unquoted, with_level_100, with_empty_amounts])
 def test_rows_land_however_they_are_spelt(sandbox, query, habit):
     sandbox.faults.transform_row = habit
-    expected = {in_seconds: lambda row: row | in_seconds_as_ms(row), with_level_100: with_level_100}
+    expected = {
+        in_seconds: lambda row: row | in_seconds_as_ms(row),
+        with_level_100: with_level_100,
+        with_empty_amounts: with_amounts_that_are_null,
+    }
     # Where everybody is of level 100, there is no agent to ask about.
     names = [LIST, MONEY] if habit is with_level_100 else [LIST, TEAM_TRADES, MONEY, COMMISSION]
 
@@ -576,6 +615,38 @@ def test_a_web_page_or_a_trouble_of_its_own_is_asked_again(sandbox, query):
     assert run.success, run.message
     assert landed(query, FUTURES, SETTLED) == sent(rows_of(sandbox, FUTURES, SETTLED))
     assert len(asked(sandbox, FUTURES)) == 4 + 5
+
+
+@pytest.mark.parametrize(
+    "envelope", ['"error_code":null,"msg":7,"ts":"1740563092165"', '"error_code":0.0,"msg":[],"ts":1740563092165.5', ""]
+)
+def test_a_good_answer_is_good_whatever_is_told_beside_it(sandbox, query, envelope):
+    data = '"data":{"turnover":"1.50","fee":"0.10"}'
+    answer = f'{{"result":"true",{envelope}{envelope and ","}{data}}}'.encode()
+    sandbox.faults.next_answers.extend([(200, {}, answer)] * 4)
+
+    run = materialize(FUTURES, [SETTLED])
+
+    assert run.success, run.message
+    assert len(asked(sandbox, FUTURES)) == 4
+    assert query("select distinct turnover::text from lbank.trade_future") == [("1.50",)]
+
+
+def test_a_refusal_whose_code_cannot_be_read_is_asked_again(sandbox):
+    sandbox.faults.next_answers.append((200, {}, b'{"result":"false","error_code":null,"msg":5}'))
+
+    assert materialize(FUTURES, [SETTLED]).success
+    assert len(asked(sandbox, FUTURES)) == 4 + 1
+
+
+@pytest.mark.parametrize("status", [418, 429])
+def test_a_longer_silence_than_a_run_can_wait_is_told(sandbox, status):
+    sandbox.faults.next_answers.append((status, {"Retry-After": "1000"}, HTML[2]))
+
+    run = materialize(FUTURES, [SETTLED])
+
+    assert "wants no request for 1000 s" in run.failed[SETTLED] and str(status) in run.failed[SETTLED]
+    assert len(asked(sandbox, FUTURES)) == 1
 
 
 def test_a_web_page_that_stays_is_told_as_one(sandbox):
@@ -725,7 +796,23 @@ def test_an_open_id_that_is_refused_is_left_out(sandbox, query, caplog, many_age
         rows = [row for row in rows_of(sandbox, COMMISSION, day) if row["openId"] != refused]
         assert landed(query, COMMISSION, day) == sent(rows)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [refused in warning and str(code) in warning for warning in warnings] == [True] * CHUNKS
+    assert all(refused in warning for warning in warnings)
+    assert sum(f"error_code {code}" in warning for warning in warnings) == CHUNKS
+
+
+def test_the_check_names_the_open_id_that_is_left_out(sandbox, many_agents):
+    sandbox.lbank.refused_open_ids[many_agents[0]] = 10022
+
+    run = materialize(COMMISSION, [SETTLED])
+
+    assert run.success, run.message
+    [check] = [
+        event.asset_check_evaluation_data
+        for event in run.events
+        if event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    ]
+    assert not check.passed
+    assert check.description == f"rows of these openIds are missing, since LBank refuses them: {many_agents[0]}"
 
 
 def test_a_refused_open_id_whose_rows_had_landed_fails_the_day(sandbox, query, many_agents):

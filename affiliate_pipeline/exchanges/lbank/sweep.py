@@ -231,7 +231,13 @@ class _Chunk:
                 self._requests[day],
                 self._asked_ms.get(day),
                 frozenset(self._left_out),
+                problems=self._told_of_left_out(),
             )
+
+    def _told_of_left_out(self) -> tuple[str, ...]:
+        if not self._left_out:
+            return ()
+        return (f"rows of these openIds are missing, since LBank refuses them: {', '.join(sorted(self._left_out))}",)
 
     def _leave_out(self, open_id: str, error: AccessRefused) -> None:
         if open_id in self._left_out:
