@@ -293,7 +293,8 @@ def _field_by_field(model: type[Row], body: bytes) -> tuple[Parsed, list[Problem
             unread.setdefault((name, "the field is missing"), []).append(b"")
         if more:
             unknown.update(more.keys())
-            extra[index] = msgspec.json.encode(more).decode()
+            # Of the same fields the same text, in whatever order they came: it is hashed.
+            extra[index] = msgspec.json.encode(more, order="sorted").decode()
     problems = [
         Problem(name, check, len(samples), _sample(samples[0].decode(errors="replace")) if samples[0] else None)
         for (name, check), samples in unread.items()

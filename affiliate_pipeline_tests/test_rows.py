@@ -406,6 +406,12 @@ def test_the_scale_changes_the_hash_and_quotes_do_not():
     assert hashed(row(income="1.0")) == hashed(bare("income", "1.0"))
 
 
+def test_the_order_of_unknown_fields_does_not_change_the_hash_and_their_values_do():
+    assert hashed(row(b="1.0", a=2)) == hashed(row(a=2, b="1.0")) != hashed(row(a=2, b="1.00"))
+    (extra,) = values(parse(Thing, [b'%s,"z":{"y": 1.0,"x":1},"a":1e2}' % row()[:-1]]), "extra")
+    assert extra == '{"a":1e2,"z":{"y": 1.0,"x":1}}'
+
+
 def test_the_hash_of_no_rows_is_that_of_nothing():
     assert hashed() == ContentHash().hexdigest() == "0" * 64
     assert hashed(row(name="\n")) != hashed(row(name="\n\n"))
