@@ -27,6 +27,7 @@ from affiliate_pipeline.postgres.shared import Shared
 from affiliate_pipeline.postgres.store import Day, Facts, Ledger, Shrunken, Store, StoreError, StoreUnavailable
 from affiliate_pipeline.rest.errors import ExchangeError, Fatal
 from affiliate_pipeline.rows import ContentHash, Invalid, Problem, batches, parse, split
+from affiliate_pipeline.spool import SpoolFull
 
 BATCH_BYTES = 4 << 20
 # So much of a day is made while PostgreSQL takes the day before.
@@ -127,7 +128,7 @@ def ingest(
             session.finished()
         for day in pending:
             yield Failed(day, _reason("the fetch ended without telling of it, a mistake of ours", ledger.get(day)))
-    except (ExchangeError, StoreUnavailable) as error:
+    except (ExchangeError, StoreUnavailable, SpoolFull) as error:
         # What ends the range ends it for every day not told of yet, including one that was just being landed.
         for day in pending:
             yield Failed(day, _reason(str(error), ledger.get(day)))

@@ -1,10 +1,15 @@
 """Chunks of bytes kept out of memory until they are needed. Knows nothing of what they hold."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from os import SEEK_END
 from tempfile import SpooledTemporaryFile
 
 IN_MEMORY_BYTES = 1 << 20
+
+
+class SpoolFull(Exception):
+    """The temporary folder takes no more; the text is for a person."""
 
 
 class Spool:
@@ -18,8 +23,16 @@ class Spool:
             self.append(chunk)
 
     def append(self, chunk: bytes) -> None:
-        self._file.seek(0, SEEK_END)
-        self._file.write(chunk)
+        try:
+            self._file.seek(0, SEEK_END)
+            self._file.write(chunk)
+            # What waits in a buffer would fail where it is read.
+            self._file.flush()
+        except OSError as error:
+            raise SpoolFull(
+                f"the temporary folder cannot be written to ({error.strerror}). Free space on its disk, or name a folder on "
+                "another one in TMPDIR, then materialize again"
+            ) from None
         self._sizes.append(len(chunk))
 
     def __iter__(self) -> Iterator[bytes]:
@@ -28,4 +41,5 @@ class Spool:
             yield self._file.read(size)
 
     def __del__(self) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()

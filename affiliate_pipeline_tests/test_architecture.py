@@ -32,7 +32,7 @@ DIRECTIONS = {
     "settings": {"postgres.server", "postgres.urls"},
     "exchanges": {"exchanges", "rest", "days", "schema", "rows", "settings", "spool"},
     "postgres": {"postgres", "schema", "rest.errors", "rest.redact", "exchanges.spec", "spool"},
-    "ingest": {"days", "exchanges.spec", "postgres", "rest.errors", "rest.limits", "rows", "schema"},
+    "ingest": {"days", "exchanges.spec", "postgres", "rest.errors", "rest.limits", "rows", "schema", "spool"},
     "dictionary": {"exchanges.registry", "exchanges.spec", "postgres.ddl", "schema"},
     "doctor": {"days", "exchanges.registry", "exchanges.spec", "postgres", "rest", "settings", "watch"},
     "parquet": {"postgres.extract"},

@@ -236,8 +236,10 @@ class Store:
         try:
             yield
         finally:
+            # A connection that is lost says so only when it is used.
             if not self._connection.closed:
-                self._lock("pg_advisory_unlock", endpoint)
+                with unavailable():
+                    self._lock("pg_advisory_unlock", endpoint)
 
     def _lock(self, function: str, endpoint: Endpoint) -> bool:
         with self._connection.transaction():

@@ -31,13 +31,15 @@ def private_key(secret: str) -> PrivateKeyTypes:
     """The key that `secret` is: PEM (newlines may be literal `\\n`), bare base64 of PKCS#8 DER, or the path
     of a file with either. Raises ValueError, whose text quotes nothing of the secret."""
     in_file = PEM_MARK not in secret and os.path.isfile(secret)
-    text = Path(secret).read_text(encoding="latin-1") if in_file else secret.replace("\\n", "\n")
     try:
+        text = Path(secret).read_text(encoding="latin-1") if in_file else secret.replace("\\n", "\n")
         if PEM_MARK in text:
             return load_pem_private_key(text.strip().encode(), password=None)
         return load_der_private_key(b64decode(text), password=None)
     except TypeError:  # what cryptography raises for a key that needs a passphrase
         problem = "is encrypted: store it without a passphrase"
+    except OSError as error:
+        problem = f"is in a file that cannot be read ({error.strerror}): let the user who runs this read it"
     except (ValueError, UnsupportedAlgorithm):
         problem = "cannot be read: neither PEM, nor base64 of PKCS#8 DER, nor the path of a file with one"
     # Outside the handlers: the parser's error may quote bytes of the key and must not be chained to this one.

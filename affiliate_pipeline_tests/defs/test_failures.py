@@ -9,6 +9,7 @@ import pytest
 
 from affiliate_pipeline.postgres.store import Store
 from affiliate_pipeline.rest import client
+from affiliate_pipeline.sandbox.exchange import Answer
 from affiliate_pipeline.sandbox.faults import KINDS
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import (
@@ -301,6 +302,21 @@ def test_a_full_disk_of_the_database_is_told_and_nothing_that_had_landed_is_lost
         assert landed(query, day) == sent(rows[day])
 
 
+def test_a_full_disk_of_the_temporary_folder_is_told_and_nothing_that_had_landed_is_lost(
+    sandbox, query, rows, monkeypatch
+):
+    materialize(KEY, DAYS[:2])
+    monkeypatch.setattr("affiliate_pipeline.spool.SpooledTemporaryFile", lambda max_size: open("/dev/full", "r+b"))
+
+    run = materialize(KEY, DAYS)
+
+    assert sorted(run.failed) == DAYS
+    for day in DAYS:
+        assert "the temporary folder cannot be written to (No space left on device)" in run.failed[day]
+    for day in DAYS[:2]:
+        assert landed(query, day) == sent(rows[day])
+
+
 def end_all_sessions(database_url) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(
@@ -326,6 +342,20 @@ def test_a_database_that_is_lost_on_the_way_leaves_what_landed_marked(sandbox, q
     assert "the database cannot be used" in run.message
     for day in run.materialized:
         assert landed(query, day) == sent(rows[day])
+
+
+def test_a_database_that_is_lost_while_the_range_ends_for_another_cause_is_told(sandbox, monkeypatch, database_url):
+    def refused(call):
+        end_all_sessions(database_url)
+        return Answer(401, b'{"code":-2015,"msg":"Invalid API-key, IP, or permissions for action."}')
+
+    monkeypatch.setattr(sandbox.binance, "answer", refused)
+    run = materialize(KEY, DAYS)
+
+    assert sorted(run.failed) == DAYS
+    for day in DAYS:
+        assert "the database cannot be used" in run.failed[day]
+        assert "Nothing of this day has landed" in run.failed[day]
 
 
 def test_a_day_that_has_landed_is_not_told_to_have_failed(sandbox, query, rows, monkeypatch, database_url):

@@ -201,6 +201,18 @@ def test_a_key_may_be_a_pem_a_pem_with_literal_newlines_or_a_file(tmp_path, keys
         accepts(keys, kind, signed.encode(), unquote(signature))
 
 
+def test_a_key_file_that_may_not_be_read_is_told_as_such(tmp_path, monkeypatch):
+    path = tmp_path / "key.pem"
+    path.touch()
+
+    def may_not(*_, **__):
+        raise PermissionError(13, "Permission denied", f"{path}")
+
+    monkeypatch.setattr("pathlib.Path.read_text", may_not)
+    with pytest.raises(ValueError, match=r"private key is in a file that cannot be read \(Permission denied\)"):
+        hmac_auth(f"{path}")
+
+
 @pytest.fixture(scope="module")
 def unusable(secret_of):
     """Secrets that cannot sign, by what is wrong with them."""
