@@ -325,7 +325,7 @@ SEVEN_MS = 1_792_566_000_000
     ("until", "headers"),
     [
         ("", ["Retry-After: Wed, 21 Oct 2026 09:00:00 GMT", AT_SEVEN]),
-        ("", [f"Retry-After: {formatdate(time.time() + 7_200, usegmt=True)}"]),
+        ("", ["Retry-After: {in_two_hours}"]),
         (f" IP banned until {SEVEN_MS + 7_200_000}.", [AT_SEVEN]),
         (f" IP banned until {SEVEN_MS + 7_200_000}.", [AT_SEVEN, "Retry-After: 60"]),
     ],
@@ -334,7 +334,8 @@ SEVEN_MS = 1_792_566_000_000
 def test_a_ban_is_respected_however_its_end_is_told(wire, until, headers, status):
     limit = Recording()
     body = b'{"code":-1003,"msg":"Way too much request weight used;%s"}' % until.encode()
-    wire.default = http(status, body, *headers)
+    in_two_hours = formatdate(time.time() + 7_200, usegmt=True)
+    wire.default = http(status, body, *(header.format(in_two_hours=in_two_hours) for header in headers))
     with connected(wire.url, limit=limit) as client, pytest.raises(Banned, match="no request for 7"):
         get(client)
     assert len(wire.heads) == 1 and limit.pauses == [pytest.approx(7_200, abs=120)]
