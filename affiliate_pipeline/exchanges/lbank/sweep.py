@@ -277,6 +277,8 @@ class _Chunk:
         """All rows of the question."""
         params = dict(task.ask.params)
         if not self._sweep.timeless:
+            # Nobody promises that the end is inclusive. One millisecond more would touch a day that was not asked for: one
+            # that always fails would take the day before with it.
             params |= {
                 "startTime": start_ms(task.days[0], self._zone),
                 "endTime": start_ms(task.days[-1] + DAY, self._zone) - 1,
