@@ -83,9 +83,7 @@ def test_a_local_part_with_odd_signs_is_not_shown(email):
 
 @given(SECRETS, st.sampled_from(NAMES), st.sampled_from(AROUND_SECRETS))
 def test_no_secret_survives(secret, name, around):
-    shown = redact(around.format(name, secret))
-    assert secret not in shown
-    assert shown == around.format(name, "***")
+    assert redact(around.format(name, secret)) == around.format(name, "***")
 
 
 @given(SECRETS, st.sampled_from(NAMES))

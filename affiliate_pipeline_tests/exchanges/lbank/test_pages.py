@@ -111,10 +111,12 @@ def test_whoever_arrives_while_pages_are_read_comes_too(times, arrivals, data):
     at_last_page = Counter()
 
     def change(number):
+        # Whoever arrives while one instant is asked for by itself may hide another one, who arrived before.
+        if alone:
+            return
         if number in arrivals:
             served.rows += rows_at([data.draw(st.integers(1, 9))], names)
-        if not alone:
-            at_last_page.update(served.all - at_last_page)
+        at_last_page.update(served.all - at_last_page)
 
     alone = False
 
