@@ -200,10 +200,9 @@ class _Landing:
         begun: dict[date, Future[_Begun]] = {}
         with ThreadPoolExecutor(1, thread_name_prefix="begin") as beside:
             for done, fetched in enumerate(fetching, start=1):
-                if isinstance(fetched, DayRows):
+                if isinstance(fetched, DayRows) and (following := fetched.following):
                     # Read and validated while PostgreSQL takes this one.
-                    for following in fetched.following[:1]:
-                        begun[following.day] = beside.submit(self._begin, following, asked_at, BLOCKS_MADE)
+                    begun[following.day] = beside.submit(self._begin, following, asked_at, BLOCKS_MADE)
                 yield self._outcome(fetched, asked_at, begun.pop(fetched.day, None))
                 if done == len(ask) or time.monotonic() - told_at >= LOG_EVERY_S:
                     told_at = time.monotonic()

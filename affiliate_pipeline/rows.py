@@ -23,7 +23,7 @@ from affiliate_pipeline.rest.redact import redact
 from affiliate_pipeline.schema import KINDS, Column, Row, columns
 
 SAMPLE_CHARACTERS = 40
-# Decoded at once: with more, what Python makes of it no longer fits the processor's caches.
+# Decoded at once: with more, what is made of it no longer fits the processor's caches.
 DECODED_BYTES = 1 << 20
 
 

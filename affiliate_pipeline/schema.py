@@ -75,8 +75,9 @@ def _flag(raw: bytes) -> bool:
 class Kind:
     """One kind of value.
 
-    `noun` is what people call it; `sent` is how Arrow reads the JSON type that is usually sent, if within `range`; `read`
-    gives the value of any other spelling exactly, and raises ValueError or KeyError where there is none.
+    `noun` is what people call it; `sent` is how Arrow reads the JSON type that is usually sent, if within `range` (none:
+    whatever the column can hold); `read` gives the value of any other spelling exactly, and raises ValueError or KeyError
+    where there is none.
     """
 
     name: str
@@ -90,9 +91,7 @@ class Kind:
 
 def _whole(name: str, bits: int, type_: arrow.DataType) -> Kind:
     least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    return Kind(
-        name, f"a whole number of {bits} bits", name, type_, arrow.int64(), _integer(least, most), (least, most)
-    )
+    return Kind(name, f"a whole number of {bits} bits", name, type_, arrow.int64(), _integer(least, most))
 
 
 _INSTANT = arrow.timestamp("ms", "UTC")

@@ -22,7 +22,7 @@ class DayRows:
 
     `asked_ms` is when the oldest answer among them was asked for, None if that was in this run. `left_out` are openIds
     whose rows the exchange refused to give. `note` and `problems` are what a person should know of a day that lands: the
-    latter are for somebody to mend. `following` are days that are complete already and will be told of next.
+    latter are for somebody to mend. `following` is a day that is complete already and will be told of soon.
     """
 
     day: date
@@ -33,7 +33,7 @@ class DayRows:
     left_out: frozenset[str] = frozenset()
     note: str = ""
     problems: tuple[str, ...] = ()
-    following: tuple["DayRows", ...] = ()
+    following: "DayRows | None" = None
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ class _Walk:
         if isinstance(item, DayError):
             return item
         with self._done.mutex:
-            return replace(item, following=tuple(each for each in self._done.queue if isinstance(each, DayRows)))
+            return replace(item, following=next((each for each in self._done.queue if isinstance(each, DayRows)), None))
 
     def _submit(self, *windows: tuple[int, int]) -> None:
         # All are counted before the first one may end: the walk ends with the last open window.
