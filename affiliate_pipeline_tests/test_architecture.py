@@ -284,10 +284,10 @@ def files() -> list[Path]:
 def test_no_file_names_a_path_of_this_machine():
     paths = {str(path) for path in (ROOT, Path.home(), Path(sys.prefix)) if len(path.parts) > 1}
     pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(path)}(?![\w.-])" for path in paths))
-    named = {path.relative_to(ROOT): pattern.search(path.read_text(encoding="utf-8")) for path in files()}
+    named = {path.relative_to(ROOT): pattern.search(path.read_text(encoding="utf-8", errors="replace")) for path in files()}
     assert {str(path): found.group() for path, found in named.items() if found} == {}
 
 
 def test_no_file_names_a_registry():
     hosts = re.compile("|".join(re.escape(".".join(parts)) for parts in [("pypi", "org"), ("pythonhosted", "org")]))
-    assert [str(path) for path in files() if hosts.search(path.read_text(encoding="utf-8"))] == []
+    assert [str(path) for path in files() if hosts.search(path.read_text(encoding="utf-8", errors="replace"))] == []

@@ -1,0 +1,167 @@
+"""What every endpoint lands from the sandbox, pinned: ledger rows, content hashes and the tables' contents.
+
+The expectations are in `characterization.json`. A change of structure must not change them. After a change that is meant
+to alter what lands, delete the file, run the test once (it writes the file and fails) and review the difference.
+"""
+
+import gzip
+import json
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline_tests.conftest import materialize
+
+EXPECTED = Path(__file__).with_name("characterization.json")
+# A dump of what release 0.1.0 had landed at `NOW`: with a day restated after it had settled, and with rejected rows.
+RELEASE_0_1_0 = Path(__file__).with_name("database_0_1_0.sql.gz")
+NOW = datetime(2026, 11, 3, 6, tzinfo=UTC)
+TODAY = NOW.date()
+# Across the end of a month, which LBank's fan-outs split at. The last ones have not settled.
+DAYS = [TODAY - timedelta(days=number) for number in range(5, 0, -1)]
+# Retained by the kickback export only.
+EXPORT_DAYS = [TODAY - timedelta(days=number) for number in range(12, 8, -1)]
+REBATES = "binance/rebate_recent_record"
+EXPORT_REQUEST, EXPORT = "binance/kickback_historical_request", "binance/kickback_historical_record"
+SNAPSHOTS = [endpoint.key for endpoint in ENDPOINTS if endpoint.observation]
+RECORDS = [endpoint.key for endpoint in ENDPOINTS if endpoint.key not in {*SNAPSHOTS, EXPORT, EXPORT_REQUEST}]
+# Columns that hold the time of the run.
+UNSTABLE = {
+    EXPORT_REQUEST: ["requested_at"],
+    "binance/customization_assignment": ["attempted_at"],
+    "binance/user_customization_assignment": ["attempted_at"],
+}
+
+
+def shift_clock() -> None:
+    """From now on this process's clock continues from `NOW`; the sandbox's clock is the same one."""
+    real = time.time_ns
+    ahead = real() - int(NOW.timestamp()) * 10**9
+    time.time_ns = lambda: real() - ahead
+
+
+@pytest.fixture
+def exchange(both: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox]:
+    """Both exchanges as they were at `NOW`, with assignments configured."""
+    monkeypatch.setattr(time, "time_ns", time.time_ns)
+    shift_clock()
+    customers = tmp_path / "customers.csv"
+    customers.write_text("customerId,email\nnew1,jane.doe1@example.com\nnew2,jane.doe2@example.com\n")
+    monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(customers))
+    monkeypatch.setenv("BINANCE_USER_CUSTOMER_ID", "myself")
+    yield both
+
+
+def land_in_new_process(key: str, days: Sequence[date]) -> None:
+    shift_clock()
+    materialize(key, days)
+
+
+def kill_while_landing(exchange: Sandbox, landed: Callable[[], int], key: str, days: Sequence[date]) -> None:
+    """Kills a run of these days after the first of them has landed and before the last one can."""
+    killed = threading.Event()
+
+    def withhold_last_day(row: dict[str, Any]) -> dict[str, Any]:
+        if row["time"] >= datetime(days[-1].year, days[-1].month, days[-1].day, tzinfo=UTC).timestamp() * 1000:
+            killed.wait(60)
+        return row
+
+    exchange.faults.transform_row = withhold_last_day
+    run = multiprocessing.get_context("spawn").Process(target=land_in_new_process, args=(key, days))
+    run.start()
+    deadline = time.monotonic() + 120
+    while not landed():
+        assert run.is_alive() and time.monotonic() < deadline
+        run.join(0.05)
+    run.kill()
+    run.join()
+    killed.set()
+    exchange.faults.transform_row = None
+
+
+def test_every_endpoint_lands_what_it_always_landed(exchange, query):
+    def landed_rebates() -> int:
+        return query("select count(*) from affiliate.landing")[0][0] if _exists(query, "affiliate.landing") else 0
+
+    kill_while_landing(exchange, landed_rebates, REBATES, DAYS)
+    assert 0 < landed_rebates() < len(DAYS)
+
+    runs = {key: materialize(key, DAYS) for key in RECORDS}
+    runs |= {key: materialize(key, [TODAY]) for key in SNAPSHOTS}
+    runs |= {key: materialize(key, EXPORT_DAYS) for key in (EXPORT_REQUEST, EXPORT)}
+    assert {key: run.message for key, run in runs.items() if not run.success} == {}
+    assert {endpoint.key for endpoint in ENDPOINTS} == runs.keys()
+    landed = _dump(query)
+
+    exchange.binance.set_rebates(row for row in exchange.binance.rebates(DAYS[0])[5:])
+    refused = materialize(REBATES, DAYS[:1])
+    assert not refused.success and _dump(query) == landed
+    assert materialize(REBATES, DAYS[:1], allow_shrink=True).success
+    shrunken = _dump(query)[REBATES]
+
+    found = {
+        "landed": landed,
+        "shrunken": {day: row for day, row in shrunken.items() if row != landed[REBATES][day]},
+        "superseded": query(
+            "select asset, partition::text, count(*), sum((payload->>'income')::numeric)::text "
+            "from affiliate.superseded_row group by 1, 2"
+        ),
+    }
+    found = json.loads(json.dumps(found))
+    if not EXPECTED.exists():
+        EXPECTED.write_text(json.dumps(found, indent=1) + "\n")
+        pytest.fail(f"{EXPECTED.name} was missing and has been written: review and commit it")
+    assert found == json.loads(EXPECTED.read_text())
+
+
+def test_a_database_of_release_0_1_0_continues_to_land(exchange, query, database_url):
+    with psycopg.connect(database_url) as connection:
+        connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()).decode())
+    before = _dump(query)
+
+    runs = {key: materialize(key, DAYS[1:]) for key in RECORDS}
+
+    assert {key: run.message for key, run in runs.items() if not run.success} == {}
+    assert not [key for key, run in runs.items() for day in run.materialized.values() if day["changed"]]
+    assert _dump(query) == before
+    assert materialize(REBATES, DAYS[:1]).success
+    expected = json.loads(EXPECTED.read_text())
+    assert _dump(query)[REBATES] == expected["landed"][REBATES]
+    superseded = query("select partition::text, count(*)::int from affiliate.superseded_row group by 1")
+    assert superseded == [(f"{DAYS[0]}", 5)]
+    assert query("select count(*) from affiliate.rejected_row") == [(0,)]
+
+
+def _exists(query: Callable[..., list[tuple]], table: str) -> bool:
+    return query("select to_regclass(%s) is not null", table)[0][0]
+
+
+def _dump(query: Callable[..., list[tuple]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """By asset and day: the ledger's row without times and run, and a hash of the table's rows in any order."""
+    ledger = query("select asset, partition, rows, content_hash, settled from affiliate.landing order by 1, 2")
+    dump: dict[str, dict[str, dict[str, Any]]] = {}
+    for asset, day, rows, content_hash, settled in ledger:
+        left_out = ["landed_at", "run_id", "account", *UNSTABLE.get(asset, [])]
+        [(table_hash,)] = query(
+            "select md5(string_agg(line, '\n' order by line collate \"C\")) from "
+            f"(select (to_jsonb(t) - %s::text[])::text line from {asset.replace('/', '.')} t where partition_date = %s) l",
+            left_out,
+            day,
+        )
+        stable_hash = None if asset in UNSTABLE else content_hash
+        dump.setdefault(asset, {})[f"{day}"] = {
+            "rows": rows,
+            "content_hash": stable_hash,
+            "settled": settled,
+            "table_md5": table_hash,
+        }
+    return dump
