@@ -26,12 +26,12 @@ from rich.table import Table
 
 from affiliate_pipeline import settings
 from affiliate_pipeline.cli.app import Stop, app, console, doing, parse_days
+from affiliate_pipeline.commission.rollup import Commission
 from affiliate_pipeline.days import DAY, fold, runs
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.ingest import connected, now_ms, plan_of
 from affiliate_pipeline.postgres import server
-from affiliate_pipeline.postgres.commission import Commission
 from affiliate_pipeline.postgres.store import Ledger, Store
 from affiliate_pipeline.postgres.urls import libpq_environment
 from affiliate_pipeline.rest.redact import redact

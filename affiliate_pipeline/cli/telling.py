@@ -15,14 +15,14 @@ import typer
 
 from affiliate_pipeline import settings
 from affiliate_pipeline.cli.app import Stop, app, console, parse_days
+from affiliate_pipeline.commission.export import Extract, extract
+from affiliate_pipeline.commission.figures import Incomplete, gather, incomplete
+from affiliate_pipeline.commission.report import render
+from affiliate_pipeline.commission.rollup import Commission
 from affiliate_pipeline.days import fold
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.postgres.commission import Commission
-from affiliate_pipeline.postgres.extract import Extract, extract
 from affiliate_pipeline.postgres.store import Store
-from affiliate_pipeline.report import page
-from affiliate_pipeline.report.figures import Incomplete, gather, incomplete
 from affiliate_pipeline.settings import Project
 
 DERIVED = "affiliate.daily_commission"
@@ -53,7 +53,7 @@ def report(
         if wanted < start:
             raise Stop(f"{wanted} lies before AFFILIATE_START_DATE, {start}: ask for a later one, or set that earlier")
         figures = gather(commission, _configured(), wanted, start, made_up=settings.is_sandbox())
-    path = page.write(figures, settings.reports())
+    path = render.write(figures, settings.reports())
     console.print(f"{path}")
     if figures.stale:
         # The sensor is at most a minute or two behind while Dagster runs.
@@ -98,7 +98,7 @@ def _write(found: Extract, kind: Format, file: BinaryIO) -> None:
         for block in found.csv():
             file.write(block)
         return
-    from affiliate_pipeline import parquet  # pyarrow is slow to import
+    from affiliate_pipeline.commission import parquet  # pyarrow is slow to import
 
     columns = found.columns()
     with tempfile.TemporaryFile() as whole:  # a pipe cannot tell where it is

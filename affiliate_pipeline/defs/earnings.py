@@ -11,17 +11,17 @@ import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from affiliate_pipeline import settings
+from affiliate_pipeline.commission.figures import Figures, gather
+from affiliate_pipeline.commission.report import render, text
+from affiliate_pipeline.commission.rollup import Commission, Sum
 from affiliate_pipeline.days import DAY, fold, runs
 from affiliate_pipeline.defs.assets import FAILED_PARTITIONS
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
 from affiliate_pipeline.defs.resources import Postgres
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.postgres.commission import Commission, Sum
 from affiliate_pipeline.postgres.ddl import DAILY_COMMISSION
 from affiliate_pipeline.postgres.server import ServerError
 from affiliate_pipeline.postgres.store import Store, StoreUnavailable
-from affiliate_pipeline.report import page, text
-from affiliate_pipeline.report.figures import Figures, gather
 from affiliate_pipeline.settings import Project, SettingsError
 
 COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])
@@ -200,7 +200,7 @@ def _amounts(each: Sum) -> dict[str, str | int | None]:
 def _report(context: dg.AssetExecutionContext, figures: Figures) -> dict[str, Any]:
     metadata: dict[str, Any] = {"report": dg.MetadataValue.md(text.markdown(figures))}
     try:
-        metadata["page"] = dg.MetadataValue.path(page.write(figures, settings.reports()))
+        metadata["page"] = dg.MetadataValue.path(render.write(figures, settings.reports()))
     except OSError as error:  # where a run has no disk of its own, the metadata are the report
         context.log.warning("the page of %s was not written: %s", figures.day, error.strerror)
     return metadata

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
+from affiliate_pipeline.commission.rollup import Commission, Earner, Sum
 from affiliate_pipeline.days import DAY, days_from
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.postgres.commission import Commission, Earner, Sum
 
 SPAN_DAYS = 30
 MOST_EARNERS = 3

@@ -6,9 +6,9 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from xml.etree import ElementTree
 
-from affiliate_pipeline.postgres.commission import Earner, Sum
-from affiliate_pipeline.report import chart, page, text
-from affiliate_pipeline.report.figures import Figures, Incomplete, masked
+from affiliate_pipeline.commission.figures import Figures, Incomplete, masked
+from affiliate_pipeline.commission.report import chart, render, text
+from affiliate_pipeline.commission.rollup import Earner, Sum
 
 DAYS = [date(2026, 10, 30) + timedelta(days=number) for number in range(5)]
 HOSTILE = "<script>alert(1)</script>\"'|`[x](http://evil)"
@@ -78,14 +78,14 @@ def test_kinds_of_one_coin_are_added_exactly():
 def test_no_text_of_an_exchange_becomes_markup():
     hostile = figures({DAYS[-1]: "1"}, coin=HOSTILE, earner=HOSTILE)
 
-    for shown in (page.html(hostile), chart.picture(hostile), text.markdown(hostile)):
+    for shown in (render.html(hostile), chart.picture(hostile), text.markdown(hostile)):
         assert "<script" not in shown
     assert "](http" not in text.markdown(hostile)
     ElementTree.fromstring(chart.picture(hostile))
 
 
 def test_a_page_asks_nothing_of_the_network():
-    shown = page.html(figures({DAYS[-1]: "1.5"}))
+    shown = render.html(figures({DAYS[-1]: "1.5"}))
 
     assert not re.search(r"(src|href|url|@import)\s*[=(]", shown)
     assert "default-src 'none'" in shown and "prefers-color-scheme:dark" in shown and "width=device-width" in shown
@@ -93,7 +93,7 @@ def test_a_page_asks_nothing_of_the_network():
 
 def test_what_the_sandbox_made_up_is_called_so():
     real = figures({DAYS[-1]: "1.5"})
-    for shown in (page.html, text.markdown):
+    for shown in (render.html, text.markdown):
         assert "Made-up data" in shown(replace(real, made_up=True))
         assert "Made-up" not in shown(real)
 

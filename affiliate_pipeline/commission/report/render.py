@@ -6,10 +6,10 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from affiliate_pipeline.postgres.commission import Sum
-from affiliate_pipeline.report import chart
-from affiliate_pipeline.report.figures import Figures, masked
-from affiliate_pipeline.report.text import MADE_UP, incomplete
+from affiliate_pipeline.commission.figures import Figures, masked
+from affiliate_pipeline.commission.report import chart
+from affiliate_pipeline.commission.report.text import MADE_UP, incomplete
+from affiliate_pipeline.commission.rollup import Sum
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b2733;--soft:#5d6b7a;--line:#dde3e9;--ground:#f5f7f9;--card:#fff}

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import pyarrow as arrow
 from pyarrow import parquet
 
-from affiliate_pipeline.postgres.extract import Column
+from affiliate_pipeline.commission.export import Column
 
 KINDS = {
     "text": arrow.string(),

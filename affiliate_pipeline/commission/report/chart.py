@@ -10,7 +10,7 @@ from datetime import date
 from decimal import Context, Decimal
 from html import escape
 
-from affiliate_pipeline.report.figures import Figures
+from affiliate_pipeline.commission.figures import Figures
 
 MOST_COINS = 6
 BAR_PX, GAP_PX = 8, 2

@@ -4,9 +4,9 @@ import re
 from base64 import b64encode
 from html import escape
 
+from affiliate_pipeline.commission.figures import Figures, masked
+from affiliate_pipeline.commission.report import chart
 from affiliate_pipeline.days import fold
-from affiliate_pipeline.report import chart
-from affiliate_pipeline.report.figures import Figures, masked
 
 MADE_UP = "Made-up data of the sandbox: nobody has earned this."
 

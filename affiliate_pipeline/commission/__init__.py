@@ -1,0 +1,1 @@
+"""What was earned: added up by day, exported, and shown to people."""
