@@ -129,7 +129,7 @@ def _serve(pipe: Connection, prepare: Callable[..., Any], arguments: Sequence[An
 
 
 def _rebates(day: date, count: int) -> Iterator[dict[str, Any]]:
-    from affiliate_pipeline.sandbox.rebates import generated_day
+    from affiliate_pipeline.sandbox.binance.rebates import generated_day
     from affiliate_pipeline.sandbox.rows import decode
 
     rows = generated_day(day, SURPLUS * count).rows

@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Self
 
-from affiliate_pipeline.sandbox.binance import Binance
+from affiliate_pipeline.sandbox.binance.exchange import Binance
 from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call, Exchange
 from affiliate_pipeline.sandbox.faults import Faults
-from affiliate_pipeline.sandbox.lbank import LBank
+from affiliate_pipeline.sandbox.lbank.exchange import LBank
 
 HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.02

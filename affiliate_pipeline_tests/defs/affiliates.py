@@ -10,9 +10,9 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Plan
 from affiliate_pipeline.ingest import connected, plan_of
 from affiliate_pipeline.postgres.store import Store
-from affiliate_pipeline.sandbox.affiliates import MONEY as KINDS
-from affiliate_pipeline.sandbox.affiliates import OWN_OPEN_ID, start_of
-from affiliate_pipeline.sandbox.rebates import DAY_MS
+from affiliate_pipeline.sandbox.binance.rebates import DAY_MS
+from affiliate_pipeline.sandbox.lbank.users import MONEY as KINDS
+from affiliate_pipeline.sandbox.lbank.users import OWN_OPEN_ID, start_of
 
 ENDPOINT = {endpoint.name: endpoint for endpoint in ENDPOINTS if endpoint.exchange.name == "lbank"}
 PATH = {name: endpoint.path for name, endpoint in ENDPOINT.items()}

@@ -10,7 +10,7 @@ from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.exchanges.binance import history
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.collection import Collections
-from affiliate_pipeline.sandbox.kickbacks import FileForm
+from affiliate_pipeline.sandbox.binance.kickbacks import FileForm
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.kickbacks import (
     HISTORY,

@@ -18,7 +18,7 @@ from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.ingest import Landed, connected, ingest
 from affiliate_pipeline.postgres.store import Store
 from affiliate_pipeline.sandbox import Number, Sandbox
-from affiliate_pipeline.sandbox.affiliates import OWN_OPEN_ID
+from affiliate_pipeline.sandbox.lbank.users import OWN_OPEN_ID
 from affiliate_pipeline_tests import conftest
 from affiliate_pipeline_tests.conftest import instance_of_all_runs
 from affiliate_pipeline_tests.defs.affiliates import (

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline.sandbox.lbank import LBank
+from affiliate_pipeline.sandbox.lbank.exchange import LBank
 
 REBATES = "/sapi/v1/apiReferral/rebate/recentRecord"
 NOON_MS = 1_748_952_000_000  # 2025-06-03 12:00 UTC

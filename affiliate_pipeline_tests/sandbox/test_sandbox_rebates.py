@@ -10,7 +10,7 @@ from decimal import Decimal
 import pytest
 
 from affiliate_pipeline.sandbox import Number, Sandbox
-from affiliate_pipeline.sandbox.rebates import DAY_MS, HOUR_MS, generated_day, start_of
+from affiliate_pipeline.sandbox.binance.rebates import DAY_MS, HOUR_MS, generated_day, start_of
 
 DAY = date(2025, 6, 3)
 YESTERDAY = date(2025, 6, 2)
@@ -190,7 +190,7 @@ def test_given_rows_replace_all_there_was(sandbox):
 
 def test_a_day_is_the_same_in_every_process_and_at_every_time():
     code = (
-        "import datetime, hashlib; from affiliate_pipeline.sandbox.rebates import generated_day;"
+        "import datetime, hashlib; from affiliate_pipeline.sandbox.binance.rebates import generated_day;"
         "rows = generated_day(datetime.date(2025, 6, 3), 3000).rows;"
         "print(len(rows), hashlib.sha256(b''.join(rows)).hexdigest()[:16])"
     )

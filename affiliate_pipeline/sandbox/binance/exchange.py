@@ -13,11 +13,9 @@ from datetime import date
 from functools import lru_cache
 from typing import Any
 
-from affiliate_pipeline.sandbox.customers import EMAIL, Customers
-from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call
-from affiliate_pipeline.sandbox.faults import Faults
-from affiliate_pipeline.sandbox.kickbacks import FILES, RECENT_MS, Kickbacks
-from affiliate_pipeline.sandbox.rebates import (
+from affiliate_pipeline.sandbox.binance.customers import EMAIL, Customers
+from affiliate_pipeline.sandbox.binance.kickbacks import FILES, RECENT_MS, Kickbacks
+from affiliate_pipeline.sandbox.binance.rebates import (
     DAY_MS,
     EMPTY_DAY,
     Day,
@@ -26,6 +24,8 @@ from affiliate_pipeline.sandbox.rebates import (
     given_days,
     start_of,
 )
+from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call
+from affiliate_pipeline.sandbox.faults import Faults
 from affiliate_pipeline.sandbox.rows import decode, encode
 from affiliate_pipeline.sandbox.signatures import verifier
 

@@ -16,9 +16,7 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from affiliate_pipeline.sandbox.exchange import Answer, Call
-from affiliate_pipeline.sandbox.faults import Faults
-from affiliate_pipeline.sandbox.rebates import (
+from affiliate_pipeline.sandbox.binance.rebates import (
     BY_WEIGHT,
     DAY_MS,
     EMPTY_DAY,
@@ -30,6 +28,8 @@ from affiliate_pipeline.sandbox.rebates import (
     offsets,
     start_of,
 )
+from affiliate_pipeline.sandbox.exchange import Answer, Call
+from affiliate_pipeline.sandbox.faults import Faults
 from affiliate_pipeline.sandbox.rows import decode, encode
 
 DAYS_CACHED = 40

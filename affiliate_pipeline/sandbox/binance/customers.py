@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Mapping
 
-from affiliate_pipeline.sandbox.rebates import CUSTOMERS
+from affiliate_pipeline.sandbox.binance.rebates import CUSTOMERS
 
 EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 

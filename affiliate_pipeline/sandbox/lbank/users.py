@@ -13,8 +13,8 @@ from datetime import date
 from functools import lru_cache, reduce
 from hashlib import blake2b
 
-from affiliate_pipeline.sandbox import rebates
-from affiliate_pipeline.sandbox.rebates import DAY_MS, HOUR_MS
+from affiliate_pipeline.sandbox.binance import rebates
+from affiliate_pipeline.sandbox.binance.rebates import DAY_MS, HOUR_MS
 from affiliate_pipeline.sandbox.rows import encode
 
 ZONE_AHEAD_MS = 8 * HOUR_MS

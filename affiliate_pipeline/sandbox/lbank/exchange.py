@@ -15,7 +15,10 @@ from hashlib import md5
 from typing import Any
 from urllib.parse import parse_qsl
 
-from affiliate_pipeline.sandbox.affiliates import (
+from affiliate_pipeline.sandbox.binance.rebates import DAY_MS
+from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call
+from affiliate_pipeline.sandbox.faults import Faults
+from affiliate_pipeline.sandbox.lbank.users import (
     FOUNDED_MS,
     FUTURES,
     MONEY,
@@ -34,9 +37,6 @@ from affiliate_pipeline.sandbox.affiliates import (
     profile,
     start_of,
 )
-from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call
-from affiliate_pipeline.sandbox.faults import Faults
-from affiliate_pipeline.sandbox.rebates import DAY_MS
 from affiliate_pipeline.sandbox.rows import decode, encode
 from affiliate_pipeline.sandbox.signatures import is_public_key, verifier
 
