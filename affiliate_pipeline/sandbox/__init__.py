@@ -1,9 +1,10 @@
 """The sandbox: exchanges on loopback, as strict as the real ones, with data known to the last digit.
 
 It imports nothing else of affiliate_pipeline and verifies signatures with code of its own, so that a mistake
-of the client cannot hide in shared code. `server` carries HTTP, `binance` and `lbank` are exchanges and know no
-socket, `exchange` is what they agree on with the server, `faults` spoils answers, `rebates`, `customers` and
-`affiliates` make data up, `signatures` verifies, `rows` writes JSON. Another exchange is a sibling of `binance` and one more name in `Sandbox`.
+of the client cannot hide in shared code. `server` carries HTTP; `binance` and `lbank` are exchanges and know no
+socket; `exchange` is the protocol between them, `faults` spoils answers. The exchanges share `parameters`,
+`signatures`, `sliding_window`, `days` and `rows`. Another exchange is a folder like `binance` and one more name in
+`Sandbox`.
 """
 
 from affiliate_pipeline.sandbox.faults import Faults

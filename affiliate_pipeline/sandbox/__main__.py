@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for day, status in options.fail_day:
         sandbox.faults.fail_day(day, status=status)
-    sandbox.faults.mix(**dict.fromkeys(KINDS, options.error_rate / len(KINDS)))
+    rate: float = options.error_rate / len(KINDS)
+    sandbox.faults.mix(**dict.fromkeys(KINDS, rate))
     # Blocked before the threads start, which inherit it: the signals then wait for sigwait.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

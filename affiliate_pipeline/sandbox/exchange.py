@@ -6,6 +6,7 @@ Nothing of HTTP's transport and nothing of a particular exchange may live here.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from email.message import Message
 from functools import cached_property
 from typing import Protocol
 from urllib.parse import unquote
@@ -19,7 +20,7 @@ class Call:
     path: str
     query: str
     body: str
-    headers: Mapping[str, str]
+    headers: Message
 
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
@@ -40,7 +41,7 @@ class Answer:
     status: int
     body: bytes
     content_type: str = "application/json;charset=UTF-8"
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
     code: int | None = None
     fault: str | None = None
     delay_s: float = 0
@@ -50,14 +51,18 @@ NOT_FOUND = Answer(404, b"<html><body><h2>404 Not found</h2></body></html>", "te
 
 
 class Exchange(Protocol):
-    prefixes: tuple[str, ...]
-    """The beginnings of the paths that are this exchange's."""
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The beginnings of the paths that are this exchange's."""
+        ...
 
     def answer(self, call: Call) -> Answer:
         """The exchange's own answer, a refusal included."""
+        ...
 
     def refusal(self, status: int, code: int | None = None, retry_after_s: int | None = None) -> Answer:
         """A refusal in the exchange's envelope; without a code, with the one usual for such a status."""
+        ...
 
     def days(self, call: Call) -> tuple[date, date] | None:
         """The first and the last of the exchange's days that a call asks about, None if it names no time."""

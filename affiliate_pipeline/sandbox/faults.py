@@ -13,6 +13,7 @@ from datetime import date
 from typing import Any
 
 from affiliate_pipeline.sandbox.exchange import Answer, Call, Exchange
+from affiliate_pipeline.sandbox.rows import decode, encode
 
 KINDS = ("http_500", "http_502", "reset", "truncated", "html", "rate_limited", "slow")
 BAD_GATEWAY = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
@@ -59,6 +60,12 @@ class Faults:
             self._rates: dict[str, float] = {}
             self._random = random.Random(0)
 
+    def transformed(self, rows: list[bytes]) -> list[bytes]:
+        """The rows as `transform_row` alters them."""
+        if transform := self.transform_row:
+            return [encode(transform(decode(row))) for row in rows]
+        return rows
+
     def fail_day(self, day: date, *, status: int = 500, code: int | None = None) -> None:
         """From now on every call whose range touches the day, one of the exchange's own, is answered with this error.
 
@@ -81,10 +88,8 @@ class Faults:
         """The answer to send in place of this one; often the same."""
         if answer.status != 200 or answer.code is not None or self.path not in call.path:
             return answer
-        if self._days and (touched := exchange.days(call)):
-            for day, (status, code) in self._days.items():
-                if touched[0] <= day <= touched[1]:
-                    return replace(exchange.refusal(status, code), fault="fail_day")
+        if failure := self._day_failure(call, exchange):
+            return failure
         with self._lock:
             if self.next_answers:
                 status, headers, body = self.next_answers.popleft()
@@ -99,11 +104,16 @@ class Faults:
                 return Answer(200, FIREWALL_PAGE, "text/html", fault=kind)
             case "rate_limited":
                 return replace(exchange.refusal(429, retry_after_s=self.retry_after_s), fault=kind)
-            case "slow":
-                return replace(answer, fault=kind, delay_s=self.slow_s)
-            case "reset" | "truncated":
-                return replace(answer, fault=kind)
-        return answer
+            case _:
+                return replace(answer, fault=kind, delay_s=self.slow_s if kind == "slow" else 0)
+
+    def _day_failure(self, call: Call, exchange: Exchange) -> Answer | None:
+        """The refusal of a call whose range touches a failing day."""
+        if self._days and (touched := exchange.days(call)):
+            for day, (status, code) in self._days.items():
+                if touched[0] <= day <= touched[1]:
+                    return replace(exchange.refusal(status, code), fault="fail_day")
+        return None
 
     def _draw(self) -> str | None:
         point = self._random.random() if self._rates else 0

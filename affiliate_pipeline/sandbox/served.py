@@ -1,7 +1,7 @@
 """The sandbox for whoever needs it and may find nobody serving it."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -9,7 +9,7 @@ from affiliate_pipeline.sandbox.server import Sandbox
 
 
 @contextmanager
-def served(base_url: str, rate_scale: float = 1.0) -> Iterator[None]:
+def served(base_url: str, rate_scale: float = 1.0) -> Generator[None, None, None]:
     """Something answers at the loopback URL: whoever serves it already, else this process for as long as it needs it.
 
     The data are the same whoever serves them; `rate_scale` is `Sandbox`'s, where this process serves.

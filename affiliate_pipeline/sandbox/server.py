@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
+from socketserver import BaseServer, TCPServer
 from typing import Self
 
 from affiliate_pipeline.sandbox.binance.exchange import Binance
@@ -102,30 +103,33 @@ class Sandbox:
         return answer
 
 
+# What socketserver calls a request: of a server of UDP, it is a pair.
+_Connection = socket.socket | tuple[bytes, socket.socket]
+
+
 class _Server(ThreadingHTTPServer):
     request_queue_size = 512
     allow_reuse_port = False  # two sandboxes on one port would share its connections
 
     def __init__(self, address: tuple[str, int], answer: Callable[[Call], Answer]) -> None:
-        self.answer = answer
         self._open: set[socket.socket] = set()
-        super().__init__(address, _Handler)
+        super().__init__(address, partial(_Handler, answer))
 
     def server_bind(self) -> None:
         # HTTPServer's own would look its host up in the DNS.
         TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = self.socket.getsockname()
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
         connection, address = super().get_request()
         self._open.add(connection)
         return connection, address
 
-    def close_request(self, request: socket.socket) -> None:
+    def close_request(self, request: _Connection) -> None:
         self._open.discard(request)
         super().close_request(request)
 
-    def handle_error(self, request: socket.socket, client_address: tuple[str, int]) -> None:
+    def handle_error(self, request: _Connection, client_address: object) -> None:
         """Silent about callers that went away; anything else is a mistake in here and is printed."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
@@ -143,12 +147,21 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    server: _Server
+
+    def __init__(
+        self,
+        answer: Callable[[Call], Answer],
+        request: socket.socket,
+        client_address: tuple[str, int],
+        server: BaseServer,
+    ) -> None:
+        self._answer = answer
+        super().__init__(request, client_address, server)
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode("latin-1")
         path, _, query = self.path.partition("?")
-        answer = self.server.answer(Call(self.command, path, query, body, self.headers))
+        answer = self._answer(Call(self.command, path, query, body, self.headers))
         if answer.delay_s:
             time.sleep(answer.delay_s)
         if answer.fault == "reset":

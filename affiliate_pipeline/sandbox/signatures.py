@@ -34,11 +34,14 @@ def verifier(secret_or_public_pem: str) -> Callable[[bytes, str], bool]:
     public = load_pem_public_key(secret_or_public_pem.encode())
     if not isinstance(public, RSAPublicKey | Ed25519PublicKey):
         raise TypeError(f"an account's key is RSA or Ed25519, not {type(public).__name__}")
-    details = (PKCS1v15(), SHA256()) if isinstance(public, RSAPublicKey) else ()
 
     def public_key_is_right(payload: bytes, signature: str) -> bool:
         try:
-            public.verify(base64.b64decode(signature, validate=True), payload, *details)
+            decoded = base64.b64decode(signature, validate=True)
+            if isinstance(public, RSAPublicKey):
+                public.verify(decoded, payload, PKCS1v15(), SHA256())
+            else:
+                public.verify(decoded, payload)
         except (InvalidSignature, binascii.Error, ValueError):
             return False
         return True

@@ -10,9 +10,10 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Plan
 from affiliate_pipeline.ingest import connected, plan_of
 from affiliate_pipeline.postgres.store import Store
-from affiliate_pipeline.sandbox.binance.rebates import DAY_MS
-from affiliate_pipeline.sandbox.lbank.users import MONEY as KINDS
-from affiliate_pipeline.sandbox.lbank.users import OWN_OPEN_ID, start_of
+from affiliate_pipeline.sandbox.days import DAY_MS
+from affiliate_pipeline.sandbox.lbank.days import start_of
+from affiliate_pipeline.sandbox.lbank.money import MONEY as KINDS
+from affiliate_pipeline.sandbox.lbank.users import OWN_OPEN_ID
 
 ENDPOINT = {endpoint.name: endpoint for endpoint in ENDPOINTS if endpoint.exchange.name == "lbank"}
 PATH = {name: endpoint.path for name, endpoint in ENDPOINT.items()}

@@ -8,7 +8,7 @@ from datetime import date, timedelta
 import pytest
 
 from affiliate_pipeline.sandbox import Number
-from affiliate_pipeline.sandbox.binance.rebates import DAY_MS, start_of
+from affiliate_pipeline.sandbox.days import DAY_MS, start_of
 
 DAY = date(2025, 6, 3)
 BAD_DAY = date(2025, 6, 1)

@@ -8,7 +8,7 @@ from datetime import date
 import pytest
 
 from affiliate_pipeline.sandbox.binance.kickbacks import FileForm, generated_day
-from affiliate_pipeline.sandbox.binance.rebates import DAY_MS, day_of, start_of
+from affiliate_pipeline.sandbox.days import DAY_MS, day_of, start_of
 
 RECENT = "/sapi/v1/apiReferral/kickback/recentRecord"
 HISTORY = "/sapi/v1/apiReferral/kickback/historicalRecord"

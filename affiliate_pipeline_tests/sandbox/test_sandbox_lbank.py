@@ -9,8 +9,9 @@ from decimal import Decimal
 import pytest
 
 from affiliate_pipeline.sandbox import Number, Sandbox
-from affiliate_pipeline.sandbox.binance.rebates import DAY_MS, HOUR_MS
-from affiliate_pipeline.sandbox.lbank.users import MINUTE_MS, MONEY, start_of
+from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS, MINUTE_MS
+from affiliate_pipeline.sandbox.lbank.days import start_of
+from affiliate_pipeline.sandbox.lbank.money import MONEY
 
 TODAY = date(2025, 6, 3)
 YESTERDAY = TODAY - timedelta(1)
@@ -152,7 +153,7 @@ def test_a_few_users_are_new_every_day(many):
 def test_everything_is_the_same_in_every_process_and_the_past_at_every_time():
     code = (
         "import datetime, hashlib, json, sys; from affiliate_pipeline.sandbox import Sandbox;"
-        "from affiliate_pipeline.sandbox.lbank.users import start_of;"
+        "from affiliate_pipeline.sandbox.lbank.days import start_of;"
         "day = datetime.date(2025, 5, 22);"
         "lbank = Sandbox(now=lambda: start_of(day) + int(sys.argv[1]) * 86400000).lbank;"
         "strip = lambda rows: [{k: v for k, v in row.items() if k in ('openId', 'createTime', 'userLevel')} for row in rows];"

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline.sandbox.binance.rebates import DAY_MS
+from affiliate_pipeline.sandbox.days import DAY_MS
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 INFO = "invite/user/info"

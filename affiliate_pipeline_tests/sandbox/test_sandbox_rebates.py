@@ -10,7 +10,8 @@ from decimal import Decimal
 import pytest
 
 from affiliate_pipeline.sandbox import Number, Sandbox
-from affiliate_pipeline.sandbox.binance.rebates import DAY_MS, HOUR_MS, generated_day, start_of
+from affiliate_pipeline.sandbox.binance.rebates import generated_day
+from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS, start_of
 
 DAY = date(2025, 6, 3)
 YESTERDAY = date(2025, 6, 2)

@@ -54,7 +54,7 @@ class Customers:
 
 def _emails() -> dict[str, str]:
     """The customers of the rebates who have an id, with an email that may be the masked one in full."""
-    emails = {}
+    emails: dict[str, str] = {}
     for number, (customer_id, row) in enumerate(CUSTOMERS):
         email = json.loads(row + "}")["email"].replace("*****", f".{number:03d}")
         if customer_id and EMAIL.fullmatch(email):

@@ -9,30 +9,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
+from functools import partial
 from hashlib import sha256
 from random import Random
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from affiliate_pipeline.sandbox.binance.rebates import (
-    BY_WEIGHT,
-    DAY_MS,
-    EMPTY_DAY,
-    HOUR_MS,
-    Day,
-    day_of,
-    given_days,
-    income,
-    offsets,
-    start_of,
-)
+from affiliate_pipeline.sandbox.binance.rebates import income, market, offsets
+from affiliate_pipeline.sandbox.binance.records import Day, Records
+from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS, day_of, start_of
 from affiliate_pipeline.sandbox.exchange import Answer, Call
 from affiliate_pipeline.sandbox.faults import Faults
 from affiliate_pipeline.sandbox.rows import decode, encode
 
-DAYS_CACHED = 40
 FILES = "/kickback-history/"
 RECENT_MS = 7 * DAY_MS
 HISTORY_MS = 30 * DAY_MS
@@ -76,37 +66,31 @@ class Kickbacks:
         self.file_headers: list[dict[str, str]] = []
         self._now = now
         self._faults = faults
-        self._lock, self._making = threading.Lock(), threading.Lock()
-        self._given: dict[date, Day] | None = None
-        self._generated = lru_cache(DAYS_CACHED)(lambda day: generated_day(day, rows_per_day))
+        self._lock = threading.Lock()
+        self._records = Records(partial(generated_day, rows_per_day=rows_per_day))
         self._collections: list[_Collection] = []
 
     def set(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """From now on these are all the kickbacks, each sent as given."""
-        self._given = given_days(rows)
+        """Replace all kickbacks by these, each sent as given."""
+        self._records.set(rows)
 
     def of(self, day: date) -> list[dict[str, Any]]:
-        """What there is for the UTC day."""
-        return [decode(row) for row in self._day(day).rows]
+        """The kickbacks of the UTC day."""
+        return [decode(row) for row in self._records.day(day).rows]
 
-    def between(self, start: int, stop: int, remembers_ms: int, *, newest_first: bool, most: int | None) -> list[bytes]:
-        """The remembered rows with start <= time < stop that exist by now."""
-        now = self._now()
-        start, stop = max(start, now - remembers_ms), min(stop, now + 1)
-        days = [day_of(ms) for ms in range(start // DAY_MS * DAY_MS, stop, DAY_MS)]
-        rows: list[bytes] = []
-        for day in reversed(days) if newest_first else days:
-            left = None if most is None else most - len(rows)
-            if left == 0:
-                break
-            rows += self._day(day).between(start, stop, now, customer=None, newest_first=newest_first, most=left)
-        if transform := self._faults.transform_row:
-            rows = [encode(transform(decode(row))) for row in rows]
-        return rows
+    def between(
+        self, start: int, stop: int, retained_ms: int, *, newest_first: bool = False, limit: int | None
+    ) -> list[bytes]:
+        """The first `limit` retained rows with start <= time < stop that exist by now."""
+        return self._faults.transformed(
+            self._records.between(
+                start, stop, now=self._now(), retained_ms=retained_ms, newest_first=newest_first, limit=limit
+            )
+        )
 
-    def collect(self, start: int, stop: int, most: int | None) -> bytes:
-        """Starts a collection, in place of the one before; the answer to whoever asked for it."""
-        rows = [decode(row) for row in self.between(start, stop, HISTORY_MS, newest_first=False, most=most)]
+    def collect(self, start: int, stop: int, limit: int | None) -> bytes:
+        """Start a collection, in place of the one before; the body of the response."""
+        rows = [decode(row) for row in self.between(start, stop, HISTORY_MS, limit=limit)]
         rows += [dict(row) for row in self.stray_rows]
         # Whatever wrote the file, it was not in the order of time.
         rows.sort(key=lambda row: (str(row.get("asset")), int(row["time"])))
@@ -138,7 +122,8 @@ class Kickbacks:
                     return b""
                 case "null":
                     return b"null"
-        return None
+                case _:
+                    return None
 
     def file(self, call: Call) -> Answer:
         """The file host's answer."""
@@ -169,22 +154,16 @@ class Kickbacks:
         self.urls.append(url)
         return f'"{url}"'.encode() if collection.form.url == "json" else url.encode()
 
-    def _day(self, day: date) -> Day:
-        if (given := self._given) is not None:
-            return given.get(day, EMPTY_DAY)
-        with self._making:  # several callers of a new day would each make it up
-            return self._generated(day)
-
 
 def generated_day(day: date, rows_per_day: int) -> Day:
     """About rows_per_day kickbacks of one trader, with rows at the day's edges, bursts and odd amounts."""
     rnd = Random(f"kickbacks {day.isoformat()} {rows_per_day}").random
     count = int(rows_per_day * (0.7 + 0.6 * rnd()))
-    times, rows = [], []
+    times: list[int] = []
+    rows: list[bytes] = []
     for offset in offsets(rnd, count):
         at = start_of(day) + offset
-        symbol, asset, _, _, (fewest, most), _ = BY_WEIGHT[int(rnd() * len(BY_WEIGHT))]
-        units = int(rnd() * 10 ** (fewest + int(rnd() * (most - fewest + 1)))) + 1
+        (symbol, asset, _, _), units = market(rnd)
         times.append(at)
         rows.append(encode({"income": income(units, rnd), "asset": asset, "symbol": symbol, "time": at}))
     return Day(times, [""] * len(rows), rows, paid_later=False)

@@ -1,21 +1,15 @@
-"""Made-up rebates, the same for the same day in every process. How they are asked for may not live here.
+"""Generated rebates, the same for the same day in every process. How they are requested may not live here.
 
 Only `Random.random()` and integers are used: Python promises the same numbers everywhere for nothing else.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import date
 from random import Random
-from typing import Any
 
+from affiliate_pipeline.sandbox.binance.records import PAYOUT_AFTER_MS, Day
+from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS, MINUTE_MS, start_of
 from affiliate_pipeline.sandbox.rows import encode
-
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
-PAYOUT_AFTER_MS = 20 * HOUR_MS
-EPOCH = date(1970, 1, 1).toordinal()
 
 # (symbol, asset, asset of the commission, convertPrice, digits of an income in units of 1e-8, weight)
 MARKETS = (
@@ -59,70 +53,20 @@ ODD_CUSTOMERS = (
 )
 
 
-@dataclass(frozen=True)
-class Day:
-    """A UTC day of rebates, oldest first: the row at i has times[i] and customers[i].
-
-    With `paid_later` a row's last four fields are absent until it is paid out.
-    """
-
-    times: list[int]
-    customers: list[str]
-    rows: list[bytes]
-    paid_later: bool
-
-    def between(
-        self, start: int, stop: int, now: int, *, customer: str | None, newest_first: bool, most: int | None
-    ) -> list[bytes]:
-        """The first rows with start <= time < stop, at most `most`, as they look at `now`."""
-        found: Any = range(bisect_left(self.times, start), bisect_left(self.times, stop))
-        if customer is not None:
-            found = [i for i in found if self.customers[i] == customer]
-        found = (found[::-1] if newest_first else found)[:most]
-        paid = len(self.rows)
-        if self.paid_later:
-            paid = bisect_right(self.times, now // HOUR_MS * HOUR_MS - PAYOUT_AFTER_MS)
-        return [self.rows[i] if i < paid else _unpaid(self.rows[i]) for i in found]
-
-
-EMPTY_DAY = Day([], [], [], paid_later=False)
-
-
-def day_of(ms: int) -> date:
-    """The UTC day that the instant lies in."""
-    return date.fromordinal(EPOCH + ms // DAY_MS)
-
-
-def start_of(day: date) -> int:
-    """The first millisecond of the UTC day."""
-    return (day.toordinal() - EPOCH) * DAY_MS
-
-
-def given_days(rows: Iterable[Mapping[str, Any]]) -> dict[date, Day]:
-    """These rows by UTC day, to be sent as they are; rows of one millisecond stay in the order given."""
-    days: dict[date, Day] = {}
-    for row in sorted(rows, key=lambda row: int(row["time"])):
-        at = int(row["time"])
-        day = days.setdefault(day_of(at), Day([], [], [], paid_later=False))
-        day.times.append(at)
-        day.customers.append(str(row.get("customerId", "")))
-        day.rows.append(encode(row))
-    return days
-
-
 def generated_day(day: date, rows_per_day: int) -> Day:
     """About rows_per_day rebates, fewer at weekends: bursts, twins, rows at the day's edges, odd amounts."""
     rnd = Random(f"rebates {day.isoformat()} {rows_per_day}").random
     count = int(rows_per_day * (0.65 + 0.2 * rnd() if day.weekday() >= 5 else 0.95 + 0.25 * rnd()))
     midnight = start_of(day)
     twins = {int(rnd() * count) for _ in range(count // 400 + (count >= 20))}
-    times, customers, rows = [], [], []
+    times: list[int] = []
+    customers: list[str] = []
+    rows: list[bytes] = []
     for number, offset in enumerate(offsets(rnd, count)):
         at = midnight + offset
         # Squared: few customers trade most.
         customer, head = CUSTOMERS[int(len(CUSTOMERS) * rnd() ** 2)]
-        symbol, asset, commission_asset, price, (fewest, most), _ = BY_WEIGHT[int(rnd() * len(BY_WEIGHT))]
-        units = int(rnd() * 10 ** (fewest + int(rnd() * (most - fewest + 1)))) + 1
+        (symbol, asset, commission_asset, price), units = market(rnd)
         row = (
             f'{head},"income":"{income(units, rnd)}","asset":"{asset}","symbol":"{symbol}","time":{at}'
             f',"orderId":{10**7 + int(rnd() * 2**42)},"tradeId":{10**5 + int(rnd() * 2**41)}'
@@ -137,20 +81,28 @@ def generated_day(day: date, rows_per_day: int) -> Day:
     return Day(times, customers, rows, paid_later=True)
 
 
-def offsets(rnd: Any, count: int) -> list[int]:
+def market(rnd: Callable[[], float]) -> tuple[tuple[str, str, str, str], int]:
+    """The market of one trade (symbol, asset, asset of the commission, convertPrice), and an income in units of 1e-8."""
+    symbol, asset, commission_asset, price, (min_digits, max_digits), _ = BY_WEIGHT[int(rnd() * len(BY_WEIGHT))]
+    units = int(rnd() * 10 ** (min_digits + int(rnd() * (max_digits - min_digits + 1)))) + 1
+    return (symbol, asset, commission_asset, price), units
+
+
+def offsets(rnd: Callable[[], float], count: int) -> list[int]:
     """`count` milliseconds of a day, in order: both edges, a few bursts, the rest along the activity."""
     offsets = [0, DAY_MS - 1][:count]
     for _ in range(2 + int(3 * rnd()) if count >= 100 else 0):
         size = min(800, int(count * (0.05 + 0.05 * rnd())))
-        start = int(rnd() * (DAY_MS - 60_000))
+        start = int(rnd() * (DAY_MS - MINUTE_MS))
         in_one_ms = min(40, size // 4)
-        offsets += [start + int(rnd() * 60_000)] * in_one_ms
-        offsets += [start + int(rnd() * 60_000) for _ in range(size - in_one_ms)]
+        offsets += [start + int(rnd() * MINUTE_MS)] * in_one_ms
+        offsets += [start + int(rnd() * MINUTE_MS) for _ in range(size - in_one_ms)]
     offsets += [int((HOURS[int(rnd() * len(HOURS))] + rnd()) * HOUR_MS) for _ in range(count - len(offsets))]
     return sorted(offsets)
 
 
-def income(units: int, rnd: Any) -> str:
+def income(units: int, rnd: Callable[[], float]) -> str:
+    """The income as text: mostly with 8 decimals, some with 18 or 2, and some of 0."""
     chance = rnd()
     if chance > 0.11:
         return _eight_decimals(units)
@@ -170,10 +122,6 @@ def _eight_decimals(units: int) -> str:
     return f"{whole}.{rest:08d}"
 
 
-def _unpaid(row: bytes) -> bytes:
-    return row[: row.rindex(b',"distributeTime":')] + b"}"
-
-
 def _customers() -> list[tuple[str, str]]:
     """About 300 customers: the customerId, and customerId and email as the beginning of a JSON row."""
     rnd = Random("customers").random
@@ -183,7 +131,7 @@ def _customers() -> list[tuple[str, str]]:
     def word(length: int) -> str:
         return "".join(letters[int(rnd() * len(letters))] for _ in range(length))
 
-    customers = []
+    customers: list[tuple[str, str]] = []
     for number in range(290):
         email = f"{word(2 + int(rnd() * 3))}*****@{domains[int(rnd() * len(domains))]}"
         customers.append(("" if rnd() < 0.2 else word(6), email))

@@ -1,0 +1,99 @@
+"""Rows with a time, by UTC day: how they are kept and read. How they are generated and requested may not live here."""
+
+import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from typing import Any
+
+from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS, day_of
+from affiliate_pipeline.sandbox.rows import encode
+
+PAYOUT_AFTER_MS = 20 * HOUR_MS
+DAYS_CACHED = 40
+
+
+@dataclass(frozen=True)
+class Day:
+    """The rows of a UTC day, oldest first: the row at i has times[i] and customers[i].
+
+    With `paid_later` a row's last four fields are absent until it is paid out.
+    """
+
+    times: list[int]
+    customers: list[str]
+    rows: list[bytes]
+    paid_later: bool
+
+    def between(
+        self, start: int, stop: int, now: int, *, customer: str | None, newest_first: bool, limit: int | None
+    ) -> list[bytes]:
+        """The first `limit` rows with start <= time < stop, as they look at `now`."""
+        found = list(range(bisect_left(self.times, start), bisect_left(self.times, stop)))
+        if customer is not None:
+            found = [i for i in found if self.customers[i] == customer]
+        found = (found[::-1] if newest_first else found)[:limit]
+        paid = len(self.rows)
+        if self.paid_later:
+            paid = bisect_right(self.times, now // HOUR_MS * HOUR_MS - PAYOUT_AFTER_MS)
+        return [self.rows[i] if i < paid else _unpaid(self.rows[i]) for i in found]
+
+
+EMPTY_DAY = Day([], [], [], paid_later=False)
+
+
+class Records:
+    """Rows of any day: generated, or all given by hand."""
+
+    def __init__(self, generate: Callable[[date], Day]) -> None:
+        self._generated = lru_cache(DAYS_CACHED)(generate)
+        self._given: dict[date, Day] | None = None
+        self._lock = threading.Lock()
+
+    def set(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace all rows by these, each sent as given; rows of one millisecond stay in the order given."""
+        days: dict[date, Day] = {}
+        for row in sorted(rows, key=lambda row: int(row["time"])):
+            at = int(row["time"])
+            day = days.setdefault(day_of(at), Day([], [], [], paid_later=False))
+            day.times.append(at)
+            day.customers.append(str(row.get("customerId", "")))
+            day.rows.append(encode(row))
+        self._given = days
+
+    def day(self, day: date) -> Day:
+        """All rows of the UTC day, those of the future included."""
+        if (given := self._given) is not None:
+            return given.get(day, EMPTY_DAY)
+        with self._lock:  # otherwise concurrent callers of a new day would each generate it
+            return self._generated(day)
+
+    def between(
+        self,
+        start: int,
+        stop: int,
+        *,
+        now: int,
+        retained_ms: int | None,
+        customer: str | None = None,
+        newest_first: bool = False,
+        limit: int | None = None,
+    ) -> list[bytes]:
+        """The first `limit` rows with start <= time < stop that exist by now and are retained; None retains all."""
+        stop = min(stop, now + 1)
+        if retained_ms is not None:
+            start = max(start, now - retained_ms)
+        days = [day_of(ms) for ms in range(start // DAY_MS * DAY_MS, stop, DAY_MS)]
+        rows: list[bytes] = []
+        for day in reversed(days) if newest_first else days:
+            left = None if limit is None else limit - len(rows)
+            if left == 0:
+                break
+            rows += self.day(day).between(start, stop, now, customer=customer, newest_first=newest_first, limit=left)
+        return rows
+
+
+def _unpaid(row: bytes) -> bytes:
+    return row[: row.rindex(b',"distributeTime":')] + b"}"

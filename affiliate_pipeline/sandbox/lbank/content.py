@@ -1,0 +1,232 @@
+"""What LBank has as of now, generated or given by hand. How it is requested may not live here."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date, timedelta
+from functools import lru_cache, partial
+from typing import Any
+
+from affiliate_pipeline.sandbox.days import DAY_MS
+from affiliate_pipeline.sandbox.lbank.commissions import PAID_AFTER_MS, commissions_of
+from affiliate_pipeline.sandbox.lbank.days import bounds_of, day_of, start_of
+from affiliate_pipeline.sandbox.lbank.draws import NOTHING
+from affiliate_pipeline.sandbox.lbank.money import MONEY, Money, between, by_kind, money_of
+from affiliate_pipeline.sandbox.lbank.profiles import balances, profile
+from affiliate_pipeline.sandbox.lbank.trades import FUTURES, SPOT, Trades
+from affiliate_pipeline.sandbox.lbank.users import FOUNDED_MS, OWN_OPEN_ID, User, Users
+from affiliate_pipeline.sandbox.rows import decode, encode
+
+DAYS_CACHED = 100
+TRADE_TYPES = {"0": (SPOT,), "1": (FUTURES,), "10": (SPOT, FUTURES)}
+
+Scope = Callable[[User, User], bool]
+# Scope -> whether a user is in it, seen from the user whose openId is requested.
+SCOPES: dict[str, Scope] = {
+    "SELF": lambda user, asked: user is asked,
+    "SUB": lambda user, asked: user.parent is asked,
+    "SELF_SUB": lambda user, asked: asked in (user, user.parent),
+    "ALL": lambda user, asked: user is asked or asked in user.above(),
+}
+
+Rows = list[bytes]
+
+
+class Content:
+    """The users and what they do; every time is in ms, every range includes both ends.
+
+    What tests read are rows as of now, without `transform_row`.
+    `newest_first`: the order of users and of money, by the time in it.
+    """
+
+    own_open_id = OWN_OPEN_ID
+
+    def __init__(self, *, now: Callable[[], int], users: int) -> None:
+        self.newest_first = False
+        self._now = now
+        self._users = Users(users)
+        self._trades = Trades(self._users)
+        self._money_of = lru_cache(DAYS_CACHED)(partial(money_of, self._users))
+        self._commissions_of = lru_cache(20 * DAYS_CACHED)(commissions_of)
+        self._given_money: dict[str, list[Money]] | None = None
+        self._given_commissions: list[tuple[dict[str, Any], bytes]] | None = None
+
+    # What tests set and read
+
+    def add_user(
+        self,
+        open_id: str | None = None,
+        *,
+        parent: str = OWN_OPEN_ID,
+        level: int = 0,
+        registered_ms: int | None = None,
+        first_trade_ms: int | None = None,
+    ) -> str:
+        """The openId of somebody new under us, by default just registered; trades as the others do from then on."""
+        now = self._now()
+        above = self._users.find(parent, now)
+        if above is None:
+            raise ValueError(f"nobody has the openId {parent}")
+        registered_ms = now if registered_ms is None else registered_ms
+        user = self._users.add(open_id, above, level, registered_ms, first_trade_ms)
+        self._trades.clear()
+        return user.open_id
+
+    def set_money(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """From now on these are all the deposits and withdrawals, each sent as given.
+
+        `subInOutType` is the word that is answered ("On-chain Deposit"); whoever we do not know is in ALL of our own.
+        """
+        kinds = {word: kind for kind, (word, _, _) in MONEY.items()}
+
+        def given(row: Mapping[str, Any]) -> Money:
+            at, text = int(row["createTime"]), encode(row)
+            user = self._users.find(str(row["openId"]), self._now())
+            updated_at = int(row.get("updateTime") or at)
+            return Money(at, kinds[row["subInOutType"]], str(row.get("assetCode")), user, updated_at, text, text)
+
+        self._given_money = by_kind(map(given, rows))
+
+    def set_commissions(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """From now on these are all the commissions, each sent as given, in this order within a day."""
+        self._given_commissions = [
+            (dict(row), encode(row)) for row in sorted(rows, key=lambda row: int(row["statsDate"]))
+        ]
+
+    @property
+    def users(self) -> list[dict[str, Any]]:
+        """Everybody under us as of now, as rows of the old list; we are not among them."""
+        return _decoded(self._user_rows(0, self._now(), with_id=True))
+
+    def invite_users(self, day: date) -> list[dict[str, Any]]:
+        """The old list's rows of a day, by id. This and all further rows are those as of now, without `transform_row`."""
+        rows = _decoded(self._user_rows(*bounds_of(day), with_id=True))
+        return sorted(rows, key=lambda row: row["id"])
+
+    def invite_team(self, day: date) -> list[dict[str, Any]]:
+        """The new list's rows of a day."""
+        return _decoded(self._user_rows(*bounds_of(day), with_id=False))
+
+    def user_info(self, open_id: str) -> dict[str, Any]:
+        return decode(self._info_row(open_id))
+
+    def commissions(self, day: date) -> list[dict[str, Any]]:
+        """Ours and those of every agent under us."""
+        agents = [user for user in self._asked() if user.is_agent]
+        return [
+            row
+            for agent in agents
+            for row in _decoded(self._commission_rows(agent, *bounds_of(day), (SPOT, FUTURES), ""))
+        ]
+
+    def trades(self, day: date, trade_type: int = 10) -> list[dict[str, Any]]:
+        """Ours and those of everybody listed under us."""
+        return [row for user in self._asked() for row in self._traded(user, day, trade_type, team=False)]
+
+    def team_trades(self, day: date, trade_type: int = 10) -> list[dict[str, Any]]:
+        """Of our team and of the team of every agent under us."""
+        agents = [user for user in self._asked() if user.is_agent]
+        return [row for agent in agents for row in self._traded(agent, day, trade_type, team=True)]
+
+    def future(self, day: date, user_type: str) -> dict[str, Any]:
+        """Seen from us."""
+        return decode(self._futures_row(self._users.own, *bounds_of(day), SCOPES[user_type], None))
+
+    def money(self, day: date, sub_in_out_type: str) -> list[dict[str, Any]]:
+        """Everybody's and ours."""
+        found = self._money_between(self._users.own, *bounds_of(day), SCOPES["ALL"], sub_in_out_type)
+        return _decoded([money.row(self._now()) for money in found])
+
+    # What the endpoints return
+
+    def _asked(self) -> list[User]:
+        """Those that one would ask about: us and everybody under us."""
+        return [self._users.own, *self._users.listed(self._now())]
+
+    def _listed(self, start: int, end: int) -> list[User]:
+        users = [user for user in self._users.listed(self._now()) if start <= user.registered_ms <= end]
+        return users[::-1] if self.newest_first else users
+
+    def _user_rows(self, start: int, end: int, *, with_id: bool) -> Rows:
+        return [self._row(user, with_id) for user in self._listed(start, end)]
+
+    def _row(self, user: User, with_id: bool) -> bytes:
+        now = self._now()
+        head = f'"id":{user.id},' if with_id else ""
+        return f"{{{head}{profile(user, now)},{balances(user, now)}}}".encode()
+
+    def _info_row(self, open_id: str) -> bytes:
+        now = self._now()
+        user = next((user for user in self._asked() if user.open_id == open_id), None)
+        if user:
+            return f'{{{profile(user, now)},"inviteResult":true,{balances(user, now)}}}'.encode()
+        void = dict.fromkeys(("openId", "code", "createTime"))
+        void |= dict.fromkeys(("directInvitation", "deposit", "transaction"), False)
+        void |= dict.fromkeys(("kycStatus", "userLevel", "currencyFeeAmt", "contractFeeAmt"))
+        amounts = ("currencyTotalFeeAmt", "currencyTotalFeeAmtUsdt", "contractTotalFeeAmt", "reserveAmt")
+        return encode(void | {"inviteResult": False} | dict.fromkeys(amounts, "0.0000"))
+
+    def _commission_rows(self, user: User, start: int, end: int, types: tuple[int, ...], coin: str) -> Rows:
+        paid_until = min(end, self._now() - PAID_AFTER_MS)
+        if self._given_commissions is not None:
+            return [
+                row
+                for given, row in self._given_commissions
+                if given["openId"] == user.open_id
+                and start <= int(given["statsDate"]) <= paid_until
+                and int(given["tradeType"]) in types
+                and coin.lower() in ("", given["coinSymbol"].lower())
+            ]
+        if not user.is_agent:
+            return []
+        return [
+            row
+            for day in self._days(max(start, user.registered_ms - DAY_MS), paid_until)
+            for trade_type, symbol, row in self._commissions_of(user, day)
+            if trade_type in types and coin.lower() in ("", symbol)
+        ]
+
+    def _traded(self, user: User, day: date, trade_type: int, *, team: bool) -> list[dict[str, Any]]:
+        return _decoded(self._trade_rows(user, *bounds_of(day), TRADE_TYPES[str(trade_type)], team=team))
+
+    def _trade_rows(self, user: User, start: int, end: int, types: tuple[int, ...], *, team: bool) -> Rows:
+        rows: Rows = []
+        for day in self._days(start, end):
+            totals = self._trades.totals(day, self._now())
+            for trade_type in types:
+                if total := (totals.team if team else totals.user).get((user.open_id, trade_type)):
+                    rows.append(
+                        f'{{"openId":"{user.open_id}","statsDate":{start_of(day)}'
+                        f',"tradeAmt":"{total[0]}","feeAmt":"{total[1]}"}}'.encode()
+                    )
+        return rows
+
+    def _futures_row(self, asked: User, start: int, end: int, scope: Scope, symbol: str | None) -> bytes:
+        turnover = fee = NOTHING
+        for day in self._days(start, end):
+            for user, fills in self._trades.fills(day, self._now()):
+                if scope(user, asked):
+                    for fill in fills:
+                        if fill.trade_type == FUTURES and symbol in (None, fill.symbol):
+                            turnover, fee = turnover + fill.volume, fee + fill.fee
+        return f'{{"turnover":"{turnover}","fee":"{fee}"}}'.encode()
+
+    def _money_between(self, asked: User, start: int, end: int, scope: Scope, kind: str) -> list[Money]:
+        """What was created in [start, end], in the order of answers."""
+        end = min(end, self._now())
+        given = self._given_money
+        lists = [self._money_of(day) for day in self._days(start - DAY_MS + 1, end)] if given is None else [given]
+        money = [each for by_kind in lists for each in between(by_kind[kind], start, end)]
+        if scope is not SCOPES["ALL"] or asked is not self._users.own:
+            money = [each for each in money if each.user and scope(each.user, asked)]
+        return money[::-1] if self.newest_first else money
+
+    def _days(self, start: int, end: int) -> Iterator[date]:
+        """The days whose first millisecond lies in [start, end] and is not in the future, from the first there is."""
+        day = day_of(max(start, FOUNDED_MS) + DAY_MS - 1)
+        end = min(end, self._now())
+        while start_of(day) <= end:
+            yield day
+            day += timedelta(1)
+
+
+def _decoded(rows: Rows) -> list[dict[str, Any]]:
+    return [decode(row) for row in rows]

@@ -1,0 +1,56 @@
+"""What LBank shows of a user, as members of a JSON object."""
+
+from functools import lru_cache
+
+from affiliate_pipeline.sandbox.lbank.days import day_of, start_of
+from affiliate_pipeline.sandbox.lbank.draws import Amount, draw_amount, draws
+from affiliate_pipeline.sandbox.lbank.users import User
+from affiliate_pipeline.sandbox.rows import encode
+
+USERS_CACHED = 4096
+
+
+def profile(user: User, now: int) -> str:
+    """What is told of the user as of now, as members of a JSON object from openId to contractFeeAmt."""
+    deposit, transaction = (
+        since is not None and since <= now for since in (user.first_deposit_ms, user.first_trade_ms)
+    )
+    return _profile(user, deposit, transaction)
+
+
+@lru_cache(USERS_CACHED)
+def _profile(user: User, deposit: bool, transaction: bool) -> str:
+    below = draws("profile", user.id)
+    told = {
+        "openId": user.open_id,
+        "code": user.code,
+        "createTime": user.registered_ms,
+        "directInvitation": user.parent is not None and user.parent.parent is None,
+        "deposit": deposit,
+        "transaction": transaction,
+        "kycStatus": below(2),
+        "userLevel": user.level,
+        "currencyFeeAmt": str(10 + 10 * below(9)) if user.is_agent else None,
+        "contractFeeAmt": str(10 + 10 * below(9)) if user.is_agent else None,
+    }
+    return encode(told)[1:-1].decode()
+
+
+def balances(user: User, now: int) -> str:
+    """What the user owns since the last UTC+8 midnight, as members of a JSON object."""
+    midnight = start_of(day_of(now))
+    return _balances(user, midnight if user.first_deposit_ms is not None and user.first_deposit_ms < midnight else None)
+
+
+@lru_cache(USERS_CACHED)
+def _balances(user: User, midnight: int | None) -> str:
+    spot = usdt = futures = bonus = "0.0000"
+    if midnight is not None:
+        below = draws("balances", user.id, midnight)
+        held = draw_amount(below)
+        spot, usdt, futures = str(held), str(Amount(held.units // (1 + below(3)), held.scale)), str(draw_amount(below))
+        bonus = "10.0000" if below(10) == 0 else bonus
+    return (
+        f'"currencyTotalFeeAmt":"{spot}","currencyTotalFeeAmtUsdt":"{usdt}"'
+        f',"contractTotalFeeAmt":"{futures}","reserveAmt":"{bonus}"'
+    )

@@ -1,0 +1,67 @@
+"""How LBank verifies a signed call. How often it may be made may not live here."""
+
+import re
+from collections.abc import Mapping
+from email.message import Message
+from hashlib import md5
+from urllib.parse import parse_qsl
+
+from affiliate_pipeline.sandbox.exchange import Call
+from affiliate_pipeline.sandbox.lbank.parameters import LBankParameters
+from affiliate_pipeline.sandbox.parameters import Refused
+from affiliate_pipeline.sandbox.signatures import is_public_key, verifier
+
+MAX_CLOCK_DIFFERENCE_MS = 60_000
+ECHOSTR = re.compile(r"[A-Za-z0-9]{30,40}")
+STAMP = ("api_key", "timestamp", "signature_method", "echostr")
+
+
+def api_key_of(call: Call) -> str | None:
+    """The key that the call names, which nothing proves yet."""
+    return dict(_pairs(call)).get("api_key") or call.headers.get("api_key")
+
+
+def verified(call: Call, accounts: Mapping[str, str], clock_ms: int) -> LBankParameters:
+    """The parameters of the call without those of the signature, once its sender is proven."""
+    pairs = _pairs(call)
+    params = LBankParameters(pairs)
+    _add_stamp(params, call.headers)
+    account = accounts.get(params["api_key"])
+    if account is None:
+        raise Refused(10005)
+    if not (sign := params.pop("sign", "")):
+        raise Refused(10001, "sign")
+    if len(dict(pairs)) < len(pairs):
+        raise Refused(10003)
+    if not ECHOSTR.fullmatch(params["echostr"]):
+        raise Refused(10031)
+    if abs(params.integer("timestamp") - clock_ms) > MAX_CLOCK_DIFFERENCE_MS:
+        raise Refused(10600)
+    if params["signature_method"] not in ("HmacSHA256", "RSA"):
+        raise Refused(10003, "signature_method")
+    if not _is_signed(params, sign, account):
+        raise Refused(10007)
+    return LBankParameters({name: value for name, value in params.items() if name not in STAMP})
+
+
+def _pairs(call: Call) -> list[tuple[str, str]]:
+    # Unlike `Call.pairs`: a '+' is a blank.
+    return parse_qsl(call.query, keep_blank_values=True)
+
+
+def _add_stamp(params: LBankParameters, headers: Message) -> None:
+    """Complete the parameters by those that are sent as headers."""
+    for name in STAMP:
+        header = headers.get(name)
+        if header and header != params.setdefault(name, header):
+            raise Refused(10003, name)
+        if not params.get(name):
+            raise Refused(10001, name)
+
+
+def _is_signed(params: LBankParameters, sign: str, account: str) -> bool:
+    is_rsa = is_public_key(account)
+    if (params["signature_method"] == "RSA") != is_rsa or not (is_rsa or sign == sign.lower()):
+        return False
+    text = "&".join(f"{name}={value}" for name, value in sorted(params.items()))
+    return verifier(account)(md5(text.encode()).hexdigest().upper().encode(), sign)

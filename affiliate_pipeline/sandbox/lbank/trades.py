@@ -1,0 +1,111 @@
+"""Generated trades of users, and their totals. How they are requested may not live here."""
+
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+
+from affiliate_pipeline.sandbox.days import DAY_MS, MINUTE_MS
+from affiliate_pipeline.sandbox.lbank.days import start_of
+from affiliate_pipeline.sandbox.lbank.draws import NOTHING, Amount, Draw, draw_amount, draws, sum_of
+from affiliate_pipeline.sandbox.lbank.users import User, Users
+
+SPOT, FUTURES = 0, 1
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "DOGEUSDT")
+DAYS_CACHED = 100
+
+
+@dataclass(frozen=True)
+class Fill:
+    """One trade of a user."""
+
+    at: int
+    trade_type: int
+    symbol: str
+    volume: Amount
+    fee: Amount
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Volume and fee of a day by (openId, trade type): each user's own, and each agent's team's without the agent."""
+
+    user: dict[tuple[str, int], tuple[Amount, Amount]]
+    team: dict[tuple[str, int], tuple[Amount, Amount]]
+
+
+class Trades:
+    """The trades of the users, up to the last whole minute."""
+
+    def __init__(self, users: Users) -> None:
+        self._users = users
+        self._of_day = lru_cache(DAYS_CACHED)(self._make)
+        self._until = lru_cache(DAYS_CACHED)(self._make_until)
+        self._sums = lru_cache(DAYS_CACHED)(self._sum)
+
+    def clear(self) -> None:
+        """Generate them anew: there are other users."""
+        for cached in (self._of_day, self._until, self._sums):
+            cached.cache_clear()
+
+    def fills(self, day: date, now: int) -> list[tuple[User, list[Fill]]]:
+        """The trades of the UTC+8 day by user, of users with trades only."""
+        return self._until(day, _end(day, now))
+
+    def totals(self, day: date, now: int) -> Totals:
+        """Their sums."""
+        return self._sums(day, _end(day, now))
+
+    def _make(self, day: date) -> list[tuple[User, list[Fill]]]:
+        midnight = start_of(day)
+        found = ((user, _fills(user, midnight)) for user in self._users.everybody(midnight + DAY_MS - 1))
+        return [(user, fills) for user, fills in found if fills]
+
+    def _make_until(self, day: date, end: int) -> list[tuple[User, list[Fill]]]:
+        found = ((user, [fill for fill in fills if fill.at < end]) for user, fills in self._of_day(day))
+        return [(user, fills) for user, fills in found if fills]
+
+    def _sum(self, day: date, end: int) -> Totals:
+        totals = Totals({}, {})
+        for user, fills in self._until(day, end):
+            for trade_type in (SPOT, FUTURES):
+                chosen = [fill for fill in fills if fill.trade_type == trade_type]
+                if not chosen:
+                    continue
+                volume, fee = sum_of(fill.volume for fill in chosen), sum_of(fill.fee for fill in chosen)
+                totals.user[user.open_id, trade_type] = volume, fee
+                for agent in user.above():
+                    key = agent.open_id, trade_type
+                    others = totals.team.get(key, (NOTHING, NOTHING))
+                    totals.team[key] = others[0] + volume, others[1] + fee
+        return totals
+
+
+def _end(day: date, now: int) -> int:
+    return min(now // MINUTE_MS * MINUTE_MS, start_of(day) + DAY_MS)
+
+
+def _fills(user: User, midnight: int) -> list[Fill]:
+    """What the user trades on the day, in order; on the first day beginning with the first trade."""
+    first = user.first_trade_ms
+    if first is None or first >= midnight + DAY_MS or not user.is_active(midnight):
+        return []
+    start = max(first, midnight)
+    below = draws("fills", user.id, midnight)
+    busy = 100 if user.parent is None else 60
+    fills: list[Fill] = []
+    for trade_type in (SPOT, FUTURES):
+        if below(100) >= busy:
+            continue
+        fills += [_fill(start + below(midnight + DAY_MS - start), trade_type, below) for _ in range(1 + below(3))]
+        below = draws("fills", user.id, midnight, trade_type)
+    if first >= midnight:
+        fills.append(_fill(first, below(2), below))
+    return sorted(fills, key=lambda fill: fill.at)
+
+
+def _fill(at: int, trade_type: int, below: Draw) -> Fill:
+    volume = draw_amount(below)
+    scale = max(8, volume.scale)
+    unit = 10 ** (18 - scale)
+    fee = volume.units * (0, 5, 20, 60, 100)[below(5)] // 100_000 // unit * unit
+    return Fill(at, trade_type, SYMBOLS[below(len(SYMBOLS))], volume, Amount(fee, scale))

@@ -1,0 +1,41 @@
+"""The parameters of a call, and its refusal in the exchange's own codes. No exchange's codes may live here."""
+
+import re
+from typing import ClassVar
+
+
+class Refused(Exception):
+    """A call is refused with this code; `name` is the parameter at fault, if it is one."""
+
+    def __init__(self, code: int, name: str = "", *, status: int = 400, retry_after_s: int | None = None) -> None:
+        self.code, self.name, self.status, self.retry_after_s = code, name, status, retry_after_s
+
+
+class Parameters(dict[str, str]):
+    """The decoded parameters of a call by name; an exchange's subclass sets the codes of refusals."""
+
+    missing: ClassVar[int]
+    empty: ClassVar[int]
+    malformed: ClassVar[int]
+    end_before_start: ClassVar[int]
+    max_digits: ClassVar[int]
+
+    def text(self, name: str) -> str:
+        """The text of a parameter that has to be there."""
+        if text := self.get(name):
+            return text
+        raise Refused(self.missing if text is None else self.empty, name)
+
+    def integer(self, name: str) -> int:
+        """A parameter that has to be an integer of at least 0."""
+        text = self.text(name)
+        if not re.fullmatch(rf"[0-9]{{1,{self.max_digits}}}", text):
+            raise Refused(self.malformed, name)
+        return int(text)
+
+    def window(self) -> tuple[int, int]:
+        """The first and the last millisecond requested."""
+        start, end = self.integer("startTime"), self.integer("endTime")
+        if end < start:
+            raise Refused(self.end_before_start, "endTime")
+        return start, end

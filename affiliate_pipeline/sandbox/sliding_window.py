@@ -1,0 +1,19 @@
+"""Counts of requests over a sliding window. What a request over the limit leads to may not live here."""
+
+from collections import deque
+
+
+class SlidingWindow:
+    """The times (ms) of the requests counted in the window that ends now."""
+
+    def __init__(self) -> None:
+        self.times: deque[int] = deque()
+
+    def count(self, now: int, window_ms: int) -> int:
+        """How many were added within the window; older ones are dropped."""
+        while self.times and self.times[0] <= now - window_ms:
+            self.times.popleft()
+        return len(self.times)
+
+    def add(self, now: int) -> None:
+        self.times.append(now)
