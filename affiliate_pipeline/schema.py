@@ -71,13 +71,19 @@ def _flag(raw: bytes) -> bool:
     return {"true": True, "false": False, "1": True, "0": False}[_string(raw).lower()]
 
 
+# How exchanges spell that there is no value, or none yet, where the column may be null. An empty text is a text.
+_NO_VALUE = frozenset({"", "-", "--", "null", "none", "n/a"})
+_NO_INSTANT = _NO_VALUE | {"0", "-1"}
+
+
 @dataclass(frozen=True)
 class Kind:
-    """One kind of value.
+    """One kind of value, and every spelling of it that is accepted: each reader of a field reads it by its kind.
 
     `noun` is what people call it; `sent` is how Arrow reads the JSON type that is usually sent, if within `range` (none:
-    whatever the column can hold); `read` gives the value of any other spelling exactly, and raises ValueError or KeyError
-    where there is none.
+    whatever the column can hold); `read` gives the value of any other spelling exactly (a number or its text, an instant
+    in seconds), and raises ValueError or KeyError where there is none. `no_value` are the texts, in lower case and
+    without surrounding white space, that mean null in a nullable column.
     """
 
     name: str
@@ -87,6 +93,13 @@ class Kind:
     sent: arrow.DataType
     read: Callable[[bytes], Any]
     range: tuple[int, int] | None = None
+    no_value: frozenset[str] = _NO_VALUE
+
+    def means_null(self, raw: bytes) -> bool:
+        """Whether this JSON text is null in a nullable column."""
+        if raw == b"null":
+            return True
+        return bool(self.no_value) and raw[:1] not in b"{[" and _string(raw).strip().lower() in self.no_value
 
 
 def _whole(name: str, bits: int, type_: arrow.DataType) -> Kind:
@@ -100,9 +113,9 @@ _INSTANT_RANGE = OLDEST_MS, NEWEST_MS
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("text", "a text that can be stored", "text", arrow.string(), arrow.string(), _text),
+        Kind("text", "a text that can be stored", "text", arrow.string(), arrow.string(), _text, no_value=frozenset()),
         Kind("amount", "a decimal number", "numeric", arrow.string(), arrow.string(), _amount),
-        Kind("instant", _INSTANT_NOUN, "timestamptz", _INSTANT, arrow.int64(), _instant, _INSTANT_RANGE),
+        Kind("instant", _INSTANT_NOUN, "timestamptz", _INSTANT, arrow.int64(), _instant, _INSTANT_RANGE, _NO_INSTANT),
         _whole("bigint", 64, arrow.int64()),
         _whole("smallint", 16, arrow.int16()),
         Kind("flag", "true or false", "boolean", arrow.bool_(), arrow.bool_(), _flag),

@@ -1,0 +1,74 @@
+"""Response bodies that break JSON's rules, made readable without touching what can be read. No exchange is known here.
+
+A value that no reader takes must not cost the rows around it. So a body that cannot be read is repaired once, and read
+again; what has no repair (a body cut short) stays unreadable.
+"""
+
+import json
+import re
+
+# What stands for text that cannot be decoded.
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
+# Deeper values become a text that holds their JSON: readers recurse, and the stack ends at about a thousand levels.
+MAX_DEPTH = 100
+
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s\[\]{},:"]+', re.DOTALL)
+_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+_SCALAR = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null")
+_CONTROL = re.compile(rb"[\x00-\x1f]")
+# A whole pair of surrogates before a single one; nothing after the backslash: not an escape.
+_ESCAPE = re.compile(
+    rb'\\(?:["\\/bfnrt]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})'
+    rb"|u[0-9a-fA-F]{4})?"
+)
+
+
+def as_utf8(body: bytes) -> bytes:
+    """The body in UTF-8 without a byte order mark; each byte that is no text becomes U+FFFD."""
+    encoding = json.detect_encoding(body)
+    if encoding == "utf-8" and body.isascii():
+        return body
+    return body.decode(encoding, errors="replace").encode()
+
+
+def repaired(body: bytes) -> bytes:
+    """The body with everything a JSON reader refuses spelled in a way that it takes; the same if there is nothing.
+
+    Half a surrogate pair becomes U+FFFD. Control characters are escaped, and so are backslashes that begin no escape.
+    Words and numbers that JSON lacks (NaN, 01) become texts, and so do values nested deeper than MAX_DEPTH.
+    """
+    return _flattened(_TOKEN.sub(_as_json, body))
+
+
+def may_hold_rows(body: bytes) -> bool:
+    """Whether the body is, or was the beginning of, a JSON list or object with an object in it, and no web page."""
+    return body.lstrip()[:1] in (b"{", b"[") and len(body.strip()) > len(b"[{}]") and b"{" in body
+
+
+def _as_json(token: re.Match[bytes]) -> bytes:
+    text = token[0]
+    if text[:1] != b'"':
+        return text if _SCALAR.fullmatch(text) else json.dumps(text.decode(errors="replace")).encode()
+    return _CONTROL.sub(lambda control: b"\\u%04x" % control[0][0], _ESCAPE.sub(_as_escape, text))
+
+
+def _as_escape(escape: re.Match[bytes]) -> bytes:
+    if escape[1]:
+        return REPLACEMENT
+    return b"\\\\" if escape[0] == b"\\" else escape[0]
+
+
+def _flattened(body: bytes) -> bytes:
+    pieces, end, start, depth = [], 0, 0, 0
+    for bracket in _BRACKET.finditer(body):
+        if bracket[0] in (b"[", b"{"):
+            depth += 1
+            if depth == MAX_DEPTH + 1:
+                start = bracket.start()
+        elif bracket[0] in (b"]", b"}"):
+            if depth == MAX_DEPTH + 1:
+                deep = body[start : bracket.end()].decode(errors="replace")
+                pieces += [body[end:start], json.dumps(deep, ensure_ascii=False).encode()]
+                end = bracket.end()
+            depth -= 1
+    return b"".join([*pieces, body[end:]])
