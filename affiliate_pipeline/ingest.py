@@ -12,10 +12,10 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import chain, islice
 
@@ -25,8 +25,9 @@ from affiliate_pipeline.exchanges.spec import DayError, DayRows, Endpoint, Plan,
 from affiliate_pipeline.postgres.lease import LONGEST_WAIT_S
 from affiliate_pipeline.postgres.shared import Shared
 from affiliate_pipeline.postgres.store import Day, Facts, Ledger, Shrunken, Store, StoreError, StoreUnavailable
+from affiliate_pipeline.rest.bodies import REPLACEMENT
 from affiliate_pipeline.rest.errors import ExchangeError, Fatal
-from affiliate_pipeline.rows import ContentHash, Invalid, Problem, batches, parse, split
+from affiliate_pipeline.rows import ContentHash, Invalid, Problem, batches, damaged, parse, payload, split
 from affiliate_pipeline.spool import SpoolFull
 
 BATCH_BYTES = 4 << 20
@@ -140,6 +141,8 @@ class _Begun:
 
     landing: Day
     unknown: Counter[str] = field(default_factory=Counter)
+    # In how many rows so far each column has U+FFFD.
+    damaged: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -214,10 +217,15 @@ class _Landing:
         if not self.endpoint.appends and not self._is_whole(day):
             if day in self.ledger:
                 return self._kept(day)
-            return self._failed(day, f"while it was being fetched, {self._forgotten(day)}")
+            reason = f"while it was being fetched, {self._forgotten(day)}"
+            return self._rejected(fetched, asked_at, reason, "", complete=False)
         if isinstance(fetched, DayError):
-            return self._failed(
-                day, f"{str(fetched.error).rstrip('.')}. Materialize the day again; if it stays, see the runbook"
+            return self._rejected(
+                fetched,
+                asked_at,
+                str(fetched.error),
+                "Materialize the day again; if it stays, see the runbook",
+                complete=False,
             )
         of_any_time = self.endpoint.observation or self.endpoint.appends
         if not of_any_time and self._asked_ms(fetched, asked_at) < self.endpoint.end_ms(day):
@@ -232,11 +240,31 @@ class _Landing:
         """The exchange's clock as far as it is known: ours until it has refused it."""
         return self.now() + self.session.client.clock_ahead_ms
 
-    def _asked_ms(self, fetched: DayRows, asked_at: int) -> int:
+    def _asked_ms(self, fetched: DayRows | DayError, asked_at: int) -> int:
         """When, by the exchange's clock, the run began that asked for the day, or the oldest answer was asked for if an
         earlier run did."""
         began = asked_at + self.session.client.clock_ahead_ms
-        return min(began, fetched.asked_ms or began)
+        oldest = fetched.asked_ms if isinstance(fetched, DayRows) else None
+        return min(began, oldest or began)
+
+    def _rejected(
+        self, fetched: DayRows | DayError, asked_at: int, reason: str, action: str, *, complete: bool
+    ) -> Failed:
+        """The day as failed, once what was received for it is in `affiliate.rejected_row`."""
+        more = fetched.error.received if isinstance(fetched, DayError) else ()
+
+        def received() -> Iterator[str]:
+            return map(payload, chain(split(fetched.chunks), more))
+
+        reason = reason.rstrip(".")
+        kept = ""
+        if complete or any(True for _ in received()):
+            asked_ms = self._asked_ms(fetched, asked_at)
+            arguments = (self.endpoint, fetched.day, self.run_id, self.session.source, reason, received, asked_ms)
+            self.store.reject(*arguments, complete=complete)
+            kept = ". All rows are" if complete else ". What was received of the day is"
+            kept += " kept as received in affiliate.rejected_row"
+        return self._failed(fetched.day, f"{reason}{kept}. {action}")
 
     def _is_whole(self, day: date) -> bool:
         """Whether the source, after the day was fetched, still holds all of it."""
@@ -271,7 +299,7 @@ class _Landing:
                 stay=held.rows if held else 0,
             )
         )
-        blocks = self._blocks(fetched.chunks, begun.landing, begun.unknown)
+        blocks = self._blocks(fetched.chunks, begun)
         begun.landing.blocks = chain(list(islice(blocks, blocks_made)), blocks)
         return begun
 
@@ -282,27 +310,32 @@ class _Landing:
             landing, unknown = day_begun.landing, day_begun.unknown
             landed = self.store.land(self.endpoint, landing)
         except Invalid as invalid:
-            reason = str(invalid)
-
-            def rows() -> Iterator[bytes]:
-                return split(fetched.chunks)
-
-            asked_ms = self._asked_ms(fetched, asked_at)
-            self.store.reject(self.endpoint, day, self.run_id, self.session.source, reason, rows, asked_ms)
-            return self._failed(
-                day,
-                f"its rows do not fit the schema: {reason}. They are kept as received in affiliate.rejected_row; mend the "
-                "schema, then materialize with run config from_rejected: true",
+            return self._rejected(
+                fetched,
+                asked_at,
+                f"its rows do not fit the schema: {invalid} (first in row {invalid.first_row + 1} of {fetched.rows})",
+                "Fix the schema, then materialize with run config from_rejected: true",
+                complete=True,
             )
         except Shrunken as error:
-            return self._failed(
-                day,
-                f"{error}. If the source is right, materialize with run config allow_shrink: true; the rows removed are "
-                "then kept in affiliate.superseded_row",
+            return self._rejected(
+                fetched,
+                asked_at,
+                str(error),
+                "If the source is right, materialize with run config allow_shrink: true; the rows removed are then kept in "
+                "affiliate.superseded_row",
+                complete=True,
             )
         except StoreError as error:
-            return self._failed(day, str(error))
-        for problem in fetched.problems:
+            return self._rejected(
+                fetched,
+                asked_at,
+                str(error),
+                "Fix the cause, then materialize with run config from_rejected: true",
+                complete=True,
+            )
+        problems = (*fetched.problems, *_damage(day_begun.damaged))
+        for problem in problems:
             log.warning("%s %s: %s", self.endpoint.key, day, problem)
         if landed.new_fields:
             log.warning(
@@ -323,25 +356,30 @@ class _Landing:
             new_fields=landed.new_fields,
             restated=landed.restated,
             note=fetched.note,
-            problems=fetched.problems,
+            problems=problems,
         )
 
-    def _blocks(self, chunks: Iterable[bytes], landing: Day, unknown: Counter[str]) -> Iterator[bytes]:
-        """The rows as COPY text; at their end `landing` and `unknown` say what they were. Raises `Invalid` once all rows
-        were read."""
+    def _blocks(self, chunks: Iterable[bytes], begun: _Begun) -> Iterator[bytes]:
+        """The rows as COPY text; at their end `begun` says what they were. Raises `Invalid` once all rows were read."""
+        landing, unknown, texts = begun.landing, begun.unknown, begun.damaged
         day, instant = landing.partition, self.endpoint.instant
         inside = (instant, self.endpoint.start_ms(day), self.endpoint.end_ms(day)) if instant else None
         content = ContentHash(landing.content_hash)
         problems: list[Problem] = []
+        rows_before = 0
         for batch in batches(chunks, BATCH_BYTES):
             try:
                 parsed = parse(self.endpoint.schema, batch, inside)
             except Invalid as invalid:
-                problems += invalid.problems
+                problems += (replace(each, row=rows_before + each.row) for each in invalid.problems)
+                rows_before += sum(1 for _ in split(batch))
                 continue
             unknown.update(parsed.unknown)
             landing.rows += len(parsed.table)
+            rows_before += len(parsed.table)
             block = content.add(parsed.table)
+            if REPLACEMENT in block:
+                texts.update(damaged(parsed.table))
             if not problems:
                 yield block
         if problems:
@@ -359,6 +397,12 @@ class _Landing:
                 day,
                 f"the source of its rejected rows is {rejected.source}, and the source of this run is "
                 f"{self.session.source}. Use the credentials and the base URL they came with",
+            )
+        if not rejected.complete:
+            return self._failed(
+                day,
+                f"what affiliate.rejected_row holds is not all of it ({rejected.reason}), so it cannot land. Materialize it "
+                "without from_rejected",
             )
         asked_ms = int(rejected.rejected_at.timestamp() * 1000)
         return self._land(DayRows(day, rejected.rows, len(rejected.rows), requests=0, asked_ms=asked_ms), self.now())
@@ -422,6 +466,15 @@ def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store
     if not asked:
         return Plan(0, 0, 0)
     return endpoint.strategy.plan(session, asked, endpoint.exchange.zone)
+
+
+def _damage(rows: Mapping[str, int]) -> Iterator[str]:
+    """That texts landed with U+FFFD in them."""
+    for name, count in rows.items():
+        yield (
+            f"{name} has U+FFFD in {count} {'row' if count == 1 else 'rows'}: the exchange sent what is no text there, such as "
+            "half an emoji. Everything else landed as sent"
+        )
 
 
 def _reason(what: str, held: Ledger | None) -> str:

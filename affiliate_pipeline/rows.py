@@ -312,7 +312,11 @@ def with_fields(row: bytes, fields: Mapping[str, object]) -> bytes:
             others.append(_member(name, raw))
         elif raw != b"null" and (said := _text(raw)) != given[_plain(name)]:
             raise ValueError(f"its `{name}` is {_sample(said)}, not {given[_plain(name)]}")
-    return b"{" + b",".join([*(_member(name, msgspec.json.encode(value)) for name, value in fields.items()), *others]) + b"}"
+    return (
+        b"{"
+        + b",".join([*(_member(name, msgspec.json.encode(value)) for name, value in fields.items()), *others])
+        + b"}"
+    )
 
 
 def _member(name: str, raw: bytes) -> bytes:
@@ -384,7 +388,9 @@ def _field_by_field(model: type[Row], body: bytes) -> tuple[Parsed, list[Problem
             extra[index], names = _extra(more)
             unknown.update(names)
     problems = [
-        Problem(name, check, len(found), _sample(found[0][1].decode(errors="replace")) if found[0][1] else None, found[0][0])
+        Problem(
+            name, check, len(found), _sample(found[0][1].decode(errors="replace")) if found[0][1] else None, found[0][0]
+        )
         for (name, check), found in unread.items()
     ]
     return Parsed(_table(model, values, len(rows), extra), unknown), problems
@@ -447,7 +453,11 @@ def _fit_object(pairs: list[tuple[str, object]]) -> None:
 
 def _fit_number(text: str) -> None:
     digits, _, exponent = text.lower().partition("e")
-    if len(digits) > MAX_NUMBER_DIGITS or len(exponent) > 6 or len(digits) + abs(int(exponent or 0)) > MAX_NUMBER_DIGITS:
+    if (
+        len(digits) > MAX_NUMBER_DIGITS
+        or len(exponent) > 6
+        or len(digits) + abs(int(exponent or 0)) > MAX_NUMBER_DIGITS
+    ):
         raise _Unfit
 
 
@@ -485,5 +495,7 @@ def _outside(table: arrow.Table, column: str, start_ms: int, end_ms: int) -> lis
     count = compute.sum(outside).as_py()
     if not count:
         return []
-    first = compute.index(outside.combine_chunks() if isinstance(outside, arrow.ChunkedArray) else outside, True).as_py()
+    first = compute.index(
+        outside.combine_chunks() if isinstance(outside, arrow.ChunkedArray) else outside, True
+    ).as_py()
     return [Problem(column, "outside the day", count, _sample(instants[first].as_py()), first)]

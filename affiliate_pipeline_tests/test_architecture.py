@@ -32,7 +32,17 @@ DIRECTIONS = {
     "settings": {"postgres.server", "postgres.urls"},
     "exchanges": {"exchanges", "rest", "days", "schema", "rows", "settings", "spool"},
     "postgres": {"postgres", "schema", "rest.errors", "rest.redact", "exchanges.spec", "spool"},
-    "ingest": {"days", "exchanges.spec", "postgres", "rest.errors", "rest.limits", "rows", "schema", "spool"},
+    "ingest": {
+        "days",
+        "exchanges.spec",
+        "postgres",
+        "rest.bodies",
+        "rest.errors",
+        "rest.limits",
+        "rows",
+        "schema",
+        "spool",
+    },
     "dictionary": {"exchanges.registry", "exchanges.spec", "postgres.ddl", "schema"},
     "doctor": {"days", "exchanges.registry", "exchanges.spec", "postgres", "rest", "settings", "watch"},
     "commission": {"commission", "days", "exchanges.spec", "postgres.store"},
@@ -282,7 +292,9 @@ def files() -> list[Path]:
 def test_no_file_names_a_path_of_this_machine():
     paths = {str(path) for path in (ROOT, Path.home(), Path(sys.prefix)) if len(path.parts) > 1}
     pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(path)}(?![\w.-])" for path in paths))
-    named = {path.relative_to(ROOT): pattern.search(path.read_text(encoding="utf-8", errors="replace")) for path in files()}
+    named = {
+        path.relative_to(ROOT): pattern.search(path.read_text(encoding="utf-8", errors="replace")) for path in files()
+    }
     assert {str(path): found.group() for path, found in named.items() if found} == {}
 
 

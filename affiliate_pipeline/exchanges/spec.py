@@ -38,10 +38,12 @@ class DayRows:
 
 @dataclass(frozen=True)
 class DayError:
-    """Why a day could not be fetched."""
+    """Why a day could not be fetched, and the rows received for it until then, as in `DayRows`; with those that `error` is
+    about they are kept, and never land: more may be missing."""
 
     day: date
     error: ExchangeError
+    chunks: Iterable[bytes] = ()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,10 @@ import msgspec
 
 from affiliate_pipeline.days import DAY, day_of, days_from, instant, runs, spans, start_ms
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan, Session
+from affiliate_pipeline.rest.bodies import may_hold_rows
 from affiliate_pipeline.rest.errors import ExchangeError, Fatal, Refused
+from affiliate_pipeline.rows import instants_ms
+from affiliate_pipeline.schema import LEAST_MS
 from affiliate_pipeline.spool import Spool
 
 WORKERS = 4
@@ -100,7 +103,7 @@ class TimeWalk:
         if page.times and not first <= min(page.times) <= max(page.times) <= last:
             raise Refused(
                 f"{session.client.host} was asked for {instant(first)} to {instant(last)} and answered rows outside"
-            )
+            ).about(map(bytes, page.rows))
         return page
 
 
@@ -108,13 +111,21 @@ def _page(body: bytes) -> Page:
     try:
         rows = _split.decode(body)
     except msgspec.ValidationError as error:
-        raise Refused(f"the answer is not a list of rows ({error})") from None
-    except msgspec.DecodeError as error:
-        raise ValueError(str(error)) from None
+        kept = [body] if may_hold_rows(body) else []
+        raise Refused(f"the answer is not a list of rows ({error})").about(kept) from None
     try:
-        return Page([row.time for row in _times.decode(body)], rows)
-    except msgspec.ValidationError as error:
-        raise Refused(f"a row's `time` is missing or not in milliseconds ({error})") from None
+        times = [row.time for row in _times.decode(body)]
+    except msgspec.ValidationError:
+        times = []
+    if rows and min(times, default=0) < LEAST_MS:
+        # Spelled in another way than usual: as text, in seconds.
+        try:
+            times = instants_ms(map(bytes, rows), "time")
+        except (ValueError, msgspec.DecodeError) as error:
+            raise Refused(f"a row's `time` is missing or not in milliseconds ({error})").about(
+                map(bytes, rows)
+            ) from None
+    return Page(times, rows)
 
 
 class _Walk:
@@ -220,13 +231,13 @@ class _Walk:
                     self._accept(first, last, page)
                     return
                 if first == last:
-                    self._fail(days[0], self._overfull(first))
+                    self._fail(days[0], self._overfull(first, page))
                     return
                 newest = max(page.times)
                 if self._is_oldest_first(first, last, page):
                     if newest == first:
                         bad = day_of(first, self._zone)
-                        self._fail(bad, self._overfull(first))
+                        self._fail(bad, self._overfull(first, page.between(first, self._end[bad] - 1)))
                         first = self._end[bad]
                         continue
                     start = self._proven_end(first, page)
@@ -357,11 +368,11 @@ class _Walk:
             if day in self._bad:
                 return
             self._bad.add(day)
-            self._chunks.pop(day, None)
-        self._put(DayError(day, error))
+            chunks = self._chunks.pop(day, ())
+        self._put(DayError(day, error, chunks))
 
-    def _overfull(self, time: int) -> Refused:
+    def _overfull(self, time: int, page: Page) -> Refused:
         return Refused(
             f"{instant(time)} ({time}) holds {self._endpoint.limit} rows or more in a single millisecond: the exchange "
             "returns no more than that, so the rest cannot be asked for. Ask its support for the rows of this millisecond"
-        )
+        ).about(map(bytes, page.rows))

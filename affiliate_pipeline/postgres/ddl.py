@@ -31,7 +31,11 @@ create table if not exists affiliate.rejected_row (
     payload jsonb not null
 );
 create index if not exists rejected_row_day on affiliate.rejected_row (asset, partition);
-comment on table affiliate.rejected_row is 'All rows, as received, of days that failed validation.';
+-- The table may be older than this column.
+alter table affiliate.rejected_row add column if not exists complete bool not null default true;
+comment on table affiliate.rejected_row is 'Rows, as received, of days that could not land.';
+comment on column affiliate.rejected_row.payload is 'The row; where jsonb cannot hold it, a string with its JSON text. A response that is no JSON: a string with its text, or {"$base64": …}.';
+comment on column affiliate.rejected_row.complete is 'Whether these are all rows of the day: only then can they land with from_rejected.';
 create table if not exists affiliate.superseded_row (
     asset text not null,
     partition date not null,

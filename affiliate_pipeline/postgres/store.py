@@ -168,10 +168,12 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Rejected:
-    """The rows of a day that did not fit the schema, as JSON texts."""
+    """What was received for a day and could not land: the rows as JSON texts if they are `complete`, and why."""
 
     source: str
     rejected_at: datetime
+    reason: str
+    complete: bool
     rows: list[bytes]
 
 
@@ -449,21 +451,38 @@ class Store:
         run_id: str,
         source: str,
         reason: str,
-        rows: Callable[[], Iterable[bytes]],
+        rows: Callable[[], Iterable[str]],
         received_ms: int,
+        *,
+        complete: bool = True,
     ) -> None:
-        """Keeps the day's rows as received, in place of any that were kept for it before. `rows` gives them each time."""
+        """Keeps what was received for the day, in place of what was kept for it before. `rows` gives the JSON texts each
+        time. What is not complete replaces neither complete rows nor more of them."""
         key = {"asset": endpoint.key, "partition": day}
-        common = (*key.values(), run_id, source, datetime.fromtimestamp(received_ms / 1000, UTC), reason)
+        common = (*key.values(), run_id, source, datetime.fromtimestamp(received_ms / 1000, UTC), reason, complete)
         with unavailable():
+            if not complete and self._has_rejected_more(key, sum(1 for _ in rows())):
+                return
             try:
-                self._keep_rejected(key, common, (row.decode(errors="replace") for row in rows()))
+                self._keep_rejected(key, common, rows())
             except psycopg.DataError:
-                # jsonb cannot hold every JSON text (U+0000, huge numbers): then each row is kept as a JSON string.
-                self._keep_rejected(key, common, (json.dumps(row.decode(errors="replace")) for row in rows()))
+                # jsonb cannot hold every JSON text: then each row is kept as a JSON string.
+                self._keep_rejected(key, common, map(json.dumps, rows()))
+
+    def _has_rejected_more(self, key: Mapping[str, Any], rows: int) -> bool:
+        with self._connection.transaction():
+            row = self._connection.execute(
+                "select coalesce(bool_or(complete), false) or count(*) > %(rows)s from affiliate.rejected_row "
+                "where asset = %(asset)s and partition = %(partition)s",
+                {**key, "rows": rows},
+            ).fetchone()
+        return bool(row and row[0])
 
     def _keep_rejected(self, key: Mapping[str, Any], common: tuple[Any, ...], payloads: Iterable[str]) -> None:
-        copy = "copy affiliate.rejected_row (asset, partition, run_id, source, rejected_at, reason, payload) from stdin"
+        copy = (
+            "copy affiliate.rejected_row (asset, partition, run_id, source, rejected_at, reason, complete, payload) "
+            "from stdin"
+        )
         with self._connection.transaction():
             self._forget_rejected(key)
             with self._connection.cursor() as cursor, cursor.copy(copy) as copying:
@@ -474,15 +493,15 @@ class Store:
         """The rows kept by `reject`."""
         with unavailable(), self._connection.transaction():
             found = self._connection.execute(
-                "select source, rejected_at, "
+                "select source, rejected_at, reason, complete, "
                 "case jsonb_typeof(payload) when 'string' then payload #>> '{}' else payload::text end "
                 "from affiliate.rejected_row where asset = %s and partition = %s",
                 (endpoint.key, day),
             ).fetchall()
         if not found:
             return None
-        source, rejected_at, _ = found[0]
-        return Rejected(source, rejected_at, [payload.encode() for *_, payload in found])
+        source, rejected_at, reason, complete, _ = found[0]
+        return Rejected(source, rejected_at, reason, complete, [payload.encode() for *_, payload in found])
 
 
 def _table(endpoint: Endpoint) -> sql.Identifier:

@@ -7,13 +7,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Self, TypeVar
 
 import httpx
 import stamina
 
+from affiliate_pipeline.rest.bodies import as_utf8, may_hold_rows, repaired
 from affiliate_pipeline.rest.encoding import encode
 from affiliate_pipeline.rest.errors import (
     Banned,
@@ -235,7 +236,7 @@ class Client:
                 raise Unanswered(redact(f"{type(error).__name__}: {error}")) from None
         self._answered_at = time.monotonic()
         try:
-            return decode(self._read(reply))
+            return self._decoded(reply, decode)
         except ClockOff as error:
             error.signed_offset_ms = signed_offset_ms
             raise
@@ -249,7 +250,18 @@ class Client:
                 ) from None
             raise
         except ValueError as error:
-            raise Transient(f"{self.host} sent a body that cannot be read: {redact(error)}") from None
+            body = [reply.content] if may_hold_rows(reply.content) else []
+            raise Transient(f"{self.host} sent a body that cannot be read: {redact(error)}").about(body) from None
+
+    def _decoded(self, reply: Reply, decode: Callable[[bytes], Answer]) -> Answer:
+        """What `decode` makes of the payload; of a body that cannot be read, of the body repaired. Raises ValueError."""
+        reply = replace(reply, content=as_utf8(reply.content))
+        try:
+            return decode(self._read(reply))
+        except (ValueError, RecursionError, Transient):
+            if not may_hold_rows(reply.content) or (body := repaired(reply.content)) == reply.content:
+                raise
+            return decode(self._read(replace(reply, content=body)))
 
     def _send(self, method: str, url: str) -> Reply:
         # httpx's timeouts are for each read: a body that trickles would never end.

@@ -18,9 +18,19 @@ library exception with a URL in it is shown behind them.
         └── Unreachable           no answer to anything for a while
 """
 
+from collections.abc import Iterable, Sequence
+from typing import Self
+
 
 class ExchangeError(Exception):
-    """Something the exchange answered, or did not answer."""
+    """Something the exchange answered, or did not answer; `received` are the rows, or the body, that it is about."""
+
+    received: Sequence[bytes] = ()
+
+    def about(self, received: Iterable[bytes]) -> Self:
+        """The error, with what it is about: kept where it fails a day."""
+        self.received = list(received)
+        return self
 
 
 class Transient(ExchangeError):

@@ -130,7 +130,7 @@ def test_the_bookkeeping_has_the_columns_of_the_contract(create, types):
         ("run_id", "text not null"),
     ]
     kept = ["asset", "partition", "run_id"]
-    assert list(types("affiliate.rejected_row")) == [*kept, "source", "rejected_at", "reason", "payload"]
+    assert list(types("affiliate.rejected_row")) == [*kept, "source", "rejected_at", "reason", "payload", "complete"]
     assert list(types("affiliate.superseded_row")) == [*kept, "superseded_at", "payload"]
     assert types("affiliate.superseded_row")["payload"].startswith("jsonb")
 

@@ -107,8 +107,8 @@ class Assignment:
     def _pairs(self, session: BinanceSession, params: dict[str, str]) -> dict[str, str]:
         """Emails by id; "" where the answer says none."""
         rows = session.client.get(self.path, params, rows_of)
-        pairs = [(_text(customer_id), _text(email)) for customer_id, email in identities(rows, ("customerId", "email"))]
-        return {customer_id: email for customer_id, email in pairs if customer_id}
+        pairs = identities(rows, ("customerId", "email"))
+        return {customer_id: email or "" for customer_id, email in pairs if customer_id}
 
     def work_off(
         self, session: BinanceSession, wishes: Sequence[Wish], assign: Callable[[_Change], bool]
@@ -209,7 +209,7 @@ class _Work:
                 rows = rows_of(body)
             except Refused as error:
                 raise ValueError(str(error)) from None
-            if wish.customer_id not in [_text(answered) for (answered,) in identities(rows, ("customerId",))]:
+            if wish.customer_id not in [answered for (answered,) in identities(rows, ("customerId",))]:
                 raise ValueError("the answer does not confirm the customerId")
 
         keep(UNKNOWN, "")
@@ -240,8 +240,3 @@ class _Work:
 
 def _found(done: bool) -> str:
     return f"read back: it was {'' if done else 'not '}done"
-
-
-def _text(raw: Any) -> str:
-    value = None if raw is None else msgspec.json.decode(raw)
-    return "" if value is None else str(value)
