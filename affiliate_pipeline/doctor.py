@@ -16,7 +16,7 @@ from affiliate_pipeline.postgres.server import ServerError
 from affiliate_pipeline.postgres.store import Ledger, StoreUnavailable
 from affiliate_pipeline.rest.errors import AccessRefused, ClockOff, ExchangeError, RateLimited, Refused
 from affiliate_pipeline.rest.limits import Limit, Unlimited
-from affiliate_pipeline.settings import Project, SettingsError
+from affiliate_pipeline.settings import Environment, Project, SettingsError
 
 # What Binance tolerates of a clock that is ahead.
 MOST_CLOCK_OFFSET_MS = 1000
@@ -45,18 +45,23 @@ class _Unshared:
 
 def examine() -> Iterator[Finding]:
     """Everything but this machine itself: the database and what it holds, and the accounts."""
-    yield from _accounts()
-    yield from _database()
-
-
-def _database() -> Iterator[Finding]:
     try:
-        url = Project.load().existing_url()
+        environment = settings.application()
+    except SettingsError as error:
+        yield Finding("settings", f"{error}", "Correct it")
+        return
+    yield from _accounts(environment)
+    yield from _database(environment)
+
+
+def _database(environment: Environment) -> Iterator[Finding]:
+    try:
+        url = environment.existing_url()
         if url is None:
             yield Finding("database", "the embedded PostgreSQL does not run", "Start it: `make up`")
             return
         with Examination(url) as examination:
-            yield from _held(examination)
+            yield from _held(examination, environment)
     except SettingsError as error:
         yield Finding("database", f"{error}", "Set it to postgresql://user:password@host:port/database in .env")
     except (StoreUnavailable, ServerError) as error:
@@ -67,7 +72,7 @@ def _database() -> Iterator[Finding]:
         )
 
 
-def _held(examination: Examination) -> Iterator[Finding]:
+def _held(examination: Examination, environment: Environment) -> Iterator[Finding]:
     if not examination.is_new_enough:
         yield Finding(
             "database",
@@ -94,13 +99,13 @@ def _held(examination: Examination) -> Iterator[Finding]:
             "See its error in the UI, under Automation",
         )
     ledgers = examination.ledgers()
-    yield from _days(ledgers)
-    yield from _sources(ledgers)
+    yield from _days(ledgers, environment)
+    yield from _sources(ledgers, environment)
 
 
-def _days(ledgers: Mapping[str, Mapping[date, Ledger]]) -> Iterator[Finding]:
+def _days(ledgers: Mapping[str, Mapping[date, Ledger]], environment: Environment) -> Iterator[Finding]:
     """Days that are due and have not landed: at risk while they can be fetched, and lost after that."""
-    start, now_ms = Project.load().affiliate_start_date, _now_ms()
+    start, now_ms = Project.load(variables=environment.variables).affiliate_start_date, _now_ms()
     fine = 0
     for endpoint in ENDPOINTS:
         held = ledgers.get(endpoint.key, {})
@@ -117,11 +122,11 @@ def _days(ledgers: Mapping[str, Mapping[date, Ledger]]) -> Iterator[Finding]:
         yield Finding("days", "nothing has landed yet", "Start it (`make up`), or materialize days in the UI")
 
 
-def _sources(ledgers: Mapping[str, Mapping[date, Ledger]]) -> Iterator[Finding]:
+def _sources(ledgers: Mapping[str, Mapping[date, Ledger]], environment: Environment) -> Iterator[Finding]:
     for endpoint in ENDPOINTS:
         held = {row.source for row in ledgers.get(endpoint.key, {}).values()}
         with suppress(SettingsError):  # told of already
-            session = endpoint.exchange.connect(endpoint, _Unshared())
+            session = endpoint.exchange.connect(endpoint, _Unshared(), environment.variables)
             with session.client:
                 configured = session.source
             if others := sorted(held - {configured}):
@@ -132,11 +137,11 @@ def _sources(ledgers: Mapping[str, Mapping[date, Ledger]]) -> Iterator[Finding]:
                 )
 
 
-def _accounts() -> Iterator[Finding]:
+def _accounts(environment: Environment) -> Iterator[Finding]:
     accounts: dict[tuple[str, str], list[Endpoint]] = {}
     for endpoint in ENDPOINTS:
         accounts.setdefault((endpoint.exchange.name, endpoint.account), []).append(endpoint)
-    if not any(settings.is_any_set(endpoint.credentials) for endpoint in ENDPOINTS):
+    if not any(environment.is_any_set(endpoint.credentials) for endpoint in ENDPOINTS):
         yield Finding(
             "accounts",
             "no exchange is configured",
@@ -145,17 +150,17 @@ def _accounts() -> Iterator[Finding]:
         return
     for (exchange, account), endpoints in accounts.items():
         about = f"{exchange} {account}"
-        if not settings.is_any_set(endpoints[0].credentials):
+        if not environment.is_any_set(endpoints[0].credentials):
             yield Finding(about, "not configured: its assets do not land")
         else:
-            yield from _account(about, [endpoint for endpoint in endpoints if endpoint.probe])
+            yield from _account(about, [endpoint for endpoint in endpoints if endpoint.probe], environment)
 
 
-def _account(about: str, endpoints: list[Endpoint]) -> Iterator[Finding]:
+def _account(about: str, endpoints: list[Endpoint], environment: Environment) -> Iterator[Finding]:
     for endpoint in endpoints:
         assert endpoint.probe
         try:
-            session = endpoint.exchange.connect(endpoint, _Unshared())
+            session = endpoint.exchange.connect(endpoint, _Unshared(), environment.variables)
         except SettingsError as error:
             yield Finding(
                 about,

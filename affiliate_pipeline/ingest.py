@@ -2,7 +2,7 @@
 
 Works without Dagster:
 
-    with Store(Project.load().database_url()) as store, connected(endpoint, store) as session:
+    with Store(database_url) as store, connected(endpoint, store) as session:
         for outcome in ingest(endpoint, days, session=session, store=store, run_id="by hand"):
             print(outcome)
 """
@@ -97,11 +97,16 @@ def now_ms() -> int:
 
 
 @contextmanager
-def connected(endpoint: Endpoint, store: Store, longest_wait_s: float = LONGEST_WAIT_S) -> Iterator[Session]:
+def connected(
+    endpoint: Endpoint,
+    store: Store,
+    longest_wait_s: float = LONGEST_WAIT_S,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[Session]:
     """A session with the endpoint's account whose rate limit is shared through the store's database; a pause of it that is
-    longer raises `Banned`."""
+    longer raises `Banned`. The account is the one in `variables`, by default the one that is configured."""
     with Shared(store.url, longest_wait_s) as shared:
-        session = endpoint.exchange.connect(endpoint, shared)
+        session = endpoint.exchange.connect(endpoint, shared, variables)
         with session.client:
             yield session
 

@@ -1,14 +1,17 @@
 """The only reader of the environment: what is configured, typed, and one error that names everything wrong with it.
 
-`.env` in the working directory wins over the environment, as Dagster itself has it. Lowest is
-`.affiliate/settings.env`, in which the first `affiliate-pipeline up` without credentials writes what it chose for the
-sandbox; it counts only as long as no exchange is configured. Nothing is read at import.
+`.env` in the working directory wins over the environment, as Dagster itself has it. What is not configured is missing,
+and named as such, with one exception: the application (`affiliate-pipeline`, and Dagster on `defs.storage.Storage`) may
+use the embedded server and, in `.affiliate/settings.env`, the sandbox's values. `application` is the only place that
+decides so. Nothing is read at import.
 """
 
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -22,10 +25,14 @@ EXCHANGE_VARIABLES = (
     "BINANCE_PARTNER_API_SECRET",
     "BINANCE_CLIENT_API_KEY",
     "BINANCE_CLIENT_API_SECRET",
+    "BINANCE_API_AGENT_CODE",
     "LBANK_BASE_URL",
     "LBANK_API_KEY",
     "LBANK_API_SECRET",
+    "LBANK_OPEN_ID",
 )
+DATABASE_VARIABLE = "AFFILIATE_DATABASE_URL"
+HOW_TO_SET = "Set what is named in the environment or in .env (see README, Real accounts)"
 
 
 class SettingsError(Exception):
@@ -59,18 +66,90 @@ def _configured() -> dict[str, str]:
     return {name: value for name, value in variables.items() if value}
 
 
-def is_sandbox() -> bool:
-    """Whether the sandbox is what runs here: it was chosen, and no exchange is configured."""
-    return _chosen_file().is_file() and not is_exchange_configured()
+class Embedded(StrEnum):
+    """The databases of the embedded server."""
+
+    PRODUCTION = "affiliate"
+    SANDBOX = "affiliate_sandbox"
 
 
-def is_exchange_configured() -> bool:
-    return any(name in _configured() for name in EXCHANGE_VARIABLES)
+@dataclass(frozen=True)
+class Environment:
+    """The variables that count, read at one moment so that all of a run uses the same, and the one database."""
+
+    variables: Mapping[str, str] = field(repr=False)
+    # None: the database is the one that AFFILIATE_DATABASE_URL names, or none.
+    embedded: Embedded | None = None
+
+    @property
+    def is_sandbox(self) -> bool:
+        """Whether the exchanges are the sandbox's."""
+        return self.embedded is Embedded.SANDBOX
+
+    @property
+    def is_exchange_configured(self) -> bool:
+        return self.is_any_set(EXCHANGE_VARIABLES)
+
+    def is_any_set(self, names: Sequence[str]) -> bool:
+        """Whether one of the variables at least has a value."""
+        return any(name in self.variables for name in names)
+
+    def database_url(self) -> str:
+        """The `postgresql://` URL of the one database; the embedded server is started if it is used.
+
+        Raises:
+            SettingsError: no database is configured, and the embedded server may not be used.
+        """
+        if self.embedded is None:
+            return self._configured_url()
+        from affiliate_pipeline.postgres import server
+
+        return server.ensure(home(), self.embedded)
+
+    def existing_url(self) -> str | None:
+        """The same URL with nothing started or created for it; None if the embedded server does not run."""
+        if self.embedded is None:
+            return self._configured_url()
+        from affiliate_pipeline.postgres import server
+
+        return server.url(home(), self.embedded) if server.is_running(home()) else None
+
+    def is_embedded_at(self, url: str) -> bool:
+        """Whether the URL is that of the embedded database, whichever port the server has."""
+        from affiliate_pipeline.postgres import server
+
+        if self.embedded is None:
+            return False
+        try:
+            ours, given = urlsplit(server.url(home(), self.embedded)), urlsplit(url)
+        except (server.ServerError, ValueError):
+            return False
+        # The password is random, so it identifies the server.
+        return (ours.password, ours.path) == (given.password, given.path)
+
+    def _configured_url(self) -> str:
+        if DATABASE_VARIABLE not in self.variables:
+            raise SettingsError(f"{DATABASE_VARIABLE} is not set. {HOW_TO_SET}")
+        scheme, separator, rest = self.variables[DATABASE_VARIABLE].partition("://")
+        if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
+            raise SettingsError(f"{DATABASE_VARIABLE} is not a postgresql:// URL")
+        return f"postgresql://{rest}"
 
 
-def is_any_set(names: Sequence[str]) -> bool:
-    """Whether one of the variables at least has a value."""
-    return any(name in _environment() for name in names)
+def configured() -> Environment:
+    """What is configured, and nothing else."""
+    return Environment(_configured())
+
+
+def application() -> Environment:
+    """What the application uses: its embedded server if no database is configured, and its sandbox if, besides, no
+    exchange is configured and `up` has chosen the sandbox."""
+    environment = configured()
+    if DATABASE_VARIABLE in environment.variables:
+        return environment
+    if environment.is_exchange_configured or not _chosen_file().is_file():
+        return Environment(environment.variables, Embedded.PRODUCTION)
+    return Environment({**chosen(), **environment.variables}, Embedded.SANDBOX)
 
 
 def chosen() -> dict[str, str]:
@@ -95,10 +174,6 @@ def process_environment(**more: str) -> dict[str, str]:
     return {**os.environ, **more}
 
 
-def _environment() -> dict[str, str]:
-    return {**(chosen() if is_sandbox() else {}), **_configured()}
-
-
 def _base_url(url: str) -> str:
     try:
         parts = urlsplit(url)
@@ -120,10 +195,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     @classmethod
-    def load(cls, *required: str) -> Self:
-        """The settings; raises one `SettingsError` that names all variables missing or malformed."""
-        environment = _environment()
-        given = {name: environment[name.upper()] for name in cls.model_fields if name.upper() in environment}
+    def load(cls, *required: str, variables: Mapping[str, str] | None = None) -> Self:
+        """The settings in these variables, by default in those that are configured.
+
+        Raises:
+            SettingsError: names all variables missing or malformed.
+        """
+        variables = _configured() if variables is None else variables
+        given = {name: variables[name.upper()] for name in cls.model_fields if name.upper() in variables}
         problems = [f"{name.upper()} is not set" for name in required if name not in given]
         try:
             settings = cls.model_validate(given)
@@ -135,51 +214,14 @@ class Settings(BaseModel):
                 for problem in error.errors(include_input=False, include_url=False)
             ]
         if problems:
-            raise SettingsError(
-                f"{'; '.join(problems)}. Set what is named in the environment or in .env (see README, Real accounts)"
-            )
+            raise SettingsError(f"{'; '.join(problems)}. {HOW_TO_SET}")
         return settings
 
 
 class Project(Settings):
-    affiliate_database_url: SecretStr | None = None
     affiliate_start_date: date = date(2025, 1, 1)
     # Whether the schedules run without being started in the UI, as they do under `affiliate-pipeline up`.
     affiliate_schedules: bool = False
-
-    def existing_url(self) -> str | None:
-        """The same URL with nothing started or created for it; None if the embedded server does not run."""
-        suffix = "_sandbox" if is_sandbox() else ""
-        if self.affiliate_database_url is None:
-            from affiliate_pipeline.postgres import server
-
-            return server.url(home(), f"affiliate{suffix}") if server.is_running(home()) else None
-        from affiliate_pipeline.postgres.urls import renamed
-
-        return renamed(self._server_url(), suffix) if suffix else self._server_url()
-
-    def database_url(self) -> str:
-        """A `postgresql://` URL of the one database; the embedded server is started if none is configured.
-
-        The sandbox has a database of its own: its name ends in `_sandbox`.
-        """
-        suffix = "_sandbox" if is_sandbox() else ""
-        if self.affiliate_database_url is None:
-            from affiliate_pipeline.postgres import server
-
-            return server.ensure(home(), f"affiliate{suffix}")
-        if not suffix:
-            return self._server_url()
-        from affiliate_pipeline.postgres.urls import sibling
-
-        return sibling(self._server_url(), suffix)
-
-    def _server_url(self) -> str:
-        assert self.affiliate_database_url is not None
-        scheme, separator, rest = self.affiliate_database_url.get_secret_value().partition("://")
-        if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
-            raise SettingsError("AFFILIATE_DATABASE_URL is not a postgresql:// URL")
-        return f"postgresql://{rest}"
 
 
 def check_rate_scale(base_url: str, scale: float) -> None:

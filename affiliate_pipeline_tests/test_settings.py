@@ -1,6 +1,7 @@
 """What is configured: which source wins, one error for everything wrong, and no value in any error."""
 
 import os
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 
@@ -8,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from psycopg.conninfo import conninfo_to_dict
 
 from affiliate_pipeline import settings
 from affiliate_pipeline.settings import Alerts, Binance, LBank, Project, Settings, SettingsError
@@ -24,8 +24,13 @@ def choose(**variables: str) -> None:
     settings.choose(variables)
 
 
-def key() -> str:
-    return Binance.load("binance_partner_api_key").binance_partner_api_key.get_secret_value()
+def key(variables: Mapping[str, str] | None = None) -> str:
+    loaded = Binance.load("binance_partner_api_key", variables=variables)
+    return loaded.binance_partner_api_key.get_secret_value()
+
+
+def start(environment: settings.Environment) -> date:
+    return Project.load(variables=environment.variables).affiliate_start_date
 
 
 def test_nothing_has_to_be_set():
@@ -34,7 +39,7 @@ def test_nothing_has_to_be_set():
     assert Binance.load().binance_weight_per_minute == 6000
     assert LBank.load().lbank_base_url == "https://affiliate.lbankverify.com"
     assert (Alerts.load().urls(), Alerts.load().dagster_ui_url) == ([], "http://localhost:3000")
-    assert not settings.is_sandbox() and not settings.is_exchange_configured()
+    assert not settings.application().is_sandbox and not settings.application().is_exchange_configured
 
 
 def test_env_file_of_the_working_directory_wins_over_the_environment(monkeypatch):
@@ -61,28 +66,46 @@ def test_an_empty_variable_is_not_set(monkeypatch):
         key()
 
 
-def test_what_was_chosen_counts_while_no_exchange_is_configured():
+def test_what_was_chosen_counts_for_the_application_while_no_exchange_is_configured():
     choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
-    assert settings.is_sandbox()
-    assert (key(), Project.load().affiliate_start_date) == ("sandbox-key", date(2026, 10, 1))
+    environment = settings.application()
+    assert environment.is_sandbox
+    assert (key(environment.variables), start(environment)) == ("sandbox-key", date(2026, 10, 1))
+
+
+def test_what_was_chosen_does_not_count_for_anything_else():
+    choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
+    assert not settings.configured().is_sandbox
+    assert start(settings.configured()) == Project.load().affiliate_start_date == date(2025, 1, 1)
+    with pytest.raises(SettingsError, match=f"{KEY} is not set"):
+        key()
+
+
+def test_what_was_chosen_does_not_count_with_a_configured_database(monkeypatch):
+    choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_DATABASE_URL="postgresql://chosen.example/x")
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", "postgresql://db.example/production")
+    environment = settings.application()
+    assert not environment.is_sandbox and not environment.is_exchange_configured
+    assert environment.database_url() == "postgresql://db.example/production"
 
 
 @pytest.mark.parametrize("name", settings.EXCHANGE_VARIABLES)
 def test_what_was_chosen_counts_no_more_once_an_exchange_is_configured(monkeypatch, name):
     choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
     monkeypatch.setenv(name, "https://example.com")
-    assert not settings.is_sandbox()
-    assert Project.load().affiliate_start_date == date(2025, 1, 1)
-    assert Binance.load().binance_partner_api_key is None or name == KEY
+    environment = settings.application()
+    assert not environment.is_sandbox
+    assert start(environment) == date(2025, 1, 1)
+    assert KEY not in environment.variables or name == KEY
 
 
 def test_the_environment_wins_over_what_was_chosen(monkeypatch):
     choose(AFFILIATE_START_DATE="2026-10-01", BINANCE_PARTNER_API_KEY="sandbox-key")
     monkeypatch.setenv("AFFILIATE_START_DATE", "2026-11-01")
-    assert Project.load().affiliate_start_date == date(2026, 11, 1)
+    assert start(settings.application()) == date(2026, 11, 1)
     Path(".env").write_text("AFFILIATE_START_DATE=2026-11-02\n")
-    assert Project.load().affiliate_start_date == date(2026, 11, 2)
-    assert key() == "sandbox-key"
+    assert start(settings.application()) == date(2026, 11, 2)
+    assert key(settings.application().variables) == "sandbox-key"
 
 
 def test_what_is_chosen_is_read_back():
@@ -168,6 +191,7 @@ def test_a_base_url_loses_its_last_slash(monkeypatch):
 def test_secrets_do_not_show_when_settings_are_printed(monkeypatch):
     for name in (KEY, SECRET_NAME, "ALERT_URLS", "AFFILIATE_DATABASE_URL", "LBANK_API_SECRET"):
         monkeypatch.setenv(name, SECRET)
+    assert SECRET not in repr(settings.application())
     for model in (Project, Binance, LBank, Alerts):
         assert SECRET not in repr(model.load()) + str(model.load()) + str(model.load().model_dump())
 
@@ -215,7 +239,7 @@ def test_a_scale_without_sense_is_refused(monkeypatch, scale):
 )
 def test_the_database_may_be_given_with_a_driver(monkeypatch, scheme):
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", f"{scheme}://me:p%40w@db.example/data?sslmode=require")
-    assert Project.load().database_url() == "postgresql://me:p%40w@db.example/data?sslmode=require"
+    assert settings.configured().database_url() == "postgresql://me:p%40w@db.example/data?sslmode=require"
 
 
 @pytest.mark.parametrize(
@@ -224,19 +248,22 @@ def test_the_database_may_be_given_with_a_driver(monkeypatch, scheme):
 def test_another_database_is_refused_without_being_shown(monkeypatch, url):
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", url)
     with pytest.raises(SettingsError, match="AFFILIATE_DATABASE_URL") as raised:
-        Project.load().database_url()
+        settings.configured().database_url()
     assert SECRET not in str(raised.value)
 
 
-def test_the_sandbox_has_a_database_of_its_own(monkeypatch, database_url, query):
-    monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
+@pytest.mark.parametrize("value", [None, ""])
+def test_nothing_but_the_application_uses_the_embedded_server(monkeypatch, tmp_path, value):
+    if value is not None:
+        monkeypatch.setenv("AFFILIATE_DATABASE_URL", value)
     choose(BINANCE_PARTNER_API_KEY="sandbox-key")
-    try:
-        assert conninfo_to_dict(Project.load().database_url())["dbname"] == "test_sandbox"
-        monkeypatch.setenv(KEY, "a real key")
-        assert Project.load().database_url() == database_url
-    finally:
-        query("drop database if exists test_sandbox")
+    for find in (settings.configured().database_url, settings.configured().existing_url):
+        with pytest.raises(SettingsError, match="^AFFILIATE_DATABASE_URL is not set"):
+            find()
+    assert [path.name for path in (tmp_path / ".affiliate").iterdir()] == ["settings.env"]
+    assert settings.application().embedded == "affiliate_sandbox"
+    monkeypatch.setenv(KEY, "a real key")
+    assert settings.application().embedded == "affiliate"
 
 
 def test_alert_urls_are_separated_by_commas(monkeypatch):
@@ -259,4 +286,5 @@ def test_every_variable_is_one_of_the_contract():
         "LBANK_SIGNATURE_METHOD", "LBANK_OPEN_ID",
     }  # fmt: skip
     named = {name.upper() for model in Settings.__subclasses__() for name in model.model_fields}
+    named |= {settings.DATABASE_VARIABLE, *settings.EXCHANGE_VARIABLES}
     assert named - contract == set()

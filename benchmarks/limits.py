@@ -30,13 +30,13 @@ def ask(key: str, open_id: str, workers: int, until: float) -> None:
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
     from affiliate_pipeline.ingest import connected
     from affiliate_pipeline.postgres.store import Store
-    from affiliate_pipeline.settings import Project
+    from affiliate_pipeline.settings import configured
 
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == key)
     params = {"openId": open_id}
     if key == FOUR:
         params |= {"tradeType": 0, "startTime": 0, "endTime": 86_400_000}
-    with Store(Project.load().database_url()) as store, connected(endpoint, store) as session:
+    with Store(configured().database_url()) as store, connected(endpoint, store) as session:
 
         def again() -> None:
             while time.time() < until:

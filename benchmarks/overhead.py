@@ -18,10 +18,10 @@ def fetched(days: Sequence[date]) -> float:
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
     from affiliate_pipeline.ingest import connected
     from affiliate_pipeline.postgres.store import Store
-    from affiliate_pipeline.settings import Project
+    from affiliate_pipeline.settings import configured
 
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == REBATES)
-    with Store(Project.load().database_url()) as store, connected(endpoint, store) as session:
+    with Store(configured().database_url()) as store, connected(endpoint, store) as session:
         began = time.perf_counter()
         assert len(list(endpoint.strategy.fetch(session, days, endpoint.exchange.zone))) == len(days)
         return time.perf_counter() - began

@@ -20,10 +20,10 @@ def planned(days: list[date]) -> tuple[int, float]:
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
     from affiliate_pipeline.ingest import connected, plan_of
     from affiliate_pipeline.postgres.store import Store
-    from affiliate_pipeline.settings import Project
+    from affiliate_pipeline.settings import configured
 
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == KEY)
-    with Store(Project.load().database_url()) as store, connected(endpoint, store) as session:
+    with Store(configured().database_url()) as store, connected(endpoint, store) as session:
         plan = plan_of(endpoint, days, session=session, store=store)
         return plan.least, plan.seconds
 

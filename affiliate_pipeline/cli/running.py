@@ -37,7 +37,7 @@ from affiliate_pipeline.postgres.urls import libpq_environment
 from affiliate_pipeline.rest.redact import redact
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline.sandbox import __main__ as sandbox_main
-from affiliate_pipeline.settings import Project
+from affiliate_pipeline.settings import Environment, Project
 
 UI_PORT = 3000
 LEAST_FREE_BYTES = 500_000_000
@@ -62,6 +62,12 @@ def up(
 ) -> None:
     """Database, the sandbox while no exchange is configured, the last days landed, Dagster's UI; until Ctrl-C."""
     os.chdir(settings.root())
+    is_sandbox = not settings.configured().is_exchange_configured
+    if is_sandbox and settings.application().embedded is None:
+        raise Stop(
+            "AFFILIATE_DATABASE_URL is set and no exchange is: set the variables of an exchange (README, Real accounts), or "
+            "unset AFFILIATE_DATABASE_URL to try the sandbox, which writes only to its own embedded database"
+        )
     home = settings.home()
     home.mkdir(mode=0o700, exist_ok=True)
     check_disk(home)
@@ -73,24 +79,23 @@ def up(
         stack.enter_context(_alone(home))
         if not once:
             check_port(port)
-        if not settings.is_exchange_configured():
+        if is_sandbox:
             stack.enter_context(_sandbox())
-        project = Project.load()
-        embedded = project.affiliate_database_url is None
-        if embedded and not server.is_running(home):
+        environment = settings.application()
+        if environment.embedded and not server.is_running(home):
             stack.callback(server.stop, home)
         with doing("PostgreSQL is starting"):
-            url = project.database_url()
+            url = environment.database_url()
         stack.callback(_stop_started, home)
         address = f"[bold]http://localhost:{port}[/bold]"
         dagster = None if once else _start_ui(home, port, stopping)
         if dagster and not stopping.is_set():
             console.print(f"Dagster's UI is ready: {address}")
-        complete = _Landing(home, url, stopping).land(
-            [each for each in ENDPOINTS if each.daily_at and settings.is_any_set(each.credentials)]
+        complete = _Landing(home, url, environment, stopping).land(
+            [each for each in ENDPOINTS if each.daily_at and environment.is_any_set(each.credentials)]
         )
         if not stopping.is_set():
-            complete &= _add_up(home, url, stopping)
+            complete &= _add_up(home, url, environment, stopping)
             _summary(url)
         if dagster is None:
             raise typer.Exit(0 if complete else 1)
@@ -102,8 +107,8 @@ def up(
         while not stopping.wait(2):
             if dagster.poll() is not None:
                 raise Stop(f"Dagster has stopped by itself; its log is {_log(home)}")
-            if embedded:  # started again if somebody killed it
-                project.database_url()
+            if environment.embedded:  # started again if somebody killed it
+                environment.database_url()
         console.print("Stopping")
 
 
@@ -146,14 +151,18 @@ def plan(
     if endpoint is None:
         raise Stop(f"there is no asset {asset}; there are {', '.join(endpoint.key for endpoint in ENDPOINTS)}")
     wanted = parse_days(days)
-    with Store(Project.load().database_url()) as store, connected(endpoint, store) as session:
+    environment = settings.application()
+    with (
+        Store(environment.database_url()) as store,
+        connected(endpoint, store, variables=environment.variables) as session,
+    ):
         costs = plan_of(endpoint, wanted, session=session, store=store)
         console.print(escape(f"{endpoint.key} {fold(wanted)}: {costs}"))
 
 
 def _become(program: str, arguments: Sequence[str]) -> None:
     """Goes on as one of PostgreSQL's own programs, connected to the database."""
-    environment = settings.process_environment(**libpq_environment(Project.load().database_url()))
+    environment = settings.process_environment(**libpq_environment(settings.application().database_url()))
     path = str(server.binary(program))
     os.execve(path, [path, *arguments], environment)
 
@@ -332,6 +341,7 @@ class _Landing:
 
     home: Path
     url: str
+    environment: Environment
     stopping: threading.Event
     requests_left: int = MOST_REQUESTS_UNASKED
 
@@ -342,7 +352,7 @@ class _Landing:
         together: dict[tuple, list[Endpoint]] = {}
         for endpoint in endpoints:
             wanted = self._wanted(endpoint)
-            if wanted and not settings.is_sandbox() and not self._affordable(endpoint, wanted):
+            if wanted and not self.environment.is_sandbox and not self._affordable(endpoint, wanted):
                 complete = False
                 continue
             for run in runs(wanted):
@@ -352,7 +362,7 @@ class _Landing:
         return complete and all(landed)
 
     def _wanted(self, endpoint: Endpoint) -> list[date]:
-        start = Project.load().affiliate_start_date
+        start = Project.load(variables=self.environment.variables).affiliate_start_date
         ledger = self._ledger(endpoint)
         recently = datetime.now(UTC) - CHECK_AGAIN_AFTER
 
@@ -363,7 +373,7 @@ class _Landing:
 
     def _affordable(self, endpoint: Endpoint, wanted: list[date]) -> bool:
         """Whether the days, one of which may be landed here and taken out, may be asked for."""
-        with Store(self.url) as store, connected(endpoint, store) as session:
+        with Store(self.url) as store, connected(endpoint, store, variables=self.environment.variables) as session:
             plan = endpoint.strategy.plan(session, wanted, endpoint.exchange.zone)
         requests = plan.most
         if requests is None:
@@ -450,11 +460,12 @@ def _progress(title: str, days: int) -> Iterator[Callable[[int], None]]:
         yield show
 
 
-def _add_up(home: Path, url: str, stopping: threading.Event) -> bool:
+def _add_up(home: Path, url: str, environment: Environment, stopping: threading.Event) -> bool:
     """Materializes the assets about money for the days of which something has landed; True if all are up to date. Later
     a sensor does it."""
+    start = Project.load(variables=environment.variables).affiliate_start_date
     with Store(url) as store:
-        stale = Commission(store, EARNING).stale(Project.load().affiliate_start_date, datetime.now(UTC).date() - DAY)
+        stale = Commission(store, EARNING).stale(start, datetime.now(UTC).date() - DAY)
     log = home / "earnings.log"
     keys = 'key:"affiliate/daily_commission" or key:"affiliate/daily_report"'
     for days in runs(stale):

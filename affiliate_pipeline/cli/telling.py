@@ -23,7 +23,7 @@ from affiliate_pipeline.days import fold
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.postgres.store import Store
-from affiliate_pipeline.settings import Project
+from affiliate_pipeline.settings import Environment, Project
 
 DERIVED = "affiliate.daily_commission"
 TABLES = {**{endpoint.key.replace("/", "."): endpoint for endpoint in ENDPOINTS}, DERIVED: None}
@@ -40,8 +40,8 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write the page of a day and of the 30 days up to it, as the figures are now, into `reports/`."""
-    project = Project.load()
-    with Store(project.database_url()) as store:
+    environment = settings.application()
+    with Store(environment.database_url()) as store:
         commission = Commission(store, EARNING)
         try:
             wanted = date.fromisoformat(day) if day else commission.newest()
@@ -49,10 +49,10 @@ def report(
             raise Stop(f"{day} is not a day (2026-10-01)") from None
         if wanted is None:
             raise Stop("nothing has been added up yet: land some days first (`affiliate-pipeline up`)")
-        start = project.affiliate_start_date
+        start = Project.load(variables=environment.variables).affiliate_start_date
         if wanted < start:
             raise Stop(f"{wanted} lies before AFFILIATE_START_DATE, {start}: ask for a later one, or set that earlier")
-        figures = gather(commission, _configured(), wanted, start, made_up=settings.is_sandbox())
+        figures = gather(commission, _configured(environment), wanted, start, made_up=environment.is_sandbox)
     path = render.write(figures, settings.reports())
     console.print(f"{path}")
     if figures.stale:
@@ -82,14 +82,15 @@ def export(
     wanted = parse_days(days)
     if kind is Format.parquet and output is None and sys.stdout.isatty():
         raise Stop("parquet is nothing for a terminal: give a file with --output")
-    with Store(Project.load().database_url()) as store:
+    environment = settings.application()
+    with Store(environment.database_url()) as store:
         with extract(store, table, wanted[0], wanted[-1]) as found:
             if found is None:
                 raise Stop(f"nothing has ever landed in {table}")
             with _written(output) as file:
                 _write(found, kind, file)
             # Inside, so that it is of the same moment as the rows.
-            for line in _doubts(store, table, wanted):
+            for line in _doubts(store, table, wanted, environment):
                 print(f"affiliate-pipeline: {line}", file=sys.stderr)
 
 
@@ -126,12 +127,12 @@ def _written(output: Path | None) -> Iterator[BinaryIO]:
         unfinished.unlink(missing_ok=True)
 
 
-def _doubts(store: Store, table: str, days: list[date]) -> Iterator[str]:
+def _doubts(store: Store, table: str, days: list[date], environment: Environment) -> Iterator[str]:
     """What whoever does the books has to know of these days."""
     endpoint = TABLES[table]
     if endpoint is None:
         commission = Commission(store, EARNING)
-        doubts = incomplete(commission, _configured(), days)
+        doubts = incomplete(commission, _configured(environment), days)
         if late := commission.stale(days[0], days[-1]):
             yield f"of {fold(late)} something has landed that has not been added up yet"
     else:
@@ -145,5 +146,5 @@ def _doubts(store: Store, table: str, days: list[date]) -> Iterator[str]:
             yield f"{each.name}: {fold(each.unsettled)} landed, but may still change"
 
 
-def _configured() -> list[Endpoint]:
-    return [endpoint for endpoint in EARNING if settings.is_any_set(endpoint.credentials)]
+def _configured(environment: Environment) -> list[Endpoint]:
+    return [endpoint for endpoint in EARNING if environment.is_any_set(endpoint.credentials)]

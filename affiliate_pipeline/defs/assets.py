@@ -11,6 +11,7 @@ from affiliate_pipeline.days import fold
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
 from affiliate_pipeline.defs.reconciliation import check_specs, reconciled
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
+from affiliate_pipeline.defs.storage import environment_of
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.ingest import Failed, Landed, Options, Outcome, ingest
 from affiliate_pipeline.postgres.server import ServerError
@@ -74,7 +75,11 @@ def _materialize(
             context.log_event(dg.AssetMaterialization(context.asset_key, partition=day, metadata=metadata))
 
     try:
-        with postgres.store(context.run.run_id) as store, exchanges.session(endpoint, store) as session:
+        environment = environment_of(context.instance)
+        with (
+            postgres.store(environment, context.run.run_id) as store,
+            exchanges.session(endpoint, store, environment) as session,
+        ):
             days = keys_to_days(context.partition_keys)
             for outcome in ingest(
                 endpoint, days, session=session, store=store, run_id=context.run.run_id, options=options

@@ -10,9 +10,10 @@ import dagster as dg
 from dagster import DagsterInstance
 
 from affiliate_pipeline import alerts
+from affiliate_pipeline.defs.storage import environment_of_tick
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.outbox import Open, Outbox
-from affiliate_pipeline.settings import Alerts, Project
+from affiliate_pipeline.settings import Alerts
 
 # A burst that lasts longer than a tick is folded by sending to nobody more often than this.
 QUIET = timedelta(seconds=30)
@@ -41,7 +42,7 @@ class Undelivered(Exception):
 )
 def alert_delivery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     urls = Alerts.load().urls()
-    with Outbox(Project.load().database_url()) as outbox, outbox.alone() as alone:
+    with Outbox(environment_of_tick(context).database_url()) as outbox, outbox.alone() as alone:
         if not alone:
             return dg.SkipReason("another process is delivering")
         try:

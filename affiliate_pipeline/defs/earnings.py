@@ -18,11 +18,12 @@ from affiliate_pipeline.days import DAY, fold, runs
 from affiliate_pipeline.defs.assets import FAILED_PARTITIONS
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
 from affiliate_pipeline.defs.resources import Postgres
+from affiliate_pipeline.defs.storage import environment_of, environment_of_tick
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.postgres.ddl import DAILY_COMMISSION
 from affiliate_pipeline.postgres.server import ServerError
 from affiliate_pipeline.postgres.store import Store, StoreUnavailable
-from affiliate_pipeline.settings import Project, SettingsError
+from affiliate_pipeline.settings import Environment, Project, SettingsError
 
 COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])
 REPORT = dg.AssetKey(["affiliate", "daily_report"])
@@ -62,9 +63,11 @@ def build_stale_days(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Adds up again each day for which something else has landed than it was added up from.",
     )
-    def stale_days() -> list[dg.RunRequest]:
-        first, last = Project.load().affiliate_start_date, datetime.now(UTC).date() - DAY
-        with Store(Project.load().database_url()) as store:
+    def stale_days(context: dg.SensorEvaluationContext) -> list[dg.RunRequest]:
+        environment = environment_of_tick(context)
+        first = Project.load(variables=environment.variables).affiliate_start_date
+        last = datetime.now(UTC).date() - DAY
+        with Store(environment.database_url()) as store:
             stale = Commission(store, endpoints).stale(first, last, quiet_s=QUIET_S)
         # The same days with the same content once an hour: a run that fails is not started again at each tick.
         hour = f"{datetime.now(UTC):%Y-%m-%dT%H}"
@@ -133,14 +136,15 @@ def _materialize(
     done: dict[str, dict[dg.AssetKey, Mapping[str, Any]]] = {}
     failed: dict[str, str] = {}
     try:
-        with postgres.store(context.run.run_id) as store:
+        environment = environment_of(context.instance)
+        with postgres.store(environment, context.run.run_id) as store:
             commission = Commission(store, endpoints)
             for day in keys_to_days(context.partition_keys):
                 if not commission.add_up(day, context.run.run_id):
                     names = ", ".join(endpoint.key for endpoint in endpoints)
                     failed[day.isoformat()] = f"nothing of {names} has landed for it. Materialize one of them first"
                     continue
-                figures = _figures(commission, endpoints, day)
+                figures = _figures(commission, endpoints, day, environment)
                 done[day.isoformat()] = {COMMISSION: _sums(figures)}
                 if REPORT in context.selected_asset_keys:
                     done[day.isoformat()][REPORT] = _report(context, figures)
@@ -164,10 +168,10 @@ def _materialize(
         yield dg.MaterializeResult(asset_key=key)
 
 
-def _figures(commission: Commission, endpoints: Sequence[Endpoint], day: date) -> Figures:
-    configured = [endpoint for endpoint in endpoints if settings.is_any_set(endpoint.credentials)]
-    start = Project.load().affiliate_start_date
-    return gather(commission, configured, day, start, made_up=settings.is_sandbox())
+def _figures(commission: Commission, endpoints: Sequence[Endpoint], day: date, environment: Environment) -> Figures:
+    configured = [endpoint for endpoint in endpoints if environment.is_any_set(endpoint.credentials)]
+    start = Project.load(variables=environment.variables).affiliate_start_date
+    return gather(commission, configured, day, start, made_up=environment.is_sandbox)
 
 
 def _sums(figures: Figures) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from affiliate_pipeline import settings
 from affiliate_pipeline.alerts import Alert
 from affiliate_pipeline.days import fold, instant, runs
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.schedules import default_status
+from affiliate_pipeline.defs.storage import environment_of_tick
 from affiliate_pipeline.exchanges.binance.collection import Collection, CollectionStore
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
 from affiliate_pipeline.exchanges.binance.history import advance, give_up, missed_days
@@ -37,14 +37,18 @@ HISTORY_KEY = dg.AssetKey(HISTORY.key.split("/"))
 def kickback_history(
     context: dg.SensorEvaluationContext, postgres: dg.ResourceParam[Postgres], exchanges: dg.ResourceParam[Exchanges]
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    if not settings.is_any_set(HISTORY.credentials):
+    environment = environment_of_tick(context)
+    if not environment.is_any_set(HISTORY.credentials):
         yield dg.SkipReason(f"{' and '.join(HISTORY.credentials)} are not set")
         return
-    if not is_any_open(Project.load().database_url()):
+    if not is_any_open(environment.database_url()):
         yield dg.SkipReason("nothing is asked for, or all of it has landed")
         return
     try:
-        with postgres.store() as store, exchanges.session(HISTORY, store, LONGEST_WAIT_S) as session:
+        with (
+            postgres.store(environment) as store,
+            exchanges.session(HISTORY, store, environment, LONGEST_WAIT_S) as session,
+        ):
             collections = session.collections()
             try:
                 advance(session, patient=False)
@@ -123,13 +127,17 @@ def build_missed_days_schedule() -> dg.ScheduleDefinition:
         postgres: dg.ResourceParam[Postgres],
         exchanges: dg.ResourceParam[Exchanges],
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        if not settings.is_any_set(HISTORY.credentials):
+        environment = environment_of_tick(context)
+        if not environment.is_any_set(HISTORY.credentials):
             yield dg.SkipReason(f"{' and '.join(HISTORY.credentials)} are not set")
             return
         now_ms = int(context.scheduled_execution_time.timestamp() * 1000)
-        with postgres.store() as store, exchanges.session(HISTORY_REQUEST, store) as session:
+        with (
+            postgres.store(environment) as store,
+            exchanges.session(HISTORY_REQUEST, store, environment) as session,
+        ):
             asked = {day for collection in session.collections().open() for day in collection.days}
-            start = Project.load().affiliate_start_date
+            start = Project.load(variables=environment.variables).affiliate_start_date
             recent = {day: row.settled for day, row in store.ledger(RECENT_KICKBACKS).items()}
             days = missed_days(RECENT_KICKBACKS, recent, store.ledger(HISTORY), asked, now_ms)
         ranges = runs(day for day in days if day >= start)

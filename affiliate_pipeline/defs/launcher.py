@@ -5,8 +5,10 @@ import time
 from dagster import DagsterRun
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 
+from affiliate_pipeline.defs.storage import environment_of
+from affiliate_pipeline.postgres.server import ServerError
 from affiliate_pipeline.postgres.store import StoreUnavailable, is_worked_for
-from affiliate_pipeline.settings import Project
+from affiliate_pipeline.settings import SettingsError
 
 # Longer than a busy machine takes from one event to the next process that says it works for the run.
 SILENCE_S = 75
@@ -24,9 +26,9 @@ class Launcher(DefaultRunLauncher):
         if time.time() - self._last_told_at(run.run_id) < SILENCE_S:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         try:
-            alive = is_worked_for(Project.load().database_url(), run.run_id)
-        except StoreUnavailable:
-            return CheckRunHealthResult(WorkerStatus.RUNNING, "nobody can tell while the database is away")
+            alive = is_worked_for(environment_of(self._instance).database_url(), run.run_id)
+        except (SettingsError, ServerError, StoreUnavailable) as error:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, f"unknown without the database: {error}")
         if alive:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         return CheckRunHealthResult(

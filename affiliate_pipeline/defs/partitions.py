@@ -7,13 +7,14 @@ from zoneinfo import ZoneInfo
 
 from dagster import DailyPartitionsDefinition
 
+from affiliate_pipeline.defs.storage import environment_of_process
 from affiliate_pipeline.settings import Project
 
 
 @cache
 def daily(zone: ZoneInfo, today: bool) -> DailyPartitionsDefinition:
     """The ended days of the zone, and today if it is asked for."""
-    start = Project.load().affiliate_start_date.isoformat()
+    start = Project.load(variables=environment_of_process().variables).affiliate_start_date.isoformat()
     return DailyPartitionsDefinition(start, timezone=zone.key, end_offset=int(today))
 
 

@@ -8,16 +8,16 @@ from affiliate_pipeline.exchanges.spec import Endpoint, Session
 from affiliate_pipeline.ingest import connected
 from affiliate_pipeline.postgres.lease import LONGEST_WAIT_S
 from affiliate_pipeline.postgres.store import Store
-from affiliate_pipeline.settings import Binance, Project, is_sandbox
+from affiliate_pipeline.settings import Binance, Environment
 
 
 class Postgres:
     """The one database."""
 
     @contextmanager
-    def store(self, run_id: str | None = None) -> Iterator[Store]:
+    def store(self, environment: Environment, run_id: str | None = None) -> Iterator[Store]:
         """A store; for a step of a run, which counts as alive meanwhile, if one is given."""
-        with Store(Project.load().database_url()) as store:
+        with Store(environment.database_url()) as store:
             if run_id is not None:
                 store.work_for(run_id)
             yield store
@@ -27,17 +27,22 @@ class Exchanges:
     """Signed clients, one per account, sharing their rate limits through the database."""
 
     @contextmanager
-    def session(self, endpoint: Endpoint, store: Store, longest_wait_s: float = LONGEST_WAIT_S) -> Iterator[Session]:
-        with _sandbox(), connected(endpoint, store, longest_wait_s) as session:
+    def session(
+        self, endpoint: Endpoint, store: Store, environment: Environment, longest_wait_s: float = LONGEST_WAIT_S
+    ) -> Iterator[Session]:
+        with (
+            _sandbox(environment),
+            connected(endpoint, store, longest_wait_s, variables=environment.variables) as session,
+        ):
             yield session
 
 
-def _sandbox() -> AbstractContextManager[None]:
+def _sandbox(environment: Environment) -> AbstractContextManager[None]:
     """The sandbox, if it is what runs here: while no `affiliate-pipeline up` serves it, the run does."""
-    if not is_sandbox():
+    if not environment.is_sandbox:
         return nullcontext()
     # Whoever has an account does without it.
     from affiliate_pipeline.sandbox.served import served
 
-    settings = Binance.load()
+    settings = Binance.load(variables=environment.variables)
     return served(settings.binance_base_url, settings.affiliate_rate_scale)

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
+from affiliate_pipeline.defs.storage import environment_of
 from affiliate_pipeline.exchanges.lbank.endpoints import TEAM_ENDPOINT
 from affiliate_pipeline.postgres.server import ServerError
 from affiliate_pipeline.postgres.store import StoreUnavailable
@@ -27,7 +28,11 @@ def roster(
     Runs that ask about single users refresh it by themselves; nobody is ever removed.
     """
     try:
-        with postgres.store(context.run.run_id) as store, exchanges.session(TEAM_ENDPOINT, store) as session:
+        environment = environment_of(context.instance)
+        with (
+            postgres.store(environment, context.run.run_id) as store,
+            exchanges.session(TEAM_ENDPOINT, store, environment) as session,
+        ):
             found = session.roster(session.now_ms())
     except (SettingsError, ServerError, StoreUnavailable, ExchangeError) as error:
         raise dg.Failure(f"lbank/roster: {error}. The roster is as it was.", allow_retries=False) from None

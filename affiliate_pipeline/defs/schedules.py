@@ -6,8 +6,8 @@ from itertools import groupby
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from affiliate_pipeline import settings
 from affiliate_pipeline.days import day_of
+from affiliate_pipeline.defs.storage import environment_of_tick
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.ingest import now_ms
 from affiliate_pipeline.settings import Project
@@ -50,12 +50,13 @@ def _schedule(endpoints: Sequence[Endpoint]) -> dg.ScheduleDefinition:
             # Dagster makes up for a tick that was missed, and a run for a day that is over can only fail.
             yield dg.SkipReason(f"{today} is over: it was not observed, and can no longer be")
             return
-        start = Project.load().affiliate_start_date
+        environment = environment_of_tick(context)
+        start = Project.load(variables=environment.variables).affiliate_start_date
         # Where nothing at all is configured, the runs that fail say what to set.
         configured = [
             endpoint
             for endpoint in endpoints
-            if settings.is_any_set(endpoint.credentials) or not settings.is_exchange_configured()
+            if environment.is_any_set(endpoint.credentials) or not environment.is_exchange_configured
         ]
         requests = [
             dg.RunRequest(

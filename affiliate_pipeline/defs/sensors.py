@@ -13,11 +13,12 @@ from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType
 
 from affiliate_pipeline import alerts
 from affiliate_pipeline.defs.assets import FAILED_PARTITIONS, NO_DAY_MISSING
+from affiliate_pipeline.defs.storage import environment_of_tick
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.ingest import cause_of, now_ms
 from affiliate_pipeline.postgres.outbox import Outbox
-from affiliate_pipeline.settings import Alerts, Project
+from affiliate_pipeline.settings import Alerts
 
 EVENTS_PER_READ = 1000
 RUNS_PER_TICK = 200
@@ -46,7 +47,7 @@ def failed_run_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     # Nobody acts on older failures that were never heard; what is missing the watch tells.
     cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - DAY_S}
     raised = 0
-    with Outbox(Project.load().database_url()) as outbox:
+    with Outbox(environment_of_tick(context).database_url()) as outbox:
         for event_type in (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED):
             for record in _ended(context.instance, event_type, cursor):
                 run = context.instance.get_run_by_id(record.run_id)
@@ -180,7 +181,7 @@ def _failed_checks(instance: DagsterInstance, run_id: str) -> dict[tuple[str, st
 def failing_tick_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     ui = Alerts.load().dagster_ui_url
     raised = 0
-    with Outbox(Project.load().database_url()) as outbox:
+    with Outbox(environment_of_tick(context).database_url()) as outbox:
         for state in context.instance.all_instigator_state(
             instigator_statuses={InstigatorStatus.RUNNING, InstigatorStatus.DECLARED_IN_CODE}
         ):

@@ -1,13 +1,15 @@
-"""Dagster's own storage, in the one database of the project; `dagster.yaml` names this class."""
+"""Dagster's own storage, in the one database of the project; `dagster.yaml` names this class. And, since this storage is
+what makes an instance the application's, which settings count in an instance."""
 
-from typing import Any
+from typing import Any, ClassVar
 
+import dagster as dg
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.urls import public_tables
-from affiliate_pipeline.settings import Project, set_default
+from affiliate_pipeline.settings import Environment, application, configured, set_default
 
 CONNECTION_USED_S = 1
 NO_TIMEOUT = 0
@@ -19,6 +21,9 @@ EVENTS_WRITTEN_AT_ONCE = 1000
 class Storage(DagsterPostgresStorage, ConfigurableClass):
     """`DagsterPostgresStorage` on the configured database, or on the embedded one, which it starts."""
 
+    # What counted for the one loaded last in this process.
+    loaded: ClassVar[Environment | None] = None
+
     @classmethod
     def config_type(cls) -> dict[str, Any]:
         return {}
@@ -28,8 +33,10 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
         # A bare postgresql:// means psycopg 3 to newer SQLAlchemy, with which dagster-postgres cannot write an event
         # (dagster issue 33958).
         schemas = {"affiliate", *(endpoint.exchange.name for endpoint in ENDPOINTS)}
-        url = public_tables(Project.load().database_url(), schemas)
+        environment = application()
+        url = public_tables(environment.database_url(), schemas)
         storage = cls(url.replace("postgresql://", "postgresql+psycopg2://", 1), inst_data=inst_data)
+        cls.loaded = environment
         # A range of days writes three events a day, and would open seven connections a day for them: two thirds of what
         # such a run takes. A connection is used for a second at most, so that none is found dead after a restart of the
         # database.
@@ -38,3 +45,25 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
         )
         set_default(DAGSTER_EVENT_BATCH_SIZE=EVENTS_WRITTEN_AT_ONCE)
         return storage
+
+
+def environment_of(instance: dg.DagsterInstance) -> Environment:
+    """What counts for a run, schedule or sensor of the instance: what the application uses, if the instance has its storage
+    on that very database; otherwise only what is configured.
+
+    Another team's instance would show a day as landed that is in a server of ours which it knows nothing of, or that is
+    the sandbox's.
+    """
+    environment = application()
+    url = getattr(instance.event_log_storage, "postgres_url", "")
+    return environment if environment.embedded is None or environment.is_embedded_at(url) else configured()
+
+
+def environment_of_tick(context: dg.SensorEvaluationContext | dg.ScheduleEvaluationContext) -> Environment:
+    """The same for a tick. An instance in memory has no reference, and is not the application's."""
+    return environment_of(context.instance) if context.instance_ref else configured()
+
+
+def environment_of_process() -> Environment:
+    """The same while the code location loads and no instance is at hand: each process of Dagster's loads its own first."""
+    return Storage.loaded or configured()

@@ -13,15 +13,15 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 
-from affiliate_pipeline import settings
 from affiliate_pipeline.days import DAY, days_from, fold
 from affiliate_pipeline.defs.assets import NO_DAY_MISSING
+from affiliate_pipeline.defs.storage import environment_of_tick
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.ingest import now_ms
 from affiliate_pipeline.postgres.outbox import Outbox
 from affiliate_pipeline.postgres.watch import Said, State, WatchStore
 from affiliate_pipeline.rest.heartbeat import beat
-from affiliate_pipeline.settings import Alerts, Project
+from affiliate_pipeline.settings import Alerts, Environment, Project
 from affiliate_pipeline.watch import (
     FIRST_PAUSE,
     MOST_DAYS_BACK,
@@ -59,12 +59,14 @@ def _watch(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
     )
     def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         now = now_ms()
-        with WatchStore(Project.load().database_url()) as store, Outbox(Project.load().database_url()) as outbox:
+        environment = environment_of_tick(context)
+        url = environment.database_url()
+        with WatchStore(url) as store, Outbox(url) as outbox:
             runs = _Runs(context.instance, now)
             requests: list[dg.RunRequest] = []
             standing: list[dg.AssetCheckEvaluation] = []
             told: list[str] = []
-            for endpoint, days, states in _configured(store, endpoints, now):
+            for endpoint, days, states in _configured(store, endpoints, now, environment):
                 key = _key(endpoint)
                 done = turn(
                     endpoint,
@@ -98,25 +100,27 @@ def _heartbeat(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
         "when it stops.",
     )
     def heartbeat(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        url = Alerts.load().heartbeat_url
-        if url is None:
+        heartbeat_url = Alerts.load().heartbeat_url
+        if heartbeat_url is None:
             return dg.SkipReason("HEARTBEAT_URL is not set")
-        with WatchStore(Project.load().database_url()) as store:
+        environment = environment_of_tick(context)
+        url = environment.database_url()
+        with WatchStore(url) as store:
             risks = [
                 f"{endpoint.key}: {fold(risky)}"
-                for endpoint, days, states in _configured(store, endpoints, now_ms())
+                for endpoint, days, states in _configured(store, endpoints, now_ms(), environment)
                 if (risky := at_risk(days, states))
             ]
         if risks:
             return dg.SkipReason(f"not called, since days are at risk: {'; '.join(risks)}")
-        with Outbox(Project.load().database_url()) as outbox:
+        with Outbox(url) as outbox:
             overdue = outbox.overdue(DELIVERED_WITHIN)
         if overdue:
             return dg.SkipReason(
                 f"not called, since alerts that are more than an hour old have not been delivered: {overdue}. The failed "
                 "ticks of alert_delivery say why"
             )
-        problem = beat(url.get_secret_value())
+        problem = beat(heartbeat_url.get_secret_value())
         if problem:
             context.log.error(f"HEARTBEAT_URL could not be called: {problem}")
             return dg.SkipReason(f"HEARTBEAT_URL could not be called: {problem}")
@@ -126,14 +130,14 @@ def _heartbeat(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
 
 
 def _configured(
-    store: WatchStore, endpoints: Sequence[Endpoint], now: int
+    store: WatchStore, endpoints: Sequence[Endpoint], now: int, environment: Environment
 ) -> Iterator[tuple[Endpoint, list[MissingDay], Mapping[date, State]]]:
     """The endpoints that can be asked and of which something has landed, with their missing days and what was done."""
-    start = Project.load().affiliate_start_date
+    start = Project.load(variables=environment.variables).affiliate_start_date
     ledgers = store.ledgers(datetime.fromtimestamp(now / 1000, UTC).date() - (MOST_DAYS_BACK + 1) * DAY)
     states = store.states()
     for endpoint in endpoints:
-        if endpoint.key in ledgers and settings.is_any_set(endpoint.credentials):
+        if endpoint.key in ledgers and environment.is_any_set(endpoint.credentials):
             days = missing(endpoint, ledgers[endpoint.key], start, now, landed_elsewhere(endpoint, ledgers))
             yield endpoint, days, states.get(endpoint.key, {})
 

@@ -139,7 +139,8 @@ class Exchange:
     name: str
     title: str
     zone: ZoneInfo
-    connect: Callable[["Endpoint", Shared], Session]
+    # With the account in these variables; in those that are configured where there are none.
+    connect: Callable[["Endpoint", Shared, Mapping[str, str] | None], Session]
     # The environment variables that hold the credentials of an account.
     credentials: Callable[[str], tuple[str, ...]]
 

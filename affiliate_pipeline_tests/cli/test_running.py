@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from affiliate_pipeline import settings
 from affiliate_pipeline.cli import running
 from affiliate_pipeline.cli.app import Stop, app
 
@@ -68,3 +69,23 @@ def test_while_up_cleans_up_its_own_pid_stands_where_that_of_the_killed_one_was(
         app(["up", "--port", f"{taken.getsockname()[1]}"], standalone_mode=False)
 
     assert pids == [f"{os.getpid()}"]
+
+
+@pytest.mark.parametrize("leftover", [True, False])
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_up_does_not_try_the_sandbox_on_a_configured_database(
+    home, tmp_path, monkeypatch, database_url, query, leftover, place
+):
+    if place == ".env":
+        (tmp_path / ".env").write_text(f"AFFILIATE_DATABASE_URL={database_url}\n")
+    else:
+        monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
+    if leftover:
+        settings.choose({"BINANCE_BASE_URL": "http://127.0.0.1:9", "BINANCE_PARTNER_API_KEY": "key"})
+    before = query("select datname::text from pg_database order by 1"), sorted(home.iterdir())
+
+    with pytest.raises(Stop, match="AFFILIATE_DATABASE_URL is set and no exchange is: set .* or unset"):
+        app(["up", "--once"], standalone_mode=False)
+
+    assert (query("select datname::text from pg_database order by 1"), sorted(home.iterdir())) == before
+    assert query("select count(*) from pg_namespace where nspname = 'affiliate'") == [(0,)]

@@ -1,6 +1,6 @@
 """Binance as an exchange: its zone, and how a session with one of its accounts is made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from hashlib import sha256
@@ -33,10 +33,10 @@ def credentials(account: str) -> tuple[str, str]:
     return f"BINANCE_{account.upper()}_API_KEY", f"BINANCE_{account.upper()}_API_SECRET"
 
 
-def connect(endpoint: Endpoint, shared: Shared) -> BinanceSession:
+def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | None = None) -> BinanceSession:
     """A session with the account that the endpoint is for; raises SettingsError. Sends nothing yet."""
     key_name, secret_name = (name.lower() for name in credentials(endpoint.account))
-    settings = Binance.load(key_name, secret_name, *map(str.lower, endpoint.requires))
+    settings = Binance.load(key_name, secret_name, *map(str.lower, endpoint.requires), variables=variables)
     api_key = getattr(settings, key_name).get_secret_value()
     clock = Clock()
     try:

@@ -44,9 +44,9 @@ class User(Row):
     currency_total_fee_amt_usdt: Amount = schema.amount("Spot assets in USDT (since v1.6).", newer=True)
 
 
-def connect(endpoint: Endpoint, shared: Shared) -> LBankSession:
+def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | None = None) -> LBankSession:
     """A session for the endpoint; raises SettingsError. Sends nothing yet."""
-    settings = LBank.load(*map(str.lower, CREDENTIALS))
+    settings = LBank.load(*map(str.lower, CREDENTIALS), variables=variables)
     assert settings.lbank_api_key and settings.lbank_api_secret and settings.lbank_open_id
     open_id = settings.lbank_open_id
     api_key = settings.lbank_api_key.get_secret_value()
