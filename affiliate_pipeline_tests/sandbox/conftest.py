@@ -3,18 +3,19 @@
 import hashlib
 import hmac
 import http.client
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline.sandbox.lbank.exchange import LBank
 
 REBATES = "/sapi/v1/apiReferral/rebate/recentRecord"
 NOON_MS = 1_748_952_000_000  # 2025-06-03 12:00 UTC
@@ -28,7 +29,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Reply:
+class Response:
     status: int
     headers: http.client.HTTPMessage
     body: bytes
@@ -39,98 +40,69 @@ class Reply:
 
     @property
     def refusal(self) -> tuple[int, int]:
+        """The status and the code with which Binance refuses."""
         return self.status, self.json["code"]
 
     @property
     def data(self) -> Any:
-        """What LBank answers, which has to be good."""
+        """The data of LBank's response, which has to be good."""
         assert (self.status, self.json["result"], self.json["error_code"]) == (200, "true", 0), self.body
         return self.json["data"]
 
     @property
     def error_code(self) -> int:
-        """What LBank refuses with."""
+        """The code with which LBank refuses."""
         assert (self.status, self.json["result"], "data" in self.json) == (200, "false", False), self.body
         return self.json["error_code"]
 
 
-class Caller:
-    """Calls over one kept-alive connection; `sign` makes the signature, `key` goes into the header."""
+class Connection:
+    """One kept-alive connection; `sign` makes the signature, by default with `secret`."""
+
+    def __init__(self, sandbox: Sandbox, clock: Clock, secret: str) -> None:
+        self.clock = clock
+        self.secret = secret
+        self.sign: Callable[[bytes], str] = self.hmac_sha256
+        self.connection = http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=5)
+
+    def hmac_sha256(self, payload: bytes) -> str:
+        return hmac.new(self.secret.encode(), payload, hashlib.sha256).hexdigest()
+
+    def send(self, method: str, target: str, headers: Mapping[str, str], body: str | None = None) -> Response:
+        self.connection.request(method, target, body=body, headers=dict(headers))
+        response = self.connection.getresponse()
+        return Response(response.status, response.headers, response.read())
+
+
+class Caller(Connection):
+    """Calls Binance, by default as the partner; `key` goes into the header."""
 
     def __init__(self, sandbox: Sandbox, clock: Clock) -> None:
-        self.clock = clock
+        super().__init__(sandbox, clock, sandbox.binance.partner_secret)
         self.key: str | None = sandbox.binance.partner_key
-        self.secret = sandbox.binance.partner_secret
-        self.sign: Callable[[bytes], str] = self.hmac_sha256
-        self.connection = http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=5)
 
-    def hmac_sha256(self, payload: bytes) -> str:
-        return hmac.new(self.secret.encode(), payload, hashlib.sha256).hexdigest()
+    def raw(self, target: str, *, method: str = "GET", body: str | None = None) -> Response:
+        return self.send(method, target, {} if self.key is None else {"X-MBX-APIKEY": self.key}, body)
 
-    def raw(self, target: str, *, method: str = "GET", body: str | None = None) -> Reply:
-        headers = {} if self.key is None else {"X-MBX-APIKEY": self.key}
-        self.connection.request(method, target, body=body, headers=headers)
-        response = self.connection.getresponse()
-        return Reply(response.status, response.headers, response.read())
+    def signed(self, query: str, path: str = REBATES, method: str = "GET", *, in_body: bool = False) -> Response:
+        """The response to this query, the signature put at its end."""
+        query += f"&signature={quote(self.sign(query.encode()), safe='')}"
+        return self.raw(path, method=method, body=query) if in_body else self.raw(f"{path}?{query}", method=method)
 
-    def signed(self, query: str) -> Reply:
-        """The answer to this query of the rebates, the signature put at its end."""
-        return self.raw(f"{REBATES}?{query}&signature={quote(self.sign(query.encode()), safe='')}")
+    def call(self, path: str, method: str = "GET", *, in_body: bool = False, **params: Any) -> Response:
+        """The response to these parameters; one that is None is left out."""
+        params = {"timestamp": self.clock.ms} | params
+        query = "&".join(f"{k}={quote(str(v), safe='')}" for k, v in params.items() if v is not None)
+        return self.signed(query, path, method, in_body=in_body)
 
-    def rebates(self, **params: Any) -> Reply:
-        """The answer to these parameters, by default for an hour; one that is None is left out."""
-        params = {
-            "startTime": self.clock.ms - 3_600_000,
-            "endTime": self.clock.ms,
-            "limit": 500,
-            "timestamp": self.clock.ms,
-        } | params
-        return self.signed("&".join(f"{k}={quote(str(v), safe='')}" for k, v in params.items() if v is not None))
+    def rebates(self, **params: Any) -> Response:
+        """The response to a request for rebates, by default those of an hour."""
+        hour = {"startTime": self.clock.ms - 3_600_000, "endTime": self.clock.ms, "limit": 500}
+        return self.call(REBATES, **hour | params)
 
 
-class LBankCaller:
-    """Calls LBank over one kept-alive connection; `sign` makes the signature of an upper-case MD5."""
-
-    def __init__(self, sandbox: Sandbox, clock: Clock) -> None:
-        self.clock = clock
-        self.stamp = {
-            "api_key": sandbox.lbank.api_key,
-            "signature_method": "HmacSHA256",
-            "echostr": "A1b2C3d4E5f6G7h8I9j0K1l2M3n4O5p6Q7r",
-        }
-        self.secret = sandbox.lbank.api_secret
-        self.sign: Callable[[bytes], str] = self.hmac_sha256
-        self.connection = http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=5)
-
-    def hmac_sha256(self, payload: bytes) -> str:
-        return hmac.new(self.secret.encode(), payload, hashlib.sha256).hexdigest()
-
-    def raw(self, path: str, query: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> Reply:
-        self.connection.request(method, f"/affiliate-api/v2/{path}?{query}", headers=dict(headers or {}))
-        response = self.connection.getresponse()
-        return Reply(response.status, response.headers, response.read())
-
-    def stamped(self, params: Mapping[str, Any]) -> dict[str, str]:
-        """All that is signed; one that is None is left out."""
-        params = {**self.stamp, "timestamp": self.clock.ms} | params
-        return {name: str(value) for name, value in params.items() if value is not None}
-
-    def signature(self, params: Mapping[str, str]) -> str:
-        text = "&".join(f"{name}={params[name]}" for name in sorted(params))
-        return self.sign(hashlib.md5(text.encode()).hexdigest().upper().encode())
-
-    def get(self, path: str, **params: Any) -> Reply:
-        """The answer to these parameters, everything sent in the query."""
-        signed = self.stamped(params)
-        return self.raw(path, urlencode(signed | {"sign": self.signature(signed)}))
-
-    def pages(self, path: str, size: int = 100, **params: Any) -> Iterator[list[Any]]:
-        """The pages of an endpoint that is paged by offset."""
-        for start in itertools.count(0, size):
-            page = self.get(path, start=start, pageSize=size, **params).data
-            yield page
-            if len(page) < size:
-                return
+def public_pem(private_key: RSAPrivateKey | Ed25519PrivateKey) -> str:
+    return private_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 @pytest.fixture
@@ -160,18 +132,4 @@ def caller_of(clock: Clock) -> Callable[[Sandbox], AbstractContextManager[Caller
 @pytest.fixture
 def caller(sandbox: Sandbox, caller_of: Callable[[Sandbox], AbstractContextManager[Caller]]) -> Iterator[Caller]:
     with caller_of(sandbox) as caller:
-        yield caller
-
-
-@pytest.fixture
-def lbank(sandbox: Sandbox) -> LBank:
-    """LBank without its rate limit."""
-    sandbox.lbank.rate_limit = (1_000_000, 1)
-    return sandbox.lbank
-
-
-@pytest.fixture
-def lbank_caller(sandbox: Sandbox, clock: Clock) -> Iterator[LBankCaller]:
-    caller = LBankCaller(sandbox, clock)
-    with closing(caller.connection):
         yield caller

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 
-from affiliate_pipeline.sandbox import Number, Sandbox
+from affiliate_pipeline.sandbox import Number
 from affiliate_pipeline.sandbox.binance.rebates import generated_day
 from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS, start_of
 
@@ -247,10 +247,3 @@ def test_a_day_has_customers_of_all_kinds(busy):
     assert any("*" not in email for email in emails)
     assert {each["customerId"] for each in busy} > {"", "007"}
     assert max(each["orderId"] for each in busy) > 2**40 < max(each["tradeId"] for each in busy)
-
-
-def test_a_busy_day_is_walked_in_few_requests(clock, caller_of):
-    with Sandbox(now=clock, rows_per_day=25_000) as sandbox, caller_of(sandbox) as caller:
-        start = start_of(YESTERDAY)
-        assert walk(caller, start, start + DAY_MS - 1) == sandbox.binance.rebates(YESTERDAY)
-        assert len(sandbox.requests) == pytest.approx(len(sandbox.binance.rebates(YESTERDAY)) / 500, rel=0.1)

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from urllib.parse import quote
 
 import pytest
 
@@ -13,16 +12,13 @@ HELD, HOLDER = "hsp3wi", "xq.000@yahoo.co.jp"
 
 
 @pytest.fixture
-def call(sandbox, caller, clock):
-    """Signs with the endpoint's account and calls it; POSTs in the query, or with `body` in the body."""
+def call(sandbox, caller):
+    """Calls an endpoint with its account."""
 
-    def run(method, path, *, in_body=False, **params):
-        partner = path == CUSTOMIZATION
-        caller.key = sandbox.binance.partner_key if partner else sandbox.binance.client_key
+    def run(method, path, **params):
+        caller.key = sandbox.binance.partner_key if path == CUSTOMIZATION else sandbox.binance.client_key
         caller.secret = sandbox.binance.accounts[caller.key]
-        text = "&".join(f"{k}={quote(str(v), safe='')}" for k, v in (params | {"timestamp": clock.ms}).items())
-        text += f"&signature={caller.sign(text.encode())}"
-        return caller.raw(path, method=method, body=text) if in_body else caller.raw(f"{path}?{text}", method=method)
+        return caller.call(path, method, **params)
 
     return run
 
@@ -87,11 +83,3 @@ def test_a_post_may_fail_done_or_not_done(sandbox, call):
     sandbox.faults.mix(http_500=1)
     assert call("POST", CUSTOMIZATION, customerId="new1", email="new@example.com").refusal == (500, -1001)
     assert sandbox.binance.customers.by_id["new1"] == "new@example.com"
-
-
-def test_each_account_has_its_own_endpoints(sandbox, caller, call, clock):
-    for path, key in ((CUSTOMIZATION, "client_key"), (USER, "partner_key"), (NEW_USER, "partner_key")):
-        caller.key = getattr(sandbox.binance, key)
-        caller.secret = sandbox.binance.accounts[caller.key]
-        text = f"timestamp={clock.ms}"
-        assert caller.raw(f"{path}?{text}&signature={caller.sign(text.encode())}").refusal == (401, -2015)

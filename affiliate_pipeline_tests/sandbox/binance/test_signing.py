@@ -5,16 +5,12 @@ import base64
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from affiliate_pipeline.sandbox.signatures import verifier
+from affiliate_pipeline_tests.sandbox.conftest import REBATES, public_pem
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 ED25519_KEY = ed25519.Ed25519PrivateKey.generate()
-
-
-def public_pem(private_key):
-    return private_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def in_base64(sign):
@@ -73,13 +69,24 @@ def test_a_missing_or_unknown_key_is_refused(caller, key):
     assert caller.rebates().refusal == (401, -2015)
 
 
-def test_the_clients_key_is_refused_where_the_partners_belongs(sandbox, caller):
-    caller.key, caller.secret = sandbox.binance.client_key, sandbox.binance.client_secret
-    assert caller.rebates().refusal == (401, -2015)
+@pytest.mark.parametrize(
+    ("key", "paths"),
+    [
+        ("client_key", {"rebate/recentRecord": "GET", "customization": "GET POST"}),
+        ("partner_key", {"ifNewUser": "GET", "userCustomization": "GET POST", "kickback/recentRecord": "GET"}),
+        ("partner_key", {"kickback/historicalRecord": "GET POST"}),
+    ],
+)
+def test_each_account_has_its_own_endpoints(sandbox, caller, key, paths):
+    caller.key = getattr(sandbox.binance, key)
+    caller.secret = sandbox.binance.accounts[caller.key]
+    for path, methods in paths.items():
+        for method in methods.split():
+            assert caller.call(f"/sapi/v1/apiReferral/{path}", method).refusal == (401, -2015)
 
 
 def test_a_missing_signature_is_refused_by_name(caller, clock):
-    reply = caller.raw(f"/sapi/v1/apiReferral/rebate/recentRecord?limit=1&timestamp={clock.ms}")
+    reply = caller.raw(f"{REBATES}?limit=1&timestamp={clock.ms}")
     assert reply.refusal == (400, -1102) and "'signature'" in reply.json["msg"]
 
 
@@ -87,23 +94,22 @@ def test_a_signature_that_is_not_last_is_refused(caller, clock):
     query = f"limit=1&timestamp={clock.ms}"
     signature = caller.sign(query.encode())
     for target in (f"limit=1&signature={signature}&timestamp={clock.ms}", f"signature={signature}&{query}"):
-        assert caller.raw(f"/sapi/v1/apiReferral/rebate/recentRecord?{target}").refusal == (400, -1022)
+        assert caller.raw(f"{REBATES}?{target}").refusal == (400, -1022)
 
 
 def test_the_order_of_the_other_parameters_is_free_but_signed(caller, clock):
     assert caller.signed(f"timestamp={clock.ms}&limit=1").status == 200
     signature = caller.sign(f"limit=1&timestamp={clock.ms}".encode())
     swapped = f"timestamp={clock.ms}&limit=1&signature={signature}"
-    assert caller.raw(f"/sapi/v1/apiReferral/rebate/recentRecord?{swapped}").refusal == (400, -1022)
+    assert caller.raw(f"{REBATES}?{swapped}").refusal == (400, -1022)
 
 
 def test_the_body_is_signed_after_the_query(caller, clock):
     query, body = f"limit=1&timestamp={clock.ms}", "customerId=a"
     signature = caller.sign((query + body).encode())
-    path = "/sapi/v1/apiReferral/rebate/recentRecord"
-    assert caller.raw(f"{path}?{query}", body=f"{body}&signature={signature}").status == 200
-    assert caller.raw(f"{path}?{query}", body=f"customerId=b&signature={signature}").refusal == (400, -1022)
-    assert caller.raw(f"{path}?{query}&signature={signature}", body=body).refusal == (400, -1022)
+    assert caller.raw(f"{REBATES}?{query}", body=f"{body}&signature={signature}").status == 200
+    assert caller.raw(f"{REBATES}?{query}", body=f"customerId=b&signature={signature}").refusal == (400, -1022)
+    assert caller.raw(f"{REBATES}?{query}&signature={signature}", body=body).refusal == (400, -1022)
 
 
 @pytest.mark.parametrize("value", ["a%2Bb", "a%26b%3Dc", "50%25", "%E7%94%A8", "a%27b%22", "-._~", "%20"])
@@ -182,7 +188,7 @@ def test_an_unknown_path_is_not_found(caller, target):
 
 
 def test_a_post_where_there_is_only_a_get_is_not_found(caller):
-    assert caller.raw("/sapi/v1/apiReferral/rebate/recentRecord", method="POST", body="limit=1").status == 404
+    assert caller.raw(REBATES, method="POST", body="limit=1").status == 404
 
 
 def test_weight_is_counted_over_a_sliding_minute(sandbox, caller, clock):
