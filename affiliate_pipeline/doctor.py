@@ -204,8 +204,10 @@ def _ask(about: str, endpoint: Endpoint, probe: Probe, session: Session) -> Gene
             yield _offset(f"clock of {endpoint.exchange.name}", error.server_ms - _now_ms())
     except RateLimited as error:
         yield Finding(about, f"{error}", "Wait a minute and check again; see what else uses this key or IP address")
-    except (AccessRefused, Refused) as error:
+    except AccessRefused as error:
         yield Finding(about, f"{error}", f"Correct {variables} in .env, or the key's settings at the exchange")
+    except Refused as error:
+        yield Finding(about, f"{error}", "See what the exchange says; the runbook has what to do about it")
     except ExchangeError as error:
         host = session.client.host
         yield Finding(about, f"{host}: {error}", "Check the network, the base URL and the exchange's status page")

@@ -17,7 +17,16 @@ from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 EXCHANGE_VARIABLES = (
     "BINANCE_BASE_URL",
@@ -185,7 +194,19 @@ def _base_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def _host_suffixes(text: str) -> tuple[str, ...]:
+    suffixes = tuple(
+        each.strip().lower().removeprefix("*").removeprefix(".") for each in text.split(",") if each.strip()
+    )
+    # Neither an IP address nor a whole top-level domain.
+    if not all(re.fullmatch(r"([a-z0-9-]+\.)+[a-z][a-z0-9-]+", each) for each in suffixes):
+        raise ValueError("is not a list of host names, such as `files.example.com`, separated by commas")
+    return suffixes
+
+
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
+# Each stands for itself and everything below it.
+HostSuffixes = Annotated[tuple[str, ...], BeforeValidator(_host_suffixes)]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -235,6 +256,8 @@ Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 class Binance(Settings):
     binance_base_url: BaseUrl = "https://api.binance.com"
+    # Hosts that files of the history may come from, besides those known.
+    binance_file_hosts: HostSuffixes = ()
     binance_partner_api_key: SecretStr | None = None
     binance_partner_api_secret: SecretStr | None = None
     binance_client_api_key: SecretStr | None = None

@@ -116,7 +116,7 @@ FENCES = {
     "dotenv": ("settings",),
     "pandera": ("schema", "rows"),
     "pandas": ("schema", "rows"),
-    "pyarrow": ("schema", "rows", "commission.parquet"),
+    "pyarrow": ("schema", "rows", "commission.parquet", "rest.unpacking"),
     "requests": (),
     "aiohttp": (),
     "urllib3": (),

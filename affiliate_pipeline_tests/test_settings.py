@@ -285,7 +285,7 @@ def test_every_variable_is_one_of_the_contract():
         "DAGSTER_UI_URL", "BINANCE_BASE_URL", "BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET",
         "BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET", "BINANCE_API_AGENT_CODE", "BINANCE_CUSTOMER_IDS",
         "BINANCE_USER_CUSTOMER_ID", "BINANCE_WEIGHT_PER_MINUTE", "LBANK_BASE_URL", "LBANK_API_KEY", "LBANK_API_SECRET",
-        "LBANK_SIGNATURE_METHOD", "LBANK_OPEN_ID",
+        "LBANK_SIGNATURE_METHOD", "LBANK_OPEN_ID", "BINANCE_FILE_HOSTS",
     }  # fmt: skip
     named = {name.upper() for model in Settings.__subclasses__() for name in model.model_fields}
     named |= {settings.DATABASE_VARIABLE, *settings.EXCHANGE_VARIABLES}

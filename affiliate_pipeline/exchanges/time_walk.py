@@ -24,6 +24,7 @@ import msgspec
 from affiliate_pipeline.days import DAY, day_of, days_from, instant, runs, spans, start_ms
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan, Session
 from affiliate_pipeline.rest.bodies import may_hold_rows
+from affiliate_pipeline.rest.error_body import quote
 from affiliate_pipeline.rest.errors import ExchangeError, Fatal, Refused
 from affiliate_pipeline.rows import instants_ms
 from affiliate_pipeline.schema import LEAST_MS
@@ -112,7 +113,7 @@ def _page(body: bytes) -> Page:
         rows = _split.decode(body)
     except msgspec.ValidationError as error:
         kept = [body] if may_hold_rows(body) else []
-        raise Refused(f"the answer is not a list of rows ({error})").about(kept) from None
+        raise Refused(f"the answer is not a list of rows ({error}). It was: {quote(body)}").about(kept) from None
     try:
         times = [row.time for row in _times.decode(body)]
     except msgspec.ValidationError:

@@ -16,6 +16,7 @@ import stamina
 
 from affiliate_pipeline.rest.bodies import as_utf8, may_hold_rows, repaired
 from affiliate_pipeline.rest.encoding import encode
+from affiliate_pipeline.rest.error_body import quote
 from affiliate_pipeline.rest.errors import (
     Banned,
     ClockOff,
@@ -51,6 +52,8 @@ class Reply:
     status_code: int
     headers: Mapping[str, str]
     content: bytes
+    # As it came, where `content` is what was made of it.
+    received: bytes | None = None
 
     @property
     def retry_after_s(self) -> float | None:
@@ -195,7 +198,7 @@ class Client:
             if failures >= ATTEMPTS:
                 return False
             # The limit, which everybody asks, holds the pause; nothing is left to wait for here.
-            return 0.0 if isinstance(error, RateLimited) else True
+            return True if error.retry_after_s is None and not isinstance(error, RateLimited) else 0.0
 
         try:
             for attempt in stamina.retry_context(again, attempts=None, timeout=None, wait_max=4.0, wait_jitter=0.5):
@@ -240,28 +243,41 @@ class Client:
         except ClockOff as error:
             error.signed_offset_ms = signed_offset_ms
             raise
-        except RateLimited as error:
-            pause_s = self._default_pause_s if error.retry_after_s is None else error.retry_after_s
-            self._limit.pause(pause_s)
-            if pause_s > LONGEST_PAUSE_S:
-                raise Banned(
-                    f"{self.host} wants no request for {pause_s:.0f} s ({error}). "
-                    "Wait for that long before materializing the failed days again, and see what else uses this IP."
-                ) from None
+        except Transient as error:
+            self._pause(error, method)
             raise
         except ValueError as error:
             body = [reply.content] if may_hold_rows(reply.content) else []
-            raise Transient(f"{self.host} sent a body that cannot be read: {redact(error)}").about(body) from None
+            raise Transient(
+                f"{self.host} sent a body that cannot be read: {redact(error)}. It was: {quote(reply.content)}"
+            ).about(body) from None
 
     def _decoded(self, reply: Reply, decode: Callable[[bytes], Answer]) -> Answer:
         """What `decode` makes of the payload; of a body that cannot be read, of the body repaired. Raises ValueError."""
-        reply = replace(reply, content=as_utf8(reply.content))
+        reply = replace(reply, content=as_utf8(reply.content), received=reply.content)
         try:
             return decode(self._read(reply))
         except (ValueError, RecursionError, Transient):
             if not may_hold_rows(reply.content) or (body := repaired(reply.content)) == reply.content:
                 raise
             return decode(self._read(replace(reply, content=body)))
+
+    def _pause(self, error: Transient, method: str) -> None:
+        """Pauses the limit for as long as the exchange requests; raises `Banned` if no run can wait so long."""
+        pause_s = error.retry_after_s
+        if isinstance(error, RateLimited):
+            pause_s = self._default_pause_s if pause_s is None else pause_s
+        elif method != "GET":
+            return  # it may have been done, which is to be found out before anything else
+        if pause_s is None:
+            return
+        self._limit.pause(pause_s)
+        if pause_s > LONGEST_PAUSE_S:
+            others = ", and see what else uses this IP" if isinstance(error, RateLimited) else ""
+            raise Banned(
+                f"{self.host} wants no request for {pause_s:.0f} s ({error}). "
+                f"Wait for that long before materializing the failed days again{others}."
+            ) from None
 
     def _send(self, method: str, url: str) -> Reply:
         # httpx's timeouts are for each read: a body that trickles would never end.

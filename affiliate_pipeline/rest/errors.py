@@ -34,7 +34,11 @@ class ExchangeError(Exception):
 
 
 class Transient(ExchangeError):
-    """Asking again may help."""
+    """Asking again may help; `retry_after_s` is how long the exchange wants no request, None where it does not say."""
+
+    def __init__(self, text: str, retry_after_s: float | None = None):
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class Unanswered(Transient):
@@ -46,11 +50,7 @@ class Unconnected(Unanswered):
 
 
 class RateLimited(Transient):
-    """Too many requests; `retry_after_s` is how long the exchange wants silence, None where it does not say."""
-
-    def __init__(self, text: str, retry_after_s: float | None):
-        super().__init__(text)
-        self.retry_after_s = retry_after_s
+    """Too many requests."""
 
 
 class ClockOff(Transient):

@@ -7,10 +7,13 @@ import httpx
 import stamina
 
 from affiliate_pipeline.rest.client import TIMEOUT
+from affiliate_pipeline.rest.error_body import read_error
 from affiliate_pipeline.rest.errors import Refused, Transient, UrlExpired
+from affiliate_pipeline.rest.failures import redirect_target
 from affiliate_pipeline.rest.redact import silence_http_logs
 
 ATTEMPTS = 5
+MAX_ERROR_BYTES = 64 << 10
 # A file that trickles does not hold a run for ever.
 DOWNLOAD_LIMIT_S = 900
 # Amazon S3 answers 400 where the token in the URL has expired.
@@ -50,12 +53,13 @@ def _once(http: httpx.Client, url: str, most_bytes: int) -> tuple[bytes, bool]:
         host = httpx.URL(url).host
         with http.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response:
             status = response.status_code
-            if status in _GONE:
-                raise UrlExpired(f"the file host {host} answered HTTP {status}: the URL is not good any more")
-            if status >= 500 or status in (408, 429):
-                raise Transient(f"the file host {host} answered HTTP {status}")
             if status != 200:
-                raise Refused(f"the file host {host} answered HTTP {status} instead of the file")
+                answered = f"the file host {host} answered HTTP {status}{_said(response)}"
+                if status in _GONE:
+                    raise UrlExpired(f"{answered}: the URL is not good any more")
+                if status >= 500 or status in (408, 429):
+                    raise Transient(answered)
+                raise Refused(f"{answered} instead of the file")
             encoding = response.headers.get("Content-Encoding", "identity").lower()
             if encoding not in ("identity", "gzip", "x-gzip"):
                 raise Refused(
@@ -74,3 +78,16 @@ def _once(http: httpx.Client, url: str, most_bytes: int) -> tuple[bytes, bool]:
     except httpx.TransportError as error:
         # Not its text: it may quote the URL.
         raise Transient(f"the file host {host} did not send the whole file ({type(error).__name__})") from None
+
+
+def _said(response: httpx.Response) -> str:
+    """What the host says in place of a file, in brackets, and where it redirects to."""
+    body = b""
+    for piece in response.iter_raw():
+        body += piece
+        if len(body) > MAX_ERROR_BYTES:
+            break
+    target = redirect_target(response.status_code, response.headers)
+    message = read_error(body, response.headers.get("Content-Type", "")).message
+    said = "; ".join(each for each in (target and f"a redirect to {target}", message) if each)
+    return f" ({said})" if said else ""

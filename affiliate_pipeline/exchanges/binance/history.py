@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from time import sleep
 from zoneinfo import ZoneInfo
 
@@ -22,16 +23,13 @@ from affiliate_pipeline.exchanges.binance.collection import UTC, Collection, Col
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.binance.history_file import (
     MOST_FILE_BYTES,
-    MOST_NOTE_CHARACTERS,
     FileUrl,
-    NotWhole,
     Pending,
-    Unreadable,
     read_answer,
     rows_of,
-    unpacked,
 )
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Endpoint, Plan
+from affiliate_pipeline.rest.error_body import read_error
 from affiliate_pipeline.rest.errors import (
     AccessRefused,
     ExchangeError,
@@ -42,7 +40,7 @@ from affiliate_pipeline.rest.errors import (
     UrlExpired,
 )
 from affiliate_pipeline.rest.files import download
-from affiliate_pipeline.rest.redact import redact
+from affiliate_pipeline.rest.unpacking import AnotherBody, NotWhole, Unreadable, unpack_text
 from affiliate_pipeline.schema import Row
 
 PATH = "/sapi/v1/apiReferral/kickback/historicalRecord"
@@ -124,7 +122,7 @@ def _begin(session: BinanceSession, store: CollectionStore, collection: Collecti
 def _ask(session: BinanceSession, store: CollectionStore, collection: Collection, patient: bool) -> None:
     params = {"startTime": collection.start_ms, "endTime": collection.end_ms - 1}
     try:
-        accepted = session.client.post(PATH, params, _accepted, patient=patient)
+        accepted = session.client.post(PATH, params, read_error, patient=patient)
     except OutcomeUnknown as error:
         store.asked(collection.id, None, str(error), UNSURE_WAIT_S)
     except (Refused, AccessRefused) as error:
@@ -134,8 +132,8 @@ def _ask(session: BinanceSession, store: CollectionStore, collection: Collection
         _not_begun(store, collection, error)
         raise
     else:
-        store.asked(collection.id, accepted.code, accepted.msg, FILE_WAIT_S)
-        log.info("the history of %s was asked for: %s", fold(collection.days), accepted.msg)
+        store.asked(collection.id, accepted.code, accepted.message, FILE_WAIT_S)
+        log.info("the history of %s was asked for: %s", fold(collection.days), accepted.message)
 
 
 def _not_begun(store: CollectionStore, collection: Collection, error: ExchangeError) -> None:
@@ -175,27 +173,16 @@ def _look(session: BinanceSession, *, patient: bool = False) -> FileUrl | Pendin
     """What the exchange says of the file, with one request unless patient; only `Fatal` is raised, any other error means no
     file yet."""
     try:
-        return session.client.get(PATH, {}, read_answer, patient=patient)
+        return session.client.get(
+            PATH,
+            {},
+            partial(read_answer, own_host=session.client.host, more_hosts=session.settings.binance_file_hosts),
+            patient=patient,
+        )
     except Fatal:
         raise
     except ExchangeError as error:
         return Pending(str(error), answered=not isinstance(error, Transient))
-
-
-class _Accepted(msgspec.Struct):
-    code: int | None = None
-    msg: str = ""
-
-
-def _accepted(body: bytes) -> _Accepted:
-    try:
-        accepted = msgspec.json.decode(body, type=_Accepted)
-    except msgspec.DecodeError:
-        # The document's own example is no JSON.
-        return _Accepted(None, redact(body.decode(errors="replace"))[:MOST_NOTE_CHARACTERS])
-    if accepted.code not in (None, 200):
-        raise Refused(f"Binance answered code {accepted.code}: {redact(accepted.msg)}")
-    return _Accepted(accepted.code, redact(accepted.msg)[:MOST_NOTE_CHARACTERS])
 
 
 def is_remembered(day: date, at_ms: int) -> bool:
@@ -411,14 +398,16 @@ class HistoryFile:
                     )
                 store.pending(collection.id, "its file was offered, and is no longer", FILE_WAIT_S)
                 return None
-            answer.check_host(session.client.host)
+            answer.check_host(session.client.host, session.settings.binance_file_hosts)
             try:
                 file = download(answer.secret, MOST_FILE_BYTES)
-                # A part of a file is nothing to be kept: where it was whole, it will be again.
-                unpacked(file)
+                # Neither a part of a file nor a page in its place is stored: the file itself can still be fetched.
+                unpack_text(file, MOST_FILE_BYTES)
                 return file
-            except (UrlExpired, NotWhole) as error:
+            except (UrlExpired, NotWhole, AnotherBody) as error:
                 in_vain = error
+            except Unreadable:
+                return file
         assert in_vain is not None
         raise in_vain
 

@@ -2,10 +2,8 @@
 Nothing is asked here."""
 
 import csv
-import gzip
 import io
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,8 +11,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from affiliate_pipeline.rest.errors import Refused, Transient
+from affiliate_pipeline.rest.errors import Refused
 from affiliate_pipeline.rest.redact import redact
+from affiliate_pipeline.rest.unpacking import Unreadable, unpack_text
 from affiliate_pipeline.schema import KINDS, LEAST_MS, Row, columns
 
 # 30 days of one trader; beside it, a list of rows takes several times as much memory.
@@ -24,7 +23,10 @@ FILE_HOSTS = ("amazonaws.com", "binance.com")
 MOST_NOTE_CHARACTERS = 200
 _URL = re.compile(r"https?://\S+", re.IGNORECASE)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_GZIP = b"\x1f\x8b"
+# What tells the URL of a file from one of a page: a signature, or a file's name.
+_OF_A_FILE = re.compile(r"[?&](x-amz-)?signature=|\.(csv|txt|zip|gz|gzip|tar|tgz|bz2|xz|zst)$", re.IGNORECASE)
+_MAX_DEPTH = 10
+_SEPARATORS = ",;\t|"
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,27 @@ class FileUrl:
     def path(self) -> str:
         return urlsplit(self.secret).path
 
-    def check_host(self, own_host: str) -> None:
-        """Raises `Refused` unless the file is the exchange's to serve."""
+    @property
+    def host(self) -> str:
+        return (urlsplit(self.secret).hostname or "").lower()
+
+    def check_host(self, own_host: str, more_hosts: Sequence[str] = ()) -> None:
+        """Raises `Refused` unless the file is the exchange's to serve: on its own host, or by https below a known one."""
         parts = urlsplit(self.secret)
-        host = (parts.hostname or "").lower()
-        known = parts.scheme.lower() == "https" and any(
-            host == each or host.endswith(f".{each}") for each in FILE_HOSTS
+        known = (*FILE_HOSTS, *more_hosts)
+        is_known = any(self.host == each or self.host.endswith(f".{each}") for each in known)
+        offered = f"the file is offered on {self.host or 'no host'}"
+        nothing = "nothing was fetched from there"
+        if parts.username or parts.password:
+            raise Refused(f"{offered}, by a URL with a user's name: {nothing}")
+        if self.host == own_host or (is_known and parts.scheme.lower() == "https"):
+            return
+        if is_known:
+            raise Refused(f"{offered}, without https: {nothing}")
+        raise Refused(
+            f"{offered}, which is neither {own_host} nor below {' or '.join(known)} (https): {nothing}. If Binance confirms "
+            "that this host is its own, add it to BINANCE_FILE_HOSTS"
         )
-        if parts.username or parts.password or not (known or host == own_host):
-            raise Refused(
-                f"the file is offered on {host or 'no host'}, which is neither {own_host} nor below "
-                f"{' or '.join(FILE_HOSTS)} (https): nothing was fetched from there"
-            )
 
 
 @dataclass(frozen=True)
@@ -59,20 +70,58 @@ class Pending:
     answered: bool = True
 
 
-def read_answer(body: bytes) -> FileUrl | Pending:
-    """The URL, as a JSON string, inside a JSON object or as bare text; whatever else is answered means `Pending`."""
+def read_answer(body: bytes, own_host: str = "", more_hosts: Sequence[str] = ()) -> FileUrl | Pending:
+    """The URL of the file, as a JSON string anywhere in a JSON value or as bare text; whatever else came means `Pending`.
+
+    Of several, the one that is a file's on a host that is allowed.
+    """
     text = body.decode(errors="replace").strip()
     try:
         decoded = msgspec.json.decode(body)
     except msgspec.DecodeError:
         decoded = text
-    values = list(decoded.values()) if isinstance(decoded, dict) else [decoded]
-    for value in values:
-        if isinstance(value, str) and _is_url(value.strip()):
-            return FileUrl(value.strip())
+    urls = [FileUrl(url) for url in _urls(decoded)]
+    for is_likely in (lambda url: _is_allowed(url, own_host, more_hosts), _is_of_a_file):
+        urls = [url for url in urls if is_likely(url)] or urls
+    if urls and all((url.host, url.path) == (urls[0].host, urls[0].path) for url in urls):
+        return urls[0]
+    if urls:
+        places = ", ".join(f"{url.host}{url.path}" for url in urls)
+        return Pending(f"several URLs, and which of them is the file's is not clear: {places}"[:MOST_NOTE_CHARACTERS])
     if not text or decoded is None or decoded == "":
         return Pending("an empty answer")
     return Pending(redact(_URL.sub("https://***", text))[:MOST_NOTE_CHARACTERS])
+
+
+def _urls(value: object, depth: int = 0) -> Iterator[str]:
+    """Every text of the value that is a URL."""
+    if depth > _MAX_DEPTH:
+        return
+    if isinstance(value, str):
+        # An ampersand that was escaped for HTML would spoil the signature.
+        text = value.strip().replace("&amp;", "&")
+        if _is_url(text):
+            yield text
+        elif text[:1] in ("{", "[", '"') and depth:
+            try:
+                yield from _urls(msgspec.json.decode(text), depth + 1)
+            except msgspec.DecodeError:
+                return
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _urls(each, depth + 1)
+
+
+def _is_allowed(url: FileUrl, own_host: str, more_hosts: Sequence[str]) -> bool:
+    try:
+        url.check_host(own_host, more_hosts)
+    except Refused:
+        return False
+    return True
+
+
+def _is_of_a_file(url: FileUrl) -> bool:
+    return bool(_OF_A_FILE.search(url.secret) or _OF_A_FILE.search(url.path))
 
 
 def _is_url(text: str) -> bool:
@@ -82,26 +131,18 @@ def _is_url(text: str) -> bool:
         return False
 
 
-class Unreadable(Refused):
-    """The file's header or one of its lines cannot be understood."""
-
-
-class NotWhole(Transient):
-    """A part of the file is missing or spoiled."""
-
-
 def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
-    """Each row's `time` (ms) and its JSON text, amounts exactly as they stand in the file; raises `Unreadable` and what
-    `unpacked` does.
+    """Each row's `time` (ms) and its JSON text, amounts exactly as they stand in the file; raises `Unreadable` and
+    `NotWhole`.
 
     Columns may come in any order and case; those that the model lacks are kept under their own name.
     """
+    text = unpack_text(packed, MOST_FILE_BYTES)
+    separator, skipped = _separator(text, model)
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     try:
-        text = unpacked(packed).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Unreadable(f"the file is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
+        for _ in range(skipped):
+            next(lines)
         header = next(lines, None)
         if header is None:
             return
@@ -116,6 +157,17 @@ def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
             yield time, msgspec.json.encode(row)
     except csv.Error as error:
         raise Unreadable(f"line {lines.line_num} of the file is not CSV ({error})") from None
+
+
+def _separator(text: str, model: type[Row]) -> tuple[str, int]:
+    """What separates the cells, and how many lines there are before the header: the comma unless Excel's line `sep=;` or
+    the header says otherwise."""
+    first = io.StringIO(text, newline="").readline().rstrip("\r\n")
+    if re.fullmatch(r"sep=.", first, re.IGNORECASE):
+        return first[-1], 1
+    required = {_plain(column.json_name) for column in columns(model) if not column.newer}
+    fitting = [each for each in _SEPARATORS if required <= {_plain(name.strip('"')) for name in first.split(each)}]
+    return (fitting[0] if len(fitting) == 1 else ","), 0
 
 
 def _names(header: Sequence[str], model: type[Row]) -> list[str]:
@@ -155,23 +207,3 @@ def _time_ms(text: str, line: int) -> int:
             f"line {line} of the file has the time {redact(text)[:40]!r}, which is neither milliseconds nor "
             "YYYY-MM-DD HH:MM:SS"
         ) from None
-
-
-def unpacked(file: bytes) -> bytes:
-    """The file's text; raises `NotWhole`, and `Refused` if it is too large."""
-    # Twice: a file of gzip may have been packed once more for its way.
-    for _ in range(2):
-        if file[:2] == _GZIP:
-            file = _unpacked_once(file)
-    return file
-
-
-def _unpacked_once(packed: bytes) -> bytes:
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
-            unpacked = file.read(MOST_FILE_BYTES + 1)
-    except (EOFError, OSError, zlib.error) as error:
-        raise NotWhole(f"the file came, and is not whole or not gzip ({type(error).__name__})") from None
-    if len(unpacked) > MOST_FILE_BYTES:
-        raise Refused(f"the file is larger than {MOST_FILE_BYTES >> 20} MiB unpacked")
-    return unpacked

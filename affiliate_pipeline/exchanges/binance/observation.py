@@ -9,6 +9,7 @@ import msgspec
 
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan
+from affiliate_pipeline.rest.error_body import quote
 from affiliate_pipeline.rest.errors import Refused
 from affiliate_pipeline.rows import identities, with_fields
 
@@ -52,7 +53,7 @@ def rows_of(body: bytes) -> list[bytes]:
     try:
         answer = msgspec.json.decode(body, type=list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw] | None)
     except msgspec.ValidationError:
-        raise Refused("the answer is neither a row nor a list of rows") from None
+        raise Refused(f"the answer is neither a row nor a list of rows. It was: {quote(body)}") from None
     return list(map(msgspec.json.encode, [answer] if isinstance(answer, dict) else answer or []))
 
 

@@ -3,22 +3,30 @@
 import msgspec
 
 from affiliate_pipeline.rest.client import Reply
-from affiliate_pipeline.rest.errors import AccessRefused, ClockOff, Fatal, RateLimited, Refused, Transient
-from affiliate_pipeline.rest.redact import redact
+from affiliate_pipeline.rest.error_body import ErrorBody, whole
+from affiliate_pipeline.rest.errors import AccessRefused, ClockOff, ExchangeError, Fatal, RateLimited, Transient
+from affiliate_pipeline.rest.failures import agreeing, describe, error_of, failure
 
 # Affiliate API v1.5 and the exchange's list of common error codes.
 _TRANSIENT_CODES = {10000, 10017}
 _TOO_MANY = 10004
 _CLOCK = 10600
 _CLOSED = 10601
+# What is usually wrong, and which causes a message may name without contradicting it.
 _ACCESS_CODES = {
-    10002: "It refuses the API key or its signature: check LBANK_API_KEY and LBANK_API_SECRET",
-    10005: "It refuses the API key: check LBANK_API_KEY",
-    10006: "It refuses the API key or the openId asked for: check LBANK_API_KEY and LBANK_OPEN_ID",
-    10007: "It refuses the signature: check that LBANK_API_SECRET belongs to LBANK_API_KEY and is of the kind that "
-    "LBANK_SIGNATURE_METHOD says",
-    10022: "The key has no permission for this, or this machine's IP address is not on its list, or the openId asked for "
-    "is not ours: check them in LBank's API management, LBANK_API_KEY and LBANK_OPEN_ID",
+    10002: ("The API key or its signature is wrong: check LBANK_API_KEY and LBANK_API_SECRET", "key", "signature"),
+    10005: ("The API key is wrong: check LBANK_API_KEY", "key"),
+    10006: ("The API key or the openId is wrong: check LBANK_API_KEY and LBANK_OPEN_ID", "key", "user"),
+    10007: (
+        "The signature is wrong: check that LBANK_API_SECRET belongs to LBANK_API_KEY and is of the kind that "
+        "LBANK_SIGNATURE_METHOD says",
+        "signature",
+    ),
+    10022: (
+        "Usually the key has no permission for this, or this machine's IP address is not on its list, or the openId is not "
+        "ours: check them in LBank's API management, LBANK_API_KEY and LBANK_OPEN_ID",
+        *("permission", "address", "user", "key"),
+    ),
 }
 # These two may be about the openId asked for and not about us.
 OPEN_ID_CODES = {10006, 10022}
@@ -39,37 +47,39 @@ _decoder = msgspec.json.Decoder(_Envelope)
 
 def read(reply: Reply) -> bytes:
     """The `data` of a good answer as JSON; else raises the `ExchangeError` that says what is wrong."""
-    status, body = reply.status_code, reply.content
-    if status in (418, 429):
-        raise RateLimited(f"LBank answered HTTP {status}", reply.retry_after_s)
-    if body.lstrip()[:1] == b"<":
-        raise Transient(f"LBank answered HTTP {status} with a web page (HTML): its firewall, or trouble of its own")
-    try:
-        envelope = _decoder.decode(body)
-    except msgspec.DecodeError as error:
-        raise Transient(f"LBank answered HTTP {status} with something that is not its envelope ({error})") from None
-    if str(envelope.result).lower() == "true":
+    envelope = _envelope(reply.content)
+    if envelope and str(envelope.result).lower() == "true" and reply.status_code not in (418, 429):
         data = bytes(envelope.data)
         if data == b"null":
             raise Transient("LBank answered without data")
         return data
-    code = _whole(envelope.error_code)
-    text = f"LBank answered error_code {code}: {redact(envelope.msg or 'no message').rstrip('.')}"
+    error = error_of(reply)
+    text = describe("LBank", reply, error, "error_code")
+    if envelope is None and reply.status_code == 200 and not error.is_page:
+        text += " (not the envelope that its API sends)"
+    by_code = _by_code(text, reply, error, envelope)
+    raise failure(text, reply, error, by_code, "LBANK_API_KEY", "LBANK_BASE_URL") from None
+
+
+def _by_code(text: str, reply: Reply, error: ErrorBody, envelope: _Envelope | None) -> ExchangeError | None:
+    """What LBank's own code means, or that it gives none; None where only the HTTP status says it."""
+    code = error.code
     if code == _TOO_MANY:
-        raise RateLimited(text, reply.retry_after_s)
-    if code is None or code in _TRANSIENT_CODES or status >= 500:
-        raise Transient(text)
+        return RateLimited(text, None)
     if code == _CLOCK:
-        raise ClockOff(f"{text}. The clock of this machine is off: set it by NTP", _whole(envelope.ts))
+        return ClockOff(f"{text}. The clock of this machine is off: set it by NTP", whole(envelope and envelope.ts))
     if code == _CLOSED:
-        raise Fatal(f"{text}. The exchange has closed this interface: ask its support")
+        return Fatal(f"{text}. The exchange has closed this interface: ask its support")
     if code in _ACCESS_CODES:
-        raise AccessRefused(f"{text}. {_ACCESS_CODES[code]}", code)
-    raise Refused(text)
+        return AccessRefused(agreeing(text, error, *_ACCESS_CODES[code]), code)
+    is_unexplained = code in (None, 0) and not error.is_page and (envelope or reply.status_code == 200)
+    if code in _TRANSIENT_CODES or is_unexplained:
+        return Transient(text)
+    return None
 
 
-def _whole(value: object) -> int | None:
+def _envelope(body: bytes) -> _Envelope | None:
     try:
-        return int(float(str(value)))
-    except (ValueError, OverflowError):
+        return _decoder.decode(body)
+    except msgspec.DecodeError:
         return None

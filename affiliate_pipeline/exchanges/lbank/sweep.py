@@ -26,6 +26,7 @@ from affiliate_pipeline.exchanges.lbank.replies import OPEN_ID_CODES
 from affiliate_pipeline.exchanges.lbank.roster import Roster
 from affiliate_pipeline.exchanges.spec import Answers, DayError, DayRows, Plan, Session
 from affiliate_pipeline.rest.encoding import encode
+from affiliate_pipeline.rest.error_body import quote
 from affiliate_pipeline.rest.errors import AccessRefused, ExchangeError, Fatal, Refused
 from affiliate_pipeline.rows import emptied, instants_ms, is_false, with_fields
 from affiliate_pipeline.schema import Row
@@ -349,9 +350,9 @@ def rows_of(payload: bytes) -> list[bytes]:
             return [payload]
         rows = list(map(bytes, msgspec.json.decode(payload, type=list[msgspec.Raw])))
     except msgspec.ValidationError:
-        raise Refused("the answer's data is neither a row nor a list of rows") from None
+        raise Refused(f"the answer's data is neither a row nor a list of rows: {quote(payload)}") from None
     except msgspec.DecodeError as error:
         raise ValueError(str(error)) from None
     if not all(row.startswith(b"{") for row in rows):
-        raise Refused("the answer's data is a list of what are no rows")
+        raise Refused(f"the answer's data is a list of what are no rows: {quote(payload)}")
     return rows

@@ -9,13 +9,12 @@ from affiliate_pipeline.exchanges.binance import history_file
 from affiliate_pipeline.exchanges.binance.endpoints import Kickback
 from affiliate_pipeline.exchanges.binance.history_file import (
     FileUrl,
-    NotWhole,
     Pending,
-    Unreadable,
     read_answer,
     rows_of,
 )
 from affiliate_pipeline.rest.errors import Refused
+from affiliate_pipeline.rest.unpacking import NotWhole, Unreadable
 
 URL = "https://bucket.s3.amazonaws.com/user-rebate/1/part-00000-c000.csv?AWSAccessKeyId=A&Expires=1&Signature=b%2Fc"
 HEADER = "income,asset,symbol,time\n"
@@ -57,7 +56,7 @@ def test_a_url_is_found_in_every_form(body):
         (b"https://[x", "https://"),
         (b"\xff\xfe", "\ufffd"),
         (b"wait for " + URL.encode(), "wait for https://***"),
-        (f'["{URL}"]'.encode(), "https://***"),
+        (f'["wait for {URL}"]'.encode(), "https://***"),
     ],
 )
 def test_anything_else_means_that_there_is_no_file_yet(body, note):
@@ -170,7 +169,7 @@ def test_several_gzip_members_are_one_file():
     [
         (f"amount,asset,symbol,time\n1,A,B,{MS}", "lacks income: 'amount,asset,symbol,time'"),
         (f"1,A,B,{MS}\n", f"'1,A,B,{MS}'"),
-        ("income;asset;symbol;time\n", "'income;asset;symbol;time'"),
+        ("income/asset/symbol/time\n", "'income/asset/symbol/time'"),
         ("income,income,asset,symbol,time\n", "names a column twice"),
         ("<html>", "'<html>'"),
         (f"{HEADER}1,A,{MS}", "line 2 of the file has 3 cells under 4 columns"),

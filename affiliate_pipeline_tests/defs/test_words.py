@@ -1,0 +1,140 @@
+"""The exchange's own words are in the reason of the day, the row of an action and the findings of `check`."""
+
+import json
+
+import pytest
+
+from affiliate_pipeline.cli.app import app
+from affiliate_pipeline.rest.client import ATTEMPTS
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.kickbacks import HISTORY, OLD, PATH, REQUEST, collections, kickbacks, posts
+from affiliate_pipeline_tests.defs.rebates import KEY, SETTLED
+from affiliate_pipeline_tests.defs.test_assignments import EMAILS, PARTNERS, today
+
+CUSTOMIZATION, INVITED = "binance/customization", "lbank/invite_user_list"
+LOCATION = {"code": 0, "msg": "Service unavailable from a restricted location according to 'b. Eligibility'."}
+PAGE = "<html><title>Maintenance</title><body>We are back at 10:00 of jane.doe@example.com</body></html>"
+WORDS = "Maintenance We are back at 10:00"
+
+
+def answer(sandbox, status: int, body: object, times: int = 1, **headers: str) -> None:
+    text = body if isinstance(body, str) else json.dumps(body)
+    sandbox.faults.next_answers.extend([(status, headers, text.encode())] * times)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "requests", "words"),
+    [
+        (400, {"code": -1121, "msg": "Invalid symbol."}, 1, "code -1121: Invalid symbol"),
+        (200, {"success": False, "code": "000002", "message": "illegal parameter"}, 1, "code 2: illegal parameter"),
+        (451, LOCATION, 1, "restricted location"),
+        (404, PAGE, ATTEMPTS, WORDS),
+        (503, PAGE, ATTEMPTS, WORDS),
+        (200, {"msg": "系统维护"}, ATTEMPTS, "系统维护"),
+        (200, {"rows": "none"}, 1, '{"rows": "none"}'),
+    ],
+)
+def test_the_reason_of_a_day_quotes_the_exchange(sandbox, status, body, requests, words):
+    answer(sandbox, status, body, 10 * ATTEMPTS)
+
+    run = materialize(KEY, [SETTLED])
+
+    assert words in run.failed[SETTLED] and len(sandbox.requests) == requests
+    assert status != 451 or "BINANCE_PARTNER_API_KEY" not in run.failed[SETTLED]
+
+
+@pytest.mark.parametrize(
+    ("body", "requests", "words"),
+    [
+        (
+            {"result": "false", "error_code": 10007, "msg": "timestamp expired"},
+            1,
+            "error_code 10007: timestamp expired",
+        ),
+        ({"code": 1, "message": "系统繁忙"}, ATTEMPTS, "code 1: 系统繁忙"),
+        ({"list": []}, ATTEMPTS, '{"list": []}'),
+    ],
+)
+def test_the_reason_of_a_day_quotes_lbank(both, body, requests, words):
+    answer(both, 200, body, 10 * ATTEMPTS)
+
+    run = materialize(INVITED, [SETTLED])
+
+    assert words in run.failed[SETTLED] and "signature is wrong" not in run.failed[SETTLED]
+    assert len(both.requests) == requests
+
+
+def test_a_snapshot_quotes_the_exchange(sandbox):
+    answer(sandbox, 422, {"errors": [{"code": "E7", "detail": "Bad customer."}]})
+
+    run = materialize(CUSTOMIZATION, [today()])
+
+    assert "HTTP 422 (Unprocessable Entity): E7; Bad customer" in run.failed[today()]
+
+
+def test_the_row_of_an_assignment_quotes_the_exchange(sandbox, query, monkeypatch, tmp_path):
+    path = tmp_path / "customers.csv"
+    path.write_text(f"customerId,email\nnew1,{EMAILS[0]}\n")
+    monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(path))
+    refused = sandbox.binance.answer
+
+    def refuse(call):
+        if call.method == "POST":
+            answer(sandbox, 409, {"error": {"code": -9001, "message": "The id is reserved."}})
+        return refused(call)
+
+    monkeypatch.setattr(sandbox.binance, "answer", refuse)
+    materialize(PARTNERS, [today()])
+
+    assert query("select outcome, message from binance.customization_assignment") == [
+        ("refused", "Binance answered HTTP 409, code -9001: The id is reserved")
+    ]
+
+
+@pytest.mark.parametrize("status", [200, 202, 403, 503])
+def test_a_request_for_the_history_that_a_page_answers_is_not_taken_for_accepted(sandbox, query, status):
+    sandbox.faults.path = PATH
+    answer(sandbox, status, PAGE, 2)
+
+    materialize(REQUEST, OLD)
+
+    [(note,)] = collections(query, "coalesce(msg, note)")
+    assert len(posts(sandbox)) == 1 and WORDS in note and "jane.doe" not in note
+
+
+def test_a_refused_request_for_the_history_quotes_the_exchange(sandbox):
+    sandbox.binance.kickbacks.set(kickbacks(OLD[0], 3))
+    sandbox.faults.path = PATH
+    answer(sandbox, 400, {"message": "Too many exports this month.", "errorCode": "-18007"}, 2)
+
+    run = materialize(REQUEST, OLD)
+
+    assert "code -18007: Too many exports this month" in run.failed[OLD[0]]
+    assert HISTORY not in run.message
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "words", "action"),
+    [
+        (451, LOCATION, {}, "restricted location", "Check the network"),
+        (
+            302,
+            "<html>Moved</html>",
+            {"Location": "https://sso.corp.example/in?to=x"},
+            "a redirect to sso.corp.example/in",
+            "See what",
+        ),
+        (403, PAGE, {}, WORDS, "Check the network"),
+        (401, {"code": -2015, "msg": "API key expired"}, {}, "code -2015: API key expired", "Correct BINANCE"),
+        (400, {"code": -1121, "msg": "Invalid symbol."}, {}, "code -1121: Invalid symbol", "See what"),
+    ],
+)
+def test_check_quotes_the_exchange(sandbox, monkeypatch, capsys, status, body, headers, words, action):
+    monkeypatch.setenv("COLUMNS", "1000")
+    sandbox.faults.path = "/sapi/"
+    answer(sandbox, status, body, **headers)
+
+    app(["check"], standalone_mode=False)
+
+    [line] = [line for line in capsys.readouterr().out.splitlines() if words in line]
+    assert action in line
