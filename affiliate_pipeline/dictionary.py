@@ -4,9 +4,9 @@ and a test compares the two."""
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+from affiliate_pipeline.commission.rollup import COLUMNS, TABLE
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.postgres.ddl import DAILY_COMMISSION
 from affiliate_pipeline.schema import columns
 
 HEAD = """# Data dictionary
@@ -50,10 +50,8 @@ def _facts(endpoint: Endpoint) -> str:
 
 
 def _derived() -> Iterator[str]:
-    yield f"## `affiliate.daily_commission`\n\n{DERIVED}\n"
-    yield _table(
-        (name, kind.split()[0], "" if "not null" in kind else "null", about) for name, kind, about in DAILY_COMMISSION
-    )
+    yield f"## `{TABLE}`\n\n{DERIVED}\n"
+    yield _table((name, kind.split()[0], "" if "not null" in kind else "null", about) for name, kind, about in COLUMNS)
 
 
 def _table(rows: Iterable[Sequence[str]]) -> str:

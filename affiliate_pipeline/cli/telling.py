@@ -18,15 +18,14 @@ from affiliate_pipeline.cli.app import Stop, app, console, parse_days
 from affiliate_pipeline.commission.export import Extract, extract
 from affiliate_pipeline.commission.figures import Incomplete, gather, incomplete
 from affiliate_pipeline.commission.report import render
-from affiliate_pipeline.commission.rollup import Commission
+from affiliate_pipeline.commission.rollup import TABLE, Commission
 from affiliate_pipeline.days import fold
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.postgres.store import Store
 from affiliate_pipeline.settings import Environment, Project
 
-DERIVED = "affiliate.daily_commission"
-TABLES = {**{endpoint.key.replace("/", "."): endpoint for endpoint in ENDPOINTS}, DERIVED: None}
+TABLES = {**{endpoint.key.replace("/", "."): endpoint for endpoint in ENDPOINTS}, TABLE: None}
 
 
 class Format(StrEnum):
@@ -96,17 +95,13 @@ def export(
 
 def _write(found: Extract, kind: Format, file: BinaryIO) -> None:
     if kind is Format.csv:
-        for block in found.csv():
-            file.write(block)
+        found.write_csv(file)
         return
-    from affiliate_pipeline.commission import parquet  # pyarrow is slow to import
-
-    columns = found.columns()
     with tempfile.TemporaryFile() as whole:  # a pipe cannot tell where it is
-        parquet.write(columns, found.rows(), whole)
+        columns = found.write_parquet(whole)
         whole.seek(0)
         shutil.copyfileobj(whole, file)
-    kinds = ", ".join(f"{column.name} {parquet.kind_of(column)}" for column in columns if column.kind == "numeric")
+    kinds = ", ".join(f"{column.name} {column.parquet_type}" for column in columns if column.kind == "numeric")
     if kinds:
         print(f"affiliate-pipeline: amounts are {kinds}", file=sys.stderr)
 

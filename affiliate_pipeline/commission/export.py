@@ -1,18 +1,31 @@
-"""Reads the days of a table for whoever takes them elsewhere: as CSV text or as rows, all as of one moment."""
+"""The rows of some days for use elsewhere, all as of one moment: CSV as the database writes it, Parquet without rounding."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from decimal import Decimal
+from typing import Any, BinaryIO
 
-import psycopg
+import pyarrow as arrow
 from psycopg import sql
-from psycopg.types.string import TextLoader
+from pyarrow import parquet
 
 from affiliate_pipeline.postgres.store import Store, unavailable
 
 ROWS_PER_READ = 20_000
+MAX_DIGITS_128, MAX_DIGITS_256 = 38, 76
+# JSON stays the database's text: parsed, its numbers would become floats.
+PARQUET_TYPES = {
+    "text": arrow.string(),
+    "jsonb": arrow.string(),
+    "int2": arrow.int16(),
+    "int4": arrow.int32(),
+    "int8": arrow.int64(),
+    "bool": arrow.bool_(),
+    "date": arrow.date32(),
+    "timestamptz": arrow.timestamp("us", "UTC"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,55 +37,84 @@ class Column:
     before: int = 0
     after: int = 0
 
+    @property
+    def parquet_type(self) -> arrow.DataType:
+        """A decimal wide enough for every value, or text where there is none."""
+        if self.kind != "numeric":
+            return PARQUET_TYPES[self.kind]
+        digits = self.before + self.after
+        if digits <= MAX_DIGITS_128:
+            return arrow.decimal128(MAX_DIGITS_128, self.after)
+        return arrow.decimal256(MAX_DIGITS_256, self.after) if digits <= MAX_DIGITS_256 else arrow.string()
+
 
 class Extract:
     """The rows of some days, in the order of days. To be used inside `extract`."""
 
-    def __init__(self, connection: psycopg.Connection, table: sql.Identifier, first: date, last: date):
-        self._connection = connection
+    def __init__(self, store: Store, table: sql.Identifier, first: date, last: date):
+        self._connection = store.connection
         self._part = sql.SQL("{} where partition_date between {} and {}").format(table, first, last)
-        self._rows = sql.SQL("select * from {} order by partition_date").format(self._part)
 
-    def csv(self) -> Iterator[bytes]:
-        """The rows with a header, every amount as the database writes it."""
-        copy = sql.SQL("copy ({}) to stdout (format csv, header)").format(self._rows)
-        with self._connection.cursor() as cursor, cursor.copy(copy) as copying:
-            for block in copying:
-                yield bytes(block)
+    def _rows(self, selected: sql.Composable) -> sql.Composed:
+        return sql.SQL("select {} from {} order by partition_date").format(selected, self._part)
 
-    def columns(self) -> list[Column]:
-        described = self._connection.execute(sql.SQL("{} limit 0").format(self._rows)).description or []
-        kinds = [(column.name, self._connection.adapters.types[column.type_code].name) for column in described]
-        numeric = [name for name, kind in kinds if kind == "numeric"]
+    def write_csv(self, output: BinaryIO) -> None:
+        """Writes the rows with a header, every amount as the database has it."""
+        copy = sql.SQL("copy ({}) to stdout (format csv, header)").format(self._rows(sql.SQL("*")))
+        with self._connection.cursor() as cursor, cursor.copy(copy) as blocks:
+            for block in blocks:
+                output.write(block)
+
+    def write_parquet(self, output: BinaryIO) -> list[Column]:
+        """Writes the rows as Parquet, which needs a file that can tell its position; returns the columns."""
+        columns = self._columns()
+        schema = arrow.schema([(column.name, column.parquet_type) for column in columns])
+        selected = sql.SQL(", ").join(
+            sql.SQL("{}::text" if column.kind == "jsonb" else "{}").format(sql.Identifier(column.name))
+            for column in columns
+        )
+        with (
+            self._connection.cursor(name="extract") as cursor,
+            parquet.ParquetWriter(output, schema) as writer,
+        ):
+            cursor.execute(self._rows(selected))
+            while batch := cursor.fetchmany(ROWS_PER_READ):
+                arrays = [
+                    arrow.array([_value(cell, kind) for cell in cells], kind)
+                    for cells, kind in zip(zip(*batch, strict=True), schema.types, strict=True)
+                ]
+                writer.write_table(arrow.table(arrays, schema=schema))
+        return columns
+
+    def _columns(self) -> list[Column]:
+        described = self._connection.execute(sql.SQL("select * from {} limit 0").format(self._part)).description or []
+        types = self._connection.adapters.types
+        kinds = {column.name: types[column.type_code].name for column in described}
+        numeric = [name for name, kind in kinds.items() if kind == "numeric"]
         digits = self._digits(numeric) if numeric else {}
-        return [Column(name, kind, *digits.get(name, ())) for name, kind in kinds]
+        return [Column(name, kind, *digits.get(name, ())) for name, kind in kinds.items()]
 
-    def _digits(self, names: list[str]) -> dict[str, tuple[int, int]]:
+    def _digits(self, names: Sequence[str]) -> dict[str, tuple[int, int]]:
         each = [
             sql.SQL("coalesce(max(length(trunc(abs({0}))::text)), 1), coalesce(max(scale({0})), 0)").format(
                 sql.Identifier(name)
             )
             for name in names
         ]
-        row = self._connection.execute(sql.SQL("select {} from {}").format(sql.SQL(", ").join(each), self._part))
-        found = row.fetchone() or ()
-        return {name: (found[2 * at], found[2 * at + 1]) for at, name in enumerate(names)}
+        found = self._connection.execute(sql.SQL("select {} from {}").format(sql.SQL(", ").join(each), self._part))
+        [numbers] = found.fetchall()
+        return dict(zip(names, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
 
-    def rows(self) -> Iterator[list[tuple[Any, ...]]]:
-        """The rows in batches; amounts are Decimals with their scale, JSON is text."""
-        with self._connection.cursor(name="extract") as cursor:
-            # JSON as the database writes it: read, its numbers would become floats.
-            cursor.adapters.register_loader("jsonb", TextLoader)
-            cursor.execute(self._rows)
-            while batch := cursor.fetchmany(ROWS_PER_READ):
-                yield batch
+
+def _value(cell: Any, kind: arrow.DataType) -> Any:
+    return f"{cell:f}" if isinstance(cell, Decimal) and arrow.types.is_string(kind) else cell
 
 
 @contextmanager
-def extract(store: Store, table: str, first: date, last: date) -> Iterator[Extract | None]:
+def extract(store: Store, table: str, first: date, last: date) -> Generator[Extract | None]:
     """The days of a table (`schema.name`, one that the caller knows) as of one moment; None if it does not exist yet."""
-    connection = store.connection
-    with unavailable(), connection.transaction():
-        connection.execute("set transaction isolation level repeatable read, read only")
-        exists = connection.execute("select to_regclass(%s) is not null", (table,)).fetchone()
-        yield Extract(connection, sql.Identifier(*table.split(".")), first, last) if exists and exists[0] else None
+    with unavailable(), store.connection.transaction():
+        run = store.connection.execute
+        run("set transaction isolation level repeatable read, read only")
+        [(exists,)] = run("select to_regclass(%s) is not null", (table,)).fetchall()
+        yield Extract(store, sql.Identifier(*table.split(".")), first, last) if exists else None

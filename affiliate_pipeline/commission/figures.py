@@ -1,4 +1,4 @@
-"""The figures of a report, gathered from the database. How they look is said in `chart`, `page` and `text`."""
+"""The figures of a report, gathered from the database. How they look is defined in `report`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,17 +65,17 @@ def gather(
 def incomplete(commission: Commission, configured: Sequence[Endpoint], days: Sequence[date]) -> list[Incomplete]:
     """What each kind of money lacks of these days, if its endpoints are configured here or any of the days has landed:
     who has no credentials is told of what others land. If there is no such kind, all of them lack every day."""
-    landed = {(row.asset, row.day): row.settled for row in commission.landed(days[0], days[-1])}
-    expected = {*(endpoint.key for endpoint in configured), *(asset for asset, _ in landed)}
+    landed = commission.landed(days[0], days[-1])
+    expected = {endpoint.key for endpoint in configured}.union(*landed.values())
     alike: dict[tuple[str, str], list[str]] = {}
     for endpoint in commission.endpoints:
         if endpoint.earnings:
             alike.setdefault((endpoint.exchange.name, endpoint.earnings.kind), []).append(endpoint.key)
-    found = []
+    found: list[Incomplete] = []
     for assets in [each for each in alike.values() if expected & {*each}] or alike.values():
-        by_day = {day: [landed[key, day] for key in assets if (key, day) in landed] for day in days}
-        missing = [day for day, settled in by_day.items() if not settled]
-        unsettled = [day for day, settled in by_day.items() if settled and not any(settled)]
+        settled = {day: [entry.settled for key, entry in landed.get(day, {}).items() if key in assets] for day in days}
+        missing = [day for day, entries in settled.items() if not entries]
+        unsettled = [day for day, entries in settled.items() if entries and not any(entries)]
         if missing or unsettled:
             found.append(Incomplete(" or ".join(assets), missing, unsettled))
     return found

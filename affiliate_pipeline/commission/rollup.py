@@ -1,20 +1,23 @@
-"""What was earned, added up by day from the endpoints' tables, exactly: sums are made by PostgreSQL and leave it as text.
+"""What was earned per day, summed exactly from the endpoints' tables: the owner of `affiliate.daily_commission`.
 
-Days are added up as a whole and in one transaction; what of them is out of date is told by the ledger, not by events.
+PostgreSQL adds amounts up and returns them as text. A day is added up as a whole, in one transaction, and
+`affiliate.computed_day` records the landed content it was added up from: once the ledger has other content, the day is stale.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
+from hashlib import md5
+from typing import Any, LiteralString
 
 from psycopg import sql
-from psycopg.rows import class_row
 
-from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.postgres.store import Store, unavailable
+from affiliate_pipeline.days import days_from
+from affiliate_pipeline.exchanges.spec import Earnings, Endpoint
+from affiliate_pipeline.postgres import ddl
+from affiliate_pipeline.postgres.store import Ledger, Store, unavailable
 
-# A day added up from other content than it now has is out of date. No clock is compared: transactions overlap.
-_INPUTS = "md5(string_agg(asset || ' ' || content_hash || ' ' || settled, ',' order by asset))"
+TABLE, COLUMNS = "affiliate.daily_commission", ddl.DAILY_COMMISSION
 
 
 @dataclass(frozen=True)
@@ -42,157 +45,148 @@ class Earner:
     rank: int
 
 
-@dataclass(frozen=True)
-class LandedDay:
-    """What the ledger says of an asset's day."""
-
-    asset: str
-    day: date
-    settled: bool
-
-
 class Commission:
     """The table `affiliate.daily_commission`, for these endpoints, all of which declare earnings."""
 
     def __init__(self, store: Store, endpoints: Sequence[Endpoint]):
-        self._connection = store.connection
         self.endpoints = endpoints
-        self._assets = [endpoint.key for endpoint in endpoints]
+        self._store = store
+
+    def landed(self, first: date, last: date) -> dict[date, dict[str, Ledger]]:
+        """The ledger's entries for these days, by day and asset."""
+        found: dict[date, dict[str, Ledger]] = {}
+        for endpoint in self.endpoints:
+            for day, entry in self._store.ledger(endpoint, days_from(first, last)).items():
+                found.setdefault(day, {})[endpoint.key] = entry
+        return found
 
     def stale(self, first: date, last: date, quiet_s: float = 0) -> dict[date, str]:
-        """The days whose sums are missing or out of date and for which nothing has landed for `quiet_s`, each with a
-        mark of what has landed for it."""
-        with unavailable(), self._connection.transaction():
-            found = self._connection.execute(
-                f"select partition, landed.inputs from (select partition, {_INPUTS} inputs, max(landed_at) landed_at "
-                "from affiliate.landing where asset = any(%s) and partition between %s and %s group by partition) landed "
-                "left join affiliate.computed_day computed using (partition) "
-                "where computed.inputs is distinct from landed.inputs and landed_at <= now() - %s * interval '1 second' "
-                "order by partition",
-                (self._assets, first, last, quiet_s),
+        """The days whose sums are missing or out of date and for which nothing has landed for `quiet_s`, in order, each
+        with a fingerprint of what has landed for it."""
+        # Read before the ledger: a day that lands in between counts as stale, never as up to date.
+        computed: dict[date, str] = dict(
+            self._fetch(
+                "select partition, inputs from affiliate.computed_day where partition between %s and %s", [first, last]
             )
-            return dict(found.fetchall())
+        )
+        landed = self.landed(first, last)
+        latest = self.computed_at() - timedelta(seconds=quiet_s)
+        return {
+            day: inputs
+            for day, entries in sorted(landed.items())
+            if (inputs := _fingerprint(entries)) != computed.get(day)
+            and max(entry.landed_at for entry in entries.values()) <= latest
+        }
 
     def add_up(self, day: date, run_id: str) -> bool:
         """Adds up the day anew; False, with nothing changed, if nothing has landed for it."""
-        with unavailable(), self._connection.transaction():
-            run = self._connection.execute
+        with unavailable(), self._store.connection.transaction():
+            run = self._store.connection.execute
             run("select pg_advisory_xact_lock(hashtext('affiliate.daily_commission'), %s - '2000-01-01'::date)", (day,))
-            # Read first: should something land in between, the day counts as out of date again.
-            (inputs, landed), *_ = run(
-                f"select {_INPUTS}, coalesce(jsonb_object_agg(asset, settled), '{{}}') from affiliate.landing "
-                "where asset = any(%s) and partition = %s",
-                (self._assets, day),
-            ).fetchall()
+            # Read first: should something land in between, the day counts as stale again.
+            landed = self.landed(day, day).get(day)
             if not landed:
                 return False
             run("delete from affiliate.daily_commission where partition_date = %s", (day,))
-            for endpoint in self._counting(landed):
-                run(_insert(endpoint), {"day": day, "settled": landed[endpoint.key], "run_id": run_id})
+            for endpoint in self._counted(landed):
+                run(_insert(endpoint), {"day": day, "settled": landed[endpoint.key].settled, "run_id": run_id})
             run(
                 "insert into affiliate.computed_day values (%s, %s) "
                 "on conflict (partition) do update set inputs = excluded.inputs",
-                (day, inputs),
+                (day, _fingerprint(landed)),
             )
             return True
 
-    def _counting(self, landed: dict[str, bool]) -> list[Endpoint]:
-        """Of the endpoints that tell of the same money one each: one that has settled before one that has not."""
+    def _counted(self, landed: Mapping[str, Ledger]) -> list[Endpoint]:
+        """One endpoint for each kind of money: of those that report the same, a settled one before one that is not."""
         chosen: dict[tuple[str, str], Endpoint] = {}
-        for endpoint in sorted(self.endpoints, key=lambda endpoint: not landed.get(endpoint.key)):
-            if endpoint.key in landed and endpoint.earnings:
+        present = [endpoint for endpoint in self.endpoints if endpoint.key in landed]
+        for endpoint in sorted(present, key=lambda endpoint: not landed[endpoint.key].settled):
+            if endpoint.earnings:
                 chosen.setdefault((endpoint.exchange.name, endpoint.earnings.kind), endpoint)
         return list(chosen.values())
 
     def sums(self, first: date, last: date) -> list[Sum]:
         """The lines of these days."""
-        with unavailable(), self._connection.transaction(), self._connection.cursor(row_factory=class_row(Sum)) as rows:
-            return rows.execute(
-                "select partition_date as day, exchange, coin, kind, count, trim_scale(amount)::text amount, "
-                "trim_scale(usdt_value)::text usdt_value, unvalued from affiliate.daily_commission "
-                "where partition_date between %s and %s order by 1, 2, 3, 4",
-                (first, last),
-            ).fetchall()
+        rows = self._fetch(
+            "select partition_date, exchange, coin, kind, count, trim_scale(amount)::text, trim_scale(usdt_value)::text, "
+            "unvalued from affiliate.daily_commission where partition_date between %s and %s order by 1, 2, 3, 4",
+            [first, last],
+        )
+        return [Sum(*row) for row in rows]
 
     def totals(self, first: date, last: date) -> list[Sum]:
         """The lines of these days added up, as of the last; coins of the greatest value first."""
-        with unavailable(), self._connection.transaction(), self._connection.cursor(row_factory=class_row(Sum)) as rows:
-            return rows.execute(
-                "select %(last)s::date as day, exchange, coin, kind, sum(count)::bigint count, "
-                "trim_scale(sum(amount))::text amount, trim_scale(sum(usdt_value))::text usdt_value, "
-                "sum(unvalued)::bigint unvalued from affiliate.daily_commission "
-                "where partition_date between %(first)s and %(last)s group by exchange, coin, kind "
-                "order by exchange, sum(sum(usdt_value)) over (partition by exchange, coin) desc nulls last, "
-                "sum(sum(count)) over (partition by exchange, coin) desc, coin, kind",
-                {"first": first, "last": last},
-            ).fetchall()
+        rows = self._fetch(
+            "select exchange, coin, kind, sum(count)::bigint, trim_scale(sum(amount))::text, "
+            "trim_scale(sum(usdt_value))::text, sum(unvalued)::bigint from affiliate.daily_commission "
+            "where partition_date between %s and %s group by exchange, coin, kind "
+            "order by exchange, sum(sum(usdt_value)) over (partition by exchange, coin) desc nulls last, "
+            "sum(sum(count)) over (partition by exchange, coin) desc, coin, kind",
+            [first, last],
+        )
+        return [Sum(last, *row) for row in rows]
 
     def earners(self, day: date, most: int) -> list[Earner]:
         """Who earned most that day in each coin."""
-        with unavailable(), self._connection.transaction():
-            counted = self._connection.execute(
-                "select distinct asset from affiliate.daily_commission where partition_date = %s", (day,)
-            ).fetchall()
-        found: list[Earner] = []
-        for endpoint in self.endpoints:
-            if (endpoint.key,) in counted and endpoint.earnings and endpoint.earnings.earners:
-                with (
-                    unavailable(),
-                    self._connection.transaction(),
-                    self._connection.cursor(row_factory=class_row(Earner)) as rows,
-                ):
-                    found += rows.execute(_earners(endpoint), {"day": day, "most": most}).fetchall()
-        return found
-
-    def landed(self, first: date, last: date) -> list[LandedDay]:
-        """What of these days has landed."""
-        with (
-            unavailable(),
-            self._connection.transaction(),
-            self._connection.cursor(row_factory=class_row(LandedDay)) as rows,
-        ):
-            return rows.execute(
-                "select asset, partition as day, settled from affiliate.landing "
-                "where asset = any(%s) and partition between %s and %s order by 1, 2",
-                (self._assets, first, last),
-            ).fetchall()
+        counted = self._fetch("select distinct asset from affiliate.daily_commission where partition_date = %s", [day])
+        return [
+            Earner(*row)
+            for endpoint in self.endpoints
+            if (endpoint.key,) in counted and endpoint.earnings and endpoint.earnings.earners
+            for row in self._fetch(_earners(endpoint), {"day": day, "most": most})
+        ]
 
     def newest(self) -> date | None:
         """The last day that was added up."""
-        with unavailable(), self._connection.transaction():
-            row = self._connection.execute("select max(partition) from affiliate.computed_day").fetchone()
-        return row[0] if row else None
+        [(newest,)] = self._fetch("select max(partition) from affiliate.computed_day")
+        return newest
 
     def computed_at(self) -> datetime:
         """The database's clock."""
-        with unavailable(), self._connection.transaction():
-            row = self._connection.execute("select now()").fetchone()
-        assert row
-        return row[0]
+        [(now,)] = self._fetch("select now()")
+        return now
+
+    def _fetch(
+        self, query: LiteralString | sql.Composed, values: Sequence[object] | Mapping[str, object] = ()
+    ) -> list[tuple[Any, ...]]:
+        with unavailable(), self._store.connection.transaction():
+            return self._store.connection.execute(query, values).fetchall()
+
+
+def _fingerprint(landed: Mapping[str, Ledger]) -> str:
+    """Of what has landed for a day. Contents are compared and not times, since transactions overlap."""
+    parts = [f"{asset} {entry.content_hash} {'true' if entry.settled else 'false'}" for asset, entry in landed.items()]
+    return md5(",".join(sorted(parts)).encode(), usedforsecurity=False).hexdigest()
 
 
 def _parts(endpoint: Endpoint) -> dict[str, sql.Composable]:
-    earnings, total = endpoint.earnings, endpoint.total
-    assert earnings and total
-    amount, coin = map(sql.Identifier, total)
-    kind: sql.Composable = sql.Literal(earnings.kind)
-    if earnings.trade_type:
-        kind = sql.SQL(
-            "{kind} || case {type} when 0 then ' spot' when 1 then ' futures' else ' ' || {type} end"
-        ).format(kind=kind, type=sql.Identifier(earnings.trade_type))
+    if not (endpoint.earnings and endpoint.total):
+        raise ValueError(f"{endpoint.key} declares no earnings")
+    amount, coin = map(sql.Identifier, endpoint.total)
+    names = [sql.SQL("nullif({}, '')").format(sql.Identifier(name)) for name in endpoint.earnings.earners]
     return {
         "amount": amount,
         "coin": coin,
-        "kind": kind,
+        "kind": _kind(endpoint.earnings),
         "exchange": sql.Literal(endpoint.exchange.name),
         "zone": sql.Literal(endpoint.exchange.zone.key),
         "asset": sql.Literal(endpoint.key),
         "table": sql.Identifier(endpoint.exchange.name, endpoint.name),
-        "usdt": sql.Identifier(earnings.usdt) if earnings.usdt else sql.SQL("null::numeric"),
-        "earner": sql.SQL("coalesce({}, '')").format(
-            sql.SQL(", ").join(sql.SQL("nullif({}, '')").format(sql.Identifier(name)) for name in earnings.earners)
-        ),
+        "usdt": sql.Identifier(endpoint.earnings.usdt) if endpoint.earnings.usdt else sql.SQL("null::numeric"),
+        "earner": sql.SQL("coalesce({})").format(sql.SQL(", ").join([*names, sql.Literal("")])),
     }
+
+
+def _kind(earnings: Earnings) -> sql.Composable:
+    """A record's kind, with the name of its code where the endpoint declares a column of codes."""
+    if not earnings.kind_by:
+        return sql.Literal(earnings.kind)
+    column, names = earnings.kind_by
+    named = sql.SQL(" ").join(sql.SQL("when {} then {}").format(code, name) for code, name in names)
+    return sql.SQL("{} || ' ' || case {column} {} else {column}::text end").format(
+        earnings.kind, named, column=sql.Identifier(column)
+    )
 
 
 def _insert(endpoint: Endpoint) -> sql.Composed:
@@ -208,7 +202,7 @@ def _insert(endpoint: Endpoint) -> sql.Composed:
 
 def _earners(endpoint: Endpoint) -> sql.Composed:
     return sql.SQL(
-        "select exchange, coin, earner, trim_scale(amount)::text amount, rank from ("
+        "select exchange, coin, earner, trim_scale(amount)::text, rank from ("
         "select {exchange} as exchange, {coin} as coin, {earner} as earner, sum({amount}) as amount, "
         "row_number() over (partition by {coin} order by sum({amount}) desc, {earner}) as rank from {table} "
         "where partition_date = %(day)s group by 2, 3) ranked where rank <= %(most)s order by coin, rank"

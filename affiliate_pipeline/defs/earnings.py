@@ -12,15 +12,14 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from affiliate_pipeline import settings
 from affiliate_pipeline.commission.figures import Figures, gather
-from affiliate_pipeline.commission.report import render, text
-from affiliate_pipeline.commission.rollup import Commission, Sum
+from affiliate_pipeline.commission.report import render
+from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission, Sum
 from affiliate_pipeline.days import DAY, fold, runs
 from affiliate_pipeline.defs.assets import FAILED_PARTITIONS
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
 from affiliate_pipeline.defs.resources import Postgres
 from affiliate_pipeline.defs.storage import environment_of, environment_of_tick
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.postgres.ddl import DAILY_COMMISSION
 from affiliate_pipeline.postgres.server import ServerError
 from affiliate_pipeline.postgres.store import Store, StoreUnavailable
 from affiliate_pipeline.settings import Environment, Project, SettingsError
@@ -94,7 +93,7 @@ def _commission(endpoints: Sequence[Endpoint]) -> dg.AssetSpec:
             description=about,
             constraints=dg.TableColumnConstraints(nullable="not null" not in kind),
         )
-        for name, kind, about in DAILY_COMMISSION
+        for name, kind, about in COLUMNS
     ]
     return dg.AssetSpec(
         COMMISSION,
@@ -110,7 +109,7 @@ def _commission(endpoints: Sequence[Endpoint]) -> dg.AssetSpec:
         "a value in USDT only where the exchange gives one. Of endpoints that tell of the same money one counts. A day is "
         "that of each exchange, in its own zone.",
         metadata={
-            "dagster/table_name": "affiliate.daily_commission",
+            "dagster/table_name": TABLE,
             "dagster/column_schema": dg.TableSchema(columns),
         },
     )
@@ -202,7 +201,7 @@ def _amounts(each: Sum) -> dict[str, str | int | None]:
 
 
 def _report(context: dg.AssetExecutionContext, figures: Figures) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"report": dg.MetadataValue.md(text.markdown(figures))}
+    metadata: dict[str, Any] = {"report": dg.MetadataValue.md(render.markdown(figures))}
     try:
         metadata["page"] = dg.MetadataValue.path(render.write(figures, settings.reports()))
     except OSError as error:  # where a run has no disk of its own, the metadata are the report

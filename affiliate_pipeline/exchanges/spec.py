@@ -180,8 +180,8 @@ class Earnings:
     earners: tuple[str, ...]
     # The column with the amount in USDT, where the source gives it.
     usdt: str | None = None
-    # The column of the trade type (0 spot, 1 futures), by which the kind is told apart.
-    trade_type: str | None = None
+    # The column of codes that divides the kind, and the name of each code.
+    kind_by: tuple[str, tuple[tuple[int, str], ...]] | None = None
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,14 @@ def test_parquet_does_not_round_a_field_that_the_schema_does_not_know(sandbox, q
     assert any(f"{EXACT}" in (text or "") for text in held)
 
 
+def test_a_table_without_amounts_becomes_parquet(both, tmp_path):
+    assert materialize("lbank/invite_user_team_list", DAYS[:1]).success
+
+    export("lbank.invite_user_team_list", f"{DAYS[0]}", "--format", "parquet", "--output", str(tmp_path / "x"))
+
+    assert {"open_id", "create_time", "extra"} < {*parquet.read_table(tmp_path / "x").column_names}
+
+
 @pytest.mark.parametrize(
     ("income", "kind"),
     [

@@ -140,6 +140,31 @@ def test_a_value_in_usdt_is_what_the_exchange_says_and_else_it_is_counted_as_non
     ]
 
 
+def test_kinds_have_the_names_that_the_endpoint_declares_and_other_codes_stay_as_they_are(both, query):
+    own = both.lbank.own_open_id
+    both.lbank.set_commissions([commission(own, DAY, f"{code + 1}") | {"tradeType": code % 2} for code in range(3)])
+    assert materialize(LBANK, [DAY]).success
+    query("update lbank.commission_stats_symbol_list set trade_type = 7 where amount = 3")
+
+    assert add_up([DAY]).success
+
+    kinds = [(kind, amount) for _, _, kind, _, amount, *_ in query(SUMS, DAY)]
+    assert kinds == [("commission 7", 3), ("commission futures", 2), ("commission spot", 1)]
+
+
+def test_a_day_that_release_0_1_0_added_up_is_not_stale(both, query, at_once):
+    materialize(KEY, [DAY, YESTERDAY])
+    materialize(LBANK, [DAY])
+    # The statement by which that release recorded what a day was added up from.
+    query(
+        "insert into affiliate.computed_day "
+        "select partition, md5(string_agg(asset || ' ' || content_hash || ' ' || settled, ',' order by asset)) "
+        "from affiliate.landing group by partition"
+    )
+
+    assert tick() == []
+
+
 def test_of_two_endpoints_that_tell_of_the_same_money_one_counts(sandbox, query, database_url, at_once):
     recent, history = "binance/kickback_recent_record", "binance/kickback_historical_record"
     assert materialize(recent, [DAY]).success

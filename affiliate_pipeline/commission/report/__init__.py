@@ -1,1 +1,1 @@
-"""What people see: the money by day, as a page, a chart and a text. Amounts are never floats here, not even to draw them."""
+"""What people see of a day: a page, a chart and a text. Amounts are shown with every digit; only bar heights are floats."""

@@ -195,7 +195,12 @@ ENDPOINTS = (
         daily_at=time(10, 35),
         instant="stats_date",
         total=("amount", "coin_symbol"),
-        earnings=Earnings("commission", earners=("open_id",), usdt="usdt_amount", trade_type="trade_type"),
+        earnings=Earnings(
+            "commission",
+            earners=("open_id",),
+            usdt="usdt_amount",
+            kind_by=("trade_type", ((0, "spot"), (1, "futures"))),
+        ),
     ),
     _endpoint(
         "trade_user",

@@ -1,0 +1,6 @@
+# PyArrow ships without types, and its functions are compiled: what is not named here is Any.
+from typing import Any
+
+class DataType: ...
+
+def __getattr__(name: str) -> Any: ...
