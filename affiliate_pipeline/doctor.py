@@ -16,7 +16,7 @@ from affiliate_pipeline.postgres.server import ServerError
 from affiliate_pipeline.postgres.store import Ledger, StoreUnavailable
 from affiliate_pipeline.rest.errors import AccessRefused, ClockOff, ExchangeError, RateLimited, Refused
 from affiliate_pipeline.rest.limits import Limit, Unlimited
-from affiliate_pipeline.settings import Environment, Project, SettingsError
+from affiliate_pipeline.settings import Alerts, Environment, Project, SettingsError
 
 # What Binance tolerates of a clock that is ahead.
 MOST_CLOCK_OFFSET_MS = 1000
@@ -48,8 +48,12 @@ def examine() -> Iterator[Finding]:
     try:
         environment = settings.application()
     except SettingsError as error:
-        yield Finding("settings", f"{error}", "Correct it")
+        yield Finding("settings", error.found, error.action or "Correct it")
         return
+    try:
+        Alerts.load().urls()
+    except SettingsError as error:
+        yield Finding("alerts", error.found, "Correct it in the environment or in .env")
     yield from _accounts(environment)
     yield from _database(environment)
 
@@ -63,7 +67,7 @@ def _database(environment: Environment) -> Iterator[Finding]:
         with Examination(url) as examination:
             yield from _held(examination, environment)
     except SettingsError as error:
-        yield Finding("database", f"{error}", "Set it to postgresql://user:password@host:port/database in .env")
+        yield Finding("database", error.found, "Set it to postgresql://user:password@host:port/database in .env")
     except (StoreUnavailable, ServerError) as error:
         yield Finding(
             "database",
@@ -164,7 +168,7 @@ def _account(about: str, endpoints: list[Endpoint], environment: Environment) ->
         except SettingsError as error:
             yield Finding(
                 about,
-                f"{error}".split(". Set what")[0],
+                error.found,
                 f"Set {', '.join((*endpoint.credentials, *endpoint.requires))} in .env, all of them",
             )
             return

@@ -6,15 +6,19 @@ use the embedded server and, in `.affiliate/settings.env`, the sandbox's values.
 decides so. Nothing is read at import.
 """
 
+import codecs
+import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -42,10 +46,20 @@ EXCHANGE_VARIABLES = (
 )
 DATABASE_VARIABLE = "AFFILIATE_DATABASE_URL"
 HOW_TO_SET = "Set what is named in the environment or in .env (see README, Real accounts)"
+# No value begins or ends with any of these: white space, control characters, and what editors and web pages add unseen.
+_SURROUNDING = r"[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
+_SURROUNDED = re.compile(rf"\A{_SURROUNDING}|{_SURROUNDING}\Z")
+_QUOTES = "\"'`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\xbb"
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class SettingsError(Exception):
-    """Something has to be configured; the text names every variable concerned, and no value."""
+    """Something has to be configured; the text names every variable or file concerned, and no value."""
+
+    def __init__(self, found: str, action: str = ""):
+        super().__init__(f"{found}. {action}" if action else found)
+        self.found = found
+        self.action = action
 
 
 def root() -> Path:
@@ -70,9 +84,66 @@ def _chosen_file() -> Path:
     return home() / "settings.env"
 
 
+def text_of(data: bytes, file: str) -> str:
+    """The text of a file that people write: UTF-8, or UTF-16 with its byte order mark; else raises a SettingsError."""
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    utf_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+    encoding = "utf-16" if data.startswith(marks) and not data.startswith(utf_32) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+        end = text.find("\0")
+        if end < 0:
+            return text
+        before, found = text[:end], "has a NUL character, as UTF-16 without a byte order mark has"
+    except UnicodeDecodeError as error:
+        before, found = data[: error.start].decode(encoding, "ignore"), "is not UTF-8 text"
+    line = len(_LINE_END.findall(before)) + 1
+    raise SettingsError(f"{file}, line {line}, {found}", "Save the file as UTF-8")
+
+
+def _variables_in(file: Path) -> dict[str, str | None]:
+    """The variables of an env file; none if there is no such file."""
+    try:
+        text = text_of(file.read_bytes(), f"{file}")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise SettingsError(
+            f"{file} cannot be read ({error.strerror})", "Make it a file that the user who runs this may read"
+        ) from None
+    return dotenv_values(stream=io.StringIO(text))
+
+
+def _set(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """The variables that have a value, without white space around it."""
+    values = {name: _SURROUNDED.sub("", value or "") for name, value in variables.items()}
+    return {name: value for name, value in values.items() if value}
+
+
+def save_env_file_as_utf8() -> bool:
+    """Rewrites a `.env` in UTF-16, which Dagster cannot read, as UTF-8; True if it was."""
+    file = Path.cwd() / ".env"
+    _variables_in(file)
+    if not file.is_file() or not (data := file.read_bytes()).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return False
+    unfinished = file.with_name(f".env.{os.getpid()}")
+    unfinished.touch(0o600)
+    unfinished.write_bytes(text_of(data, f"{file}").encode())
+    unfinished.chmod(file.stat().st_mode)
+    unfinished.replace(file)
+    return True
+
+
 def _configured() -> dict[str, str]:
-    variables = {**os.environ, **dotenv_values(Path.cwd() / ".env")}
-    return {name: value for name, value in variables.items() if value}
+    return _set({**os.environ, **_variables_in(Path.cwd() / ".env")})
+
+
+def network() -> dict[str, str]:
+    """The variables of proxies and certificates, for `rest.network`; without any proxy in them, the system's own."""
+    variables = _configured()
+    if not any(name.lower().endswith("_proxy") for name in variables):
+        variables |= {f"{scheme}_proxy": url for scheme, url in getproxies().items()}
+    return variables
 
 
 class Embedded(StrEnum):
@@ -138,7 +209,9 @@ class Environment:
 
     def _configured_url(self) -> str:
         if DATABASE_VARIABLE not in self.variables:
-            raise SettingsError(f"{DATABASE_VARIABLE} is not set. {HOW_TO_SET}")
+            raise SettingsError(f"{DATABASE_VARIABLE} is not set", HOW_TO_SET)
+        if faults := _faults(DATABASE_VARIABLE, self.variables[DATABASE_VARIABLE]):
+            raise SettingsError(*faults)
         scheme, separator, rest = self.variables[DATABASE_VARIABLE].partition("://")
         if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
             raise SettingsError(f"{DATABASE_VARIABLE} is not a postgresql:// URL")
@@ -163,13 +236,14 @@ def application() -> Environment:
 
 def chosen() -> dict[str, str]:
     """What was chosen for the sandbox."""
-    return {name: value for name, value in dotenv_values(_chosen_file()).items() if value}
+    return _set(_variables_in(_chosen_file()))
 
 
 def choose(variables: Mapping[str, str]) -> None:
     """Writes what was chosen for the sandbox."""
     text = "# Written by `affiliate-pipeline up`; counts only while no exchange is configured.\n"
-    _chosen_file().write_text(text + "".join(f"{name}={value}\n" for name, value in variables.items()))
+    text += "".join(f"{name}={value}\n" for name, value in variables.items())
+    _chosen_file().write_text(text, encoding="utf-8")
 
 
 def set_default(**variables: object) -> None:
@@ -183,13 +257,35 @@ def process_environment(**more: str) -> dict[str, str]:
     return {**os.environ, **more}
 
 
+def _faults(name: str, value: str) -> list[str]:
+    """What is wrong with the value of a variable, whatever the variable is for."""
+    if value[0] in _QUOTES:
+        return [f"{name} is in quotes, which count as a part of its value: remove them"]
+    return []
+
+
+@contextmanager
+def naming(variable: str) -> Iterator[None]:
+    """Raises a ValueError of what is done with the variable's value as a SettingsError that names the variable."""
+    try:
+        yield
+    except ValueError as error:
+        raise SettingsError(f"{variable} cannot be used: {error}", "Correct it in the environment or in .env") from None
+
+
+_HOST = re.compile(r"(?i)\[[0-9a-f:.]+\]|(?!.*\.\.)[a-z0-9_-]([a-z0-9_.-]{0,251}[a-z0-9_-])?\.?")
+
+
 def _base_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:  # its own text quotes the URL
         raise ValueError("is not an http(s) URL") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+    host = parts.netloc.rpartition(":")[0] if parts.port is not None else parts.netloc.removesuffix(":")
+    # What the HTTP library would refuse with an error of its own.
+    is_sendable = _HOST.fullmatch(host) and max(map(len, host.split("."))) <= 63 and re.fullmatch("[!-~]+", url)
+    if parts.scheme not in ("http", "https") or not is_sendable or parts.query or parts.fragment:
         raise ValueError("is not an http(s) URL")
     return url.rstrip("/")
 
@@ -225,17 +321,19 @@ class Settings(BaseModel):
         variables = _configured() if variables is None else variables
         given = {name: variables[name.upper()] for name in cls.model_fields if name.upper() in variables}
         problems = [f"{name.upper()} is not set" for name in required if name not in given]
+        for name, value in given.items():
+            # A secret that this caller does not require fails the account that requires it, and no other.
+            if name in required or "SecretStr" not in str(cls.model_fields[name].annotation):
+                problems += _faults(name.upper(), value)
         try:
             settings = cls.model_validate(given)
         except ValidationError as error:
-            problems += [
-                " ".join(
-                    [*(str(name).upper() for name in problem["loc"][:1]), problem["msg"].removeprefix("Value error, ")]
-                )
-                for problem in error.errors(include_input=False, include_url=False)
-            ]
+            for problem in error.errors(include_input=False, include_url=False):
+                names = [str(name).upper() for name in problem["loc"][:1]]
+                if not any(f"{name} " in known for name in names for known in problems):
+                    problems.append(" ".join([*names, problem["msg"].removeprefix("Value error, ")]))
         if problems:
-            raise SettingsError(f"{'; '.join(problems)}. {HOW_TO_SET}")
+            raise SettingsError("; ".join(problems), HOW_TO_SET)
         return settings
 
 
@@ -297,5 +395,7 @@ class Alerts(Settings):
     def urls(self) -> Sequence[str]:
         """Apprise URLs; they hold secrets."""
         urls = self.alert_urls.get_secret_value() if self.alert_urls else ""
+        if urls and (faults := _faults("ALERT_URLS", urls)):
+            raise SettingsError(*faults)
         # A URL has commas of its own (`to=a@x.com,b@x.com`), but no white space.
         return [url.strip() for url in re.split(r",(?=[\s,]|$|\w+://)", urls) if url.strip()]

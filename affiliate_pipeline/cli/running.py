@@ -79,6 +79,8 @@ def up(
         stack.enter_context(_alone(home))
         if not once:
             check_port(port)
+        if settings.save_env_file_as_utf8():
+            console.print("Saved .env, which was UTF-16, as UTF-8: Dagster reads no other encoding.")
         if is_sandbox:
             stack.enter_context(_sandbox())
         environment = settings.application()

@@ -116,7 +116,7 @@ def test_no_exchange_at_all(healthy, checked, monkeypatch):
 def test_a_secret_that_is_malformed(healthy, checked, monkeypatch, tmp_path):
     monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", str(tmp_path / "no-such-key.pem"))
     wrong = checked()
-    assert list(wrong) == ["binance partner"] and "the private key cannot be read" in wrong["binance partner"]
+    assert list(wrong) == ["binance partner"] and "file that does not exist" in wrong["binance partner"]
 
 
 def test_a_secret_that_is_refused(healthy, checked, monkeypatch):

@@ -229,7 +229,7 @@ def test_a_file_that_cannot_be_read_is_named(sandbox, monkeypatch, tmp_path):
 
     for content in (b"a,\xff\xfe@x.com\n", b"a\0,a@x.com\n"):
         (tmp_path / "nowhere.csv").write_bytes(content)
-        assert "not a CSV file in UTF-8" in materialize(PARTNERS, [today()]).failed[today()]
+        assert "Save the file as UTF-8" in materialize(PARTNERS, [today()]).failed[today()]
     assert sandbox.requests == []
 
 

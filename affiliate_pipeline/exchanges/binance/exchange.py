@@ -13,7 +13,8 @@ from affiliate_pipeline.exchanges.binance.collection import CollectionStore
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
 from affiliate_pipeline.exchanges.spec import Attempts, Endpoint, Exchange, Session, Shared
 from affiliate_pipeline.rest.client import Client, Clock
-from affiliate_pipeline.settings import Binance, SettingsError
+from affiliate_pipeline.rest.encoding import check_api_key
+from affiliate_pipeline.settings import Binance, naming
 
 WEIGHT_WINDOW_S = 60
 
@@ -39,10 +40,11 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | N
     settings = Binance.load(key_name, secret_name, *map(str.lower, endpoint.requires), variables=variables)
     api_key = getattr(settings, key_name).get_secret_value()
     clock = Clock()
-    try:
-        auth = BinanceAuth(api_key, getattr(settings, secret_name).get_secret_value(), clock.now_ms)
-    except ValueError as error:
-        raise SettingsError(f"{key_name.upper()} and {secret_name.upper()} cannot be used: {error}") from None
+    secret = getattr(settings, secret_name).get_secret_value()
+    with naming(key_name.upper()):
+        check_api_key(api_key, secret)
+    with naming(secret_name.upper()):
+        auth = BinanceAuth(api_key, secret, clock.now_ms)
     base_url = settings.binance_base_url
     host = httpx.URL(base_url).host
     client = Client(

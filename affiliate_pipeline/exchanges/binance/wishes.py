@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from affiliate_pipeline.rest.redact import redact
-from affiliate_pipeline.settings import Binance, SettingsError
+from affiliate_pipeline.settings import Binance, SettingsError, text_of
 
 HEADER = ["customerid", "email"]
-_NO_CSV = "the file that BINANCE_CUSTOMER_IDS names is not a CSV file in UTF-8"
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 
 
@@ -40,15 +39,14 @@ def of_partner(settings: Binance) -> list[Wish]:
     if settings.binance_customer_ids is None:
         return []
     try:
-        text = Path(settings.binance_customer_ids).read_text(encoding="utf-8-sig")
+        data = Path(settings.binance_customer_ids).expanduser().read_bytes()
+        text = text_of(data, "the file that BINANCE_CUSTOMER_IDS names")
         lines = csv.reader(io.StringIO(text))
         rows = [(lines.line_num, [cell.strip() for cell in line]) for line in lines]
     except OSError as error:
         raise SettingsError(f"the file that BINANCE_CUSTOMER_IDS names cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error):
-        raise SettingsError(_NO_CSV) from None
-    if "\0" in text:  # UTF-16, or what no database column can hold
-        raise SettingsError(_NO_CSV)
+    except csv.Error:
+        raise SettingsError("the file that BINANCE_CUSTOMER_IDS names is not a CSV file") from None
     wishes = [_wish(number, cells) for number, cells in rows if any(cells)]
     if wishes and [wishes[0].customer_id.lower(), wishes[0].whose.lower()] == HEADER:
         del wishes[0]

@@ -14,10 +14,11 @@ from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
 from affiliate_pipeline.exchanges.lbank.sweep import LBankSession, rows_of
 from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, Shared
 from affiliate_pipeline.rest.client import Client, Clock
+from affiliate_pipeline.rest.encoding import check_api_key
 from affiliate_pipeline.rest.errors import Refused
 from affiliate_pipeline.rows import Invalid, parse
 from affiliate_pipeline.schema import Amount, Flag, Instant, Row, SmallInt, Text
-from affiliate_pipeline.settings import LBank, SettingsError
+from affiliate_pipeline.settings import LBank, naming
 
 REQUESTS_PER_WINDOW = 5
 WINDOW_S = 10
@@ -52,10 +53,10 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | N
     api_key = settings.lbank_api_key.get_secret_value()
     secret = settings.lbank_api_secret.get_secret_value()
     clock = Clock()
-    try:
+    with naming("LBANK_API_KEY"):
+        check_api_key(api_key, secret)
+    with naming("LBANK_API_SECRET"):
         auth = LBankAuth(api_key, secret, settings.lbank_signature_method, clock.now_ms)
-    except ValueError as error:
-        raise SettingsError(f"LBANK_API_SECRET cannot be used: {error}") from None
     host = urlsplit(settings.lbank_base_url).hostname
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]
     window_s = WINDOW_S / settings.affiliate_rate_scale

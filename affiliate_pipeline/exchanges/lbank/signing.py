@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from affiliate_pipeline.rest.encoding import encode, private_key
+from affiliate_pipeline.rest.encoding import encode, kind_of, read_secret
 
 ECHOSTR_CHARACTERS = 35  # 30 to 40 are accepted
 
@@ -23,7 +23,7 @@ class LBankAuth(httpx.Auth):
     """Sends each request with its parameters sorted and `sign` over their *raw* values. The request given
     stays unsigned: sending it again signs it anew, with a fresh echostr.
 
-    An RSA `secret` is a PEM, bare base64 of PKCS#8 DER, or the path of either; ValueError if unusable.
+    `secret` is an HMAC secret or, for `RSA`, a private key in any form of `read_secret`; ValueError if unusable.
     """
 
     def __init__(
@@ -58,12 +58,17 @@ def _params(url: httpx.URL) -> dict[str, str]:
 
 def _signer(secret: str, method: str) -> Callable[[bytes], str]:
     """What signs a digest with `secret`, as text that is not yet percent-encoded."""
-    if method == "HmacSHA256":
-        shared = secret.encode(errors="surrogateescape")
-        return lambda digest: hmac.new(shared, digest, "sha256").hexdigest()
-    if method != "RSA":
+    if method not in ("HmacSHA256", "RSA"):
         raise ValueError("the signature method is neither HmacSHA256 nor RSA")
-    match private_key(secret):
-        case RSAPrivateKey() as key:
+    match read_secret(secret), method:
+        case str() as text, "HmacSHA256":
+            shared = text.encode(errors="surrogateescape")
+            return lambda digest: hmac.new(shared, digest, "sha256").hexdigest()
+        case str(), _:
+            raise ValueError("the secret is no private key, and LBANK_SIGNATURE_METHOD is RSA: one of them is wrong")
+        case RSAPrivateKey() as key, "RSA":
             return lambda digest: b64encode(key.sign(digest, PKCS1v15(), SHA256())).decode()
-    raise ValueError("the private key is of a type that LBank does not take: use RSA")
+        case RSAPrivateKey(), _:
+            raise ValueError("the secret is a private key: set LBANK_SIGNATURE_METHOD to RSA, or use the HMAC secret")
+        case key, _:
+            raise ValueError(f"the secret is {kind_of(key)}, which LBank does not take: use RSA")

@@ -168,12 +168,12 @@ def unusable(key, secret_of):
 
 
 KEY_FAULTS = {
-    "cut off": "cannot be read",
-    "no base64": "cannot be read",
-    "not ASCII": "cannot be read",
-    "bytes changed": "cannot be read",
-    "a path of nothing": "cannot be read",
-    "an HMAC secret": "cannot be read",
+    "cut off": "cut off or damaged",
+    "no base64": "no private key, and LBANK_SIGNATURE_METHOD is RSA",
+    "not ASCII": "another character in it",
+    "bytes changed": "cut off or damaged",
+    "a path of nothing": "path of a file that does not exist",
+    "an HMAC secret": "no private key, and LBANK_SIGNATURE_METHOD is RSA",
     "encrypted": "encrypted: store it without a passphrase",
     "another type": "use RSA",
 }

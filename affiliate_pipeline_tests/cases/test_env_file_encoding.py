@@ -1,0 +1,128 @@
+"""Case env-file-encoding: a `.env` in UTF-16 is read, and one in another encoding is named with its line."""
+
+import codecs
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from affiliate_pipeline import settings
+from affiliate_pipeline.cli import main
+from affiliate_pipeline.definitions import build_definitions
+from affiliate_pipeline.settings import Binance, SettingsError
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
+
+CASE = Path(__file__).parent / "env-file-encoding"
+COMMANDS = ["check", "up --once", "psql", "report", "plan binance/rebate_recent_record 2026-10-01"]
+COMMANDS += ["export binance.rebate_recent_record 2026-10-01"]
+TEXT = "# clé\nBINANCE_PARTNER_API_KEY=kkkk\nBINANCE_PARTNER_API_SECRET=ssss\n"
+UNREADABLE = {
+    "latin-1": ((CASE / "latin-1.env").read_bytes(), "line 1, is not UTF-8 text"),
+    "latin-1 on a later line": (b"A=1\r\nB=2\r\n# cl\xe9\r\n", "line 3, is not UTF-8 text"),
+    "code page 1252": ("A=1\n# €\n".encode("cp1252"), "line 2, is not UTF-8 text"),
+    "UTF-16 without a mark": ("A=1\n".encode("utf-16-le"), "line 1, has a NUL character"),
+    "UTF-16 behind UTF-8": (b"A=1\n" + "B=2\n".encode("utf-16-le"), "line 2, has a NUL character"),
+    "UTF-16 cut off": (codecs.BOM_UTF16_LE + "A=1\nB=2".encode("utf-16-le")[:-1], "line 2, is not UTF-8 text"),
+    "UTF-32": (TEXT.encode("utf-32"), "line 1, "),
+    "NUL": (b"A=1\nB=\0\n", "line 2, has a NUL character"),
+}
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """What a command prints; it ends with 1, and with no traceback."""
+
+    def run(text: str) -> str:
+        monkeypatch.setattr("sys.argv", ["affiliate-pipeline", *text.split()])
+        monkeypatch.setenv("COLUMNS", "1000")
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1
+        printed = capsys.readouterr()
+        return " ".join((printed.out + printed.err).split())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "content",
+    [(CASE / "utf-16.env").read_bytes(), TEXT.encode("utf-16"), codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be")]
+    + [TEXT.encode("utf-8-sig"), TEXT.replace("\n", "\r\n").encode("utf-16")],
+)
+def test_a_file_with_a_byte_order_mark_is_read(content):
+    Path(".env").write_bytes(content)
+    read = Binance.load("binance_partner_api_key", "binance_partner_api_secret")
+    assert read.binance_partner_api_key.get_secret_value() == "kkkk"
+    assert read.binance_partner_api_secret.get_secret_value() == "ssss"
+
+
+def test_what_utf_16_configures_lands(sandbox, monkeypatch):
+    names = ("BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET", "BINANCE_BASE_URL", "AFFILIATE_DATABASE_URL")
+    Path(".env").write_text("".join(f"{name}={os.environ[name]}\n" for name in names), encoding="utf-16")
+    for name in names:
+        monkeypatch.delenv(name)
+    assert materialize(KEY, DAYS[:1]).success
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_another_encoding_is_named_with_file_and_line(name):
+    content, named = UNREADABLE[name]
+    Path(".env").write_bytes(content)
+    with pytest.raises(SettingsError, match=rf"\.env, {named}.*Save the file as UTF-8"):
+        Binance.load()
+
+
+@pytest.mark.parametrize("text", COMMANDS)
+def test_every_command_says_it_in_one_sentence(command, text):
+    shutil.copyfile(CASE / "latin-1.env", ".env")
+    printed = command(text)
+    assert ".env, line 1, is not UTF-8 text" in printed and "Save the file as UTF-8" in printed
+    assert "Traceback" not in printed
+
+
+def test_down_needs_no_settings(monkeypatch):
+    shutil.copyfile(CASE / "latin-1.env", ".env")
+    monkeypatch.setattr("sys.argv", ["affiliate-pipeline", "down"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+
+
+def test_each_day_of_a_run_says_it(sandbox, monkeypatch):
+    # As in a code location that was loaded before.
+    loaded = build_definitions()
+    monkeypatch.setattr("affiliate_pipeline_tests.conftest.build_definitions", lambda: loaded)
+    shutil.copyfile(CASE / "latin-1.env", ".env")
+    run = materialize(KEY, DAYS[:2])
+    assert set(run.failed) == set(DAYS[:2])
+    assert all("line 1, is not UTF-8 text" in reason for reason in run.failed.values())
+
+
+def test_a_folder_or_an_unreadable_file_is_named(command, monkeypatch):
+    Path(".env").mkdir()
+    assert "/.env cannot be read (Is a directory)" in command("check")
+
+    def may_not(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", may_not)
+    assert "/.env cannot be read (Permission denied)" in command("check")
+
+
+def test_what_up_has_written_may_be_edited_in_another_encoding(command):
+    settings.home().mkdir()
+    (settings.home() / "settings.env").write_bytes(TEXT.encode("utf-16"))
+    assert settings.chosen()["BINANCE_PARTNER_API_KEY"] == "kkkk"
+    (settings.home() / "settings.env").write_bytes(TEXT.encode("latin-1"))
+    assert "settings.env, line 1, is not UTF-8 text" in command("check")
+
+
+def test_up_saves_utf_16_as_utf_8_since_dagster_reads_nothing_else():
+    shutil.copyfile(CASE / "utf-16.env", ".env")
+    Path(".env").chmod(0o640)
+    assert settings.save_env_file_as_utf8()
+    assert Path(".env").read_bytes().decode("utf-8").splitlines()[1] == "BINANCE_PARTNER_API_KEY=kkkk"
+    assert Path(".env").stat().st_mode & 0o777 == 0o640
+    assert not settings.save_env_file_as_utf8()

@@ -1,0 +1,229 @@
+"""Case private-key-forms: every usual form of a private key signs for both exchanges, and everything else is named."""
+
+import subprocess
+from base64 import b64encode
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
+
+from affiliate_pipeline.cli.app import app
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
+
+NO_PASSPHRASE = NoEncryption()
+PASSPHRASE = BestAvailableEncryption(b"the passphrase")
+RSA_KEY = rsa.generate_private_key(65537, 2048)
+ED25519_KEY = ed25519.Ed25519PrivateKey.generate()
+
+
+def stored(key, encoding=Encoding.PEM, form=PrivateFormat.PKCS8, encryption=NO_PASSPHRASE) -> str:
+    """The key as text: PEM, or the base64 of its DER."""
+    data = key.private_bytes(encoding, form, encryption)
+    return data.decode() if encoding is Encoding.PEM else b64encode(data).decode()
+
+
+def public(key, encoding=Encoding.PEM, form=PublicFormat.SubjectPublicKeyInfo) -> str:
+    data = key.public_key().public_bytes(encoding, form)
+    return b64encode(data).decode() if encoding is Encoding.DER else data.decode()
+
+
+def as_certificate() -> str:
+    command = ["openssl", "req", "-new", "-x509", "-key", "/dev/stdin", "-subj", "/CN=nobody"]
+    return subprocess.run(command, input=stored(RSA_KEY), capture_output=True, text=True, check=True).stdout
+
+
+def forms(key) -> dict[str, str]:
+    pem, openssh = stored(key), stored(key, form=PrivateFormat.OpenSSH)
+    return {
+        "PKCS#8": pem,
+        "OpenSSH": openssh,
+        "literal \\n": pem.replace("\n", "\\n"),
+        "literal \\r\\n": pem.replace("\n", "\\r\\n"),
+        "OpenSSH, literal \\n": openssh.replace("\n", "\\n"),
+        "CRLF": pem.replace("\n", "\r\n"),
+        "blanks": pem.replace("\n", " "),
+        "OpenSSH, blanks": openssh.replace("\n", " "),
+        "one line": pem.replace("\n", ""),
+        "base64": stored(key, Encoding.DER),
+        "base64 in lines": "\n".join(pem.splitlines()[1:-1]),
+        "base64 of the PEM": b64encode(pem.encode()).decode(),
+        "OpenSSH, base64": "".join(openssh.splitlines()[1:-1]),
+    }
+
+
+USABLE = {f"RSA {name}": (RSA_KEY, form) for name, form in forms(RSA_KEY).items()}
+USABLE["RSA PKCS#1"] = RSA_KEY, stored(RSA_KEY, form=PrivateFormat.TraditionalOpenSSL)
+USABLE["RSA PKCS#1 base64"] = RSA_KEY, stored(RSA_KEY, Encoding.DER, PrivateFormat.TraditionalOpenSSL)
+USABLE["RSA with its certificate"] = RSA_KEY, f"{as_certificate()}\n{stored(RSA_KEY)}"
+USABLE |= {f"Ed25519 {name}": (ED25519_KEY, form) for name, form in forms(ED25519_KEY).items()}
+
+PEM = stored(RSA_KEY)
+UNUSABLE = {
+    "public": (public(RSA_KEY), "is a public key"),
+    "public PKCS#1": (public(RSA_KEY, form=PublicFormat.PKCS1), "is a public key"),
+    "public base64": (public(RSA_KEY, Encoding.DER), "is a public key"),
+    "public OpenSSH": (public(ED25519_KEY, Encoding.OpenSSH, PublicFormat.OpenSSH), "is a public key"),
+    "certificate": (as_certificate(), "is a certificate"),
+    "encrypted": (stored(RSA_KEY, encryption=PASSPHRASE), "is a private key that is encrypted"),
+    "encrypted base64": (stored(RSA_KEY, Encoding.DER, encryption=PASSPHRASE), "is a private key that is encrypted"),
+    "encrypted PKCS#1": (
+        stored(RSA_KEY, form=PrivateFormat.TraditionalOpenSSL, encryption=PASSPHRASE),
+        "is a private key that is encrypted",
+    ),
+    "first line": (PEM.splitlines()[0], "is a PEM without its END line"),
+    "cut off": (PEM[:400], "is a PEM without its END line"),
+    "last line": ("\n".join(PEM.splitlines()[1:]), "is a PEM without its BEGIN line"),
+    "damaged": (PEM.replace(PEM[100:140], "!" * 40), "is a private key that is cut off or damaged"),
+    "damaged base64": (stored(RSA_KEY, Encoding.DER)[:800], "is a private key that is cut off or damaged"),
+    "EC": (stored(ec.generate_private_key(ec.SECP256R1())), "is a private key of type EC"),
+    "DSA": (stored(dsa.generate_private_key(1024)), "is a private key of type DSA"),
+    "PuTTY": ("PuTTY-User-Key-File-3: ssh-rsa\nEncryption: none", "is a PuTTY key"),
+    "JWK": ('{"kty": "RSA", "d": "QQ"}', "is JSON"),
+    "PFX": (
+        b64encode(serialize_key_and_certificates(b"x", RSA_KEY, None, None, PASSPHRASE)).decode(),
+        "is a PFX (PKCS#12) file",
+    ),
+}
+PATHS = {
+    "/run/secrets/binance_partner": "is the path of a file that does not exist",
+    "~/no-such-key": "is the path of a file that does not exist",
+    "./no-such-key": "is the path of a file that does not exist",
+    "../no-such-key": "is the path of a file that does not exist",
+    "no-such-key.pem": "is the path of a file that does not exist",
+    "no-such-key.key": "is the path of a file that does not exist",
+    "no-such-secret.txt": "is the path of a file that does not exist",
+    ".": "is the path of a folder or device",
+    "/dev/null": "is the path of a folder or device",
+    "empty": "is the path of a file that is empty",
+    "large": "is the path of a file that is too large",
+}
+
+
+@pytest.fixture
+def checked(both, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")
+
+    def run() -> str:
+        app(["check"], standalone_mode=False)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def binance(both, monkeypatch):
+    """Configures the partner's secret, whose other half the sandbox knows."""
+
+    def run(secret: str, key=None) -> None:
+        monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", secret)
+        if key:
+            both.binance.accounts[both.binance.partner_key] = public(key)
+
+    return run
+
+
+@pytest.fixture
+def lbank(both, monkeypatch):
+    def run(secret: str, key=None, method: str = "RSA") -> None:
+        monkeypatch.setenv("LBANK_API_SECRET", secret)
+        monkeypatch.setenv("LBANK_SIGNATURE_METHOD", method)
+        if key:
+            both.lbank.accounts[both.lbank.api_key] = public(key)
+
+    return run
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_each_form_signs(checked, binance, lbank, name):
+    key, secret = USABLE[name]
+    binance(secret, key)
+    if key is RSA_KEY:
+        lbank(secret, key)
+    assert checked().count("accepts the credentials") == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [("RSA OpenSSH", "{}/key"), ("RSA base64", "key"), ("Ed25519 CRLF", "./key")]
+)
+def test_the_path_of_a_file_with_any_form(checked, binance, tmp_path, name, where):
+    key, secret = USABLE[name]
+    (tmp_path / "key").write_text(f"\n{secret}\n")
+    binance(where.format(tmp_path), key)
+    assert checked().count("accepts the credentials") == 3
+
+
+def test_a_file_in_the_home_folder_or_of_der(checked, binance, lbank, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", f"{tmp_path}")
+    (tmp_path / "key").write_bytes(RSA_KEY.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
+    binance("~/key", RSA_KEY)
+    lbank("~/key", RSA_KEY)
+    assert checked().count("accepts the credentials") == 3
+
+
+def test_the_path_of_a_file_with_the_hmac_secret(both, checked, binance, lbank, tmp_path):
+    (tmp_path / "binance").write_text(f" {both.binance.partner_secret}\r\n")
+    (tmp_path / "lbank").write_text(f"\ufeff{both.lbank.api_secret}\n")
+    binance(f"{tmp_path}/binance")
+    lbank(f"{tmp_path}/lbank", method="HmacSHA256")
+    assert checked().count("accepts the credentials") == 3
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_what_is_no_usable_key_is_named(both, checked, binance, lbank, tmp_path, name):
+    secret, named = UNUSABLE[name]
+    (tmp_path / "stored").write_text(secret)
+    binance(secret)
+    lbank(f"{tmp_path}/stored")
+    printed = checked()
+    assert f"BINANCE_PARTNER_API_SECRET cannot be used: the secret {named}" in printed
+    of_file = "is the path of a file whose content " if " type " not in named else ""
+    assert f"LBANK_API_SECRET cannot be used: the secret {of_file}{named}" in printed
+    assert not any(len(line) > 20 and line in printed for line in secret.splitlines() if "---" not in line)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_that_leads_nowhere_is_named_and_is_no_hmac_secret(checked, binance, lbank, tmp_path, path):
+    (tmp_path / "empty").write_text(" \n")
+    (tmp_path / "large").write_text("x" * 100_000)
+    binance(path)
+    lbank(path, method="HmacSHA256")
+    printed = checked()
+    for variable in ("BINANCE_PARTNER_API_SECRET", "LBANK_API_SECRET"):
+        assert f"{variable} cannot be used: the secret {PATHS[path]}" in printed
+
+
+def test_a_pem_in_env_without_quotes_is_named(checked, monkeypatch):
+    monkeypatch.delenv("BINANCE_PARTNER_API_SECRET")
+    Path(".env").write_text(f"BINANCE_PARTNER_API_SECRET={PEM}")
+    assert "BINANCE_PARTNER_API_SECRET cannot be used: the secret is a PEM without its END line" in checked()
+
+
+def test_a_secret_of_the_other_signature_method_is_named(both, checked, lbank):
+    lbank(both.lbank.api_secret, method="RSA")
+    assert "the secret is no private key, and LBANK_SIGNATURE_METHOD is RSA" in checked()
+    lbank(PEM, method="HmacSHA256")
+    assert "the secret is a private key: set LBANK_SIGNATURE_METHOD to RSA" in checked()
+    lbank(stored(ED25519_KEY))
+    assert "is a private key of type Ed25519, which LBank does not take: use RSA" in checked()
+
+
+def test_each_day_of_a_run_names_it(both, binance):
+    binance("/run/secrets/binance_partner")
+    run = materialize(KEY, DAYS[:2])
+    assert set(run.failed) == set(DAYS[:2])
+    assert all("API_SECRET cannot be used: the secret is the path" in reason for reason in run.failed.values())
+    assert both.requests == []
+
+
+def test_a_day_lands_with_an_openssh_key(both, binance):
+    binance(*reversed(USABLE["Ed25519 OpenSSH, literal \\n"]))
+    assert materialize(KEY, DAYS[:1]).success
