@@ -2,7 +2,7 @@
 
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -31,7 +31,7 @@ class Day:
         self, start: int, stop: int, now: int, *, customer: str | None, newest_first: bool, limit: int | None
     ) -> list[bytes]:
         """The first `limit` rows with start <= time < stop, as they look at `now`."""
-        found = list(range(bisect_left(self.times, start), bisect_left(self.times, stop)))
+        found: Sequence[int] = range(bisect_left(self.times, start), bisect_left(self.times, stop))
         if customer is not None:
             found = [i for i in found if self.customers[i] == customer]
         found = (found[::-1] if newest_first else found)[:limit]
