@@ -1,5 +1,5 @@
-"""Who is called what in the sandbox: the ids that the partner gave to emails, and the one that the client has with its
-agent. How these are asked for and refused over HTTP may not live here."""
+"""The customerIds in the sandbox: those that the partner assigned to emails, and the client's own with its agent. How they
+are requested and refused may not live here."""
 
 import json
 import re
@@ -12,7 +12,7 @@ EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 
 
 class Customers:
-    """The same at each start; it changes as it is asked to.
+    """The assigned customerIds: the same at each start, then as assigned.
 
     `by_id`: the partner's clients, an email by its customerId.
     `own_id`: the client's customerId with its agent, "" while it has none.
@@ -26,7 +26,7 @@ class Customers:
         self._lock = threading.Lock()
 
     def assign(self, customer_id: str, email: str) -> bool:
-        """The email has this id from now on, and no other; False if the id is somebody else's."""
+        """Assign this id to the email in place of any other; False if another email has it."""
         with self._lock:
             if self.by_id.get(customer_id, email).casefold() != email.casefold():
                 return False
@@ -36,14 +36,14 @@ class Customers:
             return True
 
     def assign_own(self, customer_id: str) -> bool:
-        """The client has this id from now on; False if it is another client's."""
+        """Assign this id to the client; False if another client has it."""
         if customer_id in self.taken_ids:
             return False
         self.own_id = customer_id
         return True
 
     def rows(self, customer_id: str | None, email: str | None) -> list[Mapping[str, str]]:
-        """The partner's clients, of whom the one with this id or this email alone."""
+        """The partner's clients; with an id or an email, only the one that has it."""
         with self._lock:
             return [
                 {"customerId": held, "email": whose}

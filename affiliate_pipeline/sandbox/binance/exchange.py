@@ -1,4 +1,4 @@
-"""Binance Link in the sandbox: its signing, error codes, weight limit and endpoints. No socket may live here.
+"""Binance Link in the sandbox: its accounts, weight limit and endpoints. No socket may live here.
 
 An endpoint is one entry of `_endpoints` and one method that returns the body.
 """
@@ -40,11 +40,11 @@ class _Endpoint:
 class Binance:
     """Binance Link with its data.
 
-    `remembers_ms`: older rows are forgotten; None keeps them for ever.
-    `exclusive_end`: a row at endTime does not come.
-    `customers`: who has which customerId.
-    `undone_posts`: so many POSTs to come fail without having been done; faults spoil answers of what was done.
-    `patience`: so many calls in a row while told to wait are only refused; one more is a ban.
+    `remembers_ms`: the retention of rebates; None retains them for ever.
+    `exclusive_end`: a row at endTime is not returned.
+    `customers`: the assigned customerIds.
+    `undone_posts`: how many of the next POSTs fail without any effect; faults spoil responses after the effect.
+    `patience`: how many calls in a row over the weight limit are only refused; the next one is a ban.
     """
 
     prefixes = ("/api/", "/sapi/", FILES)
@@ -90,15 +90,15 @@ class Binance:
         }
 
     def add_account(self, api_key: str, secret_or_public_pem: str) -> None:
-        """From now on this key may call every endpoint, with an HMAC secret or the public key of a pair."""
+        """Let this key call every endpoint, with an HMAC secret or the public key of a pair."""
         self.accounts[api_key] = secret_or_public_pem
 
     def set_rebates(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """From now on these are all the rebates, each sent as given, `Number` and `Decimal` unquoted."""
+        """Replace all rebates by these, each sent as given, `Number` and `Decimal` unquoted."""
         self._rebates.set(rows)
 
     def rebates(self, day: date) -> list[dict[str, Any]]:
-        """What there is for the UTC day as of now, in the order of answers, without `transform_row`."""
+        """The rebates of the UTC day as of now, in the order of responses, without `transform_row`."""
         start = start_of(day)
         return [decode(row) for row in self._rebates_between(start, start + DAY_MS)]
 
@@ -194,7 +194,7 @@ class Binance:
     def _rebates_between(
         self, start: int, stop: int, *, customer: str | None = None, limit: int | None = None
     ) -> list[bytes]:
-        """The first `limit` retained rows with start <= time < stop that exist by now, in the order of answers."""
+        """The first `limit` retained rows with start <= time < stop that exist by now, in the order of responses."""
         return self._rebates.between(
             start,
             stop,

@@ -1,5 +1,5 @@
-"""Made-up kickbacks of the client, and the file of their history: asked for, collected for a while, then offered by a URL
-that expires. How a request is signed, and how it is refused, may not live here."""
+"""Generated kickbacks of the client, and their export: requested, collected for a while, then offered by a URL that
+expires. How a request is signed or refused may not live here."""
 
 import csv
 import gzip
@@ -51,9 +51,9 @@ class _Collection:
 class Kickbacks:
     """The client's kickbacks. Every attribute may be changed while the sandbox runs.
 
-    `collect_ms`: so long a file is collected. `url_lives_ms`: so long a URL of it is good. `stray_rows`: put into every
-    file although nobody asked for them. `own_url`: where the files are served.
-    `urls`: every URL handed out; `file_headers`: what every request for a file was sent with.
+    `collect_ms`: how long a file is collected. `url_lives_ms`: how long a URL of it is valid. `stray_rows`: rows in every
+    file, whatever was requested. `own_url`: where the files are served.
+    `urls`: every URL returned; `file_headers`: the headers of every request for a file.
     """
 
     def __init__(self, *, now: Callable[[], int], faults: Faults, rows_per_day: int) -> None:
@@ -92,7 +92,7 @@ class Kickbacks:
         """Start a collection, in place of the one before; the body of the response."""
         rows = [decode(row) for row in self.between(start, stop, HISTORY_MS, limit=limit)]
         rows += [dict(row) for row in self.stray_rows]
-        # Whatever wrote the file, it was not in the order of time.
+        # Files are not promised to be in the order of time.
         rows.sort(key=lambda row: (str(row.get("asset")), int(row["time"])))
         with self._lock:
             number = Random(f"history {len(self._collections)} {start} {stop} {self._now()}")
@@ -105,7 +105,7 @@ class Kickbacks:
         return COLLECTING
 
     def offer(self) -> bytes | None:
-        """What whoever asks for the URL is answered; None for an error. `Faults.pending` goes first."""
+        """The body of the response to a request for the URL; None for an error. `Faults.pending` goes first."""
         with self._lock:
             ready = [each for each in self._collections if each.ready_ms <= self._now()]
             pending = self._faults.pending.popleft() if self._faults.pending else None
@@ -126,7 +126,7 @@ class Kickbacks:
                     return None
 
     def file(self, call: Call) -> Answer:
-        """The file host's answer."""
+        """The response of the file host."""
         self.file_headers.append({name.lower(): value for name, value in call.headers.items()})
         if "x-mbx-apikey" in self.file_headers[-1]:
             return _refusal(400, "InvalidArgument", "An API key of somebody else's was sent")

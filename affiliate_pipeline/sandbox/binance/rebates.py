@@ -1,6 +1,6 @@
 """Generated rebates, the same for the same day in every process. How they are requested may not live here.
 
-Only `Random.random()` and integers are used: Python promises the same numbers everywhere for nothing else.
+Only `Random.random()` and integers are used: Python promises the same numbers on every platform only for these.
 """
 
 from collections.abc import Callable

@@ -13,7 +13,7 @@ COINS = ("usdt", "btc", "eth", "lbk", "usdc", "sol")
 
 
 def commissions_of(user: User, day: date) -> list[tuple[int, str, bytes]]:
-    """(trade type, coin, row) of what the agent was paid for the UTC+8 day."""
+    """The commissions of the agent for the UTC+8 day: trade type, coin, row."""
     paid: list[tuple[int, str, bytes]] = []
     for trade_type in (SPOT, FUTURES):
         below = draws("commission", user.id, day.isoformat(), trade_type)

@@ -31,9 +31,9 @@ Rows = list[bytes]
 
 
 class Content:
-    """The users and what they do; every time is in ms, every range includes both ends.
+    """The users and what they do. Times are in ms, ranges include both ends.
 
-    What tests read are rows as of now, without `transform_row`.
+    The rows that tests read are those as of now, without `transform_row`.
     `newest_first`: the order of users and of money, by the time in it.
     """
 
@@ -60,20 +60,20 @@ class Content:
         registered_ms: int | None = None,
         first_trade_ms: int | None = None,
     ) -> str:
-        """The openId of somebody new under us, by default just registered; trades as the others do from then on."""
+        """Add a user, by default just registered, who trades as the others do; its openId."""
         now = self._now()
         above = self._users.find(parent, now)
         if above is None:
-            raise ValueError(f"nobody has the openId {parent}")
+            raise ValueError(f"no user has the openId {parent}")
         registered_ms = now if registered_ms is None else registered_ms
         user = self._users.add(open_id, above, level, registered_ms, first_trade_ms)
         self._trades.clear()
         return user.open_id
 
     def set_money(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """From now on these are all the deposits and withdrawals, each sent as given.
+        """Replace all deposits and withdrawals by these, each sent as given.
 
-        `subInOutType` is the word that is answered ("On-chain Deposit"); whoever we do not know is in ALL of our own.
+        `subInOutType` is the text of a response ("On-chain Deposit"). Rows of unknown users are in the affiliate's ALL.
         """
         kinds = {word: kind for kind, (word, _, _) in MONEY.items()}
 
@@ -86,18 +86,18 @@ class Content:
         self._given_money = by_kind(map(given, rows))
 
     def set_commissions(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """From now on these are all the commissions, each sent as given, in this order within a day."""
+        """Replace all commissions by these, each sent as given, in this order within a day."""
         self._given_commissions = [
             (dict(row), encode(row)) for row in sorted(rows, key=lambda row: int(row["statsDate"]))
         ]
 
     @property
     def users(self) -> list[dict[str, Any]]:
-        """Everybody under us as of now, as rows of the old list; we are not among them."""
+        """The users under the affiliate, as rows of the old list."""
         return _decoded(self._user_rows(0, self._now(), with_id=True))
 
     def invite_users(self, day: date) -> list[dict[str, Any]]:
-        """The old list's rows of a day, by id. This and all further rows are those as of now, without `transform_row`."""
+        """The old list's rows of a day, by id."""
         rows = _decoded(self._user_rows(*bounds_of(day), with_id=True))
         return sorted(rows, key=lambda row: row["id"])
 
@@ -109,8 +109,8 @@ class Content:
         return decode(self._info_row(open_id))
 
     def commissions(self, day: date) -> list[dict[str, Any]]:
-        """Ours and those of every agent under us."""
-        agents = [user for user in self._asked() if user.is_agent]
+        """Those of the affiliate and of every agent under it."""
+        agents = [user for user in self._with_own() if user.is_agent]
         return [
             row
             for agent in agents
@@ -118,27 +118,27 @@ class Content:
         ]
 
     def trades(self, day: date, trade_type: int = 10) -> list[dict[str, Any]]:
-        """Ours and those of everybody listed under us."""
-        return [row for user in self._asked() for row in self._traded(user, day, trade_type, team=False)]
+        """Those of the affiliate and of every user listed under it."""
+        return [row for user in self._with_own() for row in self._traded(user, day, trade_type, team=False)]
 
     def team_trades(self, day: date, trade_type: int = 10) -> list[dict[str, Any]]:
-        """Of our team and of the team of every agent under us."""
-        agents = [user for user in self._asked() if user.is_agent]
+        """Those of the team of the affiliate and of every agent under it."""
+        agents = [user for user in self._with_own() if user.is_agent]
         return [row for agent in agents for row in self._traded(agent, day, trade_type, team=True)]
 
     def future(self, day: date, user_type: str) -> dict[str, Any]:
-        """Seen from us."""
+        """The sums of the affiliate and the users in the scope."""
         return decode(self._futures_row(self._users.own, *bounds_of(day), SCOPES[user_type], None))
 
     def money(self, day: date, sub_in_out_type: str) -> list[dict[str, Any]]:
-        """Everybody's and ours."""
+        """That of the affiliate and of every user."""
         found = self._money_between(self._users.own, *bounds_of(day), SCOPES["ALL"], sub_in_out_type)
         return _decoded([money.row(self._now()) for money in found])
 
     # What the endpoints return
 
-    def _asked(self) -> list[User]:
-        """Those that one would ask about: us and everybody under us."""
+    def _with_own(self) -> list[User]:
+        """The affiliate and the users listed under it."""
         return [self._users.own, *self._users.listed(self._now())]
 
     def _listed(self, start: int, end: int) -> list[User]:
@@ -155,7 +155,7 @@ class Content:
 
     def _info_row(self, open_id: str) -> bytes:
         now = self._now()
-        user = next((user for user in self._asked() if user.open_id == open_id), None)
+        user = next((user for user in self._with_own() if user.open_id == open_id), None)
         if user:
             return f'{{{profile(user, now)},"inviteResult":true,{balances(user, now)}}}'.encode()
         void = dict.fromkeys(("openId", "code", "createTime"))
@@ -210,7 +210,7 @@ class Content:
         return f'{{"turnover":"{turnover}","fee":"{fee}"}}'.encode()
 
     def _money_between(self, asked: User, start: int, end: int, scope: Scope, kind: str) -> list[Money]:
-        """What was created in [start, end], in the order of answers."""
+        """What was created in [start, end], in the order of responses."""
         end = min(end, self._now())
         given = self._given_money
         lists = [self._money_of(day) for day in self._days(start - DAY_MS + 1, end)] if given is None else [given]
@@ -220,7 +220,7 @@ class Content:
         return money[::-1] if self.newest_first else money
 
     def _days(self, start: int, end: int) -> Iterator[date]:
-        """The days whose first millisecond lies in [start, end] and is not in the future, from the first there is."""
+        """The days whose first millisecond is within [start, end] and not in the future; none before there were users."""
         day = day_of(max(start, FOUNDED_MS) + DAY_MS - 1)
         end = min(end, self._now())
         while start_of(day) <= end:

@@ -1,7 +1,7 @@
 """LBank's affiliate API in the sandbox: its envelope, rate limit and endpoints. No socket may live here.
 
-An endpoint is one entry of `_endpoints` and one method that returns rows or a row. What nobody knows of the real one
-is decided here, mostly the strict way; a refusal always comes with HTTP 200.
+An endpoint is one entry of `_endpoints` and one method that returns rows or a row. What is unknown about the real
+API is decided here, mostly the strict way; the status of a refusal is always 200.
 """
 
 import json
@@ -38,10 +38,10 @@ class _Endpoint:
 class LBank(Content):
     """LBank with its data; its days are those of UTC+8.
 
-    `rate_limit`: so many requests of a key and endpoint in so many ms, refused ones included.
+    `rate_limit`: the number of requests of a key and endpoint in a number of ms, refused ones included.
     `result_as_boolean`: the envelope's `result` is true or false instead of "true" or "false".
-    `refused_paths`, `refused_open_ids`: what is answered with an error code, 10601 or 10022 or 10006, as long as it is in.
-    `after_page`: called with path and parameters once a page is made up and before it is sent.
+    `refused_paths`, `refused_open_ids`: the error code of each that is refused, for example 10601, 10022 or 10006.
+    `after_page`: called with path and parameters before a page is sent.
     """
 
     prefixes = ("/affiliate-api/",)
@@ -81,7 +81,7 @@ class LBank(Content):
         }
 
     def add_account(self, api_key: str, secret_or_public_pem: str) -> None:
-        """From now on this key may call every endpoint, with an HMAC secret or the public key of an RSA pair."""
+        """Let this key call every endpoint, with an HMAC secret or the public key of an RSA pair."""
         self.accounts[api_key] = secret_or_public_pem
 
     def answer(self, call: Call) -> Answer:

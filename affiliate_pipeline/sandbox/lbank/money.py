@@ -11,7 +11,7 @@ from affiliate_pipeline.sandbox.lbank.draws import draw_amount, draws
 from affiliate_pipeline.sandbox.lbank.users import User, Users
 
 ASSETS = ("USDT", "USDT", "USDT", "BTC", "ETH", "LBK", "TRX", "1000SATS")
-# What is asked for -> (what is answered, share, what a good end is called)
+# Kind requested -> (subInOutType of responses, percentage of rows, subStatus of a good end)
 MONEY = {
     "IN_DEPOSIT": ("On-chain Deposit", 35, "Deposit Successful"),
     "OUT_WITHDRAW": ("On-chain Withdrawal", 20, "Withdrawal Successful"),
@@ -25,7 +25,7 @@ BY_SHARE = [kind for kind, (_, share, _) in MONEY.items() for _ in range(share)]
 
 @dataclass(frozen=True)
 class Money:
-    """One deposit or withdrawal: its row until it ended, and since."""
+    """One deposit or withdrawal: its row before and after it ended."""
 
     at: int
     kind: str
@@ -39,7 +39,7 @@ class Money:
         return self.ended_at if now >= self.ended_at else self.at
 
     def row(self, now: int) -> bytes:
-        """What is told of it as of now."""
+        """Its row as of now."""
         return self.ended if now >= self.ended_at else self.pending
 
 
@@ -48,7 +48,7 @@ def money_of(users: Users, day: date) -> dict[str, list[Money]]:
     midnight = start_of(day)
     active = [
         user
-        # Not those added: they would change who did what before.
+        # Not users added: they would change what other users did.
         for user in users.generated(midnight)
         if user.first_deposit_ms is not None and user.first_deposit_ms <= midnight and user.is_active(midnight)
     ]
@@ -58,7 +58,7 @@ def money_of(users: Users, day: date) -> dict[str, list[Money]]:
 
 
 def by_kind(money: Iterable[Money]) -> dict[str, list[Money]]:
-    """For each kind, in order of creation."""
+    """The money of each kind, in order of creation."""
     found: dict[str, list[Money]] = {kind: [] for kind in MONEY}
     for each in sorted(money, key=lambda each: each.at):
         found[each.kind].append(each)

@@ -11,7 +11,7 @@ USERS_CACHED = 4096
 
 
 def profile(user: User, now: int) -> str:
-    """What is told of the user as of now, as members of a JSON object from openId to contractFeeAmt."""
+    """The user as of now, as the members from openId to contractFeeAmt."""
     deposit, transaction = (
         since is not None and since <= now for since in (user.first_deposit_ms, user.first_trade_ms)
     )
@@ -21,7 +21,7 @@ def profile(user: User, now: int) -> str:
 @lru_cache(USERS_CACHED)
 def _profile(user: User, deposit: bool, transaction: bool) -> str:
     below = draws("profile", user.id)
-    told = {
+    members = {
         "openId": user.open_id,
         "code": user.code,
         "createTime": user.registered_ms,
@@ -33,11 +33,11 @@ def _profile(user: User, deposit: bool, transaction: bool) -> str:
         "currencyFeeAmt": str(10 + 10 * below(9)) if user.is_agent else None,
         "contractFeeAmt": str(10 + 10 * below(9)) if user.is_agent else None,
     }
-    return encode(told)[1:-1].decode()
+    return encode(members)[1:-1].decode()
 
 
 def balances(user: User, now: int) -> str:
-    """What the user owns since the last UTC+8 midnight, as members of a JSON object."""
+    """What the user owns as of the last UTC+8 midnight, as the members of amounts."""
     midnight = start_of(day_of(now))
     return _balances(user, midnight if user.first_deposit_ms is not None and user.first_deposit_ms < midnight else None)
 

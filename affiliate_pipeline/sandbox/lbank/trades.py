@@ -43,7 +43,7 @@ class Trades:
         self._sums = lru_cache(DAYS_CACHED)(self._sum)
 
     def clear(self) -> None:
-        """Generate them anew: there are other users."""
+        """Drop what is cached: users were added."""
         for cached in (self._of_day, self._until, self._sums):
             cached.cache_clear()
 
@@ -52,7 +52,7 @@ class Trades:
         return self._until(day, _end(day, now))
 
     def totals(self, day: date, now: int) -> Totals:
-        """Their sums."""
+        """The sums of these trades."""
         return self._sums(day, _end(day, now))
 
     def _make(self, day: date) -> list[tuple[User, list[Fill]]]:

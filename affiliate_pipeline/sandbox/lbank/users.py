@@ -25,7 +25,7 @@ NEWCOMERS_SINCE_MS = start_of(date(2025, 1, 1))
 
 @dataclass(frozen=True, eq=False)
 class User:
-    """One user; `first_trade_ms` and `first_deposit_ms` are None for whoever never trades or deposits."""
+    """One user; `first_trade_ms` and `first_deposit_ms` are None if it never trades or deposits."""
 
     id: int
     open_id: str
@@ -46,7 +46,7 @@ class User:
         return _base36((self.parent.id if self.parent else 0) * 7919 + 123_457, 4)
 
     def above(self) -> Iterator["User"]:
-        """Everybody whose team the user is in, the nearest first."""
+        """The agents whose teams the user is in, the nearest first."""
         user = self.parent
         while user:
             yield user
@@ -99,7 +99,7 @@ class Users:
             new = (open_id or _open_id(id), parent, level, registered_ms, first_trade_ms)
             user = User(id, *new, first_deposit_ms=first_trade_ms)
             if user.open_id in self._by_open_id:
-                raise ValueError(f"there is a user {user.open_id} already")
+                raise ValueError(f"the user {user.open_id} exists already")
             self._added = [*self._added, user]
             self._by_open_id[user.open_id] = user
         return user
@@ -167,7 +167,7 @@ def _first_deposit(registered: int, first_trade: int | None, below: Draw) -> int
 
 
 def _open_id(id: int) -> str:
-    # Odd and no multiple of three, so that no two ids come to the same.
+    # Odd and no multiple of three, so that no two ids result in the same openId.
     return "LBA0" + _base36(id * 0x9E3779B1 % 36**7, 7)
 
 
