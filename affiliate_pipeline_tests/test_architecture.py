@@ -45,7 +45,7 @@ DIRECTIONS = {
     },
     "dictionary": {"commission.rollup", "exchanges.registry", "exchanges.spec", "schema"},
     "doctor": {"days", "exchanges.registry", "exchanges.spec", "postgres", "rest", "settings", "watch"},
-    "commission": {"commission", "days", "exchanges.spec", "postgres.ddl", "postgres.store"},
+    "commission": {"commission", "days", "exchanges.spec", "postgres.ddl", "postgres.ledger", "postgres.store"},
     "sandbox": {"sandbox"},
     "defs": {
         "defs",

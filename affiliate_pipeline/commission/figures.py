@@ -73,7 +73,7 @@ def incomplete(commission: Commission, configured: Sequence[Endpoint], days: Seq
             alike.setdefault((endpoint.exchange.name, endpoint.earnings.kind), []).append(endpoint.key)
     found: list[Incomplete] = []
     for assets in [each for each in alike.values() if expected & {*each}] or alike.values():
-        settled = {day: [entry.settled for key, entry in landed.get(day, {}).items() if key in assets] for day in days}
+        settled = {day: [final for key, final in landed.get(day, {}).items() if key in assets] for day in days}
         missing = [day for day, entries in settled.items() if not entries]
         unsettled = [day for day, entries in settled.items() if entries and not any(entries)]
         if missing or unsettled:

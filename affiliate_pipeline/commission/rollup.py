@@ -6,16 +6,14 @@ PostgreSQL adds amounts up and returns them as text. A day is added up as a whol
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from hashlib import md5
+from datetime import date, datetime
 from typing import Any, LiteralString
 
 from psycopg import sql
 
-from affiliate_pipeline.days import days_from
 from affiliate_pipeline.exchanges.spec import Earnings, Endpoint
-from affiliate_pipeline.postgres import ddl
-from affiliate_pipeline.postgres.store import Ledger, Store, unavailable
+from affiliate_pipeline.postgres import ddl, ledger
+from affiliate_pipeline.postgres.store import Store, unavailable
 
 TABLE, COLUMNS = "affiliate.daily_commission", ddl.DAILY_COMMISSION
 
@@ -50,58 +48,50 @@ class Commission:
 
     def __init__(self, store: Store, endpoints: Sequence[Endpoint]):
         self.endpoints = endpoints
-        self._store = store
+        self._connection = store.connection
+        self._ledger = ledger.by_day([endpoint.key for endpoint in endpoints])
 
-    def landed(self, first: date, last: date) -> dict[date, dict[str, Ledger]]:
-        """The ledger's entries for these days, by day and asset."""
-        found: dict[date, dict[str, Ledger]] = {}
-        for endpoint in self.endpoints:
-            for day, entry in self._store.ledger(endpoint, days_from(first, last)).items():
-                found.setdefault(day, {})[endpoint.key] = entry
-        return found
+    def landed(self, first: date, last: date) -> dict[date, dict[str, bool]]:
+        """Which of the assets have landed each of these days, and whether for good."""
+        query = sql.SQL("select partition, settled from ({}) ledger where partition between %s and %s")
+        return dict(self._fetch(query.format(self._ledger), [first, last]))
 
     def stale(self, first: date, last: date, quiet_s: float = 0) -> dict[date, str]:
         """The days whose sums are missing or out of date and for which nothing has landed for `quiet_s`, in order, each
         with a fingerprint of what has landed for it."""
-        # Read before the ledger: a day that lands in between counts as stale, never as up to date.
-        computed: dict[date, str] = dict(
-            self._fetch(
-                "select partition, inputs from affiliate.computed_day where partition between %s and %s", [first, last]
-            )
+        query = sql.SQL(
+            "select partition, ledger.inputs from ({}) ledger left join affiliate.computed_day computed using (partition) "
+            "where partition between %s and %s and computed.inputs is distinct from ledger.inputs "
+            "and landed_at <= now() - %s * interval '1 second' order by partition"
         )
-        landed = self.landed(first, last)
-        latest = self.computed_at() - timedelta(seconds=quiet_s)
-        return {
-            day: inputs
-            for day, entries in sorted(landed.items())
-            if (inputs := _fingerprint(entries)) != computed.get(day)
-            and max(entry.landed_at for entry in entries.values()) <= latest
-        }
+        return dict(self._fetch(query.format(self._ledger), [first, last, quiet_s]))
 
     def add_up(self, day: date, run_id: str) -> bool:
         """Adds up the day anew; False, with nothing changed, if nothing has landed for it."""
-        with unavailable(), self._store.connection.transaction():
-            run = self._store.connection.execute
+        with unavailable(), self._connection.transaction():
+            run = self._connection.execute
             run("select pg_advisory_xact_lock(hashtext('affiliate.daily_commission'), %s - '2000-01-01'::date)", (day,))
             # Read first: should something land in between, the day counts as stale again.
-            landed = self.landed(day, day).get(day)
-            if not landed:
+            query = sql.SQL("select inputs, settled from ({}) ledger where partition = %s").format(self._ledger)
+            landed: tuple[str, dict[str, bool]] | None = run(query, (day,)).fetchone()
+            if landed is None:
                 return False
+            inputs, settled = landed
             run("delete from affiliate.daily_commission where partition_date = %s", (day,))
-            for endpoint in self._counted(landed):
-                run(_insert(endpoint), {"day": day, "settled": landed[endpoint.key].settled, "run_id": run_id})
+            for endpoint in self._counted(settled):
+                run(_insert(endpoint), {"day": day, "settled": settled[endpoint.key], "run_id": run_id})
             run(
                 "insert into affiliate.computed_day values (%s, %s) "
                 "on conflict (partition) do update set inputs = excluded.inputs",
-                (day, _fingerprint(landed)),
+                (day, inputs),
             )
             return True
 
-    def _counted(self, landed: Mapping[str, Ledger]) -> list[Endpoint]:
+    def _counted(self, settled: Mapping[str, bool]) -> list[Endpoint]:
         """One endpoint for each kind of money: of those that report the same, a settled one before one that is not."""
         chosen: dict[tuple[str, str], Endpoint] = {}
-        present = [endpoint for endpoint in self.endpoints if endpoint.key in landed]
-        for endpoint in sorted(present, key=lambda endpoint: not landed[endpoint.key].settled):
+        present = [endpoint for endpoint in self.endpoints if endpoint.key in settled]
+        for endpoint in sorted(present, key=lambda endpoint: not settled[endpoint.key]):
             if endpoint.earnings:
                 chosen.setdefault((endpoint.exchange.name, endpoint.earnings.kind), endpoint)
         return list(chosen.values())
@@ -150,14 +140,8 @@ class Commission:
     def _fetch(
         self, query: LiteralString | sql.Composed, values: Sequence[object] | Mapping[str, object] = ()
     ) -> list[tuple[Any, ...]]:
-        with unavailable(), self._store.connection.transaction():
-            return self._store.connection.execute(query, values).fetchall()
-
-
-def _fingerprint(landed: Mapping[str, Ledger]) -> str:
-    """Of what has landed for a day. Contents are compared and not times, since transactions overlap."""
-    parts = [f"{asset} {entry.content_hash} {'true' if entry.settled else 'false'}" for asset, entry in landed.items()]
-    return md5(",".join(sorted(parts)).encode(), usedforsecurity=False).hexdigest()
+        with unavailable(), self._connection.transaction():
+            return self._connection.execute(query, values).fetchall()
 
 
 def _parts(endpoint: Endpoint) -> dict[str, sql.Composable]:
