@@ -301,6 +301,7 @@ class _Landing:
                 run_id=self.run_id,
                 may_shrink=self.options.allow_shrink or not settled,
                 left_out=frozenset() if self.options.allow_shrink else fetched.left_out,
+                unlisted=() if self.options.allow_shrink else fetched.unlisted,
                 stay=held.rows if held else 0,
             )
         )

@@ -22,7 +22,9 @@ class DayRows:
 
     `asked_ms` is when the oldest answer among them was asked for, None if that was in this run. `left_out` are openIds
     whose rows the exchange refused to give. `note` and `problems` are what a person should know of a day that lands: the
-    latter are for somebody to mend. `following` is a day that is complete already and will be told of soon.
+    latter are for somebody to mend. `following` is a day that is complete already and will be told of soon. `unlisted` is what
+    the rows of responses without a list would have in common (by JSON name; nothing: any row): landed rows that have it stay
+    (`lists`).
     """
 
     day: date
@@ -34,6 +36,7 @@ class DayRows:
     note: str = ""
     problems: tuple[str, ...] = ()
     following: "DayRows | None" = None
+    unlisted: Sequence[Mapping[str, object]] = ()
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,8 @@ class Day:
     may_shrink: bool
     # openIds that the exchange refused: none of their rows may be among those replaced.
     left_out: frozenset[str] = frozenset()
+    # What rows have in common (by JSON name) of which the exchange sent no list: none of them may be replaced either.
+    unlisted: Sequence[Mapping[str, object]] = ()
     # So many of the rows (and of what is hashed) the day holds already and keeps; the blocks are the others.
     stay: int = 0
     # Fields of the answers that the schema does not know.
@@ -305,6 +307,7 @@ class Store:
                 if held and day.rows < held.rows and not day.may_shrink:
                     raise Shrunken(f"{held.rows} rows had landed and the source now has {day.rows}")
                 self._refuse_left_out(endpoint, day)
+                self._refuse_unlisted(endpoint, day)
                 restated = self.facts(endpoint, day.partition) if held and held.settled else None
                 self._replace(endpoint, day, key, after_settling=restated is not None)
                 self._forget_rejected(key)
@@ -326,6 +329,26 @@ class Store:
         if found:
             names = ", ".join(open_id for (open_id,) in found)
             raise Shrunken(f"the exchange now refuses {names}, whose rows had landed")
+
+    def _refuse_unlisted(self, endpoint: Endpoint, day: Day) -> None:
+        if not day.unlisted:
+            return
+        names = {column.json_name: column.name for column in columns(endpoint.schema)}
+        compared = [names[name] for name in day.unlisted[0]]
+        found = self._connection.execute(
+            sql.SQL("select distinct {} from {} where partition_date = %s").format(
+                sql.SQL(", ").join([sql.SQL("''"), *(sql.SQL("{}::text").format(sql.Identifier(n)) for n in compared)]),
+                _table(endpoint),
+            ),
+            (day.partition,),
+        ).fetchall()
+        landed = {tuple(values) for _, *values in found}
+        lost = [each for each in day.unlisted if tuple(map(str, each.values())) in landed]
+        if lost:
+            what = ", ".join(f"{names[name]} {value}" for name, value in lost[0].items())
+            raise Shrunken(
+                f"the exchange sent no list (null) where rows had landed{f', such as of {what}' if what else ''}"
+            )
 
     def _replace(self, endpoint: Endpoint, day: Day, key: dict[str, Any], after_settling: bool) -> None:
         run = self._connection.execute

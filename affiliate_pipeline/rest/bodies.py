@@ -45,6 +45,15 @@ def may_hold_rows(body: bytes) -> bool:
     return body.lstrip()[:1] in (b"{", b"[") and len(body.strip()) > len(b"[{}]") and b"{" in body
 
 
+def unreadable_rows(body: bytes) -> list[bytes]:
+    """The body, if it may hold rows and no reader takes it; empty for what was read, such as an error."""
+    try:
+        json.loads(repaired(as_utf8(body)))
+    except ValueError:
+        return [body] if may_hold_rows(body) else []
+    return []
+
+
 def _as_json(token: re.Match[bytes]) -> bytes:
     text = token[0]
     if text[:1] != b'"':

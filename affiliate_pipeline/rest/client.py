@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 import httpx
 import stamina
 
-from affiliate_pipeline.rest.bodies import as_utf8, may_hold_rows, repaired
+from affiliate_pipeline.rest.bodies import as_utf8, may_hold_rows, repaired, unreadable_rows
 from affiliate_pipeline.rest.encoding import encode
 from affiliate_pipeline.rest.error_body import quote
 from affiliate_pipeline.rest.errors import (
@@ -247,20 +247,22 @@ class Client:
             self._pause(error, method)
             raise
         except ValueError as error:
-            body = [reply.content] if may_hold_rows(reply.content) else []
             raise Transient(
                 f"{self.host} sent a body that cannot be read: {redact(error)}. It was: {quote(reply.content)}"
-            ).about(body) from None
+            ).about(unreadable_rows(reply.content)) from None
 
     def _decoded(self, reply: Reply, decode: Callable[[bytes], Answer]) -> Answer:
         """What `decode` makes of the payload; of a body that cannot be read, of the body repaired. Raises ValueError."""
-        reply = replace(reply, content=as_utf8(reply.content), received=reply.content)
+        body = as_utf8(reply.content)
         try:
-            return decode(self._read(reply))
+            return decode(self._read(replace(reply, content=body, received=reply.content)))
         except (ValueError, RecursionError, Transient):
-            if not may_hold_rows(reply.content) or (body := repaired(reply.content)) == reply.content:
+            if not may_hold_rows(body):
                 raise
-            return decode(self._read(replace(reply, content=body)))
+        try:
+            return decode(self._read(replace(reply, content=repaired(body), received=reply.content)))
+        except Transient as error:
+            raise error.about(unreadable_rows(reply.content)) from None
 
     def _pause(self, error: Transient, method: str) -> None:
         """Pauses the limit for as long as the exchange requests; raises `Banned` if no run can wait so long."""

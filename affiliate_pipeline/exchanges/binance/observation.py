@@ -1,6 +1,6 @@
 """Fetching what Binance tells only of now: one question, and all of the answer are today's rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from zoneinfo import ZoneInfo
@@ -8,9 +8,11 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
+from affiliate_pipeline.exchanges.lists import get_list, unlisted_note
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan
+from affiliate_pipeline.rest.bodies import may_hold_rows
 from affiliate_pipeline.rest.error_body import quote
-from affiliate_pipeline.rest.errors import Refused
+from affiliate_pipeline.rest.errors import ExchangeError, Fatal, Refused
 from affiliate_pipeline.rows import identities, with_fields
 
 # What the records' answers are cut at. No document names a limit or pages for these endpoints.
@@ -31,7 +33,14 @@ class Observation:
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
         params = {AGENT_CODE: session.settings.binance_api_agent_code} if self.of_agent else {}
         for day in days:
-            rows = session.client.get(self.path, params, rows_of)
+            sent = session.client.requests_sent
+            try:
+                rows, is_unlisted = self._get(session, params)
+            except Fatal:
+                raise
+            except ExchangeError as error:
+                yield DayError(day, error)
+                continue
             if self.of_agent:
                 rows = [_with_missing(row, params) for row in rows]
             problems = (
@@ -42,7 +51,22 @@ class Observation:
                 if len(rows) in FULL_PAGES
                 else []
             )
-            yield DayRows(day, rows, len(rows), requests=1, problems=tuple(problems))
+            yield DayRows(
+                day,
+                rows,
+                len(rows),
+                requests=session.client.requests_sent - sent,
+                note=unlisted_note(is_unlisted),
+                unlisted=[{}] * is_unlisted,
+                problems=tuple(problems),
+            )
+
+    def _get(self, session: BinanceSession, params: Mapping[str, object]) -> tuple[list[bytes], bool]:
+        """The rows, and whether the response had no list."""
+        if not self.of_agent:
+            return get_list(session.client, self.path, params, rows_of)
+        # One row, or null while there is none.
+        return session.client.get(self.path, params, lambda body: (rows_of(body), body.strip() == b"null"))
 
     def oldest_before(self, session: BinanceSession, day: date, zone: ZoneInfo) -> int | None:
         raise NotImplementedError("only now can be observed")
@@ -53,7 +77,8 @@ def rows_of(body: bytes) -> list[bytes]:
     try:
         answer = msgspec.json.decode(body, type=list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw] | None)
     except msgspec.ValidationError:
-        raise Refused(f"the answer is neither a row nor a list of rows. It was: {quote(body)}") from None
+        kept = [body] if may_hold_rows(body) else []
+        raise Refused(f"the answer is neither a row nor a list of rows. It was: {quote(body)}").about(kept) from None
     return list(map(msgspec.json.encode, [answer] if isinstance(answer, dict) else answer or []))
 
 

@@ -124,7 +124,6 @@ def _money(session: LBankSession, end_ms: int) -> Sequence[Ask]:
         Ask(
             {"openId": own, "userType": "ALL", "subInOutType": kind},
             {"userType": "ALL", "requestedSubInOutType": kind},
-            own,
         )
         for kind in SUB_IN_OUT_TYPES
     ]

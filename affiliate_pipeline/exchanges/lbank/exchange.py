@@ -12,6 +12,7 @@ from affiliate_pipeline.exchanges.lbank.pages import by_offset
 from affiliate_pipeline.exchanges.lbank.roster import Roster, RosterStore
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
 from affiliate_pipeline.exchanges.lbank.sweep import LBankSession, rows_of
+from affiliate_pipeline.exchanges.lists import get_list
 from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, Shared
 from affiliate_pipeline.rest.client import Client, Clock
 from affiliate_pipeline.rest.encoding import check_api_key
@@ -106,7 +107,10 @@ def refresh_roster(store: RosterStore, team_list: Callable[[], Client], now_ms: 
     with team_list() as client:
 
         def ask(page: Mapping[str, object]) -> list[bytes]:
-            return client.get(TEAM_LIST, {"startTime": 0, "endTime": now_ms, **page}, rows_of)
+            rows, is_unlisted = get_list(client, TEAM_LIST, {"startTime": 0, "endTime": now_ms, **page}, rows_of)
+            if is_unlisted and store.members():
+                raise Refused("it came without a list (null) twice in a row, and had users before")
+            return rows
 
         try:
             table = parse(User, by_offset(ask, "createTime", ("openId",))).table

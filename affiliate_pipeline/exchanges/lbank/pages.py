@@ -5,12 +5,10 @@ pages, another came on two of them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import msgspec
-
-from affiliate_pipeline.rest.errors import Refused
-from affiliate_pipeline.rows import identities, instants_ms
+from affiliate_pipeline.rest.errors import ExchangeError, Refused
+from affiliate_pipeline.rows import identities, instants_ms, whole_numbers
 
 PAGE_SIZE = 100
 # Each walk's own: asked in the same way again, rows of one instant may come in the same wrong order again.
@@ -22,7 +20,11 @@ Ask = Callable[[Mapping[str, object]], list[bytes]]
 
 
 class _Moved(Exception):
-    """Rows came or went while pages were read."""
+    """Rows came or went while pages were read, as this page shows."""
+
+    def __init__(self, page: list[bytes]):
+        super().__init__()
+        self.page = page
 
 
 class _Rounded(Exception):
@@ -32,14 +34,22 @@ class _Rounded(Exception):
 def by_id(ask: Ask) -> list[bytes]:
     """All rows, where `start` is the largest id received."""
     rows: list[bytes] = []
+    try:
+        _walk_by_id(ask, rows)
+    except ExchangeError as error:
+        raise error.about(_with_new(rows, error.received)) from None
+    return rows
+
+
+def _walk_by_id(ask: Ask, rows: list[bytes]) -> None:
     start = 0
     while True:
         page = ask({"start": start, "pageSize": PAGE_SIZE})
-        ids = list(map(_id, page))
+        ids = _ids(page)
         # Whether the row of that id itself comes again, the document leaves open.
         rows += [row for row, number in zip(page, ids, strict=True) if number > start]
         if len(page) < PAGE_SIZE:
-            return rows
+            return
         if ids != sorted(ids):
             raise Refused("a page is not in the order of its ids, so the largest one does not lead to the next page")
         if ids[-1] <= start:
@@ -55,28 +65,40 @@ def by_offset(ask: Ask, instant: str, identity: Sequence[str] = ()) -> list[byte
     """
     overlap = 1
     believed: Counter[object] | None = None
+    received: list[bytes] = []
     for size in WALKS:
+        rows: list[bytes] = []
         try:
-            rows, proven = _walk(ask, instant, identity, overlap, size)
-        except _Moved:
+            proven = _walk(ask, instant, identity, overlap, size, rows)
+        except ExchangeError as error:
+            raise error.about(_with_new(max(received, rows, key=len), error.received)) from None
+        except _Moved as moved:
+            received = max(received, _with_new(rows, moved.page), key=len)
             continue
         except _Rounded:
             overlap = 0
             continue
+        received = max(received, rows, key=len)
         found = Counter(identities(rows, identity))
         twice = identity and len(found) < len(rows)
         if proven or (found == believed and not twice):
             return rows
         believed = found
-    raise Refused(f"the pages moved during each of {len(WALKS)} walks, or order rows of one time anew for each page")
+    raise Refused(
+        f"the pages moved during each of {len(WALKS)} walks, or order rows of one time anew for each page"
+    ).about(received)
 
 
-def _walk(ask: Ask, instant: str, identity: Sequence[str], overlap: int, size: int) -> tuple[list[bytes], bool]:
-    """The rows of all pages of this size, and whether they are proven to be all there are.
+def _with_new(rows: list[bytes], page: Iterable[bytes]) -> list[bytes]:
+    """The rows, and those of the page that are not among them."""
+    return [*rows, *(Counter(page) - Counter(rows)).elements()]
+
+
+def _walk(ask: Ask, instant: str, identity: Sequence[str], overlap: int, size: int, rows: list[bytes]) -> bool:
+    """Adds the rows of all pages of this size to `rows`; whether they are proven to be all there are.
 
     Each page begins with the last row of the one before (`overlap`), so that a row that leaves is noticed.
     """
-    rows: list[bytes] = []
     before: list[object] = []
     seen: set[object] = set()
     doubtful: set[int] = set()
@@ -95,7 +117,7 @@ def _walk(ask: Ask, instant: str, identity: Sequence[str], overlap: int, size: i
                 # A row that comes or goes shifts all others by one, and is to be found itself.
                 ends = set(_instants([rows[-1], *page[:1]], instant))
                 if len(ends) > 1 or not page:
-                    raise _Moved
+                    raise _Moved(page)
                 doubtful |= ends
             page = new
         rows += page
@@ -104,7 +126,7 @@ def _walk(ask: Ask, instant: str, identity: Sequence[str], overlap: int, size: i
             break
         before = known
     proven = [_settled(ask, rows, instant, time) for time in sorted(doubtful)]
-    return rows, bool(overlap) and all(proven)
+    return bool(overlap) and all(proven)
 
 
 def _settled(ask: Ask, rows: list[bytes], instant: str, time_ms: int) -> bool:
@@ -117,7 +139,7 @@ def _settled(ask: Ask, rows: list[bytes], instant: str, time_ms: int) -> bool:
     alone = [row for row, time in zip(answer, _instants(answer, instant), strict=True) if time == time_ms]
     others = [row for row, time in zip(rows, _instants(rows, instant), strict=True) if time != time_ms]
     if len(others) + len(alone) != len(rows):
-        raise _Moved
+        raise _Moved(answer)
     rows[:] = others + alone
     return True
 
@@ -125,16 +147,12 @@ def _settled(ask: Ask, rows: list[bytes], instant: str, time_ms: int) -> bool:
 def _instants(rows: list[bytes], instant: str) -> list[int]:
     try:
         return instants_ms(rows, instant)
-    except (ValueError, msgspec.DecodeError) as error:
-        raise Refused(f"a row's time cannot be read: {error}") from None
+    except ValueError as error:
+        raise Refused(f"a row's time cannot be read: {error}").about(rows) from None
 
 
-class _Numbered(msgspec.Struct):
-    id: int | str
-
-
-def _id(row: bytes) -> int:
+def _ids(page: list[bytes]) -> list[int]:
     try:
-        return int(msgspec.json.decode(row, type=_Numbered).id)
-    except (msgspec.DecodeError, ValueError):
-        raise Refused("a row has no `id` to ask for the next page with") from None
+        return whole_numbers(page, "id")
+    except ValueError as error:
+        raise Refused(f"a row has no `id` to ask for the next page with: {error}").about(page) from None

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from affiliate_pipeline.exchanges.lists import NO_LIST
 from affiliate_pipeline.rest.client import Reply
 from affiliate_pipeline.rest.error_body import ErrorBody, whole
 from affiliate_pipeline.rest.errors import AccessRefused, ClockOff, ExchangeError, Fatal, RateLimited, Transient
@@ -50,9 +51,9 @@ def read(reply: Reply) -> bytes:
     envelope = _envelope(reply.content)
     if envelope and str(envelope.result).lower() == "true" and reply.status_code not in (418, 429):
         data = bytes(envelope.data)
-        if data == b"null":
-            raise Transient("LBank answered without data")
-        return data
+        # Where there is no list, the code has to say success too.
+        if data not in NO_LIST or whole(envelope.error_code) in (None, 0):
+            return data
     error = error_of(reply)
     text = describe("LBank", reply, error, "error_code")
     if envelope is None and reply.status_code == 200 and not error.is_page:

@@ -24,7 +24,9 @@ from affiliate_pipeline.days import DAY, day_of, fold, runs, start_ms
 from affiliate_pipeline.exchanges.lbank.pages import by_id, by_offset
 from affiliate_pipeline.exchanges.lbank.replies import OPEN_ID_CODES
 from affiliate_pipeline.exchanges.lbank.roster import Roster
+from affiliate_pipeline.exchanges.lists import NO_LIST, get_list, unlisted_note
 from affiliate_pipeline.exchanges.spec import Answers, DayError, DayRows, Plan, Session
+from affiliate_pipeline.rest.bodies import may_hold_rows
 from affiliate_pipeline.rest.encoding import encode
 from affiliate_pipeline.rest.error_body import quote
 from affiliate_pipeline.rest.errors import AccessRefused, ExchangeError, Fatal, Refused
@@ -58,11 +60,17 @@ class LBankSession(Session):
 
 @dataclass(frozen=True)
 class Ask:
-    """One question: its parameters, and the fields (JSON names) that its rows need and lack."""
+    """One question: its parameters, the fields (JSON names) that its rows need and lack, and whose rows they are (None: of
+    any openId)."""
 
     params: Mapping[str, object]
     fields: Mapping[str, object] = field(default_factory=dict)
     open_id: str | None = None
+
+    @property
+    def of_rows(self) -> Mapping[str, object]:
+        """What its rows have in common, by JSON name."""
+        return {**self.fields, **({"openId": self.open_id} if self.open_id else {})}
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class _Task:
 class _Rows:
     by_day: Mapping[date, list[bytes]]
     asked_ms: int
+    is_unlisted: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,7 @@ class _Chunk:
         self._rows: dict[date, list[bytes]] = defaultdict(list)
         self._asked_ms: dict[date, int] = {}
         self._requests: Counter[date] = Counter()
+        self._unlisted: dict[date, list[Mapping[str, object]]] = defaultdict(list)
         self._left_out: set[str] = set()
         self._stop = threading.Event()
 
@@ -208,7 +218,7 @@ class _Chunk:
             if len(task.days) > 1:
                 waiting.extendleft(_Task(task.ask, (day,), apart=True) for day in reversed(task.days))
             elif self._open.pop(task.days[0], None) is not None:
-                yield DayError(task.days[0], error)
+                yield DayError(task.days[0], error, self._rows.pop(task.days[0], []))
             return
         self._progress.one_more()
         for day in task.days:
@@ -216,6 +226,7 @@ class _Chunk:
                 self._rows[day] += answer.by_day.get(day, [])
                 self._asked_ms[day] = min(answer.asked_ms, self._asked_ms.get(day, answer.asked_ms))
                 self._requests[day] += 1
+                self._unlisted[day] += [task.ask.of_rows] * answer.is_unlisted
                 self._open[day] -= 1
         yield from self._days_done(task.days)
 
@@ -232,6 +243,8 @@ class _Chunk:
                 self._requests[day],
                 self._asked_ms.get(day),
                 frozenset(self._left_out),
+                note=unlisted_note(len(self._unlisted[day])),
+                unlisted=self._unlisted[day],
                 problems=self._told_of_left_out(),
             )
 
@@ -257,21 +270,21 @@ class _Chunk:
         try:
             completed = [self._completed(row, task.ask.fields) for row in rows]
         except ValueError as error:
-            raise Refused(f"a row is not what LBank was asked for: {error}") from None
+            raise Refused(f"a row is not what LBank was asked for: {error}").about(rows) from None
         if self._sweep.instant is None:
             # A sum of nothing is 0, and of somebody who is not ours that is told: neither is no row.
             if len(rows) != 1:
-                raise Refused(f"LBank answered {len(rows)} rows where the answer is one")
+                raise Refused(f"LBank answered {len(rows)} rows where the answer is one").about(rows)
             return {task.days[0]: completed}
         try:
             times = instants_ms(rows, self._sweep.instant)
         except ValueError as error:
-            raise Refused(f"a row's day cannot be read: {error}") from None
+            raise Refused(f"a row's day cannot be read: {error}").about(rows) from None
         by_day: dict[date, list[bytes]] = defaultdict(list)
         for time_ms, row in zip(times, completed, strict=True):
             by_day[day_of(time_ms, self._zone)].append(row)
         if outside := set(by_day) - set(task.days):
-            raise Refused(f"LBank was asked for {fold(task.days)} and answered rows of {fold(outside)}")
+            raise Refused(f"LBank was asked for {fold(task.days)} and answered rows of {fold(outside)}").about(rows)
         return by_day
 
     def _answer(self, task: _Task) -> _Rows:
@@ -293,7 +306,7 @@ class _Chunk:
                 rows = by_offset(question.ask, self._sweep.instant, self._sweep.identity)
             case None:
                 rows = question.ask({})
-        return _Rows(self._by_day(task, rows), question.asked_ms)
+        return _Rows(self._by_day(task, rows), question.asked_ms, question.is_unlisted and not rows)
 
     def _completed(self, row: bytes, fields: Mapping[str, object]) -> bytes:
         if self._sweep.confirmed_by:
@@ -319,10 +332,11 @@ class _Question:
     ):
         self._check = check
         self._path, self._session, self._params, self._stop = sweep.path, session, params, stop
-        self._keeps = not sweep.timeless
+        self._keeps, self._is_of_lists = not sweep.timeless, sweep.instant is not None
         self._asked: set[str] = set()
         # When the oldest of its answers was asked for.
         self.asked_ms = session.now_ms()
+        self.is_unlisted = False
 
     def ask(self, page: Mapping[str, object]) -> list[bytes]:
         params = {**self._params, **page}
@@ -332,19 +346,26 @@ class _Question:
         self._asked.add(request)
         if kept:
             self.asked_ms = min(self.asked_ms, kept.asked_ms)
-            return rows_of(kept.payload)
+            self.is_unlisted |= kept.payload in NO_LIST
+            return [] if kept.payload in NO_LIST else rows_of(kept.payload)
         if self._stop.is_set():
             raise Fatal("the range has ended")
         asked_ms = self._session.now_ms()
-        rows = self._session.client.get(self._path, params, rows_of)
+        if self._is_of_lists:
+            rows, is_unlisted = get_list(self._session.client, self._path, params, rows_of)
+        else:
+            rows, is_unlisted = self._session.client.get(self._path, params, rows_of), False
+        self.is_unlisted |= is_unlisted
         self._check(rows)
         if self._keeps:
-            self._session.answers.put(request, b"[" + b",".join(rows) + b"]", asked_ms)
+            self._session.answers.put(request, b"null" if is_unlisted else b"[" + b",".join(rows) + b"]", asked_ms)
         return rows
 
 
 def rows_of(payload: bytes) -> list[bytes]:
     """The rows of `data`, which is a list, or the one row that it is."""
+    if payload.strip() in NO_LIST:
+        raise Refused("LBank reports success and sends no data, where there always is a row")
     try:
         if payload.lstrip()[:1] == b"{":
             return [payload]
@@ -354,5 +375,6 @@ def rows_of(payload: bytes) -> list[bytes]:
     except msgspec.DecodeError as error:
         raise ValueError(str(error)) from None
     if not all(row.startswith(b"{") for row in rows):
-        raise Refused(f"the answer's data is a list of what are no rows: {quote(payload)}")
+        kept = [payload] if may_hold_rows(payload) else []
+        raise Refused(f"the answer's data is a list of what are no rows: {quote(payload)}").about(kept)
     return rows
