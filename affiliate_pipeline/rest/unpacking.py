@@ -223,7 +223,7 @@ def _encoding(file: bytes) -> str:
         if file.startswith(mark):
             return encoding
     # Without a mark: Latin letters in UTF-16 have a zero in every other byte.
-    first = file[:64]
+    first = file[:16]
     if len(first) >= 4 and not len(first) % 2:
         if not any(first[::2]) and all(first[1::2]):
             return "utf-16-be"
