@@ -279,6 +279,19 @@ def test_a_comma_within_an_alert_url_is_its_own(monkeypatch):
     assert Alerts.load().urls() == [mail, "json://one/a,b", mail]
 
 
+def test_hosts_of_files_are_a_list_of_names(monkeypatch):
+    assert Binance.load().binance_file_hosts == ()
+    monkeypatch.setenv("BINANCE_FILE_HOSTS", " *.Files.example.com,.partner.example , ")
+    assert Binance.load().binance_file_hosts == ("files.example.com", "partner.example")
+
+
+@pytest.mark.parametrize("hosts", ["com", "127.0.0.1", "localhost", "https://a.example", "a.example/x", "[::1]", "*"])
+def test_what_is_no_name_of_a_host_is_refused(monkeypatch, hosts):
+    monkeypatch.setenv("BINANCE_FILE_HOSTS", f"files.example.com,{hosts}")
+    with pytest.raises(SettingsError, match="BINANCE_FILE_HOSTS is not a list of host names"):
+        Binance.load()
+
+
 def test_every_variable_is_one_of_the_contract():
     contract = {
         "AFFILIATE_DATABASE_URL", "AFFILIATE_START_DATE", "AFFILIATE_RATE_SCALE", "AFFILIATE_SCHEDULES", "ALERT_URLS", "HEARTBEAT_URL",

@@ -26,6 +26,7 @@ from affiliate_pipeline_tests.defs.kickbacks import (
     sent,
 )
 from affiliate_pipeline_tests.defs.rebates import DAYS, SETTLED, ago, at
+from affiliate_pipeline_tests.rest.test_unpacking import PACKINGS, zipped
 
 
 @pytest.fixture(autouse=True)
@@ -213,6 +214,95 @@ def test_the_file_is_read_in_every_form(sandbox, rows, query, form):
     run = materialize(HISTORY, OLD)
     assert run.success, run.message
     assert_landed(query, rows)
+
+
+def csv_of(rows) -> bytes:
+    """The rows as the text of a file."""
+    names = ("income", "asset", "symbol", "time")
+    lines = [names, *([row[name] for name in names] for day in OLD for row in rows[day])]
+    return "".join(",".join(map(str, line)) + "\n" for line in lines).encode()
+
+
+def offered(sandbox, *bodies: bytes) -> None:
+    """The file host answers with these, one each."""
+    sandbox.faults.path = "/kickback-history/"
+    sandbox.faults.next_answers.extend((200, {}, body) for body in bodies)
+
+
+@pytest.mark.parametrize("pack", PACKINGS.values(), ids=PACKINGS)
+def test_the_file_lands_however_it_is_packed(sandbox, rows, query, pack):
+    materialize(REQUEST, OLD)
+    offered(sandbox, pack(csv_of(rows)))
+    run = materialize(HISTORY, OLD)
+    assert run.success, run.message
+    assert_landed(query, rows)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_the_file_lands_in_every_encoding(sandbox, rows, query, encoding):
+    materialize(REQUEST, OLD)
+    offered(sandbox, csv_of(rows).decode().replace(",", ";").replace("\n", "\r\n").encode(encoding))
+    run = materialize(HISTORY, OLD)
+    assert run.success, run.message
+    assert_landed(query, rows)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        (zipped(("a.csv", b"1"), ("b.csv", b"2")), "ZIP archive with 2 files (a.csv, b.csv)"),
+        (b"7z\xbc\xaf\x27\x1c", "7z archive"),
+        (b"PAR1\x15\0", "Parquet"),
+        (b"\x89PNG\r\n\x1a\n\0\xff", "binary data of an unknown kind"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named_and_kept_as_received(sandbox, query, file, name):
+    materialize(REQUEST, OLD)
+    offered(sandbox, file)
+    run = materialize(HISTORY, OLD)
+    assert list(run.failed) == OLD and name in run.failed[OLD[0]]
+    assert [bytes(kept) for (kept,) in collections(query, "file")] == [file]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        zipped(("x.csv", b"income,asset\n" * 100))[:-30],
+        b"<html><title>Please wait</title></html>",
+        b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
+    ],
+)
+def test_what_came_in_place_of_the_file_is_fetched_again_and_not_kept(sandbox, rows, query, body):
+    materialize(REQUEST, OLD)
+    offered(sandbox, body)
+    run = materialize(HISTORY, OLD)
+    assert run.success, run.message
+    assert_landed(query, rows)
+    query("update binance.kickback_historical_collection set state = 'ready'")
+    offered(sandbox, *[body] * history.FRESH_URLS)
+    run = materialize(HISTORY, OLD)
+    assert list(run.failed) == OLD and any(word in run.failed[OLD[0]] for word in ("not whole", "Please"))
+    assert collections(query, "file") == [(None,)]
+
+
+def test_a_nested_url_is_found_and_a_further_host_is_allowed_by_a_setting(sandbox, rows, query, monkeypatch):
+    materialize(REQUEST, OLD)
+    offer = sandbox.binance.kickbacks.offer
+    body = b'{"code":200,"data":{"file":[{"downloadUrl":%s}]}}'
+    monkeypatch.setattr(sandbox.binance.kickbacks, "offer", lambda: body % offer())
+    assert materialize(HISTORY, OLD).success
+    assert_landed(query, rows)
+
+    elsewhere = body % b'"https://files.partner.invalid/x.csv?Signature=a-secret"'
+    monkeypatch.setattr(sandbox.binance.kickbacks, "offer", lambda: elsewhere)
+    query("update binance.kickback_historical_collection set state = 'ready', path = '/x.csv'")
+    run = materialize(HISTORY, OLD)
+    assert "offered on files.partner.invalid" in run.failed[OLD[0]] and "BINANCE_FILE_HOSTS" in run.failed[OLD[0]]
+    monkeypatch.setenv("BINANCE_FILE_HOSTS", "*.partner.invalid, other.example")
+    run = materialize(HISTORY, OLD)
+    # It was requested there, and there is no such host.
+    assert "the file host files.partner.invalid did not send the whole file" in run.failed[OLD[0]]
+    assert "a-secret" not in run.message
 
 
 def test_a_column_that_nobody_knows_is_kept_in_extra(sandbox, rows, query):

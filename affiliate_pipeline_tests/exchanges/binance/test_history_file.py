@@ -36,6 +36,15 @@ def rows(text: str | bytes) -> list[dict]:
         json.dumps({"url": URL}),
         json.dumps({"code": 200, "data": URL}),
         URL.replace("https", "HTTPS"),
+        json.dumps([URL]),
+        json.dumps({"data": {"url": URL}}),
+        json.dumps({"data": [{"file": {"downloadLink": URL, "size": 12}}]}),
+        json.dumps({"data": json.dumps({"link": URL})}),
+        json.dumps(json.dumps({"url": URL}))[1:-1].replace("\\", ""),
+        json.dumps({"url": URL.replace("&", "&amp;")}),
+        json.dumps({"docs": "https://developers.binance.com/docs", "url": URL}),
+        json.dumps({"help": "https://help.example/a.csv", "url": URL}),
+        json.dumps({"url": URL, "mirror": URL.replace("Signature=b", "Signature=c")}),
     ],
 )
 def test_a_url_is_found_in_every_form(body):
@@ -63,6 +72,33 @@ def test_anything_else_means_that_there_is_no_file_yet(body, note):
     found = read_answer(body)
     assert isinstance(found, Pending) and note in found.note
     assert "Signature" not in found.note
+
+
+def test_urls_of_which_none_is_clearly_the_files_are_named_without_their_secrets():
+    found = read_answer(json.dumps([URL, URL.replace("part-00000", "part-00001")]).encode())
+    assert isinstance(found, Pending) and "Signature" not in found.note
+    assert "part-00000" in found.note and "part-00001" in found.note and "several URLs" in found.note
+
+
+def test_a_url_that_was_escaped_for_html_is_as_it_was():
+    assert read_answer(URL.replace("&", "&amp;").encode()).secret == URL
+
+
+def test_a_url_on_a_host_that_is_allowed_goes_before_others():
+    other = "https://files.partner.example/x/1.csv?Signature=c"
+    body = json.dumps({"a": other, "b": "https://elsewhere.example/2.csv"}).encode()
+    found = read_answer(body, "127.0.0.1", ["partner.example"])
+    assert isinstance(found, FileUrl) and found.host == "files.partner.example"
+    with pytest.raises(Refused, match="offered on files.partner.example.*BINANCE_FILE_HOSTS"):
+        found.check_host("127.0.0.1")
+    found.check_host("127.0.0.1", ["partner.example"])
+    for refused in (
+        "http://files.partner.example/x",
+        "https://partner.example.evil.example/x",
+        "https://xpartner.example",
+    ):
+        with pytest.raises(Refused):
+            FileUrl(refused).check_host("127.0.0.1", ["partner.example"])
 
 
 def test_a_url_is_no_secret_told():
@@ -98,6 +134,17 @@ def test_a_header_is_read_in_every_case(header):
     assert rows(f"{header}\n1.20,USDT,BTCUSDT,{MS}\n") == [
         {"income": "1.20", "asset": "USDT", "symbol": "BTCUSDT", "time": MS}
     ]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_cells_are_separated_as_the_header_is(separator, line_end, encoding):
+    lines = [["time", '"income"', "asset", "symbol", "note"], [str(MS), '"1,20"', "USDT", "BTCUSDT", '"a,b"']]
+    text = line_end.join(separator.join(line) for line in lines)
+    row = {"time": MS, "income": "1,20", "asset": "USDT", "symbol": "BTCUSDT", "note": "a,b"}
+    assert rows(text.encode(encoding)) == [row]
+    assert rows(f"sep={separator}{line_end}{text}".encode(encoding)) == [row]
 
 
 @pytest.mark.parametrize(
