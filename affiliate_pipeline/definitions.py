@@ -11,7 +11,7 @@ from affiliate_pipeline.defs.history import build_missed_days_schedule, kickback
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.defs.schedules import build_schedules
-from affiliate_pipeline.defs.sensors import failed_run_alert, failing_tick_alert
+from affiliate_pipeline.defs.sensors import build_failing_tick_alert, failed_run_alert
 from affiliate_pipeline.defs.watch import build_watch
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
@@ -19,18 +19,13 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 def build_definitions(**resources: Any) -> dg.Definitions:
     """The whole assembly; a resource given replaces the one of its name."""
     earning = [endpoint for endpoint in ENDPOINTS if endpoint.earnings]
+    schedules = [*build_schedules(ENDPOINTS), build_missed_days_schedule()]
+    sensors = [failed_run_alert, alert_delivery, build_stale_days(earning), *build_watch(ENDPOINTS), kickback_history]
     return dg.Definitions(
         assets=[*(build_asset(endpoint) for endpoint in ENDPOINTS), roster, build_earnings(earning)],
         resources={"postgres": Postgres(), "exchanges": Exchanges(), **resources},
-        schedules=[*build_schedules(ENDPOINTS), build_missed_days_schedule()],
-        sensors=[
-            failed_run_alert,
-            failing_tick_alert,
-            alert_delivery,
-            build_stale_days(earning),
-            *build_watch(ENDPOINTS),
-            kickback_history,
-        ],
+        schedules=schedules,
+        sensors=[*sensors, build_failing_tick_alert([*schedules, *sensors])],
         # LBank's endpoints mostly wait, each for a budget of its own: as many steps at once as it has endpoints.
         executor=dg.multiprocess_executor.configured({"max_concurrent": 8}),
     )

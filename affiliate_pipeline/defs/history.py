@@ -10,6 +10,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from affiliate_pipeline.alerts import Alert
 from affiliate_pipeline.days import fold, instant, runs
+from affiliate_pipeline.defs.ownership import selected
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.schedules import default_status
 from affiliate_pipeline.defs.storage import environment_of_tick
@@ -58,21 +59,22 @@ def kickback_history(
                 for expired in collections.expired_untold():
                     outbox.add(expired_alert(expired, session.now_ms()))
                     collections.told(expired.id)
-            yield from _landing(context.instance, collections)
+            yield from _landing(context, collections)
     except SettingsError as error:
         yield dg.SkipReason(str(error))
 
 
-def _landing(instance: dg.DagsterInstance, collections: CollectionStore) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    opened = collections.open()
+def _landing(
+    context: dg.SensorEvaluationContext, collections: CollectionStore
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    instance, opened = context.instance, collections.open()
     ready = next((each for each in opened if each.state == "ready" and not each.is_kept), None)
     if ready is None:
         last = next((f": {each.note}" for each in opened if each.state != "ready" and each.note), "")
         yield dg.SkipReason(f"{len(opened)} collections are open, and no file is there{last}")
         return
     under_way = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
-    # Without a selection a run is of everything.
-    if any(run.asset_selection is None or HISTORY_KEY in run.asset_selection for run in under_way):
+    if any(selected(context, run, {HISTORY_KEY}) for run in under_way):
         yield dg.SkipReason("a run is landing the history")
         return
     attempts = len(instance.get_runs(dg.RunsFilter(tags={COLLECTION_TAG: str(ready.id)})))

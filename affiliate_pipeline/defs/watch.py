@@ -7,14 +7,11 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from affiliate_pipeline.days import DAY, days_from, fold
+from affiliate_pipeline.days import DAY, fold
 from affiliate_pipeline.defs.assets import NO_DAY_MISSING
+from affiliate_pipeline.defs.ownership import days_of, selected
 from affiliate_pipeline.defs.storage import environment_of_tick
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.ingest import now_ms
@@ -62,7 +59,7 @@ def _watch(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
         environment = environment_of_tick(context)
         url = environment.database_url()
         with WatchStore(url) as store, Outbox(url) as outbox:
-            runs = _Runs(context.instance, now)
+            runs = _Runs(context, now)
             requests: list[dg.RunRequest] = []
             standing: list[dg.AssetCheckEvaluation] = []
             told: list[str] = []
@@ -149,25 +146,21 @@ def _key(endpoint: Endpoint) -> dg.AssetKey:
 class _Runs:
     """The runs that have not ended, and those that failed within the first pause."""
 
-    def __init__(self, instance: dg.DagsterInstance, now: int):
+    def __init__(self, context: dg.SensorEvaluationContext, now: int):
+        instance = context.instance
+        self._context = context
         at = datetime.fromtimestamp(now / 1000, UTC)
         self._under_way = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=at - DAY))
         failed = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
         self._failed = instance.get_runs(dg.RunsFilter(statuses=failed, updated_after=at - FIRST_PAUSE))
 
     def is_under_way(self, key: dg.AssetKey) -> bool:
-        return any(key in (run.asset_selection or ()) for run in self._under_way)
+        return any(selected(self._context, run, {key}) for run in self._under_way)
 
     def just_failed(self, key: dg.AssetKey) -> set[date]:
         """The days of the asset that these runs were over."""
-        runs = [run for run in self._failed if key in (run.asset_selection or ()) and TRY_TAG not in run.tags]
-        return {day for run in runs for day in _days(run)}
-
-
-def _days(run: dg.DagsterRun) -> list[date]:
-    first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG) or run.tags.get(PARTITION_NAME_TAG)
-    last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG) or first
-    return days_from(date.fromisoformat(first), date.fromisoformat(last)) if first and last else []
+        runs = [run for run in self._failed if TRY_TAG not in run.tags and selected(self._context, run, {key})]
+        return {day for run in runs for day in days_of(run)}
 
 
 def _request(endpoint: Endpoint, days: Sequence[date], states: Mapping[date, State], now: int) -> dg.RunRequest:

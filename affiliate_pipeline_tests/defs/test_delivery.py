@@ -89,7 +89,7 @@ def test_a_failed_run_arrives_with_all_its_parts_and_nothing_secret(sandbox, ins
 
 
 def test_forty_failing_runs_give_few_messages_and_lose_none(instance, webhook, tick):
-    @dg.asset
+    @dg.asset(key=["lbank", "roster"])
     def roster() -> None:
         raise dg.Failure("the exchange refused")
 

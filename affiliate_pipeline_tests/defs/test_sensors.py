@@ -1,7 +1,7 @@
 """What goes wrong raises an alert: a failed run with exactly the days that it did not land, from the real event log."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -9,6 +9,7 @@ import pytest
 from dagster._core.remote_origin import (
     RegisteredCodeLocationOrigin,
     RemoteInstigatorOrigin,
+    RemoteJobOrigin,
     RemoteRepositoryOrigin,
 )
 from dagster._core.scheduler.instigation import (
@@ -19,6 +20,7 @@ from dagster._core.scheduler.instigation import (
     TickData,
     TickStatus,
 )
+from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import SerializableErrorInfo
 
 from affiliate_pipeline import alerts
@@ -26,11 +28,14 @@ from affiliate_pipeline.days import days_from, fold
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs import assets, sensors
 from affiliate_pipeline.defs.delivery import alert_delivery
-from affiliate_pipeline.defs.sensors import failed_assets, failed_run_alert, failing_tick_alert
+from affiliate_pipeline.defs.ownership import LOCATION
+from affiliate_pipeline.defs.sensors import failed_run_alert
 from affiliate_pipeline.postgres.outbox import Outbox
 from affiliate_pipeline_tests.defs.conftest import materialized
 from affiliate_pipeline_tests.defs.rebates import KEY, rebates
 
+ROSTER = ["lbank", "roster"]
+failing_tick_alert = next(each for each in build_definitions().sensors if each.name == "failing_tick_alert")
 YESTERDAY = datetime.now(UTC).date() - timedelta(days=1)
 SUCCESS, SKIPPED, FAILURE = TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE
 DAYS = days_from(YESTERDAY - timedelta(days=4), YESTERDAY)
@@ -43,7 +48,7 @@ def tick(instance, database_url, monkeypatch) -> Callable[..., list[alerts.Alert
     cursor: list[str | None] = [None]
 
     def tick(sensor: dg.SensorDefinition = failed_run_alert) -> list[alerts.Alert]:
-        context = dg.build_sensor_context(instance=instance, cursor=cursor[0])
+        context = dg.build_sensor_context(instance, cursor[0], repository_name="__repository__")
         sensor(context)
         cursor[0] = context.cursor
         with Outbox(database_url) as outbox:
@@ -60,10 +65,6 @@ def test_exactly_the_failed_days_are_told(sandbox, instance, tick, monkeypatch, 
     for day in (DAYS[1], DAYS[3]):
         sandbox.faults.fail_day(day, status=400, code=-1127)
     run_id = materialized(instance, DAYS)
-
-    (failed,) = failed_assets(instance, run_id)
-    assert (failed.key, list(failed.days), failed.landed) == (KEY, [DAYS[1], DAYS[3]], 3)
-    assert failed.reasons.keys() == {DAYS[1], DAYS[3]}
 
     (alert,) = tick()
     failed_days = fold([DAYS[1], DAYS[3]])
@@ -110,7 +111,7 @@ def test_a_run_is_read_no_more_once_nothing_can_appear_before_it(sandbox, instan
     sandbox.faults.fail_day(DAYS[-1], status=400, code=-1127)
     materialized(instance, DAYS[-1:])
     read = []
-    monkeypatch.setattr(sensors, "failed_assets", lambda _, run_id: read.append(run_id) or [])
+    monkeypatch.setattr(sensors, "_alerts", lambda context, run, *_: read.append(run.run_id) or [])
     tick()
     tick()
     monkeypatch.setattr(sensors, "APPEARED_S", -1)
@@ -121,14 +122,10 @@ def test_a_run_is_read_no_more_once_nothing_can_appear_before_it(sandbox, instan
 
 
 def test_many_runs_are_told_over_several_ticks(instance, tick, monkeypatch):
-    @dg.asset
-    def roster() -> None:
-        raise dg.Failure("the exchange refused")
-
     monkeypatch.setattr(sensors, "RUNS_PER_TICK", 2)
     monkeypatch.setattr(sensors, "APPEARED_S", -1)
     for _ in range(5):
-        dg.materialize([roster], instance=instance, raise_on_error=False)
+        dg.materialize([failing()], instance=instance, raise_on_error=False)
     assert [len(tick()) for _ in range(3)] == [2, 4, 5]
 
 
@@ -181,61 +178,221 @@ def test_a_failure_that_is_none_of_ours_is_told_with_its_days_and_cause(sandbox,
     assert "a mistake in the code" in alert.text
 
 
-def test_an_asset_that_was_skipped_has_failed_too(sandbox, instance, tick):
-    @dg.asset(
-        deps=[dg.AssetKey(KEY.split("/"))],
-        partitions_def=build_definitions().get_assets_def(dg.AssetKey(KEY.split("/"))).partitions_def,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-    )
-    def downstream() -> dg.MaterializeResult:
-        return dg.MaterializeResult()
+def test_an_asset_that_was_skipped_has_failed_too(instance, tick):
+    @dg.asset(key=["affiliate", "daily_commission"])
+    def upstream() -> None:
+        raise dg.Failure("nothing to add up")
 
-    sandbox.faults.fail_day(DAYS[-1], status=400, code=-1127)
-    materialized(instance, DAYS[-2:], downstream)
-    assert tick()[0].failed == {KEY: (DAYS[-1],), "downstream": tuple(DAYS[-2:])}
+    @dg.asset(key=["affiliate", "daily_report"], deps=[upstream])
+    def downstream() -> None: ...
+
+    dg.materialize([upstream, downstream], instance=instance, raise_on_error=False)
+    assert tick()[0].failed == {"affiliate/daily_commission": (), "affiliate/daily_report": ()}
 
 
-def test_assets_without_days_that_failed_are_named(instance, tick):
+def test_an_asset_without_days_that_failed_is_named(instance, tick):
+    dg.materialize([failing()], instance=instance, raise_on_error=False)
+    (alert,) = tick()
+    assert (alert.title, alert.failed) == ("lbank/roster failed", {"lbank/roster": ()})
+    assert "the exchange refused" in alert.text
+
+
+def failing(key: Sequence[str] = ROSTER) -> dg.AssetsDefinition:
+    """An asset that fails."""
+
+    @dg.asset(key=key)
+    def fails() -> None:
+        raise dg.Failure("the exchange refused")
+
+    return fails
+
+
+def another_teams() -> dg.AssetsDefinition:
+    """Another team's asset and its failing check; it fails after it."""
+
+    @dg.asset(key=["sales", "orders"], check_specs=[dg.AssetCheckSpec("day_is_sound", asset=["sales", "orders"])])
+    def orders():
+        yield dg.AssetCheckResult(passed=False, description="of another team")
+        raise dg.Failure("another team's password-in-an-error", metadata={"failed_partitions": 3})
+
+    return orders
+
+
+def test_other_teams_assets_are_not_reported(instance, tick):
     @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["north"]))
     def region() -> None:
         raise dg.Failure("no report of the north")
 
-    @dg.asset
-    def roster() -> None:
-        raise dg.Failure("the exchange refused")
+    @dg.job
+    def job() -> None: ...
 
-    dg.materialize([roster], instance=instance, raise_on_error=False)
+    dg.materialize([another_teams()], instance=instance, raise_on_error=False)
     dg.materialize([region], instance=instance, raise_on_error=False, partition_key="north")
-    one, other = tick()
-    assert (one.title, one.failed) == ("roster failed", {"roster": ()})
-    assert "the exchange refused" in one.text
-    assert other.title == "region failed"
+    instance.report_run_failed(instance.create_run_for_job(job))
+    assert tick() == []
 
 
-def test_a_run_that_dagster_runs_again_is_told_when_its_last_attempt_has_failed(instance, tick, monkeypatch):
-    @dg.asset
-    def roster() -> None:
-        raise dg.Failure("the exchange refused")
+def test_of_a_run_with_other_teams_assets_only_ours_are_reported(sandbox, instance, tick):
+    @dg.asset(
+        key=["sales", "daily"],
+        partitions_def=build_definitions().get_assets_def(dg.AssetKey(KEY.split("/"))).partitions_def,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def sales() -> dg.MaterializeResult:
+        raise dg.Failure("another team's failure")
 
-    def attempt(**tags: str) -> None:
-        dg.materialize([roster], instance=instance, raise_on_error=False, tags=tags)
+    materialized(instance, DAYS[-2:], sales)
+    assert tick() == []
 
+    sandbox.faults.fail_day(DAYS[-1], status=400, code=-1127)
+    materialized(instance, DAYS[-2:], sales)
+    (alert,) = tick()
+    assert alert.failed == {KEY: (DAYS[-1],)}
+    assert "-1127" in alert.text and "sales" not in alert.text + alert.title and "another" not in alert.text
+
+
+def test_other_teams_checks_are_not_reported(instance, tick):
+    @dg.asset(key=ROSTER, check_specs=[dg.AssetCheckSpec("theirs", asset=ROSTER)])
+    def ours():
+        yield dg.AssetCheckResult(passed=False)
+        yield dg.MaterializeResult()
+
+    @dg.asset(key=["sales", "orders"], check_specs=[dg.AssetCheckSpec("day_is_sound", asset=["sales", "orders"])])
+    def theirs():
+        yield dg.AssetCheckResult(passed=False)
+        yield dg.MaterializeResult()
+
+    assert dg.materialize([ours, theirs], instance=instance).success
+    assert tick() == []
+
+
+def origin(location: str = LOCATION, repository: str = "__repository__") -> RemoteRepositoryOrigin:
+    return RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), repository)
+
+
+@pytest.fixture
+def launched(instance) -> Callable[..., str]:
+    """A run that a daemon or the UI has launched has failed before any step; its id."""
+
+    def launched(of: RemoteRepositoryOrigin | None = None, job: str = "__ASSET_JOB", tags=None, **run) -> str:
+        remote = RemoteJobOrigin(of or origin(), job)
+        made = create_run_for_test(
+            instance, job, status=dg.DagsterRunStatus.STARTED, remote_job_origin=remote, tags=tags or {}, **run
+        )
+        instance.report_run_failed(made, "it could not start")
+        return made.run_id
+
+    return launched
+
+
+SELECTION = {dg.AssetKey(KEY.split("/")), dg.AssetKey(["sales", "orders"])}
+
+
+def test_a_run_that_failed_before_anything_was_planned_is_reported_with_its_days(tick, launched):
+    launched(
+        asset_selection=SELECTION,
+        tags={"dagster/asset_partition_range_start": f"{DAYS[0]}", "dagster/asset_partition_range_end": f"{DAYS[1]}"},
+    )
+    (alert,) = tick()
+    assert alert.failed == {KEY: tuple(DAYS[:2])}
+    assert "it could not start" in alert.text
+
+
+def test_a_run_of_everything_that_failed_before_anything_was_planned_is_ours_in_our_location(tick, launched):
+    launched()
+    (alert,) = tick()
+    assert KEY in alert.failed and "lbank/roster" in alert.failed
+
+
+def test_a_run_that_failed_before_anything_was_planned_may_be_another_teams(tick, launched):
+    launched(of=origin("sales"))
+    launched(of=origin("sales"), asset_selection=SELECTION)
+    launched(of=origin(repository="sales"), asset_selection=SELECTION)
+    launched(job="nightly")
+    launched(asset_selection={dg.AssetKey(["sales", "orders"])})
+    assert tick() == []
+
+
+@pytest.fixture
+def retries(instance, monkeypatch) -> None:
+    """The instance retries failed runs once."""
     monkeypatch.setattr(sensors, "APPEARED_S", -1)
     monkeypatch.setattr(type(instance), "run_retries_enabled", True)
-    # The instance decides for itself, as its settings have it.
-    attempt(**{"dagster/max_retries": "1"})
-    assert tick() == []
-    attempt(**{"dagster/max_retries": "0"})
+    monkeypatch.setattr(type(instance), "run_retries_max_retries", 1)
+
+
+def will_retry(instance: dg.DagsterInstance, run_id: str) -> str | None:
+    return instance.get_run_by_id(run_id).tags.get(sensors.WILL_RETRY_TAG)
+
+
+def test_a_run_of_the_command_line_is_never_retried_and_so_reported(instance, tick, retries):
+    run_id = dg.materialize([failing()], instance=instance, raise_on_error=False).run_id
+    assert will_retry(instance, run_id) == "true"
+    assert len(tick()) == 1
     assert len(tick()) == 1
 
 
-def test_a_run_of_which_dagster_has_not_decided_yet_is_told_later(instance, tick, monkeypatch):
-    @dg.asset
-    def roster() -> None:
-        raise dg.Failure("the exchange refused")
+@pytest.mark.parametrize(
+    "tags", [{"dagster/max_retries": "0"}, {"dagster/max_retries": "many"}, {"dagster/max_retries": "-1"}]
+)
+@pytest.mark.filterwarnings("ignore:Error parsing int from tag")
+def test_a_run_that_dagster_says_it_will_not_retry_is_reported(instance, tick, launched, retries, tags):
+    run_id = launched(asset_selection=SELECTION, tags=tags)
+    assert will_retry(instance, run_id) == "false"
+    assert len(tick()) == 1
 
+
+def test_a_run_whose_retry_was_launched_is_not_reported_but_the_retrys_own_failure_is(
+    instance, tick, launched, retries, monkeypatch
+):
+    first = launched(asset_selection=SELECTION)
+    assert will_retry(instance, first) == "true"
+    assert tick() == []
+
+    retry = launched(
+        asset_selection=SELECTION, parent_run_id=first, root_run_id=first, tags={"dagster/max_retries": "0"}
+    )
+    instance.add_run_tags(first, {sensors.AUTO_RETRY_RUN_ID_TAG: retry})
+    assert will_retry(instance, retry) == "false"
+    assert [alert.key for alert in tick()] == [f"run {retry}"]
+
+    # Nor is it once nobody expects a retry any more.
+    monkeypatch.setattr(sensors, "RETRY_LAUNCHED_S", 0)
+    monkeypatch.setattr(type(instance), "run_retries_enabled", False)
+    assert [alert.key for alert in tick()] == [f"run {retry}"]
+
+
+def test_a_run_whose_retry_was_not_launched_is_reported_and_holds_up_no_other(
+    instance, tick, launched, retries, monkeypatch
+):
+    """The daemon is off, or the job, its repository or the backfill is gone: Dagster leaves the tag as it is."""
+    first = launched(asset_selection=SELECTION)
+    other = launched(asset_selection=SELECTION, tags={"dagster/max_retries": "0"})
+    assert will_retry(instance, first) == "true"
+    for _ in range(2):
+        assert [alert.key for alert in tick()] == [f"run {other}"]
+    monkeypatch.setattr(sensors, "RETRY_LAUNCHED_S", 0)
+    for _ in range(2):
+        assert {alert.key for alert in tick()} == {f"run {other}", f"run {first}"}
+        assert len(tick()) == 2
+
+
+def test_a_run_whose_retry_could_not_be_submitted_or_was_deleted_is_reported(
+    instance, tick, launched, retries, monkeypatch
+):
+    failed, deleted = launched(asset_selection=SELECTION), launched(asset_selection=SELECTION)
+    retry = create_run_for_test(instance, "__ASSET_JOB", parent_run_id=failed, root_run_id=failed)
+    # As Dagster leaves it when the new run cannot be submitted.
+    instance.add_run_tags(failed, {sensors.AUTO_RETRY_RUN_ID_TAG: retry.run_id, sensors.WILL_RETRY_TAG: "false"})
+    instance.add_run_tags(deleted, {sensors.AUTO_RETRY_RUN_ID_TAG: "4711"})
+    assert [alert.key for alert in tick()] == [f"run {failed}"]
+    monkeypatch.setattr(sensors, "RETRY_LAUNCHED_S", 0)
+    assert {alert.key for alert in tick()} == {f"run {failed}", f"run {deleted}"}
+
+
+def test_a_run_of_which_dagster_has_not_decided_yet_is_reported_later(instance, tick, launched, monkeypatch):
     monkeypatch.setattr(sensors, "APPEARED_S", -1)
-    run_id = dg.materialize([roster], instance=instance, raise_on_error=False).run_id
+    run_id = launched(asset_selection=SELECTION)
     monkeypatch.setattr(type(instance), "run_retries_enabled", True)
     assert tick() == []
     instance.add_run_tags(run_id, {sensors.WILL_RETRY_TAG: "false"})
@@ -243,7 +400,7 @@ def test_a_run_of_which_dagster_has_not_decided_yet_is_told_later(instance, tick
 
 
 def test_a_run_that_lands_everything_is_not_told(sandbox, instance, tick):
-    assert failed_assets(instance, materialized(instance, DAYS[-2:])) == []
+    materialized(instance, DAYS[-2:])
     assert tick() == []
 
 
@@ -266,17 +423,17 @@ def test_failed_checks_of_a_run_that_lands_everything_are_told_once_with_their_d
 
 
 def test_the_standing_check_is_left_to_the_watch(instance, tick):
-    @dg.asset(
-        check_specs=[dg.AssetCheckSpec(assets.NO_DAY_MISSING, asset="kept"), dg.AssetCheckSpec("own", asset="kept")]
-    )
+    names = (assets.NO_DAY_MISSING, assets.DAY_IS_SOUND)
+
+    @dg.asset(key=ROSTER, check_specs=[dg.AssetCheckSpec(name, asset=ROSTER) for name in names])
     def kept():
-        for name in (assets.NO_DAY_MISSING, "own"):
+        for name in names:
             yield dg.AssetCheckResult(check_name=name, passed=False, description=f"{name} says no")
         yield dg.MaterializeResult()
 
     dg.materialize([kept], instance=instance)
     (alert,) = tick()
-    assert alert.title == "kept: check own failed"
+    assert alert.title == f"lbank/roster: check {assets.DAY_IS_SOUND} failed"
     assert assets.NO_DAY_MISSING not in alert.text
 
 
@@ -287,12 +444,17 @@ with_ticks = pytest.mark.parametrize("instance", ["dagster.yaml"], indirect=True
 @pytest.fixture
 def ticked(instance) -> Callable[..., None]:
     """An instigator has ticked, and this is how its ticks ended."""
-    location = RegisteredCodeLocationOrigin("affiliate_pipeline.definitions")
 
-    def ticked(*ends: TickStatus, kind: InstigatorType = InstigatorType.SENSOR, name: str = "poll") -> None:
-        origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "__repository__"), name)
+    def ticked(
+        *ends: TickStatus,
+        kind: InstigatorType = InstigatorType.SENSOR,
+        name: str = "watch",
+        of: RemoteRepositoryOrigin | None = None,
+    ) -> None:
         data = ScheduleInstigatorData("0 0 * * *", None) if kind == InstigatorType.SCHEDULE else None
-        state = InstigatorState(origin, kind, InstigatorStatus.DECLARED_IN_CODE, data)
+        state = InstigatorState(
+            RemoteInstigatorOrigin(of or origin(), name), kind, InstigatorStatus.DECLARED_IN_CODE, data
+        )
         if not instance.get_instigator_state(state.instigator_origin_id, state.selector_id):
             instance.add_instigator_state(state)
         for end in ends:
@@ -317,7 +479,7 @@ def ticked(instance) -> Callable[..., None]:
 def test_a_failing_sensor_is_told_once_until_it_ticks_well_again(tick, ticked):
     ticked(SUCCESS, FAILURE, FAILURE)
     (alert,) = tick(failing_tick_alert)
-    assert alert.title == "The sensor poll fails"
+    assert alert.title == "The sensor watch fails"
     assert "it broke" in alert.text and "abcdef0123" not in alert.text
     assert alert.text.endswith("http://ui.example:3000/automation")
 
@@ -337,8 +499,25 @@ def test_one_failed_tick_of_a_sensor_is_not_told(tick, ticked):
 
 @with_ticks
 def test_one_failed_tick_of_a_schedule_is_told(tick, ticked):
+    ticked(FAILURE, kind=InstigatorType.SCHEDULE, name="binance_records_0015")
+    assert tick(failing_tick_alert)[0].title == "The schedule binance_records_0015 fails"
+
+
+@with_ticks
+def test_other_teams_sensors_and_schedules_are_not_reported(tick, ticked):
+    ticked(FAILURE, FAILURE, name="poll")
+    ticked(FAILURE, FAILURE, of=origin("sales"))
+    ticked(FAILURE, FAILURE, of=origin(repository="sales"))
+    ticked(FAILURE, kind=InstigatorType.SCHEDULE, name="binance_records_0015", of=origin("sales"))
     ticked(FAILURE, kind=InstigatorType.SCHEDULE, name="daily")
-    assert tick(failing_tick_alert)[0].title == "The schedule daily fails"
+    assert tick(failing_tick_alert) == []
+
+
+@with_ticks
+@pytest.mark.parametrize("name", [each.name for each in build_definitions().sensors])
+def test_each_of_our_sensors_is_reported(tick, ticked, name):
+    ticked(FAILURE, FAILURE, name=name)
+    assert tick(failing_tick_alert)[0].title == f"The sensor {name} fails"
 
 
 @with_ticks
