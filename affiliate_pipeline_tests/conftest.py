@@ -1,5 +1,6 @@
 """What tests share: one embedded PostgreSQL a session with a database empty for each test, the sandbox, and a run of an asset."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,19 @@ import pytest
 import stamina
 from psycopg import sql
 
-from affiliate_pipeline.definitions import build_definitions
+from affiliate_pipeline.defs.storage import Storage
 from affiliate_pipeline.postgres import server
 from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline_tests import isolation
 from affiliate_pipeline_tests.webhook import Webhook
+
+# Before anything imports the definitions.
+isolation.isolate()
+
+
+def pytest_sessionstart() -> None:
+    # Test modules are imported next, and some build definitions while they are.
+    os.chdir(isolation.NOWHERE)
 
 
 @pytest.fixture(autouse=True)
@@ -29,12 +39,10 @@ def no_waiting_between_retries() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable, .env or project folder of the developer's reaches a test."""
-    import os
-
-    for name in list(os.environ):
-        if name.startswith(("AFFILIATE_", "BINANCE_", "LBANK_", "ALERT_", "HEARTBEAT_", "DAGSTER_")):
-            monkeypatch.delenv(name)
+    """Each test starts in a project folder of its own, with nothing that another one has left behind."""
+    for name in os.environ.keys() - isolation.kept(os.environ).keys():
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(Storage, "loaded", None)
     (tmp_path / "workspace.yaml").touch()
     monkeypatch.chdir(tmp_path)
 
@@ -125,6 +133,8 @@ def instance_of_all_runs() -> dg.DagsterInstance:
 
 def materialize(key: str, days: Sequence[date], **config: bool) -> Run:
     """A run of the asset over the (consecutive) days, as `dagster asset materialize` would do it."""
+    from affiliate_pipeline.definitions import build_definitions
+
     definitions = build_definitions()
     asset_key = dg.AssetKey(key.split("/"))
     tags = {"dagster/asset_partition_range_start": f"{days[0]}", "dagster/asset_partition_range_end": f"{days[-1]}"}

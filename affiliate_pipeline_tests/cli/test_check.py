@@ -40,7 +40,7 @@ def checked(capsys):
 
     def run(*arguments: str) -> dict[str, str]:
         capsys.readouterr()
-        code = app(["check", *arguments], standalone_mode=False)
+        code = app(["check", *(arguments or ("--port", str(free_port())))], standalone_mode=False)
         rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
         wrong = {row[1]: row[2] for row in rows if len(row) == 4 and row[0] == "wrong"}
         assert all(row[3] for row in rows if len(row) == 4 and row[0] == "wrong")
@@ -48,6 +48,11 @@ def checked(capsys):
         return wrong
 
     return run
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
 
 
 def body(name: str) -> str:

@@ -21,6 +21,7 @@ import psycopg
 
 from affiliate_pipeline.postgres import server
 from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline_tests import isolation
 
 ROOT = Path(__file__).parents[2]
 KEY = "binance/rebate_recent_record"
@@ -102,7 +103,8 @@ class Project:
     def __init__(self, folder: Path):
         self.folder = folder
         self.made_ms = time.time_ns() // 1_000_000
-        files = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        # The settings of git that trust a checkout of another user are in the home folder, which tests do not see.
+        files = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "--cached", "--others", "--exclude-standard"]
         for name in subprocess.check_output(files, cwd=ROOT, text=True).splitlines():
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -113,10 +115,8 @@ class Project:
         return self.folder / ".affiliate"
 
     def environment(self, **more: str) -> dict[str, str]:
-        ours = ("AFFILIATE_", "BINANCE_", "LBANK_", "ALERT_", "HEARTBEAT_", "DAGSTER_", "COLUMNS", "FORCE_COLOR")
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         # The copy wins over an installed package.
-        return {**inherited, "PYTHONPATH": str(self.folder), **more}
+        return {**isolation.kept(os.environ), "PYTHONPATH": str(self.folder), **more}
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "affiliate_pipeline.cli", *arguments]
