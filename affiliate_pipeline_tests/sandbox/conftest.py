@@ -97,7 +97,7 @@ class Caller(Connection):
 
     def rebates(self, **params: Any) -> Response:
         """The response to a request for rebates, by default those of an hour."""
-        hour = {"startTime": self.clock.ms - 3_600_000, "endTime": self.clock.ms, "limit": 500}
+        hour: dict[str, Any] = {"startTime": self.clock.ms - 3_600_000, "endTime": self.clock.ms, "limit": 500}
         return self.call(REBATES, **hour | params)
 
 

@@ -50,7 +50,7 @@ class LBank(Content):
     def __init__(self, *, now: Callable[[], int], faults: Faults, users: int, rate_scale: float) -> None:
         super().__init__(now=now, users=users)
         self.accounts = {self.api_key: self.api_secret}
-        self.rate_limit = (RATE_LIMIT[0], round(RATE_LIMIT[1] / rate_scale))
+        self.rate_limit: tuple[int, int] = (RATE_LIMIT[0], round(RATE_LIMIT[1] / rate_scale))
         self.result_as_boolean = False
         self.refused_paths: dict[str, int] = {}
         self.refused_open_ids: dict[str, int] = {}

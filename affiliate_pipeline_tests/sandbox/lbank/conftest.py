@@ -31,8 +31,8 @@ class LBankCaller(Connection):
 
     def stamped(self, params: Mapping[str, Any]) -> dict[str, str]:
         """All that is signed; one that is None is left out."""
-        params = {**self.stamp, "timestamp": self.clock.ms} | params
-        return {name: str(value) for name, value in params.items() if value is not None}
+        given = {**self.stamp, "timestamp": self.clock.ms, **params}
+        return {name: str(value) for name, value in given.items() if value is not None}
 
     def signed(self, params: Mapping[str, Any]) -> dict[str, str]:
         """All that is sent."""

@@ -125,6 +125,9 @@ def test_adding_somebody_changes_nobody_elses_past(lbank, clock):
     lbank.add_user(registered_ms=start_of(WEEK[0]), first_trade_ms=start_of(WEEK[0]))
     later = told()
     assert all(set(map(str, old[0])) < set(map(str, new[0])) for old, new in zip(after[:1], later, strict=False))
+    fresh = Sandbox(now=clock).lbank  # has not read any money before
+    fresh.add_user(registered_ms=start_of(WEEK[0]), first_trade_ms=start_of(WEEK[0]))
+    assert [[fresh.money(day, kind) for kind in MONEY] for day in WEEK] == [each[2] for each in before]
 
 
 def test_a_failing_day_fails_every_range_that_touches_it(sandbox, lbank, lbank_caller):

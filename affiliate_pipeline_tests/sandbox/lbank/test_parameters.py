@@ -20,7 +20,7 @@ def test_every_parameter_is_needed_but_start(lbank, lbank_caller, path):
 @pytest.mark.parametrize("path", NEEDED)
 def test_senseless_and_unknown_parameters_are_refused(lbank, lbank_caller, path):
     wrong = {
-        "startTime": ("-1", "1.5", "2"), "endTime": ("x",), "start": ("-1", "a"), "pageSize": ("1.0",),
+        "startTime": ("-1", "1.5", "2"), "endTime": ("x",), "start": ("-1", "a", ""), "pageSize": ("1.0",),
         "tradeType": ("2", "spot", "00"), "userType": ("all", "SUBS"), "subInOutType": ("On-chain Deposit",),
         "coin": ("null",), "page": ("1",),
     }  # fmt: skip
