@@ -68,23 +68,17 @@ def _database(environment: Environment) -> Iterator[Finding]:
             yield from _held(examination, environment)
     except SettingsError as error:
         yield Finding("database", error.found, "Set it to postgresql://user:password@host:port/database in .env")
-    except (StoreUnavailable, ServerError) as error:
-        yield Finding(
-            "database",
-            f"{error}".split(". Check that")[0],
-            "Check that it runs, and that AFFILIATE_DATABASE_URL is right",
-        )
+    except StoreUnavailable as error:
+        yield Finding("database", error.what, error.action)
+    except ServerError as error:
+        yield Finding("database", f"{error}", "See the server's log, then check again")
 
 
 def _held(examination: Examination, environment: Environment) -> Iterator[Finding]:
-    if not examination.is_new_enough:
-        yield Finding(
-            "database",
-            f"PostgreSQL {examination.version} is too old",
-            "Use version 14 or newer, or unset AFFILIATE_DATABASE_URL for the embedded one",
-        )
-        return
     yield Finding("database", f"PostgreSQL {examination.version} answers")
+    configured = [endpoint.key for endpoint in ENDPOINTS if environment.is_any_set(endpoint.credentials)]
+    for problem in examination.problems(configured):
+        yield Finding("database", problem.what, problem.action)
     daemon = examination.daemon()
     if daemon.silent:
         yield Finding("daemon", f"Dagster's daemon does not run ({', '.join(daemon.silent).lower()})", START)

@@ -125,6 +125,7 @@ def ingest(
     pending = dict.fromkeys(sorted(days))
     ledger: dict[date, Ledger] = {}
     try:
+        store.require_ready(endpoint)
         with store.alone(endpoint):
             store.create_table(endpoint)
             ledger.update(store.ledger(endpoint, days))
@@ -341,6 +342,11 @@ class _Landing:
                 complete=True,
             )
         problems = (*fetched.problems, *_damage(day_begun.damaged))
+        if landed.difference:
+            problems += (
+                f"the table held {landed.difference} than had landed, although the source's rows are the same: they were landed "
+                "again, and the rows changed or removed are in affiliate.superseded_row",
+            )
         for problem in problems:
             log.warning("%s %s: %s", self.endpoint.key, day, problem)
         if landed.new_fields:
@@ -413,9 +419,15 @@ class _Landing:
         asked_ms = int(rejected.rejected_at.timestamp() * 1000)
         return self._land(DayRows(day, rejected.rows, len(rejected.rows), requests=0, asked_ms=asked_ms), self.now())
 
-    def _kept(self, day: date) -> Kept:
-        held = self.ledger[day]
-        return Kept(day, self.store.facts(self.endpoint, day), held.content_hash, held.settled, held.source)
+    def _kept(self, day: date) -> Kept | Failed:
+        held, facts = self.ledger[day], self.store.facts(self.endpoint, day)
+        if facts.rows != held.rows:
+            return self._failed(
+                day,
+                f"the source no longer has the day, and the table holds {facts.rows} rows of it instead of the {held.rows} that "
+                "landed: something else has changed them. Restore the day from a backup",
+            )
+        return Kept(day, facts, held.content_hash, held.settled, held.source)
 
     def _failed(self, day: date, reason: str) -> Failed:
         return Failed(day, _reason(reason, self.ledger.get(day)))

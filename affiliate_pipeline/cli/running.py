@@ -32,6 +32,7 @@ from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.ingest import connected, now_ms, plan_of
 from affiliate_pipeline.postgres import server
+from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.store import Ledger, Store
 from affiliate_pipeline.postgres.urls import libpq_environment
 from affiliate_pipeline.rest.redact import redact
@@ -88,6 +89,8 @@ def up(
             stack.callback(server.stop, home)
         with doing("PostgreSQL is starting"):
             url = environment.database_url()
+        with Store(url) as store:
+            store.require_ready()
         stack.callback(_stop_started, home)
         address = f"[bold]http://localhost:{port}[/bold]"
         dagster = None if once else _start_ui(home, port, stopping)
@@ -164,7 +167,10 @@ def plan(
 
 def _become(program: str, arguments: Sequence[str]) -> None:
     """Goes on as one of PostgreSQL's own programs, connected to the database."""
-    environment = settings.process_environment(**libpq_environment(settings.application().database_url()))
+    url = settings.application().database_url()
+    # The program would neither notice a pooler nor say what to do about an address that is wrong.
+    connect(url).close()
+    environment = settings.process_environment(**libpq_environment(url))
     path = str(server.binary(program))
     os.execve(path, [path, *arguments], environment)
 

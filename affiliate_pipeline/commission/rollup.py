@@ -13,7 +13,8 @@ from psycopg import sql
 
 from affiliate_pipeline.exchanges.spec import Earnings, Endpoint
 from affiliate_pipeline.postgres import ddl, ledger
-from affiliate_pipeline.postgres.store import Store, unavailable
+from affiliate_pipeline.postgres.connection import unavailable
+from affiliate_pipeline.postgres.store import Store
 
 TABLE, COLUMNS = "affiliate.daily_commission", ddl.DAILY_COMMISSION
 

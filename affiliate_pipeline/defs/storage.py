@@ -3,19 +3,27 @@ what makes an instance the application's, which settings count in an instance.""
 
 from typing import Any, ClassVar
 
+import click
 import dagster as dg
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.postgres.readiness import require_storage
+from affiliate_pipeline.postgres.server import ServerError
+from affiliate_pipeline.postgres.store import StoreUnavailable
 from affiliate_pipeline.postgres.urls import public_tables
-from affiliate_pipeline.settings import Environment, application, configured, set_default
+from affiliate_pipeline.settings import Environment, SettingsError, application, configured, set_default
 
 CONNECTION_USED_S = 1
 NO_TIMEOUT = 0
 ANY_NUMBER = -1
 # The materializations that end a step. It is Dagster itself that reads this, from the environment.
 EVENTS_WRITTEN_AT_ONCE = 1000
+
+
+class StorageUnavailable(click.ClickException):
+    """Dagster has no storage; its own commands show the reason, and no traceback."""
 
 
 class Storage(DagsterPostgresStorage, ConfigurableClass):
@@ -30,11 +38,16 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: object) -> "Storage":
+        environment = application()
+        try:
+            url = environment.database_url()
+            require_storage(url)
+        except (SettingsError, ServerError, StoreUnavailable) as error:
+            raise StorageUnavailable(f"{error}") from None
         # A bare postgresql:// means psycopg 3 to newer SQLAlchemy, with which dagster-postgres cannot write an event
         # (dagster issue 33958).
         schemas = {"affiliate", *(endpoint.exchange.name for endpoint in ENDPOINTS)}
-        environment = application()
-        url = public_tables(environment.database_url(), schemas)
+        url = public_tables(url, schemas)
         storage = cls(url.replace("postgresql://", "postgresql+psycopg2://", 1), inst_data=inst_data)
         cls.loaded = environment
         # A range of days writes three events a day, and would open seven connections a day for them: two thirds of what

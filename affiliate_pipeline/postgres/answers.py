@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from affiliate_pipeline.exchanges.spec import Answer
-from affiliate_pipeline.postgres.store import connect, unavailable
+from affiliate_pipeline.postgres.connection import connect, unavailable
 
 KEPT_HOURS = 6
 

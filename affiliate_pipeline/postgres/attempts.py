@@ -1,6 +1,6 @@
 """What was done at an exchange and has not landed yet: what `exchanges.spec.Attempts` is in the database."""
 
-from affiliate_pipeline.postgres.store import connect, unavailable
+from affiliate_pipeline.postgres.connection import connect, unavailable
 
 
 class AttemptStore:

@@ -11,7 +11,16 @@ from psycopg.rows import class_row
 
 from affiliate_pipeline.exchanges.binance.collection import Collection
 from affiliate_pipeline.postgres import ddl
-from affiliate_pipeline.postgres.store import connect, connect_prepared, execute_once, unavailable
+from affiliate_pipeline.postgres.connection import (
+    Lock,
+    connect,
+    connect_prepared,
+    execute_once,
+    explained,
+    try_lock,
+    unavailable,
+    unlock,
+)
 
 TABLE = "binance.kickback_historical_collection"
 # It is asked for the file the more seldom, the longer it takes: every 20th part of the time waited so far.
@@ -67,16 +76,14 @@ class Collections:
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Whether nobody else moves this source's collections meanwhile. Gone with the process that holds it."""
-        key = (self._source,)
-        lock = "(hashtext('affiliate_pipeline.collection'), hashtext(%s))"
-        if not self._run(f"select pg_try_advisory_lock{lock}", key).fetchone()[0]:
+        lock = Lock("affiliate_pipeline.collection", self._source)
+        if not try_lock(self._connection, lock, "the collections of the history"):
             yield False
             return
         try:
             yield True
         finally:
-            if not self._connection.closed:
-                self._run(f"select pg_advisory_unlock{lock}", key)
+            unlock(self._connection, lock)
 
     def open(self) -> list[Collection]:
         """Those that wait, are collected or can be landed, in the order they were asked for."""
@@ -121,13 +128,15 @@ class Collections:
         """The exchange is about to be asked for its days; from here on it may have been. False if another one turns out to
         be under way: its turn has not come."""
         try:
-            self._set(
-                number,
-                "state = 'collecting', path_before = %(path)s, requested_at = now(), polled_at = null",
-                path=path_before,
+            self._connection.execute(
+                f"update {TABLE} set state = 'collecting', path_before = %s, requested_at = now(), polled_at = null "
+                "where id = %s",
+                (path_before, number),
             )
         except psycopg.errors.UniqueViolation:
             return False
+        except psycopg.Error as error:
+            raise explained(error) from None
         return True
 
     def asked(self, number: int, code: int | None, msg: str, wait_s: float) -> None:

@@ -216,6 +216,15 @@ def data_columns(model: type[Row]) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, [*(column.name for column in columns(model)), "extra"]))
 
 
+def temporary_table(name: str, model: type[Row]) -> sql.Composed:
+    """Creates a table of the transaction with the endpoint's `data_columns`."""
+    data = [*((column.name, column.kind.sql) for column in columns(model)), ("extra", "jsonb")]
+    return sql.SQL("create temporary table {} ({}) on commit drop").format(
+        sql.Identifier(name),
+        sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(kind)) for column, kind in data),
+    )
+
+
 def table(name: sql.Identifier, model: type[Row], description: str) -> sql.Composed:
     """Creates the endpoint's table, or adds the columns that its schema has gained; never drops one."""
     # Nullability is the schema's matter, which may be mended: a table would keep what it was created with.

@@ -3,14 +3,16 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Self
 
 from psycopg.rows import class_row
 
-from affiliate_pipeline.postgres.store import OLDEST_SERVER, Ledger, connect, unavailable
+from affiliate_pipeline.postgres.connection import connect, unavailable
+from affiliate_pipeline.postgres.readiness import Problem, problems
+from affiliate_pipeline.postgres.store import Ledger
 
 # Dagster's daemons tell of themselves every 30 seconds, the scheduler once a minute.
 ALIVE_S = 150
@@ -49,9 +51,9 @@ class Examination:
     def version(self) -> int:
         return self._connection.info.server_version // 10000
 
-    @property
-    def is_new_enough(self) -> bool:
-        return self._connection.info.server_version >= OLDEST_SERVER
+    def problems(self, endpoints: Sequence[str]) -> Iterator[Problem]:
+        """What keeps days of these endpoints from landing in it."""
+        return problems(self._connection, endpoints)
 
     def ledgers(self) -> Mapping[str, Mapping[date, Ledger]]:
         """What has landed, by asset and day."""

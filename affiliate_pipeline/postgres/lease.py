@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from affiliate_pipeline.postgres.store import connect, unavailable
+from affiliate_pipeline.postgres.connection import connect, unavailable
 from affiliate_pipeline.rest.errors import Banned
 
 # A request has been answered or given up by then (client.TIMEOUT), so its slot is never taken by two.

@@ -10,7 +10,7 @@ from typing import Any, Self
 from psycopg.types.json import Jsonb
 
 from affiliate_pipeline.alerts import Alert
-from affiliate_pipeline.postgres.store import connect_prepared, unavailable
+from affiliate_pipeline.postgres.connection import Lock, connect_prepared, try_lock, unavailable, unlock
 from affiliate_pipeline.rest.redact import redact
 
 
@@ -61,14 +61,14 @@ class Outbox:
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Whether nobody else delivers meanwhile: two at once would send everything twice."""
-        if not self._one("select pg_try_advisory_lock(hashtext('affiliate_pipeline.alert'))"):
+        lock = Lock("affiliate_pipeline.alert")
+        if not try_lock(self._connection, lock, "the delivery of alerts"):
             yield False
             return
         try:
             yield True
         finally:
-            if not self._connection.closed:
-                self._one("select pg_advisory_unlock(hashtext('affiliate_pipeline.alert'))")
+            unlock(self._connection, lock)
 
     def waiting(self, target: str) -> list[Alert]:
         """The alerts that the target has not taken: those first that it was asked least often to take, then the oldest."""

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from affiliate_pipeline.exchanges.lbank.roster import AGENT_LEVELS, Member
 from affiliate_pipeline.postgres import ddl
-from affiliate_pipeline.postgres.store import connect, execute_once, unavailable
+from affiliate_pipeline.postgres.connection import Lock, connect, execute_once, locked, unavailable
 
 _COLUMNS = ("open_id", "user_level", "transaction", "deposit", "direct_invitation", "code", "create_time")
 
@@ -45,12 +45,8 @@ class Rosters:
 
     @contextmanager
     def refreshing(self) -> Iterator[None]:
-        with unavailable():
-            self._connection.execute("select pg_advisory_lock(hashtext('lbank.roster'))")
-            try:
-                yield
-            finally:
-                self._connection.execute("select pg_advisory_unlock(hashtext('lbank.roster'))")
+        with locked(self._connection, Lock("lbank.roster"), "the roster of LBank"):
+            yield
 
     def update(self, rows: Iterable[Mapping[str, object]], as_of_ms: int) -> None:
         seen = datetime.fromtimestamp(as_of_ms / 1000, UTC)

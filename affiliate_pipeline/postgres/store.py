@@ -1,7 +1,7 @@
 """The only runner of SQL on the data: lands a day in one transaction, and keeps the ledger of what has landed."""
 
 import json
-import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,100 +13,31 @@ from psycopg import sql
 from psycopg.rows import class_row
 
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.postgres import ddl
+from affiliate_pipeline.postgres import ddl, readiness
+from affiliate_pipeline.postgres.connection import (
+    Lock,
+    connect,
+    connect_prepared,
+    execute_once,
+    is_unusable,
+    locked,
+    unavailable,
+)
+from affiliate_pipeline.postgres.connection import (
+    StoreUnavailable as StoreUnavailable,
+)
 from affiliate_pipeline.rest.redact import redact
 from affiliate_pipeline.schema import columns
 from affiliate_pipeline.spool import Spool
 
-OLDEST_SERVER = 140000
-
-log = logging.getLogger(__name__)
-
-
-_RUN = "hashtext('affiliate_pipeline.run'), hashtext(%s)"
+_ASSET = "affiliate_pipeline.asset"
+_RUN = "affiliate_pipeline.run"
+# A lock of a landing transaction. Its own kind: a session that has leaked an asset's lock must not block it.
+_DAY = "affiliate_pipeline.day"
 
 
 class StoreError(Exception):
-    """The database refused one day; the text is for a person."""
-
-
-class StoreUnavailable(Exception):
-    """The database cannot be used at all; the text is for a person."""
-
-
-@contextmanager
-def unavailable() -> Iterator[None]:
-    """Turns the errors of a lost connection, a full disk and the like into `StoreUnavailable`."""
-    try:
-        yield
-    except psycopg.errors.DiskFull as error:
-        raise StoreUnavailable(
-            f"the disk of the database is full ({redact(error.diag.message_primary)}). Free space, then materialize again"
-        ) from None
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise StoreUnavailable(
-            f"the database's role lacks a right: {redact(error.diag.message_primary)}. Let the role of "
-            "AFFILIATE_DATABASE_URL create schemas in the database and own what is in them"
-        ) from None
-    except psycopg.OperationalError as error:
-        raise StoreUnavailable(
-            f"the database cannot be used: {redact(str(error).strip())}. Check that it runs and that "
-            "AFFILIATE_DATABASE_URL is right, then materialize again"
-        ) from None
-
-
-def connect(url: str, *, autocommit: bool = False, durable: bool = True) -> psycopg.Connection:
-    """A connection whose session speaks UTC and ISO dates, whatever the server, the role or the URL prefer.
-
-    Not durable: what it wrote last may be forgotten if the server crashes, and a commit does not wait for the disk.
-    """
-    with unavailable():
-        connection = psycopg.connect(
-            url, autocommit=True, connect_timeout=10, client_encoding="utf8", application_name="affiliate_pipeline"
-        )
-        connection.execute("set timezone = 'UTC'; set datestyle = 'ISO, YMD'")
-        # A machine that died without a word must not hold a lock for hours.
-        connection.execute(
-            "set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3"
-        )
-        if not durable:
-            connection.execute("set synchronous_commit = off")
-        connection.autocommit = autocommit
-        return connection
-
-
-def execute_once(connection: psycopg.Connection, statements: str | sql.Composed) -> None:
-    """Runs DDL that says `if not exists`, which alone is not safe from two processes at once."""
-    with unavailable():
-        # Waited for in a transaction of its own: one that began before would not see what the other has created.
-        with connection.transaction():
-            connection.execute("select pg_advisory_lock(hashtext('affiliate_pipeline.ddl'))")
-        try:
-            with connection.transaction():
-                connection.execute(statements)
-        finally:
-            if not connection.closed:
-                with connection.transaction():
-                    connection.execute("select pg_advisory_unlock(hashtext('affiliate_pipeline.ddl'))")
-
-
-def connect_prepared(url: str, *, autocommit: bool = False) -> psycopg.Connection:
-    """`connect`, to a database that is new enough and has the tables of `ddl.BOOKKEEPING`."""
-    connection = connect(url, autocommit=autocommit)
-    try:
-        version = connection.info.server_version
-        if version < OLDEST_SERVER:
-            raise StoreUnavailable(f"the database is PostgreSQL {version // 10000}; it has to be 14 or newer")
-        with unavailable(), connection.transaction():
-            row = connection.execute(
-                "select obj_description(to_regnamespace('affiliate'), 'pg_namespace') = %s", (ddl.BOOKKEEPING_VERSION,)
-            ).fetchone()
-        if not (row and row[0]):
-            execute_once(connection, ddl.BOOKKEEPING)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    """The database refused one day, and nothing of it has changed; the text is for a person."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +91,14 @@ class Facts:
 @dataclass(frozen=True)
 class Replaced:
     """What landing a day came to: whether rows were written, what the table then holds, what it held before if the day
-    had settled by then and was changed, and the unknown fields that no day before had."""
+    had settled by then and was changed, the unknown fields that no day before had, and how the table differed from the
+    ledger before (nothing if it did not)."""
 
     changed: bool
     facts: Facts
     restated: Facts | None
     new_fields: Sequence[str]
+    difference: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,7 +133,7 @@ class Shrunken(StoreError):
 def is_worked_for(url: str, run_id: str) -> bool:
     """Whether a process that said so (`Store.work_for`) is alive and connected."""
     with connect(url, autocommit=True) as connection, unavailable():
-        row = connection.execute(f"select pg_try_advisory_lock({_RUN})", (run_id,)).fetchone()
+        row = connection.execute(sql.SQL("select pg_try_advisory_lock({})").format(Lock(_RUN, run_id).key)).fetchone()
         return not (row and row[0])
 
 
@@ -210,6 +143,8 @@ class Store:
     def __init__(self, url: str):
         self.url = url
         self._connection = connect_prepared(url)
+        # The assets whose lock this store believes to hold.
+        self._alone: set[str] = set()
 
     @property
     def connection(self) -> psycopg.Connection:
@@ -222,36 +157,28 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
+    def require_ready(self, *endpoints: Endpoint) -> None:
+        """Raises `StoreUnavailable` if days, of these endpoints among others, cannot land in the database."""
+        readiness.require(self._connection, [endpoint.key for endpoint in endpoints])
+
     def work_for(self, run_id: str) -> None:
-        """From now on until this connection ends, the run is worked for."""
+        """From now on until this connection ends, the run is worked for. Raises `StoreUnavailable` if nothing can land."""
+        self.require_ready()
         with unavailable(), self._connection.transaction():
-            self._connection.execute(f"select pg_advisory_lock_shared({_RUN})", (run_id,))
+            self._connection.execute(sql.SQL("select pg_advisory_lock_shared({})").format(Lock(_RUN, run_id).key))
 
     @contextmanager
     def alone(self, endpoint: Endpoint) -> Iterator[None]:
-        """Nobody else lands the asset meanwhile; waits for whoever does.
+        """No other run lands the asset meanwhile; waits for the one that does.
 
         A lock of this connection, and not a Dagster pool: it is gone with the process that held it, however that ended.
         """
-        with unavailable():
-            if not self._lock("pg_try_advisory_lock", endpoint):
-                log.info("%s: another run is landing it; waiting for its end", endpoint.key)
-                self._lock("pg_advisory_lock", endpoint)
-        try:
-            yield
-        finally:
-            # A connection that is lost says so only when it is used.
-            if not self._connection.closed:
-                with unavailable():
-                    self._lock("pg_advisory_unlock", endpoint)
-
-    def _lock(self, function: str, endpoint: Endpoint) -> bool:
-        with self._connection.transaction():
-            row = self._connection.execute(
-                sql.SQL("select {}(hashtext('affiliate_pipeline.asset'), hashtext(%s))").format(sql.SQL(function)),
-                (endpoint.key,),
-            ).fetchone()
-        return bool(row and row[0])
+        with locked(self._connection, Lock(_ASSET, endpoint.key), endpoint.key):
+            self._alone.add(endpoint.key)
+            try:
+                yield
+            finally:
+                self._alone.remove(endpoint.key)
 
     def create_table(self, endpoint: Endpoint) -> None:
         """The endpoint's table exists and has all columns of its schema."""
@@ -286,36 +213,125 @@ class Store:
         """Replaces the day by these rows, or adds them to those that stay, in one transaction; unless it already holds
         exactly them.
 
-        Raises `Shrunken`, `StoreError` or `StoreUnavailable`, each with nothing changed.
+        What the day then holds is compared with these rows before the commit. Raises `Shrunken`, `StoreError` or
+        `StoreUnavailable`, each with nothing changed.
         """
         key = {"asset": endpoint.key, "partition": day.partition}
-        try:
-            with unavailable(), self._connection.transaction():
-                held = self.ledger(endpoint, [day.partition]).get(day.partition)
-                if held:
-                    # To be compared before anything is written. Where there is nothing to compare with, a block is copied
-                    # while the next one is made.
-                    day.blocks = Spool(day.blocks)
-                if held and held.content_hash == day.content_hash and held.rows == day.rows:
-                    self._connection.execute(
-                        "update affiliate.landing set checked_at = now(), settled = %(settled)s "
-                        "where asset = %(asset)s and partition = %(partition)s",
-                        {**key, "settled": day.settled},
-                    )
-                    self._forget_rejected(key)
-                    return Replaced(False, self.facts(endpoint, day.partition), None, self._new_fields(day, key))
-                if held and day.rows < held.rows and not day.may_shrink:
-                    raise Shrunken(f"{held.rows} rows had landed and the source now has {day.rows}")
-                self._refuse_left_out(endpoint, day)
-                self._refuse_unlisted(endpoint, day)
-                restated = self.facts(endpoint, day.partition) if held and held.settled else None
-                self._replace(endpoint, day, key, after_settling=restated is not None)
+        with unavailable():
+            try:
+                with self._connection.transaction():
+                    return self._land(endpoint, day, key)
+            except psycopg.Error as error:
+                if self._connection.closed or is_unusable(error):
+                    raise
+                raise StoreError(f"PostgreSQL refused the rows: {_refusal(error)}") from None
+
+    def _land(self, endpoint: Endpoint, day: Day, key: dict[str, Any]) -> Replaced:
+        oddities = self._begin(endpoint, day.partition)
+        held = self.ledger(endpoint, [day.partition]).get(day.partition)
+        if held or oddities:
+            # To be compared before anything is written. Where there is nothing to compare with, a block is copied
+            # while the next one is made.
+            day.blocks = Spool(day.blocks)
+        difference = ""
+        if held and held.content_hash == day.content_hash and held.rows == day.rows:
+            facts = self._facts(endpoint, day.partition)
+            if not (difference := self._difference(endpoint, day, facts)):
+                self._connection.execute(
+                    "update affiliate.landing set checked_at = now(), settled = %(settled)s "
+                    "where asset = %(asset)s and partition = %(partition)s",
+                    {**key, "settled": day.settled},
+                )
                 self._forget_rejected(key)
-                return Replaced(True, self.facts(endpoint, day.partition), restated, self._new_fields(day, key))
-        except psycopg.Error as error:
+                return Replaced(False, facts, None, self._new_fields(day, key))
+        if held and day.rows < held.rows and not day.may_shrink:
+            raise Shrunken(f"{held.rows} rows had landed and the source now has {day.rows}")
+        self._refuse_left_out(endpoint, day)
+        self._refuse_unlisted(endpoint, day)
+        restated = self._facts(endpoint, day.partition) if held and held.settled and not difference else None
+        self._replace(endpoint, day, key, keep_superseded=bool(restated or difference))
+        self._forget_rejected(key)
+        facts = self._facts(endpoint, day.partition)
+        self._refuse_difference(endpoint, day, facts, oddities)
+        return Replaced(True, facts, restated, self._new_fields(day, key), difference)
+
+    def _begin(self, endpoint: Endpoint, day: date) -> list[str]:
+        """Begins the day's transaction: no other one lands the day before this one ends, whatever became of session locks.
+
+        Returns what of the table could change rows while they are written. Raises `StoreError` if another session has the
+        asset's lock by now.
+        """
+        kinds = {column.name: column.kind.sql for column in columns(endpoint.schema)} | {"extra": "jsonb"}
+        with self._connection.cursor() as cursor:
+            # Each statement sees what was committed before it began: the ones after the lock all of an earlier landing.
+            cursor.execute(
+                sql.SQL(
+                    "select pg_advisory_xact_lock({day}); "
+                    # From here on, nobody else changes the table's definition.
+                    "lock table {table} in row exclusive mode; "
+                    "select exists (select {held} and pid = pg_backend_pid()), array("
+                    "select 'trigger ' || tgname from pg_trigger where tgrelid = t.oid and not tgisinternal union all "
+                    "select 'a table that is not an ordinary one' where relkind <> 'r' union all "
+                    "select 'column ' || attname || ' ' || format_type(atttypid, atttypmod) from pg_attribute "
+                    "join unnest({names}::text[], {kinds}::regtype[]) as schema (name, kind) on name = attname "
+                    "where attrelid = t.oid and not attisdropped and (atttypid, atttypmod) <> (kind::oid, -1)) "
+                    "from pg_class t where t.oid = {name}::regclass"
+                ).format(
+                    day=Lock(_DAY, f"{endpoint.key} {day}").key,
+                    table=_table(endpoint),
+                    held=Lock(_ASSET, endpoint.key).held,
+                    names=list(kinds),
+                    kinds=list(kinds.values()),
+                    name=_table(endpoint).as_string(self._connection),
+                )
+            )
+            while cursor.nextset():
+                pass
+            ((is_alone, oddities),) = cursor.fetchall()
+        if endpoint.key in self._alone and not is_alone:
             raise StoreError(
-                f"PostgreSQL refused the rows: {redact(error.diag.message_primary or type(error).__name__)}"
-            ) from None
+                "this run no longer holds the asset's lock, so another one may be landing the day: a pooler that gives each "
+                "transaction another session loses it. Use the direct address of the server in AFFILIATE_DATABASE_URL"
+            )
+        return oddities
+
+    def _difference(self, endpoint: Endpoint, day: Day, facts: Facts, *, written: bool = False) -> str:
+        """How the day's rows in the table, or those that this transaction has written, differ from these; empty if they do
+        not. Compared as texts: to `numeric`, 1.0 and 1.00 are the same."""
+        if facts.rows != day.rows:
+            return f"{facts.rows} rows instead of {day.rows}"
+        if day.stay and not written:  # rows that were not received again
+            return ""
+        names = ddl.data_columns(endpoint.schema)
+        self._connection.execute(ddl.temporary_table("received", endpoint.schema))
+        self._copy(sql.Identifier("received"), names, day)
+        content = "select count(*) || ' ' || coalesce(sum(hashtextextended(each::text, 0)), 0) from ({}) each"
+        received = sql.SQL("select {} from received").format(names)
+        stored = sql.SQL("select {} from {} where partition_date = {} and {}").format(
+            names, _table(endpoint), day.partition, sql.SQL("landed_at = now()" if written else "true")
+        )
+        same = sql.SQL(f"select ({content}) = ({content})").format(received, stored)
+        row = self._connection.execute(same).fetchone()
+        self._connection.execute("drop table received")
+        return "" if row and row[0] else "other values"
+
+    def _refuse_difference(self, endpoint: Endpoint, day: Day, facts: Facts, oddities: Sequence[str]) -> None:
+        """Raises `StoreError` unless the day holds what was to be written.
+
+        The content is read back only where something of the table (see `_begin`) could have changed it.
+        """
+        difference = "" if facts.rows == day.rows else f"{facts.rows} rows instead of {day.rows}"
+        if oddities and not difference:
+            # Deferred triggers would act after the comparison.
+            self._connection.execute("set constraints all immediate")
+            difference = self._difference(endpoint, day, self._facts(endpoint, day.partition), written=True)
+        if difference:
+            named = f" ({', '.join(oddities)})" if oddities else ""
+            raise StoreError(
+                f"{endpoint.key.replace('/', '.')} would hold {difference} for the day, so it was not changed. Something else "
+                f"writes to this table or changes what is written to it{named}: "
+                "stop or remove it"
+            )
 
     def _refuse_left_out(self, endpoint: Endpoint, day: Day) -> None:
         if not day.left_out:
@@ -350,11 +366,11 @@ class Store:
                 f"the exchange sent no list (null) where rows had landed{f', such as of {what}' if what else ''}"
             )
 
-    def _replace(self, endpoint: Endpoint, day: Day, key: dict[str, Any], after_settling: bool) -> None:
+    def _replace(self, endpoint: Endpoint, day: Day, key: dict[str, Any], keep_superseded: bool) -> None:
         run = self._connection.execute
         table, names = _table(endpoint), ddl.data_columns(endpoint.schema)
         held = sql.SQL("select {} from {} where partition_date = {}").format(names, table, day.partition)
-        if after_settling:
+        if keep_superseded:
             run(sql.SQL("create temporary table superseded on commit drop as {}").format(held))
         if not day.stay:
             run(sql.SQL("delete from {} where partition_date = {}").format(table, day.partition))
@@ -362,16 +378,10 @@ class Store:
             "select set_config('affiliate.partition_date', %s, true), set_config('affiliate.run_id', %s, true)",
             (day.partition.isoformat(), day.run_id),
         )
-        copy = sql.SQL("copy {} ({}) from stdin (format csv)").format(table, names)
-        with self._connection.cursor() as cursor:
-            with cursor.copy(copy) as copying:
-                for block in day.blocks:
-                    copying.write(block)
-            if cursor.rowcount != day.rows - day.stay:
-                raise StoreError(f"{day.rows - day.stay} rows were sent to PostgreSQL and {cursor.rowcount} arrived")
+        self._copy(table, names, day)
         if endpoint.appends:
             run("delete from affiliate.attempt where asset = %s and source = %s", (endpoint.key, day.source))
-        if after_settling:
+        if keep_superseded:
             # Compared as texts: to `numeric`, 1.0 and 1.00 are the same.
             run(
                 sql.SQL(
@@ -400,6 +410,15 @@ class Store:
             },
         )
 
+    def _copy(self, table: sql.Identifier, names: sql.Composed, day: Day) -> None:
+        copy = sql.SQL("copy {} ({}) from stdin (format csv)").format(table, names)
+        with self._connection.cursor() as cursor:
+            with cursor.copy(copy) as copying:
+                for block in day.blocks:
+                    copying.write(block)
+            if cursor.rowcount != day.rows - day.stay:
+                raise StoreError(f"{day.rows - day.stay} rows were sent to PostgreSQL and {cursor.rowcount} arrived")
+
     def _new_fields(self, day: Day, key: Mapping[str, Any]) -> list[str]:
         if not day.unknown_fields:
             return []
@@ -417,6 +436,10 @@ class Store:
 
     def facts(self, endpoint: Endpoint, day: date) -> Facts:
         """What the table holds for the day."""
+        with unavailable(), self._connection.transaction():
+            return self._facts(endpoint, day)
+
+    def _facts(self, endpoint: Endpoint, day: date) -> Facts:
         parts = {
             "group": sql.Identifier(endpoint.total[1]) if endpoint.total else sql.SQL("null"),
             "amount": sql.Identifier(endpoint.total[0]) if endpoint.total else sql.SQL("null::numeric"),
@@ -432,8 +455,7 @@ class Store:
             "max({instant}) from {table} "
             "where partition_date = {day} group by 1 order by 1"
         ).format(**parts)
-        with unavailable(), self._connection.transaction():
-            groups = self._connection.execute(statement).fetchall()
+        groups = self._connection.execute(statement).fetchall()
         return Facts(
             rows=sum(count for _, _, count, *_ in groups),
             fee_above_volume=sum(wrong for *_, wrong, _, _ in groups),
@@ -507,6 +529,8 @@ class Store:
             "from stdin"
         )
         with self._connection.transaction():
+            lock = Lock(_DAY, f"{key['asset']} {key['partition']}").key
+            self._connection.execute(sql.SQL("select pg_advisory_xact_lock({})").format(lock))
             self._forget_rejected(key)
             with self._connection.cursor() as cursor, cursor.copy(copy) as copying:
                 for payload in payloads:
@@ -525,6 +549,14 @@ class Store:
             return None
         source, rejected_at, reason, complete, _ = found[0]
         return Rejected(source, rejected_at, reason, complete, [payload.encode() for *_, payload in found])
+
+
+def _refusal(error: psycopg.Error) -> str:
+    """What PostgreSQL says of rows that it refused, and of which: the rest of its words quotes them whole."""
+    place = re.search(r"^COPY .*?, line ([0-9]+)(?:, column (\w+))?", error.diag.context or "")
+    column = error.diag.column_name or (place and place[2])
+    named = [*([f"row {place[1]}"] if place else []), *([f"column {column}"] if column else [])]
+    return redact(error.diag.message_primary or type(error).__name__) + (f" ({', '.join(named)})" if named else "")
 
 
 def _table(endpoint: Endpoint) -> sql.Identifier:

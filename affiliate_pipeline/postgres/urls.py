@@ -1,23 +1,41 @@
 """URLs of databases on servers that are not ours to start. The embedded server is in `server.py`."""
 
-from collections.abc import Collection
-from urllib.parse import quote
+from collections.abc import Collection, Mapping
+from urllib.parse import quote, urlencode
 
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
+
+from affiliate_pipeline.postgres.connection import parameters
 
 
 def libpq_environment(url: str) -> dict[str, str]:
     """The URL as libpq's environment variables: a password on a command line can be read by everybody."""
     variables = {option.keyword.decode(): option.envvar for option in Conninfo.get_defaults()}
-    given = conninfo_to_dict(url).items()
-    return {variable.decode(): str(value) for name, value in given if (variable := variables.get(name))}
+    given = parameters(url).items()
+    return {variable.decode(): value for name, value in given if (variable := variables.get(name))}
 
 
 def public_tables(url: str, schemas: Collection[str]) -> str:
-    """The URL, with sessions that keep tables in `public` even where the role is called like one of these schemas: such
-    a schema would lead the search path."""
-    given = conninfo_to_dict(url)
-    if given.get("user") not in schemas or "options" in given:
-        return url
-    return f"{url}{'&' if '?' in url else '?'}options={quote('-c search_path=public', safe='')}"
+    """The URL as SQLAlchemy reads it too, with sessions that keep tables in `public` even where the role is called like
+    one of these schemas: such a schema would lead the search path."""
+    given = parameters(url)
+    if given.get("user") in schemas:
+        given = {"options": "-c search_path=public"} | given
+    return _url(given)
+
+
+def _url(given: Mapping[str, str]) -> str:
+    rest = dict(given)
+    credentials = quote(rest.pop("user", ""), safe="")
+    if "password" in rest:
+        credentials += f":{quote(rest.pop('password'), safe='')}"
+    name = quote(rest.pop("dbname", ""), safe="")
+    address = ""
+    # Several hosts, and the folder of a socket, are given as parameters: so SQLAlchemy takes them.
+    if not set(",/") & set(rest.get("host", "")):
+        host = rest.pop("host", "")
+        address = (f"[{host}]" if ":" in host else host) + (f":{rest.pop('port')}" if host and "port" in rest else "")
+    return (
+        f"postgresql://{credentials}{'@' if credentials else ''}{address}/{name}"
+        f"{'?' if rest else ''}{urlencode(rest, quote_via=quote, safe='')}"
+    )

@@ -8,7 +8,8 @@ from datetime import date, datetime
 from enum import IntEnum
 from typing import Self
 
-from affiliate_pipeline.postgres.store import Ledger, connect_prepared, unavailable
+from affiliate_pipeline.postgres.connection import connect_prepared, unavailable
+from affiliate_pipeline.postgres.store import Ledger
 
 
 class Said(IntEnum):

@@ -76,7 +76,7 @@ def test_a_malformed_database_url(healthy, checked, monkeypatch):
 
 
 def test_a_database_that_is_too_old(healthy, checked, monkeypatch):
-    monkeypatch.setattr("affiliate_pipeline.postgres.examination.OLDEST_SERVER", 990000)
+    monkeypatch.setattr("affiliate_pipeline.postgres.connection.OLDEST_SERVER", 990000)
     wrong = checked()
     assert list(wrong) == ["database"] and "too old" in wrong["database"]
 

@@ -1,0 +1,110 @@
+"""Whether a database can take what lands: looked at before an exchange is requested, and by `check`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from affiliate_pipeline.postgres.connection import (
+    READ_ONLY,
+    READ_ONLY_ACTION,
+    ROLE_ACTION,
+    StoreUnavailable,
+    connect,
+    unavailable,
+)
+
+# What landing does with the tables of `ddl.BOOKKEEPING`, and with an endpoint's own.
+_RIGHTS = {
+    "affiliate.landing": "select insert update",
+    "affiliate.rejected_row": "select insert delete",
+    "affiliate.superseded_row": "insert",
+    "affiliate.unknown_field": "select insert",
+    "affiliate.lease": "select insert update",
+}
+_ENDPOINT_RIGHTS = "select insert delete"
+
+_LOOK = """
+select pg_is_in_recovery(),
+    (select reset_val from pg_settings where name = 'default_transaction_read_only') = 'on',
+    current_setting('server_encoding'),
+    has_database_privilege(current_database(), 'temporary'),
+    has_database_privilege(current_database(), 'create'),
+    array(select schema from unnest(%(schemas)s::text[]) schema
+        where to_regnamespace(quote_ident(schema)) is null),
+    array(select schema from unnest(%(schemas)s::text[]) schema
+        where to_regnamespace(quote_ident(schema)) is not null
+        and not has_schema_privilege(to_regnamespace(quote_ident(schema)), 'usage')),
+    array(select "right" || ' on ' || name from unnest(%(tables)s::text[], %(rights)s::text[]) as needed (name, "right")
+        where not has_table_privilege(to_regclass(name), "right")),
+    array(select name from unnest(%(tables)s::text[]) name where row_security_active(to_regclass(name)))
+"""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why days cannot land in a database, and what to do."""
+
+    what: str
+    action: str
+
+
+def problems(connection: psycopg.Connection, endpoints: Sequence[str]) -> Iterator[Problem]:
+    """What keeps days of these endpoints (`exchange/name`) from landing; changes nothing."""
+    rights = _RIGHTS | {key.replace("/", "."): _ENDPOINT_RIGHTS for key in endpoints}
+    needed = [(name, right) for name, each in rights.items() for right in each.split()]
+    values = {
+        "schemas": sorted({name.partition(".")[0] for name in rights}),
+        "tables": [name for name, _ in needed],
+        "rights": [right for _, right in needed],
+    }
+    with unavailable(), connection.transaction():
+        found = connection.execute(_LOOK, values).fetchone()
+    assert found
+    is_standby, is_read_only, encoding, may_use_temporary, may_create, missing, closed, lacking, hidden = found
+    if is_standby:
+        yield Problem(f"{READ_ONLY}: its address leads to a standby", READ_ONLY_ACTION)
+    elif is_read_only:
+        yield Problem(f"{READ_ONLY} (default_transaction_read_only is on)", READ_ONLY_ACTION)
+    if encoding != "UTF8":
+        yield Problem(
+            f"the database's encoding is {encoding}, which cannot hold every text that an exchange may send",
+            "Create a database with `create database … encoding 'UTF8' template template0` and set its address in "
+            "AFFILIATE_DATABASE_URL",
+        )
+    if not may_use_temporary:
+        lacking = ["temporary on the database", *lacking]
+    if missing and not may_create:
+        lacking = [f"create on the database (for schema {', '.join(missing)})", *lacking]
+    lacking = [*(f"usage on schema {schema}" for schema in closed), *dict.fromkeys(lacking)]
+    if lacking:
+        yield Problem(f"the database's role lacks a right: {', '.join(lacking)}", ROLE_ACTION)
+    if hidden:
+        yield Problem(
+            f"row-level security hides rows from the database's role in {', '.join(dict.fromkeys(hidden))}",
+            "Use the owner of these tables, or a role with `bypassrls`",
+        )
+
+
+def require_storage(url: str) -> None:
+    """Raises `StoreUnavailable` if Dagster cannot keep its own tables in the database."""
+    with connect(url, autocommit=True) as connection:
+        for problem in problems(connection, []):
+            if problem.what.startswith(READ_ONLY):
+                raise StoreUnavailable(problem.what, problem.action)
+        with unavailable():
+            row = connection.execute(
+                "select to_regclass('public.runs') is not null or has_schema_privilege('public', 'create') "
+                "where to_regnamespace('public') is not null"
+            ).fetchone()
+    if row and not row[0]:
+        raise StoreUnavailable(
+            "the database's role lacks a right: create on schema public, where Dagster keeps its tables",
+            "Grant it: `grant create on schema public to <role>`",
+        )
+
+
+def require(connection: psycopg.Connection, endpoints: Sequence[str]) -> None:
+    """Raises `StoreUnavailable` if days of these endpoints cannot land."""
+    for problem in problems(connection, endpoints):
+        raise StoreUnavailable(problem.what, problem.action)

@@ -1,0 +1,185 @@
+"""Through a pooler that gives each transaction another session nothing is landed twice, and nothing waits forever."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from affiliate_pipeline.cli import main
+from affiliate_pipeline.ingest import Failed, Landed, connected, ingest
+from affiliate_pipeline.postgres import connection
+from affiliate_pipeline.postgres.store import Store
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY, SETTLED, landed, rebates, sent
+from affiliate_pipeline_tests.pgbouncer import needs_pgbouncer, pgbouncer
+
+TWO_RUNS = Path(__file__).parent / "transaction-pooler" / "two_runs.py"
+REFUSED = "leads through a pooler in transaction or statement mode"
+
+
+@pytest.fixture(autouse=True)
+def nothing_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process has seen of an address does not outlive the test."""
+    monkeypatch.setattr(connection, "_proven", set())
+
+
+@pytest.fixture
+def pooled(database_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL through a pooler in transaction mode, or in the one given."""
+    with pgbouncer(database_url, tmp_path, **{"mode": "transaction"} | getattr(request, "param", {})) as url:
+        yield url
+
+
+def two_runs(url: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, TWO_RUNS, url], capture_output=True, text=True, env=dict(os.environ))
+
+
+@needs_pgbouncer
+@pytest.mark.parametrize(
+    "pooled",
+    [
+        {"mode": "transaction"},
+        {"mode": "statement"},
+        {"mode": "transaction", "default_pool_size": 1},
+        {"mode": "transaction", "server_round_robin": 1, "min_pool_size": 5},
+    ],
+    indirect=True,
+    ids=["transaction", "statement", "one session", "many sessions in turn"],
+)
+def test_two_runs_through_it_are_refused_by_name(pooled, query):
+    run = two_runs(pooled)
+    assert run.returncode
+    assert REFUSED in run.stderr and "direct address" in run.stderr
+    assert query("select to_regclass('affiliate.landing')") == [(None,)]
+
+
+@needs_pgbouncer
+@pytest.mark.parametrize("pooled", [{"mode": "session"}], indirect=True)
+def test_two_runs_through_one_that_pools_whole_sessions_land_the_day_once(pooled):
+    assert two_runs(pooled).stdout == "(399, Decimal('39.9')) should be 399 rows, 39.9\n"
+
+
+@needs_pgbouncer
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check"],
+        ["up", "--once"],
+        ["report"],
+        ["psql", "-c", "select 1"],
+        ["pg_dump"],
+        ["plan", KEY, f"{SETTLED}"],
+        ["export", KEY, f"{SETTLED}"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_command_refuses_it(sandbox, pooled, command, monkeypatch, capfd):
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", pooled)
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr(sys, "argv", ["affiliate-pipeline", *command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = "".join(capfd.readouterr())
+    assert ended.value.code == 1
+    assert REFUSED in told and "direct address" in told
+    assert "Traceback" not in told
+
+
+@needs_pgbouncer
+def test_a_run_refuses_it_before_the_exchange_is_requested(sandbox, pooled, monkeypatch):
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", pooled)
+    run = materialize(KEY, DAYS)
+    assert sorted(run.failed) == DAYS
+    assert run.message.count(REFUSED) == 1
+    assert sandbox.requests == []
+
+
+@needs_pgbouncer
+def test_landing_is_safe_even_where_it_is_not_noticed(sandbox, pooled, database_url, query, monkeypatch):
+    monkeypatch.setattr(connection, "_prove_session", lambda *_: None)
+    rows = rebates(SETTLED, 399)
+    sandbox.binance.set_rebates(rows)
+    with Store(database_url) as store:
+        store.create_table(ENDPOINT)
+    outcomes = []
+
+    def land(url: str) -> None:
+        with Store(url) as store, connected(ENDPOINT, store) as session:
+            outcomes.extend(ingest(ENDPOINT, [SETTLED], session=session, store=store, run_id="r"))
+
+    # Psycopg prepares what is executed often, which such a pooler cannot follow.
+    monkeypatch.setattr(psycopg.Connection, "prepare_threshold", None)
+    monkeypatch.setattr(connection, "LOCK_CHECK_S", 0.2)
+    monkeypatch.setattr(connection, "SILENT_HOLDER_S", 1)
+    threads = [threading.Thread(target=land, args=(pooled,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(outcomes) == len(threads)
+    lost = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    assert all("no longer holds the asset's lock" in each.reason or "is no live run" in each.reason for each in lost)
+    if any(isinstance(outcome, Landed) for outcome in outcomes):
+        assert landed(query, SETTLED) == sent(rows)
+    assert query("select count(*) from affiliate.rejected_row") in ([(0,)], [(399,)])
+
+
+def test_a_run_that_has_lost_its_lock_changes_nothing_and_keeps_the_rows(sandbox, query, monkeypatch):
+    rows = rebates(SETTLED, 300)
+    sandbox.binance.set_rebates(rows)
+    land = Store.land
+
+    def unlock_and_land(store, *args):
+        store.connection.execute("select pg_advisory_unlock_all()")
+        store.connection.commit()
+        return land(store, *args)
+
+    monkeypatch.setattr(Store, "land", unlock_and_land)
+    run = materialize(KEY, [SETTLED])
+    assert "no longer holds the asset's lock" in run.failed[SETTLED]
+    assert query("select count(*) from binance.rebate_recent_record") == [(0,)]
+    assert query("select count(*) from affiliate.rejected_row") == [(len(rows),)]
+
+
+def leak(database_url: str, name: str) -> psycopg.Connection:
+    """A session that nobody uses and that holds the asset's lock."""
+    holder = psycopg.connect(database_url, autocommit=True, application_name=name)
+    holder.execute("select pg_advisory_lock(hashtext('affiliate_pipeline.asset'), hashtext(%s))", (KEY,))
+    return holder
+
+
+@pytest.mark.parametrize("name", ["", "psql", "affiliate_pipeline"])
+def test_a_lock_that_no_live_run_holds_is_not_waited_for(sandbox, database_url, monkeypatch, name):
+    monkeypatch.setattr(connection, "SILENT_HOLDER_S", 0)
+    with leak(database_url, name) as holder:
+        run = materialize(KEY, DAYS)
+        pid = holder.info.backend_pid
+    assert sorted(run.failed) == DAYS
+    assert f"held by the database session {pid} ({name or 'no name'}, connected since" in run.failed[SETTLED]
+    assert f"pg_terminate_backend({pid})" in run.failed[SETTLED]
+    assert sandbox.requests == []
+
+
+def test_a_live_run_is_waited_for(sandbox, database_url, query, monkeypatch):
+    monkeypatch.setattr(connection, "LOCK_CHECK_S", 0.5)
+    sandbox.binance.set_rebates(rebates(SETTLED, 10))
+    runs = Counter()
+
+    def land() -> None:
+        runs[materialize(KEY, [SETTLED]).success] += 1
+
+    with leak(database_url, "affiliate_pipeline 1@elsewhere"):
+        thread = threading.Thread(target=land)
+        thread.start()
+        while not query("select 1 from pg_locks where locktype = 'advisory' and not granted"):
+            assert thread.is_alive()
+        assert not runs
+    thread.join()
+    assert runs == {True: 1}
