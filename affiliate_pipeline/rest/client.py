@@ -34,6 +34,8 @@ from affiliate_pipeline.rest.redact import redact, silence_http_logs
 ATTEMPTS = 10
 SILENCE_LIMIT_S = 90
 LONGEST_PAUSE_S = 300
+# Twice as long as the longest ban that is known; an exchange that names more has no such time in mind.
+LONGEST_BAN_S = 7 * 86_400
 DEFAULT_PAUSE_S = 10
 TIMEOUT = httpx.Timeout(20, connect=10)
 # Shorter than postgres.lease.HOLD_S, so that a slot is never given to somebody else while its request is under way.
@@ -273,6 +275,7 @@ class Client:
             return  # it may have been done, which is to be found out before anything else
         if pause_s is None:
             return
+        pause_s = min(pause_s, LONGEST_BAN_S)
         self._limit.pause(pause_s)
         if pause_s > LONGEST_PAUSE_S:
             others = ", and see what else uses this IP" if isinstance(error, RateLimited) else ""

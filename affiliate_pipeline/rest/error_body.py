@@ -4,6 +4,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
@@ -148,7 +149,7 @@ def _text(body: bytes, content_type: str) -> str:
         try:
             if encoding:
                 return body.decode(encoding).strip()
-        except (UnicodeDecodeError, LookupError):
+        except (UnicodeError, LookupError):
             # Cut in the middle of a character, it is still that encoding.
             if encoding in ("utf-8", marked) and len(body) == _MAX_TEXT_BYTES:
                 return body.decode(encoding, errors="replace").strip()
@@ -193,8 +194,10 @@ class _Page(HTMLParser):
 
 def _page(text: str) -> tuple[int | None, str]:
     page = _Page()
-    page.feed(text)
-    page.close()
+    # What the parser makes nothing of is left out.
+    with suppress(AssertionError):
+        page.feed(text)
+        page.close()
     if message := page.named.get("message") or page.named.get("msg"):
         code = page.named.get("code", "")
         return whole(code), message if whole(code) is not None or not code else f"{code}: {message}"

@@ -9,6 +9,7 @@ import io
 import lzma
 import posixpath
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -24,7 +25,11 @@ from affiliate_pipeline.rest.errors import Refused, Transient
 MAX_PACKINGS = 5
 _PIECE_BYTES = 1 << 20
 _MAX_NAMES = 5
-_DAMAGED = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
+# What the readers of archives raise for damaged ones.
+_DAMAGED = (
+    *(EOFError, OSError, ValueError, LookupError, struct.error),
+    *(zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError),
+)
 # What archives hold beside their files.
 _JUNK = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$|desktop\.ini$)")
 _STREAMS: Sequence[tuple[bytes, str, Callable[[bytes], BinaryIO]]] = (
@@ -148,9 +153,8 @@ def _unzipped(file: bytes, left: int, limit: int) -> bytes:
     names = [entry.filename for entry in entries]
     if "[Content_Types].xml" in names or "mimetype" in names:
         raise Unreadable("the file is an Office document, such as a spreadsheet (XLSX), and not text")
-    entry = _only(
-        "a ZIP archive", [each for each in entries if not each.is_dir()], [name for name in names if name[-1:] != "/"]
-    )
+    files = [entry for entry in entries if not entry.filename.endswith("/")]
+    entry = _only("a ZIP archive", files, [entry.filename for entry in files])
     if entry.flag_bits & 1:
         raise Unreadable(f"the file is a ZIP archive with a password (it holds {_shown([entry.filename])})")
     if entry.file_size > left:

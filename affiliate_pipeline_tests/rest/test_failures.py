@@ -344,6 +344,19 @@ def test_a_maintenance_may_say_how_long_it_takes(failed, exchange):
     assert type(long) is Banned and "7200 s" in str(long) and "you have been blocked" in str(long)
 
 
+@pytest.mark.parametrize("endless", ["inf", "1e300", "999999999999"])
+def test_a_pause_without_end_is_one_of_a_week(failed, exchange, endless):
+    error = failed(exchange, 429, "", Retry_After=endless)
+    assert type(error) is Banned and "604800 s" in str(error)
+
+
+@pytest.mark.parametrize(
+    "body", [b"<![if x]><p>no</p>", b"<!DOCTYPE [<!x", b"<meta charset=punycode>\xff", b"<" * 9999]
+)
+def test_a_page_that_no_parser_takes_is_one(failed, exchange, body):
+    assert type(failed(exchange, 403, body)) is Transient
+
+
 def test_a_maintenance_leaves_open_whether_a_post_was_done(failed):
     for status, body in [(503, "busy"), (202, ""), (403, CLOUDFLARE), (200, '"System maintenance"')]:
         assert type(failed("binance", status, body, "post", Retry_After="7200")) is OutcomeUnknown
