@@ -264,7 +264,7 @@ class _Landing:
 
         reason = reason.rstrip(".")
         kept = ""
-        if complete or any(True for _ in received()):
+        if any(True for _ in received()):
             asked_ms = self._asked_ms(fetched, asked_at)
             arguments = (self.endpoint, fetched.day, self.run_id, self.session.source, reason, received, asked_ms)
             self.store.reject(*arguments, complete=complete)
@@ -331,7 +331,7 @@ class _Landing:
                 str(error),
                 "If the source is right, materialize with run config allow_shrink: true; the rows removed are then kept in "
                 "affiliate.superseded_row",
-                complete=True,
+                complete=False,
             )
         except StoreError as error:
             return self._rejected(

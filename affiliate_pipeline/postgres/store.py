@@ -244,10 +244,10 @@ class Store:
                 )
                 self._forget_rejected(key)
                 return Replaced(False, facts, None, self._new_fields(day, key))
+        self._refuse_unlisted(endpoint, day)
         if held and day.rows < held.rows and not day.may_shrink:
             raise Shrunken(f"{held.rows} rows had landed and the source now has {day.rows}")
         self._refuse_left_out(endpoint, day)
-        self._refuse_unlisted(endpoint, day)
         restated = self._facts(endpoint, day.partition) if held and held.settled and not difference else None
         self._replace(endpoint, day, key, keep_superseded=bool(restated or difference))
         self._forget_rejected(key)

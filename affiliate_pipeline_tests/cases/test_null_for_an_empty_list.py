@@ -1,0 +1,171 @@
+"""Case null-for-an-empty-list: alike twice, it is an empty list; rows that had landed are never replaced by it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.affiliates import (
+    DAYS,
+    PATH,
+    asked,
+    at,
+    commission,
+    deposit,
+    landed,
+    rows_of,
+    sent,
+    today,
+)
+from affiliate_pipeline_tests.defs.rebates import DAYS as REBATE_DAYS
+from affiliate_pipeline_tests.defs.rebates import KEY as REBATES
+from affiliate_pipeline_tests.defs.rebates import rebates
+
+CASE = (Path(__file__).parent / "null-for-an-empty-list" / "answer.json").read_bytes()
+USERS, TEAM, MONEY, COMMISSION = (
+    "invite_user_list",
+    "invite_user_team_list",
+    "money_detail_list",
+    "commission_stats_symbol_list",
+)
+DAY = DAYS[1]
+SPELLINGS = [CASE, CASE.replace(b'"data":null,', b""), CASE.replace(b"null", b'""'), CASE.replace(b"null", b"{}")]
+
+
+def send(sandbox, monkeypatch, path: str, body: bytes, whom: str = "") -> None:
+    """From now on the path is answered with the body, where the openId is that one if given."""
+    answer = sandbox.lbank.answer
+
+    def as_sent(call):
+        given = answer(call)
+        if call.path != path or given.code is not None or (whom and call.params.get("openId") != whom):
+            return given
+        return replace(given, body=body)
+
+    monkeypatch.setattr(sandbox.lbank, "answer", as_sent)
+
+
+@pytest.mark.parametrize("body", SPELLINGS)
+@pytest.mark.parametrize("name", [USERS, TEAM, MONEY])
+def test_a_quiet_day_lands_with_no_rows_after_two_requests_and_says_so(both, query, monkeypatch, name, body):
+    send(both, monkeypatch, PATH[name], body)
+
+    run = materialize(f"lbank/{name}", [DAY])
+
+    assert run.success, run.message
+    assert run.materialized[DAY]["dagster/partition_row_count"] == 0
+    assert "had no list (null)" in str(dict(run.materialized[DAY]))
+    assert len(asked(both, name)) == (12 if name == MONEY else 2)
+
+
+def test_one_null_is_a_fault_that_passes(both, query):
+    both.faults.path = PATH[TEAM]
+    both.lbank.add_user(registered_ms=at(DAY))
+    both.faults.next_answers.append((200, {}, CASE))
+
+    run = materialize(f"lbank/{TEAM}", [DAY])
+
+    assert run.success, run.message
+    assert landed(query, TEAM, DAY) == sent(rows_of(both, TEAM, DAY))
+
+
+@pytest.mark.parametrize("name", [USERS, TEAM, MONEY])
+def test_rows_that_had_landed_stay(both, query, monkeypatch, name):
+    for day in DAYS[:3]:
+        both.lbank.add_user(registered_ms=at(day))
+    both.lbank.set_money([deposit(day) for day in DAYS[:3]])
+    assert materialize(f"lbank/{name}", DAYS[:3]).success
+    send(both, monkeypatch, PATH[name], CASE)
+
+    run = materialize(f"lbank/{name}", DAYS[:3])
+
+    assert sorted(run.failed) == DAYS[:3]
+    assert "sent no list (null) where rows had landed" in run.failed[DAY] and "are untouched" in run.failed[DAY]
+    for day in DAYS[:3]:
+        assert landed(query, name, day) == sent(rows_of(both, name, day))
+
+
+def test_rows_of_a_day_that_has_not_settled_stay(both, query, monkeypatch):
+    yesterday = today() - DAYS[1].resolution
+    both.lbank.set_money([deposit(yesterday)])
+    assert materialize(f"lbank/{MONEY}", [yesterday]).materialized[yesterday]["settled"] is False
+    send(both, monkeypatch, PATH[MONEY], CASE)
+
+    run = materialize(f"lbank/{MONEY}", [yesterday])
+
+    assert "requested_sub_in_out_type IN_DEPOSIT" in run.failed[yesterday]
+    assert landed(query, MONEY, yesterday) == sent(rows_of(both, MONEY, yesterday))
+
+
+def test_rows_of_one_agent_stay_though_others_gain_some(both, query, monkeypatch):
+    agents = [both.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(2)]
+    both.lbank.set_commissions([commission(agents[0], DAY, "1.0")])
+    assert materialize(f"lbank/{COMMISSION}", [DAY]).success
+    both.lbank.set_commissions([commission(agents[1], DAY, f"{n}.0") | {"coinSymbol": f"c{n}"} for n in range(5)])
+    send(both, monkeypatch, PATH[COMMISSION], CASE, whom=agents[0])
+
+    run = materialize(f"lbank/{COMMISSION}", [DAY])
+
+    assert f"of open_id {agents[0]}" in run.failed[DAY]
+    # Even rows that cannot land are kept.
+    assert query("select complete, count(*) from affiliate.rejected_row group by 1") == [(False, 5)]
+    assert query("select open_id, amount::text from lbank.commission_stats_symbol_list") == [(agents[0], "1.0")]
+
+
+def test_those_without_rows_do_not_hold_up_the_others(both, query, monkeypatch):
+    agents = [both.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(2)]
+    send(both, monkeypatch, PATH[COMMISSION], CASE, whom=agents[0])
+    for amount in ("1.0", "2.0"):
+        both.lbank.set_commissions([commission(agents[1], DAY, amount)])
+        run = materialize(f"lbank/{COMMISSION}", [DAY])
+        assert run.success, run.message
+        assert query("select amount::text from lbank.commission_stats_symbol_list") == [(amount,)]
+
+
+@pytest.mark.parametrize("body", SPELLINGS)
+def test_where_there_always_is_a_row_it_is_an_error_at_once(both, monkeypatch, body):
+    send(both, monkeypatch, PATH["trade_future"], body)
+
+    run = materialize("lbank/trade_future", [DAY])
+
+    assert "sends no data, where there always is a row" in run.failed[DAY]
+    assert len(asked(both, "trade_future")) <= 4
+
+
+def test_a_code_of_an_error_is_no_empty_list(both, monkeypatch):
+    send(both, monkeypatch, PATH[TEAM], CASE.replace(b'"error_code":0', b'"error_code":20026'))
+
+    assert "20026" in materialize(f"lbank/{TEAM}", [DAY]).failed[DAY]
+
+
+def test_a_roster_that_had_users_is_not_nobody(both, query, monkeypatch):
+    assert materialize("lbank/trade_user", [DAY]).success
+    query("update lbank.roster set last_seen = '2020-01-01'")
+    send(both, monkeypatch, PATH[TEAM], CASE)
+
+    run = materialize("lbank/trade_user", [DAYS[2]])
+
+    assert "it came without a list (null) twice in a row, and had users before" in run.failed[DAYS[2]]
+
+
+@pytest.mark.parametrize("body", [b"null", b'""', b"{}"])
+def test_binances_windows_follow_the_same_rule(sandbox, query, monkeypatch, body):
+    day, other = REBATE_DAYS[-1], REBATE_DAYS[-2]
+    sandbox.binance.set_rebates(rebates(day, 5))
+    assert materialize(REBATES, [day]).success
+    path = next(endpoint.path for endpoint in ENDPOINTS if endpoint.key == REBATES)
+    answer = sandbox.binance.answer
+    monkeypatch.setattr(
+        sandbox.binance,
+        "answer",
+        lambda call: replace(answer(call), body=body) if call.path == path else answer(call),
+    )
+    sandbox.requests.clear()
+
+    run = materialize(REBATES, [other, day])
+
+    assert list(run.materialized) == [other] and "sent no list (null)" in run.failed[day]
+    assert query("select count(*) from binance.rebate_recent_record") == [(5,)]
+    assert len(sandbox.requests) == 2
