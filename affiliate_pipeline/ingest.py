@@ -268,9 +268,9 @@ class _Landing:
             asked_ms = self._asked_ms(fetched, asked_at)
             arguments = (self.endpoint, fetched.day, self.run_id, self.session.source, reason, received, asked_ms)
             self.store.reject(*arguments, complete=complete)
-            kept = ". All rows are" if complete else ". What was received of the day is"
-            kept += " kept as received in affiliate.rejected_row"
-        return self._failed(fetched.day, f"{reason}{kept}. {action}")
+            kept = "All rows are" if complete else "What was received of the day is"
+        sentences = [reason, kept and f"{kept} kept as received in affiliate.rejected_row", action]
+        return self._failed(fetched.day, ". ".join(filter(None, sentences)))
 
     def _is_whole(self, day: date) -> bool:
         """Whether the source, after the day was fetched, still holds all of it."""
