@@ -134,8 +134,11 @@ def save_env_file_as_utf8() -> bool:
     return True
 
 
-def _configured() -> dict[str, str]:
-    return _set({**os.environ, **_variables_in(Path.cwd() / ".env")})
+def _configured(*more: Path) -> dict[str, str]:
+    variables = dict(os.environ)
+    for folder in (*more, Path.cwd()):
+        variables |= _variables_in(folder / ".env")
+    return _set(variables)
 
 
 def network() -> dict[str, str]:
@@ -226,7 +229,8 @@ def configured() -> Environment:
 def application() -> Environment:
     """What the application uses: its embedded server if no database is configured, and its sandbox if, besides, no
     exchange is configured and `up` has chosen the sandbox."""
-    environment = configured()
+    # A command started in a folder below the project's finds its `.affiliate`, and so has to know its `.env`.
+    environment = Environment(_configured(root()))
     if DATABASE_VARIABLE in environment.variables:
         return environment
     if environment.is_exchange_configured or not _chosen_file().is_file():

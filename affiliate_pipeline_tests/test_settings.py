@@ -121,6 +121,20 @@ def test_the_project_is_found_from_a_folder_inside_it(tmp_path, monkeypatch):
     assert settings.home() == tmp_path.resolve() / ".affiliate"
 
 
+def test_a_command_in_a_folder_below_uses_the_projects_env_file_and_so_no_sandbox(tmp_path, monkeypatch):
+    choose(BINANCE_PARTNER_API_KEY="sandbox-key")
+    Path(".env").write_text("AFFILIATE_DATABASE_URL=postgresql://db.example/x\nBINANCE_PARTNER_API_KEY=real\n")
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path / "docs")
+    environment = settings.application()
+    assert environment.database_url() == "postgresql://db.example/x"
+    assert (key(environment.variables), environment.is_sandbox) == ("real", False)
+    Path(".env").write_text("BINANCE_PARTNER_API_KEY=nearer\n")
+    assert key(settings.application().variables) == "nearer"
+    # Of the folder that Dagster was started in, only its own `.env` counts.
+    assert settings.configured().variables.keys() & {"AFFILIATE_DATABASE_URL", KEY} == {KEY}
+
+
 def test_one_error_names_everything_missing_and_malformed(monkeypatch):
     monkeypatch.setenv("BINANCE_BASE_URL", "api.binance.com")
     monkeypatch.setenv("BINANCE_WEIGHT_PER_MINUTE", "many")

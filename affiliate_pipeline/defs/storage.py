@@ -69,7 +69,7 @@ def environment_of(instance: dg.DagsterInstance) -> Environment:
     """
     environment = application()
     url = getattr(instance.event_log_storage, "postgres_url", "")
-    return environment if environment.embedded is None or environment.is_embedded_at(url) else configured()
+    return environment if environment.is_embedded_at(url) else configured()
 
 
 def environment_of_tick(context: dg.SensorEvaluationContext | dg.ScheduleEvaluationContext) -> Environment:
