@@ -14,7 +14,15 @@ from affiliate_pipeline.exchanges.spec import Endpoint, Probe, Session
 from affiliate_pipeline.postgres.examination import Examination
 from affiliate_pipeline.postgres.server import ServerError
 from affiliate_pipeline.postgres.store import Ledger, StoreUnavailable
-from affiliate_pipeline.rest.errors import AccessRefused, ClockOff, ExchangeError, RateLimited, Refused
+from affiliate_pipeline.rest.errors import (
+    AccessRefused,
+    ClockOff,
+    ExchangeError,
+    ProxyFailed,
+    RateLimited,
+    Refused,
+    UnusableNetwork,
+)
 from affiliate_pipeline.rest.limits import Limit, Unlimited
 from affiliate_pipeline.settings import Alerts, Environment, Project, SettingsError
 
@@ -206,6 +214,10 @@ def _ask(about: str, endpoint: Endpoint, probe: Probe, session: Session) -> Gene
         yield Finding(about, f"{error}", f"Correct {variables} in .env, or the key's settings at the exchange")
     except Refused as error:
         yield Finding(about, f"{error}", "See what the exchange says; the runbook has what to do about it")
+    except UnusableNetwork as error:
+        yield Finding(about, error.found, error.action)
+    except ProxyFailed as error:
+        yield Finding(about, f"{error}", "Check the proxy, or correct or unset its variable if none is needed")
     except ExchangeError as error:
         host = session.client.host
         yield Finding(about, f"{host}: {error}", "Check the network, the base URL and the exchange's status page")

@@ -18,7 +18,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -50,6 +49,7 @@ HOW_TO_SET = "Set what is named in the environment or in .env (see README, Real 
 _SURROUNDING = r"[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
 _SURROUNDED = re.compile(rf"\A{_SURROUNDING}|{_SURROUNDING}\Z")
 _QUOTES = "\"'`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\xbb"
+_LOOPBACK_ENTRIES = "localhost,.localhost,127.0.0.0/8,::1"
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -141,12 +141,21 @@ def _configured(*more: Path) -> dict[str, str]:
     return _set(variables)
 
 
-def network() -> dict[str, str]:
-    """The variables of proxies and certificates, for `rest.network`; without any proxy in them, the system's own."""
-    variables = _configured()
-    if not any(name.lower().endswith("_proxy") for name in variables):
-        variables |= {f"{scheme}_proxy": url for scheme, url in getproxies().items()}
-    return variables
+def network_variables() -> dict[str, str]:
+    """The variables of proxies and certificates, for `rest.network`."""
+    names = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+    variables = {**os.environ, **_variables_in(Path.cwd() / ".env")}
+    # An empty variable in lower case hides the one in upper case, as for curl.
+    spelled = [name if name in variables else name.upper() for name in names]
+    return _set({name: variables.get(name) for name in (*spelled, "SSL_CERT_FILE", "SSL_CERT_DIR")})
+
+
+def keep_loopback_off_proxies() -> None:
+    """Has libraries of this process that read NO_PROXY themselves reach this machine's own servers without a proxy."""
+    entries = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")).strip()
+    if entries != "*" and not entries.endswith(_LOOPBACK_ENTRIES):
+        entries = f"{entries},{_LOOPBACK_ENTRIES}".strip(",")
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = entries
 
 
 class Embedded(StrEnum):

@@ -95,7 +95,7 @@ EXCEPTIONS = {
     # Its tables must not land in a schema of ours.
     "defs.storage": {"exchanges.registry"},
     # The heartbeat is a call to nobody's exchange.
-    "defs.watch": {"rest.heartbeat"},
+    "defs.watch": {"rest.heartbeat", "rest.network"},
     # Keeps what is told to people.
     "postgres.outbox": {"alerts"},
     # The collections' table is the state of that exchange's history, not an endpoint's.

@@ -13,7 +13,7 @@ from affiliate_pipeline import alerts
 from affiliate_pipeline.defs.storage import environment_of_tick
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.outbox import Open, Outbox
-from affiliate_pipeline.settings import Alerts
+from affiliate_pipeline.settings import Alerts, keep_loopback_off_proxies
 
 # A burst that lasts longer than a tick is folded by sending to nobody more often than this.
 QUIET = timedelta(seconds=30)
@@ -42,6 +42,7 @@ class Undelivered(Exception):
 )
 def alert_delivery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     urls = Alerts.load().urls()
+    keep_loopback_off_proxies()
     with Outbox(environment_of_tick(context).database_url()) as outbox, outbox.alone() as alone:
         if not alone:
             return dg.SkipReason("another process is delivering")

@@ -18,7 +18,8 @@ from affiliate_pipeline.ingest import now_ms
 from affiliate_pipeline.postgres.outbox import Outbox
 from affiliate_pipeline.postgres.watch import Said, State, WatchStore
 from affiliate_pipeline.rest.heartbeat import beat
-from affiliate_pipeline.settings import Alerts, Environment, Project
+from affiliate_pipeline.rest.network import Network
+from affiliate_pipeline.settings import Alerts, Environment, Project, network_variables
 from affiliate_pipeline.watch import (
     FIRST_PAUSE,
     MOST_DAYS_BACK,
@@ -117,7 +118,7 @@ def _heartbeat(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
                 f"not called, since alerts that are more than an hour old have not been delivered: {overdue}. The failed "
                 "ticks of alert_delivery say why"
             )
-        problem = beat(heartbeat_url.get_secret_value())
+        problem = beat(heartbeat_url.get_secret_value(), Network(network_variables()))
         if problem:
             context.log.error(f"HEARTBEAT_URL could not be called: {problem}")
             return dg.SkipReason(f"HEARTBEAT_URL could not be called: {problem}")

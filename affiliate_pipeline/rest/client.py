@@ -20,6 +20,7 @@ from affiliate_pipeline.rest.error_body import quote
 from affiliate_pipeline.rest.errors import (
     Banned,
     ClockOff,
+    ExchangeError,
     Fatal,
     OutcomeUnknown,
     RateLimited,
@@ -29,7 +30,8 @@ from affiliate_pipeline.rest.errors import (
     Unreachable,
 )
 from affiliate_pipeline.rest.limits import Limit
-from affiliate_pipeline.rest.redact import redact, silence_http_logs
+from affiliate_pipeline.rest.network import DIRECT, Network, client
+from affiliate_pipeline.rest.redact import redact
 
 ATTEMPTS = 10
 SILENCE_LIMIT_S = 90
@@ -110,9 +112,8 @@ class Client:
         read: Callable[[Reply], bytes],
         server_time: Callable[[httpx.Client], int] | None = None,
         default_pause_s: float = DEFAULT_PAUSE_S,
-        connections: int = 8,
+        network: Network = DIRECT,
     ):
-        silence_http_logs()
         self.host = httpx.URL(base_url).host
         self.requests_sent = 0
         self._clock, self._limit, self._read, self._server_time = clock, limit, read, server_time
@@ -120,11 +121,8 @@ class Client:
         self._base_url = base_url.rstrip("/")
         self._answered_at = float("-inf")
         self._lock = threading.Lock()
-        self._http = httpx.Client(
-            timeout=TIMEOUT,
-            follow_redirects=False,
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-        )
+        self.network = network
+        self._http = client(network, TIMEOUT)
 
     def __enter__(self) -> Self:
         return self
@@ -211,6 +209,11 @@ class Client:
         except Unanswered as error:
             if not patient or not self._is_silent_since(started):
                 raise
+            if proxy := self.network.proxy_for(httpx.URL(self._base_url)):
+                raise Unreachable(
+                    f"{self.host} could not be reached through {proxy} for {SILENCE_LIMIT_S} s ({error}). "
+                    "Check the proxy and its variable, then materialize the failed days again."
+                ) from None
             raise Unreachable(
                 f"{self.host} gave no answer for {SILENCE_LIMIT_S} s ({error}). "
                 "Check the network and the exchange's status page, then materialize the failed days again."
@@ -304,7 +307,7 @@ class Client:
                 self._clock.set(error.server_ms)
             elif self._server_time is not None:
                 self._clock.set(self._server_time(self._http))
-        except (httpx.HTTPError, ValueError) as trouble:
+        except (httpx.HTTPError, ExchangeError, ValueError) as trouble:
             log.warning("the clock of %s could not be read: %s", self.host, redact(trouble))
             return True
         # Not with the offset of now: another request may be correcting it as well.

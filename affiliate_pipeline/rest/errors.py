@@ -6,7 +6,8 @@ library exception with a URL in it is shown behind them.
     ExchangeError
     ├── Transient                 asking again may help; after the last attempt it fails the days asked for
     │   ├── Unanswered            no complete answer: refused connection, timeout, reset, truncated body
-    │   │   └── Unconnected       no connection was made: the request did not leave this machine
+    │   │   ├── Unconnected       no connection was made: the request did not leave this machine
+    │   │   └── ProxyFailed       the same through a proxy, which is named; ProxyUnreachable if nothing left it
     │   ├── RateLimited           the exchange says how long to wait
     │   └── ClockOff              the exchange's clock and ours differ
     ├── OutcomeUnknown            a POST may have had its effect or not: only the exchange's own state tells
@@ -15,6 +16,7 @@ library exception with a URL in it is shown behind them.
     └── Fatal                     ends the whole range at once
         ├── AccessRefused         key, secret, IP address or permission
         ├── Banned                the exchange wants a longer silence than a run can wait
+        ├── UnusableNetwork       a proxy or certificate setting of this machine permits no request
         └── Unreachable           no answer to anything for a while
 """
 
@@ -47,6 +49,14 @@ class Unanswered(Transient):
 
 class Unconnected(Unanswered):
     """No connection was made, so that nothing was asked."""
+
+
+class ProxyFailed(Unanswered):
+    """No complete answer came through the proxy; the text names it and its variable."""
+
+
+class ProxyUnreachable(ProxyFailed, Unconnected):
+    """The proxy is away or does not reach the exchange, which was sent nothing."""
 
 
 class RateLimited(Transient):
@@ -93,3 +103,12 @@ class Banned(Fatal):
 
 class Unreachable(Fatal):
     """Nothing answered for `client.SILENCE_LIMIT_S`."""
+
+
+class UnusableNetwork(Fatal):
+    """This machine's network settings permit no request: `found` is what is wrong, `action` what to do about it."""
+
+    def __init__(self, found: str, action: str):
+        super().__init__(f"{found}. {action}")
+        self.found = found
+        self.action = action

@@ -10,7 +10,7 @@ from affiliate_pipeline.rest.client import TIMEOUT
 from affiliate_pipeline.rest.error_body import read_error
 from affiliate_pipeline.rest.errors import Refused, Transient, UrlExpired
 from affiliate_pipeline.rest.failures import redirect_target
-from affiliate_pipeline.rest.redact import silence_http_logs
+from affiliate_pipeline.rest.network import DIRECT, Network, client
 
 ATTEMPTS = 5
 MAX_ERROR_BYTES = 64 << 10
@@ -20,13 +20,12 @@ DOWNLOAD_LIMIT_S = 900
 _GONE = (400, 401, 403, 404, 410)
 
 
-def download(url: str, most_bytes: int) -> bytes:
+def download(url: str, most_bytes: int, network: Network = DIRECT) -> bytes:
     """The file, every byte as it was sent: one that was sent as gzip is gzip still, since httpx's decoder gives the first
     member of several, or a part of one cut short, for the whole.
 
     Raises `UrlExpired`, `Refused` (too large, moved) or, after the last attempt, `Transient`.
     """
-    silence_http_logs()
     failures = 0
 
     def again(error: Exception) -> bool:
@@ -34,7 +33,7 @@ def download(url: str, most_bytes: int) -> bytes:
         failures += 1
         return isinstance(error, Transient) and failures < ATTEMPTS
 
-    with httpx.Client(timeout=TIMEOUT, follow_redirects=False) as http:
+    with client(network, TIMEOUT) as http:
         for attempt in stamina.retry_context(again, attempts=None, timeout=None, wait_max=4.0, wait_jitter=0.5):
             with attempt:
                 file, has_length = _once(http, url, most_bytes)

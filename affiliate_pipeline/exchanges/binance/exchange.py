@@ -14,7 +14,8 @@ from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
 from affiliate_pipeline.exchanges.spec import Attempts, Endpoint, Exchange, Session, Shared
 from affiliate_pipeline.rest.client import Client, Clock
 from affiliate_pipeline.rest.encoding import check_api_key
-from affiliate_pipeline.settings import Binance, naming
+from affiliate_pipeline.rest.network import Network
+from affiliate_pipeline.settings import Binance, naming, network_variables
 
 WEIGHT_WINDOW_S = 60
 
@@ -56,6 +57,7 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | N
             f"binance {host}", settings.binance_weight_per_minute, WEIGHT_WINDOW_S / settings.affiliate_rate_scale
         ),
         read=lambda reply: replies.read(reply, key_name.upper(), secret_name.upper()),
+        network=Network(network_variables()),
         server_time=lambda http: replies.server_time_ms(http.get(base_url + replies.SERVER_TIME_PATH).content),
     )
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]

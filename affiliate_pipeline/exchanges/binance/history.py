@@ -400,7 +400,7 @@ class HistoryFile:
                 return None
             answer.check_host(session.client.host, session.settings.binance_file_hosts)
             try:
-                file = download(answer.secret, MOST_FILE_BYTES)
+                file = download(answer.secret, MOST_FILE_BYTES, session.client.network)
                 # Neither a part of a file nor a page in its place is stored: the file itself can still be fetched.
                 unpack_text(file, MOST_FILE_BYTES)
                 return file

@@ -17,9 +17,10 @@ from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, Shared
 from affiliate_pipeline.rest.client import Client, Clock
 from affiliate_pipeline.rest.encoding import check_api_key
 from affiliate_pipeline.rest.errors import Refused
+from affiliate_pipeline.rest.network import Network
 from affiliate_pipeline.rows import Invalid, parse
 from affiliate_pipeline.schema import Amount, Flag, Instant, Row, SmallInt, Text
-from affiliate_pipeline.settings import LBank, naming
+from affiliate_pipeline.settings import LBank, naming, network_variables
 
 REQUESTS_PER_WINDOW = 5
 WINDOW_S = 10
@@ -59,13 +60,16 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | N
     with naming("LBANK_API_SECRET"):
         auth = LBankAuth(api_key, secret, settings.lbank_signature_method, clock.now_ms)
     host = urlsplit(settings.lbank_base_url).hostname
+    network = Network(network_variables())
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]
     window_s = WINDOW_S / settings.affiliate_rate_scale
 
     def client(path: str) -> Client:
         # Each endpoint has a budget of its own.
         limit = shared.limit(f"lbank {host} {fingerprint} {path}", REQUESTS_PER_WINDOW, window_s)
-        return Client(settings.lbank_base_url, auth, clock, limit, replies.read, default_pause_s=window_s)
+        return Client(
+            settings.lbank_base_url, auth, clock, limit, replies.read, default_pause_s=window_s, network=network
+        )
 
     source = f"{host} {fingerprint}"
 

@@ -1,0 +1,78 @@
+"""Case no-proxy-with-ipv6: values of the environment that the HTTP library cannot use are honoured, ignored or named."""
+
+from pathlib import Path
+
+import pytest
+
+from affiliate_pipeline.cli.app import app
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
+
+CASE = Path(__file__).parent / "no-proxy-with-ipv6"
+PASSWORD = "hunter2-hunter2"
+HARMLESS = {
+    "NO_PROXY": [
+        (CASE / "environment").read_text().strip().partition("=")[2],
+        "::1/128,fd00::/8",
+        "[fe80::1%eth0]:8080",
+        "10.0.0.0/8;<local>",
+        "*.corp,,  .corp:8443 http://intranet",
+        "host:port,[::1,a/b,\u00e9.example,http://[",
+    ],
+    "SSLKEYLOGFILE": ["/no/such/folder/keys.log"],
+    "SSL_CERT_FILE": [""],
+}
+# Of no use, but no request to this machine needs them.
+UNUSABLE = {
+    "HTTPS_PROXY": [
+        f"http://user:{PASSWORD}@proxy.example:port",
+        f"http://user:{PASSWORD}@proxy.example:99999",
+        f"http://user:{PASSWORD}@",
+        "http://",
+        "ftp://proxy.example",
+        "http://pro xy.example",
+        "http://[::1:3128",
+    ],
+    "ALL_PROXY": ["socks5://proxy.example:1080", "socks://proxy.example:1080", "socks4://proxy.example:1080"],
+    "SSL_CERT_FILE": ["/no/such/file.pem", "/", "{folder}/not.pem"],
+    "SSL_CERT_DIR": ["/no/such/folder", "{folder}"],
+}
+
+
+@pytest.fixture
+def checked(both, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")
+
+    def run() -> str:
+        capsys.readouterr()
+        app(["check"], standalone_mode=False)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in HARMLESS.items() for value in values])
+def test_what_is_harmless_changes_nothing(checked, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    assert checked().count("accepts the credentials") == 3
+    assert materialize(KEY, DAYS[:1]).success
+
+
+def test_what_no_request_needs_is_not_looked_at(checked, monkeypatch):
+    for name, values in UNUSABLE.items():
+        monkeypatch.setenv(name, values[0])
+    assert checked().count("accepts the credentials") == 3
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in UNUSABLE.items() for value in values])
+def test_what_makes_a_request_impossible_is_named(both, checked, monkeypatch, tmp_path, name, value):
+    (tmp_path / "not.pem").write_text("no certificate")
+    monkeypatch.setenv(name, value.format(folder=tmp_path))
+    monkeypatch.setenv("BINANCE_BASE_URL", "https://exchange.example")
+    monkeypatch.delenv("AFFILIATE_RATE_SCALE")
+    printed, run = checked(), materialize(KEY, DAYS[:2])
+    assert set(run.failed) == set(DAYS[:2])
+    for said in (printed, *run.failed.values()):
+        assert name in said and PASSWORD not in said and "Traceback" not in said and "status page" not in said
+    assert "unset it" in printed or "Install httpx[socks]" in printed
