@@ -75,4 +75,11 @@ def test_what_makes_a_request_impossible_is_named(both, checked, monkeypatch, tm
     assert set(run.failed) == set(DAYS[:2])
     for said in (printed, *run.failed.values()):
         assert name in said and PASSWORD not in said and "Traceback" not in said and "status page" not in said
+    kinds = (
+        "is not the URL of a proxy",
+        "is a SOCKS proxy",
+        "SSL_CERT_FILE cannot be used",
+        "SSL_CERT_DIR cannot be used",
+    )
+    assert any(kind in printed for kind in kinds)
     assert "unset it" in printed or "Install httpx[socks]" in printed

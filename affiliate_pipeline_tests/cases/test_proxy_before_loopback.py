@@ -113,6 +113,7 @@ def test_a_refusing_proxy_is_named(both, checked, only_binance, monkeypatch, sch
         assert named in said and str(status) in said and PASSWORD not in said
         assert "status page" not in said and "Binance answered" not in said
         assert ("user and password" in said) == (status == 407)
+        assert ("refused the request" in said) == (status != 502)
     assert set(run.failed) == set(DAYS[:2])
 
 

@@ -141,10 +141,10 @@ def test_a_proxy_that_never_answers_is_named(scheme):
         variables = {"all_proxy": f"http://user:{PASSWORD}@127.0.0.1:{port}"}
         with (
             client(Network(variables), 0.2) as http,
-            pytest.raises(ProxyFailed, match=f"127.0.0.1:{port} .all_proxy") as caught,
+            pytest.raises(ProxyFailed, match="no complete answer came through the proxy") as caught,
         ):
             http.get(f"{scheme}://x.example")
-    assert PASSWORD not in str(caught.value)
+    assert f"127.0.0.1:{port} (all_proxy)" in str(caught.value) and PASSWORD not in str(caught.value)
 
 
 def test_a_request_that_was_forwarded_may_have_had_its_effect():
@@ -224,10 +224,8 @@ def test_the_certificates_of_the_company_are_trusted(tls_port, certificate, tmp_
     url = f"https://localhost:{tls_port}"
     assert get(url, SSL_CERT_FILE=f"{certificate}").status_code == 200
     assert get(url, SSL_CERT_FILE=f"{certificate}", SSL_CERT_DIR="/no/such/folder").status_code == 200
-    name = x509.load_pem_x509_certificate(certificate.read_bytes())
-    assert name.subject
     with pytest.raises(
-        UnusableNetwork, match=r"certificate of localhost cannot be verified \(self.signed.*SSL_CERT_FILE"
+        UnusableNetwork, match=r"the certificate of localhost cannot be verified \(self.signed.*SSL_CERT_FILE"
     ):
         get(url)
     with pytest.raises(UnusableNetwork, match=r"certificate of 127.0.0.1 cannot be verified \(.*mismatch"):
