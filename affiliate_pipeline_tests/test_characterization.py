@@ -7,6 +7,7 @@ to alter what lands, delete the file, run the test once (it writes the file and 
 import gzip
 import json
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +62,9 @@ def exchange(both: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     yield both
 
 
-def land_in_new_process(key: str, days: Sequence[date]) -> None:
+def land_in_new_process(environment: dict[str, str], key: str, days: Sequence[date]) -> None:
+    # Importing the tests has isolated the new process from what it inherited.
+    os.environ.update(environment)
     shift_clock()
     materialize(key, days)
 
@@ -76,7 +79,7 @@ def kill_while_landing(exchange: Sandbox, landed: Callable[[], int], key: str, d
         return row
 
     exchange.faults.transform_row = withhold_last_day
-    run = multiprocessing.get_context("spawn").Process(target=land_in_new_process, args=(key, days))
+    run = multiprocessing.get_context("spawn").Process(target=land_in_new_process, args=(dict(os.environ), key, days))
     run.start()
     deadline = time.monotonic() + 120
     while not landed():
