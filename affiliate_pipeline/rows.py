@@ -326,10 +326,14 @@ def _member(name: str, raw: bytes) -> bytes:
 def _fields(row: bytes) -> list[tuple[str, bytes]]:
     """The row's fields in order, with those that are there twice."""
     fields = msgspec.json.decode(row, type=dict[str, msgspec.Raw])
-    # As many colons as fields: none is there twice.
-    if row.count(b":") > len(fields) < len(pairs := _pairs(row)):
+    # As many colons after names as fields: none is there twice.
+    may_repeat = row.count(b":") > len(fields) and (row.count(b'":') > len(fields) or _SPACED_COLON.search(row))
+    if may_repeat and len(pairs := _pairs(row)) > len(fields):
         return pairs
     return [(name, bytes(raw)) for name, raw in fields.items()]
+
+
+_SPACED_COLON = re.compile(rb'"\s+:')
 
 
 def _pairs(text: bytes) -> list[tuple[str, bytes]]:

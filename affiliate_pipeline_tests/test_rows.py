@@ -329,6 +329,21 @@ def test_rows_that_are_exactly_as_declared_and_others_are_read_alike(sent):
     assert parse(Thing, declared).table.equals(parse(Thing, others).table)
 
 
+@pytest.mark.parametrize("spelling", ["null", '""', '" "', '"-"', '"NULL"', '"n/a"'])
+@pytest.mark.parametrize("name", ["price", "level", "active"])
+def test_no_value_is_read_alike_column_by_column_and_field_by_field(name, spelling):
+    declared = bare(name, spelling)
+    other = declared.replace(b'"tradeTime":', b'"trade_time":')
+    assert values(parse(Thing, [declared]), name) == values(parse(Thing, [other]), name) == [None]
+
+
+def test_a_field_that_is_there_twice_is_found_however_it_is_spaced():
+    for colon in (b":", b" : ", b"\t:"):
+        twice = row(name="a:b").replace(b"}", b', "income"' + colon + b'"2"}')
+        assert problems(twice) == ["income: the field is there twice in 1 row, such as '\"2\"'"]
+    assert values(parse(Thing, [row().replace(b"}", b', "orderId":7}')]), "order_id") == [7]
+
+
 def test_a_newer_field_may_be_missing_or_null():
     assert values(parse(Thing, [row(), row(price=None), row(price="2.0")]), "price") == [None, None, "2.0"]
 
