@@ -39,6 +39,11 @@ READ_ONLY_ACTION = (
     "address leads to a standby, and `default_transaction_read_only`. Make it writable or use the primary's address, then "
     "materialize again"
 )
+ENCODING = "which cannot hold every text that an exchange may send"
+ENCODING_ACTION = (
+    "Create a database with `create database … encoding 'UTF8' template template0` and set its address in "
+    "AFFILIATE_DATABASE_URL"
+)
 ROLE_ACTION = (
     "Let the role of AFFILIATE_DATABASE_URL create schemas and temporary tables in the database and own what is in these "
     "schemas, then materialize again"
@@ -182,7 +187,7 @@ def _open(url: str) -> psycopg.Connection:
         )
     except (psycopg.Error, ValueError) as error:
         if isinstance(error, psycopg.OperationalError) and not re.match(
-            r"connection is bad: (?!connection)", f"{error}"
+            r"connection is bad: (?!connection)|.*\binvalid .* for connection option", f"{error}"
         ):
             raise explained(error) from None
         # libpq checks the values of parameters before it connects, and quotes them.
@@ -382,6 +387,9 @@ def connect_prepared(url: str, *, autocommit: bool = False) -> psycopg.Connectio
                 "select obj_description(to_regnamespace('affiliate'), 'pg_namespace') = %s", (ddl.BOOKKEEPING_VERSION,)
             ).fetchone()
         if not (row and row[0]):
+            encoding = connection.info.parameter_status("server_encoding")
+            if encoding != "UTF8":
+                raise StoreUnavailable(f"the database's encoding is {encoding}, {ENCODING}", ENCODING_ACTION)
             execute_once(connection, ddl.BOOKKEEPING)
     except BaseException:
         connection.close()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import psycopg
 
 from affiliate_pipeline.postgres.connection import (
+    ENCODING,
+    ENCODING_ACTION,
     READ_ONLY,
     READ_ONLY_ACTION,
     ROLE_ACTION,
@@ -24,7 +26,13 @@ _RIGHTS = {
 }
 _ENDPOINT_RIGHTS = "select insert delete"
 
+# `to_regclass` would fail where the role may not use the schema.
 _LOOK = """
+with existing as (
+    select pg_class.oid, name, "right" from unnest(%(tables)s::text[], %(rights)s::text[]) as needed (name, "right")
+    join pg_namespace on nspname = split_part(name, '.', 1)
+    join pg_class on relnamespace = pg_namespace.oid and relname = split_part(name, '.', 2)
+)
 select pg_is_in_recovery(),
     (select reset_val from pg_settings where name = 'default_transaction_read_only') = 'on',
     current_setting('server_encoding'),
@@ -35,9 +43,8 @@ select pg_is_in_recovery(),
     array(select schema from unnest(%(schemas)s::text[]) schema
         where to_regnamespace(quote_ident(schema)) is not null
         and not has_schema_privilege(to_regnamespace(quote_ident(schema)), 'usage')),
-    array(select "right" || ' on ' || name from unnest(%(tables)s::text[], %(rights)s::text[]) as needed (name, "right")
-        where not has_table_privilege(to_regclass(name), "right")),
-    array(select name from unnest(%(tables)s::text[]) name where row_security_active(to_regclass(name)))
+    array(select "right" || ' on ' || name from existing where not has_table_privilege(oid, "right")),
+    array(select name from existing where row_security_active(oid))
 """
 
 
@@ -67,11 +74,7 @@ def problems(connection: psycopg.Connection, endpoints: Sequence[str]) -> Iterat
     elif is_read_only:
         yield Problem(f"{READ_ONLY} (default_transaction_read_only is on)", READ_ONLY_ACTION)
     if encoding != "UTF8":
-        yield Problem(
-            f"the database's encoding is {encoding}, which cannot hold every text that an exchange may send",
-            "Create a database with `create database … encoding 'UTF8' template template0` and set its address in "
-            "AFFILIATE_DATABASE_URL",
-        )
+        yield Problem(f"the database's encoding is {encoding}, {ENCODING}", ENCODING_ACTION)
     if not may_use_temporary:
         lacking = ["temporary on the database", *lacking]
     if missing and not may_create:
