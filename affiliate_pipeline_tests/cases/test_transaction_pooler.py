@@ -162,7 +162,9 @@ def test_a_lock_that_no_live_run_holds_is_not_waited_for(sandbox, database_url, 
         run = materialize(KEY, DAYS)
         pid = holder.info.backend_pid
     assert sorted(run.failed) == DAYS
-    assert f"held by the database session {pid} ({name or 'no name'}, connected since" in run.failed[SETTLED]
+    assert "its lock is held by the database session" in run.failed[SETTLED]
+    assert "), which is no live run" in run.failed[SETTLED]
+    assert f" {pid} ({name or 'no name'}, connected since" in run.failed[SETTLED]
     assert f"pg_terminate_backend({pid})" in run.failed[SETTLED]
     assert sandbox.requests == []
 

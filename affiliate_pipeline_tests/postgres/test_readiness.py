@@ -69,7 +69,9 @@ def test_a_database_of_another_encoding_is_refused_before_the_exchange_is_reques
     assert f"encoding is {encoding}" in found(url)
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", url)
     run = materialize(KEY, DAYS)
-    assert f"encoding is {encoding}" in run.failed[DAYS[0]] and "template template0" in run.failed[DAYS[0]]
+    assert (
+        f"the database's encoding is {encoding}" in run.failed[DAYS[0]] and "template template0" in run.failed[DAYS[0]]
+    )
     assert sandbox.requests == []
     query("drop database other")
 
@@ -77,10 +79,10 @@ def test_a_database_of_another_encoding_is_refused_before_the_exchange_is_reques
 @pytest.mark.parametrize(
     "setting",
     [
-        "statement_timeout = 1",
-        "idle_in_transaction_session_timeout = 1",
-        "idle_session_timeout = 1",
-        "lock_timeout = 1",
+        "statement_timeout = 10000",
+        "idle_in_transaction_session_timeout = 10000",
+        "idle_session_timeout = 10000",
+        "lock_timeout = 10000",
         "default_transaction_isolation = 'serializable'",
         "search_path = 'nowhere'",
         "standard_conforming_strings = off",
@@ -98,6 +100,9 @@ def test_settings_of_the_database_do_not_matter(sandbox, database_url, query, se
     name = setting.partition(" ")[0]
     query(f"alter database test set {setting}")
     try:
+        with connect(database_url) as connection:
+            row = connection.execute("select current_setting(%s)", (name,)).fetchone()
+            assert row and row[0].replace("'", "") != setting.partition(" = ")[2].strip("'").replace("10000", "10s")
         run = materialize(KEY, DAYS)
         assert run.success, run.message
         assert not any(metadata["changed"] for metadata in materialize(KEY, DAYS).materialized.values())
