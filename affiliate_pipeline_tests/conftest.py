@@ -21,8 +21,9 @@ from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests import isolation
 from affiliate_pipeline_tests.webhook import Webhook
 
-# Before anything imports the definitions.
-isolation.isolate()
+# Before anything imports the definitions. A process that a test has started has its environment from that test.
+if "PYTEST_CURRENT_TEST" not in os.environ:
+    isolation.isolate()
 
 
 def pytest_sessionstart() -> None:

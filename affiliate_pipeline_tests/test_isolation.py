@@ -81,10 +81,12 @@ def used_port() -> Iterator[None]:
 
 
 def test_the_folder_the_environment_and_ports_in_use_change_nothing(used_folder, used_port):
+    environment = {**os.environ, **ENVIRONMENT, "HOME": str(used_folder), "PYTHONPATH": str(used_folder)}
+    del environment["PYTEST_CURRENT_TEST"]  # as a developer starts it
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", *(f"affiliate_pipeline_tests/{test}" for test in TESTS)],
         cwd=used_folder,
-        env={**os.environ, **ENVIRONMENT, "HOME": str(used_folder), "PYTHONPATH": str(used_folder)},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=280,

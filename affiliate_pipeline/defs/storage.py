@@ -38,8 +38,8 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: object) -> "Storage":
-        environment = application()
         try:
+            environment = application()
             url = environment.database_url()
             require_storage(url)
         except (SettingsError, ServerError, StoreUnavailable) as error:

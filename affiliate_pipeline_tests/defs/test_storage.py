@@ -11,6 +11,7 @@ import psycopg2
 import pytest
 
 from affiliate_pipeline import settings
+from affiliate_pipeline.defs.storage import StorageUnavailable
 from affiliate_pipeline.postgres import server
 from affiliate_pipeline.postgres.store import Store
 
@@ -63,6 +64,12 @@ def test_the_configured_database_is_used_whatever_its_driver(instance_of, monkey
     assert succeeds(instance_of())
     assert query("select count(*) from runs where status = 'SUCCESS'") == [(1,)]
     assert not settings.home().exists()
+
+
+def test_an_env_file_that_cannot_be_read_is_named_in_one_sentence(instance_of):
+    Path(".env").write_bytes("BINANCE_PARTNER_API_KEY=schlüssel\n".encode("latin-1"))
+    with pytest.raises(StorageUnavailable, match=r"\.env"):
+        instance_of()
 
 
 def test_dagsters_tables_stay_out_of_the_schema_of_the_data(instance_of, monkeypatch, database_url, query):
