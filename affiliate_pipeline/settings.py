@@ -141,13 +141,13 @@ def _configured(*more: Path) -> dict[str, str]:
     return _set(variables)
 
 
-def network_variables() -> dict[str, str]:
-    """The variables of proxies and certificates, for `rest.network`."""
+def network_variables(variables: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables of proxies and certificates, for `rest.network`, of these variables or of those configured."""
+    variables = _configured() if variables is None else variables
     names = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-    variables = {**os.environ, **_variables_in(Path.cwd() / ".env")}
     # An empty variable in lower case hides the one in upper case, as for curl.
-    spelled = [name if name in variables else name.upper() for name in names]
-    return _set({name: variables.get(name) for name in (*spelled, "SSL_CERT_FILE", "SSL_CERT_DIR")})
+    spelled = [name if name in variables or name in os.environ else name.upper() for name in names]
+    return {name: variables[name] for name in (*spelled, "SSL_CERT_FILE", "SSL_CERT_DIR") if name in variables}
 
 
 def keep_loopback_off_proxies() -> None:

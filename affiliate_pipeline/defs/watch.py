@@ -118,7 +118,7 @@ def _heartbeat(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
                 f"not called, since alerts that are more than an hour old have not been delivered: {overdue}. The failed "
                 "ticks of alert_delivery say why"
             )
-        problem = beat(heartbeat_url.get_secret_value(), Network(network_variables()))
+        problem = beat(heartbeat_url.get_secret_value(), Network(network_variables(environment.variables)))
         if problem:
             context.log.error(f"HEARTBEAT_URL could not be called: {problem}")
             return dg.SkipReason(f"HEARTBEAT_URL could not be called: {problem}")

@@ -282,7 +282,7 @@ def _tls(file: str | None, folders: str | None) -> ssl.SSLContext:
 def _names_in(folders: str) -> Iterator[str]:
     for folder in folders.split(":"):
         try:
-            yield from (path.name for path in Path(folder).iterdir())
+            yield from [path.name for path in Path(folder).iterdir()]
         except OSError:
             continue
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from affiliate_pipeline import settings
 from affiliate_pipeline.cli.app import app
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
@@ -57,6 +58,13 @@ def test_what_is_harmless_changes_nothing(checked, monkeypatch, name, value):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     assert checked().count("accepts the credentials") == 3
     assert materialize(KEY, DAYS[:1]).success
+
+
+def test_an_empty_variable_in_lower_case_hides_the_one_in_upper_case(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example")
+    assert settings.network_variables() == {"HTTPS_PROXY": "http://proxy.example"}
+    monkeypatch.setenv("https_proxy", "")
+    assert settings.network_variables() == {}
 
 
 def test_what_no_request_needs_is_not_looked_at(checked, monkeypatch):

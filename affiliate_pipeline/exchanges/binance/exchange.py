@@ -57,7 +57,7 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | N
             f"binance {host}", settings.binance_weight_per_minute, WEIGHT_WINDOW_S / settings.affiliate_rate_scale
         ),
         read=lambda reply: replies.read(reply, key_name.upper(), secret_name.upper()),
-        network=Network(network_variables()),
+        network=Network(network_variables(variables)),
         server_time=lambda http: replies.server_time_ms(http.get(base_url + replies.SERVER_TIME_PATH).content),
     )
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]

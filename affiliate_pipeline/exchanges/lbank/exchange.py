@@ -60,7 +60,7 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | N
     with naming("LBANK_API_SECRET"):
         auth = LBankAuth(api_key, secret, settings.lbank_signature_method, clock.now_ms)
     host = urlsplit(settings.lbank_base_url).hostname
-    network = Network(network_variables())
+    network = Network(network_variables(variables))
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]
     window_s = WINDOW_S / settings.affiliate_rate_scale
 
