@@ -229,6 +229,7 @@ class _Walk:
             if self._bad.intersection(days):
                 self._submit_apart(runs(set(days) - self._bad), first, last)
                 return
+            page: Page | None = None
             try:
                 page = self._ask(first, last)
                 if page is None:
@@ -261,7 +262,10 @@ class _Walk:
                 raise
             except ExchangeError as error:
                 if len(days) == 1:
-                    self._fail(days[0], error)
+                    # A request that was to prove the page may have failed: the page was received all the same.
+                    held = list(map(bytes, page.rows)) if page else []
+                    more = Counter(error.received) - Counter(held)
+                    self._fail(days[0], error.about([*held, *more.elements()]))
                 else:
                     self._submit_apart([[day] for day in days], first, last)
                 return

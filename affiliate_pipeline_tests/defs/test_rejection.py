@@ -136,6 +136,25 @@ def test_a_time_that_is_not_in_milliseconds_fails_its_day_alone(sandbox, query, 
     assert landed(query, BAD) == sent([])
 
 
+def test_rows_of_several_pages_are_kept_once(sandbox, query):
+    rows = rebates(BAD, 700)
+    sandbox.binance.set_rebates(rows)
+    bad_time = rows[650]["time"]
+
+    def transform(row):
+        return row | {"time": "soon"} if row["time"] == bad_time else row
+
+    sandbox.faults.transform_row = transform
+    run = materialize(KEY, [BAD])
+
+    assert "`time` is missing or not in milliseconds" in run.failed[BAD]
+    assert rejected(query, BAD) == received(map(transform, rows))
+    # Fewer rows that are not all do not replace them.
+    sandbox.faults.fail_day(BAD, status=400, code=-1102)
+    assert BAD in materialize(KEY, [BAD]).failed
+    assert rejected(query, BAD) == received(map(transform, rows))
+
+
 # Landing what was rejected
 
 
