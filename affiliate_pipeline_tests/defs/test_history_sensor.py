@@ -458,6 +458,13 @@ def test_days_beyond_the_history_are_not_asked_for(sandbox, missed):
     assert missed(recent=[ago(60)]) == [f"{ago(29)}...{ago(7)}"]
 
 
+def test_another_teams_run_without_a_selection_does_not_hold_up_the_landing(sandbox, rows, tick, instance):
+    started = {"run_id": "theirs", "job_name": "nightly", "status": dg.DagsterRunStatus.STARTED}
+    instance.add_run(dg.DagsterRun(**started))
+    materialize(REQUEST, OLD)
+    assert len(tick()) == 1
+
+
 def test_days_that_are_under_way_are_not_asked_for_again(sandbox, missed):
     materialize(REQUEST, days(12, 9))
     assert missed(recent=days(15, 13)) == [f"{ago(8)}...{ago(7)}"]
