@@ -25,6 +25,8 @@ from affiliate_pipeline_tests.webhook import Webhook
 if "PYTEST_CURRENT_TEST" not in os.environ:
     isolation.isolate()
 
+from affiliate_pipeline.definitions import build_definitions  # noqa: E402
+
 
 def pytest_sessionstart() -> None:
     # Test modules are imported next, and some build definitions while they are.
@@ -134,8 +136,6 @@ def instance_of_all_runs() -> dg.DagsterInstance:
 
 def materialize(key: str, days: Sequence[date], **config: bool) -> Run:
     """A run of the asset over the (consecutive) days, as `dagster asset materialize` would do it."""
-    from affiliate_pipeline.definitions import build_definitions
-
     definitions = build_definitions()
     asset_key = dg.AssetKey(key.split("/"))
     tags = {"dagster/asset_partition_range_start": f"{days[0]}", "dagster/asset_partition_range_end": f"{days[-1]}"}
