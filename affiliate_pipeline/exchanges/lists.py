@@ -1,9 +1,9 @@
-"""What a response without a list means where a list of rows belongs: one rule for all exchanges.
+"""What a response without a list means where a list of rows belongs.
 
 Many services send null, an empty text or an empty object, or leave the field out, where a list is empty; a server in
 trouble may send the same. So it is requested once more, right away: alike twice, it is an empty list, and the day that
 lands says so. It never replaces rows that had landed (`DayRows.unlisted`). Where there always is a row, such as a sum, it
-is an error at once.
+is an error at once; so it is for Binance's records, which answer `[]` and cannot be requested again after a week.
 """
 
 from collections.abc import Callable, Mapping

@@ -22,7 +22,6 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from affiliate_pipeline.days import DAY, day_of, days_from, instant, runs, spans, start_ms
-from affiliate_pipeline.exchanges.lists import get_list, unlisted_note
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan, Session
 from affiliate_pipeline.rest.bodies import may_hold_rows
 from affiliate_pipeline.rest.error_body import quote
@@ -56,7 +55,6 @@ class Page:
 
     times: list[int]
     rows: list[msgspec.Raw]
-    is_unlisted: bool = False
 
     def __len__(self) -> int:
         return len(self.times)
@@ -67,7 +65,7 @@ class Page:
             ordered = sorted(zip(times, rows, strict=True), key=itemgetter(0))
             times, rows = [time for time, _ in ordered], [row for _, row in ordered]
         kept = slice(bisect_left(times, first), bisect_right(times, last))
-        return Page(times[kept], rows[kept], self.is_unlisted)
+        return Page(times[kept], rows[kept])
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,7 @@ class TimeWalk:
     def ask(self, session: Session, first: int, last: int) -> Page:
         """The rows of the closed window of milliseconds, `limit` of them at most."""
         params = {"startTime": first, "endTime": last, "limit": self.limit}
-        page, is_unlisted = get_list(session.client, self.path, params, _page)
-        if is_unlisted:
-            return replace(page, is_unlisted=True)
+        page = session.client.get(self.path, params, _page)
         if page.times and not first <= min(page.times) <= max(page.times) <= last:
             raise Refused(
                 f"{session.client.host} was asked for {instant(first)} to {instant(last)} and answered rows outside"
@@ -151,7 +147,6 @@ class _Walk:
         self._chunks: dict[date, Spool] = defaultdict(Spool)
         self._rows: Counter[date] = Counter()
         self._requests: Counter[date] = Counter()
-        self._unlisted: Counter[date] = Counter()
         self._bad: set[date] = set()
         self.widening = widening
         self._oldest_first: bool | None = None
@@ -368,13 +363,10 @@ class _Walk:
                 if rows:
                     self._chunks[day].append(b",".join(rows))
                     self._rows[day] += len(rows)
-                self._unlisted[day] += page.is_unlisted
                 self._left[day] -= min(last + 1, self._end[day]) - max(first, self._start[day])
                 covered = self._left[day] == 0
             if covered:
-                unlisted = self._unlisted[day]
-                rows_of_day = DayRows(day, self._chunks.pop(day, ()), self._rows[day], self._requests[day])
-                self._put(replace(rows_of_day, note=unlisted_note(unlisted), unlisted=[{}] if unlisted else []))
+                self._put(DayRows(day, self._chunks.pop(day, ()), self._rows[day], self._requests[day]))
 
     def _fail(self, day: date, error: ExchangeError) -> None:
         with self._lock:

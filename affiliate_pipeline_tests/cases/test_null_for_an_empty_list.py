@@ -151,7 +151,7 @@ def test_a_roster_that_had_users_is_not_nobody(both, query, monkeypatch):
 
 
 @pytest.mark.parametrize("body", [b"null", b'""', b"{}"])
-def test_binances_windows_follow_the_same_rule(sandbox, query, monkeypatch, body):
+def test_records_of_binance_without_a_list_are_an_error_at_once(sandbox, query, monkeypatch, body):
     day, other = REBATE_DAYS[-1], REBATE_DAYS[-2]
     sandbox.binance.set_rebates(rebates(day, 5))
     assert materialize(REBATES, [day]).success
@@ -166,6 +166,8 @@ def test_binances_windows_follow_the_same_rule(sandbox, query, monkeypatch, body
 
     run = materialize(REBATES, [other, day])
 
-    assert list(run.materialized) == [other] and "sent no list (null)" in run.failed[day]
+    assert set(run.failed) == {other, day}
+    assert all("the answer is not a list of rows" in reason for reason in run.failed.values())
     assert query("select count(*) from binance.rebate_recent_record") == [(5,)]
-    assert len(sandbox.requests) == 2
+    # The range once, then each of its days.
+    assert len(sandbox.requests) == 3

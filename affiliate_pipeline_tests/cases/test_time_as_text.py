@@ -97,3 +97,4 @@ def test_a_page_whose_id_cannot_be_read_is_kept(both, query):
 
     assert "a row's `id` is 'x'" in run.failed[day].replace('"', "")
     assert query("select distinct complete, payload->>'id' from affiliate.rejected_row") == [(False, "x")]
+    assert all("What was received of the day is kept as received" in reason for reason in run.failed.values())
