@@ -8,6 +8,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,8 @@ def exchange(both: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     """Both exchanges as they were at `NOW`, with assignments configured."""
     monkeypatch.setattr(time, "time_ns", time.time_ns)
     shift_clock()
+    # A new process imports this module; the tests are not installed.
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1]), *sys.path])
     customers = tmp_path / "customers.csv"
     customers.write_text("customerId,email\nnew1,jane.doe1@example.com\nnew2,jane.doe2@example.com\n")
     monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(customers))
