@@ -15,7 +15,7 @@ import pytest
 import stamina
 from psycopg import sql
 
-from affiliate_pipeline.defs.storage import Storage
+from affiliate_pipeline.defs.environment import Loaded
 from affiliate_pipeline.postgres import server
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests import isolation
@@ -45,7 +45,7 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each test starts in a project folder of its own, with nothing that another one has left behind."""
     for name in os.environ.keys() - isolation.kept(os.environ).keys():
         monkeypatch.delenv(name)
-    monkeypatch.setattr(Storage, "loaded", None)
+    monkeypatch.setattr(Loaded, "environment", None)
     (tmp_path / "workspace.yaml").touch()
     monkeypatch.chdir(tmp_path)
 

@@ -8,10 +8,10 @@ import dagster as dg
 from pydantic import Field
 
 from affiliate_pipeline.days import fold
+from affiliate_pipeline.defs.environment import environment_of
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
 from affiliate_pipeline.defs.reconciliation import check_specs, reconciled
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
-from affiliate_pipeline.defs.storage import environment_of
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.ingest import Failed, Landed, Options, Outcome, ingest
 from affiliate_pipeline.postgres.server import ServerError

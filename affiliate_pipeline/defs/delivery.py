@@ -10,7 +10,7 @@ import dagster as dg
 from dagster import DagsterInstance
 
 from affiliate_pipeline import alerts
-from affiliate_pipeline.defs.storage import environment_of_tick
+from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.outbox import Open, Outbox
 from affiliate_pipeline.settings import Alerts, keep_loopback_off_proxies

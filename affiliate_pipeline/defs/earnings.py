@@ -12,13 +12,12 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from affiliate_pipeline import settings
 from affiliate_pipeline.commission.figures import Figures, gather
-from affiliate_pipeline.commission.report import render
 from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission, Sum
 from affiliate_pipeline.days import DAY, fold, runs
 from affiliate_pipeline.defs.assets import FAILED_PARTITIONS
+from affiliate_pipeline.defs.environment import environment_of, environment_of_tick
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
 from affiliate_pipeline.defs.resources import Postgres
-from affiliate_pipeline.defs.storage import environment_of, environment_of_tick
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.postgres.server import ServerError
 from affiliate_pipeline.postgres.store import Store, StoreUnavailable
@@ -201,6 +200,9 @@ def _amounts(each: Sum) -> dict[str, str | int | None]:
 
 
 def _report(context: dg.AssetExecutionContext, figures: Figures) -> dict[str, Any]:
+    # Jinja2 would make up a tenth of the code location's import.
+    from affiliate_pipeline.commission.report import render
+
     metadata: dict[str, Any] = {"report": dg.MetadataValue.md(render.markdown(figures))}
     try:
         metadata["page"] = dg.MetadataValue.path(render.write(figures, settings.reports()))

@@ -10,10 +10,10 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from affiliate_pipeline.alerts import Alert
 from affiliate_pipeline.days import fold, instant, runs
+from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import selected
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.schedules import default_status
-from affiliate_pipeline.defs.storage import environment_of_tick
 from affiliate_pipeline.exchanges.binance.collection import Collection, CollectionStore
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
 from affiliate_pipeline.exchanges.binance.history import advance, give_up, missed_days

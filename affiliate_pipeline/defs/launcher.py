@@ -5,7 +5,7 @@ import time
 from dagster import DagsterRun
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 
-from affiliate_pipeline.defs.storage import environment_of
+from affiliate_pipeline.defs.environment import environment_of
 from affiliate_pipeline.postgres.server import ServerError
 from affiliate_pipeline.postgres.store import StoreUnavailable, is_worked_for
 from affiliate_pipeline.settings import SettingsError

@@ -2,8 +2,8 @@
 
 import dagster as dg
 
+from affiliate_pipeline.defs.environment import environment_of
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
-from affiliate_pipeline.defs.storage import environment_of
 from affiliate_pipeline.exchanges.lbank.endpoints import TEAM_ENDPOINT
 from affiliate_pipeline.postgres.server import ServerError
 from affiliate_pipeline.postgres.store import StoreUnavailable

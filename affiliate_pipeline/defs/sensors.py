@@ -16,10 +16,10 @@ from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 from affiliate_pipeline import alerts
 from affiliate_pipeline.defs.assets import DAY_IS_SOUND, FAILED_PARTITIONS
 from affiliate_pipeline.defs.earnings import COMMISSION, REPORT
+from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import days_of, is_own_repository, selected
 from affiliate_pipeline.defs.reconciliation import SAME_ROWS
 from affiliate_pipeline.defs.roster import roster
-from affiliate_pipeline.defs.storage import environment_of_tick
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.ingest import cause_of, now_ms
 from affiliate_pipeline.postgres.outbox import Outbox

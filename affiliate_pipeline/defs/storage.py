@@ -1,19 +1,18 @@
-"""Dagster's own storage, in the one database of the project; `dagster.yaml` names this class. And, since this storage is
-what makes an instance the application's, which settings count in an instance."""
+"""Dagster's own storage, in the one database of the project; `dagster.yaml` names this class."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import click
-import dagster as dg
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 
+from affiliate_pipeline.defs.environment import Loaded
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.readiness import require_storage
 from affiliate_pipeline.postgres.server import ServerError
 from affiliate_pipeline.postgres.store import StoreUnavailable
 from affiliate_pipeline.postgres.urls import public_tables
-from affiliate_pipeline.settings import Environment, SettingsError, application, configured, set_default
+from affiliate_pipeline.settings import SettingsError, application, set_default
 
 CONNECTION_USED_S = 1
 NO_TIMEOUT = 0
@@ -28,9 +27,6 @@ class StorageUnavailable(click.ClickException):
 
 class Storage(DagsterPostgresStorage, ConfigurableClass):
     """`DagsterPostgresStorage` on the configured database, or on the embedded one, which it starts."""
-
-    # What counted for the one loaded last in this process.
-    loaded: ClassVar[Environment | None] = None
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
@@ -49,7 +45,7 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
         schemas = {"affiliate", *(endpoint.exchange.name for endpoint in ENDPOINTS)}
         url = public_tables(url, schemas)
         storage = cls(url.replace("postgresql://", "postgresql+psycopg2://", 1), inst_data=inst_data)
-        cls.loaded = environment
+        Loaded.environment = environment
         # A range of days writes three events a day, and would open seven connections a day for them: two thirds of what
         # such a run takes. A connection is used for a second at most, so that none is found dead after a restart of the
         # database.
@@ -58,25 +54,3 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
         )
         set_default(DAGSTER_EVENT_BATCH_SIZE=EVENTS_WRITTEN_AT_ONCE)
         return storage
-
-
-def environment_of(instance: dg.DagsterInstance) -> Environment:
-    """What counts for a run, schedule or sensor of the instance: what the application uses, if the instance has its storage
-    on that very database; otherwise only what is configured.
-
-    Another team's instance would show a day as landed that is in a server of ours which it knows nothing of, or that is
-    the sandbox's.
-    """
-    environment = application()
-    url = getattr(instance.event_log_storage, "postgres_url", "")
-    return environment if environment.is_embedded_at(url) else configured()
-
-
-def environment_of_tick(context: dg.SensorEvaluationContext | dg.ScheduleEvaluationContext) -> Environment:
-    """The same for a tick. An instance in memory has no reference, and is not the application's."""
-    return environment_of(context.instance) if context.instance_ref else configured()
-
-
-def environment_of_process() -> Environment:
-    """The same while the code location loads and no instance is at hand: each process of Dagster's loads its own first."""
-    return Storage.loaded or configured()

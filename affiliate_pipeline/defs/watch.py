@@ -11,8 +11,8 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from affiliate_pipeline.days import DAY, fold
 from affiliate_pipeline.defs.assets import NO_DAY_MISSING
+from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import days_of, selected
-from affiliate_pipeline.defs.storage import environment_of_tick
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.ingest import now_ms
 from affiliate_pipeline.postgres.outbox import Outbox
