@@ -25,7 +25,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m affiliate_pipeline.dictionary > docs/data_dictionary.md
+	$(BIN)/python -m affiliate_pipeline.app.data_dictionary > docs/data_dictionary.md
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c '$(SUITABLE)' 2>/dev/null || { echo "affiliate_pipeline needs Python 3.11, 3.12 or 3.13 with venv: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }

@@ -4,15 +4,15 @@ from typing import Any
 
 import dagster as dg
 
-from affiliate_pipeline.defs.assets import build_asset
-from affiliate_pipeline.defs.delivery import alert_delivery
-from affiliate_pipeline.defs.earnings import build_earnings, build_stale_days
-from affiliate_pipeline.defs.history import build_missed_days_schedule, kickback_history
+from affiliate_pipeline.defs.commission_assets import build_earnings, build_stale_days
+from affiliate_pipeline.defs.endpoint_assets import build_asset
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.defs.schedules import build_schedules
-from affiliate_pipeline.defs.sensors import build_failing_tick_alert, failed_run_alert
-from affiliate_pipeline.defs.watch import build_watch
+from affiliate_pipeline.defs.sensors.alert_delivery import alert_delivery
+from affiliate_pipeline.defs.sensors.failures import build_failing_tick_alert, failed_run_alert
+from affiliate_pipeline.defs.sensors.kickback_history import build_missed_days_schedule, kickback_history
+from affiliate_pipeline.defs.sensors.overdue import build_watch
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
 

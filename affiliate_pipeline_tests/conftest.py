@@ -15,8 +15,8 @@ import pytest
 import stamina
 from psycopg import sql
 
+from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.defs.environment import Loaded
-from affiliate_pipeline.postgres import server
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests import isolation
 from affiliate_pipeline_tests.webhook import Webhook

@@ -4,9 +4,10 @@ import ast
 import re
 from pathlib import Path
 
-from affiliate_pipeline import cli, dictionary, settings
-from affiliate_pipeline.cli.app import app
-from affiliate_pipeline.defs.assets import LandingConfig
+from affiliate_pipeline import environment as settings
+from affiliate_pipeline.app import data_dictionary as dictionary
+from affiliate_pipeline.app.__main__ import app, main
+from affiliate_pipeline.defs.endpoint_assets import LandingConfig
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres import ddl
 
@@ -44,7 +45,7 @@ def test_the_readme_names_every_option_of_a_run_and_no_other():
 
 
 def test_the_readme_and_the_runbook_name_every_command_and_no_other():
-    assert cli.main  # importing it registers the commands
+    assert main  # importing it registers the commands
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     documents = README + (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
     assert set(re.findall(r"affiliate-pipeline ([a-z_]+)", documents)) == commands

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import psycopg
 
-from affiliate_pipeline.postgres import server
+from affiliate_pipeline.app.embedded_server import server
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("AFFILIATE_", "BINANCE_", "LBANK_", "ALERT_", "HEARTBEAT_", "DAGSTER_")

@@ -17,10 +17,10 @@ def nothing(sandbox) -> None:
 
 def planned(days: list[date]) -> tuple[int, float]:
     """The requests and seconds that the plan says, once the roster is there."""
+    from affiliate_pipeline.environment import configured
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
-    from affiliate_pipeline.ingest import connected, plan_of
-    from affiliate_pipeline.postgres.store import Store
-    from affiliate_pipeline.settings import configured
+    from affiliate_pipeline.landing.day_writer import Store
+    from affiliate_pipeline.landing.pipeline import connected, plan_of
 
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == KEY)
     with Store(configured().database_url()) as store, connected(endpoint, store) as session:

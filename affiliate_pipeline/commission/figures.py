@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 
 from affiliate_pipeline.commission.rollup import Commission, Earner, Sum
-from affiliate_pipeline.days import DAY, days_from
+from affiliate_pipeline.domain.days import DAY, days_from
 from affiliate_pipeline.exchanges.spec import Endpoint
 
 SPAN_DAYS = 30

@@ -12,9 +12,10 @@ from typing import Any, LiteralString
 from psycopg import sql
 
 from affiliate_pipeline.exchanges.spec import Earnings, Endpoint
-from affiliate_pipeline.postgres import ddl, ledger
+from affiliate_pipeline.landing import ledger
+from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.postgres import ddl
 from affiliate_pipeline.postgres.connection import unavailable
-from affiliate_pipeline.postgres.store import Store
 
 TABLE, COLUMNS = "affiliate.daily_commission", ddl.DAILY_COMMISSION
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import dagster as dg
 
-from affiliate_pipeline.settings import Environment, application, configured
+from affiliate_pipeline.environment import Environment, application, configured
 
 
 class Loaded:

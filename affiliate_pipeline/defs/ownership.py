@@ -12,7 +12,7 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 
-from affiliate_pipeline.days import days_from
+from affiliate_pipeline.domain.days import days_from
 
 # The name of the code location unless a workspace gives it another one. Only a context made by hand does not know it.
 LOCATION = "affiliate_pipeline.definitions"

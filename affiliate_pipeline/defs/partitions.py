@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from dagster import DailyPartitionsDefinition
 
 from affiliate_pipeline.defs.environment import environment_of_process
-from affiliate_pipeline.settings import Project
+from affiliate_pipeline.environment import Project
 
 
 @cache

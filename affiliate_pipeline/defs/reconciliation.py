@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import dagster as dg
 
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.ingest import Landed
-from affiliate_pipeline.postgres.store import Store
+from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.pipeline import Landed
 
 SAME_ROWS = "same_rows"
 MOST_DIFFERENCES = 100

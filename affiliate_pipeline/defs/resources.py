@@ -4,11 +4,11 @@ that the code location loads without any setting, network or database, and no se
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+from affiliate_pipeline.environment import Binance, Environment
 from affiliate_pipeline.exchanges.spec import Endpoint, Session
-from affiliate_pipeline.ingest import connected
-from affiliate_pipeline.postgres.lease import LONGEST_WAIT_S
-from affiliate_pipeline.postgres.store import Store
-from affiliate_pipeline.settings import Binance, Environment
+from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.pipeline import connected
+from affiliate_pipeline.postgres.rate_limiter import LONGEST_WAIT_S
 
 
 class Postgres:

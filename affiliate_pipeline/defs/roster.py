@@ -2,13 +2,13 @@
 
 import dagster as dg
 
+from affiliate_pipeline.app.embedded_server.server import ServerError
 from affiliate_pipeline.defs.environment import environment_of
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
+from affiliate_pipeline.environment import SettingsError
 from affiliate_pipeline.exchanges.lbank.endpoints import TEAM_ENDPOINT
-from affiliate_pipeline.postgres.server import ServerError
-from affiliate_pipeline.postgres.store import StoreUnavailable
-from affiliate_pipeline.rest.errors import ExchangeError
-from affiliate_pipeline.settings import SettingsError
+from affiliate_pipeline.http.errors import ExchangeError
+from affiliate_pipeline.landing.day_writer import StoreUnavailable
 
 
 @dg.asset(

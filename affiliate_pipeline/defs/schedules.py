@@ -6,11 +6,11 @@ from itertools import groupby
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from affiliate_pipeline.days import day_of
 from affiliate_pipeline.defs.environment import environment_of_tick
+from affiliate_pipeline.domain.days import day_of
+from affiliate_pipeline.environment import Project
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.ingest import now_ms
-from affiliate_pipeline.settings import Project
+from affiliate_pipeline.landing.pipeline import now_ms
 
 
 def build_schedules(endpoints: Sequence[Endpoint]) -> list[dg.ScheduleDefinition]:

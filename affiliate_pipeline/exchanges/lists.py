@@ -9,7 +9,7 @@ is an error at once; so it is for Binance's records, which answer `[]` and canno
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from affiliate_pipeline.rest.client import Client
+from affiliate_pipeline.http.client import Client
 
 NO_LIST = frozenset({b"null", b'""', b"{}"})
 

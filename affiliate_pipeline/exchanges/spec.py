@@ -6,11 +6,11 @@ from datetime import date, time, timedelta
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
-from affiliate_pipeline.days import DAY, day_of, start_ms
-from affiliate_pipeline.rest.client import Client
-from affiliate_pipeline.rest.errors import ExchangeError
-from affiliate_pipeline.rest.limits import Limit
-from affiliate_pipeline.schema import Row
+from affiliate_pipeline.domain.days import DAY, day_of, start_ms
+from affiliate_pipeline.http.client import Client
+from affiliate_pipeline.http.errors import ExchangeError
+from affiliate_pipeline.http.limits import Limit
+from affiliate_pipeline.schema.columns import Row
 
 LEAST_TRAILING_DAYS = 3
 

@@ -14,8 +14,8 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.postgres import ddl
-from affiliate_pipeline.rest.redact import redact
 
 OLDEST_SERVER = 140000
 # Lets the statistics of the server tell our sessions from those of others.

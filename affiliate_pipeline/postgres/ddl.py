@@ -4,7 +4,7 @@ from hashlib import sha256
 
 from psycopg import sql
 
-from affiliate_pipeline.schema import Row, columns
+from affiliate_pipeline.schema.columns import Row, columns
 
 BOOKKEEPING = """
 create schema if not exists affiliate;

@@ -3,11 +3,11 @@
 from contextlib import ExitStack
 from typing import Self
 
-from affiliate_pipeline.postgres.answers import AnswerStore
-from affiliate_pipeline.postgres.attempts import AttemptStore
-from affiliate_pipeline.postgres.collection import Collections
-from affiliate_pipeline.postgres.lease import LONGEST_WAIT_S, Lease
-from affiliate_pipeline.postgres.roster import Rosters
+from affiliate_pipeline.exchanges.binance.customer_ids.pending_actions import AttemptStore
+from affiliate_pipeline.exchanges.binance.kickback_export.store import Collections
+from affiliate_pipeline.exchanges.lbank.response_cache import AnswerStore
+from affiliate_pipeline.exchanges.lbank.roster.store import Rosters
+from affiliate_pipeline.postgres.rate_limiter import LONGEST_WAIT_S, Lease
 
 # A slot of a large budget is good for several requests, so that the database is not asked before each one.
 MOST_SLOTS = 300

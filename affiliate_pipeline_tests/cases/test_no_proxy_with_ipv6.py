@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from affiliate_pipeline import settings
-from affiliate_pipeline.cli.app import app
+from affiliate_pipeline import environment as settings
+from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from affiliate_pipeline.cli import main
-from affiliate_pipeline.defs.storage import StorageUnavailable
+from affiliate_pipeline.app.__main__ import main
+from affiliate_pipeline.app.instance.storage import StorageUnavailable
 from affiliate_pipeline.postgres.connection import StoreUnavailable, connect
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
 
-from affiliate_pipeline.cli.app import app
+from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 

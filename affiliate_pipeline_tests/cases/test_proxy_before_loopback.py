@@ -2,12 +2,13 @@
 
 import pytest
 
-from affiliate_pipeline import alerts, settings
-from affiliate_pipeline.alerts import Alert
-from affiliate_pipeline.cli.app import app
-from affiliate_pipeline.rest import client as client_module
-from affiliate_pipeline.rest.heartbeat import beat
-from affiliate_pipeline.rest.network import Network
+from affiliate_pipeline import environment as settings
+from affiliate_pipeline.app.__main__ import app
+from affiliate_pipeline.http import client as client_module
+from affiliate_pipeline.http.heartbeat import beat
+from affiliate_pipeline.http.network import Network
+from affiliate_pipeline.monitoring import alerts
+from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 from affiliate_pipeline_tests.proxy import Proxy

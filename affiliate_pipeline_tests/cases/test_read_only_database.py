@@ -5,7 +5,7 @@ import sys
 import psycopg
 import pytest
 
-from affiliate_pipeline.cli import main
+from affiliate_pipeline.app.__main__ import main
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, landed, rebates, sent
 

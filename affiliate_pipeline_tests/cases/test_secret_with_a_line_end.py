@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from affiliate_pipeline.cli.app import app
+from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from affiliate_pipeline.cli import main
-from affiliate_pipeline.ingest import Failed, Landed, connected, ingest
+from affiliate_pipeline.app.__main__ import main
+from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.pipeline import Failed, Landed, connected, ingest
 from affiliate_pipeline.postgres import connection
-from affiliate_pipeline.postgres.store import Store
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY, SETTLED, landed, rebates, sent
 from affiliate_pipeline_tests.pgbouncer import needs_pgbouncer, pgbouncer

@@ -7,9 +7,9 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.ingest import Failed, connected, ingest, plan_of
-from affiliate_pipeline.postgres.store import Store
-from affiliate_pipeline.rest.client import Client
+from affiliate_pipeline.http.client import Client
+from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.pipeline import Failed, connected, ingest, plan_of
 from affiliate_pipeline_tests.conftest import materialize
 
 PARTNERS, CLIENTS = "binance/customization_assignment", "binance/user_customization_assignment"

@@ -217,7 +217,7 @@ def test_an_exchange_that_refuses_a_window_of_one_millisecond_is_asked_for_two(s
 @pytest.mark.parametrize("split_by", ["an error", "the longest span"])
 def test_exactly_one_full_page_proves_no_order(sandbox, query, monkeypatch, split_by):
     # Windows one after the other, so that the full page comes first.
-    monkeypatch.setattr("affiliate_pipeline.exchanges.time_walk.WORKERS", 1)
+    monkeypatch.setattr("affiliate_pipeline.exchanges.window_walk.WORKERS", 1)
     sandbox.binance.newest_first = True
     if split_by == "an error":
         days, others = DAYS[:4], DAYS[1:3]
@@ -260,7 +260,7 @@ def test_a_millisecond_that_fills_a_page_fails_its_day_alone(sandbox, query, cou
 
 
 def test_a_day_known_to_be_bad_is_left_alone(sandbox, monkeypatch):
-    monkeypatch.setattr("affiliate_pipeline.exchanges.time_walk.WORKERS", 1)
+    monkeypatch.setattr("affiliate_pipeline.exchanges.window_walk.WORKERS", 1)
     sandbox.binance.newest_first = True
     full_ms = at(DAYS[1], "03:00:00.000")
     full = [rebate(full_ms, number) for number in range(500)]
@@ -302,7 +302,7 @@ def test_days_apart_are_all_fetched(sandbox, query, monkeypatch):
             wait([future])
             return future
 
-    monkeypatch.setattr("affiliate_pipeline.exchanges.time_walk.ThreadPoolExecutor", OneAfterTheOther)
+    monkeypatch.setattr("affiliate_pipeline.exchanges.window_walk.ThreadPoolExecutor", OneAfterTheOther)
     sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rebates(day, 9))
     materialize(KEY, [DAYS[1]])
     query("update affiliate.landing set source = 'somebody else'")

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from affiliate_pipeline.postgres.store import Store
-from affiliate_pipeline.rest import client
+from affiliate_pipeline.http import client
+from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.sandbox.exchange import Answer
 from affiliate_pipeline.sandbox.faults import KINDS
 from affiliate_pipeline_tests.conftest import materialize
@@ -306,7 +306,9 @@ def test_a_full_disk_of_the_temporary_folder_is_told_and_nothing_that_had_landed
     sandbox, query, rows, monkeypatch
 ):
     materialize(KEY, DAYS[:2])
-    monkeypatch.setattr("affiliate_pipeline.spool.SpooledTemporaryFile", lambda max_size: open("/dev/full", "r+b"))
+    monkeypatch.setattr(
+        "affiliate_pipeline.exchanges.spool.SpooledTemporaryFile", lambda max_size: open("/dev/full", "r+b")
+    )
 
     run = materialize(KEY, DAYS)
 

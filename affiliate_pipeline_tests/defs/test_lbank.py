@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from affiliate_pipeline.definitions import build_definitions
-from affiliate_pipeline.ingest import Landed, connected, ingest
-from affiliate_pipeline.postgres.store import Store
+from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.pipeline import Landed, connected, ingest
 from affiliate_pipeline.sandbox import Number, Sandbox
 from affiliate_pipeline.sandbox.lbank.users import OWN_OPEN_ID
 from affiliate_pipeline_tests import conftest

@@ -12,11 +12,11 @@ import dagster as dg
 import psycopg
 import pytest
 
-from affiliate_pipeline import settings
+from affiliate_pipeline import environment as settings
+from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.definitions import build_definitions
-from affiliate_pipeline.postgres import server
+from affiliate_pipeline.environment import SettingsError
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline.settings import SettingsError
 from affiliate_pipeline_tests.defs.rebates import KEY
 
 ROOT = Path(__file__).parents[2]

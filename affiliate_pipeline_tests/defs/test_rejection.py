@@ -8,7 +8,7 @@ import pytest
 
 from affiliate_pipeline.exchanges.binance.endpoints import RebateRecentRecord
 from affiliate_pipeline.sandbox import Number
-from affiliate_pipeline.schema import BigInt, bigint
+from affiliate_pipeline.schema.columns import BigInt, bigint
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import (
     DAYS,
@@ -102,7 +102,7 @@ def test_every_column_that_does_not_fit_is_named(sandbox):
 
 
 def test_bad_rows_are_counted_over_the_whole_day(sandbox, monkeypatch):
-    monkeypatch.setattr("affiliate_pipeline.ingest.BATCH_BYTES", 1)
+    monkeypatch.setattr("affiliate_pipeline.landing.pipeline.BATCH_BYTES", 1)
     sandbox.binance.set_rebates(without(row, "asset") for row in rebates(SETTLED, 1_200))
 
     assert "asset: the field is missing in 1200 rows" in materialize(KEY, [SETTLED]).failed[SETTLED]

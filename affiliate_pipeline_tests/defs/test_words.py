@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from affiliate_pipeline.cli.app import app
-from affiliate_pipeline.rest.client import ATTEMPTS
+from affiliate_pipeline.app.__main__ import app
+from affiliate_pipeline.http.client import ATTEMPTS
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.kickbacks import HISTORY, OLD, PATH, REQUEST, collections, kickbacks, posts
 from affiliate_pipeline_tests.defs.rebates import KEY, SETTLED

@@ -19,7 +19,7 @@ import httpx
 import psutil
 import psycopg
 
-from affiliate_pipeline.postgres import server
+from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests import isolation
 
@@ -119,7 +119,7 @@ class Project:
         return {**isolation.kept(os.environ), "PYTHONPATH": str(self.folder), **more}
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "affiliate_pipeline.cli", *arguments]
+        return [sys.executable, "-m", "affiliate_pipeline.app", *arguments]
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`affiliate-pipeline`, to its end."""

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from affiliate_pipeline.defs.watch import EVERY_S
+from affiliate_pipeline.defs.sensors.overdue import EVERY_S
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests.e2e.project import (
     KEY,

@@ -12,17 +12,17 @@ from datetime import date
 import psycopg
 import pytest
 
-from affiliate_pipeline import schema
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.postgres.store import Day, Store, StoreUnavailable
-from affiliate_pipeline.schema import Amount, BigInt, Flag, Instant, Row, SmallInt, Text, columns
+from affiliate_pipeline.landing.day_writer import Day, Store, StoreUnavailable
+from affiliate_pipeline.schema import columns as schema
+from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, SmallInt, Text, columns
 
 # Forked after the imports, so that all of them come to the database at the same moment.
 CREATE = """
 import os, sys
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.postgres.store import Store
+from affiliate_pipeline.landing.day_writer import Store
 children = []
 for _ in range(3):
     if child := os.fork():

@@ -4,9 +4,9 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.postgres.connection import StoreUnavailable, connect, unavailable
 from affiliate_pipeline.postgres.readiness import problems
-from affiliate_pipeline.postgres.store import Store
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY, rebates
 

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from affiliate_pipeline.postgres import server
+from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.postgres.urls import libpq_environment
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from affiliate_pipeline.commission.figures import Figures, masked
-from affiliate_pipeline.days import fold
+from affiliate_pipeline.domain.days import fold
 
 MAX_COINS = 6
 BAR_PX, GAP_PX = 8, 2

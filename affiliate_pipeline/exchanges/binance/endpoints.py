@@ -3,14 +3,15 @@
 from datetime import time, timedelta
 from typing import Any
 
-from affiliate_pipeline import schema
-from affiliate_pipeline.exchanges.binance import history, wishes
-from affiliate_pipeline.exchanges.binance.assignment import Assignment
+from affiliate_pipeline.exchanges.binance.customer_ids import desired
+from affiliate_pipeline.exchanges.binance.customer_ids.assignment import Assignment
+from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import Observation
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
-from affiliate_pipeline.exchanges.binance.observation import Observation
+from affiliate_pipeline.exchanges.binance.kickback_export import advance
 from affiliate_pipeline.exchanges.spec import Earnings, Endpoint, Memory, Probe
-from affiliate_pipeline.exchanges.time_walk import TimeWalk
-from affiliate_pipeline.schema import Amount, BigInt, Flag, Instant, Row, Text
+from affiliate_pipeline.exchanges.window_walk import TimeWalk
+from affiliate_pipeline.schema import columns as schema
+from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, Text
 
 
 class RebateRecentRecord(Row):
@@ -111,22 +112,22 @@ _KICKBACK_EARNINGS = Earnings("kickback", earners=())
 HISTORY_REQUEST = Endpoint(
     exchange=BINANCE,
     name="kickback_historical_request",
-    path=history.PATH,
+    path=advance.PATH,
     account="client",
     description=(
         "Asks Binance to collect kickbacks of the last 30 days into a file, which `kickback_historical_record` lands: one "
         "row per day asked for, in UTC. A range of days is one request; while one is being collected, another waits."
     ),
     schema=KickbackHistoricalRequest,
-    strategy=history.HistoryRequest(),
+    strategy=advance.HistoryRequest(),
     # As long as a day can be asked for, it may be asked for again.
-    settles_after=history.MEMORY,
-    memory=Memory(history.MEMORY, provable=False, is_final=True),
+    settles_after=advance.MEMORY,
+    memory=Memory(advance.MEMORY, provable=False, is_final=True),
 )
 HISTORY = Endpoint(
     exchange=BINANCE,
     name=_OLD_KICKBACKS,
-    path=history.PATH,
+    path=advance.PATH,
     account="client",
     description=(
         "Kickbacks of the last 30 days from the file that `kickback_historical_request` asks for; days in UTC. The sensor "
@@ -134,12 +135,12 @@ HISTORY = Endpoint(
         "`kickback_recent_record` could not land in time."
     ),
     schema=Kickback,
-    strategy=history.HistoryFile(f"{BINANCE.name}/{_OLD_KICKBACKS}", Kickback),
+    strategy=advance.HistoryFile(f"{BINANCE.name}/{_OLD_KICKBACKS}", Kickback),
     instant="time",
     total=("income", "asset"),
     earnings=_KICKBACK_EARNINGS,
     settles_after=timedelta(hours=24),
-    memory=Memory(history.MEMORY, provable=False, is_final=True, asked_in_time=history.asked_in_time),
+    memory=Memory(advance.MEMORY, provable=False, is_final=True, asked_in_time=advance.asked_in_time),
     same_rows_as=f"{BINANCE.name}/{_RECENT_KICKBACKS}",
 )
 RECENT_KICKBACKS = Endpoint(
@@ -218,7 +219,7 @@ ENDPOINTS = (
     _now(
         "customization_assignment",
         "partner",
-        Assignment(_CUSTOMIZATION, "email", wishes.of_partner, "BINANCE_CUSTOMER_IDS", listed=True),
+        Assignment(_CUSTOMIZATION, "email", desired.of_partner, "BINANCE_CUSTOMER_IDS", listed=True),
         schema=CustomizationAssignment,
         description=(
             "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, where they have others; only when "
@@ -229,7 +230,7 @@ ENDPOINTS = (
     _now(
         "user_customization_assignment",
         "client",
-        Assignment(_USER_CUSTOMIZATION, "apiAgentCode", wishes.of_client, "BINANCE_USER_CUSTOMER_ID", listed=False),
+        Assignment(_USER_CUSTOMIZATION, "apiAgentCode", desired.of_client, "BINANCE_USER_CUSTOMER_ID", listed=False),
         schema=UserCustomizationAssignment,
         description=(
             "Gives the client the id BINANCE_USER_CUSTOMER_ID with its agent, where it has another; only when asked for, "

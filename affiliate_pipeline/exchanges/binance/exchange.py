@@ -8,14 +8,14 @@ from zoneinfo import ZoneInfo
 
 import httpx
 
-from affiliate_pipeline.exchanges.binance import replies
-from affiliate_pipeline.exchanges.binance.collection import CollectionStore
+from affiliate_pipeline.environment import Binance, naming, network_variables
+from affiliate_pipeline.exchanges.binance import responses
+from affiliate_pipeline.exchanges.binance.kickback_export.model import CollectionStore
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
 from affiliate_pipeline.exchanges.spec import Attempts, Endpoint, Exchange, Session, Shared
-from affiliate_pipeline.rest.client import Client, Clock
-from affiliate_pipeline.rest.encoding import check_api_key
-from affiliate_pipeline.rest.network import Network
-from affiliate_pipeline.settings import Binance, naming, network_variables
+from affiliate_pipeline.http.client import Client, Clock
+from affiliate_pipeline.http.encoding import check_api_key
+from affiliate_pipeline.http.network import Network
 
 WEIGHT_WINDOW_S = 60
 
@@ -56,9 +56,9 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | N
         shared.limit(
             f"binance {host}", settings.binance_weight_per_minute, WEIGHT_WINDOW_S / settings.affiliate_rate_scale
         ),
-        read=lambda reply: replies.read(reply, key_name.upper(), secret_name.upper()),
+        read=lambda reply: responses.read(reply, key_name.upper(), secret_name.upper()),
         network=Network(network_variables(variables)),
-        server_time=lambda http: replies.server_time_ms(http.get(base_url + replies.SERVER_TIME_PATH).content),
+        server_time=lambda http: responses.server_time_ms(http.get(base_url + responses.SERVER_TIME_PATH).content),
     )
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]
     source = f"{host} {endpoint.account} {fingerprint}"

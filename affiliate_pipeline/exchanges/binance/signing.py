@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from affiliate_pipeline.rest.encoding import check_api_key, kind_of, read_secret
+from affiliate_pipeline.http.encoding import check_api_key, kind_of, read_secret
 
 RECV_WINDOW_MS = 10_000
 

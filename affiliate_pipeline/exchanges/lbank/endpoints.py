@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from datetime import time, timedelta
 from typing import Any
 
-from affiliate_pipeline import schema
 from affiliate_pipeline.exchanges.lbank.exchange import LBANK, TEAM_LIST, User
-from affiliate_pipeline.exchanges.lbank.roster import Roster
-from affiliate_pipeline.exchanges.lbank.sweep import Ask, LBankSession, Sweep
+from affiliate_pipeline.exchanges.lbank.fan_out import Ask, LBankSession, Sweep
+from affiliate_pipeline.exchanges.lbank.roster.members import Roster
 from affiliate_pipeline.exchanges.spec import Earnings, Endpoint, Probe
-from affiliate_pipeline.schema import Amount, Flag, Instant, Row, SmallInt, Text
+from affiliate_pipeline.schema import columns as schema
+from affiliate_pipeline.schema.columns import Amount, Flag, Instant, Row, SmallInt, Text
 
 USER_LIST = "/affiliate-api/v2/invite/user/list"
 USER_INFO = "/affiliate-api/v2/invite/user/info"

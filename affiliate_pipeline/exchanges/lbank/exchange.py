@@ -6,21 +6,21 @@ from hashlib import sha256
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from affiliate_pipeline import schema
-from affiliate_pipeline.exchanges.lbank import replies
-from affiliate_pipeline.exchanges.lbank.pages import by_offset
-from affiliate_pipeline.exchanges.lbank.roster import Roster, RosterStore
+from affiliate_pipeline.environment import LBank, naming, network_variables
+from affiliate_pipeline.exchanges.lbank import responses
+from affiliate_pipeline.exchanges.lbank.fan_out import LBankSession, rows_of
+from affiliate_pipeline.exchanges.lbank.pagination import by_offset
+from affiliate_pipeline.exchanges.lbank.roster.members import Roster, RosterStore
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
-from affiliate_pipeline.exchanges.lbank.sweep import LBankSession, rows_of
 from affiliate_pipeline.exchanges.lists import get_list
 from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, Shared
-from affiliate_pipeline.rest.client import Client, Clock
-from affiliate_pipeline.rest.encoding import check_api_key
-from affiliate_pipeline.rest.errors import Refused
-from affiliate_pipeline.rest.network import Network
-from affiliate_pipeline.rows import Invalid, parse
-from affiliate_pipeline.schema import Amount, Flag, Instant, Row, SmallInt, Text
-from affiliate_pipeline.settings import LBank, naming, network_variables
+from affiliate_pipeline.http.client import Client, Clock
+from affiliate_pipeline.http.encoding import check_api_key
+from affiliate_pipeline.http.errors import Refused
+from affiliate_pipeline.http.network import Network
+from affiliate_pipeline.schema import columns as schema
+from affiliate_pipeline.schema.columns import Amount, Flag, Instant, Row, SmallInt, Text
+from affiliate_pipeline.schema.decode import Invalid, parse
 
 REQUESTS_PER_WINDOW = 5
 WINDOW_S = 10
@@ -68,7 +68,7 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | N
         # Each endpoint has a budget of its own.
         limit = shared.limit(f"lbank {host} {fingerprint} {path}", REQUESTS_PER_WINDOW, window_s)
         return Client(
-            settings.lbank_base_url, auth, clock, limit, replies.read, default_pause_s=window_s, network=network
+            settings.lbank_base_url, auth, clock, limit, responses.read, default_pause_s=window_s, network=network
         )
 
     source = f"{host} {fingerprint}"

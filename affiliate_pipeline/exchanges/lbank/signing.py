@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from affiliate_pipeline.rest.encoding import encode, kind_of, read_secret
+from affiliate_pipeline.http.encoding import encode, kind_of, read_secret
 
 ECHOSTR_CHARACTERS = 35  # 30 to 40 are accepted
 

@@ -46,8 +46,8 @@ os.environ |= {
 }
 
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.ingest import connected, ingest
-from affiliate_pipeline.postgres.store import Store
+from affiliate_pipeline.landing.pipeline import connected, ingest
+from affiliate_pipeline.landing.day_writer import Store
 
 endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == "binance/rebate_recent_record")
 

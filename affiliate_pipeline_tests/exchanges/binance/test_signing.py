@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from affiliate_pipeline.exchanges.binance import signing
 from affiliate_pipeline.exchanges.binance.signing import RECV_WINDOW_MS, BinanceAuth
-from affiliate_pipeline.rest.encoding import encode
+from affiliate_pipeline.http.encoding import encode
 
 API_KEY = "vmPUZE6mv9SD5VNHk4HlWFsOr6aKE2zvsw0MuIgwCIPy6utIco14y7Ju91duEh8A"
 HMAC_SECRET = "NhqPtmdSJYdKjVHjA7PZj4Mge3R5YNiP1e3UZjInClVN65XAbvqqM6A7H5fATj0j"

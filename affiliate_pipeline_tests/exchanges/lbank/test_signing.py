@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
-from affiliate_pipeline.rest.encoding import encode
+from affiliate_pipeline.http.encoding import encode
 
 API_KEY = "6a8d4f1c-36a1-4a0b-9a77-2f1d0e5b7c11"
 HMAC_SECRET = "2B7E151628AED2A6ABF7158809CF4F3C"

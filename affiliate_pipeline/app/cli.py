@@ -1,0 +1,66 @@
+"""What all commands share: the application they register with, the console, and how what goes wrong is said."""
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+
+import typer
+from rich.console import Console
+
+from affiliate_pipeline.app.embedded_server.server import ServerError
+from affiliate_pipeline.domain.days import days_from
+from affiliate_pipeline.domain.redaction import redact
+from affiliate_pipeline.environment import SettingsError
+from affiliate_pipeline.http.errors import ExchangeError
+from affiliate_pipeline.landing.day_writer import StoreUnavailable
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="What runs the whole on one machine, and what tells people of it.",
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Stop(Exception):
+    """One line that says what is wrong and what to do."""
+
+
+def main() -> None:
+    try:
+        app()
+    except (Stop, SettingsError, ServerError, StoreUnavailable, ExchangeError) as error:
+        problem = redact(error)
+    except OSError as error:
+        problem = f"{error.strerror}: {error.filename or ''}".rstrip(": ")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            problem = f"the disk is full ({error.filename}): free some space, then start again"
+    else:
+        return
+    print(f"affiliate-pipeline: {problem}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def parse_days(text: str) -> list[date]:
+    """The days of `2026-10-01` or `2026-10-01...2026-10-31`; raises `Stop`."""
+    first, _, last = text.partition("...")
+    try:
+        days = days_from(date.fromisoformat(first), date.fromisoformat(last or first))
+    except ValueError:
+        days = []
+    if not days:
+        raise Stop(f"{text} is neither a day (2026-10-01) nor a range of days (2026-10-01...2026-10-31)")
+    return days
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    if console.is_terminal:
+        with console.status(what):
+            yield
+    else:
+        console.print(what)
+        yield

@@ -1,0 +1,145 @@
+"""Commands that tell people of what has landed: `report`, `export`."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from affiliate_pipeline import environment as settings
+from affiliate_pipeline.app.cli import Stop, app, console, parse_days
+from affiliate_pipeline.commission.export import Extract, extract
+from affiliate_pipeline.commission.figures import Incomplete, gather, incomplete
+from affiliate_pipeline.commission.report import render
+from affiliate_pipeline.commission.rollup import TABLE, Commission
+from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.environment import Environment, Project
+from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
+from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.landing.day_writer import Store
+
+TABLES = {**{endpoint.key.replace("/", "."): endpoint for endpoint in ENDPOINTS}, TABLE: None}
+
+
+class Format(StrEnum):
+    csv = "csv"
+    parquet = "parquet"
+
+
+@app.command()
+def report(
+    day: Annotated[str, typer.Argument(help="The day; by default the last one that was added up.")] = "",
+    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Write the page of a day and of the 30 days up to it, as the figures are now, into `reports/`."""
+    environment = settings.application()
+    with Store(environment.database_url()) as store:
+        commission = Commission(store, EARNING)
+        try:
+            wanted = date.fromisoformat(day) if day else commission.newest()
+        except ValueError:
+            raise Stop(f"{day} is not a day (2026-10-01)") from None
+        if wanted is None:
+            raise Stop("nothing has been added up yet: land some days first (`affiliate-pipeline up`)")
+        start = Project.load(variables=environment.variables).affiliate_start_date
+        if wanted < start:
+            raise Stop(f"{wanted} lies before AFFILIATE_START_DATE, {start}: ask for a later one, or set that earlier")
+        figures = gather(commission, _configured(environment), wanted, start, made_up=environment.is_sandbox)
+    path = render.write(figures, settings.reports())
+    console.print(f"{path}")
+    if figures.stale:
+        # The sensor is at most a minute or two behind while Dagster runs.
+        console.print(
+            "Of these days something has landed that has not been added up yet: "
+            f"{fold(figures.stale)}. `affiliate-pipeline up`, while it runs, does it within two minutes, of ended days."
+        )
+    if show and typer.launch(path.as_uri()):
+        console.print("No browser could be opened: open the file yourself.")
+
+
+@app.command()
+def export(
+    table: Annotated[str, typer.Argument(help="As in the database: binance.rebate_recent_record")],
+    days: Annotated[str, typer.Argument(help="One day or a range: 2026-10-01...2026-10-31")],
+    kind: Annotated[Format, typer.Option("--format", help="csv or parquet.")] = Format.csv,
+    output: Annotated[Path | None, typer.Option(help="The file to write; by default standard output.")] = None,
+) -> None:
+    """The rows of some days, with every digit: csv as the database writes them, or parquet with wide enough decimals.
+
+    What of these days has not landed or may still change is said on standard error.
+    """
+    table = table.replace("/", ".")
+    if table not in TABLES:
+        raise Stop(f"there is no table {table}; there are {', '.join(TABLES)}")
+    wanted = parse_days(days)
+    if kind is Format.parquet and output is None and sys.stdout.isatty():
+        raise Stop("parquet is nothing for a terminal: give a file with --output")
+    environment = settings.application()
+    with Store(environment.database_url()) as store:
+        with extract(store, table, wanted[0], wanted[-1]) as found:
+            if found is None:
+                raise Stop(f"nothing has ever landed in {table}")
+            with _written(output) as file:
+                _write(found, kind, file)
+            # Inside, so that it is of the same moment as the rows.
+            for line in _doubts(store, table, wanted, environment):
+                print(f"affiliate-pipeline: {line}", file=sys.stderr)
+
+
+def _write(found: Extract, kind: Format, file: BinaryIO) -> None:
+    if kind is Format.csv:
+        found.write_csv(file)
+        return
+    with tempfile.TemporaryFile() as whole:  # a pipe cannot tell where it is
+        columns = found.write_parquet(whole)
+        whole.seek(0)
+        shutil.copyfileobj(whole, file)
+    kinds = ", ".join(f"{column.name} {column.parquet_type}" for column in columns if column.kind == "numeric")
+    if kinds:
+        print(f"affiliate-pipeline: amounts are {kinds}", file=sys.stderr)
+
+
+@contextmanager
+def _written(output: Path | None) -> Iterator[BinaryIO]:
+    """Standard output, or a file that is there only once all of it has been written."""
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    unfinished = output.with_name(f"{output.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _doubts(store: Store, table: str, days: list[date], environment: Environment) -> Iterator[str]:
+    """What whoever does the books has to know of these days."""
+    endpoint = TABLES[table]
+    if endpoint is None:
+        commission = Commission(store, EARNING)
+        doubts = incomplete(commission, _configured(environment), days)
+        if late := commission.stale(days[0], days[-1]):
+            yield f"of {fold(late)} something has landed that has not been added up yet"
+    else:
+        landed = store.ledger(endpoint, days)
+        missing = [day for day in days if day not in landed]
+        doubts = [Incomplete(endpoint.key, missing, [day for day, row in landed.items() if not row.settled])]
+    for each in doubts:
+        if each.missing:
+            yield f"{each.name}: {fold(each.missing)} not landed: nothing of it is in this export"
+        if each.unsettled:
+            yield f"{each.name}: {fold(each.unsettled)} landed, but may still change"
+
+
+def _configured(environment: Environment) -> list[Endpoint]:
+    return [endpoint for endpoint in EARNING if environment.is_any_set(endpoint.credentials)]

@@ -1,0 +1,211 @@
+"""The money by day: two assets derived from the endpoints' tables, and the sensor that adds a day up again whenever what
+has landed for it is no longer what it was added up from."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from hashlib import sha256
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+from affiliate_pipeline import environment as settings
+from affiliate_pipeline.app.embedded_server.server import ServerError
+from affiliate_pipeline.commission.figures import Figures, gather
+from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission, Sum
+from affiliate_pipeline.defs.endpoint_assets import FAILED_PARTITIONS
+from affiliate_pipeline.defs.environment import environment_of, environment_of_tick
+from affiliate_pipeline.defs.partitions import daily, keys_to_days
+from affiliate_pipeline.defs.resources import Postgres
+from affiliate_pipeline.domain.days import DAY, fold, runs
+from affiliate_pipeline.environment import Environment, Project, SettingsError
+from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.landing.day_writer import Store, StoreUnavailable
+
+COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])
+REPORT = dg.AssetKey(["affiliate", "daily_report"])
+# UTC by its other name: were these partitions the same as Binance's, one run would land both, and a day that fails there
+# would fail every day here.
+ZONE = ZoneInfo("Etc/UTC")
+OWNER = "team:affiliate"
+# Several assets land for a day one after the other.
+QUIET_S = 60
+
+
+def build_earnings(endpoints: Sequence[Endpoint]) -> dg.AssetsDefinition:
+    """`affiliate/daily_commission` and `affiliate/daily_report`, derived from these endpoints."""
+
+    @dg.multi_asset(
+        # Named as the first of them, so that the alert of a failed run finds the reasons.
+        name="__".join(COMMISSION.path),
+        specs=[_commission(endpoints), _daily_report()],
+        can_subset=True,
+        partitions_def=daily(ZONE, today=False),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def earnings(
+        context: dg.AssetExecutionContext, postgres: dg.ResourceParam[Postgres]
+    ) -> Iterator[dg.MaterializeResult]:
+        yield from _materialize(context, endpoints, postgres)
+
+    return earnings
+
+
+def build_stale_days(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
+    """The sensor that keeps both assets true to what has landed, however it landed."""
+
+    @dg.sensor(
+        target=[COMMISSION, REPORT],
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Adds up again each day for which something else has landed than it was added up from.",
+    )
+    def stale_days(context: dg.SensorEvaluationContext) -> list[dg.RunRequest]:
+        environment = environment_of_tick(context)
+        first = Project.load(variables=environment.variables).affiliate_start_date
+        last = datetime.now(UTC).date() - DAY
+        with Store(environment.database_url()) as store:
+            stale = Commission(store, endpoints).stale(first, last, quiet_s=QUIET_S)
+        # The same days with the same content once an hour: a run that fails is not started again at each tick.
+        hour = f"{datetime.now(UTC):%Y-%m-%dT%H}"
+        return [
+            dg.RunRequest(
+                run_key=sha256(" ".join([hour, *(f"{day} {stale[day]}" for day in run)]).encode()).hexdigest(),
+                tags={
+                    ASSET_PARTITION_RANGE_START_TAG: run[0].isoformat(),
+                    ASSET_PARTITION_RANGE_END_TAG: run[-1].isoformat(),
+                },
+                asset_selection=[COMMISSION, REPORT],
+            )
+            for run in runs(stale)
+        ]
+
+    return stale_days
+
+
+def _commission(endpoints: Sequence[Endpoint]) -> dg.AssetSpec:
+    columns = [
+        dg.TableColumn(
+            name,
+            kind.split()[0],
+            description=about,
+            constraints=dg.TableColumnConstraints(nullable="not null" not in kind),
+        )
+        for name, kind, about in COLUMNS
+    ]
+    return dg.AssetSpec(
+        COMMISSION,
+        deps=[
+            dg.AssetDep(endpoint.key.split("/"), partition_mapping=dg.IdentityPartitionMapping())
+            for endpoint in endpoints
+        ],
+        skippable=True,
+        group_name="affiliate",
+        kinds={"postgres"},
+        owners=[OWNER],
+        description="What was earned each day by exchange, kind and coin: added up exactly from the endpoints' tables, with "
+        "a value in USDT only where the exchange gives one. Of endpoints that tell of the same money one counts. A day is "
+        "that of each exchange, in its own zone.",
+        metadata={
+            "dagster/table_name": TABLE,
+            "dagster/column_schema": dg.TableSchema(columns),
+        },
+    )
+
+
+def _daily_report() -> dg.AssetSpec:
+    return dg.AssetSpec(
+        REPORT,
+        deps=[COMMISSION],
+        skippable=True,
+        group_name="affiliate",
+        kinds={"html"},
+        owners=[OWNER],
+        description="The day as people look at it, in its metadata and as a page in `reports/`: charts of the last 30 days, "
+        "who earned most, what is missing or may still change. It is as of its making; `affiliate-pipeline report` makes "
+        "the page anew.",
+    )
+
+
+def _materialize(
+    context: dg.AssetExecutionContext, endpoints: Sequence[Endpoint], postgres: Postgres
+) -> Iterator[dg.MaterializeResult]:
+    done: dict[str, dict[dg.AssetKey, Mapping[str, Any]]] = {}
+    failed: dict[str, str] = {}
+    try:
+        environment = environment_of(context.instance)
+        with postgres.store(environment, context.run.run_id) as store:
+            commission = Commission(store, endpoints)
+            for day in keys_to_days(context.partition_keys):
+                if not commission.add_up(day, context.run.run_id):
+                    names = ", ".join(endpoint.key for endpoint in endpoints)
+                    failed[day.isoformat()] = f"nothing of {names} has landed for it. Materialize one of them first"
+                    continue
+                figures = _figures(commission, endpoints, day, environment)
+                done[day.isoformat()] = {COMMISSION: _sums(figures)}
+                if REPORT in context.selected_asset_keys:
+                    done[day.isoformat()][REPORT] = _report(context, figures)
+    except (SettingsError, ServerError, StoreUnavailable) as error:
+        told = {*done, *failed}
+        failed |= {day: f"{error}. Its sums are as they were" for day in context.partition_keys if day not in told}
+    selected = sorted(context.selected_asset_keys)
+    if failed:
+        for day, metadata in done.items():
+            for key in selected:
+                context.log_event(dg.AssetMaterialization(key, partition=day, metadata=metadata[key]))
+        raise dg.Failure(
+            description=f"{len(failed)} of {len(failed) + len(done)} days could not be added up "
+            f"({fold(keys_to_days(failed))}): {'. '.join(dict.fromkeys(failed.values()))}.",
+            metadata={FAILED_PARTITIONS: dg.MetadataValue.json(failed)},
+            allow_retries=False,
+        )
+    for key in selected:
+        for day, metadata in done.items():
+            context.add_asset_metadata(metadata[key], asset_key=key, partition_key=day)
+        yield dg.MaterializeResult(asset_key=key)
+
+
+def _figures(commission: Commission, endpoints: Sequence[Endpoint], day: date, environment: Environment) -> Figures:
+    configured = [endpoint for endpoint in endpoints if environment.is_any_set(endpoint.credentials)]
+    start = Project.load(variables=environment.variables).affiliate_start_date
+    return gather(commission, configured, day, start, made_up=environment.is_sandbox)
+
+
+def _sums(figures: Figures) -> dict[str, Any]:
+    """Amounts are text: a number of JSON would be a float."""
+    sums = figures.of_the_day
+    return {
+        "dagster/partition_row_count": len(sums),
+        "records": sum(each.count for each in sums),
+        "records_without_usdt_value": sum(each.unvalued for each in sums),
+        "sums": dg.MetadataValue.json({f"{each.exchange} {each.kind} {each.coin}": _amounts(each) for each in sums}),
+        "missing_or_not_settled": dg.MetadataValue.json(
+            {
+                each.name: "missing" if figures.day in each.missing else "may still change"
+                for each in figures.incomplete
+                if figures.day in {*each.missing, *each.unsettled}
+            }
+        ),
+    }
+
+
+def _amounts(each: Sum) -> dict[str, str | int | None]:
+    return {
+        "amount": each.amount,
+        "usdt_value": each.usdt_value,
+        "records": each.count,
+        "records_without_usdt_value": each.unvalued,
+    }
+
+
+def _report(context: dg.AssetExecutionContext, figures: Figures) -> dict[str, Any]:
+    # Jinja2 would make up a tenth of the code location's import.
+    from affiliate_pipeline.commission.report import render
+
+    metadata: dict[str, Any] = {"report": dg.MetadataValue.md(render.markdown(figures))}
+    try:
+        metadata["page"] = dg.MetadataValue.path(render.write(figures, settings.reports()))
+    except OSError as error:  # where a run has no disk of its own, the metadata are the report
+        context.log.warning("the page of %s was not written: %s", figures.day, error.strerror)
+    return metadata

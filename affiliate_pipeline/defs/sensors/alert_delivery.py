@@ -1,0 +1,137 @@
+"""The sensor that sends what is in the outbox, and tells when what failed has landed. What alerts there are is decided
+elsewhere."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, timedelta
+from itertools import groupby
+
+import dagster as dg
+from dagster import DagsterInstance
+
+from affiliate_pipeline.defs.environment import environment_of_tick
+from affiliate_pipeline.environment import Alerts, keep_loopback_off_proxies
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.monitoring import alerts
+from affiliate_pipeline.monitoring.outbox import Open, Outbox
+
+# A burst that lasts longer than a tick is folded by sending to nobody more often than this.
+QUIET = timedelta(seconds=30)
+FIRST_PAUSE = timedelta(seconds=15)
+LONGEST_PAUSE = timedelta(minutes=30)
+# A tick has to end within 60 s; what is left is sent by the next.
+SENDING_S = 25
+MATERIALIZATIONS_READ = 1000
+# Assets by the key of the one whose days they can land as well.
+SECOND_CHANCES = {
+    endpoint.key: (endpoint.memory.second_chance.key,)
+    for endpoint in ENDPOINTS
+    if endpoint.memory and endpoint.memory.second_chance
+}
+
+
+class Undelivered(Exception):
+    """Some of ALERT_URLS have not taken what they were sent; they are tried again."""
+
+
+@dg.sensor(
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    minimum_interval_seconds=10,
+    description="Sends alerts to ALERT_URLS: several at once as one message, again where one could not be reached, and "
+    "a message when all failed days of an alert have landed.",
+)
+def alert_delivery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    urls = Alerts.load().urls()
+    keep_loopback_off_proxies()
+    with Outbox(environment_of_tick(context).database_url()) as outbox, outbox.alone() as alone:
+        if not alone:
+            return dg.SkipReason("another process is delivering")
+        try:
+            tell_recovered(outbox, context.instance)
+        finally:
+            # What waits is sent even if nobody can be told what has landed.
+            problems = deliver(outbox, urls)
+            for problem in problems:
+                context.log.error(problem)
+    if problems:
+        raise Undelivered("; ".join(problems))
+    return dg.SkipReason("what could be sent has been sent")
+
+
+def deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
+    """Sends what waits; the problems met, in which URLs are named by their place only.
+
+    A target that fails is left for the time of its pause. Whether it is down or refuses an alert for what it says, nobody
+    tells: so what it was never asked to take is tried at once all the same, and the rest in turns.
+    """
+    targets = {alerts.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
+    problems = []
+    pauses = outbox.pauses()
+    deadline = time.monotonic() + SENDING_S
+    # Those that have failed come last: they may take all the time.
+    for target, (place, url) in sorted(targets.items(), key=lambda each: each[0] in pauses):
+        if pauses.get(target) == 0:
+            continue
+        waiting, misses = outbox.waiting(target), outbox.misses(target)
+        due = [alert for alert in waiting if alert.key not in misses] if target in pauses else waiting
+        for message in _messages(due, misses):
+            if time.monotonic() > deadline:
+                break
+            if problem := alerts.send(url, message):
+                failures, next_try = outbox.missed(target, message.alerts, FIRST_PAUSE, LONGEST_PAUSE)
+                problems.append(
+                    f"ALERT_URLS: entry {place} {problem} (try {failures}: {message.title}); {len(waiting)} alerts wait "
+                    f"for it in affiliate.alert; next try at {next_try:%H:%M:%S} UTC"
+                )
+                break
+            outbox.reached(target, message.alerts, QUIET)
+    outbox.settle(targets)
+    return problems
+
+
+def _messages(due: Sequence[alerts.Alert], misses: Mapping[str, int]) -> Iterator[alerts.Message]:
+    """Those that were missed equally often are folded, except that the first of them is sent alone: in the end whatever is
+    refused stands alone, and after an outage nearly all are folded."""
+    for missed, each in groupby(due, key=lambda alert: misses.get(alert.key, 0)):
+        group = list(each)
+        alone = 1 if missed else 0
+        yield from alerts.messages(group[:alone])
+        yield from alerts.messages(group[alone:])
+
+
+def tell_recovered(outbox: Outbox, instance: DagsterInstance) -> None:
+    """Raises one message about all alerts whose failed days have landed since."""
+    waiting = outbox.open()
+    materialized = _materialized(instance, waiting)
+    recovered = [
+        each.alert
+        for each in waiting
+        if all(
+            any(at >= each.raised_at.timestamp() for at in materialized.get((asset, day), ()))
+            for asset, days in each.missing.items()
+            for day in days or (None,)
+        )
+    ]
+    if recovered:
+        outbox.recover(recovered, alerts.recovered(recovered))
+
+
+def _materialized(instance: DagsterInstance, waiting: Sequence[Open]) -> dict[tuple[str, date | None], list[float]]:
+    """When assets were materialized (Unix time), by asset and day, as far as that may matter: of a day that was kept, or
+    landed otherwise, and of an asset that is no endpoint, the ledger does not tell."""
+    found: dict[tuple[str, date | None], list[float]] = {}
+    for asset in sorted({asset for each in waiting for asset in each.missing}):
+        concerned = [each for each in waiting if asset in each.missing]
+        for key in (asset, *SECOND_CHANCES.get(asset, ())):
+            records = instance.fetch_materializations(
+                dg.AssetRecordsFilter(
+                    dg.AssetKey(key.split("/")),
+                    asset_partitions=sorted({f"{day}" for each in concerned for day in each.missing[asset]}) or None,
+                    after_timestamp=min(each.raised_at for each in concerned).timestamp(),
+                ),
+                limit=MATERIALIZATIONS_READ,
+            ).records
+            for record in records:
+                day = date.fromisoformat(record.partition_key) if record.partition_key else None
+                found.setdefault((asset, day), []).append(record.timestamp)
+    return found

@@ -1,0 +1,563 @@
+"""The only runner of SQL on the data: lands a day in one transaction, and keeps the ledger of what has landed."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import class_row
+
+from affiliate_pipeline.domain.redaction import redact
+from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.exchanges.spool import Spool
+from affiliate_pipeline.postgres import ddl, readiness
+from affiliate_pipeline.postgres.connection import (
+    Lock,
+    connect,
+    connect_prepared,
+    execute_once,
+    is_unusable,
+    locked,
+    unavailable,
+)
+from affiliate_pipeline.postgres.connection import (
+    StoreUnavailable as StoreUnavailable,
+)
+from affiliate_pipeline.schema.columns import columns
+
+_ASSET = "affiliate_pipeline.asset"
+_RUN = "affiliate_pipeline.run"
+# A lock of a landing transaction. Its own kind: a session that has leaked an asset's lock must not block it.
+_DAY = "affiliate_pipeline.day"
+
+
+class StoreError(Exception):
+    """The database refused one day, and nothing of it has changed; the text is for a person."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What the ledger says of a landed day."""
+
+    partition: date
+    rows: int
+    content_hash: str
+    settled: bool
+    source: str
+    landed_at: datetime
+    checked_at: datetime
+
+
+@dataclass
+class Day:
+    """A day ready to land: `blocks` are its rows as COPY text. How many they are, their hash and the unknown fields may be
+    known only once all blocks were taken, and taking them may raise."""
+
+    partition: date
+    rows: int
+    content_hash: str
+    blocks: Iterable[bytes]
+    settled: bool
+    source: str
+    run_id: str
+    may_shrink: bool
+    # openIds that the exchange refused: none of their rows may be among those replaced.
+    left_out: frozenset[str] = frozenset()
+    # What rows have in common (by JSON name) of which the exchange sent no list: none of them may be replaced either.
+    unlisted: Sequence[Mapping[str, object]] = ()
+    # So many of the rows (and of what is hashed) the day holds already and keeps; the blocks are the others.
+    stay: int = 0
+    # Fields of the answers that the schema does not know.
+    unknown_fields: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the table holds for a day: exact sums (text) by group, the first and last instant (UTC), and in how many rows
+    the fee is above the volume."""
+
+    rows: int
+    first: datetime | None
+    last: datetime | None
+    sums: Mapping[str, str]
+    fee_above_volume: int = 0
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What landing a day came to: whether rows were written, what the table then holds, what it held before if the day
+    had settled by then and was changed, the unknown fields that no day before had, and how the table differed from the
+    ledger before (nothing if it did not)."""
+
+    changed: bool
+    facts: Facts
+    restated: Facts | None
+    new_fields: Sequence[str]
+    difference: str = ""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """What was received for a day and could not land: the rows as JSON texts if they are `complete`, and why."""
+
+    source: str
+    rejected_at: datetime
+    reason: str
+    complete: bool
+    rows: list[bytes]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two assets that tell of the same rows do not agree: number of rows and exact sum (text) in each."""
+
+    name: str | None
+    rows: int
+    total: str
+    other_rows: int
+    other_total: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.rows} rows, {self.total} in all, against {self.other_rows} rows, {self.other_total}"
+
+
+class Shrunken(StoreError):
+    """The source has fewer rows than had landed."""
+
+
+def is_worked_for(url: str, run_id: str) -> bool:
+    """Whether a process that said so (`Store.work_for`) is alive and connected."""
+    with connect(url, autocommit=True) as connection, unavailable():
+        row = connection.execute(sql.SQL("select pg_try_advisory_lock({})").format(Lock(_RUN, run_id).key)).fetchone()
+        return not (row and row[0])
+
+
+class Store:
+    """One connection to the database that holds the data of one or more endpoints."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self._connection = connect_prepared(url)
+        # The assets whose lock this store believes to hold.
+        self._alone: set[str] = set()
+
+    @property
+    def connection(self) -> psycopg.Connection:
+        """For the other modules of this package."""
+        return self._connection
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def require_ready(self, *endpoints: Endpoint) -> None:
+        """Raises `StoreUnavailable` if days, of these endpoints among others, cannot land in the database."""
+        readiness.require(self._connection, [endpoint.key for endpoint in endpoints])
+
+    def work_for(self, run_id: str) -> None:
+        """From now on until this connection ends, the run is worked for. Raises `StoreUnavailable` if nothing can land."""
+        self.require_ready()
+        with unavailable(), self._connection.transaction():
+            self._connection.execute(sql.SQL("select pg_advisory_lock_shared({})").format(Lock(_RUN, run_id).key))
+
+    @contextmanager
+    def alone(self, endpoint: Endpoint) -> Iterator[None]:
+        """No other run lands the asset meanwhile; waits for the one that does.
+
+        A lock of this connection, and not a Dagster pool: it is gone with the process that held it, however that ended.
+        """
+        with locked(self._connection, Lock(_ASSET, endpoint.key), endpoint.key):
+            self._alone.add(endpoint.key)
+            try:
+                yield
+            finally:
+                self._alone.remove(endpoint.key)
+
+    def create_table(self, endpoint: Endpoint) -> None:
+        """The endpoint's table exists and has all columns of its schema."""
+        wanted = {column.name: column.description for column in columns(endpoint.schema)}
+        with unavailable(), self._connection.transaction():
+            found = self._connection.execute(
+                "select attname, col_description(attrelid, attnum), obj_description(attrelid) from pg_attribute "
+                "where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped",
+                (endpoint.key.replace("/", "."),),
+            ).fetchall()
+        present = {name: described for name, described, _ in found}
+        # Even DDL that changes nothing would wait for every reader of the table, and everybody else for it.
+        if wanted.items() <= present.items() and all(about == endpoint.description for *_, about in found):
+            return
+        execute_once(self._connection, ddl.table(_table(endpoint), endpoint.schema, endpoint.description))
+
+    def ledger(self, endpoint: Endpoint, days: Sequence[date] | None = None) -> dict[date, Ledger]:
+        """The days, among these if given, that have landed."""
+        with (
+            unavailable(),
+            self._connection.transaction(),
+            self._connection.cursor(row_factory=class_row(Ledger)) as rows,
+        ):
+            rows.execute(
+                "select partition, rows, content_hash, settled, source, landed_at, checked_at from affiliate.landing "
+                "where asset = %(asset)s and (%(days)s::date[] is null or partition = any(%(days)s)) order by partition",
+                {"asset": endpoint.key, "days": None if days is None else list(days)},
+            )
+            return {row.partition: row for row in rows}
+
+    def land(self, endpoint: Endpoint, day: Day) -> Replaced:
+        """Replaces the day by these rows, or adds them to those that stay, in one transaction; unless it already holds
+        exactly them.
+
+        What the day then holds is compared with these rows before the commit. Raises `Shrunken`, `StoreError` or
+        `StoreUnavailable`, each with nothing changed.
+        """
+        key = {"asset": endpoint.key, "partition": day.partition}
+        with unavailable():
+            try:
+                with self._connection.transaction():
+                    return self._land(endpoint, day, key)
+            except psycopg.Error as error:
+                if self._connection.closed or is_unusable(error):
+                    raise
+                raise StoreError(f"PostgreSQL refused the rows: {_refusal(error)}") from None
+
+    def _land(self, endpoint: Endpoint, day: Day, key: dict[str, Any]) -> Replaced:
+        oddities = self._begin(endpoint, day.partition)
+        held = self.ledger(endpoint, [day.partition]).get(day.partition)
+        if held or oddities:
+            # To be compared before anything is written. Where there is nothing to compare with, a block is copied
+            # while the next one is made.
+            day.blocks = Spool(day.blocks)
+        difference = ""
+        if held and held.content_hash == day.content_hash and held.rows == day.rows:
+            facts = self._facts(endpoint, day.partition)
+            if not (difference := self._difference(endpoint, day, facts)):
+                self._connection.execute(
+                    "update affiliate.landing set checked_at = now(), settled = %(settled)s "
+                    "where asset = %(asset)s and partition = %(partition)s",
+                    {**key, "settled": day.settled},
+                )
+                self._forget_rejected(key)
+                return Replaced(False, facts, None, self._new_fields(day, key))
+        self._refuse_unlisted(endpoint, day)
+        if held and day.rows < held.rows and not day.may_shrink:
+            raise Shrunken(f"{held.rows} rows had landed and the source now has {day.rows}")
+        self._refuse_left_out(endpoint, day)
+        restated = self._facts(endpoint, day.partition) if held and held.settled and not difference else None
+        self._replace(endpoint, day, key, keep_superseded=bool(restated or difference))
+        self._forget_rejected(key)
+        facts = self._facts(endpoint, day.partition)
+        self._refuse_difference(endpoint, day, facts, oddities)
+        return Replaced(True, facts, restated, self._new_fields(day, key), difference)
+
+    def _begin(self, endpoint: Endpoint, day: date) -> list[str]:
+        """Begins the day's transaction: no other one lands the day before this one ends, whatever became of session locks.
+
+        Returns what of the table could change rows while they are written. Raises `StoreError` if another session has the
+        asset's lock by now.
+        """
+        kinds = {column.name: column.kind.sql for column in columns(endpoint.schema)} | {"extra": "jsonb"}
+        with self._connection.cursor() as cursor:
+            # Each statement sees what was committed before it began: the ones after the lock all of an earlier landing.
+            cursor.execute(
+                sql.SQL(
+                    "select pg_advisory_xact_lock({day}); "
+                    # From here on, nobody else changes the table's definition.
+                    "lock table {table} in row exclusive mode; "
+                    "select exists (select {held} and pid = pg_backend_pid()), array("
+                    "select 'trigger ' || tgname from pg_trigger where tgrelid = t.oid and not tgisinternal union all "
+                    "select 'a table that is not an ordinary one' where relkind <> 'r' union all "
+                    "select 'column ' || attname || ' ' || format_type(atttypid, atttypmod) from pg_attribute "
+                    "join unnest({names}::text[], {kinds}::regtype[]) as schema (name, kind) on name = attname "
+                    "where attrelid = t.oid and not attisdropped and (atttypid, atttypmod) <> (kind::oid, -1)) "
+                    "from pg_class t where t.oid = {name}::regclass"
+                ).format(
+                    day=Lock(_DAY, f"{endpoint.key} {day}").key,
+                    table=_table(endpoint),
+                    held=Lock(_ASSET, endpoint.key).held,
+                    names=list(kinds),
+                    kinds=list(kinds.values()),
+                    name=_table(endpoint).as_string(self._connection),
+                )
+            )
+            while cursor.nextset():
+                pass
+            ((is_alone, oddities),) = cursor.fetchall()
+        if endpoint.key in self._alone and not is_alone:
+            raise StoreError(
+                "this run no longer holds the asset's lock, so another one may be landing the day: a pooler that gives each "
+                "transaction another session loses it. Use the direct address of the server in AFFILIATE_DATABASE_URL"
+            )
+        return oddities
+
+    def _difference(self, endpoint: Endpoint, day: Day, facts: Facts, *, written: bool = False) -> str:
+        """How the day's rows in the table, or those that this transaction has written, differ from these; empty if they do
+        not. Compared as texts: to `numeric`, 1.0 and 1.00 are the same."""
+        if facts.rows != day.rows:
+            return f"{facts.rows} rows instead of {day.rows}"
+        if day.stay and not written:  # rows that were not received again
+            return ""
+        names = ddl.data_columns(endpoint.schema)
+        self._connection.execute(ddl.temporary_table("received", endpoint.schema))
+        self._copy(sql.Identifier("received"), names, day)
+        content = "select count(*) || ' ' || coalesce(sum(hashtextextended(each::text, 0)), 0) from ({}) each"
+        received = sql.SQL("select {} from received").format(names)
+        stored = sql.SQL("select {} from {} where partition_date = {} and {}").format(
+            names, _table(endpoint), day.partition, sql.SQL("landed_at = now()" if written else "true")
+        )
+        same = sql.SQL(f"select ({content}) = ({content})").format(received, stored)
+        row = self._connection.execute(same).fetchone()
+        self._connection.execute("drop table received")
+        return "" if row and row[0] else "other values"
+
+    def _refuse_difference(self, endpoint: Endpoint, day: Day, facts: Facts, oddities: Sequence[str]) -> None:
+        """Raises `StoreError` unless the day holds what was to be written.
+
+        The content is read back only where something of the table (see `_begin`) could have changed it.
+        """
+        difference = "" if facts.rows == day.rows else f"{facts.rows} rows instead of {day.rows}"
+        if oddities and not difference:
+            # Deferred triggers would act after the comparison.
+            self._connection.execute("set constraints all immediate")
+            difference = self._difference(endpoint, day, self._facts(endpoint, day.partition), written=True)
+        if difference:
+            named = f" ({', '.join(oddities)})" if oddities else ""
+            raise StoreError(
+                f"{endpoint.key.replace('/', '.')} would hold {difference} for the day, so it was not changed. Something else "
+                f"writes to this table or changes what is written to it{named}: "
+                "stop or remove it"
+            )
+
+    def _refuse_left_out(self, endpoint: Endpoint, day: Day) -> None:
+        if not day.left_out:
+            return
+        found = self._connection.execute(
+            sql.SQL("select distinct open_id from {} where partition_date = %s and open_id = any(%s)").format(
+                _table(endpoint)
+            ),
+            (day.partition, list(day.left_out)),
+        ).fetchall()
+        if found:
+            names = ", ".join(open_id for (open_id,) in found)
+            raise Shrunken(f"the exchange now refuses {names}, whose rows had landed")
+
+    def _refuse_unlisted(self, endpoint: Endpoint, day: Day) -> None:
+        if not day.unlisted:
+            return
+        names = {column.json_name: column.name for column in columns(endpoint.schema)}
+        compared = [names[name] for name in day.unlisted[0]]
+        found = self._connection.execute(
+            sql.SQL("select distinct {} from {} where partition_date = %s").format(
+                sql.SQL(", ").join([sql.SQL("''"), *(sql.SQL("{}::text").format(sql.Identifier(n)) for n in compared)]),
+                _table(endpoint),
+            ),
+            (day.partition,),
+        ).fetchall()
+        landed = {tuple(values) for _, *values in found}
+        lost = [each for each in day.unlisted if tuple(map(str, each.values())) in landed]
+        if lost:
+            what = ", ".join(f"{names[name]} {value}" for name, value in lost[0].items())
+            raise Shrunken(
+                f"the exchange sent no list (null) where rows had landed{f', such as of {what}' if what else ''}"
+            )
+
+    def _replace(self, endpoint: Endpoint, day: Day, key: dict[str, Any], keep_superseded: bool) -> None:
+        run = self._connection.execute
+        table, names = _table(endpoint), ddl.data_columns(endpoint.schema)
+        held = sql.SQL("select {} from {} where partition_date = {}").format(names, table, day.partition)
+        if keep_superseded:
+            run(sql.SQL("create temporary table superseded on commit drop as {}").format(held))
+        if not day.stay:
+            run(sql.SQL("delete from {} where partition_date = {}").format(table, day.partition))
+        run(
+            "select set_config('affiliate.partition_date', %s, true), set_config('affiliate.run_id', %s, true)",
+            (day.partition.isoformat(), day.run_id),
+        )
+        self._copy(table, names, day)
+        if endpoint.appends:
+            run("delete from affiliate.attempt where asset = %s and source = %s", (endpoint.key, day.source))
+        if keep_superseded:
+            # Compared as texts: to `numeric`, 1.0 and 1.00 are the same.
+            run(
+                sql.SQL(
+                    "with old as (select to_jsonb(s) payload, s::text line, row_number() over (partition by s::text) n "
+                    "from superseded s), "
+                    "new as (select h::text line, row_number() over (partition by h::text) n from ({held}) h) "
+                    "insert into affiliate.superseded_row "
+                    "select %(asset)s, %(partition)s, %(run_id)s, now(), payload from old "
+                    "where not exists (select from new where new.line = old.line and new.n = old.n)"
+                ).format(held=held),
+                {**key, "run_id": day.run_id},
+            )
+        run(
+            "insert into affiliate.landing values "
+            "(%(asset)s, %(partition)s, %(rows)s, %(hash)s, %(settled)s, %(source)s, now(), now(), %(run_id)s) "
+            "on conflict (asset, partition) do update set rows = excluded.rows, content_hash = excluded.content_hash, "
+            "settled = excluded.settled, source = excluded.source, landed_at = excluded.landed_at, "
+            "checked_at = excluded.checked_at, run_id = excluded.run_id",
+            {
+                **key,
+                "rows": day.rows,
+                "hash": day.content_hash,
+                "settled": day.settled,
+                "source": day.source,
+                "run_id": day.run_id,
+            },
+        )
+
+    def _copy(self, table: sql.Identifier, names: sql.Composed, day: Day) -> None:
+        copy = sql.SQL("copy {} ({}) from stdin (format csv)").format(table, names)
+        with self._connection.cursor() as cursor:
+            with cursor.copy(copy) as copying:
+                for block in day.blocks:
+                    copying.write(block)
+            if cursor.rowcount != day.rows - day.stay:
+                raise StoreError(f"{day.rows - day.stay} rows were sent to PostgreSQL and {cursor.rowcount} arrived")
+
+    def _new_fields(self, day: Day, key: Mapping[str, Any]) -> list[str]:
+        if not day.unknown_fields:
+            return []
+        new = self._connection.execute(
+            "insert into affiliate.unknown_field select %(asset)s, name, %(partition)s, now() from unnest(%(names)s::text[]) name "
+            "on conflict do nothing returning name",
+            {**key, "names": list(day.unknown_fields)},
+        )
+        return sorted(name for (name,) in new)
+
+    def _forget_rejected(self, key: Mapping[str, Any]) -> None:
+        self._connection.execute(
+            "delete from affiliate.rejected_row where asset = %(asset)s and partition = %(partition)s", key
+        )
+
+    def facts(self, endpoint: Endpoint, day: date) -> Facts:
+        """What the table holds for the day."""
+        with unavailable(), self._connection.transaction():
+            return self._facts(endpoint, day)
+
+    def _facts(self, endpoint: Endpoint, day: date) -> Facts:
+        parts = {
+            "group": sql.Identifier(endpoint.total[1]) if endpoint.total else sql.SQL("null"),
+            "amount": sql.Identifier(endpoint.total[0]) if endpoint.total else sql.SQL("null::numeric"),
+            "instant": sql.Identifier(endpoint.instant) if endpoint.instant else sql.SQL("null::timestamptz"),
+            "wrong": sql.SQL("{1} > {0}").format(*map(sql.Identifier, endpoint.volume_and_fee))
+            if endpoint.volume_and_fee
+            else sql.SQL("false"),
+            "table": _table(endpoint),
+            "day": day,
+        }
+        statement = sql.SQL(
+            "select {group}::text, sum({amount})::text, count(*), count(*) filter (where {wrong}), min({instant}), "
+            "max({instant}) from {table} "
+            "where partition_date = {day} group by 1 order by 1"
+        ).format(**parts)
+        groups = self._connection.execute(statement).fetchall()
+        return Facts(
+            rows=sum(count for _, _, count, *_ in groups),
+            fee_above_volume=sum(wrong for *_, wrong, _, _ in groups),
+            first=min((first for *_, first, _ in groups if first), default=None),
+            last=max((last for *_, last in groups if last), default=None),
+            sums={name: total for name, total, *_ in groups if total is not None},
+        )
+
+    def differences(self, endpoint: Endpoint, other: str, day: date) -> list[Difference] | None:
+        """Where the day's rows differ in number or exact sum from those of the asset `other`, by what they are summed by;
+        None if that has not landed the day."""
+        assert endpoint.total is not None
+        amount, group = map(sql.Identifier, endpoint.total)
+        sums = sql.SQL("select {} name, count(*) rows, sum({}) total from {} where partition_date = %(day)s group by 1")
+        own, others = (sums.format(group, amount, sql.Identifier(*key.split("/"))) for key in (endpoint.key, other))
+        with unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
+            cursor.execute(
+                "select from affiliate.landing where asset = %s and partition = %s and to_regclass(%s) is not null",
+                (other, day, other.replace("/", ".")),
+            )
+            if cursor.fetchone() is None:
+                return None
+            cursor.execute(
+                sql.SQL(
+                    "select name, coalesce(own.rows, 0), coalesce(own.total, 0)::text, "
+                    "coalesce(others.rows, 0), coalesce(others.total, 0)::text "
+                    "from ({}) own full join ({}) others using (name) "
+                    "where (own.rows, own.total) is distinct from (others.rows, others.total) order by 1"
+                ).format(own, others),
+                {"day": day},
+            )
+            return [Difference(*row) for row in cursor]
+
+    def reject(
+        self,
+        endpoint: Endpoint,
+        day: date,
+        run_id: str,
+        source: str,
+        reason: str,
+        rows: Callable[[], Iterable[str]],
+        received_ms: int,
+        *,
+        complete: bool = True,
+    ) -> None:
+        """Keeps what was received for the day, in place of what was kept for it before. `rows` gives the JSON texts each
+        time. What is not complete replaces neither complete rows nor more of them."""
+        key = {"asset": endpoint.key, "partition": day}
+        common = (*key.values(), run_id, source, datetime.fromtimestamp(received_ms / 1000, UTC), reason, complete)
+        with unavailable():
+            if not complete and self._has_rejected_more(key, sum(1 for _ in rows())):
+                return
+            try:
+                self._keep_rejected(key, common, rows())
+            except psycopg.DataError:
+                # jsonb cannot hold every JSON text: then each row is kept as a JSON string.
+                self._keep_rejected(key, common, map(json.dumps, rows()))
+
+    def _has_rejected_more(self, key: Mapping[str, Any], rows: int) -> bool:
+        with self._connection.transaction():
+            row = self._connection.execute(
+                "select coalesce(bool_or(complete), false) or count(*) > %(rows)s from affiliate.rejected_row "
+                "where asset = %(asset)s and partition = %(partition)s",
+                {**key, "rows": rows},
+            ).fetchone()
+        return bool(row and row[0])
+
+    def _keep_rejected(self, key: Mapping[str, Any], common: tuple[Any, ...], payloads: Iterable[str]) -> None:
+        copy = (
+            "copy affiliate.rejected_row (asset, partition, run_id, source, rejected_at, reason, complete, payload) "
+            "from stdin"
+        )
+        with self._connection.transaction():
+            lock = Lock(_DAY, f"{key['asset']} {key['partition']}").key
+            self._connection.execute(sql.SQL("select pg_advisory_xact_lock({})").format(lock))
+            self._forget_rejected(key)
+            with self._connection.cursor() as cursor, cursor.copy(copy) as copying:
+                for payload in payloads:
+                    copying.write_row((*common, payload))
+
+    def rejected(self, endpoint: Endpoint, day: date) -> Rejected | None:
+        """The rows kept by `reject`."""
+        with unavailable(), self._connection.transaction():
+            found = self._connection.execute(
+                "select source, rejected_at, reason, complete, "
+                "case jsonb_typeof(payload) when 'string' then payload #>> '{}' else payload::text end "
+                "from affiliate.rejected_row where asset = %s and partition = %s",
+                (endpoint.key, day),
+            ).fetchall()
+        if not found:
+            return None
+        source, rejected_at, reason, complete, _ = found[0]
+        return Rejected(source, rejected_at, reason, complete, [payload.encode() for *_, payload in found])
+
+
+def _refusal(error: psycopg.Error) -> str:
+    """What PostgreSQL says of rows that it refused, and of which: the rest of its words quotes them whole."""
+    place = re.search(r"^COPY .*?, line ([0-9]+)(?:, column (\w+))?", error.diag.context or "")
+    column = error.diag.column_name or (place and place[2])
+    named = [*([f"row {place[1]}"] if place else []), *([f"column {column}"] if column else [])]
+    return redact(error.diag.message_primary or type(error).__name__) + (f" ({', '.join(named)})" if named else "")
+
+
+def _table(endpoint: Endpoint) -> sql.Identifier:
+    return sql.Identifier(endpoint.exchange.name, endpoint.name)

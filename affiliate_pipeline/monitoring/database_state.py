@@ -1,0 +1,98 @@
+"""Looks at a database, read-only and without a lock: what of ours and of Dagster's it holds. What that means is said in
+`doctor.py`."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Self
+
+from psycopg.rows import class_row
+
+from affiliate_pipeline.landing.day_writer import Ledger
+from affiliate_pipeline.postgres.connection import connect, unavailable
+from affiliate_pipeline.postgres.readiness import Problem, problems
+
+# Dagster's daemons tell of themselves every 30 seconds, the scheduler once a minute.
+ALIVE_S = 150
+
+
+@dataclass(frozen=True)
+class _Row(Ledger):
+    asset: str
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """Which of Dagster's parts are silent, whether any schedule runs, and the names of schedules and sensors that somebody
+    has stopped or whose last turn failed."""
+
+    silent: list[str]
+    any_schedule: bool
+    stopped: list[str]
+    failing: list[str]
+
+
+class Examination:
+    """One read-only connection."""
+
+    def __init__(self, url: str):
+        self._connection = connect(url, autocommit=True)
+        self._connection.execute("set default_transaction_read_only = on")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    @property
+    def version(self) -> int:
+        return self._connection.info.server_version // 10000
+
+    def problems(self, endpoints: Sequence[str]) -> Iterator[Problem]:
+        """What keeps days of these endpoints from landing in it."""
+        return problems(self._connection, endpoints)
+
+    def ledgers(self) -> Mapping[str, Mapping[date, Ledger]]:
+        """What has landed, by asset and day."""
+        found: dict[str, dict[date, Ledger]] = defaultdict(dict)
+        if self._has("affiliate.landing"):
+            with unavailable(), self._connection.cursor(row_factory=class_row(_Row)) as rows:
+                rows.execute(
+                    "select asset, partition, rows, content_hash, settled, source, landed_at, checked_at "
+                    "from affiliate.landing"
+                )
+                for row in rows:
+                    found[row.asset][row.partition] = row
+        return found
+
+    def daemon(self) -> Daemon:
+        """Dagster's daemon, by what it writes down."""
+        if not self._has("public.daemon_heartbeats"):
+            return Daemon(["SENSOR", "SCHEDULER"], False, [], [])
+        with unavailable():
+            alive = self._connection.execute(
+                "select daemon_type from daemon_heartbeats "
+                "where timestamp > (now() at time zone 'utc') - %s * interval '1 second'",
+                (ALIVE_S,),
+            ).fetchall()
+            states = self._connection.execute(
+                "select instigator_type, status, instigator_body from instigators"
+            ).fetchall()
+            turns = self._connection.execute(
+                "select distinct on (selector_id) status, tick_body from job_ticks "
+                "where status <> 'STARTED' order by selector_id, id desc"
+            ).fetchall()
+        return Daemon(
+            silent=[name for name in ("SENSOR", "SCHEDULER") if (name,) not in alive],
+            any_schedule=any(kind == "SCHEDULE" and status != "STOPPED" for kind, status, _ in states),
+            stopped=sorted(json.loads(body)["origin"]["job_name"] for _, status, body in states if status == "STOPPED"),
+            failing=sorted(json.loads(body)["job_name"] for status, body in turns if status == "FAILURE"),
+        )
+
+    def _has(self, table: str) -> bool:
+        with unavailable():
+            row = self._connection.execute("select to_regclass(%s) is not null", (table,)).fetchone()
+        return bool(row and row[0])

@@ -1,0 +1,231 @@
+"""What is wrong with a set-up, and what to do about it. Looks and asks, and changes nothing: no server is started, no row
+written, not even a slot of a rate limit taken, so that each account is asked once or twice only."""
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
+
+from affiliate_pipeline import environment as settings
+from affiliate_pipeline.app.embedded_server.server import ServerError
+from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.environment import Alerts, Environment, Project, SettingsError
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.spec import Endpoint, Probe, Session
+from affiliate_pipeline.http.errors import (
+    AccessRefused,
+    ClockOff,
+    ExchangeError,
+    ProxyFailed,
+    RateLimited,
+    Refused,
+    UnusableNetwork,
+)
+from affiliate_pipeline.http.limits import Limit, Unlimited
+from affiliate_pipeline.landing.day_writer import Ledger, StoreUnavailable
+from affiliate_pipeline.monitoring import overdue as watch
+from affiliate_pipeline.monitoring.database_state import Examination
+
+# What Binance tolerates of a clock that is ahead.
+MOST_CLOCK_OFFSET_MS = 1000
+START = "Start it: `make up`, or on a server the Dagster daemon"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found; with nothing `to_do`, nothing is wrong."""
+
+    about: str
+    found: str
+    to_do: str = ""
+
+
+class _Unshared:
+    """Sessions that share nothing with other processes (`exchanges.spec.Shared`)."""
+
+    def limit(self, scope: str, per_window: int, window_s: float) -> Limit:
+        return Unlimited()
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Of everything else nothing: no probe needs it."""
+        return lambda *_: None
+
+
+def examine() -> Iterator[Finding]:
+    """Everything but this machine itself: the database and what it holds, and the accounts."""
+    try:
+        environment = settings.application()
+    except SettingsError as error:
+        yield Finding("settings", error.found, error.action or "Correct it")
+        return
+    try:
+        Alerts.load().urls()
+    except SettingsError as error:
+        yield Finding("alerts", error.found, "Correct it in the environment or in .env")
+    yield from _accounts(environment)
+    yield from _database(environment)
+
+
+def _database(environment: Environment) -> Iterator[Finding]:
+    try:
+        url = environment.existing_url()
+        if url is None:
+            yield Finding("database", "the embedded PostgreSQL does not run", "Start it: `make up`")
+            return
+        with Examination(url) as examination:
+            yield from _held(examination, environment)
+    except SettingsError as error:
+        yield Finding("database", error.found, "Set it to postgresql://user:password@host:port/database in .env")
+    except StoreUnavailable as error:
+        yield Finding("database", error.what, error.action)
+    except ServerError as error:
+        yield Finding("database", f"{error}", "See the server's log, then check again")
+
+
+def _held(examination: Examination, environment: Environment) -> Iterator[Finding]:
+    yield Finding("database", f"PostgreSQL {examination.version} answers")
+    configured = [endpoint.key for endpoint in ENDPOINTS if environment.is_any_set(endpoint.credentials)]
+    for problem in examination.problems(configured):
+        yield Finding("database", problem.what, problem.action)
+    daemon = examination.daemon()
+    if daemon.silent:
+        yield Finding("daemon", f"Dagster's daemon does not run ({', '.join(daemon.silent).lower()})", START)
+    else:
+        yield Finding("daemon", "Dagster's daemon runs")
+        if not daemon.any_schedule:
+            yield Finding("schedules", "none runs", "Set AFFILIATE_SCHEDULES=true, or start them in the UI, Automation")
+    if daemon.stopped:
+        yield Finding(
+            "sensors", f"stopped: {', '.join(daemon.stopped)}", "Start them again in Dagster's UI, under Automation"
+        )
+    if daemon.failing:
+        yield Finding(
+            "sensors",
+            f"the last turn failed of {', '.join(daemon.failing)}",
+            "See its error in the UI, under Automation",
+        )
+    ledgers = examination.ledgers()
+    yield from _days(ledgers, environment)
+    yield from _sources(ledgers, environment)
+
+
+def _days(ledgers: Mapping[str, Mapping[date, Ledger]], environment: Environment) -> Iterator[Finding]:
+    """Days that are due and have not landed: at risk while they can be fetched, and lost after that."""
+    start, now_ms = Project.load(variables=environment.variables).affiliate_start_date, _now_ms()
+    fine = 0
+    for endpoint in ENDPOINTS:
+        held = ledgers.get(endpoint.key, {})
+        missing = watch.missing(endpoint, held, start, now_ms, watch.landed_elsewhere(endpoint, ledgers))
+        if not missing:
+            fine += bool(held)
+            continue
+        first = missing[0]
+        said = f"{fold(each.day for each in missing)} missing or not final. {first}"
+        yield Finding(f"days of {endpoint.key}", said, "Materialize these days; if a run fails, it says why")
+    if fine:
+        yield Finding("days", f"none that is due is missing, of {fine} assets")
+    elif not any(ledgers.values()):
+        yield Finding("days", "nothing has landed yet", "Start it (`make up`), or materialize days in the UI")
+
+
+def _sources(ledgers: Mapping[str, Mapping[date, Ledger]], environment: Environment) -> Iterator[Finding]:
+    for endpoint in ENDPOINTS:
+        held = {row.source for row in ledgers.get(endpoint.key, {}).values()}
+        with suppress(SettingsError):  # told of already
+            session = endpoint.exchange.connect(endpoint, _Unshared(), environment.variables)
+            with session.client:
+                configured = session.source
+            if others := sorted(held - {configured}):
+                yield Finding(
+                    f"source of {endpoint.key}",
+                    f"days were landed from {', '.join(others)}, and what is configured is {configured}",
+                    "Use the credentials and the base URL of then, or another database; after rotating a key see the runbook",
+                )
+
+
+def _accounts(environment: Environment) -> Iterator[Finding]:
+    accounts: dict[tuple[str, str], list[Endpoint]] = {}
+    for endpoint in ENDPOINTS:
+        accounts.setdefault((endpoint.exchange.name, endpoint.account), []).append(endpoint)
+    if not any(environment.is_any_set(endpoint.credentials) for endpoint in ENDPOINTS):
+        yield Finding(
+            "accounts",
+            "no exchange is configured",
+            "Set the keys of one in .env (README, Real accounts), or let `make up` play them",
+        )
+        return
+    for (exchange, account), endpoints in accounts.items():
+        about = f"{exchange} {account}"
+        if not environment.is_any_set(endpoints[0].credentials):
+            yield Finding(about, "not configured: its assets do not land")
+        else:
+            yield from _account(about, [endpoint for endpoint in endpoints if endpoint.probe], environment)
+
+
+def _account(about: str, endpoints: list[Endpoint], environment: Environment) -> Iterator[Finding]:
+    for endpoint in endpoints:
+        assert endpoint.probe
+        try:
+            session = endpoint.exchange.connect(endpoint, _Unshared(), environment.variables)
+        except SettingsError as error:
+            yield Finding(
+                about,
+                error.found,
+                f"Set {', '.join((*endpoint.credentials, *endpoint.requires))} in .env, all of them",
+            )
+            return
+        with session.client:
+            offset = _clock(f"clock of {endpoint.exchange.name}", session)
+            if offset and endpoint is endpoints[0]:
+                yield offset
+            refused = yield from _ask(endpoint.probe.about or about, endpoint, endpoint.probe, session)
+        if refused:
+            return
+    yield Finding(about, "answers, and accepts the credentials")
+
+
+def _clock(about: str, session: Session) -> Finding | None:
+    """What is said of the exchange's clock, to which the session is set; None where only a refusal tells it."""
+    try:
+        offset_ms = session.client.clock_offset_ms()
+    except ExchangeError:  # the question that follows tells of it
+        return None
+    return None if offset_ms is None else _offset(about, offset_ms)
+
+
+def _offset(about: str, offset_ms: int) -> Finding:
+    to_do = "Set this machine's clock by NTP" if abs(offset_ms) > MOST_CLOCK_OFFSET_MS else ""
+    return Finding(about, f"{offset_ms / 1000:+.1f} s against this machine's", to_do)
+
+
+def _ask(about: str, endpoint: Endpoint, probe: Probe, session: Session) -> Generator[Finding, None, bool]:
+    """What is wrong with the account; returns whether anything is."""
+    variables = probe.about or ", ".join(endpoint.credentials)
+    try:
+        session.client.attempt(endpoint.path, probe.params(session, _now_ms()))
+    except ClockOff as error:
+        if error.server_ms is None:
+            yield Finding(about, f"{error}", "Set this machine's clock by NTP")
+        else:
+            yield _offset(f"clock of {endpoint.exchange.name}", error.server_ms - _now_ms())
+    except RateLimited as error:
+        yield Finding(about, f"{error}", "Wait a minute and check again; see what else uses this key or IP address")
+    except AccessRefused as error:
+        yield Finding(about, f"{error}", f"Correct {variables} in .env, or the key's settings at the exchange")
+    except Refused as error:
+        yield Finding(about, f"{error}", "See what the exchange says; the runbook has what to do about it")
+    except UnusableNetwork as error:
+        yield Finding(about, error.found, error.action)
+    except ProxyFailed as error:
+        yield Finding(about, f"{error}", "Check the proxy, or correct or unset its variable if none is needed")
+    except ExchangeError as error:
+        host = session.client.host
+        yield Finding(about, f"{host}: {error}", "Check the network, the base URL and the exchange's status page")
+    else:
+        return False
+    return True
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

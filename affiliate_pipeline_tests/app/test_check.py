@@ -1,0 +1,240 @@
+"""`check` tells broken set-ups apart, says what to do about each, and changes nothing."""
+
+import json
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from affiliate_pipeline.app.__main__ import app
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, at, rebate
+
+# Dagster's tables, as far as they are read; the real ones are read in the browser test.
+DAGSTER = """
+create table daemon_heartbeats (daemon_type text, timestamp timestamp);
+create table instigators (instigator_type text, status text, instigator_body text);
+create table job_ticks (id serial, selector_id text, status text, tick_body text);
+insert into daemon_heartbeats values ('SENSOR', now() at time zone 'utc'), ('SCHEDULER', now() at time zone 'utc');
+"""
+STATE = "insert into instigators values (%s, %s, %s)"
+
+
+@pytest.fixture
+def healthy(both, query, monkeypatch) -> None:
+    """Both exchanges configured, days landed, Dagster's daemon alive."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    for statement in DAGSTER.strip().split(";\n"):
+        query(statement)
+    query(STATE, "SCHEDULE", "DECLARED_IN_CODE", body("binance_records_0015"))
+    both.binance.set_rebates([rebate(at(day)) for day in DAYS])
+    assert materialize(KEY, DAYS).success
+    query("update affiliate.landing set settled = true")
+
+
+@pytest.fixture
+def checked(capsys):
+    """What `check` finds wrong: what it is about, and what is said of it; every finding has something to do."""
+
+    def run(*arguments: str) -> dict[str, str]:
+        capsys.readouterr()
+        code = app(["check", *(arguments or ("--port", str(free_port())))], standalone_mode=False)
+        rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+        wrong = {row[1]: row[2] for row in rows if len(row) == 4 and row[0] == "wrong"}
+        assert all(row[3] for row in rows if len(row) == 4 and row[0] == "wrong")
+        assert code == (1 if wrong else 0)
+        return wrong
+
+    return run
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def body(name: str) -> str:
+    return json.dumps({"origin": {"job_name": name}})
+
+
+def test_a_healthy_set_up_is_told_of_as_such(healthy, checked):
+    assert checked() == {}
+
+
+def test_a_database_that_cannot_be_reached(healthy, checked, monkeypatch):
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", "postgresql://nobody:hidden-word@127.0.0.1:1/nothing")
+    wrong = checked()
+    assert list(wrong) == ["database"] and "cannot be used" in wrong["database"]
+    assert "hidden-word" not in wrong["database"]
+
+
+def test_a_malformed_database_url(healthy, checked, monkeypatch):
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", "mysql://nobody:hidden-word@127.0.0.1/nothing")
+    assert checked() == {"database": "AFFILIATE_DATABASE_URL is not a postgresql:// URL"}
+
+
+def test_a_database_that_is_too_old(healthy, checked, monkeypatch):
+    monkeypatch.setattr("affiliate_pipeline.postgres.connection.OLDEST_SERVER", 990000)
+    wrong = checked()
+    assert list(wrong) == ["database"] and "too old" in wrong["database"]
+
+
+def test_an_embedded_server_that_does_not_run_is_not_started(healthy, checked, monkeypatch, tmp_path):
+    monkeypatch.delenv("AFFILIATE_DATABASE_URL")
+    assert checked() == {"database": "the embedded PostgreSQL does not run"}
+    assert [path.name for path in tmp_path.iterdir()] == ["workspace.yaml"]
+
+
+def test_a_disk_that_is_nearly_full(healthy, checked, monkeypatch):
+    monkeypatch.setattr("affiliate_pipeline.app.running.LEAST_FREE_BYTES", 10**18)
+    wrong = checked()
+    assert list(wrong) == ["disk"] and "are free on the disk" in wrong["disk"]
+
+
+def test_a_port_in_use(healthy, checked):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        wrong = checked("--port", str(port))
+    assert list(wrong) == ["port"] and f"port {port} cannot be used" in wrong["port"]
+
+
+def test_a_clock_that_is_off(healthy, checked, both):
+    both.faults.clock_offset_ms = 70_000
+    wrong = checked()
+    assert set(wrong) == {"clock of binance", "clock of lbank"}
+    assert {said[:4] for said in wrong.values()} <= {"+70.", "+69."}
+
+
+def test_a_variable_that_is_missing(healthy, checked, monkeypatch):
+    monkeypatch.delenv("LBANK_API_SECRET")
+    assert checked() == {"lbank affiliate": "LBANK_API_SECRET is not set"}
+
+
+def test_no_exchange_at_all(healthy, checked, monkeypatch):
+    for name in {name for endpoint in ENDPOINTS for name in endpoint.credentials}:
+        monkeypatch.delenv(name, raising=False)
+    assert checked() == {"accounts": "no exchange is configured"}
+
+
+def test_a_secret_that_is_malformed(healthy, checked, monkeypatch, tmp_path):
+    monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", str(tmp_path / "no-such-key.pem"))
+    wrong = checked()
+    assert list(wrong) == ["binance partner"] and "file that does not exist" in wrong["binance partner"]
+
+
+def test_a_secret_that_is_refused(healthy, checked, monkeypatch):
+    monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", "not-the-secret-of-this-key")
+    wrong = checked()
+    assert list(wrong) == ["binance partner"] and "secret does not belong to the API key" in wrong["binance partner"]
+
+
+def test_a_key_that_is_refused_or_its_address_or_right(healthy, checked, monkeypatch):
+    monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "x" * 64)
+    wrong = checked()
+    assert set(wrong) == {"binance partner", f"source of {KEY}"}
+    for possible in ("API key (BINANCE_PARTNER_API_KEY) is wrong", "IP address is not on", "lacks the permission"):
+        assert possible in wrong["binance partner"]
+
+
+def test_a_wrong_open_id(healthy, checked, monkeypatch):
+    monkeypatch.setenv("LBANK_OPEN_ID", "LBANOTOURS")
+    wrong = checked()
+    assert list(wrong) == ["LBANK_OPEN_ID"] and "10022" in wrong["LBANK_OPEN_ID"]
+
+
+def test_an_exchange_that_does_not_answer(healthy, checked, monkeypatch):
+    monkeypatch.setenv("LBANK_BASE_URL", "http://127.0.0.1:1")
+    wrong = checked()
+    assert list(wrong) == ["lbank affiliate"] and "127.0.0.1" in wrong["lbank affiliate"]
+
+
+def test_a_daemon_that_does_not_run(healthy, checked, query):
+    query("update daemon_heartbeats set timestamp = timestamp - interval '1 hour' where daemon_type = 'SENSOR'")
+    assert checked() == {"daemon": "Dagster's daemon does not run (sensor)"}
+
+
+def test_schedules_and_sensors_that_do_not_run(healthy, checked, query):
+    query("delete from instigators")
+    assert checked() == {"schedules": "none runs"}
+
+    query(STATE, "SCHEDULE", "DECLARED_IN_CODE", body("binance_records_0015"))
+    query(STATE, "SENSOR", "STOPPED", body("stale_days"))
+    assert checked() == {"sensors": "stopped: stale_days"}
+
+    query("update instigators set status = 'DECLARED_IN_CODE'")
+    query("insert into job_ticks (selector_id, status, tick_body) values ('x', 'FAILURE', %s)", '{"job_name": "other"}')
+    assert checked() == {"sensors": "the last turn failed of other"}
+
+
+def test_days_at_risk(healthy, checked, query):
+    query("delete from affiliate.landing where partition = %s", DAYS[2])
+    wrong = checked()
+    assert list(wrong) == [f"days of {KEY}"]
+    assert f"{DAYS[2]}" in wrong[f"days of {KEY}"] and "fetchable until" in wrong[f"days of {KEY}"]
+
+
+def test_days_that_only_the_history_has_landed_are_not_missing(healthy, checked, query):
+    last = datetime.now(UTC).date() - timedelta(days=1)
+    landed = "insert into affiliate.landing values (%s, %s, 0, 'hash', true, 'source', now(), now(), 'run')"
+    for number in range(20):
+        asset = "recent" if number != 15 else "historical"
+        query(landed, f"binance/kickback_{asset}_record", last - timedelta(days=number))
+    assert [about for about in checked() if about.startswith("days")] == []
+
+    query("delete from affiliate.landing where asset = 'binance/kickback_historical_record'")
+    assert [about for about in checked() if about.startswith("days")] == ["days of binance/kickback_recent_record"]
+
+
+def test_days_of_another_source(healthy, checked, query):
+    query("update affiliate.landing set source = 'api.binance.com partner 0123456789ab' where partition = %s", SETTLED)
+    wrong = checked()
+    assert list(wrong) == [f"source of {KEY}"] and "api.binance.com partner 0123456789ab" in wrong[f"source of {KEY}"]
+
+
+def test_check_changes_nothing(healthy, checked, both, query, monkeypatch, tmp_path):
+    def state():
+        tables = query(
+            "select quote_ident(schemaname) || '.' || quote_ident(tablename) from pg_tables "
+            "where schemaname not in ('pg_catalog', 'information_schema') order by 1"
+        )
+        rows = [(name, query(f"select t::text, xmin::text from {name} t order by 1")) for (name,) in tables]
+        return rows, sorted(path.name for path in tmp_path.rglob("*"))
+
+    before, asked = state(), len(both.requests)
+    assert checked() == {}
+    assert state() == before
+    assert len(both.requests) - asked <= 8
+
+    query("drop schema affiliate cascade; drop schema binance cascade")
+    bare = state()
+    assert set(checked()) == {"days"}  # nothing has landed
+    assert state() == bare
+
+
+def test_nothing_at_all_is_configured(checked, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert set(checked()) == {"accounts", "database"}
+    assert [path.name for path in Path(tmp_path).iterdir()] == ["workspace.yaml"]
+
+
+def test_days_before_the_start_date_are_not_at_risk(healthy, checked, query, monkeypatch):
+    query("delete from affiliate.landing where partition = %s", DAYS[0])
+    monkeypatch.setenv("AFFILIATE_START_DATE", f"{DAYS[0] + timedelta(days=1)}")
+    assert checked() == {}
+
+
+def test_every_account_can_be_tried():
+    accounts = {(endpoint.exchange.name, endpoint.account) for endpoint in ENDPOINTS}
+    assert {(endpoint.exchange.name, endpoint.account) for endpoint in ENDPOINTS if endpoint.probe} == accounts
+
+
+def test_the_clients_account(healthy, checked, both, monkeypatch):
+    monkeypatch.setenv("BINANCE_CLIENT_API_KEY", both.binance.client_key)
+    monkeypatch.setenv("BINANCE_CLIENT_API_SECRET", both.binance.client_secret)
+    monkeypatch.delenv("BINANCE_API_AGENT_CODE", raising=False)
+    assert checked() == {"binance client": "BINANCE_API_AGENT_CODE is not set"}
+
+    monkeypatch.setenv("BINANCE_API_AGENT_CODE", both.binance.api_agent_code)
+    assert checked() == {}

@@ -1,0 +1,92 @@
+"""`up` and `down` in one folder: who is stopped, and who is not."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from affiliate_pipeline import environment as settings
+from affiliate_pipeline.app import running
+from affiliate_pipeline.app.__main__ import app
+from affiliate_pipeline.app.cli import Stop
+
+# An `up` that holds the lock and writes its pid only when it is told to.
+SLOW = """
+import fcntl, os, signal, sys
+lock = open("up.lock", "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+print("locked", flush=True)
+input()
+lock.write(str(os.getpid()))
+lock.flush()
+signal.pause()
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    home = tmp_path / ".affiliate"
+    home.mkdir()
+    return home
+
+
+@pytest.fixture
+def slow_up(home: Path) -> Iterator[subprocess.Popen]:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", SLOW], cwd=home, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_down_waits_for_the_pid_of_an_up_that_has_just_begun(slow_up, monkeypatch, capsys):
+    looks = iter(range(100))
+
+    def look(_: float) -> None:
+        if next(looks) == 3:
+            print(file=slow_up.stdin, flush=True)
+        threading.Event().wait(0.01)
+
+    monkeypatch.setattr(running.time, "sleep", look)
+
+    app(["down"], standalone_mode=False)
+
+    assert "Stopped." in capsys.readouterr().out
+    assert slow_up.wait(10) == 7
+
+
+def test_while_up_cleans_up_its_own_pid_stands_where_that_of_the_killed_one_was(home, monkeypatch):
+    (home / "up.lock").write_text("1234567")
+    pids = []
+    monkeypatch.setattr(running, "_stop_started", lambda home: pids.append((home / "up.lock").read_text()))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(Stop, match="cannot be used"), running.socket.create_server(("127.0.0.1", 0)) as taken:
+        app(["up", "--port", f"{taken.getsockname()[1]}"], standalone_mode=False)
+
+    assert pids == [f"{os.getpid()}"]
+
+
+@pytest.mark.parametrize("leftover", [True, False])
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_up_does_not_try_the_sandbox_on_a_configured_database(
+    home, tmp_path, monkeypatch, database_url, query, leftover, place
+):
+    if place == ".env":
+        (tmp_path / ".env").write_text(f"AFFILIATE_DATABASE_URL={database_url}\n")
+    else:
+        monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
+    if leftover:
+        settings.choose({"BINANCE_BASE_URL": "http://127.0.0.1:9", "BINANCE_PARTNER_API_KEY": "key"})
+    before = query("select datname::text from pg_database order by 1"), sorted(home.iterdir())
+
+    with pytest.raises(Stop, match="AFFILIATE_DATABASE_URL is set and no exchange is: set .* or unset"):
+        app(["up", "--once"], standalone_mode=False)
+
+    assert (query("select datname::text from pg_database order by 1"), sorted(home.iterdir())) == before
+    assert query("select count(*) from pg_namespace where nspname = 'affiliate'") == [(0,)]

@@ -1,0 +1,490 @@
+"""The sensor takes one step a tick with what stands in the database, and the schedule asks for what was missed."""
+
+from datetime import date, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from affiliate_pipeline.definitions import build_definitions
+from affiliate_pipeline.defs.resources import Exchanges, Postgres
+from affiliate_pipeline.defs.sensors.kickback_history import COLLECTION_TAG, MOST_ATTEMPTS, expired_alert
+from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.exchanges.binance.endpoints import RECENT_KICKBACKS
+from affiliate_pipeline.exchanges.binance.kickback_export import advance as history
+from affiliate_pipeline.exchanges.binance.kickback_export.model import Collection
+from affiliate_pipeline.exchanges.binance.kickback_export.store import Collections
+from affiliate_pipeline.sandbox.binance.kickbacks import FileForm
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.kickbacks import (
+    HISTORY,
+    OLD,
+    PATH,
+    RECENT,
+    REQUEST,
+    collections,
+    kickback,
+    kickbacks,
+    landed,
+    posts,
+    sent,
+)
+from affiliate_pipeline_tests.defs.rebates import TODAY, ago, at
+
+RESOURCES = {"postgres": Postgres(), "exchanges": Exchanges()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "sleep", lambda _: None)
+
+
+@pytest.fixture
+def rows(sandbox) -> dict:
+    rows = {day: kickbacks(day, 20) for day in OLD}
+    sandbox.binance.kickbacks.set(row for day in OLD for row in rows[day])
+    return rows
+
+
+@pytest.fixture
+def instance():
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture
+def tick(query, instance):
+    """A tick when everything is due; the runs that it asks for."""
+
+    def tick(due: bool = True) -> list[dg.RunRequest]:
+        if due:
+            query("update binance.kickback_historical_collection set polled_at = polled_at - interval '1 day'")
+        definitions = build_definitions()
+        sensor = next(each for each in definitions.sensors if each.name == "kickback_history")
+        context = dg.build_sensor_context(instance=instance, definitions=definitions, resources=RESOURCES)
+        return list(sensor.evaluate_tick(context).run_requests)
+
+    return tick
+
+
+def alerts(query) -> list[tuple]:
+    return query("select key, title, text from affiliate.alert order by key")
+
+
+def run(instance, request: dg.RunRequest, status: dg.DagsterRunStatus) -> None:
+    """A run of this request came to that."""
+    instance.add_run(
+        dg.DagsterRun(
+            job_name="__ASSET_JOB",
+            run_id=f"{request.run_key}-{status.value}",
+            status=status,
+            tags=dict(request.tags),
+            asset_selection=frozenset(request.asset_selection),
+        )
+    )
+
+
+def test_it_waits_through_every_form_of_not_yet_and_then_asks_for_one_run(sandbox, rows, query, tick):
+    materialize(REQUEST, OLD[:1])
+    materialize(HISTORY, OLD[:1])
+    materialize(REQUEST, OLD)
+    sandbox.faults.pending.extend(["error", "message", "empty", "null", "previous"])
+
+    for _ in range(5):
+        asked = len(sandbox.requests)
+        assert tick() == []
+        assert len(sandbox.requests) == asked + 1
+    (request,) = tick()
+
+    assert request.tags == {
+        "dagster/sensor_name": "kickback_history",
+        "dagster/asset_partition_range_start": f"{OLD[0]}",
+        "dagster/asset_partition_range_end": f"{OLD[-1]}",
+        COLLECTION_TAG: "2",
+    }
+    assert (request.run_key, request.asset_selection) == ("2-1", [dg.AssetKey(HISTORY.split("/"))])
+    assert len(posts(sandbox)) == 2
+    assert materialize(HISTORY, OLD).success
+    for day in OLD:
+        assert landed(query, HISTORY, day) == sent(rows[day])
+    assert tick() == [] and collections(query) == [("landed",), ("landed",)]
+
+
+@pytest.mark.parametrize("status", [404, 500, 502])
+def test_an_error_costs_one_request_a_tick(sandbox, rows, tick, status):
+    materialize(REQUEST, OLD)
+    sandbox.faults.path = PATH
+    sandbox.faults.next_answers.extend([(status, {}, b"")] * 2)
+    asked = len(sandbox.requests)
+    assert (tick(), tick()) == ([], [])
+    assert len(sandbox.requests) == asked + 2
+    assert len(tick()) == 1
+
+
+def test_the_longer_it_takes_the_more_seldom_it_asks(sandbox, rows, query, tick):
+    sandbox.binance.kickbacks.collect_ms = 10**9
+    materialize(REQUEST, OLD)
+    tick()
+    asked = len(sandbox.requests)
+    set_ago = "update binance.kickback_historical_collection set requested_at = now() - %s::interval, polled_at = now() - %s::interval"
+    for waited, since, is_due in [
+        ("1 s", "9 s", False),
+        ("1 s", "11 s", True),
+        ("1 h", "170 s", False),
+        ("1 h", "190 s", True),
+    ]:
+        query(set_ago, waited, since)
+        tick(due=False)
+        assert len(sandbox.requests) == asked + is_due, (waited, since)
+        asked = len(sandbox.requests)
+
+
+def test_a_tick_without_anything_open_asks_nothing(sandbox, tick, query):
+    assert tick(due=False) == [] and sandbox.requests == []
+
+
+def test_without_the_clients_account_it_does_nothing(sandbox, tick, monkeypatch):
+    monkeypatch.delenv("BINANCE_CLIENT_API_KEY")
+    monkeypatch.delenv("BINANCE_CLIENT_API_SECRET")
+    assert tick(due=False) == []
+
+
+def test_while_a_run_lands_the_history_no_other_is_asked_for(sandbox, rows, tick, instance):
+    materialize(REQUEST, OLD)
+    (request,) = tick()
+    run(instance, request, dg.DagsterRunStatus.STARTED)
+    assert tick() == []
+
+
+def test_the_daemon_killed_before_the_run_was_launched_asks_for_the_same_run(sandbox, rows, tick):
+    materialize(REQUEST, OLD)
+    assert [each.run_key for each in tick()] == [each.run_key for each in tick()] == ["1-1"]
+
+
+def test_a_run_that_failed_is_tried_again_a_few_times(sandbox, rows, tick, instance):
+    materialize(REQUEST, OLD)
+    for attempt in range(1, MOST_ATTEMPTS + 1):
+        (request,) = tick()
+        assert request.run_key == f"1-{attempt}"
+        run(instance, request, dg.DagsterRunStatus.FAILURE)
+    assert tick() == []
+
+
+def test_a_file_that_no_run_could_land_gives_way_to_those_that_wait_and_is_asked_for_again(
+    sandbox, rows, query, tick, instance
+):
+    materialize(REQUEST, OLD[:2])
+    materialize(REQUEST, OLD[2:])
+    for _ in range(MOST_ATTEMPTS):
+        (request,) = tick()
+        run(instance, request, dg.DagsterRunStatus.FAILURE)
+    assert tick() == []
+    assert collections(query) == [("expired",), ("waiting",), ("waiting",)]
+
+    tick()
+
+    assert len(posts(sandbox)) == 2
+    assert int(posts(sandbox)[-1]["startTime"]) == at(OLD[2], "00:00:00.000")
+    ((_, _, text),) = alerts(query)
+    assert "runs could not land it" in text and "asked for again by itself" in text
+
+
+def test_a_file_that_cannot_be_understood_is_left_to_people_and_holds_nobody_up(sandbox, rows, query, tick):
+    sandbox.binance.kickbacks.form = FileForm(header=("amount", "asset", "symbol", "time"))
+    materialize(REQUEST, OLD[:2])
+    assert not materialize(HISTORY, OLD[:2]).success
+    sandbox.binance.kickbacks.form = FileForm()
+    materialize(REQUEST, OLD[2:])
+    (request,) = tick()
+    assert request.tags[COLLECTION_TAG] == "2"
+
+
+def test_the_next_one_is_asked_for_only_once_the_first_has_landed(sandbox, rows, query, tick):
+    materialize(REQUEST, OLD[:2])
+    materialize(REQUEST, OLD[2:])
+    tick(), tick()
+    assert len(posts(sandbox)) == 1
+    materialize(HISTORY, OLD[:2])
+    tick()
+    assert len(posts(sandbox)) == 2
+    assert [each.tags[COLLECTION_TAG] for each in tick()] == ["2"]
+
+
+def test_a_file_that_never_comes_expires_with_one_alert_and_is_asked_for_again(sandbox, rows, query, tick):
+    for key in (REQUEST, HISTORY):
+        materialize(key, OLD[:1])
+    sandbox.binance.kickbacks.collect_ms = 10**9
+    materialize(REQUEST, OLD)
+    for _ in range(3):
+        tick()
+    query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s' where id = 2")
+
+    for _ in range(3):
+        assert tick() == []
+
+    assert collections(query, "id, state, follows") == [(1, "landed", None), (2, "expired", None), (3, "collecting", 2)]
+    assert len(posts(sandbox)) == 3
+    ((key, title, text),) = alerts(query)
+    assert key == f"{HISTORY} collection 2" and HISTORY in title
+    assert "Historical data is collecting" in text and "asked for again by itself" in text
+    assert landed(query, HISTORY, OLD[0]) == sent(rows[OLD[0]])
+    sandbox.binance.kickbacks.collect_ms = 0
+    sandbox.binance.kickbacks.collect(at(OLD[0], "00:00:00.000"), at(OLD[-1], "23:59:59.999") + 1, None)
+    (request,) = tick()
+    assert request.tags[COLLECTION_TAG] == "3"
+
+
+def test_while_the_exchange_refuses_the_key_it_asks_ever_more_seldom_and_tells_in_time(
+    sandbox, rows, query, tick, monkeypatch
+):
+    materialize(REQUEST, OLD)
+    monkeypatch.setenv("BINANCE_CLIENT_API_SECRET", "wrong")
+    for turn, state in enumerate(["collecting", "waiting", "waiting"], start=1):
+        tick()
+        asked = len(sandbox.requests)
+        tick(due=False)
+        assert len(sandbox.requests) == asked
+        last = collections(query, "id, state, note like '%%BINANCE_CLIENT_API_SECRET%%', expires_at > now()")[-1]
+        assert last == (turn, state, True, True)
+        assert len(alerts(query)) == turn - 1
+        query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
+        tick()
+    assert collections(query) == [("expired",)] * history.MOST_TURNS
+    first, second, third = (text for _, _, text in alerts(query))
+    assert all("BINANCE_CLIENT_API_SECRET" in text for text in (first, second, third))
+    assert "asked for again by itself" in first and "could not be asked for within 12 hours" in second
+    assert f"mend the cause, then materialize {REQUEST}" in third
+    asked = len(sandbox.requests)
+    assert tick() == [] and len(sandbox.requests) == asked
+
+
+def test_days_that_waited_out_a_refused_key_land_once_it_is_taken(sandbox, rows, query, tick, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setenv("BINANCE_CLIENT_API_SECRET", "wrong")
+        assert not materialize(REQUEST, OLD).success
+        tick()
+    tick()
+    assert len(posts(sandbox)) == 1
+    assert materialize(HISTORY, OLD).success
+    assert landed(query, HISTORY, OLD[0]) == sent(rows[OLD[0]])
+
+
+def test_a_file_that_cannot_land_is_asked_for_a_few_times(sandbox, rows, query, tick):
+    for key in (REQUEST, HISTORY):
+        materialize(key, OLD)
+    sandbox.binance.kickbacks.set(rows[OLD[0]])
+    materialize(REQUEST, OLD)
+    for _ in range(2 * history.MOST_TURNS + 2):
+        if tick():
+            assert "allow_shrink" in materialize(HISTORY, OLD).failed[OLD[1]]
+        query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
+    assert len(posts(sandbox)) == 1 + history.MOST_TURNS
+    assert collections(query)[1:] == [("expired",)] * history.MOST_TURNS
+    assert len(alerts(query)) == history.MOST_TURNS
+
+
+def test_a_kill_between_the_alert_and_the_table_tells_it_once(sandbox, rows, query, tick, monkeypatch):
+    sandbox.binance.kickbacks.collect_ms = 10**9
+    materialize(REQUEST, OLD)
+    query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
+    with monkeypatch.context() as patched:
+        patched.setattr(Collections, "told", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tick()
+    tick()
+    assert len(alerts(query)) == 1
+    assert query(
+        "select count(*) from binance.kickback_historical_collection where state = 'expired' and not told"
+    ) == [(0,)]
+
+
+def test_a_request_that_the_exchange_refuses_is_told_and_not_repeated(sandbox, rows, query, tick):
+    materialize(REQUEST, OLD[:2])
+    materialize(REQUEST, OLD[2:])
+    materialize(HISTORY, OLD[:2])
+    sandbox.faults.fail_day(OLD[2], status=400, code=-1130)
+    tick(), tick()
+    assert len(posts(sandbox)) == 2
+    ((_, _, text),) = alerts(query)
+    assert "-1130" in text and f"materialize {REQUEST}" in text
+
+
+def test_days_forgotten_while_they_waited_are_left_out_of_the_request(sandbox, rows, query, tick):
+    sandbox.binance.kickbacks.set([*(row for day in OLD for row in rows[day]), kickback(at(ago(31)))])
+    materialize(REQUEST, OLD[:2])
+    materialize(REQUEST, OLD[2:])
+    query("update binance.kickback_historical_collection set first_day = %s where id = 2", ago(31))
+    materialize(HISTORY, OLD[:2])
+    tick()
+    assert collections(query, "first_day, last_day, state")[1:] == [
+        (ago(29), OLD[-1], "collecting"),
+        (ago(31), ago(30), "expired"),
+    ]
+    ((_, title, text),) = alerts(query)
+    assert f"the history of {fold([ago(31), ago(30)])} did not come" in title
+    assert "only after the 30 days" in text and "No request brings these days any more" in text and "mend" not in text
+    assert [each.tags["dagster/asset_partition_range_start"] for each in tick()] == [f"{ago(29)}"]
+
+
+def test_days_that_were_all_forgotten_while_they_waited_are_told_as_lost(sandbox, rows, query, tick):
+    materialize(REQUEST, OLD[:2])
+    materialize(REQUEST, OLD[2:])
+    query(
+        "update binance.kickback_historical_collection set first_day = %s, last_day = %s where id = 2", ago(33), ago(32)
+    )
+    materialize(HISTORY, OLD[:2])
+    tick()
+    assert collections(query) == [("landed",), ("expired",)]
+    ((_, _, text),) = alerts(query)
+    assert "No request brings these days any more" in text and "mend" not in text
+
+
+def killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("where", "most"), [("begin", 2), ("asked", 3), ("ready", 2)])
+def test_the_daemon_killed_anywhere_goes_on_where_it_was(sandbox, rows, query, tick, monkeypatch, where, most):
+    # Before the request, with the second one, and by two ticks it is looked in vain.
+    sandbox.faults.pending.extend(["message"] * (history.LOOKS_BEFORE + 3))
+    materialize(REQUEST, OLD[:2])
+    materialize(REQUEST, OLD[2:])
+    if where != "ready":
+        assert materialize(HISTORY, OLD[:2]).success
+    with monkeypatch.context() as patched:
+        patched.setattr(Collections, where, killed)
+        for _ in range(50):
+            try:
+                tick()
+            except KeyboardInterrupt:
+                break
+        else:
+            pytest.fail("it was not killed")
+
+    if where == "ready":
+        assert materialize(HISTORY, OLD[:2]).success
+    tick(), tick()
+    assert materialize(HISTORY, OLD[2:]).success
+
+    assert len(posts(sandbox)) <= most
+    for day in OLD:
+        assert landed(query, HISTORY, day) == sent(rows[day])
+
+
+def test_a_post_whose_end_nobody_saw_is_sent_once_more_if_no_file_comes(sandbox, rows, query, tick, monkeypatch):
+    sandbox.binance.kickbacks.collect_ms = 10**9
+    with monkeypatch.context() as patched:
+        patched.setattr(Collections, "asked", killed)
+        materialize(REQUEST, OLD)
+    for _ in range(4):
+        tick()
+    assert len(posts(sandbox)) == 2
+    assert collections(query) == [("collecting",)]
+
+
+def test_the_runbook_shows_the_alert_as_it_is():
+    expired = Collection(
+        id=1,
+        first_day=date(2026, 11, 1),
+        last_day=date(2026, 11, 5),
+        state="expired",
+        requested_at=None,
+        code=None,
+        msg=None,
+        path_before=None,
+        path=None,
+        is_asked=True,
+        is_overdue=True,
+        is_due=True,
+        is_kept=False,
+        is_followed=True,
+        turn=1,
+        note="no file came in time; the last answer was: Historical data is collecting",
+        age_s=0.0,
+    )
+    alert = expired_alert(expired, at(date(2026, 11, 20)))
+    runbook = (Path(__file__).parents[3] / "docs" / "runbook.md").read_text()
+    assert f"    {alert.title}\n    {alert.text}\n" in runbook
+
+
+# The schedule
+
+
+@pytest.fixture
+def missed(query, monkeypatch):
+    """The ranges that the schedule asks for, once it has been told what landed."""
+
+    def missed(recent=(), history=()) -> list[str]:
+        materialize(RECENT, [ago(1)])
+        query("delete from affiliate.landing")
+        for key, days in ((RECENT, recent), (HISTORY, history)):
+            for day in days:
+                query(
+                    "insert into affiliate.landing values (%s, %s, 0, '', true, 'somewhere', now(), now(), 'run')",
+                    key,
+                    day,
+                )
+        definitions = build_definitions()
+        schedule = next(each for each in definitions.schedules if each.name == "binance_kickback_history_0045")
+        at_0045 = datetime.fromisoformat(f"{TODAY}T00:45:00+00:00")
+        context = dg.build_schedule_context(scheduled_execution_time=at_0045, resources=RESOURCES)
+        return [
+            f"{request.tags['dagster/asset_partition_range_start']}...{request.tags['dagster/asset_partition_range_end']}"
+            for request in schedule.evaluate_tick(context).run_requests
+        ]
+
+    return missed
+
+
+def days(first: int, last: int) -> list:
+    return [ago(number) for number in range(first, last - 1, -1)]
+
+
+def test_days_that_recent_records_missed_are_asked_for_one_run_a_range(sandbox, missed):
+    assert missed(recent=[*days(20, 16), *days(12, 9)], history=days(14, 14)) == [
+        f"{ago(15)}...{ago(15)}",
+        f"{ago(13)}...{ago(13)}",
+        f"{ago(8)}...{ago(7)}",
+    ]
+
+
+def test_days_before_the_first_that_landed_and_those_that_recent_records_still_have_are_not(sandbox, missed):
+    assert RECENT_KICKBACKS.is_remembered(ago(6), int((datetime.now().timestamp()) * 1000))
+    assert missed(recent=days(8, 7)) == []
+    assert missed() == []
+
+
+def test_days_beyond_the_history_are_not_asked_for(sandbox, missed):
+    assert missed(recent=[ago(60)]) == [f"{ago(29)}...{ago(7)}"]
+
+
+def test_another_teams_run_without_a_selection_does_not_hold_up_the_landing(sandbox, rows, tick, instance):
+    started = {"run_id": "theirs", "job_name": "nightly", "status": dg.DagsterRunStatus.STARTED}
+    instance.add_run(dg.DagsterRun(**started))
+    materialize(REQUEST, OLD)
+    assert len(tick()) == 1
+
+
+def test_days_that_are_under_way_are_not_asked_for_again(sandbox, missed):
+    materialize(REQUEST, days(12, 9))
+    assert missed(recent=days(15, 13)) == [f"{ago(8)}...{ago(7)}"]
+
+
+def test_without_the_clients_account_the_schedule_skips(sandbox, missed, monkeypatch):
+    def unset() -> None:
+        monkeypatch.delenv("BINANCE_CLIENT_API_KEY")
+        monkeypatch.delenv("BINANCE_CLIENT_API_SECRET")
+
+    assert missed(recent=[ago(20)]) != []
+    unset()
+    assert missed(recent=[ago(20)]) == []
+
+
+@pytest.mark.parametrize(("wanted", "status"), [("true", "RUNNING"), ("false", "STOPPED")])
+def test_the_schedule_runs_by_itself_where_the_others_do(monkeypatch, wanted, status):
+    monkeypatch.setenv("AFFILIATE_SCHEDULES", wanted)
+    (schedule,) = [each for each in build_definitions().schedules if each.name == "binance_kickback_history_0045"]
+    assert schedule.default_status.value == status
+    (sensor,) = [each for each in build_definitions().sensors if each.name == "kickback_history"]
+    assert sensor.default_status.value == "RUNNING"
+    assert timedelta(seconds=sensor.minimum_interval_seconds) <= timedelta(seconds=30)

@@ -1,0 +1,716 @@
+"""The history of kickbacks: what is asked for once lands, whatever the exchange answers meanwhile and whoever is killed."""
+
+import gzip
+from dataclasses import replace
+
+import dagster as dg
+import pytest
+
+from affiliate_pipeline.definitions import build_definitions
+from affiliate_pipeline.exchanges.binance.kickback_export import advance as history
+from affiliate_pipeline.exchanges.binance.kickback_export.store import Collections
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.sandbox.binance.kickbacks import FileForm
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.kickbacks import (
+    HISTORY,
+    OLD,
+    PATH,
+    RECENT,
+    REQUEST,
+    collections,
+    kickback,
+    kickbacks,
+    landed,
+    posts,
+    sent,
+)
+from affiliate_pipeline_tests.defs.rebates import DAYS, SETTLED, ago, at
+from affiliate_pipeline_tests.http.test_unpacking import PACKINGS, zipped
+
+
+@pytest.fixture(autouse=True)
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long runs would have slept; a test may put something in its way."""
+    slept: list[float] = []
+    monkeypatch.setattr(history, "sleep", slept.append)
+    return slept
+
+
+@pytest.fixture
+def rows(sandbox) -> dict:
+    """The kickbacks of `OLD`, which are all that there are."""
+    rows = {day: kickbacks(day, 25 + number) for number, day in enumerate(OLD)}
+    sandbox.binance.kickbacks.set(row for day in OLD for row in rows[day])
+    return rows
+
+
+def assert_landed(query, rows: dict) -> None:
+    for day, expected in rows.items():
+        assert landed(query, HISTORY, day) == sent(expected)
+
+
+# Recent records
+
+
+def test_recent_kickbacks_land_with_the_clients_key(sandbox, query):
+    rows = {day: kickbacks(day, 1200) for day in DAYS}
+    sandbox.binance.kickbacks.set(row for day in DAYS for row in rows[day])
+
+    run = materialize(RECENT, DAYS)
+
+    assert run.success, run.message
+    for day in DAYS:
+        assert landed(query, RECENT, day) == sent(rows[day])
+    assert {request.params["limit"] for request in sandbox.requests} == {"1000"}
+
+
+def test_a_day_that_recent_records_forgot_fails_and_names_the_history(sandbox, rows, query):
+    run = materialize(RECENT, [OLD[0], OLD[1]])
+
+    assert not run.success and sandbox.requests == []
+    assert "binance/kickback_historical_record can still land it until" in run.failed[OLD[0]]
+    assert "trust_old" not in run.failed[OLD[0]]
+
+
+def test_a_day_that_the_history_forgot_too_has_no_second_chance(sandbox):
+    run = materialize(RECENT, [ago(40)])
+    assert HISTORY not in run.failed[ago(40)] and "trust_old" in run.failed[ago(40)]
+
+
+def test_without_the_clients_key_its_assets_fail_alone(sandbox, monkeypatch):
+    monkeypatch.delenv("BINANCE_CLIENT_API_KEY")
+    for key in (RECENT, REQUEST, HISTORY):
+        run = materialize(key, [SETTLED])
+        assert "BINANCE_CLIENT_API_KEY is not set" in run.failed[SETTLED]
+    assert materialize("binance/rebate_recent_record", [SETTLED]).success
+
+
+# Request and file
+
+
+def test_29_days_are_one_post_and_land_exactly(sandbox, query):
+    days = [ago(number) for number in range(29, 0, -1)]
+
+    request, run = materialize(REQUEST, days), materialize(HISTORY, days)
+
+    assert request.success and run.success, request.message + run.message
+    assert list(run.materialized) == days
+    for day in days:
+        assert landed(query, HISTORY, day) == sent(sandbox.binance.kickbacks.of(day))
+    (post,) = posts(sandbox)
+    assert (int(post["startTime"]), int(post["endTime"])) == (at(days[0], "00:00:00.000"), at(days[-1], "23:59:59.999"))
+    assert "limit" not in post
+    assert collections(query, "state, first_day, last_day") == [("landed", days[0], days[-1])]
+    assert query("select count(*), count(distinct collection_id) from binance.kickback_historical_request") == [(29, 1)]
+
+
+def test_the_file_host_is_sent_no_key_and_the_url_is_told_nowhere(sandbox, rows, query, caplog):
+    materialize(REQUEST, OLD)
+    run = materialize(HISTORY, OLD)
+
+    (headers,) = sandbox.binance.kickbacks.file_headers
+    secrets = {sandbox.binance.client_key, sandbox.binance.client_secret}
+    assert not {"x-mbx-apikey", "authorization", "cookie"} & headers.keys()
+    assert not [secret for secret in secrets if secret in str(headers)]
+    everything = caplog.text + str(run.events) + str(collections(query, "*"))
+    for url in sandbox.binance.kickbacks.urls:
+        for part in url.partition("?")[2].split("&"):
+            assert part not in everything and part.partition("=")[2] not in everything
+
+
+def test_a_second_request_for_the_same_days_while_one_is_under_way_sends_no_post(sandbox, rows, query):
+    sandbox.binance.kickbacks.collect_ms = 10**9
+    for days in (OLD, OLD, OLD[1:3]):
+        assert materialize(REQUEST, days).success
+    assert len(posts(sandbox)) == 1
+    assert query("select distinct collection_id from binance.kickback_historical_request") == [(1,)]
+
+
+def test_days_that_landed_are_asked_for_again_if_somebody_wants_them_again(sandbox, rows):
+    for key in (REQUEST, HISTORY, REQUEST, HISTORY):
+        assert materialize(key, OLD).success
+    assert len(posts(sandbox)) == 2
+
+
+def test_two_requests_at_once_are_served_one_after_the_other(sandbox, rows, query):
+    assert materialize(REQUEST, OLD[:2]).success
+    assert materialize(REQUEST, OLD[2:]).success
+    assert (len(posts(sandbox)), collections(query)) == (1, [("ready",), ("waiting",)])
+    ((waits,),) = query(
+        "select requested_at is null and msg like 'it waits%%' from binance.kickback_historical_request "
+        "where partition_date = %s",
+        OLD[3],
+    )
+    assert waits
+
+    assert materialize(HISTORY, OLD[:2]).success
+    assert materialize(HISTORY, OLD[2:]).success
+
+    assert collections(query) == [("landed",), ("landed",)]
+    assert len(posts(sandbox)) == 2
+    assert_landed(query, rows)
+
+
+@pytest.mark.parametrize("forms", [["error", "message", "empty", "null"], ["previous"] * 3])
+def test_every_form_of_not_yet_is_waited_through(sandbox, rows, query, slept, forms):
+    materialize(REQUEST, OLD[:1])
+    materialize(HISTORY, OLD[:1])
+    materialize(REQUEST, OLD)
+    sandbox.faults.pending.extend(forms)
+
+    run = materialize(HISTORY, OLD)
+
+    assert run.success, run.message
+    assert len(slept) >= len(forms)
+    assert_landed(query, rows)
+
+
+def test_nothing_is_asked_for_while_the_exchange_does_not_say_which_file_it_has(sandbox, rows, query):
+    # Somebody asked for these days before, and less had happened then.
+    sandbox.binance.kickbacks.set(rows[OLD[0]][:3])
+    assert materialize(REQUEST, OLD).success
+    query("truncate binance.kickback_historical_collection, binance.kickback_historical_request, affiliate.landing")
+    sandbox.binance.kickbacks.set(row for day in OLD for row in rows[day])
+    sandbox.faults.next_answers.extend([(500, {}, b"")] * history.LOOKS_BEFORE)
+
+    run = materialize(REQUEST, OLD)
+
+    assert run.success, run.message
+    assert len(posts(sandbox)) == 1
+    ((state, note),) = collections(query, "state, note")
+    assert state == "waiting" and "does not say which file it has already" in note
+    assert materialize(HISTORY, OLD).success
+    assert len(posts(sandbox)) == 2
+    assert_landed(query, rows)
+
+
+@pytest.mark.parametrize("status", [404, 500, 502])
+def test_an_error_of_the_exchange_is_waited_through(sandbox, rows, query, status):
+    materialize(REQUEST, OLD)
+    sandbox.faults.path = PATH
+    sandbox.faults.next_answers.extend(
+        [(status, {}, b'{"code":-9,"msg":"no"}'), (status, {}, b""), (200, {}, b"<html>")]
+    )
+    assert materialize(HISTORY, OLD).success
+    assert_landed(query, rows)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        FileForm(),
+        FileForm(url="text"),
+        FileForm(packed="gzip"),
+        FileForm(packed="encoding"),
+        FileForm(header=("TIME", "Symbol", "ASSET", "Income")),
+        FileForm(time="text"),
+        FileForm(header=("asset", "time", "symbol", "income"), time="text", packed="gzip", url="text"),
+    ],
+)
+def test_the_file_is_read_in_every_form(sandbox, rows, query, form):
+    sandbox.binance.kickbacks.form = form
+    materialize(REQUEST, OLD)
+    run = materialize(HISTORY, OLD)
+    assert run.success, run.message
+    assert_landed(query, rows)
+
+
+def csv_of(rows) -> bytes:
+    """The rows as the text of a file."""
+    names = ("income", "asset", "symbol", "time")
+    lines = [names, *([row[name] for name in names] for day in OLD for row in rows[day])]
+    return "".join(",".join(map(str, line)) + "\n" for line in lines).encode()
+
+
+def offered(sandbox, *bodies: bytes) -> None:
+    """The file host answers with these, one each."""
+    sandbox.faults.path = "/kickback-history/"
+    sandbox.faults.next_answers.extend((200, {}, body) for body in bodies)
+
+
+@pytest.mark.parametrize("pack", PACKINGS.values(), ids=PACKINGS)
+def test_the_file_lands_however_it_is_packed(sandbox, rows, query, pack):
+    materialize(REQUEST, OLD)
+    offered(sandbox, pack(csv_of(rows)))
+    run = materialize(HISTORY, OLD)
+    assert run.success, run.message
+    assert_landed(query, rows)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_the_file_lands_in_every_encoding(sandbox, rows, query, encoding):
+    materialize(REQUEST, OLD)
+    offered(sandbox, csv_of(rows).decode().replace(",", ";").replace("\n", "\r\n").encode(encoding))
+    run = materialize(HISTORY, OLD)
+    assert run.success, run.message
+    assert_landed(query, rows)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        (zipped(("a.csv", b"1"), ("b.csv", b"2")), "ZIP archive with 2 files (a.csv, b.csv)"),
+        (b"7z\xbc\xaf\x27\x1c", "7z archive"),
+        (b"PAR1\x15\0", "Parquet"),
+        (b"\x89PNG\r\n\x1a\n\0\xff", "binary data of an unknown kind"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named_and_kept_as_received(sandbox, query, file, name):
+    materialize(REQUEST, OLD)
+    offered(sandbox, file)
+    run = materialize(HISTORY, OLD)
+    assert list(run.failed) == OLD and name in run.failed[OLD[0]]
+    assert [bytes(kept) for (kept,) in collections(query, "file")] == [file]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        zipped(("x.csv", b"income,asset\n" * 100))[:-30],
+        b"<html><title>Please wait</title></html>",
+        b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
+    ],
+)
+def test_what_came_in_place_of_the_file_is_fetched_again_and_not_kept(sandbox, rows, query, body):
+    materialize(REQUEST, OLD)
+    offered(sandbox, body)
+    run = materialize(HISTORY, OLD)
+    assert run.success, run.message
+    assert_landed(query, rows)
+    query("update binance.kickback_historical_collection set state = 'ready'")
+    offered(sandbox, *[body] * history.FRESH_URLS)
+    run = materialize(HISTORY, OLD)
+    assert list(run.failed) == OLD and any(word in run.failed[OLD[0]] for word in ("not whole", "Please"))
+    assert collections(query, "file") == [(None,)]
+
+
+def test_a_nested_url_is_found_and_a_further_host_is_allowed_by_a_setting(sandbox, rows, query, monkeypatch):
+    materialize(REQUEST, OLD)
+    offer = sandbox.binance.kickbacks.offer
+    body = b'{"code":200,"data":{"file":[{"downloadUrl":%s}]}}'
+    monkeypatch.setattr(sandbox.binance.kickbacks, "offer", lambda: body % offer())
+    assert materialize(HISTORY, OLD).success
+    assert_landed(query, rows)
+
+    elsewhere = body % b'"https://files.partner.invalid/x.csv?Signature=a-secret"'
+    monkeypatch.setattr(sandbox.binance.kickbacks, "offer", lambda: elsewhere)
+    query("update binance.kickback_historical_collection set state = 'ready', path = '/x.csv'")
+    run = materialize(HISTORY, OLD)
+    assert "offered on files.partner.invalid" in run.failed[OLD[0]] and "BINANCE_FILE_HOSTS" in run.failed[OLD[0]]
+    monkeypatch.setenv("BINANCE_FILE_HOSTS", "*.partner.invalid, other.example")
+    run = materialize(HISTORY, OLD)
+    # It was requested there, and there is no such host.
+    assert "the file host files.partner.invalid did not send the whole file" in run.failed[OLD[0]]
+    assert "a-secret" not in run.message
+
+
+def test_a_column_that_nobody_knows_is_kept_in_extra(sandbox, rows, query):
+    rows[OLD[0]][0]["tradeid"] = "77"
+    sandbox.binance.kickbacks.set(rows[OLD[0]])
+    sandbox.binance.kickbacks.form = FileForm(header=("income", "asset", "symbol", "time", "tradeId"))
+    materialize(REQUEST, OLD[:1])
+    assert materialize(HISTORY, OLD[:1]).success
+    assert query("select extra ->> 'tradeId' from binance.kickback_historical_record order by 1 desc limit 1") == [
+        ("77",)
+    ]
+
+
+@pytest.mark.parametrize("header", [("income", "asset", "symbol", "time"), ()])
+def test_an_empty_file_lands_empty_days(sandbox, query, header):
+    sandbox.binance.kickbacks.set([])
+    sandbox.binance.kickbacks.form = FileForm(header=header)
+    materialize(REQUEST, OLD)
+    run = materialize(HISTORY, OLD)
+    assert run.success
+    assert query("select partition, rows from affiliate.landing where asset = %s", HISTORY) == [(day, 0) for day in OLD]
+
+
+def test_an_empty_file_does_not_clear_days_that_had_landed(sandbox, rows, query):
+    for key in (REQUEST, HISTORY):
+        materialize(key, OLD)
+    sandbox.binance.kickbacks.set([])
+    materialize(REQUEST, OLD)
+    run = materialize(HISTORY, OLD)
+    assert list(run.failed) == OLD and "allow_shrink" in run.failed[OLD[0]]
+    assert_landed(query, rows)
+
+
+def test_an_expired_url_is_replaced_by_a_fresh_one(sandbox, rows, query):
+    materialize(REQUEST, OLD)
+    sandbox.faults.expired_urls = 2
+    assert materialize(HISTORY, OLD).success
+    assert_landed(query, rows)
+    assert [len(sandbox.binance.kickbacks.file_headers), len(posts(sandbox))] == [2, 1]
+
+
+def test_a_file_that_breaks_off_is_fetched_again(sandbox, rows, query):
+    materialize(REQUEST, OLD)
+    sandbox.faults.path = "/kickback-history/"
+    sandbox.faults.next_answers.extend([(500, {}, b""), (503, {}, b"")])
+    sandbox.faults.mix(truncated=0.4, reset=0.2)
+    for _ in range(3):
+        run = materialize(HISTORY, OLD)
+        if run.success:
+            break
+    assert run.success, run.message
+    assert_landed(query, rows)
+    assert len(posts(sandbox)) == 1
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}])
+def test_a_file_of_which_a_part_is_missing_is_fetched_again_and_not_kept(sandbox, rows, query, headers):
+    materialize(REQUEST, OLD)
+    part = gzip.compress(b"income,asset,symbol,time\n" * 1000)[:-20]
+    sandbox.faults.path = "/kickback-history/"
+    sandbox.faults.next_answers.extend([(200, headers, part)] * (history.FRESH_URLS + 1))
+
+    run = materialize(HISTORY, OLD)
+
+    assert "not whole" in run.failed[OLD[0]]
+    assert collections(query, "state, file") == [("ready", None)]
+    assert materialize(HISTORY, OLD).success
+    assert_landed(query, rows)
+    assert len(posts(sandbox)) == 1
+
+
+def test_a_header_that_cannot_be_understood_is_quoted_and_the_file_kept(sandbox, rows, query, monkeypatch):
+    sandbox.binance.kickbacks.set(row | {"amount": row["income"]} for day in OLD for row in rows[day])
+    sandbox.binance.kickbacks.form = FileForm(header=("amount", "asset", "symbol", "time"))
+    materialize(REQUEST, OLD)
+
+    run = materialize(HISTORY, OLD)
+
+    assert list(run.failed) == OLD
+    assert "lacks income: 'amount,asset,symbol,time'" in run.failed[OLD[0]]
+    assert "binance.kickback_historical_collection (id 1)" in run.failed[OLD[0]]
+    ((state, file),) = collections(query, "state, file")
+    assert state == "ready" and bytes(file).startswith(b"amount,asset,symbol,time\n")
+
+    # The code was mended, and by now the exchange has forgotten the file.
+    sandbox.faults.pending.extend(["error"] * 100)
+    mended = bytes(file).replace(b"amount", b"income", 1)
+    query("update binance.kickback_historical_collection set file = %s", mended)
+    asked = len(sandbox.requests)
+    sandbox.binance.kickbacks.form = FileForm()
+    run = materialize(HISTORY, OLD)
+    assert run.success and len(sandbox.requests) == asked
+    assert_landed(query, rows)
+    assert collections(query, "state, file") == [("landed", None)]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"1.0,USDT,BTCUSDT,yesterday", "line 2 of the file has the time 'yesterday'"),
+        (b"1.0,USDT,BTCUSDT", "line 2 of the file has 3 cells under 4 columns"),
+        (b'1.0,USDT,"BTCUSDT', "line 2 of the file is not CSV"),
+        (b"1.0,USDT,BTC\xff,1", "not UTF-8"),
+    ],
+)
+def test_a_line_that_cannot_be_understood_fails_the_days_and_the_file_is_kept(sandbox, rows, query, line, problem):
+    materialize(REQUEST, OLD)
+    sandbox.faults.path = "/kickback-history/"
+    sandbox.faults.next_answers.append((200, {}, b"income,asset,symbol,time\n" + line))
+    run = materialize(HISTORY, OLD)
+    assert problem in run.failed[OLD[0]]
+    assert collections(query, "file is not null") == [(True,)]
+
+
+def test_an_amount_that_is_none_fails_its_day_alone_and_its_rows_are_kept(sandbox, rows, query):
+    rows[OLD[1]][3]["income"] = "much"
+    sandbox.binance.kickbacks.set(row for day in OLD for row in rows[day])
+    materialize(REQUEST, OLD)
+
+    run = materialize(HISTORY, OLD)
+
+    assert list(run.failed) == [OLD[1]] and "income: not a decimal number" in run.failed[OLD[1]]
+    assert_landed(query, {day: rows[day] for day in OLD if day != OLD[1]})
+    assert query("select count(*) from affiliate.rejected_row where asset = %s", HISTORY) == [(len(rows[OLD[1]]),)]
+    assert collections(query) == [("landed",)]
+
+
+def test_a_file_with_rows_that_nobody_asked_for_is_refused(sandbox, rows, query):
+    sandbox.binance.kickbacks.stray_rows = [kickback(at(ago(20)))]
+    materialize(REQUEST, OLD)
+
+    run = materialize(HISTORY, OLD)
+
+    assert list(run.failed) == OLD
+    assert "another file, which is not the one asked for" in run.failed[OLD[0]]
+    assert query("select count(*) from binance.kickback_historical_record") == [(0,)]
+    assert collections(query, "state, cardinality(other_paths)") == [("collecting", 1)]
+
+
+def test_a_kept_file_that_turns_out_to_be_somebody_elses_gives_way_to_a_new_one(sandbox, rows, query):
+    sandbox.binance.kickbacks.form = FileForm(header=("amount", "asset", "symbol", "time"))
+    materialize(REQUEST, OLD[:2])
+    materialize(HISTORY, OLD[:2])
+    sandbox.binance.kickbacks.form = FileForm()
+    materialize(REQUEST, OLD[2:])
+    stray = f"income,asset,symbol,time\n1,USDT,BTCUSDT,{at(ago(20))}\n"
+    query("update binance.kickback_historical_collection set file = %s where id = 1", stray.encode())
+
+    run = materialize(HISTORY, OLD)
+
+    assert run.success, run.message
+    assert_landed(query, rows)
+    assert collections(query) == [("expired",), ("landed",), ("landed",)]
+    assert len(posts(sandbox)) == 3
+
+
+def test_a_file_refused_after_it_was_given_up_disturbs_nobody(sandbox, rows, query, monkeypatch):
+    materialize(REQUEST, OLD)
+    fetch = history.download
+
+    def given_up(*args: object) -> bytes:
+        monkeypatch.setattr(history, "download", fetch)
+        query("update binance.kickback_historical_collection set state = 'expired'")
+        materialize(REQUEST, OLD)
+        return f"income,asset,symbol,time\n1,USDT,BTCUSDT,{at(ago(20))}\n".encode()
+
+    monkeypatch.setattr(history, "download", given_up)
+    run = materialize(HISTORY, OLD)
+    assert run.success, run.message
+    assert_landed(query, rows)
+    assert collections(query) == [("expired",), ("landed",)]
+
+
+def test_after_a_file_of_somebody_elses_the_right_one_lands(sandbox, rows, query, slept, monkeypatch):
+    sandbox.binance.kickbacks.stray_rows = [kickback(at(ago(20)))]
+    materialize(REQUEST, OLD)
+
+    def collect_the_right_one(_: float) -> None:
+        sandbox.binance.kickbacks.stray_rows = []
+        if len(posts(sandbox)) == 1:
+            sandbox.binance.kickbacks.collect(at(OLD[0], "00:00:00.000"), at(OLD[-1], "23:59:59.999") + 1, None)
+
+    monkeypatch.setattr(history, "sleep", collect_the_right_one)
+    assert materialize(HISTORY, OLD).success
+    assert_landed(query, rows)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://files.example.com", "https://amazonaws.com.example.com", "http://x.amazonaws.com"]
+)
+def test_a_file_on_a_strange_host_is_not_fetched(sandbox, rows, url):
+    materialize(REQUEST, OLD)
+    sandbox.binance.kickbacks.own_url = url
+    run = materialize(HISTORY, OLD)
+    assert list(run.failed) == OLD and "nothing was fetched from there" in run.failed[OLD[0]]
+    assert "Signature" not in str(run)
+
+
+def test_a_file_that_is_too_large_is_refused(sandbox, rows, monkeypatch):
+    monkeypatch.setattr(history, "MOST_FILE_BYTES", 100)
+    materialize(REQUEST, OLD)
+    assert "is larger than" in materialize(HISTORY, OLD).failed[OLD[0]]
+
+
+def test_days_nobody_asked_for_fail_and_name_the_request(sandbox, rows, slept):
+    run = materialize(HISTORY, OLD)
+    assert REQUEST in run.failed[OLD[0]]
+    assert sum(slept) <= history.REQUEST_WAIT_S and posts(sandbox) == []
+
+
+def test_a_run_by_hand_waits_ten_minutes_and_says_who_goes_on_waiting(sandbox, rows, slept):
+    sandbox.binance.kickbacks.collect_ms = 10**9
+    materialize(REQUEST, OLD)
+    run = materialize(HISTORY, OLD)
+    assert sum(slept) == history.PATIENCE_S
+    assert "the file is not there after 10 minutes" in run.failed[OLD[0]]
+    assert "Historical data is collecting" in run.failed[OLD[0]] and "kickback_history" in run.failed[OLD[0]]
+
+
+def test_a_run_that_starts_before_the_request_waits_for_it(sandbox, rows, query, slept, monkeypatch):
+    def request(_: float) -> None:
+        monkeypatch.setattr(history, "sleep", slept.append)
+        assert materialize(REQUEST, OLD).success
+
+    monkeypatch.setattr(history, "sleep", request)
+    assert materialize(HISTORY, OLD).success
+    assert_landed(query, rows)
+
+
+def test_a_wrong_key_ends_the_request_at_once(sandbox, rows, query, monkeypatch):
+    monkeypatch.setenv("BINANCE_CLIENT_API_KEY", "nobodys-key")
+    run = materialize(REQUEST, OLD)
+    assert "-2015" in run.failed[OLD[0]]
+    assert len(sandbox.requests) <= 2
+
+
+def test_a_refused_request_fails_its_days_and_waits_for_nothing(sandbox, rows, query):
+    sandbox.faults.fail_day(OLD[0], status=400, code=-1130)
+    run = materialize(REQUEST, OLD)
+    assert list(run.failed) == OLD and "-1130" in run.failed[OLD[0]]
+    assert collections(query, "state, told") == [("expired", True)]
+    sandbox.faults.clear()
+    assert materialize(REQUEST, OLD).success and materialize(HISTORY, OLD).success
+
+
+def test_a_day_forgotten_before_the_exchange_could_be_asked_fails_alone(sandbox, rows, query, monkeypatch):
+    monkeypatch.setattr(history, "is_remembered", lambda day, at_ms: day > OLD[0])
+    run = materialize(REQUEST, OLD)
+    assert list(run.materialized) == OLD[1:]
+    assert "only after the 30 days that the exchange keeps" in run.failed[OLD[0]]
+    assert collections(query, "first_day, state") == [(OLD[1], "collecting"), (OLD[0], "expired")]
+
+
+def test_a_request_of_which_nobody_knows_is_sent_once_and_its_file_lands(sandbox, rows, query):
+    sandbox.faults.fail_day(OLD[0], status=500)
+    assert materialize(REQUEST, OLD).success
+    assert collections(query, "state, code, msg like 'whether it was done%%'") == [("collecting", None, True)]
+    sandbox.faults.clear()
+    assert materialize(HISTORY, OLD).success
+    assert len(posts(sandbox)) == 1
+    assert_landed(query, rows)
+
+
+def test_a_day_asked_for_in_time_lands_after_the_exchange_forgot_it(sandbox, query):
+    day = ago(30)
+    rows = kickbacks(day, 20)
+    sandbox.binance.kickbacks.set(rows)
+    materialize(REQUEST, [ago(29)])
+    # As if it had been asked for a day ago.
+    sandbox.binance.kickbacks.collect(at(day, "00:00:00.000"), at(ago(29), "23:59:59.999"), None)
+    query(
+        "update binance.kickback_historical_collection set first_day = %s, requested_at = requested_at - interval '1 day'",
+        day,
+    )
+    sandbox.binance.kickbacks._collections[-1] = replace(
+        sandbox.binance.kickbacks._collections[-1],
+        file=b"income,asset,symbol,time\n"
+        + b"".join(f"{row['income']},{row['asset']},{row['symbol']},{row['time']}\n".encode() for row in rows),
+    )
+    run = materialize(HISTORY, [day])
+    assert run.success, run.message
+    assert landed(query, HISTORY, day) == sent(rows)
+
+
+def test_more_than_30_days_back_nothing_is_asked_and_what_had_landed_is_kept(sandbox, rows, query):
+    for key in (REQUEST, HISTORY):
+        for options in ({}, {"trust_old": True}):
+            reason = materialize(key, [ago(31)], **options).failed[ago(31)]
+            assert "beyond the 30 days" in reason and "No request brings it any more" in reason
+            assert "trust_old" not in reason
+    materialize(REQUEST, OLD)
+    materialize(HISTORY, OLD)
+    moved = "update {} set {} = %s where {} = %s"
+    query(moved.format("affiliate.landing", "partition", "partition"), ago(31), OLD[0])
+    query(moved.format("binance.kickback_historical_record", "partition_date", "partition_date"), ago(31), OLD[0])
+    run = materialize(HISTORY, [ago(31)])
+    assert run.success and run.materialized[ago(31)]["kept"]
+    assert len(posts(sandbox)) == 1
+
+
+def test_landed_days_can_be_landed_again_while_the_file_is_offered(sandbox, rows, query):
+    materialize(REQUEST, OLD)
+    materialize(HISTORY, OLD)
+    again = materialize(HISTORY, OLD)
+    assert again.success and not again.materialized[OLD[0]]["changed"]
+    materialize(REQUEST, OLD[:1])
+    materialize(HISTORY, OLD[:1])
+    run = materialize(HISTORY, OLD[1:])
+    assert "no longer offers the file" in run.failed[OLD[1]]
+    assert_landed(query, rows)
+
+
+def test_landed_days_land_again_although_the_exchange_fails_for_a_while(sandbox, rows, query):
+    materialize(REQUEST, OLD)
+    materialize(HISTORY, OLD)
+    sandbox.faults.path = PATH
+    sandbox.faults.next_answers.extend([(500, {}, b"")] * 3)
+    assert materialize(HISTORY, OLD).success
+
+    sandbox.faults.next_answers.extend([(500, {}, b"")] * 100)
+    run = materialize(HISTORY, OLD)
+    assert "did not say where the file is" in run.failed[OLD[0]] and REQUEST not in run.failed[OLD[0]]
+
+
+def test_the_file_depends_on_no_request():
+    graph = build_definitions().resolve_asset_graph()
+    assert not graph.get(dg.AssetKey(HISTORY.split("/"))).parent_keys
+
+
+# Killed
+
+
+class Killed(BaseException):
+    """Nothing catches it, so that what follows it does not run."""
+
+
+def killed(*_: object, **__: object) -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("where", ["begin", "asked"])
+def test_a_request_killed_around_its_post_costs_one_more_at_most(sandbox, rows, query, monkeypatch, where):
+    with monkeypatch.context() as patched:
+        patched.setattr(Collections, where, killed)
+        assert not materialize(REQUEST, OLD).success
+    assert query("select count(*) from binance.kickback_historical_request") == [(0,)]
+
+    assert materialize(REQUEST, OLD).success
+    assert materialize(HISTORY, OLD).success
+    assert len(posts(sandbox)) <= 2
+    assert_landed(query, rows)
+
+
+@pytest.mark.parametrize("where", ["ready", "landed", "pending"])
+def test_a_landing_killed_anywhere_ends_in_the_same_rows(sandbox, rows, query, monkeypatch, where):
+    materialize(REQUEST, OLD)
+    sandbox.faults.pending.append("message")
+    with monkeypatch.context() as patched:
+        patched.setattr(Collections, where, killed)
+        assert not materialize(HISTORY, OLD).success
+
+    assert materialize(HISTORY, OLD).success
+    assert len(posts(sandbox)) == 1
+    assert collections(query) == [("landed",)]
+    assert_landed(query, rows)
+
+
+# Reconciliation
+
+
+def same_rows(run) -> dict:
+    return {
+        event.event_specific_data.partition: event.event_specific_data
+        for event in run.events
+        if event.event_type_value == "ASSET_CHECK_EVALUATION" and event.event_specific_data.check_name == "same_rows"
+    }
+
+
+def test_days_in_both_are_compared_and_differences_listed(sandbox, query):
+    good, bad, alone = DAYS[:3]
+    rows = {day: kickbacks(day, 10) for day in DAYS[:3]}
+    sandbox.binance.kickbacks.set([*rows[good], *rows[bad], *rows[alone]])
+    materialize(RECENT, [good, bad])
+    query("delete from binance.kickback_recent_record where partition_date = %s and income = %s", bad, "0.00010003")
+    materialize(REQUEST, DAYS[:3])
+
+    run = materialize(HISTORY, DAYS[:3])
+
+    assert run.success
+    checks = same_rows(run)
+    assert {day: check.passed for day, check in checks.items()} == {f"{good}": True, f"{bad}": False}
+    assert checks[f"{bad}"].severity == dg.AssetCheckSeverity.WARN
+    assert "BNB: 5 rows, 0.00050025 in all, against 4 rows, 0.00040022" in checks[f"{bad}"].description
+
+
+def test_recent_records_that_land_after_the_history_are_compared_with_it(sandbox):
+    sandbox.binance.kickbacks.set(kickbacks(SETTLED, 10))
+    assert materialize(REQUEST, [SETTLED]).success and materialize(HISTORY, [SETTLED]).success
+    sandbox.binance.kickbacks.set(kickbacks(SETTLED, 11))
+
+    run = materialize(RECENT, [SETTLED])
+
+    assert run.success
+    assert not same_rows(run)[f"{SETTLED}"].passed
+
+
+def test_every_endpoint_compared_is_one_that_there_is():
+    keys = {endpoint.key: endpoint for endpoint in ENDPOINTS}
+    for endpoint in ENDPOINTS:
+        if endpoint.same_rows_as:
+            assert keys[endpoint.same_rows_as].schema is endpoint.schema

@@ -1,0 +1,341 @@
+"""The watch as the daemon evaluates it: what it requests lands, what it says is said once, and the heartbeat."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+import pytest
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+
+from affiliate_pipeline.definitions import build_definitions
+from affiliate_pipeline.defs.endpoint_assets import NO_DAY_MISSING
+from affiliate_pipeline.defs.sensors import overdue as module
+from affiliate_pipeline.domain.days import days_from
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.monitoring.alerts import Alert
+from affiliate_pipeline.monitoring.notifications import WatchStore
+from affiliate_pipeline.monitoring.outbox import Outbox
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.rebates import KEY, ago, at
+
+TRADES = "lbank/trade_user"
+ASSET = dg.AssetKey(KEY.split("/"))
+CHECK = dg.AssetCheckKey(ASSET, NO_DAY_MISSING)
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
+
+
+@dataclass
+class Daemon:
+    """What Dagster's daemon does with the sensors, at the time it is set to."""
+
+    instance: dg.DagsterInstance
+    monkeypatch: pytest.MonkeyPatch
+    evaluations: int = 0
+
+    def set_time(self, ms: int) -> None:
+        self.monkeypatch.setattr(module, "now_ms", lambda: ms)
+
+    def tick(self) -> list[dg.RunRequest]:
+        """The runs that the watch requests; its evaluations are recorded."""
+        result = self._evaluate("watch")
+        assert isinstance(result, dg.SensorResult)
+        self.evaluations = len(result.asset_events or [])
+        for event in result.asset_events or []:
+            self.instance.report_runless_asset_event(event)
+        return list(result.run_requests or [])
+
+    def beat(self) -> str:
+        """What the heartbeat says of its tick."""
+        result = self._evaluate("heartbeat")
+        assert isinstance(result, dg.SkipReason)
+        return result.skip_message or ""
+
+    def _evaluate(self, name: str) -> object:
+        definitions = build_definitions()
+        sensor = next(each for each in definitions.sensors if each.name == name)
+        return sensor(dg.build_sensor_context(instance=self.instance, definitions=definitions))
+
+    def launch(self, request: dg.RunRequest) -> bool:
+        """Whether the run succeeds."""
+        return self.run(request.tags)
+
+    def run(self, tags: dict[str, str]) -> bool:
+        job = build_definitions().resolve_implicit_global_asset_job_def()
+        return job.execute_in_process(
+            instance=self.instance, asset_selection=[ASSET], tags=tags, raise_on_error=False
+        ).success
+
+    def check(self) -> tuple[AssetCheckExecutionRecordStatus, str]:
+        """The last evaluation of the asset's standing check, as the UI shows it."""
+        record = self.instance.event_log_storage.get_latest_asset_check_execution_by_key([CHECK])[CHECK]
+        assert record.event and record.event.dagster_event
+        evaluation = record.event.dagster_event.event_specific_data
+        return record.status, getattr(evaluation, "description", None) or ""
+
+
+@pytest.fixture
+def daemon(sandbox, monkeypatch) -> Iterator[Daemon]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Daemon(instance, monkeypatch)
+
+
+@pytest.fixture
+def has_landed(query, sandbox, database_url) -> Callable[..., None]:
+    """The ledger says so."""
+
+    def landed(key: str, *days: date) -> None:
+        with WatchStore(database_url):
+            for day in days:
+                query(
+                    "insert into affiliate.landing values (%s, %s, 1, 'hash', true, 'source', now(), now(), 'run')",
+                    key,
+                    day,
+                )
+
+    return landed
+
+
+@pytest.fixture
+def alerts(query, database_url) -> Callable[[], list[tuple[str, str]]]:
+    """Titles and texts of what was told of the rebates, oldest first."""
+
+    def told() -> list[tuple[str, str]]:
+        with Outbox(database_url):
+            return query("select title, text from affiliate.alert where title like %s order by raised_at", f"%{KEY}%")
+
+    return told
+
+
+def days_of(request: dg.RunRequest) -> tuple[str, str]:
+    return request.tags["dagster/asset_partition_range_start"], request.tags["dagster/asset_partition_range_end"]
+
+
+def nov(day: int) -> date:
+    return date(2026, 11, day)
+
+
+def test_a_missing_day_is_landed_by_the_run_that_is_requested(sandbox, daemon, query):
+    materialize(KEY, [ago(5)])
+    materialize(KEY, [ago(3), ago(2), ago(1)])
+
+    (request,) = daemon.tick()
+
+    assert (request.asset_selection, days_of(request)) == ([ASSET], (f"{ago(4)}", f"{ago(4)}"))
+    assert daemon.check()[0] == AssetCheckExecutionRecordStatus.FAILED
+    assert f"{ago(4)}: it has not landed; fetchable until" in daemon.check()[1]
+    assert daemon.launch(request)
+    assert query("select count(*) from affiliate.landing where partition = %s", ago(4)) == [(1,)]
+    assert daemon.tick() == []
+    assert daemon.check()[0] == AssetCheckExecutionRecordStatus.SUCCEEDED
+    assert query("select count(*) from affiliate.watch") == [(0,)]
+
+
+def test_one_run_is_requested_per_asset_and_range_of_missing_days(sandbox, daemon, has_landed, monkeypatch):
+    monkeypatch.setenv("LBANK_API_KEY", "key")
+    has_landed(KEY, nov(7), nov(10), nov(12))
+    has_landed(TRADES, nov(8), *days_from(nov(10), nov(12)))
+    daemon.set_time(at(nov(13)))
+    requests = daemon.tick()
+    assert [(request.asset_selection, days_of(request)) for request in requests] == [
+        ([ASSET], ("2026-11-08", "2026-11-09")),
+        ([ASSET], ("2026-11-11", "2026-11-11")),
+        ([dg.AssetKey(TRADES.split("/"))], ("2026-11-09", "2026-11-09")),
+    ]
+
+
+def test_each_try_is_another_run_and_comes_after_a_pause_that_grows(daemon, has_landed):
+    has_landed(KEY, nov(9), nov(11), nov(12))
+    first = at(nov(13))
+    requests = []
+    for hours in (0, 0.5, 1, 2, 3):
+        daemon.set_time(first + int(hours * HOUR_MS))
+        requests.append(daemon.tick())
+    assert [len(each) for each in requests] == [1, 0, 1, 0, 1]
+    keys = [request.run_key for each in requests for request in each]
+    assert len({*keys}) == 3
+    assert [request.tags[module.TRY_TAG] for each in requests for request in each] == ["try 1", "try 2", "try 3"]
+
+
+def test_an_asset_of_an_account_that_is_not_configured_is_left_alone(daemon, has_landed, monkeypatch):
+    has_landed(TRADES, nov(8), *days_from(nov(10), nov(12)))
+    daemon.set_time(at(nov(13)))
+    assert daemon.tick() == []
+    assert daemon.evaluations == 0
+
+
+def test_nothing_is_requested_while_a_run_of_the_asset_goes_on(daemon, has_landed):
+    has_landed(KEY, nov(9), nov(11), nov(12))
+    daemon.set_time(at(nov(13)))
+    run = daemon.instance.create_run_for_job(
+        build_definitions().resolve_implicit_global_asset_job_def(),
+        asset_selection=frozenset([ASSET]),
+        status=dg.DagsterRunStatus.STARTED,
+        tags={"dagster/partition": "2026-11-12"},
+    )
+    assert daemon.tick() == []
+    daemon.instance.delete_run(run.run_id)
+    assert len(daemon.tick()) == 1
+
+
+def test_a_day_that_a_run_has_just_failed_to_land_is_asked_for_an_hour_later(sandbox, daemon, query):
+    materialize(KEY, [ago(5)])
+    materialize(KEY, [ago(3), ago(2), ago(1)])
+    sandbox.faults.fail_day(ago(4), status=400, code=-1127)
+    assert not daemon.run({"dagster/partition": f"{ago(4)}"})
+    now = module.now_ms()
+    assert daemon.tick() == []
+    daemon.set_time(now + HOUR_MS + MINUTE_MS)
+    assert [days_of(request) for request in daemon.tick()] == [(f"{ago(4)}", f"{ago(4)}")]
+
+
+def test_a_day_that_cannot_be_landed_is_warned_of_twice_with_its_deadline(sandbox, daemon, alerts):
+    materialize(KEY, [ago(6)])
+    materialize(KEY, [ago(4), ago(3), ago(2), ago(1)])
+    bad = ago(5)
+    sandbox.faults.fail_day(bad, status=400, code=-1127)
+    deadline = f"{bad + timedelta(days=6)} 23:59 UTC"
+    until = at(bad + timedelta(days=7), "00:00:00.000")
+    (request,) = daemon.tick()
+    assert not daemon.launch(request)
+
+    for minutes in (-47 * 60, -47 * 60 + 1, -11 * 60, -11 * 60 + 1):
+        daemon.set_time(until + minutes * MINUTE_MS)
+        daemon.tick()
+
+    told = [(title, text) for title, text in alerts() if "hours are left" in title and f"{bad}" in title]
+    assert [title for title, _ in told] == [
+        f"{KEY}: less than 48 hours are left to land {bad}",
+        f"{KEY}: less than 12 hours are left to land {bad}",
+    ]
+    assert all(f"{bad}: it has not landed; fetchable until {deadline}" in text for _, text in told)
+    assert f"{bad}: it has not landed; fetchable until {deadline}" in daemon.check()[1]
+
+
+def test_a_day_that_the_source_has_forgotten_is_said_once_to_be_lost(sandbox, daemon, has_landed, alerts):
+    has_landed(KEY, ago(10), ago(8), *(ago(days) for days in range(7, 0, -1)))
+
+    (request,) = daemon.tick()
+    assert days_of(request) == (f"{ago(9)}", f"{ago(9)}")
+    assert alerts() == []
+    assert not daemon.launch(request)
+
+    assert daemon.tick() == []
+    ((title, text),) = alerts()
+    assert title == f"{KEY}: {ago(9)} is lost"
+    assert f"was fetchable until {ago(3)} 23:59 UTC" in text
+    assert daemon.check()[1].endswith("; lost")
+    daemon.set_time(module.now_ms() + 5 * HOUR_MS)
+    daemon.tick()
+    assert len([title for title, _ in alerts() if "lost" in title]) == 1
+
+
+def test_a_source_that_still_has_the_day_loses_none(sandbox, daemon, has_landed, alerts, query):
+    has_landed(KEY, ago(10), *(ago(days) for days in range(8, 0, -1)))
+    sandbox.binance.remembers_ms = None
+    (request,) = daemon.tick()
+    assert daemon.launch(request)
+    assert daemon.tick() == []
+    assert alerts() == []
+
+
+def test_the_check_is_listed_with_each_asset_whose_days_can_be_missing():
+    listed = {spec.key for assets in build_definitions().assets for spec in getattr(assets, "check_specs", ())}
+    with_check = {key.asset_key.to_user_string() for key in listed if key.name == NO_DAY_MISSING}
+    assert with_check == {each.key for each in ENDPOINTS if each.daily_at and not each.observation}
+
+
+def test_the_check_is_told_when_it_changes_after_a_run_and_once_a_day(sandbox, daemon, has_landed, query):
+    has_landed(KEY, *(ago(days) for days in range(6, 1, -1)))
+    materialize(KEY, [ago(1)])
+    now = module.now_ms()
+
+    def evaluations() -> int:
+        daemon.tick()
+        return daemon.evaluations
+
+    assert [evaluations(), evaluations()] == [1, 0]
+    assert daemon.run({"dagster/partition": f"{ago(1)}"})
+    assert [evaluations(), evaluations()] == [1, 0]
+    query("delete from affiliate.landing where partition = %s", ago(4))
+    assert [evaluations(), evaluations()] == [1, 0]
+    daemon.set_time(now + 24 * HOUR_MS)
+    assert evaluations() == 1
+
+
+@pytest.fixture
+def heartbeat(daemon, webhook, monkeypatch) -> str:
+    monkeypatch.setenv("HEARTBEAT_URL", webhook.heartbeat_url)
+    return webhook.heartbeat_url
+
+
+def test_the_heartbeat_is_called_while_no_day_is_at_risk(daemon, webhook, heartbeat, has_landed):
+    has_landed(KEY, *days_from(nov(9), nov(12)))
+    daemon.set_time(at(nov(13)))
+    assert "was called" in daemon.beat()
+    assert webhook.calls == ["/beat?secret=hidden-in-the-url"]
+
+
+def test_the_heartbeat_stops_with_a_day_at_risk_and_goes_on_once_it_has_landed(daemon, webhook, heartbeat, has_landed):
+    has_landed(KEY, nov(9), nov(11), nov(12))
+    daemon.set_time(at(nov(13)))
+    assert daemon.beat() == f"not called, since days are at risk: {KEY}: 2026-11-10"
+    assert webhook.calls == []
+    has_landed(KEY, nov(10))
+    daemon.beat()
+    assert len(webhook.calls) == 1
+
+
+def test_a_lost_day_stops_the_heartbeat_until_it_was_said(daemon, webhook, heartbeat, has_landed):
+    has_landed(KEY, nov(2), *days_from(nov(4), nov(12)))
+    daemon.set_time(at(nov(13)))
+    daemon.tick()
+    daemon.beat()
+    assert webhook.calls == []
+    daemon.tick()
+    daemon.beat()
+    assert len(webhook.calls) == 1
+
+
+def test_the_heartbeat_stops_while_alerts_are_not_delivered(daemon, webhook, heartbeat, database_url):
+    now = datetime.now(UTC)
+    with Outbox(database_url) as outbox:
+        outbox.add(Alert("1", "new", "text"), now - timedelta(minutes=50))
+        assert "was called" in daemon.beat()
+        outbox.add(Alert("2", "old", "text"), now - timedelta(minutes=70))
+        assert "an hour old have not been delivered: 1. The failed ticks of alert_delivery" in daemon.beat()
+        assert len(webhook.calls) == 1
+        outbox.settle([])
+    daemon.beat()
+    assert len(webhook.calls) == 2
+
+
+def test_without_a_url_nothing_is_called(daemon):
+    assert daemon.beat() == "HEARTBEAT_URL is not set"
+
+
+@pytest.mark.parametrize("trouble", ["status", "gone", "no URL"])
+def test_a_heartbeat_that_cannot_be_called_is_said_without_its_url(
+    daemon, webhook, heartbeat, caplog, capfd, monkeypatch, trouble
+):
+    caplog.set_level(logging.DEBUG)
+    if trouble == "status":
+        webhook.status = 500
+    elif trouble == "gone":
+        webhook.stop()
+        webhook.stop = lambda: None
+    else:
+        monkeypatch.setenv("HEARTBEAT_URL", "hidden-in-the-url")
+    said = daemon.beat()
+    assert said.startswith("HEARTBEAT_URL could not be called: ")
+    assert {"status": "HTTP 500", "gone": "ConnectError", "no URL": "UnsupportedProtocol"}[trouble] in said
+    assert "hidden-in-the-url" not in said + caplog.text + "".join(capfd.readouterr())
+
+
+def test_both_sensors_run_by_themselves():
+    sensors = {sensor.name: sensor for sensor in build_definitions().sensors}
+    for name in ("watch", "heartbeat"):
+        assert sensors[name].default_status == dg.DefaultSensorStatus.RUNNING
+        assert sensors[name].minimum_interval_seconds <= 60

@@ -1,0 +1,186 @@
+"""What a day holds after it was written is what was to be written: whatever in the database changes or loses it."""
+
+import pytest
+
+from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, landed, rebate, rebates, sent
+
+TABLE = "binance.rebate_recent_record"
+DOUBLING = "begin if pg_trigger_depth() = 1 then insert into binance.rebate_recent_record select (new).*; end if; return new; end"
+
+
+@pytest.fixture
+def rows(sandbox):
+    """The rows of one day, the same in number on each of the others."""
+    rows = {day: rebates(day, 60) for day in DAYS}
+    sandbox.binance.set_rebates(row for day in DAYS for row in rows[day])
+    return rows
+
+
+def trigger(query, body: str, when: str = "before insert", what: str = "trigger") -> None:
+    query(f"create function change() returns trigger language plpgsql as $$ {body} $$")
+    query(f"create {what} change {when} on {TABLE} for each row execute function change()")
+
+
+@pytest.mark.parametrize(
+    ("body", "when", "what"),
+    [
+        ("begin return null; end", "before insert", "trigger"),
+        ("begin if mod(new.trade_id, 2) = 0 then return null; end if; return new; end", "before insert", "trigger"),
+        ("begin new.income = round(new.income, 4); return new; end", "before insert", "trigger"),
+        (
+            "begin new.income = new.income + 0.00; new.symbol = lower(new.symbol); return new; end",
+            "before insert",
+            "trigger",
+        ),
+        ("begin new.partition_date = new.partition_date - 1; return new; end", "before insert", "trigger"),
+        (DOUBLING, "after insert", "trigger"),
+        (
+            f"begin update {TABLE} set income = 0 where trade_id = new.trade_id; return null; end",
+            "after insert",
+            "constraint trigger",
+        ),
+    ],
+    ids=[
+        "drops all",
+        "drops some",
+        "rounds",
+        "changes a text",
+        "moves the day",
+        "doubles",
+        "changes after a statement",
+    ],
+)
+def test_a_trigger_that_changes_what_is_written_fails_the_day_and_the_rows_are_kept(
+    sandbox, query, rows, body, when, what
+):
+    materialize(KEY, [DAYS[1]])
+    before = landed(query, DAYS[1])
+    if what == "constraint trigger":
+        when, what = when, "constraint trigger"
+        query(f"create function change() returns trigger language plpgsql as $$ {body} $$")
+        query(
+            f"create constraint trigger change {when} on {TABLE} deferrable initially deferred "
+            "for each row execute function change()"
+        )
+    else:
+        trigger(query, body, when)
+
+    run = materialize(KEY, [SETTLED])
+
+    assert "rebate_recent_record" in run.failed[SETTLED] or "rows were sent to PostgreSQL" in run.failed[SETTLED]
+    assert "affiliate.rejected_row" in run.failed[SETTLED]
+    assert landed(query, SETTLED) == sent([])
+    assert landed(query, DAYS[1]) == before
+    assert query("select count(*) from affiliate.rejected_row where partition = %s", SETTLED) == [(60,)]
+
+    query(f"drop trigger change on {TABLE}")
+    assert materialize(KEY, [SETTLED], from_rejected=True).success
+    assert landed(query, SETTLED) == sent(rows[SETTLED])
+
+
+@pytest.mark.parametrize(
+    "kind", ["numeric(20, 2)", "numeric(20, 7)", "numeric(40, 20)", "double precision", "real", "numeric(3, 0)"]
+)
+def test_a_column_that_cannot_hold_an_amount_exactly_fails_the_day(sandbox, query, kind):
+    sandbox.binance.set_rebates(
+        [rebate(1 + i, i, income="0.1234567890123456789", time=rebates(SETTLED, 3)[i]["time"]) for i in range(3)]
+    )
+    materialize(KEY, [DAYS[1]])
+    query(f"alter table {TABLE} alter column income type {kind}")
+
+    run = materialize(KEY, [SETTLED])
+
+    assert list(run.failed) == [SETTLED]
+    assert "would hold other values" in run.failed[SETTLED] or "PostgreSQL refused" in run.failed[SETTLED]
+    assert query(f"select count(*) from {TABLE}") == [(0,)]
+    assert query("select count(*) from affiliate.rejected_row") == [(3,)]
+
+
+def test_a_trigger_that_changes_nothing_is_no_obstacle(sandbox, query, rows):
+    materialize(KEY, [DAYS[1]])
+    trigger(query, "begin return new; end")
+    assert materialize(KEY, DAYS).success
+    for day in DAYS:
+        assert landed(query, day) == sent(rows[day])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("delete from {} where trade_id = 7", "59 rows instead of 60"),
+        ("insert into {0} select * from {0}", "120 rows instead of 60"),
+        ("update {} set income = income + 1 where trade_id = 7", "other values"),
+        ("update {} set income = income * 1.0 where trade_id = 7", "other values"),
+        ("delete from {}", "0 rows instead of 60"),
+    ],
+    ids=["deleted", "doubled", "changed", "of another scale", "emptied"],
+)
+def test_a_day_that_the_table_no_longer_holds_as_landed_is_landed_again(sandbox, query, rows, change, told):
+    materialize(KEY, [SETTLED])
+    query(change.format(TABLE))
+
+    run = materialize(KEY, [SETTLED])
+
+    assert run.success and run.materialized[SETTLED]["changed"]
+    assert landed(query, SETTLED) == sent(rows[SETTLED])
+    checks = [event.event_specific_data for event in run.events if event.event_type_value == "ASSET_CHECK_EVALUATION"]
+    (sound,) = [check for check in checks if check.check_name == "day_is_sound"]
+    assert not sound.passed and f"the table held {told} than had landed" in sound.description
+    assert materialize(KEY, [SETTLED]).materialized[SETTLED]["changed"] is False
+
+
+def test_amounts_that_postgresql_writes_otherwise_are_no_difference(sandbox, query):
+    amounts = ["1E-7", "1e3", "007.10", "-0.0", "0.0000", "100"]
+    times = [row["time"] for row in rebates(SETTLED, len(amounts))]
+    sandbox.binance.set_rebates(
+        [rebate(time, i, income=amount) for i, (time, amount) in enumerate(zip(times, amounts, strict=True))]
+    )
+    assert materialize(KEY, [SETTLED]).materialized[SETTLED]["changed"]
+    assert not materialize(KEY, [SETTLED]).materialized[SETTLED]["changed"]
+
+
+def test_rows_that_somebody_else_writes_meanwhile_fail_the_day(sandbox, query, rows, monkeypatch):
+    materialize(KEY, [DAYS[1]])
+    replace = Store._replace
+
+    def replace_and_disturb(*args, **kwargs):
+        replace(*args, **kwargs)
+        query(f"insert into {TABLE} (time, partition_date, run_id) values (now(), %s, 'by hand')", SETTLED)
+
+    monkeypatch.setattr(Store, "_replace", replace_and_disturb)
+    run = materialize(KEY, [SETTLED])
+    assert "would hold 61 rows instead of 60" in run.failed[SETTLED]
+    assert query(f"select run_id from {TABLE} where partition_date = %s", SETTLED) == [("by hand",)]
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "told"),
+    [
+        (f"alter table {TABLE} add constraint small check (trade_id < 59)", "small"),
+        (f"alter table {TABLE} add constraint once unique (symbol)", "once"),
+        (
+            f"alter table {TABLE} alter column asset type varchar(3)",
+            "value too long for type character varying(3) (row 1, column asset)",
+        ),
+        (f"alter table {TABLE} alter column trade_id type smallint", ""),
+        (f"alter table {TABLE} alter column convert_price set not null", "convert_price"),
+    ],
+    ids=["check", "unique", "too long", "still fits", "not null"],
+)
+def test_rows_that_postgresql_refuses_are_kept_and_land_later(sandbox, query, rows, obstacle, told):
+    materialize(KEY, [DAYS[1]], from_rejected=True)
+    query(obstacle)
+
+    run = materialize(KEY, [SETTLED])
+
+    if not told:
+        assert run.success
+        return
+    assert "PostgreSQL refused the rows" in run.failed[SETTLED] and told in run.failed[SETTLED]
+    assert "someone.private" not in run.message
+    assert query("select count(*) from affiliate.rejected_row") == [(60,)]
+    query(f"drop table {TABLE}")
+    assert materialize(KEY, [SETTLED], from_rejected=True).success
+    assert landed(query, SETTLED) == sent(rows[SETTLED])

@@ -1,0 +1,321 @@
+"""What people are told, and that it arrives: at a real webhook and by a real mail, through Apprise."""
+
+import subprocess
+import sys
+import textwrap
+import threading
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from affiliate_pipeline.domain.days import days_from
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.spec import Memory
+from affiliate_pipeline.monitoring import alerts
+from affiliate_pipeline.monitoring import overdue as watch
+from affiliate_pipeline.monitoring.alerts import (
+    CAUSES_SHOWN,
+    LONGEST_MESSAGE,
+    Alert,
+    FailedAsset,
+    Message,
+    failed_checks,
+    failed_run,
+    failing_ticks,
+    messages,
+    recovered,
+    send,
+    still_there,
+)
+from affiliate_pipeline.monitoring.overdue import MissingDay
+from affiliate_pipeline_tests.smtp import Smtp, text_of
+
+# Apprise imports all its services at once, one of which asks for a module that Python 3.13 has no more.
+pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
+LINK = "http://localhost:3000/runs/4711"
+BY_KEY = {endpoint.key: endpoint for endpoint in ENDPOINTS}
+REBATES, KICKBACKS = "binance/rebate_recent_record", "binance/kickback_recent_record"
+DAYS = days_from(date(2026, 11, 3), date(2026, 11, 9))
+NOW_MS = int(datetime(2026, 11, 10, 8, tzinfo=UTC).timestamp() * 1000)
+
+
+def told(assets: list[FailedAsset], fallback: str = "unknown") -> Alert:
+    return failed_run("run 4711", assets, fallback, LINK, NOW_MS)
+
+
+def test_the_title_names_the_asset_and_exactly_the_failed_days():
+    assert told([FailedAsset(REBATES, [DAYS[0], *DAYS[2:5]], 3, {})]).title == f"{REBATES} failed for 2026-11-03, 05…07"
+
+
+def test_the_text_gives_each_cause_once_with_its_days_what_to_do_until_when_and_the_link():
+    reasons = {DAYS[1]: "HTTP 500. Try again", DAYS[2]: "HTTP 500. Try again", DAYS[5]: "not an\namount"}
+    alert = told([FailedAsset(REBATES, [DAYS[1], DAYS[2], DAYS[5]], 4, reasons, BY_KEY[REBATES])])
+    assert alert.text.splitlines() == [
+        f"{REBATES}: 3 days failed, 4 landed. What had landed before is untouched.",
+        "2026-11-04, 05: HTTP 500. Try again",
+        "2026-11-08: not an amount",
+        "At the source: fetchable at least until 2026-11-10 23:59 UTC (2026-11-04; the later days longer).",
+        "To do: mend the cause, then materialize these days again (missing and failed only).",
+        f"Run: {LINK}",
+    ]
+    assert alert.failed == {REBATES: (DAYS[1], DAYS[2], DAYS[5])}
+
+
+def test_a_day_without_a_reason_has_the_runs_own():
+    text = told([FailedAsset(REBATES, DAYS[:2], 0, {DAYS[0]: "known"})], "The step was killed").text
+    assert "2026-11-03: known" in text and "2026-11-04: The step was killed" in text
+
+
+def test_many_causes_are_cut_and_counted():
+    text = told([FailedAsset(REBATES, DAYS, 0, {day: f"of {day:%d}" for day in DAYS})]).text
+    assert text.count(": of ") == CAUSES_SHOWN
+    assert f"… and {len(DAYS) - CAUSES_SHOWN} other causes" in text
+
+
+def test_a_cause_without_end_is_cut():
+    assert len(told([FailedAsset(REBATES, DAYS, 0, {})], "x" * 10_000).text) < 1_000
+
+
+def test_every_asset_of_a_run_is_named():
+    failed = [FailedAsset(REBATES, DAYS[:1], 0, {}), FailedAsset(KICKBACKS, DAYS[1:2], 0, {})]
+    alert = told(failed)
+    assert alert.title == f"{REBATES} failed for 2026-11-03; {KICKBACKS} failed for 2026-11-04"
+    assert REBATES in alert.text and KICKBACKS in alert.text
+
+
+def test_a_title_stays_short_and_the_text_names_everything():
+    failed = [FailedAsset(endpoint.key, DAYS, 0, {}) for endpoint in ENDPOINTS]
+    alert = told(failed)
+    assert alert.title.endswith(f"; and {len(ENDPOINTS) - 3} more") and len(alert.title) < 200
+    good = recovered([alert])
+    assert good.title.endswith(f"; and {len(ENDPOINTS) - 3} more")
+    for endpoint in ENDPOINTS:
+        assert endpoint.key in alert.text
+        assert endpoint.key in good.title + good.text
+
+
+def test_a_run_without_a_failed_day_is_told_all_the_same():
+    alert = told([], "The run could not start")
+    assert alert.title == "A run failed"
+    assert alert.text.splitlines() == ["The run could not start", f"Run: {LINK}"]
+
+
+def test_an_asset_without_days_is_told_with_what_to_do():
+    alert = told([FailedAsset("lbank/roster", [], 0, {})], "refused")
+    assert alert.title == "lbank/roster failed"
+    assert alert.text.splitlines()[:2] == [
+        "lbank/roster: refused",
+        "To do: mend the cause, then materialize it again.",
+    ]
+    assert alert.failed == {"lbank/roster": ()}
+
+
+@pytest.mark.parametrize(
+    ("key", "days", "at", "said"),
+    [
+        ("lbank/trade_user", DAYS, NOW_MS, "no limit is known of how long it keeps them"),
+        (REBATES, [date(2026, 11, 16)], NOW_MS, "fetchable at least until 2026-11-22 23:59 UTC"),
+        (REBATES, DAYS[:1], NOW_MS, "it no longer promises 2026-11-03"),
+        (
+            REBATES,
+            DAYS[:3],
+            NOW_MS,
+            "fetchable at least until 2026-11-10 23:59 UTC (2026-11-04; the later days longer); "
+            "it no longer promises 2026-11-03",
+        ),
+        (
+            KICKBACKS,
+            [date(2026, 11, 2), date(2026, 11, 4)],
+            NOW_MS,
+            "fetchable until 2026-11-10 23:59 UTC; it no longer has 2026-11-02; binance/kickback_historical_record is a "
+            "second chance: fetchable until 2026-12-01 23:59 UTC (2026-11-02; the later days longer)",
+        ),
+        # Today's, in a zone 8 hours ahead.
+        ("lbank/invite_user_info", [date(2026, 11, 10)], NOW_MS, "fetchable until 2026-11-10 15:59 UTC"),
+        ("lbank/invite_user_info", [date(2026, 11, 9)], NOW_MS, "it no longer has 2026-11-09"),
+    ],
+)
+def test_until_when_the_source_has_the_days(key, days, at, said):
+    assert still_there(BY_KEY[key], days, at) == said
+
+
+def test_a_memory_that_cannot_be_longer_ends():
+    endpoint = replace(BY_KEY[REBATES], memory=Memory(timedelta(days=7), provable=False))
+    assert still_there(endpoint, [date(2026, 11, 16)], NOW_MS) == "fetchable until 2026-11-22 23:59 UTC"
+
+
+def test_at_the_minute_told_the_source_still_promises_the_day_and_a_minute_later_no_longer():
+    endpoint, day = BY_KEY[REBATES], date(2026, 11, 16)
+    minute = int(datetime(2026, 11, 22, 23, 59, tzinfo=UTC).timestamp() * 1000)
+    assert endpoint.is_remembered(day, minute)
+    assert not endpoint.is_remembered(day, minute + 60_001)
+
+
+def test_failed_checks_are_told_with_their_days_folded():
+    said = {(REBATES, "day_is_sound"): {DAYS[0]: "a new field", DAYS[1]: "a new field", DAYS[3]: "restated"}}
+    alert = failed_checks("checks", said, LINK)
+    assert alert.title == f"{REBATES}: check day_is_sound failed for 2026-11-03, 04, 06"
+    assert alert.text.splitlines()[:2] == [
+        f"{REBATES}, day_is_sound, 2026-11-03, 04: a new field",
+        f"{REBATES}, day_is_sound, 2026-11-06: restated",
+    ]
+    assert alert.text.endswith(f"Run: {LINK}")
+
+
+def test_a_recovery_names_all_days_once():
+    one, other = Alert("1", "first", "", {REBATES: DAYS[:3]}), Alert("2", "second", "", {REBATES: [DAYS[2], DAYS[6]]})
+    alert = recovered([one, other])
+    assert alert.title == f"{REBATES}: 2026-11-03…05, 09 have landed since"
+    assert "first" in alert.text and "second" in alert.text
+    assert alert.good_news
+
+
+def test_a_single_alert_is_sent_as_it_is():
+    alert = Alert("1", "title", "text")
+    assert messages([alert]) == [Message("title", "text", [alert])]
+
+
+def test_a_burst_is_folded_into_few_messages_that_lose_none():
+    burst = [
+        told([FailedAsset(REBATES, [day], 0, {}, BY_KEY[REBATES])], f"cause {i}") for i in range(8) for day in DAYS
+    ]
+    sent = messages(burst)
+    assert len(sent) <= 7
+    assert [alert for message in sent for alert in message.alerts] == burst
+    assert all(alert.text in message.text for message in sent for alert in message.alerts)
+    assert all(len(message.text) <= LONGEST_MESSAGE for message in sent)
+
+
+def test_the_title_of_a_folded_message_counts():
+    bad, good = Alert("1", "bad", ""), Alert("2", "good", "", good_news=True)
+    titles = [messages(burst)[0].title for burst in ([bad, bad], [bad, good], [good, good])]
+    assert titles == ["2 alerts", "1 alert and 1 recovery", "2 recoveries"]
+
+
+def test_an_alert_longer_than_a_message_is_sent_alone():
+    long, short = Alert("1", "long", "x" * (LONGEST_MESSAGE + 1)), Alert("2", "short", "")
+    assert [message.alerts for message in messages([short, long, short])] == [[short], [long], [short]]
+
+
+def examples() -> list[Alert]:
+    """An alert of each kind, as the runbook shows them."""
+    rebates = BY_KEY[REBATES]
+    cause = "Binance answered HTTP 400 with code -1127. Materialize the day again; if it stays, see the runbook."
+    failed = told(
+        [FailedAsset(REBATES, [*DAYS[1:4], DAYS[5]], 10, dict.fromkeys(DAYS, cause), rebates)],
+        "unknown",
+    )
+    days = [MissingDay(day, None, rebates.is_remembered(day, NOW_MS), rebates.fetchable_until_ms(day)) for day in DAYS]
+    said = "the answers have fields that the schema does not know, kept in column extra: tier"
+    return [
+        failed,
+        failed_checks("checks", {(REBATES, "day_is_sound"): {DAYS[1]: said}}, LINK),
+        failing_ticks(
+            "ticks",
+            "sensor",
+            "watch",
+            "StoreUnavailable: the database cannot be used",
+            "http://localhost:3000/automation",
+        ),
+        *watch.alerts_of(rebates, watch.Said.BELOW_48_HOURS, days[1:2]),
+        *watch.alerts_of(rebates, watch.Said.LOST, days[:1]),
+        recovered([failed]),
+    ]
+
+
+@pytest.mark.parametrize("alert", examples(), ids=lambda alert: alert.key.split(",")[0])
+def test_the_runbook_shows_alerts_as_they_are(alert):
+    runbook = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
+    assert textwrap.indent(f"{alert.title}\n{alert.text}\n", "    ") in runbook
+
+
+MESSAGE = Message("A title; ü", "ünï…\n2026-11-03…05: <b>a & b</b> %d {x} *y* \\n", [Alert("1", "", "")])
+
+
+def test_a_message_arrives_whole(webhook):
+    assert send(webhook.url, MESSAGE) is None
+    (message,) = webhook.messages
+    assert (message["title"], message["message"], message["type"]) == (MESSAGE.title, MESSAGE.text, "failure")
+
+
+def test_good_news_is_told_as_such(webhook):
+    send(webhook.url, Message("t", "t", [Alert("1", "", "", good_news=True)]))
+    assert webhook.messages[0]["type"] == "success"
+
+
+def test_a_mail_arrives_whole():
+    with Smtp() as smtp:
+        assert send(smtp.url, MESSAGE) is None
+    (mail,) = smtp.mails
+    assert mail["subject"] == MESSAGE.title
+    assert text_of(mail).rstrip("\r\n").splitlines() == MESSAGE.text.splitlines()
+
+
+def test_what_is_too_long_for_a_service_arrives_in_parts(webhook, monkeypatch):
+    from apprise.plugins.custom_json import NotifyJSON
+
+    monkeypatch.setattr(NotifyJSON, "body_maxlen", 100)
+    text = "\n".join(f"line {i}" for i in range(50))
+    assert send(webhook.url, Message("title", text, [])) is None
+    assert len(webhook.messages) > 1
+    assert "\n".join(message["message"] for message in webhook.messages).split() == text.split()
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 500, 503])
+def test_a_delivery_that_fails_is_told(webhook, status):
+    webhook.status = status
+    assert send(webhook.url, MESSAGE) == "could not be reached, or refused the message"
+    assert len(webhook.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("its_own", "problem"),
+    [("", None), ("?rto=10", None), ("?rto=0.01", "could not be reached, or refused the message")],
+)
+def test_a_late_answer_is_waited_for_unless_the_url_says_otherwise(webhook, monkeypatch, its_own, problem):
+    from apprise import URLBase
+
+    monkeypatch.setattr(URLBase, "socket_read_timeout", 0.01)
+    webhook.may_answer.clear()
+    late = threading.Timer(0.2, webhook.may_answer.set)
+    late.start()
+    assert send(f"{webhook.url}{its_own}", MESSAGE) == problem
+    late.join()
+
+
+def test_nobody_there_is_told(webhook):
+    webhook.stop()
+    assert send(webhook.url, MESSAGE) == "could not be reached, or refused the message"
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "slakc://tokenA/tokenB/tokenC", "://", "https//x"])
+def test_a_url_that_apprise_does_not_know_is_told(wrong):
+    assert send(wrong, MESSAGE) == "is not an Apprise URL"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "json://me:hunter2pass@127.0.0.1:1/hunter2pass?+token=hunter2pass",
+        "json://me:hunter2pass@:::/x",
+        "hunter2pass",
+        "publ://hunter2pass",
+        "slakc://T1JJ3T3L2/A1BRTD4JD/hunter2pass",
+    ],
+)
+def test_no_log_shows_what_is_secret_in_a_url(caplog, url):
+    caplog.set_level("INFO")
+    assert "hunter2pass" not in str(send(url, MESSAGE))
+    assert "hunter2pass" not in caplog.text
+
+
+def test_a_fingerprint_tells_urls_apart_and_nothing_else():
+    prints = {alerts.fingerprint(f"json://me:hunter{i}@host") for i in range(50)}
+    assert len(prints) == 50 and not any("hunter" in each for each in prints)
+
+
+def test_the_code_location_loads_without_apprise():
+    program = "import sys, affiliate_pipeline.definitions; sys.exit('apprise' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
