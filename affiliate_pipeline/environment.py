@@ -94,7 +94,7 @@ def text_of(data: bytes, file: str) -> str:
         end = text.find("\0")
         if end < 0:
             return text
-        before, found = text[:end], "has a NUL character, as UTF-16 without a byte order mark has"
+        before, found = text[:end], "has a NUL character, as in UTF-16 without a byte order mark"
     except UnicodeDecodeError as error:
         before, found = data[: error.start].decode(encoding, "ignore"), "is not UTF-8 text"
     line = len(_LINE_END.findall(before)) + 1
@@ -142,7 +142,7 @@ def _configured(*more: Path) -> dict[str, str]:
 
 
 def network_variables(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables of proxies and certificates, for `rest.network`, of these variables or of those configured."""
+    """The variables of proxies and certificates, for `rest.network`, from these variables or the configured ones."""
     variables = _configured() if variables is None else variables
     names = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
     # An empty variable in lower case hides the one in upper case, as for curl.
@@ -151,7 +151,7 @@ def network_variables(variables: Mapping[str, str] | None = None) -> dict[str, s
 
 
 def keep_loopback_off_proxies() -> None:
-    """Has libraries of this process that read NO_PROXY themselves reach this machine's own servers without a proxy."""
+    """Makes libraries that read NO_PROXY themselves bypass proxies for this machine's own servers."""
     entries = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")).strip()
     if entries != "*" and not entries.endswith(_LOOPBACK_ENTRIES):
         entries = f"{entries},{_LOOPBACK_ENTRIES}".strip(",")
@@ -167,10 +167,10 @@ class Embedded(StrEnum):
 
 @dataclass(frozen=True)
 class Environment:
-    """The variables that count, read at one moment so that all of a run uses the same, and the one database."""
+    """The settings that apply, read once so that a whole run uses the same, and the database."""
 
     variables: Mapping[str, str] = field(repr=False)
-    # None: the database is the one that AFFILIATE_DATABASE_URL names, or none.
+    # None: the database is that of AFFILIATE_DATABASE_URL, if set.
     embedded: Embedded | None = None
 
     @property
@@ -183,7 +183,7 @@ class Environment:
         return self.is_any_set(EXCHANGE_VARIABLES)
 
     def is_any_set(self, names: Sequence[str]) -> bool:
-        """Whether one of the variables at least has a value."""
+        """Whether at least one of the variables has a value."""
         return any(name in self.variables for name in names)
 
     def database_url(self) -> str:
@@ -199,7 +199,7 @@ class Environment:
         return server.ensure(home(), self.embedded)
 
     def existing_url(self) -> str | None:
-        """The same URL with nothing started or created for it; None if the embedded server does not run."""
+        """The same URL, without starting or creating anything; None if the embedded server does not run."""
         if self.embedded is None:
             return self._configured_url()
         from affiliate_pipeline.app.embedded_server import server
@@ -236,9 +236,9 @@ def configured() -> Environment:
 
 
 def application() -> Environment:
-    """What the application uses: its embedded server if no database is configured, and its sandbox if, besides, no
-    exchange is configured and `up` has chosen the sandbox."""
-    # A command started in a folder below the project's finds its `.affiliate`, and so has to know its `.env`.
+    """What the application uses: its embedded server if no database is configured, and also its sandbox if no exchange is
+    configured and `up` has chosen the sandbox."""
+    # A command started in a subfolder finds the project's `.affiliate`, so it has to read the project's `.env` too.
     environment = Environment(_configured(root()))
     if DATABASE_VARIABLE in environment.variables:
         return environment
@@ -279,7 +279,7 @@ def _faults(name: str, value: str) -> list[str]:
 
 @contextmanager
 def naming(variable: str) -> Iterator[None]:
-    """Raises a ValueError of what is done with the variable's value as a SettingsError that names the variable."""
+    """Turns a ValueError raised in the block into a SettingsError that names the variable."""
     try:
         yield
     except ValueError as error:

@@ -18,11 +18,11 @@ Each endpoint's table also has `extra` (`jsonb`: fields of the answer that the s
 `partition_date` (`date`: the day, in the zone named below), `landed_at` (`timestamptz`) and `run_id` (`text`: the Dagster
 run that wrote the row).
 
-A value that `jsonb` cannot hold exactly (U+0000, a number or nesting beyond its limits, a field that is there twice) is in
+A value that `jsonb` cannot hold exactly (U+0000, a number or nesting beyond its limits, a field that occurs twice) is in
 `extra` as `{"$json": "…"}`: the text is the value's JSON as received (several values of one field are joined by commas).
-Read it with `extra->'name'->>'$json'`. U+0000 in a field's name is written `\\u0000`. Text that is no Unicode, such as half
-an emoji, has U+FFFD in its place, in every column, and the day's check says so. Values nested deeper than 100 levels in a
-response that no reader takes are texts of their JSON.
+Read it with `extra->'name'->>'$json'`. U+0000 in a field's name is written `\\u0000`. In every column, invalid
+Unicode, such as half an emoji, is replaced by U+FFFD, and the day's check warns of it. In a response that is not valid
+JSON, values nested deeper than 100 levels are stored as their JSON text.
 
 In a column marked `null`, these spellings mean null: null, an empty or blank text, `-`, `--`, `null`, `none`, `n/a`, and for
 times also 0 and -1; in a text column only null. Everywhere a number may also be sent as its text, and a time in seconds.

@@ -112,7 +112,7 @@ def up(
         while not stopping.wait(2):
             if dagster.poll() is not None:
                 raise Stop(f"Dagster has stopped by itself; its log is {_log(home)}")
-            if environment.embedded:  # started again if somebody killed it
+            if environment.embedded:  # restarts the server if it was killed
                 environment.database_url()
         console.print("Stopping")
 
@@ -168,7 +168,7 @@ def plan(
 def _become(program: str, arguments: Sequence[str]) -> None:
     """Goes on as one of PostgreSQL's own programs, connected to the database."""
     url = settings.application().database_url()
-    # The program would neither notice a pooler nor say what to do about an address that is wrong.
+    # Connect first: PostgreSQL's programs detect no pooler, and their errors suggest no fix for a wrong address.
     connect(url).close()
     environment = settings.process_environment(**libpq_environment(url))
     path = str(server.binary(program))

@@ -1,4 +1,4 @@
-"""The rows of some days for use elsewhere, all as of one moment: CSV as the database writes it, Parquet without rounding."""
+"""Exports a range of days from one snapshot: CSV as PostgreSQL writes it, Parquet without rounding."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ PARQUET_TYPES = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column as PostgreSQL has it; of a `numeric` one, the digits before and after the point that its values need."""
+    """A PostgreSQL column; for `numeric`, the digits its values need before and after the point."""
 
     name: str
     kind: str
@@ -50,7 +50,7 @@ class Column:
 
 
 class Extract:
-    """The rows of some days, in the order of days. To be used inside `extract`."""
+    """The rows of a range of days, ordered by day. Use it only inside `extract`."""
 
     def __init__(self, store: Store, table: sql.Identifier, first: date, last: date):
         self._connection = store.connection
@@ -67,7 +67,7 @@ class Extract:
                 output.write(block)
 
     def write_parquet(self, output: BinaryIO) -> list[Column]:
-        """Writes the rows as Parquet, which needs a file that can tell its position; returns the columns."""
+        """Writes the rows as Parquet and returns the columns. `output` must support `tell()`."""
         columns = self._columns()
         schema = arrow.schema([(column.name, column.parquet_type) for column in columns])
         selected = sql.SQL(", ").join(
@@ -113,7 +113,7 @@ def _value(cell: Any, kind: arrow.DataType) -> Any:
 
 @contextmanager
 def extract(store: Store, table: str, first: date, last: date) -> Generator[Extract | None]:
-    """The days of a table (`schema.name`, one that the caller knows) as of one moment; None if it does not exist yet."""
+    """An export from one snapshot of a known table (`schema.name`), or None if the table does not exist yet."""
     with unavailable(), store.connection.transaction():
         run = store.connection.execute
         run("set transaction isolation level repeatable read, read only")

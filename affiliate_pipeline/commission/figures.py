@@ -14,7 +14,7 @@ MOST_EARNERS = 3
 
 @dataclass(frozen=True)
 class Incomplete:
-    """What one kind of money, told of by these assets, lacks: days that have not landed, and days that may change."""
+    """The missing and the unsettled days of one kind of earnings, which any of these assets reports."""
 
     name: str
     missing: Sequence[date]
@@ -32,9 +32,9 @@ class Figures:
     totals: Sequence[Sum]
     earners: Sequence[Earner]
     incomplete: Sequence[Incomplete]
-    # Days of which something has landed that has not been added up yet.
+    # Days with landed rows that have not been added up yet.
     stale: Sequence[date] = ()
-    # Of the sandbox: nobody has earned it.
+    # Sandbox data, not real earnings.
     made_up: bool = False
 
     @property
@@ -45,9 +45,9 @@ class Figures:
 def gather(
     commission: Commission, configured: Sequence[Endpoint], day: date, start: date, *, made_up: bool = False
 ) -> Figures:
-    """The figures as they are now, of no day before `start`."""
+    """The current figures of a day and the days before it, from `start` on."""
     days = days_from(max(start, day - (SPAN_DAYS - 1) * DAY), day)
-    # Before the sums: whatever is added up meanwhile, they hold no less than is said of them.
+    # Read before the sums: a day added up in between is still reported as missing or stale, never the reverse.
     lacking, stale = incomplete(commission, configured, days), list(commission.stale(days[0], day))
     return Figures(
         day=day,
@@ -63,8 +63,11 @@ def gather(
 
 
 def incomplete(commission: Commission, configured: Sequence[Endpoint], days: Sequence[date]) -> list[Incomplete]:
-    """What each kind of money lacks of these days, if its endpoints are configured here or any of the days has landed:
-    who has no credentials is told of what others land. If there is no such kind, all of them lack every day."""
+    """The missing and unsettled days of each kind of earnings that is configured here or has landed any of the days.
+
+    Landed days count, so that a report made without credentials covers what other machines land. If no kind is configured
+    or landed, every kind lacks every day.
+    """
     landed = commission.landed(days[0], days[-1])
     expected = {endpoint.key for endpoint in configured}.union(*landed.values())
     alike: dict[tuple[str, str], list[str]] = {}
@@ -82,7 +85,7 @@ def incomplete(commission: Commission, configured: Sequence[Endpoint], days: Seq
 
 
 def masked(earner: str) -> str:
-    """Enough of a customer to know them by, and not enough for a stranger; emails come masked by the exchange."""
+    """The customer's name shortened for display; the exchange has already masked emails."""
     if not earner:
         return "without a name"
     name, at, domain = earner.partition("@")

@@ -36,7 +36,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Earner:
-    """What somebody earned us, or earned, on one day in one coin; `rank` is their place in it."""
+    """What one customer earned, or earned us, on one day in one coin, and the customer's `rank` in that coin."""
 
     exchange: str
     coin: str
@@ -90,7 +90,7 @@ class Commission:
             return True
 
     def _counted(self, settled: Mapping[str, bool]) -> list[Endpoint]:
-        """One endpoint for each kind of money: of those that report the same, a settled one before one that is not."""
+        """One endpoint per kind of earnings; of endpoints that report the same money, preferably a settled one."""
         chosen: dict[tuple[str, str], Endpoint] = {}
         present = [endpoint for endpoint in self.endpoints if endpoint.key in settled]
         for endpoint in sorted(present, key=lambda endpoint: not settled[endpoint.key]):

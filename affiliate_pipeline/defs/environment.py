@@ -1,4 +1,4 @@
-"""Which settings count in a Dagster instance. The instance's storage decides, since it makes an instance the application's.
+"""The settings that apply in a Dagster instance: the application's if the instance uses the application's storage.
 
 The storage itself is in `storage`: importing it takes longer than the rest of the code location.
 """
@@ -11,17 +11,17 @@ from affiliate_pipeline.environment import Environment, application, configured
 
 
 class Loaded:
-    """What counted for the application's storage that this process loaded last."""
+    """The environment of the application's storage that this process loaded last."""
 
     environment: ClassVar[Environment | None] = None
 
 
 def environment_of(instance: dg.DagsterInstance) -> Environment:
-    """What counts for a run, schedule or sensor of the instance: what the application uses, if the instance has its storage
-    on that very database; otherwise only what is configured.
+    """The settings for a run, schedule or sensor of the instance: the application's if Dagster's storage is in the
+    application's database; otherwise only what is configured.
 
-    Another team's instance would show a day as landed that is in a server of ours which it knows nothing of, or that is
-    the sandbox's.
+    Without this rule, another team's instance would report days as landed that are in our embedded server or are
+    sandbox data.
     """
     environment = application()
     url = getattr(instance.event_log_storage, "postgres_url", "")
@@ -29,10 +29,10 @@ def environment_of(instance: dg.DagsterInstance) -> Environment:
 
 
 def environment_of_tick(context: dg.SensorEvaluationContext | dg.ScheduleEvaluationContext) -> Environment:
-    """The same for a tick. An instance in memory has no reference, and is not the application's."""
+    """`environment_of` for a tick. An in-memory instance has no reference and is never the application's."""
     return environment_of(context.instance) if context.instance_ref else configured()
 
 
 def environment_of_process() -> Environment:
-    """The same while the code location loads and no instance is at hand: each process of Dagster's loads its own first."""
+    """The settings while the code location loads, without an instance: the process has loaded Dagster's storage before."""
     return Loaded.environment or configured()

@@ -1,4 +1,4 @@
-"""What is this package's own in a Dagster instance that others may share: its runs, sensors and schedules."""
+"""Which runs, sensors and schedules of a shared Dagster instance belong to this package."""
 
 from collections.abc import Collection
 from datetime import date
@@ -14,7 +14,7 @@ from dagster._core.storage.tags import (
 
 from affiliate_pipeline.domain.days import days_from
 
-# The name of the code location unless a workspace gives it another one. Only a context made by hand does not know it.
+# The code location's name unless a workspace sets another one. Needed only for contexts built by hand, which have none.
 LOCATION = "affiliate_pipeline.definitions"
 
 
@@ -31,8 +31,8 @@ def selected(
 ) -> set[dg.AssetKey]:
     """Those of this package's assets that the run may materialize.
 
-    A run of another code location has none, whatever its assets are called. One without a selection has all, if it is of
-    the job that Dagster makes of all assets; without an origin it was started from the command line.
+    A run of another code location has none, whatever its assets are called. A run without a selection has all of them if
+    it is of Dagster's implicit job of all assets. A run without an origin was started from the command line.
     """
     if run.remote_job_origin and not is_own_repository(context, run.remote_job_origin.repository_origin):
         return set()
@@ -42,7 +42,7 @@ def selected(
 
 
 def days_of(run: dg.DagsterRun) -> list[date]:
-    """The days that a run of this package's assets is over."""
+    """The days that a run of this package's assets covers."""
     first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG) or run.tags.get(PARTITION_NAME_TAG)
     last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG) or first
     return days_from(date.fromisoformat(first), date.fromisoformat(last)) if first and last else []

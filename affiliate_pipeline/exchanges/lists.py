@@ -1,9 +1,10 @@
-"""What a response without a list means where a list of rows belongs.
+"""How to read a response that has no list where a list of rows is expected.
 
 Many services send null, an empty text or an empty object, or leave the field out, where a list is empty; a server in
-trouble may send the same. So it is requested once more, right away: alike twice, it is an empty list, and the day that
-lands says so. It never replaces rows that had landed (`DayRows.unlisted`). Where there always is a row, such as a sum, it
-is an error at once; so it is for Binance's records, which answer `[]` and cannot be requested again after a week.
+trouble may send the same. So the request is repeated once, right away: the second time, it counts as an empty list, and
+the day lands with a note. It never replaces rows that had landed (`DayRows.unlisted`). Where there is always a row, such as
+a sum, it is an error at once. The same holds for Binance's records: an empty list is `[]` there, and the source drops them
+after a week.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ Rows = TypeVar("Rows")
 def get_list(
     client: Client, path: str, params: Mapping[str, object], read: Callable[[bytes], Rows]
 ) -> tuple[Rows, bool]:
-    """What `read` makes of the response, and whether it had no list; then of an empty one."""
+    """What `read` returns for the response (for `[]` if it had no list), and whether it had no list."""
     for _ in range(2):
         rows = client.get(path, params, lambda body: None if body.strip() in NO_LIST else read(body))
         if rows is not None:
@@ -28,7 +29,7 @@ def get_list(
 
 
 def unlisted_note(responses: int) -> str:
-    """That responses had no list, for a day that lands nevertheless."""
+    """The note of a landed day whose responses had no list."""
     if not responses:
         return ""
     return (

@@ -21,10 +21,10 @@ class DayRows:
     often as needed.
 
     `asked_ms` is when the oldest answer among them was asked for, None if that was in this run. `left_out` are openIds
-    whose rows the exchange refused to give. `note` and `problems` are what a person should know of a day that lands: the
-    latter are for somebody to mend. `following` is a day that is complete already and will be told of soon. `unlisted` is what
-    the rows of responses without a list would have in common (by JSON name; nothing: any row): landed rows that have it stay
-    (`lists`).
+    whose rows the exchange refused to give. `note` and `problems` describe a landed day to people; `problems` need a
+    fix. `following` is a day that is already complete and is yielded soon. `unlisted` has, for each response without a list,
+    the values (by JSON name) that its rows would share (none: any row matches): landed rows with these values stay (see
+    `lists`).
     """
 
     day: date
@@ -41,8 +41,8 @@ class DayRows:
 
 @dataclass(frozen=True)
 class DayError:
-    """Why a day could not be fetched, and the rows received for it until then, as in `DayRows`; with those that `error` is
-    about they are kept, and never land: more may be missing."""
+    """Why a day could not be fetched, and the rows received until then, as in `DayRows`. They are stored with those that
+    `error` is about, but never land, since other rows may be missing."""
 
     day: date
     error: ExchangeError
@@ -142,7 +142,7 @@ class Exchange:
     name: str
     title: str
     zone: ZoneInfo
-    # With the account in these variables; in those that are configured where there are none.
+    # Connects with the account in these variables, or in the configured ones if None.
     connect: Callable[["Endpoint", Shared, Mapping[str, str] | None], Session]
     # The environment variables that hold the credentials of an account.
     credentials: Callable[[str], tuple[str, ...]]

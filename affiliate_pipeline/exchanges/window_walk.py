@@ -113,13 +113,13 @@ def _page(body: bytes) -> Page:
         rows = _split.decode(body)
     except msgspec.ValidationError as error:
         kept = [body] if may_hold_rows(body) else []
-        raise Refused(f"the answer is not a list of rows ({error}). It was: {quote(body)}").about(kept) from None
+        raise Refused(f"the response is not a list of rows ({error}). It was: {quote(body)}").about(kept) from None
     try:
         times = [row.time for row in _times.decode(body)]
     except msgspec.ValidationError:
         times = []
     if rows and min(times, default=0) < LEAST_MS:
-        # Spelled in another way than usual: as text, in seconds.
+        # The times have an unusual form: text, or seconds.
         try:
             times = instants_ms(map(bytes, rows), "time")
         except (ValueError, msgspec.DecodeError) as error:
@@ -257,7 +257,7 @@ class _Walk:
                 raise
             except ExchangeError as error:
                 if len(days) == 1:
-                    # A request that was to prove the page may have failed: the page was received all the same.
+                    # The failed request may be the one that was to prove the page: keep the page that was received.
                     held = list(map(bytes, page.rows)) if page else []
                     more = Counter(error.received) - Counter(held)
                     self._fail(days[0], error.about([*held, *more.elements()]))

@@ -1,13 +1,13 @@
-"""Response bodies that break JSON's rules, made readable without touching what can be read. No exchange is known here.
+"""Repair of response bodies that are not valid JSON. Valid parts stay unchanged. Knows no exchange.
 
-A value that no reader takes must not cost the rows around it. So a body that cannot be read is repaired once, and read
-again; what has no repair (a body cut short) stays unreadable.
+One invalid value must not cost the rows around it. So a body that cannot be parsed is repaired and parsed once more; what
+cannot be repaired (a truncated body) stays unreadable.
 """
 
 import json
 import re
 
-# What stands for text that cannot be decoded.
+# Replaces text that cannot be decoded.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 # Deeper values become a text that holds their JSON: readers recurse, and the stack ends at about a thousand levels.
 MAX_DEPTH = 100
@@ -16,7 +16,7 @@ _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s\[\]{},:"]+', re.DOTALL)
 _BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 _SCALAR = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null")
 _CONTROL = re.compile(rb"[\x00-\x1f]")
-# A whole pair of surrogates before a single one; nothing after the backslash: not an escape.
+# Match a surrogate pair before a lone surrogate. A backslash that matches alone begins no escape.
 _ESCAPE = re.compile(
     rb'\\(?:["\\/bfnrt]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})'
     rb"|u[0-9a-fA-F]{4})?"
@@ -24,7 +24,7 @@ _ESCAPE = re.compile(
 
 
 def as_utf8(body: bytes) -> bytes:
-    """The body in UTF-8 without a byte order mark; each byte that is no text becomes U+FFFD."""
+    """The body in UTF-8 without a byte order mark; invalid bytes become U+FFFD."""
     encoding = json.detect_encoding(body)
     if encoding == "utf-8" and body.isascii():
         return body
@@ -32,7 +32,7 @@ def as_utf8(body: bytes) -> bytes:
 
 
 def repaired(body: bytes) -> bytes:
-    """The body with everything a JSON reader refuses spelled in a way that it takes; the same if there is nothing.
+    """The body with everything that is invalid JSON replaced; a valid body is unchanged.
 
     Half a surrogate pair becomes U+FFFD. Control characters are escaped, and so are backslashes that begin no escape.
     Words and numbers that JSON lacks (NaN, 01) become texts, and so do values nested deeper than MAX_DEPTH.
@@ -46,7 +46,7 @@ def may_hold_rows(body: bytes) -> bool:
 
 
 def unreadable_rows(body: bytes) -> list[bytes]:
-    """The body, if it may hold rows and no reader takes it; empty for what was read, such as an error."""
+    """The body as the only item if it may hold rows but cannot be parsed; otherwise empty."""
     try:
         json.loads(repaired(as_utf8(body)))
     except ValueError:

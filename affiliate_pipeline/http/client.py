@@ -36,7 +36,7 @@ from affiliate_pipeline.http.network import DIRECT, Network, client
 ATTEMPTS = 10
 SILENCE_LIMIT_S = 90
 LONGEST_PAUSE_S = 300
-# Twice as long as the longest ban that is known; an exchange that names more has no such time in mind.
+# Twice the longest known ban; a longer time in a response is not credible.
 LONGEST_BAN_S = 7 * 86_400
 DEFAULT_PAUSE_S = 10
 TIMEOUT = httpx.Timeout(20, connect=10)
@@ -56,7 +56,7 @@ class Reply:
     status_code: int
     headers: Mapping[str, str]
     content: bytes
-    # As it came, where `content` is what was made of it.
+    # The body as received, if `content` is a decoded or repaired copy.
     received: bytes | None = None
 
     @property
@@ -275,7 +275,7 @@ class Client:
         if isinstance(error, RateLimited):
             pause_s = self._default_pause_s if pause_s is None else pause_s
         elif method != "GET":
-            return  # it may have been done, which is to be found out before anything else
+            return  # the request may have taken effect: find that out before pausing
         if pause_s is None:
             return
         pause_s = min(pause_s, LONGEST_BAN_S)
@@ -283,7 +283,7 @@ class Client:
         if pause_s > LONGEST_PAUSE_S:
             others = ", and see what else uses this IP" if isinstance(error, RateLimited) else ""
             raise Banned(
-                f"{self.host} wants no request for {pause_s:.0f} s ({error}). "
+                f"{self.host} allows no request for {pause_s:.0f} s ({error}). "
                 f"Wait for that long before materializing the failed days again{others}."
             ) from None
 

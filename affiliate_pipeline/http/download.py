@@ -55,7 +55,7 @@ def _once(http: httpx.Client, url: str, most_bytes: int) -> tuple[bytes, bool]:
             if status != 200:
                 answered = f"the file host {host} answered HTTP {status}{_said(response)}"
                 if status in _GONE:
-                    raise UrlExpired(f"{answered}: the URL is not good any more")
+                    raise UrlExpired(f"{answered}: the URL has expired")
                 if status >= 500 or status in (408, 429):
                     raise Transient(answered)
                 raise Refused(f"{answered} instead of the file")
@@ -80,7 +80,7 @@ def _once(http: httpx.Client, url: str, most_bytes: int) -> tuple[bytes, bool]:
 
 
 def _said(response: httpx.Response) -> str:
-    """What the host says in place of a file, in brackets, and where it redirects to."""
+    """The redirect target and the message that the host sent in place of a file, in brackets."""
     body = b""
     for piece in response.iter_raw():
         body += piece

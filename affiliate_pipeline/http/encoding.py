@@ -44,7 +44,7 @@ def encode(params: Mapping[str, object]) -> str:
 
 
 def read_secret(setting: str) -> str | PrivateKeyTypes:
-    """The shared secret or the private key that a setting holds, or that the file holds whose path it is.
+    """The shared secret or private key in a setting, or in the file whose path the setting is.
 
     A private key may be PEM (PKCS#8, PKCS#1, OpenSSH; its line ends may be blanks or a literal `\\n`), or base64 of the
     DER. Raises ValueError, whose text says what was found and quotes nothing of the secret.
@@ -64,7 +64,7 @@ def check_api_key(api_key: str, secret: str) -> None:
     if "-----BEGIN " in api_key:
         raise ValueError("the API key is a PEM: were key and secret swapped?")
     if not re.fullmatch("[!-~]+", api_key):
-        raise ValueError("the API key is empty or has a character that a header cannot carry, as a space in it is")
+        raise ValueError("the API key is empty or has a character that a header cannot carry, such as a space")
     if api_key == secret:
         raise ValueError("the API key and its secret are the same: one of them was copied twice")
 
@@ -139,7 +139,7 @@ def _secret_in(content: bytes) -> _Secret:
     if compact.startswith("MI") and len(compact) > 100:
         return _Unusable(_DAMAGED)
     if not re.fullmatch("[!-~]+", text):
-        return _Unusable("has white space or another character in it that no secret has: copy it again")
+        return _Unusable("has white space or another character that a secret cannot have: copy it again")
     if text[0] in "\"'`" or text[-1] in "\"'`":
         return _Unusable("is in quotes, which count as a part of it: remove them")
     return text
@@ -170,13 +170,13 @@ def _of_pem(text: str) -> _Secret:
         return _Unusable(_PUBLIC)
     if "CERTIFICATE" in labels[0]:
         return _Unusable(_CERTIFICATE)
-    return _Unusable("is a PEM, but of no private key")
+    return _Unusable("is a PEM without a private key")
 
 
 def _of_openssh(body: str) -> _Secret:
     lines = "\n".join(body[start : start + 70] for start in range(0, len(body), 70))
     pem = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{lines}\n-----END OPENSSH PRIVATE KEY-----\n".encode()
-    # An encrypted one cannot be told from a damaged one by the parser's error alone: the cipher's name comes first.
+    # Read the cipher's name first: the parser raises the same error for an encrypted and a damaged key.
     binary = _base64(body) or b""
     cipher = binary[len(_OPENSSH) + 4 :][: int.from_bytes(binary[len(_OPENSSH) :][:4])]
     if binary.startswith(_OPENSSH) and cipher and cipher != b"none":

@@ -1,4 +1,4 @@
-"""What a body says that is not the data requested: its code and its message in whatever shape they came, fit to be quoted."""
+"""Code and message of a response body that is not the requested data, redacted for quoting."""
 
 import json
 import re
@@ -22,7 +22,7 @@ _MESSAGE_NAMES = (
 _WHOLE = re.compile(r"([+-]?[0-9]{1,18})(\.[0-9]+)?", re.ASCII)
 _CHARSET = re.compile(rb"charset\s*=\s*[\"']?([\w-]+)", re.IGNORECASE)
 _QUERY = re.compile(r"(\w+://[^\s?#\"'<>]*)[?#][^\s\"'<>]*")
-# As long as keys and signatures are, whose names a message may leave out.
+# As long as a key or signature, which a message may quote without naming it.
 _TOKEN = re.compile(r"(?<![\w/.-])(?=\w*[0-9])(?=\w*[A-Za-z])\w{32,}(?![\w.])")
 
 
@@ -150,7 +150,7 @@ def _text(body: bytes, content_type: str) -> str:
             if encoding:
                 return body.decode(encoding).strip()
         except (UnicodeError, LookupError):
-            # Cut in the middle of a character, it is still that encoding.
+            # A text cut within a character still has this encoding.
             if encoding in ("utf-8", marked) and len(body) == _MAX_TEXT_BYTES:
                 return body.decode(encoding, errors="replace").strip()
     return body.decode("latin-1").strip()
@@ -194,7 +194,7 @@ class _Page(HTMLParser):
 
 def _page(text: str) -> tuple[int | None, str]:
     page = _Page()
-    # What the parser makes nothing of is left out.
+    # Leave out what the parser cannot handle.
     with suppress(AssertionError):
         page.feed(text)
         page.close()

@@ -25,18 +25,18 @@ from typing import Self
 
 
 class ExchangeError(Exception):
-    """Something the exchange answered, or did not answer; `received` are the rows, or the body, that it is about."""
+    """A response of the exchange, or its absence; `received` are the rows, or the body, concerned."""
 
     received: Sequence[bytes] = ()
 
     def about(self, received: Iterable[bytes]) -> Self:
-        """The error, with what it is about: kept where it fails a day."""
+        """The error, with the rows or body concerned, which are stored if it fails a day."""
         self.received = list(received)
         return self
 
 
 class Transient(ExchangeError):
-    """Asking again may help; `retry_after_s` is how long the exchange wants no request, None where it does not say."""
+    """Asking again may help; `retry_after_s` is how long the exchange allows no request, None if not given."""
 
     def __init__(self, text: str, retry_after_s: float | None = None):
         super().__init__(text)

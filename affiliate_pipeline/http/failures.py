@@ -1,5 +1,7 @@
-"""What a failed request means whichever exchange answered it: limits, locations, firewalls, maintenance, redirects and HTTP
-statuses. The exchange's own words come first; what is added to them never contradicts them."""
+"""What a failed request means, the same for all exchanges: limits, locations, firewalls, maintenance, redirects, statuses.
+
+The exchange's own message comes first; what is added to it never contradicts it.
+"""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +22,7 @@ _MAINTENANCE = re.compile(
     r"(system|server|service) (is )?(too )?(busy|overloaded)|being upgraded|system upgrade|维护|系统繁忙|系统升级|服务不可用",
     re.IGNORECASE,
 )
-# What a message may name as the cause.
+# How to recognize the cause that a message names.
 _CAUSES = {
     "signature": re.compile(r"sign|签名", re.IGNORECASE),
     "clock": re.compile(r"time.?stamp|\btime\b|clock|recv.?window|时间", re.IGNORECASE),
@@ -30,12 +32,12 @@ _CAUSES = {
     "user": re.compile(r"open.?id|\buser|用户", re.IGNORECASE),
 }
 _STATUSES = {
-    401: "the API key is not accepted, or a proxy on the way wants credentials",
+    401: "the API key is not accepted, or a proxy on the way requires credentials",
     403: "a firewall, or a permission that is missing",
     404: "the base URL is wrong, or the account does not have this endpoint",
     405: "the base URL is wrong, or something on the way changes requests",
     406: "something on the way changes requests or responses",
-    407: "a proxy on the way wants credentials",
+    407: "a proxy on the way requires credentials",
     411: "something on the way changes requests",
     413: "something on the way changes or limits requests",
     414: "something on the way changes or limits requests",
@@ -90,7 +92,7 @@ def failure(
         return AccessRefused(f"{text}{meaning}: check {key_name} and the proxy")
     if error.is_page or (error.code in (None, status) and status == 403):
         return Transient(f"{text}. {_FIREWALL}", reply.retry_after_s)
-    # Between 200 and 299 nothing says that it failed: a firewall's challenge, or done without a response.
+    # A 201…299 whose body reports no failure: a firewall's challenge, or the request took effect without a response.
     if status in (408, 425) or 200 < status < 300:
         return Transient(text, reply.retry_after_s)
     if status == 403:
@@ -131,7 +133,7 @@ def redirect_target(status: int, headers: Mapping[str, str]) -> str:
         parts = urlsplit(location)
         return f"{parts.hostname or 'the same host, '}{parts.path}"[:100]
     except ValueError:
-        return "a URL that is none"
+        return "an invalid URL"
 
 
 def _pause_s(reply: Reply, error: ErrorBody) -> float | None:

@@ -1,8 +1,8 @@
 """The only place where HTTP clients are made: which proxy a request goes through, and which certificates are trusted.
 
 httpx reads the environment when a client is made and raises errors of its own for what it cannot use, before anything is
-requested. So its reading is off (`trust_env=False`, which also keeps a netrc out of requests), and the variables are
-used here: when a request needs them, and named if they are of no use.
+requested. So that is switched off (`trust_env=False`, which also keeps a netrc out of requests). This module reads the
+variables itself, when a request needs them, and its errors name the variable.
 """
 
 import ipaddress
@@ -143,7 +143,7 @@ class _Transport(httpx.BaseTransport):
         key = (is_https, proxy)
         if key not in self._pools:
             through = None
-            # Loading the certificates takes longer than a request on loopback. This context trusts nobody.
+            # Loading the certificates takes longer than a request on loopback. This context trusts no certificate.
             tls = self._network.tls() if is_https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             if proxy:
                 secured = self._network.tls() if proxy.scheme == "https" else None
@@ -208,7 +208,7 @@ class _Bypass:
 
 @lru_cache
 def _bypasses(variable: str, value: str) -> list[_Bypass]:
-    """The entries, of which those that mean nothing are left out with a warning, once a process."""
+    """The valid entries; an invalid one is logged as a warning once per process."""
     bypasses = []
     for entry in re.split(r"[\s,;]+", value.strip("\"'").lower()):
         if not entry:
@@ -270,7 +270,7 @@ def _tls(file: str | None, folders: str | None) -> ssl.SSLContext:
     elif folders:
         if not any(map(_HASHED_NAME.fullmatch, _names_in(folders))):
             raise UnusableNetwork(
-                "SSL_CERT_DIR cannot be used: it is no folder with certificates under their hashes",
+                "SSL_CERT_DIR cannot be used: it is not a folder of certificates named by their hashes",
                 "Set it to a folder that `openssl rehash` has been run on, or unset it",
             )
         context.load_verify_locations(capath=folders)
@@ -288,7 +288,7 @@ def _names_in(folders: str) -> Iterator[str]:
 
 
 def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None) -> Exception:
-    """The error as whoever has to fix it needs it; httpx's own where neither proxy nor certificate is the cause."""
+    """An error that names the proxy or certificate to fix; httpx's own if neither is the cause."""
     tls_error = _cause(error, ssl.SSLError)
     if isinstance(tls_error, ssl.SSLCertVerificationError):
         through = f" through {proxy}" if proxy else ""
@@ -310,7 +310,7 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
         )
     said = f"{type(error).__name__}: {redact(error)}".removesuffix(": ")
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return ProxyUnreachable(f"{proxy} could not be reached, or broke the connection off ({said})")
+        return ProxyUnreachable(f"{proxy} could not be reached, or closed the connection ({said})")
     return ProxyFailed(f"no complete answer came through {proxy} ({said})")
 
 
@@ -321,7 +321,7 @@ def _cause(error: BaseException | None, kind: type[Exception]) -> Exception | No
 
 
 def _is_of_proxy(response: httpx.Response) -> bool:
-    """Whether the answer to a request that a proxy forwarded is the proxy's own, as an exchange sends only JSON."""
+    """Whether the response to a forwarded request is the proxy's own: an exchange sends only JSON."""
     is_json = "json" in response.headers.get("Content-Type", "")
     return response.status_code == 407 or (response.status_code in (403, 502, 503, 504) and not is_json)
 

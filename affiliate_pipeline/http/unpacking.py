@@ -1,6 +1,6 @@
-"""The one text inside a file, however it is packed and encoded, within a limit of size that holds for what comes out.
+"""The one text inside a packed and encoded file, with a limit on its unpacked size.
 
-Whatever is no such text is named for what it is. Knows no exchange and no column.
+Errors name what any other file is. Knows no exchange and no column.
 """
 
 import bz2
@@ -21,7 +21,7 @@ import pyarrow
 from affiliate_pipeline.http.error_body import quote, read_error
 from affiliate_pipeline.http.errors import Refused, Transient
 
-# A file of gzip in a ZIP of a tar of gzip is four; more of them hide something.
+# gzip, tar, ZIP and gzip around one file are four; deeper nesting is suspicious.
 MAX_PACKINGS = 5
 _PIECE_BYTES = 1 << 20
 _MAX_NAMES = 5
@@ -30,7 +30,7 @@ _DAMAGED = (
     *(EOFError, OSError, ValueError, LookupError, struct.error),
     *(zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError),
 )
-# What archives hold beside their files.
+# What operating systems add to archives.
 _JUNK = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$|desktop\.ini$)")
 _STREAMS: Sequence[tuple[bytes, str, Callable[[bytes], BinaryIO]]] = (
     (b"\x1f\x8b", "gzip", lambda file: gzip.GzipFile(fileobj=io.BytesIO(file))),
@@ -52,7 +52,7 @@ _NAMED = (
     (b"Obj\x01", "an Avro file"),
     (b"ARROW1", "an Arrow file"),
     (b"SQLite format 3\x00", "an SQLite database"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office document of the old kind, such as XLS"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document, such as XLS"),
     (b"%PDF", "a PDF document"),
     (b"Salted__", "encrypted (OpenSSL)"),
     (b"-----BEGIN PGP", "encrypted or signed (OpenPGP)"),
@@ -70,22 +70,22 @@ _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 class Unreadable(Refused):
-    """The file, which is whole, cannot be understood."""
+    """The file is complete and cannot be understood."""
 
 
 class AnotherBody(Unreadable):
-    """What came is no file but a page or an error of whoever served it."""
+    """The response is a page or an error instead of the file."""
 
 
 class NotWhole(Transient):
-    """A part of the file is missing or spoiled."""
+    """A part of the file is missing or damaged."""
 
 
 def unpack_text(file: bytes, max_bytes: int) -> str:
     """The text; raises `Unreadable`, which names what the file is, and `NotWhole`.
 
     Args:
-        max_bytes: the limit for everything that comes out, of all packings together.
+        max_bytes: the limit for the unpacked bytes of all packings together.
     """
     return _decoded(_unpacked(file, max_bytes))
 
@@ -116,7 +116,7 @@ def _unpacked_once(file: bytes, left: int, limit: int) -> bytes | None:
 
 
 def _read(open_stream: Callable[[], BinaryIO], name: str, left: int, limit: int) -> bytes:
-    """Everything in the stream, given up as soon as it is too much."""
+    """The whole stream; raises `Unreadable` as soon as it exceeds the limit."""
     pieces, size = [], 0
     try:
         with open_stream() as stream:
@@ -126,7 +126,7 @@ def _read(open_stream: Callable[[], BinaryIO], name: str, left: int, limit: int)
                     raise Unreadable(f"the file is larger than {limit >> 20} MiB unpacked")
                 pieces.append(piece)
     except _DAMAGED as error:
-        raise NotWhole(f"the file came, and is not whole or not {name} ({type(error).__name__})") from None
+        raise NotWhole(f"the file is incomplete or not {name} ({type(error).__name__})") from None
     return b"".join(pieces)
 
 
@@ -140,7 +140,7 @@ def _inflated(file: bytes, left: int, limit: int) -> bytes | None:
     if len(unpacked) > left:
         raise Unreadable(f"the file is larger than {limit >> 20} MiB unpacked")
     if not inflater.eof:
-        raise NotWhole("the file came, and is not whole (zlib)")
+        raise NotWhole("the file is incomplete (zlib)")
     return unpacked
 
 
@@ -149,7 +149,7 @@ def _unzipped(file: bytes, left: int, limit: int) -> bytes:
         archive = zipfile.ZipFile(io.BytesIO(file))
         entries = archive.infolist()
     except (*_DAMAGED, NotImplementedError) as error:
-        raise NotWhole(f"the file is a ZIP archive, and is not whole ({type(error).__name__})") from None
+        raise NotWhole(f"the file is an incomplete ZIP archive ({type(error).__name__})") from None
     names = [entry.filename for entry in entries]
     if "[Content_Types].xml" in names or "mimetype" in names:
         raise Unreadable("the file is an Office document, such as a spreadsheet (XLSX), and not text")
@@ -171,12 +171,12 @@ def _untarred(file: bytes, left: int, limit: int) -> bytes:
             members = archive.getmembers()
             end = max((each.offset_data + -(-each.size // 512) * 512 for each in members), default=0)
             if len(file) < end + 512:
-                raise NotWhole("the file is a tar archive, and is not whole")
+                raise NotWhole("the file is an incomplete tar archive")
             files = [each for each in members if each.isfile()]
             member = _only("a tar archive", files, [each.name for each in files])
             return _read(lambda: archive.extractfile(member), "tar", left, limit)  # type: ignore[arg-type, return-value]
     except _DAMAGED as error:
-        raise NotWhole(f"the file is a tar archive, and is not whole ({type(error).__name__})") from None
+        raise NotWhole(f"the file is an incomplete tar archive ({type(error).__name__})") from None
 
 
 def _only(what: str, entries: Sequence[Entry], names: Sequence[str]) -> Entry:
@@ -205,7 +205,9 @@ def _decoded(file: bytes) -> str:
         text = file.decode(encoding)
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
-            raise Unreadable(f"the file is not the {encoding.upper()} text that it seems ({error.reason})") from None
+            raise Unreadable(
+                f"the file is not the {encoding.upper()} text that it seems to be ({error.reason})"
+            ) from None
         if _BINARY.search(file[:4096]):
             raise Unreadable(
                 f"the file is binary data of an unknown kind, and not CSV text (it begins with {file[:8].hex(' ')})"

@@ -37,7 +37,7 @@ _DAY = "affiliate_pipeline.day"
 
 
 class StoreError(Exception):
-    """The database refused one day, and nothing of it has changed; the text is for a person."""
+    """The database rejected a day, which is unchanged; the text is for a person."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Day:
     may_shrink: bool
     # openIds that the exchange refused: none of their rows may be among those replaced.
     left_out: frozenset[str] = frozenset()
-    # What rows have in common (by JSON name) of which the exchange sent no list: none of them may be replaced either.
+    # Values (by JSON name) shared by rows for which the exchange sent no list: these rows may not be replaced either.
     unlisted: Sequence[Mapping[str, object]] = ()
     # So many of the rows (and of what is hashed) the day holds already and keeps; the blocks are the others.
     stay: int = 0
@@ -143,7 +143,7 @@ class Store:
     def __init__(self, url: str):
         self.url = url
         self._connection = connect_prepared(url)
-        # The assets whose lock this store believes to hold.
+        # The assets whose lock this store acquired; its session may have lost it since.
         self._alone: set[str] = set()
 
     @property
@@ -162,7 +162,7 @@ class Store:
         readiness.require(self._connection, [endpoint.key for endpoint in endpoints])
 
     def work_for(self, run_id: str) -> None:
-        """From now on until this connection ends, the run is worked for. Raises `StoreUnavailable` if nothing can land."""
+        """Marks the run as live until this connection ends. Raises `StoreUnavailable` if nothing can land."""
         self.require_ready()
         with unavailable(), self._connection.transaction():
             self._connection.execute(sql.SQL("select pg_advisory_lock_shared({})").format(Lock(_RUN, run_id).key))
@@ -213,8 +213,8 @@ class Store:
         """Replaces the day by these rows, or adds them to those that stay, in one transaction; unless it already holds
         exactly them.
 
-        What the day then holds is compared with these rows before the commit. Raises `Shrunken`, `StoreError` or
-        `StoreUnavailable`, each with nothing changed.
+        Before the commit, the day's content is compared with these rows. Raises `Shrunken`, `StoreError` or
+        `StoreUnavailable`; the day is then unchanged.
         """
         key = {"asset": endpoint.key, "partition": day.partition}
         with unavailable():
@@ -230,8 +230,8 @@ class Store:
         oddities = self._begin(endpoint, day.partition)
         held = self.ledger(endpoint, [day.partition]).get(day.partition)
         if held or oddities:
-            # To be compared before anything is written. Where there is nothing to compare with, a block is copied
-            # while the next one is made.
+            # Spool, so that the rows can be compared before anything is written. With nothing to compare, each block
+            # is copied while the next one is made.
             day.blocks = Spool(day.blocks)
         difference = ""
         if held and held.content_hash == day.content_hash and held.rows == day.rows:
@@ -256,18 +256,18 @@ class Store:
         return Replaced(True, facts, restated, self._new_fields(day, key), difference)
 
     def _begin(self, endpoint: Endpoint, day: date) -> list[str]:
-        """Begins the day's transaction: no other one lands the day before this one ends, whatever became of session locks.
+        """Begins the day's transaction: until it ends, no other one lands the day, even if session locks are lost.
 
-        Returns what of the table could change rows while they are written. Raises `StoreError` if another session has the
-        asset's lock by now.
+        Returns the table's features that could change rows while they are written (triggers, column types). Raises
+        `StoreError` if the session has lost the asset's lock.
         """
         kinds = {column.name: column.kind.sql for column in columns(endpoint.schema)} | {"extra": "jsonb"}
         with self._connection.cursor() as cursor:
-            # Each statement sees what was committed before it began: the ones after the lock all of an earlier landing.
+            # Separate statements: those after the lock see all that an earlier landing committed.
             cursor.execute(
                 sql.SQL(
                     "select pg_advisory_xact_lock({day}); "
-                    # From here on, nobody else changes the table's definition.
+                    # From here on, no other session can change the table's definition.
                     "lock table {table} in row exclusive mode; "
                     "select exists (select {held} and pid = pg_backend_pid()), array("
                     "select 'trigger ' || tgname from pg_trigger where tgrelid = t.oid and not tgisinternal union all "
@@ -318,7 +318,7 @@ class Store:
     def _refuse_difference(self, endpoint: Endpoint, day: Day, facts: Facts, oddities: Sequence[str]) -> None:
         """Raises `StoreError` unless the day holds what was to be written.
 
-        The content is read back only where something of the table (see `_begin`) could have changed it.
+        Reads the content back only if the table has features (see `_begin`) that could have changed it.
         """
         difference = "" if facts.rows == day.rows else f"{facts.rows} rows instead of {day.rows}"
         if oddities and not difference:
@@ -501,8 +501,8 @@ class Store:
         *,
         complete: bool = True,
     ) -> None:
-        """Keeps what was received for the day, in place of what was kept for it before. `rows` gives the JSON texts each
-        time. What is not complete replaces neither complete rows nor more of them."""
+        """Stores what was received for the day, replacing what `reject` stored before. Each call of `rows` yields the JSON
+        texts anew. Incomplete rows never replace complete rows, nor a larger number of rows."""
         key = {"asset": endpoint.key, "partition": day}
         common = (*key.values(), run_id, source, datetime.fromtimestamp(received_ms / 1000, UTC), reason, complete)
         with unavailable():
@@ -552,7 +552,7 @@ class Store:
 
 
 def _refusal(error: psycopg.Error) -> str:
-    """What PostgreSQL says of rows that it refused, and of which: the rest of its words quotes them whole."""
+    """PostgreSQL's message about rows that it rejected, with row and column; its other fields quote whole rows."""
     place = re.search(r"^COPY .*?, line ([0-9]+)(?:, column (\w+))?", error.diag.context or "")
     column = error.diag.column_name or (place and place[2])
     named = [*([f"row {place[1]}"] if place else []), *([f"column {column}"] if column else [])]

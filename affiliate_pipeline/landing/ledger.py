@@ -8,7 +8,7 @@ from psycopg import sql
 def by_day(assets: Sequence[str]) -> sql.Composed:
     """Selects the days that any of the assets has landed: `partition`, `inputs` (a fingerprint of the contents),
     `landed_at` (the latest) and `settled` (a JSON object by asset)."""
-    # Contents identify what was read, and no times do: transactions overlap.
+    # Fingerprint the contents: landing times do not identify what was read, since transactions overlap.
     return sql.SQL(
         "select partition, md5(string_agg(asset || ' ' || content_hash || ' ' || settled, ',' order by asset)) as inputs, "
         "max(landed_at) as landed_at, jsonb_object_agg(asset, settled) as settled "

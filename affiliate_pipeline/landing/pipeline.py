@@ -256,7 +256,7 @@ class _Landing:
     def _rejected(
         self, fetched: DayRows | DayError, asked_at: int, reason: str, action: str, *, complete: bool
     ) -> Failed:
-        """The day as failed, once what was received for it is in `affiliate.rejected_row`."""
+        """The failed day, after storing what was received for it in `affiliate.rejected_row`."""
         more = fetched.error.received if isinstance(fetched, DayError) else ()
 
         def received() -> Iterator[str]:
@@ -413,7 +413,7 @@ class _Landing:
         if not rejected.complete:
             return self._failed(
                 day,
-                f"what affiliate.rejected_row holds is not all of it ({rejected.reason}), so it cannot land. Materialize it "
+                f"affiliate.rejected_row holds only a part of the day ({rejected.reason}), so it cannot land. Materialize it "
                 "without from_rejected",
             )
         asked_ms = int(rejected.rejected_at.timestamp() * 1000)
@@ -487,10 +487,10 @@ def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store
 
 
 def _damage(rows: Mapping[str, int]) -> Iterator[str]:
-    """That texts landed with U+FFFD in them."""
+    """A problem for each column in which texts landed with U+FFFD."""
     for name, count in rows.items():
         yield (
-            f"{name} has U+FFFD in {count} {'row' if count == 1 else 'rows'}: the exchange sent what is no text there, such as "
+            f"{name} has U+FFFD in {count} {'row' if count == 1 else 'rows'}: the exchange sent invalid text there, such as "
             "half an emoji. Everything else landed as sent"
         )
 

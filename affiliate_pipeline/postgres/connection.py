@@ -18,10 +18,10 @@ from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.postgres import ddl
 
 OLDEST_SERVER = 140000
-# Lets the statistics of the server tell our sessions from those of others.
+# Identifies our sessions in `pg_stat_activity`.
 APPLICATION = "affiliate_pipeline"
 CONNECT_TIMEOUT_S = 10
-# While it waits for a session's lock, a process looks at the holder this often.
+# How often a process that waits for a lock checks the lock's holder.
 LOCK_CHECK_S = 5
 # A live run queries the database at every request, through one of its connections. Only the download of a large file
 # keeps it silent for longer than a few minutes.
@@ -74,7 +74,7 @@ _CAUSES: tuple[tuple[str, str, str, str], ...] = (
         "It is being started or stopped. Wait until it runs, then materialize again",
     ),
     ("55P03", "", "the database cannot be used", "Another session keeps a lock: end its transaction, then materialize again"),
-    ("57014", "", "the database cannot be used", "Somebody or a timeout canceled the statement: materialize again"),
+    ("57014", "", "the database cannot be used", "A user or a timeout canceled the statement: materialize again"),
     ("26000|08P01|", "prepared statement|unsupported startup parameter|pooling mode", "the database cannot be used", DIRECT),
     (
         "28...|",
@@ -132,7 +132,7 @@ def parameters(url: str) -> dict[str, str]:
     except (psycopg.Error, ValueError):
         raise _unparsable() from None
     # An `@` or `/` in a password moves the parts after it: pieces of the password would be taken for host, port or
-    # database, and be quoted by whoever cannot find them.
+    # database, and be quoted in connection errors.
     authority, _, path = url.partition("://")[2].partition("/")
     hosts = given.get("host", "").split(",")
     ports = given.get("port", "").split(",")
@@ -182,7 +182,7 @@ def _open(url: str) -> psycopg.Connection:
             autocommit=True,
             connect_timeout=CONNECT_TIMEOUT_S,
             client_encoding="utf8",
-            # Of one process all have the same name: see `_dead_holder`.
+            # All connections of a process have the same name: `_refuse_dead_holder` relies on it.
             application_name=f"{APPLICATION} {os.getpid()}@{socket.gethostname()}",
         )
     except (psycopg.Error, ValueError) as error:
@@ -197,14 +197,14 @@ def _open(url: str) -> psycopg.Connection:
         ) from None
 
 
-# Addresses that this process has seen to keep a session for each connection.
+# Addresses that are proven, in this process, to give each connection its own session.
 _proven: set[str] = set()
 
 
 def _prove_session(connection: psycopg.Connection, url: str) -> None:
-    """Raises `StoreUnavailable` if the address shares sessions between connections; looked at once per process.
+    """Raises `StoreUnavailable` if the address shares sessions between connections; checked once per process.
 
-    What relies on a session (locks, settings) is lost there, and set for others.
+    There, a session's locks and settings are lost, and leak into other connections.
     """
     if url in _proven:
         return
@@ -226,7 +226,7 @@ def _is_shared(connection: psycopg.Connection, other: psycopg.Connection) -> boo
     try:
         for _ in range(_ROUNDS):
             with other.transaction():
-                # Where this is our own session, looking through the first connection might wait for it forever.
+                # Compare the ids first: in a shared session, the first connection might wait forever for this transaction.
                 if _value(other, "select pg_backend_pid()") == own[0] or connection.execute(look).fetchone() != own:
                     return True
     except psycopg.Error as error:
@@ -243,7 +243,7 @@ def _value(connection: psycopg.Connection, statement: str) -> Any:
 
 
 def _settings(version: int, durable: bool) -> str:
-    """What our statements rely on, and what would end them: a role, a database or a URL may set any of it otherwise."""
+    """A statement that sets what ours rely on: a role, database or URL may set any of it differently."""
     settings = {
         "timezone": "UTC",
         "datestyle": "ISO, YMD",
@@ -252,16 +252,16 @@ def _settings(version: int, durable: bool) -> str:
         "extra_float_digits": "1",
         "standard_conforming_strings": "on",
         "search_path": "pg_catalog, public",
-        # Rows hidden from us would be missed: then the statement has to fail.
+        # Row-level security would silently omit rows: the statement has to fail instead.
         "row_security": "off",
-        # What is read after waiting for a lock has to be newer than the lock.
+        # After waiting for a lock, statements have to see what its last holder committed.
         "default_transaction_isolation": "read committed",
         "statement_timeout": "0",
         "idle_in_transaction_session_timeout": "0",
         "idle_session_timeout": "0",
-        # A table that somebody keeps locked is waited for, though not forever.
+        # Do not wait forever for a table that another session keeps locked.
         "lock_timeout": "10min",
-        # A machine that died without a word must not hold a lock for hours.
+        # Without keepalives, a crashed machine's session would hold its locks for hours.
         "tcp_keepalives_idle": "30",
         "tcp_keepalives_interval": "10",
         "tcp_keepalives_count": "3",
@@ -300,7 +300,7 @@ class Lock:
 def locked(connection: psycopg.Connection, lock: Lock, what: str) -> Iterator[None]:
     """Holds the lock, after waiting for the run that holds it.
 
-    Raises `StoreUnavailable`, which names the holder, if that is no live run.
+    Raises `StoreUnavailable`, which names the holder, if the holder is not a live run.
     """
     if not try_lock(connection, lock, what):
         log.info("%s: another run holds its lock; waiting for its end", what)
@@ -313,7 +313,7 @@ def locked(connection: psycopg.Connection, lock: Lock, what: str) -> Iterator[No
 
 
 def try_lock(connection: psycopg.Connection, lock: Lock, what: str) -> bool:
-    """Whether the session now holds the lock; raises `StoreUnavailable` if no live run holds it."""
+    """Whether the session now holds the lock; raises `StoreUnavailable` if the holder is not a live run."""
     with unavailable(), connection.transaction():
         row = connection.execute(sql.SQL("select pg_try_advisory_lock({})").format(lock.key)).fetchone()
     if row and row[0]:
@@ -323,7 +323,7 @@ def try_lock(connection: psycopg.Connection, lock: Lock, what: str) -> bool:
 
 
 def unlock(connection: psycopg.Connection, lock: Lock) -> None:
-    # A connection that is lost says so only when it is used.
+    # A lost connection is noticed only when it is used.
     if not connection.closed:
         with unavailable(), connection.transaction():
             connection.execute(sql.SQL("select pg_advisory_unlock({})").format(lock.key))
@@ -342,8 +342,8 @@ def _wait_for(connection: psycopg.Connection, lock: Lock) -> bool:
 
 
 def _refuse_dead_holder(connection: psycopg.Connection, lock: Lock, what: str) -> None:
-    """Raises `StoreUnavailable` if what holds the lock is no live run: a lock that a pooler's idle session has kept, say,
-    would be waited for forever."""
+    """Raises `StoreUnavailable` if the lock's holder is not a live run. Otherwise a run would wait forever, for example for
+    a lock kept by a pooler's idle session."""
     with unavailable(), connection.transaction():
         holder = connection.execute(
             sql.SQL(
@@ -359,7 +359,7 @@ def _refuse_dead_holder(connection: psycopg.Connection, lock: Lock, what: str) -
         pid, name, since, silent_since = holder
         raise StoreUnavailable(
             f"{what}: its lock is held by the database session {pid} ({name}, connected since {since or 'unknown'}, silent "
-            f"since {silent_since or 'unknown'}), which is no live run",
+            f"since {silent_since or 'unknown'}), which is not a live run",
             f"If that session is not needed, end it with `select pg_terminate_backend({pid})`, then materialize again",
         )
 

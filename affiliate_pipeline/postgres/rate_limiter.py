@@ -130,7 +130,9 @@ class Lease:
                     return self._block
                 wait_s, pause_s = self._run(_WAIT, values).fetchone()
             if pause_s is not None and pause_s > self._longest_wait_s:
-                raise Banned(f"the exchange wants no request for another {pause_s:.0f} s; materialize again after that")
+                raise Banned(
+                    f"the exchange allows no request for another {pause_s:.0f} s; materialize again after that"
+                )
             # Another process may be faster; a slot that was seen coming back is then asked for again.
             self._sleep(min(max(wait_s or 0.0, 0.005), 5.0))
 

@@ -1,4 +1,4 @@
-"""Whether a database can take what lands: looked at before an exchange is requested, and by `check`."""
+"""Whether days can land in a database: checked before requests to an exchange, and by `check`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from affiliate_pipeline.postgres.connection import (
     unavailable,
 )
 
-# What landing does with the tables of `ddl.BOOKKEEPING`, and with an endpoint's own.
+# The rights that landing needs on the tables of `ddl.BOOKKEEPING`, and on an endpoint's own table.
 _RIGHTS = {
     "affiliate.landing": "select insert update",
     "affiliate.rejected_row": "select insert delete",

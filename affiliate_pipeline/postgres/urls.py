@@ -16,8 +16,8 @@ def libpq_environment(url: str) -> dict[str, str]:
 
 
 def public_tables(url: str, schemas: Collection[str]) -> str:
-    """The URL as SQLAlchemy reads it too, with sessions that keep tables in `public` even where the role is called like
-    one of these schemas: such a schema would lead the search path."""
+    """The URL as SQLAlchemy reads it too, with sessions that keep tables in `public` even if the role has the name
+    of one of these schemas, which would then come first in the search path."""
     given = parameters(url)
     if given.get("user") in schemas:
         given = {"options": "-c search_path=public"} | given
@@ -31,7 +31,7 @@ def _url(given: Mapping[str, str]) -> str:
         credentials += f":{quote(rest.pop('password'), safe='')}"
     name = quote(rest.pop("dbname", ""), safe="")
     address = ""
-    # Several hosts, and the folder of a socket, are given as parameters: so SQLAlchemy takes them.
+    # SQLAlchemy accepts several hosts, or a socket's folder, only as parameters.
     if not set(",/") & set(rest.get("host", "")):
         host = rest.pop("host", "")
         address = (f"[{host}]" if ":" in host else host) + (f":{rest.pop('port')}" if host and "port" in rest else "")

@@ -71,7 +71,7 @@ def _flag(raw: bytes) -> bool:
     return {"true": True, "false": False, "1": True, "0": False}[_string(raw).lower()]
 
 
-# How exchanges spell that there is no value, or none yet, where the column may be null. An empty text is a text.
+# How exchanges spell that there is no value, or none yet, in a nullable column. In a text column, an empty text is a value.
 _NO_VALUE = frozenset({"", "-", "--", "null", "none", "n/a"})
 _NO_INSTANT = _NO_VALUE | {"0", "-1"}
 

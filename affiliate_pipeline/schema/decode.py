@@ -28,7 +28,7 @@ from affiliate_pipeline.schema.columns import KINDS, Column, Row, columns
 
 SAMPLE_CHARACTERS = 40
 NAME_CHARACTERS = 200
-# The one key of an object that stands for a field's value as received, where jsonb cannot hold it.
+# The only key of the object that replaces a field's value, as received, that jsonb cannot hold.
 AS_RECEIVED = "$json"
 # jsonb's numbers have no more digits after the point, and its reader recurses.
 MAX_NUMBER_DIGITS, MAX_JSON_DEPTH = 16_000, 500
@@ -99,7 +99,7 @@ def parse(model: type[Row], rows: Iterable[bytes], inside: tuple[str, int, int] 
 
 
 def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Each row's JSON text by itself; a chunk that is no rows as it is."""
+    """Each row's JSON text by itself; a chunk that does not hold rows is yielded unchanged."""
     for chunk in chunks:
         try:
             yield from map(bytes, msgspec.json.decode(_list([chunk]), type=list[msgspec.Raw]))
@@ -123,7 +123,7 @@ def payload(received: bytes) -> str:
 
 
 def damaged(table: arrow.Table) -> Counter[str]:
-    """In how many rows each column has U+FFFD, which stands for what is no text."""
+    """The number of rows in which each column has U+FFFD, which replaces invalid text."""
     found = Counter()
     for name in table.column_names:
         if arrow.types.is_string(table[name].type):
@@ -324,9 +324,9 @@ def _member(name: str, raw: bytes) -> bytes:
 
 
 def _fields(row: bytes) -> list[tuple[str, bytes]]:
-    """The row's fields in order, with those that are there twice."""
+    """The row's fields in order, with repeated ones."""
     fields = msgspec.json.decode(row, type=dict[str, msgspec.Raw])
-    # As many colons after names as fields: none is there twice.
+    # With as many colons after names as fields, no field is repeated: skip the slow parser.
     may_repeat = row.count(b":") > len(fields) and (row.count(b'":') > len(fields) or _SPACED_COLON.search(row))
     if may_repeat and len(pairs := _pairs(row)) > len(fields):
         return pairs
@@ -378,7 +378,7 @@ def _field_by_field(model: type[Row], body: bytes) -> tuple[Parsed, list[Problem
                 if first[0] != name:
                     more.append((name, received))
                 elif first[1] != received:
-                    unread.setdefault((column.name, "the field is there twice"), []).append((index, received))
+                    unread.setdefault((column.name, "the field occurs twice"), []).append((index, received))
                 continue
             if received == b"null" or (column.nullable and column.kind.means_null(received)):
                 continue
@@ -403,7 +403,7 @@ def _field_by_field(model: type[Row], body: bytes) -> tuple[Parsed, list[Problem
 def _extra(fields: Iterable[tuple[str, bytes]]) -> tuple[str, set[str]]:
     """The JSON text for `extra`, and the names that unknown fields are reported by.
 
-    A field that jsonb cannot hold (U+0000, a number or nesting beyond its limits, a field that is there twice) becomes
+    A field that jsonb cannot hold (U+0000, a number or nesting beyond its limits, a field that occurs twice) becomes
     `{"$json": "…"}` with the value's JSON text as received; of several values, joined by commas.
     """
     by_key: dict[str, list[bytes]] = defaultdict(list)
@@ -418,8 +418,8 @@ def _extra(fields: Iterable[tuple[str, bytes]]) -> tuple[str, set[str]]:
         key: {AS_RECEIVED: b",".join(raws).decode(errors="replace")} if key in odd else msgspec.Raw(raws[0])
         for key, raws in by_key.items()
     }
-    # Of the same fields the same text, in whatever order they came: it is hashed. Names are reported in an index, whose
-    # entries have a limit.
+    # Sort: the text is hashed, and the order of fields must not matter. Cut names: they are stored in an index, whose
+    # entries are limited in size.
     return msgspec.json.encode(held, order="sorted").decode(), {key[:NAME_CHARACTERS] for key in held}
 
 
@@ -433,7 +433,7 @@ class _Unfit(Exception):
 
 
 def _fits_jsonb(text: bytes) -> bool:
-    """Whether jsonb holds all of the JSON text exactly, and it is not one that says `$json` itself."""
+    """Whether jsonb holds all of the JSON text exactly, and none of its objects has `$json` as its only field."""
     if len(text) <= MAX_JSON_DEPTH and not _SUSPECT.search(text):
         return True
     depth = deepest = 0

@@ -52,7 +52,7 @@ def test_what_has_landed_since_is_said(sandbox, capsys):
     report(f"{SETTLED}")
 
     assert f"has not been added up yet: {SETTLED}" in capsys.readouterr().out
-    assert f"{SETTLED}: not all that has landed has been added up yet" in page(SETTLED)
+    assert f"{SETTLED}: some landed rows have not been added up yet" in page(SETTLED)
     assert FINE not in page(SETTLED)
 
 

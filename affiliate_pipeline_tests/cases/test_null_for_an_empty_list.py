@@ -147,7 +147,7 @@ def test_a_roster_that_had_users_is_not_nobody(both, query, monkeypatch):
 
     run = materialize("lbank/trade_user", [DAYS[2]])
 
-    assert "it came without a list (null) twice in a row, and had users before" in run.failed[DAYS[2]]
+    assert "LBank twice sent null instead of the list of users, which was not empty before" in run.failed[DAYS[2]]
 
 
 @pytest.mark.parametrize("body", [b"null", b'""', b"{}"])
@@ -167,7 +167,7 @@ def test_records_of_binance_without_a_list_are_an_error_at_once(sandbox, query, 
     run = materialize(REBATES, [other, day])
 
     assert set(run.failed) == {other, day}
-    assert all("the answer is not a list of rows" in reason for reason in run.failed.values())
+    assert all("the response is not a list of rows" in reason for reason in run.failed.values())
     assert query("select count(*) from binance.rebate_recent_record") == [(5,)]
     # The range once, then each of its days.
     assert len(sandbox.requests) == 3

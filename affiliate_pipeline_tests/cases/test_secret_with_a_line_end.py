@@ -84,8 +84,8 @@ def test_quotes_around_alert_urls_are_named(checked, monkeypatch):
         ("BINANCE_PARTNER_API_KEY", "two words", "has a character that a header cannot carry"),
         ("LBANK_API_KEY", "two words", "has a character that a header cannot carry"),
         ("LBANK_API_KEY", "-----BEGIN PRIVATE KEY-----\\nMIIE", "were key and secret swapped"),
-        ("BINANCE_PARTNER_API_SECRET", "a\u00e9b", "has white space or another character in it"),
-        ("LBANK_API_SECRET", "a\tb", "has white space or another character in it"),
+        ("BINANCE_PARTNER_API_SECRET", "a\u00e9b", "has white space or another character that"),
+        ("LBANK_API_SECRET", "a\tb", "has white space or another character that"),
     ],
 )
 def test_a_key_or_secret_with_other_characters_is_named(checked, monkeypatch, name, value, named):

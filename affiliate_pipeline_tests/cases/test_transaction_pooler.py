@@ -125,7 +125,7 @@ def test_landing_is_safe_even_where_it_is_not_noticed(sandbox, pooled, database_
 
     assert len(outcomes) == len(threads)
     lost = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-    assert all("no longer holds the asset's lock" in each.reason or "is no live run" in each.reason for each in lost)
+    assert all("no longer holds the asset's lock" in each.reason or "is not a live run" in each.reason for each in lost)
     if any(isinstance(outcome, Landed) for outcome in outcomes):
         assert landed(query, SETTLED) == sent(rows)
     assert query("select count(*) from affiliate.rejected_row") in ([(0,)], [(399,)])
@@ -163,7 +163,7 @@ def test_a_lock_that_no_live_run_holds_is_not_waited_for(sandbox, database_url, 
         pid = holder.info.backend_pid
     assert sorted(run.failed) == DAYS
     assert "its lock is held by the database session" in run.failed[SETTLED]
-    assert "), which is no live run" in run.failed[SETTLED]
+    assert "), which is not a live run" in run.failed[SETTLED]
     assert f" {pid} ({name or 'no name'}, connected since" in run.failed[SETTLED]
     assert f"pg_terminate_backend({pid})" in run.failed[SETTLED]
     assert sandbox.requests == []

@@ -108,7 +108,7 @@ def test_a_field_that_is_there_twice_with_two_values_is_refused_by_name_and_kept
 
     run = materialize(KEY, [DAY])
 
-    assert "income: the field is there twice in 1 row" in run.failed[DAY] and "row 2 of 2" in run.failed[DAY]
+    assert "income: the field occurs twice in 1 row" in run.failed[DAY] and "row 2 of 2" in run.failed[DAY]
     kept = query("select case jsonb_typeof(payload) when 'string' then payload#>>'{}' end from affiliate.rejected_row")
     assert (row.decode(),) in kept and len(kept) == 2
 

@@ -175,7 +175,7 @@ def test_a_ban_ends_the_run_at_once_and_is_respected_by_the_next(sandbox, rows):
 
     assert sorted(first.failed) == sorted(second.failed) == DAYS
     assert "7200 s" in first.message
-    assert "wants no request for another" in second.message
+    assert "allows no request for another" in second.message
     assert len(sandbox.requests) == 1
 
 

@@ -645,7 +645,7 @@ def test_a_longer_silence_than_a_run_can_wait_is_told(sandbox, status):
 
     run = materialize(FUTURES, [SETTLED])
 
-    assert "wants no request for 1000 s" in run.failed[SETTLED] and str(status) in run.failed[SETTLED]
+    assert "allows no request for 1000 s" in run.failed[SETTLED] and str(status) in run.failed[SETTLED]
     assert len(asked(sandbox, FUTURES)) == 1
 
 
@@ -719,7 +719,7 @@ def test_rows_that_are_none_fail_their_day(sandbox, query, data):
 
     run = materialize(MONEY, [SETTLED])
 
-    assert "a list of what are no rows" in run.failed[SETTLED]
+    assert "a list of items that are not rows" in run.failed[SETTLED]
     assert materialize(MONEY, [SETTLED]).success
     assert landed(query, MONEY, SETTLED) == sent(rows_of(sandbox, MONEY, SETTLED))
 
@@ -733,7 +733,7 @@ def test_a_question_with_one_answer_that_gets_none_or_two_fails_its_day(sandbox,
 
     run = materialize(name, [bad] if name == OBSERVED else DAYS[:2])
 
-    assert list(run.failed) == [bad] and "rows where the answer is one" in run.failed[bad]
+    assert list(run.failed) == [bad] and "rows instead of one" in run.failed[bad]
     assert landed(query, name, bad) == Counter()
 
 
@@ -761,7 +761,7 @@ def test_rows_of_days_that_were_not_asked_for_are_refused(sandbox, query):
 
     run = materialize(MONEY, [SETTLED])
 
-    assert f"asked for {SETTLED} and answered rows of {DAYS[4]}" in run.failed[SETTLED]
+    assert f"requested {SETTLED}, and LBank returned rows of {DAYS[4]}" in run.failed[SETTLED]
 
 
 def test_a_row_that_does_not_fit_is_kept_as_received(sandbox, query):

@@ -92,7 +92,7 @@ def test_the_report_is_a_page_that_asks_nobody(landed: Project, page, picture):
     page.goto(path.as_uri())
 
     page.get_by_text(f"Earnings of {day}").first.wait_for()
-    assert page.get_by_text("Made-up data of the sandbox").count() == 1
+    assert page.get_by_text("Sandbox data. Not real earnings.").count() == 1
     (total,) = landed.query(
         "select trim_scale(sum(income))::text from binance.rebate_recent_record "
         "where partition_date = %s and asset = 'USDT'",

@@ -155,14 +155,14 @@ def test_a_size_that_an_archive_gives_wrong_is_not_believed():
 @pytest.mark.parametrize("part", [0.5, 0.9])
 def test_a_part_of_a_packed_file_is_called_so(pack, part):
     packed = pack(FILE)
-    with pytest.raises(NotWhole, match="not whole"):
+    with pytest.raises(NotWhole, match="incomplete"):
         unpack_text(packed[: int(len(packed) * part)], LIMIT)
 
 
 def test_a_spoiled_byte_is_noticed():
     packed = bytearray(zipped(("x.csv", FILE), kind=zipfile.ZIP_STORED))
     packed[1000] ^= 1
-    with pytest.raises(NotWhole, match="not whole"):
+    with pytest.raises(NotWhole, match="incomplete"):
         unpack_text(bytes(packed), LIMIT)
 
 

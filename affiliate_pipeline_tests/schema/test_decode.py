@@ -340,7 +340,7 @@ def test_no_value_is_read_alike_column_by_column_and_field_by_field(name, spelli
 def test_a_field_that_is_there_twice_is_found_however_it_is_spaced():
     for colon in (b":", b" : ", b"\t:"):
         twice = row(name="a:b").replace(b"}", b', "income"' + colon + b'"2"}')
-        assert problems(twice) == ["income: the field is there twice in 1 row, such as '\"2\"'"]
+        assert problems(twice) == ["income: the field occurs twice in 1 row, such as '\"2\"'"]
     assert values(parse(Thing, [row().replace(b"}", b', "orderId":7}')]), "order_id") == [7]
 
 

@@ -1,1 +1,1 @@
-"""What people see of a day: a page, a chart and a text. Amounts are shown with every digit; only bar heights are floats."""
+"""The report of a day: page, charts and text. Amounts keep every digit; only bar heights are floats."""

@@ -57,7 +57,7 @@ def write(figures: Figures, folder: Path) -> Path:
 
 
 def html(figures: Figures) -> str:
-    """One page for a phone or a desk, by day and by night, which requests nothing from the network."""
+    """A self-contained HTML page: responsive, light and dark, and without network requests."""
     return _render("page.html.j2", figures)
 
 
@@ -67,7 +67,7 @@ def markdown(figures: Figures) -> str:
 
 
 def svg(figures: Figures) -> str:
-    """All charts as one image, two side by side; without titles, as each day's is stored in Dagster's event log."""
+    """All charts as one image, two per row. Titles are left out, since Dagster's event log stores an image per day."""
     return _render("charts.svg.j2", figures)
 
 
@@ -89,7 +89,7 @@ def _panel(figures: Figures, exchange: str, coin: str) -> Panel:
     most, least = max([*amounts.values(), Decimal(0)]), min([*amounts.values(), Decimal(0)])
 
     def pixels(amount: Decimal) -> int:
-        # A share of the whole, since the amounts themselves may be too great for a float.
+        # Convert the ratio, not the amounts: an amount may be too large for a float.
         return round(PLOT_PX * float(abs(amount) / (most - least))) if most != least else 0
 
     zero_y = HEAD_PX + pixels(most)
@@ -103,7 +103,7 @@ def _panel(figures: Figures, exchange: str, coin: str) -> Panel:
 
 
 def lacking(figures: Figures) -> list[str]:
-    """One line for each thing that the figures lack, or that there is none."""
+    """One line per gap in the figures, or a single line that there is none."""
     lines: list[str] = []
     for each in figures.incomplete:
         if each.missing:
@@ -111,12 +111,12 @@ def lacking(figures: Figures) -> list[str]:
         if each.unsettled:
             lines.append(f"{each.name}: {fold(each.unsettled)} landed, may still change")
     if figures.stale:
-        lines.append(f"{fold(figures.stale)}: not all that has landed has been added up yet")
+        lines.append(f"{fold(figures.stale)}: some landed rows have not been added up yet")
     return lines or ["nothing: every day has landed and is final"]
 
 
 def _cell(text: str) -> str:
-    """The text, of which nothing is taken for Markdown."""
+    """The text with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", " ".join(text.split()))
 
 

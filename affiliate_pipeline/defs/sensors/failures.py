@@ -1,6 +1,6 @@
 """Sensors that raise alerts: of runs that failed, with exactly the days they did not land, of checks that failed, and of
-sensors and schedules that do. They put them into the outbox; `delivery.py` sends them. Where others share the Dagster
-instance, only of this package's own."""
+sensors and schedules that do. They put alerts into the outbox; `delivery.py` sends them. In a shared Dagster instance
+they cover only this package's own runs, checks, sensors and schedules."""
 
 import json
 import time
@@ -30,7 +30,7 @@ RUNS_PER_TICK = 200
 DAY_S = 86_400
 # Ids are given before events are committed: one below what has been read may still appear.
 APPEARED_S = 60
-# The daemon that launches retries looks every 5 s. It may be off, or have found that there is nothing to launch.
+# The daemon launches retries every 5 s; it may also be off, or find nothing to launch. After this time, no retry comes.
 RETRY_LAUNCHED_S = 300
 # A single failed tick of a sensor is made good by the next one; one of a schedule is a run that did not start.
 FAILED_TICKS = {InstigatorType.SENSOR: 2, InstigatorType.SCHEDULE: 1}
@@ -68,7 +68,7 @@ def failed_run_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
                         found = _alerts(context, run, record.event_log_entry, f"{ui}/runs/{run.run_id}")
                         raised += sum(outbox.add(alert, ended_at) for alert in found)
                 except _Undecided:
-                    # It is read again; the runs after it do not wait. An alert that was raised is not raised again.
+                    # The next tick reads the run again, without delaying later runs. No alert is raised twice.
                     is_decided = False
                 if is_decided and record.timestamp < time.time() - APPEARED_S:
                     cursor[event_type.value] = record.storage_id
@@ -86,19 +86,19 @@ def _ended(instance: DagsterInstance, event_type: Any, cursor: Mapping[str, Any]
 def _alerts(
     context: dg.SensorEvaluationContext, run: DagsterRun, ended: dg.EventLogEntry, link: str
 ) -> Iterator[alerts.Alert]:
-    """What there is to report of an ended run, if it is ours. Nothing of one that was cancelled: that was on purpose."""
+    """The alerts of an ended run, if it is ours. A cancelled run has none: it was cancelled on purpose."""
     instance = context.instance
     if run.remote_job_origin and not is_own_repository(context, run.remote_job_origin.repository_origin):
         return
     if run.status == dg.DagsterRunStatus.FAILURE:
         planned = _partitions(instance, run.run_id, DagsterEventType.ASSET_MATERIALIZATION_PLANNED) or {
-            # It failed before Dagster had planned anything.
+            # The run failed before Dagster had planned anything.
             (key, day and f"{day}")
             for key in selected(context, run, OWN_ASSETS)
             for day in days_of(run) or [None]
         }
         landed = _partitions(instance, run.run_id, DagsterEventType.ASSET_MATERIALIZATION)
-        # Where only assets of others are missing, the failure is theirs.
+        # If only other packages' assets are missing, the failure is not ours.
         is_own = any(key in OWN_ASSETS for key, _ in planned - landed or planned)
         if is_own and not _is_retried(instance, run, ended):
             failed = _failed_assets(instance, run.run_id, planned, landed)
@@ -108,10 +108,10 @@ def _alerts(
 
 
 def _is_retried(instance: DagsterInstance, run: DagsterRun, ended: dg.EventLogEntry) -> bool:
-    """Whether Dagster has launched a retry of the run, whose own failure is then reported instead.
+    """Whether Dagster has launched a retry of the run; if the retry fails, that failure is reported instead.
 
-    The tag says only that it should. None is launched without the origin of its code location, as from the command line,
-    and for several reasons that Dagster only logs: a job or a repository that is gone, a backfill that has ended.
+    The tag shows only that Dagster intends one. It launches none for a run without a code location's origin (from the
+    command line), nor for reasons that it only logs: a job or repository that is gone, a backfill that has ended.
     """
     if run.tags.get(WILL_RETRY_TAG) == "false":
         return False
@@ -129,7 +129,7 @@ _Partitions = set[tuple[AssetKey, str | None]]
 def _failed_assets(
     instance: DagsterInstance, run_id: str, planned: _Partitions, landed: _Partitions
 ) -> list[alerts.FailedAsset]:
-    """What of ours the run had planned to materialize and did not."""
+    """Our assets and days that the run planned to materialize and did not."""
     reasons = _reasons(instance, run_id)
     assets = []
     for key in sorted(OWN_ASSETS):
@@ -233,7 +233,7 @@ def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleD
             ):
                 if state.instigator_name not in own or not is_own_repository(context, state.origin.repository_origin):
                     continue
-                # Of the delivery too: mostly it is one of several targets that fails. If it is all, the heartbeat stops.
+                # Include the alert delivery: usually only one of several targets fails. If all do, the heartbeat stops.
                 if alert := _failing(context.instance, state, ui):
                     raised += outbox.add(alert)
         return dg.SkipReason(f"{raised} alerts raised")

@@ -16,7 +16,7 @@ _CLOCK = -1021
 _SIGNATURE = -1022
 _FORMAT = -2014
 _REJECTED = -2015
-# Of the key, for reasons that only the message gives.
+# Concern the key; only the message gives the reason.
 _ACCESS_CODES = {-1002, -1099, -2008, -2017}
 
 
@@ -27,7 +27,7 @@ class _ServerTime(msgspec.Struct, rename="camel"):
 def read(reply: Reply, key_name: str, secret_name: str) -> bytes:
     """The body of a good answer; else raises the `ExchangeError` that says what is wrong, and names the two variables
     where the key or its secret may be."""
-    # Rows are not read twice.
+    # A list is rows: do not parse it a second time in search of an error.
     if reply.status_code == 200 and reply.content.lstrip()[:1] == b"[":
         return reply.content
     error = error_of(reply)

@@ -113,7 +113,7 @@ def refresh_roster(store: RosterStore, team_list: Callable[[], Client], now_ms: 
         def ask(page: Mapping[str, object]) -> list[bytes]:
             rows, is_unlisted = get_list(client, TEAM_LIST, {"startTime": 0, "endTime": now_ms, **page}, rows_of)
             if is_unlisted and store.members():
-                raise Refused("it came without a list (null) twice in a row, and had users before")
+                raise Refused("LBank twice sent null instead of the list of users, which was not empty before")
             return rows
 
         try:

@@ -60,8 +60,7 @@ class LBankSession(Session):
 
 @dataclass(frozen=True)
 class Ask:
-    """One question: its parameters, the fields (JSON names) that its rows need and lack, and whose rows they are (None: of
-    any openId)."""
+    """One query: its parameters, the fields (JSON names) to add to its rows, and the openId of the rows (None: any)."""
 
     params: Mapping[str, object]
     fields: Mapping[str, object] = field(default_factory=dict)
@@ -270,11 +269,11 @@ class _Chunk:
         try:
             completed = [self._completed(row, task.ask.fields) for row in rows]
         except ValueError as error:
-            raise Refused(f"a row is not what LBank was asked for: {error}").about(rows) from None
+            raise Refused(f"a row does not match the request: {error}").about(rows) from None
         if self._sweep.instant is None:
             # A sum of nothing is 0, and of somebody who is not ours that is told: neither is no row.
             if len(rows) != 1:
-                raise Refused(f"LBank answered {len(rows)} rows where the answer is one").about(rows)
+                raise Refused(f"LBank returned {len(rows)} rows instead of one").about(rows)
             return {task.days[0]: completed}
         try:
             times = instants_ms(rows, self._sweep.instant)
@@ -284,7 +283,7 @@ class _Chunk:
         for time_ms, row in zip(times, completed, strict=True):
             by_day[day_of(time_ms, self._zone)].append(row)
         if outside := set(by_day) - set(task.days):
-            raise Refused(f"LBank was asked for {fold(task.days)} and answered rows of {fold(outside)}").about(rows)
+            raise Refused(f"requested {fold(task.days)}, and LBank returned rows of {fold(outside)}").about(rows)
         return by_day
 
     def _answer(self, task: _Task) -> _Rows:
@@ -371,10 +370,10 @@ def rows_of(payload: bytes) -> list[bytes]:
             return [payload]
         rows = list(map(bytes, msgspec.json.decode(payload, type=list[msgspec.Raw])))
     except msgspec.ValidationError:
-        raise Refused(f"the answer's data is neither a row nor a list of rows: {quote(payload)}") from None
+        raise Refused(f"the response's data is neither a row nor a list of rows: {quote(payload)}") from None
     except msgspec.DecodeError as error:
         raise ValueError(str(error)) from None
     if not all(row.startswith(b"{") for row in rows):
         kept = [payload] if may_hold_rows(payload) else []
-        raise Refused(f"the answer's data is a list of what are no rows: {quote(payload)}").about(kept)
+        raise Refused(f"the response's data is a list of items that are not rows: {quote(payload)}").about(kept)
     return rows

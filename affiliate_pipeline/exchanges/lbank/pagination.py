@@ -85,7 +85,7 @@ def by_offset(ask: Ask, instant: str, identity: Sequence[str] = ()) -> list[byte
             return rows
         believed = found
     raise Refused(
-        f"the pages moved during each of {len(WALKS)} walks, or order rows of one time anew for each page"
+        f"the pages moved during each of {len(WALKS)} walks, or each page orders rows of the same time differently"
     ).about(received)
 
 
@@ -155,4 +155,4 @@ def _ids(page: list[bytes]) -> list[int]:
     try:
         return whole_numbers(page, "id")
     except ValueError as error:
-        raise Refused(f"a row has no `id` to ask for the next page with: {error}").about(page) from None
+        raise Refused(f"a row has no `id` to request the next page with: {error}").about(page) from None

@@ -86,8 +86,8 @@ def test_a_page_asks_nothing_of_the_network():
 def test_what_the_sandbox_made_up_is_called_so():
     real = figures({DAYS[-1]: "1.5"})
     for shown in (render.html, render.markdown):
-        assert "Made-up data" in shown(replace(real, made_up=True))
-        assert "Made-up" not in shown(real)
+        assert "Sandbox data" in shown(replace(real, made_up=True))
+        assert "Sandbox data" not in shown(real)
 
 
 def test_what_is_missing_is_said():

@@ -281,7 +281,7 @@ def test_what_came_in_place_of_the_file_is_fetched_again_and_not_kept(sandbox, r
     query("update binance.kickback_historical_collection set state = 'ready'")
     offered(sandbox, *[body] * history.FRESH_URLS)
     run = materialize(HISTORY, OLD)
-    assert list(run.failed) == OLD and any(word in run.failed[OLD[0]] for word in ("not whole", "Please"))
+    assert list(run.failed) == OLD and any(word in run.failed[OLD[0]] for word in ("incomplete", "Please"))
     assert collections(query, "file") == [(None,)]
 
 
@@ -367,7 +367,7 @@ def test_a_file_of_which_a_part_is_missing_is_fetched_again_and_not_kept(sandbox
 
     run = materialize(HISTORY, OLD)
 
-    assert "not whole" in run.failed[OLD[0]]
+    assert "incomplete" in run.failed[OLD[0]]
     assert collections(query, "state, file") == [("ready", None)]
     assert materialize(HISTORY, OLD).success
     assert_landed(query, rows)

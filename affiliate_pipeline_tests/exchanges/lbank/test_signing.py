@@ -170,7 +170,7 @@ def unusable(key, secret_of):
 KEY_FAULTS = {
     "cut off": "cut off or damaged",
     "no base64": "no private key, and LBANK_SIGNATURE_METHOD is RSA",
-    "not ASCII": "another character in it",
+    "not ASCII": "another character that",
     "bytes changed": "cut off or damaged",
     "a path of nothing": "path of a file that does not exist",
     "an HMAC secret": "no private key, and LBANK_SIGNATURE_METHOD is RSA",

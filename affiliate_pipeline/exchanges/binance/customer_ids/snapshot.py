@@ -78,7 +78,7 @@ def rows_of(body: bytes) -> list[bytes]:
         answer = msgspec.json.decode(body, type=list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw] | None)
     except msgspec.ValidationError:
         kept = [body] if may_hold_rows(body) else []
-        raise Refused(f"the answer is neither a row nor a list of rows. It was: {quote(body)}").about(kept) from None
+        raise Refused(f"the response is neither a row nor a list of rows. It was: {quote(body)}").about(kept) from None
     return list(map(msgspec.json.encode, [answer] if isinstance(answer, dict) else answer or []))
 
 

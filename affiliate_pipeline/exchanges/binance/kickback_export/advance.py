@@ -133,7 +133,7 @@ def _ask(session: BinanceSession, store: CollectionStore, collection: Collection
         raise
     else:
         store.asked(collection.id, accepted.code, accepted.message, FILE_WAIT_S)
-        log.info("the history of %s was asked for: %s", fold(collection.days), accepted.message)
+        log.info("the history of %s was requested: %s", fold(collection.days), accepted.message)
 
 
 def _not_begun(store: CollectionStore, collection: Collection, error: ExchangeError) -> None:
@@ -401,7 +401,7 @@ class HistoryFile:
             answer.check_host(session.client.host, session.settings.binance_file_hosts)
             try:
                 file = download(answer.secret, MOST_FILE_BYTES, session.client.network)
-                # Neither a part of a file nor a page in its place is stored: the file itself can still be fetched.
+                # Do not store a partial file, or a page in its place: the file itself can still be fetched.
                 unpack_text(file, MOST_FILE_BYTES)
                 return file
             except (UrlExpired, NotWhole, AnotherBody) as error:

@@ -23,7 +23,7 @@ FILE_HOSTS = ("amazonaws.com", "binance.com")
 MOST_NOTE_CHARACTERS = 200
 _URL = re.compile(r"https?://\S+", re.IGNORECASE)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# What tells the URL of a file from one of a page: a signature, or a file's name.
+# Distinguishes a file's URL from a web page's: a signature, or a file name.
 _OF_A_FILE = re.compile(r"[?&](x-amz-)?signature=|\.(csv|txt|zip|gz|gzip|tar|tgz|bz2|xz|zst)$", re.IGNORECASE)
 _MAX_DEPTH = 10
 _SEPARATORS = ",;\t|"
@@ -44,7 +44,7 @@ class FileUrl:
         return (urlsplit(self.secret).hostname or "").lower()
 
     def check_host(self, own_host: str, more_hosts: Sequence[str] = ()) -> None:
-        """Raises `Refused` unless the file is the exchange's to serve: on its own host, or by https below a known one."""
+        """Raises `Refused` unless the URL is on the exchange's own host, or on or below a known host by https."""
         parts = urlsplit(self.secret)
         known = (*FILE_HOSTS, *more_hosts)
         is_known = any(self.host == each or self.host.endswith(f".{each}") for each in known)
@@ -71,9 +71,9 @@ class Pending:
 
 
 def read_answer(body: bytes, own_host: str = "", more_hosts: Sequence[str] = ()) -> FileUrl | Pending:
-    """The URL of the file, as a JSON string anywhere in a JSON value or as bare text; whatever else came means `Pending`.
+    """The file's URL, from a JSON string at any depth or from bare text; `Pending` for any other body.
 
-    Of several, the one that is a file's on a host that is allowed.
+    Of several URLs, the one of a file on an allowed host.
     """
     text = body.decode(errors="replace").strip()
     try:
@@ -87,7 +87,7 @@ def read_answer(body: bytes, own_host: str = "", more_hosts: Sequence[str] = ())
         return urls[0]
     if urls:
         places = ", ".join(f"{url.host}{url.path}" for url in urls)
-        return Pending(f"several URLs, and which of them is the file's is not clear: {places}"[:MOST_NOTE_CHARACTERS])
+        return Pending(f"several URLs, and it is unclear which is the file's: {places}"[:MOST_NOTE_CHARACTERS])
     if not text or decoded is None or decoded == "":
         return Pending("an empty answer")
     return Pending(redact(_URL.sub("https://***", text))[:MOST_NOTE_CHARACTERS])
@@ -132,7 +132,7 @@ def _is_url(text: str) -> bool:
 
 
 def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
-    """Each row's `time` (ms) and its JSON text, amounts exactly as they stand in the file; raises `Unreadable` and
+    """Each row's `time` (ms) and its JSON text, amounts exactly as in the file; raises `Unreadable` and
     `NotWhole`.
 
     Columns may come in any order and case; those that the model lacks are kept under their own name.

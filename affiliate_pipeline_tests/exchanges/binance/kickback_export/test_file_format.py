@@ -227,7 +227,7 @@ def test_what_cannot_be_understood_is_quoted(file, problem):
 
 @pytest.mark.parametrize("file", [gzip.compress(HEADER.encode() * 99)[:-20], b"\x1f\x8bnonsense"])
 def test_a_part_of_a_file_is_called_so(file):
-    with pytest.raises(NotWhole, match="not whole or not gzip"):
+    with pytest.raises(NotWhole, match="incomplete or not gzip"):
         rows(file)
 
 
