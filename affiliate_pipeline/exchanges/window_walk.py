@@ -1,22 +1,19 @@
 """Fetching endpoints that take a time range and a row limit but do not page, without losing a record.
 
-A full page may be cut off silently. So every day is covered, millisecond by millisecond, by answers that are proven
-complete: an answer shorter than the limit is; of a full page that holds the *oldest* rows of its window, everything
-before its last millisecond is. That the oldest come first, and that both ends of a window belong to it, nobody
-promises: both are tried out once per walk, on data received. Who sorts by the second may have cut off any rows of a
-page's last one: a full page out of order is not trusted, and the last second only once a whole one came in order.
+A full page may be truncated without notice. So every day is covered, millisecond by millisecond, by responses that are
+proven complete: a response shorter than the limit is; of a full page with the *oldest* rows of its window, everything
+before its last second is, even where the exchange sorts by the second only. Any other full page is bisected, down to a
+single millisecond, which fails its day if it fills a page.
 """
 
 import queue
 import threading
-from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
-from operator import itemgetter
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -31,27 +28,21 @@ from affiliate_pipeline.schema.columns import LEAST_MS
 from affiliate_pipeline.schema.decode import instants_ms
 
 WORKERS = 4
-# A busy window is halved for an idle worker only if that costs few requests beside what is left of it.
-PAGES_WORTH_HALVING = 16
-MOST_HALVINGS = 12
-# Both ends should belong to a window asked for; if they do not, it is widened by a millisecond (before, after).
-_WIDENINGS = ((0, 0), (0, 1), (1, 0), (1, 1))
-# So many instants of one second do not stand in order by chance.
-INSTANTS_IN_ORDER = 8
+# A busy window is cut into one per worker only if that adds few requests to those it takes anyway.
+MIN_PAGES_TO_CUT = 16
+SECOND_MS = 1000
 
-_split = msgspec.json.Decoder(list[msgspec.Raw])
+# The first and the last millisecond.
+Window = tuple[int, int]
 
 
 class _Timed(msgspec.Struct, gc=False):
     time: int
 
 
-_times = msgspec.json.Decoder(list[_Timed])
-
-
 @dataclass(frozen=True)
 class Page:
-    """An answer: the rows' instants (ms) and their JSON texts, in the order received."""
+    """A response: the rows' instants (ms) and their JSON texts, in the order received."""
 
     times: list[int]
     rows: list[msgspec.Raw]
@@ -60,62 +51,48 @@ class Page:
         return len(self.times)
 
     def between(self, first: int, last: int) -> "Page":
-        times, rows = self.times, self.rows
-        if times != sorted(times):
-            ordered = sorted(zip(times, rows, strict=True), key=itemgetter(0))
-            times, rows = [time for time, _ in ordered], [row for _, row in ordered]
-        kept = slice(bisect_left(times, first), bisect_right(times, last))
-        return Page(times[kept], rows[kept])
+        pairs = [(time, row) for time, row in zip(self.times, self.rows, strict=True) if first <= time <= last]
+        return Page([time for time, _ in pairs], [row for _, row in pairs])
 
 
 @dataclass(frozen=True)
-class TimeWalk:
-    """Asks `path` with `startTime`, `endTime` and `limit`, in windows of `longest_days` at most."""
+class WindowWalk:
+    """Requests `path` with `startTime`, `endTime` and `limit`, in windows of at most `max_days`."""
 
     path: str
-    limit: int
-    longest_days: int
-
-    def fetch(self, session: Session, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
-        widening = None
-        while True:
-            walk = _Walk(self, session, days, zone, widening)
-            yield from walk.outcomes()
-            if walk.widening in (widening, _WIDENINGS[0], None):
-                return
-            # The first windows were asked without knowing this; nothing of them was yielded. Once more, wider.
-            widening = walk.widening
-
-    def oldest_before(self, session: Session, day: date, zone: ZoneInfo) -> int | None:
-        page = self.ask(session, start_ms(day - self.longest_days * DAY, zone), start_ms(day, zone) - 1)
-        return min(page.times, default=None)
-
-    def requests(self, rows: int) -> int:
-        """About how many requests a day with so many rows takes."""
-        return rows // self.limit + 1
+    row_limit: int
+    max_days: int
 
     def plan(self, session: Session, days: Sequence[date], zone: ZoneInfo) -> Plan:
-        return Plan(least=len(spans(days, self.longest_days)), most=None, seconds=0)
+        return Plan(least=len(spans(days, self.max_days)), most=None, seconds=0)
 
-    def ask(self, session: Session, first: int, last: int) -> Page:
-        """The rows of the closed window of milliseconds, `limit` of them at most."""
-        params = {"startTime": first, "endTime": last, "limit": self.limit}
+    def fetch(self, session: Session, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
+        return _Walk(self, session, days, zone).outcomes()
+
+    def oldest_before(self, session: Session, day: date, zone: ZoneInfo) -> int | None:
+        """The time (ms) of a row of the `max_days` before the day: proof that the source still retains the day."""
+        page = self.request(session, start_ms(day - self.max_days * DAY, zone), start_ms(day, zone) - 1)
+        return min(page.times, default=None)
+
+    def request(self, session: Session, first: int, last: int) -> Page:
+        """The rows of the window, at most `row_limit` of them."""
+        params = {"startTime": first, "endTime": last, "limit": self.row_limit}
         page = session.client.get(self.path, params, _page)
         if page.times and not first <= min(page.times) <= max(page.times) <= last:
             raise Refused(
-                f"{session.client.host} was asked for {instant(first)} to {instant(last)} and answered rows outside"
+                f"{session.client.host} returned rows outside {instant(first)} to {instant(last)}, which was requested"
             ).about(map(bytes, page.rows))
         return page
 
 
 def _page(body: bytes) -> Page:
     try:
-        rows = _split.decode(body)
+        rows = msgspec.json.decode(body, type=list[msgspec.Raw])
     except msgspec.ValidationError as error:
-        kept = [body] if may_hold_rows(body) else []
-        raise Refused(f"the response is not a list of rows ({error}). It was: {quote(body)}").about(kept) from None
+        received = [body] if may_hold_rows(body) else []
+        raise Refused(f"the response is not a list of rows ({error}). It was: {quote(body)}").about(received) from None
     try:
-        times = [row.time for row in _times.decode(body)]
+        times = [row.time for row in msgspec.json.decode(body, type=list[_Timed])]
     except msgspec.ValidationError:
         times = []
     if rows and min(times, default=0) < LEAST_MS:
@@ -123,231 +100,208 @@ def _page(body: bytes) -> Page:
         try:
             times = instants_ms(map(bytes, rows), "time")
         except (ValueError, msgspec.DecodeError) as error:
-            raise Refused(f"a row's `time` is missing or not in milliseconds ({error})").about(
-                map(bytes, rows)
-            ) from None
+            text = f"a row's `time` is missing or not in milliseconds ({error})"
+            raise Refused(text).about(map(bytes, rows)) from None
     return Page(times, rows)
 
 
-class _Walk:
-    """One walk over some days: windows side by side, each day's rows gathered until its last millisecond is covered."""
+class ServerBehaviour:
+    """What the exchange does at a window's ends and at the row limit. It promises neither, so rows received prove both.
 
-    def __init__(
-        self,
-        endpoint: TimeWalk,
-        session: Session,
-        days: Sequence[date],
-        zone: ZoneInfo,
-        widening: tuple[int, int] | None,
-    ):
-        self._endpoint, self._session, self._zone = endpoint, session, zone
+    `widening`: by how many milliseconds a window is extended before its start and after its end, so that both are
+    included; None while no row has proven it.
+    """
+
+    def __init__(self, endpoint: WindowWalk, session: Session) -> None:
+        self._endpoint, self._session = endpoint, session
+        self.widening: tuple[int, int] | None = None
+        self._oldest_first: bool | None = None
+        self._lock = threading.Lock()
+
+    def request(self, first: int, last: int) -> Page:
+        """The window's rows; a full page may have rows of the milliseconds next to it as well."""
+        before, after = self.widening or (0, 0)
+        page = self._endpoint.request(self._session, first - before, last + after)
+        is_full = len(page) >= self._endpoint.row_limit
+        return page if is_full or not (before or after) else page.between(first, last)
+
+    def prove_ends(self, time: int) -> tuple[int, int]:
+        """Set `widening`: the least that returns the row of this instant when nothing else is requested."""
+        for before, after in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            # An exchange may require the end of a window to be after its start.
+            with suppress(Refused):
+                if time in self._endpoint.request(self._session, time - before, time + after).times:
+                    self.widening = before, after
+                    return self.widening
+        raise Refused(f"{self._session.client.host} does not return a row of {instant(time)} that it has just returned")
+
+    def is_oldest_first(self, first: int, last: int, page: Page) -> bool:
+        """Whether full pages are proven to have the oldest rows of their window, in order.
+
+        They do if what precedes this page's last millisecond fits into a page and is what this page has, while there are
+        newer rows, which this page lacks: a page that is full by chance proves nothing. After a single page out of
+        order none is trusted any more.
+        """
+        newest = max(page.times)
+        with self._lock:
+            if page.times != sorted(page.times):
+                self._oldest_first = False
+            elif self._oldest_first is None and first < newest <= last:
+                older = self.request(first, newest - 1)
+                expected = Counter(page.between(first, newest - 1).times)
+                if len(older) >= self._endpoint.row_limit or Counter(older.times) != expected:
+                    self._oldest_first = False
+                elif max(self.request(newest, last).times, default=newest) > newest:
+                    self._oldest_first = True
+            return bool(self._oldest_first)
+
+
+class _Walk:
+    """One walk over some days: windows in parallel; each day's rows are spooled until its last millisecond is covered."""
+
+    def __init__(self, endpoint: WindowWalk, session: Session, days: Sequence[date], zone: ZoneInfo) -> None:
+        self._endpoint, self._zone = endpoint, zone
+        self._server = ServerBehaviour(endpoint, session)
         self._start = {day: start_ms(day, zone) for day in days}
         self._end = {day: start_ms(day + DAY, zone) for day in days}
-        self._left = {day: self._end[day] - self._start[day] for day in days}
+        self._uncovered_ms = {day: self._end[day] - self._start[day] for day in days}
         self._chunks: dict[date, Spool] = defaultdict(Spool)
         self._rows: Counter[date] = Counter()
         self._requests: Counter[date] = Counter()
         self._bad: set[date] = set()
-        self.widening = widening
-        self._oldest_first: bool | None = None
-        self._orders_milliseconds = False
-        self._halvings = 0
-        self._open = 0
-        # Landing one day while the next ones arrive, and no more of them than a few in memory.
+        # Windows without a row, requested before rows had proven the ends.
+        self._unproven: list[Window] = []
+        self._open_jobs = 0
+        self._is_cut = False
+        # The next days arrive while one lands; no more than a few of them are kept in memory.
         self._done: queue.Queue[DayRows | DayError | BaseException | None] = queue.Queue(maxsize=WORKERS)
         self._lock = threading.Lock()
-        self._proving = threading.Lock()
         self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="time-walk")
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="window-walk")
 
     def outcomes(self) -> Iterator[DayRows | DayError]:
-        # Until the ends are proven nothing is yielded, so that the walk can be begun again.
-        held: list[DayRows | DayError] | None = None if self.widening else []
+        days = spans(list(self._start), self._endpoint.max_days)
         try:
-            self._submit(
-                *(
-                    (self._start[span[0]], self._end[span[-1]] - 1)
-                    for span in spans(list(self._left), self._endpoint.longest_days)
-                )
-            )
+            self._submit([(self._start[span[0]], self._end[span[-1]] - 1) for span in days])
             while (item := self._done.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                if held is None:
-                    yield self._with_following(item)
-                    continue
-                held.append(item)
-                if self.widening == _WIDENINGS[0]:
-                    yield from held
-                    held = None
-            if held and self.widening in (None, _WIDENINGS[0]):
-                yield from held
+                yield item
         finally:
             self._stop.set()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _with_following(self, item: DayRows | DayError) -> DayRows | DayError:
-        if isinstance(item, DayError):
-            return item
-        with self._done.mutex:
-            return replace(item, following=next((each for each in self._done.queue if isinstance(each, DayRows)), None))
-
-    def _submit(self, *windows: tuple[int, int]) -> None:
-        # All are counted before the first one may end: the walk ends with the last open window.
+    def _submit(self, *jobs: list[Window]) -> None:
+        # All are counted before the first one can end: the walk ends with the last open job.
         with self._lock:
-            self._open += len(windows)
-        for first, last in windows:
-            self._pool.submit(self._work, first, last)
+            self._open_jobs += len(jobs)
+        for windows in jobs:
+            self._pool.submit(self._run, windows)
 
-    def _work(self, first: int, last: int) -> None:
+    def _run(self, windows: list[Window]) -> None:
         try:
-            self._walk(first, last)
+            self._walk(windows)
         except BaseException as error:
             self._put(error)
         with self._lock:
-            self._open -= 1
-            finished = self._open == 0
-        if finished:
+            self._open_jobs -= 1
+            is_last = self._open_jobs == 0
+        if is_last:
             self._put(None)
 
     def _put(self, item: DayRows | DayError | BaseException | None) -> None:
         while not self._stop.is_set():
-            try:
+            with suppress(queue.Full):
                 return self._done.put(item, timeout=0.1)
-            except queue.Full:
+
+    def _walk(self, windows: list[Window]) -> None:
+        """Cover the windows in order; once rows have proven the ends, other jobs take all but the first window."""
+        while windows and not self._stop.is_set():
+            (first, last), *later = windows
+            windows = [*self._step(first, last), *later]
+            if self._server.widening is None:
                 continue
+            if len(windows) == 1 and self._open_jobs == 1:
+                windows = self._cut(first, windows[0])
+            self._submit(*([window] for window in windows[1:]))
+            del windows[1:]
+        if self._server.widening is None:
+            self._accept_unproven()
 
-    def _walk(self, first: int, last: int) -> None:
-        """Covers the closed window, or fails the days of it that cannot be covered."""
-        while first <= last and not self._stop.is_set():
-            days = self._days(first, last)
-            if self._bad.intersection(days):
-                self._submit_apart(runs(set(days) - self._bad), first, last)
-                return
-            page: Page | None = None
-            try:
-                page = self._ask(first, last)
-                if page is None:
-                    return
-                if len(page) < self._endpoint.limit:
-                    self._accept(first, last, page)
-                    return
-                if first == last:
-                    self._fail(days[0], self._overfull(first, page))
-                    return
-                newest = max(page.times)
-                if self._is_oldest_first(first, last, page):
-                    if newest == first:
-                        bad = day_of(first, self._zone)
-                        self._fail(bad, self._overfull(first, page.between(first, self._end[bad] - 1)))
-                        first = self._end[bad]
-                        continue
-                    start = self._proven_end(first, page)
-                    if start <= first:
-                        last = self._halve(first, last)
-                        continue
-                    self._accept(first, start - 1, page.between(first, start - 1))
-                    pages_left = (last - start) / (start - first)
-                    first = start
-                    if self._may_halve(pages_left):
-                        last = self._halve(first, last)
-                else:
-                    last = self._halve(first, last)
-            except Fatal:
-                raise
-            except ExchangeError as error:
-                if len(days) == 1:
-                    # The failed request may be the one that was to prove the page: keep the page that was received.
-                    held = list(map(bytes, page.rows)) if page else []
-                    more = Counter(error.received) - Counter(held)
-                    self._fail(days[0], error.about([*held, *more.elements()]))
-                else:
-                    self._submit_apart([[day] for day in days], first, last)
-                return
+    def _cut(self, first: int, window: Window) -> list[Window]:
+        """What is left of the only busy window, once per walk as one window per worker. The page that began at `first`
+        tells how many pages are left."""
+        start, last = window
+        if self._is_cut or start == first or last - start < MIN_PAGES_TO_CUT * (start - first):
+            return [window]
+        self._is_cut = True
+        size = -(-(last + 1 - start) // WORKERS)
+        return [(begin, min(begin + size - 1, last)) for begin in range(start, last + 1, size)]
 
-    def _ask(self, first: int, last: int) -> Page | None:
-        """The window's rows; None when the walk has to begin again."""
-        before, after = self.widening or _WIDENINGS[0]
-        with self._lock:
-            self._requests.update(self._days(first, last))
-        page = self._endpoint.ask(self._session, first - before, last + after)
-        if self.widening is None and page.times:
-            with self._proving:
-                if self.widening is None:
-                    self.widening = self._prove_ends(page.times[0])
-        if (before, after) != (self.widening or _WIDENINGS[0]):
-            self._put(None)
-            self._stop.set()
-            return None
-        return (
-            page if (before, after) == _WIDENINGS[0] or len(page) >= self._endpoint.limit else page.between(first, last)
-        )
+    def _step(self, first: int, last: int) -> list[Window]:
+        """Request the window once; accept what that proves, or fail its day. Returns what of it is left to request."""
+        days = self._days(first, last)
+        if self._bad.intersection(days):
+            return self._by_days(runs(set(days) - self._bad), first, last)
+        page: Page | None = None
+        try:
+            with self._lock:
+                self._requests.update(days)
+            page = self._server.request(first, last)
+            if self._server.widening is None:
+                if not page.times:
+                    self._unproven.append((first, last))
+                    return []
+                if self._server.prove_ends(page.times[0]) != (0, 0):
+                    # What was requested without the ends is requested again, wider.
+                    return [*self._unproven, (first, last)]
+                self._accept_unproven()
+            return self._accept_page(first, last, page)
+        except Fatal:
+            raise
+        except ExchangeError as error:
+            if len(days) > 1:
+                return self._by_days([[day] for day in days], first, last)
+            # The failed request may be the one that was to prove the page: keep the page that was received.
+            received = list(map(bytes, page.rows)) if page else []
+            more = Counter(error.received) - Counter(received)
+            self._fail(days[0], error.about([*received, *more.elements()]))
+            return []
 
-    def _prove_ends(self, time: int) -> tuple[int, int]:
-        """How much a window has to be widened for both its ends to belong to it."""
-        for before, after in _WIDENINGS:
-            # Some may want the end of a window to come after its start.
-            with suppress(Refused):
-                if time in self._endpoint.ask(self._session, time - before, time + after).times:
-                    return before, after
-        raise Refused(f"{self._session.client.host} does not return a row of {instant(time)} that it has just returned")
-
-    def _is_oldest_first(self, first: int, last: int, page: Page) -> bool:
-        """Whether full pages are known to hold the oldest rows of their window.
-
-        They do if what lies before this page's last millisecond fits into a page and is what this page has, while
-        newer rows, which this page has not, are there. A page that is full by chance proves nothing. One page out of order
-        is enough for none to be trusted any more.
-        """
-        newest = max(page.times)
-        with self._proving:
-            if page.times != sorted(page.times):
-                self._oldest_first = False
-            if self._oldest_first is None and newest > first:
-                older = self._endpoint.ask(self._session, first, newest - 1)
-                expected = Counter(page.between(first, newest - 1).times)
-                if len(older) >= self._endpoint.limit or Counter(older.times) != expected:
-                    self._oldest_first = False
-                elif max(self._endpoint.ask(self._session, newest, last).times, default=newest) > newest:
-                    self._oldest_first = True
-            return bool(self._oldest_first)
-
-    def _proven_end(self, first: int, page: Page) -> int:
-        """The millisecond before which this page of the oldest rows has everything; `first` if nothing is certain.
-
-        Of its last millisecond there may be more; of its last second as well, until a whole second has shown that rows
-        within one come in order.
-        """
-        newest = page.times[-1]
-        second = newest // 1000 * 1000
-        if not self._orders_milliseconds:
-            instants = Counter(time // 1000 for time in set(page.times) if time < second)
-            self._orders_milliseconds = max(instants.values(), default=0) >= INSTANTS_IN_ORDER
-        return newest if self._orders_milliseconds else max(first, second)
-
-    def _may_halve(self, pages_left: float) -> bool:
-        with self._lock:
-            if self._open >= WORKERS or self._halvings >= MOST_HALVINGS or pages_left < PAGES_WORTH_HALVING:
-                return False
-            self._halvings += 1
-            return True
-
-    def _halve(self, first: int, last: int) -> int:
-        """Hands the later half to another worker; what remains ends where this says."""
+    def _accept_page(self, first: int, last: int, page: Page) -> list[Window]:
+        """Accept what the page is proven to have of the window; returns what is left of it."""
+        if len(page) < self._endpoint.row_limit:
+            self._accept(first, last, page)
+            return []
+        if first == last:
+            raise Refused(
+                f"{instant(first)} ({first}) holds {self._endpoint.row_limit} rows or more in a single millisecond: the "
+                "exchange returns no more than that, so the rest cannot be requested. Ask its support for the rows of this "
+                "millisecond"
+            ).about(map(bytes, page.rows))
         middle = (first + last) // 2
-        self._submit((middle + 1, last))
-        return middle
+        if self._server.is_oldest_first(first, last, page):
+            end = min(page.times[-1] // SECOND_MS * SECOND_MS - 1, last)
+            if end >= first:
+                self._accept(first, end, page.between(first, end))
+                return [(end + 1, last)] if end < last else []
+            # The second that fills the page by itself is bisected apart from the rest.
+            middle = min(middle, first // SECOND_MS * SECOND_MS + SECOND_MS - 1)
+        return [(first, middle), (middle + 1, last)]
 
-    def _submit_apart(self, groups: Sequence[Sequence[date]], first: int, last: int) -> None:
-        self._submit(
-            *((max(first, self._start[days[0]]), min(last, self._end[days[-1]] - 1)) for days in groups if days)
-        )
+    def _by_days(self, groups: Sequence[Sequence[date]], first: int, last: int) -> list[Window]:
+        """The parts of the window that are in these groups of consecutive days."""
+        return [(max(first, self._start[days[0]]), min(last, self._end[days[-1]] - 1)) for days in groups]
 
     def _days(self, first: int, last: int) -> list[date]:
         return days_from(day_of(first, self._zone), day_of(last, self._zone))
 
+    def _accept_unproven(self) -> None:
+        for first, last in self._unproven:
+            self._accept(first, last, Page([], []))
+
     def _accept(self, first: int, last: int, page: Page) -> None:
-        """The closed window is covered by these rows."""
+        """Count the window as covered by these rows; yield the days that it completes."""
         days = self._days(first, last)
         by_day: dict[date, list[msgspec.Raw]] = defaultdict(list)
         if len(days) == 1:
@@ -363,9 +317,9 @@ class _Walk:
                 if rows:
                     self._chunks[day].append(b",".join(rows))
                     self._rows[day] += len(rows)
-                self._left[day] -= min(last + 1, self._end[day]) - max(first, self._start[day])
-                covered = self._left[day] == 0
-            if covered:
+                self._uncovered_ms[day] -= min(last + 1, self._end[day]) - max(first, self._start[day])
+                is_covered = self._uncovered_ms[day] == 0
+            if is_covered:
                 self._put(DayRows(day, self._chunks.pop(day, ()), self._rows[day], self._requests[day]))
 
     def _fail(self, day: date, error: ExchangeError) -> None:
@@ -375,9 +329,3 @@ class _Walk:
             self._bad.add(day)
             chunks = self._chunks.pop(day, ())
         self._put(DayError(day, error, chunks))
-
-    def _overfull(self, time: int, page: Page) -> Refused:
-        return Refused(
-            f"{instant(time)} ({time}) holds {self._endpoint.limit} rows or more in a single millisecond: the exchange "
-            "returns no more than that, so the rest cannot be asked for. Ask its support for the rows of this millisecond"
-        ).about(map(bytes, page.rows))

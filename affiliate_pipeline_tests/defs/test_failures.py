@@ -87,7 +87,7 @@ def test_rows_outside_the_window_asked_for_are_not_taken(sandbox, query, rows):
     run = materialize(KEY, DAYS[:2])
 
     assert sorted(run.failed) == DAYS[:2]
-    assert "answered rows outside" in run.message
+    assert "returned rows outside" in run.message
     assert query("select * from binance.rebate_recent_record") == []
 
 
@@ -107,7 +107,7 @@ def test_an_answer_that_is_no_list_of_rows_is_not_an_empty_day(sandbox, query, b
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_troubled_exchange_lands_exactly(sandbox, query, rows, declare, seed):
     # Many small pages, so that every kind of trouble comes.
-    declare(strategy=replace(ENDPOINT.strategy, limit=40))
+    declare(strategy=replace(ENDPOINT.strategy, row_limit=40))
     sandbox.faults.retry_after_s, sandbox.faults.slow_s = 0, 0.01
     often, seldom = 0.05, 0.03
     sandbox.faults.mix(

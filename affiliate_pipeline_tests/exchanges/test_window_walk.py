@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from affiliate_pipeline.domain.days import start_ms
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import DayRows, Session
-from affiliate_pipeline.exchanges.window_walk import TimeWalk
+from affiliate_pipeline.exchanges.window_walk import WindowWalk
 from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import connected
 
@@ -45,20 +45,24 @@ def session(sandbox, database_url, monkeypatch) -> Iterator[Session]:
 @given(
     times=st.lists(instants, max_size=40),
     limit=st.integers(2, 6),
+    max_days=st.integers(1, 2),
     newest_first=st.booleans(),
     exclusive_end=st.booleans(),
 )
-@example([START + DAY_MS // 2] * 3, 3, False, False)
-@example([END - 1] * 2 + [START] * 2, 3, True, True)
+@example([START + DAY_MS // 2] * 3, 3, 2, False, False)
+@example([END - 1] * 2 + [START] * 2, 3, 2, True, True)
+# The first window is empty until the second one proves that its end is exclusive.
+@example([START + DAY_MS - 1, START + DAY_MS], 3, 1, False, True)
 def test_a_walk_gives_every_row_or_fails_the_days_with_an_overfull_millisecond(
-    sandbox, session, times, limit, newest_first, exclusive_end
+    sandbox, session, times, limit, max_days, newest_first, exclusive_end
 ):
     # With nothing received the ends cannot be proven: see test_completeness.
-    assume(not (exclusive_end and times and set(times) == {END - 1}))
+    ends = {END - 1, *([START + DAY_MS - 1] if max_days == 1 else [])}
+    assume(not (exclusive_end and times and {*times} <= ends))
     sandbox.binance.newest_first, sandbox.binance.exclusive_end = newest_first, exclusive_end
     sandbox.binance.set_rebates({"time": time, "number": number} for number, time in enumerate(times))
-    walk = replace(ENDPOINT.strategy, limit=limit)
-    assert isinstance(walk, TimeWalk)
+    walk = replace(ENDPOINT.strategy, row_limit=limit, max_days=max_days)
+    assert isinstance(walk, WindowWalk)
 
     outcomes = list(walk.fetch(session, DAYS, ZONE))
 

@@ -9,7 +9,7 @@ from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import Observati
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
 from affiliate_pipeline.exchanges.binance.kickback_export import advance
 from affiliate_pipeline.exchanges.spec import Earnings, Endpoint, Memory, Probe
-from affiliate_pipeline.exchanges.window_walk import TimeWalk
+from affiliate_pipeline.exchanges.window_walk import WindowWalk
 from affiliate_pipeline.schema import columns as schema
 from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, Text
 
@@ -153,7 +153,7 @@ RECENT_KICKBACKS = Endpoint(
         "`kickback_historical_record` has 30."
     ),
     schema=Kickback,
-    strategy=TimeWalk(_KICKBACKS, limit=1000, longest_days=7),
+    strategy=WindowWalk(_KICKBACKS, row_limit=1000, max_days=7),
     instant="time",
     total=("income", "asset"),
     earnings=_KICKBACK_EARNINGS,
@@ -176,7 +176,7 @@ ENDPOINTS = (
             "after its end. The exchange promises 7 days."
         ),
         schema=RebateRecentRecord,
-        strategy=TimeWalk(_REBATES, limit=500, longest_days=7),
+        strategy=WindowWalk(_REBATES, row_limit=500, max_days=7),
         instant="time",
         total=("income", "asset"),
         # convert_price leads from the fee's coin to that of the income: dividing by it would round, so it values nothing.
