@@ -1,15 +1,19 @@
 """The endpoints of the LBank affiliate API: each is one schema and one declaration, and this is the place to add one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import time, timedelta
+from functools import partial
 from typing import Any
 
-from affiliate_pipeline.exchanges.lbank.exchange import LBANK, TEAM_LIST, User
-from affiliate_pipeline.exchanges.lbank.fan_out import Ask, LBankSession, Sweep
+from affiliate_pipeline.exchanges.lbank.exchange import LBANK, TEAM_LIST, USERS, User
+from affiliate_pipeline.exchanges.lbank.fan_out import FanOut, Query
+from affiliate_pipeline.exchanges.lbank.pagination import by_id, by_offset
 from affiliate_pipeline.exchanges.lbank.roster.members import Roster
+from affiliate_pipeline.exchanges.lbank.session import LBankSession
 from affiliate_pipeline.exchanges.spec import Earnings, Endpoint, Probe
 from affiliate_pipeline.schema import columns as schema
 from affiliate_pipeline.schema.columns import Amount, Flag, Instant, Row, SmallInt, Text
+from affiliate_pipeline.schema.decode import emptied, is_false, with_fields
 
 USER_LIST = "/affiliate-api/v2/invite/user/list"
 USER_INFO = "/affiliate-api/v2/invite/user/info"
@@ -86,42 +90,49 @@ class MoneyDetailList(Row):
     withdraw_order_id: Text = schema.text("The withdrawal's id (since v1.7).", newer=True)
 
 
-def _everything(session: LBankSession, end_ms: int) -> Sequence[Ask]:
-    return [Ask({})]
+def _everything(session: LBankSession, end_ms: int) -> Sequence[Query]:
+    return [Query({})]
 
 
 def _of_each(
     whom: Callable[[Roster], list[str]], params: dict[str, object], trade_types: Sequence[int] = ()
-) -> Callable[[LBankSession, int], Sequence[Ask]]:
+) -> Callable[[LBankSession, int], Sequence[Query]]:
     """The question about each openId; once for each trade type, of which the answer then says nothing."""
     variants: list[tuple[dict[str, object], dict[str, object]]] = [
         ({"tradeType": trade_type}, {"tradeType": trade_type}) for trade_type in trade_types
     ] or [({}, {})]
 
-    def asks(session: LBankSession, end_ms: int) -> Sequence[Ask]:
+    def queries(session: LBankSession, end_ms: int) -> Sequence[Query]:
         return [
-            Ask({"openId": open_id, **params, **more}, fields, open_id)
+            Query({"openId": open_id, **params, **more}, fields, open_id)
             for open_id in whom(session.roster(end_ms))
             for more, fields in variants
         ]
 
-    return asks
+    return queries
 
 
-def _info(session: LBankSession, end_ms: int) -> Sequence[Ask]:
+def _info(session: LBankSession, end_ms: int) -> Sequence[Query]:
     open_ids = session.roster(end_ms).agents_and_traders()
-    return [Ask({"openId": open_id}, {"openId": open_id}, open_id) for open_id in open_ids]
+    return [Query({"openId": open_id}, {"openId": open_id}, open_id) for open_id in open_ids]
 
 
-def _futures(session: LBankSession, end_ms: int) -> Sequence[Ask]:
+def _with_open_id(row: bytes, fields: Mapping[str, object]) -> bytes:
+    # The other fields of a user who is not under us are void, whatever they hold.
+    if is_false(row, "inviteResult"):
+        return emptied(InviteUserInfo, {**fields, "inviteResult": False})
+    return with_fields(row, fields)
+
+
+def _futures(session: LBankSession, end_ms: int) -> Sequence[Query]:
     own = session.open_id
-    return [Ask({"openId": own, "userType": scope}, {"openId": own, "userType": scope}, own) for scope in USER_TYPES]
+    return [Query({"openId": own, "userType": scope}, {"openId": own, "userType": scope}, own) for scope in USER_TYPES]
 
 
-def _money(session: LBankSession, end_ms: int) -> Sequence[Ask]:
+def _money(session: LBankSession, end_ms: int) -> Sequence[Query]:
     own = session.open_id
     return [
-        Ask(
+        Query(
             {"openId": own, "userType": "ALL", "subInOutType": kind},
             {"userType": "ALL", "requestedSubInOutType": kind},
         )
@@ -131,7 +142,7 @@ def _money(session: LBankSession, end_ms: int) -> Sequence[Ask]:
 
 def _endpoint(
     name: str,
-    sweep: Sweep,
+    fan_out: FanOut,
     schema: type[Row],
     description: str,
     settles: timedelta,
@@ -141,11 +152,11 @@ def _endpoint(
     return Endpoint(
         exchange=LBANK,
         name=name,
-        path=sweep.path,
+        path=fan_out.path,
         account="affiliate",
         description=f"{description} Days in UTC+8.",
         schema=schema,
-        strategy=sweep,
+        strategy=fan_out,
         settles_after=settles,
         memory=None,
         daily_at=daily_at,
@@ -156,7 +167,7 @@ def _endpoint(
 ENDPOINTS = (
     _endpoint(
         "invite_user_list",
-        Sweep(USER_LIST, _everything, paging="id", instant="createTime"),
+        FanOut(USER_LIST, _everything, paging=by_id, instant="createTime"),
         InviteUserList,
         "Users who registered that day, by the endpoint that LBank calls deprecated.",
         timedelta(0),
@@ -164,7 +175,7 @@ ENDPOINTS = (
     ),
     _endpoint(
         "invite_user_team_list",
-        Sweep(TEAM_LIST, _everything, paging="offset", instant="createTime", identity=("openId",)),
+        FanOut(TEAM_LIST, _everything, paging=USERS, instant="createTime"),
         User,
         "Users who registered that day.",
         timedelta(0),
@@ -173,7 +184,7 @@ ENDPOINTS = (
     ),
     _endpoint(
         "invite_user_info",
-        Sweep(USER_INFO, _info, timeless=True, confirmed_by=("inviteResult", InviteUserInfo)),
+        FanOut(USER_INFO, _info, timeless=True, complete=_with_open_id),
         InviteUserInfo,
         "Agents and traders as they are now, an observation of today.",
         timedelta(0),
@@ -181,12 +192,11 @@ ENDPOINTS = (
     ),
     _endpoint(
         "commission_stats_symbol_list",
-        Sweep(
+        FanOut(
             COMMISSION,
             _of_each(Roster.agents, {"tradeType": BOTH_TRADE_TYPES, "coin": ""}),
-            paging="offset",
+            paging=partial(by_offset, instant="statsDate", identity=("openId", "coinSymbol", "tradeType", "statsDate")),
             instant="statsDate",
-            identity=("openId", "coinSymbol", "tradeType", "statsDate"),
         ),
         CommissionStatsSymbolList,
         "Commission by receiver, coin and trade type. It is paid after 10:00 UTC+8 of the next day.",
@@ -203,7 +213,7 @@ ENDPOINTS = (
     ),
     _endpoint(
         "trade_user",
-        Sweep(TRADE_USER, _of_each(Roster.traders, {}, TRADE_TYPES), instant="statsDate"),
+        FanOut(TRADE_USER, _of_each(Roster.traders, {}, TRADE_TYPES), instant="statsDate"),
         TradeUser,
         "Volume and fee of each user who ever traded, one row per trade type.",
         timedelta(hours=0.5),
@@ -213,7 +223,7 @@ ENDPOINTS = (
     ),
     _endpoint(
         "trade_user_team",
-        Sweep(TRADE_TEAM, _of_each(Roster.agents, {}, TRADE_TYPES), instant="statsDate"),
+        FanOut(TRADE_TEAM, _of_each(Roster.agents, {}, TRADE_TYPES), instant="statsDate"),
         TradeUserTeam,
         "Volume and fee of each agent's team, one row per trade type.",
         timedelta(hours=0.5),
@@ -223,7 +233,7 @@ ENDPOINTS = (
     ),
     _endpoint(
         "trade_future",
-        Sweep(TRADE_FUTURE, _futures),
+        FanOut(TRADE_FUTURE, _futures),
         TradeFuture,
         "Futures volume and fee by scope, of our own openId.",
         timedelta(hours=0.5),
@@ -241,7 +251,7 @@ ENDPOINTS = (
     ),
     _endpoint(
         "money_detail_list",
-        Sweep(MONEY, _money, paging="offset", instant="createTime"),
+        FanOut(MONEY, _money, paging=partial(by_offset, instant="createTime"), instant="createTime"),
         MoneyDetailList,
         "Deposits and withdrawals of everybody under us.",
         timedelta(hours=72),

@@ -1,16 +1,16 @@
 """LBank as an exchange: its zone, how a session is made, and how its roster is kept fresh."""
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from affiliate_pipeline.environment import LBank, naming, network_variables
 from affiliate_pipeline.exchanges.lbank import responses
-from affiliate_pipeline.exchanges.lbank.fan_out import LBankSession, rows_of
 from affiliate_pipeline.exchanges.lbank.pagination import by_offset
 from affiliate_pipeline.exchanges.lbank.roster.members import Roster, RosterStore
+from affiliate_pipeline.exchanges.lbank.session import LBankSession, rows_of
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
 from affiliate_pipeline.exchanges.lists import get_list
 from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, Shared
@@ -26,6 +26,7 @@ REQUESTS_PER_WINDOW = 5
 WINDOW_S = 10
 CREDENTIALS = ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID")
 TEAM_LIST = "/affiliate-api/v2/invite/user/team/list"
+USERS = partial(by_offset, instant="createTime", identity=("openId",))
 
 
 class User(Row):
@@ -110,14 +111,14 @@ def refresh_roster(store: RosterStore, team_list: Callable[[], Client], now_ms: 
     """Asks the team list from the beginning of time, whatever the first partition is."""
     with team_list() as client:
 
-        def ask(page: Mapping[str, object]) -> list[bytes]:
+        def get(page: Mapping[str, object]) -> list[bytes]:
             rows, is_unlisted = get_list(client, TEAM_LIST, {"startTime": 0, "endTime": now_ms, **page}, rows_of)
             if is_unlisted and store.members():
                 raise Refused("LBank twice sent null instead of the list of users, which was not empty before")
             return rows
 
         try:
-            table = parse(User, by_offset(ask, "createTime", ("openId",))).table
+            table = parse(User, USERS(get)).table
         except (Refused, Invalid) as error:
             raise Refused(f"the team list, which says whom to ask about, cannot be read: {error}") from None
     store.update(table.to_pylist(), now_ms)
