@@ -79,8 +79,8 @@ PENDING = {
     },
     "postgres.rate_limiter": {"http.errors.Banned"},
     "postgres.shared": {
-        "exchanges.binance.customer_ids.pending_actions.AttemptStore",
-        "exchanges.binance.kickback_export.store.Collections",
+        "exchanges.binance.customer_ids.pending_actions.PendingActions",
+        "exchanges.binance.kickback_export.store.KickbackExports",
         "exchanges.lbank.response_cache.AnswerStore",
         "exchanges.lbank.roster.store.Rosters",
     },

@@ -109,17 +109,6 @@ class Answers(Protocol):
     def clear(self) -> None: ...
 
 
-class Attempts(Protocol):
-    """Rows of what one asset's runs did at the exchange and has not landed yet, whatever ended the runs. Landing the asset
-    takes them away in the same transaction."""
-
-    def rows(self) -> dict[str, bytes]:
-        """By their names, in order of these."""
-
-    def keep(self, name: str, row: bytes) -> None:
-        """Keeps it for good, in place of the one of that name."""
-
-
 class Shared(Protocol):
     """What sessions share with all other processes, through the database."""
 
@@ -128,13 +117,14 @@ class Shared(Protocol):
 
     def answers(self, asset: str, source: str) -> Answers: ...
 
-    def attempts(self, asset: str, source: str) -> Attempts: ...
+    def pending_actions(self, asset: str, source: str) -> Any:
+        """`exchanges.binance.customer_ids.pending_actions.PendingActions`"""
 
     def roster(self, source: str) -> Any:
         """`exchanges.lbank.roster.RosterStore`"""
 
-    def collections(self, source: str) -> Any:
-        """`exchanges.binance.collection.CollectionStore`"""
+    def exports(self, source: str) -> Any:
+        """`exchanges.binance.kickback_export.store.KickbackExports`"""
 
 
 @dataclass(frozen=True)

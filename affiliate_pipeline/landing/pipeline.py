@@ -26,6 +26,7 @@ from affiliate_pipeline.exchanges.spool import SpoolFull
 from affiliate_pipeline.http.bodies import REPLACEMENT
 from affiliate_pipeline.http.errors import ExchangeError, Fatal
 from affiliate_pipeline.landing.day_writer import Day, Facts, Ledger, Shrunken, Store, StoreError, StoreUnavailable
+from affiliate_pipeline.landing.ledger import handled_at
 from affiliate_pipeline.postgres.rate_limiter import LONGEST_WAIT_S
 from affiliate_pipeline.postgres.shared import Shared
 from affiliate_pipeline.schema.decode import ContentHash, Invalid, Problem, batches, damaged, parse, payload, split
@@ -105,7 +106,7 @@ def connected(
 ) -> Iterator[Session]:
     """A session with the endpoint's account whose rate limit is shared through the store's database; a pause of it that is
     longer raises `Banned`. The account is the one in `variables`, by default the one that is configured."""
-    with Shared(store.url, longest_wait_s) as shared:
+    with Shared(store.url, handled_at, longest_wait_s) as shared:
         session = endpoint.exchange.connect(endpoint, shared, variables)
         with session.client:
             yield session

@@ -1,24 +1,29 @@
 """What sessions share with all other processes through the database (`exchanges.spec.Shared`)."""
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import date, datetime
 from typing import Self
 
-from affiliate_pipeline.exchanges.binance.customer_ids.pending_actions import AttemptStore
-from affiliate_pipeline.exchanges.binance.kickback_export.store import Collections
+import psycopg
+
+from affiliate_pipeline.exchanges.binance.customer_ids.pending_actions import PendingActions
+from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
 from affiliate_pipeline.exchanges.lbank.response_cache import AnswerStore
 from affiliate_pipeline.exchanges.lbank.roster.store import Rosters
 from affiliate_pipeline.postgres.rate_limiter import LONGEST_WAIT_S, Lease
 
 # A slot of a large budget is good for several requests, so that the database is not asked before each one.
 MOST_SLOTS = 300
+HandledAt = Callable[[psycopg.Connection, str, Sequence[date]], Mapping[date, datetime]]
 
 
 class Shared:
     """Opens what is asked for and closes it at its own end. `longest_wait_s`: a pause of a rate limit that is longer ends
     the run instead of being waited for."""
 
-    def __init__(self, url: str, longest_wait_s: float = LONGEST_WAIT_S):
-        self._url, self._longest_wait_s = url, longest_wait_s
+    def __init__(self, url: str, handled_at: HandledAt, longest_wait_s: float = LONGEST_WAIT_S):
+        self._url, self._handled_at, self._longest_wait_s = url, handled_at, longest_wait_s
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -39,17 +44,17 @@ class Shared:
         self._stack.callback(answers.close)
         return answers
 
-    def attempts(self, asset: str, source: str) -> AttemptStore:
-        attempts = AttemptStore(self._url, asset, source)
-        self._stack.callback(attempts.close)
-        return attempts
+    def pending_actions(self, asset: str, source: str) -> PendingActions:
+        actions = PendingActions(self._url, asset, source)
+        self._stack.callback(actions.close)
+        return actions
 
     def roster(self, source: str) -> Rosters:
         rosters = Rosters(self._url, source)
         self._stack.callback(rosters.close)
         return rosters
 
-    def collections(self, source: str) -> Collections:
-        collections = Collections(self._url, source)
-        self._stack.callback(collections.close)
-        return collections
+    def exports(self, source: str) -> KickbackExports:
+        exports = KickbackExports(self._url, source, self._handled_at)
+        self._stack.callback(exports.close)
+        return exports

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import Any
 
+import pytest
+
+from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
 from affiliate_pipeline_tests.defs.rebates import ago, at
 
 RECENT = "binance/kickback_recent_record"
@@ -51,3 +54,25 @@ def posts(sandbox) -> list[dict[str, str]]:
 
 def collections(query, columns: str = "state") -> list[tuple]:
     return query(f"select {columns} from binance.kickback_historical_collection order by id")
+
+
+class Killed(BaseException):
+    """What nothing handles."""
+
+
+def kill_before(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """The process dies before this change of an export: `begin`, the name of a column, or `state=…`."""
+    update = KickbackExports.update
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    def update_or_die(self: KickbackExports, export: Any, **columns: Any) -> None:
+        if change in columns or change == f"state={columns.get('state')}":
+            raise Killed
+        update(self, export, **columns)
+
+    if change == "begin":
+        monkeypatch.setattr(KickbackExports, "begin", killed)
+    else:
+        monkeypatch.setattr(KickbackExports, "update", update_or_die)

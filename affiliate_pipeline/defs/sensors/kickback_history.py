@@ -1,5 +1,4 @@
-"""The history of kickbacks: the sensor that waits for its file and has it landed, and the schedule that asks for the days
-which the recent records missed. What the next step is stands in `exchanges/binance/history.py`."""
+"""The sensor that moves kickback exports on and has them landed, and the schedule that requests missed days."""
 
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -15,106 +14,101 @@ from affiliate_pipeline.defs.schedules import default_status
 from affiliate_pipeline.domain.days import fold, instant, runs
 from affiliate_pipeline.environment import Project, SettingsError
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
-from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance, give_up, missed_days
-from affiliate_pipeline.exchanges.binance.kickback_export.model import Collection, CollectionStore
-from affiliate_pipeline.exchanges.binance.kickback_export.store import is_any_open
+from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance, missed_days
+from affiliate_pipeline.exchanges.binance.kickback_export.model import KickbackExport
+from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports, needs_attention
 from affiliate_pipeline.http.errors import ExchangeError
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox
 
-COLLECTION_TAG = "affiliate/collection"
-MOST_ATTEMPTS = 3
-# A pause of the rate limit that a tick sits out; after a longer one the next tick looks again.
-LONGEST_WAIT_S = 5
+EXPORT_TAG = "affiliate/collection"
+MAX_RUNS = 3
+# A longer pause of the rate limit ends the tick; the next tick polls again.
+MAX_PAUSE_S = 5
 HISTORY_KEY = dg.AssetKey(HISTORY.key.split("/"))
+_UNSET = f"{' and '.join(HISTORY.credentials)} are not set"
 
 
 @dg.sensor(
     asset_selection=[HISTORY_KEY],
     minimum_interval_seconds=10,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Asks for the history that waits to be asked for, looks whether its file is there, and has it landed.",
+    description="Requests the exports that wait, polls for their files, and has the files landed.",
 )
 def kickback_history(
     context: dg.SensorEvaluationContext, postgres: dg.ResourceParam[Postgres], exchanges: dg.ResourceParam[Exchanges]
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     environment = environment_of_tick(context)
     if not environment.is_any_set(HISTORY.credentials):
-        yield dg.SkipReason(f"{' and '.join(HISTORY.credentials)} are not set")
+        yield dg.SkipReason(_UNSET)
         return
-    if not is_any_open(environment.database_url()):
-        yield dg.SkipReason("nothing is asked for, or all of it has landed")
+    if not needs_attention(environment.database_url()):
+        yield dg.SkipReason("no export is open")
         return
     try:
         with (
             postgres.store(environment) as store,
-            exchanges.session(HISTORY, store, environment, LONGEST_WAIT_S) as session,
+            exchanges.session(HISTORY, store, environment, MAX_PAUSE_S) as session,
         ):
-            collections = session.collections()
+            exports = session.exports()
             try:
-                advance(session, patient=False)
+                advance(session, wait=False)
             except ExchangeError as error:
-                context.log.warning(f"the exchange could not be asked: {error}")
+                context.log.warning(f"the export could not be requested: {error}")
+            # Before the alerts: an export that is given up here is among them.
+            request = _landing(context, exports)
             with Outbox(store.url) as outbox:
-                for expired in collections.expired_untold():
-                    outbox.add(expired_alert(expired, session.now_ms()))
-                    collections.told(expired.id)
-            yield from _landing(context, collections)
+                for export in exports.just_expired():
+                    outbox.add(expired_alert(export, session.now_ms()))
+            yield request
     except SettingsError as error:
         yield dg.SkipReason(str(error))
 
 
-def _landing(
-    context: dg.SensorEvaluationContext, collections: CollectionStore
-) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    instance, opened = context.instance, collections.open()
-    ready = next((each for each in opened if each.state == "ready" and not each.is_kept), None)
+def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> dg.RunRequest | dg.SkipReason:
+    """The run that lands the file which is ready, or why there is none."""
+    instance, opened = context.instance, exports.open()
+    ready = next((export for export in opened if export.state == "ready" and not export.is_kept), None)
     if ready is None:
-        last = next((f": {each.note}" for each in opened if each.state != "ready" and each.note), "")
-        yield dg.SkipReason(f"{len(opened)} collections are open, and no file is there{last}")
-        return
+        last = next((f": {export.note}" for export in opened if export.state != "ready" and export.note), "")
+        return dg.SkipReason(f"{len(opened)} exports are open, and no file is there{last}")
     under_way = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
     if any(selected(context, run, {HISTORY_KEY}) for run in under_way):
-        yield dg.SkipReason("a run is landing the history")
-        return
-    attempts = len(instance.get_runs(dg.RunsFilter(tags={COLLECTION_TAG: str(ready.id)})))
-    if attempts >= MOST_ATTEMPTS:
-        if any(each.state == "waiting" for each in opened):
-            # The days that wait behind it may be forgotten meanwhile.
-            note = f"its file came, {attempts} runs could not land it, and others wait: see why the runs failed"
-            give_up(collections, ready, note)
-        yield dg.SkipReason(f"{attempts} runs could not land the file of collection {ready.id}: see why they failed")
-        return
-    yield dg.RunRequest(
-        run_key=f"{ready.id}-{attempts + 1}",
+        return dg.SkipReason("a run is landing an export")
+    finished = len(instance.get_runs(dg.RunsFilter(tags={EXPORT_TAG: str(ready.id)})))
+    if finished >= MAX_RUNS:
+        if any(export.state == "waiting" for export in opened):
+            # Days of the exports that wait may expire meanwhile.
+            note = f"its file came, {finished} runs could not land it, and other exports wait: see why the runs failed"
+            exports.update(ready, state="expired", note=note)
+        return dg.SkipReason(f"{finished} runs could not land the file of export {ready.id}: see why they failed")
+    return dg.RunRequest(
+        run_key=f"{ready.id}-{finished + 1}",
         asset_selection=[HISTORY_KEY],
-        tags={**_range(ready.days), COLLECTION_TAG: str(ready.id)},
+        tags={**_range(ready.days), EXPORT_TAG: str(ready.id)},
     )
 
 
-def expired_alert(collection: Collection, now_ms: int) -> Alert:
-    """What people are told of a collection that was given up."""
-    days = collection.days
-    until_ms = HISTORY.fetchable_until_ms(days[0])
-    assert until_ms is not None
-    if not HISTORY.is_remembered(days[-1], now_ms):
-        next_step = f"No request brings these days any more; {RECENT_KICKBACKS.key} may have landed them in its time."
-    else:
+def expired_alert(export: KickbackExport, now_ms: int) -> Alert:
+    """The alert for an export that was given up."""
+    if HISTORY.is_remembered(export.last_day, now_ms):
         next_step = (
-            "It is asked for again by itself"
-            if collection.is_followed
-            else f"It is not asked for again: mend the cause, then materialize {HISTORY_REQUEST.key} for these days"
-        ) + f"; the exchange forgets the first of these days at {instant(until_ms)}."
+            f"Fix the cause, then materialize {HISTORY_REQUEST.key} for these days. The exchange retains the first of them "
+            f"until {instant(HISTORY.fetchable_until_ms(export.first_day) or now_ms)}; days that {RECENT_KICKBACKS.key} "
+            "missed are requested again daily, at 00:45 UTC"
+        )
+    else:
+        next_step = f"No request brings these days any more; {RECENT_KICKBACKS.key} may have landed them in its time"
     return Alert(
-        key=f"{HISTORY.key} collection {collection.id}",
-        title=f"{HISTORY.key}: the history of {fold(days)} did not come",
-        text=f"{collection.note}. What had landed is untouched. {next_step}",
-        failed={HISTORY.key: days},
+        key=f"{HISTORY.key} collection {export.id}",
+        title=f"{HISTORY.key}: the history of {fold(export.days)} did not come",
+        text=f"{export.note}. What had landed is untouched. {next_step}.",
+        failed={HISTORY.key: export.days},
     )
 
 
 def build_missed_days_schedule() -> dg.ScheduleDefinition:
-    """Asks daily for the days that only the history still has."""
+    """Requests the days that only an export still has, each day."""
 
     @dg.schedule(
         name="binance_kickback_history_0045",
@@ -122,7 +116,7 @@ def build_missed_days_schedule() -> dg.ScheduleDefinition:
         execution_timezone="UTC",
         target=[dg.AssetKey(HISTORY_REQUEST.key.split("/"))],
         default_status=default_status(),
-        description=f"Asks for days that {RECENT_KICKBACKS.key} missed, at 00:45 UTC: one run per range of days.",
+        description=f"Requests days that {RECENT_KICKBACKS.key} missed, at 00:45 UTC: one run per range of days.",
     )
     def missed(
         context: dg.ScheduleEvaluationContext,
@@ -131,24 +125,20 @@ def build_missed_days_schedule() -> dg.ScheduleDefinition:
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         environment = environment_of_tick(context)
         if not environment.is_any_set(HISTORY.credentials):
-            yield dg.SkipReason(f"{' and '.join(HISTORY.credentials)} are not set")
+            yield dg.SkipReason(_UNSET)
             return
-        now_ms = int(context.scheduled_execution_time.timestamp() * 1000)
-        with (
-            postgres.store(environment) as store,
-            exchanges.session(HISTORY_REQUEST, store, environment) as session,
-        ):
-            asked = {day for collection in session.collections().open() for day in collection.days}
-            start = Project.load(variables=environment.variables).affiliate_start_date
+        tick = context.scheduled_execution_time
+        with postgres.store(environment) as store, exchanges.session(HISTORY_REQUEST, store, environment) as session:
+            requested = {day for export in session.exports().open() for day in export.days}
             recent = {day: row.settled for day, row in store.ledger(RECENT_KICKBACKS).items()}
-            days = missed_days(RECENT_KICKBACKS, recent, store.ledger(HISTORY), asked, now_ms)
+            now_ms = int(tick.timestamp() * 1000)
+            days = missed_days(RECENT_KICKBACKS, recent, store.ledger(HISTORY), requested, now_ms)
+        start = Project.load(variables=environment.variables).affiliate_start_date
         ranges = runs(day for day in days if day >= start)
         for each in ranges:
-            yield dg.RunRequest(
-                run_key=f"{each[0]}...{each[-1]} {context.scheduled_execution_time.isoformat()}", tags=_range(each)
-            )
+            yield dg.RunRequest(run_key=f"{each[0]}...{each[-1]} {tick.isoformat()}", tags=_range(each))
         if not ranges:
-            yield dg.SkipReason(f"{RECENT_KICKBACKS.key} has missed no day that only the history has")
+            yield dg.SkipReason(f"{RECENT_KICKBACKS.key} has missed no day that only an export has")
 
     return missed
 

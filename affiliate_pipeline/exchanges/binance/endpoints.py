@@ -5,9 +5,12 @@ from typing import Any
 
 from affiliate_pipeline.exchanges.binance.customer_ids import desired
 from affiliate_pipeline.exchanges.binance.customer_ids.assignment import Assignment
-from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import Observation
+from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import CurrentState
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
-from affiliate_pipeline.exchanges.binance.kickback_export import advance
+from affiliate_pipeline.exchanges.binance.kickback_export.advance import PATH as EXPORT_PATH
+from affiliate_pipeline.exchanges.binance.kickback_export.advance import requested_in_time
+from affiliate_pipeline.exchanges.binance.kickback_export.fetch import ExportFile, ExportRequest
+from affiliate_pipeline.exchanges.binance.kickback_export.model import RETENTION
 from affiliate_pipeline.exchanges.spec import Earnings, Endpoint, Memory, Probe
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
 from affiliate_pipeline.schema import columns as schema
@@ -89,7 +92,7 @@ _USER_CUSTOMIZATION = "/sapi/v1/apiReferral/userCustomization"
 _AGENT = ("BINANCE_API_AGENT_CODE",)
 
 
-def _now(name: str, account: str, strategy: Observation | Assignment, **more: Any) -> Endpoint:
+def _now(name: str, account: str, strategy: CurrentState | Assignment, **more: Any) -> Endpoint:
     """Of today only, in UTC."""
     return Endpoint(
         exchange=BINANCE,
@@ -112,22 +115,22 @@ _KICKBACK_EARNINGS = Earnings("kickback", earners=())
 HISTORY_REQUEST = Endpoint(
     exchange=BINANCE,
     name="kickback_historical_request",
-    path=advance.PATH,
+    path=EXPORT_PATH,
     account="client",
     description=(
         "Asks Binance to collect kickbacks of the last 30 days into a file, which `kickback_historical_record` lands: one "
         "row per day asked for, in UTC. A range of days is one request; while one is being collected, another waits."
     ),
     schema=KickbackHistoricalRequest,
-    strategy=advance.HistoryRequest(),
+    strategy=ExportRequest(),
     # As long as a day can be asked for, it may be asked for again.
-    settles_after=advance.MEMORY,
-    memory=Memory(advance.MEMORY, provable=False, is_final=True),
+    settles_after=RETENTION,
+    memory=Memory(RETENTION, provable=False, is_final=True),
 )
 HISTORY = Endpoint(
     exchange=BINANCE,
     name=_OLD_KICKBACKS,
-    path=advance.PATH,
+    path=EXPORT_PATH,
     account="client",
     description=(
         "Kickbacks of the last 30 days from the file that `kickback_historical_request` asks for; days in UTC. The sensor "
@@ -135,12 +138,12 @@ HISTORY = Endpoint(
         "`kickback_recent_record` could not land in time."
     ),
     schema=Kickback,
-    strategy=advance.HistoryFile(f"{BINANCE.name}/{_OLD_KICKBACKS}", Kickback),
+    strategy=ExportFile(Kickback),
     instant="time",
     total=("income", "asset"),
     earnings=_KICKBACK_EARNINGS,
     settles_after=timedelta(hours=24),
-    memory=Memory(advance.MEMORY, provable=False, is_final=True, asked_in_time=advance.asked_in_time),
+    memory=Memory(RETENTION, provable=False, is_final=True, asked_in_time=requested_in_time),
     same_rows_as=f"{BINANCE.name}/{_RECENT_KICKBACKS}",
 )
 RECENT_KICKBACKS = Endpoint(
@@ -189,7 +192,7 @@ ENDPOINTS = (
     _now(
         "if_new_user",
         "client",
-        Observation(_IF_NEW_USER, of_agent=True),
+        CurrentState(_IF_NEW_USER, of_agent=True),
         schema=IfNewUser,
         description="Whether the client is new to the agent and the agent's code works: an observation of today (UTC).",
         requires=_AGENT,
@@ -202,7 +205,7 @@ ENDPOINTS = (
     _now(
         "customization",
         "partner",
-        Observation(_CUSTOMIZATION),
+        CurrentState(_CUSTOMIZATION),
         schema=Customization,
         description="Everybody whom the partner gave an id, asked without a filter: an observation of today (UTC).",
         daily_at=time(0, 15),
@@ -210,7 +213,7 @@ ENDPOINTS = (
     _now(
         "user_customization",
         "client",
-        Observation(_USER_CUSTOMIZATION, of_agent=True),
+        CurrentState(_USER_CUSTOMIZATION, of_agent=True),
         schema=UserCustomization,
         description="The id that the client has with the agent: an observation of today (UTC).",
         requires=_AGENT,
@@ -219,7 +222,7 @@ ENDPOINTS = (
     _now(
         "customization_assignment",
         "partner",
-        Assignment(_CUSTOMIZATION, "email", desired.of_partner, "BINANCE_CUSTOMER_IDS", listed=True),
+        Assignment(_CUSTOMIZATION, "email", desired.of_partner, "BINANCE_CUSTOMER_IDS", lists_all=True),
         schema=CustomizationAssignment,
         description=(
             "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, where they have others; only when "
@@ -230,7 +233,7 @@ ENDPOINTS = (
     _now(
         "user_customization_assignment",
         "client",
-        Assignment(_USER_CUSTOMIZATION, "apiAgentCode", desired.of_client, "BINANCE_USER_CUSTOMER_ID", listed=False),
+        Assignment(_USER_CUSTOMIZATION, "apiAgentCode", desired.of_client, "BINANCE_USER_CUSTOMER_ID", lists_all=False),
         schema=UserCustomizationAssignment,
         description=(
             "Gives the client the id BINANCE_USER_CUSTOMER_ID with its agent, where it has another; only when asked for, "

@@ -10,9 +10,11 @@ import httpx
 
 from affiliate_pipeline.environment import Binance, naming, network_variables
 from affiliate_pipeline.exchanges.binance import responses
-from affiliate_pipeline.exchanges.binance.kickback_export.model import CollectionStore
+from affiliate_pipeline.exchanges.binance.customer_ids.pending_actions import PendingActions
+from affiliate_pipeline.exchanges.binance.kickback_export.model import ASSET
+from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
-from affiliate_pipeline.exchanges.spec import Attempts, Endpoint, Exchange, Session, Shared
+from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, Session, Shared
 from affiliate_pipeline.http.client import Client, Clock
 from affiliate_pipeline.http.encoding import check_api_key
 from affiliate_pipeline.http.network import Network
@@ -26,8 +28,13 @@ class BinanceSession(Session):
 
     settings: Binance
     now_ms: Callable[[], int]
-    attempts: Callable[[], Attempts]
-    collections: Callable[[], CollectionStore]
+    pending_actions: Callable[[], PendingActions]
+    exports: Callable[[], KickbackExports]
+    lands_exports: bool
+
+    def finished(self) -> None:
+        if self.lands_exports:
+            self.exports().all()  # records which of them have landed
 
 
 def credentials(account: str) -> tuple[str, str]:
@@ -67,8 +74,9 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | N
         source,
         settings,
         clock.now_ms,
-        attempts=partial(shared.attempts, endpoint.key, source),
-        collections=cache(partial(shared.collections, source)),
+        pending_actions=partial(shared.pending_actions, endpoint.key, source),
+        exports=cache(partial(shared.exports, source)),
+        lands_exports=endpoint.key == ASSET,
     )
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
-from affiliate_pipeline.defs.sensors.kickback_history import COLLECTION_TAG, MOST_ATTEMPTS, expired_alert
+from affiliate_pipeline.defs.sensors.kickback_history import EXPORT_TAG, MAX_RUNS, expired_alert
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.exchanges.binance.endpoints import RECENT_KICKBACKS
-from affiliate_pipeline.exchanges.binance.kickback_export import advance as history
-from affiliate_pipeline.exchanges.binance.kickback_export.model import Collection
-from affiliate_pipeline.exchanges.binance.kickback_export.store import Collections
+from affiliate_pipeline.exchanges.binance.kickback_export import fetch
+from affiliate_pipeline.exchanges.binance.kickback_export.model import KickbackExport
+from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.sandbox.binance.kickbacks import FileForm
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.kickbacks import (
@@ -22,9 +22,11 @@ from affiliate_pipeline_tests.defs.kickbacks import (
     PATH,
     RECENT,
     REQUEST,
+    Killed,
     collections,
     kickback,
     kickbacks,
+    kill_before,
     landed,
     posts,
     sent,
@@ -36,7 +38,7 @@ RESOURCES = {"postgres": Postgres(), "exchanges": Exchanges()}
 
 @pytest.fixture(autouse=True)
 def nothing_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "sleep", lambda _: None)
+    monkeypatch.setattr(fetch, "sleep", lambda _: None)
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_it_waits_through_every_form_of_not_yet_and_then_asks_for_one_run(sandbo
         "dagster/sensor_name": "kickback_history",
         "dagster/asset_partition_range_start": f"{OLD[0]}",
         "dagster/asset_partition_range_end": f"{OLD[-1]}",
-        COLLECTION_TAG: "2",
+        EXPORT_TAG: "2",
     }
     assert (request.run_key, request.asset_selection) == ("2-1", [dg.AssetKey(HISTORY.split("/"))])
     assert len(posts(sandbox)) == 2
@@ -163,30 +165,28 @@ def test_the_daemon_killed_before_the_run_was_launched_asks_for_the_same_run(san
 
 def test_a_run_that_failed_is_tried_again_a_few_times(sandbox, rows, tick, instance):
     materialize(REQUEST, OLD)
-    for attempt in range(1, MOST_ATTEMPTS + 1):
+    for attempt in range(1, MAX_RUNS + 1):
         (request,) = tick()
         assert request.run_key == f"1-{attempt}"
         run(instance, request, dg.DagsterRunStatus.FAILURE)
     assert tick() == []
 
 
-def test_a_file_that_no_run_could_land_gives_way_to_those_that_wait_and_is_asked_for_again(
-    sandbox, rows, query, tick, instance
-):
+def test_a_file_that_no_run_could_land_gives_way_to_those_that_wait(sandbox, rows, query, tick, instance):
     materialize(REQUEST, OLD[:2])
     materialize(REQUEST, OLD[2:])
-    for _ in range(MOST_ATTEMPTS):
+    for _ in range(MAX_RUNS):
         (request,) = tick()
         run(instance, request, dg.DagsterRunStatus.FAILURE)
     assert tick() == []
-    assert collections(query) == [("expired",), ("waiting",), ("waiting",)]
+    assert collections(query) == [("expired",), ("waiting",)]
 
     tick()
 
     assert len(posts(sandbox)) == 2
     assert int(posts(sandbox)[-1]["startTime"]) == at(OLD[2], "00:00:00.000")
     ((_, _, text),) = alerts(query)
-    assert "runs could not land it" in text and "asked for again by itself" in text
+    assert "runs could not land it" in text and f"materialize {REQUEST}" in text
 
 
 def test_a_file_that_cannot_be_understood_is_left_to_people_and_holds_nobody_up(sandbox, rows, query, tick):
@@ -196,7 +196,7 @@ def test_a_file_that_cannot_be_understood_is_left_to_people_and_holds_nobody_up(
     sandbox.binance.kickbacks.form = FileForm()
     materialize(REQUEST, OLD[2:])
     (request,) = tick()
-    assert request.tags[COLLECTION_TAG] == "2"
+    assert request.tags[EXPORT_TAG] == "2"
 
 
 def test_the_next_one_is_asked_for_only_once_the_first_has_landed(sandbox, rows, query, tick):
@@ -207,10 +207,10 @@ def test_the_next_one_is_asked_for_only_once_the_first_has_landed(sandbox, rows,
     materialize(HISTORY, OLD[:2])
     tick()
     assert len(posts(sandbox)) == 2
-    assert [each.tags[COLLECTION_TAG] for each in tick()] == ["2"]
+    assert [each.tags[EXPORT_TAG] for each in tick()] == ["2"]
 
 
-def test_a_file_that_never_comes_expires_with_one_alert_and_is_asked_for_again(sandbox, rows, query, tick):
+def test_a_file_that_never_comes_expires_with_one_alert(sandbox, rows, query, tick):
     for key in (REQUEST, HISTORY):
         materialize(key, OLD[:1])
     sandbox.binance.kickbacks.collect_ms = 10**9
@@ -222,40 +222,40 @@ def test_a_file_that_never_comes_expires_with_one_alert_and_is_asked_for_again(s
     for _ in range(3):
         assert tick() == []
 
-    assert collections(query, "id, state, follows") == [(1, "landed", None), (2, "expired", None), (3, "collecting", 2)]
-    assert len(posts(sandbox)) == 3
+    assert collections(query) == [("landed",), ("expired",)]
+    assert len(posts(sandbox)) == 2
     ((key, title, text),) = alerts(query)
     assert key == f"{HISTORY} collection 2" and HISTORY in title
-    assert "Historical data is collecting" in text and "asked for again by itself" in text
+    assert "Historical data is collecting" in text and f"materialize {REQUEST}" in text
     assert landed(query, HISTORY, OLD[0]) == sent(rows[OLD[0]])
-    sandbox.binance.kickbacks.collect_ms = 0
-    sandbox.binance.kickbacks.collect(at(OLD[0], "00:00:00.000"), at(OLD[-1], "23:59:59.999") + 1, None)
-    (request,) = tick()
-    assert request.tags[COLLECTION_TAG] == "3"
 
 
-def test_while_the_exchange_refuses_the_key_it_asks_ever_more_seldom_and_tells_in_time(
-    sandbox, rows, query, tick, monkeypatch
+@pytest.mark.parametrize("state", ["collecting", "waiting"])
+def test_while_the_exchange_refuses_the_key_it_is_requested_less_and_less_often(
+    sandbox, rows, query, tick, monkeypatch, state
 ):
-    materialize(REQUEST, OLD)
+    with monkeypatch.context() as patched:
+        if state == "waiting":
+            patched.setenv("BINANCE_CLIENT_API_SECRET", "wrong")
+        materialize(REQUEST, OLD)
     monkeypatch.setenv("BINANCE_CLIENT_API_SECRET", "wrong")
-    for turn, state in enumerate(["collecting", "waiting", "waiting"], start=1):
-        tick()
-        asked = len(sandbox.requests)
-        tick(due=False)
-        assert len(sandbox.requests) == asked
-        last = collections(query, "id, state, note like '%%BINANCE_CLIENT_API_SECRET%%', expires_at > now()")[-1]
-        assert last == (turn, state, True, True)
-        assert len(alerts(query)) == turn - 1
-        query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
-        tick()
-    assert collections(query) == [("expired",)] * history.MOST_TURNS
-    first, second, third = (text for _, _, text in alerts(query))
-    assert all("BINANCE_CLIENT_API_SECRET" in text for text in (first, second, third))
-    assert "asked for again by itself" in first and "could not be asked for within 12 hours" in second
-    assert f"mend the cause, then materialize {REQUEST}" in third
-    asked = len(sandbox.requests)
-    assert tick() == [] and len(sandbox.requests) == asked
+    tick()
+    requested = len(sandbox.requests)
+    tick(due=False)
+    assert len(sandbox.requests) == requested and alerts(query) == []
+    last = collections(query, "state, note like '%%BINANCE_CLIENT_API_SECRET%%', expires_at > now()")
+    assert last == [(state, True, True)]
+
+    query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
+    tick()
+
+    assert collections(query) == [("expired",)]
+    ((_, _, text),) = alerts(query)
+    assert "BINANCE_CLIENT_API_SECRET" in text and "in time" in text
+    assert f"Fix the cause, then materialize {REQUEST}" in text
+    requested = len(sandbox.requests)
+    assert tick() == [] and len(sandbox.requests) == requested
+    assert len(alerts(query)) == 1
 
 
 def test_days_that_waited_out_a_refused_key_land_once_it_is_taken(sandbox, rows, query, tick, monkeypatch):
@@ -269,36 +269,34 @@ def test_days_that_waited_out_a_refused_key_land_once_it_is_taken(sandbox, rows,
     assert landed(query, HISTORY, OLD[0]) == sent(rows[OLD[0]])
 
 
-def test_a_file_that_cannot_land_is_asked_for_a_few_times(sandbox, rows, query, tick):
+def test_a_file_that_cannot_land_in_time_expires(sandbox, rows, query, tick):
     for key in (REQUEST, HISTORY):
         materialize(key, OLD)
     sandbox.binance.kickbacks.set(rows[OLD[0]])
     materialize(REQUEST, OLD)
-    for _ in range(2 * history.MOST_TURNS + 2):
-        if tick():
-            assert "allow_shrink" in materialize(HISTORY, OLD).failed[OLD[1]]
-        query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
-    assert len(posts(sandbox)) == 1 + history.MOST_TURNS
-    assert collections(query)[1:] == [("expired",)] * history.MOST_TURNS
-    assert len(alerts(query)) == history.MOST_TURNS
+    assert tick()
+    assert "allow_shrink" in materialize(HISTORY, OLD).failed[OLD[1]]
+    query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
+    tick(), tick()
+    assert len(posts(sandbox)) == 2
+    assert collections(query) == [("landed",), ("expired",)]
+    assert len(alerts(query)) == 1
 
 
-def test_a_kill_between_the_alert_and_the_table_tells_it_once(sandbox, rows, query, tick, monkeypatch):
+def test_a_kill_before_the_alert_delays_it(sandbox, rows, query, tick, monkeypatch):
     sandbox.binance.kickbacks.collect_ms = 10**9
     materialize(REQUEST, OLD)
     query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
     with monkeypatch.context() as patched:
-        patched.setattr(Collections, "told", lambda *_: 1 / 0)
+        patched.setattr(Outbox, "add", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             tick()
-    tick()
+    assert collections(query) == [("expired",)] and alerts(query) == []
+    tick(due=False), tick(due=False)
     assert len(alerts(query)) == 1
-    assert query(
-        "select count(*) from binance.kickback_historical_collection where state = 'expired' and not told"
-    ) == [(0,)]
 
 
-def test_a_request_that_the_exchange_refuses_is_told_and_not_repeated(sandbox, rows, query, tick):
+def test_a_request_that_the_exchange_refuses_raises_an_alert_and_is_not_repeated(sandbox, rows, query, tick):
     materialize(REQUEST, OLD[:2])
     materialize(REQUEST, OLD[2:])
     materialize(HISTORY, OLD[:2])
@@ -309,24 +307,24 @@ def test_a_request_that_the_exchange_refuses_is_told_and_not_repeated(sandbox, r
     assert "-1130" in text and f"materialize {REQUEST}" in text
 
 
-def test_days_forgotten_while_they_waited_are_left_out_of_the_request(sandbox, rows, query, tick):
+def test_days_that_expired_while_they_waited_are_left_out_of_the_request(sandbox, rows, query, tick):
     sandbox.binance.kickbacks.set([*(row for day in OLD for row in rows[day]), kickback(at(ago(31)))])
     materialize(REQUEST, OLD[:2])
     materialize(REQUEST, OLD[2:])
     query("update binance.kickback_historical_collection set first_day = %s where id = 2", ago(31))
     materialize(HISTORY, OLD[:2])
-    tick()
+    tick(), tick()
     assert collections(query, "first_day, last_day, state")[1:] == [
-        (ago(29), OLD[-1], "collecting"),
         (ago(31), ago(30), "expired"),
+        (ago(29), OLD[-1], "collecting"),
     ]
     ((_, title, text),) = alerts(query)
     assert f"the history of {fold([ago(31), ago(30)])} did not come" in title
-    assert "only after the 30 days" in text and "No request brings these days any more" in text and "mend" not in text
+    assert "only after the 30 days" in text and "No request brings these days any more" in text and "cause" not in text
     assert [each.tags["dagster/asset_partition_range_start"] for each in tick()] == [f"{ago(29)}"]
 
 
-def test_days_that_were_all_forgotten_while_they_waited_are_told_as_lost(sandbox, rows, query, tick):
+def test_days_that_all_expired_while_they_waited_are_reported_as_lost(sandbox, rows, query, tick):
     materialize(REQUEST, OLD[:2])
     materialize(REQUEST, OLD[2:])
     query(
@@ -336,32 +334,28 @@ def test_days_that_were_all_forgotten_while_they_waited_are_told_as_lost(sandbox
     tick()
     assert collections(query) == [("landed",), ("expired",)]
     ((_, _, text),) = alerts(query)
-    assert "No request brings these days any more" in text and "mend" not in text
+    assert "No request brings these days any more" in text and "cause" not in text
 
 
-def killed(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(("where", "most"), [("begin", 2), ("asked", 3), ("ready", 2)])
-def test_the_daemon_killed_anywhere_goes_on_where_it_was(sandbox, rows, query, tick, monkeypatch, where, most):
-    # Before the request, with the second one, and by two ticks it is looked in vain.
-    sandbox.faults.pending.extend(["message"] * (history.LOOKS_BEFORE + 3))
+@pytest.mark.parametrize(("change", "most"), [("begin", 2), ("msg", 3), ("state=ready", 2)])
+def test_the_daemon_killed_anywhere_goes_on_where_it_was(sandbox, rows, query, tick, monkeypatch, change, most):
+    # No file is offered before the two requests, and to two ticks.
+    sandbox.faults.pending.extend(["message"] * 4)
     materialize(REQUEST, OLD[:2])
     materialize(REQUEST, OLD[2:])
-    if where != "ready":
+    if change != "state=ready":
         assert materialize(HISTORY, OLD[:2]).success
     with monkeypatch.context() as patched:
-        patched.setattr(Collections, where, killed)
+        kill_before(patched, change)
         for _ in range(50):
             try:
                 tick()
-            except KeyboardInterrupt:
+            except Killed:
                 break
         else:
             pytest.fail("it was not killed")
 
-    if where == "ready":
+    if change == "state=ready":
         assert materialize(HISTORY, OLD[:2]).success
     tick(), tick()
     assert materialize(HISTORY, OLD[2:]).success
@@ -374,7 +368,7 @@ def test_the_daemon_killed_anywhere_goes_on_where_it_was(sandbox, rows, query, t
 def test_a_post_whose_end_nobody_saw_is_sent_once_more_if_no_file_comes(sandbox, rows, query, tick, monkeypatch):
     sandbox.binance.kickbacks.collect_ms = 10**9
     with monkeypatch.context() as patched:
-        patched.setattr(Collections, "asked", killed)
+        kill_before(patched, "msg")
         materialize(REQUEST, OLD)
     for _ in range(4):
         tick()
@@ -383,7 +377,7 @@ def test_a_post_whose_end_nobody_saw_is_sent_once_more_if_no_file_comes(sandbox,
 
 
 def test_the_runbook_shows_the_alert_as_it_is():
-    expired = Collection(
+    expired = KickbackExport(
         id=1,
         first_day=date(2026, 11, 1),
         last_day=date(2026, 11, 5),
@@ -391,15 +385,15 @@ def test_the_runbook_shows_the_alert_as_it_is():
         requested_at=None,
         code=None,
         msg=None,
-        path_before=None,
+        note="no file came in time; the last response was: Historical data is collecting",
         path=None,
-        is_asked=True,
-        is_overdue=True,
-        is_due=True,
+        path_before=None,
+        other_paths=[],
+        expires_at=None,
         is_kept=False,
-        is_followed=True,
-        turn=1,
-        note="no file came in time; the last answer was: Historical data is collecting",
+        is_due=True,
+        is_overdue=True,
+        is_just_expired=True,
         age_s=0.0,
     )
     alert = expired_alert(expired, at(date(2026, 11, 20)))

@@ -7,9 +7,9 @@ import dagster as dg
 import pytest
 
 from affiliate_pipeline.definitions import build_definitions
-from affiliate_pipeline.exchanges.binance.kickback_export import advance as history
-from affiliate_pipeline.exchanges.binance.kickback_export.store import Collections
+from affiliate_pipeline.exchanges.binance.kickback_export import advance, fetch
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.http.client import ATTEMPTS
 from affiliate_pipeline.sandbox.binance.kickbacks import FileForm
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.kickbacks import (
@@ -21,6 +21,7 @@ from affiliate_pipeline_tests.defs.kickbacks import (
     collections,
     kickback,
     kickbacks,
+    kill_before,
     landed,
     posts,
     sent,
@@ -33,7 +34,7 @@ from affiliate_pipeline_tests.http.test_unpacking import PACKINGS, zipped
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long runs would have slept; a test may put something in its way."""
     slept: list[float] = []
-    monkeypatch.setattr(history, "sleep", slept.append)
+    monkeypatch.setattr(fetch, "sleep", slept.append)
     return slept
 
 
@@ -172,7 +173,7 @@ def test_nothing_is_asked_for_while_the_exchange_does_not_say_which_file_it_has(
     assert materialize(REQUEST, OLD).success
     query("truncate binance.kickback_historical_collection, binance.kickback_historical_request, affiliate.landing")
     sandbox.binance.kickbacks.set(row for day in OLD for row in rows[day])
-    sandbox.faults.next_answers.extend([(500, {}, b"")] * history.LOOKS_BEFORE)
+    sandbox.faults.next_answers.extend([(500, {}, b"")] * ATTEMPTS)
 
     run = materialize(REQUEST, OLD)
 
@@ -279,7 +280,7 @@ def test_what_came_in_place_of_the_file_is_fetched_again_and_not_kept(sandbox, r
     assert run.success, run.message
     assert_landed(query, rows)
     query("update binance.kickback_historical_collection set state = 'ready'")
-    offered(sandbox, *[body] * history.FRESH_URLS)
+    offered(sandbox, *[body] * fetch.FRESH_URLS)
     run = materialize(HISTORY, OLD)
     assert list(run.failed) == OLD and any(word in run.failed[OLD[0]] for word in ("incomplete", "Please"))
     assert collections(query, "file") == [(None,)]
@@ -363,7 +364,7 @@ def test_a_file_of_which_a_part_is_missing_is_fetched_again_and_not_kept(sandbox
     materialize(REQUEST, OLD)
     part = gzip.compress(b"income,asset,symbol,time\n" * 1000)[:-20]
     sandbox.faults.path = "/kickback-history/"
-    sandbox.faults.next_answers.extend([(200, headers, part)] * (history.FRESH_URLS + 1))
+    sandbox.faults.next_answers.extend([(200, headers, part)] * (fetch.FRESH_URLS + 1))
 
     run = materialize(HISTORY, OLD)
 
@@ -437,12 +438,12 @@ def test_a_file_with_rows_that_nobody_asked_for_is_refused(sandbox, rows, query)
     run = materialize(HISTORY, OLD)
 
     assert list(run.failed) == OLD
-    assert "another file, which is not the one asked for" in run.failed[OLD[0]]
+    assert "another file, which is not the requested one" in run.failed[OLD[0]]
     assert query("select count(*) from binance.kickback_historical_record") == [(0,)]
     assert collections(query, "state, cardinality(other_paths)") == [("collecting", 1)]
 
 
-def test_a_kept_file_that_turns_out_to_be_somebody_elses_gives_way_to_a_new_one(sandbox, rows, query):
+def test_a_kept_file_that_turns_out_to_be_another_requests_gives_way(sandbox, rows, query):
     sandbox.binance.kickbacks.form = FileForm(header=("amount", "asset", "symbol", "time"))
     materialize(REQUEST, OLD[:2])
     materialize(HISTORY, OLD[:2])
@@ -453,23 +454,22 @@ def test_a_kept_file_that_turns_out_to_be_somebody_elses_gives_way_to_a_new_one(
 
     run = materialize(HISTORY, OLD)
 
-    assert run.success, run.message
-    assert_landed(query, rows)
-    assert collections(query) == [("expired",), ("landed",), ("landed",)]
-    assert len(posts(sandbox)) == 3
+    assert list(run.failed) == OLD[:2] and REQUEST in run.failed[OLD[0]]
+    assert_landed(query, {day: rows[day] for day in OLD[2:]})
+    assert collections(query) == [("expired",), ("landed",)]
 
 
 def test_a_file_refused_after_it_was_given_up_disturbs_nobody(sandbox, rows, query, monkeypatch):
     materialize(REQUEST, OLD)
-    fetch = history.download
+    download = fetch.download
 
     def given_up(*args: object) -> bytes:
-        monkeypatch.setattr(history, "download", fetch)
+        monkeypatch.setattr(fetch, "download", download)
         query("update binance.kickback_historical_collection set state = 'expired'")
         materialize(REQUEST, OLD)
         return f"income,asset,symbol,time\n1,USDT,BTCUSDT,{at(ago(20))}\n".encode()
 
-    monkeypatch.setattr(history, "download", given_up)
+    monkeypatch.setattr(fetch, "download", given_up)
     run = materialize(HISTORY, OLD)
     assert run.success, run.message
     assert_landed(query, rows)
@@ -485,7 +485,7 @@ def test_after_a_file_of_somebody_elses_the_right_one_lands(sandbox, rows, query
         if len(posts(sandbox)) == 1:
             sandbox.binance.kickbacks.collect(at(OLD[0], "00:00:00.000"), at(OLD[-1], "23:59:59.999") + 1, None)
 
-    monkeypatch.setattr(history, "sleep", collect_the_right_one)
+    monkeypatch.setattr(fetch, "sleep", collect_the_right_one)
     assert materialize(HISTORY, OLD).success
     assert_landed(query, rows)
 
@@ -502,7 +502,7 @@ def test_a_file_on_a_strange_host_is_not_fetched(sandbox, rows, url):
 
 
 def test_a_file_that_is_too_large_is_refused(sandbox, rows, monkeypatch):
-    monkeypatch.setattr(history, "MOST_FILE_BYTES", 100)
+    monkeypatch.setattr(fetch, "MAX_FILE_BYTES", 100)
     materialize(REQUEST, OLD)
     assert "is larger than" in materialize(HISTORY, OLD).failed[OLD[0]]
 
@@ -510,24 +510,24 @@ def test_a_file_that_is_too_large_is_refused(sandbox, rows, monkeypatch):
 def test_days_nobody_asked_for_fail_and_name_the_request(sandbox, rows, slept):
     run = materialize(HISTORY, OLD)
     assert REQUEST in run.failed[OLD[0]]
-    assert sum(slept) <= history.REQUEST_WAIT_S and posts(sandbox) == []
+    assert sum(slept) <= fetch.REQUEST_WAIT_S and posts(sandbox) == []
 
 
 def test_a_run_by_hand_waits_ten_minutes_and_says_who_goes_on_waiting(sandbox, rows, slept):
     sandbox.binance.kickbacks.collect_ms = 10**9
     materialize(REQUEST, OLD)
     run = materialize(HISTORY, OLD)
-    assert sum(slept) == history.PATIENCE_S
+    assert sum(slept) == fetch.MAX_WAIT_S
     assert "the file is not there after 10 minutes" in run.failed[OLD[0]]
     assert "Historical data is collecting" in run.failed[OLD[0]] and "kickback_history" in run.failed[OLD[0]]
 
 
 def test_a_run_that_starts_before_the_request_waits_for_it(sandbox, rows, query, slept, monkeypatch):
     def request(_: float) -> None:
-        monkeypatch.setattr(history, "sleep", slept.append)
+        monkeypatch.setattr(fetch, "sleep", slept.append)
         assert materialize(REQUEST, OLD).success
 
-    monkeypatch.setattr(history, "sleep", request)
+    monkeypatch.setattr(fetch, "sleep", request)
     assert materialize(HISTORY, OLD).success
     assert_landed(query, rows)
 
@@ -543,23 +543,26 @@ def test_a_refused_request_fails_its_days_and_waits_for_nothing(sandbox, rows, q
     sandbox.faults.fail_day(OLD[0], status=400, code=-1130)
     run = materialize(REQUEST, OLD)
     assert list(run.failed) == OLD and "-1130" in run.failed[OLD[0]]
-    assert collections(query, "state, told") == [("expired", True)]
+    assert collections(query) == [("expired",)]
     sandbox.faults.clear()
     assert materialize(REQUEST, OLD).success and materialize(HISTORY, OLD).success
 
 
 def test_a_day_forgotten_before_the_exchange_could_be_asked_fails_alone(sandbox, rows, query, monkeypatch):
-    monkeypatch.setattr(history, "is_remembered", lambda day, at_ms: day > OLD[0])
+    monkeypatch.setattr(advance, "is_retained", lambda day, at_ms: day > OLD[0])
     run = materialize(REQUEST, OLD)
     assert list(run.materialized) == OLD[1:]
-    assert "only after the 30 days that the exchange keeps" in run.failed[OLD[0]]
-    assert collections(query, "first_day, state") == [(OLD[1], "collecting"), (OLD[0], "expired")]
+    assert "only after the 30 days that the exchange retains" in run.failed[OLD[0]]
+    assert collections(query, "first_day, last_day, state") == [
+        (OLD[0], OLD[0], "expired"),
+        (OLD[1], OLD[-1], "waiting"),
+    ]
 
 
 def test_a_request_of_which_nobody_knows_is_sent_once_and_its_file_lands(sandbox, rows, query):
     sandbox.faults.fail_day(OLD[0], status=500)
     assert materialize(REQUEST, OLD).success
-    assert collections(query, "state, code, msg like 'whether it was done%%'") == [("collecting", None, True)]
+    assert collections(query, "state, msg, note like 'whether it was done%%'") == [("collecting", None, True)]
     sandbox.faults.clear()
     assert materialize(HISTORY, OLD).success
     assert len(posts(sandbox)) == 1
@@ -635,18 +638,10 @@ def test_the_file_depends_on_no_request():
 # Killed
 
 
-class Killed(BaseException):
-    """Nothing catches it, so that what follows it does not run."""
-
-
-def killed(*_: object, **__: object) -> None:
-    raise Killed
-
-
-@pytest.mark.parametrize("where", ["begin", "asked"])
-def test_a_request_killed_around_its_post_costs_one_more_at_most(sandbox, rows, query, monkeypatch, where):
+@pytest.mark.parametrize("change", ["begin", "msg"])
+def test_a_request_killed_around_its_post_costs_one_more_at_most(sandbox, rows, query, monkeypatch, change):
     with monkeypatch.context() as patched:
-        patched.setattr(Collections, where, killed)
+        kill_before(patched, change)
         assert not materialize(REQUEST, OLD).success
     assert query("select count(*) from binance.kickback_historical_request") == [(0,)]
 
@@ -656,12 +651,12 @@ def test_a_request_killed_around_its_post_costs_one_more_at_most(sandbox, rows, 
     assert_landed(query, rows)
 
 
-@pytest.mark.parametrize("where", ["ready", "landed", "pending"])
-def test_a_landing_killed_anywhere_ends_in_the_same_rows(sandbox, rows, query, monkeypatch, where):
+@pytest.mark.parametrize("change", ["state=ready", "state=landed", "state=collecting"])
+def test_a_landing_killed_anywhere_ends_in_the_same_rows(sandbox, rows, query, monkeypatch, change):
     materialize(REQUEST, OLD)
     sandbox.faults.pending.append("message")
     with monkeypatch.context() as patched:
-        patched.setattr(Collections, where, killed)
+        kill_before(patched, change)
         assert not materialize(HISTORY, OLD).success
 
     assert materialize(HISTORY, OLD).success

@@ -1,14 +1,15 @@
-"""Giving out customer ids: what is wanted is compared with what is there, and only what differs is posted.
+"""Assigning customer ids: desired ids are compared with the current ones, and only differences are posted.
 
-Each attempt is kept before it is made and again when its outcome is known. So a run that is killed loses none, and the next
-one looks what became of the last attempt before it makes another.
+Each attempt is persisted before its POST and again with its outcome. So no crash loses one, and the next run finds out
+whether an interrupted attempt took effect before it makes another.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
@@ -16,7 +17,8 @@ import msgspec
 
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.environment import Binance
-from affiliate_pipeline.exchanges.binance.customer_ids.desired import Wish, masked
+from affiliate_pipeline.exchanges.binance.customer_ids.desired import DesiredCustomerId, masked
+from affiliate_pipeline.exchanges.binance.customer_ids.pending_actions import PendingActions
 from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import rows_of
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan
@@ -32,156 +34,149 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Change:
-    """What has to be posted, and the ids that its person had before."""
+    """A desired id to post, and the owner's ids before."""
 
-    wish: Wish
+    desired: DesiredCustomerId
     before: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.wish}: to be assigned, now {', '.join(self.before) or 'none'}"
+        return f"{self.desired}: to be assigned, now {', '.join(self.before) or 'none'}"
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Posts to `path` and looks by its GET. `whose` is the parameter that names a person besides `customerId`.
+    """Assigns by POSTs to `path`, and compares by its GET.
 
-    `listed`: without parameters the GET gives everybody's ids. `variable` is where the wishes come from.
+    Args:
+        owner: the parameter that names an id's owner.
+        variable: the setting that `desired` is read from.
+        lists_all: whether a GET without parameters returns everybody's ids.
     """
 
     path: str
-    whose: Literal["email", "apiAgentCode"]
-    wishes: Callable[[Binance], list[Wish]]
+    owner: Literal["email", "apiAgentCode"]
+    desired: Callable[[Binance], list[DesiredCustomerId]]
     variable: str
-    listed: bool
+    lists_all: bool
 
     def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Plan:
-        """Sends the requests that it takes to compare."""
-        wishes = self.wishes(session.settings)
-        if not wishes:
-            return Plan(0, 0, 0, (self.nothing_wanted(),))
-        asked_before = session.client.requests_sent
-        changes: list[_Change] = []
+        """Sends the requests that comparing takes."""
+        desired = self.desired(session.settings)
+        if not desired:
+            return Plan(0, 0, 0, (self.nothing_desired(),))
+        sent, changes = session.client.requests_sent, list[_Change]()
 
         def would_succeed(change: _Change) -> bool:
             changes.append(change)
             return True
 
-        faulty = self.work_off(session, wishes, would_succeed)
-        least = session.client.requests_sent - asked_before + len(changes)
-        in_place = len(wishes) - len(changes) - len(faulty)
-        return Plan(
-            least,
-            None,
-            0,
-            (*map(str, changes), *(f"{wish}. Nothing will be posted" for wish in faulty), f"{in_place} are in place"),
-        )
+        rejected = self.apply(session, desired, would_succeed)
+        lines = [*map(str, changes), *(f"{each}. Nothing will be posted" for each in rejected)]
+        in_place = f"{len(desired) - len(lines)} are in place"
+        return Plan(session.client.requests_sent - sent + len(changes), None, 0, (*lines, in_place))
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
         for day in days:
-            work = _Work(self, session)
+            actions = session.pending_actions()
             try:
-                yield work.day(day)
+                yield _Run(self, session, actions).day(day)
             except ExchangeError as error:
-                made = len(work.attempts.rows())
+                made = len(actions.rows())
                 kept = f". {made} attempts are kept in affiliate.attempt and land with the next run" if made else ""
                 yield DayError(day, Refused(f"{str(error).rstrip('.')}{kept}"))
 
     def oldest_before(self, session: BinanceSession, day: date, zone: ZoneInfo) -> int | None:
         raise NotImplementedError("only now can be changed")
 
-    def held(self, session: BinanceSession, whose: str) -> tuple[str, ...]:
-        """The ids that a person has."""
-        try:
-            return tuple(self._pairs(session, {self.whose: whose}))
-        except Refused:
-            if not self.listed:
-                raise
-            # Of an email that it does not know it may tell nothing; the list then does.
-            everybody = self._pairs(session, {}).items()
-            return tuple(customer_id for customer_id, email in everybody if email.casefold() == whose.casefold())
-
-    def nothing_wanted(self) -> str:
-        """What there is to say where there are no wishes."""
+    def nothing_desired(self) -> str:
         return f"Nothing is wanted: {self.variable} is not set, or names nobody"
 
-    def _pairs(self, session: BinanceSession, params: dict[str, str]) -> dict[str, str]:
-        """Emails by id; "" where the answer says none."""
+    def current(self, session: BinanceSession, owner: str) -> tuple[str, ...]:
+        """The owner's ids."""
+        try:
+            return tuple(self._emails(session, {self.owner: owner}))
+        except Refused:
+            if not self.lists_all:
+                raise
+            # For an unknown email the exchange may return an error; the list then has the answer.
+            everybody = self._emails(session, {}).items()
+            return tuple(customer_id for customer_id, email in everybody if email.casefold() == owner.casefold())
+
+    def _emails(self, session: BinanceSession, params: dict[str, str]) -> dict[str, str]:
+        """Emails by id; "" where the response has none."""
         rows = session.client.get(self.path, params, rows_of)
-        pairs = identities(rows, ("customerId", "email"))
-        return {customer_id: email or "" for customer_id, email in pairs if customer_id}
+        return {str(id_): str(email or "") for id_, email in identities(rows, ("customerId", "email")) if id_}
 
-    def work_off(
-        self, session: BinanceSession, wishes: Sequence[Wish], assign: Callable[[_Change], bool]
-    ) -> list[Wish]:
-        """Calls `assign`, which says whether it succeeded, for each wish that is not fulfilled and can be. The others.
+    def apply(
+        self, session: BinanceSession, desired: Sequence[DesiredCustomerId], assign: Callable[[_Change], bool]
+    ) -> list[DesiredCustomerId]:
+        """Call `assign` for each desired id that its owner lacks; returns those that cannot be assigned, with the reason.
 
-        An id becomes free when its holder is given another one, so that a chain of them is worked off from its end.
+        An id becomes free once its owner is assigned another one, so a chain of them is worked off from its end.
+
+        Args:
+            assign: returns whether it succeeded.
         """
-        holders = self._pairs(session, {}) if self.listed else {}
+        taken = self._emails(session, {}) if self.lists_all else {}
         ids: dict[str, tuple[str, ...]] = {}
-        for customer_id, email in holders.items():
+        for customer_id, email in taken.items():
             ids[email.casefold()] = (*ids.get(email.casefold(), ()), customer_id)
-        faulty = [wish for wish in wishes if wish.fault]
-        left = []
-        for wish in (wish for wish in wishes if not wish.fault):
-            # Whom the list does not show as the wish spells it is asked for by name.
-            before = ids.get(wish.whose.casefold()) or self.held(session, wish.whose)
-            if wish.customer_id not in before:
-                left.append(_Change(wish, before))
-        while free := [change for change in left if change.wish.customer_id not in holders]:
+        left: list[_Change] = []
+        for each in desired:
+            if not each.rejection:
+                # An email that is not in the list as written, such as in a masked one, is queried by itself.
+                before = ids.get(each.owner.casefold()) or self.current(session, each.owner)
+                if each.customer_id not in before:
+                    left.append(_Change(each, before))
+        while free := [change for change in left if change.desired.customer_id not in taken]:
             for change in free:
                 if assign(change):
                     for customer_id in change.before:
-                        holders.pop(customer_id, None)
+                        taken.pop(customer_id, None)
             left = [change for change in left if change not in free]
-        return faulty + [
-            replace(change.wish, fault=f"the customerId belongs to {masked(holders[change.wish.customer_id])}")
-            for change in left
+        return [each for each in desired if each.rejection] + [
+            replace(each, rejection=f"the customerId belongs to {masked(taken[each.customer_id])}")
+            for each in (change.desired for change in left)
         ]
 
 
-class _Work:
-    """A run's attempts."""
+@dataclass
+class _Run:
+    """One run's attempts and their results."""
 
-    def __init__(self, assignment: Assignment, session: BinanceSession):
-        self._assignment, self._session = assignment, session
-        self.attempts = session.attempts()
-        self._problems: list[str] = []
-        self._assigned = 0
+    assignment: Assignment
+    session: BinanceSession
+    actions: PendingActions
+    failures: list[str] = field(default_factory=list)
+    assigned: int = 0
 
     def day(self, day: date) -> DayRows:
-        sent_before = self._session.client.requests_sent
-        self._settle_the_last()
-        wishes = self._assignment.wishes(self._session.settings)
-        faulty = self._assignment.work_off(self._session, wishes, self._assign) if wishes else []
-        rows = list(self.attempts.rows().values())
-        rows += [
-            self._row(wish, (), REFUSED, f"{wish.where}: {wish.fault}. Nothing was posted", self._session.now_ms())
-            for wish in faulty
-        ]
-        self._problems += map(str, faulty)
-        in_place = len(wishes) - self._assigned - len(self._problems)
+        sent = self.session.client.requests_sent
+        self._settle_interrupted()
+        desired = self.assignment.desired(self.session.settings)
+        rejected = self.assignment.apply(self.session, desired, self._assign) if desired else []
+        rows = list(self.actions.rows().values())
+        for each in rejected:
+            message = f"{each.where}: {each.rejection}. Nothing was posted"
+            rows.append(self._row(_Change(each, ()), self.session.now_ms(), REFUSED, message))
+        problems = (*self.failures, *map(str, rejected))
+        in_place = len(desired) - self.assigned - len(problems)
         note = (
-            f"{len(wishes)} wanted: {in_place} were in place, {self._assigned} have been assigned, "
-            f"{len(self._problems)} are not"
-            if wishes
-            else self._assignment.nothing_wanted()
+            f"{len(desired)} wanted: {in_place} were in place, {self.assigned} have been assigned, {len(problems)} are not"
+            if desired
+            else self.assignment.nothing_desired()
         )
-        log.info("%s: %s", self._assignment.path, note)
-        requests = self._session.client.requests_sent - sent_before
-        return DayRows(day, rows, len(rows), requests, note=note, problems=tuple(self._problems))
+        log.info("%s: %s", self.assignment.path, note)
+        return DayRows(day, rows, len(rows), self.session.client.requests_sent - sent, note=note, problems=problems)
 
-    def _settle_the_last(self) -> None:
-        """An attempt that a run did not live to see the end of was either done or not."""
-        for name, kept in self.attempts.rows().items():
+    def _settle_interrupted(self) -> None:
+        """Find out whether attempts whose run ended before the response took effect."""
+        for name, kept in self.actions.rows().items():
             row = msgspec.json.decode(kept)
             if row["outcome"] == UNKNOWN:
-                done = row["customerId"] in self._assignment.held(self._session, row[self._assignment.whose])
-                row |= {
-                    "outcome": ASSIGNED if done else FAILED,
-                    "message": f"the run ended before its answer; {_found(done)}",
-                }
-                self.attempts.keep(name, msgspec.json.encode(row))
+                outcome, found = self._read_back(row["customerId"], row[self.assignment.owner])
+                row |= {"outcome": outcome, "message": f"the run ended before its answer; {found}"}
+                self.actions.keep(name, msgspec.json.encode(row))
 
     def _assign(self, change: _Change) -> bool:
         outcome, message = FAILED, ""
@@ -190,53 +185,55 @@ class _Work:
             if outcome != FAILED:
                 break
         if outcome == ASSIGNED:
-            self._assigned += 1
-            return True
-        self._problems.append(f"{change.wish}: {message}")
-        return False
+            self.assigned += 1
+        else:
+            self.failures.append(f"{change.desired}: {message}")
+        return outcome == ASSIGNED
 
     def _attempt(self, change: _Change) -> tuple[str, str]:
-        """The outcome, and what there is to say of it."""
-        wish, attempted_ms = change.wish, self._session.now_ms()
+        """The outcome and its explanation, which are persisted."""
+        desired, attempted_ms = change.desired, self.session.now_ms()
         name = f"{attempted_ms} {uuid4()}"
-
-        def keep(outcome: str, message: str) -> tuple[str, str]:
-            self.attempts.keep(name, self._row(wish, change.before, outcome, message, attempted_ms))
-            return outcome, message
-
-        def confirmed(body: bytes) -> None:
-            try:
-                rows = rows_of(body)
-            except Refused as error:
-                raise ValueError(str(error)) from None
-            if wish.customer_id not in [answered for (answered,) in identities(rows, ("customerId",))]:
-                raise ValueError("the answer does not confirm the customerId")
-
-        keep(UNKNOWN, "")
-        params = {"customerId": wish.customer_id, self._assignment.whose: wish.whose}
+        self.actions.keep(name, self._row(change, attempted_ms, UNKNOWN, ""))
+        params = {"customerId": desired.customer_id, self.assignment.owner: desired.owner}
         try:
-            self._session.client.post(self._assignment.path, params, confirmed)
+            self.session.client.post(self.assignment.path, params, partial(_confirm, desired.customer_id))
+            outcome, message = ASSIGNED, ""
         except OutcomeUnknown as error:
-            done = wish.customer_id in self._assignment.held(self._session, wish.whose)
-            return keep(ASSIGNED if done else FAILED, f"{redact(error)}; {_found(done)}")
+            outcome, found = self._read_back(desired.customer_id, desired.owner)
+            message = f"{redact(error)}; {found}"
         except Refused as error:
-            return keep(REFUSED, redact(error))
+            outcome, message = REFUSED, redact(error)
         except ExchangeError as error:
-            keep(FAILED, redact(error))
+            self.actions.keep(name, self._row(change, attempted_ms, FAILED, redact(error)))
             raise
-        return keep(ASSIGNED, "")
+        self.actions.keep(name, self._row(change, attempted_ms, outcome, message))
+        return outcome, message
 
-    def _row(self, wish: Wish, before: tuple[str, ...], outcome: str, message: str, attempted_ms: int) -> bytes:
-        row: dict[str, Any] = {
-            "customerId": wish.customer_id or None,
-            self._assignment.whose: wish.whose or None,
-            "beforeCustomerId": ", ".join(before) or None,
-            "outcome": outcome,
-            "message": message or None,
-            "attemptedAt": attempted_ms,
-        }
-        return msgspec.json.encode(row)
+    def _read_back(self, customer_id: str, owner: str) -> tuple[str, str]:
+        """Whether an attempt took effect: its outcome and the words for it."""
+        if customer_id in self.assignment.current(self.session, owner):
+            return ASSIGNED, "read back: it was done"
+        return FAILED, "read back: it was not done"
+
+    def _row(self, change: _Change, attempted_ms: int, outcome: str, message: str) -> bytes:
+        return msgspec.json.encode(
+            {
+                "customerId": change.desired.customer_id or None,
+                self.assignment.owner: change.desired.owner or None,
+                "beforeCustomerId": ", ".join(change.before) or None,
+                "outcome": outcome,
+                "message": message or None,
+                "attemptedAt": attempted_ms,
+            }
+        )
 
 
-def _found(done: bool) -> str:
-    return f"read back: it was {'' if done else 'not '}done"
+def _confirm(customer_id: str, body: bytes) -> None:
+    """Raises ValueError unless the response to a POST has the id."""
+    try:
+        rows = rows_of(body)
+    except Refused as error:
+        raise ValueError(str(error)) from None
+    if (customer_id,) not in identities(rows, ("customerId",)):
+        raise ValueError("the response does not confirm the customerId")

@@ -1,4 +1,4 @@
-"""Which customer ids are wanted, as the settings say it. What is there already and how it is changed is not known here."""
+"""The desired customer ids, as the settings have them. The current ones, and how to change them, are not known here."""
 
 import csv
 import io
@@ -12,78 +12,80 @@ from affiliate_pipeline.environment import Binance, SettingsError, text_of
 
 HEADER = ["customerid", "email"]
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+_FILE = "the file that BINANCE_CUSTOMER_IDS names"
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A customer id wanted for somebody: an email, or the agent's code for ourselves. `where` it is asked for; `fault` is
-    why it cannot be had."""
+class DesiredCustomerId:
+    """An id desired for an owner: an email, or the agent's code for the client itself.
+
+    `where` names the line or the variable; `rejection` is the reason why the id cannot be assigned.
+    """
 
     where: str
     customer_id: str
-    whose: str
-    fault: str = ""
+    owner: str
+    rejection: str = ""
 
     def __str__(self) -> str:
-        wish = f"{self.where} ({redact(self.customer_id)} for {masked(self.whose)})"
-        return f"{wish}: {self.fault}" if self.fault else wish
+        text = f"{self.where} ({redact(self.customer_id)} for {masked(self.owner)})"
+        return f"{text}: {self.rejection}" if self.rejection else text
 
 
-def masked(whose: str) -> str:
-    """Whoever it is, so that nobody else learns it, even if it is no email."""
-    return redact(whose) if "@" in whose else f"{whose[:2]}***"
+def masked(owner: str) -> str:
+    """The owner without what identifies a person, even if it is not an email."""
+    return redact(owner) if "@" in owner else f"{owner[:2]}***"
 
 
-def of_partner(settings: Binance) -> list[Wish]:
+def of_partner(settings: Binance) -> list[DesiredCustomerId]:
     """The lines of the file `BINANCE_CUSTOMER_IDS`; raises SettingsError if it cannot be read."""
     if settings.binance_customer_ids is None:
         return []
     try:
         data = Path(settings.binance_customer_ids).expanduser().read_bytes()
-        text = text_of(data, "the file that BINANCE_CUSTOMER_IDS names")
-        lines = csv.reader(io.StringIO(text))
-        rows = [(lines.line_num, [cell.strip() for cell in line]) for line in lines]
+        lines = csv.reader(io.StringIO(text_of(data, _FILE)))
+        desired = [
+            _of_line(lines.line_num, [cell.strip() for cell in line]) for line in lines if any(map(str.strip, line))
+        ]
     except OSError as error:
-        raise SettingsError(f"the file that BINANCE_CUSTOMER_IDS names cannot be read: {error.strerror}") from None
+        raise SettingsError(f"{_FILE} cannot be read: {error.strerror}") from None
     except csv.Error:
-        raise SettingsError("the file that BINANCE_CUSTOMER_IDS names is not a CSV file") from None
-    wishes = [_wish(number, cells) for number, cells in rows if any(cells)]
-    if wishes and [wishes[0].customer_id.lower(), wishes[0].whose.lower()] == HEADER:
-        del wishes[0]
-    return _without_twins(wishes)
+        raise SettingsError(f"{_FILE} is not a CSV file") from None
+    if desired and [desired[0].customer_id.lower(), desired[0].owner.lower()] == HEADER:
+        del desired[0]
+    return _without_duplicates(desired)
 
 
-def of_client(settings: Binance) -> list[Wish]:
+def of_client(settings: Binance) -> list[DesiredCustomerId]:
     """The client's own, `BINANCE_USER_CUSTOMER_ID`."""
-    if settings.binance_user_customer_id is None:
-        return []
-    assert settings.binance_api_agent_code
-    return [Wish("BINANCE_USER_CUSTOMER_ID", settings.binance_user_customer_id, settings.binance_api_agent_code)]
+    desired, agent = settings.binance_user_customer_id, settings.binance_api_agent_code
+    return [DesiredCustomerId("BINANCE_USER_CUSTOMER_ID", desired, agent)] if desired is not None and agent else []
 
 
-def _wish(line: int, cells: list[str]) -> Wish:
-    wish = Wish(f"line {line}", *(cells + ["", ""])[:2])
+def _of_line(number: int, cells: list[str]) -> DesiredCustomerId:
+    customer_id, owner, *_ = [*cells, "", ""]
+    rejection = ""
     if len(cells) != 2:
-        return replace(wish, fault="it does not have the two fields customerId,email")
-    if not wish.customer_id:
-        return replace(wish, fault="it has no customerId")
-    if not _EMAIL.fullmatch(wish.whose):
-        return replace(wish, fault="its email is malformed")
-    return wish
+        rejection = "it does not have the two fields customerId,email"
+    elif not customer_id:
+        rejection = "it has no customerId"
+    elif not _EMAIL.fullmatch(owner):
+        rejection = "its email is malformed"
+    return DesiredCustomerId(f"line {number}", customer_id, owner, rejection)
 
 
-def _without_twins(wishes: list[Wish]) -> list[Wish]:
-    """The same; those whose id or email stands on another line too are faulty."""
-    by_id, by_email = defaultdict(list), defaultdict(list)
-    for wish in wishes:
-        by_id[wish.customer_id].append(wish.where)
-        by_email[wish.whose.casefold()].append(wish.where)
+def _without_duplicates(desired: list[DesiredCustomerId]) -> list[DesiredCustomerId]:
+    """The same; each whose id or email is on another line too is rejected."""
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    keys = [(("customerId", each.customer_id), ("email", each.owner.casefold())) for each in desired]
+    for each, own in zip(desired, keys, strict=True):
+        for key in own:
+            places[key].append(each.where)
 
-    def checked(wish: Wish) -> Wish:
-        for name, places in (("customerId", by_id[wish.customer_id]), ("email", by_email[wish.whose.casefold()])):
-            if len(places) > 1 and not wish.fault:
-                others = ", ".join(place for place in places if place != wish.where)
-                return replace(wish, fault=f"its {name} is on {others} too")
-        return wish
+    def checked(each: DesiredCustomerId, own: tuple[tuple[str, str], ...]) -> DesiredCustomerId:
+        for key in own:
+            if not each.rejection and (others := ", ".join(place for place in places[key] if place != each.where)):
+                each = replace(each, rejection=f"its {key[0]} is on {others} too")
+        return each
 
-    return list(map(checked, wishes))
+    return list(map(checked, desired, keys))

@@ -1,10 +1,10 @@
-"""What was done at an exchange and has not landed yet: what `exchanges.spec.Attempts` is in the database."""
+"""The table of actions taken at an exchange that have not landed yet. Landing the asset removes them, in its transaction."""
 
 from affiliate_pipeline.postgres.connection import connect, unavailable
 
 
-class AttemptStore:
-    """The attempts of one asset with one account."""
+class PendingActions:
+    """The actions of one asset with one account."""
 
     def __init__(self, url: str, asset: str, source: str):
         self._key = {"asset": asset, "source": source}
@@ -14,6 +14,7 @@ class AttemptStore:
         self._connection.close()
 
     def rows(self) -> dict[str, bytes]:
+        """By name, in order of the names."""
         with unavailable():
             return dict(
                 self._connection.execute(
@@ -24,6 +25,7 @@ class AttemptStore:
             )
 
     def keep(self, name: str, row: bytes) -> None:
+        """Persist the row, in place of the one of that name."""
         with unavailable():
             self._connection.execute(
                 "insert into affiliate.attempt values (%(asset)s, %(source)s, %(name)s, %(row)s) "

@@ -1,4 +1,4 @@
-"""Fetching what Binance tells only of now: one question, and all of the answer are today's rows."""
+"""Fetching the endpoints of Binance that only have a current state: one request returns all rows of today."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from affiliate_pipeline.http.error_body import quote
 from affiliate_pipeline.http.errors import ExchangeError, Fatal, Refused
 from affiliate_pipeline.schema.decode import identities, with_fields
 
-# What the records' answers are cut at. No document names a limit or pages for these endpoints.
+# Where the responses of records are cut off. No document names a limit or pages for these endpoints.
 FULL_PAGES = (500, 1000)
 AGENT_CODE = "apiAgentCode"
 
 
 @dataclass(frozen=True)
-class Observation:
-    """Asks `path` without a filter. `of_agent`: about the agent's code, which is given to rows that lack it."""
+class CurrentState:
+    """Requests `path` without a filter. `of_agent`: with the agent's code, which is added to rows that lack it."""
 
     path: str
     of_agent: bool = False
@@ -31,25 +31,18 @@ class Observation:
         return Plan(len(days), len(days), 0)
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
-        params = {AGENT_CODE: session.settings.binance_api_agent_code} if self.of_agent else {}
         for day in days:
             sent = session.client.requests_sent
             try:
-                rows, is_unlisted = self._get(session, params)
+                rows, is_unlisted = self._get(session)
             except Fatal:
                 raise
             except ExchangeError as error:
                 yield DayError(day, error)
                 continue
-            if self.of_agent:
-                rows = [_with_missing(row, params) for row in rows]
-            problems = (
-                [
-                    f"exactly {len(rows)} rows came, which is where other endpoints of Binance cut their answers off: see "
-                    "whether some are missing"
-                ]
-                if len(rows) in FULL_PAGES
-                else []
+            doubt = (
+                f"exactly {len(rows)} rows came, which is where other endpoints of Binance cut their responses off: see "
+                "whether some are missing"
             )
             yield DayRows(
                 day,
@@ -58,30 +51,32 @@ class Observation:
                 requests=session.client.requests_sent - sent,
                 note=unlisted_note(is_unlisted),
                 unlisted=[{}] * is_unlisted,
-                problems=tuple(problems),
+                problems=(doubt,) * (len(rows) in FULL_PAGES),
             )
 
-    def _get(self, session: BinanceSession, params: Mapping[str, object]) -> tuple[list[bytes], bool]:
+    def oldest_before(self, session: BinanceSession, day: date, zone: ZoneInfo) -> int | None:
+        raise NotImplementedError("snapshots cannot be backfilled")
+
+    def _get(self, session: BinanceSession) -> tuple[list[bytes], bool]:
         """The rows, and whether the response had no list."""
         if not self.of_agent:
-            return get_list(session.client, self.path, params, rows_of)
+            return get_list(session.client, self.path, {}, rows_of)
+        agent = {AGENT_CODE: session.settings.binance_api_agent_code}
         # One row, or null while there is none.
-        return session.client.get(self.path, params, lambda body: (rows_of(body), body.strip() == b"null"))
-
-    def oldest_before(self, session: BinanceSession, day: date, zone: ZoneInfo) -> int | None:
-        raise NotImplementedError("only now can be observed")
+        rows, is_null = session.client.get(self.path, agent, lambda body: (rows_of(body), body.strip() == b"null"))
+        return [_with_missing(row, agent) for row in rows], is_null
 
 
 def rows_of(body: bytes) -> list[bytes]:
-    """The rows of an answer that is a list of them, a single one, or null."""
+    """The rows of a response that is a list of them, a single one, or null."""
     try:
-        answer = msgspec.json.decode(body, type=list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw] | None)
+        response = msgspec.json.decode(body, type=list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw] | None)
     except msgspec.ValidationError:
         kept = [body] if may_hold_rows(body) else []
         raise Refused(f"the response is neither a row nor a list of rows. It was: {quote(body)}").about(kept) from None
-    return list(map(msgspec.json.encode, [answer] if isinstance(answer, dict) else answer or []))
+    return list(map(msgspec.json.encode, [response] if isinstance(response, dict) else response or []))
 
 
-def _with_missing(row: bytes, fields: dict[str, str | None]) -> bytes:
-    [own] = identities([row], tuple(fields))
+def _with_missing(row: bytes, fields: Mapping[str, object]) -> bytes:
+    (own,) = identities([row], tuple(fields))
     return with_fields(row, fields) if None in own else row

@@ -1,70 +1,64 @@
-"""The collections of the history file in the database: what `exchanges.binance.collection.CollectionStore` is. Which state
-follows from what is decided there; here it is only written, each change in one statement."""
+"""The table of kickback exports, one row per request to the exchange. Which state comes next is decided in `advance`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date
-from typing import Any
+from datetime import date, datetime, timedelta
+from typing import Any, Final
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import class_row
 
-from affiliate_pipeline.exchanges.binance.kickback_export.model import Collection
+from affiliate_pipeline.exchanges.binance.kickback_export.model import ASSET, KickbackExport
 from affiliate_pipeline.postgres import ddl
 from affiliate_pipeline.postgres.connection import (
     Lock,
     connect,
     connect_prepared,
     execute_once,
-    explained,
     try_lock,
     unavailable,
     unlock,
 )
 
-TABLE = "binance.kickback_historical_collection"
-# It is asked for the file the more seldom, the longer it takes: every 20th part of the time waited so far.
-LEAST_POLL_S, MOST_POLL_S, POLLS_PER_WAIT = 10, 600, 20
-_COLUMNS = (
-    "id, first_day, last_day, state, requested_at, code, msg, path_before, path, msg is not null as is_asked, "
-    "coalesce(expires_at < now(), false) as is_overdue, "
-    f"coalesce(now() >= polled_at + least({MOST_POLL_S}, greatest({LEAST_POLL_S}, "
-    f"extract(epoch from now() - coalesce(requested_at, created_at)) / {POLLS_PER_WAIT})) * interval '1 second', true) as is_due, "
-    "extract(epoch from now() - created_at)::float8 as age_s, "
-    f"file is not null as is_kept, note, exists (select from {TABLE} later where later.follows = {TABLE}.id) as is_followed, "
-    f"(with recursive turn as (select {TABLE}.follows as before union all "
-    f"select earlier.follows from {TABLE} earlier join turn on earlier.id = turn.before) select count(*) from turn) as turn"
-)
-_IN_VAIN = (
-    "polled_at = now(), note = %(note)s, expires_at = coalesce(expires_at, now() + %(wait_s)s * interval '1 second')"
-)
-# While a run had its file somebody may have given it up, and another one may be under way in its place.
-_NOT_GIVEN_UP = "state <> 'expired'"
+# When each of the days of an asset last landed or had its rows rejected; other days are missing.
+HandledAt = Callable[[psycopg.Connection, str, Sequence[date]], Mapping[date, datetime]]
+
+_TABLE: Final = "binance.kickback_historical_collection"
+# The sensor may be off for so long without an alert being lost.
+_JUST_EXPIRED: Final = "state = 'expired' and coalesce(polled_at > now() - interval '3 days', false)"
+# Polled every 10 seconds at first, and the less often the longer it takes, at least every 10 minutes.
+_SELECT: Final = f"""
+    select id, first_day, last_day, state, requested_at, code, msg, note, path, path_before, other_paths, expires_at,
+        file is not null as is_kept, coalesce(expires_at < now(), false) as is_overdue,
+        coalesce(now() >= polled_at + least(interval '10 minutes', greatest(interval '10 seconds',
+            (now() - coalesce(requested_at, created_at)) / 20)), true) as is_due,
+        {_JUST_EXPIRED} as is_just_expired, extract(epoch from now() - created_at)::float8 as age_s
+    from {_TABLE} where source = %s order by id
+"""
+# Of several exports of a day, the first of these has it, or will be the next to have it.
+_NEAREST = ("ready", "collecting", "waiting", "landed")
 
 
-def is_any_open(url: str) -> bool:
-    """Whether any collection, of whatever source, waits for something to be done with it."""
+def needs_attention(url: str) -> bool:
+    """Whether an export of any account is open, or expired so recently that its alert may be missing."""
     with connect(url, autocommit=True) as connection, unavailable():
-        row = connection.execute("select to_regclass(%s) is null", (TABLE,)).fetchone()
-        if row and row[0]:
+        if connection.execute("select to_regclass(%s)", (_TABLE,)).fetchone() == (None,):
             return False
-        row = connection.execute(
-            f"select exists (select from {TABLE} where state in ('waiting', 'collecting', 'ready') "
-            "or state = 'expired' and not told)"
-        ).fetchone()
-        return bool(row and row[0])
+        is_open = "state in ('waiting', 'collecting', 'ready')"
+        return connection.execute(f"select from {_TABLE} where {is_open} or {_JUST_EXPIRED} limit 1").rowcount > 0
 
 
-class Collections:
-    """The collections of one source, which is one key at one exchange."""
+class KickbackExports:
+    """The exports of one source, which is one key at one exchange."""
 
-    def __init__(self, url: str, source: str):
-        self._source = source
+    def __init__(self, url: str, source: str, handled_at: HandledAt):
+        self._source, self._handled_at = source, handled_at
         self._connection = connect_prepared(url, autocommit=True)
         try:
             with unavailable():
-                row = self._connection.execute("select to_regclass(%s) is null", (TABLE,)).fetchone()
-            if row and row[0]:
+                found = self._connection.execute("select to_regclass(%s)", (_TABLE,)).fetchone()
+            if found == (None,):
                 execute_once(self._connection, ddl.COLLECTION)
         except BaseException:
             self._connection.close()
@@ -74,10 +68,10 @@ class Collections:
         self._connection.close()
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Whether nobody else moves this source's collections meanwhile. Gone with the process that holds it."""
+    def try_exclusive(self) -> Iterator[bool]:
+        """Whether no other process changes this source's exports meanwhile."""
         lock = Lock("affiliate_pipeline.collection", self._source)
-        if not try_lock(self._connection, lock, "the collections of the history"):
+        if not try_lock(self._connection, lock, "the exports of kickbacks"):
             yield False
             return
         try:
@@ -85,153 +79,68 @@ class Collections:
         finally:
             unlock(self._connection, lock)
 
-    def open(self) -> list[Collection]:
-        """Those that wait, are collected or can be landed, in the order they were asked for."""
-        return self._collections("state in ('waiting', 'collecting', 'ready') order by id", {})
+    def all(self) -> list[KickbackExport]:
+        """In the order they were added. A ready export becomes landed once each of its days has been handled since it was
+        requested."""
+        with unavailable(), self._connection.cursor(row_factory=class_row(KickbackExport)) as cursor:
+            exports = cursor.execute(_SELECT, (self._source,)).fetchall()
+        landed = [export for export in exports if export.state == "ready" and self._has_landed(export)]
+        for export in landed:
+            self.update(export, state="landed", file=None, note=None)
+        return self.all() if landed else exports
 
-    def covering(self, days: Iterable[date]) -> dict[date, Collection]:
-        """The collection that has the day or comes nearest to having it."""
-        wanted = list(days)
-        found = self._collections(
-            "state <> 'expired' and last_day >= %(first)s and first_day <= %(last)s "
-            "order by array_position(array['ready', 'collecting', 'waiting', 'landed'], state), id desc",
-            {"first": min(wanted), "last": max(wanted)},
-        )
-        firsts = {day: next((each for each in found if each.covers(day)), None) for day in wanted}
-        return {day: collection for day, collection in firsts.items() if collection}
+    def get(self, number: int) -> KickbackExport:
+        return next(export for export in self.all() if export.id == number)
 
-    def get(self, number: int) -> Collection:
-        (found,) = self._collections("id = %(id)s", {"id": number})
-        return found
+    def open(self) -> list[KickbackExport]:
+        """Exports that are waiting, collecting or ready."""
+        return [export for export in self.all() if export.is_open]
 
-    def expired_untold(self) -> list[Collection]:
-        """Those that expired and that nobody was told of."""
-        return self._collections("state = 'expired' and not told order by id", {})
+    def covering(self, days: Collection[date]) -> dict[date, KickbackExport]:
+        """The export that has the day, or will be the next to have it; days without one are missing."""
+        candidates = [export for export in reversed(self.all()) if export.state in _NEAREST]
+        candidates.sort(key=lambda export: _NEAREST.index(export.state))
+        found = {day: next((each for each in candidates if each.covers(day)), None) for day in days}
+        return {day: export for day, export in found.items() if export}
+
+    def just_expired(self) -> list[KickbackExport]:
+        """Exports whose alert may not have been raised yet."""
+        return [export for export in self.all() if export.is_just_expired]
 
     def add(self, first: date, last: date) -> int:
-        return self._run(
-            f"insert into {TABLE} (source, first_day, last_day) values (%s, %s, %s) returning id",
-            (self._source, first, last),
-        ).fetchone()[0]
-
-    def forgotten(self, number: int, until: date, note: str) -> None:
-        """Its days up to that one are given up, as one that expired; the others are still to be asked for."""
-        with unavailable(), self._connection.transaction():
-            self._run(
-                f"insert into {TABLE} (source, first_day, last_day, state, note) "
-                f"select source, first_day, %s, 'expired', %s from {TABLE} where id = %s",
-                (until, note, number),
-            )
-            self._set(number, "first_day = %(until)s::date + 1", until=until)
-
-    def begin(self, number: int, path_before: str | None) -> bool:
-        """The exchange is about to be asked for its days; from here on it may have been. False if another one turns out to
-        be under way: its turn has not come."""
-        try:
-            self._connection.execute(
-                f"update {TABLE} set state = 'collecting', path_before = %s, requested_at = now(), polled_at = null "
-                "where id = %s",
-                (path_before, number),
-            )
-        except psycopg.errors.UniqueViolation:
-            return False
-        except psycopg.Error as error:
-            raise explained(error) from None
-        return True
-
-    def asked(self, number: int, code: int | None, msg: str, wait_s: float) -> None:
-        """The exchange has answered, and is given so long."""
-        self._set(
-            number,
-            "code = %(code)s, msg = %(msg)s, expires_at = now() + %(wait_s)s * interval '1 second'",
-            code=code,
-            msg=msg,
-            wait_s=wait_s,
-        )
-
-    def wait(self, number: int, note: str, wait_s: float) -> None:
-        """The exchange was surely not asked; it will be again, for so long from the first time on."""
-        self._set(number, f"state = 'waiting', requested_at = null, {_IN_VAIN}", note=note, wait_s=wait_s)
-
-    def pending(self, number: int, note: str, wait_s: float) -> None:
-        """There is no file yet; it is looked for so long, unless the exchange was given another time."""
-        self._set(number, f"state = 'collecting', {_IN_VAIN}", _NOT_GIVEN_UP, note=note, wait_s=wait_s)
-
-    def ready(self, number: int, path: str, wait_s: float) -> None:
-        """Its file is there, and is to be landed within that time."""
-        self._set(
-            number,
-            "state = 'ready', path = %(path)s, polled_at = now(), expires_at = now() + %(wait_s)s * interval '1 second', "
-            "note = null",
-            path=path,
-            wait_s=wait_s,
-        )
-
-    def refuse(self, number: int, path: str, note: str) -> None:
-        """That file is not the one asked for: it goes on being waited for."""
-        self._set(
-            number,
-            "state = 'collecting', path = null, file = null, other_paths = other_paths || %(path)s::text, note = %(note)s",
-            _NOT_GIVEN_UP,
-            path=path,
-            note=note,
-        )
-
-    def is_another(self, number: int, path: str) -> bool:
-        """Whether the file is known not to be this collection's."""
-        row = self._run(
-            f"select exists (select from {TABLE} where source = %(source)s and case when id = %(id)s "
-            "then path_before = %(path)s or %(path)s = any(other_paths) "
-            "else %(path)s in (path, path_before) or %(path)s = any(other_paths) end)",
-            {"source": self._source, "id": number, "path": path},
-        ).fetchone()
-        return bool(row and row[0])
-
-    def keep(self, number: int, file: bytes, note: str) -> None:
-        """The file could not be understood: it is kept, so that it can be landed once it is."""
-        self._set(number, "file = %(file)s, note = %(note)s", file=file, note=note)
-
-    def kept(self, number: int) -> bytes | None:
-        row = self._run(f"select file from {TABLE} where id = %s", (number,)).fetchone()
-        return row[0] if row else None
-
-    def landed(self, number: int, asset: str) -> None:
-        """It has landed if each of its days has since it was asked for, or has rows that wait for a mended schema."""
-        self._run(
-            f"update {TABLE} set state = 'landed', file = null, note = null where id = %(id)s and not exists ("
-            "select from generate_series(first_day, last_day, '1 day') day "
-            "where not exists (select from affiliate.landing where asset = %(asset)s and partition = day::date "
-            "and checked_at >= requested_at) and not exists (select from affiliate.rejected_row "
-            "where asset = %(asset)s and partition = day::date "
-            "and rejected_at >= date_trunc('milliseconds', requested_at)))",
-            {"id": number, "asset": asset},
-        )
-
-    def expire(self, number: int, note: str, *, again: bool) -> None:
-        """It is given up; `again`: another one for the same days takes its place in the queue's end."""
-        with unavailable(), self._connection.transaction():
-            self._set(number, "state = 'expired', note = %(note)s", note=note)
-            if again:
-                self._run(
-                    f"insert into {TABLE} (source, first_day, last_day, follows) "
-                    f"select source, first_day, last_day, id from {TABLE} where id = %s",
-                    (number,),
-                )
-
-    def told(self, number: int) -> None:
-        self._set(number, "told = true")
-
-    def _collections(self, condition: str, values: Mapping[str, Any]) -> list[Collection]:
-        with unavailable(), self._connection.cursor(row_factory=class_row(Collection)) as cursor:
-            cursor.execute(
-                f"select {_COLUMNS} from {TABLE} where source = %(source)s and {condition}",
-                {"source": self._source, **values},
-            )
-            return cursor.fetchall()
-
-    def _set(self, number: int, change: str, condition: str = "true", **values: Any) -> None:
-        self._run(f"update {TABLE} set {change} where id = %(id)s and {condition}", {**values, "id": number})
-
-    def _run(self, statement: str, values: Any) -> psycopg.Cursor:
+        """The id of a new waiting export."""
         with unavailable():
-            return self._connection.execute(statement, values)
+            insert = f"insert into {_TABLE} (source, first_day, last_day) values (%s, %s, %s) returning id"
+            ((number,),) = self._connection.execute(insert, (self._source, first, last)).fetchall()
+        return number
+
+    def begin(self, export: KickbackExport, path_before: str | None) -> None:
+        """Record that the POST is about to be sent. The table accepts no second collecting export of the source."""
+        with unavailable():
+            self._connection.execute(
+                f"update {_TABLE} set state = 'collecting', path_before = %s, requested_at = now() where id = %s",
+                (path_before, export.id),
+            )
+
+    def update(self, export: KickbackExport, *, wait_s: float | None = None, **columns: Any) -> None:
+        """Set columns of an export that no other process has given up; `wait_s`: it becomes overdue after that time."""
+        changes = [sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in columns]
+        if wait_s is not None:
+            changes.append(sql.SQL("expires_at = now() + {} * interval '1 second'").format(wait_s))
+        statement = sql.SQL(
+            f"update {_TABLE} set polled_at = now(), {{}} where id = %(id)s and state <> 'expired'"
+        ).format(sql.SQL(", ").join(changes))
+        with unavailable():
+            self._connection.execute(statement, {**columns, "id": export.id})
+
+    def kept_file(self, export: KickbackExport) -> bytes | None:
+        with unavailable():
+            ((file,),) = self._connection.execute(f"select file from {_TABLE} where id = %s", (export.id,)).fetchall()
+        return file
+
+    def _has_landed(self, export: KickbackExport) -> bool:
+        with unavailable():
+            handled = self._handled_at(self._connection, ASSET, export.days)
+        # Rejected rows have the time in milliseconds.
+        since = export.requested_at and export.requested_at - timedelta(milliseconds=1)
+        return since is not None and all(day in handled and handled[day] >= since for day in export.days)

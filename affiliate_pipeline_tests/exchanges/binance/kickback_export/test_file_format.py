@@ -6,8 +6,8 @@ import json
 import pytest
 
 from affiliate_pipeline.exchanges.binance.endpoints import Kickback
-from affiliate_pipeline.exchanges.binance.kickback_export import file_format as history_file
-from affiliate_pipeline.exchanges.binance.kickback_export.file_format import FileUrl, Pending, read_answer, rows_of
+from affiliate_pipeline.exchanges.binance.kickback_export import file_format
+from affiliate_pipeline.exchanges.binance.kickback_export.file_format import FileUrl, Pending, read_response, rows_of
 from affiliate_pipeline.http.errors import Refused
 from affiliate_pipeline.http.unpacking import NotWhole, Unreadable
 
@@ -43,17 +43,17 @@ def rows(text: str | bytes) -> list[dict]:
     ],
 )
 def test_a_url_is_found_in_every_form(body):
-    found = read_answer(body.encode())
+    found = read_response(body.encode())
     assert isinstance(found, FileUrl) and found.path == "/user-rebate/1/part-00000-c000.csv"
 
 
 @pytest.mark.parametrize(
     ("body", "note"),
     [
-        (b"", "an empty answer"),
-        (b'""', "an empty answer"),
-        (b" \n", "an empty answer"),
-        (b"null", "an empty answer"),
+        (b"", "an empty response"),
+        (b'""', "an empty response"),
+        (b" \n", "an empty response"),
+        (b"null", "an empty response"),
         (b'{"code":200,"msg":"Historical data is collecting"}', "Historical data is collecting"),
         (b"{\n code: 200\n msg: collecting}", "collecting"),
         (b"[]", "[]"),
@@ -64,25 +64,25 @@ def test_a_url_is_found_in_every_form(body):
     ],
 )
 def test_anything_else_means_that_there_is_no_file_yet(body, note):
-    found = read_answer(body)
+    found = read_response(body)
     assert isinstance(found, Pending) and note in found.note
     assert "Signature" not in found.note
 
 
 def test_urls_of_which_none_is_clearly_the_files_are_named_without_their_secrets():
-    found = read_answer(json.dumps([URL, URL.replace("part-00000", "part-00001")]).encode())
+    found = read_response(json.dumps([URL, URL.replace("part-00000", "part-00001")]).encode())
     assert isinstance(found, Pending) and "Signature" not in found.note
     assert "part-00000" in found.note and "part-00001" in found.note and "several URLs" in found.note
 
 
 def test_a_url_that_was_escaped_for_html_is_as_it_was():
-    assert read_answer(URL.replace("&", "&amp;").encode()).secret == URL
+    assert read_response(URL.replace("&", "&amp;").encode()).secret == URL
 
 
 def test_a_url_on_a_host_that_is_allowed_goes_before_others():
     other = "https://files.partner.example/x/1.csv?Signature=c"
     body = json.dumps({"a": other, "b": "https://elsewhere.example/2.csv"}).encode()
-    found = read_answer(body, "127.0.0.1", ["partner.example"])
+    found = read_response(body, "127.0.0.1", ["partner.example"])
     assert isinstance(found, FileUrl) and found.host == "files.partner.example"
     with pytest.raises(Refused, match="offered on files.partner.example.*BINANCE_FILE_HOSTS"):
         found.check_host("127.0.0.1")
@@ -232,6 +232,6 @@ def test_a_part_of_a_file_is_called_so(file):
 
 
 def test_a_file_that_is_too_large_unpacked_is_refused(monkeypatch):
-    monkeypatch.setattr(history_file, "MOST_FILE_BYTES", 1000)
+    monkeypatch.setattr(file_format, "MAX_FILE_BYTES", 1000)
     with pytest.raises(Refused, match="larger than"):
         rows(gzip.compress(HEADER.encode() + b"1" * 1_000_000))

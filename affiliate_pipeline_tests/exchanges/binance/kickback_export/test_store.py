@@ -1,17 +1,22 @@
-"""The collections of the history in the database, where two processes would move them at once."""
+"""The table of exports, where two processes would change it at once."""
 
 from datetime import date
 
-from affiliate_pipeline.exchanges.binance.kickback_export.store import Collections
+import pytest
+
+from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
+from affiliate_pipeline.postgres.connection import StoreUnavailable
 
 DAY = date(2026, 11, 3)
 
 
 def test_of_two_only_one_is_under_way_and_the_other_goes_on_waiting(database_url):
-    one, other = Collections(database_url, "a key"), Collections(database_url, "a key")
+    one, other = (KickbackExports(database_url, "a key", lambda *_: {}) for _ in range(2))
     try:
         first, second = one.add(DAY, DAY), other.add(DAY, DAY)
-        assert one.begin(first, None) and not other.begin(second, None)
+        one.begin(one.get(first), None)
+        with pytest.raises(StoreUnavailable):
+            other.begin(other.get(second), None)
         assert [each.state for each in other.open()] == ["collecting", "waiting"]
     finally:
         one.close(), other.close()

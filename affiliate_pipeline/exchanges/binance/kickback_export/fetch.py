@@ -1,0 +1,238 @@
+"""How the two assets of an export fetch their days: one requests an export, the other one lands its file."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from itertools import groupby
+from time import sleep
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from affiliate_pipeline.domain.days import day_of, fold, instant, runs
+from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
+from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance, offered_file
+from affiliate_pipeline.exchanges.binance.kickback_export.file_format import MAX_FILE_BYTES, FileUrl, rows_of
+from affiliate_pipeline.exchanges.binance.kickback_export.model import ZONE, KickbackExport
+from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
+from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan
+from affiliate_pipeline.http.download import download
+from affiliate_pipeline.http.errors import ExchangeError, Fatal, Refused, Transient, UrlExpired
+from affiliate_pipeline.http.unpacking import AnotherBody, NotWhole, Unreadable
+from affiliate_pipeline.schema.columns import Row
+
+# How long a run waits for the file, and for another run that requests its days, such as one started together with it.
+MAX_WAIT_S, REQUEST_WAIT_S, POLL_S = 600, 120, 5
+FRESH_URLS = 3
+_REQUEST = "binance/kickback_historical_request"
+
+RowsByDay = dict[date, list[bytes]]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Requests each range of days with one POST, unless an open export has them. Its rows name the export."""
+
+    def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Plan:
+        new = sum(_under_way(session.exports(), run) is None for run in runs(days))
+        return Plan(2 * new, 2 * new, 0)
+
+    def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
+        for run in runs(days):
+            yield from self._request(session, run)
+
+    def oldest_before(self, session: BinanceSession, day: date, zone: ZoneInfo) -> int | None:
+        raise NotImplementedError("nothing older than what is promised proves anything of a request")
+
+    def _request(self, session: BinanceSession, days: list[date]) -> Iterator[DayRows | DayError]:
+        exports, sent, failed = session.exports(), session.client.requests_sent, False
+        found = _under_way(exports, days)
+        number = found.id if found else exports.add(days[0], days[-1])
+        if found is None or found.state == "waiting":
+            try:
+                advance(session, wait=True)
+            except Fatal:
+                raise
+            except ExchangeError:
+                failed = True
+        export = exports.get(number)
+        # Days that are still retained were added again if others expired.
+        others = [each for each in exports.open() if each.id > number] if export.state == "expired" else []
+        for day in days:
+            current = next((each for each in others if each.covers(day)), export)
+            note = (current.note or "").rstrip(".")
+            if current.state == "expired":
+                yield DayError(day, Refused(note))
+            elif failed and note:
+                queued = "It stays in the queue, and the sensor kickback_history sends the request"
+                yield DayError(day, Transient(f"{note}. {queued}"))
+            else:
+                yield DayRows(day, [_request_row(current)], 1, session.client.requests_sent - sent)
+
+
+def _under_way(exports: KickbackExports, days: Sequence[date]) -> KickbackExport | None:
+    """The open export that has all of the days, and has or will have a readable file."""
+    return next((each for each in exports.open() if each.covers(*days) and not each.is_kept), None)
+
+
+def _request_row(export: KickbackExport) -> bytes:
+    return msgspec.json.encode(
+        {
+            "collectionId": export.id,
+            "startTime": export.start_ms,
+            "endTime": export.end_ms - 1,
+            "requestedAt": export.requested_ms,
+            "code": export.code,
+            "msg": export.msg or export.note or "it waits until the exports requested earlier have landed",
+        }
+    )
+
+
+@dataclass(frozen=True)
+class ExportFile:
+    """Lands the files of exports, which have rows of this schema; waits up to ten minutes for a file."""
+
+    schema: type[Row]
+
+    def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Plan:
+        return Plan(least=2, most=None, seconds=0)
+
+    def oldest_before(self, session: BinanceSession, day: date, zone: ZoneInfo) -> int | None:
+        raise NotImplementedError("what was not requested in time is gone")
+
+    def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
+        exports, left = session.exports(), set(days)
+        for waited_s in range(0, MAX_WAIT_S + 1, POLL_S):
+            for export, own in _by_export(exports, left):
+                if export.state in ("ready", "landed") and (outcomes := self._outcomes(session, export, own)):
+                    left -= {*own}
+                    yield from outcomes
+            is_last = waited_s >= MAX_WAIT_S
+            found = exports.covering(left)
+            for day in sorted(left if is_last else left - found.keys() if waited_s >= REQUEST_WAIT_S else ()):
+                left.remove(day)
+                yield DayError(day, _not_ready(found.get(day)))
+            if not left:
+                return
+            try:
+                advance(session, wait=True)
+            except Fatal:
+                raise
+            except ExchangeError as error:
+                log.warning("the export could not be requested: %s", error)
+            if waited_s % 60 == 0:
+                log.info("waiting for the export of %s", fold(left))
+            if not any(export.state == "ready" for export in exports.covering(left).values()):
+                sleep(POLL_S)
+
+    def _outcomes(
+        self, session: BinanceSession, export: KickbackExport, days: list[date]
+    ) -> Sequence[DayRows | DayError]:
+        """One outcome for each of the days; none while their file has to be waited for again."""
+        sent = session.client.requests_sent
+        try:
+            by_day = self._rows(session, export)
+        except Fatal:
+            raise
+        except ExchangeError as error:
+            return [DayError(day, error) for day in days]
+        if by_day is None:
+            return []
+        requests = session.client.requests_sent - sent
+        return [
+            DayRows(day, [b",".join(rows)] if rows else [], len(rows), requests, export.requested_ms)
+            for day in days
+            for rows in [by_day.pop(day, [])]
+        ]
+
+    def _rows(self, session: BinanceSession, export: KickbackExport) -> RowsByDay | None:
+        """The rows of the stored or offered file; None while the file has to be waited for again."""
+        exports = session.exports()
+        kept = exports.kept_file(export)
+        try:
+            return self._downloaded(session, export) if kept is None else self._parsed(kept, export)
+        except _AnotherRequests as error:
+            if export.state == "landed":
+                raise
+            log.warning("%s", error)
+            if kept is None:
+                paths = [*export.other_paths, *([export.path] if export.path else [])]
+                exports.update(export, state="collecting", path=None, other_paths=paths, note=str(error))
+            else:
+                # The right file may have been withdrawn by a later request.
+                exports.update(export, state="expired", note=str(error))
+            return None
+
+    def _downloaded(self, session: BinanceSession, export: KickbackExport) -> RowsByDay | None:
+        exports, has_landed = session.exports(), export.state == "landed"
+        for urls_left in reversed(range(FRESH_URLS)):
+            # No sensor waits for a file whose days have landed.
+            offered = offered_file(session, wait=has_landed)
+            if isinstance(offered, FileUrl) and offered.path == export.path:
+                offered.check_host(session.client.host, session.settings.binance_file_hosts)
+                try:
+                    file = download(offered.secret, MAX_FILE_BYTES, session.client.network)
+                    return self._parsed(file, export, exports)
+                except (UrlExpired, NotWhole, AnotherBody):
+                    # A partial file, or a page in its place, is not stored: the file itself can still be fetched.
+                    if not urls_left:
+                        raise
+            elif not has_landed:
+                exports.update(export, state="collecting", note="its file was offered, and no longer is")
+                break
+            elif isinstance(offered, FileUrl) or offered.answered:
+                raise Refused(
+                    "the exchange no longer offers the file that the day landed from. To fetch the day again, "
+                    f"materialize {_REQUEST} for it first"
+                )
+            else:
+                raise Transient(f"the exchange did not say where the file is: {offered.note}")
+        return None
+
+    def _parsed(self, file: bytes, export: KickbackExport, exports: KickbackExports | None = None) -> RowsByDay:
+        """The file's rows by day; a file that cannot be read is stored if `exports` is given."""
+        by_day: RowsByDay = {}
+        outside: list[int] = []
+        try:
+            for time, row in rows_of(file, self.schema):
+                if export.start_ms <= time < export.end_ms:
+                    by_day.setdefault(day_of(time, ZONE), []).append(row)
+                else:
+                    outside.append(time)
+        except AnotherBody:
+            raise
+        except Unreadable as error:
+            if exports:
+                exports.update(export, file=file, note=str(error))
+            raise Refused(
+                f"{error}. The file is kept in binance.kickback_historical_collection (id {export.id}): fix how it is "
+                "read (exchanges/binance/kickback_export/file_format.py), then materialize the days again"
+            ) from None
+        if outside:
+            raise _AnotherRequests(
+                f"the file has {len(outside)} rows outside the requested days ({fold(export.days)}), such as one "
+                f"of {instant(outside[0])}: it belongs to another request, and none of it has landed"
+            )
+        return by_day
+
+
+class _AnotherRequests(Refused):
+    """The file has rows that were not requested."""
+
+
+def _by_export(exports: KickbackExports, days: set[date]) -> list[tuple[KickbackExport, list[date]]]:
+    found = sorted(exports.covering(days).items())
+    return [(export, [day for day, _ in own]) for export, own in groupby(found, key=lambda pair: pair[1])]
+
+
+def _not_ready(export: KickbackExport | None) -> ExchangeError:
+    if export is None:
+        return Refused(f"no export has the day: materialize {_REQUEST} for it first")
+    requested = "not requested yet" if export.requested_ms is None else f"requested at {instant(export.requested_ms)}"
+    note = f" ({export.note})" if export.note else ""
+    return Transient(
+        f"the file is not there after {MAX_WAIT_S // 60} minutes{note}; it was {requested}. The sensor kickback_history "
+        "waits for it and lands its days"
+    )
