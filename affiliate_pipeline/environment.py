@@ -31,6 +31,8 @@ from pydantic import (
     model_validator,
 )
 
+from affiliate_pipeline.domain.problem import SettingsError
+
 EXCHANGE_VARIABLES = (
     "BINANCE_BASE_URL",
     "BINANCE_PARTNER_API_KEY",
@@ -51,15 +53,6 @@ _SURROUNDED = re.compile(rf"\A{_SURROUNDING}|{_SURROUNDING}\Z")
 _QUOTES = "\"'`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\xbb"
 _LOOPBACK_ENTRIES = "localhost,.localhost,127.0.0.0/8,::1"
 _LINE_END = re.compile(r"\r\n|\r|\n")
-
-
-class SettingsError(Exception):
-    """Something has to be configured; the text names every variable or file concerned, and no value."""
-
-    def __init__(self, found: str, action: str = ""):
-        super().__init__(f"{found}. {action}" if action else found)
-        self.found = found
-        self.action = action
 
 
 def root() -> Path:

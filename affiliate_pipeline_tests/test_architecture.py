@@ -39,21 +39,17 @@ BELOW = {folder: set().union(*LAYERS[:rank]) for rank, row in enumerate(LAYERS) 
 PENDING = {
     "app.running": {"sandbox.Sandbox", "sandbox.__main__"},
     "defs.commission_assets": {
-        "app.embedded_server.server.ServerError",
         "environment",
         "environment.Environment",
         "environment.Project",
-        "environment.SettingsError",
     },
-    "defs.endpoint_assets": {"app.embedded_server.server.ServerError", "environment.SettingsError"},
     "defs.environment": {"environment.Environment", "environment.application", "environment.configured"},
     "defs.partitions": {"environment.Project"},
     "defs.resources": {"environment.Binance", "environment.Environment", "sandbox.served.served"},
-    "defs.roster": {"app.embedded_server.server.ServerError", "environment.SettingsError"},
     "defs.schedules": {"environment.Project"},
     "defs.sensors.alert_delivery": {"environment.Alerts", "environment.keep_loopback_off_proxies"},
     "defs.sensors.failures": {"environment.Alerts"},
-    "defs.sensors.kickback_history": {"environment.Project", "environment.SettingsError"},
+    "defs.sensors.kickback_history": {"environment.Project"},
     "defs.sensors.overdue": {
         "environment.Alerts",
         "environment.Environment",
@@ -64,18 +60,15 @@ PENDING = {
     "exchanges.binance.customer_ids.assignment": {"environment.Binance"},
     "exchanges.binance.customer_ids.desired": {
         "environment.Binance",
-        "environment.SettingsError",
         "environment.text_of",
     },
     "exchanges.binance.exchange": {"environment.Binance", "environment.naming", "environment.network_variables"},
     "exchanges.lbank.exchange": {"environment.LBank", "environment.naming", "environment.network_variables"},
     "monitoring.doctor": {
-        "app.embedded_server.server.ServerError",
         "environment",
         "environment.Alerts",
         "environment.Environment",
         "environment.Project",
-        "environment.SettingsError",
     },
     "postgres.rate_limiter": {"http.errors.Banned"},
     "postgres.shared": {

@@ -11,7 +11,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.environment import Alerts, Binance, LBank, Project, Settings, SettingsError
+from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.environment import Alerts, Binance, LBank, Project, Settings
 
 SECRET = "hunter2-hunter2"
 KEY, SECRET_NAME = "BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET"

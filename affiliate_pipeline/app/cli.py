@@ -9,12 +9,9 @@ from datetime import date
 import typer
 from rich.console import Console
 
-from affiliate_pipeline.app.embedded_server.server import ServerError
 from affiliate_pipeline.domain.days import days_from
+from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
-from affiliate_pipeline.environment import SettingsError
-from affiliate_pipeline.http.errors import ExchangeError
-from affiliate_pipeline.landing.day_writer import StoreUnavailable
 
 app = typer.Typer(
     add_completion=False,
@@ -25,14 +22,14 @@ app = typer.Typer(
 console = Console(highlight=False, soft_wrap=True)
 
 
-class Stop(Exception):
-    """One line that says what is wrong and what to do."""
+class Stop(AffiliateError):
+    """A command cannot do what it was started for."""
 
 
 def main() -> None:
     try:
         app()
-    except (Stop, SettingsError, ServerError, StoreUnavailable, ExchangeError) as error:
+    except AffiliateError as error:
         problem = redact(error)
     except OSError as error:
         problem = f"{error.strerror}: {error.filename or ''}".rstrip(": ")

@@ -11,17 +11,17 @@ import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.app.embedded_server.server import ServerError
 from affiliate_pipeline.commission.figures import Figures, gather
 from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission, Sum
-from affiliate_pipeline.defs.endpoint_assets import FAILED_PARTITIONS
 from affiliate_pipeline.defs.environment import environment_of, environment_of_tick
+from affiliate_pipeline.defs.failed_days import failure_metadata
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
 from affiliate_pipeline.defs.resources import Postgres
 from affiliate_pipeline.domain.days import DAY, fold, runs
-from affiliate_pipeline.environment import Environment, Project, SettingsError
+from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
+from affiliate_pipeline.environment import Environment, Project
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.landing.day_writer import Store, StoreUnavailable
+from affiliate_pipeline.landing.day_writer import Store
 
 COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])
 REPORT = dg.AssetKey(["affiliate", "daily_report"])
@@ -132,7 +132,7 @@ def _materialize(
     context: dg.AssetExecutionContext, endpoints: Sequence[Endpoint], postgres: Postgres
 ) -> Iterator[dg.MaterializeResult]:
     done: dict[str, dict[dg.AssetKey, Mapping[str, Any]]] = {}
-    failed: dict[str, str] = {}
+    failed: dict[date, Problem] = {}
     try:
         environment = environment_of(context.instance)
         with postgres.store(environment, context.run.run_id) as store:
@@ -140,15 +140,20 @@ def _materialize(
             for day in keys_to_days(context.partition_keys):
                 if not commission.add_up(day, context.run.run_id):
                     names = ", ".join(endpoint.key for endpoint in endpoints)
-                    failed[day.isoformat()] = f"nothing of {names} has landed for it. Materialize one of them first"
+                    failed[day] = Problem(
+                        "nothing_landed",
+                        f"nothing of {names} has landed for it",
+                        action="Materialize one of them first",
+                    )
                     continue
                 figures = _figures(commission, endpoints, day, environment)
                 done[day.isoformat()] = {COMMISSION: _sums(figures)}
                 if REPORT in context.selected_asset_keys:
                     done[day.isoformat()][REPORT] = _report(context, figures)
-    except (SettingsError, ServerError, StoreUnavailable) as error:
-        told = {*done, *failed}
-        failed |= {day: f"{error}. Its sums are as they were" for day in context.partition_keys if day not in told}
+    except AffiliateError as error:
+        problem = error.problem.adding(impact="Its sums are as they were")
+        pending = {*keys_to_days(context.partition_keys)} - failed.keys() - {*keys_to_days(done)}
+        failed |= dict.fromkeys(pending, problem)
     selected = sorted(context.selected_asset_keys)
     if failed:
         for day, metadata in done.items():
@@ -156,8 +161,8 @@ def _materialize(
                 context.log_event(dg.AssetMaterialization(key, partition=day, metadata=metadata[key]))
         raise dg.Failure(
             description=f"{len(failed)} of {len(failed) + len(done)} days could not be added up "
-            f"({fold(keys_to_days(failed))}): {'. '.join(dict.fromkeys(failed.values()))}.",
-            metadata={FAILED_PARTITIONS: dg.MetadataValue.json(failed)},
+            f"({fold(failed)}): {'. '.join(map(str, grouped(failed)))}.",
+            metadata=failure_metadata(failed),
             allow_retries=False,
         )
     for key in selected:

@@ -2,25 +2,24 @@
 for the others, by name."""
 
 from collections.abc import Iterator, Mapping
+from datetime import date
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
-from affiliate_pipeline.app.embedded_server.server import ServerError
 from affiliate_pipeline.defs.environment import environment_of
+from affiliate_pipeline.defs.failed_days import failure_metadata
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
 from affiliate_pipeline.defs.reconciliation import check_specs, reconciled
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.domain.days import fold
-from affiliate_pipeline.environment import SettingsError
+from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.landing.day_writer import StoreUnavailable
 from affiliate_pipeline.landing.pipeline import Failed, Landed, Options, Outcome, ingest
 from affiliate_pipeline.monitoring.overdue import is_watched
 from affiliate_pipeline.schema.columns import columns
 
-FAILED_PARTITIONS = "failed_partitions"
 DAY_IS_SOUND = "day_is_sound"
 NO_DAY_MISSING = "no_day_missing"
 MOST_DAYS_NAMED = 31
@@ -68,7 +67,7 @@ def _materialize(
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckEvaluation | dg.Output]:
     checks = context.selected_asset_check_keys
     landed: dict[str, Mapping[str, Any]] = {}
-    failed: dict[str, str] = {}
+    failed: dict[date, Problem] = {}
 
     def log_landed() -> None:
         for day, metadata in landed.items():
@@ -85,15 +84,16 @@ def _materialize(
                 endpoint, days, session=session, store=store, run_id=context.run.run_id, options=options
             ):
                 if isinstance(outcome, Failed):
-                    failed[outcome.day.isoformat()] = outcome.reason
+                    failed[outcome.day] = outcome.problem
                 else:
                     landed[outcome.day.isoformat()] = _metadata(outcome)
                 if isinstance(outcome, Landed) and checks:
                     yield _check(context.asset_key, outcome)
                     yield from reconciled(endpoint, store, outcome)
-    except (SettingsError, ServerError, StoreUnavailable) as error:
-        told = {*landed, *failed}
-        failed |= {day: f"{error}. What had landed is untouched." for day in context.partition_keys if day not in told}
+    except AffiliateError as error:
+        problem = error.problem.adding(impact="What had landed is untouched")
+        pending = {*keys_to_days(context.partition_keys)} - failed.keys() - {*keys_to_days(landed)}
+        failed |= dict.fromkeys(pending, problem)
     except BaseException:
         log_landed()
         raise
@@ -101,7 +101,7 @@ def _materialize(
         log_landed()
         raise dg.Failure(
             description=_description(endpoint, failed, len(landed)),
-            metadata={FAILED_PARTITIONS: dg.MetadataValue.json(dict(sorted(failed.items())))},
+            metadata=failure_metadata(failed),
             allow_retries=False,
         )
     for day, metadata in landed.items():
@@ -186,15 +186,12 @@ def _metadata(outcome: Outcome) -> dict[str, Any]:
     return metadata
 
 
-def _description(endpoint: Endpoint, failed: Mapping[str, str], landed: int) -> str:
-    by_reason: dict[str, list[str]] = {}
-    for day, reason in sorted(failed.items()):
-        by_reason.setdefault(reason, []).append(day)
+def _description(endpoint: Endpoint, failed: Mapping[date, Problem], landed: int) -> str:
     days = sorted(failed)
-    named = ", ".join(days) if len(days) <= MOST_DAYS_NAMED else fold(keys_to_days(days))
+    named = ", ".join(map(str, days)) if len(days) <= MOST_DAYS_NAMED else fold(days)
     lines = [
         f"{endpoint.key}: {len(failed)} of {len(failed) + landed} days failed ({named}), {landed} landed.",
-        *(f"{fold(keys_to_days(days))}: {reason}" for reason, days in by_reason.items()),
+        *(f"{fold(days)}: {problem}." for problem, days in grouped(failed).items()),
     ]
     return "\n".join(lines)
 

@@ -2,13 +2,10 @@
 
 import dagster as dg
 
-from affiliate_pipeline.app.embedded_server.server import ServerError
 from affiliate_pipeline.defs.environment import environment_of
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
-from affiliate_pipeline.environment import SettingsError
+from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.exchanges.lbank.endpoints import TEAM_ENDPOINT
-from affiliate_pipeline.http.errors import ExchangeError
-from affiliate_pipeline.landing.day_writer import StoreUnavailable
 
 
 @dg.asset(
@@ -34,8 +31,9 @@ def roster(
             exchanges.session(TEAM_ENDPOINT, store, environment) as session,
         ):
             found = session.roster(session.now_ms())
-    except (SettingsError, ServerError, StoreUnavailable, ExchangeError) as error:
-        raise dg.Failure(f"lbank/roster: {error}. The roster is as it was.", allow_retries=False) from None
+    except AffiliateError as error:
+        problem = error.problem.adding(impact="The roster is as it was")
+        raise dg.Failure(f"lbank/roster: {problem}.", allow_retries=False) from None
     return dg.MaterializeResult(
         metadata={
             "dagster/row_count": len(found.members),

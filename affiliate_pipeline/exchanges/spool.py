@@ -5,11 +5,13 @@ from contextlib import suppress
 from os import SEEK_END
 from tempfile import SpooledTemporaryFile
 
+from affiliate_pipeline.domain.problem import AffiliateError
+
 IN_MEMORY_BYTES = 1 << 20
 
 
-class SpoolFull(Exception):
-    """The temporary folder takes no more; the text is for a person."""
+class SpoolFull(AffiliateError):
+    """The temporary folder cannot be written to."""
 
 
 class Spool:
@@ -30,8 +32,8 @@ class Spool:
             self._file.flush()
         except OSError as error:
             raise SpoolFull(
-                f"the temporary folder cannot be written to ({error.strerror}). Free space on its disk, or name a folder on "
-                "another one in TMPDIR, then materialize again"
+                f"the temporary folder cannot be written to ({error.strerror})",
+                "Free space on its disk, or name a folder on another one in TMPDIR, then materialize again",
             ) from None
         self._sizes.append(len(chunk))
 

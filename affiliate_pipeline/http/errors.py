@@ -23,8 +23,10 @@ library exception with a URL in it is shown behind them.
 from collections.abc import Iterable, Sequence
 from typing import Self
 
+from affiliate_pipeline.domain.problem import AffiliateError
 
-class ExchangeError(Exception):
+
+class ExchangeError(AffiliateError):
     """A response of the exchange, or its absence; `received` are the rows, or the body, concerned."""
 
     received: Sequence[bytes] = ()
@@ -106,9 +108,4 @@ class Unreachable(Fatal):
 
 
 class UnusableNetwork(Fatal):
-    """This machine's network settings permit no request: `found` is what is wrong, `action` what to do about it."""
-
-    def __init__(self, found: str, action: str):
-        super().__init__(f"{found}. {action}")
-        self.found = found
-        self.action = action
+    """This machine's network settings permit no request."""

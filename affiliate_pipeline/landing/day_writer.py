@@ -12,6 +12,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import class_row
 
+from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.exchanges.spool import Spool
@@ -36,8 +37,8 @@ _RUN = "affiliate_pipeline.run"
 _DAY = "affiliate_pipeline.day"
 
 
-class StoreError(Exception):
-    """The database rejected a day, which is unchanged; the text is for a person."""
+class StoreError(AffiliateError):
+    """The database rejected a day, which is unchanged."""
 
 
 @dataclass(frozen=True)

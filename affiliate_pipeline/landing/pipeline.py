@@ -9,7 +9,6 @@ Works without Dagster:
 
 import logging
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,22 +20,20 @@ from itertools import chain, islice
 
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.days import instant as time_of
+from affiliate_pipeline.domain.problem import AffiliateError, Problem
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Endpoint, Plan, Session
-from affiliate_pipeline.exchanges.spool import SpoolFull
 from affiliate_pipeline.http.bodies import REPLACEMENT
 from affiliate_pipeline.http.errors import ExchangeError, Fatal
-from affiliate_pipeline.landing.day_writer import Day, Facts, Ledger, Shrunken, Store, StoreError, StoreUnavailable
+from affiliate_pipeline.landing.day_writer import Day, Facts, Ledger, Shrunken, Store, StoreError
 from affiliate_pipeline.landing.ledger import handled_at
 from affiliate_pipeline.postgres.rate_limiter import LONGEST_WAIT_S
 from affiliate_pipeline.postgres.shared import Shared
-from affiliate_pipeline.schema.decode import ContentHash, Invalid, Problem, batches, damaged, parse, payload, split
+from affiliate_pipeline.schema import decode
+from affiliate_pipeline.schema.decode import ContentHash, Invalid, batches, damaged, parse, payload, split
 
 BATCH_BYTES = 4 << 20
 # So much of a day is made while PostgreSQL takes the day before.
 BLOCKS_MADE = 4
-_UNTOUCHED = re.compile(
-    r"\. (Nothing of this day has landed|The \d+ rows landed at [-\d]+ [\d:]+ UTC are untouched)\.$"
-)
 LOG_EVERY_S = 10
 
 log = logging.getLogger(__name__)
@@ -84,10 +81,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Failed:
-    """The day did not land; `reason` says what happened, what is safe and what to do."""
+    """The day did not land."""
 
     day: date
-    reason: str
+    problem: Problem
 
 
 Outcome = Landed | Kept | Failed
@@ -134,12 +131,12 @@ def ingest(
                 del pending[outcome.day]
                 yield outcome
             session.finished()
-        for day in pending:
-            yield Failed(day, _reason("the fetch ended without telling of it, a mistake of ours", ledger.get(day)))
-    except (ExchangeError, StoreUnavailable, SpoolFull) as error:
-        # What ends the range ends it for every day not told of yet, including one that was just being landed.
-        for day in pending:
-            yield Failed(day, _reason(str(error), ledger.get(day)))
+        problem = Problem("internal_error", "the fetch ended without this day: an internal error")
+    except AffiliateError as error:
+        # A fatal error fails every pending day, including the one being landed.
+        problem = error.problem
+    for day in pending:
+        yield Failed(day, problem.adding(impact=_stored(ledger.get(day))))
 
 
 @dataclass
@@ -174,13 +171,14 @@ class _Landing:
             if held and held.source != self.session.source:
                 yield self._failed(
                     day,
-                    f"its source is {held.source}, and the source of this run is {self.session.source}. Use the credentials and "
-                    "the base URL it was landed with, or another database",
+                    "other_source",
+                    f"its source is {held.source}, and the source of this run is {self.session.source}",
+                    "Use the credentials and the base URL it was landed with, or another database",
                 )
             elif self.options.from_rejected:
                 yield self._land_rejected(day)
             elif not self.endpoint.observation and asked_at < self.endpoint.end_ms(day):
-                yield self._failed(day, "the day has not ended yet. Materialize it after its end")
+                yield self._failed(day, "not_ended", "the day has not ended yet", "Materialize it after its end")
             else:
                 fetch.append(day)
         yield from self._fetch(fetch, asked_at)
@@ -199,7 +197,7 @@ class _Landing:
         self._prove(unproven)
         for day in unproven:
             if day not in self._proven_until:
-                yield self._failed(day, self._forgotten(day))
+                yield self._failed(day, *self._expired(day))
         ask = [day for day in days if day not in old or day in self._proven_until]
         if not ask:
             return
@@ -224,22 +222,19 @@ class _Landing:
         if not self.endpoint.appends and not self._is_whole(day):
             if day in self.ledger:
                 return self._kept(day)
-            reason = f"while it was being fetched, {self._forgotten(day)}"
-            return self._rejected(fetched, asked_at, reason, "", complete=False)
+            code, what, action = self._expired(day)
+            problem = Problem(code, f"while it was being fetched, {what}", action=action)
+            return self._rejected(fetched, asked_at, problem, complete=False)
         if isinstance(fetched, DayError):
-            return self._rejected(
-                fetched,
-                asked_at,
-                str(fetched.error),
-                "Materialize the day again; if it stays, see the runbook",
-                complete=False,
-            )
+            problem = fetched.error.problem.adding(action="Materialize the day again; if it stays, see the runbook")
+            return self._rejected(fetched, asked_at, problem, complete=False)
         of_any_time = self.endpoint.observation or self.endpoint.appends
         if not of_any_time and self._asked_ms(fetched, asked_at) < self.endpoint.end_ms(day):
             return self._failed(
                 day,
-                "the day has not ended yet by the exchange's clock, which this machine's is ahead of. Set this machine's "
-                "clock by NTP, then materialize the day after its end",
+                "not_ended",
+                "the day has not ended yet by the exchange's clock, which this machine's is ahead of",
+                "Set this machine's clock by NTP, then materialize the day after its end",
             )
         return self._land(fetched, asked_at, begun)
 
@@ -254,24 +249,20 @@ class _Landing:
         oldest = fetched.asked_ms if isinstance(fetched, DayRows) else None
         return min(began, oldest or began)
 
-    def _rejected(
-        self, fetched: DayRows | DayError, asked_at: int, reason: str, action: str, *, complete: bool
-    ) -> Failed:
+    def _rejected(self, fetched: DayRows | DayError, asked_at: int, problem: Problem, *, complete: bool) -> Failed:
         """The failed day, after storing what was received for it in `affiliate.rejected_row`."""
         more = fetched.error.received if isinstance(fetched, DayError) else ()
 
         def received() -> Iterator[str]:
             return map(payload, chain(split(fetched.chunks), more))
 
-        reason = reason.rstrip(".")
-        kept = ""
         if any(True for _ in received()):
             asked_ms = self._asked_ms(fetched, asked_at)
-            arguments = (self.endpoint, fetched.day, self.run_id, self.session.source, reason, received, asked_ms)
+            arguments = (self.endpoint, fetched.day, self.run_id, self.session.source, problem.what, received, asked_ms)
             self.store.reject(*arguments, complete=complete)
             kept = "All rows are" if complete else "What was received of the day is"
-        sentences = [reason, kept and f"{kept} kept as received in affiliate.rejected_row", action]
-        return self._failed(fetched.day, ". ".join(filter(None, sentences)))
+            problem = problem.adding(impact=f"{kept} kept as received in affiliate.rejected_row")
+        return Failed(fetched.day, problem.adding(impact=_stored(self.ledger.get(fetched.day))))
 
     def _is_whole(self, day: date) -> bool:
         """Whether the source, after the day was fetched, still holds all of it."""
@@ -318,30 +309,21 @@ class _Landing:
             landing, unknown = day_begun.landing, day_begun.unknown
             landed = self.store.land(self.endpoint, landing)
         except Invalid as invalid:
-            return self._rejected(
-                fetched,
-                asked_at,
+            problem = Problem(
+                "invalid_rows",
                 f"its rows do not fit the schema: {invalid} (first in row {invalid.first_row + 1} of {fetched.rows})",
-                "Fix the schema, then materialize with run config from_rejected: true",
-                complete=True,
+                action="Fix the schema, then materialize with run config from_rejected: true",
             )
+            return self._rejected(fetched, asked_at, problem, complete=True)
         except Shrunken as error:
-            return self._rejected(
-                fetched,
-                asked_at,
-                str(error),
-                "If the source is right, materialize with run config allow_shrink: true; the rows removed are then kept in "
-                "affiliate.superseded_row",
-                complete=False,
+            problem = error.problem.adding(
+                action="If the source is right, materialize with run config allow_shrink: true; the rows removed are then "
+                "kept in affiliate.superseded_row"
             )
+            return self._rejected(fetched, asked_at, problem, complete=False)
         except StoreError as error:
-            return self._rejected(
-                fetched,
-                asked_at,
-                str(error),
-                "Fix the cause, then materialize with run config from_rejected: true",
-                complete=True,
-            )
+            action = "Fix the cause, then materialize with run config from_rejected: true"
+            return self._rejected(fetched, asked_at, error.problem.adding(action=action), complete=True)
         problems = (*fetched.problems, *_damage(day_begun.damaged))
         if landed.difference:
             problems += (
@@ -378,7 +360,7 @@ class _Landing:
         day, instant = landing.partition, self.endpoint.instant
         inside = (instant, self.endpoint.start_ms(day), self.endpoint.end_ms(day)) if instant else None
         content = ContentHash(landing.content_hash)
-        problems: list[Problem] = []
+        problems: list[decode.Problem] = []
         rows_before = 0
         for batch in batches(chunks, BATCH_BYTES):
             try:
@@ -403,19 +385,24 @@ class _Landing:
         rejected = self.store.rejected(self.endpoint, day)
         if rejected is None:
             return self._failed(
-                day, "affiliate.rejected_row holds nothing for it. Materialize it without from_rejected"
+                day,
+                "nothing_rejected",
+                "affiliate.rejected_row holds nothing for it",
+                "Materialize it without from_rejected",
             )
         if rejected.source != self.session.source:
             return self._failed(
                 day,
-                f"the source of its rejected rows is {rejected.source}, and the source of this run is "
-                f"{self.session.source}. Use the credentials and the base URL they came with",
+                "other_source",
+                f"the source of its rejected rows is {rejected.source}, and the source of this run is {self.session.source}",
+                "Use the credentials and the base URL they came with",
             )
         if not rejected.complete:
             return self._failed(
                 day,
-                f"affiliate.rejected_row holds only a part of the day ({rejected.reason}), so it cannot land. Materialize it "
-                "without from_rejected",
+                "incomplete",
+                f"affiliate.rejected_row holds only a part of the day ({rejected.reason}), so it cannot land",
+                "Materialize it without from_rejected",
             )
         asked_ms = int(rejected.rejected_at.timestamp() * 1000)
         return self._land(DayRows(day, rejected.rows, len(rejected.rows), requests=0, asked_ms=asked_ms), self.now())
@@ -425,37 +412,43 @@ class _Landing:
         if facts.rows != held.rows:
             return self._failed(
                 day,
+                "table_changed",
                 f"the source no longer has the day, and the table holds {facts.rows} rows of it instead of the {held.rows} that "
-                "landed: something else has changed them. Restore the day from a backup",
+                "landed: something else has changed them",
+                "Restore the day from a backup",
             )
         return Kept(day, facts, held.content_hash, held.settled, held.source)
 
-    def _failed(self, day: date, reason: str) -> Failed:
-        return Failed(day, _reason(reason, self.ledger.get(day)))
+    def _failed(self, day: date, code: str, what: str, action: str) -> Failed:
+        return Failed(day, Problem(code, what, _stored(self.ledger.get(day)), action))
 
-    def _forgotten(self, day: date) -> str:
+    def _expired(self, day: date) -> tuple[str, str, str]:
+        """The code, what and action of a day that the source no longer has."""
         if self.endpoint.observation:
-            return "the endpoint tells only how things are now, so no day but today can be fetched"
+            return "expired", "the endpoint tells only how things are now, so no day but today can be fetched", ""
         memory = self.endpoint.memory
         assert memory is not None
         if day in self._unasked:
-            return (
+            what = (
                 f"the day lies beyond the {memory.span.days} days that the source promises, and whether it still has it could "
-                f"not be asked: {str(self._unasked[day]).rstrip('.')}. Materialize the day again"
+                f"not be asked: {self._unasked[day]}"
             )
+            return "unproven", what, "Materialize the day again"
         proof = " and no older row is left to prove that this one keeps more" if memory.provable else ""
-        told = (
+        what = (
             f"the day lies beyond the {memory.span.days} days that the source promises{proof}. It was not landed, since an "
-            "empty answer would look like a quiet day. "
+            "empty answer would look like a quiet day"
         )
         second = memory.second_chance
         if second and second.is_remembered(day, self._exchange_now()):
             until_ms = second.fetchable_until_ms(day)
             assert until_ms is not None
-            return f"{told}{second.key} can still land it until {time_of(until_ms)}: materialize that instead"
-        if memory.is_final:
-            return f"{told}No request brings it any more"
-        return f"{told}If you know that the source still has it, materialize with run config trust_old: true"
+            action = f"{second.key} can still land it until {time_of(until_ms)}: materialize that instead"
+        elif memory.is_final:
+            action = "No request brings it any more"
+        else:
+            action = "If you know that the source still has it, materialize with run config trust_old: true"
+        return "expired", what, action
 
     def _prove(self, days: list[date]) -> None:
         """Notes which of the days, beyond the promised memory, the source still holds, and how long that is certain.
@@ -496,13 +489,8 @@ def _damage(rows: Mapping[str, int]) -> Iterator[str]:
         )
 
 
-def _reason(what: str, held: Ledger | None) -> str:
-    what = what.rstrip(".")
+def _stored(held: Ledger | None) -> str:
+    """The impact of a failure on what had landed for the day."""
     if held is None:
-        return f"{what}. Nothing of this day has landed."
-    return f"{what}. The {held.rows} rows landed at {held.landed_at:%Y-%m-%d %H:%M} UTC are untouched."
-
-
-def cause_of(reason: str) -> str:
-    """A failed day's reason without what it says of rows that had landed: days that failed alike have it in common."""
-    return _UNTOUCHED.sub(".", reason)
+        return "Nothing of this day has landed"
+    return f"The {held.rows} rows landed at {held.landed_at:%Y-%m-%d %H:%M} UTC are untouched"

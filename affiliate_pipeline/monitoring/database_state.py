@@ -11,8 +11,8 @@ from typing import Self
 from psycopg.rows import class_row
 
 from affiliate_pipeline.landing.day_writer import Ledger
-from affiliate_pipeline.postgres.connection import connect, unavailable
-from affiliate_pipeline.postgres.readiness import Problem, problems
+from affiliate_pipeline.postgres.connection import StoreUnavailable, connect, unavailable
+from affiliate_pipeline.postgres.readiness import problems
 
 # Dagster's daemons tell of themselves every 30 seconds, the scheduler once a minute.
 ALIVE_S = 150
@@ -51,7 +51,7 @@ class Examination:
     def version(self) -> int:
         return self._connection.info.server_version // 10000
 
-    def problems(self, endpoints: Sequence[str]) -> Iterator[Problem]:
+    def problems(self, endpoints: Sequence[str]) -> Iterator[StoreUnavailable]:
         """What keeps days of these endpoints from landing in it."""
         return problems(self._connection, endpoints)
 

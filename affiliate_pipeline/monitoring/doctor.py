@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import date
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.app.embedded_server.server import ServerError
 from affiliate_pipeline.domain.days import fold
-from affiliate_pipeline.environment import Alerts, Environment, Project, SettingsError
+from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
+from affiliate_pipeline.environment import Alerts, Environment, Project
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint, Probe, Session
 from affiliate_pipeline.http.errors import (
@@ -23,7 +23,7 @@ from affiliate_pipeline.http.errors import (
     UnusableNetwork,
 )
 from affiliate_pipeline.http.limits import Limit, Unlimited
-from affiliate_pipeline.landing.day_writer import Ledger, StoreUnavailable
+from affiliate_pipeline.landing.day_writer import Ledger
 from affiliate_pipeline.monitoring import overdue as watch
 from affiliate_pipeline.monitoring.database_state import Examination
 
@@ -57,12 +57,12 @@ def examine() -> Iterator[Finding]:
     try:
         environment = settings.application()
     except SettingsError as error:
-        yield Finding("settings", error.found, error.action or "Correct it")
+        yield Finding("settings", error.problem.what, error.problem.action or "Correct it")
         return
     try:
         Alerts.load().urls()
     except SettingsError as error:
-        yield Finding("alerts", error.found, "Correct it in the environment or in .env")
+        yield Finding("alerts", error.problem.what, "Correct it in the environment or in .env")
     yield from _accounts(environment)
     yield from _database(environment)
 
@@ -76,18 +76,17 @@ def _database(environment: Environment) -> Iterator[Finding]:
         with Examination(url) as examination:
             yield from _held(examination, environment)
     except SettingsError as error:
-        yield Finding("database", error.found, "Set it to postgresql://user:password@host:port/database in .env")
-    except StoreUnavailable as error:
-        yield Finding("database", error.what, error.action)
-    except ServerError as error:
-        yield Finding("database", f"{error}", "See the server's log, then check again")
+        yield Finding("database", error.problem.what, "Set it to postgresql://user:password@host:port/database in .env")
+    except AffiliateError as error:
+        action = error.problem.action or "See the server's log, then check again"
+        yield Finding("database", error.problem.what, action)
 
 
 def _held(examination: Examination, environment: Environment) -> Iterator[Finding]:
     yield Finding("database", f"PostgreSQL {examination.version} answers")
     configured = [endpoint.key for endpoint in ENDPOINTS if environment.is_any_set(endpoint.credentials)]
-    for problem in examination.problems(configured):
-        yield Finding("database", problem.what, problem.action)
+    for error in examination.problems(configured):
+        yield Finding("database", error.problem.what, error.problem.action)
     daemon = examination.daemon()
     if daemon.silent:
         yield Finding("daemon", f"Dagster's daemon does not run ({', '.join(daemon.silent).lower()})", START)
@@ -171,7 +170,7 @@ def _account(about: str, endpoints: list[Endpoint], environment: Environment) ->
         except SettingsError as error:
             yield Finding(
                 about,
-                error.found,
+                error.problem.what,
                 f"Set {', '.join((*endpoint.credentials, *endpoint.requires))} in .env, all of them",
             )
             return
@@ -216,7 +215,7 @@ def _ask(about: str, endpoint: Endpoint, probe: Probe, session: Session) -> Gene
     except Refused as error:
         yield Finding(about, f"{error}", "See what the exchange says; the runbook has what to do about it")
     except UnusableNetwork as error:
-        yield Finding(about, error.found, error.action)
+        yield Finding(about, error.problem.what, error.problem.action)
     except ProxyFailed as error:
         yield Finding(about, f"{error}", "Check the proxy, or correct or unset its variable if none is needed")
     except ExchangeError as error:

@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.postgres import ddl
 
@@ -90,12 +91,11 @@ _CAUSES: tuple[tuple[str, str, str, str], ...] = (
 log = logging.getLogger(__name__)
 
 
-class StoreUnavailable(Exception):
-    """The database cannot be used at all: what happened, and what to do; the text is for a person."""
+class StoreUnavailable(AffiliateError):
+    """The database cannot be used at all."""
 
     def __init__(self, what: str, action: str = RETRY):
-        super().__init__(f"{what}. {action}")
-        self.what, self.action = what, action
+        super().__init__(what, action)
 
 
 @contextmanager

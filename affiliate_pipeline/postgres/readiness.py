@@ -1,7 +1,6 @@
 """Whether days can land in a database: checked before requests to an exchange, and by `check`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import psycopg
 
@@ -48,15 +47,7 @@ select pg_is_in_recovery(),
 """
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Why days cannot land in a database, and what to do."""
-
-    what: str
-    action: str
-
-
-def problems(connection: psycopg.Connection, endpoints: Sequence[str]) -> Iterator[Problem]:
+def problems(connection: psycopg.Connection, endpoints: Sequence[str]) -> Iterator[StoreUnavailable]:
     """What keeps days of these endpoints (`exchange/name`) from landing; changes nothing."""
     rights = _RIGHTS | {key.replace("/", "."): _ENDPOINT_RIGHTS for key in endpoints}
     needed = [(name, right) for name, each in rights.items() for right in each.split()]
@@ -70,20 +61,20 @@ def problems(connection: psycopg.Connection, endpoints: Sequence[str]) -> Iterat
     assert found
     is_standby, is_read_only, encoding, may_use_temporary, may_create, missing, closed, lacking, hidden = found
     if is_standby:
-        yield Problem(f"{READ_ONLY}: its address leads to a standby", READ_ONLY_ACTION)
+        yield StoreUnavailable(f"{READ_ONLY}: its address leads to a standby", READ_ONLY_ACTION)
     elif is_read_only:
-        yield Problem(f"{READ_ONLY} (default_transaction_read_only is on)", READ_ONLY_ACTION)
+        yield StoreUnavailable(f"{READ_ONLY} (default_transaction_read_only is on)", READ_ONLY_ACTION)
     if encoding != "UTF8":
-        yield Problem(f"the database's encoding is {encoding}, {ENCODING}", ENCODING_ACTION)
+        yield StoreUnavailable(f"the database's encoding is {encoding}, {ENCODING}", ENCODING_ACTION)
     if not may_use_temporary:
         lacking = ["temporary on the database", *lacking]
     if missing and not may_create:
         lacking = [f"create on the database (for schema {', '.join(missing)})", *lacking]
     lacking = [*(f"usage on schema {schema}" for schema in closed), *dict.fromkeys(lacking)]
     if lacking:
-        yield Problem(f"the database's role lacks a right: {', '.join(lacking)}", ROLE_ACTION)
+        yield StoreUnavailable(f"the database's role lacks a right: {', '.join(lacking)}", ROLE_ACTION)
     if hidden:
-        yield Problem(
+        yield StoreUnavailable(
             f"row-level security hides rows from the database's role in {', '.join(dict.fromkeys(hidden))}",
             "Use the owner of these tables, or a role with `bypassrls`",
         )
@@ -92,9 +83,9 @@ def problems(connection: psycopg.Connection, endpoints: Sequence[str]) -> Iterat
 def require_storage(url: str) -> None:
     """Raises `StoreUnavailable` if Dagster cannot keep its own tables in the database."""
     with connect(url, autocommit=True) as connection:
-        for problem in problems(connection, []):
-            if problem.what.startswith(READ_ONLY):
-                raise StoreUnavailable(problem.what, problem.action)
+        for error in problems(connection, []):
+            if error.problem.what.startswith(READ_ONLY):
+                raise error
         with unavailable():
             row = connection.execute(
                 "select to_regclass('public.runs') is not null or has_schema_privilege('public', 'create') "
@@ -109,5 +100,5 @@ def require_storage(url: str) -> None:
 
 def require(connection: psycopg.Connection, endpoints: Sequence[str]) -> None:
     """Raises `StoreUnavailable` if days of these endpoints cannot land."""
-    for problem in problems(connection, endpoints):
-        raise StoreUnavailable(problem.what, problem.action)
+    for error in problems(connection, endpoints):
+        raise error

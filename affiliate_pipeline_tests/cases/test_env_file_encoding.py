@@ -10,7 +10,8 @@ import pytest
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.__main__ import main
 from affiliate_pipeline.definitions import build_definitions
-from affiliate_pipeline.environment import Binance, SettingsError
+from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.environment import Binance
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 

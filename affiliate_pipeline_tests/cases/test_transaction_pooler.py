@@ -125,7 +125,8 @@ def test_landing_is_safe_even_where_it_is_not_noticed(sandbox, pooled, database_
 
     assert len(outcomes) == len(threads)
     lost = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-    assert all("no longer holds the asset's lock" in each.reason or "is not a live run" in each.reason for each in lost)
+    reasons = [each.problem.what for each in lost]
+    assert all("no longer holds the asset's lock" in each or "is not a live run" in each for each in reasons)
     if any(isinstance(outcome, Landed) for outcome in outcomes):
         assert landed(query, SETTLED) == sent(rows)
     assert query("select count(*) from affiliate.rejected_row") in ([(0,)], [(399,)])

@@ -15,7 +15,7 @@ import pytest
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.definitions import build_definitions
-from affiliate_pipeline.environment import SettingsError
+from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests.defs.rebates import KEY
 

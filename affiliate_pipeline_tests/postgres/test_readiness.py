@@ -24,7 +24,7 @@ def guest(database_url, query):
 
 def found(url: str) -> str:
     with connect(url, autocommit=True) as connection:
-        return "; ".join(problem.what for problem in problems(connection, [KEY]))
+        return "; ".join(error.problem.what for error in problems(connection, [KEY]))
 
 
 def test_a_database_that_can_be_used_has_none(sandbox, database_url):

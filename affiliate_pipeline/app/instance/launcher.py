@@ -5,10 +5,9 @@ import time
 from dagster import DagsterRun
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 
-from affiliate_pipeline.app.embedded_server.server import ServerError
 from affiliate_pipeline.defs.environment import environment_of
-from affiliate_pipeline.environment import SettingsError
-from affiliate_pipeline.landing.day_writer import StoreUnavailable, is_worked_for
+from affiliate_pipeline.domain.problem import AffiliateError
+from affiliate_pipeline.landing.day_writer import is_worked_for
 
 # Longer than a busy machine takes from one event to the next process that says it works for the run.
 SILENCE_S = 75
@@ -27,7 +26,7 @@ class Launcher(DefaultRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         try:
             alive = is_worked_for(environment_of(self._instance).database_url(), run.run_id)
-        except (SettingsError, ServerError, StoreUnavailable) as error:
+        except AffiliateError as error:
             return CheckRunHealthResult(WorkerStatus.RUNNING, f"unknown without the database: {error}")
         if alive:
             return CheckRunHealthResult(WorkerStatus.RUNNING)

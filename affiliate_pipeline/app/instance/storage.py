@@ -6,11 +6,10 @@ import click
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 
-from affiliate_pipeline.app.embedded_server.server import ServerError
 from affiliate_pipeline.defs.environment import Loaded
-from affiliate_pipeline.environment import SettingsError, application, set_default
+from affiliate_pipeline.domain.problem import AffiliateError
+from affiliate_pipeline.environment import application, set_default
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.landing.day_writer import StoreUnavailable
 from affiliate_pipeline.postgres.readiness import require_storage
 from affiliate_pipeline.postgres.urls import public_tables
 
@@ -38,7 +37,7 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
             environment = application()
             url = environment.database_url()
             require_storage(url)
-        except (SettingsError, ServerError, StoreUnavailable) as error:
+        except AffiliateError as error:
             raise StorageUnavailable(f"{error}") from None
         # A bare postgresql:// means psycopg 3 to newer SQLAlchemy, with which dagster-postgres cannot write an event
         # (dagster issue 33958).

@@ -5,6 +5,7 @@ they cover only this package's own runs, checks, sensors and schedules."""
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -14,14 +15,15 @@ from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatu
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 
 from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
-from affiliate_pipeline.defs.endpoint_assets import DAY_IS_SOUND, FAILED_PARTITIONS
+from affiliate_pipeline.defs.endpoint_assets import DAY_IS_SOUND
 from affiliate_pipeline.defs.environment import environment_of_tick
+from affiliate_pipeline.defs.failed_days import problems_in
 from affiliate_pipeline.defs.ownership import days_of, is_own_repository, selected
 from affiliate_pipeline.defs.reconciliation import SAME_ROWS
 from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.environment import Alerts
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.landing.pipeline import cause_of, now_ms
+from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.monitoring import alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
 
@@ -171,10 +173,10 @@ def _reasons(instance: DagsterInstance, run_id: str) -> dict[AssetKey, Mapping[d
     reasons: dict[AssetKey, Mapping[date, str]] = {}
     for event in _own_failures(instance, run_id):
         failure = event.step_failure_data.user_failure_data
-        by_day: Any = failure.metadata.get(FAILED_PARTITIONS) if failure else None
-        if by_day is not None:
+        if failure:
+            # Without the impact, which differs by day: days that failed alike are named together.
             reasons[_step_asset(event)] = {
-                date.fromisoformat(day): cause_of(reason) for day, reason in by_day.value.items()
+                day: f"{replace(problem, impact='')}." for day, problem in problems_in(failure.metadata).items()
             }
     return reasons
 

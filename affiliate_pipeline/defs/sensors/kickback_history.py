@@ -12,7 +12,8 @@ from affiliate_pipeline.defs.ownership import selected
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.schedules import default_status
 from affiliate_pipeline.domain.days import fold, instant, runs
-from affiliate_pipeline.environment import Project, SettingsError
+from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.environment import Project
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance, missed_days
 from affiliate_pipeline.exchanges.binance.kickback_export.model import KickbackExport

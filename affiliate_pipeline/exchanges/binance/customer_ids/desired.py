@@ -7,8 +7,9 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
-from affiliate_pipeline.environment import Binance, SettingsError, text_of
+from affiliate_pipeline.environment import Binance, text_of
 
 HEADER = ["customerid", "email"]
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
