@@ -4,15 +4,18 @@ from typing import Any
 
 import dagster as dg
 
-from affiliate_pipeline.defs.commission_assets import build_earnings, build_stale_days
+from affiliate_pipeline.defs.commission_assets import build_earnings
 from affiliate_pipeline.defs.endpoint_assets import build_asset
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.defs.schedules import build_schedules
 from affiliate_pipeline.defs.sensors.alert_delivery import alert_delivery
-from affiliate_pipeline.defs.sensors.failures import build_failing_tick_alert, failed_run_alert
+from affiliate_pipeline.defs.sensors.failed_runs import failed_run_alert
+from affiliate_pipeline.defs.sensors.failing_ticks import build_failing_tick_alert
+from affiliate_pipeline.defs.sensors.heartbeat import build_heartbeat
 from affiliate_pipeline.defs.sensors.kickback_history import build_missed_days_schedule, kickback_history
 from affiliate_pipeline.defs.sensors.overdue import build_watch
+from affiliate_pipeline.defs.sensors.stale_days import build_stale_days
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
 
@@ -20,7 +23,15 @@ def build_definitions(**resources: Any) -> dg.Definitions:
     """The whole assembly; a resource given replaces the one of its name."""
     earning = [endpoint for endpoint in ENDPOINTS if endpoint.earnings]
     schedules = [*build_schedules(ENDPOINTS), build_missed_days_schedule()]
-    sensors = [failed_run_alert, alert_delivery, build_stale_days(earning), *build_watch(ENDPOINTS), kickback_history]
+    monitored = [endpoint for endpoint in ENDPOINTS if endpoint.timetable.is_monitored]
+    sensors = [
+        failed_run_alert,
+        alert_delivery,
+        build_stale_days(earning),
+        build_watch(monitored),
+        build_heartbeat(monitored),
+        kickback_history,
+    ]
     return dg.Definitions(
         assets=[*(build_asset(endpoint) for endpoint in ENDPOINTS), roster, build_earnings(earning)],
         resources={"postgres": Postgres(), "exchanges": Exchanges(), **resources},

@@ -29,6 +29,7 @@ from affiliate_pipeline.app.cli import Stop, app, console, doing, parse_days
 from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.commission.rollup import Commission
 from affiliate_pipeline.domain.days import DAY, fold, runs
+from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.environment import Environment, Project
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
@@ -54,6 +55,7 @@ MOST_REQUESTS_UNASKED = 1000
 # No page of an exchange holds fewer rows, so this overrates what is asked of it.
 LEAST_PAGE_ROWS = 100
 CHECK_AGAIN_AFTER = timedelta(hours=1)
+LANDED_DAYS = 7
 
 
 @app.command()
@@ -371,13 +373,13 @@ class _Landing:
 
     def _wanted(self, endpoint: Endpoint) -> list[date]:
         start = Project.load(variables=self.environment.variables).affiliate_start_date
-        ledger = self._ledger(endpoint)
+        first = max(start, datetime.now(endpoint.exchange.zone).date() - LANDED_DAYS * DAY)
         recently = datetime.now(UTC) - CHECK_AGAIN_AFTER
-
-        def is_done(day: date) -> bool:
-            return day in ledger and (ledger[day].settled or ledger[day].checked_at > recently)
-
-        return [day for day in endpoint.remembered_days(now_ms()) if day >= start and not is_done(day)]
+        return [
+            each.day
+            for each in expected_days(endpoint.timetable, first, now_ms(), self._ledger(endpoint))
+            if each.is_retained(now_ms()) and not (each.prior and each.prior > recently)
+        ]
 
     def _affordable(self, endpoint: Endpoint, wanted: list[date]) -> bool:
         """Whether the days, one of which may be landed here and taken out, may be asked for."""

@@ -1,27 +1,23 @@
-"""The money by day: two assets derived from the endpoints' tables, and the sensor that adds a day up again whenever what
-has landed for it is no longer what it was added up from."""
+"""The money by day: two assets derived from the endpoints' tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
-from hashlib import sha256
+from datetime import date
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.commission.figures import Figures, gather
 from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission, Sum
-from affiliate_pipeline.defs.environment import environment_of, environment_of_tick
+from affiliate_pipeline.defs.environment import environment_of
 from affiliate_pipeline.defs.failed_days import failure_metadata
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
 from affiliate_pipeline.defs.resources import Postgres
-from affiliate_pipeline.domain.days import DAY, fold, runs
+from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.environment import Environment, Project
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.landing.day_writer import Store
 
 COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])
 REPORT = dg.AssetKey(["affiliate", "daily_report"])
@@ -29,8 +25,6 @@ REPORT = dg.AssetKey(["affiliate", "daily_report"])
 # would fail every day here.
 ZONE = ZoneInfo("Etc/UTC")
 OWNER = "team:affiliate"
-# Several assets land for a day one after the other.
-QUIET_S = 60
 
 
 def build_earnings(endpoints: Sequence[Endpoint]) -> dg.AssetsDefinition:
@@ -50,38 +44,6 @@ def build_earnings(endpoints: Sequence[Endpoint]) -> dg.AssetsDefinition:
         yield from _materialize(context, endpoints, postgres)
 
     return earnings
-
-
-def build_stale_days(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
-    """The sensor that keeps both assets true to what has landed, however it landed."""
-
-    @dg.sensor(
-        target=[COMMISSION, REPORT],
-        minimum_interval_seconds=30,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Adds up again each day for which something else has landed than it was added up from.",
-    )
-    def stale_days(context: dg.SensorEvaluationContext) -> list[dg.RunRequest]:
-        environment = environment_of_tick(context)
-        first = Project.load(variables=environment.variables).affiliate_start_date
-        last = datetime.now(UTC).date() - DAY
-        with Store(environment.database_url()) as store:
-            stale = Commission(store, endpoints).stale(first, last, quiet_s=QUIET_S)
-        # The same days with the same content once an hour: a run that fails is not started again at each tick.
-        hour = f"{datetime.now(UTC):%Y-%m-%dT%H}"
-        return [
-            dg.RunRequest(
-                run_key=sha256(" ".join([hour, *(f"{day} {stale[day]}" for day in run)]).encode()).hexdigest(),
-                tags={
-                    ASSET_PARTITION_RANGE_START_TAG: run[0].isoformat(),
-                    ASSET_PARTITION_RANGE_END_TAG: run[-1].isoformat(),
-                },
-                asset_selection=[COMMISSION, REPORT],
-            )
-            for run in runs(stale)
-        ]
-
-    return stale_days
 
 
 def _commission(endpoints: Sequence[Endpoint]) -> dg.AssetSpec:

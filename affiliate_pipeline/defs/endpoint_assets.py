@@ -17,7 +17,6 @@ from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.landing.pipeline import Failed, Landed, Options, Outcome, ingest
-from affiliate_pipeline.monitoring.overdue import is_watched
 from affiliate_pipeline.schema.columns import columns
 
 DAY_IS_SOUND = "day_is_sound"
@@ -120,8 +119,8 @@ def _checks(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
         description="What landed for a day is proven complete, no fee is above its volume, no field is new to the schema, "
         "and nothing was restated after the day had settled.",
     )
-    if is_watched(endpoint):
-        # Evaluated by the watch: a check of its own step would make each run seconds longer.
+    if endpoint.timetable.is_monitored:
+        # Evaluated by the monitor: a check with a step of its own would make each run seconds longer.
         yield dg.AssetCheckSpec(
             NO_DAY_MISSING,
             asset=key,

@@ -1,18 +1,10 @@
 """Which runs, sensors and schedules of a shared Dagster instance belong to this package."""
 
 from collections.abc import Collection
-from datetime import date
 
 import dagster as dg
-from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
-from dagster._core.remote_origin import RemoteRepositoryOrigin
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
 
-from affiliate_pipeline.domain.days import days_from
+from affiliate_pipeline.defs.dagster_internals import IMPLICIT_ASSET_JOB_NAME, RemoteRepositoryOrigin
 
 # The code location's name unless a workspace sets another one. Needed only for contexts built by hand, which have none.
 LOCATION = "affiliate_pipeline.definitions"
@@ -39,10 +31,3 @@ def selected(
     if run.asset_selection is None:
         return {*keys} if run.job_name == IMPLICIT_ASSET_JOB_NAME else set()
     return {*keys} & run.asset_selection
-
-
-def days_of(run: dg.DagsterRun) -> list[date]:
-    """The days that a run of this package's assets covers."""
-    first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG) or run.tags.get(PARTITION_NAME_TAG)
-    last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG) or first
-    return days_from(date.fromisoformat(first), date.fromisoformat(last)) if first and last else []

@@ -1,13 +1,15 @@
 """Schedules: each day the last days of every configured asset are landed, until they have settled."""
 
 from collections.abc import Iterator, Sequence
+from datetime import time
 from itertools import groupby
 
 import dagster as dg
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
+from affiliate_pipeline.defs.dagster_internals import range_tags
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.domain.days import day_of
+from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.environment import Project
 from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.landing.pipeline import now_ms
@@ -16,11 +18,11 @@ from affiliate_pipeline.landing.pipeline import now_ms
 def build_schedules(endpoints: Sequence[Endpoint]) -> list[dg.ScheduleDefinition]:
     """One schedule for the endpoints that are landed at the same time of the same zone."""
 
-    def when(endpoint: Endpoint) -> tuple:
+    def when(endpoint: Endpoint) -> tuple[str, bool, time | None]:
         return endpoint.exchange.name, endpoint.observation, endpoint.daily_at
 
     daily = sorted((endpoint for endpoint in endpoints if endpoint.daily_at), key=when)
-    return [_schedule(list(together)) for _, together in groupby(daily, when)]
+    return [_schedule(list(group), at) for (_, _, at), group in groupby(daily, when) if at]
 
 
 def default_status() -> dg.DefaultScheduleStatus:
@@ -29,30 +31,28 @@ def default_status() -> dg.DefaultScheduleStatus:
     return dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
 
 
-def _schedule(endpoints: Sequence[Endpoint]) -> dg.ScheduleDefinition:
-    first = endpoints[0]
-    exchange, at = first.exchange, first.daily_at
-    assert at is not None
-    lands = "today" if first.observation else "the last days, until they have settled"
+def _schedule(endpoints: Sequence[Endpoint], at: time) -> dg.ScheduleDefinition:
+    exchange, is_snapshot = endpoints[0].exchange, endpoints[0].observation
+    lands = "today" if is_snapshot else "the last days, until they have settled"
 
     @dg.schedule(
-        name=f"{exchange.name}_{'observations' if first.observation else 'records'}_{at:%H%M}",
+        name=f"{exchange.name}_{'observations' if is_snapshot else 'records'}_{at:%H%M}",
         cron_schedule=f"{at.minute} {at.hour} * * *",
         execution_timezone=exchange.zone.key,
-        target=[dg.AssetKey(endpoint.key.split("/")) for endpoint in endpoints],
+        target=[dg.AssetKey.from_user_string(endpoint.key) for endpoint in endpoints],
         default_status=default_status(),
         description=f"Lands {lands}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose account is configured.",
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         tick_ms = int(context.scheduled_execution_time.timestamp() * 1000)
         today = day_of(tick_ms, exchange.zone)
-        if first.observation and day_of(now_ms(), exchange.zone) > today:
-            # Dagster makes up for a tick that was missed, and a run for a day that is over can only fail.
+        if is_snapshot and day_of(now_ms(), exchange.zone) > today:
+            # Dagster makes up for a missed tick, and a run for a day that is over can only fail.
             yield dg.SkipReason(f"{today} is over: it was not observed, and can no longer be")
             return
         environment = environment_of_tick(context)
         start = Project.load(variables=environment.variables).affiliate_start_date
-        # Where nothing at all is configured, the runs that fail say what to set.
+        # If nothing at all is configured, the runs fail and report what to set.
         configured = [
             endpoint
             for endpoint in endpoints
@@ -60,13 +60,17 @@ def _schedule(endpoints: Sequence[Endpoint]) -> dg.ScheduleDefinition:
         ]
         requests = [
             dg.RunRequest(
-                # Named by the tick: one that is evaluated again asks for nothing twice.
+                # Named by the tick: one that is evaluated again requests no second run.
                 run_key=f"{endpoint.key} {context.scheduled_execution_time.isoformat()}",
-                asset_selection=[dg.AssetKey(endpoint.key.split("/"))],
-                tags={ASSET_PARTITION_RANGE_START_TAG: f"{days[0]}", ASSET_PARTITION_RANGE_END_TAG: f"{days[-1]}"},
+                asset_selection=[dg.AssetKey.from_user_string(endpoint.key)],
+                tags=range_tags([each.day for each in days]),
             )
             for endpoint in configured
-            if (days := [day for day in endpoint.trailing_days(tick_ms) if day >= start])
+            if (
+                days := list(
+                    expected_days(endpoint.timetable, max(start, endpoint.timetable.lookback(tick_ms)), tick_ms)
+                )
+            )
         ]
         yield from requests
         if not configured:

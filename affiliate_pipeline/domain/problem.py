@@ -22,6 +22,11 @@ class Problem:
     def __str__(self) -> str:
         return _joined(self.what, self.impact, self.action)
 
+    @property
+    def cause(self) -> str:
+        """What happened and what to do: days that failed alike have this in common, whatever had landed for them."""
+        return _joined(self.what, self.action)
+
     def adding(self, *, impact: str = "", action: str = "") -> "Problem":
         """The problem with these sentences appended."""
         return Problem(self.code, self.what, _joined(self.impact, impact), _joined(self.action, action))

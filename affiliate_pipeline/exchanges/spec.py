@@ -6,13 +6,12 @@ from datetime import date, time, timedelta
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
-from affiliate_pipeline.domain.days import DAY, day_of, start_ms
+from affiliate_pipeline.domain.days import start_ms
+from affiliate_pipeline.domain.expected_days import Timetable
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.errors import ExchangeError
 from affiliate_pipeline.http.limits import Limit
 from affiliate_pipeline.schema.columns import Row
-
-LEAST_TRAILING_DAYS = 3
 
 
 @dataclass(frozen=True)
@@ -222,39 +221,29 @@ class Endpoint:
 
     def end_ms(self, day: date) -> int:
         """The first millisecond after the day."""
-        return start_ms(day + DAY, self.exchange.zone)
+        return self.timetable.end_ms(day)
+
+    @property
+    def timetable(self) -> Timetable:
+        """When its days land, settle and expire."""
+        second = self.memory.second_chance if self.memory else None
+        return Timetable(
+            self.key,
+            self.exchange.zone,
+            self.daily_at,
+            self.settles_after,
+            self.memory.span if self.memory else None,
+            self.observation,
+            second.timetable if second else None,
+        )
 
     def has_settled(self, day: date, now_ms: int) -> bool:
-        return now_ms >= self.end_ms(day) + _ms(self.settles_after)
+        return self.timetable.has_settled(day, now_ms)
 
     def is_remembered(self, day: date, now_ms: int) -> bool:
         """Whether the whole day lies inside the memory that the source promises."""
-        if self.observation:
-            return day == day_of(now_ms, self.exchange.zone)
-        return self.memory is None or self.start_ms(day) >= now_ms - _ms(self.memory.span)
+        return self.timetable.is_retained(day, now_ms)
 
     def fetchable_until_ms(self, day: date) -> int | None:
         """The last millisecond at which `is_remembered` holds; None where no end of the memory is known."""
-        if self.observation:
-            return self.end_ms(day) - 1
-        return None if self.memory is None else self.start_ms(day) + _ms(self.memory.span)
-
-    def trailing_days(self, now_ms: int) -> list[date]:
-        """The days that the daily schedule lands: of an observation today, else the last ones, until they have settled."""
-        today = day_of(now_ms, self.exchange.zone)
-        if self.observation:
-            return [today]
-        days = max(LEAST_TRAILING_DAYS, self.settles_after // DAY + 1)
-        return [today - i * DAY for i in range(days, 0, -1)]
-
-    def remembered_days(self, now_ms: int) -> list[date]:
-        """The days that can be fetched and that the source promises to hold wholly, at most the last 7."""
-        today = day_of(now_ms, self.exchange.zone)
-        if self.observation:
-            return [today]
-        ended = [today - i * DAY for i in range(7, 0, -1)]
-        return [day for day in ended if self.is_remembered(day, now_ms)]
-
-
-def _ms(span: timedelta) -> int:
-    return span // timedelta(milliseconds=1)
+        return self.timetable.deadline_ms(day)

@@ -2,7 +2,7 @@
 written, not even a slot of a rate limit taken, so that each account is asked once or twice only."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -12,7 +12,7 @@ from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
 from affiliate_pipeline.environment import Alerts, Environment, Project
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.exchanges.spec import Endpoint, Probe, Session
+from affiliate_pipeline.exchanges.spec import Endpoint, Session
 from affiliate_pipeline.http.errors import (
     AccessRefused,
     ClockOff,
@@ -20,16 +20,24 @@ from affiliate_pipeline.http.errors import (
     ProxyFailed,
     RateLimited,
     Refused,
-    UnusableNetwork,
 )
 from affiliate_pipeline.http.limits import Limit, Unlimited
 from affiliate_pipeline.landing.day_writer import Ledger
-from affiliate_pipeline.monitoring import overdue as watch
 from affiliate_pipeline.monitoring.database_state import Examination
+from affiliate_pipeline.monitoring.overdue import described, overdue_days
 
 # What Binance tolerates of a clock that is ahead.
-MOST_CLOCK_OFFSET_MS = 1000
+MAX_CLOCK_OFFSET_MS = 1000
 START = "Start it: `make up`, or on a server the Dagster daemon"
+# What to do about an error that does not say so itself; the first kind that fits counts.
+ACTIONS: dict[type[ExchangeError], str] = {
+    ClockOff: "Set this machine's clock by NTP",
+    RateLimited: "Wait a minute and check again; see what else uses this key or IP address",
+    AccessRefused: "Correct {variables} in .env, or the key's settings at the exchange",
+    Refused: "See what the exchange says; the runbook has what to do about it",
+    ProxyFailed: "Check the proxy, or correct or unset its variable if none is needed",
+    ExchangeError: "Check the network, the base URL and the exchange's status page",
+}
 
 
 @dataclass(frozen=True)
@@ -110,18 +118,15 @@ def _held(examination: Examination, environment: Environment) -> Iterator[Findin
 
 
 def _days(ledgers: Mapping[str, Mapping[date, Ledger]], environment: Environment) -> Iterator[Finding]:
-    """Days that are due and have not landed: at risk while they can be fetched, and lost after that."""
+    """The overdue days: at risk while they can be fetched, and lost after that."""
     start, now_ms = Project.load(variables=environment.variables).affiliate_start_date, _now_ms()
     fine = 0
     for endpoint in ENDPOINTS:
-        held = ledgers.get(endpoint.key, {})
-        missing = watch.missing(endpoint, held, start, now_ms, watch.landed_elsewhere(endpoint, ledgers))
-        if not missing:
-            fine += bool(held)
-            continue
-        first = missing[0]
-        said = f"{fold(each.day for each in missing)} missing or not final. {first}"
-        yield Finding(f"days of {endpoint.key}", said, "Materialize these days; if a run fails, it says why")
+        if days := overdue_days(endpoint, ledgers, start, now_ms):
+            found = f"{fold(each.day for each in days)} missing or not final. {described(days[0], now_ms)}"
+            yield Finding(f"days of {endpoint.key}", found, "Materialize these days; if a run fails, it says why")
+        else:
+            fine += endpoint.key in ledgers
     if fine:
         yield Finding("days", f"none that is due is missing, of {fine} assets")
     elif not any(ledgers.values()):
@@ -178,52 +183,38 @@ def _account(about: str, endpoints: list[Endpoint], environment: Environment) ->
             offset = _clock(f"clock of {endpoint.exchange.name}", session)
             if offset and endpoint is endpoints[0]:
                 yield offset
-            refused = yield from _ask(endpoint.probe.about or about, endpoint, endpoint.probe, session)
-        if refused:
-            return
+            try:
+                session.client.attempt(endpoint.path, endpoint.probe.params(session, _now_ms()))
+            except ExchangeError as error:
+                yield _refusal(endpoint.probe.about or about, endpoint, error, session.client.host)
+                return
     yield Finding(about, "answers, and accepts the credentials")
 
 
 def _clock(about: str, session: Session) -> Finding | None:
-    """What is said of the exchange's clock, to which the session is set; None where only a refusal tells it."""
+    """The offset of the exchange's clock, to which the session is set; None if only a refusal shows it."""
     try:
         offset_ms = session.client.clock_offset_ms()
-    except ExchangeError:  # the question that follows tells of it
+    except ExchangeError:  # the request that follows reports it
         return None
     return None if offset_ms is None else _offset(about, offset_ms)
 
 
 def _offset(about: str, offset_ms: int) -> Finding:
-    to_do = "Set this machine's clock by NTP" if abs(offset_ms) > MOST_CLOCK_OFFSET_MS else ""
-    return Finding(about, f"{offset_ms / 1000:+.1f} s against this machine's", to_do)
+    action = ACTIONS[ClockOff] if abs(offset_ms) > MAX_CLOCK_OFFSET_MS else ""
+    return Finding(about, f"{offset_ms / 1000:+.1f} s against this machine's", action)
 
 
-def _ask(about: str, endpoint: Endpoint, probe: Probe, session: Session) -> Generator[Finding, None, bool]:
-    """What is wrong with the account; returns whether anything is."""
-    variables = probe.about or ", ".join(endpoint.credentials)
-    try:
-        session.client.attempt(endpoint.path, probe.params(session, _now_ms()))
-    except ClockOff as error:
-        if error.server_ms is None:
-            yield Finding(about, f"{error}", "Set this machine's clock by NTP")
-        else:
-            yield _offset(f"clock of {endpoint.exchange.name}", error.server_ms - _now_ms())
-    except RateLimited as error:
-        yield Finding(about, f"{error}", "Wait a minute and check again; see what else uses this key or IP address")
-    except AccessRefused as error:
-        yield Finding(about, f"{error}", f"Correct {variables} in .env, or the key's settings at the exchange")
-    except Refused as error:
-        yield Finding(about, f"{error}", "See what the exchange says; the runbook has what to do about it")
-    except UnusableNetwork as error:
-        yield Finding(about, error.problem.what, error.problem.action)
-    except ProxyFailed as error:
-        yield Finding(about, f"{error}", "Check the proxy, or correct or unset its variable if none is needed")
-    except ExchangeError as error:
-        host = session.client.host
-        yield Finding(about, f"{host}: {error}", "Check the network, the base URL and the exchange's status page")
-    else:
-        return False
-    return True
+def _refusal(about: str, endpoint: Endpoint, error: ExchangeError, host: str) -> Finding:
+    """What is wrong with the account."""
+    if isinstance(error, ClockOff) and error.server_ms is not None:
+        return _offset(f"clock of {endpoint.exchange.name}", error.server_ms - _now_ms())
+    problem = error.problem
+    kind = next(kind for kind in ACTIONS if isinstance(error, kind))
+    if kind is ExchangeError and not problem.action:
+        return Finding(about, f"{host}: {problem.what}", ACTIONS[kind])
+    variables = (endpoint.probe and endpoint.probe.about) or ", ".join(endpoint.credentials)
+    return Finding(about, problem.what, problem.action or ACTIONS[kind].format(variables=variables))
 
 
 def _now_ms() -> int:

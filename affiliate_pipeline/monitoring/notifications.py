@@ -1,5 +1,5 @@
-"""What the watch reads and remembers: the ledger's last days of all assets, and what was done about each missing day.
-What follows from it is decided in `watch.py`."""
+"""What the monitor for overdue days reads and stores: the ledger's last days of all assets, and what was done about each
+overdue day. `overdue.py` decides what to do."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from affiliate_pipeline.landing.day_writer import Ledger
 from affiliate_pipeline.postgres.connection import connect_prepared, unavailable
 
 
-class Said(IntEnum):
-    """What people were last told of a missing day; what is worse comes later."""
+class NotificationLevel(IntEnum):
+    """What was last reported of an overdue day, in order of urgency."""
 
     NOTHING = 0
     GIVEN_UP = 1
@@ -25,11 +25,11 @@ class Said(IntEnum):
 
 @dataclass(frozen=True)
 class State:
-    """How often a missing day was asked for, when (UTC) last, and what was said of it."""
+    """How often an overdue day was requested, when (UTC) last, and what was reported of it."""
 
-    tries: int = 0
-    asked_at: datetime | None = None
-    said: Said = Said.NOTHING
+    attempts: int = 0
+    requested_at: datetime | None = None
+    level: NotificationLevel = NotificationLevel.NOTHING
 
 
 class WatchStore:
@@ -63,8 +63,8 @@ class WatchStore:
         with unavailable():
             rows = self._connection.execute("select asset, partition, tries, asked_at, said from affiliate.watch")
             states: dict[str, dict[date, State]] = defaultdict(dict)
-            for asset, partition, tries, asked_at, said in rows:
-                states[asset][partition] = State(tries, asked_at, Said[said.upper()])
+            for asset, partition, attempts, requested_at, level in rows:
+                states[asset][partition] = State(attempts, requested_at, NotificationLevel[level.upper()])
         return dict(states)
 
     def keep(self, asset: str, states: Mapping[date, State]) -> None:
@@ -74,7 +74,7 @@ class WatchStore:
             cursor.executemany(
                 "insert into affiliate.watch (asset, partition, tries, asked_at, said) values (%s, %s, %s, %s, %s)",
                 [
-                    (asset, day, state.tries, state.asked_at, state.said.name.lower())
+                    (asset, day, state.attempts, state.requested_at, state.level.name.lower())
                     for day, state in sorted(states.items())
                 ],
             )

@@ -11,25 +11,24 @@ from pathlib import Path
 import pytest
 
 from affiliate_pipeline.domain.days import days_from
+from affiliate_pipeline.domain.expected_days import ExpectedDay
+from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Memory
-from affiliate_pipeline.monitoring import alerts
-from affiliate_pipeline.monitoring import overdue as watch
+from affiliate_pipeline.monitoring import delivery
 from affiliate_pipeline.monitoring.alerts import (
-    CAUSES_SHOWN,
-    LONGEST_MESSAGE,
+    MAX_CAUSES,
     Alert,
     FailedAsset,
-    Message,
+    availability,
     failed_checks,
     failed_run,
     failing_ticks,
-    messages,
     recovered,
-    send,
-    still_there,
 )
-from affiliate_pipeline.monitoring.overdue import MissingDay
+from affiliate_pipeline.monitoring.delivery import MAX_MESSAGE, Message, messages, send
+from affiliate_pipeline.monitoring.notifications import NotificationLevel
+from affiliate_pipeline.monitoring.overdue import alerts_of
 from affiliate_pipeline_tests.smtp import Smtp, text_of
 
 # Apprise imports all its services at once, one of which asks for a module that Python 3.13 has no more.
@@ -50,12 +49,13 @@ def test_the_title_names_the_asset_and_exactly_the_failed_days():
 
 
 def test_the_text_gives_each_cause_once_with_its_days_what_to_do_until_when_and_the_link():
-    reasons = {DAYS[1]: "HTTP 500. Try again", DAYS[2]: "HTTP 500. Try again", DAYS[5]: "not an\namount"}
-    alert = told([FailedAsset(REBATES, [DAYS[1], DAYS[2], DAYS[5]], 4, reasons, BY_KEY[REBATES])])
+    refused, other = Problem("refused", "HTTP 500", "3 rows", "Try again"), Problem("refused", "not an\namount")
+    problems = {DAYS[1]: refused, DAYS[2]: replace(refused, impact="Nothing landed"), DAYS[5]: other}
+    alert = told([FailedAsset(REBATES, [DAYS[1], DAYS[2], DAYS[5]], 4, problems, BY_KEY[REBATES])])
     assert alert.text.splitlines() == [
         f"{REBATES}: 3 days failed, 4 landed. What had landed before is untouched.",
-        "2026-11-04, 05: HTTP 500. Try again",
-        "2026-11-08: not an amount",
+        "2026-11-04, 05: HTTP 500. Try again.",
+        "2026-11-08: not an amount.",
         "At the source: fetchable at least until 2026-11-10 23:59 UTC (2026-11-04; the later days longer).",
         "To do: mend the cause, then materialize these days again (missing and failed only).",
         f"Run: {LINK}",
@@ -64,14 +64,14 @@ def test_the_text_gives_each_cause_once_with_its_days_what_to_do_until_when_and_
 
 
 def test_a_day_without_a_reason_has_the_runs_own():
-    text = told([FailedAsset(REBATES, DAYS[:2], 0, {DAYS[0]: "known"})], "The step was killed").text
+    text = told([FailedAsset(REBATES, DAYS[:2], 0, {DAYS[0]: Problem("", "known")})], "The step was killed").text
     assert "2026-11-03: known" in text and "2026-11-04: The step was killed" in text
 
 
 def test_many_causes_are_cut_and_counted():
-    text = told([FailedAsset(REBATES, DAYS, 0, {day: f"of {day:%d}" for day in DAYS})]).text
-    assert text.count(": of ") == CAUSES_SHOWN
-    assert f"… and {len(DAYS) - CAUSES_SHOWN} other causes" in text
+    text = told([FailedAsset(REBATES, DAYS, 0, {day: Problem("", f"of {day:%d}") for day in DAYS})]).text
+    assert text.count(": of ") == MAX_CAUSES
+    assert f"… and {len(DAYS) - MAX_CAUSES} other causes" in text
 
 
 def test_a_cause_without_end_is_cut():
@@ -138,19 +138,19 @@ def test_an_asset_without_days_is_told_with_what_to_do():
     ],
 )
 def test_until_when_the_source_has_the_days(key, days, at, said):
-    assert still_there(BY_KEY[key], days, at) == said
+    assert availability(BY_KEY[key], days, at) == said
 
 
 def test_a_memory_that_cannot_be_longer_ends():
     endpoint = replace(BY_KEY[REBATES], memory=Memory(timedelta(days=7), provable=False))
-    assert still_there(endpoint, [date(2026, 11, 16)], NOW_MS) == "fetchable until 2026-11-22 23:59 UTC"
+    assert availability(endpoint, [date(2026, 11, 16)], NOW_MS) == "fetchable until 2026-11-22 23:59 UTC"
 
 
 def test_at_the_minute_told_the_source_still_promises_the_day_and_a_minute_later_no_longer():
     endpoint, day = BY_KEY[REBATES], date(2026, 11, 16)
     minute = int(datetime(2026, 11, 22, 23, 59, tzinfo=UTC).timestamp() * 1000)
-    assert endpoint.is_remembered(day, minute)
-    assert not endpoint.is_remembered(day, minute + 60_001)
+    assert endpoint.timetable.is_retained(day, minute)
+    assert not endpoint.timetable.is_retained(day, minute + 60_001)
 
 
 def test_failed_checks_are_told_with_their_days_folded():
@@ -185,7 +185,7 @@ def test_a_burst_is_folded_into_few_messages_that_lose_none():
     assert len(sent) <= 7
     assert [alert for message in sent for alert in message.alerts] == burst
     assert all(alert.text in message.text for message in sent for alert in message.alerts)
-    assert all(len(message.text) <= LONGEST_MESSAGE for message in sent)
+    assert all(len(message.text) <= MAX_MESSAGE for message in sent)
 
 
 def test_the_title_of_a_folded_message_counts():
@@ -195,19 +195,23 @@ def test_the_title_of_a_folded_message_counts():
 
 
 def test_an_alert_longer_than_a_message_is_sent_alone():
-    long, short = Alert("1", "long", "x" * (LONGEST_MESSAGE + 1)), Alert("2", "short", "")
+    long, short = Alert("1", "long", "x" * (MAX_MESSAGE + 1)), Alert("2", "short", "")
     assert [message.alerts for message in messages([short, long, short])] == [[short], [long], [short]]
 
 
 def examples() -> list[Alert]:
     """An alert of each kind, as the runbook shows them."""
     rebates = BY_KEY[REBATES]
-    cause = "Binance answered HTTP 400 with code -1127. Materialize the day again; if it stays, see the runbook."
+    cause = Problem(
+        "refused",
+        "Binance answered HTTP 400 with code -1127",
+        action="Materialize the day again; if it stays, see the runbook",
+    )
     failed = told(
         [FailedAsset(REBATES, [*DAYS[1:4], DAYS[5]], 10, dict.fromkeys(DAYS, cause), rebates)],
         "unknown",
     )
-    days = [MissingDay(day, None, rebates.is_remembered(day, NOW_MS), rebates.fetchable_until_ms(day)) for day in DAYS]
+    days = [ExpectedDay(day, None, rebates.timetable.deadline_ms(day)) for day in DAYS]
     said = "the answers have fields that the schema does not know, kept in column extra: tier"
     return [
         failed,
@@ -219,8 +223,8 @@ def examples() -> list[Alert]:
             "StoreUnavailable: the database cannot be used",
             "http://localhost:3000/automation",
         ),
-        *watch.alerts_of(rebates, watch.Said.BELOW_48_HOURS, days[1:2]),
-        *watch.alerts_of(rebates, watch.Said.LOST, days[:1]),
+        *alerts_of(rebates, NotificationLevel.BELOW_48_HOURS, days[1:2], NOW_MS),
+        *alerts_of(rebates, NotificationLevel.LOST, days[:1], NOW_MS),
         recovered([failed]),
     ]
 
@@ -312,7 +316,7 @@ def test_no_log_shows_what_is_secret_in_a_url(caplog, url):
 
 
 def test_a_fingerprint_tells_urls_apart_and_nothing_else():
-    prints = {alerts.fingerprint(f"json://me:hunter{i}@host") for i in range(50)}
+    prints = {delivery.fingerprint(f"json://me:hunter{i}@host") for i in range(50)}
     assert len(prints) == 50 and not any("hunter" in each for each in prints)
 
 

@@ -1,4 +1,4 @@
-"""Which days are due and missing, in both zones, when they are asked for, and what is said of them."""
+"""Which days are overdue, in both zones, when they are requested, and what is reported of them."""
 
 import textwrap
 from dataclasses import replace
@@ -9,12 +9,13 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from affiliate_pipeline.domain.days import days_from
+from affiliate_pipeline.domain.expected_days import ExpectedDay
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.spec import Endpoint, Memory
 from affiliate_pipeline.landing.day_writer import Ledger
 from affiliate_pipeline.monitoring.alerts import Alert
-from affiliate_pipeline.monitoring.notifications import Said, State
-from affiliate_pipeline.monitoring.overdue import MOST_TRIES, MissingDay, alerts_of, at_risk, missing, turn
+from affiliate_pipeline.monitoring.notifications import NotificationLevel, State
+from affiliate_pipeline.monitoring.overdue import MAX_ATTEMPTS, alerts_of, at_risk, decide, described, overdue_days
 
 BY_KEY = {endpoint.key: endpoint for endpoint in ENDPOINTS}
 REBATES = replace(
@@ -44,8 +45,12 @@ def landed(*days: date, settled: bool = True) -> dict[date, Ledger]:
     return {day: Ledger(day, 1, "hash", settled, "source", at, at) for day in days}
 
 
+def overdue(endpoint: Endpoint, ledger: dict[date, Ledger], now_ms: int, start: date = START) -> list[ExpectedDay]:
+    return overdue_days(endpoint, {endpoint.key: ledger}, start, now_ms)
+
+
 def missing_days(endpoint: Endpoint, ledger: dict[date, Ledger], now_ms: int, start: date = START) -> list[date]:
-    return [each.day for each in missing(endpoint, ledger, start, now_ms)]
+    return [each.day for each in overdue(endpoint, ledger, now_ms, start)]
 
 
 @pytest.mark.parametrize(
@@ -98,9 +103,9 @@ def test_the_watch_looks_back_thirty_days_and_never_before_the_first_partition()
 def test_a_day_read_before_it_settled_is_missing_again_once_the_schedule_should_have_read_it(endpoint, due):
     ledger = landed(nov(4)) | landed(nov(5), settled=False) | landed(*days_from(nov(6), nov(9)))
     assert missing_days(endpoint, ledger, due - 1) == []
-    (found,) = missing(endpoint, ledger, START, due)
-    assert found.day == nov(5) and found.held
-    assert "before it had settled" in str(found)
+    (found,) = overdue(endpoint, ledger, due)
+    assert found.day == nov(5) and found.prior
+    assert "before it had settled" in described(found, due)
 
 
 @pytest.mark.parametrize("endpoint", [replace(TRADES, daily_at=None), replace(TRADES, observation=True)])
@@ -110,142 +115,150 @@ def test_what_is_landed_only_when_asked_or_cannot_be_fetched_later_is_not_watche
 
 def test_a_missing_day_says_until_when_it_can_be_fetched():
     now_ms = ms(nov(14), "12:00")
-    days = {each.day: each for each in missing(REBATES, landed(nov(6), *days_from(nov(9), nov(13))), START, now_ms)}
-    assert str(days[nov(7)]) == "2026-11-07: it has not landed; was fetchable until 2026-11-13 23:59 UTC"
-    assert str(days[nov(8)]) == "2026-11-08: it has not landed; fetchable until 2026-11-14 23:59 UTC"
-    assert [days[nov(7)].remembered, days[nov(8)].remembered] == [False, True]
-    (unlimited,) = missing(TRADES, landed(nov(6)), START, ms(nov(8), "02:00", "Asia/Shanghai"))
-    assert str(unlimited) == "2026-11-07: it has not landed; no limit of the exchange's memory is known"
+    expired, retained = overdue(REBATES, landed(nov(6), *days_from(nov(9), nov(13))), now_ms)
+    assert described(expired, now_ms) == "2026-11-07: it has not landed; was fetchable until 2026-11-13 23:59 UTC"
+    assert described(retained, now_ms) == "2026-11-08: it has not landed; fetchable until 2026-11-14 23:59 UTC"
+    assert [expired.is_retained(now_ms), retained.is_retained(now_ms)] == [False, True]
+    (unlimited,) = overdue(TRADES, landed(nov(6)), now_ms := ms(nov(8), "02:00", "Asia/Shanghai"))
+    assert described(unlimited, now_ms) == "2026-11-07: it has not landed; no limit of the exchange's memory is known"
 
 
-def gap(endpoint: Endpoint, day: date, now_ms: int, held: bool = False) -> MissingDay:
+def gap(endpoint: Endpoint, day: date, now_ms: int, held: bool = False) -> ExpectedDay:
     ledger = landed(FIRST) | (landed(day, settled=False) if held else {})
-    return next(each for each in missing(endpoint, ledger, START, now_ms) if each.day == day)
+    return next(each for each in overdue(endpoint, ledger, now_ms) if each.day == day)
 
 
 class Watch:
-    """Turns one after the other, each a minute later, over some missing days."""
+    """Decisions one after the other, each a minute later, over some missing days."""
 
     def __init__(self, endpoint: Endpoint, *days: date, held: bool = False):
         self.endpoint, self.days, self.held = endpoint, days, held
         self.states: dict[date, State] = {}
         self.asked: list[tuple[int, list[list[date]]]] = []
-        self.said: list[tuple[int, Said, list[date]]] = []
+        self.said: list[tuple[int, NotificationLevel, list[date]]] = []
 
-    def turn(self, now_ms: int, **how) -> None:
+    def decide(self, now_ms: int, **how) -> None:
         days = [gap(self.endpoint, day, now_ms, self.held) for day in self.days]
-        done = turn(self.endpoint, days, self.states, now_ms, **how)
-        self.states = done.states
-        if done.ask:
-            self.asked.append((now_ms, done.ask))
-        self.said += [(now_ms, said, [each.day for each in of]) for said, of in done.say.items()]
+        decision = decide(self.endpoint, days, self.states, now_ms, **how)
+        self.states = decision.states
+        if decision.request:
+            self.asked.append((now_ms, decision.request))
+        self.said += [(now_ms, level, [each.day for each in of]) for level, of in decision.report.items()]
 
 
 def test_all_missing_days_are_asked_for_at_once_one_range_for_each_run_of_days():
     watch = Watch(TRADES, nov(3), nov(4), nov(6))
-    watch.turn(ms(nov(8), "12:00"))
+    watch.decide(ms(nov(8), "12:00"))
     assert watch.asked[0][1] == [[nov(3), nov(4)], [nov(6)]]
     assert watch.said == []
 
 
 def test_nothing_is_asked_for_while_a_run_of_the_asset_is_under_way():
     watch = Watch(TRADES, nov(3))
-    watch.turn(ms(nov(8), "12:00"), under_way=True)
+    watch.decide(ms(nov(8), "12:00"), in_progress=True)
     assert (watch.asked, watch.said, watch.states) == ([], [], {})
 
 
 def test_a_day_that_has_just_failed_is_left_alone_for_now():
     watch = Watch(TRADES, nov(3), nov(4))
-    watch.turn(ms(nov(8), "12:00"), just_failed={nov(3)})
+    watch.decide(ms(nov(8), "12:00"), just_failed={nov(3)})
     assert watch.asked[0][1] == [[nov(4)]]
 
 
 def test_tries_are_bounded_and_their_pauses_grow_to_a_day():
     watch, now_ms = Watch(TRADES, nov(3)), ms(nov(5), "12:00")
     for minutes in range(0, 12 * 24 * 60, 10):
-        watch.turn(now_ms + minutes * 60_000)
+        watch.decide(now_ms + minutes * 60_000)
     times = [at for at, _ in watch.asked]
     hours = [(later - earlier) // 3_600_000 for earlier, later in zip(times, times[1:], strict=False)]
     assert hours == [1, 2, 4, 8, 16, 24, 24, 24, 24]
-    assert len(times) == MOST_TRIES
-    assert [(said, days) for _, said, days in watch.said] == [(Said.GIVEN_UP, [nov(3)])]
+    assert len(times) == MAX_ATTEMPTS
+    assert [(said, days) for _, said, days in watch.said] == [(NotificationLevel.GIVEN_UP, [nov(3)])]
 
 
 def test_the_tries_last_as_long_as_a_week_of_memory():
     watch, due_ms = Watch(FORGETFUL, nov(8)), ms(nov(9), "01:15")
     for minutes in range(0, 8 * 24 * 60, 10):
-        watch.turn(due_ms + minutes * 60_000)
+        watch.decide(due_ms + minutes * 60_000)
     assert watch.asked[-1][0] > ms(nov(14), "00:00")
     assert max(at for at, _ in watch.asked) <= ms(nov(15), "00:00")
-    assert [said for _, said, _ in watch.said] == [Said.BELOW_48_HOURS, Said.BELOW_12_HOURS, Said.LOST]
+    assert [said for _, said, _ in watch.said] == [
+        NotificationLevel.BELOW_48_HOURS,
+        NotificationLevel.BELOW_12_HOURS,
+        NotificationLevel.LOST,
+    ]
 
 
 def test_each_warning_is_said_once_when_its_time_has_come():
     watch, until = Watch(FORGETFUL, nov(8)), ms(nov(15), "00:00")
     for minutes in range(-50 * 60, 60, 5):
-        watch.turn(until + minutes * 60_000)
+        watch.decide(until + minutes * 60_000)
     told = [(said, round((until - at) / 3_600_000)) for at, said, _ in watch.said]
-    assert told == [(Said.BELOW_48_HOURS, 48), (Said.BELOW_12_HOURS, 12), (Said.LOST, 0)]
+    assert told == [
+        (NotificationLevel.BELOW_48_HOURS, 48),
+        (NotificationLevel.BELOW_12_HOURS, 12),
+        (NotificationLevel.LOST, 0),
+    ]
 
 
 def test_a_day_that_may_land_at_the_first_try_is_not_warned_of():
     watch, now_ms = Watch(FORGETFUL, nov(8)), ms(nov(13), "12:00")
-    watch.turn(now_ms)
-    watch.turn(now_ms + 60_000, under_way=True)
+    watch.decide(now_ms)
+    watch.decide(now_ms + 60_000, in_progress=True)
     assert len(watch.asked) == 1
     assert watch.said == []
-    watch.turn(now_ms + 120_000)
-    assert [said for _, said, _ in watch.said] == [Said.BELOW_48_HOURS]
+    watch.decide(now_ms + 120_000)
+    assert [said for _, said, _ in watch.said] == [NotificationLevel.BELOW_48_HOURS]
 
 
 def test_below_twelve_hours_a_run_that_hangs_keeps_nobody_from_being_warned():
     watch, now_ms = Watch(FORGETFUL, nov(8)), ms(nov(14), "12:30")
-    watch.turn(now_ms)
-    watch.turn(now_ms + 60_000, under_way=True)
-    assert [said for _, said, _ in watch.said] == [Said.BELOW_12_HOURS]
+    watch.decide(now_ms)
+    watch.decide(now_ms + 60_000, in_progress=True)
+    assert [said for _, said, _ in watch.said] == [NotificationLevel.BELOW_12_HOURS]
 
 
 def test_a_day_somebody_has_just_failed_to_land_is_warned_of_at_once():
     watch = Watch(FORGETFUL, nov(8))
-    watch.turn(ms(nov(13), "12:00"), just_failed={nov(8)})
-    assert [said for _, said, _ in watch.said] == [Said.BELOW_48_HOURS]
+    watch.decide(ms(nov(13), "12:00"), just_failed={nov(8)})
+    assert [said for _, said, _ in watch.said] == [NotificationLevel.BELOW_48_HOURS]
 
 
 def test_a_forgotten_day_is_lost_at_once_and_is_said_once():
     watch, now_ms = Watch(FORGETFUL, nov(8)), ms(nov(16), "12:00")
     for minutes in range(3):
-        watch.turn(now_ms + minutes * 60_000)
+        watch.decide(now_ms + minutes * 60_000)
     assert watch.asked == []
-    assert watch.said == [(now_ms, Said.LOST, [nov(8)])]
+    assert watch.said == [(now_ms, NotificationLevel.LOST, [nov(8)])]
 
 
 def test_a_source_that_may_keep_more_is_asked_once_more_before_a_day_is_lost():
     watch, now_ms = Watch(REBATES, nov(7), nov(8)), ms(nov(16), "12:00")
-    watch.turn(now_ms)
-    watch.turn(now_ms + 60_000, under_way=True)
+    watch.decide(now_ms)
+    watch.decide(now_ms + 60_000, in_progress=True)
     assert watch.asked == [(now_ms, [[nov(7), nov(8)]])]
     assert watch.said == []
     for minutes in range(2, 300):
-        watch.turn(now_ms + minutes * 60_000)
+        watch.decide(now_ms + minutes * 60_000)
     assert len(watch.asked) == 1
-    assert watch.said == [(now_ms + 120_000, Said.LOST, [nov(7), nov(8)])]
+    assert watch.said == [(now_ms + 120_000, NotificationLevel.LOST, [nov(7), nov(8)])]
 
 
 def test_a_day_somebody_has_just_failed_to_land_gets_its_last_try_before_it_is_lost():
     watch, now_ms = Watch(REBATES, nov(8)), ms(nov(16), "12:00")
-    watch.turn(now_ms, just_failed={nov(8)})
+    watch.decide(now_ms, just_failed={nov(8)})
     assert (watch.asked, watch.said) == ([], [])
-    watch.turn(now_ms + 3_600_000)
-    watch.turn(now_ms + 3_660_000)
+    watch.decide(now_ms + 3_600_000)
+    watch.decide(now_ms + 3_660_000)
     assert watch.asked == [(now_ms + 3_600_000, [[nov(8)]])]
-    assert watch.said == [(now_ms + 3_660_000, Said.LOST, [nov(8)])]
+    assert watch.said == [(now_ms + 3_660_000, NotificationLevel.LOST, [nov(8)])]
 
 
 def test_a_day_read_too_early_cannot_be_read_again_beyond_the_promise():
     watch, now_ms = Watch(REBATES, nov(8), held=True), ms(nov(16), "12:00")
-    watch.turn(now_ms)
+    watch.decide(now_ms)
     assert watch.asked == []
-    (alert,) = alerts_of(REBATES, Said.LOST, [gap(REBATES, nov(8), now_ms, held=True)])
+    (alert,) = alerts_of(REBATES, NotificationLevel.LOST, [gap(REBATES, nov(8), now_ms, held=True)], now_ms)
     assert alert.title == "binance/rebate_recent_record: 2026-11-08 can no longer be read again"
     assert "What had landed of it stays" in alert.text
 
@@ -253,13 +266,13 @@ def test_a_day_read_too_early_cannot_be_read_again_beyond_the_promise():
 def test_a_forgotten_day_with_a_second_chance_is_not_lost_and_stays_at_risk_until_that_is_over():
     watch = Watch(KICKBACKS, nov(8))
     for now_ms in (ms(nov(16), "12:00"), ms(nov(16), "12:01"), ms(date(2026, 12, 8), "00:00")):
-        watch.turn(now_ms)
+        watch.decide(now_ms)
         assert at_risk([gap(KICKBACKS, nov(8), now_ms)], watch.states) == [nov(8)]
-    watch.turn(ms(date(2026, 12, 8), "00:01"))
+    watch.decide(ms(date(2026, 12, 8), "00:01"))
     assert watch.asked == []
     assert [(said, at) for at, said, _ in watch.said] == [
-        (Said.SECOND_CHANCE, ms(nov(16), "12:00")),
-        (Said.LOST, ms(date(2026, 12, 8), "00:01")),
+        (NotificationLevel.SECOND_CHANCE, ms(nov(16), "12:00")),
+        (NotificationLevel.LOST, ms(date(2026, 12, 8), "00:01")),
     ]
 
 
@@ -267,7 +280,8 @@ def test_what_the_second_chance_has_landed_is_missing_only_while_its_own_source_
     ledger, elsewhere = landed(nov(6), *days_from(nov(8), nov(20))), landed(nov(7))
 
     def found(now_ms: int) -> list[date]:
-        return [each.day for each in missing(KICKBACKS, ledger, START, now_ms, elsewhere)]
+        ledgers = {KICKBACKS.key: ledger, "binance/kickback_historical_record": elsewhere}
+        return [each.day for each in overdue_days(KICKBACKS, ledgers, START, now_ms)]
 
     assert found(ms(nov(14), "00:00")) == [nov(7)]
     assert found(ms(nov(14), "00:01")) == []
@@ -277,13 +291,15 @@ def test_a_day_is_at_risk_until_it_has_landed_or_is_said_to_be_lost():
     watch, now_ms = Watch(FORGETFUL, nov(8), nov(10)), ms(nov(16), "12:00")
     days = [gap(FORGETFUL, day, now_ms) for day in watch.days]
     assert at_risk(days, watch.states) == [nov(8), nov(10)]
-    watch.turn(now_ms)
+    watch.decide(now_ms)
     assert at_risk(days, watch.states) == [nov(10)]
 
 
 def test_a_warning_names_days_deadlines_and_what_to_do():
     now_ms = ms(nov(13), "12:00")
-    (alert,) = alerts_of(REBATES, Said.BELOW_48_HOURS, [gap(REBATES, day, now_ms) for day in (nov(7), nov(8))])
+    (alert,) = alerts_of(
+        REBATES, NotificationLevel.BELOW_48_HOURS, [gap(REBATES, day, now_ms) for day in (nov(7), nov(8))], now_ms
+    )
     assert alert.title == "binance/rebate_recent_record: less than 48 hours are left to land 2026-11-07, 08"
     assert alert.text.splitlines()[:2] == [
         "2026-11-07: it has not landed; fetchable until 2026-11-13 23:59 UTC",
@@ -297,7 +313,7 @@ def test_a_lost_day_and_one_read_too_early_are_told_apart():
     now_ms = ms(nov(16), "12:00")
     lost = gap(REBATES, nov(7), now_ms)
     early = gap(REBATES, nov(8), now_ms, held=True)
-    titles = [alert.title.split(": ")[1] for alert in alerts_of(REBATES, Said.LOST, [lost, early])]
+    titles = [alert.title.split(": ")[1] for alert in alerts_of(REBATES, NotificationLevel.LOST, [lost, early], now_ms)]
     assert titles == ["2026-11-07 is lost", "2026-11-08 can no longer be read again"]
 
 
@@ -306,9 +322,9 @@ def test_no_two_alerts_about_the_same_days_share_a_key():
     keys = [
         alert.key
         for held in (False, True)
-        for said in Said
+        for said in NotificationLevel
         if said
-        for alert in alerts_of(KICKBACKS, said, [gap(KICKBACKS, nov(8), now_ms, held)])
+        for alert in alerts_of(KICKBACKS, said, [gap(KICKBACKS, nov(8), now_ms, held)], now_ms)
     ]
     assert len(keys) == len({*keys}) == 10
 
@@ -330,14 +346,13 @@ def test_days_follow_the_zone_of_the_exchange_not_of_the_machine(monkeypatch):
 def shown_in_the_runbook() -> list[Alert]:
     """What `test_alerts.py` does not look for."""
     at = datetime(2026, 11, 5, 0, 15, tzinfo=UTC)
-    early = Ledger(nov(4), 1, "hash", False, "source", at, at)
-    given_up = MissingDay(nov(3), None, True, None)
-    too_early = MissingDay(nov(4), early, False, REBATES.fetchable_until_ms(nov(4)))
-    (second,) = missing(KICKBACKS, landed(nov(2), *days_from(nov(4), nov(10))), START, ms(nov(11), "00:30"))
+    given_up = ExpectedDay(nov(3), None, None)
+    too_early = ExpectedDay(nov(4), None, REBATES.timetable.deadline_ms(nov(4)), at)
+    (second,) = overdue(KICKBACKS, landed(nov(2), *days_from(nov(4), nov(10))), now_ms := ms(nov(11), "00:30"))
     return [
-        *alerts_of(TRADES, Said.GIVEN_UP, [given_up]),
-        *alerts_of(REBATES, Said.LOST, [too_early]),
-        *alerts_of(KICKBACKS, Said.SECOND_CHANCE, [second]),
+        *alerts_of(TRADES, NotificationLevel.GIVEN_UP, [given_up], now_ms),
+        *alerts_of(REBATES, NotificationLevel.LOST, [too_early], ms(nov(30), "00:00")),
+        *alerts_of(KICKBACKS, NotificationLevel.SECOND_CHANCE, [second], now_ms),
     ]
 
 

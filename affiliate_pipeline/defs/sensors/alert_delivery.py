@@ -12,7 +12,7 @@ from dagster import DagsterInstance
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.environment import Alerts, keep_loopback_off_proxies
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.monitoring import alerts
+from affiliate_pipeline.monitoring import alerts, delivery
 from affiliate_pipeline.monitoring.outbox import Open, Outbox
 
 # A burst that lasts longer than a tick is folded by sending to nobody more often than this.
@@ -64,7 +64,7 @@ def deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
     A target that fails is left for the time of its pause. Whether it is down or refuses an alert for what it says, nobody
     tells: so what it was never asked to take is tried at once all the same, and the rest in turns.
     """
-    targets = {alerts.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
+    targets = {delivery.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
     problems = []
     pauses = outbox.pauses()
     deadline = time.monotonic() + SENDING_S
@@ -77,7 +77,7 @@ def deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
         for message in _messages(due, misses):
             if time.monotonic() > deadline:
                 break
-            if problem := alerts.send(url, message):
+            if problem := delivery.send(url, message):
                 failures, next_try = outbox.missed(target, message.alerts, FIRST_PAUSE, LONGEST_PAUSE)
                 problems.append(
                     f"ALERT_URLS: entry {place} {problem} (try {failures}: {message.title}); {len(waiting)} alerts wait "
@@ -89,14 +89,14 @@ def deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
     return problems
 
 
-def _messages(due: Sequence[alerts.Alert], misses: Mapping[str, int]) -> Iterator[alerts.Message]:
+def _messages(due: Sequence[alerts.Alert], misses: Mapping[str, int]) -> Iterator[delivery.Message]:
     """Those that were missed equally often are folded, except that the first of them is sent alone: in the end whatever is
     refused stands alone, and after an outage nearly all are folded."""
     for missed, each in groupby(due, key=lambda alert: misses.get(alert.key, 0)):
         group = list(each)
         alone = 1 if missed else 0
-        yield from alerts.messages(group[:alone])
-        yield from alerts.messages(group[alone:])
+        yield from delivery.messages(group[:alone])
+        yield from delivery.messages(group[alone:])
 
 
 def tell_recovered(outbox: Outbox, instance: DagsterInstance) -> None:
@@ -125,7 +125,7 @@ def _materialized(instance: DagsterInstance, waiting: Sequence[Open]) -> dict[tu
         for key in (asset, *SECOND_CHANCES.get(asset, ())):
             records = instance.fetch_materializations(
                 dg.AssetRecordsFilter(
-                    dg.AssetKey(key.split("/")),
+                    dg.AssetKey.from_user_string(key),
                     asset_partitions=sorted({f"{day}" for each in concerned for day in each.missing[asset]}) or None,
                     after_timestamp=min(each.raised_at for each in concerned).timestamp(),
                 ),

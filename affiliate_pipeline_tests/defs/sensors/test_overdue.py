@@ -11,6 +11,7 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs.endpoint_assets import NO_DAY_MISSING
+from affiliate_pipeline.defs.sensors import heartbeat as heartbeat_module
 from affiliate_pipeline.defs.sensors import overdue as module
 from affiliate_pipeline.domain.days import days_from
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
@@ -36,7 +37,8 @@ class Daemon:
     evaluations: int = 0
 
     def set_time(self, ms: int) -> None:
-        self.monkeypatch.setattr(module, "now_ms", lambda: ms)
+        for each in (module, heartbeat_module):
+            self.monkeypatch.setattr(each, "now_ms", lambda: ms)
 
     def tick(self) -> list[dg.RunRequest]:
         """The runs that the watch requests; its evaluations are recorded."""
@@ -156,7 +158,7 @@ def test_each_try_is_another_run_and_comes_after_a_pause_that_grows(daemon, has_
     assert [len(each) for each in requests] == [1, 0, 1, 0, 1]
     keys = [request.run_key for each in requests for request in each]
     assert len({*keys}) == 3
-    assert [request.tags[module.TRY_TAG] for each in requests for request in each] == ["try 1", "try 2", "try 3"]
+    assert [request.tags[module.ATTEMPT_TAG] for each in requests for request in each] == ["try 1", "try 2", "try 3"]
 
 
 def test_an_asset_of_an_account_that_is_not_configured_is_left_alone(daemon, has_landed, monkeypatch):

@@ -1,0 +1,198 @@
+"""The sensor that raises an alert for each failed run, with exactly the days that it did not land, and for failed checks.
+
+In a shared Dagster instance it covers only this package's own runs.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, date, datetime
+from typing import Any
+
+import dagster as dg
+from dagster import AssetKey, DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun
+
+from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
+from affiliate_pipeline.defs.dagster_internals import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG, days_of, innermost_message
+from affiliate_pipeline.defs.endpoint_assets import DAY_IS_SOUND
+from affiliate_pipeline.defs.environment import environment_of_tick
+from affiliate_pipeline.defs.failed_days import problems_in
+from affiliate_pipeline.defs.ownership import is_own_repository, selected
+from affiliate_pipeline.defs.reconciliation import SAME_ROWS
+from affiliate_pipeline.defs.roster import roster
+from affiliate_pipeline.domain.problem import Problem
+from affiliate_pipeline.environment import Alerts
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.landing.pipeline import now_ms
+from affiliate_pipeline.monitoring import alerts
+from affiliate_pipeline.monitoring.outbox import Outbox
+
+EVENTS_PER_READ = 1000
+RUNS_PER_TICK = 200
+DAY_S = 86_400
+# Ids are given before events are committed: one below what has been read may still appear.
+APPEARED_S = 60
+# The daemon launches retries every 5 s; it may also be off, or find nothing to launch. After this time, no retry comes.
+RETRY_LAUNCHED_S = 300
+ENDPOINT_OF = {AssetKey.from_user_string(endpoint.key): endpoint for endpoint in ENDPOINTS}
+OWN_ASSETS = frozenset({*ENDPOINT_OF, COMMISSION, REPORT, roster.key})
+# Overdue days, the third check, have alerts of their own, with deadlines.
+REPORTED_CHECKS = {DAY_IS_SOUND, SAME_ROWS}
+
+
+class _Undecided(Exception):
+    """Dagster may still launch a retry of a failed run."""
+
+
+@dg.sensor(
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    minimum_interval_seconds=15,
+    description="Raises one alert per failed run, with the asset, exactly the days that failed, why, and until when "
+    "they can be fetched; and one per run whose checks failed. Includes runs of the command line.",
+)
+def failed_run_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Unlike Dagster's own sensor of failed runs this one reads a run again if its tick failed."""
+    ui = Alerts.load().dagster_ui_url
+    # Ignore failures older than a day: the overdue monitor reports what is still missing.
+    cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - DAY_S}
+    raised = 0
+    with Outbox(environment_of_tick(context).database_url()) as outbox:
+        for event_type in (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED):
+            is_decided = True
+            for record in _ended(context.instance, event_type, cursor):
+                run = context.instance.get_run_by_id(record.run_id)
+                try:
+                    if run:
+                        ended_at = datetime.fromtimestamp(record.timestamp, UTC)
+                        found = _alerts(context, run, record.event_log_entry, f"{ui}/runs/{run.run_id}")
+                        raised += sum(outbox.add(alert, ended_at) for alert in found)
+                except _Undecided:
+                    # The next tick reads the run again, without delaying later runs. No alert is raised twice.
+                    is_decided = False
+                if is_decided and record.timestamp < time.time() - APPEARED_S:
+                    cursor[event_type.value] = record.storage_id
+    context.update_cursor(json.dumps(cursor))
+    return dg.SkipReason(f"{raised} alerts raised")
+
+
+def _ended(instance: DagsterInstance, event_type: Any, cursor: Mapping[str, Any]) -> list[dg.EventLogRecord]:
+    unread = dg.RunStatusChangeRecordsFilter(
+        event_type, after_storage_id=cursor.get(event_type.value), after_timestamp=cursor["since"]
+    )
+    return list(instance.fetch_run_status_changes(unread, limit=RUNS_PER_TICK, ascending=True).records)
+
+
+def _alerts(
+    context: dg.SensorEvaluationContext, run: DagsterRun, ended: dg.EventLogEntry, link: str
+) -> Iterator[alerts.Alert]:
+    """The alerts of an ended run, if it is ours. A cancelled run has none: it was cancelled on purpose."""
+    instance = context.instance
+    if run.remote_job_origin and not is_own_repository(context, run.remote_job_origin.repository_origin):
+        return
+    if run.status == dg.DagsterRunStatus.FAILURE:
+        plan = _events(instance, run.run_id, DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+        planned = _partitions(plan) or {
+            # The run failed before Dagster had planned anything.
+            (key, day and f"{day}")
+            for key in selected(context, run, OWN_ASSETS)
+            for day in days_of(run) or [None]
+        }
+        landed = _partitions(_events(instance, run.run_id, DagsterEventType.ASSET_MATERIALIZATION))
+        # If only other packages' assets are missing, the failure is not ours.
+        is_own = any(key in OWN_ASSETS for key, _ in planned - landed or planned)
+        if is_own and not _is_retried(instance, run, ended):
+            failures = _own_failures(instance, run.run_id, plan)
+            failed = list(_failed_assets(failures, planned, landed))
+            yield alerts.failed_run(f"run {run.run_id}", failed, _cause(failures, ended), link, now_ms())
+    if checks := _failed_checks(instance, run.run_id):
+        yield alerts.failed_checks(f"checks of run {run.run_id}", checks, link)
+
+
+def _is_retried(instance: DagsterInstance, run: DagsterRun, ended: dg.EventLogEntry) -> bool:
+    """Whether Dagster has launched a retry of the run; if the retry fails, that failure is reported instead.
+
+    The tag shows only that Dagster intends one. It launches none for a run without a code location's origin (from the
+    command line), nor for reasons that it only logs: a job or repository that is gone, a backfill that has ended.
+    """
+    if run.tags.get(WILL_RETRY_TAG) == "false":
+        return False
+    retry = run.tags.get(AUTO_RETRY_RUN_ID_TAG)
+    if retry and instance.has_run(retry):
+        return True
+    if instance.run_retries_enabled and run.remote_job_origin and time.time() - ended.timestamp < RETRY_LAUNCHED_S:
+        raise _Undecided
+    return False
+
+
+def _events(instance: DagsterInstance, run_id: str, event_type: DagsterEventType) -> list[DagsterEvent]:
+    events: list[DagsterEvent | None] = []
+    cursor, more = None, True
+    while more:
+        page = instance.get_records_for_run(run_id, cursor=cursor, of_type=event_type, limit=EVENTS_PER_READ)
+        events += [record.event_log_entry.dagster_event for record in page.records]
+        cursor, more = page.cursor, page.has_more
+    return [event for event in events if event]
+
+
+_Partitions = set[tuple[AssetKey, str | None]]
+# Failures of steps, each with our assets that the step was to materialize.
+_Failures = list[tuple[frozenset[AssetKey], DagsterEvent]]
+
+
+def _partitions(events: Iterable[DagsterEvent]) -> _Partitions:
+    return {(event.asset_key, event.partition) for event in events if event.asset_key}
+
+
+def _own_failures(instance: DagsterInstance, run_id: str, plan: Iterable[DagsterEvent]) -> _Failures:
+    planned: dict[str | None, set[AssetKey]] = {}
+    for event in plan:
+        if event.asset_key in OWN_ASSETS:
+            planned.setdefault(event.step_key, set()).add(event.asset_key)
+    return [
+        (frozenset(planned[event.step_key]), event)
+        for event in _events(instance, run_id, DagsterEventType.STEP_FAILURE)
+        if event.step_key in planned
+    ]
+
+
+def _failed_assets(failures: _Failures, planned: _Partitions, landed: _Partitions) -> Iterator[alerts.FailedAsset]:
+    """Our assets and days that the run planned to materialize and did not."""
+    problems: dict[AssetKey, Mapping[date, Problem]] = {}
+    for assets, event in failures:
+        if failure := event.step_failure_data.user_failure_data:
+            problems |= dict.fromkeys(assets, problems_in(failure.metadata))
+    for key in sorted(OWN_ASSETS):
+        if missing := [day for asset, day in planned - landed if asset == key]:
+            yield alerts.FailedAsset(
+                key.to_user_string(),
+                sorted(day for day in map(_day, missing) if day),
+                landed=sum(asset == key for asset, _ in landed),
+                problems=problems.get(key, {}),
+                endpoint=ENDPOINT_OF.get(key),
+            )
+
+
+def _day(partition: str | None) -> date | None:
+    try:
+        return date.fromisoformat(partition) if partition else None
+    except ValueError:  # another team's asset
+        return None
+
+
+def _cause(failures: _Failures, ended: dg.EventLogEntry) -> str:
+    """The first line of the innermost error of the first of our steps that failed, else of the run."""
+    message = ended.dagster_event.message if ended.dagster_event else None
+    for _, event in failures[:1]:
+        message = innermost_message(event.step_failure_data.error) or message
+    return (message or "The run failed without a message").strip().splitlines()[0]
+
+
+def _failed_checks(instance: DagsterInstance, run_id: str) -> dict[tuple[str, str], dict[date | None, str]]:
+    failed: dict[tuple[str, str], dict[date | None, str]] = {}
+    for event in _events(instance, run_id, DagsterEventType.ASSET_CHECK_EVALUATION):
+        check = event.asset_check_evaluation_data
+        if check.passed or check.check_name not in REPORTED_CHECKS or check.asset_key not in OWN_ASSETS:
+            continue
+        name = check.asset_key.to_user_string(), check.check_name
+        failed.setdefault(name, {})[_day(check.partition)] = check.description or ""
+    return failed

@@ -1,0 +1,48 @@
+"""The sensor that adds a day up again once what has landed for it is no longer what it was added up from."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+
+import dagster as dg
+
+from affiliate_pipeline.commission.rollup import Commission
+from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
+from affiliate_pipeline.defs.dagster_internals import range_tags
+from affiliate_pipeline.defs.environment import environment_of_tick
+from affiliate_pipeline.domain.days import DAY, runs
+from affiliate_pipeline.environment import Project
+from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.landing.day_writer import Store
+
+# Several assets land for a day one after the other.
+QUIET_S = 60
+
+
+def build_stale_days(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
+    """The sensor that keeps both assets true to what has landed, however it landed."""
+
+    @dg.sensor(
+        target=[COMMISSION, REPORT],
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Adds up again each day for which something else has landed than it was added up from.",
+    )
+    def stale_days(context: dg.SensorEvaluationContext) -> list[dg.RunRequest]:
+        environment = environment_of_tick(context)
+        first = Project.load(variables=environment.variables).affiliate_start_date
+        last = datetime.now(UTC).date() - DAY
+        with Store(environment.database_url()) as store:
+            stale = Commission(store, endpoints).stale(first, last, quiet_s=QUIET_S)
+        # The run key allows the same days with the same content once an hour: a failed run is not repeated at each tick.
+        hour = f"{datetime.now(UTC):%Y-%m-%dT%H}"
+        return [
+            dg.RunRequest(
+                run_key=sha256(" ".join([hour, *(f"{day} {stale[day]}" for day in run)]).encode()).hexdigest(),
+                tags=range_tags(run),
+                asset_selection=[COMMISSION, REPORT],
+            )
+            for run in runs(stale)
+        ]
+
+    return stale_days

@@ -1,0 +1,132 @@
+"""Which days of an asset are expected: when they are due, when they have settled, until when they can be fetched.
+
+Pure: nothing here reads a clock. Instants are milliseconds since 1970 UTC.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from typing import Protocol
+from zoneinfo import ZoneInfo
+
+from affiliate_pipeline.domain.days import DAY, HOUR, day_of, days_from, start_ms
+
+MIN_LOOKBACK_DAYS = 3
+# Between the schedule that should land a day and the moment the day is overdue.
+GRACE = HOUR
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """When the days of an asset land, settle and expire.
+
+    `lands_at` is None where no schedule lands it, `retention` where no limit is known. A snapshot can be taken of today
+    only. `fallback` is another asset whose source retains the same rows for longer.
+    """
+
+    asset: str
+    zone: ZoneInfo
+    lands_at: time | None
+    settles_after: timedelta
+    retention: timedelta | None
+    is_snapshot: bool = False
+    fallback: "Timetable | None" = None
+
+    @property
+    def is_monitored(self) -> bool:
+        """Whether its days can be overdue: they land daily, and can be fetched later than on the day itself."""
+        return self.lands_at is not None and not self.is_snapshot
+
+    def end_ms(self, day: date) -> int:
+        """The first millisecond after the day."""
+        return start_ms(day + DAY, self.zone)
+
+    def has_settled(self, day: date, now_ms: int) -> bool:
+        return now_ms >= self.end_ms(day) + _ms(self.settles_after)
+
+    def deadline_ms(self, day: date) -> int | None:
+        """The last millisecond at which the source promises all of the day; None where no limit is known."""
+        if self.is_snapshot:
+            return self.end_ms(day) - 1
+        return None if self.retention is None else start_ms(day, self.zone) + _ms(self.retention)
+
+    def is_retained(self, day: date, now_ms: int) -> bool:
+        """Whether the source promises to have all of the day."""
+        if self.is_snapshot:
+            return day == day_of(now_ms, self.zone)
+        deadline_ms = self.deadline_ms(day)
+        return deadline_ms is None or now_ms <= deadline_ms
+
+    def lookback(self, now_ms: int) -> date:
+        """The first day that the schedule lands: until it has settled, a day is fetched again."""
+        days = max(MIN_LOOKBACK_DAYS, self.settles_after // DAY + 1)
+        return day_of(now_ms, self.zone) - days * DAY
+
+    def due_ms(self, day: date, *, settled: bool) -> int | None:
+        """When a schedule should have landed the day: for the first time, or after it has settled."""
+        if self.lands_at is None:
+            return None
+        ready = datetime.fromtimestamp(self.end_ms(day) // 1000, self.zone)
+        if settled:
+            ready += self.settles_after
+        scheduled = datetime.combine(ready.date(), self.lands_at, self.zone)
+        if scheduled < ready:
+            scheduled += DAY
+        return int((scheduled + GRACE).timestamp() * 1000)
+
+
+class LandedDay(Protocol):
+    """What the ledger says of a landed day."""
+
+    @property
+    def settled(self) -> bool: ...
+    @property
+    def checked_at(self) -> datetime: ...
+
+
+NOTHING_LANDED: Mapping[date, LandedDay] = {}
+
+
+@dataclass(frozen=True)
+class ExpectedDay:
+    """A day that has not landed, or not since it settled: `prior` is when it was last read.
+
+    `due_ms` is None where no schedule lands it, `deadline_ms` where no limit is known; `fallback` is the asset whose source
+    still has the day, with its own deadline.
+    """
+
+    day: date
+    due_ms: int | None
+    deadline_ms: int | None
+    prior: datetime | None = None
+    fallback: tuple[str, int] | None = None
+
+    def is_retained(self, now_ms: int) -> bool:
+        return self.deadline_ms is None or now_ms <= self.deadline_ms
+
+
+def expected_days(
+    timetable: Timetable, first: date, now_ms: int, landed: Mapping[date, LandedDay] = NOTHING_LANDED
+) -> Iterator[ExpectedDay]:
+    """The days since `first` that have not landed for good, oldest first: of a snapshot today, else days that have ended."""
+    today = day_of(now_ms, timetable.zone)
+    for day in [today] if timetable.is_snapshot else days_from(first, today - DAY):
+        prior = landed.get(day)
+        if day >= first and not (prior and prior.settled):
+            yield ExpectedDay(
+                day,
+                timetable.due_ms(day, settled=prior is not None),
+                timetable.deadline_ms(day),
+                prior.checked_at if prior else None,
+                _fallback(timetable, day, now_ms),
+            )
+
+
+def _fallback(timetable: Timetable, day: date, now_ms: int) -> tuple[str, int] | None:
+    other = timetable.fallback
+    deadline_ms = other.deadline_ms(day) if other else None
+    return (other.asset, deadline_ms) if other and deadline_ms is not None and now_ms <= deadline_ms else None
+
+
+def _ms(span: timedelta) -> int:
+    return span // timedelta(milliseconds=1)
