@@ -11,7 +11,7 @@ from affiliate_pipeline import environment as settings
 from affiliate_pipeline.commission.figures import Figures, gather
 from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission, Sum
 from affiliate_pipeline.defs.environment import environment_of
-from affiliate_pipeline.defs.failed_days import failure_metadata
+from affiliate_pipeline.defs.failed_days import failure_of_days
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
 from affiliate_pipeline.defs.resources import Postgres
 from affiliate_pipeline.domain.days import fold
@@ -31,7 +31,6 @@ def build_earnings(endpoints: Sequence[Endpoint]) -> dg.AssetsDefinition:
     """`affiliate/daily_commission` and `affiliate/daily_report`, derived from these endpoints."""
 
     @dg.multi_asset(
-        # Named as the first of them, so that the alert of a failed run finds the reasons.
         name="__".join(COMMISSION.path),
         specs=[_commission(endpoints), _daily_report()],
         can_subset=True,
@@ -59,8 +58,8 @@ def _commission(endpoints: Sequence[Endpoint]) -> dg.AssetSpec:
     return dg.AssetSpec(
         COMMISSION,
         deps=[
-            dg.AssetDep(endpoint.key.split("/"), partition_mapping=dg.IdentityPartitionMapping())
-            for endpoint in endpoints
+            dg.AssetDep(dg.AssetKey.from_user_string(each.key), partition_mapping=dg.IdentityPartitionMapping())
+            for each in endpoints
         ],
         skippable=True,
         group_name="affiliate",
@@ -93,13 +92,14 @@ def _daily_report() -> dg.AssetSpec:
 def _materialize(
     context: dg.AssetExecutionContext, endpoints: Sequence[Endpoint], postgres: Postgres
 ) -> Iterator[dg.MaterializeResult]:
-    done: dict[str, dict[dg.AssetKey, Mapping[str, Any]]] = {}
+    days, selected = keys_to_days(context.partition_keys), sorted(context.selected_asset_keys)
+    done: dict[date, dict[dg.AssetKey, Mapping[str, Any]]] = {}
     failed: dict[date, Problem] = {}
     try:
         environment = environment_of(context.instance)
         with postgres.store(environment, context.run.run_id) as store:
             commission = Commission(store, endpoints)
-            for day in keys_to_days(context.partition_keys):
+            for day in days:
                 if not commission.add_up(day, context.run.run_id):
                     names = ", ".join(endpoint.key for endpoint in endpoints)
                     failed[day] = Problem(
@@ -109,27 +109,21 @@ def _materialize(
                     )
                     continue
                 figures = _figures(commission, endpoints, day, environment)
-                done[day.isoformat()] = {COMMISSION: _sums(figures)}
-                if REPORT in context.selected_asset_keys:
-                    done[day.isoformat()][REPORT] = _report(context, figures)
+                done[day] = {COMMISSION: _sums(figures)}
+                if REPORT in selected:
+                    done[day][REPORT] = _report(context, figures)
     except AffiliateError as error:
         problem = error.problem.adding(impact="Its sums are as they were")
-        pending = {*keys_to_days(context.partition_keys)} - failed.keys() - {*keys_to_days(done)}
-        failed |= dict.fromkeys(pending, problem)
-    selected = sorted(context.selected_asset_keys)
+        failed |= dict.fromkeys({*days} - done.keys() - failed.keys(), problem)
     if failed:
         for day, metadata in done.items():
             for key in selected:
-                context.log_event(dg.AssetMaterialization(key, partition=day, metadata=metadata[key]))
-        raise dg.Failure(
-            description=f"{len(failed)} of {len(failed) + len(done)} days could not be added up "
-            f"({fold(failed)}): {'. '.join(map(str, grouped(failed)))}.",
-            metadata=failure_metadata(failed),
-            allow_retries=False,
-        )
+                context.log_event(dg.AssetMaterialization(key, partition=f"{day}", metadata=metadata[key]))
+        counted = f"{len(failed)} of {len(failed) + len(done)} days could not be added up ({fold(failed)})"
+        raise failure_of_days(f"{counted}: {'. '.join(map(str, grouped(failed)))}.", failed)
     for key in selected:
         for day, metadata in done.items():
-            context.add_asset_metadata(metadata[key], asset_key=key, partition_key=day)
+            context.add_asset_metadata(metadata[key], asset_key=key, partition_key=f"{day}")
         yield dg.MaterializeResult(asset_key=key)
 
 

@@ -8,20 +8,21 @@ import dagster as dg
 
 from affiliate_pipeline.domain.problem import Problem, grouped
 
-# By day the text for people, and by cause the same as fields.
+# By day the text for people, and by problem the same as fields.
 FAILED_PARTITIONS = "failed_partitions"
 PROBLEMS = "problems"
 
 
-def failure_metadata(failed: Mapping[date, Problem]) -> dict[str, dg.MetadataValue]:
-    """The metadata of a step in which these days failed."""
+def failure_of_days(description: str, failed: Mapping[date, Problem]) -> dg.Failure:
+    """The failure of a step in which these days failed."""
     texts = {f"{day}": f"{failed[day]}." for day in sorted(failed)}
     problems = [{**problem.to_json(), "days": [f"{day}" for day in days]} for problem, days in grouped(failed).items()]
-    return {FAILED_PARTITIONS: dg.MetadataValue.json(texts), PROBLEMS: dg.MetadataValue.json(problems)}
+    metadata = {FAILED_PARTITIONS: dg.MetadataValue.json(texts), PROBLEMS: dg.MetadataValue.json(problems)}
+    return dg.Failure(description, metadata=metadata, allow_retries=False)
 
 
 def problems_in(metadata: Mapping[str, Any]) -> dict[date, Problem]:
-    """The failed days that such metadata name."""
+    """The failed days in the metadata of such a failure."""
     found = metadata.get(PROBLEMS)
     return {
         date.fromisoformat(day): Problem.from_json(fields)

@@ -12,13 +12,12 @@ from typing import Any
 import dagster as dg
 from dagster import AssetKey, DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun
 
+from affiliate_pipeline.defs.checks import DAY_IS_SOUND, SAME_ROWS
 from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
 from affiliate_pipeline.defs.dagster_internals import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG, days_of, innermost_message
-from affiliate_pipeline.defs.endpoint_assets import DAY_IS_SOUND
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.failed_days import problems_in
 from affiliate_pipeline.defs.ownership import is_own_repository, selected
-from affiliate_pipeline.defs.reconciliation import SAME_ROWS
 from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.environment import Alerts
@@ -27,7 +26,6 @@ from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.monitoring import alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
 
-EVENTS_PER_READ = 1000
 RUNS_PER_TICK = 200
 DAY_S = 86_400
 # Ids are given before events are committed: one below what has been read may still appear.
@@ -125,13 +123,8 @@ def _is_retried(instance: DagsterInstance, run: DagsterRun, ended: dg.EventLogEn
 
 
 def _events(instance: DagsterInstance, run_id: str, event_type: DagsterEventType) -> list[DagsterEvent]:
-    events: list[DagsterEvent | None] = []
-    cursor, more = None, True
-    while more:
-        page = instance.get_records_for_run(run_id, cursor=cursor, of_type=event_type, limit=EVENTS_PER_READ)
-        events += [record.event_log_entry.dagster_event for record in page.records]
-        cursor, more = page.cursor, page.has_more
-    return [event for event in events if event]
+    entries = instance.all_logs(run_id, of_type=event_type)
+    return [entry.dagster_event for entry in entries if entry.dagster_event]
 
 
 _Partitions = set[tuple[AssetKey, str | None]]

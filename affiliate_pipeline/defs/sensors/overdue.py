@@ -6,13 +6,13 @@ from typing import Any
 
 import dagster as dg
 
+from affiliate_pipeline.defs.checks import NO_DAY_MISSING
 from affiliate_pipeline.defs.dagster_internals import (
     NOT_FINISHED_STATUSES,
     AssetCheckExecutionRecordStatus,
     days_of,
     range_tags,
 )
-from affiliate_pipeline.defs.endpoint_assets import NO_DAY_MISSING
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import selected
 from affiliate_pipeline.domain.days import DAY, fold

@@ -24,6 +24,7 @@ from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import SerializableErrorInfo
 
 from affiliate_pipeline.definitions import build_definitions
+from affiliate_pipeline.defs import checks
 from affiliate_pipeline.defs import endpoint_assets as assets
 from affiliate_pipeline.defs.ownership import LOCATION
 from affiliate_pipeline.defs.sensors import failed_runs as sensors
@@ -58,11 +59,8 @@ def tick(instance, database_url, monkeypatch) -> Callable[..., list[alerts.Alert
     return tick
 
 
-@pytest.mark.parametrize(
-    ("instance", "events_per_read"), [("in memory", 1000), ("dagster.yaml", 2)], indirect=["instance"]
-)
-def test_exactly_the_failed_days_are_told(sandbox, instance, tick, monkeypatch, events_per_read):
-    monkeypatch.setattr(sensors, "EVENTS_PER_READ", events_per_read)
+@pytest.mark.parametrize("instance", ["in memory", "dagster.yaml"], indirect=True)
+def test_exactly_the_failed_days_are_told(sandbox, instance, tick):
     for day in (DAYS[1], DAYS[3]):
         sandbox.faults.fail_day(day, status=400, code=-1127)
     run_id = materialized(instance, DAYS)
@@ -424,7 +422,7 @@ def test_failed_checks_of_a_run_that_lands_everything_are_told_once_with_their_d
 
 
 def test_the_standing_check_is_left_to_the_watch(instance, tick):
-    names = (assets.NO_DAY_MISSING, assets.DAY_IS_SOUND)
+    names = (checks.NO_DAY_MISSING, checks.DAY_IS_SOUND)
 
     @dg.asset(key=ROSTER, check_specs=[dg.AssetCheckSpec(name, asset=ROSTER) for name in names])
     def kept():
@@ -434,8 +432,8 @@ def test_the_standing_check_is_left_to_the_watch(instance, tick):
 
     dg.materialize([kept], instance=instance)
     (alert,) = tick()
-    assert alert.title == f"lbank/roster: check {assets.DAY_IS_SOUND} failed"
-    assert assets.NO_DAY_MISSING not in alert.text
+    assert alert.title == f"lbank/roster: check {checks.DAY_IS_SOUND} failed"
+    assert checks.NO_DAY_MISSING not in alert.text
 
 
 # Only the real instance keeps ticks.

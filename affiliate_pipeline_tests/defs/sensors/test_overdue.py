@@ -10,7 +10,7 @@ import pytest
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from affiliate_pipeline.definitions import build_definitions
-from affiliate_pipeline.defs.endpoint_assets import NO_DAY_MISSING
+from affiliate_pipeline.defs.checks import NO_DAY_MISSING
 from affiliate_pipeline.defs.sensors import heartbeat as heartbeat_module
 from affiliate_pipeline.defs.sensors import overdue as module
 from affiliate_pipeline.domain.days import days_from

@@ -1,0 +1,86 @@
+"""Checks of endpoint assets: what a landed day's evaluation reports. The monitor for overdue days evaluates one of its own."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.pipeline import Landed
+
+DAY_IS_SOUND = "day_is_sound"
+NO_DAY_MISSING = "no_day_missing"
+SAME_ROWS = "same_rows"
+MAX_DIFFERENCES = 100
+
+
+def check_specs(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
+    """The checks of the endpoint's asset."""
+    asset = dg.AssetKey.from_user_string(endpoint.key)
+    yield dg.AssetCheckSpec(
+        DAY_IS_SOUND,
+        asset=asset,
+        description="What landed for a day is proven complete, no fee is above its volume, no field is new to the schema, "
+        "and nothing was restated after the day had settled.",
+    )
+    if endpoint.timetable.is_monitored:
+        # Evaluated by the monitor: a check with a step of its own would make each run seconds longer.
+        yield dg.AssetCheckSpec(
+            NO_DAY_MISSING,
+            asset=asset,
+            description="Each day that should have landed has, and was read again once it had settled: since the first "
+            "that landed, of the last 30. The watch looks all the time; right after a run its answer is on its way.",
+        )
+    if endpoint.same_rows_as:
+        yield dg.AssetCheckSpec(
+            SAME_ROWS,
+            asset=asset,
+            description=f"Days that {endpoint.same_rows_as} has landed too: as many rows and the same exact sum per coin.",
+        )
+
+
+def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg.AssetCheckEvaluation]:
+    """The evaluations of a landed day, which is proven complete: otherwise it would have failed."""
+    facts, before = landed.facts, landed.restated
+    problems = [*landed.problems]
+    metadata: dict[str, Any] = {"rows": facts.rows, "requests": landed.requests}
+    if facts.fee_above_volume:
+        problems.append(f"the fee is above the volume in {facts.fee_above_volume} rows")
+    if landed.new_fields:
+        problems.append(
+            f"the answers have fields that the schema does not know, kept in column extra: {', '.join(landed.new_fields)}"
+        )
+    if before:
+        problems.append(
+            f"the exchange restated the day after it had settled: {before.rows} rows before, {facts.rows} now. The rows "
+            "changed or removed are in affiliate.superseded_row"
+        )
+        metadata |= {
+            "sums_before": dg.MetadataValue.json(dict(before.sums)),
+            "sums_now": dg.MetadataValue.json(dict(facts.sums)),
+        }
+    text = "; ".join(problems) or f"{facts.rows} rows, proven complete"
+    yield _evaluation(DAY_IS_SOUND, endpoint, landed, not problems, text, metadata)
+    other = endpoint.same_rows_as
+    differences = store.differences(endpoint, other, landed.day) if other else None
+    if differences is not None:  # both have landed the day
+        text = f"the same rows and sums as {other}"
+        if differences:
+            text = f"differs from {other}: {'; '.join(map(str, differences[:MAX_DIFFERENCES]))}"
+        metadata = {"compared_with": f"{other}", "differences": len(differences)}
+        yield _evaluation(SAME_ROWS, endpoint, landed, not differences, text, metadata)
+
+
+def _evaluation(
+    check: str, endpoint: Endpoint, landed: Landed, passed: bool, text: str, metadata: dict[str, Any]
+) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey.from_user_string(endpoint.key),
+        check_name=check,
+        partition=landed.day.isoformat(),
+        passed=passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=text,
+        metadata=metadata,
+    )

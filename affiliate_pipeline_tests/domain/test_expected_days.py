@@ -1,0 +1,76 @@
+"""Which days are expected, when they are due, and until when they can be fetched, in the zone of their exchange."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+from affiliate_pipeline.domain.days import days_from
+from affiliate_pipeline.domain.expected_days import Timetable, expected_days
+
+HOUR = timedelta(hours=1)
+HISTORY = Timetable("history", ZoneInfo("UTC"), None, timedelta(0), timedelta(days=30))
+RECENT = Timetable("recent", ZoneInfo("UTC"), time(0, 15), 48 * HOUR, timedelta(days=7), fallback=HISTORY)
+SHANGHAI = Timetable("trades", ZoneInfo("Asia/Shanghai"), time(10, 35), 10.5 * HOUR, None)
+SNAPSHOT = Timetable("users", ZoneInfo("Asia/Shanghai"), time(12), timedelta(0), None, is_snapshot=True)
+
+
+@dataclass(frozen=True)
+class Landed:
+    settled: bool
+    checked_at: datetime
+
+
+def nov(day: int) -> date:
+    return date(2026, 11, day)
+
+
+def ms(day: date, at: str, zone: ZoneInfo = RECENT.zone) -> int:
+    return int(datetime.combine(day, time.fromisoformat(at), zone).timestamp() * 1000)
+
+
+def test_days_are_expected_once_they_have_ended_until_they_have_settled():
+    read_at = datetime(2026, 11, 8, tzinfo=UTC)
+    landed = {nov(7): Landed(True, read_at), nov(8): Landed(False, read_at)}
+    days = list(expected_days(RECENT, nov(6), ms(nov(10), "00:00"), landed))
+    assert [(each.day, each.prior) for each in days] == [(nov(6), None), (nov(8), read_at), (nov(9), None)]
+    assert [each.day for each in expected_days(RECENT, nov(9), ms(nov(10), "00:00") - 1)] == []
+
+
+def test_a_day_is_due_an_hour_after_the_schedule_that_lands_it_and_again_once_it_has_settled():
+    assert RECENT.due_ms(nov(5), settled=False) == ms(nov(6), "01:15")
+    assert RECENT.due_ms(nov(5), settled=True) == ms(nov(8), "01:15")
+    assert SHANGHAI.due_ms(nov(5), settled=True) == ms(nov(6), "11:35", SHANGHAI.zone)
+    assert replace(SHANGHAI, settles_after=11 * HOUR).due_ms(nov(5), settled=True) == ms(nov(7), "11:35", SHANGHAI.zone)
+    assert HISTORY.due_ms(nov(5), settled=False) is None
+
+
+def test_the_deadline_is_the_last_millisecond_at_which_the_day_is_retained():
+    deadline_ms = RECENT.deadline_ms(nov(5))
+    assert deadline_ms == ms(nov(12), "00:00")
+    assert RECENT.is_retained(nov(5), deadline_ms) and not RECENT.is_retained(nov(5), deadline_ms + 1)
+    assert SHANGHAI.deadline_ms(nov(5)) is None and SHANGHAI.is_retained(date(2000, 1, 1), deadline_ms)
+
+
+def test_the_fallback_is_named_while_it_retains_the_day():
+    def fallbacks(now_ms: int) -> list[tuple[str, int] | None]:
+        return [each.fallback for each in expected_days(RECENT, nov(1), now_ms)][:1]
+
+    deadline_ms = HISTORY.deadline_ms(nov(1))
+    assert deadline_ms == ms(date(2026, 12, 1), "00:00")
+    assert fallbacks(deadline_ms) == [("history", deadline_ms)] and fallbacks(deadline_ms + 1) == [None]
+
+
+def test_of_a_snapshot_today_is_expected_in_its_own_zone():
+    evening = ms(nov(9), "23:59", SNAPSHOT.zone)
+    (today,) = expected_days(SNAPSHOT, nov(1), evening)
+    assert (today.day, today.deadline_ms) == (nov(9), ms(nov(10), "00:00", SNAPSHOT.zone) - 1)
+    assert today.is_retained(evening) and not today.is_retained(evening + 60_000)
+    assert list(expected_days(SNAPSHOT, nov(10), evening)) == []
+
+
+def test_the_lookback_reaches_until_days_have_settled_and_three_days_at_least():
+    now_ms = ms(nov(10), "00:15")
+    assert RECENT.lookback(now_ms) == nov(7)
+    assert replace(RECENT, settles_after=72 * HOUR).lookback(now_ms) == nov(6)
+    assert HISTORY.lookback(now_ms) == nov(7)
+    assert [each.day for each in expected_days(RECENT, RECENT.lookback(now_ms), now_ms)] == days_from(nov(7), nov(9))

@@ -1,0 +1,51 @@
+"""Failures as fields: rendered once, carried through JSON, alike whatever had landed."""
+
+from datetime import date
+
+import pytest
+
+from affiliate_pipeline.app.cli import Stop
+from affiliate_pipeline.app.embedded_server.server import ServerError
+from affiliate_pipeline.domain.problem import AffiliateError, Problem, SettingsError, grouped
+from affiliate_pipeline.exchanges.spool import SpoolFull
+from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, RateLimited, Transient
+from affiliate_pipeline.landing.day_writer import Shrunken, StoreError
+from affiliate_pipeline.postgres.connection import StoreUnavailable
+
+REFUSED = Problem("refused", "Binance answered HTTP 500", "Nothing of this day has landed", "Materialize it again")
+
+
+def test_a_problem_reads_as_what_impact_and_action():
+    assert str(REFUSED) == "Binance answered HTTP 500. Nothing of this day has landed. Materialize it again"
+    assert str(Problem("refused", "it failed", action="Try again")) == "it failed. Try again"
+
+
+def test_sentences_are_appended_to_what_a_problem_says_already():
+    assert REFUSED.adding(impact="Others landed").impact == "Nothing of this day has landed. Others landed"
+    assert Problem("", "it failed").adding(action="Try again").action == "Try again"
+
+
+def test_a_problem_survives_json():
+    assert Problem.from_json(REFUSED.to_json()) == REFUSED
+
+
+def test_days_with_the_same_problem_are_grouped():
+    first, second, third = (date(2026, 11, day) for day in (1, 2, 3))
+    other = Problem("settings_error", "A is not set")
+    assert grouped({third: REFUSED, second: other, first: REFUSED}) == {REFUSED: [first, third], other: [second]}
+
+
+@pytest.mark.parametrize(
+    "error", [SettingsError, StoreUnavailable, StoreError, Shrunken, ServerError, SpoolFull, ExchangeError, Stop]
+)
+def test_every_failure_has_one_root(error):
+    assert issubclass(error, AffiliateError)
+
+
+def test_an_error_names_its_kind_and_keeps_what_it_is_about():
+    assert AccessRefused("refused", code=-2015).problem == Problem("access_refused", "refused")
+    assert RateLimited("too many.", 3.0).problem.what == "too many"
+    assert isinstance(RateLimited("too many"), Transient)
+    error = SettingsError("A is not set", "Set it", impact="Nothing has landed")
+    assert error.problem == Problem("settings_error", "A is not set", "Nothing has landed", "Set it")
+    assert str(error) == "A is not set. Nothing has landed. Set it"
