@@ -1,8 +1,7 @@
 """The money by day: two assets derived from the endpoints' tables."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -10,8 +9,8 @@ import dagster as dg
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.commission.figures import Figures, gather
 from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission, Sum
+from affiliate_pipeline.defs.day_outcomes import Metadata, finish
 from affiliate_pipeline.defs.environment import environment_of
-from affiliate_pipeline.defs.failed_days import failure_of_days
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
 from affiliate_pipeline.defs.resources import Postgres
 from affiliate_pipeline.domain.days import fold
@@ -93,7 +92,7 @@ def _materialize(
     context: dg.AssetExecutionContext, endpoints: Sequence[Endpoint], postgres: Postgres
 ) -> Iterator[dg.MaterializeResult]:
     days, selected = keys_to_days(context.partition_keys), sorted(context.selected_asset_keys)
-    done: dict[date, dict[dg.AssetKey, Mapping[str, Any]]] = {}
+    done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected}
     failed: dict[date, Problem] = {}
     try:
         environment = environment_of(context.instance)
@@ -109,21 +108,14 @@ def _materialize(
                     )
                     continue
                 figures = _figures(commission, endpoints, day, environment)
-                done[day] = {COMMISSION: _sums(figures)}
-                if REPORT in selected:
-                    done[day][REPORT] = _report(context, figures)
+                for key in selected:
+                    done[key][day] = _sums(figures) if key == COMMISSION else _report(context, figures)
     except AffiliateError as error:
         problem = error.problem.adding(impact="Its sums are as they were")
-        failed |= dict.fromkeys({*days} - done.keys() - failed.keys(), problem)
-    if failed:
-        for day, metadata in done.items():
-            for key in selected:
-                context.log_event(dg.AssetMaterialization(key, partition=f"{day}", metadata=metadata[key]))
-        counted = f"{len(failed)} of {len(failed) + len(done)} days could not be added up ({fold(failed)})"
-        raise failure_of_days(f"{counted}: {'. '.join(map(str, grouped(failed)))}.", failed)
+        failed |= dict.fromkeys({*days}.difference(failed, *done.values()), problem)
+    counted = f"{len(failed)} of {len(days)} days could not be added up ({fold(failed)})"
+    finish(context, done, failed, f"{counted}: {'. '.join(map(str, grouped(failed)))}.")
     for key in selected:
-        for day, metadata in done.items():
-            context.add_asset_metadata(metadata[key], asset_key=key, partition_key=f"{day}")
         yield dg.MaterializeResult(asset_key=key)
 
 
@@ -133,7 +125,7 @@ def _figures(commission: Commission, endpoints: Sequence[Endpoint], day: date, e
     return gather(commission, configured, day, start, made_up=environment.is_sandbox)
 
 
-def _sums(figures: Figures) -> dict[str, Any]:
+def _sums(figures: Figures) -> Metadata:
     """Amounts are text: a number of JSON would be a float."""
     sums = figures.of_the_day
     return {
@@ -160,11 +152,11 @@ def _amounts(each: Sum) -> dict[str, str | int | None]:
     }
 
 
-def _report(context: dg.AssetExecutionContext, figures: Figures) -> dict[str, Any]:
+def _report(context: dg.AssetExecutionContext, figures: Figures) -> Metadata:
     # Jinja2 would make up a tenth of the code location's import.
     from affiliate_pipeline.commission.report import render
 
-    metadata: dict[str, Any] = {"report": dg.MetadataValue.md(render.markdown(figures))}
+    metadata: Metadata = {"report": dg.MetadataValue.md(render.markdown(figures))}
     try:
         metadata["page"] = dg.MetadataValue.path(render.write(figures, settings.reports()))
     except OSError as error:  # where a run has no disk of its own, the metadata are the report

@@ -3,14 +3,13 @@ for the others, by name."""
 
 from collections.abc import Iterator, Mapping
 from datetime import date
-from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from affiliate_pipeline.defs.checks import check_specs, evaluations
+from affiliate_pipeline.defs.day_outcomes import Metadata, finish, log_landed
 from affiliate_pipeline.defs.environment import environment_of
-from affiliate_pipeline.defs.failed_days import failure_of_days
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.domain.days import fold
@@ -65,13 +64,8 @@ def _materialize(
 ) -> Iterator[_Event]:
     checks, run_id = context.selected_asset_check_keys, context.run.run_id
     days = keys_to_days(context.partition_keys)
-    landed: dict[date, Mapping[str, Any]] = {}
+    landed: dict[date, Metadata] = {}
     failed: dict[date, Problem] = {}
-
-    def log_landed() -> None:
-        for day, metadata in landed.items():
-            context.log_event(dg.AssetMaterialization(context.asset_key, partition=f"{day}", metadata=metadata))
-
     try:
         environment = environment_of(context.instance)
         with (
@@ -89,23 +83,19 @@ def _materialize(
         problem = error.problem.adding(impact="What had landed is untouched")
         failed |= dict.fromkeys({*days} - landed.keys() - failed.keys(), problem)
     except BaseException:
-        log_landed()
+        log_landed(context, {context.asset_key: landed})
         raise
-    if failed:
-        log_landed()
-        raise failure_of_days(_description(endpoint, failed, len(landed)), failed)
-    for day, metadata in landed.items():
-        context.add_asset_metadata(metadata, partition_key=f"{day}")
+    finish(context, {context.asset_key: landed}, failed, _description(endpoint, failed, len(landed)))
     for check in checks:
         # Each day's evaluation has been yielded, and the monitor reports its own; the step still owes the check's output.
         yield dg.Output(None, context.job_def.asset_layer.get_op_output_name(check))
     yield dg.MaterializeResult()
 
 
-def _metadata(outcome: Outcome) -> dict[str, Any]:
+def _metadata(outcome: Outcome) -> Metadata:
     """A landed or retained day as the UI shows it. Amounts are text: a JSON number would be a float."""
     facts = outcome.facts
-    metadata: dict[str, Any] = {
+    metadata: Metadata = {
         "dagster/partition_row_count": facts.rows,
         "sums": dg.MetadataValue.json(dict(facts.sums)),
         "content_hash": outcome.content_hash,

@@ -15,8 +15,8 @@ from dagster import AssetKey, DagsterEvent, DagsterEventType, DagsterInstance, D
 from affiliate_pipeline.defs.checks import DAY_IS_SOUND, SAME_ROWS
 from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
 from affiliate_pipeline.defs.dagster_internals import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG, days_of, innermost_message
+from affiliate_pipeline.defs.day_outcomes import problems_in
 from affiliate_pipeline.defs.environment import environment_of_tick
-from affiliate_pipeline.defs.failed_days import problems_in
 from affiliate_pipeline.defs.ownership import is_own_repository, selected
 from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.domain.problem import Problem

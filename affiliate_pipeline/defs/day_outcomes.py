@@ -1,0 +1,49 @@
+"""How a step over several days ends: with metadata per landed day, and a failure that names every other day."""
+
+from collections.abc import Mapping
+from datetime import date
+from typing import Any
+
+import dagster as dg
+
+from affiliate_pipeline.domain.problem import Problem, grouped
+
+# In the metadata of the failure: by day the text for people, and by problem the same as fields.
+FAILED_PARTITIONS = "failed_partitions"
+PROBLEMS = "problems"
+Metadata = dict[str, Any]
+
+
+def log_landed(context: dg.AssetExecutionContext, landed: Mapping[dg.AssetKey, Mapping[date, Metadata]]) -> None:
+    """Materializes the days one by one, for a step that fails."""
+    for key, days in landed.items():
+        for day, metadata in days.items():
+            context.log_event(dg.AssetMaterialization(key, partition=f"{day}", metadata=metadata))
+
+
+def finish(
+    context: dg.AssetExecutionContext,
+    landed: Mapping[dg.AssetKey, Mapping[date, Metadata]],
+    failed: Mapping[date, Problem],
+    description: str,
+) -> None:
+    """Adds each landed day's metadata to what the step materializes; if any day failed, raises `Failure` instead."""
+    if failed:
+        log_landed(context, landed)
+        texts = {f"{day}": f"{failed[day]}." for day in sorted(failed)}
+        problems = [{**each.to_json(), "days": [f"{day}" for day in days]} for each, days in grouped(failed).items()]
+        metadata = {FAILED_PARTITIONS: dg.MetadataValue.json(texts), PROBLEMS: dg.MetadataValue.json(problems)}
+        raise dg.Failure(description, metadata=metadata, allow_retries=False)
+    for key, days in landed.items():
+        for day, added in days.items():
+            context.add_asset_metadata(added, asset_key=key, partition_key=f"{day}")
+
+
+def problems_in(metadata: Mapping[str, Any]) -> dict[date, Problem]:
+    """The failed days in the metadata of such a failure."""
+    found = metadata.get(PROBLEMS)
+    return {
+        date.fromisoformat(day): Problem.from_json(fields)
+        for fields in (found.value if found else ())
+        for day in fields["days"]
+    }
