@@ -221,22 +221,24 @@ class _Walk:
             windows = [*self._step(first, last), *later]
             if self._server.widening is None:
                 continue
-            if len(windows) == 1 and self._open_jobs == 1:
-                windows = self._cut(first, windows[0])
             self._submit(*([window] for window in windows[1:]))
-            del windows[1:]
+            windows, *parts = self._cut(first, windows[:1])
+            self._submit(*parts)
         if self._server.widening is None:
             self._accept_unproven()
 
-    def _cut(self, first: int, window: Window) -> list[Window]:
-        """What is left of the only busy window, once per walk as one window per worker. The page that began at `first`
-        tells how many pages are left."""
-        start, last = window
-        if self._is_cut or start == first or last - start < MIN_PAGES_TO_CUT * (start - first):
-            return [window]
-        self._is_cut = True
-        size = -(-(last + 1 - start) // WORKERS)
-        return [(begin, min(begin + size - 1, last)) for begin in range(start, last + 1, size)]
+    def _cut(self, first: int, windows: list[Window]) -> list[list[Window]]:
+        """What is left of a busy window, once per walk as a job for each idle worker and for this one.
+
+        The page that began at `first` tells how many pages are left.
+        """
+        jobs = WORKERS + 1 - self._open_jobs
+        for start, last in windows:
+            if jobs > 1 and not self._is_cut and 0 < MIN_PAGES_TO_CUT * (start - first) <= last - start:
+                self._is_cut = True
+                size = -(-(last + 1 - start) // jobs)
+                return [[(begin, min(begin + size - 1, last))] for begin in range(start, last + 1, size)]
+        return [windows]
 
     def _step(self, first: int, last: int) -> list[Window]:
         """Request the window once; accept what that proves, or fail its day. Returns what of it is left to request."""
