@@ -42,7 +42,7 @@ class Query:
     """Its parameters, the fields (JSON names) to add to its rows, and the openId of the rows (None: any)."""
 
     params: Mapping[str, object]
-    fields: Mapping[str, object] = field(default_factory=dict)
+    fields: Mapping[str, object] = field(default_factory=dict[str, object])
     open_id: str | None = None
 
     @property
@@ -144,10 +144,10 @@ class _Day:
     """What the queries completed so far returned for a day."""
 
     open_queries: int
-    rows: list[bytes] = field(default_factory=list)
+    rows: list[bytes] = field(default_factory=list[bytes])
     requested_ms: int | None = None
     requests: int = 0
-    unlisted: list[Mapping[str, object]] = field(default_factory=list)
+    unlisted: list[Mapping[str, object]] = field(default_factory=list[Mapping[str, object]])
 
 
 @dataclass
@@ -160,7 +160,7 @@ class MonthBatch:
     days: Sequence[date]
     zone: ZoneInfo
     progress: _Progress
-    _excluded: set[str] = field(default_factory=set)
+    _excluded: set[str] = field(default_factory=set[str])
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -205,10 +205,11 @@ class MonthBatch:
         except Fatal:
             raise
         except ExchangeError as error:
-            if len(task.days) > 1:
+            first, *others = task.days
+            if others:
                 waiting.extendleft(_Task(task.query, (day,), isolated=True) for day in reversed(task.days))
-            elif failed := self._open.pop(task.days[0], None):
-                yield DayError(task.days[0], error, failed.rows)
+            elif failed := self._open.pop(first, None):
+                yield DayError(first, error, failed.rows)
             return
         self.progress.count()
         for day in task.days:
@@ -289,8 +290,8 @@ class QueryPages:
     check: Callable[[list[bytes]], object]
     requested_ms: int
     is_unlisted: bool = False
-    by_day: Mapping[date, list[bytes]] = field(default_factory=dict)
-    _requested: set[str] = field(default_factory=set)
+    by_day: Mapping[date, list[bytes]] = field(default_factory=dict[date, list[bytes]])
+    _requested: set[str] = field(default_factory=set[str])
 
     def get(self, page: Mapping[str, object]) -> list[bytes]:
         path, params = self.fan_out.path, {**self.params, **page}

@@ -5,7 +5,7 @@ lost, another row came twice.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 
 from affiliate_pipeline.http.errors import ExchangeError, Refused
@@ -64,7 +64,7 @@ def by_offset(get: GetPage, instant: str, identity: Sequence[str] = ()) -> list[
         identity: The fields (JSON names) that distinguish a row, whose others may change meanwhile; none: all fields do.
     """
     overlap = 1
-    previous: Counter[object] | None = None
+    previous: Counter[Hashable] | None = None
     received: list[bytes] = []
     for size in WALKS:
         rows: list[bytes] = []
@@ -92,8 +92,8 @@ def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, siz
 
     Each page begins with the last row of the one before (`overlap`), so that a row that leaves is noticed.
     """
-    previous: list[object] = []
-    seen: set[object] = set()
+    previous: list[Hashable] = []
+    seen: set[Hashable] = set()
     doubtful: set[int] = set()
     while True:
         start = max(0, len(rows) - overlap)
@@ -146,7 +146,7 @@ def read_values(read: Callable[[Iterable[bytes], str], list[int]], rows: list[by
 
 
 @contextmanager
-def _reporting_received(*walks: list[bytes]) -> Iterator[None]:
+def _reporting_received(*walks: list[bytes]) -> Generator[None]:
     """An error is about the longest of these lists of rows and what it is about itself."""
     try:
         yield
