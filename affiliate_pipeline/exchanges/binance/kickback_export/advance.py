@@ -158,8 +158,9 @@ def _is_another(exports: KickbackExports, export: KickbackExport, path: str) -> 
 def requested_in_time(session: BinanceSession, day: date) -> bool:
     """Whether an export under way, or ready, was requested while the exchange retained the whole day."""
     export = session.exports().covering([day]).get(day)
-    is_coming = export is not None and export.state in ("collecting", "ready")
-    return is_coming and export.requested_ms is not None and is_retained(day, export.requested_ms)
+    if export is None or export.state not in ("collecting", "ready") or export.requested_ms is None:
+        return False
+    return is_retained(day, export.requested_ms)
 
 
 def missed_days(

@@ -13,7 +13,7 @@ import msgspec
 from affiliate_pipeline.domain.days import day_of, fold, instant, runs
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance, offered_file
-from affiliate_pipeline.exchanges.binance.kickback_export.file_format import MAX_FILE_BYTES, FileUrl, rows_of
+from affiliate_pipeline.exchanges.binance.kickback_export.file_format import MAX_FILE_BYTES, Pending, rows_of
 from affiliate_pipeline.exchanges.binance.kickback_export.model import ZONE, KickbackExport
 from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan
@@ -130,7 +130,7 @@ class ExportFile:
     def _outcomes(
         self, session: BinanceSession, export: KickbackExport, days: list[date]
     ) -> Sequence[DayRows | DayError]:
-        """One outcome for each of the days; none while their file has to be waited for again."""
+        """One outcome for each of the days; none if their file has to be waited for again."""
         sent = session.client.requests_sent
         try:
             by_day = self._rows(session, export)
@@ -148,78 +148,73 @@ class ExportFile:
         ]
 
     def _rows(self, session: BinanceSession, export: KickbackExport) -> RowsByDay | None:
-        """The rows of the stored or offered file; None while the file has to be waited for again."""
+        """The rows of the stored or offered file; None if it has to be waited for again, or the export has expired."""
         exports = session.exports()
         kept = exports.kept_file(export)
-        try:
-            return self._downloaded(session, export) if kept is None else self._parsed(kept, export)
-        except _AnotherRequests as error:
-            if export.state == "landed":
-                raise
-            log.warning("%s", error)
-            if kept is None:
-                paths = [*export.other_paths, *([export.path] if export.path else [])]
-                exports.update(export, state="collecting", path=None, other_paths=paths, note=str(error))
-            else:
-                # The right file may have been withdrawn by a later request.
-                exports.update(export, state="expired", note=str(error))
-            return None
-
-    def _downloaded(self, session: BinanceSession, export: KickbackExport) -> RowsByDay | None:
-        exports, has_landed = session.exports(), export.state == "landed"
         for urls_left in reversed(range(FRESH_URLS)):
-            # No sensor waits for a file whose days have landed.
-            offered = offered_file(session, wait=has_landed)
-            if isinstance(offered, FileUrl) and offered.path == export.path:
-                offered.check_host(session.client.host, session.settings.binance_file_hosts)
-                try:
-                    file = download(offered.secret, MAX_FILE_BYTES, session.client.network)
-                    return self._parsed(file, export, exports)
-                except (UrlExpired, NotWhole, AnotherBody):
-                    # A partial file, or a page in its place, is not stored: the file itself can still be fetched.
-                    if not urls_left:
-                        raise
-            elif not has_landed:
-                exports.update(export, state="collecting", note="its file was offered, and no longer is")
-                break
-            elif isinstance(offered, FileUrl) or offered.answered:
+            file = kept
+            try:
+                if file is None:
+                    file = _downloaded(session, export)
+                return self._parsed(file, export)
+            except (UrlExpired, NotWhole, AnotherBody):
+                # A partial file, or a page in its place, is not stored: the file itself can still be fetched.
+                if not urls_left:
+                    raise
+            except Unreadable as error:
+                if kept is None:
+                    exports.update(export, file=file, note=str(error))
                 raise Refused(
-                    "the exchange no longer offers the file that the day landed from. To fetch the day again, "
-                    f"materialize {_REQUEST} for it first"
-                )
-            else:
-                raise Transient(f"the exchange did not say where the file is: {offered.note}")
+                    f"{error}. The file is kept in binance.kickback_historical_collection (id {export.id}): fix how it is "
+                    "read (exchanges/binance/kickback_export/file_format.py), then materialize the days again"
+                ) from None
+            except _NotOffered as error:
+                if export.state == "landed":
+                    hint = f"To fetch the day again, materialize {_REQUEST} for it first"
+                    raise Refused(f"{error}. {hint}") from None
+                log.warning("%s", error)
+                # The right file of a stored one may have been withdrawn by a later request.
+                state = "collecting" if kept is None else "expired"
+                others = [*export.other_paths, *error.paths]
+                exports.update(export, state=state, path=None, other_paths=others, note=str(error))
+                return None
         return None
 
-    def _parsed(self, file: bytes, export: KickbackExport, exports: KickbackExports | None = None) -> RowsByDay:
-        """The file's rows by day; a file that cannot be read is stored if `exports` is given."""
+    def _parsed(self, file: bytes, export: KickbackExport) -> RowsByDay:
         by_day: RowsByDay = {}
         outside: list[int] = []
-        try:
-            for time, row in rows_of(file, self.schema):
-                if export.start_ms <= time < export.end_ms:
-                    by_day.setdefault(day_of(time, ZONE), []).append(row)
-                else:
-                    outside.append(time)
-        except AnotherBody:
-            raise
-        except Unreadable as error:
-            if exports:
-                exports.update(export, file=file, note=str(error))
-            raise Refused(
-                f"{error}. The file is kept in binance.kickback_historical_collection (id {export.id}): fix how it is "
-                "read (exchanges/binance/kickback_export/file_format.py), then materialize the days again"
-            ) from None
+        for time, row in rows_of(file, self.schema):
+            if export.start_ms <= time < export.end_ms:
+                by_day.setdefault(day_of(time, ZONE), []).append(row)
+            else:
+                outside.append(time)
         if outside:
-            raise _AnotherRequests(
-                f"the file has {len(outside)} rows outside the requested days ({fold(export.days)}), such as one "
-                f"of {instant(outside[0])}: it belongs to another request, and none of it has landed"
+            raise _NotOffered(
+                f"the file has {len(outside)} rows outside the requested days ({fold(export.days)}), such as one of "
+                f"{instant(outside[0])}: it belongs to another request, and none of it has landed",
+                export.path,
             )
         return by_day
 
 
-class _AnotherRequests(Refused):
-    """The file has rows that were not requested."""
+def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
+    # No sensor waits for a file whose days have landed.
+    has_landed = export.state == "landed"
+    offered = offered_file(session, wait=has_landed)
+    if isinstance(offered, Pending) and has_landed and not offered.answered:
+        raise Transient(f"the exchange did not say where the file is: {offered.note}")
+    if isinstance(offered, Pending) or offered.path != export.path:
+        raise _NotOffered("the exchange no longer offers the file")
+    offered.check_host(session.client.host, session.settings.binance_file_hosts)
+    return download(offered.secret, MAX_FILE_BYTES, session.client.network)
+
+
+class _NotOffered(Refused):
+    """The export's file was withdrawn, or what is offered in its place, at these paths, is another request's."""
+
+    def __init__(self, text: str, *paths: str | None):
+        super().__init__(text)
+        self.paths = [path for path in paths if path]
 
 
 def _by_export(exports: KickbackExports, days: set[date]) -> list[tuple[KickbackExport, list[date]]]:

@@ -114,7 +114,7 @@ def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
     text = re.sub(r"\Asep=.(\r\n?|\n)", "", unpack_text(packed, MAX_FILE_BYTES), flags=re.IGNORECASE)
     lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text, model))
     try:
-        names = _names(next(lines, []), model)
+        names = _names(next(lines, list[str]()), model)
         for cells in lines:
             if cells and len(cells) != len(names):
                 raise Unreadable(f"line {lines.line_num} of the file has {len(cells)} cells under {len(names)} columns")

@@ -1,7 +1,7 @@
 """An export of the client's kickbacks, as its row in the database describes it."""
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from affiliate_pipeline.domain.days import DAY, days_from, start_ms
@@ -10,8 +10,6 @@ from affiliate_pipeline.domain.days import DAY, days_from, start_ms
 ASSET = "binance/kickback_historical_record"
 RETENTION = timedelta(days=30)
 ZONE = ZoneInfo("UTC")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MS = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,9 @@ class KickbackExport:
 
     @property
     def requested_ms(self) -> int | None:
-        return None if self.requested_at is None or self.state == "waiting" else (self.requested_at - _EPOCH) // _MS
+        return (
+            None if self.requested_at is None or self.state == "waiting" else int(self.requested_at.timestamp() * 1000)
+        )
 
     @property
     def is_open(self) -> bool:
@@ -68,4 +68,4 @@ class KickbackExport:
 
 def is_retained(day: date, at_ms: int) -> bool:
     """Whether an export requested at that instant has the whole day."""
-    return start_ms(day, ZONE) >= at_ms - RETENTION // _MS
+    return start_ms(day, ZONE) >= at_ms - RETENTION // timedelta(milliseconds=1)
