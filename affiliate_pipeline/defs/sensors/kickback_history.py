@@ -1,21 +1,20 @@
 """The sensor that moves kickback exports on and has them landed, and the schedule that requests missed days."""
 
-from collections.abc import Iterator, Sequence
-from datetime import date
+from collections.abc import Iterator
 
 import dagster as dg
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
+from affiliate_pipeline.defs.dagster_internals import NOT_FINISHED_STATUSES, range_tags
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import selected
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.schedules import default_status
 from affiliate_pipeline.domain.days import fold, instant, runs
+from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.environment import Project
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
-from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance, missed_days
+from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance
 from affiliate_pipeline.exchanges.binance.kickback_export.model import KickbackExport
 from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports, needs_attention
 from affiliate_pipeline.http.errors import ExchangeError
@@ -86,7 +85,7 @@ def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> d
     return dg.RunRequest(
         run_key=f"{ready.id}-{finished + 1}",
         asset_selection=[HISTORY_KEY],
-        tags={**_range(ready.days), EXPORT_TAG: str(ready.id)},
+        tags={**range_tags(ready.days), EXPORT_TAG: str(ready.id)},
     )
 
 
@@ -119,7 +118,7 @@ def build_missed_days_schedule() -> dg.ScheduleDefinition:
         default_status=default_status(),
         description=f"Requests days that {RECENT_KICKBACKS.key} missed, at 00:45 UTC: one run per range of days.",
     )
-    def missed(
+    def schedule(
         context: dg.ScheduleEvaluationContext,
         postgres: dg.ResourceParam[Postgres],
         exchanges: dg.ResourceParam[Exchanges],
@@ -131,18 +130,17 @@ def build_missed_days_schedule() -> dg.ScheduleDefinition:
         tick = context.scheduled_execution_time
         with postgres.store(environment) as store, exchanges.session(HISTORY_REQUEST, store, environment) as session:
             requested = {day for export in session.exports().open() for day in export.days}
-            recent = {day: row.settled for day, row in store.ledger(RECENT_KICKBACKS).items()}
-            now_ms = int(tick.timestamp() * 1000)
-            days = missed_days(RECENT_KICKBACKS, recent, store.ledger(HISTORY), requested, now_ms)
+            recent, exported = store.ledger(RECENT_KICKBACKS), store.ledger(HISTORY)
         start = Project.load(variables=environment.variables).affiliate_start_date
-        ranges = runs(day for day in days if day >= start)
+        now_ms = int(tick.timestamp() * 1000)
+        # Days before the first that landed may be older than the account.
+        first = max(start, min(recent, default=tick.date()))
+        missed = expected_days(RECENT_KICKBACKS.timetable, first, now_ms, recent)
+        only_exported = {each.day for each in missed if each.fallback and not each.is_retained(now_ms)}
+        ranges = runs(only_exported - requested - exported.keys())
         for each in ranges:
-            yield dg.RunRequest(run_key=f"{each[0]}...{each[-1]} {tick.isoformat()}", tags=_range(each))
+            yield dg.RunRequest(run_key=f"{each[0]}...{each[-1]} {tick.isoformat()}", tags=range_tags(each))
         if not ranges:
             yield dg.SkipReason(f"{RECENT_KICKBACKS.key} has missed no day that only an export has")
 
-    return missed
-
-
-def _range(days: Sequence[date]) -> dict[str, str]:
-    return {ASSET_PARTITION_RANGE_START_TAG: f"{days[0]}", ASSET_PARTITION_RANGE_END_TAG: f"{days[-1]}"}
+    return schedule

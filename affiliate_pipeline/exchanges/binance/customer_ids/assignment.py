@@ -82,8 +82,8 @@ class Assignment:
                 yield _Run(self, session, actions).day(day)
             except ExchangeError as error:
                 made = len(actions.rows())
-                kept = f". {made} attempts are kept in affiliate.attempt and land with the next run" if made else ""
-                yield DayError(day, Refused(f"{str(error).rstrip('.')}{kept}"))
+                kept = f"{made} attempts are kept in affiliate.attempt and land with the next run" if made else ""
+                yield DayError(day, Refused(error.problem.what, error.problem.action, impact=kept))
 
     def oldest_before(self, session: BinanceSession, day: date, zone: ZoneInfo) -> int | None:
         raise NotImplementedError("only now can be changed")

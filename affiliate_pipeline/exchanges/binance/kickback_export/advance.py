@@ -9,17 +9,15 @@ sensor and both assets call it.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
 
-from affiliate_pipeline.domain.days import DAY, day_of, days_from, fold
+from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.file_format import FileUrl, Pending, read_response
-from affiliate_pipeline.exchanges.binance.kickback_export.model import RETENTION, ZONE, KickbackExport, is_retained
+from affiliate_pipeline.exchanges.binance.kickback_export.model import RETENTION, KickbackExport, is_retained
 from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
-from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.http.error_body import read_error
 from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, OutcomeUnknown, Refused, Transient
 
@@ -161,27 +159,3 @@ def requested_in_time(session: BinanceSession, day: date) -> bool:
     if export is None or export.state not in ("collecting", "ready") or export.requested_ms is None:
         return False
     return is_retained(day, export.requested_ms)
-
-
-def missed_days(
-    recent: Endpoint,
-    recent_settled: Mapping[date, bool],
-    exported: Iterable[date],
-    requested: Collection[date],
-    now_ms: int,
-) -> list[date]:
-    """Days that only an export can still bring: retained by it and no longer by the recent records.
-
-    Args:
-        recent_settled: for each day landed from the recent records, whether it had settled; no day before the first counts.
-        exported: days landed from exports.
-        requested: days of open exports.
-    """
-    today = day_of(now_ms, ZONE)
-    first = min(recent_settled, default=today)
-    have = {*(day for day, is_settled in recent_settled.items() if is_settled), *exported, *requested}
-    return [
-        day
-        for day in days_from(max(first, today - RETENTION), today - DAY)
-        if day not in have and is_retained(day, now_ms) and not recent.is_remembered(day, now_ms)
-    ]

@@ -165,13 +165,13 @@ class ExportFile:
                 if kept is None:
                     exports.update(export, file=file, note=str(error))
                 raise Refused(
-                    f"{error}. The file is kept in binance.kickback_historical_collection (id {export.id}): fix how it is "
-                    "read (exchanges/binance/kickback_export/file_format.py), then materialize the days again"
+                    f"{error}",
+                    "Fix exchanges/binance/kickback_export/file_format.py, then materialize the days again",
+                    impact=f"The file is kept in binance.kickback_historical_collection (id {export.id})",
                 ) from None
             except _NotOffered as error:
                 if export.state == "landed":
-                    hint = f"To fetch the day again, materialize {_REQUEST} for it first"
-                    raise Refused(f"{error}. {hint}") from None
+                    raise Refused(f"{error}", f"To fetch the day again, materialize {_REQUEST} for it first") from None
                 log.warning("%s", error)
                 # The right file of a stored one may have been withdrawn by a later request.
                 state = "collecting" if kept is None else "expired"
@@ -224,7 +224,7 @@ def _by_export(exports: KickbackExports, days: set[date]) -> list[tuple[Kickback
 
 def _not_ready(export: KickbackExport | None) -> ExchangeError:
     if export is None:
-        return Refused(f"no export has the day: materialize {_REQUEST} for it first")
+        return Refused("no export has the day", f"Materialize {_REQUEST} for it first")
     requested = "not requested yet" if export.requested_ms is None else f"requested at {instant(export.requested_ms)}"
     note = f" ({export.note})" if export.note else ""
     return Transient(
