@@ -163,6 +163,11 @@ def test_libraries_stay_behind_their_fences(path):
     assert beyond == []
 
 
+def test_private_modules_of_dagster_are_imported_in_one_place():
+    importing = {name_of(path) for path in MODULES if any(each.startswith("dagster._") for each in imports(path))}
+    assert importing == {"defs.dagster_internals"}
+
+
 @pytest.mark.parametrize("table", OWNERS)
 def test_only_its_owner_names_a_table(table):
     naming = {

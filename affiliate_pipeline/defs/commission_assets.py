@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import date
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -38,7 +39,7 @@ def build_earnings(endpoints: Sequence[Endpoint]) -> dg.AssetsDefinition:
     )
     def earnings(
         context: dg.AssetExecutionContext, postgres: dg.ResourceParam[Postgres]
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult[Any]]:
         yield from _materialize(context, endpoints, postgres)
 
     return earnings
@@ -90,7 +91,7 @@ def _daily_report() -> dg.AssetSpec:
 
 def _materialize(
     context: dg.AssetExecutionContext, endpoints: Sequence[Endpoint], postgres: Postgres
-) -> Iterator[dg.MaterializeResult]:
+) -> Iterator[dg.MaterializeResult[Any]]:
     days, selected = keys_to_days(context.partition_keys), sorted(context.selected_asset_keys)
     done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected}
     failed: dict[date, Problem] = {}
@@ -158,7 +159,7 @@ def _report(context: dg.AssetExecutionContext, figures: Figures) -> Metadata:
 
     metadata: Metadata = {"report": dg.MetadataValue.md(render.markdown(figures))}
     try:
-        metadata["page"] = dg.MetadataValue.path(render.write(figures, settings.reports()))
+        metadata["page"] = dg.PathMetadataValue(render.write(figures, settings.reports()))
     except OSError as error:  # where a run has no disk of its own, the metadata are the report
         context.log.warning("the page of %s was not written: %s", figures.day, error.strerror)
     return metadata

@@ -1,10 +1,12 @@
-"""What this package takes from Dagster's private modules, which nothing else imports."""
+"""What is taken from Dagster's private modules, which nothing else imports, and its decorators with types of their own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
+from typing import Any
 
-from dagster import DagsterRun
+import dagster as dg
 from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
+from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 from dagster._core.remote_origin import RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, InstigatorType, TickStatus
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
@@ -16,7 +18,8 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
     WILL_RETRY_TAG,
 )
-from dagster._utils.error import SerializableErrorInfo
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
+from dagster_shared.error import SerializableErrorInfo
 
 from affiliate_pipeline.domain.days import days_from
 
@@ -26,15 +29,27 @@ __all__ = [
     "NOT_FINISHED_STATUSES",
     "WILL_RETRY_TAG",
     "AssetCheckExecutionRecordStatus",
+    "CheckRunHealthResult",
+    "ConfigurableClass",
+    "ConfigurableClassData",
+    "DefaultRunLauncher",
     "InstigatorState",
     "InstigatorStatus",
     "InstigatorType",
     "RemoteRepositoryOrigin",
     "TickStatus",
+    "WorkerStatus",
     "days_of",
     "innermost_message",
     "range_tags",
+    "schedule",
+    "sensor",
 ]
+
+# The types of Dagster's decorators name a bare `PathLike`, which strict checking rejects wherever they are used.
+_untyped: Any = dg
+sensor: Callable[..., Callable[[Callable[..., Any]], dg.SensorDefinition]] = _untyped.sensor
+schedule: Callable[..., Callable[[Callable[..., Any]], dg.ScheduleDefinition]] = _untyped.schedule
 
 
 def range_tags(days: Sequence[date]) -> dict[str, str]:
@@ -42,7 +57,7 @@ def range_tags(days: Sequence[date]) -> dict[str, str]:
     return {ASSET_PARTITION_RANGE_START_TAG: f"{days[0]}", ASSET_PARTITION_RANGE_END_TAG: f"{days[-1]}"}
 
 
-def days_of(run: DagsterRun) -> list[date]:
+def days_of(run: dg.DagsterRun) -> list[date]:
     """The days of a run of this package's assets."""
     first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG) or run.tags.get(PARTITION_NAME_TAG)
     last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG) or first

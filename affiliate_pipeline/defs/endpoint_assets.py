@@ -3,6 +3,7 @@ for the others, by name."""
 
 from collections.abc import Iterator, Mapping
 from datetime import date
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -15,11 +16,11 @@ from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.landing.pipeline import Failed, Landed, Options, Outcome, ingest
+from affiliate_pipeline.landing.pipeline import Failed, Kept, Landed, Options, ingest
 from affiliate_pipeline.schema.columns import columns
 
 MAX_DAYS_NAMED = 31
-_Event = dg.MaterializeResult[None] | dg.AssetCheckEvaluation | dg.Output[None]
+_Event = dg.MaterializeResult[Any] | dg.AssetCheckEvaluation | dg.Output[None]
 
 
 class LandingConfig(dg.Config):
@@ -92,7 +93,7 @@ def _materialize(
     yield dg.MaterializeResult()
 
 
-def _metadata(outcome: Outcome) -> Metadata:
+def _metadata(outcome: Landed | Kept) -> Metadata:
     """A landed or retained day as the UI shows it. Amounts are text: a JSON number would be a float."""
     facts = outcome.facts
     metadata: Metadata = {

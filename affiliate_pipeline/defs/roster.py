@@ -1,5 +1,7 @@
 """The roster as an asset: everybody under the affiliate, which decides who is asked about. Not partitioned."""
 
+from typing import Any
+
 import dagster as dg
 
 from affiliate_pipeline.defs.environment import environment_of
@@ -19,7 +21,7 @@ def roster(
     context: dg.AssetExecutionContext,
     postgres: dg.ResourceParam[Postgres],
     exchanges: dg.ResourceParam[Exchanges],
-) -> dg.MaterializeResult:
+) -> dg.MaterializeResult[Any]:
     """Every user ever seen under the affiliate, from the team list since the beginning of time.
 
     Runs that ask about single users refresh it by themselves; nobody is ever removed.

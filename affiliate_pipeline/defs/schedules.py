@@ -6,7 +6,7 @@ from itertools import groupby
 
 import dagster as dg
 
-from affiliate_pipeline.defs.dagster_internals import range_tags
+from affiliate_pipeline.defs.dagster_internals import range_tags, schedule
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.domain.days import day_of
 from affiliate_pipeline.domain.expected_days import expected_days
@@ -35,7 +35,7 @@ def _schedule(endpoints: Sequence[Endpoint], at: time) -> dg.ScheduleDefinition:
     exchange, is_snapshot = endpoints[0].exchange, endpoints[0].observation
     lands = "today" if is_snapshot else "the last days, until they have settled"
 
-    @dg.schedule(
+    @schedule(
         name=f"{exchange.name}_{'observations' if is_snapshot else 'records'}_{at:%H%M}",
         cron_schedule=f"{at.minute} {at.hour} * * *",
         execution_timezone=exchange.zone.key,
@@ -43,7 +43,7 @@ def _schedule(endpoints: Sequence[Endpoint], at: time) -> dg.ScheduleDefinition:
         default_status=default_status(),
         description=f"Lands {lands}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose account is configured.",
     )
-    def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    def land(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         tick_ms = int(context.scheduled_execution_time.timestamp() * 1000)
         today = day_of(tick_ms, exchange.zone)
         if is_snapshot and day_of(now_ms(), exchange.zone) > today:
@@ -79,4 +79,4 @@ def _schedule(endpoints: Sequence[Endpoint], at: time) -> dg.ScheduleDefinition:
         elif not requests:
             yield dg.SkipReason(f"the days lie before AFFILIATE_START_DATE, {start}")
 
-    return schedule
+    return land

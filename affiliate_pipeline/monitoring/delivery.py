@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 from affiliate_pipeline.monitoring.alerts import Alert
 
@@ -65,7 +66,7 @@ def send(url: str, message: Message) -> str | None:
 
     # Apprise's own log quotes the addresses, which hold secrets.
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-    targets = apprise.Apprise()
+    targets: Any = apprise.Apprise()
     if not targets.add(url):
         return "is not an Apprise URL"
     for target in targets:

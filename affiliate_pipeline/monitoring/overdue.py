@@ -34,12 +34,14 @@ def overdue_days(
     timetable, landed = endpoint.timetable, ledgers.get(endpoint.key)
     if not landed or not timetable.is_monitored:
         return []
-    elsewhere = ledgers.get(timetable.fallback.asset, {}) if timetable.fallback else {}
+    elsewhere = ledgers.get(timetable.fallback.asset) if timetable.fallback else None
     first = max(min(landed), start, day_of(now_ms, timetable.zone) - MONITORED_DAYS * DAY)
     return [
         each
         for each in expected_days(timetable, first, now_ms, landed)
-        if each.due_ms is not None and now_ms >= each.due_ms and (each.is_retained(now_ms) or each.day not in elsewhere)
+        if each.due_ms is not None
+        and now_ms >= each.due_ms
+        and (each.is_retained(now_ms) or each.day not in (elsewhere or ()))
     ]
 
 

@@ -3,8 +3,8 @@
 import time
 
 from dagster import DagsterRun
-from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 
+from affiliate_pipeline.defs.dagster_internals import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 from affiliate_pipeline.defs.environment import environment_of
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.landing.day_writer import is_worked_for

@@ -3,9 +3,9 @@
 from typing import Any
 
 import click
-from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 
+from affiliate_pipeline.defs.dagster_internals import ConfigurableClass, ConfigurableClassData
 from affiliate_pipeline.defs.environment import Loaded
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import application, set_default

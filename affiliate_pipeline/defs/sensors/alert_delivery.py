@@ -9,6 +9,7 @@ from itertools import groupby
 import dagster as dg
 from dagster import DagsterInstance
 
+from affiliate_pipeline.defs.dagster_internals import sensor
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.environment import Alerts, keep_loopback_off_proxies
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
@@ -34,7 +35,7 @@ class Undelivered(Exception):
     """Some of ALERT_URLS have not taken what they were sent; they are tried again."""
 
 
-@dg.sensor(
+@sensor(
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=10,
     description="Sends alerts to ALERT_URLS: several at once as one message, again where one could not be reached, and "
@@ -65,7 +66,7 @@ def deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
     tells: so what it was never asked to take is tried at once all the same, and the rest in turns.
     """
     targets = {delivery.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
-    problems = []
+    problems: list[str] = []
     pauses = outbox.pauses()
     deadline = time.monotonic() + SENDING_S
     # Those that have failed come last: they may take all the time.

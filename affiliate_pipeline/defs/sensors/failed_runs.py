@@ -14,7 +14,13 @@ from dagster import AssetKey, DagsterEvent, DagsterEventType, DagsterInstance, D
 
 from affiliate_pipeline.defs.checks import DAY_IS_SOUND, SAME_ROWS
 from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
-from affiliate_pipeline.defs.dagster_internals import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG, days_of, innermost_message
+from affiliate_pipeline.defs.dagster_internals import (
+    AUTO_RETRY_RUN_ID_TAG,
+    WILL_RETRY_TAG,
+    days_of,
+    innermost_message,
+    sensor,
+)
 from affiliate_pipeline.defs.day_outcomes import problems_in
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import is_own_repository, selected
@@ -42,7 +48,7 @@ class _Undecided(Exception):
     """Dagster may still launch a retry of a failed run."""
 
 
-@dg.sensor(
+@sensor(
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=15,
     description="Raises one alert per failed run, with the asset, exactly the days that failed, why, and until when "

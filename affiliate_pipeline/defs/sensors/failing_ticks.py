@@ -11,6 +11,7 @@ from affiliate_pipeline.defs.dagster_internals import (
     InstigatorType,
     TickStatus,
     innermost_message,
+    sensor,
 )
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import is_own_repository
@@ -27,7 +28,7 @@ FINISHED = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
 def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleDefinition]) -> dg.SensorDefinition:
     """The sensor over these sensors and schedules, and itself."""
 
-    @dg.sensor(
+    @sensor(
         name="failing_tick_alert",
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=30,

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import dagster as dg
 
+from affiliate_pipeline.defs.dagster_internals import sensor
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.sensors.overdue import EVERY_S, overdue_by_endpoint
 from affiliate_pipeline.domain.days import fold
@@ -24,7 +25,7 @@ DELIVERED_WITHIN = timedelta(hours=1)
 def build_heartbeat(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
     """The sensor over the endpoints whose days can be overdue."""
 
-    @dg.sensor(
+    @sensor(
         name="heartbeat",
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=EVERY_S,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from affiliate_pipeline.defs.dagster_internals import NOT_FINISHED_STATUSES, range_tags
+from affiliate_pipeline.defs.dagster_internals import NOT_FINISHED_STATUSES, range_tags, schedule, sensor
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import selected
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
@@ -25,11 +25,11 @@ EXPORT_TAG = "affiliate/collection"
 MAX_RUNS = 3
 # A longer pause of the rate limit ends the tick; the next tick polls again.
 MAX_PAUSE_S = 5
-HISTORY_KEY = dg.AssetKey(HISTORY.key.split("/"))
+HISTORY_KEY = dg.AssetKey.from_user_string(HISTORY.key)
 _UNSET = f"{' and '.join(HISTORY.credentials)} are not set"
 
 
-@dg.sensor(
+@sensor(
     asset_selection=[HISTORY_KEY],
     minimum_interval_seconds=10,
     default_status=dg.DefaultSensorStatus.RUNNING,
@@ -110,15 +110,15 @@ def expired_alert(export: KickbackExport, now_ms: int) -> Alert:
 def build_missed_days_schedule() -> dg.ScheduleDefinition:
     """Requests the days that only an export still has, each day."""
 
-    @dg.schedule(
+    @schedule(
         name="binance_kickback_history_0045",
         cron_schedule="45 0 * * *",
         execution_timezone="UTC",
-        target=[dg.AssetKey(HISTORY_REQUEST.key.split("/"))],
+        target=[dg.AssetKey.from_user_string(HISTORY_REQUEST.key)],
         default_status=default_status(),
         description=f"Requests days that {RECENT_KICKBACKS.key} missed, at 00:45 UTC: one run per range of days.",
     )
-    def schedule(
+    def missed_days(
         context: dg.ScheduleEvaluationContext,
         postgres: dg.ResourceParam[Postgres],
         exchanges: dg.ResourceParam[Exchanges],
@@ -143,4 +143,4 @@ def build_missed_days_schedule() -> dg.ScheduleDefinition:
         if not ranges:
             yield dg.SkipReason(f"{RECENT_KICKBACKS.key} has missed no day that only an export has")
 
-    return schedule
+    return missed_days

@@ -12,6 +12,7 @@ from affiliate_pipeline.defs.dagster_internals import (
     AssetCheckExecutionRecordStatus,
     days_of,
     range_tags,
+    sensor,
 )
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import selected
@@ -41,7 +42,7 @@ ATTEMPT_TAG = "affiliate/watch"
 def build_watch(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
     """The sensor over the endpoints whose days can be overdue."""
 
-    @dg.sensor(
+    @sensor(
         name="watch",
         asset_selection=dg.AssetSelection.assets(*map(_key, endpoints)),
         default_status=dg.DefaultSensorStatus.RUNNING,

@@ -8,7 +8,7 @@ import dagster as dg
 
 from affiliate_pipeline.commission.rollup import Commission
 from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
-from affiliate_pipeline.defs.dagster_internals import range_tags
+from affiliate_pipeline.defs.dagster_internals import range_tags, sensor
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.domain.days import DAY, runs
 from affiliate_pipeline.environment import Project
@@ -22,7 +22,7 @@ QUIET_S = 60
 def build_stale_days(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
     """The sensor that keeps both assets true to what has landed, however it landed."""
 
-    @dg.sensor(
+    @sensor(
         target=[COMMISSION, REPORT],
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
