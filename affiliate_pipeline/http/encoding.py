@@ -1,21 +1,21 @@
-"""Texts as signing needs them: the canonical percent-encoding of parameters, and secrets as people store them. Nothing
-here signs or sends, and no exchange is known."""
+"""What signing needs: the canonical percent-encoding of parameters, and secrets in the forms in which people store them.
+
+Knows no exchange and sends nothing. cryptography is imported when a private key is read, not at start-up.
+"""
 
 import binascii
+import hmac
 import re
-from base64 import b64decode
+from base64 import b64decode, b64encode, encodebytes
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-from cryptography.hazmat.primitives.serialization import (
-    load_der_private_key,
-    load_der_public_key,
-    load_ssh_private_key,
-)
-from cryptography.x509 import load_der_x509_certificate
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 MAX_FILE_BYTES = 1 << 16
 _ENCRYPTED = "is a private key that is encrypted: store it without a passphrase"
@@ -27,11 +27,15 @@ _CUT_OFF = (
     "is a PEM without its {line} line. In .env, write a PEM in double quotes or on one line with \\n for its line ends, or "
     "name a file"
 )
+_OTHER_FORMATS = (
+    (re.compile(r"(ssh-|ecdsa-|sk-)\S+ AAAA|AAAA[BCE]3Nz|---- BEGIN SSH2 PUBLIC KEY"), _PUBLIC),
+    (re.compile("PuTTY-User-Key-File"), "is a PuTTY key (.ppk): export it with PuTTYgen as an OpenSSH key"),
+    (re.compile(r"\{"), "is JSON, as a JWK is: store the private key as PEM"),
+)
 _BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
 _LABEL = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----")
-# Neither an HMAC secret nor base64 begins or ends so.
+# Neither an HMAC secret nor base64 begins or ends like this.
 _PATH = re.compile(r"(?i)(~|\.{1,2}[/\\]|[a-z]:\\|file:).*|.*\.(pem|key|txt|der|p8|p12|pfx|ppk|json|crt|cer|pub)")
-_PUBLIC_LINE = re.compile(r"(ssh-|ecdsa-|sk-)\S+ AAAA|AAAA[BCE]3Nz|---- BEGIN SSH2 PUBLIC KEY")
 _PFX_CONTENT = bytes.fromhex("06092a864886f70d0107")  # the PKCS#7 content type, near the beginning
 _OPENSSH = b"openssh-key-v1\0"
 
@@ -41,22 +45,6 @@ def encode(params: Mapping[str, object]) -> str:
     upper-case `%XX` (a space is `%20`). None values are left out, empty ones stay (`coin=`)."""
     present = {name: value for name, value in params.items() if value is not None}
     return urlencode(present, quote_via=quote, safe="")
-
-
-def read_secret(setting: str) -> str | PrivateKeyTypes:
-    """The shared secret or private key in a setting, or in the file whose path the setting is.
-
-    A private key may be PEM (PKCS#8, PKCS#1, OpenSSH; its line ends may be blanks or a literal `\\n`), or base64 of the
-    DER. Raises ValueError, whose text says what was found and quotes nothing of the secret.
-    """
-    content = setting.strip().encode(errors="surrogateescape")
-    where, found = "", _secret_in(content)
-    if isinstance(found, str):
-        where, found = _in_file(setting.strip(), found)
-    if isinstance(found, _Unusable):
-        # Not within a handler: a parser's error may quote bytes of the key and must not be chained to this one.
-        raise ValueError(f"the secret {where}{found}")
-    return found
 
 
 def check_api_key(api_key: str, secret: str) -> None:
@@ -69,140 +57,178 @@ def check_api_key(api_key: str, secret: str) -> None:
         raise ValueError("the API key and its secret are the same: one of them was copied twice")
 
 
-def kind_of(key: PrivateKeyTypes) -> str:
-    """The type of the key, as a person knows it."""
-    return f"a private key of type {type(key).__name__.removesuffix('PrivateKey').lstrip('_')}"
+@dataclass(frozen=True)
+class Secret:
+    """What requests are signed with: `kind` is HMAC or the type of a private key, such as RSA.
+
+    `sign` returns the HMAC-SHA256 in hex, or in base64 the signature of RSA (PKCS #1 v1.5, SHA-256) or Ed25519.
+    """
+
+    kind: str
+    sign: Callable[[bytes], str] = field(repr=False)
 
 
-class _Unusable(str):
+def read_secret(setting: str) -> Secret:
+    """The shared secret or private key in a setting, or in the file whose path the setting is.
+
+    A private key may be PEM (PKCS#8, PKCS#1, OpenSSH; its line ends may be blanks or a literal `\\n`), or base64 of the
+    DER. Raises ValueError, whose text says what was found and quotes nothing of the secret.
+    """
+    path = _path_in(setting.strip())
+    try:
+        found = _secret_in(_content(path) if path else setting.strip().encode(errors="surrogateescape"))
+    except _UnusableSecret as error:
+        problem = f"{error}"
+    else:
+        return _hmac(found) if isinstance(found, bytes) else _signing(found)
+    if path and not problem.startswith("is the path"):
+        problem = f"is the path of a file whose content {problem}"
+    # Outside the handler: a parser's error may quote bytes of the key and must not be chained to this one.
+    raise ValueError(f"the secret {problem}")
+
+
+class _UnusableSecret(Exception):
     """What is wrong with a secret, as the rest of a sentence."""
 
 
-_Secret = str | PrivateKeyTypes
+def _hmac(secret: bytes) -> Secret:
+    return Secret("HMAC", lambda payload: hmac.new(secret, payload, "sha256").hexdigest())
 
 
-def _in_file(path: str, otherwise: str) -> tuple[str, _Secret]:
-    """What the file holds if the text is the path of one."""
+def _signing(key: "PrivateKeyTypes") -> Secret:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    kind = type(key).__name__.removesuffix("PrivateKey").lstrip("_")
+
+    def sign(payload: bytes) -> str:
+        match key:
+            case RSAPrivateKey():
+                return b64encode(key.sign(payload, PKCS1v15(), SHA256())).decode()
+            case Ed25519PrivateKey():
+                return b64encode(key.sign(payload)).decode()
+            case _:
+                raise TypeError(f"no exchange takes signatures by {kind}")
+
+    return Secret(kind, sign)
+
+
+def _path_in(text: str) -> Path | None:
+    """The path that a setting is, whether or not a file is there."""
+    path = Path(text.removeprefix("file://"))
+    exists = False
+    with suppress(OSError, RuntimeError, ValueError):
+        path = path.expanduser()
+        exists = path.exists()
+    return path if exists or text.startswith("/") or _PATH.fullmatch(text) else None
+
+
+def _content(path: Path) -> bytes:
+    """The content of the file as UTF-8 or DER."""
     try:
-        file = Path(path.removeprefix("file://")).expanduser()
-        exists = file.exists()
-    except (OSError, RuntimeError, ValueError):
-        exists = False
-    if not exists and not _PATH.fullmatch(path) and not path.startswith("/"):
-        return "", otherwise
-    try:
-        if not exists:
-            return "", _Unusable("is the path of a file that does not exist")
-        if not file.is_file():
-            return "", _Unusable("is the path of a folder or device: name the file with the secret")
-        with file.open("rb") as opened:
-            content = opened.read(MAX_FILE_BYTES + 1)
+        if not path.exists():
+            raise _UnusableSecret("is the path of a file that does not exist")
+        if not path.is_file():
+            raise _UnusableSecret("is the path of a folder or device: name the file with the secret")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        return "", _Unusable(
+        raise _UnusableSecret(
             f"is the path of a file that cannot be read ({error.strerror}): let the user who runs this read it"
-        )
+        ) from None
     if len(content) > MAX_FILE_BYTES:
-        return "", _Unusable("is the path of a file that is too large for a secret")
+        raise _UnusableSecret("is the path of a file that is too large for a secret")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         content = content.decode("utf-16", "replace").encode()
     content = content.removeprefix(b"\xef\xbb\xbf")
     if not content.strip():
-        return "", _Unusable("is the path of a file that is empty")
-    return "is the path of a file whose content ", _secret_in(content)
+        raise _UnusableSecret("is the path of a file that is empty")
+    return content
 
 
-def _secret_in(content: bytes) -> _Secret:
-    """The secret of these bytes, or what is wrong with them."""
-    if content[:1] == b"\x30" and (found := _of_der(content)):
-        return found
+def _secret_in(content: bytes) -> "bytes | PrivateKeyTypes":
+    """The shared secret or the private key; raises `_UnusableSecret`."""
+    if key := _private_key(content):
+        return key
     try:
         text = content.decode().strip()
     except UnicodeDecodeError:
-        return _Unusable("is neither text nor a private key")
+        raise _UnusableSecret("is neither text nor a private key") from None
     text = text.replace("\\r", "\r").replace("\\n", "\n")
     if "-----BEGIN " in text or "-----END " in text:
-        return _of_pem(text)
-    if _PUBLIC_LINE.match(text):
-        return _Unusable(_PUBLIC)
-    if text.startswith("PuTTY-User-Key-File"):
-        return _Unusable("is a PuTTY key (.ppk): export it with PuTTYgen as an OpenSSH key")
-    if text.startswith("{"):
-        return _Unusable("is JSON, as a JWK is: store the private key as PEM")
-    compact = "".join(text.split())
-    der = _base64(compact)
-    if der and der.lstrip().startswith(b"-----BEGIN "):
-        return _secret_in(der)
-    if der and der.startswith(_OPENSSH):
-        return _of_openssh(compact)
-    if der and der[:1] == b"\x30" and (found := _of_der(der)):
-        return found
-    if compact.startswith("MI") and len(compact) > 100:
-        return _Unusable(_DAMAGED)
+        return _key_in_pem(text)
+    for pattern, problem in _OTHER_FORMATS:
+        if pattern.match(text):
+            raise _UnusableSecret(problem)
+    binary = _base64(text)
+    if binary.lstrip().startswith(b"-----BEGIN "):
+        return _secret_in(binary)
+    if key := _private_key(binary):
+        return key
+    if text.startswith("MI") and len("".join(text.split())) > 100:
+        raise _UnusableSecret(_DAMAGED)
+    return _shared_secret(text)
+
+
+def _shared_secret(text: str) -> bytes:
     if not re.fullmatch("[!-~]+", text):
-        return _Unusable("has white space or another character that a secret cannot have: copy it again")
+        raise _UnusableSecret("has white space or another character that a secret cannot have: copy it again")
     if text[0] in "\"'`" or text[-1] in "\"'`":
-        return _Unusable("is in quotes, which count as a part of it: remove them")
-    return text
+        raise _UnusableSecret("is in quotes, which count as a part of it: remove them")
+    return text.encode()
 
 
-def _base64(text: str) -> bytes | None:
-    try:
-        return b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return None
-
-
-def _of_pem(text: str) -> _Secret:
-    """The first private key among the PEM blocks, or what they are instead."""
+def _key_in_pem(text: str) -> "PrivateKeyTypes":
+    """The first private key among the PEM blocks."""
     blocks = _BLOCK.findall(text)
     for label, body in blocks:
         if label == "ENCRYPTED PRIVATE KEY" or "ENCRYPTED" in body:
-            return _Unusable(_ENCRYPTED)
-        if label == "OPENSSH PRIVATE KEY":
-            return _of_openssh("".join(body.split()))
+            raise _UnusableSecret(_ENCRYPTED)
         if label.endswith("PRIVATE KEY"):
-            der = _base64("".join(body.split()))
-            return (der and _of_der(der)) or _Unusable(_DAMAGED)
+            if key := _private_key(_base64(body)):
+                return key
+            raise _UnusableSecret(_DAMAGED)
     labels = _LABEL.findall(text)
     if len(labels) > len(blocks) or not labels:
-        return _Unusable(_CUT_OFF.format(line="END" if labels else "BEGIN"))
+        raise _UnusableSecret(_CUT_OFF.format(line="END" if labels else "BEGIN"))
     if labels[0].endswith("PUBLIC KEY"):
-        return _Unusable(_PUBLIC)
-    if "CERTIFICATE" in labels[0]:
-        return _Unusable(_CERTIFICATE)
-    return _Unusable("is a PEM without a private key")
+        raise _UnusableSecret(_PUBLIC)
+    raise _UnusableSecret(_CERTIFICATE if "CERTIFICATE" in labels[0] else "is a PEM without a private key")
 
 
-def _of_openssh(body: str) -> _Secret:
-    lines = "\n".join(body[start : start + 70] for start in range(0, len(body), 70))
-    pem = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{lines}\n-----END OPENSSH PRIVATE KEY-----\n".encode()
-    # Read the cipher's name first: the parser raises the same error for an encrypted and a damaged key.
-    binary = _base64(body) or b""
-    cipher = binary[len(_OPENSSH) + 4 :][: int.from_bytes(binary[len(_OPENSSH) :][:4])]
-    if binary.startswith(_OPENSSH) and cipher and cipher != b"none":
-        return _Unusable(_ENCRYPTED)
-    return _parsed(lambda: load_ssh_private_key(pem, None)) or _Unusable(_DAMAGED)
-
-
-def _of_der(der: bytes) -> _Secret | None:
-    """The private key, or what it is instead; None if it is nothing known."""
+def _base64(text: str) -> bytes:
+    """The decoded text, whatever white space is in it; empty if it is not base64."""
     try:
-        return load_der_private_key(der, None)
-    except TypeError:  # what cryptography raises for a key that needs a passphrase
-        return _Unusable(_ENCRYPTED)
-    except (ValueError, UnsupportedAlgorithm):
-        pass
-    if _parsed(lambda: load_der_public_key(der)):
-        return _Unusable(_PUBLIC)
-    if _parsed(lambda: load_der_x509_certificate(der)):
-        return _Unusable(_CERTIFICATE)
-    if _PFX_CONTENT in der[:40]:
-        return _Unusable(_PFX)
-    return None
+        return b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return b""
 
 
-def _parsed(parse: Callable[[], object]):
-    try:
-        return parse()
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+def _private_key(data: bytes) -> "PrivateKeyTypes | None":
+    """The private key in DER or in OpenSSH's format; None if the data are neither."""
+    if not data.startswith((b"\x30", _OPENSSH)):
         return None
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.x509 import load_der_x509_certificate
+
+    try:
+        if data.startswith(_OPENSSH):
+            lines = encodebytes(data).decode()
+            pem = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{lines}-----END OPENSSH PRIVATE KEY-----\n"
+            return serialization.load_ssh_private_key(pem.encode(), None)
+        return serialization.load_der_private_key(data, None)
+    except TypeError:  # what cryptography raises for a key that needs a passphrase
+        raise _UnusableSecret(_ENCRYPTED) from None
+    except (ValueError, UnsupportedAlgorithm):
+        if data.startswith(_OPENSSH):
+            raise _UnusableSecret(_DAMAGED) from None
+    for parse, problem in ((serialization.load_der_public_key, _PUBLIC), (load_der_x509_certificate, _CERTIFICATE)):
+        with suppress(ValueError, TypeError, UnsupportedAlgorithm):
+            parse(data)
+            raise _UnusableSecret(problem)
+    if _PFX_CONTENT in data[:40]:
+        raise _UnusableSecret(_PFX)
+    return None

@@ -1,17 +1,11 @@
-"""How a request to Binance is signed. No endpoint, answer or retry belongs here; the clock is given."""
+"""How a request to Binance is signed. No endpoint, response or retry belongs here; the clock is given."""
 
-import hmac
-from base64 import b64encode
 from collections.abc import Callable, Generator
 from urllib.parse import quote
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.hashes import SHA256
 
-from affiliate_pipeline.http.encoding import check_api_key, kind_of, read_secret
+from affiliate_pipeline.http.encoding import check_api_key, read_secret
 
 RECV_WINDOW_MS = 10_000
 
@@ -28,8 +22,13 @@ class BinanceAuth(httpx.Auth):
     def __init__(self, api_key: str, secret: str, now_ms: Callable[[], int]) -> None:
         # Checked here because the HTTP layer's own error for an illegal header quotes its value.
         check_api_key(api_key, secret)
+        found = read_secret(secret)
+        if found.kind not in ("HMAC", "RSA", "Ed25519"):
+            raise ValueError(
+                f"the secret is a private key of type {found.kind}, which Binance does not take: use RSA or Ed25519"
+            )
         self._api_key = api_key
-        self._sign = _signer(secret)
+        self._sign = found.sign
         self._now_ms = now_ms
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
@@ -42,17 +41,3 @@ class BinanceAuth(httpx.Auth):
         headers = request.headers.copy()
         headers["X-MBX-APIKEY"] = self._api_key
         yield httpx.Request(request.method, url, headers=headers, stream=request.stream, extensions=request.extensions)
-
-
-def _signer(secret: str) -> Callable[[bytes], str]:
-    """What signs a payload with `secret`, as text that is not yet percent-encoded."""
-    match read_secret(secret):
-        case str() as text:
-            shared = text.encode(errors="surrogateescape")
-            return lambda payload: hmac.new(shared, payload, "sha256").hexdigest()
-        case RSAPrivateKey() as key:
-            return lambda payload: b64encode(key.sign(payload, PKCS1v15(), SHA256())).decode()
-        case Ed25519PrivateKey() as key:
-            return lambda payload: b64encode(key.sign(payload)).decode()
-        case key:
-            raise ValueError(f"the secret is {kind_of(key)}, which Binance does not take: use RSA or Ed25519")

@@ -1,8 +1,6 @@
-"""How a request to LBank is signed. No endpoint, answer or retry belongs here; the clock is given."""
+"""How a request to LBank is signed. No endpoint, response or retry belongs here; the clock is given."""
 
-import hmac
 import secrets
-from base64 import b64encode
 from collections.abc import Callable, Generator
 from hashlib import md5
 from string import ascii_letters, digits
@@ -10,11 +8,8 @@ from typing import Literal
 from urllib.parse import parse_qsl
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.hashes import SHA256
 
-from affiliate_pipeline.http.encoding import encode, kind_of, read_secret
+from affiliate_pipeline.http.encoding import encode, read_secret
 
 ECHOSTR_CHARACTERS = 35  # 30 to 40 are accepted
 
@@ -60,15 +55,13 @@ def _signer(secret: str, method: str) -> Callable[[bytes], str]:
     """What signs a digest with `secret`, as text that is not yet percent-encoded."""
     if method not in ("HmacSHA256", "RSA"):
         raise ValueError("the signature method is neither HmacSHA256 nor RSA")
-    match read_secret(secret), method:
-        case str() as text, "HmacSHA256":
-            shared = text.encode(errors="surrogateescape")
-            return lambda digest: hmac.new(shared, digest, "sha256").hexdigest()
-        case str(), _:
+    found = read_secret(secret)
+    match found.kind, method:
+        case ("HMAC", "HmacSHA256") | ("RSA", "RSA"):
+            return found.sign
+        case "HMAC", _:
             raise ValueError("the secret is no private key, and LBANK_SIGNATURE_METHOD is RSA: one of them is wrong")
-        case RSAPrivateKey() as key, "RSA":
-            return lambda digest: b64encode(key.sign(digest, PKCS1v15(), SHA256())).decode()
-        case RSAPrivateKey(), _:
+        case "RSA", _:
             raise ValueError("the secret is a private key: set LBANK_SIGNATURE_METHOD to RSA, or use the HMAC secret")
-        case key, _:
-            raise ValueError(f"the secret is {kind_of(key)}, which LBank does not take: use RSA")
+        case kind, _:
+            raise ValueError(f"the secret is a private key of type {kind}, which LBank does not take: use RSA")
