@@ -130,8 +130,8 @@ def test_what_plainly_means_a_proxy_is_one(value, url, login):
 def test_the_variable_of_the_scheme_wins_and_lower_case_wins():
     variables = {"ALL_PROXY": "a:1", "HTTP_PROXY": "h:1", "http_proxy": "l:1"}
     network = Network(variables)
-    assert network.proxy_for(httpx.URL("http://x.example")).host == "l"
-    assert network.proxy_for(httpx.URL("https://x.example")).host == "a"
+    assert network.proxy_for(httpx.URL("http://x.example")).url == "http://l:1"
+    assert network.proxy_for(httpx.URL("https://x.example")).url == "http://a:1"
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
