@@ -12,11 +12,11 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
-import stamina
 from psycopg import sql
 
 from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.defs.environment import Loaded
+from affiliate_pipeline.http import retry
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests import isolation
 from affiliate_pipeline_tests.webhook import Webhook
@@ -34,10 +34,8 @@ def pytest_sessionstart() -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_waiting_between_retries() -> Iterator[None]:
-    stamina.set_testing(True, attempts=10_000)
-    yield
-    stamina.set_testing(False)
+def no_waiting_between_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "MAX_WAIT_S", 0.0)
 
 
 @pytest.fixture(autouse=True)

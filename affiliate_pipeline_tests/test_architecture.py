@@ -87,7 +87,6 @@ FENCES = {
         "exchanges.lbank.signing",
         *(f"exchanges.{e.exchange.name}.exchange" for e in ENDPOINTS),
     ),
-    "stamina": ("http",),
     # Owners of tables run their SQL; the connection comes from `postgres`.
     "psycopg": (
         "postgres",

@@ -68,7 +68,8 @@ def _as_escape(escape: re.Match[bytes]) -> bytes:
 
 
 def _flattened(body: bytes) -> bytes:
-    pieces, end, start, depth = [], 0, 0, 0
+    pieces: list[bytes] = []
+    end = start = depth = 0
     for bracket in _BRACKET.finditer(body):
         if bracket[0] in (b"[", b"{"):
             depth += 1

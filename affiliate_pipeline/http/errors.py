@@ -1,23 +1,7 @@
-"""The errors of talking to an exchange. Their text is for a person: what happened, and what to do.
+"""Errors of requests to an exchange. Their text is for a person: what happened, and what to do.
 
-No secret, signature, URL or full email may stand in them (`redact.py`), and they are raised `from None`, so that no
-library exception with a URL in it is shown behind them.
-
-    ExchangeError
-    ├── Transient                 asking again may help; after the last attempt it fails the days asked for
-    │   ├── Unanswered            no complete answer: refused connection, timeout, reset, truncated body
-    │   │   ├── Unconnected       no connection was made: the request did not leave this machine
-    │   │   └── ProxyFailed       the same through a proxy, which is named; ProxyUnreachable if nothing left it
-    │   ├── RateLimited           the exchange says how long to wait
-    │   └── ClockOff              the exchange's clock and ours differ
-    ├── OutcomeUnknown            a POST may have had its effect or not: only the exchange's own state tells
-    ├── Refused                   asking again cannot help: fails the days asked for
-    │   └── UrlExpired            a URL that was given out for a while is no longer good: ask for a fresh one
-    └── Fatal                     ends the whole range at once
-        ├── AccessRefused         key, secret, IP address or permission
-        ├── Banned                the exchange wants a longer silence than a run can wait
-        ├── UnusableNetwork       a proxy or certificate setting of this machine permits no request
-        └── Unreachable           no answer to anything for a while
+It has no secret, signature, URL or full email in it (`domain.redaction`). They are raised `from None`, so that no exception
+of a library, which may quote a URL, is shown with them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,7 +22,10 @@ class ExchangeError(AffiliateError):
 
 
 class Transient(ExchangeError):
-    """Asking again may help; `retry_after_s` is how long the exchange allows no request, None if not given."""
+    """Another request may succeed; after the last attempt it fails the days requested.
+
+    `retry_after_s` is how long the exchange allows no request, None if not given.
+    """
 
     def __init__(self, text: str, retry_after_s: float | None = None):
         super().__init__(text)
@@ -46,19 +33,19 @@ class Transient(ExchangeError):
 
 
 class Unanswered(Transient):
-    """No complete answer came."""
+    """No complete response: refused connection, timeout, reset, truncated body."""
 
 
 class Unconnected(Unanswered):
-    """No connection was made, so that nothing was asked."""
+    """No connection was made: the request did not leave this machine."""
 
 
 class ProxyFailed(Unanswered):
-    """No complete answer came through the proxy; the text names it and its variable."""
+    """No complete response through the proxy; the text names it and its variable."""
 
 
 class ProxyUnreachable(ProxyFailed, Unconnected):
-    """The proxy is away or does not reach the exchange, which was sent nothing."""
+    """The proxy is away or does not reach the exchange, which received nothing."""
 
 
 class RateLimited(Transient):
@@ -66,8 +53,8 @@ class RateLimited(Transient):
 
 
 class ClockOff(Transient):
-    """The exchange refused our timestamp; `server_ms` is its clock, if it said, and `signed_offset_ms` the correction of ours
-    that the request was signed with."""
+    """The exchange rejected our timestamp; `server_ms` is its clock, if given, and `signed_offset_ms` the correction of our
+    clock that the request was signed with."""
 
     def __init__(self, text: str, server_ms: int | None = None):
         super().__init__(text)
@@ -76,15 +63,15 @@ class ClockOff(Transient):
 
 
 class OutcomeUnknown(ExchangeError):
-    """A POST was sent and nobody said what became of it: look before it is sent again."""
+    """A POST may have taken effect: only the exchange's own state shows it."""
 
 
 class Refused(ExchangeError):
-    """Asking again cannot help."""
+    """Another request cannot succeed: fails the days requested."""
 
 
 class UrlExpired(Refused):
-    """The URL is no longer good; a fresh one may be."""
+    """The URL has expired; a fresh one may work."""
 
 
 class Fatal(ExchangeError):
@@ -92,7 +79,7 @@ class Fatal(ExchangeError):
 
 
 class AccessRefused(Fatal):
-    """The exchange refused who we are or what we may do; `code` is its own for it."""
+    """Key, secret, IP address or permission is not accepted; `code` is the exchange's own."""
 
     def __init__(self, text: str, code: int | None = None):
         super().__init__(text)
@@ -100,12 +87,12 @@ class AccessRefused(Fatal):
 
 
 class Banned(Fatal):
-    """The exchange wants silence for longer than a run can wait."""
+    """The exchange allows no request for longer than a run can wait."""
 
 
 class Unreachable(Fatal):
-    """Nothing answered for `client.SILENCE_LIMIT_S`."""
+    """No response to any request for `retry.SILENCE_LIMIT_S`."""
 
 
 class UnusableNetwork(Fatal):
-    """This machine's network settings permit no request."""
+    """A proxy or certificate setting of this machine permits no request."""

@@ -5,10 +5,11 @@ The exchange's own message comes first; what is added to it never contradicts it
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from affiliate_pipeline.http.client import Reply
+from affiliate_pipeline.http.client import Response
 from affiliate_pipeline.http.error_body import ErrorBody, read_error
 from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, RateLimited, Refused, Transient
 
@@ -31,28 +32,33 @@ _CAUSES = {
     "permission": re.compile(r"permission|authori[sz]|privilege|权限", re.IGNORECASE),
     "user": re.compile(r"open.?id|\buser|用户", re.IGNORECASE),
 }
-_STATUSES = {
+_STATUSES = dict.fromkeys((406, 411, 413, 414, 415), "something on the way changes or limits requests") | {
     401: "the API key is not accepted, or a proxy on the way requires credentials",
     403: "a firewall, or a permission that is missing",
     404: "the base URL is wrong, or the account does not have this endpoint",
     405: "the base URL is wrong, or something on the way changes requests",
-    406: "something on the way changes requests or responses",
     407: "a proxy on the way requires credentials",
-    411: "something on the way changes requests",
-    413: "something on the way changes or limits requests",
-    414: "something on the way changes or limits requests",
-    415: "something on the way changes requests",
     422: "the exchange does not accept the parameters",
     451: "the exchange does not serve this location",
 }
 _FIREWALL = "This usually comes from a firewall or a maintenance, not from the API"
 
 
-def describe(exchange: str, reply: Reply, error: ErrorBody, code_name: str = "code") -> str:
+@dataclass(frozen=True)
+class Meaning:
+    """What a code of the exchange's own means: an error, and `advice` to add to the message unless that names a cause
+    which is not one of `causes` (names of `_CAUSES`; none: any)."""
+
+    error: type[ExchangeError]
+    advice: str = ""
+    causes: frozenset[str] = frozenset()
+
+
+def describe(exchange: str, response: Response, error: ErrorBody, code_name: str = "code") -> str:
     """The status, the code and the message as one sentence without its full stop."""
-    status = reply.status_code
+    status = response.status_code
     text = f"{exchange} answered HTTP {status}" + (f" ({HTTPStatus(status).phrase})" if status in _STATUSES else "")
-    if target := redirect_target(reply.status_code, reply.headers):
+    if target := redirect_target(status, response.headers):
         text += f", a redirect to {target}"
     if error.code is not None:
         text += f", {code_name} {error.code}"
@@ -64,41 +70,79 @@ def describe(exchange: str, reply: Reply, error: ErrorBody, code_name: str = "co
     return text if error.is_page or target else f"{text}, without an explanation"
 
 
+@dataclass(frozen=True)
+class Variables:
+    """The variables of an account, for advice."""
+
+    key: str
+    secret: str
+    base_url: str
+
+
 def failure(
-    text: str, reply: Reply, error: ErrorBody, by_code: ExchangeError | None, key_name: str, base_url_name: str
+    text: str, response: Response, error: ErrorBody, meaning: Meaning | None, variables: Variables
 ) -> ExchangeError:
-    """What to raise for a response that failed; `by_code` is what the exchange's own code means, if it means anything."""
-    status = max(reply.status_code, error.http_status or 0)
-    meaning = f". Usually {_STATUSES[status]}" if status in _STATUSES and by_code is None else ""
-    target = redirect_target(reply.status_code, reply.headers)
+    """What to raise for a failed response.
+
+    Args:
+        text: what `describe` returned.
+        meaning: what the exchange's own code means; None if it is unknown, or there is none.
+    """
+    return (
+        _whatever_the_code(text, response, error, meaning, variables)
+        or (meaning and _by_code(text, error, meaning, variables))
+        or _by_status(text, response, error, variables)
+    )
+
+
+def _whatever_the_code(
+    text: str, response: Response, error: ErrorBody, meaning: Meaning | None, variables: Variables
+) -> ExchangeError | None:
+    status = max(response.status_code, error.http_status or 0)
+    target = redirect_target(response.status_code, response.headers)
     if status == 451 or _LOCATION.search(error.message):
         return Fatal(
             f"{text}. The exchange does not serve the place of this machine's IP address, or of its proxy's; "
             "another key does not help"
         )
-    if status in (418, 429) or isinstance(by_code, RateLimited) or _TOO_MANY.search(error.message):
-        return RateLimited(text, _pause_s(reply, error))
+    is_limit = meaning is not None and meaning.error is RateLimited
+    if is_limit or status in (418, 429) or _TOO_MANY.search(error.message):
+        return RateLimited(text, _pause_s(response, error))
     if status >= 500:
-        return Transient(text, reply.retry_after_s)
+        return Transient(text, response.retry_after_s)
     if _MAINTENANCE.search(f"{error.message} {target}"):
-        return Transient(f"{text}. {_FIREWALL}", reply.retry_after_s)
+        return Transient(f"{text}. {_FIREWALL}", response.retry_after_s)
     if target:
         return Refused(
-            f"{text}. Requests are not sent there: check {base_url_name}, and whether a proxy or a login page is on the way"
+            f"{text}. Requests are not sent there: check {variables.base_url}, and whether a proxy or a login page is on "
+            "the way"
         )
-    if by_code:
-        return by_code
+    return None
+
+
+def _by_code(text: str, error: ErrorBody, meaning: Meaning, variables: Variables) -> ExchangeError:
+    named = {name for name, pattern in _CAUSES.items() if pattern.search(error.message)}
+    if meaning.advice and not (named and meaning.causes and not named & meaning.causes):
+        text = f"{text}. {meaning.advice.format(key=variables.key, secret=variables.secret)}"
+    return AccessRefused(text, error.code) if meaning.error is AccessRefused else meaning.error(text)
+
+
+def _by_status(text: str, response: Response, error: ErrorBody, variables: Variables) -> ExchangeError:
+    status = max(response.status_code, error.http_status or 0)
+    usual = f". Usually {_STATUSES[status]}" if status in _STATUSES else ""
     if status in (401, 407):
-        return AccessRefused(f"{text}{meaning}: check {key_name} and the proxy")
+        return AccessRefused(f"{text}{usual}: check {variables.key} and the proxy")
     if error.is_page or (error.code in (None, status) and status == 403):
-        return Transient(f"{text}. {_FIREWALL}", reply.retry_after_s)
+        return Transient(f"{text}. {_FIREWALL}", response.retry_after_s)
     # A 201…299 whose body reports no failure: a firewall's challenge, or the request took effect without a response.
     if status in (408, 425) or 200 < status < 300:
-        return Transient(text, reply.retry_after_s)
+        return Transient(text, response.retry_after_s)
     if status == 403:
-        return AccessRefused(f"{text}. Check {key_name}, its permissions and its list of IP addresses at the exchange")
+        return AccessRefused(
+            f"{text}. Check {variables.key}, its permissions and its list of IP addresses at the exchange"
+        )
     if error.code is None or error.http_status:
-        return Refused(f"{text}{meaning}" + (f": check {base_url_name}" if status in (404, 405) else ""))
+        return Refused(f"{text}{usual}" + (f": check {variables.base_url}" if status in (404, 405) else ""))
     return Refused(text)
 
 
@@ -112,16 +156,10 @@ def is_failure(error: ErrorBody) -> bool:
     )
 
 
-def error_of(reply: Reply) -> ErrorBody:
+def error_of(response: Response) -> ErrorBody:
     """What the response's body says."""
-    body = reply.content if reply.received is None else reply.received
-    return read_error(body, reply.headers.get("Content-Type", ""))
-
-
-def agreeing(text: str, error: ErrorBody, addition: str, *causes: str) -> str:
-    """The text and what its code usually means, unless its message names another cause than these."""
-    named = {name for name, pattern in _CAUSES.items() if pattern.search(error.message)}
-    return text if named and not named & {*causes} else f"{text}. {addition}"
+    body = response.content if response.received is None else response.received
+    return read_error(body, response.headers.get("Content-Type", ""))
 
 
 def redirect_target(status: int, headers: Mapping[str, str]) -> str:
@@ -136,9 +174,9 @@ def redirect_target(status: int, headers: Mapping[str, str]) -> str:
         return "an invalid URL"
 
 
-def _pause_s(reply: Reply, error: ErrorBody) -> float | None:
+def _pause_s(response: Response, error: ErrorBody) -> float | None:
     """The longest pause that the header or the message requests; None if neither does."""
-    pauses = [] if reply.retry_after_s is None else [reply.retry_after_s]
+    pauses = [] if response.retry_after_s is None else [response.retry_after_s]
     if banned := _BANNED_UNTIL.search(error.message):
-        pauses.append(max(0.0, int(banned[1]) / 1000 - reply.sent_s))
+        pauses.append(max(0.0, int(banned[1]) / 1000 - response.sent_s))
     return max(pauses, default=None)

@@ -1,17 +1,19 @@
-"""What the client needs of a rate limit. The one that holds over all processes is `postgres/lease.py`."""
+"""What the client needs of a rate limit. The one that holds over all processes is `postgres.rate_limiter`."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
 class Limit(Protocol):
-    """A rate limit shared by everybody who uses the same key."""
+    """A rate limit shared by all requests with the same key."""
 
     def slot(self) -> AbstractContextManager[None]:
-        """Waits until a request may be sent; held until its answer has arrived."""
+        """Waits until a request may be sent; held until its response is complete."""
+        ...
 
     def pause(self, seconds: float) -> None:
-        """Nobody sends for so long."""
+        """No request with the same key is sent for so long."""
+        ...
 
 
 class Unlimited:

@@ -4,7 +4,7 @@ import pytest
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.__main__ import app
-from affiliate_pipeline.http import client as client_module
+from affiliate_pipeline.http import retry
 from affiliate_pipeline.http.heartbeat import beat
 from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.monitoring import alerts
@@ -93,7 +93,7 @@ def test_an_unreachable_proxy_is_named(both, checked, only_binance, monkeypatch,
     printed = checked()
     assert named in printed and "status page" not in printed and PASSWORD not in printed
 
-    monkeypatch.setattr(client_module, "SILENCE_LIMIT_S", 0.2)
+    monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
     run = materialize(KEY, DAYS[:2])
     assert set(run.failed) == set(DAYS[:2])
     for reason in run.failed.values():
@@ -105,7 +105,7 @@ def test_an_unreachable_proxy_is_named(both, checked, only_binance, monkeypatch,
 @pytest.mark.parametrize("status", [403, 407, 502])
 def test_a_refusing_proxy_is_named(both, checked, only_binance, monkeypatch, scheme, status):
     only_binance(scheme)
-    monkeypatch.setattr(client_module, "SILENCE_LIMIT_S", 0.2)
+    monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
     with Proxy(status=status) as proxy:
         monkeypatch.setenv("all_proxy", proxy.url.replace("://", f"://user:{PASSWORD}@"))
         named = f"the proxy 127.0.0.1:{proxy.port} (all_proxy)"

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from affiliate_pipeline.http import client
+from affiliate_pipeline.http import retry
 from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.sandbox.exchange import Answer
 from affiliate_pipeline.sandbox.faults import KINDS
@@ -38,7 +38,7 @@ def rows(sandbox):
 # Bad days
 
 
-@pytest.mark.parametrize(("status", "code", "attempts"), [(400, -1100, 1), (500, -1001, client.ATTEMPTS)])
+@pytest.mark.parametrize(("status", "code", "attempts"), [(400, -1100, 1), (500, -1001, retry.MAX_ATTEMPTS)])
 def test_a_bad_day_fails_alone(sandbox, query, rows, status, code, attempts):
     bad = DAYS[2]
     sandbox.faults.fail_day(bad, status=status, code=code)
@@ -131,7 +131,7 @@ def test_a_troubled_exchange_lands_exactly(sandbox, query, rows, declare, seed):
 
 
 def test_a_dead_exchange_fails_every_day_and_touches_nothing(sandbox, query, rows, monkeypatch):
-    monkeypatch.setattr(client, "SILENCE_LIMIT_S", 0.2)
+    monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
     materialize(KEY, DAYS[:2])
     sandbox.stop()
 
@@ -147,7 +147,7 @@ def test_a_dead_exchange_fails_every_day_and_touches_nothing(sandbox, query, row
 
 
 def test_an_exchange_that_dies_on_the_way_leaves_what_landed_marked(sandbox, query, rows, monkeypatch):
-    monkeypatch.setattr(client, "SILENCE_LIMIT_S", 0.2)
+    monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
     dying = rows[DAYS[3]][0]["time"]
 
     def transform(row):

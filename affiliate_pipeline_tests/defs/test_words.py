@@ -5,7 +5,7 @@ import json
 import pytest
 
 from affiliate_pipeline.app.__main__ import app
-from affiliate_pipeline.http.client import ATTEMPTS
+from affiliate_pipeline.http.retry import MAX_ATTEMPTS
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.kickbacks import HISTORY, OLD, PATH, REQUEST, collections, kickbacks, posts
 from affiliate_pipeline_tests.defs.rebates import KEY, SETTLED
@@ -28,14 +28,14 @@ def answer(sandbox, status: int, body: object, times: int = 1, **headers: str) -
         (400, {"code": -1121, "msg": "Invalid symbol."}, 1, "code -1121: Invalid symbol"),
         (200, {"success": False, "code": "000002", "message": "illegal parameter"}, 1, "code 2: illegal parameter"),
         (451, LOCATION, 1, "restricted location"),
-        (404, PAGE, ATTEMPTS, WORDS),
-        (503, PAGE, ATTEMPTS, WORDS),
-        (200, {"msg": "系统维护"}, ATTEMPTS, "系统维护"),
+        (404, PAGE, MAX_ATTEMPTS, WORDS),
+        (503, PAGE, MAX_ATTEMPTS, WORDS),
+        (200, {"msg": "系统维护"}, MAX_ATTEMPTS, "系统维护"),
         (200, {"rows": "none"}, 1, '{"rows": "none"}'),
     ],
 )
 def test_the_reason_of_a_day_quotes_the_exchange(sandbox, status, body, requests, words):
-    answer(sandbox, status, body, 10 * ATTEMPTS)
+    answer(sandbox, status, body, 10 * MAX_ATTEMPTS)
 
     run = materialize(KEY, [SETTLED])
 
@@ -51,12 +51,12 @@ def test_the_reason_of_a_day_quotes_the_exchange(sandbox, status, body, requests
             1,
             "error_code 10007: timestamp expired",
         ),
-        ({"code": 1, "message": "系统繁忙"}, ATTEMPTS, "code 1: 系统繁忙"),
-        ({"list": []}, ATTEMPTS, '{"list": []}'),
+        ({"code": 1, "message": "系统繁忙"}, MAX_ATTEMPTS, "code 1: 系统繁忙"),
+        ({"list": []}, MAX_ATTEMPTS, '{"list": []}'),
     ],
 )
 def test_the_reason_of_a_day_quotes_lbank(both, body, requests, words):
-    answer(both, 200, body, 10 * ATTEMPTS)
+    answer(both, 200, body, 10 * MAX_ATTEMPTS)
 
     run = materialize(INVITED, [SETTLED])
 

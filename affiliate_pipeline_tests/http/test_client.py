@@ -26,7 +26,9 @@ import pytest
 from affiliate_pipeline.exchanges.binance import responses
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
 from affiliate_pipeline.http import client as client_module
-from affiliate_pipeline.http.client import Client, Clock
+from affiliate_pipeline.http import retry
+from affiliate_pipeline.http.client import Client
+from affiliate_pipeline.http.clock import Clock
 from affiliate_pipeline.http.errors import (
     AccessRefused,
     Banned,
@@ -410,7 +412,7 @@ def test_a_slot_is_held_until_the_whole_answer_is_there(wire):
 
 
 def test_a_dead_server_ends_the_range_after_the_longest_silence(monkeypatch):
-    monkeypatch.setattr(client_module, "SILENCE_LIMIT_S", 0.3)
+    monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as gone:
         url = f"http://127.0.0.1:{gone.getsockname()[1]}"
     began = time.monotonic()
@@ -421,7 +423,7 @@ def test_a_dead_server_ends_the_range_after_the_longest_silence(monkeypatch):
 
 
 def test_the_silence_is_counted_from_the_last_answer(wire, monkeypatch):
-    monkeypatch.setattr(client_module, "SILENCE_LIMIT_S", 0.3)
+    monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.3)
 
     def late(connection: socket.socket) -> None:
         time.sleep(0.2)
@@ -433,7 +435,7 @@ def test_the_silence_is_counted_from_the_last_answer(wire, monkeypatch):
 
 
 def test_a_pause_that_was_asked_for_is_no_silence(wire, monkeypatch):
-    monkeypatch.setattr(client_module, "SILENCE_LIMIT_S", 0.3)
+    monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.3)
 
     class Pausing(Recording):
         """Whoever asks for the second slot waits for longer than the longest silence."""
@@ -452,7 +454,7 @@ def test_a_pause_that_was_asked_for_is_no_silence(wire, monkeypatch):
 
 
 def test_a_request_without_an_answer_ends_while_others_are_answered(wire, monkeypatch):
-    monkeypatch.setattr(client_module, "SILENCE_LIMIT_S", 0.1)
+    monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.1)
     wire.default = lambda connection: reset(connection) if "/bad" in wire.heads[-1] else connection.sendall(GOOD)
     ended = threading.Event()
 
@@ -488,7 +490,7 @@ def test_an_answer_that_does_not_come_is_asked_for_again(wire, monkeypatch):
 
 
 def test_an_answer_that_trickles_is_given_up(wire, monkeypatch):
-    monkeypatch.setattr(client_module, "ANSWER_LIMIT_S", 0.15)
+    monkeypatch.setattr(client_module, "RESPONSE_LIMIT_S", 0.15)
     sent = []
 
     def trickle(connection: socket.socket) -> None:
@@ -609,7 +611,7 @@ FAILING = SPOILED | {
 
 @pytest.mark.parametrize("answer", FAILING.values(), ids=FAILING.keys())
 def test_no_error_and_no_log_shows_a_signature_or_a_key(wire, monkeypatch, caplog, answer):
-    monkeypatch.setattr(client_module, "SILENCE_LIMIT_S", 0.05)
+    monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.05)
     caplog.set_level(logging.DEBUG)
     if FAILING["an echo"] is answer:
 

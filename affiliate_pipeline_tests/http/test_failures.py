@@ -13,7 +13,8 @@ from affiliate_pipeline.exchanges.binance import responses as binance
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
 from affiliate_pipeline.exchanges.lbank import responses as lbank
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
-from affiliate_pipeline.http.client import Client, Clock
+from affiliate_pipeline.http.client import Client
+from affiliate_pipeline.http.clock import Clock
 from affiliate_pipeline.http.errors import (
     AccessRefused,
     Banned,
@@ -143,7 +144,7 @@ def test_an_error_with_http_200_is_one(failed, shape):
         ('"not good"', "not good"),
         ("not good", "not good"),
         ("", "without an explanation"),
-        (gzip.compress(b'{"code":-4046,"msg":"zipped"}'), "code -4046: zipped"),
+        (gzip.compress(b'{"code":-4046,"msg":"zipped"}', mtime=0), "code -4046: zipped"),
         ('{"code":-4046,"msg":"参数错误"}'.encode("gbk"), "code -4046: 参数错误"),
         ("\ufeff".encode("utf-16-le") + '{"code":-4046,"msg":"ü"}'.encode("utf-16-le"), "code -4046: ü"),
         (b'{"code":-4046,"msg":"caf\xe9 closed"}', "code -4046: café closed"),

@@ -204,7 +204,7 @@ def test_the_slot_of_a_killed_holder_comes_back(lease_of, database_url):
 def test_a_hold_outlasts_every_request():
     from affiliate_pipeline.http import client
 
-    longest_s = client.ANSWER_LIMIT_S + client.TIMEOUT.read
+    longest_s = client.RESPONSE_LIMIT_S + client.TIMEOUT.read
     assert lease_module.HOLD_S / 2 + longest_s <= lease_module.HOLD_S + 60  # a block's last request; Binance's window
     assert longest_s <= lease_module.HOLD_S + 10  # a slot of one request; LBank's window
 

@@ -14,7 +14,8 @@ from affiliate_pipeline.exchanges.lbank.session import LBankSession, rows_of
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
 from affiliate_pipeline.exchanges.lists import get_list
 from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, Shared
-from affiliate_pipeline.http.client import Client, Clock
+from affiliate_pipeline.http.client import Client
+from affiliate_pipeline.http.clock import Clock
 from affiliate_pipeline.http.encoding import check_api_key
 from affiliate_pipeline.http.errors import Refused
 from affiliate_pipeline.http.network import Network

@@ -22,8 +22,8 @@ from affiliate_pipeline.exchanges.binance.customer_ids.pending_actions import Pe
 from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import rows_of
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan
-from affiliate_pipeline.http.client import ATTEMPTS
 from affiliate_pipeline.http.errors import ExchangeError, OutcomeUnknown, Refused
+from affiliate_pipeline.http.retry import MAX_ATTEMPTS
 from affiliate_pipeline.schema.decode import identities
 
 # `unknown` never lands: the next run settles it.
@@ -180,7 +180,7 @@ class _Run:
 
     def _assign(self, change: _Change) -> bool:
         outcome, message = FAILED, ""
-        for _ in range(ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             outcome, message = self._attempt(change)
             if outcome != FAILED:
                 break
