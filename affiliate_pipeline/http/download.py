@@ -5,10 +5,10 @@ import time
 
 import httpx
 
-from affiliate_pipeline.http.client import TIMEOUT
+from affiliate_pipeline.http.client import TIMEOUT, Response
 from affiliate_pipeline.http.error_body import read_error
 from affiliate_pipeline.http.errors import Refused, Transient, UrlExpired
-from affiliate_pipeline.http.failures import redirect_target
+from affiliate_pipeline.http.failures import describe
 from affiliate_pipeline.http.network import DIRECT, Network, client
 from affiliate_pipeline.http.retry import GiveUp, Silence, decide
 
@@ -64,29 +64,20 @@ def _once(http: httpx.Client, url: str, max_bytes: int) -> bytes:
 
 def _check(response: httpx.Response, host: str) -> None:
     """Raises unless the response is a file whose end can be told from an interruption."""
-    status = response.status_code
+    status, headers = response.status_code, response.headers
     if status != 200:
-        answer = f"the file host {host} answered HTTP {status}{_message(response)}"
+        body = b""
+        for piece in response.iter_raw():
+            body += piece
+            if len(body) > MAX_ERROR_BYTES:
+                break
+        error = read_error(body, headers.get("Content-Type", ""))
+        answer = describe(f"the file host {host}", Response(status, headers, body), error)
         if status in _EXPIRED:
-            raise UrlExpired(f"{answer}: the URL has expired")
-        if status >= 500 or status in (408, 429):
-            raise Transient(answer)
-        raise Refused(f"{answer} instead of the file")
-    encoding = response.headers.get("Content-Encoding", "identity").lower()
+            raise UrlExpired(f"{answer}. The URL has expired")
+        raise Transient(answer) if status >= 500 or status in (408, 429) else Refused(f"{answer}, instead of the file")
+    encoding = headers.get("Content-Encoding", "identity").lower()
     if encoding not in ("identity", "gzip", "x-gzip"):
         raise Refused(f"the file host {host} sent the file in the encoding {encoding!r}, which was not requested")
-    if not {"content-length", "transfer-encoding"} & response.headers.keys():
+    if not {"content-length", "transfer-encoding"} & headers.keys():
         raise Refused(f"the file host {host} does not say how long the file is: a part of it would look like the whole")
-
-
-def _message(response: httpx.Response) -> str:
-    """The redirect target and the message that the host sent in place of a file, in brackets."""
-    body = b""
-    for piece in response.iter_raw():
-        body += piece
-        if len(body) > MAX_ERROR_BYTES:
-            break
-    target = redirect_target(response.status_code, response.headers)
-    message = read_error(body, response.headers.get("Content-Type", "")).message
-    found = "; ".join(each for each in (target and f"a redirect to {target}", message) if each)
-    return f" ({found})" if found else ""

@@ -28,14 +28,14 @@ _CUT_OFF = (
     "name a file"
 )
 _OTHER_FORMATS = (
-    (re.compile(r"(ssh-|ecdsa-|sk-)\S+ AAAA|AAAA[BCE]3Nz|---- BEGIN SSH2 PUBLIC KEY"), _PUBLIC),
-    (re.compile("PuTTY-User-Key-File"), "is a PuTTY key (.ppk): export it with PuTTYgen as an OpenSSH key"),
-    (re.compile(r"\{"), "is JSON, as a JWK is: store the private key as PEM"),
+    (r"(ssh-|ecdsa-|sk-)\S+ AAAA|AAAA[BCE]3Nz|---- BEGIN SSH2 PUBLIC KEY", _PUBLIC),
+    ("PuTTY-User-Key-File", "is a PuTTY key (.ppk): export it with PuTTYgen as an OpenSSH key"),
+    (r"\{", "is JSON, as a JWK is: store the private key as PEM"),
 )
-_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
-_LABEL = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----")
+_BLOCK = r"(?s)-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----"
+_LABEL = r"-----BEGIN ([A-Z0-9 ]+)-----"
 # Neither an HMAC secret nor base64 begins or ends like this.
-_PATH = re.compile(r"(?i)(~|\.{1,2}[/\\]|[a-z]:\\|file:).*|.*\.(pem|key|txt|der|p8|p12|pfx|ppk|json|crt|cer|pub)")
+_PATH = r"(?i)(~|\.{1,2}[/\\]|[a-z]:\\|file:).*|.*\.(pem|key|txt|der|p8|p12|pfx|ppk|json|crt|cer|pub)"
 _PFX_CONTENT = bytes.fromhex("06092a864886f70d0107")  # the PKCS#7 content type, near the beginning
 _OPENSSH = b"openssh-key-v1\0"
 
@@ -59,7 +59,7 @@ def check_api_key(api_key: str, secret: str) -> None:
 
 @dataclass(frozen=True)
 class Secret:
-    """What requests are signed with: `kind` is HMAC or the type of a private key, such as RSA.
+    """What requests are signed with: `kind` is HMAC, RSA or Ed25519.
 
     `sign` returns the HMAC-SHA256 in hex, or in base64 the signature of RSA (PKCS #1 v1.5, SHA-256) or Ed25519.
     """
@@ -80,7 +80,7 @@ def read_secret(setting: str) -> Secret:
     except _UnusableSecret as error:
         problem = f"{error}"
     else:
-        return _hmac(found) if isinstance(found, bytes) else _signing(found)
+        return _signing(found)
     if path and not problem.startswith("is the path"):
         problem = f"is the path of a file whose content {problem}"
     # Outside the handler: a parser's error may quote bytes of the key and must not be chained to this one.
@@ -91,28 +91,20 @@ class _UnusableSecret(Exception):
     """What is wrong with a secret, as the rest of a sentence."""
 
 
-def _hmac(secret: bytes) -> Secret:
-    return Secret("HMAC", lambda payload: hmac.new(secret, payload, "sha256").hexdigest())
-
-
-def _signing(key: "PrivateKeyTypes") -> Secret:
+def _signing(secret: "bytes | PrivateKeyTypes") -> Secret:
+    if isinstance(secret, bytes):
+        return Secret("HMAC", lambda payload: hmac.new(secret, payload, "sha256").hexdigest())
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.hazmat.primitives.hashes import SHA256
 
-    kind = type(key).__name__.removesuffix("PrivateKey").lstrip("_")
-
-    def sign(payload: bytes) -> str:
-        match key:
-            case RSAPrivateKey():
-                return b64encode(key.sign(payload, PKCS1v15(), SHA256())).decode()
-            case Ed25519PrivateKey():
-                return b64encode(key.sign(payload)).decode()
-            case _:
-                raise TypeError(f"no exchange takes signatures by {kind}")
-
-    return Secret(kind, sign)
+    if isinstance(secret, RSAPrivateKey):
+        return Secret("RSA", lambda payload: b64encode(secret.sign(payload, PKCS1v15(), SHA256())).decode())
+    if isinstance(secret, Ed25519PrivateKey):
+        return Secret("Ed25519", lambda payload: b64encode(secret.sign(payload)).decode())
+    kind = type(secret).__name__.removesuffix("PrivateKey").lstrip("_")
+    raise ValueError(f"the secret is a private key of type {kind}, which no exchange takes: use RSA or Ed25519")
 
 
 def _path_in(text: str) -> Path | None:
@@ -122,7 +114,7 @@ def _path_in(text: str) -> Path | None:
     with suppress(OSError, RuntimeError, ValueError):
         path = path.expanduser()
         exists = path.exists()
-    return path if exists or text.startswith("/") or _PATH.fullmatch(text) else None
+    return path if exists or text.startswith("/") or re.fullmatch(_PATH, text) else None
 
 
 def _content(path: Path) -> bytes:
@@ -160,7 +152,7 @@ def _secret_in(content: bytes) -> "bytes | PrivateKeyTypes":
     if "-----BEGIN " in text or "-----END " in text:
         return _key_in_pem(text)
     for pattern, problem in _OTHER_FORMATS:
-        if pattern.match(text):
+        if re.match(pattern, text):
             raise _UnusableSecret(problem)
     binary = _base64(text)
     if binary.lstrip().startswith(b"-----BEGIN "):
@@ -182,7 +174,7 @@ def _shared_secret(text: str) -> bytes:
 
 def _key_in_pem(text: str) -> "PrivateKeyTypes":
     """The first private key among the PEM blocks."""
-    blocks = _BLOCK.findall(text)
+    blocks = re.findall(_BLOCK, text)
     for label, body in blocks:
         if label == "ENCRYPTED PRIVATE KEY" or "ENCRYPTED" in body:
             raise _UnusableSecret(_ENCRYPTED)
@@ -190,7 +182,7 @@ def _key_in_pem(text: str) -> "PrivateKeyTypes":
             if key := _private_key(_base64(body)):
                 return key
             raise _UnusableSecret(_DAMAGED)
-    labels = _LABEL.findall(text)
+    labels = re.findall(_LABEL, text)
     if len(labels) > len(blocks) or not labels:
         raise _UnusableSecret(_CUT_OFF.format(line="END" if labels else "BEGIN"))
     if labels[0].endswith("PUBLIC KEY"):

@@ -20,15 +20,15 @@ _MESSAGE_NAMES = (
     *("msg", "message", "messagedetail", "errormsg", "errmsg", "errormessage", "title", "error", "errors"),
     *("errordescription", "description", "detail", "details", "reason", "cause"),
 )
-_WHOLE = re.compile(r"([+-]?[0-9]{1,18})(\.[0-9]+)?", re.ASCII)
-_CHARSET = re.compile(rb"charset\s*=\s*[\"']?([\w-]+)", re.IGNORECASE)
+_WHOLE = r"([+-]?[0-9]{1,18})(\.[0-9]+)?"
+_CHARSET = rb"(?i)charset\s*=\s*[\"']?([\w-]+)"
 # Of a page: what is not shown, and the elements in which XML names an error.
-_UNSEEN = re.compile(r"(?is)<!--.*?(?:-->|\Z)|<(script|style|noscript|template|svg)\b.*?(?:</\1\s*>|\Z)")
-_TAG = re.compile(r"<[^<>]*>")
-_NAMED = re.compile(r"(?is)<(code|message|msg)\b[^<>]*>([^<>]+)<")
-_QUERY = re.compile(r"(\w+://[^\s?#\"'<>]*)[?#][^\s\"'<>]*")
+_UNSEEN = r"(?is)<!--.*?(?:-->|\Z)|<(script|style|noscript|template|svg)\b.*?(?:</\1\s*>|\Z)"
+_TAG = r"<[^<>]*>"
+_NAMED = r"(?is)<(code|message|msg)\b[^<>]*>([^<>]+)<"
+_QUERY = r"(\w+://[^\s?#\"'<>]*)[?#][^\s\"'<>]*"
 # As long as a key or signature, which a message may quote without naming it.
-_TOKEN = re.compile(r"(?<![\w/.-])(?=\w*[0-9])(?=\w*[A-Za-z])\w{32,}(?![\w.])")
+_TOKEN = r"(?<![\w/.-])(?=\w*[0-9])(?=\w*[A-Za-z])\w{32,}(?![\w.])"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def whole(value: object) -> int | None:
     """The whole number that a JSON value is, as a number or as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    found = _WHOLE.fullmatch(str(value).strip())
+    found = re.fullmatch(_WHOLE, str(value).strip())
     return int(found[1]) if found else None
 
 
@@ -136,12 +136,12 @@ def _json(text: str) -> Any:
 
 
 def _read_page(text: str) -> ErrorBody:
-    named = {name.lower(): html.unescape(content).strip() for name, content in reversed(_NAMED.findall(text))}
+    named = {name.lower(): html.unescape(content).strip() for name, content in reversed(re.findall(_NAMED, text))}
     code = named.get("code", "")
     if message := named.get("message") or named.get("msg"):
         is_other_code = code and whole(code) is None
         return ErrorBody(whole(code), _line(f"{code}: {message}" if is_other_code else message), is_page=True)
-    texts = (" ".join(html.unescape(each).split()) for each in _TAG.split(_UNSEEN.sub(" ", text)))
+    texts = (" ".join(html.unescape(each).split()) for each in re.split(_TAG, re.sub(_UNSEEN, " ", text)))
     return ErrorBody(None, _line(" ".join(dict.fromkeys(filter(None, texts)))), is_page=True)
 
 
@@ -152,7 +152,7 @@ def _text(body: bytes, content_type: str) -> str:
         except zlib.error:
             return "something compressed that cannot be read"
     errors, body = "replace" if len(body) >= _MAX_TEXT_BYTES else "strict", body[:_MAX_TEXT_BYTES]
-    declared = _CHARSET.search(content_type.encode(errors="replace")) or _CHARSET.search(body[:1024])
+    declared = re.search(_CHARSET, content_type.encode(errors="replace")) or re.search(_CHARSET, body[:1024])
     for encoding in (json.detect_encoding(body), declared and declared[1].decode(), "gb18030"):
         with suppress(UnicodeError, LookupError):
             if encoding:
@@ -163,5 +163,5 @@ def _text(body: bytes, content_type: str) -> str:
 def _line(text: str) -> str:
     """The text in one line without control characters, secrets, queries of URLs and full emails."""
     text = " ".join("".join(each if each.isprintable() else " " for each in text[: 8 * MAX_MESSAGE_CHARACTERS]).split())
-    text = _TOKEN.sub("***", redact(_QUERY.sub(r"\1?***", text)))
+    text = re.sub(_TOKEN, "***", redact(re.sub(_QUERY, r"\1?***", text)))
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[:MAX_MESSAGE_CHARACTERS].rstrip() + "…"

@@ -27,11 +27,9 @@ from affiliate_pipeline.http.errors import ExchangeError, ProxyFailed, ProxyUnre
 
 _LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=8)
 _SCHEMES = {"http": "http", "https": "https", "socks": "socks5", "socks5": "socks5", "socks5h": "socks5h"}
-_BYPASS = re.compile(
-    r"(?:(?P<scheme>\w+)://)?(?:\[(?P<address>[^\]]+)\]|(?P<host>[\w.*-]+(?:/\d+)?))(?::(?P<port>\d+))?/?"
-)
+_BYPASS = r"(?:(?P<scheme>\w+)://)?(?:\[(?P<address>[^\]]+)\]|(?P<host>[\w.*-]+(?:/\d+)?))(?::(?P<port>\d+))?/?"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
+_HASHED_NAME = r"[0-9a-f]{8}\.\d+"
 _IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 log = logging.getLogger(__name__)
 
@@ -177,7 +175,7 @@ def _bypasses(variable: str, value: str) -> list[_Bypass]:
     for entry in filter(None, re.split(r"[\s,;]+", value.strip("\"'").lower())):
         if network := _ip_network(entry):  # before a port is split off: an IPv6 address has colons
             bypasses.append(_Bypass("all", network, None))
-        elif (parts := _BYPASS.fullmatch(entry)) and (
+        elif (parts := re.fullmatch(_BYPASS, entry)) and (
             host := _ip_network(parts["address"] or parts["host"]) or (parts["host"] or "").rstrip(".")
         ):
             bypasses.append(_Bypass(parts["scheme"] or "all", host, int(parts["port"]) if parts["port"] else None))
@@ -227,7 +225,7 @@ def _tls(file: str | None, folders: str | None) -> ssl.SSLContext:
             ) from None
     elif folders:
         files = [path.name for folder in folders.split(":") if Path(folder).is_dir() for path in Path(folder).iterdir()]
-        if not any(map(_HASHED_NAME.fullmatch, files)):
+        if not any(re.fullmatch(_HASHED_NAME, name) for name in files):
             raise UnusableNetwork(
                 "SSL_CERT_DIR cannot be used: it is not a folder of certificates named by their hashes",
                 "Set it to a folder that `openssl rehash` has been run on, or unset it",

@@ -21,14 +21,13 @@ if TYPE_CHECKING:
 MAX_PACKINGS = 5
 _PIECE_BYTES = 1 << 20
 _MAX_NAMES = 5
-_PACKED = re.compile(
-    rb"(?P<gzip>\x1f\x8b|x[\x01\x5e\x9c\xda])|(?P<bz2>BZh[1-9](?:1AY&SY|\x17rE8P\x90))|(?P<xz>\xfd7zXZ\0|\x5d\0\0)"
+_PACKED = (
+    rb"(?s)(?P<gzip>\x1f\x8b|x[\x01\x5e\x9c\xda])|(?P<bz2>BZh[1-9](?:1AY&SY|\x17rE8P\x90))|(?P<xz>\xfd7zXZ\0|\x5d\0\0)"
     rb"|(?P<zstd>\x28\xb5\x2f\xfd)|(?P<lz4>\x04\x22\x4d\x18)|(?P<zip>PK(?:\x03\x04|\x05\x06|\x07\x08))"
-    rb"|(?P<tar>.{257}ustar)",
-    re.DOTALL,
+    rb"|(?P<tar>.{257}ustar)"
 )
 # What operating systems add to archives.
-_JUNK = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$|desktop\.ini$)")
+_JUNK = r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$|desktop\.ini$)"
 _NAMED = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"Rar!\x1a\x07": "a RAR archive",
@@ -38,7 +37,7 @@ _NAMED = {
     b"-----BEGIN PGP": "encrypted or signed (OpenPGP)",
 }
 _BINARY_DATA = "binary data of an unknown kind, and not CSV text (it begins with {})"
-_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+_BINARY = rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]"
 
 
 class Unreadable(Refused):
@@ -65,7 +64,7 @@ def unpack_text(file: bytes, max_bytes: int) -> str:
     """
     left = max_bytes
     for _ in range(MAX_PACKINGS + 1):
-        packed = _PACKED.match(file)
+        packed = re.match(_PACKED, file)
         if not packed:
             return _decoded(file)
         try:
@@ -139,7 +138,7 @@ def _untarred(archive: "TarFile", size: int, left: int) -> bytes:
 
 def _only(what: str, names: Sequence[str]) -> str:
     """The one file that no operating system has added."""
-    found = [name for name in names if not _JUNK.search(posixpath.normpath(name))]
+    found = [name for name in names if not re.search(_JUNK, posixpath.normpath(name))]
     if len(found) == 1:
         return found[0]
     contents = f"{len(found)} files ({_shown(found)})" if found else "no file"
@@ -162,7 +161,7 @@ def _decoded(file: bytes) -> str:
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
             problem = f"not the {encoding.upper()} text that it seems to be ({error.reason})"
-        elif _BINARY.search(file[:4096]):
+        elif re.search(_BINARY, file[:4096]):
             problem = _BINARY_DATA
         else:
             byte = f"byte {error.start} (0x{file[error.start]:02x})"

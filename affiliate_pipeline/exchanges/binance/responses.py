@@ -4,7 +4,7 @@ import msgspec
 
 from affiliate_pipeline.http.client import Response
 from affiliate_pipeline.http.errors import AccessRefused, ClockOff, RateLimited, Transient
-from affiliate_pipeline.http.failures import Meaning, Variables, describe, error_of, failure, is_failure
+from affiliate_pipeline.http.failures import Interpreter, Meaning, error_of, is_failure
 
 SERVER_TIME_PATH = "/api/v3/time"
 
@@ -44,9 +44,7 @@ def read(response: Response, key_name: str, secret_name: str) -> bytes:
     # Errors may come with HTTP 200 as well.
     if response.status_code == 200 and not is_failure(error):
         return response.content
-    meaning = None if error.code is None else _CODES.get(error.code)
-    variables = Variables(key_name, secret_name, "BINANCE_BASE_URL")
-    raise failure(describe("Binance", response, error), response, error, meaning, variables) from None
+    raise Interpreter("Binance", _CODES, key_name, secret_name, "BINANCE_BASE_URL").failure(response, error) from None
 
 
 def server_time_ms(body: bytes) -> int:

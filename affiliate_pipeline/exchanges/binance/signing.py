@@ -22,13 +22,8 @@ class BinanceAuth(httpx.Auth):
     def __init__(self, api_key: str, secret: str, now_ms: Callable[[], int]) -> None:
         # Checked here because the HTTP layer's own error for an illegal header quotes its value.
         check_api_key(api_key, secret)
-        found = read_secret(secret)
-        if found.kind not in ("HMAC", "RSA", "Ed25519"):
-            raise ValueError(
-                f"the secret is a private key of type {found.kind}, which Binance does not take: use RSA or Ed25519"
-            )
         self._api_key = api_key
-        self._sign = found.sign
+        self._sign = read_secret(secret).sign
         self._now_ms = now_ms
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:

@@ -6,7 +6,7 @@ from affiliate_pipeline.exchanges.lists import NO_LIST
 from affiliate_pipeline.http.client import Response
 from affiliate_pipeline.http.error_body import whole
 from affiliate_pipeline.http.errors import AccessRefused, ClockOff, Fatal, RateLimited, Transient
-from affiliate_pipeline.http.failures import Meaning, Variables, describe, error_of, failure
+from affiliate_pipeline.http.failures import Interpreter, Meaning, error_of
 
 # Affiliate API v1.5 and the exchange's list of common error codes.
 _CODES = {
@@ -38,7 +38,7 @@ _CODES = {
         frozenset({"permission", "address", "user", "key"}),
     ),
 }
-_VARIABLES = Variables("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_BASE_URL")
+_INTERPRETER = Interpreter("LBank", _CODES, "LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_BASE_URL", "error_code")
 # These two may be about the openId asked for and not about us.
 OPEN_ID_CODES = {10006, 10022}
 
@@ -67,13 +67,11 @@ def read(response: Response) -> bytes:
         if data not in NO_LIST or whole(envelope.error_code) in (None, 0):
             return data
     error = error_of(response)
-    text = describe("LBank", response, error, "error_code")
-    if envelope is None and response.status_code == 200 and not error.is_page:
-        text += " (not the envelope that its API sends)"
-    meaning = None if error.code is None else _CODES.get(error.code)
-    if error.code in (None, 0) and not error.is_page and (envelope or response.status_code == 200):
-        meaning = Meaning(Transient)  # a failure without a reason
-    problem = failure(text, response, error, meaning, _VARIABLES)
-    if isinstance(problem, ClockOff):
-        problem.server_ms = whole(envelope and envelope.ts)
-    raise problem from None
+    is_other = envelope is None and response.status_code == 200 and not error.is_page
+    note = " (not the envelope that its API sends)" if is_other else ""
+    # A failure without a reason may pass.
+    is_unexplained = error.code in (None, 0) and not error.is_page and (envelope or response.status_code == 200)
+    failure = _INTERPRETER.failure(response, error, Meaning(Transient) if is_unexplained else None, note)
+    if isinstance(failure, ClockOff):
+        failure.server_ms = whole(envelope and envelope.ts)
+    raise failure from None
