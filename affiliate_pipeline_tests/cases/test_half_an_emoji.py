@@ -135,7 +135,7 @@ def test_a_body_cut_short_is_requested_again_and_then_kept_as_received(sandbox, 
         "select convert_from(decode(payload->>'$base64', 'base64'), 'LATIN1'), complete from affiliate.rejected_row"
     )
     assert kept.encode("latin-1") == (b"[" + b",".join(rows) + b"]")[:-30] and not complete
-    assert "not all of it" in materialize(KEY, [DAY], from_rejected=True).failed[DAY]
+    assert "only a part of the day" in materialize(KEY, [DAY], from_rejected=True).failed[DAY]
 
 
 @pytest.mark.parametrize("body", [b"<html>{</html>", b"", b"[]]", b"{}x"])
