@@ -111,14 +111,14 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def get(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, patient: bool = True) -> T:
+    def get(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, retries: bool = True) -> T:
         """The decoded payload; one that `decode` rejects with ValueError counts as a failed attempt.
 
-        Without retries, the first failure is raised instead of the last.
+        Without `retries`, the first failure is raised instead of the last; only a clock that is off is corrected.
         """
-        return self._repeat(lambda: self._once("GET", path, params, decode), patient)
+        return self._repeat(lambda: self._once("GET", path, params, decode), retries)
 
-    def post(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, patient: bool = True) -> T:
+    def post(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, retries: bool = True) -> T:
         """The same for a POST with its parameters in the query.
 
         It is sent again only if it certainly had no effect: too many requests, a rejected timestamp, no connection. Any
@@ -133,7 +133,7 @@ class Client:
             except Transient as error:
                 raise OutcomeUnknown(f"whether it was done is not known: {error}") from None
 
-        return self._repeat(once, patient)
+        return self._repeat(once, retries)
 
     def attempt(self, path: str, params: Mapping[str, object]) -> None:
         """One GET whose failure is raised as it is; not even the clock is corrected."""
@@ -160,7 +160,7 @@ class Client:
         except ValueError as error:
             raise Transient(f"the clock of {self.host} could not be read: {redact(error)}") from None
 
-    def _repeat(self, once: Callable[[], T], patient: bool) -> T:
+    def _repeat(self, once: Callable[[], T], retries: bool) -> T:
         failures = corrections = 0
         while True:
             try:
@@ -170,7 +170,7 @@ class Client:
                 if corrections > MAX_CLOCK_CORRECTIONS or not self._clock.correct(error, self._server_ms):
                     raise Fatal(f"{error}") from None
             except Transient as error:
-                if not patient:
+                if not retries:
                     raise
                 failures += 1
                 match retry.decide(error, failures, self._circuit.silence):
@@ -186,8 +186,8 @@ class Client:
         if proxy := self.network.proxy_for(httpx.URL(self._base_url)):
             missing, check = f"could not be reached through {proxy}", "the proxy and its variable"
         return Unreachable(
-            f"{self.host} {missing} for {retry.SILENCE_LIMIT_S} s ({error}). "
-            f"Check {check}, then materialize the failed days again."
+            f"{self.host} {missing} for {retry.SILENCE_LIMIT_S} s ({error})",
+            f"Check {check}, then materialize the failed days again",
         )
 
     def _once(self, method: str, path: str, params: Mapping[str, object], decode: Callable[[bytes], T]) -> T:
@@ -260,6 +260,6 @@ class Client:
         if pause_s > MAX_PAUSE_S:
             others = ", and see what else uses this IP" if isinstance(error, RateLimited) else ""
             raise Banned(
-                f"{self.host} allows no request for {pause_s:.0f} s ({error}). "
-                f"Wait for that long before materializing the failed days again{others}."
+                f"{self.host} allows no request for {pause_s:.0f} s ({error})",
+                f"Wait for that long before materializing the failed days again{others}",
             ) from None

@@ -27,8 +27,8 @@ class Transient(ExchangeError):
     `retry_after_s` is how long the exchange allows no request, None if not given.
     """
 
-    def __init__(self, text: str, retry_after_s: float | None = None):
-        super().__init__(text)
+    def __init__(self, what: str, action: str = "", retry_after_s: float | None = None):
+        super().__init__(what, action)
         self.retry_after_s = retry_after_s
 
 
@@ -56,8 +56,8 @@ class ClockOff(Transient):
     """The exchange rejected our timestamp; `server_ms` is its clock, if given, and `signed_offset_ms` the correction of our
     clock that the request was signed with."""
 
-    def __init__(self, text: str, server_ms: int | None = None):
-        super().__init__(text)
+    def __init__(self, what: str, action: str = "", server_ms: int | None = None):
+        super().__init__(what, action)
         self.server_ms = server_ms
         self.signed_offset_ms = 0
 
@@ -81,8 +81,8 @@ class Fatal(ExchangeError):
 class AccessRefused(Fatal):
     """Key, secret, IP address or permission is not accepted; `code` is the exchange's own."""
 
-    def __init__(self, text: str, code: int | None = None):
-        super().__init__(text)
+    def __init__(self, what: str, action: str = "", code: int | None = None):
+        super().__init__(what, action)
         self.code = code
 
 

@@ -82,46 +82,47 @@ class Interpreter:
         target = redirect_target(response.status_code, response.headers)
         if status == 451 or re.search(_LOCATION, error.message):
             return Fatal(
-                f"{text}. The exchange does not serve the place of this machine's IP address, or of its proxy's; "
-                "another key does not help"
+                f"{text}. The exchange does not serve the place of this machine's IP address, or of its proxy's",
+                "Another key does not help",
             )
         is_limit = meaning is not None and meaning.error is RateLimited
         if is_limit or status in (418, 429) or re.search(_TOO_MANY, error.message):
-            return RateLimited(text, _pause_s(response, error))
+            return RateLimited(text, retry_after_s=_pause_s(response, error))
         if status >= 500:
-            return Transient(text, response.retry_after_s)
+            return Transient(text, retry_after_s=response.retry_after_s)
         if re.search(_MAINTENANCE, f"{error.message} {target}"):
-            return Transient(f"{text}. {_FIREWALL}", response.retry_after_s)
+            return Transient(f"{text}. {_FIREWALL}", retry_after_s=response.retry_after_s)
         if target:
             return Refused(
-                f"{text}. Requests are not sent there: check {self.base_url_name}, and whether a proxy or a login page is "
-                "on the way"
+                f"{text}. Requests are not sent there",
+                f"Check {self.base_url_name}, and whether a proxy or a login page is on the way",
             )
         return None
 
     def _by_code(self, text: str, error: ErrorBody, meaning: Meaning) -> ExchangeError:
         named = {name for name, pattern in _CAUSES.items() if re.search(pattern, error.message)}
-        if meaning.advice and not (named and meaning.causes and not named & meaning.causes):
-            text = f"{text}. {meaning.advice.format(key=self.key_name, secret=self.secret_name)}"
-        return AccessRefused(text, error.code) if meaning.error is AccessRefused else meaning.error(text)
+        is_contradicted = named and meaning.causes and not named & meaning.causes
+        advice = meaning.advice.format(key=self.key_name, secret=self.secret_name)
+        failure = meaning.error(text, "" if is_contradicted else advice)
+        if isinstance(failure, AccessRefused):
+            failure.code = error.code
+        return failure
 
     def _by_status(self, text: str, response: Response, error: ErrorBody) -> ExchangeError:
         status = max(response.status_code, error.http_status or 0)
         usual = f". Usually {_STATUSES[status]}" if status in _STATUSES else ""
         if status in (401, 407):
-            return AccessRefused(f"{text}{usual}: check {self.key_name} and the proxy")
+            return AccessRefused(f"{text}{usual}", f"Check {self.key_name} and the proxy", error.code)
         if error.is_page or (error.code in (None, status) and status == 403):
-            return Transient(f"{text}. {_FIREWALL}", response.retry_after_s)
+            return Transient(f"{text}. {_FIREWALL}", retry_after_s=response.retry_after_s)
         # A 201…299 whose body reports no failure: a firewall's challenge, or the request took effect without a response.
         if status in (408, 425) or 200 < status < 300:
-            return Transient(text, response.retry_after_s)
+            return Transient(text, retry_after_s=response.retry_after_s)
         if status == 403:
-            return AccessRefused(
-                f"{text}. Check {self.key_name}, its permissions and its list of IP addresses at the exchange"
-            )
-        if error.code is None or error.http_status:
-            return Refused(f"{text}{usual}" + (f": check {self.base_url_name}" if status in (404, 405) else ""))
-        return Refused(text)
+            action = f"Check {self.key_name}, its permissions and its list of IP addresses at the exchange"
+            return AccessRefused(text, action, error.code)
+        action = f"Check {self.base_url_name}" if status in (404, 405) else ""
+        return Refused(f"{text}{usual}", action) if error.code is None or error.http_status else Refused(text)
 
 
 def describe(sender: str, response: Response, error: ErrorBody, code_name: str = "code") -> str:

@@ -89,7 +89,7 @@ def failed(server) -> Callable[..., ExchangeError]:
             auth, read = LBankAuth("key", "secret", "HmacSHA256", clock.now_ms), lbank.read
         url = f"http://127.0.0.1:{server.server_port}"
         with Client(url, auth, clock, Unlimited(), read) as client, pytest.raises(ExchangeError) as raised:
-            getattr(client, method)("/x", {}, rows_of, patient=False)
+            getattr(client, method)("/x", {}, rows_of, retries=False)
         assert "\n" not in str(raised.value) and len(str(raised.value)) < 700
         return raised.value
 

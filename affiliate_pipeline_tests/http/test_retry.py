@@ -28,8 +28,8 @@ NONE, SHORT, LONG = Silence(), Silence(50, SILENCE_LIMIT_S - 1), Silence(50, SIL
         # Other requests are answered, or the first of few failures is long ago.
         (Unanswered("reset"), MAX_ATTEMPTS, Silence(1, 0.1), GiveUp()),
         (Unanswered("reset"), 1, Silence(2, 600), Retry),
-        (RateLimited("429", 60), 1, NONE, Retry(0)),
-        (Transient("503", 7), 1, NONE, Retry(0)),
+        (RateLimited("429", retry_after_s=60), 1, NONE, Retry(0)),
+        (Transient("503", retry_after_s=7), 1, NONE, Retry(0)),
     ],
 )
 def test_a_failure_is_retried_or_given_up(error, failures, silence, decision):

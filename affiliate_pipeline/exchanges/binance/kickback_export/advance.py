@@ -111,7 +111,7 @@ class _Step:
         self.exports.begin(self.export, path_before)
         params = {"startTime": self.export.start_ms, "endTime": self.export.end_ms - 1}
         try:
-            accepted = self.session.client.post(PATH, params, read_error, patient=self.wait)
+            accepted = self.session.client.post(PATH, params, read_error, retries=self.wait)
         except OutcomeUnknown as error:
             self._postpone("collecting", str(error))
         except (Refused, AccessRefused) as error:
@@ -138,7 +138,7 @@ def offered_file(session: BinanceSession, *, wait: bool = False) -> FileUrl | Pe
     """The URL of the file that is offered now; of errors only `Fatal` is raised, and any other one means no file."""
     read = partial(read_response, own_host=session.client.host, more_hosts=session.settings.binance_file_hosts)
     try:
-        return session.client.get(PATH, {}, read, patient=wait)
+        return session.client.get(PATH, {}, read, retries=wait)
     except Fatal:
         raise
     except ExchangeError as error:
