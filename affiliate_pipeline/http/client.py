@@ -173,7 +173,7 @@ class Client:
                 if not retries:
                     raise
                 failures += 1
-                match retry.decide(error, failures, self._circuit.silence):
+                match self._circuit.decide(error, failures):
                     case retry.GiveUp(is_unreachable=True):
                         raise self._unreachable(error) from None
                     case retry.GiveUp():

@@ -10,7 +10,7 @@ from affiliate_pipeline.http.error_body import read_error
 from affiliate_pipeline.http.errors import Refused, Transient, UrlExpired
 from affiliate_pipeline.http.failures import describe
 from affiliate_pipeline.http.network import DIRECT, Network, client
-from affiliate_pipeline.http.retry import GiveUp, Silence, decide
+from affiliate_pipeline.http.retry import GiveUp, decide
 
 MAX_ATTEMPTS = 5
 MAX_ERROR_BYTES = 64 << 10
@@ -33,7 +33,7 @@ def download(url: str, max_bytes: int, network: Network = DIRECT) -> bytes:
                 return _once(http, url, max_bytes)
             except Transient as error:
                 failures += 1
-                decision = decide(error, failures, Silence(), MAX_ATTEMPTS)
+                decision = decide(error, failures, max_attempts=MAX_ATTEMPTS)
                 if isinstance(decision, GiveUp):
                     raise
                 time.sleep(decision.after_s)

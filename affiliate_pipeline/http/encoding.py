@@ -124,14 +124,13 @@ def _content(path: Path) -> bytes:
             raise _UnusableSecret("is the path of a file that does not exist")
         if not path.is_file():
             raise _UnusableSecret("is the path of a folder or device: name the file with the secret")
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise _UnusableSecret("is the path of a file that is too large for a secret")
+        content = path.read_bytes()
     except OSError as error:
         raise _UnusableSecret(
             f"is the path of a file that cannot be read ({error.strerror}): let the user who runs this read it"
         ) from None
-    if len(content) > MAX_FILE_BYTES:
-        raise _UnusableSecret("is the path of a file that is too large for a secret")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         content = content.decode("utf-16", "replace").encode()
     content = content.removeprefix(b"\xef\xbb\xbf")

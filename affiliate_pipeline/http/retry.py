@@ -26,21 +26,19 @@ class GiveUp:
     is_unreachable: bool = False
 
 
-@dataclass(frozen=True)
-class Silence:
-    """How many requests of a session in a row have got no response by now, and since when."""
+def decide(
+    error: Transient, failures: int, unanswered: int = 0, silent_s: float = 0.0, max_attempts: int = MAX_ATTEMPTS
+) -> Retry | GiveUp:
+    """What follows the failure of a request.
 
-    requests: int = 0
-    seconds: float = 0.0
-
-
-def decide(error: Transient, failures: int, silence: Silence, max_attempts: int = MAX_ATTEMPTS) -> Retry | GiveUp:
-    """What follows the failure of one request, its `failures`-th.
-
-    An exchange that responds to nothing is retried until the circuit opens, however often that is.
+    Args:
+        failures: how often it has failed by now.
+        unanswered: how many requests of its session in a row have got no response by now.
+        silent_s: since when that is so. An exchange that responds to nothing is retried for `SILENCE_LIMIT_S`, however
+            often that is.
     """
-    if isinstance(error, Unanswered) and silence.requests >= failures:
-        if silence.requests >= MIN_UNANSWERED and silence.seconds >= SILENCE_LIMIT_S:
+    if isinstance(error, Unanswered) and unanswered >= failures:
+        if unanswered >= MIN_UNANSWERED and silent_s >= SILENCE_LIMIT_S:
             return GiveUp(is_unreachable=True)
     elif failures >= max_attempts:
         return GiveUp()
@@ -70,7 +68,8 @@ class CircuitBreaker:
                 self._since = max(self._since, sent_at)
             self._unanswered += 1
 
-    @property
-    def silence(self) -> Silence:
+    def decide(self, error: Transient, failures: int) -> Retry | GiveUp:
+        """What follows the failure of one of the session's requests, as in `decide`."""
         with self._lock:
-            return Silence(self._unanswered, time.monotonic() - self._since if self._unanswered else 0.0)
+            unanswered, silent_s = self._unanswered, time.monotonic() - self._since
+        return decide(error, failures, unanswered, silent_s)
