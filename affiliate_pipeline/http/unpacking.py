@@ -1,21 +1,24 @@
 """The one text inside a packed and encoded file, with a limit on its unpacked size.
 
-Errors name what any other file is. Knows no exchange and no column. The readers of archives are imported when one comes.
+Errors name what any other file is. Knows no exchange and no column.
 """
 
 import json
+import lzma
 import posixpath
 import re
+import struct
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from io import BytesIO
-from typing import IO, TYPE_CHECKING
+from typing import IO
+
+import pyarrow
 
 from affiliate_pipeline.http.error_body import quote, read_error
 from affiliate_pipeline.http.errors import Refused, Transient
-
-if TYPE_CHECKING:
-    from tarfile import TarFile
-    from zipfile import ZipFile
 
 # gzip, tar, ZIP and gzip around one file are four; deeper nesting is suspicious.
 MAX_PACKINGS = 5
@@ -25,6 +28,11 @@ _PACKED = (
     rb"(?s)(?P<gzip>\x1f\x8b|x[\x01\x5e\x9c\xda])|(?P<bz2>BZh[1-9](?:1AY&SY|\x17rE8P\x90))|(?P<xz>\xfd7zXZ\0|\x5d\0\0)"
     rb"|(?P<zstd>\x28\xb5\x2f\xfd)|(?P<lz4>\x04\x22\x4d\x18)|(?P<zip>PK(?:\x03\x04|\x05\x06|\x07\x08))"
     rb"|(?P<tar>.{257}ustar)"
+)
+# What the readers of archives raise for damaged ones.
+_DAMAGED = (
+    *(EOFError, OSError, ValueError, LookupError, struct.error),
+    *(zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError),
 )
 # What operating systems add to archives.
 _JUNK = r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$|desktop\.ini$)"
@@ -77,14 +85,6 @@ def unpack_text(file: bytes, max_bytes: int) -> str:
 
 def _unpacked(file: bytes, kind: str, left: int) -> bytes:
     """What is packed in the file; raises `_TooLarge` as soon as it exceeds `left` bytes."""
-    import lzma
-    import struct
-    import tarfile
-    import zipfile
-    import zlib
-
-    import pyarrow
-
     try:
         match kind:
             case "zip":
@@ -97,10 +97,7 @@ def _unpacked(file: bytes, kind: str, left: int) -> bytes:
                 return _read(pyarrow.CompressedInputStream(pyarrow.BufferReader(file), kind), left)
     except (RuntimeError, NotImplementedError) as error:
         raise Unreadable(f"the file is a {kind.upper()} archive of a kind that cannot be unpacked ({error})") from None
-    except (
-        *(EOFError, OSError, ValueError, LookupError, struct.error, zlib.error),
-        *(lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError),
-    ) as error:
+    except _DAMAGED as error:
         raise NotWhole(f"the file is incomplete or not {kind} ({type(error).__name__})") from None
 
 
@@ -115,7 +112,7 @@ def _read(stream: IO[bytes], left: int) -> bytes:
     return b"".join(pieces)
 
 
-def _unzipped(archive: "ZipFile", left: int) -> bytes:
+def _unzipped(archive: zipfile.ZipFile, left: int) -> bytes:
     entries = {entry.filename: entry for entry in archive.infolist()}
     if "[Content_Types].xml" in entries or "mimetype" in entries:
         raise Unreadable("the file is an Office document, such as a spreadsheet (XLSX), and not text")
@@ -127,7 +124,7 @@ def _unzipped(archive: "ZipFile", left: int) -> bytes:
     return _read(archive.open(name), left)
 
 
-def _untarred(archive: "TarFile", size: int, left: int) -> bytes:
+def _untarred(archive: tarfile.TarFile, size: int, left: int) -> bytes:
     members = archive.getmembers()
     end = max((each.offset_data + -(-each.size // 512) * 512 for each in members), default=0)
     if size < end + 512:
