@@ -5,47 +5,31 @@ from datetime import date
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
-from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
-from dagster._core.remote_origin import RemoteRepositoryOrigin
-from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, InstigatorType, TickStatus
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME as IMPLICIT_ASSET_JOB_NAME
+from dagster._core.launcher import CheckRunHealthResult as CheckRunHealthResult
+from dagster._core.launcher import DefaultRunLauncher as DefaultRunLauncher
+from dagster._core.launcher import WorkerStatus as WorkerStatus
+from dagster._core.remote_origin import RemoteRepositoryOrigin as RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import InstigatorState as InstigatorState
+from dagster._core.scheduler.instigation import InstigatorStatus as InstigatorStatus
+from dagster._core.scheduler.instigation import InstigatorType as InstigatorType
+from dagster._core.scheduler.instigation import TickStatus as TickStatus
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES as NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
-    AUTO_RETRY_RUN_ID_TAG,
     PARTITION_NAME_TAG,
-    WILL_RETRY_TAG,
 )
-from dagster._serdes import ConfigurableClass, ConfigurableClassData
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG as AUTO_RETRY_RUN_ID_TAG
+from dagster._core.storage.tags import WILL_RETRY_TAG as WILL_RETRY_TAG
+from dagster._serdes import ConfigurableClass as ConfigurableClass
+from dagster._serdes import ConfigurableClassData as ConfigurableClassData
 from dagster_shared.error import SerializableErrorInfo
 
 from affiliate_pipeline.domain.days import days_from
 
-__all__ = [
-    "AUTO_RETRY_RUN_ID_TAG",
-    "IMPLICIT_ASSET_JOB_NAME",
-    "NOT_FINISHED_STATUSES",
-    "WILL_RETRY_TAG",
-    "AssetCheckExecutionRecordStatus",
-    "CheckRunHealthResult",
-    "ConfigurableClass",
-    "ConfigurableClassData",
-    "DefaultRunLauncher",
-    "InstigatorState",
-    "InstigatorStatus",
-    "InstigatorType",
-    "RemoteRepositoryOrigin",
-    "TickStatus",
-    "WorkerStatus",
-    "days_of",
-    "innermost_message",
-    "range_tags",
-    "schedule",
-    "sensor",
-]
-
+CheckStatus = AssetCheckExecutionRecordStatus
 # The types of Dagster's decorators name a bare `PathLike`, which strict checking rejects wherever they are used.
 _untyped: Any = dg
 sensor: Callable[..., Callable[[Callable[..., Any]], dg.SensorDefinition]] = _untyped.sensor

@@ -135,7 +135,7 @@ def _events(instance: DagsterInstance, run_id: str, event_type: DagsterEventType
 
 _Partitions = set[tuple[AssetKey, str | None]]
 # Failures of steps, each with our assets that the step was to materialize.
-_Failures = list[tuple[frozenset[AssetKey], DagsterEvent]]
+_Failures = list[tuple[set[AssetKey], DagsterEvent]]
 
 
 def _partitions(events: Iterable[DagsterEvent]) -> _Partitions:
@@ -147,11 +147,8 @@ def _own_failures(instance: DagsterInstance, run_id: str, plan: Iterable[Dagster
     for event in plan:
         if event.asset_key in OWN_ASSETS:
             planned.setdefault(event.step_key, set()).add(event.asset_key)
-    return [
-        (frozenset(planned[event.step_key]), event)
-        for event in _events(instance, run_id, DagsterEventType.STEP_FAILURE)
-        if event.step_key in planned
-    ]
+    failures = _events(instance, run_id, DagsterEventType.STEP_FAILURE)
+    return [(planned[event.step_key], event) for event in failures if event.step_key in planned]
 
 
 def _failed_assets(failures: _Failures, planned: _Partitions, landed: _Partitions) -> Iterator[alerts.FailedAsset]:

@@ -7,13 +7,7 @@ from typing import Any
 import dagster as dg
 
 from affiliate_pipeline.defs.checks import NO_DAY_MISSING
-from affiliate_pipeline.defs.dagster_internals import (
-    NOT_FINISHED_STATUSES,
-    AssetCheckExecutionRecordStatus,
-    days_of,
-    range_tags,
-    sensor,
-)
+from affiliate_pipeline.defs.dagster_internals import NOT_FINISHED_STATUSES, CheckStatus, days_of, range_tags, sensor
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import selected
 from affiliate_pipeline.domain.days import DAY, fold
@@ -60,14 +54,8 @@ def build_watch(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
         overdue: list[str] = []
         with WatchStore(url) as store, Outbox(url) as outbox:
             for endpoint, days, states in overdue_by_endpoint(store, endpoints, now, environment):
-                decision = decide(
-                    endpoint,
-                    days,
-                    states,
-                    now,
-                    in_progress=runs.is_in_progress(_key(endpoint)),
-                    just_failed=runs.just_failed(_key(endpoint)),
-                )
+                in_progress, just_failed = runs.of(_key(endpoint))
+                decision = decide(endpoint, days, states, now, in_progress=in_progress, just_failed=just_failed)
                 for level, reported in decision.report.items():
                     for alert in alerts_of(endpoint, level, reported, now):
                         outbox.add(alert)
@@ -110,13 +98,11 @@ class _Runs:
         failed = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
         self._failed = instance.get_runs(dg.RunsFilter(statuses=failed, updated_after=at - FIRST_PAUSE))
 
-    def is_in_progress(self, key: dg.AssetKey) -> bool:
-        return any(selected(self._context, run, {key}) for run in self._in_progress)
-
-    def just_failed(self, key: dg.AssetKey) -> set[date]:
-        """The days of failed runs of the asset that the monitor did not request."""
-        runs = [run for run in self._failed if ATTEMPT_TAG not in run.tags and selected(self._context, run, {key})]
-        return {day for run in runs for day in days_of(run)}
+    def of(self, key: dg.AssetKey) -> tuple[bool, set[date]]:
+        """Whether a run of the asset has not ended, and the days of its failed runs that the monitor did not request."""
+        failed = [run for run in self._failed if ATTEMPT_TAG not in run.tags and selected(self._context, run, {key})]
+        in_progress = any(selected(self._context, run, {key}) for run in self._in_progress)
+        return in_progress, {day for run in failed for day in days_of(run)}
 
 
 def _request(endpoint: Endpoint, days: Sequence[date], states: Mapping[date, State], now: int) -> dg.RunRequest:
@@ -159,7 +145,7 @@ def _changed(
 
     def is_recorded(check: dg.AssetCheckEvaluation) -> bool:
         record: Any = last.get(check.asset_check_key)
-        if record is None or record.status == AssetCheckExecutionRecordStatus.PLANNED:
+        if record is None or record.status == CheckStatus.PLANNED:
             return False
         before = record.event.dagster_event.event_specific_data
         recorded_on = datetime.fromtimestamp(record.create_timestamp, UTC).date()
