@@ -16,12 +16,13 @@ from affiliate_pipeline.defs.sensors.heartbeat import build_heartbeat
 from affiliate_pipeline.defs.sensors.kickback_history import build_missed_days_schedule, kickback_history
 from affiliate_pipeline.defs.sensors.overdue import build_watch
 from affiliate_pipeline.defs.sensors.stale_days import build_stale_days
+from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
 
 def build_definitions(**resources: Any) -> dg.Definitions:
     """The whole assembly; a resource given replaces the one of its name."""
-    earning = [endpoint for endpoint in ENDPOINTS if endpoint.earnings]
+    earning = [endpoint for endpoint in ENDPOINTS if isinstance(endpoint, Records) and endpoint.money]
     schedules = [*build_schedules(ENDPOINTS), build_missed_days_schedule()]
     monitored = [endpoint for endpoint in ENDPOINTS if endpoint.timetable.is_monitored]
     sensors = [

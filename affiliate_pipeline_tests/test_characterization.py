@@ -19,6 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests.conftest import materialize
@@ -34,7 +35,7 @@ DAYS = [TODAY - timedelta(days=number) for number in range(5, 0, -1)]
 EXPORT_DAYS = [TODAY - timedelta(days=number) for number in range(12, 8, -1)]
 REBATES = "binance/rebate_recent_record"
 EXPORT_REQUEST, EXPORT = "binance/kickback_historical_request", "binance/kickback_historical_record"
-SNAPSHOTS = [endpoint.key for endpoint in ENDPOINTS if endpoint.observation]
+SNAPSHOTS = [endpoint.key for endpoint in ENDPOINTS if not isinstance(endpoint, Records)]
 RECORDS = [endpoint.key for endpoint in ENDPOINTS if endpoint.key not in {*SNAPSHOTS, EXPORT, EXPORT_REQUEST}]
 # Columns that hold the time of the run.
 UNSTABLE = {

@@ -4,7 +4,7 @@ import dagster as dg
 import pytest
 
 from affiliate_pipeline.definitions import build_definitions
-from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
 
 
 @pytest.fixture
@@ -29,6 +29,6 @@ def test_every_column_of_every_table_is_described(specs):
 
 def test_the_money_is_downstream_of_every_endpoint_that_tells_of_it(specs):
     upstream = {dep.asset_key.to_user_string() for dep in specs["affiliate/daily_commission"].deps}
-    assert upstream == {endpoint.key for endpoint in ENDPOINTS if endpoint.earnings}
+    assert upstream == {endpoint.key for endpoint in EARNING}
     (derived,) = specs["affiliate/daily_report"].deps
     assert derived.asset_key.to_user_string() == "affiliate/daily_commission"

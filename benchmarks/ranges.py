@@ -25,7 +25,7 @@ def planned(days: list[date]) -> tuple[int, float]:
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == KEY)
     with Store(configured().database_url()) as store, connected(endpoint, store) as session:
         plan = plan_of(endpoint, days, session=session, store=store)
-        return plan.least, plan.seconds
+        return plan.min_requests, plan.seconds
 
 
 def run(quick: bool, rounds: int) -> list[Table]:

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from affiliate_pipeline.commission.rollup import COLUMNS, TABLE
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.schema.columns import columns
 
 HEAD = """# Data dictionary
@@ -49,12 +49,12 @@ def _exchanges() -> Iterator[str]:
 
 def _facts(endpoint: Endpoint) -> str:
     """The endpoint, its zone and what is known of its memory, in one line."""
-    if endpoint.observation:
+    if not isinstance(endpoint, Records):
         memory = "tells only how things are now"
-    elif endpoint.memory is None:
+    elif endpoint.retention is None:
         memory = "no limit of the exchange's memory is known"
     else:
-        memory = f"the exchange promises {endpoint.memory.span.days} days"
+        memory = f"the exchange promises {endpoint.retention.promised.days} days"
     return f"`{endpoint.path}`, days in {endpoint.exchange.zone.key}; {memory}."
 
 

@@ -21,8 +21,8 @@ from affiliate_pipeline.commission.report import render
 from affiliate_pipeline.commission.rollup import TABLE, Commission
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.environment import Environment, Project
+from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
-from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.landing.day_writer import Store
 
 TABLES = {**{endpoint.key.replace("/", "."): endpoint for endpoint in ENDPOINTS}, TABLE: None}

@@ -32,8 +32,8 @@ from affiliate_pipeline.domain.days import DAY, fold, runs
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.environment import Environment, Project
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
-from affiliate_pipeline.exchanges.spec import Endpoint
 from affiliate_pipeline.landing.day_writer import Ledger, Store
 from affiliate_pipeline.landing.pipeline import connected, now_ms, plan_of
 from affiliate_pipeline.postgres.connection import connect
@@ -99,7 +99,7 @@ def up(
         if dagster and not stopping.is_set():
             console.print(f"Dagster's UI is ready: {address}")
         complete = _Landing(home, url, environment, stopping).land(
-            [each for each in ENDPOINTS if each.daily_at and environment.is_any_set(each.credentials)]
+            [each for each in ENDPOINTS if each.lands_at and environment.is_any_set(each.credentials)]
         )
         if not stopping.is_set():
             complete &= _add_up(home, url, environment, stopping)
@@ -367,7 +367,7 @@ class _Landing:
                 continue
             for run in runs(wanted):
                 # One run can land only assets whose partitions are the same.
-                together.setdefault((endpoint.exchange.name, endpoint.observation, *run), []).append(endpoint)
+                together.setdefault((endpoint.exchange.name, isinstance(endpoint, Records), *run), []).append(endpoint)
         landed = [self._materialize(group, run) for (_, _, *run), group in together.items()]
         return complete and all(landed)
 
@@ -385,7 +385,7 @@ class _Landing:
         """Whether the days, one of which may be landed here and taken out, may be asked for."""
         with Store(self.url) as store, connected(endpoint, store, variables=self.environment.variables) as session:
             plan = endpoint.strategy.plan(session, wanted, endpoint.exchange.zone)
-        requests = plan.most
+        requests = plan.max_requests
         if requests is None:
             ledger = self._ledger(endpoint)
             if not ledger:  # one day tells what the others will cost
@@ -394,7 +394,7 @@ class _Landing:
                     return False
                 ledger = self._ledger(endpoint)
                 self.requests_left -= sum(row.rows for row in ledger.values()) // LEAST_PAGE_ROWS
-            requests = plan.least + len(wanted) * max(row.rows for row in ledger.values()) // LEAST_PAGE_ROWS
+            requests = plan.min_requests + len(wanted) * max(row.rows for row in ledger.values()) // LEAST_PAGE_ROWS
         if requests > self.requests_left and not self._agreed(endpoint, wanted, requests):
             return False
         self.requests_left -= requests
@@ -476,7 +476,7 @@ def _add_up(home: Path, url: str, environment: Environment, stopping: threading.
     start = Project.load(variables=environment.variables).affiliate_start_date
     with Store(url) as store:
         stale = Commission(store, EARNING).stale(start, datetime.now(UTC).date() - DAY)
-    log = home / "earnings.log"
+    log = home / "money.log"
     keys = 'key:"affiliate/daily_commission" or key:"affiliate/daily_report"'
     for days in runs(stale):
         arguments = ["asset", "materialize", "-m", "affiliate_pipeline.definitions", "--select", keys]

@@ -6,7 +6,7 @@ from datetime import date, datetime
 
 from affiliate_pipeline.commission.rollup import Commission, Earner, Sum
 from affiliate_pipeline.domain.days import DAY, days_from
-from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.exchanges.endpoint import Records
 
 SPAN_DAYS = 30
 MOST_EARNERS = 3
@@ -34,7 +34,7 @@ class Figures:
     incomplete: Sequence[Incomplete]
     # Days with landed rows that have not been added up yet.
     stale: Sequence[date] = ()
-    # Sandbox data, not real earnings.
+    # Sandbox data, not real money.
     made_up: bool = False
 
     @property
@@ -43,7 +43,7 @@ class Figures:
 
 
 def gather(
-    commission: Commission, configured: Sequence[Endpoint], day: date, start: date, *, made_up: bool = False
+    commission: Commission, configured: Sequence[Records], day: date, start: date, *, made_up: bool = False
 ) -> Figures:
     """The current figures of a day and the days before it, from `start` on."""
     days = days_from(max(start, day - (SPAN_DAYS - 1) * DAY), day)
@@ -62,7 +62,7 @@ def gather(
     )
 
 
-def incomplete(commission: Commission, configured: Sequence[Endpoint], days: Sequence[date]) -> list[Incomplete]:
+def incomplete(commission: Commission, configured: Sequence[Records], days: Sequence[date]) -> list[Incomplete]:
     """The missing and unsettled days of each kind of earnings that is configured here or has landed any of the days.
 
     Landed days count, so that a report made without credentials covers what other machines land. If no kind is configured
@@ -72,8 +72,8 @@ def incomplete(commission: Commission, configured: Sequence[Endpoint], days: Seq
     expected = {endpoint.key for endpoint in configured}.union(*landed.values())
     alike: dict[tuple[str, str], list[str]] = {}
     for endpoint in commission.endpoints:
-        if endpoint.earnings:
-            alike.setdefault((endpoint.exchange.name, endpoint.earnings.kind), []).append(endpoint.key)
+        if endpoint.money:
+            alike.setdefault((endpoint.exchange.name, endpoint.money.kind), []).append(endpoint.key)
     found: list[Incomplete] = []
     for assets in [each for each in alike.values() if expected & {*each}] or alike.values():
         settled = {day: [final for key, final in landed.get(day, {}).items() if key in assets] for day in days}

@@ -11,7 +11,7 @@ from typing import Any, LiteralString
 
 from psycopg import sql
 
-from affiliate_pipeline.exchanges.spec import Earnings, Endpoint
+from affiliate_pipeline.exchanges.endpoint import Money, Records
 from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.postgres import ddl
@@ -46,9 +46,9 @@ class Earner:
 
 
 class Commission:
-    """The table `affiliate.daily_commission`, for these endpoints, all of which declare earnings."""
+    """The table `affiliate.daily_commission`, for these endpoints, all of which declare `money`."""
 
-    def __init__(self, store: Store, endpoints: Sequence[Endpoint]):
+    def __init__(self, store: Store, endpoints: Sequence[Records]):
         self.endpoints = endpoints
         self._connection = store.connection
         self._ledger = ledger.by_day([endpoint.key for endpoint in endpoints])
@@ -89,13 +89,13 @@ class Commission:
             )
             return True
 
-    def _counted(self, settled: Mapping[str, bool]) -> list[Endpoint]:
+    def _counted(self, settled: Mapping[str, bool]) -> list[Records]:
         """One endpoint per kind of earnings; of endpoints that report the same money, preferably a settled one."""
-        chosen: dict[tuple[str, str], Endpoint] = {}
+        chosen: dict[tuple[str, str], Records] = {}
         present = [endpoint for endpoint in self.endpoints if endpoint.key in settled]
         for endpoint in sorted(present, key=lambda endpoint: not settled[endpoint.key]):
-            if endpoint.earnings:
-                chosen.setdefault((endpoint.exchange.name, endpoint.earnings.kind), endpoint)
+            if endpoint.money:
+                chosen.setdefault((endpoint.exchange.name, endpoint.money.kind), endpoint)
         return list(chosen.values())
 
     def sums(self, first: date, last: date) -> list[Sum]:
@@ -125,7 +125,7 @@ class Commission:
         return [
             Earner(*row)
             for endpoint in self.endpoints
-            if (endpoint.key,) in counted and endpoint.earnings and endpoint.earnings.earners
+            if (endpoint.key,) in counted and endpoint.money and endpoint.money.earners
             for row in self._fetch(_earners(endpoint), {"day": day, "most": most})
         ]
 
@@ -146,36 +146,36 @@ class Commission:
             return self._connection.execute(query, values).fetchall()
 
 
-def _parts(endpoint: Endpoint) -> dict[str, sql.Composable]:
-    if not (endpoint.earnings and endpoint.total):
+def _parts(endpoint: Records) -> dict[str, sql.Composable]:
+    if not (endpoint.money and endpoint.sum_by):
         raise ValueError(f"{endpoint.key} declares no earnings")
-    amount, coin = map(sql.Identifier, endpoint.total)
-    names = [sql.SQL("nullif({}, '')").format(sql.Identifier(name)) for name in endpoint.earnings.earners]
+    amount, coin = map(sql.Identifier, endpoint.sum_by)
+    names = [sql.SQL("nullif({}, '')").format(sql.Identifier(name)) for name in endpoint.money.earners]
     return {
         "amount": amount,
         "coin": coin,
-        "kind": _kind(endpoint.earnings),
+        "kind": _kind(endpoint.money),
         "exchange": sql.Literal(endpoint.exchange.name),
         "zone": sql.Literal(endpoint.exchange.zone.key),
         "asset": sql.Literal(endpoint.key),
         "table": sql.Identifier(endpoint.exchange.name, endpoint.name),
-        "usdt": sql.Identifier(endpoint.earnings.usdt) if endpoint.earnings.usdt else sql.SQL("null::numeric"),
+        "usdt": sql.Identifier(endpoint.money.usdt) if endpoint.money.usdt else sql.SQL("null::numeric"),
         "earner": sql.SQL("coalesce({})").format(sql.SQL(", ").join([*names, sql.Literal("")])),
     }
 
 
-def _kind(earnings: Earnings) -> sql.Composable:
+def _kind(money: Money) -> sql.Composable:
     """A record's kind, with the name of its code where the endpoint declares a column of codes."""
-    if not earnings.kind_by:
-        return sql.Literal(earnings.kind)
-    column, names = earnings.kind_by
+    if not money.kind_by:
+        return sql.Literal(money.kind)
+    column, names = money.kind_by
     named = sql.SQL(" ").join(sql.SQL("when {} then {}").format(code, name) for code, name in names)
     return sql.SQL("{} || ' ' || case {column} {} else {column}::text end").format(
-        earnings.kind, named, column=sql.Identifier(column)
+        money.kind, named, column=sql.Identifier(column)
     )
 
 
-def _insert(endpoint: Endpoint) -> sql.Composed:
+def _insert(endpoint: Records) -> sql.Composed:
     return sql.SQL(
         "insert into affiliate.daily_commission (partition_date, exchange, zone, coin, kind, count, amount, usdt_value, "
         "unvalued, settled, asset, run_id) "
@@ -186,7 +186,7 @@ def _insert(endpoint: Endpoint) -> sql.Composed:
     ).format(**_parts(endpoint))
 
 
-def _earners(endpoint: Endpoint) -> sql.Composed:
+def _earners(endpoint: Records) -> sql.Composed:
     return sql.SQL(
         "select exchange, coin, earner, trim_scale(amount)::text, rank from ("
         "select {exchange} as exchange, {coin} as coin, {earner} as earner, sum({amount}) as amount, "

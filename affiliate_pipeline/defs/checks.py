@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import Landed
 
@@ -32,38 +32,38 @@ def check_specs(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
             description="Each day that should have landed has, and was read again once it had settled: since the first "
             "that landed, of the last 30. The watch looks all the time; right after a run its answer is on its way.",
         )
-    if endpoint.same_rows_as:
+    if isinstance(endpoint, Records) and endpoint.compared_with:
         yield dg.AssetCheckSpec(
             SAME_ROWS,
             asset=asset,
-            description=f"Days that {endpoint.same_rows_as} has landed too: as many rows and the same exact sum per coin.",
+            description=f"Days that {endpoint.compared_with} has landed too: as many rows and the same exact sum per coin.",
         )
 
 
 def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg.AssetCheckEvaluation]:
     """The evaluations of a landed day, which is proven complete: otherwise it would have failed."""
-    facts, before = landed.facts, landed.restated
-    problems = [*landed.problems]
-    metadata: dict[str, Any] = {"rows": facts.rows, "requests": landed.requests}
-    if facts.fee_above_volume:
-        problems.append(f"the fee is above the volume in {facts.fee_above_volume} rows")
+    stats, before = landed.stats, landed.restated
+    problems = [*landed.warnings]
+    metadata: dict[str, Any] = {"rows": stats.rows, "requests": landed.requests}
+    if stats.fee_above_volume:
+        problems.append(f"the fee is above the volume in {stats.fee_above_volume} rows")
     if landed.new_fields:
         problems.append(
             f"the answers have fields that the schema does not know, kept in column extra: {', '.join(landed.new_fields)}"
         )
     if before:
         problems.append(
-            f"the exchange restated the day after it had settled: {before.rows} rows before, {facts.rows} now. The rows "
+            f"the exchange restated the day after it had settled: {before.rows} rows before, {stats.rows} now. The rows "
             "changed or removed are in affiliate.superseded_row"
         )
         metadata |= {
             "sums_before": dg.MetadataValue.json(dict(before.sums)),
-            "sums_now": dg.MetadataValue.json(dict(facts.sums)),
+            "sums_now": dg.MetadataValue.json(dict(stats.sums)),
         }
-    text = "; ".join(problems) or f"{facts.rows} rows, proven complete"
+    text = "; ".join(problems) or f"{stats.rows} rows, proven complete"
     yield _evaluation(DAY_IS_SOUND, endpoint, landed, not problems, text, metadata)
-    other = endpoint.same_rows_as
-    differences = store.differences(endpoint, other, landed.day) if other else None
+    other = endpoint.compared_with if isinstance(endpoint, Records) else None
+    differences = store.differences(endpoint, other, landed.day) if isinstance(endpoint, Records) and other else None
     if differences is not None:  # both have landed the day
         text = f"the same rows and sums as {other}"
         if differences:

@@ -17,7 +17,7 @@ from affiliate_pipeline.defs.resources import Postgres
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.environment import Environment, Project
-from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.exchanges.endpoint import Endpoint
 
 COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])
 REPORT = dg.AssetKey(["affiliate", "daily_report"])

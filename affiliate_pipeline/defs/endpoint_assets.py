@@ -15,8 +15,8 @@ from affiliate_pipeline.defs.partitions import daily, keys_to_days
 from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
-from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.landing.pipeline import Failed, Kept, Landed, Options, ingest
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
+from affiliate_pipeline.landing.pipeline import Failed, Landed, Options, Retained, land_days
 from affiliate_pipeline.schema.columns import columns
 
 MAX_DAYS_NAMED = 31
@@ -41,7 +41,7 @@ def build_asset(endpoint: Endpoint) -> dg.AssetsDefinition:
         kinds={"postgres", endpoint.exchange.name},
         # Whose account it is, and so who can correct its key.
         owners=[f"team:{endpoint.exchange.name}_{endpoint.account}"],
-        partitions_def=daily(endpoint.exchange.zone, today=endpoint.observation),
+        partitions_def=daily(endpoint.exchange.zone, today=not isinstance(endpoint, Records)),
         backfill_policy=dg.BackfillPolicy.single_run(),
         check_specs=[*check_specs(endpoint)],
         metadata={
@@ -73,7 +73,7 @@ def _materialize(
             postgres.store(environment, run_id) as store,
             exchanges.session(endpoint, store, environment) as session,
         ):
-            for outcome in ingest(endpoint, days, session=session, store=store, run_id=run_id, options=options):
+            for outcome in land_days(endpoint, days, session=session, store=store, run_id=run_id, options=options):
                 if isinstance(outcome, Failed):
                     failed[outcome.day] = outcome.problem
                 else:
@@ -93,21 +93,21 @@ def _materialize(
     yield dg.MaterializeResult()
 
 
-def _metadata(outcome: Landed | Kept) -> Metadata:
+def _metadata(outcome: Landed | Retained) -> Metadata:
     """A landed or retained day as the UI shows it. Amounts are text: a JSON number would be a float."""
-    facts = outcome.facts
+    stats = outcome.stats
     metadata: Metadata = {
-        "dagster/partition_row_count": facts.rows,
-        "sums": dg.MetadataValue.json(dict(facts.sums)),
+        "dagster/partition_row_count": stats.rows,
+        "sums": dg.MetadataValue.json(dict(stats.sums)),
         "content_hash": outcome.content_hash,
         "settled": outcome.settled,
         "source": outcome.source,
         "kept": not isinstance(outcome, Landed),
     }
-    if facts.first and facts.last:
+    if stats.first and stats.last:
         metadata |= {
-            "first": f"{facts.first:%Y-%m-%d %H:%M:%S.%f} UTC",
-            "last": f"{facts.last:%Y-%m-%d %H:%M:%S.%f} UTC",
+            "first": f"{stats.first:%Y-%m-%d %H:%M:%S.%f} UTC",
+            "last": f"{stats.last:%Y-%m-%d %H:%M:%S.%f} UTC",
         }
     if isinstance(outcome, Landed):
         metadata |= {"requests": outcome.requests, "changed": outcome.changed}

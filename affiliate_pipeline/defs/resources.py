@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from affiliate_pipeline.environment import Binance, Environment
-from affiliate_pipeline.exchanges.spec import Endpoint, Session
+from affiliate_pipeline.exchanges.endpoint import Endpoint
+from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import connected
 from affiliate_pipeline.postgres.rate_limiter import LONGEST_WAIT_S

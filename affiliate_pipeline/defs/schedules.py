@@ -11,7 +11,7 @@ from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.domain.days import day_of
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.environment import Project
-from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.landing.pipeline import now_ms
 
 
@@ -19,9 +19,9 @@ def build_schedules(endpoints: Sequence[Endpoint]) -> list[dg.ScheduleDefinition
     """One schedule for the endpoints that are landed at the same time of the same zone."""
 
     def when(endpoint: Endpoint) -> tuple[str, bool, time | None]:
-        return endpoint.exchange.name, endpoint.observation, endpoint.daily_at
+        return endpoint.exchange.name, not isinstance(endpoint, Records), endpoint.lands_at
 
-    daily = sorted((endpoint for endpoint in endpoints if endpoint.daily_at), key=when)
+    daily = sorted((endpoint for endpoint in endpoints if endpoint.lands_at), key=when)
     return [_schedule(list(group), at) for (_, _, at), group in groupby(daily, when) if at]
 
 
@@ -32,7 +32,7 @@ def default_status() -> dg.DefaultScheduleStatus:
 
 
 def _schedule(endpoints: Sequence[Endpoint], at: time) -> dg.ScheduleDefinition:
-    exchange, is_snapshot = endpoints[0].exchange, endpoints[0].observation
+    exchange, is_snapshot = endpoints[0].exchange, not isinstance(endpoints[0], Records)
     lands = "today" if is_snapshot else "the last days, until they have settled"
 
     @schedule(

@@ -9,7 +9,7 @@ single millisecond, which fails its day if it fills a page.
 import queue
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from affiliate_pipeline.domain.days import DAY, day_of, days_from, instant, runs, spans, start_ms
-from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan, Session
+from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan, Session
 from affiliate_pipeline.exchanges.spool import Spool
 from affiliate_pipeline.http.bodies import may_hold_rows
 from affiliate_pipeline.http.error_body import quote
@@ -63,10 +63,10 @@ class WindowWalk:
     row_limit: int
     max_days: int
 
-    def plan(self, session: Session, days: Sequence[date], zone: ZoneInfo) -> Plan:
-        return Plan(least=len(spans(days, self.max_days)), most=None, seconds=0)
+    def plan(self, session: Session, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
+        return RequestPlan(min_requests=len(spans(days, self.max_days)), max_requests=None, seconds=0)
 
-    def fetch(self, session: Session, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
+    def fetch(self, session: Session, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         return _Walk(self, session, days, zone).outcomes()
 
     def oldest_before(self, session: Session, day: date, zone: ZoneInfo) -> int | None:
@@ -174,12 +174,12 @@ class _Walk:
         self._open_jobs = 0
         self._is_cut = False
         # The next days arrive while one lands; no more than a few of them are kept in memory.
-        self._done: queue.Queue[DayRows | DayError | BaseException | None] = queue.Queue(maxsize=WORKERS)
+        self._done: queue.Queue[DayBatch | DayError | BaseException | None] = queue.Queue(maxsize=WORKERS)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="window-walk")
 
-    def outcomes(self) -> Iterator[DayRows | DayError]:
+    def outcomes(self) -> Generator[DayBatch | DayError]:
         days = spans(list(self._start), self._endpoint.max_days)
         try:
             self._submit([(self._start[span[0]], self._end[span[-1]] - 1) for span in days])
@@ -209,7 +209,7 @@ class _Walk:
         if is_last:
             self._put(None)
 
-    def _put(self, item: DayRows | DayError | BaseException | None) -> None:
+    def _put(self, item: DayBatch | DayError | BaseException | None) -> None:
         while not self._stop.is_set():
             with suppress(queue.Full):
                 return self._done.put(item, timeout=0.1)
@@ -322,7 +322,7 @@ class _Walk:
                 self._uncovered_ms[day] -= min(last + 1, self._end[day]) - max(first, self._start[day])
                 is_covered = self._uncovered_ms[day] == 0
             if is_covered:
-                self._put(DayRows(day, self._chunks.pop(day, ()), self._rows[day], self._requests[day]))
+                self._put(DayBatch(day, self._chunks.pop(day, ()), self._rows[day], self._requests[day]))
 
     def _fail(self, day: date, error: ExchangeError) -> None:
         with self._lock:

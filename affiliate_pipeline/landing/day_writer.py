@@ -14,8 +14,10 @@ from psycopg.rows import class_row
 
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
-from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint, Records
+from affiliate_pipeline.exchanges.fetching import DayBatch
 from affiliate_pipeline.exchanges.spool import Spool
+from affiliate_pipeline.landing.prepare import Block, PreparedDay, Summary
 from affiliate_pipeline.postgres import ddl, readiness
 from affiliate_pipeline.postgres.connection import (
     Lock,
@@ -30,6 +32,7 @@ from affiliate_pipeline.postgres.connection import (
     StoreUnavailable as StoreUnavailable,
 )
 from affiliate_pipeline.schema.columns import columns
+from affiliate_pipeline.schema.fingerprint import Fingerprint
 
 _ASSET = "affiliate_pipeline.asset"
 _RUN = "affiliate_pipeline.run"
@@ -54,31 +57,8 @@ class Ledger:
     checked_at: datetime
 
 
-@dataclass
-class Day:
-    """A day ready to land: `blocks` are its rows as COPY text. How many they are, their hash and the unknown fields may be
-    known only once all blocks were taken, and taking them may raise."""
-
-    partition: date
-    rows: int
-    content_hash: str
-    blocks: Iterable[bytes]
-    settled: bool
-    source: str
-    run_id: str
-    may_shrink: bool
-    # openIds that the exchange refused: none of their rows may be among those replaced.
-    left_out: frozenset[str] = frozenset()
-    # Values (by JSON name) shared by rows for which the exchange sent no list: these rows may not be replaced either.
-    unlisted: Sequence[Mapping[str, object]] = ()
-    # So many of the rows (and of what is hashed) the day holds already and keeps; the blocks are the others.
-    stay: int = 0
-    # Fields of the answers that the schema does not know.
-    unknown_fields: Sequence[str] = ()
-
-
 @dataclass(frozen=True)
-class Facts:
+class DayStats:
     """What the table holds for a day: exact sums (text) by group, the first and last instant (UTC), and in how many rows
     the fee is above the volume."""
 
@@ -90,16 +70,32 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Replaced:
-    """What landing a day came to: whether rows were written, what the table then holds, what it held before if the day
-    had settled by then and was changed, the unknown fields that no day before had, and how the table differed from the
-    ledger before (nothing if it did not)."""
+class Written:
+    """A written day: its rows in total, whether any were written, and what the table then holds.
 
+    `restated` is what it held before if the day had settled, `new_fields` are the unknown fields that no earlier day had,
+    and `difference` says how the table differed from the ledger before.
+    """
+
+    total: Summary
     changed: bool
-    facts: Facts
-    restated: Facts | None
+    stats: DayStats
+    restated: DayStats | None
     new_fields: Sequence[str]
     difference: str = ""
+
+
+class _Rows:
+    """The COPY text of blocks, which can be read once; `summary` adds up what was read."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        self._blocks = blocks
+        self.summary = Summary()
+
+    def __iter__(self) -> Iterator[bytes]:
+        for block in self._blocks:
+            self.summary += block.summary
+            yield block.copy_text
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ class Store:
         self.url = url
         self._connection = connect_prepared(url)
         # The assets whose lock this store acquired; its session may have lost it since.
-        self._alone: set[str] = set()
+        self._exclusive: set[str] = set()
 
     @property
     def connection(self) -> psycopg.Connection:
@@ -169,17 +165,17 @@ class Store:
             self._connection.execute(sql.SQL("select pg_advisory_lock_shared({})").format(Lock(_RUN, run_id).key))
 
     @contextmanager
-    def alone(self, endpoint: Endpoint) -> Iterator[None]:
+    def exclusive(self, endpoint: Endpoint) -> Iterator[None]:
         """No other run lands the asset meanwhile; waits for the one that does.
 
         A lock of this connection, and not a Dagster pool: it is gone with the process that held it, however that ended.
         """
         with locked(self._connection, Lock(_ASSET, endpoint.key), endpoint.key):
-            self._alone.add(endpoint.key)
+            self._exclusive.add(endpoint.key)
             try:
                 yield
             finally:
-                self._alone.remove(endpoint.key)
+                self._exclusive.remove(endpoint.key)
 
     def create_table(self, endpoint: Endpoint) -> None:
         """The endpoint's table exists and has all columns of its schema."""
@@ -210,51 +206,66 @@ class Store:
             )
             return {row.partition: row for row in rows}
 
-    def land(self, endpoint: Endpoint, day: Day) -> Replaced:
-        """Replaces the day by these rows, or adds them to those that stay, in one transaction; unless it already holds
-        exactly them.
+    def write_day(
+        self, endpoint: Endpoint, day: PreparedDay, *, settled: bool, source: str, run_id: str, allow_shrink: bool
+    ) -> Written:
+        """Replace the day by these rows, or append them to an action log, in one transaction; an unchanged day stays.
 
-        Before the commit, the day's content is compared with these rows. Raises `Shrunken`, `StoreError` or
-        `StoreUnavailable`; the day is then unchanged.
+        What the day then holds is compared with these rows before the commit. Raises `Invalid`, `Shrunken`, `StoreError` or
+        `StoreUnavailable`, each with nothing changed.
         """
-        key = {"asset": endpoint.key, "partition": day.partition}
+        key = {"asset": endpoint.key, "partition": day.batch.day}
+        entry = {**key, "settled": settled, "source": source, "run_id": run_id}
         with unavailable():
             try:
                 with self._connection.transaction():
-                    return self._land(endpoint, day, key)
+                    return self._write_day(endpoint, day, entry, allow_shrink)
             except psycopg.Error as error:
                 if self._connection.closed or is_unusable(error):
                     raise
                 raise StoreError(f"PostgreSQL refused the rows: {_refusal(error)}") from None
 
-    def _land(self, endpoint: Endpoint, day: Day, key: dict[str, Any]) -> Replaced:
-        oddities = self._begin(endpoint, day.partition)
-        held = self.ledger(endpoint, [day.partition]).get(day.partition)
-        if held or oddities:
-            # Spool, so that the rows can be compared before anything is written. With nothing to compare, each block
-            # is copied while the next one is made.
-            day.blocks = Spool(day.blocks)
+    def _write_day(self, endpoint: Endpoint, day: PreparedDay, entry: Mapping[str, Any], allow_shrink: bool) -> Written:
+        batch = day.batch
+        oddities = self._begin(endpoint, batch.day)
+        held = self.ledger(endpoint, [batch.day]).get(batch.day)
+        # What an action log holds already, which stays.
+        existing = (
+            Summary(held.rows, Fingerprint.parse(held.content_hash))
+            if held and isinstance(endpoint, ActionLog)
+            else Summary()
+        )
+        rows = _Rows(day.blocks)
+        # Rows to be compared with what is stored are read more than once. Others are copied while the next are decoded.
+        texts: Iterable[bytes] = Spool(rows) if held or oddities else rows
         difference = ""
-        if held and held.content_hash == day.content_hash and held.rows == day.rows:
-            facts = self._facts(endpoint, day.partition)
-            if not (difference := self._difference(endpoint, day, facts)):
-                self._connection.execute(
-                    "update affiliate.landing set checked_at = now(), settled = %(settled)s "
-                    "where asset = %(asset)s and partition = %(partition)s",
-                    {**key, "settled": day.settled},
+        if held:
+            total = existing + rows.summary
+            if (held.rows, held.content_hash) == (total.rows, str(total.fingerprint)):
+                stats = self._stats(endpoint, batch.day)
+                difference = self._difference(
+                    endpoint, batch.day, texts, total.rows, stats, is_complete=not existing.rows
                 )
-                self._forget_rejected(key)
-                return Replaced(False, facts, None, self._new_fields(day, key))
-        self._refuse_unlisted(endpoint, day)
-        if held and day.rows < held.rows and not day.may_shrink:
-            raise Shrunken(f"{held.rows} rows had landed and the source now has {day.rows}")
-        self._refuse_left_out(endpoint, day)
-        restated = self._facts(endpoint, day.partition) if held and held.settled and not difference else None
-        self._replace(endpoint, day, key, keep_superseded=bool(restated or difference))
-        self._forget_rejected(key)
-        facts = self._facts(endpoint, day.partition)
-        self._refuse_difference(endpoint, day, facts, oddities)
-        return Replaced(True, facts, restated, self._new_fields(day, key), difference)
+                if not difference:
+                    self._connection.execute(
+                        "update affiliate.landing set checked_at = now(), settled = %(settled)s "
+                        "where asset = %(asset)s and partition = %(partition)s",
+                        entry,
+                    )
+                    self._forget_rejected(entry)
+                    return Written(total, False, stats, None, self._new_fields(total, entry))
+            if not allow_shrink:
+                self._refuse_shrinking(endpoint, batch, held, total.rows, is_final=bool(entry["settled"]))
+        restated = self._stats(endpoint, batch.day) if held and held.settled and not difference else None
+        self._replace(
+            endpoint, texts, entry, is_appended=bool(existing.rows), keep_superseded=bool(restated or difference)
+        )
+        total = existing + rows.summary
+        self._record(total, entry)
+        self._forget_rejected(entry)
+        stats = self._stats(endpoint, batch.day)
+        self._refuse_difference(endpoint, batch.day, texts, total.rows, stats, oddities)
+        return Written(total, True, stats, restated, self._new_fields(total, entry), difference)
 
     def _begin(self, endpoint: Endpoint, day: date) -> list[str]:
         """Begins the day's transaction: until it ends, no other one lands the day, even if session locks are lost.
@@ -288,44 +299,67 @@ class Store:
             )
             while cursor.nextset():
                 pass
-            ((is_alone, oddities),) = cursor.fetchall()
-        if endpoint.key in self._alone and not is_alone:
+            ((is_exclusive, oddities),) = cursor.fetchall()
+        if endpoint.key in self._exclusive and not is_exclusive:
             raise StoreError(
                 "this run no longer holds the asset's lock, so another one may be landing the day: a pooler that gives each "
                 "transaction another session loses it. Use the direct address of the server in AFFILIATE_DATABASE_URL"
             )
         return oddities
 
-    def _difference(self, endpoint: Endpoint, day: Day, facts: Facts, *, written: bool = False) -> str:
-        """How the day's rows in the table, or those that this transaction has written, differ from these; empty if they do
-        not. Compared as texts: to `numeric`, 1.0 and 1.00 are the same."""
-        if facts.rows != day.rows:
-            return f"{facts.rows} rows instead of {day.rows}"
-        if day.stay and not written:  # rows that were not received again
+    def _difference(
+        self,
+        endpoint: Endpoint,
+        day: date,
+        texts: Iterable[bytes],
+        rows: int,
+        stats: DayStats,
+        *,
+        is_complete: bool = True,
+        written: bool = False,
+    ) -> str:
+        """How the day's rows in the table differ from these; empty if they do not.
+
+        Args:
+            is_complete: `texts` are all `rows`; otherwise only numbers are compared.
+            written: compare only the rows that this transaction has written.
+        """
+        if stats.rows != rows:
+            return f"{stats.rows} rows instead of {rows}"
+        if not is_complete:
             return ""
         names = ddl.data_columns(endpoint.schema)
         self._connection.execute(ddl.temporary_table("received", endpoint.schema))
-        self._copy(sql.Identifier("received"), names, day)
+        self._copy(sql.Identifier("received"), names, texts)
+        # Compared as texts: to `numeric`, 1.0 and 1.00 are the same.
         content = "select count(*) || ' ' || coalesce(sum(hashtextextended(each::text, 0)), 0) from ({}) each"
         received = sql.SQL("select {} from received").format(names)
         stored = sql.SQL("select {} from {} where partition_date = {} and {}").format(
-            names, _table(endpoint), day.partition, sql.SQL("landed_at = now()" if written else "true")
+            names, _table(endpoint), day, sql.SQL("landed_at = now()" if written else "true")
         )
         same = sql.SQL(f"select ({content}) = ({content})").format(received, stored)
         row = self._connection.execute(same).fetchone()
         self._connection.execute("drop table received")
         return "" if row and row[0] else "other values"
 
-    def _refuse_difference(self, endpoint: Endpoint, day: Day, facts: Facts, oddities: Sequence[str]) -> None:
+    def _refuse_difference(
+        self,
+        endpoint: Endpoint,
+        day: date,
+        texts: Iterable[bytes],
+        rows: int,
+        stats: DayStats,
+        oddities: Sequence[str],
+    ) -> None:
         """Raises `StoreError` unless the day holds what was to be written.
 
-        Reads the content back only if the table has features (see `_begin`) that could have changed it.
+        The content is read back only where something of the table (see `_begin`) could have changed it.
         """
-        difference = "" if facts.rows == day.rows else f"{facts.rows} rows instead of {day.rows}"
+        difference = "" if stats.rows == rows else f"{stats.rows} rows instead of {rows}"
         if oddities and not difference:
             # Deferred triggers would act after the comparison.
             self._connection.execute("set constraints all immediate")
-            difference = self._difference(endpoint, day, self._facts(endpoint, day.partition), written=True)
+            difference = self._difference(endpoint, day, texts, rows, self._stats(endpoint, day), written=True)
         if difference:
             named = f" ({', '.join(oddities)})" if oddities else ""
             raise StoreError(
@@ -334,54 +368,69 @@ class Store:
                 "stop or remove it"
             )
 
-    def _refuse_left_out(self, endpoint: Endpoint, day: Day) -> None:
-        if not day.left_out:
+    def _refuse_shrinking(
+        self, endpoint: Endpoint, batch: DayBatch, held: Ledger, rows: int, *, is_final: bool
+    ) -> None:
+        """Raises `Shrunken` if rows that had landed would be removed although the source may still have them."""
+        self._refuse_unlisted(endpoint, batch)
+        if rows < held.rows and is_final:
+            raise Shrunken(f"{held.rows} rows had landed and the source now has {rows}")
+        if not batch.excluded:
             return
         found = self._connection.execute(
             sql.SQL("select distinct open_id from {} where partition_date = %s and open_id = any(%s)").format(
                 _table(endpoint)
             ),
-            (day.partition, list(day.left_out)),
+            (batch.day, list(batch.excluded)),
         ).fetchall()
         if found:
             names = ", ".join(open_id for (open_id,) in found)
             raise Shrunken(f"the exchange now refuses {names}, whose rows had landed")
 
-    def _refuse_unlisted(self, endpoint: Endpoint, day: Day) -> None:
-        if not day.unlisted:
+    def _refuse_unlisted(self, endpoint: Endpoint, batch: DayBatch) -> None:
+        if not batch.unlisted:
             return
         names = {column.json_name: column.name for column in columns(endpoint.schema)}
-        compared = [names[name] for name in day.unlisted[0]]
+        compared = [names[name] for name in batch.unlisted[0]]
         found = self._connection.execute(
             sql.SQL("select distinct {} from {} where partition_date = %s").format(
                 sql.SQL(", ").join([sql.SQL("''"), *(sql.SQL("{}::text").format(sql.Identifier(n)) for n in compared)]),
                 _table(endpoint),
             ),
-            (day.partition,),
+            (batch.day,),
         ).fetchall()
         landed = {tuple(values) for _, *values in found}
-        lost = [each for each in day.unlisted if tuple(map(str, each.values())) in landed]
+        lost = [each for each in batch.unlisted if tuple(map(str, each.values())) in landed]
         if lost:
             what = ", ".join(f"{names[name]} {value}" for name, value in lost[0].items())
             raise Shrunken(
                 f"the exchange sent no list (null) where rows had landed{f', such as of {what}' if what else ''}"
             )
 
-    def _replace(self, endpoint: Endpoint, day: Day, key: dict[str, Any], keep_superseded: bool) -> None:
+    def _replace(
+        self,
+        endpoint: Endpoint,
+        texts: Iterable[bytes],
+        entry: Mapping[str, Any],
+        *,
+        is_appended: bool,
+        keep_superseded: bool,
+    ) -> None:
         run = self._connection.execute
+        day = entry["partition"]
         table, names = _table(endpoint), ddl.data_columns(endpoint.schema)
-        held = sql.SQL("select {} from {} where partition_date = {}").format(names, table, day.partition)
+        held = sql.SQL("select {} from {} where partition_date = {}").format(names, table, day)
         if keep_superseded:
             run(sql.SQL("create temporary table superseded on commit drop as {}").format(held))
-        if not day.stay:
-            run(sql.SQL("delete from {} where partition_date = {}").format(table, day.partition))
+        if not is_appended:
+            run(sql.SQL("delete from {} where partition_date = {}").format(table, day))
         run(
             "select set_config('affiliate.partition_date', %s, true), set_config('affiliate.run_id', %s, true)",
-            (day.partition.isoformat(), day.run_id),
+            (day.isoformat(), entry["run_id"]),
         )
-        self._copy(table, names, day)
-        if endpoint.appends:
-            run("delete from affiliate.attempt where asset = %s and source = %s", (endpoint.key, day.source))
+        self._copy(table, names, texts)
+        if isinstance(endpoint, ActionLog):
+            run("delete from affiliate.attempt where asset = %(asset)s and source = %(source)s", entry)
         if keep_superseded:
             # Compared as texts: to `numeric`, 1.0 and 1.00 are the same.
             run(
@@ -393,40 +442,32 @@ class Store:
                     "select %(asset)s, %(partition)s, %(run_id)s, now(), payload from old "
                     "where not exists (select from new where new.line = old.line and new.n = old.n)"
                 ).format(held=held),
-                {**key, "run_id": day.run_id},
+                entry,
             )
-        run(
+
+    def _record(self, total: Summary, entry: Mapping[str, Any]) -> None:
+        self._connection.execute(
             "insert into affiliate.landing values "
             "(%(asset)s, %(partition)s, %(rows)s, %(hash)s, %(settled)s, %(source)s, now(), now(), %(run_id)s) "
             "on conflict (asset, partition) do update set rows = excluded.rows, content_hash = excluded.content_hash, "
             "settled = excluded.settled, source = excluded.source, landed_at = excluded.landed_at, "
             "checked_at = excluded.checked_at, run_id = excluded.run_id",
-            {
-                **key,
-                "rows": day.rows,
-                "hash": day.content_hash,
-                "settled": day.settled,
-                "source": day.source,
-                "run_id": day.run_id,
-            },
+            {**entry, "rows": total.rows, "hash": str(total.fingerprint)},
         )
 
-    def _copy(self, table: sql.Identifier, names: sql.Composed, day: Day) -> None:
+    def _copy(self, table: sql.Identifier, names: sql.Composed, texts: Iterable[bytes]) -> None:
         copy = sql.SQL("copy {} ({}) from stdin (format csv)").format(table, names)
-        with self._connection.cursor() as cursor:
-            with cursor.copy(copy) as copying:
-                for block in day.blocks:
-                    copying.write(block)
-            if cursor.rowcount != day.rows - day.stay:
-                raise StoreError(f"{day.rows - day.stay} rows were sent to PostgreSQL and {cursor.rowcount} arrived")
+        with self._connection.cursor() as cursor, cursor.copy(copy) as copying:
+            for text in texts:
+                copying.write(text)
 
-    def _new_fields(self, day: Day, key: Mapping[str, Any]) -> list[str]:
-        if not day.unknown_fields:
+    def _new_fields(self, total: Summary, key: Mapping[str, Any]) -> list[str]:
+        if not total.unknown_fields:
             return []
         new = self._connection.execute(
             "insert into affiliate.unknown_field select %(asset)s, name, %(partition)s, now() from unnest(%(names)s::text[]) name "
             "on conflict do nothing returning name",
-            {**key, "names": list(day.unknown_fields)},
+            {**key, "names": list(total.unknown_fields)},
         )
         return sorted(name for (name,) in new)
 
@@ -435,29 +476,34 @@ class Store:
             "delete from affiliate.rejected_row where asset = %(asset)s and partition = %(partition)s", key
         )
 
-    def facts(self, endpoint: Endpoint, day: date) -> Facts:
+    def stats(self, endpoint: Endpoint, day: date) -> DayStats:
         """What the table holds for the day."""
         with unavailable(), self._connection.transaction():
-            return self._facts(endpoint, day)
+            return self._stats(endpoint, day)
 
-    def _facts(self, endpoint: Endpoint, day: date) -> Facts:
+    def _stats(self, endpoint: Endpoint, day: date) -> DayStats:
         parts = {
-            "group": sql.Identifier(endpoint.total[1]) if endpoint.total else sql.SQL("null"),
-            "amount": sql.Identifier(endpoint.total[0]) if endpoint.total else sql.SQL("null::numeric"),
-            "instant": sql.Identifier(endpoint.instant) if endpoint.instant else sql.SQL("null::timestamptz"),
-            "wrong": sql.SQL("{1} > {0}").format(*map(sql.Identifier, endpoint.volume_and_fee))
-            if endpoint.volume_and_fee
-            else sql.SQL("false"),
+            "group": sql.SQL("null"),
+            "amount": sql.SQL("null::numeric"),
+            "instant": sql.SQL("null::timestamptz"),
+            "wrong": sql.SQL("false"),
             "table": _table(endpoint),
             "day": day,
         }
+        if isinstance(endpoint, Records):
+            if endpoint.sum_by:
+                parts["amount"], parts["group"] = map(sql.Identifier, endpoint.sum_by)
+            if endpoint.day_of:
+                parts["instant"] = sql.Identifier(endpoint.day_of)
+            if endpoint.volume_and_fee:
+                parts["wrong"] = sql.SQL("{1} > {0}").format(*map(sql.Identifier, endpoint.volume_and_fee))
         statement = sql.SQL(
             "select {group}::text, sum({amount})::text, count(*), count(*) filter (where {wrong}), min({instant}), "
             "max({instant}) from {table} "
             "where partition_date = {day} group by 1 order by 1"
         ).format(**parts)
         groups = self._connection.execute(statement).fetchall()
-        return Facts(
+        return DayStats(
             rows=sum(count for _, _, count, *_ in groups),
             fee_above_volume=sum(wrong for *_, wrong, _, _ in groups),
             first=min((first for *_, first, _ in groups if first), default=None),
@@ -465,11 +511,11 @@ class Store:
             sums={name: total for name, total, *_ in groups if total is not None},
         )
 
-    def differences(self, endpoint: Endpoint, other: str, day: date) -> list[Difference] | None:
+    def differences(self, endpoint: Records, other: str, day: date) -> list[Difference] | None:
         """Where the day's rows differ in number or exact sum from those of the asset `other`, by what they are summed by;
         None if that has not landed the day."""
-        assert endpoint.total is not None
-        amount, group = map(sql.Identifier, endpoint.total)
+        assert endpoint.sum_by is not None
+        amount, group = map(sql.Identifier, endpoint.sum_by)
         sums = sql.SQL("select {} name, count(*) rows, sum({}) total from {} where partition_date = %(day)s group by 1")
         own, others = (sums.format(group, amount, sql.Identifier(*key.split("/"))) for key in (endpoint.key, other))
         with unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:

@@ -1,39 +1,32 @@
-"""Lands days: fetch, validate, replace the day; one outcome per day, each committed before it is told.
+"""Lands days in three stages: fetch, prepare, write. Each outcome is yielded only after its commit.
 
 Works without Dagster:
 
     with Store(database_url) as store, connected(endpoint, store) as session:
-        for outcome in ingest(endpoint, days, session=session, store=store, run_id="by hand"):
+        for outcome in land_days(endpoint, days, session=session, store=store, run_id="by hand"):
             print(outcome)
 """
 
 import logging
-import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
-from itertools import chain, islice
+from itertools import chain
 
 from affiliate_pipeline.domain.days import fold
-from affiliate_pipeline.domain.days import instant as time_of
 from affiliate_pipeline.domain.problem import AffiliateError, Problem
-from affiliate_pipeline.exchanges.spec import DayError, DayRows, Endpoint, Plan, Session
-from affiliate_pipeline.http.bodies import REPLACEMENT
-from affiliate_pipeline.http.errors import ExchangeError, Fatal
-from affiliate_pipeline.landing.day_writer import Day, Facts, Ledger, Shrunken, Store, StoreError
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
+from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan, Session
+from affiliate_pipeline.landing.day_writer import DayStats, Ledger, Shrunken, Store, StoreError, Written
+from affiliate_pipeline.landing.eligibility import Availability, Expired, NotEnded, decide
 from affiliate_pipeline.landing.ledger import handled_at
+from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of, prepared
 from affiliate_pipeline.postgres.rate_limiter import LONGEST_WAIT_S
 from affiliate_pipeline.postgres.shared import Shared
-from affiliate_pipeline.schema import decode
-from affiliate_pipeline.schema.decode import ContentHash, Invalid, batches, damaged, parse, payload, split
+from affiliate_pipeline.schema.decode import Invalid, payload, split
 
-BATCH_BYTES = 4 << 20
-# So much of a day is made while PostgreSQL takes the day before.
-BLOCKS_MADE = 4
 LOG_EVERY_S = 10
 
 log = logging.getLogger(__name__)
@@ -41,8 +34,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """What a run may be told: accept fewer rows than had landed, land rejected rows, trust a source beyond its
-    promised memory."""
+    """Exceptions for a run: accept fewer rows than had landed, land rejected rows instead of fetching, and fetch days that
+    the source no longer promises to have."""
 
     allow_shrink: bool = False
     from_rejected: bool = False
@@ -51,29 +44,32 @@ class Options:
 
 @dataclass(frozen=True)
 class Landed:
-    """The day holds exactly what the source has. `changed`: rows were written; `restated`: what the day had held when it
-    had settled already; `new_fields`: unknown fields seen for the first time; `note`, `problems`: the strategy's."""
+    """The day holds exactly what the source has.
+
+    `changed`: rows were written; `restated`: what the day held before, if it had settled; `new_fields`: unknown fields seen
+    for the first time. `note` and `warnings` are for people; a warning needs a fix.
+    """
 
     day: date
-    facts: Facts
+    stats: DayStats
     content_hash: str
     settled: bool
     source: str
     changed: bool
     requests: int
-    unknown_fields: dict[str, int] = field(default_factory=dict)
+    unknown_fields: Mapping[str, int] = field(default_factory=dict[str, int])
     new_fields: Sequence[str] = ()
-    restated: Facts | None = None
+    restated: DayStats | None = None
     note: str = ""
-    problems: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The day had landed and the source no longer holds it: nothing was asked or changed."""
+class Retained:
+    """The day had landed and has expired at the source: nothing was requested or changed."""
 
     day: date
-    facts: Facts
+    stats: DayStats
     content_hash: str
     settled: bool
     source: str
@@ -87,7 +83,7 @@ class Failed:
     problem: Problem
 
 
-Outcome = Landed | Kept | Failed
+Outcome = Landed | Retained | Failed
 
 
 def now_ms() -> int:
@@ -109,7 +105,7 @@ def connected(
             yield session
 
 
-def ingest(
+def land_days(
     endpoint: Endpoint,
     days: Sequence[date],
     *,
@@ -119,15 +115,17 @@ def ingest(
     options: Options = Options(),
     now: Callable[[], int] = now_ms,
 ) -> Iterator[Outcome]:
-    """One outcome for each of the days, in any order."""
+    """Yield one outcome for each of the days, in any order."""
     pending = dict.fromkeys(sorted(days))
     ledger: dict[date, Ledger] = {}
     try:
         store.require_ready(endpoint)
-        with store.alone(endpoint):
+        with store.exclusive(endpoint):
             store.create_table(endpoint)
             ledger.update(store.ledger(endpoint, days))
-            for outcome in _Landing(endpoint, session, store, run_id, options, now, ledger).outcomes(list(pending)):
+            available = Availability(endpoint, session, options.trust_old, now, started_ms=now())
+            run = LandingRun(available, store, run_id, options, ledger)
+            for outcome in run.outcomes(list(pending)):
                 del pending[outcome.day]
                 yield outcome
             session.finished()
@@ -139,117 +137,119 @@ def ingest(
         yield Failed(day, problem.adding(impact=_stored(ledger.get(day))))
 
 
-@dataclass
-class _Begun:
-    """A day of which the first blocks are made, and the unknown fields seen in its rows so far."""
+@dataclass(frozen=True)
+class LandingRun:
+    """The landing of some days of one asset, whose lock is held. `ledger` has those that had landed before."""
 
-    landing: Day
-    unknown: Counter[str] = field(default_factory=Counter)
-    # In how many rows so far each column has U+FFFD.
-    damaged: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass
-class _Landing:
-    endpoint: Endpoint
-    session: Session
+    available: Availability
     store: Store
     run_id: str
     options: Options
-    now: Callable[[], int]
-    ledger: dict[date, Ledger]
-    # Days beyond the promised memory that the source was seen to hold, and until when (ms) that is certain.
-    _proven_until: dict[date, int] = field(default_factory=dict)
-    # Days of which the source could not be asked whether it still holds them.
-    _unasked: dict[date, ExchangeError] = field(default_factory=dict)
+    ledger: Mapping[date, Ledger]
 
-    def outcomes(self, days: list[date]) -> Iterator[Outcome]:
-        asked_at = self.now()
-        fetch: list[date] = []
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.available.endpoint
+
+    @property
+    def session(self) -> Session:
+        return self.available.session
+
+    def outcomes(self, days: Sequence[date]) -> Iterator[Outcome]:
+        own: list[date] = []
         for day in days:
             held = self.ledger.get(day)
             if held and held.source != self.session.source:
-                yield self._failed(
-                    day,
-                    "other_source",
-                    f"its source is {held.source}, and the source of this run is {self.session.source}",
-                    "Use the credentials and the base URL it was landed with, or another database",
-                )
-            elif self.options.from_rejected:
-                yield self._land_rejected(day)
-            elif not self.endpoint.observation and asked_at < self.endpoint.end_ms(day):
-                yield self._failed(day, "not_ended", "the day has not ended yet", "Materialize it after its end")
+                what = f"its source is {held.source}, and the source of this run is {self.session.source}"
+                action = "Use the credentials and the base URL it was landed with, or another database"
+                yield self._failed(day, Problem("other_source", what, action=action))
             else:
-                fetch.append(day)
-        yield from self._fetch(fetch, asked_at)
+                own.append(day)
+        yield from map(self._land_rejected, own) if self.options.from_rejected else self._fetched(own)
 
-    @property
-    def _trusts_old(self) -> bool:
-        # How things are now is never how they were.
-        can_be_asked = not (self.endpoint.observation or (self.endpoint.memory and self.endpoint.memory.is_final))
-        return self.options.trust_old and can_be_asked
-
-    def _fetch(self, days: list[date], asked_at: int) -> Iterator[Outcome]:
-        old = [] if self._trusts_old else [d for d in days if not self._is_held(d, asked_at)]
-        for day in (day for day in old if day in self.ledger):
-            yield self._kept(day)
-        unproven = [day for day in old if day not in self.ledger]
-        self._prove(unproven)
-        for day in unproven:
-            if day not in self._proven_until:
-                yield self._failed(day, *self._expired(day))
-        ask = [day for day in days if day not in old or day in self._proven_until]
-        if not ask:
+    def _fetched(self, days: Sequence[date]) -> Iterator[Outcome]:
+        decision = decide(days, self.ledger, self.available)
+        for day in decision.retain:
+            yield self._retained(day)
+        for day, problem in decision.refuse.items():
+            yield self._failed(day, problem)
+        if not decision.fetch:
             return
-        plan = self.endpoint.strategy.plan(self.session, ask, self.endpoint.exchange.zone)
-        log.info("%s: asking for %s: %s", self.endpoint.key, fold(ask), plan)
-        told_at = time.monotonic()
-        fetching = self.endpoint.strategy.fetch(self.session, ask, self.endpoint.exchange.zone)
-        begun: dict[date, Future[_Begun]] = {}
-        with ThreadPoolExecutor(1, thread_name_prefix="begin") as beside:
-            for done, fetched in enumerate(fetching, start=1):
-                if isinstance(fetched, DayRows) and (following := fetched.following):
-                    # Read and validated while PostgreSQL takes this one.
-                    begun[following.day] = beside.submit(self._begin, following, asked_at, BLOCKS_MADE)
-                yield self._outcome(fetched, asked_at, begun.pop(fetched.day, None))
-                if done == len(ask) or time.monotonic() - told_at >= LOG_EVERY_S:
-                    told_at = time.monotonic()
-                    log.info("%s: %d of %d days done", self.endpoint.key, done, len(ask))
+        strategy, zone = self.endpoint.strategy, self.endpoint.exchange.zone
+        plan = strategy.plan(self.session, decision.fetch, zone)
+        log.info("%s: asking for %s: %s", self.endpoint.key, fold(decision.fetch), plan)
+        logged_at = time.monotonic()
+        batches = self.available.confirmed(strategy.fetch(self.session, decision.fetch, zone))
+        with prepared(batches, self.endpoint, self.session.cancel) as prepared_days:
+            for done, day in enumerate(prepared_days, start=1):
+                yield self._land(day) if isinstance(day, PreparedDay) else self._not_fetched(day)
+                if done == len(decision.fetch) or time.monotonic() - logged_at >= LOG_EVERY_S:
+                    logged_at = time.monotonic()
+                    log.info("%s: %d of %d days done", self.endpoint.key, done, len(decision.fetch))
 
-    def _outcome(self, fetched: DayRows | DayError, asked_at: int, begun: Future[_Begun] | None) -> Outcome:
-        day = fetched.day
-        # What was done at the exchange lands whenever it ended.
-        if not self.endpoint.appends and not self._is_whole(day):
-            if day in self.ledger:
-                return self._kept(day)
-            code, what, action = self._expired(day)
-            problem = Problem(code, f"while it was being fetched, {what}", action=action)
-            return self._rejected(fetched, asked_at, problem, complete=False)
-        if isinstance(fetched, DayError):
-            problem = fetched.error.problem.adding(action="Materialize the day again; if it stays, see the runbook")
-            return self._rejected(fetched, asked_at, problem, complete=False)
-        of_any_time = self.endpoint.observation or self.endpoint.appends
-        if not of_any_time and self._asked_ms(fetched, asked_at) < self.endpoint.end_ms(day):
-            return self._failed(
+    def _not_fetched(self, failed: DayError) -> Outcome:
+        problem = failed.error.problem
+        if isinstance(failed.error, Expired) and failed.day in self.ledger:
+            return self._retained(failed.day)
+        if not isinstance(failed.error, Expired | NotEnded):
+            problem = problem.adding(action="Materialize the day again; if it stays, see the runbook")
+        return self._rejected(failed, problem, complete=False)
+
+    def _land(self, day: PreparedDay) -> Outcome:
+        batch = day.batch
+        settled = self.endpoint.timetable.has_settled(batch.day, self.available.requested_ms(batch))
+        try:
+            written = self.store.write_day(
+                self.endpoint,
                 day,
-                "not_ended",
-                "the day has not ended yet by the exchange's clock, which this machine's is ahead of",
-                "Set this machine's clock by NTP, then materialize the day after its end",
+                settled=settled,
+                source=self.session.source,
+                run_id=self.run_id,
+                allow_shrink=self.options.allow_shrink,
             )
-        return self._land(fetched, asked_at, begun)
+        except Invalid as invalid:
+            what = f"its rows do not fit the schema: {invalid} (first in row {invalid.first_row + 1} of {batch.rows})"
+            action = "Fix the schema, then materialize with run config from_rejected: true"
+            return self._rejected(batch, Problem("invalid_rows", what, action=action), complete=True)
+        except Shrunken as error:
+            action = (
+                "If the source is right, materialize with run config allow_shrink: true; the rows removed are then kept in "
+                "affiliate.superseded_row"
+            )
+            return self._rejected(batch, error.problem.adding(action=action), complete=False)
+        except StoreError as error:
+            action = "Fix the cause, then materialize with run config from_rejected: true"
+            return self._rejected(batch, error.problem.adding(action=action), complete=True)
+        return Landed(
+            day=batch.day,
+            stats=written.stats,
+            content_hash=str(written.total.fingerprint),
+            settled=settled,
+            source=self.session.source,
+            changed=written.changed,
+            requests=batch.requests,
+            unknown_fields=written.total.unknown_fields,
+            new_fields=written.new_fields,
+            restated=written.restated,
+            note=batch.note,
+            warnings=self._warnings(batch, written),
+        )
 
-    def _exchange_now(self) -> int:
-        """The exchange's clock as far as it is known: ours until it has refused it."""
-        return self.now() + self.session.client.clock_ahead_ms
+    def _warnings(self, batch: DayBatch, written: Written) -> Sequence[str]:
+        """What people should know about a landed day, logged here."""
+        warnings = [*batch.warnings, *_damage(written.total.damaged)]
+        if written.difference:
+            warnings.append(
+                f"the table held {written.difference} than had landed, although the source's rows are the same: they were "
+                "landed again, and the rows changed or removed are in affiliate.superseded_row"
+            )
+        unknown = ", ".join(f"{name} ({written.total.unknown_fields[name]} rows)" for name in written.new_fields)
+        new = f"fields that the schema does not know are kept in column extra: {unknown}. Add them to the schema"
+        for text in [*warnings, new] if unknown else warnings:
+            log.warning("%s %s: %s", self.endpoint.key, batch.day, text)
+        return warnings
 
-    def _asked_ms(self, fetched: DayRows | DayError, asked_at: int) -> int:
-        """When, by the exchange's clock, the run began that asked for the day, or the oldest answer was asked for if an
-        earlier run did."""
-        began = asked_at + self.session.client.clock_ahead_ms
-        oldest = fetched.asked_ms if isinstance(fetched, DayRows) else None
-        return min(began, oldest or began)
-
-    def _rejected(self, fetched: DayRows | DayError, asked_at: int, problem: Problem, *, complete: bool) -> Failed:
+    def _rejected(self, fetched: DayBatch | DayError, problem: Problem, *, complete: bool) -> Failed:
         """The failed day, after storing what was received for it in `affiliate.rejected_row`."""
         more = fetched.error.received if isinstance(fetched, DayError) else ()
 
@@ -257,234 +257,71 @@ class _Landing:
             return map(payload, chain(split(fetched.chunks), more))
 
         if any(True for _ in received()):
-            asked_ms = self._asked_ms(fetched, asked_at)
-            arguments = (self.endpoint, fetched.day, self.run_id, self.session.source, problem.what, received, asked_ms)
+            requested_ms = self.available.requested_ms(fetched)
+            arguments = (
+                self.endpoint,
+                fetched.day,
+                self.run_id,
+                self.session.source,
+                problem.what,
+                received,
+                requested_ms,
+            )
             self.store.reject(*arguments, complete=complete)
             kept = "All rows are" if complete else "What was received of the day is"
             problem = problem.adding(impact=f"{kept} kept as received in affiliate.rejected_row")
-        return Failed(fetched.day, problem.adding(impact=_stored(self.ledger.get(fetched.day))))
-
-    def _is_whole(self, day: date) -> bool:
-        """Whether the source, after the day was fetched, still holds all of it."""
-        if self._trusts_old or self._is_held(day, self._exchange_now()):
-            return True
-        if self.now() > self._proven_until.get(day, math.inf):
-            del self._proven_until[day]
-            self._prove([day])
-        return day in self._proven_until
-
-    def _is_held(self, day: date, at_ms: int) -> bool:
-        """Whether the source promises all of the day at that instant, or was asked for it while it did."""
-        memory = self.endpoint.memory
-        return self.endpoint.is_remembered(day, at_ms) or bool(memory and memory.asked_in_time(self.session, day))
-
-    def _begin(self, fetched: DayRows, asked_at: int, blocks_made: int = 0) -> _Begun:
-        """The day, with so many of its blocks made; raises `Invalid`."""
-        day = fetched.day
-        held = self.ledger.get(day) if self.endpoint.appends else None
-        settled = self.endpoint.has_settled(day, self._asked_ms(fetched, asked_at))
-        begun = _Begun(
-            Day(
-                partition=day,
-                rows=held.rows if held else 0,
-                content_hash=held.content_hash if held else ContentHash().hexdigest(),
-                blocks=(),
-                settled=settled,
-                source=self.session.source,
-                run_id=self.run_id,
-                may_shrink=self.options.allow_shrink or not settled,
-                left_out=frozenset() if self.options.allow_shrink else fetched.left_out,
-                unlisted=() if self.options.allow_shrink else fetched.unlisted,
-                stay=held.rows if held else 0,
-            )
-        )
-        blocks = self._blocks(fetched.chunks, begun)
-        begun.landing.blocks = chain(list(islice(blocks, blocks_made)), blocks)
-        return begun
-
-    def _land(self, fetched: DayRows, asked_at: int, begun: Future[_Begun] | None = None) -> Outcome:
-        day = fetched.day
-        try:
-            day_begun = begun.result() if begun else self._begin(fetched, asked_at)
-            landing, unknown = day_begun.landing, day_begun.unknown
-            landed = self.store.land(self.endpoint, landing)
-        except Invalid as invalid:
-            problem = Problem(
-                "invalid_rows",
-                f"its rows do not fit the schema: {invalid} (first in row {invalid.first_row + 1} of {fetched.rows})",
-                action="Fix the schema, then materialize with run config from_rejected: true",
-            )
-            return self._rejected(fetched, asked_at, problem, complete=True)
-        except Shrunken as error:
-            problem = error.problem.adding(
-                action="If the source is right, materialize with run config allow_shrink: true; the rows removed are then "
-                "kept in affiliate.superseded_row"
-            )
-            return self._rejected(fetched, asked_at, problem, complete=False)
-        except StoreError as error:
-            action = "Fix the cause, then materialize with run config from_rejected: true"
-            return self._rejected(fetched, asked_at, error.problem.adding(action=action), complete=True)
-        problems = (*fetched.problems, *_damage(day_begun.damaged))
-        if landed.difference:
-            problems += (
-                f"the table held {landed.difference} than had landed, although the source's rows are the same: they were landed "
-                "again, and the rows changed or removed are in affiliate.superseded_row",
-            )
-        for problem in problems:
-            log.warning("%s %s: %s", self.endpoint.key, day, problem)
-        if landed.new_fields:
-            log.warning(
-                "%s %s: fields that the schema does not know are kept in column extra: %s. Add them to the schema",
-                self.endpoint.key,
-                day,
-                ", ".join(f"{name} ({unknown[name]} rows)" for name in landed.new_fields),
-            )
-        return Landed(
-            day=day,
-            facts=landed.facts,
-            content_hash=landing.content_hash,
-            settled=landing.settled,
-            source=self.session.source,
-            changed=landed.changed,
-            requests=fetched.requests,
-            unknown_fields=dict(unknown),
-            new_fields=landed.new_fields,
-            restated=landed.restated,
-            note=fetched.note,
-            problems=problems,
-        )
-
-    def _blocks(self, chunks: Iterable[bytes], begun: _Begun) -> Iterator[bytes]:
-        """The rows as COPY text; at their end `begun` says what they were. Raises `Invalid` once all rows were read."""
-        landing, unknown, texts = begun.landing, begun.unknown, begun.damaged
-        day, instant = landing.partition, self.endpoint.instant
-        inside = (instant, self.endpoint.start_ms(day), self.endpoint.end_ms(day)) if instant else None
-        content = ContentHash(landing.content_hash)
-        problems: list[decode.Problem] = []
-        rows_before = 0
-        for batch in batches(chunks, BATCH_BYTES):
-            try:
-                parsed = parse(self.endpoint.schema, batch, inside)
-            except Invalid as invalid:
-                problems += (replace(each, row=rows_before + each.row) for each in invalid.problems)
-                rows_before += sum(1 for _ in split(batch))
-                continue
-            unknown.update(parsed.unknown)
-            landing.rows += len(parsed.table)
-            rows_before += len(parsed.table)
-            block = content.add(parsed.table)
-            if REPLACEMENT in block:
-                texts.update(damaged(parsed.table))
-            if not problems:
-                yield block
-        if problems:
-            raise Invalid(problems)
-        landing.content_hash, landing.unknown_fields = content.hexdigest(), list(unknown)
+        return self._failed(fetched.day, problem)
 
     def _land_rejected(self, day: date) -> Outcome:
         rejected = self.store.rejected(self.endpoint, day)
         if rejected is None:
-            return self._failed(
-                day,
-                "nothing_rejected",
-                "affiliate.rejected_row holds nothing for it",
-                "Materialize it without from_rejected",
-            )
-        if rejected.source != self.session.source:
-            return self._failed(
-                day,
-                "other_source",
-                f"the source of its rejected rows is {rejected.source}, and the source of this run is {self.session.source}",
-                "Use the credentials and the base URL they came with",
-            )
-        if not rejected.complete:
-            return self._failed(
-                day,
-                "incomplete",
-                f"affiliate.rejected_row holds only a part of the day ({rejected.reason}), so it cannot land",
-                "Materialize it without from_rejected",
-            )
-        asked_ms = int(rejected.rejected_at.timestamp() * 1000)
-        return self._land(DayRows(day, rejected.rows, len(rejected.rows), requests=0, asked_ms=asked_ms), self.now())
-
-    def _kept(self, day: date) -> Kept | Failed:
-        held, facts = self.ledger[day], self.store.facts(self.endpoint, day)
-        if facts.rows != held.rows:
-            return self._failed(
-                day,
-                "table_changed",
-                f"the source no longer has the day, and the table holds {facts.rows} rows of it instead of the {held.rows} that "
-                "landed: something else has changed them",
-                "Restore the day from a backup",
-            )
-        return Kept(day, facts, held.content_hash, held.settled, held.source)
-
-    def _failed(self, day: date, code: str, what: str, action: str) -> Failed:
-        return Failed(day, Problem(code, what, _stored(self.ledger.get(day)), action))
-
-    def _expired(self, day: date) -> tuple[str, str, str]:
-        """The code, what and action of a day that the source no longer has."""
-        if self.endpoint.observation:
-            return "expired", "the endpoint tells only how things are now, so no day but today can be fetched", ""
-        memory = self.endpoint.memory
-        assert memory is not None
-        if day in self._unasked:
-            what = (
-                f"the day lies beyond the {memory.span.days} days that the source promises, and whether it still has it could "
-                f"not be asked: {self._unasked[day]}"
-            )
-            return "unproven", what, "Materialize the day again"
-        proof = " and no older row is left to prove that this one keeps more" if memory.provable else ""
-        what = (
-            f"the day lies beyond the {memory.span.days} days that the source promises{proof}. It was not landed, since an "
-            "empty answer would look like a quiet day"
-        )
-        second = memory.second_chance
-        if second and second.is_remembered(day, self._exchange_now()):
-            until_ms = second.fetchable_until_ms(day)
-            assert until_ms is not None
-            action = f"{second.key} can still land it until {time_of(until_ms)}: materialize that instead"
-        elif memory.is_final:
-            action = "No request brings it any more"
+            what = "affiliate.rejected_row holds nothing for it"
+            problem = Problem("nothing_rejected", what, action="Materialize it without from_rejected")
+        elif rejected.source != self.session.source:
+            what = f"the source of its rejected rows is {rejected.source}, and the source of this run is {self.session.source}"
+            problem = Problem("other_source", what, action="Use the credentials and the base URL they came with")
+        elif not rejected.complete:
+            what = f"affiliate.rejected_row holds only a part of the day ({rejected.reason}), so it cannot land"
+            problem = Problem("incomplete", what, action="Materialize it without from_rejected")
         else:
-            action = "If you know that the source still has it, materialize with run config trust_old: true"
-        return "expired", what, action
+            received_ms = int(rejected.rejected_at.timestamp() * 1000)
+            batch = DayBatch(day, rejected.rows, len(rejected.rows), requests=0, requested_ms=received_ms)
+            return self._land(PreparedDay(batch, blocks_of(batch, self.endpoint)))
+        return self._failed(day, problem)
 
-    def _prove(self, days: list[date]) -> None:
-        """Notes which of the days, beyond the promised memory, the source still holds, and how long that is certain.
+    def _retained(self, day: date) -> Retained | Failed:
+        held, stats = self.ledger[day], self.store.stats(self.endpoint, day)
+        if stats.rows == held.rows:
+            return Retained(day, stats, held.content_hash, held.settled, held.source)
+        what = (
+            f"the source no longer has the day, and the table holds {stats.rows} rows of it instead of the {held.rows} "
+            "that landed: something else has changed them"
+        )
+        return self._failed(day, Problem("table_changed", what, action="Restore the day from a backup"))
 
-        It does if it has a row older than all of them. Should it forget as time goes on, it forgets that row first.
-        Raises `Fatal`; of a request that fails otherwise the days say so.
-        """
-        if not (days and self.endpoint.memory and self.endpoint.memory.provable):
-            return
-        asked_at = self.now()
-        try:
-            oldest = self.endpoint.strategy.oldest_before(self.session, days[0], self.endpoint.exchange.zone)
-        except Fatal:
-            raise
-        except ExchangeError as error:
-            self._unasked |= dict.fromkeys(days, error)
-            return
-        if oldest is not None:
-            self._proven_until |= {day: asked_at + self.endpoint.start_ms(day) - oldest for day in days}
+    def _failed(self, day: date, problem: Problem) -> Failed:
+        return Failed(day, problem.adding(impact=_stored(self.ledger.get(day))))
 
 
-def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store: Store) -> Plan:
-    """What materializing the days would cost; days that are kept, or refused unasked, cost nothing."""
+def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store: Store) -> RequestPlan:
+    """What materializing the days would cost; days that are retained or refused cost nothing."""
     now = now_ms()
     ledger = store.ledger(endpoint, days)
-    asked = [day for day in days if endpoint.is_remembered(day, now) or not (day in ledger or endpoint.observation)]
-    if not asked:
-        return Plan(0, 0, 0)
-    return endpoint.strategy.plan(session, asked, endpoint.exchange.zone)
+    fetched = [
+        day
+        for day in days
+        if endpoint.timetable.is_retained(day, now) or (day not in ledger and isinstance(endpoint, Records))
+    ]
+    if not fetched:
+        return RequestPlan(0, 0, 0)
+    return endpoint.strategy.plan(session, fetched, endpoint.exchange.zone)
 
 
 def _damage(rows: Mapping[str, int]) -> Iterator[str]:
-    """A problem for each column in which texts landed with U+FFFD."""
+    """Warnings about texts that landed with U+FFFD in them."""
     for name, count in rows.items():
         yield (
-            f"{name} has U+FFFD in {count} {'row' if count == 1 else 'rows'}: the exchange sent invalid text there, such as "
+            f"{name} has U+FFFD in {count} {'row' if count == 1 else 'rows'}: the exchange sent what is no text there, such as "
             "half an emoji. Everything else landed as sent"
         )
 

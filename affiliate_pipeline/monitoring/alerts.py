@@ -9,7 +9,7 @@ from hashlib import sha256
 from affiliate_pipeline.domain.days import fold, last_minute_before
 from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.domain.redaction import redact
-from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.exchanges.endpoint import Endpoint, retention_of
 
 MAX_CAUSES = 5
 MAX_IN_TITLE = 3
@@ -104,12 +104,13 @@ def _line(text: str) -> str:
 
 def availability(endpoint: Endpoint, days: Sequence[date], now_ms: int) -> str:
     """Until when the source has the days, for people."""
-    retained = [day for day in sorted(days) if endpoint.is_remembered(day, now_ms)]
+    retained = [day for day in sorted(days) if endpoint.timetable.is_retained(day, now_ms)]
     expired = [day for day in sorted(days) if day not in retained]
-    provable = bool(endpoint.memory and endpoint.memory.provable)
+    retention = retention_of(endpoint)
+    provable = bool(retention and retention.proof)
     texts: list[str] = []
     if retained:
-        deadline_ms = endpoint.fetchable_until_ms(retained[0])
+        deadline_ms = endpoint.timetable.deadline_ms(retained[0])
         if deadline_ms is None:
             return "no limit is known of how long it keeps them"
         first = f" ({retained[0]}; the later days longer)" if len(retained) > 1 else ""
@@ -117,7 +118,7 @@ def availability(endpoint: Endpoint, days: Sequence[date], now_ms: int) -> str:
         texts.append(f"fetchable {at_least}until {last_minute_before(deadline_ms)}{first}")
     if expired:
         texts.append(f"it no longer {'promises' if provable else 'has'} {fold(expired)}")
-    if second := endpoint.memory and endpoint.memory.second_chance:
+    if second := retention and retention.fallback:
         texts.append(f"{second.key} is a second chance: {availability(second, days, now_ms)}")
     return "; ".join(texts)
 

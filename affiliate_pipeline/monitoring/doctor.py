@@ -11,8 +11,9 @@ from affiliate_pipeline import environment as settings
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
 from affiliate_pipeline.environment import Alerts, Environment, Project
+from affiliate_pipeline.exchanges.endpoint import Endpoint
+from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.exchanges.spec import Endpoint, Session
 from affiliate_pipeline.http.errors import (
     AccessRefused,
     ClockOff,
@@ -50,7 +51,7 @@ class Finding:
 
 
 class _Unshared:
-    """Sessions that share nothing with other processes (`exchanges.spec.Shared`)."""
+    """Sessions that share nothing with other processes (`exchanges.fetching.Shared`)."""
 
     def limit(self, scope: str, per_window: int, window_s: float) -> Limit:
         return Unlimited()

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from affiliate_pipeline.domain.days import DAY, HOUR, day_of, fold, last_minute_before, runs
 from affiliate_pipeline.domain.expected_days import ExpectedDay, expected_days
-from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.exchanges.endpoint import Endpoint, retention_of
 from affiliate_pipeline.landing.day_writer import Ledger
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.notifications import NotificationLevel, State
@@ -115,7 +115,8 @@ def _may_request(endpoint: Endpoint, each: ExpectedDay, state: State, now_ms: in
         is_paused = requested_ms is not None and now_ms - requested_ms < pause / timedelta(milliseconds=1)
         return state.attempts < MAX_ATTEMPTS and not is_paused
     # A source that may retain days longer than it promises is requested once more: the run proves it, or fails.
-    is_provable = endpoint.memory is not None and endpoint.memory.provable
+    retention = retention_of(endpoint)
+    is_provable = retention is not None and retention.proof is not None
     if each.prior or not is_provable or state.level is NotificationLevel.LOST:
         return False
     return requested_ms is None or requested_ms <= each.deadline_ms
@@ -161,7 +162,7 @@ def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expected
             text = f"What had landed of {it} stays. What the exchange changed before {it} settled is not in it."
         case NotificationLevel.LOST:
             title, text = f"{named} {is_} lost", f"The watch does not ask for {it} any more."
-            if endpoint.memory and endpoint.memory.provable:
+            if (retention := retention_of(endpoint)) and retention.proof:
                 text += (
                     f" If you know that the exchange still has {it}: materialize {it} with run config trust_old: true."
                 )

@@ -1,4 +1,4 @@
-"""What sessions share with all other processes through the database (`exchanges.spec.Shared`)."""
+"""What sessions share with all other processes through the database (`exchanges.fetching.Shared`)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack

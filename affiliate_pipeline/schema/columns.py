@@ -135,43 +135,43 @@ class Row(pa.DataFrameModel):
 Row.validate(pd.DataFrame())
 
 
-def _field(kind: str, description: str, nullable: bool, newer: bool, **checks: Any) -> Any:
+def _field(kind: str, description: str, nullable: bool, optional: bool, **checks: Any) -> Any:
     return pa.Field(
-        nullable=nullable or newer,
+        nullable=nullable or optional,
         description=description,
-        metadata={"kind": kind, "newer": newer},
+        metadata={"kind": kind, "optional": optional},
         **checks,
     )
 
 
-def text(description: str, *, nullable: bool = False, newer: bool = False) -> Any:
-    """A text column. `newer`: the source does not always send the field."""
-    return _field("text", description, nullable, newer, str_matches=_TEXT)
+def text(description: str, *, nullable: bool = False, optional: bool = False) -> Any:
+    """A text column. `optional`: the source does not always send the field."""
+    return _field("text", description, nullable, optional, str_matches=_TEXT)
 
 
-def amount(description: str, *, nullable: bool = False, newer: bool = False) -> Any:
+def amount(description: str, *, nullable: bool = False, optional: bool = False) -> Any:
     """An exact decimal, as sent."""
-    return _field("amount", description, nullable, newer, str_matches=_AMOUNT)
+    return _field("amount", description, nullable, optional, str_matches=_AMOUNT)
 
 
-def instant(description: str, *, nullable: bool = False, newer: bool = False) -> Any:
+def instant(description: str, *, nullable: bool = False, optional: bool = False) -> Any:
     """A point in time, sent as milliseconds since 1970 UTC."""
-    return _field("instant", description, nullable, newer)
+    return _field("instant", description, nullable, optional)
 
 
-def bigint(description: str, *, nullable: bool = False, newer: bool = False) -> Any:
+def bigint(description: str, *, nullable: bool = False, optional: bool = False) -> Any:
     """A 64-bit whole number."""
-    return _field("bigint", description, nullable, newer)
+    return _field("bigint", description, nullable, optional)
 
 
-def smallint(description: str, *, nullable: bool = False, newer: bool = False) -> Any:
+def smallint(description: str, *, nullable: bool = False, optional: bool = False) -> Any:
     """A 16-bit whole number: a level, a type, a status."""
-    return _field("smallint", description, nullable, newer)
+    return _field("smallint", description, nullable, optional)
 
 
-def flag(description: str, *, nullable: bool = False, newer: bool = False) -> Any:
+def flag(description: str, *, nullable: bool = False, optional: bool = False) -> Any:
     """True or false."""
-    return _field("flag", description, nullable, newer)
+    return _field("flag", description, nullable, optional)
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Column:
     name: str
     kind: Kind
     nullable: bool
-    newer: bool
+    optional: bool
     description: str
 
     @property
@@ -192,6 +192,6 @@ class Column:
 def columns(model: type[Row]) -> tuple[Column, ...]:
     """The model's columns in order."""
     return tuple(
-        Column(name, KINDS[column.metadata["kind"]], column.nullable, column.metadata["newer"], column.description)
+        Column(name, KINDS[column.metadata["kind"]], column.nullable, column.metadata["optional"], column.description)
         for name, column in model.to_schema().columns.items()
     )

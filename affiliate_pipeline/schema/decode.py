@@ -226,7 +226,7 @@ def _decoded(model: type[Row], chunks: Sequence[bytes]) -> arrow.Table:
     values = {}
     for column, array in zip(columns(model), rows.flatten(), strict=True):
         # Arrow takes a missing field for null. In rows of flat fields, each there once, only a field's name looks like this.
-        if array.null_count and not column.newer and text.count(f'"{column.json_name}":'.encode()) < len(rows):
+        if array.null_count and not column.optional and text.count(f'"{column.json_name}":'.encode()) < len(rows):
             raise ValueError("a field is missing, or its name is spelled in another way")
         if column.kind.range and array.null_count < len(array):
             least, most = (each.as_py() for each in compute.min_max(array).values())
@@ -360,7 +360,7 @@ def _plain(name: str) -> str:
 def _field_by_field(model: type[Row], body: bytes) -> tuple[Parsed, list[Problem]]:
     rows = msgspec.json.decode(body, type=list[msgspec.Raw])
     by_name: dict[str, Column] = {_plain(column.name): column for column in columns(model)}
-    required = {column.name for column in columns(model) if not column.newer}
+    required = {column.name for column in columns(model) if not column.optional}
     values: dict[str, list] = {column.name: [None] * len(rows) for column in columns(model)}
     extra: list[str | None] = [None] * len(rows)
     unknown: Counter[str] = Counter()

@@ -13,7 +13,7 @@ import pytest
 
 from affiliate_pipeline.app.__main__ import main
 from affiliate_pipeline.landing.day_writer import Store
-from affiliate_pipeline.landing.pipeline import Failed, Landed, connected, ingest
+from affiliate_pipeline.landing.pipeline import Failed, Landed, connected, land_days
 from affiliate_pipeline.postgres import connection
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY, SETTLED, landed, rebates, sent
@@ -111,7 +111,7 @@ def test_landing_is_safe_even_where_it_is_not_noticed(sandbox, pooled, database_
 
     def land(url: str) -> None:
         with Store(url) as store, connected(ENDPOINT, store) as session:
-            outcomes.extend(ingest(ENDPOINT, [SETTLED], session=session, store=store, run_id="r"))
+            outcomes.extend(land_days(ENDPOINT, [SETTLED], session=session, store=store, run_id="r"))
 
     # Psycopg prepares what is executed often, which such a pooler cannot follow.
     monkeypatch.setattr(psycopg.Connection, "prepare_threshold", None)

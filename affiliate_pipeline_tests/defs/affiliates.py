@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+from affiliate_pipeline.exchanges.fetching import RequestPlan
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.exchanges.spec import Plan
 from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import connected, plan_of
 from affiliate_pipeline.sandbox.days import DAY_MS
@@ -154,7 +154,7 @@ def asked(sandbox, name: str) -> list:
     return [request for request in sandbox.requests if request.path == PATH[name]]
 
 
-def plan(database_url: str, name: str, days: Sequence[date]) -> Plan:
+def plan(database_url: str, name: str, days: Sequence[date]) -> RequestPlan:
     with Store(database_url) as store, connected(ENDPOINT[name], store) as session:
         return plan_of(ENDPOINT[name], days, session=session, store=store)
 

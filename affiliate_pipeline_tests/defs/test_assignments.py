@@ -9,7 +9,7 @@ import pytest
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.landing.day_writer import Store
-from affiliate_pipeline.landing.pipeline import Failed, connected, ingest, plan_of
+from affiliate_pipeline.landing.pipeline import Failed, connected, land_days, plan_of
 from affiliate_pipeline_tests.conftest import materialize
 
 PARTNERS, CLIENTS = "binance/customization_assignment", "binance/user_customization_assignment"
@@ -308,7 +308,7 @@ class Killed(BaseException):
 
 def land(database_url, key=PARTNERS) -> list:
     with Store(database_url) as store, connected(ENDPOINT[key], store) as session:
-        return list(ingest(ENDPOINT[key], [today()], session=session, store=store, run_id="a run"))
+        return list(land_days(ENDPOINT[key], [today()], session=session, store=store, run_id="a run"))
 
 
 @pytest.mark.parametrize("done", [True, False])
@@ -344,7 +344,7 @@ def test_a_kill_between_post_and_landing_loses_no_attempt_and_posts_nothing_twic
 def test_a_kill_after_landing_appends_nothing_twice(sandbox, query, wanted, database_url, monkeypatch):
     wanted(("new1", EMAILS[0]))
     with Store(database_url) as store, connected(ENDPOINT[PARTNERS], store) as session:
-        outcomes = ingest(ENDPOINT[PARTNERS], [today()], session=session, store=store, run_id="a run")
+        outcomes = land_days(ENDPOINT[PARTNERS], [today()], session=session, store=store, run_id="a run")
         next(outcomes)
         outcomes.close()
 
@@ -388,7 +388,7 @@ def test_an_attempt_lands_though_midnight_passes(sandbox, query, wanted, databas
         return now[0]
 
     with Store(database_url) as store, connected(ENDPOINT[PARTNERS], store) as session:
-        [outcome] = ingest(ENDPOINT[PARTNERS], [today()], session=session, store=store, run_id="a run", now=later)
+        [outcome] = land_days(ENDPOINT[PARTNERS], [today()], session=session, store=store, run_id="a run", now=later)
 
     assert not isinstance(outcome, Failed)
     assert [row[0] for row in rows(query)] == ["new1"]

@@ -37,7 +37,7 @@ def superseded(query) -> Counter:
     )
 
 
-# Memory
+# Retention at the source
 
 
 def test_days_that_the_source_forgot_fail_and_the_others_land(sandbox, query):

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.landing.day_writer import Store
-from affiliate_pipeline.landing.pipeline import Landed, connected, ingest
+from affiliate_pipeline.landing.pipeline import Landed, connected, land_days
 from affiliate_pipeline.sandbox import Number, Sandbox
 from affiliate_pipeline.sandbox.lbank.users import OWN_OPEN_ID
 from affiliate_pipeline_tests import conftest
@@ -140,9 +140,9 @@ def test_days_over_a_months_end_land_in_the_requests_planned(sandbox, query, dat
     by_user = name in (COMMISSION, TRADES, TEAM_TRADES)
     assert seen == {PATH[name]: questions(sandbox, name)} | ({TEAM_LIST: 1} if by_user else {})
     planned = plan(database_url, name, DAYS)
-    assert planned.least == questions(sandbox, name)
-    assert planned.most == (planned.least if name in (TRADES, TEAM_TRADES, FUTURES) else None)
-    assert planned.seconds == pytest.approx(math.ceil(max(0, planned.least - 5) / 5) * 0.1)
+    assert planned.min_requests == questions(sandbox, name)
+    assert planned.max_requests == (planned.min_requests if name in (TRADES, TEAM_TRADES, FUTURES) else None)
+    assert planned.seconds == pytest.approx(math.ceil(max(0, planned.min_requests - 5) / 5) * 0.1)
     assert Counter(request.path for request in sandbox.requests) == seen
 
 
@@ -380,7 +380,7 @@ def test_an_observation_of_yesterday_that_landed_is_kept_and_costs_nothing(sandb
     planned = plan(database_url, OBSERVED, [day - DAY])
     run = materialize(OBSERVED, [day - DAY])
 
-    assert (planned.least, planned.most, planned.seconds) == (0, 0, 0)
+    assert (planned.min_requests, planned.max_requests, planned.seconds) == (0, 0, 0)
     assert run.success and run.materialized[day - DAY]["kept"] is True
     assert landed(query, OBSERVED, day - DAY) == rows
     assert sandbox.requests == []
@@ -947,10 +947,10 @@ def test_days_with_a_gap_are_planned_as_they_are_asked(sandbox, query, database_
 
     for name in (FUTURES, MONEY):
         with Store(database_url) as store, connected(ENDPOINT[name], store) as session:
-            outcomes = list(ingest(ENDPOINT[name], days, session=session, store=store, run_id="by hand"))
+            outcomes = list(land_days(ENDPOINT[name], days, session=session, store=store, run_id="by hand"))
         assert [type(outcome) for outcome in outcomes] == [Landed, Landed]
 
-    assert [each.least for each in planned] == [len(asked(sandbox, name)) for name in (FUTURES, MONEY)]
+    assert [each.min_requests for each in planned] == [len(asked(sandbox, name)) for name in (FUTURES, MONEY)]
 
 
 def test_a_plan_says_what_it_costs(sandbox, database_url, monkeypatch):

@@ -102,7 +102,7 @@ def test_every_column_that_does_not_fit_is_named(sandbox):
 
 
 def test_bad_rows_are_counted_over_the_whole_day(sandbox, monkeypatch):
-    monkeypatch.setattr("affiliate_pipeline.landing.pipeline.BATCH_BYTES", 1)
+    monkeypatch.setattr("affiliate_pipeline.landing.prepare.BLOCK_BYTES", 1)
     sandbox.binance.set_rebates(without(row, "asset") for row in rebates(SETTLED, 1_200))
 
     assert "asset: the field is missing in 1200 rows" in materialize(KEY, [SETTLED]).failed[SETTLED]
@@ -190,7 +190,7 @@ def test_rejected_rows_that_still_do_not_fit_stay_rejected(sandbox, query):
 
 
 class TradeIdMayBeMissing(RebateRecentRecord):
-    trade_id: BigInt = bigint("The trade's id.", newer=True)
+    trade_id: BigInt = bigint("The trade's id.", optional=True)
 
 
 @pytest.mark.parametrize("spoil", [lambda row: without(row, "tradeId"), lambda row: row | {"tradeId": None}])

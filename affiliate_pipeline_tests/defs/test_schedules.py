@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 
 from affiliate_pipeline.definitions import build_definitions
+from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
@@ -67,7 +68,7 @@ def test_a_tick_asks_for_the_last_days_of_the_exchanges_zone(zone_of_the_machine
     assert asked["lbank/trade_user"] == (day - 3 * DAY, day - DAY)
     # A day of these has settled 72 hours after its end: three days do not reach that far.
     assert asked["lbank/money_detail_list"] == (day - 4 * DAY, day - DAY)
-    assert asked.keys() == {e.key for e in ENDPOINTS if e.daily_at and not e.observation}
+    assert asked.keys() == {e.key for e in ENDPOINTS if e.lands_at and isinstance(e, Records)}
 
 
 @pytest.mark.parametrize("day", [date(2026, 3, 29), date(2027, 1, 1)])
@@ -78,7 +79,9 @@ def test_an_observation_is_asked_for_today(zone_of_the_machine, day):
         at = datetime(day.year, day.month, day.day, hour, minute, tzinfo=ZoneInfo(schedule.execution_timezone))
         asked |= tick(schedule, at)[0]
 
-    assert asked == {endpoint.key: (day, day) for endpoint in ENDPOINTS if endpoint.daily_at and endpoint.observation}
+    assert asked == {
+        endpoint.key: (day, day) for endpoint in ENDPOINTS if endpoint.lands_at and not isinstance(endpoint, Records)
+    }
 
 
 @pytest.mark.parametrize("exchange", ["binance", "lbank"])

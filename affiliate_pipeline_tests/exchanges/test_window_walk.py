@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from affiliate_pipeline.domain.days import start_ms
+from affiliate_pipeline.exchanges.fetching import DayBatch, Session
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.exchanges.spec import DayRows, Session
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
 from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import connected
@@ -70,7 +70,7 @@ def test_a_walk_gives_every_row_or_fails_the_days_with_an_overfull_millisecond(
     got = {
         outcome.day: Counter(row["number"] for chunk in outcome.chunks for row in json.loads(b"[" + chunk + b"]"))
         for outcome in outcomes
-        if isinstance(outcome, DayRows)
+        if isinstance(outcome, DayBatch)
     }
     assert sorted(outcome.day for outcome in outcomes) == DAYS
     assert got == {

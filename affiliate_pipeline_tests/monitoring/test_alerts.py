@@ -13,8 +13,8 @@ import pytest
 from affiliate_pipeline.domain.days import days_from
 from affiliate_pipeline.domain.expected_days import ExpectedDay
 from affiliate_pipeline.domain.problem import Problem
+from affiliate_pipeline.exchanges.endpoint import Retention
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.exchanges.spec import Memory
 from affiliate_pipeline.monitoring import delivery
 from affiliate_pipeline.monitoring.alerts import (
     MAX_CAUSES,
@@ -142,7 +142,7 @@ def test_until_when_the_source_has_the_days(key, days, at, said):
 
 
 def test_a_memory_that_cannot_be_longer_ends():
-    endpoint = replace(BY_KEY[REBATES], memory=Memory(timedelta(days=7), provable=False))
+    endpoint = replace(BY_KEY[REBATES], retention=Retention(timedelta(days=7)))
     assert availability(endpoint, [date(2026, 11, 16)], NOW_MS) == "fetchable until 2026-11-22 23:59 UTC"
 
 

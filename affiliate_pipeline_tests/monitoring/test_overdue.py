@@ -10,8 +10,8 @@ import pytest
 
 from affiliate_pipeline.domain.days import days_from
 from affiliate_pipeline.domain.expected_days import ExpectedDay
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Retention
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.exchanges.spec import Endpoint, Memory
 from affiliate_pipeline.landing.day_writer import Ledger
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.notifications import NotificationLevel, State
@@ -20,14 +20,14 @@ from affiliate_pipeline.monitoring.overdue import MAX_ATTEMPTS, alerts_of, at_ri
 BY_KEY = {endpoint.key: endpoint for endpoint in ENDPOINTS}
 REBATES = replace(
     BY_KEY["binance/rebate_recent_record"],
-    daily_at=time(0, 15),
+    lands_at=time(0, 15),
     settles_after=timedelta(hours=48),
-    memory=Memory(timedelta(days=7), provable=True),
+    retention=Retention(timedelta(days=7), proof=lambda session, day, zone: None),
 )
-FORGETFUL = replace(REBATES, memory=Memory(timedelta(days=7), provable=False))
+FORGETFUL = replace(REBATES, retention=Retention(timedelta(days=7)))
 KICKBACKS = BY_KEY["binance/kickback_recent_record"]
-COMMISSIONS = replace(BY_KEY["lbank/commission_stats_symbol_list"], daily_at=time(10, 35))
-TRADES = replace(BY_KEY["lbank/trade_user"], daily_at=time(0, 35))
+COMMISSIONS = replace(BY_KEY["lbank/commission_stats_symbol_list"], lands_at=time(10, 35))
+TRADES = replace(BY_KEY["lbank/trade_user"], lands_at=time(0, 35))
 START = date(2025, 1, 1)
 FIRST = date(2026, 11, 1)
 
@@ -108,7 +108,9 @@ def test_a_day_read_before_it_settled_is_missing_again_once_the_schedule_should_
     assert "before it had settled" in described(found, due)
 
 
-@pytest.mark.parametrize("endpoint", [replace(TRADES, daily_at=None), replace(TRADES, observation=True)])
+@pytest.mark.parametrize(
+    "endpoint", [replace(TRADES, lands_at=None), replace(BY_KEY["lbank/invite_user_info"], lands_at=time(0, 35))]
+)
 def test_what_is_landed_only_when_asked_or_cannot_be_fetched_later_is_not_watched(endpoint):
     assert missing_days(endpoint, landed(nov(1)), ms(nov(8), "12:00")) == []
 

@@ -12,11 +12,14 @@ from datetime import date
 import psycopg
 import pytest
 
+from affiliate_pipeline.exchanges.endpoint import Endpoint
+from affiliate_pipeline.exchanges.fetching import DayBatch
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.exchanges.spec import Endpoint
-from affiliate_pipeline.landing.day_writer import Day, Store, StoreUnavailable
+from affiliate_pipeline.landing.day_writer import Store, StoreUnavailable
+from affiliate_pipeline.landing.prepare import Block, PreparedDay, Summary
 from affiliate_pipeline.schema import columns as schema
 from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, SmallInt, Text, columns
+from affiliate_pipeline.schema.fingerprint import Fingerprint
 
 # Forked after the imports, so that all of them come to the database at the same moment.
 CREATE = """
@@ -48,11 +51,11 @@ class Grown(Row):
     income: Amount = schema.amount("How much.", nullable=True)
     trade_id: BigInt = schema.bigint("Which.")
     level: SmallInt = schema.smallint("How high.")
-    paid: Flag = schema.flag("Whether.", newer=True)
+    paid: Flag = schema.flag("Whether.", optional=True)
 
 
 def endpoint(model: type[Row], name: str = "thing") -> Endpoint:
-    return replace(ENDPOINTS[0], name=name, schema=model, instant="time", total=None, description=f"It's {name}.")
+    return replace(ENDPOINTS[0], name=name, schema=model, day_of="time", sum_by=None, description=f"It's {name}.")
 
 
 @pytest.fixture
@@ -161,17 +164,9 @@ def test_no_column_is_ever_dropped(create, types):
 def land(url: str, of: Endpoint, block: bytes) -> None:
     with Store(url) as store:
         store.create_table(of)
-        day = Day(
-            partition=date(2026, 11, 3),
-            rows=1,
-            content_hash=f"{hash(block):x}",
-            blocks=[block],
-            settled=False,
-            source="s",
-            run_id="r",
-            may_shrink=True,
-        )
-        assert store.land(of, day)
+        digest = Fingerprint((hash(block) % 2**64, 0, 0, 0))
+        day = PreparedDay(DayBatch(date(2026, 11, 3), [], 1, requests=0), iter([Block(block, Summary(1, digest))]))
+        assert store.write_day(of, day, settled=False, source="s", run_id="r", allow_shrink=True)
 
 
 @pytest.mark.parametrize(

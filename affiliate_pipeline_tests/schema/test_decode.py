@@ -11,11 +11,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from affiliate_pipeline.exchanges.fetching import DayBatch
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.landing.day_writer import Day, Store
+from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of
 from affiliate_pipeline.schema import columns as schema
 from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, SmallInt, Text
-from affiliate_pipeline.schema.decode import ContentHash, Invalid, Parsed, copy_text, parse, split
+from affiliate_pipeline.schema.decode import Invalid, Parsed, parse, split
+from affiliate_pipeline.schema.fingerprint import Fingerprint, copy_text, fingerprint
 
 DAY = date(2025, 6, 3)
 START_MS = int(datetime(2025, 6, 3, tzinfo=UTC).timestamp() * 1000)
@@ -29,12 +32,12 @@ class Thing(Row):
     income: Amount = schema.amount("An amount.")
     trade_time: Instant = schema.instant("A time.")
     order_id: BigInt = schema.bigint("An id.")
-    price: Amount = schema.amount("A newer amount.", newer=True)
-    level: SmallInt = schema.smallint("A newer level.", newer=True)
-    active: Flag = schema.flag("A newer flag.", newer=True)
+    price: Amount = schema.amount("A newer amount.", optional=True)
+    level: SmallInt = schema.smallint("A newer level.", optional=True)
+    active: Flag = schema.flag("A newer flag.", optional=True)
 
 
-THINGS = replace(ENDPOINTS[0], name="thing", schema=Thing, instant="trade_time", total=("income", "asset"))
+THINGS = replace(ENDPOINTS[0], name="thing", schema=Thing, day_of="trade_time", sum_by=("income", "asset"))
 GOOD = {"name": "Ann", "asset": "BTC", "income": "1.50", "tradeTime": START_MS, "orderId": 7}
 
 
@@ -60,11 +63,12 @@ def problems(*rows: bytes) -> list[str]:
 
 
 def hashed(*rows: bytes, cuts: tuple[int, ...] = ()) -> str:
-    content = ContentHash()
+    total = Fingerprint()
     ends = [0, *sorted(cuts), len(rows)]
     for first, last in zip(ends, ends[1:], strict=False):
-        content.add(parse(Thing, rows[first:last]).table)
-    return content.hexdigest()
+        table = parse(Thing, rows[first:last]).table
+        total += fingerprint(table, copy_text(table))
+    return str(total)
 
 
 @st.composite
@@ -144,13 +148,9 @@ def landed(database_url):
         store.create_table(THINGS)
 
         def land(rows: list[bytes]) -> list[tuple]:
-            parsed = parse(Thing, rows, INSIDE)
-            content = ContentHash()
-            block = content.add(parsed.table)
-            day = Day(
-                DAY, len(rows), content.hexdigest(), [block], settled=False, source="test", run_id="r", may_shrink=True
-            )
-            store.land(THINGS, day)
+            batch = DayBatch(DAY, rows, len(rows), requests=0)
+            day = PreparedDay(batch, blocks_of(batch, THINGS))
+            store.write_day(THINGS, day, settled=False, source="test", run_id="r", allow_shrink=True)
             return store._connection.execute(
                 "select name, asset, income::text, price::text, order_id, "
                 "(extract(epoch from trade_time) * 1000)::bigint, level, active, extra from binance.thing where partition_date = %s",
@@ -428,7 +428,7 @@ def test_the_order_of_unknown_fields_does_not_change_the_hash_and_their_values_d
 
 
 def test_the_hash_of_no_rows_is_that_of_nothing():
-    assert hashed() == ContentHash().hexdigest() == "0" * 64
+    assert hashed() == str(Fingerprint()) == "0" * 64
     assert hashed(row(name="\n")) != hashed(row(name="\n\n"))
 
 

@@ -12,6 +12,7 @@ from dagster import DagsterInstance
 from affiliate_pipeline.defs.dagster_internals import sensor
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.environment import Alerts, keep_loopback_off_proxies
+from affiliate_pipeline.exchanges.endpoint import retention_of
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring import alerts, delivery
 from affiliate_pipeline.monitoring.outbox import Open, Outbox
@@ -25,9 +26,9 @@ SENDING_S = 25
 MATERIALIZATIONS_READ = 1000
 # Assets by the key of the one whose days they can land as well.
 SECOND_CHANCES = {
-    endpoint.key: (endpoint.memory.second_chance.key,)
+    endpoint.key: (retention.fallback.key,)
     for endpoint in ENDPOINTS
-    if endpoint.memory and endpoint.memory.second_chance
+    if (retention := retention_of(endpoint)) and retention.fallback
 }
 
 

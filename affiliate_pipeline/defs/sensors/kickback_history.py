@@ -91,10 +91,10 @@ def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> d
 
 def expired_alert(export: KickbackExport, now_ms: int) -> Alert:
     """The alert for an export that was given up."""
-    if HISTORY.is_remembered(export.last_day, now_ms):
+    if HISTORY.timetable.is_retained(export.last_day, now_ms):
         next_step = (
             f"Fix the cause, then materialize {HISTORY_REQUEST.key} for these days. The exchange retains the first of them "
-            f"until {instant(HISTORY.fetchable_until_ms(export.first_day) or now_ms)}; days that {RECENT_KICKBACKS.key} "
+            f"until {instant(HISTORY.timetable.deadline_ms(export.first_day) or now_ms)}; days that {RECENT_KICKBACKS.key} "
             "missed are requested again daily, at 00:45 UTC"
         )
     else:

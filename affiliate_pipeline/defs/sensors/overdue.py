@@ -13,7 +13,7 @@ from affiliate_pipeline.defs.ownership import selected
 from affiliate_pipeline.domain.days import DAY, fold
 from affiliate_pipeline.domain.expected_days import ExpectedDay
 from affiliate_pipeline.environment import Environment, Project
-from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.monitoring.notifications import NotificationLevel, State, WatchStore
 from affiliate_pipeline.monitoring.outbox import Outbox

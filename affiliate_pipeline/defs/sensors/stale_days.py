@@ -12,7 +12,7 @@ from affiliate_pipeline.defs.dagster_internals import range_tags, sensor
 from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.domain.days import DAY, runs
 from affiliate_pipeline.environment import Project
-from affiliate_pipeline.exchanges.spec import Endpoint
+from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.landing.day_writer import Store
 
 # Several assets land for a day one after the other.

@@ -1,17 +1,15 @@
 """The endpoints of Binance Link: each is one schema and one declaration, and this is the place to add one."""
 
 from datetime import time, timedelta
-from typing import Any
 
 from affiliate_pipeline.exchanges.binance.customer_ids import desired
 from affiliate_pipeline.exchanges.binance.customer_ids.assignment import Assignment
 from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import CurrentState
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
-from affiliate_pipeline.exchanges.binance.kickback_export.advance import PATH as EXPORT_PATH
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import requested_in_time
 from affiliate_pipeline.exchanges.binance.kickback_export.fetch import ExportFile, ExportRequest
 from affiliate_pipeline.exchanges.binance.kickback_export.model import RETENTION
-from affiliate_pipeline.exchanges.spec import Earnings, Endpoint, Memory, Probe
+from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint, Money, Probe, Records, Retention, Snapshot
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
 from affiliate_pipeline.schema import columns as schema
 from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, Text
@@ -26,10 +24,10 @@ class RebateRecentRecord(Row):
     time: Instant = schema.instant("When the trade was made (UTC); the day is taken from it.")
     order_id: BigInt = schema.bigint("The order's id at Binance.")
     trade_id: BigInt = schema.bigint("The trade's id, unique only within `symbol`.")
-    distribute_time: Instant = schema.instant("When the rebate was paid out (UTC); null until then.", newer=True)
-    commission_asset: Text = schema.text("The coin of `commission`; null until the rebate was paid out.", newer=True)
-    commission: Amount = schema.amount("The trading fee that the rebate is a part of.", newer=True)
-    convert_price: Amount = schema.amount("The price from `commission_asset` to `asset`.", newer=True)
+    distribute_time: Instant = schema.instant("When the rebate was paid out (UTC); null until then.", optional=True)
+    commission_asset: Text = schema.text("The coin of `commission`; null until the rebate was paid out.", optional=True)
+    commission: Amount = schema.amount("The trading fee that the rebate is a part of.", optional=True)
+    convert_price: Amount = schema.amount("The price from `commission_asset` to `asset`.", optional=True)
 
 
 class Kickback(Row):
@@ -62,7 +60,9 @@ class Customization(Row):
 
 class UserCustomization(Row):
     api_agent_code: Text = schema.text("The agent asked about.")
-    customer_id: Text = schema.text("The id that the client has with the agent; null or empty while none.", newer=True)
+    customer_id: Text = schema.text(
+        "The id that the client has with the agent; null or empty while none.", optional=True
+    )
 
 
 class _Attempt(Row):
@@ -92,30 +92,15 @@ _USER_CUSTOMIZATION = "/sapi/v1/apiReferral/userCustomization"
 _AGENT = ("BINANCE_API_AGENT_CODE",)
 
 
-def _now(name: str, account: str, strategy: CurrentState | Assignment, **more: Any) -> Endpoint:
-    """Of today only, in UTC."""
-    return Endpoint(
-        exchange=BINANCE,
-        name=name,
-        path=strategy.path,
-        account=account,
-        strategy=strategy,
-        settles_after=timedelta(0),
-        memory=None,
-        observation=True,
-        **more,
-    )
-
-
+_DAILY = time(0, 15)
 _KICKBACKS = "/sapi/v1/apiReferral/kickback/recentRecord"
 _RECENT_KICKBACKS, _OLD_KICKBACKS = "kickback_recent_record", "kickback_historical_record"
 # What the client gets back on its own trades.
-_KICKBACK_EARNINGS = Earnings("kickback", earners=())
+_KICKBACK_MONEY = Money("kickback", earners=())
 
-HISTORY_REQUEST = Endpoint(
+HISTORY_REQUEST = Records(
     exchange=BINANCE,
     name="kickback_historical_request",
-    path=EXPORT_PATH,
     account="client",
     description=(
         "Asks Binance to collect kickbacks of the last 30 days into a file, which `kickback_historical_record` lands: one "
@@ -125,12 +110,11 @@ HISTORY_REQUEST = Endpoint(
     strategy=ExportRequest(),
     # As long as a day can be asked for, it may be asked for again.
     settles_after=RETENTION,
-    memory=Memory(RETENTION, provable=False, is_final=True),
+    retention=Retention(RETENTION, is_final=True),
 )
-HISTORY = Endpoint(
+HISTORY = Records(
     exchange=BINANCE,
     name=_OLD_KICKBACKS,
-    path=EXPORT_PATH,
     account="client",
     description=(
         "Kickbacks of the last 30 days from the file that `kickback_historical_request` asks for; days in UTC. The sensor "
@@ -139,17 +123,16 @@ HISTORY = Endpoint(
     ),
     schema=Kickback,
     strategy=ExportFile(Kickback),
-    instant="time",
-    total=("income", "asset"),
-    earnings=_KICKBACK_EARNINGS,
+    day_of="time",
+    sum_by=("income", "asset"),
+    money=_KICKBACK_MONEY,
     settles_after=timedelta(hours=24),
-    memory=Memory(RETENTION, provable=False, is_final=True, asked_in_time=requested_in_time),
-    same_rows_as=f"{BINANCE.name}/{_RECENT_KICKBACKS}",
+    retention=Retention(RETENTION, requested_in_time=requested_in_time, is_final=True),
+    compared_with=f"{BINANCE.name}/{_RECENT_KICKBACKS}",
 )
-RECENT_KICKBACKS = Endpoint(
+RECENT_KICKBACKS = Records(
     exchange=BINANCE,
     name=_RECENT_KICKBACKS,
-    path=_KICKBACKS,
     account="client",
     description=(
         "Kickbacks that the client gets on its own trades, one row per trade; days in UTC. Only the last 7 days exist; "
@@ -157,21 +140,22 @@ RECENT_KICKBACKS = Endpoint(
     ),
     schema=Kickback,
     strategy=WindowWalk(_KICKBACKS, row_limit=1000, max_days=7),
-    instant="time",
-    total=("income", "asset"),
-    earnings=_KICKBACK_EARNINGS,
+    day_of="time",
+    sum_by=("income", "asset"),
+    money=_KICKBACK_MONEY,
     probe=_PROBE,
     settles_after=timedelta(hours=24),
-    memory=Memory(timedelta(days=7), provable=False, second_chance=HISTORY),
-    same_rows_as=HISTORY.key,
-    daily_at=time(0, 15),
+    retention=Retention(timedelta(days=7), fallback=HISTORY),
+    compared_with=HISTORY.key,
+    lands_at=_DAILY,
 )
 
-ENDPOINTS = (
-    Endpoint(
+_REBATE_WALK = WindowWalk(_REBATES, row_limit=500, max_days=7)
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    Records(
         exchange=BINANCE,
         name="rebate_recent_record",
-        path=_REBATES,
         account="partner",
         description=(
             "Rebates that the partner earns on its clients' trades, one row per trade; days in UTC. "
@@ -179,20 +163,21 @@ ENDPOINTS = (
             "after its end. The exchange promises 7 days."
         ),
         schema=RebateRecentRecord,
-        strategy=WindowWalk(_REBATES, row_limit=500, max_days=7),
-        instant="time",
-        total=("income", "asset"),
+        strategy=_REBATE_WALK,
+        day_of="time",
+        sum_by=("income", "asset"),
         # convert_price leads from the fee's coin to that of the income: dividing by it would round, so it values nothing.
-        earnings=Earnings("rebate", earners=("customer_id", "email")),
+        money=Money("rebate", earners=("customer_id", "email")),
         probe=_PROBE,
         settles_after=timedelta(hours=48),
-        memory=Memory(timedelta(days=7), provable=True),
-        daily_at=time(0, 15),
+        retention=Retention(timedelta(days=7), proof=_REBATE_WALK.oldest_before),
+        lands_at=_DAILY,
     ),
-    _now(
-        "if_new_user",
-        "client",
-        CurrentState(_IF_NEW_USER, of_agent=True),
+    Snapshot(
+        exchange=BINANCE,
+        name="if_new_user",
+        account="client",
+        strategy=CurrentState(_IF_NEW_USER, of_agent=True),
         schema=IfNewUser,
         description="Whether the client is new to the agent and the agent's code works: an observation of today (UTC).",
         requires=_AGENT,
@@ -200,47 +185,51 @@ ENDPOINTS = (
             lambda session, now_ms: {"apiAgentCode": session.settings.binance_api_agent_code},
             about="BINANCE_API_AGENT_CODE",
         ),
-        daily_at=time(0, 15),
+        lands_at=_DAILY,
     ),
-    _now(
-        "customization",
-        "partner",
-        CurrentState(_CUSTOMIZATION),
+    Snapshot(
+        exchange=BINANCE,
+        name="customization",
+        account="partner",
+        strategy=CurrentState(_CUSTOMIZATION),
         schema=Customization,
         description="Everybody whom the partner gave an id, asked without a filter: an observation of today (UTC).",
-        daily_at=time(0, 15),
+        lands_at=_DAILY,
     ),
-    _now(
-        "user_customization",
-        "client",
-        CurrentState(_USER_CUSTOMIZATION, of_agent=True),
+    Snapshot(
+        exchange=BINANCE,
+        name="user_customization",
+        account="client",
+        strategy=CurrentState(_USER_CUSTOMIZATION, of_agent=True),
         schema=UserCustomization,
         description="The id that the client has with the agent: an observation of today (UTC).",
         requires=_AGENT,
-        daily_at=time(0, 15),
+        lands_at=_DAILY,
     ),
-    _now(
-        "customization_assignment",
-        "partner",
-        Assignment(_CUSTOMIZATION, "email", desired.of_partner, "BINANCE_CUSTOMER_IDS", lists_all=True),
+    ActionLog(
+        exchange=BINANCE,
+        name="customization_assignment",
+        account="partner",
+        strategy=Assignment(_CUSTOMIZATION, "email", desired.of_partner, "BINANCE_CUSTOMER_IDS", lists_all=True),
         schema=CustomizationAssignment,
         description=(
             "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, where they have others; only when "
             "asked for, only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be done."
         ),
-        appends=True,
     ),
-    _now(
-        "user_customization_assignment",
-        "client",
-        Assignment(_USER_CUSTOMIZATION, "apiAgentCode", desired.of_client, "BINANCE_USER_CUSTOMER_ID", lists_all=False),
+    ActionLog(
+        exchange=BINANCE,
+        name="user_customization_assignment",
+        account="client",
+        strategy=Assignment(
+            _USER_CUSTOMIZATION, "apiAgentCode", desired.of_client, "BINANCE_USER_CUSTOMER_ID", lists_all=False
+        ),
         schema=UserCustomizationAssignment,
         description=(
             "Gives the client the id BINANCE_USER_CUSTOMER_ID with its agent, where it has another; only when asked for, "
             "only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be done."
         ),
         requires=_AGENT,
-        appends=True,
     ),
     RECENT_KICKBACKS,
     HISTORY_REQUEST,

@@ -14,7 +14,8 @@ from affiliate_pipeline.exchanges.binance.customer_ids.pending_actions import Pe
 from affiliate_pipeline.exchanges.binance.kickback_export.model import ASSET
 from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
-from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, Session, Shared
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
+from affiliate_pipeline.exchanges.fetching import Session, Shared
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.clock import Clock
 from affiliate_pipeline.http.encoding import check_api_key

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import time, timedelta
 from functools import partial
-from typing import Any
 
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Money, Probe, Records, Snapshot
 from affiliate_pipeline.exchanges.lbank.exchange import LBANK, TEAM_LIST, USERS, User
 from affiliate_pipeline.exchanges.lbank.fan_out import FanOut, Query
 from affiliate_pipeline.exchanges.lbank.pagination import by_id, by_offset
 from affiliate_pipeline.exchanges.lbank.roster.members import Roster
 from affiliate_pipeline.exchanges.lbank.session import LBankSession
-from affiliate_pipeline.exchanges.spec import Earnings, Endpoint, Probe
 from affiliate_pipeline.schema import columns as schema
 from affiliate_pipeline.schema.columns import Amount, Flag, Instant, Row, SmallInt, Text
 from affiliate_pipeline.schema.decode import emptied, is_false, with_fields
@@ -87,7 +86,7 @@ class MoneyDetailList(Row):
     sub_status: Text = schema.text("More exact status in words.", nullable=True)
     create_time: Instant = schema.instant("When it was begun; the day is taken from it.")
     update_time: Instant = schema.instant("When it last changed.", nullable=True)
-    withdraw_order_id: Text = schema.text("The withdrawal's id (since v1.7).", newer=True)
+    withdraw_order_id: Text = schema.text("The withdrawal's id (since v1.7).", optional=True)
 
 
 def _everything(session: LBankSession, end_ms: int) -> Sequence[Query]:
@@ -140,104 +139,83 @@ def _money(session: LBankSession, end_ms: int) -> Sequence[Query]:
     ]
 
 
-def _endpoint(
-    name: str,
-    fan_out: FanOut,
-    schema: type[Row],
-    description: str,
-    settles: timedelta,
-    daily_at: time = time(0, 35),
-    **more: Any,
-) -> Endpoint:
-    return Endpoint(
-        exchange=LBANK,
-        name=name,
-        path=fan_out.path,
-        account="affiliate",
-        description=f"{description} Days in UTC+8.",
-        schema=schema,
-        strategy=fan_out,
-        settles_after=settles,
-        memory=None,
-        daily_at=daily_at,
-        **more,
-    )
+_records = partial(Records, exchange=LBANK, account="affiliate", lands_at=time(0, 35))
 
-
-ENDPOINTS = (
-    _endpoint(
-        "invite_user_list",
-        FanOut(USER_LIST, _everything, paging=by_id, instant="createTime"),
-        InviteUserList,
-        "Users who registered that day, by the endpoint that LBank calls deprecated.",
-        timedelta(0),
-        instant="create_time",
+ENDPOINTS: tuple[Endpoint, ...] = (
+    _records(
+        name="invite_user_list",
+        description="Users who registered that day, by the endpoint that LBank calls deprecated. Days in UTC+8.",
+        schema=InviteUserList,
+        strategy=FanOut(USER_LIST, _everything, paging=by_id, instant="createTime"),
+        settles_after=timedelta(0),
+        day_of="create_time",
     ),
-    _endpoint(
-        "invite_user_team_list",
-        FanOut(TEAM_LIST, _everything, paging=USERS, instant="createTime"),
-        User,
-        "Users who registered that day.",
-        timedelta(0),
+    _records(
+        name="invite_user_team_list",
+        description="Users who registered that day. Days in UTC+8.",
+        schema=User,
+        strategy=FanOut(TEAM_LIST, _everything, paging=USERS, instant="createTime"),
+        settles_after=timedelta(0),
         probe=Probe(lambda session, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "start": 0, "pageSize": 1}),
-        instant="create_time",
+        day_of="create_time",
     ),
-    _endpoint(
-        "invite_user_info",
-        FanOut(USER_INFO, _info, timeless=True, complete=_with_open_id),
-        InviteUserInfo,
-        "Agents and traders as they are now, an observation of today.",
-        timedelta(0),
-        observation=True,
+    Snapshot(
+        exchange=LBANK,
+        account="affiliate",
+        name="invite_user_info",
+        description="Agents and traders as they are now, an observation of today. Days in UTC+8.",
+        schema=InviteUserInfo,
+        strategy=FanOut(USER_INFO, _info, timeless=True, complete=_with_open_id),
+        lands_at=time(0, 35),
     ),
-    _endpoint(
-        "commission_stats_symbol_list",
-        FanOut(
+    _records(
+        name="commission_stats_symbol_list",
+        description="Commission by receiver, coin and trade type. It is paid after 10:00 UTC+8 of the next day. Days in UTC+8.",
+        schema=CommissionStatsSymbolList,
+        strategy=FanOut(
             COMMISSION,
             _of_each(Roster.agents, {"tradeType": BOTH_TRADE_TYPES, "coin": ""}),
             paging=partial(by_offset, instant="statsDate", identity=("openId", "coinSymbol", "tradeType", "statsDate")),
             instant="statsDate",
         ),
-        CommissionStatsSymbolList,
-        "Commission by receiver, coin and trade type. It is paid after 10:00 UTC+8 of the next day.",
-        timedelta(hours=10.5),
-        daily_at=time(10, 35),
-        instant="stats_date",
-        total=("amount", "coin_symbol"),
-        earnings=Earnings(
+        settles_after=timedelta(hours=10.5),
+        lands_at=time(10, 35),
+        day_of="stats_date",
+        sum_by=("amount", "coin_symbol"),
+        money=Money(
             "commission",
             earners=("open_id",),
             usdt="usdt_amount",
             kind_by=("trade_type", ((0, "spot"), (1, "futures"))),
         ),
     ),
-    _endpoint(
-        "trade_user",
-        FanOut(TRADE_USER, _of_each(Roster.traders, {}, TRADE_TYPES), instant="statsDate"),
-        TradeUser,
-        "Volume and fee of each user who ever traded, one row per trade type.",
-        timedelta(hours=0.5),
-        instant="stats_date",
-        total=("fee_amt", "trade_type"),
+    _records(
+        name="trade_user",
+        description="Volume and fee of each user who ever traded, one row per trade type. Days in UTC+8.",
+        schema=TradeUser,
+        strategy=FanOut(TRADE_USER, _of_each(Roster.traders, {}, TRADE_TYPES), instant="statsDate"),
+        settles_after=timedelta(hours=0.5),
+        day_of="stats_date",
+        sum_by=("fee_amt", "trade_type"),
         volume_and_fee=("trade_amt", "fee_amt"),
     ),
-    _endpoint(
-        "trade_user_team",
-        FanOut(TRADE_TEAM, _of_each(Roster.agents, {}, TRADE_TYPES), instant="statsDate"),
-        TradeUserTeam,
-        "Volume and fee of each agent's team, one row per trade type.",
-        timedelta(hours=0.5),
-        instant="stats_date",
-        total=("fee_amt", "trade_type"),
+    _records(
+        name="trade_user_team",
+        description="Volume and fee of each agent's team, one row per trade type. Days in UTC+8.",
+        schema=TradeUserTeam,
+        strategy=FanOut(TRADE_TEAM, _of_each(Roster.agents, {}, TRADE_TYPES), instant="statsDate"),
+        settles_after=timedelta(hours=0.5),
+        day_of="stats_date",
+        sum_by=("fee_amt", "trade_type"),
         volume_and_fee=("trade_amt", "fee_amt"),
     ),
-    _endpoint(
-        "trade_future",
-        FanOut(TRADE_FUTURE, _futures),
-        TradeFuture,
-        "Futures volume and fee by scope, of our own openId.",
-        timedelta(hours=0.5),
-        total=("fee", "user_type"),
+    _records(
+        name="trade_future",
+        description="Futures volume and fee by scope, of our own openId. Days in UTC+8.",
+        schema=TradeFuture,
+        strategy=FanOut(TRADE_FUTURE, _futures),
+        settles_after=timedelta(hours=0.5),
+        sum_by=("fee", "user_type"),
         probe=Probe(
             lambda session, now_ms: {
                 "openId": session.open_id,
@@ -249,14 +227,14 @@ ENDPOINTS = (
         ),
         volume_and_fee=("turnover", "fee"),
     ),
-    _endpoint(
-        "money_detail_list",
-        FanOut(MONEY, _money, paging=partial(by_offset, instant="createTime"), instant="createTime"),
-        MoneyDetailList,
-        "Deposits and withdrawals of everybody under us.",
-        timedelta(hours=72),
-        instant="create_time",
-        total=("asset_num", "asset_code"),
+    _records(
+        name="money_detail_list",
+        description="Deposits and withdrawals of everybody under us. Days in UTC+8.",
+        schema=MoneyDetailList,
+        strategy=FanOut(MONEY, _money, paging=partial(by_offset, instant="createTime"), instant="createTime"),
+        settles_after=timedelta(hours=72),
+        day_of="create_time",
+        sum_by=("asset_num", "asset_code"),
     ),
 )
 

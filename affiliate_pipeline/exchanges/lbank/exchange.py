@@ -7,13 +7,14 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from affiliate_pipeline.environment import LBank, naming, network_variables
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
+from affiliate_pipeline.exchanges.fetching import Shared
 from affiliate_pipeline.exchanges.lbank import responses
 from affiliate_pipeline.exchanges.lbank.pagination import by_offset
 from affiliate_pipeline.exchanges.lbank.roster.members import Roster, RosterStore
 from affiliate_pipeline.exchanges.lbank.session import LBankSession, rows_of
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
 from affiliate_pipeline.exchanges.lists import get_list
-from affiliate_pipeline.exchanges.spec import Endpoint, Exchange, Shared
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.clock import Clock
 from affiliate_pipeline.http.encoding import check_api_key
@@ -43,10 +44,10 @@ class User(Row):
     user_level: SmallInt = schema.smallint("1 to 21 agents, 0 invitee, 99 regular user.", nullable=True)
     currency_fee_amt: Amount = schema.amount("Spot commission rate, if an agent.", nullable=True)
     contract_fee_amt: Amount = schema.amount("Contract commission rate, if an agent.", nullable=True)
-    currency_total_fee_amt: Amount = schema.amount("Spot assets.", newer=True)
-    contract_total_fee_amt: Amount = schema.amount("Futures assets.", newer=True)
-    reserve_amt: Amount = schema.amount("Reserve.", newer=True)
-    currency_total_fee_amt_usdt: Amount = schema.amount("Spot assets in USDT (since v1.6).", newer=True)
+    currency_total_fee_amt: Amount = schema.amount("Spot assets.", optional=True)
+    contract_total_fee_amt: Amount = schema.amount("Futures assets.", optional=True)
+    reserve_amt: Amount = schema.amount("Reserve.", optional=True)
+    currency_total_fee_amt_usdt: Amount = schema.amount("Spot assets in USDT (since v1.6).", optional=True)
 
 
 def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | None = None) -> LBankSession:

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import date
@@ -18,11 +18,11 @@ from itertools import groupby
 from zoneinfo import ZoneInfo
 
 from affiliate_pipeline.domain.days import DAY, day_of, fold, runs, start_ms
+from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.exchanges.lbank.pagination import Paging, read_values
 from affiliate_pipeline.exchanges.lbank.responses import OPEN_ID_CODES
 from affiliate_pipeline.exchanges.lbank.session import LBankSession, rows_of
 from affiliate_pipeline.exchanges.lists import NO_LIST, get_list, unlisted_note
-from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan
 from affiliate_pipeline.http.encoding import encode
 from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, Refused
 from affiliate_pipeline.schema.decode import instants_ms, with_fields
@@ -67,15 +67,15 @@ class FanOut:
     # Adds the query's fields to a row; raises ValueError if the row has other values.
     complete: Callable[[bytes, Mapping[str, object]], bytes] = with_fields
 
-    def plan(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Plan:
+    def plan(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
         ranges = sum(len(self.ranges(month)) for month in _months(days))
         requests = ranges * len(self._queries_of(session, days, zone))
         windows = math.ceil(max(0, requests - session.burst) / session.burst)
-        return Plan(requests, None if self.paging else requests, windows * session.burst / session.slots_per_s)
+        return RequestPlan(requests, None if self.paging else requests, windows * session.burst / session.slots_per_s)
 
-    def fetch(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
+    def fetch(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         queries = self._queries_of(session, days, zone)
-        progress = _Progress(self.plan(session, days, zone).least, session.slots_per_s)
+        progress = _Progress(self.plan(session, days, zone).min_requests, session.slots_per_s)
         for month in _months(days):
             yield from MonthBatch(self, session, queries, month, zone, progress).outcomes()
 
@@ -166,7 +166,7 @@ class MonthBatch:
     def __post_init__(self) -> None:
         self._open = {day: _Day(len(self.queries)) for day in self.days}
 
-    def outcomes(self) -> Iterator[DayRows | DayError]:
+    def outcomes(self) -> Generator[DayBatch | DayError]:
         waiting = deque(_Task(query, tuple(days)) for days in self.fan_out.ranges(self._open) for query in self.queries)
         yield from self._completed_days(list(self._open))
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="fan-out") as pool:
@@ -193,7 +193,7 @@ class MonthBatch:
                 self._stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _take(self, task: _Task, future: "Future[QueryPages]", waiting: deque[_Task]) -> Iterator[DayRows | DayError]:
+    def _take(self, task: _Task, future: "Future[QueryPages]", waiting: deque[_Task]) -> Iterator[DayBatch | DayError]:
         pages: QueryPages | None = None
         try:
             pages = future.result()
@@ -222,7 +222,7 @@ class MonthBatch:
                     open_day.unlisted += [task.query.shared_values] * pages.is_unlisted
         yield from self._completed_days(task.days)
 
-    def _completed_days(self, days: Iterable[date]) -> Iterator[DayRows]:
+    def _completed_days(self, days: Iterable[date]) -> Iterator[DayBatch]:
         problems: tuple[str, ...] = ()
         if self._excluded:
             problems = (
@@ -233,7 +233,7 @@ class MonthBatch:
             if done is None or done.open_queries:
                 continue
             del self._open[day]
-            yield DayRows(
+            yield DayBatch(
                 day,
                 [b",".join(done.rows)] if done.rows else [],
                 len(done.rows),
@@ -242,7 +242,7 @@ class MonthBatch:
                 frozenset(self._excluded),
                 note=unlisted_note(len(done.unlisted)),
                 unlisted=done.unlisted,
-                problems=problems,
+                warnings=problems,
             )
 
     def _exclude(self, open_id: str, error: AccessRefused) -> None:

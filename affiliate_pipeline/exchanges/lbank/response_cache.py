@@ -1,8 +1,8 @@
-"""Answers kept between runs: what `exchanges.spec.Answers` is in the database."""
+"""Answers kept between runs: what `exchanges.fetching.Answers` is in the database."""
 
 from datetime import UTC, datetime
 
-from affiliate_pipeline.exchanges.spec import Answer
+from affiliate_pipeline.exchanges.fetching import Answer
 from affiliate_pipeline.postgres.connection import connect, unavailable
 
 KEPT_HOURS = 6

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from affiliate_pipeline.exchanges.fetching import Answers, Session
 from affiliate_pipeline.exchanges.lbank.roster.members import Roster
 from affiliate_pipeline.exchanges.lists import NO_LIST
-from affiliate_pipeline.exchanges.spec import Answers, Session
 from affiliate_pipeline.http.bodies import may_hold_rows
 from affiliate_pipeline.http.error_body import quote
 from affiliate_pipeline.http.errors import Refused

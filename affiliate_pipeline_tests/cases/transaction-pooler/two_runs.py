@@ -46,7 +46,7 @@ os.environ |= {
 }
 
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.landing.pipeline import connected, ingest
+from affiliate_pipeline.landing.pipeline import connected, land_days
 from affiliate_pipeline.landing.day_writer import Store
 
 endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == "binance/rebate_recent_record")
@@ -54,7 +54,7 @@ endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == "binance/r
 
 def land(day):
     with Store(url) as store, connected(endpoint, store) as session:
-        return [type(outcome).__name__ for outcome in ingest(endpoint, [day], session=session, store=store, run_id="x")]
+        return [type(outcome).__name__ for outcome in land_days(endpoint, [day], session=session, store=store, run_id="x")]
 
 
 land(day - timedelta(days=1))  # the tables exist

@@ -166,7 +166,7 @@ def mistake(monkeypatch) -> None:
     def breaks(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a mistake in the code")
 
-    monkeypatch.setattr(assets, "ingest", breaks)
+    monkeypatch.setattr(assets, "land_days", breaks)
 
 
 def test_a_failure_that_is_none_of_ours_is_told_with_its_days_and_cause(sandbox, instance, tick, mistake):

@@ -443,7 +443,7 @@ def test_days_that_recent_records_missed_are_asked_for_one_run_a_range(sandbox, 
 
 
 def test_days_before_the_first_that_landed_and_those_that_recent_records_still_have_are_not(sandbox, missed):
-    assert RECENT_KICKBACKS.is_remembered(ago(6), int((datetime.now().timestamp()) * 1000))
+    assert RECENT_KICKBACKS.timetable.is_retained(ago(6), int((datetime.now().timestamp()) * 1000))
     assert missed(recent=days(8, 7)) == []
     assert missed() == []
 

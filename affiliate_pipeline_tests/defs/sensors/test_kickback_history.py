@@ -8,6 +8,7 @@ import pytest
 
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.exchanges.binance.kickback_export import advance, fetch
+from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.http.client import ATTEMPTS
 from affiliate_pipeline.sandbox.binance.kickbacks import FileForm
@@ -707,5 +708,5 @@ def test_recent_records_that_land_after_the_history_are_compared_with_it(sandbox
 def test_every_endpoint_compared_is_one_that_there_is():
     keys = {endpoint.key: endpoint for endpoint in ENDPOINTS}
     for endpoint in ENDPOINTS:
-        if endpoint.same_rows_as:
-            assert keys[endpoint.same_rows_as].schema is endpoint.schema
+        if isinstance(endpoint, Records) and endpoint.compared_with:
+            assert keys[endpoint.compared_with].schema is endpoint.schema

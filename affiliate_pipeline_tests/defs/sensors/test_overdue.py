@@ -14,6 +14,7 @@ from affiliate_pipeline.defs.checks import NO_DAY_MISSING
 from affiliate_pipeline.defs.sensors import heartbeat as heartbeat_module
 from affiliate_pipeline.defs.sensors import overdue as module
 from affiliate_pipeline.domain.days import days_from
+from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.notifications import WatchStore
@@ -246,7 +247,7 @@ def test_a_source_that_still_has_the_day_loses_none(sandbox, daemon, has_landed,
 def test_the_check_is_listed_with_each_asset_whose_days_can_be_missing():
     listed = {spec.key for assets in build_definitions().assets for spec in getattr(assets, "check_specs", ())}
     with_check = {key.asset_key.to_user_string() for key in listed if key.name == NO_DAY_MISSING}
-    assert with_check == {each.key for each in ENDPOINTS if each.daily_at and not each.observation}
+    assert with_check == {each.key for each in ENDPOINTS if each.lands_at and isinstance(each, Records)}
 
 
 def test_the_check_is_told_when_it_changes_after_a_run_and_once_a_day(sandbox, daemon, has_landed, query):

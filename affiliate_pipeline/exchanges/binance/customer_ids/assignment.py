@@ -5,7 +5,7 @@ whether an interrupted attempt took effect before it makes another.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
@@ -21,7 +21,7 @@ from affiliate_pipeline.exchanges.binance.customer_ids.desired import DesiredCus
 from affiliate_pipeline.exchanges.binance.customer_ids.pending_actions import PendingActions
 from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import rows_of
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
-from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan
+from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.http.errors import ExchangeError, OutcomeUnknown, Refused
 from affiliate_pipeline.http.retry import MAX_ATTEMPTS
 from affiliate_pipeline.schema.decode import identities
@@ -59,11 +59,11 @@ class Assignment:
     variable: str
     lists_all: bool
 
-    def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Plan:
+    def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
         """Sends the requests that comparing takes."""
         desired = self.desired(session.settings)
         if not desired:
-            return Plan(0, 0, 0, (self.nothing_desired(),))
+            return RequestPlan(0, 0, 0, (self.nothing_desired(),))
         sent, changes = session.client.requests_sent, list[_Change]()
 
         def would_succeed(change: _Change) -> bool:
@@ -73,9 +73,9 @@ class Assignment:
         rejected = self.apply(session, desired, would_succeed)
         lines = [*map(str, changes), *(f"{each}. Nothing will be posted" for each in rejected)]
         in_place = f"{len(desired) - len(lines)} are in place"
-        return Plan(session.client.requests_sent - sent + len(changes), None, 0, (*lines, in_place))
+        return RequestPlan(session.client.requests_sent - sent + len(changes), None, 0, (*lines, in_place))
 
-    def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
+    def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         for day in days:
             actions = session.pending_actions()
             try:
@@ -84,9 +84,6 @@ class Assignment:
                 made = len(actions.rows())
                 kept = f"{made} attempts are kept in affiliate.attempt and land with the next run" if made else ""
                 yield DayError(day, Refused(error.problem.what, error.problem.action, impact=kept))
-
-    def oldest_before(self, session: BinanceSession, day: date, zone: ZoneInfo) -> int | None:
-        raise NotImplementedError("only now can be changed")
 
     def nothing_desired(self) -> str:
         return f"Nothing is wanted: {self.variable} is not set, or names nobody"
@@ -150,7 +147,7 @@ class _Run:
     failures: list[str] = field(default_factory=list)
     assigned: int = 0
 
-    def day(self, day: date) -> DayRows:
+    def day(self, day: date) -> DayBatch:
         sent = self.session.client.requests_sent
         self._settle_interrupted()
         desired = self.assignment.desired(self.session.settings)
@@ -167,7 +164,7 @@ class _Run:
             else self.assignment.nothing_desired()
         )
         log.info("%s: %s", self.assignment.path, note)
-        return DayRows(day, rows, len(rows), self.session.client.requests_sent - sent, note=note, problems=problems)
+        return DayBatch(day, rows, len(rows), self.session.client.requests_sent - sent, note=note, warnings=problems)
 
     def _settle_interrupted(self) -> None:
         """Find out whether attempts whose run ended before the response took effect."""

@@ -1,6 +1,6 @@
 """Fetching the endpoints of Binance that only have a current state: one request returns all rows of today."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from zoneinfo import ZoneInfo
@@ -8,8 +8,8 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
+from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.exchanges.lists import get_list, unlisted_note
-from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan
 from affiliate_pipeline.http.bodies import may_hold_rows
 from affiliate_pipeline.http.error_body import quote
 from affiliate_pipeline.http.errors import ExchangeError, Fatal, Refused
@@ -27,10 +27,10 @@ class CurrentState:
     path: str
     of_agent: bool = False
 
-    def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Plan:
-        return Plan(len(days), len(days), 0)
+    def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
+        return RequestPlan(len(days), len(days), 0)
 
-    def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
+    def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         for day in days:
             sent = session.client.requests_sent
             try:
@@ -44,18 +44,15 @@ class CurrentState:
                 f"exactly {len(rows)} rows came, which is where other endpoints of Binance cut their responses off: see "
                 "whether some are missing"
             )
-            yield DayRows(
+            yield DayBatch(
                 day,
                 rows,
                 len(rows),
                 requests=session.client.requests_sent - sent,
                 note=unlisted_note(is_unlisted),
                 unlisted=[{}] * is_unlisted,
-                problems=(doubt,) * (len(rows) in FULL_PAGES),
+                warnings=(doubt,) * (len(rows) in FULL_PAGES),
             )
-
-    def oldest_before(self, session: BinanceSession, day: date, zone: ZoneInfo) -> int | None:
-        raise NotImplementedError("snapshots cannot be backfilled")
 
     def _get(self, session: BinanceSession) -> tuple[list[bytes], bool]:
         """The rows, and whether the response had no list."""

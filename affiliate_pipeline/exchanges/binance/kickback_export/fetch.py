@@ -1,7 +1,7 @@
 """How the two assets of an export fetch their days: one requests an export, the other one lands its file."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
@@ -12,11 +12,11 @@ import msgspec
 
 from affiliate_pipeline.domain.days import day_of, fold, instant, runs
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
-from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance, offered_file
+from affiliate_pipeline.exchanges.binance.kickback_export.advance import PATH, advance, offered_file
 from affiliate_pipeline.exchanges.binance.kickback_export.file_format import MAX_FILE_BYTES, Pending, rows_of
 from affiliate_pipeline.exchanges.binance.kickback_export.model import ZONE, KickbackExport
 from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
-from affiliate_pipeline.exchanges.spec import DayError, DayRows, Plan
+from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.http.download import download
 from affiliate_pipeline.http.errors import ExchangeError, Fatal, Refused, Transient, UrlExpired
 from affiliate_pipeline.http.unpacking import AnotherBody, NotWhole, Unreadable
@@ -35,18 +35,17 @@ log = logging.getLogger(__name__)
 class ExportRequest:
     """Requests each range of days with one POST, unless an open export has them. Its rows name the export."""
 
-    def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Plan:
-        new = sum(_under_way(session.exports(), run) is None for run in runs(days))
-        return Plan(2 * new, 2 * new, 0)
+    path = PATH
 
-    def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
+    def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
+        new = sum(_under_way(session.exports(), run) is None for run in runs(days))
+        return RequestPlan(2 * new, 2 * new, 0)
+
+    def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         for run in runs(days):
             yield from self._request(session, run)
 
-    def oldest_before(self, session: BinanceSession, day: date, zone: ZoneInfo) -> int | None:
-        raise NotImplementedError("nothing older than what is promised proves anything of a request")
-
-    def _request(self, session: BinanceSession, days: list[date]) -> Iterator[DayRows | DayError]:
+    def _request(self, session: BinanceSession, days: list[date]) -> Iterator[DayBatch | DayError]:
         exports, sent, failed = session.exports(), session.client.requests_sent, False
         found = _under_way(exports, days)
         number = found.id if found else exports.add(days[0], days[-1])
@@ -69,7 +68,7 @@ class ExportRequest:
                 queued = "It stays in the queue, and the sensor kickback_history sends the request"
                 yield DayError(day, Transient(f"{note}. {queued}"))
             else:
-                yield DayRows(day, [_request_row(current)], 1, session.client.requests_sent - sent)
+                yield DayBatch(day, [_request_row(current)], 1, session.client.requests_sent - sent)
 
 
 def _under_way(exports: KickbackExports, days: Sequence[date]) -> KickbackExport | None:
@@ -95,14 +94,12 @@ class ExportFile:
     """Lands the files of exports, which have rows of this schema; waits up to ten minutes for a file."""
 
     schema: type[Row]
+    path = PATH
 
-    def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Plan:
-        return Plan(least=2, most=None, seconds=0)
+    def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
+        return RequestPlan(min_requests=2, max_requests=None, seconds=0)
 
-    def oldest_before(self, session: BinanceSession, day: date, zone: ZoneInfo) -> int | None:
-        raise NotImplementedError("what was not requested in time is gone")
-
-    def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Iterator[DayRows | DayError]:
+    def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         exports, left = session.exports(), set(days)
         for waited_s in range(0, MAX_WAIT_S + 1, POLL_S):
             for export, own in _by_export(exports, left):
@@ -129,7 +126,7 @@ class ExportFile:
 
     def _outcomes(
         self, session: BinanceSession, export: KickbackExport, days: list[date]
-    ) -> Sequence[DayRows | DayError]:
+    ) -> Sequence[DayBatch | DayError]:
         """One outcome for each of the days; none if their file has to be waited for again."""
         sent = session.client.requests_sent
         try:
@@ -142,7 +139,7 @@ class ExportFile:
             return []
         requests = session.client.requests_sent - sent
         return [
-            DayRows(day, [b",".join(rows)] if rows else [], len(rows), requests, export.requested_ms)
+            DayBatch(day, [b",".join(rows)] if rows else [], len(rows), requests, export.requested_ms)
             for day in days
             for rows in [by_day.pop(day, [])]
         ]

@@ -146,7 +146,7 @@ def _names(header: Sequence[str], model: type[Row]) -> list[str]:
 
 
 def _required(model: type[Row]) -> set[str]:
-    return {column.json_name for column in columns(model) if not column.newer}
+    return {column.json_name for column in columns(model) if not column.optional}
 
 
 def _plain(name: str) -> str:

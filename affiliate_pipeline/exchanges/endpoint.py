@@ -1,0 +1,150 @@
+"""What an exchange and an endpoint are: frozen declarations that assets, tables, checks and UI text follow from."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date, time, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from affiliate_pipeline.domain.days import DAY, start_ms
+from affiliate_pipeline.domain.expected_days import Timetable
+from affiliate_pipeline.exchanges.fetching import Session, Shared, Strategy
+from affiliate_pipeline.schema.columns import Row
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A service with its time zone and its accounts."""
+
+    name: str
+    title: str
+    zone: ZoneInfo
+    # Connects with the account in these variables, or in the configured ones if None.
+    connect: Callable[["Endpoint", Shared, Mapping[str, str] | None], Session]
+    # The environment variables that hold the credentials of an account.
+    credentials: Callable[[str], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A request for next to nothing that tries an account without landing anything.
+
+    `params` makes its parameters from the session and the time (ms). A refusal is `about` these variables, by default the
+    account's credentials.
+    """
+
+    params: Callable[[Any, int], Mapping[str, object]]
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Money:
+    """The rows are money earned; `Records.sum_by` names its amount and coin.
+
+    Endpoints of an exchange with the same `kind` report the same money, so that only one of them counts for a day.
+    """
+
+    kind: str
+    # The columns, first non-empty first, that name whose trades or who earned it; none if it is all one's own.
+    earners: tuple[str, ...]
+    # The column with the amount in USDT, where the source gives it.
+    usdt: str | None = None
+    # The column of codes that divides the kind, and the name of each code.
+    kind_by: tuple[str, tuple[tuple[int, str], ...]] | None = None
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long the source promises to keep rows, and what is known about older ones."""
+
+    promised: timedelta
+    # Looks for a row older than the day, which proves that the source still has the day; returns its time (ms).
+    proof: Callable[[Any, date, ZoneInfo], int | None] | None = None
+    # Whether an expired day was requested in time, so that the source prepares it for download.
+    requested_in_time: Callable[[Any, date], bool] | None = None
+    # Another endpoint that has the same rows for longer.
+    fallback: "Records | None" = None
+    # Expired days are never requested, not even with `trust_old`.
+    is_final: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """One endpoint: its asset, its table and how its days are fetched. This base class has only today's rows."""
+
+    exchange: Exchange
+    name: str
+    account: str
+    description: str
+    schema: type[Row]
+    strategy: Strategy
+    probe: Probe | None = None
+    # Environment variables that it needs in addition to its account's.
+    requires: tuple[str, ...] = ()
+    # When its schedule lands it, in the exchange's zone; None: only on request.
+    lands_at: time | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.exchange.name}/{self.name}"
+
+    @property
+    def path(self) -> str:
+        return self.strategy.path
+
+    @property
+    def credentials(self) -> tuple[str, ...]:
+        """The environment variables without which it cannot be fetched."""
+        return self.exchange.credentials(self.account)
+
+    def start_ms(self, day: date) -> int:
+        return start_ms(day, self.exchange.zone)
+
+    def end_ms(self, day: date) -> int:
+        """The first millisecond after the day."""
+        return start_ms(day + DAY, self.exchange.zone)
+
+    @property
+    def timetable(self) -> Timetable:
+        """When its days land, settle and expire."""
+        return Timetable(self.key, self.exchange.zone, self.lands_at, timedelta(0), None, is_snapshot=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(Endpoint):
+    """The state as it is now: a later snapshot of the day replaces an earlier one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionLog(Endpoint):
+    """What runs did at the exchange: a day keeps the rows it has and gains those of each run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records(Endpoint):
+    """Rows that happened on a day, fetchable after its end for as long as the source retains them."""
+
+    settles_after: timedelta
+    # None: no end is known.
+    retention: Retention | None = None
+    # The column with the instant that a row happened at, where there is one.
+    day_of: str | None = None
+    # An amount, and the column by whose values it is summed.
+    sum_by: tuple[str, str] | None = None
+    # Two amounts of a row of which the first is never below the second.
+    volume_and_fee: tuple[str, str] | None = None
+    money: Money | None = None
+    # The key of another endpoint that has the same rows: where both have landed a day, a check compares them.
+    compared_with: str | None = None
+
+    @property
+    def timetable(self) -> Timetable:
+        promised = self.retention.promised if self.retention else None
+        fallback = self.retention.fallback if self.retention else None
+        zone, other = self.exchange.zone, fallback.timetable if fallback else None
+        return Timetable(self.key, zone, self.lands_at, self.settles_after, promised, fallback=other)
+
+
+def retention_of(endpoint: Endpoint) -> Retention | None:
+    """How long the source retains the endpoint's records; None if no end is known or it has none."""
+    return endpoint.retention if isinstance(endpoint, Records) else None

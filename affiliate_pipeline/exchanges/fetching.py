@@ -1,0 +1,132 @@
+"""What fetching an endpoint takes and gives: sessions, strategies, complete days and failed days."""
+
+import threading
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, Protocol
+from zoneinfo import ZoneInfo
+
+from affiliate_pipeline.http.client import Client
+from affiliate_pipeline.http.errors import ExchangeError
+from affiliate_pipeline.http.limits import Limit
+
+
+@dataclass(frozen=True)
+class DayBatch:
+    """All rows of one day as received, proven complete: chunks of JSON objects joined by commas, readable repeatedly.
+
+    `requested_ms` is when the oldest response among them was requested, None if by this run. `excluded` are the openIds
+    whose rows the exchange refused to give. `note` and `warnings` are for people; a warning needs a fix. `unlisted` has, for
+    each response without a list, the values (by JSON name) that its rows would share (none: any row matches): landed rows
+    with these values must not be removed (see `lists`).
+    """
+
+    day: date
+    chunks: Iterable[bytes]
+    rows: int
+    requests: int
+    requested_ms: int | None = None
+    excluded: frozenset[str] = frozenset()
+    note: str = ""
+    warnings: tuple[str, ...] = ()
+    unlisted: Sequence[Mapping[str, object]] = ()
+
+
+@dataclass(frozen=True)
+class DayError:
+    """Why a day could not be fetched, and the rows received until then, as in `DayBatch`.
+
+    They are stored with those that `error` is about, but never land, since other rows may be missing.
+    """
+
+    day: date
+    error: ExchangeError
+    chunks: Iterable[bytes] = ()
+
+
+@dataclass(frozen=True)
+class RequestPlan:
+    """How many requests some days take (maximum None: unknown), and the seconds that the rate limit makes of the minimum.
+
+    `changes` lists what would be changed at the exchange.
+    """
+
+    min_requests: int
+    max_requests: int | None
+    seconds: float
+    changes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        least = "" if self.max_requests == self.min_requests else "at least "
+        # One decimal would round a minute by up to 5 %.
+        minutes = f", {least}{self.seconds / 60:.2f} minutes at the permitted rate" if self.seconds else ""
+        return "\n  ".join([f"{least}{self.min_requests} requests{minutes}", *self.changes])
+
+
+@dataclass(frozen=True)
+class Session:
+    """A signed client of one account, and the source that the ledger records for it."""
+
+    client: Client
+    source: str
+    cancelled: threading.Event = field(default_factory=threading.Event, kw_only=True)
+
+    def cancel(self) -> None:
+        """Make the fetch in another thread fail soon: no further request is sent."""
+        self.cancelled.set()
+        self.client.close()
+
+    def finished(self) -> None:
+        """Every day of a run has its outcome: nothing of it has to be resumed."""
+
+
+class Strategy(Protocol):
+    """How an endpoint's days are fetched."""
+
+    @property
+    def path(self) -> str: ...
+
+    def plan(self, session: Any, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
+        """What `fetch` will cost; sends no request to find out."""
+        ...
+
+    def fetch(self, session: Any, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
+        """Yield each of the days once, in any order; raises `Fatal` where no further request makes sense."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer kept by a run that did not end: its payload, and when it was asked for."""
+
+    payload: bytes
+    asked_ms: int
+
+
+class Answers(Protocol):
+    """Answers of one asset's run, kept so that a killed one can be resumed."""
+
+    def get(self, request: str) -> Answer | None: ...
+
+    def put(self, request: str, payload: bytes, asked_ms: int) -> None: ...
+
+    def clear(self) -> None: ...
+
+
+class Shared(Protocol):
+    """What sessions share with all other processes, through the database."""
+
+    def limit(self, scope: str, per_window: int, window_s: float) -> Limit:
+        """The rate limit that everybody with this scope shares."""
+
+    def answers(self, asset: str, source: str) -> Answers: ...
+
+    def pending_actions(self, asset: str, source: str) -> Any:
+        """`exchanges.binance.customer_ids.pending_actions.PendingActions`"""
+
+    def roster(self, source: str) -> Any:
+        """`exchanges.lbank.roster.RosterStore`"""
+
+    def exports(self, source: str) -> Any:
+        """`exchanges.binance.kickback_export.store.KickbackExports`"""

@@ -1,0 +1,162 @@
+"""The second stage of landing: fetched days are decoded, validated and hashed, ahead of the day being written.
+
+Owns landing's only thread and only queue. The thread also drives the fetch, so that a day is fetched and decoded while
+PostgreSQL loads the one before.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from queue import Empty, Queue
+
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
+from affiliate_pipeline.exchanges.fetching import DayBatch, DayError
+from affiliate_pipeline.http.bodies import REPLACEMENT
+from affiliate_pipeline.schema.decode import Invalid, Problem, batches, damaged, parse, split
+from affiliate_pipeline.schema.fingerprint import Fingerprint, copy_text, fingerprint
+
+BLOCK_BYTES = 4 << 20
+BLOCKS_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What some rows amount to; summaries of disjoint rows add up.
+
+    The counters have the number of rows with each field that the schema lacks, and by column of those with U+FFFD.
+    """
+
+    rows: int = 0
+    fingerprint: Fingerprint = Fingerprint()
+    unknown_fields: Counter[str] = field(default_factory=Counter[str])
+    damaged: Counter[str] = field(default_factory=Counter[str])
+
+    def __add__(self, other: "Summary") -> "Summary":
+        return Summary(
+            self.rows + other.rows,
+            self.fingerprint + other.fingerprint,
+            self.unknown_fields + other.unknown_fields,
+            self.damaged + other.damaged,
+        )
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a day as COPY text."""
+
+    copy_text: bytes
+    summary: Summary
+
+
+def blocks_of(batch: DayBatch, endpoint: Endpoint) -> Iterator[Block]:
+    """The day's rows; raises `Invalid` once all of them were read."""
+    instant = endpoint.day_of if isinstance(endpoint, Records) else None
+    within = (instant, endpoint.start_ms(batch.day), endpoint.end_ms(batch.day)) if instant else None
+    problems: list[Problem] = []
+    rows = 0
+    for chunks in batches(batch.chunks, BLOCK_BYTES):
+        try:
+            parsed = parse(endpoint.schema, chunks, within)
+        except Invalid as invalid:
+            problems += (replace(each, row=rows + each.row) for each in invalid.problems)
+            rows += sum(1 for _ in split(chunks))
+            continue
+        rows += len(parsed.table)
+        if not problems:
+            text = copy_text(parsed.table)
+            found = damaged(parsed.table) if REPLACEMENT in text else Counter[str]()
+            yield Block(text, Summary(len(parsed.table), fingerprint(parsed.table, text), parsed.unknown, found))
+    if problems:
+        raise Invalid(problems)
+
+
+@dataclass(frozen=True)
+class PreparedDay:
+    """A fetched day and its blocks, which can be read once; reading them raises `Invalid` after the last valid one."""
+
+    batch: DayBatch
+    blocks: Iterator[Block]
+
+
+class _End(Enum):
+    DAY = auto()
+    DAYS = auto()
+
+
+class _Cancelled(Exception):
+    """The days are no longer wanted."""
+
+
+@contextmanager
+def prepared(
+    batches: Generator[DayBatch | DayError], endpoint: Endpoint, cancel_fetch: Callable[[], None]
+) -> Iterator[Iterator[PreparedDay | DayError]]:
+    """The fetched days in order, up to `BLOCKS_AHEAD` blocks ahead of their reader.
+
+    What the fetch raises is raised to the reader, after the days before it. If the reader leaves early, `cancel_fetch` has to
+    make a fetch that is waiting fail soon.
+    """
+    queue: Queue[DayBatch | DayError | Block | _End | BaseException] = Queue(BLOCKS_AHEAD)
+    cancelled = threading.Event()
+
+    def put(item: DayBatch | DayError | Block | _End | BaseException) -> None:
+        if cancelled.is_set():
+            raise _Cancelled
+        queue.put(item)
+
+    def prepare() -> None:
+        try:
+            with closing(batches):
+                for batch in batches:
+                    put(batch)
+                    if isinstance(batch, DayBatch):
+                        try:
+                            for block in blocks_of(batch, endpoint):
+                                put(block)
+                            put(_End.DAY)
+                        except Invalid as invalid:
+                            put(invalid)
+            put(_End.DAYS)
+        except BaseException as error:
+            with suppress(_Cancelled):
+                put(error)
+
+    def take() -> DayBatch | DayError | Block | _End:
+        item = queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def blocks() -> Iterator[Block]:
+        while isinstance(block := take(), Block):
+            yield block
+
+    def days() -> Iterator[PreparedDay | DayError]:
+        while not isinstance(item := take(), _End):
+            if isinstance(item, DayError):
+                yield item
+            elif isinstance(item, DayBatch):
+                day = PreparedDay(item, blocks())
+                yield day
+                # What the reader has left, so that the next item is a day.
+                with suppress(Invalid):
+                    for _ in day.blocks:
+                        pass
+
+    thread = threading.Thread(target=prepare, name="prepare", daemon=True)
+    thread.start()
+    try:
+        yield days()
+    except BaseException:
+        cancelled.set()
+        cancel_fetch()
+        # A thread that is waiting for room in the queue goes on.
+        with suppress(Empty):
+            while True:
+                queue.get_nowait()
+        raise
+    finally:
+        thread.join()

@@ -1,0 +1,118 @@
+"""Days are decoded ahead of their reader, in order, and the thread ends with it, however that is."""
+
+import threading
+from collections.abc import Generator, Iterator
+from datetime import date, timedelta
+
+import msgspec
+import pytest
+
+from affiliate_pipeline.exchanges.fetching import DayBatch, DayError
+from affiliate_pipeline.http.errors import Fatal, Refused
+from affiliate_pipeline.landing import prepare
+from affiliate_pipeline.landing.prepare import BLOCKS_AHEAD, PreparedDay, Summary, prepared
+from affiliate_pipeline.schema.decode import Invalid
+from affiliate_pipeline_tests.defs.rebates import ENDPOINT, rebates
+
+DAY = date(2026, 11, 3)
+DAYS = [DAY + timedelta(days=number) for number in range(4)]
+
+
+def batch(day: date, rows: int = 3, **changes: object) -> DayBatch:
+    chunks = [msgspec.json.encode(row | changes) for row in rebates(day, rows)]
+    return DayBatch(day, chunks, rows, requests=1)
+
+
+def no_cancellation() -> None:
+    raise AssertionError("the fetch had ended")
+
+
+@pytest.fixture(autouse=True)
+def block_of_each_row(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(prepare, "BLOCK_BYTES", 1)
+    yield
+    assert "prepare" not in {thread.name for thread in threading.enumerate()}
+
+
+def summary(day: PreparedDay) -> Summary:
+    return sum((block.summary for block in day.blocks), Summary())
+
+
+def test_days_come_in_order_and_their_blocks_add_up():
+    days = [batch(DAYS[0]), DayError(DAYS[1], Refused("no")), batch(DAYS[2], 0), batch(DAYS[3], 30)]
+    with prepared((day for day in days), ENDPOINT, no_cancellation) as found:
+        read = [day if isinstance(day, DayError) else (day.batch.day, summary(day)) for day in found]
+    assert read[1] is days[1]
+    assert [(day, total.rows) for day, total in (read[0], read[2], read[3])] == [
+        (DAYS[0], 3),
+        (DAYS[2], 0),
+        (DAYS[3], 30),
+    ]
+    whole = sum((block.summary for block in prepare.blocks_of(batch(DAYS[3], 30), ENDPOINT)), Summary())
+    assert read[3][1] == whole
+
+
+def test_a_day_that_its_reader_leaves_is_skipped():
+    with prepared((batch(day, 20) for day in DAYS[:2]), ENDPOINT, no_cancellation) as found:
+        first = next(found)
+        next(first.blocks)
+        assert summary(next(found)).rows == 20
+
+
+def test_an_invalid_day_raises_after_all_of_its_rows_were_read_and_the_next_day_is_read():
+    with prepared(
+        (day for day in [batch(DAYS[0], 30, income="x"), batch(DAYS[1])]), ENDPOINT, no_cancellation
+    ) as found:
+        with pytest.raises(Invalid, match="not a decimal number in 30 rows"):
+            summary(next(found))
+        assert summary(next(found)).rows == 3
+
+
+def test_what_the_fetch_raises_comes_after_the_days_before_it():
+    def fetch() -> Generator[DayBatch]:
+        yield batch(DAY, 30)
+        raise Fatal("the key is wrong")
+
+    with pytest.raises(Fatal, match="key"), prepared(fetch(), ENDPOINT, lambda: None) as found:
+        assert summary(next(found)).rows == 30
+        next(found)
+
+
+def test_no_more_is_decoded_ahead_than_the_queue_takes():
+    decoded: list[date] = []
+
+    def fetch() -> Generator[DayBatch]:
+        for day in [DAY] * 50:
+            decoded.append(day)
+            yield batch(day, 1)
+
+    with prepared(fetch(), ENDPOINT, lambda: None) as found:
+        next(found)
+        for _ in range(100):
+            if len(decoded) >= BLOCKS_AHEAD // 3:
+                break
+            threading.Event().wait(0.02)
+        threading.Event().wait(0.1)
+        assert len(decoded) <= BLOCKS_AHEAD
+        for _ in found:
+            pass
+    assert len(decoded) == 50
+
+
+@pytest.mark.parametrize("rows", [1, 100], ids=["while it waits for the exchange", "while the queue is full"])
+def test_a_reader_that_fails_ends_the_fetch(rows):
+    cancelled, closed = threading.Event(), threading.Event()
+
+    def fetch() -> Generator[DayBatch]:
+        try:
+            yield batch(DAY, rows)
+            if not cancelled.wait(30):
+                raise AssertionError("not cancelled")
+            raise RuntimeError("Cannot send a request, as the client has been closed.")
+        finally:
+            closed.set()
+
+    with pytest.raises(KeyboardInterrupt), prepared(fetch(), ENDPOINT, cancelled.set) as found:
+        next(next(found).blocks)
+        raise KeyboardInterrupt
+    assert closed.is_set()
