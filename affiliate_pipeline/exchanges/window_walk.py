@@ -25,7 +25,7 @@ from affiliate_pipeline.http.bodies import may_hold_rows
 from affiliate_pipeline.http.error_body import quote
 from affiliate_pipeline.http.errors import ExchangeError, Fatal, Refused
 from affiliate_pipeline.schema.columns import LEAST_MS
-from affiliate_pipeline.schema.decode import instants_ms
+from affiliate_pipeline.schema.raw_row import instants_ms
 
 WORKERS = 4
 # A busy window is cut into one per worker only if that adds few requests to those it takes anyway.

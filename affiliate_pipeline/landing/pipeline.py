@@ -9,7 +9,7 @@ Works without Dagster:
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -25,7 +25,9 @@ from affiliate_pipeline.landing.ledger import handled_at
 from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of, prepared
 from affiliate_pipeline.postgres.rate_limiter import LONGEST_WAIT_S
 from affiliate_pipeline.postgres.shared import Shared
-from affiliate_pipeline.schema.decode import Invalid, payload, split
+from affiliate_pipeline.schema.decode import Invalid
+from affiliate_pipeline.schema.jsonb import payload
+from affiliate_pipeline.schema.raw_row import split
 
 LOG_EVERY_S = 10
 
@@ -96,7 +98,7 @@ def connected(
     store: Store,
     longest_wait_s: float = LONGEST_WAIT_S,
     variables: Mapping[str, str] | None = None,
-) -> Iterator[Session]:
+) -> Generator[Session]:
     """A session with the endpoint's account whose rate limit is shared through the store's database; a pause of it that is
     longer raises `Banned`. The account is the one in `variables`, by default the one that is configured."""
     with Shared(store.url, handled_at, longest_wait_s) as shared:

@@ -15,8 +15,9 @@ from queue import Empty, Queue
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError
 from affiliate_pipeline.http.bodies import REPLACEMENT
-from affiliate_pipeline.schema.decode import Invalid, Problem, batches, damaged, parse, split
+from affiliate_pipeline.schema.decode import ColumnProblem, Invalid, batches, damaged, parse
 from affiliate_pipeline.schema.fingerprint import Fingerprint, copy_text, fingerprint
+from affiliate_pipeline.schema.raw_row import split
 
 BLOCK_BYTES = 4 << 20
 BLOCKS_AHEAD = 8
@@ -55,7 +56,7 @@ def blocks_of(batch: DayBatch, endpoint: Endpoint) -> Iterator[Block]:
     """The day's rows; raises `Invalid` once all of them were read."""
     instant = endpoint.day_of if isinstance(endpoint, Records) else None
     within = (instant, endpoint.start_ms(batch.day), endpoint.end_ms(batch.day)) if instant else None
-    problems: list[Problem] = []
+    problems: list[ColumnProblem] = []
     rows = 0
     for chunks in batches(batch.chunks, BLOCK_BYTES):
         try:
@@ -93,7 +94,7 @@ class _Cancelled(Exception):
 @contextmanager
 def prepared(
     batches: Generator[DayBatch | DayError], endpoint: Endpoint, cancel_fetch: Callable[[], None]
-) -> Iterator[Iterator[PreparedDay | DayError]]:
+) -> Generator[Iterator[PreparedDay | DayError]]:
     """The fetched days in order, up to `BLOCKS_AHEAD` blocks ahead of their reader.
 
     What the fetch raises is raised to the reader, after the days before it. If the reader leaves early, `cancel_fetch` has to

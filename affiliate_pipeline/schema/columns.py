@@ -11,7 +11,7 @@ from functools import cache
 from typing import Annotated, Any
 
 import msgspec
-import pandas as pd
+import pandas as pd  # pyright: ignore[reportMissingTypeStubs]  # pandas has none
 import pandera.pandas as pa
 import pyarrow as arrow
 
@@ -49,10 +49,10 @@ def _amount(raw: bytes) -> str:
     return _string(raw)
 
 
-def _integer(least: int, most: int) -> Callable[[bytes], int]:
+def _integer(lowest: int, highest: int) -> Callable[[bytes], int]:
     def read(raw: bytes) -> int:
         text = _string(raw)
-        if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
+        if not _WHOLE.fullmatch(text) or not lowest <= int(text) <= highest:
             raise ValueError
         return int(text)
 
@@ -78,18 +78,18 @@ _NO_INSTANT = _NO_VALUE | {"0", "-1"}
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of value, and every spelling of it that is accepted: each reader of a field reads it by its kind.
+    """One kind of value, and every spelling of it that is accepted.
 
-    `noun` is what people call it; `sent` is how Arrow reads the JSON type that is usually sent, if within `range` (none:
-    whatever the column can hold); `read` gives the value of any other spelling exactly (a number or its text, an instant
-    in seconds), and raises ValueError or KeyError where there is none. `no_value` are the texts, in lower case and
-    without surrounding white space, that mean null in a nullable column.
+    `noun` is what people call it. `sent` is how Arrow reads the JSON type that is usually sent, if within `range` (none:
+    whatever the column can hold). `read` returns the value of any other spelling exactly (a number as text, an instant in
+    seconds), or raises ValueError or KeyError. `no_value` are the texts, in lower case and stripped, that mean null in a
+    nullable column.
     """
 
     name: str
     noun: str
     sql: str
-    arrow: arrow.DataType
+    arrow_type: arrow.DataType
     sent: arrow.DataType
     read: Callable[[bytes], Any]
     range: tuple[int, int] | None = None
@@ -103,8 +103,8 @@ class Kind:
 
 
 def _whole(name: str, bits: int, type_: arrow.DataType) -> Kind:
-    least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    return Kind(name, f"a whole number of {bits} bits", name, type_, arrow.int64(), _integer(least, most))
+    read = _integer(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return Kind(name, f"a whole number of {bits} bits", name, type_, arrow.int64(), read)
 
 
 _INSTANT = arrow.timestamp("ms", "UTC")
@@ -126,7 +126,7 @@ KINDS = {
 class Row(pa.DataFrameModel):
     """What every landed table has: the endpoint's columns in the order declared."""
 
-    class Config:
+    class Config(pa.DataFrameModel.Config):
         strict = True
         ordered = True
 
@@ -135,63 +135,53 @@ class Row(pa.DataFrameModel):
 Row.validate(pd.DataFrame())
 
 
-def _field(kind: str, description: str, nullable: bool, optional: bool, **checks: Any) -> Any:
-    return pa.Field(
-        nullable=nullable or optional,
-        description=description,
-        metadata={"kind": kind, "optional": optional},
-        **checks,
-    )
+def _column(kind: str, **checks: Any):
+    def column(
+        description: str, *, nullable: bool = False, optional: bool = False, json_name: str | None = None
+    ) -> Any:
+        """A column of the kind.
+
+        Args:
+            optional: the source does not always send the field.
+            json_name: the field's name, where it is not the column's in camel case.
+        """
+        metadata = {"kind": kind, "optional": optional, "json_name": json_name}
+        return pa.Field(nullable=nullable or optional, description=description, metadata=metadata, **checks)
+
+    return column
 
 
-def text(description: str, *, nullable: bool = False, optional: bool = False) -> Any:
-    """A text column. `optional`: the source does not always send the field."""
-    return _field("text", description, nullable, optional, str_matches=_TEXT)
-
-
-def amount(description: str, *, nullable: bool = False, optional: bool = False) -> Any:
-    """An exact decimal, as sent."""
-    return _field("amount", description, nullable, optional, str_matches=_AMOUNT)
-
-
-def instant(description: str, *, nullable: bool = False, optional: bool = False) -> Any:
-    """A point in time, sent as milliseconds since 1970 UTC."""
-    return _field("instant", description, nullable, optional)
-
-
-def bigint(description: str, *, nullable: bool = False, optional: bool = False) -> Any:
-    """A 64-bit whole number."""
-    return _field("bigint", description, nullable, optional)
-
-
-def smallint(description: str, *, nullable: bool = False, optional: bool = False) -> Any:
-    """A 16-bit whole number: a level, a type, a status."""
-    return _field("smallint", description, nullable, optional)
-
-
-def flag(description: str, *, nullable: bool = False, optional: bool = False) -> Any:
-    """True or false."""
-    return _field("flag", description, nullable, optional)
+text = _column("text", str_matches=_TEXT)
+# An exact decimal, as sent.
+amount = _column("amount", str_matches=_AMOUNT)
+# A point in time, sent as milliseconds since 1970 UTC.
+instant = _column("instant")
+bigint = _column("bigint")
+# A level, a type, a status.
+smallint = _column("smallint")
+flag = _column("flag")
 
 
 @dataclass(frozen=True)
 class Column:
+    """A column of a schema, and the field that it comes from."""
+
     name: str
     kind: Kind
     nullable: bool
     optional: bool
     description: str
-
-    @property
-    def json_name(self) -> str:
-        first, *rest = self.name.split("_")
-        return first + "".join(part.capitalize() for part in rest)
+    json_name: str
 
 
 @cache
 def columns(model: type[Row]) -> tuple[Column, ...]:
     """The model's columns in order."""
-    return tuple(
-        Column(name, KINDS[column.metadata["kind"]], column.nullable, column.metadata["optional"], column.description)
-        for name, column in model.to_schema().columns.items()
-    )
+    found: list[Column] = []
+    for name, column in model.to_schema().columns.items():
+        metadata: dict[str, Any] = column.metadata or {}
+        first, *rest = name.split("_")
+        json_name = metadata["json_name"] or first + "".join(map(str.capitalize, rest))
+        kind = KINDS[metadata["kind"]]
+        found.append(Column(name, kind, column.nullable, metadata["optional"], str(column.description), json_name))
+    return tuple(found)

@@ -1,45 +1,34 @@
-"""From an endpoint's rows as received (JSON texts) to a validated Arrow table and to the text that PostgreSQL copies.
+"""From an endpoint's rows as received (JSON texts) to a validated Arrow table.
 
 What cannot be read or is not valid is reported column by column; nothing is guessed, rounded or dropped.
 """
 
-import io
 import json
-import re
-from base64 import b64encode
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from hashlib import sha256
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import msgspec
-import numpy as np
-import pandas as pd
+import pandas as pd  # pyright: ignore[reportMissingTypeStubs]  # pandas has none
 import pyarrow as arrow
-import pyarrow.csv
 import pyarrow.json
 from pandera.errors import SchemaErrors
 from pyarrow import compute
 
-from affiliate_pipeline.domain.redaction import redact
-from affiliate_pipeline.schema.columns import KINDS, Column, Row, columns
+from affiliate_pipeline.schema.columns import LEAST_MS, Column, Kind, Row, columns
+from affiliate_pipeline.schema.jsonb import extra_of
+from affiliate_pipeline.schema.raw_row import fields, joined, plain, sample
 
-SAMPLE_CHARACTERS = 40
-NAME_CHARACTERS = 200
-# The only key of the object that replaces a field's value, as received, that jsonb cannot hold.
-AS_RECEIVED = "$json"
-# jsonb's numbers have no more digits after the point, and its reader recurses.
-MAX_NUMBER_DIGITS, MAX_JSON_DEPTH = 16_000, 500
-# Decoded at once: with more, what is made of it no longer fits the processor's caches.
+# Decoded at once: the result of more does not fit the processor's caches.
 DECODED_BYTES = 1 << 20
+_NULL = "null"
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What is wrong with one column: which check failed for how many rows, and one redacted example. `row` is the number
-    of the first such row."""
+class ColumnProblem:
+    """Which check of a column failed for how many rows, one redacted example, and the number of the first such row."""
 
     column: str
     check: str
@@ -49,16 +38,15 @@ class Problem:
 
     def __str__(self) -> str:
         rows = "row" if self.count == 1 else "rows"
-        return f"{self.column}: {self.check} in {self.count} {rows}" + (
-            f", such as {self.sample}" if self.sample else ""
-        )
+        example = f", such as {self.sample}" if self.sample else ""
+        return f"{self.column}: {self.check} in {self.count} {rows}{example}"
 
 
 class Invalid(Exception):
     """Rows that do not fit their schema: each problem once, with the rows of all batches counted."""
 
-    def __init__(self, problems: Iterable[Problem]):
-        merged: dict[tuple[str, str], Problem] = {}
+    def __init__(self, problems: Iterable[ColumnProblem]):
+        merged: dict[tuple[str, str], ColumnProblem] = {}
         for problem in problems:
             seen = merged.get((problem.column, problem.check))
             merged[problem.column, problem.check] = replace(seen, count=seen.count + problem.count) if seen else problem
@@ -67,30 +55,29 @@ class Invalid(Exception):
         super().__init__("; ".join(map(str, self.problems)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Parsed:
-    """Valid rows as an Arrow table (the schema's columns and `extra`), and the names of fields the schema lacks."""
+    """Valid rows as an Arrow table (the schema's columns and `extra`), and in how many of them each unknown field is."""
 
     table: arrow.Table
-    unknown: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter[str])
 
 
 def parse(model: type[Row], rows: Iterable[bytes], inside: tuple[str, int, int] | None = None) -> Parsed:
     """The rows, each chunk of `rows` being one or more JSON objects joined by commas; raises `Invalid`.
 
-    `inside` names an instant column and the half-open range of milliseconds it has to lie in.
+    `inside` names an instant column and the half-open range of milliseconds that it has to be in.
     """
-    rows = list(rows)
-    parsed, problems = _as_declared(model, rows), []
+    chunks = list(rows)
+    parsed, problems = _as_declared(model, chunks), list[ColumnProblem]()
     if parsed is None:
         try:
-            parsed, problems = _field_by_field(model, _list(rows))
+            parsed, problems = _FieldReader(model, joined(chunks)).read()
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Invalid([Problem("a row", f"not JSON ({error})", 1)]) from None
-        # Unreadable values are null in the table: the column's null is the same problem.
+            raise Invalid([ColumnProblem("a row", f"not JSON ({error})", 1)]) from None
+        # Unreadable values are null in the table, so drop the duplicate null problem.
         unread = {(problem.column, _NULL) for problem in problems}
-        found = _validate(model, parsed.table)
-        problems += [problem for problem in found if (problem.column, problem.check) not in unread]
+        problems += [each for each in _validate(model, parsed.table) if (each.column, each.check) not in unread]
     if inside and not problems:
         problems += _outside(parsed.table, *inside)
     if problems:
@@ -98,38 +85,11 @@ def parse(model: type[Row], rows: Iterable[bytes], inside: tuple[str, int, int] 
     return parsed
 
 
-def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Each row's JSON text by itself; a chunk that does not hold rows is yielded unchanged."""
-    for chunk in chunks:
-        try:
-            yield from map(bytes, msgspec.json.decode(_list([chunk]), type=list[msgspec.Raw]))
-        except msgspec.DecodeError:
-            yield chunk
-
-
-def payload(received: bytes) -> str:
-    """The JSON text with which jsonb keeps a row, or a body, so that its bytes can be read back.
-
-    It is the row itself where jsonb holds it exactly, else a JSON string of its text, else (not UTF-8) the object
-    `{"$base64": …}`.
-    """
-    try:
-        text = received.decode()
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        return json.dumps({"$base64": b64encode(received).decode()})
-    return text if _fits_jsonb(received) else json.dumps(text)
-
-
 def damaged(table: arrow.Table) -> Counter[str]:
     """The number of rows in which each column has U+FFFD, which replaces invalid text."""
-    found = Counter()
-    for name in table.column_names:
-        if arrow.types.is_string(table[name].type):
-            count = compute.sum(compute.match_substring(table[name], "\N{REPLACEMENT CHARACTER}")).as_py()
-            found += Counter({name: count or 0})
-    return found
+    texts = [name for name in table.column_names if arrow.types.is_string(table[name].type)]
+    found = {name: compute.sum(compute.match_substring(table[name], "\N{REPLACEMENT CHARACTER}")) for name in texts}
+    return +Counter({name: count.as_py() or 0 for name, count in found.items()})
 
 
 def batches(chunks: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
@@ -146,76 +106,42 @@ def batches(chunks: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
         yield batch
 
 
-def _list(chunks: Iterable[bytes]) -> bytes:
-    return b"[" + b",".join(chunks) + b"]"
-
-
-def copy_text(table: arrow.Table) -> bytes:
-    """The table as PostgreSQL's COPY reads it (`format csv`) in a session that speaks UTC: null is nothing, an empty text
-    is `""`."""
-    # Written without their zone, instants cost half as much.
-    utc = [
-        field.with_type(arrow.timestamp("ms")) if arrow.types.is_timestamp(field.type) else field
-        for field in table.schema
-    ]
-    table = table.cast(arrow.schema(utc))
-    text = io.BytesIO()
-    pyarrow.csv.write_csv(table, text, pyarrow.csv.WriteOptions(include_header=False))
-    return text.getvalue()
-
-
-class ContentHash:
-    """A hash of a multiset of rows: the same whatever their order, another one if a row is added, lost or doubled.
-
-    `of` is the `hexdigest` of rows to begin with.
-    """
-
-    def __init__(self, of: str = "0" * 64) -> None:
-        # Four numbers of 64 bits, each summed by itself.
-        self._sum = np.array([int(of[i : i + 16], 16) for i in range(0, 64, 16)], np.uint64)
-
-    def add(self, table: arrow.Table) -> bytes:
-        """Adds the table's rows, and gives their `copy_text`."""
-        copied = copy_text(table)
-        rows = copied.split(b"\n")[:-1]
-        if len(rows) != len(table):  # there are line ends inside texts
-            rows = [copy_text(table.slice(index, 1))[:-1] for index in range(len(table))]
-        digests = b"".join([sha256(row).digest() for row in rows])
-        self._sum += np.frombuffer(digests, "<u8").reshape(-1, 4).sum(axis=0, dtype=np.uint64)
-        return copied
-
-    def hexdigest(self) -> str:
-        return "".join(f"{part:016x}" for part in self._sum.tolist())
-
-
-@cache
-def _declared(model: type[Row]) -> pyarrow.json.ParseOptions:
-    """Of one object whose `rows` are exactly as the schema says."""
-    row = arrow.struct([(column.json_name, column.kind.sent) for column in columns(model)])
-    return pyarrow.json.ParseOptions(
-        explicit_schema=arrow.schema([("rows", arrow.list_(row))]), unexpected_field_behavior="error"
-    )
-
-
 def _as_declared(model: type[Row], chunks: Sequence[bytes]) -> Parsed | None:
-    """Rows that are exactly as the schema says, valid; None for anything else, which is left to `_field_by_field`."""
+    """Rows whose values are as the schema says, valid; None for any others, which `_FieldReader` reads."""
     try:
-        table = arrow.concat_tables(
-            [_decoded(model, batch) for batch in (batches(chunks, DECODED_BYTES) if chunks else [[]])]
-        )
-    except (arrow.ArrowException, ValueError):
+        names = _names_sent(model, chunks)
+        parts = list(batches(chunks, DECODED_BYTES)) or [list[bytes]()]
+        table = arrow.concat_tables([_decoded(model, names, part) for part in parts])
+    except (arrow.ArrowException, ValueError, RecursionError):
         return None
     return None if _validate(model, table) else Parsed(table)
 
 
-def _decoded(model: type[Row], chunks: Sequence[bytes]) -> arrow.Table:
-    # To Arrow one object is one row, whatever line ends there are in it.
-    text = b'{"rows":' + _list(chunks) + b"}"
-    whole = pyarrow.json.read_json(
-        arrow.BufferReader(text),
-        pyarrow.json.ReadOptions(use_threads=False, block_size=len(text) + 1),
-        _declared(model),
-    )
+def _names_sent(model: type[Row], chunks: Sequence[bytes]) -> tuple[str, ...]:
+    """How the first row spells the columns' names. Raises ValueError for an unknown field."""
+    first: object = json.JSONDecoder().raw_decode(chunks[0].decode())[0] if chunks else {}
+    if not isinstance(first, dict):
+        raise ValueError("not a row")
+    sent = {plain(name): name for name in cast(dict[str, object], first)}
+    names = tuple(sent.pop(plain(column.json_name), column.json_name) for column in columns(model))
+    if sent:
+        raise ValueError("a field is unknown")
+    return names
+
+
+@lru_cache
+def _declared(model: type[Row], names: tuple[str, ...]) -> pyarrow.json.ParseOptions:
+    """The options for one object whose `rows` are exactly as the schema says."""
+    row = arrow.struct([(name, column.kind.sent) for name, column in zip(names, columns(model), strict=True)])
+    schema = arrow.schema([("rows", arrow.list_(row))])
+    return pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+
+
+def _decoded(model: type[Row], names: tuple[str, ...], chunks: Sequence[bytes]) -> arrow.Table:
+    # Arrow reads one object as one row, whatever line ends it contains.
+    text = b'{"rows":' + joined(chunks) + b"}"
+    options = pyarrow.json.ReadOptions(use_threads=False, block_size=len(text) + 1)
+    whole = pyarrow.json.read_json(arrow.BufferReader(text), options, _declared(model, names))
     if len(whole) != 1:
         raise ValueError("not one list of rows")
     rows = whole["rows"].combine_chunks().values
@@ -223,283 +149,116 @@ def _decoded(model: type[Row], chunks: Sequence[bytes]) -> arrow.Table:
     rows.validate(full=True)
     if rows.null_count:
         raise ValueError("a row is null")
-    values = {}
-    for column, array in zip(columns(model), rows.flatten(), strict=True):
-        # Arrow takes a missing field for null. In rows of flat fields, each there once, only a field's name looks like this.
-        if array.null_count and not column.optional and text.count(f'"{column.json_name}":'.encode()) < len(rows):
+    values: dict[str, arrow.Array] = {}
+    for column, name, array in zip(columns(model), names, rows.flatten(), strict=True):
+        # Arrow reads a missing field as null. In rows of flat fields, each there once, only a field's name looks like this.
+        if array.null_count and not column.optional and text.count(f'"{name}":'.encode()) < len(rows):
             raise ValueError("a field is missing, or its name is spelled in another way")
-        if column.kind.range and array.null_count < len(array):
-            least, most = (each.as_py() for each in compute.min_max(array).values())
-            if least < column.kind.range[0] or most > column.kind.range[1]:
-                raise ValueError("a number is out of range")
-        values[column.name] = array.cast(column.kind.arrow)
+        values[column.name] = _in_range(column.kind, array).cast(column.kind.arrow_type)
     return _table(model, values, len(rows))
 
 
+def _in_range(kind: Kind, array: arrow.Array) -> arrow.Array:
+    """The numbers, instants in milliseconds; raises ValueError if one is out of range."""
+    if not kind.range or array.null_count == len(array):
+        return array
+    lowest, highest = (each.as_py() for each in compute.min_max(array).values())
+    if kind.name == "instant" and 0 < lowest <= highest < LEAST_MS:
+        array, lowest, highest = compute.multiply(array, 1000), lowest * 1000, highest * 1000
+    if lowest < kind.range[0] or highest > kind.range[1]:
+        raise ValueError("a number is out of range")
+    return array
+
+
 def _table(
-    model: type[Row], values: Mapping[str, Sequence], rows: int, extra: list[str | None] | None = None
+    model: type[Row], values: Mapping[str, Any], rows: int, extra: Sequence[str | None] | None = None
 ) -> arrow.Table:
-    arrays = {column.name: arrow.array(values[column.name], column.kind.arrow) for column in columns(model)}
+    arrays = {column.name: arrow.array(values[column.name], column.kind.arrow_type) for column in columns(model)}
     arrays["extra"] = arrow.array(extra, arrow.string()) if extra else arrow.nulls(rows, arrow.string())
     return arrow.table(arrays)
 
 
-def instants_ms(rows: Iterable[bytes], name: str) -> list[int]:
-    """The instant of each row by its field's JSON name, however the source spells it; raises ValueError."""
-    return _values(rows, name, "instant")
+class _FieldReader:
+    """Reads rows field by field: values in any accepted spelling, unknown fields into `extra`."""
 
+    def __init__(self, model: type[Row], body: bytes):
+        self._model = model
+        self._rows = msgspec.json.decode(body, type=list[msgspec.Raw])
+        self._columns: dict[str, Column] = {plain(column.json_name): column for column in columns(model)}
+        self._required = {column.name for column in columns(model) if not column.optional}
+        self._values: dict[str, list[Any]] = {each.name: [None] * len(self._rows) for each in columns(model)}
+        # By column and check: the numbers of the rows that failed, and their values.
+        self._failed: dict[tuple[str, str], list[tuple[int, bytes]]] = {}
 
-def whole_numbers(rows: Iterable[bytes], name: str) -> list[int]:
-    """The whole number of each row by its field's JSON name, however the source spells it; raises ValueError."""
-    return _values(rows, name, "bigint")
-
-
-def _values(rows: Iterable[bytes], name: str, kind: str) -> list[Any]:
-    found = []
-    for row in rows:
-        value = _field(row, name)
-        if value is None:
-            raise ValueError(f"a row has no `{name}`")
-        try:
-            found.append(KINDS[kind].read(value))
-        except ValueError:
-            raise ValueError(f"a row's `{name}` is {_sample(value.decode(errors='replace'))}") from None
-    return found
-
-
-def identities(rows: Iterable[bytes], names: Sequence[str]) -> Iterator[Hashable]:
-    """What distinguishes each row: the texts of these fields (JSON names; None: no value), or the whole row if none are
-    named."""
-    for row in rows:
-        yield tuple(_text(_field(row, name)) for name in names) if names else row
-
-
-def _text(raw: bytes | None) -> str | None:
-    if raw is None or raw == b"null":
-        return None
-    try:
-        return KINDS["text"].read(raw)
-    except ValueError:
-        return raw.decode(errors="replace")
-
-
-def _field(row: bytes, name: str) -> bytes | None:
-    """The field's JSON text, however its name is spelled."""
-    return next((raw for key, raw in _fields(row) if _plain(key) == _plain(name)), None)
-
-
-def emptied(model: type[Row], fields: Mapping[str, object]) -> bytes:
-    """A row of the schema that has these fields (JSON names) and nothing else."""
-    return msgspec.json.encode({column.json_name: fields.get(column.json_name) for column in columns(model)})
-
-
-def is_false(row: bytes, name: str) -> bool:
-    """Whether the row's flag of that JSON name is there and false."""
-    value = _field(row, name)
-    try:
-        return value is not None and not KINDS["flag"].read(value)
-    except (ValueError, KeyError):
-        return False
-
-
-def with_fields(row: bytes, fields: Mapping[str, object]) -> bytes:
-    """The row with these fields (JSON names), which it lacks; the others byte for byte as received. Raises ValueError
-    where it says something else."""
-    given = {_plain(name): str(value) for name, value in fields.items()}
-    others = []
-    for name, raw in _fields(row):
-        if _plain(name) not in given:
-            others.append(_member(name, raw))
-        elif raw != b"null" and (said := _text(raw)) != given[_plain(name)]:
-            raise ValueError(f"its `{name}` is {_sample(said)}, not {given[_plain(name)]}")
-    return (
-        b"{"
-        + b",".join([*(_member(name, msgspec.json.encode(value)) for name, value in fields.items()), *others])
-        + b"}"
-    )
-
-
-def _member(name: str, raw: bytes) -> bytes:
-    return msgspec.json.encode(name) + b":" + raw
-
-
-def _fields(row: bytes) -> list[tuple[str, bytes]]:
-    """The row's fields in order, with repeated ones."""
-    fields = msgspec.json.decode(row, type=dict[str, msgspec.Raw])
-    # With as many colons after names as fields, no field is repeated: skip the slow parser.
-    may_repeat = row.count(b":") > len(fields) and (row.count(b'":') > len(fields) or _SPACED_COLON.search(row))
-    if may_repeat and len(pairs := _pairs(row)) > len(fields):
-        return pairs
-    return [(name, bytes(raw)) for name, raw in fields.items()]
-
-
-_SPACED_COLON = re.compile(rb'"\s+:')
-
-
-def _pairs(text: bytes) -> list[tuple[str, bytes]]:
-    """The fields of a JSON object, numbers as they are written, with all fields of one name."""
-    objects: list[list[tuple[str, Any]]] = []
-
-    def of_object(pairs: list[tuple[str, Any]]) -> msgspec.Raw:
-        objects.append(pairs)
-        return msgspec.Raw(b"{" + b",".join(_member(name, msgspec.json.encode(value)) for name, value in pairs) + b"}")
-
-    def as_written(number: str) -> msgspec.Raw:
-        return msgspec.Raw(number.encode())
-
-    json.loads(text, object_pairs_hook=of_object, parse_float=as_written, parse_int=as_written)
-    # The outermost object ends last.
-    return [(name, msgspec.json.encode(value)) for name, value in objects[-1]]
-
-
-def _plain(name: str) -> str:
-    """Field names as compared: `tradeId`, `trade_id` and `tradeid` are one field (LBank v1.8 lower-cased its names)."""
-    return name.replace("_", "").lower()
-
-
-def _field_by_field(model: type[Row], body: bytes) -> tuple[Parsed, list[Problem]]:
-    rows = msgspec.json.decode(body, type=list[msgspec.Raw])
-    by_name: dict[str, Column] = {_plain(column.name): column for column in columns(model)}
-    required = {column.name for column in columns(model) if not column.optional}
-    values: dict[str, list] = {column.name: [None] * len(rows) for column in columns(model)}
-    extra: list[str | None] = [None] * len(rows)
-    unknown: Counter[str] = Counter()
-    unread: dict[tuple[str, str], list[tuple[int, bytes]]] = {}
-    for index, row in enumerate(rows):
-        seen: dict[str, tuple[str, bytes]] = {}
-        more: list[tuple[str, bytes]] = []
-        for name, received in _fields(bytes(row)):
-            column = by_name.get(_plain(name))
-            if column is None:
-                more.append((name, received))
-                continue
-            first = seen.setdefault(column.name, (name, received))
-            if first[1] is not received:
-                if first[0] != name:
-                    more.append((name, received))
-                elif first[1] != received:
-                    unread.setdefault((column.name, "the field occurs twice"), []).append((index, received))
-                continue
-            if received == b"null" or (column.nullable and column.kind.means_null(received)):
-                continue
-            try:
-                values[column.name][index] = column.kind.read(received)
-            except (ValueError, KeyError, msgspec.DecodeError):
-                unread.setdefault((column.name, f"not {column.kind.noun}"), []).append((index, received))
-        for name in required - seen.keys():
-            unread.setdefault((name, "the field is missing"), []).append((index, b""))
-        if more:
-            extra[index], names = _extra(more)
+    def read(self) -> tuple[Parsed, list[ColumnProblem]]:
+        unknown: Counter[str] = Counter()
+        extra: list[str | None] = []
+        for index, row in enumerate(self._rows):
+            others = self._read_row(index, bytes(row))
+            text, names = extra_of(others) if others else (None, ())
+            extra.append(text)
             unknown.update(names)
-    problems = [
-        Problem(
-            name, check, len(found), _sample(found[0][1].decode(errors="replace")) if found[0][1] else None, found[0][0]
-        )
-        for (name, check), found in unread.items()
-    ]
-    return Parsed(_table(model, values, len(rows), extra), unknown), problems
+        problems = [
+            ColumnProblem(name, check, len(found), sample(raw.decode(errors="replace")) if raw else None, index)
+            for (name, check), found in self._failed.items()
+            for index, raw in found[:1]
+        ]
+        return Parsed(_table(self._model, self._values, len(self._rows), extra), unknown), problems
+
+    def _read_row(self, index: int, row: bytes) -> list[tuple[str, bytes]]:
+        """Reads the row's values; returns the fields that are no column's."""
+        seen: dict[str, tuple[str, bytes]] = {}
+        others: list[tuple[str, bytes]] = []
+        for name, raw in fields(row):
+            column = self._columns.get(plain(name))
+            if column is None or seen.get(column.name, (name,))[0] != name:
+                others.append((name, raw))
+            elif column.name not in seen:
+                seen[column.name] = name, raw
+                self._read_value(index, column, raw)
+            elif seen[column.name][1] != raw:
+                self._fail(column.name, "the field occurs twice", index, raw)
+        for name in self._required - seen.keys():
+            self._fail(name, "the field is missing", index, b"")
+        return others
+
+    def _read_value(self, index: int, column: Column, raw: bytes) -> None:
+        if raw == b"null" or (column.nullable and column.kind.means_null(raw)):
+            return
+        try:
+            self._values[column.name][index] = column.kind.read(raw)
+        except (ValueError, KeyError, msgspec.DecodeError):
+            self._fail(column.name, f"not {column.kind.noun}", index, raw)
+
+    def _fail(self, column: str, check: str, index: int, raw: bytes) -> None:
+        self._failed.setdefault((column, check), []).append((index, raw))
 
 
-def _extra(fields: Iterable[tuple[str, bytes]]) -> tuple[str, set[str]]:
-    """The JSON text for `extra`, and the names that unknown fields are reported by.
-
-    A field that jsonb cannot hold (U+0000, a number or nesting beyond its limits, a field that occurs twice) becomes
-    `{"$json": "…"}` with the value's JSON text as received; of several values, joined by commas.
-    """
-    by_key: dict[str, list[bytes]] = defaultdict(list)
-    odd = set()
-    for name, raw in fields:
-        # jsonb has no U+0000 in names either: written as its JSON escape.
-        key = json.dumps(name, ensure_ascii=False)[1:-1] if "\0" in name else name
-        by_key[key].append(raw)
-        if key != name or len(by_key[key]) > 1 or not _fits_jsonb(raw):
-            odd.add(key)
-    held = {
-        key: {AS_RECEIVED: b",".join(raws).decode(errors="replace")} if key in odd else msgspec.Raw(raws[0])
-        for key, raws in by_key.items()
-    }
-    # Sort: the text is hashed, and the order of fields must not matter. Cut names: they are stored in an index, whose
-    # entries are limited in size.
-    return msgspec.json.encode(held, order="sorted").decode(), {key[:NAME_CHARACTERS] for key in held}
-
-
-_SUSPECT = re.compile(rb"\\u0000|[eE][+-]?[0-9]{4}|[{]")
-_U0000 = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-_NESTING = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
-
-
-class _Unfit(Exception):
-    """jsonb would refuse or change a value."""
-
-
-def _fits_jsonb(text: bytes) -> bool:
-    """Whether jsonb holds all of the JSON text exactly, and none of its objects has `$json` as its only field."""
-    if len(text) <= MAX_JSON_DEPTH and not _SUSPECT.search(text):
-        return True
-    depth = deepest = 0
-    for token in _NESTING.finditer(text):
-        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)
-        deepest = max(deepest, depth)
-    if deepest > MAX_JSON_DEPTH or _U0000.search(text):
-        return False
-    try:
-        json.loads(text, object_pairs_hook=_fit_object, parse_float=_fit_number, parse_int=_fit_number)
-    except (_Unfit, ValueError):
-        return False
-    return True
-
-
-def _fit_object(pairs: list[tuple[str, object]]) -> None:
-    names = {name for name, _ in pairs}
-    if len(names) < len(pairs) or names == {AS_RECEIVED}:
-        raise _Unfit
-
-
-def _fit_number(text: str) -> None:
-    digits, _, exponent = text.lower().partition("e")
-    if (
-        len(digits) > MAX_NUMBER_DIGITS
-        or len(exponent) > 6
-        or len(digits) + abs(int(exponent or 0)) > MAX_NUMBER_DIGITS
-    ):
-        raise _Unfit
-
-
-def _sample(value: object) -> str:
-    text = redact(value)
-    return repr(text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS] + "…")
-
-
-def _validate(model: type[Row], table: arrow.Table) -> list[Problem]:
+def _validate(model: type[Row], table: arrow.Table) -> list[ColumnProblem]:
     frame = table.drop(["extra"]).to_pandas(types_mapper=pd.ArrowDtype)
     try:
         model.validate(frame, lazy=True)
     except SchemaErrors as errors:
-        cases = errors.failure_cases
         nouns = {column.name: column.kind.noun for column in columns(model)}
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        failures = cast(Any, errors).failure_cases.to_dict("records")
+        for case in cast(list[dict[str, Any]], failures):
+            found.setdefault((case["column"], case["check"]), []).append(case)
         return [
-            Problem(
-                str(column),
-                _NULL if check == "not_nullable" else f"not {nouns[column]}",
-                len(found),
-                None if check == "not_nullable" else _sample(found["failure_case"].iloc[0]),
-                int(found["index"].iloc[0]),
+            ColumnProblem(column, _NULL, len(cases), None, int(cases[0]["index"]))
+            if check == "not_nullable"
+            else ColumnProblem(
+                column, f"not {nouns[column]}", len(cases), sample(cases[0]["failure_case"]), int(cases[0]["index"])
             )
-            for (column, check), found in cases.groupby(["column", "check"], sort=False)
+            for (column, check), cases in found.items()
         ]
     return []
 
 
-_NULL = "null"
-
-
-def _outside(table: arrow.Table, column: str, start_ms: int, end_ms: int) -> list[Problem]:
+def _outside(table: arrow.Table, column: str, start_ms: int, end_ms: int) -> list[ColumnProblem]:
     instants = table[column].cast(arrow.int64())
     outside = compute.or_(compute.less(instants, start_ms), compute.greater_equal(instants, end_ms))
-    count = compute.sum(outside).as_py()
-    if not count:
+    if not compute.any(outside).as_py():
         return []
-    first = compute.index(
-        outside.combine_chunks() if isinstance(outside, arrow.ChunkedArray) else outside, True
-    ).as_py()
-    return [Problem(column, "outside the day", count, _sample(instants[first].as_py()), first)]
+    rows = [index for index, is_outside in enumerate(outside.to_pylist()) if is_outside]
+    return [ColumnProblem(column, "outside the day", len(rows), sample(instants[rows[0]].as_py()), rows[0])]

@@ -135,14 +135,14 @@ def test_landing_is_safe_even_where_it_is_not_noticed(sandbox, pooled, database_
 def test_a_run_that_has_lost_its_lock_changes_nothing_and_keeps_the_rows(sandbox, query, monkeypatch):
     rows = rebates(SETTLED, 300)
     sandbox.binance.set_rebates(rows)
-    land = Store.land
+    write_day = Store.write_day
 
-    def unlock_and_land(store, *args):
+    def unlock_and_write(store, *args, **kwargs):
         store.connection.execute("select pg_advisory_unlock_all()")
         store.connection.commit()
-        return land(store, *args)
+        return write_day(store, *args, **kwargs)
 
-    monkeypatch.setattr(Store, "land", unlock_and_land)
+    monkeypatch.setattr(Store, "write_day", unlock_and_write)
     run = materialize(KEY, [SETTLED])
     assert "no longer holds the asset's lock" in run.failed[SETTLED]
     assert query("select count(*) from binance.rebate_recent_record") == [(0,)]

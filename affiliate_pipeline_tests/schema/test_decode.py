@@ -16,9 +16,11 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of
 from affiliate_pipeline.schema import columns as schema
+from affiliate_pipeline.schema import decode
 from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, SmallInt, Text
-from affiliate_pipeline.schema.decode import Invalid, Parsed, parse, split
+from affiliate_pipeline.schema.decode import Invalid, Parsed, parse
 from affiliate_pipeline.schema.fingerprint import Fingerprint, copy_text, fingerprint
+from affiliate_pipeline.schema.raw_row import split
 
 DAY = date(2025, 6, 3)
 START_MS = int(datetime(2025, 6, 3, tzinfo=UTC).timestamp() * 1000)
@@ -436,3 +438,19 @@ def test_what_follows_a_line_end_in_a_text_belongs_to_its_row():
     rows = [row(name="a\nb", orderId=1), row(name="c\nd", orderId=2)]
     others = [row(name="a\nd", orderId=2), row(name="c\nb", orderId=1)]
     assert hashed(*rows) != hashed(*others)
+
+
+def test_names_in_lower_case_and_instants_in_seconds_stay_on_the_fast_path(monkeypatch):
+    lower = json.dumps({name.lower(): value for name, value in json.loads(row(tradeTime=START_MS // 1000 + 5)).items()})
+    expected = parse(Thing, [row(tradeTime=START_MS + 5000)]).table
+    monkeypatch.setattr(decode, "_FieldReader", None)
+    assert parse(Thing, [lower.replace(", ", ",").replace(": ", ":").encode()] * 2).table[:1].equals(expected)
+
+
+def test_a_field_may_have_a_name_of_the_exchanges_own():
+    class Short(Row):
+        trade_time: Instant = schema.instant("A time.", json_name="T")
+
+    assert values(parse(Short, [b'{"T":%d}' % START_MS]), "trade_time") == values(
+        parse(Thing, [row(tradeTime=START_MS)]), "trade_time"
+    )

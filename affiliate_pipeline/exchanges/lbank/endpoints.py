@@ -12,7 +12,7 @@ from affiliate_pipeline.exchanges.lbank.roster.members import Roster
 from affiliate_pipeline.exchanges.lbank.session import LBankSession
 from affiliate_pipeline.schema import columns as schema
 from affiliate_pipeline.schema.columns import Amount, Flag, Instant, Row, SmallInt, Text
-from affiliate_pipeline.schema.decode import emptied, is_false, with_fields
+from affiliate_pipeline.schema.raw_row import emptied, is_false, with_fields
 
 USER_LIST = "/affiliate-api/v2/invite/user/list"
 USER_INFO = "/affiliate-api/v2/invite/user/info"

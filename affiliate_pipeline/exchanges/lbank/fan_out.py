@@ -25,7 +25,7 @@ from affiliate_pipeline.exchanges.lbank.session import LBankSession, rows_of
 from affiliate_pipeline.exchanges.lists import NO_LIST, get_list, unlisted_note
 from affiliate_pipeline.http.encoding import encode
 from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, Refused
-from affiliate_pipeline.schema.decode import instants_ms, with_fields
+from affiliate_pipeline.schema.raw_row import instants_ms, with_fields
 
 # Enough to use all slots of a window while each response takes a second.
 WORKERS = 8

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Se
 from contextlib import contextmanager
 
 from affiliate_pipeline.http.errors import ExchangeError, Refused
-from affiliate_pipeline.schema.decode import identities, instants_ms, whole_numbers
+from affiliate_pipeline.schema.raw_row import identities, instants_ms, whole_numbers
 
 PAGE_SIZE = 100
 # A size for each walk: requested in the same way again, rows of one instant could come in the same wrong order again.

@@ -13,7 +13,7 @@ from affiliate_pipeline.exchanges.lists import get_list, unlisted_note
 from affiliate_pipeline.http.bodies import may_hold_rows
 from affiliate_pipeline.http.error_body import quote
 from affiliate_pipeline.http.errors import ExchangeError, Fatal, Refused
-from affiliate_pipeline.schema.decode import identities, with_fields
+from affiliate_pipeline.schema.raw_row import identities, with_fields
 
 # Where the responses of records are cut off. No document names a limit or pages for these endpoints.
 FULL_PAGES = (500, 1000)
