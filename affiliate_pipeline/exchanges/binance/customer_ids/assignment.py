@@ -24,7 +24,7 @@ from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.http.errors import ExchangeError, OutcomeUnknown, Refused
 from affiliate_pipeline.http.retry import MAX_ATTEMPTS
-from affiliate_pipeline.schema.decode import identities
+from affiliate_pipeline.schema.raw_row import identities
 
 # `unknown` never lands: the next run settles it.
 ASSIGNED, REFUSED, FAILED, UNKNOWN = "assigned", "refused", "failed", "unknown"
