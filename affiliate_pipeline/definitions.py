@@ -1,12 +1,13 @@
-"""The code location. No asset is defined here, nothing is connected to, no setting but the first day is read."""
+"""The code location: the assets, schedules and sensors, composed with what the environment configures."""
 
-from typing import Any
+from functools import partial
 
 import dagster as dg
 
+from affiliate_pipeline import environment
 from affiliate_pipeline.defs.commission_assets import build_earnings
 from affiliate_pipeline.defs.endpoint_assets import build_asset
-from affiliate_pipeline.defs.resources import Exchanges, Postgres
+from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.defs.schedules import build_schedules
 from affiliate_pipeline.defs.sensors.alert_delivery import alert_delivery
@@ -20,10 +21,20 @@ from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
 
-def build_definitions(**resources: Any) -> dg.Definitions:
-    """The whole assembly; a resource given replaces the one of its name."""
+@dg.resource(description="The database, the exchanges' accounts and the settings.")
+def installation_of_instance(context: dg.InitResourceContext) -> Installation:
+    """What applies in the Dagster instance of the run or tick."""
+    environment.keep_loopback_off_proxies()
+    return Installation(partial(environment.of_instance, context.instance))
+
+
+def build_definitions(installation: Installation | None = None) -> dg.Definitions:
+    """The whole assembly, on this installation; by default on that of each Dagster instance."""
+    loaded = installation.environment if installation else environment.of_process()
+    start = loaded.start_date
+    status = dg.DefaultScheduleStatus.RUNNING if loaded.runs_schedules else dg.DefaultScheduleStatus.STOPPED
     earning = [endpoint for endpoint in ENDPOINTS if isinstance(endpoint, Records) and endpoint.money]
-    schedules = [*build_schedules(ENDPOINTS), build_missed_days_schedule()]
+    schedules = [*build_schedules(ENDPOINTS, status), build_missed_days_schedule(status)]
     monitored = [endpoint for endpoint in ENDPOINTS if endpoint.timetable.is_monitored]
     sensors = [
         failed_run_alert,
@@ -34,8 +45,8 @@ def build_definitions(**resources: Any) -> dg.Definitions:
         kickback_history,
     ]
     return dg.Definitions(
-        assets=[*(build_asset(endpoint) for endpoint in ENDPOINTS), roster, build_earnings(earning)],
-        resources={"postgres": Postgres(), "exchanges": Exchanges(), **resources},
+        assets=[*(build_asset(endpoint, start) for endpoint in ENDPOINTS), roster, build_earnings(earning, start)],
+        resources={"installation": installation or installation_of_instance},
         schedules=schedules,
         sensors=[*sensors, build_failing_tick_alert([*schedules, *sensors])],
         # LBank's endpoints mostly wait, each for a budget of its own: as many steps at once as it has endpoints.

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from affiliate_pipeline.app.embedded_server import server
-from affiliate_pipeline.defs.environment import Loaded
+from affiliate_pipeline import environment
+from affiliate_pipeline.app.embedded_server import cluster, server
 from affiliate_pipeline.http import retry
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests import isolation
@@ -25,7 +25,10 @@ from affiliate_pipeline_tests.webhook import Webhook
 if "PYTEST_CURRENT_TEST" not in os.environ:
     isolation.isolate()
 
-from affiliate_pipeline.definitions import build_definitions  # noqa: E402
+from affiliate_pipeline.definitions import build_definitions, installation_of_instance  # noqa: E402
+
+# Of a sensor or schedule that a test evaluates without its code location.
+RESOURCES = {"installation": installation_of_instance}
 
 
 def pytest_sessionstart() -> None:
@@ -43,7 +46,7 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each test starts in a project folder of its own, with nothing that another one has left behind."""
     for name in os.environ.keys() - isolation.kept(os.environ).keys():
         monkeypatch.delenv(name)
-    monkeypatch.setattr(Loaded, "environment", None)
+    monkeypatch.setattr(environment, "_on_embedded_storage", {})
     (tmp_path / "workspace.yaml").touch()
     monkeypatch.chdir(tmp_path)
 
@@ -53,7 +56,7 @@ def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("postgres")
     yield home
     server.stop(home)
-    shutil.rmtree(server._read(home.resolve()).folder, ignore_errors=True)
+    shutil.rmtree(cluster.read(home.resolve()).folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -104,12 +107,8 @@ def sandbox(monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[Sand
     """The sandbox, configured as the exchange, with the test's database."""
     with Sandbox(rows_per_day=300) as exchange:
         monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
-        monkeypatch.setenv("BINANCE_BASE_URL", exchange.url)
-        monkeypatch.setenv("BINANCE_PARTNER_API_KEY", exchange.binance.partner_key)
-        monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", exchange.binance.partner_secret)
-        monkeypatch.setenv("BINANCE_CLIENT_API_KEY", exchange.binance.client_key)
-        monkeypatch.setenv("BINANCE_CLIENT_API_SECRET", exchange.binance.client_secret)
-        monkeypatch.setenv("BINANCE_API_AGENT_CODE", exchange.binance.api_agent_code)
+        for name, value in exchange.binance.variables(exchange.url).items():
+            monkeypatch.setenv(name, value)
         yield exchange
 
 
@@ -119,10 +118,8 @@ def both(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     most, window_ms = sandbox.lbank.rate_limit
     sandbox.lbank.rate_limit = most, window_ms // 100
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", "100")
-    monkeypatch.setenv("LBANK_BASE_URL", sandbox.url)
-    monkeypatch.setenv("LBANK_API_KEY", sandbox.lbank.api_key)
-    monkeypatch.setenv("LBANK_API_SECRET", sandbox.lbank.api_secret)
-    monkeypatch.setenv("LBANK_OPEN_ID", sandbox.lbank.own_open_id)
+    for name, value in sandbox.lbank.variables(sandbox.url).items():
+        monkeypatch.setenv(name, value)
     return sandbox
 
 

@@ -4,10 +4,11 @@ import ast
 import re
 from pathlib import Path
 
-from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app import data_dictionary as dictionary
 from affiliate_pipeline.app.__main__ import app, main
 from affiliate_pipeline.defs.endpoint_assets import LandingConfig
+from affiliate_pipeline.domain.environment import DATABASE_VARIABLE
+from affiliate_pipeline.domain.settings import Settings
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres import ddl
 
@@ -29,8 +30,8 @@ def test_the_data_dictionary_is_that_of_the_schemas():
 
 def test_the_readme_names_every_variable_and_no_other():
     named = {name for cell in table_after("## Real accounts") for name in re.findall(r"`([A-Z_]+)`", cell)}
-    fields = {name.upper() for kind in settings.Settings.__subclasses__() for name in kind.model_fields}
-    assert named == fields | {settings.DATABASE_VARIABLE}
+    fields = {name.upper() for kind in Settings.__subclasses__() for name in kind.model_fields}
+    assert named == fields | {DATABASE_VARIABLE}
 
 
 def test_the_readme_names_every_asset_and_no_other():

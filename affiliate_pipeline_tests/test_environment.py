@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -11,11 +12,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from affiliate_pipeline import environment as settings
+from affiliate_pipeline.domain.environment import DATABASE_VARIABLE, Mode, Project
 from affiliate_pipeline.domain.problem import SettingsError
-from affiliate_pipeline.environment import Alerts, Binance, LBank, Project, Settings
+from affiliate_pipeline.domain.settings import HOW_TO_SET, Settings
+from affiliate_pipeline.exchanges.binance.account import Binance
+from affiliate_pipeline.exchanges.lbank.account import LBank
+from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
+from affiliate_pipeline.monitoring.configuration import Alerts
 
 SECRET = "hunter2-hunter2"
 KEY, SECRET_NAME = "BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET"
+S = TypeVar("S", bound=Settings)
 # Tests of one value each: the autouse fixtures that are run once for all examples change nothing of it.
 MANY = hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -26,21 +33,21 @@ def choose(**variables: str) -> None:
 
 
 def key(variables: Mapping[str, str] | None = None) -> str:
-    loaded = Binance.load("binance_partner_api_key", variables=variables)
-    return loaded.binance_partner_api_key.get_secret_value()
+    return Binance.load(variables or settings.configured().variables, KEY).secret(KEY)
 
 
-def start(environment: settings.Environment) -> date:
-    return Project.load(variables=environment.variables).affiliate_start_date
+def load(model: type[S]) -> S:
+    """The settings of one kind, as configured."""
+    return model.load(settings.configured().variables)
 
 
 def test_nothing_has_to_be_set():
-    assert Project.load().affiliate_start_date == date(2025, 1, 1)
-    assert Binance.load().binance_base_url == "https://api.binance.com"
-    assert Binance.load().binance_weight_per_minute == 6000
-    assert LBank.load().lbank_base_url == "https://affiliate.lbankverify.com"
-    assert (Alerts.load().urls(), Alerts.load().dagster_ui_url) == ([], "http://localhost:3000")
-    assert not settings.application().is_sandbox and not settings.application().is_exchange_configured
+    assert load(Project).affiliate_start_date == date(2025, 1, 1)
+    assert load(Binance).binance_base_url == "https://api.binance.com"
+    assert load(Binance).binance_weight_per_minute == 6000
+    assert load(LBank).lbank_base_url == "https://affiliate.lbankverify.com"
+    assert (load(Alerts).urls(), load(Alerts).dagster_ui_url) == ([], "http://localhost:3000")
+    assert settings.application().mode is Mode.PRODUCTION
 
 
 def test_env_file_of_the_working_directory_wins_over_the_environment(monkeypatch):
@@ -48,7 +55,7 @@ def test_env_file_of_the_working_directory_wins_over_the_environment(monkeypatch
     assert key() == "from the environment"
     Path(".env").write_text(f"{KEY}='from the file'\nBINANCE_WEIGHT_PER_MINUTE=7\n")
     assert key() == "from the file"
-    assert Binance.load().binance_weight_per_minute == 7
+    assert load(Binance).binance_weight_per_minute == 7
     assert os.environ[KEY] == "from the environment"
 
 
@@ -62,7 +69,7 @@ def test_the_file_is_read_each_time(monkeypatch):
 def test_an_empty_variable_is_not_set(monkeypatch):
     monkeypatch.setenv(KEY, "")
     monkeypatch.setenv("BINANCE_BASE_URL", "")
-    assert Binance.load().binance_base_url == "https://api.binance.com"
+    assert load(Binance).binance_base_url == "https://api.binance.com"
     with pytest.raises(SettingsError, match=f"{KEY} is not set"):
         key()
 
@@ -70,14 +77,14 @@ def test_an_empty_variable_is_not_set(monkeypatch):
 def test_what_was_chosen_counts_for_the_application_while_no_exchange_is_configured():
     choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
     environment = settings.application()
-    assert environment.is_sandbox
-    assert (key(environment.variables), start(environment)) == ("sandbox-key", date(2026, 10, 1))
+    assert environment.mode is Mode.SANDBOX
+    assert (key(environment.variables), environment.start_date) == ("sandbox-key", date(2026, 10, 1))
 
 
 def test_what_was_chosen_does_not_count_for_anything_else():
     choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
-    assert not settings.configured().is_sandbox
-    assert start(settings.configured()) == Project.load().affiliate_start_date == date(2025, 1, 1)
+    assert settings.configured().mode is Mode.PRODUCTION
+    assert settings.configured().start_date == load(Project).affiliate_start_date == date(2025, 1, 1)
     with pytest.raises(SettingsError, match=f"{KEY} is not set"):
         key()
 
@@ -86,26 +93,26 @@ def test_what_was_chosen_does_not_count_with_a_configured_database(monkeypatch):
     choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_DATABASE_URL="postgresql://chosen.example/x")
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", "postgresql://db.example/production")
     environment = settings.application()
-    assert not environment.is_sandbox and not environment.is_exchange_configured
+    assert environment.mode is Mode.PRODUCTION
     assert environment.database_url() == "postgresql://db.example/production"
 
 
-@pytest.mark.parametrize("name", settings.EXCHANGE_VARIABLES)
+@pytest.mark.parametrize("name", EXCHANGE_VARIABLES)
 def test_what_was_chosen_counts_no_more_once_an_exchange_is_configured(monkeypatch, name):
     choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
     monkeypatch.setenv(name, "https://example.com")
     environment = settings.application()
-    assert not environment.is_sandbox
-    assert start(environment) == date(2025, 1, 1)
+    assert environment.mode is Mode.PRODUCTION
+    assert environment.start_date == date(2025, 1, 1)
     assert KEY not in environment.variables or name == KEY
 
 
 def test_the_environment_wins_over_what_was_chosen(monkeypatch):
     choose(AFFILIATE_START_DATE="2026-10-01", BINANCE_PARTNER_API_KEY="sandbox-key")
     monkeypatch.setenv("AFFILIATE_START_DATE", "2026-11-01")
-    assert start(settings.application()) == date(2026, 11, 1)
+    assert settings.application().start_date == date(2026, 11, 1)
     Path(".env").write_text("AFFILIATE_START_DATE=2026-11-02\n")
-    assert start(settings.application()) == date(2026, 11, 2)
+    assert settings.application().start_date == date(2026, 11, 2)
     assert key(settings.application().variables) == "sandbox-key"
 
 
@@ -129,7 +136,7 @@ def test_a_command_in_a_folder_below_uses_the_projects_env_file_and_so_no_sandbo
     monkeypatch.chdir(tmp_path / "docs")
     environment = settings.application()
     assert environment.database_url() == "postgresql://db.example/x"
-    assert (key(environment.variables), environment.is_sandbox) == ("real", False)
+    assert (key(environment.variables), environment.mode) == ("real", Mode.PRODUCTION)
     Path(".env").write_text("BINANCE_PARTNER_API_KEY=nearer\n")
     assert key(settings.application().variables) == "nearer"
     # Of the folder that Dagster was started in, only its own `.env` counts.
@@ -141,7 +148,7 @@ def test_one_error_names_everything_missing_and_malformed(monkeypatch):
     monkeypatch.setenv("BINANCE_WEIGHT_PER_MINUTE", "many")
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", "-1")
     with pytest.raises(SettingsError) as raised:
-        Binance.load("binance_partner_api_key", "binance_partner_api_secret")
+        Binance.load(settings.configured().variables, KEY, SECRET_NAME)
     told = str(raised.value)
     for name in (KEY, SECRET_NAME, "BINANCE_BASE_URL", "BINANCE_WEIGHT_PER_MINUTE", "AFFILIATE_RATE_SCALE"):
         assert told.count(name) == 1
@@ -151,9 +158,9 @@ def test_one_error_names_everything_missing_and_malformed(monkeypatch):
 
 def test_only_what_is_concerned_is_named(monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", "soon")
-    Binance.load()
+    load(Binance)
     with pytest.raises(SettingsError, match="^AFFILIATE_START_DATE "):
-        Project.load()
+        load(Project)
 
 
 VARIABLES = [
@@ -171,10 +178,10 @@ def test_no_value_stands_in_an_error(model, name, value):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(name.upper(), value)
         try:
-            model.load()
+            load(model)
         except SettingsError as error:
             # Examples are also made from the strings in the code, such as this ending.
-            told = str(error).removesuffix(f". {settings.HOW_TO_SET}")
+            told = str(error).removesuffix(f". {HOW_TO_SET}")
             assert value not in told and name.upper() in told
             assert error.__cause__ is None or value not in str(error.__cause__)
 
@@ -195,14 +202,14 @@ def test_no_value_stands_in_an_error(model, name, value):
 def test_a_url_that_is_none_is_refused_without_being_shown(monkeypatch, url):
     monkeypatch.setenv("BINANCE_BASE_URL", url)
     with pytest.raises(SettingsError, match="BINANCE_BASE_URL") as raised:
-        Binance.load()
+        load(Binance)
     assert "is not an http(s) URL" in str(raised.value)
     assert SECRET not in str(raised.value)
 
 
 def test_a_base_url_loses_its_last_slash(monkeypatch):
     monkeypatch.setenv("BINANCE_BASE_URL", "https://proxy.example/binance/")
-    assert Binance.load().binance_base_url == "https://proxy.example/binance"
+    assert load(Binance).binance_base_url == "https://proxy.example/binance"
 
 
 def test_secrets_do_not_show_when_settings_are_printed(monkeypatch):
@@ -210,7 +217,7 @@ def test_secrets_do_not_show_when_settings_are_printed(monkeypatch):
         monkeypatch.setenv(name, SECRET)
     assert SECRET not in repr(settings.application())
     for model in (Project, Binance, LBank, Alerts):
-        assert SECRET not in repr(model.load()) + str(model.load()) + str(model.load().model_dump())
+        assert SECRET not in repr(load(model)) + str(load(model)) + str(load(model).model_dump())
 
 
 @pytest.mark.parametrize("model", [Binance, LBank])
@@ -231,16 +238,16 @@ def test_faster_than_permitted_is_for_loopback_only(monkeypatch, model, url, per
     monkeypatch.setenv(name, url)
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", "50")
     if permitted:
-        assert model.load().affiliate_rate_scale == 50
+        assert load(model).affiliate_rate_scale == 50
     else:
         with pytest.raises(SettingsError, match=f"AFFILIATE_RATE_SCALE|{name}"):
-            model.load()
+            load(model)
 
 
 @pytest.mark.parametrize("scale", ["1", "0.5", "0.001"])
 def test_slower_than_permitted_is_for_everybody(monkeypatch, scale):
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", scale)
-    assert Binance.load().affiliate_rate_scale == float(scale)
+    assert load(Binance).affiliate_rate_scale == float(scale)
 
 
 @pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf"])
@@ -248,7 +255,7 @@ def test_a_scale_without_sense_is_refused(monkeypatch, scale):
     monkeypatch.setenv("BINANCE_BASE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", scale)
     with pytest.raises(SettingsError, match="AFFILIATE_RATE_SCALE"):
-        Binance.load()
+        load(Binance)
 
 
 @pytest.mark.parametrize(
@@ -274,37 +281,37 @@ def test_nothing_but_the_application_uses_the_embedded_server(monkeypatch, tmp_p
     if value is not None:
         monkeypatch.setenv("AFFILIATE_DATABASE_URL", value)
     choose(BINANCE_PARTNER_API_KEY="sandbox-key")
-    for find in (settings.configured().database_url, settings.configured().existing_url):
+    for environment in (settings.configured(), settings.application()):
         with pytest.raises(SettingsError, match="^AFFILIATE_DATABASE_URL is not set"):
-            find()
+            environment.database_url()
     assert [path.name for path in (tmp_path / ".affiliate").iterdir()] == ["settings.env"]
-    assert settings.application().embedded == "affiliate_sandbox"
+    assert settings.application().mode == "affiliate_sandbox"
     monkeypatch.setenv(KEY, "a real key")
-    assert settings.application().embedded == "affiliate"
+    assert settings.application().mode == "affiliate"
 
 
 def test_alert_urls_are_separated_by_commas(monkeypatch):
     monkeypatch.setenv("ALERT_URLS", " json://one , nonsense, mailto://two,json://three,,")
-    assert Alerts.load().urls() == ["json://one", "nonsense", "mailto://two", "json://three"]
+    assert load(Alerts).urls() == ["json://one", "nonsense", "mailto://two", "json://three"]
 
 
 def test_a_comma_within_an_alert_url_is_its_own(monkeypatch):
     mail = "mailto://me:secret@example.com?to=a@example.com,b@example.com"
     monkeypatch.setenv("ALERT_URLS", f"{mail},json://one/a,b,{mail}")
-    assert Alerts.load().urls() == [mail, "json://one/a,b", mail]
+    assert load(Alerts).urls() == [mail, "json://one/a,b", mail]
 
 
 def test_hosts_of_files_are_a_list_of_names(monkeypatch):
-    assert Binance.load().binance_file_hosts == ()
+    assert load(Binance).binance_file_hosts == ()
     monkeypatch.setenv("BINANCE_FILE_HOSTS", " *.Files.example.com,.partner.example , ")
-    assert Binance.load().binance_file_hosts == ("files.example.com", "partner.example")
+    assert load(Binance).binance_file_hosts == ("files.example.com", "partner.example")
 
 
 @pytest.mark.parametrize("hosts", ["com", "127.0.0.1", "localhost", "https://a.example", "a.example/x", "[::1]", "*"])
 def test_what_is_no_name_of_a_host_is_refused(monkeypatch, hosts):
     monkeypatch.setenv("BINANCE_FILE_HOSTS", f"files.example.com,{hosts}")
     with pytest.raises(SettingsError, match="BINANCE_FILE_HOSTS is not a list of host names"):
-        Binance.load()
+        load(Binance)
 
 
 def test_every_variable_is_one_of_the_contract():
@@ -316,5 +323,5 @@ def test_every_variable_is_one_of_the_contract():
         "LBANK_SIGNATURE_METHOD", "LBANK_OPEN_ID", "BINANCE_FILE_HOSTS",
     }  # fmt: skip
     named = {name.upper() for model in Settings.__subclasses__() for name in model.model_fields}
-    named |= {settings.DATABASE_VARIABLE, *settings.EXCHANGE_VARIABLES}
+    named |= {DATABASE_VARIABLE, *EXCHANGE_VARIABLES}
     assert named - contract == set()

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import psycopg
 
+from affiliate_pipeline.app.embedded_server import cluster as clusters
 from affiliate_pipeline.app.embedded_server import server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,7 +170,7 @@ def place(**environment: str) -> Iterator[Place]:
 
 
 def _remove(home: Path) -> None:
-    cluster = server._read(home.resolve())
+    cluster = clusters.read(home.resolve())
     server.stop(home)
     if cluster:
         shutil.rmtree(cluster.folder, ignore_errors=True)

@@ -36,7 +36,7 @@ def ask(key: str, open_id: str, workers: int, until: float) -> None:
     params = {"openId": open_id}
     if key == FOUR:
         params |= {"tradeType": 0, "startTime": 0, "endTime": 86_400_000}
-    with Store(configured().database_url()) as store, connected(endpoint, store) as session:
+    with Store(configured().database_url()) as store, connected(endpoint, store, configured().variables) as session:
 
         def again() -> None:
             while time.time() < until:

@@ -21,7 +21,7 @@ def fetched(days: Sequence[date]) -> float:
     from affiliate_pipeline.landing.pipeline import connected
 
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == REBATES)
-    with Store(configured().database_url()) as store, connected(endpoint, store) as session:
+    with Store(configured().database_url()) as store, connected(endpoint, store, configured().variables) as session:
         began = time.perf_counter()
         assert len(list(endpoint.strategy.fetch(session, days, endpoint.exchange.zone))) == len(days)
         return time.perf_counter() - began

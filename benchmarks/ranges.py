@@ -23,7 +23,7 @@ def planned(days: list[date]) -> tuple[int, float]:
     from affiliate_pipeline.landing.pipeline import connected, plan_of
 
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == KEY)
-    with Store(configured().database_url()) as store, connected(endpoint, store) as session:
+    with Store(configured().database_url()) as store, connected(endpoint, store, configured().variables) as session:
         plan = plan_of(endpoint, days, session=session, store=store)
         return plan.min_requests, plan.seconds
 

@@ -1,8 +1,8 @@
-"""What all commands share: the application they register with, the console, and how what goes wrong is said."""
+"""What all commands share: the application they register with, the console, and how errors are shown."""
 
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import date
 
@@ -13,10 +13,12 @@ from affiliate_pipeline.domain.days import days_from
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
 
+UI_PORT = 3000
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="What runs the whole on one machine, and what tells people of it.",
+    help="Runs everything on one machine, and reports what has landed.",
     pretty_exceptions_enable=False,
 )
 console = Console(highlight=False, soft_wrap=True)
@@ -54,7 +56,8 @@ def parse_days(text: str) -> list[date]:
 
 
 @contextmanager
-def doing(what: str) -> Iterator[None]:
+def doing(what: str) -> Generator[None, None, None]:
+    """Shows what is being done: a spinner on a terminal, elsewhere a line."""
     if console.is_terminal:
         with console.status(what):
             yield

@@ -2,21 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from affiliate_pipeline import environment as settings
 from affiliate_pipeline.commission.figures import Figures, gather
 from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission, Sum
 from affiliate_pipeline.defs.day_outcomes import Metadata, finish
-from affiliate_pipeline.defs.environment import environment_of
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
-from affiliate_pipeline.defs.resources import Postgres
+from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.environment import Environment, Mode
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
-from affiliate_pipeline.environment import Environment, Project
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 
 COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])
@@ -27,20 +26,20 @@ ZONE = ZoneInfo("Etc/UTC")
 OWNER = "team:affiliate"
 
 
-def build_earnings(endpoints: Sequence[Endpoint]) -> dg.AssetsDefinition:
+def build_earnings(endpoints: Sequence[Endpoint], start: date) -> dg.AssetsDefinition:
     """`affiliate/daily_commission` and `affiliate/daily_report`, derived from these endpoints."""
 
     @dg.multi_asset(
         name="__".join(COMMISSION.path),
         specs=[_commission(endpoints), _daily_report()],
         can_subset=True,
-        partitions_def=daily(ZONE, today=False),
+        partitions_def=daily(ZONE, start, today=False),
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
     def earnings(
-        context: dg.AssetExecutionContext, postgres: dg.ResourceParam[Postgres]
+        context: dg.AssetExecutionContext, installation: dg.ResourceParam[Installation]
     ) -> Iterator[dg.MaterializeResult[Any]]:
-        yield from _materialize(context, endpoints, postgres)
+        yield from _materialize(context, endpoints, installation)
 
     return earnings
 
@@ -90,14 +89,14 @@ def _daily_report() -> dg.AssetSpec:
 
 
 def _materialize(
-    context: dg.AssetExecutionContext, endpoints: Sequence[Endpoint], postgres: Postgres
+    context: dg.AssetExecutionContext, endpoints: Sequence[Endpoint], installation: Installation
 ) -> Iterator[dg.MaterializeResult[Any]]:
     days, selected = keys_to_days(context.partition_keys), sorted(context.selected_asset_keys)
     done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected}
     failed: dict[date, Problem] = {}
     try:
-        environment = environment_of(context.instance)
-        with postgres.store(environment, context.run.run_id) as store:
+        environment = installation.environment
+        with installation.store(context.run.run_id) as store:
             commission = Commission(store, endpoints)
             for day in days:
                 if not commission.add_up(day, context.run.run_id):
@@ -110,7 +109,9 @@ def _materialize(
                     continue
                 figures = _figures(commission, endpoints, day, environment)
                 for key in selected:
-                    done[key][day] = _sums(figures) if key == COMMISSION else _report(context, figures)
+                    done[key][day] = (
+                        _sums(figures) if key == COMMISSION else _report(context, figures, environment.reports)
+                    )
     except AffiliateError as error:
         problem = error.problem.adding(impact="Its sums are as they were")
         failed |= dict.fromkeys({*days}.difference(failed, *done.values()), problem)
@@ -122,8 +123,8 @@ def _materialize(
 
 def _figures(commission: Commission, endpoints: Sequence[Endpoint], day: date, environment: Environment) -> Figures:
     configured = [endpoint for endpoint in endpoints if environment.is_any_set(endpoint.credentials)]
-    start = Project.load(variables=environment.variables).affiliate_start_date
-    return gather(commission, configured, day, start, made_up=environment.is_sandbox)
+    is_sandbox = environment.mode is Mode.SANDBOX
+    return gather(commission, configured, day, environment.start_date, made_up=is_sandbox)
 
 
 def _sums(figures: Figures) -> Metadata:
@@ -153,13 +154,13 @@ def _amounts(each: Sum) -> dict[str, str | int | None]:
     }
 
 
-def _report(context: dg.AssetExecutionContext, figures: Figures) -> Metadata:
+def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path) -> Metadata:
     # Jinja2 would make up a tenth of the code location's import.
     from affiliate_pipeline.commission.report import render
 
     metadata: Metadata = {"report": dg.MetadataValue.md(render.markdown(figures))}
     try:
-        metadata["page"] = dg.PathMetadataValue(render.write(figures, settings.reports()))
+        metadata["page"] = dg.PathMetadataValue(render.write(figures, folder))
     except OSError as error:  # where a run has no disk of its own, the metadata are the report
         context.log.warning("the page of %s was not written: %s", figures.day, error.strerror)
     return metadata

@@ -10,9 +10,8 @@ from pydantic import Field
 
 from affiliate_pipeline.defs.checks import check_specs, evaluations
 from affiliate_pipeline.defs.day_outcomes import Metadata, finish, log_landed
-from affiliate_pipeline.defs.environment import environment_of
 from affiliate_pipeline.defs.partitions import daily, keys_to_days
-from affiliate_pipeline.defs.resources import Exchanges, Postgres
+from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
@@ -31,7 +30,7 @@ class LandingConfig(dg.Config):
     trust_old: bool = Field(False, description="The source still has days beyond its promised memory: fetch them.")
 
 
-def build_asset(endpoint: Endpoint) -> dg.AssetsDefinition:
+def build_asset(endpoint: Endpoint, start: date) -> dg.AssetsDefinition:
     """The endpoint as an asset."""
 
     @dg.asset(
@@ -41,7 +40,7 @@ def build_asset(endpoint: Endpoint) -> dg.AssetsDefinition:
         kinds={"postgres", endpoint.exchange.name},
         # Whose account it is, and so who can correct its key.
         owners=[f"team:{endpoint.exchange.name}_{endpoint.account}"],
-        partitions_def=daily(endpoint.exchange.zone, today=not isinstance(endpoint, Records)),
+        partitions_def=daily(endpoint.exchange.zone, start, today=not isinstance(endpoint, Records)),
         backfill_policy=dg.BackfillPolicy.single_run(),
         check_specs=[*check_specs(endpoint)],
         metadata={
@@ -52,26 +51,24 @@ def build_asset(endpoint: Endpoint) -> dg.AssetsDefinition:
     def landed(
         context: dg.AssetExecutionContext,
         config: LandingConfig,
-        postgres: dg.ResourceParam[Postgres],
-        exchanges: dg.ResourceParam[Exchanges],
+        installation: dg.ResourceParam[Installation],
     ) -> Iterator[_Event]:
-        yield from _materialize(context, endpoint, Options(**config.model_dump()), postgres, exchanges)
+        yield from _materialize(context, endpoint, Options(**config.model_dump()), installation)
 
     return landed
 
 
 def _materialize(
-    context: dg.AssetExecutionContext, endpoint: Endpoint, options: Options, postgres: Postgres, exchanges: Exchanges
+    context: dg.AssetExecutionContext, endpoint: Endpoint, options: Options, installation: Installation
 ) -> Iterator[_Event]:
     checks, run_id = context.selected_asset_check_keys, context.run.run_id
     days = keys_to_days(context.partition_keys)
     landed: dict[date, Metadata] = {}
     failed: dict[date, Problem] = {}
     try:
-        environment = environment_of(context.instance)
         with (
-            postgres.store(environment, run_id) as store,
-            exchanges.session(endpoint, store, environment) as session,
+            installation.store(run_id) as store,
+            installation.session(endpoint, store) as session,
         ):
             for outcome in land_days(endpoint, days, session=session, store=store, run_id=run_id, options=options):
                 if isinstance(outcome, Failed):

@@ -1,10 +1,14 @@
-"""What assets are given: the database and signed sessions with the exchanges. Both are made when a run needs them, so
-that the code location loads without any setting, network or database, and no secret stands in a resource's config."""
+"""The resource of assets, sensors and schedules: the database, sessions with the exchanges, and the settings."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import socket
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import date
+from functools import cached_property
+from urllib.parse import urlsplit
 
-from affiliate_pipeline.environment import Binance, Environment
+from affiliate_pipeline.domain.environment import Environment, Mode
+from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.landing.day_writer import Store
@@ -12,38 +16,59 @@ from affiliate_pipeline.landing.pipeline import connected
 from affiliate_pipeline.postgres.rate_limiter import LONGEST_WAIT_S
 
 
-class Postgres:
-    """The one database."""
+class Installation:
+    """What a run or tick works with, read at its first use.
+
+    So the code location loads without any setting, network or database, an unusable setting fails the days that it
+    concerns, and no secret is part of a resource's config.
+    """
+
+    def __init__(self, read: Callable[[], Environment]):
+        self._read = read
+
+    @cached_property
+    def environment(self) -> Environment:
+        """The same for the whole run or tick; raises `SettingsError` if it cannot be read."""
+        return self._read()
+
+    @property
+    def start_date(self) -> date:
+        """The first partition."""
+        return self.environment.start_date
+
+    def database_url(self) -> str:
+        return self.environment.database_url()
+
+    def is_configured(self, endpoint: Endpoint) -> bool:
+        """Whether any credential of the endpoint's account is set."""
+        return self.environment.is_any_set(endpoint.credentials)
 
     @contextmanager
-    def store(self, environment: Environment, run_id: str | None = None) -> Iterator[Store]:
-        """A store; for a step of a run, which counts as alive meanwhile, if one is given."""
-        with Store(environment.database_url()) as store:
+    def store(self, run_id: str | None = None) -> Generator[Store, None, None]:
+        """The database; with a run's id, for a step of that run, which counts as alive meanwhile."""
+        with Store(self.database_url()) as store:
             if run_id is not None:
                 store.work_for(run_id)
             yield store
 
-
-class Exchanges:
-    """Signed clients, one per account, sharing their rate limits through the database."""
-
     @contextmanager
     def session(
-        self, endpoint: Endpoint, store: Store, environment: Environment, longest_wait_s: float = LONGEST_WAIT_S
-    ) -> Iterator[Session]:
-        with (
-            _sandbox(environment),
-            connected(endpoint, store, longest_wait_s, variables=environment.variables) as session,
-        ):
+        self, endpoint: Endpoint, store: Store, longest_wait_s: float = LONGEST_WAIT_S
+    ) -> Generator[Session, None, None]:
+        """A session with the endpoint's account, which shares its rate limits through the database."""
+        variables = self.environment.variables
+        if self.environment.mode is Mode.SANDBOX:
+            _require_sandbox(variables[endpoint.exchange.base_url_variable])
+        with connected(endpoint, store, variables, longest_wait_s) as session:
             yield session
 
 
-def _sandbox(environment: Environment) -> AbstractContextManager[None]:
-    """The sandbox, if it is what runs here: while no `affiliate-pipeline up` serves it, the run does."""
-    if not environment.is_sandbox:
-        return nullcontext()
-    # Whoever has an account does without it.
-    from affiliate_pipeline.sandbox.served import served
-
-    settings = Binance.load(variables=environment.variables)
-    return served(settings.binance_base_url, settings.affiliate_rate_scale)
+def _require_sandbox(base_url: str) -> None:
+    """Raises `SettingsError` at once: a session would try for minutes to reach a server that nobody has started."""
+    url = urlsplit(base_url)
+    try:
+        socket.create_connection((url.hostname or "", url.port or 80), timeout=5).close()
+    except OSError:
+        raise SettingsError(
+            f"the sandbox is not running at {base_url}", "Start it: `make up`, and leave that running"
+        ) from None

@@ -4,8 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from affiliate_pipeline.defs.environment import environment_of
-from affiliate_pipeline.defs.resources import Exchanges, Postgres
+from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.exchanges.lbank.endpoints import TEAM_ENDPOINT
 
@@ -18,19 +17,16 @@ from affiliate_pipeline.exchanges.lbank.endpoints import TEAM_ENDPOINT
     metadata={"dagster/table_name": "lbank.roster"},
 )
 def roster(
-    context: dg.AssetExecutionContext,
-    postgres: dg.ResourceParam[Postgres],
-    exchanges: dg.ResourceParam[Exchanges],
+    context: dg.AssetExecutionContext, installation: dg.ResourceParam[Installation]
 ) -> dg.MaterializeResult[Any]:
     """Every user ever seen under the affiliate, from the team list since the beginning of time.
 
     Runs that ask about single users refresh it by themselves; nobody is ever removed.
     """
     try:
-        environment = environment_of(context.instance)
         with (
-            postgres.store(environment, context.run.run_id) as store,
-            exchanges.session(TEAM_ENDPOINT, store, environment) as session,
+            installation.store(context.run.run_id) as store,
+            installation.session(TEAM_ENDPOINT, store) as session,
         ):
             found = session.roster(session.now_ms())
     except AffiliateError as error:

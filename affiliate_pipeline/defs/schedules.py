@@ -7,31 +7,25 @@ from itertools import groupby
 import dagster as dg
 
 from affiliate_pipeline.defs.dagster_internals import range_tags, schedule
-from affiliate_pipeline.defs.environment import environment_of_tick
+from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import day_of
 from affiliate_pipeline.domain.expected_days import expected_days
-from affiliate_pipeline.environment import Project
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
+from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
 from affiliate_pipeline.landing.pipeline import now_ms
 
 
-def build_schedules(endpoints: Sequence[Endpoint]) -> list[dg.ScheduleDefinition]:
+def build_schedules(endpoints: Sequence[Endpoint], status: dg.DefaultScheduleStatus) -> list[dg.ScheduleDefinition]:
     """One schedule for the endpoints that are landed at the same time of the same zone."""
 
     def when(endpoint: Endpoint) -> tuple[str, bool, time | None]:
         return endpoint.exchange.name, not isinstance(endpoint, Records), endpoint.lands_at
 
     daily = sorted((endpoint for endpoint in endpoints if endpoint.lands_at), key=when)
-    return [_schedule(list(group), at) for (_, _, at), group in groupby(daily, when) if at]
+    return [_schedule(list(group), at, status) for (_, _, at), group in groupby(daily, when) if at]
 
 
-def default_status() -> dg.DefaultScheduleStatus:
-    """Whether schedules run without being started in the UI."""
-    running = Project.load().affiliate_schedules
-    return dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
-
-
-def _schedule(endpoints: Sequence[Endpoint], at: time) -> dg.ScheduleDefinition:
+def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultScheduleStatus) -> dg.ScheduleDefinition:
     exchange, is_snapshot = endpoints[0].exchange, not isinstance(endpoints[0], Records)
     lands = "today" if is_snapshot else "the last days, until they have settled"
 
@@ -40,23 +34,23 @@ def _schedule(endpoints: Sequence[Endpoint], at: time) -> dg.ScheduleDefinition:
         cron_schedule=f"{at.minute} {at.hour} * * *",
         execution_timezone=exchange.zone.key,
         target=[dg.AssetKey.from_user_string(endpoint.key) for endpoint in endpoints],
-        default_status=default_status(),
+        default_status=status,
         description=f"Lands {lands}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose account is configured.",
     )
-    def land(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    def land(
+        context: dg.ScheduleEvaluationContext, installation: dg.ResourceParam[Installation]
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         tick_ms = int(context.scheduled_execution_time.timestamp() * 1000)
         today = day_of(tick_ms, exchange.zone)
         if is_snapshot and day_of(now_ms(), exchange.zone) > today:
             # Dagster makes up for a missed tick, and a run for a day that is over can only fail.
             yield dg.SkipReason(f"{today} is over: it was not observed, and can no longer be")
             return
-        environment = environment_of_tick(context)
-        start = Project.load(variables=environment.variables).affiliate_start_date
+        start = installation.start_date
+        is_any_configured = installation.environment.is_any_set(EXCHANGE_VARIABLES)
         # If nothing at all is configured, the runs fail and report what to set.
         configured = [
-            endpoint
-            for endpoint in endpoints
-            if environment.is_any_set(endpoint.credentials) or not environment.is_exchange_configured
+            endpoint for endpoint in endpoints if installation.is_configured(endpoint) or not is_any_configured
         ]
         requests = [
             dg.RunRequest(

@@ -50,7 +50,7 @@ def fold(days: Iterable[date]) -> str:
         shown = day
         return f"{day:%d}" if same_month else f"{day}"
 
-    parts = []
+    parts: list[str] = []
     for run in runs(days):
         ends = [short(day) for day in dict.fromkeys((run[0], run[-1]))]
         parts.append(("…" if len(run) > 2 else ", ").join(ends))

@@ -19,10 +19,14 @@ class Exchange:
     name: str
     title: str
     zone: ZoneInfo
-    # Connects with the account in these variables, or in the configured ones if None.
-    connect: Callable[["Endpoint", Shared, Mapping[str, str] | None], Session]
+    # Connects with the account in these variables.
+    connect: Callable[["Endpoint", Shared, Mapping[str, str]], Session]
     # The environment variables that hold the credentials of an account.
     credentials: Callable[[str], tuple[str, ...]]
+
+    @property
+    def base_url_variable(self) -> str:
+        return f"{self.name.upper()}_BASE_URL"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Works without Dagster:
 
-    with Store(database_url) as store, connected(endpoint, store) as session:
+    with Store(database_url) as store, connected(endpoint, store, variables) as session:
         for outcome in land_days(endpoint, days, session=session, store=store, run_id="by hand"):
             print(outcome)
 """
@@ -94,13 +94,10 @@ def now_ms() -> int:
 
 @contextmanager
 def connected(
-    endpoint: Endpoint,
-    store: Store,
-    longest_wait_s: float = LONGEST_WAIT_S,
-    variables: Mapping[str, str] | None = None,
+    endpoint: Endpoint, store: Store, variables: Mapping[str, str], longest_wait_s: float = LONGEST_WAIT_S
 ) -> Generator[Session]:
     """A session with the endpoint's account whose rate limit is shared through the store's database; a pause of it that is
-    longer raises `Banned`. The account is the one in `variables`, by default the one that is configured."""
+    longer raises `Banned`. The account is the one in `variables`."""
     with Shared(store.url, handled_at, longest_wait_s) as shared:
         session = endpoint.exchange.connect(endpoint, shared, variables)
         with session.client:

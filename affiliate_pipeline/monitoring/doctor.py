@@ -7,10 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 
-from affiliate_pipeline import environment as settings
 from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.environment import Environment
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
-from affiliate_pipeline.environment import Alerts, Environment, Project
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
@@ -24,6 +23,7 @@ from affiliate_pipeline.http.errors import (
 )
 from affiliate_pipeline.http.limits import Limit, Unlimited
 from affiliate_pipeline.landing.day_writer import Ledger
+from affiliate_pipeline.monitoring.configuration import Alerts
 from affiliate_pipeline.monitoring.database_state import Examination
 from affiliate_pipeline.monitoring.overdue import described, overdue_days
 
@@ -61,34 +61,23 @@ class _Unshared:
         return lambda *_: None
 
 
-def examine() -> Iterator[Finding]:
-    """Everything but this machine itself: the database and what it holds, and the accounts."""
+def alerts(environment: Environment) -> Iterator[Finding]:
+    """What is wrong with the settings of alerts."""
     try:
-        environment = settings.application()
-    except SettingsError as error:
-        yield Finding("settings", error.problem.what, error.problem.action or "Correct it")
-        return
-    try:
-        Alerts.load().urls()
+        Alerts.load(environment.variables).urls()
     except SettingsError as error:
         yield Finding("alerts", error.problem.what, "Correct it in the environment or in .env")
-    yield from _accounts(environment)
-    yield from _database(environment)
 
 
-def _database(environment: Environment) -> Iterator[Finding]:
+def database(environment: Environment) -> Iterator[Finding]:
+    """The database and what it holds; if it is the embedded one, it runs."""
     try:
-        url = environment.existing_url()
-        if url is None:
-            yield Finding("database", "the embedded PostgreSQL does not run", "Start it: `make up`")
-            return
-        with Examination(url) as examination:
+        with Examination(environment.database_url()) as examination:
             yield from _held(examination, environment)
     except SettingsError as error:
         yield Finding("database", error.problem.what, "Set it to postgresql://user:password@host:port/database in .env")
     except AffiliateError as error:
-        action = error.problem.action or "See the server's log, then check again"
-        yield Finding("database", error.problem.what, action)
+        yield Finding("database", error.problem.what, error.problem.action)
 
 
 def _held(examination: Examination, environment: Environment) -> Iterator[Finding]:
@@ -120,7 +109,7 @@ def _held(examination: Examination, environment: Environment) -> Iterator[Findin
 
 def _days(ledgers: Mapping[str, Mapping[date, Ledger]], environment: Environment) -> Iterator[Finding]:
     """The overdue days: at risk while they can be fetched, and lost after that."""
-    start, now_ms = Project.load(variables=environment.variables).affiliate_start_date, _now_ms()
+    start, now_ms = environment.start_date, _now_ms()
     fine = 0
     for endpoint in ENDPOINTS:
         if days := overdue_days(endpoint, ledgers, start, now_ms):
@@ -149,10 +138,11 @@ def _sources(ledgers: Mapping[str, Mapping[date, Ledger]], environment: Environm
                 )
 
 
-def _accounts(environment: Environment) -> Iterator[Finding]:
-    accounts: dict[tuple[str, str], list[Endpoint]] = {}
+def accounts(environment: Environment) -> Iterator[Finding]:
+    """The accounts: whether each is configured, can be reached and has the right credentials."""
+    endpoints_of: dict[tuple[str, str], list[Endpoint]] = {}
     for endpoint in ENDPOINTS:
-        accounts.setdefault((endpoint.exchange.name, endpoint.account), []).append(endpoint)
+        endpoints_of.setdefault((endpoint.exchange.name, endpoint.account), []).append(endpoint)
     if not any(environment.is_any_set(endpoint.credentials) for endpoint in ENDPOINTS):
         yield Finding(
             "accounts",
@@ -160,7 +150,7 @@ def _accounts(environment: Environment) -> Iterator[Finding]:
             "Set the keys of one in .env (README, Real accounts), or let `make up` play them",
         )
         return
-    for (exchange, account), endpoints in accounts.items():
+    for (exchange, account), endpoints in endpoints_of.items():
         about = f"{exchange} {account}"
         if not environment.is_any_set(endpoints[0].credentials):
             yield Finding(about, "not configured: its assets do not land")

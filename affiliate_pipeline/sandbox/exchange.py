@@ -64,5 +64,9 @@ class Exchange(Protocol):
         """A refusal in the exchange's envelope; without a code, with the one usual for such a status."""
         ...
 
+    def variables(self, url: str) -> dict[str, str]:
+        """The environment variables of a client of this exchange at the URL."""
+        ...
+
     def days(self, call: Call) -> tuple[date, date] | None:
         """The first and the last of the exchange's days that a call asks about, None if it names no time."""

@@ -68,6 +68,11 @@ class Sandbox:
         """Known once it has started; stopped and started again, it is the same."""
         return f"http://{HOST}:{self.port}"
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment variables of a client of these exchanges."""
+        return {name: value for each in self._exchanges for name, value in each.variables(self.url).items()}
+
     def start(self) -> Self:
         """The sandbox, answering; OSError if the port is in use."""
         self._server = _Server((HOST, self.port), self._answer)

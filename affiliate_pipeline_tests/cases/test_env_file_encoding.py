@@ -11,7 +11,7 @@ from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.__main__ import main
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.domain.problem import SettingsError
-from affiliate_pipeline.environment import Binance
+from affiliate_pipeline.exchanges.binance.account import Binance
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 
@@ -54,9 +54,9 @@ def command(monkeypatch, capsys):
 )
 def test_a_file_with_a_byte_order_mark_is_read(content):
     Path(".env").write_bytes(content)
-    read = Binance.load("binance_partner_api_key", "binance_partner_api_secret")
-    assert read.binance_partner_api_key.get_secret_value() == "kkkk"
-    assert read.binance_partner_api_secret.get_secret_value() == "ssss"
+    names = ("BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET")
+    read = Binance.load(settings.configured().variables, *names)
+    assert [read.secret(name) for name in names] == ["kkkk", "ssss"]
 
 
 def test_what_utf_16_configures_lands(sandbox, monkeypatch):
@@ -72,7 +72,7 @@ def test_another_encoding_is_named_with_file_and_line(name):
     content, named = UNREADABLE[name]
     Path(".env").write_bytes(content)
     with pytest.raises(SettingsError, match=rf"\.env, {named}.*Save the file as UTF-8"):
-        Binance.load()
+        settings.configured()
 
 
 @pytest.mark.parametrize("text", COMMANDS)

@@ -62,9 +62,9 @@ def test_what_is_harmless_changes_nothing(checked, monkeypatch, name, value):
 
 def test_an_empty_variable_in_lower_case_hides_the_one_in_upper_case(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example")
-    assert settings.network_variables() == {"HTTPS_PROXY": "http://proxy.example"}
+    assert settings.configured().variables["HTTPS_PROXY"] == "http://proxy.example"
     monkeypatch.setenv("https_proxy", "")
-    assert settings.network_variables() == {}
+    assert "HTTPS_PROXY" not in settings.configured().variables
 
 
 def test_what_no_request_needs_is_not_looked_at(checked, monkeypatch):

@@ -59,7 +59,7 @@ def test_loopback_is_never_reached_through_a_proxy(both, checked, monkeypatch, p
 def test_the_heartbeat_and_alerts_reach_loopback_too(webhook, monkeypatch):
     for name in VARIABLES:
         monkeypatch.setenv(name, NOBODY)
-    assert beat(webhook.heartbeat_url, Network(settings.network_variables())) is None
+    assert beat(webhook.heartbeat_url, Network(settings.configured().variables)) is None
     monkeypatch.setenv("NO_PROXY", "intranet.example")
     monkeypatch.setenv("no_proxy", "intranet.example")
     settings.keep_loopback_off_proxies()

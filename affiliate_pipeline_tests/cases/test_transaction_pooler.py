@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from affiliate_pipeline.app.__main__ import main
+from affiliate_pipeline.environment import configured
 from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import Failed, Landed, connected, land_days
 from affiliate_pipeline.postgres import connection
@@ -110,7 +111,7 @@ def test_landing_is_safe_even_where_it_is_not_noticed(sandbox, pooled, database_
     outcomes = []
 
     def land(url: str) -> None:
-        with Store(url) as store, connected(ENDPOINT, store) as session:
+        with Store(url) as store, connected(ENDPOINT, store, configured().variables) as session:
             outcomes.extend(land_days(ENDPOINT, [SETTLED], session=session, store=store, run_id="r"))
 
     # Psycopg prepares what is executed often, which such a pooler cannot follow.

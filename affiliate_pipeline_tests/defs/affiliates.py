@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.fetching import RequestPlan
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.landing.day_writer import Store
@@ -155,7 +156,7 @@ def asked(sandbox, name: str) -> list:
 
 
 def plan(database_url: str, name: str, days: Sequence[date]) -> RequestPlan:
-    with Store(database_url) as store, connected(ENDPOINT[name], store) as session:
+    with Store(database_url) as store, connected(ENDPOINT[name], store, configured().variables) as session:
         return plan_of(ENDPOINT[name], days, session=session, store=store)
 
 

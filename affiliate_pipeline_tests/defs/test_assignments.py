@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
+from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.landing.day_writer import Store
@@ -56,7 +57,7 @@ def check(run):
 
 
 def plan(database_url, key) -> str:
-    with Store(database_url) as store, connected(ENDPOINT[key], store) as session:
+    with Store(database_url) as store, connected(ENDPOINT[key], store, configured().variables) as session:
         return str(plan_of(ENDPOINT[key], [today()], session=session, store=store))
 
 
@@ -307,7 +308,7 @@ class Killed(BaseException):
 
 
 def land(database_url, key=PARTNERS) -> list:
-    with Store(database_url) as store, connected(ENDPOINT[key], store) as session:
+    with Store(database_url) as store, connected(ENDPOINT[key], store, configured().variables) as session:
         return list(land_days(ENDPOINT[key], [today()], session=session, store=store, run_id="a run"))
 
 
@@ -343,7 +344,7 @@ def test_a_kill_between_post_and_landing_loses_no_attempt_and_posts_nothing_twic
 
 def test_a_kill_after_landing_appends_nothing_twice(sandbox, query, wanted, database_url, monkeypatch):
     wanted(("new1", EMAILS[0]))
-    with Store(database_url) as store, connected(ENDPOINT[PARTNERS], store) as session:
+    with Store(database_url) as store, connected(ENDPOINT[PARTNERS], store, configured().variables) as session:
         outcomes = land_days(ENDPOINT[PARTNERS], [today()], session=session, store=store, run_id="a run")
         next(outcomes)
         outcomes.close()
@@ -387,7 +388,7 @@ def test_an_attempt_lands_though_midnight_passes(sandbox, query, wanted, databas
         now[0] += 20 * 3_600_000 if posts(sandbox) else 0
         return now[0]
 
-    with Store(database_url) as store, connected(ENDPOINT[PARTNERS], store) as session:
+    with Store(database_url) as store, connected(ENDPOINT[PARTNERS], store, configured().variables) as session:
         [outcome] = land_days(ENDPOINT[PARTNERS], [today()], session=session, store=store, run_id="a run", now=later)
 
     assert not isinstance(outcome, Failed)
@@ -448,6 +449,6 @@ def test_the_plan_of_another_day_is_nothing(sandbox, wanted, database_url):
     wanted(("new1", EMAILS[0]))
     yesterday = today() - timedelta(days=1)
 
-    with Store(database_url) as store, connected(ENDPOINT[PARTNERS], store) as session:
+    with Store(database_url) as store, connected(ENDPOINT[PARTNERS], store, configured().variables) as session:
         assert str(plan_of(ENDPOINT[PARTNERS], [yesterday], session=session, store=store)) == "0 requests"
     assert sandbox.requests == []

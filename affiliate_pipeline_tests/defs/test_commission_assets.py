@@ -10,7 +10,7 @@ import pytest
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.landing.day_writer import Store
-from affiliate_pipeline_tests.conftest import instance_of_all_runs, materialize
+from affiliate_pipeline_tests.conftest import RESOURCES, instance_of_all_runs, materialize
 from affiliate_pipeline_tests.defs.affiliates import commission
 from affiliate_pipeline_tests.defs.rebates import DAYS, EMAIL, KEY, SETTLED, YESTERDAY, at, rebate
 
@@ -78,7 +78,7 @@ def sensor() -> dg.SensorDefinition:
 
 def tick() -> list[tuple[str, str]]:
     """The ranges that the sensor asks for now."""
-    requests = sensor().evaluate_tick(dg.build_sensor_context()).run_requests
+    requests = sensor().evaluate_tick(dg.build_sensor_context(resources=RESOURCES)).run_requests
     return [
         (each.tags["dagster/asset_partition_range_start"], each.tags["dagster/asset_partition_range_end"])
         for each in requests
@@ -222,14 +222,16 @@ def test_while_more_may_be_landing_the_sensor_waits(sandbox):
 
 def test_the_sensor_runs_by_itself_and_asks_for_the_same_content_only_once_an_hour(sandbox, at_once):
     materialize(KEY, [SETTLED])
-    keys = [sensor().evaluate_tick(dg.build_sensor_context()).run_requests[0].run_key for _ in range(2)]
+    keys = [
+        sensor().evaluate_tick(dg.build_sensor_context(resources=RESOURCES)).run_requests[0].run_key for _ in range(2)
+    ]
 
     # Dagster starts no second run of the same key.
     if datetime.now().minute != 0:
         assert keys[0] == keys[1]
     sandbox.binance.set_rebates([rebate(at(SETTLED), 1)])
     materialize(KEY, [SETTLED], allow_shrink=True)
-    assert sensor().evaluate_tick(dg.build_sensor_context()).run_requests[0].run_key not in keys
+    assert sensor().evaluate_tick(dg.build_sensor_context(resources=RESOURCES)).run_requests[0].run_key not in keys
     assert sensor().default_status == dg.DefaultSensorStatus.RUNNING
 
 

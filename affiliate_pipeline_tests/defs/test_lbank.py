@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from affiliate_pipeline.definitions import build_definitions
+from affiliate_pipeline.environment import configured
 from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import Landed, connected, land_days
 from affiliate_pipeline.sandbox import Number, Sandbox
@@ -271,7 +272,7 @@ def test_the_roster_is_refreshed_once_when_it_is_older_than_the_days(sandbox, qu
 def test_the_roster_is_refreshed_by_one_of_several(sandbox, database_url):
     def read():
         endpoint = ENDPOINT[TRADES]
-        with Store(database_url) as store, connected(endpoint, store) as session:
+        with Store(database_url) as store, connected(endpoint, store, configured().variables) as session:
             found.append(session.roster(at(SETTLED)))
 
     found = []
@@ -946,7 +947,7 @@ def test_days_with_a_gap_are_planned_as_they_are_asked(sandbox, query, database_
     planned = plan(database_url, FUTURES, days), plan(database_url, MONEY, days)
 
     for name in (FUTURES, MONEY):
-        with Store(database_url) as store, connected(ENDPOINT[name], store) as session:
+        with Store(database_url) as store, connected(ENDPOINT[name], store, configured().variables) as session:
             outcomes = list(land_days(ENDPOINT[name], days, session=session, store=store, run_id="by hand"))
         assert [type(outcome) for outcome in outcomes] == [Landed, Landed]
 

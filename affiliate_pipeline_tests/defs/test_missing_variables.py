@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -13,7 +14,7 @@ import psycopg
 import pytest
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.app.embedded_server import server
+from affiliate_pipeline.app.embedded_server import cluster, server
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.sandbox import Sandbox
@@ -63,21 +64,7 @@ def leftover(tmp_path: Path) -> Iterator[Sandbox]:
     """A sandbox that would answer, and the `.affiliate/settings.env` in which an earlier `up` chose it."""
     with Sandbox(rows_per_day=10) as exchange:
         (tmp_path / ".affiliate").mkdir()
-        settings.choose(
-            {
-                "AFFILIATE_START_DATE": f"{YESTERDAY}",
-                "BINANCE_BASE_URL": exchange.url,
-                "BINANCE_PARTNER_API_KEY": exchange.binance.partner_key,
-                "BINANCE_PARTNER_API_SECRET": exchange.binance.partner_secret,
-                "BINANCE_CLIENT_API_KEY": exchange.binance.client_key,
-                "BINANCE_CLIENT_API_SECRET": exchange.binance.client_secret,
-                "BINANCE_API_AGENT_CODE": exchange.binance.api_agent_code,
-                "LBANK_BASE_URL": exchange.url,
-                "LBANK_API_KEY": exchange.lbank.api_key,
-                "LBANK_API_SECRET": exchange.lbank.api_secret,
-                "LBANK_OPEN_ID": exchange.lbank.own_open_id,
-            }
-        )
+        settings.choose({"AFFILIATE_START_DATE": f"{YESTERDAY}", **exchange.variables})
         yield exchange
 
 
@@ -196,13 +183,13 @@ def test_no_sensor_uses_a_database_that_is_not_configured(others, leftover, noth
     definitions = build_definitions()
     sensor = definitions.sensors[number]
     monkeypatch.setenv("HEARTBEAT_URL", "http://127.0.0.1:9")
-    context = dg.build_sensor_context(instance=others, definitions=definitions, resources=definitions.resources)
+    context = partial(dg.build_sensor_context, others, definitions=definitions, resources=definitions.resources)
     if sensor.name == "kickback_history":
-        skipped = sensor.evaluate_tick(context).skip_message
+        skipped = sensor.evaluate_tick(context()).skip_message
         assert skipped == "BINANCE_CLIENT_API_KEY and BINANCE_CLIENT_API_SECRET are not set"
         monkeypatch.setenv("BINANCE_CLIENT_API_KEY", "key")
     with pytest.raises(Exception) as raised:
-        sensor.evaluate_tick(context)
+        sensor.evaluate_tick(context())
     cause = raised.value if isinstance(raised.value, SettingsError) else raised.value.__cause__
     assert DATABASE in str(cause)
 
@@ -256,7 +243,7 @@ def embedded(leftover) -> Iterator[dg.DagsterInstance]:
         with dg.DagsterInstance.from_config(str(home.absolute())) as instance:
             yield instance
     finally:
-        folder = server._read(settings.home()).folder
+        folder = cluster.read(settings.home()).folder
         server.stop(settings.home())
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -281,6 +268,10 @@ def test_the_application_lands_the_sandbox_in_a_database_of_its_own(embedded, le
         assert connection.execute("select count(*) from binance.rebate_recent_record").fetchone() == (rows,) > (0,)
     # The running server changes nothing for another instance …
     assert DATABASE in rebates(others)
-    # … nor does the sandbox's instance once an exchange is configured: its days are in another database.
+    # … and once an exchange is configured, the loaded instance keeps what was read with its storage, and the next one has
+    # its storage in another database.
     monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "a real key")
-    assert DATABASE in rebates(embedded)
+    assert lands(embedded)
+    with dg.DagsterInstance.from_config(str(Path("dagster_home").absolute())) as production:
+        assert f"{PARTNER[1]} is not set" in rebates(production)
+        assert production.event_log_storage.postgres_url != embedded.event_log_storage.postgres_url

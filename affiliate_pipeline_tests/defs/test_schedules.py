@@ -10,6 +10,7 @@ import pytest
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline_tests.conftest import RESOURCES
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 DAY = timedelta(days=1)
@@ -36,7 +37,7 @@ def tick(schedule, at, now=None):
     """The days asked for of each asset, and what else was yielded, of the tick of that time; evaluated then, or `now`."""
     with dg.DagsterInstance.ephemeral() as instance, pytest.MonkeyPatch.context() as clock:
         clock.setattr("affiliate_pipeline.defs.schedules.now_ms", lambda: int((now or at).timestamp() * 1000))
-        context = dg.build_schedule_context(instance, scheduled_execution_time=at)
+        context = dg.build_schedule_context(instance, scheduled_execution_time=at, resources=RESOURCES)
         data = schedule.evaluate_tick(context)
     asked = {}
     for request in data.run_requests:

@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import pytest
+from dotenv import dotenv_values
 
 from affiliate_pipeline_tests.e2e.project import (
     UI,
@@ -18,14 +19,20 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.parametrize("home", ["unset", "the project's folder", "a folder with a copy of dagster.yaml"])
-def test_dagster_materializes_with_nothing_set(landed: Project, tmp_path, home: str):
+def test_dagster_materializes_with_nothing_set_while_the_sandbox_runs(landed: Project, tmp_path, home: str):
     shutil.copy(landed.folder / "dagster.yaml", tmp_path)
     homes = {"the project's folder": landed.folder, "a folder with a copy of dagster.yaml": tmp_path}
     environment = {"DAGSTER_HOME": str(homes[home])} if home in homes else {}
     (before,) = landed.query("select max(checked_at) from affiliate.landing")
 
-    done = landed.materialize(*last_days()[:2], **environment)
+    refused = landed.materialize(*last_days()[:2], **environment)
+    url = dotenv_values(landed.home / "settings.env")["BINANCE_BASE_URL"]
+    with landed.started(landed.command("sandbox", "--port", url.rpartition(":")[2])) as sandbox:
+        sandbox.wait_to_print(url)
+        done = landed.materialize(*last_days()[:2], **environment)
 
+    assert refused.returncode != 0
+    assert f"the sandbox is not running at {url}" in refused.stderr and "Start it: `make up`" in refused.stderr
     assert done.returncode == 0, done.stderr
     (after,) = landed.query("select max(checked_at) from affiliate.landing")
     assert after > before

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from affiliate_pipeline.domain.days import start_ms
+from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.fetching import DayBatch, Session
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
@@ -37,7 +38,7 @@ def session(sandbox, database_url, monkeypatch) -> Iterator[Session]:
     # Some thousands of requests within seconds are this test's matter, and not the rate limit's.
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", "1000")
     sandbox.binance.weight_limit = 1_000_000
-    with Store(database_url) as store, connected(ENDPOINT, store) as session:
+    with Store(database_url) as store, connected(ENDPOINT, store, configured().variables) as session:
         yield session
 
 

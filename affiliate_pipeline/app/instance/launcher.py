@@ -5,8 +5,8 @@ import time
 from dagster import DagsterRun
 
 from affiliate_pipeline.defs.dagster_internals import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
-from affiliate_pipeline.defs.environment import environment_of
 from affiliate_pipeline.domain.problem import AffiliateError
+from affiliate_pipeline.environment import of_instance
 from affiliate_pipeline.landing.day_writer import is_worked_for
 
 # Longer than a busy machine takes from one event to the next process that says it works for the run.
@@ -25,7 +25,7 @@ class Launcher(DefaultRunLauncher):
         if time.time() - self._last_told_at(run.run_id) < SILENCE_S:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         try:
-            alive = is_worked_for(environment_of(self._instance).database_url(), run.run_id)
+            alive = is_worked_for(of_instance(self._instance).database_url(), run.run_id)
         except AffiliateError as error:
             return CheckRunHealthResult(WorkerStatus.RUNNING, f"unknown without the database: {error}")
         if alive:

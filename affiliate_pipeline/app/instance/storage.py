@@ -5,10 +5,10 @@ from typing import Any
 import click
 from dagster_postgres import DagsterPostgresStorage
 
+from affiliate_pipeline.app.database import started
 from affiliate_pipeline.defs.dagster_internals import ConfigurableClass, ConfigurableClassData
-from affiliate_pipeline.defs.environment import Loaded
 from affiliate_pipeline.domain.problem import AffiliateError
-from affiliate_pipeline.environment import application, set_default
+from affiliate_pipeline.environment import application, remember_embedded, set_default
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.readiness import require_storage
 from affiliate_pipeline.postgres.urls import public_tables
@@ -34,7 +34,7 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: object) -> "Storage":
         try:
-            environment = application()
+            environment = started(application())
             url = environment.database_url()
             require_storage(url)
         except AffiliateError as error:
@@ -42,9 +42,10 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
         # A bare postgresql:// means psycopg 3 to newer SQLAlchemy, with which dagster-postgres cannot write an event
         # (dagster issue 33958).
         schemas = {"affiliate", *(endpoint.exchange.name for endpoint in ENDPOINTS)}
-        url = public_tables(url, schemas)
-        storage = cls(url.replace("postgresql://", "postgresql+psycopg2://", 1), inst_data=inst_data)
-        Loaded.environment = environment
+        url = public_tables(url, schemas).replace("postgresql://", "postgresql+psycopg2://", 1)
+        storage = cls(url, inst_data=inst_data)
+        if environment.embedded_url:
+            remember_embedded(url, environment)
         # A range of days writes three events a day, and would open seven connections a day for them: two thirds of what
         # such a run takes. A connection is used for a second at most, so that none is found dead after a restart of the
         # database.

@@ -10,11 +10,11 @@ import dagster as dg
 from dagster import DagsterInstance
 
 from affiliate_pipeline.defs.dagster_internals import sensor
-from affiliate_pipeline.defs.environment import environment_of_tick
-from affiliate_pipeline.environment import Alerts, keep_loopback_off_proxies
+from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.exchanges.endpoint import retention_of
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring import alerts, delivery
+from affiliate_pipeline.monitoring.configuration import Alerts
 from affiliate_pipeline.monitoring.outbox import Open, Outbox
 
 # A burst that lasts longer than a tick is folded by sending to nobody more often than this.
@@ -42,10 +42,9 @@ class Undelivered(Exception):
     description="Sends alerts to ALERT_URLS: several at once as one message, again where one could not be reached, and "
     "a message when all failed days of an alert have landed.",
 )
-def alert_delivery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    urls = Alerts.load().urls()
-    keep_loopback_off_proxies()
-    with Outbox(environment_of_tick(context).database_url()) as outbox, outbox.alone() as alone:
+def alert_delivery(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]) -> dg.SkipReason:
+    urls = Alerts.load(installation.environment.variables).urls()
+    with Outbox(installation.database_url()) as outbox, outbox.alone() as alone:
         if not alone:
             return dg.SkipReason("another process is delivering")
         try:

@@ -22,14 +22,14 @@ from affiliate_pipeline.defs.dagster_internals import (
     sensor,
 )
 from affiliate_pipeline.defs.day_outcomes import problems_in
-from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import is_own_repository, selected
+from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.domain.problem import Problem
-from affiliate_pipeline.environment import Alerts
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.monitoring import alerts
+from affiliate_pipeline.monitoring.configuration import Alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
 
 RUNS_PER_TICK = 200
@@ -54,13 +54,15 @@ class _Undecided(Exception):
     description="Raises one alert per failed run, with the asset, exactly the days that failed, why, and until when "
     "they can be fetched; and one per run whose checks failed. Includes runs of the command line.",
 )
-def failed_run_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+def failed_run_alert(
+    context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
+) -> dg.SkipReason:
     """Unlike Dagster's own sensor of failed runs this one reads a run again if its tick failed."""
-    ui = Alerts.load().dagster_ui_url
+    ui = Alerts.load(installation.environment.variables).dagster_ui_url
     # Ignore failures older than a day: the overdue monitor reports what is still missing.
     cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - DAY_S}
     raised = 0
-    with Outbox(environment_of_tick(context).database_url()) as outbox:
+    with Outbox(installation.database_url()) as outbox:
         for event_type in (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED):
             is_decided = True
             for record in _ended(context.instance, event_type, cursor):

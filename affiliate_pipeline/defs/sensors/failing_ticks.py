@@ -13,10 +13,10 @@ from affiliate_pipeline.defs.dagster_internals import (
     innermost_message,
     sensor,
 )
-from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import is_own_repository
-from affiliate_pipeline.environment import Alerts
+from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.monitoring import alerts
+from affiliate_pipeline.monitoring.configuration import Alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
 
 DAY_S = 86_400
@@ -34,9 +34,11 @@ def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleD
         minimum_interval_seconds=30,
         description="Raises an alert when a sensor or schedule fails, once until it ticks well again.",
     )
-    def failing_tick_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    def failing_tick_alert(
+        context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
+    ) -> dg.SkipReason:
         own = {failing_tick_alert.name, *(each.name for each in others)}
-        ui = Alerts.load().dagster_ui_url
+        ui = Alerts.load(installation.environment.variables).dagster_ui_url
         states = context.instance.all_instigator_state(
             instigator_statuses={InstigatorStatus.RUNNING, InstigatorStatus.DECLARED_IN_CODE}
         )
@@ -47,7 +49,7 @@ def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleD
             if state.instigator_name in own and is_own_repository(context, state.origin.repository_origin)
             if (alert := _failing(context.instance, state, ui))
         ]
-        with Outbox(environment_of_tick(context).database_url()) as outbox:
+        with Outbox(installation.database_url()) as outbox:
             raised = sum(map(outbox.add, failing))
         return dg.SkipReason(f"{raised} alerts raised")
 

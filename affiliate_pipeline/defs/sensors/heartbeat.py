@@ -6,14 +6,14 @@ from datetime import timedelta
 import dagster as dg
 
 from affiliate_pipeline.defs.dagster_internals import sensor
-from affiliate_pipeline.defs.environment import environment_of_tick
+from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.defs.sensors.overdue import EVERY_S, overdue_by_endpoint
 from affiliate_pipeline.domain.days import fold
-from affiliate_pipeline.environment import Alerts, network_variables
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.http.heartbeat import beat
 from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.landing.pipeline import now_ms
+from affiliate_pipeline.monitoring.configuration import Alerts
 from affiliate_pipeline.monitoring.notifications import WatchStore
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.monitoring.overdue import at_risk
@@ -32,16 +32,16 @@ def build_heartbeat(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
         description="Calls HEARTBEAT_URL while no day is at risk and alerts are delivered; whoever waits for the call notices "
         "when it stops.",
     )
-    def heartbeat(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        heartbeat_url = Alerts.load().heartbeat_url
+    def heartbeat(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]) -> dg.SkipReason:
+        variables = installation.environment.variables
+        heartbeat_url = Alerts.load(variables).heartbeat_url
         if heartbeat_url is None:
             return dg.SkipReason("HEARTBEAT_URL is not set")
-        environment = environment_of_tick(context)
-        url = environment.database_url()
+        url = installation.database_url()
         with WatchStore(url) as store:
             risks = [
                 f"{endpoint.key}: {fold(risky)}"
-                for endpoint, days, states in overdue_by_endpoint(store, endpoints, now_ms(), environment)
+                for endpoint, days, states in overdue_by_endpoint(store, endpoints, now_ms(), installation)
                 if (risky := at_risk(days, states))
             ]
         if risks:
@@ -53,7 +53,7 @@ def build_heartbeat(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
                 f"not called, since alerts that are more than an hour old have not been delivered: {overdue}. The failed "
                 "ticks of alert_delivery say why"
             )
-        problem = beat(heartbeat_url.get_secret_value(), Network(network_variables(environment.variables)))
+        problem = beat(heartbeat_url.get_secret_value(), Network(variables))
         if problem:
             context.log.error(f"HEARTBEAT_URL could not be called: {problem}")
             return dg.SkipReason(f"HEARTBEAT_URL could not be called: {problem}")

@@ -5,14 +5,11 @@ from collections.abc import Iterator
 import dagster as dg
 
 from affiliate_pipeline.defs.dagster_internals import NOT_FINISHED_STATUSES, range_tags, schedule, sensor
-from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import selected
-from affiliate_pipeline.defs.resources import Exchanges, Postgres
-from affiliate_pipeline.defs.schedules import default_status
+from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import fold, instant, runs
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.problem import SettingsError
-from affiliate_pipeline.environment import Project
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance
 from affiliate_pipeline.exchanges.binance.kickback_export.model import KickbackExport
@@ -36,19 +33,18 @@ _UNSET = f"{' and '.join(HISTORY.credentials)} are not set"
     description="Requests the exports that wait, polls for their files, and has the files landed.",
 )
 def kickback_history(
-    context: dg.SensorEvaluationContext, postgres: dg.ResourceParam[Postgres], exchanges: dg.ResourceParam[Exchanges]
+    context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    environment = environment_of_tick(context)
-    if not environment.is_any_set(HISTORY.credentials):
+    if not installation.is_configured(HISTORY):
         yield dg.SkipReason(_UNSET)
         return
-    if not needs_attention(environment.database_url()):
+    if not needs_attention(installation.database_url()):
         yield dg.SkipReason("no export is open")
         return
     try:
         with (
-            postgres.store(environment) as store,
-            exchanges.session(HISTORY, store, environment, MAX_PAUSE_S) as session,
+            installation.store() as store,
+            installation.session(HISTORY, store, MAX_PAUSE_S) as session,
         ):
             exports = session.exports()
             try:
@@ -107,7 +103,7 @@ def expired_alert(export: KickbackExport, now_ms: int) -> Alert:
     )
 
 
-def build_missed_days_schedule() -> dg.ScheduleDefinition:
+def build_missed_days_schedule(status: dg.DefaultScheduleStatus) -> dg.ScheduleDefinition:
     """Requests the days that only an export still has, each day."""
 
     @schedule(
@@ -115,23 +111,21 @@ def build_missed_days_schedule() -> dg.ScheduleDefinition:
         cron_schedule="45 0 * * *",
         execution_timezone="UTC",
         target=[dg.AssetKey.from_user_string(HISTORY_REQUEST.key)],
-        default_status=default_status(),
+        default_status=status,
         description=f"Requests days that {RECENT_KICKBACKS.key} missed, at 00:45 UTC: one run per range of days.",
     )
     def missed_days(
         context: dg.ScheduleEvaluationContext,
-        postgres: dg.ResourceParam[Postgres],
-        exchanges: dg.ResourceParam[Exchanges],
+        installation: dg.ResourceParam[Installation],
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        environment = environment_of_tick(context)
-        if not environment.is_any_set(HISTORY.credentials):
+        if not installation.is_configured(HISTORY):
             yield dg.SkipReason(_UNSET)
             return
         tick = context.scheduled_execution_time
-        with postgres.store(environment) as store, exchanges.session(HISTORY_REQUEST, store, environment) as session:
+        with installation.store() as store, installation.session(HISTORY_REQUEST, store) as session:
             requested = {day for export in session.exports().open() for day in export.days}
             recent, exported = store.ledger(RECENT_KICKBACKS), store.ledger(HISTORY)
-        start = Project.load(variables=environment.variables).affiliate_start_date
+        start = installation.start_date
         now_ms = int(tick.timestamp() * 1000)
         # Days before the first that landed may be older than the account.
         first = max(start, min(recent, default=tick.date()))

@@ -8,11 +8,10 @@ import dagster as dg
 
 from affiliate_pipeline.defs.checks import NO_DAY_MISSING
 from affiliate_pipeline.defs.dagster_internals import NOT_FINISHED_STATUSES, CheckStatus, days_of, range_tags, sensor
-from affiliate_pipeline.defs.environment import environment_of_tick
 from affiliate_pipeline.defs.ownership import selected
+from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import DAY, fold
 from affiliate_pipeline.domain.expected_days import ExpectedDay
-from affiliate_pipeline.environment import Environment, Project
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.monitoring.notifications import NotificationLevel, State, WatchStore
@@ -44,16 +43,15 @@ def build_watch(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
         description=f"Asks again for days that should have landed and have not, at most {MAX_ATTEMPTS} times with growing "
         "pauses; warns before the exchange forgets one, and says when one is lost.",
     )
-    def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    def watch(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]) -> dg.SensorResult:
         now = now_ms()
-        environment = environment_of_tick(context)
-        url = environment.database_url()
+        url = installation.database_url()
         runs = _Runs(context, now)
         requests: list[dg.RunRequest] = []
         checks: list[dg.AssetCheckEvaluation] = []
         overdue: list[str] = []
         with WatchStore(url) as store, Outbox(url) as outbox:
-            for endpoint, days, states in overdue_by_endpoint(store, endpoints, now, environment):
+            for endpoint, days, states in overdue_by_endpoint(store, endpoints, now, installation):
                 in_progress, just_failed = runs.of(_key(endpoint))
                 decision = decide(endpoint, days, states, now, in_progress=in_progress, just_failed=just_failed)
                 for level, reported in decision.report.items():
@@ -72,14 +70,14 @@ def build_watch(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
 
 
 def overdue_by_endpoint(
-    store: WatchStore, endpoints: Sequence[Endpoint], now: int, environment: Environment
+    store: WatchStore, endpoints: Sequence[Endpoint], now: int, installation: Installation
 ) -> Iterator[tuple[Endpoint, list[ExpectedDay], Mapping[date, State]]]:
     """The configured endpoints of which something has landed, with their overdue days and what was done about them."""
-    start = Project.load(variables=environment.variables).affiliate_start_date
+    start = installation.start_date
     ledgers = store.ledgers(datetime.fromtimestamp(now / 1000, UTC).date() - (MONITORED_DAYS + 1) * DAY)
     states = store.states()
     for endpoint in endpoints:
-        if endpoint.key in ledgers and environment.is_any_set(endpoint.credentials):
+        if endpoint.key in ledgers and installation.is_configured(endpoint):
             yield endpoint, overdue_days(endpoint, ledgers, start, now), states.get(endpoint.key, {})
 
 

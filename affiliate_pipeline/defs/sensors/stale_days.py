@@ -9,11 +9,9 @@ import dagster as dg
 from affiliate_pipeline.commission.rollup import Commission
 from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
 from affiliate_pipeline.defs.dagster_internals import range_tags, sensor
-from affiliate_pipeline.defs.environment import environment_of_tick
+from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import DAY, runs
-from affiliate_pipeline.environment import Project
 from affiliate_pipeline.exchanges.endpoint import Endpoint
-from affiliate_pipeline.landing.day_writer import Store
 
 # Several assets land for a day one after the other.
 QUIET_S = 60
@@ -28,11 +26,12 @@ def build_stale_days(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Adds up again each day for which something else has landed than it was added up from.",
     )
-    def stale_days(context: dg.SensorEvaluationContext) -> list[dg.RunRequest]:
-        environment = environment_of_tick(context)
-        first = Project.load(variables=environment.variables).affiliate_start_date
+    def stale_days(
+        context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
+    ) -> list[dg.RunRequest]:
+        first = installation.start_date
         last = datetime.now(UTC).date() - DAY
-        with Store(environment.database_url()) as store:
+        with installation.store() as store:
             stale = Commission(store, endpoints).stale(first, last, quiet_s=QUIET_S)
         # The run key allows the same days with the same content once an hour: a failed run is not repeated at each tick.
         hour = f"{datetime.now(UTC):%Y-%m-%dT%H}"

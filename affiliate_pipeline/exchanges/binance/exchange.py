@@ -8,8 +8,9 @@ from zoneinfo import ZoneInfo
 
 import httpx
 
-from affiliate_pipeline.environment import Binance, naming, network_variables
+from affiliate_pipeline.domain.settings import naming
 from affiliate_pipeline.exchanges.binance import responses
+from affiliate_pipeline.exchanges.binance.account import Binance
 from affiliate_pipeline.exchanges.binance.customer_ids.pending_actions import PendingActions
 from affiliate_pipeline.exchanges.binance.kickback_export.model import ASSET
 from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
@@ -44,16 +45,15 @@ def credentials(account: str) -> tuple[str, str]:
     return f"BINANCE_{account.upper()}_API_KEY", f"BINANCE_{account.upper()}_API_SECRET"
 
 
-def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | None = None) -> BinanceSession:
+def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str]) -> BinanceSession:
     """A session with the account that the endpoint is for; raises SettingsError. Sends nothing yet."""
-    key_name, secret_name = (name.lower() for name in credentials(endpoint.account))
-    settings = Binance.load(key_name, secret_name, *map(str.lower, endpoint.requires), variables=variables)
-    api_key = getattr(settings, key_name).get_secret_value()
+    key_name, secret_name = credentials(endpoint.account)
+    settings = Binance.load(variables, key_name, secret_name, *endpoint.requires)
+    api_key, secret = settings.secret(key_name), settings.secret(secret_name)
     clock = Clock()
-    secret = getattr(settings, secret_name).get_secret_value()
-    with naming(key_name.upper()):
+    with naming(key_name):
         check_api_key(api_key, secret)
-    with naming(secret_name.upper()):
+    with naming(secret_name):
         auth = BinanceAuth(api_key, secret, clock.now_ms)
     base_url = settings.binance_base_url
     host = httpx.URL(base_url).host
@@ -65,8 +65,8 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | N
         shared.limit(
             f"binance {host}", settings.binance_weight_per_minute, WEIGHT_WINDOW_S / settings.affiliate_rate_scale
         ),
-        read=lambda reply: responses.read(reply, key_name.upper(), secret_name.upper()),
-        network=Network(network_variables(variables)),
+        read=lambda reply: responses.read(reply, key_name, secret_name),
+        network=Network(variables),
         server_time=lambda http: responses.server_time_ms(http.get(base_url + responses.SERVER_TIME_PATH).content),
     )
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]

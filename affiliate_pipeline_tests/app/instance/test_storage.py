@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.app.embedded_server import server
+from affiliate_pipeline.app.embedded_server import cluster, server
 from affiliate_pipeline.app.instance.storage import StorageUnavailable
 from affiliate_pipeline.landing.day_writer import Store
 
@@ -36,7 +36,7 @@ def instance_of(tmp_path: Path) -> Iterator[Callable[[], dg.DagsterInstance]]:
 def embedded() -> Iterator[None]:
     """What a test starts of the embedded server is stopped and removed."""
     yield
-    folder = server._read(settings.home()).folder
+    folder = cluster.read(settings.home()).folder
     server.stop(settings.home())
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -54,7 +54,7 @@ def succeeds(instance: dg.DagsterInstance) -> bool:
 def test_with_nothing_set_it_is_the_embedded_database(instance_of, embedded, tmp_path):
     instance = instance_of()
     assert succeeds(instance)
-    assert server.is_running(tmp_path / ".affiliate")
+    assert server.url_if_running(tmp_path / ".affiliate", "affiliate")
     with psycopg.connect(server.ensure(tmp_path / ".affiliate", "affiliate")) as connection:
         assert connection.execute("select count(*) from runs where status = 'SUCCESS'").fetchone() == (1,)
 

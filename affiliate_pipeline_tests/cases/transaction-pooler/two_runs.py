@@ -45,6 +45,7 @@ os.environ |= {
     "BINANCE_PARTNER_API_SECRET": "s" * 64, "AFFILIATE_DATABASE_URL": url,
 }
 
+from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.landing.pipeline import connected, land_days
 from affiliate_pipeline.landing.day_writer import Store
@@ -53,7 +54,7 @@ endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == "binance/r
 
 
 def land(day):
-    with Store(url) as store, connected(endpoint, store) as session:
+    with Store(url) as store, connected(endpoint, store, configured().variables) as session:
         return [type(outcome).__name__ for outcome in land_days(endpoint, [day], session=session, store=store, run_id="x")]
 
 

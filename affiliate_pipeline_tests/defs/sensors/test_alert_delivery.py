@@ -16,6 +16,7 @@ from affiliate_pipeline.defs.sensors.failed_runs import failed_run_alert
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox
+from affiliate_pipeline_tests.conftest import RESOURCES
 from affiliate_pipeline_tests.defs.conftest import materialized
 from affiliate_pipeline_tests.defs.rebates import DAYS, EMAIL, KEY, at, rebate
 from affiliate_pipeline_tests.smtp import Smtp, text_of
@@ -41,11 +42,11 @@ def outbox(instance, database_url) -> Iterator[Outbox]:
 def tick(instance, webhook, monkeypatch) -> Callable[[], None]:
     """What went wrong is raised, and sent."""
     monkeypatch.setenv("ALERT_URLS", webhook.url)
-    heard = dg.build_sensor_context(instance=instance)
+    heard = dg.build_sensor_context(instance=instance, resources=RESOURCES)
 
     def tick() -> None:
         failed_run_alert(heard)
-        alert_delivery(dg.build_sensor_context(instance=instance))
+        alert_delivery(dg.build_sensor_context(instance=instance, resources=RESOURCES))
 
     return tick
 

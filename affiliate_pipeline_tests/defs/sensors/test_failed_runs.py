@@ -33,6 +33,7 @@ from affiliate_pipeline.defs.sensors.failed_runs import failed_run_alert
 from affiliate_pipeline.domain.days import days_from, fold
 from affiliate_pipeline.monitoring import alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
+from affiliate_pipeline_tests.conftest import RESOURCES
 from affiliate_pipeline_tests.defs.conftest import materialized
 from affiliate_pipeline_tests.defs.rebates import KEY, rebates
 
@@ -50,7 +51,7 @@ def tick(instance, database_url, monkeypatch) -> Callable[..., list[alerts.Alert
     cursor: list[str | None] = [None]
 
     def tick(sensor: dg.SensorDefinition = failed_run_alert) -> list[alerts.Alert]:
-        context = dg.build_sensor_context(instance, cursor[0], repository_name="__repository__")
+        context = dg.build_sensor_context(instance, cursor[0], repository_name="__repository__", resources=RESOURCES)
         sensor(context)
         cursor[0] = context.cursor
         with Outbox(database_url) as outbox:

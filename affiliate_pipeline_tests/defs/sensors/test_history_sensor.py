@@ -7,7 +7,6 @@ import dagster as dg
 import pytest
 
 from affiliate_pipeline.definitions import build_definitions
-from affiliate_pipeline.defs.resources import Exchanges, Postgres
 from affiliate_pipeline.defs.sensors.kickback_history import EXPORT_TAG, MAX_RUNS, expired_alert
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.exchanges.binance.endpoints import RECENT_KICKBACKS
@@ -32,8 +31,6 @@ from affiliate_pipeline_tests.defs.kickbacks import (
     sent,
 )
 from affiliate_pipeline_tests.defs.rebates import TODAY, ago, at
-
-RESOURCES = {"postgres": Postgres(), "exchanges": Exchanges()}
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +60,7 @@ def tick(query, instance):
             query("update binance.kickback_historical_collection set polled_at = polled_at - interval '1 day'")
         definitions = build_definitions()
         sensor = next(each for each in definitions.sensors if each.name == "kickback_history")
-        context = dg.build_sensor_context(instance=instance, definitions=definitions, resources=RESOURCES)
+        context = dg.build_sensor_context(instance=instance, definitions=definitions, resources=definitions.resources)
         return list(sensor.evaluate_tick(context).run_requests)
 
     return tick
@@ -421,7 +418,7 @@ def missed(query, monkeypatch):
         definitions = build_definitions()
         schedule = next(each for each in definitions.schedules if each.name == "binance_kickback_history_0045")
         at_0045 = datetime.fromisoformat(f"{TODAY}T00:45:00+00:00")
-        context = dg.build_schedule_context(scheduled_execution_time=at_0045, resources=RESOURCES)
+        context = dg.build_schedule_context(scheduled_execution_time=at_0045, resources=definitions.resources)
         return [
             f"{request.tags['dagster/asset_partition_range_start']}...{request.tags['dagster/asset_partition_range_end']}"
             for request in schedule.evaluate_tick(context).run_requests

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from affiliate_pipeline.domain.redaction import redact
-from affiliate_pipeline.environment import Binance
+from affiliate_pipeline.exchanges.binance.account import Binance
 from affiliate_pipeline.exchanges.binance.customer_ids.desired import DesiredCustomerId, masked
 from affiliate_pipeline.exchanges.binance.customer_ids.pending_actions import PendingActions
 from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import rows_of

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
-from affiliate_pipeline.environment import Binance, text_of
+from affiliate_pipeline.domain.settings import text_of
+from affiliate_pipeline.exchanges.binance.account import Binance
 
 HEADER = ["customerid", "email"]
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")

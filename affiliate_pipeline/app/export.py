@@ -1,10 +1,10 @@
-"""Commands that tell people of what has landed: `report`, `export`."""
+"""The command `export`: the rows of some days, with every digit."""
 
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import date
 from enum import StrEnum
@@ -13,15 +13,14 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from affiliate_pipeline import environment as settings
-from affiliate_pipeline.app.cli import Stop, app, console, parse_days
+from affiliate_pipeline.app.cli import Stop, app, parse_days
+from affiliate_pipeline.app.database import started
 from affiliate_pipeline.commission.export import Extract, extract
-from affiliate_pipeline.commission.figures import Incomplete, gather, incomplete
-from affiliate_pipeline.commission.report import render
+from affiliate_pipeline.commission.figures import Incomplete, incomplete
 from affiliate_pipeline.commission.rollup import TABLE, Commission
 from affiliate_pipeline.domain.days import fold
-from affiliate_pipeline.environment import Environment, Project
-from affiliate_pipeline.exchanges.endpoint import Endpoint
+from affiliate_pipeline.domain.environment import Environment
+from affiliate_pipeline.environment import application
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
 from affiliate_pipeline.landing.day_writer import Store
 
@@ -31,37 +30,6 @@ TABLES = {**{endpoint.key.replace("/", "."): endpoint for endpoint in ENDPOINTS}
 class Format(StrEnum):
     csv = "csv"
     parquet = "parquet"
-
-
-@app.command()
-def report(
-    day: Annotated[str, typer.Argument(help="The day; by default the last one that was added up.")] = "",
-    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
-) -> None:
-    """Write the page of a day and of the 30 days up to it, as the figures are now, into `reports/`."""
-    environment = settings.application()
-    with Store(environment.database_url()) as store:
-        commission = Commission(store, EARNING)
-        try:
-            wanted = date.fromisoformat(day) if day else commission.newest()
-        except ValueError:
-            raise Stop(f"{day} is not a day (2026-10-01)") from None
-        if wanted is None:
-            raise Stop("nothing has been added up yet: land some days first (`affiliate-pipeline up`)")
-        start = Project.load(variables=environment.variables).affiliate_start_date
-        if wanted < start:
-            raise Stop(f"{wanted} lies before AFFILIATE_START_DATE, {start}: ask for a later one, or set that earlier")
-        figures = gather(commission, _configured(environment), wanted, start, made_up=environment.is_sandbox)
-    path = render.write(figures, settings.reports())
-    console.print(f"{path}")
-    if figures.stale:
-        # The sensor is at most a minute or two behind while Dagster runs.
-        console.print(
-            "Of these days something has landed that has not been added up yet: "
-            f"{fold(figures.stale)}. `affiliate-pipeline up`, while it runs, does it within two minutes, of ended days."
-        )
-    if show and typer.launch(path.as_uri()):
-        console.print("No browser could be opened: open the file yourself.")
 
 
 @app.command()
@@ -81,7 +49,7 @@ def export(
     wanted = parse_days(days)
     if kind is Format.parquet and output is None and sys.stdout.isatty():
         raise Stop("parquet is nothing for a terminal: give a file with --output")
-    environment = settings.application()
+    environment = started(application())
     with Store(environment.database_url()) as store:
         with extract(store, table, wanted[0], wanted[-1]) as found:
             if found is None:
@@ -107,7 +75,7 @@ def _write(found: Extract, kind: Format, file: BinaryIO) -> None:
 
 
 @contextmanager
-def _written(output: Path | None) -> Iterator[BinaryIO]:
+def _written(output: Path | None) -> Generator[BinaryIO, None, None]:
     """Standard output, or a file that is there only once all of it has been written."""
     if output is None:
         yield sys.stdout.buffer
@@ -127,7 +95,8 @@ def _doubts(store: Store, table: str, days: list[date], environment: Environment
     endpoint = TABLES[table]
     if endpoint is None:
         commission = Commission(store, EARNING)
-        doubts = incomplete(commission, _configured(environment), days)
+        configured = [each for each in EARNING if environment.is_any_set(each.credentials)]
+        doubts = incomplete(commission, configured, days)
         if late := commission.stale(days[0], days[-1]):
             yield f"of {fold(late)} something has landed that has not been added up yet"
     else:
@@ -139,7 +108,3 @@ def _doubts(store: Store, table: str, days: list[date], environment: Environment
             yield f"{each.name}: {fold(each.missing)} not landed: nothing of it is in this export"
         if each.unsettled:
             yield f"{each.name}: {fold(each.unsettled)} landed, but may still change"
-
-
-def _configured(environment: Environment) -> list[Endpoint]:
-    return [endpoint for endpoint in EARNING if environment.is_any_set(endpoint.credentials)]

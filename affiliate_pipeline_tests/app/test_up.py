@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.app import running
+from affiliate_pipeline.app import processes
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import Stop
 
@@ -53,7 +54,7 @@ def test_down_waits_for_the_pid_of_an_up_that_has_just_begun(slow_up, monkeypatc
             print(file=slow_up.stdin, flush=True)
         threading.Event().wait(0.01)
 
-    monkeypatch.setattr(running.time, "sleep", look)
+    monkeypatch.setattr(processes.time, "sleep", look)
 
     app(["down"], standalone_mode=False)
 
@@ -64,9 +65,9 @@ def test_down_waits_for_the_pid_of_an_up_that_has_just_begun(slow_up, monkeypatc
 def test_while_up_cleans_up_its_own_pid_stands_where_that_of_the_killed_one_was(home, monkeypatch):
     (home / "up.lock").write_text("1234567")
     pids = []
-    monkeypatch.setattr(running, "_stop_started", lambda home: pids.append((home / "up.lock").read_text()))
+    monkeypatch.setattr(processes, "stop_started", lambda home: pids.append((home / "up.lock").read_text()))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    with pytest.raises(Stop, match="cannot be used"), running.socket.create_server(("127.0.0.1", 0)) as taken:
+    with pytest.raises(Stop, match="cannot be used"), socket.create_server(("127.0.0.1", 0)) as taken:
         app(["up", "--port", f"{taken.getsockname()[1]}"], standalone_mode=False)
 
     assert pids == [f"{os.getpid()}"]
@@ -85,7 +86,7 @@ def test_up_does_not_try_the_sandbox_on_a_configured_database(
         settings.choose({"BINANCE_BASE_URL": "http://127.0.0.1:9", "BINANCE_PARTNER_API_KEY": "key"})
     before = query("select datname::text from pg_database order by 1"), sorted(home.iterdir())
 
-    with pytest.raises(Stop, match="AFFILIATE_DATABASE_URL is set and no exchange is: set .* or unset"):
+    with pytest.raises(Stop, match="AFFILIATE_DATABASE_URL is set and no exchange is. Set .* or unset"):
         app(["up", "--once"], standalone_mode=False)
 
     assert (query("select datname::text from pg_database order by 1"), sorted(home.iterdir())) == before

