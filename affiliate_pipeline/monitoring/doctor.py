@@ -20,6 +20,7 @@ from affiliate_pipeline.http.errors import (
     ProxyFailed,
     RateLimited,
     Refused,
+    UnusableNetwork,
 )
 from affiliate_pipeline.http.limits import Limit, Unlimited
 from affiliate_pipeline.landing.day_writer import Ledger
@@ -30,7 +31,7 @@ from affiliate_pipeline.monitoring.overdue import described, overdue_days
 # What Binance tolerates of a clock that is ahead.
 MAX_CLOCK_OFFSET_MS = 1000
 START = "Start it: `make up`, or on a server the Dagster daemon"
-# What to do about an error that does not say so itself; the first kind that fits counts.
+# What to do first about an account that does not answer; the first kind that fits counts.
 ACTIONS: dict[type[ExchangeError], str] = {
     ClockOff: "Set this machine's clock by NTP",
     RateLimited: "Wait a minute and check again; see what else uses this key or IP address",
@@ -200,12 +201,12 @@ def _refusal(about: str, endpoint: Endpoint, error: ExchangeError, host: str) ->
     """What is wrong with the account."""
     if isinstance(error, ClockOff) and error.server_ms is not None:
         return _offset(f"clock of {endpoint.exchange.name}", error.server_ms - _now_ms())
-    problem = error.problem
+    if isinstance(error, UnusableNetwork):
+        return Finding(about, error.problem.what, error.problem.action)
     kind = next(kind for kind in ACTIONS if isinstance(error, kind))
-    if kind is ExchangeError and not problem.action:
-        return Finding(about, f"{host}: {problem.what}", ACTIONS[kind])
     variables = (endpoint.probe and endpoint.probe.about) or ", ".join(endpoint.credentials)
-    return Finding(about, problem.what, problem.action or ACTIONS[kind].format(variables=variables))
+    found = f"{host}: {error}" if kind is ExchangeError else f"{error}"
+    return Finding(about, found, ACTIONS[kind].format(variables=variables))
 
 
 def _now_ms() -> int:
