@@ -52,7 +52,12 @@ def identities(rows: Iterable[bytes], names: Sequence[str]) -> Iterator[Hashable
     """What distinguishes each row: the texts of these fields (JSON names; None: no value), or the whole row if none are
     named."""
     for row in rows:
-        yield tuple(_text(_field(row, name)) for name in names) if names else row
+        yield texts(row, *names) if names else row
+
+
+def texts(row: bytes, *names: str) -> tuple[str | None, ...]:
+    """The texts of these fields (JSON names; None: no value), however the row spells their names."""
+    return tuple(_text(_field(row, name)) for name in names)
 
 
 def is_false(row: bytes, name: str) -> bool:

@@ -24,7 +24,7 @@ from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.http.errors import ExchangeError, OutcomeUnknown, Refused
 from affiliate_pipeline.http.retry import MAX_ATTEMPTS
-from affiliate_pipeline.schema.raw_row import identities
+from affiliate_pipeline.schema.raw_row import texts
 
 # `unknown` never lands: the next run settles it.
 ASSIGNED, REFUSED, FAILED, UNKNOWN = "assigned", "refused", "failed", "unknown"
@@ -63,14 +63,9 @@ class Assignment:
         """Sends the requests that comparing takes."""
         desired = self.desired(session.settings)
         if not desired:
-            return RequestPlan(0, 0, 0, (self.nothing_desired(),))
+            return RequestPlan(0, 0, 0, (self.nothing_desired,))
         sent, changes = session.client.requests_sent, list[_Change]()
-
-        def would_succeed(change: _Change) -> bool:
-            changes.append(change)
-            return True
-
-        rejected = self.apply(session, desired, would_succeed)
+        rejected = self.apply(session, desired, lambda change: changes.append(change) is None)
         lines = [*map(str, changes), *(f"{each}. Nothing will be posted" for each in rejected)]
         in_place = f"{len(desired) - len(lines)} are in place"
         return RequestPlan(session.client.requests_sent - sent + len(changes), None, 0, (*lines, in_place))
@@ -85,6 +80,7 @@ class Assignment:
                 kept = f"{made} attempts are kept in affiliate.attempt and land with the next run" if made else ""
                 yield DayError(day, Refused(error.problem.what, error.problem.action, impact=kept))
 
+    @property
     def nothing_desired(self) -> str:
         return f"Nothing is wanted: {self.variable} is not set, or names nobody"
 
@@ -102,7 +98,7 @@ class Assignment:
     def _emails(self, session: BinanceSession, params: dict[str, str]) -> dict[str, str]:
         """Emails by id; "" where the response has none."""
         rows = session.client.get(self.path, params, rows_of)
-        return {str(id_): str(email or "") for id_, email in identities(rows, ("customerId", "email")) if id_}
+        return {id_: email or "" for id_, email in (texts(row, "customerId", "email") for row in rows) if id_}
 
     def apply(
         self, session: BinanceSession, desired: Sequence[DesiredCustomerId], assign: Callable[[_Change], bool]
@@ -144,7 +140,7 @@ class _Run:
     assignment: Assignment
     session: BinanceSession
     actions: PendingActions
-    failures: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list[str])
     assigned: int = 0
 
     def day(self, day: date) -> DayBatch:
@@ -161,7 +157,7 @@ class _Run:
         note = (
             f"{len(desired)} wanted: {in_place} were in place, {self.assigned} have been assigned, {len(problems)} are not"
             if desired
-            else self.assignment.nothing_desired()
+            else self.assignment.nothing_desired
         )
         log.info("%s: %s", self.assignment.path, note)
         return DayBatch(day, rows, len(rows), self.session.client.requests_sent - sent, note=note, warnings=problems)
@@ -232,5 +228,5 @@ def _confirm(customer_id: str, body: bytes) -> None:
         rows = rows_of(body)
     except Refused as error:
         raise ValueError(str(error)) from None
-    if (customer_id,) not in identities(rows, ("customerId",)):
+    if not any(texts(row, "customerId") == (customer_id,) for row in rows):
         raise ValueError("the response does not confirm the customerId")

@@ -79,15 +79,18 @@ def _of_line(number: int, cells: list[str]) -> DesiredCustomerId:
 def _without_duplicates(desired: list[DesiredCustomerId]) -> list[DesiredCustomerId]:
     """The same; each whose id or email is on another line too is rejected."""
     places: dict[tuple[str, str], list[str]] = defaultdict(list)
-    keys = [(("customerId", each.customer_id), ("email", each.owner.casefold())) for each in desired]
-    for each, own in zip(desired, keys, strict=True):
-        for key in own:
+    for each in desired:
+        for key in _keys(each):
             places[key].append(each.where)
 
-    def checked(each: DesiredCustomerId, own: tuple[tuple[str, str], ...]) -> DesiredCustomerId:
-        for key in own:
-            if not each.rejection and (others := ", ".join(place for place in places[key] if place != each.where)):
-                each = replace(each, rejection=f"its {key[0]} is on {others} too")
-        return each
+    def rejection(each: DesiredCustomerId) -> str:
+        for key in _keys(each):
+            if others := ", ".join(place for place in places[key] if place != each.where):
+                return f"its {key[0]} is on {others} too"
+        return ""
 
-    return list(map(checked, desired, keys))
+    return [replace(each, rejection=each.rejection or rejection(each)) for each in desired]
+
+
+def _keys(desired: DesiredCustomerId) -> tuple[tuple[str, str], tuple[str, str]]:
+    return ("customerId", desired.customer_id), ("email", desired.owner.casefold())

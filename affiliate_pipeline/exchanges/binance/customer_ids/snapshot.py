@@ -13,11 +13,12 @@ from affiliate_pipeline.exchanges.lists import get_list, unlisted_note
 from affiliate_pipeline.http.bodies import may_hold_rows
 from affiliate_pipeline.http.error_body import quote
 from affiliate_pipeline.http.errors import ExchangeError, Fatal, Refused
-from affiliate_pipeline.schema.raw_row import identities, with_fields
+from affiliate_pipeline.schema.raw_row import texts, with_fields
 
 # Where the responses of records are cut off. No document names a limit or pages for these endpoints.
 FULL_PAGES = (500, 1000)
 AGENT_CODE = "apiAgentCode"
+_Fields = dict[str, msgspec.Raw]
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,15 @@ class CurrentState:
             except ExchangeError as error:
                 yield DayError(day, error)
                 continue
+            requests = session.client.requests_sent - sent
+            unlisted: list[Mapping[str, object]] = [{}] * is_unlisted
             doubt = (
                 f"exactly {len(rows)} rows came, which is where other endpoints of Binance cut their responses off: see "
                 "whether some are missing"
             )
-            yield DayBatch(
-                day,
-                rows,
-                len(rows),
-                requests=session.client.requests_sent - sent,
-                note=unlisted_note(is_unlisted),
-                unlisted=[{}] * is_unlisted,
-                warnings=(doubt,) * (len(rows) in FULL_PAGES),
-            )
+            warnings = (doubt,) if len(rows) in FULL_PAGES else ()
+            note = unlisted_note(is_unlisted)
+            yield DayBatch(day, rows, len(rows), requests, note=note, unlisted=unlisted, warnings=warnings)
 
     def _get(self, session: BinanceSession) -> tuple[list[bytes], bool]:
         """The rows, and whether the response had no list."""
@@ -61,19 +58,15 @@ class CurrentState:
         agent = {AGENT_CODE: session.settings.binance_api_agent_code}
         # One row, or null while there is none.
         rows, is_null = session.client.get(self.path, agent, lambda body: (rows_of(body), body.strip() == b"null"))
-        return [_with_missing(row, agent) for row in rows], is_null
+        return [with_fields(row, agent) if texts(row, AGENT_CODE) == (None,) else row for row in rows], is_null
 
 
 def rows_of(body: bytes) -> list[bytes]:
     """The rows of a response that is a list of them, a single one, or null."""
     try:
-        response = msgspec.json.decode(body, type=list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw] | None)
+        response: list[_Fields] | _Fields | None = msgspec.json.decode(body, type=list[_Fields] | _Fields | None)
     except msgspec.ValidationError:
         kept = [body] if may_hold_rows(body) else []
         raise Refused(f"the response is neither a row nor a list of rows. It was: {quote(body)}").about(kept) from None
-    return list(map(msgspec.json.encode, [response] if isinstance(response, dict) else response or []))
-
-
-def _with_missing(row: bytes, fields: Mapping[str, object]) -> bytes:
-    (own,) = identities([row], tuple(fields))
-    return with_fields(row, fields) if None in own else row
+    rows = [response] if isinstance(response, dict) else response or []
+    return [msgspec.json.encode(row) for row in rows]

@@ -58,10 +58,6 @@ class KickbackExport:
             None if self.requested_at is None or self.state == "waiting" else int(self.requested_at.timestamp() * 1000)
         )
 
-    @property
-    def is_open(self) -> bool:
-        return self.state in ("waiting", "collecting", "ready")
-
     def covers(self, *days: date) -> bool:
         return all(self.first_day <= day <= self.last_day for day in days)
 

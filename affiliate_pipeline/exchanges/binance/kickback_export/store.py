@@ -1,6 +1,6 @@
 """The table of kickback exports, one row per request to the exchange. Which state comes next is decided in `advance`."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from typing import Any, Final
@@ -68,7 +68,7 @@ class KickbackExports:
         self._connection.close()
 
     @contextmanager
-    def try_exclusive(self) -> Iterator[bool]:
+    def try_exclusive(self) -> Generator[bool]:
         """Whether no other process changes this source's exports meanwhile."""
         lock = Lock("affiliate_pipeline.collection", self._source)
         if not try_lock(self._connection, lock, "the exports of kickbacks"):
@@ -94,7 +94,7 @@ class KickbackExports:
 
     def open(self) -> list[KickbackExport]:
         """Exports that are waiting, collecting or ready."""
-        return [export for export in self.all() if export.is_open]
+        return [export for export in self.all() if export.state in ("waiting", "collecting", "ready")]
 
     def covering(self, days: Collection[date]) -> dict[date, KickbackExport]:
         """The export that has the day, or will be the next to have it; days without one are missing."""
