@@ -1,6 +1,7 @@
 """The sensor that moves kickback exports on and has them landed, and the schedule that requests missed days."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import dagster as dg
 
@@ -11,6 +12,7 @@ from affiliate_pipeline.domain.days import fold, instant, runs
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
+from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance
 from affiliate_pipeline.exchanges.binance.kickback_export.model import KickbackExport
 from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports, needs_attention
@@ -46,16 +48,17 @@ def kickback_history(
             installation.store() as store,
             installation.session(HISTORY, store, MAX_PAUSE_S) as session,
         ):
-            exports = session.exports()
+            binance = cast(BinanceSession, session)
+            exports = binance.exports()
             try:
-                advance(session, wait=False)
+                advance(binance, wait=False)
             except ExchangeError as error:
                 context.log.warning(f"the export could not be requested: {error}")
             # Before the alerts: an export that is given up here is among them.
             request = _landing(context, exports)
             with Outbox(store.url) as outbox:
                 for export in exports.just_expired():
-                    outbox.add(expired_alert(export, session.now_ms()))
+                    outbox.add(expired_alert(export, binance.now_ms()))
             yield request
     except SettingsError as error:
         yield dg.SkipReason(str(error))
@@ -123,7 +126,7 @@ def build_missed_days_schedule(status: dg.DefaultScheduleStatus) -> dg.ScheduleD
             return
         tick = context.scheduled_execution_time
         with installation.store() as store, installation.session(HISTORY_REQUEST, store) as session:
-            requested = {day for export in session.exports().open() for day in export.days}
+            requested = {day for export in cast(BinanceSession, session).exports().open() for day in export.days}
             recent, exported = store.ledger(RECENT_KICKBACKS), store.ledger(HISTORY)
         start = installation.start_date
         now_ms = int(tick.timestamp() * 1000)

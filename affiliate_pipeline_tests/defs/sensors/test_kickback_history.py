@@ -10,7 +10,7 @@ from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.exchanges.binance.kickback_export import advance, fetch
 from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.http.client import ATTEMPTS
+from affiliate_pipeline.http.retry import MAX_ATTEMPTS
 from affiliate_pipeline.sandbox.binance.kickbacks import FileForm
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.kickbacks import (
@@ -174,7 +174,7 @@ def test_nothing_is_asked_for_while_the_exchange_does_not_say_which_file_it_has(
     assert materialize(REQUEST, OLD).success
     query("truncate binance.kickback_historical_collection, binance.kickback_historical_request, affiliate.landing")
     sandbox.binance.kickbacks.set(row for day in OLD for row in rows[day])
-    sandbox.faults.next_answers.extend([(500, {}, b"")] * ATTEMPTS)
+    sandbox.faults.next_answers.extend([(500, {}, b"")] * MAX_ATTEMPTS)
 
     run = materialize(REQUEST, OLD)
 
