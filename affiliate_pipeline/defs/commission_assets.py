@@ -16,7 +16,7 @@ from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.environment import Environment, Mode
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
-from affiliate_pipeline.exchanges.endpoint import Endpoint
+from affiliate_pipeline.exchanges.endpoint import Records
 
 COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])
 REPORT = dg.AssetKey(["affiliate", "daily_report"])
@@ -26,7 +26,7 @@ ZONE = ZoneInfo("Etc/UTC")
 OWNER = "team:affiliate"
 
 
-def build_earnings(endpoints: Sequence[Endpoint], start: date) -> dg.AssetsDefinition:
+def build_earnings(endpoints: Sequence[Records], start: date) -> dg.AssetsDefinition:
     """`affiliate/daily_commission` and `affiliate/daily_report`, derived from these endpoints."""
 
     @dg.multi_asset(
@@ -44,7 +44,7 @@ def build_earnings(endpoints: Sequence[Endpoint], start: date) -> dg.AssetsDefin
     return earnings
 
 
-def _commission(endpoints: Sequence[Endpoint]) -> dg.AssetSpec:
+def _commission(endpoints: Sequence[Records]) -> dg.AssetSpec:
     columns = [
         dg.TableColumn(
             name,
@@ -65,7 +65,7 @@ def _commission(endpoints: Sequence[Endpoint]) -> dg.AssetSpec:
         kinds={"postgres"},
         owners=[OWNER],
         description="What was earned each day by exchange, kind and coin: added up exactly from the endpoints' tables, with "
-        "a value in USDT only where the exchange gives one. Of endpoints that tell of the same money one counts. A day is "
+        "a value in USDT only where the exchange gives one. Of endpoints that report the same money one counts. A day is "
         "that of each exchange, in its own zone.",
         metadata={
             "dagster/table_name": TABLE,
@@ -89,7 +89,7 @@ def _daily_report() -> dg.AssetSpec:
 
 
 def _materialize(
-    context: dg.AssetExecutionContext, endpoints: Sequence[Endpoint], installation: Installation
+    context: dg.AssetExecutionContext, endpoints: Sequence[Records], installation: Installation
 ) -> Iterator[dg.MaterializeResult[Any]]:
     days, selected = keys_to_days(context.partition_keys), sorted(context.selected_asset_keys)
     done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected}
@@ -121,7 +121,7 @@ def _materialize(
         yield dg.MaterializeResult(asset_key=key)
 
 
-def _figures(commission: Commission, endpoints: Sequence[Endpoint], day: date, environment: Environment) -> Figures:
+def _figures(commission: Commission, endpoints: Sequence[Records], day: date, environment: Environment) -> Figures:
     configured = [endpoint for endpoint in endpoints if environment.is_any_set(endpoint.credentials)]
     is_sandbox = environment.mode is Mode.SANDBOX
     return gather(commission, configured, day, environment.start_date, made_up=is_sandbox)

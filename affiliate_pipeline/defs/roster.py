@@ -1,4 +1,4 @@
-"""The roster as an asset: everybody under the affiliate, which decides who is asked about. Not partitioned."""
+"""The roster as an asset: all users under the affiliate, whose data the fan-outs request. Not partitioned."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def roster(
 ) -> dg.MaterializeResult[Any]:
     """Every user ever seen under the affiliate, from the team list since the beginning of time.
 
-    Runs that ask about single users refresh it by themselves; nobody is ever removed.
+    Runs that request the data of single users refresh it themselves; no user is ever removed.
     """
     try:
         with (

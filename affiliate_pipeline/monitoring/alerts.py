@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class Alert:
     """A message to people; one with a key that was raised before is not raised again.
 
-    `failed`: the days concerned (none: the asset itself) by asset key; once all have landed, one message says so.
+    `failed`: the days concerned (none: the asset itself) by asset key; once all have landed, one message reports it.
     """
 
     key: str
@@ -59,7 +59,7 @@ def failed_run(key: str, assets: Sequence[FailedAsset], fallback: str, link: str
         lines.append(_line(fallback))
     else:
         what = "these days again (missing and failed only)" if any(asset.days for asset in assets) else "it again"
-        lines.append(f"To do: mend the cause, then materialize {what}.")
+        lines.append(f"To do: fix the cause, then materialize {what}.")
     return Alert(
         key,
         _title([f"{asset.key} failed{_for(asset.days)}" for asset in assets]) or "A run failed",
@@ -145,7 +145,7 @@ def failing_ticks(key: str, kind: str, name: str, cause: str, link: str) -> Aler
     return Alert(
         key,
         f"The {kind} {name} fails",
-        f"{_line(cause)}\nTo do: mend the cause; it goes on by itself. What it should have started meanwhile has not "
+        f"{_line(cause)}\nTo do: fix the cause; it then resumes automatically. What it should have started meanwhile has not "
         f"been started.\nIts ticks: {link}",
     )
 

@@ -1,5 +1,5 @@
-"""What is wrong with a set-up, and what to do about it. Looks and asks, and changes nothing: no server is started, no row
-written, not even a slot of a rate limit taken, so that each account is asked once or twice only."""
+"""What is wrong with a set-up, and what to do about it. Changes nothing: starts no server, writes no row, takes no slot of a
+rate limit. So each account gets one or two requests only."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -127,7 +127,7 @@ def _days(ledgers: Mapping[str, Mapping[date, Ledger]], environment: Environment
 def _sources(ledgers: Mapping[str, Mapping[date, Ledger]], environment: Environment) -> Iterator[Finding]:
     for endpoint in ENDPOINTS:
         held = {row.source for row in ledgers.get(endpoint.key, {}).values()}
-        with suppress(SettingsError):  # told of already
+        with suppress(SettingsError):  # reported already
             session = endpoint.exchange.connect(endpoint, _Unshared(), environment.variables)
             with session.client:
                 configured = session.source

@@ -155,7 +155,7 @@ def alerts_of(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expec
 def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[ExpectedDay], now_ms: int) -> Alert:
     named = fold(each.day for each in days)
     it, is_, has = ("it", "is", "has") if len(days) == 1 else ("them", "are", "have")
-    action = f"mend the cause that the alert of the failed run names, then materialize {it} (missing and failed only)."
+    action = f"fix the cause that the alert of the failed run names, then materialize {it} (missing and failed only)."
     match level:
         case NotificationLevel.LOST if days[0].prior:
             title = f"{named} can no longer be read again"

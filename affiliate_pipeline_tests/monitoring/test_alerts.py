@@ -57,7 +57,7 @@ def test_the_text_gives_each_cause_once_with_its_days_what_to_do_until_when_and_
         "2026-11-04, 05: HTTP 500. Try again.",
         "2026-11-08: not an amount.",
         "At the source: fetchable at least until 2026-11-10 23:59 UTC (2026-11-04; the later days longer).",
-        "To do: mend the cause, then materialize these days again (missing and failed only).",
+        "To do: fix the cause, then materialize these days again (missing and failed only).",
         f"Run: {LINK}",
     ]
     assert alert.failed == {REBATES: (DAYS[1], DAYS[2], DAYS[5])}
@@ -107,7 +107,7 @@ def test_an_asset_without_days_is_told_with_what_to_do():
     assert alert.title == "lbank/roster failed"
     assert alert.text.splitlines()[:2] == [
         "lbank/roster: refused",
-        "To do: mend the cause, then materialize it again.",
+        "To do: fix the cause, then materialize it again.",
     ]
     assert alert.failed == {"lbank/roster": ()}
 

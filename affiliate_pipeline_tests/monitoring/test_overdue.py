@@ -307,7 +307,7 @@ def test_a_warning_names_days_deadlines_and_what_to_do():
         "2026-11-07: it has not landed; fetchable until 2026-11-13 23:59 UTC",
         "2026-11-08: it has not landed; fetchable until 2026-11-14 23:59 UTC",
     ]
-    assert "To do: mend the cause" in alert.text
+    assert "To do: fix the cause" in alert.text
     assert alert.failed == {REBATES.key: [nov(7), nov(8)]}
 
 

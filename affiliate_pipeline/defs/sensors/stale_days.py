@@ -11,13 +11,13 @@ from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
 from affiliate_pipeline.defs.dagster_internals import range_tags, sensor
 from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import DAY, runs
-from affiliate_pipeline.exchanges.endpoint import Endpoint
+from affiliate_pipeline.exchanges.endpoint import Records
 
 # Several assets land for a day one after the other.
 QUIET_S = 60
 
 
-def build_stale_days(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
+def build_stale_days(endpoints: Sequence[Records]) -> dg.SensorDefinition:
     """The sensor that keeps both assets true to what has landed, however it landed."""
 
     @sensor(
