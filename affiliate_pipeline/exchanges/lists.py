@@ -1,10 +1,9 @@
 """How to read a response that has no list where a list of rows is expected.
 
-Many services send null, an empty text or an empty object, or leave the field out, where a list is empty; a server in
-trouble may send the same. So the request is repeated once, right away: the second time, it counts as an empty list, and
-the day lands with a note. It never replaces rows that had landed (`DayBatch.unlisted`). Where there is always a row, such as
-a sum, it is an error at once. The same holds for Binance's records: an empty list is `[]` there, and the source drops them
-after a week.
+Many services send null, an empty text or an empty object where a list is empty; a server in trouble may send the same. So
+the request is repeated once: the second time it counts as an empty list, and the day lands with a note. Landed rows
+stay (`DayBatch.unlisted`).
+Where there is always a row, as in a sum, and for Binance's records, which expire, it is an error at once.
 """
 
 from collections.abc import Callable, Mapping

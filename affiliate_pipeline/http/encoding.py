@@ -11,11 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 MAX_FILE_BYTES = 1 << 16
 _ENCRYPTED = "is a private key that is encrypted: store it without a passphrase"
@@ -76,11 +72,9 @@ def read_secret(setting: str) -> Secret:
     """
     path = _path_in(setting.strip())
     try:
-        found = _secret_in(_content(path) if path else setting.strip().encode(errors="surrogateescape"))
+        return _secret_in(_content(path) if path else setting.strip().encode(errors="surrogateescape"))
     except _UnusableSecret as error:
         problem = f"{error}"
-    else:
-        return _signing(found)
     if path and not problem.startswith("is the path"):
         problem = f"is the path of a file whose content {problem}"
     # Outside the handler: a parser's error may quote bytes of the key and must not be chained to this one.
@@ -89,22 +83,6 @@ def read_secret(setting: str) -> Secret:
 
 class _UnusableSecret(Exception):
     """What is wrong with a secret, as the rest of a sentence."""
-
-
-def _signing(secret: "bytes | PrivateKeyTypes") -> Secret:
-    if isinstance(secret, bytes):
-        return Secret("HMAC", lambda payload: hmac.new(secret, payload, "sha256").hexdigest())
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-    from cryptography.hazmat.primitives.hashes import SHA256
-
-    if isinstance(secret, RSAPrivateKey):
-        return Secret("RSA", lambda payload: b64encode(secret.sign(payload, PKCS1v15(), SHA256())).decode())
-    if isinstance(secret, Ed25519PrivateKey):
-        return Secret("Ed25519", lambda payload: b64encode(secret.sign(payload)).decode())
-    kind = type(secret).__name__.removesuffix("PrivateKey").lstrip("_")
-    raise ValueError(f"the secret is a private key of type {kind}, which no exchange takes: use RSA or Ed25519")
 
 
 def _path_in(text: str) -> Path | None:
@@ -139,7 +117,7 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _secret_in(content: bytes) -> "bytes | PrivateKeyTypes":
+def _secret_in(content: bytes) -> Secret:
     """The shared secret or the private key; raises `_UnusableSecret`."""
     if key := _private_key(content):
         return key
@@ -163,15 +141,15 @@ def _secret_in(content: bytes) -> "bytes | PrivateKeyTypes":
     return _shared_secret(text)
 
 
-def _shared_secret(text: str) -> bytes:
+def _shared_secret(text: str) -> Secret:
     if not re.fullmatch("[!-~]+", text):
         raise _UnusableSecret("has white space or another character that a secret cannot have: copy it again")
     if text[0] in "\"'`" or text[-1] in "\"'`":
         raise _UnusableSecret("is in quotes, which count as a part of it: remove them")
-    return text.encode()
+    return Secret("HMAC", lambda payload: hmac.new(text.encode(), payload, "sha256").hexdigest())
 
 
-def _key_in_pem(text: str) -> "PrivateKeyTypes":
+def _key_in_pem(text: str) -> Secret:
     """The first private key among the PEM blocks."""
     blocks = re.findall(_BLOCK, text)
     for label, body in blocks:
@@ -197,7 +175,7 @@ def _base64(text: str) -> bytes:
         return b""
 
 
-def _private_key(data: bytes) -> "PrivateKeyTypes | None":
+def _private_key(data: bytes) -> Secret | None:
     """The private key in DER or in OpenSSH's format; None if the data are neither."""
     if not data.startswith((b"\x30", _OPENSSH)):
         return None
@@ -209,8 +187,8 @@ def _private_key(data: bytes) -> "PrivateKeyTypes | None":
         if data.startswith(_OPENSSH):
             lines = encodebytes(data).decode()
             pem = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{lines}-----END OPENSSH PRIVATE KEY-----\n"
-            return serialization.load_ssh_private_key(pem.encode(), None)
-        return serialization.load_der_private_key(data, None)
+            return _signing_with(serialization.load_ssh_private_key(pem.encode(), None))
+        return _signing_with(serialization.load_der_private_key(data, None))
     except TypeError:  # what cryptography raises for a key that needs a passphrase
         raise _UnusableSecret(_ENCRYPTED) from None
     except (ValueError, UnsupportedAlgorithm):
@@ -223,3 +201,17 @@ def _private_key(data: bytes) -> "PrivateKeyTypes | None":
     if _PFX_CONTENT in data[:40]:
         raise _UnusableSecret(_PFX)
     return None
+
+
+def _signing_with(key: object) -> Secret:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    if isinstance(key, RSAPrivateKey):
+        return Secret("RSA", lambda payload: b64encode(key.sign(payload, PKCS1v15(), SHA256())).decode())
+    if isinstance(key, Ed25519PrivateKey):
+        return Secret("Ed25519", lambda payload: b64encode(key.sign(payload)).decode())
+    kind = type(key).__name__.removesuffix("PrivateKey").lstrip("_")
+    raise _UnusableSecret(f"is a private key of type {kind}, which no exchange takes: use RSA or Ed25519")

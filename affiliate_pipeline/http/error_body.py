@@ -58,7 +58,7 @@ def read_error(body: bytes, content_type: str = "") -> ErrorBody:
     code = next((each for each in found if isinstance(each, int)), None)
     messages = list(dict.fromkeys(each for each in found if isinstance(each, str) and each.strip()))
     is_message = bool(messages) or text[:1] not in ("{", "[")
-    is_bare = code is not None and fields.keys() <= {*_CODE_NAMES, *_MESSAGE_NAMES}
+    is_bare = code is not None and bool(fields) and fields.keys() <= {*_CODE_NAMES, *_MESSAGE_NAMES}
     message = "; ".join(messages) or ("" if is_bare else text)
     return ErrorBody(code, _line(message), is_message=is_message, is_failure=_is_failure(fields, code))
 
@@ -80,6 +80,7 @@ def _found(value: Any, depth: int = 0) -> Iterator[int | str]:
     """Codes as numbers and messages as texts, the most specific first."""
     if depth > _MAX_DEPTH or value is None or isinstance(value, bool):
         return
+    fields = _fields(value)
     if isinstance(value, str):
         nested = _json(value) if value.lstrip()[:1] in ("{", "[") else None
         if nested is None:
@@ -89,7 +90,7 @@ def _found(value: Any, depth: int = 0) -> Iterator[int | str]:
     elif isinstance(value, list):
         for each in cast(list[Any], value)[:_MAX_DEPTH]:
             yield from _found(each, depth + 1)
-    elif fields := _fields(value):
+    elif isinstance(value, dict):
         for name in _CODE_NAMES:
             yield from _found_code(name, fields.get(name))
         for name in _MESSAGE_NAMES:
@@ -136,12 +137,13 @@ def _json(text: str) -> Any:
 
 
 def _read_page(text: str) -> ErrorBody:
+    text = re.sub(_UNSEEN, " ", text)
     named = {name.lower(): html.unescape(content).strip() for name, content in reversed(re.findall(_NAMED, text))}
     code = named.get("code", "")
     if message := named.get("message") or named.get("msg"):
         is_other_code = code and whole(code) is None
         return ErrorBody(whole(code), _line(f"{code}: {message}" if is_other_code else message), is_page=True)
-    texts = (" ".join(html.unescape(each).split()) for each in re.split(_TAG, re.sub(_UNSEEN, " ", text)))
+    texts = (" ".join(html.unescape(each).split()) for each in re.split(_TAG, text))
     return ErrorBody(None, _line(" ".join(dict.fromkeys(filter(None, texts)))), is_page=True)
 
 

@@ -132,7 +132,7 @@ def _proxy(variable: str, value: str) -> Proxy:
     address = address.rstrip("/")
     try:
         url = httpx.URL(f"{_SCHEMES[scheme.lower() if separator else 'http']}://{address}")
-        if re.search(r"[\s/?#]", address) or not url.host or not 0 < (url.port or 80) < 65536:
+        if re.search(r"[\s/?#]", address) or not url.host or not 0 < (80 if url.port is None else url.port) < 65536:
             raise ValueError
     except (KeyError, ValueError, httpx.InvalidURL):
         raise UnusableNetwork(

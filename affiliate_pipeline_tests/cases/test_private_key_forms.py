@@ -185,8 +185,8 @@ def test_what_is_no_usable_key_is_named(both, checked, binance, lbank, tmp_path,
     lbank(f"{tmp_path}/stored")
     printed = checked()
     assert f"BINANCE_PARTNER_API_SECRET cannot be used: the secret {named}" in printed
-    of_file = "is the path of a file whose content " if " type " not in named else ""
-    assert f"LBANK_API_SECRET cannot be used: the secret {of_file}{named}" in printed
+    of_file = f"is the path of a file whose content {named}"
+    assert f"LBANK_API_SECRET cannot be used: the secret {of_file}" in printed
     assert not any(len(line) > 20 and line in printed for line in secret.splitlines() if "---" not in line)
 
 
