@@ -12,12 +12,13 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 # Deeper values become a text that holds their JSON: readers recurse, and the stack ends at about a thousand levels.
 MAX_DEPTH = 100
 
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s\[\]{},:"]+', re.DOTALL)
-_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
-_SCALAR = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null")
-_CONTROL = re.compile(rb"[\x00-\x1f]")
+# Patterns are compiled when a body is repaired, not at start-up.
+_TOKEN = rb'(?s)"(?:[^"\\]|\\.)*"|[^\s\[\]{},:"]+'
+_BRACKET = rb'(?s)"(?:[^"\\]|\\.)*"|[\[{]|[\]}]'
+_SCALAR = rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null"
+_CONTROL = rb"[\x00-\x1f]"
 # Match a surrogate pair before a lone surrogate. A backslash that matches alone begins no escape.
-_ESCAPE = re.compile(
+_ESCAPE = (
     rb'\\(?:["\\/bfnrt]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})'
     rb"|u[0-9a-fA-F]{4})?"
 )
@@ -37,7 +38,7 @@ def repaired(body: bytes) -> bytes:
     Half a surrogate pair becomes U+FFFD. Control characters are escaped, and so are backslashes that begin no escape.
     Words and numbers that JSON lacks (NaN, 01) become texts, and so do values nested deeper than MAX_DEPTH.
     """
-    return _flattened(_TOKEN.sub(_as_json, body))
+    return _flattened(re.sub(_TOKEN, _as_json, body))
 
 
 def may_hold_rows(body: bytes) -> bool:
@@ -57,8 +58,8 @@ def unreadable_rows(body: bytes) -> list[bytes]:
 def _as_json(token: re.Match[bytes]) -> bytes:
     text = token[0]
     if text[:1] != b'"':
-        return text if _SCALAR.fullmatch(text) else json.dumps(text.decode(errors="replace")).encode()
-    return _CONTROL.sub(lambda control: b"\\u%04x" % control[0][0], _ESCAPE.sub(_as_escape, text))
+        return text if re.fullmatch(_SCALAR, text) else json.dumps(text.decode(errors="replace")).encode()
+    return re.sub(_CONTROL, lambda control: b"\\u%04x" % control[0][0], re.sub(_ESCAPE, _as_escape, text))
 
 
 def _as_escape(escape: re.Match[bytes]) -> bytes:
@@ -70,7 +71,7 @@ def _as_escape(escape: re.Match[bytes]) -> bytes:
 def _flattened(body: bytes) -> bytes:
     pieces: list[bytes] = []
     end = start = depth = 0
-    for bracket in _BRACKET.finditer(body):
+    for bracket in re.finditer(_BRACKET, body):
         if bracket[0] in (b"[", b"{"):
             depth += 1
             if depth == MAX_DEPTH + 1:
