@@ -50,12 +50,7 @@ FENCES = {
     "dagster": ("defs", "definitions", "app.instance"),
     "dagster_postgres": ("app.instance",),
     "dagster_shared": ("defs", "app.instance"),
-    "httpx": (
-        "http",
-        "exchanges.binance.signing",
-        "exchanges.lbank.signing",
-        *(f"exchanges.{e.exchange.name}.exchange" for e in ENDPOINTS),
-    ),
+    "httpx": ("http", "exchanges.binance.signing", "exchanges.lbank.signing"),
     # Owners of tables run their SQL; the connection comes from `postgres`.
     "psycopg": (
         "postgres",

@@ -30,7 +30,7 @@ from affiliate_pipeline.http.errors import (
     Unreachable,
 )
 from affiliate_pipeline.http.limits import Limit
-from affiliate_pipeline.http.network import DIRECT, Network, client
+from affiliate_pipeline.http.network import DIRECT, Network, client, host_of
 
 MAX_PAUSE_S = 300
 # Twice the longest known ban; a longer time in a response is not credible.
@@ -80,8 +80,8 @@ def _date_s(text: str) -> float | None:
 class Client:
     """Signed requests with one key to one exchange. Safe to share between threads.
 
-    `read` returns the payload of a successful response or raises an `ExchangeError`; `server_time` returns the exchange's
-    clock (ms) from an unsigned client and is used when a timestamp was rejected without the exchange's own.
+    `read` returns the payload of a successful response or raises an `ExchangeError`. `server_time` is the path of the
+    exchange's clock and what reads it (ms, ValueError), used when a timestamp was rejected without the exchange's own.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class Client:
         clock: Clock,
         limit: Limit,
         read: Callable[[Response], bytes],
-        server_time: Callable[[httpx.Client], int] | None = None,
+        server_time: tuple[str, Callable[[bytes], int]] | None = None,
         default_pause_s: float = DEFAULT_PAUSE_S,
         network: Network = DIRECT,
     ):
-        self.host = httpx.URL(base_url).host
+        self.host = host_of(base_url)
         self.network = network
         self.requests_sent = 0
         self._base_url = base_url.rstrip("/")
@@ -157,8 +157,11 @@ class Client:
         return self._clock.offset_ms
 
     def _server_ms(self) -> int | None:
+        if self._server_time is None:
+            return None
+        path, read = self._server_time
         try:
-            return self._server_time(self._http) if self._server_time else None
+            return read(self._http.get(f"{self._base_url}{path}").content)
         except httpx.RequestError as error:
             raise Unanswered(redact(f"{type(error).__name__}: {error}")) from None
         except ValueError as error:

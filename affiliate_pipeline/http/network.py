@@ -83,6 +83,11 @@ def client(network: Network, timeout: httpx.Timeout | float, *, redirects: bool 
     return httpx.Client(transport=_Transport(network), trust_env=False, timeout=timeout, follow_redirects=redirects)
 
 
+def host_of(url: str) -> str:
+    """The host of a URL, as it is in the ledger's names of sources and in the scopes of rate limits."""
+    return httpx.URL(url).host
+
+
 class _Transport(httpx.BaseTransport):
     """A pool of connections for each host, made when the first request needs it."""
 

@@ -133,7 +133,7 @@ READ = partial(responses.read, key_name="BINANCE_PARTNER_API_KEY", secret_name="
 def connected(url: str, *, limit=None, clock=None, key=KEY, secret=SECRET, read=READ, **more):
     """A client that signs and reads as for Binance; closed at the end."""
     clock = clock or Clock()
-    more.setdefault("server_time", lambda http: responses.server_time_ms(http.get(f"{url}/api/v3/time").content))
+    more.setdefault("server_time", (responses.SERVER_TIME_PATH, responses.server_time_ms))
     with Client(url, BinanceAuth(key, secret, clock.now_ms), clock, limit or Unlimited(), read=read, **more) as client:
         yield client
 

@@ -6,8 +6,6 @@ from functools import cache, partial
 from hashlib import sha256
 from zoneinfo import ZoneInfo
 
-import httpx
-
 from affiliate_pipeline.domain.settings import naming
 from affiliate_pipeline.exchanges.binance import responses
 from affiliate_pipeline.exchanges.binance.account import Binance
@@ -20,7 +18,7 @@ from affiliate_pipeline.exchanges.fetching import Session, Shared
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.clock import Clock
 from affiliate_pipeline.http.encoding import check_api_key
-from affiliate_pipeline.http.network import Network
+from affiliate_pipeline.http.network import Network, host_of
 
 WEIGHT_WINDOW_S = 60
 
@@ -56,7 +54,7 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str]) ->
     with naming(secret_name):
         auth = BinanceAuth(api_key, secret, clock.now_ms)
     base_url = settings.binance_base_url
-    host = httpx.URL(base_url).host
+    host = host_of(base_url)
     client = Client(
         base_url,
         auth,
@@ -65,9 +63,9 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str]) ->
         shared.limit(
             f"binance {host}", settings.binance_weight_per_minute, WEIGHT_WINDOW_S / settings.affiliate_rate_scale
         ),
-        read=lambda reply: responses.read(reply, key_name, secret_name),
+        read=lambda response: responses.read(response, key_name, secret_name),
         network=Network(variables),
-        server_time=lambda http: responses.server_time_ms(http.get(base_url + responses.SERVER_TIME_PATH).content),
+        server_time=(responses.SERVER_TIME_PATH, responses.server_time_ms),
     )
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]
     source = f"{host} {endpoint.account} {fingerprint}"

@@ -32,7 +32,8 @@ class BinanceAuth(httpx.Auth):
         signature = quote(self._sign(payload + request.content), safe="").encode()
         query = payload + b"&signature=" + signature
         url = request.url.copy_with(query=query)
-        assert url.raw_path.partition(b"?")[2] == query, "httpx would send another query than the signed one"
+        if url.raw_path.partition(b"?")[2] != query:
+            raise RuntimeError("httpx would send another query than the signed one")
         headers = request.headers.copy()
         headers["X-MBX-APIKEY"] = self._api_key
         yield httpx.Request(request.method, url, headers=headers, stream=request.stream, extensions=request.extensions)

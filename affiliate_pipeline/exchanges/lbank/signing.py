@@ -40,7 +40,8 @@ class LBankAuth(httpx.Auth):
         raw = "&".join(f"{name}={value}" for name, value in params.items())
         params["sign"] = self._sign(md5(raw.encode()).hexdigest().upper().encode())
         url = request.url.copy_with(query=encode(params).encode())
-        assert _params(url) == params, "httpx would send other parameters than the signed ones"
+        if _params(url) != params:
+            raise RuntimeError("httpx would send other parameters than the signed ones")
         headers = request.headers.copy()
         headers.update(stamp)
         yield httpx.Request(request.method, url, headers=headers, stream=request.stream, extensions=request.extensions)
