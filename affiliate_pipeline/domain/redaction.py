@@ -1,4 +1,4 @@
-"""Keeps secrets and people out of texts and logs. Knows no exchange."""
+"""Removal of secrets and email addresses from texts and logs."""
 
 import logging
 import re
@@ -6,7 +6,7 @@ import re
 _SECRET_NAME = re.compile(
     r"(?i)signature|^sign$|api[-_]?key|access[-_]?key|secret|token|password|credential|authorization|echostr"
 )
-# Each word is looked at once, from its beginning: a text from outside cannot make this slow.
+# Each word is matched once, from its beginning, so that no text can make this slow.
 _NAMED = re.compile(
     r"(?i)(?<![\w-])([\w-]+)([\"']?\s*[=:]\s*)(?!//)((?:bearer|basic)\s+)?(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^&\s\"',}]+)"
 )
@@ -36,14 +36,14 @@ def _without_secret(found: re.Match[str]) -> str:
 
 
 class _BelowWarning(logging.Filter):
-    """Drops what httpx and httpcore say below WARNING: full signed URLs at INFO, headers with keys at DEBUG."""
+    """Drops records below WARNING: httpx and httpcore log signed URLs at INFO and headers with keys at DEBUG."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno >= logging.WARNING
 
 
 def silence_http_logs() -> None:
-    """Signed URLs and key headers can no longer reach a log, whatever level somebody sets."""
+    """Keep signed URLs and key headers out of all logs, whatever levels are set."""
     # Filters are not inherited by child loggers, so each of httpcore's own is named.
     for name in ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "http2", "proxy", "socks"))):
         logger = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""The call by which somebody outside knows that all is well (a dead-man's switch). Knows neither exchange nor day."""
+"""Ping of a dead man's switch, a service that alerts when pings stop."""
 
 import httpx
 
@@ -9,10 +9,10 @@ TIMEOUT_S = 10
 
 
 def beat(url: str, network: Network = DIRECT) -> str | None:
-    """Calls the URL; why it could not be called, None if it was. The URL is a secret and stands in no text."""
+    """Request the URL; returns why that failed, None if it succeeded. The URL is a secret and is in no text."""
     try:
-        with client(network, TIMEOUT_S, redirects=True) as http, http.stream("GET", url) as answer:
-            return None if answer.is_success else f"it answered HTTP {answer.status_code}"
+        with client(network, TIMEOUT_S, redirects=True) as http, http.stream("GET", url) as response:
+            return None if response.is_success else f"it answered HTTP {response.status_code}"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return type(error).__name__
     except ExchangeError as error:  # about the proxy or the certificate
