@@ -82,8 +82,8 @@ class Interpreter:
         target = redirect_target(response.status_code, response.headers)
         if status == 451 or re.search(_LOCATION, error.message):
             return Fatal(
-                f"{text}. The exchange does not serve the place of this machine's IP address, or of its proxy's",
-                "Another key does not help",
+                f"{text}. The exchange does not serve the place of this machine's IP address, or of its proxy's; another "
+                "key does not help"
             )
         is_limit = meaning is not None and meaning.error is RateLimited
         if is_limit or status in (418, 429) or re.search(_TOO_MANY, error.message):
@@ -102,8 +102,9 @@ class Interpreter:
     def _by_code(self, text: str, error: ErrorBody, meaning: Meaning) -> ExchangeError:
         named = {name for name, pattern in _CAUSES.items() if re.search(pattern, error.message)}
         is_contradicted = named and meaning.causes and not named & meaning.causes
-        advice = meaning.advice.format(key=self.key_name, secret=self.secret_name)
-        failure = meaning.error(text, "" if is_contradicted else advice)
+        if meaning.advice and not is_contradicted:
+            text = f"{text}. {meaning.advice.format(key=self.key_name, secret=self.secret_name)}"
+        failure = meaning.error(text)
         if isinstance(failure, AccessRefused):
             failure.code = error.code
         return failure
