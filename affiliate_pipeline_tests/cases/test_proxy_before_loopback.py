@@ -7,7 +7,7 @@ from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.http import retry
 from affiliate_pipeline.http.heartbeat import beat
 from affiliate_pipeline.http.network import Network
-from affiliate_pipeline.monitoring import alerts
+from affiliate_pipeline.monitoring import delivery
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
@@ -63,7 +63,7 @@ def test_the_heartbeat_and_alerts_reach_loopback_too(webhook, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "intranet.example")
     monkeypatch.setenv("no_proxy", "intranet.example")
     settings.keep_loopback_off_proxies()
-    assert alerts.send(webhook.url, alerts.messages([Alert("key", "title", "text")])[0]) is None
+    assert delivery.send(webhook.url, delivery.messages([Alert("key", "title", "text")])[0]) is None
 
 
 def test_a_day_lands_through_a_proxy(both, only_binance, monkeypatch):
