@@ -1,9 +1,8 @@
 """How to read a response that has no list where a list of rows is expected.
 
 Many services send null, an empty text or an empty object where a list is empty; a server in trouble may send the same. So
-the request is repeated once: the second time it counts as an empty list, and the day lands with a note. Landed rows
-stay (`DayBatch.unlisted`).
-Where there is always a row, as in a sum, and for Binance's records, which expire, it is an error at once.
+the request is repeated once: the second time it counts as an empty list, and the day lands with a note. Landed rows stay
+(`DayBatch.unlisted`). Where there is always a row, as in a sum, and for Binance's records, which expire, it is an error.
 """
 
 from collections.abc import Callable, Mapping

@@ -122,7 +122,7 @@ def test_a_refused_request_for_the_history_quotes_the_exchange(sandbox):
             "<html>Moved</html>",
             {"Location": "https://sso.corp.example/in?to=x"},
             "a redirect to sso.corp.example/in",
-            "Check BINANCE_BASE_URL",
+            "See what",
         ),
         (403, PAGE, {}, WORDS, "Check the network"),
         (401, {"code": -2015, "msg": "API key expired"}, {}, "code -2015: API key expired", "Correct BINANCE"),
