@@ -35,16 +35,6 @@ LAYERS = [
     {"app"},
 ]
 BELOW = {folder: set().union(*LAYERS[:rank]) for rank, row in enumerate(LAYERS) for folder in row} | {"sandbox": set()}
-# What still points up, to be removed: nothing is added here.
-PENDING = {
-    "postgres.rate_limiter": {"http.errors.Banned"},
-    "postgres.shared": {
-        "exchanges.binance.customer_ids.pending_actions.PendingActions",
-        "exchanges.binance.kickback_export.store.KickbackExports",
-        "exchanges.lbank.response_cache.AnswerStore",
-        "exchanges.lbank.roster.store.Rosters",
-    },
-}
 # Where a library may be imported at all; of two entries, the longer one holds.
 FENCES = {
     "dagster": ("defs", "definitions", "app.instance"),
@@ -52,14 +42,7 @@ FENCES = {
     "dagster_shared": ("defs", "app.instance"),
     "httpx": ("http", "exchanges.binance.signing", "exchanges.lbank.signing"),
     # Owners of tables run their SQL; the connection comes from `postgres`.
-    "psycopg": (
-        "postgres",
-        "app.embedded_server",
-        "landing",
-        "commission",
-        "monitoring",
-        *(f"exchanges.{e.exchange.name}" for e in ENDPOINTS),
-    ),
+    "psycopg": ("postgres", "app.embedded_server", "landing", "commission", "monitoring", "exchanges"),
     "psycopg2": (),
     "sqlalchemy": (),
     "apprise": ("monitoring.delivery",),
@@ -109,7 +92,7 @@ def test_imports_point_down_only(path):
     up = {each for each in own if each.split(".")[0] not in BELOW.get(folder, set()) | {folder}}
     if name == "app.sandbox":
         up = {each for each in up if not is_below(each, "sandbox")}
-    assert up == PENDING.get(name, set())
+    assert up == set()
 
 
 def test_every_module_has_its_layer():

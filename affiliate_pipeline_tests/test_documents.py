@@ -10,7 +10,6 @@ from affiliate_pipeline.defs.endpoint_assets import LandingConfig
 from affiliate_pipeline.domain.environment import DATABASE_VARIABLE
 from affiliate_pipeline.domain.settings import Settings
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.postgres import ddl
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,7 +69,8 @@ def test_every_message_that_the_runbook_explains_is_produced_by_a_test():
 
 
 def test_the_runbook_rotates_a_key_in_every_table_that_knows_the_account():
-    statements = ddl.BOOKKEEPING + ddl.ROSTER + ddl.COLLECTION
+    files = (ROOT / "affiliate_pipeline").rglob("migrations/*.sql")
+    statements = "\n".join(path.read_text(encoding="utf-8") for path in files)
     tables = re.findall(r"^create table if not exists (\S+) \((.*?)^\);", statements, re.DOTALL | re.MULTILINE)
     keyed = {name for name, columns in tables if re.search(r"^ +source text", columns, re.MULTILINE)}
     runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")

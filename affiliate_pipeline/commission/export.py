@@ -12,7 +12,7 @@ from psycopg import sql
 from pyarrow import parquet
 
 from affiliate_pipeline.landing.day_writer import Store
-from affiliate_pipeline.postgres.connection import unavailable
+from affiliate_pipeline.postgres.errors import unavailable
 
 ROWS_PER_READ = 20_000
 MAX_DIGITS_128, MAX_DIGITS_256 = 38, 76

@@ -14,10 +14,29 @@ from psycopg import sql
 from affiliate_pipeline.exchanges.endpoint import Money, Records
 from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.landing.day_writer import Store
-from affiliate_pipeline.postgres import ddl
-from affiliate_pipeline.postgres.connection import unavailable
+from affiliate_pipeline.postgres.errors import unavailable
 
-TABLE, COLUMNS = "affiliate.daily_commission", ddl.DAILY_COMMISSION
+TABLE = "affiliate.daily_commission"
+# The columns as the migrations have created them: name, type and description.
+COLUMNS = (
+    ("partition_date", "date not null", "The day, in `zone`."),
+    ("exchange", "text not null", "Who paid it."),
+    ("zone", "text not null", "The zone of the exchange's days."),
+    ("coin", "text not null", "The coin of `amount`, as the exchange spells it."),
+    ("kind", "text not null", "rebate, kickback, commission spot or commission futures."),
+    ("count", "bigint not null", "How many records."),
+    ("amount", "numeric not null", "Their exact sum."),
+    (
+        "usdt_value",
+        "numeric",
+        "The exact sum in USDT of those that the exchange values or that are USDT; null if none.",
+    ),
+    ("unvalued", "bigint not null", "How many records have no value in USDT."),
+    ("settled", "bool not null", "Whether the day is final."),
+    ("asset", "text not null", "The asset that it was added up from."),
+    ("computed_at", "timestamptz not null default now()", "When it was added up."),
+    ("run_id", "text not null", "The Dagster run that did."),
+)
 
 
 @dataclass(frozen=True)

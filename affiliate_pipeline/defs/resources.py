@@ -13,7 +13,7 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import connected
-from affiliate_pipeline.postgres.rate_limiter import LONGEST_WAIT_S
+from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
 
 
 class Installation:
@@ -53,13 +53,13 @@ class Installation:
 
     @contextmanager
     def session(
-        self, endpoint: Endpoint, store: Store, longest_wait_s: float = LONGEST_WAIT_S
+        self, endpoint: Endpoint, store: Store, max_wait_s: float = MAX_WAIT_S
     ) -> Generator[Session, None, None]:
         """A session with the endpoint's account, which shares its rate limits through the database."""
         variables = self.environment.variables
         if self.environment.mode is Mode.SANDBOX:
             _require_sandbox(variables[endpoint.exchange.base_url_variable])
-        with connected(endpoint, store, variables, longest_wait_s) as session:
+        with connected(endpoint, store, variables, max_wait_s) as session:
             yield session
 
 

@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo
 
 from affiliate_pipeline.domain.days import DAY, start_ms
 from affiliate_pipeline.domain.expected_days import Timetable
-from affiliate_pipeline.exchanges.fetching import Session, Shared, Strategy
+from affiliate_pipeline.exchanges.fetching import Session, Strategy
+from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.schema.columns import Row
 
 
@@ -20,7 +21,7 @@ class Exchange:
     title: str
     zone: ZoneInfo
     # Connects with the account in these variables.
-    connect: Callable[["Endpoint", Shared, Mapping[str, str]], Session]
+    connect: Callable[["Endpoint", SharedState, Mapping[str, str]], Session]
     # The environment variables that hold the credentials of an account.
     credentials: Callable[[str], tuple[str, ...]]
 

@@ -9,7 +9,6 @@ from zoneinfo import ZoneInfo
 
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.errors import ExchangeError
-from affiliate_pipeline.http.limits import Limit
 
 
 @dataclass(frozen=True)
@@ -94,39 +93,3 @@ class Strategy(Protocol):
     def fetch(self, session: Any, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         """Yield each of the days once, in any order; raises `Fatal` where no further request makes sense."""
         ...
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer kept by a run that did not end: its payload, and when it was asked for."""
-
-    payload: bytes
-    asked_ms: int
-
-
-class Answers(Protocol):
-    """Answers of one asset's run, kept so that a killed one can be resumed."""
-
-    def get(self, request: str) -> Answer | None: ...
-
-    def put(self, request: str, payload: bytes, asked_ms: int) -> None: ...
-
-    def clear(self) -> None: ...
-
-
-class Shared(Protocol):
-    """What sessions share with all other processes, through the database."""
-
-    def limit(self, scope: str, per_window: int, window_s: float) -> Limit:
-        """The rate limit that everybody with this scope shares."""
-
-    def answers(self, asset: str, source: str) -> Answers: ...
-
-    def pending_actions(self, asset: str, source: str) -> Any:
-        """`exchanges.binance.customer_ids.pending_actions.PendingActions`"""
-
-    def roster(self, source: str) -> Any:
-        """`exchanges.lbank.roster.RosterStore`"""
-
-    def exports(self, source: str) -> Any:
-        """`exchanges.binance.kickback_export.store.KickbackExports`"""

@@ -1,60 +1,41 @@
 """The only runner of SQL on the data: lands a day in one transaction, and keeps the ledger of what has landed."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from typing import Any
+from datetime import date, datetime
+from typing import Any, Final
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import class_row
 
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
+from affiliate_pipeline.exchanges import pending_actions
 from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint, Records
 from affiliate_pipeline.exchanges.fetching import DayBatch
 from affiliate_pipeline.exchanges.spool import Spool
+from affiliate_pipeline.landing import endpoint_tables, ledger, quarantine
+from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.landing.prepare import Block, PreparedDay, Summary
-from affiliate_pipeline.postgres import ddl, readiness
-from affiliate_pipeline.postgres.connection import (
-    Lock,
-    connect,
-    connect_prepared,
-    execute_once,
-    is_unusable,
-    locked,
-    unavailable,
-)
-from affiliate_pipeline.postgres.connection import (
-    StoreUnavailable as StoreUnavailable,
-)
+from affiliate_pipeline.postgres import rate_limiter, readiness
+from affiliate_pipeline.postgres.connection import connect
+from affiliate_pipeline.postgres.errors import StoreUnavailable as StoreUnavailable
+from affiliate_pipeline.postgres.errors import is_unusable, unavailable
+from affiliate_pipeline.postgres.locks import Lock, locked
+from affiliate_pipeline.postgres.table_store import TableStore
 from affiliate_pipeline.schema.columns import columns
 from affiliate_pipeline.schema.fingerprint import Fingerprint
 
+SUPERSEDED: Final = "affiliate.superseded_row"
+UNKNOWN_FIELDS: Final = "affiliate.unknown_field"
 _ASSET = "affiliate_pipeline.asset"
 _RUN = "affiliate_pipeline.run"
-# A lock of a landing transaction. Its own kind: a session that has leaked an asset's lock must not block it.
-_DAY = "affiliate_pipeline.day"
 
 
 class StoreError(AffiliateError):
     """The database rejected a day, which is unchanged."""
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """What the ledger says of a landed day."""
-
-    partition: date
-    rows: int
-    content_hash: str
-    settled: bool
-    source: str
-    landed_at: datetime
-    checked_at: datetime
 
 
 @dataclass(frozen=True)
@@ -99,17 +80,6 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """What was received for a day and could not land: the rows as JSON texts if they are `complete`, and why."""
-
-    source: str
-    rejected_at: datetime
-    reason: str
-    complete: bool
-    rows: list[bytes]
-
-
-@dataclass(frozen=True)
 class Difference:
     """Where two assets that tell of the same rows do not agree: number of rows and exact sum (text) in each."""
 
@@ -127,6 +97,13 @@ class Shrunken(StoreError):
     """The source has fewer rows than had landed."""
 
 
+def rights(assets: Iterable[str]) -> dict[str, str]:
+    """What landing days of these assets needs to do with which tables."""
+    tables = {SUPERSEDED: "insert", UNKNOWN_FIELDS: "select insert", **rate_limiter.RIGHTS}
+    endpoints = {asset.replace("/", "."): endpoint_tables.RIGHTS for asset in assets}
+    return tables | ledger.RIGHTS | quarantine.RIGHTS | endpoints
+
+
 def is_worked_for(url: str, run_id: str) -> bool:
     """Whether a process that said so (`Store.work_for`) is alive and connected."""
     with connect(url, autocommit=True) as connection, unavailable():
@@ -134,12 +111,12 @@ def is_worked_for(url: str, run_id: str) -> bool:
         return not (row and row[0])
 
 
-class Store:
+class Store(TableStore):
     """One connection to the database that holds the data of one or more endpoints."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str) -> None:
+        super().__init__(url, autocommit=False)
         self.url = url
-        self._connection = connect_prepared(url)
         # The assets whose lock this store acquired; its session may have lost it since.
         self._exclusive: set[str] = set()
 
@@ -148,15 +125,9 @@ class Store:
         """For the other modules of this package."""
         return self._connection
 
-    def __enter__(self) -> "Store":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-
     def require_ready(self, *endpoints: Endpoint) -> None:
         """Raises `StoreUnavailable` if days, of these endpoints among others, cannot land in the database."""
-        readiness.require(self._connection, [endpoint.key for endpoint in endpoints])
+        readiness.require(self._connection, rights(endpoint.key for endpoint in endpoints))
 
     def work_for(self, run_id: str) -> None:
         """Marks the run as live until this connection ends. Raises `StoreUnavailable` if nothing can land."""
@@ -179,32 +150,11 @@ class Store:
 
     def create_table(self, endpoint: Endpoint) -> None:
         """The endpoint's table exists and has all columns of its schema."""
-        wanted = {column.name: column.description for column in columns(endpoint.schema)}
-        with unavailable(), self._connection.transaction():
-            found = self._connection.execute(
-                "select attname, col_description(attrelid, attnum), obj_description(attrelid) from pg_attribute "
-                "where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped",
-                (endpoint.key.replace("/", "."),),
-            ).fetchall()
-        present = {name: described for name, described, _ in found}
-        # Even DDL that changes nothing would wait for every reader of the table, and everybody else for it.
-        if wanted.items() <= present.items() and all(about == endpoint.description for *_, about in found):
-            return
-        execute_once(self._connection, ddl.table(_table(endpoint), endpoint.schema, endpoint.description))
+        endpoint_tables.ensure(self._connection, endpoint)
 
-    def ledger(self, endpoint: Endpoint, days: Sequence[date] | None = None) -> dict[date, Ledger]:
+    def ledger(self, endpoint: Endpoint, days: Sequence[date] | None = None) -> dict[date, LedgerEntry]:
         """The days, among these if given, that have landed."""
-        with (
-            unavailable(),
-            self._connection.transaction(),
-            self._connection.cursor(row_factory=class_row(Ledger)) as rows,
-        ):
-            rows.execute(
-                "select partition, rows, content_hash, settled, source, landed_at, checked_at from affiliate.landing "
-                "where asset = %(asset)s and (%(days)s::date[] is null or partition = any(%(days)s)) order by partition",
-                {"asset": endpoint.key, "days": None if days is None else list(days)},
-            )
-            return {row.partition: row for row in rows}
+        return ledger.entries(self._connection, endpoint.key, days)
 
     def write_day(
         self, endpoint: Endpoint, day: PreparedDay, *, settled: bool, source: str, run_id: str, allow_shrink: bool
@@ -247,12 +197,8 @@ class Store:
                     endpoint, batch.day, texts, total.rows, stats, is_complete=not existing.rows
                 )
                 if not difference:
-                    self._connection.execute(
-                        "update affiliate.landing set checked_at = now(), settled = %(settled)s "
-                        "where asset = %(asset)s and partition = %(partition)s",
-                        entry,
-                    )
-                    self._forget_rejected(entry)
+                    ledger.confirm(self._connection, endpoint.key, batch.day, settled=bool(entry["settled"]))
+                    quarantine.drop(self._connection, endpoint.key, batch.day)
                     return Written(total, False, stats, None, self._new_fields(total, entry))
             if not allow_shrink:
                 self._refuse_shrinking(endpoint, batch, held, total.rows, is_final=bool(entry["settled"]))
@@ -261,8 +207,8 @@ class Store:
             endpoint, texts, entry, is_appended=bool(existing.rows), keep_superseded=bool(restated or difference)
         )
         total = existing + rows.summary
-        self._record(total, entry)
-        self._forget_rejected(entry)
+        ledger.write(self._connection, rows=total.rows, content_hash=str(total.fingerprint), **entry)
+        quarantine.drop(self._connection, endpoint.key, batch.day)
         stats = self._stats(endpoint, batch.day)
         self._refuse_difference(endpoint, batch.day, texts, total.rows, stats, oddities)
         return Written(total, True, stats, restated, self._new_fields(total, entry), difference)
@@ -289,12 +235,12 @@ class Store:
                     "where attrelid = t.oid and not attisdropped and (atttypid, atttypmod) <> (kind::oid, -1)) "
                     "from pg_class t where t.oid = {name}::regclass"
                 ).format(
-                    day=Lock(_DAY, f"{endpoint.key} {day}").key,
-                    table=_table(endpoint),
+                    day=ledger.day_lock(endpoint.key, day).key,
+                    table=endpoint_tables.table(endpoint),
                     held=Lock(_ASSET, endpoint.key).held,
                     names=list(kinds),
                     kinds=list(kinds.values()),
-                    name=_table(endpoint).as_string(self._connection),
+                    name=endpoint_tables.table(endpoint).as_string(self._connection),
                 )
             )
             while cursor.nextset():
@@ -328,14 +274,14 @@ class Store:
             return f"{stats.rows} rows instead of {rows}"
         if not is_complete:
             return ""
-        names = ddl.data_columns(endpoint.schema)
-        self._connection.execute(ddl.temporary_table("received", endpoint.schema))
+        names = endpoint_tables.data_columns(endpoint.schema)
+        self._connection.execute(endpoint_tables.temporary_table("received", endpoint.schema))
         self._copy(sql.Identifier("received"), names, texts)
         # Compared as texts: to `numeric`, 1.0 and 1.00 are the same.
         content = "select count(*) || ' ' || coalesce(sum(hashtextextended(each::text, 0)), 0) from ({}) each"
         received = sql.SQL("select {} from received").format(names)
         stored = sql.SQL("select {} from {} where partition_date = {} and {}").format(
-            names, _table(endpoint), day, sql.SQL("landed_at = now()" if written else "true")
+            names, endpoint_tables.table(endpoint), day, sql.SQL("landed_at = now()" if written else "true")
         )
         same = sql.SQL(f"select ({content}) = ({content})").format(received, stored)
         row = self._connection.execute(same).fetchone()
@@ -369,7 +315,7 @@ class Store:
             )
 
     def _refuse_shrinking(
-        self, endpoint: Endpoint, batch: DayBatch, held: Ledger, rows: int, *, is_final: bool
+        self, endpoint: Endpoint, batch: DayBatch, held: LedgerEntry, rows: int, *, is_final: bool
     ) -> None:
         """Raises `Shrunken` if rows that had landed would be removed although the source may still have them."""
         self._refuse_unlisted(endpoint, batch)
@@ -379,7 +325,7 @@ class Store:
             return
         found = self._connection.execute(
             sql.SQL("select distinct open_id from {} where partition_date = %s and open_id = any(%s)").format(
-                _table(endpoint)
+                endpoint_tables.table(endpoint)
             ),
             (batch.day, list(batch.excluded)),
         ).fetchall()
@@ -395,7 +341,7 @@ class Store:
         found = self._connection.execute(
             sql.SQL("select distinct {} from {} where partition_date = %s").format(
                 sql.SQL(", ").join([sql.SQL("''"), *(sql.SQL("{}::text").format(sql.Identifier(n)) for n in compared)]),
-                _table(endpoint),
+                endpoint_tables.table(endpoint),
             ),
             (batch.day,),
         ).fetchall()
@@ -418,7 +364,7 @@ class Store:
     ) -> None:
         run = self._connection.execute
         day = entry["partition"]
-        table, names = _table(endpoint), ddl.data_columns(endpoint.schema)
+        table, names = endpoint_tables.table(endpoint), endpoint_tables.data_columns(endpoint.schema)
         held = sql.SQL("select {} from {} where partition_date = {}").format(names, table, day)
         if keep_superseded:
             run(sql.SQL("create temporary table superseded on commit drop as {}").format(held))
@@ -430,7 +376,7 @@ class Store:
         )
         self._copy(table, names, texts)
         if isinstance(endpoint, ActionLog):
-            run("delete from affiliate.attempt where asset = %(asset)s and source = %(source)s", entry)
+            pending_actions.drop_landed(self._connection, endpoint.key, entry["source"])
         if keep_superseded:
             # Compared as texts: to `numeric`, 1.0 and 1.00 are the same.
             run(
@@ -438,22 +384,12 @@ class Store:
                     "with old as (select to_jsonb(s) payload, s::text line, row_number() over (partition by s::text) n "
                     "from superseded s), "
                     "new as (select h::text line, row_number() over (partition by h::text) n from ({held}) h) "
-                    "insert into affiliate.superseded_row "
+                    f"insert into {SUPERSEDED} "
                     "select %(asset)s, %(partition)s, %(run_id)s, now(), payload from old "
                     "where not exists (select from new where new.line = old.line and new.n = old.n)"
                 ).format(held=held),
                 entry,
             )
-
-    def _record(self, total: Summary, entry: Mapping[str, Any]) -> None:
-        self._connection.execute(
-            "insert into affiliate.landing values "
-            "(%(asset)s, %(partition)s, %(rows)s, %(hash)s, %(settled)s, %(source)s, now(), now(), %(run_id)s) "
-            "on conflict (asset, partition) do update set rows = excluded.rows, content_hash = excluded.content_hash, "
-            "settled = excluded.settled, source = excluded.source, landed_at = excluded.landed_at, "
-            "checked_at = excluded.checked_at, run_id = excluded.run_id",
-            {**entry, "rows": total.rows, "hash": str(total.fingerprint)},
-        )
 
     def _copy(self, table: sql.Identifier, names: sql.Composed, texts: Iterable[bytes]) -> None:
         copy = sql.SQL("copy {} ({}) from stdin (format csv)").format(table, names)
@@ -465,16 +401,11 @@ class Store:
         if not total.unknown_fields:
             return []
         new = self._connection.execute(
-            "insert into affiliate.unknown_field select %(asset)s, name, %(partition)s, now() from unnest(%(names)s::text[]) name "
+            f"insert into {UNKNOWN_FIELDS} select %(asset)s, name, %(partition)s, now() from unnest(%(names)s::text[]) name "
             "on conflict do nothing returning name",
             {**key, "names": list(total.unknown_fields)},
         )
         return sorted(name for (name,) in new)
-
-    def _forget_rejected(self, key: Mapping[str, Any]) -> None:
-        self._connection.execute(
-            "delete from affiliate.rejected_row where asset = %(asset)s and partition = %(partition)s", key
-        )
 
     def stats(self, endpoint: Endpoint, day: date) -> DayStats:
         """What the table holds for the day."""
@@ -487,7 +418,7 @@ class Store:
             "amount": sql.SQL("null::numeric"),
             "instant": sql.SQL("null::timestamptz"),
             "wrong": sql.SQL("false"),
-            "table": _table(endpoint),
+            "table": endpoint_tables.table(endpoint),
             "day": day,
         }
         if isinstance(endpoint, Records):
@@ -518,13 +449,9 @@ class Store:
         amount, group = map(sql.Identifier, endpoint.sum_by)
         sums = sql.SQL("select {} name, count(*) rows, sum({}) total from {} where partition_date = %(day)s group by 1")
         own, others = (sums.format(group, amount, sql.Identifier(*key.split("/"))) for key in (endpoint.key, other))
+        if not ledger.entries(self._connection, other, [day]):
+            return None
         with unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
-            cursor.execute(
-                "select from affiliate.landing where asset = %s and partition = %s and to_regclass(%s) is not null",
-                (other, day, other.replace("/", ".")),
-            )
-            if cursor.fetchone() is None:
-                return None
             cursor.execute(
                 sql.SQL(
                     "select name, coalesce(own.rows, 0), coalesce(own.total, 0)::text, "
@@ -550,52 +477,21 @@ class Store:
     ) -> None:
         """Stores what was received for the day, replacing what `reject` stored before. Each call of `rows` yields the JSON
         texts anew. Incomplete rows never replace complete rows, nor a larger number of rows."""
-        key = {"asset": endpoint.key, "partition": day}
-        common = (*key.values(), run_id, source, datetime.fromtimestamp(received_ms / 1000, UTC), reason, complete)
-        with unavailable():
-            if not complete and self._has_rejected_more(key, sum(1 for _ in rows())):
-                return
-            try:
-                self._keep_rejected(key, common, rows())
-            except psycopg.DataError:
-                # jsonb cannot hold every JSON text: then each row is kept as a JSON string.
-                self._keep_rejected(key, common, map(json.dumps, rows()))
-
-    def _has_rejected_more(self, key: Mapping[str, Any], rows: int) -> bool:
-        with self._connection.transaction():
-            row = self._connection.execute(
-                "select coalesce(bool_or(complete), false) or count(*) > %(rows)s from affiliate.rejected_row "
-                "where asset = %(asset)s and partition = %(partition)s",
-                {**key, "rows": rows},
-            ).fetchone()
-        return bool(row and row[0])
-
-    def _keep_rejected(self, key: Mapping[str, Any], common: tuple[Any, ...], payloads: Iterable[str]) -> None:
-        copy = (
-            "copy affiliate.rejected_row (asset, partition, run_id, source, rejected_at, reason, complete, payload) "
-            "from stdin"
+        quarantine.keep(
+            self._connection,
+            endpoint.key,
+            day,
+            rows,
+            run_id=run_id,
+            source=source,
+            reason=reason,
+            received_ms=received_ms,
+            complete=complete,
         )
-        with self._connection.transaction():
-            lock = Lock(_DAY, f"{key['asset']} {key['partition']}").key
-            self._connection.execute(sql.SQL("select pg_advisory_xact_lock({})").format(lock))
-            self._forget_rejected(key)
-            with self._connection.cursor() as cursor, cursor.copy(copy) as copying:
-                for payload in payloads:
-                    copying.write_row((*common, payload))
 
-    def rejected(self, endpoint: Endpoint, day: date) -> Rejected | None:
+    def rejected(self, endpoint: Endpoint, day: date) -> quarantine.Rejected | None:
         """The rows kept by `reject`."""
-        with unavailable(), self._connection.transaction():
-            found = self._connection.execute(
-                "select source, rejected_at, reason, complete, "
-                "case jsonb_typeof(payload) when 'string' then payload #>> '{}' else payload::text end "
-                "from affiliate.rejected_row where asset = %s and partition = %s",
-                (endpoint.key, day),
-            ).fetchall()
-        if not found:
-            return None
-        source, rejected_at, reason, complete, _ = found[0]
-        return Rejected(source, rejected_at, reason, complete, [payload.encode() for *_, payload in found])
+        return quarantine.rejected(self._connection, endpoint.key, day)
 
 
 def _refusal(error: psycopg.Error) -> str:
@@ -604,7 +500,3 @@ def _refusal(error: psycopg.Error) -> str:
     column = error.diag.column_name or (place and place[2])
     named = [*([f"row {place[1]}"] if place else []), *([f"column {column}"] if column else [])]
     return redact(error.diag.message_primary or type(error).__name__) + (f" ({', '.join(named)})" if named else "")
-
-
-def _table(endpoint: Endpoint) -> sql.Identifier:
-    return sql.Identifier(endpoint.exchange.name, endpoint.name)

@@ -1,30 +1,132 @@
-"""The ledger of landed days as a query, for tables that are derived from several assets."""
+"""The ledger: one row per asset and day that has landed. Only this module names its table."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime
+from typing import Any, Final
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import class_row
+
+from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.locks import Lock
+
+TABLE: Final = "affiliate.landing"
+RIGHTS = {TABLE: "select insert update"}
+_COLUMNS: Final = "partition, rows, content_hash, settled, source, landed_at, checked_at"
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """A landed day: `landed_at` is when its rows were written, `checked_at` when they were last found unchanged."""
+
+    partition: date
+    rows: int
+    content_hash: str
+    settled: bool
+    source: str
+    landed_at: datetime
+    checked_at: datetime
+
+
+@dataclass(frozen=True)
+class _AssetEntry(LedgerEntry):
+    asset: str
+
+
+Ledgers = Mapping[str, Mapping[date, LedgerEntry]]
+
+
+def day_lock(asset: str, day: date) -> Lock:
+    """The lock of a transaction that writes the day.
+
+    Its own kind: a session that has leaked an asset's lock must not block it.
+    """
+    return Lock("affiliate_pipeline.day", f"{asset} {day}")
+
+
+def entries(
+    connection: psycopg.Connection[Any], asset: str, days: Iterable[date] | None = None
+) -> dict[date, LedgerEntry]:
+    """The landed days of the asset, among these if given, in order."""
+    wanted = None if days is None else list(days)
+    with unavailable(), connection.transaction(), connection.cursor(row_factory=class_row(LedgerEntry)) as rows:
+        rows.execute(
+            f"select {_COLUMNS} from {TABLE} "
+            "where asset = %s and (%s::date[] is null or partition = any(%s)) order by partition",
+            (asset, wanted, wanted),
+        )
+        return {entry.partition: entry for entry in rows}
+
+
+def entries_since(connection: psycopg.Connection[Any], first: date = date.min) -> Ledgers:
+    """By asset, its landed days from `first` on and its earliest landed day, in order."""
+    found: dict[str, dict[date, LedgerEntry]] = {}
+    with unavailable(), connection.transaction(), connection.cursor(row_factory=class_row(_AssetEntry)) as rows:
+        rows.execute(
+            f"select asset, {_COLUMNS} from {TABLE} where partition >= %s or (asset, partition) in "
+            f"(select asset, min(partition) from {TABLE} group by asset) order by asset, partition",
+            (first,),
+        )
+        for entry in rows:
+            found.setdefault(entry.asset, {})[entry.partition] = entry
+    return found
+
+
+def exists(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the database has a ledger yet; for readers that change nothing."""
+    with unavailable(), connection.transaction():
+        row = connection.execute("select to_regclass(%s) is not null", (TABLE,)).fetchone()
+    return bool(row and row[0])
+
+
+def missing_since(
+    connection: psycopg.Connection[Any], days: Mapping[str, Collection[date]], since: datetime
+) -> dict[str, frozenset[date]]:
+    """By asset, which of its days have not landed, unchanged or not, at `since` or later."""
+    return {
+        asset: frozenset(wanted)
+        - {day for day, entry in entries(connection, asset, wanted).items() if entry.checked_at >= since}
+        for asset, wanted in days.items()
+    }
+
+
+def write(
+    connection: psycopg.Connection[Any],
+    *,
+    asset: str,
+    partition: date,
+    rows: int,
+    content_hash: str,
+    settled: bool,
+    source: str,
+    run_id: str,
+) -> None:
+    """Records, in the transaction that writes the day's rows, that they have landed."""
+    connection.execute(
+        f"insert into {TABLE} values (%s, %s, %s, %s, %s, %s, now(), now(), %s) "
+        "on conflict (asset, partition) do update set rows = excluded.rows, content_hash = excluded.content_hash, "
+        "settled = excluded.settled, source = excluded.source, landed_at = excluded.landed_at, "
+        "checked_at = excluded.checked_at, run_id = excluded.run_id",
+        (asset, partition, rows, content_hash, settled, source, run_id),
+    )
+
+
+def confirm(connection: psycopg.Connection[Any], asset: str, day: date, *, settled: bool) -> None:
+    """Records that the source still has exactly the landed rows."""
+    connection.execute(
+        f"update {TABLE} set checked_at = now(), settled = %s where asset = %s and partition = %s",
+        (settled, asset, day),
+    )
 
 
 def by_day(assets: Sequence[str]) -> sql.Composed:
     """Selects the days that any of the assets has landed: `partition`, `inputs` (a fingerprint of the contents),
     `landed_at` (the latest) and `settled` (a JSON object by asset)."""
-    # Fingerprint the contents: landing times do not identify what was read, since transactions overlap.
+    # Transactions overlap, so that times would not identify the content that was read.
     return sql.SQL(
         "select partition, md5(string_agg(asset || ' ' || content_hash || ' ' || settled, ',' order by asset)) as inputs, "
         "max(landed_at) as landed_at, jsonb_object_agg(asset, settled) as settled "
-        "from affiliate.landing where asset = any({}) group by partition"
-    ).format(list(assets))
-
-
-def handled_at(connection: psycopg.Connection, asset: str, days: Sequence[date]) -> dict[date, datetime]:
-    """When each of the asset's days last landed, was compared, or had its rows rejected; other days are missing."""
-    return dict(
-        connection.execute(
-            "select partition, max(at) from (select asset, partition, checked_at as at from affiliate.landing "
-            "union all select asset, partition, rejected_at from affiliate.rejected_row) each "
-            "where asset = %s and partition = any(%s) group by partition",
-            (asset, list(days)),
-        ).fetchall()
-    )
+        "from {} where asset = any({}) group by partition"
+    ).format(sql.Identifier(*TABLE.split(".")), list(assets))

@@ -19,12 +19,13 @@ from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.problem import AffiliateError, Problem
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan, Session
-from affiliate_pipeline.landing.day_writer import DayStats, Ledger, Shrunken, Store, StoreError, Written
+from affiliate_pipeline.exchanges.shared_state import SharedState
+from affiliate_pipeline.landing import quarantine
+from affiliate_pipeline.landing.day_writer import DayStats, Shrunken, Store, StoreError, Written
 from affiliate_pipeline.landing.eligibility import Availability, Expired, NotEnded, decide
-from affiliate_pipeline.landing.ledger import handled_at
+from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of, prepared
-from affiliate_pipeline.postgres.rate_limiter import LONGEST_WAIT_S
-from affiliate_pipeline.postgres.shared import Shared
+from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
 from affiliate_pipeline.schema.decode import Invalid
 from affiliate_pipeline.schema.jsonb import payload
 from affiliate_pipeline.schema.raw_row import split
@@ -94,11 +95,11 @@ def now_ms() -> int:
 
 @contextmanager
 def connected(
-    endpoint: Endpoint, store: Store, variables: Mapping[str, str], longest_wait_s: float = LONGEST_WAIT_S
+    endpoint: Endpoint, store: Store, variables: Mapping[str, str], max_wait_s: float = MAX_WAIT_S
 ) -> Generator[Session]:
     """A session with the endpoint's account whose rate limit is shared through the store's database; a pause of it that is
     longer raises `Banned`. The account is the one in `variables`."""
-    with Shared(store.url, handled_at, longest_wait_s) as shared:
+    with SharedState(store.url, quarantine.handled_at, max_wait_s) as shared:
         session = endpoint.exchange.connect(endpoint, shared, variables)
         with session.client:
             yield session
@@ -116,7 +117,7 @@ def land_days(
 ) -> Iterator[Outcome]:
     """Yield one outcome for each of the days, in any order."""
     pending = dict.fromkeys(sorted(days))
-    ledger: dict[date, Ledger] = {}
+    ledger: dict[date, LedgerEntry] = {}
     try:
         store.require_ready(endpoint)
         with store.exclusive(endpoint):
@@ -144,7 +145,7 @@ class LandingRun:
     store: Store
     run_id: str
     options: Options
-    ledger: Mapping[date, Ledger]
+    ledger: Mapping[date, LedgerEntry]
 
     @property
     def endpoint(self) -> Endpoint:
@@ -325,7 +326,7 @@ def _damage(rows: Mapping[str, int]) -> Iterator[str]:
         )
 
 
-def _stored(held: Ledger | None) -> str:
+def _stored(held: LedgerEntry | None) -> str:
     """The impact of a failure on what had landed for the day."""
     if held is None:
         return "Nothing of this day has landed"

@@ -2,25 +2,18 @@
 `doctor.py`."""
 
 import json
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Self
 
-from psycopg.rows import class_row
-
-from affiliate_pipeline.landing.day_writer import Ledger
-from affiliate_pipeline.postgres.connection import StoreUnavailable, connect, unavailable
+from affiliate_pipeline.landing import ledger
+from affiliate_pipeline.landing.day_writer import rights
+from affiliate_pipeline.postgres.connection import connect
+from affiliate_pipeline.postgres.errors import StoreUnavailable, unavailable
 from affiliate_pipeline.postgres.readiness import problems
 
 # Dagster's daemons tell of themselves every 30 seconds, the scheduler once a minute.
 ALIVE_S = 150
-
-
-@dataclass(frozen=True)
-class _Row(Ledger):
-    asset: str
 
 
 @dataclass(frozen=True)
@@ -53,20 +46,11 @@ class Examination:
 
     def problems(self, endpoints: Sequence[str]) -> Iterator[StoreUnavailable]:
         """What keeps days of these endpoints from landing in it."""
-        return problems(self._connection, endpoints)
+        return problems(self._connection, rights(endpoints))
 
-    def ledgers(self) -> Mapping[str, Mapping[date, Ledger]]:
+    def ledgers(self) -> ledger.Ledgers:
         """What has landed, by asset and day."""
-        found: dict[str, dict[date, Ledger]] = defaultdict(dict)
-        if self._has("affiliate.landing"):
-            with unavailable(), self._connection.cursor(row_factory=class_row(_Row)) as rows:
-                rows.execute(
-                    "select asset, partition, rows, content_hash, settled, source, landed_at, checked_at "
-                    "from affiliate.landing"
-                )
-                for row in rows:
-                    found[row.asset][row.partition] = row
-        return found
+        return ledger.entries_since(self._connection) if ledger.exists(self._connection) else {}
 
     def daemon(self) -> Daemon:
         """Dagster's daemon, by what it writes down."""

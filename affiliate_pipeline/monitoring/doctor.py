@@ -2,7 +2,7 @@
 rate limit. So each account gets one or two requests only."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -13,6 +13,7 @@ from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.errors import (
     AccessRefused,
     ClockOff,
@@ -22,8 +23,7 @@ from affiliate_pipeline.http.errors import (
     Refused,
     UnusableNetwork,
 )
-from affiliate_pipeline.http.limits import Limit, Unlimited
-from affiliate_pipeline.landing.day_writer import Ledger
+from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.monitoring.configuration import Alerts
 from affiliate_pipeline.monitoring.database_state import Examination
 from affiliate_pipeline.monitoring.overdue import described, overdue_days
@@ -49,17 +49,6 @@ class Finding:
     about: str
     found: str
     to_do: str = ""
-
-
-class _Unshared:
-    """Sessions that share nothing with other processes (`exchanges.fetching.Shared`)."""
-
-    def limit(self, scope: str, per_window: int, window_s: float) -> Limit:
-        return Unlimited()
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        """Of everything else nothing: no probe needs it."""
-        return lambda *_: None
 
 
 def alerts(environment: Environment) -> Iterator[Finding]:
@@ -108,7 +97,7 @@ def _held(examination: Examination, environment: Environment) -> Iterator[Findin
     yield from _sources(ledgers, environment)
 
 
-def _days(ledgers: Mapping[str, Mapping[date, Ledger]], environment: Environment) -> Iterator[Finding]:
+def _days(ledgers: Mapping[str, Mapping[date, LedgerEntry]], environment: Environment) -> Iterator[Finding]:
     """The overdue days: at risk while they can be fetched, and lost after that."""
     start, now_ms = environment.start_date, _now_ms()
     fine = 0
@@ -124,11 +113,11 @@ def _days(ledgers: Mapping[str, Mapping[date, Ledger]], environment: Environment
         yield Finding("days", "nothing has landed yet", "Start it (`make up`), or materialize days in the UI")
 
 
-def _sources(ledgers: Mapping[str, Mapping[date, Ledger]], environment: Environment) -> Iterator[Finding]:
+def _sources(ledgers: Mapping[str, Mapping[date, LedgerEntry]], environment: Environment) -> Iterator[Finding]:
     for endpoint in ENDPOINTS:
         held = {row.source for row in ledgers.get(endpoint.key, {}).values()}
         with suppress(SettingsError):  # reported already
-            session = endpoint.exchange.connect(endpoint, _Unshared(), environment.variables)
+            session = endpoint.exchange.connect(endpoint, SharedState(), environment.variables)
             with session.client:
                 configured = session.source
             if others := sorted(held - {configured}):
@@ -163,7 +152,7 @@ def _account(about: str, endpoints: list[Endpoint], environment: Environment) ->
     for endpoint in endpoints:
         assert endpoint.probe
         try:
-            session = endpoint.exchange.connect(endpoint, _Unshared(), environment.variables)
+            session = endpoint.exchange.connect(endpoint, SharedState(), environment.variables)
         except SettingsError as error:
             yield Finding(
                 about,

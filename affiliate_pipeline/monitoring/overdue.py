@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 from affiliate_pipeline.domain.days import DAY, HOUR, day_of, fold, last_minute_before, runs
 from affiliate_pipeline.domain.expected_days import ExpectedDay, expected_days
 from affiliate_pipeline.exchanges.endpoint import Endpoint, retention_of
-from affiliate_pipeline.landing.day_writer import Ledger
+from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.notifications import NotificationLevel, State
 
@@ -24,7 +24,7 @@ SECOND_WARNING = 12 * HOUR
 
 
 def overdue_days(
-    endpoint: Endpoint, ledgers: Mapping[str, Mapping[date, Ledger]], start: date, now_ms: int
+    endpoint: Endpoint, ledgers: Mapping[str, Mapping[date, LedgerEntry]], start: date, now_ms: int
 ) -> list[ExpectedDay]:
     """The overdue days, oldest first: since the first that ever landed, of the last 30, none before `start`.
 

@@ -1,50 +1,46 @@
 """Rate limits that hold over all processes and machines together: leases of slots in the database.
 
-A slot comes back one window after the *answer* to its last request arrived: a server counts when a request reaches
-it, which is somewhere between sending and answering. A killed holder costs its slot until the lease ends.
+A slot returns one window after the *response* to its last request arrived: a server counts a request when it receives
+it, which is some time between sending and response. A killed holder costs its slot until the lease ends.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Final
 
-import psycopg
+from affiliate_pipeline.postgres.table_store import TableStore
 
-from affiliate_pipeline.http.errors import Banned
-from affiliate_pipeline.postgres.connection import connect, unavailable
-
-# A request has been answered or given up by then (client.TIMEOUT), so its slot is never taken by two.
+TABLE: Final = "affiliate.lease"
+RIGHTS = {TABLE: "select insert update"}
+# By then a request has its response or has failed (see the timeouts of http.client), so that no two hold one slot.
 HOLD_S = 60
-LONGEST_WAIT_S = 300
-# Within a block the database is not asked at every request: what another process was just told is heard of so much later,
-# when a request of ours might have been under way just as well.
-PAUSE_HEARD_WITHIN_S = 0.02
+MAX_WAIT_S = 300
+# Within a block not every request queries the database: pauses set by another process are noticed so much later, when a
+# request of this process might have been under way just as well.
+PAUSE_CHECK_S = 0.02
 # Binance's bans end after three days.
-LONGEST_PAUSE_S = 30 * 86_400
+MAX_PAUSE_S = 30 * 86_400
 
-_TAKE = """
-update affiliate.lease set returns_at = clock_timestamp() + %(held)s * interval '1 second'
+# Slot -1 holds the pause that the exchange requested.
+_PAUSED: Final = f"select 1 from {TABLE} where scope = %(scope)s and slot = -1 and returns_at > clock_timestamp()"
+_TAKE: Final = f"""
+update {TABLE} set returns_at = clock_timestamp() + %(held)s * interval '1 second'
 where (scope, slot) = (
-    select scope, slot from affiliate.lease
+    select scope, slot from {TABLE}
     where scope = %(scope)s and slot between 0 and %(slots)s - 1 and returns_at <= clock_timestamp()
-    -- slot -1 is the pause that the exchange asked for
-    and not exists (
-        select from affiliate.lease where scope = %(scope)s and slot = -1 and returns_at > clock_timestamp()
-    )
+    and not exists ({_PAUSED})
     order by returns_at, slot limit 1 for update skip locked
 ) returning slot, returns_at"""
-_PAUSED = """
-select exists (select from affiliate.lease where scope = %(scope)s and slot = -1 and returns_at > clock_timestamp())"""
-_WAIT = """
+_WAIT: Final = f"""
 select extract(epoch from greatest(
     min(returns_at) filter (where slot between 0 and %(slots)s - 1), max(returns_at) filter (where slot = -1)
 ) - clock_timestamp())::float8,
 extract(epoch from max(returns_at) filter (where slot = -1) - clock_timestamp())::float8
-from affiliate.lease where scope = %(scope)s"""
+from {TABLE} where scope = %(scope)s"""
 
 
 @dataclass
@@ -58,8 +54,12 @@ class _Block:
     under_way: int = 0
 
 
-class Lease:
-    """A rate limit (`rest.limits.Limit`): `slots` slots per window of `window_s` seconds, each good for `requests` requests. Safe to share by threads."""
+class RateLimiter(TableStore):
+    """A rate limit (`http.limits.Limit`) of `slots` slots per window of `window_s` seconds, each of which permits
+    `requests` requests. Safe to share between threads.
+
+    A pause longer than `max_wait_s` raises what `too_long` makes of a message.
+    """
 
     def __init__(
         self,
@@ -68,30 +68,35 @@ class Lease:
         slots: int,
         window_s: float,
         requests: int = 1,
+        *,
         sleep: Callable[[float], None] = time.sleep,
-        longest_wait_s: float = LONGEST_WAIT_S,
-    ):
-        self._longest_wait_s = longest_wait_s
-        self._scope, self._slots, self._window_s, self._requests, self._sleep = scope, slots, window_s, requests, sleep
+        max_wait_s: float = MAX_WAIT_S,
+        too_long: Callable[[str], Exception] = TimeoutError,
+    ) -> None:
+        # A lease that a crashing database loses is not worth waiting for the disk at every request.
+        super().__init__(url, durable=False)
+        self._window_s, self._requests, self._sleep = window_s, requests, sleep
+        self._max_wait_s, self._too_long = max_wait_s, too_long
+        self._values = {"scope": scope, "slots": slots, "held": HOLD_S + window_s}
         self._lock = threading.Lock()
         self._block: _Block | None = None
         self._no_pause_until = float("-inf")
-        # A lease that a crashed database forgets costs nothing worth waiting for the disk at every request.
-        self._connection = connect(url, autocommit=True, durable=False)
-        self._run(
-            "insert into affiliate.lease select %s, slot, 'epoch' from generate_series(-1, %s - 1) slot "
+        self._execute(
+            f"insert into {TABLE} select %(scope)s, slot, 'epoch' from generate_series(-1, %(slots)s - 1) slot "
             "on conflict do nothing",
-            (scope, slots),
+            self._values,
         )
 
     def close(self) -> None:
         with self._lock:
-            self._drop_block()
-            self._connection.close()
+            try:
+                self._drop_block()
+            finally:
+                super().close()
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Waits until a request may be sent; held until its answer has arrived. Raises `Banned` on a long pause."""
+    def slot(self) -> Generator[None]:
+        """Waits until a request may be sent, and holds its slot until the response has arrived."""
         block = self._take()
         try:
             yield
@@ -104,47 +109,44 @@ class Lease:
                         self._block = None
 
     def pause(self, seconds: float) -> None:
-        """Nobody with this scope sends for so long."""
+        """Lets no process with this scope send a request for so long."""
         with self._lock:
             self._drop_block()
-            self._run(
-                "update affiliate.lease set returns_at = "
-                "greatest(returns_at, clock_timestamp() + %s * interval '1 second') where scope = %s and slot = -1",
-                (min(seconds, LONGEST_PAUSE_S) if seconds > 0 else 0, self._scope),
+            self._execute(
+                f"update {TABLE} set returns_at = greatest(returns_at, clock_timestamp() + %s * interval '1 second') "
+                "where scope = %s and slot = -1",
+                (min(seconds, MAX_PAUSE_S) if seconds > 0 else 0, self._values["scope"]),
             )
 
     def _take(self) -> _Block:
-        values = {"scope": self._scope, "slots": self._slots, "held": HOLD_S + self._window_s}
         while True:
             with self._lock:
                 block = self._block
-                if block and block.left and time.monotonic() < block.used_until and not self._paused(values):
+                if block and block.left and time.monotonic() < block.used_until and not self._is_paused():
                     block.left -= 1
                     block.under_way += 1
                     return block
-                if taken := self._run(_TAKE, values).fetchone():
+                if taken := self._execute(_TAKE, self._values).fetchone():
                     self._drop_block()
-                    self._block = _Block(
-                        *taken, self._requests - 1, used_until=time.monotonic() + HOLD_S / 2, under_way=1
-                    )
+                    slot, returns_at = taken
+                    self._block = _Block(slot, returns_at, self._requests - 1, time.monotonic() + HOLD_S / 2, 1)
                     return self._block
-                wait_s, pause_s = self._run(_WAIT, values).fetchone()
-            if pause_s is not None and pause_s > self._longest_wait_s:
-                raise Banned(
+                [(wait_s, pause_s)] = self._execute(_WAIT, self._values).fetchall()
+            if pause_s is not None and pause_s > self._max_wait_s:
+                raise self._too_long(
                     f"the exchange allows no request for another {pause_s:.0f} s; materialize again after that"
                 )
-            # Another process may be faster; a slot that was seen coming back is then asked for again.
+            # Another process may take the slot that is seen returning; then this one looks again.
             self._sleep(min(max(wait_s or 0.0, 0.005), 5.0))
 
-    def _paused(self, values: Any) -> bool:
+    def _is_paused(self) -> bool:
         now = time.monotonic()
         if now < self._no_pause_until:
             return False
-        row = self._run(_PAUSED, values).fetchone()
-        paused = bool(row and row[0])
-        if not paused:
-            self._no_pause_until = now + PAUSE_HEARD_WITHIN_S
-        return paused
+        is_paused = self._execute(_PAUSED, self._values).fetchone() is not None
+        if not is_paused:
+            self._no_pause_until = now + PAUSE_CHECK_S
+        return is_paused
 
     def _drop_block(self) -> None:
         if self._block and not self._block.under_way:
@@ -152,13 +154,9 @@ class Lease:
         self._block = None
 
     def _give_back(self, block: _Block) -> None:
-        # Unless the lease had ended and somebody else holds the slot by now.
-        self._run(
-            "update affiliate.lease set returns_at = clock_timestamp() + %s * interval '1 second' "
+        # Unless the lease has ended and another process holds the slot by now.
+        self._execute(
+            f"update {TABLE} set returns_at = clock_timestamp() + %s * interval '1 second' "
             "where scope = %s and slot = %s and returns_at = %s",
-            (self._window_s, self._scope, block.slot, block.returns_at),
+            (self._window_s, self._values["scope"], block.slot, block.returns_at),
         )
-
-    def _run(self, statement: str, values: Any) -> psycopg.Cursor:
-        with unavailable():
-            return self._connection.execute(statement, values)

@@ -1,64 +1,52 @@
-"""Whether days can land in a database: checked before requests to an exchange, and by `check`."""
+"""Whether a database can be used for what its tables are for: checked before requests to an exchange, and by `check`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import psycopg
 
-from affiliate_pipeline.postgres.connection import (
+from affiliate_pipeline.postgres.connection import connect
+from affiliate_pipeline.postgres.errors import (
     ENCODING,
     ENCODING_ACTION,
     READ_ONLY,
     READ_ONLY_ACTION,
     ROLE_ACTION,
     StoreUnavailable,
-    connect,
     unavailable,
 )
 
-# The rights that landing needs on the tables of `ddl.BOOKKEEPING`, and on an endpoint's own table.
-_RIGHTS = {
-    "affiliate.landing": "select insert update",
-    "affiliate.rejected_row": "select insert delete",
-    "affiliate.superseded_row": "insert",
-    "affiliate.unknown_field": "select insert",
-    "affiliate.lease": "select insert update",
-}
-_ENDPOINT_RIGHTS = "select insert delete"
-
 # `to_regclass` would fail where the role may not use the schema.
-_LOOK = """
+_LOOK: Final = """
 with existing as (
     select pg_class.oid, name, "right" from unnest(%(tables)s::text[], %(rights)s::text[]) as needed (name, "right")
     join pg_namespace on nspname = split_part(name, '.', 1)
     join pg_class on relnamespace = pg_namespace.oid and relname = split_part(name, '.', 2)
+), schemas as (
+    select schema, to_regnamespace(quote_ident(schema)) as oid from unnest(%(schemas)s::text[]) schema
 )
 select pg_is_in_recovery(),
     (select reset_val from pg_settings where name = 'default_transaction_read_only') = 'on',
     current_setting('server_encoding'),
     has_database_privilege(current_database(), 'temporary'),
     has_database_privilege(current_database(), 'create'),
-    array(select schema from unnest(%(schemas)s::text[]) schema
-        where to_regnamespace(quote_ident(schema)) is null),
-    array(select schema from unnest(%(schemas)s::text[]) schema
-        where to_regnamespace(quote_ident(schema)) is not null
-        and not has_schema_privilege(to_regnamespace(quote_ident(schema)), 'usage')),
+    array(select schema from schemas where oid is null),
+    array(select schema from schemas where oid is not null and not has_schema_privilege(oid, 'usage')),
     array(select "right" || ' on ' || name from existing where not has_table_privilege(oid, "right")),
     array(select name from existing where row_security_active(oid))
 """
 
 
-def problems(connection: psycopg.Connection, endpoints: Sequence[str]) -> Iterator[StoreUnavailable]:
-    """What keeps days of these endpoints (`exchange/name`) from landing; changes nothing."""
-    rights = _RIGHTS | {key.replace("/", "."): _ENDPOINT_RIGHTS for key in endpoints}
-    needed = [(name, right) for name, each in rights.items() for right in each.split()]
+def problems(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> Iterator[StoreUnavailable]:
+    """What prevents the use of tables (`schema.name`) with these rights, such as "select insert"; changes nothing."""
+    needed = [(table, right) for table, each in rights.items() for right in each.split()]
     values = {
-        "schemas": sorted({name.partition(".")[0] for name in rights}),
-        "tables": [name for name, _ in needed],
+        "schemas": sorted({table.partition(".")[0] for table in rights}),
+        "tables": [table for table, _ in needed],
         "rights": [right for _, right in needed],
     }
     with unavailable(), connection.transaction():
-        found = connection.execute(_LOOK, values).fetchone()
-    assert found
+        [found] = connection.execute(_LOOK, values).fetchall()
     is_standby, is_read_only, encoding, may_use_temporary, may_create, missing, closed, lacking, hidden = found
     if is_standby:
         yield StoreUnavailable(f"{READ_ONLY}: its address leads to a standby", READ_ONLY_ACTION)
@@ -80,10 +68,16 @@ def problems(connection: psycopg.Connection, endpoints: Sequence[str]) -> Iterat
         )
 
 
+def require(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> None:
+    """Raises the first of the `problems`."""
+    for error in problems(connection, rights):
+        raise error
+
+
 def require_storage(url: str) -> None:
     """Raises `StoreUnavailable` if Dagster cannot keep its own tables in the database."""
     with connect(url, autocommit=True) as connection:
-        for error in problems(connection, []):
+        for error in problems(connection, {}):
             if error.problem.what.startswith(READ_ONLY):
                 raise error
         with unavailable():
@@ -96,9 +90,3 @@ def require_storage(url: str) -> None:
             "the database's role lacks a right: create on schema public, where Dagster keeps its tables",
             "Grant it: `grant create on schema public to <role>`",
         )
-
-
-def require(connection: psycopg.Connection, endpoints: Sequence[str]) -> None:
-    """Raises `StoreUnavailable` if days of these endpoints cannot land."""
-    for error in problems(connection, endpoints):
-        raise error

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, LiteralString
 
 import msgspec
 import pandas as pd  # pyright: ignore[reportMissingTypeStubs]  # pandas has none
@@ -88,7 +88,7 @@ class Kind:
 
     name: str
     noun: str
-    sql: str
+    sql: LiteralString
     arrow_type: arrow.DataType
     sent: arrow.DataType
     read: Callable[[bytes], Any]

@@ -8,7 +8,8 @@ import pytest
 
 from affiliate_pipeline.app.__main__ import main
 from affiliate_pipeline.app.instance.storage import StorageUnavailable
-from affiliate_pipeline.postgres.connection import StoreUnavailable, connect
+from affiliate_pipeline.postgres.connection import connect
+from affiliate_pipeline.postgres.errors import StoreUnavailable
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED
 

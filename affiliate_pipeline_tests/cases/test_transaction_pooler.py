@@ -15,7 +15,7 @@ from affiliate_pipeline.app.__main__ import main
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import Failed, Landed, connected, land_days
-from affiliate_pipeline.postgres import connection
+from affiliate_pipeline.postgres import connection, locks
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY, SETTLED, landed, rebates, sent
 from affiliate_pipeline_tests.pgbouncer import needs_pgbouncer, pgbouncer
@@ -116,8 +116,8 @@ def test_landing_is_safe_even_where_it_is_not_noticed(sandbox, pooled, database_
 
     # Psycopg prepares what is executed often, which such a pooler cannot follow.
     monkeypatch.setattr(psycopg.Connection, "prepare_threshold", None)
-    monkeypatch.setattr(connection, "LOCK_CHECK_S", 0.2)
-    monkeypatch.setattr(connection, "SILENT_HOLDER_S", 1)
+    monkeypatch.setattr(locks, "LOCK_CHECK_S", 0.2)
+    monkeypatch.setattr(locks, "SILENT_HOLDER_S", 1)
     threads = [threading.Thread(target=land, args=(pooled,)) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -159,7 +159,7 @@ def leak(database_url: str, name: str) -> psycopg.Connection:
 
 @pytest.mark.parametrize("name", ["", "psql", "affiliate_pipeline"])
 def test_a_lock_that_no_live_run_holds_is_not_waited_for(sandbox, database_url, monkeypatch, name):
-    monkeypatch.setattr(connection, "SILENT_HOLDER_S", 0)
+    monkeypatch.setattr(locks, "SILENT_HOLDER_S", 0)
     with leak(database_url, name) as holder:
         run = materialize(KEY, DAYS)
         pid = holder.info.backend_pid
@@ -172,7 +172,7 @@ def test_a_lock_that_no_live_run_holds_is_not_waited_for(sandbox, database_url, 
 
 
 def test_a_live_run_is_waited_for(sandbox, database_url, query, monkeypatch):
-    monkeypatch.setattr(connection, "LOCK_CHECK_S", 0.5)
+    monkeypatch.setattr(locks, "LOCK_CHECK_S", 0.5)
     sandbox.binance.set_rebates(rebates(SETTLED, 10))
     runs = Counter()
 

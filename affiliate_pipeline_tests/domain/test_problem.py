@@ -10,7 +10,7 @@ from affiliate_pipeline.domain.problem import AffiliateError, Problem, SettingsE
 from affiliate_pipeline.exchanges.spool import SpoolFull
 from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, RateLimited, Transient
 from affiliate_pipeline.landing.day_writer import Shrunken, StoreError
-from affiliate_pipeline.postgres.connection import StoreUnavailable
+from affiliate_pipeline.postgres.errors import StoreUnavailable
 
 REFUSED = Problem("refused", "Binance answered HTTP 500", "Nothing of this day has landed", "Materialize it again")
 

@@ -42,7 +42,7 @@ from affiliate_pipeline.http.errors import (
 )
 from affiliate_pipeline.http.limits import Unlimited
 from affiliate_pipeline.landing.day_writer import Store
-from affiliate_pipeline.postgres.rate_limiter import Lease
+from affiliate_pipeline.postgres.rate_limiter import RateLimiter
 from affiliate_pipeline.sandbox import Sandbox
 
 KEY, SECRET, EMAIL = "the-api-key-of-the-test", "the-secret-of-the-test", "jane.doe@example.com"
@@ -381,8 +381,8 @@ def test_retry_after_holds_up_everybody_who_shares_the_limit(wire, database_url,
         pass
     wire.answers.append(http(429, TOO_MANY, "Retry-After: 0.4"))
     with (
-        closing(Lease(database_url, "shared", 50, 0.01)) as limit,
-        closing(Lease(database_url, "shared", 50, 0.01)) as same_limit,
+        closing(RateLimiter(database_url, "shared", 50, 0.01)) as limit,
+        closing(RateLimiter(database_url, "shared", 50, 0.01)) as same_limit,
         connected(wire.url, limit=limit) as one,
         connected(wire.url, limit=same_limit) as other,
     ):

@@ -34,16 +34,20 @@ def lands(query):
     return lands
 
 
+def due(outbox: Outbox, target: str = "a") -> list[Alert]:
+    return [delivery.alert for delivery in outbox.due(target)]
+
+
 def test_what_was_added_waits_as_it_was(outbox):
     assert outbox.add(FAILED)
-    assert outbox.waiting("a") == [FAILED]
+    assert due(outbox) == [FAILED]
 
 
 def test_a_key_is_taken_once_for_ever(outbox):
     outbox.add(FAILED)
     outbox.settle([])
     assert not outbox.add(Alert(FAILED.key, "changed", "changed"))
-    assert outbox.waiting("a") == []
+    assert due(outbox) == []
 
 
 def test_what_was_added_is_logged_once(outbox, caplog):
@@ -62,22 +66,29 @@ def test_no_secret_is_kept_or_logged(outbox, query, caplog):
 def test_the_oldest_is_first(outbox):
     outbox.add(OTHER)
     outbox.add(FAILED, datetime(2026, 11, 5, tzinfo=UTC))
-    assert outbox.waiting("a") == [FAILED, OTHER]
+    assert due(outbox) == [FAILED, OTHER]
 
 
 def test_each_target_has_its_own_state(outbox):
     outbox.add(FAILED)
     outbox.add(OTHER)
-    outbox.reached("a", [FAILED], HOUR)
-    assert outbox.waiting("a") == [OTHER]
-    assert outbox.waiting("b") == [FAILED, OTHER]
+    outbox.delivered("a", [FAILED], 0 * HOUR)
+    assert (due(outbox), outbox.waiting("a")) == ([OTHER], 1)
+    assert (due(outbox, "b"), outbox.waiting("b")) == ([FAILED, OTHER], 2)
+
+
+def test_a_target_gets_nothing_for_the_interval_after_an_alert(outbox):
+    outbox.add(FAILED)
+    outbox.add(OTHER)
+    outbox.delivered("a", [FAILED], HOUR)
+    assert (due(outbox), outbox.waiting("a")) == ([], 1)
 
 
 def test_delivered_is_what_every_target_has_taken(outbox, query):
     outbox.add(FAILED)
     outbox.add(OTHER)
-    outbox.reached("a", [FAILED, OTHER], HOUR)
-    outbox.reached("b", [OTHER], HOUR)
+    outbox.delivered("a", [FAILED, OTHER], HOUR)
+    outbox.delivered("b", [OTHER], HOUR)
     outbox.settle(["a", "b"])
     assert query("select key from affiliate.alert where delivered_at is not null") == [(OTHER.key,)]
 
@@ -88,49 +99,63 @@ def test_without_targets_everything_is_delivered(outbox, query):
     assert query("select count(*) from affiliate.alert where delivered_at is null") == [(0,)]
 
 
-def test_pauses_grow_up_to_the_longest(outbox, query):
-    def pause() -> int:
-        _, until = outbox.missed("a", [], 60 * SECOND, HOUR)
-        query("update affiliate.alert_target set next_try_at = now()")
-        return round((until - datetime.now(UTC)).total_seconds())
-
-    assert [pause() for _ in range(8)] == pytest.approx([60, 120, 240, 480, 960, 1920, 3600, 3600], abs=5)
+def fail(outbox: Outbox, query, alert: Alert, target: str = "a") -> tuple[int, timedelta]:
+    """Which attempt it was, and the pause after it, which is over by then."""
+    attempts, until = outbox.failed(target, [alert], 60 * SECOND, HOUR)
+    query("update affiliate.alert_delivery set next_attempt_at = now()")
+    return attempts, round((until - datetime.now(UTC)) / SECOND)
 
 
-def test_what_is_missed_within_a_pause_leaves_it_as_it_is(outbox):
-    assert outbox.missed("a", [FAILED], HOUR, HOUR) == outbox.missed("a", [OTHER], HOUR, HOUR)
+def test_pauses_grow_up_to_the_longest_whichever_alert_is_tried(outbox, query):
+    outbox.add(FAILED)
+    outbox.add(OTHER)
+    outbox.failed("a", [FAILED, OTHER], 0 * SECOND, HOUR)
+    found = [fail(outbox, query, alert) for alert in [FAILED, OTHER] * 4]
+    assert [attempts for attempts, _ in found] == list(range(2, 10))
+    expected = [120, 240, 480, 960, 1920, 3600, 3600, 3600]
+    assert [pause for _, pause in found] == pytest.approx(expected, abs=5)
 
 
-def test_what_was_missed_least_often_is_first(outbox):
+def test_within_a_pause_only_what_was_never_sent_is_due_and_leaves_it_as_it_is(outbox):
+    outbox.add(FAILED)
+    _, until = outbox.failed("a", [FAILED], HOUR, HOUR)
+    assert due(outbox) == []
+    outbox.add(OTHER)
+    assert due(outbox) == [OTHER]
+    assert outbox.failed("a", [OTHER], HOUR, HOUR) == (1, until)
+    assert (due(outbox), outbox.waiting("a")) == ([], 2)
+    assert (outbox.failing(), due(outbox, "b")) == ({"a"}, [FAILED, OTHER])
+
+
+def test_what_failed_least_often_is_first(outbox, query):
     outbox.add(FAILED, datetime(2026, 11, 5, tzinfo=UTC))
     outbox.add(OTHER)
     for _ in range(2):
-        outbox.missed("a", [FAILED], HOUR, HOUR)
-    outbox.missed("b", [OTHER], HOUR, HOUR)
-    assert outbox.waiting("a") == [OTHER, FAILED]
-    assert outbox.waiting("b") == [FAILED, OTHER]
-    assert (outbox.misses("a"), outbox.misses("b")) == ({FAILED.key: 2}, {OTHER.key: 1})
+        fail(outbox, query, FAILED)
+    fail(outbox, query, OTHER, "b")
+    assert outbox.due("a") == [(OTHER, 0), (FAILED, 2)]
+    assert outbox.due("b") == [(FAILED, 0), (OTHER, 1)]
 
 
-def test_a_target_that_was_reached_is_left_in_peace_only_so_long(outbox):
-    for target in "ab":
-        outbox.missed(target, [], HOUR, HOUR)
-        outbox.reached(target, [], {"a": 0 * HOUR, "b": HOUR}[target])
-    assert outbox.pauses() == {"b": 0}
-    assert outbox.missed("b", [], HOUR, HOUR)[0] == 1
-    assert outbox.pauses() == {"b": 1}
+def test_what_failed_is_due_again_once_the_target_has_taken_another(outbox):
+    outbox.add(FAILED)
+    outbox.add(OTHER)
+    outbox.failed("a", [FAILED], HOUR, HOUR)
+    outbox.delivered("a", [OTHER], 0 * HOUR)
+    assert outbox.due("a") == [(FAILED, 1)]
 
 
-def test_a_target_that_is_no_longer_configured_is_forgotten(outbox):
-    outbox.missed("a", [], HOUR, HOUR)
+def test_a_target_that_is_no_longer_configured_is_dropped(outbox):
+    outbox.add(FAILED)
+    outbox.failed("a", [FAILED], HOUR, HOUR)
     outbox.settle(["b"])
-    assert outbox.pauses() == {}
+    assert outbox.failing() == set()
 
 
 def test_only_one_delivers(outbox, database_url):
-    with outbox.alone() as first, Outbox(database_url) as other, other.alone() as second:
+    with outbox.try_exclusive() as first, Outbox(database_url) as other, other.try_exclusive() as second:
         assert (first, second) == (True, False)
-    with outbox.alone() as again:
+    with outbox.try_exclusive() as again:
         assert again
 
 
@@ -158,18 +183,10 @@ def test_an_alert_about_no_day_is_never_open(outbox):
     assert outbox.open() == []
 
 
-def test_recovered_is_told_once(outbox):
+def test_recovered_is_reported_once(outbox):
     outbox.add(FAILED)
     good = Alert("landed", "good", "news", good_news=True)
     outbox.recover([FAILED], good)
     outbox.recover([FAILED], good)
     assert outbox.open() == []
-    assert outbox.waiting("a") == [FAILED, good]
-
-
-def test_a_table_from_before_alerts_could_be_missed_goes_on(outbox, database_url, query):
-    outbox.add(FAILED)
-    query("alter table affiliate.alert drop column missed")
-    query("comment on schema affiliate is 'of an earlier version'")
-    with Outbox(database_url) as later:
-        assert (later.waiting("a"), later.misses("a")) == ([FAILED], {})
+    assert due(outbox) == [FAILED, good]

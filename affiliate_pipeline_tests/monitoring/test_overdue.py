@@ -12,7 +12,7 @@ from affiliate_pipeline.domain.days import days_from
 from affiliate_pipeline.domain.expected_days import ExpectedDay
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Retention
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.landing.day_writer import Ledger
+from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.notifications import NotificationLevel, State
 from affiliate_pipeline.monitoring.overdue import MAX_ATTEMPTS, alerts_of, at_risk, decide, described, overdue_days
@@ -40,16 +40,16 @@ def nov(day: int) -> date:
     return date(2026, 11, day)
 
 
-def landed(*days: date, settled: bool = True) -> dict[date, Ledger]:
+def landed(*days: date, settled: bool = True) -> dict[date, LedgerEntry]:
     at = datetime(2026, 11, 1, tzinfo=UTC)
-    return {day: Ledger(day, 1, "hash", settled, "source", at, at) for day in days}
+    return {day: LedgerEntry(day, 1, "hash", settled, "source", at, at) for day in days}
 
 
-def overdue(endpoint: Endpoint, ledger: dict[date, Ledger], now_ms: int, start: date = START) -> list[ExpectedDay]:
+def overdue(endpoint: Endpoint, ledger: dict[date, LedgerEntry], now_ms: int, start: date = START) -> list[ExpectedDay]:
     return overdue_days(endpoint, {endpoint.key: ledger}, start, now_ms)
 
 
-def missing_days(endpoint: Endpoint, ledger: dict[date, Ledger], now_ms: int, start: date = START) -> list[date]:
+def missing_days(endpoint: Endpoint, ledger: dict[date, LedgerEntry], now_ms: int, start: date = START) -> list[date]:
     return [each.day for each in overdue(endpoint, ledger, now_ms, start)]
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from affiliate_pipeline.http.errors import Banned
 from affiliate_pipeline.landing.day_writer import Store
-from affiliate_pipeline.postgres import rate_limiter as lease_module
-from affiliate_pipeline.postgres.rate_limiter import Lease
+from affiliate_pipeline.postgres import rate_limiter
+from affiliate_pipeline.postgres.rate_limiter import RateLimiter
 
 WINDOW_S = 0.2
 
@@ -23,7 +23,7 @@ WINDOW_S = 0.2
 # each request was sent and answered, on the machine's clock.
 HOLDERS = """
 import os, random, sys, threading, time
-from affiliate_pipeline.postgres.rate_limiter import Lease
+from affiliate_pipeline.postgres.rate_limiter import RateLimiter
 url, slots, window_s, requests, processes, threads, each = sys.argv[1], *map(float, sys.argv[2:])
 children = []
 for _ in range(int(processes)):
@@ -31,7 +31,7 @@ for _ in range(int(processes)):
         children.append(child)
         continue
     # A shorter sleep than asked for: what is tried here is the count, not the patience.
-    lease = Lease(url, "shared", int(slots), window_s, int(requests), sleep=lambda s: time.sleep(min(s, 0.02)))
+    lease = RateLimiter(url, "shared", int(slots), window_s, int(requests), sleep=lambda s: time.sleep(min(s, 0.02)))
     def send():
         for _ in range(int(each)):
             with lease.slot():
@@ -48,9 +48,9 @@ sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 # Takes a slot and is killed while its request is under way.
 VICTIM = """
 import sys, time
-from affiliate_pipeline.postgres import lease
-lease.HOLD_S = float(sys.argv[2])
-limit = lease.Lease(sys.argv[1], "shared", 1, 0.1)
+from affiliate_pipeline.postgres import rate_limiter
+rate_limiter.HOLD_S = float(sys.argv[2])
+limit = rate_limiter.RateLimiter(sys.argv[1], "shared", 1, 0.1)
 with limit.slot():
     print("held", flush=True)
     time.sleep(100)
@@ -58,12 +58,14 @@ with limit.slot():
 
 
 @pytest.fixture
-def lease_of(database_url: str) -> Iterator[Callable[..., Lease]]:
+def lease_of(database_url: str) -> Iterator[Callable[..., RateLimiter]]:
     """Makes leases as that many processes would, each with a connection of its own."""
     with Store(database_url), ExitStack() as stack:
 
-        def make(slots: int, window_s: float = WINDOW_S, requests: int = 1, **more) -> Lease:
-            lease = Lease(database_url, more.pop("scope", "shared"), slots, window_s, requests, **more)
+        def make(slots: int, window_s: float = WINDOW_S, requests: int = 1, **more) -> RateLimiter:
+            lease = RateLimiter(
+                database_url, more.pop("scope", "shared"), slots, window_s, requests, too_long=Banned, **more
+            )
             stack.callback(lease.close)
             return lease
 
@@ -174,7 +176,7 @@ def test_a_request_that_fails_gives_its_slot_back(lease_of):
 
 
 def test_closing_gives_back_what_is_left_of_a_block(lease_of, database_url):
-    one = Lease(database_url, "shared", 1, 0.02, 5)
+    one = RateLimiter(database_url, "shared", 1, 0.02, 5)
     with one.slot():
         pass
     one.close()
@@ -205,8 +207,8 @@ def test_a_hold_outlasts_every_request():
     from affiliate_pipeline.http import client
 
     longest_s = client.RESPONSE_LIMIT_S + client.TIMEOUT.read
-    assert lease_module.HOLD_S / 2 + longest_s <= lease_module.HOLD_S + 60  # a block's last request; Binance's window
-    assert longest_s <= lease_module.HOLD_S + 10  # a slot of one request; LBank's window
+    assert rate_limiter.HOLD_S / 2 + longest_s <= rate_limiter.HOLD_S + 60  # a block's last request; Binance's window
+    assert longest_s <= rate_limiter.HOLD_S + 10  # a slot of one request; LBank's window
 
 
 def test_a_pause_stops_everybody_for_so_long(lease_of):
@@ -217,7 +219,7 @@ def test_a_pause_stops_everybody_for_so_long(lease_of):
     leases[0].pause(0.3)
     began, waited = time.monotonic(), []
 
-    def send(lease: Lease) -> None:
+    def send(lease: RateLimiter) -> None:
         with lease.slot():
             waited.append(time.monotonic() - began)
 
@@ -231,7 +233,7 @@ def test_a_pause_stops_everybody_for_so_long(lease_of):
 
 
 def test_a_pause_stops_those_with_permitted_requests_left(lease_of, monkeypatch):
-    monkeypatch.setattr(lease_module, "PAUSE_HEARD_WITHIN_S", 0)
+    monkeypatch.setattr(rate_limiter, "PAUSE_CHECK_S", 0)
     waits = Waits()
     one, other = lease_of(3, 0.02, 5), lease_of(3, 0.02, 5, sleep=waits)
     with other.slot():
@@ -303,7 +305,7 @@ def test_a_block_is_whole_only_once_its_last_answer_is_there(lease_of):
 
 
 def test_a_block_left_alone_is_given_up(lease_of, monkeypatch):
-    monkeypatch.setattr(lease_module, "HOLD_S", 0.1)
+    monkeypatch.setattr(rate_limiter, "HOLD_S", 0.1)
     one = lease_of(2, 0.02, 5)
     with one.slot():
         pass
@@ -325,14 +327,14 @@ def test_a_session_in_another_time_zone_sees_the_same_limit(lease_of, database_u
 def test_a_wait_needs_no_infinite_interval_which_postgresql_before_17_has_not(lease_of, database_url):
     lease_of(1, scope="shared")
     with psycopg.connect(database_url) as connection:
-        (found,) = connection.execute(lease_module._WAIT, {"scope": "shared", "slots": 1}).fetchall()
+        (found,) = connection.execute(rate_limiter._WAIT, {"scope": "shared", "slots": 1}).fetchall()
     assert all(seconds is None or math.isfinite(seconds) for seconds in found)
 
 
 def test_a_lost_database_is_told_in_words(database_url, lease_of, query):
-    from affiliate_pipeline.landing.day_writer import StoreUnavailable
+    from affiliate_pipeline.postgres.errors import StoreUnavailable
 
-    one = Lease(database_url, "lost", 1, WINDOW_S)
+    one = RateLimiter(database_url, "lost", 1, WINDOW_S)
     query("select pg_terminate_backend(%s)", one._connection.info.backend_pid)
     with pytest.raises(StoreUnavailable, match="the database cannot be used"), one.slot():
         pass

@@ -4,8 +4,9 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from affiliate_pipeline.landing.day_writer import Store
-from affiliate_pipeline.postgres.connection import StoreUnavailable, connect, unavailable
+from affiliate_pipeline.landing.day_writer import Store, rights
+from affiliate_pipeline.postgres.connection import connect
+from affiliate_pipeline.postgres.errors import StoreUnavailable, unavailable
 from affiliate_pipeline.postgres.readiness import problems
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY, rebates
@@ -24,7 +25,7 @@ def guest(database_url, query):
 
 def found(url: str) -> str:
     with connect(url, autocommit=True) as connection:
-        return "; ".join(error.problem.what for error in problems(connection, [KEY]))
+        return "; ".join(error.problem.what for error in problems(connection, rights([KEY])))
 
 
 def test_a_database_that_can_be_used_has_none(sandbox, database_url):

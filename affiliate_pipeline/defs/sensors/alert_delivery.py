@@ -2,7 +2,7 @@
 elsewhere."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from itertools import groupby
 
@@ -15,7 +15,7 @@ from affiliate_pipeline.exchanges.endpoint import retention_of
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring import alerts, delivery
 from affiliate_pipeline.monitoring.configuration import Alerts
-from affiliate_pipeline.monitoring.outbox import Open, Outbox
+from affiliate_pipeline.monitoring.outbox import TABLE, Delivery, Open, Outbox
 
 # A burst that lasts longer than a tick is folded by sending to nobody more often than this.
 QUIET = timedelta(seconds=30)
@@ -44,8 +44,8 @@ class Undelivered(Exception):
 )
 def alert_delivery(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]) -> dg.SkipReason:
     urls = Alerts.load(installation.environment.variables).urls()
-    with Outbox(installation.database_url()) as outbox, outbox.alone() as alone:
-        if not alone:
+    with Outbox(installation.database_url()) as outbox, outbox.try_exclusive() as is_exclusive:
+        if not is_exclusive:
             return dg.SkipReason("another process is delivering")
         try:
             tell_recovered(outbox, context.instance)
@@ -62,40 +62,35 @@ def alert_delivery(context: dg.SensorEvaluationContext, installation: dg.Resourc
 def deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
     """Sends what waits; the problems met, in which URLs are named by their place only.
 
-    A target that fails is left for the time of its pause. Whether it is down or refuses an alert for what it says, nobody
-    tells: so what it was never asked to take is tried at once all the same, and the rest in turns.
+    What may be sent to a target that failed is decided by `Outbox.due`.
     """
     targets = {delivery.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
     problems: list[str] = []
-    pauses = outbox.pauses()
+    failing = outbox.failing()
     deadline = time.monotonic() + SENDING_S
-    # Those that have failed come last: they may take all the time.
-    for target, (place, url) in sorted(targets.items(), key=lambda each: each[0] in pauses):
-        if pauses.get(target) == 0:
-            continue
-        waiting, misses = outbox.waiting(target), outbox.misses(target)
-        due = [alert for alert in waiting if alert.key not in misses] if target in pauses else waiting
-        for message in _messages(due, misses):
+    # Targets that have failed come last, because they may take all the time.
+    for target, (place, url) in sorted(targets.items(), key=lambda each: each[0] in failing):
+        for message in _messages(outbox.due(target)):
             if time.monotonic() > deadline:
                 break
             if problem := delivery.send(url, message):
-                failures, next_try = outbox.missed(target, message.alerts, FIRST_PAUSE, LONGEST_PAUSE)
+                attempts, next_attempt = outbox.failed(target, message.alerts, FIRST_PAUSE, LONGEST_PAUSE)
                 problems.append(
-                    f"ALERT_URLS: entry {place} {problem} (try {failures}: {message.title}); {len(waiting)} alerts wait "
-                    f"for it in affiliate.alert; next try at {next_try:%H:%M:%S} UTC"
+                    f"ALERT_URLS: entry {place} {problem} (try {attempts}: {message.title}); {outbox.waiting(target)} "
+                    f"alerts wait for it in {TABLE}; next try at {next_attempt:%H:%M:%S} UTC"
                 )
                 break
-            outbox.reached(target, message.alerts, QUIET)
+            outbox.delivered(target, message.alerts, QUIET)
     outbox.settle(targets)
     return problems
 
 
-def _messages(due: Sequence[alerts.Alert], misses: Mapping[str, int]) -> Iterator[delivery.Message]:
-    """Those that were missed equally often are folded, except that the first of them is sent alone: in the end whatever is
-    refused stands alone, and after an outage nearly all are folded."""
-    for missed, each in groupby(due, key=lambda alert: misses.get(alert.key, 0)):
-        group = list(each)
-        alone = 1 if missed else 0
+def _messages(due: Sequence[Delivery]) -> Iterator[delivery.Message]:
+    """Folds alerts that failed equally often, except that the first of them is sent alone: an alert that is always rejected
+    ends up alone, and after an outage nearly all are folded."""
+    for attempts, each in groupby(due, key=lambda due: due.attempts):
+        group = [due.alert for due in each]
+        alone = 1 if attempts else 0
         yield from delivery.messages(group[:alone])
         yield from delivery.messages(group[alone:])
 

@@ -9,12 +9,13 @@ from zoneinfo import ZoneInfo
 from affiliate_pipeline.domain.settings import naming
 from affiliate_pipeline.exchanges.binance import responses
 from affiliate_pipeline.exchanges.binance.account import Binance
-from affiliate_pipeline.exchanges.binance.customer_ids.pending_actions import PendingActions
 from affiliate_pipeline.exchanges.binance.kickback_export.model import ASSET
 from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
-from affiliate_pipeline.exchanges.fetching import Session, Shared
+from affiliate_pipeline.exchanges.fetching import Session
+from affiliate_pipeline.exchanges.pending_actions import PendingActions
+from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.clock import Clock
 from affiliate_pipeline.http.encoding import check_api_key
@@ -43,7 +44,7 @@ def credentials(account: str) -> tuple[str, str]:
     return f"BINANCE_{account.upper()}_API_KEY", f"BINANCE_{account.upper()}_API_SECRET"
 
 
-def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str]) -> BinanceSession:
+def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str]) -> BinanceSession:
     """A session with the account that the endpoint is for; raises SettingsError. Sends nothing yet."""
     key_name, secret_name = credentials(endpoint.account)
     settings = Binance.load(variables, key_name, secret_name, *endpoint.requires)
@@ -74,8 +75,8 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str]) ->
         source,
         settings,
         clock.now_ms,
-        pending_actions=partial(shared.pending_actions, endpoint.key, source),
-        exports=cache(partial(shared.exports, source)),
+        pending_actions=partial(shared.open, PendingActions, endpoint.key, source),
+        exports=cache(partial(shared.open, KickbackExports, source, shared.handled_at)),
         lands_exports=endpoint.key == ASSET,
     )
 

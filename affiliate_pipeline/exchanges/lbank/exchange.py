@@ -8,14 +8,16 @@ from zoneinfo import ZoneInfo
 
 from affiliate_pipeline.domain.settings import naming
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
-from affiliate_pipeline.exchanges.fetching import Shared
 from affiliate_pipeline.exchanges.lbank import responses
 from affiliate_pipeline.exchanges.lbank.account import CREDENTIALS, LBank
 from affiliate_pipeline.exchanges.lbank.pagination import by_offset
-from affiliate_pipeline.exchanges.lbank.roster.members import Roster, RosterStore
+from affiliate_pipeline.exchanges.lbank.response_cache import ResponseCache
+from affiliate_pipeline.exchanges.lbank.roster.members import Roster
+from affiliate_pipeline.exchanges.lbank.roster.store import RosterStore
 from affiliate_pipeline.exchanges.lbank.session import LBankSession, rows_of
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
 from affiliate_pipeline.exchanges.lists import get_list
+from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.clock import Clock
 from affiliate_pipeline.http.encoding import check_api_key
@@ -50,7 +52,7 @@ class User(Row):
     currency_total_fee_amt_usdt: Amount = schema.amount("Spot assets in USDT (since v1.6).", optional=True)
 
 
-def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str]) -> LBankSession:
+def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str]) -> LBankSession:
     """A session for the endpoint; raises SettingsError. Sends nothing yet."""
     settings = LBank.load(variables, *CREDENTIALS)
     open_id = settings.lbank_open_id
@@ -76,14 +78,18 @@ def connect(endpoint: Endpoint, shared: Shared, variables: Mapping[str, str]) ->
 
     def roster(not_before_ms: int) -> Roster:
         return read_roster(
-            shared.roster(source), open_id, lambda: client(TEAM_LIST), clock.now_ms, min(not_before_ms, clock.now_ms())
+            shared.open(RosterStore, source),
+            open_id,
+            lambda: client(TEAM_LIST),
+            clock.now_ms,
+            min(not_before_ms, clock.now_ms()),
         )
 
     return LBankSession(
         client(endpoint.path),
         source,
         open_id,
-        shared.answers(endpoint.key, source),
+        cache(partial(shared.open, ResponseCache, endpoint.key, source)),
         slots_per_s=REQUESTS_PER_WINDOW / window_s,
         burst=REQUESTS_PER_WINDOW,
         roster=cache(roster),

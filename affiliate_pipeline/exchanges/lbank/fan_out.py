@@ -298,10 +298,10 @@ class QueryPages:
         request = f"{path}?{encode(params)}"
         is_cached = not self.fan_out.timeless
         # A page is requested a second time because its response may have changed.
-        cached = self.session.answers.get(request) if is_cached and request not in self._requested else None
+        cached = self.session.response_cache().get(request) if is_cached and request not in self._requested else None
         self._requested.add(request)
         if cached:
-            self.requested_ms = min(self.requested_ms, cached.asked_ms)
+            self.requested_ms = min(self.requested_ms, cached.requested_ms)
             self.is_unlisted |= cached.payload in NO_LIST
             return [] if cached.payload in NO_LIST else rows_of(cached.payload)
         if self.stop.is_set():
@@ -314,5 +314,7 @@ class QueryPages:
         self.is_unlisted |= is_unlisted
         self.check(rows)
         if is_cached:
-            self.session.answers.put(request, b"null" if is_unlisted else b"[" + b",".join(rows) + b"]", requested_ms)
+            self.session.response_cache().put(
+                request, b"null" if is_unlisted else b"[" + b",".join(rows) + b"]", requested_ms
+            )
         return rows

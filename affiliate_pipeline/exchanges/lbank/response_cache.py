@@ -1,54 +1,46 @@
-"""Answers kept between runs: what `exchanges.fetching.Answers` is in the database."""
+"""Responses kept between runs, so that a killed run can be resumed without requesting them again."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
-from affiliate_pipeline.exchanges.fetching import Answer
-from affiliate_pipeline.postgres.connection import connect, unavailable
+from affiliate_pipeline.postgres.table_store import TableStore
 
-KEPT_HOURS = 6
+TABLE: Final = "affiliate.answer"
+TTL_HOURS = 6
 
 
-class AnswerStore:
-    """The answers of one asset from one source. Safe to share between threads."""
+@dataclass(frozen=True)
+class CachedResponse:
+    """A response's payload, and when it was requested."""
 
-    def __init__(self, url: str, asset: str, source: str):
-        self._key = {"asset": asset, "source": source}
-        # Losing the last ones with a crashing database costs a few requests.
-        self._connection = connect(url, autocommit=True, durable=False)
-        with unavailable():
-            self._connection.execute(
-                "delete from affiliate.answer where asked_at < now() - %s * interval '1 hour'", (KEPT_HOURS,)
-            )
+    payload: bytes
+    requested_ms: int
 
-    def close(self) -> None:
-        self._connection.close()
 
-    def get(self, request: str) -> Answer | None:
-        with unavailable():
-            row = self._connection.execute(
-                "select payload, asked_at from affiliate.answer "
-                "where asset = %(asset)s and source = %(source)s and request = %(request)s",
-                {**self._key, "request": request},
-            ).fetchone()
-        return Answer(row[0], int(row[1].timestamp() * 1000)) if row else None
+class ResponseCache(TableStore):
+    """The responses of one asset from one source. Safe to share between threads."""
 
-    def put(self, request: str, payload: bytes, asked_ms: int) -> None:
-        with unavailable():
-            self._connection.execute(
-                "insert into affiliate.answer values (%(asset)s, %(source)s, %(request)s, %(payload)s, %(asked_at)s) "
-                "on conflict (asset, source, request) do update "
-                "set payload = excluded.payload, asked_at = excluded.asked_at",
-                {
-                    **self._key,
-                    "request": request,
-                    "payload": payload,
-                    "asked_at": datetime.fromtimestamp(asked_ms / 1000, UTC),
-                },
-            )
+    def __init__(self, url: str, asset: str, source: str) -> None:
+        # A database that crashes and loses the last ones costs only a few requests.
+        super().__init__(url, durable=False)
+        self._key = (asset, source)
+        self._execute(f"delete from {TABLE} where asked_at < now() - %s * interval '1 hour'", (TTL_HOURS,))
+
+    def get(self, request: str) -> CachedResponse | None:
+        row = self._execute(
+            f"select payload, asked_at from {TABLE} where asset = %s and source = %s and request = %s",
+            (*self._key, request),
+        ).fetchone()
+        return CachedResponse(row[0], int(row[1].timestamp() * 1000)) if row else None
+
+    def put(self, request: str, payload: bytes, requested_ms: int) -> None:
+        self._execute(
+            f"insert into {TABLE} values (%s, %s, %s, %s, %s) on conflict (asset, source, request) do update "
+            "set payload = excluded.payload, asked_at = excluded.asked_at",
+            (*self._key, request, payload, datetime.fromtimestamp(requested_ms / 1000, UTC)),
+        )
 
     def clear(self) -> None:
-        """The run has told of all its days: nothing is left to resume."""
-        with unavailable():
-            self._connection.execute(
-                "delete from affiliate.answer where asset = %(asset)s and source = %(source)s", self._key
-            )
+        """Deletes all of them, once a run has reported every day and nothing is left to resume."""
+        self._execute(f"delete from {TABLE} where asset = %s and source = %s", self._key)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from affiliate_pipeline.exchanges.fetching import Answers, Session
+from affiliate_pipeline.exchanges.fetching import Session
+from affiliate_pipeline.exchanges.lbank.response_cache import ResponseCache
 from affiliate_pipeline.exchanges.lbank.roster.members import Roster
 from affiliate_pipeline.exchanges.lists import NO_LIST
 from affiliate_pipeline.http.bodies import may_hold_rows
@@ -18,7 +19,7 @@ class LBankSession(Session):
     """A session that knows its own openId, the roster under it, and the responses to an unfinished run."""
 
     open_id: str
-    answers: Answers
+    response_cache: Callable[[], ResponseCache]
     slots_per_s: float
     burst: int
     # Refreshed if it is older than the instant given.
@@ -26,7 +27,7 @@ class LBankSession(Session):
     now_ms: Callable[[], int]
 
     def finished(self) -> None:
-        self.answers.clear()
+        self.response_cache().clear()
 
 
 def rows_of(payload: bytes) -> list[bytes]:

@@ -54,7 +54,7 @@ def tick(instance, webhook, monkeypatch) -> Callable[[], None]:
 @pytest.fixture
 def soon(query) -> Callable[[], object]:
     """Every target may be sent to again."""
-    return lambda: query("update affiliate.alert_target set next_try_at = now()")
+    return lambda: query("update affiliate.alert_delivery set next_attempt_at = now()")
 
 
 def titles(webhook: Webhook) -> list[str]:
@@ -233,7 +233,7 @@ def test_a_tick_ends_in_time_and_the_next_goes_on(outbox, webhook, tick, monkeyp
 
 def test_only_one_process_delivers(outbox, webhook, tick):
     outbox.add(alert(1))
-    with outbox.alone():
+    with outbox.try_exclusive():
         tick()
         assert webhook.messages == []
     tick()

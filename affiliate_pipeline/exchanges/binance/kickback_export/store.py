@@ -1,30 +1,23 @@
 """The table of kickback exports, one row per request to the exchange. Which state comes next is decided in `advance`."""
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import date, datetime, timedelta
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from datetime import date, timedelta
+from pathlib import Path
 from typing import Any, Final
 
-import psycopg
 from psycopg import sql
 from psycopg.rows import class_row
 
 from affiliate_pipeline.exchanges.binance.kickback_export.model import ASSET, KickbackExport
-from affiliate_pipeline.postgres import ddl
-from affiliate_pipeline.postgres.connection import (
-    Lock,
-    connect,
-    connect_prepared,
-    execute_once,
-    try_lock,
-    unavailable,
-    unlock,
-)
+from affiliate_pipeline.exchanges.shared_state import HandledAt
+from affiliate_pipeline.postgres.connection import connect
+from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.locks import Lock, try_locked
+from affiliate_pipeline.postgres.migrations import Migrations
+from affiliate_pipeline.postgres.table_store import TableStore
 
-# When each of the days of an asset last landed or had its rows rejected; other days are missing.
-HandledAt = Callable[[psycopg.Connection, str, Sequence[date]], Mapping[date, datetime]]
-
-_TABLE: Final = "binance.kickback_historical_collection"
+TABLE: Final = "binance.kickback_historical_collection"
 # The sensor may be off for so long without an alert being lost.
 _JUST_EXPIRED: Final = "state = 'expired' and coalesce(polled_at > now() - interval '3 days', false)"
 # Polled every 10 seconds at first, and the less often the longer it takes, at least every 10 minutes.
@@ -34,7 +27,7 @@ _SELECT: Final = f"""
         coalesce(now() >= polled_at + least(interval '10 minutes', greatest(interval '10 seconds',
             (now() - coalesce(requested_at, created_at)) / 20)), true) as is_due,
         {_JUST_EXPIRED} as is_just_expired, extract(epoch from now() - created_at)::float8 as age_s
-    from {_TABLE} where source = %s order by id
+    from {TABLE} where source = %s order by id
 """
 # Of several exports of a day, the first of these has it, or will be the next to have it.
 _NEAREST = ("ready", "collecting", "waiting", "landed")
@@ -43,41 +36,25 @@ _NEAREST = ("ready", "collecting", "waiting", "landed")
 def needs_attention(url: str) -> bool:
     """Whether an export of any account is open, or expired so recently that its alert may be missing."""
     with connect(url, autocommit=True) as connection, unavailable():
-        if connection.execute("select to_regclass(%s)", (_TABLE,)).fetchone() == (None,):
+        if connection.execute("select to_regclass(%s)", (TABLE,)).fetchone() == (None,):
             return False
         is_open = "state in ('waiting', 'collecting', 'ready')"
-        return connection.execute(f"select from {_TABLE} where {is_open} or {_JUST_EXPIRED} limit 1").rowcount > 0
+        return connection.execute(f"select from {TABLE} where {is_open} or {_JUST_EXPIRED} limit 1").rowcount > 0
 
 
-class KickbackExports:
+class KickbackExports(TableStore):
     """The exports of one source, which is one key at one exchange."""
 
-    def __init__(self, url: str, source: str, handled_at: HandledAt):
+    migrations = Migrations("binance", Path(__file__).parents[1] / "migrations")
+
+    def __init__(self, url: str, source: str, handled_at: HandledAt) -> None:
+        super().__init__(url)
         self._source, self._handled_at = source, handled_at
-        self._connection = connect_prepared(url, autocommit=True)
-        try:
-            with unavailable():
-                found = self._connection.execute("select to_regclass(%s)", (_TABLE,)).fetchone()
-            if found == (None,):
-                execute_once(self._connection, ddl.COLLECTION)
-        except BaseException:
-            self._connection.close()
-            raise
 
-    def close(self) -> None:
-        self._connection.close()
-
-    @contextmanager
-    def try_exclusive(self) -> Generator[bool]:
-        """Whether no other process changes this source's exports meanwhile."""
+    def try_exclusive(self) -> AbstractContextManager[bool]:
+        """Yields whether no other process changes this source's exports meanwhile."""
         lock = Lock("affiliate_pipeline.collection", self._source)
-        if not try_lock(self._connection, lock, "the exports of kickbacks"):
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            unlock(self._connection, lock)
+        return try_locked(self._connection, lock, "the exports of kickbacks")
 
     def all(self) -> list[KickbackExport]:
         """In the order they were added. A ready export becomes landed once each of its days has been handled since it was
@@ -110,7 +87,7 @@ class KickbackExports:
     def add(self, first: date, last: date) -> int:
         """The id of a new waiting export."""
         with unavailable():
-            insert = f"insert into {_TABLE} (source, first_day, last_day) values (%s, %s, %s) returning id"
+            insert = f"insert into {TABLE} (source, first_day, last_day) values (%s, %s, %s) returning id"
             ((number,),) = self._connection.execute(insert, (self._source, first, last)).fetchall()
         return number
 
@@ -118,7 +95,7 @@ class KickbackExports:
         """Record that the POST is about to be sent. The table accepts no second collecting export of the source."""
         with unavailable():
             self._connection.execute(
-                f"update {_TABLE} set state = 'collecting', path_before = %s, requested_at = now() where id = %s",
+                f"update {TABLE} set state = 'collecting', path_before = %s, requested_at = now() where id = %s",
                 (path_before, export.id),
             )
 
@@ -128,14 +105,14 @@ class KickbackExports:
         if wait_s is not None:
             changes.append(sql.SQL("expires_at = now() + {} * interval '1 second'").format(wait_s))
         statement = sql.SQL(
-            f"update {_TABLE} set polled_at = now(), {{}} where id = %(id)s and state <> 'expired'"
+            f"update {TABLE} set polled_at = now(), {{}} where id = %(id)s and state <> 'expired'"
         ).format(sql.SQL(", ").join(changes))
         with unavailable():
             self._connection.execute(statement, {**columns, "id": export.id})
 
     def kept_file(self, export: KickbackExport) -> bytes | None:
         with unavailable():
-            ((file,),) = self._connection.execute(f"select file from {_TABLE} where id = %s", (export.id,)).fetchall()
+            ((file,),) = self._connection.execute(f"select file from {TABLE} where id = %s", (export.id,)).fetchall()
         return file
 
     def _has_landed(self, export: KickbackExport) -> bool:

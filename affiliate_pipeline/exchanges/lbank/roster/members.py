@@ -2,9 +2,7 @@
 everything, at thirty requests a minute."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 AGENT_LEVELS = range(1, 22)
 
@@ -39,21 +37,3 @@ class Roster:
     def _with_own(self, open_ids: Iterable[str]) -> list[str]:
         """Our own first: if it is refused, so is everything."""
         return list(dict.fromkeys([self.own_open_id, *open_ids]))
-
-
-class RosterStore(Protocol):
-    """Where the roster is kept between runs."""
-
-    def members(self) -> tuple[Member, ...]: ...
-
-    def other_source(self) -> str | None:
-        """Another source whose roster this is, if it is."""
-
-    def as_of_ms(self) -> int | None:
-        """When the team list was last asked for the roster; None before the first time."""
-
-    def refreshing(self) -> AbstractContextManager[None]:
-        """Waits until nobody else refreshes."""
-
-    def update(self, rows: Iterable[dict[str, object]], as_of_ms: int) -> None:
-        """Adds and updates the users; none is ever removed."""

@@ -5,7 +5,7 @@ from datetime import date
 import pytest
 
 from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
-from affiliate_pipeline.postgres.connection import StoreUnavailable
+from affiliate_pipeline.postgres.errors import StoreUnavailable
 
 DAY = date(2026, 11, 3)
 

@@ -213,7 +213,10 @@ def test_who_waits_for_another_to_create_a_schema_finds_it_there(database_url, q
         except Exception as error:
             refused.append(error)
 
-    with Store(database_url) as store, psycopg.connect(database_url) as first:
+    with (
+        Store(database_url) as store,
+        psycopg.connect(database_url, application_name="affiliate_pipeline 1@elsewhere") as first,
+    ):
         store.create_table(endpoint(Small))  # the session knows its catalogue by now
         first.execute("select pg_advisory_xact_lock(hashtext('affiliate_pipeline.ddl'))")
         first.execute("create schema another")

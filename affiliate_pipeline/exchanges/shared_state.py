@@ -1,0 +1,55 @@
+"""What a session shares with all other processes through the database: rate limits and what its stores hold."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import date, datetime
+from typing import Any, Self, TypeVar
+
+import psycopg
+
+from affiliate_pipeline.http.errors import Banned
+from affiliate_pipeline.http.limits import Limit, Unlimited
+from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S, RateLimiter
+from affiliate_pipeline.postgres.table_store import TableStore
+
+# A slot of a large budget permits several requests, so that not every request needs the database.
+MAX_SLOTS = 300
+
+# When each of the days of an asset last landed or had its rows rejected; other days are missing.
+HandledAt = Callable[[psycopg.Connection[Any], str, Sequence[date]], Mapping[date, datetime]]
+_Store = TypeVar("_Store", bound=TableStore)
+
+
+class SharedState:
+    """Opens connections when they are needed and closes them at the end of the `with` block.
+
+    Without a URL there is no rate limit and no store: for the few requests that only test an account. `max_wait_s`: a
+    longer pause of a rate limit ends the run.
+    """
+
+    def __init__(
+        self, url: str | None = None, handled_at: HandledAt = lambda *_: {}, max_wait_s: float = MAX_WAIT_S
+    ) -> None:
+        self._url, self.handled_at, self._max_wait_s = url, handled_at, max_wait_s
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def limit(self, scope: str, per_window: int, window_s: float) -> Limit:
+        """The rate limit that all processes with this scope share."""
+        if self._url is None:
+            return Unlimited()
+        requests = max(1, per_window // MAX_SLOTS)
+        slots = max(1, per_window // requests)
+        limiter = RateLimiter(self._url, scope, slots, window_s, requests, max_wait_s=self._max_wait_s, too_long=Banned)
+        return self._stack.enter_context(limiter)
+
+    def open(self, store: Callable[..., _Store], *args: object) -> _Store:
+        """A store made with the database's URL and these arguments."""
+        if self._url is None:
+            raise ValueError("an account is tested without a database")
+        return self._stack.enter_context(store(self._url, *args))

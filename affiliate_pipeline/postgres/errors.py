@@ -1,0 +1,96 @@
+"""What errors of PostgreSQL mean for a person: each becomes `StoreUnavailable`."""
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import psycopg
+
+from affiliate_pipeline.domain.problem import AffiliateError
+from affiliate_pipeline.domain.redaction import redact
+
+RETRY_ACTION = "Check that it runs and that AFFILIATE_DATABASE_URL is right, then materialize again"
+DIRECT_ACTION = (
+    "Set AFFILIATE_DATABASE_URL to the direct address of the server, or to one that pools whole sessions (PgBouncer: "
+    "pool_mode = session; Supabase: port 5432 instead of 6543)"
+)
+READ_ONLY = "the database is read-only"
+READ_ONLY_ACTION = (
+    "Usual causes are a hosting service that stopped writes because the disk is nearly full, a failover after which the "
+    "address leads to a standby, and `default_transaction_read_only`. Make it writable or use the primary's address, then "
+    "materialize again"
+)
+ENCODING = "which cannot hold every text that an exchange may send"
+ENCODING_ACTION = (
+    "Create a database with `create database … encoding 'UTF8' template template0` and set its address in "
+    "AFFILIATE_DATABASE_URL"
+)
+ROLE_ACTION = (
+    "Let the role of AFFILIATE_DATABASE_URL create schemas and temporary tables in the database and own what is in these "
+    "schemas, then materialize again"
+)
+
+# What a lost or refused connection and the codes of PostgreSQL's errors mean; the first that fits counts.
+# Codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_CAUSES: tuple[tuple[str, str, str, str], ...] = (
+    ("53100", "", "the disk of the database is full", "Free space, then materialize again"),
+    ("25006", "", READ_ONLY, READ_ONLY_ACTION),
+    ("42501", "", "the database's role lacks a right", ROLE_ACTION),
+    ("53400", "", "the database cannot be used", "Raise the limit that is named, for the role or the database"),
+    (
+        "53300|",
+        "too many (clients|connections)|connection slots|no more connections allowed|query_wait_timeout|max_client_conn",
+        "the database cannot be used",
+        "Raise the limit of connections of the server, the database, the role or the pooler (a run uses up to six), or "
+        "end sessions that are not needed; then materialize again",
+    ),
+    (
+        "57P0[1235]|",
+        "starting up|shutting down|not yet accepting|recovery mode",
+        "the database cannot be used",
+        "It is being started or stopped. Wait until it runs, then materialize again",
+    ),
+    ("55P03", "", "the database cannot be used", "Another session keeps a lock: end its transaction, then materialize again"),
+    ("57014", "", "the database cannot be used", "A user or a timeout canceled the statement: materialize again"),
+    ("26000|08P01|", "prepared statement|unsupported startup parameter|pooling mode", "the database cannot be used", DIRECT_ACTION),
+    (
+        "28...|",
+        "authentication failed|no password supplied|pg_hba.conf|not permitted to log in|role .* does not exist",
+        "the database cannot be used",
+        "Correct the user name and the password in AFFILIATE_DATABASE_URL, or what the server's pg_hba.conf demands",
+    ),
+    ("3D000|", "database .* does not exist", "the database cannot be used", "Create it, or correct its name in AFFILIATE_DATABASE_URL"),
+    ("", "SSL|certificate", "the database cannot be used", "Correct sslmode and sslrootcert in AFFILIATE_DATABASE_URL"),
+    ("", "resolve host|translate host name", "the database cannot be used", "Correct the host in AFFILIATE_DATABASE_URL"),
+)  # fmt: skip
+
+
+class StoreUnavailable(AffiliateError):
+    """The database cannot be used at all."""
+
+    def __init__(self, what: str, action: str = RETRY_ACTION) -> None:
+        super().__init__(what, action)
+
+
+@contextmanager
+def unavailable() -> Generator[None]:
+    """Turns every error of the driver into `StoreUnavailable`."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise explained(error) from None
+
+
+def explained(error: psycopg.Error) -> StoreUnavailable:
+    """What the error means for a person."""
+    words = redact((error.diag.message_primary or str(error) or type(error).__name__).strip())
+    state = error.sqlstate or ""
+    for states, texts, what, action in _CAUSES:
+        if re.fullmatch(states, state) and (state or re.search(texts, words)):
+            return StoreUnavailable(f"{what}: {words}", action)
+    return StoreUnavailable(f"the database cannot be used: {words}")
+
+
+def is_unusable(error: psycopg.Error) -> bool:
+    """Whether the error concerns the whole database, and not what one transaction did."""
+    return re.fullmatch(r"|08...|25006|28...|3D...|53[123]..|57P..|58...|XX...", error.sqlstate or "") is not None

@@ -1,0 +1,90 @@
+"""Numbered SQL files that create and change tables: each is applied once, in a transaction of its own.
+
+The transaction also records the file in `affiliate.schema_migration`, so that the next process continues after a crash. A
+file is called `<number>_<words>.sql`; one that was released is never changed.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+
+from affiliate_pipeline.postgres.errors import ENCODING, ENCODING_ACTION, StoreUnavailable, unavailable
+from affiliate_pipeline.postgres.locks import Lock, locked
+
+TABLE: Final = "affiliate.schema_migration"
+# Processes of earlier releases take the same one.
+DDL_LOCK = Lock("affiliate_pipeline.ddl")
+
+
+@dataclass(frozen=True)
+class Migrations:
+    """The files, in a folder, of tables in one schema."""
+
+    schema: str
+    folder: Path
+
+    @cached_property
+    def files(self) -> dict[int, Path]:
+        """By number, in order."""
+        return {int(path.name.partition("_")[0]): path for path in sorted(self.folder.glob("[0-9]*_*.sql"))}
+
+
+# Tables that do not belong to one exchange.
+CORE = Migrations("affiliate", Path(__file__).with_name("migrations"))
+
+
+def migrate(connection: psycopg.Connection[Any], migrations: Migrations) -> None:
+    """Applies what the database lacks; raises `StoreUnavailable` for a database that is newer than this program."""
+    if not _pending(connection, migrations):
+        return
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise StoreUnavailable(f"the database's encoding is {encoding}, {ENCODING}", ENCODING_ACTION)
+    with locked(connection, DDL_LOCK, f"the tables of schema {migrations.schema}"), unavailable():
+        with connection.transaction():
+            _create_table(connection)
+        # Read again, since another process may have applied them while this one waited for the lock.
+        for number in _pending(connection, migrations):
+            with connection.transaction():
+                _create_schema(connection, migrations.schema)
+                connection.execute(migrations.files[number].read_bytes())
+                connection.execute(
+                    f"insert into {TABLE} values (%s, %s, %s)",
+                    (migrations.schema, number, migrations.files[number].stem),
+                )
+
+
+def _pending(connection: psycopg.Connection[Any], migrations: Migrations) -> list[int]:
+    with unavailable():
+        try:
+            with connection.transaction():
+                rows = connection.execute(f"select number from {TABLE} where schema = %s", (migrations.schema,))
+                applied = {number for (number,) in rows}
+        except psycopg.errors.UndefinedTable:
+            applied = set[int]()
+    if unknown := applied - migrations.files.keys():
+        raise StoreUnavailable(
+            f"the tables of schema {migrations.schema} are of a newer release (migration {max(unknown)}) than this program",
+            "Run that release or a newer one",
+        )
+    return [number for number in migrations.files if number not in applied]
+
+
+def _create_table(connection: psycopg.Connection[Any]) -> None:
+    _create_schema(connection, CORE.schema)
+    connection.execute(
+        f"create table if not exists {TABLE} (schema text not null, number int not null, name text not null, "
+        "applied_at timestamptz not null default now(), primary key (schema, number)); "
+        f"comment on table {TABLE} is 'Which SQL files of a release have been applied to the tables of a schema.'"
+    )
+
+
+def _create_schema(connection: psycopg.Connection[Any], schema: str) -> None:
+    # `create schema if not exists` needs the right to create schemas even where it exists.
+    row = connection.execute("select to_regnamespace(quote_ident(%s)) is null", (schema,)).fetchone()
+    if row and row[0]:
+        connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))

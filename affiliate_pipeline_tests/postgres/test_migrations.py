@@ -1,0 +1,172 @@
+"""Databases of every earlier release are upgraded once, whatever happens meanwhile, and newer ones are refused."""
+
+import gzip
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.monitoring.alerts import Alert
+from affiliate_pipeline.monitoring.outbox import Outbox
+from affiliate_pipeline.postgres.connection import connect
+from affiliate_pipeline.postgres.errors import StoreUnavailable
+from affiliate_pipeline.postgres.migrations import CORE, Migrations, migrate
+from affiliate_pipeline_tests.test_characterization import RELEASE_0_1_0
+
+MIGRATE = """
+import sys
+from pathlib import Path
+from affiliate_pipeline.postgres.connection import connect
+from affiliate_pipeline.postgres.migrations import Migrations, migrate
+migrate(connect(sys.argv[1], autocommit=True), Migrations("thing", Path(sys.argv[2])))
+"""
+Query = Callable[..., list[tuple]]
+
+
+def migrations(folder: Path, *statements: str) -> Migrations:
+    """One file for each of the statements."""
+    folder.mkdir(exist_ok=True)
+    for number, statement in enumerate(statements, start=1):
+        (folder / f"{number:04}_words.sql").write_text(statement)
+    return Migrations("thing", folder)
+
+
+def apply(url: str, files: Migrations) -> None:
+    with connect(url, autocommit=True) as connection:
+        migrate(connection, files)
+
+
+@pytest.fixture
+def applied(query: Query) -> Callable[[], list[tuple]]:
+    return lambda: query("select number, name from affiliate.schema_migration where schema = 'thing' order by 1")
+
+
+def test_each_file_is_applied_once_in_order(database_url, query, applied, tmp_path):
+    first = "create table thing.a (n int)", "insert into thing.a values (1); insert into thing.a values (2)"
+    for _ in range(2):
+        apply(database_url, migrations(tmp_path, *first))
+    apply(database_url, migrations(tmp_path, *first, "update thing.a set n = n + 1 where 100 % n = 0"))
+    assert query("select n from thing.a order by n") == [(2,), (3,)]
+    assert applied() == [(1, "0001_words"), (2, "0002_words"), (3, "0003_words")]
+
+
+def test_a_file_that_fails_changes_nothing_and_those_before_it_stay(database_url, query, applied, tmp_path):
+    with pytest.raises(StoreUnavailable, match="division by zero"):
+        apply(
+            database_url,
+            migrations(tmp_path, "create table thing.a (n int)", "insert into thing.a values (1); select 1 / 0"),
+        )
+    assert (query("select n from thing.a"), applied()) == ([], [(1, "0001_words")])
+    apply(database_url, migrations(tmp_path, "create table thing.a (n int)", "insert into thing.a values (1)"))
+    assert (query("select n from thing.a"), len(applied())) == ([(1,)], 2)
+
+
+def test_a_migration_that_was_killed_is_completed_at_the_next_start(database_url, query, applied, tmp_path):
+    statements = ["create table thing.a (n int)", "insert into thing.a values (1)"]
+    halting = migrations(tmp_path, statements[0], f"{statements[1]}; select pg_sleep(60)")
+    run = subprocess.Popen([sys.executable, "-c", MIGRATE, database_url, halting.folder])
+    while not query("select 1 from pg_stat_activity where wait_event = 'PgSleep'"):
+        assert run.poll() is None
+    run.kill()
+    run.wait()
+    # PostgreSQL itself would notice only at the statement's end.
+    query("select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'PgSleep'")
+    assert (query("select n from thing.a"), applied()) == ([], [(1, "0001_words")])
+
+    apply(database_url, migrations(tmp_path, *statements))
+    assert (query("select n from thing.a"), len(applied())) == ([(1,)], 2)
+
+
+def test_processes_that_migrate_at_once_apply_each_file_once(database_url, query, applied, tmp_path):
+    files = migrations(tmp_path, "create table thing.a (n int)", "insert into thing.a values (1); select pg_sleep(0.3)")
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            apply(database_url, files)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert (query("select n from thing.a"), len(applied())) == ([(1,)], 2)
+
+
+def test_a_database_of_a_newer_release_is_refused_by_name(database_url, query):
+    Store(database_url).close()
+    query("insert into affiliate.schema_migration values ('affiliate', 9999, '9999_later')")
+    with pytest.raises(StoreUnavailable, match=r"newer release \(migration 9999\) than this program"):
+        Store(database_url)
+
+
+def test_an_owner_without_any_right_to_create_schemas_can_upgrade(database_url, query, tmp_path):
+    query("drop role if exists plain")
+    query("create role plain login password 'plain' nosuperuser")
+    for schema in ("affiliate", "thing"):
+        query(f"create schema {schema} authorization plain")
+    try:
+        url = f"postgresql://plain:plain@{database_url.partition('@')[2]}"
+        apply(url, CORE)
+        apply(url, migrations(tmp_path, "create table thing.a (n int)"))
+        assert query("select count(*) from thing.a") == [(0,)]
+    finally:
+        query("drop owned by plain cascade")
+        query("drop role plain")
+
+
+def before_migrations(query: Query) -> None:
+    """The tables of the releases that had no `schema_migration`, as the first migration creates them."""
+    query("create schema affiliate")
+    query(CORE.files[1].read_text())
+
+
+def test_deliveries_of_an_earlier_release_go_on(database_url, query):
+    before_migrations(query)
+    query(
+        "insert into affiliate.alert (key, title, text, failed, good_news, raised_at, reached, missed, delivered_at) values "
+        "('1', 'taken by a', '', '{}', false, '2026-11-01', '{a,a}', '{\"b\": 3}', null), "
+        "('2', 'not tried', '', '{}', false, '2026-11-02', '{}', '{}', null), "
+        "('3', 'delivered', '', '{\"x/y\": [\"2026-11-01\"]}', false, '2026-11-03', '{a,b}', '{\"b\": 1}', '2026-11-04')"
+    )
+    query("insert into affiliate.alert_target values ('b', 3, '2100-01-01'), ('gone', 1, now())")
+    with Outbox(database_url) as outbox:
+        found = {target: [(each.alert.key, each.attempts) for each in outbox.due(target)] for target in "abc"}
+        assert found == {"a": [("2", 0)], "b": [("2", 0)], "c": [("1", 0), ("2", 0)]}
+        assert outbox.failing() == {"b"}
+        (still_open,) = outbox.open()
+        assert still_open.missing == {"x/y": {date(2026, 11, 1)}}
+        outbox.delivered("b", [Alert("2", "", "")], timedelta(0))
+        assert [(each.alert.key, each.attempts) for each in outbox.due("b")] == [("1", 3)]
+
+
+@pytest.mark.parametrize("column", ["alert drop column missed", "rejected_row drop column complete"])
+def test_tables_from_before_a_column_was_added_gain_it(database_url, query, column):
+    before_migrations(query)
+    query(f"alter table affiliate.{column}")
+    with Outbox(database_url) as outbox:
+        assert outbox.add(Alert("1", "", "")) and len(outbox.due("a")) == 1
+    query("select complete from affiliate.rejected_row")
+
+
+def test_a_database_of_release_0_1_0_has_the_tables_of_a_new_one(database_url, query):
+    columns = (
+        "select table_schema || '.' || table_name, column_name, data_type, is_nullable, column_default "
+        "from information_schema.columns where table_schema = 'affiliate' order by 1, 2"
+    )
+    Store(database_url).close()
+    expected = query(columns)
+    query("drop schema affiliate cascade")
+    with psycopg.connect(database_url) as connection:
+        connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()).decode())
+    Store(database_url).close()
+    assert query(columns) == expected
