@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.day_writer import SUPERSEDED, Store
 from affiliate_pipeline.landing.pipeline import Landed
 
 DAY_IS_SOUND = "day_is_sound"
@@ -54,7 +54,7 @@ def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg
     if before:
         problems.append(
             f"the exchange restated the day after it had settled: {before.rows} rows before, {stats.rows} now. The rows "
-            "changed or removed are in affiliate.superseded_row"
+            f"changed or removed are in {SUPERSEDED}"
         )
         metadata |= {
             "sums_before": dg.MetadataValue.json(dict(before.sums)),

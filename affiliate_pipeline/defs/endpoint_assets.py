@@ -15,6 +15,7 @@ from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
+from affiliate_pipeline.landing import quarantine
 from affiliate_pipeline.landing.pipeline import Failed, Landed, Options, Retained, land_days
 from affiliate_pipeline.schema.columns import columns
 
@@ -26,7 +27,7 @@ class LandingConfig(dg.Config):
     """Options of a run; a normal run has none."""
 
     allow_shrink: bool = Field(False, description="Accept fewer rows than had landed for a settled day.")
-    from_rejected: bool = Field(False, description="Land the rows kept in affiliate.rejected_row; ask nothing.")
+    from_rejected: bool = Field(False, description=f"Land the rows kept in {quarantine.TABLE}; ask nothing.")
     trust_old: bool = Field(False, description="The source still has days beyond its promised memory: fetch them.")
 
 

@@ -7,6 +7,7 @@ import dagster as dg
 from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.exchanges.lbank.endpoints import TEAM_ENDPOINT
+from affiliate_pipeline.exchanges.lbank.roster.store import TABLE
 
 
 @dg.asset(
@@ -14,7 +15,7 @@ from affiliate_pipeline.exchanges.lbank.endpoints import TEAM_ENDPOINT
     group_name="lbank",
     kinds={"postgres", TEAM_ENDPOINT.exchange.name},
     owners=[f"team:{TEAM_ENDPOINT.exchange.name}_{TEAM_ENDPOINT.account}"],
-    metadata={"dagster/table_name": "lbank.roster"},
+    metadata={"dagster/table_name": TABLE},
 )
 def roster(
     context: dg.AssetExecutionContext, installation: dg.ResourceParam[Installation]

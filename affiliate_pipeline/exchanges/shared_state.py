@@ -17,6 +17,12 @@ MAX_SLOTS = 300
 
 # When each of the days of an asset last landed or had its rows rejected; other days are missing.
 HandledAt = Callable[[psycopg.Connection[Any], str, Sequence[date]], Mapping[date, datetime]]
+
+
+def _nothing_handled(connection: psycopg.Connection[Any], asset: str, days: Sequence[date]) -> Mapping[date, datetime]:
+    return {}
+
+
 _Store = TypeVar("_Store", bound=TableStore)
 
 
@@ -28,7 +34,7 @@ class SharedState:
     """
 
     def __init__(
-        self, url: str | None = None, handled_at: HandledAt = lambda *_: {}, max_wait_s: float = MAX_WAIT_S
+        self, url: str | None = None, handled_at: HandledAt = _nothing_handled, max_wait_s: float = MAX_WAIT_S
     ) -> None:
         self._url, self.handled_at, self._max_wait_s = url, handled_at, max_wait_s
         self._stack = ExitStack()

@@ -1,7 +1,7 @@
 """The endpoints' own tables, generated from their schemas. Columns are added, never dropped."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -49,7 +49,8 @@ def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
 
 def _definitions(model: type[Row]) -> sql.Composed:
     # Nullability is checked against the schema, which may change: a table would keep what it was created with.
-    data = [*((column.name, column.kind.sql) for column in columns(model)), ("extra", "jsonb")]
+    data: list[tuple[str, LiteralString]] = [(column.name, column.kind.sql) for column in columns(model)]
+    data.append(("extra", "jsonb"))
     return sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in data)
 
 

@@ -21,7 +21,7 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan, Session
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.landing import quarantine
-from affiliate_pipeline.landing.day_writer import DayStats, Shrunken, Store, StoreError, Written
+from affiliate_pipeline.landing.day_writer import SUPERSEDED, DayStats, Shrunken, Store, StoreError, Written
 from affiliate_pipeline.landing.eligibility import Availability, Expired, NotEnded, decide
 from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of, prepared
@@ -214,7 +214,7 @@ class LandingRun:
         except Shrunken as error:
             action = (
                 "If the source is right, materialize with run config allow_shrink: true; the rows removed are then kept in "
-                "affiliate.superseded_row"
+                f"{SUPERSEDED}"
             )
             return self._rejected(batch, error.problem.adding(action=action), complete=False)
         except StoreError as error:
@@ -241,7 +241,7 @@ class LandingRun:
         if written.difference:
             warnings.append(
                 f"the table held {written.difference} than had landed, although the source's rows are the same: they were "
-                "landed again, and the rows changed or removed are in affiliate.superseded_row"
+                f"landed again, and the rows changed or removed are in {SUPERSEDED}"
             )
         unknown = ", ".join(f"{name} ({written.total.unknown_fields[name]} rows)" for name in written.new_fields)
         new = f"fields that the schema does not know are kept in column extra: {unknown}. Add them to the schema"
@@ -269,19 +269,19 @@ class LandingRun:
             )
             self.store.reject(*arguments, complete=complete)
             kept = "All rows are" if complete else "What was received of the day is"
-            problem = problem.adding(impact=f"{kept} kept as received in affiliate.rejected_row")
+            problem = problem.adding(impact=f"{kept} kept as received in {quarantine.TABLE}")
         return self._failed(fetched.day, problem)
 
     def _land_rejected(self, day: date) -> Outcome:
         rejected = self.store.rejected(self.endpoint, day)
         if rejected is None:
-            what = "affiliate.rejected_row holds nothing for it"
+            what = f"{quarantine.TABLE} holds nothing for it"
             problem = Problem("nothing_rejected", what, action="Materialize it without from_rejected")
         elif rejected.source != self.session.source:
             what = f"the source of its rejected rows is {rejected.source}, and the source of this run is {self.session.source}"
             problem = Problem("other_source", what, action="Use the credentials and the base URL they came with")
         elif not rejected.complete:
-            what = f"affiliate.rejected_row holds only a part of the day ({rejected.reason}), so it cannot land"
+            what = f"{quarantine.TABLE} holds only a part of the day ({rejected.reason}), so it cannot land"
             problem = Problem("incomplete", what, action="Materialize it without from_rejected")
         else:
             received_ms = int(rejected.rejected_at.timestamp() * 1000)

@@ -9,6 +9,7 @@ from affiliate_pipeline.exchanges.binance.exchange import BINANCE
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import requested_in_time
 from affiliate_pipeline.exchanges.binance.kickback_export.fetch import ExportFile, ExportRequest
 from affiliate_pipeline.exchanges.binance.kickback_export.model import RETENTION
+from affiliate_pipeline.exchanges.binance.kickback_export.store import TABLE
 from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint, Money, Probe, Records, Retention, Snapshot
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
 from affiliate_pipeline.schema import columns as schema
@@ -38,7 +39,7 @@ class Kickback(Row):
 
 
 class KickbackHistoricalRequest(Row):
-    collection_id: BigInt = schema.bigint("The row of `binance.kickback_historical_collection` that brings the day.")
+    collection_id: BigInt = schema.bigint(f"The row of `{TABLE}` that brings the day.")
     start_time: Instant = schema.instant("The first millisecond asked for.")
     end_time: Instant = schema.instant("The last millisecond asked for.")
     requested_at: Instant = schema.instant("When the exchange was asked; null while it waits its turn.", nullable=True)

@@ -21,7 +21,7 @@ from affiliate_pipeline.exchanges.binance.customer_ids.desired import DesiredCus
 from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import rows_of
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
-from affiliate_pipeline.exchanges.pending_actions import PendingActions
+from affiliate_pipeline.exchanges.pending_actions import TABLE, PendingActions
 from affiliate_pipeline.http.errors import ExchangeError, OutcomeUnknown, Refused
 from affiliate_pipeline.http.retry import MAX_ATTEMPTS
 from affiliate_pipeline.schema.raw_row import texts
@@ -77,7 +77,7 @@ class Assignment:
                 yield _Run(self, session, actions).day(day)
             except ExchangeError as error:
                 made = len(actions.rows())
-                kept = f"{made} attempts are kept in affiliate.attempt and land with the next run" if made else ""
+                kept = f"{made} attempts are kept in {TABLE} and land with the next run" if made else ""
                 yield DayError(day, Refused(error.problem.what, error.problem.action, impact=kept))
 
     @property

@@ -15,7 +15,7 @@ from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import PATH, advance, offered_file
 from affiliate_pipeline.exchanges.binance.kickback_export.file_format import MAX_FILE_BYTES, Pending, rows_of
 from affiliate_pipeline.exchanges.binance.kickback_export.model import ZONE, KickbackExport
-from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
+from affiliate_pipeline.exchanges.binance.kickback_export.store import TABLE, KickbackExports
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.http.download import download
 from affiliate_pipeline.http.errors import ExchangeError, Fatal, Refused, Transient, UrlExpired
@@ -164,7 +164,7 @@ class ExportFile:
                 raise Refused(
                     f"{error}",
                     "Fix exchanges/binance/kickback_export/file_format.py, then materialize the days again",
-                    impact=f"The file is kept in binance.kickback_historical_collection (id {export.id})",
+                    impact=f"The file is kept in {TABLE} (id {export.id})",
                 ) from None
             except _NotOffered as error:
                 if export.state == "landed":
