@@ -72,9 +72,13 @@ def _days(endpoint: Endpoint, store: Store, start: date) -> list[date]:
     ]
 
 
+class Stopped(Exception):
+    """A signal has ended the landing."""
+
+
 @dataclass(frozen=True)
 class Landing:
-    """Materializes in an environment until it is told to stop."""
+    """Materializes in an environment; every method raises `Stopped` once `stopping` is set."""
 
     environment: Environment
     stopping: threading.Event
@@ -83,24 +87,15 @@ class Landing:
         """Lands all batches and reports each; True if every day has landed."""
         return all([self._land(batch) for batch in batches])
 
-    def land_and_summarize(self, batches: Iterable[Batch]) -> None:
-        self.land(batches)
-        if not self.stopping.is_set():
-            self.summarize()
-
     def _land(self, batch: Batch) -> bool:
         began = datetime.now(UTC)
         keys = [endpoint.key for endpoint in batch.endpoints]
-        reasons = self._materialize(batch.title, keys, batch.days)
-        if reasons is None:
-            return False
+        success = self._materialize(keys, batch.days, batch.title, f"{batch.title}: not every day landed.")
         with Store(self.environment.database_url()) as store:
             ledgers = [store.ledger(endpoint, batch.days) for endpoint in batch.endpoints]
         landed = sum(row.checked_at >= began for ledger in ledgers for row in ledger.values())
         console.print(f"{batch.title}: {landed} of {len(batch.endpoints) * len(batch.days)} days")
-        if reasons:
-            console.print(f"[bold red]{batch.title}: not every day landed.[/] {escape(reasons)}")
-        return not reasons
+        return success
 
     def add_up(self) -> bool:
         """Materializes the assets about money for the days whose rows have changed; True if all are up to date.
@@ -110,19 +105,18 @@ class Landing:
         with Store(self.environment.database_url()) as store:
             last = datetime.now(UTC).date() - DAY
             stale = Commission(store, EARNING).stale(self.environment.start_date, last)
-        for days in runs(stale):
-            keys = ["affiliate/daily_commission", "affiliate/daily_report"]
-            reasons = self._materialize(f"Adding up {fold(days)}", keys, days)
-            if reasons:
-                console.print(f"[bold red]{fold(days)} could not be added up.[/] {escape(reasons)}")
-            if reasons != "":
-                return False
-        return True
+        keys = ["affiliate/daily_commission", "affiliate/daily_report"]
+        return all(
+            [
+                self._materialize(keys, days, f"Adding up {fold(days)}", f"{fold(days)} could not be added up.")
+                for days in runs(stale)
+            ]
+        )
 
-    def _materialize(self, title: str, keys: Sequence[str], days: Sequence[date]) -> str | None:
-        """Why the run failed: empty if it did not, None if it was stopped."""
+    def _materialize(self, keys: Sequence[str], days: Sequence[date], title: str, failed: str) -> bool:
+        """Whether a run of the assets over the days succeeds; prints why not."""
         if self.stopping.is_set():
-            return None
+            raise Stopped
         home = self.environment.home
         log = home / "landing.log"
         arguments = ["asset", "materialize", "-m", "affiliate_pipeline.definitions"]
@@ -133,14 +127,14 @@ class Landing:
             process = run_dagster(home, log, arguments)
             while process.poll() is None:
                 if self.stopping.wait(0.2):
-                    return None
-        if process.returncode == 0:
-            return ""
-        # Takes as long to import as all commands together.
-        from affiliate_pipeline.app.instance.failures import failures
+                    raise Stopped
+        if process.returncode:
+            # Takes as long to import as all commands together.
+            from affiliate_pipeline.app.instance.failures import failures
 
-        found = map(redact, failures(dagster_home(home), days, began))
-        return "\n".join([*dict.fromkeys(found), f"The log: {log}"])
+            reasons = dict.fromkeys(map(redact, failures(dagster_home(home), days, began)))
+            console.print(f"[bold red]{failed}[/]", escape("\n".join([*reasons, f"The log: {log}"])))
+        return process.returncode == 0
 
     def summarize(self) -> None:
         """Prints what has landed."""

@@ -17,7 +17,7 @@ from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app import database
 from affiliate_pipeline.app.cli import UI_PORT, Stop, app, console, doing
 from affiliate_pipeline.app.embedded_server import server
-from affiliate_pipeline.app.landing import Landing, batches
+from affiliate_pipeline.app.landing import Landing, Stopped, batches
 from affiliate_pipeline.app.machine import check_disk, check_port
 from affiliate_pipeline.app.processes import exclusive, run_dagster, stop_started, stop_up
 from affiliate_pipeline.app.sandbox import serving
@@ -65,14 +65,14 @@ def up(
         stack.callback(stop_started, home)
         landing = Landing(environment, stopping)
         if once:
-            newest, earlier = batches(environment)
-            complete = landing.land([*newest, *earlier])
-            if not stopping.is_set():
-                complete &= landing.add_up()
-                landing.summarize()
-            raise typer.Exit(0 if complete else 1)
+            raise typer.Exit(0 if _land(landing) else 1)
         dagster = _start_ui(home, port, stopping)
-        _land_and_wait(stack, landing, dagster, port)
+        with suppress(Stopped):
+            _land_in_background(stack, landing, port)
+        while not stopping.wait(2):
+            if dagster.poll() is not None:
+                raise Stop(f"Dagster has stopped by itself; its log is {_log(home)}")
+            database.started(environment)  # restarts the embedded server if it was killed
         console.print("Stopping")
 
 
@@ -88,28 +88,40 @@ def _stopped_by_signals() -> threading.Event:
     return stopping
 
 
-def _land_and_wait(stack: ExitStack, landing: Landing, dagster: subprocess.Popen[bytes], port: int) -> None:
-    """Lands the newest days, then the earlier ones in the background, until a signal; raises `Stop` if Dagster ends."""
-    environment, stopping = landing.environment, landing.stopping
-    address = f"[bold]http://localhost:{port}[/bold]"
-    if not stopping.is_set():
-        console.print(f"Dagster's UI is ready: {address}")
-    newest, earlier = batches(environment)
+def _land(landing: Landing) -> bool:
+    """Whether all of the last days have landed and are added up."""
+    try:
+        newest, earlier = batches(landing.environment)
+        complete = landing.land([*newest, *earlier])
+        complete &= landing.add_up()
+    except Stopped:
+        return False
+    landing.summarize()
+    return complete
+
+
+def _land_in_background(stack: ExitStack, landing: Landing, port: int) -> None:
+    """Lands the newest days, then the earlier ones in a thread, which ends before what it has started is stopped."""
+    if landing.stopping.is_set():
+        raise Stopped
+    console.print(f"Dagster's UI is ready: [bold]http://localhost:{port}[/bold]")
+    newest, earlier = batches(landing.environment)
     landing.land(newest)
-    if not stopping.is_set():
-        landing.add_up()
-        background = threading.Thread(target=landing.land_and_summarize, args=[earlier])
-        background.start()
-        stack.callback(background.join)
-        stack.callback(stopping.set)
-        console.print(
-            f"\nDagster's UI: {address}   The money: affiliate-pipeline report --open   "
-            "Data: affiliate-pipeline psql   Stop: Ctrl-C"
-        )
-    while not stopping.wait(2):
-        if dagster.poll() is not None:
-            raise Stop(f"Dagster has stopped by itself; its log is {_log(environment.home)}")
-        database.started(environment)  # restarts the embedded server if it was killed
+    landing.add_up()
+
+    def land_earlier() -> None:
+        with suppress(Stopped):
+            landing.land(earlier)
+            landing.summarize()
+
+    background = threading.Thread(target=land_earlier)
+    background.start()
+    stack.callback(background.join)
+    stack.callback(landing.stopping.set)
+    console.print(
+        f"\nDagster's UI: [bold]http://localhost:{port}[/bold]   The money: affiliate-pipeline report --open   "
+        "Data: affiliate-pipeline psql   Stop: Ctrl-C"
+    )
 
 
 def _log(home: Path) -> Path:
