@@ -1,4 +1,4 @@
-"""What `up` lands: the newest day of each asset first, then the earlier days that the exchanges still hold.
+"""What `up` lands: the last days that the exchanges still hold and that have not landed or may still change.
 
 It runs `dagster asset materialize`, so the days are ordinary runs in Dagster's UI.
 """
@@ -41,24 +41,23 @@ class Batch:
         return f"{assets} {fold(self.days)}"
 
 
-def batches(environment: Environment) -> tuple[list[Batch], list[Batch]]:
-    """The newest day of each asset, and the earlier days, without those that are settled or were just checked."""
-    found: list[tuple[Endpoint, list[date]]] = []
+def missing_days(environment: Environment) -> list[tuple[Endpoint, list[date]]]:
+    """The last days of each configured asset, without those that are settled or were just checked."""
     with Store(environment.database_url()) as store:
-        for endpoint in ENDPOINTS:
-            if endpoint.lands_at and environment.is_any_set(endpoint.credentials):
-                found.append((endpoint, _days(endpoint, store, environment.start_date)))
-    newest = _batches((endpoint, days[-1:]) for endpoint, days in found)
-    return newest, _batches((endpoint, days[:-1]) for endpoint, days in found)
+        return [
+            (endpoint, _days(endpoint, store, environment.start_date))
+            for endpoint in ENDPOINTS
+            if endpoint.lands_at and environment.is_any_set(endpoint.credentials)
+        ]
 
 
-def _batches(found: Iterable[tuple[Endpoint, list[date]]]) -> list[Batch]:
+def batches(missing: Iterable[tuple[Endpoint, list[date]]]) -> list[Batch]:
+    """The days as few runs."""
     together: dict[tuple[str, bool, tuple[date, ...]], list[Endpoint]] = {}
-    for endpoint, days in found:
+    for endpoint, days in missing:
         for run in runs(days):
-            together.setdefault((endpoint.exchange.name, isinstance(endpoint, Records), tuple(run)), []).append(
-                endpoint
-            )
+            key = (endpoint.exchange.name, isinstance(endpoint, Records), tuple(run))
+            together.setdefault(key, []).append(endpoint)
     return [Batch(endpoints, days) for (*_, days), endpoints in together.items()]
 
 

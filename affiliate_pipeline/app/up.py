@@ -17,7 +17,7 @@ from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app import database
 from affiliate_pipeline.app.cli import UI_PORT, Stop, app, console, doing
 from affiliate_pipeline.app.embedded_server import server
-from affiliate_pipeline.app.landing import Landing, Stopped, batches
+from affiliate_pipeline.app.landing import Landing, Stopped, batches, missing_days
 from affiliate_pipeline.app.machine import check_disk, check_port
 from affiliate_pipeline.app.processes import exclusive, run_dagster, stop_started, stop_up
 from affiliate_pipeline.app.sandbox import serving
@@ -91,8 +91,7 @@ def _stopped_by_signals() -> threading.Event:
 def _land(landing: Landing) -> bool:
     """Whether all of the last days have landed and are added up."""
     try:
-        newest, earlier = batches(landing.environment)
-        complete = landing.land([*newest, *earlier])
+        complete = landing.land(batches(missing_days(landing.environment)))
         complete &= landing.add_up()
     except Stopped:
         return False
@@ -105,13 +104,13 @@ def _land_in_background(stack: ExitStack, landing: Landing, port: int) -> None:
     if landing.stopping.is_set():
         raise Stopped
     console.print(f"Dagster's UI is ready: [bold]http://localhost:{port}[/bold]")
-    newest, earlier = batches(landing.environment)
-    landing.land(newest)
+    missing = missing_days(landing.environment)
+    landing.land(batches((endpoint, days[-1:]) for endpoint, days in missing))
     landing.add_up()
 
     def land_earlier() -> None:
         with suppress(Stopped):
-            landing.land(earlier)
+            landing.land(batches((endpoint, days[:-1]) for endpoint, days in missing))
             landing.summarize()
 
     background = threading.Thread(target=land_earlier)

@@ -19,7 +19,7 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.notifications import WatchStore
 from affiliate_pipeline.monitoring.outbox import Outbox
-from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.conftest import RESOURCES, materialize
 from affiliate_pipeline_tests.defs.rebates import KEY, ago, at
 
 TRADES = "lbank/trade_user"
@@ -59,7 +59,7 @@ class Daemon:
     def _evaluate(self, name: str) -> object:
         definitions = build_definitions()
         sensor = next(each for each in definitions.sensors if each.name == name)
-        return sensor(dg.build_sensor_context(instance=self.instance, definitions=definitions))
+        return sensor(dg.build_sensor_context(instance=self.instance, resources=RESOURCES))
 
     def launch(self, request: dg.RunRequest) -> bool:
         """Whether the run succeeds."""
