@@ -123,7 +123,7 @@ def test_up_stopped_in_the_middle_of_landing_stops_the_landing_and_the_next_one_
     exchange.faults.slow_s = 5
     exchange.faults.mix(slow=1)
     with fresh.started(fresh.command("up", "--port", str(free_port()))) as up:
-        wait_for(lambda: len(exchange.requests) > 2)
+        wait_for(lambda: exchange.requests, timeout_s=180)
         assert up.stop(signal.SIGTERM) == 0
         assert fresh.processes() == []
     exchange.faults.clear()
