@@ -29,8 +29,8 @@ def ask(key: str, open_id: str, workers: int, until: float) -> None:
     """Asks the endpoint as often as the shared limit lets this process."""
     from affiliate_pipeline.environment import configured
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
-    from affiliate_pipeline.landing.day_writer import Store
     from affiliate_pipeline.landing.pipeline import connected
+    from affiliate_pipeline.landing.store import Store
 
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == key)
     params = {"openId": open_id}

@@ -17,8 +17,8 @@ def fetched(days: Sequence[date]) -> float:
     """The days fetched, and nothing done with them; the seconds."""
     from affiliate_pipeline.environment import configured
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
-    from affiliate_pipeline.landing.day_writer import Store
     from affiliate_pipeline.landing.pipeline import connected
+    from affiliate_pipeline.landing.store import Store
 
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == REBATES)
     with Store(configured().database_url()) as store, connected(endpoint, store, configured().variables) as session:

@@ -19,8 +19,8 @@ def planned(days: list[date]) -> tuple[int, float]:
     """The requests and seconds that the plan says, once the roster is there."""
     from affiliate_pipeline.environment import configured
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
-    from affiliate_pipeline.landing.day_writer import Store
     from affiliate_pipeline.landing.pipeline import connected, plan_of
+    from affiliate_pipeline.landing.store import Store
 
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == KEY)
     with Store(configured().database_url()) as store, connected(endpoint, store, configured().variables) as session:

@@ -22,7 +22,7 @@ from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.environment import Environment
 from affiliate_pipeline.environment import application
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 
 TABLES = {**{endpoint.key.replace("/", "."): endpoint for endpoint in ENDPOINTS}, TABLE: None}
 

@@ -20,8 +20,8 @@ from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
-from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import now_ms
+from affiliate_pipeline.landing.store import Store
 
 CHECK_AGAIN_AFTER = timedelta(hours=1)
 LANDED_DAYS = 7

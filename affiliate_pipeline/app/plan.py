@@ -10,8 +10,8 @@ from affiliate_pipeline.app.database import started
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.environment import application
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import connected, plan_of
+from affiliate_pipeline.landing.store import Store
 
 
 @app.command()

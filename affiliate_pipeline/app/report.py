@@ -14,7 +14,7 @@ from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.environment import Mode
 from affiliate_pipeline.environment import application
 from affiliate_pipeline.exchanges.registry import EARNING
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 
 
 @app.command()

@@ -22,7 +22,7 @@ from affiliate_pipeline.app.machine import check_disk, check_port
 from affiliate_pipeline.app.processes import exclusive, run_dagster, stop_started, stop_up
 from affiliate_pipeline.app.sandbox import serving
 from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 
 READY_WAIT_S = 180
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -11,7 +11,7 @@ import pyarrow as arrow
 from psycopg import sql
 from pyarrow import parquet
 
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.errors import unavailable
 
 ROWS_PER_READ = 20_000

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from affiliate_pipeline.exchanges.endpoint import Money, Records
 from affiliate_pipeline.landing import ledger
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.errors import unavailable
 
 TABLE = "affiliate.daily_commission"

@@ -6,8 +6,9 @@ from typing import Any
 import dagster as dg
 
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
-from affiliate_pipeline.landing.day_writer import SUPERSEDED, Store
+from affiliate_pipeline.landing.day_writer import SUPERSEDED
 from affiliate_pipeline.landing.pipeline import Landed
+from affiliate_pipeline.landing.store import Store
 
 DAY_IS_SOUND = "day_is_sound"
 NO_DAY_MISSING = "no_day_missing"
@@ -45,8 +46,8 @@ def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg
     stats, before = landed.stats, landed.restated
     problems = [*landed.warnings]
     metadata: dict[str, Any] = {"rows": stats.rows, "requests": landed.requests}
-    if stats.fee_above_volume:
-        problems.append(f"the fee is above the volume in {stats.fee_above_volume} rows")
+    if stats.rows_with_fee_above_volume:
+        problems.append(f"the fee is above the volume in {stats.rows_with_fee_above_volume} rows")
     if landed.new_fields:
         problems.append(
             f"the answers have fields that the schema does not know, kept in column extra: {', '.join(landed.new_fields)}"

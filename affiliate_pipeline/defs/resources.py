@@ -11,8 +11,8 @@ from affiliate_pipeline.domain.environment import Environment, Mode
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.exchanges.fetching import Session
-from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import connected
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
 
 

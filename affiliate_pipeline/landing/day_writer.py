@@ -1,11 +1,10 @@
-"""The only runner of SQL on the data: lands a day in one transaction, and keeps the ledger of what has landed."""
+"""The third stage of landing: writes a prepared day in one transaction, and proves that the table then holds it."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
-from typing import Any, Final
+from datetime import date
+from typing import Final
 
 import psycopg
 from psycopg import sql
@@ -13,41 +12,29 @@ from psycopg import sql
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.exchanges import pending_actions
-from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint, Records
+from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint
 from affiliate_pipeline.exchanges.fetching import DayBatch
 from affiliate_pipeline.exchanges.spool import Spool
 from affiliate_pipeline.landing import endpoint_tables, ledger, quarantine
 from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.landing.prepare import Block, PreparedDay, Summary
-from affiliate_pipeline.postgres import rate_limiter, readiness
-from affiliate_pipeline.postgres.connection import connect
-from affiliate_pipeline.postgres.errors import StoreUnavailable as StoreUnavailable
+from affiliate_pipeline.landing.table_stats import DayStats, stats_of
 from affiliate_pipeline.postgres.errors import is_unusable, unavailable
-from affiliate_pipeline.postgres.locks import Lock, locked
-from affiliate_pipeline.postgres.table_store import TableStore
+from affiliate_pipeline.postgres.locks import Lock
 from affiliate_pipeline.schema.columns import columns
 from affiliate_pipeline.schema.fingerprint import Fingerprint
 
 SUPERSEDED: Final = "affiliate.superseded_row"
 UNKNOWN_FIELDS: Final = "affiliate.unknown_field"
-_ASSET = "affiliate_pipeline.asset"
-_RUN = "affiliate_pipeline.run"
+RIGHTS = {SUPERSEDED: "insert", UNKNOWN_FIELDS: "select insert"}
 
 
 class StoreError(AffiliateError):
     """The database rejected a day, which is unchanged."""
 
 
-@dataclass(frozen=True)
-class DayStats:
-    """What the table holds for a day: exact sums (text) by group, the first and last instant (UTC), and in how many rows
-    the fee is above the volume."""
-
-    rows: int
-    first: datetime | None
-    last: datetime | None
-    sums: Mapping[str, str]
-    fee_above_volume: int = 0
+class Shrunken(StoreError):
+    """The source has fewer rows than had landed."""
 
 
 @dataclass(frozen=True)
@@ -79,148 +66,92 @@ class _Rows:
             yield block.copy_text
 
 
+def asset_lock(asset: str) -> Lock:
+    """The lock of the session of the run that lands the asset."""
+    return Lock("affiliate_pipeline.asset", asset)
+
+
 @dataclass(frozen=True)
-class Difference:
-    """Where two assets that tell of the same rows do not agree: number of rows and exact sum (text) in each."""
+class DayWriter:
+    """Writes days of one endpoint. `is_exclusive`: the session should hold the asset's lock, so its loss is an error."""
 
-    name: str | None
-    rows: int
-    total: str
-    other_rows: int
-    other_total: str
+    connection: psycopg.Connection
+    endpoint: Endpoint
+    source: str
+    run_id: str
+    allow_shrink: bool
+    is_exclusive: bool
 
-    def __str__(self) -> str:
-        return f"{self.name}: {self.rows} rows, {self.total} in all, against {self.other_rows} rows, {self.other_total}"
-
-
-class Shrunken(StoreError):
-    """The source has fewer rows than had landed."""
-
-
-def rights(assets: Iterable[str]) -> dict[str, str]:
-    """What landing days of these assets needs to do with which tables."""
-    tables = {SUPERSEDED: "insert", UNKNOWN_FIELDS: "select insert", **rate_limiter.RIGHTS}
-    endpoints = {asset.replace("/", "."): endpoint_tables.RIGHTS for asset in assets}
-    return tables | ledger.RIGHTS | quarantine.RIGHTS | endpoints
-
-
-def is_worked_for(url: str, run_id: str) -> bool:
-    """Whether a process that said so (`Store.work_for`) is alive and connected."""
-    with connect(url, autocommit=True) as connection, unavailable():
-        row = connection.execute(sql.SQL("select pg_try_advisory_lock({})").format(Lock(_RUN, run_id).key)).fetchone()
-        return not (row and row[0])
-
-
-class Store(TableStore):
-    """One connection to the database that holds the data of one or more endpoints."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url, autocommit=False)
-        self.url = url
-        # The assets whose lock this store acquired; its session may have lost it since.
-        self._exclusive: set[str] = set()
-
-    @property
-    def connection(self) -> psycopg.Connection:
-        """For the other modules of this package."""
-        return self._connection
-
-    def require_ready(self, *endpoints: Endpoint) -> None:
-        """Raises `StoreUnavailable` if days, of these endpoints among others, cannot land in the database."""
-        readiness.require(self._connection, rights(endpoint.key for endpoint in endpoints))
-
-    def work_for(self, run_id: str) -> None:
-        """Marks the run as live until this connection ends. Raises `StoreUnavailable` if nothing can land."""
-        self.require_ready()
-        with unavailable(), self._connection.transaction():
-            self._connection.execute(sql.SQL("select pg_advisory_lock_shared({})").format(Lock(_RUN, run_id).key))
-
-    @contextmanager
-    def exclusive(self, endpoint: Endpoint) -> Iterator[None]:
-        """No other run lands the asset meanwhile; waits for the one that does.
-
-        A lock of this connection, and not a Dagster pool: it is gone with the process that held it, however that ended.
-        """
-        with locked(self._connection, Lock(_ASSET, endpoint.key), endpoint.key):
-            self._exclusive.add(endpoint.key)
-            try:
-                yield
-            finally:
-                self._exclusive.remove(endpoint.key)
-
-    def create_table(self, endpoint: Endpoint) -> None:
-        """The endpoint's table exists and has all columns of its schema."""
-        endpoint_tables.ensure(self._connection, endpoint)
-
-    def ledger(self, endpoint: Endpoint, days: Sequence[date] | None = None) -> dict[date, LedgerEntry]:
-        """The days, among these if given, that have landed."""
-        return ledger.entries(self._connection, endpoint.key, days)
-
-    def write_day(
-        self, endpoint: Endpoint, day: PreparedDay, *, settled: bool, source: str, run_id: str, allow_shrink: bool
-    ) -> Written:
+    def write(self, day: PreparedDay, *, settled: bool) -> Written:
         """Replace the day by these rows, or append them to an action log, in one transaction; an unchanged day stays.
 
         What the day then holds is compared with these rows before the commit. Raises `Invalid`, `Shrunken`, `StoreError` or
         `StoreUnavailable`, each with nothing changed.
         """
-        key = {"asset": endpoint.key, "partition": day.batch.day}
-        entry = {**key, "settled": settled, "source": source, "run_id": run_id}
         with unavailable():
             try:
-                with self._connection.transaction():
-                    return self._write_day(endpoint, day, entry, allow_shrink)
+                with self.connection.transaction():
+                    return self._write(day, settled)
             except psycopg.Error as error:
-                if self._connection.closed or is_unusable(error):
+                if self.connection.closed or is_unusable(error):
                     raise
                 raise StoreError(f"PostgreSQL refused the rows: {_refusal(error)}") from None
 
-    def _write_day(self, endpoint: Endpoint, day: PreparedDay, entry: Mapping[str, Any], allow_shrink: bool) -> Written:
-        batch = day.batch
-        oddities = self._begin(endpoint, batch.day)
-        held = self.ledger(endpoint, [batch.day]).get(batch.day)
-        # What an action log holds already, which stays.
-        existing = (
-            Summary(held.rows, Fingerprint.parse(held.content_hash))
-            if held and isinstance(endpoint, ActionLog)
-            else Summary()
-        )
-        rows = _Rows(day.blocks)
+    def _write(self, prepared: PreparedDay, settled: bool) -> Written:
+        batch, day, asset = prepared.batch, prepared.batch.day, self.endpoint.key
+        oddities = self._begin(day)
+        entry = ledger.entries(self.connection, asset, [day]).get(day)
+        existing = self._existing(entry)
+        rows = _Rows(prepared.blocks)
         # Rows to be compared with what is stored are read more than once. Others are copied while the next are decoded.
-        texts: Iterable[bytes] = Spool(rows) if held or oddities else rows
+        texts: Iterable[bytes] = Spool(rows) if entry or oddities else rows
         difference = ""
-        if held:
+        if entry:
             total = existing + rows.summary
-            if (held.rows, held.content_hash) == (total.rows, str(total.fingerprint)):
-                stats = self._stats(endpoint, batch.day)
-                difference = self._difference(
-                    endpoint, batch.day, texts, total.rows, stats, is_complete=not existing.rows
-                )
+            if (entry.rows, entry.content_hash) == (total.rows, str(total.fingerprint)):
+                stats = self._stats(day)
+                difference = _count(stats, total)
+                if not difference and not existing.rows:
+                    difference = self._other_values(day, texts)
                 if not difference:
-                    ledger.confirm(self._connection, endpoint.key, batch.day, settled=bool(entry["settled"]))
-                    quarantine.drop(self._connection, endpoint.key, batch.day)
-                    return Written(total, False, stats, None, self._new_fields(total, entry))
-            if not allow_shrink:
-                self._refuse_shrinking(endpoint, batch, held, total.rows, is_final=bool(entry["settled"]))
-        restated = self._stats(endpoint, batch.day) if held and held.settled and not difference else None
-        self._replace(
-            endpoint, texts, entry, is_appended=bool(existing.rows), keep_superseded=bool(restated or difference)
-        )
+                    ledger.confirm(self.connection, asset, day, settled=settled)
+                    quarantine.drop(self.connection, asset, day)
+                    return Written(total, False, stats, None, self._new_fields(total, day))
+            if not self.allow_shrink:
+                self._refuse_shrinking(batch, entry, total.rows, is_final=settled)
+        restated = self._stats(day) if entry and entry.settled and not difference else None
+        self._replace(day, texts, is_appended=bool(existing.rows), keep_superseded=bool(restated or difference))
         total = existing + rows.summary
-        ledger.write(self._connection, rows=total.rows, content_hash=str(total.fingerprint), **entry)
-        quarantine.drop(self._connection, endpoint.key, batch.day)
-        stats = self._stats(endpoint, batch.day)
-        self._refuse_difference(endpoint, batch.day, texts, total.rows, stats, oddities)
-        return Written(total, True, stats, restated, self._new_fields(total, entry), difference)
+        ledger.write(
+            self.connection,
+            asset=asset,
+            partition=day,
+            rows=total.rows,
+            content_hash=str(total.fingerprint),
+            settled=settled,
+            source=self.source,
+            run_id=self.run_id,
+        )
+        quarantine.drop(self.connection, asset, day)
+        stats = self._stats(day)
+        self._refuse_difference(day, texts, total, stats, oddities)
+        return Written(total, True, stats, restated, self._new_fields(total, day), difference)
 
-    def _begin(self, endpoint: Endpoint, day: date) -> list[str]:
+    def _existing(self, entry: LedgerEntry | None) -> Summary:
+        """The rows that an action log already has, and keeps."""
+        if entry is None or not isinstance(self.endpoint, ActionLog):
+            return Summary()
+        return Summary(entry.rows, Fingerprint.parse(entry.content_hash))
+
+    def _begin(self, day: date) -> list[str]:
         """Begins the day's transaction: until it ends, no other one lands the day, even if session locks are lost.
 
         Returns the table's features that could change rows while they are written (triggers, column types). Raises
         `StoreError` if the session has lost the asset's lock.
         """
-        kinds = {column.name: column.kind.sql for column in columns(endpoint.schema)} | {"extra": "jsonb"}
-        with self._connection.cursor() as cursor:
+        kinds = {column.name: column.kind.sql for column in columns(self.endpoint.schema)} | {"extra": "jsonb"}
+        table = endpoint_tables.table(self.endpoint)
+        with self.connection.cursor() as cursor:
             # Separate statements: those after the lock see all that an earlier landing committed.
             cursor.execute(
                 sql.SQL(
@@ -235,263 +166,139 @@ class Store(TableStore):
                     "where attrelid = t.oid and not attisdropped and (atttypid, atttypmod) <> (kind::oid, -1)) "
                     "from pg_class t where t.oid = {name}::regclass"
                 ).format(
-                    day=ledger.day_lock(endpoint.key, day).key,
-                    table=endpoint_tables.table(endpoint),
-                    held=Lock(_ASSET, endpoint.key).held,
+                    day=ledger.day_lock(self.endpoint.key, day).key,
+                    table=table,
+                    held=asset_lock(self.endpoint.key).held,
                     names=list(kinds),
                     kinds=list(kinds.values()),
-                    name=endpoint_tables.table(endpoint).as_string(self._connection),
+                    name=table.as_string(self.connection),
                 )
             )
             while cursor.nextset():
                 pass
-            ((is_exclusive, oddities),) = cursor.fetchall()
-        if endpoint.key in self._exclusive and not is_exclusive:
+            ((has_lock, oddities),) = cursor.fetchall()
+        if self.is_exclusive and not has_lock:
             raise StoreError(
                 "this run no longer holds the asset's lock, so another one may be landing the day: a pooler that gives each "
                 "transaction another session loses it. Use the direct address of the server in AFFILIATE_DATABASE_URL"
             )
         return oddities
 
-    def _difference(
-        self,
-        endpoint: Endpoint,
-        day: date,
-        texts: Iterable[bytes],
-        rows: int,
-        stats: DayStats,
-        *,
-        is_complete: bool = True,
-        written: bool = False,
-    ) -> str:
-        """How the day's rows in the table differ from these; empty if they do not.
+    def _stats(self, day: date) -> DayStats:
+        return stats_of(self.connection, self.endpoint, day)
 
-        Args:
-            is_complete: `texts` are all `rows`; otherwise only numbers are compared.
-            written: compare only the rows that this transaction has written.
-        """
-        if stats.rows != rows:
-            return f"{stats.rows} rows instead of {rows}"
-        if not is_complete:
-            return ""
-        names = endpoint_tables.data_columns(endpoint.schema)
-        self._connection.execute(endpoint_tables.temporary_table("received", endpoint.schema))
+    def _other_values(self, day: date, texts: Iterable[bytes], *, written: bool = False) -> str:
+        """That the day's rows, or only those that this transaction has written, differ from these; empty if they do not."""
+        names = endpoint_tables.data_columns(self.endpoint.schema)
+        self.connection.execute(endpoint_tables.temporary_table("received", self.endpoint.schema))
         self._copy(sql.Identifier("received"), names, texts)
         # Compared as texts: to `numeric`, 1.0 and 1.00 are the same.
         content = "select count(*) || ' ' || coalesce(sum(hashtextextended(each::text, 0)), 0) from ({}) each"
         received = sql.SQL("select {} from received").format(names)
         stored = sql.SQL("select {} from {} where partition_date = {} and {}").format(
-            names, endpoint_tables.table(endpoint), day, sql.SQL("landed_at = now()" if written else "true")
+            names, endpoint_tables.table(self.endpoint), day, sql.SQL("landed_at = now()" if written else "true")
         )
         same = sql.SQL(f"select ({content}) = ({content})").format(received, stored)
-        row = self._connection.execute(same).fetchone()
-        self._connection.execute("drop table received")
+        row = self.connection.execute(same).fetchone()
+        self.connection.execute("drop table received")
         return "" if row and row[0] else "other values"
 
     def _refuse_difference(
-        self,
-        endpoint: Endpoint,
-        day: date,
-        texts: Iterable[bytes],
-        rows: int,
-        stats: DayStats,
-        oddities: Sequence[str],
+        self, day: date, texts: Iterable[bytes], total: Summary, stats: DayStats, oddities: Sequence[str]
     ) -> None:
         """Raises `StoreError` unless the day holds what was to be written.
 
         The content is read back only where something of the table (see `_begin`) could have changed it.
         """
-        difference = "" if stats.rows == rows else f"{stats.rows} rows instead of {rows}"
+        difference = _count(stats, total)
         if oddities and not difference:
             # Deferred triggers would act after the comparison.
-            self._connection.execute("set constraints all immediate")
-            difference = self._difference(endpoint, day, texts, rows, self._stats(endpoint, day), written=True)
+            self.connection.execute("set constraints all immediate")
+            difference = _count(self._stats(day), total) or self._other_values(day, texts, written=True)
         if difference:
             named = f" ({', '.join(oddities)})" if oddities else ""
             raise StoreError(
-                f"{endpoint.key.replace('/', '.')} would hold {difference} for the day, so it was not changed. Something else "
-                f"writes to this table or changes what is written to it{named}: "
-                "stop or remove it"
+                f"{self.endpoint.key.replace('/', '.')} would hold {difference} for the day, so it was not changed. Something "
+                f"else writes to this table or changes what is written to it{named}: stop or remove it"
             )
 
-    def _refuse_shrinking(
-        self, endpoint: Endpoint, batch: DayBatch, held: LedgerEntry, rows: int, *, is_final: bool
-    ) -> None:
+    def _refuse_shrinking(self, batch: DayBatch, entry: LedgerEntry, rows: int, *, is_final: bool) -> None:
         """Raises `Shrunken` if rows that had landed would be removed although the source may still have them."""
-        self._refuse_unlisted(endpoint, batch)
-        if rows < held.rows and is_final:
-            raise Shrunken(f"{held.rows} rows had landed and the source now has {rows}")
-        if not batch.excluded:
-            return
-        found = self._connection.execute(
-            sql.SQL("select distinct open_id from {} where partition_date = %s and open_id = any(%s)").format(
-                endpoint_tables.table(endpoint)
-            ),
-            (batch.day, list(batch.excluded)),
-        ).fetchall()
-        if found:
-            names = ", ".join(open_id for (open_id,) in found)
+        if lost := self._landed_values(batch.day, batch.unlisted):
+            what = ", ".join(f"{name} {value}" for name, value in lost[0].items())
+            such = f", such as of {what}" if what else ""
+            raise Shrunken(f"the exchange sent no list (null) where rows had landed{such}")
+        if rows < entry.rows and is_final:
+            raise Shrunken(f"{entry.rows} rows had landed and the source now has {rows}")
+        if lost := self._landed_values(batch.day, batch.excluded):
+            names = ", ".join(value for each in lost for value in each.values())
             raise Shrunken(f"the exchange now refuses {names}, whose rows had landed")
 
-    def _refuse_unlisted(self, endpoint: Endpoint, batch: DayBatch) -> None:
-        if not batch.unlisted:
-            return
-        names = {column.json_name: column.name for column in columns(endpoint.schema)}
-        compared = [names[name] for name in batch.unlisted[0]]
-        found = self._connection.execute(
+    def _landed_values(self, day: date, values: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
+        """Those of the values (by JSON name, the same names in each; none: any row) that rows of the day have, by column."""
+        if not values:
+            return []
+        columns_of = {column.json_name: column.name for column in columns(self.endpoint.schema)}
+        compared = [columns_of[name] for name in values[0]]
+        found = self.connection.execute(
             sql.SQL("select distinct {} from {} where partition_date = %s").format(
                 sql.SQL(", ").join([sql.SQL("''"), *(sql.SQL("{}::text").format(sql.Identifier(n)) for n in compared)]),
-                endpoint_tables.table(endpoint),
+                endpoint_tables.table(self.endpoint),
             ),
-            (batch.day,),
+            (day,),
         ).fetchall()
-        landed = {tuple(values) for _, *values in found}
-        lost = [each for each in batch.unlisted if tuple(map(str, each.values())) in landed]
-        if lost:
-            what = ", ".join(f"{names[name]} {value}" for name, value in lost[0].items())
-            raise Shrunken(
-                f"the exchange sent no list (null) where rows had landed{f', such as of {what}' if what else ''}"
-            )
+        landed = {tuple(row) for _, *row in found}
+        texts = [tuple(map(str, each.values())) for each in values]
+        return [dict(zip(compared, each, strict=True)) for each in texts if each in landed]
 
-    def _replace(
-        self,
-        endpoint: Endpoint,
-        texts: Iterable[bytes],
-        entry: Mapping[str, Any],
-        *,
-        is_appended: bool,
-        keep_superseded: bool,
-    ) -> None:
-        run = self._connection.execute
-        day = entry["partition"]
-        table, names = endpoint_tables.table(endpoint), endpoint_tables.data_columns(endpoint.schema)
-        held = sql.SQL("select {} from {} where partition_date = {}").format(names, table, day)
+    def _replace(self, day: date, texts: Iterable[bytes], *, is_appended: bool, keep_superseded: bool) -> None:
+        run = self.connection.execute
+        table, names = endpoint_tables.table(self.endpoint), endpoint_tables.data_columns(self.endpoint.schema)
+        stored = sql.SQL("select {} from {} where partition_date = {}").format(names, table, sql.Literal(day))
         if keep_superseded:
-            run(sql.SQL("create temporary table superseded on commit drop as {}").format(held))
+            run(sql.SQL("create temporary table superseded on commit drop as {}").format(stored))
         if not is_appended:
             run(sql.SQL("delete from {} where partition_date = {}").format(table, day))
         run(
             "select set_config('affiliate.partition_date', %s, true), set_config('affiliate.run_id', %s, true)",
-            (day.isoformat(), entry["run_id"]),
+            (day.isoformat(), self.run_id),
         )
         self._copy(table, names, texts)
-        if isinstance(endpoint, ActionLog):
-            pending_actions.drop_landed(self._connection, endpoint.key, entry["source"])
+        if isinstance(self.endpoint, ActionLog):
+            pending_actions.drop_landed(self.connection, self.endpoint.key, self.source)
         if keep_superseded:
             # Compared as texts: to `numeric`, 1.0 and 1.00 are the same.
             run(
                 sql.SQL(
                     "with old as (select to_jsonb(s) payload, s::text line, row_number() over (partition by s::text) n "
                     "from superseded s), "
-                    "new as (select h::text line, row_number() over (partition by h::text) n from ({held}) h) "
-                    f"insert into {SUPERSEDED} "
-                    "select %(asset)s, %(partition)s, %(run_id)s, now(), payload from old "
+                    "new as (select h::text line, row_number() over (partition by h::text) n from ({stored}) h) "
+                    f"insert into {SUPERSEDED} select %s, %s, %s, now(), payload from old "
                     "where not exists (select from new where new.line = old.line and new.n = old.n)"
-                ).format(held=held),
-                entry,
+                ).format(stored=stored),
+                (self.endpoint.key, day, self.run_id),
             )
 
     def _copy(self, table: sql.Identifier, names: sql.Composed, texts: Iterable[bytes]) -> None:
         copy = sql.SQL("copy {} ({}) from stdin (format csv)").format(table, names)
-        with self._connection.cursor() as cursor, cursor.copy(copy) as copying:
+        with self.connection.cursor() as cursor, cursor.copy(copy) as copying:
             for text in texts:
                 copying.write(text)
 
-    def _new_fields(self, total: Summary, key: Mapping[str, Any]) -> list[str]:
+    def _new_fields(self, total: Summary, day: date) -> list[str]:
         if not total.unknown_fields:
             return []
-        new = self._connection.execute(
-            f"insert into {UNKNOWN_FIELDS} select %(asset)s, name, %(partition)s, now() from unnest(%(names)s::text[]) name "
+        new = self.connection.execute(
+            f"insert into {UNKNOWN_FIELDS} select %s, name, %s, now() from unnest(%s::text[]) name "
             "on conflict do nothing returning name",
-            {**key, "names": list(total.unknown_fields)},
+            (self.endpoint.key, day, list(total.unknown_fields)),
         )
         return sorted(name for (name,) in new)
 
-    def stats(self, endpoint: Endpoint, day: date) -> DayStats:
-        """What the table holds for the day."""
-        with unavailable(), self._connection.transaction():
-            return self._stats(endpoint, day)
 
-    def _stats(self, endpoint: Endpoint, day: date) -> DayStats:
-        parts = {
-            "group": sql.SQL("null"),
-            "amount": sql.SQL("null::numeric"),
-            "instant": sql.SQL("null::timestamptz"),
-            "wrong": sql.SQL("false"),
-            "table": endpoint_tables.table(endpoint),
-            "day": day,
-        }
-        if isinstance(endpoint, Records):
-            if endpoint.sum_by:
-                parts["amount"], parts["group"] = map(sql.Identifier, endpoint.sum_by)
-            if endpoint.day_of:
-                parts["instant"] = sql.Identifier(endpoint.day_of)
-            if endpoint.volume_and_fee:
-                parts["wrong"] = sql.SQL("{1} > {0}").format(*map(sql.Identifier, endpoint.volume_and_fee))
-        statement = sql.SQL(
-            "select {group}::text, sum({amount})::text, count(*), count(*) filter (where {wrong}), min({instant}), "
-            "max({instant}) from {table} "
-            "where partition_date = {day} group by 1 order by 1"
-        ).format(**parts)
-        groups = self._connection.execute(statement).fetchall()
-        return DayStats(
-            rows=sum(count for _, _, count, *_ in groups),
-            fee_above_volume=sum(wrong for *_, wrong, _, _ in groups),
-            first=min((first for *_, first, _ in groups if first), default=None),
-            last=max((last for *_, last in groups if last), default=None),
-            sums={name: total for name, total, *_ in groups if total is not None},
-        )
-
-    def differences(self, endpoint: Records, other: str, day: date) -> list[Difference] | None:
-        """Where the day's rows differ in number or exact sum from those of the asset `other`, by what they are summed by;
-        None if that has not landed the day."""
-        assert endpoint.sum_by is not None
-        amount, group = map(sql.Identifier, endpoint.sum_by)
-        sums = sql.SQL("select {} name, count(*) rows, sum({}) total from {} where partition_date = %(day)s group by 1")
-        own, others = (sums.format(group, amount, sql.Identifier(*key.split("/"))) for key in (endpoint.key, other))
-        if not ledger.entries(self._connection, other, [day]):
-            return None
-        with unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
-            cursor.execute(
-                sql.SQL(
-                    "select name, coalesce(own.rows, 0), coalesce(own.total, 0)::text, "
-                    "coalesce(others.rows, 0), coalesce(others.total, 0)::text "
-                    "from ({}) own full join ({}) others using (name) "
-                    "where (own.rows, own.total) is distinct from (others.rows, others.total) order by 1"
-                ).format(own, others),
-                {"day": day},
-            )
-            return [Difference(*row) for row in cursor]
-
-    def reject(
-        self,
-        endpoint: Endpoint,
-        day: date,
-        run_id: str,
-        source: str,
-        reason: str,
-        rows: Callable[[], Iterable[str]],
-        received_ms: int,
-        *,
-        complete: bool = True,
-    ) -> None:
-        """Stores what was received for the day, replacing what `reject` stored before. Each call of `rows` yields the JSON
-        texts anew. Incomplete rows never replace complete rows, nor a larger number of rows."""
-        quarantine.keep(
-            self._connection,
-            endpoint.key,
-            day,
-            rows,
-            run_id=run_id,
-            source=source,
-            reason=reason,
-            received_ms=received_ms,
-            complete=complete,
-        )
-
-    def rejected(self, endpoint: Endpoint, day: date) -> quarantine.Rejected | None:
-        """The rows kept by `reject`."""
-        return quarantine.rejected(self._connection, endpoint.key, day)
+def _count(stats: DayStats, total: Summary) -> str:
+    """How the number of rows in the table differs from the total; empty if it does not."""
+    return "" if stats.rows == total.rows else f"{stats.rows} rows instead of {total.rows}"
 
 
 def _refusal(error: psycopg.Error) -> str:

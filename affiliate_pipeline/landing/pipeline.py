@@ -21,10 +21,12 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan, Session
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.landing import quarantine
-from affiliate_pipeline.landing.day_writer import SUPERSEDED, DayStats, Shrunken, Store, StoreError, Written
+from affiliate_pipeline.landing.day_writer import SUPERSEDED, Shrunken, StoreError, Written
 from affiliate_pipeline.landing.eligibility import Availability, Expired, NotEnded, decide
 from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of, prepared
+from affiliate_pipeline.landing.store import Store
+from affiliate_pipeline.landing.table_stats import DayStats
 from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
 from affiliate_pipeline.schema.decode import Invalid
 from affiliate_pipeline.schema.jsonb import payload
@@ -257,23 +259,23 @@ class LandingRun:
             return map(payload, chain(split(fetched.chunks), more))
 
         if any(True for _ in received()):
-            requested_ms = self.available.requested_ms(fetched)
-            arguments = (
-                self.endpoint,
+            quarantine.keep(
+                self.store.connection,
+                self.endpoint.key,
                 fetched.day,
-                self.run_id,
-                self.session.source,
-                problem.what,
                 received,
-                requested_ms,
+                run_id=self.run_id,
+                source=self.session.source,
+                reason=problem.what,
+                received_ms=self.available.requested_ms(fetched),
+                complete=complete,
             )
-            self.store.reject(*arguments, complete=complete)
             kept = "All rows are" if complete else "What was received of the day is"
             problem = problem.adding(impact=f"{kept} kept as received in {quarantine.TABLE}")
         return self._failed(fetched.day, problem)
 
     def _land_rejected(self, day: date) -> Outcome:
-        rejected = self.store.rejected(self.endpoint, day)
+        rejected = quarantine.rejected(self.store.connection, self.endpoint.key, day)
         if rejected is None:
             what = f"{quarantine.TABLE} holds nothing for it"
             problem = Problem("nothing_rejected", what, action="Materialize it without from_rejected")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from affiliate_pipeline.landing import ledger
-from affiliate_pipeline.landing.day_writer import rights
+from affiliate_pipeline.landing.store import rights
 from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.errors import StoreUnavailable, unavailable
 from affiliate_pipeline.postgres.readiness import problems

@@ -13,8 +13,8 @@ import pytest
 
 from affiliate_pipeline.app.__main__ import main
 from affiliate_pipeline.environment import configured
-from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import Failed, Landed, connected, land_days
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres import connection, locks
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY, SETTLED, landed, rebates, sent

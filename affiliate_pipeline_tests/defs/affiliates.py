@@ -9,8 +9,8 @@ from typing import Any
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.fetching import RequestPlan
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import connected, plan_of
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.sandbox.days import DAY_MS
 from affiliate_pipeline.sandbox.lbank.days import start_of
 from affiliate_pipeline.sandbox.lbank.money import MONEY as KINDS

@@ -9,8 +9,8 @@ import pytest
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.http.client import Client
-from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import Failed, connected, land_days, plan_of
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline_tests.conftest import materialize
 
 PARTNERS, CLIENTS = "binance/customization_assignment", "binance/user_customization_assignment"

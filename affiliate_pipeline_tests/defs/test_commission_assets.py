@@ -9,7 +9,7 @@ import pytest
 
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline_tests.conftest import RESOURCES, instance_of_all_runs, materialize
 from affiliate_pipeline_tests.defs.affiliates import commission
 from affiliate_pipeline_tests.defs.rebates import DAYS, EMAIL, KEY, SETTLED, YESTERDAY, at, rebate

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from affiliate_pipeline.http import retry
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.sandbox.exchange import Answer
 from affiliate_pipeline.sandbox.faults import KINDS
 from affiliate_pipeline_tests.conftest import materialize

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.environment import configured
-from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import Landed, connected, land_days
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.sandbox import Number, Sandbox
 from affiliate_pipeline.sandbox.lbank.users import OWN_OPEN_ID
 from affiliate_pipeline_tests import conftest

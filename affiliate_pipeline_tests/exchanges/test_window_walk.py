@@ -15,8 +15,8 @@ from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.fetching import DayBatch, Session
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
-from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.pipeline import connected
+from affiliate_pipeline.landing.store import Store
 
 ENDPOINT = next(endpoint for endpoint in ENDPOINTS if endpoint.key == "binance/rebate_recent_record")
 ZONE = ENDPOINT.exchange.zone

@@ -41,7 +41,7 @@ from affiliate_pipeline.http.errors import (
     Unreachable,
 )
 from affiliate_pipeline.http.limits import Unlimited
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.rate_limiter import RateLimiter
 from affiliate_pipeline.sandbox import Sandbox
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.day_writer import DayWriter
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, landed, rebate, rebates, sent
 
@@ -143,13 +143,13 @@ def test_amounts_that_postgresql_writes_otherwise_are_no_difference(sandbox, que
 
 def test_rows_that_somebody_else_writes_meanwhile_fail_the_day(sandbox, query, rows, monkeypatch):
     materialize(KEY, [DAYS[1]])
-    replace = Store._replace
+    replace = DayWriter._replace
 
     def replace_and_disturb(*args, **kwargs):
         replace(*args, **kwargs)
         query(f"insert into {TABLE} (time, partition_date, run_id) values (now(), %s, 'by hand')", SETTLED)
 
-    monkeypatch.setattr(Store, "_replace", replace_and_disturb)
+    monkeypatch.setattr(DayWriter, "_replace", replace_and_disturb)
     run = materialize(KEY, [SETTLED])
     assert "would hold 61 rows instead of 60" in run.failed[SETTLED]
     assert query(f"select run_id from {TABLE} where partition_date = %s", SETTLED) == [("by hand",)]

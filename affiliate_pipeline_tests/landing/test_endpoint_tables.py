@@ -15,8 +15,9 @@ import pytest
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.exchanges.fetching import DayBatch
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.landing.day_writer import Store, StoreUnavailable
 from affiliate_pipeline.landing.prepare import Block, PreparedDay, Summary
+from affiliate_pipeline.landing.store import Store
+from affiliate_pipeline.postgres.errors import StoreUnavailable
 from affiliate_pipeline.schema import columns as schema
 from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, SmallInt, Text, columns
 from affiliate_pipeline.schema.fingerprint import Fingerprint
@@ -25,7 +26,7 @@ from affiliate_pipeline.schema.fingerprint import Fingerprint
 CREATE = """
 import os, sys
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 children = []
 for _ in range(3):
     if child := os.fork():

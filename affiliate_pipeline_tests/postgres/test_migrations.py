@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.postgres.connection import connect

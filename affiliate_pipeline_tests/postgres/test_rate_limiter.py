@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from affiliate_pipeline.http.errors import Banned
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres import rate_limiter
 from affiliate_pipeline.postgres.rate_limiter import RateLimiter
 

@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from affiliate_pipeline.landing.day_writer import Store, rights
+from affiliate_pipeline.landing.store import Store, rights
 from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.errors import StoreUnavailable, unavailable
 from affiliate_pipeline.postgres.readiness import problems

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from affiliate_pipeline.exchanges.fetching import DayBatch
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.landing.day_writer import Store
 from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.schema import columns as schema
 from affiliate_pipeline.schema import decode
 from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, SmallInt, Text

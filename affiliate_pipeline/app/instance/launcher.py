@@ -7,7 +7,7 @@ from dagster import DagsterRun
 from affiliate_pipeline.defs.dagster_internals import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import of_instance
-from affiliate_pipeline.landing.day_writer import is_worked_for
+from affiliate_pipeline.landing.store import is_worked_for
 
 # Longer than a busy machine takes from one event to the next process that says it works for the run.
 SILENCE_S = 75

@@ -7,7 +7,7 @@ from dagster._core.test_utils import create_run_for_test
 
 from affiliate_pipeline.app.instance import launcher
 from affiliate_pipeline.app.instance.launcher import Launcher
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.embedded_server import cluster, server
 from affiliate_pipeline.app.instance.storage import StorageUnavailable
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 
 DAGSTER_YAML = Path(__file__).parents[3] / "dagster.yaml"
 

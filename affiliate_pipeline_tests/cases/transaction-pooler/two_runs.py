@@ -48,7 +48,7 @@ os.environ |= {
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.landing.pipeline import connected, land_days
-from affiliate_pipeline.landing.day_writer import Store
+from affiliate_pipeline.landing.store import Store
 
 endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == "binance/rebate_recent_record")
 
