@@ -87,6 +87,9 @@ class _End(Enum):
     DAYS = auto()
 
 
+_Item = DayBatch | DayError | Block | _End | BaseException
+
+
 class _Cancelled(Exception):
     """The days are no longer wanted."""
 
@@ -100,64 +103,77 @@ def prepared(
     What the fetch raises is raised to the reader, after the days before it. If the reader leaves early, `cancel_fetch` has to
     make a fetch that is waiting fail soon.
     """
-    queue: Queue[DayBatch | DayError | Block | _End | BaseException] = Queue(BLOCKS_AHEAD)
-    cancelled = threading.Event()
+    ahead = _Ahead(batches, endpoint)
+    thread = threading.Thread(target=ahead.prepare, name="prepare", daemon=True)
+    thread.start()
+    try:
+        yield ahead.days()
+    except BaseException:
+        ahead.cancelled.set()
+        cancel_fetch()
+        ahead.make_room()
+        raise
+    finally:
+        thread.join()
 
-    def put(item: DayBatch | DayError | Block | _End | BaseException) -> None:
-        if cancelled.is_set():
-            raise _Cancelled
-        queue.put(item)
 
-    def prepare() -> None:
+class _Ahead:
+    """The queue between the thread, which calls `prepare`, and the reader of `days`."""
+
+    def __init__(self, batches: Generator[DayBatch | DayError], endpoint: Endpoint) -> None:
+        self.cancelled = threading.Event()
+        self._batches, self._endpoint = batches, endpoint
+        self._queue: Queue[_Item] = Queue(BLOCKS_AHEAD)
+
+    def prepare(self) -> None:
         try:
-            with closing(batches):
-                for batch in batches:
-                    put(batch)
+            with closing(self._batches):
+                for batch in self._batches:
+                    self._put(batch)
                     if isinstance(batch, DayBatch):
-                        try:
-                            for block in blocks_of(batch, endpoint):
-                                put(block)
-                            put(_End.DAY)
-                        except Invalid as invalid:
-                            put(invalid)
-            put(_End.DAYS)
+                        self._put_blocks(batch)
+            self._put(_End.DAYS)
         except BaseException as error:
             with suppress(_Cancelled):
-                put(error)
+                self._put(error)
 
-    def take() -> DayBatch | DayError | Block | _End:
-        item = queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+    def _put_blocks(self, batch: DayBatch) -> None:
+        try:
+            for block in blocks_of(batch, self._endpoint):
+                self._put(block)
+            self._put(_End.DAY)
+        except Invalid as invalid:
+            self._put(invalid)
 
-    def blocks() -> Iterator[Block]:
-        while isinstance(block := take(), Block):
-            yield block
+    def _put(self, item: _Item) -> None:
+        if self.cancelled.is_set():
+            raise _Cancelled
+        self._queue.put(item)
 
-    def days() -> Iterator[PreparedDay | DayError]:
-        while not isinstance(item := take(), _End):
+    def days(self) -> Iterator[PreparedDay | DayError]:
+        while not isinstance(item := self._take(), _End):
             if isinstance(item, DayError):
                 yield item
             elif isinstance(item, DayBatch):
-                day = PreparedDay(item, blocks())
+                day = PreparedDay(item, self._blocks())
                 yield day
                 # What the reader has left, so that the next item is a day.
                 with suppress(Invalid):
                     for _ in day.blocks:
                         pass
 
-    thread = threading.Thread(target=prepare, name="prepare", daemon=True)
-    thread.start()
-    try:
-        yield days()
-    except BaseException:
-        cancelled.set()
-        cancel_fetch()
-        # A thread that is waiting for room in the queue goes on.
+    def _blocks(self) -> Iterator[Block]:
+        while isinstance(block := self._take(), Block):
+            yield block
+
+    def _take(self) -> _Item:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def make_room(self) -> None:
+        """Let a thread that is waiting for room in the queue notice that it is cancelled."""
         with suppress(Empty):
             while True:
-                queue.get_nowait()
-        raise
-    finally:
-        thread.join()
+                self._queue.get_nowait()

@@ -102,7 +102,7 @@ class Kind:
         return bool(self.no_value) and raw[:1] not in b"{[" and _string(raw).strip().lower() in self.no_value
 
 
-def _whole(name: str, bits: int, type_: arrow.DataType) -> Kind:
+def _whole(name: LiteralString, bits: int, type_: arrow.DataType) -> Kind:
     read = _integer(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     return Kind(name, f"a whole number of {bits} bits", name, type_, arrow.int64(), read)
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from itertools import groupby
+from itertools import groupby, takewhile
 from time import sleep
 from zoneinfo import ZoneInfo
 
@@ -101,7 +101,7 @@ class ExportFile:
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         exports, left = session.exports(), set(days)
-        for waited_s in range(0, MAX_WAIT_S + 1, POLL_S):
+        for waited_s in takewhile(lambda _: not session.cancelled.is_set(), range(0, MAX_WAIT_S + 1, POLL_S)):
             for export, own in _by_export(exports, left):
                 if export.state in ("ready", "landed") and (outcomes := self._outcomes(session, export, own)):
                     left -= {*own}
