@@ -15,10 +15,10 @@ from affiliate_pipeline.http.errors import ExchangeError
 class DayBatch:
     """All rows of one day as received, proven complete: chunks of JSON objects joined by commas, readable repeatedly.
 
-    `requested_ms` is when the oldest response among them was requested, None if by this run. `excluded` are the openIds
-    whose rows the exchange refused to give. `note` and `warnings` are for people; a warning needs a fix. `unlisted` has, for
-    each response without a list, the values (by JSON name) that its rows would share (none: any row matches): landed rows
-    with these values must not be removed (see `lists`).
+    `requested_ms` is when the oldest response among them was requested, None if by this run. `note` and `warnings` are
+    for people; a warning needs a fix. `excluded` has, for each request that the exchange refused, and `unlisted` for each
+    response without a list (see `lists`), the values (by JSON name) that its rows would share (none: any row matches): landed
+    rows with these values must not be removed.
     """
 
     day: date
@@ -26,9 +26,9 @@ class DayBatch:
     rows: int
     requests: int
     requested_ms: int | None = None
-    excluded: frozenset[str] = frozenset()
     note: str = ""
     warnings: tuple[str, ...] = ()
+    excluded: Sequence[Mapping[str, object]] = ()
     unlisted: Sequence[Mapping[str, object]] = ()
 
 

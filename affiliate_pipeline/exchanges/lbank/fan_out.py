@@ -239,8 +239,8 @@ class MonthBatch:
                 len(done.rows),
                 done.requests,
                 done.requested_ms,
-                frozenset(self._excluded),
                 note=unlisted_note(len(done.unlisted)),
+                excluded=[{"openId": open_id} for open_id in sorted(self._excluded)],
                 unlisted=done.unlisted,
                 warnings=problems,
             )
