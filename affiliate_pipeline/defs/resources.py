@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 
 from affiliate_pipeline.domain.environment import Environment, Mode
 from affiliate_pipeline.domain.problem import SettingsError
-from affiliate_pipeline.exchanges.endpoint import Endpoint
-from affiliate_pipeline.exchanges.fetching import Session
+from affiliate_pipeline.exchanges.endpoint import Endpoint, SessionT
 from affiliate_pipeline.landing.pipeline import connected
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
@@ -53,8 +52,8 @@ class Installation:
 
     @contextmanager
     def session(
-        self, endpoint: Endpoint, store: Store, max_wait_s: float = MAX_WAIT_S
-    ) -> Generator[Session, None, None]:
+        self, endpoint: Endpoint[SessionT], store: Store, max_wait_s: float = MAX_WAIT_S
+    ) -> Generator[SessionT, None, None]:
         """A session with the endpoint's account, which shares its rate limits through the database."""
         variables = self.environment.variables
         if self.environment.mode is Mode.SANDBOX:

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, time, timedelta
-from typing import Any
+from typing import Generic
 from zoneinfo import ZoneInfo
+
+from typing_extensions import TypeVar
 
 from affiliate_pipeline.domain.days import DAY, start_ms
 from affiliate_pipeline.domain.expected_days import Timetable
@@ -13,15 +15,20 @@ from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.schema.columns import Row
 
 
+# The session that an exchange opens for its endpoints. An endpoint is only ever given the sessions of its own exchange, so
+# code that knows no exchange takes `Endpoint`, which stands for `Endpoint[Session]`.
+SessionT = TypeVar("SessionT", bound=Session, default=Session, covariant=True)
+
+
 @dataclass(frozen=True)
-class Exchange:
+class Exchange(Generic[SessionT]):
     """A service with its time zone and its accounts."""
 
     name: str
     title: str
     zone: ZoneInfo
     # Connects with the account in these variables.
-    connect: Callable[["Endpoint", SharedState, Mapping[str, str]], Session]
+    connect: Callable[["Endpoint", SharedState, Mapping[str, str]], SessionT]
     # The environment variables that hold the credentials of an account.
     credentials: Callable[[str], tuple[str, ...]]
 
@@ -31,14 +38,14 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Generic[SessionT]):
     """A request for next to nothing that tries an account without landing anything.
 
     `params` makes its parameters from the session and the time (ms). A refusal is `about` these variables, by default the
     account's credentials.
     """
 
-    params: Callable[[Any, int], Mapping[str, object]]
+    params: Callable[[SessionT, int], Mapping[str, object]]
     about: str = ""
 
 
@@ -59,31 +66,31 @@ class Money:
 
 
 @dataclass(frozen=True)
-class Retention:
+class Retention(Generic[SessionT]):
     """How long the source promises to keep rows, and what is known about older ones."""
 
     promised: timedelta
     # Looks for a row older than the day, which proves that the source still has the day; returns its time (ms).
-    proof: Callable[[Any, date, ZoneInfo], int | None] | None = None
+    proof: Callable[[SessionT, date, ZoneInfo], int | None] | None = None
     # Whether an expired day was requested in time, so that the source prepares it for download.
-    requested_in_time: Callable[[Any, date], bool] | None = None
+    requested_in_time: Callable[[SessionT, date], bool] | None = None
     # Another endpoint that has the same rows for longer.
-    fallback: "Records | None" = None
+    fallback: "Records[SessionT] | None" = None
     # Expired days are never requested, not even with `trust_old`.
     is_final: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Endpoint:
+class Endpoint(Generic[SessionT]):
     """One endpoint: its asset, its table and how its days are fetched. This base class has only today's rows."""
 
-    exchange: Exchange
+    exchange: Exchange[SessionT]
     name: str
     account: str
     description: str
     schema: type[Row]
-    strategy: Strategy
-    probe: Probe | None = None
+    strategy: Strategy[SessionT]
+    probe: Probe[SessionT] | None = None
     # Environment variables that it needs in addition to its account's.
     requires: tuple[str, ...] = ()
     # When its schedule lands it, in the exchange's zone; None: only on request.
@@ -116,22 +123,22 @@ class Endpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot(Endpoint):
+class Snapshot(Endpoint[SessionT]):
     """The state as it is now: a later snapshot of the day replaces an earlier one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActionLog(Endpoint):
+class ActionLog(Endpoint[SessionT]):
     """What runs did at the exchange: a day keeps the rows it has and gains those of each run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Records(Endpoint):
+class Records(Endpoint[SessionT]):
     """Rows that happened on a day, fetchable after its end for as long as the source retains them."""
 
     settles_after: timedelta
     # None: no end is known.
-    retention: Retention | None = None
+    retention: Retention[SessionT] | None = None
     # The column with the instant that a row happened at, where there is one.
     day_of: str | None = None
     # An amount, and the column by whose values it is summed.

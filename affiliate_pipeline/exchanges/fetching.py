@@ -4,8 +4,10 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, Protocol
+from typing import Protocol
 from zoneinfo import ZoneInfo
+
+from typing_extensions import TypeVar
 
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.errors import ExchangeError
@@ -80,16 +82,19 @@ class Session:
         """Every day of a run has its outcome: nothing of it has to be resumed."""
 
 
-class Strategy(Protocol):
+SessionT = TypeVar("SessionT", bound=Session, default=Session, contravariant=True)
+
+
+class Strategy(Protocol[SessionT]):
     """How an endpoint's days are fetched."""
 
     @property
     def path(self) -> str: ...
 
-    def plan(self, session: Any, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
+    def plan(self, session: SessionT, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
         """What `fetch` will cost; sends no request to find out."""
         ...
 
-    def fetch(self, session: Any, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
+    def fetch(self, session: SessionT, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         """Yield each of the days once, in any order; raises `Fatal` where no further request makes sense."""
         ...

@@ -17,7 +17,7 @@ from itertools import chain
 
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.problem import AffiliateError, Problem
-from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, SessionT
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan, Session
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.landing import quarantine
@@ -97,8 +97,8 @@ def now_ms() -> int:
 
 @contextmanager
 def connected(
-    endpoint: Endpoint, store: Store, variables: Mapping[str, str], max_wait_s: float = MAX_WAIT_S
-) -> Generator[Session]:
+    endpoint: Endpoint[SessionT], store: Store, variables: Mapping[str, str], max_wait_s: float = MAX_WAIT_S
+) -> Generator[SessionT]:
     """A session with the endpoint's account whose rate limit is shared through the store's database; a pause of it that is
     longer raises `Banned`. The account is the one in `variables`."""
     with SharedState(store.url, quarantine.handled_at, max_wait_s) as shared:

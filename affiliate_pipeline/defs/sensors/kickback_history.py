@@ -1,7 +1,6 @@
 """The sensor that moves kickback exports on and has them landed, and the schedule that requests missed days."""
 
 from collections.abc import Iterator
-from typing import cast
 
 import dagster as dg
 
@@ -12,7 +11,6 @@ from affiliate_pipeline.domain.days import fold, instant, runs
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
-from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance
 from affiliate_pipeline.exchanges.binance.kickback_export.model import KickbackExport
 from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports, needs_attention
@@ -48,17 +46,16 @@ def kickback_history(
             installation.store() as store,
             installation.session(HISTORY, store, MAX_PAUSE_S) as session,
         ):
-            binance = cast(BinanceSession, session)
-            exports = binance.exports()
+            exports = session.exports()
             try:
-                advance(binance, wait=False)
+                advance(session, wait=False)
             except ExchangeError as error:
                 context.log.warning(f"the export could not be requested: {error}")
             # Before the alerts: an export that is given up here is among them.
             request = _landing(context, exports)
             with Outbox(store.url) as outbox:
                 for export in exports.just_expired():
-                    outbox.add(expired_alert(export, binance.now_ms()))
+                    outbox.add(expired_alert(export, session.now_ms()))
             yield request
     except SettingsError as error:
         yield dg.SkipReason(str(error))
@@ -126,7 +123,7 @@ def build_missed_days_schedule(status: dg.DefaultScheduleStatus) -> dg.ScheduleD
             return
         tick = context.scheduled_execution_time
         with installation.store() as store, installation.session(HISTORY_REQUEST, store) as session:
-            requested = {day for export in cast(BinanceSession, session).exports().open() for day in export.days}
+            requested = {day for export in session.exports().open() for day in export.days}
             recent, exported = store.ledger(RECENT_KICKBACKS), store.ledger(HISTORY)
         start = installation.start_date
         now_ms = int(tick.timestamp() * 1000)

@@ -5,7 +5,7 @@ from datetime import time, timedelta
 from affiliate_pipeline.exchanges.binance.customer_ids import desired
 from affiliate_pipeline.exchanges.binance.customer_ids.assignment import Assignment
 from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import CurrentState
-from affiliate_pipeline.exchanges.binance.exchange import BINANCE
+from affiliate_pipeline.exchanges.binance.exchange import BINANCE, BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import requested_in_time
 from affiliate_pipeline.exchanges.binance.kickback_export.fetch import ExportFile, ExportRequest
 from affiliate_pipeline.exchanges.binance.kickback_export.model import RETENTION
@@ -85,7 +85,7 @@ class UserCustomizationAssignment(_Attempt):
 
 
 # Nothing, or one row, of the last second.
-_PROBE = Probe(lambda session, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "limit": 1})
+_PROBE = Probe[BinanceSession](lambda session, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "limit": 1})
 _REBATES = "/sapi/v1/apiReferral/rebate/recentRecord"
 _IF_NEW_USER = "/sapi/v1/apiReferral/ifNewUser"
 _CUSTOMIZATION = "/sapi/v1/apiReferral/customization"
@@ -153,7 +153,7 @@ RECENT_KICKBACKS = Records(
 
 _REBATE_WALK = WindowWalk(_REBATES, row_limit=500, max_days=7)
 
-ENDPOINTS: tuple[Endpoint, ...] = (
+ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
     Records(
         exchange=BINANCE,
         name="rebate_recent_record",

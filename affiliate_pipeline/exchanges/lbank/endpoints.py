@@ -139,9 +139,9 @@ def _money(session: LBankSession, end_ms: int) -> Sequence[Query]:
     ]
 
 
-_records = partial(Records, exchange=LBANK, account="affiliate", lands_at=time(0, 35))
+_records = partial(Records[LBankSession], exchange=LBANK, account="affiliate", lands_at=time(0, 35))
 
-ENDPOINTS: tuple[Endpoint, ...] = (
+ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
     _records(
         name="invite_user_list",
         description="Users who registered that day, by the endpoint that LBank calls deprecated. Days in UTC+8.",
