@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from affiliate_pipeline.exchanges.binance.endpoints import RebateRecentRecord
+from affiliate_pipeline.exchanges.binance.schemas import RebateRecentRecord
 from affiliate_pipeline.sandbox import Number
 from affiliate_pipeline.schema.columns import BigInt, bigint
 from affiliate_pipeline_tests.conftest import materialize

@@ -2,6 +2,7 @@
 
 from datetime import time, timedelta
 
+from affiliate_pipeline.exchanges.binance import schemas
 from affiliate_pipeline.exchanges.binance.customer_ids import desired
 from affiliate_pipeline.exchanges.binance.customer_ids.assignment import Assignment
 from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import CurrentState
@@ -9,80 +10,8 @@ from affiliate_pipeline.exchanges.binance.exchange import BINANCE, BinanceSessio
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import requested_in_time
 from affiliate_pipeline.exchanges.binance.kickback_export.fetch import ExportFile, ExportRequest
 from affiliate_pipeline.exchanges.binance.kickback_export.model import RETENTION
-from affiliate_pipeline.exchanges.binance.kickback_export.store import TABLE
 from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint, Money, Probe, Records, Retention, Snapshot
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
-from affiliate_pipeline.schema import columns as schema
-from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, Text
-
-
-class RebateRecentRecord(Row):
-    customer_id: Text = schema.text("The id that the partner gave the client; may be empty.", nullable=True)
-    email: Text = schema.text("The client's email, masked by Binance.", nullable=True)
-    income: Amount = schema.amount("What the partner earns, in `asset`.")
-    asset: Text = schema.text("The coin that `income` is in.")
-    symbol: Text = schema.text("The market traded.")
-    time: Instant = schema.instant("When the trade was made (UTC); the day is taken from it.")
-    order_id: BigInt = schema.bigint("The order's id at Binance.")
-    trade_id: BigInt = schema.bigint("The trade's id, unique only within `symbol`.")
-    distribute_time: Instant = schema.instant("When the rebate was paid out (UTC); null until then.", optional=True)
-    commission_asset: Text = schema.text("The coin of `commission`; null until the rebate was paid out.", optional=True)
-    commission: Amount = schema.amount("The trading fee that the rebate is a part of.", optional=True)
-    convert_price: Amount = schema.amount("The price from `commission_asset` to `asset`.", optional=True)
-
-
-class Kickback(Row):
-    income: Amount = schema.amount("What the client gets back, in `asset`.")
-    asset: Text = schema.text("The coin that `income` is in.")
-    symbol: Text = schema.text("The market traded.")
-    time: Instant = schema.instant("When the trade was made (UTC); the day is taken from it.")
-
-
-class KickbackHistoricalRequest(Row):
-    collection_id: BigInt = schema.bigint(f"The row of `{TABLE}` that brings the day.")
-    start_time: Instant = schema.instant("The first millisecond asked for.")
-    end_time: Instant = schema.instant("The last millisecond asked for.")
-    requested_at: Instant = schema.instant("When the exchange was asked; null while it waits its turn.", nullable=True)
-    code: BigInt = schema.bigint("The exchange's answer: 200 if it has begun to collect.", nullable=True)
-    msg: Text = schema.text("The exchange's answer in words, or what is waited for.")
-
-
-class IfNewUser(Row):
-    api_agent_code: Text = schema.text("The agent asked about.")
-    rebate_working: Flag = schema.flag("Whether the agent's code works.")
-    if_new_user: Flag = schema.flag("Whether the client is a new user to the agent.")
-    referrer_id: Text = schema.text("Who referred the client.", nullable=True)
-
-
-class Customization(Row):
-    customer_id: Text = schema.text("The id that the partner gave the client.")
-    email: Text = schema.text("The client's email.", nullable=True)
-
-
-class UserCustomization(Row):
-    api_agent_code: Text = schema.text("The agent asked about.")
-    customer_id: Text = schema.text(
-        "The id that the client has with the agent; null or empty while none.", optional=True
-    )
-
-
-class _Attempt(Row):
-    customer_id: Text = schema.text("The id wanted.", nullable=True)
-    before_customer_id: Text = schema.text("The id, or ids, there before.", nullable=True)
-    outcome: Text = schema.text(
-        "`assigned`; `refused` (by Binance, or nothing was posted: see `message`); `failed`: not done, and tried again."
-    )
-    message: Text = schema.text("Why; of a lost answer, what was found by reading back.", nullable=True)
-    attempted_at: Instant = schema.instant("When it was posted, or found to be impossible (UTC).")
-
-
-class CustomizationAssignment(_Attempt):
-    email: Text = schema.text("Whom it is wanted for.", nullable=True)
-
-
-class UserCustomizationAssignment(_Attempt):
-    api_agent_code: Text = schema.text("The agent with whom it is wanted.")
-
 
 # Nothing, or one row, of the last second.
 _PROBE = Probe[BinanceSession](lambda session, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "limit": 1})
@@ -107,7 +36,7 @@ HISTORY_REQUEST = Records(
         "Asks Binance to collect kickbacks of the last 30 days into a file, which `kickback_historical_record` lands: one "
         "row per day asked for, in UTC. A range of days is one request; while one is being collected, another waits."
     ),
-    schema=KickbackHistoricalRequest,
+    schema=schemas.KickbackHistoricalRequest,
     strategy=ExportRequest(),
     # As long as a day can be asked for, it may be asked for again.
     settles_after=RETENTION,
@@ -122,8 +51,8 @@ HISTORY = Records(
         "`kickback_history` waits for the file and lands it; a run by hand waits up to 10 minutes. For days that "
         "`kickback_recent_record` could not land in time."
     ),
-    schema=Kickback,
-    strategy=ExportFile(Kickback),
+    schema=schemas.Kickback,
+    strategy=ExportFile(schemas.Kickback),
     day_of="time",
     sum_by=("income", "asset"),
     money=_KICKBACK_MONEY,
@@ -139,7 +68,7 @@ RECENT_KICKBACKS = Records(
         "Kickbacks that the client gets on its own trades, one row per trade; days in UTC. Only the last 7 days exist; "
         "`kickback_historical_record` has 30."
     ),
-    schema=Kickback,
+    schema=schemas.Kickback,
     strategy=WindowWalk(_KICKBACKS, row_limit=1000, max_days=7),
     day_of="time",
     sum_by=("income", "asset"),
@@ -163,7 +92,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
             "Rows gain `distribute_time` and what follows it once the rebate was paid out, so a day has settled 48 hours "
             "after its end. The exchange promises 7 days."
         ),
-        schema=RebateRecentRecord,
+        schema=schemas.RebateRecentRecord,
         strategy=_REBATE_WALK,
         day_of="time",
         sum_by=("income", "asset"),
@@ -179,7 +108,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         name="if_new_user",
         account="client",
         strategy=CurrentState(_IF_NEW_USER, of_agent=True),
-        schema=IfNewUser,
+        schema=schemas.IfNewUser,
         description="Whether the client is new to the agent and the agent's code works: an observation of today (UTC).",
         requires=_AGENT,
         probe=Probe(
@@ -193,7 +122,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         name="customization",
         account="partner",
         strategy=CurrentState(_CUSTOMIZATION),
-        schema=Customization,
+        schema=schemas.Customization,
         description="Everybody whom the partner gave an id, asked without a filter: an observation of today (UTC).",
         lands_at=_DAILY,
     ),
@@ -202,7 +131,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         name="user_customization",
         account="client",
         strategy=CurrentState(_USER_CUSTOMIZATION, of_agent=True),
-        schema=UserCustomization,
+        schema=schemas.UserCustomization,
         description="The id that the client has with the agent: an observation of today (UTC).",
         requires=_AGENT,
         lands_at=_DAILY,
@@ -212,7 +141,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         name="customization_assignment",
         account="partner",
         strategy=Assignment(_CUSTOMIZATION, "email", desired.of_partner, "BINANCE_CUSTOMER_IDS", lists_all=True),
-        schema=CustomizationAssignment,
+        schema=schemas.CustomizationAssignment,
         description=(
             "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, where they have others; only when "
             "asked for, only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be done."
@@ -225,7 +154,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         strategy=Assignment(
             _USER_CUSTOMIZATION, "apiAgentCode", desired.of_client, "BINANCE_USER_CUSTOMER_ID", lists_all=False
         ),
-        schema=UserCustomizationAssignment,
+        schema=schemas.UserCustomizationAssignment,
         description=(
             "Gives the client the id BINANCE_USER_CUSTOMER_ID with its agent, where it has another; only when asked for, "
             "only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be done."

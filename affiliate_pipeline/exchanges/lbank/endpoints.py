@@ -5,13 +5,13 @@ from datetime import time, timedelta
 from functools import partial
 
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Money, Probe, Records, Snapshot
-from affiliate_pipeline.exchanges.lbank.exchange import LBANK, TEAM_LIST, USERS, User
+from affiliate_pipeline.exchanges.lbank import schemas
+from affiliate_pipeline.exchanges.lbank.exchange import LBANK
 from affiliate_pipeline.exchanges.lbank.fan_out import FanOut, Query
 from affiliate_pipeline.exchanges.lbank.pagination import by_id, by_offset
 from affiliate_pipeline.exchanges.lbank.roster.members import Roster
+from affiliate_pipeline.exchanges.lbank.roster.refresh import TEAM_LIST, USERS
 from affiliate_pipeline.exchanges.lbank.session import LBankSession
-from affiliate_pipeline.schema import columns as schema
-from affiliate_pipeline.schema.columns import Amount, Flag, Instant, Row, SmallInt, Text
 from affiliate_pipeline.schema.raw_row import emptied, is_false, with_fields
 
 USER_LIST = "/affiliate-api/v2/invite/user/list"
@@ -22,7 +22,7 @@ TRADE_TEAM = "/affiliate-api/v2/trade/user/team"
 TRADE_FUTURE = "/affiliate-api/v2/trade/future"
 MONEY = "/affiliate-api/v2/money/detail/list"
 
-TRADE_TYPES = (0, 1)
+TRADE_TYPES = ({"tradeType": 0}, {"tradeType": 1})
 BOTH_TRADE_TYPES = 10
 USER_TYPES = ("SELF", "SUB", "SELF_SUB", "ALL")
 SUB_IN_OUT_TYPES = (
@@ -33,60 +33,6 @@ SUB_IN_OUT_TYPES = (
     "IN_INNER_TRANSFER_IN",
     "OUT_INNER_TRANSFER_OUT",
 )
-_TRADE_TYPE = "0 spot, 1 futures."
-
-
-class InviteUserList(User):
-    id: Text = schema.text("The record's id, by which the endpoint pages.")
-
-
-class InviteUserInfo(User):
-    invite_result: Flag = schema.flag("Whether the user is under us; if not, nothing else is known.")
-
-
-class CommissionStatsSymbolList(Row):
-    open_id: Text = schema.text("Who receives the commission.")
-    coin_symbol: Text = schema.text("The coin that `amount` is in.")
-    amount: Amount = schema.amount("The day's commission.")
-    trade_type: SmallInt = schema.smallint(_TRADE_TYPE)
-    stats_date: Instant = schema.instant("The day of the trades, as its first instant in UTC+8.")
-    usdt_amount: Amount = schema.amount("`amount` converted to USDT.", nullable=True)
-
-
-class TradeUser(Row):
-    open_id: Text = schema.text("Whose trades.")
-    trade_type: SmallInt = schema.smallint(f"{_TRADE_TYPE} As asked for.")
-    stats_date: Instant = schema.instant("The day, as its first instant in UTC+8.")
-    trade_amt: Amount = schema.amount(
-        "The trading volume. (The v1.5 document has the two amounts swapped; v1.7 says this.)"
-    )
-    fee_amt: Amount = schema.amount("The fee.")
-
-
-class TradeUserTeam(TradeUser):
-    open_id: Text = schema.text("Whose team's trades.")
-
-
-class TradeFuture(Row):
-    open_id: Text = schema.text("Whose trades: our own openId.")
-    user_type: Text = schema.text("SELF, SUB (direct), SELF_SUB or ALL, as asked for.")
-    turnover: Amount = schema.amount("The day's futures volume.")
-    fee: Amount = schema.amount("The day's futures fee.")
-
-
-class MoneyDetailList(Row):
-    open_id: Text = schema.text("Who deposited or withdrew.")
-    user_type: Text = schema.text("The scope asked for: ALL.")
-    requested_sub_in_out_type: Text = schema.text("The type asked for, as the API spells it.")
-    sub_in_out_type: Text = schema.text("The type as answered, in words.", nullable=True)
-    user_level: SmallInt = schema.smallint("1 to 21 agents, 0 invitee, 99 regular user.", nullable=True)
-    asset_code: Text = schema.text("The coin that `asset_num` is in.")
-    asset_num: Amount = schema.amount("How much.")
-    status: Text = schema.text("Status in words.", nullable=True)
-    sub_status: Text = schema.text("More exact status in words.", nullable=True)
-    create_time: Instant = schema.instant("When it was begun; the day is taken from it.")
-    update_time: Instant = schema.instant("When it last changed.", nullable=True)
-    withdraw_order_id: Text = schema.text("The withdrawal's id (since v1.7).", optional=True)
 
 
 def _everything(session: LBankSession, end_ms: int) -> Sequence[Query]:
@@ -94,32 +40,32 @@ def _everything(session: LBankSession, end_ms: int) -> Sequence[Query]:
 
 
 def _of_each(
-    whom: Callable[[Roster], list[str]], params: dict[str, object], trade_types: Sequence[int] = ()
+    whom: Callable[[Roster], list[str]],
+    params: Mapping[str, object],
+    variants: Sequence[Mapping[str, object]] = ({},),
+    *,
+    adds_open_id: bool = False,
 ) -> Callable[[LBankSession, int], Sequence[Query]]:
-    """The question about each openId; once for each trade type, of which the answer then says nothing."""
-    variants: list[tuple[dict[str, object], dict[str, object]]] = [
-        ({"tradeType": trade_type}, {"tradeType": trade_type}) for trade_type in trade_types
-    ] or [({}, {})]
+    """A query for each openId and variant, whose parameters are added to its rows."""
 
     def queries(session: LBankSession, end_ms: int) -> Sequence[Query]:
         return [
-            Query({"openId": open_id, **params, **more}, fields, open_id)
+            Query(
+                {"openId": open_id, **params, **variant},
+                {"openId": open_id, **variant} if adds_open_id else variant,
+                open_id,
+            )
             for open_id in whom(session.roster(end_ms))
-            for more, fields in variants
+            for variant in variants
         ]
 
     return queries
 
 
-def _info(session: LBankSession, end_ms: int) -> Sequence[Query]:
-    open_ids = session.roster(end_ms).agents_and_traders()
-    return [Query({"openId": open_id}, {"openId": open_id}, open_id) for open_id in open_ids]
-
-
 def _with_open_id(row: bytes, fields: Mapping[str, object]) -> bytes:
     # The other fields of a user who is not under us are void, whatever they hold.
     if is_false(row, "inviteResult"):
-        return emptied(InviteUserInfo, {**fields, "inviteResult": False})
+        return emptied(schemas.InviteUserInfo, {**fields, "inviteResult": False})
     return with_fields(row, fields)
 
 
@@ -145,7 +91,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
     _records(
         name="invite_user_list",
         description="Users who registered that day, by the endpoint that LBank calls deprecated. Days in UTC+8.",
-        schema=InviteUserList,
+        schema=schemas.InviteUserList,
         strategy=FanOut(USER_LIST, _everything, paging=by_id, instant="createTime"),
         settles_after=timedelta(0),
         day_of="create_time",
@@ -153,7 +99,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
     _records(
         name="invite_user_team_list",
         description="Users who registered that day. Days in UTC+8.",
-        schema=User,
+        schema=schemas.User,
         strategy=FanOut(TEAM_LIST, _everything, paging=USERS, instant="createTime"),
         settles_after=timedelta(0),
         probe=Probe(lambda session, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "start": 0, "pageSize": 1}),
@@ -164,14 +110,16 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         account="affiliate",
         name="invite_user_info",
         description="Agents and traders as they are now, an observation of today. Days in UTC+8.",
-        schema=InviteUserInfo,
-        strategy=FanOut(USER_INFO, _info, timeless=True, complete=_with_open_id),
+        schema=schemas.InviteUserInfo,
+        strategy=FanOut(
+            USER_INFO, _of_each(Roster.agents_and_traders, {}, adds_open_id=True), timeless=True, complete=_with_open_id
+        ),
         lands_at=time(0, 35),
     ),
     _records(
         name="commission_stats_symbol_list",
         description="Commission by receiver, coin and trade type. It is paid after 10:00 UTC+8 of the next day. Days in UTC+8.",
-        schema=CommissionStatsSymbolList,
+        schema=schemas.CommissionStatsSymbolList,
         strategy=FanOut(
             COMMISSION,
             _of_each(Roster.agents, {"tradeType": BOTH_TRADE_TYPES, "coin": ""}),
@@ -192,7 +140,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
     _records(
         name="trade_user",
         description="Volume and fee of each user who ever traded, one row per trade type. Days in UTC+8.",
-        schema=TradeUser,
+        schema=schemas.TradeUser,
         strategy=FanOut(TRADE_USER, _of_each(Roster.traders, {}, TRADE_TYPES), instant="statsDate"),
         settles_after=timedelta(hours=0.5),
         day_of="stats_date",
@@ -202,7 +150,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
     _records(
         name="trade_user_team",
         description="Volume and fee of each agent's team, one row per trade type. Days in UTC+8.",
-        schema=TradeUserTeam,
+        schema=schemas.TradeUserTeam,
         strategy=FanOut(TRADE_TEAM, _of_each(Roster.agents, {}, TRADE_TYPES), instant="statsDate"),
         settles_after=timedelta(hours=0.5),
         day_of="stats_date",
@@ -212,7 +160,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
     _records(
         name="trade_future",
         description="Futures volume and fee by scope, of our own openId. Days in UTC+8.",
-        schema=TradeFuture,
+        schema=schemas.TradeFuture,
         strategy=FanOut(TRADE_FUTURE, _futures),
         settles_after=timedelta(hours=0.5),
         sum_by=("fee", "user_type"),
@@ -230,7 +178,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
     _records(
         name="money_detail_list",
         description="Deposits and withdrawals of everybody under us. Days in UTC+8.",
-        schema=MoneyDetailList,
+        schema=schemas.MoneyDetailList,
         strategy=FanOut(MONEY, _money, paging=partial(by_offset, instant="createTime"), instant="createTime"),
         settles_after=timedelta(hours=72),
         day_of="create_time",

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from affiliate_pipeline.exchanges.binance.endpoints import Kickback
 from affiliate_pipeline.exchanges.binance.kickback_export import file_format
 from affiliate_pipeline.exchanges.binance.kickback_export.file_format import FileUrl, Pending, read_response, rows_of
+from affiliate_pipeline.exchanges.binance.schemas import Kickback
 from affiliate_pipeline.http.errors import Refused
 from affiliate_pipeline.http.unpacking import NotWhole, Unreadable
 

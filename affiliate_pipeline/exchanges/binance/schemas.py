@@ -1,0 +1,73 @@
+"""The rows of Binance's endpoints."""
+
+from affiliate_pipeline.exchanges.binance.kickback_export.store import TABLE
+from affiliate_pipeline.schema import columns as schema
+from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, Text
+
+
+class RebateRecentRecord(Row):
+    customer_id: Text = schema.text("The id that the partner gave the client; may be empty.", nullable=True)
+    email: Text = schema.text("The client's email, masked by Binance.", nullable=True)
+    income: Amount = schema.amount("What the partner earns, in `asset`.")
+    asset: Text = schema.text("The coin that `income` is in.")
+    symbol: Text = schema.text("The market traded.")
+    time: Instant = schema.instant("When the trade was made (UTC); the day is taken from it.")
+    order_id: BigInt = schema.bigint("The order's id at Binance.")
+    trade_id: BigInt = schema.bigint("The trade's id, unique only within `symbol`.")
+    distribute_time: Instant = schema.instant("When the rebate was paid out (UTC); null until then.", optional=True)
+    commission_asset: Text = schema.text("The coin of `commission`; null until the rebate was paid out.", optional=True)
+    commission: Amount = schema.amount("The trading fee that the rebate is a part of.", optional=True)
+    convert_price: Amount = schema.amount("The price from `commission_asset` to `asset`.", optional=True)
+
+
+class Kickback(Row):
+    income: Amount = schema.amount("What the client gets back, in `asset`.")
+    asset: Text = schema.text("The coin that `income` is in.")
+    symbol: Text = schema.text("The market traded.")
+    time: Instant = schema.instant("When the trade was made (UTC); the day is taken from it.")
+
+
+class KickbackHistoricalRequest(Row):
+    collection_id: BigInt = schema.bigint(f"The row of `{TABLE}` that brings the day.")
+    start_time: Instant = schema.instant("The first millisecond asked for.")
+    end_time: Instant = schema.instant("The last millisecond asked for.")
+    requested_at: Instant = schema.instant("When the exchange was asked; null while it waits its turn.", nullable=True)
+    code: BigInt = schema.bigint("The exchange's answer: 200 if it has begun to collect.", nullable=True)
+    msg: Text = schema.text("The exchange's answer in words, or what is waited for.")
+
+
+class IfNewUser(Row):
+    api_agent_code: Text = schema.text("The agent asked about.")
+    rebate_working: Flag = schema.flag("Whether the agent's code works.")
+    if_new_user: Flag = schema.flag("Whether the client is a new user to the agent.")
+    referrer_id: Text = schema.text("Who referred the client.", nullable=True)
+
+
+class Customization(Row):
+    customer_id: Text = schema.text("The id that the partner gave the client.")
+    email: Text = schema.text("The client's email.", nullable=True)
+
+
+class UserCustomization(Row):
+    api_agent_code: Text = schema.text("The agent asked about.")
+    customer_id: Text = schema.text(
+        "The id that the client has with the agent; null or empty while none.", optional=True
+    )
+
+
+class _Attempt(Row):
+    customer_id: Text = schema.text("The id wanted.", nullable=True)
+    before_customer_id: Text = schema.text("The id, or ids, there before.", nullable=True)
+    outcome: Text = schema.text(
+        "`assigned`; `refused` (by Binance, or nothing was posted: see `message`); `failed`: not done, and tried again."
+    )
+    message: Text = schema.text("Why; of a lost answer, what was found by reading back.", nullable=True)
+    attempted_at: Instant = schema.instant("When it was posted, or found to be impossible (UTC).")
+
+
+class CustomizationAssignment(_Attempt):
+    email: Text = schema.text("Whom it is wanted for.", nullable=True)
+
+
+class UserCustomizationAssignment(_Attempt):
+    api_agent_code: Text = schema.text("The agent with whom it is wanted.")
