@@ -7,8 +7,8 @@ import dagster as dg
 from affiliate_pipeline import environment
 from affiliate_pipeline.defs.commission_assets import build_earnings
 from affiliate_pipeline.defs.endpoint_assets import build_asset
+from affiliate_pipeline.defs.reference_tables import build_reference_table
 from affiliate_pipeline.defs.resources import Installation
-from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.defs.schedules import build_schedules
 from affiliate_pipeline.defs.sensors.alert_delivery import alert_delivery
 from affiliate_pipeline.defs.sensors.failed_runs import failed_run_alert
@@ -18,7 +18,7 @@ from affiliate_pipeline.defs.sensors.kickback_history import build_missed_days_s
 from affiliate_pipeline.defs.sensors.overdue import build_watch
 from affiliate_pipeline.defs.sensors.stale_days import build_stale_days
 from affiliate_pipeline.exchanges.endpoint import Records
-from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.registry import ENDPOINTS, REFERENCE_TABLES
 
 
 @dg.resource(description="The database, the exchanges' accounts and the settings.")
@@ -45,7 +45,11 @@ def build_definitions(installation: Installation | None = None) -> dg.Definition
         kickback_history,
     ]
     return dg.Definitions(
-        assets=[*(build_asset(endpoint, start) for endpoint in ENDPOINTS), roster, build_earnings(earning, start)],
+        assets=[
+            *(build_asset(endpoint, start) for endpoint in ENDPOINTS),
+            *map(build_reference_table, REFERENCE_TABLES),
+            build_earnings(earning, start),
+        ],
         resources={"installation": installation or installation_of_instance},
         schedules=schedules,
         sensors=[*sensors, build_failing_tick_alert([*schedules, *sensors])],

@@ -157,6 +157,22 @@ class Records(Endpoint[SessionT]):
         return Timetable(self.key, zone, self.lands_at, self.settles_after, promised, fallback=other)
 
 
+@dataclass(frozen=True)
+class ReferenceTable(Generic[SessionT]):
+    """A table of an exchange's own, not partitioned: runs that need it keep it fresh, its asset refreshes it on request."""
+
+    name: str
+    description: str
+    # The endpoint that it is read from.
+    endpoint: Endpoint[SessionT]
+    # Refreshes the table; returns the asset's metadata: counts by name.
+    refresh: Callable[[SessionT], Mapping[str, int]]
+
+    @property
+    def key(self) -> str:
+        return f"{self.endpoint.exchange.name}/{self.name}"
+
+
 def retention_of(endpoint: Endpoint) -> Retention | None:
     """How long the source retains the endpoint's records; None if no end is known or it has none."""
     return endpoint.retention if isinstance(endpoint, Records) else None

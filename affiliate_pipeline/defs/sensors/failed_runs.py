@@ -24,9 +24,8 @@ from affiliate_pipeline.defs.dagster_internals import (
 from affiliate_pipeline.defs.day_outcomes import problems_in
 from affiliate_pipeline.defs.ownership import is_own_repository, selected
 from affiliate_pipeline.defs.resources import Installation
-from affiliate_pipeline.defs.roster import roster
 from affiliate_pipeline.domain.problem import Problem
-from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.registry import ENDPOINTS, REFERENCE_TABLES
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.monitoring import alerts
 from affiliate_pipeline.monitoring.configuration import Alerts
@@ -39,7 +38,8 @@ APPEARED_S = 60
 # The daemon launches retries every 5 s; it may also be off, or find nothing to launch. After this time, no retry comes.
 RETRY_LAUNCHED_S = 300
 ENDPOINT_OF = {AssetKey.from_user_string(endpoint.key): endpoint for endpoint in ENDPOINTS}
-OWN_ASSETS = frozenset({*ENDPOINT_OF, COMMISSION, REPORT, roster.key})
+TABLES = {AssetKey.from_user_string(table.key) for table in REFERENCE_TABLES}
+OWN_ASSETS = frozenset({*ENDPOINT_OF, *TABLES, COMMISSION, REPORT})
 # Overdue days, the third check, have alerts of their own, with deadlines.
 REPORTED_CHECKS = {DAY_IS_SOUND, SAME_ROWS}
 

@@ -10,7 +10,16 @@ from affiliate_pipeline.exchanges.binance.exchange import BINANCE, BinanceSessio
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import requested_in_time
 from affiliate_pipeline.exchanges.binance.kickback_export.fetch import ExportFile, ExportRequest
 from affiliate_pipeline.exchanges.binance.kickback_export.model import RETENTION
-from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint, Money, Probe, Records, Retention, Snapshot
+from affiliate_pipeline.exchanges.endpoint import (
+    ActionLog,
+    Endpoint,
+    Money,
+    Probe,
+    Records,
+    ReferenceTable,
+    Retention,
+    Snapshot,
+)
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
 
 # Nothing, or one row, of the last second.
@@ -165,3 +174,4 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
     HISTORY_REQUEST,
     HISTORY,
 )
+REFERENCE_TABLES: tuple[ReferenceTable[BinanceSession], ...] = ()

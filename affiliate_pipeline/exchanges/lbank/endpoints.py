@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import time, timedelta
 from functools import partial
 
-from affiliate_pipeline.exchanges.endpoint import Endpoint, Money, Probe, Records, Snapshot
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Money, Probe, Records, ReferenceTable, Snapshot
 from affiliate_pipeline.exchanges.lbank import schemas
 from affiliate_pipeline.exchanges.lbank.exchange import LBANK
 from affiliate_pipeline.exchanges.lbank.fan_out import FanOut, Query
@@ -87,6 +87,16 @@ def _money(session: LBankSession, end_ms: int) -> Sequence[Query]:
 
 _records = partial(Records[LBankSession], exchange=LBANK, account="affiliate", lands_at=time(0, 35))
 
+TEAM = _records(
+    name="invite_user_team_list",
+    description="Users who registered that day. Days in UTC+8.",
+    schema=schemas.User,
+    strategy=FanOut(TEAM_LIST, _everything, paging=USERS, instant="createTime"),
+    settles_after=timedelta(0),
+    probe=Probe(lambda session, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "start": 0, "pageSize": 1}),
+    day_of="create_time",
+)
+
 ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
     _records(
         name="invite_user_list",
@@ -96,15 +106,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         settles_after=timedelta(0),
         day_of="create_time",
     ),
-    _records(
-        name="invite_user_team_list",
-        description="Users who registered that day. Days in UTC+8.",
-        schema=schemas.User,
-        strategy=FanOut(TEAM_LIST, _everything, paging=USERS, instant="createTime"),
-        settles_after=timedelta(0),
-        probe=Probe(lambda session, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "start": 0, "pageSize": 1}),
-        day_of="create_time",
-    ),
+    TEAM,
     Snapshot(
         exchange=LBANK,
         account="affiliate",
@@ -186,4 +188,24 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
     ),
 )
 
-TEAM_ENDPOINT = next(endpoint for endpoint in ENDPOINTS if endpoint.path == TEAM_LIST)
+
+def _refresh_roster(session: LBankSession) -> dict[str, int]:
+    members = session.roster(session.now_ms()).members
+    return {
+        "dagster/row_count": len(members),
+        "agents": sum(member.is_agent for member in members),
+        "traders": sum(member.transaction for member in members),
+    }
+
+
+REFERENCE_TABLES: tuple[ReferenceTable[LBankSession], ...] = (
+    ReferenceTable(
+        name="roster",
+        description=(
+            "Every user ever seen under the affiliate, from the team list since the beginning of time.\n\n"
+            "Runs that request data of single users refresh it by themselves; no user is ever removed."
+        ),
+        endpoint=TEAM,
+        refresh=_refresh_roster,
+    ),
+)
