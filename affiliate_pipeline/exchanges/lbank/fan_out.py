@@ -75,34 +75,12 @@ class FanOut:
 
     def fetch(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         queries = self._queries_of(session, days, zone)
-        progress = _Progress(self.plan(session, days, zone).min_requests, session.slots_per_s)
         for month in _months(days):
-            yield from MonthBatch(self, session, queries, month, zone, progress).outcomes()
+            yield from MonthBatch(self, session, queries, month, zone).outcomes()
 
     def ranges(self, days: Iterable[date]) -> list[list[date]]:
         """The days as they are requested."""
         return runs(days) if self.instant else [[day] for day in days]
-
-    def rows_by_day(
-        self, query: Query, days: Sequence[date], rows: list[bytes], zone: ZoneInfo
-    ) -> Mapping[date, list[bytes]]:
-        """The query's rows, complete, by their day; raises `Refused` if they cannot be what was requested."""
-        try:
-            completed = [self.complete(row, query.fields) for row in rows] if query.fields else rows
-        except ValueError as error:
-            raise Refused(f"a row does not match the request: {error}").about(rows) from None
-        if self.instant is None:
-            # An empty total is returned as one row of zeros; any other row count is an error.
-            if len(rows) != 1:
-                raise Refused(f"LBank returned {len(rows)} rows instead of one").about(rows)
-            return {days[0]: completed}
-        times = read_values(instants_ms, rows, self.instant)
-        by_day: dict[date, list[bytes]] = defaultdict(list)
-        for time_ms, row in zip(times, completed, strict=True):
-            by_day[day_of(time_ms, zone)].append(row)
-        if outside := by_day.keys() - set(days):
-            raise Refused(f"requested {fold(days)}, and LBank returned rows of {fold(outside)}").about(rows)
-        return by_day
 
     def _queries_of(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Sequence[Query]:
         end_ms, now_ms = start_ms(max(days) + DAY, zone), session.now_ms()
@@ -111,23 +89,6 @@ class FanOut:
 
 def _months(days: Sequence[date]) -> list[list[date]]:
     return [list(month) for _, month in groupby(sorted(days), key=lambda day: (day.year, day.month))]
-
-
-class _Progress:
-    """Logs the number of completed queries every ten seconds at most."""
-
-    def __init__(self, total: int, per_s: float) -> None:
-        self._total, self._per_s = total, per_s
-        self._done = 0
-        self._logged_at = time.monotonic()
-
-    def count(self) -> None:
-        self._done += 1
-        if time.monotonic() - self._logged_at >= LOG_EVERY_S:
-            self._logged_at = time.monotonic()
-            total = max(self._done, self._total)
-            minutes = (total - self._done) / self._per_s / 60
-            log.info("%d of %d queries completed, about %.1f minutes left", self._done, total, minutes)
 
 
 @dataclass(frozen=True)
@@ -159,9 +120,8 @@ class MonthBatch:
     queries: Sequence[Query]
     days: Sequence[date]
     zone: ZoneInfo
-    progress: _Progress
     _excluded: set[str] = field(default_factory=set[str])
-    _stop: threading.Event = field(default_factory=threading.Event)
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self._open = {day: _Day(len(self.queries)) for day in self.days}
@@ -173,6 +133,7 @@ class MonthBatch:
             running: dict[Future[QueryPages], _Task] = {}
             # The first query is about our own openId: it shows whether we have access before anything else is requested.
             max_running = 1
+            logged_at = time.monotonic()
             try:
                 while waiting or running:
                     while waiting and len(running) < max_running:
@@ -183,14 +144,19 @@ class MonthBatch:
                         task = waiting.popleft()
                         open_days = tuple(day for day in task.days if day in self._open)
                         if open_days == task.days:
-                            running[pool.submit(self._fetch, task)] = task
+                            running[pool.submit(self.fetch, task)] = task
                         else:
                             waiting.extendleft(_Task(task.query, tuple(run), task.isolated) for run in runs(open_days))
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         yield from self._take(running.pop(future), future, waiting)
                     max_running = WORKERS
+                    if time.monotonic() - logged_at >= LOG_EVERY_S:
+                        logged_at = time.monotonic()
+                        left = len(waiting) + len(running)
+                        minutes = left / self.session.slots_per_s / 60
+                        log.info("%d queries left for %s, about %.1f minutes", left, fold(self.days), minutes)
             finally:
-                self._stop.set()
+                self.stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _take(self, task: _Task, future: "Future[QueryPages]", waiting: deque[_Task]) -> Iterator[DayBatch | DayError]:
@@ -211,7 +177,6 @@ class MonthBatch:
             elif failed := self._open.pop(first, None):
                 yield DayError(first, error, failed.rows)
             return
-        self.progress.count()
         for day in task.days:
             if open_day := self._open.get(day):
                 open_day.requests += 1
@@ -257,7 +222,7 @@ class MonthBatch:
                 "single users: check the permissions of the key, then materialize again"
             )
 
-    def _fetch(self, task: _Task) -> "QueryPages":
+    def fetch(self, task: _Task) -> "QueryPages":
         """All rows of the query."""
         params = dict(task.query.params)
         if not self.fan_out.timeless:
@@ -265,56 +230,71 @@ class MonthBatch:
             # if that day always fails, the day before would fail with it.
             params["startTime"] = start_ms(task.days[0], self.zone)
             params["endTime"] = start_ms(task.days[-1] + DAY, self.zone) - 1
-
-        def by_day(rows: list[bytes]) -> Mapping[date, list[bytes]]:
-            return self.fan_out.rows_by_day(task.query, task.days, rows, self.zone)
-
-        pages = QueryPages(self.fan_out, self.session, params, self._stop, by_day, self.session.now_ms())
+        pages = QueryPages(self, task, params, self.session.now_ms())
         rows = self.fan_out.paging(pages.get) if self.fan_out.paging else pages.get({})
-        pages.by_day, pages.is_unlisted = by_day(rows), pages.is_unlisted and not rows
+        pages.by_day, pages.is_unlisted = self.rows_by_day(task, rows), pages.is_unlisted and not rows
         return pages
+
+    def rows_by_day(self, task: _Task, rows: list[bytes]) -> Mapping[date, list[bytes]]:
+        """The query's rows, complete, by their day; raises `Refused` if they cannot be what was requested."""
+        query, instant = task.query, self.fan_out.instant
+        try:
+            completed = [self.fan_out.complete(row, query.fields) for row in rows] if query.fields else rows
+        except ValueError as error:
+            raise Refused(f"a row does not match the request: {error}").about(rows) from None
+        if instant is None:
+            # An empty total is returned as one row of zeros; any other row count is an error.
+            if len(rows) != 1:
+                raise Refused(f"LBank returned {len(rows)} rows instead of one").about(rows)
+            return {task.days[0]: completed}
+        by_day: dict[date, list[bytes]] = defaultdict(list)
+        for time_ms, row in zip(read_values(instants_ms, rows, instant), completed, strict=True):
+            by_day[day_of(time_ms, self.zone)].append(row)
+        if outside := by_day.keys() - set(task.days):
+            raise Refused(f"requested {fold(task.days)}, and LBank returned rows of {fold(outside)}").about(rows)
+        return by_day
 
 
 @dataclass
 class QueryPages:
     """The pages of one query. Responses are cached for a run that resumes this one.
 
-    `check` raises `Refused` for rows that cannot be used: cached, they would fail the resuming runs too. `requested_ms` is
-    when the oldest response was requested, `is_unlisted` whether one had no list, `by_day` the rows of all pages.
+    `requested_ms` is when the oldest response was requested, `is_unlisted` whether one had no list, `by_day` the rows of all
+    pages.
     """
 
-    fan_out: FanOut
-    session: LBankSession
+    batch: MonthBatch
+    task: _Task
     params: Mapping[str, object]
-    stop: threading.Event
-    check: Callable[[list[bytes]], object]
     requested_ms: int
     is_unlisted: bool = False
     by_day: Mapping[date, list[bytes]] = field(default_factory=dict[date, list[bytes]])
     _requested: set[str] = field(default_factory=set[str])
 
     def get(self, page: Mapping[str, object]) -> list[bytes]:
-        path, params = self.fan_out.path, {**self.params, **page}
+        fan_out, session = self.batch.fan_out, self.batch.session
+        path, params = fan_out.path, {**self.params, **page}
         request = f"{path}?{encode(params)}"
-        is_cached = not self.fan_out.timeless
+        is_cached = not fan_out.timeless
         # A page is requested a second time because its response may have changed.
-        cached = self.session.response_cache().get(request) if is_cached and request not in self._requested else None
+        cached = session.response_cache().get(request) if is_cached and request not in self._requested else None
         self._requested.add(request)
         if cached:
             self.requested_ms = min(self.requested_ms, cached.requested_ms)
             self.is_unlisted |= cached.payload in NO_LIST
             return [] if cached.payload in NO_LIST else rows_of(cached.payload)
-        if self.stop.is_set():
+        if self.batch.stop.is_set():
             raise Fatal("the range has ended")
-        requested_ms = self.session.now_ms()
-        if self.fan_out.instant:
-            rows, is_unlisted = get_list(self.session.client, path, params, rows_of)
+        requested_ms = session.now_ms()
+        if fan_out.instant:
+            rows, is_unlisted = get_list(session.client, path, params, rows_of)
         else:
-            rows, is_unlisted = self.session.client.get(path, params, rows_of), False
+            rows, is_unlisted = session.client.get(path, params, rows_of), False
         self.is_unlisted |= is_unlisted
-        self.check(rows)
+        # Cached, rows that cannot be used would fail the resuming runs too.
+        self.batch.rows_by_day(self.task, rows)
         if is_cached:
-            self.session.response_cache().put(
+            session.response_cache().put(
                 request, b"null" if is_unlisted else b"[" + b",".join(rows) + b"]", requested_ms
             )
         return rows
