@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -26,6 +27,12 @@ if "PYTEST_CURRENT_TEST" not in os.environ:
     isolation.isolate()
 
 from affiliate_pipeline.definitions import build_definitions, installation_of_instance  # noqa: E402
+
+# No test depends on the speed of the machine.
+hypothesis.settings.register_profile(
+    "any_machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any_machine")
 
 # Of a sensor or schedule that a test evaluates without its code location.
 RESOURCES = {"installation": installation_of_instance}
