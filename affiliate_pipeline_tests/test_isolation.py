@@ -14,11 +14,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # One of each kind: settings, definitions, the command line on the default port, a run into PostgreSQL over HTTP.
 TESTS = (
-    "test_settings.py::test_nothing_has_to_be_set",
+    "test_environment.py::test_nothing_has_to_be_set",
     "test_definitions.py::test_every_asset_is_described_owned_and_in_the_group_of_whom_it_comes_from",
-    "cli/test_check.py::test_a_healthy_set_up_is_told_of_as_such",
-    "defs/test_assets.py::test_a_day_lands_exactly",
-    "defs/test_storage.py::test_the_configured_database_is_used_whatever_its_driver",
+    "app/test_check.py::test_a_healthy_set_up_is_told_of_as_such",
+    "defs/test_endpoint_assets.py::test_a_day_lands_exactly",
+    "app/instance/test_storage.py::test_the_configured_database_is_used_whatever_its_driver",
 )
 SETTINGS = {
     "AFFILIATE_DATABASE_URL": "postgresql://nobody:nothing@127.0.0.1:9/nowhere",

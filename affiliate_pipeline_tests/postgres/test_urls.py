@@ -7,14 +7,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from affiliate_pipeline.app.embedded_server import server
+from affiliate_pipeline.app.embedded_server.programs import program
 from affiliate_pipeline.postgres.urls import libpq_environment
 
 
 def test_psql_reaches_the_same_database_with_nothing_on_its_command_line(database_url):
     environment = {"PATH": os.environ["PATH"], **libpq_environment(f"{database_url}?connect_timeout=5")}
     told = subprocess.run(
-        [server.binary("psql"), "-XAtc", "select current_database(), current_user"],
+        [program("psql"), "-XAtc", "select current_database(), current_user"],
         env=environment,
         capture_output=True,
         text=True,
