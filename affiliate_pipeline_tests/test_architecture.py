@@ -35,12 +35,20 @@ LAYERS = [
     {"app"},
 ]
 BELOW = {folder: set().union(*LAYERS[:rank]) for rank, row in enumerate(LAYERS) for folder in row} | {"sandbox": set()}
+
+
+def name_of(path: Path) -> str:
+    """The module's dotted name inside the package, empty for the package itself."""
+    parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
 # Where a library may be imported at all; of two entries, the longer one holds.
 FENCES = {
     "dagster": ("defs", "definitions", "app.instance"),
     "dagster_postgres": ("app.instance",),
     "dagster_shared": ("defs", "app.instance"),
-    "httpx": ("http", "exchanges.binance.signing", "exchanges.lbank.signing"),
+    "httpx": ("http", *(name_of(path) for path in MODULES if re.fullmatch(r"exchanges\.\w+\.signing", name_of(path)))),
     # Owners of tables run their SQL; the connection comes from `postgres`.
     "psycopg": ("postgres", "app.embedded_server", "landing", "commission", "monitoring", "exchanges"),
     "psycopg2": (),
@@ -59,6 +67,7 @@ FENCES = {
     "urllib3": (),
 }
 # The module that owns a table. Only it names the table, apart from the migrations, which are the history of all tables.
+# A table in an exchange's schema is owned by one module of the exchange's folder.
 OWNERS = {
     "affiliate.alert": "monitoring.outbox",
     "affiliate.alert_delivery": "monitoring.outbox",
@@ -73,16 +82,8 @@ OWNERS = {
     "affiliate.superseded_row": "landing.day_writer",
     "affiliate.unknown_field": "landing.day_writer",
     "affiliate.watch": "monitoring.notifications",
-    "binance.kickback_historical_collection": "exchanges.binance.kickback_export.store",
-    "lbank.roster": "exchanges.lbank.roster.store",
 }
 FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "common", "base", "manager", "managers", "misc"}
-
-
-def name_of(path: Path) -> str:
-    """The module's dotted name inside the package, empty for the package itself."""
-    parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -157,11 +158,21 @@ def test_no_module_names_the_table_of_an_endpoint(endpoint):
     assert {name for name in naming(endpoint.key.replace("/", ".")) if not is_below(name, "app")} == set()
 
 
-def test_every_table_has_an_owner():
+def created_tables() -> set[str]:
     statements = "\n".join(path.read_text() for path in sorted((ROOT / PACKAGE).rglob("migrations/*.sql")))
     created = re.findall(r"^create table (?:if not exists )?(\S+)", statements, re.MULTILINE)
     dropped = re.findall(r"^drop table (\S+);", statements, re.MULTILINE)
-    assert {*created} - {*dropped} | {"affiliate.schema_migration"} == OWNERS.keys()
+    return {*created} - {*dropped} | {"affiliate.schema_migration"}
+
+
+def test_every_shared_table_has_an_owner():
+    assert {table for table in created_tables() if table.startswith("affiliate.")} == OWNERS.keys()
+
+
+@pytest.mark.parametrize("table", sorted(created_tables() - OWNERS.keys()))
+def test_one_module_of_an_exchange_names_a_table_of_its_own(table):
+    [owner] = naming(table)
+    assert is_below(owner, f"exchanges.{table.partition('.')[0]}")
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if name_of(path) != "environment"], ids=name_of)

@@ -33,10 +33,11 @@ def test_the_readme_names_every_variable_and_no_other():
     assert named == fields | {DATABASE_VARIABLE}
 
 
-def test_the_readme_names_every_asset_and_no_other():
+def test_the_readme_names_no_asset_that_does_not_exist():
+    # An overview. The data dictionary, which is made of the declarations, names every asset.
     named = {name for cell in table_after("## Assets") for name in re.findall(r"`([a-z_]+/[a-z_]+)`", cell)}
     derived = {"lbank/roster", "affiliate/daily_commission", "affiliate/daily_report"}
-    assert named == {endpoint.key for endpoint in ENDPOINTS} | derived
+    assert named and named <= {endpoint.key for endpoint in ENDPOINTS} | derived
 
 
 def test_the_readme_names_every_option_of_a_run_and_no_other():
@@ -71,7 +72,7 @@ def test_every_message_that_the_runbook_explains_is_produced_by_a_test():
 def test_the_runbook_rotates_a_key_in_every_table_that_knows_the_account():
     files = (ROOT / "affiliate_pipeline").rglob("migrations/*.sql")
     statements = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    tables = re.findall(r"^create table if not exists (\S+) \((.*?)^\);", statements, re.DOTALL | re.MULTILINE)
+    tables = re.findall(r"^create table (?:if not exists )?(\S+) \((.*?)^\);", statements, re.DOTALL | re.MULTILINE)
     keyed = {name for name, columns in tables if re.search(r"^ +source text", columns, re.MULTILINE)}
     runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
     assert keyed - {"affiliate.answer"} == set(re.findall(r"update (\S+) set source = ", runbook))
