@@ -66,17 +66,15 @@ def test_where_there_is_no_terminal_up_prints_plain_lines(landed: Project):
     assert "\x1b" not in once.stdout and "\r" not in once.stdout
 
 
-def test_a_second_up_is_ready_soon_keeps_the_data_and_stops_in_the_background(landed: Project):
+def test_a_second_up_keeps_the_data_and_stops_in_the_background(landed: Project):
     written = "select xmin::text, ctid::text from binance.rebate_recent_record order by 1, 2"
     held = landed.query(written)
     landed.run("down")
     port = free_port()
     # A script's background job, which is deaf to Ctrl-C.
     script = f"{shlex.join(landed.command('up', '--port', str(port)))} & echo pid $!; wait $!"
-    began = time.monotonic()
     with landed.started(["/bin/sh", "-c", script]) as shell:
         shell.wait_to_print("Dagster's UI is ready")
-        assert time.monotonic() - began < 20
         assert UI(port).days() == {"MATERIALIZED": last_days()}
         assert landed.query(written) == held
         (pid,) = (line.split()[1] for line in shell.lines if line.startswith("pid"))
