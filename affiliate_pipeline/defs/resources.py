@@ -63,7 +63,7 @@ class Installation:
 
 
 def _require_sandbox(base_url: str) -> None:
-    """Raises `SettingsError` at once: a session would try for minutes to reach a server that nobody has started."""
+    """Raises `SettingsError` at once: a session would try for minutes to reach a server that is not running."""
     url = urlsplit(base_url)
     try:
         socket.create_connection((url.hostname or "", url.port or 80), timeout=5).close()

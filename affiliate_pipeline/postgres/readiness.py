@@ -37,6 +37,10 @@ select pg_is_in_recovery(),
 """
 
 
+class DatabaseReadOnly(StoreUnavailable):
+    """Nothing can be written at all, Dagster's own tables included."""
+
+
 def problems(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> Iterator[StoreUnavailable]:
     """What prevents the use of tables (`schema.name`) with these rights, such as "select insert"; changes nothing."""
     needed = [(table, right) for table, each in rights.items() for right in each.split()]
@@ -49,9 +53,9 @@ def problems(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> 
         [found] = connection.execute(_LOOK, values).fetchall()
     is_standby, is_read_only, encoding, may_use_temporary, may_create, missing, closed, lacking, hidden = found
     if is_standby:
-        yield StoreUnavailable(f"{READ_ONLY}: its address leads to a standby", READ_ONLY_ACTION)
+        yield DatabaseReadOnly(f"{READ_ONLY}: its address leads to a standby", READ_ONLY_ACTION)
     elif is_read_only:
-        yield StoreUnavailable(f"{READ_ONLY} (default_transaction_read_only is on)", READ_ONLY_ACTION)
+        yield DatabaseReadOnly(f"{READ_ONLY} (default_transaction_read_only is on)", READ_ONLY_ACTION)
     if encoding != "UTF8":
         yield StoreUnavailable(f"the database's encoding is {encoding}, {ENCODING}", ENCODING_ACTION)
     if not may_use_temporary:
@@ -78,7 +82,7 @@ def require_storage(url: str) -> None:
     """Raises `StoreUnavailable` if Dagster cannot keep its own tables in the database."""
     with connect(url, autocommit=True) as connection:
         for error in problems(connection, {}):
-            if error.problem.what.startswith(READ_ONLY):
+            if isinstance(error, DatabaseReadOnly):
                 raise error
         with unavailable():
             row = connection.execute(
