@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
-from affiliate_pipeline.landing.day_writer import SUPERSEDED
-from affiliate_pipeline.landing.pipeline import Landed
+from affiliate_pipeline.landing.day_writer import SUPERSEDED, Landed
+from affiliate_pipeline.landing.endpoint_tables import differences
 from affiliate_pipeline.landing.store import Store
 
 DAY_IS_SOUND = "day_is_sound"
@@ -63,14 +63,15 @@ def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg
         }
     text = "; ".join(problems) or f"{stats.rows} rows, proven complete"
     yield _evaluation(DAY_IS_SOUND, endpoint, landed, not problems, text, metadata)
-    other = endpoint.compared_with if isinstance(endpoint, Records) else None
-    differences = store.differences(endpoint, other, landed.day) if isinstance(endpoint, Records) and other else None
-    if differences is not None:  # both have landed the day
+    if not isinstance(endpoint, Records):
+        return
+    found, other = differences(store.connection, endpoint, landed.day), endpoint.compared_with
+    if found is not None:  # both have landed the day
         text = f"the same rows and sums as {other}"
-        if differences:
-            text = f"differs from {other}: {'; '.join(map(str, differences[:MAX_DIFFERENCES]))}"
-        metadata = {"compared_with": f"{other}", "differences": len(differences)}
-        yield _evaluation(SAME_ROWS, endpoint, landed, not differences, text, metadata)
+        if found:
+            text = f"differs from {other}: {'; '.join(map(str, found[:MAX_DIFFERENCES]))}"
+        metadata = {"compared_with": f"{other}", "differences": len(found)}
+        yield _evaluation(SAME_ROWS, endpoint, landed, not found, text, metadata)
 
 
 def _evaluation(

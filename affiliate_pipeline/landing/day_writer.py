@@ -7,7 +7,7 @@ from datetime import date
 from typing import Final
 
 import psycopg
-from psycopg import sql
+from psycopg import Connection, sql
 
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
@@ -16,9 +16,9 @@ from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint
 from affiliate_pipeline.exchanges.fetching import DayBatch
 from affiliate_pipeline.exchanges.spool import Spool
 from affiliate_pipeline.landing import endpoint_tables, ledger, quarantine
+from affiliate_pipeline.landing.endpoint_tables import DayStats, stats_of
 from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.landing.prepare import Block, PreparedDay, Summary
-from affiliate_pipeline.landing.table_stats import DayStats, stats_of
 from affiliate_pipeline.postgres.errors import is_unusable, unavailable
 from affiliate_pipeline.postgres.locks import Lock
 from affiliate_pipeline.schema.columns import columns
@@ -38,19 +38,25 @@ class Shrunken(StoreError):
 
 
 @dataclass(frozen=True)
-class Written:
-    """A written day: its rows in total, whether any were written, and what the table then holds.
+class Landed:
+    """The day holds exactly what the source has.
 
-    `restated` is what it held before if the day had settled, `new_fields` are the unknown fields that no earlier day had,
-    and `difference` says how the table differed from the ledger before.
+    `changed`: rows were written; `restated`: what the day held before, if it had settled; `new_fields`: unknown fields seen
+    for the first time. `note` and `warnings` are for people; a warning needs a fix.
     """
 
-    total: Summary
-    changed: bool
+    day: date
     stats: DayStats
-    restated: DayStats | None
+    content_hash: str
+    settled: bool
+    source: str
+    changed: bool
+    requests: int
+    unknown_fields: Mapping[str, int]
     new_fields: Sequence[str]
-    difference: str = ""
+    restated: DayStats | None
+    note: str
+    warnings: Sequence[str]
 
 
 class _Rows:
@@ -73,16 +79,15 @@ def asset_lock(asset: str) -> Lock:
 
 @dataclass(frozen=True)
 class DayWriter:
-    """Writes days of one endpoint. `is_exclusive`: the session should hold the asset's lock, so its loss is an error."""
+    """Writes days of one endpoint, whose asset's lock the session has to hold."""
 
-    connection: psycopg.Connection
+    connection: Connection
     endpoint: Endpoint
     source: str
     run_id: str
     allow_shrink: bool
-    is_exclusive: bool
 
-    def write(self, day: PreparedDay, *, settled: bool) -> Written:
+    def write(self, day: PreparedDay, *, settled: bool) -> Landed:
         """Replace the day by these rows, or append them to an action log, in one transaction; an unchanged day stays.
 
         What the day then holds is compared with these rows before the commit. Raises `Invalid`, `Shrunken`, `StoreError` or
@@ -97,51 +102,75 @@ class DayWriter:
                     raise
                 raise StoreError(f"PostgreSQL refused the rows: {_refusal(error)}") from None
 
-    def _write(self, prepared: PreparedDay, settled: bool) -> Written:
+    def _write(self, prepared: PreparedDay, settled: bool) -> Landed:
         batch, day, asset = prepared.batch, prepared.batch.day, self.endpoint.key
         oddities = self._begin(day)
         entry = ledger.entries(self.connection, asset, [day]).get(day)
-        existing = self._existing(entry)
+        # The rows that an action log already has, and keeps.
+        existing = Summary()
+        if entry and isinstance(self.endpoint, ActionLog):
+            existing = Summary(entry.rows, Fingerprint.parse(entry.content_hash))
         rows = _Rows(prepared.blocks)
         # Rows to be compared with what is stored are read more than once. Others are copied while the next are decoded.
         texts: Iterable[bytes] = Spool(rows) if entry or oddities else rows
-        difference = ""
+        difference, restated = "", None
         if entry:
             total = existing + rows.summary
             if (entry.rows, entry.content_hash) == (total.rows, str(total.fingerprint)):
                 stats = self._stats(day)
-                difference = _count(stats, total)
-                if not difference and not existing.rows:
-                    difference = self._other_values(day, texts)
+                difference = _count(stats, total) or ("" if existing.rows else self._other_values(day, texts))
                 if not difference:
                     ledger.confirm(self.connection, asset, day, settled=settled)
-                    quarantine.drop(self.connection, asset, day)
-                    return Written(total, False, stats, None, self._new_fields(total, day))
+                    return self._landed(batch, total, stats, settled, changed=False)
             if not self.allow_shrink:
                 self._refuse_shrinking(batch, entry, total.rows, is_final=settled)
-        restated = self._stats(day) if entry and entry.settled and not difference else None
+            restated = self._stats(day) if entry.settled and not difference else None
         self._replace(day, texts, is_appended=bool(existing.rows), keep_superseded=bool(restated or difference))
         total = existing + rows.summary
-        ledger.write(
-            self.connection,
-            asset=asset,
-            partition=day,
-            rows=total.rows,
-            content_hash=str(total.fingerprint),
-            settled=settled,
-            source=self.source,
-            run_id=self.run_id,
-        )
-        quarantine.drop(self.connection, asset, day)
+        ledger.write(self.connection, asset, day, self.run_id, total.rows, str(total.fingerprint), settled, self.source)
         stats = self._stats(day)
         self._refuse_difference(day, texts, total, stats, oddities)
-        return Written(total, True, stats, restated, self._new_fields(total, day), difference)
+        return self._landed(batch, total, stats, settled, changed=True, restated=restated, difference=difference)
 
-    def _existing(self, entry: LedgerEntry | None) -> Summary:
-        """The rows that an action log already has, and keeps."""
-        if entry is None or not isinstance(self.endpoint, ActionLog):
-            return Summary()
-        return Summary(entry.rows, Fingerprint.parse(entry.content_hash))
+    def _landed(
+        self,
+        batch: DayBatch,
+        total: Summary,
+        stats: DayStats,
+        settled: bool,
+        *,
+        changed: bool,
+        restated: DayStats | None = None,
+        difference: str = "",
+    ) -> Landed:
+        quarantine.drop(self.connection, self.endpoint.key, batch.day)
+        warnings = [
+            *batch.warnings,
+            *(
+                f"{name} has U+FFFD in {count} {'row' if count == 1 else 'rows'}: the exchange sent what is no text there, "
+                "such as half an emoji. Everything else landed as sent"
+                for name, count in total.damaged.items()
+            ),
+        ]
+        if difference:
+            warnings.append(
+                f"the table held {difference} than had landed, although the source's rows are the same: they were landed "
+                f"again, and the rows changed or removed are in {SUPERSEDED}"
+            )
+        return Landed(
+            batch.day,
+            stats,
+            str(total.fingerprint),
+            settled,
+            self.source,
+            changed,
+            batch.requests,
+            total.unknown_fields,
+            self._new_fields(total, batch.day),
+            restated,
+            batch.note,
+            warnings,
+        )
 
     def _begin(self, day: date) -> list[str]:
         """Begins the day's transaction: until it ends, no other one lands the day, even if session locks are lost.
@@ -177,7 +206,7 @@ class DayWriter:
             while cursor.nextset():
                 pass
             ((has_lock, oddities),) = cursor.fetchall()
-        if self.is_exclusive and not has_lock:
+        if not has_lock:
             raise StoreError(
                 "this run no longer holds the asset's lock, so another one may be landing the day: a pooler that gives each "
                 "transaction another session loses it. Use the direct address of the server in AFFILIATE_DATABASE_URL"
@@ -190,7 +219,11 @@ class DayWriter:
     def _other_values(self, day: date, texts: Iterable[bytes], *, written: bool = False) -> str:
         """That the day's rows, or only those that this transaction has written, differ from these; empty if they do not."""
         names = endpoint_tables.data_columns(self.endpoint.schema)
-        self.connection.execute(endpoint_tables.temporary_table("received", self.endpoint.schema))
+        self.connection.execute(
+            sql.SQL("create temporary table received ({}) on commit drop").format(
+                endpoint_tables.definitions(self.endpoint.schema)
+            )
+        )
         self._copy(sql.Identifier("received"), names, texts)
         # Compared as texts: to `numeric`, 1.0 and 1.00 are the same.
         content = "select count(*) || ' ' || coalesce(sum(hashtextextended(each::text, 0)), 0) from ({}) each"

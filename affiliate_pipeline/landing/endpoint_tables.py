@@ -1,18 +1,46 @@
-"""The endpoints' own tables, generated from their schemas. Columns are added, never dropped."""
+"""The endpoints' own tables, generated from their schemas, and what they hold. Columns are added, never dropped."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
 
-from affiliate_pipeline.exchanges.endpoint import Endpoint
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
+from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.postgres.errors import unavailable
 from affiliate_pipeline.postgres.locks import locked
 from affiliate_pipeline.postgres.migrations import DDL_LOCK
 from affiliate_pipeline.schema.columns import Row, columns
 
 RIGHTS = "select insert delete"
+
+
+@dataclass(frozen=True)
+class DayStats:
+    """What a table holds for a day: exact sums (text) by group, and the first and last instant (UTC)."""
+
+    rows: int
+    first: datetime | None
+    last: datetime | None
+    sums: Mapping[str, str]
+    rows_with_fee_above_volume: int = 0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two assets that have the same rows differ: number of rows and exact sum (text) in each."""
+
+    name: str | None
+    rows: int
+    total: str
+    other_rows: int
+    other_total: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.rows} rows, {self.total} in all, against {self.other_rows} rows, {self.other_total}"
 
 
 def table(endpoint: Endpoint) -> sql.Identifier:
@@ -25,14 +53,17 @@ def data_columns(model: type[Row]) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, [*(column.name for column in columns(model)), "extra"]))
 
 
-def temporary_table(name: str, model: type[Row]) -> sql.Composed:
-    """Creates a table of the transaction with the endpoint's `data_columns`."""
-    return sql.SQL("create temporary table {} ({}) on commit drop").format(sql.Identifier(name), _definitions(model))
+def definitions(model: type[Row]) -> sql.Composed:
+    """The `data_columns` with their types."""
+    # Nullability is checked against the schema, which may change: a table would keep what it was created with.
+    data: list[tuple[str, LiteralString]] = [(column.name, column.kind.sql) for column in columns(model)]
+    data.append(("extra", "jsonb"))
+    return sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in data)
 
 
 def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
     """Creates the endpoint's table, or adds the columns and comments that its schema has gained."""
-    wanted = {column.name: column.description for column in columns(endpoint.schema)}
+    described = {column.name: column.description for column in columns(endpoint.schema)}
     with unavailable(), connection.transaction():
         found = connection.execute(
             "select attname, col_description(attrelid, attnum), obj_description(attrelid) from pg_attribute "
@@ -41,21 +72,14 @@ def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
         ).fetchall()
     present = {name: comment for name, comment, _ in found}
     # Even DDL that changes nothing waits for every reader of the table, and all others wait for it.
-    if not (wanted.items() <= present.items() and all(comment == endpoint.description for *_, comment in found)):
+    if not (described.items() <= present.items() and all(comment == endpoint.description for *_, comment in found)):
         # `if not exists` alone is not safe from two processes at once.
         with locked(connection, DDL_LOCK, f"the table of {endpoint.key}"), unavailable(), connection.transaction():
             connection.execute(sql.SQL("\n").join(_statements(endpoint)))
 
 
-def _definitions(model: type[Row]) -> sql.Composed:
-    # Nullability is checked against the schema, which may change: a table would keep what it was created with.
-    data: list[tuple[str, LiteralString]] = [(column.name, column.kind.sql) for column in columns(model)]
-    data.append(("extra", "jsonb"))
-    return sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in data)
-
-
 def _statements(endpoint: Endpoint) -> Iterable[sql.Composed]:
-    name, described = table(endpoint), columns(endpoint.schema)
+    name = table(endpoint)
     yield sql.SQL("create schema if not exists {};").format(sql.Identifier(endpoint.exchange.name))
     # The landing transaction sets both defaults, so that COPY carries only the source's own columns.
     yield sql.SQL(
@@ -63,14 +87,54 @@ def _statements(endpoint: Endpoint) -> Iterable[sql.Composed]:
         "partition_date date not null default current_setting('affiliate.partition_date')::date, "
         "landed_at timestamptz not null default now(), "
         "run_id text not null default current_setting('affiliate.run_id'));"
-    ).format(name, _definitions(endpoint.schema))
-    for column in described:
-        yield sql.SQL("alter table {} add column if not exists {} {};").format(
-            name, sql.Identifier(column.name), sql.SQL(column.kind.sql)
-        )
-    yield sql.SQL("create index if not exists {} on {} (partition_date);").format(
-        sql.Identifier(f"{endpoint.name}_partition_date"), name
-    )
+    ).format(name, definitions(endpoint.schema))
+    index = sql.Identifier(f"{endpoint.name}_partition_date")
+    yield sql.SQL("create index if not exists {} on {} (partition_date);").format(index, name)
     yield sql.SQL("comment on table {} is {};").format(name, endpoint.description)
-    for column in described:
-        yield sql.SQL("comment on column {}.{} is {};").format(name, sql.Identifier(column.name), column.description)
+    for column in columns(endpoint.schema):
+        yield sql.SQL(
+            "alter table {table} add column if not exists {column} {kind}; comment on column {table}.{column} is {text};"
+        ).format(table=name, column=sql.Identifier(column.name), kind=sql.SQL(column.kind.sql), text=column.description)
+
+
+def stats_of(connection: psycopg.Connection, endpoint: Endpoint, day: date) -> DayStats:
+    """What the table holds for the day, in the caller's transaction."""
+    group, amount = sql.SQL("null"), sql.SQL("null::numeric")
+    instant, excess = sql.SQL("null::timestamptz"), sql.SQL("false")
+    if isinstance(endpoint, Records):
+        if endpoint.sum_by:
+            amount, group = map(sql.Identifier, endpoint.sum_by)
+        if endpoint.day_of:
+            instant = sql.Identifier(endpoint.day_of)
+        if endpoint.volume_and_fee:
+            excess = sql.SQL("{1} > {0}").format(*map(sql.Identifier, endpoint.volume_and_fee))
+    statement = sql.SQL(
+        "select {group}::text, sum({amount})::text, count(*), count(*) filter (where {excess}), min({instant}), "
+        "max({instant}) from {table} where partition_date = {day} group by 1 order by 1"
+    ).format(group=group, amount=amount, excess=excess, instant=instant, table=table(endpoint), day=day)
+    groups = connection.execute(statement).fetchall()
+    return DayStats(
+        rows=sum(count for _, _, count, *_ in groups),
+        first=min((first for *_, first, _ in groups if first), default=None),
+        last=max((last for *_, last in groups if last), default=None),
+        sums={name: total for name, total, *_ in groups if total is not None},
+        rows_with_fee_above_volume=sum(excess for *_, excess, _, _ in groups),
+    )
+
+
+def differences(connection: psycopg.Connection, endpoint: Records, day: date) -> list[Difference] | None:
+    """Where the day's rows differ in number or exact sum, by what they are summed by, from those of the asset that the
+    endpoint is compared with; None if that has not landed the day."""
+    other = endpoint.compared_with
+    if not endpoint.sum_by or not other or not ledger.entries(connection, other, [day]):
+        return None
+    amount, group = map(sql.Identifier, endpoint.sum_by)
+    sums = sql.SQL("select {} name, count(*) rows, sum({}) total from {} where partition_date = {} group by 1")
+    own, others = (sums.format(group, amount, sql.Identifier(*key.split("/")), day) for key in (endpoint.key, other))
+    statement = sql.SQL(
+        "select name, coalesce(own.rows, 0), coalesce(own.total, 0)::text, "
+        "coalesce(others.rows, 0), coalesce(others.total, 0)::text from ({}) own full join ({}) others using (name) "
+        "where (own.rows, own.total) is distinct from (others.rows, others.total) order by 1"
+    ).format(own, others)
+    with unavailable(), connection.transaction():
+        return [Difference(*row) for row in connection.execute(statement)]

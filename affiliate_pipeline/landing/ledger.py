@@ -3,11 +3,9 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
-import psycopg
-from psycopg import sql
-from psycopg.rows import class_row
+from psycopg import Connection, sql
 
 from affiliate_pipeline.postgres.errors import unavailable
 from affiliate_pipeline.postgres.locks import Lock
@@ -30,51 +28,41 @@ class LedgerEntry:
     checked_at: datetime
 
 
-@dataclass(frozen=True)
-class _AssetEntry(LedgerEntry):
-    asset: str
-
-
 Ledgers = Mapping[str, Mapping[date, LedgerEntry]]
 
 
 def day_lock(asset: str, day: date) -> Lock:
-    """The lock of a transaction that writes the day.
-
-    Its own kind: a session that has leaked an asset's lock must not block it.
-    """
+    """The lock of a transaction that writes the day."""
+    # Of its own kind: a session that has leaked an asset's lock must not block it.
     return Lock("affiliate_pipeline.day", f"{asset} {day}")
 
 
-def entries(
-    connection: psycopg.Connection[Any], asset: str, days: Iterable[date] | None = None
-) -> dict[date, LedgerEntry]:
+def entries(connection: Connection[Any], asset: str, days: Iterable[date] | None = None) -> Mapping[date, LedgerEntry]:
     """The landed days of the asset, among these if given, in order."""
-    wanted = None if days is None else list(days)
-    with unavailable(), connection.transaction(), connection.cursor(row_factory=class_row(LedgerEntry)) as rows:
-        rows.execute(
-            f"select {_COLUMNS} from {TABLE} "
-            "where asset = %s and (%s::date[] is null or partition = any(%s)) order by partition",
-            (asset, wanted, wanted),
-        )
-        return {entry.partition: entry for entry in rows}
+    among = None if days is None else list(days)
+    condition = "asset = %s and (%s::date[] is null or partition = any(%s))"
+    return _read(connection, condition, asset, among, among).get(asset, {})
 
 
-def entries_since(connection: psycopg.Connection[Any], first: date = date.min) -> Ledgers:
+def entries_since(connection: Connection[Any], first: date = date.min) -> Ledgers:
     """By asset, its landed days from `first` on and its earliest landed day, in order."""
+    earliest = f"(asset, partition) in (select asset, min(partition) from {TABLE} group by asset)"
+    return _read(connection, f"partition >= %s or {earliest}", first)
+
+
+def _read(connection: Connection[Any], condition: LiteralString, *values: object) -> Ledgers:
     found: dict[str, dict[date, LedgerEntry]] = {}
-    with unavailable(), connection.transaction(), connection.cursor(row_factory=class_row(_AssetEntry)) as rows:
-        rows.execute(
-            f"select asset, {_COLUMNS} from {TABLE} where partition >= %s or (asset, partition) in "
-            f"(select asset, min(partition) from {TABLE} group by asset) order by asset, partition",
-            (first,),
+    with unavailable(), connection.transaction():
+        rows = connection.execute(
+            f"select asset, {_COLUMNS} from {TABLE} where {condition} order by asset, partition", values
         )
-        for entry in rows:
-            found.setdefault(entry.asset, {})[entry.partition] = entry
+        for asset, *columns in rows:
+            entry = LedgerEntry(*columns)
+            found.setdefault(asset, {})[entry.partition] = entry
     return found
 
 
-def exists(connection: psycopg.Connection[Any]) -> bool:
+def exists(connection: Connection[Any]) -> bool:
     """Whether the database has a ledger yet; for readers that change nothing."""
     with unavailable(), connection.transaction():
         row = connection.execute("select to_regclass(%s) is not null", (TABLE,)).fetchone()
@@ -82,26 +70,18 @@ def exists(connection: psycopg.Connection[Any]) -> bool:
 
 
 def missing_since(
-    connection: psycopg.Connection[Any], days: Mapping[str, Collection[date]], since: datetime
+    connection: Connection[Any], days: Mapping[str, Collection[date]], since: datetime
 ) -> dict[str, frozenset[date]]:
     """By asset, which of its days have not landed, unchanged or not, at `since` or later."""
     return {
-        asset: frozenset(wanted)
-        - {day for day, entry in entries(connection, asset, wanted).items() if entry.checked_at >= since}
-        for asset, wanted in days.items()
+        asset: frozenset(expected)
+        - {day for day, entry in entries(connection, asset, expected).items() if entry.checked_at >= since}
+        for asset, expected in days.items()
     }
 
 
 def write(
-    connection: psycopg.Connection[Any],
-    *,
-    asset: str,
-    partition: date,
-    rows: int,
-    content_hash: str,
-    settled: bool,
-    source: str,
-    run_id: str,
+    connection: Connection[Any], asset: str, day: date, run_id: str, rows: int, digest: str, settled: bool, source: str
 ) -> None:
     """Records, in the transaction that writes the day's rows, that they have landed."""
     connection.execute(
@@ -109,11 +89,11 @@ def write(
         "on conflict (asset, partition) do update set rows = excluded.rows, content_hash = excluded.content_hash, "
         "settled = excluded.settled, source = excluded.source, landed_at = excluded.landed_at, "
         "checked_at = excluded.checked_at, run_id = excluded.run_id",
-        (asset, partition, rows, content_hash, settled, source, run_id),
+        (asset, day, rows, digest, settled, source, run_id),
     )
 
 
-def confirm(connection: psycopg.Connection[Any], asset: str, day: date, *, settled: bool) -> None:
+def confirm(connection: Connection[Any], asset: str, day: date, *, settled: bool) -> None:
     """Records that the source still has exactly the landed rows."""
     connection.execute(
         f"update {TABLE} set checked_at = now(), settled = %s where asset = %s and partition = %s",

@@ -11,8 +11,8 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import date
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from itertools import chain
 
 from affiliate_pipeline.domain.days import fold
@@ -20,13 +20,15 @@ from affiliate_pipeline.domain.problem import AffiliateError, Problem
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, SessionT
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan, Session
 from affiliate_pipeline.exchanges.shared_state import SharedState
-from affiliate_pipeline.landing import quarantine
-from affiliate_pipeline.landing.day_writer import SUPERSEDED, Shrunken, StoreError, Written
+from affiliate_pipeline.landing import endpoint_tables, quarantine
+from affiliate_pipeline.landing.day_writer import SUPERSEDED, DayWriter, Landed, Shrunken, StoreError
 from affiliate_pipeline.landing.eligibility import Availability, Expired, NotEnded, decide
+from affiliate_pipeline.landing.endpoint_tables import DayStats, stats_of
 from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of, prepared
+from affiliate_pipeline.landing.quarantine import Rejection
 from affiliate_pipeline.landing.store import Store
-from affiliate_pipeline.landing.table_stats import DayStats
+from affiliate_pipeline.postgres.errors import unavailable
 from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
 from affiliate_pipeline.schema.decode import Invalid
 from affiliate_pipeline.schema.jsonb import payload
@@ -45,28 +47,6 @@ class Options:
     allow_shrink: bool = False
     from_rejected: bool = False
     trust_old: bool = False
-
-
-@dataclass(frozen=True)
-class Landed:
-    """The day holds exactly what the source has.
-
-    `changed`: rows were written; `restated`: what the day held before, if it had settled; `new_fields`: unknown fields seen
-    for the first time. `note` and `warnings` are for people; a warning needs a fix.
-    """
-
-    day: date
-    stats: DayStats
-    content_hash: str
-    settled: bool
-    source: str
-    changed: bool
-    requests: int
-    unknown_fields: Mapping[str, int] = field(default_factory=dict[str, int])
-    new_fields: Sequence[str] = ()
-    restated: DayStats | None = None
-    note: str = ""
-    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -123,10 +103,11 @@ def land_days(
     try:
         store.require_ready(endpoint)
         with store.exclusive(endpoint):
-            store.create_table(endpoint)
+            endpoint_tables.ensure(store.connection, endpoint)
             ledger.update(store.ledger(endpoint, days))
             available = Availability(endpoint, session, options.trust_old, now, started_ms=now())
-            run = LandingRun(available, store, run_id, options, ledger)
+            writer = DayWriter(store.connection, endpoint, session.source, run_id, options.allow_shrink)
+            run = LandingRun(available, writer, options.from_rejected, ledger)
             for outcome in run.outcomes(list(pending)):
                 del pending[outcome.day]
                 yield outcome
@@ -144,9 +125,8 @@ class LandingRun:
     """The landing of some days of one asset, whose lock is held. `ledger` has those that had landed before."""
 
     available: Availability
-    store: Store
-    run_id: str
-    options: Options
+    writer: DayWriter
+    from_rejected: bool
     ledger: Mapping[date, LedgerEntry]
 
     @property
@@ -167,7 +147,7 @@ class LandingRun:
                 yield self._failed(day, Problem("other_source", what, action=action))
             else:
                 own.append(day)
-        yield from map(self._land_rejected, own) if self.options.from_rejected else self._fetched(own)
+        yield from map(self._land_rejected, own) if self.from_rejected else self._fetched(own)
 
     def _fetched(self, days: Sequence[date]) -> Iterator[Outcome]:
         decision = decide(days, self.ledger, self.available)
@@ -201,14 +181,7 @@ class LandingRun:
         batch = day.batch
         settled = self.endpoint.timetable.has_settled(batch.day, self.available.requested_ms(batch))
         try:
-            written = self.store.write_day(
-                self.endpoint,
-                day,
-                settled=settled,
-                source=self.session.source,
-                run_id=self.run_id,
-                allow_shrink=self.options.allow_shrink,
-            )
+            landed = self.writer.write(day, settled=settled)
         except Invalid as invalid:
             what = f"its rows do not fit the schema: {invalid} (first in row {invalid.first_row + 1} of {batch.rows})"
             action = "Fix the schema, then materialize with run config from_rejected: true"
@@ -222,34 +195,13 @@ class LandingRun:
         except StoreError as error:
             action = "Fix the cause, then materialize with run config from_rejected: true"
             return self._rejected(batch, error.problem.adding(action=action), complete=True)
-        return Landed(
-            day=batch.day,
-            stats=written.stats,
-            content_hash=str(written.total.fingerprint),
-            settled=settled,
-            source=self.session.source,
-            changed=written.changed,
-            requests=batch.requests,
-            unknown_fields=written.total.unknown_fields,
-            new_fields=written.new_fields,
-            restated=written.restated,
-            note=batch.note,
-            warnings=self._warnings(batch, written),
-        )
-
-    def _warnings(self, batch: DayBatch, written: Written) -> Sequence[str]:
-        """What people should know about a landed day, logged here."""
-        warnings = [*batch.warnings, *_damage(written.total.damaged)]
-        if written.difference:
-            warnings.append(
-                f"the table held {written.difference} than had landed, although the source's rows are the same: they were "
-                f"landed again, and the rows changed or removed are in {SUPERSEDED}"
-            )
-        unknown = ", ".join(f"{name} ({written.total.unknown_fields[name]} rows)" for name in written.new_fields)
-        new = f"fields that the schema does not know are kept in column extra: {unknown}. Add them to the schema"
-        for text in [*warnings, new] if unknown else warnings:
+        warnings = [*landed.warnings]
+        if landed.new_fields:
+            unknown = ", ".join(f"{name} ({landed.unknown_fields[name]} rows)" for name in landed.new_fields)
+            warnings.append(f"fields that the schema lacks are kept in column extra: {unknown}. Add them to the schema")
+        for text in warnings:
             log.warning("%s %s: %s", self.endpoint.key, batch.day, text)
-        return warnings
+        return landed
 
     def _rejected(self, fetched: DayBatch | DayError, problem: Problem, *, complete: bool) -> Failed:
         """The failed day, after storing what was received for it in `affiliate.rejected_row`."""
@@ -259,40 +211,37 @@ class LandingRun:
             return map(payload, chain(split(fetched.chunks), more))
 
         if any(True for _ in received()):
-            quarantine.keep(
-                self.store.connection,
-                self.endpoint.key,
-                fetched.day,
-                received,
-                run_id=self.run_id,
-                source=self.session.source,
-                reason=problem.what,
-                received_ms=self.available.requested_ms(fetched),
-                complete=complete,
-            )
+            received_at = datetime.fromtimestamp(self.available.requested_ms(fetched) / 1000, UTC)
+            why = Rejection(self.session.source, received_at, problem.what, complete)
+            quarantine.keep(self.writer.connection, self.endpoint.key, fetched.day, self.writer.run_id, why, received)
             kept = "All rows are" if complete else "What was received of the day is"
             problem = problem.adding(impact=f"{kept} kept as received in {quarantine.TABLE}")
         return self._failed(fetched.day, problem)
 
     def _land_rejected(self, day: date) -> Outcome:
-        rejected = quarantine.rejected(self.store.connection, self.endpoint.key, day)
-        if rejected is None:
+        kept = quarantine.rejected(self.writer.connection, self.endpoint.key, day)
+        if kept is None:
             what = f"{quarantine.TABLE} holds nothing for it"
-            problem = Problem("nothing_rejected", what, action="Materialize it without from_rejected")
-        elif rejected.source != self.session.source:
-            what = f"the source of its rejected rows is {rejected.source}, and the source of this run is {self.session.source}"
+            return self._failed(day, Problem("nothing_rejected", what, action="Materialize it without from_rejected"))
+        why, rows = kept
+        if why.source != self.session.source:
+            what = (
+                f"the source of its rejected rows is {why.source}, and the source of this run is {self.session.source}"
+            )
             problem = Problem("other_source", what, action="Use the credentials and the base URL they came with")
-        elif not rejected.complete:
-            what = f"{quarantine.TABLE} holds only a part of the day ({rejected.reason}), so it cannot land"
+        elif not why.complete:
+            what = f"{quarantine.TABLE} holds only a part of the day ({why.reason}), so it cannot land"
             problem = Problem("incomplete", what, action="Materialize it without from_rejected")
         else:
-            received_ms = int(rejected.rejected_at.timestamp() * 1000)
-            batch = DayBatch(day, rejected.rows, len(rejected.rows), requests=0, requested_ms=received_ms)
+            received_ms = int(why.received_at.timestamp() * 1000)
+            batch = DayBatch(day, rows, len(rows), requests=0, requested_ms=received_ms)
             return self._land(PreparedDay(batch, blocks_of(batch, self.endpoint)))
         return self._failed(day, problem)
 
     def _retained(self, day: date) -> Retained | Failed:
-        held, stats = self.ledger[day], self.store.stats(self.endpoint, day)
+        held, connection = self.ledger[day], self.writer.connection
+        with unavailable(), connection.transaction():
+            stats = stats_of(connection, self.endpoint, day)
         if stats.rows == held.rows:
             return Retained(day, stats, held.content_hash, held.settled, held.source)
         what = (
@@ -317,15 +266,6 @@ def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store
     if not fetched:
         return RequestPlan(0, 0, 0)
     return endpoint.strategy.plan(session, fetched, endpoint.exchange.zone)
-
-
-def _damage(rows: Mapping[str, int]) -> Iterator[str]:
-    """Warnings about texts that landed with U+FFFD in them."""
-    for name, count in rows.items():
-        yield (
-            f"{name} has U+FFFD in {count} {'row' if count == 1 else 'rows'}: the exchange sent what is no text there, such as "
-            "half an emoji. Everything else landed as sent"
-        )
 
 
 def _stored(held: LedgerEntry | None) -> str:

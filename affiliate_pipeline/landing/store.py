@@ -1,18 +1,14 @@
-"""The connection with which a run lands days: its locks, and what has landed or was rejected."""
+"""The connection with which a run lands days: its locks, and whether days can land in its database."""
 
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import date
 
-import psycopg
-from psycopg import sql
+from psycopg import Connection, sql
 
-from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
-from affiliate_pipeline.landing import day_writer, endpoint_tables, ledger, quarantine, table_stats
-from affiliate_pipeline.landing.day_writer import DayWriter, Written, asset_lock
+from affiliate_pipeline.exchanges.endpoint import Endpoint
+from affiliate_pipeline.landing import day_writer, endpoint_tables, ledger, quarantine
 from affiliate_pipeline.landing.ledger import LedgerEntry
-from affiliate_pipeline.landing.prepare import PreparedDay
-from affiliate_pipeline.landing.table_stats import DayStats, Difference
 from affiliate_pipeline.postgres import rate_limiter, readiness
 from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.errors import unavailable
@@ -44,12 +40,10 @@ class Store(TableStore):
     def __init__(self, url: str) -> None:
         super().__init__(url, autocommit=False)
         self.url = url
-        # The assets whose lock this store acquired; its session may have lost it since.
-        self._exclusive: set[str] = set()
 
     @property
-    def connection(self) -> psycopg.Connection:
-        """For other owners of tables."""
+    def connection(self) -> Connection:
+        """For the modules that own tables."""
         return self._connection
 
     def require_ready(self, *endpoints: Endpoint) -> None:
@@ -62,40 +56,13 @@ class Store(TableStore):
         with unavailable(), self._connection.transaction():
             self._connection.execute(sql.SQL("select pg_advisory_lock_shared({})").format(_run_lock(run_id).key))
 
-    @contextmanager
-    def exclusive(self, endpoint: Endpoint) -> Generator[None]:
+    def exclusive(self, endpoint: Endpoint) -> AbstractContextManager[None]:
         """No other run lands the asset meanwhile; waits for the one that does.
 
         A lock of this connection instead of a Dagster pool: it ends with the process that holds it, however that ends.
         """
-        with locked(self._connection, asset_lock(endpoint.key), endpoint.key):
-            self._exclusive.add(endpoint.key)
-            try:
-                yield
-            finally:
-                self._exclusive.remove(endpoint.key)
+        return locked(self._connection, day_writer.asset_lock(endpoint.key), endpoint.key)
 
-    def create_table(self, endpoint: Endpoint) -> None:
-        """The endpoint's table exists and has all columns of its schema."""
-        endpoint_tables.ensure(self._connection, endpoint)
-
-    def ledger(self, endpoint: Endpoint, days: Sequence[date] | None = None) -> dict[date, LedgerEntry]:
+    def ledger(self, endpoint: Endpoint, days: Sequence[date] | None = None) -> Mapping[date, LedgerEntry]:
         """The days, among these if given, that have landed."""
         return ledger.entries(self._connection, endpoint.key, days)
-
-    def write_day(
-        self, endpoint: Endpoint, day: PreparedDay, *, settled: bool, source: str, run_id: str, allow_shrink: bool
-    ) -> Written:
-        """Land the day (`DayWriter.write`)."""
-        is_exclusive = endpoint.key in self._exclusive
-        writer = DayWriter(self._connection, endpoint, source, run_id, allow_shrink, is_exclusive)
-        return writer.write(day, settled=settled)
-
-    def stats(self, endpoint: Endpoint, day: date) -> DayStats:
-        """What the table holds for the day."""
-        with unavailable(), self._connection.transaction():
-            return table_stats.stats_of(self._connection, endpoint, day)
-
-    def differences(self, endpoint: Records, other: str, day: date) -> list[Difference] | None:
-        """See `table_stats.differences`."""
-        return table_stats.differences(self._connection, endpoint, other, day)

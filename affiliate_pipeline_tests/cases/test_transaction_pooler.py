@@ -13,6 +13,8 @@ import pytest
 
 from affiliate_pipeline.app.__main__ import main
 from affiliate_pipeline.environment import configured
+from affiliate_pipeline.landing import endpoint_tables
+from affiliate_pipeline.landing.day_writer import DayWriter
 from affiliate_pipeline.landing.pipeline import Failed, Landed, connected, land_days
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres import connection, locks
@@ -107,7 +109,7 @@ def test_landing_is_safe_even_where_it_is_not_noticed(sandbox, pooled, database_
     rows = rebates(SETTLED, 399)
     sandbox.binance.set_rebates(rows)
     with Store(database_url) as store:
-        store.create_table(ENDPOINT)
+        endpoint_tables.ensure(store.connection, ENDPOINT)
     outcomes = []
 
     def land(url: str) -> None:
@@ -136,14 +138,14 @@ def test_landing_is_safe_even_where_it_is_not_noticed(sandbox, pooled, database_
 def test_a_run_that_has_lost_its_lock_changes_nothing_and_keeps_the_rows(sandbox, query, monkeypatch):
     rows = rebates(SETTLED, 300)
     sandbox.binance.set_rebates(rows)
-    write_day = Store.write_day
+    write = DayWriter.write
 
-    def unlock_and_write(store, *args, **kwargs):
-        store.connection.execute("select pg_advisory_unlock_all()")
-        store.connection.commit()
-        return write_day(store, *args, **kwargs)
+    def unlock_and_write(writer, *args, **kwargs):
+        writer.connection.execute("select pg_advisory_unlock_all()")
+        writer.connection.commit()
+        return write(writer, *args, **kwargs)
 
-    monkeypatch.setattr(Store, "write_day", unlock_and_write)
+    monkeypatch.setattr(DayWriter, "write", unlock_and_write)
     run = materialize(KEY, [SETTLED])
     assert "no longer holds the asset's lock" in run.failed[SETTLED]
     assert query("select count(*) from binance.rebate_recent_record") == [(0,)]

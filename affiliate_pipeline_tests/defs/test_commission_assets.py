@@ -9,6 +9,7 @@ import pytest
 
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.landing import endpoint_tables
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline_tests.conftest import RESOURCES, instance_of_all_runs, materialize
 from affiliate_pipeline_tests.defs.affiliates import commission
@@ -169,7 +170,7 @@ def test_of_two_endpoints_that_tell_of_the_same_money_one_counts(sandbox, query,
     recent, history = "binance/kickback_recent_record", "binance/kickback_historical_record"
     assert materialize(recent, [DAY]).success
     with Store(database_url) as store:
-        store.create_table(next(endpoint for endpoint in ENDPOINTS if endpoint.key == history))
+        endpoint_tables.ensure(store.connection, next(endpoint for endpoint in ENDPOINTS if endpoint.key == history))
     query(f"insert into {history.replace('/', '.')} select * from {recent.replace('/', '.')}")
     query("insert into affiliate.landing (select (jsonb_populate_record(l, %s::jsonb)).* from affiliate.landing l "
           "where asset = %s)", f'{{"asset": "{history}"}}', recent)  # fmt: skip

@@ -15,6 +15,8 @@ import pytest
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.exchanges.fetching import DayBatch
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.landing import endpoint_tables
+from affiliate_pipeline.landing.day_writer import DayWriter
 from affiliate_pipeline.landing.prepare import Block, PreparedDay, Summary
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.errors import StoreUnavailable
@@ -26,6 +28,7 @@ from affiliate_pipeline.schema.fingerprint import Fingerprint
 CREATE = """
 import os, sys
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.landing import endpoint_tables
 from affiliate_pipeline.landing.store import Store
 children = []
 for _ in range(3):
@@ -35,7 +38,7 @@ for _ in range(3):
     for _ in range(3):
         with Store(sys.argv[1]) as store:
             for endpoint in ENDPOINTS:
-                store.create_table(endpoint)
+                endpoint_tables.ensure(store.connection, endpoint)
     os._exit(0)
 sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 """
@@ -64,7 +67,7 @@ def create(database_url: str) -> Callable[..., None]:
     def create(*endpoints: Endpoint) -> None:
         with Store(database_url) as store:
             for each in endpoints:
-                store.create_table(each)
+                endpoint_tables.ensure(store.connection, each)
 
     return create
 
@@ -163,11 +166,11 @@ def test_no_column_is_ever_dropped(create, types):
 
 
 def land(url: str, of: Endpoint, block: bytes) -> None:
-    with Store(url) as store:
-        store.create_table(of)
+    with Store(url) as store, store.exclusive(of):
+        endpoint_tables.ensure(store.connection, of)
         digest = Fingerprint((hash(block) % 2**64, 0, 0, 0))
         day = PreparedDay(DayBatch(date(2026, 11, 3), [], 1, requests=0), iter([Block(block, Summary(1, digest))]))
-        assert store.write_day(of, day, settled=False, source="s", run_id="r", allow_shrink=True)
+        assert DayWriter(store.connection, of, "s", "r", allow_shrink=True).write(day, settled=False)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +213,7 @@ def test_who_waits_for_another_to_create_a_schema_finds_it_there(database_url, q
 
     def late(store: Store) -> None:
         try:
-            store.create_table(other)
+            endpoint_tables.ensure(store.connection, other)
         except Exception as error:
             refused.append(error)
 
@@ -218,7 +221,7 @@ def test_who_waits_for_another_to_create_a_schema_finds_it_there(database_url, q
         Store(database_url) as store,
         psycopg.connect(database_url, application_name="affiliate_pipeline 1@elsewhere") as first,
     ):
-        store.create_table(endpoint(Small))  # the session knows its catalogue by now
+        endpoint_tables.ensure(store.connection, endpoint(Small))  # the session knows its catalogue by now
         first.execute("select pg_advisory_xact_lock(hashtext('affiliate_pipeline.ddl'))")
         first.execute("create schema another")
         thread = threading.Thread(target=late, args=(store,))

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from affiliate_pipeline.exchanges.fetching import DayBatch
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.landing import endpoint_tables
+from affiliate_pipeline.landing.day_writer import DayWriter
 from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.schema import columns as schema
@@ -147,13 +149,15 @@ def written(fields: dict, random: Random) -> bytes:
 def landed(database_url):
     """Lands rows of `Thing` and gives what the table then holds."""
     with Store(database_url) as store:
-        store.create_table(THINGS)
+        endpoint_tables.ensure(store.connection, THINGS)
+        writer = DayWriter(store.connection, THINGS, "test", "r", allow_shrink=True)
 
         def land(rows: list[bytes]) -> list[tuple]:
             batch = DayBatch(DAY, rows, len(rows), requests=0)
             day = PreparedDay(batch, blocks_of(batch, THINGS))
-            store.write_day(THINGS, day, settled=False, source="test", run_id="r", allow_shrink=True)
-            return store._connection.execute(
+            with store.exclusive(THINGS):
+                writer.write(day, settled=False)
+            return store.connection.execute(
                 "select name, asset, income::text, price::text, order_id, "
                 "(extract(epoch from trade_time) * 1000)::bigint, level, active, extra from binance.thing where partition_date = %s",
                 (DAY,),
