@@ -7,8 +7,8 @@ from typing import Any, Self, TypeVar
 
 import psycopg
 
+from affiliate_pipeline.http.client import Limit, Unlimited
 from affiliate_pipeline.http.errors import Banned
-from affiliate_pipeline.http.limits import Limit, Unlimited
 from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S, RateLimiter
 from affiliate_pipeline.postgres.table_store import TableStore
 

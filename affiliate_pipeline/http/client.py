@@ -3,24 +3,26 @@
 Knows no exchange and no day: how to sign, how to read a response and which limit applies come from outside.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import httpx
 
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.http import retry
 from affiliate_pipeline.http.bodies import as_utf8, may_hold_rows, repaired, unreadable_rows
-from affiliate_pipeline.http.clock import Clock
 from affiliate_pipeline.http.encoding import encode
 from affiliate_pipeline.http.error_body import quote
 from affiliate_pipeline.http.errors import (
     Banned,
     ClockOff,
+    ExchangeError,
     Fatal,
     OutcomeUnknown,
     RateLimited,
@@ -29,7 +31,6 @@ from affiliate_pipeline.http.errors import (
     Unconnected,
     Unreachable,
 )
-from affiliate_pipeline.http.limits import Limit
 from affiliate_pipeline.http.network import DIRECT, Network, client, host_of
 
 MAX_PAUSE_S = 300
@@ -40,8 +41,66 @@ TIMEOUT = httpx.Timeout(20, connect=10)
 # Shorter than postgres.rate_limiter.HOLD_S: a slot is not given to another request while its own is under way.
 RESPONSE_LIMIT_S = 45
 MAX_CLOCK_CORRECTIONS = 2
+CLOCKS_AGREE_MS = 1000
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class Limit(Protocol):
+    """A rate limit shared by all requests with the same key: in production `postgres.rate_limiter`."""
+
+    def slot(self) -> AbstractContextManager[None]:
+        """Wait until a request may be sent; held until its response is complete."""
+        ...
+
+    def pause(self, seconds: float) -> None:
+        """Let no request with the same key be sent for so long."""
+        ...
+
+
+class Unlimited:
+    """No limit: for the few requests that only test an account."""
+
+    def slot(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def pause(self, seconds: float) -> None:
+        pass
+
+
+class Clock:
+    """This machine's clock, corrected to the exchange's. Safe to share between threads."""
+
+    def __init__(self, local_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000):
+        self._local_ms = local_ms
+        self.offset_ms = 0
+
+    def now_ms(self) -> int:
+        return self._local_ms() + self.offset_ms
+
+    def set(self, server_ms: int) -> None:
+        self.offset_ms = server_ms - self._local_ms()
+
+    def correct(self, rejected: ClockOff, query: Callable[[], int | None]) -> bool:
+        """Adopt the exchange's clock, from the rejection or from `query`, its clock (ms) if there is such a request.
+
+        Returns False if the clocks agree already, so that another request would be rejected again.
+        """
+        if self.offset_ms != rejected.signed_offset_ms:
+            return True  # corrected since, because of another request
+        try:
+            server_ms = query() if rejected.server_ms is None else rejected.server_ms
+        except ExchangeError as error:
+            log.warning("the exchange's clock could not be read: %s", redact(error))
+            return True
+        if server_ms is not None:
+            self.set(server_ms)
+        # Not compared with the current offset: another request may be correcting it at the same time.
+        if rejected.server_ms is not None and abs(self.offset_ms - rejected.signed_offset_ms) < CLOCKS_AGREE_MS:
+            return False
+        log.warning("the exchange's clock differs by %d ms; corrected", self.offset_ms)
+        return True
 
 
 @dataclass(frozen=True)
@@ -118,15 +177,15 @@ class Client:
     def get(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, retries: bool = True) -> T:
         """The decoded payload; one that `decode` rejects with ValueError counts as a failed attempt.
 
-        Without `retries`, the first failure is raised instead of the last; only a clock that is off is corrected.
+        Without `retries`, the first failure is raised, unless correcting the clock can fix it.
         """
         return self._repeat(lambda: self._once("GET", path, params, decode), retries)
 
     def post(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, retries: bool = True) -> T:
         """The same for a POST with its parameters in the query.
 
-        It is sent again only if it certainly had no effect: too many requests, a rejected timestamp, no connection. Any
-        other transient failure raises `OutcomeUnknown` at once.
+        Sent again only if it certainly had no effect (too many requests, a rejected timestamp, no connection); any other
+        transient failure raises `OutcomeUnknown` at once.
         """
 
         def once() -> T:
@@ -217,10 +276,9 @@ class Client:
         except Transient as error:
             self._pause(error, method)
             raise
-        except ValueError as error:
-            raise Transient(
-                f"{self.host} sent a body that cannot be read: {redact(error)}. It was: {quote(response.content)}"
-            ).about(unreadable_rows(response.content)) from None
+        except (ValueError, RecursionError) as error:
+            what = f"{self.host} sent a body that cannot be read: {redact(error)}. It was: {quote(response.content)}"
+            raise Transient(what).about(unreadable_rows(response.content)) from None
 
     def _send(self, method: str, url: str) -> Response:
         # httpx's timeouts apply to each read: a body that trickles would never end.
@@ -231,7 +289,7 @@ class Client:
                 for piece in response.iter_bytes():
                     body.append(piece)
                     if time.monotonic() > deadline:
-                        raise Unanswered(f"the answer did not end within {RESPONSE_LIMIT_S} s")
+                        raise Unanswered(f"the response did not end within {RESPONSE_LIMIT_S} s")
                 return Response(response.status_code, response.headers, b"".join(body))
         except httpx.DecodingError:
             raise Transient(f"{self.host} sent a body that cannot be decompressed") from None
@@ -255,17 +313,16 @@ class Client:
 
     def _pause(self, error: Transient, method: str) -> None:
         """Pause the limit for as long as the exchange requests; raises `Banned` if that is longer than a run can wait."""
-        pause_s = error.retry_after_s
-        if isinstance(error, RateLimited):
-            pause_s = self._default_pause_s if pause_s is None else pause_s
-        elif method != "GET":
-            return  # the request may have taken effect: find that out before pausing
-        if pause_s is None:
+        is_limit, pause_s = isinstance(error, RateLimited), error.retry_after_s
+        if is_limit and pause_s is None:
+            pause_s = self._default_pause_s
+        # A POST may have taken effect: that has to be found out before any pause.
+        if pause_s is None or not (is_limit or method == "GET"):
             return
         pause_s = min(pause_s, MAX_BAN_S)
         self._limit.pause(pause_s)
         if pause_s > MAX_PAUSE_S:
-            others = ", and see what else uses this IP" if isinstance(error, RateLimited) else ""
+            others = ", and see what else uses this IP" if is_limit else ""
             raise Banned(
                 f"{self.host} allows no request for {pause_s:.0f} s ({error})",
                 f"Wait for that long before materializing the failed days again{others}",

@@ -1,5 +1,7 @@
-"""Downloads of files that an exchange offers by a URL. The URL is a secret: no text contains it, and the file host is sent
-nothing else, no signature and no API key."""
+"""Requests for a URL that is a secret and stands in for credentials: the file that an exchange offers, and the heartbeat.
+
+No text contains the URL, and nothing else is sent: no signature and no API key.
+"""
 
 import time
 
@@ -7,7 +9,7 @@ import httpx
 
 from affiliate_pipeline.http.client import TIMEOUT, Response
 from affiliate_pipeline.http.error_body import read_error
-from affiliate_pipeline.http.errors import Refused, Transient, UrlExpired
+from affiliate_pipeline.http.errors import ExchangeError, Refused, Transient, UrlExpired
 from affiliate_pipeline.http.failures import describe
 from affiliate_pipeline.http.network import DIRECT, Network, client
 from affiliate_pipeline.http.retry import GiveUp, decide
@@ -16,13 +18,14 @@ MAX_ATTEMPTS = 5
 MAX_ERROR_BYTES = 64 << 10
 # A file that trickles must not keep a run from ending.
 DOWNLOAD_LIMIT_S = 900
+HEARTBEAT_TIMEOUT_S = 10
 # Amazon S3 answers 400 where the token in the URL has expired.
 _EXPIRED = (400, 401, 403, 404, 410)
 
 
 def download(url: str, max_bytes: int, network: Network = DIRECT) -> bytes:
-    """The file, every byte as it was sent: one that was sent as gzip is gzip still, since httpx's decoder returns the first
-    member of several, or a part of one cut short, as if it were everything.
+    """The file's bytes as they were sent: gzip stays packed, since httpx would read the first of several members, or a part
+    of one cut short, as the whole.
 
     Raises `UrlExpired`, `Refused` (too large, moved, of unknown length) or, after the last attempt, `Transient`.
     """
@@ -81,3 +84,14 @@ def _check(response: httpx.Response, host: str) -> None:
         raise Refused(f"the file host {host} sent the file in the encoding {encoding!r}, which was not requested")
     if not {"content-length", "transfer-encoding"} & headers.keys():
         raise Refused(f"the file host {host} does not say how long the file is: a part of it would look like the whole")
+
+
+def beat(url: str, network: Network = DIRECT) -> str | None:
+    """Request the URL of a service that alerts when such pings stop; return why that failed, None if it succeeded."""
+    try:
+        with client(network, HEARTBEAT_TIMEOUT_S, redirects=True) as http, http.stream("GET", url) as response:
+            return None if response.is_success else f"it answered HTTP {response.status_code}"
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return type(error).__name__
+    except ExchangeError as error:  # about the proxy or the certificate
+        return str(error)

@@ -74,9 +74,7 @@ def read_secret(setting: str) -> Secret:
     try:
         return _secret_in(_content(path) if path else setting.strip().encode(errors="surrogateescape"))
     except _UnusableSecret as error:
-        problem = f"{error}"
-    if path and not problem.startswith("is the path"):
-        problem = f"is the path of a file whose content {problem}"
+        problem = f"is the path of a file whose content {error}" if path else f"{error}"
     # Outside the handler: a parser's error may quote bytes of the key and must not be chained to this one.
     raise ValueError(f"the secret {problem}")
 
@@ -96,25 +94,25 @@ def _path_in(text: str) -> Path | None:
 
 
 def _content(path: Path) -> bytes:
-    """The content of the file as UTF-8 or DER."""
+    """The content of the file as UTF-8 or DER; raises ValueError."""
+    problem = "file that is empty"
     try:
         if not path.exists():
-            raise _UnusableSecret("is the path of a file that does not exist")
-        if not path.is_file():
-            raise _UnusableSecret("is the path of a folder or device: name the file with the secret")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise _UnusableSecret("is the path of a file that is too large for a secret")
-        content = path.read_bytes()
+            problem = "file that does not exist"
+        elif not path.is_file():
+            problem = "folder or device: name the file with the secret"
+        elif path.stat().st_size > MAX_FILE_BYTES:
+            problem = "file that is too large for a secret"
+        else:
+            content = path.read_bytes()
+            if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+                content = content.decode("utf-16", "replace").encode()
+            content = content.removeprefix(b"\xef\xbb\xbf")
+            if content.strip():
+                return content
     except OSError as error:
-        raise _UnusableSecret(
-            f"is the path of a file that cannot be read ({error.strerror}): let the user who runs this read it"
-        ) from None
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        content = content.decode("utf-16", "replace").encode()
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    if not content.strip():
-        raise _UnusableSecret("is the path of a file that is empty")
-    return content
+        problem = f"file that cannot be read ({error.strerror}): let the user who runs this read it"
+    raise ValueError(f"the secret is the path of a {problem}")
 
 
 def _secret_in(content: bytes) -> Secret:

@@ -20,6 +20,14 @@ _MESSAGE_NAMES = (
     *("msg", "message", "messagedetail", "errormsg", "errmsg", "errormessage", "title", "error", "errors"),
     *("errordescription", "description", "detail", "details", "reason", "cause"),
 )
+# Messages that mean a failure whatever status and code they come with. Patterns are compiled when a request fails, not at
+# start-up.
+TOO_MANY = r"(?i)too many requests|rate.?limited|banned until"
+LOCATION = r"(?i)restricted (location|area|region|countr|jurisdiction)|(in|from) your (country|region|location)"
+MAINTENANCE = (
+    r"(?i)maintenance|maintain(ing|ed)|service (is )?(temporarily |currently )?unavailable|temporarily unavailable|"
+    r"(system|server|service) (is )?(too )?(busy|overloaded)|being upgraded|system upgrade|维护|系统繁忙|系统升级|服务不可用"
+)
 _WHOLE = r"([+-]?[0-9]{1,18})(\.[0-9]+)?"
 _CHARSET = rb"(?i)charset\s*=\s*[\"']?([\w-]+)"
 # Of a page: what is not shown, and the elements in which XML names an error.
@@ -34,13 +42,13 @@ _TOKEN = r"(?<![\w/.-])(?=\w*[0-9])(?=\w*[A-Za-z])\w{32,}(?![\w.])"
 @dataclass(frozen=True)
 class ErrorBody:
     """`message` is one short redacted line, empty if the body is; `is_page`: HTML or XML; `is_message`: it is one and not
-    the beginning of data; `is_failure`: an object that says that the request failed, whatever the HTTP status."""
+    the beginning of data; `is_failure`: it is not the data requested, whatever the HTTP status."""
 
     code: int | None
     message: str
     is_page: bool = False
     is_message: bool = True
-    is_failure: bool = False
+    is_failure: bool = True
 
     @property
     def http_status(self) -> int | None:
@@ -57,10 +65,11 @@ def read_error(body: bytes, content_type: str = "") -> ErrorBody:
     fields, found = _fields(value), list(_found(value))
     code = next((each for each in found if isinstance(each, int)), None)
     messages = list(dict.fromkeys(each for each in found if isinstance(each, str) and each.strip()))
-    is_message = bool(messages) or text[:1] not in ("{", "[")
     is_bare = code is not None and bool(fields) and fields.keys() <= {*_CODE_NAMES, *_MESSAGE_NAMES}
-    message = "; ".join(messages) or ("" if is_bare else text)
-    return ErrorBody(code, _line(message), is_message=is_message, is_failure=_is_failure(fields, code))
+    message = _line("; ".join(messages) or ("" if is_bare else text))
+    is_message = bool(messages) or text[:1] not in ("{", "[")
+    means_failure = is_message and any(re.search(pattern, message) for pattern in (LOCATION, TOO_MANY, MAINTENANCE))
+    return ErrorBody(code, message, is_message=is_message, is_failure=means_failure or _reports_failure(fields, code))
 
 
 def quote(body: bytes, content_type: str = "") -> str:
@@ -78,19 +87,15 @@ def whole(value: object) -> int | None:
 
 def _found(value: Any, depth: int = 0) -> Iterator[int | str]:
     """Codes as numbers and messages as texts, the most specific first."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        value = _json(value) or value
     if depth > _MAX_DEPTH or value is None or isinstance(value, bool):
         return
-    fields = _fields(value)
-    if isinstance(value, str):
-        nested = _json(value) if value.lstrip()[:1] in ("{", "[") else None
-        if nested is None:
-            yield value
-        else:
-            yield from _found(nested, depth + 1)
-    elif isinstance(value, list):
+    if isinstance(value, list):
         for each in cast(list[Any], value)[:_MAX_DEPTH]:
             yield from _found(each, depth + 1)
     elif isinstance(value, dict):
+        fields = _fields(value)
         for name in _CODE_NAMES:
             yield from _found_code(name, fields.get(name))
         for name in _MESSAGE_NAMES:
@@ -110,7 +115,7 @@ def _found_code(name: str, code: Any) -> Iterator[int | str]:
         yield code
 
 
-def _is_failure(fields: dict[str, Any], code: int | None) -> bool:
+def _reports_failure(fields: dict[str, Any], code: int | None) -> bool:
     success = str(fields.get("success")).lower()
     return bool(fields) and bool(
         (code or 0) < 0
@@ -130,10 +135,8 @@ def _fields(value: Any) -> dict[str, Any]:
 
 def _json(text: str) -> Any:
     """The value of a JSON text, read more leniently than data is; None if it is invalid."""
-    try:
+    with suppress(ValueError, RecursionError):
         return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _read_page(text: str) -> ErrorBody:
@@ -155,10 +158,9 @@ def _text(body: bytes, content_type: str) -> str:
             return "something compressed that cannot be read"
     errors, body = "replace" if len(body) >= _MAX_TEXT_BYTES else "strict", body[:_MAX_TEXT_BYTES]
     declared = re.search(_CHARSET, content_type.encode(errors="replace")) or re.search(_CHARSET, body[:1024])
-    for encoding in (json.detect_encoding(body), declared and declared[1].decode(), "gb18030"):
+    for encoding in (json.detect_encoding(body), declared[1].decode() if declared else "", "gb18030"):
         with suppress(UnicodeError, LookupError):
-            if encoding:
-                return body.decode(encoding, errors).strip()
+            return body.decode(encoding, errors).strip()
     return body.decode("latin-1").strip()
 
 

@@ -1,7 +1,6 @@
-"""Errors of requests to an exchange. Their text is for a person: what happened, and what to do.
+"""Errors of requests to an exchange, whose texts have no secret, signature, URL or full email in them.
 
-It has no secret, signature, URL or full email in it (`domain.redaction`). They are raised `from None`, so that no exception
-of a library, which may quote a URL, is shown with them.
+They are raised `from None`, so that no exception of a library, which may quote a URL, is shown with them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,14 +21,10 @@ class ExchangeError(AffiliateError):
 
 
 class Transient(ExchangeError):
-    """Another request may succeed; after the last attempt it fails the days requested.
+    """Another request may succeed; after the last attempt it fails the days requested."""
 
-    `retry_after_s` is how long the exchange allows no request, None if not given.
-    """
-
-    def __init__(self, what: str, action: str = "", retry_after_s: float | None = None):
-        super().__init__(what, action)
-        self.retry_after_s = retry_after_s
+    # How long the exchange allows no request, if it says so.
+    retry_after_s: float | None = None
 
 
 class Unanswered(Transient):
@@ -56,10 +51,8 @@ class ClockOff(Transient):
     """The exchange rejected our timestamp; `server_ms` is its clock, if given, and `signed_offset_ms` the correction of our
     clock that the request was signed with."""
 
-    def __init__(self, what: str, action: str = "", server_ms: int | None = None):
-        super().__init__(what, action)
-        self.server_ms = server_ms
-        self.signed_offset_ms = 0
+    server_ms: int | None = None
+    signed_offset_ms = 0
 
 
 class OutcomeUnknown(ExchangeError):
@@ -81,9 +74,7 @@ class Fatal(ExchangeError):
 class AccessRefused(Fatal):
     """Key, secret, IP address or permission is not accepted; `code` is the exchange's own."""
 
-    def __init__(self, what: str, action: str = "", code: int | None = None):
-        super().__init__(what, action)
-        self.code = code
+    code: int | None = None
 
 
 class Banned(Fatal):

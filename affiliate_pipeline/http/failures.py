@@ -10,17 +10,11 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from affiliate_pipeline.http.client import Response
-from affiliate_pipeline.http.error_body import ErrorBody, read_error
+from affiliate_pipeline.http.error_body import LOCATION, MAINTENANCE, TOO_MANY, ErrorBody, read_error
 from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, RateLimited, Refused, Transient
 
 # Patterns are compiled when a request fails, not at start-up.
 _BANNED_UNTIL = r"banned until (\d{13})\b"
-_TOO_MANY = r"(?i)too many requests|rate.?limited|banned until"
-_LOCATION = r"(?i)restricted (location|area|region|countr|jurisdiction)|(in|from) your (country|region|location)"
-_MAINTENANCE = (
-    r"(?i)maintenance|maintain(ing|ed)|service (is )?(temporarily |currently )?unavailable|temporarily unavailable|"
-    r"(system|server|service) (is )?(too )?(busy|overloaded)|being upgraded|system upgrade|维护|系统繁忙|系统升级|服务不可用"
-)
 # How to recognize the cause that a message names.
 _CAUSES = {
     "signature": r"(?i)sign|签名",
@@ -69,29 +63,34 @@ class Interpreter:
         """What to raise for a failed response; `meaning` replaces that of its code, and `note` is added to its message."""
         meaning = meaning or (self.codes.get(error.code) if error.code is not None else None)
         text = describe(self.exchange, response, error, self.code_name) + note
-        return (
-            self._whatever_the_code(text, response, error, meaning)
+        status = max(response.status_code, error.http_status or 0)
+        failure = (
+            self._whatever_the_code(text, status, response, error, meaning)
             or (meaning and self._by_code(text, error, meaning))
-            or self._by_status(text, response, error)
+            or self._by_status(text, status, error)
         )
+        if isinstance(failure, Transient):
+            failure.retry_after_s = _pause_s(response, error)
+        if isinstance(failure, AccessRefused):
+            failure.code = error.code
+        return failure
 
     def _whatever_the_code(
-        self, text: str, response: Response, error: ErrorBody, meaning: Meaning | None
+        self, text: str, status: int, response: Response, error: ErrorBody, meaning: Meaning | None
     ) -> ExchangeError | None:
-        status = max(response.status_code, error.http_status or 0)
         target = redirect_target(response.status_code, response.headers)
-        if status == 451 or re.search(_LOCATION, error.message):
+        if status == 451 or re.search(LOCATION, error.message):
             return Fatal(
                 f"{text}. The exchange does not serve the place of this machine's IP address, or of its proxy's; another "
                 "key does not help"
             )
         is_limit = meaning is not None and meaning.error is RateLimited
-        if is_limit or status in (418, 429) or re.search(_TOO_MANY, error.message):
-            return RateLimited(text, retry_after_s=_pause_s(response, error))
+        if is_limit or status in (418, 429) or re.search(TOO_MANY, error.message):
+            return RateLimited(text)
         if status >= 500:
-            return Transient(text, retry_after_s=response.retry_after_s)
-        if re.search(_MAINTENANCE, f"{error.message} {target}"):
-            return Transient(f"{text}. {_FIREWALL}", retry_after_s=response.retry_after_s)
+            return Transient(text)
+        if re.search(MAINTENANCE, f"{error.message} {target}"):
+            return Transient(f"{text}. {_FIREWALL}")
         if target:
             return Refused(
                 f"{text}. Requests are not sent there",
@@ -104,24 +103,21 @@ class Interpreter:
         is_contradicted = named and meaning.causes and not named & meaning.causes
         if meaning.advice and not is_contradicted:
             text = f"{text}. {meaning.advice.format(key=self.key_name, secret=self.secret_name)}"
-        failure = meaning.error(text)
-        if isinstance(failure, AccessRefused):
-            failure.code = error.code
-        return failure
+        return meaning.error(text)
 
-    def _by_status(self, text: str, response: Response, error: ErrorBody) -> ExchangeError:
-        status = max(response.status_code, error.http_status or 0)
+    def _by_status(self, text: str, status: int, error: ErrorBody) -> ExchangeError:
         usual = f". Usually {_STATUSES[status]}" if status in _STATUSES else ""
         if status in (401, 407):
-            return AccessRefused(f"{text}{usual}", f"Check {self.key_name} and the proxy", error.code)
+            return AccessRefused(f"{text}{usual}", f"Check {self.key_name} and the proxy")
         if error.is_page or (error.code in (None, status) and status == 403):
-            return Transient(f"{text}. {_FIREWALL}", retry_after_s=response.retry_after_s)
+            return Transient(f"{text}. {_FIREWALL}")
         # A 201…299 whose body reports no failure: a firewall's challenge, or the request took effect without a response.
         if status in (408, 425) or 200 < status < 300:
-            return Transient(text, retry_after_s=response.retry_after_s)
+            return Transient(text)
         if status == 403:
-            action = f"Check {self.key_name}, its permissions and its list of IP addresses at the exchange"
-            return AccessRefused(text, action, error.code)
+            return AccessRefused(
+                text, f"Check {self.key_name}, its permissions and its list of IP addresses at the exchange"
+            )
         action = f"Check {self.base_url_name}" if status in (404, 405) else ""
         return Refused(f"{text}{usual}", action) if error.code is None or error.http_status else Refused(text)
 
@@ -140,16 +136,6 @@ def describe(sender: str, response: Response, error: ErrorBody, code_name: str =
     if message or error.code is not None:
         return f"{text}: {message or 'no message'}"
     return text if error.is_page or target else f"{text}, without an explanation"
-
-
-def is_failure(error: ErrorBody) -> bool:
-    """Whether a body says, whatever its HTTP status, that it is not the data requested."""
-    patterns = (_LOCATION, _TOO_MANY, _MAINTENANCE)
-    return (
-        error.is_page
-        or error.is_failure
-        or (error.is_message and any(re.search(pattern, error.message) for pattern in patterns))
-    )
 
 
 def error_of(response: Response) -> ErrorBody:

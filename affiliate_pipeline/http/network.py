@@ -27,9 +27,10 @@ from affiliate_pipeline.http.errors import ExchangeError, ProxyFailed, ProxyUnre
 
 _LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=8)
 _SCHEMES = {"http": "http", "https": "https", "socks": "socks5", "socks5": "socks5", "socks5h": "socks5h"}
-_BYPASS = r"(?:(?P<scheme>\w+)://)?(?:\[(?P<address>[^\]]+)\]|(?P<host>[\w.*-]+(?:/\d+)?))(?::(?P<port>\d+))?/?"
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-_HASHED_NAME = r"[0-9a-f]{8}\.\d+"
+# Of an entry of NO_PROXY: scheme, address in brackets or host, port.
+_BYPASS = r"(?:(\w+)://)?(?:\[([^\]]+)\]|([\w.*-]+(?:/\d+)?))(?::(\d+))?/?"
+_HASHED_NAMES = "[0-9a-f]" * 8 + ".[0-9]*"
+_UNSENDABLE = (ssl.SSLError, UnicodeError, httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 log = logging.getLogger(__name__)
 
@@ -57,15 +58,20 @@ class Network:
     def proxy_for(self, url: httpx.URL) -> Proxy | None:
         """The proxy for requests to the URL, never one for this machine's own addresses; raises `UnusableNetwork`."""
         host = url.host.rstrip(".").lower()
-        variable = "no_proxy" if "no_proxy" in self._variables else "NO_PROXY"
-        bypasses = _bypasses(variable, self._variables.get(variable, ""))
-        if _is_loopback(host) or any(bypass.covers(url, host) for bypass in bypasses):
+        port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+        bypasses = _bypasses(*self._first("no_proxy"))
+        if _is_loopback(host) or any(
+            bypass.scheme in ("all", url.scheme) and bypass.port in (None, port) and bypass.covers(host)
+            for bypass in bypasses
+        ):
             return None
-        for name in (f"{url.scheme}_proxy", "all_proxy"):
-            for variable in (name, name.upper()):  # as everywhere, lower case wins
-                if value := self._variables.get(variable):
-                    return _proxy(variable, value)
-        return None
+        variable, value = self._first(f"{url.scheme}_proxy", "all_proxy")
+        return _proxy(variable, value) if value else None
+
+    def _first(self, *names: str) -> tuple[str, str]:
+        """The first of these variables that is set, in lower before upper case, and its value; else empty texts."""
+        found = [each for name in names for each in (name, name.upper()) if self._variables.get(each)]
+        return (found[0], self._variables[found[0]]) if found else ("", "")
 
     def tls(self) -> ssl.SSLContext:
         """Verifies servers by the certificates that are configured; raises `UnusableNetwork`."""
@@ -100,15 +106,15 @@ class _Transport(httpx.BaseTransport):
         pool, proxy = self._pool(request.url)
         try:
             response = pool.handle_request(request)
+        except _UNSENDABLE as error:
+            what = f"no request can be sent to {redact(request.url.host)} ({type(error).__name__})"
+            raise UnusableNetwork(what, "Check the base URL") from None
         except httpx.TransportError as error:
             raise _explained(error, request.url, proxy) from None
-        except (ssl.SSLError, UnicodeError, httpx.InvalidURL) as error:
-            raise _unsendable(request.url, error) from None
         if proxy and request.url.scheme == "http" and _is_of_proxy(response):
             response.close()
-            error = _refused(proxy, f"HTTP {response.status_code}", response.status_code)
-            # Forwarded, a request may have reached the exchange before the proxy gave up.
-            raise ProxyFailed(f"{error}") if isinstance(error, ProxyUnreachable) else error
+            # Not ProxyUnreachable: a forwarded request may have reached the exchange before the proxy gave up.
+            raise _refused(proxy, f"HTTP {response.status_code}", response.status_code, ProxyFailed)
         return response
 
     def _pool(self, url: httpx.URL) -> tuple[httpx.HTTPTransport, Proxy | None]:
@@ -161,16 +167,10 @@ class _Bypass:
     host: str | _IpNetwork
     port: int | None
 
-    def covers(self, url: httpx.URL, host: str) -> bool:
-        if self.scheme not in ("all", url.scheme):
-            return False
-        if self.port not in (None, url.port or _DEFAULT_PORTS.get(url.scheme)):
-            return False
+    def covers(self, host: str) -> bool:
         if not isinstance(self.host, str):
             return (address := _address(host)) is not None and address in self.host
-        if "*" in self.host:
-            return fnmatchcase(host, self.host)
-        return host == self.host or host.endswith(f".{self.host.removeprefix('.')}")
+        return fnmatchcase(host, self.host) or host.endswith(f".{self.host.removeprefix('.')}")
 
 
 @lru_cache
@@ -178,16 +178,13 @@ def _bypasses(variable: str, value: str) -> list[_Bypass]:
     """The valid entries; an invalid one is logged as a warning once per process."""
     bypasses: list[_Bypass] = []
     for entry in filter(None, re.split(r"[\s,;]+", value.strip("\"'").lower())):
-        if network := _ip_network(entry):  # before a port is split off: an IPv6 address has colons
-            bypasses.append(_Bypass("all", network, None))
-        elif (parts := re.fullmatch(_BYPASS, entry)) and (
-            host := _ip_network(parts["address"] or parts["host"]) or (parts["host"] or "").rstrip(".")
-        ):
-            bypasses.append(_Bypass(parts["scheme"] or "all", host, int(parts["port"]) if parts["port"] else None))
+        parts = re.fullmatch(_BYPASS, entry)
+        # An IPv6 address without brackets does not match: its colons precede no port.
+        scheme, address, name, port = parts.groups() if parts else (None, entry, "", None)
+        if host := _ip_network(address or name) or (name or "").rstrip("."):
+            bypasses.append(_Bypass(scheme or "all", host, int(port) if port else None))
         else:
-            log.warning(
-                "%s: the entry %s is not a host, address or range of addresses; ignored", variable, redact(entry)
-            )
+            log.warning("%s: ignored %s, which is no host, address or range of addresses", variable, redact(entry))
     return bypasses
 
 
@@ -229,8 +226,7 @@ def _tls(file: str | None, folders: str | None) -> ssl.SSLContext:
                 "Set it to a PEM file of CA certificates that the user who runs this may read, or unset it",
             ) from None
     elif folders:
-        files = [path.name for folder in folders.split(":") if Path(folder).is_dir() for path in Path(folder).iterdir()]
-        if not any(re.fullmatch(_HASHED_NAME, name) for name in files):
+        if not any(file for folder in folders.split(":") for file in Path(folder).glob(_HASHED_NAMES)):
             raise UnusableNetwork(
                 "SSL_CERT_DIR cannot be used: it is not a folder of certificates named by their hashes",
                 "Set it to a folder that `openssl rehash` has been run on, or unset it",
@@ -239,12 +235,6 @@ def _tls(file: str | None, folders: str | None) -> ssl.SSLContext:
     else:
         context.load_verify_locations(cafile=certifi.where())
     return context
-
-
-def _unsendable(url: httpx.URL, error: Exception) -> UnusableNetwork:
-    return UnusableNetwork(
-        f"no request can be sent to {redact(url.host)} ({type(error).__name__})", "Check the base URL"
-    )
 
 
 def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None) -> Exception:
@@ -257,13 +247,11 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
             "If your network inspects TLS, set SSL_CERT_FILE to the PEM file of its CA certificates; otherwise check "
             "this machine's clock and whose server it is",
         )
-    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
-        return _unsendable(url, error)
     if proxy is None:
         return error
     if isinstance(error, httpx.ProxyError):
         status = int(found[0]) if (found := re.match(r"\d{3}\b", f"{error}")) else None
-        return _refused(proxy, redact(error), status)
+        return _refused(proxy, redact(error), status, ProxyUnreachable)
     if tls_error and proxy.url.startswith("https"):
         return UnusableNetwork(
             f"{proxy} does not speak TLS as its https:// promises ({tls_error.reason})",
@@ -287,9 +275,9 @@ def _is_of_proxy(response: httpx.Response) -> bool:
     return response.status_code == 407 or (response.status_code in (403, 502, 503, 504) and not is_json)
 
 
-def _refused(proxy: Proxy, answer: str, status: int | None) -> ExchangeError:
+def _refused(proxy: Proxy, answer: str, status: int | None, unreachable: type[ProxyFailed]) -> ExchangeError:
     if status in (502, 503, 504):
-        return ProxyUnreachable(f"{proxy} answered {answer}: it does not reach the exchange")
+        return unreachable(f"{proxy} answered {answer}: it does not reach the exchange")
     action = f"Have the proxy permit this host, or unset {proxy.variable} if none is needed"
     if status == 407:
         action = f"Put user and password for the proxy into {proxy.variable} (http://user:password@host:port)"

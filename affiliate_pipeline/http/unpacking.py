@@ -1,7 +1,4 @@
-"""The one text inside a packed and encoded file, with a limit on its unpacked size.
-
-Errors name what any other file is. Knows no exchange and no column.
-"""
+"""The one text inside a packed and encoded file, with a limit on its unpacked size; errors name what any other file is."""
 
 import json
 import lzma
@@ -44,7 +41,6 @@ _NAMED = {
     b"%PDF": "a PDF document",
     b"-----BEGIN PGP": "encrypted or signed (OpenPGP)",
 }
-_BINARY_DATA = "binary data of an unknown kind, and not CSV text (it begins with {})"
 _BINARY = rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]"
 
 
@@ -85,52 +81,52 @@ def unpack_text(file: bytes, max_bytes: int) -> str:
 
 def _unpacked(file: bytes, kind: str, left: int) -> bytes:
     """What is packed in the file; raises `_TooLarge` as soon as it exceeds `left` bytes."""
+    pieces: list[bytes] = []
     try:
-        match kind:
-            case "zip":
-                return _unzipped(zipfile.ZipFile(BytesIO(file)), left)
-            case "tar":
-                return _untarred(tarfile.open(fileobj=BytesIO(file), mode="r:"), len(file), left)
-            case "xz":
-                return _read(lzma.LZMAFile(BytesIO(file)), left)
-            case _:
-                return _read(pyarrow.CompressedInputStream(pyarrow.BufferReader(file), kind), left)
+        with _opened(file, kind, left) as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                pieces.append(piece)
+                left -= len(piece)
+                if left < 0:
+                    raise _TooLarge
     except (RuntimeError, NotImplementedError) as error:
         raise Unreadable(f"the file is a {kind.upper()} archive of a kind that cannot be unpacked ({error})") from None
     except _DAMAGED as error:
         raise NotWhole(f"the file is incomplete or not {kind} ({type(error).__name__})") from None
-
-
-def _read(stream: IO[bytes], left: int) -> bytes:
-    pieces: list[bytes] = []
-    with stream:
-        while piece := stream.read(_PIECE_BYTES):
-            pieces.append(piece)
-            left -= len(piece)
-            if left < 0:
-                raise _TooLarge
     return b"".join(pieces)
 
 
-def _unzipped(archive: zipfile.ZipFile, left: int) -> bytes:
-    entries = {entry.filename: entry for entry in archive.infolist()}
-    if "[Content_Types].xml" in entries or "mimetype" in entries:
+def _opened(file: bytes, kind: str, left: int) -> IO[bytes]:
+    match kind:
+        case "zip":
+            return _opened_zip(zipfile.ZipFile(BytesIO(file)), left)
+        case "tar":
+            return _opened_tar(tarfile.open(fileobj=BytesIO(file), mode="r:"), len(file))
+        case "xz":
+            return lzma.LZMAFile(BytesIO(file))
+        case _:
+            return pyarrow.CompressedInputStream(pyarrow.BufferReader(file), kind)
+
+
+def _opened_zip(archive: zipfile.ZipFile, left: int) -> IO[bytes]:
+    names = archive.namelist()
+    if "[Content_Types].xml" in names or "mimetype" in names:
         raise Unreadable("the file is an Office document, such as a spreadsheet (XLSX), and not text")
-    name = _only("a ZIP archive", [name for name in archive.namelist() if not name.endswith("/")])
-    if entries[name].flag_bits & 1:
-        raise Unreadable(f"the file is a ZIP archive with a password (it holds {_shown([name])})")
-    if entries[name].file_size > left:
+    name = _only("a ZIP archive", [name for name in names if not name.endswith("/")])
+    if archive.getinfo(name).flag_bits & 1:
+        raise Unreadable(f"the file is a ZIP archive with a password (it holds {_quoted([name])})")
+    # The readers of bzip2 and LZMA entries unpack without a limit.
+    if archive.getinfo(name).file_size > left:
         raise _TooLarge
-    return _read(archive.open(name), left)
+    return archive.open(name)
 
 
-def _untarred(archive: tarfile.TarFile, size: int, left: int) -> bytes:
+def _opened_tar(archive: tarfile.TarFile, size: int) -> IO[bytes]:
     members = archive.getmembers()
     end = max((each.offset_data + -(-each.size // 512) * 512 for each in members), default=0)
     if size < end + 512:
         raise NotWhole("the file is an incomplete tar archive")
-    stream = archive.extractfile(_only("a tar archive", [each.name for each in members if each.isfile()]))
-    return _read(stream, left) if stream else b""
+    return archive.extractfile(_only("a tar archive", [each.name for each in members if each.isfile()])) or BytesIO()
 
 
 def _only(what: str, names: Sequence[str]) -> str:
@@ -138,13 +134,13 @@ def _only(what: str, names: Sequence[str]) -> str:
     found = [name for name in names if not re.search(_JUNK, posixpath.normpath(name))]
     if len(found) == 1:
         return found[0]
-    contents = f"{len(found)} files ({_shown(found)})" if found else "no file"
+    more = f" and {len(found) - _MAX_NAMES} more" if len(found) > _MAX_NAMES else ""
+    contents = f"{len(found)} files ({_quoted(found[:_MAX_NAMES])}{more})" if found else "no file"
     raise Unreadable(f"the file is {what} with {contents} instead of one")
 
 
-def _shown(names: Sequence[str]) -> str:
-    more = len(names) - _MAX_NAMES
-    return quote(", ".join(names[:_MAX_NAMES]).encode(errors="replace")) + (f" and {more} more" if more > 0 else "")
+def _quoted(names: Sequence[str]) -> str:
+    return quote(", ".join(names).encode(errors="replace"))
 
 
 def _decoded(file: bytes) -> str:
@@ -153,22 +149,19 @@ def _decoded(file: bytes) -> str:
         if file.startswith(magic):
             raise Unreadable(f"the file is {name}, and not CSV text")
     encoding = json.detect_encoding(file)
+    problem = f"binary data of an unknown kind, and not CSV text (it begins with {file[:8].hex(' ')})"
     try:
         text = file.decode(encoding)
-    except UnicodeDecodeError as error:
-        if encoding != "utf-8":
-            problem = f"not the {encoding.upper()} text that it seems to be ({error.reason})"
-        elif re.search(_BINARY, file[:4096]):
-            problem = _BINARY_DATA
-        else:
-            byte = f"byte {error.start} (0x{file[error.start]:02x})"
-            problem = f"text, but neither UTF-16 nor UTF-8: not UTF-8 at {byte}, as in Latin-1 or Windows-1252"
-    else:
         if "\0" not in text[:512]:
             _check_is_table(text)
             return text
-        problem = _BINARY_DATA
-    raise Unreadable(f"the file is {problem.format(file[:8].hex(' '))}")
+    except UnicodeDecodeError as error:
+        if encoding != "utf-8":
+            problem = f"not the {encoding.upper()} text that it seems to be ({error.reason})"
+        elif not re.search(_BINARY, file[:4096]):
+            byte = f"byte {error.start} (0x{file[error.start]:02x})"
+            problem = f"text, but neither UTF-16 nor UTF-8: not UTF-8 at {byte}, as in Latin-1 or Windows-1252"
+    raise Unreadable(f"the file is {problem}")
 
 
 def _check_is_table(text: str) -> None:

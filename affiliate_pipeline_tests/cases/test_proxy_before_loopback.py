@@ -5,7 +5,7 @@ import pytest
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.http import retry
-from affiliate_pipeline.http.heartbeat import beat
+from affiliate_pipeline.http.download import beat
 from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.monitoring import delivery
 from affiliate_pipeline.monitoring.alerts import Alert

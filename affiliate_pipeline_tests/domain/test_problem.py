@@ -43,8 +43,8 @@ def test_every_failure_has_one_root(error):
 
 
 def test_an_error_names_its_kind_and_keeps_what_it_is_about():
-    assert AccessRefused("refused", code=-2015).problem == Problem("access_refused", "refused")
-    assert RateLimited("too many.", retry_after_s=3.0).problem.what == "too many"
+    assert AccessRefused("refused").problem == Problem("access_refused", "refused")
+    assert RateLimited("too many.").problem.what == "too many"
     assert isinstance(RateLimited("too many"), Transient)
     error = SettingsError("A is not set", "Set it", impact="Nothing has landed")
     assert error.problem == Problem("settings_error", "A is not set", "Nothing has landed", "Set it")

@@ -27,8 +27,7 @@ from affiliate_pipeline.exchanges.binance import responses
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
 from affiliate_pipeline.http import client as client_module
 from affiliate_pipeline.http import retry
-from affiliate_pipeline.http.client import Client
-from affiliate_pipeline.http.clock import Clock
+from affiliate_pipeline.http.client import Client, Clock, Unlimited
 from affiliate_pipeline.http.errors import (
     AccessRefused,
     Banned,
@@ -40,7 +39,6 @@ from affiliate_pipeline.http.errors import (
     Transient,
     Unreachable,
 )
-from affiliate_pipeline.http.limits import Unlimited
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.rate_limiter import RateLimiter
 from affiliate_pipeline.sandbox import Sandbox
@@ -61,6 +59,12 @@ GOOD = http(200, b"[1]")
 ERROR_500 = http(500, b'{"code":-1001,"msg":"Internal error."}')
 TOO_MANY = b'{"code":-1003,"msg":"Too much request weight used."}'
 CLOCK_OFF = http(400, b'{"code":-1021,"msg":"Timestamp for this request is outside of the recvWindow."}')
+
+
+def clock_off(server_ms: int) -> ClockOff:
+    error = ClockOff("the clock is off")
+    error.server_ms = server_ms
+    return error
 
 
 def reset(connection: socket.socket) -> None:
@@ -273,7 +277,7 @@ def test_requests_refused_together_for_the_clock_are_all_asked_again(wire):
 
     def read(reply):
         if reply.status_code == 400:
-            raise ClockOff("the clock is off", server_ms=1_090_000)
+            raise clock_off(1_090_000)
         return reply.content
 
     wire.answers.extend([all_at_once] * 4)
@@ -298,7 +302,7 @@ def test_an_exchange_that_names_its_clock_is_believed(wire):
 
     def read(reply):
         if reply.status_code == 400:
-            raise ClockOff("the clock is off", server_ms=1_090_000)
+            raise clock_off(1_090_000)
         return reply.content
 
     wire.answers.append(CLOCK_OFF)

@@ -13,8 +13,7 @@ from affiliate_pipeline.exchanges.binance import responses as binance
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
 from affiliate_pipeline.exchanges.lbank import responses as lbank
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
-from affiliate_pipeline.http.client import Client
-from affiliate_pipeline.http.clock import Clock
+from affiliate_pipeline.http.client import Client, Clock, Unlimited
 from affiliate_pipeline.http.errors import (
     AccessRefused,
     Banned,
@@ -26,7 +25,6 @@ from affiliate_pipeline.http.errors import (
     Refused,
     Transient,
 )
-from affiliate_pipeline.http.limits import Unlimited
 
 KEY = "BINANCE_PARTNER_API_KEY"
 LOCATION = (

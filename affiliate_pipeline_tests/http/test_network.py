@@ -15,9 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from affiliate_pipeline.http.download import download
+from affiliate_pipeline.http.download import beat, download
 from affiliate_pipeline.http.errors import ProxyFailed, ProxyUnreachable, UnusableNetwork
-from affiliate_pipeline.http.heartbeat import beat
 from affiliate_pipeline.http.network import DIRECT, Network, client
 from affiliate_pipeline_tests.proxy import Proxy
 

@@ -10,7 +10,7 @@ from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.defs.sensors.overdue import EVERY_S, overdue_by_endpoint
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.exchanges.endpoint import Endpoint
-from affiliate_pipeline.http.heartbeat import beat
+from affiliate_pipeline.http.download import beat
 from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.monitoring.configuration import Alerts

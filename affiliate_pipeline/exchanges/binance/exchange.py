@@ -16,8 +16,7 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
 from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.exchanges.pending_actions import PendingActions
 from affiliate_pipeline.exchanges.shared_state import SharedState
-from affiliate_pipeline.http.client import Client
-from affiliate_pipeline.http.clock import Clock
+from affiliate_pipeline.http.client import Client, Clock
 from affiliate_pipeline.http.encoding import check_api_key
 from affiliate_pipeline.http.network import Network, host_of
 

@@ -4,7 +4,7 @@ import msgspec
 
 from affiliate_pipeline.http.client import Response
 from affiliate_pipeline.http.errors import AccessRefused, ClockOff, RateLimited, Transient
-from affiliate_pipeline.http.failures import Interpreter, Meaning, error_of, is_failure
+from affiliate_pipeline.http.failures import Interpreter, Meaning, error_of
 
 SERVER_TIME_PATH = "/api/v3/time"
 
@@ -42,7 +42,7 @@ def read(response: Response, key_name: str, secret_name: str) -> bytes:
         return response.content
     error = error_of(response)
     # Errors may come with HTTP 200 as well.
-    if response.status_code == 200 and not is_failure(error):
+    if response.status_code == 200 and not error.is_failure:
         return response.content
     raise Interpreter("Binance", _CODES, key_name, secret_name, "BINANCE_BASE_URL").failure(response, error) from None
 

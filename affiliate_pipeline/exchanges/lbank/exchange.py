@@ -17,8 +17,7 @@ from affiliate_pipeline.exchanges.lbank.roster.store import RosterStore
 from affiliate_pipeline.exchanges.lbank.session import LBankSession
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
 from affiliate_pipeline.exchanges.shared_state import SharedState
-from affiliate_pipeline.http.client import Client
-from affiliate_pipeline.http.clock import Clock
+from affiliate_pipeline.http.client import Client, Clock
 from affiliate_pipeline.http.encoding import check_api_key
 from affiliate_pipeline.http.network import Network
 
