@@ -81,7 +81,7 @@ OWNERS = {
     "affiliate.schema_migration": "postgres.migrations",
     "affiliate.superseded_row": "landing.day_writer",
     "affiliate.unknown_field": "landing.day_writer",
-    "affiliate.watch": "monitoring.notifications",
+    "affiliate.watch": "monitoring.overdue",
 }
 FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "common", "base", "manager", "managers", "misc"}
 

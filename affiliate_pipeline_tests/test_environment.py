@@ -18,7 +18,7 @@ from affiliate_pipeline.domain.settings import HOW_TO_SET, Settings
 from affiliate_pipeline.exchanges.binance.account import Binance
 from affiliate_pipeline.exchanges.lbank.account import LBank
 from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
-from affiliate_pipeline.monitoring.configuration import Alerts
+from affiliate_pipeline.monitoring.delivery import Alerts
 
 SECRET = "hunter2-hunter2"
 KEY, SECRET_NAME = "BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET"

@@ -1,17 +1,38 @@
-"""Alerts as messages: bundled to fit what services accept, and sent by Apprise."""
+"""Alerts as messages: where they go, bundled to fit what services accept, and sent by Apprise."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from pydantic import SecretStr
+
+from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.domain.settings import BaseUrl, Settings, quotes_in
 from affiliate_pipeline.monitoring.alerts import Alert
 
 # Discord's and Telegram's limits are 2000 and 4096; Apprise splits once more for a service with a lower limit.
 MAX_MESSAGE = 3500
 # Apprise waits for 4 s by default. A service that responds later has accepted the message, and would get it again.
 READ_TIMEOUT_S = 20
+
+
+class Alerts(Settings):
+    """Where alerts go, and the base of the links in them."""
+
+    alert_urls: SecretStr | None = None
+    heartbeat_url: SecretStr | None = None
+    dagster_ui_url: BaseUrl = "http://localhost:3000"
+
+    def urls(self) -> Sequence[str]:
+        """Apprise URLs; they hold secrets."""
+        urls = self.alert_urls.get_secret_value() if self.alert_urls else ""
+        if urls and (problems := quotes_in("ALERT_URLS", urls)):
+            raise SettingsError(*problems)
+        # A URL has commas of its own (`to=a@x.com,b@x.com`), but no white space.
+        return [url.strip() for url in re.split(r",(?=[\s,]|$|\w+://)", urls) if url.strip()]
 
 
 @dataclass(frozen=True)
@@ -21,10 +42,6 @@ class Message:
     title: str
     text: str
     alerts: Sequence[Alert]
-
-    @property
-    def is_good_news(self) -> bool:
-        return all(alert.good_news for alert in self.alerts)
 
 
 def messages(alerts: Sequence[Alert]) -> list[Message]:
@@ -45,9 +62,9 @@ def _message(alerts: Sequence[Alert]) -> Message:
     if len(alerts) == 1:
         return Message(alerts[0].title, alerts[0].text, alerts)
     good = sum(alert.good_news for alert in alerts)
-    counts = [f"{len(alerts) - good} alerts" if len(alerts) - good > 1 else "1 alert"] if good < len(alerts) else []
-    counts += [f"{good} recoveries" if good > 1 else "1 recovery"] if good else []
-    return Message(" and ".join(counts), "".join(map(_part, alerts)).rstrip(), alerts)
+    counts = (len(alerts) - good, "alert", "alerts"), (good, "recovery", "recoveries")
+    title = " and ".join(f"{count} {one if count == 1 else more}" for count, one, more in counts if count)
+    return Message(title, "".join(map(_part, alerts)).rstrip(), alerts)
 
 
 def _part(alert: Alert) -> str:
@@ -71,12 +88,11 @@ def send(url: str, message: Message) -> str | None:
         return "is not an Apprise URL"
     for target in targets:
         if target.overflow_mode == apprise.OverflowMode.UPSTREAM:
-            # Services cut what is too long for them.
+            # Services truncate what is too long for them.
             target.overflow_mode = apprise.OverflowMode.SPLIT
         if "socket_read_timeout" not in vars(target):  # the URL has no `rto`
             target.socket_read_timeout = max(target.socket_read_timeout, READ_TIMEOUT_S)
-    kind = apprise.NotifyType.SUCCESS if message.is_good_news else apprise.NotifyType.FAILURE
-    sent = targets.notify(
-        body=message.text, title=message.title, notify_type=kind, body_format=apprise.NotifyFormat.TEXT
-    )
+    is_good_news = all(alert.good_news for alert in message.alerts)
+    kind = apprise.NotifyType.SUCCESS if is_good_news else apprise.NotifyType.FAILURE
+    sent = targets.notify(message.text, message.title, kind, body_format=apprise.NotifyFormat.TEXT)
     return None if sent else "could not be reached, or refused the message"

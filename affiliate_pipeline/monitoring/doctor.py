@@ -1,17 +1,19 @@
-"""What is wrong with a set-up, and what to do about it. Changes nothing: starts no server, writes no row, takes no slot of a
-rate limit. So each account gets one or two requests only."""
+"""What is wrong with a set-up, and what to do about it.
 
-import time
-from collections.abc import Iterator, Mapping
+Changes nothing: starts no server, writes no row, takes no slot of a rate limit. So each account gets only one or two requests.
+"""
+
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
+from typing import Any, Final
+
+import psycopg
 
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.environment import Environment
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
 from affiliate_pipeline.exchanges.endpoint import Endpoint
-from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.errors import (
@@ -23,23 +25,42 @@ from affiliate_pipeline.http.errors import (
     Refused,
     UnusableNetwork,
 )
-from affiliate_pipeline.landing.ledger import LedgerEntry
-from affiliate_pipeline.monitoring.configuration import Alerts
-from affiliate_pipeline.monitoring.database_state import Examination
+from affiliate_pipeline.landing import ledger
+from affiliate_pipeline.landing.pipeline import now_ms
+from affiliate_pipeline.landing.store import rights
+from affiliate_pipeline.monitoring.delivery import Alerts
 from affiliate_pipeline.monitoring.overdue import described, overdue_days
+from affiliate_pipeline.postgres.connection import connect
+from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.readiness import problems
 
 # What Binance tolerates of a clock that is ahead.
 MAX_CLOCK_OFFSET_MS = 1000
-START = "Start it: `make up`, or on a server the Dagster daemon"
-# What to do first about an account that does not answer; the first kind that fits counts.
+# What to do first about an account that does not respond; the first kind that fits counts.
 ACTIONS: dict[type[ExchangeError], str] = {
     ClockOff: "Set this machine's clock by NTP",
     RateLimited: "Wait a minute and check again; see what else uses this key or IP address",
     AccessRefused: "Correct {variables} in .env, or the key's settings at the exchange",
-    Refused: "See what the exchange says; the runbook has what to do about it",
+    Refused: "Look up the exchange's message in the runbook",
     ProxyFailed: "Check the proxy, or correct or unset its variable if none is needed",
     ExchangeError: "Check the network, the base URL and the exchange's status page",
 }
+# What Dagster has recorded: which of its daemons are silent (they write a heartbeat every 30 seconds, the scheduler once a
+# minute), whether any schedule runs, and the sensors and schedules that are stopped or whose last tick failed.
+_DAEMON: Final = """
+select array(
+    select lower(type) from unnest('{SENSOR,SCHEDULER}'::text[]) type where not exists (
+        select from public.daemon_heartbeats where daemon_type = type
+        and timestamp > (now() at time zone 'utc') - interval '150 seconds'
+    )
+), exists (select from public.instigators where instigator_type = 'SCHEDULE' and status <> 'STOPPED'),
+array(select instigator_body::json -> 'origin' ->> 'job_name' from public.instigators where status = 'STOPPED' order by 1),
+array(
+    select tick_body::json ->> 'job_name' from (
+        select distinct on (selector_id) status, tick_body from public.job_ticks
+        where status <> 'STARTED' order by selector_id, id desc
+    ) last where status = 'FAILURE' order by 1
+)"""
 
 
 @dataclass(frozen=True)
@@ -60,143 +81,129 @@ def alerts(environment: Environment) -> Iterator[Finding]:
 
 
 def database(environment: Environment) -> Iterator[Finding]:
-    """The database and what it holds; if it is the embedded one, it runs."""
+    """The database, which runs if it is the embedded one, and what it holds; read without a lock."""
     try:
-        with Examination(environment.database_url()) as examination:
-            yield from _held(examination, environment)
+        with unavailable(), connect(environment.database_url(), autocommit=True) as connection:
+            connection.execute("set default_transaction_read_only = on")
+            yield Finding("database", f"PostgreSQL {connection.info.server_version // 10000} responds")
+            configured = [endpoint.key for endpoint in ENDPOINTS if environment.is_any_set(endpoint.credentials)]
+            for error in problems(connection, rights(configured)):
+                yield Finding("database", error.problem.what, error.problem.action)
+            yield from _automation(connection)
+            ledgers: ledger.Ledgers = ledger.entries_since(connection) if ledger.exists(connection) else {}
+        yield from _days(ledgers, environment)
+        yield from _sources(ledgers, environment)
     except SettingsError as error:
         yield Finding("database", error.problem.what, "Set it to postgresql://user:password@host:port/database in .env")
     except AffiliateError as error:
         yield Finding("database", error.problem.what, error.problem.action)
 
 
-def _held(examination: Examination, environment: Environment) -> Iterator[Finding]:
-    yield Finding("database", f"PostgreSQL {examination.version} answers")
-    configured = [endpoint.key for endpoint in ENDPOINTS if environment.is_any_set(endpoint.credentials)]
-    for error in examination.problems(configured):
-        yield Finding("database", error.problem.what, error.problem.action)
-    daemon = examination.daemon()
-    if daemon.silent:
-        yield Finding("daemon", f"Dagster's daemon does not run ({', '.join(daemon.silent).lower()})", START)
+def _automation(connection: psycopg.Connection[Any]) -> Iterator[Finding]:
+    """Dagster's daemon, schedules and sensors."""
+    [(has_run,)] = connection.execute("select to_regclass('public.daemon_heartbeats') is not null").fetchall()
+    never_run = [(["sensor", "scheduler"], False, (), ())]
+    [(silent, any_schedule, stopped, failing)] = connection.execute(_DAEMON).fetchall() if has_run else never_run
+    if silent:
+        start = "Start it: `make up`, or on a server the Dagster daemon"
+        yield Finding("daemon", f"Dagster's daemon does not run ({', '.join(silent)})", start)
     else:
         yield Finding("daemon", "Dagster's daemon runs")
-        if not daemon.any_schedule:
+        if not any_schedule:
             yield Finding("schedules", "none runs", "Set AFFILIATE_SCHEDULES=true, or start them in the UI, Automation")
-    if daemon.stopped:
-        yield Finding(
-            "sensors", f"stopped: {', '.join(daemon.stopped)}", "Start them again in Dagster's UI, under Automation"
-        )
-    if daemon.failing:
-        yield Finding(
-            "sensors",
-            f"the last turn failed of {', '.join(daemon.failing)}",
-            "See its error in the UI, under Automation",
-        )
-    ledgers = examination.ledgers()
-    yield from _days(ledgers, environment)
-    yield from _sources(ledgers, environment)
+    if stopped:
+        action = "Start them again in Dagster's UI, under Automation"
+        yield Finding("sensors", f"stopped: {', '.join(stopped)}", action)
+    if failing:
+        action = "See its error in the UI, under Automation"
+        yield Finding("sensors", f"the last tick failed of {', '.join(failing)}", action)
 
 
-def _days(ledgers: Mapping[str, Mapping[date, LedgerEntry]], environment: Environment) -> Iterator[Finding]:
+def _days(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:
     """The overdue days: at risk while they can be fetched, and lost after that."""
-    start, now_ms = environment.start_date, _now_ms()
-    fine = 0
+    now, fine = now_ms(), 0
     for endpoint in ENDPOINTS:
-        if days := overdue_days(endpoint, ledgers, start, now_ms):
-            found = f"{fold(each.day for each in days)} missing or not final. {described(days[0], now_ms)}"
-            yield Finding(f"days of {endpoint.key}", found, "Materialize these days; if a run fails, it says why")
+        if days := overdue_days(endpoint, ledgers, environment.start_date, now):
+            found = f"{fold(each.day for each in days)} missing or not final. {described(days[0], now)}"
+            yield Finding(
+                f"days of {endpoint.key}", found, "Materialize these days; if a run fails, it gives the reason"
+            )
         else:
             fine += endpoint.key in ledgers
     if fine:
-        yield Finding("days", f"none that is due is missing, of {fine} assets")
+        yield Finding("days", f"no day is overdue, of {fine} assets")
     elif not any(ledgers.values()):
         yield Finding("days", "nothing has landed yet", "Start it (`make up`), or materialize days in the UI")
 
 
-def _sources(ledgers: Mapping[str, Mapping[date, LedgerEntry]], environment: Environment) -> Iterator[Finding]:
+def _sources(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:
     for endpoint in ENDPOINTS:
-        held = {row.source for row in ledgers.get(endpoint.key, {}).values()}
         with suppress(SettingsError):  # reported already
             session = endpoint.exchange.connect(endpoint, SharedState(), environment.variables)
-            with session.client:
-                configured = session.source
-            if others := sorted(held - {configured}):
+            session.client.close()
+            landed_from = {entry.source for entry in ledgers.get(endpoint.key, {}).values()}
+            if others := sorted(landed_from - {session.source}):
                 yield Finding(
                     f"source of {endpoint.key}",
-                    f"days were landed from {', '.join(others)}, and what is configured is {configured}",
+                    f"days were landed from {', '.join(others)}, and what is configured is {session.source}",
                     "Use the credentials and the base URL of then, or another database; after rotating a key see the runbook",
                 )
 
 
 def accounts(environment: Environment) -> Iterator[Finding]:
     """The accounts: whether each is configured, can be reached and has the right credentials."""
-    endpoints_of: dict[tuple[str, str], list[Endpoint]] = {}
+    probed: dict[str, list[Endpoint]] = {}
     for endpoint in ENDPOINTS:
-        endpoints_of.setdefault((endpoint.exchange.name, endpoint.account), []).append(endpoint)
+        if endpoint.probe:
+            probed.setdefault(f"{endpoint.exchange.name} {endpoint.account}", []).append(endpoint)
     if not any(environment.is_any_set(endpoint.credentials) for endpoint in ENDPOINTS):
-        yield Finding(
-            "accounts",
-            "no exchange is configured",
-            "Set the keys of one in .env (README, Real accounts), or let `make up` play them",
-        )
+        action = "Set the keys of one in .env (README, Real accounts), or let `make up` play them"
+        yield Finding("accounts", "no exchange is configured", action)
         return
-    for (exchange, account), endpoints in endpoints_of.items():
-        about = f"{exchange} {account}"
-        if not environment.is_any_set(endpoints[0].credentials):
-            yield Finding(about, "not configured: its assets do not land")
+    for about, endpoints in probed.items():
+        if environment.is_any_set(endpoints[0].credentials):
+            yield from _account(about, endpoints, environment)
         else:
-            yield from _account(about, [endpoint for endpoint in endpoints if endpoint.probe], environment)
+            yield Finding(about, "not configured: its assets do not land")
 
 
 def _account(about: str, endpoints: list[Endpoint], environment: Environment) -> Iterator[Finding]:
     for endpoint in endpoints:
-        assert endpoint.probe
         try:
             session = endpoint.exchange.connect(endpoint, SharedState(), environment.variables)
         except SettingsError as error:
-            yield Finding(
-                about,
-                error.problem.what,
-                f"Set {', '.join((*endpoint.credentials, *endpoint.requires))} in .env, all of them",
-            )
+            action = f"Set {', '.join((*endpoint.credentials, *endpoint.requires))} in .env, all of them"
+            yield Finding(about, error.problem.what, action)
             return
         with session.client:
-            offset = _clock(f"clock of {endpoint.exchange.name}", session)
-            if offset and endpoint is endpoints[0]:
-                yield offset
+            with suppress(ExchangeError):  # the request that follows reports it
+                # This also sets the session's clock.
+                offset_ms = session.client.clock_offset_ms()
+                if offset_ms is not None and endpoint is endpoints[0]:
+                    yield _offset(endpoint, offset_ms)
             try:
-                session.client.attempt(endpoint.path, endpoint.probe.params(session, _now_ms()))
+                if endpoint.probe:
+                    session.client.attempt(endpoint.path, endpoint.probe.params(session, now_ms()))
             except ExchangeError as error:
-                yield _refusal(endpoint.probe.about or about, endpoint, error, session.client.host)
+                yield _refusal(about, endpoint, error, session.client.host)
                 return
-    yield Finding(about, "answers, and accepts the credentials")
+    yield Finding(about, "responds, and accepts the credentials")
 
 
-def _clock(about: str, session: Session) -> Finding | None:
-    """The offset of the exchange's clock, to which the session is set; None if only a refusal shows it."""
-    try:
-        offset_ms = session.client.clock_offset_ms()
-    except ExchangeError:  # the request that follows reports it
-        return None
-    return None if offset_ms is None else _offset(about, offset_ms)
-
-
-def _offset(about: str, offset_ms: int) -> Finding:
+def _offset(endpoint: Endpoint, offset_ms: int) -> Finding:
     action = ACTIONS[ClockOff] if abs(offset_ms) > MAX_CLOCK_OFFSET_MS else ""
-    return Finding(about, f"{offset_ms / 1000:+.1f} s against this machine's", action)
+    return Finding(f"clock of {endpoint.exchange.name}", f"{offset_ms / 1000:+.1f} s against this machine's", action)
 
 
 def _refusal(about: str, endpoint: Endpoint, error: ExchangeError, host: str) -> Finding:
     """What is wrong with the account."""
     if isinstance(error, ClockOff) and error.server_ms is not None:
-        return _offset(f"clock of {endpoint.exchange.name}", error.server_ms - _now_ms())
+        return _offset(endpoint, error.server_ms - now_ms())
+    variable = endpoint.probe.about if endpoint.probe else ""
     if isinstance(error, UnusableNetwork):
-        return Finding(about, error.problem.what, error.problem.action)
+        return Finding(variable or about, error.problem.what, error.problem.action)
     kind = next(kind for kind in ACTIONS if isinstance(error, kind))
-    variables = (endpoint.probe and endpoint.probe.about) or ", ".join(endpoint.credentials)
     found = f"{host}: {error}" if kind is ExchangeError else f"{error}"
-    return Finding(about, found, ACTIONS[kind].format(variables=variables))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    return Finding(
+        variable or about, found, ACTIONS[kind].format(variables=variable or ", ".join(endpoint.credentials))
+    )

@@ -1,11 +1,11 @@
-"""Alerts, kept from the moment they are raised until every target has taken them, and their failed days until they have
-landed. What an alert says and how it is sent is in `alerts`."""
+"""Alerts, stored until every target has taken them, and their failed days until they have landed."""
 
+import logging
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from typing import Final, NamedTuple
+from datetime import date, datetime, timedelta
+from typing import Final, LiteralString
 
 from psycopg.types.json import Jsonb
 
@@ -21,22 +21,19 @@ TABLE: Final = "affiliate.alert"
 # next_attempt_at.
 DELIVERIES: Final = "affiliate.alert_delivery"
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Open:
-    """An alert whose failed days have not all landed since, and those that the ledger does not show, by asset. An asset
-    without days has to be materialized itself."""
+    """An alert, and by asset those of its failed days that have not landed since, according to the ledger.
+
+    An asset without days has to be materialized itself.
+    """
 
     alert: Alert
     raised_at: datetime
     missing: dict[str, frozenset[date]]
-
-
-class Delivery(NamedTuple):
-    """An alert to be sent to a target, and how often that has failed."""
-
-    alert: Alert
-    attempts: int
 
 
 class Outbox(TableStore):
@@ -45,36 +42,32 @@ class Outbox(TableStore):
     def add(self, alert: Alert, raised_at: datetime | None = None) -> bool:
         """Whether the alert is new: one with a key that was ever added changes nothing.
 
-        `raised_at`: since when (now, if not given) its failed days have to land to be reported as recovered.
+        `raised_at`: since when (default: now) its failed days have to land to be reported as recovered.
         """
-        added = self._execute(
+        title, text = redact(alert.title), redact(alert.text)
+        failed = Jsonb({asset: [day.isoformat() for day in days] for asset, days in alert.failed.items()})
+        is_new = self._execute(
             f"insert into {TABLE} (key, title, text, failed, good_news, raised_at) "
             "values (%s, %s, %s, %s, %s, coalesce(%s, now())) on conflict do nothing",
-            (
-                alert.key,
-                redact(alert.title),
-                redact(alert.text),
-                Jsonb({asset: [day.isoformat() for day in days] for asset, days in alert.failed.items()}),
-                alert.good_news,
-                raised_at,
-            ),
-        )
-        if added.rowcount:
-            alert.log()
-        return bool(added.rowcount)
+            (alert.key, title, text, failed, alert.good_news, raised_at),
+        ).rowcount
+        if is_new:
+            # Logged, since no target may be configured.
+            log.log(logging.INFO if alert.good_news else logging.ERROR, "%s\n%s", title, text)
+        return bool(is_new)
 
     def try_exclusive(self) -> AbstractContextManager[bool]:
         """Yields whether no other process delivers meanwhile: two at once would send everything twice."""
         return try_locked(self._connection, Lock("affiliate_pipeline.alert"), "the delivery of alerts")
 
-    def due(self, target: str) -> list[Delivery]:
-        """What may be sent to the target now: the alerts that failed least often first, then the oldest.
+    def due(self, target: str) -> list[tuple[Alert, int]]:
+        """What may be sent to the target now, with the number of failed attempts: fewest first, then the oldest.
 
         Nothing within the interval after an alert that it has taken; within the pause after a failure, only what was never
         sent to it: the target may be down, or may have rejected only that one alert.
         """
         rows = self._execute(
-            "select key, title, text, failed, good_news, coalesce(attempts, 0) "
+            "select coalesce(attempts, 0), key, title, text, failed, good_news "
             f"from {TABLE} left join {DELIVERIES} on alert = key and target = %(target)s "
             f"cross join (select bool_or(delivered_at is null) as failing, bool_or(delivered_at is not null) as taken "
             f"from {DELIVERIES} where target = %(target)s and next_attempt_at > now()) resting "
@@ -83,15 +76,21 @@ class Outbox(TableStore):
             "order by coalesce(attempts, 0), raised_at, key",
             {"target": target},
         )
-        return [Delivery(_alert(*alert), attempts) for *alert, attempts in rows]
+        return [(_alert(*alert), attempts) for attempts, *alert in rows]
 
     def waiting(self, target: str) -> int:
         """How many alerts the target has not taken yet."""
-        [(count,)] = self._execute(
-            f"select count(*) from {TABLE} where delivered_at is null and not exists (select from {DELIVERIES} "
-            "where alert = key and target = %s and alert_delivery.delivered_at is not null)",
-            (target,),
+        return self._undelivered(
+            f"not exists (select from {DELIVERIES} each where alert = key and target = %s and each.delivered_at is not null)",
+            target,
         )
+
+    def overdue(self, after: timedelta) -> int:
+        """How many alerts have not been delivered so long after they were raised."""
+        return self._undelivered("raised_at < now() - %s", after)
+
+    def _undelivered(self, condition: LiteralString, value: object) -> int:
+        [(count,)] = self._execute(f"select count(*) from {TABLE} where delivered_at is null and {condition}", (value,))
         return count
 
     def failing(self) -> set[str]:
@@ -102,11 +101,10 @@ class Outbox(TableStore):
         """The target has taken these: it gets nothing else for the interval, and then what failed before."""
         with unavailable(), self._connection.transaction():
             self._execute(
-                f"insert into {DELIVERIES} select key, %(target)s, 1, now() + %(interval)s, now() "
-                "from unnest(%(keys)s::text[]) key on conflict (alert, target) do update set "
-                "attempts = alert_delivery.attempts + 1, next_attempt_at = excluded.next_attempt_at, "
-                "delivered_at = excluded.delivered_at",
-                {"target": target, "keys": [alert.key for alert in alerts], "interval": min_interval},
+                f"insert into {DELIVERIES} select key, %s, 1, now() + %s, now() from unnest(%s::text[]) key "
+                "on conflict (alert, target) do update set attempts = alert_delivery.attempts + 1, "
+                "next_attempt_at = excluded.next_attempt_at, delivered_at = excluded.delivered_at",
+                (target, min_interval, [alert.key for alert in alerts]),
             )
             self._execute(
                 f"update {DELIVERIES} set next_attempt_at = least(next_attempt_at, now()) "
@@ -117,34 +115,27 @@ class Outbox(TableStore):
     def failed(
         self, target: str, alerts: Iterable[Alert], first_pause: timedelta, max_pause: timedelta
     ) -> tuple[int, datetime]:
-        """The target has not taken these: how often in a row it was tried by now, and when (UTC) it may be tried again.
+        """The target has not taken these; returns the number of attempts in a row and the time (UTC) of the next.
 
         The pause doubles with each attempt, except for alerts that were sent within a pause.
         """
+        keys = [alert.key for alert in alerts]
         with unavailable(), self._connection.transaction():
             self._execute(
-                f"insert into {DELIVERIES} select key, %(target)s, 1, now(), null from unnest(%(keys)s::text[]) key "
+                f"insert into {DELIVERIES} select key, %s, 1, now(), null from unnest(%s::text[]) key "
                 "on conflict (alert, target) do update set attempts = alert_delivery.attempts + 1",
-                {"target": target, "keys": [alert.key for alert in alerts]},
+                (target, keys),
             )
             # One alert is tried again at a time, so that the attempts after each one's first are those of the target.
-            [(attempts, next_attempt_at)] = self._execute(
+            return self._execute(
                 f"with tried as (select 1 + sum(attempts - 1) as attempts, max(next_attempt_at) as until "
                 f"from {DELIVERIES} where target = %(target)s and delivered_at is null) "
                 f"update {DELIVERIES} each set next_attempt_at = case when until > now() then until "
                 "else now() + least(%(max)s, %(first)s * 2 ^ least(tried.attempts - 1, 30)) end from tried "
                 "where target = %(target)s and delivered_at is null and alert = any(%(keys)s) "
                 "returning tried.attempts::int, next_attempt_at",
-                {"target": target, "keys": [alert.key for alert in alerts], "first": first_pause, "max": max_pause},
-            ).fetchall()[:1]
-        return attempts, next_attempt_at
-
-    def overdue(self, after: timedelta) -> int:
-        """How many alerts have not been delivered so long after they were raised."""
-        [(count,)] = self._execute(
-            f"select count(*) from {TABLE} where delivered_at is null and raised_at < now() - %s", (after,)
-        )
-        return count
+                {"target": target, "keys": keys, "first": first_pause, "max": max_pause},
+            ).fetchall()[0]
 
     def settle(self, targets: Collection[str]) -> None:
         """Alerts that all of the targets, if there are any, have taken are delivered; other targets are dropped."""
@@ -159,18 +150,16 @@ class Outbox(TableStore):
             )
 
     def open(self) -> list[Open]:
-        """The alerts whose failed days have not been reported as landed, with what is missing according to the ledger."""
+        """The alerts whose failed days have not been reported as landed."""
         rows = self._execute(
-            f"select key, title, text, failed, good_news, raised_at from {TABLE} "
+            f"select raised_at, key, title, text, failed, good_news from {TABLE} "
             "where recovered_at is null and failed <> '{}' order by raised_at, key"
         ).fetchall()
-        return [self._open(_alert(*alert), raised_at.astimezone(UTC)) for *alert, raised_at in rows]
+        return [self._open(raised_at, _alert(*alert)) for raised_at, *alert in rows]
 
-    def _open(self, alert: Alert, raised_at: datetime) -> Open:
+    def _open(self, raised_at: datetime, alert: Alert) -> Open:
         missing = ledger.missing_since(self._connection, alert.failed, raised_at)
-        return Open(
-            alert, raised_at, {asset: days for asset, days in missing.items() if days or not alert.failed[asset]}
-        )
+        return Open(alert, raised_at, {key: days for key, days in missing.items() if days or not alert.failed[key]})
 
     def recover(self, recovered: Iterable[Alert], news: Alert) -> None:
         """The failed days of these alerts have landed, which the new alert reports."""

@@ -1,19 +1,23 @@
-"""The monitor for overdue days: which of them to request again, and what to report about them.
+"""The monitor for overdue days: which to request again, what to report about them, and what was done before.
 
-Pure: it is given `now`, the ledger and what was done before. `defs/sensors/overdue.py` makes runs, checks and messages of it.
+`defs/sensors/overdue.py` makes runs, checks and messages of the decisions, which are pure.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from enum import IntEnum
+from typing import Final
 
 from affiliate_pipeline.domain.days import DAY, HOUR, day_of, fold, last_minute_before, runs
 from affiliate_pipeline.domain.expected_days import ExpectedDay, expected_days
 from affiliate_pipeline.exchanges.endpoint import Endpoint, retention_of
-from affiliate_pipeline.landing.ledger import LedgerEntry
+from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.monitoring.alerts import Alert
-from affiliate_pipeline.monitoring.notifications import NotificationLevel, State
+from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.table_store import TableStore
 
+TABLE: Final = "affiliate.watch"
 MONITORED_DAYS = 30
 FIRST_PAUSE = HOUR
 MAX_PAUSE = DAY
@@ -23,9 +27,56 @@ FIRST_WARNING = 48 * HOUR
 SECOND_WARNING = 12 * HOUR
 
 
-def overdue_days(
-    endpoint: Endpoint, ledgers: Mapping[str, Mapping[date, LedgerEntry]], start: date, now_ms: int
-) -> list[ExpectedDay]:
+class NotificationLevel(IntEnum):
+    """What was last reported of an overdue day, in order of urgency."""
+
+    NOTHING = 0
+    GIVEN_UP = 1
+    BELOW_48_HOURS = 2
+    BELOW_12_HOURS = 3
+    SECOND_CHANCE = 4
+    LOST = 5
+
+
+@dataclass(frozen=True)
+class State:
+    """How often an overdue day was requested, when (UTC) last, and what was reported of it."""
+
+    attempts: int = 0
+    requested_at: datetime | None = None
+    level: NotificationLevel = NotificationLevel.NOTHING
+
+
+class WatchStore(TableStore):
+    """The states of overdue days, and the ledger that they are compared with."""
+
+    def ledgers(self, since: date) -> ledger.Ledgers:
+        """By asset, the first day that ever landed and those that landed of `since` and later."""
+        return ledger.entries_since(self._connection, since)
+
+    def states(self) -> dict[str, dict[date, State]]:
+        """By asset, what was done about its overdue days."""
+        states: dict[str, dict[date, State]] = {}
+        for asset, day, attempts, requested_at, level in self._execute(
+            f"select asset, partition, tries, asked_at, said from {TABLE}"
+        ):
+            states.setdefault(asset, {})[day] = State(attempts, requested_at, NotificationLevel[level.upper()])
+        return states
+
+    def save(self, asset: str, states: Mapping[date, State]) -> None:
+        """Replaces the states of the asset's overdue days."""
+        rows = [
+            (asset, day, state.attempts, state.requested_at, state.level.name.lower())
+            for day, state in sorted(states.items())
+        ]
+        with unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
+            cursor.execute(f"delete from {TABLE} where asset = %s", (asset,))
+            cursor.executemany(
+                f"insert into {TABLE} (asset, partition, tries, asked_at, said) values (%s, %s, %s, %s, %s)", rows
+            )
+
+
+def overdue_days(endpoint: Endpoint, ledgers: ledger.Ledgers, start: date, now_ms: int) -> list[ExpectedDay]:
     """The overdue days, oldest first: since the first that ever landed, of the last 30, none before `start`.
 
     `ledgers`, by asset, hold at least the first landed day and those of the last 31. A day that its own source has expired
@@ -47,18 +98,15 @@ def overdue_days(
 
 def described(each: ExpectedDay, now_ms: int) -> str:
     """Why the day is overdue, and until when it can be fetched."""
-    what = "it has not landed"
-    if each.prior:
-        what = f"it was last read at {each.prior:%Y-%m-%d %H:%M} UTC, before it had settled"
+    read = f"it was last read at {each.prior:%Y-%m-%d %H:%M} UTC, before it had settled" if each.prior else ""
+    text = f"{each.day}: {read or 'it has not landed'}; "
     if each.deadline_ms is None:
-        return f"{each.day}: {what}; no limit of the exchange's memory is known"
+        return f"{text}it is not known how long the exchange retains it"
+    until = f"fetchable until {last_minute_before(each.deadline_ms)}"
     if each.is_retained(now_ms):
-        return f"{each.day}: {what}; fetchable until {last_minute_before(each.deadline_ms)}"
-    text = f"{each.day}: {what}; was fetchable until {last_minute_before(each.deadline_ms)}"
-    if each.fallback:
-        asset, deadline_ms = each.fallback
-        text += f", by {asset} until {last_minute_before(deadline_ms)}"
-    return text
+        return text + until
+    fallback = f", by {each.fallback[0]} until {last_minute_before(each.fallback[1])}" if each.fallback else ""
+    return f"{text}was {until}{fallback}"
 
 
 def at_risk(days: Sequence[ExpectedDay], states: Mapping[date, State]) -> list[date]:
@@ -68,7 +116,7 @@ def at_risk(days: Sequence[ExpectedDay], states: Mapping[date, State]) -> list[d
 
 @dataclass(frozen=True)
 class Decision:
-    """The ranges of days to request, the days to report by level, and the states that result."""
+    """The runs of days to request, the days to report by level, and the states that result."""
 
     request: list[list[date]]
     report: dict[NotificationLevel, list[ExpectedDay]]
@@ -115,11 +163,9 @@ def _may_request(endpoint: Endpoint, each: ExpectedDay, state: State, now_ms: in
         is_paused = requested_ms is not None and now_ms - requested_ms < pause / timedelta(milliseconds=1)
         return state.attempts < MAX_ATTEMPTS and not is_paused
     # A source that may retain days longer than it promises is requested once more: the run proves it, or fails.
-    retention = retention_of(endpoint)
-    is_provable = retention is not None and retention.proof is not None
-    if each.prior or not is_provable or state.level is NotificationLevel.LOST:
-        return False
-    return requested_ms is None or requested_ms <= each.deadline_ms
+    is_provable = (retention := retention_of(endpoint)) is not None and retention.proof is not None
+    was_requested = requested_ms is not None and requested_ms > each.deadline_ms
+    return is_provable and not each.prior and not was_requested and state.level is not NotificationLevel.LOST
 
 
 def level_for(
@@ -128,11 +174,9 @@ def level_for(
     """The level to report. `waits`: a run over the day has just failed, so that the next request comes later."""
     is_retained = each.is_retained(now_ms)
     # A run may yet land the day. If one has just failed, warn of it, but report it as lost only after the last attempt.
-    if may_request and not (waits and is_retained):
+    if (may_request and not (waits and is_retained)) or (in_progress and not is_retained):
         return NotificationLevel.NOTHING
     if not is_retained:
-        if in_progress:
-            return NotificationLevel.NOTHING
         return NotificationLevel.SECOND_CHANCE if each.fallback else NotificationLevel.LOST
     if each.deadline_ms is not None:
         left = timedelta(milliseconds=each.deadline_ms - now_ms)
@@ -155,13 +199,16 @@ def alerts_of(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expec
 def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[ExpectedDay], now_ms: int) -> Alert:
     named = fold(each.day for each in days)
     it, is_, has = ("it", "is", "has") if len(days) == 1 else ("them", "are", "have")
-    action = f"fix the cause that the alert of the failed run names, then materialize {it} (missing and failed only)."
+    action = (
+        f"To do: fix the cause that the alert of the failed run names, then materialize {it} (missing and failed only)."
+    )
+    given_up = f"No further run is requested for {it}."
     match level:
         case NotificationLevel.LOST if days[0].prior:
             title = f"{named} can no longer be read again"
             text = f"What had landed of {it} stays. What the exchange changed before {it} settled is not in it."
         case NotificationLevel.LOST:
-            title, text = f"{named} {is_} lost", f"The watch does not ask for {it} any more."
+            title, text = f"{named} {is_} lost", given_up
             if (retention := retention_of(endpoint)) and retention.proof:
                 text += (
                     f" If you know that the exchange still has {it}: materialize {it} with run config trust_old: true."
@@ -171,11 +218,10 @@ def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expected
             title = f"of {named} only {asset} can land the rows any more"
             text = f"To do: unless a schedule does so, materialize {asset} for {it}."
         case NotificationLevel.GIVEN_UP:
-            title = f"{named} {has} not landed after {MAX_ATTEMPTS} tries"
-            text = f"The watch does not ask for {it} any more. To do: {action}"
+            title, text = f"{named} {has} not landed after {MAX_ATTEMPTS} attempts", f"{given_up} {action}"
         case _:
             span = SECOND_WARNING if level is NotificationLevel.BELOW_12_HOURS else FIRST_WARNING
-            title, text = f"less than {span // HOUR} hours are left to land {named}", f"To do: {action}"
+            title, text = f"less than {span // HOUR} hours are left to land {named}", action
     return Alert(
         # A day may be overdue twice: before it landed, and again because it was read before it settled.
         f"watch: {level.name.lower()}, {endpoint.key}, {named}" + (", too early" if days[0].prior else ""),

@@ -165,7 +165,7 @@ def test_schedules_and_sensors_that_do_not_run(healthy, checked, query):
 
     query("update instigators set status = 'DECLARED_IN_CODE'")
     query("insert into job_ticks (selector_id, status, tick_body) values ('x', 'FAILURE', %s)", '{"job_name": "other"}')
-    assert checked() == {"sensors": "the last turn failed of other"}
+    assert checked() == {"sensors": "the last tick failed of other"}
 
 
 def test_days_at_risk(healthy, checked, query):

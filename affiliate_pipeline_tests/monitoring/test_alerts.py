@@ -27,8 +27,7 @@ from affiliate_pipeline.monitoring.alerts import (
     recovered,
 )
 from affiliate_pipeline.monitoring.delivery import MAX_MESSAGE, Message, messages, send
-from affiliate_pipeline.monitoring.notifications import NotificationLevel
-from affiliate_pipeline.monitoring.overdue import alerts_of
+from affiliate_pipeline.monitoring.overdue import NotificationLevel, alerts_of
 from affiliate_pipeline_tests.smtp import Smtp, text_of
 
 # Apprise imports all its services at once, one of which asks for a module that Python 3.13 has no more.

@@ -35,7 +35,7 @@ def lands(query):
 
 
 def due(outbox: Outbox, target: str = "a") -> list[Alert]:
-    return [delivery.alert for delivery in outbox.due(target)]
+    return [alert for alert, _ in outbox.due(target)]
 
 
 def test_what_was_added_waits_as_it_was(outbox):
@@ -54,7 +54,7 @@ def test_what_was_added_is_logged_once(outbox, caplog):
     caplog.set_level(logging.INFO)
     outbox.add(FAILED)
     outbox.add(FAILED)
-    assert caplog.record_tuples == [("affiliate_pipeline.monitoring.alerts", logging.ERROR, "A title\nA text")]
+    assert caplog.record_tuples == [("affiliate_pipeline.monitoring.outbox", logging.ERROR, "A title\nA text")]
 
 
 def test_no_secret_is_kept_or_logged(outbox, query, caplog):

@@ -14,8 +14,16 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint, Retention
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.monitoring.alerts import Alert
-from affiliate_pipeline.monitoring.notifications import NotificationLevel, State
-from affiliate_pipeline.monitoring.overdue import MAX_ATTEMPTS, alerts_of, at_risk, decide, described, overdue_days
+from affiliate_pipeline.monitoring.overdue import (
+    MAX_ATTEMPTS,
+    NotificationLevel,
+    State,
+    alerts_of,
+    at_risk,
+    decide,
+    described,
+    overdue_days,
+)
 
 BY_KEY = {endpoint.key: endpoint for endpoint in ENDPOINTS}
 REBATES = replace(
@@ -122,7 +130,10 @@ def test_a_missing_day_says_until_when_it_can_be_fetched():
     assert described(retained, now_ms) == "2026-11-08: it has not landed; fetchable until 2026-11-14 23:59 UTC"
     assert [expired.is_retained(now_ms), retained.is_retained(now_ms)] == [False, True]
     (unlimited,) = overdue(TRADES, landed(nov(6)), now_ms := ms(nov(8), "02:00", "Asia/Shanghai"))
-    assert described(unlimited, now_ms) == "2026-11-07: it has not landed; no limit of the exchange's memory is known"
+    assert (
+        described(unlimited, now_ms)
+        == "2026-11-07: it has not landed; it is not known how long the exchange retains it"
+    )
 
 
 def gap(endpoint: Endpoint, day: date, now_ms: int, held: bool = False) -> ExpectedDay:

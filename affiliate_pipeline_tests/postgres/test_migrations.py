@@ -140,13 +140,13 @@ def test_deliveries_of_an_earlier_release_go_on(database_url, query):
     )
     query("insert into affiliate.alert_target values ('b', 3, '2100-01-01'), ('gone', 1, now())")
     with Outbox(database_url) as outbox:
-        found = {target: [(each.alert.key, each.attempts) for each in outbox.due(target)] for target in "abc"}
+        found = {target: [(alert.key, attempts) for alert, attempts in outbox.due(target)] for target in "abc"}
         assert found == {"a": [("2", 0)], "b": [("2", 0)], "c": [("1", 0), ("2", 0)]}
         assert outbox.failing() == {"b"}
         (still_open,) = outbox.open()
         assert still_open.missing == {"x/y": {date(2026, 11, 1)}}
         outbox.delivered("b", [Alert("2", "", "")], timedelta(0))
-        assert [(each.alert.key, each.attempts) for each in outbox.due("b")] == [("1", 3)]
+        assert [(alert.key, attempts) for alert, attempts in outbox.due("b")] == [("1", 3)]
 
 
 @pytest.mark.parametrize("column", ["alert drop column missed", "rejected_row drop column complete"])

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from itertools import groupby
+from operator import itemgetter
 
 import dagster as dg
 from dagster import DagsterInstance
@@ -14,8 +15,8 @@ from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.exchanges.endpoint import retention_of
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring import alerts, delivery
-from affiliate_pipeline.monitoring.configuration import Alerts
-from affiliate_pipeline.monitoring.outbox import TABLE, Delivery, Open, Outbox
+from affiliate_pipeline.monitoring.delivery import Alerts
+from affiliate_pipeline.monitoring.outbox import TABLE, Open, Outbox
 
 # A burst that lasts longer than a tick is folded by sending to nobody more often than this.
 QUIET = timedelta(seconds=30)
@@ -85,11 +86,13 @@ def deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
     return problems
 
 
-def _messages(due: Sequence[Delivery]) -> Iterator[delivery.Message]:
-    """Folds alerts that failed equally often, except that the first of them is sent alone: an alert that is always rejected
-    ends up alone, and after an outage nearly all are folded."""
-    for attempts, each in groupby(due, key=lambda due: due.attempts):
-        group = [due.alert for due in each]
+def _messages(due: Sequence[tuple[alerts.Alert, int]]) -> Iterator[delivery.Message]:
+    """Bundles alerts that failed equally often; of those that failed before, the first is sent alone.
+
+    So an alert that is always rejected ends up alone, and after an outage nearly all are bundled.
+    """
+    for attempts, each in groupby(due, key=itemgetter(1)):
+        group = [alert for alert, _ in each]
         alone = 1 if attempts else 0
         yield from delivery.messages(group[:alone])
         yield from delivery.messages(group[alone:])

@@ -28,7 +28,7 @@ from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.exchanges.registry import ENDPOINTS, REFERENCE_TABLES
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.monitoring import alerts
-from affiliate_pipeline.monitoring.configuration import Alerts
+from affiliate_pipeline.monitoring.delivery import Alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
 
 RUNS_PER_TICK = 200

@@ -16,7 +16,7 @@ from affiliate_pipeline.defs.dagster_internals import (
 from affiliate_pipeline.defs.ownership import is_own_repository
 from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.monitoring import alerts
-from affiliate_pipeline.monitoring.configuration import Alerts
+from affiliate_pipeline.monitoring.delivery import Alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
 
 DAY_S = 86_400

@@ -13,10 +13,9 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.http.download import beat
 from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.landing.pipeline import now_ms
-from affiliate_pipeline.monitoring.configuration import Alerts
-from affiliate_pipeline.monitoring.notifications import WatchStore
+from affiliate_pipeline.monitoring.delivery import Alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
-from affiliate_pipeline.monitoring.overdue import at_risk
+from affiliate_pipeline.monitoring.overdue import WatchStore, at_risk
 
 # Longer than the pauses of the delivery: a channel that is down for a while does not stop the heartbeat.
 DELIVERED_WITHIN = timedelta(hours=1)

@@ -14,12 +14,14 @@ from affiliate_pipeline.domain.days import DAY, fold
 from affiliate_pipeline.domain.expected_days import ExpectedDay
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.landing.pipeline import now_ms
-from affiliate_pipeline.monitoring.notifications import NotificationLevel, State, WatchStore
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.monitoring.overdue import (
     FIRST_PAUSE,
     MAX_ATTEMPTS,
     MONITORED_DAYS,
+    NotificationLevel,
+    State,
+    WatchStore,
     alerts_of,
     at_risk,
     decide,
@@ -59,7 +61,7 @@ def build_watch(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
                         outbox.add(alert)
                 # Persist before requesting runs: losing one retry beats retrying forever.
                 if decision.states != states:
-                    store.keep(endpoint.key, decision.states)
+                    store.save(endpoint.key, decision.states)
                 requests += [_request(endpoint, each, decision.states, now) for each in decision.request]
                 checks.append(_evaluation(endpoint, days, decision.states, now))
                 overdue += [f"{endpoint.key}: {fold(each.day for each in days)}"] if days else []

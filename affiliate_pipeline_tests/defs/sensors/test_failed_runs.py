@@ -55,7 +55,7 @@ def tick(instance, database_url, monkeypatch) -> Callable[..., list[alerts.Alert
         sensor(context)
         cursor[0] = context.cursor
         with Outbox(database_url) as outbox:
-            return [delivery.alert for delivery in outbox.due("nobody")]
+            return [alert for alert, _ in outbox.due("nobody")]
 
     return tick
 

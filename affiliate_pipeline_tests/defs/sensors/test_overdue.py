@@ -17,8 +17,8 @@ from affiliate_pipeline.domain.days import days_from
 from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring.alerts import Alert
-from affiliate_pipeline.monitoring.notifications import WatchStore
 from affiliate_pipeline.monitoring.outbox import Outbox
+from affiliate_pipeline.monitoring.overdue import WatchStore
 from affiliate_pipeline_tests.conftest import RESOURCES, materialize
 from affiliate_pipeline_tests.defs.rebates import KEY, ago, at
 
