@@ -66,12 +66,12 @@ def _write(found: Extract, kind: Format, file: BinaryIO) -> None:
         found.write_csv(file)
         return
     with tempfile.TemporaryFile() as whole:  # a pipe cannot tell where it is
-        columns = found.write_parquet(whole)
+        amounts = found.write_parquet(whole)
         whole.seek(0)
         shutil.copyfileobj(whole, file)
-    kinds = ", ".join(f"{column.name} {column.parquet_type}" for column in columns if column.kind == "numeric")
-    if kinds:
-        print(f"affiliate-pipeline: amounts are {kinds}", file=sys.stderr)
+    if amounts:
+        types = ", ".join(f"{name} {kind}" for name, kind in amounts.items())
+        print(f"affiliate-pipeline: amounts are {types}", file=sys.stderr)
 
 
 @contextmanager

@@ -1,11 +1,9 @@
 """Exports a range of days from one snapshot: CSV as PostgreSQL writes it, Parquet without rounding."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
-from decimal import Decimal
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as arrow
 from psycopg import sql
@@ -29,26 +27,6 @@ PARQUET_TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class Column:
-    """A PostgreSQL column; for `numeric`, the digits its values need before and after the point."""
-
-    name: str
-    kind: str
-    before: int = 0
-    after: int = 0
-
-    @property
-    def parquet_type(self) -> arrow.DataType:
-        """A decimal wide enough for every value, or text where there is none."""
-        if self.kind != "numeric":
-            return PARQUET_TYPES[self.kind]
-        digits = self.before + self.after
-        if digits <= MAX_DIGITS_128:
-            return arrow.decimal128(MAX_DIGITS_128, self.after)
-        return arrow.decimal256(MAX_DIGITS_256, self.after) if digits <= MAX_DIGITS_256 else arrow.string()
-
-
 class Extract:
     """The rows of a range of days, ordered by day. Use it only inside `extract`."""
 
@@ -66,49 +44,33 @@ class Extract:
             for block in blocks:
                 output.write(block)
 
-    def write_parquet(self, output: BinaryIO) -> list[Column]:
-        """Writes the rows as Parquet and returns the columns. `output` must support `tell()`."""
-        columns = self._columns()
-        schema = arrow.schema([(column.name, column.parquet_type) for column in columns])
+    def write_parquet(self, output: BinaryIO) -> dict[str, arrow.DataType]:
+        """Writes the rows as Parquet and returns the types of amounts by column. `output` must support `tell()`."""
+        described = self._connection.execute(sql.SQL("select * from {} limit 0").format(self._part)).description or []
+        kinds = {column.name: self._connection.adapters.types[column.type_code].name for column in described}
+        amounts = {name: self._amount_type(name) for name, kind in kinds.items() if kind == "numeric"}
+        types = amounts | {name: PARQUET_TYPES[kind] for name, kind in kinds.items() if name not in amounts}
+        schema = arrow.schema([(name, types[name]) for name in kinds])
         selected = sql.SQL(", ").join(
-            sql.SQL("{}::text" if column.kind == "jsonb" else "{}").format(sql.Identifier(column.name))
-            for column in columns
+            sql.SQL("{}::text" if arrow.types.is_string(types[name]) else "{}").format(sql.Identifier(name))
+            for name in kinds
         )
-        with (
-            self._connection.cursor(name="extract") as cursor,
-            parquet.ParquetWriter(output, schema) as writer,
-        ):
+        with self._connection.cursor(name="extract") as cursor, parquet.ParquetWriter(output, schema) as writer:
             cursor.execute(self._rows(selected))
             while batch := cursor.fetchmany(ROWS_PER_READ):
-                arrays = [
-                    arrow.array([_value(cell, kind) for cell in cells], kind)
-                    for cells, kind in zip(zip(*batch, strict=True), schema.types, strict=True)
-                ]
-                writer.write_table(arrow.table(arrays, schema=schema))
-        return columns
+                columns = zip(zip(*batch, strict=True), schema.types, strict=True)
+                writer.write_table(arrow.table([arrow.array(cells, kind) for cells, kind in columns], schema=schema))
+        return amounts
 
-    def _columns(self) -> list[Column]:
-        described = self._connection.execute(sql.SQL("select * from {} limit 0").format(self._part)).description or []
-        types = self._connection.adapters.types
-        kinds = {column.name: types[column.type_code].name for column in described}
-        numeric = [name for name, kind in kinds.items() if kind == "numeric"]
-        digits = self._digits(numeric) if numeric else {}
-        return [Column(name, kind, *digits.get(name, ())) for name, kind in kinds.items()]
-
-    def _digits(self, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-        each = [
-            sql.SQL("coalesce(max(length(trunc(abs({0}))::text)), 1), coalesce(max(scale({0})), 0)").format(
-                sql.Identifier(name)
-            )
-            for name in names
-        ]
-        found = self._connection.execute(sql.SQL("select {} from {}").format(sql.SQL(", ").join(each), self._part))
-        [numbers] = found.fetchall()
-        return dict(zip(names, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
-
-
-def _value(cell: Any, kind: arrow.DataType) -> Any:
-    return f"{cell:f}" if isinstance(cell, Decimal) and arrow.types.is_string(kind) else cell
+    def _amount_type(self, column: str) -> arrow.DataType:
+        """A decimal wide enough for every value of the column, or text where there is none."""
+        query = sql.SQL(
+            "select coalesce(max(length(trunc(abs({0}))::text)), 1), coalesce(max(scale({0})), 0) from {1}"
+        ).format(sql.Identifier(column), self._part)
+        [(before, after)] = self._connection.execute(query).fetchall()
+        if before + after <= MAX_DIGITS_128:
+            return arrow.decimal128(MAX_DIGITS_128, after)
+        return arrow.decimal256(MAX_DIGITS_256, after) if before + after <= MAX_DIGITS_256 else arrow.string()
 
 
 @contextmanager

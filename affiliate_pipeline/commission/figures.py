@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 
 from affiliate_pipeline.commission.rollup import Commission, Earner, Sum
 from affiliate_pipeline.domain.days import DAY, days_from
 from affiliate_pipeline.exchanges.endpoint import Records
 
 SPAN_DAYS = 30
-MOST_EARNERS = 3
+MAX_EARNERS = 3
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,11 @@ def gather(
 ) -> Figures:
     """The current figures of a day and the days before it, from `start` on."""
     days = days_from(max(start, day - (SPAN_DAYS - 1) * DAY), day)
+    first, made_at = days[0], datetime.now(UTC)
     # Read before the sums: a day added up in between is still reported as missing or stale, never the reverse.
-    lacking, stale = incomplete(commission, configured, days), list(commission.stale(days[0], day))
-    return Figures(
-        day=day,
-        days=days,
-        made_at=commission.computed_at(),
-        sums=commission.sums(days[0], day),
-        totals=commission.totals(days[0], day),
-        earners=commission.earners(day, MOST_EARNERS),
-        incomplete=lacking,
-        stale=stale,
-        made_up=made_up,
-    )
+    lacking, stale = incomplete(commission, configured, days), list(commission.stale(first, day))
+    sums, totals = commission.sums(first, day), commission.totals(first, day)
+    return Figures(day, days, made_at, sums, totals, commission.earners(day, MAX_EARNERS), lacking, stale, made_up)
 
 
 def incomplete(commission: Commission, configured: Sequence[Records], days: Sequence[date]) -> list[Incomplete]:
@@ -70,12 +62,9 @@ def incomplete(commission: Commission, configured: Sequence[Records], days: Sequ
     """
     landed = commission.landed(days[0], days[-1])
     expected = {endpoint.key for endpoint in configured}.union(*landed.values())
-    alike: dict[tuple[str, str], list[str]] = {}
-    for endpoint in commission.endpoints:
-        if endpoint.money:
-            alike.setdefault((endpoint.exchange.name, endpoint.money.kind), []).append(endpoint.key)
+    kinds = [[endpoint.key for endpoint in alike] for alike in commission.alike]
     found: list[Incomplete] = []
-    for assets in [each for each in alike.values() if expected & {*each}] or alike.values():
+    for assets in [each for each in kinds if expected & {*each}] or kinds:
         settled = {day: [final for key, final in landed.get(day, {}).items() if key in assets] for day in days}
         missing = [day for day, entries in settled.items() if not entries]
         unsettled = [day for day, entries in settled.items() if entries and not any(entries)]

@@ -6,7 +6,8 @@ PostgreSQL adds amounts up and returns them as text. A day is added up as a whol
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
+from itertools import chain
 from typing import Any, LiteralString
 
 from psycopg import sql
@@ -68,18 +69,24 @@ class Commission:
     """The table `affiliate.daily_commission`, for these endpoints, all of which declare `money`."""
 
     def __init__(self, store: Store, endpoints: Sequence[Records]):
-        self.endpoints = endpoints
         self._connection = store.connection
         self._ledger = ledger.by_day([endpoint.key for endpoint in endpoints])
+        by_money: dict[tuple[str, str], list[Records]] = {}
+        for endpoint in endpoints:
+            by_money.setdefault((endpoint.exchange.name, _money(endpoint).kind), []).append(endpoint)
+        # Endpoints that report the same money: one of them counts for a day.
+        self.alike = list(by_money.values())
 
     def landed(self, first: date, last: date) -> dict[date, dict[str, bool]]:
-        """Which of the assets have landed each of these days, and whether for good."""
+        """Which of the assets have landed each of these days, and whether the day has settled."""
         query = sql.SQL("select partition, settled from ({}) ledger where partition between %s and %s")
         return dict(self._fetch(query.format(self._ledger), [first, last]))
 
     def stale(self, first: date, last: date, quiet_s: float = 0) -> dict[date, str]:
-        """The days whose sums are missing or out of date and for which nothing has landed for `quiet_s`, in order, each
-        with a fingerprint of what has landed for it."""
+        """The days whose sums are missing or out of date, each with a fingerprint of what has landed for it.
+
+        In order, and only those for which nothing has landed for `quiet_s`.
+        """
         query = sql.SQL(
             "select partition, ledger.inputs from ({}) ledger left join affiliate.computed_day computed using (partition) "
             "where partition between %s and %s and computed.inputs is distinct from ledger.inputs "
@@ -99,23 +106,17 @@ class Commission:
                 return False
             inputs, settled = landed
             run("delete from affiliate.daily_commission where partition_date = %s", (day,))
-            for endpoint in self._counted(settled):
-                run(_insert(endpoint), {"day": day, "settled": settled[endpoint.key], "run_id": run_id})
+            for alike in self.alike:
+                present = [endpoint for endpoint in alike if endpoint.key in settled]
+                # One that has settled, if there is any.
+                for endpoint in sorted(present, key=lambda each: not settled[each.key])[:1]:
+                    run(_insert(endpoint), {"day": day, "settled": settled[endpoint.key], "run_id": run_id})
             run(
                 "insert into affiliate.computed_day values (%s, %s) "
                 "on conflict (partition) do update set inputs = excluded.inputs",
                 (day, inputs),
             )
             return True
-
-    def _counted(self, settled: Mapping[str, bool]) -> list[Records]:
-        """One endpoint per kind of earnings; of endpoints that report the same money, preferably a settled one."""
-        chosen: dict[tuple[str, str], Records] = {}
-        present = [endpoint for endpoint in self.endpoints if endpoint.key in settled]
-        for endpoint in sorted(present, key=lambda endpoint: not settled[endpoint.key]):
-            if endpoint.money:
-                chosen.setdefault((endpoint.exchange.name, endpoint.money.kind), endpoint)
-        return list(chosen.values())
 
     def sums(self, first: date, last: date) -> list[Sum]:
         """The lines of these days."""
@@ -127,7 +128,7 @@ class Commission:
         return [Sum(*row) for row in rows]
 
     def totals(self, first: date, last: date) -> list[Sum]:
-        """The lines of these days added up, as of the last; coins of the greatest value first."""
+        """The lines of these days added up, dated the last; coins of the greatest value first."""
         rows = self._fetch(
             "select exchange, coin, kind, sum(count)::bigint, trim_scale(sum(amount))::text, "
             "trim_scale(sum(usdt_value))::text, sum(unvalued)::bigint from affiliate.daily_commission "
@@ -143,8 +144,8 @@ class Commission:
         counted = self._fetch("select distinct asset from affiliate.daily_commission where partition_date = %s", [day])
         return [
             Earner(*row)
-            for endpoint in self.endpoints
-            if (endpoint.key,) in counted and endpoint.money and endpoint.money.earners
+            for endpoint in chain.from_iterable(self.alike)
+            if (endpoint.key,) in counted and _money(endpoint).earners
             for row in self._fetch(_earners(endpoint), {"day": day, "most": most})
         ]
 
@@ -153,11 +154,6 @@ class Commission:
         [(newest,)] = self._fetch("select max(partition) from affiliate.computed_day")
         return newest
 
-    def computed_at(self) -> datetime:
-        """The database's clock."""
-        [(now,)] = self._fetch("select now()")
-        return now
-
     def _fetch(
         self, query: LiteralString | sql.Composed, values: Sequence[object] | Mapping[str, object] = ()
     ) -> list[tuple[Any, ...]]:
@@ -165,33 +161,32 @@ class Commission:
             return self._connection.execute(query, values).fetchall()
 
 
-def _parts(endpoint: Records) -> dict[str, sql.Composable]:
-    if not (endpoint.money and endpoint.sum_by):
+def _money(endpoint: Records) -> Money:
+    if not endpoint.money:
         raise ValueError(f"{endpoint.key} declares no earnings")
-    amount, coin = map(sql.Identifier, endpoint.sum_by)
-    names = [sql.SQL("nullif({}, '')").format(sql.Identifier(name)) for name in endpoint.money.earners]
+    return endpoint.money
+
+
+def _parts(endpoint: Records) -> dict[str, sql.Composable]:
+    money = _money(endpoint)
+    amount, coin = map(sql.Identifier, endpoint.sum_by or ())
+    names = [sql.SQL("nullif({}, '')").format(sql.Identifier(name)) for name in money.earners]
+    kind: sql.Composable = sql.Literal(money.kind)
+    if money.kind_by:  # the name of each record's code
+        code, known = sql.Identifier(money.kind_by[0]), money.kind_by[1]
+        named = sql.SQL(" ").join(sql.SQL("when {} then {}").format(*each) for each in known)
+        kind = sql.SQL("{} || ' ' || case {code} {} else {code}::text end").format(kind, named, code=code)
     return {
         "amount": amount,
         "coin": coin,
-        "kind": _kind(endpoint.money),
+        "kind": kind,
         "exchange": sql.Literal(endpoint.exchange.name),
         "zone": sql.Literal(endpoint.exchange.zone.key),
         "asset": sql.Literal(endpoint.key),
         "table": sql.Identifier(endpoint.exchange.name, endpoint.name),
-        "usdt": sql.Identifier(endpoint.money.usdt) if endpoint.money.usdt else sql.SQL("null::numeric"),
+        "usdt": sql.Identifier(money.usdt) if money.usdt else sql.SQL("null::numeric"),
         "earner": sql.SQL("coalesce({})").format(sql.SQL(", ").join([*names, sql.Literal("")])),
     }
-
-
-def _kind(money: Money) -> sql.Composable:
-    """A record's kind, with the name of its code where the endpoint declares a column of codes."""
-    if not money.kind_by:
-        return sql.Literal(money.kind)
-    column, names = money.kind_by
-    named = sql.SQL(" ").join(sql.SQL("when {} then {}").format(code, name) for code, name in names)
-    return sql.SQL("{} || ' ' || case {column} {} else {column}::text end").format(
-        money.kind, named, column=sql.Identifier(column)
-    )
 
 
 def _insert(endpoint: Records) -> sql.Composed:

@@ -9,10 +9,11 @@ from psycopg import Connection, sql
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.landing import day_writer, endpoint_tables, ledger, quarantine
 from affiliate_pipeline.landing.ledger import LedgerEntry
-from affiliate_pipeline.postgres import rate_limiter, readiness
+from affiliate_pipeline.postgres import rate_limiter
 from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.errors import unavailable
 from affiliate_pipeline.postgres.locks import Lock, locked
+from affiliate_pipeline.postgres.readiness import problems
 from affiliate_pipeline.postgres.table_store import TableStore
 
 
@@ -48,7 +49,8 @@ class Store(TableStore):
 
     def require_ready(self, *endpoints: Endpoint) -> None:
         """Raises `StoreUnavailable` if days, of these endpoints among others, cannot land in the database."""
-        readiness.require(self._connection, rights(endpoint.key for endpoint in endpoints))
+        for error in problems(self._connection, rights(endpoint.key for endpoint in endpoints)):
+            raise error
 
     def work_for(self, run_id: str) -> None:
         """Marks the run as live until this connection ends. Raises `StoreUnavailable` if nothing can land."""

@@ -1,1 +1,1 @@
-"""PostgreSQL: the only place with SQL, and the embedded server."""
+"""PostgreSQL: connections, locks, rate limits and migrations, for the owners of tables."""

@@ -14,12 +14,6 @@ OLDEST_SERVER = 140000
 # Identifies our sessions in `pg_stat_activity`.
 APPLICATION = "affiliate_pipeline"
 CONNECT_TIMEOUT_S = 10
-_ROUNDS = 3
-
-_PERCENT = (
-    "Write it as postgresql://user:password@host:port/database; in the user name and the password, `% / ? # @ : [ ]` and "
-    "blanks are written as %25 %2F %3F %23 %40 %3A %5B %5D and %20"
-)
 
 
 def parameters(url: str) -> dict[str, str]:
@@ -27,27 +21,27 @@ def parameters(url: str) -> dict[str, str]:
 
     Raises `StoreUnavailable`, which quotes no part of the URL: what cannot be parsed may be a piece of the password.
     """
+    unparsable = StoreUnavailable(
+        "AFFILIATE_DATABASE_URL cannot be parsed",
+        "Write it as postgresql://user:password@host:port/database; in the user name and the password, `% / ? # @ : [ ]` "
+        "and blanks are written as %25 %2F %3F %23 %40 %3A %5B %5D and %20",
+    )
     try:
         given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
     except (psycopg.Error, ValueError):
-        raise _unparsable() from None
+        raise unparsable from None
     # An `@` or `/` in a password moves the parts after it: pieces of the password would be taken for host, port or
     # database, and be quoted in connection errors.
     authority, _, path = url.partition("://")[2].partition("/")
-    hosts = given.get("host", "").split(",")
-    ports = given.get("port", "").split(",")
+    hosts, ports = given.get("host", "").split(","), given.get("port", "").split(",")
     if (
         authority.count("@") > 1
         or "@" in path.partition("?")[0]
         or not all(host.startswith("/") or re.fullmatch(r"[\w.:-]*", host) for host in hosts)
         or not all(re.fullmatch("[0-9]{0,5}", port) and int(port or 1) in range(1, 65536) for port in ports)
     ):
-        raise _unparsable()
+        raise unparsable
     return given
-
-
-def _unparsable() -> StoreUnavailable:
-    return StoreUnavailable("AFFILIATE_DATABASE_URL cannot be parsed", _PERCENT)
 
 
 def connect(url: str, *, autocommit: bool = False, durable: bool = True) -> psycopg.Connection:
@@ -124,7 +118,7 @@ def _is_shared(connection: psycopg.Connection, other: psycopg.Connection) -> boo
     look = "select pg_backend_pid(), current_setting('affiliate.session', true)"
     [own] = connection.execute("select pg_backend_pid(), set_config('affiliate.session', %s, false)", mark).fetchall()
     try:
-        for _ in range(_ROUNDS):
+        for _ in range(3):
             with other.transaction():
                 # Compare the ids first: in a shared session, the first connection might wait forever for this transaction.
                 [(pid,)] = other.execute("select pg_backend_pid()").fetchall()
@@ -137,36 +131,39 @@ def _is_shared(connection: psycopg.Connection, other: psycopg.Connection) -> boo
     return False
 
 
+# What our statements rely on: a role, database or URL may set any of it differently.
+_SETTINGS = {
+    "timezone": "UTC",
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "standard_conforming_strings": "on",
+    "search_path": "pg_catalog, public",
+    # Row-level security would silently omit rows: the statement has to fail instead.
+    "row_security": "off",
+    # After waiting for a lock, statements have to see what its last holder committed.
+    "default_transaction_isolation": "read committed",
+    "statement_timeout": "0",
+    "transaction_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    # Do not wait forever for a table that another session keeps locked.
+    "lock_timeout": "10min",
+    # Without keepalives, a crashed machine's session would hold its locks for hours.
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+}
+
+
 def _apply_settings(connection: psycopg.Connection, durable: bool) -> None:
-    """Sets what our statements rely on: a role, database or URL may set any of it differently."""
-    settings = {
-        "timezone": "UTC",
-        "datestyle": "ISO, YMD",
-        "intervalstyle": "postgres",
-        "bytea_output": "hex",
-        "extra_float_digits": "1",
-        "standard_conforming_strings": "on",
-        "search_path": "pg_catalog, public",
-        # Row-level security would silently omit rows: the statement has to fail instead.
-        "row_security": "off",
-        # After waiting for a lock, statements have to see what its last holder committed.
-        "default_transaction_isolation": "read committed",
-        "statement_timeout": "0",
-        "idle_in_transaction_session_timeout": "0",
-        "idle_session_timeout": "0",
-        # Do not wait forever for a table that another session keeps locked.
-        "lock_timeout": "10min",
-        # Without keepalives, a crashed machine's session would hold its locks for hours.
-        "tcp_keepalives_idle": "30",
-        "tcp_keepalives_interval": "10",
-        "tcp_keepalives_count": "3",
-        # None: as it is, unless it is off.
-        "synchronous_commit": None if durable else "off",
-    }
-    if connection.info.server_version >= 170000:
-        settings["transaction_timeout"] = "0"
+    # A durable session keeps the value of synchronous_commit (null), unless it is off.
+    settings = _SETTINGS | {"synchronous_commit": None if durable else "off"}
     connection.execute(
         "select set_config(name, coalesce(value, nullif(current_setting(name), 'off'), 'on'), false) "
-        "from unnest(%s::text[], %s::text[]) as setting (name, value)",
+        "from unnest(%s::text[], %s::text[]) as setting (name, value) "
+        # PostgreSQL before 17 has no transaction_timeout.
+        "where current_setting(name, true) is not null",
         (list(settings), list(settings.values())),
     )

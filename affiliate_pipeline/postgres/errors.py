@@ -30,38 +30,34 @@ ROLE_ACTION = (
     "schemas, then materialize again"
 )
 
+UNUSABLE = "the database cannot be used"
 # What a lost or refused connection and the codes of PostgreSQL's errors mean; the first that fits counts.
 # Codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CAUSES: tuple[tuple[str, str, str, str], ...] = (
     ("53100", "", "the disk of the database is full", "Free space, then materialize again"),
     ("25006", "", READ_ONLY, READ_ONLY_ACTION),
     ("42501", "", "the database's role lacks a right", ROLE_ACTION),
-    ("53400", "", "the database cannot be used", "Raise the limit that is named, for the role or the database"),
+    ("53400", "", UNUSABLE, "Raise the limit that is named, for the role or the database"),
     (
-        "53300|",
-        "too many (clients|connections)|connection slots|no more connections allowed|query_wait_timeout|max_client_conn",
-        "the database cannot be used",
-        "Raise the limit of connections of the server, the database, the role or the pooler (a run uses up to six), or "
-        "end sessions that are not needed; then materialize again",
+        "53300|", "too many (clients|connections)|connection slots|no more connections allowed|query_wait_timeout|max_client_conn",
+        UNUSABLE, "Raise the limit of connections of the server, the database, the role or the pooler (a run uses up to six), "
+        "or end sessions that are not needed; then materialize again",
     ),
     (
-        "57P0[1235]|",
-        "starting up|shutting down|not yet accepting|recovery mode",
-        "the database cannot be used",
-        "It is being started or stopped. Wait until it runs, then materialize again",
+        "57P0[1235]|", "starting up|shutting down|not yet accepting|recovery mode",
+        UNUSABLE, "It is being started or stopped. Wait until it runs, then materialize again",
     ),
-    ("55P03", "", "the database cannot be used", "Another session keeps a lock: end its transaction, then materialize again"),
-    ("57014", "", "the database cannot be used", "A user or a timeout canceled the statement: materialize again"),
-    ("26000|08P01|", "prepared statement|unsupported startup parameter|pooling mode", "the database cannot be used", DIRECT_ACTION),
+    ("55P03", "", UNUSABLE, "Another session keeps a lock: end its transaction, then materialize again"),
+    ("57014", "", UNUSABLE, "A user or a timeout canceled the statement: materialize again"),
+    ("26000|08P01|", "prepared statement|unsupported startup parameter|pooling mode", UNUSABLE, DIRECT_ACTION),
     (
-        "28...|",
-        "authentication failed|no password supplied|pg_hba.conf|not permitted to log in|role .* does not exist",
-        "the database cannot be used",
-        "Correct the user name and the password in AFFILIATE_DATABASE_URL, or what the server's pg_hba.conf demands",
+        "28...|", "authentication failed|no password supplied|pg_hba.conf|not permitted to log in|role .* does not exist",
+        UNUSABLE, "Correct the user name and the password in AFFILIATE_DATABASE_URL, or what the server's pg_hba.conf demands",
     ),
-    ("3D000|", "database .* does not exist", "the database cannot be used", "Create it, or correct its name in AFFILIATE_DATABASE_URL"),
-    ("", "SSL|certificate", "the database cannot be used", "Correct sslmode and sslrootcert in AFFILIATE_DATABASE_URL"),
-    ("", "resolve host|translate host name", "the database cannot be used", "Correct the host in AFFILIATE_DATABASE_URL"),
+    ("3D000|", "database .* does not exist", UNUSABLE, "Create it, or correct its name in AFFILIATE_DATABASE_URL"),
+    ("", "SSL|certificate", UNUSABLE, "Correct sslmode and sslrootcert in AFFILIATE_DATABASE_URL"),
+    ("", "resolve host|translate host name", UNUSABLE, "Correct the host in AFFILIATE_DATABASE_URL"),
+    (".*", "", UNUSABLE, RETRY_ACTION),
 )  # fmt: skip
 
 
@@ -85,10 +81,12 @@ def explained(error: psycopg.Error) -> StoreUnavailable:
     """What the error means for a person."""
     words = redact((error.diag.message_primary or str(error) or type(error).__name__).strip())
     state = error.sqlstate or ""
-    for states, texts, what, action in _CAUSES:
-        if re.fullmatch(states, state) and (state or re.search(texts, words)):
-            return StoreUnavailable(f"{what}: {words}", action)
-    return StoreUnavailable(f"the database cannot be used: {words}")
+    what, action = next(
+        (what, action)
+        for states, texts, what, action in _CAUSES
+        if re.fullmatch(states, state) and (state or re.search(texts, words))
+    )
+    return StoreUnavailable(f"{what}: {words}", action)
 
 
 def is_unusable(error: psycopg.Error) -> bool:

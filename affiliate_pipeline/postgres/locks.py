@@ -14,6 +14,8 @@ from affiliate_pipeline.postgres.errors import StoreUnavailable, unavailable
 
 # How often a process that waits for a lock checks the lock's holder.
 LOCK_CHECK_S = 5
+# PostgreSQL's shortest wait; it does not limit the acquisition of a free lock.
+TRY_S = 0.001
 # A live run queries the database at every request, through one of its connections. Only the download of a large file
 # keeps it silent for longer than a few minutes.
 SILENT_HOLDER_S = 900
@@ -46,17 +48,11 @@ class Lock:
 
 @contextmanager
 def locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Generator[None]:
-    """Holds the lock, after waiting for the run that holds it.
-
-    Raises `StoreUnavailable`, which names the holder, if the holder is not a live run.
-    """
-    with try_locked(connection, lock, what) as is_locked:
-        if is_locked:
-            yield
-            return
-    log.info("%s: another run holds its lock; waiting for its end", what)
-    while not _wait_for(connection, lock):
-        _refuse_dead_holder(connection, lock, what)
+    """Holds the lock, after waiting for the run that holds it; raises `StoreUnavailable` if that is not a live run."""
+    if not _acquired(connection, lock, what, wait_s=TRY_S):
+        log.info("%s: another run holds its lock; waiting for its end", what)
+        while not _acquired(connection, lock, what, wait_s=LOCK_CHECK_S):
+            pass
     try:
         yield
     finally:
@@ -66,16 +62,12 @@ def locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Genera
 @contextmanager
 def try_locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Generator[bool]:
     """Holds the lock if no other session does, and yields whether it does; raises like `locked`."""
-    with unavailable(), connection.transaction():
-        row = connection.execute(sql.SQL("select pg_try_advisory_lock({})").format(lock.key)).fetchone()
-    if not (row and row[0]):
-        _refuse_dead_holder(connection, lock, what)
-        yield False
-        return
+    is_locked = _acquired(connection, lock, what, wait_s=TRY_S)
     try:
-        yield True
+        yield is_locked
     finally:
-        _unlock(connection, lock)
+        if is_locked:
+            _unlock(connection, lock)
 
 
 def _unlock(connection: psycopg.Connection[Any], lock: Lock) -> None:
@@ -85,36 +77,38 @@ def _unlock(connection: psycopg.Connection[Any], lock: Lock) -> None:
             connection.execute(sql.SQL("select pg_advisory_unlock({})").format(lock.key))
 
 
-def _wait_for(connection: psycopg.Connection[Any], lock: Lock) -> bool:
+def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s: float) -> bool:
+    """Whether the lock was acquired within the time.
+
+    Raises `StoreUnavailable` if its holder is not a live run: for a lock kept by a pooler's idle session, a run would wait
+    forever.
+    """
     with unavailable():
         try:
             # In a transaction of its own: one that began before would not see what the holder has committed.
             with connection.transaction():
-                connection.execute("select set_config('lock_timeout', %s, true)", (f"{LOCK_CHECK_S * 1000:.0f}ms",))
+                connection.execute("select set_config('lock_timeout', %s, true)", (f"{wait_s * 1000:.0f}ms",))
                 connection.execute(sql.SQL("select pg_advisory_lock({})").format(lock.key))
+            return True
         except psycopg.errors.LockNotAvailable:
-            return False
-        return True
-
-
-def _refuse_dead_holder(connection: psycopg.Connection[Any], lock: Lock, what: str) -> None:
-    """Raises `StoreUnavailable` if the lock's holder is not a live run. Otherwise a run would wait forever, for example for
-    a lock kept by a pooler's idle session."""
-    with unavailable(), connection.transaction():
-        holder = connection.execute(
-            sql.SQL(
-                "select pid, coalesce(nullif(application_name, ''), 'no name'), "
-                "to_char(backend_start, 'YYYY-MM-DD HH24:MI TZ'), to_char(state_change, 'YYYY-MM-DD HH24:MI TZ') "
-                "from pg_stat_activity holder where pid in (select pid {held}) and not (application_name like {ours} "
-                "and exists (select from pg_stat_activity each where each.application_name = holder.application_name "
-                "and pid <> pg_backend_pid() "
-                "and (state = 'active' or state_change > clock_timestamp() - {silent} * interval '1 second')))"
-            ).format(held=lock.held, ours=f"{APPLICATION}%", silent=SILENT_HOLDER_S)
-        ).fetchone()
-    if holder:
-        pid, name, since, silent_since = holder
+            pass
+        with connection.transaction():
+            dead = connection.execute(
+                sql.SQL(
+                    "select pid, coalesce(nullif(application_name, ''), 'no name'), "
+                    "coalesce(to_char(backend_start, 'YYYY-MM-DD HH24:MI TZ'), 'unknown'), "
+                    "coalesce(to_char(state_change, 'YYYY-MM-DD HH24:MI TZ'), 'unknown') "
+                    "from pg_stat_activity holder where pid in (select pid {held}) and not (application_name like {ours} "
+                    "and exists (select from pg_stat_activity each where each.application_name = holder.application_name "
+                    "and pid <> pg_backend_pid() "
+                    "and (state = 'active' or state_change > clock_timestamp() - {silent} * interval '1 second')))"
+                ).format(held=lock.held, ours=f"{APPLICATION}%", silent=SILENT_HOLDER_S)
+            ).fetchone()
+    if dead:
+        pid, name, since, silent_since = dead
         raise StoreUnavailable(
-            f"{what}: its lock is held by the database session {pid} ({name}, connected since {since or 'unknown'}, silent "
-            f"since {silent_since or 'unknown'}), which is not a live run",
+            f"{what}: its lock is held by the database session {pid} ({name}, connected since {since}, silent since "
+            f"{silent_since}), which is not a live run",
             f"If that session is not needed, end it with `select pg_terminate_backend({pid})`, then materialize again",
         )
+    return False

@@ -1,9 +1,10 @@
 """Numbered SQL files that create and change tables: each is applied once, in a transaction of its own.
 
 The transaction also records the file in `affiliate.schema_migration`, so that the next process continues after a crash. A
-file is called `<number>_<words>.sql`; one that was released is never changed.
+file's name is `<number>_<words>.sql`; one that was released is never changed.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,45 +47,32 @@ def migrate(connection: psycopg.Connection[Any], migrations: Migrations) -> None
         raise StoreUnavailable(f"the database's encoding is {encoding}, {ENCODING}", ENCODING_ACTION)
     with locked(connection, DDL_LOCK, f"the tables of schema {migrations.schema}"), unavailable():
         with connection.transaction():
-            _create_table(connection)
+            for schema in (CORE.schema, migrations.schema):
+                # `create schema if not exists` needs the right to create schemas even where it exists.
+                query = "select to_regnamespace(quote_ident(%s)) is null"
+                if connection.execute(query, (schema,)).fetchone() == (True,):
+                    connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
+            connection.execute(
+                f"create table if not exists {TABLE} (schema text not null, number int not null, name text not null, "
+                "applied_at timestamptz not null default now(), primary key (schema, number)); "
+                f"comment on table {TABLE} is 'Which SQL files of a release have been applied to the tables of a schema.'"
+            )
         # Read again, since another process may have applied them while this one waited for the lock.
         for number in _pending(connection, migrations):
+            file = migrations.files[number]
             with connection.transaction():
-                _create_schema(connection, migrations.schema)
-                connection.execute(migrations.files[number].read_bytes())
-                connection.execute(
-                    f"insert into {TABLE} values (%s, %s, %s)",
-                    (migrations.schema, number, migrations.files[number].stem),
-                )
+                connection.execute(file.read_bytes())
+                connection.execute(f"insert into {TABLE} values (%s, %s, %s)", (migrations.schema, number, file.stem))
 
 
 def _pending(connection: psycopg.Connection[Any], migrations: Migrations) -> list[int]:
-    with unavailable():
-        try:
-            with connection.transaction():
-                rows = connection.execute(f"select number from {TABLE} where schema = %s", (migrations.schema,))
-                applied = {number for (number,) in rows}
-        except psycopg.errors.UndefinedTable:
-            applied = set[int]()
+    applied = set[int]()
+    with unavailable(), suppress(psycopg.errors.UndefinedTable), connection.transaction():
+        rows = connection.execute(f"select number from {TABLE} where schema = %s", (migrations.schema,))
+        applied = {number for (number,) in rows}
     if unknown := applied - migrations.files.keys():
         raise StoreUnavailable(
             f"the tables of schema {migrations.schema} are of a newer release (migration {max(unknown)}) than this program",
             "Run that release or a newer one",
         )
     return [number for number in migrations.files if number not in applied]
-
-
-def _create_table(connection: psycopg.Connection[Any]) -> None:
-    _create_schema(connection, CORE.schema)
-    connection.execute(
-        f"create table if not exists {TABLE} (schema text not null, number int not null, name text not null, "
-        "applied_at timestamptz not null default now(), primary key (schema, number)); "
-        f"comment on table {TABLE} is 'Which SQL files of a release have been applied to the tables of a schema.'"
-    )
-
-
-def _create_schema(connection: psycopg.Connection[Any], schema: str) -> None:
-    # `create schema if not exists` needs the right to create schemas even where it exists.
-    row = connection.execute("select to_regnamespace(quote_ident(%s)) is null", (schema,)).fetchone()
-    if row and row[0]:
-        connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))

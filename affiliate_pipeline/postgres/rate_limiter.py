@@ -19,8 +19,7 @@ RIGHTS = {TABLE: "select insert update"}
 # By then a request has its response or has failed (see the timeouts of http.client), so that no two hold one slot.
 HOLD_S = 60
 MAX_WAIT_S = 300
-# Within a block not every request queries the database: pauses set by another process are noticed so much later, when a
-# request of this process might have been under way just as well.
+# Pauses set by another process are noticed this late, since not every request of a block queries the database.
 PAUSE_CHECK_S = 0.02
 # Binance's bans end after three days.
 MAX_PAUSE_S = 30 * 86_400
@@ -45,7 +44,7 @@ from {TABLE} where scope = %(scope)s"""
 
 @dataclass
 class _Block:
-    """A slot taken: how many requests it still permits, how many are under way, and until when it may be used."""
+    """A slot taken: how many requests it still permits, until when it may be used, and how many are under way."""
 
     slot: int
     returns_at: datetime
@@ -55,8 +54,7 @@ class _Block:
 
 
 class RateLimiter(TableStore):
-    """A rate limit (`http.limits.Limit`) of `slots` slots per window of `window_s` seconds, each of which permits
-    `requests` requests. Safe to share between threads.
+    """A rate limit of `slots` slots per window, each of which permits `requests` requests; threads may share it.
 
     A pause longer than `max_wait_s` raises what `too_long` makes of a message.
     """
@@ -105,8 +103,6 @@ class RateLimiter(TableStore):
                 block.under_way -= 1
                 if not block.under_way and (not block.left or block is not self._block):
                     self._give_back(block)
-                    if block is self._block:
-                        self._block = None
 
     def pause(self, seconds: float) -> None:
         """Lets no process with this scope send a request for so long."""
@@ -141,12 +137,11 @@ class RateLimiter(TableStore):
 
     def _is_paused(self) -> bool:
         now = time.monotonic()
-        if now < self._no_pause_until:
-            return False
-        is_paused = self._execute(_PAUSED, self._values).fetchone() is not None
-        if not is_paused:
+        if now >= self._no_pause_until:
+            if self._execute(_PAUSED, self._values).fetchone():
+                return True
             self._no_pause_until = now + PAUSE_CHECK_S
-        return is_paused
+        return False
 
     def _drop_block(self) -> None:
         if self._block and not self._block.under_way:
@@ -160,3 +155,5 @@ class RateLimiter(TableStore):
             "where scope = %s and slot = %s and returns_at = %s",
             (self._window_s, self._values["scope"], block.slot, block.returns_at),
         )
+        if block is self._block:
+            self._block = None

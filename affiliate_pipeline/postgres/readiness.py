@@ -72,12 +72,6 @@ def problems(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> 
         )
 
 
-def require(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> None:
-    """Raises the first of the `problems`."""
-    for error in problems(connection, rights):
-        raise error
-
-
 def require_storage(url: str) -> None:
     """Raises `StoreUnavailable` if Dagster cannot keep its own tables in the database."""
     with connect(url, autocommit=True) as connection:

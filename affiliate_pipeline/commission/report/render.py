@@ -73,12 +73,10 @@ def svg(figures: Figures) -> str:
 
 def panels(figures: Figures) -> list[Panel]:
     """A chart for each of the best coins of each exchange."""
-    coins: dict[str, list[str]] = {}
+    coins: dict[str, dict[str, None]] = {}
     for total in figures.totals:
-        shown = coins.setdefault(total.exchange, [])
-        if total.coin not in shown and len(shown) < MAX_COINS:
-            shown.append(total.coin)
-    return [_panel(figures, exchange, coin) for exchange, shown in coins.items() for coin in shown]
+        coins.setdefault(total.exchange, {})[total.coin] = None
+    return [_panel(figures, exchange, coin) for exchange, each in coins.items() for coin in [*each][:MAX_COINS]]
 
 
 def _panel(figures: Figures, exchange: str, coin: str) -> Panel:
@@ -95,8 +93,8 @@ def _panel(figures: Figures, exchange: str, coin: str) -> Panel:
     zero_y = HEAD_PX + pixels(most)
     bars: list[Bar] = []
     for number, day in enumerate(figures.days):
-        if day in amounts:
-            amount, height = amounts[day], max(1, pixels(amounts[day]))
+        if (amount := amounts.get(day)) is not None:
+            height = max(1, pixels(amount))
             style, y = ("bar", zero_y - height) if amount >= 0 else ("minus", zero_y)
             bars.append(Bar(day, f"{amount:f}", style, EDGE_PX + number * (BAR_PX + GAP_PX), y, height))
     return Panel(exchange, coin, f"{most:f}", zero_y, bars)
