@@ -139,14 +139,14 @@ class Commission:
         )
         return [Sum(last, *row) for row in rows]
 
-    def earners(self, day: date, most: int) -> list[Earner]:
+    def earners(self, day: date, max_rank: int) -> list[Earner]:
         """Who earned most that day in each coin."""
         counted = self._fetch("select distinct asset from affiliate.daily_commission where partition_date = %s", [day])
         return [
             Earner(*row)
             for endpoint in chain.from_iterable(self.alike)
             if (endpoint.key,) in counted and _money(endpoint).earners
-            for row in self._fetch(_earners(endpoint), {"day": day, "most": most})
+            for row in self._fetch(_earners(endpoint), {"day": day, "max_rank": max_rank})
         ]
 
     def newest(self) -> date | None:
@@ -205,5 +205,5 @@ def _earners(endpoint: Records) -> sql.Composed:
         "select exchange, coin, earner, trim_scale(amount)::text, rank from ("
         "select {exchange} as exchange, {coin} as coin, {earner} as earner, sum({amount}) as amount, "
         "row_number() over (partition by {coin} order by sum({amount}) desc, {earner}) as rank from {table} "
-        "where partition_date = %(day)s group by 2, 3) ranked where rank <= %(most)s order by coin, rank"
+        "where partition_date = %(day)s group by 2, 3) ranked where rank <= %(max_rank)s order by coin, rank"
     ).format(**_parts(endpoint))

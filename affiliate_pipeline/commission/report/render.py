@@ -100,7 +100,7 @@ def _panel(figures: Figures, exchange: str, coin: str) -> Panel:
     return Panel(exchange, coin, f"{most:f}", zero_y, bars)
 
 
-def lacking(figures: Figures) -> list[str]:
+def gaps(figures: Figures) -> list[str]:
     """One line per gap in the figures, or a single line that there is none."""
     lines: list[str] = []
     for each in figures.incomplete:
@@ -124,7 +124,7 @@ def _render(template: str, figures: Figures, **more: str) -> str:
         figures=figures,
         panels=found,
         coins_without_chart=len({(total.exchange, total.coin) for total in figures.totals}) - len(found),
-        lacking=lacking(figures),
+        gaps=gaps(figures),
         width=2 * EDGE_PX + max(len(figures.days), 12) * (BAR_PX + GAP_PX),
         height=HEIGHT_PX,
         edge=EDGE_PX,

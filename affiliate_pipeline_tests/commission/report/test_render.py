@@ -91,7 +91,7 @@ def test_what_the_sandbox_made_up_is_called_so():
 
 
 def test_what_is_missing_is_said():
-    assert render.lacking(figures({})) == [
+    assert render.gaps(figures({})) == [
         "binance/rebate_recent_record: 2026-10-30, 31 not landed",
         "binance/rebate_recent_record: 2026-11-02 landed, may still change",
     ]
