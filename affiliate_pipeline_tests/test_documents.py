@@ -14,10 +14,12 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 
-def table_after(title: str) -> list[str]:
-    """The first cells of the first table below the words, without its head."""
-    rows = README[README.index(title) :].split("\n| --- ", 1)[1].splitlines()[1:]
+
+def table_after(title: str, document: str = README) -> list[str]:
+    """The first cells of the first table below the title, without its header."""
+    rows = document[document.index(title) :].split("\n| --- ", 1)[1].splitlines()[1:]
     return [row.split("|")[1] for row in rows[: next(i for i, row in enumerate(rows) if not row.startswith("|"))]]
 
 
@@ -27,8 +29,8 @@ def test_the_data_dictionary_is_that_of_the_schemas():
     )
 
 
-def test_the_readme_names_every_variable_and_no_other():
-    named = {name for cell in table_after("## Real accounts") for name in re.findall(r"`([A-Z_]+)`", cell)}
+def test_the_configuration_page_names_every_variable_and_no_other():
+    named = {name for cell in table_after("## Variables", CONFIGURATION) for name in re.findall(r"`([A-Z_]+)`", cell)}
     fields = {name.upper() for kind in Settings.__subclasses__() for name in kind.model_fields}
     assert named == fields | {DATABASE_VARIABLE}
 
@@ -41,7 +43,7 @@ def test_the_readme_names_no_asset_that_does_not_exist():
 
 
 def test_the_readme_names_every_option_of_a_run_and_no_other():
-    named = {name for cell in table_after("What a run may be told") for name in re.findall(r"`([a-z_]+): true`", cell)}
+    named = {name for cell in table_after("given as run config") for name in re.findall(r"`([a-z_]+): true`", cell)}
     assert named == set(LandingConfig.model_fields)
 
 
@@ -76,6 +78,10 @@ def test_the_runbook_rotates_a_key_in_every_table_that_knows_the_account():
     keyed = {name for name, columns in tables if re.search(r"^ +source text", columns, re.MULTILINE)}
     runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
     assert keyed - {"affiliate.answer"} == set(re.findall(r"update (\S+) set source = ", runbook))
+
+
+def test_the_readme_is_one_that_a_stranger_reads():
+    assert len(README.splitlines()) <= 150
 
 
 def test_links_between_the_documents_lead_somewhere():
