@@ -6,42 +6,14 @@ import secrets
 import socket
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
 from affiliate_pipeline.postgres.errors import DIRECT_ACTION, StoreUnavailable, explained, unavailable
+from affiliate_pipeline.postgres.urls import parameters
 
 OLDEST_SERVER = 140000
 # Identifies our sessions in `pg_stat_activity`.
 APPLICATION = "affiliate_pipeline"
 CONNECT_TIMEOUT_S = 10
-
-
-def parameters(url: str) -> dict[str, str]:
-    """The parameters in the URL by libpq's names.
-
-    Raises `StoreUnavailable`, which quotes no part of the URL: what cannot be parsed may be a piece of the password.
-    """
-    unparsable = StoreUnavailable(
-        "AFFILIATE_DATABASE_URL cannot be parsed",
-        "Write it as postgresql://user:password@host:port/database; in the user name and the password, `% / ? # @ : [ ]` "
-        "and blanks are written as %25 %2F %3F %23 %40 %3A %5B %5D and %20",
-    )
-    try:
-        given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
-    except (psycopg.Error, ValueError):
-        raise unparsable from None
-    # An `@` or `/` in a password moves the parts after it: pieces of the password would be taken for host, port or
-    # database, and be quoted in connection errors.
-    authority, _, path = url.partition("://")[2].partition("/")
-    hosts, ports = given.get("host", "").split(","), given.get("port", "").split(",")
-    if (
-        authority.count("@") > 1
-        or "@" in path.partition("?")[0]
-        or not all(host.startswith("/") or re.fullmatch(r"[\w.:-]*", host) for host in hosts)
-        or not all(re.fullmatch("[0-9]{0,5}", port) and int(port or 1) in range(1, 65536) for port in ports)
-    ):
-        raise unparsable
-    return given
 
 
 def connect(url: str, *, autocommit: bool = False, durable: bool = True) -> psycopg.Connection:

@@ -28,12 +28,14 @@ with existing as (
 select pg_is_in_recovery(),
     (select reset_val from pg_settings where name = 'default_transaction_read_only') = 'on',
     current_setting('server_encoding'),
-    has_database_privilege(current_database(), 'temporary'),
-    has_database_privilege(current_database(), 'create'),
-    array(select schema from schemas where oid is null),
-    array(select schema from schemas where oid is not null and not has_schema_privilege(oid, 'usage')),
-    array(select "right" || ' on ' || name from existing where not has_table_privilege(oid, "right")),
-    array(select name from existing where row_security_active(oid))
+    array(
+        select 'usage on schema ' || schema from schemas where not has_schema_privilege(oid, 'usage') union all
+        select 'create on the database (for schema ' || string_agg(schema, ', ' order by schema) || ')' from schemas
+        where oid is null and not has_database_privilege(current_database(), 'create') having count(*) > 0 union all
+        select 'temporary on the database' where not has_database_privilege(current_database(), 'temporary') union all
+        select "right" || ' on ' || name from existing where not has_table_privilege(oid, "right")
+    ),
+    array(select distinct name from existing where row_security_active(oid))
 """
 
 
@@ -45,29 +47,23 @@ def problems(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> 
     """What prevents the use of tables (`schema.name`) with these rights, such as "select insert"; changes nothing."""
     needed = [(table, right) for table, each in rights.items() for right in each.split()]
     values = {
-        "schemas": sorted({table.partition(".")[0] for table in rights}),
+        "schemas": list({table.partition(".")[0] for table in rights}),
         "tables": [table for table, _ in needed],
         "rights": [right for _, right in needed],
     }
     with unavailable(), connection.transaction():
-        [found] = connection.execute(_LOOK, values).fetchall()
-    is_standby, is_read_only, encoding, may_use_temporary, may_create, missing, closed, lacking, hidden = found
+        [(is_standby, is_read_only, encoding, lacking, hidden)] = connection.execute(_LOOK, values).fetchall()
     if is_standby:
         yield DatabaseReadOnly(f"{READ_ONLY}: its address leads to a standby", READ_ONLY_ACTION)
     elif is_read_only:
         yield DatabaseReadOnly(f"{READ_ONLY} (default_transaction_read_only is on)", READ_ONLY_ACTION)
     if encoding != "UTF8":
         yield StoreUnavailable(f"the database's encoding is {encoding}, {ENCODING}", ENCODING_ACTION)
-    if not may_use_temporary:
-        lacking = ["temporary on the database", *lacking]
-    if missing and not may_create:
-        lacking = [f"create on the database (for schema {', '.join(missing)})", *lacking]
-    lacking = [*(f"usage on schema {schema}" for schema in closed), *dict.fromkeys(lacking)]
     if lacking:
         yield StoreUnavailable(f"the database's role lacks a right: {', '.join(lacking)}", ROLE_ACTION)
     if hidden:
         yield StoreUnavailable(
-            f"row-level security hides rows from the database's role in {', '.join(dict.fromkeys(hidden))}",
+            f"row-level security hides rows from the database's role in {', '.join(hidden)}",
             "Use the owner of these tables, or a role with `bypassrls`",
         )
 

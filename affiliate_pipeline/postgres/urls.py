@@ -1,11 +1,42 @@
-"""The database's URL in the forms that other programs read."""
+"""The database's URL: its parameters, and the forms that other programs read."""
 
+import re
 from collections.abc import Collection
 from urllib.parse import quote, urlencode
 
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
 
-from affiliate_pipeline.postgres.connection import parameters
+from affiliate_pipeline.postgres.errors import StoreUnavailable
+
+
+def parameters(url: str) -> dict[str, str]:
+    """The parameters in the URL by libpq's names.
+
+    Raises `StoreUnavailable`, which quotes no part of the URL: what cannot be parsed may be a piece of the password.
+    """
+    unparsable = StoreUnavailable(
+        "AFFILIATE_DATABASE_URL cannot be parsed",
+        "Write it as postgresql://user:password@host:port/database; in the user name and the password, `% / ? # @ : [ ]` "
+        "and blanks are written as %25 %2F %3F %23 %40 %3A %5B %5D and %20",
+    )
+    try:
+        given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    except (psycopg.Error, ValueError):
+        raise unparsable from None
+    # An `@` or `/` in a password moves the parts after it: pieces of the password would be taken for host, port or
+    # database, and be quoted in connection errors.
+    authority, _, path = url.partition("://")[2].partition("/")
+    hosts, ports = given.get("host", "").split(","), given.get("port", "").split(",")
+    if (
+        authority.count("@") > 1
+        or "@" in path.partition("?")[0]
+        or not all(host.startswith("/") or re.fullmatch(r"[\w.:-]*", host) for host in hosts)
+        or not all(re.fullmatch("[0-9]{0,5}", port) and int(port or 1) in range(1, 65536) for port in ports)
+    ):
+        raise unparsable
+    return given
 
 
 def libpq_environment(url: str) -> dict[str, str]:
