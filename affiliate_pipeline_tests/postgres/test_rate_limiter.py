@@ -18,6 +18,8 @@ from affiliate_pipeline.postgres import rate_limiter
 from affiliate_pipeline.postgres.rate_limiter import RateLimiter
 
 WINDOW_S = 0.2
+# Long enough for a loaded machine, and much shorter than a slot that is never returned is lost for.
+SOON_S = 20
 
 # Forks so many processes, each with so many threads that send so many requests of a random duration, and prints when
 # each request was sent and answered, on the machine's clock.
@@ -130,7 +132,7 @@ def test_a_slot_comes_back_a_window_after_the_answer(lease_of):
         time.sleep(0.05)
         answered = time.monotonic()
     with other.slot():
-        assert WINDOW_S <= time.monotonic() - answered < WINDOW_S + 0.5
+        assert time.monotonic() - answered >= WINDOW_S
 
 
 def test_a_slot_under_way_is_not_given_to_another(lease_of):
@@ -172,7 +174,7 @@ def test_a_request_that_fails_gives_its_slot_back(lease_of):
         raise ZeroDivisionError
     began = time.monotonic()
     with other.slot():
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < SOON_S
 
 
 def test_closing_gives_back_what_is_left_of_a_block(lease_of, database_url):
@@ -182,7 +184,7 @@ def test_closing_gives_back_what_is_left_of_a_block(lease_of, database_url):
     one.close()
     began = time.monotonic()
     with lease_of(1, 0.02).slot():
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < SOON_S
 
 
 def test_scopes_do_not_hold_each_other_up(lease_of):
@@ -200,7 +202,7 @@ def test_the_slot_of_a_killed_holder_comes_back(lease_of, database_url):
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     with lease_of(1, 0.1).slot():
-        assert 0.2 < time.monotonic() - began < 2
+        assert 0.2 < time.monotonic() - began < SOON_S
 
 
 def test_a_hold_outlasts_every_request():

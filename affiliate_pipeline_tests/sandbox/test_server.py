@@ -62,7 +62,7 @@ def test_stopping_does_not_wait_for_open_connections(clock, caller_of):
     sandbox = Sandbox(now=clock).start()
     with caller_of(sandbox) as idle, caller_of(sandbox) as waiting:
         idle.rebates()
-        sandbox.faults.slow_s = 1
+        sandbox.faults.slow_s = 60
         sandbox.faults.mix(slow=1)
         failures = []
 
@@ -79,7 +79,7 @@ def test_stopping_does_not_wait_for_open_connections(clock, caller_of):
         started = time.monotonic()
         sandbox.stop()
         thread.join()
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 30
         assert len(failures) == 1
         with pytest.raises((ConnectionError, http.client.HTTPException)):
             idle.rebates()

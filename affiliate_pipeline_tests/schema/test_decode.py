@@ -317,7 +317,7 @@ def test_a_field_that_may_be_null_may_not_be_missing():
     assert values(parse(Thing, [row(name=None), row(name='"name":'), spaced]), "name") == [None, '"name":', None]
 
 
-@given(st.lists(ROWS))
+@given(st.lists(ROWS, min_size=1))
 def test_rows_that_are_exactly_as_declared_and_others_are_read_alike(sent):
     """The former column by column, the latter field by field."""
     declared = [
@@ -331,8 +331,9 @@ def test_rows_that_are_exactly_as_declared_and_others_are_read_alike(sent):
         ).encode()
         for index, fields in enumerate(sent)
     ]
+    # A row that spells a name otherwise than the first one has to be read field by field.
     others = [text.replace(b'"tradeTime":', b'"trade_time":') for text in declared]
-    assert parse(Thing, declared).table.equals(parse(Thing, others).table)
+    assert parse(Thing, [row(), *declared]).table.equals(parse(Thing, [row(), *others]).table)
 
 
 @pytest.mark.parametrize("spelling", ["null", '""', '" "', '"-"', '"NULL"', '"n/a"'])
@@ -340,7 +341,8 @@ def test_rows_that_are_exactly_as_declared_and_others_are_read_alike(sent):
 def test_no_value_is_read_alike_column_by_column_and_field_by_field(name, spelling):
     declared = bare(name, spelling)
     other = declared.replace(b'"tradeTime":', b'"trade_time":')
-    assert values(parse(Thing, [declared]), name) == values(parse(Thing, [other]), name) == [None]
+    assert values(parse(Thing, [declared]), name) == [None]
+    assert values(parse(Thing, [row(), other]), name)[1:] == [None]
 
 
 def test_a_field_that_is_there_twice_is_found_however_it_is_spaced():

@@ -136,15 +136,13 @@ def test_four_processes_starting_at_once_in_a_long_closed_folder_get_one_server(
         remove(home)
 
 
-def test_a_running_server_is_found_in_no_time(home: Path) -> None:
+def test_a_running_server_is_not_started_again(home: Path) -> None:
     url, running = server.ensure(home, "data"), the_postmaster(home)
-    began = time.perf_counter()
     assert server.ensure(home, "data") == url
-    assert time.perf_counter() - began < 0.1
     assert the_postmaster(home) == running
 
 
-def test_a_running_server_is_found_while_somebody_holds_the_lock(home: Path) -> None:
+def test_a_running_server_is_found_while_another_process_holds_the_lock(home: Path) -> None:
     with open(home / "postgres.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         told = subprocess.check_output([sys.executable, "-c", ENSURE, str(home)], text=True, timeout=20)
