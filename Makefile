@@ -1,4 +1,4 @@
-# `make up` runs everything, `make test` tests it. Both install what they need into .venv first.
+# `make up` runs everything, `make test` runs the tests. Every target first installs what it needs into .venv.
 SUITABLE := import ensurepip, sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
@@ -36,11 +36,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@# LBank's own client, without the old versions that it pins of what we have newer.
+	@# LBank's own client, without its dependencies: it pins old versions of packages that are already installed.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps lbank-connector-python
 	@touch $@
 
-# Without what only tests need: pandera imports hypothesis where it is there.
+# Without the test dependencies: pandera imports hypothesis if it is installed, which would distort the measurement.
 $(VENV)/.installed-bench: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@

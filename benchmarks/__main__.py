@@ -1,8 +1,8 @@
-"""`make bench`: measures, prints tables, and writes those of full size into `results.md`, each part into its own place.
+"""`make bench`: measures, prints tables, and with full sizes replaces the measured parts' sections in `results.md`.
 
 python -m benchmarks            everything, in less than twenty minutes
 python -m benchmarks c e        only these parts
-python -m benchmarks --quick    small sizes, to see that it works; writes nothing
+python -m benchmarks --quick    small sizes, to check that it works; writes nothing
 """
 
 import argparse
@@ -24,19 +24,19 @@ from benchmarks.harness import place
 RESULTS = Path(__file__).with_name("results.md")
 PARTS = {
     "a": ("Landing", landing.run),
-    "b": ("Use of the rate limit", limits.run),
-    "c": ("What Dagster costs", overhead.run),
-    "d": ("A long range at a low limit", ranges.run),
-    "e": ("Until something happens", startup.run),
+    "b": ("Rate limit utilization", limits.run),
+    "c": ("Dagster overhead", overhead.run),
+    "d": ("A long range at a low rate limit", ranges.run),
+    "e": ("Startup", startup.run),
 }
 PACKAGES = ("dagster", "dlt", "pandas", "pandera", "pyarrow", "psycopg", "httpx", "msgspec")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(":")[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], help="a to e; all if none is named")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], help="a to e; default: all")
     parser.add_argument("--quick", action="store_true", help="small sizes; writes nothing")
-    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is told")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements per value; the median is reported")
     options = parser.parse_args()
     console = Console()
     sections = _sections()
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _sections() -> dict[str, str]:
-    """What `results.md` holds by part."""
+    """The sections of `results.md`, by part."""
     text = RESULTS.read_text() if RESULTS.exists() else ""
     found = re.split(r"^(?=## \([a-e]\) )", text, flags=re.MULTILINE)[1:]
     return {section[4]: section.rstrip("\n") + "\n" for section in found}
@@ -73,10 +73,10 @@ def _head() -> str:
         postgresql = at.version()
     return "\n".join(
         [
-            "# How fast",
+            "# Benchmark results",
             "",
-            f"Written by `make bench`. {psutil.cpu_count()} cores ({platform.machine()}), shared by what is measured, the sandbox "
-            f"that plays the exchange and PostgreSQL; {psutil.virtual_memory().total / 2**30:.0f} GB of memory; "
+            f"Written by `make bench`. {psutil.cpu_count()} cores ({platform.machine()}), shared by the measured "
+            f"process, the sandbox exchange and PostgreSQL; {psutil.virtual_memory().total / 2**30:.0f} GB of memory; "
             f"{platform.system()}; Python {platform.python_version()}; PostgreSQL {postgresql}; {versions}.",
             "",
         ]

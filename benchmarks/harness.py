@@ -1,5 +1,5 @@
-"""What every part of the benchmark needs: a place with a database of its own and nothing else configured, processes whose
-time and memory are watched, and tables of results."""
+"""Shared by all parts of the benchmark: an isolated project with its own database, processes whose time and memory are
+measured, and tables of results."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ SPAWN = get_context("spawn")
 
 @dataclass(frozen=True)
 class Table:
-    """One table of results, and what its numbers mean."""
+    """A table of results, with notes that explain its numbers."""
 
     title: str
     header: Sequence[str]
@@ -50,7 +50,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a process gave, how long it took from its start to its end, and peaks of memory (bytes) by group."""
+    """A process's return value, its duration from start to end, and the peak memory (bytes) of each group."""
 
     value: Any
     seconds: float
@@ -58,14 +58,14 @@ class Measured:
 
 
 class Place:
-    """A folder that is a project of its own, and its database."""
+    """An isolated project folder and its database."""
 
     def __init__(self, home: Path, url: str):
         self.home, self.url = home, url
         self._database_pid = self.query("select split_part(pg_read_file('postmaster.pid'), E'\\n', 1)::int")
 
     def query(self, statement: str, *values: Any) -> Any:
-        """The first value of the answer, if there is one."""
+        """Return the first value of the first row, or None."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             cursor = connection.execute(statement, values or None)
             row = cursor.fetchone() if cursor.description else None
@@ -74,8 +74,8 @@ class Place:
     def version(self) -> str:
         return self.query("show server_version")
 
-    def forget(self) -> None:
-        """Nothing has landed."""
+    def clear(self) -> None:
+        """Empty the ledger and the endpoints' tables."""
         for (name,) in self._rows(
             "select format('%I.%I', schemaname, tablename) from pg_tables "
             "where schemaname in ('binance', 'lbank') or (schemaname, tablename) = ('affiliate', 'landing')"
@@ -87,7 +87,7 @@ class Place:
             return connection.execute(statement).fetchall()
 
     def spawned(self, function: Callable[..., Any], *arguments: Any, **watched: int) -> Measured:
-        """The function in a new process."""
+        """Run the function in a new process."""
         self.query("checkpoint")
         receiver, sender = SPAWN.Pipe(duplex=False)
         process = SPAWN.Process(target=_send, args=(sender, function, arguments))
@@ -101,11 +101,9 @@ class Place:
         return Measured(value, time.perf_counter() - began, memory)
 
     def materialized(self, key: str, days: Sequence[date], **watched: int) -> Measured:
-        """The asset's days landed by Dagster's command line, which runs it in a process of its own."""
+        """Land the asset's days with Dagster's command line, in a new process."""
         self.query("checkpoint")
-        days_asked = (
-            ["--partition-range", f"{days[0]}...{days[-1]}"] if len(days) > 1 else ["--partition", f"{days[0]}"]
-        )
+        selection = ["--partition-range", f"{days[0]}...{days[-1]}"] if len(days) > 1 else ["--partition", f"{days[0]}"]
         command = [
             "asset",
             "materialize",
@@ -113,23 +111,23 @@ class Place:
             "affiliate_pipeline.definitions",
             "--select",
             f'key:"{key}"',
-            *days_asked,
+            *selection,
         ]
         began = time.perf_counter()
         with subprocess.Popen(
             [sys.executable, "-m", "dagster", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
             with peaks(contender=process.pid, database=self._database_pid, **watched) as memory:
-                said, _ = process.communicate()
-        assert process.returncode == 0, said
+                output, _ = process.communicate()
+        assert process.returncode == 0, output
         return Measured(None, time.perf_counter() - began, memory)
 
     def step_s(self) -> float:
-        """How long the step of the last run took."""
+        """The duration of the last run's step."""
         return self._between("STEP_START", "STEP_SUCCESS")
 
     def run_s(self) -> float:
-        """How long the last run took, from what it planned to its end."""
+        """The duration of the last run, from its first planned materialization to its end."""
         return self.query(
             "select extract(epoch from max(timestamp) - min(timestamp))::float8 from event_logs where run_id = "
             "(select run_id from event_logs order by id desc limit 1)"
@@ -148,7 +146,7 @@ class Place:
 
 @contextmanager
 def place(**environment: str) -> Iterator[Place]:
-    """A new one. This process, and those it starts, know nothing but it and these variables."""
+    """Create a `Place`. This process and its children are configured with it and these variables only."""
     home = Path(tempfile.mkdtemp(prefix="benchmark_"))
     before = dict(os.environ)
     folder = Path.cwd()
@@ -157,7 +155,7 @@ def place(**environment: str) -> Iterator[Place]:
             del os.environ[name]
         shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
         (home / "workspace.yaml").touch()
-        # No .env of the project either.
+        # Leave the project, whose .env would apply.
         os.chdir(home)
         url = server.ensure(home, "benchmark")
         os.environ |= {"AFFILIATE_DATABASE_URL": url, "DAGSTER_HOME": str(home), **environment}
@@ -182,32 +180,32 @@ def _send(sender: Connection, function: Callable[..., Any], arguments: tuple[Any
 
 
 def days_back(number: int) -> list[date]:
-    """So many days that have ended, oldest first."""
+    """The last days that have ended, oldest first."""
     today = datetime.now(UTC).date()
     return [today - timedelta(days=back) for back in range(number, 0, -1)]
 
 
 @contextmanager
 def peaks(**groups: int) -> Iterator[dict[str, int]]:
-    """The most memory that each process and what it started had at once: pages shared in a group count once."""
-    most = dict.fromkeys(groups, 0)
+    """Yield the peak memory (bytes) of each process and its descendants; pages shared within a group count once."""
+    peak = dict.fromkeys(groups, 0)
     ended = threading.Event()
 
     def sample() -> None:
         trees: dict[str, list[psutil.Process]] = {}
         for number in count():
-            # Looking for children reads the state of every process: not at every sample.
+            # Listing descendants reads the state of every process, which is too slow for every sample.
             if number % SAMPLES_PER_LISTING == 0:
                 trees = {name: _tree(pid) for name, pid in groups.items()}
             for name, tree in trees.items():
-                most[name] = max(most[name], _memory(tree))
+                peak[name] = max(peak[name], _memory(tree))
             if ended.wait(SAMPLE_EVERY_S):
                 return
 
     sampler = threading.Thread(target=sample)
     sampler.start()
     try:
-        yield most
+        yield peak
     finally:
         ended.set()
         sampler.join()

@@ -1,7 +1,7 @@
-"""(a) How fast, and in how much memory, rebates land through the real asset, beside what bounds it: raw COPY of the same
-rows from above; a naive client and dlt from below.
+"""(a) Speed and memory of landing rebates through the real asset, compared with raw COPY of the same rows (the upper
+bound), a naive client and dlt.
 
-All start from an empty table each time and have to hold the same rows to the last digit.
+Each run starts with an empty table, which must then have exactly the source's rows, to the last digit.
 """
 
 import os
@@ -26,13 +26,13 @@ AMOUNTS, TIMES = ("income", "commission", "convertPrice"), ("time", "distributeT
 PAGE = 500
 DAYS = 8
 ROWS, MANY_ROWS, QUICK_ROWS = 200_000, 1_000_000, 8_000
-# So that landing is measured and not the rate limit, which lets 3 million rows a minute through.
+# The rate limit, which permits 3 million rows a minute, must not limit the speed of landing.
 RATE_SCALE = 1000
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run of one contender: how long landing took, how long everything, requests, and peaks of memory (bytes)."""
+    """One run of a contender: seconds of landing and of the whole process, requests, and peak memory (bytes)."""
 
     seconds: float
     whole_s: float
@@ -42,7 +42,7 @@ class Result:
 
 
 def asset_in_process(days: Sequence[date]) -> None:
-    """The asset over the days by `dg.materialize`."""
+    """Land the days with `dg.materialize`."""
     warnings.simplefilter("ignore")
     import dagster as dg
 
@@ -62,7 +62,7 @@ def asset_in_process(days: Sequence[date]) -> None:
 
 
 def raw_copy(url: str) -> float:
-    """The rows that have landed, as CSV in memory, copied into a table like theirs and committed; the seconds."""
+    """Copy the landed rows, from CSV in memory, into a table with the same definition; returns the seconds."""
     columns = ", ".join([*map(_snake, FIELDS), "extra", "partition_date"])
     with psycopg.connect(url) as connection:
         connection.execute("select set_config('affiliate.run_id', 'raw', false)")
@@ -78,7 +78,7 @@ def raw_copy(url: str) -> float:
 
 
 def pages(environment: dict[str, str], days: Sequence[date]) -> Iterator[list[dict[str, Any]]]:
-    """The loop that everybody writes first: page after page of each day."""
+    """Yield the pages of each day, fetched by a simple loop."""
     import hashlib
     import hmac
     from urllib.parse import urlencode
@@ -104,7 +104,7 @@ def pages(environment: dict[str, str], days: Sequence[date]) -> Iterator[list[di
             while rows:
                 full = len(rows) == PAGE
                 if full:
-                    # The rest of the last millisecond may be on the next page.
+                    # Request the last millisecond again: it may continue on the next page.
                     start = rows[-1]["time"]
                     rows = [row for row in rows if row["time"] < start]
                 yield rows
@@ -112,8 +112,8 @@ def pages(environment: dict[str, str], days: Sequence[date]) -> Iterator[list[di
 
 
 def naive_client(url: str, environment: dict[str, str], days: Sequence[date]) -> float:
-    """Each page into the table by `to_sql`; the seconds."""
-    import httpx  # noqa: F401 (not part of what is measured)
+    """Append each page to the table by `to_sql`; returns the seconds."""
+    import httpx  # noqa: F401 (its import is not measured)
     import pandas as pd
     import sqlalchemy
 
@@ -126,10 +126,10 @@ def naive_client(url: str, environment: dict[str, str], days: Sequence[date]) ->
 
 
 def dlt_default(url: str, environment: dict[str, str], days: Sequence[date], folder: str) -> float:
-    """The same pages through dlt as it comes: columns typed, merged by day; the seconds."""
+    """Load the same pages with dlt's defaults, columns typed and merged by day; returns the seconds."""
     os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "RUNTIME__LOG_LEVEL": "ERROR", "DLT_DATA_DIR": folder}
     import dlt
-    import httpx  # noqa: F401 (not part of what is measured)
+    import httpx  # noqa: F401 (its import is not measured)
 
     types = {
         "partition_date": {"data_type": "date"},
@@ -160,21 +160,21 @@ def dlt_default(url: str, environment: dict[str, str], days: Sequence[date], fol
 
 
 class Bench:
-    """One set of rows, and one measured run after the other."""
+    """Measured runs of every contender on one set of rows."""
 
     def __init__(self, exchange: Source, at: Place, days: Sequence[date], content: Content, quiet_s: dict[str, float]):
         self._source, self._at, self._days, self._expected, self._quiet_s = exchange, at, days, content, quiet_s
 
     def asset(self) -> Result:
-        """By Dagster's command line, which runs it in a process that it starts."""
+        """Land by Dagster's command line, which starts a process for the step."""
         return self._asset(COMMAND)
 
     def in_process(self) -> Result:
-        """The same by `dg.materialize`."""
+        """Land by `dg.materialize`."""
         return self._asset(IN_PROCESS)
 
     def copy(self) -> Result:
-        """Needs what the asset has landed."""
+        """Copy the rows that the asset has landed."""
         self._at.query(f"drop table if exists {COPIED}")
         return self._result(COPIED, self._at.spawned(raw_copy, self._at.url))
 
@@ -195,7 +195,7 @@ class Bench:
     def _result(self, table: str, measured: Measured) -> Result:
         found = self._content(table)
         expected = self._expected
-        # dlt's decimals have one scale for all rows.
+        # dlt's decimals have one scale for all rows, so that the hashes differ.
         assert found == expected or (table == DLT and found[:2] == expected[:2]), f"{table}: {found}, not {expected}"
         requests = self._source.requests()
         return Result(
@@ -203,7 +203,7 @@ class Bench:
         )
 
     def _content(self, table: str) -> Content:
-        """What the table holds, computed by PostgreSQL."""
+        """The table's content, computed by PostgreSQL."""
         texts = []
         for name in FIELDS:
             column = f'"{name}"' if table == NAIVE else _snake(name)
@@ -221,8 +221,8 @@ class Bench:
 
 
 def _step(at: Place, way: str, days: Sequence[date]) -> tuple[Measured, float]:
-    """The asset's days landed anew, and how long its step took."""
-    at.forget()
+    """Land the asset's days into empty tables; returns the process and the seconds of its step."""
+    at.clear()
     measured = at.materialized(REBATES, days) if way == COMMAND else at.spawned(asset_in_process, days)
     return measured, at.step_s()
 
@@ -243,38 +243,40 @@ def run(quick: bool, rounds: int) -> list[Table]:
             ways = (COMMAND, IN_PROCESS) if rows <= ROWS else (COMMAND,)
             quiet_s = {way: statistics.median(_step(at, way, days[1:2])[1] for _ in range(rounds)) for way in ways}
             exchange.requests()
-            for (_, days_asked), content in zip(sets, exchange.told, strict=True):
-                bench = Bench(exchange, at, days_asked, content, quiet_s)
+            for (_, landed_days), content in zip(sets, exchange.prepared, strict=True):
+                bench = Bench(exchange, at, landed_days, content, quiet_s)
                 contenders: dict[str, tuple[Callable[[], Result], int]] = {
                     COMMAND: (bench.asset, rounds),
                     RAW_COPY: (bench.copy, rounds),
                 }
-                if len(days_asked) > 1:
-                    # With many rows these take minutes.
+                if len(landed_days) > 1:
+                    # These take minutes for many rows.
                     slow_rounds = rounds if rows <= ROWS else 1
                     if IN_PROCESS in ways:
                         contenders[IN_PROCESS] = bench.in_process, rounds
                     contenders |= {NAIVE_CLIENT: (bench.naive, slow_rounds), DLT_DEFAULT: (bench.dlt, slow_rounds)}
                 results: dict[str, list[Result]] = {name: [] for name in contenders}
                 for number in range(rounds):
-                    for name, (contender, most) in contenders.items():
-                        if number < most:
+                    for name, (contender, max_rounds) in contenders.items():
+                        if number < max_rounds:
                             results[name].append(contender())
-                tables.append(_table(rows, len(days_asked), rounds, results))
+                tables.append(_table(rows, len(landed_days), rounds, results))
     tables[-1] = Table(tables[-1].title, tables[-1].header, tables[-1].lines, NOTES)
     return tables
 
 
 NOTES = (
-    "*landing*: for the asset from the start of its step to its end (requests, validation by pandera, COPY, the ledger, "
-    "Dagster's events and checks of each day), less what the step of a day without rows takes. For dlt its `run`, "
-    "for the naive client its loop, for raw COPY the COPY and its commit. Imports are in none of them.",
-    "*start and end*: everything else that the process did: imports, connections, and Dagster's own start and end, among it "
+    "*landing*: for the asset, its step from start to end (requests, validation by pandera, COPY, the ledger, "
+    "Dagster's events and checks of each day) minus the step of a day without rows. For dlt its `run`, for the naive "
+    "client its loop, for raw COPY the COPY and its commit. Imports are not included.",
+    "*start and end*: the rest of the process: imports, connections, and Dagster's startup and shutdown, including "
     "the process that `dagster asset materialize` starts for a step.",
-    "*the asset* is `dagster asset materialize`, *in process* is `dg.materialize`. *dlt* has typed columns and merges by day.",
-    "*peak memory* is that of the contender's process and all it started; PostgreSQL's own is apart.",
-    "Every table held exactly the source's rows each time: the same number, the same exact sum, the same hash of the multiset "
-    "of rows as texts (but for dlt, which gives all decimals one scale), computed by PostgreSQL and by Python for the source.",
+    "*the asset* is `dagster asset materialize`, *in process* is `dg.materialize`. *dlt* has typed columns and "
+    "merges by day.",
+    "*peak memory* is that of the contender's process and its descendants; PostgreSQL's is listed separately.",
+    "After every run, the table had exactly the source's rows: the same number, exact sum and hash of the multiset "
+    "of rows as texts, computed by PostgreSQL for the table and by Python for the source. For dlt, which gives all "
+    "decimals one scale, the hash is not compared.",
     f"The client's rate limit was {RATE_SCALE} times the real one.",
 )
 

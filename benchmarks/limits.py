@@ -1,32 +1,34 @@
-"""(b) How much of a rate limit is used: 30 requests a minute of an LBank endpoint, on the real window, against a server
-that counts strictly, by one process and by four at once."""
+"""(b) Utilization of a rate limit: 30 requests a minute of an LBank endpoint, by one process and by four at the same time.
+
+The window is the real one, and the server counts strictly.
+"""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 
 from benchmarks.harness import MB, Table, place
-from benchmarks.source import Answered, source
+from benchmarks.source import ServedRequest, source
 
 PERMITTED = 30
 BURST = 5
 WORKERS = 8
-ANSWER_MS = 100
+RESPONSE_MS = 100
 SECONDS, QUICK_SECONDS = 150, 32
-# Each has a budget of its own, so that both are measured at the same time.
+# Each has a rate limit of its own, so both are measured at the same time.
 ONE, FOUR = "lbank/invite_user_info", "lbank/trade_user_team"
 PROCESSES = {ONE: 1, FOUR: 4}
 
 
 def slow(sandbox) -> str:
-    """Every answer takes as long as is permitted here."""
-    sandbox.faults.slow_s = ANSWER_MS / 1000
+    """Delay every response of the sandbox; returns its openId."""
+    sandbox.faults.slow_s = RESPONSE_MS / 1000
     sandbox.faults.mix(slow=1.0)
     return sandbox.lbank.own_open_id
 
 
-def ask(key: str, open_id: str, workers: int, until: float) -> None:
-    """Asks the endpoint as often as the shared limit lets this process."""
+def request_repeatedly(key: str, open_id: str, workers: int, until: float) -> None:
+    """Send requests to the endpoint as often as the shared limit permits."""
     from affiliate_pipeline.environment import configured
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
     from affiliate_pipeline.landing.pipeline import connected
@@ -43,8 +45,8 @@ def ask(key: str, open_id: str, workers: int, until: float) -> None:
                 session.client.get(endpoint.path, params, bytes)
 
         with ThreadPoolExecutor(workers) as pool:
-            for asked in [pool.submit(again) for _ in range(workers)]:
-                asked.result()
+            for future in [pool.submit(again) for _ in range(workers)]:
+                future.result()
 
 
 def run(quick: bool, rounds: int) -> list[Table]:
@@ -52,17 +54,17 @@ def run(quick: bool, rounds: int) -> list[Table]:
     with source(slow, users=3) as exchange, place(**exchange.environment) as at:
         until = time.time() + seconds
         jobs = [
-            (key, exchange.told, WORKERS // processes, until)
+            (key, exchange.prepared, WORKERS // processes, until)
             for key, processes in PROCESSES.items()
             for _ in range(processes)
         ]
         with ThreadPool(len(jobs)) as pool:
-            measured = pool.map(lambda job: at.spawned(ask, *job), jobs)
-        answered = exchange.answered()
+            measured = pool.map(lambda job: at.spawned(request_repeatedly, *job), jobs)
+        served = exchange.served()
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
     paths = {endpoint.key: endpoint.path for endpoint in ENDPOINTS}
-    arrived = {key: [request for request in answered if request.path == paths[key]] for key in PROCESSES}
+    arrived = {key: [request for request in served if request.path == paths[key]] for key in PROCESSES}
     rates = {key: _rate(requests) for key, requests in arrived.items()}
     memory = max(result.memory["contender"] for result in measured)
     return [
@@ -71,21 +73,21 @@ def run(quick: bool, rounds: int) -> list[Table]:
             ["processes", *map(str, PROCESSES.values())],
             [
                 ["requests a minute", *(f"{rate:.2f}" for rate in rates.values())],
-                ["of what is permitted", *(f"{rate / PERMITTED:.3f}" for rate in rates.values())],
+                ["of the permitted rate", *(f"{rate / PERMITTED:.3f}" for rate in rates.values())],
                 ["requests", *(str(len(requests)) for requests in arrived.values())],
                 ["refused", *(str(sum(request.refused for request in requests)) for requests in arrived.values())],
                 ["peak memory of a process, MB", *[f"{memory / MB:,.0f}"] * len(PROCESSES)],
             ],
             [
-                f"{BURST} requests in any 10 s by the server's own count, which answers each after {ANSWER_MS} ms. The rate is that "
-                f"between bursts, from the second one to the last, in {seconds} s.",
+                f"The server permits {BURST} requests in any 10 s and responds to each after {RESPONSE_MS} ms. The "
+                f"rate is measured from the second burst to the last within {seconds} s.",
             ],
         )
     ]
 
 
-def _rate(requests: list[Answered]) -> float:
-    """Requests a minute in steady state: from the second burst's first request to the last full burst's first."""
+def _rate(requests: list[ServedRequest]) -> float:
+    """Requests a minute in steady state: from the first request of the second burst to that of the last full burst."""
     times = sorted(request.received_ms for request in requests)
     last = (len(times) - 1) // BURST * BURST
     assert last > BURST, f"only {len(times)} requests"

@@ -1,4 +1,4 @@
-"""(d) A long range of an exchange whose limit is low: 30 days of LBank's trades with 1,000 users, against its plan."""
+"""(d) A long range at a low rate limit: 30 days of LBank's trades with 1,000 users, compared with the plan."""
 
 from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -12,11 +12,11 @@ QUICK_DAYS, QUICK_USERS = 3, 20
 
 
 def nothing(sandbox) -> None:
-    """The sandbox as it is."""
+    """Leave the sandbox unchanged."""
 
 
 def planned(days: list[date]) -> tuple[int, float]:
-    """The requests and seconds that the plan says, once the roster is there."""
+    """Return the planned requests and seconds; planning refreshes the roster."""
     from affiliate_pipeline.environment import configured
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
     from affiliate_pipeline.landing.pipeline import connected, plan_of
@@ -37,26 +37,27 @@ def run(quick: bool, rounds: int) -> list[Table]:
         place(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as at,
     ):
         requests, seconds = at.spawned(planned, days).value
-        # What the plan itself has asked, for the roster, is not the range's.
-        exchange.answered()
+        # Discard the requests for the roster, which planning sent.
+        exchange.served()
         measured = at.materialized(KEY, days)
         step_s = at.step_s()
-        answered = exchange.answered()
+        served = exchange.served()
         rows = at.query("select sum(rows)::bigint from affiliate.landing")
-    refused = sum(request.refused for request in answered)
+    refused = sum(request.refused for request in served)
     return [
         Table(
             f"{number} days of `{KEY}`, {users:,} users, {RATE_SCALE} times the real limit",
             ["", "planned", "done", "done / planned"],
             [
-                ["requests", f"{requests:,}", f"{len(answered):,}", f"{len(answered) / requests:.3f}"],
+                ["requests", f"{requests:,}", f"{len(served):,}", f"{len(served) / requests:.3f}"],
                 ["seconds", f"{seconds:.1f}", f"{step_s:.1f}", f"{step_s / seconds:.3f}" if seconds else ""],
                 ["refused", "0", str(refused), ""],
                 ["rows", "", f"{rows:,}", ""],
                 ["peak memory, MB", "", f"{measured.memory['contender'] / MB:,.0f}", ""],
             ],
             [
-                "*seconds*: planned at the permitted rate; done is the asset's step, landing and Dagster's events included."
+                "*seconds*: planned at the permitted rate; done by the asset's step, including landing and Dagster's "
+                "events."
             ],
         )
     ]

@@ -1,4 +1,4 @@
-"""Where the benchmarks' rows come from: the sandbox in a process of its own."""
+"""The source of the benchmarks' rows: the sandbox in a separate process."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,13 +29,13 @@ FIELDS = (
 )
 NULL = "-"
 HASH_HEX_DIGITS = 15
-# Weekends have fewer rows than asked for.
+# Weekends have fewer rows than requested.
 SURPLUS = 2
 EXACT = Context(prec=100)
 
 
 class Content(NamedTuple):
-    """What a multiset of rebates comes to: their number, the exact sum of `income`, the sum of the rows' hashes."""
+    """A summary of a multiset of rebates: their number, the exact sum of `income`, the sum of the rows' hashes."""
 
     rows: int
     income: Decimal
@@ -43,8 +43,8 @@ class Content(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One request that the sandbox answered: what for, when it arrived, whether it was refused."""
+class ServedRequest:
+    """A request that the sandbox has served: its path, its arrival, and whether it was refused."""
 
     path: str
     received_ms: int
@@ -53,48 +53,50 @@ class Answered:
 
 @dataclass
 class Source:
-    """The sandbox running in another process; `told` is what its preparation gave."""
+    """The sandbox running in another process; `prepared` is the return value of its preparation."""
 
     url: str
     environment: Mapping[str, str]
-    told: Any
+    prepared: Any
     pid: int
     _pipe: Connection
 
-    def answered(self) -> list[Answered]:
-        """Everything since this was last asked."""
+    def served(self) -> list[ServedRequest]:
+        """Return the requests served since the last call."""
         self._pipe.send(True)
         return self._pipe.recv()
 
     def requests(self) -> int:
-        """How many there were since this was last asked; none of them refused."""
-        answered = self.answered()
-        assert not any(request.refused for request in answered), "the sandbox refused requests"
-        return len(answered)
+        """Return the number of requests since the last call; fails if any was refused."""
+        served = self.served()
+        assert not any(request.refused for request in served), "the sandbox refused requests"
+        return len(served)
 
 
 @contextmanager
 def source(prepare: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Source]:
-    """The sandbox made with these options, prepared by `prepare(sandbox, *arguments)` before it serves."""
+    """Run the sandbox with these options; `prepare(sandbox, *arguments)` is called before it is used."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, prepare, arguments, options), daemon=True)
     process.start()
     theirs.close()
-    url, environment, told = ours.recv()
+    url, environment, prepared = ours.recv()
     assert process.pid
-    yield Source(url, environment, told, process.pid, ours)
+    yield Source(url, environment, prepared, process.pid, ours)
     ours.close()
     process.join()
 
 
 def rebates(sandbox: "Sandbox", sets: Sequence[tuple[int, Sequence[date]]]) -> list[Content]:
-    """Exactly so many rebates over each of the sets of days, and one just before each that proves that nothing is forgotten;
-    what each set comes to."""
+    """Generate exactly this many rebates over each set of days; returns the summary of each set.
+
+    A further rebate just before each set proves that the source retains the set's days.
+    """
     served = [[row for day in days for row in _rebates(day, rows // len(days))] for rows, days in sets]
     older = [row for _, days in sets for row in _rebates(min(days) - timedelta(days=1), 1)]
     sandbox.binance.remembers_ms = None
-    # Landing is what is measured, and not the limit.
+    # The rate limit must not limit the speed of landing.
     sandbox.binance.weight_limit = 10**9
     sandbox.binance.set_rebates([*older, *(row for rows in served for row in rows)])
     return [_content(rows) for rows in served]
@@ -104,7 +106,7 @@ def _serve(pipe: Connection, prepare: Callable[..., Any], arguments: Sequence[An
     from affiliate_pipeline.sandbox import Sandbox
 
     with Sandbox(**options) as sandbox:
-        told = prepare(sandbox, *arguments)
+        prepared = prepare(sandbox, *arguments)
         binance, lbank = sandbox.binance, sandbox.lbank
         environment = {
             "BINANCE_BASE_URL": sandbox.url,
@@ -115,15 +117,15 @@ def _serve(pipe: Connection, prepare: Callable[..., Any], arguments: Sequence[An
             "LBANK_API_SECRET": lbank.api_secret,
             "LBANK_OPEN_ID": lbank.own_open_id,
         }
-        pipe.send((sandbox.url, environment, told))
+        pipe.send((sandbox.url, environment, prepared))
         try:
             while pipe.recv():
-                answered = [
-                    Answered(request.path, request.received_ms, request.status != 200 or request.code is not None)
+                served = [
+                    ServedRequest(request.path, request.received_ms, request.status != 200 or request.code is not None)
                     for request in sandbox.requests
                 ]
                 sandbox.requests.clear()
-                pipe.send(answered)
+                pipe.send(served)
         except EOFError:
             pass
 
