@@ -1,4 +1,4 @@
-"""(b) Utilization of a rate limit: 30 requests a minute of an LBank endpoint, by one process and by four at the same time.
+"""(b) Utilization of a rate limit: 30 requests a minute of an LBank endpoint, by one process and by four at once.
 
 The window is the real one, and the server counts strictly.
 """
