@@ -15,8 +15,8 @@ from affiliate_pipeline import environment as settings
 from affiliate_pipeline.domain.environment import DATABASE_VARIABLE, Mode, Project
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.settings import HOW_TO_SET, Settings
-from affiliate_pipeline.exchanges.binance.account import Binance
-from affiliate_pipeline.exchanges.lbank.account import LBank
+from affiliate_pipeline.exchanges.binance.exchange import Binance
+from affiliate_pipeline.exchanges.lbank.exchange import LBank
 from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
 from affiliate_pipeline.monitoring.delivery import Alerts
 

@@ -1,35 +1,47 @@
-"""How to read a response that has no list where a list of rows is expected.
+"""How to read a response that is a list of rows, and what counts as one where it has no list.
 
 Many services send null, an empty text or an empty object where a list is empty; a server in trouble may send the same. So
 the request is repeated once: the second time it counts as an empty list, and the day lands with a note. Landed rows stay
 (`DayBatch.unlisted`). Where there is always a row, as in a sum, and for Binance's records, which expire, it is an error.
 """
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
 
+import msgspec
+
+from affiliate_pipeline.http.bodies import may_hold_rows
 from affiliate_pipeline.http.client import Client
+from affiliate_pipeline.http.error_body import quote
+from affiliate_pipeline.http.errors import Refused
 
 NO_LIST = frozenset({b"null", b'""', b"{}"})
 
-Rows = TypeVar("Rows")
+
+def rows_of(body: bytes) -> list[bytes]:
+    """The rows of a response that is a list of them, a single one, or null; raises `Refused`, or ValueError if no JSON."""
+    try:
+        found = msgspec.json.decode(body, type=list[msgspec.Raw] | dict[str, msgspec.Raw] | None)
+        rows = [body.strip()] if isinstance(found, dict) else list(map(bytes, found or ()))
+    except msgspec.ValidationError:
+        rows = [body.strip()]
+    if not all(row.startswith(b"{") for row in rows):
+        received = [body] if may_hold_rows(body) else []
+        raise Refused(f"the response is neither a row nor a list of rows. It was: {quote(body)}").about(received)
+    return rows
 
 
-def get_list(
-    client: Client, path: str, params: Mapping[str, object], read: Callable[[bytes], Rows]
-) -> tuple[Rows, bool]:
-    """What `read` returns for the response (for `[]` if it had no list), and whether it had no list."""
-    for _ in range(2):
-        rows = client.get(path, params, lambda body: None if body.strip() in NO_LIST else read(body))
-        if rows is not None:
-            return rows, False
-    return read(b"[]"), True
+def read_list(body: bytes) -> tuple[list[bytes], bool]:
+    """The rows, and whether the response had no list."""
+    return ([], True) if body.strip() in NO_LIST else (rows_of(body), False)
+
+
+def get_list(client: Client, path: str, params: Mapping[str, object]) -> tuple[list[bytes], bool]:
+    """What `read_list` returns for the response, or for a second one if the first had no list."""
+    rows, is_unlisted = client.get(path, params, read_list)
+    return client.get(path, params, read_list) if is_unlisted else (rows, False)
 
 
 def unlisted_note(responses: int) -> str:
     """The note of a landed day whose responses had no list."""
-    if not responses:
-        return ""
-    return (
-        f"{responses} {'response' if responses == 1 else 'responses'} had no list (null), which counts as an empty one"
-    )
+    plural = "response" if responses == 1 else "responses"
+    return f"{responses} {plural} had no list (null), which counts as an empty one" if responses else ""

@@ -11,7 +11,7 @@ from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.__main__ import main
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.domain.problem import SettingsError
-from affiliate_pipeline.exchanges.binance.account import Binance
+from affiliate_pipeline.exchanges.binance.exchange import Binance
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 

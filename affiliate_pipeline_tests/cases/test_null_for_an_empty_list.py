@@ -130,7 +130,7 @@ def test_where_there_always_is_a_row_it_is_an_error_at_once(both, monkeypatch, b
 
     run = materialize("lbank/trade_future", [DAY])
 
-    assert "sends no data, where there always is a row" in run.failed[DAY]
+    assert "LBank returned 0 rows instead of one" in run.failed[DAY]
     assert len(asked(both, "trade_future")) <= 4
 
 

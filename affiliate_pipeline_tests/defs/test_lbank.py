@@ -720,7 +720,7 @@ def test_rows_that_are_none_fail_their_day(sandbox, query, data):
 
     run = materialize(MONEY, [SETTLED])
 
-    assert "a list of items that are not rows" in run.failed[SETTLED]
+    assert "neither a row nor a list of rows" in run.failed[SETTLED]
     assert materialize(MONEY, [SETTLED]).success
     assert landed(query, MONEY, SETTLED) == sent(rows_of(sandbox, MONEY, SETTLED))
 

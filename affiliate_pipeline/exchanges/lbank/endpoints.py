@@ -6,12 +6,10 @@ from functools import partial
 
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Money, Probe, Records, ReferenceTable, Snapshot
 from affiliate_pipeline.exchanges.lbank import schemas
-from affiliate_pipeline.exchanges.lbank.exchange import LBANK
+from affiliate_pipeline.exchanges.lbank.exchange import LBANK, LBankSession
 from affiliate_pipeline.exchanges.lbank.fan_out import FanOut, Query
 from affiliate_pipeline.exchanges.lbank.pagination import by_id, by_offset
-from affiliate_pipeline.exchanges.lbank.roster.members import Roster
-from affiliate_pipeline.exchanges.lbank.roster.refresh import TEAM_LIST, USERS
-from affiliate_pipeline.exchanges.lbank.session import LBankSession
+from affiliate_pipeline.exchanges.lbank.roster import TEAM_LIST, USERS, Roster
 from affiliate_pipeline.schema.raw_row import emptied, is_false, with_fields
 
 USER_LIST = "/affiliate-api/v2/invite/user/list"

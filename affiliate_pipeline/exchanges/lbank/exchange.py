@@ -1,70 +1,90 @@
-"""LBank as an exchange: its zone, and how a session is made."""
+"""LBank as an exchange: what is configured of its account, and how a session with it is made."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from hashlib import sha256
+from typing import Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from affiliate_pipeline.domain.settings import naming
+from pydantic import SecretStr, model_validator
+
+from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, check_rate_scale, naming
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
+from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.exchanges.lbank import responses
-from affiliate_pipeline.exchanges.lbank.account import CREDENTIALS, LBank
 from affiliate_pipeline.exchanges.lbank.response_cache import ResponseCache
-from affiliate_pipeline.exchanges.lbank.roster.members import Roster
-from affiliate_pipeline.exchanges.lbank.roster.refresh import TEAM_LIST, read_roster
-from affiliate_pipeline.exchanges.lbank.roster.store import RosterStore
-from affiliate_pipeline.exchanges.lbank.session import LBankSession
+from affiliate_pipeline.exchanges.lbank.roster import TEAM_LIST, Roster, RosterStore
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.client import Client, Clock
 from affiliate_pipeline.http.encoding import check_api_key
 from affiliate_pipeline.http.network import Network
 
+CREDENTIALS = ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID")
 REQUESTS_PER_WINDOW = 5
 WINDOW_S = 10
+
+
+class LBank(Settings):
+    lbank_base_url: BaseUrl = "https://affiliate.lbankverify.com"
+    lbank_api_key: SecretStr | None = None
+    lbank_api_secret: SecretStr | None = None
+    lbank_signature_method: Literal["HmacSHA256", "RSA"] = "HmacSHA256"
+    lbank_open_id: str = ""
+    affiliate_rate_scale: RateScale = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_rate_scale(self.lbank_base_url, self.affiliate_rate_scale)
+        return self
+
+
+@dataclass(frozen=True)
+class LBankSession(Session):
+    """A session that knows its own openId, the roster under it, and the responses to an unfinished run."""
+
+    open_id: str
+    response_cache: Callable[[], ResponseCache]
+    slots_per_s: float
+    # Refreshed if it is older than the instant given.
+    roster: Callable[[int], Roster]
+    now_ms: Callable[[], int]
+
+    def finished(self) -> None:
+        self.response_cache().clear()
 
 
 def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str]) -> LBankSession:
     """A session for the endpoint; raises SettingsError. Sends nothing yet."""
     settings = LBank.load(variables, *CREDENTIALS)
-    open_id = settings.lbank_open_id
     api_key, secret = settings.secret("LBANK_API_KEY"), settings.secret("LBANK_API_SECRET")
-    clock = Clock()
+    clock, network = Clock(), Network(variables)
     with naming("LBANK_API_KEY"):
         check_api_key(api_key, secret)
     with naming("LBANK_API_SECRET"):
         auth = LBankAuth(api_key, secret, settings.lbank_signature_method, clock.now_ms)
-    host = urlsplit(settings.lbank_base_url).hostname
-    network = Network(variables)
-    fingerprint = sha256(api_key.encode()).hexdigest()[:12]
+    source = f"{urlsplit(settings.lbank_base_url).hostname} {sha256(api_key.encode()).hexdigest()[:12]}"
     window_s = WINDOW_S / settings.affiliate_rate_scale
 
     def client(path: str) -> Client:
         # Each endpoint has a budget of its own.
-        limit = shared.limit(f"lbank {host} {fingerprint} {path}", REQUESTS_PER_WINDOW, window_s)
+        limit = shared.limit(f"lbank {source} {path}", REQUESTS_PER_WINDOW, window_s)
         return Client(
             settings.lbank_base_url, auth, clock, limit, responses.read, default_pause_s=window_s, network=network
         )
 
-    source = f"{host} {fingerprint}"
-
     def roster(not_before_ms: int) -> Roster:
-        return read_roster(
-            shared.open(RosterStore, source),
-            open_id,
-            lambda: client(TEAM_LIST),
-            clock.now_ms,
-            min(not_before_ms, clock.now_ms()),
-        )
+        store = shared.open(RosterStore, source, partial(client, TEAM_LIST), clock.now_ms)
+        return store.read(settings.lbank_open_id, not_before_ms)
 
     return LBankSession(
         client(endpoint.path),
         source,
-        open_id,
+        settings.lbank_open_id,
         cache(partial(shared.open, ResponseCache, endpoint.key, source)),
         slots_per_s=REQUESTS_PER_WINDOW / window_s,
-        burst=REQUESTS_PER_WINDOW,
         roster=cache(roster),
         now_ms=clock.now_ms,
     )

@@ -19,13 +19,14 @@ from zoneinfo import ZoneInfo
 
 from affiliate_pipeline.domain.days import DAY, day_of, fold, runs, start_ms
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
+from affiliate_pipeline.exchanges.lbank.exchange import REQUESTS_PER_WINDOW, LBankSession
 from affiliate_pipeline.exchanges.lbank.pagination import Paging, read_values
+from affiliate_pipeline.exchanges.lbank.response_cache import ResponseCache
 from affiliate_pipeline.exchanges.lbank.responses import OPEN_ID_CODES
-from affiliate_pipeline.exchanges.lbank.session import LBankSession, rows_of
-from affiliate_pipeline.exchanges.lists import NO_LIST, get_list, unlisted_note
+from affiliate_pipeline.exchanges.lists import get_list, read_list, unlisted_note
 from affiliate_pipeline.http.encoding import encode
 from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, Refused
-from affiliate_pipeline.schema.raw_row import instants_ms, with_fields
+from affiliate_pipeline.schema.raw_row import instants_ms, joined, with_fields
 
 # Enough to use all slots of a window while each response takes a second.
 WORKERS = 8
@@ -70,13 +71,15 @@ class FanOut:
     def plan(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
         ranges = sum(len(self.ranges(month)) for month in _months(days))
         requests = ranges * len(self._queries_of(session, days, zone))
-        windows = math.ceil(max(0, requests - session.burst) / session.burst)
-        return RequestPlan(requests, None if self.paging else requests, windows * session.burst / session.slots_per_s)
+        # Those of the first window are sent at once.
+        later = max(0, math.ceil(requests / REQUESTS_PER_WINDOW) - 1) * REQUESTS_PER_WINDOW
+        return RequestPlan(requests, None if self.paging else requests, later / session.slots_per_s)
 
     def fetch(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         queries = self._queries_of(session, days, zone)
         for month in _months(days):
-            yield from MonthBatch(self, session, queries, month, zone).outcomes()
+            # Opened here, since the first of several threads would open one each.
+            yield from MonthBatch(self, session, session.response_cache(), queries, month, zone).outcomes()
 
     def ranges(self, days: Iterable[date]) -> list[list[date]]:
         """The days as they are requested."""
@@ -117,6 +120,7 @@ class MonthBatch:
 
     fan_out: FanOut
     session: LBankSession
+    response_cache: ResponseCache
     queries: Sequence[Query]
     days: Sequence[date]
     zone: ZoneInfo
@@ -277,24 +281,23 @@ class QueryPages:
         request = f"{path}?{encode(params)}"
         is_cached = not fan_out.timeless
         # A page is requested a second time because its response may have changed.
-        cached = session.response_cache().get(request) if is_cached and request not in self._requested else None
+        cached = self.batch.response_cache.get(request) if is_cached and request not in self._requested else None
         self._requested.add(request)
         if cached:
-            self.requested_ms = min(self.requested_ms, cached.requested_ms)
-            self.is_unlisted |= cached.payload in NO_LIST
-            return [] if cached.payload in NO_LIST else rows_of(cached.payload)
+            self.requested_ms = min(self.requested_ms, cached[1])
+            rows, is_unlisted = read_list(cached[0])
+            self.is_unlisted |= is_unlisted
+            return rows
         if self.batch.stop.is_set():
             raise Fatal("the range has ended")
         requested_ms = session.now_ms()
         if fan_out.instant:
-            rows, is_unlisted = get_list(session.client, path, params, rows_of)
+            rows, is_unlisted = get_list(session.client, path, params)
         else:
-            rows, is_unlisted = session.client.get(path, params, rows_of), False
+            rows, is_unlisted = session.client.get(path, params, read_list)
         self.is_unlisted |= is_unlisted
         # Cached, rows that cannot be used would fail the resuming runs too.
         self.batch.rows_by_day(self.task, rows)
         if is_cached:
-            session.response_cache().put(
-                request, b"null" if is_unlisted else b"[" + b",".join(rows) + b"]", requested_ms
-            )
+            self.batch.response_cache.put(request, b"null" if is_unlisted else joined(rows), requested_ms)
         return rows

@@ -1,6 +1,5 @@
 """Responses kept between runs, so that a killed run can be resumed without requesting them again."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -8,14 +7,6 @@ from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "affiliate.answer"
 TTL_HOURS = 6
-
-
-@dataclass(frozen=True)
-class CachedResponse:
-    """A response's payload, and when it was requested."""
-
-    payload: bytes
-    requested_ms: int
 
 
 class ResponseCache(TableStore):
@@ -27,12 +18,13 @@ class ResponseCache(TableStore):
         self._key = (asset, source)
         self._execute(f"delete from {TABLE} where asked_at < now() - %s * interval '1 hour'", (TTL_HOURS,))
 
-    def get(self, request: str) -> CachedResponse | None:
+    def get(self, request: str) -> tuple[bytes, int] | None:
+        """The response's payload, and when (ms) it was requested."""
         row = self._execute(
             f"select payload, asked_at from {TABLE} where asset = %s and source = %s and request = %s",
             (*self._key, request),
         ).fetchone()
-        return CachedResponse(row[0], int(row[1].timestamp() * 1000)) if row else None
+        return (row[0], int(row[1].timestamp() * 1000)) if row else None
 
     def put(self, request: str, payload: bytes, requested_ms: int) -> None:
         self._execute(

@@ -16,11 +16,10 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from affiliate_pipeline.domain.redaction import redact
-from affiliate_pipeline.exchanges.binance.account import Binance
 from affiliate_pipeline.exchanges.binance.customer_ids.desired import DesiredCustomerId, masked
-from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import rows_of
-from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
+from affiliate_pipeline.exchanges.binance.exchange import Binance, BinanceSession
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
+from affiliate_pipeline.exchanges.lists import rows_of
 from affiliate_pipeline.exchanges.pending_actions import TABLE, PendingActions
 from affiliate_pipeline.http.errors import ExchangeError, OutcomeUnknown, Refused
 from affiliate_pipeline.http.retry import MAX_ATTEMPTS

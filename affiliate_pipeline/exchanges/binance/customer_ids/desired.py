@@ -10,7 +10,7 @@ from pathlib import Path
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.domain.settings import text_of
-from affiliate_pipeline.exchanges.binance.account import Binance
+from affiliate_pipeline.exchanges.binance.exchange import Binance
 
 HEADER = ["customerid", "email"]
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")

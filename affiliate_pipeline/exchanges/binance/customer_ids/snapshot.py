@@ -5,20 +5,15 @@ from dataclasses import dataclass
 from datetime import date
 from zoneinfo import ZoneInfo
 
-import msgspec
-
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
-from affiliate_pipeline.exchanges.lists import get_list, unlisted_note
-from affiliate_pipeline.http.bodies import may_hold_rows
-from affiliate_pipeline.http.error_body import quote
-from affiliate_pipeline.http.errors import ExchangeError, Fatal, Refused
+from affiliate_pipeline.exchanges.lists import get_list, read_list, unlisted_note
+from affiliate_pipeline.http.errors import ExchangeError, Fatal
 from affiliate_pipeline.schema.raw_row import texts, with_fields
 
 # Where the responses of records are cut off. No document names a limit or pages for these endpoints.
 FULL_PAGES = (500, 1000)
 AGENT_CODE = "apiAgentCode"
-_Fields = dict[str, msgspec.Raw]
 
 
 @dataclass(frozen=True)
@@ -54,19 +49,8 @@ class CurrentState:
     def _get(self, session: BinanceSession) -> tuple[list[bytes], bool]:
         """The rows, and whether the response had no list."""
         if not self.of_agent:
-            return get_list(session.client, self.path, {}, rows_of)
+            return get_list(session.client, self.path, {})
         agent = {AGENT_CODE: session.settings.binance_api_agent_code}
         # One row, or null while there is none.
-        rows, is_null = session.client.get(self.path, agent, lambda body: (rows_of(body), body.strip() == b"null"))
-        return [with_fields(row, agent) if texts(row, AGENT_CODE) == (None,) else row for row in rows], is_null
-
-
-def rows_of(body: bytes) -> list[bytes]:
-    """The rows of a response that is a list of them, a single one, or null."""
-    try:
-        response: list[_Fields] | _Fields | None = msgspec.json.decode(body, type=list[_Fields] | _Fields | None)
-    except msgspec.ValidationError:
-        kept = [body] if may_hold_rows(body) else []
-        raise Refused(f"the response is neither a row nor a list of rows. It was: {quote(body)}").about(kept) from None
-    rows = [response] if isinstance(response, dict) else response or []
-    return [msgspec.json.encode(row) for row in rows]
+        rows, is_unlisted = session.client.get(self.path, agent, read_list)
+        return [with_fields(row, agent) if texts(row, AGENT_CODE) == (None,) else row for row in rows], is_unlisted

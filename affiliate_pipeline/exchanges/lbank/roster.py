@@ -1,0 +1,128 @@
+"""Who is under the affiliate: every user ever seen in the team list. Only this module names the roster's table.
+
+Without it, every user would have to be requested for everything, at thirty requests a minute.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from affiliate_pipeline.exchanges.lbank.pagination import by_offset
+from affiliate_pipeline.exchanges.lbank.schemas import User
+from affiliate_pipeline.exchanges.lists import get_list
+from affiliate_pipeline.http.client import Client
+from affiliate_pipeline.http.errors import Refused
+from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.locks import Lock, locked
+from affiliate_pipeline.postgres.migrations import Migrations
+from affiliate_pipeline.postgres.table_store import TableStore
+from affiliate_pipeline.schema.decode import Invalid, parse
+
+TABLE: Final = "lbank.roster"
+TEAM_LIST = "/affiliate-api/v2/invite/user/team/list"
+USERS = partial(by_offset, instant="createTime", identity=("openId",))
+AGENT_LEVELS = range(1, 22)
+_COLUMNS: Final = ("open_id", "user_level", "transaction", "deposit", "direct_invitation", "code", "create_time")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A user, who is or was an agent (only they receive commission and have a team), and has traded, or may have."""
+
+    open_id: str
+    is_agent: bool
+    transaction: bool
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Everybody ever seen in the team list, and whose list it is."""
+
+    own_open_id: str
+    members: tuple[Member, ...]
+
+    def agents(self) -> list[str]:
+        return self._with_own(member.open_id for member in self.members if member.is_agent)
+
+    def traders(self) -> list[str]:
+        return self._with_own(member.open_id for member in self.members if member.transaction)
+
+    def agents_and_traders(self) -> list[str]:
+        return [member.open_id for member in self.members if member.is_agent or member.transaction]
+
+    def _with_own(self, open_ids: Iterable[str]) -> list[str]:
+        """Our own first: if it is refused, so is everything."""
+        return list(dict.fromkeys([self.own_open_id, *open_ids]))
+
+
+class RosterStore(TableStore):
+    """The roster, for runs with one source, whose `team_list` is requested with a client of its own."""
+
+    migrations = Migrations("lbank", Path(__file__).parent / "migrations")
+
+    def __init__(self, url: str, source: str, team_list: Callable[[], Client], now_ms: Callable[[], int]) -> None:
+        super().__init__(url)
+        self._source, self._team_list, self._now_ms = source, team_list, now_ms
+
+    def read(self, open_id: str, not_before_ms: int) -> Roster:
+        """The roster as of that instant, or now if it is in the future; one process at a time refreshes it."""
+        other = self._execute(f"select source from {TABLE} where source <> %s limit 1", (self._source,)).fetchone()
+        if other:
+            raise Refused(
+                f"the roster in this database is that of {other[0]}, and only one LBank account can be kept in a database. "
+                "Use its credentials and base URL, or another database"
+            )
+        not_before_ms = min(not_before_ms, self._now_ms())
+        if self._as_of_ms() < not_before_ms:
+            with locked(self._connection, Lock(TABLE), "the roster of LBank"):
+                if self._as_of_ms() < not_before_ms:
+                    self._refresh(self._now_ms())
+        return Roster(open_id, self._members())
+
+    def _members(self) -> tuple[Member, ...]:
+        # Unknown flags count as true, so that no user is skipped.
+        rows = self._execute(
+            "select open_id, ever_agent or coalesce(user_level between 1 and 21, true), coalesce(transaction, true) "
+            f"from {TABLE} order by open_id"
+        )
+        return tuple(Member(*row) for row in rows)
+
+    def _as_of_ms(self) -> int:
+        """When the team list was last requested for the roster; 0 before the first time."""
+        row = self._execute(f"select max(last_seen) from {TABLE}").fetchone()
+        return int(row[0].timestamp() * 1000) if row and row[0] else 0
+
+    def _refresh(self, now_ms: int) -> None:
+        """Request the team list from the beginning of time, whatever the first partition is."""
+        with self._team_list() as client:
+
+            def get(page: Mapping[str, object]) -> list[bytes]:
+                rows, is_unlisted = get_list(client, TEAM_LIST, {"startTime": 0, "endTime": now_ms, **page})
+                if is_unlisted and self._members():
+                    raise Refused("LBank twice sent null instead of the list of users, which was not empty before")
+                return rows
+
+            try:
+                users = parse(User, USERS(get)).table.to_pylist()
+            except (Refused, Invalid) as error:
+                raise Refused(f"the team list, by which openIds are requested, cannot be read: {error}") from None
+        seen = datetime.fromtimestamp(now_ms / 1000, UTC)
+        with unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
+            cursor.executemany(
+                f"insert into {TABLE} as known (open_id, user_level, transaction, deposit, direct_invitation, code, "
+                "create_time, first_seen, last_seen, source, ever_agent) "
+                "values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) on conflict (open_id) do update set "
+                "user_level = excluded.user_level, deposit = excluded.deposit, code = excluded.code, "
+                "direct_invitation = excluded.direct_invitation, create_time = excluded.create_time, "
+                "last_seen = excluded.last_seen, source = excluded.source, "
+                # A former agent still has the commissions of that time, and a user who has traded still has the trades.
+                "ever_agent = known.ever_agent or excluded.ever_agent, "
+                "transaction = excluded.transaction or known.transaction is true",
+                [
+                    (*(row[name] for name in _COLUMNS), seen, seen, self._source, row["user_level"] in AGENT_LEVELS)
+                    for row in users
+                ],
+            )
