@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
+from affiliate_pipeline.exchanges.binance.kickback_export.exports import KickbackExports
 from affiliate_pipeline_tests.defs.rebates import ago, at
 
 RECENT = "binance/kickback_recent_record"

@@ -12,8 +12,11 @@ from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance
-from affiliate_pipeline.exchanges.binance.kickback_export.model import KickbackExport
-from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports, needs_attention
+from affiliate_pipeline.exchanges.binance.kickback_export.exports import (
+    KickbackExport,
+    KickbackExports,
+    needs_attention,
+)
 from affiliate_pipeline.http.errors import ExchangeError
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox
@@ -54,7 +57,7 @@ def kickback_history(
             # Before the alerts: an export that is given up here is among them.
             request = _landing(context, exports)
             with Outbox(store.url) as outbox:
-                for export in exports.just_expired():
+                for export in filter(lambda each: each.is_just_expired, exports.all()):
                     outbox.add(expired_alert(export, session.now_ms()))
             yield request
     except SettingsError as error:

@@ -8,8 +8,8 @@ from affiliate_pipeline.exchanges.binance.customer_ids.assignment import Assignm
 from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import CurrentState
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE, BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import requested_in_time
+from affiliate_pipeline.exchanges.binance.kickback_export.exports import RETENTION
 from affiliate_pipeline.exchanges.binance.kickback_export.fetch import ExportFile, ExportRequest
-from affiliate_pipeline.exchanges.binance.kickback_export.model import RETENTION
 from affiliate_pipeline.exchanges.endpoint import (
     ActionLog,
     Endpoint,

@@ -12,8 +12,7 @@ from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, check_rate_scale, naming
 from affiliate_pipeline.exchanges.binance import responses
-from affiliate_pipeline.exchanges.binance.kickback_export.model import ASSET
-from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
+from affiliate_pipeline.exchanges.binance.kickback_export.exports import ASSET, KickbackExports
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
 from affiliate_pipeline.exchanges.fetching import Session

@@ -1,6 +1,6 @@
 """The rows of Binance's endpoints."""
 
-from affiliate_pipeline.exchanges.binance.kickback_export.store import TABLE
+from affiliate_pipeline.exchanges.binance.kickback_export.exports import TABLE
 from affiliate_pipeline.schema import columns as schema
 from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, Text
 

@@ -11,7 +11,7 @@ from affiliate_pipeline.defs.sensors.kickback_history import EXPORT_TAG, MAX_RUN
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.exchanges.binance.endpoints import RECENT_KICKBACKS
 from affiliate_pipeline.exchanges.binance.kickback_export import fetch
-from affiliate_pipeline.exchanges.binance.kickback_export.model import KickbackExport
+from affiliate_pipeline.exchanges.binance.kickback_export.exports import KickbackExport
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.sandbox.binance.kickbacks import FileForm
 from affiliate_pipeline_tests.conftest import materialize

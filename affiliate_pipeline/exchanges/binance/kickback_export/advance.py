@@ -15,9 +15,13 @@ from functools import partial
 
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
+from affiliate_pipeline.exchanges.binance.kickback_export.exports import (
+    RETENTION,
+    KickbackExport,
+    KickbackExports,
+    is_retained,
+)
 from affiliate_pipeline.exchanges.binance.kickback_export.file_format import FileUrl, Pending, read_response
-from affiliate_pipeline.exchanges.binance.kickback_export.model import RETENTION, KickbackExport, is_retained
-from affiliate_pipeline.exchanges.binance.kickback_export.store import KickbackExports
 from affiliate_pipeline.http.error_body import read_error
 from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, OutcomeUnknown, Refused, Transient
 
@@ -47,16 +51,10 @@ def advance(session: BinanceSession, *, wait: bool) -> None:
         export = min(queue, key=lambda each: (each.state == "waiting", each.id), default=None)
         if export is None or not (wait or export.is_due):
             return
-        step = _Step(session, exports, export, wait)
-        match export.state:
-            case "waiting":
-                step.begin()
-            case "collecting":
-                step.poll()
-            case _ if export.is_overdue:
-                exports.update(export, state="expired", note="its file came, but could not be landed")
-            case _:
-                pass  # a run has to land the file first
+        if export.state != "ready":
+            _Step(session, exports, export, wait).take()
+        elif export.is_overdue:  # otherwise a run has to land the file first
+            exports.update(export, state="expired", note="its file came, but could not be landed")
 
 
 @dataclass(frozen=True)
@@ -66,19 +64,23 @@ class _Step:
     export: KickbackExport
     wait: bool
 
-    def begin(self) -> None:
-        expired = [day for day in self.export.days if not is_retained(day, self.session.now_ms())]
-        if expired:
-            if later := self.export.days[len(expired) :]:
-                self.exports.add(later[0], later[-1])
-            note = f"its request could be sent only after the {RETENTION.days} days that the exchange retains"
-            self.exports.update(self.export, state="expired", last_day=expired[-1], note=note)
+    def take(self) -> None:
+        export, is_waiting = self.export, self.export.state == "waiting"
+        if is_waiting and not is_retained(export.first_day, self.session.now_ms()):
+            note = (
+                f"its request could be sent only after the {RETENTION.days} days that the exchange retains "
+                f"{export.first_day}: request the later days again"
+            )
+            self.exports.update(export, state="expired", note=note)
             return
         try:
-            before = offered_file(self.session, wait=self.wait)
+            found = offered_file(self.session, wait=self.wait and is_waiting)
         except Fatal as error:
-            self._postpone("waiting", str(error))
+            self._postpone(export.state, str(error))
             raise
+        self._begin(found) if is_waiting else self._collect(found)
+
+    def _begin(self, before: FileUrl | Pending) -> None:
         if isinstance(before, FileUrl):
             self._post(before.path)
         elif before.answered or self.export.age_s > FILE_BEFORE_WAIT_S:
@@ -87,14 +89,9 @@ class _Step:
             # A file that is offered now would be taken for the requested one later.
             self._postpone("waiting", f"the exchange does not say which file it has already: {before.note}")
 
-    def poll(self) -> None:
-        try:
-            found = offered_file(self.session)
-        except Fatal as error:
-            self._postpone("collecting", str(error))
-            raise
+    def _collect(self, found: FileUrl | Pending) -> None:
         if isinstance(found, FileUrl):
-            if not _is_another(self.exports, self.export, found.path):
+            if not self._is_another(found.path):
                 self.exports.update(self.export, state="ready", path=found.path, note=None, wait_s=FILE_WAIT_S)
                 log.info("the export of %s is ready", fold(self.export.days))
                 return
@@ -105,6 +102,13 @@ class _Step:
             self._post(self.export.path_before)
         else:
             self._postpone("collecting", found.note)
+
+    def _is_another(self, path: str) -> bool:
+        """Whether the file is known to be another request's."""
+        return any(
+            path in (each.path_before, *each.other_paths) or (path == each.path and each.id != self.export.id)
+            for each in self.exports.all()
+        )
 
     def _post(self, path_before: str | None) -> None:
         # Persist before requesting: from now on the exchange may be collecting.
@@ -145,17 +149,8 @@ def offered_file(session: BinanceSession, *, wait: bool = False) -> FileUrl | Pe
         return Pending(str(error), answered=not isinstance(error, Transient))
 
 
-def _is_another(exports: KickbackExports, export: KickbackExport, path: str) -> bool:
-    """Whether the file is known to be another request's."""
-    return any(
-        path in (each.path_before, *each.other_paths) or (path == each.path and each.id != export.id)
-        for each in exports.all()
-    )
-
-
 def requested_in_time(session: BinanceSession, day: date) -> bool:
     """Whether an export under way, or ready, was requested while the exchange retained the whole day."""
     export = session.exports().covering([day]).get(day)
-    if export is None or export.state not in ("collecting", "ready") or export.requested_ms is None:
-        return False
-    return is_retained(day, export.requested_ms)
+    requested_ms = export.requested_ms if export and export.state in ("collecting", "ready") else None
+    return requested_ms is not None and is_retained(day, requested_ms)

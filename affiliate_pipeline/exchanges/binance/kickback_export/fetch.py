@@ -13,9 +13,13 @@ import msgspec
 from affiliate_pipeline.domain.days import day_of, fold, instant, runs
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import PATH, advance, offered_file
+from affiliate_pipeline.exchanges.binance.kickback_export.exports import (
+    TABLE,
+    ZONE,
+    KickbackExport,
+    KickbackExports,
+)
 from affiliate_pipeline.exchanges.binance.kickback_export.file_format import MAX_FILE_BYTES, Pending, rows_of
-from affiliate_pipeline.exchanges.binance.kickback_export.model import ZONE, KickbackExport
-from affiliate_pipeline.exchanges.binance.kickback_export.store import TABLE, KickbackExports
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.http.download import download
 from affiliate_pipeline.http.errors import ExchangeError, Fatal, Refused, Transient, UrlExpired
@@ -56,29 +60,9 @@ class ExportRequest:
                 raise
             except ExchangeError:
                 failed = True
-        export = exports.get(number)
-        # Days that are still retained were added again if others expired.
-        others = [each for each in exports.open() if each.id > number] if export.state == "expired" else []
-        for day in days:
-            current = next((each for each in others if each.covers(day)), export)
-            note = (current.note or "").rstrip(".")
-            if current.state == "expired":
-                yield DayError(day, Refused(note))
-            elif failed and note:
-                queued = "It stays in the queue, and the sensor kickback_history sends the request"
-                yield DayError(day, Transient(f"{note}. {queued}"))
-            else:
-                yield DayBatch(day, [_request_row(current)], 1, session.client.requests_sent - sent)
-
-
-def _under_way(exports: KickbackExports, days: Sequence[date]) -> KickbackExport | None:
-    """The open export that has all of the days, and has or will have a readable file."""
-    return next((each for each in exports.open() if each.covers(*days) and not each.is_kept), None)
-
-
-def _request_row(export: KickbackExport) -> bytes:
-    return msgspec.json.encode(
-        {
+        export = next(each for each in exports.all() if each.id == number)
+        note = (export.note or "").rstrip(".")
+        row = {
             "collectionId": export.id,
             "startTime": export.start_ms,
             "endTime": export.end_ms - 1,
@@ -86,7 +70,19 @@ def _request_row(export: KickbackExport) -> bytes:
             "code": export.code,
             "msg": export.msg or export.note or "it waits until the exports requested earlier have landed",
         }
-    )
+        for day in days:
+            if export.state == "expired":
+                yield DayError(day, Refused(note))
+            elif failed and note:
+                queued = "It stays in the queue, and the sensor kickback_history sends the request"
+                yield DayError(day, Transient(f"{note}. {queued}"))
+            else:
+                yield DayBatch(day, [msgspec.json.encode(row)], 1, session.client.requests_sent - sent)
+
+
+def _under_way(exports: KickbackExports, days: Sequence[date]) -> KickbackExport | None:
+    """The open export that has all of the days, and has or will have a readable file."""
+    return next((each for each in exports.open() if each.covers(*days) and not each.is_kept), None)
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,9 @@ class ExportFile:
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         exports, left = session.exports(), set(days)
         for waited_s in takewhile(lambda _: not session.cancelled.is_set(), range(0, MAX_WAIT_S + 1, POLL_S)):
-            for export, own in _by_export(exports, left):
+            found = exports.covering(left)
+            for export, group in groupby(sorted(found), key=found.__getitem__):
+                own = list(group)
                 if export.state in ("ready", "landed") and (outcomes := self._outcomes(session, export, own)):
                     left -= {*own}
                     yield from outcomes
@@ -212,11 +210,6 @@ class _NotOffered(Refused):
     def __init__(self, text: str, *paths: str | None):
         super().__init__(text)
         self.paths = [path for path in paths if path]
-
-
-def _by_export(exports: KickbackExports, days: set[date]) -> list[tuple[KickbackExport, list[date]]]:
-    found = sorted(exports.covering(days).items())
-    return [(export, [day for day, _ in own]) for export, own in groupby(found, key=lambda pair: pair[1])]
 
 
 def _not_ready(export: KickbackExport | None) -> ExchangeError:

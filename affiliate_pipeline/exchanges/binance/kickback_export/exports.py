@@ -1,15 +1,18 @@
-"""The table of kickback exports, one row per request to the exchange. Which state comes next is decided in `advance`."""
+"""Exports of the client's kickbacks: one row of a table per request to the exchange. Which state comes next is decided in
+`advance`."""
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager
-from datetime import date, timedelta
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from psycopg import sql
 from psycopg.rows import class_row
 
-from affiliate_pipeline.exchanges.binance.kickback_export.model import ASSET, KickbackExport
+from affiliate_pipeline.domain.days import DAY, days_from, start_ms
 from affiliate_pipeline.exchanges.shared_state import HandledAt
 from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.errors import unavailable
@@ -18,6 +21,11 @@ from affiliate_pipeline.postgres.migrations import Migrations
 from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "binance.kickback_historical_collection"
+# The asset that lands exports.
+ASSET = "binance/kickback_historical_record"
+RETENTION = timedelta(days=30)
+ZONE = ZoneInfo("UTC")
+OPEN: Final = ("waiting", "collecting", "ready")
 # The sensor may be off for so long without an alert being lost.
 _JUST_EXPIRED: Final = "state = 'expired' and coalesce(polled_at > now() - interval '3 days', false)"
 # Polled every 10 seconds at first, and the less often the longer it takes, at least every 10 minutes.
@@ -33,13 +41,68 @@ _SELECT: Final = f"""
 _NEAREST = ("ready", "collecting", "waiting", "landed")
 
 
+@dataclass(frozen=True)
+class KickbackExport:
+    """Days that were, or will be, requested together.
+
+    `msg` is the exchange's response to the POST, None until there is one; `note` says what happened last. `path` is that
+    of the export's file, `path_before` and `other_paths` are those of files known to be another request's. `is_kept`: the
+    file could not be read and is stored. `is_due`: it may be polled again; `is_overdue`: it is time to give up;
+    `is_just_expired`: its alert may be missing.
+    """
+
+    id: int
+    first_day: date
+    last_day: date
+    state: str
+    requested_at: datetime | None
+    code: int | None
+    msg: str | None
+    note: str | None
+    path: str | None
+    path_before: str | None
+    other_paths: list[str]
+    expires_at: datetime | None
+    is_kept: bool
+    is_due: bool
+    is_overdue: bool
+    is_just_expired: bool
+    age_s: float
+
+    @property
+    def days(self) -> list[date]:
+        return days_from(self.first_day, self.last_day)
+
+    @property
+    def start_ms(self) -> int:
+        return start_ms(self.first_day, ZONE)
+
+    @property
+    def end_ms(self) -> int:
+        """The first millisecond after its days."""
+        return start_ms(self.last_day + DAY, ZONE)
+
+    @property
+    def requested_ms(self) -> int | None:
+        at = None if self.state == "waiting" else self.requested_at
+        return int(at.timestamp() * 1000) if at else None
+
+    def covers(self, *days: date) -> bool:
+        return all(self.first_day <= day <= self.last_day for day in days)
+
+
+def is_retained(day: date, at_ms: int) -> bool:
+    """Whether an export requested at that instant has the whole day."""
+    return start_ms(day, ZONE) >= at_ms - RETENTION // timedelta(milliseconds=1)
+
+
 def needs_attention(url: str) -> bool:
     """Whether an export of any account is open, or expired so recently that its alert may be missing."""
     with connect(url, autocommit=True) as connection, unavailable():
         if connection.execute("select to_regclass(%s)", (TABLE,)).fetchone() == (None,):
             return False
-        is_open = "state in ('waiting', 'collecting', 'ready')"
-        return connection.execute(f"select from {TABLE} where {is_open} or {_JUST_EXPIRED} limit 1").rowcount > 0
+        found = f"select from {TABLE} where state = any(%s) or {_JUST_EXPIRED} limit 1"
+        return connection.execute(found, (list(OPEN),)).rowcount > 0
 
 
 class KickbackExports(TableStore):
@@ -66,12 +129,9 @@ class KickbackExports(TableStore):
             self.update(export, state="landed", file=None, note=None)
         return self.all() if landed else exports
 
-    def get(self, number: int) -> KickbackExport:
-        return next(export for export in self.all() if export.id == number)
-
     def open(self) -> list[KickbackExport]:
         """Exports that are waiting, collecting or ready."""
-        return [export for export in self.all() if export.state in ("waiting", "collecting", "ready")]
+        return [export for export in self.all() if export.state in OPEN]
 
     def covering(self, days: Collection[date]) -> dict[date, KickbackExport]:
         """The export that has the day, or will be the next to have it; days without one are missing."""
@@ -80,24 +140,18 @@ class KickbackExports(TableStore):
         found = {day: next((each for each in candidates if each.covers(day)), None) for day in days}
         return {day: export for day, export in found.items() if export}
 
-    def just_expired(self) -> list[KickbackExport]:
-        """Exports whose alert may not have been raised yet."""
-        return [export for export in self.all() if export.is_just_expired]
-
     def add(self, first: date, last: date) -> int:
         """The id of a new waiting export."""
-        with unavailable():
-            insert = f"insert into {TABLE} (source, first_day, last_day) values (%s, %s, %s) returning id"
-            ((number,),) = self._connection.execute(insert, (self._source, first, last)).fetchall()
+        insert = f"insert into {TABLE} (source, first_day, last_day) values (%s, %s, %s) returning id"
+        ((number,),) = self._execute(insert, (self._source, first, last)).fetchall()
         return number
 
     def begin(self, export: KickbackExport, path_before: str | None) -> None:
         """Record that the POST is about to be sent. The table accepts no second collecting export of the source."""
-        with unavailable():
-            self._connection.execute(
-                f"update {TABLE} set state = 'collecting', path_before = %s, requested_at = now() where id = %s",
-                (path_before, export.id),
-            )
+        self._execute(
+            f"update {TABLE} set state = 'collecting', path_before = %s, requested_at = now() where id = %s",
+            (path_before, export.id),
+        )
 
     def update(self, export: KickbackExport, *, wait_s: float | None = None, **columns: Any) -> None:
         """Set columns of an export that no other process has given up; `wait_s`: it becomes overdue after that time."""
@@ -107,12 +161,10 @@ class KickbackExports(TableStore):
         statement = sql.SQL(
             f"update {TABLE} set polled_at = now(), {{}} where id = %(id)s and state <> 'expired'"
         ).format(sql.SQL(", ").join(changes))
-        with unavailable():
-            self._connection.execute(statement, {**columns, "id": export.id})
+        self._execute(statement, {**columns, "id": export.id})
 
     def kept_file(self, export: KickbackExport) -> bytes | None:
-        with unavailable():
-            ((file,),) = self._connection.execute(f"select file from {TABLE} where id = %s", (export.id,)).fetchall()
+        ((file,),) = self._execute(f"select file from {TABLE} where id = %s", (export.id,)).fetchall()
         return file
 
     def _has_landed(self, export: KickbackExport) -> bool:
