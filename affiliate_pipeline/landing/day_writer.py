@@ -32,9 +32,19 @@ RIGHTS = {SUPERSEDED: "insert", UNKNOWN_FIELDS: "select insert"}
 class StoreError(AffiliateError):
     """The database rejected a day, which is unchanged."""
 
+    action = "Fix the cause, then materialize with run config from_rejected: true"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, self.action)
+
 
 class Shrunken(StoreError):
     """The source has fewer rows than had landed."""
+
+    action = (
+        "If the source is right, materialize with run config allow_shrink: true; the rows removed are then kept in "
+        f"{SUPERSEDED}"
+    )
 
 
 @dataclass(frozen=True)

@@ -33,18 +33,16 @@ class Decision:
 class Availability:
     """Whether the source has days: by its promise, or by a proof that it retains more.
 
-    With `trust_old` it is assumed to have every day that could be requested at all.
+    With `trust_old` it is assumed to have every day that could be requested at all. `started_ms` is when the run began.
     """
 
     endpoint: Endpoint
     session: Session
     trust_old: bool
     now: Callable[[], int]
-    # When the run began.
     started_ms: int
-    # Until when (ms) days past the promised retention are known to be at the source.
+    # Until when (ms) days past the promised retention are known to be at the source, and why a proof failed.
     _proven_until_ms: dict[date, int] = field(default_factory=dict[date, int])
-    # Why a proof failed.
     _unproven: dict[date, ExchangeError] = field(default_factory=dict[date, ExchangeError])
 
     def is_promised(self, day: date, at_ms: int) -> bool:
@@ -52,10 +50,9 @@ class Availability:
         retention = retention_of(self.endpoint)
         if self.trust_old and isinstance(self.endpoint, Records) and not (retention and retention.is_final):
             return True
-        requested_in_time = retention and retention.requested_in_time
-        return self.endpoint.timetable.is_retained(day, at_ms) or bool(
-            requested_in_time and requested_in_time(self.session, day)
-        )
+        if self.endpoint.timetable.is_retained(day, at_ms):
+            return True
+        return bool(retention and retention.requested_in_time and retention.requested_in_time(self.session, day))
 
     def is_proven(self, day: date) -> bool:
         return self.now() <= self._proven_until_ms.get(day, -1)
@@ -76,8 +73,9 @@ class Availability:
         except ExchangeError as error:
             self._unproven.update(dict.fromkeys(days, error))
             return
-        for day in days if oldest_ms is not None else ():
-            self._proven_until_ms[day] = started_ms + self.endpoint.start_ms(day) - (oldest_ms or 0)
+        if oldest_ms is not None:
+            until_ms = ((day, started_ms + self.endpoint.start_ms(day) - oldest_ms) for day in days)
+            self._proven_until_ms.update(until_ms)
 
     def still_has(self, day: date) -> bool:
         """Whether the source has the whole day now, after it was fetched."""
@@ -101,14 +99,10 @@ class Availability:
                     error = Expired(f"while it was being fetched, {problem.what}", problem.action)
                     received = each.error.received if isinstance(each, DayError) else ()
                     yield DayError(each.day, error.about(received), each.chunks)
-                elif isinstance(each, DayBatch) and not self._has_ended(each):
-                    yield DayError(
-                        each.day,
-                        NotEnded(
-                            "the day has not ended yet by the exchange's clock, which this machine's is ahead of",
-                            "Set this machine's clock by NTP, then materialize the day after its end",
-                        ),
-                    )
+                elif isinstance(each, DayBatch) and self._is_early(each):
+                    what = "the day has not ended yet by the exchange's clock, which this machine's is ahead of"
+                    action = "Set this machine's clock by NTP, then materialize the day after its end"
+                    yield DayError(each.day, NotEnded(what, action))
                 else:
                     yield each
 
@@ -118,20 +112,18 @@ class Availability:
         oldest = fetched.requested_ms if isinstance(fetched, DayBatch) else None
         return min(began, oldest or began)
 
-    def _has_ended(self, batch: DayBatch) -> bool:
-        return not isinstance(self.endpoint, Records) or self.requested_ms(batch) >= self.endpoint.end_ms(batch.day)
+    def _is_early(self, batch: DayBatch) -> bool:
+        return isinstance(self.endpoint, Records) and self.requested_ms(batch) < self.endpoint.end_ms(batch.day)
 
     def expired(self, day: date) -> Expired:
         """Why the day cannot be fetched, and what else may land it."""
         retention = retention_of(self.endpoint)
         if retention is None:
-            return Expired("the endpoint tells only how things are now, so no day but today can be fetched")
-        promised = f"the day lies beyond the {retention.promised.days} days that the source promises"
+            return Expired("the endpoint returns only the present state, so no day but today can be fetched")
+        promised = f"the day is beyond the {retention.promised.days} days that the source promises"
         if day in self._unproven:
-            return Expired(
-                f"{promised}, and whether it still has it could not be asked: {self._unproven[day]}",
-                "Materialize the day again",
-            )
+            what = f"{promised}, and whether it still has it could not be found out: {self._unproven[day]}"
+            return Expired(what, "Materialize the day again")
         if retention.proof:
             promised += " and no older row is left to prove that this one keeps more"
         action = "If you know that the source still has it, materialize with run config trust_old: true"
@@ -161,9 +153,6 @@ def decide(days: Iterable[date], landed: Iterable[date], available: Availability
     retain = sorted({*past} & {*landed})
     unknown = [day for day in past if day not in retain]
     available.prove(unknown)
-    for day in unknown:
-        if available.is_proven(day):
-            fetch.append(day)
-        else:
-            refuse[day] = available.expired(day).problem
+    fetch += filter(available.is_proven, unknown)
+    refuse |= {day: available.expired(day).problem for day in unknown if not available.is_proven(day)}
     return Decision(sorted(fetch), retain, refuse)

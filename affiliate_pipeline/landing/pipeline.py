@@ -21,7 +21,7 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, SessionT
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan, Session
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.landing import endpoint_tables, quarantine
-from affiliate_pipeline.landing.day_writer import SUPERSEDED, DayWriter, Landed, Shrunken, StoreError
+from affiliate_pipeline.landing.day_writer import DayWriter, Landed, Shrunken, StoreError
 from affiliate_pipeline.landing.eligibility import Availability, Expired, NotEnded, decide
 from affiliate_pipeline.landing.endpoint_tables import DayStats, stats_of
 from affiliate_pipeline.landing.ledger import LedgerEntry
@@ -159,7 +159,7 @@ class LandingRun:
             return
         strategy, zone = self.endpoint.strategy, self.endpoint.exchange.zone
         plan = strategy.plan(self.session, decision.fetch, zone)
-        log.info("%s: asking for %s: %s", self.endpoint.key, fold(decision.fetch), plan)
+        log.info("%s: fetching %s: %s", self.endpoint.key, fold(decision.fetch), plan)
         logged_at = time.monotonic()
         batches = self.available.confirmed(strategy.fetch(self.session, decision.fetch, zone))
         with prepared(batches, self.endpoint, self.session.cancel) as prepared_days:
@@ -186,20 +186,11 @@ class LandingRun:
             what = f"its rows do not fit the schema: {invalid} (first in row {invalid.first_row + 1} of {batch.rows})"
             action = "Fix the schema, then materialize with run config from_rejected: true"
             return self._rejected(batch, Problem("invalid_rows", what, action=action), complete=True)
-        except Shrunken as error:
-            action = (
-                "If the source is right, materialize with run config allow_shrink: true; the rows removed are then kept in "
-                f"{SUPERSEDED}"
-            )
-            return self._rejected(batch, error.problem.adding(action=action), complete=False)
         except StoreError as error:
-            action = "Fix the cause, then materialize with run config from_rejected: true"
-            return self._rejected(batch, error.problem.adding(action=action), complete=True)
-        warnings = [*landed.warnings]
-        if landed.new_fields:
-            unknown = ", ".join(f"{name} ({landed.unknown_fields[name]} rows)" for name in landed.new_fields)
-            warnings.append(f"fields that the schema lacks are kept in column extra: {unknown}. Add them to the schema")
-        for text in warnings:
+            return self._rejected(batch, error.problem, complete=not isinstance(error, Shrunken))
+        unknown = ", ".join(f"{name} ({landed.unknown_fields[name]} rows)" for name in landed.new_fields)
+        new = f"fields that the schema lacks are kept in column extra: {unknown}. Add them to the schema"
+        for text in [*landed.warnings, *([new] if unknown else [])]:
             log.warning("%s %s: %s", self.endpoint.key, batch.day, text)
         return landed
 
@@ -225,9 +216,7 @@ class LandingRun:
             return self._failed(day, Problem("nothing_rejected", what, action="Materialize it without from_rejected"))
         why, rows = kept
         if why.source != self.session.source:
-            what = (
-                f"the source of its rejected rows is {why.source}, and the source of this run is {self.session.source}"
-            )
+            what = f"the source of its rejected rows is {why.source}, and that of this run is {self.session.source}"
             problem = Problem("other_source", what, action="Use the credentials and the base URL they came with")
         elif not why.complete:
             what = f"{quarantine.TABLE} holds only a part of the day ({why.reason}), so it cannot land"
@@ -244,10 +233,8 @@ class LandingRun:
             stats = stats_of(connection, self.endpoint, day)
         if stats.rows == held.rows:
             return Retained(day, stats, held.content_hash, held.settled, held.source)
-        what = (
-            f"the source no longer has the day, and the table holds {stats.rows} rows of it instead of the {held.rows} "
-            "that landed: something else has changed them"
-        )
+        found = f"the table holds {stats.rows} rows of it instead of the {held.rows} that landed"
+        what = f"the source no longer has the day, and {found}: something else has changed them"
         return self._failed(day, Problem("table_changed", what, action="Restore the day from a backup"))
 
     def _failed(self, day: date, problem: Problem) -> Failed:
@@ -263,9 +250,7 @@ def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store
         for day in days
         if endpoint.timetable.is_retained(day, now) or (day not in ledger and isinstance(endpoint, Records))
     ]
-    if not fetched:
-        return RequestPlan(0, 0, 0)
-    return endpoint.strategy.plan(session, fetched, endpoint.exchange.zone)
+    return endpoint.strategy.plan(session, fetched, endpoint.exchange.zone) if fetched else RequestPlan(0, 0, 0)
 
 
 def _stored(held: LedgerEntry | None) -> str:

@@ -366,7 +366,7 @@ def test_an_observation_of_yesterday_is_refused(sandbox, query):
 
     run = materialize(OBSERVED, [yesterday])
 
-    assert "tells only how things are now, so no day but today can be fetched" in run.failed[yesterday]
+    assert "returns only the present state, so no day but today can be fetched" in run.failed[yesterday]
     assert sandbox.requests == []
 
 

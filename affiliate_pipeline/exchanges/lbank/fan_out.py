@@ -49,7 +49,7 @@ class Query:
     @property
     def shared_values(self) -> Mapping[str, object]:
         """What its rows have in common, by JSON name."""
-        return {**self.fields, **({"openId": self.open_id} if self.open_id else {})}
+        return {**self.fields, "openId": self.open_id} if self.open_id else self.fields
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,15 @@ class _Task:
 
 
 @dataclass
+class _Pages:
+    """The rows of all pages of a query by day, when (ms) the oldest was requested, and whether one had no list."""
+
+    requested_ms: int
+    is_unlisted: bool = False
+    by_day: Mapping[date, list[bytes]] = field(default_factory=dict[date, list[bytes]])
+
+
+@dataclass
 class _Day:
     """What the queries completed so far returned for a day."""
 
@@ -134,7 +143,7 @@ class MonthBatch:
         waiting = deque(_Task(query, tuple(days)) for days in self.fan_out.ranges(self._open) for query in self.queries)
         yield from self._completed_days(list(self._open))
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="fan-out") as pool:
-            running: dict[Future[QueryPages], _Task] = {}
+            running: dict[Future[_Pages], _Task] = {}
             # The first query is about our own openId: it shows whether we have access before anything else is requested.
             max_running = 1
             logged_at = time.monotonic()
@@ -163,8 +172,8 @@ class MonthBatch:
                 self.stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _take(self, task: _Task, future: "Future[QueryPages]", waiting: deque[_Task]) -> Iterator[DayBatch | DayError]:
-        pages: QueryPages | None = None
+    def _take(self, task: _Task, future: Future[_Pages], waiting: deque[_Task]) -> Iterator[DayBatch | DayError]:
+        pages: _Pages | None = None
         try:
             pages = future.result()
         except AccessRefused as error:
@@ -192,16 +201,10 @@ class MonthBatch:
         yield from self._completed_days(task.days)
 
     def _completed_days(self, days: Iterable[date]) -> Iterator[DayBatch]:
-        problems: tuple[str, ...] = ()
-        if self._excluded:
-            problems = (
-                f"rows of these openIds are missing, since LBank refuses them: {', '.join(sorted(self._excluded))}",
-            )
-        for day in days:
-            done = self._open.get(day)
-            if done is None or done.open_queries:
-                continue
-            del self._open[day]
+        refused = sorted(self._excluded)
+        missing = f"rows of these openIds are missing, since LBank refuses them: {', '.join(refused)}"
+        for day in [day for day in days if day in self._open and not self._open[day].open_queries]:
+            done = self._open.pop(day)
             yield DayBatch(
                 day,
                 [b",".join(done.rows)] if done.rows else [],
@@ -209,9 +212,9 @@ class MonthBatch:
                 done.requests,
                 done.requested_ms,
                 note=unlisted_note(len(done.unlisted)),
-                excluded=[{"openId": open_id} for open_id in sorted(self._excluded)],
+                excluded=[{"openId": open_id} for open_id in refused],
                 unlisted=done.unlisted,
-                warnings=problems,
+                warnings=(missing,) if refused else (),
             )
 
     def _exclude(self, open_id: str, error: AccessRefused) -> None:
@@ -222,20 +225,46 @@ class MonthBatch:
         all_ids = {query.open_id for query in self.queries}
         if len(self._excluded) > MAX_EXCLUDED * len(all_ids):
             raise Fatal(
-                f"LBank refused {len(self._excluded)} of {len(all_ids)} openIds ({error}). So many are not a matter of "
-                "single users: check the permissions of the key, then materialize again"
+                f"LBank refused {len(self._excluded)} of {len(all_ids)} openIds ({error}), which is too many to be single users",
+                "Check the permissions of the key, then materialize again",
             )
 
-    def fetch(self, task: _Task) -> "QueryPages":
-        """All rows of the query."""
+    def fetch(self, task: _Task) -> _Pages:
+        """All rows of the query. Responses are cached for a run that resumes this one."""
+        fan_out, session, pages, requested = self.fan_out, self.session, _Pages(self.session.now_ms()), set[str]()
         params = dict(task.query.params)
-        if not self.fan_out.timeless:
+        if not fan_out.timeless:
             # Whether the end is inclusive is not documented. One millisecond more would touch a day that was not requested:
             # if that day always fails, the day before would fail with it.
             params["startTime"] = start_ms(task.days[0], self.zone)
             params["endTime"] = start_ms(task.days[-1] + DAY, self.zone) - 1
-        pages = QueryPages(self, task, params, self.session.now_ms())
-        rows = self.fan_out.paging(pages.get) if self.fan_out.paging else pages.get({})
+
+        def get(page: Mapping[str, object]) -> list[bytes]:
+            all_params = {**params, **page}
+            request = f"{fan_out.path}?{encode(all_params)}"
+            # A page is requested a second time because its response may have changed.
+            may_be_cached = not fan_out.timeless and request not in requested
+            requested.add(request)
+            if may_be_cached and (cached := self.response_cache.get(request)):
+                body, requested_ms = cached
+                rows, is_unlisted = read_list(body)
+                pages.requested_ms = min(pages.requested_ms, requested_ms)
+            elif self.stop.is_set():
+                raise Fatal("the range has ended")
+            else:
+                requested_ms = session.now_ms()
+                if fan_out.instant:
+                    rows, is_unlisted = get_list(session.client, fan_out.path, all_params)
+                else:
+                    rows, is_unlisted = session.client.get(fan_out.path, all_params, read_list)
+                # Cached, rows that cannot be used would fail the resuming runs too.
+                self.rows_by_day(task, rows)
+                if not fan_out.timeless:
+                    self.response_cache.put(request, b"null" if is_unlisted else joined(rows), requested_ms)
+            pages.is_unlisted |= is_unlisted
+            return rows
+
+        rows = fan_out.paging(get) if fan_out.paging else get({})
         pages.by_day, pages.is_unlisted = self.rows_by_day(task, rows), pages.is_unlisted and not rows
         return pages
 
@@ -257,47 +286,3 @@ class MonthBatch:
         if outside := by_day.keys() - set(task.days):
             raise Refused(f"requested {fold(task.days)}, and LBank returned rows of {fold(outside)}").about(rows)
         return by_day
-
-
-@dataclass
-class QueryPages:
-    """The pages of one query. Responses are cached for a run that resumes this one.
-
-    `requested_ms` is when the oldest response was requested, `is_unlisted` whether one had no list, `by_day` the rows of all
-    pages.
-    """
-
-    batch: MonthBatch
-    task: _Task
-    params: Mapping[str, object]
-    requested_ms: int
-    is_unlisted: bool = False
-    by_day: Mapping[date, list[bytes]] = field(default_factory=dict[date, list[bytes]])
-    _requested: set[str] = field(default_factory=set[str])
-
-    def get(self, page: Mapping[str, object]) -> list[bytes]:
-        fan_out, session = self.batch.fan_out, self.batch.session
-        path, params = fan_out.path, {**self.params, **page}
-        request = f"{path}?{encode(params)}"
-        is_cached = not fan_out.timeless
-        # A page is requested a second time because its response may have changed.
-        cached = self.batch.response_cache.get(request) if is_cached and request not in self._requested else None
-        self._requested.add(request)
-        if cached:
-            self.requested_ms = min(self.requested_ms, cached[1])
-            rows, is_unlisted = read_list(cached[0])
-            self.is_unlisted |= is_unlisted
-            return rows
-        if self.batch.stop.is_set():
-            raise Fatal("the range has ended")
-        requested_ms = session.now_ms()
-        if fan_out.instant:
-            rows, is_unlisted = get_list(session.client, path, params)
-        else:
-            rows, is_unlisted = session.client.get(path, params, read_list)
-        self.is_unlisted |= is_unlisted
-        # Cached, rows that cannot be used would fail the resuming runs too.
-        self.batch.rows_by_day(self.task, rows)
-        if is_cached:
-            self.batch.response_cache.put(request, b"null" if is_unlisted else joined(rows), requested_ms)
-        return rows

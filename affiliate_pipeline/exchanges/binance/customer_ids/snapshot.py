@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
-from affiliate_pipeline.exchanges.lists import get_list, read_list, unlisted_note
+from affiliate_pipeline.exchanges.lists import get_list, rows_of, unlisted_note
 from affiliate_pipeline.http.errors import ExchangeError, Fatal
 from affiliate_pipeline.schema.raw_row import texts, with_fields
 
@@ -52,5 +52,5 @@ class CurrentState:
             return get_list(session.client, self.path, {})
         agent = {AGENT_CODE: session.settings.binance_api_agent_code}
         # One row, or null while there is none.
-        rows, is_unlisted = session.client.get(self.path, agent, read_list)
-        return [with_fields(row, agent) if texts(row, AGENT_CODE) == (None,) else row for row in rows], is_unlisted
+        rows, is_null = session.client.get(self.path, agent, lambda body: (rows_of(body), body.strip() == b"null"))
+        return [with_fields(row, agent) if texts(row, AGENT_CODE) == (None,) else row for row in rows], is_null
