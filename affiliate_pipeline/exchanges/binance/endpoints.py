@@ -3,13 +3,12 @@
 from datetime import time, timedelta
 
 from affiliate_pipeline.exchanges.binance import schemas
-from affiliate_pipeline.exchanges.binance.customer_ids import desired
-from affiliate_pipeline.exchanges.binance.customer_ids.assignment import Assignment
-from affiliate_pipeline.exchanges.binance.customer_ids.snapshot import CurrentState
+from affiliate_pipeline.exchanges.binance.customer_ids import Assignment, of_client, of_partner
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE, BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import requested_in_time
 from affiliate_pipeline.exchanges.binance.kickback_export.exports import RETENTION
 from affiliate_pipeline.exchanges.binance.kickback_export.fetch import ExportFile, ExportRequest
+from affiliate_pipeline.exchanges.binance.snapshot import CurrentState
 from affiliate_pipeline.exchanges.endpoint import (
     ActionLog,
     Endpoint,
@@ -149,7 +148,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         exchange=BINANCE,
         name="customization_assignment",
         account="partner",
-        strategy=Assignment(_CUSTOMIZATION, "email", desired.of_partner, "BINANCE_CUSTOMER_IDS", lists_all=True),
+        strategy=Assignment(_CUSTOMIZATION, "email", of_partner, "BINANCE_CUSTOMER_IDS", lists_all=True),
         schema=schemas.CustomizationAssignment,
         description=(
             "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, where they have others; only when "
@@ -161,7 +160,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         name="user_customization_assignment",
         account="client",
         strategy=Assignment(
-            _USER_CUSTOMIZATION, "apiAgentCode", desired.of_client, "BINANCE_USER_CUSTOMER_ID", lists_all=False
+            _USER_CUSTOMIZATION, "apiAgentCode", of_client, "BINANCE_USER_CUSTOMER_ID", lists_all=False
         ),
         schema=schemas.UserCustomizationAssignment,
         description=(

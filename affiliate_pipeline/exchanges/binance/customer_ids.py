@@ -4,19 +4,25 @@ Each attempt is persisted before its POST and again with its outcome. So no cras
 whether an interrupted attempt took effect before it makes another.
 """
 
+import csv
+import io
 import logging
+import re
+from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
+from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import msgspec
 
+from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
-from affiliate_pipeline.exchanges.binance.customer_ids.desired import DesiredCustomerId, masked
+from affiliate_pipeline.domain.settings import text_of
 from affiliate_pipeline.exchanges.binance.exchange import Binance, BinanceSession
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.exchanges.lists import rows_of
@@ -25,10 +31,91 @@ from affiliate_pipeline.http.errors import ExchangeError, OutcomeUnknown, Refuse
 from affiliate_pipeline.http.retry import MAX_ATTEMPTS
 from affiliate_pipeline.schema.raw_row import texts
 
+HEADER = ["customerid", "email"]
+_EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+_FILE = "the file that BINANCE_CUSTOMER_IDS names"
 # `unknown` never lands: the next run settles it.
 ASSIGNED, REFUSED, FAILED, UNKNOWN = "assigned", "refused", "failed", "unknown"
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DesiredCustomerId:
+    """An id desired for an owner: an email, or the agent's code for the client itself.
+
+    `where` names the line or the variable; `rejection` is the reason why the id cannot be assigned.
+    """
+
+    where: str
+    customer_id: str
+    owner: str
+    rejection: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.where} ({redact(self.customer_id)} for {masked(self.owner)})"
+        return f"{text}: {self.rejection}" if self.rejection else text
+
+
+def masked(owner: str) -> str:
+    """The owner without what identifies a person, even if it is not an email."""
+    return redact(owner) if "@" in owner else f"{owner[:2]}***"
+
+
+def of_partner(settings: Binance) -> list[DesiredCustomerId]:
+    """The lines of the file `BINANCE_CUSTOMER_IDS`; raises SettingsError if it cannot be read."""
+    if settings.binance_customer_ids is None:
+        return []
+    try:
+        data = Path(settings.binance_customer_ids).expanduser().read_bytes()
+        lines = csv.reader(io.StringIO(text_of(data, _FILE)))
+        cells = ((lines.line_num, [cell.strip() for cell in line]) for line in lines)
+        desired = [_of_line(number, line) for number, line in cells if any(line)]
+    except OSError as error:
+        raise SettingsError(f"{_FILE} cannot be read: {error.strerror}") from None
+    except csv.Error:
+        raise SettingsError(f"{_FILE} is not a CSV file") from None
+    if desired and [desired[0].customer_id.lower(), desired[0].owner.lower()] == HEADER:
+        del desired[0]
+    return _without_duplicates(desired)
+
+
+def of_client(settings: Binance) -> list[DesiredCustomerId]:
+    """The client's own, `BINANCE_USER_CUSTOMER_ID`."""
+    desired, agent = settings.binance_user_customer_id, settings.binance_api_agent_code
+    return [DesiredCustomerId("BINANCE_USER_CUSTOMER_ID", desired, agent)] if desired is not None and agent else []
+
+
+def _of_line(number: int, cells: list[str]) -> DesiredCustomerId:
+    customer_id, owner, *_ = [*cells, "", ""]
+    rejection = ""
+    if len(cells) != 2:
+        rejection = "it does not have the two fields customerId,email"
+    elif not customer_id:
+        rejection = "it has no customerId"
+    elif not _EMAIL.fullmatch(owner):
+        rejection = "its email is malformed"
+    return DesiredCustomerId(f"line {number}", customer_id, owner, rejection)
+
+
+def _without_duplicates(desired: list[DesiredCustomerId]) -> list[DesiredCustomerId]:
+    """The same; each whose id or email is on another line too is rejected."""
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for each in desired:
+        for key in _keys(each):
+            places[key].append(each.where)
+
+    def rejection(each: DesiredCustomerId) -> str:
+        for key in _keys(each):
+            if others := ", ".join(place for place in places[key] if place != each.where):
+                return f"its {key[0]} is on {others} too"
+        return ""
+
+    return [replace(each, rejection=each.rejection or rejection(each)) for each in desired]
+
+
+def _keys(desired: DesiredCustomerId) -> tuple[tuple[str, str], tuple[str, str]]:
+    return ("customerId", desired.customer_id), ("email", desired.owner.casefold())
 
 
 @dataclass(frozen=True)
@@ -44,18 +131,14 @@ class _Change:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Assigns by POSTs to `path`, and compares by its GET.
-
-    Args:
-        owner: the parameter that names an id's owner.
-        variable: the setting that `desired` is read from.
-        lists_all: whether a GET without parameters returns everybody's ids.
-    """
+    """Assigns by POSTs to `path`, and compares by its GET; `variable` is the setting that `desired` is read from."""
 
     path: str
+    # The parameter that names an id's owner.
     owner: Literal["email", "apiAgentCode"]
     desired: Callable[[Binance], list[DesiredCustomerId]]
     variable: str
+    # Whether a GET without parameters returns everybody's ids.
     lists_all: bool
 
     def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
@@ -102,22 +185,20 @@ class Assignment:
     def apply(
         self, session: BinanceSession, desired: Sequence[DesiredCustomerId], assign: Callable[[_Change], bool]
     ) -> list[DesiredCustomerId]:
-        """Call `assign` for each desired id that its owner lacks; returns those that cannot be assigned, with the reason.
+        """Call `assign`, which returns whether it succeeded, for each desired id that its owner lacks; returns those that
+        cannot be assigned, with the reason.
 
         An id becomes free once its owner is assigned another one, so a chain of them is worked off from its end.
-
-        Args:
-            assign: returns whether it succeeded.
         """
         taken = self._emails(session, {}) if self.lists_all else {}
-        ids: dict[str, tuple[str, ...]] = {}
+        ids: dict[str, tuple[str, ...]] = defaultdict(tuple)
         for customer_id, email in taken.items():
-            ids[email.casefold()] = (*ids.get(email.casefold(), ()), customer_id)
+            ids[email.casefold()] += (customer_id,)
         left: list[_Change] = []
         for each in desired:
             if not each.rejection:
                 # An email that is not in the list as written, such as in a masked one, is queried by itself.
-                before = ids.get(each.owner.casefold()) or self.current(session, each.owner)
+                before = ids[each.owner.casefold()] or self.current(session, each.owner)
                 if each.customer_id not in before:
                     left.append(_Change(each, before))
         while free := [change for change in left if change.desired.customer_id not in taken]:
