@@ -23,7 +23,7 @@ from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPla
 from affiliate_pipeline.exchanges.spool import Spool
 from affiliate_pipeline.http.bodies import may_hold_rows
 from affiliate_pipeline.http.error_body import quote
-from affiliate_pipeline.http.errors import ExchangeError, Fatal, Refused
+from affiliate_pipeline.http.errors import ExchangeError, Refused, Transient
 from affiliate_pipeline.schema.columns import LEAST_MS
 from affiliate_pipeline.schema.raw_row import instants_ms
 
@@ -259,9 +259,7 @@ class _Walk:
                     return [*self._unproven, (first, last)]
                 self._accept_unproven()
             return self._accept_page(first, last, page)
-        except Fatal:
-            raise
-        except ExchangeError as error:
+        except (Refused, Transient) as error:
             if len(days) > 1:
                 return self._by_days([[day] for day in days], first, last)
             # The failed request may be the one that was to prove the page: keep the page that was received.

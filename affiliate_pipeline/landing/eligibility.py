@@ -9,7 +9,7 @@ from affiliate_pipeline.domain.days import instant
 from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint, Records, retention_of
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, Session
-from affiliate_pipeline.http.errors import ExchangeError, Fatal
+from affiliate_pipeline.http.errors import ExchangeError, Refused, Transient
 
 
 class Expired(ExchangeError):
@@ -68,9 +68,7 @@ class Availability:
         started_ms = self.now()
         try:
             oldest_ms = retention.proof(self.session, days[0], self.endpoint.exchange.zone)
-        except Fatal:
-            raise
-        except ExchangeError as error:
+        except (Refused, Transient) as error:
             self._unproven.update(dict.fromkeys(days, error))
             return
         if oldest_ms is not None:

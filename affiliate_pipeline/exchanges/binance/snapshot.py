@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.exchanges.lists import get_list, rows_of, unlisted_note
-from affiliate_pipeline.http.errors import ExchangeError, Fatal
+from affiliate_pipeline.http.errors import Refused, Transient
 from affiliate_pipeline.schema.raw_row import texts, with_fields
 
 # Where the responses of records are cut off. No document names a limit or pages for these endpoints.
@@ -31,9 +31,7 @@ class CurrentState:
             sent = session.client.requests_sent
             try:
                 rows, is_unlisted = self._get(session)
-            except Fatal:
-                raise
-            except ExchangeError as error:
+            except (Refused, Transient) as error:
                 yield DayError(day, error)
                 continue
             requests = session.client.requests_sent - sent

@@ -25,7 +25,7 @@ from affiliate_pipeline.exchanges.lbank.response_cache import ResponseCache
 from affiliate_pipeline.exchanges.lbank.responses import OPEN_ID_CODES
 from affiliate_pipeline.exchanges.lists import get_list, read_list, unlisted_note
 from affiliate_pipeline.http.encoding import encode
-from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, Refused
+from affiliate_pipeline.http.errors import AccessRefused, Fatal, Refused, Transient
 from affiliate_pipeline.schema.raw_row import instants_ms, joined, with_fields
 
 # Enough to use all slots of a window while each response takes a second.
@@ -181,9 +181,7 @@ class MonthBatch:
             if error.code not in OPEN_ID_CODES or open_id is None or open_id == self.session.open_id:
                 raise
             self._exclude(open_id, error)
-        except Fatal:
-            raise
-        except ExchangeError as error:
+        except (Refused, Transient) as error:
             first, *others = task.days
             if others:
                 waiting.extendleft(_Task(task.query, (day,), isolated=True) for day in reversed(task.days))

@@ -143,9 +143,7 @@ def offered_file(session: BinanceSession, *, wait: bool = False) -> FileUrl | Pe
     read = partial(read_response, own_host=session.client.host, more_hosts=session.settings.binance_file_hosts)
     try:
         return session.client.get(PATH, {}, read, retries=wait)
-    except Fatal:
-        raise
-    except ExchangeError as error:
+    except (Refused, Transient) as error:
         return Pending(str(error), answered=not isinstance(error, Transient))
 
 

@@ -22,7 +22,7 @@ from affiliate_pipeline.exchanges.binance.kickback_export.exports import (
 from affiliate_pipeline.exchanges.binance.kickback_export.file_format import MAX_FILE_BYTES, Pending, rows_of
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.http.download import download
-from affiliate_pipeline.http.errors import ExchangeError, Fatal, Refused, Transient, UrlExpired
+from affiliate_pipeline.http.errors import ExchangeError, Refused, Transient, UrlExpired
 from affiliate_pipeline.http.unpacking import AnotherBody, NotWhole, Unreadable
 from affiliate_pipeline.schema.columns import Row
 
@@ -56,9 +56,7 @@ class ExportRequest:
         if found is None or found.state == "waiting":
             try:
                 advance(session, wait=True)
-            except Fatal:
-                raise
-            except ExchangeError:
+            except (Refused, Transient):
                 failed = True
         export = next(each for each in exports.all() if each.id == number)
         note = (export.note or "").rstrip(".")
@@ -113,9 +111,7 @@ class ExportFile:
                 return
             try:
                 advance(session, wait=True)
-            except Fatal:
-                raise
-            except ExchangeError as error:
+            except (Refused, Transient) as error:
                 log.warning("the export could not be requested: %s", error)
             if waited_s % 60 == 0:
                 log.info("waiting for the export of %s", fold(left))
@@ -129,9 +125,7 @@ class ExportFile:
         sent = session.client.requests_sent
         try:
             by_day = self._rows(session, export)
-        except Fatal:
-            raise
-        except ExchangeError as error:
+        except (Refused, Transient) as error:
             return [DayError(day, error) for day in days]
         if by_day is None:
             return []
