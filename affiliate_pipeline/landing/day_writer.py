@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Final
 
@@ -64,9 +64,9 @@ class Landed:
     requests: int
     unknown_fields: Mapping[str, int]
     new_fields: Sequence[str]
-    restated: DayStats | None
     note: str
-    warnings: Sequence[str]
+    warnings: list[str]
+    restated: DayStats | None = None
 
 
 class _Rows:
@@ -140,46 +140,33 @@ class DayWriter:
         ledger.write(self.connection, asset, day, self.run_id, total.rows, str(total.fingerprint), settled, self.source)
         stats = self._stats(day)
         self._refuse_difference(day, texts, total, stats, oddities)
-        return self._landed(batch, total, stats, settled, changed=True, restated=restated, difference=difference)
-
-    def _landed(
-        self,
-        batch: DayBatch,
-        total: Summary,
-        stats: DayStats,
-        settled: bool,
-        *,
-        changed: bool,
-        restated: DayStats | None = None,
-        difference: str = "",
-    ) -> Landed:
-        quarantine.drop(self.connection, self.endpoint.key, batch.day)
-        warnings = [
-            *batch.warnings,
-            *(
-                f"{name} has U+FFFD in {count} {'row' if count == 1 else 'rows'}: the exchange sent what is no text there, "
-                "such as half an emoji. Everything else landed as sent"
-                for name, count in total.damaged.items()
-            ),
-        ]
+        landed = self._landed(batch, total, stats, settled, changed=True)
         if difference:
-            warnings.append(
+            landed.warnings.append(
                 f"the table held {difference} than had landed, although the source's rows are the same: they were landed "
                 f"again, and the rows changed or removed are in {SUPERSEDED}"
             )
+        return replace(landed, restated=restated)
+
+    def _landed(self, batch: DayBatch, total: Summary, stats: DayStats, settled: bool, *, changed: bool) -> Landed:
+        quarantine.drop(self.connection, self.endpoint.key, batch.day)
+        damaged = (
+            f"{name} has U+FFFD in {count} {'row' if count == 1 else 'rows'}: the exchange sent what is no text there, such as "
+            "half an emoji. Everything else landed as sent"
+            for name, count in total.damaged.items()
+        )
         return Landed(
-            batch.day,
-            stats,
-            str(total.fingerprint),
-            settled,
-            self.source,
-            changed,
-            batch.requests,
-            total.unknown_fields,
-            self._new_fields(total, batch.day),
-            restated,
-            batch.note,
-            warnings,
+            day=batch.day,
+            stats=stats,
+            content_hash=str(total.fingerprint),
+            settled=settled,
+            source=self.source,
+            changed=changed,
+            requests=batch.requests,
+            unknown_fields=total.unknown_fields,
+            new_fields=self._new_fields(total, batch.day),
+            note=batch.note,
+            warnings=[*batch.warnings, *damaged],
         )
 
     def _begin(self, day: date) -> list[str]:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from enum import Enum, auto
 from queue import Empty, Queue
 
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
@@ -82,12 +81,8 @@ class PreparedDay:
     blocks: Iterator[Block]
 
 
-class _End(Enum):
-    DAY = auto()
-    DAYS = auto()
-
-
-_Item = DayBatch | DayError | Block | _End | BaseException
+# None ends the blocks of a day, and after the last day all of them.
+_Item = DayBatch | DayError | Block | BaseException | None
 
 
 class _Cancelled(Exception):
@@ -132,7 +127,7 @@ class _Ahead:
                     self._put(batch)
                     if isinstance(batch, DayBatch):
                         self._put_blocks(batch)
-            self._put(_End.DAYS)
+            self._put(None)
         except BaseException as error:
             with suppress(_Cancelled):
                 self._put(error)
@@ -141,7 +136,7 @@ class _Ahead:
         try:
             for block in blocks_of(batch, self._endpoint):
                 self._put(block)
-            self._put(_End.DAY)
+            self._put(None)
         except Invalid as invalid:
             self._put(invalid)
 
@@ -151,7 +146,7 @@ class _Ahead:
         self._queue.put(item)
 
     def days(self) -> Iterator[PreparedDay | DayError]:
-        while not isinstance(item := self._take(), _End):
+        while (item := self._take()) is not None:
             if isinstance(item, DayError):
                 yield item
             elif isinstance(item, DayBatch):

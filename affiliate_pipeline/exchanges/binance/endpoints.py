@@ -1,6 +1,7 @@
 """The endpoints of Binance Link: each is one schema and one declaration, and this is the place to add one."""
 
 from datetime import time, timedelta
+from functools import partial
 
 from affiliate_pipeline.exchanges.binance import schemas
 from affiliate_pipeline.exchanges.binance.customer_ids import Assignment, of_client, of_partner
@@ -23,18 +24,22 @@ from affiliate_pipeline.exchanges.window_walk import WindowWalk
 
 # Nothing, or one row, of the last second.
 _PROBE = Probe[BinanceSession](lambda session, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "limit": 1})
-_REBATES = "/sapi/v1/apiReferral/rebate/recentRecord"
-_IF_NEW_USER = "/sapi/v1/apiReferral/ifNewUser"
 _CUSTOMIZATION = "/sapi/v1/apiReferral/customization"
 _USER_CUSTOMIZATION = "/sapi/v1/apiReferral/userCustomization"
 _AGENT = ("BINANCE_API_AGENT_CODE",)
-
-
 _DAILY = time(0, 15)
-_KICKBACKS = "/sapi/v1/apiReferral/kickback/recentRecord"
-_RECENT_KICKBACKS, _OLD_KICKBACKS = "kickback_recent_record", "kickback_historical_record"
+_RECENT_KICKBACKS = "kickback_recent_record"
 # What the client gets back on its own trades.
-_KICKBACK_MONEY = Money("kickback", earners=())
+_kickbacks = partial(
+    Records[BinanceSession],
+    exchange=BINANCE,
+    account="client",
+    schema=schemas.Kickback,
+    day_of="time",
+    sum_by=("income", "asset"),
+    money=Money("kickback", earners=()),
+    settles_after=timedelta(hours=24),
+)
 
 HISTORY_REQUEST = Records(
     exchange=BINANCE,
@@ -50,45 +55,31 @@ HISTORY_REQUEST = Records(
     settles_after=RETENTION,
     retention=Retention(RETENTION, is_final=True),
 )
-HISTORY = Records(
-    exchange=BINANCE,
-    name=_OLD_KICKBACKS,
-    account="client",
+HISTORY = _kickbacks(
+    name="kickback_historical_record",
     description=(
         "Kickbacks of the last 30 days from the file that `kickback_historical_request` asks for; days in UTC. The sensor "
         "`kickback_history` waits for the file and lands it; a run by hand waits up to 10 minutes. For days that "
         "`kickback_recent_record` could not land in time."
     ),
-    schema=schemas.Kickback,
     strategy=ExportFile(schemas.Kickback),
-    day_of="time",
-    sum_by=("income", "asset"),
-    money=_KICKBACK_MONEY,
-    settles_after=timedelta(hours=24),
     retention=Retention(RETENTION, requested_in_time=requested_in_time, is_final=True),
     compared_with=f"{BINANCE.name}/{_RECENT_KICKBACKS}",
 )
-RECENT_KICKBACKS = Records(
-    exchange=BINANCE,
+RECENT_KICKBACKS = _kickbacks(
     name=_RECENT_KICKBACKS,
-    account="client",
     description=(
         "Kickbacks that the client gets on its own trades, one row per trade; days in UTC. Only the last 7 days exist; "
         "`kickback_historical_record` has 30."
     ),
-    schema=schemas.Kickback,
-    strategy=WindowWalk(_KICKBACKS, row_limit=1000, max_days=7),
-    day_of="time",
-    sum_by=("income", "asset"),
-    money=_KICKBACK_MONEY,
+    strategy=WindowWalk("/sapi/v1/apiReferral/kickback/recentRecord", row_limit=1000, max_days=7),
     probe=_PROBE,
-    settles_after=timedelta(hours=24),
     retention=Retention(timedelta(days=7), fallback=HISTORY),
     compared_with=HISTORY.key,
     lands_at=_DAILY,
 )
 
-_REBATE_WALK = WindowWalk(_REBATES, row_limit=500, max_days=7)
+_REBATE_WALK = WindowWalk("/sapi/v1/apiReferral/rebate/recentRecord", row_limit=500, max_days=7)
 
 ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
     Records(
@@ -115,7 +106,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         exchange=BINANCE,
         name="if_new_user",
         account="client",
-        strategy=CurrentState(_IF_NEW_USER, of_agent=True),
+        strategy=CurrentState("/sapi/v1/apiReferral/ifNewUser", of_agent=True),
         schema=schemas.IfNewUser,
         description="Whether the client is new to the agent and the agent's code works: an observation of today (UTC).",
         requires=_AGENT,
