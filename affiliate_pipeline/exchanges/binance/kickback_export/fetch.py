@@ -1,6 +1,7 @@
 """How the two assets of an export fetch their days: one requests an export, the other one lands its file."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -118,9 +119,7 @@ class ExportFile:
             if not any(export.state == "ready" for export in exports.covering(left).values()):
                 sleep(POLL_S)
 
-    def _outcomes(
-        self, session: BinanceSession, export: KickbackExport, days: list[date]
-    ) -> Sequence[DayBatch | DayError]:
+    def _outcomes(self, session: BinanceSession, export: KickbackExport, days: list[date]) -> list[DayBatch | DayError]:
         """One outcome for each of the days; none if their file has to be waited for again."""
         sent = session.client.requests_sent
         try:
@@ -170,17 +169,13 @@ class ExportFile:
         return None
 
     def _parsed(self, file: bytes, export: KickbackExport) -> RowsByDay:
-        by_day: RowsByDay = {}
-        outside: list[int] = []
+        by_day: RowsByDay = defaultdict(list)
         for time, row in rows_of(file, self.schema):
-            if export.start_ms <= time < export.end_ms:
-                by_day.setdefault(day_of(time, ZONE), []).append(row)
-            else:
-                outside.append(time)
-        if outside:
+            by_day[day_of(time, ZONE)].append(row)
+        if outside := by_day.keys() - {*export.days}:
             raise _NotOffered(
-                f"the file has {len(outside)} rows outside the requested days ({fold(export.days)}), such as one of "
-                f"{instant(outside[0])}: it belongs to another request, and none of it has landed",
+                f"the file has rows of {fold(outside)}, which are not among the requested days ({fold(export.days)}): it "
+                "belongs to another request, and none of it has landed",
                 export.path,
             )
         return by_day
@@ -199,11 +194,11 @@ def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
 
 
 class _NotOffered(Refused):
-    """The export's file was withdrawn, or what is offered in its place, at these paths, is another request's."""
+    """The export's file was withdrawn, or what is offered in its place, at this path, is another request's."""
 
-    def __init__(self, text: str, *paths: str | None):
+    def __init__(self, text: str, path: str | None = None):
         super().__init__(text)
-        self.paths = [path for path in paths if path]
+        self.paths = [path] if path else []
 
 
 def _not_ready(export: KickbackExport | None) -> ExchangeError:
