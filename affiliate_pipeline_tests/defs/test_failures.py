@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from affiliate_pipeline.http import retry
-from affiliate_pipeline.landing.store import Store
+from affiliate_pipeline.landing.day_writer import DayWriter
 from affiliate_pipeline.sandbox.exchange import Answer
 from affiliate_pipeline.sandbox.faults import KINDS
 from affiliate_pipeline_tests.conftest import materialize
@@ -361,14 +361,14 @@ def test_a_database_that_is_lost_while_the_range_ends_for_another_cause_is_told(
 
 
 def test_a_day_that_has_landed_is_not_told_to_have_failed(sandbox, query, rows, monkeypatch, database_url):
-    write_day = Store.write_day
+    write = DayWriter.write
 
     def land_and_lose(*args, **kwargs):
-        changed = write_day(*args, **kwargs)
+        changed = write(*args, **kwargs)
         end_all_sessions(database_url)
         return changed
 
-    monkeypatch.setattr(Store, "write_day", land_and_lose)
+    monkeypatch.setattr(DayWriter, "write", land_and_lose)
     run = materialize(KEY, DAYS)
 
     assert [(day,) for day in run.materialized] == query("select partition from affiliate.landing")
