@@ -65,7 +65,7 @@ class Landed:
     unknown_fields: Mapping[str, int]
     new_fields: Sequence[str]
     note: str
-    warnings: list[str]
+    warnings: Sequence[str]
     restated: DayStats | None = None
 
 
@@ -140,13 +140,13 @@ class DayWriter:
         ledger.write(self.connection, asset, day, self.run_id, total.rows, str(total.fingerprint), settled, self.source)
         stats = self._stats(day)
         self._refuse_difference(day, texts, total, stats, oddities)
-        landed = self._landed(batch, total, stats, settled, changed=True)
         if difference:
-            landed.warnings.append(
+            warning = (
                 f"the table held {difference} than had landed, although the source's rows are the same: they were landed "
                 f"again, and the rows changed or removed are in {SUPERSEDED}"
             )
-        return replace(landed, restated=restated)
+            batch = replace(batch, warnings=(*batch.warnings, warning))
+        return replace(self._landed(batch, total, stats, settled, changed=True), restated=restated)
 
     def _landed(self, batch: DayBatch, total: Summary, stats: DayStats, settled: bool, *, changed: bool) -> Landed:
         quarantine.drop(self.connection, self.endpoint.key, batch.day)
