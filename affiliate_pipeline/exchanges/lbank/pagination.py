@@ -22,15 +22,11 @@ Paging = Callable[[GetPage], list[bytes]]
 
 
 class _Moved(Exception):
-    """Rows came or went while pages were read, as this page shows."""
+    """Rows came or went while pages were read, as this page shows; or `start` was rounded down to a multiple of the size."""
 
-    def __init__(self, page: list[bytes]) -> None:
+    def __init__(self, page: list[bytes], *, is_rounded: bool = False) -> None:
         super().__init__()
-        self.page = page
-
-
-class _Rounded(Exception):
-    """The exchange rounded `start` down to a multiple of the page size."""
+        self.page, self.is_rounded = page, is_rounded
 
 
 def by_id(get: GetPage) -> list[bytes]:
@@ -73,9 +69,7 @@ def by_offset(get: GetPage, instant: str, identity: Sequence[str] = ()) -> list[
                 is_proven = _walk(get, instant, identity, overlap, size, rows)
         except _Moved as moved:
             received = max(received, _with_new(rows, moved.page), key=len)
-            continue
-        except _Rounded:
-            overlap = 0
+            overlap = 0 if moved.is_rounded else overlap
             continue
         received = max(received, rows, key=len)
         found = Counter(identities(rows, identity))
@@ -101,7 +95,7 @@ def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, siz
         known = list(identities(page, identity))
         if start:
             if overlap and known == previous:
-                raise _Rounded
+                raise _Moved(page, is_rounded=True)
             new = page[overlap:]
             # Rows of one instant may come in another order each time: if one is on two pages, another one is on none.
             again = [row for row, name in zip(new, known[overlap:], strict=True) if name in seen]
