@@ -66,12 +66,12 @@ class _Step:
 
     def take(self) -> None:
         export, is_waiting = self.export, self.export.state == "waiting"
-        if is_waiting and not is_retained(export.first_day, self.session.now_ms()):
-            note = (
-                f"its request could be sent only after the {RETENTION.days} days that the exchange retains "
-                f"{export.first_day}: request the later days again"
-            )
-            self.exports.update(export, state="expired", note=note)
+        expired = [day for day in export.days if not is_retained(day, self.session.now_ms())]
+        if is_waiting and expired:
+            if later := export.days[len(expired) :]:
+                self.exports.add(later[0], later[-1])
+            note = f"its request could be sent only after the {RETENTION.days} days that the exchange retains"
+            self.exports.update(export, state="expired", last_day=expired[-1], note=note)
             return
         try:
             found = offered_file(self.session, wait=self.wait and is_waiting)

@@ -60,17 +60,20 @@ class ExportRequest:
             except (Refused, Transient):
                 failed = True
         export = next(each for each in exports.all() if each.id == number)
-        note = (export.note or "").rstrip(".")
-        row = {
-            "collectionId": export.id,
-            "startTime": export.start_ms,
-            "endTime": export.end_ms - 1,
-            "requestedAt": export.requested_ms,
-            "code": export.code,
-            "msg": export.msg or export.note or "it waits until the exports requested earlier have landed",
-        }
+        # Days that are still retained were added again if others expired.
+        others = [each for each in exports.open() if each.id > number] if export.state == "expired" else []
         for day in days:
-            if export.state == "expired":
+            current = next((each for each in others if each.covers(day)), export)
+            note = (current.note or "").rstrip(".")
+            row = {
+                "collectionId": current.id,
+                "startTime": current.start_ms,
+                "endTime": current.end_ms - 1,
+                "requestedAt": current.requested_ms,
+                "code": current.code,
+                "msg": current.msg or current.note or "it waits until the exports requested earlier have landed",
+            }
+            if current.state == "expired":
                 yield DayError(day, Refused(note))
             elif failed and note:
                 queued = "It stays in the queue, and the sensor kickback_history sends the request"
