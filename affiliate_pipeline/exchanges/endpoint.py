@@ -15,7 +15,7 @@ from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.schema.columns import Row
 
 # The session that an exchange opens for its endpoints. An endpoint is only ever given the sessions of its own exchange, so
-# code that knows no exchange takes `Endpoint`, which stands for `Endpoint[Session]`.
+# code that knows no exchange takes `Endpoint`, which means `Endpoint[Session]`.
 SessionT = TypeVar("SessionT", bound=Session, default=Session, covariant=True)
 
 

@@ -230,7 +230,7 @@ class _Walk:
     def _cut(self, first: int, windows: list[Window]) -> list[list[Window]]:
         """What is left of a busy window, once per walk as a job for each idle worker and for this one.
 
-        The page that began at `first` tells how many pages are left.
+        The page that began at `first` shows how many pages are left.
         """
         jobs = WORKERS + 1 - self._open_jobs
         for start, last in windows:

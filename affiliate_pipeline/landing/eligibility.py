@@ -132,7 +132,9 @@ class Availability:
             action = f"{fallback.key} can still land it{until}: materialize that instead"
         elif retention.is_final:
             action = "No request brings it any more"
-        return Expired(f"{promised}. It was not landed, since an empty answer would look like a quiet day", action)
+        return Expired(
+            f"{promised}. It was not landed, since an empty response would look like a day without rows", action
+        )
 
 
 def decide(days: Iterable[date], landed: Iterable[date], available: Availability) -> Decision:

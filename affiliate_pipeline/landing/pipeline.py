@@ -122,7 +122,7 @@ def land_days(
 
 @dataclass(frozen=True)
 class LandingRun:
-    """The landing of some days of one asset, whose lock is held. `ledger` has those that had landed before."""
+    """The landing of some days of one asset, whose lock the session has. `ledger` has those that had landed before."""
 
     available: Availability
     writer: DayWriter
@@ -140,9 +140,9 @@ class LandingRun:
     def outcomes(self, days: Sequence[date]) -> Iterator[Outcome]:
         own: list[date] = []
         for day in days:
-            held = self.ledger.get(day)
-            if held and held.source != self.session.source:
-                what = f"its source is {held.source}, and the source of this run is {self.session.source}"
+            entry = self.ledger.get(day)
+            if entry and entry.source != self.session.source:
+                what = f"its source is {entry.source}, and the source of this run is {self.session.source}"
                 action = "Use the credentials and the base URL it was landed with, or another database"
                 yield self._failed(day, Problem("other_source", what, action=action))
             else:
@@ -228,12 +228,12 @@ class LandingRun:
         return self._failed(day, problem)
 
     def _retained(self, day: date) -> Retained | Failed:
-        held, connection = self.ledger[day], self.writer.connection
+        entry, connection = self.ledger[day], self.writer.connection
         with unavailable(), connection.transaction():
             stats = stats_of(connection, self.endpoint, day)
-        if stats.rows == held.rows:
-            return Retained(day, stats, held.content_hash, held.settled, held.source)
-        found = f"the table holds {stats.rows} rows of it instead of the {held.rows} that landed"
+        if stats.rows == entry.rows:
+            return Retained(day, stats, entry.content_hash, entry.settled, entry.source)
+        found = f"the table holds {stats.rows} rows of it instead of the {entry.rows} that landed"
         what = f"the source no longer has the day, and {found}: something else has changed them"
         return self._failed(day, Problem("table_changed", what, action="Restore the day from a backup"))
 
@@ -253,8 +253,8 @@ def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store
     return endpoint.strategy.plan(session, fetched, endpoint.exchange.zone) if fetched else RequestPlan(0, 0, 0)
 
 
-def _stored(held: LedgerEntry | None) -> str:
+def _stored(entry: LedgerEntry | None) -> str:
     """The impact of a failure on what had landed for the day."""
-    if held is None:
+    if entry is None:
         return "Nothing of this day has landed"
-    return f"The {held.rows} rows landed at {held.landed_at:%Y-%m-%d %H:%M} UTC are untouched"
+    return f"The {entry.rows} rows landed at {entry.landed_at:%Y-%m-%d %H:%M} UTC are untouched"

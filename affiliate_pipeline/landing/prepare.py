@@ -86,7 +86,7 @@ _Item = DayBatch | DayError | Block | BaseException | None
 
 
 class _Cancelled(Exception):
-    """The days are no longer wanted."""
+    """The reader has left."""
 
 
 @contextmanager

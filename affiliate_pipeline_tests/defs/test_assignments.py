@@ -77,7 +77,7 @@ def test_only_what_differs_is_posted(sandbox, query, wanted):
         ("6zhfu2", customers.by_id["6zhfu2"], "6zhfub", "assigned"),
     ]
     assert "6zhfub" not in customers.by_id and customers.by_id["new1"] == EMAILS[0]
-    assert run.materialized[today()]["note"] == "3 wanted: 1 were in place, 2 have been assigned, 0 are not"
+    assert run.materialized[today()]["note"] == "3 desired: 1 were in place, 2 have been assigned, 0 are not"
     [(attempted_at, partition)] = query(
         "select max(attempted_at), max(partition_date) from binance.customization_assignment"
     )
@@ -123,9 +123,9 @@ def test_nothing_wanted_lands_no_rows_and_says_so(sandbox, query, database_url, 
 
         assert run.success, run.message
         assert run.materialized[today()]["dagster/partition_row_count"] == 0
-        assert f"Nothing is wanted: {variable} is not set" in run.materialized[today()]["note"]
-        assert f"Nothing is wanted: {variable} is not set" in plan(database_url, key)
-        assert f"Nothing is wanted: {variable}" in caplog.text
+        assert f"No customer id is desired: {variable} is not set" in run.materialized[today()]["note"]
+        assert f"No customer id is desired: {variable} is not set" in plan(database_url, key)
+        assert f"No customer id is desired: {variable}" in caplog.text
     assert sandbox.requests == []
 
 
@@ -276,7 +276,7 @@ def test_half_of_the_posts_failing_after_they_were_done_end_right(sandbox, query
     assert query("select count(*) from affiliate.attempt") == [(0,)]
     sandbox.faults.clear()
     again = materialize(PARTNERS, [today()])
-    assert again.materialized[today()]["note"] == "50 wanted: 47 were in place, 0 have been assigned, 3 are not"
+    assert again.materialized[today()]["note"] == "50 desired: 47 were in place, 0 have been assigned, 3 are not"
     assert sum(ids_posted(sandbox).values()) == 47
 
 

@@ -138,7 +138,7 @@ class Assignment:
     owner: Literal["email", "apiAgentCode"]
     desired: Callable[[Binance], list[DesiredCustomerId]]
     variable: str
-    # Whether a GET without parameters returns everybody's ids.
+    # Whether a GET without parameters returns all ids.
     lists_all: bool
 
     def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
@@ -164,7 +164,7 @@ class Assignment:
 
     @property
     def nothing_desired(self) -> str:
-        return f"Nothing is wanted: {self.variable} is not set, or names nobody"
+        return f"No customer id is desired: {self.variable} is not set, or names none"
 
     def current(self, session: BinanceSession, owner: str) -> tuple[str, ...]:
         """The owner's ids."""
@@ -173,9 +173,9 @@ class Assignment:
         except Refused:
             if not self.lists_all:
                 raise
-            # For an unknown email the exchange may return an error; the list then has the answer.
-            everybody = self._emails(session, {}).items()
-            return tuple(customer_id for customer_id, email in everybody if email.casefold() == owner.casefold())
+            # For an unknown email the exchange may return an error; the list then shows whether it has ids.
+            owners = self._emails(session, {}).items()
+            return tuple(customer_id for customer_id, email in owners if email.casefold() == owner.casefold())
 
     def _emails(self, session: BinanceSession, params: dict[str, str]) -> dict[str, str]:
         """Emails by id; "" where the response has none."""
@@ -235,7 +235,7 @@ class _Run:
         problems = (*self.failures, *map(str, rejected))
         in_place = len(desired) - self.assigned - len(problems)
         note = (
-            f"{len(desired)} wanted: {in_place} were in place, {self.assigned} have been assigned, {len(problems)} are not"
+            f"{len(desired)} desired: {in_place} were in place, {self.assigned} have been assigned, {len(problems)} are not"
             if desired
             else self.assignment.nothing_desired
         )
@@ -248,7 +248,7 @@ class _Run:
             row = msgspec.json.decode(kept)
             if row["outcome"] == UNKNOWN:
                 outcome, found = self._read_back(row["customerId"], row[self.assignment.owner])
-                row |= {"outcome": outcome, "message": f"the run ended before its answer; {found}"}
+                row |= {"outcome": outcome, "message": f"the run ended before the response; {found}"}
                 self.actions.keep(name, msgspec.json.encode(row))
 
     def _assign(self, change: _Change) -> bool:

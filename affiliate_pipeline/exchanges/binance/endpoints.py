@@ -46,19 +46,19 @@ HISTORY_REQUEST = Records(
     name="kickback_historical_request",
     account="client",
     description=(
-        "Asks Binance to collect kickbacks of the last 30 days into a file, which `kickback_historical_record` lands: one "
-        "row per day asked for, in UTC. A range of days is one request; while one is being collected, another waits."
+        "Requests an export of kickbacks of the last 30 days, whose file `kickback_historical_record` lands: one row "
+        "per requested day, in UTC. A range of days is one request; while one is being collected, another waits."
     ),
     schema=schemas.KickbackHistoricalRequest,
     strategy=ExportRequest(),
-    # As long as a day can be asked for, it may be asked for again.
+    # As long as a day can be requested, it may be requested again.
     settles_after=RETENTION,
     retention=Retention(RETENTION, is_final=True),
 )
 HISTORY = _kickbacks(
     name="kickback_historical_record",
     description=(
-        "Kickbacks of the last 30 days from the file that `kickback_historical_request` asks for; days in UTC. The sensor "
+        "Kickbacks of the last 30 days from the file that `kickback_historical_request` requests; days in UTC. The sensor "
         "`kickback_history` waits for the file and lands it; a run by hand waits up to 10 minutes. For days that "
         "`kickback_recent_record` could not land in time."
     ),
@@ -108,7 +108,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         account="client",
         strategy=CurrentState("/sapi/v1/apiReferral/ifNewUser", of_agent=True),
         schema=schemas.IfNewUser,
-        description="Whether the client is new to the agent and the agent's code works: an observation of today (UTC).",
+        description="Whether the client is new to the agent and the agent's code works: a snapshot of today (UTC).",
         requires=_AGENT,
         probe=Probe(
             lambda session, now_ms: {"apiAgentCode": session.settings.binance_api_agent_code},
@@ -122,7 +122,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         account="partner",
         strategy=CurrentState(_CUSTOMIZATION),
         schema=schemas.Customization,
-        description="Everybody whom the partner gave an id, asked without a filter: an observation of today (UTC).",
+        description="All ids that the partner gave, requested without a filter: a snapshot of today (UTC).",
         lands_at=_DAILY,
     ),
     Snapshot(
@@ -131,7 +131,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         account="client",
         strategy=CurrentState(_USER_CUSTOMIZATION, of_agent=True),
         schema=schemas.UserCustomization,
-        description="The id that the client has with the agent: an observation of today (UTC).",
+        description="The id that the client has with the agent: a snapshot of today (UTC).",
         requires=_AGENT,
         lands_at=_DAILY,
     ),
@@ -142,8 +142,8 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         strategy=Assignment(_CUSTOMIZATION, "email", of_partner, "BINANCE_CUSTOMER_IDS", lists_all=True),
         schema=schemas.CustomizationAssignment,
         description=(
-            "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, where they have others; only when "
-            "asked for, only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be done."
+            "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, where they have others; only on "
+            "request, only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be done."
         ),
     ),
     ActionLog(
@@ -155,7 +155,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         ),
         schema=schemas.UserCustomizationAssignment,
         description=(
-            "Gives the client the id BINANCE_USER_CUSTOMER_ID with its agent, where it has another; only when asked for, "
+            "Gives the client the id BINANCE_USER_CUSTOMER_ID with its agent, where it has another; only on request, "
             "only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be done."
         ),
         requires=_AGENT,

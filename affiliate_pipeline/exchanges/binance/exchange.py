@@ -58,7 +58,7 @@ class Binance(Settings):
 
 @dataclass(frozen=True)
 class BinanceSession(Session):
-    """A session that knows what is configured beside the keys."""
+    """A session that knows what is configured in addition to the keys."""
 
     settings: Binance
     now_ms: Callable[[], int]
@@ -92,7 +92,7 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         base_url,
         auth,
         clock,
-        # The weight is counted per IP address, whoever's key it is.
+        # The weight is counted per IP address, for all keys together.
         shared.limit(
             f"binance {host}", settings.binance_weight_per_minute, WEIGHT_WINDOW_S / settings.affiliate_rate_scale
         ),

@@ -109,7 +109,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         exchange=LBANK,
         account="affiliate",
         name="invite_user_info",
-        description="Agents and traders as they are now, an observation of today. Days in UTC+8.",
+        description="Agents and traders as they are now, a snapshot of today. Days in UTC+8.",
         schema=schemas.InviteUserInfo,
         strategy=FanOut(
             USER_INFO, _of_each(Roster.agents_and_traders, {}, adds_open_id=True), timeless=True, complete=_with_open_id
@@ -177,7 +177,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
     ),
     _records(
         name="money_detail_list",
-        description="Deposits and withdrawals of everybody under us. Days in UTC+8.",
+        description="Deposits and withdrawals of all users under the affiliate. Days in UTC+8.",
         schema=schemas.MoneyDetailList,
         strategy=FanOut(MONEY, _money, paging=partial(by_offset, instant="createTime"), instant="createTime"),
         settles_after=timedelta(hours=72),

@@ -56,7 +56,7 @@ class Query:
 class FanOut:
     """Sends `queries` (made of the session and an instant that the roster has to be as recent as) to `path`.
 
-    `instant` is the JSON name of the time that tells a row's day; without one, a response is a sum over its range, so each
+    `instant` is the JSON name of the time that determines a row's day; without one, a response is a sum over its range, so each
     day is requested by itself. `timeless` queries take no range: they return the present state.
     """
 

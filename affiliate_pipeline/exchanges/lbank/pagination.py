@@ -1,4 +1,4 @@
-"""All rows of a query that LBank answers in pages, none lost and none twice. Knows no endpoint and no day.
+"""All rows of a query whose response comes in pages, none lost and none twice. Knows no endpoint and no day.
 
 What proves it: as many rows came as there are places in the list. If the list moved between two pages, so that one row was
 lost, another row came twice.

@@ -39,7 +39,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Roster:
-    """Everybody ever seen in the team list, and whose list it is."""
+    """All users ever seen in the team list, and whose list it is."""
 
     own_open_id: str
     members: tuple[Member, ...]

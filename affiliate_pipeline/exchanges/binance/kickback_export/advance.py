@@ -28,7 +28,7 @@ from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, 
 PATH = "/sapi/v1/apiReferral/kickback/historicalRecord"
 # How long a file takes is not documented; other exports of Binance take minutes to hours.
 FILE_WAIT_S = 12 * 3600
-# How long the POST waits for a response that says which file is offered already.
+# How long the POST waits for a response that shows which file is offered already.
 FILE_BEFORE_WAIT_S = 120
 
 log = logging.getLogger(__name__)

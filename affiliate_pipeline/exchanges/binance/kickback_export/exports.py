@@ -45,7 +45,7 @@ _NEAREST = ("ready", "collecting", "waiting", "landed")
 class KickbackExport:
     """Days that were, or will be, requested together.
 
-    `msg` is the exchange's response to the POST, None until there is one; `note` says what happened last. `path` is that
+    `msg` is the exchange's response to the POST, None until there is one; `note` is what happened last. `path` is that
     of the export's file, `path_before` and `other_paths` are those of files known to be another request's. `is_kept`: the
     file could not be read and is stored. `is_due`: it may be polled again; `is_overdue`: it is time to give up;
     `is_just_expired`: its alert may be missing.

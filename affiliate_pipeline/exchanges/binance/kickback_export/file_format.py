@@ -110,7 +110,7 @@ def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
 
     Columns may come in any order and case; those that the model lacks are kept under their own name.
     """
-    # Excel's line `sep=;` says what the header shows too.
+    # Excel's line `sep=;` repeats what the header shows.
     text = re.sub(r"\Asep=.(\r\n?|\n)", "", unpack_text(packed, MAX_FILE_BYTES), flags=re.IGNORECASE)
     lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text, model))
     try:
