@@ -1,4 +1,4 @@
-"""`check` tells broken set-ups apart, says what to do about each, and changes nothing."""
+"""`check` names what is wrong with a set-up and what to do about it, and changes nothing."""
 
 import json
 import socket
@@ -36,7 +36,7 @@ def healthy(both, query, monkeypatch) -> None:
 
 @pytest.fixture
 def checked(capsys):
-    """What `check` finds wrong: what it is about, and what is said of it; every finding has something to do."""
+    """What `check` finds wrong, by subject; every such finding has an action."""
 
     def run(*arguments: str) -> dict[str, str]:
         capsys.readouterr()
@@ -59,7 +59,7 @@ def body(name: str) -> str:
     return json.dumps({"origin": {"job_name": name}})
 
 
-def test_a_healthy_set_up_is_told_of_as_such(healthy, checked):
+def test_nothing_is_wrong_with_a_healthy_set_up(healthy, checked):
     assert checked() == {}
 
 
@@ -130,7 +130,7 @@ def test_a_secret_that_is_refused(healthy, checked, monkeypatch):
     assert list(wrong) == ["binance partner"] and "secret does not belong to the API key" in wrong["binance partner"]
 
 
-def test_a_key_that_is_refused_or_its_address_or_right(healthy, checked, monkeypatch):
+def test_a_refused_key_names_every_possible_cause(healthy, checked, monkeypatch):
     monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "x" * 64)
     wrong = checked()
     assert set(wrong) == {"binance partner", f"source of {KEY}"}
@@ -144,7 +144,7 @@ def test_a_wrong_open_id(healthy, checked, monkeypatch):
     assert list(wrong) == ["LBANK_OPEN_ID"] and "10022" in wrong["LBANK_OPEN_ID"]
 
 
-def test_an_exchange_that_does_not_answer(healthy, checked, monkeypatch):
+def test_an_exchange_that_does_not_respond(healthy, checked, monkeypatch):
     monkeypatch.setenv("LBANK_BASE_URL", "http://127.0.0.1:1")
     wrong = checked()
     assert list(wrong) == ["lbank affiliate"] and "127.0.0.1" in wrong["lbank affiliate"]
@@ -225,7 +225,7 @@ def test_days_before_the_start_date_are_not_at_risk(healthy, checked, query, mon
     assert checked() == {}
 
 
-def test_every_account_can_be_tried():
+def test_every_account_has_a_probe():
     accounts = {(endpoint.exchange.name, endpoint.account) for endpoint in ENDPOINTS}
     assert {(endpoint.exchange.name, endpoint.account) for endpoint in ENDPOINTS if endpoint.probe} == accounts
 

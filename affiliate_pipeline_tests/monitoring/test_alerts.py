@@ -1,4 +1,4 @@
-"""What people are told, and that it arrives: at a real webhook and by a real mail, through Apprise."""
+"""The texts of alerts, and their delivery through Apprise to a real webhook and a real mail server."""
 
 import subprocess
 import sys
@@ -39,18 +39,21 @@ DAYS = days_from(date(2026, 11, 3), date(2026, 11, 9))
 NOW_MS = int(datetime(2026, 11, 10, 8, tzinfo=UTC).timestamp() * 1000)
 
 
-def told(assets: list[FailedAsset], fallback: str = "unknown") -> Alert:
+def alert_for(assets: list[FailedAsset], fallback: str = "unknown") -> Alert:
     return failed_run("run 4711", assets, fallback, LINK, NOW_MS)
 
 
 def test_the_title_names_the_asset_and_exactly_the_failed_days():
-    assert told([FailedAsset(REBATES, [DAYS[0], *DAYS[2:5]], 3, {})]).title == f"{REBATES} failed for 2026-11-03, 05…07"
+    assert (
+        alert_for([FailedAsset(REBATES, [DAYS[0], *DAYS[2:5]], 3, {})]).title
+        == f"{REBATES} failed for 2026-11-03, 05…07"
+    )
 
 
 def test_the_text_gives_each_cause_once_with_its_days_what_to_do_until_when_and_the_link():
     refused, other = Problem("refused", "HTTP 500", "3 rows", "Try again"), Problem("refused", "not an\namount")
     problems = {DAYS[1]: refused, DAYS[2]: replace(refused, impact="Nothing landed"), DAYS[5]: other}
-    alert = told([FailedAsset(REBATES, [DAYS[1], DAYS[2], DAYS[5]], 4, problems, BY_KEY[REBATES])])
+    alert = alert_for([FailedAsset(REBATES, [DAYS[1], DAYS[2], DAYS[5]], 4, problems, BY_KEY[REBATES])])
     assert alert.text.splitlines() == [
         f"{REBATES}: 3 days failed, 4 landed. What had landed before is untouched.",
         "2026-11-04, 05: HTTP 500. Try again.",
@@ -62,31 +65,31 @@ def test_the_text_gives_each_cause_once_with_its_days_what_to_do_until_when_and_
     assert alert.failed == {REBATES: (DAYS[1], DAYS[2], DAYS[5])}
 
 
-def test_a_day_without_a_reason_has_the_runs_own():
-    text = told([FailedAsset(REBATES, DAYS[:2], 0, {DAYS[0]: Problem("", "known")})], "The step was killed").text
+def test_a_day_without_a_problem_of_its_own_has_the_cause_of_the_run():
+    text = alert_for([FailedAsset(REBATES, DAYS[:2], 0, {DAYS[0]: Problem("", "known")})], "The step was killed").text
     assert "2026-11-03: known" in text and "2026-11-04: The step was killed" in text
 
 
-def test_many_causes_are_cut_and_counted():
-    text = told([FailedAsset(REBATES, DAYS, 0, {day: Problem("", f"of {day:%d}") for day in DAYS})]).text
+def test_only_the_first_causes_are_listed_and_the_others_counted():
+    text = alert_for([FailedAsset(REBATES, DAYS, 0, {day: Problem("", f"of {day:%d}") for day in DAYS})]).text
     assert text.count(": of ") == MAX_CAUSES
     assert f"… and {len(DAYS) - MAX_CAUSES} other causes" in text
 
 
-def test_a_cause_without_end_is_cut():
-    assert len(told([FailedAsset(REBATES, DAYS, 0, {})], "x" * 10_000).text) < 1_000
+def test_a_long_cause_is_truncated():
+    assert len(alert_for([FailedAsset(REBATES, DAYS, 0, {})], "x" * 10_000).text) < 1_000
 
 
 def test_every_asset_of_a_run_is_named():
     failed = [FailedAsset(REBATES, DAYS[:1], 0, {}), FailedAsset(KICKBACKS, DAYS[1:2], 0, {})]
-    alert = told(failed)
+    alert = alert_for(failed)
     assert alert.title == f"{REBATES} failed for 2026-11-03; {KICKBACKS} failed for 2026-11-04"
     assert REBATES in alert.text and KICKBACKS in alert.text
 
 
 def test_a_title_stays_short_and_the_text_names_everything():
     failed = [FailedAsset(endpoint.key, DAYS, 0, {}) for endpoint in ENDPOINTS]
-    alert = told(failed)
+    alert = alert_for(failed)
     assert alert.title.endswith(f"; and {len(ENDPOINTS) - 3} more") and len(alert.title) < 200
     good = recovered([alert])
     assert good.title.endswith(f"; and {len(ENDPOINTS) - 3} more")
@@ -95,14 +98,14 @@ def test_a_title_stays_short_and_the_text_names_everything():
         assert endpoint.key in good.title + good.text
 
 
-def test_a_run_without_a_failed_day_is_told_all_the_same():
-    alert = told([], "The run could not start")
+def test_a_failed_run_without_a_failed_day_has_an_alert():
+    alert = alert_for([], "The run could not start")
     assert alert.title == "A run failed"
     assert alert.text.splitlines() == ["The run could not start", f"Run: {LINK}"]
 
 
-def test_an_asset_without_days_is_told_with_what_to_do():
-    alert = told([FailedAsset("lbank/roster", [], 0, {})], "refused")
+def test_an_asset_without_days_is_reported_with_what_to_do():
+    alert = alert_for([FailedAsset("lbank/roster", [], 0, {})], "refused")
     assert alert.title == "lbank/roster failed"
     assert alert.text.splitlines()[:2] == [
         "lbank/roster: refused",
@@ -112,7 +115,7 @@ def test_an_asset_without_days_is_told_with_what_to_do():
 
 
 @pytest.mark.parametrize(
-    ("key", "days", "at", "said"),
+    ("key", "days", "at", "expected"),
     [
         ("lbank/trade_user", DAYS, NOW_MS, "no limit is known of how long it keeps them"),
         (REBATES, [date(2026, 11, 16)], NOW_MS, "fetchable at least until 2026-11-22 23:59 UTC"),
@@ -136,23 +139,23 @@ def test_an_asset_without_days_is_told_with_what_to_do():
         ("lbank/invite_user_info", [date(2026, 11, 9)], NOW_MS, "it no longer has 2026-11-09"),
     ],
 )
-def test_until_when_the_source_has_the_days(key, days, at, said):
-    assert availability(BY_KEY[key], days, at) == said
+def test_until_when_the_source_has_the_days(key, days, at, expected):
+    assert availability(BY_KEY[key], days, at) == expected
 
 
-def test_a_memory_that_cannot_be_longer_ends():
+def test_a_retention_without_proof_is_not_called_a_minimum():
     endpoint = replace(BY_KEY[REBATES], retention=Retention(timedelta(days=7)))
     assert availability(endpoint, [date(2026, 11, 16)], NOW_MS) == "fetchable until 2026-11-22 23:59 UTC"
 
 
-def test_at_the_minute_told_the_source_still_promises_the_day_and_a_minute_later_no_longer():
+def test_the_source_promises_the_day_until_the_reported_minute_and_no_longer():
     endpoint, day = BY_KEY[REBATES], date(2026, 11, 16)
     minute = int(datetime(2026, 11, 22, 23, 59, tzinfo=UTC).timestamp() * 1000)
     assert endpoint.timetable.is_retained(day, minute)
     assert not endpoint.timetable.is_retained(day, minute + 60_001)
 
 
-def test_failed_checks_are_told_with_their_days_folded():
+def test_failed_checks_are_reported_with_their_days():
     said = {(REBATES, "day_is_sound"): {DAYS[0]: "a new field", DAYS[1]: "a new field", DAYS[3]: "restated"}}
     alert = failed_checks("checks", said, LINK)
     assert alert.title == f"{REBATES}: check day_is_sound failed for 2026-11-03, 04, 06"
@@ -176,9 +179,9 @@ def test_a_single_alert_is_sent_as_it_is():
     assert messages([alert]) == [Message("title", "text", [alert])]
 
 
-def test_a_burst_is_folded_into_few_messages_that_lose_none():
+def test_a_burst_of_alerts_is_bundled_into_few_messages_without_losing_any():
     burst = [
-        told([FailedAsset(REBATES, [day], 0, {}, BY_KEY[REBATES])], f"cause {i}") for i in range(8) for day in DAYS
+        alert_for([FailedAsset(REBATES, [day], 0, {}, BY_KEY[REBATES])], f"cause {i}") for i in range(8) for day in DAYS
     ]
     sent = messages(burst)
     assert len(sent) <= 7
@@ -187,7 +190,7 @@ def test_a_burst_is_folded_into_few_messages_that_lose_none():
     assert all(len(message.text) <= MAX_MESSAGE for message in sent)
 
 
-def test_the_title_of_a_folded_message_counts():
+def test_the_title_of_a_bundle_counts_its_alerts():
     bad, good = Alert("1", "bad", ""), Alert("2", "good", "", good_news=True)
     titles = [messages(burst)[0].title for burst in ([bad, bad], [bad, good], [good, good])]
     assert titles == ["2 alerts", "1 alert and 1 recovery", "2 recoveries"]
@@ -206,7 +209,7 @@ def examples() -> list[Alert]:
         "Binance answered HTTP 400 with code -1127",
         action="Materialize the day again; if it stays, see the runbook",
     )
-    failed = told(
+    failed = alert_for(
         [FailedAsset(REBATES, [*DAYS[1:4], DAYS[5]], 10, dict.fromkeys(DAYS, cause), rebates)],
         "unknown",
     )
@@ -243,7 +246,7 @@ def test_a_message_arrives_whole(webhook):
     assert (message["title"], message["message"], message["type"]) == (MESSAGE.title, MESSAGE.text, "failure")
 
 
-def test_good_news_is_told_as_such(webhook):
+def test_good_news_is_sent_as_a_success(webhook):
     send(webhook.url, Message("t", "t", [Alert("1", "", "", good_news=True)]))
     assert webhook.messages[0]["type"] == "success"
 
@@ -267,7 +270,7 @@ def test_what_is_too_long_for_a_service_arrives_in_parts(webhook, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 500, 503])
-def test_a_delivery_that_fails_is_told(webhook, status):
+def test_a_failed_delivery_is_reported(webhook, status):
     webhook.status = status
     assert send(webhook.url, MESSAGE) == "could not be reached, or refused the message"
     assert len(webhook.messages) == 1
@@ -277,7 +280,7 @@ def test_a_delivery_that_fails_is_told(webhook, status):
     ("its_own", "problem"),
     [("", None), ("?rto=10", None), ("?rto=0.01", "could not be reached, or refused the message")],
 )
-def test_a_late_answer_is_waited_for_unless_the_url_says_otherwise(webhook, monkeypatch, its_own, problem):
+def test_a_late_response_is_accepted_unless_the_url_sets_a_shorter_timeout(webhook, monkeypatch, its_own, problem):
     from apprise import URLBase
 
     monkeypatch.setattr(URLBase, "socket_read_timeout", 0.01)
@@ -288,13 +291,13 @@ def test_a_late_answer_is_waited_for_unless_the_url_says_otherwise(webhook, monk
     late.join()
 
 
-def test_nobody_there_is_told(webhook):
+def test_an_unreachable_target_is_reported(webhook):
     webhook.stop()
     assert send(webhook.url, MESSAGE) == "could not be reached, or refused the message"
 
 
 @pytest.mark.parametrize("wrong", ["nonsense", "slakc://tokenA/tokenB/tokenC", "://", "https//x"])
-def test_a_url_that_apprise_does_not_know_is_told(wrong):
+def test_a_url_that_apprise_does_not_know_is_reported(wrong):
     assert send(wrong, MESSAGE) == "is not an Apprise URL"
 
 
@@ -308,13 +311,13 @@ def test_a_url_that_apprise_does_not_know_is_told(wrong):
         "slakc://T1JJ3T3L2/A1BRTD4JD/hunter2pass",
     ],
 )
-def test_no_log_shows_what_is_secret_in_a_url(caplog, url):
+def test_no_log_shows_the_secrets_of_a_url(caplog, url):
     caplog.set_level("INFO")
     assert "hunter2pass" not in str(send(url, MESSAGE))
     assert "hunter2pass" not in caplog.text
 
 
-def test_a_fingerprint_tells_urls_apart_and_nothing_else():
+def test_a_fingerprint_distinguishes_urls_and_shows_nothing_of_them():
     prints = {delivery.fingerprint(f"json://me:hunter{i}@host") for i in range(50)}
     assert len(prints) == 50 and not any("hunter" in each for each in prints)
 

@@ -1,4 +1,4 @@
-"""Alerts stay until every target has taken them, and their days until they have landed."""
+"""Alerts are stored until every target has taken them, and their failed days until they have landed."""
 
 import logging
 from collections.abc import Iterator
@@ -38,32 +38,32 @@ def due(outbox: Outbox, target: str = "a") -> list[Alert]:
     return [alert for alert, _ in outbox.due(target)]
 
 
-def test_what_was_added_waits_as_it_was(outbox):
+def test_an_added_alert_is_due_unchanged(outbox):
     assert outbox.add(FAILED)
     assert due(outbox) == [FAILED]
 
 
-def test_a_key_is_taken_once_for_ever(outbox):
+def test_a_key_is_accepted_only_once(outbox):
     outbox.add(FAILED)
     outbox.settle([])
     assert not outbox.add(Alert(FAILED.key, "changed", "changed"))
     assert due(outbox) == []
 
 
-def test_what_was_added_is_logged_once(outbox, caplog):
+def test_an_alert_is_logged_once(outbox, caplog):
     caplog.set_level(logging.INFO)
     outbox.add(FAILED)
     outbox.add(FAILED)
     assert caplog.record_tuples == [("affiliate_pipeline.monitoring.outbox", logging.ERROR, "A title\nA text")]
 
 
-def test_no_secret_is_kept_or_logged(outbox, query, caplog):
+def test_no_secret_is_stored_or_logged(outbox, query, caplog):
     outbox.add(Alert("k", "secret=abcdef0123", "of jane.doe@example.com?signature=abcdef0123"))
     kept = f"{query('select title, text from affiliate.alert')}{caplog.text}"
     assert "abcdef0123" not in kept and "jane.doe" not in kept
 
 
-def test_the_oldest_is_first(outbox):
+def test_the_oldest_alert_is_first(outbox):
     outbox.add(OTHER)
     outbox.add(FAILED, datetime(2026, 11, 5, tzinfo=UTC))
     assert due(outbox) == [FAILED, OTHER]
@@ -84,7 +84,7 @@ def test_a_target_gets_nothing_for_the_interval_after_an_alert(outbox):
     assert (due(outbox), outbox.waiting("a")) == ([], 1)
 
 
-def test_delivered_is_what_every_target_has_taken(outbox, query):
+def test_an_alert_is_delivered_once_every_target_has_taken_it(outbox, query):
     outbox.add(FAILED)
     outbox.add(OTHER)
     outbox.delivered("a", [FAILED, OTHER], HOUR)
@@ -93,7 +93,7 @@ def test_delivered_is_what_every_target_has_taken(outbox, query):
     assert query("select key from affiliate.alert where delivered_at is not null") == [(OTHER.key,)]
 
 
-def test_without_targets_everything_is_delivered(outbox, query):
+def test_without_targets_every_alert_counts_as_delivered(outbox, query):
     outbox.add(FAILED)
     outbox.settle([])
     assert query("select count(*) from affiliate.alert where delivered_at is null") == [(0,)]
@@ -106,7 +106,7 @@ def fail(outbox: Outbox, query, alert: Alert, target: str = "a") -> tuple[int, t
     return attempts, round((until - datetime.now(UTC)) / SECOND)
 
 
-def test_pauses_grow_up_to_the_longest_whichever_alert_is_tried(outbox, query):
+def test_pauses_of_a_target_grow_to_the_maximum_whichever_alert_is_sent(outbox, query):
     outbox.add(FAILED)
     outbox.add(OTHER)
     outbox.failed("a", [FAILED, OTHER], 0 * SECOND, HOUR)
@@ -116,7 +116,7 @@ def test_pauses_grow_up_to_the_longest_whichever_alert_is_tried(outbox, query):
     assert [pause for _, pause in found] == pytest.approx(expected, abs=5)
 
 
-def test_within_a_pause_only_what_was_never_sent_is_due_and_leaves_it_as_it_is(outbox):
+def test_within_a_pause_only_alerts_never_sent_are_due_and_do_not_extend_it(outbox):
     outbox.add(FAILED)
     _, until = outbox.failed("a", [FAILED], HOUR, HOUR)
     assert due(outbox) == []
@@ -127,7 +127,7 @@ def test_within_a_pause_only_what_was_never_sent_is_due_and_leaves_it_as_it_is(o
     assert (outbox.failing(), due(outbox, "b")) == ({"a"}, [FAILED, OTHER])
 
 
-def test_what_failed_least_often_is_first(outbox, query):
+def test_alerts_with_the_fewest_failures_are_first(outbox, query):
     outbox.add(FAILED, datetime(2026, 11, 5, tzinfo=UTC))
     outbox.add(OTHER)
     for _ in range(2):
@@ -137,7 +137,7 @@ def test_what_failed_least_often_is_first(outbox, query):
     assert outbox.due("b") == [(FAILED, 0), (OTHER, 1)]
 
 
-def test_what_failed_is_due_again_once_the_target_has_taken_another(outbox):
+def test_a_failed_alert_is_due_again_once_the_target_has_taken_another(outbox):
     outbox.add(FAILED)
     outbox.add(OTHER)
     outbox.failed("a", [FAILED], HOUR, HOUR)
@@ -152,7 +152,7 @@ def test_a_target_that_is_no_longer_configured_is_dropped(outbox):
     assert outbox.failing() == set()
 
 
-def test_only_one_delivers(outbox, database_url):
+def test_only_one_process_delivers_at_a_time(outbox, database_url):
     with outbox.try_exclusive() as first, Outbox(database_url) as other, other.try_exclusive() as second:
         assert (first, second) == (True, False)
     with outbox.try_exclusive() as again:

@@ -32,7 +32,7 @@ REBATES = replace(
     settles_after=timedelta(hours=48),
     retention=Retention(timedelta(days=7), proof=lambda session, day, zone: None),
 )
-FORGETFUL = replace(REBATES, retention=Retention(timedelta(days=7)))
+UNPROVABLE = replace(REBATES, retention=Retention(timedelta(days=7)))
 KICKBACKS = BY_KEY["binance/kickback_recent_record"]
 COMMISSIONS = replace(BY_KEY["lbank/commission_stats_symbol_list"], lands_at=time(10, 35))
 TRADES = replace(BY_KEY["lbank/trade_user"], lands_at=time(0, 35))
@@ -57,7 +57,7 @@ def overdue(endpoint: Endpoint, ledger: dict[date, LedgerEntry], now_ms: int, st
     return overdue_days(endpoint, {endpoint.key: ledger}, start, now_ms)
 
 
-def missing_days(endpoint: Endpoint, ledger: dict[date, LedgerEntry], now_ms: int, start: date = START) -> list[date]:
+def overdue_dates(endpoint: Endpoint, ledger: dict[date, LedgerEntry], now_ms: int, start: date = START) -> list[date]:
     return [each.day for each in overdue(endpoint, ledger, now_ms, start)]
 
 
@@ -69,33 +69,33 @@ def missing_days(endpoint: Endpoint, ledger: dict[date, LedgerEntry], now_ms: in
         (COMMISSIONS, "11:35", "Asia/Shanghai"),
     ],
 )
-def test_a_day_is_missing_an_hour_after_its_schedule_has_passed(endpoint, at, zone):
+def test_a_day_is_overdue_an_hour_after_its_schedule(endpoint, at, zone):
     due_ms = ms(nov(6), at, zone)
-    assert missing_days(endpoint, landed(nov(4)), due_ms - 1) == []
-    assert missing_days(endpoint, landed(nov(4)), due_ms) == [nov(5)]
+    assert overdue_dates(endpoint, landed(nov(4)), due_ms - 1) == []
+    assert overdue_dates(endpoint, landed(nov(4)), due_ms) == [nov(5)]
 
 
 @pytest.mark.parametrize(("endpoint", "zone"), [(REBATES, "UTC"), (TRADES, "Asia/Shanghai")])
-def test_around_midnight_of_its_own_zone_no_day_becomes_missing(endpoint, zone):
+def test_no_day_becomes_overdue_around_midnight_of_its_zone(endpoint, zone):
     ledger = landed(nov(4))
-    assert missing_days(endpoint, ledger, ms(nov(6), "23:59:59", zone)) == [nov(5)]
-    assert missing_days(endpoint, ledger, ms(nov(7), "00:00", zone)) == [nov(5)]
-    assert missing_days(endpoint, ledger, ms(nov(7), "00:59", zone)) == [nov(5)]
+    assert overdue_dates(endpoint, ledger, ms(nov(6), "23:59:59", zone)) == [nov(5)]
+    assert overdue_dates(endpoint, ledger, ms(nov(7), "00:00", zone)) == [nov(5)]
+    assert overdue_dates(endpoint, ledger, ms(nov(7), "00:59", zone)) == [nov(5)]
 
 
-def test_only_gaps_since_the_first_landed_day_are_missing():
+def test_only_gaps_since_the_first_landed_day_are_overdue():
     ledger = landed(nov(1), nov(3), nov(6))
-    assert missing_days(TRADES, ledger, ms(nov(8), "12:00", "Asia/Shanghai")) == [nov(2), nov(4), nov(5), nov(7)]
+    assert overdue_dates(TRADES, ledger, ms(nov(8), "12:00", "Asia/Shanghai")) == [nov(2), nov(4), nov(5), nov(7)]
 
 
-def test_where_nothing_ever_landed_nothing_is_missing():
-    assert missing_days(TRADES, {}, ms(nov(8), "12:00")) == []
+def test_nothing_is_overdue_where_nothing_ever_landed():
+    assert overdue_dates(TRADES, {}, ms(nov(8), "12:00")) == []
 
 
-def test_the_watch_looks_back_thirty_days_and_never_before_the_first_partition():
+def test_days_are_overdue_for_thirty_days_and_never_before_the_first_partition():
     ledger, now_ms = landed(date(2026, 8, 1)), ms(nov(20), "12:00", "Asia/Shanghai")
-    assert missing_days(TRADES, ledger, now_ms) == days_from(date(2026, 10, 21), nov(19))
-    assert missing_days(TRADES, ledger, now_ms, start=nov(18)) == [nov(18), nov(19)]
+    assert overdue_dates(TRADES, ledger, now_ms) == days_from(date(2026, 10, 21), nov(19))
+    assert overdue_dates(TRADES, ledger, now_ms, start=nov(18)) == [nov(18), nov(19)]
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_the_watch_looks_back_thirty_days_and_never_before_the_first_partition()
         (replace(TRADES, settles_after=timedelta(hours=72)), ms(nov(9), "01:35", "Asia/Shanghai")),
     ],
 )
-def test_a_day_read_before_it_settled_is_missing_again_once_the_schedule_should_have_read_it(endpoint, due):
+def test_a_day_read_before_it_settled_is_overdue_again_once_the_schedule_should_have_read_it(endpoint, due):
     ledger = landed(nov(4)) | landed(nov(5), settled=False) | landed(*days_from(nov(6), nov(9)))
-    assert missing_days(endpoint, ledger, due - 1) == []
+    assert overdue_dates(endpoint, ledger, due - 1) == []
     (found,) = overdue(endpoint, ledger, due)
     assert found.day == nov(5) and found.prior
     assert "before it had settled" in described(found, due)
@@ -119,11 +119,11 @@ def test_a_day_read_before_it_settled_is_missing_again_once_the_schedule_should_
 @pytest.mark.parametrize(
     "endpoint", [replace(TRADES, lands_at=None), replace(BY_KEY["lbank/invite_user_info"], lands_at=time(0, 35))]
 )
-def test_what_is_landed_only_when_asked_or_cannot_be_fetched_later_is_not_watched(endpoint):
-    assert missing_days(endpoint, landed(nov(1)), ms(nov(8), "12:00")) == []
+def test_endpoints_without_a_schedule_and_snapshots_are_never_overdue(endpoint):
+    assert overdue_dates(endpoint, landed(nov(1)), ms(nov(8), "12:00")) == []
 
 
-def test_a_missing_day_says_until_when_it_can_be_fetched():
+def test_an_overdue_day_is_described_with_its_deadline():
     now_ms = ms(nov(14), "12:00")
     expired, retained = overdue(REBATES, landed(nov(6), *days_from(nov(9), nov(13))), now_ms)
     assert described(expired, now_ms) == "2026-11-07: it has not landed; was fetchable until 2026-11-13 23:59 UTC"
@@ -136,160 +136,160 @@ def test_a_missing_day_says_until_when_it_can_be_fetched():
     )
 
 
-def gap(endpoint: Endpoint, day: date, now_ms: int, held: bool = False) -> ExpectedDay:
-    ledger = landed(FIRST) | (landed(day, settled=False) if held else {})
+def gap(endpoint: Endpoint, day: date, now_ms: int, landed_early: bool = False) -> ExpectedDay:
+    ledger = landed(FIRST) | (landed(day, settled=False) if landed_early else {})
     return next(each for each in overdue(endpoint, ledger, now_ms) if each.day == day)
 
 
 class Watch:
     """Decisions one after the other, each a minute later, over some missing days."""
 
-    def __init__(self, endpoint: Endpoint, *days: date, held: bool = False):
-        self.endpoint, self.days, self.held = endpoint, days, held
+    def __init__(self, endpoint: Endpoint, *days: date, landed_early: bool = False):
+        self.endpoint, self.days, self.landed_early = endpoint, days, landed_early
         self.states: dict[date, State] = {}
-        self.asked: list[tuple[int, list[list[date]]]] = []
-        self.said: list[tuple[int, NotificationLevel, list[date]]] = []
+        self.requested: list[tuple[int, list[list[date]]]] = []
+        self.reported: list[tuple[int, NotificationLevel, list[date]]] = []
 
     def decide(self, now_ms: int, **how) -> None:
-        days = [gap(self.endpoint, day, now_ms, self.held) for day in self.days]
+        days = [gap(self.endpoint, day, now_ms, self.landed_early) for day in self.days]
         decision = decide(self.endpoint, days, self.states, now_ms, **how)
         self.states = decision.states
         if decision.request:
-            self.asked.append((now_ms, decision.request))
-        self.said += [(now_ms, level, [each.day for each in of]) for level, of in decision.report.items()]
+            self.requested.append((now_ms, decision.request))
+        self.reported += [(now_ms, level, [each.day for each in of]) for level, of in decision.report.items()]
 
 
-def test_all_missing_days_are_asked_for_at_once_one_range_for_each_run_of_days():
+def test_all_overdue_days_are_requested_at_once_in_one_range_per_run_of_days():
     watch = Watch(TRADES, nov(3), nov(4), nov(6))
     watch.decide(ms(nov(8), "12:00"))
-    assert watch.asked[0][1] == [[nov(3), nov(4)], [nov(6)]]
-    assert watch.said == []
+    assert watch.requested[0][1] == [[nov(3), nov(4)], [nov(6)]]
+    assert watch.reported == []
 
 
-def test_nothing_is_asked_for_while_a_run_of_the_asset_is_under_way():
+def test_nothing_is_requested_while_a_run_of_the_asset_is_in_progress():
     watch = Watch(TRADES, nov(3))
     watch.decide(ms(nov(8), "12:00"), in_progress=True)
-    assert (watch.asked, watch.said, watch.states) == ([], [], {})
+    assert (watch.requested, watch.reported, watch.states) == ([], [], {})
 
 
-def test_a_day_that_has_just_failed_is_left_alone_for_now():
+def test_a_day_that_has_just_failed_is_not_requested_yet():
     watch = Watch(TRADES, nov(3), nov(4))
     watch.decide(ms(nov(8), "12:00"), just_failed={nov(3)})
-    assert watch.asked[0][1] == [[nov(4)]]
+    assert watch.requested[0][1] == [[nov(4)]]
 
 
-def test_tries_are_bounded_and_their_pauses_grow_to_a_day():
+def test_attempts_are_bounded_and_their_pauses_grow_to_a_day():
     watch, now_ms = Watch(TRADES, nov(3)), ms(nov(5), "12:00")
     for minutes in range(0, 12 * 24 * 60, 10):
         watch.decide(now_ms + minutes * 60_000)
-    times = [at for at, _ in watch.asked]
+    times = [at for at, _ in watch.requested]
     hours = [(later - earlier) // 3_600_000 for earlier, later in zip(times, times[1:], strict=False)]
     assert hours == [1, 2, 4, 8, 16, 24, 24, 24, 24]
     assert len(times) == MAX_ATTEMPTS
-    assert [(said, days) for _, said, days in watch.said] == [(NotificationLevel.GIVEN_UP, [nov(3)])]
+    assert [(level, days) for _, level, days in watch.reported] == [(NotificationLevel.GIVEN_UP, [nov(3)])]
 
 
-def test_the_tries_last_as_long_as_a_week_of_memory():
-    watch, due_ms = Watch(FORGETFUL, nov(8)), ms(nov(9), "01:15")
+def test_the_attempts_last_as_long_as_a_retention_of_a_week():
+    watch, due_ms = Watch(UNPROVABLE, nov(8)), ms(nov(9), "01:15")
     for minutes in range(0, 8 * 24 * 60, 10):
         watch.decide(due_ms + minutes * 60_000)
-    assert watch.asked[-1][0] > ms(nov(14), "00:00")
-    assert max(at for at, _ in watch.asked) <= ms(nov(15), "00:00")
-    assert [said for _, said, _ in watch.said] == [
+    assert watch.requested[-1][0] > ms(nov(14), "00:00")
+    assert max(at for at, _ in watch.requested) <= ms(nov(15), "00:00")
+    assert [level for _, level, _ in watch.reported] == [
         NotificationLevel.BELOW_48_HOURS,
         NotificationLevel.BELOW_12_HOURS,
         NotificationLevel.LOST,
     ]
 
 
-def test_each_warning_is_said_once_when_its_time_has_come():
-    watch, until = Watch(FORGETFUL, nov(8)), ms(nov(15), "00:00")
+def test_each_warning_is_reported_once_at_its_time():
+    watch, until = Watch(UNPROVABLE, nov(8)), ms(nov(15), "00:00")
     for minutes in range(-50 * 60, 60, 5):
         watch.decide(until + minutes * 60_000)
-    told = [(said, round((until - at) / 3_600_000)) for at, said, _ in watch.said]
-    assert told == [
+    reported = [(level, round((until - at) / 3_600_000)) for at, level, _ in watch.reported]
+    assert reported == [
         (NotificationLevel.BELOW_48_HOURS, 48),
         (NotificationLevel.BELOW_12_HOURS, 12),
         (NotificationLevel.LOST, 0),
     ]
 
 
-def test_a_day_that_may_land_at_the_first_try_is_not_warned_of():
-    watch, now_ms = Watch(FORGETFUL, nov(8)), ms(nov(13), "12:00")
+def test_no_warning_precedes_the_first_attempt():
+    watch, now_ms = Watch(UNPROVABLE, nov(8)), ms(nov(13), "12:00")
     watch.decide(now_ms)
     watch.decide(now_ms + 60_000, in_progress=True)
-    assert len(watch.asked) == 1
-    assert watch.said == []
+    assert len(watch.requested) == 1
+    assert watch.reported == []
     watch.decide(now_ms + 120_000)
-    assert [said for _, said, _ in watch.said] == [NotificationLevel.BELOW_48_HOURS]
+    assert [level for _, level, _ in watch.reported] == [NotificationLevel.BELOW_48_HOURS]
 
 
-def test_below_twelve_hours_a_run_that_hangs_keeps_nobody_from_being_warned():
-    watch, now_ms = Watch(FORGETFUL, nov(8)), ms(nov(14), "12:30")
+def test_below_twelve_hours_a_hanging_run_does_not_prevent_the_warning():
+    watch, now_ms = Watch(UNPROVABLE, nov(8)), ms(nov(14), "12:30")
     watch.decide(now_ms)
     watch.decide(now_ms + 60_000, in_progress=True)
-    assert [said for _, said, _ in watch.said] == [NotificationLevel.BELOW_12_HOURS]
+    assert [level for _, level, _ in watch.reported] == [NotificationLevel.BELOW_12_HOURS]
 
 
-def test_a_day_somebody_has_just_failed_to_land_is_warned_of_at_once():
-    watch = Watch(FORGETFUL, nov(8))
+def test_a_day_that_another_run_has_just_failed_to_land_is_reported_at_once():
+    watch = Watch(UNPROVABLE, nov(8))
     watch.decide(ms(nov(13), "12:00"), just_failed={nov(8)})
-    assert [said for _, said, _ in watch.said] == [NotificationLevel.BELOW_48_HOURS]
+    assert [level for _, level, _ in watch.reported] == [NotificationLevel.BELOW_48_HOURS]
 
 
-def test_a_forgotten_day_is_lost_at_once_and_is_said_once():
-    watch, now_ms = Watch(FORGETFUL, nov(8)), ms(nov(16), "12:00")
+def test_an_expired_day_is_reported_as_lost_at_once_and_only_once():
+    watch, now_ms = Watch(UNPROVABLE, nov(8)), ms(nov(16), "12:00")
     for minutes in range(3):
         watch.decide(now_ms + minutes * 60_000)
-    assert watch.asked == []
-    assert watch.said == [(now_ms, NotificationLevel.LOST, [nov(8)])]
+    assert watch.requested == []
+    assert watch.reported == [(now_ms, NotificationLevel.LOST, [nov(8)])]
 
 
-def test_a_source_that_may_keep_more_is_asked_once_more_before_a_day_is_lost():
+def test_a_day_that_the_source_may_still_retain_is_requested_once_more_before_it_is_lost():
     watch, now_ms = Watch(REBATES, nov(7), nov(8)), ms(nov(16), "12:00")
     watch.decide(now_ms)
     watch.decide(now_ms + 60_000, in_progress=True)
-    assert watch.asked == [(now_ms, [[nov(7), nov(8)]])]
-    assert watch.said == []
+    assert watch.requested == [(now_ms, [[nov(7), nov(8)]])]
+    assert watch.reported == []
     for minutes in range(2, 300):
         watch.decide(now_ms + minutes * 60_000)
-    assert len(watch.asked) == 1
-    assert watch.said == [(now_ms + 120_000, NotificationLevel.LOST, [nov(7), nov(8)])]
+    assert len(watch.requested) == 1
+    assert watch.reported == [(now_ms + 120_000, NotificationLevel.LOST, [nov(7), nov(8)])]
 
 
-def test_a_day_somebody_has_just_failed_to_land_gets_its_last_try_before_it_is_lost():
+def test_a_day_that_another_run_has_just_failed_to_land_gets_its_last_attempt_before_it_is_lost():
     watch, now_ms = Watch(REBATES, nov(8)), ms(nov(16), "12:00")
     watch.decide(now_ms, just_failed={nov(8)})
-    assert (watch.asked, watch.said) == ([], [])
+    assert (watch.requested, watch.reported) == ([], [])
     watch.decide(now_ms + 3_600_000)
     watch.decide(now_ms + 3_660_000)
-    assert watch.asked == [(now_ms + 3_600_000, [[nov(8)]])]
-    assert watch.said == [(now_ms + 3_660_000, NotificationLevel.LOST, [nov(8)])]
+    assert watch.requested == [(now_ms + 3_600_000, [[nov(8)]])]
+    assert watch.reported == [(now_ms + 3_660_000, NotificationLevel.LOST, [nov(8)])]
 
 
-def test_a_day_read_too_early_cannot_be_read_again_beyond_the_promise():
-    watch, now_ms = Watch(REBATES, nov(8), held=True), ms(nov(16), "12:00")
+def test_a_day_read_too_early_is_not_requested_after_its_deadline():
+    watch, now_ms = Watch(REBATES, nov(8), landed_early=True), ms(nov(16), "12:00")
     watch.decide(now_ms)
-    assert watch.asked == []
-    (alert,) = alerts_of(REBATES, NotificationLevel.LOST, [gap(REBATES, nov(8), now_ms, held=True)], now_ms)
+    assert watch.requested == []
+    (alert,) = alerts_of(REBATES, NotificationLevel.LOST, [gap(REBATES, nov(8), now_ms, landed_early=True)], now_ms)
     assert alert.title == "binance/rebate_recent_record: 2026-11-08 can no longer be read again"
     assert "What had landed of it stays" in alert.text
 
 
-def test_a_forgotten_day_with_a_second_chance_is_not_lost_and_stays_at_risk_until_that_is_over():
+def test_an_expired_day_with_a_fallback_stays_at_risk_until_the_fallback_expires():
     watch = Watch(KICKBACKS, nov(8))
     for now_ms in (ms(nov(16), "12:00"), ms(nov(16), "12:01"), ms(date(2026, 12, 8), "00:00")):
         watch.decide(now_ms)
         assert at_risk([gap(KICKBACKS, nov(8), now_ms)], watch.states) == [nov(8)]
     watch.decide(ms(date(2026, 12, 8), "00:01"))
-    assert watch.asked == []
-    assert [(said, at) for at, said, _ in watch.said] == [
+    assert watch.requested == []
+    assert [(level, at) for at, level, _ in watch.reported] == [
         (NotificationLevel.SECOND_CHANCE, ms(nov(16), "12:00")),
         (NotificationLevel.LOST, ms(date(2026, 12, 8), "00:01")),
     ]
 
 
-def test_what_the_second_chance_has_landed_is_missing_only_while_its_own_source_has_it():
+def test_a_day_that_the_fallback_has_landed_is_overdue_only_while_its_own_source_retains_it():
     ledger, elsewhere = landed(nov(6), *days_from(nov(8), nov(20))), landed(nov(7))
 
     def found(now_ms: int) -> list[date]:
@@ -300,9 +300,9 @@ def test_what_the_second_chance_has_landed_is_missing_only_while_its_own_source_
     assert found(ms(nov(14), "00:01")) == []
 
 
-def test_a_day_is_at_risk_until_it_has_landed_or_is_said_to_be_lost():
-    watch, now_ms = Watch(FORGETFUL, nov(8), nov(10)), ms(nov(16), "12:00")
-    days = [gap(FORGETFUL, day, now_ms) for day in watch.days]
+def test_a_day_is_at_risk_until_it_is_reported_as_lost():
+    watch, now_ms = Watch(UNPROVABLE, nov(8), nov(10)), ms(nov(16), "12:00")
+    days = [gap(UNPROVABLE, day, now_ms) for day in watch.days]
     assert at_risk(days, watch.states) == [nov(8), nov(10)]
     watch.decide(now_ms)
     assert at_risk(days, watch.states) == [nov(10)]
@@ -322,10 +322,10 @@ def test_a_warning_names_days_deadlines_and_what_to_do():
     assert alert.failed == {REBATES.key: [nov(7), nov(8)]}
 
 
-def test_a_lost_day_and_one_read_too_early_are_told_apart():
+def test_a_lost_day_and_one_read_too_early_have_different_alerts():
     now_ms = ms(nov(16), "12:00")
     lost = gap(REBATES, nov(7), now_ms)
-    early = gap(REBATES, nov(8), now_ms, held=True)
+    early = gap(REBATES, nov(8), now_ms, landed_early=True)
     titles = [alert.title.split(": ")[1] for alert in alerts_of(REBATES, NotificationLevel.LOST, [lost, early], now_ms)]
     assert titles == ["2026-11-07 is lost", "2026-11-08 can no longer be read again"]
 
@@ -334,10 +334,10 @@ def test_no_two_alerts_about_the_same_days_share_a_key():
     now_ms = ms(nov(16), "12:00")
     keys = [
         alert.key
-        for held in (False, True)
-        for said in NotificationLevel
-        if said
-        for alert in alerts_of(KICKBACKS, said, [gap(KICKBACKS, nov(8), now_ms, held)], now_ms)
+        for landed_early in (False, True)
+        for level in NotificationLevel
+        if level
+        for alert in alerts_of(KICKBACKS, level, [gap(KICKBACKS, nov(8), now_ms, landed_early)], now_ms)
     ]
     assert len(keys) == len({*keys}) == 10
 
@@ -349,15 +349,15 @@ def test_days_follow_the_zone_of_the_exchange_not_of_the_machine(monkeypatch):
         for zone in ("America/New_York", "Pacific/Auckland"):
             monkeypatch.setenv("TZ", zone)
             clock.tzset()
-            assert missing_days(TRADES, landed(nov(4)), ms(nov(6), "01:35", "Asia/Shanghai")) == [nov(5)]
-            assert missing_days(REBATES, landed(nov(4)), ms(nov(6), "01:15")) == [nov(5)]
+            assert overdue_dates(TRADES, landed(nov(4)), ms(nov(6), "01:35", "Asia/Shanghai")) == [nov(5)]
+            assert overdue_dates(REBATES, landed(nov(4)), ms(nov(6), "01:15")) == [nov(5)]
     finally:
         monkeypatch.undo()
         clock.tzset()
 
 
 def shown_in_the_runbook() -> list[Alert]:
-    """What `test_alerts.py` does not look for."""
+    """The alerts that `test_alerts.py` does not compare."""
     at = datetime(2026, 11, 5, 0, 15, tzinfo=UTC)
     given_up = ExpectedDay(nov(3), None, None)
     too_early = ExpectedDay(nov(4), None, REBATES.timetable.deadline_ms(nov(4)), at)
@@ -370,6 +370,6 @@ def shown_in_the_runbook() -> list[Alert]:
 
 
 @pytest.mark.parametrize("alert", shown_in_the_runbook(), ids=lambda alert: alert.key.split(",")[0])
-def test_the_runbook_shows_what_the_watch_says(alert):
+def test_the_runbook_shows_the_alerts_of_overdue_days(alert):
     runbook = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
     assert textwrap.indent(f"{alert.title}\n{alert.text}\n", "    ") in runbook

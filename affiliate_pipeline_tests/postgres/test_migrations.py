@@ -1,4 +1,4 @@
-"""Databases of every earlier release are upgraded once, whatever happens meanwhile, and newer ones are refused."""
+"""Databases of every earlier release are upgraded once, whatever happens meanwhile; those of newer releases are refused."""
 
 import gzip
 import subprocess
@@ -130,7 +130,7 @@ def before_migrations(query: Query) -> None:
     query(CORE.files[1].read_text())
 
 
-def test_deliveries_of_an_earlier_release_go_on(database_url, query):
+def test_deliveries_of_an_earlier_release_continue(database_url, query):
     before_migrations(query)
     query(
         "insert into affiliate.alert (key, title, text, failed, good_news, raised_at, reached, missed, delivered_at) values "

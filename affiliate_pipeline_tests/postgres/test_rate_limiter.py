@@ -22,7 +22,7 @@ WINDOW_S = 0.2
 SOON_S = 20
 
 # Forks so many processes, each with so many threads that send so many requests of a random duration, and prints when
-# each request was sent and answered, on the machine's clock.
+# each request was sent and its response arrived, on the machine's clock.
 HOLDERS = """
 import os, random, sys, threading, time
 from affiliate_pipeline.postgres.rate_limiter import RateLimiter
@@ -32,7 +32,7 @@ for _ in range(int(processes)):
     if child := os.fork():
         children.append(child)
         continue
-    # A shorter sleep than asked for: what is tried here is the count, not the patience.
+    # A shorter sleep: the test is about the count, not the waiting.
     lease = RateLimiter(url, "shared", int(slots), window_s, int(requests), sleep=lambda s: time.sleep(min(s, 0.02)))
     def send():
         for _ in range(int(each)):
@@ -75,26 +75,26 @@ def lease_of(database_url: str) -> Iterator[Callable[..., RateLimiter]]:
 
 
 class Waits:
-    """A sleep that does not, and moves nothing: it remembers how long it was asked for, and gives up in the end."""
+    """A sleep that returns at once and records its durations; it raises after `most` of them."""
 
     class Endless(Exception):
         pass
 
     def __init__(self, most: int = 20) -> None:
-        self.asked: list[float] = []
+        self.seconds: list[float] = []
         self.most = most
 
     def __call__(self, seconds: float) -> None:
-        self.asked.append(seconds)
-        if len(self.asked) >= self.most:
+        self.seconds.append(seconds)
+        if len(self.seconds) >= self.most:
             raise Waits.Endless
 
 
 def most_in_a_window(requests: list[tuple[float, float]], window_s: float) -> int:
-    """The most requests that a server can have counted in one window, whenever between sending and answer each
+    """The most requests that a server can have counted in one window, whenever between sending and response each
     reached it."""
     return max(
-        sum(sent < start + window_s and answered >= start for sent, answered in requests) for _, start in requests
+        sum(sent < start + window_s and responded >= start for sent, responded in requests) for _, start in requests
     )
 
 
@@ -109,43 +109,43 @@ def test_no_window_of_a_strict_server_sees_more_than_is_permitted(
     with Store(database_url):
         pass
     numbers = map(str, (slots, WINDOW_S, requests, processes, threads, each))
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", HOLDERS, database_url, *numbers], check=True, capture_output=True, text=True, timeout=60
     ).stdout
-    sent = [tuple(map(float, line.split())) for line in told.splitlines()]
+    sent = [tuple(map(float, line.split())) for line in output.splitlines()]
     assert len(sent) == processes * threads * each
     assert most_in_a_window(sent, WINDOW_S) <= slots * requests
     # And what is permitted is used: at least half of it.
-    took_s = max(answered for _, answered in sent) - min(start for start, _ in sent)
+    took_s = max(responded for _, responded in sent) - min(start for start, _ in sent)
     assert len(sent) >= slots * requests * took_s / WINDOW_S / 2
 
 
-def test_the_measure_of_these_tests_counts_what_a_server_may_count():
+def test_most_in_a_window_counts_what_a_server_may_count():
     assert most_in_a_window([(0, 0.1), (0.15, 0.2), (0.31, 0.32)], 0.2) == 2
     assert most_in_a_window([(0, 1.0), (0.1, 0.2), (1.1, 1.2)], 0.2) == 2
     assert most_in_a_window([(0, 0.1), (0.31, 0.4)], 0.2) == 1
 
 
-def test_a_slot_comes_back_a_window_after_the_answer(lease_of):
+def test_a_slot_returns_one_window_after_the_response(lease_of):
     one, other = lease_of(1), lease_of(1)
     with one.slot():
         time.sleep(0.05)
-        answered = time.monotonic()
+        responded = time.monotonic()
     with other.slot():
-        assert time.monotonic() - answered >= WINDOW_S
+        assert time.monotonic() - responded >= WINDOW_S
 
 
-def test_a_slot_under_way_is_not_given_to_another(lease_of):
+def test_a_slot_with_a_request_under_way_is_not_leased_to_another(lease_of):
     waits = Waits()
     one, other = lease_of(1, 0.02), lease_of(1, 0.02, sleep=waits)
     with one.slot():
         time.sleep(0.05)
         with pytest.raises(Waits.Endless), other.slot():
             pass
-    assert max(waits.asked) <= 5
+    assert max(waits.seconds) <= 5
 
 
-def test_a_slot_taken_for_the_second_time_is_not_given_to_another_either(lease_of):
+def test_a_slot_leased_for_the_second_time_is_not_leased_to_another(lease_of):
     waits = Waits()
     one, other = lease_of(1, 0.02), lease_of(1, 0.02, sleep=waits)
     with one.slot():
@@ -156,7 +156,7 @@ def test_a_slot_taken_for_the_second_time_is_not_given_to_another_either(lease_o
             pass
 
 
-def test_a_slot_that_another_has_taken_since_is_not_given_back(lease_of):
+def test_a_slot_that_another_has_leased_since_is_not_returned(lease_of):
     waits = Waits()
     one, other, third = lease_of(2, 0.02), lease_of(2, 0.02), lease_of(2, 0.02, sleep=waits)
     with one.slot():
@@ -168,7 +168,7 @@ def test_a_slot_that_another_has_taken_since_is_not_given_back(lease_of):
             pass
 
 
-def test_a_request_that_fails_gives_its_slot_back(lease_of):
+def test_a_failed_request_returns_its_slot(lease_of):
     one, other = lease_of(1, 0.02), lease_of(1, 0.02)
     with pytest.raises(ZeroDivisionError), one.slot():
         raise ZeroDivisionError
@@ -177,7 +177,7 @@ def test_a_request_that_fails_gives_its_slot_back(lease_of):
         assert time.monotonic() - began < SOON_S
 
 
-def test_closing_gives_back_what_is_left_of_a_block(lease_of, database_url):
+def test_closing_returns_the_rest_of_a_block(lease_of, database_url):
     one = RateLimiter(database_url, "shared", 1, 0.02, 5)
     with one.slot():
         pass
@@ -187,14 +187,14 @@ def test_closing_gives_back_what_is_left_of_a_block(lease_of, database_url):
         assert time.monotonic() - began < SOON_S
 
 
-def test_scopes_do_not_hold_each_other_up(lease_of):
+def test_scopes_do_not_delay_each_other(lease_of):
     waits = Waits()
     with lease_of(1, scope="one").slot(), lease_of(1, scope="other", sleep=waits).slot():
         pass
-    assert waits.asked == []
+    assert waits.seconds == []
 
 
-def test_the_slot_of_a_killed_holder_comes_back(lease_of, database_url):
+def test_the_slot_of_a_killed_holder_returns(lease_of, database_url):
     lease_of(1, 0.1)
     victim = subprocess.Popen([sys.executable, "-c", VICTIM, database_url, "0.4"], stdout=subprocess.PIPE, text=True)
     assert victim.stdout.readline() == "held\n"
@@ -213,7 +213,7 @@ def test_a_hold_outlasts_every_request():
     assert longest_s <= rate_limiter.HOLD_S + 10  # a slot of one request; LBank's window
 
 
-def test_a_pause_stops_everybody_for_so_long(lease_of):
+def test_a_pause_stops_every_process_for_its_duration(lease_of):
     leases = [lease_of(10, 0.01) for _ in range(3)]
     for lease in leases:
         with lease.slot():
@@ -234,7 +234,7 @@ def test_a_pause_stops_everybody_for_so_long(lease_of):
     assert all(0.25 < seconds < 1.5 for seconds in waited)
 
 
-def test_a_pause_stops_those_with_permitted_requests_left(lease_of, monkeypatch):
+def test_a_pause_stops_processes_with_permitted_requests_left(lease_of, monkeypatch):
     monkeypatch.setattr(rate_limiter, "PAUSE_CHECK_S", 0)
     waits = Waits()
     one, other = lease_of(3, 0.02, 5), lease_of(3, 0.02, 5, sleep=waits)
@@ -252,17 +252,17 @@ def test_a_shorter_pause_does_not_end_a_longer_one(lease_of):
     one.pause(0)
     with pytest.raises(Waits.Endless), other.slot():
         pass
-    assert 0 < max(waits.asked) <= 5
+    assert 0 < max(waits.seconds) <= 5
 
 
-def test_a_long_pause_is_a_ban_for_everybody_at_once(lease_of):
+def test_a_long_pause_is_a_ban_for_every_process_at_once(lease_of):
     waits = Waits()
     one, other = lease_of(5), lease_of(5, sleep=waits)
     one.pause(7200)
     for lease in (one, other):
         with pytest.raises(Banned, match="no request for another 7[12][0-9][0-9] s"), lease.slot():
             pass
-    assert waits.asked == []
+    assert waits.seconds == []
 
 
 @pytest.mark.parametrize("seconds", [1e30, math.inf])
@@ -274,16 +274,16 @@ def test_an_endless_pause_is_a_ban(lease_of, seconds):
 
 
 @pytest.mark.parametrize("seconds", [0, -5, math.nan])
-def test_a_pause_of_no_length_is_none(lease_of, seconds):
+def test_a_pause_without_a_duration_has_no_effect(lease_of, seconds):
     waits = Waits()
     one = lease_of(5, sleep=waits)
     one.pause(seconds)
     with one.slot():
         pass
-    assert waits.asked == []
+    assert waits.seconds == []
 
 
-def test_a_block_permits_its_requests_without_asking_again(lease_of):
+def test_a_block_permits_its_requests_and_no_more(lease_of):
     waits = Waits()
     one, other = lease_of(1, 10, 4), lease_of(1, 10, 4, sleep=waits)
     for _ in range(4):
@@ -293,7 +293,7 @@ def test_a_block_permits_its_requests_without_asking_again(lease_of):
         pass
 
 
-def test_a_block_is_whole_only_once_its_last_answer_is_there(lease_of):
+def test_a_block_returns_only_after_its_last_response(lease_of):
     one, waits = lease_of(1, 0.05, 2), Waits()
     other = lease_of(1, 0.05, 2, sleep=waits)
     slow = one.slot()
@@ -306,7 +306,7 @@ def test_a_block_is_whole_only_once_its_last_answer_is_there(lease_of):
     slow.__exit__(None, None, None)
 
 
-def test_a_block_left_alone_is_given_up(lease_of, monkeypatch):
+def test_an_unused_block_is_dropped(lease_of, monkeypatch):
     monkeypatch.setattr(rate_limiter, "HOLD_S", 0.1)
     one = lease_of(2, 0.02, 5)
     with one.slot():
@@ -326,14 +326,14 @@ def test_a_session_in_another_time_zone_sees_the_same_limit(lease_of, database_u
         query("alter database test reset timezone")
 
 
-def test_a_wait_needs_no_infinite_interval_which_postgresql_before_17_has_not(lease_of, database_url):
+def test_waits_are_finite_since_postgresql_before_17_has_no_infinite_interval(lease_of, database_url):
     lease_of(1, scope="shared")
     with psycopg.connect(database_url) as connection:
         (found,) = connection.execute(rate_limiter._WAIT, {"scope": "shared", "slots": 1}).fetchall()
     assert all(seconds is None or math.isfinite(seconds) for seconds in found)
 
 
-def test_a_lost_database_is_told_in_words(database_url, lease_of, query):
+def test_a_lost_database_is_store_unavailable(database_url, lease_of, query):
     from affiliate_pipeline.postgres.errors import StoreUnavailable
 
     one = RateLimiter(database_url, "lost", 1, WINDOW_S)

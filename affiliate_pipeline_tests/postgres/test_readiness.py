@@ -28,7 +28,7 @@ def found(url: str) -> str:
         return "; ".join(error.problem.what for error in problems(connection, rights([KEY])))
 
 
-def test_a_database_that_can_be_used_has_none(sandbox, database_url):
+def test_a_usable_database_has_no_problem(sandbox, database_url):
     assert found(database_url) == ""
     materialize(KEY, DAYS)
     assert found(database_url) == ""
@@ -96,7 +96,7 @@ def test_a_database_of_another_encoding_is_refused_before_the_exchange_is_reques
         "row_security = on",
     ],
 )
-def test_settings_of_the_database_do_not_matter(sandbox, database_url, query, setting):
+def test_settings_of_the_database_have_no_effect(sandbox, database_url, query, setting):
     sandbox.binance.set_rebates(row for day in DAYS for row in rebates(day, 50))
     name = setting.partition(" ")[0]
     query(f"alter database test set {setting}")
@@ -137,6 +137,6 @@ def test_the_limit_of_connections_is_named(database_url, query, guest):
         connect(guest)
 
 
-def test_the_endpoints_tables_are_looked_at(database_url):
+def test_a_new_database_is_ready(database_url):
     with Store(database_url) as store:
         store.require_ready(ENDPOINT)

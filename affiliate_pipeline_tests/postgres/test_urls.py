@@ -1,4 +1,4 @@
-"""URLs of databases on servers that are not ours to start."""
+"""The database's URL as the environment of PostgreSQL's own programs."""
 
 import os
 import subprocess
@@ -11,15 +11,15 @@ from affiliate_pipeline.app.embedded_server.programs import program
 from affiliate_pipeline.postgres.urls import libpq_environment
 
 
-def test_psql_reaches_the_same_database_with_nothing_on_its_command_line(database_url):
+def test_psql_reaches_the_same_database_by_its_environment_only(database_url):
     environment = {"PATH": os.environ["PATH"], **libpq_environment(f"{database_url}?connect_timeout=5")}
-    told = subprocess.run(
+    run = subprocess.run(
         [program("psql"), "-XAtc", "select current_database(), current_user"],
         env=environment,
         capture_output=True,
         text=True,
     )
-    assert (told.stdout, told.stderr) == (f"test|{conninfo_to_dict(database_url)['user']}\n", "")
+    assert (run.stdout, run.stderr) == (f"test|{conninfo_to_dict(database_url)['user']}\n", "")
 
 
 def test_encoded_parts_are_decoded():
@@ -34,7 +34,7 @@ def test_encoded_parts_are_decoded():
     }
 
 
-# What libpq itself says of every parameter: its name and its variable.
+# libpq's own list of parameters and their variables.
 KNOWN = {
     option.keyword.decode(): option.envvar.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.envvar
 }

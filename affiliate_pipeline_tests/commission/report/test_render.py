@@ -32,7 +32,7 @@ def bars(figures: Figures) -> list[tuple[str, int, int]]:
     return [(each.style, each.y, each.height) for each in panel.bars]
 
 
-def test_a_bar_is_as_high_as_its_amount_of_the_greatest():
+def test_the_height_of_a_bar_is_proportional_to_its_amount():
     drawn = bars(figures({DAYS[0]: "1000000000000000000000.5", DAYS[1]: "500000000000000000000.25"}))
 
     assert [height for _, _, height in drawn] == [render.PLOT_PX, render.PLOT_PX // 2]
@@ -47,14 +47,14 @@ def test_an_amount_that_no_float_holds_is_drawn_and_labelled_with_every_digit():
     assert re.findall('class="bar".* height="([0-9]+)"', shown) == [f"{render.PLOT_PX}", f"{render.PLOT_PX // 2}"]
 
 
-def test_what_was_taken_back_hangs_below_the_line():
+def test_a_negative_amount_is_drawn_below_the_line():
     (_, top, height), (kind, below, depth) = bars(figures({DAYS[0]: "3", DAYS[1]: "-1"}))
 
     assert (kind, below) == ("minus", top + height)
     assert height + depth <= render.PLOT_PX and height == 3 * depth
 
 
-def test_a_day_of_nothing_but_zeros_can_be_drawn():
+def test_a_day_with_an_amount_of_zero_is_drawn():
     assert len(bars(figures({DAYS[0]: "0"}))) == 1
 
 
@@ -76,21 +76,21 @@ def test_no_text_of_an_exchange_becomes_markup():
     ElementTree.fromstring(render.svg(hostile))
 
 
-def test_a_page_asks_nothing_of_the_network():
+def test_a_page_sends_no_network_request():
     shown = render.html(figures({DAYS[-1]: "1.5"}))
 
     assert not re.search(r"(src|href|url|@import)\s*[=(]", shown)
     assert "default-src 'none'" in shown and "prefers-color-scheme:dark" in shown and "width=device-width" in shown
 
 
-def test_what_the_sandbox_made_up_is_called_so():
+def test_sandbox_data_are_labelled():
     real = figures({DAYS[-1]: "1.5"})
     for shown in (render.html, render.markdown):
         assert "Sandbox data" in shown(replace(real, made_up=True))
         assert "Sandbox data" not in shown(real)
 
 
-def test_what_is_missing_is_said():
+def test_missing_and_unsettled_days_are_listed():
     assert render.gaps(figures({})) == [
         "binance/rebate_recent_record: 2026-10-30, 31 not landed",
         "binance/rebate_recent_record: 2026-11-02 landed, may still change",
