@@ -31,7 +31,7 @@ def check_specs(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
             NO_DAY_MISSING,
             asset=asset,
             description="Each day that should have landed has, and was read again once it had settled: since the first "
-            "that landed, of the last 30. The watch looks all the time; right after a run its answer is on its way.",
+            "that landed, of the last 30. The watch evaluates it within a minute, also after a run.",
         )
     if isinstance(endpoint, Records) and endpoint.compared_with:
         yield dg.AssetCheckSpec(
@@ -50,7 +50,7 @@ def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg
         problems.append(f"the fee is above the volume in {stats.rows_with_fee_above_volume} rows")
     if landed.new_fields:
         problems.append(
-            f"the answers have fields that the schema does not know, kept in column extra: {', '.join(landed.new_fields)}"
+            f"the responses have fields that the schema does not know, kept in column extra: {', '.join(landed.new_fields)}"
         )
     if before:
         problems.append(

@@ -1,6 +1,6 @@
 """The money by day: two assets derived from the endpoints' tables."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,13 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 
 from affiliate_pipeline.commission.figures import Figures, gather
-from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission, Sum
-from affiliate_pipeline.defs.day_outcomes import Metadata, finish
-from affiliate_pipeline.defs.partitions import daily, keys_to_days
+from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission
+from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days
 from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import fold
-from affiliate_pipeline.domain.environment import Environment, Mode
+from affiliate_pipeline.domain.environment import Mode
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
-from affiliate_pipeline.exchanges.endpoint import Records
+from affiliate_pipeline.exchanges.registry import EARNING
 
 COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])
 REPORT = dg.AssetKey(["affiliate", "daily_report"])
@@ -26,39 +25,17 @@ ZONE = ZoneInfo("Etc/UTC")
 OWNER = "team:affiliate"
 
 
-def build_earnings(endpoints: Sequence[Records], start: date) -> dg.AssetsDefinition:
-    """`affiliate/daily_commission` and `affiliate/daily_report`, derived from these endpoints."""
-
-    @dg.multi_asset(
-        name="__".join(COMMISSION.path),
-        specs=[_commission(endpoints), _daily_report()],
-        can_subset=True,
-        partitions_def=daily(ZONE, start, today=False),
-        backfill_policy=dg.BackfillPolicy.single_run(),
-    )
-    def earnings(
-        context: dg.AssetExecutionContext, installation: dg.ResourceParam[Installation]
-    ) -> Iterator[dg.MaterializeResult[Any]]:
-        yield from _materialize(context, endpoints, installation)
-
-    return earnings
-
-
-def _commission(endpoints: Sequence[Records]) -> dg.AssetSpec:
+def build_earnings(start: date) -> dg.AssetsDefinition:
+    """`affiliate/daily_commission` and `affiliate/daily_report`, derived from the endpoints that report money."""
     columns = [
-        dg.TableColumn(
-            name,
-            kind.split()[0],
-            description=about,
-            constraints=dg.TableColumnConstraints(nullable="not null" not in kind),
-        )
+        dg.TableColumn(name, kind.split()[0], about, dg.TableColumnConstraints(nullable="not null" not in kind))
         for name, kind, about in COLUMNS
     ]
-    return dg.AssetSpec(
+    commission = dg.AssetSpec(
         COMMISSION,
         deps=[
             dg.AssetDep(dg.AssetKey.from_user_string(each.key), partition_mapping=dg.IdentityPartitionMapping())
-            for each in endpoints
+            for each in EARNING
         ],
         skippable=True,
         group_name="affiliate",
@@ -67,51 +44,55 @@ def _commission(endpoints: Sequence[Records]) -> dg.AssetSpec:
         description="What was earned each day by exchange, kind and coin: added up exactly from the endpoints' tables, with "
         "a value in USDT only where the exchange gives one. Of endpoints that report the same money one counts. A day is "
         "that of each exchange, in its own zone.",
-        metadata={
-            "dagster/table_name": TABLE,
-            "dagster/column_schema": dg.TableSchema(columns),
-        },
+        metadata={"dagster/table_name": TABLE, "dagster/column_schema": dg.TableSchema(columns)},
     )
-
-
-def _daily_report() -> dg.AssetSpec:
-    return dg.AssetSpec(
+    report = dg.AssetSpec(
         REPORT,
         deps=[COMMISSION],
         skippable=True,
         group_name="affiliate",
         kinds={"html"},
         owners=[OWNER],
-        description="The day as people look at it, in its metadata and as a page in `reports/`: charts of the last 30 days, "
+        description="The day for people, in its metadata and as a page in `reports/`: charts of the last 30 days, "
         "who earned most, what is missing or may still change. It is as of its making; `affiliate-pipeline report` makes "
         "the page anew.",
     )
 
+    @dg.multi_asset(
+        name="__".join(COMMISSION.path),
+        specs=[commission, report],
+        can_subset=True,
+        partitions_def=daily(ZONE, start, today=False),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def earnings(
+        context: dg.AssetExecutionContext, installation: dg.ResourceParam[Installation]
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        yield from _materialize(context, installation)
 
-def _materialize(
-    context: dg.AssetExecutionContext, endpoints: Sequence[Records], installation: Installation
-) -> Iterator[dg.MaterializeResult[Any]]:
+    return earnings
+
+
+def _materialize(context: dg.AssetExecutionContext, installation: Installation) -> Iterator[dg.MaterializeResult[Any]]:
     days, selected = keys_to_days(context.partition_keys), sorted(context.selected_asset_keys)
     done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected}
     failed: dict[date, Problem] = {}
     try:
         environment = installation.environment
+        configured = [endpoint for endpoint in EARNING if environment.is_any_set(endpoint.credentials)]
+        made_up = environment.mode is Mode.SANDBOX
         with installation.store(context.run.run_id) as store:
-            commission = Commission(store, endpoints)
+            commission = Commission(store, EARNING)
             for day in days:
                 if not commission.add_up(day, context.run.run_id):
-                    names = ", ".join(endpoint.key for endpoint in endpoints)
-                    failed[day] = Problem(
-                        "nothing_landed",
-                        f"nothing of {names} has landed for it",
-                        action="Materialize one of them first",
-                    )
+                    what = f"nothing of {', '.join(endpoint.key for endpoint in EARNING)} has landed for it"
+                    failed[day] = Problem("nothing_landed", what, action="Materialize one of them first")
                     continue
-                figures = _figures(commission, endpoints, day, environment)
-                for key in selected:
-                    done[key][day] = (
-                        _sums(figures) if key == COMMISSION else _report(context, figures, environment.reports)
-                    )
+                figures = gather(commission, configured, day, environment.start_date, made_up=made_up)
+                if COMMISSION in done:
+                    done[COMMISSION][day] = _sums(figures)
+                if REPORT in done:
+                    done[REPORT][day] = _report(context, figures, environment.reports)
     except AffiliateError as error:
         problem = error.problem.adding(impact="Its sums are as they were")
         failed |= dict.fromkeys({*days}.difference(failed, *done.values()), problem)
@@ -121,36 +102,28 @@ def _materialize(
         yield dg.MaterializeResult(asset_key=key)
 
 
-def _figures(commission: Commission, endpoints: Sequence[Records], day: date, environment: Environment) -> Figures:
-    configured = [endpoint for endpoint in endpoints if environment.is_any_set(endpoint.credentials)]
-    is_sandbox = environment.mode is Mode.SANDBOX
-    return gather(commission, configured, day, environment.start_date, made_up=is_sandbox)
-
-
 def _sums(figures: Figures) -> Metadata:
     """Amounts are text: a number of JSON would be a float."""
-    sums = figures.of_the_day
-    return {
-        "dagster/partition_row_count": len(sums),
-        "records": sum(each.count for each in sums),
-        "records_without_usdt_value": sum(each.unvalued for each in sums),
-        "sums": dg.MetadataValue.json({f"{each.exchange} {each.kind} {each.coin}": _amounts(each) for each in sums}),
-        "missing_or_not_settled": dg.MetadataValue.json(
-            {
-                each.name: "missing" if figures.day in each.missing else "may still change"
-                for each in figures.incomplete
-                if figures.day in {*each.missing, *each.unsettled}
-            }
-        ),
+    sums = {
+        f"{each.exchange} {each.kind} {each.coin}": {
+            "amount": each.amount,
+            "usdt_value": each.usdt_value,
+            "records": each.count,
+            "records_without_usdt_value": each.unvalued,
+        }
+        for each in figures.of_the_day
     }
-
-
-def _amounts(each: Sum) -> dict[str, str | int | None]:
+    incomplete = {
+        each.name: "missing" if figures.day in each.missing else "may still change"
+        for each in figures.incomplete
+        if figures.day in {*each.missing, *each.unsettled}
+    }
     return {
-        "amount": each.amount,
-        "usdt_value": each.usdt_value,
-        "records": each.count,
-        "records_without_usdt_value": each.unvalued,
+        "dagster/partition_row_count": len(figures.of_the_day),
+        "records": sum(each.count for each in figures.of_the_day),
+        "records_without_usdt_value": sum(each.unvalued for each in figures.of_the_day),
+        "sums": dg.MetadataValue.json(sums),
+        "missing_or_not_settled": dg.MetadataValue.json(incomplete),
     }
 
 

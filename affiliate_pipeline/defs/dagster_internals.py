@@ -1,15 +1,15 @@
-"""What is taken from Dagster's private modules, which nothing else imports, and its decorators with types of their own."""
+"""What is taken from Dagster's private modules, which nothing else imports; and which runs, sensors and schedules of a
+shared instance are this package's own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import date
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME as IMPLICIT_ASSET_JOB_NAME
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.launcher import CheckRunHealthResult as CheckRunHealthResult
-from dagster._core.launcher import DefaultRunLauncher as DefaultRunLauncher
 from dagster._core.launcher import WorkerStatus as WorkerStatus
-from dagster._core.remote_origin import RemoteRepositoryOrigin as RemoteRepositoryOrigin
+from dagster._core.remote_origin import RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import InstigatorState as InstigatorState
 from dagster._core.scheduler.instigation import InstigatorStatus as InstigatorStatus
 from dagster._core.scheduler.instigation import InstigatorType as InstigatorType
@@ -30,10 +30,16 @@ from dagster_shared.error import SerializableErrorInfo
 from affiliate_pipeline.domain.days import days_from
 
 CheckStatus = AssetCheckExecutionRecordStatus
+# The code location's name unless a workspace sets another one. Needed only for contexts built by hand, which have none.
+LOCATION = "affiliate_pipeline.definitions"
 # The types of Dagster's decorators name a bare `PathLike`, which strict checking rejects wherever they are used.
 _untyped: Any = dg
-sensor: Callable[..., Callable[[Callable[..., Any]], dg.SensorDefinition]] = _untyped.sensor
 schedule: Callable[..., Callable[[Callable[..., Any]], dg.ScheduleDefinition]] = _untyped.schedule
+
+
+def sensor(**options: Any) -> Callable[[Callable[..., Any]], dg.SensorDefinition]:
+    """Dagster's decorator, for a sensor that runs without being started in the UI."""
+    return _untyped.sensor(default_status=dg.DefaultSensorStatus.RUNNING, **options)
 
 
 def range_tags(days: Sequence[date]) -> dict[str, str]:
@@ -53,3 +59,26 @@ def innermost_message(error: SerializableErrorInfo | None) -> str | None:
     while error and error.cause:
         error = error.cause
     return error.message if error else None
+
+
+def is_own_repository(context: dg.SensorEvaluationContext, origin: RemoteRepositoryOrigin) -> bool:
+    """Whether this is the code location and the repository that the sensor itself is in."""
+    own = context.code_location_origin
+    if origin.code_location_origin.location_name != (own.location_name if own else LOCATION):
+        return False
+    return context.repository_name in (None, origin.repository_name)
+
+
+def selected(
+    context: dg.SensorEvaluationContext, run: dg.DagsterRun, keys: Collection[dg.AssetKey]
+) -> set[dg.AssetKey]:
+    """Those of this package's assets that the run may materialize.
+
+    A run of another code location has none, whatever its assets are called. A run without a selection has all of them if
+    it is of Dagster's implicit job of all assets. A run without an origin was started from the command line.
+    """
+    if run.remote_job_origin and not is_own_repository(context, run.remote_job_origin.repository_origin):
+        return set()
+    if run.asset_selection is None:
+        return {*keys} if run.job_name == IMPLICIT_ASSET_JOB_NAME else set()
+    return {*keys} & run.asset_selection

@@ -1,8 +1,11 @@
-"""How a step over several days ends: with metadata per landed day, and a failure that names every other day."""
+"""A step over several days: its partitions, and how it ends, with metadata per landed day and a failure that names every
+other day."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
+from functools import cache
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 
@@ -12,6 +15,17 @@ from affiliate_pipeline.domain.problem import Problem, grouped
 FAILED_PARTITIONS = "failed_partitions"
 PROBLEMS = "problems"
 Metadata = dict[str, Any]
+
+
+@cache
+def daily(zone: ZoneInfo, start: date, *, today: bool) -> dg.DailyPartitionsDefinition:
+    """The ended days of the zone since `start`, and the current one if `today`."""
+    return dg.DailyPartitionsDefinition(start.isoformat(), timezone=zone.key, end_offset=int(today))
+
+
+def keys_to_days(keys: Iterable[str]) -> list[date]:
+    """The days of these partitions."""
+    return [date.fromisoformat(key) for key in keys]
 
 
 def log_landed(context: dg.AssetExecutionContext, landed: Mapping[dg.AssetKey, Mapping[date, Metadata]]) -> None:

@@ -1,5 +1,5 @@
-"""One asset per endpoint, partitioned by day. A run over a range materializes exactly the days that landed and fails
-for the others, by name."""
+"""One asset per endpoint, partitioned by day, and one per reference table. A run over a range materializes exactly the days
+that landed and fails for the others, by name."""
 
 from collections.abc import Iterator, Mapping
 from datetime import date
@@ -9,12 +9,11 @@ import dagster as dg
 from pydantic import Field
 
 from affiliate_pipeline.defs.checks import check_specs, evaluations
-from affiliate_pipeline.defs.day_outcomes import Metadata, finish, log_landed
-from affiliate_pipeline.defs.partitions import daily, keys_to_days
+from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days, log_landed
 from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
-from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, ReferenceTable
 from affiliate_pipeline.landing import quarantine
 from affiliate_pipeline.landing.pipeline import Failed, Landed, Options, Retained, land_days
 from affiliate_pipeline.schema.columns import columns
@@ -27,8 +26,8 @@ class LandingConfig(dg.Config):
     """Options of a run; a normal run has none."""
 
     allow_shrink: bool = Field(False, description="Accept fewer rows than had landed for a settled day.")
-    from_rejected: bool = Field(False, description=f"Land the rows kept in {quarantine.TABLE}; ask nothing.")
-    trust_old: bool = Field(False, description="The source still has days beyond its promised memory: fetch them.")
+    from_rejected: bool = Field(False, description=f"Land the rows kept in {quarantine.TABLE}; fetch nothing.")
+    trust_old: bool = Field(False, description="The source still has days beyond its promised retention: fetch them.")
 
 
 def build_asset(endpoint: Endpoint, start: date) -> dg.AssetsDefinition:
@@ -37,10 +36,6 @@ def build_asset(endpoint: Endpoint, start: date) -> dg.AssetsDefinition:
     @dg.asset(
         key=dg.AssetKey.from_user_string(endpoint.key),
         description=endpoint.description,
-        group_name=endpoint.exchange.name,
-        kinds={"postgres", endpoint.exchange.name},
-        # Whose account it is, and so who can correct its key.
-        owners=[f"team:{endpoint.exchange.name}_{endpoint.account}"],
         partitions_def=daily(endpoint.exchange.zone, start, today=not isinstance(endpoint, Records)),
         backfill_policy=dg.BackfillPolicy.single_run(),
         check_specs=[*check_specs(endpoint)],
@@ -48,11 +43,13 @@ def build_asset(endpoint: Endpoint, start: date) -> dg.AssetsDefinition:
             "dagster/column_schema": _column_schema(endpoint),
             "dagster/table_name": endpoint.key.replace("/", "."),
         },
+        group_name=endpoint.exchange.name,
+        kinds={"postgres", endpoint.exchange.name},
+        # Whose account it is, and so who can correct its key.
+        owners=[f"team:{endpoint.exchange.name}_{endpoint.account}"],
     )
     def landed(
-        context: dg.AssetExecutionContext,
-        config: LandingConfig,
-        installation: dg.ResourceParam[Installation],
+        context: dg.AssetExecutionContext, config: LandingConfig, installation: dg.ResourceParam[Installation]
     ) -> Iterator[_Event]:
         yield from _materialize(context, endpoint, Options(**config.model_dump()), installation)
 
@@ -103,10 +100,8 @@ def _metadata(outcome: Landed | Retained) -> Metadata:
         "kept": not isinstance(outcome, Landed),
     }
     if stats.first and stats.last:
-        metadata |= {
-            "first": f"{stats.first:%Y-%m-%d %H:%M:%S.%f} UTC",
-            "last": f"{stats.last:%Y-%m-%d %H:%M:%S.%f} UTC",
-        }
+        ends = {"first": stats.first, "last": stats.last}
+        metadata |= {name: f"{at:%Y-%m-%d %H:%M:%S.%f} UTC" for name, at in ends.items()}
     if isinstance(outcome, Landed):
         metadata |= {"requests": outcome.requests, "changed": outcome.changed}
         if outcome.note:
@@ -128,18 +123,41 @@ def _description(endpoint: Endpoint, failed: Mapping[date, Problem], landed: int
 
 def _column_schema(endpoint: Endpoint) -> dg.TableSchema:
     own = [
-        dg.TableColumn(
-            column.name,
-            column.kind.sql,
-            description=column.description,
-            constraints=dg.TableColumnConstraints(nullable=column.nullable),
-        )
-        for column in columns(endpoint.schema)
+        dg.TableColumn(each.name, each.kind.sql, each.description, dg.TableColumnConstraints(nullable=each.nullable))
+        for each in columns(endpoint.schema)
     ]
     added = [
-        dg.TableColumn("extra", "jsonb", description="Fields of the answer that the schema does not know."),
-        dg.TableColumn("partition_date", "date", description=f"The day, in {endpoint.exchange.zone.key}."),
-        dg.TableColumn("landed_at", "timestamptz", description="When the row was written."),
-        dg.TableColumn("run_id", "text", description="The Dagster run that wrote it."),
+        dg.TableColumn("extra", "jsonb", "Fields of the response that the schema does not know."),
+        dg.TableColumn("partition_date", "date", f"The day, in {endpoint.exchange.zone.key}."),
+        dg.TableColumn("landed_at", "timestamptz", "When the row was written."),
+        dg.TableColumn("run_id", "text", "The Dagster run that wrote it."),
     ]
     return dg.TableSchema([*own, *added])
+
+
+def build_reference_table(table: ReferenceTable) -> dg.AssetsDefinition:
+    """The table as an asset, not partitioned, which refreshes it."""
+    endpoint = table.endpoint
+
+    @dg.asset(
+        key=dg.AssetKey.from_user_string(table.key),
+        description=table.description,
+        metadata={"dagster/table_name": table.key.replace("/", ".")},
+        group_name=endpoint.exchange.name,
+        kinds={"postgres", endpoint.exchange.name},
+        owners=[f"team:{endpoint.exchange.name}_{endpoint.account}"],
+    )
+    def refreshed(
+        context: dg.AssetExecutionContext, installation: dg.ResourceParam[Installation]
+    ) -> dg.MaterializeResult[Any]:
+        try:
+            with (
+                installation.store(context.run.run_id) as store,
+                installation.session(endpoint, store) as session,
+            ):
+                return dg.MaterializeResult(metadata=table.refresh(session))
+        except AffiliateError as error:
+            problem = error.problem.adding(impact=f"The {table.name} is as it was")
+            raise dg.Failure(f"{table.key}: {problem}.", allow_retries=False) from None
+
+    return refreshed

@@ -2,8 +2,7 @@
 
 import socket
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from datetime import date
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from urllib.parse import urlsplit
 
@@ -30,44 +29,29 @@ class Installation:
         """The same for the whole run or tick; raises `SettingsError` if it cannot be read."""
         return self._read()
 
-    @property
-    def start_date(self) -> date:
-        """The first partition."""
-        return self.environment.start_date
-
-    def database_url(self) -> str:
-        return self.environment.database_url()
-
-    def is_configured(self, endpoint: Endpoint) -> bool:
-        """Whether any credential of the endpoint's account is set."""
-        return self.environment.is_any_set(endpoint.credentials)
-
     @contextmanager
     def store(self, run_id: str | None = None) -> Generator[Store, None, None]:
         """The database; with a run's id, for a step of that run, which counts as alive meanwhile."""
-        with Store(self.database_url()) as store:
+        with Store(self.environment.database_url()) as store:
             if run_id is not None:
                 store.work_for(run_id)
             yield store
 
-    @contextmanager
     def session(
         self, endpoint: Endpoint[SessionT], store: Store, max_wait_s: float = MAX_WAIT_S
-    ) -> Generator[SessionT, None, None]:
-        """A session with the endpoint's account, which shares its rate limits through the database."""
+    ) -> AbstractContextManager[SessionT]:
+        """A session with the endpoint's account, which shares its rate limits through the database.
+
+        Raises `SettingsError` at once if the sandbox does not run: a session would try to reach it for minutes.
+        """
         variables = self.environment.variables
         if self.environment.mode is Mode.SANDBOX:
-            _require_sandbox(variables[endpoint.exchange.base_url_variable])
-        with connected(endpoint, store, variables, max_wait_s) as session:
-            yield session
-
-
-def _require_sandbox(base_url: str) -> None:
-    """Raises `SettingsError` at once: a session would try for minutes to reach a server that is not running."""
-    url = urlsplit(base_url)
-    try:
-        socket.create_connection((url.hostname or "", url.port or 80), timeout=5).close()
-    except OSError:
-        raise SettingsError(
-            f"the sandbox is not running at {base_url}", "Start it: `make up`, and leave that running"
-        ) from None
+            base_url = variables[endpoint.exchange.base_url_variable]
+            url = urlsplit(base_url)
+            try:
+                socket.create_connection((url.hostname or "", url.port or 80), timeout=5).close()
+            except OSError:
+                raise SettingsError(
+                    f"the sandbox is not running at {base_url}", "Start it: `make up`, and leave that running"
+                ) from None
+        return connected(endpoint, store, variables, max_wait_s)

@@ -1,6 +1,6 @@
 """Schedules: each day the last days of every configured asset are landed, until they have settled."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import time
 from itertools import groupby
 
@@ -39,38 +39,29 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultSchedul
     )
     def land(
         context: dg.ScheduleEvaluationContext, installation: dg.ResourceParam[Installation]
-    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        tick_ms = int(context.scheduled_execution_time.timestamp() * 1000)
+    ) -> list[dg.RunRequest] | dg.SkipReason:
+        tick = context.scheduled_execution_time
+        tick_ms = int(tick.timestamp() * 1000)
         today = day_of(tick_ms, exchange.zone)
         if is_snapshot and day_of(now_ms(), exchange.zone) > today:
             # Dagster makes up for a missed tick, and a run for a day that is over can only fail.
-            yield dg.SkipReason(f"{today} is over: it was not observed, and can no longer be")
-            return
-        start = installation.start_date
-        is_any_configured = installation.environment.is_any_set(EXCHANGE_VARIABLES)
+            return dg.SkipReason(f"{today} is over: no snapshot of it was taken, and none can be any more")
+        environment = installation.environment
+        start = environment.start_date
         # If nothing at all is configured, the runs fail and report what to set.
-        configured = [
-            endpoint for endpoint in endpoints if installation.is_configured(endpoint) or not is_any_configured
-        ]
-        requests = [
-            dg.RunRequest(
-                # Named by the tick: one that is evaluated again requests no second run.
-                run_key=f"{endpoint.key} {context.scheduled_execution_time.isoformat()}",
-                asset_selection=[dg.AssetKey.from_user_string(endpoint.key)],
-                tags=range_tags([each.day for each in days]),
-            )
-            for endpoint in configured
-            if (
-                days := list(
-                    expected_days(endpoint.timetable, max(start, endpoint.timetable.lookback(tick_ms)), tick_ms)
-                )
-            )
-        ]
-        yield from requests
+        is_any_configured = environment.is_any_set(EXCHANGE_VARIABLES)
+        configured = [each for each in endpoints if environment.is_any_set(each.credentials) or not is_any_configured]
         if not configured:
             names = dict.fromkeys(name for endpoint in endpoints for name in endpoint.credentials)
-            yield dg.SkipReason(f"none of {', '.join(names)} is set")
-        elif not requests:
-            yield dg.SkipReason(f"the days lie before AFFILIATE_START_DATE, {start}")
+            return dg.SkipReason(f"none of {', '.join(names)} is set")
+        requests: list[dg.RunRequest] = []
+        for endpoint in configured:
+            first = max(start, endpoint.timetable.lookback(tick_ms))
+            if days := [each.day for each in expected_days(endpoint.timetable, first, tick_ms)]:
+                key = dg.AssetKey.from_user_string(endpoint.key)
+                # Named by the tick: one that is evaluated again requests no second run.
+                run_key = f"{endpoint.key} {tick.isoformat()}"
+                requests.append(dg.RunRequest(run_key, asset_selection=[key], tags=range_tags(days)))
+        return requests or dg.SkipReason(f"the days are before AFFILIATE_START_DATE, {start}")
 
     return land

@@ -2,9 +2,9 @@
 
 import time
 
-from dagster import DagsterRun
+from dagster import DagsterRun, DefaultRunLauncher
 
-from affiliate_pipeline.defs.dagster_internals import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from affiliate_pipeline.defs.dagster_internals import CheckRunHealthResult, WorkerStatus
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import of_instance
 from affiliate_pipeline.landing.store import is_worked_for

@@ -1,5 +1,4 @@
-"""The sensor that sends what is in the outbox, and tells when what failed has landed. What alerts there are is decided
-elsewhere."""
+"""The sensor that sends the alerts of the outbox, and reports when what failed has landed."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -8,51 +7,44 @@ from itertools import groupby
 from operator import itemgetter
 
 import dagster as dg
-from dagster import DagsterInstance
 
 from affiliate_pipeline.defs.dagster_internals import sensor
 from affiliate_pipeline.defs.resources import Installation
-from affiliate_pipeline.exchanges.endpoint import retention_of
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring import alerts, delivery
 from affiliate_pipeline.monitoring.delivery import Alerts
 from affiliate_pipeline.monitoring.outbox import TABLE, Open, Outbox
 
-# A burst that lasts longer than a tick is folded by sending to nobody more often than this.
+# Between two messages to a target, so that a burst longer than a tick is folded too.
 QUIET = timedelta(seconds=30)
 FIRST_PAUSE = timedelta(seconds=15)
 LONGEST_PAUSE = timedelta(minutes=30)
 # A tick has to end within 60 s; what is left is sent by the next.
 SENDING_S = 25
 MATERIALIZATIONS_READ = 1000
-# Assets by the key of the one whose days they can land as well.
-SECOND_CHANCES = {
-    endpoint.key: (retention.fallback.key,)
-    for endpoint in ENDPOINTS
-    if (retention := retention_of(endpoint)) and retention.fallback
-}
+# By asset, another one that can land its days as well.
+FALLBACKS = {endpoint.key: other.asset for endpoint in ENDPOINTS if (other := endpoint.timetable.fallback)}
 
 
 class Undelivered(Exception):
-    """Some of ALERT_URLS have not taken what they were sent; they are tried again."""
+    """Some of ALERT_URLS did not accept their alerts; delivery to them is tried again."""
 
 
 @sensor(
-    default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=10,
     description="Sends alerts to ALERT_URLS: several at once as one message, again where one could not be reached, and "
     "a message when all failed days of an alert have landed.",
 )
 def alert_delivery(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]) -> dg.SkipReason:
     urls = Alerts.load(installation.environment.variables).urls()
-    with Outbox(installation.database_url()) as outbox, outbox.try_exclusive() as is_exclusive:
+    with Outbox(installation.environment.database_url()) as outbox, outbox.try_exclusive() as is_exclusive:
         if not is_exclusive:
             return dg.SkipReason("another process is delivering")
         try:
-            tell_recovered(outbox, context.instance)
+            _report_recovered(outbox, context.instance)
         finally:
-            # What waits is sent even if nobody can be told what has landed.
-            problems = deliver(outbox, urls)
+            # Alerts are sent even if it cannot be found out what has landed.
+            problems = _deliver(outbox, urls)
             for problem in problems:
                 context.log.error(problem)
     if problems:
@@ -60,11 +52,8 @@ def alert_delivery(context: dg.SensorEvaluationContext, installation: dg.Resourc
     return dg.SkipReason("what could be sent has been sent")
 
 
-def deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
-    """Sends what waits; the problems met, in which URLs are named by their place only.
-
-    What may be sent to a target that failed is decided by `Outbox.due`.
-    """
+def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
+    """Sends the alerts that `Outbox.due` allows; the problems met, in which URLs are named by their place only."""
     targets = {delivery.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
     problems: list[str] = []
     failing = outbox.failing()
@@ -98,15 +87,15 @@ def _messages(due: Sequence[tuple[alerts.Alert, int]]) -> Iterator[delivery.Mess
         yield from delivery.messages(group[alone:])
 
 
-def tell_recovered(outbox: Outbox, instance: DagsterInstance) -> None:
-    """Raises one message about all alerts whose failed days have landed since."""
+def _report_recovered(outbox: Outbox, instance: dg.DagsterInstance) -> None:
+    """Adds one message about all alerts whose failed days have landed since."""
     waiting = outbox.open()
-    materialized = _materialized(instance, waiting)
+    materialized = _last_materialized(instance, waiting)
     recovered = [
         each.alert
         for each in waiting
         if all(
-            any(at >= each.raised_at.timestamp() for at in materialized.get((asset, day), ()))
+            materialized.get((asset, day), 0) >= each.raised_at.timestamp()
             for asset, days in each.missing.items()
             for day in days or (None,)
         )
@@ -115,13 +104,15 @@ def tell_recovered(outbox: Outbox, instance: DagsterInstance) -> None:
         outbox.recover(recovered, alerts.recovered(recovered))
 
 
-def _materialized(instance: DagsterInstance, waiting: Sequence[Open]) -> dict[tuple[str, date | None], list[float]]:
-    """When assets were materialized (Unix time), by asset and day, as far as that may matter: of a day that was kept, or
-    landed otherwise, and of an asset that is no endpoint, the ledger does not tell."""
-    found: dict[tuple[str, date | None], list[float]] = {}
+def _last_materialized(instance: dg.DagsterInstance, waiting: Sequence[Open]) -> dict[tuple[str, date | None], float]:
+    """When what the alerts wait for was last materialized (Unix time), by asset and day.
+
+    The ledger does not show a day that was retained or that a fallback has landed, nor an asset that is no endpoint.
+    """
+    found: dict[tuple[str, date | None], float] = {}
     for asset in sorted({asset for each in waiting for asset in each.missing}):
         concerned = [each for each in waiting if asset in each.missing]
-        for key in (asset, *SECOND_CHANCES.get(asset, ())):
+        for key in filter(None, (asset, FALLBACKS.get(asset))):
             records = instance.fetch_materializations(
                 dg.AssetRecordsFilter(
                     dg.AssetKey.from_user_string(key),
@@ -132,5 +123,5 @@ def _materialized(instance: DagsterInstance, waiting: Sequence[Open]) -> dict[tu
             ).records
             for record in records:
                 day = date.fromisoformat(record.partition_key) if record.partition_key else None
-                found.setdefault((asset, day), []).append(record.timestamp)
+                found[asset, day] = max(record.timestamp, found.get((asset, day), 0))
     return found

@@ -1,11 +1,8 @@
 """The sensor that moves kickback exports on and has them landed, and the schedule that requests missed days."""
 
-from collections.abc import Iterator
-
 import dagster as dg
 
-from affiliate_pipeline.defs.dagster_internals import NOT_FINISHED_STATUSES, range_tags, schedule, sensor
-from affiliate_pipeline.defs.ownership import selected
+from affiliate_pipeline.defs.dagster_internals import NOT_FINISHED_STATUSES, range_tags, schedule, selected, sensor
 from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import fold, instant, runs
 from affiliate_pipeline.domain.expected_days import expected_days
@@ -32,36 +29,34 @@ _UNSET = f"{' and '.join(HISTORY.credentials)} are not set"
 @sensor(
     asset_selection=[HISTORY_KEY],
     minimum_interval_seconds=10,
-    default_status=dg.DefaultSensorStatus.RUNNING,
     description="Requests the exports that wait, polls for their files, and has the files landed.",
 )
 def kickback_history(
     context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
-) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    if not installation.is_configured(HISTORY):
-        yield dg.SkipReason(_UNSET)
-        return
-    if not needs_attention(installation.database_url()):
-        yield dg.SkipReason("no export is open")
-        return
+) -> dg.RunRequest | dg.SkipReason:
+    environment = installation.environment
+    if not environment.is_any_set(HISTORY.credentials):
+        return dg.SkipReason(_UNSET)
+    if not needs_attention(environment.database_url()):
+        return dg.SkipReason("no export is open")
     try:
         with (
             installation.store() as store,
             installation.session(HISTORY, store, MAX_PAUSE_S) as session,
+            Outbox(store.url) as outbox,
         ):
             exports = session.exports()
             try:
                 advance(session, wait=False)
             except ExchangeError as error:
                 context.log.warning(f"the export could not be requested: {error}")
-            # Before the alerts: an export that is given up here is among them.
+            # Before the alerts: an export that expires here is among them.
             request = _landing(context, exports)
-            with Outbox(store.url) as outbox:
-                for export in filter(lambda each: each.is_just_expired, exports.all()):
-                    outbox.add(expired_alert(export, session.now_ms()))
-            yield request
+            for export in filter(lambda each: each.is_just_expired, exports.all()):
+                outbox.add(expired_alert(export, session.now_ms()))
+            return request
     except SettingsError as error:
-        yield dg.SkipReason(str(error))
+        return dg.SkipReason(str(error))
 
 
 def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> dg.RunRequest | dg.SkipReason:
@@ -71,8 +66,8 @@ def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> d
     if ready is None:
         last = next((f": {export.note}" for export in opened if export.state != "ready" and export.note), "")
         return dg.SkipReason(f"{len(opened)} exports are open, and no file is there{last}")
-    under_way = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
-    if any(selected(context, run, {HISTORY_KEY}) for run in under_way):
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
+    if any(selected(context, run, {HISTORY_KEY}) for run in unfinished):
         return dg.SkipReason("a run is landing an export")
     finished = len(instance.get_runs(dg.RunsFilter(tags={EXPORT_TAG: str(ready.id)})))
     if finished >= MAX_RUNS:
@@ -118,26 +113,23 @@ def build_missed_days_schedule(status: dg.DefaultScheduleStatus) -> dg.ScheduleD
         description=f"Requests days that {RECENT_KICKBACKS.key} missed, at 00:45 UTC: one run per range of days.",
     )
     def missed_days(
-        context: dg.ScheduleEvaluationContext,
-        installation: dg.ResourceParam[Installation],
-    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        if not installation.is_configured(HISTORY):
-            yield dg.SkipReason(_UNSET)
-            return
+        context: dg.ScheduleEvaluationContext, installation: dg.ResourceParam[Installation]
+    ) -> list[dg.RunRequest] | dg.SkipReason:
+        if not installation.environment.is_any_set(HISTORY.credentials):
+            return dg.SkipReason(_UNSET)
         tick = context.scheduled_execution_time
         with installation.store() as store, installation.session(HISTORY_REQUEST, store) as session:
             requested = {day for export in session.exports().open() for day in export.days}
             recent, exported = store.ledger(RECENT_KICKBACKS), store.ledger(HISTORY)
-        start = installation.start_date
         now_ms = int(tick.timestamp() * 1000)
         # Days before the first that landed may be older than the account.
-        first = max(start, min(recent, default=tick.date()))
+        first = max(installation.environment.start_date, min(recent, default=tick.date()))
         missed = expected_days(RECENT_KICKBACKS.timetable, first, now_ms, recent)
         only_exported = {each.day for each in missed if each.fallback and not each.is_retained(now_ms)}
-        ranges = runs(only_exported - requested - exported.keys())
-        for each in ranges:
-            yield dg.RunRequest(run_key=f"{each[0]}...{each[-1]} {tick.isoformat()}", tags=range_tags(each))
-        if not ranges:
-            yield dg.SkipReason(f"{RECENT_KICKBACKS.key} has missed no day that only an export has")
+        requests = [
+            dg.RunRequest(run_key=f"{each[0]}...{each[-1]} {tick.isoformat()}", tags=range_tags(each))
+            for each in runs(only_exported - requested - exported.keys())
+        ]
+        return requests or dg.SkipReason(f"{RECENT_KICKBACKS.key} has missed no day that only an export has")
 
     return missed_days

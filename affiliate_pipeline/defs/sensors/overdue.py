@@ -1,19 +1,29 @@
-"""The monitor for overdue days: a sensor that turns the decisions of `monitoring.overdue` into runs, alerts and checks."""
+"""The monitor for overdue days: a sensor that turns the decisions of `monitoring.overdue` into runs, alerts and checks, and
+one that calls a dead man's switch as long as no day is at risk and alerts are delivered."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 
 from affiliate_pipeline.defs.checks import NO_DAY_MISSING
-from affiliate_pipeline.defs.dagster_internals import NOT_FINISHED_STATUSES, CheckStatus, days_of, range_tags, sensor
-from affiliate_pipeline.defs.ownership import selected
+from affiliate_pipeline.defs.dagster_internals import (
+    NOT_FINISHED_STATUSES,
+    CheckStatus,
+    days_of,
+    range_tags,
+    selected,
+    sensor,
+)
 from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import DAY, fold
 from affiliate_pipeline.domain.expected_days import ExpectedDay
-from affiliate_pipeline.exchanges.endpoint import Endpoint
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.http.download import beat
+from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.landing.pipeline import now_ms
+from affiliate_pipeline.monitoring.delivery import Alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.monitoring.overdue import (
     FIRST_PAUSE,
@@ -31,117 +41,128 @@ from affiliate_pipeline.monitoring.overdue import (
 
 # Only how soon a change is noticed: when a day is requested follows from its own times.
 EVERY_S = 30
+# Longer than the pauses of the delivery: a target that is down for a while does not stop the heartbeat.
+DELIVERED_WITHIN = timedelta(hours=1)
 ATTEMPT_TAG = "affiliate/watch"
+MONITORED = {dg.AssetKey.from_user_string(each.key): each for each in ENDPOINTS if each.timetable.is_monitored}
 
 
-def build_watch(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
-    """The sensor over the endpoints whose days can be overdue."""
+@sensor(
+    asset_selection=[*MONITORED],
+    minimum_interval_seconds=EVERY_S,
+    description=f"Requests days again that should have landed and have not, at most {MAX_ATTEMPTS} times with growing "
+    "pauses; warns before a day expires at the exchange, and reports when one is lost.",
+)
+def watch(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]) -> dg.SensorResult:
+    now = now_ms()
+    at, url = datetime.fromtimestamp(now / 1000, UTC), installation.environment.database_url()
+    ended_badly = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+    failed = context.instance.get_runs(dg.RunsFilter(statuses=ended_badly, updated_after=at - FIRST_PAUSE))
+    # Days that the monitor itself requested have its own pauses.
+    failed = [run for run in failed if ATTEMPT_TAG not in run.tags]
+    unfinished = context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=at - DAY))
+    requests: list[dg.RunRequest] = []
+    checks: list[dg.AssetCheckEvaluation] = []
+    overdue: list[str] = []
+    with WatchStore(url) as store, Outbox(url) as outbox:
+        for key, days, states in _overdue(store, now, installation):
+            endpoint = MONITORED[key]
+            in_progress = any(selected(context, run, {key}) for run in unfinished)
+            just_failed = {day for run in failed if selected(context, run, {key}) for day in days_of(run)}
+            decision = decide(endpoint, days, states, now, in_progress=in_progress, just_failed=just_failed)
+            for level, reported in decision.report.items():
+                for alert in alerts_of(endpoint, level, reported, now):
+                    outbox.add(alert)
+            # Persist before requesting runs: losing one retry beats retrying forever.
+            if decision.states != states:
+                store.save(endpoint.key, decision.states)
+            requests += [_request(key, each, decision.states, now) for each in decision.request]
+            checks.append(_evaluation(key, days, decision.states, now))
+            overdue += [f"{endpoint.key}: {fold(each.day for each in days)}"] if days else []
+    skipped = None if requests else dg.SkipReason("; ".join(overdue) or "no day is missing")
+    return dg.SensorResult(requests, skipped, asset_events=_changed(context.instance, checks, at.date()))
 
-    @sensor(
-        name="watch",
-        asset_selection=dg.AssetSelection.assets(*map(_key, endpoints)),
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        minimum_interval_seconds=EVERY_S,
-        description=f"Asks again for days that should have landed and have not, at most {MAX_ATTEMPTS} times with growing "
-        "pauses; warns before the exchange forgets one, and says when one is lost.",
-    )
-    def watch(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]) -> dg.SensorResult:
-        now = now_ms()
-        url = installation.database_url()
-        runs = _Runs(context, now)
-        requests: list[dg.RunRequest] = []
-        checks: list[dg.AssetCheckEvaluation] = []
-        overdue: list[str] = []
-        with WatchStore(url) as store, Outbox(url) as outbox:
-            for endpoint, days, states in overdue_by_endpoint(store, endpoints, now, installation):
-                in_progress, just_failed = runs.of(_key(endpoint))
-                decision = decide(endpoint, days, states, now, in_progress=in_progress, just_failed=just_failed)
-                for level, reported in decision.report.items():
-                    for alert in alerts_of(endpoint, level, reported, now):
-                        outbox.add(alert)
-                # Persist before requesting runs: losing one retry beats retrying forever.
-                if decision.states != states:
-                    store.save(endpoint.key, decision.states)
-                requests += [_request(endpoint, each, decision.states, now) for each in decision.request]
-                checks.append(_evaluation(endpoint, days, decision.states, now))
-                overdue += [f"{endpoint.key}: {fold(each.day for each in days)}"] if days else []
-        skipped = None if requests else dg.SkipReason("; ".join(overdue) or "no day is missing")
-        return dg.SensorResult(requests, skipped, asset_events=_changed(context.instance, checks, now))
 
-    return watch
+@sensor(
+    minimum_interval_seconds=EVERY_S,
+    description="Calls HEARTBEAT_URL while no day is at risk and alerts are delivered; the service behind it notices when the "
+    "calls stop.",
+)
+def heartbeat(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]) -> dg.SkipReason:
+    variables, url = installation.environment.variables, Alerts.load(installation.environment.variables).heartbeat_url
+    if url is None:
+        return dg.SkipReason("HEARTBEAT_URL is not set")
+    database_url = installation.environment.database_url()
+    with WatchStore(database_url) as store, Outbox(database_url) as outbox:
+        risks = [
+            f"{key.to_user_string()}: {fold(risky)}"
+            for key, days, states in _overdue(store, now_ms(), installation)
+            if (risky := at_risk(days, states))
+        ]
+        undelivered = outbox.overdue(DELIVERED_WITHIN)
+    if risks:
+        return dg.SkipReason(f"not called, since days are at risk: {'; '.join(risks)}")
+    if undelivered:
+        return dg.SkipReason(
+            f"not called, since alerts that are more than an hour old have not been delivered: {undelivered}. The failed "
+            "ticks of alert_delivery give the reason"
+        )
+    if problem := beat(url.get_secret_value(), Network(variables)):
+        context.log.error(f"HEARTBEAT_URL could not be called: {problem}")
+        return dg.SkipReason(f"HEARTBEAT_URL could not be called: {problem}")
+    return dg.SkipReason("HEARTBEAT_URL was called: no day is at risk, and alerts are delivered")
 
 
-def overdue_by_endpoint(
-    store: WatchStore, endpoints: Sequence[Endpoint], now: int, installation: Installation
-) -> Iterator[tuple[Endpoint, list[ExpectedDay], Mapping[date, State]]]:
-    """The configured endpoints of which something has landed, with their overdue days and what was done about them."""
-    start = installation.start_date
+def _overdue(
+    store: WatchStore, now: int, installation: Installation
+) -> Iterator[tuple[dg.AssetKey, list[ExpectedDay], Mapping[date, State]]]:
+    """The configured assets of which something has landed, with their overdue days and what was done about them."""
+    environment = installation.environment
     ledgers = store.ledgers(datetime.fromtimestamp(now / 1000, UTC).date() - (MONITORED_DAYS + 1) * DAY)
     states = store.states()
-    for endpoint in endpoints:
-        if endpoint.key in ledgers and installation.is_configured(endpoint):
-            yield endpoint, overdue_days(endpoint, ledgers, start, now), states.get(endpoint.key, {})
+    for key, endpoint in MONITORED.items():
+        if endpoint.key in ledgers and environment.is_any_set(endpoint.credentials):
+            days = overdue_days(endpoint, ledgers, environment.start_date, now)
+            yield key, days, states.get(endpoint.key, {})
 
 
-def _key(endpoint: Endpoint) -> dg.AssetKey:
-    return dg.AssetKey.from_user_string(endpoint.key)
-
-
-class _Runs:
-    """The runs that have not ended, and those that failed within the first pause."""
-
-    def __init__(self, context: dg.SensorEvaluationContext, now: int):
-        instance = context.instance
-        self._context = context
-        at = datetime.fromtimestamp(now / 1000, UTC)
-        self._in_progress = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=at - DAY))
-        failed = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-        self._failed = instance.get_runs(dg.RunsFilter(statuses=failed, updated_after=at - FIRST_PAUSE))
-
-    def of(self, key: dg.AssetKey) -> tuple[bool, set[date]]:
-        """Whether a run of the asset has not ended, and the days of its failed runs that the monitor did not request."""
-        failed = [run for run in self._failed if ATTEMPT_TAG not in run.tags and selected(self._context, run, {key})]
-        in_progress = any(selected(self._context, run, {key}) for run in self._in_progress)
-        return in_progress, {day for run in failed for day in days_of(run)}
-
-
-def _request(endpoint: Endpoint, days: Sequence[date], states: Mapping[date, State], now: int) -> dg.RunRequest:
+def _request(key: dg.AssetKey, days: Sequence[date], states: Mapping[date, State], now: int) -> dg.RunRequest:
     return dg.RunRequest(
         # Unique per attempt: Dagster never runs the same key again.
-        run_key=f"{endpoint.key} {days[0]}...{days[-1]} at {now}",
-        asset_selection=[_key(endpoint)],
+        run_key=f"{key.to_user_string()} {days[0]}...{days[-1]} at {now}",
+        asset_selection=[key],
         tags={**range_tags(days), ATTEMPT_TAG: f"try {max(states[day].attempts for day in days)}"},
     )
 
 
 def _evaluation(
-    endpoint: Endpoint, days: Sequence[ExpectedDay], states: Mapping[date, State], now: int
+    key: dg.AssetKey, days: Sequence[ExpectedDay], states: Mapping[date, State], now: int
 ) -> dg.AssetCheckEvaluation:
-    """The standing check of the asset: the same days that runs and alerts are about."""
-    urgent = any(states.get(each.day, State()).level > NotificationLevel.GIVEN_UP for each in days)
+    """The standing check of the asset, about the same days as its runs and alerts."""
+    lines: list[str] = []
+    urgent = False
+    for each in days:
+        state = states.get(each.day, State())
+        urgent |= state.level > NotificationLevel.GIVEN_UP
+        is_lost = state.level is NotificationLevel.LOST
+        done = "lost" if is_lost else f"requested {state.attempts} of at most {MAX_ATTEMPTS} times"
+        lines.append(f"{described(each, now)}; {done}")
     return dg.AssetCheckEvaluation(
-        asset_key=_key(endpoint),
+        asset_key=key,
         check_name=NO_DAY_MISSING,
         passed=not days,
         severity=dg.AssetCheckSeverity.ERROR if urgent else dg.AssetCheckSeverity.WARN,
-        description="\n".join(f"{described(each, now)}; {_done(states.get(each.day, State()))}" for each in days)
+        description="\n".join(lines)
         or "No day that is due is missing, since the first that landed and of the last 30.",
         metadata={"missing": len(days), "at_risk": len(at_risk(days, states))},
     )
 
 
-def _done(state: State) -> str:
-    if state.level is NotificationLevel.LOST:
-        return "lost"
-    return f"asked for {state.attempts} of at most {MAX_ATTEMPTS} times"
-
-
 def _changed(
-    instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckEvaluation], now: int
+    instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckEvaluation], today: date
 ) -> list[dg.AssetCheckEvaluation]:
     """The evaluations that differ from the last one of their check, or are the first of a day (UTC)."""
     last = instance.event_log_storage.get_latest_asset_check_execution_by_key([each.asset_check_key for each in checks])
-    today = datetime.fromtimestamp(now / 1000, UTC).date()
 
     def is_recorded(check: dg.AssetCheckEvaluation) -> bool:
         record: Any = last.get(check.asset_check_key)

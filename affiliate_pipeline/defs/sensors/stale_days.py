@@ -1,6 +1,5 @@
 """The sensor that adds a day up again once what has landed for it is no longer what it was added up from."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 
@@ -11,37 +10,32 @@ from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
 from affiliate_pipeline.defs.dagster_internals import range_tags, sensor
 from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import DAY, runs
-from affiliate_pipeline.exchanges.endpoint import Records
+from affiliate_pipeline.exchanges.registry import EARNING
 
 # Several assets land for a day one after the other.
 QUIET_S = 60
 
 
-def build_stale_days(endpoints: Sequence[Records]) -> dg.SensorDefinition:
-    """The sensor that keeps both assets true to what has landed, however it landed."""
-
-    @sensor(
-        target=[COMMISSION, REPORT],
-        minimum_interval_seconds=30,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Adds up again each day for which something else has landed than it was added up from.",
-    )
-    def stale_days(
-        context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
-    ) -> list[dg.RunRequest]:
-        first = installation.start_date
-        last = datetime.now(UTC).date() - DAY
-        with installation.store() as store:
-            stale = Commission(store, endpoints).stale(first, last, quiet_s=QUIET_S)
-        # The run key allows the same days with the same content once an hour: a failed run is not repeated at each tick.
-        hour = f"{datetime.now(UTC):%Y-%m-%dT%H}"
-        return [
-            dg.RunRequest(
-                run_key=sha256(" ".join([hour, *(f"{day} {stale[day]}" for day in run)]).encode()).hexdigest(),
-                tags=range_tags(run),
-                asset_selection=[COMMISSION, REPORT],
-            )
-            for run in runs(stale)
-        ]
-
-    return stale_days
+@sensor(
+    target=[COMMISSION, REPORT],
+    minimum_interval_seconds=30,
+    description="Adds up again each day for which something else has landed than it was added up from.",
+)
+def stale_days(
+    context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
+) -> list[dg.RunRequest]:
+    now = datetime.now(UTC)
+    with installation.store() as store:
+        first, last = installation.environment.start_date, now.date() - DAY
+        stale = Commission(store, EARNING).stale(first, last, quiet_s=QUIET_S)
+    # The run key allows the same days with the same content once an hour: a failed run is not repeated at each tick.
+    return [
+        dg.RunRequest(
+            run_key=sha256(
+                " ".join([f"{now:%Y-%m-%dT%H}", *(f"{day} {stale[day]}" for day in run)]).encode()
+            ).hexdigest(),
+            tags=range_tags(run),
+            asset_selection=[COMMISSION, REPORT],
+        )
+        for run in runs(stale)
+    ]

@@ -12,7 +12,7 @@ import pytest
 
 from affiliate_pipeline.defs.sensors import alert_delivery as delivery
 from affiliate_pipeline.defs.sensors.alert_delivery import Undelivered, alert_delivery
-from affiliate_pipeline.defs.sensors.failed_runs import failed_run_alert
+from affiliate_pipeline.defs.sensors.failures import failed_run_alert
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox

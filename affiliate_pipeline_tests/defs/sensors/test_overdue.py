@@ -11,7 +11,6 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs.checks import NO_DAY_MISSING
-from affiliate_pipeline.defs.sensors import heartbeat as heartbeat_module
 from affiliate_pipeline.defs.sensors import overdue as module
 from affiliate_pipeline.domain.days import days_from
 from affiliate_pipeline.exchanges.endpoint import Records
@@ -38,8 +37,7 @@ class Daemon:
     evaluations: int = 0
 
     def set_time(self, ms: int) -> None:
-        for each in (module, heartbeat_module):
-            self.monkeypatch.setattr(each, "now_ms", lambda: ms)
+        self.monkeypatch.setattr(module, "now_ms", lambda: ms)
 
     def tick(self) -> list[dg.RunRequest]:
         """The runs that the watch requests; its evaluations are recorded."""

@@ -26,10 +26,10 @@ from dagster._utils.error import SerializableErrorInfo
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs import checks
 from affiliate_pipeline.defs import endpoint_assets as assets
-from affiliate_pipeline.defs.ownership import LOCATION
-from affiliate_pipeline.defs.sensors import failed_runs as sensors
+from affiliate_pipeline.defs.dagster_internals import LOCATION
+from affiliate_pipeline.defs.sensors import failures as sensors
 from affiliate_pipeline.defs.sensors.alert_delivery import alert_delivery
-from affiliate_pipeline.defs.sensors.failed_runs import failed_run_alert
+from affiliate_pipeline.defs.sensors.failures import failed_run_alert
 from affiliate_pipeline.domain.days import days_from, fold
 from affiliate_pipeline.monitoring import alerts
 from affiliate_pipeline.monitoring.outbox import Outbox

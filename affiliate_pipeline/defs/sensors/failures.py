@@ -1,11 +1,9 @@
-"""The sensor that raises an alert for each failed run, with exactly the days that it did not land, and for failed checks.
-
-In a shared Dagster instance it covers only this package's own runs.
-"""
+"""The sensors that raise alerts: one per failed run, with exactly the days that it did not land, one per run whose checks
+failed, and one while a sensor or schedule fails. In a shared Dagster instance they cover only this package's own."""
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -17,12 +15,17 @@ from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
 from affiliate_pipeline.defs.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
     WILL_RETRY_TAG,
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    TickStatus,
     days_of,
     innermost_message,
+    is_own_repository,
+    selected,
     sensor,
 )
 from affiliate_pipeline.defs.day_outcomes import problems_in
-from affiliate_pipeline.defs.ownership import is_own_repository, selected
 from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.exchanges.registry import ENDPOINTS, REFERENCE_TABLES
@@ -42,6 +45,9 @@ TABLES = {AssetKey.from_user_string(table.key) for table in REFERENCE_TABLES}
 OWN_ASSETS = frozenset({*ENDPOINT_OF, *TABLES, COMMISSION, REPORT})
 # Overdue days, the third check, have alerts of their own, with deadlines.
 REPORTED_CHECKS = {DAY_IS_SOUND, SAME_ROWS}
+_Partitions = set[tuple[AssetKey, str | None]]
+# Failures of steps, each with our assets that the step was to materialize.
+_Failures = list[tuple[set[AssetKey], DagsterEvent]]
 
 
 class _Undecided(Exception):
@@ -49,7 +55,6 @@ class _Undecided(Exception):
 
 
 @sensor(
-    default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=15,
     description="Raises one alert per failed run, with the asset, exactly the days that failed, why, and until when "
     "they can be fetched; and one per run whose checks failed. Includes runs of the command line.",
@@ -62,7 +67,7 @@ def failed_run_alert(
     # Ignore failures older than a day: the overdue monitor reports what is still missing.
     cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - DAY_S}
     raised = 0
-    with Outbox(installation.database_url()) as outbox:
+    with Outbox(installation.environment.database_url()) as outbox:
         for event_type in (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED):
             is_decided = True
             for record in _ended(context.instance, event_type, cursor):
@@ -81,11 +86,11 @@ def failed_run_alert(
     return dg.SkipReason(f"{raised} alerts raised")
 
 
-def _ended(instance: DagsterInstance, event_type: Any, cursor: Mapping[str, Any]) -> list[dg.EventLogRecord]:
+def _ended(instance: DagsterInstance, event_type: Any, cursor: Mapping[str, Any]) -> Sequence[dg.EventLogRecord]:
     unread = dg.RunStatusChangeRecordsFilter(
         event_type, after_storage_id=cursor.get(event_type.value), after_timestamp=cursor["since"]
     )
-    return list(instance.fetch_run_status_changes(unread, limit=RUNS_PER_TICK, ascending=True).records)
+    return instance.fetch_run_status_changes(unread, limit=RUNS_PER_TICK, ascending=True).records
 
 
 def _alerts(
@@ -133,11 +138,6 @@ def _is_retried(instance: DagsterInstance, run: DagsterRun, ended: dg.EventLogEn
 def _events(instance: DagsterInstance, run_id: str, event_type: DagsterEventType) -> list[DagsterEvent]:
     entries = instance.all_logs(run_id, of_type=event_type)
     return [entry.dagster_event for entry in entries if entry.dagster_event]
-
-
-_Partitions = set[tuple[AssetKey, str | None]]
-# Failures of steps, each with our assets that the step was to materialize.
-_Failures = list[tuple[set[AssetKey], DagsterEvent]]
 
 
 def _partitions(events: Iterable[DagsterEvent]) -> _Partitions:
@@ -194,3 +194,51 @@ def _failed_checks(instance: DagsterInstance, run_id: str) -> dict[tuple[str, st
         name = check.asset_key.to_user_string(), check.check_name
         failed.setdefault(name, {})[_day(check.partition)] = check.description or ""
     return failed
+
+
+def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleDefinition]) -> dg.SensorDefinition:
+    """The sensor over these sensors and schedules, and itself."""
+
+    @sensor(
+        minimum_interval_seconds=30,
+        description="Raises an alert when a sensor or schedule fails, once until a tick succeeds again.",
+    )
+    def failing_tick_alert(
+        context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
+    ) -> dg.SkipReason:
+        own = {failing_tick_alert.name, *(each.name for each in others)}
+        ui = Alerts.load(installation.environment.variables).dagster_ui_url
+        states = context.instance.all_instigator_state(
+            instigator_statuses={InstigatorStatus.RUNNING, InstigatorStatus.DECLARED_IN_CODE}
+        )
+        # Include the alert delivery: usually only one of several targets fails. If all do, the heartbeat stops.
+        failing = [
+            alert
+            for state in states
+            if state.instigator_name in own and is_own_repository(context, state.origin.repository_origin)
+            if (alert := _failing(context.instance, state, ui))
+        ]
+        with Outbox(installation.environment.database_url()) as outbox:
+            raised = sum(map(outbox.add, failing))
+        return dg.SkipReason(f"{raised} alerts raised")
+
+    return failing_tick_alert
+
+
+def _failing(instance: DagsterInstance, state: InstigatorState, ui: str) -> alerts.Alert | None:
+    """The alert about a sensor or schedule whose last ticks failed."""
+    which = state.instigator_origin_id, state.selector_id
+    ended_well = [TickStatus.SUCCESS, TickStatus.SKIPPED]
+    # The next tick of a sensor makes up for a failed one; a failed tick of a schedule is a run that did not start.
+    number = 2 if state.instigator_type is InstigatorType.SENSOR else 1
+    # One that was taken out of the code keeps its last ticks.
+    last = instance.get_ticks(
+        *which, after=time.time() - DAY_S, limit=number, statuses=[*ended_well, TickStatus.FAILURE]
+    )
+    if len(last) < number or any(tick.status in ended_well for tick in last):
+        return None
+    well = instance.get_ticks(*which, limit=1, statuses=ended_well)
+    kind, name = state.instigator_type.value.lower(), state.instigator_name
+    cause = innermost_message(last[0].error) or "It failed without a message"
+    key = f"{kind} {name} since tick {well[0].tick_id if well else 0}"
+    return alerts.failing_ticks(key, kind, name, cause, f"{ui}/automation")
