@@ -23,7 +23,7 @@ from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
 # web pages add.
 _SURROUNDING = r"[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
 _SURROUNDED = re.compile(rf"\A{_SURROUNDING}|{_SURROUNDING}\Z")
-_PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+_PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
 _LOOPBACK_ENTRIES = "localhost,.localhost,127.0.0.0/8,::1"
 # The environments of Dagster storages on the embedded server that this process has loaded, by their URL, newest last.
 _on_embedded_storage: dict[str, Environment] = {}
@@ -39,7 +39,7 @@ def root() -> Path:
 
 def home() -> Path:
     """`Environment.home`, also where the environment cannot be read."""
-    return root() / ".affiliate"
+    return Environment(Mode.PRODUCTION, root(), {}).home
 
 
 def configured() -> Environment:
@@ -76,7 +76,7 @@ def of_instance(instance: object) -> Environment:
 
 
 def of_process() -> Environment:
-    """The settings while the code location loads, without an instance: the process has loaded Dagster's storage before."""
+    """What applies while the code location loads, without an instance: Dagster has loaded its storage before."""
     return next(reversed(_on_embedded_storage.values()), None) or configured()
 
 
@@ -136,9 +136,8 @@ def _variables_in(file: Path) -> dict[str, str | None]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise SettingsError(
-            f"{file} cannot be read ({error.strerror})", "Make it a file that the user who runs this may read"
-        ) from None
+        what = f"{file} cannot be read ({error.strerror})"
+        raise SettingsError(what, "Make it a file that the user who runs this may read") from None
     return dotenv_values(stream=io.StringIO(text))
 
 
@@ -153,5 +152,6 @@ def _configured(*more: Path) -> dict[str, str]:
     for folder in (*more, Path.cwd()):
         variables |= _variables_in(folder / ".env")
     # As for curl, an empty variable in lower case hides the one in upper case.
-    hidden = [name.upper() for name in _PROXY_VARIABLES if name in variables]
-    return _set({name: value for name, value in variables.items() if name not in hidden})
+    for name in _PROXY_VARIABLES & variables.keys():
+        variables.pop(name.upper(), None)
+    return _set(variables)

@@ -1,9 +1,9 @@
 """`affiliate-pipeline`: commands for people on one machine. They decide nothing about data."""
 
-from affiliate_pipeline.app import check, export, plan, psql, report, sandbox, up
+from affiliate_pipeline.app import check, reading, sandbox, up
 from affiliate_pipeline.app.cli import app, main
 
-__all__ = ["app", "check", "export", "main", "plan", "psql", "report", "sandbox", "up"]
+__all__ = ["app", "check", "main", "reading", "sandbox", "up"]
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,9 @@
-"""The command `check`: what is wrong with the set-up, as a table."""
+"""The command `check`: what is wrong with the set-up, as a table; and what a command needs of this machine."""
 
+import shutil
+import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,15 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from affiliate_pipeline.app.cli import UI_PORT, Stop, app, console
-from affiliate_pipeline.app.database import if_running
-from affiliate_pipeline.app.embedded_server.cluster import ServerError
-from affiliate_pipeline.app.machine import check_disk, check_port
+from affiliate_pipeline.app.embedded_server.cluster import SYSTEM_FOLDER, ServerError
+from affiliate_pipeline.app.embedded_server.server import if_running
 from affiliate_pipeline.app.processes import started
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
-from affiliate_pipeline.environment import application, root
+from affiliate_pipeline.environment import application, home
 from affiliate_pipeline.monitoring import doctor
 from affiliate_pipeline.monitoring.doctor import Finding
+
+MIN_FREE_BYTES = 500_000_000
 
 
 @app.command()
@@ -58,9 +62,8 @@ def _installation() -> Iterator[Finding]:
 
 
 def _machine(port: int) -> Iterator[Finding]:
-    home = root() / ".affiliate"
-    yield _finding("disk", "has room", lambda: check_disk(home if home.exists() else root()))
-    if started(home):
+    yield _finding("disk", "has room", lambda: check_disk(home()))
+    if started(home()):
         yield Finding("port", "Dagster of this folder runs")
     else:
         yield _finding("port", f"{port} is free", lambda: check_port(port))
@@ -72,3 +75,24 @@ def _finding(about: str, fine: str, look: Callable[[], None]) -> Finding:
     except Stop as error:
         return Finding(about, error.problem.what, error.problem.action)
     return Finding(about, fine)
+
+
+def check_disk(home: Path) -> None:
+    """Raises `Stop` if a disk is nearly full."""
+    for folder in (home if home.exists() else home.parent, SYSTEM_FOLDER):  # for root, the latter holds the data
+        if folder.exists() and shutil.disk_usage(folder).free < MIN_FREE_BYTES:
+            raise Stop(
+                f"less than {MIN_FREE_BYTES // 1_000_000} MB are free on the disk of {folder}",
+                "Free some space, then start again",
+            )
+
+
+def check_port(port: int) -> None:
+    """Raises `Stop` if the port cannot be listened on."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise Stop(
+            f"port {port} cannot be used ({error.strerror})",
+            "Stop what uses it, or choose another with --port (`make up ARGS='--port 3001'`)",
+        ) from None

@@ -1,4 +1,4 @@
-"""What `up` lands: the last days that the exchanges still hold and that have not landed or may still change.
+"""What `up` lands: the last days that the exchanges still retain and that have not landed or may still change.
 
 It runs `dagster asset materialize`, so the days are ordinary runs in Dagster's UI.
 """
@@ -27,50 +27,6 @@ CHECK_AGAIN_AFTER = timedelta(hours=1)
 LANDED_DAYS = 7
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Assets with the same partitions and consecutive days of them: one run lands all of it."""
-
-    endpoints: Sequence[Endpoint]
-    days: Sequence[date]
-
-    @property
-    def title(self) -> str:
-        first, *others = self.endpoints
-        assets = f"{len(others) + 1} assets of {first.exchange.title}" if others else first.key
-        return f"{assets} {fold(self.days)}"
-
-
-def missing_days(environment: Environment) -> list[tuple[Endpoint, list[date]]]:
-    """The last days of each configured asset, without those that are settled or were just checked."""
-    with Store(environment.database_url()) as store:
-        return [
-            (endpoint, _days(endpoint, store, environment.start_date))
-            for endpoint in ENDPOINTS
-            if endpoint.lands_at and environment.is_any_set(endpoint.credentials)
-        ]
-
-
-def batches(missing: Iterable[tuple[Endpoint, list[date]]]) -> list[Batch]:
-    """The days as few runs."""
-    together: dict[tuple[str, bool, tuple[date, ...]], list[Endpoint]] = {}
-    for endpoint, days in missing:
-        for run in runs(days):
-            key = (endpoint.exchange.name, isinstance(endpoint, Records), tuple(run))
-            together.setdefault(key, []).append(endpoint)
-    return [Batch(endpoints, days) for (*_, days), endpoints in together.items()]
-
-
-def _days(endpoint: Endpoint, store: Store, start: date) -> list[date]:
-    first = max(start, datetime.now(endpoint.exchange.zone).date() - LANDED_DAYS * DAY)
-    recently = datetime.now(UTC) - CHECK_AGAIN_AFTER
-    return [
-        each.day
-        for each in expected_days(endpoint.timetable, first, now_ms(), store.ledger(endpoint))
-        if each.is_retained(now_ms()) and not (each.prior and each.prior > recently)
-    ]
-
-
 class Stopped(Exception):
     """A signal has ended the landing."""
 
@@ -82,18 +38,41 @@ class Landing:
     environment: Environment
     stopping: threading.Event
 
-    def land(self, batches: Iterable[Batch]) -> bool:
-        """Lands all batches and reports each; True if every day has landed."""
-        return all([self._land(batch) for batch in batches])
+    def missing_days(self) -> list[tuple[Endpoint, list[date]]]:
+        """The last days of each configured asset, without those that are settled or were just checked."""
+        recently = datetime.now(UTC) - CHECK_AGAIN_AFTER
+        missing: list[tuple[Endpoint, list[date]]] = []
+        with self._store() as store:
+            for endpoint in ENDPOINTS:
+                if endpoint.lands_at and self.environment.is_any_set(endpoint.credentials):
+                    today = datetime.now(endpoint.exchange.zone).date()
+                    first = max(self.environment.start_date, today - LANDED_DAYS * DAY)
+                    expected = expected_days(endpoint.timetable, first, now_ms(), store.ledger(endpoint))
+                    due = [each for each in expected if each.is_retained(now_ms())]
+                    missing.append((endpoint, [each.day for each in due if not each.prior or each.prior <= recently]))
+        return missing
 
-    def _land(self, batch: Batch) -> bool:
-        began = datetime.now(UTC)
-        keys = [endpoint.key for endpoint in batch.endpoints]
-        success = self._materialize(keys, batch.days, batch.title, f"{batch.title}: not every day landed.")
-        with Store(self.environment.database_url()) as store:
-            ledgers = [store.ledger(endpoint, batch.days) for endpoint in batch.endpoints]
+    def land(self, missing: Iterable[tuple[Endpoint, list[date]]]) -> bool:
+        """Lands the days and reports each run; True if every day has landed.
+
+        One run lands consecutive days of all assets with the same partitions.
+        """
+        together: dict[tuple[str, bool, tuple[date, ...]], list[Endpoint]] = {}
+        for endpoint, days in missing:
+            for run in runs(days):
+                key = (endpoint.exchange.name, isinstance(endpoint, Records), tuple(run))
+                together.setdefault(key, []).append(endpoint)
+        return all([self._land(endpoints, days) for (*_, days), endpoints in together.items()])
+
+    def _land(self, endpoints: Sequence[Endpoint], days: Sequence[date]) -> bool:
+        first, count, began = endpoints[0], len(endpoints), datetime.now(UTC)
+        title = f"{f'{count} assets of {first.exchange.title}' if count > 1 else first.key} {fold(days)}"
+        keys = [endpoint.key for endpoint in endpoints]
+        success = self._materialize(keys, days, title, f"{title}: not every day landed.")
+        with self._store() as store:
+            ledgers = [store.ledger(endpoint, days) for endpoint in endpoints]
         landed = sum(row.checked_at >= began for ledger in ledgers for row in ledger.values())
-        console.print(f"{batch.title}: {landed} of {len(batch.endpoints) * len(batch.days)} days")
+        console.print(f"{title}: {landed} of {count * len(days)} days")
         return success
 
     def add_up(self) -> bool:
@@ -101,7 +80,7 @@ class Landing:
 
         While Dagster runs, a sensor does so.
         """
-        with Store(self.environment.database_url()) as store:
+        with self._store() as store:
             last = datetime.now(UTC).date() - DAY
             stale = Commission(store, EARNING).stale(self.environment.start_date, last)
         keys = ["affiliate/daily_commission", "affiliate/daily_report"]
@@ -116,12 +95,11 @@ class Landing:
         """Whether a run of the assets over the days succeeds; prints why not."""
         if self.stopping.is_set():
             raise Stopped
-        home = self.environment.home
+        home, began = self.environment.home, datetime.now(UTC)
         log = home / "landing.log"
         arguments = ["asset", "materialize", "-m", "affiliate_pipeline.definitions"]
         arguments += ["--select", " or ".join(f'key:"{key}"' for key in keys)]
         arguments += ["--partition-range", f"{days[0]}...{days[-1]}"]
-        began = datetime.now(UTC)
         with doing(title):
             process = run_dagster(home, log, arguments)
             while process.poll() is None:
@@ -138,7 +116,7 @@ class Landing:
     def summarize(self) -> None:
         """Prints what has landed."""
         table = Table("asset", "days landed", "rows", "settled", title="What has landed")
-        with Store(self.environment.database_url()) as store:
+        with self._store() as store:
             for endpoint in ENDPOINTS:
                 days = list(store.ledger(endpoint).values())
                 table.add_row(
@@ -148,3 +126,6 @@ class Landing:
                     f"{sum(row.settled for row in days)} of {len(days)}",
                 )
         console.print(table, soft_wrap=False)
+
+    def _store(self) -> Store:
+        return Store(self.environment.database_url())

@@ -8,6 +8,7 @@ import typer
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.cli import app, console
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline.sandbox import __main__ as foreground
 
@@ -25,9 +26,9 @@ def sandbox(context: typer.Context) -> None:
 def serving() -> Generator[None, None, None]:
     """Serves the sandbox and points `.affiliate/settings.env` at it, on the same port as before if possible."""
     chosen = settings.chosen()
-    port = int(chosen.get("BINANCE_BASE_URL", "").rpartition(":")[2] or 0)
+    port = chosen.get(ENDPOINTS[0].exchange.base_url_variable, "").rpartition(":")[2]
     try:
-        exchange = Sandbox(port=port, rate_scale=RATE_SCALE).start()
+        exchange = Sandbox(port=int(port or 0), rate_scale=RATE_SCALE).start()
     except OSError:
         exchange = Sandbox(rate_scale=RATE_SCALE).start()
     try:
@@ -37,11 +38,12 @@ def serving() -> Generator[None, None, None]:
             "AFFILIATE_RATE_SCALE": str(RATE_SCALE),
         }
         settings.choose(own | exchange.variables)
+        # Of each exchange the account of its first endpoint.
+        accounts = {endpoint.exchange.name: endpoint.credentials for endpoint in reversed(ENDPOINTS)}
         console.print(
             "No exchange is configured, so [bold]the sandbox[/bold] plays them on this machine: made-up data, in a "
-            f"database of its own, and {RATE_SCALE} times the real rate limits.\n"
-            "For real accounts set BINANCE_PARTNER_API_KEY and BINANCE_PARTNER_API_SECRET, or LBANK_API_KEY, "
-            "LBANK_API_SECRET and LBANK_OPEN_ID, in .env and start again."
+            f"database of its own, and {RATE_SCALE} times the real rate limits.\nFor real accounts set "
+            f"{', or '.join(' and '.join(names) for names in reversed(accounts.values()))}, in .env and start again."
         )
         yield
     finally:

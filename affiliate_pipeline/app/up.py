@@ -8,24 +8,21 @@ import threading
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.app import database
+from affiliate_pipeline.app.check import check_disk, check_port
 from affiliate_pipeline.app.cli import UI_PORT, Stop, app, console, doing
 from affiliate_pipeline.app.embedded_server import server
-from affiliate_pipeline.app.landing import Landing, Stopped, batches, missing_days
-from affiliate_pipeline.app.machine import check_disk, check_port
+from affiliate_pipeline.app.landing import Landing, Stopped
 from affiliate_pipeline.app.processes import exclusive, run_dagster, stop_started, stop_up
 from affiliate_pipeline.app.sandbox import serving
 from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
 from affiliate_pipeline.landing.store import Store
 
 READY_WAIT_S = 180
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @app.command()
@@ -37,7 +34,7 @@ def up(
     os.chdir(settings.root())
     configured = settings.configured()
     is_sandbox = not configured.is_any_set(EXCHANGE_VARIABLES)
-    if is_sandbox and not database.is_embedded(configured):
+    if is_sandbox and not server.is_embedded(configured):
         raise Stop(
             "AFFILIATE_DATABASE_URL is set and no exchange is",
             "Set the variables of an exchange (README, Real accounts), or unset AFFILIATE_DATABASE_URL to try the "
@@ -56,42 +53,39 @@ def up(
         if is_sandbox:
             stack.enter_context(serving())
         environment = settings.application()
-        if database.is_embedded(environment) and not database.if_running(environment):
+        if server.is_embedded(environment) and not server.if_running(environment):
             stack.callback(server.stop, home)
         with doing("PostgreSQL is starting"):
-            environment = database.started(environment)
+            environment = server.started(environment)
         with Store(environment.database_url()) as store:
             store.require_ready()
         stack.callback(stop_started, home)
         landing = Landing(environment, stopping)
         if once:
             raise typer.Exit(0 if _land(landing) else 1)
-        dagster = _start_ui(home, port, stopping)
+        log = home / "dagster.log"
+        dagster = _start_ui(home, log, port, stopping)
         with suppress(Stopped):
             _land_in_background(stack, landing, port)
         while not stopping.wait(2):
             if dagster.poll() is not None:
-                raise Stop(f"Dagster has stopped by itself; its log is {_log(home)}")
-            database.started(environment)  # restarts the embedded server if it was killed
+                raise Stop(f"Dagster has stopped by itself; its log is {log}")
+            server.started(environment)  # restarts the embedded server if it was killed
         console.print("Stopping")
 
 
 def _stopped_by_signals() -> threading.Event:
     stopping = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopping.set()
-
-    for number in STOP_SIGNALS:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, stop)
+            signal.signal(number, lambda number, frame: stopping.set())
     return stopping
 
 
 def _land(landing: Landing) -> bool:
     """Whether all of the last days have landed and are added up."""
     try:
-        complete = landing.land(batches(missing_days(landing.environment)))
+        complete = landing.land(landing.missing_days())
         complete &= landing.add_up()
     except Stopped:
         return False
@@ -104,13 +98,13 @@ def _land_in_background(stack: ExitStack, landing: Landing, port: int) -> None:
     if landing.stopping.is_set():
         raise Stopped
     console.print(f"Dagster's UI is ready: [bold]http://localhost:{port}[/bold]")
-    missing = missing_days(landing.environment)
-    landing.land(batches((endpoint, days[-1:]) for endpoint, days in missing))
+    missing = landing.missing_days()
+    landing.land((endpoint, days[-1:]) for endpoint, days in missing)
     landing.add_up()
 
     def land_earlier() -> None:
         with suppress(Stopped):
-            landing.land(batches((endpoint, days[:-1]) for endpoint, days in missing))
+            landing.land((endpoint, days[:-1]) for endpoint, days in missing)
             landing.summarize()
 
     background = threading.Thread(target=land_earlier)
@@ -123,20 +117,16 @@ def _land_in_background(stack: ExitStack, landing: Landing, port: int) -> None:
     )
 
 
-def _log(home: Path) -> Path:
-    return home / "dagster.log"
-
-
-def _start_ui(home: Path, port: int, stopping: threading.Event) -> subprocess.Popen[bytes]:
+def _start_ui(home: Path, log: Path, port: int, stopping: threading.Event) -> subprocess.Popen[bytes]:
     """Dagster's webserver and daemon, ready."""
     arguments = ["dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)]
     variables = {"DAGSTER_UI_URL": f"http://localhost:{port}", "AFFILIATE_SCHEDULES": "true"}
-    dagster = run_dagster(home, _log(home), arguments, **variables)
+    dagster = run_dagster(home, log, arguments, **variables)
     deadline = time.monotonic() + READY_WAIT_S
     with doing("Dagster's UI is starting"):
         while not stopping.wait(0.2):
             if dagster.poll() is not None or time.monotonic() > deadline:
-                raise Stop(f"Dagster did not start; its log is {_log(home)}")
+                raise Stop(f"Dagster did not start; its log is {log}")
             with suppress(OSError):
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break

@@ -88,7 +88,7 @@ def test_an_embedded_server_that_does_not_run_is_not_started(healthy, checked, m
 
 
 def test_a_disk_that_is_nearly_full(healthy, checked, monkeypatch):
-    monkeypatch.setattr("affiliate_pipeline.app.machine.MIN_FREE_BYTES", 10**18)
+    monkeypatch.setattr("affiliate_pipeline.app.check.MIN_FREE_BYTES", 10**18)
     wrong = checked()
     assert list(wrong) == ["disk"] and "are free on the disk" in wrong["disk"]
 

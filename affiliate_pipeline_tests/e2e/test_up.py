@@ -143,7 +143,7 @@ def test_a_port_in_use_is_one_line(fresh: Project):
 
 
 def test_a_disk_that_is_nearly_full_is_one_line(fresh: Project):
-    program = "from affiliate_pipeline.app import __main__ as cli, machine; machine.MIN_FREE_BYTES = 10**18; cli.main()"
+    program = "from affiliate_pipeline.app import __main__ as cli, check; check.MIN_FREE_BYTES = 10**18; cli.main()"
     refused = subprocess.run(
         [sys.executable, "-c", program, "up"],
         cwd=fresh.folder,

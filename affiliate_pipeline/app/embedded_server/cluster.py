@@ -41,17 +41,10 @@ class Cluster:
     def log(self) -> Path:
         return self.folder / "log"
 
-    def log_since(self, start: int) -> str:
-        """What the server has logged from this byte on."""
-        try:
-            with open(self.log, "rb") as file:
-                file.seek(start)
-                return file.read().decode(errors="replace")
-        except FileNotFoundError:
-            return ""
-
-    def error(self, what: str, output: str) -> ServerError:
-        """The error with the line of `output` that names the cause."""
+    def error(self, what: str, output: str | None = None) -> ServerError:
+        """The error with the line of `output`, by default the server's log, that names the cause."""
+        if output is None:
+            output = self.log.read_text(errors="replace") if self.log.exists() else ""
         if os.strerror(errno.ENOSPC) in output:
             return _disk_full(self.folder)
         lines = [line.strip() for line in output.splitlines() if line.strip()]
@@ -109,10 +102,10 @@ def vacancy(cluster: Cluster) -> Generator[int | None, None, None]:
 
 
 @contextmanager
-def plain_errors(home: Path) -> Generator[None, None, None]:
-    """Turns errors of the operating system into `ServerError`."""
+def plain_errors(home: Path) -> Generator[Path, None, None]:
+    """The resolved folder; errors of the operating system become `ServerError`."""
     try:
-        yield
+        yield home.resolve()
     except PermissionError as error:
         raise ServerError(
             f"{error.filename or home} is not open to this user ({error.strerror})",

@@ -28,6 +28,7 @@ from affiliate_pipeline.app.embedded_server.cluster import (
     write,
 )
 from affiliate_pipeline.app.embedded_server.programs import make_folder, run
+from affiliate_pipeline.domain.environment import DATABASE_VARIABLE, Environment
 
 ROLE = "affiliate"
 SETTINGS = {
@@ -41,8 +42,6 @@ SETTINGS = {
     # Two lines every five minutes, forever.
     "log_checkpoints": "off",
 }
-# A longer log replaces `log.old` before the next start.
-MAX_LOG_BYTES = 10_000_000
 MAX_LAUNCHES = 3
 # Recovery after a crash replays up to max_wal_size, on a slow disk for minutes.
 WAIT_S = 300
@@ -50,23 +49,41 @@ CONNECT_TIMEOUT_S = 5
 POLL_S = 0.02
 
 
+def is_embedded(environment: Environment) -> bool:
+    """Whether the environment configures no database, so that the application uses the embedded server."""
+    return DATABASE_VARIABLE not in environment.variables
+
+
+def started(environment: Environment) -> Environment:
+    """The environment with its database running; raises `ServerError`."""
+    if not is_embedded(environment):
+        return environment
+    return replace(environment, embedded_url=ensure(environment.home, environment.mode))
+
+
+def if_running(environment: Environment) -> Environment | None:
+    """`started`, without starting or creating anything: None if the embedded server does not run."""
+    if not is_embedded(environment):
+        return environment
+    url = url_if_running(environment.home, environment.mode)
+    return replace(environment, embedded_url=url) if url else None
+
+
 def ensure(home: Path, database: str) -> str:
-    """The URL of a database of the running server, both made if need be; safe from many processes at once."""
-    home = home.resolve()
-    with plain_errors(home):
+    """The URL of a database of the running server, both created if need be; safe from many processes at once."""
+    with plain_errors(home) as home:
         cluster = read(home)
         if cluster is None or _data_directory(cluster, database) != str(cluster.data):
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             with locked(home):
                 cluster = _start(home)
                 _create_database(cluster, database)
-    return _url(cluster, database)
+        return _url(cluster, database)
 
 
 def url_if_running(home: Path, database: str) -> str | None:
-    """The same URL, with nothing made; None if the server does not answer with our password from our data folder."""
-    home = home.resolve()
-    with plain_errors(home):
+    """The same URL, with nothing created; None if the server does not answer with our password from our data folder."""
+    with plain_errors(home) as home:
         cluster = read(home)
         is_running = cluster and _data_directory(cluster) == str(cluster.data)
         return _url(cluster, database) if cluster and is_running else None
@@ -74,8 +91,7 @@ def url_if_running(home: Path, database: str) -> str | None:
 
 def stop(home: Path) -> bool:
     """Stops the server in good order, which disconnects its clients; True if one was running."""
-    home = home.resolve()
-    with plain_errors(home):
+    with plain_errors(home) as home:
         if read(home) is None:
             return False
         with locked(home):
@@ -104,14 +120,15 @@ def _start(home: Path) -> Cluster:
     cluster = read(home) or _new(home)
     make_folder(cluster)
     deadline = time.monotonic() + WAIT_S
-    launches = log_start = 0
+    launches = 0
     while True:
         with vacancy(cluster) as vacant:
             if vacant is not None:
                 if launches == MAX_LAUNCHES:
-                    raise cluster.error("PostgreSQL did not start", cluster.log_since(log_start))
+                    raise cluster.error("PostgreSQL did not start")
+                if launches == 0 and cluster.log.exists():
+                    cluster.log.replace(cluster.log.with_name("log.old"))
                 launches += 1
-                log_start = _rotated_log(cluster)
                 cluster = _launch(home, cluster, vacant)
         answered = _data_directory(cluster)
         if answered == str(cluster.data):
@@ -119,17 +136,8 @@ def _start(home: Path) -> Cluster:
         if answered:  # started before the project's folder was moved: it still writes its log to the old path
             _shut_down(cluster)
         if time.monotonic() > deadline:
-            raise cluster.error(f"PostgreSQL did not answer within {WAIT_S} s", cluster.log_since(log_start))
+            raise cluster.error(f"PostgreSQL did not answer within {WAIT_S} s")
         time.sleep(POLL_S)
-
-
-def _rotated_log(cluster: Cluster) -> int:
-    """Where the log of the next launch begins, in bytes."""
-    size = cluster.log.stat().st_size if cluster.log.exists() else 0
-    if size <= MAX_LOG_BYTES:
-        return size
-    cluster.log.replace(cluster.log.with_name("log.old"))
-    return 0
 
 
 def _new(home: Path) -> Cluster:
@@ -237,8 +245,6 @@ def _create_database(cluster: Cluster, database: str) -> None:
         with _connect(cluster) as connection:
             if not connection.execute("select 1 from pg_database where datname = %s", [database]).fetchone():
                 connection.execute(sql.SQL("create database {}").format(sql.Identifier(database)))
-    except psycopg.errors.DuplicateDatabase:
-        pass
     except psycopg.Error as error:
         raise cluster.error(f"the database {database!r} could not be created", str(error)) from error
 

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import dagster as dg
 
+from affiliate_pipeline.defs.dagster_internals import range_tags
+
 
 def failures(dagster_home: Path, days: Sequence[date], since: datetime) -> Iterator[str]:
     """The reasons of the steps that failed in runs over these days."""
-    tags = {
-        "dagster/asset_partition_range_start": f"{days[0]}",
-        "dagster/asset_partition_range_end": f"{days[-1]}",
-    }
-    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=tags, created_after=since)
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=range_tags(days), created_after=since)
     with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
         for run in instance.get_runs(failed):
             for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):

@@ -5,7 +5,7 @@ from typing import Any
 import click
 from dagster_postgres import DagsterPostgresStorage
 
-from affiliate_pipeline.app.database import started
+from affiliate_pipeline.app.embedded_server.server import started
 from affiliate_pipeline.defs.dagster_internals import ConfigurableClass, ConfigurableClassData
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import application, remember_embedded, set_default

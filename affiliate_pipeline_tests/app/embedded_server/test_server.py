@@ -200,20 +200,13 @@ def test_only_their_owner_may_read_the_files(home: Path) -> None:
     assert not (data.parent / "password").exists()
 
 
-def test_a_long_log_is_put_aside_when_the_server_starts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log, old = data_folder(home).parent / "log", data_folder(home).parent / "log.old"
+def test_a_start_begins_a_log_and_keeps_the_one_before(home: Path) -> None:
+    log = data_folder(home).parent / "log"
     server.stop(home)
-    long, before = log.read_text(), old.exists()
-
+    before = log.read_text()
     server.ensure(home, "data")
-    assert log.read_text().startswith(long) and old.exists() == before
-
-    server.stop(home)
-    long = log.read_text()
-    monkeypatch.setattr(server, "MAX_LOG_BYTES", len(long.encode()) - 1)
-    server.ensure(home, "data")
-    assert old.read_text() == long
-    assert "starting PostgreSQL" in log.read_text() and not log.read_text().startswith(long)
+    assert log.with_name("log.old").read_text() == before
+    assert "starting PostgreSQL" in log.read_text() and not log.read_text().startswith(before)
 
 
 def test_the_programs_run_and_only_root_may_write_the_shared_ones(home: Path) -> None:

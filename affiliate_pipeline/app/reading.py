@@ -1,0 +1,192 @@
+"""The commands that read what has landed: `export`, `report`, `plan`, and PostgreSQL's own `psql` and `pg_dump`."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+from rich.markup import escape
+
+from affiliate_pipeline.app.cli import Stop, app, console, parse_days
+from affiliate_pipeline.app.embedded_server.programs import program
+from affiliate_pipeline.app.embedded_server.server import started
+from affiliate_pipeline.commission.export import Extract, extract
+from affiliate_pipeline.commission.figures import Incomplete, gather, incomplete
+from affiliate_pipeline.commission.report import render
+from affiliate_pipeline.commission.rollup import TABLE, Commission
+from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.environment import Environment, Mode
+from affiliate_pipeline.environment import application, process_environment
+from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
+from affiliate_pipeline.landing.pipeline import connected, plan_of
+from affiliate_pipeline.landing.store import Store
+from affiliate_pipeline.postgres.connection import connect
+from affiliate_pipeline.postgres.urls import libpq_environment
+
+TABLES = {**{endpoint.key.replace("/", "."): endpoint for endpoint in ENDPOINTS}, TABLE: None}
+_Range = Annotated[str, typer.Argument(help="One day or a range: 2026-10-01...2026-10-31")]
+
+
+class Format(StrEnum):
+    csv = "csv"
+    parquet = "parquet"
+
+
+@contextmanager
+def _opened() -> Generator[tuple[Environment, Store], None, None]:
+    environment = started(application())
+    with Store(environment.database_url()) as store:
+        yield environment, store
+
+
+@app.command()
+def export(
+    table: Annotated[str, typer.Argument(help="As in the database: binance.rebate_recent_record")],
+    days: _Range,
+    kind: Annotated[Format, typer.Option("--format", help="csv or parquet.")] = Format.csv,
+    output: Annotated[Path | None, typer.Option(help="The file to write; by default standard output.")] = None,
+) -> None:
+    """The rows of some days, with every digit: csv as the database writes them, or parquet with wide enough decimals.
+
+    What of these days has not landed or may still change is reported on standard error.
+    """
+    table = table.replace("/", ".")
+    if table not in TABLES:
+        raise Stop(f"there is no table {table}; there are {', '.join(TABLES)}")
+    wanted = parse_days(days)
+    if kind is Format.parquet and output is None and sys.stdout.isatty():
+        raise Stop("a terminal cannot show parquet: give a file with --output")
+    with _opened() as (environment, store), extract(store, table, wanted[0], wanted[-1]) as found:
+        if found is None:
+            raise Stop(f"nothing has ever landed in {table}")
+        with _written(output) as file:
+            _write(found, kind, file)
+        # Inside, so that it is of the same moment as the rows.
+        for line in _doubts(store, table, wanted, environment):
+            print(f"affiliate-pipeline: {line}", file=sys.stderr)
+
+
+def _write(found: Extract, kind: Format, file: BinaryIO) -> None:
+    if kind is Format.csv:
+        found.write_csv(file)
+        return
+    with tempfile.TemporaryFile() as whole:  # a pipe has no position, which parquet needs
+        amounts = found.write_parquet(whole)
+        whole.seek(0)
+        shutil.copyfileobj(whole, file)
+    if amounts:
+        types = ", ".join(f"{name} {kind}" for name, kind in amounts.items())
+        print(f"affiliate-pipeline: amounts are {types}", file=sys.stderr)
+
+
+@contextmanager
+def _written(output: Path | None) -> Generator[BinaryIO, None, None]:
+    """Standard output, or a file that is there only once all of it has been written."""
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    unfinished = output.with_name(f"{output.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _doubts(store: Store, table: str, days: list[date], environment: Environment) -> Iterator[str]:
+    """What is missing of these days, and what may still change."""
+    endpoint = TABLES[table]
+    if endpoint is None:
+        commission = Commission(store, EARNING)
+        configured = [each for each in EARNING if environment.is_any_set(each.credentials)]
+        doubts = incomplete(commission, configured, days)
+        if late := commission.stale(days[0], days[-1]):
+            yield f"of {fold(late)} something has landed that has not been added up yet"
+    else:
+        landed = store.ledger(endpoint, days)
+        missing = [day for day in days if day not in landed]
+        doubts = [Incomplete(endpoint.key, missing, [day for day, row in landed.items() if not row.settled])]
+    for each in doubts:
+        if each.missing:
+            yield f"{each.name}: {fold(each.missing)} not landed: nothing of it is in this export"
+        if each.unsettled:
+            yield f"{each.name}: {fold(each.unsettled)} landed, but may still change"
+
+
+@app.command()
+def report(
+    day: Annotated[str, typer.Argument(help="The day; by default the last one that was added up.")] = "",
+    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Write the page of a day and of the 30 days up to it, as the figures are now, into `reports/`."""
+    with _opened() as (environment, store):
+        commission = Commission(store, EARNING)
+        try:
+            wanted = date.fromisoformat(day) if day else commission.newest()
+        except ValueError:
+            raise Stop(f"{day} is not a day (2026-10-01)") from None
+        if wanted is None:
+            raise Stop("nothing has been added up yet: land some days first (`affiliate-pipeline up`)")
+        start = environment.start_date
+        if wanted < start:
+            raise Stop(f"{wanted} is before AFFILIATE_START_DATE, {start}: choose a later day, or set that earlier")
+        configured = [endpoint for endpoint in EARNING if environment.is_any_set(endpoint.credentials)]
+        figures = gather(commission, configured, wanted, start, made_up=environment.mode is Mode.SANDBOX)
+    path = render.write(figures, environment.reports)
+    console.print(f"{path}")
+    if figures.stale:
+        # The sensor is at most a minute or two behind while Dagster runs.
+        console.print(
+            "Of these days something has landed that has not been added up yet: "
+            f"{fold(figures.stale)}. `affiliate-pipeline up`, while it runs, does it within two minutes, of ended days."
+        )
+    if show and typer.launch(path.as_uri()):
+        console.print("No browser could be opened: open the file yourself.")
+
+
+@app.command()
+def plan(asset: Annotated[str, typer.Argument(help="As in Dagster: lbank/trade_user")], days: _Range) -> None:
+    """What fetching a range of days costs, in requests and minutes, and what an assignment would change; lands nothing.
+
+    If the cost depends on the users under the affiliate, LBank's roster is refreshed first if it is older than the range.
+    """
+    endpoint = next((endpoint for endpoint in ENDPOINTS if endpoint.key == asset), None)
+    if endpoint is None:
+        raise Stop(f"there is no asset {asset}; there are {', '.join(endpoint.key for endpoint in ENDPOINTS)}")
+    wanted = parse_days(days)
+    with _opened() as (environment, store), connected(endpoint, store, environment.variables) as session:
+        costs = plan_of(endpoint, wanted, session=session, store=store)
+        console.print(escape(f"{endpoint.key} {fold(wanted)}: {costs}"))
+
+
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=_PASSED_ON)
+def psql(context: typer.Context) -> None:
+    """Open the database in psql; further arguments are psql's."""
+    _become("psql", context.args)
+
+
+@app.command("pg_dump", context_settings=_PASSED_ON)
+def pg_dump(context: typer.Context) -> None:
+    """Back the database up with pg_dump; further arguments are pg_dump's (see the runbook)."""
+    _become("pg_dump", context.args)
+
+
+def _become(name: str, arguments: Sequence[str]) -> None:
+    """Replaces this process by the program, connected to the database."""
+    url = started(application()).database_url()
+    # Connect first: PostgreSQL's programs detect no pooler, and their errors suggest no fix for a wrong address.
+    connect(url).close()
+    path = str(program(name))
+    os.execve(path, [path, *arguments], process_environment(**libpq_environment(url)))
