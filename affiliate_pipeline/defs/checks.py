@@ -43,26 +43,34 @@ def check_specs(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
 
 def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg.AssetCheckEvaluation]:
     """The evaluations of a landed day, which is proven complete: otherwise it would have failed."""
+
+    def evaluation(check: str, passed: bool, text: str, metadata: dict[str, Any]) -> dg.AssetCheckEvaluation:
+        return dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey.from_user_string(endpoint.key),
+            check_name=check,
+            partition=landed.day.isoformat(),
+            passed=passed,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=text,
+            metadata=metadata,
+        )
+
     stats, before = landed.stats, landed.restated
     problems = [*landed.warnings]
     metadata: dict[str, Any] = {"rows": stats.rows, "requests": landed.requests}
     if stats.rows_with_fee_above_volume:
         problems.append(f"the fee is above the volume in {stats.rows_with_fee_above_volume} rows")
     if landed.new_fields:
-        problems.append(
-            f"the responses have fields that the schema does not know, kept in column extra: {', '.join(landed.new_fields)}"
-        )
+        fields = ", ".join(landed.new_fields)
+        problems.append(f"the responses have fields that the schema does not know, kept in column extra: {fields}")
     if before:
         problems.append(
             f"the exchange restated the day after it had settled: {before.rows} rows before, {stats.rows} now. The rows "
             f"changed or removed are in {SUPERSEDED}"
         )
-        metadata |= {
-            "sums_before": dg.MetadataValue.json(dict(before.sums)),
-            "sums_now": dg.MetadataValue.json(dict(stats.sums)),
-        }
-    text = "; ".join(problems) or f"{stats.rows} rows, proven complete"
-    yield _evaluation(DAY_IS_SOUND, endpoint, landed, not problems, text, metadata)
+        metadata["sums_before"] = dg.MetadataValue.json(dict(before.sums))
+        metadata["sums_now"] = dg.MetadataValue.json(dict(stats.sums))
+    yield evaluation(DAY_IS_SOUND, not problems, "; ".join(problems) or f"{stats.rows} rows, proven complete", metadata)
     if not isinstance(endpoint, Records):
         return
     found, other = differences(store.connection, endpoint, landed.day), endpoint.compared_with
@@ -70,19 +78,4 @@ def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg
         text = f"the same rows and sums as {other}"
         if found:
             text = f"differs from {other}: {'; '.join(map(str, found[:MAX_DIFFERENCES]))}"
-        metadata = {"compared_with": f"{other}", "differences": len(found)}
-        yield _evaluation(SAME_ROWS, endpoint, landed, not found, text, metadata)
-
-
-def _evaluation(
-    check: str, endpoint: Endpoint, landed: Landed, passed: bool, text: str, metadata: dict[str, Any]
-) -> dg.AssetCheckEvaluation:
-    return dg.AssetCheckEvaluation(
-        asset_key=dg.AssetKey.from_user_string(endpoint.key),
-        check_name=check,
-        partition=landed.day.isoformat(),
-        passed=passed,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=text,
-        metadata=metadata,
-    )
+        yield evaluation(SAME_ROWS, not found, text, {"compared_with": f"{other}", "differences": len(found)})

@@ -13,12 +13,6 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.readiness import require_storage
 from affiliate_pipeline.postgres.urls import public_tables
 
-CONNECTION_USED_S = 1
-NO_TIMEOUT = 0
-ANY_NUMBER = -1
-# The materializations that end a step. It is Dagster itself that reads this, from the environment.
-EVENTS_WRITTEN_AT_ONCE = 1000
-
 
 class StorageUnavailable(click.ClickException):
     """Dagster has no storage; its own commands show the reason, and no traceback."""
@@ -46,11 +40,10 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
         storage = cls(url, inst_data=inst_data)
         if environment.embedded_url:
             remember_embedded(url, environment)
-        # A range of days writes three events a day, and would open seven connections a day for them: two thirds of what
-        # such a run takes. A connection is used for a second at most, so that none is found dead after a restart of the
-        # database.
-        storage.event_log_storage.optimize_for_webserver(
-            statement_timeout=NO_TIMEOUT, pool_recycle=CONNECTION_USED_S, max_overflow=ANY_NUMBER
-        )
-        set_default(DAGSTER_EVENT_BATCH_SIZE=EVENTS_WRITTEN_AT_ONCE)
+        # A range of days writes three events a day, and without a pool would open seven connections a day for them: two
+        # thirds of such a run's time. A connection is used for a second at most, so that none is found dead after a restart
+        # of the database. No limit of time (0) or number (-1).
+        storage.event_log_storage.optimize_for_webserver(statement_timeout=0, pool_recycle=1, max_overflow=-1)
+        # Dagster itself reads this from the environment: how many of the materializations that end a step it writes at once.
+        set_default(DAGSTER_EVENT_BATCH_SIZE=1000)
         return storage
