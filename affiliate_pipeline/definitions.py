@@ -5,7 +5,7 @@ from functools import partial
 import dagster as dg
 
 from affiliate_pipeline import environment
-from affiliate_pipeline.defs.commission_assets import build_earnings
+from affiliate_pipeline.defs.commission_assets import build_earnings, stale_days
 from affiliate_pipeline.defs.endpoint_assets import build_asset, build_reference_table
 from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.defs.schedules import build_schedules
@@ -13,7 +13,6 @@ from affiliate_pipeline.defs.sensors.alert_delivery import alert_delivery
 from affiliate_pipeline.defs.sensors.failures import build_failing_tick_alert, failed_run_alert
 from affiliate_pipeline.defs.sensors.kickback_history import build_missed_days_schedule, kickback_history
 from affiliate_pipeline.defs.sensors.overdue import heartbeat, watch
-from affiliate_pipeline.defs.sensors.stale_days import stale_days
 from affiliate_pipeline.exchanges.registry import ENDPOINTS, REFERENCE_TABLES
 
 

@@ -59,7 +59,7 @@ def application() -> Environment:
     return replace(found, mode=Mode.SANDBOX, variables={**chosen(), **found.variables})
 
 
-def remember_embedded(storage_url: str, environment: Environment) -> None:
+def register_embedded(storage_url: str, environment: Environment) -> None:
     """Makes the environment apply to instances with their Dagster storage at this URL of the embedded server."""
     _on_embedded_storage.pop(storage_url, None)
     _on_embedded_storage[storage_url] = environment

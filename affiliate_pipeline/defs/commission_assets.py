@@ -1,7 +1,9 @@
-"""The money by day: two assets derived from the endpoints' tables."""
+"""The money by day: two assets derived from the endpoints' tables, and the sensor that adds a day up again once something
+else has landed for it."""
 
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -10,9 +12,10 @@ import dagster as dg
 
 from affiliate_pipeline.commission.figures import Figures, gather
 from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission
+from affiliate_pipeline.defs.dagster_internals import range_tags, sensor
 from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days
 from affiliate_pipeline.defs.resources import Installation
-from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.days import DAY, fold, runs
 from affiliate_pipeline.domain.environment import Mode
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.exchanges.registry import EARNING
@@ -23,6 +26,8 @@ REPORT = dg.AssetKey(["affiliate", "daily_report"])
 # would fail every day here.
 ZONE = ZoneInfo("Etc/UTC")
 OWNER = "team:affiliate"
+# Before a day is added up again: several assets land for a day one after the other.
+QUIET_S = 60
 
 
 def build_earnings(start: date) -> dg.AssetsDefinition:
@@ -137,3 +142,28 @@ def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path) -
     except OSError as error:  # where a run has no disk of its own, the metadata are the report
         context.log.warning("the page of %s was not written: %s", figures.day, error.strerror)
     return metadata
+
+
+@sensor(
+    target=[COMMISSION, REPORT],
+    minimum_interval_seconds=30,
+    description="Adds up again each day for which something else has landed than it was added up from.",
+)
+def stale_days(
+    context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
+) -> list[dg.RunRequest]:
+    now = datetime.now(UTC)
+    with installation.store() as store:
+        first, last = installation.environment.start_date, now.date() - DAY
+        stale = Commission(store, EARNING).stale(first, last, quiet_s=QUIET_S)
+    # The run key allows the same days with the same content once an hour: a failed run is not repeated at each tick.
+    return [
+        dg.RunRequest(
+            run_key=sha256(
+                " ".join([f"{now:%Y-%m-%dT%H}", *(f"{day} {stale[day]}" for day in run)]).encode()
+            ).hexdigest(),
+            tags=range_tags(run),
+            asset_selection=[COMMISSION, REPORT],
+        )
+        for run in runs(stale)
+    ]

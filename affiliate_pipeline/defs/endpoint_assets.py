@@ -18,7 +18,6 @@ from affiliate_pipeline.landing import quarantine
 from affiliate_pipeline.landing.pipeline import Failed, Landed, Options, Retained, land_days
 from affiliate_pipeline.schema.columns import columns
 
-MAX_DAYS_NAMED = 31
 _Event = dg.MaterializeResult[Any] | dg.AssetCheckEvaluation | dg.Output[None]
 
 
@@ -112,13 +111,9 @@ def _metadata(outcome: Landed | Retained) -> Metadata:
 
 
 def _description(endpoint: Endpoint, failed: Mapping[date, Problem], landed: int) -> str:
-    days = sorted(failed)
-    named = ", ".join(map(str, days)) if len(days) <= MAX_DAYS_NAMED else fold(days)
-    lines = [
-        f"{endpoint.key}: {len(failed)} of {len(failed) + landed} days failed ({named}), {landed} landed.",
-        *(f"{fold(days)}: {problem}." for problem, days in grouped(failed).items()),
-    ]
-    return "\n".join(lines)
+    counted = f"{len(failed)} of {len(failed) + landed} days failed ({fold(failed)}), {landed} landed."
+    causes = [f"{fold(days)}: {problem}." for problem, days in grouped(failed).items()]
+    return "\n".join([f"{endpoint.key}: {counted}", *causes])
 
 
 def _column_schema(endpoint: Endpoint) -> dg.TableSchema:

@@ -95,7 +95,7 @@ def no_client(sandbox, monkeypatch) -> None:
 
 @pytest.fixture
 def at_once(monkeypatch) -> None:
-    monkeypatch.setattr("affiliate_pipeline.defs.sensors.stale_days.QUIET_S", 0)
+    monkeypatch.setattr("affiliate_pipeline.defs.commission_assets.QUIET_S", 0)
 
 
 def test_a_day_is_what_the_tables_of_the_exchanges_hold_to_the_last_digit(both, query, database_url, no_client):

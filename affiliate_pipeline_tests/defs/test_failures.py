@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.http import retry
 from affiliate_pipeline.landing.day_writer import DayWriter
 from affiliate_pipeline.sandbox.exchange import Answer
@@ -67,7 +68,7 @@ def test_several_bad_days_fail_each_for_its_own_cause(sandbox, query, rows):
 
     assert sorted(run.failed) == [DAYS[0], DAYS[3]]
     assert "-1100" in run.failed[DAYS[0]] and "HTTP 500" in run.failed[DAYS[3]]
-    assert f"2 of 5 days failed ({DAYS[0]}, {DAYS[3]}), 3 landed" in run.message
+    assert f"2 of 5 days failed ({fold([DAYS[0], DAYS[3]])}), 3 landed" in run.message
     assert sorted(run.materialized) == [DAYS[1], DAYS[2], DAYS[4]]
 
 

@@ -8,7 +8,7 @@ from dagster_postgres import DagsterPostgresStorage
 from affiliate_pipeline.app.embedded_server.server import started
 from affiliate_pipeline.defs.dagster_internals import ConfigurableClass, ConfigurableClassData
 from affiliate_pipeline.domain.problem import AffiliateError
-from affiliate_pipeline.environment import application, remember_embedded, set_default
+from affiliate_pipeline.environment import application, register_embedded, set_default
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.readiness import require_storage
 from affiliate_pipeline.postgres.urls import public_tables
@@ -39,7 +39,7 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
         url = public_tables(url, schemas).replace("postgresql://", "postgresql+psycopg2://", 1)
         storage = cls(url, inst_data=inst_data)
         if environment.embedded_url:
-            remember_embedded(url, environment)
+            register_embedded(url, environment)
         # A range of days writes three events a day, and without a pool would open seven connections a day for them: two
         # thirds of such a run's time. A connection is used for a second at most, so that none is found dead after a restart
         # of the database. No limit of time (0) or number (-1).
