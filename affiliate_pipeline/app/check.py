@@ -4,13 +4,12 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from affiliate_pipeline.app.cli import UI_PORT, Stop, app, console
+from affiliate_pipeline.app.cli import UI_PORT, Port, Stop, app, console
 from affiliate_pipeline.app.embedded_server.cluster import SYSTEM_FOLDER, ServerError
 from affiliate_pipeline.app.embedded_server.server import if_running
 from affiliate_pipeline.app.processes import started
@@ -24,9 +23,7 @@ MIN_FREE_BYTES = 500_000_000
 
 
 @app.command()
-def check(
-    port: Annotated[int, typer.Option(help="Port of Dagster's UI on 127.0.0.1.", min=1, max=65535)] = UI_PORT,
-) -> None:
+def check(port: Port = UI_PORT) -> None:
     """What is wrong with this set-up, and what to do about it; 1 if anything is. Changes nothing.
 
     Sends each configured account one or two small requests.

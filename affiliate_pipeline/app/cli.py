@@ -5,6 +5,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import date
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +15,7 @@ from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
 
 UI_PORT = 3000
+Port = Annotated[int, typer.Option(help="Port of Dagster's UI on 127.0.0.1.", min=1, max=65535)]
 
 app = typer.Typer(
     add_completion=False,

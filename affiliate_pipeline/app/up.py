@@ -22,7 +22,7 @@ from rich.table import Table
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.check import check_disk, check_port
-from affiliate_pipeline.app.cli import UI_PORT, Stop, app, console, doing
+from affiliate_pipeline.app.cli import UI_PORT, Port, Stop, app, console, doing
 from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.app.processes import dagster_home, exclusive, run_dagster, stop_started, stop_up
 from affiliate_pipeline.app.sandbox import serving
@@ -121,7 +121,7 @@ class Landing:
                     raise Stopped
         if process.returncode:
             # Takes as long to import as all commands together.
-            from affiliate_pipeline.app.instance.failures import failures
+            from affiliate_pipeline.app.instance.launcher import failures
 
             reasons = dict.fromkeys(map(redact, failures(dagster_home(home), days, began)))
             console.print(f"[bold red]{failed}[/]", escape("\n".join([*reasons, f"The log: {log}"])))
@@ -148,7 +148,7 @@ class Landing:
 @app.command()
 def up(
     once: Annotated[bool, typer.Option("--once", help="Land the last days and exit: 0 if all landed.")] = False,
-    port: Annotated[int, typer.Option(help="Port of Dagster's UI on 127.0.0.1.", min=1, max=65535)] = UI_PORT,
+    port: Port = UI_PORT,
 ) -> None:
     """Database, the sandbox while no exchange is configured, the last days landed, Dagster's UI; until Ctrl-C."""
     os.chdir(settings.root())

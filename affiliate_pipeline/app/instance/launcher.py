@@ -1,10 +1,14 @@
-"""How Dagster launches runs, and how its run monitoring learns that one has died; `dagster.yaml` names this class."""
+"""Runs of the Dagster instance: how they are launched (`dagster.yaml` names the class), whether one is alive, and why it
+failed."""
 
 import time
+from collections.abc import Iterator, Sequence
+from datetime import date, datetime
+from pathlib import Path
 
-from dagster import DagsterRun, DefaultRunLauncher
+import dagster as dg
 
-from affiliate_pipeline.defs.dagster_internals import CheckRunHealthResult, WorkerStatus
+from affiliate_pipeline.defs.dagster_internals import CheckRunHealthResult, WorkerStatus, range_tags
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import of_instance
 from affiliate_pipeline.landing.store import is_worked_for
@@ -13,7 +17,7 @@ from affiliate_pipeline.landing.store import is_worked_for
 SILENCE_S = 75
 
 
-class Launcher(DefaultRunLauncher):
+class Launcher(dg.DefaultRunLauncher):
     """Dagster's own launcher, which also notices that a run died together with the process that had launched it, or was
     killed after it was started from the command line: Dagster's own would show such a run as started forever."""
 
@@ -21,7 +25,7 @@ class Launcher(DefaultRunLauncher):
     def supports_check_run_worker_health(self) -> bool:
         return True
 
-    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         last = self._instance.event_log_storage.get_logs_for_run(run.run_id, limit=1, ascending=False)
         is_silent = not last or time.time() - last[0].timestamp >= SILENCE_S
         try:
@@ -34,3 +38,16 @@ class Launcher(DefaultRunLauncher):
             "no process works for this run any more: it was killed, or its machine went down. What had landed is safe; "
             "materialize the days that are shown as failed again",
         )
+
+
+def failures(dagster_home: Path, days: Sequence[date], since: datetime) -> Iterator[str]:
+    """The reasons of the steps that failed in runs over these days."""
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=range_tags(days), created_after=since)
+    with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
+        for run in instance.get_runs(failed):
+            for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+                data = entry.dagster_event.step_failure_data if entry.dagster_event else None
+                if data and data.user_failure_data and data.user_failure_data.description:
+                    yield data.user_failure_data.description
+                elif data and data.error:
+                    yield data.error.message
