@@ -7,6 +7,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from affiliate_pipeline.app.embedded_server.cluster import SYSTEM_FOLDER, Cluster, ServerError
@@ -61,23 +62,20 @@ def make_folder(cluster: Cluster) -> None:
 
 def system_user() -> pwd.struct_passwd:
     """The user of the server where we are root, created if need be."""
-    try:
+    with suppress(KeyError):
         return pwd.getpwnam(SYSTEM_USER)
-    except KeyError:
-        pass
     command = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", SYSTEM_USER]
     path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     try:
         output = subprocess.run(command, env=path, capture_output=True, text=True).stderr.strip()
     except OSError as error:
         output = str(error)
-    try:
+    with suppress(KeyError):
         return pwd.getpwnam(SYSTEM_USER)  # made by us, or by another process that was faster
-    except KeyError:
-        raise ServerError(
-            f"PostgreSQL does not run as root, and its system user could not be made ({' '.join(command)}: {output})",
-            "Go on as an ordinary user, or create that user yourself",
-        ) from None
+    raise ServerError(
+        f"PostgreSQL does not run as root, and its system user could not be made ({' '.join(command)}: {output})",
+        "Go on as an ordinary user, or create that user yourself",
+    )
 
 
 def _shared_copy(package: Path) -> Path:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -194,26 +195,21 @@ def _initialize(cluster: Cluster, vacant: int) -> None:
 def _remove_stale_pid(cluster: Cluster) -> None:
     """PostgreSQL does not start while the pid in postmaster.pid exists, even as a zombie or an unrelated process."""
     file = cluster.data / "postmaster.pid"
-    try:
+    command: list[str] = []
+    with suppress(FileNotFoundError, ValueError, IndexError, psutil.Error):
         command = psutil.Process(int(file.read_text().split()[0])).cmdline()
-    except FileNotFoundError:
-        return
-    except (ValueError, IndexError, psutil.Error):
-        command = []
     if str(cluster.data) not in command:  # else a server was started on our data by hand
-        file.unlink()
+        file.unlink(missing_ok=True)
 
 
 def _free_port(preferred: int) -> int:
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as PostgreSQL does
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return probe.getsockname()[1]
-    raise ServerError("no port is free on 127.0.0.1")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as PostgreSQL does
+        try:
+            probe.bind(("127.0.0.1", preferred))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _connect(cluster: Cluster, database: str = "postgres") -> psycopg.Connection:
@@ -251,10 +247,7 @@ def _create_database(cluster: Cluster, database: str) -> None:
 
 def _shut_down(cluster: Cluster) -> None:
     """Sends the postmaster a fast shutdown if it answers: its pid comes from the server, not from a file."""
-    try:
-        with _connect(cluster) as connection:
-            postmaster = psutil.Process(connection.info.backend_pid).parent()
-            if postmaster and postmaster.name() == "postgres":
-                postmaster.send_signal(signal.SIGINT)
-    except (psycopg.OperationalError, psutil.Error):
-        pass
+    with suppress(psycopg.OperationalError, psutil.Error), _connect(cluster) as connection:
+        postmaster = psutil.Process(connection.info.backend_pid).parent()
+        if postmaster and postmaster.name() == "postgres":
+            postmaster.send_signal(signal.SIGINT)
