@@ -63,22 +63,18 @@ def build_earnings(start: date) -> dg.AssetsDefinition:
         "the page anew.",
     )
 
-    @dg.multi_asset(
+    return dg.multi_asset(
         name="__".join(COMMISSION.path),
         specs=[commission, report],
         can_subset=True,
         partitions_def=daily(ZONE, start, today=False),
         backfill_policy=dg.BackfillPolicy.single_run(),
-    )
-    def earnings(
-        context: dg.AssetExecutionContext, installation: dg.ResourceParam[Installation]
-    ) -> Iterator[dg.MaterializeResult[Any]]:
-        yield from _materialize(context, installation)
-
-    return earnings
+    )(_materialize)
 
 
-def _materialize(context: dg.AssetExecutionContext, installation: Installation) -> Iterator[dg.MaterializeResult[Any]]:
+def _materialize(
+    context: dg.AssetExecutionContext, installation: dg.ResourceParam[Installation]
+) -> Iterator[dg.MaterializeResult[Any]]:
     days, selected = keys_to_days(context.partition_keys), sorted(context.selected_asset_keys)
     done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected}
     failed: dict[date, Problem] = {}
