@@ -108,7 +108,7 @@ def test_a_day_before_the_start_has_no_page(sandbox, monkeypatch, asked):
     assert add_up([SETTLED]).success
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{YESTERDAY}")
 
-    with pytest.raises(Stop, match=f"lies before AFFILIATE_START_DATE, {YESTERDAY}"):
+    with pytest.raises(Stop, match=f"is before AFFILIATE_START_DATE, {YESTERDAY}"):
         report(*asked)
 
 

@@ -122,11 +122,11 @@ def test_a_refused_request_for_the_history_quotes_the_exchange(sandbox):
             "<html>Moved</html>",
             {"Location": "https://sso.corp.example/in?to=x"},
             "a redirect to sso.corp.example/in",
-            "See what",
+            "Look up",
         ),
         (403, PAGE, {}, WORDS, "Check the network"),
         (401, {"code": -2015, "msg": "API key expired"}, {}, "code -2015: API key expired", "Correct BINANCE"),
-        (400, {"code": -1121, "msg": "Invalid symbol."}, {}, "code -1121: Invalid symbol", "See what"),
+        (400, {"code": -1121, "msg": "Invalid symbol."}, {}, "code -1121: Invalid symbol", "Look up"),
     ],
 )
 def test_check_quotes_the_exchange(sandbox, monkeypatch, capsys, status, body, headers, words, action):
