@@ -241,20 +241,13 @@ class Client:
                 failures += 1
                 match self._circuit.decide(error, failures):
                     case retry.GiveUp(is_unreachable=True):
-                        raise self._unreachable(error) from None
+                        what = f"{self.host} gave no answer for {retry.SILENCE_LIMIT_S} s ({error.problem.what})"
+                        check = error.problem.action or "Check the network and the exchange's status page"
+                        raise Unreachable(what, f"{check}, then materialize the failed days again") from None
                     case retry.GiveUp():
                         raise
                     case retry.Retry(after_s):
                         time.sleep(after_s)
-
-    def _unreachable(self, error: Transient) -> Unreachable:
-        missing, check = "gave no answer", "the network and the exchange's status page"
-        if proxy := self.network.proxy_for(httpx.URL(self._base_url)):
-            missing, check = f"could not be reached through {proxy}", "the proxy and its variable"
-        return Unreachable(
-            f"{self.host} {missing} for {retry.SILENCE_LIMIT_S} s ({error})",
-            f"Check {check}, then materialize the failed days again",
-        )
 
     def _once(self, method: str, path: str, params: Mapping[str, object], decode: Callable[[bytes], T]) -> T:
         query = encode(params)

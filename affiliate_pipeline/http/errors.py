@@ -28,19 +28,11 @@ class Transient(ExchangeError):
 
 
 class Unanswered(Transient):
-    """No complete response: refused connection, timeout, reset, truncated body."""
+    """No complete response of the exchange: refused connection, timeout, reset, truncated body, or a proxy's own response."""
 
 
 class Unconnected(Unanswered):
-    """No connection was made: the request did not leave this machine."""
-
-
-class ProxyFailed(Unanswered):
-    """No complete response through the proxy; the text names it and its variable."""
-
-
-class ProxyUnreachable(ProxyFailed, Unconnected):
-    """The proxy is away or does not reach the exchange, which received nothing."""
+    """No connection was made: the exchange received nothing."""
 
 
 class RateLimited(Transient):

@@ -43,7 +43,7 @@ class Meaning:
 
     error: type[ExchangeError]
     advice: str = ""
-    causes: frozenset[str] = frozenset()
+    causes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Interpreter:
 
     def _by_code(self, text: str, error: ErrorBody, meaning: Meaning) -> ExchangeError:
         named = {name for name, pattern in _CAUSES.items() if re.search(pattern, error.message)}
-        is_contradicted = named and meaning.causes and not named & meaning.causes
+        is_contradicted = named and meaning.causes and not named & {*meaning.causes}
         if meaning.advice and not is_contradicted:
             text = f"{text}. {meaning.advice.format(key=self.key_name, secret=self.secret_name)}"
         return meaning.error(text)

@@ -23,14 +23,16 @@ import certifi
 import httpx
 
 from affiliate_pipeline.domain.redaction import redact, silence_http_logs
-from affiliate_pipeline.http.errors import ExchangeError, ProxyFailed, ProxyUnreachable, UnusableNetwork
+from affiliate_pipeline.http.errors import ExchangeError, Unanswered, Unconnected, UnusableNetwork
 
 _LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=8)
 _SCHEMES = {"http": "http", "https": "https", "socks": "socks5", "socks5": "socks5", "socks5h": "socks5h"}
 # Of an entry of NO_PROXY: scheme, address in brackets or host, port.
 _BYPASS = r"(?:(\w+)://)?(?:\[([^\]]+)\]|([\w.*-]+(?:/\d+)?))(?::(\d+))?/?"
 _HASHED_NAMES = "[0-9a-f]" * 8 + ".[0-9]*"
+_CHECK_PROXY = "Check the proxy, or correct or unset its variable if none is needed"
 _UNSENDABLE = (ssl.SSLError, UnicodeError, httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+_IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 _IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 log = logging.getLogger(__name__)
 
@@ -58,13 +60,15 @@ class Network:
     def proxy_for(self, url: httpx.URL) -> Proxy | None:
         """The proxy for requests to the URL, never one for this machine's own addresses; raises `UnusableNetwork`."""
         host = url.host.rstrip(".").lower()
-        port = url.port or {"http": 80, "https": 443}.get(url.scheme)
-        bypasses = _bypasses(*self._first("no_proxy"))
-        if _is_loopback(host) or any(
-            bypass.scheme in ("all", url.scheme) and bypass.port in (None, port) and bypass.covers(host)
-            for bypass in bypasses
-        ):
+        address, port = _address(host), url.port or {"http": 80, "https": 443}.get(url.scheme)
+        if host == "localhost" or host.endswith(".localhost"):
             return None
+        if address and (address.is_loopback or address.is_unspecified):
+            return None
+        for bypass in _bypasses(*self._first("no_proxy")):
+            is_meant = bypass.scheme in ("all", url.scheme) and bypass.port in (None, port)
+            if is_meant and bypass.covers(host, address):
+                return None
         variable, value = self._first(f"{url.scheme}_proxy", "all_proxy")
         return _proxy(variable, value) if value else None
 
@@ -84,7 +88,7 @@ DIRECT = Network({})
 
 
 def client(network: Network, timeout: httpx.Timeout | float, *, redirects: bool = False) -> httpx.Client:
-    """A client whose requests raise, besides httpx's errors, `UnusableNetwork` and `ProxyUnreachable`."""
+    """A client whose requests raise, besides httpx's errors, `UnusableNetwork` and `Unanswered`."""
     silence_http_logs()
     return httpx.Client(transport=_Transport(network), trust_env=False, timeout=timeout, follow_redirects=redirects)
 
@@ -111,10 +115,13 @@ class _Transport(httpx.BaseTransport):
             raise UnusableNetwork(what, "Check the base URL") from None
         except httpx.TransportError as error:
             raise _explained(error, request.url, proxy) from None
-        if proxy and request.url.scheme == "http" and _is_of_proxy(response):
+        status, is_json = response.status_code, "json" in response.headers.get("Content-Type", "")
+        # The proxy's own response to a forwarded request: an exchange sends only JSON.
+        is_of_proxy = status == 407 or (status in (403, 502, 503, 504) and not is_json)
+        if proxy and request.url.scheme == "http" and is_of_proxy:
             response.close()
-            # Not ProxyUnreachable: a forwarded request may have reached the exchange before the proxy gave up.
-            raise _refused(proxy, f"HTTP {response.status_code}", response.status_code, ProxyFailed)
+            # Not Unconnected: a forwarded request may have reached the exchange before the proxy gave up.
+            raise _refused(proxy, f"HTTP {status}", status, Unanswered)
         return response
 
     def _pool(self, url: httpx.URL) -> tuple[httpx.HTTPTransport, Proxy | None]:
@@ -167,9 +174,9 @@ class _Bypass:
     host: str | _IpNetwork
     port: int | None
 
-    def covers(self, host: str) -> bool:
+    def covers(self, host: str, address: _IpAddress | None) -> bool:
         if not isinstance(self.host, str):
-            return (address := _address(host)) is not None and address in self.host
+            return address is not None and address in self.host
         return fnmatchcase(host, self.host) or host.endswith(f".{self.host.removeprefix('.')}")
 
 
@@ -195,7 +202,7 @@ def _ip_network(text: str) -> _IpNetwork | None:
         return None
 
 
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _address(host: str) -> _IpAddress | None:
     """The address that a host is, in any spelling that connects to it, such as 127.1; None if it is a name."""
     try:
         numeric = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)[0][4][0]
@@ -203,13 +210,6 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     except (OSError, ValueError):
         return None
     return getattr(address, "ipv4_mapped", None) or address
-
-
-def _is_loopback(host: str) -> bool:
-    address = _address(host)
-    if address is None:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
 
 
 @lru_cache(4)
@@ -251,7 +251,7 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
         return error
     if isinstance(error, httpx.ProxyError):
         status = int(found[0]) if (found := re.match(r"\d{3}\b", f"{error}")) else None
-        return _refused(proxy, redact(error), status, ProxyUnreachable)
+        return _refused(proxy, redact(error), status, Unconnected)
     if tls_error and proxy.url.startswith("https"):
         return UnusableNetwork(
             f"{proxy} does not speak TLS as its https:// promises ({tls_error.reason})",
@@ -259,8 +259,8 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
         )
     cause = f"{type(error).__name__}: {redact(error)}".removesuffix(": ")
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return ProxyUnreachable(f"{proxy} could not be reached, or closed the connection ({cause})")
-    return ProxyFailed(f"no complete answer came through {proxy} ({cause})")
+        return Unconnected(f"{proxy} could not be reached, or closed the connection ({cause})", _CHECK_PROXY)
+    return Unanswered(f"no complete answer came through {proxy} ({cause})", _CHECK_PROXY)
 
 
 def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:
@@ -269,15 +269,9 @@ def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:
     return error
 
 
-def _is_of_proxy(response: httpx.Response) -> bool:
-    """Whether the response to a forwarded request is the proxy's own: an exchange sends only JSON."""
-    is_json = "json" in response.headers.get("Content-Type", "")
-    return response.status_code == 407 or (response.status_code in (403, 502, 503, 504) and not is_json)
-
-
-def _refused(proxy: Proxy, answer: str, status: int | None, unreachable: type[ProxyFailed]) -> ExchangeError:
+def _refused(proxy: Proxy, answer: str, status: int | None, unreachable: type[Unanswered]) -> ExchangeError:
     if status in (502, 503, 504):
-        return unreachable(f"{proxy} answered {answer}: it does not reach the exchange")
+        return unreachable(f"{proxy} answered {answer}: it does not reach the exchange", _CHECK_PROXY)
     action = f"Have the proxy permit this host, or unset {proxy.variable} if none is needed"
     if status == 407:
         action = f"Put user and password for the proxy into {proxy.variable} (http://user:password@host:port)"

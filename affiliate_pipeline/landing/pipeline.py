@@ -31,8 +31,7 @@ from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.errors import unavailable
 from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
 from affiliate_pipeline.schema.decode import Invalid
-from affiliate_pipeline.schema.jsonb import payload
-from affiliate_pipeline.schema.raw_row import split
+from affiliate_pipeline.schema.raw_row import payload, split
 
 LOG_EVERY_S = 10
 

@@ -20,9 +20,9 @@ from affiliate_pipeline.http.errors import (
     AccessRefused,
     ClockOff,
     ExchangeError,
-    ProxyFailed,
     RateLimited,
     Refused,
+    Unanswered,
     UnusableNetwork,
 )
 from affiliate_pipeline.landing import ledger
@@ -42,7 +42,6 @@ ACTIONS: dict[type[ExchangeError], str] = {
     RateLimited: "Wait a minute and check again; see what else uses this key or IP address",
     AccessRefused: "Correct {variables} in .env, or the key's settings at the exchange",
     Refused: "Look up the exchange's message in the runbook",
-    ProxyFailed: "Check the proxy, or correct or unset its variable if none is needed",
     ExchangeError: "Check the network, the base URL and the exchange's status page",
 }
 # What Dagster has recorded: which of its daemons are silent (they write a heartbeat every 30 seconds, the scheduler once a
@@ -200,7 +199,7 @@ def _refusal(about: str, endpoint: Endpoint, error: ExchangeError, host: str) ->
     if isinstance(error, ClockOff) and error.server_ms is not None:
         return _offset(endpoint, error.server_ms - now_ms())
     variable = endpoint.probe.about if endpoint.probe else ""
-    if isinstance(error, UnusableNetwork):
+    if isinstance(error, UnusableNetwork | Unanswered) and error.problem.action:
         return Finding(variable or about, error.problem.what, error.problem.action)
     kind = next(kind for kind in ACTIONS if isinstance(error, kind))
     found = f"{host}: {error}" if kind is ExchangeError else f"{error}"

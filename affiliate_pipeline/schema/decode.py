@@ -18,8 +18,7 @@ from pandera.errors import SchemaErrors
 from pyarrow import compute
 
 from affiliate_pipeline.schema.columns import LEAST_MS, Column, Kind, Row, columns
-from affiliate_pipeline.schema.jsonb import extra_of
-from affiliate_pipeline.schema.raw_row import fields, joined, plain, sample
+from affiliate_pipeline.schema.raw_row import extra_of, fields, joined, plain, sample
 
 # Decoded at once: the result of more does not fit the processor's caches.
 DECODED_BYTES = 1 << 20
@@ -239,26 +238,25 @@ def _validate(model: type[Row], table: arrow.Table) -> list[ColumnProblem]:
     try:
         model.validate(frame, lazy=True)
     except SchemaErrors as errors:
-        nouns = {column.name: column.kind.noun for column in columns(model)}
-        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        failures = cast(Any, errors).failure_cases.to_dict("records")
-        for case in cast(list[dict[str, Any]], failures):
-            found.setdefault((case["column"], case["check"]), []).append(case)
+        checks = {column.name: f"not {column.kind.noun}" for column in columns(model)}
+        failures = cast(Any, errors).failure_cases.groupby(["column", "check"], sort=False)
         return [
-            ColumnProblem(column, _NULL, len(cases), None, int(cases[0]["index"]))
+            ColumnProblem(column, _NULL, len(cases), None, int(cases.iloc[0]["index"]))
             if check == "not_nullable"
             else ColumnProblem(
-                column, f"not {nouns[column]}", len(cases), sample(cases[0]["failure_case"]), int(cases[0]["index"])
+                column, checks[column], len(cases), sample(cases.iloc[0]["failure_case"]), int(cases.iloc[0]["index"])
             )
-            for (column, check), cases in found.items()
+            for (column, check), cases in failures
         ]
     return []
 
 
 def _outside(table: arrow.Table, column: str, start_ms: int, end_ms: int) -> list[ColumnProblem]:
     instants = table[column].cast(arrow.int64())
-    outside = compute.or_(compute.less(instants, start_ms), compute.greater_equal(instants, end_ms))
-    if not compute.any(outside).as_py():
-        return []
-    rows = [index for index, is_outside in enumerate(outside.to_pylist()) if is_outside]
-    return [ColumnProblem(column, "outside the day", len(rows), sample(instants[rows[0]].as_py()), rows[0])]
+    is_outside = compute.or_(compute.less(instants, start_ms), compute.greater_equal(instants, end_ms))
+    rows = compute.indices_nonzero(is_outside).to_pylist()
+    return (
+        [ColumnProblem(column, "outside the day", len(rows), sample(instants[rows[0]].as_py()), rows[0])]
+        if rows
+        else []
+    )

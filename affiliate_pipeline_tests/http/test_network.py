@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from affiliate_pipeline.http.download import beat, download
-from affiliate_pipeline.http.errors import ProxyFailed, ProxyUnreachable, UnusableNetwork
+from affiliate_pipeline.http.errors import Unanswered, Unconnected, UnusableNetwork
 from affiliate_pipeline.http.network import DIRECT, Network, client
 from affiliate_pipeline_tests.proxy import Proxy
 
@@ -140,16 +140,16 @@ def test_a_proxy_that_never_answers_is_named(scheme):
         variables = {"all_proxy": f"http://user:{PASSWORD}@127.0.0.1:{port}"}
         with (
             client(Network(variables), 0.2) as http,
-            pytest.raises(ProxyFailed, match="no complete answer came through the proxy") as caught,
+            pytest.raises(Unanswered, match="no complete answer came through the proxy") as caught,
         ):
             http.get(f"{scheme}://x.example")
     assert f"127.0.0.1:{port} (all_proxy)" in str(caught.value) and PASSWORD not in str(caught.value)
 
 
 def test_a_request_that_was_forwarded_may_have_had_its_effect():
-    with Proxy(status=504) as proxy, pytest.raises(ProxyFailed) as caught:
+    with Proxy(status=504) as proxy, pytest.raises(Unanswered) as caught:
         get("http://x.example", http_proxy=proxy.url)
-    assert not isinstance(caught.value, ProxyUnreachable)
+    assert not isinstance(caught.value, Unconnected)
 
 
 def test_a_proxy_that_speaks_no_tls_is_named():

@@ -18,14 +18,14 @@ _CODES = {
     -1003: Meaning(RateLimited),
     -1021: Meaning(ClockOff, "Set this machine's clock by NTP"),
     -1022: Meaning(
-        AccessRefused, "The secret does not belong to the API key: check {secret} and {key}", frozenset({"signature"})
+        AccessRefused, "The secret does not belong to the API key: check {secret} and {key}", ("signature",)
     ),
-    -2014: Meaning(AccessRefused, "Check that {key} is the whole API key and nothing else", frozenset({"key"})),
+    -2014: Meaning(AccessRefused, "Check that {key} is the whole API key and nothing else", ("key",)),
     -2015: Meaning(
         AccessRefused,
         "Usually the API key ({key}) is wrong, this machine's IP address is not on the key's list, or the key lacks the "
         "permission to read",
-        frozenset({"key", "address", "permission"}),
+        ("key", "address", "permission"),
     ),
 }
 

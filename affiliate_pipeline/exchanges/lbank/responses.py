@@ -16,26 +16,20 @@ _CODES = {
     10600: Meaning(ClockOff, "The clock of this machine is off: set it by NTP"),
     10601: Meaning(Fatal, "The exchange has closed this interface: ask its support"),
     10002: Meaning(
-        AccessRefused,
-        "The API key or its signature is wrong: check {key} and {secret}",
-        frozenset({"key", "signature"}),
+        AccessRefused, "The API key or its signature is wrong: check {key} and {secret}", ("key", "signature")
     ),
-    10005: Meaning(AccessRefused, "The API key is wrong: check {key}", frozenset({"key"})),
-    10006: Meaning(
-        AccessRefused,
-        "The API key or the openId is wrong: check {key} and LBANK_OPEN_ID",
-        frozenset({"key", "user"}),
-    ),
+    10005: Meaning(AccessRefused, "The API key is wrong: check {key}", ("key",)),
+    10006: Meaning(AccessRefused, "The API key or the openId is wrong: check {key} and LBANK_OPEN_ID", ("key", "user")),
     10007: Meaning(
         AccessRefused,
         "The signature is wrong: check that {secret} belongs to {key} and is of the kind that LBANK_SIGNATURE_METHOD says",
-        frozenset({"signature"}),
+        ("signature",),
     ),
     10022: Meaning(
         AccessRefused,
         "Usually the key has no permission for this, or this machine's IP address is not on its list, or the openId is not "
         "ours: check them in LBank's API management, {key} and LBANK_OPEN_ID",
-        frozenset({"permission", "address", "user", "key"}),
+        ("permission", "address", "user", "key"),
     ),
 }
 _INTERPRETER = Interpreter("LBank", _CODES, "LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_BASE_URL", "error_code")
