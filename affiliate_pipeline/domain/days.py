@@ -42,19 +42,13 @@ def runs(days: Iterable[date]) -> list[list[date]]:
 
 def fold(days: Iterable[date]) -> str:
     """The days as people write them: `2026-11-03…05, 09, 2026-12-01`."""
-    shown: date | None = None
-
-    def short(day: date) -> str:
-        nonlocal shown
-        same_month = shown is not None and (shown.year, shown.month) == (day.year, day.month)
-        shown = day
-        return f"{day:%d}" if same_month else f"{day}"
-
-    parts: list[str] = []
+    text, month = "", ""
     for run in runs(days):
-        ends = [short(day) for day in dict.fromkeys((run[0], run[-1]))]
-        parts.append(("…" if len(run) > 2 else ", ").join(ends))
-    return ", ".join(parts)
+        for day in dict.fromkeys((run[0], run[-1])):
+            separator = "…" if day != run[0] and len(run) > 2 else ", "
+            text += separator + (f"{day:%d}" if f"{day:%Y-%m}" == month else f"{day}")
+            month = f"{day:%Y-%m}"
+    return text.removeprefix(", ")
 
 
 def spans(days: Sequence[date], longest: int) -> list[list[date]]:

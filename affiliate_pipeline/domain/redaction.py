@@ -35,17 +35,12 @@ def _without_secret(found: re.Match[str]) -> str:
     return f"{name}{separator}{scheme or ''}{quote}***{quote}"
 
 
-class _BelowWarning(logging.Filter):
-    """Drops records below WARNING: httpx and httpcore log signed URLs at INFO and headers with keys at DEBUG."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING
-
-
 def silence_http_logs() -> None:
-    """Keep signed URLs and key headers out of all logs, whatever levels are set."""
+    """Keep signed URLs and key headers, which httpx and httpcore log below WARNING, out of all logs, whatever levels are set."""
     # Filters are not inherited by child loggers, so each of httpcore's own is named.
     for name in ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "http2", "proxy", "socks"))):
-        logger = logging.getLogger(name)
-        if not any(isinstance(present, _BelowWarning) for present in logger.filters):
-            logger.addFilter(_BelowWarning())
+        logging.getLogger(name).addFilter(_is_warning)  # the second time, nothing is added
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING

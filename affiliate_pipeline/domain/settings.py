@@ -38,15 +38,14 @@ class Settings(BaseModel):
                 problems += quotes_in(name.upper(), value)
         try:
             settings = cls.model_validate(given)
+            if not problems:
+                return settings
         except ValidationError as error:
             for problem in error.errors(include_input=False, include_url=False):
                 names = [str(name).upper() for name in problem["loc"][:1]]
                 if not any(f"{name} " in known for name in names for known in problems):
                     problems.append(" ".join([*names, problem["msg"].removeprefix("Value error, ")]))
-            raise SettingsError("; ".join(problems), HOW_TO_SET) from None
-        if problems:
-            raise SettingsError("; ".join(problems), HOW_TO_SET)
-        return settings
+        raise SettingsError("; ".join(problems), HOW_TO_SET)
 
     def secret(self, variable: str) -> str:
         """The value of a secret that was required."""
@@ -63,7 +62,7 @@ def quotes_in(name: str, value: str) -> list[str]:
 
 @contextmanager
 def naming(variable: str) -> Generator[None, None, None]:
-    """Turns a ValueError raised in the block into a SettingsError that names the variable."""
+    """Turn a ValueError raised in the block into a SettingsError that names the variable."""
     try:
         yield
     except ValueError as error:

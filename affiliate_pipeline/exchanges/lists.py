@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from affiliate_pipeline.http.bodies import may_hold_rows
+from affiliate_pipeline.http.bodies import possible_rows
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.error_body import quote
 from affiliate_pipeline.http.errors import Refused
@@ -25,8 +25,8 @@ def rows_of(body: bytes) -> list[bytes]:
     except msgspec.ValidationError:
         rows = [body.strip()]
     if not all(row.startswith(b"{") for row in rows):
-        received = [body] if may_hold_rows(body) else []
-        raise Refused(f"the response is neither a row nor a list of rows. It was: {quote(body)}").about(received)
+        what = f"the response is neither a row nor a list of rows. It was: {quote(body)}"
+        raise Refused(what).about(possible_rows(body))
     return rows
 
 

@@ -21,7 +21,7 @@ import msgspec
 from affiliate_pipeline.domain.days import DAY, day_of, days_from, instant, runs, spans, start_ms
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan, Session
 from affiliate_pipeline.exchanges.spool import Spool
-from affiliate_pipeline.http.bodies import may_hold_rows
+from affiliate_pipeline.http.bodies import possible_rows
 from affiliate_pipeline.http.error_body import quote
 from affiliate_pipeline.http.errors import ExchangeError, Refused, Transient
 from affiliate_pipeline.schema.columns import LEAST_MS
@@ -89,8 +89,8 @@ def _page(body: bytes) -> Page:
     try:
         rows = msgspec.json.decode(body, type=list[msgspec.Raw])
     except msgspec.ValidationError as error:
-        received = [body] if may_hold_rows(body) else []
-        raise Refused(f"the response is not a list of rows ({error}). It was: {quote(body)}").about(received) from None
+        what = f"the response is not a list of rows ({error}). It was: {quote(body)}"
+        raise Refused(what).about(possible_rows(body)) from None
     try:
         times = [row.time for row in msgspec.json.decode(body, type=list[_Timed])]
     except msgspec.ValidationError:

@@ -1,7 +1,6 @@
-"""Repair of response bodies that are not valid JSON. Valid parts stay unchanged. Knows no exchange.
+"""Repair of response bodies that are not valid JSON, so that one invalid value does not cost the rows around it.
 
-One invalid value must not cost the rows around it. So a body that cannot be parsed is repaired and parsed once more; what
-cannot be repaired (a truncated body) stays unreadable.
+Valid parts stay unchanged; what cannot be repaired (a truncated body) stays unreadable.
 """
 
 import json
@@ -41,17 +40,19 @@ def repaired(body: bytes) -> bytes:
     return _flattened(re.sub(_TOKEN, _as_json, body))
 
 
-def may_hold_rows(body: bytes) -> bool:
-    """Whether the body is, or was the beginning of, a JSON list or object with an object in it, and no web page."""
-    return body.lstrip()[:1] in (b"{", b"[") and len(body.strip()) > len(b"[{}]") and b"{" in body
+def possible_rows(body: bytes) -> list[bytes]:
+    """The body as the only item if it may hold rows: it is, or was the beginning of, a JSON list or object with an object in
+    it; otherwise empty."""
+    may_hold_rows = body.lstrip()[:1] in (b"{", b"[") and len(body.strip()) > len(b"[{}]") and b"{" in body
+    return [body] if may_hold_rows else []
 
 
 def unreadable_rows(body: bytes) -> list[bytes]:
-    """The body as the only item if it may hold rows but cannot be parsed; otherwise empty."""
+    """The `possible_rows` of a body that cannot be parsed; otherwise empty."""
     try:
         json.loads(repaired(as_utf8(body)))
     except ValueError:
-        return [body] if may_hold_rows(body) else []
+        return possible_rows(body)
     return []
 
 

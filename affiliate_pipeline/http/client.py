@@ -16,7 +16,7 @@ import httpx
 
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.http import retry
-from affiliate_pipeline.http.bodies import as_utf8, may_hold_rows, repaired, unreadable_rows
+from affiliate_pipeline.http.bodies import as_utf8, possible_rows, repaired, unreadable_rows
 from affiliate_pipeline.http.encoding import encode
 from affiliate_pipeline.http.error_body import quote
 from affiliate_pipeline.http.errors import (
@@ -297,7 +297,7 @@ class Client:
         try:
             return decode(self._read(replace(response, content=body, received=response.content)))
         except (ValueError, RecursionError, Transient):
-            if not may_hold_rows(body):
+            if not possible_rows(body):
                 raise
         try:
             return decode(self._read(replace(response, content=repaired(body), received=response.content)))

@@ -1,8 +1,5 @@
-"""The vocabulary of the endpoints' schemas: one pandera model per endpoint says what its columns are in the exchange's
-JSON, in Arrow, in PostgreSQL and in the UI. Names no endpoint.
-
-Amounts are text here and `numeric` in PostgreSQL: never float, the scale as sent.
-"""
+"""What the endpoints' schemas are made of: one pandera model per endpoint defines its columns in the exchange's JSON, in
+Arrow, in PostgreSQL and in the UI. Amounts are text here and `numeric` in PostgreSQL: never float, the scale as sent."""
 
 import re
 from collections.abc import Callable
@@ -22,14 +19,14 @@ BigInt = Annotated[pd.ArrowDtype, arrow.int64()]
 SmallInt = Annotated[pd.ArrowDtype, arrow.int16()]
 Flag = Annotated[pd.ArrowDtype, arrow.bool_()]
 
-# PostgreSQL's numeric takes exponents too; three digits of it are more than any source sends and cannot fill a disk.
+# PostgreSQL's numeric takes exponents too; those of three digits are refused, since their zeros would fill a disk.
 _AMOUNT = r"^-?[0-9]{1,100}(\.[0-9]{1,100})?([eE][+-]?[0-9]{1,2})?$"
 _WHOLE = re.compile("-?[0-9]{1,19}", re.ASCII)
 # PostgreSQL's text cannot hold U+0000.
 _TEXT = r"^[^\x00]*$"
 # Instants outside these belong to another unit or are mistakes (ms since 1970).
 OLDEST_MS, NEWEST_MS = 1_230_768_000_000, 4_102_444_800_000
-# Below, a number of milliseconds would lie before 1973: it is one of seconds (LBank v1.8 was seen to send them).
+# A smaller number of milliseconds would be before 1973, so it is one of seconds (LBank v1.8 was seen to send them).
 LEAST_MS = 10**11
 
 
@@ -73,17 +70,15 @@ def _flag(raw: bytes) -> bool:
 
 # How exchanges spell that there is no value, or none yet, in a nullable column. In a text column, an empty text is a value.
 _NO_VALUE = frozenset({"", "-", "--", "null", "none", "n/a"})
-_NO_INSTANT = _NO_VALUE | {"0", "-1"}
 
 
 @dataclass(frozen=True)
 class Kind:
     """One kind of value, and every spelling of it that is accepted.
 
-    `noun` is what people call it. `sent` is how Arrow reads the JSON type that is usually sent, if within `range` (none:
-    whatever the column can hold). `read` returns the value of any other spelling exactly (a number as text, an instant in
-    seconds), or raises ValueError or KeyError. `no_value` are the texts, in lower case and stripped, that mean null in a
-    nullable column.
+    `noun` is what people call it. `sent` is how Arrow reads the JSON type that is usually sent, if within `range` (None:
+    whatever the column can hold). `read` returns the value of any spelling exactly (a number as text, an instant in
+    seconds), or raises ValueError or KeyError. `no_value` are the texts, stripped and in lower case, that mean null.
     """
 
     name: str
@@ -97,9 +92,8 @@ class Kind:
 
     def means_null(self, raw: bytes) -> bool:
         """Whether this JSON text is null in a nullable column."""
-        if raw == b"null":
-            return True
-        return bool(self.no_value) and raw[:1] not in b"{[" and _string(raw).strip().lower() in self.no_value
+        is_text = bool(self.no_value) and raw[:1] not in b"{["
+        return raw == b"null" or (is_text and _string(raw).strip().lower() in self.no_value)
 
 
 def _whole(name: LiteralString, bits: int, type_: arrow.DataType) -> Kind:
@@ -107,15 +101,14 @@ def _whole(name: LiteralString, bits: int, type_: arrow.DataType) -> Kind:
     return Kind(name, f"a whole number of {bits} bits", name, type_, arrow.int64(), read)
 
 
-_INSTANT = arrow.timestamp("ms", "UTC")
-_INSTANT_NOUN = "a time in milliseconds from 2009 to 2100"
-_INSTANT_RANGE = OLDEST_MS, NEWEST_MS
+_TIME = "a time in milliseconds from 2009 to 2100"
+_MS, _LIMITS = arrow.timestamp("ms", "UTC"), (OLDEST_MS, NEWEST_MS)
 KINDS = {
     kind.name: kind
     for kind in (
         Kind("text", "a text that can be stored", "text", arrow.string(), arrow.string(), _text, no_value=frozenset()),
         Kind("amount", "a decimal number", "numeric", arrow.string(), arrow.string(), _amount),
-        Kind("instant", _INSTANT_NOUN, "timestamptz", _INSTANT, arrow.int64(), _instant, _INSTANT_RANGE, _NO_INSTANT),
+        Kind("instant", _TIME, "timestamptz", _MS, arrow.int64(), _instant, _LIMITS, _NO_VALUE | {"0", "-1"}),
         _whole("bigint", 64, arrow.int64()),
         _whole("smallint", 16, arrow.int16()),
         Kind("flag", "true or false", "boolean", arrow.bool_(), arrow.bool_(), _flag),
@@ -131,7 +124,7 @@ class Row(pa.DataFrameModel):
         ordered = True
 
 
-# What validates is loaded at the first call: not while the first day lands.
+# pandera loads what validates at the first call, which is to be before the first day lands.
 Row.validate(pd.DataFrame())
 
 

@@ -1,7 +1,5 @@
-"""From an endpoint's rows as received (JSON texts) to a validated Arrow table.
-
-What cannot be read or is not valid is reported column by column; nothing is guessed, rounded or dropped.
-"""
+"""From an endpoint's rows as received (JSON texts) to a validated Arrow table: what cannot be read or is not valid is
+reported column by column, and nothing is guessed, rounded or dropped."""
 
 import json
 from collections import Counter
@@ -27,13 +25,13 @@ _NULL = "null"
 
 @dataclass(frozen=True)
 class ColumnProblem:
-    """Which check of a column failed for how many rows, one redacted example, and the number of the first such row."""
+    """Which check of a column failed, the number of the first such row, its value (redacted), and how many rows failed."""
 
     column: str
     check: str
-    count: int
-    sample: str | None = None
     row: int = 0
+    sample: str | None = None
+    count: int = 1
 
     def __str__(self) -> str:
         rows = "row" if self.count == 1 else "rows"
@@ -73,7 +71,7 @@ def parse(model: type[Row], rows: Iterable[bytes], inside: tuple[str, int, int] 
         try:
             parsed, problems = _FieldReader(model, joined(chunks)).read()
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Invalid([ColumnProblem("a row", f"not JSON ({error})", 1)]) from None
+            raise Invalid([ColumnProblem("a row", f"not JSON ({error})")]) from None
         # Unreadable values are null in the table, so drop the duplicate null problem.
         unread = {(problem.column, _NULL) for problem in problems}
         problems += [each for each in _validate(model, parsed.table) if (each.column, each.check) not in unread]
@@ -186,8 +184,7 @@ class _FieldReader:
         self._columns: dict[str, Column] = {plain(column.json_name): column for column in columns(model)}
         self._required = {column.name for column in columns(model) if not column.optional}
         self._values: dict[str, list[Any]] = {each.name: [None] * len(self._rows) for each in columns(model)}
-        # By column and check: the numbers of the rows that failed, and their values.
-        self._failed: dict[tuple[str, str], list[tuple[int, bytes]]] = {}
+        self._problems: list[ColumnProblem] = []
 
     def read(self) -> tuple[Parsed, list[ColumnProblem]]:
         unknown: Counter[str] = Counter()
@@ -197,15 +194,10 @@ class _FieldReader:
             text, names = extra_of(others) if others else (None, ())
             extra.append(text)
             unknown.update(names)
-        problems = [
-            ColumnProblem(name, check, len(found), sample(raw.decode(errors="replace")) if raw else None, index)
-            for (name, check), found in self._failed.items()
-            for index, raw in found[:1]
-        ]
-        return Parsed(_table(self._model, self._values, len(self._rows), extra), unknown), problems
+        return Parsed(_table(self._model, self._values, len(self._rows), extra), unknown), self._problems
 
     def _read_row(self, index: int, row: bytes) -> list[tuple[str, bytes]]:
-        """Reads the row's values; returns the fields that are no column's."""
+        """Read the row's values; return the fields that are no column's."""
         seen: dict[str, tuple[str, bytes]] = {}
         others: list[tuple[str, bytes]] = []
         for name, raw in fields(row):
@@ -216,9 +208,9 @@ class _FieldReader:
                 seen[column.name] = name, raw
                 self._read_value(index, column, raw)
             elif seen[column.name][1] != raw:
-                self._fail(column.name, "the field occurs twice", index, raw)
+                self._problems.append(ColumnProblem(column.name, "the field occurs twice", index, sample(raw)))
         for name in self._required - seen.keys():
-            self._fail(name, "the field is missing", index, b"")
+            self._problems.append(ColumnProblem(name, "the field is missing", index))
         return others
 
     def _read_value(self, index: int, column: Column, raw: bytes) -> None:
@@ -227,10 +219,7 @@ class _FieldReader:
         try:
             self._values[column.name][index] = column.kind.read(raw)
         except (ValueError, KeyError, msgspec.DecodeError):
-            self._fail(column.name, f"not {column.kind.noun}", index, raw)
-
-    def _fail(self, column: str, check: str, index: int, raw: bytes) -> None:
-        self._failed.setdefault((column, check), []).append((index, raw))
+            self._problems.append(ColumnProblem(column.name, f"not {column.kind.noun}", index, sample(raw)))
 
 
 def _validate(model: type[Row], table: arrow.Table) -> list[ColumnProblem]:
@@ -239,14 +228,11 @@ def _validate(model: type[Row], table: arrow.Table) -> list[ColumnProblem]:
         model.validate(frame, lazy=True)
     except SchemaErrors as errors:
         checks = {column.name: f"not {column.kind.noun}" for column in columns(model)}
-        failures = cast(Any, errors).failure_cases.groupby(["column", "check"], sort=False)
         return [
-            ColumnProblem(column, _NULL, len(cases), None, int(cases.iloc[0]["index"]))
-            if check == "not_nullable"
-            else ColumnProblem(
-                column, checks[column], len(cases), sample(cases.iloc[0]["failure_case"]), int(cases.iloc[0]["index"])
-            )
-            for (column, check), cases in failures
+            ColumnProblem(case["column"], _NULL, int(case["index"]))
+            if case["check"] == "not_nullable"
+            else ColumnProblem(case["column"], checks[case["column"]], int(case["index"]), sample(case["failure_case"]))
+            for case in cast(Any, errors).failure_cases.to_dict("records")
         ]
     return []
 
@@ -255,8 +241,6 @@ def _outside(table: arrow.Table, column: str, start_ms: int, end_ms: int) -> lis
     instants = table[column].cast(arrow.int64())
     is_outside = compute.or_(compute.less(instants, start_ms), compute.greater_equal(instants, end_ms))
     rows = compute.indices_nonzero(is_outside).to_pylist()
-    return (
-        [ColumnProblem(column, "outside the day", len(rows), sample(instants[rows[0]].as_py()), rows[0])]
-        if rows
-        else []
-    )
+    if not rows:
+        return []
+    return [ColumnProblem(column, "outside the day", rows[0], sample(instants[rows[0]].as_py()), len(rows))]

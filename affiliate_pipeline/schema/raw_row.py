@@ -54,7 +54,7 @@ def _value(row: bytes, name: str, kind: str) -> int:
     try:
         return KINDS[kind].read(value)
     except ValueError:
-        raise ValueError(f"a row's `{name}` is {sample(value.decode(errors='replace'))}") from None
+        raise ValueError(f"a row's `{name}` is {sample(value)}") from None
 
 
 def identities(rows: Iterable[bytes], names: Sequence[str]) -> Iterator[Hashable]:
@@ -114,8 +114,8 @@ def plain(name: str) -> str:
 
 
 def sample(value: object) -> str:
-    """The value as shown in messages: redacted and shortened."""
-    text = redact(value)
+    """The value, or the text of its bytes, as shown in messages: redacted and shortened."""
+    text = redact(value.decode(errors="replace") if isinstance(value, bytes) else value)
     return repr(text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS] + "…")
 
 
