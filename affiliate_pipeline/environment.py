@@ -14,9 +14,8 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
-from affiliate_pipeline.domain.environment import DATABASE_VARIABLE, Environment, Mode
 from affiliate_pipeline.domain.problem import SettingsError
-from affiliate_pipeline.domain.settings import text_of
+from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, Environment, Mode, text_of
 from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
 
 # No value begins or ends with any of these: white space, control characters, and invisible characters that editors and

@@ -7,8 +7,7 @@ from pathlib import Path
 from affiliate_pipeline.app import data_dictionary as dictionary
 from affiliate_pipeline.app.__main__ import app, main
 from affiliate_pipeline.defs.endpoint_assets import LandingConfig
-from affiliate_pipeline.domain.environment import DATABASE_VARIABLE
-from affiliate_pipeline.domain.settings import Settings
+from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, Settings
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.domain.environment import DATABASE_VARIABLE, Mode, Project
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.settings import HOW_TO_SET, Settings
 from affiliate_pipeline.exchanges.binance.exchange import Binance

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from urllib.parse import urlsplit
 
-from affiliate_pipeline.domain.environment import Environment, Mode
 from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.domain.settings import Environment, Mode
 from affiliate_pipeline.exchanges.endpoint import Endpoint, SessionT
 from affiliate_pipeline.landing.pipeline import connected
 from affiliate_pipeline.landing.store import Store

@@ -1,7 +1,5 @@
 """Which days of an asset are expected: when they are due, when they have settled, until when they can be fetched.
-
-Pure: nothing here reads a clock. Instants are milliseconds since 1970 UTC.
-"""
+Instants are milliseconds since 1970 UTC; nothing here reads a clock."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -10,9 +10,7 @@ from typing import Self
 @dataclass(frozen=True)
 class Problem:
     """What happened, its impact (what is safe, what is missing) and the action to take: sentences without a full stop.
-
-    `code` names the kind of failure: the class of the error, in snake case.
-    """
+    `code` names the kind of failure: the class of the error, in snake case."""
 
     code: str
     what: str

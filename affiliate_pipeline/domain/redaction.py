@@ -36,7 +36,7 @@ def _without_secret(found: re.Match[str]) -> str:
 
 
 def silence_http_logs() -> None:
-    """Keep signed URLs and key headers, which httpx and httpcore log below WARNING, out of all logs, whatever levels are set."""
+    """Keep signed URLs and key headers, which httpx and httpcore log below WARNING, out of all logs at any level."""
     # Filters are not inherited by child loggers, so each of httpcore's own is named.
     for name in ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "http2", "proxy", "socks"))):
         logging.getLogger(name).addFilter(_is_warning)  # the second time, nothing is added

@@ -1,9 +1,13 @@
-"""Typed settings from variables: one error names everything missing or malformed, and no error shows a value."""
+"""What is configured: one value that the application reads once and passes on, and typed settings made from its variables."""
 
 import codecs
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
@@ -11,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 
 from affiliate_pipeline.domain.problem import SettingsError
 
+DATABASE_VARIABLE = "AFFILIATE_DATABASE_URL"
 HOW_TO_SET = "Set what is named in the environment or in .env (see README, Real accounts)"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _QUOTES = "\"'`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\xbb"
@@ -25,11 +30,7 @@ class Settings(BaseModel):
 
     @classmethod
     def load(cls, variables: Mapping[str, str], *required: str) -> Self:
-        """The settings in these variables, of which the required ones have to be set.
-
-        Raises:
-            SettingsError: names all variables missing or malformed.
-        """
+        """The settings in these variables; raises one SettingsError, which names all that are missing or malformed."""
         given = {name: variables[name.upper()] for name in cls.model_fields if name.upper() in variables}
         problems = [f"{name} is not set" for name in required if name not in variables]
         for name, value in given.items():
@@ -108,3 +109,66 @@ def check_rate_scale(base_url: str, scale: float) -> None:
     """Raises ValueError for rates above those that the exchange permits, except on a server of one's own."""
     if scale > 1 and urlsplit(base_url).hostname not in LOOPBACK:
         raise ValueError("AFFILIATE_RATE_SCALE may be above 1 only where the base URL is on loopback")
+
+
+class Mode(StrEnum):
+    """Whether the exchanges are real; the value names the mode's database on the embedded server."""
+
+    PRODUCTION = "affiliate"
+    SANDBOX = "affiliate_sandbox"
+
+
+class Project(Settings):
+    affiliate_start_date: date = date(2025, 1, 1)
+    # Whether the schedules run without being started in the UI, as they do under `affiliate-pipeline up`.
+    affiliate_schedules: bool = False
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The settings that apply. Each kind of them is typed when it is used: a malformed variable fails only what needs
+    it."""
+
+    mode: Mode
+    # Holds `workspace.yaml`.
+    root: Path
+    variables: Mapping[str, str] = field(repr=False)
+    # Set once the application has started the embedded server.
+    embedded_url: str | None = field(default=None, repr=False)
+
+    @property
+    def home(self) -> Path:
+        """The folder of what stays on this machine: the embedded database, logs, the sandbox's settings."""
+        return self.root / ".affiliate"
+
+    @property
+    def reports(self) -> Path:
+        """The folder of the pages that people open."""
+        return self.root / "reports"
+
+    @property
+    def start_date(self) -> date:
+        """The first partition."""
+        return Project.load(self.variables).affiliate_start_date
+
+    @property
+    def runs_schedules(self) -> bool:
+        return Project.load(self.variables).affiliate_schedules
+
+    def is_any_set(self, names: Iterable[str]) -> bool:
+        """Whether at least one of the variables has a value."""
+        return any(name in self.variables for name in names)
+
+    def database_url(self) -> str:
+        """The `postgresql://` URL of the one database; raises `SettingsError` if none is configured or started."""
+        if self.embedded_url:
+            return self.embedded_url
+        value = self.variables.get(DATABASE_VARIABLE)
+        if not value:
+            raise SettingsError(f"{DATABASE_VARIABLE} is not set", HOW_TO_SET)
+        if problems := quotes_in(DATABASE_VARIABLE, value):
+            raise SettingsError(*problems)
+        scheme, separator, rest = value.partition("://")
+        if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
+            raise SettingsError(f"{DATABASE_VARIABLE} is not a postgresql:// URL")
+        return f"postgresql://{rest}"

@@ -1,7 +1,4 @@
-"""Repair of response bodies that are not valid JSON, so that one invalid value does not cost the rows around it.
-
-Valid parts stay unchanged; what cannot be repaired (a truncated body) stays unreadable.
-"""
+"""Repair of response bodies that are not valid JSON, so that one invalid value does not cost the rows around it."""
 
 import json
 import re

@@ -1,7 +1,4 @@
-"""Requests to an exchange: limited, signed anew for each attempt, repeated as `retry` decides, each with a time limit.
-
-Knows no exchange and no day: how to sign, how to read a response and which limit applies come from outside.
-"""
+"""Requests to an exchange: limited, signed anew for each attempt, repeated as `retry` decides, each with a time limit."""
 
 import logging
 import threading
@@ -83,10 +80,8 @@ class Clock:
         self.offset_ms = server_ms - self._local_ms()
 
     def correct(self, rejected: ClockOff, query: Callable[[], int | None]) -> bool:
-        """Adopt the exchange's clock, from the rejection or from `query`, its clock (ms) if there is such a request.
-
-        Returns False if the clocks agree already, so that another request would be rejected again.
-        """
+        """Adopt the exchange's clock (ms), from the rejection or from `query`, where it has such a request; return False if
+        the clocks agree already, so that another request would be rejected again."""
         if self.offset_ms != rejected.signed_offset_ms:
             return True  # corrected since, because of another request
         try:
@@ -175,18 +170,13 @@ class Client:
         self._http.close()
 
     def get(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, retries: bool = True) -> T:
-        """The decoded payload; one that `decode` rejects with ValueError counts as a failed attempt.
-
-        Without `retries`, the first failure is raised, unless correcting the clock can fix it.
-        """
+        """The decoded payload; one that `decode` rejects with ValueError counts as a failed attempt. Without `retries`, the
+        first failure is raised, unless correcting the clock can fix it."""
         return self._repeat(lambda: self._once("GET", path, params, decode), retries)
 
     def post(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, retries: bool = True) -> T:
-        """The same for a POST with its parameters in the query.
-
-        Sent again only if it certainly had no effect (too many requests, a rejected timestamp, no connection); any other
-        transient failure raises `OutcomeUnknown` at once.
-        """
+        """The same for a POST with its parameters in the query. It is sent again only if it certainly had no effect (too many
+        requests, a rejected timestamp, no connection); any other transient failure raises `OutcomeUnknown` at once."""
 
         def once() -> T:
             try:

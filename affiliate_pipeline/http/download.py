@@ -1,7 +1,5 @@
-"""Requests for a URL that is a secret and stands in for credentials: the file that an exchange offers, and the heartbeat.
-
-No text contains the URL, and nothing else is sent: no signature and no API key.
-"""
+"""Requests for a URL that is itself a secret: the file that an exchange offers, and the heartbeat. No text contains the URL,
+and nothing else is sent: no signature and no API key."""
 
 import time
 

@@ -1,7 +1,4 @@
-"""What signing needs: the canonical percent-encoding of parameters, and secrets in the forms in which people store them.
-
-Knows no exchange and sends nothing. cryptography is imported when a private key is read, not at start-up.
-"""
+"""What signing needs: the canonical percent-encoding of parameters, and secrets in the forms in which people store them."""
 
 import binascii
 import hmac
@@ -119,31 +116,27 @@ def _secret_in(content: bytes) -> Secret:
     """The shared secret or the private key; raises `_UnusableSecret`."""
     if key := _private_key(content):
         return key
+    content = content.replace(rb"\r", b"\r").replace(rb"\n", b"\n")
+    binary = _base64(content)
+    if key := _private_key(binary):
+        return key
+    if binary.lstrip().startswith(b"-----BEGIN "):
+        return _secret_in(binary)
     try:
         text = content.decode().strip()
     except UnicodeDecodeError:
         raise _UnusableSecret("is neither text nor a private key") from None
-    text = text.replace("\\r", "\r").replace("\\n", "\n")
     if "-----BEGIN " in text or "-----END " in text:
         return _key_in_pem(text)
-    for pattern, problem in _OTHER_FORMATS:
-        if re.match(pattern, text):
-            raise _UnusableSecret(problem)
-    binary = _base64(text)
-    if binary.lstrip().startswith(b"-----BEGIN "):
-        return _secret_in(binary)
-    if key := _private_key(binary):
-        return key
+    problems = [problem for pattern, problem in _OTHER_FORMATS if re.match(pattern, text)]
     if text.startswith("MI") and len("".join(text.split())) > 100:
-        raise _UnusableSecret(_DAMAGED)
-    return _shared_secret(text)
-
-
-def _shared_secret(text: str) -> Secret:
-    if not re.fullmatch("[!-~]+", text):
-        raise _UnusableSecret("has white space or another character that a secret cannot have: copy it again")
-    if text[0] in "\"'`" or text[-1] in "\"'`":
-        raise _UnusableSecret("is in quotes, which count as a part of it: remove them")
+        problems.append(_DAMAGED)
+    elif not re.fullmatch("[!-~]+", text):
+        problems.append("has white space or another character that a secret cannot have: copy it again")
+    elif text[0] in "\"'`" or text[-1] in "\"'`":
+        problems.append("is in quotes, which count as a part of it: remove them")
+    if problems:
+        raise _UnusableSecret(problems[0])
     return Secret("HMAC", lambda payload: hmac.new(text.encode(), payload, "sha256").hexdigest())
 
 
@@ -154,7 +147,7 @@ def _key_in_pem(text: str) -> Secret:
         if label == "ENCRYPTED PRIVATE KEY" or "ENCRYPTED" in body:
             raise _UnusableSecret(_ENCRYPTED)
         if label.endswith("PRIVATE KEY"):
-            if key := _private_key(_base64(body)):
+            if key := _private_key(_base64(body.encode())):
                 return key
             raise _UnusableSecret(_DAMAGED)
     labels = re.findall(_LABEL, text)
@@ -165,10 +158,10 @@ def _key_in_pem(text: str) -> Secret:
     raise _UnusableSecret(_CERTIFICATE if "CERTIFICATE" in labels[0] else "is a PEM without a private key")
 
 
-def _base64(text: str) -> bytes:
+def _base64(text: bytes) -> bytes:
     """The decoded text, whatever white space is in it; empty if it is not base64."""
     try:
-        return b64decode("".join(text.split()), validate=True)
+        return b64decode(b"".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
         return b""
 
@@ -177,6 +170,7 @@ def _private_key(data: bytes) -> Secret | None:
     """The private key in DER or in OpenSSH's format; None if the data are neither."""
     if not data.startswith((b"\x30", _OPENSSH)):
         return None
+    # Not at start-up: few secrets are private keys.
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.x509 import load_der_x509_certificate

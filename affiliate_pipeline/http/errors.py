@@ -1,7 +1,5 @@
 """Errors of requests to an exchange, whose texts have no secret, signature, URL or full email in them.
-
-They are raised `from None`, so that no exception of a library, which may quote a URL, is shown with them.
-"""
+Raised `from None`, so that no exception of a library, which may quote a URL, is shown with them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Self

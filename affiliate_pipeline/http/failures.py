@@ -1,7 +1,5 @@
-"""What a failed request means, the same for all exchanges: limits, locations, firewalls, maintenance, redirects, statuses.
-
-The exchange's own message comes first; what is added to it never contradicts it.
-"""
+"""What a failed request means, the same for all exchanges. The exchange's own message comes first; what is added to it never
+contradicts it."""
 
 import re
 from collections.abc import Mapping

@@ -21,7 +21,7 @@ class Retry:
 
 @dataclass(frozen=True)
 class GiveUp:
-    """`is_unreachable`: no request of the session gets a response, so that others need not be tried either."""
+    """`is_unreachable`: no request of the session gets a response, so others need not be tried either."""
 
     is_unreachable: bool = False
 
@@ -29,14 +29,8 @@ class GiveUp:
 def decide(
     error: Transient, failures: int, unanswered: int = 0, silent_s: float = 0.0, max_attempts: int = MAX_ATTEMPTS
 ) -> Retry | GiveUp:
-    """What follows the failure of a request.
-
-    Args:
-        failures: how often it has failed by now.
-        unanswered: how many requests of its session in a row have got no response by now.
-        silent_s: since when that is so. An exchange that responds to nothing is retried for `SILENCE_LIMIT_S`, however
-            often that is.
-    """
+    """What follows the failure of a request that has failed so often by now, when `unanswered` requests of its session in a
+    row have had no response for `silent_s`: that is retried for `SILENCE_LIMIT_S`, however often."""
     if isinstance(error, Unanswered) and unanswered >= failures:
         if unanswered >= MIN_UNANSWERED and silent_s >= SILENCE_LIMIT_S:
             return GiveUp(is_unreachable=True)
@@ -61,8 +55,8 @@ class CircuitBreaker:
             self._unanswered, self._since = 0, time.monotonic()
 
     def failed(self, sent_at: float) -> None:
-        """Record that the request sent at `sent_at` (monotonic, s) got no response. Time before that, such as waiting for
-        the rate limit, is no silence."""
+        """Record that the request sent at `sent_at` (monotonic, s) got no response; time before that, such as waiting for the
+        rate limit, is no silence."""
         with self._lock:
             if not self._unanswered:
                 self._since = max(self._since, sent_at)

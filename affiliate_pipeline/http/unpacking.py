@@ -61,11 +61,8 @@ class _TooLarge(Exception):
 
 
 def unpack_text(file: bytes, max_bytes: int) -> str:
-    """The text; raises `Unreadable`, which names what the file is, and `NotWhole`.
-
-    Args:
-        max_bytes: the limit for the unpacked bytes of all packings together.
-    """
+    """The text, if all packings together hold at most `max_bytes`; raises `NotWhole` and `Unreadable`, which names what the
+    file is."""
     left = max_bytes
     for _ in range(MAX_PACKINGS + 1):
         packed = re.match(_PACKED, file)

@@ -11,8 +11,8 @@ from typing import Any, Final
 import psycopg
 
 from affiliate_pipeline.domain.days import fold
-from affiliate_pipeline.domain.environment import Environment
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
+from affiliate_pipeline.domain.settings import Environment
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.shared_state import SharedState

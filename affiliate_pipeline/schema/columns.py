@@ -132,12 +132,8 @@ def _column(kind: str, **checks: Any):
     def column(
         description: str, *, nullable: bool = False, optional: bool = False, json_name: str | None = None
     ) -> Any:
-        """A column of the kind.
-
-        Args:
-            optional: the source does not always send the field.
-            json_name: the field's name, where it is not the column's in camel case.
-        """
+        """A column of the kind. `optional`: the source does not always send the field. `json_name`: the field's name, where
+        it is not the column's in camel case."""
         metadata = {"kind": kind, "optional": optional, "json_name": json_name}
         return pa.Field(nullable=nullable or optional, description=description, metadata=metadata, **checks)
 

@@ -61,10 +61,8 @@ class Parsed:
 
 
 def parse(model: type[Row], rows: Iterable[bytes], inside: tuple[str, int, int] | None = None) -> Parsed:
-    """The rows, each chunk of `rows` being one or more JSON objects joined by commas; raises `Invalid`.
-
-    `inside` names an instant column and the half-open range of milliseconds that it has to be in.
-    """
+    """The rows, each chunk of `rows` being one or more JSON objects joined by commas; raises `Invalid`. `inside` names an
+    instant column and the half-open range of milliseconds that it has to be in."""
     chunks = list(rows)
     parsed, problems = _as_declared(model, chunks), list[ColumnProblem]()
     if parsed is None:

@@ -11,10 +11,8 @@ import pyarrow.csv
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A hash of a multiset of rows: independent of their order, different if a row is added, lost or doubled.
-
-    Fingerprints of disjoint rows add up: each of the four 64-bit parts is a sum.
-    """
+    """A hash of a multiset of rows: independent of their order, different if a row is added, lost or doubled. Each of the
+    four 64-bit parts is a sum, so fingerprints of disjoint rows add up."""
 
     parts: tuple[int, ...] = (0, 0, 0, 0)
 

@@ -58,8 +58,7 @@ def _value(row: bytes, name: str, kind: str) -> int:
 
 
 def identities(rows: Iterable[bytes], names: Sequence[str]) -> Iterator[Hashable]:
-    """What distinguishes each row: the texts of these fields (JSON names; None: no value), or the whole row if none are
-    named."""
+    """What distinguishes each row: the `texts` of these fields, or the whole row if none are named."""
     for row in rows:
         yield texts(row, *names) if names else row
 
@@ -84,10 +83,8 @@ def emptied(model: type[Row], values: Mapping[str, object]) -> bytes:
 
 
 def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
-    """The row with these values (by JSON name), which it lacks; its own fields stay byte for byte as received.
-
-    Raises ValueError where the row has another value.
-    """
+    """The row with these values (by JSON name), its own fields byte for byte as received; raises ValueError where it has
+    another value."""
     given = {plain(name): str(value) for name, value in values.items()}
     members = [_member(name, msgspec.json.encode(value)) for name, value in values.items()]
     for name, raw in fields(row):
@@ -153,11 +150,8 @@ def _pairs(text: bytes) -> list[tuple[str, bytes]]:
 
 
 def payload(received: bytes) -> str:
-    """The JSON text with which jsonb keeps a row, or a body, so that its bytes can be read back.
-
-    It is the row itself where jsonb holds it exactly, else a JSON string of its text, else (not UTF-8) the object
-    `{"$base64": …}`.
-    """
+    """The JSON text with which jsonb keeps a row, or a body, so that its bytes can be read back: the row itself where jsonb
+    holds it exactly, else a JSON string of its text, else (not UTF-8) the object `{"$base64": …}`."""
     try:
         text = received.decode()
     except UnicodeDecodeError:

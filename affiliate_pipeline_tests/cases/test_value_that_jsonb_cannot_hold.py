@@ -75,6 +75,7 @@ def test_whatever_jsonb_refuses_or_changes_is_kept_as_its_json_text(
         rb'"Phase1234"',
         b'"$json"',
         b"[[[]]]",
+        b"[" * 700 + b"]" * 700,
         b"-0.0",
     ],
 )

@@ -22,9 +22,7 @@ class BinanceAuth(httpx.Auth):
     def __init__(self, api_key: str, secret: str, now_ms: Callable[[], int]) -> None:
         # Checked here because the HTTP layer's own error for an illegal header quotes its value.
         check_api_key(api_key, secret)
-        self._api_key = api_key
-        self._sign = read_secret(secret).sign
-        self._now_ms = now_ms
+        self._api_key, self._now_ms, self._sign = api_key, now_ms, read_secret(secret).sign
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         stamp = b"recvWindow=%d&timestamp=%d" % (RECV_WINDOW_MS, self._now_ms())

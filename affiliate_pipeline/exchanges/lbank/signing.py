@@ -24,10 +24,8 @@ class LBankAuth(httpx.Auth):
     def __init__(
         self, api_key: str, secret: str, method: Literal["HmacSHA256", "RSA"], now_ms: Callable[[], int]
     ) -> None:
-        self._api_key = api_key
-        self._method = method
+        self._api_key, self._method, self._now_ms = api_key, method, now_ms
         self._sign = _signer(secret, method)
-        self._now_ms = now_ms
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         # Sent twice: the official client has them as headers, the affiliate domain's as parameters.
