@@ -15,7 +15,7 @@ def start_ms(day: date, zone: ZoneInfo) -> int:
 
 
 def day_of(instant_ms: int, zone: ZoneInfo) -> date:
-    """The day that the millisecond lies in."""
+    """The day that the millisecond is in."""
     return datetime.fromtimestamp(instant_ms // 1000, zone).date()
 
 

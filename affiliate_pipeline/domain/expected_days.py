@@ -74,7 +74,7 @@ class Timetable:
 
 
 class LandedDay(Protocol):
-    """What the ledger says of a landed day."""
+    """What the ledger records of a landed day."""
 
     @property
     def settled(self) -> bool: ...

@@ -17,7 +17,7 @@ MAX_ERROR_BYTES = 64 << 10
 # A file that trickles must not keep a run from ending.
 DOWNLOAD_LIMIT_S = 900
 HEARTBEAT_TIMEOUT_S = 10
-# Amazon S3 answers 400 where the token in the URL has expired.
+# Amazon S3 returns 400 where the token in the URL has expired.
 _EXPIRED = (400, 401, 403, 404, 410)
 
 
@@ -42,20 +42,18 @@ def download(url: str, max_bytes: int, network: Network = DIRECT) -> bytes:
 
 def _once(http: httpx.Client, url: str, max_bytes: int) -> bytes:
     deadline = time.monotonic() + DOWNLOAD_LIMIT_S
-    pieces: list[bytes] = []
-    size, host = 0, ""
+    file, host = bytearray(), ""
     try:
         host = httpx.URL(url).host
         with http.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response:
             _check(response, host)
             for piece in response.iter_raw():
-                pieces.append(piece)
-                size += len(piece)
-                if size > max_bytes:
+                file += piece
+                if len(file) > max_bytes:
                     raise Refused(f"the file of {host} is larger than {max_bytes >> 20} MiB")
                 if time.monotonic() > deadline:
                     raise Transient(f"the file of {host} did not end within {DOWNLOAD_LIMIT_S} s")
-            return b"".join(pieces)
+            return bytes(file)
     except httpx.InvalidURL:
         raise Refused("the URL of the file is invalid") from None
     except httpx.TransportError as error:
@@ -64,7 +62,7 @@ def _once(http: httpx.Client, url: str, max_bytes: int) -> bytes:
 
 
 def _check(response: httpx.Response, host: str) -> None:
-    """Raises unless the response is a file whose end can be told from an interruption."""
+    """Raise unless the response is a file that differs, once complete, from an interrupted one."""
     status, headers = response.status_code, response.headers
     if status != 200:
         body = b""
@@ -73,10 +71,10 @@ def _check(response: httpx.Response, host: str) -> None:
             if len(body) > MAX_ERROR_BYTES:
                 break
         error = read_error(body, headers.get("Content-Type", ""))
-        answer = describe(f"the file host {host}", Response(status, headers, body), error)
+        what = describe(f"the file host {host}", Response(status, headers, body), error)
         if status in _EXPIRED:
-            raise UrlExpired(f"{answer}. The URL has expired")
-        raise Transient(answer) if status >= 500 or status in (408, 429) else Refused(f"{answer}, instead of the file")
+            raise UrlExpired(f"{what}. The URL has expired")
+        raise Transient(what) if status >= 500 or status in (408, 429) else Refused(f"{what}, instead of the file")
     encoding = headers.get("Content-Encoding", "identity").lower()
     if encoding not in ("identity", "gzip", "x-gzip"):
         raise Refused(f"the file host {host} sent the file in the encoding {encoding!r}, which was not requested")

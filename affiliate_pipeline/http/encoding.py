@@ -65,7 +65,7 @@ def read_secret(setting: str) -> Secret:
     """The shared secret or private key in a setting, or in the file whose path the setting is.
 
     A private key may be PEM (PKCS#8, PKCS#1, OpenSSH; its line ends may be blanks or a literal `\\n`), or base64 of the
-    DER. Raises ValueError, whose text says what was found and quotes nothing of the secret.
+    DER. Raises ValueError, whose text names what was found and quotes nothing of the secret.
     """
     path = _path_in(setting.strip())
     try:

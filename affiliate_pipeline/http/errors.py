@@ -21,7 +21,7 @@ class ExchangeError(AffiliateError):
 class Transient(ExchangeError):
     """Another request may succeed; after the last attempt it fails the days requested."""
 
-    # How long the exchange allows no request, if it says so.
+    # How long the exchange allows no request, if known.
     retry_after_s: float | None = None
 
 

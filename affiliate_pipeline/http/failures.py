@@ -137,7 +137,7 @@ def describe(sender: str, response: Response, error: ErrorBody, code_name: str =
 
 
 def error_of(response: Response) -> ErrorBody:
-    """What the response's body says."""
+    """Code and message of the response's body."""
     body = response.content if response.received is None else response.received
     return read_error(body, response.headers.get("Content-Type", ""))
 

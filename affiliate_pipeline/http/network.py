@@ -269,10 +269,10 @@ def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:
     return error
 
 
-def _refused(proxy: Proxy, answer: str, status: int | None, unreachable: type[Unanswered]) -> ExchangeError:
+def _refused(proxy: Proxy, response: str, status: int | None, unreachable: type[Unanswered]) -> ExchangeError:
     if status in (502, 503, 504):
-        return unreachable(f"{proxy} answered {answer}: it does not reach the exchange", _CHECK_PROXY)
+        return unreachable(f"{proxy} answered {response}: it does not reach the exchange", _CHECK_PROXY)
     action = f"Have the proxy permit this host, or unset {proxy.variable} if none is needed"
     if status == 407:
         action = f"Put user and password for the proxy into {proxy.variable} (http://user:password@host:port)"
-    return UnusableNetwork(f"{proxy} refused the request: {answer}", action)
+    return UnusableNetwork(f"{proxy} refused the request: {response}", action)

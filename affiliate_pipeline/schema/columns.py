@@ -76,9 +76,9 @@ _NO_VALUE = frozenset({"", "-", "--", "null", "none", "n/a"})
 class Kind:
     """One kind of value, and every spelling of it that is accepted.
 
-    `noun` is what people call it. `sent` is how Arrow reads the JSON type that is usually sent, if within `range` (None:
-    whatever the column can hold). `read` returns the value of any spelling exactly (a number as text, an instant in
-    seconds), or raises ValueError or KeyError. `no_value` are the texts, stripped and in lower case, that mean null.
+    `noun` is what people call it. `sent` is how Arrow reads the JSON type that is usually sent. `read` returns the value of
+    any spelling exactly (a number as text, an instant in seconds), or raises ValueError or KeyError. `no_value` are the
+    texts, stripped and in lower case, that mean null.
     """
 
     name: str
@@ -87,7 +87,6 @@ class Kind:
     arrow_type: arrow.DataType
     sent: arrow.DataType
     read: Callable[[bytes], Any]
-    range: tuple[int, int] | None = None
     no_value: frozenset[str] = _NO_VALUE
 
     def means_null(self, raw: bytes) -> bool:
@@ -101,14 +100,13 @@ def _whole(name: LiteralString, bits: int, type_: arrow.DataType) -> Kind:
     return Kind(name, f"a whole number of {bits} bits", name, type_, arrow.int64(), read)
 
 
-_TIME = "a time in milliseconds from 2009 to 2100"
-_MS, _LIMITS = arrow.timestamp("ms", "UTC"), (OLDEST_MS, NEWEST_MS)
+_TIME, _UTC = "a time in milliseconds from 2009 to 2100", arrow.timestamp("ms", "UTC")
 KINDS = {
     kind.name: kind
     for kind in (
         Kind("text", "a text that can be stored", "text", arrow.string(), arrow.string(), _text, no_value=frozenset()),
         Kind("amount", "a decimal number", "numeric", arrow.string(), arrow.string(), _amount),
-        Kind("instant", _TIME, "timestamptz", _MS, arrow.int64(), _instant, _LIMITS, _NO_VALUE | {"0", "-1"}),
+        Kind("instant", _TIME, "timestamptz", _UTC, arrow.int64(), _instant, _NO_VALUE | {"0", "-1"}),
         _whole("bigint", 64, arrow.int64()),
         _whole("smallint", 16, arrow.int16()),
         Kind("flag", "true or false", "boolean", arrow.bool_(), arrow.bool_(), _flag),

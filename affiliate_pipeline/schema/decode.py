@@ -15,7 +15,7 @@ import pyarrow.json
 from pandera.errors import SchemaErrors
 from pyarrow import compute
 
-from affiliate_pipeline.schema.columns import LEAST_MS, Column, Kind, Row, columns
+from affiliate_pipeline.schema.columns import LEAST_MS, NEWEST_MS, OLDEST_MS, Column, Kind, Row, columns
 from affiliate_pipeline.schema.raw_row import extra_of, fields, joined, plain, sample
 
 # Decoded at once: the result of more does not fit the processor's caches.
@@ -102,7 +102,7 @@ def batches(chunks: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
 
 
 def _as_declared(model: type[Row], chunks: Sequence[bytes]) -> Parsed | None:
-    """Rows whose values are as the schema says, valid; None for any others, which `_FieldReader` reads."""
+    """Rows whose values have the types of the schema and are valid; None for any others, which `_FieldReader` reads."""
     try:
         names = _names_sent(model, chunks)
         parts = list(batches(chunks, DECODED_BYTES)) or [list[bytes]()]
@@ -126,7 +126,7 @@ def _names_sent(model: type[Row], chunks: Sequence[bytes]) -> tuple[str, ...]:
 
 @lru_cache
 def _declared(model: type[Row], names: tuple[str, ...]) -> pyarrow.json.ParseOptions:
-    """The options for one object whose `rows` are exactly as the schema says."""
+    """The options for one object whose `rows` have exactly the types of the schema."""
     row = arrow.struct([(name, column.kind.sent) for name, column in zip(names, columns(model), strict=True)])
     schema = arrow.schema([("rows", arrow.list_(row))])
     return pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
@@ -149,19 +149,19 @@ def _decoded(model: type[Row], names: tuple[str, ...], chunks: Sequence[bytes]) 
         # Arrow reads a missing field as null. In rows of flat fields, each there once, only a field's name looks like this.
         if array.null_count and not column.optional and text.count(f'"{name}":'.encode()) < len(rows):
             raise ValueError("a field is missing, or its name is spelled in another way")
-        values[column.name] = _in_range(column.kind, array).cast(column.kind.arrow_type)
+        values[column.name] = _in_ms(array, column.kind).cast(column.kind.arrow_type)
     return _table(model, values, len(rows))
 
 
-def _in_range(kind: Kind, array: arrow.Array) -> arrow.Array:
-    """The numbers, instants in milliseconds; raises ValueError if one is out of range."""
-    if not kind.range or array.null_count == len(array):
+def _in_ms(array: arrow.Array, kind: Kind) -> arrow.Array:
+    """The numbers, of instants their milliseconds; raises ValueError if an instant is out of range."""
+    if kind.name != "instant" or array.null_count == len(array):
         return array
     lowest, highest = (each.as_py() for each in compute.min_max(array).values())
-    if kind.name == "instant" and 0 < lowest <= highest < LEAST_MS:
+    if 0 < lowest <= highest < LEAST_MS:
         array, lowest, highest = compute.multiply(array, 1000), lowest * 1000, highest * 1000
-    if lowest < kind.range[0] or highest > kind.range[1]:
-        raise ValueError("a number is out of range")
+    if lowest < OLDEST_MS or highest > NEWEST_MS:
+        raise ValueError("an instant is out of range")
     return array
 
 

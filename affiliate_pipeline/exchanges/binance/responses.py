@@ -52,4 +52,4 @@ def server_time_ms(body: bytes) -> int:
     try:
         return msgspec.json.decode(body, type=_ServerTime).server_time
     except msgspec.DecodeError:
-        raise ValueError("no serverTime in the answer") from None
+        raise ValueError("the response has no serverTime") from None

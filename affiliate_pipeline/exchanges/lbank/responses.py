@@ -33,12 +33,12 @@ _CODES = {
     ),
 }
 _INTERPRETER = Interpreter("LBank", _CODES, "LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_BASE_URL", "error_code")
-# These two may be about the openId asked for and not about us.
+# These two may be about the requested openId and not about us.
 OPEN_ID_CODES = {10006, 10022}
 
 
 class _Envelope(msgspec.Struct):
-    """Only what tells a successful response is of a certain type: the rest may be sent in any way."""
+    """Only what identifies a successful response has a type: the rest may be sent in any way."""
 
     result: str | bool
     error_code: object = None
@@ -50,14 +50,14 @@ _decoder = msgspec.json.Decoder(_Envelope)
 
 
 def read(response: Response) -> bytes:
-    """The `data` of a successful response as JSON; otherwise raises the `ExchangeError` that says what is wrong."""
+    """The `data` of a successful response as JSON; otherwise raises an `ExchangeError`."""
     try:
         envelope = _decoder.decode(response.content)
     except msgspec.DecodeError:
         envelope = None
     if envelope and str(envelope.result).lower() == "true" and response.status_code not in (418, 429):
         data = bytes(envelope.data)
-        # Without a list, the code has to say success too.
+        # Without a list, the code has to mean success too.
         if data not in NO_LIST or whole(envelope.error_code) in (None, 0):
             return data
     error = error_of(response)
