@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.domain.problem import SettingsError
-from affiliate_pipeline.domain.settings import HOW_TO_SET, Settings
+from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, HOW_TO_SET, Mode, Project, Settings
 from affiliate_pipeline.exchanges.binance.exchange import Binance
 from affiliate_pipeline.exchanges.lbank.exchange import LBank
 from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
