@@ -22,7 +22,7 @@ from affiliate_pipeline.commission.figures import Incomplete, gather, incomplete
 from affiliate_pipeline.commission.report import render
 from affiliate_pipeline.commission.rollup import TABLE, Commission
 from affiliate_pipeline.domain.days import fold
-from affiliate_pipeline.domain.environment import Environment, Mode
+from affiliate_pipeline.domain.settings import Environment, Mode
 from affiliate_pipeline.environment import application, process_environment
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
 from affiliate_pipeline.landing.pipeline import connected, plan_of

@@ -28,9 +28,9 @@ from affiliate_pipeline.app.processes import dagster_home, exclusive, run_dagste
 from affiliate_pipeline.app.sandbox import serving
 from affiliate_pipeline.commission.rollup import Commission
 from affiliate_pipeline.domain.days import DAY, fold, runs
-from affiliate_pipeline.domain.environment import Environment
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.redaction import redact
+from affiliate_pipeline.domain.settings import Environment
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS, EXCHANGE_VARIABLES
 from affiliate_pipeline.landing.pipeline import now_ms

@@ -16,8 +16,8 @@ from affiliate_pipeline.defs.dagster_internals import range_tags, sensor
 from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days
 from affiliate_pipeline.defs.resources import Installation
 from affiliate_pipeline.domain.days import DAY, fold, runs
-from affiliate_pipeline.domain.settings import Mode
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
+from affiliate_pipeline.domain.settings import Mode
 from affiliate_pipeline.exchanges.registry import EARNING
 
 COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])

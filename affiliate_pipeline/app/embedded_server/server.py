@@ -29,7 +29,7 @@ from affiliate_pipeline.app.embedded_server.cluster import (
     write,
 )
 from affiliate_pipeline.app.embedded_server.programs import make_folder, run
-from affiliate_pipeline.domain.environment import DATABASE_VARIABLE, Environment
+from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, Environment
 
 ROLE = "affiliate"
 SETTINGS = {
