@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: up down test e2e bench docs
+.PHONY: up down test lint e2e bench docs
 
 up: $(VENV)/.installed
 	@$(BIN)/affiliate-pipeline up $(ARGS)
@@ -14,9 +14,13 @@ up: $(VENV)/.installed
 down: $(VENV)/.installed
 	@$(BIN)/affiliate-pipeline down
 
-test: $(VENV)/.installed-dev
+test: lint
+	$(BIN)/pytest -n auto $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pyright
 
 e2e: $(VENV)/.installed-dev
 	$(BIN)/pytest -m e2e --timeout 900 $(ARGS)

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def shift_clock() -> None:
 
 
 @pytest.fixture
-def exchange(both: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox]:
+def exchange(both: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
     """Both exchanges as they were at `NOW`, with assignments configured."""
     monkeypatch.setattr(time, "time_ns", time.time_ns)
     shift_clock()
@@ -63,7 +63,7 @@ def exchange(both: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     customers.write_text("customerId,email\nnew1,jane.doe1@example.com\nnew2,jane.doe2@example.com\n")
     monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(customers))
     monkeypatch.setenv("BINANCE_USER_CUSTOMER_ID", "myself")
-    yield both
+    return both
 
 
 def land_in_new_process(environment: dict[str, str], key: str, days: Sequence[date]) -> None:

@@ -1,5 +1,7 @@
-"""Shared by all parts of the benchmark: an isolated project with its own database, processes whose time and memory are
-measured, and tables of results."""
+"""Shared by all parts of the benchmark.
+
+An isolated project with its own database, processes whose time and memory are measured, and tables of results.
+"""
 
 import os
 import shutil
@@ -114,11 +116,13 @@ class Place:
             *selection,
         ]
         began = time.perf_counter()
-        with subprocess.Popen(
-            [sys.executable, "-m", "dagster", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process:
-            with peaks(contender=process.pid, database=self._database_pid, **watched) as memory:
-                output, _ = process.communicate()
+        with (
+            subprocess.Popen(
+                [sys.executable, "-m", "dagster", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ) as process,
+            peaks(contender=process.pid, database=self._database_pid, **watched) as memory,
+        ):
+            output, _ = process.communicate()
         assert process.returncode == 0, output
         return Measured(None, time.perf_counter() - began, memory)
 
@@ -140,7 +144,7 @@ class Place:
             last,
             first,
         )
-        assert seconds and seconds > 0, "the asset's step failed"
+        assert seconds is not None, "the asset's step failed"
         return seconds
 
 

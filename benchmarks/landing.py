@@ -1,7 +1,7 @@
-"""(a) Speed and memory of landing rebates through the real asset, compared with raw COPY of the same rows (the upper
-bound), a naive client and dlt.
+"""(a) Speed and memory of landing rebates through the real asset.
 
-Each run starts with an empty table, which must then have exactly the source's rows, to the last digit.
+Compared with raw COPY of the same rows (the upper bound), a naive client and dlt. Each run starts with an empty
+table, which must then have exactly the source's rows, to the last digit.
 """
 
 import os

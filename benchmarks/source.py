@@ -143,5 +143,5 @@ def _content(rows: Sequence[dict[str, Any]]) -> Content:
     for row in rows:
         line = "|".join(NULL if row.get(name) is None else str(row[name]) for name in FIELDS)
         income = EXACT.add(income, Decimal(row["income"]))
-        hashes += int(md5(line.encode()).hexdigest()[:HASH_HEX_DIGITS], 16)
+        hashes += int(md5(line.encode(), usedforsecurity=False).hexdigest()[:HASH_HEX_DIGITS], 16)
     return Content(len(rows), income, hashes)

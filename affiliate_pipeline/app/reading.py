@@ -189,4 +189,5 @@ def _become(name: str, arguments: Sequence[str]) -> None:
     # Connect first: PostgreSQL's programs detect no pooler, and their errors suggest no fix for a wrong address.
     connect(url).close()
     path = str(program(name))
-    os.execve(path, [path, *arguments], process_environment(**libpq_environment(url)))
+    environment = process_environment(**libpq_environment(url))
+    os.execve(path, [path, *arguments], environment)  # noqa: S606 - the program takes over this process

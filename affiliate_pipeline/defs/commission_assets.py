@@ -1,5 +1,7 @@
-"""The money by day: two assets derived from the endpoints' tables, and the sensor that adds a day up again once something
-else has landed for it."""
+"""The daily commission and its report: two derived assets, and the sensor for stale days.
+
+The sensor adds a day up again once another landing has changed it.
+"""
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -146,7 +148,7 @@ def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path) -
     description="Adds up again each day for which something else has landed than it was added up from.",
 )
 def stale_days(
-    context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
+    _context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
 ) -> list[dg.RunRequest]:
     now = datetime.now(UTC)
     with installation.store() as store:

@@ -1,5 +1,7 @@
-"""What is taken from Dagster's private modules, which nothing else imports; and which runs, sensors and schedules of a
-shared instance are this package's own."""
+"""What is taken from Dagster's private modules, which nothing else imports.
+
+Also which runs, sensors and schedules of a shared instance belong to this package.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import date

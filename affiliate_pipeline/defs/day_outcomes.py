@@ -1,5 +1,7 @@
-"""A step over several days: its partitions, and how it ends, with metadata per landed day and a failure that names every
-other day."""
+"""A step over several days: its partitions, and how it ends.
+
+It ends with metadata for each landed day and a failure that names every other day.
+"""
 
 from collections.abc import Iterable, Mapping
 from datetime import date

@@ -1,5 +1,7 @@
-"""One asset per endpoint, partitioned by day, and one per reference table. A run over a range materializes exactly the days
-that landed and fails for the others, by name."""
+"""One asset per endpoint, partitioned by day, and one per reference table.
+
+A run over a range materializes exactly the days that landed and fails for the others, by name.
+"""
 
 from collections.abc import Iterator, Mapping
 from datetime import date

@@ -1,5 +1,7 @@
-"""Which days of an asset are expected: when they are due, when they have settled, until when they can be fetched.
-Instants are milliseconds since 1970 UTC; nothing here reads a clock."""
+"""Which days of an asset are expected: when due, when settled, until when fetchable.
+
+Instants are milliseconds since 1970 UTC; nothing here reads a clock.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

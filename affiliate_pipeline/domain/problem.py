@@ -9,8 +9,11 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Problem:
-    """What happened, its impact (what is safe, what is missing) and the action to take: sentences without a full stop.
-    `code` names the kind of failure: the class of the error, in snake case."""
+    """A failure: what happened, its impact and the action to take.
+
+    The impact is what is safe and what is missing. All three are sentences without a full stop. `code` names the kind
+    of failure: the class of the error, in snake case.
+    """
 
     code: str
     what: str

@@ -126,8 +126,10 @@ class Project(Settings):
 
 @dataclass(frozen=True)
 class Environment:
-    """The settings that apply. Each kind of them is typed when it is used: a malformed variable fails only what needs
-    it."""
+    """The settings that apply.
+
+    Each kind is typed when it is used: a malformed variable fails only what needs it.
+    """
 
     mode: Mode
     # Holds `workspace.yaml`.

@@ -19,7 +19,9 @@ MAX_SLOTS = 300
 HandledAt = Callable[[psycopg.Connection[Any], str, Sequence[date]], Mapping[date, datetime]]
 
 
-def _nothing_handled(connection: psycopg.Connection[Any], asset: str, days: Sequence[date]) -> Mapping[date, datetime]:
+def _nothing_handled(
+    _connection: psycopg.Connection[Any], _asset: str, _days: Sequence[date]
+) -> Mapping[date, datetime]:
     return {}
 
 

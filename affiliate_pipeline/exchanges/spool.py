@@ -15,11 +15,13 @@ class SpoolFull(AffiliateError):
 
 
 class Spool:
-    """Chunks in the order added, to be read as often as needed: the first megabyte is kept in memory, more in a
-    temporary file that has no name and is gone with this object."""
+    """Chunks in the order added, to be read as often as needed.
+
+    The first megabyte is kept in memory, more in a temporary file that has no name and is removed with this object.
+    """
 
     def __init__(self, chunks: Iterable[bytes] = ()) -> None:
-        self._file = SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)
+        self._file = SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115 - closed with this object
         self._sizes: list[int] = []
         for chunk in chunks:
             self.append(chunk)

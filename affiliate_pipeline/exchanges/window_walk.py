@@ -212,7 +212,8 @@ class _Walk:
     def _put(self, item: DayBatch | DayError | BaseException | None) -> None:
         while not self._stop.is_set():
             with suppress(queue.Full):
-                return self._done.put(item, timeout=0.1)
+                self._done.put(item, timeout=0.1)
+                return
 
     def _walk(self, windows: list[Window]) -> None:
         """Cover the windows in order; once rows have proven the ends, other jobs take all but the first window."""

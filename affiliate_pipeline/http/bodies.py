@@ -38,8 +38,10 @@ def repaired(body: bytes) -> bytes:
 
 
 def possible_rows(body: bytes) -> list[bytes]:
-    """The body as the only item if it may hold rows: it is, or was the beginning of, a JSON list or object with an object in
-    it; otherwise empty."""
+    """The body as the only item if it may hold rows; otherwise empty.
+
+    It may if it is, or was the beginning of, a JSON list or object with an object in it.
+    """
     may_hold_rows = body.lstrip()[:1] in (b"{", b"[") and len(body.strip()) > len(b"[{}]") and b"{" in body
     return [body] if may_hold_rows else []
 

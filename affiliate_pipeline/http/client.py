@@ -80,8 +80,11 @@ class Clock:
         self.offset_ms = server_ms - self._local_ms()
 
     def correct(self, rejected: ClockOff, query: Callable[[], int | None]) -> bool:
-        """Adopt the exchange's clock (ms), from the rejection or from `query`, where it has such a request; return False if
-        the clocks agree already, so that another request would be rejected again."""
+        """Adopt the exchange's clock (ms); return False if the clocks agree already.
+
+        It is taken from the rejection or from `query`, where the exchange has such a request. If the clocks agree,
+        another request would be rejected again.
+        """
         if self.offset_ms != rejected.signed_offset_ms:
             return True  # corrected since, because of another request
         try:
@@ -170,13 +173,19 @@ class Client:
         self._http.close()
 
     def get(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, retries: bool = True) -> T:
-        """The decoded payload; one that `decode` rejects with ValueError counts as a failed attempt. Without `retries`, the
-        first failure is raised, unless correcting the clock can fix it."""
+        """The decoded payload of a GET.
+
+        A payload that `decode` rejects with ValueError counts as a failed attempt. Without `retries`, the first
+        failure is raised, unless correcting the clock can fix it.
+        """
         return self._repeat(lambda: self._once("GET", path, params, decode), retries)
 
     def post(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, retries: bool = True) -> T:
-        """The same for a POST with its parameters in the query. It is sent again only if it certainly had no effect (too many
-        requests, a rejected timestamp, no connection); any other transient failure raises `OutcomeUnknown` at once."""
+        """The decoded payload of a POST with its parameters in the query.
+
+        It is sent again only if it certainly had no effect (too many requests, a rejected timestamp, no connection);
+        any other transient failure raises `OutcomeUnknown` at once.
+        """
 
         def once() -> T:
             try:

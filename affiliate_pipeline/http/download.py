@@ -1,5 +1,7 @@
-"""Requests for a URL that is itself a secret: the file that an exchange offers, and the heartbeat. No text contains the URL,
-and nothing else is sent: no signature and no API key."""
+"""Requests for a URL that is itself a secret: an offered file, and the heartbeat.
+
+No text contains the URL, and nothing else is sent: no signature and no API key.
+"""
 
 import time
 
@@ -22,8 +24,9 @@ _EXPIRED = (400, 401, 403, 404, 410)
 
 
 def download(url: str, max_bytes: int, network: Network = DIRECT) -> bytes:
-    """The file's bytes as they were sent: gzip stays packed, since httpx would read the first of several members, or a part
-    of one cut short, as the whole.
+    """The file's bytes as they were sent.
+
+    Gzip stays packed, since httpx would read the first of several members, or a part of one cut short, as the whole.
 
     Raises `UrlExpired`, `Refused` (too large, moved, of unknown length) or, after the last attempt, `Transient`.
     """

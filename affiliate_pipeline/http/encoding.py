@@ -34,8 +34,11 @@ _OPENSSH = b"openssh-key-v1\0"
 
 
 def encode(params: Mapping[str, object]) -> str:
-    """The query of `params` in their order: UTF-8, RFC 3986 unreserved characters kept, all else as
-    upper-case `%XX` (a space is `%20`). None values are left out, empty ones stay (`coin=`)."""
+    """The query of `params` in their order.
+
+    UTF-8; RFC 3986 unreserved characters are kept, all else is upper-case `%XX` (a space is `%20`). None values are
+    left out, empty ones stay (`coin=`).
+    """
     present = {name: value for name, value in params.items() if value is not None}
     return urlencode(present, quote_via=quote, safe="")
 
@@ -62,9 +65,9 @@ class Secret:
 
 
 def read_secret(setting: str) -> Secret:
-    """The shared secret or private key in a setting, or in the file whose path the setting is.
+    r"""The shared secret or private key in a setting, or in the file whose path the setting is.
 
-    A private key may be PEM (PKCS#8, PKCS#1, OpenSSH; its line ends may be blanks or a literal `\\n`), or base64 of the
+    A private key may be PEM (PKCS#8, PKCS#1, OpenSSH; its line ends may be blanks or a literal `\n`), or base64 of the
     DER. Raises ValueError, whose text names what was found and quotes nothing of the secret.
     """
     path = _path_in(setting.strip())

@@ -36,13 +36,16 @@ _TAG = r"<[^<>]*>"
 _NAMED = r"(?is)<(code|message|msg)\b[^<>]*>([^<>]+)<"
 _QUERY = r"(\w+://[^\s?#\"'<>]*)[?#][^\s\"'<>]*"
 # As long as a key or signature, which a message may quote without naming it.
-_TOKEN = r"(?<![\w/.-])(?=\w*[0-9])(?=\w*[A-Za-z])\w{32,}(?![\w.])"
+_LONG_WORD = r"(?<![\w/.-])(?=\w*[0-9])(?=\w*[A-Za-z])\w{32,}(?![\w.])"
 
 
 @dataclass(frozen=True)
 class ErrorBody:
-    """`message` is one short redacted line, empty if the body is; `is_page`: HTML or XML; `is_message`: it is one and not
-    the beginning of data; `is_failure`: it is not the data requested, whatever the HTTP status."""
+    """What the body of a failed response says.
+
+    `message` is one short redacted line, empty if the body is; `is_page`: HTML or XML; `is_message`: it is one and
+    not the beginning of data; `is_failure`: it is not the data requested, whatever the HTTP status.
+    """
 
     code: int | None
     message: str
@@ -167,5 +170,5 @@ def _text(body: bytes, content_type: str) -> str:
 def _line(text: str) -> str:
     """The text in one line without control characters, secrets, queries of URLs and full emails."""
     text = " ".join("".join(each if each.isprintable() else " " for each in text[: 8 * MAX_MESSAGE_CHARACTERS]).split())
-    text = re.sub(_TOKEN, "***", redact(re.sub(_QUERY, r"\1?***", text)))
+    text = re.sub(_LONG_WORD, "***", redact(re.sub(_QUERY, r"\1?***", text)))
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[:MAX_MESSAGE_CHARACTERS].rstrip() + "…"

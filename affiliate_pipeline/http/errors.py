@@ -1,5 +1,8 @@
-"""Errors of requests to an exchange, whose texts have no secret, signature, URL or full email in them.
-Raised `from None`, so that no exception of a library, which may quote a URL, is shown with them."""
+"""Errors of requests to an exchange.
+
+Their texts contain no secret, signature, URL or full email. They are raised `from None`, so that no exception of a
+library, which may quote a URL, is shown with them.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Self
@@ -38,8 +41,11 @@ class RateLimited(Transient):
 
 
 class ClockOff(Transient):
-    """The exchange rejected our timestamp; `server_ms` is its clock, if given, and `signed_offset_ms` the correction of our
-    clock that the request was signed with."""
+    """The exchange rejected our timestamp.
+
+    `server_ms` is its clock, if given, and `signed_offset_ms` the correction of our clock that the request was signed
+    with.
+    """
 
     server_ms: int | None = None
     signed_offset_ms = 0

@@ -1,5 +1,7 @@
-"""What a failed request means, the same for all exchanges. The exchange's own message comes first; what is added to it never
-contradicts it."""
+"""What a failed request means, the same for all exchanges.
+
+The exchange's own message comes first; what is added to it never contradicts it.
+"""
 
 import re
 from collections.abc import Mapping
@@ -36,8 +38,11 @@ _FIREWALL = "This usually comes from a firewall or a maintenance, not from the A
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a code of the exchange's own means: an error, and `advice` to add to the message unless that names a cause
-    which is not one of `causes` (names of `_CAUSES`; none: any)."""
+    """What an exchange's own error code means.
+
+    An error, and `advice` to add to the message unless that names a cause which is not one of `causes` (names of
+    `_CAUSES`; none: any).
+    """
 
     error: type[ExchangeError]
     advice: str = ""

@@ -51,8 +51,11 @@ class Proxy:
 
 
 class Network:
-    """How this machine reaches others, by variables as curl knows them: `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and
-    `NO_PROXY` in upper or lower case, `SSL_CERT_FILE`, `SSL_CERT_DIR`. Other variables do not count."""
+    """How this machine reaches other hosts, by the variables that curl knows.
+
+    `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` in upper or lower case, `SSL_CERT_FILE`, `SSL_CERT_DIR`.
+    Other variables do not count.
+    """
 
     def __init__(self, variables: Mapping[str, str]):
         self._variables = variables

@@ -29,8 +29,11 @@ class GiveUp:
 def decide(
     error: Transient, failures: int, unanswered: int = 0, silent_s: float = 0.0, max_attempts: int = MAX_ATTEMPTS
 ) -> Retry | GiveUp:
-    """What follows the failure of a request that has failed so often by now, when `unanswered` requests of its session in a
-    row have had no response for `silent_s`: that is retried for `SILENCE_LIMIT_S`, however often."""
+    """What follows a failed request.
+
+    `failures`: how often it has failed by now. When `unanswered` requests of its session in a row have had no
+    response for `silent_s`, it is retried for `SILENCE_LIMIT_S`, however often.
+    """
     if isinstance(error, Unanswered) and unanswered >= failures:
         if unanswered >= MIN_UNANSWERED and silent_s >= SILENCE_LIMIT_S:
             return GiveUp(is_unreachable=True)
@@ -55,8 +58,10 @@ class CircuitBreaker:
             self._unanswered, self._since = 0, time.monotonic()
 
     def failed(self, sent_at: float) -> None:
-        """Record that the request sent at `sent_at` (monotonic, s) got no response; time before that, such as waiting for the
-        rate limit, is no silence."""
+        """Record that the request sent at `sent_at` (monotonic, s) got no response.
+
+        Time before that, such as waiting for the rate limit, is no silence.
+        """
         with self._lock:
             if not self._unanswered:
                 self._since = max(self._since, sent_at)

@@ -61,8 +61,10 @@ class _TooLarge(Exception):
 
 
 def unpack_text(file: bytes, max_bytes: int) -> str:
-    """The text, if all packings together hold at most `max_bytes`; raises `NotWhole` and `Unreadable`, which names what the
-    file is."""
+    """The text of a packed file.
+
+    All packings together hold at most `max_bytes`. Raises `NotWhole` and `Unreadable`, which names what the file is.
+    """
     left = max_bytes
     for _ in range(MAX_PACKINGS + 1):
         packed = re.match(_PACKED, file)

@@ -123,8 +123,10 @@ def stats_of(connection: psycopg.Connection, endpoint: Endpoint, day: date) -> D
 
 
 def differences(connection: psycopg.Connection, endpoint: Records, day: date) -> list[Difference] | None:
-    """Where the day's rows differ in number or exact sum, by what they are summed by, from those of the asset that the
-    endpoint is compared with; None if that has not landed the day."""
+    """How the day's rows differ from those of the asset that the endpoint is compared with.
+
+    Compares number and exact sums, by what they are summed by; None if that asset has not landed the day.
+    """
     other = endpoint.compared_with
     if not endpoint.sum_by or not other or not ledger.entries(connection, other, [day]):
         return None

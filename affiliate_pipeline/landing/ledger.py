@@ -102,8 +102,11 @@ def confirm(connection: Connection[Any], asset: str, day: date, *, settled: bool
 
 
 def by_day(assets: Sequence[str]) -> sql.Composed:
-    """Selects the days that any of the assets has landed: `partition`, `inputs` (a fingerprint of the contents),
-    `landed_at` (the latest) and `settled` (a JSON object by asset)."""
+    """A query for the days that any of the assets has landed.
+
+    Columns: `partition`, `inputs` (a fingerprint of the contents), `landed_at` (the latest) and `settled` (a JSON
+    object by asset).
+    """
     # Transactions overlap, so that times would not identify the content that was read.
     return sql.SQL(
         "select partition, md5(string_agg(asset || ' ' || content_hash || ' ' || settled, ',' order by asset)) as inputs, "

@@ -40,8 +40,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """Exceptions for a run: accept fewer rows than had landed, land rejected rows instead of fetching, and fetch days that
-    the source no longer promises to have."""
+    """Exceptions for a run.
+
+    Accept fewer rows than had landed, land rejected rows instead of fetching, fetch days that the source no longer
+    promises.
+    """
 
     allow_shrink: bool = False
     from_rejected: bool = False
@@ -78,8 +81,10 @@ def now_ms() -> int:
 def connected(
     endpoint: Endpoint[SessionT], store: Store, variables: Mapping[str, str], max_wait_s: float = MAX_WAIT_S
 ) -> Generator[SessionT]:
-    """A session with the endpoint's account whose rate limit is shared through the store's database; a pause of it that is
-    longer raises `Banned`. The account is the one in `variables`."""
+    """A session with the endpoint's account, whose credentials are in `variables`.
+
+    Its rate limit is shared through the store's database; a pause of it longer than `max_wait_s` raises `Banned`.
+    """
     with SharedState(store.url, quarantine.handled_at, max_wait_s) as shared:
         session = endpoint.exchange.connect(endpoint, shared, variables)
         with session.client:

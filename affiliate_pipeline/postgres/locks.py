@@ -89,9 +89,10 @@ def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s
             with connection.transaction():
                 connection.execute("select set_config('lock_timeout', %s, true)", (f"{wait_s * 1000:.0f}ms",))
                 connection.execute(sql.SQL("select pg_advisory_lock({})").format(lock.key))
-            return True
         except psycopg.errors.LockNotAvailable:
             pass
+        else:
+            return True
         with connection.transaction():
             dead = connection.execute(
                 sql.SQL(

@@ -84,7 +84,7 @@ class Faults:
             self._rates = dict(rates)
             self._random = random.Random(seed)
 
-    def spoil(self, answer: Answer, call: Call, exchange: Exchange) -> Answer:
+    def spoil(self, answer: Answer, call: Call, exchange: Exchange) -> Answer:  # noqa: PLR0911 - one per fault
         """The answer to send in place of this one; often the same."""
         if answer.status != 200 or answer.code is not None or self.path not in call.path:
             return answer

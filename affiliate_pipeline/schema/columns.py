@@ -1,5 +1,8 @@
-"""What the endpoints' schemas are made of: one pandera model per endpoint defines its columns in the exchange's JSON, in
-Arrow, in PostgreSQL and in the UI. Amounts are text here and `numeric` in PostgreSQL: never float, the scale as sent."""
+"""The building blocks of the endpoints' schemas.
+
+One pandera model per endpoint defines its columns in the exchange's JSON, in Arrow, in PostgreSQL and in the UI.
+Amounts are text here and `numeric` in PostgreSQL: never float, the scale as sent.
+"""
 
 import re
 from collections.abc import Callable
@@ -130,8 +133,11 @@ def _column(kind: str, **checks: Any):
     def column(
         description: str, *, nullable: bool = False, optional: bool = False, json_name: str | None = None
     ) -> Any:
-        """A column of the kind. `optional`: the source does not always send the field. `json_name`: the field's name, where
-        it is not the column's in camel case."""
+        """A column of the kind.
+
+        `optional`: the source does not always send the field. `json_name`: the field's name, where it is not the
+        column's in camel case.
+        """
         metadata = {"kind": kind, "optional": optional, "json_name": json_name}
         return pa.Field(nullable=nullable or optional, description=description, metadata=metadata, **checks)
 

@@ -1,5 +1,7 @@
-"""From an endpoint's rows as received (JSON texts) to a validated Arrow table: what cannot be read or is not valid is
-reported column by column, and nothing is guessed, rounded or dropped."""
+"""From an endpoint's rows as received (JSON texts) to a validated Arrow table.
+
+What cannot be read or is not valid is reported column by column, and nothing is guessed, rounded or dropped.
+"""
 
 import json
 from collections import Counter
@@ -61,8 +63,11 @@ class Parsed:
 
 
 def parse(model: type[Row], rows: Iterable[bytes], inside: tuple[str, int, int] | None = None) -> Parsed:
-    """The rows, each chunk of `rows` being one or more JSON objects joined by commas; raises `Invalid`. `inside` names an
-    instant column and the half-open range of milliseconds that it has to be in."""
+    """The rows as a table; raises `Invalid`.
+
+    Each chunk of `rows` is one or more JSON objects joined by commas. `inside` names an instant column and the
+    half-open range of milliseconds that it has to be in.
+    """
     chunks = list(rows)
     parsed, problems = _as_declared(model, chunks), list[ColumnProblem]()
     if parsed is None:
@@ -116,7 +121,7 @@ def _names_sent(model: type[Row], chunks: Sequence[bytes]) -> tuple[str, ...]:
     """How the first row spells the columns' names. Raises ValueError for an unknown field."""
     first: object = json.JSONDecoder().raw_decode(chunks[0].decode())[0] if chunks else {}
     if not isinstance(first, dict):
-        raise ValueError("not a row")
+        raise ValueError("not a row")  # noqa: TRY004 - it is about the data, not a type of ours
     sent = {plain(name): name for name in cast(dict[str, object], first)}
     names = tuple(sent.pop(plain(column.json_name), column.json_name) for column in columns(model))
     if sent:

@@ -11,8 +11,11 @@ import pyarrow.csv
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A hash of a multiset of rows: independent of their order, different if a row is added, lost or doubled. Each of the
-    four 64-bit parts is a sum, so fingerprints of disjoint rows add up."""
+    """A hash of a multiset of rows.
+
+    Independent of their order, different if a row is added, lost or doubled. Each of the four 64-bit parts is a sum,
+    so fingerprints of disjoint rows add up.
+    """
 
     parts: tuple[int, ...] = (0, 0, 0, 0)
 
@@ -39,8 +42,10 @@ def fingerprint(table: arrow.Table, copied: bytes) -> Fingerprint:
 
 
 def copy_text(table: arrow.Table) -> bytes:
-    """The table as PostgreSQL's COPY reads it (`format csv`) in a session that speaks UTC: null is nothing, an empty text
-    is `""`."""
+    """The table as PostgreSQL's COPY reads it (`format csv`) in a session in UTC.
+
+    Null is nothing, an empty text is `""`.
+    """
     # Instants without their zone are written twice as fast.
     utc = [
         field.with_type(arrow.timestamp("ms")) if arrow.types.is_timestamp(field.type) else field

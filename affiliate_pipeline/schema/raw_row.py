@@ -1,5 +1,8 @@
-"""Rows as received: the bytes of one JSON object each. Finds their fields however the exchange spells the names, and keeps
-what jsonb cannot hold in a form from which the bytes received can be read back."""
+"""Rows as received: the bytes of one JSON object each.
+
+Finds their fields however the exchange spells the names, and keeps what jsonb cannot hold in a form from which the
+bytes received can be read back.
+"""
 
 import json
 import re
@@ -83,8 +86,10 @@ def emptied(model: type[Row], values: Mapping[str, object]) -> bytes:
 
 
 def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
-    """The row with these values (by JSON name), its own fields byte for byte as received; raises ValueError where it has
-    another value."""
+    """The row with these values (by JSON name), its own fields byte for byte as received.
+
+    Raises ValueError where it has another value.
+    """
     given = {plain(name): str(value) for name, value in values.items()}
     members = [_member(name, msgspec.json.encode(value)) for name, value in values.items()]
     for name, raw in fields(row):
@@ -150,8 +155,11 @@ def _pairs(text: bytes) -> list[tuple[str, bytes]]:
 
 
 def payload(received: bytes) -> str:
-    """The JSON text with which jsonb keeps a row, or a body, so that its bytes can be read back: the row itself where jsonb
-    holds it exactly, else a JSON string of its text, else (not UTF-8) the object `{"$base64": …}`."""
+    """The JSON text with which jsonb keeps a row or a body, so that its bytes can be read back.
+
+    The row itself where jsonb holds it exactly, else a JSON string of its text, else (not UTF-8) the object
+    `{"$base64": …}`.
+    """
     try:
         text = received.decode()
     except UnicodeDecodeError:

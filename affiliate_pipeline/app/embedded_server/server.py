@@ -72,31 +72,31 @@ def if_running(environment: Environment) -> Environment | None:
 
 def ensure(home: Path, database: str) -> str:
     """The URL of a database of the running server, both created if need be; safe from many processes at once."""
-    with plain_errors(home) as home:
-        cluster = read(home)
+    with plain_errors(home) as folder:
+        cluster = read(folder)
         if cluster is None or _data_directory(cluster, database) != str(cluster.data):
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with locked(home):
-                cluster = _start(home)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with locked(folder):
+                cluster = _start(folder)
                 _create_database(cluster, database)
         return _url(cluster, database)
 
 
 def url_if_running(home: Path, database: str) -> str | None:
     """The same URL, with nothing created; None if the server does not answer with our password from our data folder."""
-    with plain_errors(home) as home:
-        cluster = read(home)
+    with plain_errors(home) as folder:
+        cluster = read(folder)
         is_running = cluster and _data_directory(cluster) == str(cluster.data)
         return _url(cluster, database) if cluster and is_running else None
 
 
 def stop(home: Path) -> bool:
     """Stops the server in good order, which disconnects its clients; True if one was running."""
-    with plain_errors(home) as home:
-        if read(home) is None:
+    with plain_errors(home) as folder:
+        if read(folder) is None:
             return False
-        with locked(home):
-            cluster = read(home)
+        with locked(folder):
+            cluster = read(folder)
             if cluster is None or not cluster.folder.exists():
                 return False
             deadline = time.monotonic() + WAIT_S

@@ -1,5 +1,7 @@
-"""Runs of the Dagster instance: how they are launched (`dagster.yaml` names the class), whether one is alive, and why it
-failed."""
+"""Runs of the Dagster instance: how they are launched, whether one is alive, why it failed.
+
+`dagster.yaml` names the class.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,8 +20,11 @@ SILENCE_S = 75
 
 
 class Launcher(dg.DefaultRunLauncher):
-    """Dagster's own launcher, which also notices that a run died together with the process that had launched it, or was
-    killed after it was started from the command line: Dagster's own would show such a run as started forever."""
+    """Dagster's own launcher, which also notices runs that died with the process that launched them.
+
+    So does it a run that was killed after it was started from the command line. Dagster's own would show such runs as
+    started forever.
+    """
 
     @property
     def supports_check_run_worker_health(self) -> bool:

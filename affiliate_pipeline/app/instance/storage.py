@@ -26,7 +26,7 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
         return {}
 
     @classmethod
-    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: object) -> "Storage":
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: object) -> "Storage":  # noqa: ARG003 - Dagster's interface
         try:
             environment = started(application())
             url = environment.database_url()

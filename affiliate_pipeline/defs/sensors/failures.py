@@ -1,5 +1,8 @@
-"""The sensors that raise alerts: one per failed run, with exactly the days that it did not land, one per run whose checks
-failed, and one while a sensor or schedule fails. In a shared Dagster instance they cover only this package's own."""
+"""The sensors that raise alerts.
+
+One alert per failed run, with exactly the days that it did not land; one per run whose checks failed; one while a
+sensor or schedule fails. In a shared Dagster instance they cover only this package's own.
+"""
 
 import json
 import time

@@ -1,5 +1,8 @@
-"""The monitor for overdue days: a sensor that turns the decisions of `monitoring.overdue` into runs, alerts and checks, and
-one that calls a dead man's switch as long as no day is at risk and alerts are delivered."""
+"""The monitor for overdue days, and the heartbeat.
+
+The monitor turns the decisions of `monitoring.overdue` into runs, alerts and checks. The heartbeat calls a dead man's
+switch as long as no day is at risk and alerts are delivered.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta

@@ -185,10 +185,10 @@ class Assignment:
     def apply(
         self, session: BinanceSession, desired: Sequence[DesiredCustomerId], assign: Callable[[_Change], bool]
     ) -> list[DesiredCustomerId]:
-        """Call `assign`, which returns whether it succeeded, for each desired id that its owner lacks; returns those that
-        cannot be assigned, with the reason.
+        """Call `assign` for each desired id that its owner lacks; return the rejected ones.
 
-        An id becomes free once its owner is assigned another one, so a chain of them is worked off from its end.
+        `assign` returns whether it succeeded. A rejected id has its reason. An id becomes free once its owner is
+        assigned another one, so a chain of them is worked off from its end.
         """
         taken = self._emails(session, {}) if self.lists_all else {}
         ids: dict[str, tuple[str, ...]] = defaultdict(tuple)

@@ -23,7 +23,7 @@ from affiliate_pipeline.exchanges.endpoint import (
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
 
 # Nothing, or one row, of the last second.
-_PROBE = Probe[BinanceSession](lambda session, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "limit": 1})
+_PROBE = Probe[BinanceSession](lambda _, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "limit": 1})
 _CUSTOMIZATION = "/sapi/v1/apiReferral/customization"
 _USER_CUSTOMIZATION = "/sapi/v1/apiReferral/userCustomization"
 _AGENT = ("BINANCE_API_AGENT_CODE",)
@@ -111,7 +111,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         description="Whether the client is new to the agent and the agent's code works: a snapshot of today (UTC).",
         requires=_AGENT,
         probe=Probe(
-            lambda session, now_ms: {"apiAgentCode": session.settings.binance_api_agent_code},
+            lambda session, _: {"apiAgentCode": session.settings.binance_api_agent_code},
             about="BINANCE_API_AGENT_CODE",
         ),
         lands_at=_DAILY,

@@ -35,8 +35,10 @@ class _ServerTime(msgspec.Struct, rename="camel"):
 
 
 def read(response: Response, key_name: str, secret_name: str) -> bytes:
-    """The body of a successful response; otherwise raises an `ExchangeError` that names the two variables where the key or
-    its secret may be wrong."""
+    """The body of a successful response; otherwise raises an `ExchangeError`.
+
+    It names the two variables where the key or its secret may be wrong.
+    """
     # A list is rows: do not parse it a second time in search of an error.
     if response.status_code == 200 and response.content.lstrip()[:1] == b"[":
         return response.content

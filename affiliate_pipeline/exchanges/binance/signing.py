@@ -11,8 +11,10 @@ RECV_WINDOW_MS = 10_000
 
 
 class BinanceAuth(httpx.Auth):
-    """Sends each request with `recvWindow`, `timestamp`, the key's header and, last, the `signature` of the
-    exact bytes of query and body. The request given stays unsigned: sending it again signs it anew.
+    """Signs each request with `recvWindow`, `timestamp`, the key's header and `signature`.
+
+    The signature is that of the exact bytes of query and body, and comes last. The request given stays unsigned: each
+    attempt is signed afresh.
 
     `secret` is an HMAC secret or a private key (RSA or Ed25519) in any form of `read_secret`; ValueError if unusable.
     """

@@ -33,7 +33,7 @@ SUB_IN_OUT_TYPES = (
 )
 
 
-def _everything(session: LBankSession, end_ms: int) -> Sequence[Query]:
+def _everything(_session: LBankSession, _end_ms: int) -> Sequence[Query]:
     return [Query({})]
 
 
@@ -67,12 +67,12 @@ def _with_open_id(row: bytes, fields: Mapping[str, object]) -> bytes:
     return with_fields(row, fields)
 
 
-def _futures(session: LBankSession, end_ms: int) -> Sequence[Query]:
+def _futures(session: LBankSession, _end_ms: int) -> Sequence[Query]:
     own = session.open_id
     return [Query({"openId": own, "userType": scope}, {"openId": own, "userType": scope}, own) for scope in USER_TYPES]
 
 
-def _money(session: LBankSession, end_ms: int) -> Sequence[Query]:
+def _money(session: LBankSession, _end_ms: int) -> Sequence[Query]:
     own = session.open_id
     return [
         Query(
@@ -91,7 +91,7 @@ TEAM = _records(
     schema=schemas.User,
     strategy=FanOut(TEAM_LIST, _everything, paging=USERS, instant="createTime"),
     settles_after=timedelta(0),
-    probe=Probe(lambda session, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "start": 0, "pageSize": 1}),
+    probe=Probe(lambda _, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "start": 0, "pageSize": 1}),
     day_of="create_time",
 )
 

@@ -95,5 +95,5 @@ LBANK = Exchange(
     title="LBank affiliate",
     zone=ZoneInfo("Asia/Shanghai"),
     connect=connect,
-    credentials=lambda account: CREDENTIALS,
+    credentials=lambda _: CREDENTIALS,
 )

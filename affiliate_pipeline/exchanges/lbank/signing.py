@@ -15,8 +15,9 @@ ECHOSTR_CHARACTERS = 35  # 30 to 40 are accepted
 
 
 class LBankAuth(httpx.Auth):
-    """Sends each request with its parameters sorted and `sign` over their *raw* values. The request given
-    stays unsigned: sending it again signs it anew, with a fresh echostr.
+    """Signs each request with its parameters sorted and `sign` over their *raw* values.
+
+    The request given stays unsigned: each attempt is signed afresh, with a new echostr.
 
     `secret` is an HMAC secret or, for `RSA`, a private key in any form of `read_secret`; ValueError if unusable.
     """
@@ -36,7 +37,7 @@ class LBankAuth(httpx.Auth):
         }
         params = dict(sorted((_params(request.url) | stamp | {"api_key": self._api_key}).items()))
         raw = "&".join(f"{name}={value}" for name, value in params.items())
-        params["sign"] = self._sign(md5(raw.encode()).hexdigest().upper().encode())
+        params["sign"] = self._sign(md5(raw.encode(), usedforsecurity=False).hexdigest().upper().encode())
         url = request.url.copy_with(query=encode(params).encode())
         if _params(url) != params:
             raise RuntimeError("httpx would send other parameters than the signed ones")

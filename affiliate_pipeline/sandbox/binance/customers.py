@@ -1,5 +1,7 @@
-"""The customerIds in the sandbox: those that the partner assigned to emails, and the client's own with its agent. How they
-are requested and refused may not live here."""
+"""The customerIds in the sandbox: assigned by the partner to emails, and the client's own.
+
+How they are requested and refused may not live here.
+"""
 
 import json
 import re

@@ -1,5 +1,8 @@
-"""Generated kickbacks of the client, and their export: requested, collected for a while, then offered by a URL that
-expires. How a request is signed or refused may not live here."""
+"""Generated kickbacks of the client, and their export.
+
+An export is requested, collected for a while, then offered by a URL that expires. How a request is signed or refused
+may not live here.
+"""
 
 import csv
 import gzip

@@ -64,4 +64,4 @@ def _is_signed(params: LBankParameters, sign: str, account: str) -> bool:
     if (params["signature_method"] == "RSA") != is_rsa or not (is_rsa or sign == sign.lower()):
         return False
     text = "&".join(f"{name}={value}" for name, value in sorted(params.items()))
-    return verifier(account)(md5(text.encode()).hexdigest().upper().encode(), sign)
+    return verifier(account)(md5(text.encode(), usedforsecurity=False).hexdigest().upper().encode(), sign)

@@ -1,6 +1,8 @@
-"""Generated users under the affiliate. Founders registered before 2025 and stay; newcomers register ever since, act for
-50 days and are listed for about 100: `size` users are listed at any time, and no user leaves the lists within 50 days of
-its last action. What the users do may not live here.
+"""Generated users under the affiliate.
+
+Founders registered before 2025 and stay; newcomers register ever since, act for 50 days and are listed for about 100:
+`size` users are listed at any time, and no user leaves the lists within 50 days of its last action. What the users do
+may not live here.
 """
 
 import threading

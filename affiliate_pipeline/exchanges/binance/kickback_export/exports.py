@@ -1,5 +1,7 @@
-"""Exports of the client's kickbacks: one row of a table per request to the exchange. Which state comes next is decided in
-`advance`."""
+"""Exports of the client's kickbacks: one table row per request to the exchange.
+
+Which state comes next is decided in `advance`.
+"""
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager
@@ -120,8 +122,10 @@ class KickbackExports(TableStore):
         return try_locked(self._connection, lock, "the exports of kickbacks")
 
     def all(self) -> list[KickbackExport]:
-        """In the order they were added. A ready export becomes landed once each of its days has been handled since it was
-        requested."""
+        """The open exports in the order they were added.
+
+        A ready export becomes landed once each of its days has been handled since it was requested.
+        """
         with unavailable(), self._connection.cursor(row_factory=class_row(KickbackExport)) as cursor:
             exports = cursor.execute(_SELECT, (self._source,)).fetchall()
         landed = [export for export in exports if export.state == "ready" and self._has_landed(export)]
