@@ -95,7 +95,7 @@ def rebates(sandbox: "Sandbox", sets: Sequence[tuple[int, Sequence[date]]]) -> l
     """
     served = [[row for day in days for row in _rebates(day, rows // len(days))] for rows, days in sets]
     older = [row for _, days in sets for row in _rebates(min(days) - timedelta(days=1), 1)]
-    sandbox.binance.remembers_ms = None
+    sandbox.binance.retention_ms = None
     # The rate limit must not limit the speed of landing.
     sandbox.binance.weight_limit = 10**9
     sandbox.binance.set_rebates([*older, *(row for rows in served for row in rows)])

@@ -140,7 +140,7 @@ def report(
         if wanted < start:
             raise Stop(f"{wanted} is before AFFILIATE_START_DATE, {start}: choose a later day, or set that earlier")
         configured = [endpoint for endpoint in EARNING if environment.is_any_set(endpoint.credentials)]
-        figures = gather(commission, configured, wanted, start, made_up=environment.mode is Mode.SANDBOX)
+        figures = gather(commission, configured, wanted, start, is_sandbox=environment.mode is Mode.SANDBOX)
     path = render.write(figures, environment.reports)
     console.print(f"{path}")
     if figures.stale:

@@ -41,7 +41,7 @@ def serving() -> Generator[None, None, None]:
         # Of each exchange the account of its first endpoint.
         accounts = {endpoint.exchange.name: endpoint.credentials for endpoint in reversed(ENDPOINTS)}
         console.print(
-            "No exchange is configured, so [bold]the sandbox[/bold] plays them on this machine: made-up data, in a "
+            "No exchange is configured, so [bold]the sandbox[/bold] plays them on this machine: generated data, in a "
             f"database of its own, and {RATE_SCALE} times the real rate limits.\nFor real accounts set "
             f"{', or '.join(' and '.join(names) for names in reversed(accounts.values()))}, in .env and start again."
         )

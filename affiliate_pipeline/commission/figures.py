@@ -35,7 +35,7 @@ class Figures:
     # Days with landed rows that have not been added up yet.
     stale: Sequence[date] = ()
     # Sandbox data, not real money.
-    made_up: bool = False
+    is_sandbox: bool = False
 
     @property
     def of_the_day(self) -> list[Sum]:
@@ -43,7 +43,7 @@ class Figures:
 
 
 def gather(
-    commission: Commission, configured: Sequence[Records], day: date, start: date, *, made_up: bool = False
+    commission: Commission, configured: Sequence[Records], day: date, start: date, *, is_sandbox: bool = False
 ) -> Figures:
     """The current figures of a day and the days before it, from `start` on."""
     days = days_from(max(start, day - (SPAN_DAYS - 1) * DAY), day)
@@ -51,7 +51,7 @@ def gather(
     # Read before the sums: a day added up in between is still reported as missing or stale, never the reverse.
     lacking, stale = incomplete(commission, configured, days), list(commission.stale(first, day))
     sums, totals = commission.sums(first, day), commission.totals(first, day)
-    return Figures(day, days, made_at, sums, totals, commission.earners(day, MAX_EARNERS), lacking, stale, made_up)
+    return Figures(day, days, made_at, sums, totals, commission.earners(day, MAX_EARNERS), lacking, stale, is_sandbox)
 
 
 def incomplete(commission: Commission, configured: Sequence[Records], days: Sequence[date]) -> list[Incomplete]:

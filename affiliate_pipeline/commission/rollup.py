@@ -95,7 +95,7 @@ class Commission:
         return dict(self._fetch(query.format(self._ledger), [first, last, quiet_s]))
 
     def add_up(self, day: date, run_id: str) -> bool:
-        """Adds up the day anew; False, with nothing changed, if nothing has landed for it."""
+        """Add up the day again; return False, with nothing changed, if nothing has landed for it."""
         with unavailable(), self._connection.transaction():
             run = self._connection.execute
             run("select pg_advisory_xact_lock(hashtext('affiliate.daily_commission'), %s - '2000-01-01'::date)", (day,))

@@ -62,7 +62,7 @@ def build_earnings(start: date) -> dg.AssetsDefinition:
         owners=[OWNER],
         description="The day for people, in its metadata and as a page in `reports/`: charts of the last 30 days, "
         "who earned most, what is missing or may still change. It is as of its making; `affiliate-pipeline report` makes "
-        "the page anew.",
+        "the page again.",
     )
 
     return dg.multi_asset(
@@ -83,7 +83,7 @@ def _materialize(
     try:
         environment = installation.environment
         configured = [endpoint for endpoint in EARNING if environment.is_any_set(endpoint.credentials)]
-        made_up = environment.mode is Mode.SANDBOX
+        is_sandbox = environment.mode is Mode.SANDBOX
         with installation.store(context.run.run_id) as store:
             commission = Commission(store, EARNING)
             for day in days:
@@ -91,7 +91,7 @@ def _materialize(
                     what = f"nothing of {', '.join(endpoint.key for endpoint in EARNING)} has landed for it"
                     failed[day] = Problem("nothing_landed", what, action="Materialize one of them first")
                     continue
-                figures = gather(commission, configured, day, environment.start_date, made_up=made_up)
+                figures = gather(commission, configured, day, environment.start_date, is_sandbox=is_sandbox)
                 if COMMISSION in done:
                     done[COMMISSION][day] = _sums(figures)
                 if REPORT in done:

@@ -1,4 +1,4 @@
-"""Requests to an exchange: limited, signed anew for each attempt, repeated as `retry` decides, each with a time limit."""
+"""Requests to an exchange: limited, signed for each attempt, repeated as `retry` decides, each with a time limit."""
 
 import logging
 import threading

@@ -1,7 +1,7 @@
 """Rate limits that hold over all processes and machines together: leases of slots in the database.
 
 A slot returns one window after the *response* to its last request arrived: a server counts a request when it receives
-it, which is some time between sending and response. A killed holder costs its slot until the lease ends.
+it, which is some time between sending and response. The slot of a killed process is free once its lease ends.
 """
 
 import threading

@@ -14,7 +14,7 @@ STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 once it is told to stop, 1 if the port is in use."""
+    """0 once a signal has stopped it, 1 if the port is in use."""
     options = _parser().parse_args(argv)
     sandbox = Sandbox(
         port=options.port, rows_per_day=options.rows_per_day, users=options.users, rate_scale=options.rate_scale
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="affiliate-pipeline sandbox", description="Exchanges on loopback, with made-up data."
+        prog="affiliate-pipeline sandbox", description="Exchanges on loopback, with generated data."
     )
     parser.add_argument("--port", type=int, default=0, help="0, the default, takes a free one")
     parser.add_argument("--rows-per-day", type=int, default=3000, help="rebates of Binance")

@@ -103,7 +103,7 @@ class Sandbox:
         self.requests.append(request)
         exchange = next((each for each in self._exchanges if call.path.startswith(each.prefixes)), None)
         answer = self.faults.spoil(exchange.answer(call), call, exchange) if exchange else NOT_FOUND
-        # Before a byte is sent: whoever has the answer finds it in the log.
+        # Before a byte is sent: a client that has the response finds the request in the log.
         request.status = None if answer.fault == "reset" else answer.status
         request.code, request.fault = answer.code, answer.fault
         return answer

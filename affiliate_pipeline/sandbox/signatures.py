@@ -22,7 +22,7 @@ def is_public_key(secret_or_public_pem: str) -> bool:
 
 @lru_cache
 def verifier(secret_or_public_pem: str) -> Callable[[bytes, str], bool]:
-    """Tells whether a signature is the payload's, for this account."""
+    """Whether a signature is the payload's, for this account."""
     if not is_public_key(secret_or_public_pem):
 
         def hmac_is_right(payload: bytes, signature: str) -> bool:

@@ -224,7 +224,7 @@ def test_exactly_one_full_page_proves_no_order(sandbox, query, monkeypatch, spli
         full = DAYS[0]
         sandbox.faults.fail_day(DAYS[3], status=400, code=-1100)
     else:
-        sandbox.binance.remembers_ms = None
+        sandbox.binance.retention_ms = None
         days = [ago(number) for number in range(10, 0, -1)]
         full, others = days[0], days[7:]
     rows = {full: rebates(full, 500)} | {day: rebates(day, 900) for day in others}

@@ -55,7 +55,7 @@ def test_days_that_the_source_forgot_fail_and_the_others_land(sandbox, query):
 
 
 def test_a_day_that_the_source_half_forgot_does_not_land(sandbox, query):
-    sandbox.binance.remembers_ms = REMEMBERED_MS
+    sandbox.binance.retention_ms = REMEMBERED_MS
     sandbox.binance.set_rebates(rebates(ago(7), 96))
 
     run = materialize(KEY, [ago(7)])
@@ -65,7 +65,7 @@ def test_a_day_that_the_source_half_forgot_does_not_land(sandbox, query):
 
 
 def test_days_beyond_the_promise_land_if_an_older_row_proves_the_memory(sandbox, query):
-    sandbox.binance.remembers_ms = None
+    sandbox.binance.retention_ms = None
     sandbox.binance.set_rebates([rebate(at(ago(11))), *(row for day in OLD for row in rebates(day, 20))])
 
     run = materialize(KEY, OLD)
@@ -77,7 +77,7 @@ def test_days_beyond_the_promise_land_if_an_older_row_proves_the_memory(sandbox,
 
 
 def test_a_source_that_cannot_be_asked_how_far_it_remembers_is_not_told_to_have_forgotten(sandbox, query):
-    sandbox.binance.remembers_ms = None
+    sandbox.binance.retention_ms = None
     sandbox.binance.set_rebates([rebate(at(ago(11))), *rebates(ago(8), 20)])
     sandbox.faults.fail_day(ago(9), status=400, code=-1100)
 
@@ -92,7 +92,7 @@ def test_a_source_that_cannot_be_asked_how_far_it_remembers_is_not_told_to_have_
 
 
 def test_a_trusted_source_is_asked_for_days_beyond_its_promise(sandbox, query):
-    sandbox.binance.remembers_ms = None
+    sandbox.binance.retention_ms = None
     sandbox.binance.set_rebates(row for day in OLD for row in rebates(day, 20))
 
     run = materialize(KEY, OLD, trust_old=True)
@@ -103,11 +103,11 @@ def test_a_trusted_source_is_asked_for_days_beyond_its_promise(sandbox, query):
 
 
 def test_a_trusted_source_that_forgot_after_all_destroys_nothing(sandbox, query):
-    sandbox.binance.remembers_ms = None
+    sandbox.binance.retention_ms = None
     sandbox.binance.set_rebates(rebates(OLD[0], 20))
     materialize(KEY, [OLD[0]], trust_old=True)
 
-    sandbox.binance.remembers_ms = REMEMBERED_MS
+    sandbox.binance.retention_ms = REMEMBERED_MS
     run = materialize(KEY, [OLD[0]], trust_old=True)
 
     assert "20 rows had landed and the source now has 0" in run.failed[OLD[0]]
@@ -115,12 +115,12 @@ def test_a_trusted_source_that_forgot_after_all_destroys_nothing(sandbox, query)
 
 
 def test_a_landed_day_that_the_source_forgot_is_kept_without_a_request(sandbox, query):
-    sandbox.binance.remembers_ms = None
+    sandbox.binance.retention_ms = None
     sandbox.binance.set_rebates([rebate(at(ago(11))), *(row for day in OLD for row in rebates(day, 20))])
     first = materialize(KEY, OLD)
     ledger = query("select * from affiliate.landing where partition = any(%s) order by partition", FORGOTTEN)
 
-    sandbox.binance.remembers_ms = REMEMBERED_MS
+    sandbox.binance.retention_ms = REMEMBERED_MS
     sandbox.requests.clear()
     again = materialize(KEY, OLD)
 
@@ -175,7 +175,7 @@ def test_a_landed_day_forgotten_while_it_is_fetched_is_kept(sandbox, query, monk
 
 def test_a_proven_day_forgotten_while_it_is_fetched_does_not_land(sandbox, query, monkeypatch):
     day = ago(8)
-    sandbox.binance.remembers_ms = int(time.time() * 1000) - at(ago(9), "23:00:00.000")
+    sandbox.binance.retention_ms = int(time.time() * 1000) - at(ago(9), "23:00:00.000")
     sandbox.binance.set_rebates([rebate(at(ago(9), "23:30:00.000")), *rebates(day, 96)])
     let_time_pass_at_the_first_row(sandbox, monkeypatch, int(time.time() * 1000) + 6 * 3_600_000)
 

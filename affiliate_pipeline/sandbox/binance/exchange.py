@@ -40,7 +40,7 @@ class _Endpoint:
 class Binance:
     """Binance Link with its data.
 
-    `remembers_ms`: the retention of rebates; None retains them for ever.
+    `retention_ms`: the retention of rebates; None retains them for ever.
     `exclusive_end`: a row at endTime is not returned.
     `customers`: the assigned customerIds.
     `undone_posts`: how many of the next POSTs fail without any effect; faults spoil responses after the effect.
@@ -59,7 +59,7 @@ class Binance:
         self.newest_first = False
         self.exclusive_end = False
         self.limit_per_answer = 500
-        self.remembers_ms: int | None = 7 * DAY_MS
+        self.retention_ms: int | None = 7 * DAY_MS
         self.weight_limit = 12_000
         self.weight_window_ms = round(MINUTE_MS / rate_scale)
         self.patience = 20
@@ -209,7 +209,7 @@ class Binance:
             start,
             stop,
             now=self._now(),
-            retained_ms=self.remembers_ms,
+            retained_ms=self.retention_ms,
             customer=customer,
             newest_first=self.newest_first,
             limit=limit,

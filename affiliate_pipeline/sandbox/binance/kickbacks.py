@@ -132,7 +132,7 @@ class Kickbacks:
         """The response of the file host."""
         self.file_headers.append({name.lower(): value for name, value in call.headers.items()})
         if "x-mbx-apikey" in self.file_headers[-1]:
-            return _refusal(400, "InvalidArgument", "An API key of somebody else's was sent")
+            return _refusal(400, "InvalidArgument", "Another account's API key was sent")
         found = next((each for each in self._collections if each.path == call.path), None)
         if found is None:
             return _refusal(404, "NoSuchKey", "The specified key does not exist.")

@@ -43,7 +43,7 @@ class LBankParameters(Parameters):
             raise Refused(10003, min(unknown))
 
     def choice(self, name: str, choices: Mapping[str, T]) -> T:
-        """What the parameter stands for."""
+        """What the parameter's value means; refused if it is not one of the choices."""
         if self[name] not in choices:
             raise Refused(10003, name)
         return choices[self[name]]

@@ -86,7 +86,7 @@ def test_a_page_sends_no_network_request():
 def test_sandbox_data_are_labelled():
     real = figures({DAYS[-1]: "1.5"})
     for shown in (render.html, render.markdown):
-        assert "Sandbox data" in shown(replace(real, made_up=True))
+        assert "Sandbox data" in shown(replace(real, is_sandbox=True))
         assert "Sandbox data" not in shown(real)
 
 

@@ -235,7 +235,7 @@ def test_a_day_that_the_source_has_forgotten_is_said_once_to_be_lost(sandbox, da
 
 def test_a_source_that_still_has_the_day_loses_none(sandbox, daemon, has_landed, alerts, query):
     has_landed(KEY, ago(10), *(ago(days) for days in range(8, 0, -1)))
-    sandbox.binance.remembers_ms = None
+    sandbox.binance.retention_ms = None
     (request,) = daemon.tick()
     assert daemon.launch(request)
     assert daemon.tick() == []

@@ -134,7 +134,7 @@ def test_what_is_older_than_7_days_is_forgotten_without_an_error(sandbox, caller
     last_week = {"startTime": clock.ms - 7 * DAY_MS - HOUR_MS, "endTime": clock.ms - 7 * DAY_MS + HOUR_MS}
     assert min(each["time"] for each in caller.rebates(**last_week).json) >= clock.ms - 7 * DAY_MS
     assert sandbox.binance.rebates(DAY - timedelta(8)) == []
-    sandbox.binance.remembers_ms = None
+    sandbox.binance.retention_ms = None
     assert caller.rebates(startTime=long_ago, endTime=long_ago + DAY_MS, limit=1).json[0]["time"] == long_ago
 
 
