@@ -153,6 +153,9 @@ def decide(days: Iterable[date], landed: Iterable[date], available: Availability
     retain = sorted({*past} & {*landed})
     unknown = [day for day in past if day not in retain]
     available.prove(unknown)
-    fetch += filter(available.is_proven, unknown)
-    refuse |= {day: available.expired(day).problem for day in unknown if not available.is_proven(day)}
+    for day in unknown:
+        if available.is_proven(day):
+            fetch.append(day)
+        else:
+            refuse[day] = available.expired(day).problem
     return Decision(sorted(fetch), retain, refuse)
