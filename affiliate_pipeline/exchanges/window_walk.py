@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from itertools import compress
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -51,8 +52,8 @@ class Page:
         return len(self.times)
 
     def between(self, first: int, last: int) -> "Page":
-        pairs = [(time, row) for time, row in zip(self.times, self.rows, strict=True) if first <= time <= last]
-        return Page([time for time, _ in pairs], [row for _, row in pairs])
+        is_between = [first <= time <= last for time in self.times]
+        return Page(list(compress(self.times, is_between)), list(compress(self.rows, is_between)))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 
 # Replaces text that cannot be decoded.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
@@ -23,8 +24,10 @@ _ESCAPE = (
 def as_utf8(body: bytes) -> bytes:
     """The body in UTF-8 without a byte order mark; invalid bytes become U+FFFD."""
     encoding = json.detect_encoding(body)
-    if encoding == "utf-8" and body.isascii():
-        return body
+    if encoding == "utf-8":
+        with suppress(UnicodeDecodeError):
+            body.decode()
+            return body
     return body.decode(encoding, errors="replace").encode()
 
 
