@@ -198,7 +198,7 @@ def _stopped_by_signals() -> threading.Event:
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, lambda *_: stopping.set())
+            signal.signal(number, lambda _number, _frame: stopping.set())
     return stopping
 
 

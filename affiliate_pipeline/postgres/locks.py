@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,6 @@ from affiliate_pipeline.postgres.errors import StoreUnavailable, unavailable
 
 # How often a process that waits for a lock checks the lock's holder.
 LOCK_CHECK_S = 5
-# PostgreSQL's shortest wait; it does not limit the acquisition of a free lock.
-TRY_S = 0.001
 # A live run queries the database at every request, through one of its connections. Only the download of a large file
 # keeps it silent for longer than a few minutes.
 SILENT_HOLDER_S = 900
@@ -49,7 +47,7 @@ class Lock:
 @contextmanager
 def locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Generator[None]:
     """Holds the lock, after waiting for the run that holds it; raises `StoreUnavailable` if that is not a live run."""
-    if not _acquired(connection, lock, what, wait_s=TRY_S):
+    if not _acquired(connection, lock, what):
         log.info("%s: another run holds its lock; waiting for its end", what)
         while not _acquired(connection, lock, what, wait_s=LOCK_CHECK_S):
             pass
@@ -62,7 +60,7 @@ def locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Genera
 @contextmanager
 def try_locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Generator[bool]:
     """Holds the lock if no other session does, and yields whether it does; raises like `locked`."""
-    is_locked = _acquired(connection, lock, what, wait_s=TRY_S)
+    is_locked = _acquired(connection, lock, what)
     try:
         yield is_locked
     finally:
@@ -77,39 +75,40 @@ def _unlock(connection: psycopg.Connection[Any], lock: Lock) -> None:
             connection.execute(sql.SQL("select pg_advisory_unlock({})").format(lock.key))
 
 
-def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s: float) -> bool:
+def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s: float = 0) -> bool:
     """Whether the lock was acquired within the time.
 
     Raises `StoreUnavailable` if its holder is not a live run: for a lock kept by a pooler's idle session, a run would wait
     forever.
     """
+    acquire = "select true from pg_advisory_lock({})" if wait_s else "select pg_try_advisory_lock({})"
     with unavailable():
-        try:
-            # In a transaction of its own: one that began before would not see what the holder has committed.
-            with connection.transaction():
-                connection.execute("select set_config('lock_timeout', %s, true)", (f"{wait_s * 1000:.0f}ms",))
-                connection.execute(sql.SQL("select pg_advisory_lock({})").format(lock.key))
-        except psycopg.errors.LockNotAvailable:
-            pass
-        else:
-            return True
+        # In a transaction of its own: one that began before would not see what the holder has committed.
+        with suppress(psycopg.errors.LockNotAvailable), connection.transaction():
+            connection.execute("select set_config('lock_timeout', %s, true)", (f"{wait_s * 1000:.0f}ms",))
+            if connection.execute(sql.SQL(acquire).format(lock.key)).fetchone() == (True,):
+                return True
         with connection.transaction():
-            dead = connection.execute(
+            found = connection.execute(
                 sql.SQL(
-                    "select pid, coalesce(nullif(application_name, ''), 'no name'), "
+                    "select pid = pg_backend_pid(), pid, coalesce(nullif(application_name, ''), 'no name'), "
                     "coalesce(to_char(backend_start, 'YYYY-MM-DD HH24:MI TZ'), 'unknown'), "
                     "coalesce(to_char(state_change, 'YYYY-MM-DD HH24:MI TZ'), 'unknown') "
-                    "from pg_stat_activity holder where pid in (select pid {held}) and not (application_name like {ours} "
-                    "and exists (select from pg_stat_activity each where each.application_name = holder.application_name "
+                    "from pg_stat_activity holder where pid in (select pid {held}) and (pid = pg_backend_pid() "
+                    "or not (application_name like {ours} and exists ("
+                    "select from pg_stat_activity each where each.application_name = holder.application_name "
                     "and pid <> pg_backend_pid() "
-                    "and (state = 'active' or state_change > clock_timestamp() - {silent} * interval '1 second')))"
+                    "and (state = 'active' or state_change > clock_timestamp() - {silent} * interval '1 second'))))"
                 ).format(held=lock.held, ours=f"{APPLICATION}%", silent=SILENT_HOLDER_S)
             ).fetchone()
-    if dead:
-        pid, name, since, silent_since = dead
-        raise StoreUnavailable(
-            f"{what}: its lock is held by the database session {pid} ({name}, connected since {since}, silent since "
-            f"{silent_since}), which is not a live run",
-            f"If that session is not needed, end it with `select pg_terminate_backend({pid})`, then materialize again",
-        )
-    return False
+    if found is None:
+        return False
+    is_own, pid, name, since, silent_since = found
+    if is_own:
+        # PostgreSQL may grant the lock at the moment at which it reports the timeout; the session then keeps it.
+        return True
+    raise StoreUnavailable(
+        f"{what}: its lock is held by the database session {pid} ({name}, connected since {since}, silent since "
+        f"{silent_since}), which is not a live run",
+        f"If that session is not needed, end it with `select pg_terminate_backend({pid})`, then materialize again",
+    )

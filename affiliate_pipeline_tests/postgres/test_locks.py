@@ -1,0 +1,45 @@
+"""Advisory locks of a session: exclusive, and released when they should be, however short the wait for them is."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from affiliate_pipeline.postgres import locks
+from affiliate_pipeline.postgres.connection import connect
+from affiliate_pipeline.postgres.locks import Lock, locked, try_locked
+
+WORKERS = 4
+LOCK = Lock("test.kind", "name")
+
+
+def test_a_lock_that_is_granted_while_the_wait_for_it_ends_is_held_once_and_released(database_url, monkeypatch):
+    """PostgreSQL can report a timeout for a session's lock and grant it at the same moment."""
+    monkeypatch.setattr(locks, "LOCK_CHECK_S", 0.001)
+    inside = threading.Lock()
+
+    def work(_: int) -> int:
+        with connect(database_url, autocommit=True) as connection:
+            for _ in range(50):
+                with locked(connection, LOCK, "the test"):
+                    assert inside.acquire(blocking=False)
+                    connection.execute("select pg_sleep(0.001)")
+                    inside.release()
+            # Holds it no more, although this session goes on.
+            [(left,)] = connection.execute(
+                "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+            ).fetchall()
+            return left
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        assert list(pool.map(work, range(WORKERS))) == [0] * WORKERS
+
+
+@pytest.mark.parametrize("lock", [LOCK, Lock("test.kind")])
+def test_a_lock_is_tried_without_waiting(database_url, lock):
+    with connect(database_url, autocommit=True) as one, connect(database_url, autocommit=True) as other:
+        with try_locked(one, lock, "the test") as is_first:
+            with try_locked(other, lock, "the test") as is_second:
+                assert (is_first, is_second) == (True, False)
+        with try_locked(other, lock, "the test") as is_second:
+            assert is_second
