@@ -1,4 +1,4 @@
-"""Days of an exchange's zone and the instants they span. Pure: nothing here reads a clock."""
+"""Calendar days of an exchange's time zone and the milliseconds they span; reads no clock."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -10,22 +10,22 @@ HOUR = timedelta(hours=1)
 
 
 def start_ms(day: date, zone: ZoneInfo) -> int:
-    """The first millisecond (since 1970 UTC) of the day; the day ends before `start_ms(day + DAY)`."""
+    """The first Unix millisecond of the day, which ends before `start_ms(day + DAY)`."""
     return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * 1000
 
 
 def day_of(instant_ms: int, zone: ZoneInfo) -> date:
-    """The day that the millisecond is in."""
+    """The day that contains the millisecond."""
     return datetime.fromtimestamp(instant_ms // 1000, zone).date()
 
 
 def instant(ms: int) -> str:
-    """The millisecond as people read it, in UTC."""
+    """The millisecond as text in UTC: `2026-11-22 23:59:59.999 UTC`."""
     return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%d %H:%M:%S") + f".{ms % 1000:03d} UTC"
 
 
 def last_minute_before(ms: int) -> str:
-    """The last whole minute before the millisecond as people read it, in UTC: `2026-11-22 23:59 UTC`."""
+    """The last whole minute before the millisecond, as text: `2026-11-22 23:59 UTC`."""
     return f"{datetime.fromtimestamp((ms - 1) // 60_000 * 60, UTC):%Y-%m-%d %H:%M} UTC"
 
 
@@ -35,13 +35,13 @@ def days_from(first: date, last: date) -> list[date]:
 
 
 def runs(days: Iterable[date]) -> list[list[date]]:
-    """The days in order, cut into runs of consecutive ones."""
+    """The distinct days in order, split into runs of consecutive days."""
     ordered = sorted(set(days))
     return [[day for _, day in run] for _, run in groupby(enumerate(ordered), key=lambda pair: pair[1] - pair[0] * DAY)]
 
 
 def fold(days: Iterable[date]) -> str:
-    """The days as people write them: `2026-11-03…05, 09, 2026-12-01`."""
+    """The days as short text: `2026-11-03…05, 09, 2026-12-01`."""
     text, month = "", ""
     for run in runs(days):
         for day in dict.fromkeys((run[0], run[-1])):
@@ -52,5 +52,5 @@ def fold(days: Iterable[date]) -> str:
 
 
 def spans(days: Sequence[date], longest: int) -> list[list[date]]:
-    """The days as runs of consecutive ones, none longer than `longest`."""
+    """The days as runs of at most `longest` consecutive days."""
     return [run[i : i + longest] for run in runs(days) for i in range(0, len(run), longest)]

@@ -1,6 +1,6 @@
-"""Which days of an asset are expected: when due, when settled, until when fetchable.
+"""The days that an asset is expected to land: when each is due, settles and expires.
 
-Instants are milliseconds since 1970 UTC; nothing here reads a clock.
+Instants are Unix milliseconds; nothing here reads a clock.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from affiliate_pipeline.domain.days import DAY, HOUR, day_of, days_from, start_ms
 
 MIN_LOOKBACK_DAYS = 3
-# Between the schedule that should land a day and the moment the day is overdue.
+# A day becomes overdue this long after the schedule that should have landed it.
 GRACE = HOUR
 
 
@@ -20,8 +20,8 @@ GRACE = HOUR
 class Timetable:
     """When the days of an asset land, settle and expire.
 
-    `lands_at` is None where no schedule lands it, `retention` where no limit is known. A snapshot can be taken of today
-    only. `fallback` is another asset whose source retains the same rows for longer.
+    `lands_at` is None if no schedule lands it, `retention` if no limit is known. A snapshot can only be taken of today.
+    `fallback` is another asset whose source retains the same rows for longer.
     """
 
     asset: str
@@ -34,7 +34,7 @@ class Timetable:
 
     @property
     def is_monitored(self) -> bool:
-        """Whether its days can be overdue: they land daily, and can be fetched later than on the day itself."""
+        """Whether its days can be overdue: scheduled, and still fetchable after the day itself."""
         return self.lands_at is not None and not self.is_snapshot
 
     def end_ms(self, day: date) -> int:
@@ -45,25 +45,25 @@ class Timetable:
         return now_ms >= self.end_ms(day) + _ms(self.settles_after)
 
     def deadline_ms(self, day: date) -> int | None:
-        """The last millisecond at which the source promises all of the day; None where no limit is known."""
+        """The last instant at which the source promises the whole day; None: no limit is known."""
         if self.is_snapshot:
             return self.end_ms(day) - 1
         return None if self.retention is None else start_ms(day, self.zone) + _ms(self.retention)
 
     def is_retained(self, day: date, now_ms: int) -> bool:
-        """Whether the source promises to have all of the day."""
+        """Whether the source promises to have the whole day at that instant."""
         if self.is_snapshot:
             return day == day_of(now_ms, self.zone)
         deadline_ms = self.deadline_ms(day)
         return deadline_ms is None or now_ms <= deadline_ms
 
     def lookback(self, now_ms: int) -> date:
-        """The first day that the schedule lands: until it has settled, a day is fetched again."""
+        """The first day that the schedule lands: days are landed again until they have settled."""
         days = max(MIN_LOOKBACK_DAYS, self.settles_after // DAY + 1)
         return day_of(now_ms, self.zone) - days * DAY
 
     def due_ms(self, day: date, *, settled: bool) -> int | None:
-        """When a schedule should have landed the day: for the first time, or after it has settled."""
+        """When the day becomes overdue if it has not landed, or (`settled`) not since it settled."""
         if self.lands_at is None:
             return None
         ready = datetime.fromtimestamp(self.end_ms(day) // 1000, self.zone)
@@ -89,10 +89,10 @@ NOTHING_LANDED: Mapping[date, LandedDay] = {}
 
 @dataclass(frozen=True)
 class ExpectedDay:
-    """A day that has not landed, or not since it settled: `prior` is when it was last read.
+    """A day that has not landed, or not since it settled.
 
-    `due_ms` is None where no schedule lands it, `deadline_ms` where no limit is known; `fallback` is the asset whose source
-    still has the day, with its own deadline.
+    `prior` is when it was last read. `due_ms` is None if no schedule lands it, `deadline_ms` if no limit is known.
+    `fallback` is the asset whose source still has the day, with its own deadline.
     """
 
     day: date
@@ -108,7 +108,7 @@ class ExpectedDay:
 def expected_days(
     timetable: Timetable, first: date, now_ms: int, landed: Mapping[date, LandedDay] = NOTHING_LANDED
 ) -> Iterator[ExpectedDay]:
-    """The days since `first` that have not landed for good, oldest first: of a snapshot today, else days that have ended."""
+    """The days since `first` to land, oldest first: ended days, or today for a snapshot."""
     today = day_of(now_ms, timetable.zone)
     for day in [today] if timetable.is_snapshot else days_from(first, today - DAY):
         prior = landed.get(day)

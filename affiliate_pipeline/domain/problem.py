@@ -1,4 +1,4 @@
-"""What went wrong, as fields for people and programs. Rendered here only, and never parsed back."""
+"""Failures as fields, for people and programs; rendered only here and never parsed back."""
 
 import re
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from typing import Self
 class Problem:
     """A failure: what happened, its impact and the action to take.
 
-    The impact is what is safe and what is missing. All three are sentences without a full stop. `code` names the kind
-    of failure: the class of the error, in snake case.
+    The impact is what is safe and what is missing. All three texts lack the final full stop. `code` names the kind of
+    failure: for an exception, its class in snake case.
     """
 
     code: str
@@ -25,7 +25,7 @@ class Problem:
 
     @property
     def cause(self) -> str:
-        """What happened and what to do: days that failed alike have this in common, whatever had landed for them."""
+        """What happened and what to do, without the impact, which differs between days."""
         return _joined(self.what, self.action)
 
     def adding(self, *, impact: str = "", action: str = "") -> "Problem":
@@ -41,7 +41,7 @@ class Problem:
 
 
 class AffiliateError(Exception):
-    """The root of all failures that are reported to people, who act on them; anything else is an internal error."""
+    """A failure that people can act on; any other exception is an internal error."""
 
     def __init__(self, what: str, action: str = "", *, impact: str = ""):
         code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
@@ -50,11 +50,11 @@ class AffiliateError(Exception):
 
 
 class SettingsError(AffiliateError):
-    """Something has to be configured; the problem names every variable or file concerned, and no value."""
+    """A setting is missing or invalid; its text names variables and files, but no value."""
 
 
 def grouped(problems: Mapping[date, Problem]) -> dict[Problem, list[date]]:
-    """The days in order by what is wrong with them."""
+    """The days of each problem, in order."""
     days: dict[Problem, list[date]] = {}
     for day in sorted(problems):
         days.setdefault(problems[day], []).append(day)

@@ -6,7 +6,7 @@ import re
 _SECRET_NAME = re.compile(
     r"(?i)signature|^sign$|api[-_]?key|access[-_]?key|secret|token|password|credential|authorization|echostr"
 )
-# Each word is matched once, from its beginning, so that no text can make this slow.
+# The lookbehind lets a name match only from the start of a word, so that no text can make this slow.
 _NAMED = re.compile(
     r"(?i)(?<![\w-])([\w-]+)([\"']?\s*[=:]\s*)(?!//)((?:bearer|basic)\s+)?(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^&\s\"',}]+)"
 )
@@ -20,7 +20,7 @@ _EMAIL = re.compile(
 
 
 def redact(text: object) -> str:
-    """The text with secrets replaced by `***` and emails cut to two letters of their local part."""
+    """The text with secrets replaced by `***` and emails' local parts cut to two characters."""
     clean = _PEM.sub("-----***-----", str(text))
     clean = _PASSWORD_IN_URL.sub(r"\1***@", clean)
     clean = _NAMED.sub(_without_secret, clean)
@@ -36,10 +36,10 @@ def _without_secret(found: re.Match[str]) -> str:
 
 
 def silence_http_logs() -> None:
-    """Keep signed URLs and key headers, which httpx and httpcore log below WARNING, out of all logs at any level."""
-    # Filters are not inherited by child loggers, so each of httpcore's own is named.
+    """Drop httpx's and httpcore's logs below WARNING: they have signed URLs and key headers."""
+    # Filters are not inherited by child loggers, so each of httpcore's loggers is named.
     for name in ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "http2", "proxy", "socks"))):
-        logging.getLogger(name).addFilter(_is_warning)  # the second time, nothing is added
+        logging.getLogger(name).addFilter(_is_warning)  # a filter is added only once
 
 
 def _is_warning(record: logging.LogRecord) -> bool:

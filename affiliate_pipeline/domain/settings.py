@@ -1,4 +1,4 @@
-"""What is configured: one value that the application reads once and passes on, and typed settings made from its variables."""
+"""The environment, which the application reads once, and typed settings from its variables."""
 
 import codecs
 import re
@@ -24,17 +24,17 @@ _HOST = re.compile(r"(?i)\[[0-9a-f:.]+\]|(?!.*\.\.)[a-z0-9_-]([a-z0-9_.-]{0,251}
 
 
 class Settings(BaseModel):
-    """The variables of one concern; a field is the variable of its name in upper case."""
+    """The settings of one concern; a field is read from the variable of its upper-case name."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     @classmethod
     def load(cls, variables: Mapping[str, str], *required: str) -> Self:
-        """The settings in these variables; raises one SettingsError, which names all that are missing or malformed."""
+        """The settings; raises one SettingsError that names all missing or malformed variables."""
         given = {name: variables[name.upper()] for name in cls.model_fields if name.upper() in variables}
         problems = [f"{name} is not set" for name in required if name not in variables]
         for name, value in given.items():
-            # A secret that this caller does not require fails the account that requires it, and no other.
+            # A malformed secret fails only the account that requires it.
             if name.upper() in required or "SecretStr" not in str(cls.model_fields[name].annotation):
                 problems += quotes_in(name.upper(), value)
         try:
@@ -55,7 +55,7 @@ class Settings(BaseModel):
 
 
 def quotes_in(name: str, value: str) -> list[str]:
-    """The problem of a value in quotes that the env file's syntax does not remove; empty if there is none."""
+    """The problem, if the value begins with a quote that the env file's syntax did not remove."""
     if value[0] in _QUOTES:
         return [f"{name} is in quotes, which count as a part of its value: remove them"]
     return []
@@ -71,7 +71,7 @@ def naming(variable: str) -> Generator[None, None, None]:
 
 
 def text_of(data: bytes, file: str) -> str:
-    """The text of a file that people write: UTF-8, or UTF-16 with its byte order mark; else raises a SettingsError."""
+    """A file's text in UTF-8, or in UTF-16 with a byte order mark; raises SettingsError."""
     marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     utf_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
     encoding = "utf-16" if data.startswith(marks) and not data.startswith(utf_32) else "utf-8-sig"
@@ -91,10 +91,10 @@ def _base_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         _ = parts.port
-    except ValueError:  # its own text quotes the URL
+    except ValueError:  # the error's own text quotes the URL
         raise ValueError("is not an http(s) URL") from None
     host = parts.netloc.rpartition(":")[0] if parts.port is not None else parts.netloc.removesuffix(":")
-    # The HTTP library would raise an error of its own for these.
+    # The HTTP library would raise its own error for any other host or character.
     is_sendable = _HOST.fullmatch(host) and max(map(len, host.split("."))) <= 63 and re.fullmatch("[!-~]+", url)
     if parts.scheme not in ("http", "https") or not is_sendable or parts.query or parts.fragment:
         raise ValueError("is not an http(s) URL")
@@ -106,13 +106,13 @@ RateScale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def check_rate_scale(base_url: str, scale: float) -> None:
-    """Raises ValueError for rates above those that the exchange permits, except on a server of one's own."""
+    """Raise ValueError for a rate above the permitted one, except for a server on loopback."""
     if scale > 1 and urlsplit(base_url).hostname not in LOOPBACK:
         raise ValueError("AFFILIATE_RATE_SCALE may be above 1 only where the base URL is on loopback")
 
 
 class Mode(StrEnum):
-    """Whether the exchanges are real; the value names the mode's database on the embedded server."""
+    """Whether the exchanges are real; the value is the name of the mode's embedded database."""
 
     PRODUCTION = "affiliate"
     SANDBOX = "affiliate_sandbox"
@@ -120,15 +120,15 @@ class Mode(StrEnum):
 
 class Project(Settings):
     affiliate_start_date: date = date(2025, 1, 1)
-    # Whether the schedules run without being started in the UI, as they do under `affiliate-pipeline up`.
+    # Whether schedules run without being started in the UI, as under `affiliate-pipeline up`.
     affiliate_schedules: bool = False
 
 
 @dataclass(frozen=True)
 class Environment:
-    """The settings that apply.
+    """The mode, folders and variables of this process.
 
-    Each kind is typed when it is used: a malformed variable fails only what needs it.
+    Variables are parsed when they are used, so that a malformed one fails only what needs it.
     """
 
     mode: Mode
@@ -140,12 +140,12 @@ class Environment:
 
     @property
     def home(self) -> Path:
-        """The folder of what stays on this machine: the embedded database, logs, the sandbox's settings."""
+        """The folder for local state: the embedded database, logs, the sandbox's settings."""
         return self.root / ".affiliate"
 
     @property
     def reports(self) -> Path:
-        """The folder of the pages that people open."""
+        """The folder of the HTML reports."""
         return self.root / "reports"
 
     @property
@@ -162,7 +162,7 @@ class Environment:
         return any(name in self.variables for name in names)
 
     def database_url(self) -> str:
-        """The `postgresql://` URL of the one database; raises `SettingsError` if none is configured or started."""
+        """The database's `postgresql://` URL; raises `SettingsError` if none is set or started."""
         if self.embedded_url:
             return self.embedded_url
         value = self.variables.get(DATABASE_VARIABLE)

@@ -1,7 +1,7 @@
 """The building blocks of the endpoints' schemas.
 
 One pandera model per endpoint defines its columns in the exchange's JSON, in Arrow, in PostgreSQL and in the UI.
-Amounts are text here and `numeric` in PostgreSQL: never float, the scale as sent.
+Amounts are text here and `numeric` in PostgreSQL, never float: their scale stays as sent.
 """
 
 import re
@@ -22,14 +22,14 @@ BigInt = Annotated[pd.ArrowDtype, arrow.int64()]
 SmallInt = Annotated[pd.ArrowDtype, arrow.int16()]
 Flag = Annotated[pd.ArrowDtype, arrow.bool_()]
 
-# PostgreSQL's numeric takes exponents too; those of three digits are refused, since their zeros would fill a disk.
+# PostgreSQL's numeric accepts exponents. Three-digit ones are rejected here, since their zeros could fill a disk.
 _AMOUNT = r"^-?[0-9]{1,100}(\.[0-9]{1,100})?([eE][+-]?[0-9]{1,2})?$"
 _WHOLE = re.compile("-?[0-9]{1,19}", re.ASCII)
 # PostgreSQL's text cannot hold U+0000.
 _TEXT = r"^[^\x00]*$"
-# Instants outside these belong to another unit or are mistakes (ms since 1970).
+# The plausible range of instants in Unix milliseconds: others are wrong, or in another unit.
 OLDEST_MS, NEWEST_MS = 1_230_768_000_000, 4_102_444_800_000
-# A smaller number of milliseconds would be before 1973, so it is one of seconds (LBank v1.8 was seen to send them).
+# Smaller numbers are taken for seconds: as milliseconds, they would be before 1973. LBank v1.8 has sent seconds.
 LEAST_MS = 10**11
 
 
@@ -71,17 +71,17 @@ def _flag(raw: bytes) -> bool:
     return {"true": True, "false": False, "1": True, "0": False}[_string(raw).lower()]
 
 
-# How exchanges spell that there is no value, or none yet, in a nullable column. In a text column, an empty text is a value.
+# Spellings of null in a nullable column, except in a text column, where an empty text is a value.
 _NO_VALUE = frozenset({"", "-", "--", "null", "none", "n/a"})
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of value, and every spelling of it that is accepted.
+    """A kind of value, and the JSON spellings of it that are accepted.
 
-    `noun` is what people call it. `sent` is how Arrow reads the JSON type that is usually sent. `read` returns the value of
-    any spelling exactly (a number as text, an instant in seconds), or raises ValueError or KeyError. `no_value` are the
-    texts, stripped and in lower case, that mean null.
+    `noun` names it in messages. `sent` is the Arrow type of the JSON that is usually sent. `read` parses any accepted
+    spelling without loss, such as a number in quotes or an instant in seconds; it raises ValueError or KeyError.
+    `no_value` has the texts, stripped and in lower case, that mean null.
     """
 
     name: str
@@ -118,14 +118,14 @@ KINDS = {
 
 
 class Row(pa.DataFrameModel):
-    """What every landed table has: the endpoint's columns in the order declared."""
+    """The base of every schema: a table has exactly the declared columns, in this order."""
 
     class Config(pa.DataFrameModel.Config):
         strict = True
         ordered = True
 
 
-# pandera loads what validates at the first call, which is to be before the first day lands.
+# pandera loads its backend at the first call: do so at import, not while the first day lands.
 Row.validate(pd.DataFrame())
 
 
@@ -135,8 +135,8 @@ def _column(kind: str, **checks: Any):
     ) -> Any:
         """A column of the kind.
 
-        `optional`: the source does not always send the field. `json_name`: the field's name, where it is not the
-        column's in camel case.
+        `optional`: the source does not always send the field. `json_name`: the field's name, if it is not the
+        column's name in camel case.
         """
         metadata = {"kind": kind, "optional": optional, "json_name": json_name}
         return pa.Field(nullable=nullable or optional, description=description, metadata=metadata, **checks)
@@ -150,7 +150,7 @@ amount = _column("amount", str_matches=_AMOUNT)
 # A point in time, sent as milliseconds since 1970 UTC.
 instant = _column("instant")
 bigint = _column("bigint")
-# A level, a type, a status.
+# For levels, types and statuses.
 smallint = _column("smallint")
 flag = _column("flag")
 

@@ -1,6 +1,6 @@
-"""From an endpoint's rows as received (JSON texts) to a validated Arrow table.
+"""Parses an endpoint's rows, as received in JSON, into a validated Arrow table.
 
-What cannot be read or is not valid is reported column by column, and nothing is guessed, rounded or dropped.
+Invalid values are reported column by column; nothing is guessed, rounded or dropped.
 """
 
 import json
@@ -20,14 +20,14 @@ from pyarrow import compute
 from affiliate_pipeline.schema.columns import LEAST_MS, NEWEST_MS, OLDEST_MS, Column, Kind, Row, columns
 from affiliate_pipeline.schema.raw_row import extra_of, fields, joined, plain, sample
 
-# Decoded at once: the result of more does not fit the processor's caches.
+# How much is decoded at once: the result of more does not fit the processor's caches.
 DECODED_BYTES = 1 << 20
 _NULL = "null"
 
 
 @dataclass(frozen=True)
 class ColumnProblem:
-    """Which check of a column failed, the number of the first such row, its value (redacted), and how many rows failed."""
+    """A column's failed check: the first failing row, its redacted value, and the row count."""
 
     column: str
     check: str
@@ -42,7 +42,7 @@ class ColumnProblem:
 
 
 class Invalid(Exception):
-    """Rows that do not fit their schema: each problem once, with the rows of all batches counted."""
+    """Rows that do not fit their schema; each problem is listed once, with its row count."""
 
     def __init__(self, problems: Iterable[ColumnProblem]):
         merged: dict[tuple[str, str], ColumnProblem] = {}
@@ -56,7 +56,7 @@ class Invalid(Exception):
 
 @dataclass(frozen=True)
 class Parsed:
-    """Valid rows as an Arrow table (the schema's columns and `extra`), and in how many of them each unknown field is."""
+    """Valid rows: the schema's columns and `extra`; `unknown` counts rows by unknown field."""
 
     table: arrow.Table
     unknown: Counter[str] = field(default_factory=Counter[str])
@@ -93,7 +93,7 @@ def damaged(table: arrow.Table) -> Counter[str]:
 
 
 def batches(chunks: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
-    """The chunks in order, in lists that end once they have so many bytes."""
+    """The chunks in order, in lists that each end once they hold `size` bytes or more."""
     batch: list[bytes] = []
     held = 0
     for chunk in chunks:
@@ -107,7 +107,7 @@ def batches(chunks: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
 
 
 def _as_declared(model: type[Row], chunks: Sequence[bytes]) -> Parsed | None:
-    """Rows whose values have the types of the schema and are valid; None for any others, which `_FieldReader` reads."""
+    """The fast path for valid rows of the declared types; None: `_FieldReader` is needed."""
     try:
         names = _names_sent(model, chunks)
         parts = list(batches(chunks, DECODED_BYTES)) or [list[bytes]()]
@@ -121,7 +121,7 @@ def _names_sent(model: type[Row], chunks: Sequence[bytes]) -> tuple[str, ...]:
     """How the first row spells the columns' names. Raises ValueError for an unknown field."""
     first: object = json.JSONDecoder().raw_decode(chunks[0].decode())[0] if chunks else {}
     if not isinstance(first, dict):
-        raise ValueError("not a row")  # noqa: TRY004 - it is about the data, not a type of ours
+        raise ValueError("not a row")  # noqa: TRY004 - the data are wrong, not an argument's type
     sent = {plain(name): name for name in cast(dict[str, object], first)}
     names = tuple(sent.pop(plain(column.json_name), column.json_name) for column in columns(model))
     if sent:
@@ -145,13 +145,13 @@ def _decoded(model: type[Row], names: tuple[str, ...], chunks: Sequence[bytes]) 
     if len(whole) != 1:
         raise ValueError("not one list of rows")
     rows = whole["rows"].combine_chunks().values
-    # Arrow trusts texts to be UTF-8.
+    # Arrow does not check that texts are UTF-8.
     rows.validate(full=True)
     if rows.null_count:
         raise ValueError("a row is null")
     values: dict[str, arrow.Array] = {}
     for column, name, array in zip(columns(model), names, rows.flatten(), strict=True):
-        # Arrow reads a missing field as null. In rows of flat fields, each there once, only a field's name looks like this.
+        # Arrow reads a missing field as null, so count the names: in flat rows, only a name is followed by a colon.
         if array.null_count and not column.optional and text.count(f'"{name}":'.encode()) < len(rows):
             raise ValueError("a field is missing, or its name is spelled in another way")
         values[column.name] = _in_ms(array, column.kind).cast(column.kind.arrow_type)
@@ -159,7 +159,7 @@ def _decoded(model: type[Row], names: tuple[str, ...], chunks: Sequence[bytes]) 
 
 
 def _in_ms(array: arrow.Array, kind: Kind) -> arrow.Array:
-    """The numbers, of instants their milliseconds; raises ValueError if an instant is out of range."""
+    """The array, instants in milliseconds; raises ValueError if an instant is out of range."""
     if kind.name != "instant" or array.null_count == len(array):
         return array
     lowest, highest = (each.as_py() for each in compute.min_max(array).values())
@@ -200,7 +200,7 @@ class _FieldReader:
         return Parsed(_table(self._model, self._values, len(self._rows), extra), unknown), self._problems
 
     def _read_row(self, index: int, row: bytes) -> list[tuple[str, bytes]]:
-        """Read the row's values; return the fields that are no column's."""
+        """Read the row's values; return the fields that belong to no column."""
         seen: dict[str, tuple[str, bytes]] = {}
         others: list[tuple[str, bytes]] = []
         for name, raw in fields(row):

@@ -13,15 +13,15 @@ import pyarrow.csv
 class Fingerprint:
     """A hash of a multiset of rows.
 
-    Independent of their order, different if a row is added, lost or doubled. Each of the four 64-bit parts is a sum,
-    so fingerprints of disjoint rows add up.
+    It ignores the order of the rows and changes if a row is added, lost or doubled. Each of its four 64-bit parts is a
+    sum over the rows, so the fingerprints of batches can be added.
     """
 
     parts: tuple[int, ...] = (0, 0, 0, 0)
 
     @classmethod
     def parse(cls, text: str) -> "Fingerprint":
-        """The fingerprint with this `str`."""
+        """The fingerprint whose `str` is this text."""
         return cls(tuple(int(text[i : i + 16], 16) for i in range(0, 64, 16)))
 
     def __add__(self, other: "Fingerprint") -> "Fingerprint":
@@ -34,7 +34,7 @@ class Fingerprint:
 def fingerprint(table: arrow.Table, copied: bytes) -> Fingerprint:
     """The fingerprint of the rows whose `copy_text` is `copied`."""
     rows = copied.split(b"\n")[:-1]
-    if len(rows) != len(table):  # texts contain line ends
+    if len(rows) != len(table):  # a text contains a line end
         rows = [copy_text(table.slice(index, 1))[:-1] for index in range(len(table))]
     digests = b"".join([sha256(row).digest() for row in rows])
     sums = np.frombuffer(digests, "<u8").reshape(-1, 4).sum(axis=0, dtype=np.uint64)
@@ -42,10 +42,7 @@ def fingerprint(table: arrow.Table, copied: bytes) -> Fingerprint:
 
 
 def copy_text(table: arrow.Table) -> bytes:
-    """The table as PostgreSQL's COPY reads it (`format csv`) in a session in UTC.
-
-    Null is nothing, an empty text is `""`.
-    """
+    """The table as CSV for COPY in a UTC session: null is empty, an empty text is quoted."""
     # Instants without their zone are written twice as fast.
     utc = [
         field.with_type(arrow.timestamp("ms")) if arrow.types.is_timestamp(field.type) else field

@@ -1,7 +1,7 @@
 """Rows as received: the bytes of one JSON object each.
 
-Finds their fields however the exchange spells the names, and keeps what jsonb cannot hold in a form from which the
-bytes received can be read back.
+Fields are found in any spelling of their names. What jsonb cannot hold is stored in a form from which the received
+bytes can be read back.
 """
 
 import json
@@ -17,9 +17,9 @@ from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.schema.columns import KINDS, Row, columns
 
 SAMPLE_CHARACTERS, NAME_CHARACTERS = 40, 200
-# The only key of the object that replaces a field's value, as received, that jsonb cannot hold.
+# A value that jsonb cannot hold is replaced by an object with only this key and the value's JSON text.
 AS_RECEIVED = "$json"
-# jsonb's numbers have no more digits after the point.
+# Just below the digits that jsonb's numbers can have after the point.
 MAX_NUMBER_DIGITS = 16_000
 _SPACED_COLON = re.compile(rb'"\s+:')
 _SUSPECT = re.compile(rb"\\u0000|[eE][+-]?[0-9]{4}|[{]")
@@ -32,7 +32,7 @@ def joined(chunks: Iterable[bytes]) -> bytes:
 
 
 def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Each row's JSON text by itself; a chunk that does not hold rows is yielded unchanged."""
+    """Each row's JSON text; a chunk that cannot be parsed is yielded unchanged."""
     for chunk in chunks:
         try:
             yield from map(bytes, msgspec.json.decode(joined([chunk]), type=list[msgspec.Raw]))
@@ -41,12 +41,12 @@ def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def instants_ms(rows: Iterable[bytes], name: str) -> list[int]:
-    """The instant of each row by its field's JSON name; raises ValueError."""
+    """Each row's instant (ms) in the field with this JSON name; raises ValueError."""
     return [_value(row, name, "instant") for row in rows]
 
 
 def whole_numbers(rows: Iterable[bytes], name: str) -> list[int]:
-    """The whole number of each row by its field's JSON name; raises ValueError."""
+    """Each row's whole number in the field with this JSON name; raises ValueError."""
     return [_value(row, name, "bigint") for row in rows]
 
 
@@ -61,18 +61,18 @@ def _value(row: bytes, name: str, kind: str) -> int:
 
 
 def identities(rows: Iterable[bytes], names: Sequence[str]) -> Iterator[Hashable]:
-    """What distinguishes each row: the `texts` of these fields, or the whole row if none are named."""
+    """Each row's identity: the `texts` of these fields, or the whole row if none are named."""
     for row in rows:
         yield texts(row, *names) if names else row
 
 
 def texts(row: bytes, *names: str) -> tuple[str | None, ...]:
-    """The texts of these fields (JSON names; None: no value), however the row spells their names."""
+    """The texts of these fields, in any spelling of their names; None: no value."""
     return tuple(_text(_field(row, name)) for name in names)
 
 
 def is_false(row: bytes, name: str) -> bool:
-    """Whether the row's flag of that JSON name is there and false."""
+    """Whether the row has the flag with this JSON name, and it is false."""
     value = _field(row, name)
     try:
         return value is not None and not KINDS["flag"].read(value)
@@ -81,14 +81,14 @@ def is_false(row: bytes, name: str) -> bool:
 
 
 def emptied(model: type[Row], values: Mapping[str, object]) -> bytes:
-    """A row of the schema that has these values (by JSON name) and nothing else."""
+    """A row of the schema with these values (by JSON name); all other fields are null."""
     return msgspec.json.encode({column.json_name: values.get(column.json_name) for column in columns(model)})
 
 
 def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
-    """The row with these values (by JSON name), its own fields byte for byte as received.
+    """The row with these values (by JSON name) added; its other fields stay byte for byte.
 
-    Raises ValueError where it has another value.
+    Raises ValueError if the row has a different value for one of them.
     """
     given = {plain(name): str(value) for name, value in values.items()}
     members = [_member(name, msgspec.json.encode(value)) for name, value in values.items()]
@@ -101,7 +101,7 @@ def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
 
 
 def fields(row: bytes) -> list[tuple[str, bytes]]:
-    """The row's fields in order, with repeated ones."""
+    """The row's fields in order, repeated ones included."""
     found = msgspec.json.decode(row, type=dict[str, msgspec.Raw])
     # With as many colons after names as fields, no field is repeated: skip the slow parser.
     may_repeat = row.count(b":") > len(found) and (row.count(b'":') > len(found) or _SPACED_COLON.search(row))
@@ -111,7 +111,7 @@ def fields(row: bytes) -> list[tuple[str, bytes]]:
 
 
 def plain(name: str) -> str:
-    """Field names as compared: `tradeId`, `trade_id` and `tradeid` are one field (LBank v1.8 lower-cased its names)."""
+    """The name as compared, in lower case without `_`: LBank v1.8 lower-cased its names."""
     return name.replace("_", "").lower()
 
 
@@ -139,7 +139,7 @@ def _member(name: str, raw: bytes) -> bytes:
 
 
 def _pairs(text: bytes) -> list[tuple[str, bytes]]:
-    """The fields of a JSON object, repeated ones included, with numbers as they are written."""
+    """The fields of a JSON object, repeated ones included, with numbers as written."""
     objects: list[list[tuple[str, Any]]] = []
 
     def of_object(pairs: list[tuple[str, Any]]) -> msgspec.Raw:
@@ -155,10 +155,10 @@ def _pairs(text: bytes) -> list[tuple[str, bytes]]:
 
 
 def payload(received: bytes) -> str:
-    """The JSON text with which jsonb keeps a row or a body, so that its bytes can be read back.
+    """The JSON text that stores a row or a body in jsonb so that its bytes can be read back.
 
-    The row itself where jsonb holds it exactly, else a JSON string of its text, else (not UTF-8) the object
-    `{"$base64": …}`.
+    The row itself if jsonb holds it exactly, otherwise a JSON string of its text, or the object `{"$base64": …}` if it
+    is not UTF-8 or has a NUL byte.
     """
     try:
         text = received.decode()
@@ -170,15 +170,15 @@ def payload(received: bytes) -> str:
 
 
 def extra_of(unknown: Iterable[tuple[str, bytes]]) -> tuple[str, set[str]]:
-    """The JSON text of these fields for `extra`, and the names that unknown fields are reported by.
+    """The JSON text of these unknown fields for `extra`, and their names for reports.
 
     A field that jsonb cannot hold (U+0000, a number or nesting beyond its limits, a field that occurs twice) becomes
-    `{"$json": "…"}` with the value's JSON text as received; of several values, joined by commas.
+    `{"$json": "…"}` with the JSON text of its value as received, or of its values joined by commas.
     """
     by_key: dict[str, list[bytes]] = defaultdict(list)
     odd: set[str] = set()
     for name, raw in unknown:
-        # jsonb has no U+0000 in names either: written as its JSON escape.
+        # jsonb cannot hold U+0000 in names either: use its JSON escape.
         key = json.dumps(name, ensure_ascii=False)[1:-1] if "\0" in name else name
         by_key[key].append(raw)
         if key != name or len(by_key[key]) > 1 or not _fits_jsonb(raw):
@@ -193,7 +193,7 @@ def extra_of(unknown: Iterable[tuple[str, bytes]]) -> tuple[str, set[str]]:
 
 
 def _fits_jsonb(text: bytes) -> bool:
-    """Whether jsonb holds all of the JSON text exactly, and none of its objects has `$json` as its only field."""
+    """Whether jsonb holds the text exactly and no object in it has `$json` as its only key."""
     if len(text) <= MAX_NUMBER_DIGITS and not _SUSPECT.search(text):
         return True
     if _U0000.search(text):
