@@ -1,1 +1,1 @@
-"""PostgreSQL: connections, locks, rate limits and migrations, for the owners of tables."""
+"""PostgreSQL: connections, locks, rate limits and migrations, for modules that own tables."""

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL that hold a session of their own; every error of the driver becomes `StoreUnavailable`."""
+"""Connections to PostgreSQL that each have a session of their own, with fixed settings."""
 
 import os
 import re
@@ -17,10 +17,10 @@ CONNECT_TIMEOUT_S = 10
 
 
 def connect(url: str, *, autocommit: bool = False, durable: bool = True) -> psycopg.Connection:
-    """A connection whose session speaks UTC and ISO dates, whatever the server, the role or the URL prefer.
+    """A connection whose session uses UTC and ISO dates, whatever the server or URL configures.
 
-    Not durable: what it wrote last may be lost if the server crashes, and a commit does not wait for the disk. Raises
-    `StoreUnavailable`, also where a pooler would give each transaction another session.
+    Unless `durable`, commits do not wait for the disk, and a crash of the server may lose the last ones. Raises
+    `StoreUnavailable`, also if a pooler would give each transaction another session.
     """
     connection = _open(url)
     try:
@@ -48,7 +48,7 @@ def _open(url: str) -> psycopg.Connection:
             autocommit=True,
             connect_timeout=CONNECT_TIMEOUT_S,
             client_encoding="utf8",
-            # All connections of a process have the same name: `_refuse_dead_holder` relies on it.
+            # All connections of a process have the same name: `locks` recognizes a live holder by it.
             application_name=f"{APPLICATION} {os.getpid()}@{socket.gethostname()}",
         )
     except (psycopg.Error, ValueError) as error:
@@ -63,14 +63,14 @@ def _open(url: str) -> psycopg.Connection:
         ) from None
 
 
-# Addresses that are proven, in this process, to give each connection its own session.
+# URLs that this process has found to give each connection its own session.
 _proven: set[str] = set()
 
 
 def _prove_session(connection: psycopg.Connection, url: str) -> None:
-    """Raises `StoreUnavailable` if the address shares sessions between connections; checked once per process.
+    """Raise `StoreUnavailable` if the address shares sessions between connections.
 
-    There, a session's locks and settings are lost, and leak into other connections.
+    Locks and settings would be lost, or leak into other connections. Checked once per process.
     """
     if url in _proven:
         return
@@ -85,14 +85,14 @@ def _prove_session(connection: psycopg.Connection, url: str) -> None:
 
 
 def _is_shared(connection: psycopg.Connection, other: psycopg.Connection) -> bool:
-    """Whether the first connection loses its session while the other one has a transaction open."""
+    """Whether the first connection loses its session during a transaction of the other one."""
     mark = (secrets.token_hex(8),)
     look = "select pg_backend_pid(), current_setting('affiliate.session', true)"
     [own] = connection.execute("select pg_backend_pid(), set_config('affiliate.session', %s, false)", mark).fetchall()
     try:
         for _ in range(3):
             with other.transaction():
-                # Compare the ids first: in a shared session, the first connection might wait forever for this transaction.
+                # Compare ids first: in a shared session, the first connection could wait forever for this transaction.
                 [(pid,)] = other.execute("select pg_backend_pid()").fetchall()
                 if pid == own[0] or connection.execute(look).fetchone() != own:
                     return True
@@ -103,7 +103,7 @@ def _is_shared(connection: psycopg.Connection, other: psycopg.Connection) -> boo
     return False
 
 
-# What our statements rely on: a role, database or URL may set any of it differently.
+# Settings that our statements rely on: a role, database or URL may set any of them differently.
 _SETTINGS = {
     "timezone": "UTC",
     "datestyle": "ISO, YMD",
@@ -130,7 +130,7 @@ _SETTINGS = {
 
 
 def _apply_settings(connection: psycopg.Connection, durable: bool) -> None:
-    # A durable session keeps the value of synchronous_commit (null), unless it is off.
+    # Null keeps the current synchronous_commit, unless that is off.
     settings = _SETTINGS | {"synchronous_commit": None if durable else "off"}
     connection.execute(
         "select set_config(name, coalesce(value, nullif(current_setting(name), 'off'), 'on'), false) "

@@ -1,4 +1,4 @@
-"""What errors of PostgreSQL mean for a person: each becomes `StoreUnavailable`."""
+"""Errors of PostgreSQL, each as a `StoreUnavailable` with its cause and an action."""
 
 import re
 from collections.abc import Generator
@@ -31,7 +31,7 @@ ROLE_ACTION = (
 )
 
 UNUSABLE = "the database cannot be used"
-# What a lost or refused connection and the codes of PostgreSQL's errors mean; the first that fits counts.
+# Codes, texts for errors without a code (failed connections), what happened and the action; the first match counts.
 # Codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CAUSES: tuple[tuple[str, str, str, str], ...] = (
     ("53100", "", "the disk of the database is full", "Free space, then materialize again"),
@@ -70,7 +70,7 @@ class StoreUnavailable(AffiliateError):
 
 @contextmanager
 def unavailable() -> Generator[None]:
-    """Turns every error of the driver into `StoreUnavailable`."""
+    """Turn every error of the driver into `StoreUnavailable`."""
     try:
         yield
     except psycopg.Error as error:
@@ -78,7 +78,7 @@ def unavailable() -> Generator[None]:
 
 
 def explained(error: psycopg.Error) -> StoreUnavailable:
-    """What the error means for a person."""
+    """The error with its cause and an action."""
     words = redact((error.diag.message_primary or str(error) or type(error).__name__).strip())
     state = error.sqlstate or ""
     what, action = next(
@@ -90,5 +90,5 @@ def explained(error: psycopg.Error) -> StoreUnavailable:
 
 
 def is_unusable(error: psycopg.Error) -> bool:
-    """Whether the error concerns the whole database, and not what one transaction did."""
+    """Whether the error affects the whole database and not just one transaction."""
     return re.fullmatch(r"|08...|25006|28...|3D...|53[123]..|57P..|58...|XX...", error.sqlstate or "") is not None

@@ -46,7 +46,7 @@ class Lock:
 
 @contextmanager
 def locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Generator[None]:
-    """Holds the lock, after waiting for the run that holds it; raises `StoreUnavailable` if that is not a live run."""
+    """Hold the lock; waits for a live run that has it, raises `StoreUnavailable` otherwise."""
     if not _acquired(connection, lock, what):
         log.info("%s: another run holds its lock; waiting for its end", what)
         while not _acquired(connection, lock, what, wait_s=LOCK_CHECK_S):
@@ -59,7 +59,7 @@ def locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Genera
 
 @contextmanager
 def try_locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Generator[bool]:
-    """Holds the lock if no other session does, and yields whether it does; raises like `locked`."""
+    """Hold the lock if it is free; yields whether it was. Raises like `locked`."""
     is_locked = _acquired(connection, lock, what)
     try:
         yield is_locked
@@ -76,10 +76,9 @@ def _unlock(connection: psycopg.Connection[Any], lock: Lock) -> None:
 
 
 def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s: float = 0) -> bool:
-    """Whether the lock was acquired within the time.
+    """Whether the lock was acquired within `wait_s`.
 
-    Raises `StoreUnavailable` if its holder is not a live run: for a lock kept by a pooler's idle session, a run would wait
-    forever.
+    Raises `StoreUnavailable` if its holder is not a live run: waiting for a pooler's idle session would never end.
     """
     acquire = "select true from pg_advisory_lock({})" if wait_s else "select pg_try_advisory_lock({})"
     with unavailable():

@@ -1,7 +1,7 @@
-"""Numbered SQL files that create and change tables: each is applied once, in a transaction of its own.
+"""Numbered SQL files that create and change tables, each applied once in one transaction.
 
-The transaction also records the file in `affiliate.schema_migration`, so that the next process continues after a crash. A
-file's name is `<number>_<words>.sql`; one that was released is never changed.
+The transaction also records the file in `affiliate.schema_migration`, so that any process can continue after a crash.
+Files are named `<number>_<words>.sql`; a released file is never changed.
 """
 
 from contextlib import suppress
@@ -17,20 +17,20 @@ from affiliate_pipeline.postgres.errors import ENCODING, ENCODING_ACTION, StoreU
 from affiliate_pipeline.postgres.locks import Lock, locked
 
 TABLE: Final = "affiliate.schema_migration"
-# Processes of earlier releases take the same one.
+# Earlier releases use the same lock.
 DDL_LOCK = Lock("affiliate_pipeline.ddl")
 
 
 @dataclass(frozen=True)
 class Migrations:
-    """The files, in a folder, of tables in one schema."""
+    """A folder of migrations for the tables of one schema."""
 
     schema: str
     folder: Path
 
     @cached_property
     def files(self) -> dict[int, Path]:
-        """By number, in order."""
+        """The files by number, in order."""
         return {int(path.name.partition("_")[0]): path for path in sorted(self.folder.glob("[0-9]*_*.sql"))}
 
 
@@ -39,7 +39,7 @@ CORE = Migrations("affiliate", Path(__file__).with_name("migrations"))
 
 
 def migrate(connection: psycopg.Connection[Any], migrations: Migrations) -> None:
-    """Applies what the database lacks; raises `StoreUnavailable` for a database that is newer than this program."""
+    """Apply pending migrations; raise `StoreUnavailable` if the database is of a newer release."""
     if not _pending(connection, migrations):
         return
     encoding = connection.info.parameter_status("server_encoding")

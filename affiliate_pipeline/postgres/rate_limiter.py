@@ -1,6 +1,6 @@
-"""Rate limits that hold over all processes and machines together: leases of slots in the database.
+"""Rate limits shared by all processes and machines, as slot leases in the database.
 
-A slot returns one window after the *response* to its last request arrived: a server counts a request when it receives
+A slot is free again one window after the *response* to its last request: the server counts a request when it receives
 it, which is some time between sending and response. The slot of a killed process is free once its lease ends.
 """
 
@@ -16,12 +16,12 @@ from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "affiliate.lease"
 RIGHTS = {TABLE: "select insert update"}
-# By then a request has its response or has failed (see the timeouts of http.client), so that no two hold one slot.
+# Longer than any request takes (see the timeouts of http.client), so that no two requests hold one slot.
 HOLD_S = 60
 MAX_WAIT_S = 300
-# Pauses set by another process are noticed this late, since not every request of a block queries the database.
+# Pauses set by another process are noticed up to this late: not every request of a block queries the database.
 PAUSE_CHECK_S = 0.02
-# Binance's bans end after three days.
+# Well above the longest ban known, three days at Binance.
 MAX_PAUSE_S = 30 * 86_400
 
 # Slot -1 holds the pause that the exchange requested.
@@ -44,7 +44,7 @@ from {TABLE} where scope = %(scope)s"""
 
 @dataclass
 class _Block:
-    """A slot taken: how many requests it still permits, until when it may be used, and how many are under way."""
+    """A leased slot: the requests it still permits, until when, and how many are under way."""
 
     slot: int
     returns_at: datetime
@@ -54,9 +54,9 @@ class _Block:
 
 
 class RateLimiter(TableStore):
-    """A rate limit of `slots` slots per window, each of which permits `requests` requests; threads may share it.
+    """A limit of `slots` slots per window with `requests` requests each; safe between threads.
 
-    A pause longer than `max_wait_s` raises what `too_long` makes of a message.
+    A pause longer than `max_wait_s` raises `too_long(message)`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class RateLimiter(TableStore):
         max_wait_s: float = MAX_WAIT_S,
         too_long: Callable[[str], Exception] = TimeoutError,
     ) -> None:
-        # A lease that a crashing database loses is not worth waiting for the disk at every request.
+        # Losing leases in a crash of the database costs less than waiting for the disk at every request.
         super().__init__(url, durable=False)
         self._window_s, self._requests, self._sleep = window_s, requests, sleep
         self._max_wait_s, self._too_long = max_wait_s, too_long
@@ -94,7 +94,7 @@ class RateLimiter(TableStore):
 
     @contextmanager
     def slot(self) -> Generator[None]:
-        """Waits until a request may be sent, and holds its slot until the response has arrived."""
+        """Wait until a request may be sent; its slot is held until the `with` block ends."""
         block = self._take()
         try:
             yield
@@ -105,7 +105,7 @@ class RateLimiter(TableStore):
                     self._give_back(block)
 
     def pause(self, seconds: float) -> None:
-        """Lets no process with this scope send a request for so long."""
+        """Stop the requests of all processes with this scope for that long."""
         with self._lock:
             self._drop_block()
             self._execute(
@@ -132,7 +132,7 @@ class RateLimiter(TableStore):
                 raise self._too_long(
                     f"the exchange allows no request for another {pause_s:.0f} s; materialize again after that"
                 )
-            # Another process may take the slot that is seen returning; then this one looks again.
+            # Another process may take the returning slot first, so look again.
             self._sleep(min(max(wait_s or 0.0, 0.005), 5.0))
 
     def _is_paused(self) -> bool:
@@ -149,7 +149,7 @@ class RateLimiter(TableStore):
         self._block = None
 
     def _give_back(self, block: _Block) -> None:
-        # Unless the lease has ended and another process holds the slot by now.
+        # No effect if the lease has ended and another process holds the slot by now.
         self._execute(
             f"update {TABLE} set returns_at = clock_timestamp() + %s * interval '1 second' "
             "where scope = %s and slot = %s and returns_at = %s",

@@ -1,4 +1,4 @@
-"""Whether a database can be used for what its tables are for: checked before requests to an exchange, and by `check`."""
+"""Whether the database is usable: checked before requests to an exchange, and by `check`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -16,7 +16,7 @@ from affiliate_pipeline.postgres.errors import (
     unavailable,
 )
 
-# `to_regclass` would fail where the role may not use the schema.
+# Not `to_regclass`: it fails where the role may not use the schema.
 _LOOK: Final = """
 with existing as (
     select pg_class.oid, name, "right" from unnest(%(tables)s::text[], %(rights)s::text[]) as needed (name, "right")
@@ -44,7 +44,7 @@ class DatabaseReadOnly(StoreUnavailable):
 
 
 def problems(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> Iterator[StoreUnavailable]:
-    """What prevents the use of tables (`schema.name`) with these rights, such as "select insert"; changes nothing."""
+    """What prevents using these tables (`schema.name`) with their rights ("select insert")."""
     needed = [(table, right) for table, each in rights.items() for right in each.split()]
     values = {
         "schemas": list({table.partition(".")[0] for table in rights}),
@@ -69,7 +69,7 @@ def problems(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> 
 
 
 def require_storage(url: str) -> None:
-    """Raises `StoreUnavailable` if Dagster cannot keep its own tables in the database."""
+    """Raise `StoreUnavailable` if Dagster cannot keep its own tables in the database."""
     with connect(url, autocommit=True) as connection:
         for error in problems(connection, {}):
             if isinstance(error, DatabaseReadOnly):

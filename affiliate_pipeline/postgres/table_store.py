@@ -12,7 +12,7 @@ from affiliate_pipeline.postgres.migrations import CORE, Migrations, migrate
 
 
 class TableStore:
-    """A connection that is closed with the `with` block; every error of the driver becomes `StoreUnavailable`."""
+    """A connection that the `with` block closes; driver errors become `StoreUnavailable`."""
 
     migrations: ClassVar[Migrations] = CORE
 

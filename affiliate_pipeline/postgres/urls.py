@@ -1,4 +1,4 @@
-"""The database's URL: its parameters, and the forms that other programs read."""
+"""The database's URL: its parameters, and the forms that other programs accept."""
 
 import re
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from affiliate_pipeline.postgres.errors import StoreUnavailable
 def parameters(url: str) -> dict[str, str]:
     """The parameters in the URL by libpq's names.
 
-    Raises `StoreUnavailable`, which quotes no part of the URL: what cannot be parsed may be a piece of the password.
+    Raises `StoreUnavailable` without quoting the URL: the part that cannot be parsed may be a piece of the password.
     """
     unparsable = StoreUnavailable(
         "AFFILIATE_DATABASE_URL cannot be parsed",
@@ -40,16 +40,16 @@ def parameters(url: str) -> dict[str, str]:
 
 
 def libpq_environment(url: str) -> dict[str, str]:
-    """The URL as libpq's environment variables: every user of the machine can read a command line."""
+    """The URL as libpq's environment variables: any local user can read a command line."""
     variables = {option.keyword.decode(): option.envvar for option in Conninfo.get_defaults()}
     given = parameters(url).items()
     return {variable.decode(): value for name, value in given if (variable := variables.get(name))}
 
 
 def public_tables(url: str, schemas: Collection[str]) -> str:
-    """The URL as SQLAlchemy reads it too, for sessions that keep tables in `public`.
+    """The URL in a form that SQLAlchemy accepts too, for sessions that keep tables in `public`.
 
-    In a session of a role that has the name of one of these schemas, that schema would come first in the search path.
+    If the role is named like one of these schemas, that schema would otherwise come first in the search path.
     """
     given = parameters(url)
     if given.get("user") in schemas:
