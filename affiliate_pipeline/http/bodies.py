@@ -1,4 +1,4 @@
-"""Repair of response bodies that are not valid JSON, so that one invalid value does not cost the rows around it."""
+"""Repair of invalid JSON bodies, so that one invalid value does not cost the other rows."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from contextlib import suppress
 
 # Replaces text that cannot be decoded.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
-# Deeper values become a text that holds their JSON: readers recurse, and the stack ends at about a thousand levels.
+# Deeper values become a text with their JSON: parsers recurse, and the stack ends at about a thousand levels.
 MAX_DEPTH = 100
 
 # Patterns are compiled when a body is repaired, not at start-up.
@@ -14,7 +14,7 @@ _TOKEN = rb'(?s)"(?:[^"\\]|\\.)*"|[^\s\[\]{},:"]+'
 _BRACKET = rb'(?s)"(?:[^"\\]|\\.)*"|[\[{]|[\]}]'
 _SCALAR = rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null"
 _CONTROL = rb"[\x00-\x1f]"
-# Match a surrogate pair before a lone surrogate. A backslash that matches alone begins no escape.
+# Match a surrogate pair before a lone surrogate. A backslash that matches by itself begins no escape.
 _ESCAPE = (
     rb'\\(?:["\\/bfnrt]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})'
     rb"|u[0-9a-fA-F]{4})?"
@@ -43,7 +43,7 @@ def repaired(body: bytes) -> bytes:
 def possible_rows(body: bytes) -> list[bytes]:
     """The body as the only item if it may hold rows; otherwise empty.
 
-    It may if it is, or was the beginning of, a JSON list or object with an object in it.
+    It may if it begins like a JSON list or object and contains an object, even if it is truncated.
     """
     may_hold_rows = body.lstrip()[:1] in (b"{", b"[") and len(body.strip()) > len(b"[{}]") and b"{" in body
     return [body] if may_hold_rows else []

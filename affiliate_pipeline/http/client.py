@@ -1,4 +1,4 @@
-"""Requests to an exchange: limited, signed for each attempt, repeated as `retry` decides, each with a time limit."""
+"""Requests to an exchange: rate-limited, signed for each attempt, retried, and timed out."""
 
 import logging
 import threading
@@ -31,11 +31,11 @@ from affiliate_pipeline.http.errors import (
 from affiliate_pipeline.http.network import DIRECT, Network, client, host_of
 
 MAX_PAUSE_S = 300
-# Twice the longest known ban; a longer time in a response is not credible.
+# About twice the longest known ban (three days): a longer time in a response is not credible.
 MAX_BAN_S = 7 * 86_400
 DEFAULT_PAUSE_S = 10
 TIMEOUT = httpx.Timeout(20, connect=10)
-# Shorter than postgres.rate_limiter.HOLD_S: a slot is not given to another request while its own is under way.
+# Shorter than postgres.rate_limiter.HOLD_S, so that a slot is not leased again while its request is under way.
 RESPONSE_LIMIT_S = 45
 MAX_CLOCK_CORRECTIONS = 2
 CLOCKS_AGREE_MS = 1000
@@ -45,14 +45,14 @@ T = TypeVar("T")
 
 
 class Limit(Protocol):
-    """A rate limit shared by all requests with the same key: in production `postgres.rate_limiter`."""
+    """A rate limit shared by all requests of a scope: in production `postgres.rate_limiter`."""
 
     def slot(self) -> AbstractContextManager[None]:
-        """Wait until a request may be sent; held until its response is complete."""
+        """Wait until a request may be sent; hold the slot until its response is complete."""
         ...
 
     def pause(self, seconds: float) -> None:
-        """Let no request with the same key be sent for so long."""
+        """Stop all requests of the scope for that long."""
         ...
 
 
@@ -80,10 +80,10 @@ class Clock:
         self.offset_ms = server_ms - self._local_ms()
 
     def correct(self, rejected: ClockOff, query: Callable[[], int | None]) -> bool:
-        """Adopt the exchange's clock (ms); return False if the clocks agree already.
+        """Adopt the exchange's clock; return False if a retry would be rejected again.
 
-        It is taken from the rejection or from `query`, where the exchange has such a request. If the clocks agree,
-        another request would be rejected again.
+        Its time is in the rejection or comes from `query` (ms; None if the exchange has no such request). A retry is
+        useless if the rejection itself shows that the clocks agree.
         """
         if self.offset_ms != rejected.signed_offset_ms:
             return True  # corrected since, because of another request
@@ -94,7 +94,7 @@ class Clock:
             return True
         if server_ms is not None:
             self.set(server_ms)
-        # Not compared with the current offset: another request may be correcting it at the same time.
+        # Compare with the offset it was signed with: another request may have changed the current one meanwhile.
         if rejected.server_ms is not None and abs(self.offset_ms - rejected.signed_offset_ms) < CLOCKS_AGREE_MS:
             return False
         log.warning("the exchange's clock differs by %d ms; corrected", self.offset_ms)
@@ -113,7 +113,7 @@ class Response:
 
     @property
     def retry_after_s(self) -> float | None:
-        """How long the server allows no request, by `Retry-After` in seconds or as a date."""
+        """The pause that `Retry-After` requests, in seconds or by a date."""
         value = self.headers.get("Retry-After", "")
         try:
             return max(0.0, float(value))
@@ -123,7 +123,7 @@ class Response:
 
     @property
     def sent_s(self) -> float:
-        """When it was sent, by the server's clock if it has a `Date`."""
+        """When it was sent (Unix s), by the server's clock if it has a `Date`."""
         return _date_s(self.headers.get("Date", "")) or time.time()
 
 
@@ -138,7 +138,7 @@ class Client:
     """Signed requests with one key to one exchange. Safe to share between threads.
 
     `read` returns the payload of a successful response or raises an `ExchangeError`. `server_time` is the path of the
-    exchange's clock and what reads it (ms, ValueError), used when a timestamp was rejected without the exchange's own.
+    exchange's clock and its reader (ms; raises ValueError), used if a timestamp was rejected without the time.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """End the connections: a request sent afterwards fails and is not repeated."""
+        """Close all connections: a later request fails and is not retried."""
         self._http.close()
 
     def get(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, retries: bool = True) -> T:
@@ -198,16 +198,16 @@ class Client:
         return self._repeat(once, retries)
 
     def attempt(self, path: str, params: Mapping[str, object]) -> None:
-        """One GET whose failure is raised as it is; not even the clock is corrected."""
+        """Send one GET and raise any failure: no retry, not even after correcting the clock."""
         self._once("GET", path, params, bytes)
 
     @property
     def clock_ahead_ms(self) -> int:
-        """How far the exchange's clock was found to be ahead of ours; 0 as long as it has rejected no timestamp."""
+        """How far the exchange's clock is ahead of ours (ms); 0 until it is known."""
         return self._clock.offset_ms
 
     def clock_offset_ms(self) -> int | None:
-        """How far the exchange's clock, which is adopted, is ahead of ours; None if only a rejection shows its clock."""
+        """Adopt the exchange's clock; how far it is ahead (ms), None if it cannot be requested."""
         server_ms = self._server_ms()
         if server_ms is None:
             return None
@@ -273,7 +273,7 @@ class Client:
             raise Transient(what).about(unreadable_rows(response.content)) from None
 
     def _send(self, method: str, url: str) -> Response:
-        # httpx's timeouts apply to each read: a body that trickles would never end.
+        # httpx's timeouts apply to each read: a trickling body could take forever.
         deadline = time.monotonic() + RESPONSE_LIMIT_S
         body: list[bytes] = []
         try:
@@ -291,7 +291,7 @@ class Client:
             raise kind(redact(f"{type(error).__name__}: {error}")) from None
 
     def _decoded(self, response: Response, decode: Callable[[bytes], T]) -> T:
-        """The decoded payload; if the body cannot be read, of the repaired body. Raises ValueError."""
+        """The decoded payload, of the repaired body if necessary; raises ValueError."""
         body = as_utf8(response.content)
         try:
             return decode(self._read(replace(response, content=body, received=response.content)))
@@ -304,11 +304,11 @@ class Client:
             raise error.about(unreadable_rows(response.content)) from None
 
     def _pause(self, error: Transient, method: str) -> None:
-        """Pause the limit for as long as the exchange requests; raises `Banned` if that is longer than a run can wait."""
+        """Pause as long as the exchange requests; raises `Banned` if a run cannot wait that long."""
         is_limit, pause_s = isinstance(error, RateLimited), error.retry_after_s
         if is_limit and pause_s is None:
             pause_s = self._default_pause_s
-        # A POST may have taken effect: that has to be found out before any pause.
+        # A POST may have taken effect: find that out before any pause.
         if pause_s is None or not (is_limit or method == "GET"):
             return
         pause_s = min(pause_s, MAX_BAN_S)

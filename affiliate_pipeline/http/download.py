@@ -1,6 +1,6 @@
 """Requests for a URL that is itself a secret: an offered file, and the heartbeat.
 
-No text contains the URL, and nothing else is sent: no signature and no API key.
+No message contains the URL, and no signature or API key is sent.
 """
 
 import time
@@ -24,9 +24,9 @@ _EXPIRED = (400, 401, 403, 404, 410)
 
 
 def download(url: str, max_bytes: int, network: Network = DIRECT) -> bytes:
-    """The file's bytes as they were sent.
+    """The file's bytes as sent.
 
-    Gzip stays packed, since httpx would read the first of several members, or a part of one cut short, as the whole.
+    Gzip stays packed: httpx would take the first of several members, or a truncated one, for the whole file.
 
     Raises `UrlExpired`, `Refused` (too large, moved, of unknown length) or, after the last attempt, `Transient`.
     """
@@ -65,7 +65,7 @@ def _once(http: httpx.Client, url: str, max_bytes: int) -> bytes:
 
 
 def _check(response: httpx.Response, host: str) -> None:
-    """Raise unless the response is a file that differs, once complete, from an interrupted one."""
+    """Raise unless the response is a file whose truncation would be noticed."""
     status, headers = response.status_code, response.headers
     if status != 200:
         body = b""
@@ -86,7 +86,7 @@ def _check(response: httpx.Response, host: str) -> None:
 
 
 def beat(url: str, network: Network = DIRECT) -> str | None:
-    """Request the URL of a service that alerts when such pings stop; return why that failed, None if it succeeded."""
+    """Ping a service that alerts when pings stop; the reason of a failure, None on success."""
     try:
         with client(network, HEARTBEAT_TIMEOUT_S, redirects=True) as http, http.stream("GET", url) as response:
             return None if response.is_success else f"it answered HTTP {response.status_code}"

@@ -1,4 +1,4 @@
-"""What signing needs: the canonical percent-encoding of parameters, and secrets in the forms in which people store them."""
+"""Percent-encoding of signed parameters, and secrets in the forms people store them in."""
 
 import binascii
 import hmac
@@ -44,7 +44,7 @@ def encode(params: Mapping[str, object]) -> str:
 
 
 def check_api_key(api_key: str, secret: str) -> None:
-    """Raises ValueError, whose text quotes nothing, for what cannot be the API key that belongs to the secret."""
+    """Raise ValueError, which quotes nothing, if this cannot be the API key of the secret."""
     if "-----BEGIN " in api_key:
         raise ValueError("the API key is a PEM: were key and secret swapped?")
     if not re.fullmatch("[!-~]+", api_key):
@@ -84,7 +84,7 @@ class _UnusableSecret(Exception):
 
 
 def _path_in(text: str) -> Path | None:
-    """The path that a setting is, whether or not a file is there."""
+    """The setting as a path, whether or not the file exists; None if it is not a path."""
     path = Path(text.removeprefix("file://"))
     exists = False
     with suppress(OSError, RuntimeError, ValueError):
@@ -162,7 +162,7 @@ def _key_in_pem(text: str) -> Secret:
 
 
 def _base64(text: bytes) -> bytes:
-    """The decoded text, whatever white space is in it; empty if it is not base64."""
+    """The decoded text, ignoring white space; empty if it is not base64."""
     try:
         return b64decode(b"".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
@@ -173,7 +173,7 @@ def _private_key(data: bytes) -> Secret | None:
     """The private key in DER or in OpenSSH's format; None if the data are neither."""
     if not data.startswith((b"\x30", _OPENSSH)):
         return None
-    # Not at start-up: few secrets are private keys.
+    # Imported here, not at start-up: few secrets are private keys.
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.x509 import load_der_x509_certificate

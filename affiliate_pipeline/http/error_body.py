@@ -12,7 +12,7 @@ from typing import Any, cast
 from affiliate_pipeline.domain.redaction import redact
 
 MAX_MESSAGE_CHARACTERS = 200
-# Enough for any message; a page that is longer repeats its menus.
+# Enough for any message.
 _MAX_TEXT_BYTES = 64 << 10
 _MAX_DEPTH = 5
 _CODE_NAMES = ("code", "errorcode", "errcode", "errno", "retcode", "status", "statuscode")
@@ -20,8 +20,7 @@ _MESSAGE_NAMES = (
     *("msg", "message", "messagedetail", "errormsg", "errmsg", "errormessage", "title", "error", "errors"),
     *("errordescription", "description", "detail", "details", "reason", "cause"),
 )
-# Messages that mean a failure whatever status and code they come with. Patterns are compiled when a request fails, not at
-# start-up.
+# Messages that mean a failure, whatever the status and code. Patterns are compiled when a request fails, not at start-up.
 TOO_MANY = r"(?i)too many requests|rate.?limited|banned until"
 LOCATION = r"(?i)restricted (location|area|region|countr|jurisdiction)|(in|from) your (country|region|location)"
 MAINTENANCE = (
@@ -30,7 +29,7 @@ MAINTENANCE = (
 )
 _WHOLE = r"([+-]?[0-9]{1,18})(\.[0-9]+)?"
 _CHARSET = rb"(?i)charset\s*=\s*[\"']?([\w-]+)"
-# Of a page: what is not shown, and the elements in which XML names an error.
+# Of a page: invisible parts, tags, and the elements in which XML names an error.
 _UNSEEN = r"(?is)<!--.*?(?:-->|\Z)|<(script|style|noscript|template|svg)\b.*?(?:</\1\s*>|\Z)"
 _TAG = r"<[^<>]*>"
 _NAMED = r"(?is)<(code|message|msg)\b[^<>]*>([^<>]+)<"
@@ -41,10 +40,10 @@ _LONG_WORD = r"(?<![\w/.-])(?=\w*[0-9])(?=\w*[A-Za-z])\w{32,}(?![\w.])"
 
 @dataclass(frozen=True)
 class ErrorBody:
-    """What the body of a failed response says.
+    """The error that a response's body describes.
 
-    `message` is one short redacted line, empty if the body is; `is_page`: HTML or XML; `is_message`: it is one and
-    not the beginning of data; `is_failure`: it is not the data requested, whatever the HTTP status.
+    `message` is one short redacted line, empty if the body is; `is_page`: HTML or XML; `is_message`: `message` is an
+    error message and not the beginning of data; `is_failure`: the body reports a failure, whatever the HTTP status.
     """
 
     code: int | None
@@ -55,12 +54,12 @@ class ErrorBody:
 
     @property
     def http_status(self) -> int | None:
-        """The HTTP status that the body states in place of a code of the exchange's own."""
+        """The HTTP status, if the body has that in place of the exchange's own code."""
         return self.code if self.code is not None and 400 <= self.code < 600 else None
 
 
 def read_error(body: bytes, content_type: str = "") -> ErrorBody:
-    """The code and the message of any body; nothing is raised."""
+    """The code and the message of any body; never raises."""
     text = _text(body, content_type)
     if text[:1] == "<" or (text and "html" in content_type.lower() and text[:1] not in "{["):
         return _read_page(text)
@@ -81,7 +80,7 @@ def quote(body: bytes, content_type: str = "") -> str:
 
 
 def whole(value: object) -> int | None:
-    """The whole number that a JSON value is, as a number or as text."""
+    """The whole number in a JSON number or text; None for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     found = re.fullmatch(_WHOLE, str(value).strip())
@@ -109,7 +108,7 @@ def _found(value: Any, depth: int = 0) -> Iterator[int | str]:
 
 def _found_code(name: str, code: Any) -> Iterator[int | str]:
     number = whole(code)
-    if name.startswith("status"):  # an HTTP status or a state, and no code of the exchange's own
+    if name.startswith("status"):  # an HTTP status or a state, not the exchange's own code
         if number is not None and 400 <= number < 600:
             yield number
     elif number is not None:
@@ -131,13 +130,13 @@ def _reports_failure(fields: dict[str, Any], code: int | None) -> bool:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """The fields of an object by their names in lower case without separators; of any other value none."""
+    """An object's fields by lower-case name without separators; empty for any other value."""
     fields = cast(dict[str, Any], value) if isinstance(value, dict) else {}
     return {re.sub(r"[\s_-]", "", name).lower(): each for name, each in fields.items()}
 
 
 def _json(text: str) -> Any:
-    """The value of a JSON text, read more leniently than data is; None if it is invalid."""
+    """The value of a JSON text, parsed more leniently than data; None if it is invalid."""
     with suppress(ValueError, RecursionError):
         return json.loads(text)
 
@@ -154,7 +153,7 @@ def _read_page(text: str) -> ErrorBody:
 
 
 def _text(body: bytes, content_type: str) -> str:
-    if body[:2] == b"\x1f\x8b":  # gzip without its header
+    if body[:2] == b"\x1f\x8b":  # gzip that no header declares
         try:
             body = zlib.decompressobj(wbits=31).decompress(body, _MAX_TEXT_BYTES)
         except zlib.error:
@@ -168,7 +167,7 @@ def _text(body: bytes, content_type: str) -> str:
 
 
 def _line(text: str) -> str:
-    """The text in one line without control characters, secrets, queries of URLs and full emails."""
+    """The text as one line without control characters, secrets, URL queries and full emails."""
     text = " ".join("".join(each if each.isprintable() else " " for each in text[: 8 * MAX_MESSAGE_CHARACTERS]).split())
     text = re.sub(_LONG_WORD, "***", redact(re.sub(_QUERY, r"\1?***", text)))
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[:MAX_MESSAGE_CHARACTERS].rstrip() + "…"

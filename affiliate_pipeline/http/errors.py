@@ -1,7 +1,7 @@
 """Errors of requests to an exchange.
 
-Their texts contain no secret, signature, URL or full email. They are raised `from None`, so that no exception of a
-library, which may quote a URL, is shown with them.
+Their texts contain no secret, signature, URL or full email. They are raised `from None`, so that no
+library exception, which may quote a URL, is shown with them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,25 +11,25 @@ from affiliate_pipeline.domain.problem import AffiliateError
 
 
 class ExchangeError(AffiliateError):
-    """A response of the exchange, or its absence; `received` are the rows, or the body, concerned."""
+    """A failed response, or none; `received` has the rows or the body that it concerns."""
 
     received: Sequence[bytes] = ()
 
     def about(self, received: Iterable[bytes]) -> Self:
-        """The error, with the rows or body concerned, which are stored if it fails a day."""
+        """The error with the rows or body it concerns, which are stored if it fails a day."""
         self.received = list(received)
         return self
 
 
 class Transient(ExchangeError):
-    """Another request may succeed; after the last attempt it fails the days requested."""
+    """A retry may succeed; after the last attempt, the requested days fail."""
 
-    # How long the exchange allows no request, if known.
+    # The pause that the exchange requests, if known.
     retry_after_s: float | None = None
 
 
 class Unanswered(Transient):
-    """No complete response of the exchange: refused connection, timeout, reset, truncated body, or a proxy's own response."""
+    """No complete response: refused, timed out, reset, truncated, or a proxy's own response."""
 
 
 class Unconnected(Unanswered):
@@ -43,8 +43,8 @@ class RateLimited(Transient):
 class ClockOff(Transient):
     """The exchange rejected our timestamp.
 
-    `server_ms` is its clock, if given, and `signed_offset_ms` the correction of our clock that the request was signed
-    with.
+    `server_ms` is the exchange's clock, if it was sent; `signed_offset_ms` is the correction of our clock with which
+    the request was signed.
     """
 
     server_ms: int | None = None
@@ -56,7 +56,7 @@ class OutcomeUnknown(ExchangeError):
 
 
 class Refused(ExchangeError):
-    """Another request cannot succeed: fails the days requested."""
+    """A retry cannot succeed: the requested days fail."""
 
 
 class UrlExpired(Refused):
@@ -64,7 +64,7 @@ class UrlExpired(Refused):
 
 
 class Fatal(ExchangeError):
-    """No further request of this range makes sense."""
+    """No further request for this range of days can succeed."""
 
 
 class AccessRefused(Fatal):
@@ -74,7 +74,7 @@ class AccessRefused(Fatal):
 
 
 class Banned(Fatal):
-    """The exchange allows no request for longer than a run can wait."""
+    """The exchange requests a longer pause than a run can wait."""
 
 
 class Unreachable(Fatal):
@@ -82,4 +82,4 @@ class Unreachable(Fatal):
 
 
 class UnusableNetwork(Fatal):
-    """A proxy or certificate setting of this machine permits no request."""
+    """A proxy, certificate or base URL setting prevents requests."""

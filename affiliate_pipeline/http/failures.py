@@ -15,7 +15,7 @@ from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, 
 
 # Patterns are compiled when a request fails, not at start-up.
 _BANNED_UNTIL = r"banned until (\d{13})\b"
-# How to recognize the cause that a message names.
+# Patterns of the causes that a message may name.
 _CAUSES = {
     "signature": r"(?i)sign|签名",
     "clock": r"(?i)time.?stamp|\btime\b|clock|recv.?window|时间",
@@ -40,8 +40,8 @@ _FIREWALL = "This usually comes from a firewall or a maintenance, not from the A
 class Meaning:
     """What an exchange's own error code means.
 
-    An error, and `advice` to add to the message unless that names a cause which is not one of `causes` (names of
-    `_CAUSES`; none: any).
+    `advice` is added to the message unless the message names only other causes than `causes` (keys of `_CAUSES`;
+    empty: always).
     """
 
     error: type[ExchangeError]
@@ -51,7 +51,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Interpreter:
-    """What one account's failed responses mean: the exchange's name and codes, and the variables to name in advice."""
+    """Turns failed responses of an account into errors, whose advice names its variables."""
 
     exchange: str
     codes: Mapping[int, Meaning]
@@ -63,7 +63,7 @@ class Interpreter:
     def failure(
         self, response: Response, error: ErrorBody, meaning: Meaning | None = None, note: str = ""
     ) -> ExchangeError:
-        """What to raise for a failed response; `meaning` replaces that of its code, and `note` is added to its message."""
+        """The error to raise; `meaning` replaces that of the code, `note` is added to the text."""
         meaning = meaning or (self.codes.get(error.code) if error.code is not None else None)
         text = describe(self.exchange, response, error, self.code_name) + note
         status = max(response.status_code, error.http_status or 0)
@@ -114,7 +114,7 @@ class Interpreter:
             return AccessRefused(f"{text}{usual}", f"Check {self.key_name} and the proxy")
         if error.is_page or (error.code in (None, status) and status == 403):
             return Transient(f"{text}. {_FIREWALL}")
-        # A 201…299 whose body reports no failure: a firewall's challenge, or the request took effect without a response.
+        # 201 to 299: a firewall's challenge, or the request took effect without a usable response.
         if status in (408, 425) or 200 < status < 300:
             return Transient(text)
         if status == 403:

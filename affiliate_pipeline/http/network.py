@@ -1,8 +1,8 @@
-"""The only place where HTTP clients are made: which proxy a request goes through, and which certificates are trusted.
+"""HTTP clients, made only here: which proxy a request uses, which certificates are trusted.
 
-httpx reads the environment when a client is made and raises errors of its own for what it cannot use, before anything is
-requested. So that is switched off (`trust_env=False`, which also keeps a netrc out of requests). This module reads the
-variables itself, when a request needs them, and its errors name the variable.
+httpx would read the environment when a client is made, and fail on unusable values before anything is requested.
+`trust_env=False` switches that off, and the use of netrc. This module reads the variables itself when a request needs
+them, and its errors name the variable.
 """
 
 import ipaddress
@@ -27,7 +27,7 @@ from affiliate_pipeline.http.errors import ExchangeError, Unanswered, Unconnecte
 
 _LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=8)
 _SCHEMES = {"http": "http", "https": "https", "socks": "socks5", "socks5": "socks5", "socks5h": "socks5h"}
-# Of an entry of NO_PROXY: scheme, address in brackets or host, port.
+# An entry of NO_PROXY: scheme, address in brackets or host, port.
 _BYPASS = r"(?:(\w+)://)?(?:\[([^\]]+)\]|([\w.*-]+(?:/\d+)?))(?::(\d+))?/?"
 _HASHED_NAMES = "[0-9a-f]" * 8 + ".[0-9]*"
 _CHECK_PROXY = "Check the proxy, or correct or unset its variable if none is needed"
@@ -54,14 +54,14 @@ class Network:
     """How this machine reaches other hosts, by the variables that curl knows.
 
     `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` in upper or lower case, `SSL_CERT_FILE`, `SSL_CERT_DIR`.
-    Other variables do not count.
+    Other variables are ignored.
     """
 
     def __init__(self, variables: Mapping[str, str]):
         self._variables = variables
 
     def proxy_for(self, url: httpx.URL) -> Proxy | None:
-        """The proxy for requests to the URL, never one for this machine's own addresses; raises `UnusableNetwork`."""
+        """The proxy for the URL, never one for this machine itself; raises `UnusableNetwork`."""
         host = url.host.rstrip(".").lower()
         address, port = _address(host), url.port or {"http": 80, "https": 443}.get(url.scheme)
         if host == "localhost" or host.endswith(".localhost"):
@@ -76,13 +76,13 @@ class Network:
         return _proxy(variable, value) if value else None
 
     def _first(self, *names: str) -> tuple[str, str]:
-        """The first of these variables that is set, in lower before upper case, and its value; else empty texts."""
+        """The first variable that is set (lower case first) and its value; else empty texts."""
         found = [each for name in names for each in (name, name.upper()) if self._variables.get(each)]
         return (found[0], self._variables[found[0]]) if found else ("", "")
 
     def tls(self) -> ssl.SSLContext:
-        """Verifies servers by the certificates that are configured; raises `UnusableNetwork`."""
-        # As in httpx, the file wins.
+        """The TLS context with the configured CA certificates; raises `UnusableNetwork`."""
+        # As in httpx, the file takes precedence.
         file = self._variables.get("SSL_CERT_FILE")
         return _tls(file, None if file else self._variables.get("SSL_CERT_DIR"))
 
@@ -91,13 +91,13 @@ DIRECT = Network({})
 
 
 def client(network: Network, timeout: httpx.Timeout | float, *, redirects: bool = False) -> httpx.Client:
-    """A client whose requests raise, besides httpx's errors, `UnusableNetwork` and `Unanswered`."""
+    """A client whose requests raise httpx's errors, `UnusableNetwork` and `Unanswered`."""
     silence_http_logs()
     return httpx.Client(transport=_Transport(network), trust_env=False, timeout=timeout, follow_redirects=redirects)
 
 
 def host_of(url: str) -> str:
-    """The host of a URL, as it is in the ledger's names of sources and in the scopes of rate limits."""
+    """The URL's host, as used in the ledger's sources and in the scopes of rate limits."""
     return httpx.URL(url).host
 
 
@@ -132,7 +132,7 @@ class _Transport(httpx.BaseTransport):
         with self._lock:
             if address not in self._pools:
                 proxy = self._network.proxy_for(url)
-                # Loading the certificates takes longer than a request on loopback. This context trusts no certificate.
+                # Loading certificates takes longer than a request on loopback: without https, use an empty context.
                 tls = self._network.tls() if url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
                 through = None
                 if proxy:
@@ -189,7 +189,7 @@ def _bypasses(variable: str, value: str) -> list[_Bypass]:
     bypasses: list[_Bypass] = []
     for entry in filter(None, re.split(r"[\s,;]+", value.strip("\"'").lower())):
         parts = re.fullmatch(_BYPASS, entry)
-        # An IPv6 address without brackets does not match: its colons precede no port.
+        # An IPv6 address without brackets does not match the pattern.
         scheme, address, name, port = parts.groups() if parts else (None, entry, "", None)
         if host := _ip_network(address or name) or (name or "").rstrip("."):
             bypasses.append(_Bypass(scheme or "all", host, int(port) if port else None))
@@ -206,7 +206,7 @@ def _ip_network(text: str) -> _IpNetwork | None:
 
 
 def _address(host: str) -> _IpAddress | None:
-    """The address that a host is, in any spelling that connects to it, such as 127.1; None if it is a name."""
+    """The host's IP address, in any spelling that connects, such as 127.1; None for a name."""
     try:
         numeric = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)[0][4][0]
         address = ipaddress.ip_address(str(numeric).partition("%")[0])
@@ -217,12 +217,12 @@ def _address(host: str) -> _IpAddress | None:
 
 @lru_cache(4)
 def _tls(file: str | None, folders: str | None) -> ssl.SSLContext:
-    # Not ssl.create_default_context(): it would write the connections' secrets to SSLKEYLOGFILE, or fail over it.
+    # Not ssl.create_default_context(): it would write the connections' secrets to SSLKEYLOGFILE, or fail on it.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if file:
         try:
             context.load_verify_locations(cafile=Path(file).expanduser())
-        except (OSError, ValueError) as error:  # of which ssl.SSLError is one
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             found = "holds no PEM certificate" if isinstance(error, ssl.SSLError | ValueError) else error.strerror
             raise UnusableNetwork(
                 f"SSL_CERT_FILE cannot be used: {found}",

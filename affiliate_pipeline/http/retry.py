@@ -1,4 +1,4 @@
-"""Whether a failed request is sent again: a decision from values, and the count of missing responses that it depends on."""
+"""The retry policy for failed requests, and the circuit breaker that it depends on."""
 
 import random
 import threading
@@ -10,7 +10,7 @@ from affiliate_pipeline.http.errors import RateLimited, Transient, Unanswered
 MAX_ATTEMPTS = 10
 MAX_WAIT_S = 4.0
 SILENCE_LIMIT_S = 90
-# With fewer, a single failure long after another one would count as silence in between.
+# With fewer, two failures far apart would count as silence in between.
 MIN_UNANSWERED = 3
 
 
@@ -21,7 +21,7 @@ class Retry:
 
 @dataclass(frozen=True)
 class GiveUp:
-    """`is_unreachable`: no request of the session gets a response, so others need not be tried either."""
+    """No further attempt; `is_unreachable`: no request of the session gets a response."""
 
     is_unreachable: bool = False
 
@@ -29,17 +29,17 @@ class GiveUp:
 def decide(
     error: Transient, failures: int, unanswered: int = 0, silent_s: float = 0.0, max_attempts: int = MAX_ATTEMPTS
 ) -> Retry | GiveUp:
-    """What follows a failed request.
+    """Whether to retry a request that has failed `failures` times.
 
-    `failures`: how often it has failed by now. When `unanswered` requests of its session in a row have had no
-    response for `silent_s`, it is retried for `SILENCE_LIMIT_S`, however often.
+    While its session gets no response (to the last `unanswered` requests, for `silent_s`), it is retried for
+    `SILENCE_LIMIT_S`, however often.
     """
     if isinstance(error, Unanswered) and unanswered >= failures:
         if unanswered >= MIN_UNANSWERED and silent_s >= SILENCE_LIMIT_S:
             return GiveUp(is_unreachable=True)
     elif failures >= max_attempts:
         return GiveUp()
-    # The limiter holds the exchange's pause for all processes: nothing is left to wait for here.
+    # The rate limiter enforces the exchange's pause in all processes: do not wait here as well.
     if isinstance(error, RateLimited) or error.retry_after_s is not None:
         return Retry(0.0)
     return Retry(min(0.1 * 2 ** min(failures - 1, 6) + random.uniform(0, 0.5), MAX_WAIT_S))
@@ -60,7 +60,7 @@ class CircuitBreaker:
     def failed(self, sent_at: float) -> None:
         """Record that the request sent at `sent_at` (monotonic, s) got no response.
 
-        Time before that, such as waiting for the rate limit, is no silence.
+        Time before that, such as waiting for the rate limit, does not count as silence.
         """
         with self._lock:
             if not self._unanswered:
@@ -68,7 +68,7 @@ class CircuitBreaker:
             self._unanswered += 1
 
     def decide(self, error: Transient, failures: int) -> Retry | GiveUp:
-        """What follows the failure of one of the session's requests, as in `decide`."""
+        """The module's `decide` with the session's counts."""
         with self._lock:
             unanswered, silent_s = self._unanswered, time.monotonic() - self._since
         return decide(error, failures, unanswered, silent_s)

@@ -1,4 +1,4 @@
-"""The one text inside a packed and encoded file, with a limit on its unpacked size; errors name what any other file is."""
+"""Unpacking of a file that holds one text, limited in size; errors name other formats."""
 
 import json
 import lzma
@@ -26,7 +26,7 @@ _PACKED = (
     rb"|(?P<zstd>\x28\xb5\x2f\xfd)|(?P<lz4>\x04\x22\x4d\x18)|(?P<zip>PK(?:\x03\x04|\x05\x06|\x07\x08))"
     rb"|(?P<tar>.{257}ustar)"
 )
-# What the readers of archives raise for damaged ones.
+# What unpacking a damaged archive raises.
 _DAMAGED = (
     *(EOFError, OSError, ValueError, LookupError, struct.error),
     *(zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError),
@@ -45,7 +45,7 @@ _BINARY = rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]"
 
 
 class Unreadable(Refused):
-    """The file is complete and cannot be understood."""
+    """The file is complete but cannot be read."""
 
 
 class AnotherBody(Unreadable):
@@ -57,13 +57,13 @@ class NotWhole(Transient):
 
 
 class _TooLarge(Exception):
-    """More bytes come out than are permitted."""
+    """The unpacked file exceeds the limit."""
 
 
 def unpack_text(file: bytes, max_bytes: int) -> str:
     """The text of a packed file.
 
-    All packings together hold at most `max_bytes`. Raises `NotWhole` and `Unreadable`, which names what the file is.
+    All layers together may unpack to at most `max_bytes`. Raises `NotWhole`, and `Unreadable`, which names the format.
     """
     left = max_bytes
     for _ in range(MAX_PACKINGS + 1):
@@ -129,7 +129,7 @@ def _opened_tar(archive: tarfile.TarFile, size: int) -> IO[bytes]:
 
 
 def _only(what: str, names: Sequence[str]) -> str:
-    """The one file that no operating system has added."""
+    """The only name of a file, apart from those that operating systems add."""
     found = [name for name in names if not re.search(_JUNK, posixpath.normpath(name))]
     if len(found) == 1:
         return found[0]
@@ -170,7 +170,7 @@ def _check_is_table(text: str) -> None:
     error = read_error(start.encode(errors="replace"))
     if error.is_page:
         kind = "a web page (HTML)" if re.search("<(html|!doctype html)", start, re.IGNORECASE) else "XML"
-        # A page without a text is shown as it is.
+        # A page without text is quoted as it is.
         raise AnotherBody(f"what came is {kind} and not the file: {error.message or quote(start.encode())!r}")
     code = "" if error.code is None else f"code {error.code}: "
     problem = f"what came is JSON and not CSV text: {code}{error.message}"
