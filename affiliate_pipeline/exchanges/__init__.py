@@ -1,1 +1,1 @@
-"""What the exchanges are and do: the only place that knows them."""
+"""The exchanges: what their endpoints are, and how each is signed, requested and paged."""

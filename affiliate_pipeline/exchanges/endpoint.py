@@ -1,4 +1,4 @@
-"""What an exchange and an endpoint are: frozen declarations that assets, tables, checks and UI text follow from."""
+"""Declarations of exchanges and endpoints, from which assets, tables and checks are built."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from affiliate_pipeline.exchanges.fetching import Session, Strategy
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.schema.columns import Row
 
-# The session that an exchange opens for its endpoints. An endpoint is only ever given the sessions of its own exchange, so
-# code that knows no exchange takes `Endpoint`, which means `Endpoint[Session]`.
+# The session that an exchange opens for its endpoints. An endpoint only gets sessions of its own exchange, so code for
+# any exchange takes `Endpoint`, which means `Endpoint[Session]`.
 SessionT = TypeVar("SessionT", bound=Session, default=Session, covariant=True)
 
 
@@ -26,7 +26,7 @@ class Exchange(Generic[SessionT]):
     name: str
     title: str
     zone: ZoneInfo
-    # Connects with the account in these variables.
+    # Opens a session for the endpoint, with the credentials in these variables.
     connect: Callable[["Endpoint", SharedState, Mapping[str, str]], SessionT]
     # The environment variables that hold the credentials of an account.
     credentials: Callable[[str], tuple[str, ...]]
@@ -38,9 +38,9 @@ class Exchange(Generic[SessionT]):
 
 @dataclass(frozen=True)
 class Probe(Generic[SessionT]):
-    """A request for next to nothing that tries an account without landing anything.
+    """A minimal request that tests an account without landing anything.
 
-    `params` makes its parameters from the session and the time (ms). A refusal is `about` these variables, by default the
+    `params` makes its parameters from the session and the time (ms). A refusal is `about` these variables; empty: the
     account's credentials.
     """
 
@@ -52,15 +52,15 @@ class Probe(Generic[SessionT]):
 class Money:
     """The rows are money earned; `Records.sum_by` names its amount and coin.
 
-    Endpoints of an exchange with the same `kind` report the same money, so that only one of them counts for a day.
+    Endpoints of an exchange with the same `kind` report the same money, so that only one of them counts per day.
     """
 
     kind: str
-    # The columns, first non-empty first, that name whose trades or who earned it; none if it is all one's own.
+    # The columns that name the trader or the earner, of which the first non-empty one counts; none: all is our own.
     earners: tuple[str, ...]
     # The column with the amount in USDT, where the source gives it.
     usdt: str | None = None
-    # The column of codes that divides the kind, and the name of each code.
+    # The column whose codes divide the kind, and the name of each code.
     kind_by: tuple[str, tuple[tuple[int, str], ...]] | None = None
 
 
@@ -81,7 +81,7 @@ class Retention(Generic[SessionT]):
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint(Generic[SessionT]):
-    """One endpoint: its asset, its table and how its days are fetched. This base class has only today's rows."""
+    """One endpoint: its asset, its table and how it is fetched. By default, only for today."""
 
     exchange: Exchange[SessionT]
     name: str
@@ -123,22 +123,22 @@ class Endpoint(Generic[SessionT]):
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot(Endpoint[SessionT]):
-    """The state as it is now: a later snapshot of the day replaces an earlier one."""
+    """The current state: a later snapshot of the day replaces an earlier one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActionLog(Endpoint[SessionT]):
-    """What runs did at the exchange: a day keeps the rows it has and gains those of each run."""
+    """What runs did at the exchange: each run appends its rows to the day."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Records(Endpoint[SessionT]):
-    """Rows that happened on a day, fetchable after its end for as long as the source retains them."""
+    """Rows of a past day, fetchable for as long as the source retains them."""
 
     settles_after: timedelta
-    # None: no end is known.
+    # None: no limit is known.
     retention: Retention[SessionT] | None = None
-    # The column with the instant that a row happened at, where there is one.
+    # The column with the instant that decides a row's day, if there is one.
     day_of: str | None = None
     # An amount, and the column by whose values it is summed.
     sum_by: tuple[str, str] | None = None
@@ -158,7 +158,7 @@ class Records(Endpoint[SessionT]):
 
 @dataclass(frozen=True)
 class ReferenceTable(Generic[SessionT]):
-    """A table of an exchange's own, not partitioned: runs that need it keep it fresh, its asset refreshes it on request."""
+    """An unpartitioned table of an exchange, refreshed by runs that need it, or on request."""
 
     name: str
     description: str
@@ -173,5 +173,5 @@ class ReferenceTable(Generic[SessionT]):
 
 
 def retention_of(endpoint: Endpoint) -> Retention | None:
-    """How long the source retains the endpoint's records; None if no end is known or it has none."""
+    """The retention of the endpoint's records; None: no limit is known, or it has no records."""
     return endpoint.retention if isinstance(endpoint, Records) else None

@@ -1,4 +1,4 @@
-"""What fetching an endpoint takes and gives: sessions, strategies, complete days and failed days."""
+"""The interface of fetching: sessions, strategies, complete days and failed days."""
 
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -15,12 +15,12 @@ from affiliate_pipeline.http.errors import ExchangeError
 
 @dataclass(frozen=True)
 class DayBatch:
-    """All rows of one day as received, proven complete: chunks of JSON objects joined by commas, readable repeatedly.
+    """All rows of one day as received, proven complete.
 
-    `requested_ms` is when the oldest response among them was requested, None if by this run. `note` and `warnings` are
-    for people; a warning needs a fix. `excluded` has, for each request that the exchange refused, and `unlisted` for each
-    response without a list (see `lists`), the values (by JSON name) that its rows would share (none: any row matches): landed
-    rows with these values must not be removed.
+    `chunks` are JSON objects joined by commas, readable repeatedly. `requested_ms` is when the oldest response was
+    requested; None: after the run began. `note` and `warnings` are for people; a warning needs a fix. `excluded` has an
+    entry for each refused request, `unlisted` for each response without a list (see `lists`): the values (by JSON name)
+    that its rows would share; none: any row matches. Landed rows with these values must not be removed.
     """
 
     day: date
@@ -36,9 +36,9 @@ class DayBatch:
 
 @dataclass(frozen=True)
 class DayError:
-    """Why a day could not be fetched, and the rows received until then, as in `DayBatch`.
+    """Why a day could not be fetched, and the rows received before, as in `DayBatch`.
 
-    They are stored with those that `error` is about, but never land, since other rows may be missing.
+    They are stored together with those in `error`, but never land, since other rows may be missing.
     """
 
     day: date
@@ -48,9 +48,9 @@ class DayError:
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """How many requests some days take (maximum None: unknown), and the seconds that the rate limit makes of the minimum.
+    """How many requests some days take, and how long the minimum takes at the permitted rate.
 
-    `changes` lists what would be changed at the exchange.
+    `max_requests` is None if unknown. `changes` lists what would be changed at the exchange.
     """
 
     min_requests: int
@@ -79,7 +79,7 @@ class Session:
         self.client.close()
 
     def finished(self) -> None:
-        """Every day of a run has its outcome: nothing of it has to be resumed."""
+        """Called once every day of a run has its outcome: drop what is stored to resume it."""
 
 
 SessionT = TypeVar("SessionT", bound=Session, default=Session, contravariant=True)
@@ -92,9 +92,9 @@ class Strategy(Protocol[SessionT]):
     def path(self) -> str: ...
 
     def plan(self, session: SessionT, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
-        """What `fetch` will cost; sends no request to find out."""
+        """What `fetch` will cost; may send GETs, but changes nothing at the exchange."""
         ...
 
     def fetch(self, session: SessionT, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
-        """Yield each of the days once, in any order; raises `Fatal` where no further request makes sense."""
+        """Yield each day once, in any order; raises `Fatal` if no further request can succeed."""
         ...

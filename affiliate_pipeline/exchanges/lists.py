@@ -1,8 +1,8 @@
-"""How to read a response that is a list of rows, and what counts as one where it has no list.
+"""Reading of responses that are lists of rows, and of those that have no list.
 
-Many services send null, an empty text or an empty object where a list is empty; a server in trouble may send the same. So
-the request is repeated once: the second time it counts as an empty list, and the day lands with a note. Landed rows stay
-(`DayBatch.unlisted`). Where there is always a row, as in a sum, and for Binance's records, which expire, it is an error.
+Many services send null, an empty text or an empty object instead of an empty list; a server in trouble may do the same.
+So the request is repeated once: the second time it counts as an empty list, and the day lands with a note. Landed rows
+stay (`DayBatch.unlisted`). It is an error where a row always exists (a sum), and in Binance's records, which expire.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ NO_LIST = frozenset({b"null", b'""', b"{}"})
 
 
 def rows_of(body: bytes) -> list[bytes]:
-    """The rows of a response that is a list of them, a single one, or null; raises `Refused`, or ValueError if no JSON."""
+    """The rows of a list, a single row or null; raises `Refused`, or ValueError if not JSON."""
     try:
         found = msgspec.json.decode(body, type=list[msgspec.Raw] | dict[str, msgspec.Raw] | None)
         rows = [body.strip()] if isinstance(found, dict) else list(map(bytes, found or ()))

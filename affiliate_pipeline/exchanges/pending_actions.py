@@ -1,4 +1,4 @@
-"""What runs did at an exchange and has not landed yet, however the runs ended: rows of action logs by name."""
+"""What runs did at an exchange and has not landed yet, as rows of action logs."""
 
 from typing import Any, Final
 
@@ -17,14 +17,14 @@ class PendingActions(TableStore):
         self._key = (asset, source)
 
     def rows(self) -> dict[str, bytes]:
-        """By name, in order of the names."""
+        """The rows by name, in the order of the names."""
         rows = self._execute(
             f'select name, payload from {TABLE} where asset = %s and source = %s order by name collate "C"', self._key
         )
         return dict(rows.fetchall())
 
     def keep(self, name: str, row: bytes) -> None:
-        """Stores the row durably, in place of the one of that name."""
+        """Store the row durably; it replaces one of the same name."""
         self._execute(
             f"insert into {TABLE} values (%s, %s, %s, %s) "
             "on conflict (asset, source, name) do update set payload = excluded.payload",
@@ -33,5 +33,5 @@ class PendingActions(TableStore):
 
 
 def drop_landed(connection: psycopg.Connection[Any], asset: str, source: str) -> None:
-    """Deletes the asset's pending rows, in the transaction that lands them."""
+    """Delete the asset's pending rows, in the transaction that lands them."""
     connection.execute(f"delete from {TABLE} where asset = %s and source = %s", (asset, source))

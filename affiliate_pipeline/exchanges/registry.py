@@ -10,7 +10,7 @@ _EXCHANGES = (binance, lbank)
 ENDPOINTS: tuple[Endpoint, ...] = tuple(chain.from_iterable(each.ENDPOINTS for each in _EXCHANGES))
 REFERENCE_TABLES: tuple[ReferenceTable, ...] = tuple(chain.from_iterable(each.REFERENCE_TABLES for each in _EXCHANGES))
 EARNING = tuple(endpoint for endpoint in ENDPOINTS if isinstance(endpoint, Records) and endpoint.money)
-# With any of these set, real exchanges are configured.
+# If any of these is set, real exchanges are configured.
 EXCHANGE_VARIABLES = tuple(
     dict.fromkeys(
         name

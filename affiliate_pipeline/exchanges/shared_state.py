@@ -1,4 +1,4 @@
-"""What a session shares with all other processes through the database: rate limits and what its stores hold."""
+"""What sessions of all processes share through the database: rate limits and stores."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,8 +31,8 @@ _Store = TypeVar("_Store", bound=TableStore)
 class SharedState:
     """Opens connections when they are needed and closes them at the end of the `with` block.
 
-    Without a URL there is no rate limit and no store: for the few requests that only test an account. `max_wait_s`: a
-    longer pause of a rate limit ends the run.
+    Without a URL there is no rate limit and no store: for the few requests that only test an account. A rate
+    limit's pause longer than `max_wait_s` raises `Banned`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Chunks of bytes kept out of memory until they are needed. Knows nothing of what they hold."""
+"""Chunks of bytes in a temporary file instead of memory until they are needed."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -30,7 +30,7 @@ class Spool:
         try:
             self._file.seek(0, SEEK_END)
             self._file.write(chunk)
-            # What waits in a buffer would fail where it is read.
+            # Without the flush, a full disk would fail the reader instead.
             self._file.flush()
         except OSError as error:
             raise SpoolFull(

@@ -1,8 +1,8 @@
-"""Fetching endpoints that take a time range and a row limit but do not page, without losing a record.
+"""Fetching endpoints that have a time range and a row limit but no paging, without loss.
 
-A full page may be truncated without notice. So every day is covered, millisecond by millisecond, by responses that are
-proven complete: a response shorter than the limit is; of a full page with the *oldest* rows of its window, everything
-before its last second is, even where the exchange sorts by the second only. Any other full page is bisected, down to a
+A full page may be truncated without notice. So every millisecond of a day is covered by a response that is proven
+complete. A response shorter than the limit is. A full page with the *oldest* rows of its window is complete up to its
+last second, even where the exchange sorts by the second only. The window of any other full page is bisected, down to a
 single millisecond, which fails its day if it fills a page.
 """
 
@@ -29,11 +29,11 @@ from affiliate_pipeline.schema.columns import LEAST_MS
 from affiliate_pipeline.schema.raw_row import instants_ms
 
 WORKERS = 4
-# A busy window is cut into one per worker only if that adds few requests to those it takes anyway.
+# A busy window is split among the workers only if it is long enough that this adds few requests.
 MIN_PAGES_TO_CUT = 16
 SECOND_MS = 1000
 
-# The first and the last millisecond.
+# The first and the last millisecond, both included.
 Window = tuple[int, int]
 
 
@@ -58,7 +58,7 @@ class Page:
 
 @dataclass(frozen=True)
 class WindowWalk:
-    """Requests `path` with `startTime`, `endTime` and `limit`, in windows of at most `max_days`."""
+    """Fetches `path` by `startTime`, `endTime` and `limit`, in windows of up to `max_days`."""
 
     path: str
     row_limit: int
@@ -71,7 +71,7 @@ class WindowWalk:
         return _Walk(self, session, days, zone).outcomes()
 
     def oldest_before(self, session: Session, day: date, zone: ZoneInfo) -> int | None:
-        """The time (ms) of a row of the `max_days` before the day: proof that the source still retains the day."""
+        """The time (ms) of a row from before the day: proof that the source retains the day."""
         page = self.request(session, start_ms(day - self.max_days * DAY, zone), start_ms(day, zone) - 1)
         return min(page.times, default=None)
 
@@ -97,7 +97,7 @@ def _page(body: bytes) -> Page:
     except msgspec.ValidationError:
         times = []
     if rows and min(times, default=0) < LEAST_MS:
-        # The times have an unusual form: text, or seconds.
+        # Times in an unusual form: texts, or seconds.
         try:
             times = instants_ms(map(bytes, rows), "time")
         except (ValueError, msgspec.DecodeError) as error:
@@ -107,10 +107,10 @@ def _page(body: bytes) -> Page:
 
 
 class ServerBehaviour:
-    """What the exchange does at a window's ends and at the row limit. It promises neither, so rows received prove both.
+    """How the exchange treats window ends and full pages: undocumented, so proven by rows.
 
-    `widening`: by how many milliseconds a window is extended before its start and after its end, so that both are
-    included; None while no row has proven it.
+    `widening`: how many milliseconds to extend a window before its start and after its end, so that both are included;
+    None until a row has proven it.
     """
 
     def __init__(self, endpoint: WindowWalk, session: Session) -> None:
@@ -120,14 +120,14 @@ class ServerBehaviour:
         self._lock = threading.Lock()
 
     def request(self, first: int, last: int) -> Page:
-        """The window's rows; a full page may have rows of the milliseconds next to it as well."""
+        """The window's rows; a full page may also have rows of the adjacent milliseconds."""
         before, after = self.widening or (0, 0)
         page = self._endpoint.request(self._session, first - before, last + after)
         is_full = len(page) >= self._endpoint.row_limit
         return page if is_full or not (before or after) else page.between(first, last)
 
     def prove_ends(self, time: int) -> tuple[int, int]:
-        """Set `widening`: the least that returns the row of this instant when nothing else is requested."""
+        """Set `widening` to the least that returns this instant's row when requested by itself."""
         for before, after in ((0, 0), (0, 1), (1, 0), (1, 1)):
             # An exchange may require the end of a window to be after its start.
             with suppress(Refused):
@@ -139,9 +139,9 @@ class ServerBehaviour:
     def is_oldest_first(self, first: int, last: int, page: Page) -> bool:
         """Whether full pages are proven to have the oldest rows of their window, in order.
 
-        They do if what precedes this page's last millisecond fits into a page and is what this page has, while there are
-        newer rows, which this page lacks: a page that is full by chance proves nothing. After a single page out of
-        order none is trusted any more.
+        Proof takes two requests: the rows before this page's last millisecond fit into one page and equal this page's,
+        and there are newer rows, which this page lacks (a page that is full by chance proves nothing). After one page
+        out of order, no page is trusted.
         """
         newest = max(page.times)
         with self._lock:
@@ -158,7 +158,7 @@ class ServerBehaviour:
 
 
 class _Walk:
-    """One walk over some days: windows in parallel; each day's rows are spooled until its last millisecond is covered."""
+    """One walk over some days in parallel windows; rows are spooled until their day is covered."""
 
     def __init__(self, endpoint: WindowWalk, session: Session, days: Sequence[date], zone: ZoneInfo) -> None:
         self._endpoint, self._zone = endpoint, zone
@@ -170,11 +170,11 @@ class _Walk:
         self._rows: Counter[date] = Counter()
         self._requests: Counter[date] = Counter()
         self._bad: set[date] = set()
-        # Windows without a row, requested before rows had proven the ends.
+        # Windows without a row that were requested before `widening` was proven.
         self._unproven: list[Window] = []
         self._open_jobs = 0
         self._is_cut = False
-        # The next days arrive while one lands; no more than a few of them are kept in memory.
+        # The next days are fetched while one lands; only a few of them wait in memory.
         self._done: queue.Queue[DayBatch | DayError | BaseException | None] = queue.Queue(maxsize=WORKERS)
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -217,7 +217,7 @@ class _Walk:
                 return
 
     def _walk(self, windows: list[Window]) -> None:
-        """Cover the windows in order; once rows have proven the ends, other jobs take all but the first window."""
+        """Cover the windows in order; once `widening` is proven, all but the first become jobs."""
         while windows and not self._stop.is_set():
             (first, last), *later = windows
             windows = [*self._step(first, last), *later]
@@ -230,7 +230,7 @@ class _Walk:
             self._accept_unproven()
 
     def _cut(self, first: int, windows: list[Window]) -> list[list[Window]]:
-        """What is left of a busy window, once per walk as a job for each idle worker and for this one.
+        """The rest of a busy window; once per walk, split among this and the idle workers.
 
         The page that began at `first` shows how many pages are left.
         """
@@ -243,7 +243,7 @@ class _Walk:
         return [windows]
 
     def _step(self, first: int, last: int) -> list[Window]:
-        """Request the window once; accept what that proves, or fail its day. Returns what of it is left to request."""
+        """Request the window once and accept what that proves, or fail its day; return the rest."""
         days = self._days(first, last)
         if self._bad.intersection(days):
             return self._by_days(runs(set(days) - self._bad), first, last)
@@ -257,21 +257,21 @@ class _Walk:
                     self._unproven.append((first, last))
                     return []
                 if self._server.prove_ends(page.times[0]) != (0, 0):
-                    # What was requested without the ends is requested again, wider.
+                    # Request the earlier windows again, this time with their ends.
                     return [*self._unproven, (first, last)]
                 self._accept_unproven()
             return self._accept_page(first, last, page)
         except (Refused, Transient) as error:
             if len(days) > 1:
                 return self._by_days([[day] for day in days], first, last)
-            # The failed request may be the one that was to prove the page: keep the page that was received.
+            # The failed request may have been one to prove a received page: keep that page.
             received = list(map(bytes, page.rows)) if page else []
             more = Counter(error.received) - Counter(received)
             self._fail(days[0], error.about([*received, *more.elements()]))
             return []
 
     def _accept_page(self, first: int, last: int, page: Page) -> list[Window]:
-        """Accept what the page is proven to have of the window; returns what is left of it."""
+        """Accept the part of the window that the page is proven to cover; return the rest."""
         if len(page) < self._endpoint.row_limit:
             self._accept(first, last, page)
             return []
@@ -287,7 +287,7 @@ class _Walk:
             if end >= first:
                 self._accept(first, end, page.between(first, end))
                 return [(end + 1, last)] if end < last else []
-            # The second that fills the page by itself is bisected apart from the rest.
+            # One second fills the page by itself: bisect it apart from the rest.
             middle = min(middle, first // SECOND_MS * SECOND_MS + SECOND_MS - 1)
         return [(first, middle), (middle + 1, last)]
 
@@ -303,7 +303,7 @@ class _Walk:
             self._accept(first, last, Page([], []))
 
     def _accept(self, first: int, last: int, page: Page) -> None:
-        """Count the window as covered by these rows; yield the days that it completes."""
+        """Count the window as covered by these rows; queue the days that it completes."""
         days = self._days(first, last)
         by_day: dict[date, list[msgspec.Raw]] = defaultdict(list)
         if len(days) == 1:

@@ -20,7 +20,7 @@ _MESSAGE_NAMES = (
     *("msg", "message", "messagedetail", "errormsg", "errmsg", "errormessage", "title", "error", "errors"),
     *("errordescription", "description", "detail", "details", "reason", "cause"),
 )
-# Messages that mean a failure, whatever the status and code. Patterns are compiled when a request fails, not at start-up.
+# Messages that mean a failure, whatever the status and code. Compiled when a request fails, not at start-up.
 TOO_MANY = r"(?i)too many requests|rate.?limited|banned until"
 LOCATION = r"(?i)restricted (location|area|region|countr|jurisdiction)|(in|from) your (country|region|location)"
 MAINTENANCE = (
