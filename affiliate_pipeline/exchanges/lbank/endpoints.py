@@ -1,4 +1,4 @@
-"""The endpoints of the LBank affiliate API: each is one schema and one declaration, and this is the place to add one."""
+"""The endpoints of the LBank affiliate API: a new one takes a schema and a declaration."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import time, timedelta
@@ -44,7 +44,7 @@ def _of_each(
     *,
     adds_open_id: bool = False,
 ) -> Callable[[LBankSession, int], Sequence[Query]]:
-    """A query for each openId and variant, whose parameters are added to its rows."""
+    """A query per openId and variant; the variant's parameters are added to the rows."""
 
     def queries(session: LBankSession, end_ms: int) -> Sequence[Query]:
         return [
@@ -61,7 +61,7 @@ def _of_each(
 
 
 def _with_open_id(row: bytes, fields: Mapping[str, object]) -> bytes:
-    # The other fields of a user who is not under us are void, whatever they hold.
+    # For a user who is not under us, no other field is valid, whatever it contains.
     if is_false(row, "inviteResult"):
         return emptied(schemas.InviteUserInfo, {**fields, "inviteResult": False})
     return with_fields(row, fields)

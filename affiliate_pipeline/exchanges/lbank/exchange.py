@@ -1,4 +1,4 @@
-"""LBank as an exchange: what is configured of its account, and how a session with it is made."""
+"""LBank as an exchange: the settings of its account, and how a session is opened."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,12 +43,12 @@ class LBank(Settings):
 
 @dataclass(frozen=True)
 class LBankSession(Session):
-    """A session that knows its own openId, the roster under it, and the responses to an unfinished run."""
+    """A session with our own openId, the roster, and the cached responses of unfinished runs."""
 
     open_id: str
     response_cache: Callable[[], ResponseCache]
     slots_per_s: float
-    # Refreshed if it is older than the instant given.
+    # Refreshed if it is older than the given instant (ms).
     roster: Callable[[int], Roster]
     now_ms: Callable[[], int]
 
@@ -69,7 +69,7 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
     window_s = WINDOW_S / settings.affiliate_rate_scale
 
     def client(path: str) -> Client:
-        # Each endpoint has a budget of its own.
+        # Each endpoint has its own rate limit.
         limit = shared.limit(f"lbank {source} {path}", REQUESTS_PER_WINDOW, window_s)
         return Client(
             settings.lbank_base_url, auth, clock, limit, responses.read, default_pause_s=window_s, network=network

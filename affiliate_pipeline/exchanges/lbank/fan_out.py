@@ -1,8 +1,8 @@
-"""Fetching LBank's endpoints in as few requests as its limit of five per ten seconds demands.
+"""Fetching LBank's endpoints in few requests, since it permits only five per ten seconds.
 
-A fan-out sends the same query for each of many openIds, in one or more variants, for a range of days at once, and splits
-the rows by their own day. A range is a calendar month at most: so responses stay bounded, and a repeated run sends the same
-requests, whose responses may be cached.
+A fan-out sends the same query for each of many openIds, in one or more variants, for a range of days, and splits the
+rows by day. A range is at most a calendar month: responses stay bounded, and a repeated run sends the same requests,
+whose responses may be cached.
 """
 
 import logging
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Query:
-    """Its parameters, the fields (JSON names) to add to its rows, and the openId of the rows (None: any)."""
+    """A query's parameters, the fields to add to its rows, and the rows' openId (None: any)."""
 
     params: Mapping[str, object]
     fields: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -48,16 +48,17 @@ class Query:
 
     @property
     def shared_values(self) -> Mapping[str, object]:
-        """What its rows have in common, by JSON name."""
+        """The values that all its rows have, by JSON name."""
         return {**self.fields, "openId": self.open_id} if self.open_id else self.fields
 
 
 @dataclass(frozen=True)
 class FanOut:
-    """Sends `queries` (made of the session and an instant that the roster has to be as recent as) to `path`.
+    """Sends `queries` to `path` for ranges of days.
 
-    `instant` is the JSON name of the time that determines a row's day; without one, a response is a sum over its range, so each
-    day is requested by itself. `timeless` queries take no range: they return the present state.
+    `queries` takes the session and the instant (ms) that the roster must be as recent as. `instant` is the JSON name of
+    the time that determines a row's day; without one, a response is a sum over its range, so each day is requested by
+    itself. `timeless` queries take no range: they return the current state.
     """
 
     path: str
@@ -71,18 +72,18 @@ class FanOut:
     def plan(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
         ranges = sum(len(self.ranges(month)) for month in _months(days))
         requests = ranges * len(self._queries_of(session, days, zone))
-        # Those of the first window are sent at once.
+        # The requests of the first window are sent at once.
         later = max(0, math.ceil(requests / REQUESTS_PER_WINDOW) - 1) * REQUESTS_PER_WINDOW
         return RequestPlan(requests, None if self.paging else requests, later / session.slots_per_s)
 
     def fetch(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         queries = self._queries_of(session, days, zone)
         for month in _months(days):
-            # Opened here, since the first of several threads would open one each.
+            # Open the cache here: several threads that open it first would open one each.
             yield from MonthBatch(self, session, session.response_cache(), queries, month, zone).outcomes()
 
     def ranges(self, days: Iterable[date]) -> list[list[date]]:
-        """The days as they are requested."""
+        """The ranges in which the days are requested."""
         return runs(days) if self.instant else [[day] for day in days]
 
     def _queries_of(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Sequence[Query]:
@@ -96,7 +97,7 @@ def _months(days: Sequence[date]) -> list[list[date]]:
 
 @dataclass(frozen=True)
 class _Task:
-    """A query for some consecutive days. `isolated`: one of the days of a range that failed."""
+    """A query for some consecutive days. `isolated`: a single day of a failed range."""
 
     query: Query
     days: tuple[date, ...]
@@ -105,7 +106,7 @@ class _Task:
 
 @dataclass
 class _Pages:
-    """The rows of all pages of a query by day, when (ms) the oldest was requested, and whether one had no list."""
+    """A query's rows by day, when (ms) its oldest page was requested, and if it had no list."""
 
     requested_ms: int
     is_unlisted: bool = False
@@ -125,7 +126,7 @@ class _Day:
 
 @dataclass
 class MonthBatch:
-    """The queries for some days of one month; each day is yielded once all its queries are completed."""
+    """The queries for some days of a month; a day is yielded once its queries are completed."""
 
     fan_out: FanOut
     session: LBankSession
@@ -144,14 +145,14 @@ class MonthBatch:
         yield from self._completed_days(list(self._open))
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="fan-out") as pool:
             running: dict[Future[_Pages], _Task] = {}
-            # The first query is about our own openId: it shows whether we have access before anything else is requested.
+            # Send the first query by itself: it shows whether we have access. Where possible, it is for our own openId.
             max_running = 1
             logged_at = time.monotonic()
             try:
                 while waiting or running:
                     while waiting and len(running) < max_running:
-                        # While the days of a failed range are fetched one by one, no other range is requested: it would
-                        # fail because of the same day.
+                        # While the days of a failed range are fetched one by one, request no other range: the same day
+                        # would fail it.
                         if not waiting[0].isolated and any(task.isolated for task in running.values()):
                             break
                         task = waiting.popleft()
@@ -232,7 +233,7 @@ class MonthBatch:
         fan_out, session, pages, requested = self.fan_out, self.session, _Pages(self.session.now_ms()), set[str]()
         params = dict(task.query.params)
         if not fan_out.timeless:
-            # Whether the end is inclusive is not documented. One millisecond more would touch a day that was not requested:
+            # It is not documented whether the end is inclusive. One millisecond more could add a day that was not requested:
             # if that day always fails, the day before would fail with it.
             params["startTime"] = start_ms(task.days[0], self.zone)
             params["endTime"] = start_ms(task.days[-1] + DAY, self.zone) - 1
@@ -240,7 +241,7 @@ class MonthBatch:
         def get(page: Mapping[str, object]) -> list[bytes]:
             all_params = {**params, **page}
             request = f"{fan_out.path}?{encode(all_params)}"
-            # A page is requested a second time because its response may have changed.
+            # If a page is requested again, its response may have changed.
             may_be_cached = not fan_out.timeless and request not in requested
             requested.add(request)
             if may_be_cached and (cached := self.response_cache.get(request)):
@@ -255,7 +256,7 @@ class MonthBatch:
                     rows, is_unlisted = get_list(session.client, fan_out.path, all_params)
                 else:
                     rows, is_unlisted = session.client.get(fan_out.path, all_params, read_list)
-                # Cached, rows that cannot be used would fail the resuming runs too.
+                # Check before caching: unusable rows would also fail the runs that resume this one.
                 self.rows_by_day(task, rows)
                 if not fan_out.timeless:
                     self.response_cache.put(request, b"null" if is_unlisted else joined(rows), requested_ms)
@@ -267,7 +268,7 @@ class MonthBatch:
         return pages
 
     def rows_by_day(self, task: _Task, rows: list[bytes]) -> Mapping[date, list[bytes]]:
-        """The query's rows, complete, by their day; raises `Refused` if they cannot be what was requested."""
+        """The query's rows with its fields, by day; raises `Refused` if they do not match it."""
         query, instant = task.query, self.fan_out.instant
         try:
             completed = [self.fan_out.complete(row, query.fields) for row in rows] if query.fields else rows

@@ -1,7 +1,7 @@
-"""All rows of a query whose response comes in pages, none lost and none twice. Knows no endpoint and no day.
+"""All rows of a paged query, none lost and none twice, for any endpoint.
 
-What proves it: as many rows came as there are places in the list. If the list moved between two pages, so that one row was
-lost, another row came twice.
+The proof: the rows received fill all places of the list. If the list moves between two pages, so that one row is lost,
+another row is received twice.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from affiliate_pipeline.http.errors import ExchangeError, Refused
 from affiliate_pipeline.schema.raw_row import identities, instants_ms, whole_numbers
 
 PAGE_SIZE = 100
-# A size for each walk: requested in the same way again, rows of one instant could come in the same wrong order again.
+# A page size for each walk: with the same size, rows of one instant could come in the same wrong order again.
 WALKS = (PAGE_SIZE, 89, 97, 83)
 SECOND_MS = 1000
 
@@ -22,7 +22,7 @@ Paging = Callable[[GetPage], list[bytes]]
 
 
 class _Moved(Exception):
-    """Rows came or went while pages were read, as this page shows; or `start` was rounded down to a multiple of the size."""
+    """The list moved, as this page shows; or the exchange rounded `start` down to whole pages."""
 
     def __init__(self, page: list[bytes], *, is_rounded: bool = False) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def by_id(get: GetPage) -> list[bytes]:
         while True:
             page = get({"start": start, "pageSize": PAGE_SIZE})
             ids = read_values(whole_numbers, page, "id")
-            # Whether the row of that id itself comes again is not documented.
+            # It is not documented whether the row with the id `start` is in the page.
             rows += [row for row, number in zip(page, ids, strict=True) if number > start]
             if len(page) < PAGE_SIZE:
                 return rows
@@ -53,11 +53,11 @@ def by_id(get: GetPage) -> list[bytes]:
 def by_offset(get: GetPage, instant: str, identity: Sequence[str] = ()) -> list[bytes]:
     """All rows, where `start` is the number of rows before the page.
 
-    A walk that proves nothing is trusted once another one, whose pages begin elsewhere, finds the same rows and none twice.
+    An unproven walk is trusted if the next one, whose pages begin elsewhere, finds the same rows and none twice.
 
     Args:
         instant: The JSON name of the time that the rows are ordered by.
-        identity: The fields (JSON names) that distinguish a row, whose others may change meanwhile; none: all fields do.
+        identity: The fields (JSON names) that identify a row, whose other fields may change; none: all fields do.
     """
     overlap = 1
     previous: Counter[Hashable] | None = None
@@ -82,9 +82,9 @@ def by_offset(get: GetPage, instant: str, identity: Sequence[str] = ()) -> list[
 
 
 def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, size: int, rows: list[bytes]) -> bool:
-    """Add the rows of all pages of this size to `rows`; returns whether they are proven to be all there are.
+    """Add the rows of all pages to `rows`; return whether they are proven to be complete.
 
-    Each page begins with the last row of the one before (`overlap`), so that a row that leaves is noticed.
+    Each page begins with the last row of the one before (`overlap`), so that a removed row is noticed.
     """
     previous: list[Hashable] = []
     seen: set[Hashable] = set()
@@ -97,11 +97,11 @@ def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, siz
             if overlap and known == previous:
                 raise _Moved(page, is_rounded=True)
             new = page[overlap:]
-            # Rows of one instant may come in another order each time: if one is on two pages, another one is on none.
+            # Rows of one instant may be ordered differently each time: if one is on two pages, another may be on none.
             again = [row for row, name in zip(new, known[overlap:], strict=True) if name in seen]
             doubtful.update(read_values(instants_ms, again, instant))
             if overlap and known[:1] != previous[-1:]:
-                # A row that comes or goes shifts all later ones by one, so it has to be found itself.
+                # Rows of one instant may be reordered; if the instants differ, the list has moved.
                 ends = set(read_values(instants_ms, [rows[-1], *page[:1]], instant))
                 if len(ends) > 1 or not page:
                     raise _Moved(page)
@@ -117,8 +117,8 @@ def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, siz
 
 
 def _settle(get: GetPage, rows: list[bytes], instant: str, time_ms: int) -> bool:
-    """Replace the rows of this instant by those of a single response; False if it does not have all of them."""
-    # Where times come in seconds, the exchange's own may be any of that second.
+    """Replace the rows of this instant by a single response; False if that may lack some."""
+    # A time in whole seconds may be rounded: request all of that second.
     end_ms = time_ms if time_ms % SECOND_MS else time_ms + SECOND_MS - 1
     page = get({"startTime": time_ms, "endTime": end_ms, "start": 0, "pageSize": PAGE_SIZE})
     if len(page) == PAGE_SIZE:
@@ -141,7 +141,7 @@ def read_values(read: Callable[[Iterable[bytes], str], list[int]], rows: list[by
 
 @contextmanager
 def _reporting_received(*walks: list[bytes]) -> Generator[None]:
-    """An error is about the longest of these lists of rows and what it is about itself."""
+    """Add the longest of these lists of rows to those that an error is about."""
     try:
         yield
     except ExchangeError as error:

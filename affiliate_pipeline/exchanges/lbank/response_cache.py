@@ -1,4 +1,4 @@
-"""Responses kept between runs, so that a killed run can be resumed without requesting them again."""
+"""Cached responses, so that a killed run can be resumed without requesting them again."""
 
 from datetime import UTC, datetime
 from typing import Final
@@ -13,7 +13,7 @@ class ResponseCache(TableStore):
     """The responses of one asset from one source. Safe to share between threads."""
 
     def __init__(self, url: str, asset: str, source: str) -> None:
-        # A database that crashes and loses the last ones costs only a few requests.
+        # Losing the last ones in a crash of the database costs only a few requests.
         super().__init__(url, durable=False)
         self._key = (asset, source)
         self._execute(f"delete from {TABLE} where asked_at < now() - %s * interval '1 hour'", (TTL_HOURS,))
@@ -34,5 +34,5 @@ class ResponseCache(TableStore):
         )
 
     def clear(self) -> None:
-        """Deletes all of them, once a run has reported every day and nothing is left to resume."""
+        """Delete all of them: called once a run has an outcome for every day."""
         self._execute(f"delete from {TABLE} where asset = %s and source = %s", self._key)

@@ -1,4 +1,4 @@
-"""What LBank's responses mean: its envelope and error codes as our errors. No request is sent from here."""
+"""Interpretation of LBank's responses: the envelope, and error codes as our errors."""
 
 import msgspec
 
@@ -38,7 +38,7 @@ OPEN_ID_CODES = {10006, 10022}
 
 
 class _Envelope(msgspec.Struct):
-    """Only what identifies a successful response has a type: the rest may be sent in any way."""
+    """Only what identifies a successful response is typed: the rest may be of any type."""
 
     result: str | bool
     error_code: object = None
@@ -63,7 +63,7 @@ def read(response: Response) -> bytes:
     error = error_of(response)
     is_other = envelope is None and response.status_code == 200 and not error.is_page
     note = " (not the envelope that its API sends)" if is_other else ""
-    # A failure without a reason may pass.
+    # A failure without a reason may be temporary.
     is_unexplained = error.code in (None, 0) and not error.is_page and (envelope or response.status_code == 200)
     failure = _INTERPRETER.failure(response, error, Meaning(Transient) if is_unexplained else None, note)
     if isinstance(failure, ClockOff):

@@ -1,6 +1,6 @@
-"""Who is under the affiliate: every user ever seen in the team list. Only this module names the roster's table.
+"""The roster: every user ever seen in the team list. Only this module uses its table.
 
-Without it, every user would have to be requested for everything, at thirty requests a minute.
+It limits requests to agents, who receive commission and have teams, and to traders: LBank permits only thirty a minute.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +30,7 @@ _COLUMNS: Final = ("open_id", "user_level", "transaction", "deposit", "direct_in
 
 @dataclass(frozen=True)
 class Member:
-    """A user, who is or was an agent (only they receive commission and have a team), and has traded, or may have."""
+    """A user; `is_agent`: is or was one, `transaction`: has traded. Unknown counts as true."""
 
     open_id: str
     is_agent: bool
@@ -39,7 +39,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Roster:
-    """All users ever seen in the team list, and whose list it is."""
+    """All users ever seen in the team list of our own openId."""
 
     own_open_id: str
     members: tuple[Member, ...]
@@ -54,12 +54,12 @@ class Roster:
         return [member.open_id for member in self.members if member.is_agent or member.transaction]
 
     def _with_own(self, open_ids: Iterable[str]) -> list[str]:
-        """Our own first: if it is refused, so is everything."""
+        """Our own openId, then these: if ours is refused, so is everything."""
         return list(dict.fromkeys([self.own_open_id, *open_ids]))
 
 
 class RosterStore(TableStore):
-    """The roster, for runs with one source, whose `team_list` is requested with a client of its own."""
+    """The roster of one source; `team_list` opens the client that refreshes it."""
 
     migrations = Migrations("lbank", Path(__file__).parent / "migrations")
 
@@ -68,7 +68,7 @@ class RosterStore(TableStore):
         self._source, self._team_list, self._now_ms = source, team_list, now_ms
 
     def read(self, open_id: str, not_before_ms: int) -> Roster:
-        """The roster as of that instant, or now if it is in the future; one process at a time refreshes it."""
+        """The roster as of that instant or now, if earlier; one process at a time refreshes it."""
         other = self._execute(f"select source from {TABLE} where source <> %s limit 1", (self._source,)).fetchone()
         if other:
             raise Refused(
@@ -96,7 +96,7 @@ class RosterStore(TableStore):
         return int(row[0].timestamp() * 1000) if row and row[0] else 0
 
     def _refresh(self, now_ms: int) -> None:
-        """Request the team list from the beginning of time, whatever the first partition is."""
+        """Request the whole team list, including users from before the first partition."""
         with self._team_list() as client:
 
             def get(page: Mapping[str, object]) -> list[bytes]:

@@ -7,7 +7,7 @@ _TRADE_TYPE = "0 spot, 1 futures."
 
 
 class User(Row):
-    """What every endpoint about users answers."""
+    """The fields that all endpoints about users have."""
 
     open_id: Text = schema.text("The user's openId.")
     code: Text = schema.text("The referral code used.", nullable=True)

@@ -1,4 +1,4 @@
-"""How a request to LBank is signed. No endpoint, response or retry belongs here; the clock is given."""
+"""The signature of a request to LBank. Independent of endpoints, responses and retries."""
 
 import secrets
 from collections.abc import Callable, Generator
@@ -17,8 +17,7 @@ ECHOSTR_CHARACTERS = 35  # 30 to 40 are accepted
 class LBankAuth(httpx.Auth):
     """Signs each request with its parameters sorted and `sign` over their *raw* values.
 
-    The request given stays unsigned: each attempt is signed afresh, with a new echostr.
-
+    The given request stays unsigned: each attempt is signed afresh, with a new echostr.
     `secret` is an HMAC secret or, for `RSA`, a private key in any form of `read_secret`; ValueError if unusable.
     """
 
@@ -29,7 +28,7 @@ class LBankAuth(httpx.Auth):
         self._sign = _signer(secret, method)
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        # Sent twice: the official client has them as headers, the affiliate domain's as parameters.
+        # Sent twice: the official client sends them as headers, that of the affiliate domain as parameters.
         stamp = {
             "timestamp": str(self._now_ms()),
             "signature_method": self._method,
@@ -52,7 +51,7 @@ def _params(url: httpx.URL) -> dict[str, str]:
 
 
 def _signer(secret: str, method: str) -> Callable[[bytes], str]:
-    """What signs a digest with `secret`, as text that is not yet percent-encoded."""
+    """A function that signs a digest with `secret`; its result is not percent-encoded."""
     if method not in ("HmacSHA256", "RSA"):
         raise ValueError("the signature method is neither HmacSHA256 nor RSA")
     found = read_secret(secret)
