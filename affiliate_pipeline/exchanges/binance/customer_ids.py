@@ -1,4 +1,4 @@
-"""Assigning customer ids: desired ids are compared with the current ones, and only differences are posted.
+"""Assignment of customer ids: only ids that differ from the current ones are posted.
 
 Each attempt is persisted before its POST and again with its outcome. So no crash loses one, and the next run finds out
 whether an interrupted attempt took effect before it makes another.
@@ -34,7 +34,7 @@ from affiliate_pipeline.schema.raw_row import texts
 HEADER = ["customerid", "email"]
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _FILE = "the file that BINANCE_CUSTOMER_IDS names"
-# `unknown` never lands: the next run settles it.
+# `unknown` never lands: the next run finds out the outcome.
 ASSIGNED, REFUSED, FAILED, UNKNOWN = "assigned", "refused", "failed", "unknown"
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DesiredCustomerId:
-    """An id desired for an owner: an email, or the agent's code for the client itself.
+    """An id desired for an owner: a client's email, or the agent's code for the client itself.
 
     `where` names the line or the variable; `rejection` is the reason why the id cannot be assigned.
     """
@@ -81,7 +81,7 @@ def of_partner(settings: Binance) -> list[DesiredCustomerId]:
 
 
 def of_client(settings: Binance) -> list[DesiredCustomerId]:
-    """The client's own, `BINANCE_USER_CUSTOMER_ID`."""
+    """The client's own id, `BINANCE_USER_CUSTOMER_ID`; empty if it is not set."""
     desired, agent = settings.binance_user_customer_id, settings.binance_api_agent_code
     return [DesiredCustomerId("BINANCE_USER_CUSTOMER_ID", desired, agent)] if desired is not None and agent else []
 
@@ -99,7 +99,7 @@ def _of_line(number: int, cells: list[str]) -> DesiredCustomerId:
 
 
 def _without_duplicates(desired: list[DesiredCustomerId]) -> list[DesiredCustomerId]:
-    """The same; each whose id or email is on another line too is rejected."""
+    """The desired ids; those whose id or email is also on another line are rejected."""
     places: dict[tuple[str, str], list[str]] = defaultdict(list)
     for each in desired:
         for key in _keys(each):
@@ -120,7 +120,7 @@ def _keys(desired: DesiredCustomerId) -> tuple[tuple[str, str], tuple[str, str]]
 
 @dataclass(frozen=True)
 class _Change:
-    """A desired id to post, and the owner's ids before."""
+    """A desired id to post, and the ids that the owner has before."""
 
     desired: DesiredCustomerId
     before: tuple[str, ...]
@@ -131,7 +131,7 @@ class _Change:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Assigns by POSTs to `path`, and compares by its GET; `variable` is the setting that `desired` is read from."""
+    """Posts to `path` the ids that its GET lacks; `variable` is the setting of `desired`."""
 
     path: str
     # The parameter that names an id's owner.
@@ -142,7 +142,7 @@ class Assignment:
     lists_all: bool
 
     def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
-        """Sends the requests that comparing takes."""
+        """Send the GETs that the comparison takes; nothing is posted."""
         desired = self.desired(session.settings)
         if not desired:
             return RequestPlan(0, 0, 0, (self.nothing_desired,))
@@ -187,8 +187,8 @@ class Assignment:
     ) -> list[DesiredCustomerId]:
         """Call `assign` for each desired id that its owner lacks; return the rejected ones.
 
-        `assign` returns whether it succeeded. A rejected id has its reason. An id becomes free once its owner is
-        assigned another one, so a chain of them is worked off from its end.
+        `assign` returns whether it succeeded. An id becomes free once its owner is assigned another one, so a chain of
+        reassignments is processed from its end.
         """
         taken = self._emails(session, {}) if self.lists_all else {}
         ids: dict[str, tuple[str, ...]] = defaultdict(tuple)
@@ -197,7 +197,7 @@ class Assignment:
         left: list[_Change] = []
         for each in desired:
             if not each.rejection:
-                # An email that is not in the list as written, such as in a masked one, is queried by itself.
+                # Query an email by itself that is not in the list as written, for example because the list is masked.
                 before = ids[each.owner.casefold()] or self.current(session, each.owner)
                 if each.customer_id not in before:
                     left.append(_Change(each, before))
@@ -243,7 +243,7 @@ class _Run:
         return DayBatch(day, rows, len(rows), self.session.client.requests_sent - sent, note=note, warnings=problems)
 
     def _settle_interrupted(self) -> None:
-        """Find out whether attempts whose run ended before the response took effect."""
+        """Find out the outcome of attempts whose run ended before the response."""
         for name, kept in self.actions.rows().items():
             row = msgspec.json.decode(kept)
             if row["outcome"] == UNKNOWN:
@@ -264,7 +264,7 @@ class _Run:
         return outcome == ASSIGNED
 
     def _attempt(self, change: _Change) -> tuple[str, str]:
-        """The outcome and its explanation, which are persisted."""
+        """Post the id once; persist and return the outcome and its explanation."""
         desired, attempted_ms = change.desired, self.session.now_ms()
         name = f"{attempted_ms} {uuid4()}"
         self.actions.keep(name, self._row(change, attempted_ms, UNKNOWN, ""))
@@ -284,7 +284,7 @@ class _Run:
         return outcome, message
 
     def _read_back(self, customer_id: str, owner: str) -> tuple[str, str]:
-        """Whether an attempt took effect: its outcome and the words for it."""
+        """The outcome of an attempt, from the owner's current ids, and its explanation."""
         if customer_id in self.assignment.current(self.session, owner):
             return ASSIGNED, "read back: it was done"
         return FAILED, "read back: it was not done"
@@ -303,7 +303,7 @@ class _Run:
 
 
 def _confirm(customer_id: str, body: bytes) -> None:
-    """Raises ValueError unless the response to a POST has the id."""
+    """Raise ValueError unless the response to a POST contains the id."""
     try:
         rows = rows_of(body)
     except Refused as error:

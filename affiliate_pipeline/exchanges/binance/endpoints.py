@@ -1,4 +1,4 @@
-"""The endpoints of Binance Link: each is one schema and one declaration, and this is the place to add one."""
+"""The endpoints of Binance Link: a new one takes a schema and a declaration."""
 
 from datetime import time, timedelta
 from functools import partial
@@ -22,7 +22,7 @@ from affiliate_pipeline.exchanges.endpoint import (
 )
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
 
-# Nothing, or one row, of the last second.
+# At most one row of the last second.
 _PROBE = Probe[BinanceSession](lambda _, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "limit": 1})
 _CUSTOMIZATION = "/sapi/v1/apiReferral/customization"
 _USER_CUSTOMIZATION = "/sapi/v1/apiReferral/userCustomization"
@@ -51,7 +51,7 @@ HISTORY_REQUEST = Records(
     ),
     schema=schemas.KickbackHistoricalRequest,
     strategy=ExportRequest(),
-    # As long as a day can be requested, it may be requested again.
+    # A day may be requested again for as long as the source retains it.
     settles_after=RETENTION,
     retention=Retention(RETENTION, is_final=True),
 )
@@ -95,7 +95,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         strategy=_REBATE_WALK,
         day_of="time",
         sum_by=("income", "asset"),
-        # convert_price leads from the fee's coin to that of the income: dividing by it would round, so it values nothing.
+        # Not valued by convert_price, which converts the fee's coin to the income's: dividing by it would round.
         money=Money("rebate", earners=("customer_id", "email")),
         probe=_PROBE,
         settles_after=timedelta(hours=48),

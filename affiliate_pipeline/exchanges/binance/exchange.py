@@ -1,4 +1,4 @@
-"""Binance as an exchange: what is configured of its accounts, and how a session with one of them is made."""
+"""Binance as an exchange: the settings of its accounts, and how a session is opened."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ def _host_suffixes(text: str) -> tuple[str, ...]:
     suffixes = tuple(
         each.strip().lower().removeprefix("*").removeprefix(".") for each in text.split(",") if each.strip()
     )
-    # Neither an IP address nor a whole top-level domain.
+    # IP addresses and whole top-level domains are rejected.
     if not all(re.fullmatch(r"([a-z0-9-]+\.)+[a-z][a-z0-9-]+", each) for each in suffixes):
         raise ValueError("is not a list of host names, such as `files.example.com`, separated by commas")
     return suffixes
@@ -58,7 +58,7 @@ class Binance(Settings):
 
 @dataclass(frozen=True)
 class BinanceSession(Session):
-    """A session that knows what is configured in addition to the keys."""
+    """A session with Binance's settings, pending actions and kickback exports."""
 
     settings: Binance
     now_ms: Callable[[], int]
@@ -68,7 +68,7 @@ class BinanceSession(Session):
 
     def finished(self) -> None:
         if self.lands_exports:
-            self.exports().all()  # records which of them have landed
+            self.exports().all()  # marks those that have landed
 
 
 def credentials(account: str) -> tuple[str, str]:
@@ -77,7 +77,7 @@ def credentials(account: str) -> tuple[str, str]:
 
 
 def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str]) -> BinanceSession:
-    """A session with the account that the endpoint is for; raises SettingsError. Sends nothing yet."""
+    """A session with the endpoint's account; raises SettingsError. Sends nothing yet."""
     key_name, secret_name = credentials(endpoint.account)
     settings = Binance.load(variables, key_name, secret_name, *endpoint.requires)
     api_key, secret = settings.secret(key_name), settings.secret(secret_name)

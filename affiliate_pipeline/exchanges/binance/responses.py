@@ -1,4 +1,4 @@
-"""What Binance's responses mean: its error codes and HTTP statuses as our errors. No request is sent from here."""
+"""Interpretation of Binance's responses: error codes and HTTP statuses as our errors."""
 
 import msgspec
 
@@ -8,8 +8,8 @@ from affiliate_pipeline.http.failures import Interpreter, Meaning, error_of
 
 SERVER_TIME_PATH = "/api/v3/time"
 
-# https://developers.binance.com/docs/binance-spot-api-docs/errors, read 2026-11. Of most codes of the key, only the message
-# gives the reason.
+# https://developers.binance.com/docs/binance-spot-api-docs/errors, read 2026-11. For most codes about the key, only the
+# message gives the reason.
 _CODES = {
     **dict.fromkeys((-1000, -1001, -1006, -1007, -1008, -1016), Meaning(Transient)),
     **dict.fromkeys(
@@ -37,7 +37,7 @@ class _ServerTime(msgspec.Struct, rename="camel"):
 def read(response: Response, key_name: str, secret_name: str) -> bytes:
     """The body of a successful response; otherwise raises an `ExchangeError`.
 
-    It names the two variables where the key or its secret may be wrong.
+    The error names the two variables if the key or its secret may be wrong.
     """
     # A list is rows: do not parse it a second time in search of an error.
     if response.status_code == 200 and response.content.lstrip()[:1] == b"[":

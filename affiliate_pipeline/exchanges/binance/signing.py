@@ -1,4 +1,4 @@
-"""How a request to Binance is signed. No endpoint, response or retry belongs here; the clock is given."""
+"""The signature of a request to Binance. Independent of endpoints, responses and retries."""
 
 from collections.abc import Callable, Generator
 from urllib.parse import quote
@@ -13,9 +13,8 @@ RECV_WINDOW_MS = 10_000
 class BinanceAuth(httpx.Auth):
     """Signs each request with `recvWindow`, `timestamp`, the key's header and `signature`.
 
-    The signature is that of the exact bytes of query and body, and comes last. The request given stays unsigned: each
+    The signature covers the exact bytes of query and body, and comes last. The given request stays unsigned: each
     attempt is signed afresh.
-
     `secret` is an HMAC secret or a private key (RSA or Ed25519) in any form of `read_secret`; ValueError if unusable.
     """
 

@@ -1,4 +1,4 @@
-"""Fetching the endpoints of Binance that only have a current state: one request returns all rows of today."""
+"""Fetching of endpoints that only have a current state: one request returns all rows."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from affiliate_pipeline.exchanges.lists import get_list, rows_of, unlisted_note
 from affiliate_pipeline.http.errors import Refused, Transient
 from affiliate_pipeline.schema.raw_row import texts, with_fields
 
-# Where the responses of records are cut off. No document names a limit or pages for these endpoints.
+# Row counts at which other endpoints truncate. No limit or paging is documented for these endpoints.
 FULL_PAGES = (500, 1000)
 AGENT_CODE = "apiAgentCode"
 
 
 @dataclass(frozen=True)
 class CurrentState:
-    """Requests `path` without a filter. `of_agent`: with the agent's code, which is added to rows that lack it."""
+    """Fetches `path` unfiltered; `of_agent`: by the agent's code, added to rows that lack it."""
 
     path: str
     of_agent: bool = False

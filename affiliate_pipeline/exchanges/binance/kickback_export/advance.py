@@ -1,11 +1,11 @@
-"""The life of a kickback export: a POST requests it, and hours later a GET returns the URL of its file.
+"""The life of a kickback export: after a POST, a GET returns its file's URL hours later.
 
 Binance ties no file to a request, and a second POST replaces the first. So each key has one export under way at a time,
-and its whole state is in the database: any process can resume after a crash. `advance` alone decides what comes next; the
+with its whole state in the database: any process can resume after a crash. Only `advance` decides the next step; the
 sensor and both assets call it.
 
     waiting ──POST──> collecting ──URL of a new file──> ready ──its days land──> landed
-       └───────────────────┴──────────in vain───────────┴────> expired
+       └───────────────────┴──────────failure───────────┴────> expired
 """
 
 import logging
@@ -28,26 +28,26 @@ from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, 
 PATH = "/sapi/v1/apiReferral/kickback/historicalRecord"
 # How long a file takes is not documented; other exports of Binance take minutes to hours.
 FILE_WAIT_S = 12 * 3600
-# How long the POST waits for a response that shows which file is offered already.
+# How long to delay the POST while no response shows which file is offered already.
 FILE_BEFORE_WAIT_S = 120
 
 log = logging.getLogger(__name__)
 
 
 def advance(session: BinanceSession, *, wait: bool) -> None:
-    """Take the next step of the key's exports, unless another process is doing so: poll for a file, or send a POST.
+    """Take the next step unless another process is doing so: poll for a file, or send a POST.
 
     Args:
         wait: retry requests, and poll even if that is not due yet.
 
     Raises:
-        ExchangeError: the exchange could not be requested to export, or `Fatal`.
+        ExchangeError: the POST failed, or polling failed with `Fatal`.
     """
     exports = session.exports()
     with exports.try_exclusive() as exclusive:
         # An export whose file is stored needs no request.
         queue = [export for export in exports.open() if not export.is_kept] if exclusive else []
-        # The next POST would withdraw a file that has not landed.
+        # Waiting exports come last: their POST would withdraw a file that has not landed.
         export = min(queue, key=lambda each: (each.state == "waiting", each.id), default=None)
         if export is None or not (wait or export.is_due):
             return
@@ -86,7 +86,7 @@ class _Step:
         elif before.answered or self.export.age_s > FILE_BEFORE_WAIT_S:
             self._post(None)
         else:
-            # A file that is offered now would be taken for the requested one later.
+            # A file that is offered already could be taken for the requested one later.
             self._postpone("waiting", f"the exchange does not say which file it has already: {before.note}")
 
     def _collect(self, found: FileUrl | Pending) -> None:
@@ -97,8 +97,7 @@ class _Step:
                 return
             found = Pending("the URL of another file, which is not the requested one")
         if self.export.msg is None:
-            # The process died, or had no response, after sending the POST. Post again: it replaces a request that may be
-            # running.
+            # The process died, or had no response, after sending the POST. Post again: that replaces a running request.
             self._post(self.export.path_before)
         else:
             self._postpone("collecting", found.note)
@@ -129,7 +128,7 @@ class _Step:
             log.info("requested the export of %s: %s", fold(self.export.days), accepted.message)
 
     def _postpone(self, state: str, note: str) -> None:
-        """Return to that state for another attempt, or expire if it has lasted too long."""
+        """Return to that state for another attempt, or expire if the export is overdue."""
         if self.export.is_overdue:
             failed = "it could not be requested in time" if state == "waiting" else "no file came in time"
             self.exports.update(self.export, state="expired", note=f"{failed}; the last response was: {note}")
@@ -139,7 +138,7 @@ class _Step:
 
 
 def offered_file(session: BinanceSession, *, wait: bool = False) -> FileUrl | Pending:
-    """The URL of the file that is offered now; of errors only `Fatal` is raised, and any other one means no file."""
+    """The URL of the file offered now; only `Fatal` is raised, other errors mean `Pending`."""
     read = partial(read_response, own_host=session.client.host, more_hosts=session.settings.binance_file_hosts)
     try:
         return session.client.get(PATH, {}, read, retries=wait)
@@ -148,7 +147,7 @@ def offered_file(session: BinanceSession, *, wait: bool = False) -> FileUrl | Pe
 
 
 def requested_in_time(session: BinanceSession, day: date) -> bool:
-    """Whether an export under way, or ready, was requested while the exchange retained the whole day."""
+    """Whether an export, collecting or ready, was requested while the day was retained."""
     export = session.exports().covering([day]).get(day)
     requested_ms = export.requested_ms if export and export.state in ("collecting", "ready") else None
     return requested_ms is not None and is_retained(day, requested_ms)

@@ -1,7 +1,4 @@
-"""Exports of the client's kickbacks: one table row per request to the exchange.
-
-Which state comes next is decided in `advance`.
-"""
+"""The table of kickback exports, one row per request; `advance` decides their states."""
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager
@@ -28,9 +25,9 @@ ASSET = "binance/kickback_historical_record"
 RETENTION = timedelta(days=30)
 ZONE = ZoneInfo("UTC")
 OPEN: Final = ("waiting", "collecting", "ready")
-# The sensor may be off for so long without an alert being lost.
+# The sensor may be off for this long without losing an alert.
 _JUST_EXPIRED: Final = "state = 'expired' and coalesce(polled_at > now() - interval '3 days', false)"
-# Polled every 10 seconds at first, and the less often the longer it takes, at least every 10 minutes.
+# The poll interval is a twentieth of the time since the request, at least 10 seconds and at most 10 minutes.
 _SELECT: Final = f"""
     select id, first_day, last_day, state, requested_at, code, msg, note, path, path_before, other_paths, expires_at,
         file is not null as is_kept, coalesce(expires_at < now(), false) as is_overdue,
@@ -39,7 +36,7 @@ _SELECT: Final = f"""
         {_JUST_EXPIRED} as is_just_expired, extract(epoch from now() - created_at)::float8 as age_s
     from {TABLE} where source = %s order by id
 """
-# Of several exports of a day, the first of these has it, or will be the next to have it.
+# Of several exports of a day, the one in the first of these states has it, or will be the next to have it.
 _NEAREST = ("ready", "collecting", "waiting", "landed")
 
 
@@ -48,9 +45,9 @@ class KickbackExport:
     """Days that were, or will be, requested together.
 
     `msg` is the exchange's response to the POST, None until there is one; `note` is what happened last. `path` is that
-    of the export's file, `path_before` and `other_paths` are those of files known to be another request's. `is_kept`: the
-    file could not be read and is stored. `is_due`: it may be polled again; `is_overdue`: it is time to give up;
-    `is_just_expired`: its alert may be missing.
+    of the export's file; `path_before` and `other_paths` are those of files known to be another request's. `is_kept`:
+    the file could not be read and is stored. `is_due`: it may be polled again; `is_overdue`: it has to expire;
+    `is_just_expired`: its alert may not have been sent yet.
     """
 
     id: int
@@ -99,7 +96,7 @@ def is_retained(day: date, at_ms: int) -> bool:
 
 
 def needs_attention(url: str) -> bool:
-    """Whether an export of any account is open, or expired so recently that its alert may be missing."""
+    """Whether any account's export is open, or has just expired and may lack its alert."""
     with connect(url, autocommit=True) as connection, unavailable():
         if connection.execute("select to_regclass(%s)", (TABLE,)).fetchone() == (None,):
             return False
@@ -117,12 +114,12 @@ class KickbackExports(TableStore):
         self._source, self._handled_at = source, handled_at
 
     def try_exclusive(self) -> AbstractContextManager[bool]:
-        """Yields whether no other process changes this source's exports meanwhile."""
+        """Lock this source's exports against other processes; yields whether that succeeded."""
         lock = Lock("affiliate_pipeline.collection", self._source)
         return try_locked(self._connection, lock, "the exports of kickbacks")
 
     def all(self) -> list[KickbackExport]:
-        """The open exports in the order they were added.
+        """All exports of the source, in the order they were added.
 
         A ready export becomes landed once each of its days has been handled since it was requested.
         """
@@ -138,27 +135,27 @@ class KickbackExports(TableStore):
         return [export for export in self.all() if export.state in OPEN]
 
     def covering(self, days: Collection[date]) -> dict[date, KickbackExport]:
-        """The export that has the day, or will be the next to have it; days without one are missing."""
+        """By day, the export that has it or will have it next; days without one are missing."""
         candidates = [export for export in reversed(self.all()) if export.state in _NEAREST]
         candidates.sort(key=lambda export: _NEAREST.index(export.state))
         found = {day: next((each for each in candidates if each.covers(day)), None) for day in days}
         return {day: export for day, export in found.items() if export}
 
     def add(self, first: date, last: date) -> int:
-        """The id of a new waiting export."""
+        """Add a waiting export; returns its id."""
         insert = f"insert into {TABLE} (source, first_day, last_day) values (%s, %s, %s) returning id"
         ((number,),) = self._execute(insert, (self._source, first, last)).fetchall()
         return number
 
     def begin(self, export: KickbackExport, path_before: str | None) -> None:
-        """Record that the POST is about to be sent. The table accepts no second collecting export of the source."""
+        """Record that the POST is about to be sent; fails if the source is already collecting."""
         self._execute(
             f"update {TABLE} set state = 'collecting', path_before = %s, requested_at = now() where id = %s",
             (path_before, export.id),
         )
 
     def update(self, export: KickbackExport, *, wait_s: float | None = None, **columns: Any) -> None:
-        """Set columns of an export that no other process has given up; `wait_s`: it becomes overdue after that time."""
+        """Set columns unless the export has expired; after `wait_s`, it is overdue."""
         changes = [sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in columns]
         if wait_s is not None:
             changes.append(sql.SQL("expires_at = now() + {} * interval '1 second'").format(wait_s))
@@ -174,6 +171,6 @@ class KickbackExports(TableStore):
     def _has_landed(self, export: KickbackExport) -> bool:
         with unavailable():
             handled = self._handled_at(self._connection, ASSET, export.days)
-        # Rejected rows have the time in milliseconds.
+        # The times of rejected rows are cut to milliseconds.
         since = export.requested_at and export.requested_at - timedelta(milliseconds=1)
         return since is not None and all(day in handled and handled[day] >= since for day in export.days)

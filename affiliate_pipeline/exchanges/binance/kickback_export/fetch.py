@@ -1,4 +1,4 @@
-"""How the two assets of an export fetch their days: one requests an export, the other one lands its file."""
+"""Fetching for the two assets of an export: one requests it, the other lands its file."""
 
 import logging
 from collections import defaultdict
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """Requests each range of days with one POST, unless an open export has them. Its rows name the export."""
+    """Requests an export per range of days, unless an open one has it; rows name the export."""
 
     path = PATH
 
@@ -60,7 +60,7 @@ class ExportRequest:
             except (Refused, Transient):
                 failed = True
         export = next(each for each in exports.all() if each.id == number)
-        # Days that are still retained were added again if others expired.
+        # If some days had expired, the others were added again as a new export.
         others = [each for each in exports.open() if each.id > number] if export.state == "expired" else []
         for day in days:
             current = next((each for each in others if each.covers(day)), export)
@@ -89,7 +89,7 @@ def _under_way(exports: KickbackExports, days: Sequence[date]) -> KickbackExport
 
 @dataclass(frozen=True)
 class ExportFile:
-    """Lands the files of exports, which have rows of this schema; waits up to ten minutes for a file."""
+    """Lands the files of exports, with rows of `schema`; waits up to ten minutes for a file."""
 
     schema: type[Row]
     path = PATH
@@ -123,7 +123,7 @@ class ExportFile:
                 sleep(POLL_S)
 
     def _outcomes(self, session: BinanceSession, export: KickbackExport, days: list[date]) -> list[DayBatch | DayError]:
-        """One outcome for each of the days; none if their file has to be waited for again."""
+        """One outcome per day; empty if the file has to be waited for again."""
         sent = session.client.requests_sent
         try:
             by_day = self._rows(session, export)
@@ -139,7 +139,7 @@ class ExportFile:
         ]
 
     def _rows(self, session: BinanceSession, export: KickbackExport) -> RowsByDay | None:
-        """The rows of the stored or offered file; None if it has to be waited for again, or the export has expired."""
+        """The rows of the stored or offered file; None: wait for it again, or it has expired."""
         exports = session.exports()
         kept = exports.kept_file(export)
         for urls_left in reversed(range(FRESH_URLS)):
@@ -164,7 +164,7 @@ class ExportFile:
                 if export.state == "landed":
                     raise Refused(f"{error}", f"To fetch the day again, materialize {_REQUEST} for it first") from None
                 log.warning("%s", error)
-                # The right file of a stored one may have been withdrawn by a later request.
+                # If a stored file is another request's, a later request may have withdrawn the right one.
                 state = "collecting" if kept is None else "expired"
                 others = [*export.other_paths, *error.paths]
                 exports.update(export, state=state, path=None, other_paths=others, note=str(error))
@@ -185,7 +185,7 @@ class ExportFile:
 
 
 def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
-    # No sensor waits for a file whose days have landed.
+    # Retry here: the sensor does not poll for a file whose days have landed.
     has_landed = export.state == "landed"
     offered = offered_file(session, wait=has_landed)
     if isinstance(offered, Pending) and has_landed and not offered.answered:
@@ -197,7 +197,7 @@ def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
 
 
 class _NotOffered(Refused):
-    """The export's file was withdrawn, or what is offered in its place, at this path, is another request's."""
+    """The export's file was withdrawn, or the file at `path` is another request's."""
 
     def __init__(self, text: str, path: str | None = None):
         super().__init__(text)

@@ -1,4 +1,4 @@
-"""The formats of the export: the response with the file's URL, the hosts it may be on, and the rows of the file."""
+"""Formats of the export: the response with the file's URL, allowed hosts, and its rows."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ MAX_FILE_BYTES = 256 << 20
 # Recorded for the sister endpoint (broker rebates): a presigned URL of Amazon S3.
 FILE_HOSTS = ("amazonaws.com", "binance.com")
 _MAX_NOTE_CHARACTERS = 200
-# Without the hosts that `urlsplit` would refuse.
+# Excludes hosts that `urlsplit` rejects.
 _URL = re.compile(r"https?://[^\s/?#\[\]]+\S*", re.IGNORECASE)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Distinguishes a file's URL from a web page's: a signature, or a file name.
@@ -43,7 +43,7 @@ class FileUrl:
         return (urlsplit(self.secret).hostname or "").lower()
 
     def is_allowed(self, own_host: str, more_hosts: Sequence[str]) -> bool:
-        """Whether it is on the exchange's own host, or by https on or below a known host."""
+        """Whether it is on the exchange's own host or, by https, on or below a known host."""
         parts = urlsplit(self.secret)
         if parts.username or parts.password:
             return False
@@ -62,14 +62,14 @@ class FileUrl:
 
 @dataclass(frozen=True)
 class Pending:
-    """No file is offered. `note` is the response, without secrets; not `answered`: there was no valid response."""
+    """No file is offered; `note`: the redacted response, `answered`: whether it was valid."""
 
     note: str
     answered: bool = True
 
 
 def read_response(body: bytes, own_host: str = "", more_hosts: Sequence[str] = ()) -> FileUrl | Pending:
-    """The file's URL, from a JSON string at any depth or from bare text; `Pending` for any other body.
+    """The file's URL, from a JSON string at any depth or bare text; otherwise `Pending`.
 
     Of several URLs, the one of a file on an allowed host.
     """
@@ -106,7 +106,7 @@ def _strings(json_text: str) -> Iterator[str]:
 
 
 def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
-    """Each row's `time` (ms) and its JSON text, amounts exactly as in the file; raises `Unreadable` and `NotWhole`.
+    """Each row's `time` (ms) and JSON, amounts as in the file; raises `Unreadable`, `NotWhole`.
 
     Columns may come in any order and case; those that the model lacks are kept under their own name.
     """
