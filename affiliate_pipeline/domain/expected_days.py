@@ -34,7 +34,7 @@ class Timetable:
 
     @property
     def is_monitored(self) -> bool:
-        """Whether its days can be overdue: scheduled, and still fetchable after the day itself."""
+        """Whether its days can be overdue: they are scheduled, and fetchable after the day itself."""
         return self.lands_at is not None and not self.is_snapshot
 
     def end_ms(self, day: date) -> int:
@@ -108,7 +108,7 @@ class ExpectedDay:
 def expected_days(
     timetable: Timetable, first: date, now_ms: int, landed: Mapping[date, LandedDay] = NOTHING_LANDED
 ) -> Iterator[ExpectedDay]:
-    """The days since `first` to land, oldest first: ended days, or today for a snapshot."""
+    """The days since `first` still to land, oldest first: ended ones, or a snapshot's today."""
     today = day_of(now_ms, timetable.zone)
     for day in [today] if timetable.is_snapshot else days_from(first, today - DAY):
         prior = landed.get(day)

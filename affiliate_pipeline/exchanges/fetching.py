@@ -79,7 +79,7 @@ class Session:
         self.client.close()
 
     def finished(self) -> None:
-        """Called once every day of a run has its outcome: drop what is stored to resume it."""
+        """Drop what is stored to resume a run: called once every day has its outcome."""
 
 
 SessionT = TypeVar("SessionT", bound=Session, default=Session, contravariant=True)

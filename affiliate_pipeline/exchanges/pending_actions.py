@@ -10,7 +10,7 @@ TABLE: Final = "affiliate.attempt"
 
 
 class PendingActions(TableStore):
-    """The pending rows of one asset with one account."""
+    """The pending rows of one asset and one account."""
 
     def __init__(self, url: str, asset: str, source: str) -> None:
         super().__init__(url)

@@ -198,7 +198,7 @@ class Client:
         return self._repeat(once, retries)
 
     def attempt(self, path: str, params: Mapping[str, object]) -> None:
-        """Send one GET and raise any failure: no retry, not even after correcting the clock."""
+        """Send one GET and raise any failure: no retry, and no correction of the clock."""
         self._once("GET", path, params, bytes)
 
     @property

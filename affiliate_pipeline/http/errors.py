@@ -1,7 +1,7 @@
 """Errors of requests to an exchange.
 
 Their texts contain no secret, signature, URL or full email. They are raised `from None`, so that no
-library exception, which may quote a URL, is shown with them.
+library error, which may quote a URL, is shown with them.
 """
 
 from collections.abc import Iterable, Sequence

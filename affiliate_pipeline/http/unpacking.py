@@ -129,7 +129,7 @@ def _opened_tar(archive: tarfile.TarFile, size: int) -> IO[bytes]:
 
 
 def _only(what: str, names: Sequence[str]) -> str:
-    """The only name of a file, apart from those that operating systems add."""
+    """The name of the only file, not counting those that operating systems add."""
     found = [name for name in names if not re.search(_JUNK, posixpath.normpath(name))]
     if len(found) == 1:
         return found[0]

@@ -44,7 +44,7 @@ class DatabaseReadOnly(StoreUnavailable):
 
 
 def problems(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> Iterator[StoreUnavailable]:
-    """What prevents using these tables (`schema.name`) with their rights ("select insert")."""
+    """What prevents using tables (`schema.name`) with these rights, such as "select insert"."""
     needed = [(table, right) for table, each in rights.items() for right in each.split()]
     values = {
         "schemas": list({table.partition(".")[0] for table in rights}),

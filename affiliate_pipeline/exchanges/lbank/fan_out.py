@@ -233,8 +233,8 @@ class MonthBatch:
         fan_out, session, pages, requested = self.fan_out, self.session, _Pages(self.session.now_ms()), set[str]()
         params = dict(task.query.params)
         if not fan_out.timeless:
-            # It is not documented whether the end is inclusive. One millisecond more could add a day that was not requested:
-            # if that day always fails, the day before would fail with it.
+            # It is not documented whether the end is inclusive. One millisecond more could include a day that was not
+            # requested: if that day always fails, the day before would fail with it.
             params["startTime"] = start_ms(task.days[0], self.zone)
             params["endTime"] = start_ms(task.days[-1] + DAY, self.zone) - 1
 
