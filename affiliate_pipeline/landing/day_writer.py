@@ -1,4 +1,4 @@
-"""The third stage of landing: writes a prepared day in one transaction, and proves that the table then holds it."""
+"""The third stage of landing: write a prepared day in one transaction and verify the table."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ RIGHTS = {SUPERSEDED: "insert", UNKNOWN_FIELDS: "select insert"}
 
 
 class StoreError(AffiliateError):
-    """The database rejected a day, which is unchanged."""
+    """The database rejected a day; what it held for the day is unchanged."""
 
     action = "Fix the cause, then materialize with run config from_rejected: true"
 
@@ -39,7 +39,7 @@ class StoreError(AffiliateError):
 
 
 class Shrunken(StoreError):
-    """The source has fewer rows than had landed."""
+    """Landed rows would be removed because the source no longer sends them."""
 
     action = (
         "If the source is right, materialize with run config allow_shrink: true; the rows removed are then kept in "
@@ -51,8 +51,8 @@ class Shrunken(StoreError):
 class Landed:
     """The day holds exactly what the source has.
 
-    `changed`: rows were written; `restated`: what the day held before, if it had settled; `new_fields`: unknown fields seen
-    for the first time. `note` and `warnings` are for people; a warning needs a fix.
+    `changed`: rows were written. `restated`: the previous stats of a settled day that the source has changed.
+    `new_fields`: unknown fields seen for the first time. `note` and `warnings` are for people; a warning needs a fix.
     """
 
     day: date
@@ -70,7 +70,7 @@ class Landed:
 
 
 class _Rows:
-    """The COPY text of blocks, which can be read once; `summary` adds up what was read."""
+    """The COPY text of blocks, readable once; `summary` covers the blocks read so far."""
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         self._blocks = blocks
@@ -83,13 +83,13 @@ class _Rows:
 
 
 def asset_lock(asset: str) -> Lock:
-    """The lock of the session of the run that lands the asset."""
+    """The session lock that a run holds while it lands the asset."""
     return Lock("affiliate_pipeline.asset", asset)
 
 
 @dataclass(frozen=True)
 class DayWriter:
-    """Writes days of one endpoint, whose asset's lock the session has to hold."""
+    """Writes days of one endpoint; the session has to hold the `asset_lock`."""
 
     connection: Connection
     endpoint: Endpoint
@@ -98,10 +98,10 @@ class DayWriter:
     allow_shrink: bool
 
     def write(self, day: PreparedDay, *, settled: bool) -> Landed:
-        """Replace the day by these rows, or append them to an action log, in one transaction; an unchanged day stays.
+        """Replace the day's rows, or append them to an action log, in one transaction.
 
-        What the day then holds is compared with these rows before the commit. Raises `Invalid`, `Shrunken`, `StoreError` or
-        `StoreUnavailable`, each with nothing changed.
+        Rows already stored are not written again; new ones are verified before the commit. Raises `Invalid`,
+        `Shrunken`, `StoreError` or `StoreUnavailable`, each with nothing changed.
         """
         with unavailable():
             try:
@@ -116,12 +116,12 @@ class DayWriter:
         batch, day, asset = prepared.batch, prepared.batch.day, self.endpoint.key
         oddities = self._begin(day)
         entry = ledger.entries(self.connection, asset, [day]).get(day)
-        # The rows that an action log already has, and keeps.
+        # An action log keeps the rows it already has.
         existing = Summary()
         if entry and isinstance(self.endpoint, ActionLog):
             existing = Summary(entry.rows, Fingerprint.parse(entry.content_hash))
         rows = _Rows(prepared.blocks)
-        # Rows to be compared with what is stored are read more than once. Others are copied while the next are decoded.
+        # A comparison with stored rows reads these more than once. Others are copied while the next are decoded.
         texts: Iterable[bytes] = Spool(rows) if entry or oddities else rows
         difference, restated = "", None
         if entry:
@@ -170,15 +170,15 @@ class DayWriter:
         )
 
     def _begin(self, day: date) -> list[str]:
-        """Begins the day's transaction: until it ends, no other one lands the day, even if session locks are lost.
+        """Lock the day and the table's definition for this transaction.
 
-        Returns the table's features that could change rows while they are written (triggers, column types). Raises
-        `StoreError` if the session has lost the asset's lock.
+        The day stays exclusive even if session locks are lost. Returns the table's features that could change rows as
+        they are written (triggers, column types). Raises `StoreError` if the session has lost the asset's lock.
         """
         kinds = {column.name: column.kind.sql for column in columns(self.endpoint.schema)} | {"extra": "jsonb"}
         table = endpoint_tables.table(self.endpoint)
         with self.connection.cursor() as cursor:
-            # Separate statements: those after the lock see all that an earlier landing committed.
+            # Separate statements, so that those after the lock see all that an earlier landing committed.
             cursor.execute(
                 sql.SQL(
                     "select pg_advisory_xact_lock({day}); "
@@ -214,7 +214,7 @@ class DayWriter:
         return stats_of(self.connection, self.endpoint, day)
 
     def _other_values(self, day: date, texts: Iterable[bytes], *, written: bool = False) -> str:
-        """That the day's rows, or only those that this transaction has written, differ from these; empty if they do not."""
+        """How the day's rows, or only those just written, differ from these; empty if they do not."""
         names = endpoint_tables.data_columns(self.endpoint.schema)
         self.connection.execute(
             sql.SQL("create temporary table received ({}) on commit drop").format(
@@ -222,7 +222,7 @@ class DayWriter:
             )
         )
         self._copy(sql.Identifier("received"), names, texts)
-        # Compared as texts: to `numeric`, 1.0 and 1.00 are the same.
+        # Compare as text: as `numeric`, 1.0 and 1.00 are equal.
         content = "select count(*) || ' ' || coalesce(sum(hashtextextended(each::text, 0)), 0) from ({}) each"
         received = sql.SQL("select {} from received").format(names)
         stored = sql.SQL("select {} from {} where partition_date = {} and {}").format(
@@ -236,13 +236,13 @@ class DayWriter:
     def _refuse_difference(
         self, day: date, texts: Iterable[bytes], total: Summary, stats: DayStats, oddities: Sequence[str]
     ) -> None:
-        """Raises `StoreError` unless the day holds what was to be written.
+        """Raise `StoreError` unless the day holds what was to be written.
 
-        The content is read back only where something of the table (see `_begin`) could have changed it.
+        The content is read back only if a feature of the table (see `_begin`) could have changed it.
         """
         difference = _count(stats, total)
         if oddities and not difference:
-            # Deferred triggers would act after the comparison.
+            # Otherwise deferred triggers would run after the comparison.
             self.connection.execute("set constraints all immediate")
             difference = _count(self._stats(day), total) or self._other_values(day, texts, written=True)
         if difference:
@@ -253,7 +253,7 @@ class DayWriter:
             )
 
     def _refuse_shrinking(self, batch: DayBatch, entry: LedgerEntry, rows: int, *, is_final: bool) -> None:
-        """Raises `Shrunken` if rows that had landed would be removed although the source may still have them."""
+        """Raise `Shrunken` if rows would be removed that the source may still have."""
         if lost := self._landed_values(batch.day, batch.unlisted):
             what = ", ".join(f"{name} {value}" for name, value in lost[0].items())
             such = f", such as of {what}" if what else ""
@@ -265,7 +265,7 @@ class DayWriter:
             raise Shrunken(f"the exchange now refuses {names}, whose rows had landed")
 
     def _landed_values(self, day: date, values: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
-        """Those of the values (by JSON name, the same names in each; none: any row) that rows of the day have, by column."""
+        """The given values (by JSON name; empty: any row) that rows of the day have, by column."""
         if not values:
             return []
         columns_of = {column.json_name: column.name for column in columns(self.endpoint.schema)}
@@ -297,7 +297,7 @@ class DayWriter:
         if isinstance(self.endpoint, ActionLog):
             pending_actions.drop_landed(self.connection, self.endpoint.key, self.source)
         if keep_superseded:
-            # Compared as texts: to `numeric`, 1.0 and 1.00 are the same.
+            # Compare as text: as `numeric`, 1.0 and 1.00 are equal.
             run(
                 sql.SQL(
                     "with old as (select to_jsonb(s) payload, s::text line, row_number() over (partition by s::text) n "
@@ -327,12 +327,12 @@ class DayWriter:
 
 
 def _count(stats: DayStats, total: Summary) -> str:
-    """How the number of rows in the table differs from the total; empty if it does not."""
+    """How the table's row count differs from the total; empty if it does not."""
     return "" if stats.rows == total.rows else f"{stats.rows} rows instead of {total.rows}"
 
 
 def _refusal(error: psycopg.Error) -> str:
-    """PostgreSQL's message about rows that it rejected, with row and column; its other fields quote whole rows."""
+    """PostgreSQL's reason with row and column, without the fields that quote whole rows."""
     place = re.search(r"^COPY .*?, line ([0-9]+)(?:, column (\w+))?", error.diag.context or "")
     column = error.diag.column_name or (place and place[2])
     named = [*([f"row {place[1]}"] if place else []), *([f"column {column}"] if column else [])]

@@ -1,4 +1,4 @@
-"""Which days of a run are fetched, retained or refused, by the ledger, the clock and the source's retention."""
+"""Which days are fetched, retained or refused: by ledger, clock and source retention."""
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -13,16 +13,16 @@ from affiliate_pipeline.http.errors import ExchangeError, Refused, Transient
 
 
 class Expired(ExchangeError):
-    """The source does not have the day any more, or whether it does cannot be proven."""
+    """The source no longer has the day, or cannot be proven to have it."""
 
 
 class NotEnded(ExchangeError):
-    """The day has not ended yet: rows may follow."""
+    """The day has not ended, so more rows may follow."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of each day of a run: fetched, left as it has landed, or refused without a request."""
+    """The days of a run to fetch, to retain as landed, and to refuse without a request."""
 
     fetch: Sequence[date]
     retain: Sequence[date]
@@ -31,9 +31,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether the source has days: by its promise, or by a proof that it retains more.
+    """Whether the source has a day: because it promises to, or because that was proven.
 
-    With `trust_old` it is assumed to have every day that could be requested at all. `started_ms` is when the run began.
+    With `trust_old`, it is assumed to have all days of records whose retention is not final. `started_ms`: the run's
+    start.
     """
 
     endpoint: Endpoint
@@ -41,12 +42,12 @@ class Availability:
     trust_old: bool
     now: Callable[[], int]
     started_ms: int
-    # Until when (ms) days past the promised retention are known to be at the source, and why a proof failed.
+    # By day past the promised retention: until when (ms) the source is proven to have it, and why a proof failed.
     _proven_until_ms: dict[date, int] = field(default_factory=dict[date, int])
     _unproven: dict[date, ExchangeError] = field(default_factory=dict[date, ExchangeError])
 
     def is_promised(self, day: date, at_ms: int) -> bool:
-        """Whether the source promises the day at that instant, prepares it on request, or is trusted to have it."""
+        """Whether the source promises the day at `at_ms`, prepares it, or is trusted to have it."""
         retention = retention_of(self.endpoint)
         if self.trust_old and isinstance(self.endpoint, Records) and not (retention and retention.is_final):
             return True
@@ -58,9 +59,9 @@ class Availability:
         return self.now() <= self._proven_until_ms.get(day, -1)
 
     def prove(self, days: Sequence[date]) -> None:
-        """Find out whether the source has the days (in order), which it no longer promises.
+        """Look for an older row, which proves that the source still has these days (in order).
 
-        It does if it has an older row: if it expires rows meanwhile, that row is the first to go. Raises `Fatal`.
+        Rows expire oldest first: a day stays complete at least as long as it is younger than that row. Raises `Fatal`.
         """
         retention = retention_of(self.endpoint)
         if not (days and retention and retention.proof):
@@ -76,7 +77,7 @@ class Availability:
             self._proven_until_ms.update(until_ms)
 
     def still_has(self, day: date) -> bool:
-        """Whether the source has the whole day now, after it was fetched."""
+        """Whether the source still has the whole day after the fetch; renews an outdated proof."""
         if self.is_promised(day, self.exchange_now_ms()) or self.is_proven(day):
             return True
         if day in self._proven_until_ms:
@@ -85,11 +86,11 @@ class Availability:
         return self.is_proven(day)
 
     def exchange_now_ms(self) -> int:
-        """The exchange's clock as far as it is known: ours until it has refused a timestamp."""
+        """The exchange's time, assumed to be this machine's until a timestamp is rejected."""
         return self.now() + self.session.client.clock_ahead_ms
 
     def confirmed(self, fetched: Generator[DayBatch | DayError]) -> Generator[DayBatch | DayError]:
-        """The fetched days; those that expired meanwhile, so that rows may be missing, as errors."""
+        """The fetched days; one that expired meanwhile, or had not ended yet, becomes an error."""
         with closing(fetched):
             for each in fetched:
                 if not isinstance(self.endpoint, ActionLog) and not self.still_has(each.day):
@@ -105,7 +106,7 @@ class Availability:
                     yield each
 
     def requested_ms(self, fetched: DayBatch | DayError) -> int:
-        """When, by the exchange's clock, this run began, or the oldest response was requested if by an earlier run."""
+        """When the run began, or an earlier run requested a response, by the exchange's clock."""
         began = self.started_ms + self.session.client.clock_ahead_ms
         oldest = fetched.requested_ms if isinstance(fetched, DayBatch) else None
         return min(began, oldest or began)
@@ -138,7 +139,7 @@ class Availability:
 
 
 def decide(days: Iterable[date], landed: Iterable[date], available: Availability) -> Decision:
-    """What becomes of the days, in order; may send one request to prove that the source has old ones."""
+    """Decide about the days (in order); may send one request to `prove` old ones."""
     endpoint, started_ms = available.endpoint, available.started_ms
     fetch: list[date] = []
     refuse: dict[date, Problem] = {}

@@ -1,4 +1,4 @@
-"""The endpoints' own tables, generated from their schemas, and what they hold. Columns are added, never dropped."""
+"""The endpoints' tables, generated from their schemas. Columns are added, never dropped."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ RIGHTS = "select insert delete"
 
 @dataclass(frozen=True)
 class DayStats:
-    """What a table holds for a day: exact sums (text) by group, and the first and last instant (UTC)."""
+    """What a table holds for a day: exact sums (text) by group, first and last instant (UTC)."""
 
     rows: int
     first: datetime | None
@@ -31,7 +31,7 @@ class DayStats:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two assets that have the same rows differ: number of rows and exact sum (text) in each."""
+    """A group in which two assets with the same rows differ: rows and exact sum (text) of each."""
 
     name: str | None
     rows: int
@@ -55,14 +55,14 @@ def data_columns(model: type[Row]) -> sql.Composed:
 
 def definitions(model: type[Row]) -> sql.Composed:
     """The `data_columns` with their types."""
-    # Nullability is checked against the schema, which may change: a table would keep what it was created with.
+    # No `not null`: the table would keep it when the schema changes. Decoding checks nullability instead.
     data: list[tuple[str, LiteralString]] = [(column.name, column.kind.sql) for column in columns(model)]
     data.append(("extra", "jsonb"))
     return sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in data)
 
 
 def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
-    """Creates the endpoint's table, or adds the columns and comments that its schema has gained."""
+    """Create the endpoint's table, or add the columns and comments its schema has gained."""
     described = {column.name: column.description for column in columns(endpoint.schema)}
     with unavailable(), connection.transaction():
         found = connection.execute(
@@ -71,9 +71,9 @@ def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
             (table(endpoint).as_string(connection),),
         ).fetchall()
     present = {name: comment for name, comment, _ in found}
-    # Even DDL that changes nothing waits for every reader of the table, and all others wait for it.
+    # Skip DDL that changes nothing: it would wait for every reader of the table and block all others meanwhile.
     if not (described.items() <= present.items() and all(comment == endpoint.description for *_, comment in found)):
-        # `if not exists` alone is not safe from two processes at once.
+        # `if not exists` alone fails when two processes run it concurrently.
         with locked(connection, DDL_LOCK, f"the table of {endpoint.key}"), unavailable(), connection.transaction():
             connection.execute(sql.SQL("\n").join(_statements(endpoint)))
 
@@ -81,7 +81,7 @@ def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
 def _statements(endpoint: Endpoint) -> Iterable[sql.Composed]:
     name = table(endpoint)
     yield sql.SQL("create schema if not exists {};").format(sql.Identifier(endpoint.exchange.name))
-    # The landing transaction sets both defaults, so that COPY carries only the source's own columns.
+    # The landing transaction sets these two settings, so that COPY carries only the source's own columns.
     yield sql.SQL(
         "create table if not exists {} ({}, "
         "partition_date date not null default current_setting('affiliate.partition_date')::date, "
@@ -123,10 +123,7 @@ def stats_of(connection: psycopg.Connection, endpoint: Endpoint, day: date) -> D
 
 
 def differences(connection: psycopg.Connection, endpoint: Records, day: date) -> list[Difference] | None:
-    """How the day's rows differ from those of the asset that the endpoint is compared with.
-
-    Compares number and exact sums, by what they are summed by; None if that asset has not landed the day.
-    """
+    """Differences from the asset in `compared_with`; None if it has not landed the day."""
     other = endpoint.compared_with
     if not endpoint.sum_by or not other or not ledger.entries(connection, other, [day]):
         return None

@@ -17,7 +17,7 @@ _COLUMNS: Final = "partition, rows, content_hash, settled, source, landed_at, ch
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """A landed day: `landed_at` is when its rows were written, `checked_at` when they were last found unchanged."""
+    """A landed day: `landed_at` is its last write, `checked_at` its last write or confirmation."""
 
     partition: date
     rows: int
@@ -33,19 +33,19 @@ Ledgers = Mapping[str, Mapping[date, LedgerEntry]]
 
 def day_lock(asset: str, day: date) -> Lock:
     """The lock of a transaction that writes the day."""
-    # Of its own kind: a session that has leaked an asset's lock must not block it.
+    # Not the asset's lock: a session that has leaked that one must not block the transaction.
     return Lock("affiliate_pipeline.day", f"{asset} {day}")
 
 
 def entries(connection: Connection[Any], asset: str, days: Iterable[date] | None = None) -> Mapping[date, LedgerEntry]:
-    """The landed days of the asset, among these if given, in order."""
+    """The asset's landed days in order; with `days`, only those among them."""
     among = None if days is None else list(days)
     condition = "asset = %s and (%s::date[] is null or partition = any(%s))"
     return _read(connection, condition, asset, among, among).get(asset, {})
 
 
 def entries_since(connection: Connection[Any], first: date = date.min) -> Ledgers:
-    """By asset, its landed days from `first` on and its earliest landed day, in order."""
+    """By asset, the landed days from `first` on and the earliest landed day, in order."""
     earliest = f"(asset, partition) in (select asset, min(partition) from {TABLE} group by asset)"
     return _read(connection, f"partition >= %s or {earliest}", first)
 
@@ -63,7 +63,7 @@ def _read(connection: Connection[Any], condition: LiteralString, *values: object
 
 
 def exists(connection: Connection[Any]) -> bool:
-    """Whether the database has a ledger yet; for readers that change nothing."""
+    """Whether the ledger's table exists, for readers that must not create it."""
     with unavailable(), connection.transaction():
         row = connection.execute("select to_regclass(%s) is not null", (TABLE,)).fetchone()
     return bool(row and row[0])
@@ -72,7 +72,7 @@ def exists(connection: Connection[Any]) -> bool:
 def missing_since(
     connection: Connection[Any], days: Mapping[str, Collection[date]], since: datetime
 ) -> dict[str, frozenset[date]]:
-    """By asset, which of its days have not landed, unchanged or not, at `since` or later."""
+    """By asset, those of its days that have neither landed nor been confirmed since then."""
     return {
         asset: frozenset(expected)
         - {day for day, entry in entries(connection, asset, expected).items() if entry.checked_at >= since}
@@ -83,7 +83,7 @@ def missing_since(
 def write(
     connection: Connection[Any], asset: str, day: date, run_id: str, rows: int, digest: str, settled: bool, source: str
 ) -> None:
-    """Records, in the transaction that writes the day's rows, that they have landed."""
+    """Record a landed day, in the transaction that writes its rows."""
     connection.execute(
         f"insert into {TABLE} values (%s, %s, %s, %s, %s, %s, now(), now(), %s) "
         "on conflict (asset, partition) do update set rows = excluded.rows, content_hash = excluded.content_hash, "
@@ -94,7 +94,7 @@ def write(
 
 
 def confirm(connection: Connection[Any], asset: str, day: date, *, settled: bool) -> None:
-    """Records that the source still has exactly the landed rows."""
+    """Record that the source still has exactly the landed rows."""
     connection.execute(
         f"update {TABLE} set checked_at = now(), settled = %s where asset = %s and partition = %s",
         (settled, asset, day),
@@ -107,7 +107,7 @@ def by_day(assets: Sequence[str]) -> sql.Composed:
     Columns: `partition`, `inputs` (a fingerprint of the contents), `landed_at` (the latest) and `settled` (a JSON
     object by asset).
     """
-    # Transactions overlap, so that times would not identify the content that was read.
+    # Not a time: transactions overlap, so a time would not identify the content that was read.
     return sql.SQL(
         "select partition, md5(string_agg(asset || ' ' || content_hash || ' ' || settled, ',' order by asset)) as inputs, "
         "max(landed_at) as landed_at, jsonb_object_agg(asset, settled) as settled "

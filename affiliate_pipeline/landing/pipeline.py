@@ -1,4 +1,4 @@
-"""Lands days in three stages: fetch, prepare, write. Each outcome is yielded only after its commit.
+"""Land days in three stages: fetch, prepare, write. Yields each outcome after its commit.
 
 Works without Dagster:
 
@@ -40,10 +40,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """Exceptions for a run.
+    """Exceptions to the rules of a run.
 
-    Accept fewer rows than had landed, land rejected rows instead of fetching, fetch days that the source no longer
-    promises.
+    `allow_shrink`: accept fewer rows than had landed. `from_rejected`: land rejected rows instead of fetching.
+    `trust_old`: fetch days that the source no longer promises.
     """
 
     allow_shrink: bool = False
@@ -53,7 +53,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Retained:
-    """The day had landed and has expired at the source: nothing was requested or changed."""
+    """The day had landed and has since expired at the source: it stays as it is."""
 
     day: date
     stats: DayStats
@@ -83,7 +83,7 @@ def connected(
 ) -> Generator[SessionT]:
     """A session with the endpoint's account, whose credentials are in `variables`.
 
-    Its rate limit is shared through the store's database; a pause of it longer than `max_wait_s` raises `Banned`.
+    Its rate limits are shared through the store's database; a pause longer than `max_wait_s` raises `Banned`.
     """
     with SharedState(store.url, quarantine.handled_at, max_wait_s) as shared:
         session = endpoint.exchange.connect(endpoint, shared, variables)
@@ -101,7 +101,7 @@ def land_days(
     options: Options = Options(),
     now: Callable[[], int] = now_ms,
 ) -> Iterator[Outcome]:
-    """Yield one outcome for each of the days, in any order."""
+    """Yield one outcome per day, in any order."""
     pending = dict.fromkeys(sorted(days))
     ledger: dict[date, LedgerEntry] = {}
     try:
@@ -126,7 +126,7 @@ def land_days(
 
 @dataclass(frozen=True)
 class LandingRun:
-    """The landing of some days of one asset, whose lock the session has. `ledger` has those that had landed before."""
+    """Lands days of one asset under its lock; `ledger` has those that had landed before."""
 
     available: Availability
     writer: DayWriter
@@ -199,7 +199,7 @@ class LandingRun:
         return landed
 
     def _rejected(self, fetched: DayBatch | DayError, problem: Problem, *, complete: bool) -> Failed:
-        """The failed day, after storing what was received for it in `affiliate.rejected_row`."""
+        """Store what was received for the day in `affiliate.rejected_row`; return the failed day."""
         more = fetched.error.received if isinstance(fetched, DayError) else ()
 
         def received() -> Iterator[str]:
@@ -246,7 +246,7 @@ class LandingRun:
 
 
 def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store: Store) -> RequestPlan:
-    """What materializing the days would cost; days that are retained or refused cost nothing."""
+    """What fetching these days costs, not counting expired ones that landed or are snapshots."""
     now = now_ms()
     ledger = store.ledger(endpoint, days)
     fetched = [
@@ -258,7 +258,7 @@ def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store
 
 
 def _stored(entry: LedgerEntry | None) -> str:
-    """The impact of a failure on what had landed for the day."""
+    """The impact of a failure: what had landed for the day."""
     if entry is None:
         return "Nothing of this day has landed"
     return f"The {entry.rows} rows landed at {entry.landed_at:%Y-%m-%d %H:%M} UTC are untouched"

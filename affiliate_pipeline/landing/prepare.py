@@ -1,7 +1,7 @@
-"""The second stage of landing: fetched days are decoded, validated and hashed, ahead of the day being written.
+"""The second stage of landing: decode, validate and hash fetched days ahead of the writer.
 
-Owns landing's only thread and only queue. The thread also drives the fetch, so that a day is fetched and decoded while
-PostgreSQL loads the one before.
+Has landing's only thread and queue. The thread also drives the fetch, so that a day is fetched and decoded while
+PostgreSQL loads the previous one.
 """
 
 import threading
@@ -24,9 +24,9 @@ BLOCKS_AHEAD = 8
 
 @dataclass(frozen=True)
 class Summary:
-    """What some rows amount to; summaries of disjoint rows add up.
+    """Row count, fingerprint and irregularities of rows; summaries of disjoint rows add up.
 
-    The counters have the number of rows with each field that the schema lacks, and by column of those with U+FFFD.
+    The counters hold the number of rows by unknown field, and by column with U+FFFD.
     """
 
     rows: int = 0
@@ -52,7 +52,7 @@ class Block:
 
 
 def blocks_of(batch: DayBatch, endpoint: Endpoint) -> Iterator[Block]:
-    """The day's rows; raises `Invalid` once all of them were read."""
+    """The day's rows; raises `Invalid` at the end, with the problems of all of them."""
     instant = endpoint.day_of if isinstance(endpoint, Records) else None
     within = (instant, endpoint.start_ms(batch.day), endpoint.end_ms(batch.day)) if instant else None
     problems: list[ColumnProblem] = []
@@ -67,7 +67,7 @@ def blocks_of(batch: DayBatch, endpoint: Endpoint) -> Iterator[Block]:
         rows += len(parsed.table)
         if not problems:
             text = copy_text(parsed.table)
-            # Looking for one byte first is much faster.
+            # Searching for a single byte first is much faster.
             is_damaged = REPLACEMENT[:1] in text and REPLACEMENT in text
             found = damaged(parsed.table) if is_damaged else Counter[str]()
             yield Block(text, Summary(len(parsed.table), fingerprint(parsed.table, text), parsed.unknown, found))
@@ -77,18 +77,18 @@ def blocks_of(batch: DayBatch, endpoint: Endpoint) -> Iterator[Block]:
 
 @dataclass(frozen=True)
 class PreparedDay:
-    """A fetched day and its blocks, which can be read once; reading them raises `Invalid` after the last valid one."""
+    """A fetched day and its blocks, readable once; `Invalid` is raised after the valid ones."""
 
     batch: DayBatch
     blocks: Iterator[Block]
 
 
-# None ends the blocks of a day, and after the last day all of them.
+# None marks the end of a day's blocks, and the end of all days.
 _Item = DayBatch | DayError | Block | BaseException | None
 
 
 class _Cancelled(Exception):
-    """The reader has left."""
+    """The reader has stopped reading."""
 
 
 @contextmanager
@@ -97,8 +97,8 @@ def prepared(
 ) -> Generator[Iterator[PreparedDay | DayError]]:
     """The fetched days in order, up to `BLOCKS_AHEAD` blocks ahead of their reader.
 
-    What the fetch raises is raised to the reader, after the days before it. If the reader leaves early, `cancel_fetch` has to
-    make a fetch that is waiting fail soon.
+    An error of the fetch is raised after the days before it. If the reader stops early, `cancel_fetch` has to make a
+    waiting fetch fail soon.
     """
     ahead = _Ahead(batches, endpoint)
     thread = threading.Thread(target=ahead.prepare, name="prepare", daemon=True)
@@ -154,7 +154,7 @@ class _Ahead:
             elif isinstance(item, DayBatch):
                 day = PreparedDay(item, self._blocks())
                 yield day
-                # What the reader has left, so that the next item is a day.
+                # Skip the blocks that were not read, so that the next item is a day.
                 with suppress(Invalid):
                     for _ in day.blocks:
                         pass
@@ -170,7 +170,7 @@ class _Ahead:
         return item
 
     def make_room(self) -> None:
-        """Let a thread that is waiting for room in the queue notice that it is cancelled."""
+        """Empty the queue, so that a thread blocked on it notices the cancellation."""
         with suppress(Empty):
             while True:
                 self._queue.get_nowait()

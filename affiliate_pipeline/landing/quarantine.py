@@ -1,4 +1,4 @@
-"""Rows, as received, of days that could not land. Only this module names their table."""
+"""Raw rows of days that could not land. Only this module names their table."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +17,7 @@ RIGHTS = {TABLE: "select insert delete"}
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why what was received for a day did not land. `complete`: it is all of the day."""
+    """Why a day's rows did not land. `complete`: all rows of the day were received."""
 
     source: str
     received_at: datetime
@@ -28,9 +28,9 @@ class Rejection:
 def keep(
     connection: Connection[Any], asset: str, day: date, run_id: str, why: Rejection, rows: Callable[[], Iterable[str]]
 ) -> None:
-    """Keeps what was received for the day, in place of what was kept for it before.
+    """Store what was received for the day, replacing what was stored before.
 
-    `rows` returns the JSON texts each time it is called. Incomplete rows replace neither complete ones nor more of them.
+    `rows` returns the JSON texts at each call. Incomplete rows replace only as many or fewer incomplete ones.
     """
     common = (asset, day, run_id, why.source, why.received_at, why.reason, why.complete)
 
@@ -49,7 +49,7 @@ def keep(
         try:
             replace(rows())
         except DataError:
-            # jsonb cannot hold every JSON text: then each row is kept as a JSON string.
+            # jsonb cannot hold every JSON text: store each row as a JSON string instead.
             replace(map(json.dumps, rows()))
 
 
@@ -63,12 +63,12 @@ def _has_better(connection: Connection[Any], asset: str, day: date, rows: int) -
 
 
 def drop(connection: Connection[Any], asset: str, day: date) -> None:
-    """Drops what was kept for the day, in the transaction that lands it."""
+    """Delete what was stored for the day, in the transaction that lands it."""
     connection.execute(f"delete from {TABLE} where asset = %s and partition = %s", (asset, day))
 
 
 def rejected(connection: Connection[Any], asset: str, day: date) -> tuple[Rejection, list[bytes]] | None:
-    """What is kept for the day, and why it did not land."""
+    """Why the day did not land, and its stored rows; None if there are none."""
     with unavailable(), connection.transaction():
         found = connection.execute(
             "select source, rejected_at, reason, complete, "
@@ -80,7 +80,7 @@ def rejected(connection: Connection[Any], asset: str, day: date) -> tuple[Reject
 
 
 def handled_at(connection: Connection[Any], asset: str, days: Sequence[date]) -> dict[date, datetime]:
-    """When each of the days last landed, was found unchanged, or had its rows rejected; other days are missing."""
+    """When each day last landed, was confirmed, or was rejected; other days are missing."""
     handled = {day: entry.checked_at for day, entry in entries(connection, asset, days).items()}
     with unavailable(), connection.transaction():
         rejected = connection.execute(

@@ -1,4 +1,4 @@
-"""The connection with which a run lands days: its locks, and whether days can land in its database."""
+"""The connection that lands days: its locks, and whether its database is ready."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +18,7 @@ from affiliate_pipeline.postgres.table_store import TableStore
 
 
 def rights(assets: Iterable[str]) -> dict[str, str]:
-    """What landing days of these assets needs to do with which tables."""
+    """The rights, by table, that landing days of these assets requires."""
     endpoints = {asset.replace("/", "."): endpoint_tables.RIGHTS for asset in assets}
     return day_writer.RIGHTS | rate_limiter.RIGHTS | ledger.RIGHTS | quarantine.RIGHTS | endpoints
 
@@ -44,27 +44,27 @@ class Store(TableStore):
 
     @property
     def connection(self) -> Connection:
-        """For the modules that own tables."""
+        """Exposed for the modules that own tables."""
         return self._connection
 
     def require_ready(self, *endpoints: Endpoint) -> None:
-        """Raises `StoreUnavailable` if days, of these endpoints among others, cannot land in the database."""
+        """Raise `StoreUnavailable` if days of these endpoints, or any days, cannot land."""
         for error in problems(self._connection, rights(endpoint.key for endpoint in endpoints)):
             raise error
 
     def work_for(self, run_id: str) -> None:
-        """Marks the run as live until this connection ends. Raises `StoreUnavailable` if nothing can land."""
+        """Mark the run as live until this connection ends; raise `StoreUnavailable` if not ready."""
         self.require_ready()
         with unavailable(), self._connection.transaction():
             self._connection.execute(sql.SQL("select pg_advisory_lock_shared({})").format(_run_lock(run_id).key))
 
     def exclusive(self, endpoint: Endpoint) -> AbstractContextManager[None]:
-        """No other run lands the asset meanwhile; waits for the one that does.
+        """Hold the asset's lock, after waiting for the run that holds it.
 
-        A lock of this connection instead of a Dagster pool: it ends with the process that holds it, however that ends.
+        A lock of this connection rather than a Dagster pool: it ends with the process that holds it, however that ends.
         """
         return locked(self._connection, day_writer.asset_lock(endpoint.key), endpoint.key)
 
     def ledger(self, endpoint: Endpoint, days: Sequence[date] | None = None) -> Mapping[date, LedgerEntry]:
-        """The days, among these if given, that have landed."""
+        """The endpoint's landed days; with `days`, only those among them."""
         return ledger.entries(self._connection, endpoint.key, days)
