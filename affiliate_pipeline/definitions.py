@@ -1,4 +1,4 @@
-"""The code location: the assets, schedules and sensors, composed with what the environment configures."""
+"""The code location: assets, schedules and sensors for the configured environment."""
 
 from functools import partial
 
@@ -18,13 +18,13 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS, REFERENCE_TABLES
 
 @dg.resource(description="The database, the exchanges' accounts and the settings.")
 def installation_of_instance(context: dg.InitResourceContext) -> Installation:
-    """What applies in the Dagster instance of the run or tick."""
+    """The installation for the Dagster instance of the run or tick."""
     environment.keep_loopback_off_proxies()
     return Installation(partial(environment.of_instance, context.instance))
 
 
 def build_definitions(installation: Installation | None = None) -> dg.Definitions:
-    """The whole assembly, on this installation; by default on that of each Dagster instance."""
+    """All definitions for this installation, by default for that of each Dagster instance."""
     loaded = installation.environment if installation else environment.of_process()
     start = loaded.start_date
     status = dg.DefaultScheduleStatus.RUNNING if loaded.runs_schedules else dg.DefaultScheduleStatus.STOPPED
@@ -39,7 +39,7 @@ def build_definitions(installation: Installation | None = None) -> dg.Definition
         resources={"installation": installation or installation_of_instance},
         schedules=schedules,
         sensors=[*sensors, build_failing_tick_alert([*schedules, *sensors])],
-        # LBank's endpoints mostly wait, each for a budget of its own: as many steps at once as it has endpoints.
+        # LBank has eight endpoints whose steps mostly wait, each for its own rate limit: run all of them concurrently.
         executor=dg.multiprocess_executor.configured({"max_concurrent": 8}),
     )
 

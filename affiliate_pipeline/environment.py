@@ -1,7 +1,7 @@
-"""The only reader of the environment: variables and `.env` become one frozen `Environment`, passed on as a value.
+"""The only reader of the environment: variables and `.env` become a frozen `Environment`.
 
-`.env` in the working directory takes precedence over the environment, as in Dagster itself. Nothing is read at import,
-started or connected to.
+A `.env` in the working directory takes precedence over the variables, as in Dagster itself. Importing this module
+reads, starts and connects to nothing.
 """
 
 import codecs
@@ -18,18 +18,17 @@ from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, Environment, Mode, text_of
 from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
 
-# No value begins or ends with any of these: white space, control characters, and invisible characters that editors and
-# web pages add.
+# Stripped from values: white space, control characters, and invisible characters that editors and web pages add.
 _SURROUNDING = r"[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
 _SURROUNDED = re.compile(rf"\A{_SURROUNDING}|{_SURROUNDING}\Z")
 _PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
 _LOOPBACK_ENTRIES = "localhost,.localhost,127.0.0.0/8,::1"
-# The environments of Dagster storages on the embedded server that this process has loaded, by their URL, newest last.
+# By storage URL, newest last: the environment of each Dagster storage on the embedded server that was loaded here.
 _on_embedded_storage: dict[str, Environment] = {}
 
 
 def root() -> Path:
-    """The folder of `workspace.yaml`: the working directory or the nearest above it, else the package's own."""
+    """Nearest folder upwards with `workspace.yaml`, else the checkout, else the current one."""
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (folder / "workspace.yaml").is_file():
             return folder
@@ -37,19 +36,19 @@ def root() -> Path:
 
 
 def home() -> Path:
-    """`Environment.home`, also where the environment cannot be read."""
+    """`Environment.home`, available even if the environment cannot be read."""
     return Environment(Mode.PRODUCTION, root(), {}).home
 
 
 def configured() -> Environment:
-    """What is configured, and nothing else."""
+    """The configured variables only: no sandbox, no embedded server."""
     return Environment(Mode.PRODUCTION, root(), _configured())
 
 
 def application() -> Environment:
-    """What the application uses: the sandbox if neither a database nor an exchange is configured and `up` has chosen it.
+    """The application's environment: what is configured, else the sandbox if `up` chose it.
 
-    Without a database, `embedded_server.started` adds the embedded one.
+    A database or an exchange counts as configured. Without a database, `embedded_server.server` adds the embedded one.
     """
     # A command started in a subfolder finds the project's `.affiliate`, so it has to read the project's `.env` too.
     found = Environment(Mode.PRODUCTION, root(), _configured(root()))
@@ -59,40 +58,40 @@ def application() -> Environment:
 
 
 def register_embedded(storage_url: str, environment: Environment) -> None:
-    """Makes the environment apply to instances with their Dagster storage at this URL of the embedded server."""
+    """Apply the environment to instances whose Dagster storage is at this embedded URL."""
     _on_embedded_storage.pop(storage_url, None)
     _on_embedded_storage[storage_url] = environment
 
 
 def of_instance(instance: object) -> Environment:
-    """What applies to the runs and ticks of a Dagster instance.
+    """The environment of a Dagster instance's runs and ticks.
 
-    Only storage on the embedded server makes an instance the application's. Otherwise another team's instance would
-    report days as landed that are in our embedded server or are sandbox data.
+    Only an instance with its storage on the embedded server gets the application's. Otherwise another team's instance
+    would report days as landed that are in our embedded server or are sandbox data.
     """
     storage_url = getattr(getattr(instance, "event_log_storage", None), "postgres_url", "")
     return _on_embedded_storage.get(storage_url) or configured()
 
 
 def of_process() -> Environment:
-    """What applies while the code location loads, without an instance: Dagster has loaded its storage before."""
+    """The environment while the code location loads; Dagster has loaded its storage before."""
     return next(reversed(_on_embedded_storage.values()), None) or configured()
 
 
 def chosen() -> dict[str, str]:
-    """What was chosen for the sandbox."""
+    """The variables that `up` chose for the sandbox."""
     return _set(_variables_in(_chosen_file()))
 
 
 def choose(variables: Mapping[str, str]) -> None:
-    """Writes what was chosen for the sandbox."""
+    """Store the variables chosen for the sandbox."""
     text = "# Written by `affiliate-pipeline up`; applies only while no exchange is configured.\n"
     text += "".join(f"{name}={value}\n" for name, value in variables.items())
     _chosen_file().write_text(text, encoding="utf-8")
 
 
 def save_env_file_as_utf8() -> bool:
-    """Rewrites a `.env` in UTF-16, which Dagster cannot read, as UTF-8; True if it was."""
+    """Rewrite a UTF-16 `.env`, which Dagster cannot read, as UTF-8; True if it was one."""
     file = Path.cwd() / ".env"
     _variables_in(file)
     if not file.is_file() or not (data := file.read_bytes()).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -106,7 +105,7 @@ def save_env_file_as_utf8() -> bool:
 
 
 def keep_loopback_off_proxies() -> None:
-    """Makes libraries that read NO_PROXY themselves bypass proxies for this machine's own servers."""
+    """Make libraries that read NO_PROXY bypass proxies for this machine's own servers."""
     entries = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")).strip()
     if entries != "*" and not entries.endswith(_LOOPBACK_ENTRIES):
         entries = f"{entries},{_LOOPBACK_ENTRIES}".strip(",")
@@ -114,13 +113,13 @@ def keep_loopback_off_proxies() -> None:
 
 
 def set_default(**variables: object) -> None:
-    """Sets variables for libraries of this process, unless they are set already."""
+    """Set variables for libraries of this process, unless they are already set."""
     for name, value in variables.items():
         os.environ.setdefault(name, str(value))
 
 
 def process_environment(**more: str) -> dict[str, str]:
-    """The environment for a process that we start."""
+    """The environment variables of a process to start."""
     return {**os.environ, **more}
 
 
@@ -141,7 +140,7 @@ def _variables_in(file: Path) -> dict[str, str | None]:
 
 
 def _set(variables: Mapping[str, str | None]) -> dict[str, str]:
-    """The variables that have a value, without white space around it."""
+    """The variables that have a value, without surrounding white space."""
     values = {name: _SURROUNDED.sub("", value or "") for name, value in variables.items()}
     return {name: value for name, value in values.items() if value}
 
@@ -150,7 +149,7 @@ def _configured(*more: Path) -> dict[str, str]:
     variables: dict[str, str | None] = dict(os.environ)
     for folder in (*more, Path.cwd()):
         variables |= _variables_in(folder / ".env")
-    # As for curl, an empty variable in lower case hides the one in upper case.
+    # As in curl, a lower-case variable overrides the upper-case one, even if it is empty.
     for name in _PROXY_VARIABLES & variables.keys():
         variables.pop(name.upper(), None)
     return _set(variables)
