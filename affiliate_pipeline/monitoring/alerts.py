@@ -1,4 +1,4 @@
-"""Alerts: what people read about failures. `outbox` stores them until they are delivered, `delivery` sends them."""
+"""Alerts: what people read about failures. `outbox` stores them, `delivery` sends them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ MAX_CAUSE_CHARACTERS = 500
 class Alert:
     """A message to people; each key is raised once.
 
-    `failed`: the days concerned (none: the asset itself) by asset key; once all have landed, one message reports it.
+    `failed`: the failed days by asset key (empty: the asset itself); once all have landed, one message reports it.
     """
 
     key: str
@@ -30,9 +30,9 @@ class Alert:
 
 @dataclass(frozen=True)
 class FailedAsset:
-    """The days of an asset that a run should have landed and did not, with the problem of each day where it is known.
+    """The days of an asset that a run should have landed but did not, with known problems.
 
-    No days: the asset is not partitioned. No endpoint: it is derived from others.
+    No days: the asset is not partitioned. No endpoint: it is derived from others, or a reference table.
     """
 
     key: str
@@ -43,7 +43,7 @@ class FailedAsset:
 
 
 def failed_run(key: str, assets: Sequence[FailedAsset], fallback: str, link: str, now_ms: int) -> Alert:
-    """The one alert about a failed run; `fallback` is the cause of what has none of its own."""
+    """The alert about a failed run; `fallback` is the cause of days without a known problem."""
     lines = [line for asset in assets for line in _failed_asset(asset, fallback, now_ms)] or [_line(fallback)]
     if assets:
         what = "these days again (missing and failed only)" if any(asset.days for asset in assets) else "it again"
@@ -69,7 +69,7 @@ def _failed_asset(asset: FailedAsset, fallback: str, now_ms: int) -> Iterator[st
 
 
 def _by_text(texts: Mapping[date, str] | Mapping[date | None, str], about: str = "") -> Iterator[str]:
-    """A line for each of the first texts, with its days."""
+    """One line per distinct text with its days, at most `MAX_CAUSES`."""
     by_text: dict[str, list[date]] = {}
     for day, text in texts.items():
         by_text.setdefault(_line(text), []).extend([day] if day else [])
@@ -94,7 +94,7 @@ def _line(text: str) -> str:
 
 
 def availability(endpoint: Endpoint, days: Sequence[date], now_ms: int) -> str:
-    """Until when the source has the days, for people."""
+    """Until when the source has the days, as text."""
     retained = [day for day in sorted(days) if endpoint.timetable.is_retained(day, now_ms)]
     expired = [day for day in days if day not in retained]
     retention = retention_of(endpoint)
@@ -114,7 +114,7 @@ def availability(endpoint: Endpoint, days: Sequence[date], now_ms: int) -> str:
 
 
 def failed_checks(key: str, failed: Mapping[tuple[str, str], Mapping[date | None, str]], link: str) -> Alert:
-    """The one alert about the checks that failed in a run: their descriptions by day, by asset and check."""
+    """The alert about a run's failed checks: descriptions by asset and check, then by day."""
     lines = [line for (asset, check), texts in failed.items() for line in _by_text(texts, about=f"{asset}, {check}")]
     lines += ["The days have landed as the source sent them; to do: see the asset's checks in the UI and the runbook."]
     titles = [
@@ -125,7 +125,7 @@ def failed_checks(key: str, failed: Mapping[tuple[str, str], Mapping[date | None
 
 
 def failing_ticks(key: str, kind: str, name: str, cause: str, link: str) -> Alert:
-    """A sensor or schedule fails; reported once until it succeeds again."""
+    """The alert about a failing sensor or schedule, raised once until it succeeds again."""
     return Alert(
         key,
         f"The {kind} {name} fails",
@@ -135,7 +135,7 @@ def failing_ticks(key: str, kind: str, name: str, cause: str, link: str) -> Aler
 
 
 def recovered(alerts: Sequence[Alert]) -> Alert:
-    """All failed days of these alerts have landed."""
+    """The message that all failed days of these alerts have landed."""
     days: dict[str, set[date]] = {}
     for alert in alerts:
         for asset, failed in alert.failed.items():
@@ -149,7 +149,7 @@ def recovered(alerts: Sequence[Alert]) -> Alert:
     earlier = dict.fromkeys(f"Alert before: {alert.title}" for alert in alerts)
     keys = ", ".join(alert.key for alert in alerts)
     return Alert(
-        # The hash bounds the key: an entry of PostgreSQL's index has room for 2,704 bytes.
+        # The hash bounds the key's length: an entry of PostgreSQL's index has room for 2,704 bytes.
         f"landed: {sha256(keys.encode()).hexdigest()}",
         _title(landed),
         "\n".join([*landed[MAX_IN_TITLE:], *earlier]),

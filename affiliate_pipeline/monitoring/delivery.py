@@ -1,4 +1,4 @@
-"""Alerts as messages: where they go, bundled to fit what services accept, and sent by Apprise."""
+"""Delivery of alerts: targets, messages bundled to fit services' limits, and Apprise."""
 
 import logging
 import re
@@ -15,7 +15,7 @@ from affiliate_pipeline.monitoring.alerts import Alert
 
 # Discord's and Telegram's limits are 2000 and 4096; Apprise splits once more for a service with a lower limit.
 MAX_MESSAGE = 3500
-# Apprise waits for 4 s by default. A service that responds later has accepted the message, and would get it again.
+# Apprise's default is 4 s. A service that responds later may have accepted the message and would get it again.
 READ_TIMEOUT_S = 20
 
 
@@ -45,7 +45,7 @@ class Message:
 
 
 def messages(alerts: Sequence[Alert]) -> list[Message]:
-    """All of the alerts, in their order, in as few messages as fit into `MAX_MESSAGE`."""
+    """The alerts in order, in as few messages as fit into `MAX_MESSAGE`."""
     bundles: list[list[Alert]] = []
     room = 0
     for alert in alerts:
@@ -72,13 +72,13 @@ def _part(alert: Alert) -> str:
 
 
 def fingerprint(url: str) -> str:
-    """What identifies a URL of ALERT_URLS; too short to find its secrets by trying."""
+    """An id of a URL of ALERT_URLS, too short to find its secrets by brute force."""
     return sha256(url.encode()).hexdigest()[:8]
 
 
 def send(url: str, message: Message) -> str | None:
-    """Sends to one of ALERT_URLS; returns why the message did not arrive, None if it did."""
-    # The import is slow, and only the delivery needs it.
+    """Send to one of ALERT_URLS; return why the message did not arrive, or None."""
+    # Imported here: the import is slow, and only the delivery needs it.
     import apprise
 
     # Apprise's own log quotes the addresses, which hold secrets.
@@ -88,7 +88,7 @@ def send(url: str, message: Message) -> str | None:
         return "is not an Apprise URL"
     for target in targets:
         if target.overflow_mode == apprise.OverflowMode.UPSTREAM:
-            # Services truncate what is too long for them.
+            # Otherwise services would truncate long messages.
             target.overflow_mode = apprise.OverflowMode.SPLIT
         if "socket_read_timeout" not in vars(target):  # the URL has no `rto`
             target.socket_read_timeout = max(target.socket_read_timeout, READ_TIMEOUT_S)

@@ -1,6 +1,6 @@
 """What is wrong with a set-up, and what to do about it.
 
-Changes nothing: starts no server, writes no row, takes no slot of a rate limit. So each account gets only one or two requests.
+Changes nothing: starts no server, writes no row, takes no rate limit slot. So each account gets only a few requests.
 """
 
 from collections.abc import Iterator
@@ -34,9 +34,9 @@ from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.errors import unavailable
 from affiliate_pipeline.postgres.readiness import problems
 
-# What Binance tolerates of a clock that is ahead.
+# How far ahead Binance accepts a clock.
 MAX_CLOCK_OFFSET_MS = 1000
-# What to do first about an account that does not respond; the first kind that fits counts.
+# What to do first about a failing account; the first error class that matches counts.
 ACTIONS: dict[type[ExchangeError], str] = {
     ClockOff: "Set this machine's clock by NTP",
     RateLimited: "Wait a minute and check again; see what else uses this key or IP address",
@@ -44,7 +44,7 @@ ACTIONS: dict[type[ExchangeError], str] = {
     Refused: "Look up the exchange's message in the runbook",
     ExchangeError: "Check the network, the base URL and the exchange's status page",
 }
-# What Dagster has recorded: which of its daemons are silent (they write a heartbeat every 30 seconds, the scheduler once a
+# What Dagster has recorded: which daemons are silent (they write a heartbeat every 30 seconds, the scheduler every
 # minute), whether any schedule runs, and the sensors and schedules that are stopped or whose last tick failed.
 _DAEMON: Final = """
 select array(
@@ -64,7 +64,7 @@ array(
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found; with nothing `to_do`, nothing is wrong."""
+    """One finding; it is a problem only if there is something `to_do`."""
 
     about: str
     found: str
@@ -80,7 +80,7 @@ def alerts(environment: Environment) -> Iterator[Finding]:
 
 
 def database(environment: Environment) -> Iterator[Finding]:
-    """The database, which runs if it is the embedded one, and what it holds; read without a lock."""
+    """The database, read without locks, and what it holds; an embedded one has to run already."""
     try:
         with unavailable(), connect(environment.database_url(), autocommit=True) as connection:
             connection.execute("set default_transaction_read_only = on")
@@ -119,7 +119,7 @@ def _automation(connection: psycopg.Connection[Any]) -> Iterator[Finding]:
 
 
 def _days(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:
-    """The overdue days: at risk while they can be fetched, and lost after that."""
+    """The overdue days of each asset, and how many assets have none."""
     now, fine = now_ms(), 0
     for endpoint in ENDPOINTS:
         if days := overdue_days(endpoint, ledgers, environment.start_date, now):
@@ -150,7 +150,7 @@ def _sources(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Find
 
 
 def accounts(environment: Environment) -> Iterator[Finding]:
-    """The accounts: whether each is configured, can be reached and has the right credentials."""
+    """Whether each account is configured, can be reached and accepts its credentials."""
     probed: dict[str, list[Endpoint]] = {}
     for endpoint in ENDPOINTS:
         if endpoint.probe:

@@ -1,4 +1,4 @@
-"""Alerts, stored until every target has taken them, and their failed days until they have landed."""
+"""Storage of alerts until every target has accepted them and the failed days have landed."""
 
 import logging
 from collections.abc import Collection, Iterable
@@ -17,8 +17,7 @@ from affiliate_pipeline.postgres.locks import Lock, try_locked
 from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "affiliate.alert"
-# One row per alert and target that it was sent to; a target that has taken an alert gets no other one before the row's
-# next_attempt_at.
+# One row per alert and target it was sent to. A target that has accepted an alert gets no other before next_attempt_at.
 DELIVERIES: Final = "affiliate.alert_delivery"
 
 log = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Open:
-    """An alert, and by asset those of its failed days that have not landed since, according to the ledger.
+    """An alert and, by asset, the failed days that the ledger does not show as landed since.
 
     An asset without days has to be materialized itself.
     """
@@ -40,9 +39,9 @@ class Outbox(TableStore):
     """The alerts and their deliveries."""
 
     def add(self, alert: Alert, raised_at: datetime | None = None) -> bool:
-        """Whether the alert is new: one with a key that was ever added changes nothing.
+        """Add the alert unless its key was ever added before; return whether it is new.
 
-        `raised_at`: since when (default: now) its failed days have to land to be reported as recovered.
+        `raised_at` (default: now): its failed days count as recovered only if they land after this time.
         """
         title, text = redact(alert.title), redact(alert.text)
         failed = Jsonb({asset: [day.isoformat() for day in days] for asset, days in alert.failed.items()})
@@ -52,18 +51,18 @@ class Outbox(TableStore):
             (alert.key, title, text, failed, alert.good_news, raised_at),
         ).rowcount
         if is_new:
-            # Logged, since no target may be configured.
+            # Log it, since no target may be configured.
             log.log(logging.INFO if alert.good_news else logging.ERROR, "%s\n%s", title, text)
         return bool(is_new)
 
     def try_exclusive(self) -> AbstractContextManager[bool]:
-        """Yields whether no other process delivers meanwhile: two at once would send everything twice."""
+        """Yield whether no other process is delivering; two would send everything twice."""
         return try_locked(self._connection, Lock("affiliate_pipeline.alert"), "the delivery of alerts")
 
     def due(self, target: str) -> list[tuple[Alert, int]]:
-        """What may be sent to the target now, with the number of failed attempts: fewest first, then the oldest.
+        """The alerts to send to the target now, with their failed attempts: fewest, then oldest.
 
-        Nothing within the interval after an alert that it has taken; within the pause after a failure, only what was never
+        None within the interval after the target accepted an alert. Within the pause after a failure, only alerts never
         sent to it: the target may be down, or may have rejected only that one alert.
         """
         rows = self._execute(
@@ -79,14 +78,14 @@ class Outbox(TableStore):
         return [(_alert(*alert), attempts) for attempts, *alert in rows]
 
     def waiting(self, target: str) -> int:
-        """How many alerts the target has not taken yet."""
+        """How many alerts the target has not accepted yet."""
         return self._undelivered(
             f"not exists (select from {DELIVERIES} each where alert = key and target = %s and each.delivered_at is not null)",
             target,
         )
 
     def overdue(self, after: timedelta) -> int:
-        """How many alerts have not been delivered so long after they were raised."""
+        """How many alerts are still undelivered so long after they were raised."""
         return self._undelivered("raised_at < now() - %s", after)
 
     def _undelivered(self, condition: LiteralString, value: object) -> int:
@@ -94,11 +93,11 @@ class Outbox(TableStore):
         return count
 
     def failing(self) -> set[str]:
-        """The targets that have not taken everything that was sent to them."""
+        """The targets that have not accepted everything that was sent to them."""
         return {target for (target,) in self._execute(f"select target from {DELIVERIES} where delivered_at is null")}
 
     def delivered(self, target: str, alerts: Iterable[Alert], min_interval: timedelta) -> None:
-        """The target has taken these: it gets nothing else for the interval, and then what failed before."""
+        """Record acceptance: the target rests for the interval, then gets what failed before."""
         with unavailable(), self._connection.transaction():
             self._execute(
                 f"insert into {DELIVERIES} select key, %s, 1, now() + %s, now() from unnest(%s::text[]) key "
@@ -115,7 +114,7 @@ class Outbox(TableStore):
     def failed(
         self, target: str, alerts: Iterable[Alert], first_pause: timedelta, max_pause: timedelta
     ) -> tuple[int, datetime]:
-        """The target has not taken these; returns the number of attempts in a row and the time (UTC) of the next.
+        """Record a failure; return the target's attempts in a row and the time (UTC) of the next.
 
         The pause doubles with each attempt, except for alerts that were sent within a pause.
         """
@@ -126,7 +125,7 @@ class Outbox(TableStore):
                 "on conflict (alert, target) do update set attempts = alert_delivery.attempts + 1",
                 (target, keys),
             )
-            # One alert is tried again at a time, so that the attempts after each one's first are those of the target.
+            # Alerts are retried one at a time, so the attempts after each alert's first add up to the target's retries.
             return self._execute(
                 f"with tried as (select 1 + sum(attempts - 1) as attempts, max(next_attempt_at) as until "
                 f"from {DELIVERIES} where target = %(target)s and delivered_at is null) "
@@ -138,7 +137,7 @@ class Outbox(TableStore):
             ).fetchall()[0]
 
     def settle(self, targets: Collection[str]) -> None:
-        """Alerts that all of the targets, if there are any, have taken are delivered; other targets are dropped."""
+        """Mark alerts that all targets accepted as delivered; drop failures of removed targets."""
         with unavailable(), self._connection.transaction():
             self._execute(
                 f"update {TABLE} set delivered_at = now() where delivered_at is null and %s::text[] <@ array("
@@ -162,7 +161,7 @@ class Outbox(TableStore):
         return Open(alert, raised_at, {key: days for key, days in missing.items() if days or not alert.failed[key]})
 
     def recover(self, recovered: Iterable[Alert], news: Alert) -> None:
-        """The failed days of these alerts have landed, which the new alert reports."""
+        """Mark these alerts as recovered, and add the alert that reports it."""
         with unavailable(), self._connection.transaction():
             keys = [alert.key for alert in recovered]
             self._execute(f"update {TABLE} set recovered_at = now() where key = any(%s)", (keys,))

@@ -1,6 +1,6 @@
-"""The monitor for overdue days: which to request again, what to report about them, and what was done before.
+"""What to do about overdue days: which to request again, and what to report about them.
 
-`defs/sensors/overdue.py` makes runs, checks and messages of the decisions, which are pure.
+Decisions are pure; `WatchStore` stores their state, `defs/sensors/overdue.py` makes runs, checks and alerts of them.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,14 +21,14 @@ TABLE: Final = "affiliate.watch"
 MONITORED_DAYS = 30
 FIRST_PAUSE = HOUR
 MAX_PAUSE = DAY
-# With these pauses, attempts last a week, the shortest retention of any source.
+# The pauses spread the attempts over five days; the shortest retention of any source is a week.
 MAX_ATTEMPTS = 10
 FIRST_WARNING = 48 * HOUR
 SECOND_WARNING = 12 * HOUR
 
 
 class NotificationLevel(IntEnum):
-    """What was last reported of an overdue day, in order of urgency."""
+    """What was last reported about an overdue day, in order of urgency."""
 
     NOTHING = 0
     GIVEN_UP = 1
@@ -40,7 +40,7 @@ class NotificationLevel(IntEnum):
 
 @dataclass(frozen=True)
 class State:
-    """How often an overdue day was requested, when (UTC) last, and what was reported of it."""
+    """How often and when (UTC) an overdue day was last requested, and what was reported."""
 
     attempts: int = 0
     requested_at: datetime | None = None
@@ -51,11 +51,11 @@ class WatchStore(TableStore):
     """The states of overdue days, and the ledger that they are compared with."""
 
     def ledgers(self, since: date) -> ledger.Ledgers:
-        """By asset, the first day that ever landed and those that landed of `since` and later."""
+        """By asset, the earliest landed day and the landed days from `since` on."""
         return ledger.entries_since(self._connection, since)
 
     def states(self) -> dict[str, dict[date, State]]:
-        """By asset, what was done about its overdue days."""
+        """By asset, the states of its overdue days."""
         states: dict[str, dict[date, State]] = {}
         for asset, day, attempts, requested_at, level in self._execute(
             f"select asset, partition, tries, asked_at, said from {TABLE}"
@@ -64,7 +64,7 @@ class WatchStore(TableStore):
         return states
 
     def save(self, asset: str, states: Mapping[date, State]) -> None:
-        """Replaces the states of the asset's overdue days."""
+        """Replace the states of the asset's overdue days."""
         rows = [
             (asset, day, state.attempts, state.requested_at, state.level.name.lower())
             for day, state in sorted(states.items())
@@ -77,10 +77,10 @@ class WatchStore(TableStore):
 
 
 def overdue_days(endpoint: Endpoint, ledgers: ledger.Ledgers, start: date, now_ms: int) -> list[ExpectedDay]:
-    """The overdue days, oldest first: since the first that ever landed, of the last 30, none before `start`.
+    """Overdue days of the last 30, oldest first, not before `start` or the first landed day.
 
-    `ledgers`, by asset, hold at least the first landed day and those of the last 31. A day that its own source has expired
-    is not overdue once the endpoint's fallback has landed it.
+    `ledgers` must have, by asset, the first landed day and those of the last 31. An expired day is not overdue if the
+    fallback has landed it.
     """
     timetable, landed = endpoint.timetable, ledgers.get(endpoint.key)
     if not landed or not timetable.is_monitored:
@@ -116,7 +116,7 @@ def at_risk(days: Sequence[ExpectedDay], states: Mapping[date, State]) -> list[d
 
 @dataclass(frozen=True)
 class Decision:
-    """The runs of days to request, the days to report by level, and the states that result."""
+    """The ranges of days to request, the days to report by level, and the resulting states."""
 
     request: list[list[date]]
     report: dict[NotificationLevel, list[ExpectedDay]]
@@ -135,7 +135,7 @@ def decide(
     """What to do about the overdue days.
 
     Args:
-        in_progress: Whether a run of the asset has not ended.
+        in_progress: Whether a run of the asset is unfinished.
         just_failed: The days of runs that failed within the first pause.
     """
     decision = Decision([], {}, {})
@@ -162,7 +162,7 @@ def _may_request(endpoint: Endpoint, each: ExpectedDay, state: State, now_ms: in
         pause = min(FIRST_PAUSE * 2 ** max(0, state.attempts - 1), MAX_PAUSE)
         is_paused = requested_ms is not None and now_ms - requested_ms < pause / timedelta(milliseconds=1)
         return state.attempts < MAX_ATTEMPTS and not is_paused
-    # A source that may retain days longer than it promises is requested once more: the run proves it, or fails.
+    # Past its promise, a source that can prove longer retention is requested once more: the run proves it or fails.
     is_provable = (retention := retention_of(endpoint)) is not None and retention.proof is not None
     was_requested = requested_ms is not None and requested_ms > each.deadline_ms
     return is_provable and not each.prior and not was_requested and state.level is not NotificationLevel.LOST
@@ -171,9 +171,9 @@ def _may_request(endpoint: Endpoint, each: ExpectedDay, state: State, now_ms: in
 def level_for(
     each: ExpectedDay, state: State, now_ms: int, *, may_request: bool, waits: bool, in_progress: bool
 ) -> NotificationLevel:
-    """The level to report. `waits`: a run over the day has just failed, so that the next request comes later."""
+    """The level to report. `waits`: a run over the day just failed, so a new request waits."""
     is_retained = each.is_retained(now_ms)
-    # A run may yet land the day. If one has just failed, warn of it, but report it as lost only after the last attempt.
+    # A run may still land the day. If one has just failed, warn, but report a loss only after the last attempt.
     if (may_request and not (waits and is_retained)) or (in_progress and not is_retained):
         return NotificationLevel.NOTHING
     if not is_retained:
@@ -189,7 +189,7 @@ def level_for(
 
 
 def alerts_of(endpoint: Endpoint, level: NotificationLevel, days: Sequence[ExpectedDay], now_ms: int) -> list[Alert]:
-    """The alerts about these days. Days that never landed and days that were read too early are lost in different ways."""
+    """One alert; from `SECOND_CHANCE` on, a separate one for days that were read too early."""
     if level < NotificationLevel.SECOND_CHANCE:
         return [_alert(endpoint, level, days, now_ms)]
     kinds = [each for each in days if not each.prior], [each for each in days if each.prior]
