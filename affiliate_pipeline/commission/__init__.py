@@ -1,1 +1,1 @@
-"""What was earned: added up by day, exported, and shown to people."""
+"""Earnings: daily sums, exports and the report."""

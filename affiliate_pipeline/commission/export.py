@@ -1,4 +1,4 @@
-"""Exports a range of days from one snapshot: CSV as PostgreSQL writes it, Parquet without rounding."""
+"""Exports of a range of days from one snapshot: CSV and Parquet, both without rounding."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from affiliate_pipeline.postgres.errors import unavailable
 
 ROWS_PER_READ = 20_000
 MAX_DIGITS_128, MAX_DIGITS_256 = 38, 76
-# JSON stays the database's text: parsed, its numbers would become floats.
+# JSON stays text: parsing it would turn its numbers into floats.
 PARQUET_TYPES = {
     "text": arrow.string(),
     "jsonb": arrow.string(),
@@ -38,14 +38,14 @@ class Extract:
         return sql.SQL("select {} from {} order by partition_date").format(selected, self._part)
 
     def write_csv(self, output: BinaryIO) -> None:
-        """Writes the rows with a header, every amount as the database has it."""
+        """Write the rows with a header, every amount as the database has it."""
         copy = sql.SQL("copy ({}) to stdout (format csv, header)").format(self._rows(sql.SQL("*")))
         with self._connection.cursor() as cursor, cursor.copy(copy) as blocks:
             for block in blocks:
                 output.write(block)
 
     def write_parquet(self, output: BinaryIO) -> dict[str, arrow.DataType]:
-        """Writes the rows as Parquet and returns the types of amounts by column. `output` must support `tell()`."""
+        """Write the rows; return the types of amounts by column. `output` must support `tell()`."""
         described = self._connection.execute(sql.SQL("select * from {} limit 0").format(self._part)).description or []
         kinds = {column.name: self._connection.adapters.types[column.type_code].name for column in described}
         amounts = {name: self._amount_type(name) for name, kind in kinds.items() if kind == "numeric"}
@@ -63,7 +63,7 @@ class Extract:
         return amounts
 
     def _amount_type(self, column: str) -> arrow.DataType:
-        """A decimal wide enough for every value of the column, or text where there is none."""
+        """A decimal wide enough for every value of the column, or text if none is."""
         query = sql.SQL(
             "select coalesce(max(length(trunc(abs({0}))::text)), 1), coalesce(max(scale({0})), 0) from {1}"
         ).format(sql.Identifier(column), self._part)
@@ -75,7 +75,7 @@ class Extract:
 
 @contextmanager
 def extract(store: Store, table: str, first: date, last: date) -> Generator[Extract | None]:
-    """An export from one snapshot of a known table (`schema.name`), or None if the table does not exist yet."""
+    """An export of the table `schema.name` from one snapshot; None if it does not exist yet."""
     with unavailable(), store.connection.transaction():
         run = store.connection.execute
         run("set transaction isolation level repeatable read, read only")

@@ -1,4 +1,4 @@
-"""The figures of a report, gathered from the database. How they look is defined in `report`."""
+"""The figures of a report, gathered from the database; `report` renders them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ MAX_EARNERS = 3
 
 @dataclass(frozen=True)
 class Incomplete:
-    """The missing and the unsettled days of one kind of earnings, which any of these assets reports."""
+    """The missing and unsettled days of one kind of earnings; `name` has its assets."""
 
     name: str
     missing: Sequence[date]
@@ -23,7 +23,7 @@ class Incomplete:
 
 @dataclass(frozen=True)
 class Figures:
-    """The day, and the days up to it that the charts show. `totals` are of all these days, best coins first."""
+    """The figures of `day` and the charts' `days`; `totals` are over `days`, best coins first."""
 
     day: date
     days: Sequence[date]
@@ -45,20 +45,20 @@ class Figures:
 def gather(
     commission: Commission, configured: Sequence[Records], day: date, start: date, *, is_sandbox: bool = False
 ) -> Figures:
-    """The current figures of a day and the days before it, from `start` on."""
+    """The current figures of the 30 days up to `day`, none before `start`."""
     days = days_from(max(start, day - (SPAN_DAYS - 1) * DAY), day)
     first, made_at = days[0], datetime.now(UTC)
-    # Read before the sums: a day added up in between is still reported as missing or stale, never the reverse.
+    # Read before the sums: a day added up in between is then still reported as incomplete, never falsely as complete.
     lacking, stale = incomplete(commission, configured, days), list(commission.stale(first, day))
     sums, totals = commission.sums(first, day), commission.totals(first, day)
     return Figures(day, days, made_at, sums, totals, commission.earners(day, MAX_EARNERS), lacking, stale, is_sandbox)
 
 
 def incomplete(commission: Commission, configured: Sequence[Records], days: Sequence[date]) -> list[Incomplete]:
-    """The missing and unsettled days of each kind of earnings that is configured here or has landed any of the days.
+    """The missing and unsettled days of each kind that is configured or has landed any day.
 
-    Landed days count, so that a report made without credentials covers what other machines land. If no kind is configured
-    or landed, every kind lacks every day.
+    Landed days count, so that a report made without credentials covers what other machines land. If no kind is
+    configured or landed, all days of every kind are missing.
     """
     landed = commission.landed(days[0], days[-1])
     expected = {endpoint.key for endpoint in configured}.union(*landed.values())

@@ -1,7 +1,8 @@
-"""What was earned per day, summed exactly from the endpoints' tables: the owner of `affiliate.daily_commission`.
+"""Exact daily sums of earnings, in the table `affiliate.daily_commission`.
 
 PostgreSQL adds amounts up and returns them as text. A day is added up as a whole, in one transaction, and
-`affiliate.computed_day` records the landed content it was added up from: once the ledger has other content, the day is stale.
+`affiliate.computed_day` records the landed content it was added up from: once the ledger has other content, it is
+stale.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Earner:
-    """What one customer earned, or earned us, on one day in one coin, and the customer's `rank` in that coin."""
+    """What one customer earned, or earned us, in one coin on one day; `rank` is per coin."""
 
     exchange: str
     coin: str
@@ -66,7 +67,7 @@ class Earner:
 
 
 class Commission:
-    """The table `affiliate.daily_commission`, for these endpoints, all of which declare `money`."""
+    """The table `affiliate.daily_commission`, for endpoints that all declare `money`."""
 
     def __init__(self, store: Store, endpoints: Sequence[Records]):
         self._connection = store.connection
@@ -74,16 +75,16 @@ class Commission:
         by_money: dict[tuple[str, str], list[Records]] = {}
         for endpoint in endpoints:
             by_money.setdefault((endpoint.exchange.name, _money(endpoint).kind), []).append(endpoint)
-        # Endpoints that report the same money: one of them counts for a day.
+        # Groups of endpoints that report the same money: only one of each group counts for a day.
         self.alike = list(by_money.values())
 
     def landed(self, first: date, last: date) -> dict[date, dict[str, bool]]:
-        """Which of the assets have landed each of these days, and whether the day has settled."""
+        """By day, the assets that have landed it and whether it has settled there."""
         query = sql.SQL("select partition, settled from ({}) ledger where partition between %s and %s")
         return dict(self._fetch(query.format(self._ledger), [first, last]))
 
     def stale(self, first: date, last: date, quiet_s: float = 0) -> dict[date, str]:
-        """The days whose sums are missing or out of date, each with a fingerprint of what has landed for it.
+        """The days with missing or outdated sums, each with a fingerprint of its landed content.
 
         In order, and only those for which nothing has landed for `quiet_s`.
         """
@@ -99,7 +100,7 @@ class Commission:
         with unavailable(), self._connection.transaction():
             run = self._connection.execute
             run("select pg_advisory_xact_lock(hashtext('affiliate.daily_commission'), %s - '2000-01-01'::date)", (day,))
-            # Read first: should something land in between, the day counts as stale again.
+            # Read before the sums: if anything lands in between, the day counts as stale again.
             query = sql.SQL("select inputs, settled from ({}) ledger where partition = %s").format(self._ledger)
             landed: tuple[str, dict[str, bool]] | None = run(query, (day,)).fetchone()
             if landed is None:
@@ -108,7 +109,7 @@ class Commission:
             run("delete from affiliate.daily_commission where partition_date = %s", (day,))
             for alike in self.alike:
                 present = [endpoint for endpoint in alike if endpoint.key in settled]
-                # One that has settled, if there is any.
+                # Prefer an endpoint whose day has settled.
                 for endpoint in sorted(present, key=lambda each: not settled[each.key])[:1]:
                     run(_insert(endpoint), {"day": day, "settled": settled[endpoint.key], "run_id": run_id})
             run(
@@ -128,7 +129,7 @@ class Commission:
         return [Sum(*row) for row in rows]
 
     def totals(self, first: date, last: date) -> list[Sum]:
-        """The lines of these days added up, dated the last; coins of the greatest value first."""
+        """The lines of these days added up and dated `last`; coins of the greatest value first."""
         rows = self._fetch(
             "select exchange, coin, kind, sum(count)::bigint, trim_scale(sum(amount))::text, "
             "trim_scale(sum(usdt_value))::text, sum(unvalued)::bigint from affiliate.daily_commission "
@@ -172,7 +173,7 @@ def _parts(endpoint: Records) -> dict[str, sql.Composable]:
     amount, coin = map(sql.Identifier, endpoint.sum_by or ())
     names = [sql.SQL("nullif({}, '')").format(sql.Identifier(name)) for name in money.earners]
     kind: sql.Composable = sql.Literal(money.kind)
-    if money.kind_by:  # the name of each record's code
+    if money.kind_by:  # append the name of the record's code
         code, known = sql.Identifier(money.kind_by[0]), money.kind_by[1]
         named = sql.SQL(" ").join(sql.SQL("when {} then {}").format(*each) for each in known)
         kind = sql.SQL("{} || ' ' || case {code} {} else {code}::text end").format(kind, named, code=code)

@@ -1,1 +1,1 @@
-"""The report of a day: page, charts and text. Amounts keep every digit; only bar heights are floats."""
+"""A day's report: page, charts and text. Amounts keep every digit; bar heights are rounded."""

@@ -1,4 +1,4 @@
-"""The report of a day, from templates: an HTML page, and for Dagster's UI a text in Markdown with the charts as SVG."""
+"""Rendering of a day's report: an HTML page, and Markdown with SVG charts for Dagster."""
 
 import os
 import re
@@ -18,7 +18,7 @@ MAX_COINS = 6
 BAR_PX, GAP_PX = 8, 2
 PLOT_PX, HEAD_PX, FOOT_PX, EDGE_PX = 56, 34, 18, 8
 HEIGHT_PX = HEAD_PX + PLOT_PX + FOOT_PX
-# For labels: sums of any length stay exact.
+# Keeps sums of any length exact.
 EXACT = Context(prec=MAX_PREC)
 FOLDER = FileSystemLoader(Path(__file__).parent)
 TEMPLATES = Environment(loader=FOLDER, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -26,7 +26,7 @@ TEMPLATES = Environment(loader=FOLDER, autoescape=True, undefined=StrictUndefine
 
 @dataclass(frozen=True)
 class Bar:
-    """An amount of one day: every digit as text, the size in whole pixels."""
+    """One day's amount, with every digit as text; position and height in pixels."""
 
     day: date
     amount: str
@@ -38,7 +38,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Panel:
-    """The chart of one coin of one exchange, on a scale of its own, as coins cannot be added up."""
+    """The chart of one coin of one exchange, on its own scale: coins cannot be added up."""
 
     exchange: str
     coin: str
@@ -48,7 +48,7 @@ class Panel:
 
 
 def write(figures: Figures, folder: Path) -> Path:
-    """Writes the day's page into the folder, wholly or not at all."""
+    """Write the day's page into the folder, atomically."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{figures.day}.html"
     unfinished = path.with_suffix(f".{os.getpid()}")
@@ -62,17 +62,17 @@ def html(figures: Figures) -> str:
 
 
 def markdown(figures: Figures) -> str:
-    """The charts, what the day brought, who earned most, and what is missing."""
+    """The charts, the day's earnings, who earned most, and what is missing."""
     return _render("summary.md.j2", figures, image=b64encode(svg(figures).encode()).decode())
 
 
 def svg(figures: Figures) -> str:
-    """All charts as one image, two per row. Titles are left out, since Dagster's event log stores an image per day."""
+    """All charts as one image, two per row; without titles, which would swell the event log."""
     return _render("charts.svg.j2", figures)
 
 
 def panels(figures: Figures) -> list[Panel]:
-    """A chart for each of the best coins of each exchange."""
+    """The charts of the best `MAX_COINS` coins of each exchange."""
     coins: dict[str, dict[str, None]] = {}
     for total in figures.totals:
         coins.setdefault(total.exchange, {})[total.coin] = None
@@ -101,7 +101,7 @@ def _panel(figures: Figures, exchange: str, coin: str) -> Panel:
 
 
 def gaps(figures: Figures) -> list[str]:
-    """One line per gap in the figures, or a single line that there is none."""
+    """One line per gap in the figures, or a single line if there is none."""
     lines: list[str] = []
     for each in figures.incomplete:
         if each.missing:
