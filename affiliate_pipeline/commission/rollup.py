@@ -1,8 +1,7 @@
 """Exact daily sums of earnings, in the table `affiliate.daily_commission`.
 
 PostgreSQL adds amounts up and returns them as text. A day is added up as a whole, in one transaction, and
-`affiliate.computed_day` records the landed content it was added up from: once the ledger has other content, it is
-stale.
+`affiliate.computed_day` records which landed content was added up: if the ledger differs, the day is stale.
 """
 
 from collections.abc import Mapping, Sequence
