@@ -1,4 +1,4 @@
-"""Checks of endpoint assets: what a landed day's evaluation reports. The monitor for overdue days evaluates one of its own."""
+"""Checks of endpoint assets. The monitor for overdue days evaluates `NO_DAY_MISSING`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -42,7 +42,7 @@ def check_specs(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
 
 
 def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg.AssetCheckEvaluation]:
-    """The evaluations of a landed day, which is proven complete: otherwise it would have failed."""
+    """The evaluations of a landed day. It is proven complete: otherwise it would have failed."""
 
     def evaluation(check: str, passed: bool, text: str, metadata: dict[str, Any]) -> dg.AssetCheckEvaluation:
         return dg.AssetCheckEvaluation(

@@ -1,7 +1,4 @@
-"""The daily commission and its report: two derived assets, and the sensor for stale days.
-
-The sensor adds a day up again once another landing has changed it.
-"""
+"""The assets `daily_commission` and `daily_report`, and the sensor that updates stale days."""
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -24,16 +21,16 @@ from affiliate_pipeline.exchanges.registry import EARNING
 
 COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])
 REPORT = dg.AssetKey(["affiliate", "daily_report"])
-# UTC by its other name: were these partitions the same as Binance's, one run would land both, and a day that fails there
-# would fail every day here.
+# A synonym of UTC, so that these partitions differ from Binance's. Otherwise one run would land both, and a day that
+# fails there would fail every day here.
 ZONE = ZoneInfo("Etc/UTC")
 OWNER = "team:affiliate"
-# Before a day is added up again: several assets land for a day one after the other.
+# The wait before a day is added up again, since several assets land for it one after the other.
 QUIET_S = 60
 
 
 def build_earnings(start: date) -> dg.AssetsDefinition:
-    """`affiliate/daily_commission` and `affiliate/daily_report`, derived from the endpoints that report money."""
+    """The assets `affiliate/daily_commission` and `affiliate/daily_report`."""
     columns = [
         dg.TableColumn(name, kind.split()[0], about, dg.TableColumnConstraints(nullable="not null" not in kind))
         for name, kind, about in COLUMNS
@@ -106,7 +103,7 @@ def _materialize(
 
 
 def _sums(figures: Figures) -> Metadata:
-    """Amounts are text: a number of JSON would be a float."""
+    """The day's sums as metadata. Amounts are text: a JSON number would be a float."""
     sums = {
         f"{each.exchange} {each.kind} {each.coin}": {
             "amount": each.amount,
@@ -131,13 +128,13 @@ def _sums(figures: Figures) -> Metadata:
 
 
 def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path) -> Metadata:
-    # Jinja2 would make up a tenth of the code location's import.
+    # Imported here: Jinja2 would take a tenth of the code location's import time.
     from affiliate_pipeline.commission.report import render
 
     metadata: Metadata = {"report": dg.MetadataValue.md(render.markdown(figures))}
     try:
         metadata["page"] = dg.PathMetadataValue(render.write(figures, folder))
-    except OSError as error:  # where a run has no disk of its own, the metadata are the report
+    except OSError as error:  # without a writable disk, the metadata are the report
         context.log.warning("the page of %s was not written: %s", figures.day, error.strerror)
     return metadata
 
@@ -154,7 +151,7 @@ def stale_days(
     with installation.store() as store:
         first, last = installation.environment.start_date, now.date() - DAY
         stale = Commission(store, EARNING).stale(first, last, quiet_s=QUIET_S)
-    # The run key allows the same days with the same content once an hour: a failed run is not repeated at each tick.
+    # The run key allows the same days with the same content once an hour: a failed run is not repeated every tick.
     return [
         dg.RunRequest(
             run_key=sha256(

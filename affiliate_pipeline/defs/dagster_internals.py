@@ -1,4 +1,4 @@
-"""What is taken from Dagster's private modules, which nothing else imports.
+"""Everything used from Dagster's private modules, which no other module imports.
 
 Also which runs, sensors and schedules of a shared instance belong to this package.
 """
@@ -57,14 +57,14 @@ def days_of(run: dg.DagsterRun) -> list[date]:
 
 
 def innermost_message(error: SerializableErrorInfo | None) -> str | None:
-    """The message of the first error in a chain of causes."""
+    """The message of the root cause in a chain of errors."""
     while error and error.cause:
         error = error.cause
     return error.message if error else None
 
 
 def is_own_repository(context: dg.SensorEvaluationContext, origin: RemoteRepositoryOrigin) -> bool:
-    """Whether this is the code location and the repository that the sensor itself is in."""
+    """Whether the origin is the sensor's own code location and repository."""
     own = context.code_location_origin
     if origin.code_location_origin.location_name != (own.location_name if own else LOCATION):
         return False
@@ -74,10 +74,10 @@ def is_own_repository(context: dg.SensorEvaluationContext, origin: RemoteReposit
 def selected(
     context: dg.SensorEvaluationContext, run: dg.DagsterRun, keys: Collection[dg.AssetKey]
 ) -> set[dg.AssetKey]:
-    """Those of this package's assets that the run may materialize.
+    """The assets among `keys` that the run may materialize.
 
-    A run of another code location has none, whatever its assets are called. A run without a selection has all of them if
-    it is of Dagster's implicit job of all assets. A run without an origin was started from the command line.
+    A run of another code location has none, whatever its assets are called. A run without a selection has all of them
+    if it is of Dagster's implicit asset job. A run without an origin was started from the command line.
     """
     if run.remote_job_origin and not is_own_repository(context, run.remote_job_origin.repository_origin):
         return set()

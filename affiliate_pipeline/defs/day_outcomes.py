@@ -1,7 +1,4 @@
-"""A step over several days: its partitions, and how it ends.
-
-It ends with metadata for each landed day and a failure that names every other day.
-"""
+"""Daily partitions, and how a step ends: metadata of landed days, a failure for the others."""
 
 from collections.abc import Iterable, Mapping
 from datetime import date
@@ -13,7 +10,7 @@ import dagster as dg
 
 from affiliate_pipeline.domain.problem import Problem, grouped
 
-# In the metadata of the failure: by day the text for people, and by problem the same as fields.
+# Keys of the failure's metadata: the text for people by day, and each problem as fields with its days.
 FAILED_PARTITIONS = "failed_partitions"
 PROBLEMS = "problems"
 Metadata = dict[str, Any]
@@ -26,12 +23,12 @@ def daily(zone: ZoneInfo, start: date, *, today: bool) -> dg.DailyPartitionsDefi
 
 
 def keys_to_days(keys: Iterable[str]) -> list[date]:
-    """The days of these partitions."""
+    """The days of these partition keys."""
     return [date.fromisoformat(key) for key in keys]
 
 
 def log_landed(context: dg.AssetExecutionContext, landed: Mapping[dg.AssetKey, Mapping[date, Metadata]]) -> None:
-    """Materializes the days one by one, for a step that fails."""
+    """Log one materialization per landed day, for a step that fails."""
     for key, days in landed.items():
         for day, metadata in days.items():
             context.log_event(dg.AssetMaterialization(key, partition=f"{day}", metadata=metadata))
@@ -43,7 +40,7 @@ def finish(
     failed: Mapping[date, Problem],
     description: str,
 ) -> None:
-    """Adds each landed day's metadata to what the step materializes; if any day failed, raises `Failure` instead."""
+    """Add the landed days' metadata to the step's result; raise `Failure` if any day failed."""
     if failed:
         log_landed(context, landed)
         texts = {f"{day}": f"{failed[day]}." for day in sorted(failed)}
@@ -56,7 +53,7 @@ def finish(
 
 
 def problems_in(metadata: Mapping[str, Any]) -> dict[date, Problem]:
-    """The failed days in the metadata of such a failure."""
+    """The problem of each failed day in such a failure's metadata."""
     found = metadata.get(PROBLEMS)
     return {
         date.fromisoformat(day): Problem.from_json(fields)

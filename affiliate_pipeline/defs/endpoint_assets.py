@@ -1,6 +1,6 @@
 """One asset per endpoint, partitioned by day, and one per reference table.
 
-A run over a range materializes exactly the days that landed and fails for the others, by name.
+A run over a range materializes exactly the days that landed; its failure names the others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ class LandingConfig(dg.Config):
 
 
 def build_asset(endpoint: Endpoint, start: date) -> dg.AssetsDefinition:
-    """The endpoint as an asset."""
+    """The endpoint's asset, with its checks."""
 
     @dg.asset(
         key=dg.AssetKey.from_user_string(endpoint.key),
@@ -46,7 +46,7 @@ def build_asset(endpoint: Endpoint, start: date) -> dg.AssetsDefinition:
         },
         group_name=endpoint.exchange.name,
         kinds={"postgres", endpoint.exchange.name},
-        # Whose account it is, and so who can correct its key.
+        # The team that has the account can correct its key.
         owners=[f"team:{endpoint.exchange.name}_{endpoint.account}"],
     )
     def landed(
@@ -84,13 +84,13 @@ def _materialize(
         raise
     finish(context, {context.asset_key: landed}, failed, _description(endpoint, failed, len(landed)))
     for check in checks:
-        # Each day's evaluation has been yielded, and the monitor reports its own; the step still owes the check's output.
+        # The evaluations were yielded per day, or come from the monitor; Dagster also requires an output per check.
         yield dg.Output(None, context.job_def.asset_layer.get_op_output_name(check))
     yield dg.MaterializeResult()
 
 
 def _metadata(outcome: Landed | Retained) -> Metadata:
-    """A landed or retained day as the UI shows it. Amounts are text: a JSON number would be a float."""
+    """A landed or retained day's metadata. Amounts are text: a JSON number would be a float."""
     stats = outcome.stats
     metadata: Metadata = {
         "dagster/partition_row_count": stats.rows,
@@ -133,7 +133,7 @@ def _column_schema(endpoint: Endpoint) -> dg.TableSchema:
 
 
 def build_reference_table(table: ReferenceTable) -> dg.AssetsDefinition:
-    """The table as an asset, not partitioned, which refreshes it."""
+    """An unpartitioned asset that refreshes the table."""
     endpoint = table.endpoint
 
     @dg.asset(

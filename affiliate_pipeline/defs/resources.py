@@ -1,4 +1,4 @@
-"""The resource of assets, sensors and schedules: the database, sessions with the exchanges, and the settings."""
+"""The resource of assets, sensors and schedules: database, exchange sessions and settings."""
 
 import socket
 from collections.abc import Callable, Generator
@@ -15,10 +15,10 @@ from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
 
 
 class Installation:
-    """What a run or tick works with, read at its first use.
+    """The environment of a run or tick, read at its first use.
 
-    So the code location loads without any setting, network or database, an unusable setting fails the days that it
-    concerns, and no secret is part of a resource's config.
+    So the code location loads without settings, network or database, an unusable setting fails only the days that need
+    it, and no secret is part of a resource's config.
     """
 
     def __init__(self, read: Callable[[], Environment]):
@@ -31,7 +31,7 @@ class Installation:
 
     @contextmanager
     def store(self, run_id: str | None = None) -> Generator[Store, None, None]:
-        """The database; with a run's id, for a step of that run, which counts as alive meanwhile."""
+        """The database; with `run_id`, the run counts as live while the store is open."""
         with Store(self.environment.database_url()) as store:
             if run_id is not None:
                 store.work_for(run_id)
@@ -42,7 +42,7 @@ class Installation:
     ) -> AbstractContextManager[SessionT]:
         """A session with the endpoint's account, which shares its rate limits through the database.
 
-        Raises `SettingsError` at once if the sandbox does not run: a session would try to reach it for minutes.
+        Raises `SettingsError` at once if the sandbox is not running: requests to it would be retried for minutes.
         """
         variables = self.environment.variables
         if self.environment.mode is Mode.SANDBOX:

@@ -1,4 +1,4 @@
-"""Schedules: each day the last days of every configured asset are landed, until they have settled."""
+"""Daily schedules that land the last days of each configured asset until they have settled."""
 
 from collections.abc import Sequence
 from datetime import time
@@ -16,7 +16,7 @@ from affiliate_pipeline.landing.pipeline import now_ms
 
 
 def build_schedules(endpoints: Sequence[Endpoint], status: dg.DefaultScheduleStatus) -> list[dg.ScheduleDefinition]:
-    """One schedule for the endpoints that are landed at the same time of the same zone."""
+    """One schedule per exchange, kind (records or snapshots) and time of day."""
 
     def when(endpoint: Endpoint) -> tuple[str, bool, time | None]:
         return endpoint.exchange.name, not isinstance(endpoint, Records), endpoint.lands_at
@@ -48,7 +48,7 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultSchedul
             return dg.SkipReason(f"{today} is over: no snapshot of it was taken, and none can be any more")
         environment = installation.environment
         start = environment.start_date
-        # If nothing at all is configured, the runs fail and report what to set.
+        # If no exchange is configured, request the runs anyway: they fail and report what to set.
         is_any_configured = environment.is_any_set(EXCHANGE_VARIABLES)
         configured = [each for each in endpoints if environment.is_any_set(each.credentials) or not is_any_configured]
         if not configured:
@@ -59,7 +59,7 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultSchedul
             first = max(start, endpoint.timetable.lookback(tick_ms))
             if days := [each.day for each in expected_days(endpoint.timetable, first, tick_ms)]:
                 key = dg.AssetKey.from_user_string(endpoint.key)
-                # Named by the tick: one that is evaluated again requests no second run.
+                # Derived from the tick, so that evaluating it again requests no second run.
                 run_key = f"{endpoint.key} {tick.isoformat()}"
                 requests.append(dg.RunRequest(run_key, asset_selection=[key], tags=range_tags(days)))
         return requests or dg.SkipReason(f"the days are before AFFILIATE_START_DATE, {start}")

@@ -1,4 +1,4 @@
-"""The sensor that sends the alerts of the outbox, and reports when what failed has landed."""
+"""The sensor that sends the outbox's alerts and reports when failed days have landed."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -15,19 +15,19 @@ from affiliate_pipeline.monitoring import alerts, delivery
 from affiliate_pipeline.monitoring.delivery import Alerts
 from affiliate_pipeline.monitoring.outbox import TABLE, Open, Outbox
 
-# Between two messages to a target, so that a burst longer than a tick is folded too.
+# Between two messages to a target, so that a burst longer than a tick is bundled too.
 QUIET = timedelta(seconds=30)
 FIRST_PAUSE = timedelta(seconds=15)
 LONGEST_PAUSE = timedelta(minutes=30)
 # A tick has to end within 60 s; what is left is sent by the next.
 SENDING_S = 25
 MATERIALIZATIONS_READ = 1000
-# By asset, another one that can land its days as well.
+# By asset, its fallback, which can land its days too.
 FALLBACKS = {endpoint.key: other.asset for endpoint in ENDPOINTS if (other := endpoint.timetable.fallback)}
 
 
 class Undelivered(Exception):
-    """Some of ALERT_URLS did not accept their alerts; delivery to them is tried again."""
+    """Some of ALERT_URLS did not accept their alerts; delivery to them is retried."""
 
 
 @sensor(
@@ -43,7 +43,7 @@ def alert_delivery(context: dg.SensorEvaluationContext, installation: dg.Resourc
         try:
             _report_recovered(outbox, context.instance)
         finally:
-            # Alerts are sent even if it cannot be found out what has landed.
+            # Send alerts even if the search for landed days fails.
             problems = _deliver(outbox, urls)
             for problem in problems:
                 context.log.error(problem)
@@ -53,7 +53,7 @@ def alert_delivery(context: dg.SensorEvaluationContext, installation: dg.Resourc
 
 
 def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
-    """Sends the alerts that `Outbox.due` allows; the problems met, in which URLs are named by their place only."""
+    """Send the alerts that `Outbox.due` permits; return problems, with URLs by position only."""
     targets = {delivery.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
     problems: list[str] = []
     failing = outbox.failing()
@@ -76,7 +76,7 @@ def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
 
 
 def _messages(due: Sequence[tuple[alerts.Alert, int]]) -> Iterator[delivery.Message]:
-    """Bundles alerts that failed equally often; of those that failed before, the first is sent alone.
+    """Bundle alerts that failed equally often; of those that failed, the first is sent alone.
 
     So an alert that is always rejected ends up alone, and after an outage nearly all are bundled.
     """
@@ -88,7 +88,7 @@ def _messages(due: Sequence[tuple[alerts.Alert, int]]) -> Iterator[delivery.Mess
 
 
 def _report_recovered(outbox: Outbox, instance: dg.DagsterInstance) -> None:
-    """Adds one message about all alerts whose failed days have landed since."""
+    """Add one message about all alerts whose failed days have landed since."""
     waiting = outbox.open()
     materialized = _last_materialized(instance, waiting)
     recovered = [
@@ -107,7 +107,7 @@ def _report_recovered(outbox: Outbox, instance: dg.DagsterInstance) -> None:
 def _last_materialized(instance: dg.DagsterInstance, waiting: Sequence[Open]) -> dict[tuple[str, date | None], float]:
     """When what the alerts wait for was last materialized (Unix time), by asset and day.
 
-    The ledger does not show a day that was retained or that a fallback has landed, nor an asset that is no endpoint.
+    The ledger does not show days that were retained or landed by a fallback, nor assets without an endpoint.
     """
     found: dict[tuple[str, date | None], float] = {}
     for asset in sorted({asset for each in waiting for asset in each.missing}):

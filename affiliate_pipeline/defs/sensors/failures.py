@@ -1,7 +1,7 @@
-"""The sensors that raise alerts.
+"""The sensors that raise alerts about failed runs, failed checks and failing ticks.
 
 One alert per failed run, with exactly the days that it did not land; one per run whose checks failed; one while a
-sensor or schedule fails. In a shared Dagster instance they cover only this package's own.
+sensor or schedule fails. In a shared Dagster instance, they cover only this package.
 """
 
 import json
@@ -39,17 +39,17 @@ from affiliate_pipeline.monitoring.outbox import Outbox
 
 RUNS_PER_TICK = 200
 DAY_S = 86_400
-# Ids are given before events are committed: one below what has been read may still appear.
+# Event ids are assigned before the commit, so a lower id may still appear after a higher one was read.
 APPEARED_S = 60
-# The daemon launches retries every 5 s; it may also be off, or find nothing to launch. After this time, no retry comes.
+# The daemon launches retries every 5 s, unless it is off or finds nothing to launch. After this time, expect none.
 RETRY_LAUNCHED_S = 300
 ENDPOINT_OF = {AssetKey.from_user_string(endpoint.key): endpoint for endpoint in ENDPOINTS}
 TABLES = {AssetKey.from_user_string(table.key) for table in REFERENCE_TABLES}
 OWN_ASSETS = frozenset({*ENDPOINT_OF, *TABLES, COMMISSION, REPORT})
-# Overdue days, the third check, have alerts of their own, with deadlines.
+# The third check is not among them: the monitor raises its own alerts about overdue days, with deadlines.
 REPORTED_CHECKS = {DAY_IS_SOUND, SAME_ROWS}
 _Partitions = set[tuple[AssetKey, str | None]]
-# Failures of steps, each with our assets that the step was to materialize.
+# Step failures, each with our assets that the step should have materialized.
 _Failures = list[tuple[set[AssetKey], DagsterEvent]]
 
 
@@ -65,7 +65,7 @@ class _Undecided(Exception):
 def failed_run_alert(
     context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
 ) -> dg.SkipReason:
-    """Unlike Dagster's own sensor of failed runs this one reads a run again if its tick failed."""
+    """Unlike Dagster's run failure sensor, this one reads a run again if its tick failed."""
     ui = Alerts.load(installation.environment.variables).dagster_ui_url
     # Ignore failures older than a day: the overdue monitor reports what is still missing.
     cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - DAY_S}
@@ -99,7 +99,7 @@ def _ended(instance: DagsterInstance, event_type: Any, cursor: Mapping[str, Any]
 def _alerts(
     context: dg.SensorEvaluationContext, run: DagsterRun, ended: dg.EventLogEntry, link: str
 ) -> Iterator[alerts.Alert]:
-    """The alerts of an ended run, if it is ours. A cancelled run has none: it was cancelled on purpose."""
+    """The alerts of an ended run, if it is ours; of a cancelled run, only those about checks."""
     instance = context.instance
     if run.remote_job_origin and not is_own_repository(context, run.remote_job_origin.repository_origin):
         return
@@ -123,7 +123,7 @@ def _alerts(
 
 
 def _is_retried(instance: DagsterInstance, run: DagsterRun, ended: dg.EventLogEntry) -> bool:
-    """Whether Dagster has launched a retry of the run; if the retry fails, that failure is reported instead.
+    """Whether Dagster has launched a retry of the run, whose failure would be reported instead.
 
     The tag shows only that Dagster intends one. It launches none for a run without a code location's origin (from the
     command line), nor for reasons that it only logs: a job or repository that is gone, a backfill that has ended.
@@ -157,7 +157,7 @@ def _own_failures(instance: DagsterInstance, run_id: str, plan: Iterable[Dagster
 
 
 def _failed_assets(failures: _Failures, planned: _Partitions, landed: _Partitions) -> Iterator[alerts.FailedAsset]:
-    """Our assets and days that the run planned to materialize and did not."""
+    """The days of our assets that the run planned to materialize and did not."""
     problems: dict[AssetKey, Mapping[date, Problem]] = {}
     for assets, event in failures:
         if failure := event.step_failure_data.user_failure_data:
@@ -181,7 +181,7 @@ def _day(partition: str | None) -> date | None:
 
 
 def _cause(failures: _Failures, ended: dg.EventLogEntry) -> str:
-    """The first line of the innermost error of the first of our steps that failed, else of the run."""
+    """The first line of the root cause of our first failed step, else of the run's failure."""
     message = ended.dagster_event.message if ended.dagster_event else None
     for _, event in failures[:1]:
         message = innermost_message(event.step_failure_data.error) or message
@@ -200,7 +200,7 @@ def _failed_checks(instance: DagsterInstance, run_id: str) -> dict[tuple[str, st
 
 
 def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleDefinition]) -> dg.SensorDefinition:
-    """The sensor over these sensors and schedules, and itself."""
+    """The sensor that watches these sensors and schedules, and itself."""
 
     @sensor(
         minimum_interval_seconds=30,
@@ -229,12 +229,12 @@ def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleD
 
 
 def _failing(instance: DagsterInstance, state: InstigatorState, ui: str) -> alerts.Alert | None:
-    """The alert about a sensor or schedule whose last ticks failed."""
+    """The alert about a sensor or schedule, if its last ticks have all failed."""
     which = state.instigator_origin_id, state.selector_id
     ended_well = [TickStatus.SUCCESS, TickStatus.SKIPPED]
     # The next tick of a sensor makes up for a failed one; a failed tick of a schedule is a run that did not start.
     number = 2 if state.instigator_type is InstigatorType.SENSOR else 1
-    # One that was taken out of the code keeps its last ticks.
+    # Not older ones: a sensor or schedule that no longer runs keeps its last ticks.
     last = instance.get_ticks(
         *which, after=time.time() - DAY_S, limit=number, statuses=[*ended_well, TickStatus.FAILURE]
     )

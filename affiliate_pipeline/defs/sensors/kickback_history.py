@@ -1,4 +1,4 @@
-"""The sensor that moves kickback exports on and has them landed, and the schedule that requests missed days."""
+"""The sensor that advances and lands kickback exports, and the schedule for missed days."""
 
 import dagster as dg
 
@@ -50,7 +50,7 @@ def kickback_history(
                 advance(session, wait=False)
             except ExchangeError as error:
                 context.log.warning(f"the export could not be requested: {error}")
-            # Before the alerts: an export that expires here is among them.
+            # Before the alerts, so that an export that expires here gets one.
             request = _landing(context, exports)
             for export in filter(lambda each: each.is_just_expired, exports.all()):
                 outbox.add(expired_alert(export, session.now_ms()))
@@ -60,7 +60,7 @@ def kickback_history(
 
 
 def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> dg.RunRequest | dg.SkipReason:
-    """The run that lands the file which is ready, or why there is none."""
+    """The run that lands a file that is ready, or why there is none."""
     instance, opened = context.instance, exports.open()
     ready = next((export for export in opened if export.state == "ready" and not export.is_kept), None)
     if ready is None:
@@ -72,7 +72,7 @@ def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> d
     finished = len(instance.get_runs(dg.RunsFilter(tags={EXPORT_TAG: str(ready.id)})))
     if finished >= MAX_RUNS:
         if any(export.state == "waiting" for export in opened):
-            # Days of the exports that wait may expire meanwhile.
+            # Give up: days of the waiting exports may expire meanwhile.
             note = f"its file came, {finished} runs could not land it, and other exports wait: see why the runs failed"
             exports.update(ready, state="expired", note=note)
         return dg.SkipReason(f"{finished} runs could not land the file of export {ready.id}: see why they failed")
@@ -102,7 +102,7 @@ def expired_alert(export: KickbackExport, now_ms: int) -> Alert:
 
 
 def build_missed_days_schedule(status: dg.DefaultScheduleStatus) -> dg.ScheduleDefinition:
-    """Requests the days that only an export still has, each day."""
+    """The daily schedule that requests the days which only an export still has."""
 
     @schedule(
         name="binance_kickback_history_0045",

@@ -42,9 +42,9 @@ from affiliate_pipeline.monitoring.overdue import (
     overdue_days,
 )
 
-# Only how soon a change is noticed: when a day is requested follows from its own times.
+# Affects only how soon a change is noticed; when a day is requested depends on the day's own times.
 EVERY_S = 30
-# Longer than the pauses of the delivery: a target that is down for a while does not stop the heartbeat.
+# Longer than the pauses of the delivery, so that a short outage of a target does not stop the heartbeat.
 DELIVERED_WITHIN = timedelta(hours=1)
 ATTEMPT_TAG = "affiliate/watch"
 MONITORED = {dg.AssetKey.from_user_string(each.key): each for each in ENDPOINTS if each.timetable.is_monitored}
@@ -61,7 +61,7 @@ def watch(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[In
     at, url = datetime.fromtimestamp(now / 1000, UTC), installation.environment.database_url()
     ended_badly = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
     failed = context.instance.get_runs(dg.RunsFilter(statuses=ended_badly, updated_after=at - FIRST_PAUSE))
-    # Days that the monitor itself requested have its own pauses.
+    # Not the runs that the monitor requested, which have its own pauses.
     failed = [run for run in failed if ATTEMPT_TAG not in run.tags]
     unfinished = context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=at - DAY))
     requests: list[dg.RunRequest] = []
@@ -119,7 +119,7 @@ def heartbeat(context: dg.SensorEvaluationContext, installation: dg.ResourcePara
 def _overdue(
     store: WatchStore, now: int, installation: Installation
 ) -> Iterator[tuple[dg.AssetKey, list[ExpectedDay], Mapping[date, State]]]:
-    """The configured assets of which something has landed, with their overdue days and what was done about them."""
+    """The configured assets that have landed days, each with its overdue days and their states."""
     environment = installation.environment
     ledgers = store.ledgers(datetime.fromtimestamp(now / 1000, UTC).date() - (MONITORED_DAYS + 1) * DAY)
     states = store.states()
@@ -141,7 +141,7 @@ def _request(key: dg.AssetKey, days: Sequence[date], states: Mapping[date, State
 def _evaluation(
     key: dg.AssetKey, days: Sequence[ExpectedDay], states: Mapping[date, State], now: int
 ) -> dg.AssetCheckEvaluation:
-    """The standing check of the asset, about the same days as its runs and alerts."""
+    """The evaluation of `NO_DAY_MISSING`, about the same days as the runs and alerts."""
     lines: list[str] = []
     urgent = False
     for each in days:
@@ -164,7 +164,7 @@ def _evaluation(
 def _changed(
     instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckEvaluation], today: date
 ) -> list[dg.AssetCheckEvaluation]:
-    """The evaluations that differ from the last one of their check, or are the first of a day (UTC)."""
+    """The evaluations that differ from their check's last one, or are its first of a day (UTC)."""
     last = instance.event_log_storage.get_latest_asset_check_execution_by_key([each.asset_check_key for each in checks])
 
     def is_recorded(check: dg.AssetCheckEvaluation) -> bool:
