@@ -1,4 +1,4 @@
-"""The command `check`: what is wrong with the set-up, as a table; and what a command needs of this machine."""
+"""The command `check`, and the checks of disk and port that `up` uses too."""
 
 import shutil
 import socket
@@ -75,7 +75,7 @@ def _finding(about: str, fine: str, look: Callable[[], None]) -> Finding:
 
 
 def check_disk(home: Path) -> None:
-    """Raises `Stop` if a disk is nearly full."""
+    """Raise `Stop` if a disk is nearly full."""
     for folder in (home if home.exists() else home.parent, SYSTEM_FOLDER):  # for root, the latter holds the data
         if folder.exists() and shutil.disk_usage(folder).free < MIN_FREE_BYTES:
             raise Stop(
@@ -85,7 +85,7 @@ def check_disk(home: Path) -> None:
 
 
 def check_port(port: int) -> None:
-    """Raises `Stop` if the port cannot be listened on."""
+    """Raise `Stop` if the port cannot be listened on."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What all commands share: the application they register with, the console, and how errors are shown."""
+"""What all commands share: the application they register with, console and error output."""
 
 import errno
 import sys
@@ -59,7 +59,7 @@ def parse_days(text: str) -> list[date]:
 
 @contextmanager
 def doing(what: str) -> Generator[None, None, None]:
-    """Shows what is being done: a spinner on a terminal, elsewhere a line."""
+    """Show what is being done: a spinner on a terminal, elsewhere a line."""
     if console.is_terminal:
         with console.status(what):
             yield

@@ -17,7 +17,7 @@ TEMPLATE = Path(__file__).with_suffix(".md.j2")
 
 
 def markdown() -> str:
-    """The whole file."""
+    """The content of docs/data_dictionary.md."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True)  # noqa: S701 - Markdown, not HTML
     derived = [(name, kind.split()[0], "" if "not null" in kind else "null", about) for name, kind, about in COLUMNS]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(

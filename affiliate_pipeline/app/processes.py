@@ -1,4 +1,4 @@
-"""The processes of one project folder: only one `up` runs there, and everything it has started can be found and stopped."""
+"""The processes of a project folder: at most one `up`, and everything it has started."""
 
 import fcntl
 import os
@@ -26,13 +26,13 @@ STARTED_BY = "AFFILIATE_STARTED_BY"
 
 @contextmanager
 def exclusive(home: Path) -> Generator[None, None, None]:
-    """Permits only one `up` per folder; raises `Stop`. First stops what a killed one has left running."""
+    """Permit one `up` per folder, else raise `Stop`; first stop what a killed one has left."""
     with (home / "up.lock").open("a+") as lock:
         if not _lock(lock):
             raise Stop("it is running here already; `affiliate-pipeline down` stops it")
         lock.seek(0)
         killed = lock.read()
-        # Before anything else: until then `down` reads the pid of the killed one, which may belong to a stranger by now.
+        # Before anything else: until then `down` reads the pid of the killed one, which may have been reused.
         lock.truncate(0)
         lock.write(f"{os.getpid()}")
         lock.flush()
@@ -46,12 +46,12 @@ def exclusive(home: Path) -> Generator[None, None, None]:
 
 
 def stop_up(home: Path) -> bool:
-    """Stops the `up` of the folder; True if one was running."""
+    """Stop the `up` of the folder; True if one was running."""
     with suppress(FileNotFoundError), (home / "up.lock").open() as lock:
         signalled, deadline = "", time.monotonic() + STOP_WAIT_S
         while not _lock(lock):
             lock.seek(0)
-            # The lock's holder is alive, so the pid is its own; it may not have written it yet.
+            # The lock's holder is alive, so the pid is its own, or not yet written.
             pid = lock.read()
             late = time.monotonic() > deadline
             if pid and (pid != signalled or late):
@@ -82,9 +82,9 @@ def started(home: Path) -> list[psutil.Process]:
 
 
 def stop_started(home: Path) -> bool:
-    """Stops all of `started`, gracefully if possible; True if there was anything."""
+    """Stop all of `started`, gracefully if possible; True if there was anything."""
     left = found = started(home)
-    # Dagster receives SIGINT from Ctrl-C on a terminal.
+    # Dagster expects SIGINT, as from Ctrl-C on a terminal.
     for number, patience_s in ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
         for process in left:
             with suppress(psutil.NoSuchProcess):
@@ -98,7 +98,7 @@ def stop_started(home: Path) -> bool:
 
 
 def dagster_home(home: Path) -> Path:
-    """Dagster's folder under `up`, with the project's `dagster.yaml`."""
+    """The Dagster home that `up` uses, with the project's `dagster.yaml`."""
     folder = home / "dagster"
     folder.mkdir(exist_ok=True)
     shutil.copyfile(root() / "dagster.yaml", folder / "dagster.yaml")
@@ -106,7 +106,7 @@ def dagster_home(home: Path) -> Path:
 
 
 def run_dagster(home: Path, log: Path, arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
-    """Starts a Dagster command in a session of its own: Ctrl-C reaches only `up`, which then stops everything in order."""
+    """Start a Dagster command in its own session: Ctrl-C then reaches only `up`."""
     variables = {"DAGSTER_HOME": str(dagster_home(home)), STARTED_BY: str(home), **environment}
     with log.open("wb") as output:
         return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The commands that read what has landed: `export`, `report`, `plan`, and PostgreSQL's own `psql` and `pg_dump`."""
+"""Commands that read what has landed: `export`, `report`, `plan`, `psql` and `pg_dump`."""
 
 import os
 import shutil
@@ -68,7 +68,7 @@ def export(
             raise Stop(f"nothing has ever landed in {table}")
         with _written(output) as file:
             _write(found, kind, file)
-        # Inside, so that it is of the same moment as the rows.
+        # Inside the block, to read the same snapshot as the rows.
         for line in _doubts(store, table, wanted, environment):
             print(f"affiliate-pipeline: {line}", file=sys.stderr)
 
@@ -88,7 +88,7 @@ def _write(found: Extract, kind: Format, file: BinaryIO) -> None:
 
 @contextmanager
 def _written(output: Path | None) -> Generator[BinaryIO, None, None]:
-    """Standard output, or a file that is there only once all of it has been written."""
+    """Standard output, or a file that exists only once all of it has been written."""
     if output is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -184,7 +184,7 @@ def pg_dump(context: typer.Context) -> None:
 
 
 def _become(name: str, arguments: Sequence[str]) -> None:
-    """Replaces this process by the program, connected to the database."""
+    """Replace this process by the program, connected to the database."""
     url = started(application()).database_url()
     # Connect first: PostgreSQL's programs detect no pooler, and their errors suggest no fix for a wrong address.
     connect(url).close()

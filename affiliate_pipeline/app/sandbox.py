@@ -1,4 +1,4 @@
-"""The sandbox: the command `sandbox`, and how `up` serves it while no exchange is configured."""
+"""The command `sandbox`, and the sandbox that `up` serves while no exchange is configured."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ def sandbox(context: typer.Context) -> None:
 
 @contextmanager
 def serving() -> Generator[None, None, None]:
-    """Serves the sandbox and points `.affiliate/settings.env` at it, on the same port as before if possible."""
+    """Serve the sandbox, on its previous port if possible, and store its settings for `up`."""
     chosen = settings.chosen()
     port = chosen.get(ENDPOINTS[0].exchange.base_url_variable, "").rpartition(":")[2]
     try:
@@ -38,7 +38,7 @@ def serving() -> Generator[None, None, None]:
             "AFFILIATE_RATE_SCALE": str(RATE_SCALE),
         }
         settings.choose(own | exchange.variables)
-        # Of each exchange the account of its first endpoint.
+        # The account of each exchange's first endpoint.
         accounts = {endpoint.exchange.name: endpoint.credentials for endpoint in reversed(ENDPOINTS)}
         console.print(
             "No exchange is configured, so [bold]the sandbox[/bold] plays them on this machine: generated data, in a "

@@ -1,6 +1,6 @@
-"""The commands `up` and `down`: everything on one machine, and nothing left behind.
+"""The commands `up` and `down`: run everything on one machine, and leave nothing behind.
 
-`up` lands the last days by `dagster asset materialize`, so they are ordinary runs in Dagster's UI.
+`up` lands the last days with `dagster asset materialize`, so they are ordinary runs in Dagster's UI.
 """
 
 import os
@@ -47,13 +47,13 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Landing:
-    """Materializes in an environment; every method raises `Stopped` once `stopping` is set."""
+    """Materializes days; `land` and `add_up` raise `Stopped` once `stopping` is set."""
 
     environment: Environment
     stopping: threading.Event
 
     def missing_days(self) -> list[tuple[Endpoint, list[date]]]:
-        """The last days of each configured asset, without those that are settled or were just checked."""
+        """Each configured asset's last days, except settled and just checked ones."""
         recently = datetime.now(UTC) - CHECK_AGAIN_AFTER
         missing: list[tuple[Endpoint, list[date]]] = []
         with self._store() as store:
@@ -67,7 +67,7 @@ class Landing:
         return missing
 
     def land(self, missing: Iterable[tuple[Endpoint, list[date]]]) -> bool:
-        """Lands the days and reports each run; True if every day has landed.
+        """Land the days and report each run; True if every day has landed.
 
         One run lands consecutive days of all assets with the same partitions.
         """
@@ -90,7 +90,7 @@ class Landing:
         return success
 
     def add_up(self) -> bool:
-        """Materializes the assets about money for the days whose rows have changed; True if all are up to date.
+        """Add up the days whose rows have changed; True if all are up to date.
 
         While Dagster runs, a sensor does so.
         """
@@ -106,7 +106,7 @@ class Landing:
         )
 
     def _materialize(self, keys: Sequence[str], days: Sequence[date], title: str, failed: str) -> bool:
-        """Whether a run of the assets over the days succeeds; prints why not."""
+        """Run the assets over the days; return whether that succeeded, and print why not."""
         if self.stopping.is_set():
             raise Stopped
         home, began = self.environment.home, datetime.now(UTC)
@@ -120,7 +120,7 @@ class Landing:
                 if self.stopping.wait(0.2):
                     raise Stopped
         if process.returncode:
-            # Takes as long to import as all commands together.
+            # Imported here: the import takes as long as all commands together.
             from affiliate_pipeline.app.instance.launcher import failures
 
             reasons = dict.fromkeys(map(redact, failures(dagster_home(home), days, began)))
@@ -128,7 +128,6 @@ class Landing:
         return process.returncode == 0
 
     def summarize(self) -> None:
-        """Prints what has landed."""
         table = Table("asset", "days landed", "rows", "settled", title="What has landed")
         with self._store() as store:
             for endpoint in ENDPOINTS:
@@ -203,7 +202,7 @@ def _stopped_by_signals() -> threading.Event:
 
 
 def _land(landing: Landing) -> bool:
-    """Whether all of the last days have landed and are added up."""
+    """Land and add up the last days; return whether all of them succeeded."""
     try:
         complete = landing.land(landing.missing_days())
         complete &= landing.add_up()
@@ -214,7 +213,7 @@ def _land(landing: Landing) -> bool:
 
 
 def _land_in_background(stack: ExitStack, landing: Landing, port: int) -> None:
-    """Lands the newest days, then the earlier ones in a thread, which ends before what it has started is stopped."""
+    """Land the newest days, then earlier ones in a thread, which `stack` stops and joins."""
     if landing.stopping.is_set():
         raise Stopped
     console.print(f"Dagster's UI is ready: [bold]http://localhost:{port}[/bold]")
@@ -238,7 +237,7 @@ def _land_in_background(stack: ExitStack, landing: Landing, port: int) -> None:
 
 
 def _start_ui(home: Path, log: Path, port: int, stopping: threading.Event) -> subprocess.Popen[bytes]:
-    """Dagster's webserver and daemon, ready."""
+    """Start Dagster's webserver and daemon; return once the UI is ready."""
     arguments = ["dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)]
     variables = {"DAGSTER_UI_URL": f"http://localhost:{port}", "AFFILIATE_SCHEDULES": "true"}
     dagster = run_dagster(home, log, arguments, **variables)

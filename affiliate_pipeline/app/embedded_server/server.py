@@ -1,6 +1,6 @@
-"""The embedded PostgreSQL: found, started, stopped. One server per `.affiliate` folder (`home`).
+"""Find, start and stop the embedded PostgreSQL: one server per `.affiliate` folder (`home`).
 
-It listens on 127.0.0.1 only, without a unix socket (whose path may not be long), and requires the password.
+It listens on 127.0.0.1 only and requires the password. It has no unix socket, whose path could be too long.
 """
 
 import os
@@ -40,18 +40,18 @@ SETTINGS = {
     "max_wal_size": "1GB",
     "timezone": "UTC",
     "log_timezone": "UTC",
-    # Two lines every five minutes, forever.
+    # Would log two lines every five minutes.
     "log_checkpoints": "off",
 }
 MAX_LAUNCHES = 3
-# Recovery after a crash replays up to max_wal_size, on a slow disk for minutes.
+# Recovery after a crash replays up to max_wal_size, which takes minutes on a slow disk.
 WAIT_S = 300
 CONNECT_TIMEOUT_S = 5
 POLL_S = 0.02
 
 
 def is_embedded(environment: Environment) -> bool:
-    """Whether the environment configures no database, so that the application uses the embedded server."""
+    """Whether no database is configured, so that the application uses the embedded one."""
     return DATABASE_VARIABLE not in environment.variables
 
 
@@ -63,7 +63,7 @@ def started(environment: Environment) -> Environment:
 
 
 def if_running(environment: Environment) -> Environment | None:
-    """`started`, without starting or creating anything: None if the embedded server does not run."""
+    """Like `started`, but starts and creates nothing: None if the server is not running."""
     if not is_embedded(environment):
         return environment
     url = url_if_running(environment.home, environment.mode)
@@ -71,7 +71,7 @@ def if_running(environment: Environment) -> Environment | None:
 
 
 def ensure(home: Path, database: str) -> str:
-    """The URL of a database of the running server, both created if need be; safe from many processes at once."""
+    """Start the server and create the database if need be; return its URL. Concurrency-safe."""
     with plain_errors(home) as folder:
         cluster = read(folder)
         if cluster is None or _data_directory(cluster, database) != str(cluster.data):
@@ -83,7 +83,7 @@ def ensure(home: Path, database: str) -> str:
 
 
 def url_if_running(home: Path, database: str) -> str | None:
-    """The same URL, with nothing created; None if the server does not answer with our password from our data folder."""
+    """Like `ensure`, but creates nothing; None unless our server runs on our data folder."""
     with plain_errors(home) as folder:
         cluster = read(folder)
         is_running = cluster and _data_directory(cluster) == str(cluster.data)
@@ -91,7 +91,7 @@ def url_if_running(home: Path, database: str) -> str | None:
 
 
 def stop(home: Path) -> bool:
-    """Stops the server in good order, which disconnects its clients; True if one was running."""
+    """Shut the server down, which disconnects its clients; True if one was running."""
     with plain_errors(home) as folder:
         if read(folder) is None:
             return False
@@ -117,7 +117,7 @@ def _url(cluster: Cluster, database: str) -> str:
 
 
 def _start(home: Path) -> Cluster:
-    """The cluster of `home`, made, started, recovered as need be, and answering."""
+    """Create, start and recover the cluster of `home` as needed; return it once it answers."""
     cluster = read(home) or _new(home)
     make_folder(cluster)
     deadline = time.monotonic() + WAIT_S
@@ -158,9 +158,9 @@ def _new(home: Path) -> Cluster:
 
 
 def _launch(home: Path, cluster: Cluster, vacant: int) -> Cluster:
-    """The cluster with the port on which its server is now starting."""
+    """Start the server; return the cluster with its port."""
     if not cluster.data.exists():
-        if cluster.port:  # it had run: an empty database in its place would look like one that lost everything
+        if cluster.port:  # it has run before: a new, empty database would look like data loss
             raise ServerError(
                 f"the data of PostgreSQL has gone from {cluster.data}",
                 f"Put it back, or a backup of it; or, to begin with an empty database, remove {home / 'postgres.json'}",
@@ -193,7 +193,7 @@ def _initialize(cluster: Cluster, vacant: int) -> None:
 
 
 def _remove_stale_pid(cluster: Cluster) -> None:
-    """PostgreSQL does not start while the pid in postmaster.pid exists, even as a zombie or an unrelated process."""
+    """Remove postmaster.pid if its pid is not our server: even a zombie would block the start."""
     file = cluster.data / "postmaster.pid"
     command: list[str] = []
     with suppress(FileNotFoundError, ValueError, IndexError, psutil.Error):
@@ -219,7 +219,7 @@ def _connect(cluster: Cluster, database: str = "postgres") -> psycopg.Connection
         user=ROLE,
         password=cluster.password,
         dbname=database,
-        # Another program on our port could ask for the password in clear.
+        # Otherwise another program on our port could request the password in clear text.
         require_auth="scram-sha-256",
         connect_timeout=CONNECT_TIMEOUT_S,
         autocommit=True,
@@ -227,7 +227,7 @@ def _connect(cluster: Cluster, database: str = "postgres") -> psycopg.Connection
 
 
 def _data_directory(cluster: Cluster, database: str = "postgres") -> str | None:
-    """The data folder of the server that accepts our password: not ours if the project was copied or moved."""
+    """The running server's data folder; not ours if the project was copied or moved."""
     try:
         with _connect(cluster, database) as connection:
             row = connection.execute("show data_directory").fetchone()
@@ -246,7 +246,7 @@ def _create_database(cluster: Cluster, database: str) -> None:
 
 
 def _shut_down(cluster: Cluster) -> None:
-    """Sends the postmaster a fast shutdown if it answers: its pid comes from the server, not from a file."""
+    """Send the postmaster a fast shutdown; its pid comes from the server, not from a file."""
     with suppress(psycopg.OperationalError, psutil.Error), _connect(cluster) as connection:
         postmaster = psutil.Process(connection.info.backend_pid).parent()
         if postmaster and postmaster.name() == "postgres":

@@ -1,7 +1,4 @@
-"""Runs of the Dagster instance: how they are launched, whether one is alive, why it failed.
-
-`dagster.yaml` names the class.
-"""
+"""The run launcher that `dagster.yaml` names, and the reasons of failed runs."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -15,15 +12,15 @@ from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import of_instance
 from affiliate_pipeline.landing.store import is_worked_for
 
-# Longer than a busy machine takes from one event to the next process that works for the run (`Store.work_for`).
+# Longer than a busy machine takes from a run's event to the next process that works for it (`Store.work_for`).
 SILENCE_S = 75
 
 
 class Launcher(dg.DefaultRunLauncher):
-    """Dagster's own launcher, which also notices runs that died with the process that launched them.
+    """Dagster's default launcher, which also notices runs whose process has died.
 
-    So does it a run that was killed after it was started from the command line. Dagster's own would show such runs as
-    started forever.
+    They died with the process that launched them, or were killed after a start from the command line. Dagster's own
+    launcher would show them as started forever.
     """
 
     @property

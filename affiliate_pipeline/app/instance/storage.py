@@ -1,4 +1,4 @@
-"""Dagster's own storage, in the one database of the project; `dagster.yaml` names this class."""
+"""Dagster's storage in the project's database; `dagster.yaml` names this class."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ from affiliate_pipeline.postgres.urls import public_tables
 
 
 class StorageUnavailable(click.ClickException):
-    """Dagster has no storage; its own commands show the reason, and no traceback."""
+    """Dagster has no storage; its commands show the reason without a traceback."""
 
 
 class Storage(DagsterPostgresStorage, ConfigurableClass):
-    """`DagsterPostgresStorage` on the configured database, or on the embedded one, which it starts."""
+    """`DagsterPostgresStorage` on the configured database, else on the embedded one it starts."""
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
@@ -33,17 +33,17 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
             require_storage(url)
         except AffiliateError as error:
             raise StorageUnavailable(f"{error}") from None
-        # A bare postgresql:// means psycopg 3 to newer SQLAlchemy, with which dagster-postgres cannot write an event
+        # Newer SQLAlchemy takes a bare postgresql:// for psycopg 3, with which dagster-postgres cannot write an event
         # (dagster issue 33958).
         schemas = {"affiliate", *(endpoint.exchange.name for endpoint in ENDPOINTS)}
         url = public_tables(url, schemas).replace("postgresql://", "postgresql+psycopg2://", 1)
         storage = cls(url, inst_data=inst_data)
         if environment.embedded_url:
             register_embedded(url, environment)
-        # A range of days writes three events a day, and without a pool would open seven connections a day for them: two
-        # thirds of such a run's time. A connection is used for a second at most, so that none is found dead after a restart
-        # of the database. No limit of time (0) or number (-1).
+        # A run over a range writes three events a day. Without a pool it opens seven connections a day for them, two
+        # thirds of its time. Connections are recycled after a second, so that none is dead after the database restarts.
+        # Statements have no timeout (0), and connections no limit (-1).
         storage.event_log_storage.optimize_for_webserver(statement_timeout=0, pool_recycle=1, max_overflow=-1)
-        # Dagster itself reads this from the environment: how many of the materializations that end a step it writes at once.
+        # Dagster reads this variable: how many of a step's final materializations it writes at once.
         set_default(DAGSTER_EVENT_BATCH_SIZE=1000)
         return storage
