@@ -1,4 +1,4 @@
-"""Find, start and stop the embedded PostgreSQL: one server per `.affiliate` folder (`home`).
+"""Find, start and stop the embedded PostgreSQL, one server per `.affiliate` folder, `home`.
 
 It listens on 127.0.0.1 only and requires the password. It has no unix socket, whose path could be too long.
 """
