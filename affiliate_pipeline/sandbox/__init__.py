@@ -1,10 +1,9 @@
-"""The sandbox: exchanges on loopback, as strict as the real ones, with data known to the last digit.
+"""The sandbox: exchanges on loopback, as strict as the real ones, with exactly known data.
 
-It imports nothing else of affiliate_pipeline and verifies signatures with code of its own, so that a mistake
-of the client cannot hide in shared code. `server` carries HTTP; `binance` and `lbank` are exchanges and know no
-socket; `exchange` is the protocol between them, `faults` spoils answers. The exchanges share `parameters`,
-`signatures`, `sliding_window`, `days` and `rows`. Another exchange is a folder like `binance` and one more name in
-`Sandbox`.
+It imports nothing else of affiliate_pipeline and verifies signatures with its own code, so that a mistake of the client
+cannot hide in shared code. `server` serves HTTP, `binance` and `lbank` implement the exchanges without sockets, and
+`exchange` is the protocol between them. `faults` spoils responses. The exchanges share `parameters`, `signatures`,
+`sliding_window`, `days` and `rows`. A new exchange takes a folder like `binance` and an entry in `Sandbox`.
 """
 
 from affiliate_pipeline.sandbox.faults import Faults

@@ -1,4 +1,4 @@
-"""The sandbox in the foreground: `python -m affiliate_pipeline.sandbox`. How it behaves may not live here."""
+"""The sandbox in the foreground: `python -m affiliate_pipeline.sandbox`."""
 
 import argparse
 import errno
@@ -14,7 +14,7 @@ STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 once a signal has stopped it, 1 if the port is in use."""
+    """Serve until a signal arrives; returns 0 then, and 1 if the port is in use."""
     options = _parser().parse_args(argv)
     sandbox = Sandbox(
         port=options.port, rows_per_day=options.rows_per_day, users=options.users, rate_scale=options.rate_scale
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sandbox.faults.fail_day(day, status=status)
     rate: float = options.error_rate / len(KINDS)
     sandbox.faults.mix(**dict.fromkeys(KINDS, rate))
-    # Blocked before the threads start, which inherit it: the signals then wait for sigwait.
+    # Block the signals before the threads start and inherit the mask, so that only sigwait receives them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         with sandbox:

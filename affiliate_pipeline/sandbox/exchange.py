@@ -1,7 +1,4 @@
-"""What the sandbox's server and its exchanges agree on: a call, its answer, and what an exchange can do.
-
-Nothing of HTTP's transport and nothing of a particular exchange may live here.
-"""
+"""The interface between the sandbox's server and its exchanges: call, response, protocol."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +11,7 @@ from urllib.parse import unquote
 
 @dataclass(frozen=True)
 class Call:
-    """One request, with query and body exactly as they came over the wire."""
+    """One request, with query and body exactly as received."""
 
     method: str
     path: str
@@ -30,13 +27,13 @@ class Call:
 
     @cached_property
     def params(self) -> dict[str, str]:
-        """The decoded parameters by name; of duplicates the last."""
+        """The decoded parameters by name; of duplicates, the last."""
         return dict(self.pairs)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: its body, the exchange's own error code if it is a refusal, and what spoils it."""
+    """One response; `code` is the exchange's error code, `fault` what made or spoiled it."""
 
     status: int
     body: bytes
@@ -53,15 +50,15 @@ NOT_FOUND = Answer(404, b"<html><body><h2>404 Not found</h2></body></html>", "te
 class Exchange(Protocol):
     @property
     def prefixes(self) -> tuple[str, ...]:
-        """The beginnings of the paths that are this exchange's."""
+        """The path prefixes of this exchange."""
         ...
 
     def answer(self, call: Call) -> Answer:
-        """The exchange's own answer, a refusal included."""
+        """The exchange's own response, which may be a refusal."""
         ...
 
     def refusal(self, status: int, code: int | None = None, retry_after_s: int | None = None) -> Answer:
-        """A refusal in the exchange's envelope; without a code, with the one usual for such a status."""
+        """A refusal in the exchange's envelope; the code defaults to the status's usual one."""
         ...
 
     def variables(self, url: str) -> dict[str, str]:
@@ -69,4 +66,4 @@ class Exchange(Protocol):
         ...
 
     def days(self, call: Call) -> tuple[date, date] | None:
-        """The first and the last of the exchange's days that a call asks about, None if it names no time."""
+        """The first and last of the exchange's days that a call covers; None if it names no time."""

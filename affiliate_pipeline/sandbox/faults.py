@@ -1,7 +1,7 @@
-"""What can be made to go wrong between an exchange and its caller. Exchanges' own rules may not live here.
+"""Faults between an exchange and its caller. The exchanges' own rules are not here.
 
-The exchange does its work first, and a fault spoils the answer that is sent: after a 5xx or a reset a caller
-cannot know whether it was done. A refusal is never spoiled, so that no fault hides a mistake of a caller.
+The exchange does its work first, then a fault spoils the response: after a 5xx or a reset, a caller cannot know whether
+the work was done. A refusal is never spoiled, so that no fault hides a mistake of a caller.
 """
 
 import random
@@ -21,14 +21,14 @@ FIREWALL_PAGE = b"<!DOCTYPE html><html><body><p>Your request has been blocked.</
 
 
 class Faults:
-    """Faults to come; every attribute may be changed while the sandbox runs.
+    """The faults to apply; every attribute may be changed while the sandbox runs.
 
-    `path`: only calls whose path contains it meet `next_answers`, days that fail, and the random mix.
-    `next_answers`: canned (status, headers, body), each used up by one call.
-    `transform_row`: given each row of an answer as a dict, returns the row to send.
-    `pending`: what the next questions for the file of a history are answered with instead of its URL, one each:
+    `path`: `next_answers`, failing days and the random mix apply only to calls whose path contains it.
+    `next_answers`: canned responses (status, headers, body), one per call.
+    `transform_row`: given each row of a response as a dict, returns the row to send.
+    `pending`: what the next requests for a history's file return instead of its URL, one each:
     `error`, `message`, `previous` (the URL of the file before), `empty` or `null`.
-    `expired_urls`: so many of the next URLs of a file have expired when they are given out.
+    `expired_urls`: how many of the next file URLs are expired when they are returned.
     `clock_offset_ms`: how far the exchange's clock is ahead of the sandbox's.
     """
 
@@ -46,7 +46,7 @@ class Faults:
         self.clear()
 
     def clear(self) -> None:
-        """Nothing goes wrong any more, and every setting is what it was at first."""
+        """Remove all faults and restore the initial settings."""
         with self._lock:
             self.path = ""
             self.next_answers = deque()
@@ -67,15 +67,15 @@ class Faults:
         return rows
 
     def fail_day(self, day: date, *, status: int = 500, code: int | None = None) -> None:
-        """From now on every call whose range touches the day, one of the exchange's own, is answered with this error.
+        """Respond with this error to every call that covers the day, one of the exchange's own.
 
-        LBank puts its code, 10000 if none is given, into an answer of status 200.
+        LBank sends its code, by default 10000, with status 200.
         """
         with self._lock:
             self._days = {**self._days, day: (status, code)}
 
     def mix(self, *, seed: int = 0, **rates: float) -> None:
-        """From now on answers are spoiled at random, each of KINDS at its rate; replaces the mix before."""
+        """Spoil responses at random, each of KINDS at its rate; replaces the mix before."""
         if unknown := rates.keys() - set(KINDS):
             raise ValueError(f"no such faults: {sorted(unknown)}; there are {', '.join(KINDS)}")
         if sum(rates.values()) > 1:
@@ -85,7 +85,7 @@ class Faults:
             self._random = random.Random(seed)
 
     def spoil(self, answer: Answer, call: Call, exchange: Exchange) -> Answer:  # noqa: PLR0911 - one per fault
-        """The answer to send in place of this one; often the same."""
+        """The response to send: this one, or the fault that replaces it."""
         if answer.status != 200 or answer.code is not None or self.path not in call.path:
             return answer
         if failure := self._day_failure(call, exchange):
@@ -108,7 +108,7 @@ class Faults:
                 return replace(answer, fault=kind, delay_s=self.slow_s if kind == "slow" else 0)
 
     def _day_failure(self, call: Call, exchange: Exchange) -> Answer | None:
-        """The refusal of a call whose range touches a failing day."""
+        """The refusal of a call that covers a failing day."""
         if self._days and (touched := exchange.days(call)):
             for day, (status, code) in self._days.items():
                 if touched[0] <= day <= touched[1]:

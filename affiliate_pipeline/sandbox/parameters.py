@@ -1,18 +1,18 @@
-"""The parameters of a call, and its refusal in the exchange's own codes. No exchange's codes may live here."""
+"""Parameters of calls, and refusals with error codes that each exchange sets."""
 
 import re
 from typing import ClassVar
 
 
 class Refused(Exception):
-    """A call is refused with this code; `name` is the parameter at fault, if it is one."""
+    """The call is refused with this code; `name` is the parameter at fault, if any."""
 
     def __init__(self, code: int, name: str = "", *, status: int = 400, retry_after_s: int | None = None) -> None:
         self.code, self.name, self.status, self.retry_after_s = code, name, status, retry_after_s
 
 
 class Parameters(dict[str, str]):
-    """The decoded parameters of a call by name; an exchange's subclass sets the codes of refusals."""
+    """A call's decoded parameters by name; the exchange's subclass sets the refusal codes."""
 
     missing: ClassVar[int]
     empty: ClassVar[int]
@@ -21,13 +21,13 @@ class Parameters(dict[str, str]):
     max_digits: ClassVar[int]
 
     def text(self, name: str) -> str:
-        """The text of a parameter that has to be there."""
+        """The text of a required parameter."""
         if text := self.get(name):
             return text
         raise Refused(self.missing if text is None else self.empty, name)
 
     def integer(self, name: str) -> int:
-        """A parameter that has to be an integer of at least 0."""
+        """The value of a required parameter, an integer of at least 0."""
         text = self.text(name)
         if not re.fullmatch(rf"[0-9]{{1,{self.max_digits}}}", text):
             raise Refused(self.malformed, name)

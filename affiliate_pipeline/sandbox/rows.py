@@ -1,4 +1,4 @@
-"""Rows as JSON bytes, numbers kept as they are written. What a row means may not live here."""
+"""Rows as JSON bytes, with numbers kept as they are written."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Number(str):
-    """Text sent as an unquoted JSON number, exactly as written; an unquoted decimal is read back as one."""
+    """Text sent as an unquoted JSON number, as written; `decode` returns decimals as this type."""
 
 
 def encode(row: Mapping[str, Any]) -> bytes:
@@ -21,7 +21,7 @@ def encode(row: Mapping[str, Any]) -> bytes:
 
 
 def decode(row: bytes) -> dict[str, Any]:
-    """The row as a dict that `encode` turns into the same JSON values again."""
+    """The row as a dict, which `encode` turns into the same JSON values again."""
     return json.loads(row, parse_float=Number)
 
 

@@ -1,4 +1,4 @@
-"""The sandbox's HTTP server and its request log. Nothing that only one exchange does may live here."""
+"""The sandbox's HTTP server and request log, the same for all exchanges."""
 
 import socket
 import struct
@@ -25,9 +25,9 @@ ABORT_ON_CLOSE = struct.pack("ii", 1, 0)
 
 @dataclass
 class Request:
-    """One request as the sandbox saw it; `status` is None while it is being answered and after a reset.
+    """One request as logged; `status` is None until it is answered, and after a reset.
 
-    `code` is the exchange's own error code, `fault` the fault that made or spoiled the answer.
+    `code` is the exchange's own error code, `fault` the fault that made or spoiled the response.
     """
 
     received_ms: int
@@ -42,8 +42,8 @@ class Request:
 class Sandbox:
     """The exchanges on a loopback port, served by threads of this process; a context manager.
 
-    `rows_per_day`: about so many rebates of Binance. `users`: so many under LBank's affiliate.
-    `rate_scale`: the windows of all rate limits are so many times shorter than the real ones.
+    `rows_per_day`: roughly how many Binance rebates. `users`: how many are under LBank's affiliate.
+    `rate_scale`: how many times shorter than the real ones the windows of all rate limits are.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """Known once it has started; stopped and started again, it is the same."""
+        """The base URL, known once started; it stays the same after a restart."""
         return f"http://{HOST}:{self.port}"
 
     @property
@@ -75,7 +75,7 @@ class Sandbox:
         return {name: value for each in self._exchanges for name, value in each.variables(self.url).items()}
 
     def start(self) -> Self:
-        """The sandbox, answering; OSError if the port is in use."""
+        """Start serving; raises OSError if the port is in use."""
         self._server = _Server((HOST, self.port), self._answer)
         self.port = self._server.server_port
         self.binance.kickbacks.own_url = self.url
@@ -86,7 +86,7 @@ class Sandbox:
         return self
 
     def stop(self) -> None:
-        """Refuses connections from now on and closes the open ones, whatever they are doing."""
+        """Refuse new connections and close the open ones, whatever they are doing."""
         if self._server is not None:
             self._server.stop()
             self._thread.join()
@@ -103,13 +103,13 @@ class Sandbox:
         self.requests.append(request)
         exchange = next((each for each in self._exchanges if call.path.startswith(each.prefixes)), None)
         answer = self.faults.spoil(exchange.answer(call), call, exchange) if exchange else NOT_FOUND
-        # Before a byte is sent: a client that has the response finds the request in the log.
+        # Before the response is sent, so that a client that has it finds the complete request in the log.
         request.status = None if answer.fault == "reset" else answer.status
         request.code, request.fault = answer.code, answer.fault
         return answer
 
 
-# What socketserver calls a request: of a server of UDP, it is a pair.
+# What socketserver calls a request; for a UDP server, it is a pair.
 _Connection = socket.socket | tuple[bytes, socket.socket]
 
 
@@ -122,7 +122,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, partial(_Handler, answer))
 
     def server_bind(self) -> None:
-        # HTTPServer's own would look its host up in the DNS.
+        # Not HTTPServer's own, which looks the host up in the DNS.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.socket.getsockname()
 
@@ -136,7 +136,7 @@ class _Server(ThreadingHTTPServer):
         super().close_request(request)
 
     def handle_error(self, request: _Connection, client_address: object) -> None:
-        """Silent about callers that went away; anything else is a mistake in here and is printed."""
+        """Ignore clients that disconnected; print any other error, which is a bug in here."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -190,10 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write("\r\n".join(lines).encode("latin-1") + body)
 
     def _reset(self) -> None:
-        # Closed before the server's orderly shutdown, which would send a FIN first.
+        # Close before the server's orderly shutdown, which would send a FIN first.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT_ON_CLOSE)
         self.connection.close()
         self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: the log is `Sandbox.requests`."""
+        """Log nothing: `Sandbox.requests` is the log."""

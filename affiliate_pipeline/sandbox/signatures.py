@@ -1,4 +1,4 @@
-"""How the sandbox's exchanges verify a signature. What is signed, and what a wrong one is answered with, are theirs."""
+"""How the exchanges verify a signature. What is signed is defined in each exchange."""
 
 import base64
 import binascii
@@ -22,7 +22,7 @@ def is_public_key(secret_or_public_pem: str) -> bool:
 
 @lru_cache
 def verifier(secret_or_public_pem: str) -> Callable[[bytes, str], bool]:
-    """Whether a signature is the payload's, for this account."""
+    """A function that checks a signature against a payload, for this account."""
     if not is_public_key(secret_or_public_pem):
 
         def hmac_is_right(payload: bytes, signature: str) -> bool:

@@ -1,4 +1,4 @@
-"""Counts of requests over a sliding window. What a request over the limit leads to may not live here."""
+"""The number of requests in a sliding window, for rate limits."""
 
 from collections import deque
 

@@ -1,5 +1,5 @@
-"""Binance Link in the sandbox: `exchange` answers calls, the other modules are what it answers with.
+"""Binance Link in the sandbox: `exchange` answers calls with what the other modules supply.
 
-`signing` verifies, `parameters` has the codes of refusals, `records` keeps rows by day, `rebates`, `kickbacks` and
+`signing` verifies calls, `parameters` has the refusal codes, `records` stores rows by day; `rebates`, `kickbacks` and
 `customers` generate data.
 """

@@ -1,7 +1,4 @@
-"""The customerIds in the sandbox: assigned by the partner to emails, and the client's own.
-
-How they are requested and refused may not live here.
-"""
+"""The customerIds in the sandbox: the partner's, assigned to emails, and the client's own."""
 
 import json
 import re
@@ -14,11 +11,11 @@ EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 
 
 class Customers:
-    """The assigned customerIds: the same at each start, then as assigned.
+    """The assigned customerIds, which are the same at each start.
 
-    `by_id`: the partner's clients, an email by its customerId.
+    `by_id`: the emails of the partner's clients, by customerId.
     `own_id`: the client's customerId with its agent, "" while it has none.
-    `taken_ids`: those of the agent's other clients.
+    `taken_ids`: the ids of the agent's other clients.
     """
 
     def __init__(self) -> None:
@@ -28,7 +25,7 @@ class Customers:
         self._lock = threading.Lock()
 
     def assign(self, customer_id: str, email: str) -> bool:
-        """Assign this id to the email in place of any other; False if another email has it."""
+        """Assign the id to the email in place of its id before; False if another email has it."""
         with self._lock:
             if self.by_id.get(customer_id, email).casefold() != email.casefold():
                 return False
@@ -55,7 +52,7 @@ class Customers:
 
 
 def _emails() -> dict[str, str]:
-    """The customers of the rebates who have an id, with an email that may be the masked one in full."""
+    """The rebates' customers that have an id, each with an email that fits the masked one."""
     emails: dict[str, str] = {}
     for number, (customer_id, row) in enumerate(CUSTOMERS):
         email = json.loads(row + "}")["email"].replace("*****", f".{number:03d}")

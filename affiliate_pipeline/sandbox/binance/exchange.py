@@ -1,4 +1,4 @@
-"""Binance Link in the sandbox: its accounts, weight limit and endpoints. No socket may live here.
+"""Binance Link in the sandbox: its accounts, weight limit and endpoints.
 
 An endpoint is one entry of `_endpoints` and one method that returns the body.
 """
@@ -24,7 +24,7 @@ from affiliate_pipeline.sandbox.rows import array, decode, encode
 from affiliate_pipeline.sandbox.sliding_window import SlidingWindow
 
 MAX_SPAN_MS = 7 * DAY_MS
-# The client is one trader of many.
+# The client is one trader of many, so it has fewer rows than the partner.
 REBATES_PER_KICKBACK = 5
 DEFAULT_KICKBACKS, MAX_KICKBACKS = 500, 1000
 BAN_MS = 120_000
@@ -42,9 +42,8 @@ class Binance:
 
     `retention_ms`: the retention of rebates; None retains them for ever.
     `exclusive_end`: a row at endTime is not returned.
-    `customers`: the assigned customerIds.
-    `undone_posts`: how many of the next POSTs fail without any effect; faults spoil responses after the effect.
-    `patience`: how many calls in a row over the weight limit are only refused; the next one is a ban.
+    `undone_posts`: how many of the next POSTs fail without effect; faults spoil responses after the effect.
+    `patience`: how many calls in a row over the weight limit are only refused; the next one is banned.
     """
 
     prefixes = ("/api/", "/sapi/", FILES)
@@ -204,7 +203,7 @@ class Binance:
     def _rebates_between(
         self, start: int, stop: int, *, customer: str | None = None, limit: int | None = None
     ) -> list[bytes]:
-        """The first `limit` retained rows with start <= time < stop that exist by now, in the order of responses."""
+        """The first `limit` retained rows with start <= time < stop that exist by now, in order."""
         return self._rebates.between(
             start,
             stop,
@@ -228,7 +227,7 @@ class Binance:
         return self._now() + self._faults.clock_offset_ms
 
     def _weigh(self) -> int:
-        """The weight used in the window that ends now, this call included."""
+        """Count the call; return the weight used in the window that ends now, or refuse."""
         now = self._now()
         with self._lock:
             if now < self._banned_until:

@@ -1,7 +1,6 @@
 """Generated kickbacks of the client, and their export.
 
-An export is requested, collected for a while, then offered by a URL that expires. How a request is signed or refused
-may not live here.
+An export is requested, collected for a while, then offered at a URL that expires.
 """
 
 import csv
@@ -35,7 +34,7 @@ _FILE_KEY = b"sandbox-file-host-secret"
 
 @dataclass(frozen=True)
 class FileForm:
-    """How the file and its URL look. `header`: the columns as they are named, in their order."""
+    """The format of the file and its URL. `header`: the names of the columns, in order."""
 
     header: tuple[str, ...] = ("income", "asset", "symbol", "time")
     time: Literal["ms", "text"] = "ms"
@@ -54,8 +53,8 @@ class _Collection:
 class Kickbacks:
     """The client's kickbacks. Every attribute may be changed while the sandbox runs.
 
-    `collect_ms`: how long a file is collected. `url_lives_ms`: how long a URL of it is valid. `stray_rows`: rows in every
-    file, whatever was requested. `own_url`: where the files are served.
+    `collect_ms`: how long the collection of a file takes. `url_lives_ms`: how long its URL is valid. `stray_rows`: rows
+    added to every file, whatever was requested. `own_url`: where the files are served.
     `urls`: every URL returned; `file_headers`: the headers of every request for a file.
     """
 
@@ -92,10 +91,10 @@ class Kickbacks:
         )
 
     def collect(self, start: int, stop: int, limit: int | None) -> bytes:
-        """Start a collection, in place of the one before; the body of the response."""
+        """Start a collection, which replaces the one before; return the response's body."""
         rows = [decode(row) for row in self.between(start, stop, HISTORY_MS, limit=limit)]
         rows += [dict(row) for row in self.stray_rows]
-        # Files are not promised to be in the order of time.
+        # The exchange does not promise that files are ordered by time.
         rows.sort(key=lambda row: (str(row.get("asset")), int(row["time"])))
         with self._lock:
             number = Random(f"history {len(self._collections)} {start} {stop} {self._now()}")
@@ -108,7 +107,7 @@ class Kickbacks:
         return COLLECTING
 
     def offer(self) -> bytes | None:
-        """The body of the response to a request for the URL; None for an error. `Faults.pending` goes first."""
+        """The response to a request for the URL, from `Faults.pending` first; None is an error."""
         with self._lock:
             ready = [each for each in self._collections if each.ready_ms <= self._now()]
             pending = self._faults.pending.popleft() if self._faults.pending else None
@@ -159,7 +158,7 @@ class Kickbacks:
 
 
 def generated_day(day: date, rows_per_day: int) -> Day:
-    """About rows_per_day kickbacks of one trader, with rows at the day's edges, bursts and odd amounts."""
+    """About `rows_per_day` kickbacks of one trader, with edges of the day, bursts, odd amounts."""
     rnd = Random(f"kickbacks {day.isoformat()} {rows_per_day}").random
     count = int(rows_per_day * (0.7 + 0.6 * rnd()))
     times: list[int] = []

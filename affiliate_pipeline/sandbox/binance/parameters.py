@@ -21,7 +21,7 @@ MESSAGES = {
     -1131: "recvWindow must be less than 60000",
     -2015: "Invalid API-key, IP, or permissions for action.",
 }
-# The code that is usual for a status.
+# The usual code for a status.
 CODES = {418: -1003, 429: -1003, 500: -1001}
 
 
@@ -35,7 +35,7 @@ class BinanceParameters(Parameters):
 
 
 def refusal(status: int, code: int | None, name: str, headers: dict[str, str]) -> Answer:
-    """The answer to a refused call; without a code, with the one usual for the status."""
+    """The response to a refused call; the code defaults to the usual one for the status."""
     code = CODES.get(status, -1000) if code is None else code
     message = MESSAGES.get(code, MESSAGES[-1000]).format(name=name)
     body = json.dumps({"code": code, "msg": message}, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Generated rebates, the same for the same day in every process. How they are requested may not live here.
+"""Generated rebates, the same for the same day in every process.
 
 Only `Random.random()` and integers are used: Python promises the same numbers on every platform only for these.
 """
@@ -54,7 +54,7 @@ ODD_CUSTOMERS = (
 
 
 def generated_day(day: date, rows_per_day: int) -> Day:
-    """About rows_per_day rebates, fewer at weekends: bursts, twins, rows at the day's edges, odd amounts."""
+    """About `rows_per_day` rebates, fewer at weekends: bursts, twins, edges, odd amounts."""
     rnd = Random(f"rebates {day.isoformat()} {rows_per_day}").random
     count = int(rows_per_day * (0.65 + 0.2 * rnd() if day.weekday() >= 5 else 0.95 + 0.25 * rnd()))
     midnight = start_of(day)
@@ -64,7 +64,7 @@ def generated_day(day: date, rows_per_day: int) -> Day:
     rows: list[bytes] = []
     for number, offset in enumerate(offsets(rnd, count)):
         at = midnight + offset
-        # Squared: few customers trade most.
+        # Squared, so that a few customers trade most.
         customer, head = CUSTOMERS[int(len(CUSTOMERS) * rnd() ** 2)]
         (symbol, asset, commission_asset, price), units = market(rnd)
         row = (
@@ -82,14 +82,14 @@ def generated_day(day: date, rows_per_day: int) -> Day:
 
 
 def market(rnd: Callable[[], float]) -> tuple[tuple[str, str, str, str], int]:
-    """The market of one trade (symbol, asset, asset of the commission, convertPrice), and an income in units of 1e-8."""
+    """A trade's market (the first four fields of MARKETS), and an income in units of 1e-8."""
     symbol, asset, commission_asset, price, (min_digits, max_digits), _ = BY_WEIGHT[int(rnd() * len(BY_WEIGHT))]
     units = int(rnd() * 10 ** (min_digits + int(rnd() * (max_digits - min_digits + 1)))) + 1
     return (symbol, asset, commission_asset, price), units
 
 
 def offsets(rnd: Callable[[], float], count: int) -> list[int]:
-    """`count` milliseconds of a day, in order: both edges, a few bursts, the rest along the activity."""
+    """`count` milliseconds of a day, in order: both edges, bursts, the rest by activity."""
     offsets = [0, DAY_MS - 1][:count]
     for _ in range(2 + int(3 * rnd()) if count >= 100 else 0):
         size = min(800, int(count * (0.05 + 0.05 * rnd())))
@@ -123,7 +123,7 @@ def _eight_decimals(units: int) -> str:
 
 
 def _customers() -> list[tuple[str, str]]:
-    """About 300 customers: the customerId, and customerId and email as the beginning of a JSON row."""
+    """About 300 customers: customerId, and the beginning of a JSON row with it and the email."""
     rnd = Random("customers").random
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     domains = ("126.com", "163.com", "qq.com", "gmail.com", "outlook.com", "yahoo.co.jp", "proton.me")

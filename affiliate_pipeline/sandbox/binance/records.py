@@ -1,4 +1,4 @@
-"""Rows with a time, by UTC day: how they are kept and read. How they are generated and requested may not live here."""
+"""Rows with a time, stored and read by UTC day."""
 
 import threading
 from bisect import bisect_left, bisect_right
@@ -53,7 +53,7 @@ class Records:
         self._lock = threading.Lock()
 
     def set(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Replace all rows by these, each sent as given; rows of one millisecond stay in the order given."""
+        """Replace all rows by these, each sent as given; simultaneous ones keep their order."""
         days: dict[date, Day] = {}
         for row in sorted(rows, key=lambda row: int(row["time"])):
             at = int(row["time"])
@@ -64,7 +64,7 @@ class Records:
         self._given = days
 
     def day(self, day: date) -> Day:
-        """All rows of the UTC day, those of the future included."""
+        """All rows of the UTC day, including future ones."""
         if (given := self._given) is not None:
             return given.get(day, EMPTY_DAY)
         with self._lock:  # otherwise concurrent callers of a new day would each generate it
@@ -81,7 +81,7 @@ class Records:
         newest_first: bool = False,
         limit: int | None = None,
     ) -> list[bytes]:
-        """The first `limit` rows with start <= time < stop that exist by now and are retained; None retains all."""
+        """The first `limit` retained rows with start <= time < stop that exist by now."""
         stop = min(stop, now + 1)
         if retained_ms is not None:
             start = max(start, now - retained_ms)

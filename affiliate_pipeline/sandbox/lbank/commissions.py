@@ -1,4 +1,4 @@
-"""Generated commissions of agents. How they are requested may not live here."""
+"""Generated commissions of agents."""
 
 from datetime import date
 

@@ -1,4 +1,4 @@
-"""What LBank has as of now, generated or given by hand. How it is requested may not live here."""
+"""LBank's data as of now, generated or set by tests."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, timedelta
@@ -33,8 +33,8 @@ Rows = list[bytes]
 class Content:
     """The users and what they do. Times are in ms, ranges include both ends.
 
-    The rows that tests read are those as of now, without `transform_row`.
-    `newest_first`: the order of users and of money, by the time in it.
+    Tests read rows as of now, without `transform_row`.
+    `newest_first`: users and money are ordered from the newest to the oldest.
     """
 
     own_open_id = OWN_OPEN_ID
@@ -60,7 +60,7 @@ class Content:
         registered_ms: int | None = None,
         first_trade_ms: int | None = None,
     ) -> str:
-        """Add a user, by default just registered, who trades as the others do; its openId."""
+        """Add a user, by default just registered, who trades as the others do; return its openId."""
         now = self._now()
         above = self._users.find(parent, now)
         if above is None:
@@ -73,7 +73,7 @@ class Content:
     def set_money(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace all deposits and withdrawals by these, each sent as given.
 
-        `subInOutType` is the text of a response ("On-chain Deposit"). Rows of unknown users are in the affiliate's ALL.
+        `subInOutType` is as in responses ("On-chain Deposit"). Rows of unknown users are only in the affiliate's ALL.
         """
         kinds = {word: kind for kind, (word, _, _) in MONEY.items()}
 
@@ -109,7 +109,7 @@ class Content:
         return decode(self._info_row(open_id))
 
     def commissions(self, day: date) -> list[dict[str, Any]]:
-        """Those of the affiliate and of every agent under it."""
+        """The commissions of the affiliate and of every agent under it."""
         agents = [user for user in self._with_own() if user.is_agent]
         return [
             row
@@ -118,11 +118,11 @@ class Content:
         ]
 
     def trades(self, day: date, trade_type: int = 10) -> list[dict[str, Any]]:
-        """Those of the affiliate and of every user listed under it."""
+        """The trades of the affiliate and of every user listed under it."""
         return [row for user in self._with_own() for row in self._traded(user, day, trade_type, team=False)]
 
     def team_trades(self, day: date, trade_type: int = 10) -> list[dict[str, Any]]:
-        """Those of the team of the affiliate and of every agent under it."""
+        """The trades of the teams of the affiliate and of every agent under it."""
         agents = [user for user in self._with_own() if user.is_agent]
         return [row for agent in agents for row in self._traded(agent, day, trade_type, team=True)]
 
@@ -131,7 +131,7 @@ class Content:
         return decode(self._futures_row(self._users.own, *bounds_of(day), SCOPES[user_type], None))
 
     def money(self, day: date, sub_in_out_type: str) -> list[dict[str, Any]]:
-        """That of the affiliate and of every user."""
+        """The deposits or withdrawals of the affiliate and of every user."""
         found = self._money_between(self._users.own, *bounds_of(day), SCOPES["ALL"], sub_in_out_type)
         return _decoded([money.row(self._now()) for money in found])
 
@@ -210,7 +210,7 @@ class Content:
         return f'{{"turnover":"{turnover}","fee":"{fee}"}}'.encode()
 
     def _money_between(self, asked: User, start: int, end: int, scope: Scope, kind: str) -> list[Money]:
-        """What was created in [start, end], in the order of responses."""
+        """Those created in [start, end], in the order of responses."""
         end = min(end, self._now())
         given = self._given_money
         lists = [self._money_of(day) for day in self._days(start - DAY_MS + 1, end)] if given is None else [given]
@@ -220,7 +220,7 @@ class Content:
         return money[::-1] if self.newest_first else money
 
     def _days(self, start: int, end: int) -> Iterator[date]:
-        """The days whose first millisecond is within [start, end] and not in the future; none before there were users."""
+        """The days that begin in [start, end], neither in the future nor before the first users."""
         day = day_of(max(start, FOUNDED_MS) + DAY_MS - 1)
         end = min(end, self._now())
         while start_of(day) <= end:

@@ -1,4 +1,4 @@
-"""Integers and amounts that follow from a key, the same in every process."""
+"""Integers and amounts that depend only on a key, the same in every process."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Draw = Callable[[int], int]
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """A decimal: its multiple of 10^-18, and how many decimals of it are written."""
+    """A decimal in units of 10^-18, and how many of its decimals are written."""
 
     units: int
     scale: int
@@ -35,7 +35,7 @@ def sum_of(amounts: Iterable[Amount]) -> Amount:
 
 
 def draws(*key: str | int) -> Draw:
-    """A source of integers; the same ones for the same key."""
+    """A source of integers that depend only on the key."""
     rest = int.from_bytes(blake2b(repr(key).encode()).digest(), "big")
 
     def below(limit: int) -> int:
@@ -47,10 +47,10 @@ def draws(*key: str | int) -> Draw:
 
 
 def draw_amount(below: Draw) -> Amount:
-    """An amount above 0, of any size up to some ten millions."""
+    """A positive amount of any size up to some ten millions."""
     scale = SCALES[below(len(SCALES))]
     unit = 10 ** (18 - scale)
     units = (below(10 ** (3 + below(9))) + 1) * 10**14 + below(10**14)
-    if below(8) == 0:  # zeros at the end
+    if below(8) == 0:  # trailing zeros
         units = max(1, units // 10**18) * 10**18
     return Amount(max(1, units // unit) * unit, scale)

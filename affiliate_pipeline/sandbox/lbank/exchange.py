@@ -1,7 +1,7 @@
-"""LBank's affiliate API in the sandbox: its envelope, rate limit and endpoints. No socket may live here.
+"""LBank's affiliate API in the sandbox: its envelope, rate limit and endpoints.
 
-An endpoint is one entry of `_endpoints` and one method that returns rows or a row. What is unknown about the real
-API is decided here, mostly the strict way; the status of a refusal is always 200.
+An endpoint is one entry of `_endpoints` and one method that returns rows or a row. Where the behaviour of the real API
+is unknown, this one is mostly strict. The status of a refusal is always 200.
 """
 
 import json
@@ -38,9 +38,9 @@ class _Endpoint:
 class LBank(Content):
     """LBank with its data; its days are those of UTC+8.
 
-    `rate_limit`: the number of requests of a key and endpoint in a number of ms, refused ones included.
+    `rate_limit`: how many requests per key and endpoint in how many ms, refused ones included.
     `result_as_boolean`: the envelope's `result` is true or false instead of "true" or "false".
-    `refused_paths`, `refused_open_ids`: the error code of each that is refused, for example 10601, 10022 or 10006.
+    `refused_paths`, `refused_open_ids`: the error code by refused path or openId, for example 10601, 10022 or 10006.
     `after_page`: called with path and parameters before a page is sent.
     """
 
@@ -165,7 +165,7 @@ class LBank(Content):
         size, start = params.page()
         user = self._user(params)
         types = params.choice("tradeType", TRADE_TYPES)
-        if params["coin"] == "null":  # the text; to mean all, it is sent empty
+        if params["coin"] == "null":  # an empty text requests all coins, "null" does not
             raise Refused(10003, "coin")
         return self._commission_rows(user, *params.window(), types, params["coin"])[start : start + size]
 

@@ -1,4 +1,4 @@
-"""Generated deposits and withdrawals. How they are requested may not live here."""
+"""Generated deposits and withdrawals."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from affiliate_pipeline.sandbox.lbank.draws import draw_amount, draws
 from affiliate_pipeline.sandbox.lbank.users import User, Users
 
 ASSETS = ("USDT", "USDT", "USDT", "BTC", "ETH", "LBK", "TRX", "1000SATS")
-# Kind requested -> (subInOutType of responses, percentage of rows, subStatus of a good end)
+# Kind requested -> (subInOutType of responses, percentage of rows, subStatus of success)
 MONEY = {
     "IN_DEPOSIT": ("On-chain Deposit", 35, "Deposit Successful"),
     "OUT_WITHDRAW": ("On-chain Withdrawal", 20, "Withdrawal Successful"),
@@ -39,16 +39,16 @@ class Money:
         return self.ended_at if now >= self.ended_at else self.at
 
     def row(self, now: int) -> bytes:
-        """Its row as of now."""
+        """The row as of now."""
         return self.ended if now >= self.ended_at else self.pending
 
 
 def money_of(users: Users, day: date) -> dict[str, list[Money]]:
-    """What is created on the UTC+8 day, by kind."""
+    """The deposits and withdrawals created on the UTC+8 day, by kind."""
     midnight = start_of(day)
     active = [
         user
-        # Not users added: they would change what other users did.
+        # Without added users, who would change what the others did.
         for user in users.generated(midnight)
         if user.first_deposit_ms is not None and user.first_deposit_ms <= midnight and user.is_active(midnight)
     ]
@@ -58,7 +58,7 @@ def money_of(users: Users, day: date) -> dict[str, list[Money]]:
 
 
 def by_kind(money: Iterable[Money]) -> dict[str, list[Money]]:
-    """The money of each kind, in order of creation."""
+    """The deposits and withdrawals of each kind, in order of creation."""
     found: dict[str, list[Money]] = {kind: [] for kind in MONEY}
     for each in sorted(money, key=lambda each: each.at):
         found[each.kind].append(each)

@@ -20,7 +20,7 @@ MESSAGES = {
     10601: "Interface closed unavailable",
     20026: "Invalid parameter",
 }
-# The code that is usual for a status.
+# The usual code for a status.
 CODES = {418: 10004, 429: 10004}
 MAX_PAGE_SIZE = 100
 
@@ -35,7 +35,7 @@ class LBankParameters(Parameters):
     max_digits = 14
 
     def check_names(self, required: frozenset[str], optional: frozenset[str]) -> None:
-        """Refuse the call if a required parameter is missing or an unknown one is there."""
+        """Refuse the call if a required parameter is missing or an unknown one is present."""
         for name in sorted(required):
             if name not in self or (not self[name] and name != "coin"):
                 raise Refused(10001, name)
@@ -43,13 +43,13 @@ class LBankParameters(Parameters):
             raise Refused(10003, min(unknown))
 
     def choice(self, name: str, choices: Mapping[str, T]) -> T:
-        """What the parameter's value means; refused if it is not one of the choices."""
+        """What the value of the parameter stands for; refuse one that is not a choice."""
         if self[name] not in choices:
             raise Refused(10003, name)
         return choices[self[name]]
 
     def page(self) -> tuple[int, int]:
-        """How many rows, and after how many or after which id; without `start` from the first."""
+        """The page size, and the offset or id after which the page begins (0 without `start`)."""
         size = self.integer("pageSize")
         if not 1 <= size <= MAX_PAGE_SIZE:
             raise Refused(20026, "pageSize")

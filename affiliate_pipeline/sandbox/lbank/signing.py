@@ -1,4 +1,4 @@
-"""How LBank verifies a signed call. How often it may be made may not live here."""
+"""How LBank verifies a signed call; the rate limit is in `exchange`."""
 
 import re
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ STAMP = ("api_key", "timestamp", "signature_method", "echostr")
 
 
 def api_key_of(call: Call) -> str | None:
-    """The key that the call names, which nothing proves yet."""
+    """The key that the call names, not yet verified."""
     return dict(_pairs(call)).get("api_key") or call.headers.get("api_key")
 
 
 def verified(call: Call, accounts: Mapping[str, str], clock_ms: int) -> LBankParameters:
-    """The parameters of the call without those of the signature, once its sender is proven."""
+    """Verify the call; return its parameters without those of the signature."""
     pairs = _pairs(call)
     params = LBankParameters(pairs)
     _add_stamp(params, call.headers)
@@ -45,12 +45,12 @@ def verified(call: Call, accounts: Mapping[str, str], clock_ms: int) -> LBankPar
 
 
 def _pairs(call: Call) -> list[tuple[str, str]]:
-    # Unlike `Call.pairs`: a '+' is a blank.
+    # Unlike in `Call.pairs`, a '+' is a blank.
     return parse_qsl(call.query, keep_blank_values=True)
 
 
 def _add_stamp(params: LBankParameters, headers: Message) -> None:
-    """Complete the parameters by those that are sent as headers."""
+    """Add the signature parameters that are sent as headers."""
     for name in STAMP:
         header = headers.get(name)
         if header and header != params.setdefault(name, header):

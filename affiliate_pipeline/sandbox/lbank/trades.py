@@ -1,4 +1,4 @@
-"""Generated trades of users, and their totals. How they are requested may not live here."""
+"""Generated trades of users, and their totals."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -27,7 +27,7 @@ class Fill:
 
 @dataclass(frozen=True)
 class Totals:
-    """Volume and fee of a day by (openId, trade type): each user's own, and each agent's team's without the agent."""
+    """Volume and fee by (openId, trade type): each user's own, each team's without its agent."""
 
     user: dict[tuple[str, int], tuple[Amount, Amount]]
     team: dict[tuple[str, int], tuple[Amount, Amount]]
@@ -43,12 +43,12 @@ class Trades:
         self._sums = lru_cache(DAYS_CACHED)(self._sum)
 
     def clear(self) -> None:
-        """Drop what is cached: users were added."""
+        """Drop the caches, after users were added."""
         for cached in (self._of_day, self._until, self._sums):
             cached.cache_clear()
 
     def fills(self, day: date, now: int) -> list[tuple[User, list[Fill]]]:
-        """The trades of the UTC+8 day by user, of users with trades only."""
+        """The trades of the UTC+8 day by user, only of users that have any."""
         return self._until(day, _end(day, now))
 
     def totals(self, day: date, now: int) -> Totals:
@@ -85,7 +85,7 @@ def _end(day: date, now: int) -> int:
 
 
 def _fills(user: User, midnight: int) -> list[Fill]:
-    """What the user trades on the day, in order; on the first day beginning with the first trade."""
+    """The user's trades of the day, in order; its first day begins with its first trade."""
     first = user.first_trade_ms
     if first is None or first >= midnight + DAY_MS or not user.is_active(midnight):
         return []

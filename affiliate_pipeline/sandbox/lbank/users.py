@@ -1,8 +1,7 @@
 """Generated users under the affiliate.
 
-Founders registered before 2025 and stay; newcomers register ever since, act for 50 days and are listed for about 100:
-`size` users are listed at any time, and no user leaves the lists within 50 days of its last action. What the users do
-may not live here.
+Founders registered before 2025 and stay. Newcomers have registered ever since; each acts for 50 days and is listed for
+about 100. So `size` users are listed at any time, and no user leaves the lists within 50 days of its last action.
 """
 
 import threading
@@ -27,7 +26,7 @@ NEWCOMERS_SINCE_MS = start_of(date(2025, 1, 1))
 
 @dataclass(frozen=True, eq=False)
 class User:
-    """One user; `first_trade_ms` and `first_deposit_ms` are None if it never trades or deposits."""
+    """One user; `first_trade_ms` and `first_deposit_ms` are None if it never does so."""
 
     id: int
     open_id: str
@@ -59,7 +58,7 @@ class User:
 
 
 class Users:
-    """The users under the affiliate; `size` of them are listed at any time, and those added."""
+    """The users under the affiliate: `size` generated ones listed at any time, and added ones."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -73,23 +72,23 @@ class Users:
         self._lock = threading.Lock()
 
     def listed(self, now: int) -> list[User]:
-        """The users under the affiliate by now, by time of registration."""
+        """The users listed under the affiliate now, by time of registration."""
         newcomers = self._newcomers_by(now)[-self._listed_newcomers :] if self._listed_newcomers else []
         users = [user for user in [*self._founders, *newcomers, *self._added] if user.registered_ms <= now]
         return sorted(users, key=lambda user: user.registered_ms) if self._added else users
 
     def find(self, open_id: str, now: int) -> User | None:
-        """The user with this openId: one who is or was under the affiliate, or the affiliate itself."""
+        """The user with this openId: the affiliate, or one who is or was under it."""
         self._newcomers_by(now)
         user = self._by_open_id.get(open_id)
         return user if user and user.registered_ms <= now else None
 
     def generated(self, now: int) -> list[User]:
-        """The affiliate and all users who registered by now, without those added."""
+        """The affiliate and all users who registered by now, without added ones."""
         return [user for user in [self.own, *self._founders, *self._newcomers_by(now)] if user.registered_ms <= now]
 
     def everybody(self, now: int) -> list[User]:
-        """The affiliate and all users who registered by now, also those who are no longer listed."""
+        """The affiliate and all users who registered by now, even if no longer listed."""
         return [*self.generated(now), *(user for user in self._added if user.registered_ms <= now)]
 
     def add(
@@ -169,7 +168,7 @@ def _first_deposit(registered: int, first_trade: int | None, below: Draw) -> int
 
 
 def _open_id(id: int) -> str:
-    # Odd and no multiple of three, so that no two ids result in the same openId.
+    # The factor is odd and no multiple of three, so that no two ids have the same openId.
     return "LBA0" + _base36(id * 0x9E3779B1 % 36**7, 7)
 
 
