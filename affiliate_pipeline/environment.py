@@ -1,7 +1,7 @@
 """The only reader of the environment: variables and `.env` become a frozen `Environment`.
 
-A `.env` in the working directory takes precedence over the variables, as in Dagster itself. Importing this module
-reads, starts and connects to nothing.
+A `.env` in the working directory takes precedence over the variables, as in Dagster itself. Importing this module reads
+no settings and starts nothing.
 """
 
 import codecs
@@ -28,7 +28,7 @@ _on_embedded_storage: dict[str, Environment] = {}
 
 
 def root() -> Path:
-    """Nearest folder upwards with `workspace.yaml`, else the checkout, else the current one."""
+    """The next folder upwards with `workspace.yaml`, else the checkout, else the current one."""
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (folder / "workspace.yaml").is_file():
             return folder
@@ -66,8 +66,8 @@ def register_embedded(storage_url: str, environment: Environment) -> None:
 def of_instance(instance: object) -> Environment:
     """The environment of a Dagster instance's runs and ticks.
 
-    Only an instance with its storage on the embedded server gets the application's. Otherwise another team's instance
-    would report days as landed that are in our embedded server or are sandbox data.
+    Only an instance with its storage on the embedded server gets the application's environment. Otherwise another
+    team's instance would report days as landed that are in our embedded server or are sandbox data.
     """
     storage_url = getattr(getattr(instance, "event_log_storage", None), "postgres_url", "")
     return _on_embedded_storage.get(storage_url) or configured()

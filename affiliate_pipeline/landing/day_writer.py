@@ -100,8 +100,8 @@ class DayWriter:
     def write(self, day: PreparedDay, *, settled: bool) -> Landed:
         """Replace the day's rows, or append them to an action log, in one transaction.
 
-        Rows already stored are not written again; new ones are verified before the commit. Raises `Invalid`,
-        `Shrunken`, `StoreError` or `StoreUnavailable`, each with nothing changed.
+        An unchanged day is not rewritten; a changed one is verified before the commit. Raises `Invalid`, `Shrunken`,
+        `StoreError` or `StoreUnavailable`, each with nothing changed.
         """
         with unavailable():
             try:

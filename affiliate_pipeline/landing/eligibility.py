@@ -33,8 +33,7 @@ class Decision:
 class Availability:
     """Whether the source has a day: because it promises to, or because that was proven.
 
-    With `trust_old`, it is assumed to have all days of records whose retention is not final. `started_ms`: the run's
-    start.
+    With `trust_old`, it is assumed to have all records whose retention is not final. `started_ms`: when the run began.
     """
 
     endpoint: Endpoint
@@ -106,7 +105,7 @@ class Availability:
                     yield each
 
     def requested_ms(self, fetched: DayBatch | DayError) -> int:
-        """When the run began, or an earlier run requested a response, by the exchange's clock."""
+        """The run's start or, if earlier, the oldest response's request, by the exchange's clock."""
         began = self.started_ms + self.session.client.clock_ahead_ms
         oldest = fetched.requested_ms if isinstance(fetched, DayBatch) else None
         return min(began, oldest or began)
@@ -139,7 +138,7 @@ class Availability:
 
 
 def decide(days: Iterable[date], landed: Iterable[date], available: Availability) -> Decision:
-    """Decide about the days (in order); may send one request to `prove` old ones."""
+    """Decide which days (in order) to fetch; may send one request to `prove` old ones."""
     endpoint, started_ms = available.endpoint, available.started_ms
     fetch: list[date] = []
     refuse: dict[date, Problem] = {}

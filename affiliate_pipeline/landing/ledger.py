@@ -107,7 +107,7 @@ def by_day(assets: Sequence[str]) -> sql.Composed:
     Columns: `partition`, `inputs` (a fingerprint of the contents), `landed_at` (the latest) and `settled` (a JSON
     object by asset).
     """
-    # Not a time: transactions overlap, so a time would not identify the content that was read.
+    # `inputs` is not a time: transactions overlap, so a time would not identify the content that was read.
     return sql.SQL(
         "select partition, md5(string_agg(asset || ' ' || content_hash || ' ' || settled, ',' order by asset)) as inputs, "
         "max(landed_at) as landed_at, jsonb_object_agg(asset, settled) as settled "

@@ -85,7 +85,7 @@ class Outbox(TableStore):
         )
 
     def overdue(self, after: timedelta) -> int:
-        """How many alerts are still undelivered so long after they were raised."""
+        """How many alerts are still undelivered this long after they were raised."""
         return self._undelivered("raised_at < now() - %s", after)
 
     def _undelivered(self, condition: LiteralString, value: object) -> int:
@@ -97,7 +97,7 @@ class Outbox(TableStore):
         return {target for (target,) in self._execute(f"select target from {DELIVERIES} where delivered_at is null")}
 
     def delivered(self, target: str, alerts: Iterable[Alert], min_interval: timedelta) -> None:
-        """Record acceptance: the target rests for the interval, then gets what failed before."""
+        """Record acceptance: nothing is due for the interval, then what failed is due at once."""
         with unavailable(), self._connection.transaction():
             self._execute(
                 f"insert into {DELIVERIES} select key, %s, 1, now() + %s, now() from unnest(%s::text[]) key "
