@@ -69,7 +69,7 @@ class Landing:
     def land(self, missing: Iterable[tuple[Endpoint, list[date]]]) -> bool:
         """Land the days and report each run; True if every day has landed.
 
-        One run lands consecutive days of all assets with the same partitions.
+        One run lands the same consecutive days of all assets with the same partitions.
         """
         together: dict[tuple[str, bool, tuple[date, ...]], list[Endpoint]] = {}
         for endpoint, days in missing:

@@ -44,7 +44,7 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultSchedul
         tick_ms = int(tick.timestamp() * 1000)
         today = day_of(tick_ms, exchange.zone)
         if is_snapshot and day_of(now_ms(), exchange.zone) > today:
-            # Dagster makes up for a missed tick, and a run for a day that is over can only fail.
+            # Dagster evaluates a missed tick later, when a run for a day that is over can only fail.
             return dg.SkipReason(f"{today} is over: no snapshot of it was taken, and none can be any more")
         environment = installation.environment
         start = environment.start_date

@@ -1,4 +1,4 @@
-"""Faults between an exchange and its caller. The exchanges' own rules are not here.
+"""Faults between an exchange and its caller. The exchanges' own rules are in their folders.
 
 The exchange does its work first, then a fault spoils the response: after a 5xx or a reset, a caller cannot know whether
 the work was done. A refusal is never spoiled, so that no fault hides a mistake of a caller.
@@ -67,7 +67,7 @@ class Faults:
         return rows
 
     def fail_day(self, day: date, *, status: int = 500, code: int | None = None) -> None:
-        """Respond with this error to every call that covers the day, one of the exchange's own.
+        """Respond with this error to each call that covers the day (in the exchange's zone).
 
         LBank sends its code, by default 10000, with status 200.
         """
@@ -75,7 +75,7 @@ class Faults:
             self._days = {**self._days, day: (status, code)}
 
     def mix(self, *, seed: int = 0, **rates: float) -> None:
-        """Spoil responses at random, each of KINDS at its rate; replaces the mix before."""
+        """Spoil responses at random, each of KINDS at its rate; replaces the previous mix."""
         if unknown := rates.keys() - set(KINDS):
             raise ValueError(f"no such faults: {sorted(unknown)}; there are {', '.join(KINDS)}")
         if sum(rates.values()) > 1:

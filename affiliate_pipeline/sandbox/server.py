@@ -136,7 +136,7 @@ class _Server(ThreadingHTTPServer):
         super().close_request(request)
 
     def handle_error(self, request: _Connection, client_address: object) -> None:
-        """Ignore clients that disconnected; print any other error, which is a bug in here."""
+        """Ignore clients that disconnected; print any other error, which is a bug of the sandbox."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 

@@ -19,8 +19,8 @@ SILENCE_S = 75
 class Launcher(dg.DefaultRunLauncher):
     """Dagster's default launcher, which also notices runs whose process has died.
 
-    They died with the process that launched them, or were killed after a start from the command line. Dagster's own
-    launcher would show them as started forever.
+    Such runs died with the process that launched them, or were killed after a start from the command line. Dagster's
+    own launcher would show them as started forever.
     """
 
     @property

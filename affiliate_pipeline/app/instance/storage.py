@@ -40,9 +40,9 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
         storage = cls(url, inst_data=inst_data)
         if environment.embedded_url:
             register_embedded(url, environment)
-        # A run over a range writes three events a day. Without a pool it opens seven connections a day for them, two
-        # thirds of its time. Connections are recycled after a second, so that none is dead after the database restarts.
-        # Statements have no timeout (0), and connections no limit (-1).
+        # A run over a range writes three events per day. Without a pool, they take seven connections per day and two
+        # thirds of the run's time. Connections are recycled after a second: none is stale after a database restart.
+        # Statements have no timeout (0), and the number of connections no limit (-1).
         storage.event_log_storage.optimize_for_webserver(statement_timeout=0, pool_recycle=1, max_overflow=-1)
         # Dagster reads this variable: how many of a step's final materializations it writes at once.
         set_default(DAGSTER_EVENT_BATCH_SIZE=1000)

@@ -61,7 +61,7 @@ def watch(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[In
     at, url = datetime.fromtimestamp(now / 1000, UTC), installation.environment.database_url()
     ended_badly = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
     failed = context.instance.get_runs(dg.RunsFilter(statuses=ended_badly, updated_after=at - FIRST_PAUSE))
-    # Not the runs that the monitor requested, which have its own pauses.
+    # Ignore the runs that the monitor requested: its own pauses apply to their days.
     failed = [run for run in failed if ATTEMPT_TAG not in run.tags]
     unfinished = context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=at - DAY))
     requests: list[dg.RunRequest] = []

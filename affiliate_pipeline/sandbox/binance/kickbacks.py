@@ -91,7 +91,7 @@ class Kickbacks:
         )
 
     def collect(self, start: int, stop: int, limit: int | None) -> bytes:
-        """Start a collection, which replaces the one before; return the response's body."""
+        """Start a collection, which replaces the previous one; return the response's body."""
         rows = [decode(row) for row in self.between(start, stop, HISTORY_MS, limit=limit)]
         rows += [dict(row) for row in self.stray_rows]
         # The exchange does not promise that files are ordered by time.

@@ -26,7 +26,7 @@ def verify(call: Call, secret_or_public_pem: str, clock_ms: int) -> None:
         raise Refused(-1101)
     params = BinanceParameters(call.params)
     signature = params.text("signature")
-    # Signed is the query followed directly by the body; the signature has to be the last parameter.
+    # The signed text is the query followed directly by the body; the signature has to be the last parameter.
     before, last = (call.query, call.body) if call.body else ("", call.query)
     head, found, _ = f"&{last}".rpartition("&signature=")
     if not found or call.pairs[-1][0] != "signature":
