@@ -38,9 +38,11 @@ hypothesis.settings.load_profile("any_machine")
 RESOURCES = {"installation": installation_of_instance}
 
 
-def pytest_sessionstart() -> None:
-    # Test modules are imported next, and some build definitions while they are.
-    os.chdir(isolation.NOWHERE)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # Test modules are imported next, and some build definitions while they are. With pytest-xdist its workers import them,
+    # which find them from the folder in which they are started.
+    if session.config.getoption("dist", "no") == "no":
+        os.chdir(isolation.NOWHERE)
 
 
 @pytest.fixture(autouse=True)
