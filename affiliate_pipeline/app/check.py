@@ -26,7 +26,7 @@ MIN_FREE_BYTES = 500_000_000
 def check(port: Port = UI_PORT) -> None:
     """What is wrong with this set-up, and what to do about it; 1 if anything is. Changes nothing.
 
-    Sends each configured account one or two small requests.
+    Sends each configured account a few small requests.
     """
     table = Table("", "what", "found", "what to do", show_lines=True)
     wrong = 0
