@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 TESTS = (
     "test_environment.py::test_nothing_has_to_be_set",
     "test_definitions.py::test_every_asset_is_described_owned_and_in_the_group_of_whom_it_comes_from",
-    "app/test_check.py::test_a_healthy_set_up_is_told_of_as_such",
+    "app/test_check.py::test_nothing_is_wrong_with_a_healthy_set_up",
     "defs/test_endpoint_assets.py::test_a_day_lands_exactly",
     "app/instance/test_storage.py::test_the_configured_database_is_used_whatever_its_driver",
 )
