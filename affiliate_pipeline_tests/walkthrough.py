@@ -5,7 +5,6 @@ The sentence before a block names the file, in backticks, and the edit: "Create 
 """
 
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,15 +67,7 @@ def follow(document: str, project: Project) -> list[str]:
 
 def run(project: Project, command: list[str], **environment: str) -> str:
     """What the command prints, run in the copy of the project; it has to succeed."""
-    done = subprocess.run(
-        command,
-        cwd=project.folder,
-        env=project.environment(**environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    done = project.execute(command, environment, timeout_s=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -46,7 +46,7 @@ class Lock:
 
 @contextmanager
 def locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Generator[None]:
-    """Hold the lock; waits for a live run that has it, raises `StoreUnavailable` otherwise."""
+    """Hold the lock, after waiting for a live run; raises `StoreUnavailable` for a dead holder."""
     if not _acquired(connection, lock, what):
         log.info("%s: another run holds its lock; waiting for its end", what)
         while not _acquired(connection, lock, what, wait_s=LOCK_CHECK_S):

@@ -123,10 +123,10 @@ class Project:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`affiliate-pipeline`, to its end."""
-        return self._run(self.command(*arguments), environment)
+        return self.execute(self.command(*arguments), environment)
 
     def dagster(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self._run([sys.executable, "-m", "dagster", *arguments], environment)
+        return self.execute([sys.executable, "-m", "dagster", *arguments], environment)
 
     def materialize(
         self, first: date, last: date | None = None, **environment: str
@@ -134,7 +134,10 @@ class Project:
         """`dagster asset materialize`."""
         return self.dagster(*materialize(first, last), **environment)
 
-    def _run(self, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    def execute(
+        self, command: list[str], environment: dict[str, str], timeout_s: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        """A command that ends by itself, in the project's folder and environment."""
         return subprocess.run(
             command,
             cwd=self.folder,
@@ -142,7 +145,7 @@ class Project:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=timeout_s,
         )
 
     @contextmanager
