@@ -7,7 +7,7 @@ import dagster as dg
 from affiliate_pipeline import environment
 from affiliate_pipeline.defs.commission_assets import build_earnings, stale_days
 from affiliate_pipeline.defs.endpoint_assets import build_asset, build_reference_table
-from affiliate_pipeline.defs.resources import Installation
+from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.defs.schedules import build_schedules
 from affiliate_pipeline.defs.sensors.alert_delivery import alert_delivery
 from affiliate_pipeline.defs.sensors.failures import build_failing_tick_alert, failed_run_alert
@@ -17,15 +17,15 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS, REFERENCE_TABLES
 
 
 @dg.resource(description="The database, the exchanges' accounts and the settings.")
-def installation_of_instance(context: dg.InitResourceContext) -> Installation:
-    """The installation for the Dagster instance of the run or tick."""
+def pipeline_of_instance(context: dg.InitResourceContext) -> PipelineResource:
+    """The resource, with the environment of the Dagster instance of the run or tick."""
     environment.keep_loopback_off_proxies()
-    return Installation(partial(environment.of_instance, context.instance))
+    return PipelineResource(partial(environment.of_instance, context.instance))
 
 
-def build_definitions(installation: Installation | None = None) -> dg.Definitions:
-    """All definitions for this installation, by default for that of each Dagster instance."""
-    loaded = installation.environment if installation else environment.of_process()
+def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definitions:
+    """All definitions; `pipeline` defaults to a resource that follows each run's Dagster instance."""
+    loaded = pipeline.environment if pipeline else environment.of_process()
     start = loaded.start_date
     status = dg.DefaultScheduleStatus.RUNNING if loaded.runs_schedules else dg.DefaultScheduleStatus.STOPPED
     schedules = [*build_schedules(ENDPOINTS, status), build_missed_days_schedule(status)]
@@ -36,7 +36,7 @@ def build_definitions(installation: Installation | None = None) -> dg.Definition
             *map(build_reference_table, REFERENCE_TABLES),
             build_earnings(start),
         ],
-        resources={"installation": installation or installation_of_instance},
+        resources={"pipeline": pipeline or pipeline_of_instance},
         schedules=schedules,
         sensors=[*sensors, build_failing_tick_alert([*schedules, *sensors])],
         # LBank has eight endpoints whose steps mostly wait, each for its own rate limit: run all of them concurrently.

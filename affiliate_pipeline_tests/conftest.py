@@ -26,7 +26,7 @@ from affiliate_pipeline_tests.webhook import Webhook
 if "PYTEST_CURRENT_TEST" not in os.environ:
     isolation.isolate()
 
-from affiliate_pipeline.definitions import build_definitions, installation_of_instance  # noqa: E402
+from affiliate_pipeline.definitions import build_definitions, pipeline_of_instance  # noqa: E402
 
 # No test depends on the speed of the machine.
 hypothesis.settings.register_profile(
@@ -35,7 +35,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any_machine")
 
 # Of a sensor or schedule that a test evaluates without its code location.
-RESOURCES = {"installation": installation_of_instance}
+RESOURCES = {"pipeline": pipeline_of_instance}
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

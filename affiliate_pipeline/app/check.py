@@ -11,8 +11,8 @@ from rich.table import Table
 
 from affiliate_pipeline.app.cli import UI_PORT, Port, Stop, app, console
 from affiliate_pipeline.app.embedded_server.cluster import SYSTEM_FOLDER, ServerError
-from affiliate_pipeline.app.embedded_server.server import if_running
-from affiliate_pipeline.app.processes import started
+from affiliate_pipeline.app.embedded_server.server import running_database
+from affiliate_pipeline.app.processes import running_processes
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.environment import application, home
@@ -30,7 +30,7 @@ def check(port: Port = UI_PORT) -> None:
     """
     table = Table("", "what", "found", "what to do", show_lines=True)
     wrong = 0
-    for finding in (*_machine(port), *_installation()):
+    for finding in (*_machine(port), *_setup()):
         wrong += bool(finding.to_do)
         mark = "[bold red]wrong[/]" if finding.to_do else "[green]ok[/]"
         table.add_row(mark, *(escape(redact(text)) for text in (finding.about, finding.found, finding.to_do)))
@@ -39,7 +39,7 @@ def check(port: Port = UI_PORT) -> None:
     raise typer.Exit(1 if wrong else 0)
 
 
-def _installation() -> Iterator[Finding]:
+def _setup() -> Iterator[Finding]:
     try:
         environment = application()
     except SettingsError as error:
@@ -48,7 +48,7 @@ def _installation() -> Iterator[Finding]:
     yield from doctor.alerts(environment)
     yield from doctor.accounts(environment)
     try:
-        running = if_running(environment)
+        running = running_database(environment)
     except ServerError as error:
         yield Finding("database", error.problem.what, error.problem.action or "See the server's log, then check again")
         return
@@ -60,7 +60,7 @@ def _installation() -> Iterator[Finding]:
 
 def _machine(port: int) -> Iterator[Finding]:
     yield _finding("disk", "has room", lambda: check_disk(home()))
-    if started(home()):
+    if running_processes(home()):
         yield Finding("port", "Dagster of this folder runs")
     else:
         yield _finding("port", f"{port} is free", lambda: check_port(port))

@@ -37,7 +37,7 @@ def exclusive(home: Path) -> Generator[None, None, None]:
         lock.write(f"{os.getpid()}")
         lock.flush()
         if killed:
-            stop_started(home)
+            stop_processes(home)
             server.stop(home)
         try:
             yield
@@ -71,7 +71,7 @@ def _lock(file: TextIO) -> bool:
     return True
 
 
-def started(home: Path) -> list[psutil.Process]:
+def running_processes(home: Path) -> list[psutil.Process]:
     """The running processes that an `up` of the folder has started, directly or not."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
@@ -81,16 +81,16 @@ def started(home: Path) -> list[psutil.Process]:
     return found
 
 
-def stop_started(home: Path) -> bool:
-    """Stop all of `started`, gracefully if possible; True if there was anything."""
-    left = found = started(home)
+def stop_processes(home: Path) -> bool:
+    """Stop all of `running_processes`, gracefully if possible; True if there was anything."""
+    left = found = running_processes(home)
     # Dagster expects SIGINT, as from Ctrl-C on a terminal.
     for number, patience_s in ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
         deadline = time.monotonic() + patience_s
-        while (left := started(home)) and time.monotonic() < deadline:
+        while (left := running_processes(home)) and time.monotonic() < deadline:
             time.sleep(0.1)
         if not left:
             break

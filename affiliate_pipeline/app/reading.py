@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from affiliate_pipeline.app.cli import Stop, app, console, parse_days
 from affiliate_pipeline.app.embedded_server.programs import program
-from affiliate_pipeline.app.embedded_server.server import started
+from affiliate_pipeline.app.embedded_server.server import start_database
 from affiliate_pipeline.commission.export import Extract, extract
 from affiliate_pipeline.commission.figures import Incomplete, gather, incomplete
 from affiliate_pipeline.commission.report import render
@@ -41,7 +41,7 @@ class Format(StrEnum):
 
 @contextmanager
 def _opened() -> Generator[tuple[Environment, Store], None, None]:
-    environment = started(application())
+    environment = start_database(application())
     with Store(environment.database_url()) as store:
         yield environment, store
 
@@ -69,7 +69,7 @@ def export(
         with _written(output) as file:
             _write(found, kind, file)
         # Inside the block, to read the same snapshot as the rows.
-        for line in _doubts(store, table, wanted, environment):
+        for line in _gap_lines(store, table, wanted, environment):
             print(f"affiliate-pipeline: {line}", file=sys.stderr)
 
 
@@ -102,7 +102,7 @@ def _written(output: Path | None) -> Generator[BinaryIO, None, None]:
         unfinished.unlink(missing_ok=True)
 
 
-def _doubts(store: Store, table: str, days: list[date], environment: Environment) -> Iterator[str]:
+def _gap_lines(store: Store, table: str, days: list[date], environment: Environment) -> Iterator[str]:
     """What is missing of these days, and what may still change."""
     endpoint = TABLES[table]
     if endpoint is None:
@@ -185,7 +185,7 @@ def pg_dump(context: typer.Context) -> None:
 
 def _become(name: str, arguments: Sequence[str]) -> None:
     """Replace this process by the program, connected to the database."""
-    url = started(application()).database_url()
+    url = start_database(application()).database_url()
     # Connect first: PostgreSQL's programs detect no pooler, and their errors suggest no fix for a wrong address.
     connect(url).close()
     path = str(program(name))

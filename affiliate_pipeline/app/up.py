@@ -24,7 +24,7 @@ from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.check import check_disk, check_port
 from affiliate_pipeline.app.cli import UI_PORT, Port, Stop, app, console, doing
 from affiliate_pipeline.app.embedded_server import server
-from affiliate_pipeline.app.processes import dagster_home, exclusive, run_dagster, stop_started, stop_up
+from affiliate_pipeline.app.processes import dagster_home, exclusive, run_dagster, stop_processes, stop_up
 from affiliate_pipeline.app.sandbox import serving
 from affiliate_pipeline.commission.rollup import Commission
 from affiliate_pipeline.domain.days import DAY, fold, runs
@@ -172,13 +172,13 @@ def up(
         if is_sandbox:
             stack.enter_context(serving())
         environment = settings.application()
-        if server.is_embedded(environment) and not server.if_running(environment):
+        if server.is_embedded(environment) and not server.running_database(environment):
             stack.callback(server.stop, home)
         with doing("PostgreSQL is starting"):
-            environment = server.started(environment)
+            environment = server.start_database(environment)
         with Store(environment.database_url()) as store:
             store.require_ready()
-        stack.callback(stop_started, home)
+        stack.callback(stop_processes, home)
         landing = Landing(environment, stopping)
         if once:
             raise typer.Exit(0 if _land(landing) else 1)
@@ -189,7 +189,7 @@ def up(
         while not stopping.wait(2):
             if dagster.poll() is not None:
                 raise Stop(f"Dagster has stopped by itself; its log is {log}")
-            server.started(environment)  # restarts the embedded server if it was killed
+            server.start_database(environment)  # restarts the embedded server if it was killed
         console.print("Stopping")
 
 
@@ -256,5 +256,5 @@ def _start_ui(home: Path, log: Path, port: int, stopping: threading.Event) -> su
 def down() -> None:
     """Stop whatever `up` or a command of Dagster's left running here: Dagster and the embedded PostgreSQL."""
     home = settings.home()
-    stopped = [stop_up(home), stop_started(home), server.stop(home)]
+    stopped = [stop_up(home), stop_processes(home), server.stop(home)]
     console.print("Stopped." if any(stopped) else "Nothing was running.")

@@ -27,7 +27,7 @@ class Figures:
 
     day: date
     days: Sequence[date]
-    made_at: datetime
+    as_of: datetime
     sums: Sequence[Sum]
     totals: Sequence[Sum]
     earners: Sequence[Earner]
@@ -47,11 +47,11 @@ def gather(
 ) -> Figures:
     """The current figures of the 30 days up to `day`, none before `start`."""
     days = days_from(max(start, day - (SPAN_DAYS - 1) * DAY), day)
-    first, made_at = days[0], datetime.now(UTC)
+    first, as_of = days[0], datetime.now(UTC)
     # Read before the sums: a day added up in between is then still reported as incomplete, never falsely as complete.
     lacking, stale = incomplete(commission, configured, days), list(commission.stale(first, day))
     sums, totals = commission.sums(first, day), commission.totals(first, day)
-    return Figures(day, days, made_at, sums, totals, commission.earners(day, MAX_EARNERS), lacking, stale, is_sandbox)
+    return Figures(day, days, as_of, sums, totals, commission.earners(day, MAX_EARNERS), lacking, stale, is_sandbox)
 
 
 def incomplete(commission: Commission, configured: Sequence[Records], days: Sequence[date]) -> list[Incomplete]:
@@ -62,7 +62,7 @@ def incomplete(commission: Commission, configured: Sequence[Records], days: Sequ
     """
     landed = commission.landed(days[0], days[-1])
     expected = {endpoint.key for endpoint in configured}.union(*landed.values())
-    kinds = [[endpoint.key for endpoint in alike] for alike in commission.alike]
+    kinds = [[endpoint.key for endpoint in alternatives] for alternatives in commission.alternatives]
     found: list[Incomplete] = []
     for assets in [each for each in kinds if expected & {*each}] or kinds:
         settled = {day: [final for key, final in landed.get(day, {}).items() if key in assets] for day in days}

@@ -75,7 +75,7 @@ class Commission:
         for endpoint in endpoints:
             by_money.setdefault((endpoint.exchange.name, _money(endpoint).kind), []).append(endpoint)
         # Groups of endpoints that report the same money: only one of each group counts for a day.
-        self.alike = list(by_money.values())
+        self.alternatives = list(by_money.values())
 
     def landed(self, first: date, last: date) -> dict[date, dict[str, bool]]:
         """By day, the assets that have landed it and whether it has settled there."""
@@ -106,8 +106,8 @@ class Commission:
                 return False
             inputs, settled = landed
             run("delete from affiliate.daily_commission where partition_date = %s", (day,))
-            for alike in self.alike:
-                present = [endpoint for endpoint in alike if endpoint.key in settled]
+            for alternatives in self.alternatives:
+                present = [endpoint for endpoint in alternatives if endpoint.key in settled]
                 # Prefer an endpoint whose day has settled.
                 for endpoint in sorted(present, key=lambda each: not settled[each.key])[:1]:
                     run(_insert(endpoint), {"day": day, "settled": settled[endpoint.key], "run_id": run_id})
@@ -144,7 +144,7 @@ class Commission:
         counted = self._fetch("select distinct asset from affiliate.daily_commission where partition_date = %s", [day])
         return [
             Earner(*row)
-            for endpoint in chain.from_iterable(self.alike)
+            for endpoint in chain.from_iterable(self.alternatives)
             if (endpoint.key,) in counted and _money(endpoint).earners
             for row in self._fetch(_earners(endpoint), {"day": day, "max_rank": max_rank})
         ]

@@ -13,7 +13,7 @@ from affiliate_pipeline.commission.figures import Figures, gather
 from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission
 from affiliate_pipeline.defs.dagster_internals import range_tags, sensor
 from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days
-from affiliate_pipeline.defs.resources import Installation
+from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import DAY, fold, runs
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.domain.settings import Mode
@@ -72,16 +72,16 @@ def build_earnings(start: date) -> dg.AssetsDefinition:
 
 
 def _materialize(
-    context: dg.AssetExecutionContext, installation: dg.ResourceParam[Installation]
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[PipelineResource]
 ) -> Iterator[dg.MaterializeResult[Any]]:
     days, selected = keys_to_days(context.partition_keys), sorted(context.selected_asset_keys)
     done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected}
     failed: dict[date, Problem] = {}
     try:
-        environment = installation.environment
+        environment = pipeline.environment
         configured = [endpoint for endpoint in EARNING if environment.is_any_set(endpoint.credentials)]
         is_sandbox = environment.mode is Mode.SANDBOX
-        with installation.store(context.run.run_id) as store:
+        with pipeline.store(context.run.run_id) as store:
             commission = Commission(store, EARNING)
             for day in days:
                 if not commission.add_up(day, context.run.run_id):
@@ -145,11 +145,11 @@ def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path) -
     description="Adds up again each day for which something else has landed than it was added up from.",
 )
 def stale_days(
-    _context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
+    _context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
 ) -> list[dg.RunRequest]:
     now = datetime.now(UTC)
-    with installation.store() as store:
-        first, last = installation.environment.start_date, now.date() - DAY
+    with pipeline.store() as store:
+        first, last = pipeline.environment.start_date, now.date() - DAY
         stale = Commission(store, EARNING).stale(first, last, quiet_s=QUIET_S)
     # The run key allows the same days with the same content once an hour: a failed run is not repeated every tick.
     return [

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from affiliate_pipeline.defs.checks import check_specs, evaluations
 from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days, log_landed
-from affiliate_pipeline.defs.resources import Installation
+from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, ReferenceTable
@@ -50,15 +50,15 @@ def build_asset(endpoint: Endpoint, start: date) -> dg.AssetsDefinition:
         owners=[f"team:{endpoint.exchange.name}_{endpoint.account}"],
     )
     def landed(
-        context: dg.AssetExecutionContext, config: LandingConfig, installation: dg.ResourceParam[Installation]
+        context: dg.AssetExecutionContext, config: LandingConfig, pipeline: dg.ResourceParam[PipelineResource]
     ) -> Iterator[_Event]:
-        yield from _materialize(context, endpoint, Options(**config.model_dump()), installation)
+        yield from _materialize(context, endpoint, Options(**config.model_dump()), pipeline)
 
     return landed
 
 
 def _materialize(
-    context: dg.AssetExecutionContext, endpoint: Endpoint, options: Options, installation: Installation
+    context: dg.AssetExecutionContext, endpoint: Endpoint, options: Options, pipeline: PipelineResource
 ) -> Iterator[_Event]:
     checks, run_id = context.selected_asset_check_keys, context.run.run_id
     days = keys_to_days(context.partition_keys)
@@ -66,8 +66,8 @@ def _materialize(
     failed: dict[date, Problem] = {}
     try:
         with (
-            installation.store(run_id) as store,
-            installation.session(endpoint, store) as session,
+            pipeline.store(run_id) as store,
+            pipeline.session(endpoint, store) as session,
         ):
             for outcome in land_days(endpoint, days, session=session, store=store, run_id=run_id, options=options):
                 if isinstance(outcome, Failed):
@@ -145,12 +145,12 @@ def build_reference_table(table: ReferenceTable) -> dg.AssetsDefinition:
         owners=[f"team:{endpoint.exchange.name}_{endpoint.account}"],
     )
     def refreshed(
-        context: dg.AssetExecutionContext, installation: dg.ResourceParam[Installation]
+        context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[PipelineResource]
     ) -> dg.MaterializeResult[Any]:
         try:
             with (
-                installation.store(context.run.run_id) as store,
-                installation.session(endpoint, store) as session,
+                pipeline.store(context.run.run_id) as store,
+                pipeline.session(endpoint, store) as session,
             ):
                 return dg.MaterializeResult(metadata=table.refresh(session))
         except AffiliateError as error:

@@ -14,7 +14,7 @@ from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
 
 
-class Installation:
+class PipelineResource:
     """The environment of a run or tick, read at its first use.
 
     So the code location loads without settings, network or database, an unusable setting fails only the days that need
@@ -34,7 +34,7 @@ class Installation:
         """The database; with `run_id`, the run counts as live while the store is open."""
         with Store(self.environment.database_url()) as store:
             if run_id is not None:
-                store.work_for(run_id)
+                store.mark_run_live(run_id)
             yield store
 
     def session(

@@ -7,7 +7,7 @@ from itertools import groupby
 import dagster as dg
 
 from affiliate_pipeline.defs.dagster_internals import range_tags, schedule
-from affiliate_pipeline.defs.resources import Installation
+from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import day_of
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
@@ -38,7 +38,7 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultSchedul
         description=f"Lands {lands}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose account is configured.",
     )
     def land(
-        context: dg.ScheduleEvaluationContext, installation: dg.ResourceParam[Installation]
+        context: dg.ScheduleEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
     ) -> list[dg.RunRequest] | dg.SkipReason:
         tick = context.scheduled_execution_time
         tick_ms = int(tick.timestamp() * 1000)
@@ -46,7 +46,7 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultSchedul
         if is_snapshot and day_of(now_ms(), exchange.zone) > today:
             # Dagster evaluates a missed tick later, when a run for a day that is over can only fail.
             return dg.SkipReason(f"{today} is over: no snapshot of it was taken, and none can be any more")
-        environment = installation.environment
+        environment = pipeline.environment
         start = environment.start_date
         # If no exchange is configured, request the runs anyway: they fail and report what to set.
         is_any_configured = environment.is_any_set(EXCHANGE_VARIABLES)

@@ -23,8 +23,8 @@ def rights(assets: Iterable[str]) -> dict[str, str]:
     return day_writer.RIGHTS | rate_limiter.RIGHTS | ledger.RIGHTS | quarantine.RIGHTS | endpoints
 
 
-def is_worked_for(url: str, run_id: str) -> bool:
-    """Whether a process that works for the run (`Store.work_for`) is alive and connected."""
+def is_run_live(url: str, run_id: str) -> bool:
+    """Whether a process that works for the run (`Store.mark_run_live`) is alive and connected."""
     with connect(url, autocommit=True) as connection, unavailable():
         lock = _run_lock(run_id).key
         row = connection.execute(sql.SQL("select pg_try_advisory_lock({})").format(lock)).fetchone()
@@ -52,7 +52,7 @@ class Store(TableStore):
         for error in problems(self._connection, rights(endpoint.key for endpoint in endpoints)):
             raise error
 
-    def work_for(self, run_id: str) -> None:
+    def mark_run_live(self, run_id: str) -> None:
         """Mark the run as live until this connection ends; raise `StoreUnavailable` if not ready."""
         self.require_ready()
         with unavailable(), self._connection.transaction():

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Open:
+class OpenAlert:
     """An alert and, by asset, the failed days that the ledger does not show as landed since.
 
     An asset without days has to be materialized itself.
@@ -136,7 +136,7 @@ class Outbox(TableStore):
                 {"target": target, "keys": keys, "first": first_pause, "max": max_pause},
             ).fetchall()[0]
 
-    def settle(self, targets: Collection[str]) -> None:
+    def complete_deliveries(self, targets: Collection[str]) -> None:
         """Mark alerts that all targets accepted as delivered; drop failures of removed targets."""
         with unavailable(), self._connection.transaction():
             self._execute(
@@ -148,7 +148,7 @@ class Outbox(TableStore):
                 f"delete from {DELIVERIES} where delivered_at is null and not target = any(%s)", (list(targets),)
             )
 
-    def open(self) -> list[Open]:
+    def open_alerts(self) -> list[OpenAlert]:
         """The alerts whose failed days have not been reported as landed."""
         rows = self._execute(
             f"select raised_at, key, title, text, failed, good_news from {TABLE} "
@@ -156,9 +156,11 @@ class Outbox(TableStore):
         ).fetchall()
         return [self._open(raised_at, _alert(*alert)) for raised_at, *alert in rows]
 
-    def _open(self, raised_at: datetime, alert: Alert) -> Open:
+    def _open(self, raised_at: datetime, alert: Alert) -> OpenAlert:
         missing = ledger.missing_since(self._connection, alert.failed, raised_at)
-        return Open(alert, raised_at, {key: days for key, days in missing.items() if days or not alert.failed[key]})
+        return OpenAlert(
+            alert, raised_at, {key: days for key, days in missing.items() if days or not alert.failed[key]}
+        )
 
     def recover(self, recovered: Iterable[Alert], news: Alert) -> None:
         """Mark these alerts as recovered, and add the alert that reports it."""

@@ -1,6 +1,6 @@
 """What to do about overdue days: which to request again, and what to report about them.
 
-Decisions are pure; `WatchStore` stores their state, `defs/sensors/overdue.py` makes runs, checks and alerts of them.
+Decisions are pure; `OverdueStore` stores their state, `defs/sensors/overdue.py` makes runs, checks and alerts of them.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -47,7 +47,7 @@ class State:
     level: NotificationLevel = NotificationLevel.NOTHING
 
 
-class WatchStore(TableStore):
+class OverdueStore(TableStore):
     """The states of overdue days, and the ledger that they are compared with."""
 
     def ledgers(self, since: date) -> ledger.Ledgers:
@@ -115,7 +115,7 @@ def at_risk(days: Sequence[ExpectedDay], states: Mapping[date, State]) -> list[d
 
 
 @dataclass(frozen=True)
-class Decision:
+class OverdueActions:
     """The ranges of days to request, the days to report by level, and the resulting states."""
 
     request: list[list[date]]
@@ -123,7 +123,7 @@ class Decision:
     states: dict[date, State]
 
 
-def decide(
+def actions_for(
     endpoint: Endpoint,
     days: Sequence[ExpectedDay],
     states: Mapping[date, State],
@@ -131,14 +131,14 @@ def decide(
     *,
     in_progress: bool = False,
     just_failed: Collection[date] = (),
-) -> Decision:
+) -> OverdueActions:
     """What to do about the overdue days.
 
     Args:
         in_progress: Whether a run of the asset is unfinished.
         just_failed: The days of runs that failed within the first pause.
     """
-    decision = Decision([], {}, {})
+    actions = OverdueActions([], {}, {})
     requested: list[date] = []
     for each in days:
         state = states.get(each.day, State())
@@ -146,14 +146,14 @@ def decide(
         waits = each.day in just_failed
         level = level_for(each, state, now_ms, may_request=may_request, waits=waits, in_progress=in_progress)
         if level > state.level:
-            decision.report.setdefault(level, []).append(each)
+            actions.report.setdefault(level, []).append(each)
             state = replace(state, level=level)
         if may_request and not waits and not in_progress:
             requested.append(each.day)
             state = replace(state, attempts=state.attempts + 1, requested_at=datetime.fromtimestamp(now_ms / 1000, UTC))
         if state != State():
-            decision.states[each.day] = state
-    return replace(decision, request=runs(requested))
+            actions.states[each.day] = state
+    return replace(actions, request=runs(requested))
 
 
 def _may_request(endpoint: Endpoint, each: ExpectedDay, state: State, now_ms: int) -> bool:

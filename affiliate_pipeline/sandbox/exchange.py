@@ -32,7 +32,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """One response; `code` is the exchange's error code, `fault` what made or spoiled it."""
 
     status: int
@@ -44,7 +44,7 @@ class Answer:
     delay_s: float = 0
 
 
-NOT_FOUND = Answer(404, b"<html><body><h2>404 Not found</h2></body></html>", "text/html")
+NOT_FOUND = Response(404, b"<html><body><h2>404 Not found</h2></body></html>", "text/html")
 
 
 class Exchange(Protocol):
@@ -53,11 +53,11 @@ class Exchange(Protocol):
         """The path prefixes of this exchange."""
         ...
 
-    def answer(self, call: Call) -> Answer:
+    def respond(self, call: Call) -> Response:
         """The exchange's own response, which may be a refusal."""
         ...
 
-    def refusal(self, status: int, code: int | None = None, retry_after_s: int | None = None) -> Answer:
+    def refusal(self, status: int, code: int | None = None, retry_after_s: int | None = None) -> Response:
         """A refusal in the exchange's envelope; the code defaults to the status's usual one."""
         ...
 

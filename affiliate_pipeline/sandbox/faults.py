@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
-from affiliate_pipeline.sandbox.exchange import Answer, Call, Exchange
+from affiliate_pipeline.sandbox.exchange import Call, Exchange, Response
 from affiliate_pipeline.sandbox.rows import decode, encode
 
 KINDS = ("http_500", "http_502", "reset", "truncated", "html", "rate_limited", "slow")
@@ -23,8 +23,8 @@ FIREWALL_PAGE = b"<!DOCTYPE html><html><body><p>Your request has been blocked.</
 class Faults:
     """The faults to apply; every attribute may be changed while the sandbox runs.
 
-    `path`: `next_answers`, failing days and the random mix apply only to calls whose path contains it.
-    `next_answers`: canned responses (status, headers, body), one per call.
+    `path`: `next_responses`, failing days and the random mix apply only to calls whose path contains it.
+    `next_responses`: canned responses (status, headers, body), one per call.
     `transform_row`: given each row of a response as a dict, returns the row to send.
     `pending`: what the next requests for a history's file return instead of its URL, one each:
     `error`, `message`, `previous` (the URL of the file before), `empty` or `null`.
@@ -33,7 +33,7 @@ class Faults:
     """
 
     path: str
-    next_answers: deque[tuple[int, Mapping[str, str], bytes]]
+    next_responses: deque[tuple[int, Mapping[str, str], bytes]]
     transform_row: Callable[[dict[str, Any]], dict[str, Any]] | None
     pending: deque[str]
     expired_urls: int
@@ -49,7 +49,7 @@ class Faults:
         """Remove all faults and restore the initial settings."""
         with self._lock:
             self.path = ""
-            self.next_answers = deque()
+            self.next_responses = deque()
             self.transform_row = None
             self.pending = deque()
             self.expired_urls = 0
@@ -84,30 +84,30 @@ class Faults:
             self._rates = dict(rates)
             self._random = random.Random(seed)
 
-    def spoil(self, answer: Answer, call: Call, exchange: Exchange) -> Answer:  # noqa: PLR0911 - one per fault
+    def spoil(self, response: Response, call: Call, exchange: Exchange) -> Response:  # noqa: PLR0911 - one per fault
         """The response to send: this one, or the fault that replaces it."""
-        if answer.status != 200 or answer.code is not None or self.path not in call.path:
-            return answer
+        if response.status != 200 or response.code is not None or self.path not in call.path:
+            return response
         if failure := self._day_failure(call, exchange):
             return failure
         with self._lock:
-            if self.next_answers:
-                status, headers, body = self.next_answers.popleft()
-                return Answer(status, body, headers=headers, fault="next_answers")
+            if self.next_responses:
+                status, headers, body = self.next_responses.popleft()
+                return Response(status, body, headers=headers, fault="next_responses")
             kind = self._draw()
         match kind:
             case "http_500":
                 return replace(exchange.refusal(500), fault=kind)
             case "http_502":
-                return Answer(502, BAD_GATEWAY, "text/html", fault=kind)
+                return Response(502, BAD_GATEWAY, "text/html", fault=kind)
             case "html":
-                return Answer(200, FIREWALL_PAGE, "text/html", fault=kind)
+                return Response(200, FIREWALL_PAGE, "text/html", fault=kind)
             case "rate_limited":
                 return replace(exchange.refusal(429, retry_after_s=self.retry_after_s), fault=kind)
             case _:
-                return replace(answer, fault=kind, delay_s=self.slow_s if kind == "slow" else 0)
+                return replace(response, fault=kind, delay_s=self.slow_s if kind == "slow" else 0)
 
-    def _day_failure(self, call: Call, exchange: Exchange) -> Answer | None:
+    def _day_failure(self, call: Call, exchange: Exchange) -> Response | None:
         """The refusal of a call that covers a failing day."""
         if self._days and (touched := exchange.days(call)):
             for day, (status, code) in self._days.items():

@@ -14,7 +14,7 @@ from socketserver import BaseServer, TCPServer
 from typing import Self
 
 from affiliate_pipeline.sandbox.binance.exchange import Binance
-from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call, Exchange
+from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Call, Exchange, Response
 from affiliate_pipeline.sandbox.faults import Faults
 from affiliate_pipeline.sandbox.lbank.exchange import LBank
 
@@ -76,7 +76,7 @@ class Sandbox:
 
     def start(self) -> Self:
         """Start serving; raises OSError if the port is in use."""
-        self._server = _Server((HOST, self.port), self._answer)
+        self._server = _Server((HOST, self.port), self._respond)
         self.port = self._server.server_port
         self.binance.kickbacks.own_url = self.url
         self._thread = threading.Thread(
@@ -98,15 +98,15 @@ class Sandbox:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def _answer(self, call: Call) -> Answer:
+    def _respond(self, call: Call) -> Response:
         request = Request(self.now(), call.method, call.path, call.params)
         self.requests.append(request)
         exchange = next((each for each in self._exchanges if call.path.startswith(each.prefixes)), None)
-        answer = self.faults.spoil(exchange.answer(call), call, exchange) if exchange else NOT_FOUND
+        response = self.faults.spoil(exchange.respond(call), call, exchange) if exchange else NOT_FOUND
         # Before the response is sent, so that a client that has it finds the complete request in the log.
-        request.status = None if answer.fault == "reset" else answer.status
-        request.code, request.fault = answer.code, answer.fault
-        return answer
+        request.status = None if response.fault == "reset" else response.status
+        request.code, request.fault = response.code, response.fault
+        return response
 
 
 # What socketserver calls a request; for a UDP server, it is a pair.
@@ -117,9 +117,9 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 512
     allow_reuse_port = False  # two sandboxes on one port would share its connections
 
-    def __init__(self, address: tuple[str, int], answer: Callable[[Call], Answer]) -> None:
+    def __init__(self, address: tuple[str, int], respond: Callable[[Call], Response]) -> None:
         self._open: set[socket.socket] = set()
-        super().__init__(address, partial(_Handler, answer))
+        super().__init__(address, partial(_Handler, respond))
 
     def server_bind(self) -> None:
         # Not HTTPServer's own, which looks the host up in the DNS.
@@ -155,37 +155,37 @@ class _Handler(BaseHTTPRequestHandler):
 
     def __init__(
         self,
-        answer: Callable[[Call], Answer],
+        respond: Callable[[Call], Response],
         request: socket.socket,
         client_address: tuple[str, int],
         server: BaseServer,
     ) -> None:
-        self._answer = answer
+        self._respond = respond
         super().__init__(request, client_address, server)
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode("latin-1")
         path, _, query = self.path.partition("?")
-        answer = self._answer(Call(self.command, path, query, body, self.headers))
-        if answer.delay_s:
-            time.sleep(answer.delay_s)
-        if answer.fault == "reset":
+        response = self._respond(Call(self.command, path, query, body, self.headers))
+        if response.delay_s:
+            time.sleep(response.delay_s)
+        if response.fault == "reset":
             self._reset()
         else:
-            self._send(answer)
+            self._send(response)
 
     do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - names given by http.server
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, response: Response) -> None:
         lines = [
-            f"HTTP/1.1 {answer.status} {self.responses.get(answer.status, ('',))[0]}",
-            f"Content-Type: {answer.content_type}",
-            *(f"{name}: {value}" for name, value in answer.headers.items()),
-            f"Content-Length: {len(answer.body)}",
+            f"HTTP/1.1 {response.status} {self.responses.get(response.status, ('',))[0]}",
+            f"Content-Type: {response.content_type}",
+            *(f"{name}: {value}" for name, value in response.headers.items()),
+            f"Content-Length: {len(response.body)}",
             "\r\n",
         ]
-        body = answer.body
-        if answer.fault == "truncated":
+        body = response.body
+        if response.fault == "truncated":
             body, self.close_connection = body[: len(body) // 2], True
         self.wfile.write("\r\n".join(lines).encode("latin-1") + body)
 

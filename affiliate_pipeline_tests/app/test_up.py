@@ -65,7 +65,7 @@ def test_down_waits_for_the_pid_of_an_up_that_has_just_begun(slow_up, monkeypatc
 def test_while_up_cleans_up_its_own_pid_stands_where_that_of_the_killed_one_was(home, monkeypatch):
     (home / "up.lock").write_text("1234567")
     pids = []
-    monkeypatch.setattr(processes, "stop_started", lambda home: pids.append((home / "up.lock").read_text()))
+    monkeypatch.setattr(processes, "stop_processes", lambda home: pids.append((home / "up.lock").read_text()))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(Stop, match="cannot be used"), socket.create_server(("127.0.0.1", 0)) as taken:
         app(["up", "--port", f"{taken.getsockname()[1]}"], standalone_mode=False)

@@ -37,7 +37,7 @@ def moved(row: bytes, day: date) -> bytes:
 def send(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, rows: list[bytes]) -> None:
     """From now on the exchange has these rows, and sends those of the window requested. The parts of its responses are
     joined without being read."""
-    answer = sandbox.binance.answer
+    answer = sandbox.binance.respond
 
     def as_sent(call):
         given = answer(call)
@@ -48,4 +48,4 @@ def send(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, rows: list[bytes]) -
         inside = [row for row, time in zip(rows, times, strict=True) if first <= time <= last]
         return replace(given, body=b"[" + b",".join(inside) + b"]")
 
-    monkeypatch.setattr(sandbox.binance, "answer", as_sent)
+    monkeypatch.setattr(sandbox.binance, "respond", as_sent)

@@ -112,8 +112,10 @@ def test_money_that_is_no_number_is_kept_as_received(sandbox, query, monkeypatch
 @pytest.mark.parametrize("encode", [lambda body: b"\xef\xbb\xbf" + body, lambda body: body.decode().encode("utf-16")])
 def test_a_body_in_another_encoding_is_read(sandbox, query, monkeypatch, encode):
     send(sandbox, monkeypatch, [moved(rows_of(CASE)[0], DAY)])
-    answer = sandbox.binance.answer
-    monkeypatch.setattr(sandbox.binance, "answer", lambda call: replace(given := answer(call), body=encode(given.body)))
+    answer = sandbox.binance.respond
+    monkeypatch.setattr(
+        sandbox.binance, "respond", lambda call: replace(given := answer(call), body=encode(given.body))
+    )
 
     run = materialize(KEY, [DAY])
 
@@ -124,8 +126,8 @@ def test_a_body_in_another_encoding_is_read(sandbox, query, monkeypatch, encode)
 def test_a_body_cut_short_is_requested_again_and_then_kept_as_received(sandbox, query, monkeypatch):
     rows = [moved(rows_of(CASE)[0], DAY), moved(with_fields(b"").replace(b"a***@x", b"a\xff@x"), DAY)]
     send(sandbox, monkeypatch, rows)
-    answer = sandbox.binance.answer
-    monkeypatch.setattr(sandbox.binance, "answer", lambda call: replace(given := answer(call), body=given.body[:-30]))
+    answer = sandbox.binance.respond
+    monkeypatch.setattr(sandbox.binance, "respond", lambda call: replace(given := answer(call), body=given.body[:-30]))
 
     run = materialize(KEY, [DAY])
 
@@ -140,21 +142,21 @@ def test_a_body_cut_short_is_requested_again_and_then_kept_as_received(sandbox, 
 
 @pytest.mark.parametrize("body", [b"<html>{</html>", b"", b"[]]", b"{}x"])
 def test_what_holds_no_rows_is_not_kept(sandbox, query, monkeypatch, body):
-    answer = sandbox.binance.answer
-    monkeypatch.setattr(sandbox.binance, "answer", lambda call: replace(answer(call), body=body))
+    answer = sandbox.binance.respond
+    monkeypatch.setattr(sandbox.binance, "respond", lambda call: replace(answer(call), body=body))
 
     assert DAY in materialize(KEY, [DAY]).failed
     assert query("select count(*) from affiliate.rejected_row") == [(0,)]
 
 
 def test_lbank_lands_half_a_pair_too(both, query, monkeypatch):
-    answer = both.lbank.answer
+    answer = both.lbank.respond
 
     def spelled(call):
         given = answer(call)
         return replace(given, body=given.body.replace(b'"code":"', rb'"code":"\ud83d'))
 
-    monkeypatch.setattr(both.lbank, "answer", spelled)
+    monkeypatch.setattr(both.lbank, "respond", spelled)
     day = DAYS[0]
 
     run = materialize("lbank/invite_user_team_list", [day])

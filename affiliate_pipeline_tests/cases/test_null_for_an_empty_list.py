@@ -36,7 +36,7 @@ SPELLINGS = [CASE, CASE.replace(b'"data":null,', b""), CASE.replace(b"null", b'"
 
 def send(sandbox, monkeypatch, path: str, body: bytes, whom: str = "") -> None:
     """From now on the path is answered with the body, where the openId is that one if given."""
-    answer = sandbox.lbank.answer
+    answer = sandbox.lbank.respond
 
     def as_sent(call):
         given = answer(call)
@@ -44,7 +44,7 @@ def send(sandbox, monkeypatch, path: str, body: bytes, whom: str = "") -> None:
             return given
         return replace(given, body=body)
 
-    monkeypatch.setattr(sandbox.lbank, "answer", as_sent)
+    monkeypatch.setattr(sandbox.lbank, "respond", as_sent)
 
 
 @pytest.mark.parametrize("body", SPELLINGS)
@@ -63,7 +63,7 @@ def test_a_quiet_day_lands_with_no_rows_after_two_requests_and_says_so(both, que
 def test_one_null_is_a_fault_that_passes(both, query):
     both.faults.path = PATH[TEAM]
     both.lbank.add_user(registered_ms=at(DAY))
-    both.faults.next_answers.append((200, {}, CASE))
+    both.faults.next_responses.append((200, {}, CASE))
 
     run = materialize(f"lbank/{TEAM}", [DAY])
 
@@ -156,10 +156,10 @@ def test_records_of_binance_without_a_list_are_an_error_at_once(sandbox, query, 
     sandbox.binance.set_rebates(rebates(day, 5))
     assert materialize(REBATES, [day]).success
     path = next(endpoint.path for endpoint in ENDPOINTS if endpoint.key == REBATES)
-    answer = sandbox.binance.answer
+    answer = sandbox.binance.respond
     monkeypatch.setattr(
         sandbox.binance,
-        "answer",
+        "respond",
         lambda call: replace(answer(call), body=body) if call.path == path else answer(call),
     )
     sandbox.requests.clear()

@@ -22,7 +22,7 @@ def test_an_archive_of_one_file_lands(sandbox, query):
         *(path, DAY, DAY, "2026-11-28T00:00:00Z"),
     )
     sandbox.faults.path = "/kickback-history/"
-    sandbox.faults.next_answers.append((200, {}, FILE.read_bytes()))
+    sandbox.faults.next_responses.append((200, {}, FILE.read_bytes()))
 
     run = materialize(HISTORY, [DAY])
 

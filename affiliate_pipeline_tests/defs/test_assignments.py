@@ -282,7 +282,7 @@ def test_half_of_the_posts_failing_after_they_were_done_end_right(sandbox, query
 
 def test_a_post_that_was_not_done_is_posted_again_after_looking(sandbox, query, wanted):
     wanted(("new1", EMAILS[0]))
-    sandbox.binance.undone_posts = 3
+    sandbox.binance.failing_posts = 3
 
     run = materialize(PARTNERS, [today()])
 
@@ -295,7 +295,7 @@ def test_a_post_that_was_not_done_is_posted_again_after_looking(sandbox, query, 
 
 def test_a_post_that_is_never_done_ends_and_is_told(sandbox, query, wanted):
     wanted(("new1", EMAILS[0]), ("new2", EMAILS[1]))
-    sandbox.binance.undone_posts = 10
+    sandbox.binance.failing_posts = 10
 
     run = materialize(PARTNERS, [today()])
 
@@ -408,7 +408,7 @@ def test_the_client_gets_its_id_once(sandbox, query, monkeypatch):
         assert run.success and check(run).passed, run.message
 
     monkeypatch.setenv("BINANCE_USER_CUSTOMER_ID", "mine2")
-    sandbox.binance.undone_posts = 1
+    sandbox.binance.failing_posts = 1
     assert materialize(CLIENTS, [today()]).success
     assert sandbox.binance.customers.own_id == "mine2"
     assert rows(query, columns, "user_customization_assignment") == [

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from affiliate_pipeline.sandbox import Number
-from affiliate_pipeline.sandbox.exchange import Answer
+from affiliate_pipeline.sandbox.exchange import Response
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import (
     DAYS,
@@ -131,7 +131,7 @@ def test_a_busy_range_lands_in_few_requests(sandbox, query):
 
 def list_pages_backwards(sandbox, monkeypatch):
     """The oldest rows come first, as they should, but each page lists them from its newest to its oldest."""
-    answer = sandbox.binance.answer
+    answer = sandbox.binance.respond
 
     def backwards(call):
         good = answer(call)
@@ -140,7 +140,7 @@ def list_pages_backwards(sandbox, monkeypatch):
         rows = msgspec.json.decode(good.body, type=list[msgspec.Raw])
         return replace(good, body=b"[" + b",".join(map(bytes, reversed(rows))) + b"]")
 
-    monkeypatch.setattr(sandbox.binance, "answer", backwards)
+    monkeypatch.setattr(sandbox.binance, "respond", backwards)
 
 
 @pytest.mark.parametrize("pages_backwards", [False, True])
@@ -167,7 +167,7 @@ def test_the_exchanges_habits_do_not_matter(sandbox, query, monkeypatch, newest_
 
 def answer_by_hand(sandbox, monkeypatch, rows, order):
     """The windows' rows are sorted by `order` before they are cut off at the limit."""
-    answer = sandbox.binance.answer
+    answer = sandbox.binance.respond
 
     def by_hand(call):
         good = answer(call)
@@ -177,7 +177,7 @@ def answer_by_hand(sandbox, monkeypatch, rows, order):
         found = sorted((row for row in rows if first <= row["time"] <= last), key=order)
         return replace(good, body=msgspec.json.encode(found[:limit]))
 
-    monkeypatch.setattr(sandbox.binance, "answer", by_hand)
+    monkeypatch.setattr(sandbox.binance, "respond", by_hand)
 
 
 # Where the second page is cut off: within the burst, or after so few rows of it that they may be in order by chance.
@@ -197,14 +197,14 @@ def test_an_exchange_that_sorts_by_the_second_loses_no_row(sandbox, query, monke
 
 
 def test_an_exchange_that_refuses_a_window_of_one_millisecond_is_asked_for_two(sandbox, query, monkeypatch):
-    answer = sandbox.binance.answer
+    answer = sandbox.binance.respond
 
     def wants_a_later_end(call):
         if call.params.get("startTime") == call.params.get("endTime"):
-            return Answer(400, b'{"code":-1128,"msg":"endTime must be after startTime."}')
+            return Response(400, b'{"code":-1128,"msg":"endTime must be after startTime."}')
         return answer(call)
 
-    monkeypatch.setattr(sandbox.binance, "answer", wants_a_later_end)
+    monkeypatch.setattr(sandbox.binance, "respond", wants_a_later_end)
     rows = rebates(SETTLED, 1_300)
     sandbox.binance.set_rebates(rows)
 

@@ -10,7 +10,7 @@ import pytest
 from affiliate_pipeline.domain.days import fold
 from affiliate_pipeline.http import retry
 from affiliate_pipeline.landing.day_writer import DayWriter
-from affiliate_pipeline.sandbox.exchange import Answer
+from affiliate_pipeline.sandbox.exchange import Response
 from affiliate_pipeline.sandbox.faults import KINDS
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import (
@@ -94,7 +94,7 @@ def test_rows_outside_the_window_asked_for_are_not_taken(sandbox, query, rows):
 
 @pytest.mark.parametrize("body", [b"{}", b"null", b"[1]", b'{"rows":[]}', b'"[]"'])
 def test_an_answer_that_is_no_list_of_rows_is_not_an_empty_day(sandbox, query, body):
-    sandbox.faults.next_answers.extend([(200, {}, body)] * 40)
+    sandbox.faults.next_responses.extend([(200, {}, body)] * 40)
 
     run = materialize(KEY, [SETTLED])
 
@@ -170,7 +170,7 @@ def test_an_exchange_that_dies_on_the_way_leaves_what_landed_marked(sandbox, que
 
 def test_a_ban_ends_the_run_at_once_and_is_respected_by_the_next(sandbox, rows):
     body = json.dumps({"code": -1003, "msg": "Way too much request weight used; IP banned."}).encode()
-    sandbox.faults.next_answers.append((418, {"Retry-After": "7200"}, body))
+    sandbox.faults.next_responses.append((418, {"Retry-After": "7200"}, body))
 
     first, second = materialize(KEY, DAYS), materialize(KEY, DAYS)
 
@@ -350,9 +350,9 @@ def test_a_database_that_is_lost_on_the_way_leaves_what_landed_marked(sandbox, q
 def test_a_database_that_is_lost_while_the_range_ends_for_another_cause_is_told(sandbox, monkeypatch, database_url):
     def refused(call):
         end_all_sessions(database_url)
-        return Answer(401, b'{"code":-2015,"msg":"Invalid API-key, IP, or permissions for action."}')
+        return Response(401, b'{"code":-2015,"msg":"Invalid API-key, IP, or permissions for action."}')
 
-    monkeypatch.setattr(sandbox.binance, "answer", refused)
+    monkeypatch.setattr(sandbox.binance, "respond", refused)
     run = materialize(KEY, DAYS)
 
     assert sorted(run.failed) == DAYS

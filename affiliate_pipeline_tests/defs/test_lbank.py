@@ -609,7 +609,7 @@ def test_a_field_that_the_schema_does_not_know_is_kept(sandbox, query):
 def test_a_web_page_or_a_trouble_of_its_own_is_asked_again(sandbox, query):
     soon = b'{"result":"false","error_code":10004,"msg":"Request too frequent"}'
     busy = b'{"result":"false","error_code":10017,"msg":"Server exception"}'
-    sandbox.faults.next_answers.extend([HTML, (502, {}, HTML[2]), (200, {}, busy), (200, {}, soon), (200, {}, b"")])
+    sandbox.faults.next_responses.extend([HTML, (502, {}, HTML[2]), (200, {}, busy), (200, {}, soon), (200, {}, b"")])
 
     run = materialize(FUTURES, [SETTLED])
 
@@ -624,7 +624,7 @@ def test_a_web_page_or_a_trouble_of_its_own_is_asked_again(sandbox, query):
 def test_a_good_answer_is_good_whatever_is_told_beside_it(sandbox, query, envelope):
     data = '"data":{"turnover":"1.50","fee":"0.10"}'
     answer = f'{{"result":"true",{envelope}{envelope and ","}{data}}}'.encode()
-    sandbox.faults.next_answers.extend([(200, {}, answer)] * 4)
+    sandbox.faults.next_responses.extend([(200, {}, answer)] * 4)
 
     run = materialize(FUTURES, [SETTLED])
 
@@ -634,7 +634,7 @@ def test_a_good_answer_is_good_whatever_is_told_beside_it(sandbox, query, envelo
 
 
 def test_a_refusal_whose_code_cannot_be_read_is_asked_again(sandbox):
-    sandbox.faults.next_answers.append((200, {}, b'{"result":"false","error_code":null,"msg":5}'))
+    sandbox.faults.next_responses.append((200, {}, b'{"result":"false","error_code":null,"msg":5}'))
 
     assert materialize(FUTURES, [SETTLED]).success
     assert len(asked(sandbox, FUTURES)) == 4 + 1
@@ -642,7 +642,7 @@ def test_a_refusal_whose_code_cannot_be_read_is_asked_again(sandbox):
 
 @pytest.mark.parametrize("status", [418, 429])
 def test_a_longer_silence_than_a_run_can_wait_is_told(sandbox, status):
-    sandbox.faults.next_answers.append((status, {"Retry-After": "1000"}, HTML[2]))
+    sandbox.faults.next_responses.append((status, {"Retry-After": "1000"}, HTML[2]))
 
     run = materialize(FUTURES, [SETTLED])
 
@@ -651,7 +651,7 @@ def test_a_longer_silence_than_a_run_can_wait_is_told(sandbox, status):
 
 
 def test_a_web_page_that_stays_is_told_as_one(sandbox):
-    sandbox.faults.next_answers.extend([HTML] * 1000)
+    sandbox.faults.next_responses.extend([HTML] * 1000)
 
     run = materialize(FUTURES, [SETTLED])
 
@@ -716,7 +716,7 @@ def test_a_row_whose_time_cannot_be_read_fails_its_day_alone(sandbox, query, nam
 
 @pytest.mark.parametrize("data", [b"[null]", b"[1]", b'["a"]', b"[[1]]"])
 def test_rows_that_are_none_fail_their_day(sandbox, query, data):
-    sandbox.faults.next_answers.append((200, {}, b'{"result":"true","error_code":0,"data":%s}' % data))
+    sandbox.faults.next_responses.append((200, {}, b'{"result":"true","error_code":0,"data":%s}' % data))
 
     run = materialize(MONEY, [SETTLED])
 
@@ -729,7 +729,7 @@ def test_rows_that_are_none_fail_their_day(sandbox, query, data):
 @pytest.mark.parametrize("name", [FUTURES, OBSERVED])
 def test_a_question_with_one_answer_that_gets_none_or_two_fails_its_day(sandbox, query, name, data):
     materialize_roster()
-    sandbox.faults.next_answers.append((200, {}, b'{"result":"true","error_code":0,"data":%s}' % data))
+    sandbox.faults.next_responses.append((200, {}, b'{"result":"true","error_code":0,"data":%s}' % data))
     bad = today() if name == OBSERVED else DAYS[0]
 
     run = materialize(name, [bad] if name == OBSERVED else DAYS[:2])
@@ -910,7 +910,7 @@ def test_a_clock_that_is_off_is_corrected_by_the_exchanges_own(sandbox, query, c
 def test_a_clock_that_cannot_be_corrected_is_told_at_the_first_answers(sandbox):
     now = time.time_ns() // 1_000_000
     off = b'{"result":"false","error_code":10600,"msg":"replay","ts":%d}' % now
-    sandbox.faults.next_answers.extend([(200, {}, off)] * 1000)
+    sandbox.faults.next_responses.extend([(200, {}, off)] * 1000)
 
     run = materialize(FUTURES, [SETTLED])
 

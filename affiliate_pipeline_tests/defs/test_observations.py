@@ -84,7 +84,7 @@ def test_the_clients_own_id_lands_with_the_agent_asked_about(sandbox, query, own
     ],
 )
 def test_an_answer_may_be_a_list_a_row_or_nothing(sandbox, query, body, landed):
-    sandbox.faults.next_answers.append((200, {}, body.encode()))
+    sandbox.faults.next_responses.append((200, {}, body.encode()))
 
     run = materialize(USER, [today()])
 
@@ -93,7 +93,7 @@ def test_an_answer_may_be_a_list_a_row_or_nothing(sandbox, query, body, landed):
 
 
 def test_an_answer_that_is_no_row_fails_the_day(sandbox):
-    sandbox.faults.next_answers.append((200, {}, b'"abc123"'))
+    sandbox.faults.next_responses.append((200, {}, b'"abc123"'))
 
     run = materialize(USER, [today()])
 
@@ -113,7 +113,7 @@ def test_yesterday_is_refused_with_the_reason_and_costs_nothing(sandbox, key, tr
 
 def test_a_list_as_long_as_a_full_page_elsewhere_is_told_as_doubtful(sandbox, caplog):
     rows = [{"customerId": f"c{number}", "email": f"c{number}@example.com"} for number in range(500)]
-    sandbox.faults.next_answers.append((200, {}, json.dumps(rows).encode()))
+    sandbox.faults.next_responses.append((200, {}, json.dumps(rows).encode()))
 
     run = materialize(CUSTOMIZATION, [today()])
 

@@ -254,10 +254,10 @@ def test_rejected_rows_of_another_source_do_not_land(sandbox, query, monkeypatch
 
 def spell(sandbox, monkeypatch, ours: bytes, theirs: bytes) -> None:
     """Answers hold these bytes in place of those."""
-    answer = sandbox.binance.answer
+    answer = sandbox.binance.respond
     monkeypatch.setattr(
         sandbox.binance,
-        "answer",
+        "respond",
         lambda call: replace(given := answer(call), body=given.body.replace(ours, theirs)),
     )
 

@@ -19,7 +19,7 @@ WORDS = "Maintenance We are back at 10:00"
 
 def answer(sandbox, status: int, body: object, times: int = 1, **headers: str) -> None:
     text = body if isinstance(body, str) else json.dumps(body)
-    sandbox.faults.next_answers.extend([(status, headers, text.encode())] * times)
+    sandbox.faults.next_responses.extend([(status, headers, text.encode())] * times)
 
 
 @pytest.mark.parametrize(
@@ -76,14 +76,14 @@ def test_the_row_of_an_assignment_quotes_the_exchange(sandbox, query, monkeypatc
     path = tmp_path / "customers.csv"
     path.write_text(f"customerId,email\nnew1,{EMAILS[0]}\n")
     monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(path))
-    refused = sandbox.binance.answer
+    refused = sandbox.binance.respond
 
     def refuse(call):
         if call.method == "POST":
             answer(sandbox, 409, {"error": {"code": -9001, "message": "The id is reserved."}})
         return refused(call)
 
-    monkeypatch.setattr(sandbox.binance, "answer", refuse)
+    monkeypatch.setattr(sandbox.binance, "respond", refuse)
     materialize(PARTNERS, [today()])
 
     assert query("select outcome, message from binance.customization_assignment") == [

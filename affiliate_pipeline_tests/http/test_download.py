@@ -10,7 +10,7 @@ from affiliate_pipeline.http import download as files
 from affiliate_pipeline.http.download import download
 from affiliate_pipeline.http.errors import Refused, Transient, UrlExpired
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline.sandbox.exchange import Answer, Call
+from affiliate_pipeline.sandbox.exchange import Call, Response
 
 QUERY = "Expires=1&Signature=a-secret"
 
@@ -30,9 +30,9 @@ def answer(host, *given: tuple[int, bytes, dict[str, str]]) -> None:
     """The next answers of the host, the last one for ever."""
     left = list(given)
 
-    def next_one(_: Call) -> Answer:
+    def next_one(_: Call) -> Response:
         status, body, headers = left.pop(0) if len(left) > 1 else left[0]
-        return Answer(status, body, headers=headers)
+        return Response(status, body, headers=headers)
 
     host.binance.kickbacks.file = next_one
 

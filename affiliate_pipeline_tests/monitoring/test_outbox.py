@@ -45,7 +45,7 @@ def test_an_added_alert_is_due_unchanged(outbox):
 
 def test_a_key_is_accepted_only_once(outbox):
     outbox.add(FAILED)
-    outbox.settle([])
+    outbox.complete_deliveries([])
     assert not outbox.add(Alert(FAILED.key, "changed", "changed"))
     assert due(outbox) == []
 
@@ -89,13 +89,13 @@ def test_an_alert_is_delivered_once_every_target_has_taken_it(outbox, query):
     outbox.add(OTHER)
     outbox.delivered("a", [FAILED, OTHER], HOUR)
     outbox.delivered("b", [OTHER], HOUR)
-    outbox.settle(["a", "b"])
+    outbox.complete_deliveries(["a", "b"])
     assert query("select key from affiliate.alert where delivered_at is not null") == [(OTHER.key,)]
 
 
 def test_without_targets_every_alert_counts_as_delivered(outbox, query):
     outbox.add(FAILED)
-    outbox.settle([])
+    outbox.complete_deliveries([])
     assert query("select count(*) from affiliate.alert where delivered_at is null") == [(0,)]
 
 
@@ -148,7 +148,7 @@ def test_a_failed_alert_is_due_again_once_the_target_has_taken_another(outbox):
 def test_a_target_that_is_no_longer_configured_is_dropped(outbox):
     outbox.add(FAILED)
     outbox.failed("a", [FAILED], HOUR, HOUR)
-    outbox.settle(["b"])
+    outbox.complete_deliveries(["b"])
     assert outbox.failing() == set()
 
 
@@ -162,25 +162,25 @@ def test_only_one_process_delivers_at_a_time(outbox, database_url):
 def test_an_alert_is_open_until_its_days_have_landed_since(outbox, lands):
     lands(DAYS[0], datetime.now(UTC) - HOUR)
     outbox.add(FAILED)
-    (found,) = outbox.open()
+    (found,) = outbox.open_alerts()
     assert (found.alert, found.missing) == (FAILED, {REBATES: frozenset(DAYS)})
 
     lands(DAYS[1])
-    assert outbox.open()[0].missing == {REBATES: {DAYS[0]}}
+    assert outbox.open_alerts()[0].missing == {REBATES: {DAYS[0]}}
     lands(DAYS[0], asset="binance/another")
-    assert outbox.open()[0].missing == {REBATES: {DAYS[0]}}
+    assert outbox.open_alerts()[0].missing == {REBATES: {DAYS[0]}}
     lands(DAYS[0])
-    assert outbox.open()[0].missing == {}
+    assert outbox.open_alerts()[0].missing == {}
 
 
 def test_an_asset_without_days_is_not_in_the_ledger(outbox):
     outbox.add(Alert("run 3", "title", "text", {"lbank/roster": ()}))
-    assert outbox.open()[0].missing == {"lbank/roster": frozenset()}
+    assert outbox.open_alerts()[0].missing == {"lbank/roster": frozenset()}
 
 
 def test_an_alert_about_no_day_is_never_open(outbox):
     outbox.add(OTHER)
-    assert outbox.open() == []
+    assert outbox.open_alerts() == []
 
 
 def test_recovered_is_reported_once(outbox):
@@ -188,5 +188,5 @@ def test_recovered_is_reported_once(outbox):
     good = Alert("landed", "good", "news", good_news=True)
     outbox.recover([FAILED], good)
     outbox.recover([FAILED], good)
-    assert outbox.open() == []
+    assert outbox.open_alerts() == []
     assert due(outbox) == [FAILED, good]

@@ -18,9 +18,9 @@ from affiliate_pipeline.monitoring.overdue import (
     MAX_ATTEMPTS,
     NotificationLevel,
     State,
+    actions_for,
     alerts_of,
     at_risk,
-    decide,
     described,
     overdue_days,
 )
@@ -152,11 +152,11 @@ class Watch:
 
     def decide(self, now_ms: int, **how) -> None:
         days = [gap(self.endpoint, day, now_ms, self.landed_early) for day in self.days]
-        decision = decide(self.endpoint, days, self.states, now_ms, **how)
-        self.states = decision.states
-        if decision.request:
-            self.requested.append((now_ms, decision.request))
-        self.reported += [(now_ms, level, [each.day for each in of]) for level, of in decision.report.items()]
+        actions = actions_for(self.endpoint, days, self.states, now_ms, **how)
+        self.states = actions.states
+        if actions.request:
+            self.requested.append((now_ms, actions.request))
+        self.reported += [(now_ms, level, [each.day for each in of]) for level, of in actions.report.items()]
 
 
 def test_all_overdue_days_are_requested_at_once_in_one_range_per_run_of_days():

@@ -44,25 +44,25 @@ def test_an_exclusive_end_does_not_touch_the_next_day(sandbox, caller):
 
 def test_a_refusal_is_not_hidden_by_a_fault(sandbox, caller):
     sandbox.faults.fail_day(DAY)
-    sandbox.faults.next_answers.append((200, {}, b"[]"))
+    sandbox.faults.next_responses.append((200, {}, b"[]"))
     caller.secret = "another"
     assert caller.rebates().refusal == (400, -1022)
-    assert len(sandbox.faults.next_answers) == 1
+    assert len(sandbox.faults.next_responses) == 1
 
 
 def test_clear_ends_all_faults(sandbox, caller):
     sandbox.faults.fail_day(DAY)
     sandbox.faults.mix(http_500=1)
-    sandbox.faults.next_answers.append((500, {}, b""))
+    sandbox.faults.next_responses.append((500, {}, b""))
     sandbox.faults.clock_offset_ms = 90_000
     sandbox.faults.transform_row = lambda row: {}
     sandbox.faults.clear()
     assert all(caller.rebates().json)
 
 
-def test_the_next_answers_are_used_up_in_order(sandbox, caller):
+def test_the_next_responses_are_used_up_in_order(sandbox, caller):
     sandbox.faults.path = "recentRecord"
-    sandbox.faults.next_answers += [(403, {"X-Firewall": "yes"}, b"no"), (200, {}, b"[{}]")]
+    sandbox.faults.next_responses += [(403, {"X-Firewall": "yes"}, b"no"), (200, {}, b"[{}]")]
     assert caller.raw("/api/v3/time").status == 200
     first, second, third = caller.rebates(), caller.rebates(), caller.rebates()
     assert (first.status, first.headers["X-Firewall"], first.body) == (403, "yes", b"no")

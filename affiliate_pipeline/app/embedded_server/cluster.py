@@ -86,7 +86,7 @@ def locked(home: Path) -> Generator[None, None, None]:
 
 
 @contextmanager
-def vacancy(cluster: Cluster) -> Generator[int | None, None, None]:
+def try_alive_lock(cluster: Cluster) -> Generator[int | None, None, None]:
     """A descriptor for the server to inherit; None while a server or initdb process lives.
 
     It holds a lock that all of them inherit, so the kernel reports reliably: also for orphans of a killed postmaster,
@@ -95,14 +95,14 @@ def vacancy(cluster: Cluster) -> Generator[int | None, None, None]:
     with open(cluster.folder / "alive.lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            vacant = file.fileno()
+            lock_fd = file.fileno()
         except BlockingIOError:
-            vacant = None
-        yield vacant
+            lock_fd = None
+        yield lock_fd
 
 
 @contextmanager
-def plain_errors(home: Path) -> Generator[Path, None, None]:
+def os_errors_as_server_errors(home: Path) -> Generator[Path, None, None]:
     """The resolved folder; errors of the operating system become `ServerError`."""
     try:
         yield home.resolve()

@@ -31,7 +31,7 @@ def program(name: str) -> Path:
     return (_shared_copy(package) if os.geteuid() == 0 else package) / INSTALLATION / "bin" / name
 
 
-def run(cluster: Cluster, vacant: int, name: str, *arguments: str | Path) -> None:
+def run(cluster: Cluster, lock_fd: int, name: str, *arguments: str | Path) -> None:
     """Run a program as the owner of the cluster's folder; it inherits only the lock."""
     owner = cluster.folder.stat()
     is_root = os.geteuid() == 0
@@ -42,7 +42,7 @@ def run(cluster: Cluster, vacant: int, name: str, *arguments: str | Path) -> Non
         extra_groups=[] if is_root else None,
         cwd="/",
         env={"LC_ALL": "C"},
-        pass_fds=[vacant],
+        pass_fds=[lock_fd],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -23,9 +23,9 @@ from affiliate_pipeline.app.embedded_server.cluster import (
     Cluster,
     ServerError,
     locked,
-    plain_errors,
+    os_errors_as_server_errors,
     read,
-    vacancy,
+    try_alive_lock,
     write,
 )
 from affiliate_pipeline.app.embedded_server.programs import make_folder, run
@@ -55,15 +55,15 @@ def is_embedded(environment: Environment) -> bool:
     return DATABASE_VARIABLE not in environment.variables
 
 
-def started(environment: Environment) -> Environment:
+def start_database(environment: Environment) -> Environment:
     """The environment with its database running; raises `ServerError`."""
     if not is_embedded(environment):
         return environment
     return replace(environment, embedded_url=ensure(environment.home, environment.mode))
 
 
-def if_running(environment: Environment) -> Environment | None:
-    """Like `started`, but starts and creates nothing: None if the server is not running."""
+def running_database(environment: Environment) -> Environment | None:
+    """Like `start_database`, but starts and creates nothing: None if the server is not running."""
     if not is_embedded(environment):
         return environment
     url = url_if_running(environment.home, environment.mode)
@@ -72,7 +72,7 @@ def if_running(environment: Environment) -> Environment | None:
 
 def ensure(home: Path, database: str) -> str:
     """Start the server and create the database if need be; return its URL. Concurrency-safe."""
-    with plain_errors(home) as folder:
+    with os_errors_as_server_errors(home) as folder:
         cluster = read(folder)
         if cluster is None or _data_directory(cluster, database) != str(cluster.data):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def ensure(home: Path, database: str) -> str:
 
 def url_if_running(home: Path, database: str) -> str | None:
     """Like `ensure`, but creates nothing; None unless our server runs on our data folder."""
-    with plain_errors(home) as folder:
+    with os_errors_as_server_errors(home) as folder:
         cluster = read(folder)
         is_running = cluster and _data_directory(cluster) == str(cluster.data)
         return _url(cluster, database) if cluster and is_running else None
@@ -92,7 +92,7 @@ def url_if_running(home: Path, database: str) -> str | None:
 
 def stop(home: Path) -> bool:
     """Shut the server down, which disconnects its clients; True if one was running."""
-    with plain_errors(home) as folder:
+    with os_errors_as_server_errors(home) as folder:
         if read(folder) is None:
             return False
         with locked(folder):
@@ -102,8 +102,8 @@ def stop(home: Path) -> bool:
             deadline = time.monotonic() + WAIT_S
             was_running = False
             while True:
-                with vacancy(cluster) as vacant:
-                    if vacant is not None:
+                with try_alive_lock(cluster) as lock_fd:
+                    if lock_fd is not None:
                         return was_running
                 was_running = True
                 if time.monotonic() > deadline:
@@ -123,14 +123,14 @@ def _start(home: Path) -> Cluster:
     deadline = time.monotonic() + WAIT_S
     launches = 0
     while True:
-        with vacancy(cluster) as vacant:
-            if vacant is not None:
+        with try_alive_lock(cluster) as lock_fd:
+            if lock_fd is not None:
                 if launches == MAX_LAUNCHES:
                     raise cluster.error("PostgreSQL did not start")
                 if launches == 0 and cluster.log.exists():
                     cluster.log.replace(cluster.log.with_name("log.old"))
                 launches += 1
-                cluster = _launch(home, cluster, vacant)
+                cluster = _launch(home, cluster, lock_fd)
         answered = _data_directory(cluster)
         if answered == str(cluster.data):
             return cluster
@@ -157,7 +157,7 @@ def _new(home: Path) -> Cluster:
     return cluster
 
 
-def _launch(home: Path, cluster: Cluster, vacant: int) -> Cluster:
+def _launch(home: Path, cluster: Cluster, lock_fd: int) -> Cluster:
     """Start the server; return the cluster with its port."""
     if not cluster.data.exists():
         if cluster.port:  # it has run before: a new, empty database would look like data loss
@@ -165,17 +165,17 @@ def _launch(home: Path, cluster: Cluster, vacant: int) -> Cluster:
                 f"the data of PostgreSQL has gone from {cluster.data}",
                 f"Put it back, or a backup of it; or, to begin with an empty database, remove {home / 'postgres.json'}",
             )
-        _initialize(cluster, vacant)
+        _initialize(cluster, lock_fd)
     _remove_stale_pid(cluster)
     launched = replace(cluster, port=_free_port(cluster.port))
     if launched != cluster:
         write(home, launched)
     options = " ".join(f"-c {name}={value}" for name, value in {"port": launched.port, **SETTINGS}.items())
-    run(launched, vacant, "pg_ctl", "start", "--no-wait", "-D", launched.data, "-l", launched.log, "-o", options)
+    run(launched, lock_fd, "pg_ctl", "start", "--no-wait", "-D", launched.data, "-l", launched.log, "-o", options)
     return launched
 
 
-def _initialize(cluster: Cluster, vacant: int) -> None:
+def _initialize(cluster: Cluster, lock_fd: int) -> None:
     unfinished, password = cluster.folder / "data.new", cluster.folder / "password"
     shutil.rmtree(unfinished, ignore_errors=True)
     password.unlink(missing_ok=True)
@@ -186,7 +186,7 @@ def _initialize(cluster: Cluster, vacant: int) -> None:
             file.write(cluster.password)
         locale = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
         access = ("--auth=scram-sha-256", f"--username={ROLE}", f"--pwfile={password}")
-        run(cluster, vacant, "initdb", "-D", unfinished, *locale, *access)
+        run(cluster, lock_fd, "initdb", "-D", unfinished, *locale, *access)
     finally:
         password.unlink(missing_ok=True)
     unfinished.rename(cluster.data)

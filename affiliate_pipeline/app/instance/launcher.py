@@ -10,9 +10,9 @@ import dagster as dg
 from affiliate_pipeline.defs.dagster_internals import CheckRunHealthResult, WorkerStatus, range_tags
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import of_instance
-from affiliate_pipeline.landing.store import is_worked_for
+from affiliate_pipeline.landing.store import is_run_live
 
-# Longer than a busy machine takes from a run's event to the next process that works for it (`Store.work_for`).
+# Longer than a busy machine takes from a run's event to the next process that works for it (`Store.mark_run_live`).
 SILENCE_S = 75
 
 
@@ -31,7 +31,7 @@ class Launcher(dg.DefaultRunLauncher):
         last = self._instance.event_log_storage.get_logs_for_run(run.run_id, limit=1, ascending=False)
         is_silent = not last or time.time() - last[0].timestamp >= SILENCE_S
         try:
-            if not is_silent or is_worked_for(of_instance(self._instance).database_url(), run.run_id):
+            if not is_silent or is_run_live(of_instance(self._instance).database_url(), run.run_id):
                 return CheckRunHealthResult(WorkerStatus.RUNNING)
         except AffiliateError as error:
             return CheckRunHealthResult(WorkerStatus.RUNNING, f"unknown without the database: {error}")

@@ -5,7 +5,7 @@ from typing import Any
 import click
 from dagster_postgres import DagsterPostgresStorage
 
-from affiliate_pipeline.app.embedded_server.server import started
+from affiliate_pipeline.app.embedded_server.server import start_database
 from affiliate_pipeline.defs.dagster_internals import ConfigurableClass, ConfigurableClassData
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import application, register_embedded, set_default
@@ -28,7 +28,7 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: object) -> "Storage":  # noqa: ARG003 - Dagster's interface
         try:
-            environment = started(application())
+            environment = start_database(application())
             url = environment.database_url()
             require_storage(url)
         except AffiliateError as error:

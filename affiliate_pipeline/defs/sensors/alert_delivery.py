@@ -9,11 +9,11 @@ from operator import itemgetter
 import dagster as dg
 
 from affiliate_pipeline.defs.dagster_internals import sensor
-from affiliate_pipeline.defs.resources import Installation
+from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring import alerts, delivery
 from affiliate_pipeline.monitoring.delivery import Alerts
-from affiliate_pipeline.monitoring.outbox import TABLE, Open, Outbox
+from affiliate_pipeline.monitoring.outbox import TABLE, OpenAlert, Outbox
 
 # Between two messages to a target, so that a burst longer than a tick is bundled too.
 QUIET = timedelta(seconds=30)
@@ -35,9 +35,9 @@ class Undelivered(Exception):
     description="Sends alerts to ALERT_URLS: several at once as one message, again where one could not be reached, and "
     "a message when all failed days of an alert have landed.",
 )
-def alert_delivery(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]) -> dg.SkipReason:
-    urls = Alerts.load(installation.environment.variables).urls()
-    with Outbox(installation.environment.database_url()) as outbox, outbox.try_exclusive() as is_exclusive:
+def alert_delivery(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]) -> dg.SkipReason:
+    urls = Alerts.load(pipeline.environment.variables).urls()
+    with Outbox(pipeline.environment.database_url()) as outbox, outbox.try_exclusive() as is_exclusive:
         if not is_exclusive:
             return dg.SkipReason("another process is delivering")
         try:
@@ -71,7 +71,7 @@ def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
                 )
                 break
             outbox.delivered(target, message.alerts, QUIET)
-    outbox.settle(targets)
+    outbox.complete_deliveries(targets)
     return problems
 
 
@@ -89,7 +89,7 @@ def _messages(due: Sequence[tuple[alerts.Alert, int]]) -> Iterator[delivery.Mess
 
 def _report_recovered(outbox: Outbox, instance: dg.DagsterInstance) -> None:
     """Add one message about all alerts whose failed days have landed since."""
-    waiting = outbox.open()
+    waiting = outbox.open_alerts()
     materialized = _last_materialized(instance, waiting)
     recovered = [
         each.alert
@@ -104,7 +104,9 @@ def _report_recovered(outbox: Outbox, instance: dg.DagsterInstance) -> None:
         outbox.recover(recovered, alerts.recovered(recovered))
 
 
-def _last_materialized(instance: dg.DagsterInstance, waiting: Sequence[Open]) -> dict[tuple[str, date | None], float]:
+def _last_materialized(
+    instance: dg.DagsterInstance, waiting: Sequence[OpenAlert]
+) -> dict[tuple[str, date | None], float]:
     """When what the alerts wait for was last materialized (Unix time), by asset and day.
 
     The ledger does not show days that were retained or landed by a fallback, nor assets without an endpoint.

@@ -29,7 +29,7 @@ from affiliate_pipeline.defs.dagster_internals import (
     sensor,
 )
 from affiliate_pipeline.defs.day_outcomes import problems_in
-from affiliate_pipeline.defs.resources import Installation
+from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.exchanges.registry import ENDPOINTS, REFERENCE_TABLES
 from affiliate_pipeline.landing.pipeline import now_ms
@@ -63,14 +63,14 @@ class _Undecided(Exception):
     "they can be fetched; and one per run whose checks failed. Includes runs of the command line.",
 )
 def failed_run_alert(
-    context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
+    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
 ) -> dg.SkipReason:
     """Unlike Dagster's run failure sensor, this one reads a run again if its tick failed."""
-    ui = Alerts.load(installation.environment.variables).dagster_ui_url
+    ui = Alerts.load(pipeline.environment.variables).dagster_ui_url
     # Ignore failures older than a day: the overdue monitor reports what is still missing.
     cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - DAY_S}
     raised = 0
-    with Outbox(installation.environment.database_url()) as outbox:
+    with Outbox(pipeline.environment.database_url()) as outbox:
         for event_type in (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED):
             is_decided = True
             for record in _ended(context.instance, event_type, cursor):
@@ -207,10 +207,10 @@ def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleD
         description="Raises an alert when a sensor or schedule fails, once until a tick succeeds again.",
     )
     def failing_tick_alert(
-        context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
+        context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
     ) -> dg.SkipReason:
         own = {failing_tick_alert.name, *(each.name for each in others)}
-        ui = Alerts.load(installation.environment.variables).dagster_ui_url
+        ui = Alerts.load(pipeline.environment.variables).dagster_ui_url
         states = context.instance.all_instigator_state(
             instigator_statuses={InstigatorStatus.RUNNING, InstigatorStatus.DECLARED_IN_CODE}
         )
@@ -221,7 +221,7 @@ def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleD
             if state.instigator_name in own and is_own_repository(context, state.origin.repository_origin)
             if (alert := _failing(context.instance, state, ui))
         ]
-        with Outbox(installation.environment.database_url()) as outbox:
+        with Outbox(pipeline.environment.database_url()) as outbox:
             raised = sum(map(outbox.add, failing))
         return dg.SkipReason(f"{raised} alerts raised")
 

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from affiliate_pipeline.defs.dagster_internals import NOT_FINISHED_STATUSES, range_tags, schedule, selected, sensor
-from affiliate_pipeline.defs.resources import Installation
+from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import fold, instant, runs
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.problem import SettingsError
@@ -32,17 +32,17 @@ _UNSET = f"{' and '.join(HISTORY.credentials)} are not set"
     description="Requests the exports that wait, polls for their files, and has the files landed.",
 )
 def kickback_history(
-    context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]
+    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
 ) -> dg.RunRequest | dg.SkipReason:
-    environment = installation.environment
+    environment = pipeline.environment
     if not environment.is_any_set(HISTORY.credentials):
         return dg.SkipReason(_UNSET)
     if not needs_attention(environment.database_url()):
         return dg.SkipReason("no export is open")
     try:
         with (
-            installation.store() as store,
-            installation.session(HISTORY, store, MAX_PAUSE_S) as session,
+            pipeline.store() as store,
+            pipeline.session(HISTORY, store, MAX_PAUSE_S) as session,
             Outbox(store.url) as outbox,
         ):
             exports = session.exports()
@@ -113,17 +113,17 @@ def build_missed_days_schedule(status: dg.DefaultScheduleStatus) -> dg.ScheduleD
         description=f"Requests days that {RECENT_KICKBACKS.key} missed, at 00:45 UTC: one run per range of days.",
     )
     def missed_days(
-        context: dg.ScheduleEvaluationContext, installation: dg.ResourceParam[Installation]
+        context: dg.ScheduleEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
     ) -> list[dg.RunRequest] | dg.SkipReason:
-        if not installation.environment.is_any_set(HISTORY.credentials):
+        if not pipeline.environment.is_any_set(HISTORY.credentials):
             return dg.SkipReason(_UNSET)
         tick = context.scheduled_execution_time
-        with installation.store() as store, installation.session(HISTORY_REQUEST, store) as session:
+        with pipeline.store() as store, pipeline.session(HISTORY_REQUEST, store) as session:
             requested = {day for export in session.exports().open() for day in export.days}
             recent, exported = store.ledger(RECENT_KICKBACKS), store.ledger(HISTORY)
         now_ms = int(tick.timestamp() * 1000)
         # Days before the first that landed may be older than the account.
-        first = max(installation.environment.start_date, min(recent, default=tick.date()))
+        first = max(pipeline.environment.start_date, min(recent, default=tick.date()))
         missed = expected_days(RECENT_KICKBACKS.timetable, first, now_ms, recent)
         only_exported = {each.day for each in missed if each.fallback and not each.is_retained(now_ms)}
         requests = [

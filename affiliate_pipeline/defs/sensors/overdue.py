@@ -19,7 +19,7 @@ from affiliate_pipeline.defs.dagster_internals import (
     selected,
     sensor,
 )
-from affiliate_pipeline.defs.resources import Installation
+from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import DAY, fold
 from affiliate_pipeline.domain.expected_days import ExpectedDay
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
@@ -33,11 +33,11 @@ from affiliate_pipeline.monitoring.overdue import (
     MAX_ATTEMPTS,
     MONITORED_DAYS,
     NotificationLevel,
+    OverdueStore,
     State,
-    WatchStore,
+    actions_for,
     alerts_of,
     at_risk,
-    decide,
     described,
     overdue_days,
 )
@@ -56,9 +56,9 @@ MONITORED = {dg.AssetKey.from_user_string(each.key): each for each in ENDPOINTS 
     description=f"Requests days again that should have landed and have not, at most {MAX_ATTEMPTS} times with growing "
     "pauses; warns before a day expires at the exchange, and reports when one is lost.",
 )
-def watch(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]) -> dg.SensorResult:
+def watch(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]) -> dg.SensorResult:
     now = now_ms()
-    at, url = datetime.fromtimestamp(now / 1000, UTC), installation.environment.database_url()
+    at, url = datetime.fromtimestamp(now / 1000, UTC), pipeline.environment.database_url()
     ended_badly = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
     failed = context.instance.get_runs(dg.RunsFilter(statuses=ended_badly, updated_after=at - FIRST_PAUSE))
     # Ignore the runs that the monitor requested: its own pauses apply to their days.
@@ -67,20 +67,20 @@ def watch(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[In
     requests: list[dg.RunRequest] = []
     checks: list[dg.AssetCheckEvaluation] = []
     overdue: list[str] = []
-    with WatchStore(url) as store, Outbox(url) as outbox:
-        for key, days, states in _overdue(store, now, installation):
+    with OverdueStore(url) as store, Outbox(url) as outbox:
+        for key, days, states in _overdue(store, now, pipeline):
             endpoint = MONITORED[key]
             in_progress = any(selected(context, run, {key}) for run in unfinished)
             just_failed = {day for run in failed if selected(context, run, {key}) for day in days_of(run)}
-            decision = decide(endpoint, days, states, now, in_progress=in_progress, just_failed=just_failed)
-            for level, reported in decision.report.items():
+            actions = actions_for(endpoint, days, states, now, in_progress=in_progress, just_failed=just_failed)
+            for level, reported in actions.report.items():
                 for alert in alerts_of(endpoint, level, reported, now):
                     outbox.add(alert)
             # Persist before requesting runs: losing one retry beats retrying forever.
-            if decision.states != states:
-                store.save(endpoint.key, decision.states)
-            requests += [_request(key, each, decision.states, now) for each in decision.request]
-            checks.append(_evaluation(key, days, decision.states, now))
+            if actions.states != states:
+                store.save(endpoint.key, actions.states)
+            requests += [_request(key, each, actions.states, now) for each in actions.request]
+            checks.append(_evaluation(key, days, actions.states, now))
             overdue += [f"{endpoint.key}: {fold(each.day for each in days)}"] if days else []
     skipped = None if requests else dg.SkipReason("; ".join(overdue) or "no day is missing")
     return dg.SensorResult(requests, skipped, asset_events=_changed(context.instance, checks, at.date()))
@@ -91,15 +91,15 @@ def watch(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[In
     description="Calls HEARTBEAT_URL while no day is at risk and alerts are delivered; the service behind it notices when the "
     "calls stop.",
 )
-def heartbeat(context: dg.SensorEvaluationContext, installation: dg.ResourceParam[Installation]) -> dg.SkipReason:
-    variables, url = installation.environment.variables, Alerts.load(installation.environment.variables).heartbeat_url
+def heartbeat(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]) -> dg.SkipReason:
+    variables, url = pipeline.environment.variables, Alerts.load(pipeline.environment.variables).heartbeat_url
     if url is None:
         return dg.SkipReason("HEARTBEAT_URL is not set")
-    database_url = installation.environment.database_url()
-    with WatchStore(database_url) as store, Outbox(database_url) as outbox:
+    database_url = pipeline.environment.database_url()
+    with OverdueStore(database_url) as store, Outbox(database_url) as outbox:
         risks = [
             f"{key.to_user_string()}: {fold(risky)}"
-            for key, days, states in _overdue(store, now_ms(), installation)
+            for key, days, states in _overdue(store, now_ms(), pipeline)
             if (risky := at_risk(days, states))
         ]
         undelivered = outbox.overdue(DELIVERED_WITHIN)
@@ -117,10 +117,10 @@ def heartbeat(context: dg.SensorEvaluationContext, installation: dg.ResourcePara
 
 
 def _overdue(
-    store: WatchStore, now: int, installation: Installation
+    store: OverdueStore, now: int, pipeline: PipelineResource
 ) -> Iterator[tuple[dg.AssetKey, list[ExpectedDay], Mapping[date, State]]]:
     """The configured assets that have landed days, each with its overdue days and their states."""
-    environment = installation.environment
+    environment = pipeline.environment
     ledgers = store.ledgers(datetime.fromtimestamp(now / 1000, UTC).date() - (MONITORED_DAYS + 1) * DAY)
     states = store.states()
     for key, endpoint in MONITORED.items():

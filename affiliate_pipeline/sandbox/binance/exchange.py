@@ -17,7 +17,7 @@ from affiliate_pipeline.sandbox.binance.rebates import generated_day
 from affiliate_pipeline.sandbox.binance.records import Records
 from affiliate_pipeline.sandbox.binance.signing import SIGNING_PARAMETERS, verify
 from affiliate_pipeline.sandbox.days import DAY_MS, MINUTE_MS, day_of, start_of
-from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call
+from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Call, Response
 from affiliate_pipeline.sandbox.faults import Faults
 from affiliate_pipeline.sandbox.parameters import Refused
 from affiliate_pipeline.sandbox.rows import array, decode, encode
@@ -42,8 +42,8 @@ class Binance:
 
     `retention_ms`: the retention of rebates; None retains them for ever.
     `exclusive_end`: a row at endTime is not returned.
-    `undone_posts`: how many of the next POSTs fail without effect; faults spoil responses after the effect.
-    `patience`: how many calls in a row over the weight limit are only refused; the next one is banned.
+    `failing_posts`: how many of the next POSTs fail without effect; faults spoil responses after the effect.
+    `refusals_before_ban`: how many calls in a row over the weight limit are only refused; the next one is banned.
     """
 
     prefixes = ("/api/", "/sapi/", FILES)
@@ -54,14 +54,14 @@ class Binance:
     def __init__(self, *, now: Callable[[], int], faults: Faults, rows_per_day: int, rate_scale: float) -> None:
         self.accounts = {self.partner_key: self.partner_secret, self.client_key: self.client_secret}
         self.customers = Customers()
-        self.undone_posts = 0
+        self.failing_posts = 0
         self.newest_first = False
         self.exclusive_end = False
-        self.limit_per_answer = 500
+        self.max_limit = 500
         self.retention_ms: int | None = 7 * DAY_MS
         self.weight_limit = 12_000
         self.weight_window_ms = round(MINUTE_MS / rate_scale)
-        self.patience = 20
+        self.refusals_before_ban = 20
         self.kickbacks = Kickbacks(now=now, faults=faults, rows_per_day=max(1, rows_per_day // REBATES_PER_KICKBACK))
         self._now = now
         self._faults = faults
@@ -111,27 +111,29 @@ class Binance:
         start = start_of(day)
         return [decode(row) for row in self._rebates_between(start, start + DAY_MS)]
 
-    def answer(self, call: Call) -> Answer:
+    def respond(self, call: Call) -> Response:
         if call.path.startswith(FILES):
             return self.kickbacks.file(call)
         headers: dict[str, str] = {}
         try:
             if (call.method, call.path) == ("GET", "/api/v3/time"):
-                return Answer(200, b'{"serverTime":%d}' % self._clock())
+                return Response(200, b'{"serverTime":%d}' % self._clock())
             endpoint = self._endpoints.get((call.method, call.path))
             if endpoint is None:
                 return NOT_FOUND
             headers["X-SAPI-USED-IP-WEIGHT-1M"] = str(self._weigh())
             self._verify(call, endpoint)
-            if call.method == "POST" and self.undone_posts:
-                self.undone_posts -= 1
+            if call.method == "POST" and self.failing_posts:
+                self.failing_posts -= 1
                 raise Refused(-1001, status=500)
-            return Answer(200, endpoint.body(BinanceParameters(call.params)), headers=headers)
+            return Response(200, endpoint.body(BinanceParameters(call.params)), headers=headers)
         except Refused as refused:
-            answer = self.refusal(refused.status, refused.code, refused.retry_after_s, refused.name)
-            return replace(answer, headers={**headers, **answer.headers})
+            response = self.refusal(refused.status, refused.code, refused.retry_after_s, refused.name)
+            return replace(response, headers={**headers, **response.headers})
 
-    def refusal(self, status: int, code: int | None = None, retry_after_s: int | None = None, name: str = "") -> Answer:
+    def refusal(
+        self, status: int, code: int | None = None, retry_after_s: int | None = None, name: str = ""
+    ) -> Response:
         return refusal(status, code, name, {} if retry_after_s is None else {"Retry-After": str(retry_after_s)})
 
     def days(self, call: Call) -> tuple[date, date] | None:
@@ -143,7 +145,7 @@ class Binance:
     def _rebate_recent_record(self, params: BinanceParameters) -> bytes:
         start, stop = self._window(params)
         limit = params.integer("limit")
-        if not 1 <= limit <= self.limit_per_answer:
+        if not 1 <= limit <= self.max_limit:
             raise Refused(-1130, "limit")
         rows = self._rebates_between(start, stop, customer=params.get("customerId"), limit=limit)
         return array(self._faults.transformed(rows))
@@ -195,10 +197,10 @@ class Binance:
         return self.kickbacks.collect(start, end + 1, params.integer("limit") if "limit" in params else None)
 
     def _offer_history(self, params: BinanceParameters) -> bytes:
-        answer = self.kickbacks.offer()
-        if answer is None:
+        response = self.kickbacks.offer()
+        if response is None:
             raise Refused(-1130, "history")
-        return answer
+        return response
 
     def _rebates_between(
         self, start: int, stop: int, *, customer: str | None = None, limit: int | None = None
@@ -237,7 +239,7 @@ class Binance:
                 self._refused_in_a_row = 0
                 return len(self._spent.times)
             self._refused_in_a_row += 1
-            if self._refused_in_a_row > self.patience:
+            if self._refused_in_a_row > self.refusals_before_ban:
                 self._refused_in_a_row = 0
                 self._banned_until = now + BAN_MS
                 raise _too_many(418, BAN_MS)

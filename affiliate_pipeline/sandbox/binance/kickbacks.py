@@ -21,7 +21,7 @@ from uuid import UUID
 from affiliate_pipeline.sandbox.binance.rebates import income, market, offsets
 from affiliate_pipeline.sandbox.binance.records import Day, Records
 from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS, day_of, start_of
-from affiliate_pipeline.sandbox.exchange import Answer, Call
+from affiliate_pipeline.sandbox.exchange import Call, Response
 from affiliate_pipeline.sandbox.faults import Faults
 from affiliate_pipeline.sandbox.rows import decode, encode
 
@@ -127,7 +127,7 @@ class Kickbacks:
                 case _:
                     return None
 
-    def file(self, call: Call) -> Answer:
+    def file(self, call: Call) -> Response:
         """The response of the file host."""
         self.file_headers.append({name.lower(): value for name, value in call.headers.items()})
         if "x-mbx-apikey" in self.file_headers[-1]:
@@ -141,8 +141,8 @@ class Kickbacks:
         if int(expires) <= self._now() // 1000:
             return _refusal(403, "AccessDenied", "Request has expired")
         if found.form.packed == "encoding":
-            return Answer(200, gzip.compress(found.file), "text/csv", headers={"Content-Encoding": "gzip"})
-        return Answer(200, found.file, "application/octet-stream")
+            return Response(200, gzip.compress(found.file), "text/csv", headers={"Content-Encoding": "gzip"})
+        return Response(200, found.file, "application/octet-stream")
 
     def _url(self, collection: _Collection) -> bytes:
         lives_ms = 0 if self._faults.expired_urls > 0 else self.url_lives_ms
@@ -196,6 +196,6 @@ def _signature(path: str, expires: str) -> str:
     return hmac.new(_FILE_KEY, f"{unquote(path)}\n{expires}".encode(), sha256).hexdigest()
 
 
-def _refusal(status: int, code: str, message: str) -> Answer:
+def _refusal(status: int, code: str, message: str) -> Response:
     body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
-    return Answer(status, body.encode(), "application/xml")
+    return Response(status, body.encode(), "application/xml")

@@ -2,7 +2,7 @@
 
 import json
 
-from affiliate_pipeline.sandbox.exchange import Answer
+from affiliate_pipeline.sandbox.exchange import Response
 from affiliate_pipeline.sandbox.parameters import Parameters
 
 MESSAGES = {
@@ -34,9 +34,9 @@ class BinanceParameters(Parameters):
     max_digits = 20
 
 
-def refusal(status: int, code: int | None, name: str, headers: dict[str, str]) -> Answer:
+def refusal(status: int, code: int | None, name: str, headers: dict[str, str]) -> Response:
     """The response to a refused call; the code defaults to the usual one for the status."""
     code = CODES.get(status, -1000) if code is None else code
     message = MESSAGES.get(code, MESSAGES[-1000]).format(name=name)
     body = json.dumps({"code": code, "msg": message}, separators=(",", ":"))
-    return Answer(status, body.encode(), headers=headers, code=code)
+    return Response(status, body.encode(), headers=headers, code=code)

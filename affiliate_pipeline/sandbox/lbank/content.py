@@ -21,10 +21,10 @@ TRADE_TYPES = {"0": (SPOT,), "1": (FUTURES,), "10": (SPOT, FUTURES)}
 Scope = Callable[[User, User], bool]
 # Scope -> whether a user is in it, seen from the user whose openId is requested.
 SCOPES: dict[str, Scope] = {
-    "SELF": lambda user, asked: user is asked,
-    "SUB": lambda user, asked: user.parent is asked,
-    "SELF_SUB": lambda user, asked: asked in (user, user.parent),
-    "ALL": lambda user, asked: user is asked or asked in user.above(),
+    "SELF": lambda user, requested: user is requested,
+    "SUB": lambda user, requested: user.parent is requested,
+    "SELF_SUB": lambda user, requested: requested in (user, user.parent),
+    "ALL": lambda user, requested: user is requested or requested in user.above(),
 }
 
 Rows = list[bytes]
@@ -110,7 +110,7 @@ class Content:
 
     def commissions(self, day: date) -> list[dict[str, Any]]:
         """The commissions of the affiliate and of every agent under it."""
-        agents = [user for user in self._with_own() if user.is_agent]
+        agents = [user for user in self._affiliate_and_listed() if user.is_agent]
         return [
             row
             for agent in agents
@@ -119,27 +119,27 @@ class Content:
 
     def trades(self, day: date, trade_type: int = 10) -> list[dict[str, Any]]:
         """The trades of the affiliate and of every user listed under it."""
-        return [row for user in self._with_own() for row in self._traded(user, day, trade_type, team=False)]
+        return [row for user in self._affiliate_and_listed() for row in self._traded(user, day, trade_type, team=False)]
 
     def team_trades(self, day: date, trade_type: int = 10) -> list[dict[str, Any]]:
         """The trades of the teams of the affiliate and of every agent under it."""
-        agents = [user for user in self._with_own() if user.is_agent]
+        agents = [user for user in self._affiliate_and_listed() if user.is_agent]
         return [row for agent in agents for row in self._traded(agent, day, trade_type, team=True)]
 
     def future(self, day: date, user_type: str) -> dict[str, Any]:
         """The sums of the affiliate and the users in the scope."""
-        return decode(self._futures_row(self._users.own, *bounds_of(day), SCOPES[user_type], None))
+        return decode(self._futures_row(self._users.affiliate, *bounds_of(day), SCOPES[user_type], None))
 
     def money(self, day: date, sub_in_out_type: str) -> list[dict[str, Any]]:
         """The deposits or withdrawals of the affiliate and of every user."""
-        found = self._money_between(self._users.own, *bounds_of(day), SCOPES["ALL"], sub_in_out_type)
+        found = self._money_between(self._users.affiliate, *bounds_of(day), SCOPES["ALL"], sub_in_out_type)
         return _decoded([money.row(self._now()) for money in found])
 
     # What the endpoints return
 
-    def _with_own(self) -> list[User]:
+    def _affiliate_and_listed(self) -> list[User]:
         """The affiliate and the users listed under it."""
-        return [self._users.own, *self._users.listed(self._now())]
+        return [self._users.affiliate, *self._users.listed(self._now())]
 
     def _listed(self, start: int, end: int) -> list[User]:
         users = [user for user in self._users.listed(self._now()) if start <= user.registered_ms <= end]
@@ -155,14 +155,14 @@ class Content:
 
     def _info_row(self, open_id: str) -> bytes:
         now = self._now()
-        user = next((user for user in self._with_own() if user.open_id == open_id), None)
+        user = next((user for user in self._affiliate_and_listed() if user.open_id == open_id), None)
         if user:
             return f'{{{profile(user, now)},"inviteResult":true,{balances(user, now)}}}'.encode()
-        void = dict.fromkeys(("openId", "code", "createTime"))
-        void |= dict.fromkeys(("directInvitation", "deposit", "transaction"), False)
-        void |= dict.fromkeys(("kycStatus", "userLevel", "currencyFeeAmt", "contractFeeAmt"))
+        unrelated = dict.fromkeys(("openId", "code", "createTime"))
+        unrelated |= dict.fromkeys(("directInvitation", "deposit", "transaction"), False)
+        unrelated |= dict.fromkeys(("kycStatus", "userLevel", "currencyFeeAmt", "contractFeeAmt"))
         amounts = ("currencyTotalFeeAmt", "currencyTotalFeeAmtUsdt", "contractTotalFeeAmt", "reserveAmt")
-        return encode(void | {"inviteResult": False} | dict.fromkeys(amounts, "0.0000"))
+        return encode(unrelated | {"inviteResult": False} | dict.fromkeys(amounts, "0.0000"))
 
     def _commission_rows(self, user: User, start: int, end: int, types: tuple[int, ...], coin: str) -> Rows:
         paid_until = min(end, self._now() - PAID_AFTER_MS)
@@ -199,24 +199,24 @@ class Content:
                     )
         return rows
 
-    def _futures_row(self, asked: User, start: int, end: int, scope: Scope, symbol: str | None) -> bytes:
+    def _futures_row(self, requested: User, start: int, end: int, scope: Scope, symbol: str | None) -> bytes:
         turnover = fee = NOTHING
         for day in self._days(start, end):
             for user, fills in self._trades.fills(day, self._now()):
-                if scope(user, asked):
+                if scope(user, requested):
                     for fill in fills:
                         if fill.trade_type == FUTURES and symbol in (None, fill.symbol):
                             turnover, fee = turnover + fill.volume, fee + fill.fee
         return f'{{"turnover":"{turnover}","fee":"{fee}"}}'.encode()
 
-    def _money_between(self, asked: User, start: int, end: int, scope: Scope, kind: str) -> list[Money]:
+    def _money_between(self, requested: User, start: int, end: int, scope: Scope, kind: str) -> list[Money]:
         """Those created in [start, end], in the order of responses."""
         end = min(end, self._now())
         given = self._given_money
         lists = [self._money_of(day) for day in self._days(start - DAY_MS + 1, end)] if given is None else [given]
         money = [each for by_kind in lists for each in between(by_kind[kind], start, end)]
-        if scope is not SCOPES["ALL"] or asked is not self._users.own:
-            money = [each for each in money if each.user and scope(each.user, asked)]
+        if scope is not SCOPES["ALL"] or requested is not self._users.affiliate:
+            money = [each for each in money if each.user and scope(each.user, requested)]
         return money[::-1] if self.newest_first else money
 
     def _days(self, start: int, end: int) -> Iterator[date]:

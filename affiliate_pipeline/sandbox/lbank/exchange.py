@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 
-from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Answer, Call
+from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Call, Response
 from affiliate_pipeline.sandbox.faults import Faults
 from affiliate_pipeline.sandbox.lbank.content import SCOPES, TRADE_TYPES, Content, Rows
 from affiliate_pipeline.sandbox.lbank.days import day_of
@@ -92,7 +92,7 @@ class LBank(Content):
         """Let this key call every endpoint, with an HMAC secret or the public key of an RSA pair."""
         self.accounts[api_key] = secret_or_public_pem
 
-    def answer(self, call: Call) -> Answer:
+    def respond(self, call: Call) -> Response:
         endpoint = self._endpoints.get(call.path) if call.method == "GET" else None
         if endpoint is None:
             return NOT_FOUND
@@ -106,9 +106,9 @@ class LBank(Content):
             self.after_page(call.path, params)
         rows = self._faults.transformed([data] if isinstance(data, bytes) else data)
         body = rows[0] if isinstance(data, bytes) else array(rows)
-        return Answer(200, self._envelope(True, 0, "Success", b',"data":' + body))
+        return Response(200, self._envelope(True, 0, "Success", b',"data":' + body))
 
-    def refusal(self, status: int, code: int | None = None, retry_after_s: int | None = None) -> Answer:
+    def refusal(self, status: int, code: int | None = None, retry_after_s: int | None = None) -> Response:
         return self._refusal(CODES.get(status, 10000) if code is None else code)
 
     def days(self, call: Call) -> tuple[date, date] | None:
@@ -116,9 +116,9 @@ class LBank(Content):
             return None
         return day_of(int(call.params["startTime"])), day_of(int(call.params["endTime"]))
 
-    def _refusal(self, code: int, name: str = "") -> Answer:
+    def _refusal(self, code: int, name: str = "") -> Response:
         message = MESSAGES.get(code, MESSAGES[10000]) + (f": {name}" if name else "")
-        return Answer(200, self._envelope(False, code, message), code=code)
+        return Response(200, self._envelope(False, code, message), code=code)
 
     def _envelope(self, good: bool, code: int, message: str, data: bytes = b"") -> bytes:
         result = json.dumps(good if self.result_as_boolean else str(good).lower())

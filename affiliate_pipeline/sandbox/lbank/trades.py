@@ -57,7 +57,7 @@ class Trades:
 
     def _make(self, day: date) -> list[tuple[User, list[Fill]]]:
         midnight = start_of(day)
-        found = ((user, _fills(user, midnight)) for user in self._users.everybody(midnight + DAY_MS - 1))
+        found = ((user, _fills(user, midnight)) for user in self._users.registered(midnight + DAY_MS - 1))
         return [(user, fills) for user, fills in found if fills]
 
     def _make_until(self, day: date, end: int) -> list[tuple[User, list[Fill]]]:

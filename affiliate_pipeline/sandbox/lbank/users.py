@@ -62,13 +62,13 @@ class Users:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.own = User(FIRST_ID, OWN_OPEN_ID, None, 21, FOUNDED_MS, FOUNDED_MS, FOUNDED_MS)
+        self.affiliate = User(FIRST_ID, OWN_OPEN_ID, None, 21, FOUNDED_MS, FOUNDED_MS, FOUNDED_MS)
         self._founders = self._found(size * 2 // 5)
         self._agents = [user for user in self._founders if user.is_agent]
         self._newcomers: list[User] = []
         self._listed_newcomers = size - len(self._founders)
         self._added: list[User] = []
-        self._by_open_id = {user.open_id: user for user in [self.own, *self._founders]}
+        self._by_open_id = {user.open_id: user for user in [self.affiliate, *self._founders]}
         self._lock = threading.Lock()
 
     def listed(self, now: int) -> list[User]:
@@ -85,9 +85,11 @@ class Users:
 
     def generated(self, now: int) -> list[User]:
         """The affiliate and all users who registered by now, without added ones."""
-        return [user for user in [self.own, *self._founders, *self._newcomers_by(now)] if user.registered_ms <= now]
+        return [
+            user for user in [self.affiliate, *self._founders, *self._newcomers_by(now)] if user.registered_ms <= now
+        ]
 
-    def everybody(self, now: int) -> list[User]:
+    def registered(self, now: int) -> list[User]:
         """The affiliate and all users who registered by now, even if no longer listed."""
         return [*self.generated(now), *(user for user in self._added if user.registered_ms <= now)]
 
@@ -107,7 +109,7 @@ class Users:
 
     def _found(self, count: int) -> list[User]:
         founders: list[User] = []
-        agents: list[User] = [self.own]
+        agents: list[User] = [self.affiliate]
         for number in range(count):
             id = FIRST_ID + 1 + number
             below = draws("founder", number)
@@ -118,7 +120,7 @@ class Users:
             user = User(
                 id,
                 _open_id(id),
-                parent=self.own if below(10) < 4 else agents[below(len(agents))],
+                parent=self.affiliate if below(10) < 4 else agents[below(len(agents))],
                 level=1 + below(20) if is_agent else OTHER_LEVELS[below(len(OTHER_LEVELS))],
                 registered_ms=registered,
                 first_trade_ms=first_trade,
@@ -148,11 +150,11 @@ class Users:
         first_trade = None
         if number % 5 in (1, 3):
             first_trade = registered + below(HOUR_MS if below(4) == 0 else 10 * DAY_MS)
-        agents = [self.own, *self._agents]
+        agents = [self.affiliate, *self._agents]
         return User(
             id,
             _open_id(id),
-            parent=self.own if below(10) < 3 else agents[below(len(agents))],
+            parent=self.affiliate if below(10) < 3 else agents[below(len(agents))],
             level=OTHER_LEVELS[number % len(OTHER_LEVELS)],
             registered_ms=registered,
             first_trade_ms=first_trade,

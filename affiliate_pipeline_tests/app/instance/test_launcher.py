@@ -40,14 +40,14 @@ def test_a_run_is_given_time_to_begin(status):
 
 def test_a_silent_run_that_a_process_works_for_is_alive(status, database_url):
     with Store(database_url) as store:
-        store.work_for(status.run_id)
+        store.mark_run_live(status.run_id)
         assert status(3600) == WorkerStatus.RUNNING
     assert status(3600) == WorkerStatus.NOT_FOUND
 
 
 def test_a_process_that_works_for_another_run_does_not_count(status, database_url):
     with Store(database_url) as store:
-        store.work_for("another")
+        store.mark_run_live("another")
         assert status(3600) == WorkerStatus.NOT_FOUND
 
 

@@ -18,7 +18,7 @@ def figures(amounts: dict[date, str], coin: str = "BTC", earner: str = "somebody
     return Figures(
         day=DAYS[-1],
         days=DAYS,
-        made_at=datetime(2026, 11, 4, tzinfo=UTC),
+        as_of=datetime(2026, 11, 4, tzinfo=UTC),
         sums=sums,
         totals=sums[:1],
         earners=[Earner("binance", coin, earner, "1", 1)],

@@ -113,7 +113,7 @@ def test_it_waits_through_every_form_of_not_yet_and_then_asks_for_one_run(sandbo
 def test_an_error_costs_one_request_a_tick(sandbox, rows, tick, status):
     materialize(REQUEST, OLD)
     sandbox.faults.path = PATH
-    sandbox.faults.next_answers.extend([(status, {}, b"")] * 2)
+    sandbox.faults.next_responses.extend([(status, {}, b"")] * 2)
     asked = len(sandbox.requests)
     assert (tick(), tick()) == ([], [])
     assert len(sandbox.requests) == asked + 2

@@ -174,7 +174,7 @@ def test_nothing_is_asked_for_while_the_exchange_does_not_say_which_file_it_has(
     assert materialize(REQUEST, OLD).success
     query("truncate binance.kickback_historical_collection, binance.kickback_historical_request, affiliate.landing")
     sandbox.binance.kickbacks.set(row for day in OLD for row in rows[day])
-    sandbox.faults.next_answers.extend([(500, {}, b"")] * MAX_ATTEMPTS)
+    sandbox.faults.next_responses.extend([(500, {}, b"")] * MAX_ATTEMPTS)
 
     run = materialize(REQUEST, OLD)
 
@@ -191,7 +191,7 @@ def test_nothing_is_asked_for_while_the_exchange_does_not_say_which_file_it_has(
 def test_an_error_of_the_exchange_is_waited_through(sandbox, rows, query, status):
     materialize(REQUEST, OLD)
     sandbox.faults.path = PATH
-    sandbox.faults.next_answers.extend(
+    sandbox.faults.next_responses.extend(
         [(status, {}, b'{"code":-9,"msg":"no"}'), (status, {}, b""), (200, {}, b"<html>")]
     )
     assert materialize(HISTORY, OLD).success
@@ -228,7 +228,7 @@ def csv_of(rows) -> bytes:
 def offered(sandbox, *bodies: bytes) -> None:
     """The file host answers with these, one each."""
     sandbox.faults.path = "/kickback-history/"
-    sandbox.faults.next_answers.extend((200, {}, body) for body in bodies)
+    sandbox.faults.next_responses.extend((200, {}, body) for body in bodies)
 
 
 @pytest.mark.parametrize("pack", PACKINGS.values(), ids=PACKINGS)
@@ -349,7 +349,7 @@ def test_an_expired_url_is_replaced_by_a_fresh_one(sandbox, rows, query):
 def test_a_file_that_breaks_off_is_fetched_again(sandbox, rows, query):
     materialize(REQUEST, OLD)
     sandbox.faults.path = "/kickback-history/"
-    sandbox.faults.next_answers.extend([(500, {}, b""), (503, {}, b"")])
+    sandbox.faults.next_responses.extend([(500, {}, b""), (503, {}, b"")])
     sandbox.faults.mix(truncated=0.4, reset=0.2)
     for _ in range(3):
         run = materialize(HISTORY, OLD)
@@ -365,7 +365,7 @@ def test_a_file_of_which_a_part_is_missing_is_fetched_again_and_not_kept(sandbox
     materialize(REQUEST, OLD)
     part = gzip.compress(b"income,asset,symbol,time\n" * 1000)[:-20]
     sandbox.faults.path = "/kickback-history/"
-    sandbox.faults.next_answers.extend([(200, headers, part)] * (fetch.FRESH_URLS + 1))
+    sandbox.faults.next_responses.extend([(200, headers, part)] * (fetch.FRESH_URLS + 1))
 
     run = materialize(HISTORY, OLD)
 
@@ -413,7 +413,7 @@ def test_a_header_that_cannot_be_understood_is_quoted_and_the_file_kept(sandbox,
 def test_a_line_that_cannot_be_understood_fails_the_days_and_the_file_is_kept(sandbox, rows, query, line, problem):
     materialize(REQUEST, OLD)
     sandbox.faults.path = "/kickback-history/"
-    sandbox.faults.next_answers.append((200, {}, b"income,asset,symbol,time\n" + line))
+    sandbox.faults.next_responses.append((200, {}, b"income,asset,symbol,time\n" + line))
     run = materialize(HISTORY, OLD)
     assert problem in run.failed[OLD[0]]
     assert collections(query, "file is not null") == [(True,)]
@@ -623,10 +623,10 @@ def test_landed_days_land_again_although_the_exchange_fails_for_a_while(sandbox,
     materialize(REQUEST, OLD)
     materialize(HISTORY, OLD)
     sandbox.faults.path = PATH
-    sandbox.faults.next_answers.extend([(500, {}, b"")] * 3)
+    sandbox.faults.next_responses.extend([(500, {}, b"")] * 3)
     assert materialize(HISTORY, OLD).success
 
-    sandbox.faults.next_answers.extend([(500, {}, b"")] * 100)
+    sandbox.faults.next_responses.extend([(500, {}, b"")] * 100)
     run = materialize(HISTORY, OLD)
     assert "did not say where the file is" in run.failed[OLD[0]] and REQUEST not in run.failed[OLD[0]]
 

@@ -17,7 +17,7 @@ from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox
-from affiliate_pipeline.monitoring.overdue import WatchStore
+from affiliate_pipeline.monitoring.overdue import OverdueStore
 from affiliate_pipeline_tests.conftest import RESOURCES, materialize
 from affiliate_pipeline_tests.defs.rebates import KEY, ago, at
 
@@ -88,7 +88,7 @@ def has_landed(query, sandbox, database_url) -> Callable[..., None]:
     """The ledger says so."""
 
     def landed(key: str, *days: date) -> None:
-        with WatchStore(database_url):
+        with OverdueStore(database_url):
             for day in days:
                 query(
                     "insert into affiliate.landing values (%s, %s, 1, 'hash', true, 'source', now(), now(), 'run')",
@@ -308,7 +308,7 @@ def test_the_heartbeat_stops_while_alerts_are_not_delivered(daemon, webhook, hea
         outbox.add(Alert("2", "old", "text"), now - timedelta(minutes=70))
         assert "an hour old have not been delivered: 1. The failed ticks of alert_delivery" in daemon.beat()
         assert len(webhook.calls) == 1
-        outbox.settle([])
+        outbox.complete_deliveries([])
     daemon.beat()
     assert len(webhook.calls) == 2
 

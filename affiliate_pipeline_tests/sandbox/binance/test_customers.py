@@ -77,7 +77,7 @@ def test_the_agents_code_works_or_not(sandbox, call):
 
 
 def test_a_post_may_fail_done_or_not_done(sandbox, call):
-    sandbox.binance.undone_posts = 1
+    sandbox.binance.failing_posts = 1
     assert call("POST", CUSTOMIZATION, customerId="new1", email="new@example.com").refusal == (500, -1001)
     assert "new1" not in sandbox.binance.customers.by_id
     sandbox.faults.mix(http_500=1)

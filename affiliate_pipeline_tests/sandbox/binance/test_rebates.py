@@ -112,7 +112,7 @@ def test_one_customer_can_be_asked_for(sandbox, caller):
 
 
 def test_a_smaller_page_can_be_the_most(sandbox, caller):
-    sandbox.binance.limit_per_answer = 5
+    sandbox.binance.max_limit = 5
     assert caller.rebates(limit=6).refusal == (400, -1130)
     assert len(caller.rebates(startTime=start_of(YESTERDAY), limit=5).json) == 5
 

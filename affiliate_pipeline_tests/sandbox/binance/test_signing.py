@@ -205,14 +205,14 @@ def test_weight_is_counted_over_a_sliding_minute(sandbox, caller, clock):
 
 
 def test_waiting_as_told_is_never_a_ban(sandbox, caller, clock):
-    sandbox.binance.weight_limit, sandbox.binance.patience = 1, 1
+    sandbox.binance.weight_limit, sandbox.binance.refusals_before_ban = 1, 1
     for _ in range(3):
         assert [caller.rebates().status for _ in range(2)] == [200, 429]
         clock.ms += 60_000
 
 
 def test_going_on_while_told_to_wait_is_a_ban(sandbox, caller, clock):
-    sandbox.binance.weight_limit, sandbox.binance.patience = 1, 2
+    sandbox.binance.weight_limit, sandbox.binance.refusals_before_ban = 1, 2
     statuses = [caller.rebates().status for _ in range(4)]
     assert statuses == [200, 429, 429, 418]
     clock.ms += 60_000

@@ -176,9 +176,9 @@ def test_rows_can_be_altered_on_their_way(sandbox, lbank, lbank_caller):
 
 
 def test_refusals_are_in_the_log_and_not_spoiled(sandbox, lbank, lbank_caller):
-    sandbox.faults.next_answers.append((503, {}, b""))
+    sandbox.faults.next_responses.append((503, {}, b""))
     assert lbank_caller.get("trade/future").error_code == 10001
     assert lbank_caller.get("trade/future", **NEEDED["trade/future"]).status == 503
     seen = [(each.path, each.status, each.code, each.fault) for each in sandbox.requests]
     path = "/affiliate-api/v2/trade/future"
-    assert seen == [(path, 200, 10001, None), (path, 503, None, "next_answers")]
+    assert seen == [(path, 200, 10001, None), (path, 503, None, "next_responses")]
