@@ -26,7 +26,8 @@ from affiliate_pipeline_tests.webhook import Webhook
 if "PYTEST_CURRENT_TEST" not in os.environ:
     isolation.isolate()
 
-from affiliate_pipeline.definitions import build_definitions, pipeline_of_instance  # noqa: E402
+from affiliate_pipeline.definitions import pipeline_of_instance  # noqa: E402
+from affiliate_pipeline_tests.code_location import loaded_definitions  # noqa: E402
 
 # No test depends on the speed of the machine.
 hypothesis.settings.register_profile(
@@ -140,7 +141,7 @@ def instance_of_all_runs() -> dg.DagsterInstance:
 
 def materialize(key: str, days: Sequence[date], **config: bool) -> Run:
     """A run of the asset over the (consecutive) days, as `dagster asset materialize` would do it."""
-    definitions = build_definitions()
+    definitions = loaded_definitions()
     asset_key = dg.AssetKey(key.split("/"))
     tags = {"dagster/asset_partition_range_start": f"{days[0]}", "dagster/asset_partition_range_end": f"{days[-1]}"}
     instance = instance_of_all_runs()

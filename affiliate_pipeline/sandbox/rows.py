@@ -10,11 +10,13 @@ class Number(str):
     """Text sent as an unquoted JSON number, as written; `decode` returns decimals as this type."""
 
 
+_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def encode(row: Mapping[str, Any]) -> bytes:
     """The row as one JSON object."""
     members = (
-        f"{json.dumps(name)}:"
-        + (str(value) if isinstance(value, Number | Decimal) else json.dumps(value, ensure_ascii=False))
+        f"{_json(name)}:" + (str(value) if isinstance(value, Number | Decimal) else _json(value))
         for name, value in row.items()
     )
     return ("{" + ",".join(members) + "}").encode()

@@ -94,7 +94,7 @@ def test_down_needs_no_settings(monkeypatch):
 def test_each_day_of_a_run_says_it(sandbox, monkeypatch):
     # As in a code location that was loaded before.
     loaded = build_definitions()
-    monkeypatch.setattr("affiliate_pipeline_tests.conftest.build_definitions", lambda: loaded)
+    monkeypatch.setattr("affiliate_pipeline_tests.conftest.loaded_definitions", lambda: loaded)
     shutil.copyfile(CASE / "latin-1.env", ".env")
     run = materialize(KEY, DAYS[:2])
     assert set(run.failed) == set(DAYS[:2])

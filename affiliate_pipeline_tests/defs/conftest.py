@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from affiliate_pipeline.definitions import build_definitions
+from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.defs.rebates import EMAIL, ENDPOINT, KEY
 
 
@@ -83,7 +83,7 @@ def instance(
 
 def materialized(instance: dg.DagsterInstance, days: list[date], *more: dg.AssetsDefinition) -> str:
     """The id of a run over the days."""
-    definitions = build_definitions()
+    definitions = loaded_definitions()
     result = dg.materialize(
         [definitions.get_assets_def(dg.AssetKey(KEY.split("/"))), *more],
         instance=instance,
