@@ -1,10 +1,9 @@
-"""Which proxy a request goes through, and how what makes one impossible is named."""
+"""Which proxy a request uses, and how unusable proxies, certificates and URLs are reported."""
 
 import datetime
 import logging
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,16 +14,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from affiliate_pipeline.http import network
 from affiliate_pipeline.http.download import beat, download
 from affiliate_pipeline.http.errors import Unanswered, Unconnected, UnusableNetwork
 from affiliate_pipeline.http.network import DIRECT, Network, client
 from affiliate_pipeline_tests.proxy import Proxy
+from affiliate_pipeline_tests.scripted_server import ScriptedServer
 
 PASSWORD = "p@ss:w/rd#1"
 PROXY = {"https_proxy": "http://proxy.example:3128"}
 
 
-def proxy_for(url: str, **variables: str):
+def proxy_for(url: str, **variables: str) -> network.Proxy | None:
     return Network(PROXY | variables).proxy_for(httpx.URL(url))
 
 
@@ -45,17 +46,19 @@ def get(url: str, **variables: str) -> httpx.Response:
         "a.localhost",
         "[::1]",
         "[::ffff:127.0.0.1]",
-    ]
-    + ["0.0.0.0", "[::]", "localhost:8443"],
+        "0.0.0.0",
+        "[::]",
+        "localhost:8443",
+    ],
 )
-def test_this_machine_has_no_proxy(host):
+def test_requests_to_this_machine_use_no_proxy(host):
     assert proxy_for(f"https://{host}") is None
 
 
 @pytest.mark.parametrize(
     "host", ["128.0.0.1", "localhost.example", "127.0.0.1.example", "[::2]", "notlocalhost", "10.0.0.1"]
 )
-def test_any_other_has(host):
+def test_requests_to_other_hosts_use_the_proxy(host):
     assert proxy_for(f"https://{host}") is not None
 
 
@@ -97,7 +100,7 @@ def test_no_proxy_is_honoured(name, entry, url, is_direct):
     assert (proxy_for(url, **{name: entry}) is None) == is_direct
 
 
-def test_an_entry_that_means_nothing_is_ignored_with_one_warning(caplog):
+def test_an_invalid_no_proxy_entry_is_ignored_with_one_warning(caplog):
     caplog.set_level(logging.WARNING)
     for _ in range(3):
         assert proxy_for("https://x.example", NO_PROXY="un<usable>,x.example") is None
@@ -120,21 +123,23 @@ def test_an_entry_that_means_nothing_is_ignored_with_one_warning(caplog):
         ("http://corp%5Cuser:x@proxy.example", "http://proxy.example", ("corp\\user", "x")),
     ],
 )
-def test_what_plainly_means_a_proxy_is_one(value, url, login):
+def test_every_usual_form_of_a_proxy_is_read(value, url, login):
     proxy = proxy_for("https://x.example", https_proxy=value)
-    assert (proxy.url, proxy.login) == (url, login)
+    assert proxy and (proxy.url, proxy.login) == (url, login)
     assert "pass" not in f"{proxy} {proxy!r}" and PASSWORD not in f"{proxy} {proxy!r}"
 
 
-def test_the_variable_of_the_scheme_wins_and_lower_case_wins():
+@pytest.mark.parametrize(
+    ("url", "proxy_url"), [("http://x.example", "http://l:1"), ("https://x.example", "http://a:1")]
+)
+def test_the_variable_of_the_scheme_wins_and_lower_case_wins(url, proxy_url):
     variables = {"ALL_PROXY": "a:1", "HTTP_PROXY": "h:1", "http_proxy": "l:1"}
-    network = Network(variables)
-    assert network.proxy_for(httpx.URL("http://x.example")).url == "http://l:1"
-    assert network.proxy_for(httpx.URL("https://x.example")).url == "http://a:1"
+    proxy = Network(variables).proxy_for(httpx.URL(url))
+    assert proxy and proxy.url == proxy_url
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_proxy_that_never_answers_is_named(scheme):
+def test_a_silent_proxy_is_named(scheme):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         variables = {"all_proxy": f"http://user:{PASSWORD}@127.0.0.1:{port}"}
@@ -146,25 +151,25 @@ def test_a_proxy_that_never_answers_is_named(scheme):
     assert f"127.0.0.1:{port} (all_proxy)" in str(caught.value) and PASSWORD not in str(caught.value)
 
 
-def test_a_request_that_was_forwarded_may_have_had_its_effect():
+def test_a_forwarded_request_may_have_taken_effect():
     with Proxy(status=504) as proxy, pytest.raises(Unanswered) as caught:
         get("http://x.example", http_proxy=proxy.url)
     assert not isinstance(caught.value, Unconnected)
 
 
-def test_a_proxy_that_speaks_no_tls_is_named():
+def test_a_proxy_without_tls_is_named():
     with Proxy(status=200) as proxy, pytest.raises(UnusableNetwork, match="Write http:// in https_proxy"):
         get("https://x.example", https_proxy=proxy.url.replace("http", "https"))
 
 
-def test_the_file_host_and_the_heartbeat_go_through_the_proxy_too():
+def test_downloads_and_heartbeats_use_the_proxy():
     with Proxy(status=200) as proxy:
-        network = Network({"http_proxy": proxy.url})
-        assert download("http://files.example/x.csv", 1000, network) == b"<html>the proxy's page</html>"
-        assert beat("http://heartbeat.example/x", network) is None
+        through_proxy = Network({"http_proxy": proxy.url})
+        assert download("http://files.example/x.csv", 1000, through_proxy) == b"<html>the proxy's page</html>"
+        assert beat("http://heartbeat.example/x", through_proxy) is None
         assert [path for _, path, _ in proxy.received] == ["http://files.example/x.csv", "http://heartbeat.example/x"]
-    named = beat("http://heartbeat.example/x", Network({"http_proxy": "127.0.0.1:9"}))
-    assert named.startswith("the proxy 127.0.0.1:9 (http_proxy) could not be reached")
+    failure = beat("http://heartbeat.example/x", Network({"http_proxy": "127.0.0.1:9"}))
+    assert failure and failure.startswith("the proxy 127.0.0.1:9 (http_proxy) could not be reached")
 
 
 def test_a_netrc_adds_nothing_to_a_request(tmp_path, monkeypatch):
@@ -183,10 +188,11 @@ def certificate(tmp_path_factory) -> Path:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
-    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    made = made.not_valid_before(now - datetime.timedelta(days=2)).not_valid_after(now + datetime.timedelta(days=2))
-    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-    pem = made.sign(key, SHA256()).public_bytes(Encoding.PEM)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - datetime.timedelta(days=2))
+    builder = builder.not_valid_after(now + datetime.timedelta(days=2))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    pem = builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
     file = tmp_path_factory.mktemp("tls") / "server.pem"
     file.write_bytes(pem + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return file
@@ -194,32 +200,14 @@ def certificate(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tls_port(certificate) -> Iterator[int]:
-    """The port of a server that speaks TLS with that certificate."""
+    """The port of an HTTPS server with that certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listening.accept()
-                except OSError:
-                    return
-                try:
-                    with context.wrap_socket(connection, server_side=True) as secured:
-                        secured.recv(65536)
-                        secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n[]")
-                except OSError:
-                    continue
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield listening.getsockname()[1]
-        listening.shutdown(socket.SHUT_RDWR)
-        thread.join()
+    with ScriptedServer(tls=context) as server:
+        yield server.port
 
 
-def test_the_certificates_of_the_company_are_trusted(tls_port, certificate, tmp_path):
+def test_certificates_of_ssl_cert_file_are_trusted(tls_port, certificate):
     url = f"https://localhost:{tls_port}"
     assert get(url, SSL_CERT_FILE=f"{certificate}").status_code == 200
     assert get(url, SSL_CERT_FILE=f"{certificate}", SSL_CERT_DIR="/no/such/folder").status_code == 200
@@ -231,14 +219,14 @@ def test_the_certificates_of_the_company_are_trusted(tls_port, certificate, tmp_
         get(f"https://127.0.0.1:{tls_port}", SSL_CERT_FILE=f"{certificate}")
 
 
-def test_a_key_log_is_neither_written_nor_needed(tls_port, certificate, monkeypatch, tmp_path):
+def test_a_tls_key_log_is_neither_written_nor_required(tls_port, certificate, monkeypatch, tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
         monkeypatch.setenv("SSLKEYLOGFILE", f"{folder}/keys.log")
         assert get(f"https://localhost:{tls_port}", SSL_CERT_FILE=f"{certificate}").status_code == 200
     assert not (tmp_path / "keys.log").exists()
 
 
-def test_a_url_that_cannot_be_sent_is_named():
-    for url in ("gopher://x.example", "https://" + "x" * 70 + ".example"):
-        with client(DIRECT, 5) as http, pytest.raises((UnusableNetwork, httpx.ConnectError)):
-            http.get(url)
+@pytest.mark.parametrize("url", ["gopher://x.example", f"https://{'x' * 70}.example"])
+def test_a_url_that_cannot_be_requested_is_an_error(url):
+    with client(DIRECT, 5) as http, pytest.raises((UnusableNetwork, httpx.ConnectError)):
+        http.get(url)
