@@ -21,7 +21,7 @@ from affiliate_pipeline.commission.export import Extract, extract
 from affiliate_pipeline.commission.figures import Incomplete, gather, incomplete
 from affiliate_pipeline.commission.report import render
 from affiliate_pipeline.commission.rollup import TABLE, Commission
-from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.settings import Environment, Mode
 from affiliate_pipeline.environment import application, process_environment
 from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
@@ -110,16 +110,16 @@ def _gap_lines(store: Store, table: str, days: list[date], environment: Environm
         configured = [each for each in EARNING if environment.is_any_set(each.credentials)]
         doubts = incomplete(commission, configured, days)
         if late := commission.stale(days[0], days[-1]):
-            yield f"of {fold(late)} something has landed that has not been added up yet"
+            yield f"of {format_days(late)} something has landed that has not been added up yet"
     else:
         landed = store.ledger(endpoint, days)
         missing = [day for day in days if day not in landed]
         doubts = [Incomplete(endpoint.key, missing, [day for day, row in landed.items() if not row.settled])]
     for each in doubts:
         if each.missing:
-            yield f"{each.name}: {fold(each.missing)} not landed: nothing of it is in this export"
+            yield f"{each.name}: {format_days(each.missing)} not landed: nothing of it is in this export"
         if each.unsettled:
-            yield f"{each.name}: {fold(each.unsettled)} landed, but may still change"
+            yield f"{each.name}: {format_days(each.unsettled)} landed, but may still change"
 
 
 @app.command()
@@ -147,7 +147,7 @@ def report(
         # The sensor is at most a minute or two behind while Dagster runs.
         console.print(
             "Of these days something has landed that has not been added up yet: "
-            f"{fold(figures.stale)}. `affiliate-pipeline up`, while it runs, does it within two minutes, of ended days."
+            f"{format_days(figures.stale)}. `affiliate-pipeline up`, while it runs, does it within two minutes, of ended days."
         )
     if show and typer.launch(path.as_uri()):
         console.print("No browser could be opened: open the file yourself.")
@@ -165,7 +165,7 @@ def plan(asset: Annotated[str, typer.Argument(help="As in Dagster: lbank/trade_u
     wanted = parse_days(days)
     with _opened() as (environment, store), connected(endpoint, store, environment.variables) as session:
         costs = plan_of(endpoint, wanted, session=session, store=store)
-        console.print(escape(f"{endpoint.key} {fold(wanted)}: {costs}"))
+        console.print(escape(f"{endpoint.key} {format_days(wanted)}: {costs}"))
 
 
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}

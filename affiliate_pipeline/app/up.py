@@ -27,7 +27,7 @@ from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.app.processes import dagster_home, exclusive, run_dagster, stop_processes, stop_up
 from affiliate_pipeline.app.sandbox import serving
 from affiliate_pipeline.commission.rollup import Commission
-from affiliate_pipeline.domain.days import DAY, fold, runs
+from affiliate_pipeline.domain.days import DAY, day_ranges, format_days
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.domain.settings import Environment
@@ -63,7 +63,9 @@ class Landing:
                     first = max(self.environment.start_date, today - LANDED_DAYS * DAY)
                     expected = expected_days(endpoint.timetable, first, now_ms(), store.ledger(endpoint))
                     due = [each for each in expected if each.is_retained(now_ms())]
-                    missing.append((endpoint, [each.day for each in due if not each.prior or each.prior <= recently]))
+                    missing.append(
+                        (endpoint, [each.day for each in due if not each.last_read_at or each.last_read_at <= recently])
+                    )
         return missing
 
     def land(self, missing: Iterable[tuple[Endpoint, list[date]]]) -> bool:
@@ -73,14 +75,14 @@ class Landing:
         """
         together: dict[tuple[str, bool, tuple[date, ...]], list[Endpoint]] = {}
         for endpoint, days in missing:
-            for run in runs(days):
+            for run in day_ranges(days):
                 key = (endpoint.exchange.name, isinstance(endpoint, Records), tuple(run))
                 together.setdefault(key, []).append(endpoint)
         return all([self._land(endpoints, days) for (*_, days), endpoints in together.items()])
 
     def _land(self, endpoints: Sequence[Endpoint], days: Sequence[date]) -> bool:
         first, count, began = endpoints[0], len(endpoints), datetime.now(UTC)
-        title = f"{f'{count} assets of {first.exchange.title}' if count > 1 else first.key} {fold(days)}"
+        title = f"{f'{count} assets of {first.exchange.title}' if count > 1 else first.key} {format_days(days)}"
         keys = [endpoint.key for endpoint in endpoints]
         success = self._materialize(keys, days, title, f"{title}: not every day landed.")
         with self._store() as store:
@@ -100,8 +102,10 @@ class Landing:
         keys = ["affiliate/daily_commission", "affiliate/daily_report"]
         return all(
             [
-                self._materialize(keys, days, f"Adding up {fold(days)}", f"{fold(days)} could not be added up.")
-                for days in runs(stale)
+                self._materialize(
+                    keys, days, f"Adding up {format_days(days)}", f"{format_days(days)} could not be added up."
+                )
+                for days in day_ranges(stale)
             ]
         )
 
@@ -134,7 +138,7 @@ class Landing:
                 days = list(store.ledger(endpoint).values())
                 table.add_row(
                     endpoint.key,
-                    fold(row.partition for row in days) or "none",
+                    format_days(row.partition for row in days) or "none",
                     f"{sum(row.rows for row in days):,}",
                     f"{sum(row.settled for row in days)} of {len(days)}",
                 )

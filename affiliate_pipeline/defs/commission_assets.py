@@ -14,7 +14,7 @@ from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission
 from affiliate_pipeline.defs.dagster_internals import range_tags, sensor
 from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days
 from affiliate_pipeline.defs.resources import PipelineResource
-from affiliate_pipeline.domain.days import DAY, fold, runs
+from affiliate_pipeline.domain.days import DAY, day_ranges, format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.domain.settings import Mode
 from affiliate_pipeline.exchanges.registry import EARNING
@@ -96,7 +96,7 @@ def _materialize(
     except AffiliateError as error:
         problem = error.problem.adding(impact="Its sums are as they were")
         failed |= dict.fromkeys({*days}.difference(failed, *done.values()), problem)
-    counted = f"{len(failed)} of {len(days)} days could not be added up ({fold(failed)})"
+    counted = f"{len(failed)} of {len(days)} days could not be added up ({format_days(failed)})"
     finish(context, done, failed, f"{counted}: {'. '.join(map(str, grouped(failed)))}.")
     for key in selected:
         yield dg.MaterializeResult(asset_key=key)
@@ -160,5 +160,5 @@ def stale_days(
             tags=range_tags(run),
             asset_selection=[COMMISSION, REPORT],
         )
-        for run in runs(stale)
+        for run in day_ranges(stale)
     ]

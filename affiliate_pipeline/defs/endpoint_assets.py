@@ -13,7 +13,7 @@ from pydantic import Field
 from affiliate_pipeline.defs.checks import check_specs, evaluations
 from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days, log_landed
 from affiliate_pipeline.defs.resources import PipelineResource
-from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, ReferenceTable
 from affiliate_pipeline.landing import quarantine
@@ -113,8 +113,8 @@ def _metadata(outcome: Landed | Retained) -> Metadata:
 
 
 def _description(endpoint: Endpoint, failed: Mapping[date, Problem], landed: int) -> str:
-    counted = f"{len(failed)} of {len(failed) + landed} days failed ({fold(failed)}), {landed} landed."
-    causes = [f"{fold(days)}: {problem}." for problem, days in grouped(failed).items()]
+    counted = f"{len(failed)} of {len(failed) + landed} days failed ({format_days(failed)}), {landed} landed."
+    causes = [f"{format_days(days)}: {problem}." for problem, days in grouped(failed).items()]
     return "\n".join([f"{endpoint.key}: {counted}", *causes])
 
 

@@ -56,7 +56,7 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultSchedul
             return dg.SkipReason(f"none of {', '.join(names)} is set")
         requests: list[dg.RunRequest] = []
         for endpoint in configured:
-            first = max(start, endpoint.timetable.lookback(tick_ms))
+            first = max(start, endpoint.timetable.lookback_start(tick_ms))
             if days := [each.day for each in expected_days(endpoint.timetable, first, tick_ms)]:
                 key = dg.AssetKey.from_user_string(endpoint.key)
                 # Derived from the tick, so that evaluating it again requests no second run.

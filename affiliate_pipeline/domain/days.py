@@ -1,6 +1,6 @@
 """Calendar days of an exchange's time zone and the milliseconds they span; reads no clock."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 from zoneinfo import ZoneInfo
@@ -19,7 +19,7 @@ def day_of(instant_ms: int, zone: ZoneInfo) -> date:
     return datetime.fromtimestamp(instant_ms // 1000, zone).date()
 
 
-def instant(ms: int) -> str:
+def utc_text(ms: int) -> str:
     """The millisecond as text in UTC: `2026-11-22 23:59:59.999 UTC`."""
     return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%d %H:%M:%S") + f".{ms % 1000:03d} UTC"
 
@@ -34,23 +34,21 @@ def days_from(first: date, last: date) -> list[date]:
     return [first + i * DAY for i in range((last - first).days + 1)]
 
 
-def runs(days: Iterable[date]) -> list[list[date]]:
-    """The distinct days in order, split into runs of consecutive days."""
-    ordered = sorted(set(days))
-    return [[day for _, day in run] for _, run in groupby(enumerate(ordered), key=lambda pair: pair[1] - pair[0] * DAY)]
+def day_ranges(days: Iterable[date], max_days: int | None = None) -> list[list[date]]:
+    """The distinct days in order, split into ranges of at most `max_days` consecutive days."""
+    ordered = enumerate(sorted(set(days)))
+    ranges = [[day for _, day in pairs] for _, pairs in groupby(ordered, key=lambda pair: pair[1] - pair[0] * DAY)]
+    if max_days is None:
+        return ranges
+    return [each[i : i + max_days] for each in ranges for i in range(0, len(each), max_days)]
 
 
-def fold(days: Iterable[date]) -> str:
+def format_days(days: Iterable[date]) -> str:
     """The days as short text: `2026-11-03…05, 09, 2026-12-01`."""
     text, month = "", ""
-    for run in runs(days):
-        for day in dict.fromkeys((run[0], run[-1])):
-            separator = "…" if day != run[0] and len(run) > 2 else ", "
+    for consecutive in day_ranges(days):
+        for day in dict.fromkeys((consecutive[0], consecutive[-1])):
+            separator = "…" if day != consecutive[0] and len(consecutive) > 2 else ", "
             text += separator + (f"{day:%d}" if f"{day:%Y-%m}" == month else f"{day}")
             month = f"{day:%Y-%m}"
     return text.removeprefix(", ")
-
-
-def spans(days: Sequence[date], longest: int) -> list[list[date]]:
-    """The days as runs of at most `longest` consecutive days."""
-    return [run[i : i + longest] for run in runs(days) for i in range(0, len(run), longest)]

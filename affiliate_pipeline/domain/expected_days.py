@@ -57,12 +57,12 @@ class Timetable:
         deadline_ms = self.deadline_ms(day)
         return deadline_ms is None or now_ms <= deadline_ms
 
-    def lookback(self, now_ms: int) -> date:
+    def lookback_start(self, now_ms: int) -> date:
         """The first day that the schedule lands: days are landed again until they have settled."""
         days = max(MIN_LOOKBACK_DAYS, self.settles_after // DAY + 1)
         return day_of(now_ms, self.zone) - days * DAY
 
-    def due_ms(self, day: date, *, settled: bool) -> int | None:
+    def overdue_at_ms(self, day: date, *, settled: bool) -> int | None:
         """When the day becomes overdue if it has not landed, or (`settled`) not since it settled."""
         if self.lands_at is None:
             return None
@@ -91,14 +91,14 @@ NOTHING_LANDED: Mapping[date, LandedDay] = {}
 class ExpectedDay:
     """A day that has not landed, or not since it settled.
 
-    `prior` is when it was last read. `due_ms` is None if no schedule lands it, `deadline_ms` if no limit is known.
+    `last_read_at` is None if it has not landed. `overdue_at_ms` is None if no schedule lands it, `deadline_ms` if no limit is known.
     `fallback` is the asset whose source still has the day, with its own deadline.
     """
 
     day: date
-    due_ms: int | None
+    overdue_at_ms: int | None
     deadline_ms: int | None
-    prior: datetime | None = None
+    last_read_at: datetime | None = None
     fallback: tuple[str, int] | None = None
 
     def is_retained(self, now_ms: int) -> bool:
@@ -111,13 +111,13 @@ def expected_days(
     """The days since `first` still to land, oldest first: ended ones, or a snapshot's today."""
     today = day_of(now_ms, timetable.zone)
     for day in [today] if timetable.is_snapshot else days_from(first, today - DAY):
-        prior = landed.get(day)
-        if day >= first and not (prior and prior.settled):
+        entry = landed.get(day)
+        if day >= first and not (entry and entry.settled):
             yield ExpectedDay(
                 day,
-                timetable.due_ms(day, settled=prior is not None),
+                timetable.overdue_at_ms(day, settled=entry is not None),
                 timetable.deadline_ms(day),
-                prior.checked_at if prior else None,
+                entry.checked_at if entry else None,
                 _fallback(timetable, day, now_ms),
             )
 

@@ -62,7 +62,7 @@ def quotes_in(name: str, value: str) -> list[str]:
 
 
 @contextmanager
-def naming(variable: str) -> Generator[None, None, None]:
+def as_settings_error(variable: str) -> Generator[None, None, None]:
     """Turn a ValueError raised in the block into a SettingsError that names the variable."""
     try:
         yield

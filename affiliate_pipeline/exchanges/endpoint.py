@@ -139,7 +139,7 @@ class Records(Endpoint[SessionT]):
     # None: no limit is known.
     retention: Retention[SessionT] | None = None
     # The column with the instant that decides a row's day, if there is one.
-    day_of: str | None = None
+    time_column: str | None = None
     # An amount, and the column by whose values it is summed.
     sum_by: tuple[str, str] | None = None
     # Two amounts of a row of which the first is never below the second.

@@ -23,7 +23,7 @@ class PendingActions(TableStore):
         )
         return dict(rows.fetchall())
 
-    def keep(self, name: str, row: bytes) -> None:
+    def put(self, name: str, row: bytes) -> None:
         """Store the row durably; it replaces one of the same name."""
         self._execute(
             f"insert into {TABLE} values (%s, %s, %s, %s) "

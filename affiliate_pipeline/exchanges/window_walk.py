@@ -19,13 +19,13 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from affiliate_pipeline.domain.days import DAY, day_of, days_from, instant, runs, spans, start_ms
+from affiliate_pipeline.domain.days import DAY, day_of, day_ranges, days_from, start_ms, utc_text
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan, Session
 from affiliate_pipeline.exchanges.spool import Spool
 from affiliate_pipeline.http.bodies import possible_rows
 from affiliate_pipeline.http.error_body import quote
 from affiliate_pipeline.http.errors import ExchangeError, Refused, Transient
-from affiliate_pipeline.schema.columns import LEAST_MS
+from affiliate_pipeline.schema.columns import MIN_MILLISECONDS
 from affiliate_pipeline.schema.raw_row import instants_ms
 
 WORKERS = 4
@@ -65,7 +65,7 @@ class WindowWalk:
     max_days: int
 
     def plan(self, session: Session, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
-        return RequestPlan(min_requests=len(spans(days, self.max_days)), max_requests=None, seconds=0)
+        return RequestPlan(min_requests=len(day_ranges(days, self.max_days)), max_requests=None, seconds=0)
 
     def fetch(self, session: Session, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         return _Walk(self, session, days, zone).outcomes()
@@ -81,7 +81,7 @@ class WindowWalk:
         page = session.client.get(self.path, params, _page)
         if page.times and not first <= min(page.times) <= max(page.times) <= last:
             raise Refused(
-                f"{session.client.host} returned rows outside {instant(first)} to {instant(last)}, which was requested"
+                f"{session.client.host} returned rows outside {utc_text(first)} to {utc_text(last)}, which was requested"
             ).about(map(bytes, page.rows))
         return page
 
@@ -96,7 +96,7 @@ def _page(body: bytes) -> Page:
         times = [row.time for row in msgspec.json.decode(body, type=list[_Timed])]
     except msgspec.ValidationError:
         times = []
-    if rows and min(times, default=0) < LEAST_MS:
+    if rows and min(times, default=0) < MIN_MILLISECONDS:
         # Times in an unusual form: texts, or seconds.
         try:
             times = instants_ms(map(bytes, rows), "time")
@@ -134,7 +134,9 @@ class ServerBehaviour:
                 if time in self._endpoint.request(self._session, time - before, time + after).times:
                     self.widening = before, after
                     return self.widening
-        raise Refused(f"{self._session.client.host} does not return a row of {instant(time)} that it has just returned")
+        raise Refused(
+            f"{self._session.client.host} does not return a row of {utc_text(time)} that it has just returned"
+        )
 
     def is_oldest_first(self, first: int, last: int, page: Page) -> bool:
         """Whether full pages are proven to have the oldest rows of their window, in order.
@@ -181,7 +183,7 @@ class _Walk:
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="window-walk")
 
     def outcomes(self) -> Generator[DayBatch | DayError]:
-        days = spans(list(self._start), self._endpoint.max_days)
+        days = day_ranges(list(self._start), self._endpoint.max_days)
         try:
             self._submit([(self._start[span[0]], self._end[span[-1]] - 1) for span in days])
             while (item := self._done.get()) is not None:
@@ -246,7 +248,7 @@ class _Walk:
         """Request the window once and accept what that proves, or fail its day; return the rest."""
         days = self._days(first, last)
         if self._bad.intersection(days):
-            return self._by_days(runs(set(days) - self._bad), first, last)
+            return self._by_days(day_ranges(set(days) - self._bad), first, last)
         page: Page | None = None
         try:
             with self._lock:
@@ -277,7 +279,7 @@ class _Walk:
             return []
         if first == last:
             raise Refused(
-                f"{instant(first)} ({first}) holds {self._endpoint.row_limit} rows or more in a single millisecond: the "
+                f"{utc_text(first)} ({first}) holds {self._endpoint.row_limit} rows or more in a single millisecond: the "
                 "exchange returns no more than that, so the rest cannot be requested. Ask its support for the rows of this "
                 "millisecond"
             ).about(map(bytes, page.rows))

@@ -18,14 +18,14 @@ from affiliate_pipeline.http.encoding import encode
 from affiliate_pipeline.http.error_body import quote
 from affiliate_pipeline.http.errors import (
     Banned,
-    ClockOff,
+    ConnectionFailed,
     ExchangeError,
     Fatal,
+    NoResponse,
     OutcomeUnknown,
     RateLimited,
+    TimestampRejected,
     Transient,
-    Unanswered,
-    Unconnected,
     Unreachable,
 )
 from affiliate_pipeline.http.network import DIRECT, Network, client, host_of
@@ -35,7 +35,7 @@ MAX_PAUSE_S = 300
 MAX_BAN_S = 7 * 86_400
 DEFAULT_PAUSE_S = 10
 TIMEOUT = httpx.Timeout(20, connect=10)
-# Shorter than postgres.rate_limiter.HOLD_S, so that a slot is not leased again while its request is under way.
+# Shorter than postgres.rate_limiter.SLOT_LEASE_S, so that a slot is not leased again while its request is under way.
 RESPONSE_LIMIT_S = 45
 MAX_CLOCK_CORRECTIONS = 2
 CLOCKS_AGREE_MS = 1000
@@ -79,7 +79,7 @@ class Clock:
     def set(self, server_ms: int) -> None:
         self.offset_ms = server_ms - self._local_ms()
 
-    def correct(self, rejected: ClockOff, query: Callable[[], int | None]) -> bool:
+    def correct(self, rejected: TimestampRejected, query: Callable[[], int | None]) -> bool:
         """Adopt the exchange's clock; return False if a retry would be rejected again.
 
         Its time is in the rejection or comes from `query` (ms; None if the exchange has no such request). A retry is
@@ -190,14 +190,14 @@ class Client:
         def once() -> T:
             try:
                 return self._once("POST", path, params, decode)
-            except (RateLimited, ClockOff, Unconnected):
+            except (RateLimited, TimestampRejected, ConnectionFailed):
                 raise
             except Transient as error:
                 raise OutcomeUnknown(f"whether it was done is not known: {error}") from None
 
         return self._repeat(once, retries)
 
-    def attempt(self, path: str, params: Mapping[str, object]) -> None:
+    def probe(self, path: str, params: Mapping[str, object]) -> None:
         """Send one GET and raise any failure: no retry, and no correction of the clock."""
         self._once("GET", path, params, bytes)
 
@@ -221,7 +221,7 @@ class Client:
         try:
             return read(self._http.get(f"{self._base_url}{path}").content)
         except httpx.RequestError as error:
-            raise Unanswered(redact(f"{type(error).__name__}: {error}")) from None
+            raise NoResponse(redact(f"{type(error).__name__}: {error}")) from None
         except ValueError as error:
             raise Transient(f"the clock of {self.host} could not be read: {redact(error)}") from None
 
@@ -230,7 +230,7 @@ class Client:
         while True:
             try:
                 return once()
-            except ClockOff as error:
+            except TimestampRejected as error:
                 corrections += 1
                 if corrections > MAX_CLOCK_CORRECTIONS or not self._clock.correct(error, self._server_ms):
                     raise Fatal(f"{error}") from None
@@ -238,9 +238,9 @@ class Client:
                 if not retries:
                     raise
                 failures += 1
-                match self._circuit.decide(error, failures):
+                match self._circuit.retry_or_give_up(error, failures):
                     case retry.GiveUp(is_unreachable=True):
-                        what = f"{self.host} gave no answer for {retry.SILENCE_LIMIT_S} s ({error.problem.what})"
+                        what = f"{self.host} did not respond for {retry.SILENCE_LIMIT_S} s ({error.problem.what})"
                         check = error.problem.action or "Check the network and the exchange's status page"
                         raise Unreachable(what, f"{check}, then materialize the failed days again") from None
                     case retry.GiveUp():
@@ -256,13 +256,13 @@ class Client:
             signed_offset_ms, sent_at = self._clock.offset_ms, time.monotonic()
             try:
                 response = self._send(method, f"{self._base_url}{path}" + (f"?{query}" if query else ""))
-            except Unanswered:
+            except NoResponse:
                 self._circuit.failed(sent_at)
                 raise
         self._circuit.responded()
         try:
             return self._decoded(response, decode)
-        except ClockOff as error:
+        except TimestampRejected as error:
             error.signed_offset_ms = signed_offset_ms
             raise
         except Transient as error:
@@ -281,13 +281,13 @@ class Client:
                 for piece in response.iter_bytes():
                     body.append(piece)
                     if time.monotonic() > deadline:
-                        raise Unanswered(f"the response did not end within {RESPONSE_LIMIT_S} s")
+                        raise NoResponse(f"the response did not end within {RESPONSE_LIMIT_S} s")
                 return Response(response.status_code, response.headers, b"".join(body))
         except httpx.DecodingError:
             raise Transient(f"{self.host} sent a body that cannot be decompressed") from None
         except httpx.TransportError as error:
             is_unconnected = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-            kind = Unconnected if is_unconnected else Unanswered
+            kind = ConnectionFailed if is_unconnected else NoResponse
             raise kind(redact(f"{type(error).__name__}: {error}")) from None
 
     def _decoded(self, response: Response, decode: Callable[[bytes], T]) -> T:

@@ -12,7 +12,7 @@ from affiliate_pipeline.http.error_body import read_error
 from affiliate_pipeline.http.errors import ExchangeError, Refused, Transient, UrlExpired
 from affiliate_pipeline.http.failures import describe
 from affiliate_pipeline.http.network import DIRECT, Network, client
-from affiliate_pipeline.http.retry import GiveUp, decide
+from affiliate_pipeline.http.retry import GiveUp, retry_or_give_up
 
 MAX_ATTEMPTS = 5
 MAX_ERROR_BYTES = 64 << 10
@@ -37,7 +37,7 @@ def download(url: str, max_bytes: int, network: Network = DIRECT) -> bytes:
                 return _once(http, url, max_bytes)
             except Transient as error:
                 failures += 1
-                decision = decide(error, failures, max_attempts=MAX_ATTEMPTS)
+                decision = retry_or_give_up(error, failures, max_attempts=MAX_ATTEMPTS)
                 if isinstance(decision, GiveUp):
                     raise
                 time.sleep(decision.after_s)
@@ -85,11 +85,11 @@ def _check(response: httpx.Response, host: str) -> None:
         raise Refused(f"the file host {host} does not say how long the file is: a part of it would look like the whole")
 
 
-def beat(url: str, network: Network = DIRECT) -> str | None:
+def ping_heartbeat(url: str, network: Network = DIRECT) -> str | None:
     """Ping a service that alerts when pings stop; the reason of a failure, None on success."""
     try:
         with client(network, HEARTBEAT_TIMEOUT_S, redirects=True) as http, http.stream("GET", url) as response:
-            return None if response.is_success else f"it answered HTTP {response.status_code}"
+            return None if response.is_success else f"it returned HTTP {response.status_code}"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return type(error).__name__
     except ExchangeError as error:  # about the proxy or the certificate

@@ -79,7 +79,7 @@ def quote(body: bytes, content_type: str = "") -> str:
     return _line(_text(body, content_type)) or "nothing"
 
 
-def whole(value: object) -> int | None:
+def as_integer(value: object) -> int | None:
     """The whole number in a JSON number or text; None for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -107,7 +107,7 @@ def _found(value: Any, depth: int = 0) -> Iterator[int | str]:
 
 
 def _found_code(name: str, code: Any) -> Iterator[int | str]:
-    number = whole(code)
+    number = as_integer(code)
     if name.startswith("status"):  # an HTTP status or a state, not the exchange's own code
         if number is not None and 400 <= number < 600:
             yield number
@@ -146,8 +146,8 @@ def _read_page(text: str) -> ErrorBody:
     named = {name.lower(): html.unescape(content).strip() for name, content in reversed(re.findall(_NAMED, text))}
     code = named.get("code", "")
     if message := named.get("message") or named.get("msg"):
-        is_other_code = code and whole(code) is None
-        return ErrorBody(whole(code), _line(f"{code}: {message}" if is_other_code else message), is_page=True)
+        is_other_code = code and as_integer(code) is None
+        return ErrorBody(as_integer(code), _line(f"{code}: {message}" if is_other_code else message), is_page=True)
     texts = (" ".join(html.unescape(each).split()) for each in re.split(_TAG, text))
     return ErrorBody(None, _line(" ".join(dict.fromkeys(filter(None, texts)))), is_page=True)
 

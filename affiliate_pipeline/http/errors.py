@@ -28,11 +28,11 @@ class Transient(ExchangeError):
     retry_after_s: float | None = None
 
 
-class Unanswered(Transient):
+class NoResponse(Transient):
     """No complete response: refused, timed out, reset, truncated, or a proxy's own response."""
 
 
-class Unconnected(Unanswered):
+class ConnectionFailed(NoResponse):
     """No connection was made: the exchange received nothing."""
 
 
@@ -40,7 +40,7 @@ class RateLimited(Transient):
     """Too many requests."""
 
 
-class ClockOff(Transient):
+class TimestampRejected(Transient):
     """The exchange rejected our timestamp.
 
     `server_ms` is the exchange's clock, if it was sent; `signed_offset_ms` is the correction of our clock with which

@@ -128,7 +128,7 @@ class Interpreter:
 def describe(sender: str, response: Response, error: ErrorBody, code_name: str = "code") -> str:
     """The status, the code and the message as one sentence without its full stop."""
     status = response.status_code
-    text = f"{sender} answered HTTP {status}" + (f" ({HTTPStatus(status).phrase})" if status in _STATUSES else "")
+    text = f"{sender} returned HTTP {status}" + (f" ({HTTPStatus(status).phrase})" if status in _STATUSES else "")
     if target := redirect_target(status, response.headers):
         text += f", a redirect to {target}"
     if error.code is not None:

@@ -23,7 +23,7 @@ import certifi
 import httpx
 
 from affiliate_pipeline.domain.redaction import redact, silence_http_logs
-from affiliate_pipeline.http.errors import ExchangeError, Unanswered, Unconnected, UnusableNetwork
+from affiliate_pipeline.http.errors import ConnectionFailed, ExchangeError, NoResponse, UnusableNetwork
 
 _LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=8)
 _SCHEMES = {"http": "http", "https": "https", "socks": "socks5", "socks5": "socks5", "socks5h": "socks5h"}
@@ -91,7 +91,7 @@ DIRECT = Network({})
 
 
 def client(network: Network, timeout: httpx.Timeout | float, *, redirects: bool = False) -> httpx.Client:
-    """A client whose requests raise httpx's errors, `UnusableNetwork` and `Unanswered`."""
+    """A client whose requests raise httpx's errors, `UnusableNetwork` and `NoResponse`."""
     silence_http_logs()
     return httpx.Client(transport=_Transport(network), trust_env=False, timeout=timeout, follow_redirects=redirects)
 
@@ -123,8 +123,8 @@ class _Transport(httpx.BaseTransport):
         is_of_proxy = status == 407 or (status in (403, 502, 503, 504) and not is_json)
         if proxy and request.url.scheme == "http" and is_of_proxy:
             response.close()
-            # Not Unconnected: a forwarded request may have reached the exchange before the proxy gave up.
-            raise _refused(proxy, f"HTTP {status}", status, Unanswered)
+            # Not ConnectionFailed: a forwarded request may have reached the exchange before the proxy gave up.
+            raise _refused(proxy, f"HTTP {status}", status, NoResponse)
         return response
 
     def _pool(self, url: httpx.URL) -> tuple[httpx.HTTPTransport, Proxy | None]:
@@ -254,7 +254,7 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
         return error
     if isinstance(error, httpx.ProxyError):
         status = int(found[0]) if (found := re.match(r"\d{3}\b", f"{error}")) else None
-        return _refused(proxy, redact(error), status, Unconnected)
+        return _refused(proxy, redact(error), status, ConnectionFailed)
     if tls_error and proxy.url.startswith("https"):
         return UnusableNetwork(
             f"{proxy} does not speak TLS as its https:// promises ({tls_error.reason})",
@@ -262,8 +262,8 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
         )
     cause = f"{type(error).__name__}: {redact(error)}".removesuffix(": ")
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return Unconnected(f"{proxy} could not be reached, or closed the connection ({cause})", _CHECK_PROXY)
-    return Unanswered(f"no complete answer came through {proxy} ({cause})", _CHECK_PROXY)
+        return ConnectionFailed(f"{proxy} could not be reached, or closed the connection ({cause})", _CHECK_PROXY)
+    return NoResponse(f"no complete answer came through {proxy} ({cause})", _CHECK_PROXY)
 
 
 def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:
@@ -272,7 +272,7 @@ def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:
     return error
 
 
-def _refused(proxy: Proxy, response: str, status: int | None, unreachable: type[Unanswered]) -> ExchangeError:
+def _refused(proxy: Proxy, response: str, status: int | None, unreachable: type[NoResponse]) -> ExchangeError:
     if status in (502, 503, 504):
         return unreachable(f"{proxy} answered {response}: it does not reach the exchange", _CHECK_PROXY)
     action = f"Have the proxy permit this host, or unset {proxy.variable} if none is needed"

@@ -5,7 +5,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from affiliate_pipeline.http.errors import RateLimited, Transient, Unanswered
+from affiliate_pipeline.http.errors import NoResponse, RateLimited, Transient
 
 MAX_ATTEMPTS = 10
 MAX_WAIT_S = 4.0
@@ -26,7 +26,7 @@ class GiveUp:
     is_unreachable: bool = False
 
 
-def decide(
+def retry_or_give_up(
     error: Transient, failures: int, unanswered: int = 0, silent_s: float = 0.0, max_attempts: int = MAX_ATTEMPTS
 ) -> Retry | GiveUp:
     """Whether to retry a request that has failed `failures` times.
@@ -34,7 +34,7 @@ def decide(
     While its session gets no response (to the last `unanswered` requests, for `silent_s`), it is retried for
     `SILENCE_LIMIT_S`, however often.
     """
-    if isinstance(error, Unanswered) and unanswered >= failures:
+    if isinstance(error, NoResponse) and unanswered >= failures:
         if unanswered >= MIN_UNANSWERED and silent_s >= SILENCE_LIMIT_S:
             return GiveUp(is_unreachable=True)
     elif failures >= max_attempts:
@@ -67,8 +67,8 @@ class CircuitBreaker:
                 self._since = max(self._since, sent_at)
             self._unanswered += 1
 
-    def decide(self, error: Transient, failures: int) -> Retry | GiveUp:
-        """The module's `decide` with the session's counts."""
+    def retry_or_give_up(self, error: Transient, failures: int) -> Retry | GiveUp:
+        """The module's `retry_or_give_up` with the session's counts."""
         with self._lock:
             unanswered, silent_s = self._unanswered, time.monotonic() - self._since
-        return decide(error, failures, unanswered, silent_s)
+        return retry_or_give_up(error, failures, unanswered, silent_s)

@@ -48,11 +48,11 @@ class Unreadable(Refused):
     """The file is complete but cannot be read."""
 
 
-class AnotherBody(Unreadable):
+class NotTheFile(Unreadable):
     """The response is a page or an error instead of the file."""
 
 
-class NotWhole(Transient):
+class IncompleteFile(Transient):
     """A part of the file is missing or damaged."""
 
 
@@ -63,7 +63,7 @@ class _TooLarge(Exception):
 def unpack_text(file: bytes, max_bytes: int) -> str:
     """The text of a packed file.
 
-    All layers together may unpack to at most `max_bytes`. Raises `NotWhole`, and `Unreadable`, which names the format.
+    All layers together may unpack to at most `max_bytes`. Raises `IncompleteFile`, and `Unreadable`, which names the format.
     """
     left = max_bytes
     for _ in range(MAX_PACKINGS + 1):
@@ -91,7 +91,7 @@ def _unpacked(file: bytes, kind: str, left: int) -> bytes:
     except (RuntimeError, NotImplementedError) as error:
         raise Unreadable(f"the file is a {kind.upper()} archive of a kind that cannot be unpacked ({error})") from None
     except _DAMAGED as error:
-        raise NotWhole(f"the file is incomplete or not {kind} ({type(error).__name__})") from None
+        raise IncompleteFile(f"the file is incomplete or not {kind} ({type(error).__name__})") from None
     return b"".join(pieces)
 
 
@@ -124,7 +124,7 @@ def _opened_tar(archive: tarfile.TarFile, size: int) -> IO[bytes]:
     members = archive.getmembers()
     end = max((each.offset_data + -(-each.size // 512) * 512 for each in members), default=0)
     if size < end + 512:
-        raise NotWhole("the file is an incomplete tar archive")
+        raise IncompleteFile("the file is an incomplete tar archive")
     return archive.extractfile(_only("a tar archive", [each.name for each in members if each.isfile()])) or BytesIO()
 
 
@@ -171,7 +171,7 @@ def _check_is_table(text: str) -> None:
     if error.is_page:
         kind = "a web page (HTML)" if re.search("<(html|!doctype html)", start, re.IGNORECASE) else "XML"
         # A page without text is quoted as it is.
-        raise AnotherBody(f"what came is {kind} and not the file: {error.message or quote(start.encode())!r}")
+        raise NotTheFile(f"what came is {kind} and not the file: {error.message or quote(start.encode())!r}")
     code = "" if error.code is None else f"code {error.code}: "
     problem = f"what came is JSON and not CSV text: {code}{error.message}"
-    raise AnotherBody(problem) if error.is_failure or (error.is_message and start[:1] == "{") else Unreadable(problem)
+    raise NotTheFile(problem) if error.is_failure or (error.is_message and start[:1] == "{") else Unreadable(problem)

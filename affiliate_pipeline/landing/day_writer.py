@@ -110,11 +110,11 @@ class DayWriter:
             except psycopg.Error as error:
                 if self.connection.closed or is_unusable(error):
                     raise
-                raise StoreError(f"PostgreSQL refused the rows: {_refusal(error)}") from None
+                raise StoreError(f"PostgreSQL rejected the rows: {_reason_of(error)}") from None
 
     def _write(self, prepared: PreparedDay, settled: bool) -> Landed:
         batch, day, asset = prepared.batch, prepared.batch.day, self.endpoint.key
-        oddities = self._begin(day)
+        altering_features = self._lock_day(day)
         entry = ledger.entries(self.connection, asset, [day]).get(day)
         # An action log keeps the rows it already has.
         existing = Summary()
@@ -122,24 +122,26 @@ class DayWriter:
             existing = Summary(entry.rows, Fingerprint.parse(entry.content_hash))
         rows = _Rows(prepared.blocks)
         # A comparison with stored rows reads these more than once. Others are copied while the next are decoded.
-        texts: Iterable[bytes] = Spool(rows) if entry or oddities else rows
+        texts: Iterable[bytes] = Spool(rows) if entry or altering_features else rows
         difference, restated = "", None
         if entry:
             total = existing + rows.summary
             if (entry.rows, entry.content_hash) == (total.rows, str(total.fingerprint)):
                 stats = self._stats(day)
-                difference = _count(stats, total) or ("" if existing.rows else self._other_values(day, texts))
+                difference = _count_difference(stats, total) or (
+                    "" if existing.rows else self._content_difference(day, texts)
+                )
                 if not difference:
                     ledger.confirm(self.connection, asset, day, settled=settled)
                     return self._landed(batch, total, stats, settled, changed=False)
             if not self.allow_shrink:
-                self._refuse_shrinking(batch, entry, total.rows, is_final=settled)
+                self._reject_shrinking(batch, entry, total.rows, settled=settled)
             restated = self._stats(day) if entry.settled and not difference else None
         self._replace(day, texts, is_appended=bool(existing.rows), keep_superseded=bool(restated or difference))
         total = existing + rows.summary
         ledger.write(self.connection, asset, day, self.run_id, total.rows, str(total.fingerprint), settled, self.source)
         stats = self._stats(day)
-        self._refuse_difference(day, texts, total, stats, oddities)
+        self._verify(day, texts, total, stats, altering_features)
         if difference:
             warning = (
                 f"the table held {difference} than had landed, although the source's rows are the same: they were landed "
@@ -169,7 +171,7 @@ class DayWriter:
             warnings=[*batch.warnings, *damaged],
         )
 
-    def _begin(self, day: date) -> list[str]:
+    def _lock_day(self, day: date) -> list[str]:
         """Lock the day and the table's definition for this transaction.
 
         The day stays exclusive even if session locks are lost. Returns the table's features that could change rows as
@@ -184,7 +186,7 @@ class DayWriter:
                     "select pg_advisory_xact_lock({day}); "
                     # From here on, no other session can change the table's definition.
                     "lock table {table} in row exclusive mode; "
-                    "select exists (select {held} and pid = pg_backend_pid()), array("
+                    "select exists (select {from_pg_locks} and pid = pg_backend_pid()), array("
                     "select 'trigger ' || tgname from pg_trigger where tgrelid = t.oid and not tgisinternal union all "
                     "select 'a table that is not an ordinary one' where relkind <> 'r' union all "
                     "select 'column ' || attname || ' ' || format_type(atttypid, atttypmod) from pg_attribute "
@@ -194,7 +196,7 @@ class DayWriter:
                 ).format(
                     day=ledger.day_lock(self.endpoint.key, day).key,
                     table=table,
-                    held=asset_lock(self.endpoint.key).held,
+                    from_pg_locks=asset_lock(self.endpoint.key).from_pg_locks,
                     names=list(kinds),
                     kinds=list(kinds.values()),
                     name=table.as_string(self.connection),
@@ -202,18 +204,18 @@ class DayWriter:
             )
             while cursor.nextset():
                 pass
-            ((has_lock, oddities),) = cursor.fetchall()
+            ((has_lock, altering_features),) = cursor.fetchall()
         if not has_lock:
             raise StoreError(
                 "this run no longer holds the asset's lock, so another one may be landing the day: a pooler that gives each "
                 "transaction another session loses it. Use the direct address of the server in AFFILIATE_DATABASE_URL"
             )
-        return oddities
+        return altering_features
 
     def _stats(self, day: date) -> DayStats:
         return stats_of(self.connection, self.endpoint, day)
 
-    def _other_values(self, day: date, texts: Iterable[bytes], *, written: bool = False) -> str:
+    def _content_difference(self, day: date, texts: Iterable[bytes], *, written: bool = False) -> str:
         """How the day's rows, or only those just written, differ from these; empty if they do not."""
         names = endpoint_tables.data_columns(self.endpoint.schema)
         self.connection.execute(
@@ -233,32 +235,34 @@ class DayWriter:
         self.connection.execute("drop table received")
         return "" if row and row[0] else "other values"
 
-    def _refuse_difference(
-        self, day: date, texts: Iterable[bytes], total: Summary, stats: DayStats, oddities: Sequence[str]
+    def _verify(
+        self, day: date, texts: Iterable[bytes], total: Summary, stats: DayStats, altering_features: Sequence[str]
     ) -> None:
         """Raise `StoreError` unless the day holds what was to be written.
 
-        The content is read back only if a feature of the table (see `_begin`) could have changed it.
+        The content is read back only if a feature of the table (see `_lock_day`) could have changed it.
         """
-        difference = _count(stats, total)
-        if oddities and not difference:
+        difference = _count_difference(stats, total)
+        if altering_features and not difference:
             # Otherwise deferred triggers would run after the comparison.
             self.connection.execute("set constraints all immediate")
-            difference = _count(self._stats(day), total) or self._other_values(day, texts, written=True)
+            difference = _count_difference(self._stats(day), total) or self._content_difference(
+                day, texts, written=True
+            )
         if difference:
-            named = f" ({', '.join(oddities)})" if oddities else ""
+            named = f" ({', '.join(altering_features)})" if altering_features else ""
             raise StoreError(
                 f"{self.endpoint.key.replace('/', '.')} would hold {difference} for the day, so it was not changed. Something "
                 f"else writes to this table or changes what is written to it{named}: stop or remove it"
             )
 
-    def _refuse_shrinking(self, batch: DayBatch, entry: LedgerEntry, rows: int, *, is_final: bool) -> None:
+    def _reject_shrinking(self, batch: DayBatch, entry: LedgerEntry, rows: int, *, settled: bool) -> None:
         """Raise `Shrunken` if rows would be removed that the source may still have."""
         if lost := self._landed_values(batch.day, batch.unlisted):
             what = ", ".join(f"{name} {value}" for name, value in lost[0].items())
             such = f", such as of {what}" if what else ""
             raise Shrunken(f"the exchange sent no list (null) where rows had landed{such}")
-        if rows < entry.rows and is_final:
+        if rows < entry.rows and settled:
             raise Shrunken(f"{entry.rows} rows had landed and the source now has {rows}")
         if lost := self._landed_values(batch.day, batch.excluded):
             names = ", ".join(value for each in lost for value in each.values())
@@ -326,12 +330,12 @@ class DayWriter:
         return sorted(name for (name,) in new)
 
 
-def _count(stats: DayStats, total: Summary) -> str:
+def _count_difference(stats: DayStats, total: Summary) -> str:
     """How the table's row count differs from the total; empty if it does not."""
     return "" if stats.rows == total.rows else f"{stats.rows} rows instead of {total.rows}"
 
 
-def _refusal(error: psycopg.Error) -> str:
+def _reason_of(error: psycopg.Error) -> str:
     """PostgreSQL's reason with row and column, without the fields that quote whole rows."""
     place = re.search(r"^COPY .*?, line ([0-9]+)(?:, column (\w+))?", error.diag.context or "")
     column = error.diag.column_name or (place and place[2])

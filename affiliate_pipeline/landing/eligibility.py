@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date
 
-from affiliate_pipeline.domain.days import instant
+from affiliate_pipeline.domain.days import utc_text
 from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint, Records, retention_of
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, Session
@@ -21,7 +21,7 @@ class NotEnded(ExchangeError):
 
 
 @dataclass(frozen=True)
-class Decision:
+class Eligibility:
     """The days of a run to fetch, to retain as landed, and to refuse without a request."""
 
     fetch: Sequence[date]
@@ -128,7 +128,7 @@ class Availability:
         fallback = retention.fallback
         if fallback and fallback.timetable.is_retained(day, self.exchange_now_ms()):
             until_ms = fallback.timetable.deadline_ms(day)
-            until = f" until {instant(until_ms)}" if until_ms is not None else ""
+            until = f" until {utc_text(until_ms)}" if until_ms is not None else ""
             action = f"{fallback.key} can still land it{until}: materialize that instead"
         elif retention.is_final:
             action = "No request brings it any more"
@@ -137,7 +137,7 @@ class Availability:
         )
 
 
-def decide(days: Iterable[date], landed: Iterable[date], available: Availability) -> Decision:
+def eligibility_of(days: Iterable[date], landed: Iterable[date], available: Availability) -> Eligibility:
     """Decide which days (in order) to fetch; may send one request to `prove` old ones."""
     endpoint, started_ms = available.endpoint, available.started_ms
     fetch: list[date] = []
@@ -158,4 +158,4 @@ def decide(days: Iterable[date], landed: Iterable[date], available: Availability
             fetch.append(day)
         else:
             refuse[day] = available.expired(day).problem
-    return Decision(sorted(fetch), retain, refuse)
+    return Eligibility(sorted(fetch), retain, refuse)

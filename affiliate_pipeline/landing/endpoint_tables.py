@@ -104,8 +104,8 @@ def stats_of(connection: psycopg.Connection, endpoint: Endpoint, day: date) -> D
     if isinstance(endpoint, Records):
         if endpoint.sum_by:
             amount, group = map(sql.Identifier, endpoint.sum_by)
-        if endpoint.day_of:
-            instant = sql.Identifier(endpoint.day_of)
+        if endpoint.time_column:
+            instant = sql.Identifier(endpoint.time_column)
         if endpoint.volume_and_fee:
             excess = sql.SQL("{1} > {0}").format(*map(sql.Identifier, endpoint.volume_and_fee))
     statement = sql.SQL(

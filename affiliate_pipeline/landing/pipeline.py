@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import chain
 
-from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, SessionT
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan, Session
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.landing import endpoint_tables, quarantine
 from affiliate_pipeline.landing.day_writer import DayWriter, Landed, Shrunken, StoreError
-from affiliate_pipeline.landing.eligibility import Availability, Expired, NotEnded, decide
+from affiliate_pipeline.landing.eligibility import Availability, Expired, NotEnded, eligibility_of
 from affiliate_pipeline.landing.endpoint_tables import DayStats, stats_of
 from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of, prepared
@@ -154,24 +154,24 @@ class LandingRun:
         yield from map(self._land_rejected, own) if self.from_rejected else self._fetched(own)
 
     def _fetched(self, days: Sequence[date]) -> Iterator[Outcome]:
-        decision = decide(days, self.ledger, self.available)
-        for day in decision.retain:
+        eligibility = eligibility_of(days, self.ledger, self.available)
+        for day in eligibility.retain:
             yield self._retained(day)
-        for day, problem in decision.refuse.items():
+        for day, problem in eligibility.refuse.items():
             yield self._failed(day, problem)
-        if not decision.fetch:
+        if not eligibility.fetch:
             return
         strategy, zone = self.endpoint.strategy, self.endpoint.exchange.zone
-        plan = strategy.plan(self.session, decision.fetch, zone)
-        log.info("%s: fetching %s: %s", self.endpoint.key, fold(decision.fetch), plan)
+        plan = strategy.plan(self.session, eligibility.fetch, zone)
+        log.info("%s: fetching %s: %s", self.endpoint.key, format_days(eligibility.fetch), plan)
         logged_at = time.monotonic()
-        batches = self.available.confirmed(strategy.fetch(self.session, decision.fetch, zone))
+        batches = self.available.confirmed(strategy.fetch(self.session, eligibility.fetch, zone))
         with prepared(batches, self.endpoint, self.session.cancel) as prepared_days:
             for done, day in enumerate(prepared_days, start=1):
                 yield self._land(day) if isinstance(day, PreparedDay) else self._not_fetched(day)
-                if done == len(decision.fetch) or time.monotonic() - logged_at >= LOG_EVERY_S:
+                if done == len(eligibility.fetch) or time.monotonic() - logged_at >= LOG_EVERY_S:
                     logged_at = time.monotonic()
-                    log.info("%s: %d of %d days done", self.endpoint.key, done, len(decision.fetch))
+                    log.info("%s: %d of %d days done", self.endpoint.key, done, len(eligibility.fetch))
 
     def _not_fetched(self, failed: DayError) -> Outcome:
         problem = failed.error.problem
@@ -208,7 +208,7 @@ class LandingRun:
         if any(True for _ in received()):
             received_at = datetime.fromtimestamp(self.available.requested_ms(fetched) / 1000, UTC)
             why = Rejection(self.session.source, received_at, problem.what, complete)
-            quarantine.keep(self.writer.connection, self.endpoint.key, fetched.day, self.writer.run_id, why, received)
+            quarantine.store(self.writer.connection, self.endpoint.key, fetched.day, self.writer.run_id, why, received)
             kept = "All rows are" if complete else "What was received of the day is"
             problem = problem.adding(impact=f"{kept} kept as received in {quarantine.TABLE}")
         return self._failed(fetched.day, problem)

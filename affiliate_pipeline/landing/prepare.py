@@ -53,7 +53,7 @@ class Block:
 
 def blocks_of(batch: DayBatch, endpoint: Endpoint) -> Iterator[Block]:
     """The day's rows; raises `Invalid` at the end, with the problems of all of them."""
-    instant = endpoint.day_of if isinstance(endpoint, Records) else None
+    instant = endpoint.time_column if isinstance(endpoint, Records) else None
     within = (instant, endpoint.start_ms(batch.day), endpoint.end_ms(batch.day)) if instant else None
     problems: list[ColumnProblem] = []
     rows = 0

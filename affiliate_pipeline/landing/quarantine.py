@@ -25,7 +25,7 @@ class Rejection:
     complete: bool
 
 
-def keep(
+def store(
     connection: Connection[Any], asset: str, day: date, run_id: str, why: Rejection, rows: Callable[[], Iterable[str]]
 ) -> None:
     """Store what was received for the day, replacing what was stored before.

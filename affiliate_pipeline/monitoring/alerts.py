@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from hashlib import sha256
 
-from affiliate_pipeline.domain.days import fold, last_minute_before
+from affiliate_pipeline.domain.days import format_days, last_minute_before
 from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.exchanges.endpoint import Endpoint, retention_of
 
@@ -74,7 +74,7 @@ def _by_text(texts: Mapping[date, str] | Mapping[date | None, str], about: str =
     for day, text in texts.items():
         by_text.setdefault(_line(text), []).extend([day] if day else [])
     for text, days in list(by_text.items())[:MAX_CAUSES]:
-        yield ": ".join(filter(None, [", ".join(filter(None, [about, fold(days)])), text]))
+        yield ": ".join(filter(None, [", ".join(filter(None, [about, format_days(days)])), text]))
     if len(by_text) > MAX_CAUSES:
         yield f"… and {len(by_text) - MAX_CAUSES} other causes, named in the run."
 
@@ -85,7 +85,7 @@ def _title(parts: Sequence[str]) -> str:
 
 
 def _for(days: Iterable[date]) -> str:
-    return f" for {fold(days)}" if days else ""
+    return f" for {format_days(days)}" if days else ""
 
 
 def _line(text: str) -> str:
@@ -107,7 +107,7 @@ def availability(endpoint: Endpoint, days: Sequence[date], now_ms: int) -> str:
         first = f" ({retained[0]}; the later days longer)" if len(retained) > 1 else ""
         texts.append(f"fetchable {'at least ' * is_provable}until {last_minute_before(deadline_ms)}{first}")
     if expired:
-        texts.append(f"it no longer {'promises' if is_provable else 'has'} {fold(expired)}")
+        texts.append(f"it no longer {'promises' if is_provable else 'has'} {format_days(expired)}")
     if second := retention and retention.fallback:
         texts.append(f"{second.key} is a second chance: {availability(second, days, now_ms)}")
     return "; ".join(texts)
@@ -141,7 +141,7 @@ def recovered(alerts: Sequence[Alert]) -> Alert:
         for asset, failed in alert.failed.items():
             days.setdefault(asset, set()).update(failed)
     landed = [
-        f"{asset}: {fold(failed)} {'has' if len(failed) == 1 else 'have'} landed since"
+        f"{asset}: {format_days(failed)} {'has' if len(failed) == 1 else 'have'} landed since"
         if failed
         else f"{asset} has been materialized since"
         for asset, failed in days.items()

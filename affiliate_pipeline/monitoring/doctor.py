@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import psycopg
 
-from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
 from affiliate_pipeline.domain.settings import Environment
 from affiliate_pipeline.exchanges.endpoint import Endpoint
@@ -18,11 +18,11 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.errors import (
     AccessRefused,
-    ClockOff,
     ExchangeError,
+    NoResponse,
     RateLimited,
     Refused,
-    Unanswered,
+    TimestampRejected,
     UnusableNetwork,
 )
 from affiliate_pipeline.landing import ledger
@@ -38,7 +38,7 @@ from affiliate_pipeline.postgres.readiness import problems
 MAX_CLOCK_OFFSET_MS = 1000
 # What to do first about a failing account; the first error class that matches counts.
 ACTIONS: dict[type[ExchangeError], str] = {
-    ClockOff: "Set this machine's clock by NTP",
+    TimestampRejected: "Set this machine's clock by NTP",
     RateLimited: "Wait a minute and check again; see what else uses this key or IP address",
     AccessRefused: "Correct {variables} in .env, or the key's settings at the exchange",
     Refused: "Look up the exchange's message in the runbook",
@@ -123,7 +123,7 @@ def _days(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding
     now, fine = now_ms(), 0
     for endpoint in ENDPOINTS:
         if days := overdue_days(endpoint, ledgers, environment.start_date, now):
-            found = f"{fold(each.day for each in days)} missing or not final. {described(days[0], now)}"
+            found = f"{format_days(each.day for each in days)} missing or not final. {described(days[0], now)}"
             yield Finding(
                 f"days of {endpoint.key}", found, "Materialize these days; if a run fails, it gives the reason"
             )
@@ -182,7 +182,7 @@ def _account(about: str, endpoints: list[Endpoint], environment: Environment) ->
                     yield _offset(endpoint, offset_ms)
             try:
                 if endpoint.probe:
-                    session.client.attempt(endpoint.path, endpoint.probe.params(session, now_ms()))
+                    session.client.probe(endpoint.path, endpoint.probe.params(session, now_ms()))
             except ExchangeError as error:
                 yield _refusal(about, endpoint, error, session.client.host)
                 return
@@ -190,16 +190,16 @@ def _account(about: str, endpoints: list[Endpoint], environment: Environment) ->
 
 
 def _offset(endpoint: Endpoint, offset_ms: int) -> Finding:
-    action = ACTIONS[ClockOff] if abs(offset_ms) > MAX_CLOCK_OFFSET_MS else ""
+    action = ACTIONS[TimestampRejected] if abs(offset_ms) > MAX_CLOCK_OFFSET_MS else ""
     return Finding(f"clock of {endpoint.exchange.name}", f"{offset_ms / 1000:+.1f} s against this machine's", action)
 
 
 def _refusal(about: str, endpoint: Endpoint, error: ExchangeError, host: str) -> Finding:
     """What is wrong with the account."""
-    if isinstance(error, ClockOff) and error.server_ms is not None:
+    if isinstance(error, TimestampRejected) and error.server_ms is not None:
         return _offset(endpoint, error.server_ms - now_ms())
     variable = endpoint.probe.about if endpoint.probe else ""
-    if isinstance(error, UnusableNetwork | Unanswered) and error.problem.action:
+    if isinstance(error, UnusableNetwork | NoResponse) and error.problem.action:
         return Finding(variable or about, error.problem.what, error.problem.action)
     kind = next(kind for kind in ACTIONS if isinstance(error, kind))
     found = f"{host}: {error}" if kind is ExchangeError else f"{error}"

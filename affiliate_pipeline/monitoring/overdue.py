@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from enum import IntEnum
 from typing import Final
 
-from affiliate_pipeline.domain.days import DAY, HOUR, day_of, fold, last_minute_before, runs
+from affiliate_pipeline.domain.days import DAY, HOUR, day_of, day_ranges, format_days, last_minute_before
 from affiliate_pipeline.domain.expected_days import ExpectedDay, expected_days
 from affiliate_pipeline.exchanges.endpoint import Endpoint, retention_of
 from affiliate_pipeline.landing import ledger
@@ -90,15 +90,19 @@ def overdue_days(endpoint: Endpoint, ledgers: ledger.Ledgers, start: date, now_m
     return [
         each
         for each in expected_days(timetable, first, now_ms, landed)
-        if each.due_ms is not None
-        and now_ms >= each.due_ms
+        if each.overdue_at_ms is not None
+        and now_ms >= each.overdue_at_ms
         and (each.is_retained(now_ms) or each.day not in (elsewhere or ()))
     ]
 
 
 def described(each: ExpectedDay, now_ms: int) -> str:
     """Why the day is overdue, and until when it can be fetched."""
-    read = f"it was last read at {each.prior:%Y-%m-%d %H:%M} UTC, before it had settled" if each.prior else ""
+    read = (
+        f"it was last read at {each.last_read_at:%Y-%m-%d %H:%M} UTC, before it had settled"
+        if each.last_read_at
+        else ""
+    )
     text = f"{each.day}: {read or 'it has not landed'}; "
     if each.deadline_ms is None:
         return f"{text}it is not known how long the exchange retains it"
@@ -153,7 +157,7 @@ def actions_for(
             state = replace(state, attempts=state.attempts + 1, requested_at=datetime.fromtimestamp(now_ms / 1000, UTC))
         if state != State():
             actions.states[each.day] = state
-    return replace(actions, request=runs(requested))
+    return replace(actions, request=day_ranges(requested))
 
 
 def _may_request(endpoint: Endpoint, each: ExpectedDay, state: State, now_ms: int) -> bool:
@@ -165,7 +169,7 @@ def _may_request(endpoint: Endpoint, each: ExpectedDay, state: State, now_ms: in
     # Past its promise, a source that can prove longer retention is requested once more: the run proves it or fails.
     is_provable = (retention := retention_of(endpoint)) is not None and retention.proof is not None
     was_requested = requested_ms is not None and requested_ms > each.deadline_ms
-    return is_provable and not each.prior and not was_requested and state.level is not NotificationLevel.LOST
+    return is_provable and not each.last_read_at and not was_requested and state.level is not NotificationLevel.LOST
 
 
 def level_for(
@@ -192,19 +196,19 @@ def alerts_of(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expec
     """One alert; from `SECOND_CHANCE` on, a separate one for days that were read too early."""
     if level < NotificationLevel.SECOND_CHANCE:
         return [_alert(endpoint, level, days, now_ms)]
-    kinds = [each for each in days if not each.prior], [each for each in days if each.prior]
+    kinds = [each for each in days if not each.last_read_at], [each for each in days if each.last_read_at]
     return [_alert(endpoint, level, kind, now_ms) for kind in kinds if kind]
 
 
 def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[ExpectedDay], now_ms: int) -> Alert:
-    named = fold(each.day for each in days)
+    named = format_days(each.day for each in days)
     it, is_, has = ("it", "is", "has") if len(days) == 1 else ("them", "are", "have")
     action = (
         f"To do: fix the cause that the alert of the failed run names, then materialize {it} (missing and failed only)."
     )
     given_up = f"No further run is requested for {it}."
     match level:
-        case NotificationLevel.LOST if days[0].prior:
+        case NotificationLevel.LOST if days[0].last_read_at:
             title = f"{named} can no longer be read again"
             text = f"What had landed of {it} stays. What the exchange changed before {it} settled is not in it."
         case NotificationLevel.LOST:
@@ -224,7 +228,7 @@ def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expected
             title, text = f"less than {span // HOUR} hours are left to land {named}", action
     return Alert(
         # A day may be overdue twice: before it landed, and again because it was read before it settled.
-        f"watch: {level.name.lower()}, {endpoint.key}, {named}" + (", too early" if days[0].prior else ""),
+        f"watch: {level.name.lower()}, {endpoint.key}, {named}" + (", too early" if days[0].last_read_at else ""),
         f"{endpoint.key}: {title}",
         "\n".join([*(described(each, now_ms) for each in days), text]),
         {endpoint.key: [each.day for each in days]},

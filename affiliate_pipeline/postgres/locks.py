@@ -35,13 +35,13 @@ class Lock:
         return sql.SQL(", ").join(sql.SQL("hashtext({})").format(part) for part in parts)
 
     @property
-    def held(self) -> sql.Composed:
+    def from_pg_locks(self) -> sql.Composed:
         """`from pg_locks`, restricted to its holder."""
-        held = sql.SQL(
+        query = sql.SQL(
             "from pg_locks where locktype = 'advisory' and granted and objsubid = {} and objid = hashtext({})::oid "
             "and database = (select oid from pg_database where datname = current_database())"
         ).format(1 if self.name is None else 2, self.name or self.kind)
-        return held if self.name is None else held + sql.SQL(" and classid = hashtext({})::oid").format(self.kind)
+        return query if self.name is None else query + sql.SQL(" and classid = hashtext({})::oid").format(self.kind)
 
 
 @contextmanager
@@ -93,12 +93,12 @@ def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s
                     "select pid = pg_backend_pid(), pid, coalesce(nullif(application_name, ''), 'no name'), "
                     "coalesce(to_char(backend_start, 'YYYY-MM-DD HH24:MI TZ'), 'unknown'), "
                     "coalesce(to_char(state_change, 'YYYY-MM-DD HH24:MI TZ'), 'unknown') "
-                    "from pg_stat_activity holder where pid in (select pid {held}) and (pid = pg_backend_pid() "
+                    "from pg_stat_activity holder where pid in (select pid {from_pg_locks}) and (pid = pg_backend_pid() "
                     "or not (application_name like {ours} and exists ("
                     "select from pg_stat_activity each where each.application_name = holder.application_name "
                     "and pid <> pg_backend_pid() "
                     "and (state = 'active' or state_change > clock_timestamp() - {silent} * interval '1 second'))))"
-                ).format(held=lock.held, ours=f"{APPLICATION}%", silent=SILENT_HOLDER_S)
+                ).format(from_pg_locks=lock.from_pg_locks, ours=f"{APPLICATION}%", silent=SILENT_HOLDER_S)
             ).fetchone()
     if found is None:
         return False

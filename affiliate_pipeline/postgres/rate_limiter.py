@@ -17,7 +17,7 @@ from affiliate_pipeline.postgres.table_store import TableStore
 TABLE: Final = "affiliate.lease"
 RIGHTS = {TABLE: "select insert update"}
 # Longer than any request takes (see the timeouts of http.client), so that no two requests hold one slot.
-HOLD_S = 60
+SLOT_LEASE_S = 60
 MAX_WAIT_S = 300
 # Pauses set by another process are noticed up to this late: not every request of a block queries the database.
 PAUSE_CHECK_S = 0.02
@@ -27,7 +27,7 @@ MAX_PAUSE_S = 30 * 86_400
 # Slot -1 holds the pause that the exchange requested.
 _PAUSED: Final = f"select 1 from {TABLE} where scope = %(scope)s and slot = -1 and returns_at > clock_timestamp()"
 _TAKE: Final = f"""
-update {TABLE} set returns_at = clock_timestamp() + %(held)s * interval '1 second'
+update {TABLE} set returns_at = clock_timestamp() + %(lease_s)s * interval '1 second'
 where (scope, slot) = (
     select scope, slot from {TABLE}
     where scope = %(scope)s and slot between 0 and %(slots)s - 1 and returns_at <= clock_timestamp()
@@ -75,7 +75,7 @@ class RateLimiter(TableStore):
         super().__init__(url, durable=False)
         self._window_s, self._requests, self._sleep = window_s, requests, sleep
         self._max_wait_s, self._too_long = max_wait_s, too_long
-        self._values = {"scope": scope, "slots": slots, "held": HOLD_S + window_s}
+        self._values = {"scope": scope, "slots": slots, "lease_s": SLOT_LEASE_S + window_s}
         self._lock = threading.Lock()
         self._block: _Block | None = None
         self._no_pause_until = float("-inf")
@@ -125,7 +125,7 @@ class RateLimiter(TableStore):
                 if taken := self._execute(_TAKE, self._values).fetchone():
                     self._drop_block()
                     slot, returns_at = taken
-                    self._block = _Block(slot, returns_at, self._requests - 1, time.monotonic() + HOLD_S / 2, 1)
+                    self._block = _Block(slot, returns_at, self._requests - 1, time.monotonic() + SLOT_LEASE_S / 2, 1)
                     return self._block
                 [(wait_s, pause_s)] = self._execute(_WAIT, self._values).fetchall()
             if pause_s is not None and pause_s > self._max_wait_s:

@@ -17,7 +17,7 @@ from affiliate_pipeline.postgres.errors import (
 )
 
 # Not `to_regclass`: it fails where the role may not use the schema.
-_LOOK: Final = """
+_SELECT_READINESS: Final = """
 with existing as (
     select pg_class.oid, name, "right" from unnest(%(tables)s::text[], %(rights)s::text[]) as needed (name, "right")
     join pg_namespace on nspname = split_part(name, '.', 1)
@@ -52,7 +52,9 @@ def problems(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> 
         "rights": [right for _, right in needed],
     }
     with unavailable(), connection.transaction():
-        [(is_standby, is_read_only, encoding, lacking, hidden)] = connection.execute(_LOOK, values).fetchall()
+        [(is_standby, is_read_only, encoding, lacking, hidden)] = connection.execute(
+            _SELECT_READINESS, values
+        ).fetchall()
     if is_standby:
         yield DatabaseReadOnly(f"{READ_ONLY}: its address leads to a standby", READ_ONLY_ACTION)
     elif is_read_only:

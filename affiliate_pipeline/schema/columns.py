@@ -30,7 +30,7 @@ _TEXT = r"^[^\x00]*$"
 # The plausible range of instants in Unix milliseconds: others are wrong, or in another unit.
 OLDEST_MS, NEWEST_MS = 1_230_768_000_000, 4_102_444_800_000
 # Smaller numbers are taken for seconds: as milliseconds, they would be before 1973. LBank v1.8 has sent seconds.
-LEAST_MS = 10**11
+MIN_MILLISECONDS = 10**11
 
 
 def _string(raw: bytes) -> str:
@@ -61,7 +61,7 @@ def _integer(lowest: int, highest: int) -> Callable[[bytes], int]:
 
 def _instant(raw: bytes) -> int:
     number = _integer(0, NEWEST_MS)(raw)
-    ms = number * 1000 if number < LEAST_MS else number
+    ms = number * 1000 if number < MIN_MILLISECONDS else number
     if not OLDEST_MS <= ms <= NEWEST_MS:
         raise ValueError
     return ms

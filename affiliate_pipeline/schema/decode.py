@@ -17,8 +17,8 @@ import pyarrow.json
 from pandera.errors import SchemaErrors
 from pyarrow import compute
 
-from affiliate_pipeline.schema.columns import LEAST_MS, NEWEST_MS, OLDEST_MS, Column, Kind, Row, columns
-from affiliate_pipeline.schema.raw_row import extra_of, fields, joined, plain, sample
+from affiliate_pipeline.schema.columns import MIN_MILLISECONDS, NEWEST_MS, OLDEST_MS, Column, Kind, Row, columns
+from affiliate_pipeline.schema.raw_row import extra_of, fields, joined, normalized, sample
 
 # How much is decoded at once: the result of more does not fit the processor's caches.
 DECODED_BYTES = 1 << 20
@@ -122,8 +122,8 @@ def _names_sent(model: type[Row], chunks: Sequence[bytes]) -> tuple[str, ...]:
     first: object = json.JSONDecoder().raw_decode(chunks[0].decode())[0] if chunks else {}
     if not isinstance(first, dict):
         raise ValueError("not a row")  # noqa: TRY004 - the data are wrong, not an argument's type
-    sent = {plain(name): name for name in cast(dict[str, object], first)}
-    names = tuple(sent.pop(plain(column.json_name), column.json_name) for column in columns(model))
+    sent = {normalized(name): name for name in cast(dict[str, object], first)}
+    names = tuple(sent.pop(normalized(column.json_name), column.json_name) for column in columns(model))
     if sent:
         raise ValueError("a field is unknown")
     return names
@@ -163,7 +163,7 @@ def _in_ms(array: arrow.Array, kind: Kind) -> arrow.Array:
     if kind.name != "instant" or array.null_count == len(array):
         return array
     lowest, highest = (each.as_py() for each in compute.min_max(array).values())
-    if 0 < lowest <= highest < LEAST_MS:
+    if 0 < lowest <= highest < MIN_MILLISECONDS:
         array, lowest, highest = compute.multiply(array, 1000), lowest * 1000, highest * 1000
     if lowest < OLDEST_MS or highest > NEWEST_MS:
         raise ValueError("an instant is out of range")
@@ -184,7 +184,7 @@ class _FieldReader:
     def __init__(self, model: type[Row], body: bytes):
         self._model = model
         self._rows = msgspec.json.decode(body, type=list[msgspec.Raw])
-        self._columns: dict[str, Column] = {plain(column.json_name): column for column in columns(model)}
+        self._columns: dict[str, Column] = {normalized(column.json_name): column for column in columns(model)}
         self._required = {column.name for column in columns(model) if not column.optional}
         self._values: dict[str, list[Any]] = {each.name: [None] * len(self._rows) for each in columns(model)}
         self._problems: list[ColumnProblem] = []
@@ -204,7 +204,7 @@ class _FieldReader:
         seen: dict[str, tuple[str, bytes]] = {}
         others: list[tuple[str, bytes]] = []
         for name, raw in fields(row):
-            column = self._columns.get(plain(name))
+            column = self._columns.get(normalized(name))
             if column is None or seen.get(column.name, (name,))[0] != name:
                 others.append((name, raw))
             elif column.name not in seen:

@@ -80,7 +80,7 @@ def is_false(row: bytes, name: str) -> bool:
         return False
 
 
-def emptied(model: type[Row], values: Mapping[str, object]) -> bytes:
+def new_row(model: type[Row], values: Mapping[str, object]) -> bytes:
     """A row of the schema with these values (by JSON name); all other fields are null."""
     return msgspec.json.encode({column.json_name: values.get(column.json_name) for column in columns(model)})
 
@@ -90,13 +90,13 @@ def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
 
     Raises ValueError if the row has a different value for one of them.
     """
-    given = {plain(name): str(value) for name, value in values.items()}
+    given = {normalized(name): str(value) for name, value in values.items()}
     members = [_member(name, msgspec.json.encode(value)) for name, value in values.items()]
     for name, raw in fields(row):
-        if plain(name) not in given:
+        if normalized(name) not in given:
             members.append(_member(name, raw))
-        elif raw != b"null" and (received := _text(raw)) != given[plain(name)]:
-            raise ValueError(f"its `{name}` is {sample(received)}, not {given[plain(name)]}")
+        elif raw != b"null" and (received := _text(raw)) != given[normalized(name)]:
+            raise ValueError(f"its `{name}` is {sample(received)}, not {given[normalized(name)]}")
     return b"{" + b",".join(members) + b"}"
 
 
@@ -110,7 +110,7 @@ def fields(row: bytes) -> list[tuple[str, bytes]]:
     return [(name, bytes(raw)) for name, raw in found.items()]
 
 
-def plain(name: str) -> str:
+def normalized(name: str) -> str:
     """The name as compared, in lower case without `_`: LBank v1.8 lower-cased its names."""
     return name.replace("_", "").lower()
 
@@ -122,7 +122,7 @@ def sample(value: object) -> str:
 
 
 def _field(row: bytes, name: str) -> bytes | None:
-    return next((raw for key, raw in fields(row) if plain(key) == plain(name)), None)
+    return next((raw for key, raw in fields(row) if normalized(key) == normalized(name)), None)
 
 
 def _text(raw: bytes | None) -> str | None:

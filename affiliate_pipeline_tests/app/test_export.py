@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import Stop
-from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import COLUMNS, DAYS, KEY, SETTLED, YESTERDAY, at, landed, rebate
 from affiliate_pipeline_tests.defs.test_commission_assets import LBANK, add_up
@@ -116,7 +116,7 @@ def test_an_exchange_that_is_missing_from_what_was_added_up_is_said(both, query,
     export("affiliate.daily_commission", f"{DAYS[0]}...{DAYS[2]}")
 
     told = capfd.readouterr().err
-    assert f"{KEY}: {fold([DAYS[0], DAYS[2]])} not landed: nothing of it is in this export" in told
+    assert f"{KEY}: {format_days([DAYS[0], DAYS[2]])} not landed: nothing of it is in this export" in told
     assert f"{KEY}: {DAYS[1]} landed, but may still change" in told
     assert LBANK not in told
 

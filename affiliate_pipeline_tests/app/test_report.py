@@ -7,7 +7,7 @@ import pytest
 
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import Stop
-from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, YESTERDAY, at, rebate
 from affiliate_pipeline_tests.defs.test_commission_assets import LBANK, add_up
@@ -66,7 +66,7 @@ def test_who_has_no_credentials_is_told_of_the_same_days_as_who_has(both, monkey
     report(f"{YESTERDAY}")
     told = section(page(YESTERDAY))
     assert f"{KEY}: {YESTERDAY} landed, may still change" in told
-    assert f"{KEY}: {fold(DAYS[:-1])} not landed" in told
+    assert f"{KEY}: {format_days(DAYS[:-1])} not landed" in told
 
     for names in (("BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET"), ("LBANK_API_KEY", "LBANK_API_SECRET")):
         for name in (*names, *("LBANK_OPEN_ID",) * (names[0] == "LBANK_API_KEY")):

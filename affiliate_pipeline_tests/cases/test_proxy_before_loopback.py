@@ -5,7 +5,7 @@ import pytest
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.http import retry
-from affiliate_pipeline.http.download import beat
+from affiliate_pipeline.http.download import ping_heartbeat
 from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.monitoring import delivery
 from affiliate_pipeline.monitoring.alerts import Alert
@@ -59,7 +59,7 @@ def test_loopback_is_never_reached_through_a_proxy(both, checked, monkeypatch, p
 def test_the_heartbeat_and_alerts_reach_loopback_too(webhook, monkeypatch):
     for name in VARIABLES:
         monkeypatch.setenv(name, NOBODY)
-    assert beat(webhook.heartbeat_url, Network(settings.configured().variables)) is None
+    assert ping_heartbeat(webhook.heartbeat_url, Network(settings.configured().variables)) is None
     monkeypatch.setenv("NO_PROXY", "intranet.example")
     monkeypatch.setenv("no_proxy", "intranet.example")
     settings.keep_loopback_off_proxies()

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.http import retry
 from affiliate_pipeline.landing.day_writer import DayWriter
 from affiliate_pipeline.sandbox.exchange import Response
@@ -68,7 +68,7 @@ def test_several_bad_days_fail_each_for_its_own_cause(sandbox, query, rows):
 
     assert sorted(run.failed) == [DAYS[0], DAYS[3]]
     assert "-1100" in run.failed[DAYS[0]] and "HTTP 500" in run.failed[DAYS[3]]
-    assert f"2 of 5 days failed ({fold([DAYS[0], DAYS[3]])}), 3 landed" in run.message
+    assert f"2 of 5 days failed ({format_days([DAYS[0], DAYS[3]])}), 3 landed" in run.message
     assert sorted(run.materialized) == [DAYS[1], DAYS[2], DAYS[4]]
 
 
@@ -141,7 +141,7 @@ def test_a_dead_exchange_fails_every_day_and_touches_nothing(sandbox, query, row
     assert sorted(run.failed) == DAYS
     assert run.materialized == {}
     for day in DAYS:
-        assert "gave no answer for 0.2 s" in run.failed[day]
+        assert "did not respond for 0.2 s" in run.failed[day]
     assert f"The {PER_DAY} rows landed at" in run.failed[DAYS[1]]
     assert "Nothing of this day has landed" in run.failed[DAYS[2]]
     assert [landed(query, day) for day in DAYS[:2]] == [sent(rows[day]) for day in DAYS[:2]]

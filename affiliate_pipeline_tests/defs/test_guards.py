@@ -83,7 +83,7 @@ def test_a_source_that_cannot_be_asked_how_far_it_remembers_is_not_told_to_have_
 
     run = materialize(KEY, [ago(8)])
 
-    assert "whether it still has it could not be found out: Binance answered HTTP 400, code -1100" in run.failed[ago(8)]
+    assert "whether it still has it could not be found out: Binance returned HTTP 400, code -1100" in run.failed[ago(8)]
     assert "Materialize the day again" in run.failed[ago(8)]
     assert "no older row" not in run.failed[ago(8)] and "trust_old" not in run.failed[ago(8)]
     sandbox.faults.clear()

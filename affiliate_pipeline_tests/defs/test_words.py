@@ -87,7 +87,7 @@ def test_the_row_of_an_assignment_quotes_the_exchange(sandbox, query, monkeypatc
     materialize(PARTNERS, [today()])
 
     assert query("select outcome, message from binance.customization_assignment") == [
-        ("refused", "Binance answered HTTP 409, code -9001: The id is reserved")
+        ("refused", "Binance returned HTTP 409, code -9001: The id is reserved")
     ]
 
 

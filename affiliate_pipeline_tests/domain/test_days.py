@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affiliate_pipeline.domain.days import DAY, day_of, days_from, fold, instant, runs, spans, start_ms
+from affiliate_pipeline.domain.days import DAY, day_of, day_ranges, days_from, format_days, start_ms, utc_text
 
 ZONES = st.sampled_from([ZoneInfo("UTC"), ZoneInfo("Asia/Shanghai")])
 DAYS = st.dates(date(2015, 1, 1), date(2035, 12, 31))
@@ -33,7 +33,7 @@ def test_every_millisecond_lies_in_exactly_one_day(day, zone, data):
 
 @given(st.integers(0, 4_102_444_800_000))
 def test_an_instant_is_written_to_the_millisecond(ms):
-    written = datetime.strptime(instant(ms), "%Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=UTC)
+    written = datetime.strptime(utc_text(ms), "%Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=UTC)
     assert (written - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1) == ms
 
 
@@ -47,7 +47,7 @@ def test_both_ends_of_a_range_belong_to_it():
 
 @given(SOME_DAYS)
 def test_runs_are_the_days_once_each_and_as_long_as_can_be(days):
-    cut = runs(days)
+    cut = day_ranges(days)
     assert [day for run in cut for day in run] == sorted(set(days))
     assert all(later - earlier == DAY for run in cut for earlier, later in zip(run, run[1:], strict=False))
     assert all(after[0] - before[-1] > DAY for before, after in zip(cut, cut[1:], strict=False))
@@ -55,11 +55,11 @@ def test_runs_are_the_days_once_each_and_as_long_as_can_be(days):
 
 @given(SOME_DAYS, st.integers(1, 9))
 def test_spans_are_consecutive_days_once_each_and_not_too_long(days, longest):
-    cut = spans(days, longest)
+    cut = day_ranges(days, longest)
     assert [day for span in cut for day in span] == sorted(set(days))
     assert all(0 < len(span) <= longest and span == days_from(span[0], span[-1]) for span in cut)
     # As few as can be: every span but the last of a run is full.
-    assert len(cut) == sum(-(-len(run) // longest) for run in runs(days))
+    assert len(cut) == sum(-(-len(run) // longest) for run in day_ranges(days))
 
 
 @pytest.mark.parametrize(
@@ -75,13 +75,13 @@ def test_spans_are_consecutive_days_once_each_and_not_too_long(days, longest):
     ],
 )
 def test_days_are_folded_as_people_write_them(days, written):
-    assert fold(map(date.fromisoformat, days)) == written
+    assert format_days(map(date.fromisoformat, days)) == written
 
 
 @given(SOME_DAYS)
 def test_what_is_folded_can_be_read_back(days):
     read: list[date] = []
-    for part in fold(days).split(", ") if days else []:
+    for part in format_days(days).split(", ") if days else []:
         ends = []
         for text in part.split("…"):
             last = ends[-1] if ends else read[-1] if read else None

@@ -32,16 +32,18 @@ def test_days_are_expected_once_they_have_ended_until_they_have_settled():
     read_at = datetime(2026, 11, 8, tzinfo=UTC)
     landed = {nov(7): Landed(True, read_at), nov(8): Landed(False, read_at)}
     days = list(expected_days(RECENT, nov(6), ms(nov(10), "00:00"), landed))
-    assert [(each.day, each.prior) for each in days] == [(nov(6), None), (nov(8), read_at), (nov(9), None)]
+    assert [(each.day, each.last_read_at) for each in days] == [(nov(6), None), (nov(8), read_at), (nov(9), None)]
     assert [each.day for each in expected_days(RECENT, nov(9), ms(nov(10), "00:00") - 1)] == []
 
 
 def test_a_day_is_due_an_hour_after_the_schedule_that_lands_it_and_again_once_it_has_settled():
-    assert RECENT.due_ms(nov(5), settled=False) == ms(nov(6), "01:15")
-    assert RECENT.due_ms(nov(5), settled=True) == ms(nov(8), "01:15")
-    assert SHANGHAI.due_ms(nov(5), settled=True) == ms(nov(6), "11:35", SHANGHAI.zone)
-    assert replace(SHANGHAI, settles_after=11 * HOUR).due_ms(nov(5), settled=True) == ms(nov(7), "11:35", SHANGHAI.zone)
-    assert HISTORY.due_ms(nov(5), settled=False) is None
+    assert RECENT.overdue_at_ms(nov(5), settled=False) == ms(nov(6), "01:15")
+    assert RECENT.overdue_at_ms(nov(5), settled=True) == ms(nov(8), "01:15")
+    assert SHANGHAI.overdue_at_ms(nov(5), settled=True) == ms(nov(6), "11:35", SHANGHAI.zone)
+    assert replace(SHANGHAI, settles_after=11 * HOUR).overdue_at_ms(nov(5), settled=True) == ms(
+        nov(7), "11:35", SHANGHAI.zone
+    )
+    assert HISTORY.overdue_at_ms(nov(5), settled=False) is None
 
 
 def test_the_deadline_is_the_last_millisecond_at_which_the_day_is_retained():
@@ -70,7 +72,9 @@ def test_of_a_snapshot_today_is_expected_in_its_own_zone():
 
 def test_the_lookback_reaches_until_days_have_settled_and_three_days_at_least():
     now_ms = ms(nov(10), "00:15")
-    assert RECENT.lookback(now_ms) == nov(7)
-    assert replace(RECENT, settles_after=72 * HOUR).lookback(now_ms) == nov(6)
-    assert HISTORY.lookback(now_ms) == nov(7)
-    assert [each.day for each in expected_days(RECENT, RECENT.lookback(now_ms), now_ms)] == days_from(nov(7), nov(9))
+    assert RECENT.lookback_start(now_ms) == nov(7)
+    assert replace(RECENT, settles_after=72 * HOUR).lookback_start(now_ms) == nov(6)
+    assert HISTORY.lookback_start(now_ms) == nov(7)
+    assert [each.day for each in expected_days(RECENT, RECENT.lookback_start(now_ms), now_ms)] == days_from(
+        nov(7), nov(9)
+    )

@@ -12,11 +12,11 @@ from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, RateLim
 from affiliate_pipeline.landing.day_writer import Shrunken, StoreError
 from affiliate_pipeline.postgres.errors import StoreUnavailable
 
-REFUSED = Problem("refused", "Binance answered HTTP 500", "Nothing of this day has landed", "Materialize it again")
+REFUSED = Problem("refused", "Binance returned HTTP 500", "Nothing of this day has landed", "Materialize it again")
 
 
 def test_a_problem_reads_as_what_impact_and_action():
-    assert str(REFUSED) == "Binance answered HTTP 500. Nothing of this day has landed. Materialize it again"
+    assert str(REFUSED) == "Binance returned HTTP 500. Nothing of this day has landed. Materialize it again"
     assert str(Problem("refused", "it failed", action="Try again")) == "it failed. Try again"
 
 

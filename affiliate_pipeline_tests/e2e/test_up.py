@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests.e2e.project import KEY, UI, Project, credentials, free_port, last_days, wait_for
 
@@ -173,7 +173,7 @@ def test_once_fails_with_the_reason_when_a_day_fails(fresh: Project, exchange: S
     once = fresh.run("up", "--once")
 
     assert once.returncode != 0
-    assert f"{KEY} {fold(last_days())}: not every day landed" in once.stdout
+    assert f"{KEY} {format_days(last_days())}: not every day landed" in once.stdout
     assert "The secret does not belong to the API key" in once.stdout
     assert "Traceback" not in once.stdout + once.stderr
     assert "not-the-secret" not in once.stdout + once.stderr

@@ -30,10 +30,10 @@ from affiliate_pipeline.http.client import Client, Clock, Limit, Response, Unlim
 from affiliate_pipeline.http.errors import (
     AccessRefused,
     Banned,
-    ClockOff,
     Fatal,
     OutcomeUnknown,
     Refused,
+    TimestampRejected,
     Transient,
     Unreachable,
 )
@@ -215,7 +215,7 @@ def test_a_wrong_clock_is_corrected_once_for_all_further_requests(offset_ms):
 def read_with_server_time(response: Response) -> bytes:
     """The body; a 400 is a rejected timestamp that states the exchange's time."""
     if response.status_code == 400:
-        error = ClockOff("the clock is off")
+        error = TimestampRejected("the clock is off")
         error.server_ms = 1_090_000
         raise error
     return response.content

@@ -210,7 +210,7 @@ def test_advice_does_not_contradict_binances_message(failed, status, code, messa
 @pytest.mark.parametrize("code", [-1100, -1102, -1121, -1130, -4001])
 def test_an_unknown_code_is_quoted_without_advice(failed, code):
     error = failed("binance", 400, json.dumps({"code": code, "msg": "Some reason."}))
-    assert type(error) is Refused and str(error) == f"Binance answered HTTP 400, code {code}: Some reason"
+    assert type(error) is Refused and str(error) == f"Binance returned HTTP 400, code {code}: Some reason"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from affiliate_pipeline.http import network
-from affiliate_pipeline.http.download import beat, download
-from affiliate_pipeline.http.errors import Unanswered, Unconnected, UnusableNetwork
+from affiliate_pipeline.http.download import download, ping_heartbeat
+from affiliate_pipeline.http.errors import ConnectionFailed, NoResponse, UnusableNetwork
 from affiliate_pipeline.http.network import DIRECT, Network, client
 from affiliate_pipeline_tests.proxy import Proxy
 from affiliate_pipeline_tests.scripted_server import ScriptedServer
@@ -145,16 +145,16 @@ def test_a_silent_proxy_is_named(scheme):
         variables = {"all_proxy": f"http://user:{PASSWORD}@127.0.0.1:{port}"}
         with (
             client(Network(variables), 0.2) as http,
-            pytest.raises(Unanswered, match="no complete answer came through the proxy") as caught,
+            pytest.raises(NoResponse, match="no complete answer came through the proxy") as caught,
         ):
             http.get(f"{scheme}://x.example")
     assert f"127.0.0.1:{port} (all_proxy)" in str(caught.value) and PASSWORD not in str(caught.value)
 
 
 def test_a_forwarded_request_may_have_taken_effect():
-    with Proxy(status=504) as proxy, pytest.raises(Unanswered) as caught:
+    with Proxy(status=504) as proxy, pytest.raises(NoResponse) as caught:
         get("http://x.example", http_proxy=proxy.url)
-    assert not isinstance(caught.value, Unconnected)
+    assert not isinstance(caught.value, ConnectionFailed)
 
 
 def test_a_proxy_without_tls_is_named():
@@ -166,9 +166,9 @@ def test_downloads_and_heartbeats_use_the_proxy():
     with Proxy(status=200) as proxy:
         through_proxy = Network({"http_proxy": proxy.url})
         assert download("http://files.example/x.csv", 1000, through_proxy) == b"<html>the proxy's page</html>"
-        assert beat("http://heartbeat.example/x", through_proxy) is None
+        assert ping_heartbeat("http://heartbeat.example/x", through_proxy) is None
         assert [path for _, path, _ in proxy.received] == ["http://files.example/x.csv", "http://heartbeat.example/x"]
-    failure = beat("http://heartbeat.example/x", Network({"http_proxy": "127.0.0.1:9"}))
+    failure = ping_heartbeat("http://heartbeat.example/x", Network({"http_proxy": "127.0.0.1:9"}))
     assert failure and failure.startswith("the proxy 127.0.0.1:9 (http_proxy) could not be reached")
 
 

@@ -15,7 +15,7 @@ import pyarrow
 import pytest
 
 from affiliate_pipeline.http.errors import Refused
-from affiliate_pipeline.http.unpacking import AnotherBody, NotWhole, Unreadable, unpack_text
+from affiliate_pipeline.http.unpacking import IncompleteFile, NotTheFile, Unreadable, unpack_text
 
 TEXT = "income,asset\n" + "".join(f"{number}.50,USDT\n" for number in range(5000))
 FILE = TEXT.encode()
@@ -154,7 +154,7 @@ def test_a_wrong_size_in_an_archive_is_noticed():
     for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
         position = packed.index(signature) + offset
         packed[position : position + 4] = (1000).to_bytes(4, "little")
-    with pytest.raises((NotWhole, Unreadable)):
+    with pytest.raises((IncompleteFile, Unreadable)):
         unpack_text(bytes(packed), LIMIT)
 
 
@@ -166,14 +166,14 @@ def test_a_wrong_size_in_an_archive_is_noticed():
 @pytest.mark.parametrize("part", [0.5, 0.9])
 def test_a_truncated_packed_file_is_reported_as_incomplete(pack, part):
     packed = pack(FILE)
-    with pytest.raises(NotWhole, match="incomplete"):
+    with pytest.raises(IncompleteFile, match="incomplete"):
         unpack_text(packed[: int(len(packed) * part)], LIMIT)
 
 
 def test_a_corrupt_byte_is_noticed():
     packed = bytearray(zipped(("x.csv", FILE), kind=zipfile.ZIP_STORED))
     packed[1000] ^= 1
-    with pytest.raises(NotWhole, match="incomplete"):
+    with pytest.raises(IncompleteFile, match="incomplete"):
         unpack_text(bytes(packed), LIMIT)
 
 
@@ -225,7 +225,7 @@ def test_any_other_file_is_named(file, name):
     with pytest.raises(Unreadable) as error:
         unpack_text(file, LIMIT)
     assert name in str(error.value) and "invalid start byte" not in str(error.value)
-    assert not isinstance(error.value, AnotherBody)
+    assert not isinstance(error.value, NotTheFile)
 
 
 def test_an_archive_with_a_password_is_named():
@@ -259,6 +259,6 @@ def test_an_archive_with_an_unknown_compression_is_named():
 )
 def test_an_error_body_in_place_of_the_file_is_quoted(body, quote):
     for packed in (body, gzip.compress(body)):
-        with pytest.raises(AnotherBody) as error:
+        with pytest.raises(NotTheFile) as error:
             unpack_text(packed, LIMIT)
         assert quote in str(error.value)

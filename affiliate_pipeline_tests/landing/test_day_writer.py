@@ -93,7 +93,7 @@ def test_a_column_that_cannot_hold_an_amount_exactly_fails_the_day(sandbox, quer
     run = materialize(KEY, [SETTLED])
 
     assert list(run.failed) == [SETTLED]
-    assert "would hold other values" in run.failed[SETTLED] or "PostgreSQL refused" in run.failed[SETTLED]
+    assert "would hold other values" in run.failed[SETTLED] or "PostgreSQL rejected" in run.failed[SETTLED]
     assert query(f"select count(*) from {TABLE}") == [(0,)]
     assert query("select count(*) from affiliate.rejected_row") == [(3,)]
 
@@ -178,7 +178,7 @@ def test_rows_that_postgresql_refuses_are_kept_and_land_later(sandbox, query, ro
     if not told:
         assert run.success
         return
-    assert "PostgreSQL refused the rows" in run.failed[SETTLED] and told in run.failed[SETTLED]
+    assert "PostgreSQL rejected the rows" in run.failed[SETTLED] and told in run.failed[SETTLED]
     assert "someone.private" not in run.message
     assert query("select count(*) from affiliate.rejected_row") == [(60,)]
     query(f"drop table {TABLE}")

@@ -59,7 +59,7 @@ class Grown(Row):
 
 
 def endpoint(model: type[Row], name: str = "thing") -> Endpoint:
-    return replace(ENDPOINTS[0], name=name, schema=model, day_of="time", sum_by=None, description=f"It's {name}.")
+    return replace(ENDPOINTS[0], name=name, schema=model, time_column="time", sum_by=None, description=f"It's {name}.")
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ def examples() -> list[Alert]:
     rebates = BY_KEY[REBATES]
     cause = Problem(
         "refused",
-        "Binance answered HTTP 400 with code -1127",
+        "Binance returned HTTP 400 with code -1127",
         action="Materialize the day again; if it stays, see the runbook",
     )
     failed = alert_for(

@@ -70,9 +70,9 @@ def overdue_dates(endpoint: Endpoint, ledger: dict[date, LedgerEntry], now_ms: i
     ],
 )
 def test_a_day_is_overdue_an_hour_after_its_schedule(endpoint, at, zone):
-    due_ms = ms(nov(6), at, zone)
-    assert overdue_dates(endpoint, landed(nov(4)), due_ms - 1) == []
-    assert overdue_dates(endpoint, landed(nov(4)), due_ms) == [nov(5)]
+    overdue_at_ms = ms(nov(6), at, zone)
+    assert overdue_dates(endpoint, landed(nov(4)), overdue_at_ms - 1) == []
+    assert overdue_dates(endpoint, landed(nov(4)), overdue_at_ms) == [nov(5)]
 
 
 @pytest.mark.parametrize(("endpoint", "zone"), [(REBATES, "UTC"), (TRADES, "Asia/Shanghai")])
@@ -112,7 +112,7 @@ def test_a_day_read_before_it_settled_is_overdue_again_once_the_schedule_should_
     ledger = landed(nov(4)) | landed(nov(5), settled=False) | landed(*days_from(nov(6), nov(9)))
     assert overdue_dates(endpoint, ledger, due - 1) == []
     (found,) = overdue(endpoint, ledger, due)
-    assert found.day == nov(5) and found.prior
+    assert found.day == nov(5) and found.last_read_at
     assert "before it had settled" in described(found, due)
 
 
@@ -190,9 +190,9 @@ def test_attempts_are_bounded_and_their_pauses_grow_to_a_day():
 
 
 def test_the_attempts_last_as_long_as_a_retention_of_a_week():
-    watch, due_ms = Watch(UNPROVABLE, nov(8)), ms(nov(9), "01:15")
+    watch, overdue_at_ms = Watch(UNPROVABLE, nov(8)), ms(nov(9), "01:15")
     for minutes in range(0, 8 * 24 * 60, 10):
-        watch.decide(due_ms + minutes * 60_000)
+        watch.decide(overdue_at_ms + minutes * 60_000)
     assert watch.requested[-1][0] > ms(nov(14), "00:00")
     assert max(at for at, _ in watch.requested) <= ms(nov(15), "00:00")
     assert [level for _, level, _ in watch.reported] == [

@@ -51,7 +51,7 @@ sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 VICTIM = """
 import sys, time
 from affiliate_pipeline.postgres import rate_limiter
-rate_limiter.HOLD_S = float(sys.argv[2])
+rate_limiter.SLOT_LEASE_S = float(sys.argv[2])
 limit = rate_limiter.RateLimiter(sys.argv[1], "shared", 1, 0.1)
 with limit.slot():
     print("held", flush=True)
@@ -209,8 +209,10 @@ def test_a_hold_outlasts_every_request():
     from affiliate_pipeline.http import client
 
     longest_s = client.RESPONSE_LIMIT_S + client.TIMEOUT.read
-    assert rate_limiter.HOLD_S / 2 + longest_s <= rate_limiter.HOLD_S + 60  # a block's last request; Binance's window
-    assert longest_s <= rate_limiter.HOLD_S + 10  # a slot of one request; LBank's window
+    assert (
+        rate_limiter.SLOT_LEASE_S / 2 + longest_s <= rate_limiter.SLOT_LEASE_S + 60
+    )  # a block's last request; Binance's window
+    assert longest_s <= rate_limiter.SLOT_LEASE_S + 10  # a slot of one request; LBank's window
 
 
 def test_a_pause_stops_every_process_for_its_duration(lease_of):
@@ -307,7 +309,7 @@ def test_a_block_returns_only_after_its_last_response(lease_of):
 
 
 def test_an_unused_block_is_dropped(lease_of, monkeypatch):
-    monkeypatch.setattr(rate_limiter, "HOLD_S", 0.1)
+    monkeypatch.setattr(rate_limiter, "SLOT_LEASE_S", 0.1)
     one = lease_of(2, 0.02, 5)
     with one.slot():
         pass

@@ -41,7 +41,7 @@ class Thing(Row):
     active: Flag = schema.flag("A newer flag.", optional=True)
 
 
-THINGS = replace(ENDPOINTS[0], name="thing", schema=Thing, day_of="trade_time", sum_by=("income", "asset"))
+THINGS = replace(ENDPOINTS[0], name="thing", schema=Thing, time_column="trade_time", sum_by=("income", "asset"))
 GOOD = {"name": "Ann", "asset": "BTC", "income": "1.50", "tradeTime": START_MS, "orderId": 7}
 
 

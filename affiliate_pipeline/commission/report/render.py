@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from affiliate_pipeline.commission.figures import Figures, masked
-from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.days import format_days
 
 MAX_COINS = 6
 BAR_PX, GAP_PX = 8, 2
@@ -105,11 +105,11 @@ def gaps(figures: Figures) -> list[str]:
     lines: list[str] = []
     for each in figures.incomplete:
         if each.missing:
-            lines.append(f"{each.name}: {fold(each.missing)} not landed")
+            lines.append(f"{each.name}: {format_days(each.missing)} not landed")
         if each.unsettled:
-            lines.append(f"{each.name}: {fold(each.unsettled)} landed, may still change")
+            lines.append(f"{each.name}: {format_days(each.unsettled)} landed, may still change")
     if figures.stale:
-        lines.append(f"{fold(figures.stale)}: some landed rows have not been added up yet")
+        lines.append(f"{format_days(figures.stale)}: some landed rows have not been added up yet")
     return lines or ["nothing: every day has landed and is final"]
 
 

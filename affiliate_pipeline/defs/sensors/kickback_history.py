@@ -4,7 +4,7 @@ import dagster as dg
 
 from affiliate_pipeline.defs.dagster_internals import NOT_FINISHED_STATUSES, range_tags, schedule, selected, sensor
 from affiliate_pipeline.defs.resources import PipelineResource
-from affiliate_pipeline.domain.days import fold, instant, runs
+from affiliate_pipeline.domain.days import day_ranges, format_days, utc_text
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
@@ -52,7 +52,7 @@ def kickback_history(
                 context.log.warning(f"the export could not be requested: {error}")
             # Before the alerts, so that an export that expires here gets one.
             request = _landing(context, exports)
-            for export in filter(lambda each: each.is_just_expired, exports.all()):
+            for export in filter(lambda each: each.is_just_expired, exports.refresh()):
                 outbox.add(expired_alert(export, session.now_ms()))
             return request
     except SettingsError as error:
@@ -62,7 +62,7 @@ def kickback_history(
 def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> dg.RunRequest | dg.SkipReason:
     """The run that lands a file that is ready, or why there is none."""
     instance, opened = context.instance, exports.open()
-    ready = next((export for export in opened if export.state == "ready" and not export.is_kept), None)
+    ready = next((export for export in opened if export.state == "ready" and not export.has_stored_file), None)
     if ready is None:
         last = next((f": {export.note}" for export in opened if export.state != "ready" and export.note), "")
         return dg.SkipReason(f"{len(opened)} exports are open, and no file is there{last}")
@@ -88,14 +88,14 @@ def expired_alert(export: KickbackExport, now_ms: int) -> Alert:
     if HISTORY.timetable.is_retained(export.last_day, now_ms):
         next_step = (
             f"Fix the cause, then materialize {HISTORY_REQUEST.key} for these days. The exchange retains the first of them "
-            f"until {instant(HISTORY.timetable.deadline_ms(export.first_day) or now_ms)}; days that {RECENT_KICKBACKS.key} "
+            f"until {utc_text(HISTORY.timetable.deadline_ms(export.first_day) or now_ms)}; days that {RECENT_KICKBACKS.key} "
             "missed are requested again daily, at 00:45 UTC"
         )
     else:
         next_step = f"No request brings these days any more; {RECENT_KICKBACKS.key} may have landed them in its time"
     return Alert(
         key=f"{HISTORY.key} collection {export.id}",
-        title=f"{HISTORY.key}: the history of {fold(export.days)} did not come",
+        title=f"{HISTORY.key}: the history of {format_days(export.days)} did not come",
         text=f"{export.note}. What had landed is untouched. {next_step}.",
         failed={HISTORY.key: export.days},
     )
@@ -128,7 +128,7 @@ def build_missed_days_schedule(status: dg.DefaultScheduleStatus) -> dg.ScheduleD
         only_exported = {each.day for each in missed if each.fallback and not each.is_retained(now_ms)}
         requests = [
             dg.RunRequest(run_key=f"{each[0]}...{each[-1]} {tick.isoformat()}", tags=range_tags(each))
-            for each in runs(only_exported - requested - exported.keys())
+            for each in day_ranges(only_exported - requested - exported.keys())
         ]
         return requests or dg.SkipReason(f"{RECENT_KICKBACKS.key} has missed no day that only an export has")
 

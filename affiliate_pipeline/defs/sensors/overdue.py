@@ -20,10 +20,10 @@ from affiliate_pipeline.defs.dagster_internals import (
     sensor,
 )
 from affiliate_pipeline.defs.resources import PipelineResource
-from affiliate_pipeline.domain.days import DAY, fold
+from affiliate_pipeline.domain.days import DAY, format_days
 from affiliate_pipeline.domain.expected_days import ExpectedDay
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.http.download import beat
+from affiliate_pipeline.http.download import ping_heartbeat
 from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.monitoring.delivery import Alerts
@@ -81,7 +81,7 @@ def watch(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeli
                 store.save(endpoint.key, actions.states)
             requests += [_request(key, each, actions.states, now) for each in actions.request]
             checks.append(_evaluation(key, days, actions.states, now))
-            overdue += [f"{endpoint.key}: {fold(each.day for each in days)}"] if days else []
+            overdue += [f"{endpoint.key}: {format_days(each.day for each in days)}"] if days else []
     skipped = None if requests else dg.SkipReason("; ".join(overdue) or "no day is missing")
     return dg.SensorResult(requests, skipped, asset_events=_changed(context.instance, checks, at.date()))
 
@@ -98,7 +98,7 @@ def heartbeat(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pi
     database_url = pipeline.environment.database_url()
     with OverdueStore(database_url) as store, Outbox(database_url) as outbox:
         risks = [
-            f"{key.to_user_string()}: {fold(risky)}"
+            f"{key.to_user_string()}: {format_days(risky)}"
             for key, days, states in _overdue(store, now_ms(), pipeline)
             if (risky := at_risk(days, states))
         ]
@@ -110,7 +110,7 @@ def heartbeat(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pi
             f"not called, since alerts that are more than an hour old have not been delivered: {undelivered}. The failed "
             "ticks of alert_delivery give the reason"
         )
-    if problem := beat(url.get_secret_value(), Network(variables)):
+    if problem := ping_heartbeat(url.get_secret_value(), Network(variables)):
         context.log.error(f"HEARTBEAT_URL could not be called: {problem}")
         return dg.SkipReason(f"HEARTBEAT_URL could not be called: {problem}")
     return dg.SkipReason("HEARTBEAT_URL was called: no day is at risk, and alerts are delivered")

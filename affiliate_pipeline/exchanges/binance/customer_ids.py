@@ -62,7 +62,7 @@ def masked(owner: str) -> str:
     return redact(owner) if "@" in owner else f"{owner[:2]}***"
 
 
-def of_partner(settings: Binance) -> list[DesiredCustomerId]:
+def desired_of_partner(settings: Binance) -> list[DesiredCustomerId]:
     """The lines of the file `BINANCE_CUSTOMER_IDS`; raises SettingsError if it cannot be read."""
     if settings.binance_customer_ids is None:
         return []
@@ -80,7 +80,7 @@ def of_partner(settings: Binance) -> list[DesiredCustomerId]:
     return _without_duplicates(desired)
 
 
-def of_client(settings: Binance) -> list[DesiredCustomerId]:
+def desired_of_client(settings: Binance) -> list[DesiredCustomerId]:
     """The client's own id, `BINANCE_USER_CUSTOMER_ID`; empty if it is not set."""
     desired, agent = settings.binance_user_customer_id, settings.binance_api_agent_code
     return [DesiredCustomerId("BINANCE_USER_CUSTOMER_ID", desired, agent)] if desired is not None and agent else []
@@ -249,7 +249,7 @@ class _Run:
             if row["outcome"] == UNKNOWN:
                 outcome, found = self._read_back(row["customerId"], row[self.assignment.owner])
                 row |= {"outcome": outcome, "message": f"the run ended before the response; {found}"}
-                self.actions.keep(name, msgspec.json.encode(row))
+                self.actions.put(name, msgspec.json.encode(row))
 
     def _assign(self, change: _Change) -> bool:
         outcome, message = FAILED, ""
@@ -267,7 +267,7 @@ class _Run:
         """Post the id once; persist and return the outcome and its explanation."""
         desired, attempted_ms = change.desired, self.session.now_ms()
         name = f"{attempted_ms} {uuid4()}"
-        self.actions.keep(name, self._row(change, attempted_ms, UNKNOWN, ""))
+        self.actions.put(name, self._row(change, attempted_ms, UNKNOWN, ""))
         params = {"customerId": desired.customer_id, self.assignment.owner: desired.owner}
         try:
             self.session.client.post(self.assignment.path, params, partial(_confirm, desired.customer_id))
@@ -278,9 +278,9 @@ class _Run:
         except Refused as error:
             outcome, message = REFUSED, redact(error)
         except ExchangeError as error:
-            self.actions.keep(name, self._row(change, attempted_ms, FAILED, redact(error)))
+            self.actions.put(name, self._row(change, attempted_ms, FAILED, redact(error)))
             raise
-        self.actions.keep(name, self._row(change, attempted_ms, outcome, message))
+        self.actions.put(name, self._row(change, attempted_ms, outcome, message))
         return outcome, message
 
     def _read_back(self, customer_id: str, owner: str) -> tuple[str, str]:

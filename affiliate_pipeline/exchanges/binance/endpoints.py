@@ -4,7 +4,7 @@ from datetime import time, timedelta
 from functools import partial
 
 from affiliate_pipeline.exchanges.binance import schemas
-from affiliate_pipeline.exchanges.binance.customer_ids import Assignment, of_client, of_partner
+from affiliate_pipeline.exchanges.binance.customer_ids import Assignment, desired_of_client, desired_of_partner
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE, BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import requested_in_time
 from affiliate_pipeline.exchanges.binance.kickback_export.exports import RETENTION
@@ -35,7 +35,7 @@ _kickbacks = partial(
     exchange=BINANCE,
     account="client",
     schema=schemas.Kickback,
-    day_of="time",
+    time_column="time",
     sum_by=("income", "asset"),
     money=Money("kickback", earners=()),
     settles_after=timedelta(hours=24),
@@ -93,7 +93,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         ),
         schema=schemas.RebateRecentRecord,
         strategy=_REBATE_WALK,
-        day_of="time",
+        time_column="time",
         sum_by=("income", "asset"),
         # Not valued by convert_price, which converts the fee's coin to the income's: dividing by it would round.
         money=Money("rebate", earners=("customer_id", "email")),
@@ -139,7 +139,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         exchange=BINANCE,
         name="customization_assignment",
         account="partner",
-        strategy=Assignment(_CUSTOMIZATION, "email", of_partner, "BINANCE_CUSTOMER_IDS", lists_all=True),
+        strategy=Assignment(_CUSTOMIZATION, "email", desired_of_partner, "BINANCE_CUSTOMER_IDS", lists_all=True),
         schema=schemas.CustomizationAssignment,
         description=(
             "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, where they have others; only on "
@@ -151,7 +151,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         name="user_customization_assignment",
         account="client",
         strategy=Assignment(
-            _USER_CUSTOMIZATION, "apiAgentCode", of_client, "BINANCE_USER_CUSTOMER_ID", lists_all=False
+            _USER_CUSTOMIZATION, "apiAgentCode", desired_of_client, "BINANCE_USER_CUSTOMER_ID", lists_all=False
         ),
         schema=schemas.UserCustomizationAssignment,
         description=(

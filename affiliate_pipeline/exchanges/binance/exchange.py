@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, check_rate_scale, naming
+from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, as_settings_error, check_rate_scale
 from affiliate_pipeline.exchanges.binance import responses
 from affiliate_pipeline.exchanges.binance.kickback_export.exports import ASSET, KickbackExports
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
@@ -68,7 +68,7 @@ class BinanceSession(Session):
 
     def finished(self) -> None:
         if self.lands_exports:
-            self.exports().all()  # marks those that have landed
+            self.exports().refresh()  # marks those that have landed
 
 
 def credentials(account: str) -> tuple[str, str]:
@@ -82,9 +82,9 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
     settings = Binance.load(variables, key_name, secret_name, *endpoint.requires)
     api_key, secret = settings.secret(key_name), settings.secret(secret_name)
     clock = Clock()
-    with naming(key_name):
+    with as_settings_error(key_name):
         check_api_key(api_key, secret)
-    with naming(secret_name):
+    with as_settings_error(secret_name):
         auth = BinanceAuth(api_key, secret, clock.now_ms)
     base_url = settings.binance_base_url
     host = host_of(base_url)

@@ -3,7 +3,7 @@
 import msgspec
 
 from affiliate_pipeline.http.client import Response
-from affiliate_pipeline.http.errors import AccessRefused, ClockOff, RateLimited, Transient
+from affiliate_pipeline.http.errors import AccessRefused, RateLimited, TimestampRejected, Transient
 from affiliate_pipeline.http.failures import Interpreter, Meaning, error_of
 
 SERVER_TIME_PATH = "/api/v3/time"
@@ -16,7 +16,7 @@ _CODES = {
         (-1002, -1099, -2008, -2017), Meaning(AccessRefused, "Check {key} and its settings at the exchange")
     ),
     -1003: Meaning(RateLimited),
-    -1021: Meaning(ClockOff, "Set this machine's clock by NTP"),
+    -1021: Meaning(TimestampRejected, "Set this machine's clock by NTP"),
     -1022: Meaning(
         AccessRefused, "The secret does not belong to the API key: check {secret} and {key}", ("signature",)
     ),

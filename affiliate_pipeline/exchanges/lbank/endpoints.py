@@ -10,7 +10,7 @@ from affiliate_pipeline.exchanges.lbank.exchange import LBANK, LBankSession
 from affiliate_pipeline.exchanges.lbank.fan_out import FanOut, Query
 from affiliate_pipeline.exchanges.lbank.pagination import by_id, by_offset
 from affiliate_pipeline.exchanges.lbank.roster import TEAM_LIST, USERS, Roster
-from affiliate_pipeline.schema.raw_row import emptied, is_false, with_fields
+from affiliate_pipeline.schema.raw_row import is_false, new_row, with_fields
 
 USER_LIST = "/affiliate-api/v2/invite/user/list"
 USER_INFO = "/affiliate-api/v2/invite/user/info"
@@ -33,11 +33,11 @@ SUB_IN_OUT_TYPES = (
 )
 
 
-def _everything(_session: LBankSession, _end_ms: int) -> Sequence[Query]:
+def _single_query(_session: LBankSession, _end_ms: int) -> Sequence[Query]:
     return [Query({})]
 
 
-def _of_each(
+def _per_open_id(
     whom: Callable[[Roster], list[str]],
     params: Mapping[str, object],
     variants: Sequence[Mapping[str, object]] = ({},),
@@ -63,7 +63,7 @@ def _of_each(
 def _with_open_id(row: bytes, fields: Mapping[str, object]) -> bytes:
     # For a user who is not under us, no other field is valid, whatever it contains.
     if is_false(row, "inviteResult"):
-        return emptied(schemas.InviteUserInfo, {**fields, "inviteResult": False})
+        return new_row(schemas.InviteUserInfo, {**fields, "inviteResult": False})
     return with_fields(row, fields)
 
 
@@ -89,10 +89,10 @@ TEAM = _records(
     name="invite_user_team_list",
     description="Users who registered that day. Days in UTC+8.",
     schema=schemas.User,
-    strategy=FanOut(TEAM_LIST, _everything, paging=USERS, instant="createTime"),
+    strategy=FanOut(TEAM_LIST, _single_query, paging=USERS, instant="createTime"),
     settles_after=timedelta(0),
     probe=Probe(lambda _, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "start": 0, "pageSize": 1}),
-    day_of="create_time",
+    time_column="create_time",
 )
 
 ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
@@ -100,9 +100,9 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         name="invite_user_list",
         description="Users who registered that day, by the endpoint that LBank calls deprecated. Days in UTC+8.",
         schema=schemas.InviteUserList,
-        strategy=FanOut(USER_LIST, _everything, paging=by_id, instant="createTime"),
+        strategy=FanOut(USER_LIST, _single_query, paging=by_id, instant="createTime"),
         settles_after=timedelta(0),
-        day_of="create_time",
+        time_column="create_time",
     ),
     TEAM,
     Snapshot(
@@ -112,7 +112,10 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         description="Agents and traders as they are now, a snapshot of today. Days in UTC+8.",
         schema=schemas.InviteUserInfo,
         strategy=FanOut(
-            USER_INFO, _of_each(Roster.agents_and_traders, {}, adds_open_id=True), timeless=True, complete=_with_open_id
+            USER_INFO,
+            _per_open_id(Roster.agents_and_traders, {}, adds_open_id=True),
+            timeless=True,
+            complete=_with_open_id,
         ),
         lands_at=time(0, 35),
     ),
@@ -122,13 +125,13 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         schema=schemas.CommissionStatsSymbolList,
         strategy=FanOut(
             COMMISSION,
-            _of_each(Roster.agents, {"tradeType": BOTH_TRADE_TYPES, "coin": ""}),
+            _per_open_id(Roster.agents, {"tradeType": BOTH_TRADE_TYPES, "coin": ""}),
             paging=partial(by_offset, instant="statsDate", identity=("openId", "coinSymbol", "tradeType", "statsDate")),
             instant="statsDate",
         ),
         settles_after=timedelta(hours=10.5),
         lands_at=time(10, 35),
-        day_of="stats_date",
+        time_column="stats_date",
         sum_by=("amount", "coin_symbol"),
         money=Money(
             "commission",
@@ -141,9 +144,9 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         name="trade_user",
         description="Volume and fee of each user who ever traded, one row per trade type. Days in UTC+8.",
         schema=schemas.TradeUser,
-        strategy=FanOut(TRADE_USER, _of_each(Roster.traders, {}, TRADE_TYPES), instant="statsDate"),
+        strategy=FanOut(TRADE_USER, _per_open_id(Roster.traders, {}, TRADE_TYPES), instant="statsDate"),
         settles_after=timedelta(hours=0.5),
-        day_of="stats_date",
+        time_column="stats_date",
         sum_by=("fee_amt", "trade_type"),
         volume_and_fee=("trade_amt", "fee_amt"),
     ),
@@ -151,9 +154,9 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         name="trade_user_team",
         description="Volume and fee of each agent's team, one row per trade type. Days in UTC+8.",
         schema=schemas.TradeUserTeam,
-        strategy=FanOut(TRADE_TEAM, _of_each(Roster.agents, {}, TRADE_TYPES), instant="statsDate"),
+        strategy=FanOut(TRADE_TEAM, _per_open_id(Roster.agents, {}, TRADE_TYPES), instant="statsDate"),
         settles_after=timedelta(hours=0.5),
-        day_of="stats_date",
+        time_column="stats_date",
         sum_by=("fee_amt", "trade_type"),
         volume_and_fee=("trade_amt", "fee_amt"),
     ),
@@ -181,7 +184,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         schema=schemas.MoneyDetailList,
         strategy=FanOut(MONEY, _money, paging=partial(by_offset, instant="createTime"), instant="createTime"),
         settles_after=timedelta(hours=72),
-        day_of="create_time",
+        time_column="create_time",
         sum_by=("asset_num", "asset_code"),
     ),
 )

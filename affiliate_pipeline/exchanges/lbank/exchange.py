@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import SecretStr, model_validator
 
-from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, check_rate_scale, naming
+from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, as_settings_error, check_rate_scale
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
 from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.exchanges.lbank import responses
@@ -61,9 +61,9 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
     settings = LBank.load(variables, *CREDENTIALS)
     api_key, secret = settings.secret("LBANK_API_KEY"), settings.secret("LBANK_API_SECRET")
     clock, network = Clock(), Network(variables)
-    with naming("LBANK_API_KEY"):
+    with as_settings_error("LBANK_API_KEY"):
         check_api_key(api_key, secret)
-    with naming("LBANK_API_SECRET"):
+    with as_settings_error("LBANK_API_SECRET"):
         auth = LBankAuth(api_key, secret, settings.lbank_signature_method, clock.now_ms)
     source = f"{urlsplit(settings.lbank_base_url).hostname} {sha256(api_key.encode()).hexdigest()[:12]}"
     window_s = WINDOW_S / settings.affiliate_rate_scale

@@ -17,7 +17,7 @@ from datetime import date
 from itertools import groupby
 from zoneinfo import ZoneInfo
 
-from affiliate_pipeline.domain.days import DAY, day_of, fold, runs, start_ms
+from affiliate_pipeline.domain.days import DAY, day_of, day_ranges, format_days, start_ms
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.exchanges.lbank.exchange import REQUESTS_PER_WINDOW, LBankSession
 from affiliate_pipeline.exchanges.lbank.pagination import Paging, read_values
@@ -80,11 +80,11 @@ class FanOut:
         queries = self._queries_of(session, days, zone)
         for month in _months(days):
             # Open the cache here: several threads that open it first would open one each.
-            yield from MonthBatch(self, session, session.response_cache(), queries, month, zone).outcomes()
+            yield from MonthFetch(self, session, session.response_cache(), queries, month, zone).outcomes()
 
     def ranges(self, days: Iterable[date]) -> list[list[date]]:
         """The ranges in which the days are requested."""
-        return runs(days) if self.instant else [[day] for day in days]
+        return day_ranges(days) if self.instant else [[day] for day in days]
 
     def _queries_of(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Sequence[Query]:
         end_ms, now_ms = start_ms(max(days) + DAY, zone), session.now_ms()
@@ -125,7 +125,7 @@ class _Day:
 
 
 @dataclass
-class MonthBatch:
+class MonthFetch:
     """The queries for some days of a month; a day is yielded once its queries are completed."""
 
     fan_out: FanOut
@@ -160,7 +160,9 @@ class MonthBatch:
                         if open_days == task.days:
                             running[pool.submit(self.fetch, task)] = task
                         else:
-                            waiting.extendleft(_Task(task.query, tuple(run), task.isolated) for run in runs(open_days))
+                            waiting.extendleft(
+                                _Task(task.query, tuple(run), task.isolated) for run in day_ranges(open_days)
+                            )
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         yield from self._take(running.pop(future), future, waiting)
                     max_running = WORKERS
@@ -168,7 +170,7 @@ class MonthBatch:
                         logged_at = time.monotonic()
                         left = len(waiting) + len(running)
                         minutes = left / self.session.slots_per_s / 60
-                        log.info("%d queries left for %s, about %.1f minutes", left, fold(self.days), minutes)
+                        log.info("%d queries left for %s, about %.1f minutes", left, format_days(self.days), minutes)
             finally:
                 self.stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -283,5 +285,7 @@ class MonthBatch:
         for time_ms, row in zip(read_values(instants_ms, rows, instant), completed, strict=True):
             by_day[day_of(time_ms, self.zone)].append(row)
         if outside := by_day.keys() - set(task.days):
-            raise Refused(f"requested {fold(task.days)}, and LBank returned rows of {fold(outside)}").about(rows)
+            raise Refused(
+                f"requested {format_days(task.days)}, and LBank returned rows of {format_days(outside)}"
+            ).about(rows)
         return by_day

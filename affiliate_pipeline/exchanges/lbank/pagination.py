@@ -21,7 +21,7 @@ GetPage = Callable[[Mapping[str, object]], list[bytes]]
 Paging = Callable[[GetPage], list[bytes]]
 
 
-class _Moved(Exception):
+class _ListChanged(Exception):
     """The list moved, as this page shows; or the exchange rounded `start` down to whole pages."""
 
     def __init__(self, page: list[bytes], *, is_rounded: bool = False) -> None:
@@ -67,7 +67,7 @@ def by_offset(get: GetPage, instant: str, identity: Sequence[str] = ()) -> list[
         try:
             with _reporting_received(received, rows):
                 is_proven = _walk(get, instant, identity, overlap, size, rows)
-        except _Moved as moved:
+        except _ListChanged as moved:
             received = max(received, _with_new(rows, moved.page), key=len)
             overlap = 0 if moved.is_rounded else overlap
             continue
@@ -95,7 +95,7 @@ def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, siz
         known = list(identities(page, identity))
         if start:
             if overlap and known == previous:
-                raise _Moved(page, is_rounded=True)
+                raise _ListChanged(page, is_rounded=True)
             new = page[overlap:]
             # Rows of one instant may be ordered differently each time: if one is on two pages, another may be on none.
             again = [row for row, name in zip(new, known[overlap:], strict=True) if name in seen]
@@ -104,7 +104,7 @@ def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, siz
                 # Rows of one instant may be reordered; if the instants differ, the list has moved.
                 ends = set(read_values(instants_ms, [rows[-1], *page[:1]], instant))
                 if len(ends) > 1 or not page:
-                    raise _Moved(page)
+                    raise _ListChanged(page)
                 doubtful |= ends
             page = new
         rows += page
@@ -126,7 +126,7 @@ def _settle(get: GetPage, rows: list[bytes], instant: str, time_ms: int) -> bool
     alone = [row for row, time in zip(page, read_values(instants_ms, page, instant), strict=True) if time == time_ms]
     others = [row for row, time in zip(rows, read_values(instants_ms, rows, instant), strict=True) if time != time_ms]
     if len(others) + len(alone) != len(rows):
-        raise _Moved(page)
+        raise _ListChanged(page)
     rows[:] = others + alone
     return True
 

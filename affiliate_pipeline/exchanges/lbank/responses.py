@@ -4,8 +4,8 @@ import msgspec
 
 from affiliate_pipeline.exchanges.lists import NO_LIST
 from affiliate_pipeline.http.client import Response
-from affiliate_pipeline.http.error_body import whole
-from affiliate_pipeline.http.errors import AccessRefused, ClockOff, Fatal, RateLimited, Transient
+from affiliate_pipeline.http.error_body import as_integer
+from affiliate_pipeline.http.errors import AccessRefused, Fatal, RateLimited, TimestampRejected, Transient
 from affiliate_pipeline.http.failures import Interpreter, Meaning, error_of
 
 # Affiliate API v1.5 and the exchange's list of common error codes.
@@ -13,7 +13,7 @@ _CODES = {
     10000: Meaning(Transient),
     10017: Meaning(Transient),
     10004: Meaning(RateLimited),
-    10600: Meaning(ClockOff, "The clock of this machine is off: set it by NTP"),
+    10600: Meaning(TimestampRejected, "The clock of this machine is off: set it by NTP"),
     10601: Meaning(Fatal, "The exchange has closed this interface: ask its support"),
     10002: Meaning(
         AccessRefused, "The API key or its signature is wrong: check {key} and {secret}", ("key", "signature")
@@ -58,7 +58,7 @@ def read(response: Response) -> bytes:
     if envelope and str(envelope.result).lower() == "true" and response.status_code not in (418, 429):
         data = bytes(envelope.data)
         # Without a list, the code has to mean success too.
-        if data not in NO_LIST or whole(envelope.error_code) in (None, 0):
+        if data not in NO_LIST or as_integer(envelope.error_code) in (None, 0):
             return data
     error = error_of(response)
     is_other = envelope is None and response.status_code == 200 and not error.is_page
@@ -66,6 +66,6 @@ def read(response: Response) -> bytes:
     # A failure without a reason may be temporary.
     is_unexplained = error.code in (None, 0) and not error.is_page and (envelope or response.status_code == 200)
     failure = _INTERPRETER.failure(response, error, Meaning(Transient) if is_unexplained else None, note)
-    if isinstance(failure, ClockOff):
-        failure.server_ms = whole(envelope and envelope.ts)
+    if isinstance(failure, TimestampRejected):
+        failure.server_ms = as_integer(envelope and envelope.ts)
     raise failure from None

@@ -13,7 +13,7 @@ import pytest
 from affiliate_pipeline.defs.sensors import alert_delivery as delivery
 from affiliate_pipeline.defs.sensors.alert_delivery import Undelivered, alert_delivery
 from affiliate_pipeline.defs.sensors.failures import failed_run_alert
-from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline_tests.conftest import RESOURCES
@@ -78,7 +78,7 @@ def test_a_failed_run_arrives_with_all_its_parts_and_nothing_secret(sandbox, ins
         tick()
     (message,), (mail,) = webhook.messages, smtp.mails
     for title, text in [(message["title"], message["message"]), (mail["subject"], text_of(mail))]:
-        assert title == f"{KEY} failed for {fold(DAYS[1:3])}"
+        assert title == f"{KEY} failed for {format_days(DAYS[1:3])}"
         assert "2 days failed, 1 landed." in text
         assert f"\n{DAYS[1]}: its rows do not fit the schema" in text and f"\n{DAYS[2]}: " in text
         assert f"fetchable at least until {DAYS[1] + timedelta(days=6)} 23:59 UTC" in text
@@ -255,7 +255,7 @@ def test_a_recovery_is_told_once_when_the_last_day_has_landed(sandbox, instance,
     tick()
     tick()
     (_, recovery) = webhook.messages
-    assert (recovery["title"], recovery["type"]) == (f"{KEY}: {fold(DAYS[1:3])} have landed since", "success")
+    assert (recovery["title"], recovery["type"]) == (f"{KEY}: {format_days(DAYS[1:3])} have landed since", "success")
 
 
 def test_a_day_that_fails_again_is_told_again(sandbox, instance, webhook, tick):
@@ -282,7 +282,7 @@ def test_what_the_ledger_does_not_tell_is_told_by_dagster(instance, outbox, webh
     tick()
     assert titles(webhook)[1:] == [
         "lbank/roster has been materialized since",
-        f"kept: {fold(DAYS[:2])} have landed since",
+        f"kept: {format_days(DAYS[:2])} have landed since",
     ]
 
 

@@ -30,7 +30,7 @@ from affiliate_pipeline.defs.dagster_internals import LOCATION
 from affiliate_pipeline.defs.sensors import failures as sensors
 from affiliate_pipeline.defs.sensors.alert_delivery import alert_delivery
 from affiliate_pipeline.defs.sensors.failures import failed_run_alert
-from affiliate_pipeline.domain.days import days_from, fold
+from affiliate_pipeline.domain.days import days_from, format_days
 from affiliate_pipeline.monitoring import alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline_tests.conftest import RESOURCES
@@ -67,7 +67,7 @@ def test_exactly_the_failed_days_are_told(sandbox, instance, tick):
     run_id = materialized(instance, DAYS)
 
     (alert,) = tick()
-    failed_days = fold([DAYS[1], DAYS[3]])
+    failed_days = format_days([DAYS[1], DAYS[3]])
     assert alert.title == f"{KEY} failed for {failed_days}"
     counted, cause, until, to_do, run = alert.text.splitlines()
     assert counted.startswith(f"{KEY}: 2 days failed, 3 landed.")
@@ -85,7 +85,7 @@ def test_days_that_failed_alike_are_told_together_whatever_they_held(sandbox, in
     for day in DAYS[:3]:
         sandbox.faults.fail_day(day, status=400, code=-1127)
     materialized(instance, DAYS[:3])
-    assert f"\n{fold(DAYS[:3])}: " in tick()[0].text
+    assert f"\n{format_days(DAYS[:3])}: " in tick()[0].text
 
 
 def test_each_run_is_told_once(sandbox, instance, tick):
@@ -148,7 +148,7 @@ def test_a_wrong_key_fails_every_day_with_one_cause(sandbox, instance, tick, mon
     monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "nobodys-key")
     materialized(instance, DAYS[:3])
     (alert,) = tick()
-    assert alert.title == f"{KEY} failed for {fold(DAYS[:3])}"
+    assert alert.title == f"{KEY} failed for {format_days(DAYS[:3])}"
     assert alert.text.count("-2015") == 1
     assert "3 days failed, 0 landed." in alert.text
     assert "nobodys-key" not in str(alert)
@@ -173,7 +173,7 @@ def mistake(monkeypatch) -> None:
 def test_a_failure_that_is_none_of_ours_is_told_with_its_days_and_cause(sandbox, instance, tick, mistake):
     materialized(instance, DAYS[-2:])
     (alert,) = tick()
-    assert alert.title == f"{KEY} failed for {fold(DAYS[-2:])}"
+    assert alert.title == f"{KEY} failed for {format_days(DAYS[-2:])}"
     assert "2 days failed, 0 landed." in alert.text
     assert "a mistake in the code" in alert.text
 

@@ -8,7 +8,7 @@ import pytest
 
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs.sensors.kickback_history import EXPORT_TAG, MAX_RUNS, expired_alert
-from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.exchanges.binance.endpoints import RECENT_KICKBACKS
 from affiliate_pipeline.exchanges.binance.kickback_export import fetch
 from affiliate_pipeline.exchanges.binance.kickback_export.exports import KickbackExport
@@ -316,7 +316,7 @@ def test_days_that_expired_while_they_waited_are_left_out_of_the_request(sandbox
         (ago(29), OLD[-1], "collecting"),
     ]
     ((_, title, text),) = alerts(query)
-    assert f"the history of {fold([ago(31), ago(30)])} did not come" in title
+    assert f"the history of {format_days([ago(31), ago(30)])} did not come" in title
     assert "only after the 30 days" in text and "No request brings these days any more" in text and "cause" not in text
     assert [each.tags["dagster/asset_partition_range_start"] for each in tick()] == [f"{ago(29)}"]
 
@@ -387,7 +387,7 @@ def test_the_runbook_shows_the_alert_as_it_is():
         path_before=None,
         other_paths=[],
         expires_at=None,
-        is_kept=False,
+        has_stored_file=False,
         is_due=True,
         is_overdue=True,
         is_just_expired=True,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import partial
 
-from affiliate_pipeline.domain.days import fold
+from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.exports import (
     RETENTION,
@@ -46,7 +46,7 @@ def advance(session: BinanceSession, *, wait: bool) -> None:
     exports = session.exports()
     with exports.try_exclusive() as exclusive:
         # An export whose file is stored needs no request.
-        queue = [export for export in exports.open() if not export.is_kept] if exclusive else []
+        queue = [export for export in exports.open() if not export.has_stored_file] if exclusive else []
         # Waiting exports come last: their POST would withdraw a file that has not landed.
         export = min(queue, key=lambda each: (each.state == "waiting", each.id), default=None)
         if export is None or not (wait or export.is_due):
@@ -83,7 +83,7 @@ class _Step:
     def _begin(self, before: FileUrl | Pending) -> None:
         if isinstance(before, FileUrl):
             self._post(before.path)
-        elif before.answered or self.export.age_s > FILE_BEFORE_WAIT_S:
+        elif before.is_valid or self.export.age_s > FILE_BEFORE_WAIT_S:
             self._post(None)
         else:
             # A file that is offered already could be taken for the requested one later.
@@ -93,7 +93,7 @@ class _Step:
         if isinstance(found, FileUrl):
             if not self._is_another(found.path):
                 self.exports.update(self.export, state="ready", path=found.path, note=None, wait_s=FILE_WAIT_S)
-                log.info("the export of %s is ready", fold(self.export.days))
+                log.info("the export of %s is ready", format_days(self.export.days))
                 return
             found = Pending("the URL of another file, which is not the requested one")
         if self.export.msg is None:
@@ -106,7 +106,7 @@ class _Step:
         """Whether the file is known to be another request's."""
         return any(
             path in (each.path_before, *each.other_paths) or (path == each.path and each.id != self.export.id)
-            for each in self.exports.all()
+            for each in self.exports.refresh()
         )
 
     def _post(self, path_before: str | None) -> None:
@@ -125,7 +125,7 @@ class _Step:
             raise
         else:
             self.exports.update(self.export, code=accepted.code, msg=accepted.message, wait_s=FILE_WAIT_S)
-            log.info("requested the export of %s: %s", fold(self.export.days), accepted.message)
+            log.info("requested the export of %s: %s", format_days(self.export.days), accepted.message)
 
     def _postpone(self, state: str, note: str) -> None:
         """Return to that state for another attempt, or expire if the export is overdue."""
@@ -143,7 +143,7 @@ def offered_file(session: BinanceSession, *, wait: bool = False) -> FileUrl | Pe
     try:
         return session.client.get(PATH, {}, read, retries=wait)
     except (Refused, Transient) as error:
-        return Pending(str(error), answered=not isinstance(error, Transient))
+        return Pending(str(error), is_valid=not isinstance(error, Transient))
 
 
 def requested_in_time(session: BinanceSession, day: date) -> bool:

@@ -30,7 +30,7 @@ _JUST_EXPIRED: Final = "state = 'expired' and coalesce(polled_at > now() - inter
 # The poll interval is a twentieth of the time since the request, at least 10 seconds and at most 10 minutes.
 _SELECT: Final = f"""
     select id, first_day, last_day, state, requested_at, code, msg, note, path, path_before, other_paths, expires_at,
-        file is not null as is_kept, coalesce(expires_at < now(), false) as is_overdue,
+        file is not null as has_stored_file, coalesce(expires_at < now(), false) as is_overdue,
         coalesce(now() >= polled_at + least(interval '10 minutes', greatest(interval '10 seconds',
             (now() - coalesce(requested_at, created_at)) / 20)), true) as is_due,
         {_JUST_EXPIRED} as is_just_expired, extract(epoch from now() - created_at)::float8 as age_s
@@ -45,7 +45,7 @@ class KickbackExport:
     """Days that were, or will be, requested together.
 
     `msg` is the exchange's response to the POST, None until there is one; `note` is what happened last. `path` is that
-    of the export's file; `path_before` and `other_paths` are those of files known to be another request's. `is_kept`:
+    of the export's file; `path_before` and `other_paths` are those of files known to be another request's. `has_stored_file`:
     the file could not be read and is stored. `is_due`: it may be polled again; `is_overdue`: it has to expire;
     `is_just_expired`: its alert may not have been sent yet.
     """
@@ -62,7 +62,7 @@ class KickbackExport:
     path_before: str | None
     other_paths: list[str]
     expires_at: datetime | None
-    is_kept: bool
+    has_stored_file: bool
     is_due: bool
     is_overdue: bool
     is_just_expired: bool
@@ -118,7 +118,7 @@ class KickbackExports(TableStore):
         lock = Lock("affiliate_pipeline.collection", self._source)
         return try_locked(self._connection, lock, "the exports of kickbacks")
 
-    def all(self) -> list[KickbackExport]:
+    def refresh(self) -> list[KickbackExport]:
         """All exports of the source, in the order they were added.
 
         A ready export becomes landed once each of its days has been handled since it was requested.
@@ -128,15 +128,15 @@ class KickbackExports(TableStore):
         landed = [export for export in exports if export.state == "ready" and self._has_landed(export)]
         for export in landed:
             self.update(export, state="landed", file=None, note=None)
-        return self.all() if landed else exports
+        return self.refresh() if landed else exports
 
     def open(self) -> list[KickbackExport]:
         """Exports that are waiting, collecting or ready."""
-        return [export for export in self.all() if export.state in OPEN]
+        return [export for export in self.refresh() if export.state in OPEN]
 
     def covering(self, days: Collection[date]) -> dict[date, KickbackExport]:
         """By day, the export that has it or will have it next; days without one are missing."""
-        candidates = [export for export in reversed(self.all()) if export.state in _NEAREST]
+        candidates = [export for export in reversed(self.refresh()) if export.state in _NEAREST]
         candidates.sort(key=lambda export: _NEAREST.index(export.state))
         found = {day: next((each for each in candidates if each.covers(day)), None) for day in days}
         return {day: export for day, export in found.items() if export}
@@ -164,7 +164,7 @@ class KickbackExports(TableStore):
         ).format(sql.SQL(", ").join(changes))
         self._execute(statement, {**columns, "id": export.id})
 
-    def kept_file(self, export: KickbackExport) -> bytes | None:
+    def stored_file(self, export: KickbackExport) -> bytes | None:
         ((file,),) = self._execute(f"select file from {TABLE} where id = %s", (export.id,)).fetchall()
         return file
 

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from affiliate_pipeline.domain.days import day_of, fold, instant, runs
+from affiliate_pipeline.domain.days import day_of, day_ranges, format_days, utc_text
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import PATH, advance, offered_file
 from affiliate_pipeline.exchanges.binance.kickback_export.exports import (
@@ -24,7 +24,7 @@ from affiliate_pipeline.exchanges.binance.kickback_export.file_format import MAX
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.http.download import download
 from affiliate_pipeline.http.errors import ExchangeError, Refused, Transient, UrlExpired
-from affiliate_pipeline.http.unpacking import AnotherBody, NotWhole, Unreadable
+from affiliate_pipeline.http.unpacking import IncompleteFile, NotTheFile, Unreadable
 from affiliate_pipeline.schema.columns import Row
 
 # How long a run waits for the file, and for another run that requests its days, such as one started together with it.
@@ -43,11 +43,11 @@ class ExportRequest:
     path = PATH
 
     def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
-        new = sum(_under_way(session.exports(), run) is None for run in runs(days))
+        new = sum(_under_way(session.exports(), run) is None for run in day_ranges(days))
         return RequestPlan(2 * new, 2 * new, 0)
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
-        for run in runs(days):
+        for run in day_ranges(days):
             yield from self._request(session, run)
 
     def _request(self, session: BinanceSession, days: list[date]) -> Iterator[DayBatch | DayError]:
@@ -59,7 +59,7 @@ class ExportRequest:
                 advance(session, wait=True)
             except (Refused, Transient):
                 failed = True
-        export = next(each for each in exports.all() if each.id == number)
+        export = next(each for each in exports.refresh() if each.id == number)
         # If some days had expired, the others were added again as a new export.
         others = [each for each in exports.open() if each.id > number] if export.state == "expired" else []
         for day in days:
@@ -84,7 +84,7 @@ class ExportRequest:
 
 def _under_way(exports: KickbackExports, days: Sequence[date]) -> KickbackExport | None:
     """The open export that has all of the days, and has or will have a readable file."""
-    return next((each for each in exports.open() if each.covers(*days) and not each.is_kept), None)
+    return next((each for each in exports.open() if each.covers(*days) and not each.has_stored_file), None)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class ExportFile:
             except (Refused, Transient) as error:
                 log.warning("the export could not be requested: %s", error)
             if waited_s % 60 == 0:
-                log.info("waiting for the export of %s", fold(left))
+                log.info("waiting for the export of %s", format_days(left))
             if not any(export.state == "ready" for export in exports.covering(left).values()):
                 sleep(POLL_S)
 
@@ -141,14 +141,14 @@ class ExportFile:
     def _rows(self, session: BinanceSession, export: KickbackExport) -> RowsByDay | None:
         """The rows of the stored or offered file; None: wait for it again, or it has expired."""
         exports = session.exports()
-        kept = exports.kept_file(export)
+        kept = exports.stored_file(export)
         for urls_left in reversed(range(FRESH_URLS)):
             file = kept
             try:
                 if file is None:
                     file = _downloaded(session, export)
                 return self._parsed(file, export)
-            except (UrlExpired, NotWhole, AnotherBody):
+            except (UrlExpired, IncompleteFile, NotTheFile):
                 # A partial file, or a page in its place, is not stored: the file itself can still be fetched.
                 if not urls_left:
                     raise
@@ -177,7 +177,7 @@ class ExportFile:
             by_day[day_of(time, ZONE)].append(row)
         if outside := by_day.keys() - {*export.days}:
             raise _NotOffered(
-                f"the file has rows of {fold(outside)}, which are not among the requested days ({fold(export.days)}): it "
+                f"the file has rows of {format_days(outside)}, which are not among the requested days ({format_days(export.days)}): it "
                 "belongs to another request, and none of it has landed",
                 export.path,
             )
@@ -188,7 +188,7 @@ def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
     # Retry here: the sensor does not poll for a file whose days have landed.
     has_landed = export.state == "landed"
     offered = offered_file(session, wait=has_landed)
-    if isinstance(offered, Pending) and has_landed and not offered.answered:
+    if isinstance(offered, Pending) and has_landed and not offered.is_valid:
         raise Transient(f"the exchange did not say where the file is: {offered.note}")
     if isinstance(offered, Pending) or offered.path != export.path:
         raise _NotOffered("the exchange no longer offers the file")
@@ -207,7 +207,7 @@ class _NotOffered(Refused):
 def _not_ready(export: KickbackExport | None) -> ExchangeError:
     if export is None:
         return Refused("no export has the day", f"Materialize {_REQUEST} for it first")
-    requested = "not requested yet" if export.requested_ms is None else f"requested at {instant(export.requested_ms)}"
+    requested = "not requested yet" if export.requested_ms is None else f"requested at {utc_text(export.requested_ms)}"
     note = f" ({export.note})" if export.note else ""
     return Transient(
         f"the file is not there after {MAX_WAIT_S // 60} minutes{note}; it was {requested}. The sensor kickback_history "

@@ -14,7 +14,7 @@ import msgspec
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.http.errors import Refused
 from affiliate_pipeline.http.unpacking import Unreadable, unpack_text
-from affiliate_pipeline.schema.columns import KINDS, LEAST_MS, Row, columns
+from affiliate_pipeline.schema.columns import KINDS, MIN_MILLISECONDS, Row, columns
 
 # 30 days of one trader; the list of rows takes several times as much memory.
 MAX_FILE_BYTES = 256 << 20
@@ -62,10 +62,10 @@ class FileUrl:
 
 @dataclass(frozen=True)
 class Pending:
-    """No file is offered; `note`: the redacted response, `answered`: whether it was valid."""
+    """No file is offered; `note`: the redacted response, `is_valid`: whether it was valid."""
 
     note: str
-    answered: bool = True
+    is_valid: bool = True
 
 
 def read_response(body: bytes, own_host: str = "", more_hosts: Sequence[str] = ()) -> FileUrl | Pending:
@@ -106,7 +106,7 @@ def _strings(json_text: str) -> Iterator[str]:
 
 
 def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
-    """Each row's `time` (ms) and JSON, amounts as in the file; raises `Unreadable`, `NotWhole`.
+    """Each row's `time` (ms) and JSON, amounts as in the file; raises `Unreadable`, `IncompleteFile`.
 
     Columns may come in any order and case; those that the model lacks are kept under their own name.
     """
@@ -129,15 +129,15 @@ def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
 def _separator(text: str, model: type[Row]) -> str:
     """The only separator that makes the header name every required column, else the comma."""
     header = io.StringIO(text, newline="").readline().rstrip("\r\n")
-    required = {_plain(name) for name in _required(model)}
-    fitting = [each for each in ",;\t|" if required <= {_plain(name.strip('"')) for name in header.split(each)}]
+    required = {_normalized(name) for name in _required(model)}
+    fitting = [each for each in ",;\t|" if required <= {_normalized(name.strip('"')) for name in header.split(each)}]
     return fitting[0] if len(fitting) == 1 else ","
 
 
 def _names(header: Sequence[str], model: type[Row]) -> list[str]:
     """The columns' JSON names."""
-    known = {_plain(column.name): column.json_name for column in columns(model)}
-    names = [known.get(_plain(name), name) for name in header]
+    known = {_normalized(column.name): column.json_name for column in columns(model)}
+    names = [known.get(_normalized(name), name) for name in header]
     missing = _required(model) - {*names} if header else ()
     if missing or len({*names}) < len(names):
         problem = f"lacks {', '.join(sorted(missing))}" if missing else "names a column twice"
@@ -149,7 +149,7 @@ def _required(model: type[Row]) -> set[str]:
     return {column.json_name for column in columns(model) if not column.optional}
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return re.sub(r"[\s_-]", "", name).lower()
 
 
@@ -157,7 +157,7 @@ def _time_ms(text: str, line: int) -> int:
     try:
         if text.isdecimal():
             # Milliseconds cut to ten digits look like seconds.
-            if int(text) < LEAST_MS:
+            if int(text) < MIN_MILLISECONDS:
                 raise ValueError
             return KINDS["instant"].read(text.encode())
         # Not a bare date: midnight would be a guess.

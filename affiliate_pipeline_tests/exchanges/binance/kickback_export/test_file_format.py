@@ -9,7 +9,7 @@ from affiliate_pipeline.exchanges.binance.kickback_export import file_format
 from affiliate_pipeline.exchanges.binance.kickback_export.file_format import FileUrl, Pending, read_response, rows_of
 from affiliate_pipeline.exchanges.binance.schemas import Kickback
 from affiliate_pipeline.http.errors import Refused
-from affiliate_pipeline.http.unpacking import NotWhole, Unreadable
+from affiliate_pipeline.http.unpacking import IncompleteFile, Unreadable
 
 URL = "https://bucket.s3.amazonaws.com/user-rebate/1/part-00000-c000.csv?AWSAccessKeyId=A&Expires=1&Signature=b%2Fc"
 HEADER = "income,asset,symbol,time\n"
@@ -235,7 +235,7 @@ def test_what_cannot_be_understood_is_quoted(file, problem):
 
 @pytest.mark.parametrize("file", [gzip.compress(HEADER.encode() * 99, mtime=0)[:-20], b"\x1f\x8bnonsense"])
 def test_a_part_of_a_file_is_called_so(file):
-    with pytest.raises(NotWhole, match="incomplete or not gzip"):
+    with pytest.raises(IncompleteFile, match="incomplete or not gzip"):
         rows(file)
 
 
