@@ -19,7 +19,7 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS, REFERENCE_TABLES
 @dg.resource(description="The database, the exchanges' accounts and the settings.")
 def pipeline_of_instance(context: dg.InitResourceContext) -> PipelineResource:
     """The resource, with the environment of the Dagster instance of the run or tick."""
-    environment.keep_loopback_off_proxies()
+    environment.exclude_loopback_from_proxies()
     return PipelineResource(partial(environment.of_instance, context.instance))
 
 

@@ -28,7 +28,7 @@ _on_embedded_storage: dict[str, Environment] = {}
 
 
 def root() -> Path:
-    """The next folder upwards with `workspace.yaml`, else the checkout, else the current one."""
+    """The nearest folder upwards with `workspace.yaml`, else the checkout, else the current one."""
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (folder / "workspace.yaml").is_file():
             return folder
@@ -46,15 +46,15 @@ def configured() -> Environment:
 
 
 def application() -> Environment:
-    """The application's environment: what is configured, else the sandbox if `up` chose it.
+    """The application's environment: what is configured, else the sandbox if `up` has started one.
 
     A database or an exchange counts as configured. Without a database, `embedded_server.server` adds the embedded one.
     """
     # A command started in a subfolder finds the project's `.affiliate`, so it has to read the project's `.env` too.
     found = Environment(Mode.PRODUCTION, root(), _configured(root()))
-    if found.is_any_set((DATABASE_VARIABLE, *EXCHANGE_VARIABLES)) or not _chosen_file().is_file():
+    if found.is_any_set((DATABASE_VARIABLE, *EXCHANGE_VARIABLES)) or not _sandbox_file().is_file():
         return found
-    return replace(found, mode=Mode.SANDBOX, variables={**chosen(), **found.variables})
+    return replace(found, mode=Mode.SANDBOX, variables={**sandbox_variables(), **found.variables})
 
 
 def register_embedded(storage_url: str, environment: Environment) -> None:
@@ -78,16 +78,16 @@ def of_process() -> Environment:
     return next(reversed(_on_embedded_storage.values()), None) or configured()
 
 
-def chosen() -> dict[str, str]:
-    """The variables that `up` chose for the sandbox."""
-    return _set(_variables_in(_chosen_file()))
+def sandbox_variables() -> dict[str, str]:
+    """The variables that `up` has saved for the sandbox."""
+    return _set(_variables_in(_sandbox_file()))
 
 
-def choose(variables: Mapping[str, str]) -> None:
-    """Store the variables chosen for the sandbox."""
+def save_sandbox_variables(variables: Mapping[str, str]) -> None:
+    """Save the variables of the sandbox, which apply only while no exchange is configured."""
     text = "# Written by `affiliate-pipeline up`; applies only while no exchange is configured.\n"
     text += "".join(f"{name}={value}\n" for name, value in variables.items())
-    _chosen_file().write_text(text, encoding="utf-8")
+    _sandbox_file().write_text(text, encoding="utf-8")
 
 
 def save_env_file_as_utf8() -> bool:
@@ -104,7 +104,7 @@ def save_env_file_as_utf8() -> bool:
     return True
 
 
-def keep_loopback_off_proxies() -> None:
+def exclude_loopback_from_proxies() -> None:
     """Make libraries that read NO_PROXY bypass proxies for this machine's own servers."""
     entries = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")).strip()
     if entries != "*" and not entries.endswith(_LOOPBACK_ENTRIES):
@@ -123,7 +123,7 @@ def process_environment(**more: str) -> dict[str, str]:
     return {**os.environ, **more}
 
 
-def _chosen_file() -> Path:
+def _sandbox_file() -> Path:
     return home() / "settings.env"
 
 
@@ -135,7 +135,7 @@ def _variables_in(file: Path) -> dict[str, str | None]:
         return {}
     except OSError as error:
         what = f"{file} cannot be read ({error.strerror})"
-        raise SettingsError(what, "Make it a file that the user who runs this may read") from None
+        raise SettingsError(what, "Make it a file that this user may read") from None
     return dotenv_values(stream=io.StringIO(text))
 
 

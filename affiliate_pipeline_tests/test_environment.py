@@ -17,7 +17,7 @@ from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, HOW_TO_SET, Mo
 from affiliate_pipeline.exchanges.binance.exchange import Binance
 from affiliate_pipeline.exchanges.lbank.exchange import LBank
 from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
-from affiliate_pipeline.monitoring.delivery import Alerts
+from affiliate_pipeline.monitoring.delivery import AlertSettings
 
 SECRET = "hunter2-hunter2"
 KEY, SECRET_NAME = "BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET"
@@ -28,7 +28,7 @@ MANY = hypothesis_settings(max_examples=60, deadline=None, suppress_health_check
 
 def choose(**variables: str) -> None:
     settings.home().mkdir(exist_ok=True)
-    settings.choose(variables)
+    settings.save_sandbox_variables(variables)
 
 
 def key(variables: Mapping[str, str] | None = None) -> str:
@@ -45,7 +45,7 @@ def test_nothing_has_to_be_set():
     assert load(Binance).binance_base_url == "https://api.binance.com"
     assert load(Binance).binance_weight_per_minute == 6000
     assert load(LBank).lbank_base_url == "https://affiliate.lbankverify.com"
-    assert (load(Alerts).urls(), load(Alerts).dagster_ui_url) == ([], "http://localhost:3000")
+    assert (load(AlertSettings).urls(), load(AlertSettings).dagster_ui_url) == ([], "http://localhost:3000")
     assert settings.application().mode is Mode.PRODUCTION
 
 
@@ -118,7 +118,7 @@ def test_the_environment_wins_over_what_was_chosen(monkeypatch):
 def test_what_is_chosen_is_read_back():
     variables = {"BINANCE_BASE_URL": "http://127.0.0.1:4711", "AFFILIATE_START_DATE": "2026-10-01"}
     choose(**variables)
-    assert settings.chosen() == variables
+    assert settings.sandbox_variables() == variables
 
 
 def test_the_project_is_found_from_a_folder_inside_it(tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_only_what_is_concerned_is_named(monkeypatch):
 
 VARIABLES = [
     (model, name)
-    for model in (Project, Binance, LBank, Alerts)
+    for model in (Project, Binance, LBank, AlertSettings)
     for name, field in model.model_fields.items()
     if "SecretStr" not in str(field.annotation) and name != "lbank_open_id"
 ]
@@ -215,7 +215,7 @@ def test_secrets_do_not_show_when_settings_are_printed(monkeypatch):
     for name in (KEY, SECRET_NAME, "ALERT_URLS", "AFFILIATE_DATABASE_URL", "LBANK_API_SECRET"):
         monkeypatch.setenv(name, SECRET)
     assert SECRET not in repr(settings.application())
-    for model in (Project, Binance, LBank, Alerts):
+    for model in (Project, Binance, LBank, AlertSettings):
         assert SECRET not in repr(load(model)) + str(load(model)) + str(load(model).model_dump())
 
 
@@ -291,13 +291,13 @@ def test_nothing_but_the_application_uses_the_embedded_server(monkeypatch, tmp_p
 
 def test_alert_urls_are_separated_by_commas(monkeypatch):
     monkeypatch.setenv("ALERT_URLS", " json://one , nonsense, mailto://two,json://three,,")
-    assert load(Alerts).urls() == ["json://one", "nonsense", "mailto://two", "json://three"]
+    assert load(AlertSettings).urls() == ["json://one", "nonsense", "mailto://two", "json://three"]
 
 
 def test_a_comma_within_an_alert_url_is_its_own(monkeypatch):
     mail = "mailto://me:secret@example.com?to=a@example.com,b@example.com"
     monkeypatch.setenv("ALERT_URLS", f"{mail},json://one/a,b,{mail}")
-    assert load(Alerts).urls() == [mail, "json://one/a,b", mail]
+    assert load(AlertSettings).urls() == [mail, "json://one/a,b", mail]
 
 
 def test_hosts_of_files_are_a_list_of_names(monkeypatch):

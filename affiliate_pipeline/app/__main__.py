@@ -1,4 +1,4 @@
-"""`affiliate-pipeline`: commands for people on one machine. They hold no landing logic."""
+"""The entry point of `affiliate-pipeline`. Importing the modules registers their commands."""
 
 from affiliate_pipeline.app import check, reading, sandbox, up
 from affiliate_pipeline.app.cli import app, main

@@ -1,4 +1,4 @@
-"""The command `check`, and the checks of disk and port that `up` uses too."""
+"""The command `check`, and the disk and port checks that `up` also runs."""
 
 import shutil
 import socket
@@ -24,7 +24,7 @@ MIN_FREE_BYTES = 500_000_000
 
 @app.command()
 def check(port: Port = UI_PORT) -> None:
-    """What is wrong with this set-up, and what to do about it; 1 if anything is. Changes nothing.
+    """Report what is wrong with this set-up and how to fix it; exits with 1 if anything is. Changes nothing.
 
     Sends each configured account a few small requests.
     """
@@ -55,13 +55,13 @@ def _setup() -> Iterator[Finding]:
     if running:
         yield from doctor.database(running)
     else:
-        yield Finding("database", "the embedded PostgreSQL does not run", "Start it: `make up`")
+        yield Finding("database", "the embedded PostgreSQL is not running", "Start it: `make up`")
 
 
 def _machine(port: int) -> Iterator[Finding]:
     yield _finding("disk", "has room", lambda: check_disk(home()))
     if running_processes(home()):
-        yield Finding("port", "Dagster of this folder runs")
+        yield Finding("port", "Dagster is running in this folder")
     else:
         yield _finding("port", f"{port} is free", lambda: check_port(port))
 
@@ -76,7 +76,7 @@ def _finding(about: str, fine: str, look: Callable[[], None]) -> Finding:
 
 def check_disk(home: Path) -> None:
     """Raise `Stop` if a disk is nearly full."""
-    for folder in (home if home.exists() else home.parent, SYSTEM_FOLDER):  # for root, the latter holds the data
+    for folder in (home if home.exists() else home.parent, SYSTEM_FOLDER):  # as root, the data are in the latter
         if folder.exists() and shutil.disk_usage(folder).free < MIN_FREE_BYTES:
             raise Stop(
                 f"less than {MIN_FREE_BYTES // 1_000_000} MB are free on the disk of {folder}",
@@ -85,7 +85,7 @@ def check_disk(home: Path) -> None:
 
 
 def check_port(port: int) -> None:
-    """Raise `Stop` if the port cannot be listened on."""
+    """Raise `Stop` if no server can listen on the port."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:

@@ -27,10 +27,11 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class Stop(AffiliateError):
-    """A command cannot do what it was started for."""
+    """A command cannot continue."""
 
 
 def main() -> None:
+    """Run the command; print a failure as one line on standard error and exit with 1."""
     try:
         app()
     except AffiliateError as error:
@@ -59,7 +60,7 @@ def parse_days(text: str) -> list[date]:
 
 @contextmanager
 def doing(what: str) -> Generator[None, None, None]:
-    """Show what is being done: a spinner on a terminal, elsewhere a line."""
+    """Show what is in progress: a spinner on a terminal, otherwise a line."""
     if console.is_terminal:
         with console.status(what):
             yield

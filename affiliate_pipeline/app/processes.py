@@ -26,13 +26,13 @@ STARTED_BY = "AFFILIATE_STARTED_BY"
 
 @contextmanager
 def exclusive(home: Path) -> Generator[None, None, None]:
-    """Permit one `up` per folder, else raise `Stop`; first stop what a killed one has left."""
+    """Let one `up` run per folder, else raise `Stop`; first stop what a killed one has left running."""
     with (home / "up.lock").open("a+") as lock:
         if not _lock(lock):
-            raise Stop("it is running here already; `affiliate-pipeline down` stops it")
+            raise Stop("`affiliate-pipeline up` is already running in this folder; `affiliate-pipeline down` stops it")
         lock.seek(0)
         killed = lock.read()
-        # Before anything else: until then `down` reads the pid of the killed one, which may have been reused.
+        # Before anything else: until then, `down` reads the pid of the killed process, which may have been reused.
         lock.truncate(0)
         lock.write(f"{os.getpid()}")
         lock.flush()
@@ -82,14 +82,14 @@ def running_processes(home: Path) -> list[psutil.Process]:
 
 
 def stop_processes(home: Path) -> bool:
-    """Stop all of `running_processes`, gracefully if possible; True if there was anything."""
+    """Stop `running_processes`, gracefully if possible; True if there were any."""
     left = found = running_processes(home)
     # Dagster expects SIGINT, as from Ctrl-C on a terminal.
-    for number, patience_s in ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+    for number, wait_s in ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + wait_s
         while (left := running_processes(home)) and time.monotonic() < deadline:
             time.sleep(0.1)
         if not left:
@@ -98,7 +98,7 @@ def stop_processes(home: Path) -> bool:
 
 
 def dagster_home(home: Path) -> Path:
-    """The Dagster home that `up` uses, with the project's `dagster.yaml`."""
+    """The folder for DAGSTER_HOME under `up`, with the project's `dagster.yaml`."""
     folder = home / "dagster"
     folder.mkdir(exist_ok=True)
     shutil.copyfile(root() / "dagster.yaml", folder / "dagster.yaml")

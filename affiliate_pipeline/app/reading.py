@@ -35,6 +35,8 @@ _Range = Annotated[str, typer.Argument(help="One day or a range: 2026-10-01...20
 
 
 class Format(StrEnum):
+    """The formats of `export`."""
+
     csv = "csv"
     parquet = "parquet"
 
@@ -53,23 +55,23 @@ def export(
     kind: Annotated[Format, typer.Option("--format", help="csv or parquet.")] = Format.csv,
     output: Annotated[Path | None, typer.Option(help="The file to write; by default standard output.")] = None,
 ) -> None:
-    """The rows of some days, with every digit: csv as the database writes them, or parquet with wide enough decimals.
+    """Export the rows of some days with every digit: CSV as the database writes it, or Parquet with wide enough decimals.
 
-    What of these days has not landed or may still change is reported on standard error.
+    Days that have not landed or may still change are reported on standard error.
     """
     table = table.replace("/", ".")
     if table not in TABLES:
         raise Stop(f"there is no table {table}; there are {', '.join(TABLES)}")
-    wanted = parse_days(days)
+    requested = parse_days(days)
     if kind is Format.parquet and output is None and sys.stdout.isatty():
         raise Stop("a terminal cannot show parquet: give a file with --output")
-    with _opened() as (environment, store), extract(store, table, wanted[0], wanted[-1]) as found:
+    with _opened() as (environment, store), extract(store, table, requested[0], requested[-1]) as found:
         if found is None:
             raise Stop(f"nothing has ever landed in {table}")
         with _written(output) as file:
             _write(found, kind, file)
         # Inside the block, to read the same snapshot as the rows.
-        for line in _gap_lines(store, table, wanted, environment):
+        for line in _gap_lines(store, table, requested, environment):
             print(f"affiliate-pipeline: {line}", file=sys.stderr)
 
 
@@ -103,21 +105,21 @@ def _written(output: Path | None) -> Generator[BinaryIO, None, None]:
 
 
 def _gap_lines(store: Store, table: str, days: list[date], environment: Environment) -> Iterator[str]:
-    """What is missing of these days, and what may still change."""
+    """One line per gap: days that are missing, not added up or may still change."""
     endpoint = TABLES[table]
     if endpoint is None:
         commission = Commission(store, EARNING)
         configured = [each for each in EARNING if environment.is_any_set(each.credentials)]
-        doubts = incomplete(commission, configured, days)
+        gaps = incomplete(commission, configured, days)
         if late := commission.stale(days[0], days[-1]):
-            yield f"of {format_days(late)} something has landed that has not been added up yet"
+            yield f"{format_days(late)}: some landed rows have not been added up yet"
     else:
         landed = store.ledger(endpoint, days)
         missing = [day for day in days if day not in landed]
-        doubts = [Incomplete(endpoint.key, missing, [day for day, row in landed.items() if not row.settled])]
-    for each in doubts:
+        gaps = [Incomplete(endpoint.key, missing, [day for day, row in landed.items() if not row.settled])]
+    for each in gaps:
         if each.missing:
-            yield f"{each.name}: {format_days(each.missing)} not landed: nothing of it is in this export"
+            yield f"{each.name}: {format_days(each.missing)} not landed, so not in this export"
         if each.unsettled:
             yield f"{each.name}: {format_days(each.unsettled)} landed, but may still change"
 
@@ -127,45 +129,48 @@ def report(
     day: Annotated[str, typer.Argument(help="The day; by default the last one that was added up.")] = "",
     show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Write the page of a day and of the 30 days up to it, as the figures are now, into `reports/`."""
+    """Write the report of a day and the 30 days up to it into `reports/`, with the current figures."""
     with _opened() as (environment, store):
         commission = Commission(store, EARNING)
         try:
-            wanted = date.fromisoformat(day) if day else commission.newest()
+            reported = date.fromisoformat(day) if day else commission.newest()
         except ValueError:
             raise Stop(f"{day} is not a day (2026-10-01)") from None
-        if wanted is None:
+        if reported is None:
             raise Stop("nothing has been added up yet: land some days first (`affiliate-pipeline up`)")
         start = environment.start_date
-        if wanted < start:
-            raise Stop(f"{wanted} is before AFFILIATE_START_DATE, {start}: choose a later day, or set that earlier")
+        if reported < start:
+            raise Stop(
+                f"{reported} is before AFFILIATE_START_DATE, {start}: choose a later day or an earlier start date"
+            )
         configured = [endpoint for endpoint in EARNING if environment.is_any_set(endpoint.credentials)]
-        figures = gather(commission, configured, wanted, start, is_sandbox=environment.mode is Mode.SANDBOX)
+        figures = gather(commission, configured, reported, start, is_sandbox=environment.mode is Mode.SANDBOX)
     path = render.write(figures, environment.reports)
     console.print(f"{path}")
     if figures.stale:
         # The sensor is at most a minute or two behind while Dagster runs.
         console.print(
-            "Of these days something has landed that has not been added up yet: "
-            f"{format_days(figures.stale)}. `affiliate-pipeline up`, while it runs, does it within two minutes, of ended days."
+            f"{format_days(figures.stale)}: some landed rows have not been added up yet. While `affiliate-pipeline up` runs, it "
+            "adds up ended days within two minutes."
         )
-    if show and typer.launch(path.as_uri()):
+    exit_code = typer.launch(path.as_uri()) if show else 0
+    if exit_code:
         console.print("No browser could be opened: open the file yourself.")
 
 
 @app.command()
 def plan(asset: Annotated[str, typer.Argument(help="As in Dagster: lbank/trade_user")], days: _Range) -> None:
-    """What fetching a range of days costs, in requests and minutes, and what an assignment would change; lands nothing.
+    """Print what fetching some days costs in requests and minutes, or what an assignment would change; lands nothing.
 
     If the cost depends on the users under the affiliate, LBank's roster is refreshed first if it is older than the range.
     """
     endpoint = next((endpoint for endpoint in ENDPOINTS if endpoint.key == asset), None)
     if endpoint is None:
         raise Stop(f"there is no asset {asset}; there are {', '.join(endpoint.key for endpoint in ENDPOINTS)}")
-    wanted = parse_days(days)
+    requested = parse_days(days)
     with _opened() as (environment, store), connected(endpoint, store, environment.variables) as session:
-        costs = plan_of(endpoint, wanted, session=session, store=store)
-        console.print(escape(f"{endpoint.key} {format_days(wanted)}: {costs}"))
+        costs = plan_of(endpoint, requested, session=session, store=store)
+        console.print(escape(f"{endpoint.key} {format_days(requested)}: {costs}"))
 
 
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -174,16 +179,16 @@ _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 @app.command(context_settings=_PASSED_ON)
 def psql(context: typer.Context) -> None:
     """Open the database in psql; further arguments are psql's."""
-    _become("psql", context.args)
+    _replace_process("psql", context.args)
 
 
 @app.command("pg_dump", context_settings=_PASSED_ON)
 def pg_dump(context: typer.Context) -> None:
     """Back the database up with pg_dump; further arguments are pg_dump's (see the runbook)."""
-    _become("pg_dump", context.args)
+    _replace_process("pg_dump", context.args)
 
 
-def _become(name: str, arguments: Sequence[str]) -> None:
+def _replace_process(name: str, arguments: Sequence[str]) -> None:
     """Replace this process by the program, connected to the database."""
     url = start_database(application()).database_url()
     # Connect first: PostgreSQL's programs detect no pooler, and their errors suggest no fix for a wrong address.

@@ -25,25 +25,25 @@ def sandbox(context: typer.Context) -> None:
 @contextmanager
 def serving() -> Generator[None, None, None]:
     """Serve the sandbox, on its previous port if possible, and store its settings for `up`."""
-    chosen = settings.chosen()
-    port = chosen.get(ENDPOINTS[0].exchange.base_url_variable, "").rpartition(":")[2]
+    saved = settings.sandbox_variables()
+    port = saved.get(ENDPOINTS[0].exchange.base_url_variable, "").rpartition(":")[2]
     try:
         exchange = Sandbox(port=int(port or 0), rate_scale=RATE_SCALE).start()
     except OSError:
         exchange = Sandbox(rate_scale=RATE_SCALE).start()
     try:
         first = datetime.now(UTC).date() - timedelta(days=START_DAYS)
-        own = {
-            "AFFILIATE_START_DATE": chosen.get("AFFILIATE_START_DATE", first.isoformat()),
+        project = {
+            "AFFILIATE_START_DATE": saved.get("AFFILIATE_START_DATE", first.isoformat()),
             "AFFILIATE_RATE_SCALE": str(RATE_SCALE),
         }
-        settings.choose(own | exchange.variables)
+        settings.save_sandbox_variables(project | exchange.variables)
         # The account of each exchange's first endpoint.
         accounts = {endpoint.exchange.name: endpoint.credentials for endpoint in reversed(ENDPOINTS)}
         console.print(
-            "No exchange is configured, so [bold]the sandbox[/bold] plays them on this machine: generated data, in a "
-            f"database of its own, and {RATE_SCALE} times the real rate limits.\nFor real accounts set "
-            f"{', or '.join(' and '.join(names) for names in reversed(accounts.values()))}, in .env and start again."
+            "No exchange is configured, so [bold]the sandbox[/bold] serves generated data on this machine. It has its own "
+            f"database and {RATE_SCALE} times the real rate limits.\nFor real accounts, set "
+            f"{', or '.join(' and '.join(names) for names in reversed(accounts.values()))} in .env and start again."
         )
         yield
     finally:

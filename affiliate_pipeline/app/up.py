@@ -1,4 +1,4 @@
-"""The commands `up` and `down`: run everything on one machine, and leave nothing behind.
+"""The commands `up` and `down`: run everything on one machine, and stop it.
 
 `up` lands the last days with `dagster asset materialize`, so they are ordinary runs in Dagster's UI.
 """
@@ -42,7 +42,7 @@ LANDED_DAYS = 7
 
 
 class Stopped(Exception):
-    """A signal has ended the landing."""
+    """A signal has interrupted the landing."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Landing:
     stopping: threading.Event
 
     def missing_days(self) -> list[tuple[Endpoint, list[date]]]:
-        """Each configured asset's last days, except settled and just checked ones."""
+        """Each configured asset's last days, without those that have settled or were just checked."""
         recently = datetime.now(UTC) - CHECK_AGAIN_AFTER
         missing: list[tuple[Endpoint, list[date]]] = []
         with self._store() as store:
@@ -62,9 +62,9 @@ class Landing:
                     today = datetime.now(endpoint.exchange.zone).date()
                     first = max(self.environment.start_date, today - LANDED_DAYS * DAY)
                     expected = expected_days(endpoint.timetable, first, now_ms(), store.ledger(endpoint))
-                    due = [each for each in expected if each.is_retained(now_ms())]
+                    fetchable = [each for each in expected if each.is_retained(now_ms())]
                     missing.append(
-                        (endpoint, [each.day for each in due if not each.last_read_at or each.last_read_at <= recently])
+                        (endpoint, [each.day for each in fetchable if not each.last_read_at or each.last_read_at <= recently])
                     )
         return missing
 
@@ -132,6 +132,7 @@ class Landing:
         return process.returncode == 0
 
     def summarize(self) -> None:
+        """Print the landed days, rows and settled days of each asset."""
         table = Table("asset", "days landed", "rows", "settled", title="What has landed")
         with self._store() as store:
             for endpoint in ENDPOINTS:
@@ -153,7 +154,7 @@ def up(
     once: Annotated[bool, typer.Option("--once", help="Land the last days and exit: 0 if all landed.")] = False,
     port: Port = UI_PORT,
 ) -> None:
-    """Database, the sandbox while no exchange is configured, the last days landed, Dagster's UI; until Ctrl-C."""
+    """Start the database, the sandbox if no exchange is configured, and Dagster; land the last days. Ctrl-C stops it."""
     os.chdir(settings.root())
     configured = settings.configured()
     is_sandbox = not configured.is_any_set(EXCHANGE_VARIABLES)
@@ -192,7 +193,7 @@ def up(
             _land_in_background(stack, landing, port)
         while not stopping.wait(2):
             if dagster.poll() is not None:
-                raise Stop(f"Dagster has stopped by itself; its log is {log}")
+                raise Stop(f"Dagster has stopped unexpectedly; its log is {log}")
             server.start_database(environment)  # restarts the embedded server if it was killed
         console.print("Stopping")
 
@@ -235,7 +236,7 @@ def _land_in_background(stack: ExitStack, landing: Landing, port: int) -> None:
     stack.callback(background.join)
     stack.callback(landing.stopping.set)
     console.print(
-        f"\nDagster's UI: [bold]http://localhost:{port}[/bold]   The money: affiliate-pipeline report --open   "
+        f"\nDagster's UI: [bold]http://localhost:{port}[/bold]   Report: affiliate-pipeline report --open   "
         "Data: affiliate-pipeline psql   Stop: Ctrl-C"
     )
 
@@ -258,7 +259,7 @@ def _start_ui(home: Path, log: Path, port: int, stopping: threading.Event) -> su
 
 @app.command()
 def down() -> None:
-    """Stop whatever `up` or a command of Dagster's left running here: Dagster and the embedded PostgreSQL."""
+    """Stop what `up` or a Dagster command has left running in this folder: Dagster and the embedded PostgreSQL."""
     home = settings.home()
     stopped = [stop_up(home), stop_processes(home), server.stop(home)]
     console.print("Stopped." if any(stopped) else "Nothing was running.")

@@ -14,7 +14,7 @@ from affiliate_pipeline.postgres.errors import unavailable
 
 ROWS_PER_READ = 20_000
 MAX_DIGITS_128, MAX_DIGITS_256 = 38, 76
-# JSON stays text: parsing it would turn its numbers into floats.
+# JSON stays text: parsing it would convert its numbers to floats.
 PARQUET_TYPES = {
     "text": arrow.string(),
     "jsonb": arrow.string(),

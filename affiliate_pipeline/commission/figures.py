@@ -23,7 +23,10 @@ class Incomplete:
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of `day` and the charts' `days`; `totals` are over `days`, best coins first."""
+    """The figures of `day` and the charts' `days`; `totals` are over `days`, best coins first.
+
+    `as_of` is when they were read (UTC).
+    """
 
     day: date
     days: Sequence[date]
@@ -39,6 +42,7 @@ class Figures:
 
     @property
     def of_the_day(self) -> list[Sum]:
+        """The sums of `day` only."""
         return [each for each in self.sums if each.day == self.day]
 
 
@@ -48,10 +52,10 @@ def gather(
     """The current figures of the 30 days up to `day`, none before `start`."""
     days = days_from(max(start, day - (SPAN_DAYS - 1) * DAY), day)
     first, as_of = days[0], datetime.now(UTC)
-    # Read before the sums: a day added up in between is then still reported as incomplete, never falsely as complete.
-    lacking, stale = incomplete(commission, configured, days), list(commission.stale(first, day))
+    # Read before the sums, so that a day added up in between is reported as incomplete rather than wrongly as complete.
+    gaps, stale = incomplete(commission, configured, days), list(commission.stale(first, day))
     sums, totals = commission.sums(first, day), commission.totals(first, day)
-    return Figures(day, days, as_of, sums, totals, commission.earners(day, MAX_EARNERS), lacking, stale, is_sandbox)
+    return Figures(day, days, as_of, sums, totals, commission.earners(day, MAX_EARNERS), gaps, stale, is_sandbox)
 
 
 def incomplete(commission: Commission, configured: Sequence[Records], days: Sequence[date]) -> list[Incomplete]:

@@ -21,7 +21,7 @@ TABLE = "affiliate.daily_commission"
 # The columns as the migrations have created them: name, type and description.
 COLUMNS = (
     ("partition_date", "date not null", "The day, in `zone`."),
-    ("exchange", "text not null", "Who paid it."),
+    ("exchange", "text not null", "The exchange that paid it."),
     ("zone", "text not null", "The zone of the exchange's days."),
     ("coin", "text not null", "The coin of `amount`, as the exchange spells it."),
     ("kind", "text not null", "rebate, kickback, commission spot or commission futures."),
@@ -36,7 +36,7 @@ COLUMNS = (
     ("settled", "bool not null", "Whether the day is final."),
     ("asset", "text not null", "The asset that it was added up from."),
     ("computed_at", "timestamptz not null default now()", "When it was added up."),
-    ("run_id", "text not null", "The Dagster run that did."),
+    ("run_id", "text not null", "The Dagster run that added it up."),
 )
 
 
@@ -56,7 +56,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Earner:
-    """What one customer earned, or earned us, in one coin on one day; `rank` is per coin."""
+    """What one customer's trading earned in one coin on one day; `rank` is per coin, from 1."""
 
     exchange: str
     coin: str
@@ -140,7 +140,7 @@ class Commission:
         return [Sum(last, *row) for row in rows]
 
     def earners(self, day: date, max_rank: int) -> list[Earner]:
-        """Who earned most that day in each coin."""
+        """The day's customers up to `max_rank` in each coin, by what their trading earned."""
         counted = self._fetch("select distinct asset from affiliate.daily_commission where partition_date = %s", [day])
         return [
             Earner(*row)

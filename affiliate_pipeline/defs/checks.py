@@ -30,14 +30,14 @@ def check_specs(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
         yield dg.AssetCheckSpec(
             NO_DAY_MISSING,
             asset=asset,
-            description="Each day that should have landed has, and was read again once it had settled: since the first "
-            "that landed, of the last 30. The watch evaluates it within a minute, also after a run.",
+            description="Every expected day of the last 30, since the first that landed, has landed and was read again "
+            "after it had settled. The sensor `watch` evaluates this check within a minute of a change.",
         )
     if isinstance(endpoint, Records) and endpoint.compared_with:
         yield dg.AssetCheckSpec(
             SAME_ROWS,
             asset=asset,
-            description=f"Days that {endpoint.compared_with} has landed too: as many rows and the same exact sum per coin.",
+            description=f"A day has the same rows and the same exact sum per coin as in {endpoint.compared_with}, where both have landed it.",
         )
 
 
@@ -62,7 +62,7 @@ def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg
         problems.append(f"the fee is above the volume in {stats.rows_with_fee_above_volume} rows")
     if landed.new_fields:
         fields = ", ".join(landed.new_fields)
-        problems.append(f"the responses have fields that the schema does not know, kept in column extra: {fields}")
+        problems.append(f"the responses have fields that the schema does not know, stored in column extra: {fields}")
     if before:
         problems.append(
             f"the exchange restated the day after it had settled: {before.rows} rows before, {stats.rows} now. The rows "

@@ -46,8 +46,8 @@ def build_earnings(start: date) -> dg.AssetsDefinition:
         kinds={"postgres"},
         owners=[OWNER],
         description="What was earned each day by exchange, kind and coin: added up exactly from the endpoints' tables, with "
-        "a value in USDT only where the exchange gives one. Of endpoints that report the same money one counts. A day is "
-        "that of each exchange, in its own zone.",
+        "a value in USDT only where the exchange gives one. Of several endpoints that report the same money, only one "
+        "counts. A day is that of each exchange, in its own zone.",
         metadata={"dagster/table_name": TABLE, "dagster/column_schema": dg.TableSchema(columns)},
     )
     report = dg.AssetSpec(
@@ -57,9 +57,9 @@ def build_earnings(start: date) -> dg.AssetsDefinition:
         group_name="affiliate",
         kinds={"html"},
         owners=[OWNER],
-        description="The day for people, in its metadata and as a page in `reports/`: charts of the last 30 days, "
-        "who earned most, what is missing or may still change. It is as of its making; `affiliate-pipeline report` makes "
-        "the page again.",
+        description="The day's report, in its metadata and as a page in `reports/`: charts of the last 30 days, top "
+        "earners, and what is missing or may still change. It has the figures as of its rendering; `affiliate-pipeline "
+        "report` renders the page again.",
     )
 
     return dg.multi_asset(
@@ -94,7 +94,7 @@ def _materialize(
                 if REPORT in done:
                     done[REPORT][day] = _report(context, figures, environment.reports)
     except AffiliateError as error:
-        problem = error.problem.adding(impact="Its sums are as they were")
+        problem = error.problem.adding(impact="Its sums are unchanged")
         failed |= dict.fromkeys({*days}.difference(failed, *done.values()), problem)
     counted = f"{len(failed)} of {len(days)} days could not be added up ({format_days(failed)})"
     finish(context, done, failed, f"{counted}: {'. '.join(map(str, grouped(failed)))}.")
@@ -134,7 +134,7 @@ def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path) -
     metadata: Metadata = {"report": dg.MetadataValue.md(render.markdown(figures))}
     try:
         metadata["page"] = dg.PathMetadataValue(render.write(figures, folder))
-    except OSError as error:  # without a writable disk, the metadata are the report
+    except OSError as error:  # if the disk is not writable, the metadata still contain the report
         context.log.warning("the page of %s was not written: %s", figures.day, error.strerror)
     return metadata
 
@@ -142,11 +142,12 @@ def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path) -
 @sensor(
     target=[COMMISSION, REPORT],
     minimum_interval_seconds=30,
-    description="Adds up again each day for which something else has landed than it was added up from.",
+    description="Adds a day up again when the rows that have landed for it have changed.",
 )
 def stale_days(
     _context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
 ) -> list[dg.RunRequest]:
+    """Request one run per range of stale days."""
     now = datetime.now(UTC)
     with pipeline.store() as store:
         first, last = pipeline.environment.start_date, now.date() - DAY

@@ -27,7 +27,7 @@ class LandingConfig(dg.Config):
     """Options of a run; a normal run has none."""
 
     allow_shrink: bool = Field(False, description="Accept fewer rows than had landed for a settled day.")
-    from_rejected: bool = Field(False, description=f"Land the rows kept in {quarantine.TABLE}; fetch nothing.")
+    from_rejected: bool = Field(False, description=f"Land the rows stored in {quarantine.TABLE}; fetch nothing.")
     trust_old: bool = Field(False, description="The source still has days beyond its promised retention: fetch them.")
 
 
@@ -154,7 +154,7 @@ def build_reference_table(table: ReferenceTable) -> dg.AssetsDefinition:
             ):
                 return dg.MaterializeResult(metadata=table.refresh(session))
         except AffiliateError as error:
-            problem = error.problem.adding(impact=f"The {table.name} is as it was")
+            problem = error.problem.adding(impact=f"The {table.name} is unchanged")
             raise dg.Failure(f"{table.key}: {problem}.", allow_retries=False) from None
 
     return refreshed

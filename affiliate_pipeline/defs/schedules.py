@@ -30,6 +30,7 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultSchedul
     lands = "today" if is_snapshot else "the last days, until they have settled"
 
     @schedule(
+        # Released names do not change: Dagster stores by name whether a schedule is stopped.
         name=f"{exchange.name}_{'observations' if is_snapshot else 'records'}_{at:%H%M}",
         cron_schedule=f"{at.minute} {at.hour} * * *",
         execution_timezone=exchange.zone.key,
@@ -45,7 +46,7 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultSchedul
         today = day_of(tick_ms, exchange.zone)
         if is_snapshot and day_of(now_ms(), exchange.zone) > today:
             # Dagster evaluates a missed tick later, when a run for a day that is over can only fail.
-            return dg.SkipReason(f"{today} is over: no snapshot of it was taken, and none can be any more")
+            return dg.SkipReason(f"{today} is over: no snapshot of it was taken, and none can be taken now")
         environment = pipeline.environment
         start = environment.start_date
         # If no exchange is configured, request the runs anyway: they fail and report what to set.

@@ -24,7 +24,7 @@ def rights(assets: Iterable[str]) -> dict[str, str]:
 
 
 def is_run_live(url: str, run_id: str) -> bool:
-    """Whether a process that works for the run (`Store.mark_run_live`) is alive and connected."""
+    """Whether a process that marked the run as live (`Store.mark_run_live`) is still connected."""
     with connect(url, autocommit=True) as connection, unavailable():
         lock = _run_lock(run_id).key
         row = connection.execute(sql.SQL("select pg_try_advisory_lock({})").format(lock)).fetchone()

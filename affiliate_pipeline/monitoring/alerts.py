@@ -1,4 +1,4 @@
-"""Alerts: what people read about failures. `outbox` stores them, `delivery` sends them."""
+"""The texts of alerts. `outbox` stores alerts, `delivery` sends them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ MAX_CAUSE_CHARACTERS = 500
 
 @dataclass(frozen=True)
 class Alert:
-    """A message to people; each key is raised once.
+    """A message about a failure or recovery; each key is raised once.
 
     `failed`: the failed days by asset key (empty: the asset itself); once all have landed, one message reports it.
     """
@@ -103,20 +103,20 @@ def availability(endpoint: Endpoint, days: Sequence[date], now_ms: int) -> str:
     if retained:
         deadline_ms = endpoint.timetable.deadline_ms(retained[0])
         if deadline_ms is None:
-            return "no limit is known of how long it keeps them"
+            return "it is not known how long the exchange retains them"
         first = f" ({retained[0]}; the later days longer)" if len(retained) > 1 else ""
         texts.append(f"fetchable {'at least ' * is_provable}until {last_minute_before(deadline_ms)}{first}")
     if expired:
         texts.append(f"it no longer {'promises' if is_provable else 'has'} {format_days(expired)}")
     if second := retention and retention.fallback:
-        texts.append(f"{second.key} is a second chance: {availability(second, days, now_ms)}")
+        texts.append(f"as a fallback, {second.key}: {availability(second, days, now_ms)}")
     return "; ".join(texts)
 
 
 def failed_checks(key: str, failed: Mapping[tuple[str, str], Mapping[date | None, str]], link: str) -> Alert:
     """The alert about a run's failed checks: descriptions by asset and check, then by day."""
     lines = [line for (asset, check), texts in failed.items() for line in _by_text(texts, about=f"{asset}, {check}")]
-    lines += ["The days have landed as the source sent them; to do: see the asset's checks in the UI and the runbook."]
+    lines += ["The days have landed as the source sent them. To do: see the asset's checks in the UI and the runbook."]
     titles = [
         f"{asset}: check {check} failed{_for([day for day in texts if day])}"
         for (asset, check), texts in failed.items()
@@ -128,9 +128,9 @@ def failing_ticks(key: str, kind: str, name: str, cause: str, link: str) -> Aler
     """The alert about a failing sensor or schedule, raised once until it succeeds again."""
     return Alert(
         key,
-        f"The {kind} {name} fails",
-        f"{_line(cause)}\nTo do: fix the cause; it then resumes automatically. What it should have started meanwhile has not "
-        f"been started.\nIts ticks: {link}",
+        f"The {kind} {name} is failing",
+        f"{_line(cause)}\nTo do: fix the cause; it then resumes automatically. Runs that it should have started in the "
+        f"meantime have not been started.\nIts ticks: {link}",
     )
 
 
@@ -146,7 +146,7 @@ def recovered(alerts: Sequence[Alert]) -> Alert:
         else f"{asset} has been materialized since"
         for asset, failed in days.items()
     ]
-    earlier = dict.fromkeys(f"Alert before: {alert.title}" for alert in alerts)
+    earlier = dict.fromkeys(f"Earlier alert: {alert.title}" for alert in alerts)
     keys = ", ".join(alert.key for alert in alerts)
     return Alert(
         # The hash bounds the key's length: an entry of PostgreSQL's index has room for 2,704 bytes.

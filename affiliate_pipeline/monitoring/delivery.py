@@ -19,7 +19,7 @@ MAX_MESSAGE = 3500
 READ_TIMEOUT_S = 20
 
 
-class Alerts(Settings):
+class AlertSettings(Settings):
     """Where alerts go, and the base of the links in them."""
 
     alert_urls: SecretStr | None = None
@@ -27,7 +27,7 @@ class Alerts(Settings):
     dagster_ui_url: BaseUrl = "http://localhost:3000"
 
     def urls(self) -> Sequence[str]:
-        """Apprise URLs; they hold secrets."""
+        """The Apprise URLs, which contain secrets."""
         urls = self.alert_urls.get_secret_value() if self.alert_urls else ""
         if urls and (problems := quotes_in("ALERT_URLS", urls)):
             raise SettingsError(*problems)
@@ -81,7 +81,7 @@ def send(url: str, message: Message) -> str | None:
     # Imported here: the import is slow, and only the delivery needs it.
     import apprise
 
-    # Apprise's own log quotes the addresses, which hold secrets.
+    # Apprise's own log quotes the addresses, which contain secrets.
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
     targets: Any = apprise.Apprise()
     if not targets.add(url):

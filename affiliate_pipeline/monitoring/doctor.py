@@ -28,7 +28,7 @@ from affiliate_pipeline.http.errors import (
 from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.landing.store import rights
-from affiliate_pipeline.monitoring.delivery import Alerts
+from affiliate_pipeline.monitoring.delivery import AlertSettings
 from affiliate_pipeline.monitoring.overdue import described, overdue_days
 from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.errors import unavailable
@@ -74,13 +74,13 @@ class Finding:
 def alerts(environment: Environment) -> Iterator[Finding]:
     """What is wrong with the settings of alerts."""
     try:
-        Alerts.load(environment.variables).urls()
+        AlertSettings.load(environment.variables).urls()
     except SettingsError as error:
         yield Finding("alerts", error.problem.what, "Correct it in the environment or in .env")
 
 
 def database(environment: Environment) -> Iterator[Finding]:
-    """The database, read without locks, and what it holds; an embedded one has to run already."""
+    """The database, read without locks, and the days in it; an embedded server must be running."""
     try:
         with unavailable(), connect(environment.database_url(), autocommit=True) as connection:
             connection.execute("set default_transaction_read_only = on")
@@ -105,11 +105,13 @@ def _automation(connection: psycopg.Connection[Any]) -> Iterator[Finding]:
     [(silent, any_schedule, stopped, failing)] = connection.execute(_DAEMON).fetchall() if has_run else never_run
     if silent:
         start = "Start it: `make up`, or on a server the Dagster daemon"
-        yield Finding("daemon", f"Dagster's daemon does not run ({', '.join(silent)})", start)
+        yield Finding("daemon", f"Dagster's daemon is not running ({', '.join(silent)})", start)
     else:
-        yield Finding("daemon", "Dagster's daemon runs")
+        yield Finding("daemon", "Dagster's daemon is running")
         if not any_schedule:
-            yield Finding("schedules", "none runs", "Set AFFILIATE_SCHEDULES=true, or start them in the UI, Automation")
+            yield Finding(
+                "schedules", "none is running", "Set AFFILIATE_SCHEDULES=true, or start them in the UI, Automation"
+            )
     if stopped:
         action = "Start them again in Dagster's UI, under Automation"
         yield Finding("sensors", f"stopped: {', '.join(stopped)}", action)
@@ -130,7 +132,7 @@ def _days(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding
         else:
             fine += endpoint.key in ledgers
     if fine:
-        yield Finding("days", f"no day is overdue, of {fine} assets")
+        yield Finding("days", f"no day of {fine} assets is overdue")
     elif not any(ledgers.values()):
         yield Finding("days", "nothing has landed yet", "Start it (`make up`), or materialize days in the UI")
 
@@ -144,8 +146,8 @@ def _sources(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Find
             if others := sorted(landed_from - {session.source}):
                 yield Finding(
                     f"source of {endpoint.key}",
-                    f"days were landed from {', '.join(others)}, and what is configured is {session.source}",
-                    "Use the credentials and the base URL of then, or another database; after rotating a key see the runbook",
+                    f"days have landed from {', '.join(others)}, but {session.source} is configured",
+                    "Use the earlier credentials and base URL, or another database; after rotating a key, see the runbook",
                 )
 
 
@@ -156,7 +158,7 @@ def accounts(environment: Environment) -> Iterator[Finding]:
         if endpoint.probe:
             probed.setdefault(f"{endpoint.exchange.name} {endpoint.account}", []).append(endpoint)
     if not any(environment.is_any_set(endpoint.credentials) for endpoint in ENDPOINTS):
-        action = "Set the keys of one in .env (README, Real accounts), or let `make up` play them"
+        action = "Set the keys of one in .env (README, Real accounts), or try the sandbox with `make up`"
         yield Finding("accounts", "no exchange is configured", action)
         return
     for about, endpoints in probed.items():

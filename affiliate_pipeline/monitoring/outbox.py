@@ -1,4 +1,4 @@
-"""Storage of alerts until every target has accepted them and the failed days have landed."""
+"""Stores alerts until every target has accepted them and the failed days have landed."""
 
 import logging
 from collections.abc import Collection, Iterable

@@ -1,6 +1,6 @@
 """What to do about overdue days: which to request again, and what to report about them.
 
-Decisions are pure; `OverdueStore` stores their state, `defs/sensors/overdue.py` makes runs, checks and alerts of them.
+The decisions have no side effects. `OverdueStore` stores their state, and `defs/sensors/overdue.py` carries them out.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -209,8 +209,8 @@ def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expected
     given_up = f"No further run is requested for {it}."
     match level:
         case NotificationLevel.LOST if days[0].last_read_at:
-            title = f"{named} can no longer be read again"
-            text = f"What had landed of {it} stays. What the exchange changed before {it} settled is not in it."
+            title = f"{named} expired before settling"
+            text = "The rows that had landed are unchanged. What the exchange changed after that is missing."
         case NotificationLevel.LOST:
             title, text = f"{named} {is_} lost", given_up
             if (retention := retention_of(endpoint)) and retention.proof:
@@ -219,7 +219,7 @@ def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expected
                 )
         case NotificationLevel.SECOND_CHANCE:
             asset = days[0].fallback[0] if days[0].fallback else ""
-            title = f"of {named} only {asset} can land the rows any more"
+            title = f"only {asset} can still land {named}"
             text = f"To do: unless a schedule does so, materialize {asset} for {it}."
         case NotificationLevel.GIVEN_UP:
             title, text = f"{named} {has} not landed after {MAX_ATTEMPTS} attempts", f"{given_up} {action}"

@@ -1,7 +1,7 @@
 """The sandbox: exchanges on loopback, as strict as the real ones, with exactly known data.
 
 It imports nothing else of affiliate_pipeline and verifies signatures with its own code, so that a mistake of the client
-cannot hide in shared code. `server` serves HTTP, `binance` and `lbank` implement the exchanges without sockets, and
+cannot be hidden by shared code. `server` serves HTTP, `binance` and `lbank` implement the exchanges without sockets, and
 `exchange` is the protocol between them. `faults` spoils responses. The exchanges share `parameters`, `signatures`,
 `sliding_window`, `days` and `rows`. A new exchange takes a folder like `binance` and an entry in `Sandbox`.
 """

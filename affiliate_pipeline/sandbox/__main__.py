@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         with sandbox:
-            print(f"The sandbox answers at {sandbox.url}", flush=True)
+            print(f"The sandbox listens on {sandbox.url}", flush=True)
             signal.sigwait(STOP_SIGNALS)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
@@ -43,12 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="affiliate-pipeline sandbox", description="Exchanges on loopback, with generated data."
     )
-    parser.add_argument("--port", type=int, default=0, help="0, the default, takes a free one")
-    parser.add_argument("--rows-per-day", type=int, default=3000, help="rebates of Binance")
+    parser.add_argument("--port", type=int, default=0, help="0, the default, selects a free one")
+    parser.add_argument("--rows-per-day", type=int, default=3000, help="about how many rebates Binance has per day")
     parser.add_argument("--users", type=int, default=60, help="users under LBank's affiliate")
-    parser.add_argument("--rate-scale", type=_scale, default=1.0, help="rate limits are so many times the real ones")
+    parser.add_argument("--rate-scale", type=_scale, default=1.0, help="factor for the real rate limits")
     parser.add_argument("--fail-day", type=_failing_day, action="append", default=[], metavar="YYYY-MM-DD[=STATUS]")
-    parser.add_argument("--error-rate", type=_rate, default=0.0, help="share of spoiled answers, 0 to 1")
+    parser.add_argument("--error-rate", type=_rate, default=0.0, help="share of faulty responses, 0 to 1")
     return parser
 
 

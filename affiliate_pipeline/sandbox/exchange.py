@@ -48,6 +48,8 @@ NOT_FOUND = Response(404, b"<html><body><h2>404 Not found</h2></body></html>", "
 
 
 class Exchange(Protocol):
+    """What the server and the faults require of an exchange."""
+
     @property
     def prefixes(self) -> tuple[str, ...]:
         """The path prefixes of this exchange."""

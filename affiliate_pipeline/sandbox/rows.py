@@ -1,4 +1,4 @@
-"""Rows as JSON bytes, with numbers kept as they are written."""
+"""Rows as JSON bytes, with numbers exactly as written."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -23,7 +23,7 @@ def encode(row: Mapping[str, Any]) -> bytes:
 
 
 def decode(row: bytes) -> dict[str, Any]:
-    """The row as a dict, which `encode` turns into the same JSON values again."""
+    """The row as a dict, which `encode` converts to the same JSON values."""
     return json.loads(row, parse_float=Number)
 
 

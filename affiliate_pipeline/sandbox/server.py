@@ -25,7 +25,7 @@ ABORT_ON_CLOSE = struct.pack("ii", 1, 0)
 
 @dataclass
 class Request:
-    """One request as logged; `status` is None until it is answered, and after a reset.
+    """One request as logged; `status` is None until there is a response, and after a reset.
 
     `code` is the exchange's own error code, `fault` the fault that made or spoiled the response.
     """

@@ -16,4 +16,5 @@ class SlidingWindow:
         return len(self.times)
 
     def add(self, now: int) -> None:
+        """Add a request at this time (ms)."""
         self.times.append(now)

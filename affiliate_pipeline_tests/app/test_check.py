@@ -83,7 +83,7 @@ def test_a_database_that_is_too_old(healthy, checked, monkeypatch):
 
 def test_an_embedded_server_that_does_not_run_is_not_started(healthy, checked, monkeypatch, tmp_path):
     monkeypatch.delenv("AFFILIATE_DATABASE_URL")
-    assert checked() == {"database": "the embedded PostgreSQL does not run"}
+    assert checked() == {"database": "the embedded PostgreSQL is not running"}
     assert [path.name for path in tmp_path.iterdir()] == ["workspace.yaml"]
 
 
@@ -152,12 +152,12 @@ def test_an_exchange_that_does_not_respond(healthy, checked, monkeypatch):
 
 def test_a_daemon_that_does_not_run(healthy, checked, query):
     query("update daemon_heartbeats set timestamp = timestamp - interval '1 hour' where daemon_type = 'SENSOR'")
-    assert checked() == {"daemon": "Dagster's daemon does not run (sensor)"}
+    assert checked() == {"daemon": "Dagster's daemon is not running (sensor)"}
 
 
 def test_schedules_and_sensors_that_do_not_run(healthy, checked, query):
     query("delete from instigators")
-    assert checked() == {"schedules": "none runs"}
+    assert checked() == {"schedules": "none is running"}
 
     query(STATE, "SCHEDULE", "DECLARED_IN_CODE", body("binance_records_0015"))
     query(STATE, "SENSOR", "STOPPED", body("stale_days"))

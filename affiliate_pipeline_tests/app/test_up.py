@@ -83,7 +83,7 @@ def test_up_does_not_try_the_sandbox_on_a_configured_database(
     else:
         monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
     if leftover:
-        settings.choose({"BINANCE_BASE_URL": "http://127.0.0.1:9", "BINANCE_PARTNER_API_KEY": "key"})
+        settings.save_sandbox_variables({"BINANCE_BASE_URL": "http://127.0.0.1:9", "BINANCE_PARTNER_API_KEY": "key"})
     before = query("select datname::text from pg_database order by 1"), sorted(home.iterdir())
 
     with pytest.raises(Stop, match="AFFILIATE_DATABASE_URL is set and no exchange is. Set .* or unset"):

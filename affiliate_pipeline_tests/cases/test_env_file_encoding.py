@@ -115,7 +115,7 @@ def test_a_folder_or_an_unreadable_file_is_named(command, monkeypatch):
 def test_what_up_has_written_may_be_edited_in_another_encoding(command):
     settings.home().mkdir()
     (settings.home() / "settings.env").write_bytes(TEXT.encode("utf-16"))
-    assert settings.chosen()["BINANCE_PARTNER_API_KEY"] == "kkkk"
+    assert settings.sandbox_variables()["BINANCE_PARTNER_API_KEY"] == "kkkk"
     (settings.home() / "settings.env").write_bytes(TEXT.encode("latin-1"))
     assert "settings.env, line 1, is not UTF-8 text" in command("check")
 

@@ -62,7 +62,7 @@ def test_the_heartbeat_and_alerts_reach_loopback_too(webhook, monkeypatch):
     assert ping_heartbeat(webhook.heartbeat_url, Network(settings.configured().variables)) is None
     monkeypatch.setenv("NO_PROXY", "intranet.example")
     monkeypatch.setenv("no_proxy", "intranet.example")
-    settings.keep_loopback_off_proxies()
+    settings.exclude_loopback_from_proxies()
     assert delivery.send(webhook.url, delivery.messages([Alert("key", "title", "text")])[0]) is None
 
 

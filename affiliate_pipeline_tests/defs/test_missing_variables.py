@@ -64,7 +64,7 @@ def leftover(tmp_path: Path) -> Iterator[Sandbox]:
     """A sandbox that would answer, and the `.affiliate/settings.env` in which an earlier `up` chose it."""
     with Sandbox(rows_per_day=10) as exchange:
         (tmp_path / ".affiliate").mkdir()
-        settings.choose({"AFFILIATE_START_DATE": f"{YESTERDAY}", **exchange.variables})
+        settings.save_sandbox_variables({"AFFILIATE_START_DATE": f"{YESTERDAY}", **exchange.variables})
         yield exchange
 
 

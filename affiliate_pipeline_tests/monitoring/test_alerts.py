@@ -117,7 +117,7 @@ def test_an_asset_without_days_is_reported_with_what_to_do():
 @pytest.mark.parametrize(
     ("key", "days", "at", "expected"),
     [
-        ("lbank/trade_user", DAYS, NOW_MS, "no limit is known of how long it keeps them"),
+        ("lbank/trade_user", DAYS, NOW_MS, "it is not known how long the exchange retains them"),
         (REBATES, [date(2026, 11, 16)], NOW_MS, "fetchable at least until 2026-11-22 23:59 UTC"),
         (REBATES, DAYS[:1], NOW_MS, "it no longer promises 2026-11-03"),
         (
@@ -132,7 +132,7 @@ def test_an_asset_without_days_is_reported_with_what_to_do():
             [date(2026, 11, 2), date(2026, 11, 4)],
             NOW_MS,
             "fetchable until 2026-11-10 23:59 UTC; it no longer has 2026-11-02; binance/kickback_historical_record is a "
-            "second chance: fetchable until 2026-12-01 23:59 UTC (2026-11-02; the later days longer)",
+            "binance/kickback_historical_record: fetchable until 2026-12-01 23:59 UTC (2026-11-02; the later days longer)",
         ),
         # Today's, in a zone 8 hours ahead.
         ("lbank/invite_user_info", [date(2026, 11, 10)], NOW_MS, "fetchable until 2026-11-10 15:59 UTC"),
@@ -214,7 +214,7 @@ def examples() -> list[Alert]:
         "unknown",
     )
     days = [ExpectedDay(day, None, rebates.timetable.deadline_ms(day)) for day in DAYS]
-    said = "the answers have fields that the schema does not know, kept in column extra: tier"
+    said = "the responses have fields that the schema does not know, stored in column extra: tier"
     return [
         failed,
         failed_checks("checks", {(REBATES, "day_is_sound"): {DAYS[1]: said}}, LINK),

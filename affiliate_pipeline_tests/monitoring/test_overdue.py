@@ -272,8 +272,8 @@ def test_a_day_read_too_early_is_not_requested_after_its_deadline():
     watch.decide(now_ms)
     assert watch.requested == []
     (alert,) = alerts_of(REBATES, NotificationLevel.LOST, [gap(REBATES, nov(8), now_ms, landed_early=True)], now_ms)
-    assert alert.title == "binance/rebate_recent_record: 2026-11-08 can no longer be read again"
-    assert "What had landed of it stays" in alert.text
+    assert alert.title == "binance/rebate_recent_record: 2026-11-08 expired before settling"
+    assert "The rows that had landed are unchanged" in alert.text
 
 
 def test_an_expired_day_with_a_fallback_stays_at_risk_until_the_fallback_expires():
@@ -327,7 +327,7 @@ def test_a_lost_day_and_one_read_too_early_have_different_alerts():
     lost = gap(REBATES, nov(7), now_ms)
     early = gap(REBATES, nov(8), now_ms, landed_early=True)
     titles = [alert.title.split(": ")[1] for alert in alerts_of(REBATES, NotificationLevel.LOST, [lost, early], now_ms)]
-    assert titles == ["2026-11-07 is lost", "2026-11-08 can no longer be read again"]
+    assert titles == ["2026-11-07 is lost", "2026-11-08 expired before settling"]
 
 
 def test_no_two_alerts_about_the_same_days_share_a_key():

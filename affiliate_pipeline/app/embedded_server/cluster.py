@@ -35,10 +35,12 @@ class Cluster:
 
     @property
     def folder(self) -> Path:
+        """The folder of the data, the log and the lock file."""
         return self.data.parent
 
     @property
     def log(self) -> Path:
+        """The server's log since its last start; that of the run before is `log.old`."""
         return self.folder / "log"
 
     def error(self, what: str, output: str | None = None) -> ServerError:
@@ -57,15 +59,16 @@ def read(home: Path) -> Cluster | None:
     path = home / "postgres.json"
     try:
         stored = json.loads(path.read_text())
-        # Relative if inside `home`, which may be moved; joining keeps an absolute path as it is.
+        # Relative if inside `home`, which may be moved; joining leaves an absolute path unchanged.
         return Cluster(home / stored["data"], int(stored["port"]), stored["password"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
-        raise ServerError(f"{path} is damaged", "Put it back as it was: it holds the password") from None
+        raise ServerError(f"{path} is damaged", "Restore it: it contains the password") from None
 
 
 def write(home: Path, cluster: Cluster) -> None:
+    """Replace `postgres.json` in one step; only its owner may read it."""
     inside = cluster.data.is_relative_to(home)
     data = cluster.data.relative_to(home) if inside else cluster.data
     unfinished = home / "postgres.json.new"
@@ -87,10 +90,10 @@ def locked(home: Path) -> Generator[None, None, None]:
 
 @contextmanager
 def try_alive_lock(cluster: Cluster) -> Generator[int | None, None, None]:
-    """A descriptor for the server to inherit; None while a server or initdb process lives.
+    """Yield the descriptor of a locked file; None while a server or initdb process is alive.
 
-    It holds a lock that all of them inherit, so the kernel reports reliably: also for orphans of a killed postmaster,
-    for zombies, and for a server in another container, where a pid means nothing.
+    All of them inherit it, so the kernel releases the lock when the last one ends. This is reliable even for orphans of
+    a killed postmaster, for zombies, and for a server in another container, where a pid means nothing.
     """
     with open(cluster.folder / "alive.lock", "a") as file:
         try:
@@ -103,13 +106,13 @@ def try_alive_lock(cluster: Cluster) -> Generator[int | None, None, None]:
 
 @contextmanager
 def os_errors_as_server_errors(home: Path) -> Generator[Path, None, None]:
-    """The resolved folder; errors of the operating system become `ServerError`."""
+    """Yield the resolved folder; an error of the operating system is raised as `ServerError`."""
     try:
         yield home.resolve()
     except PermissionError as error:
         raise ServerError(
-            f"{error.filename or home} is not open to this user ({error.strerror})",
-            f"Go on as the user who owns {home}, or give it to this one (chown -R)",
+            f"this user has no access to {error.filename or home} ({error.strerror})",
+            f"Run the command as the owner of {home}, or change the owner (chown -R)",
         ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -118,4 +121,4 @@ def os_errors_as_server_errors(home: Path) -> Generator[Path, None, None]:
 
 
 def _disk_full(path: Path | str) -> ServerError:
-    return ServerError(f"the disk that holds {path} is full", "Free some space, then try again")
+    return ServerError(f"the disk of {path} is full", "Free some space, then try again")

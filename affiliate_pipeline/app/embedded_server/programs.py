@@ -32,7 +32,7 @@ def program(name: str) -> Path:
 
 
 def run(cluster: Cluster, lock_fd: int, name: str, *arguments: str | Path) -> None:
-    """Run a program as the owner of the cluster's folder; it inherits only the lock."""
+    """Run a program as the owner of the cluster's folder; it inherits only the lock's descriptor."""
     owner = cluster.folder.stat()
     is_root = os.geteuid() == 0
     done = subprocess.run(
@@ -61,7 +61,7 @@ def make_folder(cluster: Cluster) -> None:
 
 
 def system_user() -> pwd.struct_passwd:
-    """The server's user when running as root, created if need be."""
+    """The server's user when running as root, created if necessary."""
     with suppress(KeyError):
         return pwd.getpwnam(SYSTEM_USER)
     command = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", SYSTEM_USER]
@@ -71,10 +71,10 @@ def system_user() -> pwd.struct_passwd:
     except OSError as error:
         output = str(error)
     with suppress(KeyError):
-        return pwd.getpwnam(SYSTEM_USER)  # made by us, or by another process that was faster
+        return pwd.getpwnam(SYSTEM_USER)  # created by this process or a concurrent one
     raise ServerError(
-        f"PostgreSQL does not run as root, and its system user could not be made ({' '.join(command)}: {output})",
-        "Go on as an ordinary user, or create that user yourself",
+        f"PostgreSQL does not run as root, and its system user could not be created ({' '.join(command)}: {output})",
+        "Run the command as an ordinary user, or create that user yourself",
     )
 
 
@@ -96,6 +96,6 @@ def _shared_copy(package: Path) -> Path:
             try:
                 copy.rename(target)
             except OSError:
-                if not target.exists():  # else another process was faster
+                if not target.exists():  # otherwise a concurrent process has created it
                     raise
     return target / package.name

@@ -1,4 +1,4 @@
-"""Find, start and stop the embedded PostgreSQL, one server per `.affiliate` folder, `home`.
+"""Find, start and stop the embedded PostgreSQL: one server per `.affiliate` folder (`home`).
 
 It listens on 127.0.0.1 only and requires the password. It has no unix socket, whose path could be too long.
 """
@@ -56,14 +56,14 @@ def is_embedded(environment: Environment) -> bool:
 
 
 def start_database(environment: Environment) -> Environment:
-    """The environment with its database running; raises `ServerError`."""
+    """Start the embedded server unless a database is configured; return the environment with its URL."""
     if not is_embedded(environment):
         return environment
     return replace(environment, embedded_url=ensure(environment.home, environment.mode))
 
 
 def running_database(environment: Environment) -> Environment | None:
-    """Like `start_database`, but starts and creates nothing: None if the server is not running."""
+    """The environment with its database's URL; None if the embedded server is not running."""
     if not is_embedded(environment):
         return environment
     url = url_if_running(environment.home, environment.mode)
@@ -71,7 +71,7 @@ def running_database(environment: Environment) -> Environment | None:
 
 
 def ensure(home: Path, database: str) -> str:
-    """Start the server and create the database if need be; return its URL. Concurrency-safe."""
+    """Start the server and create the database if necessary; return its URL. Concurrent calls are safe."""
     with os_errors_as_server_errors(home) as folder:
         cluster = read(folder)
         if cluster is None or _data_directory(cluster, database) != str(cluster.data):
@@ -83,7 +83,7 @@ def ensure(home: Path, database: str) -> str:
 
 
 def url_if_running(home: Path, database: str) -> str | None:
-    """Like `ensure`, but creates nothing; None unless our server runs on our data folder."""
+    """The database's URL; None unless a server is running on the data folder of `home`."""
     with os_errors_as_server_errors(home) as folder:
         cluster = read(folder)
         is_running = cluster and _data_directory(cluster) == str(cluster.data)
@@ -117,7 +117,7 @@ def _url(cluster: Cluster, database: str) -> str:
 
 
 def _start(home: Path) -> Cluster:
-    """Create, start and recover the cluster of `home` as needed; return it once it answers."""
+    """Create, start and recover the cluster of `home` as needed; return it once it accepts connections."""
     cluster = read(home) or _new(home)
     make_folder(cluster)
     deadline = time.monotonic() + WAIT_S
@@ -131,13 +131,13 @@ def _start(home: Path) -> Cluster:
                     cluster.log.replace(cluster.log.with_name("log.old"))
                 launches += 1
                 cluster = _launch(home, cluster, lock_fd)
-        answered = _data_directory(cluster)
-        if answered == str(cluster.data):
+        data_directory = _data_directory(cluster)
+        if data_directory == str(cluster.data):
             return cluster
-        if answered:  # started before the project's folder was moved: it still writes its log to the old path
+        if data_directory:  # started before the project's folder was moved: it still writes its log to the old path
             _shut_down(cluster)
         if time.monotonic() > deadline:
-            raise cluster.error(f"PostgreSQL did not answer within {WAIT_S} s")
+            raise cluster.error(f"PostgreSQL accepted no connection within {WAIT_S} s")
         time.sleep(POLL_S)
 
 
@@ -149,8 +149,8 @@ def _new(home: Path) -> Cluster:
         data = home / "postgres" / "data"
         if data.exists():
             raise ServerError(
-                f"{data} is there, but {home / 'postgres.json'}, which holds its password, has gone",
-                "Put that file back; or, to begin with an empty database, move the data away",
+                f"{data} exists, but {home / 'postgres.json'}, which contains its password, is missing",
+                "Restore that file; or, to start with an empty database, move the data away",
             )
     cluster = Cluster(data, port=0, password=secrets.token_urlsafe(32))
     write(home, cluster)
@@ -162,8 +162,8 @@ def _launch(home: Path, cluster: Cluster, lock_fd: int) -> Cluster:
     if not cluster.data.exists():
         if cluster.port:  # it has run before: a new, empty database would look like data loss
             raise ServerError(
-                f"the data of PostgreSQL has gone from {cluster.data}",
-                f"Put it back, or a backup of it; or, to begin with an empty database, remove {home / 'postgres.json'}",
+                f"PostgreSQL's data folder {cluster.data} is missing",
+                f"Restore it, or a backup of it; or, to start with an empty database, remove {home / 'postgres.json'}",
             )
         _initialize(cluster, lock_fd)
     _remove_stale_pid(cluster)
@@ -193,12 +193,12 @@ def _initialize(cluster: Cluster, lock_fd: int) -> None:
 
 
 def _remove_stale_pid(cluster: Cluster) -> None:
-    """Remove postmaster.pid if its pid is not our server: even a zombie would block the start."""
+    """Remove postmaster.pid if its pid is not this server: even a zombie would block the start."""
     file = cluster.data / "postmaster.pid"
     command: list[str] = []
     with suppress(FileNotFoundError, ValueError, IndexError, psutil.Error):
         command = psutil.Process(int(file.read_text().split()[0])).cmdline()
-    if str(cluster.data) not in command:  # else a server was started on our data by hand
+    if str(cluster.data) not in command:  # otherwise a server was started by hand on this data
         file.unlink(missing_ok=True)
 
 
@@ -219,7 +219,7 @@ def _connect(cluster: Cluster, database: str = "postgres") -> psycopg.Connection
         user=ROLE,
         password=cluster.password,
         dbname=database,
-        # Otherwise another program on our port could request the password in clear text.
+        # Otherwise another program on this port could request the password in clear text.
         require_auth="scram-sha-256",
         connect_timeout=CONNECT_TIMEOUT_S,
         autocommit=True,
@@ -227,7 +227,7 @@ def _connect(cluster: Cluster, database: str = "postgres") -> psycopg.Connection
 
 
 def _data_directory(cluster: Cluster, database: str = "postgres") -> str | None:
-    """The running server's data folder; not ours if the project was copied or moved."""
+    """The running server's data folder; not the cluster's if the project was copied or moved."""
     try:
         with _connect(cluster, database) as connection:
             row = connection.execute("show data_directory").fetchone()

@@ -1,0 +1,1 @@
+"""The classes that `dagster.yaml` names: storage and run launcher. Definitions are in `defs`."""

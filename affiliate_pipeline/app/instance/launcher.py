@@ -12,7 +12,7 @@ from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import of_instance
 from affiliate_pipeline.landing.store import is_run_live
 
-# Longer than a busy machine takes from a run's event to the next process that works for it (`Store.mark_run_live`).
+# Longer than a busy machine takes between a run's event and its next process, which calls `Store.mark_run_live`.
 SILENCE_S = 75
 
 
@@ -25,9 +25,11 @@ class Launcher(dg.DefaultRunLauncher):
 
     @property
     def supports_check_run_worker_health(self) -> bool:
+        """True: Dagster's run monitoring then calls `check_run_worker_health`."""
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        """`NOT_FOUND` for a silent run without a live process, which Dagster then fails."""
         last = self._instance.event_log_storage.get_logs_for_run(run.run_id, limit=1, ascending=False)
         is_silent = not last or time.time() - last[0].timestamp >= SILENCE_S
         try:
@@ -37,7 +39,7 @@ class Launcher(dg.DefaultRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING, f"unknown without the database: {error}")
         return CheckRunHealthResult(
             WorkerStatus.NOT_FOUND,
-            "no process works for this run any more: it was killed, or its machine went down. What had landed is safe; "
+            "no process of this run is alive: it was killed, or its machine went down. What had landed is safe; "
             "materialize the days that are shown as failed again",
         )
 

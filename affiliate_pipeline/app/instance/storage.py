@@ -23,17 +23,19 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
+        """Without options: the environment configures the storage."""
         return {}
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: object) -> "Storage":  # noqa: ARG003 - Dagster's interface
+        """The storage in the application's database; starts the embedded server if that is used."""
         try:
             environment = start_database(application())
             url = environment.database_url()
             require_storage(url)
         except AffiliateError as error:
             raise StorageUnavailable(f"{error}") from None
-        # Newer SQLAlchemy takes a bare postgresql:// for psycopg 3, with which dagster-postgres cannot write an event
+        # Newer SQLAlchemy uses psycopg 3 for a bare postgresql://, with which dagster-postgres cannot write an event
         # (dagster issue 33958).
         schemas = {"affiliate", *(endpoint.exchange.name for endpoint in ENDPOINTS)}
         url = public_tables(url, schemas).replace("postgresql://", "postgresql+psycopg2://", 1)

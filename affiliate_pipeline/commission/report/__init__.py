@@ -1,1 +1,1 @@
-"""A day's report: page, charts and text. Amounts keep every digit; bar heights are rounded."""
+"""A day's report: page, charts and text. Amounts have every digit; bar heights are rounded."""

@@ -18,7 +18,7 @@ MAX_COINS = 6
 BAR_PX, GAP_PX = 8, 2
 PLOT_PX, HEAD_PX, FOOT_PX, EDGE_PX = 56, 34, 18, 8
 HEIGHT_PX = HEAD_PX + PLOT_PX + FOOT_PX
-# Keeps sums of any length exact.
+# For exact sums of any length.
 EXACT = Context(prec=MAX_PREC)
 FOLDER = FileSystemLoader(Path(__file__).parent)
 TEMPLATES = Environment(loader=FOLDER, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -62,7 +62,7 @@ def html(figures: Figures) -> str:
 
 
 def markdown(figures: Figures) -> str:
-    """The charts, the day's earnings, who earned most, and what is missing."""
+    """The charts, the day's earnings, top earners, and what is missing."""
     return _render("summary.md.j2", figures, image=b64encode(svg(figures).encode()).decode())
 
 

@@ -12,14 +12,14 @@ from affiliate_pipeline.defs.dagster_internals import sensor
 from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring import alerts, delivery
-from affiliate_pipeline.monitoring.delivery import Alerts
+from affiliate_pipeline.monitoring.delivery import AlertSettings
 from affiliate_pipeline.monitoring.outbox import TABLE, OpenAlert, Outbox
 
 # Between two messages to a target, so that a burst longer than a tick is bundled too.
 QUIET = timedelta(seconds=30)
 FIRST_PAUSE = timedelta(seconds=15)
-LONGEST_PAUSE = timedelta(minutes=30)
-# A tick has to end within 60 s; what is left is sent by the next.
+MAX_PAUSE = timedelta(minutes=30)
+# A tick has to end within 60 s; the next tick sends the rest.
 SENDING_S = 25
 MATERIALIZATIONS_READ = 1000
 # By asset, its fallback, which can land its days too.
@@ -32,11 +32,12 @@ class Undelivered(Exception):
 
 @sensor(
     minimum_interval_seconds=10,
-    description="Sends alerts to ALERT_URLS: several at once as one message, again where one could not be reached, and "
-    "a message when all failed days of an alert have landed.",
+    description="Sends alerts to ALERT_URLS, several at once as one message; retries targets that did not accept theirs; "
+    "reports when all failed days of an alert have landed.",
 )
 def alert_delivery(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]) -> dg.SkipReason:
-    urls = Alerts.load(pipeline.environment.variables).urls()
+    """Deliver due alerts; raises `Undelivered` after trying every target."""
+    urls = AlertSettings.load(pipeline.environment.variables).urls()
     with Outbox(pipeline.environment.database_url()) as outbox, outbox.try_exclusive() as is_exclusive:
         if not is_exclusive:
             return dg.SkipReason("another process is delivering")
@@ -64,7 +65,7 @@ def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
             if time.monotonic() > deadline:
                 break
             if problem := delivery.send(url, message):
-                attempts, next_attempt = outbox.failed(target, message.alerts, FIRST_PAUSE, LONGEST_PAUSE)
+                attempts, next_attempt = outbox.failed(target, message.alerts, FIRST_PAUSE, MAX_PAUSE)
                 problems.append(
                     f"ALERT_URLS: entry {place} {problem} (try {attempts}: {message.title}); {outbox.waiting(target)} "
                     f"alerts wait for it in {TABLE}; next try at {next_attempt:%H:%M:%S} UTC"

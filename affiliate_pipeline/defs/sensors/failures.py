@@ -34,7 +34,7 @@ from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.exchanges.registry import ENDPOINTS, REFERENCE_TABLES
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.monitoring import alerts
-from affiliate_pipeline.monitoring.delivery import Alerts
+from affiliate_pipeline.monitoring.delivery import AlertSettings
 from affiliate_pipeline.monitoring.outbox import Outbox
 
 RUNS_PER_TICK = 200
@@ -49,7 +49,7 @@ OWN_ASSETS = frozenset({*ENDPOINT_OF, *TABLES, COMMISSION, REPORT})
 # The third check is not among them: the monitor raises its own alerts about overdue days, with deadlines.
 REPORTED_CHECKS = {DAY_IS_SOUND, SAME_ROWS}
 _Partitions = set[tuple[AssetKey, str | None]]
-# Step failures, each with our assets that the step should have materialized.
+# Step failures, each with the own assets that the step should have materialized.
 _Failures = list[tuple[set[AssetKey], DagsterEvent]]
 
 
@@ -66,7 +66,7 @@ def failed_run_alert(
     context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
 ) -> dg.SkipReason:
     """Unlike Dagster's run failure sensor, this one reads a run again if its tick failed."""
-    ui = Alerts.load(pipeline.environment.variables).dagster_ui_url
+    ui = AlertSettings.load(pipeline.environment.variables).dagster_ui_url
     # Ignore failures older than a day: the overdue monitor reports what is still missing.
     cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - DAY_S}
     raised = 0
@@ -99,7 +99,7 @@ def _ended(instance: DagsterInstance, event_type: Any, cursor: Mapping[str, Any]
 def _alerts(
     context: dg.SensorEvaluationContext, run: DagsterRun, ended: dg.EventLogEntry, link: str
 ) -> Iterator[alerts.Alert]:
-    """The alerts of an ended run, if it is ours; of a cancelled run, only those about checks."""
+    """The alerts of an ended run of this package; of a cancelled run, only those about checks."""
     instance = context.instance
     if run.remote_job_origin and not is_own_repository(context, run.remote_job_origin.repository_origin):
         return
@@ -112,7 +112,7 @@ def _alerts(
             for day in days_of(run) or [None]
         }
         landed = _partitions(_events(instance, run.run_id, DagsterEventType.ASSET_MATERIALIZATION))
-        # If only other packages' assets are missing, the failure is not ours.
+        # If only other packages' assets are missing, this package reports nothing.
         is_own = any(key in OWN_ASSETS for key, _ in planned - landed or planned)
         if is_own and not _is_retried(instance, run, ended):
             failures = _own_failures(instance, run.run_id, plan)
@@ -157,7 +157,7 @@ def _own_failures(instance: DagsterInstance, run_id: str, plan: Iterable[Dagster
 
 
 def _failed_assets(failures: _Failures, planned: _Partitions, landed: _Partitions) -> Iterator[alerts.FailedAsset]:
-    """The days of our assets that the run planned to materialize and did not."""
+    """The days of own assets that the run planned to materialize and did not."""
     problems: dict[AssetKey, Mapping[date, Problem]] = {}
     for assets, event in failures:
         if failure := event.step_failure_data.user_failure_data:
@@ -181,7 +181,7 @@ def _day(partition: str | None) -> date | None:
 
 
 def _cause(failures: _Failures, ended: dg.EventLogEntry) -> str:
-    """The first line of the root cause of our first failed step, else of the run's failure."""
+    """The first line of the root cause of the first failed step, else of the run's failure."""
     message = ended.dagster_event.message if ended.dagster_event else None
     for _, event in failures[:1]:
         message = innermost_message(event.step_failure_data.error) or message
@@ -200,7 +200,7 @@ def _failed_checks(instance: DagsterInstance, run_id: str) -> dict[tuple[str, st
 
 
 def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleDefinition]) -> dg.SensorDefinition:
-    """The sensor that watches these sensors and schedules, and itself."""
+    """The sensor that reports when these sensors or schedules, or itself, fail."""
 
     @sensor(
         minimum_interval_seconds=30,
@@ -210,7 +210,7 @@ def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleD
         context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
     ) -> dg.SkipReason:
         own = {failing_tick_alert.name, *(each.name for each in others)}
-        ui = Alerts.load(pipeline.environment.variables).dagster_ui_url
+        ui = AlertSettings.load(pipeline.environment.variables).dagster_ui_url
         states = context.instance.all_instigator_state(
             instigator_statuses={InstigatorStatus.RUNNING, InstigatorStatus.DECLARED_IN_CODE}
         )
@@ -234,10 +234,7 @@ def _failing(instance: DagsterInstance, state: InstigatorState, ui: str) -> aler
     ended_well = [TickStatus.SUCCESS, TickStatus.SKIPPED]
     # The next tick of a sensor makes up for a failed one; a failed tick of a schedule is a run that did not start.
     number = 2 if state.instigator_type is InstigatorType.SENSOR else 1
-    # Not older ones: a sensor or schedule that no longer runs keeps its last ticks.
-    last = instance.get_ticks(
-        *which, after=time.time() - DAY_S, limit=number, statuses=[*ended_well, TickStatus.FAILURE]
-    )
+    last = instance.get_ticks(*which, limit=number, statuses=[*ended_well, TickStatus.FAILURE])
     if len(last) < number or any(tick.status in ended_well for tick in last):
         return None
     well = instance.get_ticks(*which, limit=1, statuses=ended_well)

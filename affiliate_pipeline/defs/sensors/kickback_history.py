@@ -29,11 +29,12 @@ _UNSET = f"{' and '.join(HISTORY.credentials)} are not set"
 @sensor(
     asset_selection=[HISTORY_KEY],
     minimum_interval_seconds=10,
-    description="Requests the exports that wait, polls for their files, and has the files landed.",
+    description="Requests waiting exports, polls for their files, and starts the runs that land them.",
 )
 def kickback_history(
     context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
 ) -> dg.RunRequest | dg.SkipReason:
+    """Advance the exports, request the run that lands a ready file, and report expired exports."""
     environment = pipeline.environment
     if not environment.is_any_set(HISTORY.credentials):
         return dg.SkipReason(_UNSET)
@@ -65,7 +66,7 @@ def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> d
     ready = next((export for export in opened if export.state == "ready" and not export.has_stored_file), None)
     if ready is None:
         last = next((f": {export.note}" for export in opened if export.state != "ready" and export.note), "")
-        return dg.SkipReason(f"{len(opened)} exports are open, and no file is there{last}")
+        return dg.SkipReason(f"{len(opened)} exports are open, and no file is ready{last}")
     unfinished = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
     if any(selected(context, run, {HISTORY_KEY}) for run in unfinished):
         return dg.SkipReason("a run is landing an export")
@@ -73,7 +74,7 @@ def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> d
     if finished >= MAX_RUNS:
         if any(export.state == "waiting" for export in opened):
             # Give up: days of the waiting exports may expire meanwhile.
-            note = f"its file came, {finished} runs could not land it, and other exports wait: see why the runs failed"
+            note = f"its file arrived, but {finished} runs could not land it while other exports wait: see why the runs failed"
             exports.update(ready, state="expired", note=note)
         return dg.SkipReason(f"{finished} runs could not land the file of export {ready.id}: see why they failed")
     return dg.RunRequest(
@@ -92,17 +93,17 @@ def expired_alert(export: KickbackExport, now_ms: int) -> Alert:
             "missed are requested again daily, at 00:45 UTC"
         )
     else:
-        next_step = f"No request brings these days any more; {RECENT_KICKBACKS.key} may have landed them in its time"
+        next_step = f"These days can no longer be requested; {RECENT_KICKBACKS.key} may have landed them before"
     return Alert(
         key=f"{HISTORY.key} collection {export.id}",
-        title=f"{HISTORY.key}: the history of {format_days(export.days)} did not come",
+        title=f"{HISTORY.key}: the export of {format_days(export.days)} was given up",
         text=f"{export.note}. What had landed is untouched. {next_step}.",
         failed={HISTORY.key: export.days},
     )
 
 
 def build_missed_days_schedule(status: dg.DefaultScheduleStatus) -> dg.ScheduleDefinition:
-    """The daily schedule that requests the days which only an export still has."""
+    """The daily schedule that requests the days that only an export can still return."""
 
     @schedule(
         name="binance_kickback_history_0045",
@@ -130,6 +131,8 @@ def build_missed_days_schedule(status: dg.DefaultScheduleStatus) -> dg.ScheduleD
             dg.RunRequest(run_key=f"{each[0]}...{each[-1]} {tick.isoformat()}", tags=range_tags(each))
             for each in day_ranges(only_exported - requested - exported.keys())
         ]
-        return requests or dg.SkipReason(f"{RECENT_KICKBACKS.key} has missed no day that only an export has")
+        return requests or dg.SkipReason(
+            f"{RECENT_KICKBACKS.key} has missed no day that only an export can still return"
+        )
 
     return missed_days

@@ -1,7 +1,7 @@
 """The monitor for overdue days, and the heartbeat.
 
-The monitor turns the decisions of `monitoring.overdue` into runs, alerts and checks. The heartbeat calls a dead man's
-switch as long as no day is at risk and alerts are delivered.
+The monitor carries out what `monitoring.overdue` decides: it requests runs, adds alerts and evaluates checks. The
+heartbeat calls a dead man's switch as long as no day is at risk and alerts are delivered.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.http.download import ping_heartbeat
 from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.landing.pipeline import now_ms
-from affiliate_pipeline.monitoring.delivery import Alerts
+from affiliate_pipeline.monitoring.delivery import AlertSettings
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.monitoring.overdue import (
     FIRST_PAUSE,
@@ -53,10 +53,11 @@ MONITORED = {dg.AssetKey.from_user_string(each.key): each for each in ENDPOINTS 
 @sensor(
     asset_selection=[*MONITORED],
     minimum_interval_seconds=EVERY_S,
-    description=f"Requests days again that should have landed and have not, at most {MAX_ATTEMPTS} times with growing "
-    "pauses; warns before a day expires at the exchange, and reports when one is lost.",
+    description=f"Requests overdue days at most {MAX_ATTEMPTS} times with growing pauses; warns before a day expires at the "
+    "exchange, and reports when one is lost.",
 )
 def watch(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]) -> dg.SensorResult:
+    """Request overdue days, add alerts about them and evaluate `NO_DAY_MISSING`."""
     now = now_ms()
     at, url = datetime.fromtimestamp(now / 1000, UTC), pipeline.environment.database_url()
     ended_badly = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
@@ -92,7 +93,8 @@ def watch(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeli
     "calls stop.",
 )
 def heartbeat(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]) -> dg.SkipReason:
-    variables, url = pipeline.environment.variables, Alerts.load(pipeline.environment.variables).heartbeat_url
+    """Call HEARTBEAT_URL, or skip with the reason why it is not called."""
+    variables, url = pipeline.environment.variables, AlertSettings.load(pipeline.environment.variables).heartbeat_url
     if url is None:
         return dg.SkipReason("HEARTBEAT_URL is not set")
     database_url = pipeline.environment.database_url()
@@ -155,8 +157,7 @@ def _evaluation(
         check_name=NO_DAY_MISSING,
         passed=not days,
         severity=dg.AssetCheckSeverity.ERROR if urgent else dg.AssetCheckSeverity.WARN,
-        description="\n".join(lines)
-        or "No day that is due is missing, since the first that landed and of the last 30.",
+        description="\n".join(lines) or "No expected day of the last 30, since the first that landed, is missing.",
         metadata={"missing": len(days), "at_risk": len(at_risk(days, states))},
     )
 

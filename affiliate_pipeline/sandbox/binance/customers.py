@@ -29,8 +29,8 @@ class Customers:
         with self._lock:
             if self.by_id.get(customer_id, email).casefold() != email.casefold():
                 return False
-            for held in [held for held, whose in self.by_id.items() if whose.casefold() == email.casefold()]:
-                del self.by_id[held]
+            for previous in [key for key, owner in self.by_id.items() if owner.casefold() == email.casefold()]:
+                del self.by_id[previous]
             self.by_id[customer_id] = email
             return True
 
@@ -45,9 +45,9 @@ class Customers:
         """The partner's clients; with an id or an email, only the one that has it."""
         with self._lock:
             return [
-                {"customerId": held, "email": whose}
-                for held, whose in self.by_id.items()
-                if customer_id in (None, held) and (email is None or email.casefold() == whose.casefold())
+                {"customerId": key, "email": owner}
+                for key, owner in self.by_id.items()
+                if customer_id in (None, key) and (email is None or email.casefold() == owner.casefold())
             ]
 
 

@@ -40,10 +40,12 @@ class _Endpoint:
 class Binance:
     """Binance Link with its data.
 
-    `retention_ms`: the retention of rebates; None retains them for ever.
+    `retention_ms`: the retention of rebates; None retains them forever.
     `exclusive_end`: a row at endTime is not returned.
+    `newest_first`: rows are ordered from the newest to the oldest.
+    `max_limit`: the largest `limit` of a call for rebates.
     `failing_posts`: how many of the next POSTs fail without effect; faults spoil responses after the effect.
-    `refusals_before_ban`: how many calls in a row over the weight limit are only refused; the next one is banned.
+    `refusals_before_ban`: how many calls in a row over the weight limit are refused before the next one causes a ban.
     """
 
     prefixes = ("/api/", "/sapi/", FILES)
@@ -83,12 +85,13 @@ class Binance:
                 ("GET", "userCustomization", self._user_customization, client, agent),
                 ("POST", "userCustomization", self._customize_user, client, agent | {"customerId"}),
                 ("GET", "kickback/recentRecord", self._kickback_recent_record, client, window),
-                ("POST", "kickback/historicalRecord", self._collect_history, client, window),
-                ("GET", "kickback/historicalRecord", self._offer_history, client, set[str]()),
+                ("POST", "kickback/historicalRecord", self._request_export, client, window),
+                ("GET", "kickback/historicalRecord", self._export_url, client, set[str]()),
             )
         }
 
     def variables(self, url: str) -> dict[str, str]:
+        """The environment variables of a client at this URL, for both roles."""
         return {
             "BINANCE_BASE_URL": url,
             "BINANCE_PARTNER_API_KEY": self.partner_key,
@@ -112,6 +115,7 @@ class Binance:
         return [decode(row) for row in self._rebates_between(start, start + DAY_MS)]
 
     def respond(self, call: Call) -> Response:
+        """The response to the call, before faults; a refusal is a response too."""
         if call.path.startswith(FILES):
             return self.kickbacks.file(call)
         headers: dict[str, str] = {}
@@ -134,9 +138,11 @@ class Binance:
     def refusal(
         self, status: int, code: int | None = None, retry_after_s: int | None = None, name: str = ""
     ) -> Response:
+        """A refusal in Binance's format; `name` is the parameter at fault."""
         return refusal(status, code, name, {} if retry_after_s is None else {"Retry-After": str(retry_after_s)})
 
     def days(self, call: Call) -> tuple[date, date] | None:
+        """The first and last UTC day of a call with startTime."""
         if "startTime" not in call.params:
             return None
         start, stop = self._window(BinanceParameters(call.params), max_span_ms=None)
@@ -192,11 +198,11 @@ class Binance:
         rows = self.kickbacks.between(start, stop, RECENT_MS, newest_first=self.newest_first, limit=limit)
         return array(rows)
 
-    def _collect_history(self, params: BinanceParameters) -> bytes:
+    def _request_export(self, params: BinanceParameters) -> bytes:
         start, end = params.window()
         return self.kickbacks.collect(start, end + 1, params.integer("limit") if "limit" in params else None)
 
-    def _offer_history(self, params: BinanceParameters) -> bytes:
+    def _export_url(self, params: BinanceParameters) -> bytes:
         response = self.kickbacks.offer()
         if response is None:
             raise Refused(-1130, "history")

@@ -128,13 +128,13 @@ def _customers() -> list[tuple[str, str]]:
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     domains = ("126.com", "163.com", "qq.com", "gmail.com", "outlook.com", "yahoo.co.jp", "proton.me")
 
-    def word(length: int) -> str:
+    def random_text(length: int) -> str:
         return "".join(letters[int(rnd() * len(letters))] for _ in range(length))
 
     customers: list[tuple[str, str]] = []
     for number in range(290):
-        email = f"{word(2 + int(rnd() * 3))}*****@{domains[int(rnd() * len(domains))]}"
-        customers.append(("" if rnd() < 0.2 else word(6), email))
+        email = f"{random_text(2 + int(rnd() * 3))}*****@{domains[int(rnd() * len(domains))]}"
+        customers.append(("" if rnd() < 0.2 else random_text(6), email))
         if number % 20 == 7:
             customers.append(ODD_CUSTOMERS[number // 20 % len(ODD_CUSTOMERS)])
     return [(each, encode({"customerId": each, "email": email})[:-1].decode()) for each, email in customers]

@@ -53,7 +53,7 @@ class Records:
         self._lock = threading.Lock()
 
     def set(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Replace all rows by these, each sent as given; simultaneous ones keep their order."""
+        """Replace all rows by these, each sent as given; rows of the same time stay in this order."""
         days: dict[date, Day] = {}
         for row in sorted(rows, key=lambda row: int(row["time"])):
             at = int(row["time"])

@@ -60,7 +60,7 @@ class Content:
         registered_ms: int | None = None,
         first_trade_ms: int | None = None,
     ) -> str:
-        """Add a user, by default just registered, who trades as the others do; return its openId."""
+        """Add a user, by default just registered, who trades like the others; return its openId."""
         now = self._now()
         above = self._users.find(parent, now)
         if above is None:
@@ -75,7 +75,7 @@ class Content:
 
         `subInOutType` is as in responses ("On-chain Deposit"). Rows of unknown users are only in the affiliate's ALL.
         """
-        kinds = {word: kind for kind, (word, _, _) in MONEY.items()}
+        kinds = {name: kind for kind, (name, _, _) in MONEY.items()}
 
         def given(row: Mapping[str, Any]) -> Money:
             at, text = int(row["createTime"]), encode(row)
@@ -106,6 +106,7 @@ class Content:
         return _decoded(self._user_rows(*bounds_of(day), with_id=False))
 
     def user_info(self, open_id: str) -> dict[str, Any]:
+        """The profile of a user, or the empty one of an openId that is not listed."""
         return decode(self._info_row(open_id))
 
     def commissions(self, day: date) -> list[dict[str, Any]]:

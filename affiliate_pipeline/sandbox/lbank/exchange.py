@@ -81,6 +81,7 @@ class LBank(Content):
         }
 
     def variables(self, url: str) -> dict[str, str]:
+        """The environment variables of a client at this URL."""
         return {
             "LBANK_BASE_URL": url,
             "LBANK_API_KEY": self.api_key,
@@ -93,6 +94,7 @@ class LBank(Content):
         self.accounts[api_key] = secret_or_public_pem
 
     def respond(self, call: Call) -> Response:
+        """The response to the call, before faults; a refusal is a response too."""
         endpoint = self._endpoints.get(call.path) if call.method == "GET" else None
         if endpoint is None:
             return NOT_FOUND
@@ -109,9 +111,11 @@ class LBank(Content):
         return Response(200, self._envelope(True, 0, "Success", b',"data":' + body))
 
     def refusal(self, status: int, code: int | None = None, retry_after_s: int | None = None) -> Response:
+        """A refusal in LBank's envelope; `retry_after_s` is ignored, since LBank sends no such header."""
         return self._refusal(CODES.get(status, 10000) if code is None else code)
 
     def days(self, call: Call) -> tuple[date, date] | None:
+        """The first and last UTC+8 day of a call with startTime."""
         if "startTime" not in call.params:
             return None
         return day_of(int(call.params["startTime"])), day_of(int(call.params["endTime"]))

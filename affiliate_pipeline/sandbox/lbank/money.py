@@ -36,6 +36,7 @@ class Money:
     ended: bytes
 
     def updated_at(self, now: int) -> int:
+        """The updateTime (ms) of the row as of now."""
         return self.ended_at if now >= self.ended_at else self.at
 
     def row(self, now: int) -> bytes:
@@ -48,7 +49,7 @@ def money_of(users: Users, day: date) -> dict[str, list[Money]]:
     midnight = start_of(day)
     active = [
         user
-        # Without added users, who would change what the others did.
+        # Added users are excluded: they would change the draws of the others.
         for user in users.generated(midnight)
         if user.first_deposit_ms is not None and user.first_deposit_ms <= midnight and user.is_active(midnight)
     ]
@@ -79,11 +80,11 @@ def _money(users: list[User], midnight: int, number: int) -> Money:
     asset = ASSETS[below(len(ASSETS))]
     speed = below(10)
     ended_at = at if speed < 6 else at + 1000 + below(2 * HOUR_MS if speed < 9 else 71 * HOUR_MS)
-    word, _, good = MONEY[kind]
+    name, _, good = MONEY[kind]
     status, sub_status = ("Completed", good) if below(20) else ("Failed", "Rejected")
     order = f'"2{10**14 + below(9 * 10**14)}"' if kind == "OUT_WITHDRAW" else "null"
     head = (
-        f'{{"openId":"{user.open_id}","userLevel":{user.level},"subInOutType":"{word}","assetCode":"{asset}"'
+        f'{{"openId":"{user.open_id}","userLevel":{user.level},"subInOutType":"{name}","assetCode":"{asset}"'
         f',"assetNum":"{draw_amount(below)}"'
     )
     tail = f',"createTime":{at},"updateTime":%d,"withdrawOrderId":{order}}}'

@@ -43,7 +43,7 @@ class LBankParameters(Parameters):
             raise Refused(10003, min(unknown))
 
     def choice(self, name: str, choices: Mapping[str, T]) -> T:
-        """What the value of the parameter stands for; refuse one that is not a choice."""
+        """The choice that the parameter selects by its value; refuses any other value."""
         if self[name] not in choices:
             raise Refused(10003, name)
         return choices[self[name]]

@@ -37,7 +37,7 @@ def _profile(user: User, deposit: bool, transaction: bool) -> str:
 
 
 def balances(user: User, now: int) -> str:
-    """What the user owns as of the last UTC+8 midnight, as the members of amounts."""
+    """The user's balances as of the last UTC+8 midnight, as the members of amounts."""
     midnight = start_of(day_of(now))
     return _balances(user, midnight if user.first_deposit_ms is not None and user.first_deposit_ms < midnight else None)
 
@@ -47,8 +47,12 @@ def _balances(user: User, midnight: int | None) -> str:
     spot = usdt = futures = bonus = "0.0000"
     if midnight is not None:
         below = draws("balances", user.id, midnight)
-        held = draw_amount(below)
-        spot, usdt, futures = str(held), str(Amount(held.units // (1 + below(3)), held.scale)), str(draw_amount(below))
+        balance = draw_amount(below)
+        spot, usdt, futures = (
+            str(balance),
+            str(Amount(balance.units // (1 + below(3)), balance.scale)),
+            str(draw_amount(below)),
+        )
         bonus = "10.0000" if below(10) == 0 else bonus
     return (
         f'"currencyTotalFeeAmt":"{spot}","currencyTotalFeeAmtUsdt":"{usdt}"'

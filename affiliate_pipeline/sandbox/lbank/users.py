@@ -39,6 +39,7 @@ class User:
 
     @property
     def is_agent(self) -> bool:
+        """Whether the user can have a team and earn commissions."""
         return self.level in AGENT_LEVELS
 
     @property
@@ -54,6 +55,7 @@ class User:
             user = user.parent
 
     def is_active(self, day_start: int) -> bool:
+        """Whether the user trades and moves money on the day that starts then (ms)."""
         return self.active_until_ms is None or day_start < self.active_until_ms
 
 
@@ -90,7 +92,7 @@ class Users:
         ]
 
     def registered(self, now: int) -> list[User]:
-        """The affiliate and all users who registered by now, even if no longer listed."""
+        """The affiliate and all users who registered by now, even if they are no longer listed."""
         return [*self.generated(now), *(user for user in self._added if user.registered_ms <= now)]
 
     def add(

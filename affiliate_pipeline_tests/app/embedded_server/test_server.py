@@ -315,13 +315,13 @@ def test_a_full_disk_is_told_as_such(fresh_home: Path) -> None:
     cluster = Cluster(fresh_home / "postgres" / "data", 1, "secret")
     output = "creating files ... ok\ninitdb: error: could not write file: No space left on device\n"
     told = str(cluster.error("PostgreSQL's initdb failed", output))
-    assert told.startswith("the disk that holds ")
+    assert told.startswith("the disk of ")
     assert told.endswith(" is full. Free some space, then try again")
 
 
 def test_a_system_user_that_cannot_be_made_is_told_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "SYSTEM_USER", "not a user's name")
-    with pytest.raises(ServerError, match=r"does not run as root.*useradd.*Go on as an ordinary user"):
+    with pytest.raises(ServerError, match=r"does not run as root.*useradd.*as an ordinary user"):
         programs.system_user()
 
 

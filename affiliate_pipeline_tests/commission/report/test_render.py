@@ -43,7 +43,7 @@ def test_an_amount_that_no_float_holds_is_drawn_and_labelled_with_every_digit():
 
     shown = render.html(figures({DAYS[0]: most, DAYS[1]: f"5{'0' * 399}"}))
 
-    assert f"most a day: {most}<" in shown and f"{DAYS[0]}: {most} BTC<" in shown
+    assert f"highest day: {most}<" in shown and f"{DAYS[0]}: {most} BTC<" in shown
     assert re.findall('class="bar".* height="([0-9]+)"', shown) == [f"{render.PLOT_PX}", f"{render.PLOT_PX // 2}"]
 
 

@@ -479,7 +479,7 @@ def ticked(instance) -> Callable[..., None]:
 def test_a_failing_sensor_is_told_once_until_it_ticks_well_again(tick, ticked):
     ticked(SUCCESS, FAILURE, FAILURE)
     (alert,) = tick(failing_tick_alert)
-    assert alert.title == "The sensor watch fails"
+    assert alert.title == "The sensor watch is failing"
     assert "it broke" in alert.text and "abcdef0123" not in alert.text
     assert alert.text.endswith("http://ui.example:3000/automation")
 
@@ -500,7 +500,7 @@ def test_one_failed_tick_of_a_sensor_is_not_told(tick, ticked):
 @with_ticks
 def test_one_failed_tick_of_a_schedule_is_told(tick, ticked):
     ticked(FAILURE, kind=InstigatorType.SCHEDULE, name="binance_records_0015")
-    assert tick(failing_tick_alert)[0].title == "The schedule binance_records_0015 fails"
+    assert tick(failing_tick_alert)[0].title == "The schedule binance_records_0015 is failing"
 
 
 @with_ticks
@@ -517,14 +517,14 @@ def test_other_teams_sensors_and_schedules_are_not_reported(tick, ticked):
 @pytest.mark.parametrize("name", [each.name for each in build_definitions().sensors])
 def test_each_of_our_sensors_is_reported(tick, ticked, name):
     ticked(FAILURE, FAILURE, name=name)
-    assert tick(failing_tick_alert)[0].title == f"The sensor {name} fails"
+    assert tick(failing_tick_alert)[0].title == f"The sensor {name} is failing"
 
 
 @with_ticks
 def test_a_delivery_that_fails_is_told_of_to_whom_it_reaches(tick, ticked):
     ticked(FAILURE, FAILURE, name=alert_delivery.name)
     (alert,) = tick(failing_tick_alert)
-    assert alert.title == "The sensor alert_delivery fails"
+    assert alert.title == "The sensor alert_delivery is failing"
 
 
 def test_the_sensors_run_by_themselves():

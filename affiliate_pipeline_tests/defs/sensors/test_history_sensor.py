@@ -316,8 +316,8 @@ def test_days_that_expired_while_they_waited_are_left_out_of_the_request(sandbox
         (ago(29), OLD[-1], "collecting"),
     ]
     ((_, title, text),) = alerts(query)
-    assert f"the history of {format_days([ago(31), ago(30)])} did not come" in title
-    assert "only after the 30 days" in text and "No request brings these days any more" in text and "cause" not in text
+    assert f"the export of {format_days([ago(31), ago(30)])} was given up" in title
+    assert "only after the 30 days" in text and "These days can no longer be requested" in text and "cause" not in text
     assert [each.tags["dagster/asset_partition_range_start"] for each in tick()] == [f"{ago(29)}"]
 
 
@@ -331,7 +331,7 @@ def test_days_that_all_expired_while_they_waited_are_reported_as_lost(sandbox, r
     tick()
     assert collections(query) == [("landed",), ("expired",)]
     ((_, _, text),) = alerts(query)
-    assert "No request brings these days any more" in text and "cause" not in text
+    assert "These days can no longer be requested" in text and "cause" not in text
 
 
 @pytest.mark.parametrize(("change", "most"), [("begin", 2), ("msg", 3), ("state=ready", 2)])
