@@ -26,7 +26,7 @@ STARTED_BY = "AFFILIATE_STARTED_BY"
 
 @contextmanager
 def exclusive(home: Path) -> Generator[None, None, None]:
-    """Let one `up` run per folder, else raise `Stop`; first stop what a killed one has left running."""
+    """Let one `up` run per folder, else raise `Stop`; first stop what a killed one left."""
     with (home / "up.lock").open("a+") as lock:
         if not _lock(lock):
             raise Stop("`affiliate-pipeline up` is already running in this folder; `affiliate-pipeline down` stops it")

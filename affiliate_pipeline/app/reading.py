@@ -55,7 +55,7 @@ def export(
     kind: Annotated[Format, typer.Option("--format", help="csv or parquet.")] = Format.csv,
     output: Annotated[Path | None, typer.Option(help="The file to write; by default standard output.")] = None,
 ) -> None:
-    """Export the rows of some days with every digit: CSV as the database writes it, or Parquet with wide enough decimals.
+    """Export the rows of some days with every digit, as CSV or as Parquet with wide enough decimals.
 
     Days that have not landed or may still change are reported on standard error.
     """

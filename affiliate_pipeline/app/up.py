@@ -53,7 +53,7 @@ class Landing:
     stopping: threading.Event
 
     def missing_days(self) -> list[tuple[Endpoint, list[date]]]:
-        """Each configured asset's last days, without those that have settled or were just checked."""
+        """Each configured asset's last days, without settled and just checked ones."""
         recently = datetime.now(UTC) - CHECK_AGAIN_AFTER
         missing: list[tuple[Endpoint, list[date]]] = []
         with self._store() as store:

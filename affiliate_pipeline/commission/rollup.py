@@ -56,7 +56,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Earner:
-    """What one customer's trading earned in one coin on one day; `rank` is per coin, from 1."""
+    """The commission on one customer's trades in a coin on a day; `rank` is per coin, from 1."""
 
     exchange: str
     coin: str
@@ -140,7 +140,7 @@ class Commission:
         return [Sum(last, *row) for row in rows]
 
     def earners(self, day: date, max_rank: int) -> list[Earner]:
-        """The day's customers up to `max_rank` in each coin, by what their trading earned."""
+        """The `max_rank` customers of each coin whose trades earned most that day."""
         counted = self._fetch("select distinct asset from affiliate.daily_commission where partition_date = %s", [day])
         return [
             Earner(*row)

@@ -37,7 +37,8 @@ def check_specs(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
         yield dg.AssetCheckSpec(
             SAME_ROWS,
             asset=asset,
-            description=f"A day has the same rows and the same exact sum per coin as in {endpoint.compared_with}, where both have landed it.",
+            description=f"The day has as many rows and the same exact sum per coin as in {endpoint.compared_with}, if both "
+            "have landed it.",
         )
 
 

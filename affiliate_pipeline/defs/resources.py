@@ -15,7 +15,7 @@ from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
 
 
 class PipelineResource:
-    """The database, exchange sessions and settings of a run or tick; settings are read at the first use.
+    """The database, exchange sessions and settings of a run or tick, read at their first use.
 
     So the code location loads without settings, network or database, an unusable setting fails only the days that need
     it, and no secret is part of a resource's config.
@@ -26,7 +26,7 @@ class PipelineResource:
 
     @cached_property
     def environment(self) -> Environment:
-        """The settings, the same for the whole run or tick; raises `SettingsError` if it cannot be read."""
+        """The settings, the same for the whole run or tick; raises `SettingsError`."""
         return self._read()
 
     @contextmanager

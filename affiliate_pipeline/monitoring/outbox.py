@@ -1,4 +1,4 @@
-"""Stores alerts until every target has accepted them and the failed days have landed."""
+"""The store of alerts until every target has accepted them and the failed days have landed."""
 
 import logging
 from collections.abc import Collection, Iterable

@@ -106,7 +106,7 @@ def try_alive_lock(cluster: Cluster) -> Generator[int | None, None, None]:
 
 @contextmanager
 def os_errors_as_server_errors(home: Path) -> Generator[Path, None, None]:
-    """Yield the resolved folder; an error of the operating system is raised as `ServerError`."""
+    """Yield the resolved folder; raise errors of the operating system as `ServerError`."""
     try:
         yield home.resolve()
     except PermissionError as error:

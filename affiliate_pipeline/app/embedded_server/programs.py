@@ -32,7 +32,7 @@ def program(name: str) -> Path:
 
 
 def run(cluster: Cluster, lock_fd: int, name: str, *arguments: str | Path) -> None:
-    """Run a program as the owner of the cluster's folder; it inherits only the lock's descriptor."""
+    """Run a program as the owner of the cluster's folder; it inherits only `lock_fd`."""
     owner = cluster.folder.stat()
     is_root = os.geteuid() == 0
     done = subprocess.run(

@@ -56,7 +56,7 @@ def is_embedded(environment: Environment) -> bool:
 
 
 def start_database(environment: Environment) -> Environment:
-    """Start the embedded server unless a database is configured; return the environment with its URL."""
+    """Start the embedded server if it is used; return the environment with its URL."""
     if not is_embedded(environment):
         return environment
     return replace(environment, embedded_url=ensure(environment.home, environment.mode))
@@ -71,7 +71,7 @@ def running_database(environment: Environment) -> Environment | None:
 
 
 def ensure(home: Path, database: str) -> str:
-    """Start the server and create the database if necessary; return its URL. Concurrent calls are safe."""
+    """Start the server and create the database if missing; return its URL. Safe concurrently."""
     with os_errors_as_server_errors(home) as folder:
         cluster = read(folder)
         if cluster is None or _data_directory(cluster, database) != str(cluster.data):
@@ -117,7 +117,7 @@ def _url(cluster: Cluster, database: str) -> str:
 
 
 def _start(home: Path) -> Cluster:
-    """Create, start and recover the cluster of `home` as needed; return it once it accepts connections."""
+    """Create, start and recover the cluster as needed; return it once it accepts connections."""
     cluster = read(home) or _new(home)
     make_folder(cluster)
     deadline = time.monotonic() + WAIT_S
@@ -193,7 +193,7 @@ def _initialize(cluster: Cluster, lock_fd: int) -> None:
 
 
 def _remove_stale_pid(cluster: Cluster) -> None:
-    """Remove postmaster.pid if its pid is not this server: even a zombie would block the start."""
+    """Remove postmaster.pid unless it is this server's: even a zombie would block the start."""
     file = cluster.data / "postmaster.pid"
     command: list[str] = []
     with suppress(FileNotFoundError, ValueError, IndexError, psutil.Error):

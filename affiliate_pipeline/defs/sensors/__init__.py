@@ -1,1 +1,1 @@
-"""The sensors. What to report or request is decided in `monitoring` and `exchanges`; here it becomes alerts and runs."""
+"""The sensors. `monitoring` and `exchanges` decide; here runs are requested and alerts added."""
