@@ -14,7 +14,7 @@ from affiliate_pipeline.domain.settings import BaseUrl, Settings, quotes_in
 from affiliate_pipeline.monitoring.alerts import Alert
 
 # Discord's and Telegram's limits are 2000 and 4096; Apprise splits once more for a service with a lower limit.
-MAX_MESSAGE = 3500
+MAX_MESSAGE_CHARACTERS = 3500
 # Apprise's default is 4 s. A service that responds later may have accepted the message and would get it again.
 READ_TIMEOUT_S = 20
 
@@ -45,14 +45,14 @@ class Message:
 
 
 def messages(alerts: Sequence[Alert]) -> list[Message]:
-    """The alerts in order, in as few messages as fit into `MAX_MESSAGE`."""
+    """The alerts in order, in as few messages as fit into `MAX_MESSAGE_CHARACTERS`."""
     bundles: list[list[Alert]] = []
     room = 0
     for alert in alerts:
         length = len(_part(alert))
         if length > room:
             bundles.append([])
-            room = MAX_MESSAGE
+            room = MAX_MESSAGE_CHARACTERS
         bundles[-1].append(alert)
         room -= length
     return [_message(bundle) for bundle in bundles]

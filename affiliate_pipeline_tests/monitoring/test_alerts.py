@@ -26,7 +26,7 @@ from affiliate_pipeline.monitoring.alerts import (
     failing_ticks,
     recovered,
 )
-from affiliate_pipeline.monitoring.delivery import MAX_MESSAGE, Message, messages, send
+from affiliate_pipeline.monitoring.delivery import MAX_MESSAGE_CHARACTERS, Message, messages, send
 from affiliate_pipeline.monitoring.overdue import NotificationLevel, alerts_of
 from affiliate_pipeline_tests.smtp import Smtp, text_of
 
@@ -187,7 +187,7 @@ def test_a_burst_of_alerts_is_bundled_into_few_messages_without_losing_any():
     assert len(sent) <= 7
     assert [alert for message in sent for alert in message.alerts] == burst
     assert all(alert.text in message.text for message in sent for alert in message.alerts)
-    assert all(len(message.text) <= MAX_MESSAGE for message in sent)
+    assert all(len(message.text) <= MAX_MESSAGE_CHARACTERS for message in sent)
 
 
 def test_the_title_of_a_bundle_counts_its_alerts():
@@ -197,7 +197,7 @@ def test_the_title_of_a_bundle_counts_its_alerts():
 
 
 def test_an_alert_longer_than_a_message_is_sent_alone():
-    long, short = Alert("1", "long", "x" * (MAX_MESSAGE + 1)), Alert("2", "short", "")
+    long, short = Alert("1", "long", "x" * (MAX_MESSAGE_CHARACTERS + 1)), Alert("2", "short", "")
     assert [message.alerts for message in messages([short, long, short])] == [[short], [long], [short]]
 
 

@@ -71,7 +71,10 @@ def running_database(environment: Environment) -> Environment | None:
 
 
 def ensure(home: Path, database: str) -> str:
-    """Start the server and create the database if missing; return its URL. Safe concurrently."""
+    """The database's URL, after starting the server and creating the database if necessary.
+
+    Processes may call this concurrently.
+    """
     with os_errors_as_server_errors(home) as folder:
         cluster = read(folder)
         if cluster is None or _data_directory(cluster, database) != str(cluster.data):

@@ -42,7 +42,7 @@ class Panel:
 
     exchange: str
     coin: str
-    most: str
+    highest: str
     zero_y: int
     bars: Sequence[Bar]
 
@@ -84,20 +84,20 @@ def _panel(figures: Figures, exchange: str, coin: str) -> Panel:
     for each in figures.sums:
         if (each.exchange, each.coin) == (exchange, coin):
             amounts[each.day] = EXACT.add(amounts.get(each.day, Decimal(0)), Decimal(each.amount))
-    most, least = max([*amounts.values(), Decimal(0)]), min([*amounts.values(), Decimal(0)])
+    highest, lowest = max([*amounts.values(), Decimal(0)]), min([*amounts.values(), Decimal(0)])
 
     def pixels(amount: Decimal) -> int:
         # Convert the ratio, not the amounts: an amount may be too large for a float.
-        return round(PLOT_PX * float(abs(amount) / (most - least))) if most != least else 0
+        return round(PLOT_PX * float(abs(amount) / (highest - lowest))) if highest != lowest else 0
 
-    zero_y = HEAD_PX + pixels(most)
+    zero_y = HEAD_PX + pixels(highest)
     bars: list[Bar] = []
     for number, day in enumerate(figures.days):
         if (amount := amounts.get(day)) is not None:
             height = max(1, pixels(amount))
             style, y = ("bar", zero_y - height) if amount >= 0 else ("minus", zero_y)
             bars.append(Bar(day, f"{amount:f}", style, EDGE_PX + number * (BAR_PX + GAP_PX), y, height))
-    return Panel(exchange, coin, f"{most:f}", zero_y, bars)
+    return Panel(exchange, coin, f"{highest:f}", zero_y, bars)
 
 
 def gaps(figures: Figures) -> list[str]:

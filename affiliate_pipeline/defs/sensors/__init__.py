@@ -1,1 +1,1 @@
-"""The sensors. `monitoring` and `exchanges` decide; here runs are requested and alerts added."""
+"""The sensors: they request the runs and add the alerts that `monitoring` and `exchanges` decide on."""

@@ -16,11 +16,11 @@ from affiliate_pipeline.monitoring.delivery import AlertSettings
 from affiliate_pipeline.monitoring.outbox import TABLE, OpenAlert, Outbox
 
 # Between two messages to a target, so that a burst longer than a tick is bundled too.
-QUIET = timedelta(seconds=30)
+MIN_INTERVAL = timedelta(seconds=30)
 FIRST_PAUSE = timedelta(seconds=15)
 MAX_PAUSE = timedelta(minutes=30)
 # A tick has to end within 60 s; the next tick sends the rest.
-SENDING_S = 25
+MAX_SENDING_S = 25
 MATERIALIZATIONS_READ = 1000
 # By asset, its fallback, which can land its days too.
 FALLBACKS = {endpoint.key: other.asset for endpoint in ENDPOINTS if (other := endpoint.timetable.fallback)}
@@ -58,7 +58,7 @@ def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
     targets = {delivery.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
     problems: list[str] = []
     failing = outbox.failing()
-    deadline = time.monotonic() + SENDING_S
+    deadline = time.monotonic() + MAX_SENDING_S
     # Targets that have failed come last, because they may take all the time.
     for target, (place, url) in sorted(targets.items(), key=lambda each: each[0] in failing):
         for message in _messages(outbox.due(target)):
@@ -71,7 +71,7 @@ def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
                     f"alerts wait for it in {TABLE}; next try at {next_attempt:%H:%M:%S} UTC"
                 )
                 break
-            outbox.delivered(target, message.alerts, QUIET)
+            outbox.delivered(target, message.alerts, MIN_INTERVAL)
     outbox.complete_deliveries(targets)
     return problems
 

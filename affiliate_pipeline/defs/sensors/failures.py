@@ -40,9 +40,9 @@ from affiliate_pipeline.monitoring.outbox import Outbox
 RUNS_PER_TICK = 200
 DAY_S = 86_400
 # Event ids are assigned before the commit, so a lower id may still appear after a higher one was read.
-APPEARED_S = 60
+MAX_COMMIT_DELAY_S = 60
 # The daemon launches retries every 5 s, unless it is off or finds nothing to launch. After this time, expect none.
-RETRY_LAUNCHED_S = 300
+MAX_RETRY_LAUNCH_S = 300
 ENDPOINT_OF = {AssetKey.from_user_string(endpoint.key): endpoint for endpoint in ENDPOINTS}
 TABLES = {AssetKey.from_user_string(table.key) for table in REFERENCE_TABLES}
 OWN_ASSETS = frozenset({*ENDPOINT_OF, *TABLES, COMMISSION, REPORT})
@@ -83,7 +83,7 @@ def failed_run_alert(
                 except _Undecided:
                     # The next tick reads the run again, without delaying later runs. No alert is raised twice.
                     is_decided = False
-                if is_decided and record.timestamp < time.time() - APPEARED_S:
+                if is_decided and record.timestamp < time.time() - MAX_COMMIT_DELAY_S:
                     cursor[event_type.value] = record.storage_id
     context.update_cursor(json.dumps(cursor))
     return dg.SkipReason(f"{raised} alerts raised")
@@ -133,7 +133,7 @@ def _is_retried(instance: DagsterInstance, run: DagsterRun, ended: dg.EventLogEn
     retry = run.tags.get(AUTO_RETRY_RUN_ID_TAG)
     if retry and instance.has_run(retry):
         return True
-    if instance.run_retries_enabled and run.remote_job_origin and time.time() - ended.timestamp < RETRY_LAUNCHED_S:
+    if instance.run_retries_enabled and run.remote_job_origin and time.time() - ended.timestamp < MAX_RETRY_LAUNCH_S:
         raise _Undecided
     return False
 

@@ -53,14 +53,14 @@ class _Collection:
 class Kickbacks:
     """The client's kickbacks. Every attribute may be changed while the sandbox runs.
 
-    `collect_ms`: how long the collection of a file takes. `url_lives_ms`: how long its URL is valid. `stray_rows`: rows
+    `collect_ms`: how long the collection of a file takes. `url_lifetime_ms`: how long its URL is valid. `stray_rows`: rows
     added to every file, whatever was requested. `own_url`: where the files are served.
     `urls`: every URL returned; `file_headers`: the headers of every request for a file.
     """
 
     def __init__(self, *, now: Callable[[], int], faults: Faults, rows_per_day: int) -> None:
         self.collect_ms = 0
-        self.url_lives_ms = HOUR_MS
+        self.url_lifetime_ms = HOUR_MS
         self.form = FileForm()
         self.stray_rows: list[Mapping[str, Any]] = []
         self.own_url = ""
@@ -145,7 +145,7 @@ class Kickbacks:
         return Response(200, found.file, "application/octet-stream")
 
     def _url(self, collection: _Collection) -> bytes:
-        lives_ms = 0 if self._faults.expired_urls > 0 else self.url_lives_ms
+        lives_ms = 0 if self._faults.expired_urls > 0 else self.url_lifetime_ms
         self._faults.expired_urls = max(0, self._faults.expired_urls - 1)
         expires = f"{(self._now() + lives_ms) // 1000}"
         signature = _signature(collection.path, expires)

@@ -29,7 +29,7 @@ DEAD = "json://me:hunter2pass@127.0.0.1:1/hunter2pass"
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch) -> None:
     """Nobody is left in peace."""
-    monkeypatch.setattr(delivery, "QUIET", timedelta(0))
+    monkeypatch.setattr(delivery, "MIN_INTERVAL", timedelta(0))
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_forty_failing_runs_give_few_messages_and_lose_none(instance, webhook, t
 
 
 def test_a_burst_that_lasts_is_folded_too(outbox, webhook, tick, soon, monkeypatch):
-    monkeypatch.setattr(delivery, "QUIET", timedelta(hours=1))
+    monkeypatch.setattr(delivery, "MIN_INTERVAL", timedelta(hours=1))
     for number in range(5):
         outbox.add(alert(number))
         tick()
@@ -223,10 +223,10 @@ def test_without_urls_alerts_are_delivered_by_being_logged(outbox, webhook, tick
 def test_a_tick_ends_in_time_and_the_next_goes_on(outbox, webhook, tick, monkeypatch):
     for number in range(3):
         outbox.add(alert(number, "x" * 3000))
-    monkeypatch.setattr(delivery, "SENDING_S", -1)
+    monkeypatch.setattr(delivery, "MAX_SENDING_S", -1)
     tick()
     assert webhook.messages == []
-    monkeypatch.setattr(delivery, "SENDING_S", 25)
+    monkeypatch.setattr(delivery, "MAX_SENDING_S", 25)
     tick()
     assert titles(webhook) == ["alert 0", "alert 1", "alert 2"]
 

@@ -100,7 +100,7 @@ def test_a_tick_that_fails_loses_nothing(sandbox, instance, tick, monkeypatch):
     sandbox.faults.fail_day(DAYS[-1], status=400, code=-1127)
     materialized(instance, DAYS[-1:])
     with monkeypatch.context() as broken:
-        broken.setattr(sensors, "APPEARED_S", 0)
+        broken.setattr(sensors, "MAX_COMMIT_DELAY_S", 0)
         broken.setenv("AFFILIATE_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
         with pytest.raises(Exception, match="database cannot be used"):
             tick()
@@ -114,7 +114,7 @@ def test_a_run_is_read_no_more_once_nothing_can_appear_before_it(sandbox, instan
     monkeypatch.setattr(sensors, "_alerts", lambda context, run, *_: read.append(run.run_id) or [])
     tick()
     tick()
-    monkeypatch.setattr(sensors, "APPEARED_S", -1)
+    monkeypatch.setattr(sensors, "MAX_COMMIT_DELAY_S", -1)
     tick()
     assert len(read) == 3
     tick()
@@ -123,7 +123,7 @@ def test_a_run_is_read_no_more_once_nothing_can_appear_before_it(sandbox, instan
 
 def test_many_runs_are_told_over_several_ticks(instance, tick, monkeypatch):
     monkeypatch.setattr(sensors, "RUNS_PER_TICK", 2)
-    monkeypatch.setattr(sensors, "APPEARED_S", -1)
+    monkeypatch.setattr(sensors, "MAX_COMMIT_DELAY_S", -1)
     for _ in range(5):
         dg.materialize([failing()], instance=instance, raise_on_error=False)
     assert [len(tick()) for _ in range(3)] == [2, 4, 5]
@@ -316,7 +316,7 @@ def test_a_run_that_failed_before_anything_was_planned_may_be_another_teams(tick
 @pytest.fixture
 def retries(instance, monkeypatch) -> None:
     """The instance retries failed runs once."""
-    monkeypatch.setattr(sensors, "APPEARED_S", -1)
+    monkeypatch.setattr(sensors, "MAX_COMMIT_DELAY_S", -1)
     monkeypatch.setattr(type(instance), "run_retries_enabled", True)
     monkeypatch.setattr(type(instance), "run_retries_max_retries", 1)
 
@@ -357,7 +357,7 @@ def test_a_run_whose_retry_was_launched_is_not_reported_but_the_retrys_own_failu
     assert [alert.key for alert in tick()] == [f"run {retry}"]
 
     # Nor is it once nobody expects a retry any more.
-    monkeypatch.setattr(sensors, "RETRY_LAUNCHED_S", 0)
+    monkeypatch.setattr(sensors, "MAX_RETRY_LAUNCH_S", 0)
     monkeypatch.setattr(type(instance), "run_retries_enabled", False)
     assert [alert.key for alert in tick()] == [f"run {retry}"]
 
@@ -371,7 +371,7 @@ def test_a_run_whose_retry_was_not_launched_is_reported_and_holds_up_no_other(
     assert will_retry(instance, first) == "true"
     for _ in range(2):
         assert [alert.key for alert in tick()] == [f"run {other}"]
-    monkeypatch.setattr(sensors, "RETRY_LAUNCHED_S", 0)
+    monkeypatch.setattr(sensors, "MAX_RETRY_LAUNCH_S", 0)
     for _ in range(2):
         assert {alert.key for alert in tick()} == {f"run {other}", f"run {first}"}
         assert len(tick()) == 2
@@ -386,12 +386,12 @@ def test_a_run_whose_retry_could_not_be_submitted_or_was_deleted_is_reported(
     instance.add_run_tags(failed, {sensors.AUTO_RETRY_RUN_ID_TAG: retry.run_id, sensors.WILL_RETRY_TAG: "false"})
     instance.add_run_tags(deleted, {sensors.AUTO_RETRY_RUN_ID_TAG: "4711"})
     assert [alert.key for alert in tick()] == [f"run {failed}"]
-    monkeypatch.setattr(sensors, "RETRY_LAUNCHED_S", 0)
+    monkeypatch.setattr(sensors, "MAX_RETRY_LAUNCH_S", 0)
     assert {alert.key for alert in tick()} == {f"run {failed}", f"run {deleted}"}
 
 
 def test_a_run_of_which_dagster_has_not_decided_yet_is_reported_later(instance, tick, launched, monkeypatch):
-    monkeypatch.setattr(sensors, "APPEARED_S", -1)
+    monkeypatch.setattr(sensors, "MAX_COMMIT_DELAY_S", -1)
     run_id = launched(asset_selection=SELECTION)
     monkeypatch.setattr(type(instance), "run_retries_enabled", True)
     assert tick() == []

@@ -126,5 +126,5 @@ def test_the_file_host_is_strict(sandbox, caller, clock, client, collect):
     assert fetch(caller, url.replace("part-", "part_")).status == 404
     caller.key = sandbox.binance.client_key
     assert caller.raw("/" + url.split("/", 3)[3]).status == 400
-    clock.ms += sandbox.binance.kickbacks.url_lives_ms
+    clock.ms += sandbox.binance.kickbacks.url_lifetime_ms
     assert fetch(caller, url).status == 403
