@@ -131,7 +131,7 @@ def test_an_asset_without_days_is_reported_with_what_to_do():
             KICKBACKS,
             [date(2026, 11, 2), date(2026, 11, 4)],
             NOW_MS,
-            "fetchable until 2026-11-10 23:59 UTC; it no longer has 2026-11-02; binance/kickback_historical_record is a "
+            "fetchable until 2026-11-10 23:59 UTC; it no longer has 2026-11-02; as a fallback, "
             "binance/kickback_historical_record: fetchable until 2026-12-01 23:59 UTC (2026-11-02; the later days longer)",
         ),
         # Today's, in a zone 8 hours ahead.
