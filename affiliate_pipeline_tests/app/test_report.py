@@ -51,7 +51,7 @@ def test_what_has_landed_since_is_said(sandbox, capsys):
 
     report(f"{SETTLED}")
 
-    assert f"has not been added up yet: {SETTLED}" in capsys.readouterr().out
+    assert f"{SETTLED}: some landed rows have not been added up yet." in capsys.readouterr().out
     assert f"{SETTLED}: some landed rows have not been added up yet" in page(SETTLED)
     assert FINE not in page(SETTLED)
 

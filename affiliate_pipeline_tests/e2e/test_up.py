@@ -47,7 +47,7 @@ def test_up_shows_the_last_days_exactly_and_ctrl_c_leaves_nothing_behind(landed:
 
         second = landed.run("up", "--port", str(free_port()))
         assert second.returncode != 0
-        assert one_line(second.stderr) and "running here already" in second.stderr
+        assert one_line(second.stderr) and "already running in this folder" in second.stderr
 
         ports = [port for _, port in listening(processes)]
         assert up.stop(signal.SIGINT) == 0
