@@ -64,7 +64,10 @@ class Landing:
                     expected = expected_days(endpoint.timetable, first, now_ms(), store.ledger(endpoint))
                     fetchable = [each for each in expected if each.is_retained(now_ms())]
                     missing.append(
-                        (endpoint, [each.day for each in fetchable if not each.last_read_at or each.last_read_at <= recently])
+                        (
+                            endpoint,
+                            [each.day for each in fetchable if not each.last_read_at or each.last_read_at <= recently],
+                        )
                     )
         return missing
 
