@@ -1,3 +1,5 @@
+"""Fixtures of the HTTP tests: a scripted server on loopback."""
+
 from collections.abc import Iterator
 
 import pytest
