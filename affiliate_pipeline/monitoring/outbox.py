@@ -77,14 +77,14 @@ class Outbox(TableStore):
         )
         return [(_alert(*alert), attempts) for attempts, *alert in rows]
 
-    def waiting(self, target: str) -> int:
+    def count_undelivered(self, target: str) -> int:
         """How many alerts the target has not accepted yet."""
         return self._undelivered(
             f"not exists (select from {DELIVERIES} each where alert = key and target = %s and each.delivered_at is not null)",
             target,
         )
 
-    def overdue(self, after: timedelta) -> int:
+    def count_overdue(self, after: timedelta) -> int:
         """How many alerts are still undelivered this long after they were raised."""
         return self._undelivered("raised_at < now() - %s", after)
 
@@ -92,11 +92,11 @@ class Outbox(TableStore):
         [(count,)] = self._execute(f"select count(*) from {TABLE} where delivered_at is null and {condition}", (value,))
         return count
 
-    def failing(self) -> set[str]:
+    def failing_targets(self) -> set[str]:
         """The targets that have not accepted everything that was sent to them."""
         return {target for (target,) in self._execute(f"select target from {DELIVERIES} where delivered_at is null")}
 
-    def delivered(self, target: str, alerts: Iterable[Alert], min_interval: timedelta) -> None:
+    def record_delivery(self, target: str, alerts: Iterable[Alert], min_interval: timedelta) -> None:
         """Record acceptance: nothing is due for the interval, then what failed is due at once."""
         with unavailable(), self._connection.transaction():
             self._execute(
@@ -111,7 +111,7 @@ class Outbox(TableStore):
                 (target,),
             )
 
-    def failed(
+    def record_failure(
         self, target: str, alerts: Iterable[Alert], first_pause: timedelta, max_pause: timedelta
     ) -> tuple[int, datetime]:
         """Record a failure; return the target's attempts in a row and the time (UTC) of the next.

@@ -72,23 +72,23 @@ def test_the_oldest_alert_is_first(outbox):
 def test_each_target_has_its_own_state(outbox):
     outbox.add(FAILED)
     outbox.add(OTHER)
-    outbox.delivered("a", [FAILED], 0 * HOUR)
-    assert (due(outbox), outbox.waiting("a")) == ([OTHER], 1)
-    assert (due(outbox, "b"), outbox.waiting("b")) == ([FAILED, OTHER], 2)
+    outbox.record_delivery("a", [FAILED], 0 * HOUR)
+    assert (due(outbox), outbox.count_undelivered("a")) == ([OTHER], 1)
+    assert (due(outbox, "b"), outbox.count_undelivered("b")) == ([FAILED, OTHER], 2)
 
 
 def test_a_target_gets_nothing_for_the_interval_after_an_alert(outbox):
     outbox.add(FAILED)
     outbox.add(OTHER)
-    outbox.delivered("a", [FAILED], HOUR)
-    assert (due(outbox), outbox.waiting("a")) == ([], 1)
+    outbox.record_delivery("a", [FAILED], HOUR)
+    assert (due(outbox), outbox.count_undelivered("a")) == ([], 1)
 
 
 def test_an_alert_is_delivered_once_every_target_has_taken_it(outbox, query):
     outbox.add(FAILED)
     outbox.add(OTHER)
-    outbox.delivered("a", [FAILED, OTHER], HOUR)
-    outbox.delivered("b", [OTHER], HOUR)
+    outbox.record_delivery("a", [FAILED, OTHER], HOUR)
+    outbox.record_delivery("b", [OTHER], HOUR)
     outbox.complete_deliveries(["a", "b"])
     assert query("select key from affiliate.alert where delivered_at is not null") == [(OTHER.key,)]
 
@@ -101,7 +101,7 @@ def test_without_targets_every_alert_counts_as_delivered(outbox, query):
 
 def fail(outbox: Outbox, query, alert: Alert, target: str = "a") -> tuple[int, timedelta]:
     """Which attempt it was, and the pause after it, which is over by then."""
-    attempts, until = outbox.failed(target, [alert], 60 * SECOND, HOUR)
+    attempts, until = outbox.record_failure(target, [alert], 60 * SECOND, HOUR)
     query("update affiliate.alert_delivery set next_attempt_at = now()")
     return attempts, round((until - datetime.now(UTC)) / SECOND)
 
@@ -109,7 +109,7 @@ def fail(outbox: Outbox, query, alert: Alert, target: str = "a") -> tuple[int, t
 def test_pauses_of_a_target_grow_to_the_maximum_whichever_alert_is_sent(outbox, query):
     outbox.add(FAILED)
     outbox.add(OTHER)
-    outbox.failed("a", [FAILED, OTHER], 0 * SECOND, HOUR)
+    outbox.record_failure("a", [FAILED, OTHER], 0 * SECOND, HOUR)
     found = [fail(outbox, query, alert) for alert in [FAILED, OTHER] * 4]
     assert [attempts for attempts, _ in found] == list(range(2, 10))
     expected = [120, 240, 480, 960, 1920, 3600, 3600, 3600]
@@ -118,13 +118,13 @@ def test_pauses_of_a_target_grow_to_the_maximum_whichever_alert_is_sent(outbox, 
 
 def test_within_a_pause_only_alerts_never_sent_are_due_and_do_not_extend_it(outbox):
     outbox.add(FAILED)
-    _, until = outbox.failed("a", [FAILED], HOUR, HOUR)
+    _, until = outbox.record_failure("a", [FAILED], HOUR, HOUR)
     assert due(outbox) == []
     outbox.add(OTHER)
     assert due(outbox) == [OTHER]
-    assert outbox.failed("a", [OTHER], HOUR, HOUR) == (1, until)
-    assert (due(outbox), outbox.waiting("a")) == ([], 2)
-    assert (outbox.failing(), due(outbox, "b")) == ({"a"}, [FAILED, OTHER])
+    assert outbox.record_failure("a", [OTHER], HOUR, HOUR) == (1, until)
+    assert (due(outbox), outbox.count_undelivered("a")) == ([], 2)
+    assert (outbox.failing_targets(), due(outbox, "b")) == ({"a"}, [FAILED, OTHER])
 
 
 def test_alerts_with_the_fewest_failures_are_first(outbox, query):
@@ -140,16 +140,16 @@ def test_alerts_with_the_fewest_failures_are_first(outbox, query):
 def test_a_failed_alert_is_due_again_once_the_target_has_taken_another(outbox):
     outbox.add(FAILED)
     outbox.add(OTHER)
-    outbox.failed("a", [FAILED], HOUR, HOUR)
-    outbox.delivered("a", [OTHER], 0 * HOUR)
+    outbox.record_failure("a", [FAILED], HOUR, HOUR)
+    outbox.record_delivery("a", [OTHER], 0 * HOUR)
     assert outbox.due("a") == [(FAILED, 1)]
 
 
 def test_a_target_that_is_no_longer_configured_is_dropped(outbox):
     outbox.add(FAILED)
-    outbox.failed("a", [FAILED], HOUR, HOUR)
+    outbox.record_failure("a", [FAILED], HOUR, HOUR)
     outbox.complete_deliveries(["b"])
-    assert outbox.failing() == set()
+    assert outbox.failing_targets() == set()
 
 
 def test_only_one_process_delivers_at_a_time(outbox, database_url):

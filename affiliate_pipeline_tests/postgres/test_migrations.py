@@ -142,10 +142,10 @@ def test_deliveries_of_an_earlier_release_continue(database_url, query):
     with Outbox(database_url) as outbox:
         found = {target: [(alert.key, attempts) for alert, attempts in outbox.due(target)] for target in "abc"}
         assert found == {"a": [("2", 0)], "b": [("2", 0)], "c": [("1", 0), ("2", 0)]}
-        assert outbox.failing() == {"b"}
+        assert outbox.failing_targets() == {"b"}
         (still_open,) = outbox.open_alerts()
         assert still_open.missing == {"x/y": {date(2026, 11, 1)}}
-        outbox.delivered("b", [Alert("2", "", "")], timedelta(0))
+        outbox.record_delivery("b", [Alert("2", "", "")], timedelta(0))
         assert [(alert.key, attempts) for alert, attempts in outbox.due("b")] == [("1", 3)]
 
 

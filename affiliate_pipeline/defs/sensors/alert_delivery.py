@@ -57,7 +57,7 @@ def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
     """Send the alerts that `Outbox.due` permits; return problems, with URLs by position only."""
     targets = {delivery.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
     problems: list[str] = []
-    failing = outbox.failing()
+    failing = outbox.failing_targets()
     deadline = time.monotonic() + MAX_SENDING_S
     # Targets that have failed come last, because they may take all the time.
     for target, (place, url) in sorted(targets.items(), key=lambda each: each[0] in failing):
@@ -65,13 +65,13 @@ def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
             if time.monotonic() > deadline:
                 break
             if problem := delivery.send(url, message):
-                attempts, next_attempt = outbox.failed(target, message.alerts, FIRST_PAUSE, MAX_PAUSE)
+                attempts, next_attempt = outbox.record_failure(target, message.alerts, FIRST_PAUSE, MAX_PAUSE)
                 problems.append(
-                    f"ALERT_URLS: entry {place} {problem} (try {attempts}: {message.title}); {outbox.waiting(target)} "
+                    f"ALERT_URLS: entry {place} {problem} (try {attempts}: {message.title}); {outbox.count_undelivered(target)} "
                     f"alerts wait for it in {TABLE}; next try at {next_attempt:%H:%M:%S} UTC"
                 )
                 break
-            outbox.delivered(target, message.alerts, MIN_INTERVAL)
+            outbox.record_delivery(target, message.alerts, MIN_INTERVAL)
     outbox.complete_deliveries(targets)
     return problems
 

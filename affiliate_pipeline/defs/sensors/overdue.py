@@ -104,7 +104,7 @@ def heartbeat(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pi
             for key, days, states in _overdue(store, now_ms(), pipeline)
             if (risky := at_risk(days, states))
         ]
-        undelivered = outbox.overdue(DELIVERED_WITHIN)
+        undelivered = outbox.count_overdue(DELIVERED_WITHIN)
     if risks:
         return dg.SkipReason(f"not called, since days are at risk: {'; '.join(risks)}")
     if undelivered:
