@@ -1,11 +1,11 @@
-"""The tables that follow from a schema, on a real PostgreSQL."""
+"""The tables that are created from schemas, in a real PostgreSQL."""
 
 import gc
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 
@@ -24,25 +24,6 @@ from affiliate_pipeline.schema import columns as schema
 from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, SmallInt, Text, columns
 from affiliate_pipeline.schema.fingerprint import Fingerprint
 
-# Forked after the imports, so that all of them come to the database at the same moment.
-CREATE = """
-import os, sys
-from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline.landing import endpoint_tables
-from affiliate_pipeline.landing.store import Store
-children = []
-for _ in range(3):
-    if child := os.fork():
-        children.append(child)
-        continue
-    for _ in range(3):
-        with Store(sys.argv[1]) as store:
-            for endpoint in ENDPOINTS:
-                endpoint_tables.ensure(store.connection, endpoint)
-    os._exit(0)
-sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
-"""
-
 
 class Small(Row):
     time: Instant = schema.instant('When; it\'s the "instant", 100 % of it.')
@@ -50,7 +31,7 @@ class Small(Row):
 
 
 class Grown(Row):
-    time: Instant = schema.instant("When, said better.")
+    time: Instant = schema.instant("A better description.")
     order: Text = schema.text("A keyword of SQL.")
     income: Amount = schema.amount("How much.", nullable=True)
     trade_id: BigInt = schema.bigint("Which.")
@@ -88,7 +69,7 @@ def types(query) -> Callable[[str], dict[str, str]]:
     return types
 
 
-def test_a_table_has_the_columns_of_its_schema_and_those_that_every_table_has(create, types):
+def test_a_table_has_the_columns_of_its_schema_and_the_common_ones(create, types):
     create(endpoint(Grown))
     assert list(types("binance.thing").items()) == [
         ("time", "timestamp with time zone"),
@@ -123,7 +104,7 @@ def test_every_endpoint_has_its_table_with_comments_and_an_index(create, types, 
     assert "(partition_date)" in index[0]
 
 
-def test_the_bookkeeping_has_the_columns_of_the_contract(create, types):
+def test_ledger_and_quarantine_have_the_columns_of_the_contract(create, types):
     create()
     assert list(types("affiliate.landing").items()) == [
         ("asset", "text not null"),
@@ -136,13 +117,13 @@ def test_the_bookkeeping_has_the_columns_of_the_contract(create, types):
         ("checked_at", "timestamp with time zone not null"),
         ("run_id", "text not null"),
     ]
-    kept = ["asset", "partition", "run_id"]
-    assert list(types("affiliate.rejected_row")) == [*kept, "source", "rejected_at", "reason", "payload", "complete"]
-    assert list(types("affiliate.superseded_row")) == [*kept, "superseded_at", "payload"]
+    common = ["asset", "partition", "run_id"]
+    assert list(types("affiliate.rejected_row")) == [*common, "source", "rejected_at", "reason", "payload", "complete"]
+    assert list(types("affiliate.superseded_row")) == [*common, "superseded_at", "payload"]
     assert types("affiliate.superseded_row")["payload"].startswith("jsonb")
 
 
-def test_a_schema_that_grows_adds_nullable_columns_and_keeps_the_rows(create, types, query):
+def test_new_fields_of_a_schema_become_nullable_columns_and_rows_are_preserved(create, types, query):
     create(endpoint(Small))
     query("insert into binance.thing values (now(), 1.50, null, '2026-11-03', now(), 'r')")
     create(endpoint(Grown))
@@ -153,13 +134,13 @@ def test_a_schema_that_grows_adds_nullable_columns_and_keeps_the_rows(create, ty
     assert query('select income::text, "order", trade_id, run_id from binance.thing') == [("1.50", None, None, "r")]
 
 
-def test_a_comment_that_changes_is_changed(create, query):
+def test_a_changed_description_updates_the_comment(create, query):
     create(endpoint(Small))
     create(endpoint(Grown))
-    assert query("select col_description('binance.thing'::regclass, 1)") == [("When, said better.",)]
+    assert query("select col_description('binance.thing'::regclass, 1)") == [("A better description.",)]
 
 
-def test_no_column_is_ever_dropped(create, types):
+def test_no_column_is_dropped(create, types):
     create(endpoint(Grown))
     create(endpoint(Small))
     assert {"order", "trade_id", "level", "paid"} <= types("binance.thing").keys()
@@ -176,20 +157,20 @@ def land(url: str, of: Endpoint, block: bytes) -> None:
 @pytest.mark.parametrize(
     ("then", "block"),
     [
-        pytest.param(Grown, b'2026-11-03 00:00:00Z,"x",,1,1,true,\n', id="a column that may be null by now"),
+        pytest.param(Grown, b'2026-11-03 00:00:00Z,"x",,1,1,true,\n', id="a column that has become nullable"),
         pytest.param(
             type("Less", (Row,), {"__annotations__": {"time": Instant}, "time": schema.instant("When.")}),
             b"2026-11-03 00:00:00Z,\n",
-            id="a column that the schema has no more",
+            id="a column that the schema has lost",
         ),
     ],
 )
-def test_a_schema_that_asks_for_less_can_be_landed(create, database_url, then, block):
+def test_a_relaxed_schema_can_be_landed(create, database_url, then, block):
     create(endpoint(Small))
     land(database_url, endpoint(then), block)
 
 
-def test_a_grown_table_can_be_landed(create, database_url, query):
+def test_a_table_with_new_columns_can_be_landed(create, database_url, query):
     create(endpoint(Small))
     land(database_url, endpoint(Grown), b'2026-11-03 00:00:00Z,"a ""b""",1.0,1,1,,"{""z"":1.10}"\n')
     assert query(
@@ -197,84 +178,82 @@ def test_a_grown_table_can_be_landed(create, database_url, query):
     ) == [('a "b"', "1.0", None, '{"z": 1.10}', "2026-11-03", "r")]
 
 
-def test_processes_that_create_everything_at_once_do_not_collide(database_url, query):
-    told = subprocess.run([sys.executable, "-c", CREATE, database_url], capture_output=True, text=True, timeout=60)
-    assert (told.returncode, told.stderr) == (0, "")
+def test_concurrent_sessions_that_create_all_tables_do_not_collide(database_url, query):
+    start = threading.Barrier(4, timeout=30)
+
+    def create_all(_: int) -> None:
+        start.wait()
+        with Store(database_url) as store:
+            for each in ENDPOINTS:
+                endpoint_tables.ensure(store.connection, each)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(create_all, range(4)))
     found = query("select count(*) from pg_tables where schemaname in ('affiliate', 'binance') and tablename = any(%s)", [
         "landing", "rejected_row", "superseded_row", "lease", "rebate_recent_record",
     ])  # fmt: skip
     assert found == [(5,)]
 
 
-def test_who_waits_for_another_to_create_a_schema_finds_it_there(database_url, query):
-    refused: list[Exception] = []
+def test_a_schema_that_another_session_creates_meanwhile_is_used(database_url, query):
     other = endpoint(Small)
     other = replace(other, exchange=replace(other.exchange, name="another"))
-
-    def late(store: Store) -> None:
-        try:
-            endpoint_tables.ensure(store.connection, other)
-        except Exception as error:
-            refused.append(error)
-
     with (
         Store(database_url) as store,
+        ThreadPoolExecutor(1) as pool,
         psycopg.connect(database_url, application_name="affiliate_pipeline 1@elsewhere") as first,
     ):
-        endpoint_tables.ensure(store.connection, endpoint(Small))  # the session knows its catalogue by now
+        endpoint_tables.ensure(store.connection, endpoint(Small))  # Now the session has cached the catalog.
         first.execute("select pg_advisory_xact_lock(hashtext('affiliate_pipeline.ddl'))")
         first.execute("create schema another")
-        thread = threading.Thread(target=late, args=(store,))
-        thread.start()
-        while thread.is_alive() and not query("select 1 from pg_locks where locktype = 'advisory' and not granted"):
+        waiting = pool.submit(endpoint_tables.ensure, store.connection, other)
+        while not waiting.done() and not query("select 1 from pg_locks where locktype = 'advisory' and not granted"):
             time.sleep(0.01)
         first.commit()
-        thread.join()
-    assert refused == []
+        waiting.result()
 
 
 @pytest.fixture
-def impatient(query) -> Iterator[None]:
-    """Whoever waits for a lock gives up soon."""
+def short_lock_timeout(query) -> Iterator[None]:
     query("alter database test set lock_timeout = '300ms'")
     yield
     query("alter database test reset lock_timeout")
 
 
-def test_a_reader_does_not_hold_up_a_landing(create, database_url, impatient):
+def test_an_open_transaction_of_a_reader_does_not_block_a_landing(create, database_url, short_lock_timeout):
     create(endpoint(Small))
     with psycopg.connect(database_url) as reader:
         reader.execute("select from binance.thing")
         create(endpoint(Small))
 
 
-def refusal(url: str) -> Exception | None:
-    """What the database is refused with, if it is."""
+def error_of_store(url: str) -> Exception | None:
+    """The error of creating a `Store`, if any."""
     try:
         Store(url).__exit__()
     except (StoreUnavailable, psycopg.Error) as error:
-        refused = error.with_traceback(None)
-        refused.__context__ = None
+        found = error.with_traceback(None)
+        found.__context__ = None
     else:
-        refused = None
-    gc.collect()  # what a Store that could not be made has left open
-    return refused
+        found = None
+    gc.collect()  # Warns of a connection that was left open.
+    return found
 
 
 LEAVES_OPEN = pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
 
 
 @LEAVES_OPEN
-def test_a_landing_under_way_does_not_hold_up_another_run(create, database_url, impatient):
+def test_an_unfinished_landing_does_not_block_another_run(create, database_url, short_lock_timeout):
     create()
     with psycopg.connect(database_url) as other:
-        other.execute("delete from affiliate.rejected_row")  # as landing any day does
-        assert refusal(database_url) is None
+        other.execute("delete from affiliate.rejected_row")  # As landing any day does.
+        assert error_of_store(database_url) is None
 
 
 @pytest.fixture
 def guest_url(database_url: str, query) -> Iterator[str]:
-    """The database for a role that may not create anything in it."""
+    """The URL for a role without the right to create anything."""
     query("drop role if exists guest")
     query("create role guest login password 'guest'")
     yield f"postgresql://guest:guest@{database_url.partition('@')[2]}"
@@ -282,15 +261,15 @@ def guest_url(database_url: str, query) -> Iterator[str]:
 
 
 @LEAVES_OPEN
-def test_a_role_that_may_not_create_tables_is_told_so(guest_url):
-    assert isinstance(refusal(guest_url), StoreUnavailable)
+def test_a_role_that_may_not_create_tables_gets_store_unavailable(guest_url):
+    assert isinstance(error_of_store(guest_url), StoreUnavailable)
 
 
-def test_a_store_that_cannot_be_made_leaves_no_connection_open(guest_url, monkeypatch):
-    left: list[ResourceWarning] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: left.append(unraisable.exc_value))
-    assert refusal(guest_url)
-    for warning in left:
+def test_a_store_that_cannot_be_created_leaves_no_connection_open(guest_url, monkeypatch):
+    warnings: list[ResourceWarning] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: warnings.append(unraisable.exc_value))
+    assert error_of_store(guest_url)
+    for warning in warnings:
         raise warning
 
 

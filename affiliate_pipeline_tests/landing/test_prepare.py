@@ -1,7 +1,7 @@
-"""Days are decoded ahead of their reader, in order, and the thread ends with it, however that is."""
+"""Days are decoded ahead of their reader, in order, by a thread that always ends with its reader."""
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from datetime import date, timedelta
 
 import msgspec
@@ -10,7 +10,7 @@ import pytest
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError
 from affiliate_pipeline.http.errors import Fatal, Refused
 from affiliate_pipeline.landing import prepare
-from affiliate_pipeline.landing.prepare import BLOCKS_AHEAD, PreparedDay, Summary, prepared
+from affiliate_pipeline.landing.prepare import BLOCKS_AHEAD, Block, PreparedDay, Summary, prepared
 from affiliate_pipeline.schema.decode import Invalid
 from affiliate_pipeline_tests.defs.rebates import ENDPOINT, rebates
 
@@ -24,61 +24,67 @@ def batch(day: date, rows: int = 3, **changes: object) -> DayBatch:
 
 
 def no_cancellation() -> None:
-    raise AssertionError("the fetch had ended")
+    raise AssertionError("the fetch was cancelled after its end")
 
 
 @pytest.fixture(autouse=True)
-def block_of_each_row(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def one_block_per_row(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(prepare, "BLOCK_BYTES", 1)
     yield
     assert "prepare" not in {thread.name for thread in threading.enumerate()}
 
 
-def summary(day: PreparedDay) -> Summary:
-    return sum((block.summary for block in day.blocks), Summary())
+def total(blocks: Iterable[Block]) -> Summary:
+    return sum((block.summary for block in blocks), Summary())
 
 
-def test_days_come_in_order_and_their_blocks_add_up():
+def next_day(days: Iterator[PreparedDay | DayError]) -> PreparedDay:
+    day = next(days)
+    assert isinstance(day, PreparedDay)
+    return day
+
+
+def test_days_are_in_order_and_their_blocks_add_up():
     days = [batch(DAYS[0]), DayError(DAYS[1], Refused("no")), batch(DAYS[2], 0), batch(DAYS[3], 30)]
+    read: list[DayError | tuple[date, Summary]] = []
     with prepared((day for day in days), ENDPOINT, no_cancellation) as found:
-        read = [day if isinstance(day, DayError) else (day.batch.day, summary(day)) for day in found]
-    assert read[1] is days[1]
-    assert [(day, total.rows) for day, total in (read[0], read[2], read[3])] == [
-        (DAYS[0], 3),
-        (DAYS[2], 0),
-        (DAYS[3], 30),
+        for day in found:
+            read.append(day if isinstance(day, DayError) else (day.batch.day, total(day.blocks)))
+    assert read == [
+        (DAYS[0], total(prepare.blocks_of(batch(DAYS[0]), ENDPOINT))),
+        days[1],
+        (DAYS[2], Summary()),
+        (DAYS[3], total(prepare.blocks_of(batch(DAYS[3], 30), ENDPOINT))),
     ]
-    whole = sum((block.summary for block in prepare.blocks_of(batch(DAYS[3], 30), ENDPOINT)), Summary())
-    assert read[3][1] == whole
+    assert total(prepare.blocks_of(batch(DAYS[3], 30), ENDPOINT)).rows == 30
 
 
-def test_a_day_that_its_reader_leaves_is_skipped():
+def test_the_unread_blocks_of_a_day_are_skipped():
     with prepared((batch(day, 20) for day in DAYS[:2]), ENDPOINT, no_cancellation) as found:
-        first = next(found)
-        next(first.blocks)
-        assert summary(next(found)).rows == 20
+        next(next_day(found).blocks)
+        assert total(next_day(found).blocks).rows == 20
 
 
-def test_an_invalid_day_raises_after_all_of_its_rows_were_read_and_the_next_day_is_read():
+def test_an_invalid_day_reports_all_of_its_rows_and_the_next_day_is_read():
     with prepared(
         (day for day in [batch(DAYS[0], 30, income="x"), batch(DAYS[1])]), ENDPOINT, no_cancellation
     ) as found:
         with pytest.raises(Invalid, match="not a decimal number in 30 rows"):
-            summary(next(found))
-        assert summary(next(found)).rows == 3
+            total(next_day(found).blocks)
+        assert total(next_day(found).blocks).rows == 3
 
 
-def test_what_the_fetch_raises_comes_after_the_days_before_it():
+def test_an_error_of_the_fetch_is_raised_after_the_days_before_it():
     def fetch() -> Generator[DayBatch]:
         yield batch(DAY, 30)
         raise Fatal("the key is wrong")
 
     with pytest.raises(Fatal, match="key"), prepared(fetch(), ENDPOINT, lambda: None) as found:
-        assert summary(next(found)).rows == 30
+        assert total(next_day(found).blocks).rows == 30
         next(found)
 
 
-def test_no_more_is_decoded_ahead_than_the_queue_takes():
+def test_decoding_stops_when_the_queue_is_full():
     decoded: list[date] = []
 
     def fetch() -> Generator[DayBatch]:
@@ -99,8 +105,8 @@ def test_no_more_is_decoded_ahead_than_the_queue_takes():
     assert len(decoded) == 50
 
 
-@pytest.mark.parametrize("rows", [1, 100], ids=["while it waits for the exchange", "while the queue is full"])
-def test_a_reader_that_fails_ends_the_fetch(rows):
+@pytest.mark.parametrize("rows", [1, 100], ids=["while waiting for the exchange", "while the queue is full"])
+def test_an_error_of_the_reader_ends_the_fetch(rows):
     cancelled, closed = threading.Event(), threading.Event()
 
     def fetch() -> Generator[DayBatch]:
@@ -113,6 +119,6 @@ def test_a_reader_that_fails_ends_the_fetch(rows):
             closed.set()
 
     with pytest.raises(KeyboardInterrupt), prepared(fetch(), ENDPOINT, cancelled.set) as found:
-        next(next(found).blocks)
+        next(next_day(found).blocks)
         raise KeyboardInterrupt
     assert closed.is_set()

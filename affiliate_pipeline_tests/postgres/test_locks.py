@@ -1,4 +1,4 @@
-"""Advisory locks of a session: exclusive, and released when they should be, however short the wait for them is."""
+"""Advisory locks of a session are exclusive and are released, even after very short waits."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +13,8 @@ WORKERS = 4
 LOCK = Lock("test.kind", "name")
 
 
-def test_a_lock_that_is_granted_while_the_wait_for_it_ends_is_held_once_and_released(database_url, monkeypatch):
-    """PostgreSQL can report a timeout for a session's lock and grant it at the same moment."""
+def test_a_lock_that_is_granted_during_its_timeout_is_exclusive_and_released(database_url, monkeypatch):
+    """PostgreSQL can report a timeout for a session's lock and still grant it at the same moment."""
     monkeypatch.setattr(locks, "LOCK_CHECK_S", 0.001)
     inside = threading.Lock()
 
@@ -25,11 +25,11 @@ def test_a_lock_that_is_granted_while_the_wait_for_it_ends_is_held_once_and_rele
                     assert inside.acquire(blocking=False)
                     connection.execute("select pg_sleep(0.001)")
                     inside.release()
-            # Holds it no more, although this session goes on.
-            [(left,)] = connection.execute(
+            # The session is still open, so the lock was really released.
+            [(held,)] = connection.execute(
                 "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
             ).fetchall()
-            return left
+            return held
 
     with ThreadPoolExecutor(WORKERS) as pool:
         assert list(pool.map(work, range(WORKERS))) == [0] * WORKERS

@@ -1,10 +1,10 @@
-"""Databases of every earlier release are upgraded once, whatever happens meanwhile; those of newer releases are refused."""
+"""Databases of every earlier release are upgraded once, despite crashes; those of newer releases are refused."""
 
 import gzip
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -30,10 +30,10 @@ Query = Callable[..., list[tuple]]
 
 
 def migrations(folder: Path, *statements: str) -> Migrations:
-    """One file for each of the statements."""
+    """One file per statement."""
     folder.mkdir(exist_ok=True)
     for number, statement in enumerate(statements, start=1):
-        (folder / f"{number:04}_words.sql").write_text(statement)
+        (folder / f"{number:04}_step.sql").write_text(statement)
     return Migrations("thing", folder)
 
 
@@ -53,16 +53,16 @@ def test_each_file_is_applied_once_in_order(database_url, query, applied, tmp_pa
         apply(database_url, migrations(tmp_path, *first))
     apply(database_url, migrations(tmp_path, *first, "update thing.a set n = n + 1 where 100 % n = 0"))
     assert query("select n from thing.a order by n") == [(2,), (3,)]
-    assert applied() == [(1, "0001_words"), (2, "0002_words"), (3, "0003_words")]
+    assert applied() == [(1, "0001_step"), (2, "0002_step"), (3, "0003_step")]
 
 
-def test_a_file_that_fails_changes_nothing_and_those_before_it_stay(database_url, query, applied, tmp_path):
+def test_a_failing_file_changes_nothing_and_earlier_files_stay_applied(database_url, query, applied, tmp_path):
     with pytest.raises(StoreUnavailable, match="division by zero"):
         apply(
             database_url,
             migrations(tmp_path, "create table thing.a (n int)", "insert into thing.a values (1); select 1 / 0"),
         )
-    assert (query("select n from thing.a"), applied()) == ([], [(1, "0001_words")])
+    assert (query("select n from thing.a"), applied()) == ([], [(1, "0001_step")])
     apply(database_url, migrations(tmp_path, "create table thing.a (n int)", "insert into thing.a values (1)"))
     assert (query("select n from thing.a"), len(applied())) == ([(1,)], 2)
 
@@ -75,41 +75,30 @@ def test_a_migration_that_was_killed_is_completed_at_the_next_start(database_url
         assert run.poll() is None
     run.kill()
     run.wait()
-    # PostgreSQL itself would notice only at the statement's end.
+    # PostgreSQL itself would notice the closed connection only at the end of the statement.
     query("select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'PgSleep'")
-    assert (query("select n from thing.a"), applied()) == ([], [(1, "0001_words")])
+    assert (query("select n from thing.a"), applied()) == ([], [(1, "0001_step")])
 
     apply(database_url, migrations(tmp_path, *statements))
     assert (query("select n from thing.a"), len(applied())) == ([(1,)], 2)
 
 
-def test_processes_that_migrate_at_once_apply_each_file_once(database_url, query, applied, tmp_path):
+def test_sessions_that_migrate_concurrently_apply_each_file_once(database_url, query, applied, tmp_path):
     files = migrations(tmp_path, "create table thing.a (n int)", "insert into thing.a values (1); select pg_sleep(0.3)")
-    failures: list[Exception] = []
-
-    def run() -> None:
-        try:
-            apply(database_url, files)
-        except Exception as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(5) as pool:
+        for applying in [pool.submit(apply, database_url, files) for _ in range(5)]:
+            applying.result()
     assert (query("select n from thing.a"), len(applied())) == ([(1,)], 2)
 
 
-def test_a_database_of_a_newer_release_is_refused_by_name(database_url, query):
+def test_a_database_of_a_newer_release_is_refused(database_url, query):
     Store(database_url).close()
     query("insert into affiliate.schema_migration values ('affiliate', 9999, '9999_later')")
     with pytest.raises(StoreUnavailable, match=r"newer release \(migration 9999\) than this program"):
         Store(database_url)
 
 
-def test_an_owner_without_any_right_to_create_schemas_can_upgrade(database_url, query, tmp_path):
+def test_an_owner_without_the_right_to_create_schemas_can_upgrade(database_url, query, tmp_path):
     query("drop role if exists plain")
     query("create role plain login password 'plain' nosuperuser")
     for schema in ("affiliate", "thing"):
@@ -125,7 +114,7 @@ def test_an_owner_without_any_right_to_create_schemas_can_upgrade(database_url, 
 
 
 def before_migrations(query: Query) -> None:
-    """The tables of the releases that had no `schema_migration`, as the first migration creates them."""
+    """Create the tables of releases without `schema_migration`, which the first migration creates as well."""
     query("create schema affiliate")
     query(CORE.files[1].read_text())
 
@@ -134,7 +123,7 @@ def test_deliveries_of_an_earlier_release_continue(database_url, query):
     before_migrations(query)
     query(
         "insert into affiliate.alert (key, title, text, failed, good_news, raised_at, reached, missed, delivered_at) values "
-        "('1', 'taken by a', '', '{}', false, '2026-11-01', '{a,a}', '{\"b\": 3}', null), "
+        "('1', 'delivered to a', '', '{}', false, '2026-11-01', '{a,a}', '{\"b\": 3}', null), "
         "('2', 'not tried', '', '{}', false, '2026-11-02', '{}', '{}', null), "
         "('3', 'delivered', '', '{\"x/y\": [\"2026-11-01\"]}', false, '2026-11-03', '{a,b}', '{\"b\": 1}', '2026-11-04')"
     )
@@ -150,7 +139,7 @@ def test_deliveries_of_an_earlier_release_continue(database_url, query):
 
 
 @pytest.mark.parametrize("column", ["alert drop column missed", "rejected_row drop column complete"])
-def test_tables_from_before_a_column_was_added_gain_it(database_url, query, column):
+def test_a_column_that_an_earlier_release_lacks_is_added(database_url, query, column):
     before_migrations(query)
     query(f"alter table affiliate.{column}")
     with Outbox(database_url) as outbox:
@@ -158,7 +147,7 @@ def test_tables_from_before_a_column_was_added_gain_it(database_url, query, colu
     query("select complete from affiliate.rejected_row")
 
 
-def test_a_database_of_release_0_1_0_has_the_tables_of_a_new_one(database_url, query):
+def test_an_upgraded_database_of_release_0_1_0_has_the_tables_of_a_new_one(database_url, query):
     columns = (
         "select table_schema || '.' || table_name, column_name, data_type, is_nullable, column_default "
         "from information_schema.columns where table_schema = 'affiliate' order by 1, 2"
@@ -167,6 +156,6 @@ def test_a_database_of_release_0_1_0_has_the_tables_of_a_new_one(database_url, q
     expected = query(columns)
     query("drop schema affiliate cascade")
     with psycopg.connect(database_url) as connection:
-        connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()).decode())
+        connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()))
     Store(database_url).close()
     assert query(columns) == expected

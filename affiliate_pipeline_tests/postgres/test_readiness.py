@@ -1,8 +1,11 @@
-"""What makes a database unusable for landing is found before an exchange is requested, by runs and by `check`."""
+"""Problems of a database are found before the first request to an exchange."""
+
+from collections.abc import Iterator
+from typing import LiteralString
 
 import psycopg
 import pytest
-from psycopg import errors
+from psycopg import errors, sql
 
 from affiliate_pipeline.landing.store import Store, rights
 from affiliate_pipeline.postgres.connection import connect
@@ -14,7 +17,7 @@ from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY, rebates
 
 @pytest.fixture
 def guest(database_url, query):
-    """The URL for a role that owns nothing of what has landed."""
+    """The URL for a role that owns no table."""
     query("drop role if exists guest")
     query("create role guest login password 'guest'")
     yield f"postgresql://guest:guest@{database_url.partition('@')[2]}"
@@ -23,28 +26,28 @@ def guest(database_url, query):
     query("drop role guest")
 
 
-def found(url: str) -> str:
+def problems_of(url: str) -> str:
     with connect(url, autocommit=True) as connection:
         return "; ".join(error.problem.what for error in problems(connection, rights([KEY])))
 
 
 def test_a_usable_database_has_no_problem(sandbox, database_url):
-    assert found(database_url) == ""
+    assert problems_of(database_url) == ""
     materialize(KEY, DAYS)
-    assert found(database_url) == ""
+    assert problems_of(database_url) == ""
 
 
 def test_each_missing_right_is_named(sandbox, database_url, query, guest, monkeypatch):
     sandbox.binance.set_rebates(rebates(DAYS[0], 3))
-    assert "create on the database (for schema affiliate, binance)" in found(guest)
+    assert "create on the database (for schema affiliate, binance)" in problems_of(guest)
     materialize(KEY, DAYS[:1])
-    assert "usage on schema affiliate" in found(guest)
+    assert "usage on schema affiliate" in problems_of(guest)
     for schema in ("affiliate", "binance"):
         query(f"grant usage on schema {schema} to guest")
         query(f"grant select on all tables in schema {schema} to guest")
-    told = found(guest)
-    assert "insert on affiliate.landing" in told and "delete on binance.rebate_recent_record" in told
-    assert "select on" not in told
+    missing = problems_of(guest)
+    assert "insert on affiliate.landing" in missing and "delete on binance.rebate_recent_record" in missing
+    assert "select on" not in missing
 
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", guest)
     sandbox.requests.clear()
@@ -54,20 +57,20 @@ def test_each_missing_right_is_named(sandbox, database_url, query, guest, monkey
     assert sandbox.requests == []
 
 
-def test_temporary_tables_are_needed(database_url, query, guest):
+def test_a_missing_right_to_create_temporary_tables_is_named(database_url, query, guest):
     query("revoke temporary on database test from public")
-    assert "temporary on the database" in found(guest)
+    assert "temporary on the database" in problems_of(guest)
     query("grant temporary on database test to public")
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
-def test_a_database_of_another_encoding_is_refused_before_the_exchange_is_requested(
+def test_a_database_of_another_encoding_is_refused_before_the_first_request(
     sandbox, database_url, query, monkeypatch, encoding
 ):
     query("drop database if exists other")
     query(f"create database other encoding '{encoding}' template template0 locale 'C'")
     url = database_url.removesuffix("/test") + "/other"
-    assert f"encoding is {encoding}" in found(url)
+    assert f"encoding is {encoding}" in problems_of(url)
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", url)
     run = materialize(KEY, DAYS)
     assert (
@@ -77,41 +80,53 @@ def test_a_database_of_another_encoding_is_refused_before_the_exchange_is_reques
     query("drop database other")
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "statement_timeout = 10000",
-        "idle_in_transaction_session_timeout = 10000",
-        "idle_session_timeout = 10000",
-        "lock_timeout = 10000",
-        "default_transaction_isolation = 'serializable'",
-        "search_path = 'nowhere'",
-        "standard_conforming_strings = off",
-        "bytea_output = 'escape'",
-        "intervalstyle = 'iso_8601'",
-        "extra_float_digits = -15",
-        "synchronous_commit = off",
-        "datestyle = 'German'",
-        "timezone = 'Asia/Tokyo'",
-        "row_security = on",
-    ],
-)
-def test_settings_of_the_database_have_no_effect(sandbox, database_url, query, setting):
+SETTINGS = {
+    "statement_timeout": "10s",
+    "idle_in_transaction_session_timeout": "10s",
+    "idle_session_timeout": "10s",
+    "lock_timeout": "10s",
+    "default_transaction_isolation": "serializable",
+    "search_path": "nowhere",
+    "standard_conforming_strings": "off",
+    "bytea_output": "escape",
+    "intervalstyle": "iso_8601",
+    "extra_float_digits": "-15",
+    "synchronous_commit": "off",
+    "datestyle": "German, DMY",
+    "timezone": "Asia/Tokyo",
+    "row_security": "on",
+}
+
+
+@pytest.fixture
+def unusual_settings(database_url) -> Iterator[None]:
+    """The database's defaults are `SETTINGS`."""
+
+    def alter(change: LiteralString) -> None:
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            for name, value in SETTINGS.items():
+                statement = sql.SQL(f"alter database test {change}")
+                connection.execute(statement.format(name=sql.Identifier(name), value=sql.Literal(value)))
+
+    alter("set {name} = {value}")
+    yield
+    alter("reset {name}")
+
+
+def test_settings_of_the_database_are_overridden(database_url, unusual_settings):
+    query = "select name, current_setting(name) from unnest(%s::text[]) as name"
+    with psycopg.connect(database_url) as plain:
+        assert dict(plain.execute(query, (list(SETTINGS),)).fetchall()) == SETTINGS
+    with connect(database_url) as connection:
+        overridden = dict(connection.execute(query, (list(SETTINGS),)).fetchall())
+    assert not overridden.items() & SETTINGS.items()
+
+
+def test_days_land_in_a_database_with_unusual_settings(sandbox, unusual_settings):
     sandbox.binance.set_rebates(row for day in DAYS for row in rebates(day, 50))
-    name = setting.partition(" ")[0]
-    query(f"alter database test set {setting}")
-    try:
-        with connect(database_url) as connection:
-            row = connection.execute("select current_setting(%s)", (name,)).fetchone()
-            assert row and row[0].replace("'", "") != setting.partition(" = ")[2].strip("'").replace("10000", "10s")
-        run = materialize(KEY, DAYS)
-        assert run.success, run.message
-        assert not any(metadata["changed"] for metadata in materialize(KEY, DAYS).materialized.values())
-    finally:
-        with psycopg.connect(
-            database_url, autocommit=True, options="-c statement_timeout=0 -c search_path=public"
-        ) as reset:
-            reset.execute(f"alter database test reset {name}")
+    run = materialize(KEY, DAYS)
+    assert run.success, run.message
+    assert not any(metadata["changed"] for metadata in materialize(KEY, DAYS).materialized.values())
 
 
 def test_an_old_server_is_refused(database_url, monkeypatch):
@@ -123,15 +138,16 @@ def test_an_old_server_is_refused(database_url, monkeypatch):
 @pytest.mark.parametrize(
     "error",
     sorted(
-        {each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, psycopg.Error)}, key=str
+        {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, psycopg.Error)},
+        key=str,
     ),
 )
-def test_no_error_of_the_driver_escapes(error):
+def test_every_error_of_the_driver_becomes_store_unavailable(error):
     with pytest.raises(StoreUnavailable), unavailable():
         raise error("something")
 
 
-def test_the_limit_of_connections_is_named(database_url, query, guest):
+def test_an_exhausted_connection_limit_is_named(database_url, query, guest):
     query("alter role guest connection limit 1")
     with psycopg.connect(guest), pytest.raises(StoreUnavailable, match="Raise the limit of connections"):
         connect(guest)

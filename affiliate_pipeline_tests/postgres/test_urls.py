@@ -1,4 +1,4 @@
-"""The database's URL as the environment of PostgreSQL's own programs."""
+"""The database's URL as environment variables for PostgreSQL's own programs."""
 
 import os
 import subprocess
@@ -34,21 +34,31 @@ def test_encoded_parts_are_decoded():
     }
 
 
-# libpq's own list of parameters and their variables.
-KNOWN = {
+# From libpq itself.
+VARIABLES = {
     option.keyword.decode(): option.envvar.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.envvar
 }
-WRONG = {"application_name", "channel_binding", "client_encoding", "target_session_attrs", "ssl_min_protocol_version"}
+PARAMETERS = {
+    *(
+        "user",
+        "password",
+        "host",
+        "hostaddr",
+        "port",
+        "dbname",
+        "sslmode",
+        "sslrootcert",
+        "application_name",
+        "options",
+    ),
+    *("connect_timeout", "passfile", "gssencmode", "channel_binding", "client_encoding", "target_session_attrs"),
+    "ssl_min_protocol_version",
+}
 
 
 @pytest.mark.parametrize(
     ("parameter", "variable"),
-    [
-        (parameter, variable)
-        for parameter, variable in KNOWN.items()
-        if parameter in WRONG | {"user", "password", "host", "hostaddr", "port", "dbname", "sslmode", "sslrootcert"}
-        or parameter in {"connect_timeout", "options", "passfile", "gssencmode"}
-    ],
+    [(parameter, VARIABLES[parameter]) for parameter in sorted(PARAMETERS & VARIABLES.keys())],
 )
 def test_a_parameter_becomes_the_variable_that_libpq_reads(parameter, variable):
     assert libpq_environment(make_conninfo(**{parameter: "1"})) == {variable: "1"}
