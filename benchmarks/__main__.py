@@ -1,8 +1,8 @@
-"""`make bench`: measures, prints tables, and with full sizes replaces the measured parts' sections in `results.md`.
+"""`make bench`: measure, print tables, and replace the measured parts' sections in `results.md`.
 
-python -m benchmarks            everything, in less than twenty minutes
+python -m benchmarks            all parts, in less than twenty minutes
 python -m benchmarks c e        only these parts
-python -m benchmarks --quick    small sizes, to check that it works; writes nothing
+python -m benchmarks --quick    small sizes, to check that the benchmarks work; writes nothing
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks import landing, limits, overhead, ranges, startup
-from benchmarks.harness import place
+from benchmarks.harness import isolated_project
 
 RESULTS = Path(__file__).with_name("results.md")
 PARTS = {
@@ -33,8 +33,13 @@ PACKAGES = ("dagster", "dlt", "pandas", "pandera", "pyarrow", "psycopg", "httpx"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(":")[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], help="a to e; default: all")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure, print tables, and update benchmarks/results.md."
+    )
+    parts = ", ".join(f"{name}: {title}" for name, (title, _) in PARTS.items())
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", choices=[*PARTS, []], default=[], help=f"default: all ({parts})"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes; writes nothing")
     parser.add_argument("--rounds", type=int, default=3, help="measurements per value; the median is reported")
     options = parser.parse_args()
@@ -69,8 +74,8 @@ def _sections() -> dict[str, str]:
 
 def _head() -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    with place() as at:
-        postgresql = at.version()
+    with isolated_project() as project:
+        postgresql = project.postgresql_version()
     return "\n".join(
         [
             "# Benchmark results",

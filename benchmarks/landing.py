@@ -1,9 +1,10 @@
 """(a) Speed and memory of landing rebates through the real asset.
 
-Compared with raw COPY of the same rows (the upper bound), a naive client and dlt. Each run starts with an empty
-table, which must then have exactly the source's rows, to the last digit.
+It is compared with raw COPY of the same rows (the upper bound), a naive client and dlt. Each run starts with an empty
+table. Afterwards the table must have exactly the source's rows, to the last digit.
 """
 
+import importlib
 import os
 import statistics
 import time
@@ -12,21 +13,27 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final, LiteralString
 
 import psycopg
+from psycopg import sql
 
-from benchmarks.harness import MB, REBATES, Measured, Place, Table, days_back, place
+from benchmarks.harness import MB, REBATES, IsolatedProject, Measured, Table, days_back, isolated_project
 from benchmarks.source import FIELDS, HASH_HEX_DIGITS, NULL, Content, Source, rebates, source
 
-OURS, COPIED, NAIVE, DLT = "binance.rebate_recent_record", "binance.copied", "naive", "dlt_bench.rebates"
+# The contenders' tables.
+LANDED: Final = "binance.rebate_recent_record"
+COPIED: Final = "binance.copied"
+NAIVE: Final = "naive"
+DLT: Final = "dlt_bench.rebates"
 PATH = "/sapi/v1/apiReferral/rebate/recentRecord"
+# The contenders.
 COMMAND, IN_PROCESS, RAW_COPY, NAIVE_CLIENT, DLT_DEFAULT = "the asset", "in process", "raw COPY", "naive client", "dlt"
 AMOUNTS, TIMES = ("income", "commission", "convertPrice"), ("time", "distributeTime")
 PAGE = 500
 DAYS = 8
 ROWS, MANY_ROWS, QUICK_ROWS = 200_000, 1_000_000, 8_000
-# The rate limit, which permits 3 million rows a minute, must not limit the speed of landing.
+# The benchmarks measure landing, not the rate limit, which permits 3 million rows a minute.
 RATE_SCALE = 1000
 
 
@@ -34,8 +41,8 @@ RATE_SCALE = 1000
 class Result:
     """One run of a contender: seconds of landing and of the whole process, requests, and peak memory (bytes)."""
 
-    seconds: float
-    whole_s: float
+    landing_s: float
+    process_s: float
     requests: int
     memory: int
     database_memory: int
@@ -62,23 +69,25 @@ def asset_in_process(days: Sequence[date]) -> None:
 
 
 def raw_copy(url: str) -> float:
-    """Copy the landed rows, from CSV in memory, into a table with the same definition; returns the seconds."""
-    columns = ", ".join([*map(_snake, FIELDS), "extra", "partition_date"])
+    """Copy the landed rows, from CSV in memory, into a table with the same definition; return the seconds."""
+    columns = sql.SQL(", ").join(sql.Identifier(name) for name in [*map(_snake, FIELDS), "extra", "partition_date"])
+    read = sql.SQL("copy (select {} from {}) to stdout (format csv)").format(columns, sql.SQL(LANDED))
+    write = sql.SQL("copy {} ({}) from stdin (format csv)").format(sql.SQL(COPIED), columns)
     with psycopg.connect(url) as connection:
         connection.execute("select set_config('affiliate.run_id', 'raw', false)")
-        with connection.cursor().copy(f"copy (select {columns} from {OURS}) to stdout (format csv)") as copying:
+        with connection.cursor().copy(read) as copying:
             text = b"".join(copying)
-        connection.execute(f"create table {COPIED} (like {OURS} including all)")
+        connection.execute(f"create table {COPIED} (like {LANDED} including all)")
         connection.commit()
         began = time.perf_counter()
-        with connection.cursor().copy(f"copy {COPIED} ({columns}) from stdin (format csv)") as copying:
+        with connection.cursor().copy(write) as copying:
             copying.write(text)
         connection.commit()
         return time.perf_counter() - began
 
 
 def pages(environment: dict[str, str], days: Sequence[date]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the pages of each day, fetched by a simple loop."""
+    """Yield the pages of each day, fetched in a simple loop."""
     import hashlib
     import hmac
     from urllib.parse import urlencode
@@ -104,7 +113,7 @@ def pages(environment: dict[str, str], days: Sequence[date]) -> Iterator[list[di
             while rows:
                 full = len(rows) == PAGE
                 if full:
-                    # Request the last millisecond again: it may continue on the next page.
+                    # The next page requests the last millisecond again, which may have more rows.
                     start = rows[-1]["time"]
                     rows = [row for row in rows if row["time"] < start]
                 yield rows
@@ -112,7 +121,7 @@ def pages(environment: dict[str, str], days: Sequence[date]) -> Iterator[list[di
 
 
 def naive_client(url: str, environment: dict[str, str], days: Sequence[date]) -> float:
-    """Append each page to the table by `to_sql`; returns the seconds."""
+    """Append each page to the table with `to_sql`; return the seconds."""
     import httpx  # noqa: F401 (its import is not measured)
     import pandas as pd
     import sqlalchemy
@@ -126,9 +135,10 @@ def naive_client(url: str, environment: dict[str, str], days: Sequence[date]) ->
 
 
 def dlt_default(url: str, environment: dict[str, str], days: Sequence[date], folder: str) -> float:
-    """Load the same pages with dlt's defaults, columns typed and merged by day; returns the seconds."""
+    """Load the same pages with dlt's defaults, typed columns and a merge by day; return the seconds."""
     os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "RUNTIME__LOG_LEVEL": "ERROR", "DLT_DATA_DIR": folder}
-    import dlt
+    # dlt is in the extra `bench` only, and cannot be imported elsewhere.
+    dlt = importlib.import_module("dlt")
     import httpx  # noqa: F401 (its import is not measured)
 
     types = {
@@ -159,72 +169,88 @@ def dlt_default(url: str, environment: dict[str, str], days: Sequence[date], fol
     return time.perf_counter() - began
 
 
-class Bench:
-    """Measured runs of every contender on one set of rows."""
+class Contenders:
+    """Measured runs of every contender on one set of rows.
 
-    def __init__(self, exchange: Source, at: Place, days: Sequence[date], content: Content, quiet_s: dict[str, float]):
-        self._source, self._at, self._days, self._expected, self._quiet_s = exchange, at, days, content, quiet_s
+    `single_row_step_s`: for the asset's two contenders, the duration of the step of a day with a single row.
+    """
+
+    def __init__(
+        self,
+        exchange: Source,
+        project: IsolatedProject,
+        days: Sequence[date],
+        content: Content,
+        single_row_step_s: dict[str, float],
+    ):
+        self._source, self._project, self._days = exchange, project, days
+        self._expected, self._single_row_step_s = content, single_row_step_s
 
     def asset(self) -> Result:
-        """Land by Dagster's command line, which starts a process for the step."""
+        """Land with `dagster asset materialize`, which starts a process for the step."""
         return self._asset(COMMAND)
 
     def in_process(self) -> Result:
-        """Land by `dg.materialize`."""
+        """Land with `dg.materialize`."""
         return self._asset(IN_PROCESS)
 
     def copy(self) -> Result:
         """Copy the rows that the asset has landed."""
-        self._at.query(f"drop table if exists {COPIED}")
-        return self._result(COPIED, self._at.spawned(raw_copy, self._at.url))
+        self._project.query(f"drop table if exists {COPIED}")
+        return self._result(COPIED, self._project.run(raw_copy, self._project.url))
 
     def naive(self) -> Result:
-        self._at.query(f"drop table if exists {NAIVE}")
-        return self._result(NAIVE, self._at.spawned(naive_client, self._at.url, self._source.environment, self._days))
+        self._project.query(f"drop table if exists {NAIVE}")
+        arguments = (self._project.url, self._source.environment, self._days)
+        return self._result(NAIVE, self._project.run(naive_client, *arguments))
 
     def dlt(self) -> Result:
-        self._at.query("drop schema if exists dlt_bench, dlt_bench_staging cascade")
-        folder = self._at.home / f"dlt_{time.monotonic_ns()}"
-        arguments = (self._at.url, self._source.environment, self._days, str(folder))
-        return self._result(DLT, self._at.spawned(dlt_default, *arguments))
+        self._project.query("drop schema if exists dlt_bench, dlt_bench_staging cascade")
+        folder = self._project.home / f"dlt_{time.monotonic_ns()}"
+        arguments = (self._project.url, self._source.environment, self._days, str(folder))
+        return self._result(DLT, self._project.run(dlt_default, *arguments))
 
-    def _asset(self, way: str) -> Result:
-        measured, step_s = _step(self._at, way, self._days)
-        return self._result(OURS, Measured(step_s - self._quiet_s[way], measured.seconds, measured.memory))
+    def _asset(self, contender: str) -> Result:
+        measured, step_s = _land(self._project, contender, self._days)
+        landing_s = step_s - self._single_row_step_s[contender]
+        return self._result(LANDED, Measured(landing_s, measured.seconds, measured.memory))
 
-    def _result(self, table: str, measured: Measured) -> Result:
+    def _result(self, table: LiteralString, measured: Measured) -> Result:
         found = self._content(table)
         expected = self._expected
-        # dlt's decimals have one scale for all rows, so that the hashes differ.
+        # dlt gives all decimals one scale, so its hash differs.
         assert found == expected or (table == DLT and found[:2] == expected[:2]), f"{table}: {found}, not {expected}"
         requests = self._source.requests()
         return Result(
             measured.value, measured.seconds, requests, measured.memory["contender"], measured.memory["database"]
         )
 
-    def _content(self, table: str) -> Content:
+    def _content(self, table: LiteralString) -> Content:
         """The table's content, computed by PostgreSQL."""
-        texts = []
+        texts: list[sql.Composed] = []
         for name in FIELDS:
-            column = f'"{name}"' if table == NAIVE else _snake(name)
+            column: sql.Composable = sql.Identifier(name if table == NAIVE else _snake(name))
             if name.lower().endswith("time") and table != NAIVE:
-                column = f"(extract(epoch from {column}) * 1000)::bigint"
-            texts.append(f"coalesce({column}::text, '{NULL}')")
-        digest = f"('x' || left(md5(concat_ws('|', {', '.join(texts)})), {HASH_HEX_DIGITS}))"
-        bits = 4 * HASH_HEX_DIGITS
-        with psycopg.connect(self._at.url) as connection:
-            row = connection.execute(
-                f"select count(*), sum(income::numeric), sum({digest}::bit({bits})::bigint) from {table}"
-            ).fetchone()
+                column = sql.SQL("(extract(epoch from {}) * 1000)::bigint").format(column)
+            texts.append(sql.SQL("coalesce({}::text, {})").format(column, NULL))
+        statement = sql.SQL(
+            "select count(*), sum(income::numeric), "
+            "sum(('x' || left(md5(concat_ws('|', {texts})), {digits}))::bit({bits})::bigint) from {table}"
+        ).format(
+            texts=sql.SQL(", ").join(texts), digits=HASH_HEX_DIGITS, bits=4 * HASH_HEX_DIGITS, table=sql.SQL(table)
+        )
+        with psycopg.connect(self._project.url) as connection:
+            row = connection.execute(statement).fetchone()
         assert row
         return Content(row[0], row[1], int(row[2] or 0))
 
 
-def _step(at: Place, way: str, days: Sequence[date]) -> tuple[Measured, float]:
-    """Land the asset's days into empty tables; returns the process and the seconds of its step."""
-    at.clear()
-    measured = at.materialized(REBATES, days) if way == COMMAND else at.spawned(asset_in_process, days)
-    return measured, at.step_s()
+def _land(project: IsolatedProject, contender: str, days: Sequence[date]) -> tuple[Measured, float]:
+    """Land the asset's days into empty tables; return the measured process and the seconds of its step."""
+    project.clear()
+    is_command = contender == COMMAND
+    measured = project.materialize(REBATES, days) if is_command else project.run(asset_in_process, days)
+    return measured, project.step_s()
 
 
 def _snake(name: str) -> str:
@@ -238,28 +264,34 @@ def run(quick: bool, rounds: int) -> list[Table]:
         sets = [(rows, days[2:]), (rows, days[:1])]
         with (
             source(rebates, sets) as exchange,
-            place(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as at,
+            isolated_project(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as project,
         ):
-            ways = (COMMAND, IN_PROCESS) if rows <= ROWS else (COMMAND,)
-            quiet_s = {way: statistics.median(_step(at, way, days[1:2])[1] for _ in range(rounds)) for way in ways}
+            assets = (COMMAND, IN_PROCESS) if rows <= ROWS else (COMMAND,)
+            # The second of these days has a single row, which proves that the source retains the days after it.
+            single_row_step_s = {
+                asset: statistics.median(_land(project, asset, days[1:2])[1] for _ in range(rounds)) for asset in assets
+            }
             exchange.requests()
             for (_, landed_days), content in zip(sets, exchange.prepared, strict=True):
-                bench = Bench(exchange, at, landed_days, content, quiet_s)
-                contenders: dict[str, tuple[Callable[[], Result], int]] = {
-                    COMMAND: (bench.asset, rounds),
-                    RAW_COPY: (bench.copy, rounds),
+                contenders = Contenders(exchange, project, landed_days, content, single_row_step_s)
+                measurements: dict[str, tuple[Callable[[], Result], int]] = {
+                    COMMAND: (contenders.asset, rounds),
+                    RAW_COPY: (contenders.copy, rounds),
                 }
                 if len(landed_days) > 1:
-                    # These take minutes for many rows.
+                    # The slow contenders take minutes for many rows.
                     slow_rounds = rounds if rows <= ROWS else 1
-                    if IN_PROCESS in ways:
-                        contenders[IN_PROCESS] = bench.in_process, rounds
-                    contenders |= {NAIVE_CLIENT: (bench.naive, slow_rounds), DLT_DEFAULT: (bench.dlt, slow_rounds)}
-                results: dict[str, list[Result]] = {name: [] for name in contenders}
+                    if IN_PROCESS in assets:
+                        measurements[IN_PROCESS] = contenders.in_process, rounds
+                    measurements |= {
+                        NAIVE_CLIENT: (contenders.naive, slow_rounds),
+                        DLT_DEFAULT: (contenders.dlt, slow_rounds),
+                    }
+                results: dict[str, list[Result]] = {name: [] for name in measurements}
                 for number in range(rounds):
-                    for name, (contender, max_rounds) in contenders.items():
+                    for name, (measure, max_rounds) in measurements.items():
                         if number < max_rounds:
-                            results[name].append(contender())
+                            results[name].append(measure())
                 tables.append(_table(rows, len(landed_days), rounds, results))
     tables[-1] = Table(tables[-1].title, tables[-1].header, tables[-1].lines, NOTES)
     return tables
@@ -267,7 +299,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
 
 NOTES = (
     "*landing*: for the asset, its step from start to end (requests, validation by pandera, COPY, the ledger, "
-    "Dagster's events and checks of each day) minus the step of a day without rows. For dlt its `run`, for the naive "
+    "Dagster's events and checks of each day) minus the step of a day with a single row. For dlt its `run`, for the naive "
     "client its loop, for raw COPY the COPY and its commit. Imports are not included.",
     "*start and end*: the rest of the process: imports, connections, and Dagster's startup and shutdown, including "
     "the process that `dagster asset materialize` starts for a step.",
@@ -282,17 +314,17 @@ NOTES = (
 
 
 def _table(rows: int, days: int, rounds: int, results: dict[str, list[Result]]) -> Table:
-    def middle(name: str, value: Callable[[Result], float]) -> float:
+    def median(name: str, value: Callable[[Result], float]) -> float:
         return statistics.median(map(value, results[name]))
 
     def speed(name: str) -> float:
-        return rows / middle(name, lambda result: result.seconds)
+        return rows / median(name, lambda result: result.landing_s)
 
     def line(title: str, text: Callable[[str], str]) -> list[str]:
         return [title, *map(text, results)]
 
     lines = [
-        line("landing, s", lambda name: f"{middle(name, lambda result: result.seconds):.2f}"),
+        line("landing, s", lambda name: f"{median(name, lambda result: result.landing_s):.2f}"),
         line("rows/s", lambda name: f"{speed(name):,.0f}"),
         line("of raw COPY", lambda name: f"{speed(name) / speed(RAW_COPY):.3f}"),
         *(
@@ -300,10 +332,12 @@ def _table(rows: int, days: int, rounds: int, results: dict[str, list[Result]]) 
             for slower in (NAIVE_CLIENT, DLT_DEFAULT)
             if slower in results
         ),
-        line("start and end, s", lambda name: f"{middle(name, lambda result: result.whole_s - result.seconds):.1f}"),
-        line("requests", lambda name: f"{middle(name, lambda result: result.requests):,.0f}"),
-        line("peak memory, MB", lambda name: f"{middle(name, lambda result: result.memory) / MB:,.0f}"),
-        line("PostgreSQL's, MB", lambda name: f"{middle(name, lambda result: result.database_memory) / MB:,.0f}"),
+        line(
+            "start and end, s", lambda name: f"{median(name, lambda result: result.process_s - result.landing_s):.1f}"
+        ),
+        line("requests", lambda name: f"{median(name, lambda result: result.requests):,.0f}"),
+        line("peak memory, MB", lambda name: f"{median(name, lambda result: result.memory) / MB:,.0f}"),
+        line("PostgreSQL's, MB", lambda name: f"{median(name, lambda result: result.database_memory) / MB:,.0f}"),
     ]
     over = "one day" if days == 1 else f"{days} days"
     return Table(f"{rows:,} rebates of {over}, median of {rounds}", ["", *results], lines)

@@ -1,34 +1,38 @@
-"""(b) Utilization of a rate limit: 30 requests a minute of an LBank endpoint, by one process and by four at once.
+"""(b) Utilization of a rate limit: 30 requests a minute to an LBank endpoint, by one process and by four in parallel.
 
-The window is the real one, and the server counts strictly.
+The window has its real length. The sandbox counts refused requests too.
 """
 
 import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
+from typing import TYPE_CHECKING
 
-from benchmarks.harness import MB, Table, place
+from benchmarks.harness import MB, Table, isolated_project
 from benchmarks.source import ServedRequest, source
+
+if TYPE_CHECKING:
+    from affiliate_pipeline.sandbox import Sandbox
 
 PERMITTED = 30
 BURST = 5
 WORKERS = 8
 RESPONSE_MS = 100
 SECONDS, QUICK_SECONDS = 150, 32
-# Each has a rate limit of its own, so both are measured at the same time.
+# Each endpoint has its own rate limit, so both are measured at the same time.
 ONE, FOUR = "lbank/invite_user_info", "lbank/trade_user_team"
 PROCESSES = {ONE: 1, FOUR: 4}
 
 
-def slow(sandbox) -> str:
-    """Delay every response of the sandbox; returns its openId."""
+def slow(sandbox: "Sandbox") -> str:
+    """Delay every response of the sandbox; return the affiliate's openId."""
     sandbox.faults.slow_s = RESPONSE_MS / 1000
     sandbox.faults.mix(slow=1.0)
     return sandbox.lbank.own_open_id
 
 
 def request_repeatedly(key: str, open_id: str, workers: int, until: float) -> None:
-    """Send requests to the endpoint as often as the shared limit permits."""
+    """Send requests until that time (Unix s), as often as the shared limit permits."""
     from affiliate_pipeline.environment import configured
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
     from affiliate_pipeline.landing.pipeline import connected
@@ -40,18 +44,18 @@ def request_repeatedly(key: str, open_id: str, workers: int, until: float) -> No
         params |= {"tradeType": 0, "startTime": 0, "endTime": 86_400_000}
     with Store(configured().database_url()) as store, connected(endpoint, store, configured().variables) as session:
 
-        def again() -> None:
+        def request() -> None:
             while time.time() < until:
                 session.client.get(endpoint.path, params, bytes)
 
         with ThreadPoolExecutor(workers) as pool:
-            for future in [pool.submit(again) for _ in range(workers)]:
+            for future in [pool.submit(request) for _ in range(workers)]:
                 future.result()
 
 
 def run(quick: bool, rounds: int) -> list[Table]:
     seconds = QUICK_SECONDS if quick else SECONDS
-    with source(slow, users=3) as exchange, place(**exchange.environment) as at:
+    with source(slow, users=3) as exchange, isolated_project(**exchange.environment) as project:
         until = time.time() + seconds
         jobs = [
             (key, exchange.prepared, WORKERS // processes, until)
@@ -59,7 +63,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
             for _ in range(processes)
         ]
         with ThreadPool(len(jobs)) as pool:
-            measured = pool.map(lambda job: at.spawned(request_repeatedly, *job), jobs)
+            measured = pool.map(lambda job: project.run(request_repeatedly, *job), jobs)
         served = exchange.served()
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
@@ -79,15 +83,16 @@ def run(quick: bool, rounds: int) -> list[Table]:
                 ["peak memory of a process, MB", *[f"{memory / MB:,.0f}"] * len(PROCESSES)],
             ],
             [
-                f"The server permits {BURST} requests in any 10 s and responds to each after {RESPONSE_MS} ms. The "
-                f"rate is measured from the second burst to the last within {seconds} s.",
+                f"The server permits {BURST} requests in any 10 s and responds to each after {RESPONSE_MS} ms. The rate "
+                f"is measured from the second burst to the last one within {seconds} s.",
             ],
         )
     ]
 
 
 def _rate(requests: list[ServedRequest]) -> float:
-    """Requests a minute in steady state: from the first request of the second burst to that of the last full burst."""
+    """Requests a minute, from the first request of the second burst to the first one of the last burst."""
+    # The first burst uses an empty window, which no later one has.
     times = sorted(request.received_ms for request in requests)
     last = (len(times) - 1) // BURST * BURST
     assert last > BURST, f"only {len(times)} requests"

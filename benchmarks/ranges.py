@@ -1,22 +1,26 @@
 """(d) A long range at a low rate limit: 30 days of LBank's trades with 1,000 users, compared with the plan."""
 
 from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-from benchmarks.harness import MB, Table, place
+from benchmarks.harness import MB, Table, isolated_project
 from benchmarks.source import source
+
+if TYPE_CHECKING:
+    from affiliate_pipeline.sandbox import Sandbox
 
 KEY = "lbank/trade_user"
 DAYS, USERS, RATE_SCALE = 30, 1000, 50
 QUICK_DAYS, QUICK_USERS = 3, 20
 
 
-def nothing(sandbox) -> None:
+def nothing(sandbox: "Sandbox") -> None:
     """Leave the sandbox unchanged."""
 
 
-def planned(days: list[date]) -> tuple[int, float]:
-    """Return the planned requests and seconds; planning refreshes the roster."""
+def plan(days: list[date]) -> tuple[int, float]:
+    """Return the planned requests and seconds; planning also refreshes the roster."""
     from affiliate_pipeline.environment import configured
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
     from affiliate_pipeline.landing.pipeline import connected, plan_of
@@ -24,8 +28,8 @@ def planned(days: list[date]) -> tuple[int, float]:
 
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == KEY)
     with Store(configured().database_url()) as store, connected(endpoint, store, configured().variables) as session:
-        plan = plan_of(endpoint, days, session=session, store=store)
-        return plan.min_requests, plan.seconds
+        found = plan_of(endpoint, days, session=session, store=store)
+        return found.min_requests, found.seconds
 
 
 def run(quick: bool, rounds: int) -> list[Table]:
@@ -34,20 +38,20 @@ def run(quick: bool, rounds: int) -> list[Table]:
     days = [today - timedelta(days=back) for back in range(number, 0, -1)]
     with (
         source(nothing, users=users, rate_scale=RATE_SCALE) as exchange,
-        place(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as at,
+        isolated_project(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as project,
     ):
-        requests, seconds = at.spawned(planned, days).value
-        # Discard the requests for the roster, which planning sent.
+        requests, seconds = project.run(plan, days).value
+        # Discard the requests that planning sent for the roster.
         exchange.served()
-        measured = at.materialized(KEY, days)
-        step_s = at.step_s()
+        measured = project.materialize(KEY, days)
+        step_s = project.step_s()
         served = exchange.served()
-        rows = at.query("select sum(rows)::bigint from affiliate.landing")
+        rows = project.query("select sum(rows)::bigint from affiliate.landing")
     refused = sum(request.refused for request in served)
     return [
         Table(
             f"{number} days of `{KEY}`, {users:,} users, {RATE_SCALE} times the real limit",
-            ["", "planned", "done", "done / planned"],
+            ["", "planned", "actual", "actual / planned"],
             [
                 ["requests", f"{requests:,}", f"{len(served):,}", f"{len(served) / requests:.3f}"],
                 ["seconds", f"{seconds:.1f}", f"{step_s:.1f}", f"{step_s / seconds:.3f}" if seconds else ""],
@@ -56,7 +60,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
                 ["peak memory, MB", "", f"{measured.memory['contender'] / MB:,.0f}", ""],
             ],
             [
-                "*seconds*: planned at the permitted rate; done by the asset's step, including landing and Dagster's "
+                "*seconds*: planned at the permitted rate; actual for the asset's step, including landing and Dagster's "
                 "events."
             ],
         )

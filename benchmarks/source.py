@@ -1,4 +1,4 @@
-"""The source of the benchmarks' rows: the sandbox in a separate process."""
+"""The source of the benchmarks' rows: the sandbox in its own process."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,13 +29,13 @@ FIELDS = (
 )
 NULL = "-"
 HASH_HEX_DIGITS = 15
-# Weekends have fewer rows than requested.
-SURPLUS = 2
+# Generated weekends have fewer rows than other days, so generate more rows than needed.
+SURPLUS_FACTOR = 2
 EXACT = Context(prec=100)
 
 
 class Content(NamedTuple):
-    """A summary of a multiset of rebates: their number, the exact sum of `income`, the sum of the rows' hashes."""
+    """A summary of a multiset of rebates: number of rows, exact sum of `income`, sum of the rows' hashes."""
 
     rows: int
     income: Decimal
@@ -44,7 +44,7 @@ class Content(NamedTuple):
 
 @dataclass(frozen=True)
 class ServedRequest:
-    """A request that the sandbox has served: its path, its arrival, and whether it was refused."""
+    """A request that the sandbox has served."""
 
     path: str
     received_ms: int
@@ -53,21 +53,19 @@ class ServedRequest:
 
 @dataclass
 class Source:
-    """The sandbox running in another process; `prepared` is the return value of its preparation."""
+    """The sandbox in another process; `environment` configures a client of it, `prepared` is what `prepare` returned."""
 
-    url: str
     environment: Mapping[str, str]
     prepared: Any
-    pid: int
     _pipe: Connection
 
     def served(self) -> list[ServedRequest]:
-        """Return the requests served since the last call."""
+        """Return the requests served since the previous call."""
         self._pipe.send(True)
         return self._pipe.recv()
 
     def requests(self) -> int:
-        """Return the number of requests since the last call; fails if any was refused."""
+        """Return the number of requests served since the previous call; fail if any was refused."""
         served = self.served()
         assert not any(request.refused for request in served), "the sandbox refused requests"
         return len(served)
@@ -75,31 +73,30 @@ class Source:
 
 @contextmanager
 def source(prepare: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Source]:
-    """Run the sandbox with these options; `prepare(sandbox, *arguments)` is called before it is used."""
+    """Run the sandbox with these options, after `prepare(sandbox, *arguments)`."""
     context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, prepare, arguments, options), daemon=True)
+    pipe, child_pipe = context.Pipe()
+    process = context.Process(target=_serve, args=(child_pipe, prepare, arguments, options), daemon=True)
     process.start()
-    theirs.close()
-    url, environment, prepared = ours.recv()
-    assert process.pid
-    yield Source(url, environment, prepared, process.pid, ours)
-    ours.close()
+    child_pipe.close()
+    environment, prepared = pipe.recv()
+    yield Source(environment, prepared, pipe)
+    pipe.close()
     process.join()
 
 
 def rebates(sandbox: "Sandbox", sets: Sequence[tuple[int, Sequence[date]]]) -> list[Content]:
-    """Generate exactly this many rebates over each set of days; returns the summary of each set.
+    """Generate the rebates of each set (their number, their days) and return the summary of each set.
 
-    A further rebate just before each set proves that the source retains the set's days.
+    One more rebate before the days of each set proves that the source retains these days.
     """
-    served = [[row for day in days for row in _rebates(day, rows // len(days))] for rows, days in sets]
+    generated = [[row for day in days for row in _rebates(day, rows // len(days))] for rows, days in sets]
     older = [row for _, days in sets for row in _rebates(min(days) - timedelta(days=1), 1)]
     sandbox.binance.retention_ms = None
-    # The rate limit must not limit the speed of landing.
+    # The benchmarks measure landing, not waiting for the weight limit.
     sandbox.binance.weight_limit = 10**9
-    sandbox.binance.set_rebates([*older, *(row for rows in served for row in rows)])
-    return [_content(rows) for rows in served]
+    sandbox.binance.set_rebates([*older, *(row for rows in generated for row in rows)])
+    return [_content(rows) for rows in generated]
 
 
 def _serve(pipe: Connection, prepare: Callable[..., Any], arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
@@ -107,17 +104,7 @@ def _serve(pipe: Connection, prepare: Callable[..., Any], arguments: Sequence[An
 
     with Sandbox(**options) as sandbox:
         prepared = prepare(sandbox, *arguments)
-        binance, lbank = sandbox.binance, sandbox.lbank
-        environment = {
-            "BINANCE_BASE_URL": sandbox.url,
-            "BINANCE_PARTNER_API_KEY": binance.partner_key,
-            "BINANCE_PARTNER_API_SECRET": binance.partner_secret,
-            "LBANK_BASE_URL": sandbox.url,
-            "LBANK_API_KEY": lbank.api_key,
-            "LBANK_API_SECRET": lbank.api_secret,
-            "LBANK_OPEN_ID": lbank.own_open_id,
-        }
-        pipe.send((sandbox.url, environment, prepared))
+        pipe.send((sandbox.variables, prepared))
         try:
             while pipe.recv():
                 served = [
@@ -134,7 +121,7 @@ def _rebates(day: date, count: int) -> Iterator[dict[str, Any]]:
     from affiliate_pipeline.sandbox.binance.rebates import generated_day
     from affiliate_pipeline.sandbox.rows import decode
 
-    rows = generated_day(day, SURPLUS * count).rows
+    rows = generated_day(day, SURPLUS_FACTOR * count).rows
     return (decode(rows[number * len(rows) // count]) for number in range(count))
 
 

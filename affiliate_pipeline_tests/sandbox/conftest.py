@@ -1,4 +1,4 @@
-"""A sandbox with a clock that is set by hand, and callers that sign on their own. No test may live here."""
+"""A sandbox whose clock the tests set, and clients with their own signing code. Contains no tests."""
 
 import hashlib
 import hmac
@@ -40,24 +40,24 @@ class Response:
 
     @property
     def refusal(self) -> tuple[int, int]:
-        """The status and the code with which Binance refuses."""
+        """The HTTP status and the error code of Binance's refusal."""
         return self.status, self.json["code"]
 
     @property
     def data(self) -> Any:
-        """The data of LBank's response, which has to be good."""
+        """The data of LBank's response, which must be a success."""
         assert (self.status, self.json["result"], self.json["error_code"]) == (200, "true", 0), self.body
         return self.json["data"]
 
     @property
     def error_code(self) -> int:
-        """The code with which LBank refuses."""
+        """The error code of LBank's refusal."""
         assert (self.status, self.json["result"], "data" in self.json) == (200, "false", False), self.body
         return self.json["error_code"]
 
 
 class Connection:
-    """One kept-alive connection; `sign` makes the signature, by default with `secret`."""
+    """One persistent connection. `sign` signs a payload, by default with `secret`."""
 
     def __init__(self, sandbox: Sandbox, clock: Clock, secret: str) -> None:
         self.clock = clock
@@ -75,7 +75,7 @@ class Connection:
 
 
 class Caller(Connection):
-    """Calls Binance, by default as the partner; `key` goes into the header."""
+    """A client of Binance, by default with the partner's account; `key` is sent in the header."""
 
     def __init__(self, sandbox: Sandbox, clock: Clock) -> None:
         super().__init__(sandbox, clock, sandbox.binance.partner_secret)
@@ -85,18 +85,18 @@ class Caller(Connection):
         return self.send(method, target, {} if self.key is None else {"X-MBX-APIKEY": self.key}, body)
 
     def signed(self, query: str, path: str = REBATES, method: str = "GET", *, in_body: bool = False) -> Response:
-        """The response to this query, the signature put at its end."""
+        """The response to this query with its signature appended."""
         query += f"&signature={quote(self.sign(query.encode()), safe='')}"
         return self.raw(path, method=method, body=query) if in_body else self.raw(f"{path}?{query}", method=method)
 
     def call(self, path: str, method: str = "GET", *, in_body: bool = False, **params: Any) -> Response:
-        """The response to these parameters; one that is None is left out."""
+        """The response to these parameters, without those that are None."""
         params = {"timestamp": self.clock.ms} | params
         query = "&".join(f"{k}={quote(str(v), safe='')}" for k, v in params.items() if v is not None)
         return self.signed(query, path, method, in_body=in_body)
 
     def rebates(self, **params: Any) -> Response:
-        """The response to a request for rebates, by default those of an hour."""
+        """The response to a request for rebates, by default those of the last hour."""
         hour: dict[str, Any] = {"startTime": self.clock.ms - 3_600_000, "endTime": self.clock.ms, "limit": 500}
         return self.call(REBATES, **hour | params)
 
@@ -117,19 +117,19 @@ def sandbox(clock: Clock) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def caller_of(clock: Clock) -> Callable[[Sandbox], AbstractContextManager[Caller]]:
-    """Makes further callers, each with a connection of its own."""
+def connect(clock: Clock) -> Callable[[Sandbox], AbstractContextManager[Caller]]:
+    """Opens further callers, each with its own connection."""
 
     @contextmanager
-    def make(sandbox: Sandbox) -> Iterator[Caller]:
+    def connected(sandbox: Sandbox) -> Iterator[Caller]:
         caller = Caller(sandbox, clock)
         with closing(caller.connection):
             yield caller
 
-    return make
+    return connected
 
 
 @pytest.fixture
-def caller(sandbox: Sandbox, caller_of: Callable[[Sandbox], AbstractContextManager[Caller]]) -> Iterator[Caller]:
-    with caller_of(sandbox) as caller:
+def caller(sandbox: Sandbox, connect: Callable[[Sandbox], AbstractContextManager[Caller]]) -> Iterator[Caller]:
+    with connect(sandbox) as caller:
         yield caller

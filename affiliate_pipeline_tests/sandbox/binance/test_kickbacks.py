@@ -1,4 +1,4 @@
-"""What the sandbox has as kickbacks, and how it offers the file of their history."""
+"""The kickbacks of the sandbox's Binance, and the file with their history."""
 
 import gzip
 import json
@@ -17,77 +17,83 @@ YESTERDAY = date(2025, 6, 2)
 
 @pytest.fixture
 def client(sandbox, caller):
-    """Signed calls with the client's key."""
+    """Sends calls signed with the client's key."""
     caller.key, caller.secret = sandbox.binance.client_key, sandbox.binance.client_secret
     return caller.call
 
 
 @pytest.fixture
-def collect(client):
-    def collect(first=20, last=1):
-        now = start_of(date(2025, 6, 3))
-        return client(HISTORY, "POST", startTime=now - first * DAY_MS, endTime=now - (last - 1) * DAY_MS - 1)
+def request_file(client):
+    """Requests the file of the days from `first` to `last`, both counted back from 2025-06-03."""
 
-    return collect
+    def post(first=2, last=1):
+        end = start_of(date(2025, 6, 3))
+        return client(HISTORY, "POST", startTime=end - first * DAY_MS, endTime=end - (last - 1) * DAY_MS - 1)
+
+    return post
 
 
 def fetch(caller, url):
-    """The file host's answer, asked without any key."""
+    """The file host's response to a request without a key."""
     caller.key = None
-    return caller.raw(url.partition("127.0.0.1")[2].partition("/")[2].join(["/", ""]))
+    return caller.raw(path_of(url))
 
 
-def test_a_day_is_the_same_in_every_process_and_has_both_edges():
+def path_of(url):
+    return "/" + url.split("/", 3)[3]
+
+
+def test_a_generated_day_is_reproducible_and_has_rows_in_its_first_and_last_millisecond():
     day = generated_day(YESTERDAY, 600)
     assert day == generated_day(YESTERDAY, 600)
     assert (day.times[0], day.times[-1]) == (start_of(YESTERDAY), start_of(YESTERDAY) + DAY_MS - 1)
     assert set(json.loads(day.rows[0])) == {"income", "asset", "symbol", "time"}
 
 
-@pytest.mark.parametrize("limit", [0, 1001])
-def test_recent_records_come_1000_at_most(client, clock, limit):
+def test_the_limit_of_recent_records_is_500_by_default_and_at_most_1000(client, clock):
     window = {"startTime": clock.ms - DAY_MS, "endTime": clock.ms}
     assert len(client(RECENT, **window, limit=1000).json) > 500
     assert len(client(RECENT, **window).json) == 500
-    assert client(RECENT, **window, limit=limit).refusal == (400, -1130)
+    for limit in (0, 1001):
+        assert client(RECENT, **window, limit=limit).refusal == (400, -1130)
 
 
-def test_recent_records_are_forgotten_after_7_days(client, clock):
+def test_recent_records_are_retained_for_7_days(client, clock):
     window = {"startTime": clock.ms - 9 * DAY_MS, "endTime": clock.ms - 7 * DAY_MS - 1}
     assert client(RECENT, **window).json == []
 
 
-def test_before_anybody_asked_there_is_an_error(client):
+def test_without_a_request_there_is_no_file(client):
     assert client(HISTORY).refusal == (400, -1130)
 
 
-def test_the_file_has_the_rows_asked_for_that_the_last_30_days_hold(sandbox, caller, client, collect):
-    assert collect(first=40, last=2).json == {"code": 200, "msg": "Historical data is collecting"}
+def test_the_file_has_the_requested_rows_of_the_last_30_days(sandbox, caller, client, request_file):
+    assert request_file(first=40, last=2).json == {"code": 200, "msg": "Historical data is collecting"}
     header, *lines = fetch(caller, client(HISTORY).json).body.decode().splitlines()
     assert header == "income,asset,symbol,time"
-    times = Counter(day_of(int(line.rsplit(",", 1)[1])) for line in lines)
-    days = sorted(times)
+    rows_by_day = Counter(day_of(int(line.rsplit(",", 1)[1])) for line in lines)
+    days = sorted(rows_by_day)
     assert (days[0], days[-1]) == (date(2025, 5, 4), date(2025, 6, 1))
     for day in days[1:]:
-        assert times[day] == len(sandbox.binance.kickbacks.of(day))
+        assert rows_by_day[day] == len(sandbox.binance.kickbacks.of(day))
 
 
-def test_a_file_is_collected_for_a_while_and_the_next_request_replaces_it(sandbox, clock, client, collect):
+def test_a_file_takes_collect_ms_and_a_second_request_replaces_the_first(sandbox, clock, client, request_file):
     sandbox.binance.kickbacks.collect_ms = 5000
-    collect()
+    request_file()
     clock.ms += 4999
     assert client(HISTORY).json["msg"] == "Historical data is collecting"
-    collect(first=3)
+    request_file(first=3)
     clock.ms += 4999
     assert client(HISTORY).json["code"] == 200
     clock.ms += 1
     assert client(HISTORY).json.startswith(f"{sandbox.url}/kickback-history/")
 
 
-def test_each_form_of_not_yet_is_answered_once(sandbox, client, collect):
-    collect()
+def test_each_pending_response_is_sent_once(sandbox, client, request_file):
+    request_file()
     previous = client(HISTORY).json.partition("?")[0]
-    collect()
+    request_file()
     sandbox.faults.pending.extend(["error", "message", "previous", "empty", "null"])
     assert client(HISTORY).refusal == (400, -1130)
     assert client(HISTORY).json["code"] == 200
@@ -104,27 +110,29 @@ def test_each_form_of_not_yet_is_answered_once(sandbox, client, collect):
         (FileForm(packed="gzip"), b"\x1f\x8b"),
     ],
 )
-def test_the_file_comes_in_the_form_that_is_set(sandbox, caller, client, collect, form, beginning):
+def test_the_file_has_the_configured_format(sandbox, caller, client, request_file, form, beginning):
     sandbox.binance.kickbacks.form = form
-    collect()
+    request_file()
     assert fetch(caller, client(HISTORY).json).body.startswith(beginning)
 
 
-def test_a_packed_answer_says_so(sandbox, caller, client, collect):
+def test_a_file_with_content_encoding_has_the_header(sandbox, caller, client, request_file):
     sandbox.binance.kickbacks.form = FileForm(packed="encoding", url="text")
-    collect()
-    reply = fetch(caller, client(HISTORY).body.decode())
-    assert reply.headers["Content-Encoding"] == "gzip"
-    assert gzip.decompress(reply.body).startswith(b"income,")
+    request_file()
+    response = fetch(caller, client(HISTORY).body.decode())
+    assert response.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(response.body).startswith(b"income,")
 
 
-def test_the_file_host_is_strict(sandbox, caller, clock, client, collect):
-    collect()
+def test_the_file_host_refuses_wrong_and_expired_urls_and_requests_with_a_key(
+    sandbox, caller, clock, client, request_file
+):
+    request_file()
     url = client(HISTORY).json
     assert fetch(caller, url).status == 200
     assert fetch(caller, url[:-1]).status == 403
     assert fetch(caller, url.replace("part-", "part_")).status == 404
     caller.key = sandbox.binance.client_key
-    assert caller.raw("/" + url.split("/", 3)[3]).status == 400
+    assert caller.raw(path_of(url)).status == 400
     clock.ms += sandbox.binance.kickbacks.url_lifetime_ms
     assert fetch(caller, url).status == 403

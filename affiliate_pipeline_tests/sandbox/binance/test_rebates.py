@@ -1,4 +1,4 @@
-"""What the sandbox has as rebates, and what of it an answer holds."""
+"""The rebates of the sandbox's Binance, and the windows and limits of its endpoint."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS, start_of
 
 DAY = date(2025, 6, 3)
 YESTERDAY = date(2025, 6, 2)
-LATE_FIELDS = {"distributeTime", "commissionAsset", "commission", "convertPrice"}
+PAYOUT_FIELDS = {"distributeTime", "commissionAsset", "commission", "convertPrice"}
 
 
 def row(time, **fields):
@@ -26,7 +26,7 @@ def row(time, **fields):
 
 
 def walk(caller, start, end):
-    """All rows of [start, end], page by page and oldest first; no millisecond may hold 500."""
+    """All rows of [start, end], page by page, oldest first. No millisecond may have 500 rows."""
     rows = []
     while len(page := caller.rebates(startTime=start, endTime=end).json) == 500:
         start = page[-1]["time"]
@@ -35,40 +35,37 @@ def walk(caller, start, end):
 
 
 @pytest.fixture(scope="module")
-def busy():
+def busy_day():
     return [json.loads(each) for each in generated_day(DAY, 25_000).rows]
 
 
-# The window asked for
+@pytest.mark.parametrize("missing", ["startTime", "endTime"])
+def test_a_window_with_one_end_only_is_refused(caller, missing):
+    assert caller.rebates(**{missing: None}).refusal == (400, -1102)
 
 
-@pytest.mark.parametrize("left_out", ["startTime", "endTime"])
-def test_both_ends_are_given_or_neither(caller, left_out):
-    assert caller.rebates(**{left_out: None}).refusal == (400, -1102)
-
-
-def test_neither_end_asks_for_the_last_7_days(sandbox, caller, clock):
+def test_the_default_window_is_the_last_7_days(sandbox, caller, clock):
     oldest, newest = row(clock.ms - 7 * DAY_MS), row(clock.ms)
     sandbox.binance.set_rebates([newest, oldest, row(clock.ms - 7 * DAY_MS - 1)])
     assert caller.rebates(startTime=None, endTime=None).json == [oldest, newest]
 
 
-def test_a_span_is_at_most_7_days(caller, clock):
+def test_a_window_longer_than_7_days_is_refused(caller, clock):
     assert caller.rebates(startTime=clock.ms - 7 * DAY_MS).status == 200
     assert caller.rebates(startTime=clock.ms - 7 * DAY_MS - 1).refusal == (400, -1127)
 
 
-def test_a_span_does_not_end_before_it_starts(caller, clock):
+def test_a_window_that_ends_before_it_starts_is_refused(caller, clock):
     assert caller.rebates(startTime=clock.ms + 1).refusal == (400, -1128)
 
 
 @pytest.mark.parametrize(("limit", "code"), [(None, -1102), (0, -1130), (501, -1130), ("all", -1100)])
-def test_the_limit_is_mandatory_and_at_most_500(caller, limit, code):
-    reply = caller.rebates(limit=limit)
-    assert reply.refusal == (400, code) and "'limit'" in reply.json["msg"]
+def test_a_limit_from_1_to_500_is_required(caller, limit, code):
+    response = caller.rebates(limit=limit)
+    assert response.refusal == (400, code) and "'limit'" in response.json["msg"]
 
 
-def test_both_ends_are_inclusive_unless_told_otherwise(sandbox, caller):
+def test_both_ends_are_inclusive_by_default(sandbox, caller):
     start, end = start_of(YESTERDAY), start_of(YESTERDAY) + 10
     rows = [row(at) for at in (start - 1, start, end - 1, end, end + 1)]
     sandbox.binance.set_rebates(rows)
@@ -78,57 +75,53 @@ def test_both_ends_are_inclusive_unless_told_otherwise(sandbox, caller):
     assert caller.rebates(startTime=start, endTime=start).json == []
 
 
-def test_the_oldest_rows_come_in_order(sandbox, caller):
+def test_a_full_page_has_the_oldest_rows_unless_newest_first_is_set(sandbox, caller):
     rows = [row(start_of(YESTERDAY) + i // 2, tradeId=i) for i in range(10)]
     sandbox.binance.set_rebates(rows)
-    asked = {"startTime": start_of(YESTERDAY), "endTime": start_of(YESTERDAY) + 100}
-    assert caller.rebates(**asked, limit=7).json == rows[:7]
+    params = {"startTime": start_of(YESTERDAY), "endTime": start_of(YESTERDAY) + 100}
+    assert caller.rebates(**params, limit=7).json == rows[:7]
     sandbox.binance.newest_first = True
-    assert caller.rebates(**asked, limit=7).json == rows[::-1][:7]
+    assert caller.rebates(**params, limit=7).json == rows[::-1][:7]
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
-def test_an_answer_spans_days(sandbox, caller, newest_first):
+def test_a_page_can_have_rows_of_several_days(sandbox, caller, newest_first):
     midnight = start_of(DAY)
     rows = [row(midnight + offset) for offset in (-DAY_MS, -1, 0, 1)]
     sandbox.binance.set_rebates(rows)
     sandbox.binance.newest_first = newest_first
     expected = rows[::-1] if newest_first else rows
-    asked = {"startTime": midnight - DAY_MS, "endTime": midnight + 1}
-    assert caller.rebates(**asked).json == expected
-    assert caller.rebates(**asked, limit=2).json == expected[:2]
-    evening_to_morning = {"startTime": midnight - 1, "endTime": midnight + 1}
-    assert len(caller.rebates(**evening_to_morning).json) == 3
+    params = {"startTime": midnight - DAY_MS, "endTime": midnight + 1}
+    assert caller.rebates(**params).json == expected
+    assert caller.rebates(**params, limit=2).json == expected[:2]
+    assert len(caller.rebates(startTime=midnight - 1, endTime=midnight + 1).json) == 3
 
 
-def test_one_customer_can_be_asked_for(sandbox, caller):
+def test_rebates_are_filtered_by_customer(sandbox, caller):
     at = start_of(YESTERDAY)
     rows = [row(at + i, customerId="a+b&c" if i % 3 == 0 else "x") for i in range(9)]
     sandbox.binance.set_rebates(rows)
-    asked = {"startTime": at, "endTime": at + 100, "customerId": "a+b&c"}
-    assert caller.rebates(**asked).json == rows[::3]
-    assert caller.rebates(**asked, limit=2).json == rows[:6:3]
-    assert caller.rebates(**asked | {"customerId": "nobody"}).json == []
+    params = {"startTime": at, "endTime": at + 100, "customerId": "a+b&c"}
+    assert caller.rebates(**params).json == rows[::3]
+    assert caller.rebates(**params, limit=2).json == rows[:6:3]
+    assert caller.rebates(**params | {"customerId": "unknown"}).json == []
 
 
-def test_a_smaller_page_can_be_the_most(sandbox, caller):
+def test_the_maximum_limit_can_be_lowered(sandbox, caller):
     sandbox.binance.max_limit = 5
     assert caller.rebates(limit=6).refusal == (400, -1130)
     assert len(caller.rebates(startTime=start_of(YESTERDAY), limit=5).json) == 5
 
 
-# What exists, and for how long
-
-
-def test_nothing_comes_from_the_future(sandbox, caller, clock):
+def test_rows_after_the_current_time_are_not_returned(sandbox, caller, clock):
     sandbox.binance.set_rebates([row(clock.ms), row(clock.ms + 1)])
-    asked = {"startTime": clock.ms - 1, "endTime": clock.ms + DAY_MS}
-    assert caller.rebates(**asked).json == [row(clock.ms)]
+    params = {"startTime": clock.ms - 1, "endTime": clock.ms + DAY_MS}
+    assert caller.rebates(**params).json == [row(clock.ms)]
     clock.ms += 1
-    assert len(caller.rebates(**asked).json) == len(sandbox.binance.rebates(DAY)) == 2
+    assert len(caller.rebates(**params).json) == len(sandbox.binance.rebates(DAY)) == 2
 
 
-def test_what_is_older_than_7_days_is_forgotten_without_an_error(sandbox, caller, clock):
+def test_rows_older_than_7_days_are_omitted_without_an_error(sandbox, caller, clock):
     long_ago = start_of(DAY - timedelta(20))
     assert caller.rebates(startTime=long_ago, endTime=long_ago + DAY_MS).body == b"[]"
     last_week = {"startTime": clock.ms - 7 * DAY_MS - HOUR_MS, "endTime": clock.ms - 7 * DAY_MS + HOUR_MS}
@@ -138,18 +131,18 @@ def test_what_is_older_than_7_days_is_forgotten_without_an_error(sandbox, caller
     assert caller.rebates(startTime=long_ago, endTime=long_ago + DAY_MS, limit=1).json[0]["time"] == long_ago
 
 
-def test_the_payout_appears_some_20_hours_later(sandbox, caller, clock):
+def test_a_row_gets_its_payout_fields_20_hours_later(sandbox, caller, clock):
     at = start_of(YESTERDAY)
-    asked = {"startTime": at, "endTime": at, "limit": 1}
+    params = {"startTime": at, "endTime": at, "limit": 1}
     clock.ms = at + 20 * HOUR_MS - 1
-    early = caller.rebates(**asked).json[0]
+    early = caller.rebates(**params).json[0]
     clock.ms += 1
-    late = caller.rebates(**asked).json[0]
-    assert late.keys() - early.keys() == LATE_FIELDS and early == {k: late[k] for k in early}
+    late = caller.rebates(**params).json[0]
+    assert late.keys() - early.keys() == PAYOUT_FIELDS and early == {k: late[k] for k in early}
     assert late["distributeTime"] == clock.ms
 
 
-def test_no_row_is_paid_out_in_the_future(sandbox, clock):
+def test_payout_times_are_past_and_only_recent_rows_have_none(sandbox, clock):
     clock.ms += HOUR_MS // 2
     rows = [*sandbox.binance.rebates(YESTERDAY), *sandbox.binance.rebates(DAY)]
     paid = [each for each in rows if "distributeTime" in each]
@@ -158,7 +151,7 @@ def test_no_row_is_paid_out_in_the_future(sandbox, clock):
     assert 0 < len(paid) < len(rows)
 
 
-def test_rebates_of_a_day_are_what_the_endpoint_has(sandbox, caller):
+def test_the_rebates_of_a_day_equal_those_of_the_endpoint(sandbox, caller):
     expected = sandbox.binance.rebates(YESTERDAY)
     start = start_of(YESTERDAY)
     assert walk(caller, start, start + DAY_MS - 1) == expected
@@ -167,39 +160,34 @@ def test_rebates_of_a_day_are_what_the_endpoint_has(sandbox, caller):
     assert sandbox.binance.rebates(YESTERDAY) == expected[::-1]
 
 
-# Rows given by hand
-
-
-def test_given_rows_are_sent_as_they_are(sandbox, caller, clock):
+def test_rows_set_by_a_test_are_sent_unchanged(sandbox, caller, clock):
     odd = row(clock.ms, income=Number("0.10"), commission=Decimal("1.500"), email='"ü"*&=%+\\@例.com', new=None)
     sandbox.binance.set_rebates([odd, odd])
     body = caller.rebates().body
     assert body.count(b'"income":0.10,') == body.count(b'"commission":1.500,') == 2
     assert 'email":"\\"ü\\"*&=%+\\\\@例.com"' in body.decode() and b'"new":null' in body
-    read = sandbox.binance.rebates(DAY)
-    assert read == [odd | {"commission": "1.500"}] * 2 and isinstance(read[0]["income"], Number)
+    rebates = sandbox.binance.rebates(DAY)
+    assert rebates == [odd | {"commission": "1.500"}] * 2 and isinstance(rebates[0]["income"], Number)
 
 
-def test_given_rows_replace_all_there_was(sandbox):
+def test_rows_set_by_a_test_replace_all_rows(sandbox):
     assert sandbox.binance.rebates(YESTERDAY)
     sandbox.binance.set_rebates([row(start_of(DAY))])
     assert (len(sandbox.binance.rebates(YESTERDAY)), len(sandbox.binance.rebates(DAY))) == (0, 1)
 
 
-# The generated data
-
-
-def test_a_day_is_the_same_in_every_process_and_at_every_time():
+def test_a_generated_day_is_the_same_in_every_process():
     code = (
         "import datetime, hashlib; from affiliate_pipeline.sandbox.binance.rebates import generated_day;"
         "rows = generated_day(datetime.date(2025, 6, 3), 3000).rows;"
         "print(len(rows), hashlib.sha256(b''.join(rows)).hexdigest()[:16])"
     )
-    seen = {subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(2)}
-    assert seen == {"3511 b0d7060cd0450e7c\n"}
+    # Two processes, so that nothing may depend on the seed of `hash`.
+    printed = {subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(2)}
+    assert printed == {"3511 b0d7060cd0450e7c\n"}
 
 
-def test_days_and_sizes_differ():
+def test_generated_days_differ_and_weekends_are_smaller():
     days = [generated_day(DAY + timedelta(i), 3000) for i in range(7)]
     assert len({day.rows[5] for day in days}) == len({len(day.rows) for day in days}) == 7
     assert max(map(len, (days[4].rows, days[5].rows))) < min(len(days[i].rows) for i in (0, 1, 2, 3, 6))
@@ -207,43 +195,43 @@ def test_days_and_sizes_differ():
 
 
 @pytest.mark.parametrize("rows_per_day", [0, 1, 2, 10, 100])
-def test_small_days_are_possible(rows_per_day):
+def test_a_small_day_has_about_rows_per_day_rows(rows_per_day):
     rows = generated_day(DAY, rows_per_day).rows
     assert len(rows) == pytest.approx(rows_per_day, rel=0.3, abs=1)
 
 
-def test_a_day_reaches_from_its_first_to_its_last_millisecond_in_order(busy):
-    times = [each["time"] for each in busy]
+def test_a_busy_day_is_ordered_from_its_first_to_its_last_millisecond(busy_day):
+    times = [each["time"] for each in busy_day]
     assert (times[0], times[-1]) == (start_of(DAY), start_of(DAY) + DAY_MS - 1)
     assert times == sorted(times)
 
 
-def test_a_day_has_bursts(busy):
-    per_minute = Counter(each["time"] // 60_000 for each in busy).most_common(2)
-    per_ms = Counter(each["time"] for each in busy).most_common(1)
+def test_a_busy_day_has_bursts(busy_day):
+    per_minute = Counter(each["time"] // 60_000 for each in busy_day).most_common(2)
+    per_ms = Counter(each["time"] for each in busy_day).most_common(1)
     assert all(rows > 300 for _, rows in per_minute)
     assert 35 <= per_ms[0][1] <= 50
 
 
-def test_a_day_has_equal_twins(busy):
-    counted = Counter(map(json.dumps, busy))
-    assert len([rows for rows in counted.values() if rows == 2]) > 20
+def test_a_busy_day_has_pairs_of_equal_rows(busy_day):
+    counts = Counter(map(json.dumps, busy_day))
+    assert len([count for count in counts.values() if count == 2]) > 20
 
 
-def test_a_day_has_amounts_of_all_kinds(busy):
-    incomes = [each["income"] for each in busy]
+def test_a_busy_day_has_amounts_of_varied_scales_and_sizes(busy_day):
+    incomes = [each["income"] for each in busy_day]
     scales = Counter(len(income.partition(".")[2]) for income in incomes)
     amounts = [Decimal(income) for income in incomes]
     assert scales[18] > 500 and scales[2] > 50 and scales.most_common(1)[0][0] == 8
     assert Decimal(0) in amounts and min(filter(None, amounts)) == Decimal("1e-18") and max(amounts) > 10**6
     assert sum(income.endswith("00000") for income in incomes) > 100
-    assert len({each["asset"] for each in busy}) >= 12
+    assert len({each["asset"] for each in busy_day}) >= 12
 
 
-def test_a_day_has_customers_of_all_kinds(busy):
-    emails = {each["email"] for each in busy}
+def test_a_busy_day_has_varied_emails_and_ids(busy_day):
+    emails = {each["email"] for each in busy_day}
     assert 250 < len(emails) < 350
     assert all(any(sign in email for email in emails) for sign in "+&=%'\"\\用م")
     assert any("*" not in email for email in emails)
-    assert {each["customerId"] for each in busy} > {"", "007"}
-    assert max(each["orderId"] for each in busy) > 2**40 < max(each["tradeId"] for each in busy)
+    assert {each["customerId"] for each in busy_day} > {"", "007"}
+    assert max(each["orderId"] for each in busy_day) > 2**40 < max(each["tradeId"] for each in busy_day)

@@ -1,4 +1,4 @@
-"""What the sandbox's Binance refuses before it looks at what is asked for."""
+"""The key, signature, clock and weight checks of the sandbox's Binance."""
 
 import base64
 
@@ -32,7 +32,7 @@ def test_an_hmac_signature_in_upper_case_is_accepted(caller):
     assert caller.rebates().status == 200
 
 
-def test_the_published_vectors_are_verified():
+def test_binances_published_signatures_are_verified():
     verify = verifier("NhqPtmdSJYdKjVHjA7PZj4Mge3R5YNiP1e3UZjInClVN65XAbvqqM6A7H5fATj0j")
     rest = "&side=BUY&type=LIMIT&timeInForce=GTC&quantity=1&price=0.1&recvWindow=5000&timestamp=1499827319559"
     plain, wide = b"symbol=LTCBTC", b"symbol=%EF%BC%91%EF%BC%92%EF%BC%93%EF%BC%94%EF%BC%95%EF%BC%96"
@@ -50,11 +50,11 @@ def test_a_key_pair_signature_is_accepted(sandbox, caller, kind):
 
 
 @pytest.mark.parametrize("kind", SIGNERS)
-@pytest.mark.parametrize("spoil", [lambda text: text[:-8] + "AAAAAAA=", lambda text: "no base64", str.lower])
-def test_a_wrong_key_pair_signature_is_refused(sandbox, caller, kind, spoil):
+@pytest.mark.parametrize("damage", [lambda text: text[:-8] + "AAAAAAA=", lambda text: "no base64", str.lower])
+def test_a_wrong_key_pair_signature_is_refused(sandbox, caller, kind, damage):
     private_key, sign = SIGNERS[kind]
     sandbox.binance.add_account("pair", public_pem(private_key))
-    caller.key, caller.sign = "pair", lambda payload: spoil(sign(payload))
+    caller.key, caller.sign = "pair", lambda payload: damage(sign(payload))
     assert caller.rebates().refusal == (400, -1022)
 
 
@@ -77,7 +77,7 @@ def test_a_missing_or_unknown_key_is_refused(caller, key):
         ("partner_key", {"kickback/historicalRecord": "GET POST"}),
     ],
 )
-def test_each_account_has_its_own_endpoints(sandbox, caller, key, paths):
+def test_an_endpoint_of_the_other_account_is_refused(sandbox, caller, key, paths):
     caller.key = getattr(sandbox.binance, key)
     caller.secret = sandbox.binance.accounts[caller.key]
     for path, methods in paths.items():
@@ -85,9 +85,9 @@ def test_each_account_has_its_own_endpoints(sandbox, caller, key, paths):
             assert caller.call(f"/sapi/v1/apiReferral/{path}", method).refusal == (401, -2015)
 
 
-def test_a_missing_signature_is_refused_by_name(caller, clock):
-    reply = caller.raw(f"{REBATES}?limit=1&timestamp={clock.ms}")
-    assert reply.refusal == (400, -1102) and "'signature'" in reply.json["msg"]
+def test_the_refusal_of_an_unsigned_request_names_the_signature(caller, clock):
+    response = caller.raw(f"{REBATES}?limit=1&timestamp={clock.ms}")
+    assert response.refusal == (400, -1102) and "'signature'" in response.json["msg"]
 
 
 def test_a_signature_that_is_not_last_is_refused(caller, clock):
@@ -97,14 +97,14 @@ def test_a_signature_that_is_not_last_is_refused(caller, clock):
         assert caller.raw(f"{REBATES}?{target}").refusal == (400, -1022)
 
 
-def test_the_order_of_the_other_parameters_is_free_but_signed(caller, clock):
+def test_parameters_may_have_any_order_but_must_be_signed_in_it(caller, clock):
     assert caller.signed(f"timestamp={clock.ms}&limit=1").status == 200
     signature = caller.sign(f"limit=1&timestamp={clock.ms}".encode())
     swapped = f"timestamp={clock.ms}&limit=1&signature={signature}"
     assert caller.raw(f"{REBATES}?{swapped}").refusal == (400, -1022)
 
 
-def test_the_body_is_signed_after_the_query(caller, clock):
+def test_the_signature_covers_the_query_followed_by_the_body(caller, clock):
     query, body = f"limit=1&timestamp={clock.ms}", "customerId=a"
     signature = caller.sign((query + body).encode())
     assert caller.raw(f"{REBATES}?{query}", body=f"{body}&signature={signature}").status == 200
@@ -113,22 +113,22 @@ def test_the_body_is_signed_after_the_query(caller, clock):
 
 
 @pytest.mark.parametrize("value", ["a%2Bb", "a%26b%3Dc", "50%25", "%E7%94%A8", "a%27b%22", "-._~", "%20"])
-def test_canonically_encoded_values_are_accepted(caller, clock, value):
+def test_percent_encoded_values_are_accepted(caller, clock, value):
     assert caller.signed(f"limit=1&customerId={value}&timestamp={clock.ms}").status == 200
 
 
 @pytest.mark.parametrize("value", ["a%2bb", "a+b", "a@b", "a:b", "50%", "%2", "a=b", "a'b", "a*b", "a,b", "a/b"])
-def test_a_query_that_is_encoded_in_another_way_is_refused(caller, clock, value):
+def test_a_query_with_another_encoding_is_refused(caller, clock, value):
     assert caller.signed(f"limit=1&customerId={value}&timestamp={clock.ms}").refusal == (400, -1022)
 
 
 @pytest.mark.parametrize("query", ["limit=1&&timestamp={}", "&limit=1&timestamp={}", "limit&timestamp={}"])
-def test_a_query_that_is_not_made_of_pairs_is_refused(caller, clock, query):
+def test_a_query_with_an_empty_pair_or_without_a_value_is_refused(caller, clock, query):
     assert caller.signed(query.format(clock.ms)).refusal == (400, -1022)
 
 
 @pytest.mark.parametrize(
-    ("timestamp", "recv_window", "accepted"),
+    ("offset_ms", "recv_window", "accepted"),
     [
         (1000, None, True),
         (1001, None, False),
@@ -139,21 +139,21 @@ def test_a_query_that_is_not_made_of_pairs_is_refused(caller, clock, query):
         (-11, 10, False),
     ],
 )
-def test_a_timestamp_has_to_lie_in_the_window(caller, clock, timestamp, recv_window, accepted):
-    reply = caller.rebates(timestamp=clock.ms + timestamp, recvWindow=recv_window)
-    assert reply.status == 200 if accepted else reply.refusal == (400, -1021)
+def test_a_timestamp_outside_the_recv_window_is_refused(caller, clock, offset_ms, recv_window, accepted):
+    response = caller.rebates(timestamp=clock.ms + offset_ms, recvWindow=recv_window)
+    assert response.status == 200 if accepted else response.refusal == (400, -1021)
 
 
-def test_a_missing_timestamp_is_refused_by_name(caller):
-    reply = caller.rebates(timestamp=None)
-    assert reply.refusal == (400, -1102) and "'timestamp'" in reply.json["msg"]
+def test_the_refusal_of_a_missing_timestamp_names_it(caller):
+    response = caller.rebates(timestamp=None)
+    assert response.refusal == (400, -1102) and "'timestamp'" in response.json["msg"]
 
 
 def test_a_timestamp_that_is_not_a_number_is_refused(caller):
     assert caller.rebates(timestamp="now").refusal == (400, -1100)
 
 
-def test_too_wide_a_recv_window_is_refused(caller):
+def test_a_recv_window_above_60_s_is_refused(caller):
     assert caller.rebates(recvWindow=60_001).refusal == (400, -1131)
 
 
@@ -169,14 +169,14 @@ def test_an_empty_parameter_is_refused(caller):
     assert caller.rebates(customerId="").refusal == (400, -1105)
 
 
-def test_the_time_is_told_without_a_signature(sandbox, caller, clock):
+def test_the_time_endpoint_needs_neither_key_nor_signature(sandbox, caller, clock):
     caller.key = None
     assert caller.raw("/api/v3/time").json == {"serverTime": clock.ms}
     sandbox.faults.clock_offset_ms = 90_000
     assert caller.raw("/api/v3/time").json == {"serverTime": clock.ms + 90_000}
 
 
-def test_a_clock_that_is_ahead_refuses_what_was_signed_by_ours(sandbox, caller, clock):
+def test_timestamps_are_checked_against_the_exchanges_clock(sandbox, caller, clock):
     sandbox.faults.clock_offset_ms = 90_000
     assert caller.rebates().refusal == (400, -1021)
     assert caller.rebates(timestamp=clock.ms + 90_000).status == 200
@@ -187,7 +187,7 @@ def test_an_unknown_path_is_not_found(caller, target):
     assert caller.raw(target).status == 404
 
 
-def test_a_post_where_there_is_only_a_get_is_not_found(caller):
+def test_a_post_to_an_endpoint_with_only_a_get_is_not_found(caller):
     assert caller.raw(REBATES, method="POST", body="limit=1").status == 404
 
 
@@ -198,20 +198,20 @@ def test_weight_is_counted_over_a_sliding_minute(sandbox, caller, clock):
         used.append(caller.rebates().headers["X-SAPI-USED-IP-WEIGHT-1M"])
         clock.ms += 10_000
     assert used == ["1", "2", "3"]
-    refused = caller.rebates()
-    assert refused.refusal == (429, -1003) and refused.headers["Retry-After"] == "30"
+    response = caller.rebates()
+    assert response.refusal == (429, -1003) and response.headers["Retry-After"] == "30"
     clock.ms += 30_000
     assert caller.rebates().headers["X-SAPI-USED-IP-WEIGHT-1M"] == "3"
 
 
-def test_waiting_as_told_is_never_a_ban(sandbox, caller, clock):
+def test_a_caller_that_waits_for_retry_after_is_never_banned(sandbox, caller, clock):
     sandbox.binance.weight_limit, sandbox.binance.refusals_before_ban = 1, 1
     for _ in range(3):
         assert [caller.rebates().status for _ in range(2)] == [200, 429]
         clock.ms += 60_000
 
 
-def test_going_on_while_told_to_wait_is_a_ban(sandbox, caller, clock):
+def test_a_caller_that_ignores_retry_after_is_banned(sandbox, caller, clock):
     sandbox.binance.weight_limit, sandbox.binance.refusals_before_ban = 1, 2
     statuses = [caller.rebates().status for _ in range(4)]
     assert statuses == [200, 429, 429, 418]

@@ -1,4 +1,4 @@
-"""Fixtures for the sandbox's LBank, and a caller that signs on its own. No test may live here."""
+"""Fixtures for the sandbox's LBank, and a client with its own signing code. Contains no tests."""
 
 import hashlib
 import itertools
@@ -16,7 +16,7 @@ from affiliate_pipeline_tests.sandbox.lbank.lbank_requests import INFO
 
 
 class LBankCaller(Connection):
-    """Calls LBank; what is signed is an upper-case MD5."""
+    """A client of LBank, which signs the upper-case MD5 of the parameters."""
 
     def __init__(self, sandbox: Sandbox, clock: Clock) -> None:
         super().__init__(sandbox, clock, sandbox.lbank.api_secret)
@@ -30,18 +30,18 @@ class LBankCaller(Connection):
         return self.send(method, f"/affiliate-api/v2/{path}?{query}", headers or {})
 
     def stamped(self, params: Mapping[str, Any]) -> dict[str, str]:
-        """All that is signed; one that is None is left out."""
+        """The parameters to sign: the stamp and these, without those that are None."""
         given = {**self.stamp, "timestamp": self.clock.ms, **params}
         return {name: str(value) for name, value in given.items() if value is not None}
 
     def signed(self, params: Mapping[str, Any]) -> dict[str, str]:
-        """All that is sent."""
+        """The parameters to send: those of `stamped` and `sign`."""
         stamped = self.stamped(params)
         text = "&".join(f"{name}={stamped[name]}" for name in sorted(stamped))
         return stamped | {"sign": self.sign(hashlib.md5(text.encode()).hexdigest().upper().encode())}
 
     def get(self, path: str, **params: Any) -> Response:
-        """The response to these parameters, everything sent in the query."""
+        """The response to these parameters, sent in the query together with the stamp."""
         return self.raw(path, urlencode(self.signed(params)))
 
     def pages(self, path: str, size: int = 100, **params: Any) -> Iterator[list[Any]]:
@@ -68,14 +68,14 @@ def lbank_caller(sandbox: Sandbox, clock: Clock) -> Iterator[LBankCaller]:
 
 
 @pytest.fixture
-def many(clock: Clock) -> LBank:
-    """LBank with 500 users, not served."""
+def large_lbank(clock: Clock) -> LBank:
+    """LBank with 500 users, without a server."""
     return Sandbox(now=clock, users=500).lbank
 
 
 @pytest.fixture
 def info(lbank: LBank, lbank_caller: LBankCaller) -> Callable[..., Response]:
-    """Requests the affiliate's own info."""
+    """Requests the affiliate's own user info."""
 
     def get_info(**params: Any) -> Response:
         return lbank_caller.get(INFO, **{"openId": lbank.own_open_id} | params)

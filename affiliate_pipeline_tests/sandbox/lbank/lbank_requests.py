@@ -1,4 +1,4 @@
-"""Requests to the sandbox's LBank, and rows in comparable form. No test may live here."""
+"""Requests to the sandbox's LBank, and functions to compare rows. Contains no tests."""
 
 from collections import Counter
 from datetime import date, timedelta
@@ -16,15 +16,16 @@ AMOUNTS = ("currencyTotalFeeAmt", "currencyTotalFeeAmtUsdt", "contractTotalFeeAm
 
 
 def window(*days):
-    """From the first millisecond of the first to the last of the last UTC+8 day."""
+    """From the first millisecond of the first UTC+8 day to the last millisecond of the last day."""
     return {"startTime": start_of(days[0]), "endTime": start_of(days[-1]) + DAY_MS - 1}
 
 
 def paged(lbank_caller, path, **params):
+    """The rows of all pages."""
     return [row for page in lbank_caller.pages(path, **params) for row in page]
 
 
-def as_set(rows):
+def multiset(rows):
     return Counter(tuple(sorted(row.items())) for row in rows)
 
 
@@ -32,16 +33,17 @@ def total(rows, name):
     return sum(Decimal(row[name]) for row in rows)
 
 
-def open_ids(lbank, wanted):
-    return [lbank.own_open_id, *(user["openId"] for user in lbank.users if wanted(user))]
+def open_ids(lbank, is_selected):
+    """The affiliate's openId and those of the selected users."""
+    return [lbank.own_open_id, *(user["openId"] for user in lbank.users if is_selected(user))]
 
 
 def is_agent(user):
     return 1 <= user["userLevel"] <= 21
 
 
-# A valid request by path.
-NEEDED = {
+# The parameters of a valid request, by path.
+VALID_PARAMS = {
     "invite/user/list": {"startTime": 0, "endTime": 1, "start": 0, "pageSize": 1},
     "invite/user/team/list": {"startTime": 0, "endTime": 1, "start": 0, "pageSize": 1},
     "invite/user/info": {"openId": "LBA0SANDBOX"},

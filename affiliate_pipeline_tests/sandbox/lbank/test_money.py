@@ -17,13 +17,14 @@ def deposit(lbank, **fields):
     } | fields  # fmt: skip
 
 
-def money_of(lbank, lbank_caller, **asked):
-    asked = {"openId": lbank.own_open_id, "userType": "ALL", "subInOutType": "IN_DEPOSIT", **asked}
-    return paged(lbank_caller, "money/detail/list", **asked)
+def money_of(lbank, lbank_caller, **params):
+    """The rows of all pages, by default the deposits of all users."""
+    params = {"openId": lbank.own_open_id, "userType": "ALL", "subInOutType": "IN_DEPOSIT", **params}
+    return paged(lbank_caller, "money/detail/list", **params)
 
 
 @pytest.mark.parametrize("kind", MONEY)
-def test_money_of_a_week_is_that_of_its_days(lbank, lbank_caller, kind):
+def test_the_money_of_a_week_is_that_of_its_days(lbank, lbank_caller, kind):
     expected = [row for day in WEEK for row in lbank.money(day, kind)]
     assert money_of(lbank, lbank_caller, subInOutType=kind, size=5, **window(*WEEK)) == expected
     assert {row["subInOutType"] for row in expected} == {MONEY[kind][0]}
@@ -34,12 +35,12 @@ def test_money_of_a_week_is_that_of_its_days(lbank, lbank_caller, kind):
     assert money_of(lbank, lbank_caller, subInOutType=kind, size=5, **window(*WEEK)) == expected[::-1]
 
 
-def test_a_day_of_money_reaches_from_its_first_to_its_last_millisecond(lbank):
+def test_a_day_has_money_in_its_first_and_last_millisecond(lbank):
     times = [row["createTime"] for kind in MONEY for row in lbank.money(YESTERDAY, kind)]
     assert (min(times), max(times)) == tuple(window(YESTERDAY).values())
 
 
-def test_money_can_be_asked_for_by_scope(lbank, lbank_caller):
+def test_money_is_filtered_by_scope(lbank, lbank_caller):
     rows = money_of(lbank, lbank_caller, **window(*WEEK))
     direct = {user["openId"] for user in lbank.users if user["directInvitation"]}
     own = [row for row in rows if row["openId"] == lbank.own_open_id]
@@ -49,23 +50,23 @@ def test_money_can_be_asked_for_by_scope(lbank, lbank_caller):
     ]
     both = money_of(lbank, lbank_caller, userType="SELF_SUB", **window(*WEEK))
     assert both == [row for row in rows if row["openId"] in direct | {lbank.own_open_id}]
-    of_one = [row for row in rows if row["openId"] == rows[0]["openId"]]
-    assert money_of(lbank, lbank_caller, userType="SELF", openId=rows[0]["openId"], **window(*WEEK)) == of_one
+    first_users = [row for row in rows if row["openId"] == rows[0]["openId"]]
+    assert money_of(lbank, lbank_caller, userType="SELF", openId=rows[0]["openId"], **window(*WEEK)) == first_users
 
 
-def test_money_can_be_asked_for_by_asset_and_change(lbank, lbank_caller):
+def test_money_is_filtered_by_asset_and_update_time(lbank, lbank_caller):
     rows = money_of(lbank, lbank_caller, **window(*WEEK))
     btc = money_of(lbank, lbank_caller, assetCode="BTC", **window(*WEEK))
     assert btc == [row for row in rows if row["assetCode"] == "BTC"] and btc
     changed = [row for row in rows if row["updateTime"] > row["createTime"]]
     since = min(row["updateTime"] for row in changed)
-    asked = {"updateStartTime": since, "updateEndTime": since, **window(*WEEK)}
-    assert money_of(lbank, lbank_caller, **asked) == [row for row in rows if row["updateTime"] == since]
+    params = {"updateStartTime": since, "updateEndTime": since, **window(*WEEK)}
+    assert money_of(lbank, lbank_caller, **params) == [row for row in rows if row["updateTime"] == since]
 
 
-def test_what_is_pending_ends_within_72_hours(many, clock):
+def test_pending_money_is_completed_or_failed_within_72_hours(large_lbank, clock):
     def rows():
-        return {row["createTime"]: row for kind in MONEY for row in many.money(YESTERDAY, kind)}
+        return {row["createTime"]: row for kind in MONEY for row in large_lbank.money(YESTERDAY, kind)}
 
     early = rows()
     pending = [row for row in early.values() if row["status"] == "Processing"]
@@ -79,7 +80,7 @@ def test_what_is_pending_ends_within_72_hours(many, clock):
     assert rows() == late
 
 
-def test_no_money_comes_from_the_future(lbank, clock):
+def test_money_after_the_current_time_is_not_returned(lbank, clock):
     clock.ms = start_of(YESTERDAY) + 12 * HOUR_MS
     half = sum(len(lbank.money(YESTERDAY, kind)) for kind in MONEY)
     assert all(row["createTime"] <= clock.ms for kind in MONEY for row in lbank.money(YESTERDAY, kind))
@@ -87,7 +88,7 @@ def test_no_money_comes_from_the_future(lbank, clock):
     assert 0 < half < sum(len(lbank.money(YESTERDAY, kind)) for kind in MONEY)
 
 
-def test_given_money_is_sent_as_it_is(lbank, lbank_caller):
+def test_money_set_by_a_test_is_sent_unchanged(lbank, lbank_caller):
     odd = deposit(lbank, assetNum=Number("0.10"), openId="unknown", new=1)
     other = deposit(lbank, subInOutType="On-chain Withdrawal")
     lbank.set_money([odd, odd, other])

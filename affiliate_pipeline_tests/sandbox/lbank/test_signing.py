@@ -1,4 +1,4 @@
-"""What the sandbox's LBank refuses before it looks at what is asked for."""
+"""The signature, stamp and clock checks of the sandbox's LBank."""
 
 import base64
 import time
@@ -18,8 +18,8 @@ RSA_KEY = rsa.generate_private_key(65537, 2048)
 STAMP = ("api_key", "timestamp", "signature_method", "echostr")
 
 
-def plain(params):
-    """The parameters as a query without any encoding."""
+def unencoded(params):
+    """The parameters as a query without percent-encoding."""
     return "&".join(f"{name}={value}" for name, value in params.items())
 
 
@@ -39,17 +39,17 @@ def test_an_rsa_signature_is_accepted(with_rsa, info):
     assert info().data["inviteResult"] is True
 
 
-def test_the_signature_of_an_independent_client_is_accepted(lbank, lbank_caller):
+def test_the_signature_of_ccxt_is_accepted(lbank, lbank_caller):
     client = ccxt.lbank({"apiKey": lbank.api_key, "secret": lbank.api_secret})
     client.milliseconds = lambda: lbank_caller.clock.ms
-    made = client.sign("invite/user/info", ["spot", "private"], "GET", {"openId": lbank.own_open_id})
-    headers = {name: made["headers"][name] for name in STAMP[1:]}
-    assert lbank_caller.raw(INFO, made["body"], headers).data["inviteResult"] is True
+    signed = client.sign("invite/user/info", ["spot", "private"], "GET", {"openId": lbank.own_open_id})
+    headers = {name: signed["headers"][name] for name in STAMP[1:]}
+    assert lbank_caller.raw(INFO, signed["body"], headers).data["inviteResult"] is True
 
 
 @pytest.mark.parametrize("method", ["HmacSHA256", "RSA"])
-def test_the_official_connectors_own_client_is_accepted(sandbox, lbank, clock, method):
-    connector = pytest.importorskip("lbank.old_api", reason="make test installs it, without the versions it wants")
+def test_lbanks_official_connector_is_accepted(sandbox, lbank, clock, method):
+    connector = pytest.importorskip("lbank.old_api", reason="make test installs it, without its pinned dependencies")
     clock.ms = round(time.time() * 1000)
     lbank.add_account("pair", public_pem(RSA_KEY))
     private = RSA_KEY.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
@@ -60,39 +60,39 @@ def test_the_official_connectors_own_client_is_accepted(sandbox, lbank, clock, m
     day = {"startTime": clock.ms - DAY_MS, "endTime": clock.ms, "start": 0, "pageSize": 100}
 
     with closing(connector.BlockHttpClient(method, key, secret, f"{sandbox.url}/affiliate-api/v2/")) as client:
-        found = client.http_request("GET", INFO, {"openId": lbank.own_open_id})
-        # An empty parameter is signed, too.
-        commission = {"openId": lbank.own_open_id, "tradeType": 10, "coin": ""} | day
-        empty = client.http_request("GET", "commission/stats/symbol/list", commission)
+        info = client.http_request("GET", INFO, {"openId": lbank.own_open_id})
+        # The signature covers an empty parameter too.
+        params = {"openId": lbank.own_open_id, "tradeType": 10, "coin": ""} | day
+        commissions = client.http_request("GET", "commission/stats/symbol/list", params)
 
-    assert found["data"]["openId"] == lbank.own_open_id
-    assert (empty["result"], empty["error_code"]) == ("true", 0)
+    assert info["data"]["openId"] == lbank.own_open_id
+    assert (commissions["result"], commissions["error_code"]) == ("true", 0)
 
 
 @pytest.mark.parametrize("in_headers", [STAMP[1:], STAMP, ()])
-def test_the_stamp_may_be_in_the_headers_or_in_the_query(lbank, lbank_caller, in_headers):
+def test_the_stamp_is_accepted_in_the_headers_in_the_query_or_in_both(lbank, lbank_caller, in_headers):
     signed = lbank_caller.signed({"openId": lbank.own_open_id})
     headers = {name: signed[name] for name in in_headers}
     in_query = {name: value for name, value in signed.items() if name not in in_headers}
     for sent in (in_query, signed):
-        assert lbank_caller.raw(INFO, plain(sent), headers).data["inviteResult"] is True
+        assert lbank_caller.raw(INFO, unencoded(sent), headers).data["inviteResult"] is True
 
 
 @pytest.mark.parametrize("name", STAMP)
-def test_headers_and_query_have_to_agree(lbank, lbank_caller, name):
+def test_a_header_that_differs_from_the_query_is_refused(lbank, lbank_caller, name):
     signed = lbank_caller.signed({"openId": lbank.own_open_id})
-    reply = lbank_caller.raw(INFO, plain(signed), {name: signed[name] + "0"})
-    assert reply.error_code == 10003 and name in reply.json["msg"]
+    response = lbank_caller.raw(INFO, unencoded(signed), {name: signed[name] + "0"})
+    assert response.error_code == 10003 and name in response.json["msg"]
 
 
 @pytest.mark.parametrize("name", STAMP)
-def test_a_missing_part_of_the_stamp_is_refused_by_name(info, name):
-    reply = info(**{name: None})
-    assert reply.error_code == 10001 and name in reply.json["msg"]
+def test_the_refusal_of_an_incomplete_stamp_names_the_missing_parameter(info, name):
+    response = info(**{name: None})
+    assert response.error_code == 10001 and name in response.json["msg"]
 
 
 def test_a_missing_signature_is_refused(lbank_caller):
-    assert lbank_caller.raw(INFO, plain(lbank_caller.stamped({"openId": "x"}))).error_code == 10001
+    assert lbank_caller.raw(INFO, unencoded(lbank_caller.stamped({"openId": "x"}))).error_code == 10001
 
 
 def test_an_unknown_key_is_refused(info):
@@ -109,14 +109,14 @@ def test_an_hmac_signature_in_upper_case_is_refused(lbank_caller, info):
     assert info().error_code == 10007
 
 
-@pytest.mark.parametrize("spoil", [lambda text: text[:-8] + "AAAAAAA=", lambda text: "no base64", str.lower])
-def test_a_wrong_rsa_signature_is_refused(with_rsa, info, spoil):
+@pytest.mark.parametrize("damage", [lambda text: text[:-8] + "AAAAAAA=", lambda text: "no base64", str.lower])
+def test_a_wrong_rsa_signature_is_refused(with_rsa, info, damage):
     sign = with_rsa.sign
-    with_rsa.sign = lambda payload: spoil(sign(payload))
+    with_rsa.sign = lambda payload: damage(sign(payload))
     assert info().error_code == 10007
 
 
-def test_the_signature_method_has_to_be_the_accounts(with_rsa, info, lbank):
+def test_a_signature_method_other_than_the_accounts_is_refused(with_rsa, info, lbank):
     with_rsa.stamp["signature_method"] = "HmacSHA256"
     assert info().error_code == 10007
     with_rsa.stamp |= {"api_key": lbank.api_key, "signature_method": "RSA"}
@@ -131,37 +131,38 @@ def test_an_unknown_signature_method_is_refused(info):
     ("echostr", "accepted"),
     [("a" * 30, True), ("Z9" * 20, True), ("a" * 29, False), ("a" * 41, False), ("a" * 34 + "-", False)],
 )
-def test_an_echostr_has_30_to_40_letters_and_digits(info, echostr, accepted):
-    reply = info(echostr=echostr)
-    assert reply.data if accepted else reply.error_code == 10031
+def test_an_echostr_must_have_30_to_40_letters_and_digits(info, echostr, accepted):
+    response = info(echostr=echostr)
+    assert response.data if accepted else response.error_code == 10031
 
 
-@pytest.mark.parametrize(("off", "accepted"), [(60_000, True), (60_001, False), (-60_000, True), (-60_001, False)])
-def test_a_timestamp_is_at_most_60_s_off(info, clock, off, accepted):
-    reply = info(timestamp=clock.ms + off)
-    assert reply.data if accepted else reply.error_code == 10600
+@pytest.mark.parametrize(
+    ("offset_ms", "accepted"), [(60_000, True), (60_001, False), (-60_000, True), (-60_001, False)]
+)
+def test_a_timestamp_more_than_60_s_off_is_refused(info, clock, offset_ms, accepted):
+    response = info(timestamp=clock.ms + offset_ms)
+    assert response.data if accepted else response.error_code == 10600
 
 
-def test_the_exchanges_clock_counts_and_is_told(sandbox, info, clock):
+def test_timestamps_are_checked_against_the_exchanges_clock_which_responses_report(sandbox, info, clock):
     sandbox.faults.clock_offset_ms = 90_000
-    reply = info()
-    assert (reply.error_code, reply.json["ts"]) == (10600, clock.ms + 90_000)
-    assert info(timestamp=reply.json["ts"]).data
+    response = info()
+    assert (response.error_code, response.json["ts"]) == (10600, clock.ms + 90_000)
+    assert info(timestamp=response.json["ts"]).data
 
 
 @pytest.mark.parametrize("timestamp", ["now", "1748952000.0", "-1"])
-def test_a_timestamp_that_is_not_a_number_is_refused(info, timestamp):
+def test_a_timestamp_that_is_not_a_natural_number_is_refused(info, timestamp):
     assert info(timestamp=timestamp).error_code == 10003
 
 
-def test_raw_values_are_signed_and_a_plus_is_a_blank(lbank_caller):
-    """An empty value is signed too; what is signed is what the server reads, not what is sent."""
+def test_the_signature_covers_decoded_values_and_a_plus_decodes_to_a_space(lbank_caller):
     assert lbank_caller.get(INFO, openId="a b&c=d+e 用户").data["inviteResult"] is False
-    query = plain(lbank_caller.signed({"openId": "a+b"}))
+    query = unencoded(lbank_caller.signed({"openId": "a+b"}))
     assert lbank_caller.raw(INFO, query).error_code == 10007
     assert lbank_caller.raw(INFO, query.replace("a+b", "a%2Bb")).data["inviteResult"] is False
 
 
 def test_duplicated_parameters_are_refused(lbank_caller):
-    query = plain(lbank_caller.signed({"openId": "x"}))
+    query = unencoded(lbank_caller.signed({"openId": "x"}))
     assert lbank_caller.raw(INFO, query + "&openId=x").error_code == 10003

@@ -1,5 +1,6 @@
-"""The table of exports, where two processes would change it at once."""
+"""The table of kickback exports, changed by two processes at once."""
 
+from contextlib import closing
 from datetime import date
 
 import pytest
@@ -10,13 +11,12 @@ from affiliate_pipeline.postgres.errors import StoreUnavailable
 DAY = date(2026, 11, 3)
 
 
-def test_of_two_only_one_is_under_way_and_the_other_goes_on_waiting(database_url):
-    one, other = (KickbackExports(database_url, "a key", lambda *_: {}) for _ in range(2))
-    try:
-        one.add(DAY, DAY), other.add(DAY, DAY)
-        one.begin(one.open()[0], None)
+def test_only_one_of_two_exports_is_collected_and_the_other_one_is_still_waiting(database_url):
+    first, second = (KickbackExports(database_url, "a key", lambda *_: {}) for _ in range(2))
+    with closing(first), closing(second):
+        first.add(DAY, DAY)
+        second.add(DAY, DAY)
+        first.begin(first.open()[0], None)
         with pytest.raises(StoreUnavailable):
-            other.begin(other.open()[1], None)
-        assert [each.state for each in other.open()] == ["collecting", "waiting"]
-    finally:
-        one.close(), other.close()
+            second.begin(second.open()[1], None)
+        assert [export.state for export in second.open()] == ["collecting", "waiting"]

@@ -1,4 +1,4 @@
-"""What the history's answers and its file mean, whatever form they come in."""
+"""The formats of the export's responses and of its file."""
 
 import gzip
 import json
@@ -42,7 +42,7 @@ def rows(text: str | bytes) -> list[dict]:
         json.dumps({"url": URL, "mirror": URL.replace("Signature=b", "Signature=c")}),
     ],
 )
-def test_a_url_is_found_in_every_form(body):
+def test_the_files_url_is_found_in_any_json_or_text(body):
     found = read_response(body.encode())
     assert isinstance(found, FileUrl) and found.path == "/user-rebate/1/part-00000-c000.csv"
 
@@ -63,23 +63,23 @@ def test_a_url_is_found_in_every_form(body):
         (f'["wait for {URL}"]'.encode(), "https://***"),
     ],
 )
-def test_anything_else_means_that_there_is_no_file_yet(body, note):
+def test_a_response_without_a_file_url_is_pending_with_a_redacted_note(body, note):
     found = read_response(body)
     assert isinstance(found, Pending) and note in found.note
     assert "Signature" not in found.note
 
 
-def test_urls_of_which_none_is_clearly_the_files_are_named_without_their_secrets():
+def test_several_possible_urls_are_pending_and_listed_without_their_signatures():
     found = read_response(json.dumps([URL, URL.replace("part-00000", "part-00001")]).encode())
     assert isinstance(found, Pending) and "Signature" not in found.note
     assert "part-00000" in found.note and "part-00001" in found.note and "several URLs" in found.note
 
 
-def test_a_url_that_was_escaped_for_html_is_as_it_was():
-    assert read_response(URL.replace("&", "&amp;").encode()).secret == URL
+def test_a_url_escaped_for_html_is_unescaped():
+    assert read_response(URL.replace("&", "&amp;").encode()) == FileUrl(URL)
 
 
-def test_a_url_on_a_host_that_is_allowed_goes_before_others():
+def test_a_url_on_an_allowed_host_is_preferred():
     other = "https://files.partner.example/x/1.csv?Signature=c"
     body = json.dumps({"a": other, "b": "https://elsewhere.example/2.csv"}).encode()
     found = read_response(body, "127.0.0.1", ["partner.example"])
@@ -96,12 +96,12 @@ def test_a_url_on_a_host_that_is_allowed_goes_before_others():
             FileUrl(refused).check_host("127.0.0.1", ["partner.example"])
 
 
-def test_a_url_is_no_secret_told():
+def test_a_file_url_hides_its_signature():
     assert "Signature" not in repr(FileUrl(URL)) and "Signature" not in f"{FileUrl(URL)}"
 
 
 @pytest.mark.parametrize("url", [URL, "https://amazonaws.com/x", "https://x.binance.com/x", "http://127.0.0.1:9/x"])
-def test_a_file_of_the_exchanges_may_be_fetched(url):
+def test_a_file_on_a_host_of_the_exchange_is_allowed(url):
     FileUrl(url).check_host("127.0.0.1")
 
 
@@ -112,11 +112,11 @@ def test_a_file_of_the_exchanges_may_be_fetched(url):
         URL.replace("amazonaws.com", "amazonaws.com.evil.example"),
         URL.replace("s3.amazonaws.com", "evilamazonaws.com"),
         URL.replace("https://", "https://amazonaws.com@evil.example/"),
-        URL.replace("https://", "https://user:word@"),
+        URL.replace("https://", "https://user:password@"),
         "http://localhost/x",
     ],
 )
-def test_a_file_of_nobodys_may_not(url):
+def test_a_file_elsewhere_or_without_https_is_refused(url):
     with pytest.raises(Refused) as refused:
         FileUrl(url).check_host("127.0.0.1")
     assert "Signature" not in str(refused.value)
@@ -125,7 +125,7 @@ def test_a_file_of_nobodys_may_not(url):
 @pytest.mark.parametrize(
     "header", ["income,asset,symbol,time", "INCOME,Asset,SYMBOL,Time", '"income", asset ,symbol,"time"']
 )
-def test_a_header_is_read_in_every_case(header):
+def test_the_header_may_have_any_case_quotes_and_spaces(header):
     assert rows(f"{header}\n1.20,USDT,BTCUSDT,{MS}\n") == [
         {"income": "1.20", "asset": "USDT", "symbol": "BTCUSDT", "time": MS}
     ]
@@ -134,7 +134,7 @@ def test_a_header_is_read_in_every_case(header):
 @pytest.mark.parametrize("separator", [";", "\t", "|"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_cells_are_separated_as_the_header_is(separator, line_end, encoding):
+def test_the_separator_line_end_and_encoding_are_detected(separator, line_end, encoding):
     lines = [["time", '"income"', "asset", "symbol", "note"], [str(MS), '"1,20"', "USDT", "BTCUSDT", '"a,b"']]
     text = line_end.join(separator.join(line) for line in lines)
     row = {"time": MS, "income": "1,20", "asset": "USDT", "symbol": "BTCUSDT", "note": "a,b"}
@@ -145,7 +145,7 @@ def test_cells_are_separated_as_the_header_is(separator, line_end, encoding):
 @pytest.mark.parametrize(
     "amount", ["0.0000", "-0.1", "1E-8", "123456789012345678901234567890.123456789012345678", "+1", " 1", ""]
 )
-def test_an_amount_stays_as_it_stands_in_the_file(amount):
+def test_amounts_are_unchanged(amount):
     assert rows(f"{HEADER}{amount},USDT,BTCUSDT,{MS}")[0]["income"] == amount
 
 
@@ -159,7 +159,7 @@ def test_an_amount_stays_as_it_stands_in_the_file(amount):
         ("2025-11-13 10:13:20+08:00", 1_763_000_000_000),
     ],
 )
-def test_a_time_is_milliseconds_or_text_of_utc(text, ms):
+def test_a_time_may_be_milliseconds_or_text_with_utc_as_the_default_zone(text, ms):
     assert [time for time, _ in rows_of(f"{HEADER}1,A,B,{text}".encode(), Kickback)] == [ms]
     assert rows(f"{HEADER}1,A,B,{text}")[0]["time"] == ms
 
@@ -173,7 +173,7 @@ def test_a_time_is_milliseconds_or_text_of_utc(text, ms):
         "13.11.2025 02:13",
         "0",
         "99999999999999999",
-        # Seconds, or milliseconds cut short.
+        # Seconds, and milliseconds that lack digits.
         f"{MS}"[:10],
         f"{MS}"[:11],
         f"{MS}"[:12],
@@ -181,7 +181,7 @@ def test_a_time_is_milliseconds_or_text_of_utc(text, ms):
         "2025-11-13 02:13:20.1234",
     ],
 )
-def test_a_time_that_is_none_is_quoted_with_its_line(text):
+def test_the_error_of_an_invalid_time_names_its_line(text):
     with pytest.raises(Unreadable, match="line 3 of the file has the time"):
         rows(f"{HEADER}1,A,B,{MS}\n1,A,B,{text}\n")
 
@@ -197,15 +197,15 @@ def test_a_time_that_is_none_is_quoted_with_its_line(text):
         gzip.compress(HEADER.encode(), mtime=0),
     ],
 )
-def test_a_file_without_rows_has_none(file):
+def test_an_empty_file_and_a_file_with_only_a_header_have_no_rows(file):
     assert rows(file) == []
 
 
-def test_line_ends_of_every_kind_and_empty_lines_make_no_row():
+def test_empty_lines_are_ignored():
     assert len(rows(f"{HEADER.strip()}\r\n1,A,B,{MS}\r\n\r\n2,A,B,{MS}\r\n")) == 2
 
 
-def test_a_file_of_gzip_that_was_packed_once_more_for_its_way_is_read():
+def test_a_file_compressed_twice_is_read():
     assert len(rows(gzip.compress(gzip.compress(f"{HEADER}1,A,B,{MS}\n".encode())))) == 1
 
 
@@ -227,19 +227,19 @@ def test_several_gzip_members_are_one_file():
         (b"\xff" + HEADER.encode(), "not UTF-8"),
     ],
 )
-def test_what_cannot_be_understood_is_quoted(file, problem):
+def test_the_error_of_a_malformed_file_quotes_what_is_malformed(file, problem):
     with pytest.raises(Unreadable) as error:
         rows(file)
     assert problem in str(error.value)
 
 
 @pytest.mark.parametrize("file", [gzip.compress(HEADER.encode() * 99, mtime=0)[:-20], b"\x1f\x8bnonsense"])
-def test_a_part_of_a_file_is_called_so(file):
+def test_a_truncated_gzip_file_is_reported_as_incomplete(file):
     with pytest.raises(IncompleteFile, match="incomplete or not gzip"):
         rows(file)
 
 
-def test_a_file_that_is_too_large_unpacked_is_refused(monkeypatch):
+def test_a_file_that_is_too_large_when_decompressed_is_refused(monkeypatch):
     monkeypatch.setattr(file_format, "MAX_FILE_BYTES", 1000)
     with pytest.raises(Refused, match="larger than"):
         rows(gzip.compress(HEADER.encode() + b"1" * 1_000_000))
