@@ -1,4 +1,4 @@
-"""What tests share: one embedded PostgreSQL a session with a database empty for each test, the sandbox, and a run of an asset."""
+"""Shared fixtures: an embedded PostgreSQL for the session, an empty database for each test, the sandbox, and runs of an asset."""
 
 import os
 import shutil
@@ -20,30 +20,31 @@ from affiliate_pipeline.app.embedded_server import cluster, server
 from affiliate_pipeline.http import retry
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests import isolation
+from affiliate_pipeline_tests.e2e.project import Project
 from affiliate_pipeline_tests.webhook import Webhook
 
-# Before anything imports the definitions. A process that a test has started has its environment from that test.
+# Before the definitions are imported. A process that a test starts gets its environment from the test.
 if "PYTEST_CURRENT_TEST" not in os.environ:
     isolation.isolate()
 
 from affiliate_pipeline.definitions import pipeline_of_instance  # noqa: E402
 from affiliate_pipeline_tests.code_location import loaded_definitions  # noqa: E402
 
-# No test depends on the speed of the machine.
+# A slow machine must not fail a test.
 hypothesis.settings.register_profile(
     "any_machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any_machine")
 
-# Of a sensor or schedule that a test evaluates without its code location.
+# For sensors and schedules that a test evaluates without a code location.
 RESOURCES = {"pipeline": pipeline_of_instance}
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    # Test modules are imported next, and some build definitions while they are. With pytest-xdist its workers import them,
-    # which find them from the folder in which they are started.
+    # Test modules are imported next, and some build definitions on import. With pytest-xdist, the workers import them, and
+    # resolve their paths against the folder they were started in.
     if session.config.getoption("dist", "no") == "no":
-        os.chdir(isolation.NOWHERE)
+        os.chdir(isolation.EMPTY_FOLDER)
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +54,8 @@ def no_waiting_between_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each test starts in a project folder of its own, with nothing that another one has left behind."""
-    for name in os.environ.keys() - isolation.kept(os.environ).keys():
+    """Each test starts in an empty project folder of its own, without variables of an earlier test."""
+    for name in os.environ.keys() - isolation.inherited(os.environ).keys():
         monkeypatch.delenv(name)
     monkeypatch.setattr(environment, "_on_embedded_storage", {})
     (tmp_path / "workspace.yaml").touch()
@@ -66,12 +67,13 @@ def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("postgres")
     yield home
     server.stop(home)
-    shutil.rmtree(cluster.read(home.resolve()).folder, ignore_errors=True)
+    if found := cluster.read(home.resolve()):
+        shutil.rmtree(found.folder, ignore_errors=True)
 
 
 @pytest.fixture
 def database_url(postgres_home: Path) -> str:
-    """An empty database: always the same one, since making and deleting one costs more than most tests."""
+    """An empty database. It is emptied and not recreated, because creating a database takes longer than most tests."""
     url = server.ensure(postgres_home, "test")
     with psycopg.connect(url, autocommit=True) as connection:
         schemas = connection.execute(
@@ -85,14 +87,22 @@ def database_url(postgres_home: Path) -> str:
 
 @pytest.fixture
 def query(database_url: str) -> Callable[..., list[tuple]]:
-    """Runs SQL in the test's database and gives the rows."""
+    """Runs SQL in the test's database and returns the rows."""
 
     def run(statement: str, *values: Any) -> list[tuple]:
         with psycopg.connect(database_url, autocommit=True, options="-c timezone=UTC") as connection:
-            cursor = connection.execute(statement, values)
+            cursor = connection.execute(statement.encode(), values)
             return cursor.fetchall() if cursor.description else []
 
     return run
+
+
+@pytest.fixture
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A copy of the project in which no command has run."""
+    project = Project(tmp_path_factory.mktemp("fresh"))
+    yield project
+    project.remove()
 
 
 @pytest.fixture
@@ -103,7 +113,7 @@ def webhook() -> Iterator[Webhook]:
 
 @dataclass
 class Run:
-    """What a run of one asset came to."""
+    """The outcome of a run of one asset."""
 
     success: bool
     materialized: dict[date, Mapping[str, Any]]
@@ -114,7 +124,7 @@ class Run:
 
 @pytest.fixture
 def sandbox(monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[Sandbox]:
-    """The sandbox, configured as the exchange, with the test's database."""
+    """The sandbox, configured as Binance, with the test's database."""
     with Sandbox(rows_per_day=300) as exchange:
         monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
         for name, value in exchange.binance.variables(exchange.url).items():
@@ -124,9 +134,9 @@ def sandbox(monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[Sand
 
 @pytest.fixture
 def both(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    """The sandbox, configured as LBank as well, with windows a hundred times shorter."""
-    most, window_ms = sandbox.lbank.rate_limit
-    sandbox.lbank.rate_limit = most, window_ms // 100
+    """The sandbox, configured as Binance and as LBank, with rate limit windows a hundred times shorter."""
+    requests, window_ms = sandbox.lbank.rate_limit
+    sandbox.lbank.rate_limit = requests, window_ms // 100
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", "100")
     for name, value in sandbox.lbank.variables(sandbox.url).items():
         monkeypatch.setenv(name, value)
@@ -135,12 +145,12 @@ def both(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
 
 @cache
 def instance_of_all_runs() -> dg.DagsterInstance:
-    """One for the session: making one takes as long as a run."""
+    """One instance for the session, because creating one takes as long as a run."""
     return dg.DagsterInstance.ephemeral()
 
 
 def materialize(key: str, days: Sequence[date], **config: bool) -> Run:
-    """A run of the asset over the (consecutive) days, as `dagster asset materialize` would do it."""
+    """Run the asset over the (consecutive) days, as `dagster asset materialize` does."""
     definitions = loaded_definitions()
     asset_key = dg.AssetKey(key.split("/"))
     tags = {"dagster/asset_partition_range_start": f"{days[0]}", "dagster/asset_partition_range_end": f"{days[-1]}"}
@@ -153,21 +163,28 @@ def materialize(key: str, days: Sequence[date], **config: bool) -> Run:
         run_config={"ops": {key.replace("/", "__"): {"config": config}}},
         raise_on_error=False,
     )
-    # What the instance recorded: the result leaves out what a failing step had logged.
+    # From the instance: the result lacks the events that a failing step has logged.
     events = [entry.dagster_event for entry in instance.all_logs(result.run_id) if entry.dagster_event]
-    materialized = {
-        date.fromisoformat(event.partition): {
-            name: value.value for name, value in event.step_materialization_data.materialization.metadata.items()
-        }
-        for event in events
-        if event.is_step_materialization
-    }
-    failures = [event.step_failure_data for event in events if event.is_step_failure]
-    failed = {
-        date.fromisoformat(day): reason
-        for failure in failures
-        if failure.user_failure_data
-        for day, reason in failure.user_failure_data.metadata["failed_partitions"].value.items()
-    }
-    message = "\n".join(str(failure.error.message if failure.error else "") for failure in failures)
+    materialized = dict(_materialization(event) for event in events if event.is_step_materialization)
+    failures = [event for event in events if event.is_step_failure]
+    failed = {day: reason for failure in failures for day, reason in _reasons(failure).items()}
+    errors = [failure.step_failure_data.error for failure in failures]
+    message = "\n".join(error.message if error else "" for error in errors)
     return Run(result.success, materialized, failed, message, events)
+
+
+def _materialization(event: dg.DagsterEvent) -> tuple[date, Mapping[str, Any]]:
+    """The day and its metadata."""
+    assert event.partition
+    metadata = event.step_materialization_data.materialization.metadata
+    return date.fromisoformat(event.partition), {name: value.value for name, value in metadata.items()}
+
+
+def _reasons(failure: dg.DagsterEvent) -> dict[date, str]:
+    """The reason for each failed day; empty after an unexpected error."""
+    data = failure.step_failure_data.user_failure_data
+    if data is None:
+        return {}
+    reasons = data.metadata["failed_partitions"].value
+    assert isinstance(reasons, Mapping)
+    return {date.fromisoformat(day): str(reason) for day, reason in reasons.items()}

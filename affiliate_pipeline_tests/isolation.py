@@ -1,4 +1,4 @@
-"""Nothing of the developer's reaches a test: no variable, no file of the home folder, no `.env` or `.affiliate`."""
+"""Isolates the tests from the developer's machine: its variables, its home folder, its `.env` and its `.affiliate`."""
 
 import atexit
 import os
@@ -7,24 +7,28 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import chdir
 
-# What an interpreter, a browser and pytest need. All else may change what is tested: proxies, certificates, PG*, TZ, …
-KEPT = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR", "USER", "LOGNAME", "HOME", "LC_ALL")
-KEPT_PREFIXES = ("PYTHON", "PYTEST_", "HYPOTHESIS_", "COVERAGE_", "PLAYWRIGHT_", "PICTURES")
+# What an interpreter, a browser and pytest need. Other variables may change what is tested: proxies, certificates, PG*, TZ, …
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR", "USER", "LOGNAME", "HOME", "LC_ALL")
+INHERITED_PREFIXES = ("PYTHON", "PYTEST_", "HYPOTHESIS_", "COVERAGE_", "PLAYWRIGHT_", "PICTURES")
 
-NOWHERE = tempfile.mkdtemp(prefix="affiliate_pipeline_tests_")
-atexit.register(shutil.rmtree, NOWHERE, ignore_errors=True)
+EMPTY_FOLDER = tempfile.mkdtemp(prefix="affiliate_pipeline_tests_")
+atexit.register(shutil.rmtree, EMPTY_FOLDER, ignore_errors=True)
 
 
-def kept(environment: Mapping[str, str]) -> dict[str, str]:
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
     """The part of an environment that tests may see."""
-    return {name: value for name, value in environment.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
+    return {
+        name: value for name, value in environment.items() if name in INHERITED or name.startswith(INHERITED_PREFIXES)
+    }
 
 
 def isolate() -> None:
-    """Removes everything else from the environment of this process, and imports the definitions, which read settings, where
-    there are none."""
-    environment = kept(os.environ) | {"HOME": NOWHERE, "LC_ALL": "C.UTF-8"}
+    """Remove everything else from this process's environment, and import the definitions from an empty folder.
+
+    The definitions read settings when they are imported.
+    """
+    environment = inherited(os.environ) | {"HOME": EMPTY_FOLDER, "LC_ALL": "C.UTF-8"}
     os.environ.clear()
     os.environ.update(environment)
-    with chdir(NOWHERE):
+    with chdir(EMPTY_FOLDER):
         import affiliate_pipeline.definitions  # noqa: F401

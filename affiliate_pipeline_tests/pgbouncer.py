@@ -1,4 +1,4 @@
-"""A real PgBouncer before the test's database. No test may live here."""
+"""A real PgBouncer in front of the test's database. Contains no tests."""
 
 import os
 import re
@@ -15,28 +15,29 @@ from psycopg.conninfo import conninfo_to_dict
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 needs_pgbouncer = pytest.mark.skipif(
-    PGBOUNCER is None, reason="there is no pgbouncer on this machine (Debian: apt-get install pgbouncer)"
+    PGBOUNCER is None, reason="pgbouncer is not installed (Debian: apt-get install pgbouncer)"
 )
 CONFIGURATION = Path(__file__).parent / "cases" / "transaction-pooler" / "pgbouncer.ini"
-PATIENCE_S = 30
+START_TIMEOUT_S = 30
 
 
 @contextmanager
-def pgbouncer(database_url: str, folder: Path, mode: str, **more: object) -> Iterator[str]:
-    """The URL that leads through one in this pool mode."""
+def pgbouncer(database_url: str, folder: Path, mode: str, **settings: object) -> Iterator[str]:
+    """The URL of a PgBouncer in this pool mode, with more of its settings."""
     server = conninfo_to_dict(database_url)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
     databases = "host={host} port={port} user={user} password={password}".format(**server)
     text = CONFIGURATION.read_text()
     text = re.sub(r"(?m)^\* = .*$", f"* = {databases}", text)
     text = re.sub(r"(?m)^listen_port = .*$", f"listen_port = {port}", text)
     text = re.sub(r"(?m)^pool_mode = .*$", f"pool_mode = {mode}", text)
-    text += "\n" + "".join(f"{name} = {value}\n" for name, value in more.items())
+    text += "\n" + "".join(f"{name} = {value}\n" for name, value in settings.items())
     configuration = folder / f"pgbouncer-{port}.ini"
     configuration.write_text(text)
     command = [str(PGBOUNCER), str(configuration)]
-    if os.getuid() == 0:  # which it refuses to run as
+    if os.getuid() == 0:
+        # PgBouncer refuses to run as root.
         for parent in (configuration, *configuration.parents):
             if parent.owner() == "root" and str(parent) not in ("/", "/tmp"):
                 parent.chmod(0o755)
@@ -45,9 +46,9 @@ def pgbouncer(database_url: str, folder: Path, mode: str, **more: object) -> Ite
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file)
     try:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while True:
-            assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break

@@ -1,16 +1,18 @@
-"""A proxy on loopback that forwards plain HTTP to a server, or answers everything itself; it keeps what it received."""
+"""A proxy on loopback that forwards plain HTTP to a server, or sends its own response to each request. Contains no tests."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
 
 
 class Proxy:
-    """Listens on `port` while it is entered. `status`: what it answers everything with, None to forward to `target`."""
+    """Listens on `port` inside a `with` statement; `received` are the method, URL and headers of each request.
+
+    `status` is that of every response; without one, requests are forwarded to `target`.
+    """
 
     def __init__(self, target: str = "", status: int | None = None, content_type: str = "text/html"):
         self.received: list[tuple[str, str, dict[str, str]]] = []
@@ -23,8 +25,8 @@ class Proxy:
                     url = urlsplit(self.path)
                     headers = {name: value for name, value in self.headers.items() if name.startswith("X-MBX")}
                     with httpx.Client(trust_env=False) as client:
-                        answer = client.get(f"{target}{url.path}?{url.query}", headers=headers)
-                    self._send(answer.status_code, answer.content, answer.headers["Content-Type"])
+                        response = client.get(f"{target}{url.path}?{url.query}", headers=headers)
+                    self._send(response.status_code, response.content, response.headers["Content-Type"])
                 else:
                     self._send(status, b"<html>the proxy's page</html>", content_type)
 
@@ -37,7 +39,7 @@ class Proxy:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *args: Any) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -49,7 +51,7 @@ class Proxy:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()

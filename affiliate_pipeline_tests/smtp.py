@@ -1,4 +1,4 @@
-"""An SMTP server on loopback that remembers the mails it was given. No test may live here."""
+"""An SMTP server on loopback that records the mails it receives. Contains no tests."""
 
 import email
 import email.policy
@@ -9,7 +9,7 @@ from typing import Self
 
 
 class Smtp:
-    """Takes every mail; `mails` are those received."""
+    """Accepts every mail; `mails` are those received."""
 
     def __init__(self) -> None:
         self.mails: list[EmailMessage] = []
@@ -17,20 +17,20 @@ class Smtp:
 
         class Handler(StreamRequestHandler):
             def handle(self) -> None:
-                self.answer("220 loopback")
+                self.respond("220 loopback")
                 while line := self.rfile.readline():
                     command = line.split()[0].upper() if line.split() else b""
                     if command == b"DATA":
-                        self.answer("354 go on")
-                        smtp.mails.append(self.mail())
-                    self.answer("221 bye" if command == b"QUIT" else "250 fine")
+                        self.respond("354 go on")
+                        smtp.mails.append(self.read_mail())
+                    self.respond("221 bye" if command == b"QUIT" else "250 fine")
                     if command == b"QUIT":
                         return
 
-            def answer(self, line: str) -> None:
+            def respond(self, line: str) -> None:
                 self.wfile.write(f"{line}\r\n".encode())
 
-            def mail(self) -> EmailMessage:
+            def read_mail(self) -> EmailMessage:
                 lines = []
                 while (line := self.rfile.readline()) not in (b".\r\n", b""):
                     lines.append(line.removeprefix(b"."))
@@ -51,7 +51,7 @@ class Smtp:
 
 
 def text_of(mail: EmailMessage) -> str:
-    """What a person reads."""
+    """The text that a mail program shows."""
     body = mail.get_body(("plain", "html"))
     assert body is not None
     return body.get_content()

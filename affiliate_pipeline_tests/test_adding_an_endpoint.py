@@ -1,10 +1,8 @@
-"""`docs/adding_an_endpoint.md`, followed to the letter in a copy of the project: its blocks, `make docs`, one landed day."""
+"""`docs/adding_an_endpoint.md`, followed to the letter in a copy of the project: its edits, `make docs`, one landed day."""
 
-import json
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -12,40 +10,32 @@ from typing import Any
 import pytest
 
 from affiliate_pipeline_tests.e2e.project import ROOT, Project
-from affiliate_pipeline_tests.walkthrough import check_style, follow, run
+from affiliate_pipeline_tests.walkthrough import check_style, follow, run_script, run_tests
 
 KEY, TABLE = "binance/rebate_withheld_record", "binance.rebate_withheld_record"
-# Serves the copy's sandbox, lands a day from it and prints the sandbox's rows of that day.
+# Lands a day from the copy's sandbox; prints the sandbox's rows of that day and the copy's data dictionary.
 LAND = """
-import json, os, subprocess, sys
+import json, os, sys
 from datetime import date
+from affiliate_pipeline.app import data_dictionary
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline.sandbox.rows import decode
+from affiliate_pipeline_tests.conftest import materialize
 
-key, day = sys.argv[1:]
-command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "affiliate_pipeline.definitions"]
+key, day = sys.argv[1], date.fromisoformat(sys.argv[2])
 with Sandbox(rows_per_day=1500) as exchange:
-    done = subprocess.run(
-        [*command, "--select", f'key:"{key}"', "--partition", day],
-        env={**os.environ, **exchange.variables},
-        stdout=sys.stderr,
-    )
-    print(json.dumps([decode(row) for row in exchange.binance.withheld.day(date.fromisoformat(day)).rows]))
-sys.exit(done.returncode)
+    os.environ |= exchange.variables
+    run = materialize(key, [day])
+    assert run.success, run.message
+    rows = [decode(row) for row in exchange.binance.withheld.day(day).rows]
+print(json.dumps({"rows": rows, "dictionary": data_dictionary.markdown()}))
 """
-# Those with a case for each endpoint or a list of all, apart from the slow ones.
+# Tests with a case for each endpoint or a list of all endpoints, except the slow ones.
 TESTS = ("test_documents.py", "test_definitions.py", "test_characterization.py", "landing/test_endpoint_tables.py")
 
 
-@pytest.fixture
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    project = Project(tmp_path_factory.mktemp("adding"))
-    yield project
-    project.remove()
-
-
 def as_sent(value: Any) -> Any:
-    """The column's value as Binance spells it."""
+    """The column's value as Binance sends it."""
     match value:
         case datetime():
             return round(value.timestamp() * 1000)
@@ -60,18 +50,18 @@ def snake(name: str) -> str:
 
 
 def test_the_document_leads_to_a_landed_endpoint(
-    project: Project, database_url: str, query: Callable[..., list[tuple]]
+    fresh: Project, database_url: str, query: Callable[..., list[tuple]]
 ) -> None:
-    check_style(project, follow("adding_an_endpoint.md", project))
-    before, after = ((folder / "docs" / "data_dictionary.md").read_text() for folder in (ROOT, project.folder))
-    assert f"## `{TABLE}`" in after and f"## `{TABLE}`" not in before
+    check_style(fresh, follow("adding_an_endpoint.md", fresh))
 
     day = datetime.now(UTC).date() - timedelta(days=2)
     start = f"{day - timedelta(days=3)}"
-    landing = [sys.executable, "-c", LAND, KEY, f"{day}"]
-    sent = json.loads(run(project, landing, AFFILIATE_DATABASE_URL=database_url, AFFILIATE_START_DATE=start))
+    done = run_script(fresh, LAND, KEY, f"{day}", AFFILIATE_DATABASE_URL=database_url, AFFILIATE_START_DATE=start)
 
-    # More than two responses have room for.
+    dictionary = (ROOT / "docs" / "data_dictionary.md").read_text(encoding="utf-8")
+    assert f"## `{TABLE}`" in done["dictionary"] and f"## `{TABLE}`" not in dictionary
+    # More rows than two responses can contain.
+    sent = done["rows"]
     assert len(sent) > 1000
     landed = query(f"select {', '.join(map(snake, sent[0]))} from {TABLE} where partition_date = %s", day)
     assert Counter(tuple(map(as_sent, row)) for row in landed) == Counter(tuple(row.values()) for row in sent)
@@ -80,7 +70,6 @@ def test_the_document_leads_to_a_landed_endpoint(
 
 
 @pytest.mark.e2e
-def test_the_tests_over_all_endpoints_accept_it(project: Project) -> None:
-    follow("adding_an_endpoint.md", project)
-    paths = [str(project.folder / "affiliate_pipeline_tests" / name) for name in TESTS]
-    run(project, [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths])
+def test_the_tests_over_all_endpoints_accept_it(fresh: Project) -> None:
+    follow("adding_an_endpoint.md", fresh)
+    run_tests(fresh, *TESTS)

@@ -1,13 +1,15 @@
-"""Documents whose code blocks are edits: read from the Markdown and applied to a copy of the project.
+"""Applies the code blocks of a document to a copy of the project. Contains no tests.
 
 The sentence before a block names the file, in backticks, and the edit: "Create `path`:", "At the end of `path`, add:",
 "In `path`, after (or before) the line `line`, add:" or "In `path`, replace the line `line` by:".
 """
 
+import json
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from affiliate_pipeline_tests.e2e.project import ROOT, Project
 
@@ -22,7 +24,7 @@ _EDIT = re.compile(
 
 @dataclass(frozen=True)
 class Edit:
-    """One block of a document. `how`: `Create`, `At the end of`, or where from the `line`: `after`, `before`, `replace`."""
+    """One block of a document. `how` is `Create`, `At the end of`, or relates to `line`: `after`, `before`, `replace`."""
 
     path: str
     how: str
@@ -45,7 +47,7 @@ class Edit:
 
 
 def edits(document: Path) -> list[Edit]:
-    """The document's edits, in order; every fenced block in it is one of them."""
+    """The document's edits, in order. Every fenced block must be one."""
     text = document.read_text(encoding="utf-8")
     found = [
         Edit(edit["path"], edit["how"] or edit["create"], edit["line"] or "", edit["block"])
@@ -56,22 +58,34 @@ def edits(document: Path) -> list[Edit]:
 
 
 def follow(document: str, project: Project) -> list[str]:
-    """Applies the edits of the document in `docs/` and runs `make docs`; the Python files that were edited."""
+    """Apply the edits of the document in `docs/` to the copy, and return the paths of the edited Python files."""
     found = edits(ROOT / "docs" / document)
     for edit in found:
         edit.apply(project.folder)
-    # Nothing is installed: the interpreter of this process has everything.
-    run(project, ["make", "docs", "-o", ".venv/.installed", f"BIN={Path(sys.executable).parent}"])
     return sorted({edit.path for edit in found if edit.path.endswith(".py")})
 
 
-def run(project: Project, command: list[str], **environment: str) -> str:
-    """What the command prints, run in the copy of the project; it has to succeed."""
-    done = project.execute(command, environment, timeout_s=280)
+def check_style(project: Project, paths: list[str]) -> None:
+    _run(project, ["-m", "ruff", "check", "--no-cache", *paths])
+    _run(project, ["-m", "ruff", "format", "--no-cache", "--check", *paths])
+
+
+def run_script(project: Project, script: str, *arguments: str, **environment: str) -> dict[str, Any]:
+    """Run Python code in the copy, and return the JSON that it prints."""
+    return json.loads(_run(project, ["-c", script, *arguments], **environment))
+
+
+def run_tests(project: Project, *names: str) -> None:
+    """Run `make docs` and these test files in the copy."""
+    # Installs nothing: this process's interpreter has every dependency.
+    made = project.execute(["make", "docs", "-o", ".venv/.installed", f"BIN={Path(sys.executable).parent}"], {})
+    assert made.returncode == 0, made.stdout + made.stderr
+    paths = [str(project.folder / "affiliate_pipeline_tests" / name) for name in names]
+    _run(project, ["-m", "pytest", "-q", "-p", "no:cacheprovider", *paths])
+
+
+def _run(project: Project, arguments: list[str], **environment: str) -> str:
+    """Run Python with these arguments in the copy; it must succeed. Return what it prints."""
+    done = project.execute([sys.executable, *arguments], environment, timeout_s=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def check_style(project: Project, paths: list[str]) -> None:
-    run(project, [sys.executable, "-m", "ruff", "check", "--no-cache", *paths])
-    run(project, [sys.executable, "-m", "ruff", "format", "--no-cache", "--check", *paths])

@@ -1,4 +1,4 @@
-"""A webhook on loopback that remembers what it was sent. No test may live here."""
+"""A webhook on loopback that records the requests it receives. Contains no tests."""
 
 import json
 import threading
@@ -7,14 +7,16 @@ from typing import Any, Self
 
 
 class Webhook:
-    """Answers every request with `status`, once `may_answer`, and a POST in which `refused` stands with 400; `messages` are the bodies of POSTs, `paths` where to, `calls`
-    the paths of GETs."""
+    """Responds to each request with `status` once `may_respond` is set, and with 400 to a POST whose body contains `refused`.
+
+    `messages` are the bodies of the POSTs, `paths` their paths; `calls` are the paths of the GETs.
+    """
 
     def __init__(self) -> None:
         self.status = 200
         self.refused: str | None = None
-        self.may_answer = threading.Event()
-        self.may_answer.set()
+        self.may_respond = threading.Event()
+        self.may_respond.set()
         self.messages: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.calls: list[str] = []
@@ -25,19 +27,19 @@ class Webhook:
                 webhook.paths.append(self.path)
                 webhook.messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 refuses = webhook.refused and webhook.refused in str(webhook.messages[-1])
-                self.answer(400 if refuses else webhook.status)
+                self.respond(400 if refuses else webhook.status)
 
             def do_GET(self) -> None:
                 webhook.calls.append(self.path)
-                self.answer(webhook.status)
+                self.respond(webhook.status)
 
-            def answer(self, status: int) -> None:
-                webhook.may_answer.wait()
+            def respond(self, status: int) -> None:
+                webhook.may_respond.wait()
                 self.send_response(status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *args: Any) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -53,8 +55,8 @@ class Webhook:
         self.stop()
 
     def stop(self) -> None:
-        """Nobody is there any more."""
-        self.may_answer.set()
+        """Close the port, so that connections are refused."""
+        self.may_respond.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -1,4 +1,4 @@
-"""Projects to run for real, and somebody else's exchange."""
+"""Fixtures: a project that has landed days, and an exchange that is not the project's own sandbox."""
 
 from collections.abc import Iterator
 
@@ -6,14 +6,6 @@ import pytest
 
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests.e2e.project import Project
-
-
-@pytest.fixture
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """A project in which nothing has run."""
-    project = Project(tmp_path_factory.mktemp("fresh"))
-    yield project
-    project.remove()
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +19,7 @@ def _landed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 
 @pytest.fixture
 def landed(_landed: Project) -> Iterator[Project]:
-    """A project that has landed the last days of the sandbox, and in which nothing runs."""
+    """A project that has landed the last days from its sandbox. No process of it runs."""
     yield _landed
     if _landed.processes():
         _landed.run("down")
@@ -39,6 +31,6 @@ def landed(_landed: Project) -> Iterator[Project]:
 
 @pytest.fixture
 def exchange() -> Iterator[Sandbox]:
-    """An exchange of somebody else's, on loopback."""
+    """A sandbox in the test's process, which the project uses as a configured exchange."""
     with Sandbox(rows_per_day=1000) as exchange:
         yield exchange

@@ -1,5 +1,4 @@
-"""A copy of the project that tests run for real: its commands, its Dagster, its database. What is true of them stands
-in the tests."""
+"""A copy of the project, whose commands, Dagster and database tests run in processes of their own. Contains no tests."""
 
 import json
 import os
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import psutil
@@ -25,6 +24,7 @@ from affiliate_pipeline_tests import isolation
 
 ROOT = Path(__file__).parents[2]
 KEY = "binance/rebate_recent_record"
+T = TypeVar("T")
 STATUS = """
 query Status($path: [String!]!) {
   assetNodeOrError(assetKey: {path: $path}) {
@@ -39,10 +39,27 @@ mutation Launch($params: ExecutionParams!) {
     __typename ... on LaunchRunSuccess { run { id } } ... on PythonError { message }
   }
 }"""
+BACKFILL = """
+mutation Backfill($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }
+  }
+}"""
+REEXECUTE = """
+mutation Again($params: ReexecutionParams!) {
+  reexecutePartitionBackfill(reexecutionParams: $params) {
+    __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }
+  }
+}"""
+BACKFILL_STATUS = """
+query Backfill($id: String!) {
+  partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status runs(limit: 100) { id status } } }
+}"""
+RUN_STATUS = "query Run($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 
 
 def last_days() -> list[date]:
-    """The ended days that the source promises to hold wholly, oldest first."""
+    """The ended days that the source still retains completely, oldest first."""
     today = datetime.now(UTC).date()
     return [today - timedelta(days=i) for i in range(6, 0, -1)]
 
@@ -52,11 +69,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(what: Callable[[], Any], timeout_s: float = 60) -> Any:
-    """The first truthy value that this gives."""
+def wait_for(what: Callable[[], T | None], timeout_s: float = 60) -> T:
+    """Call it until it returns a truthy value, and return that value."""
     deadline = time.monotonic() + timeout_s
     while not (value := what()):
-        assert time.monotonic() < deadline, f"{what.__name__}: not within {timeout_s} s"
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
         time.sleep(0.1)
     return value
 
@@ -70,12 +87,13 @@ def kill(processes: Iterable[psutil.Process]) -> None:
 
 
 class Started:
-    """A command that was started, and what it has printed so far."""
+    """A running command, and its output so far."""
 
     def __init__(self, process: subprocess.Popen[str]):
         self.process = process
         self.lines: list[str] = []
-        self._reader = threading.Thread(target=lambda: self.lines.extend(process.stdout), daemon=True)
+        assert process.stdout
+        self._reader = threading.Thread(target=self.lines.extend, args=(process.stdout,), daemon=True)
         self._reader.start()
 
     @property
@@ -90,7 +108,7 @@ class Started:
         wait_for(printed, timeout_s)
 
     def stop(self, number: int) -> int:
-        """The exit code after this signal."""
+        """Send this signal, and return the exit code."""
         self.process.send_signal(number)
         code = self.process.wait(60)
         self._reader.join(10)
@@ -98,12 +116,12 @@ class Started:
 
 
 class Project:
-    """A copy of the project's files, with nothing of the developer's."""
+    """A copy of the project's files, without the developer's settings and data."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.made_ms = time.time_ns() // 1_000_000
-        # The settings of git that trust a checkout of another user are in the home folder, which tests do not see.
+        self.created_ms = time.time_ns() // 1_000_000
+        # Git trusts another user's checkout only by a setting in the home folder, which tests do not see.
         files = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "--cached", "--others", "--exclude-standard"]
         for name in subprocess.check_output(files, cwd=ROOT, text=True).splitlines():
             if (ROOT / name).is_file():
@@ -115,14 +133,14 @@ class Project:
         return self.folder / ".affiliate"
 
     def environment(self, **more: str) -> dict[str, str]:
-        # The copy wins over an installed package.
-        return {**isolation.kept(os.environ), "PYTHONPATH": str(self.folder), **more}
+        # The copy takes precedence over an installed package.
+        return {**isolation.inherited(os.environ), "PYTHONPATH": str(self.folder), **more}
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "affiliate_pipeline.app", *arguments]
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """`affiliate-pipeline`, to its end."""
+        """Run `affiliate-pipeline` until it exits."""
         return self.execute(self.command(*arguments), environment)
 
     def dagster(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -131,13 +149,13 @@ class Project:
     def materialize(
         self, first: date, last: date | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """`dagster asset materialize`."""
+        """Run `dagster asset materialize`."""
         return self.dagster(*materialize(first, last), **environment)
 
     def execute(
         self, command: list[str], environment: dict[str, str], timeout_s: float = 300
     ) -> subprocess.CompletedProcess[str]:
-        """A command that ends by itself, in the project's folder and environment."""
+        """Run a command that exits by itself, in the project's folder and environment."""
         return subprocess.run(
             command,
             cwd=self.folder,
@@ -150,7 +168,7 @@ class Project:
 
     @contextmanager
     def started(self, command: list[str], **environment: str) -> Iterator[Started]:
-        """The command runs, with everything it prints in one stream; it is stopped at the end if it still runs."""
+        """Start the command, with stdout and stderr in one stream. At the end, every process of the project is killed."""
         process = subprocess.Popen(
             command,
             cwd=self.folder,
@@ -172,14 +190,14 @@ class Project:
 
     @contextmanager
     def up(self, port: int) -> Iterator[Started]:
-        """`up`, ready."""
+        """Start `up`, and wait until it is ready."""
         with self.started(self.command("up", "--port", str(port))) as started:
             started.wait_to_print("Dagster's UI:")
             yield started
 
     @contextmanager
     def dagster_dev(self) -> Iterator[tuple[Started, "UI"]]:
-        """Webserver, daemon and code server, ready."""
+        """Start webserver, daemon and code server, and wait until they are ready."""
         port = free_port()
         command = [sys.executable, "-m", "dagster", "dev", "-p", str(port)]
         with self.started(command, DAGSTER_HOME=str(self.folder)) as started:
@@ -187,32 +205,32 @@ class Project:
             yield started, UI(port)
 
     def configure(self, **variables: str) -> None:
-        """Writes `.env`."""
+        """Write `.env`."""
         (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
 
     def query(self, statement: str, *values: Any) -> list[tuple]:
-        """Rows from the embedded database that is configured."""
+        """Run SQL in the configured embedded database, and return the rows."""
         name = "affiliate" if (self.folder / ".env").is_file() else "affiliate_sandbox"
         with psycopg.connect(server.ensure(self.home, name), options="-c timezone=UTC") as connection:
-            return connection.execute(statement, values).fetchall()
+            return connection.execute(statement.encode(), values).fetchall()
 
     def data_folder(self) -> Path | None:
-        """Where PostgreSQL keeps this project's data."""
+        """The folder with the data of the project's PostgreSQL."""
         file = self.home / "postgres.json"
         return (self.home / json.loads(file.read_text())["data"]).parent if file.is_file() else None
 
     def processes(self) -> list[psutil.Process]:
-        """Whatever runs in the project's folders or has been told of them."""
+        """Every process with one of the project's folders as its directory, in its command or in its environment."""
         folders = [str(folder) for folder in (self.folder, self.data_folder()) if folder]
         found = []
         for process in psutil.process_iter():
             try:
                 if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                told = f"{process.cwd()}\n{process.cmdline()}\n{process.environ()}"
+                text = f"{process.cwd()}\n{process.cmdline()}\n{process.environ()}"
             except (psutil.Error, OSError):
                 continue
-            if any(folder in told for folder in folders):
+            if any(folder in text for folder in folders):
                 found.append(process)
         return found
 
@@ -220,7 +238,7 @@ class Project:
         return next(process for process in self.processes() if "-D" in command_of(process))
 
     def remove(self) -> None:
-        """Stops and removes everything."""
+        """Stop every process and delete every file."""
         if self.processes():
             self.run("down")
         left = self.processes()
@@ -233,66 +251,48 @@ class Project:
 
 
 def materialize(first: date, last: date | None = None) -> list[str]:
-    """The arguments of Dagster's command line."""
+    """The arguments of `dagster asset materialize`."""
     days = ["--partition", f"{first}"] if last is None else ["--partition-range", f"{first}...{last}"]
     return ["asset", "materialize", "-m", "affiliate_pipeline.definitions", "--select", f'key:"{KEY}"', *days]
 
 
-BACKFILL = """
-mutation Backfill($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }
-  }
-}"""
-REEXECUTE = """
-mutation Again($params: ReexecutionParams!) {
-  reexecutePartitionBackfill(reexecutionParams: $params) {
-    __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }
-  }
-}"""
-BACKFILL_STATUS = """
-query Backfill($id: String!) {
-  partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status runs(limit: 100) { id status } } }
-}"""
-
-
 class UI:
-    """Dagster's GraphQL."""
+    """Dagster's GraphQL API."""
 
     def __init__(self, port: int):
         self.url = f"http://127.0.0.1:{port}"
 
-    def ask(self, query: str, **variables: Any) -> dict[str, Any]:
-        answer = httpx.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=30).json()
-        assert "errors" not in answer, answer
-        return answer["data"]
+    def execute(self, query: str, **variables: Any) -> dict[str, Any]:
+        response = httpx.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=30).json()
+        assert "errors" not in response, response
+        return response["data"]
 
     def backfill(self, key: str, days: Sequence[date]) -> str:
-        """The id of a backfill of these days."""
+        """Launch a backfill of these days, and return its id."""
         params = {"assetSelection": [{"path": key.split("/")}], "partitionNames": [f"{day}" for day in days]}
-        launched = self.ask(BACKFILL, params=params)["launchPartitionBackfill"]
+        launched = self.execute(BACKFILL, params=params)["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         return launched["backfillId"]
 
     def backfill_again(self, backfill_id: str) -> str:
-        """The id of a backfill of what failed in this one."""
+        """Launch a backfill of the days that failed in this one, and return its id."""
         params = {"parentRunId": backfill_id, "strategy": "FROM_FAILURE"}
-        launched = self.ask(REEXECUTE, params=params)["reexecutePartitionBackfill"]
+        launched = self.execute(REEXECUTE, params=params)["reexecutePartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         return launched["backfillId"]
 
     def backfill_end(self, backfill_id: str, timeout_s: float = 180) -> dict[str, Any]:
-        """The backfill, ended, with its runs."""
+        """Wait until the backfill ends, and return it with its runs."""
 
         def ended() -> dict[str, Any] | None:
-            backfill = self.ask(BACKFILL_STATUS, id=backfill_id)["partitionBackfillOrError"]
+            backfill = self.execute(BACKFILL_STATUS, id=backfill_id)["partitionBackfillOrError"]
             return backfill if backfill["status"].startswith(("COMPLETED", "FAILED")) else None
 
         return wait_for(ended, timeout_s)
 
     def days(self, key: str = KEY) -> dict[str, list[date]]:
-        """The days of the asset by status."""
-        node = self.ask(STATUS, path=key.split("/"))["assetNodeOrError"]
+        """The asset's days by status."""
+        node = self.execute(STATUS, path=key.split("/"))["assetNodeOrError"]
         days: dict[str, list[date]] = {}
         for found in node["assetPartitionStatuses"]["ranges"]:
             first, last = date.fromisoformat(found["startKey"]), date.fromisoformat(found["endKey"])
@@ -302,11 +302,11 @@ class UI:
         return days
 
     def launch(self, day: date) -> str:
-        """The id of a run of the day, queued."""
+        """Queue a run of the day, and return its id."""
         return self._launch([KEY], {"dagster/partition": f"{day}"})
 
     def launch_range(self, keys: Sequence[str], days: Sequence[date]) -> str:
-        """The id of one run of these assets over the (consecutive) days, queued."""
+        """Queue one run of these assets over the (consecutive) days, and return its id."""
         ends = {"start": days[0], "end": days[-1]}
         return self._launch(keys, {f"dagster/asset_partition_range_{end}": f"{day}" for end, day in ends.items()})
 
@@ -318,24 +318,25 @@ class UI:
             "assetSelection": [{"path": key.split("/")} for key in keys],
         }
         metadata = {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
-        launched = self.ask(LAUNCH, params={"selector": selector, "executionMetadata": metadata})["launchRun"]
+        launched = self.execute(LAUNCH, params={"selector": selector, "executionMetadata": metadata})["launchRun"]
         assert launched["__typename"] == "LaunchRunSuccess", launched
         return launched["run"]["id"]
 
     def run_status(self, run_id: str) -> str:
-        return self.ask("query Run($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }", id=run_id)[
-            "runOrError"
-        ]["status"]
+        return self.execute(RUN_STATUS, id=run_id)["runOrError"]["status"]
 
     def run_end(self, run_id: str, timeout_s: float = 240) -> str:
-        """The status with which the run has ended."""
-        return wait_for(
-            lambda: (status := self.run_status(run_id)) in ("SUCCESS", "FAILURE", "CANCELED") and status, timeout_s
-        )
+        """Wait until the run ends, and return its status."""
+
+        def ended() -> str | None:
+            status = self.run_status(run_id)
+            return status if status in ("SUCCESS", "FAILURE", "CANCELED") else None
+
+        return wait_for(ended, timeout_s)
 
 
 def command_of(process: psutil.Process) -> list[str]:
-    """Its command line; empty if it has ended."""
+    """The process's command line; empty if it has ended."""
     try:
         return process.cmdline()
     except psutil.NoSuchProcess:

@@ -1,5 +1,7 @@
-"""What people see in a browser: Dagster's UI and the report of `up`, and a backfill launched by clicking. It also takes the
-README's pictures, into the folder named by the variable PICTURES."""
+"""Dagster's UI and the report of `up` in a browser, and a backfill launched by clicking.
+
+The tests also take the README's pictures, in the folder that the variable PICTURES names.
+"""
 
 import os
 import re
@@ -11,15 +13,13 @@ import pytest
 
 from affiliate_pipeline_tests.e2e.project import KEY, UI, Project, free_port, last_days
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="there is no chromium on this machine (Debian: apt-get install chromium)"
-    ),
+    pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (Debian: apt-get install chromium)"),
 ]
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-PATIENCE_MS = 120_000
+TIMEOUT_MS = 120_000
 
 
 @pytest.fixture
@@ -28,18 +28,18 @@ def page() -> Iterator:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         page = browser.new_page(viewport={"width": 1440, "height": 900})
-        page.set_default_timeout(PATIENCE_MS)
+        page.set_default_timeout(TIMEOUT_MS)
         yield page
         browser.close()
 
 
 @pytest.fixture
 def picture(page, tmp_path):
-    folder = Path(os.environ.get("PICTURES", tmp_path))
+    folder = Path(os.environ.get("PICTURES") or tmp_path)
     return lambda name: page.screenshot(path=folder / f"{name}.png")
 
 
-def test_the_ui_shows_the_graph_the_days_and_the_money_and_a_click_lands_days(landed: Project, page, picture):
+def test_the_ui_shows_the_graph_the_days_and_the_chart_and_a_click_launches_a_backfill(landed: Project, page, picture):
     day = last_days()[-1]
     with landed.up(port := free_port()):
         url = UI(port).url
@@ -81,13 +81,13 @@ def test_the_ui_shows_the_graph_the_days_and_the_money_and_a_click_lands_days(la
         assert UI(port).days() == {"MATERIALIZED": last_days()}
 
 
-def test_the_report_is_a_page_that_asks_nobody(landed: Project, page, picture):
+def test_the_report_is_a_page_that_sends_no_requests(landed: Project, page, picture):
     day = last_days()[-1]
     path = Path(landed.run("report").stdout.splitlines()[0])
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    wrong: list[str] = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
 
     page.goto(path.as_uri())
 
@@ -99,7 +99,7 @@ def test_the_report_is_a_page_that_asks_nobody(landed: Project, page, picture):
         day,
     )
     assert page.get_by_text(total[0], exact=True).count() >= 1
-    assert asked == [path.as_uri()] and wrong == []
+    assert requested == [path.as_uri()] and problems == []
     picture("report")
 
     page.set_viewport_size({"width": 360, "height": 740})

@@ -1,4 +1,4 @@
-"""Dagster's own commands on the project."""
+"""Dagster's own commands, run in the project."""
 
 import shutil
 import sys
@@ -27,6 +27,7 @@ def test_dagster_materializes_with_nothing_set_while_the_sandbox_runs(landed: Pr
 
     refused = landed.materialize(*last_days()[:2], **environment)
     url = dotenv_values(landed.home / "settings.env")["BINANCE_BASE_URL"]
+    assert url
     with landed.started(landed.command("sandbox", "--port", url.rpartition(":")[2])) as sandbox:
         sandbox.wait_to_print(url)
         done = landed.materialize(*last_days()[:2], **environment)

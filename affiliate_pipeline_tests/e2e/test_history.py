@@ -1,4 +1,4 @@
-"""The history of kickbacks under the real daemon: asked for once, waited for, landed in one run, told to nobody."""
+"""The kickback export under the real daemon: requested once, awaited, landed in one run, without leaking a secret."""
 
 import random
 import time
@@ -19,7 +19,7 @@ DAY_MS = 86_400_000
 
 @pytest.fixture
 def exchange() -> Iterator[Sandbox]:
-    """One that has collected another history before."""
+    """An exchange that has prepared another export before."""
     with Sandbox(rows_per_day=300) as exchange:
         now = exchange.now()
         exchange.binance.kickbacks.collect(now - 5 * DAY_MS, now - 3 * DAY_MS, None)
@@ -44,7 +44,7 @@ def last(number: int) -> list[date]:
 
 
 def assert_landed(project: Project, exchange: Sandbox, days: Sequence[date]) -> None:
-    """Every day holds exactly what the exchange has."""
+    """Every day has exactly the rows of the exchange."""
     landed: dict[date, Counter] = {day: Counter() for day in days}
     for day, *row in project.query(
         "select partition_date, income::text, asset, symbol, (extract(epoch from time) * 1000)::bigint::text "
@@ -54,8 +54,8 @@ def assert_landed(project: Project, exchange: Sandbox, days: Sequence[date]) -> 
     assert landed == {day: sent(exchange.binance.kickbacks.of(day)) for day in days}
 
 
-def told(project: Project) -> str:
-    """Everything in the database, and every file written by a run, a sensor or Dagster."""
+def written_texts(project: Project) -> str:
+    """Every row of the database, and every file written by a run, a sensor or Dagster."""
     tables = project.query(
         "select format('%%I.%%I', schemaname, tablename) from pg_tables "
         "where schemaname in ('public', 'affiliate', 'binance')"
@@ -69,9 +69,7 @@ def told(project: Project) -> str:
     return "\n".join([*rows, *(path.read_text(errors="replace") for path in files)])
 
 
-def test_29_days_are_one_request_waited_for_and_landed_by_one_run_and_nothing_secret_is_told(
-    project: Project, exchange: Sandbox
-):
+def test_29_days_are_requested_once_and_landed_by_one_run_and_no_secret_is_written(project: Project, exchange: Sandbox):
     days = last(29)
     exchange.faults.pending.extend(["previous", "error", "message", "previous", "empty", "null"])
     with project.dagster_dev() as (started, ui):
@@ -86,7 +84,7 @@ def test_29_days_are_one_request_waited_for_and_landed_by_one_run_and_nothing_se
     assert project.query("select count(*), min(value) from run_tags where key = 'affiliate/collection'") == [(1, "1")]
     assert_landed(project, exchange, days)
 
-    everything = told(project) + printed
+    everything = written_texts(project) + printed
     assert HISTORY in everything
     secrets = {exchange.binance.client_key, exchange.binance.client_secret}
     for url in exchange.binance.kickbacks.urls:
@@ -98,35 +96,35 @@ def test_29_days_are_one_request_waited_for_and_landed_by_one_run_and_nothing_se
     assert "x-mbx-apikey" not in headers and exchange.binance.client_key not in str(headers)
 
 
-def test_request_and_file_selected_together_end_well_in_one_run(project: Project, exchange: Sandbox):
+def test_request_and_record_selected_together_land_in_one_run(project: Project, exchange: Sandbox):
     days = last(9)
     exchange.binance.kickbacks.collect_ms = 15_000
     with project.dagster_dev() as (_, ui):
         assert ui.run_end(ui.launch_range([REQUEST, HISTORY], days)) == "SUCCESS"
         assert ui.days(HISTORY) == ui.days(REQUEST) == {"MATERIALIZED": days}
-        time.sleep(12)  # in which the sensor looks at least once
+        time.sleep(12)  # The sensor ticks at least once.
         assert project.query("select count(*) from runs where pipeline_name = '__ASSET_JOB'")[0][0] == 1
     assert len(posts(exchange)) == 1
     assert_landed(project, exchange, days)
 
 
-def test_two_requests_at_once_land_both_although_everything_is_killed(project: Project, exchange: Sandbox):
+def test_two_concurrent_requests_land_after_every_process_was_killed_twice(project: Project, exchange: Sandbox):
     days = last(12)
     first, second = days[:5], days[5:]
     exchange.binance.kickbacks.collect_ms = 8_000
     kills = 0
     with project.dagster_dev() as (_, ui):
-        for asked in (first, second):
-            ui.launch_range([REQUEST], asked)
+        for requested_days in (first, second):
+            ui.launch_range([REQUEST], requested_days)
         wait_for(lambda: project.query("select to_regclass('affiliate.landing')") != [(None,)])
         time.sleep(random.uniform(0, 12))
         kills += 1
         kill(project.processes())
     with project.dagster_dev() as (_, ui):
         requested = "select count(*) from affiliate.landing where asset = %s and partition = %s"
-        for asked in (first, second):
-            if project.query(requested, REQUEST, asked[0]) == [(0,)]:
-                assert ui.run_end(ui.launch_range([REQUEST], asked)) == "SUCCESS"
+        for requested_days in (first, second):
+            if project.query(requested, REQUEST, requested_days[0]) == [(0,)]:
+                assert ui.run_end(ui.launch_range([REQUEST], requested_days)) == "SUCCESS"
         time.sleep(random.uniform(0, 12))
         kills += 1
         kill(project.processes())

@@ -16,13 +16,13 @@ pytestmark = pytest.mark.e2e
 
 KEY = "lbank/trade_future"
 RATE_SCALE = 20
-# A request for each scope, and five of them a window of half a second.
+# One request per scope; at this scale, five requests take half a second.
 SCOPES = 4
 STUCK_S = 120
 
 
 def fortnight() -> list[date]:
-    """The last fourteen days that have ended in UTC+8: the watch would ask for later ones by itself."""
+    """The last fourteen days that have ended in UTC+8, oldest first. The overdue monitor requests runs of later days."""
     today = (datetime.now(UTC) + timedelta(hours=8)).date()
     return [today - timedelta(days=i) for i in range(14, 0, -1)]
 
@@ -46,11 +46,11 @@ def exchange() -> Iterator[Sandbox]:
 
 
 def landed(project: Project) -> dict[date, int]:
-    """How many rows each day has, which is one per scope."""
+    """The number of rows of each day: one per scope."""
     return dict(project.query("select partition_date, count(*) from lbank.trade_future group by 1 order by 1"))
 
 
-def test_a_backfill_fails_exactly_the_bad_days_and_failed_only_lands_them(fresh: Project, exchange: Sandbox):
+def test_a_backfill_fails_exactly_the_bad_days_and_a_reexecution_lands_them(fresh: Project, exchange: Sandbox):
     days = fortnight()
     bad = [days[3], days[4], days[9]]
     good = [day for day in days if day not in bad]
@@ -68,11 +68,11 @@ def test_a_backfill_fails_exactly_the_bad_days_and_failed_only_lands_them(fresh:
             assert landed(fresh) == dict.fromkeys(good, SCOPES)
             alert = wait_for(lambda: webhook.messages, timeout_s=60)[0]
             assert alert["title"].startswith(KEY)
-            told = alert["title"] + alert["message"]
-            assert f"{bad[0]}" in told
-            assert backfill["runs"][0]["id"] in told
-            assert "11 landed" in told
-            assert not [day for day in good if f"{day}" in told]
+            alerted = alert["title"] + alert["message"]
+            assert f"{bad[0]}" in alerted
+            assert backfill["runs"][0]["id"] in alerted
+            assert "11 landed" in alerted
+            assert not [day for day in good if f"{day}" in alerted]
 
             exchange.faults.clear()
             again = ui.backfill_end(ui.backfill_again(backfill_id))
@@ -82,14 +82,14 @@ def test_a_backfill_fails_exactly_the_bad_days_and_failed_only_lands_them(fresh:
             assert ui.days(KEY) == {"MATERIALIZED": days}
             assert landed(fresh) == dict.fromkeys(days, SCOPES)
             wait_for(lambda: len(webhook.messages) > 1, timeout_s=60)
-            # No second alert has followed the first.
+            # The failed days caused one alert only.
             [_, recovery] = webhook.messages
             assert KEY in recovery["title"] + recovery["message"]
             assert "landed" in recovery["title"] + recovery["message"]
 
 
 def victims(project: Project, name: str) -> list[psutil.Process]:
-    """The processes of that name; `run` is a run's own and those of its steps."""
+    """The processes of that name. `run` means the processes of a run and of its steps."""
     if name == "postgres":
         return [project.postmaster()]
     processes = project.processes()
@@ -99,11 +99,11 @@ def victims(project: Project, name: str) -> list[psutil.Process]:
     return [process for process in processes if name in " ".join(command_of(process)[:6])]
 
 
-def test_nothing_stays_stuck_after_a_kill_and_every_day_is_landed_or_shown_failed(fresh: Project, exchange: Sandbox):
+def test_a_backfill_ends_after_a_kill_and_every_day_is_landed_or_shown_failed(fresh: Project, exchange: Sandbox):
     days = fortnight()
-    # Each takes minutes; the seed that pytest prints brings the same one back.
+    # One per test run, because each takes minutes. The seed that pytest prints selects the same one again.
     name = random.choice(["run", "postgres", "dagster._daemon", "dagster_webserver", "grpc"])
-    print(f"the first to be killed: {name}")
+    print(f"killed first: {name}")
     fresh.configure(**variables(exchange))
     with fresh.dagster_dev() as (_, ui):
         backfill_id = ui.backfill(KEY, days)
@@ -117,9 +117,9 @@ def test_nothing_stays_stuck_after_a_kill_and_every_day_is_landed_or_shown_faile
         ui.backfill_end(backfill_id, timeout_s=STUCK_S + 60)
         assert time.monotonic() - restarted < STUCK_S + 60
         shown = ui.days(KEY)
-        held = landed(fresh)
-        assert set(held.values()) <= {SCOPES}
-        assert set(shown.get("MATERIALIZED", [])) <= held.keys()
+        rows = landed(fresh)
+        assert set(rows.values()) <= {SCOPES}
+        assert set(shown.get("MATERIALIZED", [])) <= rows.keys()
         assert sorted(day for each in shown.values() for day in each) == days
         assert not [status for status in shown if status not in ("MATERIALIZED", "FAILED")]
 

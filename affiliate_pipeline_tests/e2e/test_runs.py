@@ -1,4 +1,4 @@
-"""Runs under the real daemon and from the command line: `kill -9` while a day lands."""
+"""Runs under the real daemon and from the command line, killed with SIGKILL while a day lands."""
 
 import random
 import sys
@@ -40,20 +40,20 @@ def test_a_killed_run_leaves_the_old_day_or_the_new_one_is_reported_failed_and_l
             return ui.launch(day)
 
         assert ui.run_end(run_of(version=0)) == "SUCCESS"
-        asked = len(exchange.requests)
+        requests = len(exchange.requests)
         run_id = run_of(version=1)
-        wait_for(lambda: len(exchange.requests) > asked)
+        wait_for(lambda: len(exchange.requests) > requests)
         time.sleep(random.uniform(0, LANDING_S))
         (server,) = (process for process in fresh.processes() if "grpc" in command_of(process))
         kill(server.children(recursive=True))
 
         if ui.run_end(run_id) == "FAILURE":
-            held = versions(fresh, day)
-            assert held in ({0}, {1})
+            stored = versions(fresh, day)
+            assert stored in ({0}, {1})
             (alert,) = wait_for(lambda: [each for each in webhook.messages if run_id in each["message"]], timeout_s=90)
-            # It may have been killed after the day was materialized and before the run's end.
-            assert alert["title"] in [f"{KEY} failed for {day}", *(["A run failed"] if held == {1} else [])]
-        else:  # it had ended before
+            # The kill may have come after the day was materialized and before the run ended.
+            assert alert["title"] in [f"{KEY} failed for {day}", *(["A run failed"] if stored == {1} else [])]
+        else:  # The run ended before the kill.
             assert versions(fresh, day) == {1}
         assert ui.run_end(run_of(version=2)) == "SUCCESS"
         assert versions(fresh, day) == {2}
@@ -64,24 +64,24 @@ def test_a_killed_command_line_run_leaves_the_old_day_or_the_new_one_and_lands_a
     fresh.configure(**credentials(exchange))
     restate(exchange, day, version=0)
     assert fresh.materialize(day).returncode == 0
-    held = {0}
+    stored = {0}
     for version in (1, 2):
         restate(exchange, day, version)
-        asked = len(exchange.requests)
+        requests = len(exchange.requests)
         with fresh.started([sys.executable, "-m", "dagster", *materialize(day)]) as run:
-            wait_for(lambda asked=asked: len(exchange.requests) > asked)
+            wait_for(lambda requests=requests: len(exchange.requests) > requests)
             time.sleep(random.uniform(0, LANDING_S))
             leader = psutil.Process(run.process.pid)
             kill([leader, *leader.children(recursive=True)])
 
-        before, held = held, versions(fresh, day)
-        assert held in (before, {version})
+        before, stored = stored, versions(fresh, day)
+        assert stored in (before, {version})
     assert fresh.materialize(day).returncode == 0
     assert versions(fresh, day) == {version}
 
 
 def restate(exchange: Sandbox, day: date, version: int) -> None:
-    """From now on the exchange has other rows for the day."""
+    """Replace the exchange's rows of the day."""
     start_ms = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1000
     exchange.binance.set_rebates(
         {
@@ -99,7 +99,7 @@ def restate(exchange: Sandbox, day: date, version: int) -> None:
 
 
 def versions(project: Project, day: date) -> set[int]:
-    """The versions that the day's rows are of; a whole day is of one."""
+    """The versions of the day's rows; a consistent day has one."""
     rows = project.query(
         "select income::int, count(*) from binance.rebate_recent_record where partition_date = %s group by 1", day
     )

@@ -1,4 +1,4 @@
-"""`affiliate-pipeline up` and its sisters, as somebody uses them on a machine of their own."""
+"""`affiliate-pipeline up`, `down`, `psql`, `pg_dump` and `sandbox`, run as on a developer's machine."""
 
 import os
 import shlex
@@ -25,9 +25,9 @@ COLUMNS = ("customerId", "email", "income", "asset", "symbol", "time", "orderId"
 COLUMNS += ("commissionAsset", "commission", "convertPrice")
 
 
-def test_up_shows_the_last_days_exactly_and_ctrl_c_leaves_nothing_behind(landed: Project):
+def test_up_lands_the_last_days_exactly_and_ctrl_c_stops_every_process(landed: Project):
     port = free_port()
-    before = sandbox_rows(landed.made_ms)
+    before = sandbox_rows(landed.created_ms)
     with landed.up(port) as up:
         ui = UI(port)
         assert httpx.get(ui.url, timeout=30).status_code == 200
@@ -35,11 +35,11 @@ def test_up_shows_the_last_days_exactly_and_ctrl_c_leaves_nothing_behind(landed:
 
         after = sandbox_rows(time.time_ns() // 1_000_000)
         for day in last_days():
-            held = table_rows(landed, day)
-            # Rows are paid out while it lands.
-            assert held.total() == before[day].total() == after[day].total() > 1000
-            assert not held - (before[day] | after[day])
-            assert not (before[day] & after[day]) - held
+            stored = table_rows(landed, day)
+            # The sandbox pays rows out while the days land.
+            assert stored.total() == before[day].total() == after[day].total() > 1000
+            assert not stored - (before[day] | after[day])
+            assert not (before[day] & after[day]) - stored
 
         processes = landed.processes()
         assert ("127.0.0.1", port) in listening(processes)
@@ -52,10 +52,10 @@ def test_up_shows_the_last_days_exactly_and_ctrl_c_leaves_nothing_behind(landed:
         ports = [port for _, port in listening(processes)]
         assert up.stop(signal.SIGINT) == 0
         assert landed.processes() == []
-        assert [port for port in ports if answers(port)] == []
+        assert [port for port in ports if is_open(port)] == []
 
 
-def test_where_there_is_no_terminal_up_prints_plain_lines(landed: Project):
+def test_without_a_terminal_up_prints_plain_lines(landed: Project):
     landed.query("delete from affiliate.landing where asset = %s and partition = %s returning 1", KEY, last_days()[0])
 
     once = landed.run("up", "--once")
@@ -66,24 +66,24 @@ def test_where_there_is_no_terminal_up_prints_plain_lines(landed: Project):
     assert "\x1b" not in once.stdout and "\r" not in once.stdout
 
 
-def test_a_second_up_keeps_the_data_and_stops_in_the_background(landed: Project):
+def test_a_second_up_preserves_the_data_and_stops_when_it_runs_in_the_background(landed: Project):
     written = "select xmin::text, ctid::text from binance.rebate_recent_record order by 1, 2"
-    held = landed.query(written)
+    before = landed.query(written)
     landed.run("down")
     port = free_port()
-    # A script's background job, which is deaf to Ctrl-C.
+    # A background job of a script, which ignores SIGINT.
     script = f"{shlex.join(landed.command('up', '--port', str(port)))} & echo pid $!; wait $!"
     with landed.started(["/bin/sh", "-c", script]) as shell:
         shell.wait_to_print("Dagster's UI is ready")
         assert UI(port).days() == {"MATERIALIZED": last_days()}
-        assert landed.query(written) == held
+        assert landed.query(written) == before
         (pid,) = (line.split()[1] for line in shell.lines if line.startswith("pid"))
         os.kill(int(pid), signal.SIGTERM)
         assert shell.process.wait(60) == 0
         assert landed.processes() == []
 
 
-def test_whoever_is_killed_the_next_up_and_down_clean_up(landed: Project):
+def test_the_next_up_and_down_stop_what_a_killed_up_left_behind(landed: Project):
     port = free_port()
     with landed.up(port) as killed:
         killed.stop(signal.SIGKILL)
@@ -114,7 +114,7 @@ def launched(ui: UI, day: date) -> str | None:
         return None
 
 
-def test_up_stopped_in_the_middle_of_landing_stops_the_landing_and_the_next_one_goes_on(
+def test_up_terminated_while_it_lands_stops_every_process_and_the_next_one_lands_the_days(
     fresh: Project, exchange: Sandbox
 ):
     fresh.configure(**credentials(exchange))
@@ -132,7 +132,7 @@ def test_up_stopped_in_the_middle_of_landing_stops_the_landing_and_the_next_one_
     assert len(fresh.query("select from affiliate.landing where asset = %s", KEY)) == 6
 
 
-def test_a_port_in_use_is_one_line(fresh: Project):
+def test_a_port_in_use_is_reported_in_one_line(fresh: Project):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refused = fresh.run("up", "--port", str(port))
@@ -142,7 +142,7 @@ def test_a_port_in_use_is_one_line(fresh: Project):
     assert fresh.processes() == []
 
 
-def test_a_disk_that_is_nearly_full_is_one_line(fresh: Project):
+def test_a_disk_that_is_nearly_full_is_reported_in_one_line(fresh: Project):
     program = "from affiliate_pipeline.app import __main__ as cli, check; check.MIN_FREE_BYTES = 10**18; cli.main()"
     refused = subprocess.run(
         [sys.executable, "-c", program, "up"],
@@ -157,7 +157,7 @@ def test_a_disk_that_is_nearly_full_is_one_line(fresh: Project):
     assert fresh.processes() == []
 
 
-def test_a_wrong_python_is_one_line(fresh: Project):
+def test_an_unsupported_python_is_reported_in_one_line(fresh: Project):
     for python in ("/bin/false", ""):
         refused = subprocess.run(
             ["make", "-s", "up", f"PYTHON={python}"], cwd=fresh.folder, capture_output=True, text=True
@@ -167,7 +167,7 @@ def test_a_wrong_python_is_one_line(fresh: Project):
         assert not (fresh.folder / ".venv").exists()
 
 
-def test_once_fails_with_the_reason_when_a_day_fails(fresh: Project, exchange: Sandbox):
+def test_up_once_fails_with_the_reason_when_a_day_fails(fresh: Project, exchange: Sandbox):
     fresh.configure(**credentials(exchange) | {"BINANCE_PARTNER_API_SECRET": "not-the-secret-of-this-key"})
 
     once = fresh.run("up", "--once")
@@ -180,7 +180,7 @@ def test_once_fails_with_the_reason_when_a_day_fails(fresh: Project, exchange: S
     assert fresh.processes() == []
 
 
-def test_a_backup_brings_back_what_was_lost_since(landed: Project, tmp_path: Path):
+def test_a_backup_restores_rows_that_were_deleted_later(landed: Project, tmp_path: Path):
     everything = "select md5(string_agg(r::text, '' order by r::text)), count(*) from binance.rebate_recent_record r"
     ledger = "select md5(string_agg(l::text, '' order by l::text)), count(*) from affiliate.landing l"
     before = landed.query(everything), landed.query(ledger)
@@ -197,12 +197,12 @@ def test_a_backup_brings_back_what_was_lost_since(landed: Project, tmp_path: Pat
 
 
 def test_psql_opens_the_data(landed: Project):
-    asked = landed.run("psql", "-At", "-c", "select count(distinct partition_date) from binance.rebate_recent_record")
+    done = landed.run("psql", "-At", "-c", "select count(distinct partition_date) from binance.rebate_recent_record")
 
-    assert (asked.stdout, asked.returncode) == ("6\n", 0)
+    assert (done.stdout, done.returncode) == ("6\n", 0)
 
 
-def test_the_sandbox_serves_until_it_is_told_to_stop(fresh: Project):
+def test_the_sandbox_serves_until_it_is_terminated(fresh: Project):
     port = free_port()
     with fresh.started(fresh.command("sandbox", "--port", str(port))) as sandbox:
         sandbox.wait_to_print(f"http://127.0.0.1:{port}")
@@ -212,7 +212,7 @@ def test_the_sandbox_serves_until_it_is_told_to_stop(fresh: Project):
 
 
 def sandbox_rows(at_ms: int) -> dict[date, Counter]:
-    """What the sandbox had for the last days at that moment, as text."""
+    """The sandbox's rows of the last days at that moment, as text."""
     rebates = Sandbox(now=lambda: at_ms).binance.rebates
     return {
         day: Counter(
@@ -242,7 +242,7 @@ def listening(processes: list[psutil.Process]) -> set[tuple[str, int]]:
     return found
 
 
-def answers(port: int) -> bool:
+def is_open(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:

@@ -281,17 +281,17 @@ def test_a_late_response_is_accepted(webhook, monkeypatch, its_own):
     from apprise import URLBase
 
     monkeypatch.setattr(URLBase, "socket_read_timeout", 0.01)
-    webhook.may_answer.clear()
-    late = threading.Timer(0.2, webhook.may_answer.set)
+    webhook.may_respond.clear()
+    late = threading.Timer(0.2, webhook.may_respond.set)
     late.start()
     assert send(f"{webhook.url}{its_own}", MESSAGE) is None
     late.join()
 
 
 def test_a_url_may_set_a_shorter_timeout(webhook):
-    webhook.may_answer.clear()
+    webhook.may_respond.clear()
     assert send(f"{webhook.url}?rto=0.01", MESSAGE) == "could not be reached, or refused the message"
-    webhook.may_answer.set()
+    webhook.may_respond.set()
 
 
 def test_an_unreachable_target_is_reported(webhook):

@@ -1,4 +1,4 @@
-"""The watch and the heartbeat under the real daemon: nobody launches anything, and somebody outside listens."""
+"""The overdue monitor and the heartbeat under the real daemon."""
 
 import time
 from datetime import timedelta
@@ -21,11 +21,11 @@ from affiliate_pipeline_tests.webhook import Webhook
 pytestmark = pytest.mark.e2e
 
 
-def test_the_watch_lands_what_it_can_tells_of_the_rest_and_the_heartbeat_follows(
+def test_the_overdue_monitor_lands_a_gap_alerts_about_lost_days_and_controls_the_heartbeat(
     fresh: Project, exchange: Sandbox, webhook: Webhook
 ):
     bad, before, gap, first, *_, last = last_days()
-    forgotten, oldest = (bad - timedelta(days=days) for days in (1, 2))
+    expired, oldest = (bad - timedelta(days=days) for days in (1, 2))
     exchange.faults.fail_day(bad, status=400)
     settings = credentials(exchange) | {"AFFILIATE_START_DATE": f"{oldest}", "HEARTBEAT_URL": webhook.heartbeat_url}
     fresh.configure(**settings)
@@ -44,18 +44,18 @@ def test_the_watch_lands_what_it_can_tells_of_the_rest_and_the_heartbeat_follows
     def landed() -> list:
         return fresh.query("select 1 from affiliate.landing where partition = %s", gap)
 
-    def told() -> bool:
+    def alerted() -> bool:
         return any("hours are left" in title for title in titles()) and any("is lost" in title for title in titles())
 
     with fresh.dagster_dev() as (_, ui):
         wait_for(landed, timeout_s=120)
-        wait_for(told, timeout_s=120)
+        wait_for(alerted, timeout_s=120)
         (warning,) = fresh.query("select text from affiliate.alert where title like %s", "%hours are left%")
         assert f"{bad}: it has not landed; fetchable until {bad + timedelta(days=6)} 23:59 UTC" in warning[0]
-        assert [title for title in titles() if "lost" in title] == [f"{KEY}: {forgotten} is lost"]
-        assert ui.days()["FAILED"] == [forgotten, bad]
+        assert [title for title in titles() if "lost" in title] == [f"{KEY}: {expired} is lost"]
+        assert ui.days()["FAILED"] == [expired, bad]
 
-        # A day was at risk all the time.
+        # No heartbeat while a day is at risk.
         assert webhook.calls == []
         exchange.faults.clear()
         assert fresh.materialize(bad).returncode == 0
