@@ -1,4 +1,4 @@
-"""What holds for the code as a whole: who may import whom, names, docstrings, and nothing of one machine in it."""
+"""Rules for the whole repository: imports, owners of tables, names, docstrings, dependencies, no path of this machine."""
 
 import ast
 import os
@@ -7,11 +7,11 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, requires
 from itertools import chain
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -43,7 +43,7 @@ def name_of(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-# Where a library may be imported at all; of two entries, the longer one holds.
+# The modules that may import a library. If several entries match an import, the longest one applies.
 FENCES = {
     "dagster": ("defs", "definitions", "app.instance"),
     "dagster_postgres": ("app.instance",),
@@ -66,8 +66,8 @@ FENCES = {
     "aiohttp": (),
     "urllib3": (),
 }
-# The module that owns a table. Only it names the table, apart from the migrations, which are the history of all tables.
-# A table in an exchange's schema is owned by one module of the exchange's folder.
+# The module that owns a shared table. Only the owner and the migrations name the table. A table in an exchange's schema is
+# owned by one module of the exchange's folder.
 OWNERS = {
     "affiliate.alert": "monitoring.outbox",
     "affiliate.alert_delivery": "monitoring.outbox",
@@ -87,13 +87,13 @@ FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "common", "base", "mana
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The dotted names that the module imports, wherever in it."""
+    """The dotted names that the module imports, at any depth."""
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            # `from package import module` names the module only in what is imported.
+            # In `from package import module`, the module is the imported name.
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -101,31 +101,32 @@ def is_below(name: str, allowed: str) -> bool:
     return name == allowed or name.startswith(f"{allowed}.")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_point_down_only(path):
+def imports_upward(path: Path) -> set[str]:
+    """The imports of the package from the same row or from above."""
     name = name_of(path)
     folder = name.split(".")[0]
     own = {imported.removeprefix(f"{PACKAGE}.") for imported in imports(path) if is_below(imported, PACKAGE)}
     up = {each for each in own if each.split(".")[0] not in BELOW.get(folder, set()) | {folder}}
-    if name == "app.sandbox":
-        up = {each for each in up if not is_below(each, "sandbox")}
-    assert up == set()
+    return {each for each in up if not is_below(each, "sandbox")} if name == "app.sandbox" else up
 
 
-def test_every_module_has_its_layer():
+def test_imports_point_down_only():
+    assert {name_of(path): up for path in MODULES if (up := imports_upward(path))} == {}
+
+
+def test_every_module_has_a_layer():
     assert {name_of(path).split(".")[0] for path in MODULES} - BELOW.keys() == {""}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_libraries_stay_behind_their_fences(path):
-    name = name_of(path)
-    beyond = [
-        imported
+def test_libraries_are_imported_only_where_permitted():
+    forbidden = [
+        (name_of(path), imported)
+        for path in MODULES
         for imported in imports(path)
         if (library := max((each for each in FENCES if is_below(imported, each)), key=len, default=None))
-        if not any(is_below(name, place) for place in FENCES[library])
+        if not any(is_below(name_of(path), place) for place in FENCES[library])
     ]
-    assert beyond == []
+    assert forbidden == []
 
 
 def test_private_modules_of_dagster_are_imported_in_one_place():
@@ -133,29 +134,38 @@ def test_private_modules_of_dagster_are_imported_in_one_place():
     assert importing == {"defs.dagster_internals"}
 
 
-def naming(table: str) -> set[str]:
-    """The modules with a text, other than a docstring, in which the table's name occurs."""
-    name = re.compile(rf"(?<![\w.]){re.escape(table)}(?![\w.])|(?<![\w.]){re.escape(table)}\.(?!\w)")
+@cache
+def strings() -> dict[str, list[str]]:
+    """The strings of each module outside the sandbox, without docstrings."""
     return {
-        name_of(path)
+        name_of(path): [
+            str(value.value)
+            for node in ast.walk(TREES[path])
+            # A docstring is an expression of its own.
+            if not isinstance(node, ast.Expr)
+            for value in ast.iter_child_nodes(node)
+            if isinstance(value, ast.Constant)
+        ]
         for path in MODULES
         if not is_below(name_of(path), "sandbox")
-        for node in ast.walk(TREES[path])
-        # A docstring is an expression of its own.
-        for value in ast.iter_child_nodes(node)
-        if not isinstance(node, ast.Expr) and isinstance(value, ast.Constant) and name.search(str(value.value))
     }
 
 
-@pytest.mark.parametrize("table", OWNERS)
-def test_only_its_owner_names_a_table(table):
-    assert naming(table) == {OWNERS[table]}
+def naming(table: str) -> set[str]:
+    """The modules that name the table."""
+    name = re.compile(rf"(?<![\w.]){re.escape(table)}(?![\w.])|(?<![\w.]){re.escape(table)}\.(?!\w)")
+    return {module for module, texts in strings().items() if any(map(name.search, texts))}
 
 
-@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.key)
-def test_no_module_names_the_table_of_an_endpoint(endpoint):
+def test_only_its_owner_names_a_shared_table():
+    assert {table: naming(table) for table in OWNERS} == {table: {owner} for table, owner in OWNERS.items()}
+
+
+def test_no_module_names_the_table_of_an_endpoint():
     # The help of a command may use one as its example.
-    assert {name for name in naming(endpoint.key.replace("/", ".")) if not is_below(name, "app")} == set()
+    named = {endpoint.key: naming(endpoint.key.replace("/", ".")) for endpoint in ENDPOINTS}
+    named = {key: {module for module in modules if not is_below(module, "app")} for key, modules in named.items()}
+    assert {key: modules for key, modules in named.items() if modules} == {}
 
 
 def created_tables() -> set[str]:
@@ -169,46 +179,41 @@ def test_every_shared_table_has_an_owner():
     assert {table for table in created_tables() if table.startswith("affiliate.")} == OWNERS.keys()
 
 
-@pytest.mark.parametrize("table", sorted(created_tables() - OWNERS.keys()))
-def test_one_module_of_an_exchange_names_a_table_of_its_own(table):
-    [owner] = naming(table)
-    assert is_below(owner, f"exchanges.{table.partition('.')[0]}")
+def test_one_module_of_an_exchange_names_a_table_of_its_own():
+    for table in created_tables() - OWNERS.keys():
+        owners = naming(table)
+        assert len(owners) == 1, table
+        assert is_below(*owners, f"exchanges.{table.partition('.')[0]}"), table
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if name_of(path) != "environment"], ids=name_of)
-def test_only_environment_reads_the_environment(path):
-    read = [
-        node.attr
+def test_only_environment_reads_the_environment():
+    reading = {
+        name_of(path)
+        for path in MODULES
         for node in ast.walk(TREES[path])
         if isinstance(node, ast.Attribute)
-        and ast.unparse(node.value) == "os"
         and node.attr in ("environ", "getenv", "putenv", "environb")
-    ]
-    assert read == []
-    assert not {"os.environ", "os.getenv"} & {*imports(path)}
+        and ast.unparse(node.value) == "os"
+    }
+    importing = {name_of(path) for path in MODULES if {"os.environ", "os.getenv"} & {*imports(path)}}
+    assert (reading | importing) - {"environment"} == set()
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=name_of(path))
+def test_no_shared_code_compares_exchanges_or_endpoints_by_name():
+    names = set(chain.from_iterable((e.key, e.name, e.exchange.name) for e in ENDPOINTS))
+    compared = {
+        (name_of(path), constant.value)
         for path in MODULES
         if not is_below(name_of(path), "exchanges") and not is_below(name_of(path), "sandbox")
-    ],
-)
-def test_no_shared_code_asks_which_exchange_or_endpoint_it_is(path):
-    named = set(chain.from_iterable((e.key, e.name, e.exchange.name) for e in ENDPOINTS))
-    asked = [
-        constant.value
         for node in ast.walk(TREES[path])
         if isinstance(node, ast.Compare | ast.MatchValue)
         for constant in ast.walk(node)
-        if isinstance(constant, ast.Constant) and constant.value in named
-    ]
-    assert asked == []
+        if isinstance(constant, ast.Constant) and constant.value in names
+    }
+    assert compared == set()
 
 
-def test_nothing_is_printed_but_by_commands():
+def test_only_commands_print():
     printing = {
         name_of(path)
         for path in MODULES
@@ -218,28 +223,28 @@ def test_nothing_is_printed_but_by_commands():
     assert printing <= {"app.cli", "app.reading", "sandbox.__main__"}
 
 
-def ours() -> list[Path]:
+def repository_modules() -> list[Path]:
     """Every module of the repository."""
     folders = ("affiliate_pipeline", "affiliate_pipeline_tests", "benchmarks")
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", ours(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_opens_with_a_docstring(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    if tree.body:  # an empty __init__.py has nothing to say
-        assert len(ast.get_docstring(tree) or "") > 20
+def test_a_module_opens_with_a_docstring():
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in repository_modules()}
+    # An empty __init__.py needs none.
+    without = [path for path, tree in trees.items() if tree.body and len(ast.get_docstring(tree) or "") <= 20]
+    assert without == []
 
 
-def test_no_module_has_a_name_that_says_nothing():
-    named = {part for path in ours() for part in path.relative_to(ROOT).with_suffix("").parts}
+def test_no_module_has_a_generic_name():
+    named = {part for path in repository_modules() for part in path.relative_to(ROOT).with_suffix("").parts}
     assert named & FORBIDDEN_NAMES == set()
 
 
-def test_every_test_lies_where_what_it_tests_lies():
+def test_every_folder_of_tests_has_the_name_of_a_folder_of_the_package():
     tests = ROOT / "affiliate_pipeline_tests"
     folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
-    folders -= {Path("e2e"), Path("cases")}  # whole commands, and faults whatever module they are in
+    folders -= {Path("e2e"), Path("cases")}  # Tests of whole commands, and of faults across modules.
     assert [folder for folder in folders if not (ROOT / PACKAGE / folder).is_dir()] == []
 
 
@@ -277,7 +282,7 @@ def test_templates_are_installed_with_the_package():
 
 
 def needed() -> set[str]:
-    """The names of everything that the declared dependencies need here, over any number of steps."""
+    """The names of the declared dependencies and of their dependencies on this platform, recursively."""
     found: set[tuple[str, str]] = set()
     todo = [(canonicalize_name(r.name), extra) for r in DECLARED for extra in ["", *r.extras]]
     while todo:
@@ -288,7 +293,7 @@ def needed() -> set[str]:
         try:
             texts = requires(name) or []
         except PackageNotFoundError:
-            continue  # of an extra that is not installed here
+            continue  # It belongs to an extra that is not installed.
         for requirement in map(Requirement, texts):
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
                 todo += [(canonicalize_name(requirement.name), each) for each in ["", *requirement.extras]]
@@ -307,7 +312,7 @@ def files() -> list[Path]:
 
 
 def test_no_file_names_a_path_of_this_machine():
-    home = Path(pwd.getpwuid(os.getuid()).pw_dir)  # $HOME is the tests' own
+    home = Path(pwd.getpwuid(os.getuid()).pw_dir)  # $HOME is a folder of the tests.
     paths = {str(path) for path in (ROOT, home, Path(sys.prefix)) if len(path.parts) > 1}
     pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(path)}(?![\w.-])" for path in paths))
     named = {

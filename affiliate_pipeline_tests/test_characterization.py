@@ -1,13 +1,12 @@
-"""What every endpoint lands from the sandbox, pinned: ledger rows, content hashes and the tables' contents.
+"""Pins what every endpoint lands from the sandbox: ledger rows, content hashes and the contents of the tables.
 
-The expectations are in `characterization.json`. A change of structure must not change them. After a change that is meant
-to alter what lands, delete the file, run the test once (it writes the file and fails) and review the difference.
+The expectations are in `characterization.json`. A refactoring must not change them. After an intended change of what
+lands, delete the file, run the test once (it writes the file and fails), and review the difference.
 """
 
 import gzip
 import json
 import multiprocessing
-import os
 import sys
 import threading
 import time
@@ -23,13 +22,14 @@ from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.landing_process import continue_clock_from, land_at
 
 EXPECTED = Path(__file__).with_name("characterization.json")
-# A dump of what release 0.1.0 had landed at `NOW`: with a day restated after it had settled, and with rejected rows.
+# A dump of a database that release 0.1.0 landed at `NOW`. It has a day that was restated after it settled, and rejected rows.
 RELEASE_0_1_0 = Path(__file__).with_name("database_0_1_0.sql.gz")
 NOW = datetime(2026, 11, 3, 6, tzinfo=UTC)
 TODAY = NOW.date()
-# Across the end of a month, which LBank's fan-outs split at. The last ones have not settled.
+# Across the end of a month, where LBank's fan-outs are split. The last days have not settled.
 DAYS = [TODAY - timedelta(days=number) for number in range(5, 0, -1)]
 # Retained by the kickback export only.
 EXPORT_DAYS = [TODAY - timedelta(days=number) for number in range(12, 8, -1)]
@@ -37,7 +37,7 @@ REBATES = "binance/rebate_recent_record"
 EXPORT_REQUEST, EXPORT = "binance/kickback_historical_request", "binance/kickback_historical_record"
 SNAPSHOTS = [endpoint.key for endpoint in ENDPOINTS if not isinstance(endpoint, Records)]
 RECORDS = [endpoint.key for endpoint in ENDPOINTS if endpoint.key not in {*SNAPSHOTS, EXPORT, EXPORT_REQUEST}]
-# Columns that hold the time of the run.
+# Columns with the time of the run.
 UNSTABLE = {
     EXPORT_REQUEST: ["requested_at"],
     "binance/customization_assignment": ["attempted_at"],
@@ -45,19 +45,12 @@ UNSTABLE = {
 }
 
 
-def shift_clock() -> None:
-    """From now on this process's clock continues from `NOW`; the sandbox's clock is the same one."""
-    real = time.time_ns
-    ahead = real() - int(NOW.timestamp()) * 10**9
-    time.time_ns = lambda: real() - ahead
-
-
 @pytest.fixture
 def exchange(both: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
-    """Both exchanges as they were at `NOW`, with assignments configured."""
+    """Both exchanges at `NOW`, with assignments configured."""
     monkeypatch.setattr(time, "time_ns", time.time_ns)
-    shift_clock()
-    # A new process imports this module; the tests are not installed.
+    continue_clock_from(NOW)
+    # For the process that is killed: the tests are not installed.
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1]), *sys.path])
     customers = tmp_path / "customers.csv"
     customers.write_text("customerId,email\nnew1,jane.doe1@example.com\nnew2,jane.doe2@example.com\n")
@@ -66,15 +59,8 @@ def exchange(both: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     return both
 
 
-def land_in_new_process(environment: dict[str, str], key: str, days: Sequence[date]) -> None:
-    # Importing the tests has isolated the new process from what it inherited.
-    os.environ.update(environment)
-    shift_clock()
-    materialize(key, days)
-
-
 def kill_while_landing(exchange: Sandbox, landed: Callable[[], int], key: str, days: Sequence[date]) -> None:
-    """Kills a run of these days after the first of them has landed and before the last one can."""
+    """Kill a process that lands these days, after the first day has landed and before the last one can land."""
     killed = threading.Event()
 
     def withhold_last_day(row: dict[str, Any]) -> dict[str, Any]:
@@ -83,19 +69,19 @@ def kill_while_landing(exchange: Sandbox, landed: Callable[[], int], key: str, d
         return row
 
     exchange.faults.transform_row = withhold_last_day
-    run = multiprocessing.get_context("spawn").Process(target=land_in_new_process, args=(dict(os.environ), key, days))
-    run.start()
+    landing = multiprocessing.get_context("spawn").Process(target=land_at, args=(NOW, key, days))
+    landing.start()
     deadline = time.monotonic() + 120
     while not landed():
-        assert run.is_alive() and time.monotonic() < deadline
-        run.join(0.05)
-    run.kill()
-    run.join()
+        assert landing.is_alive() and time.monotonic() < deadline
+        landing.join(0.05)
+    landing.kill()
+    landing.join()
     killed.set()
     exchange.faults.transform_row = None
 
 
-def test_every_endpoint_lands_what_it_always_landed(exchange, query):
+def test_every_endpoint_lands_what_the_file_expects(exchange, query):
     def landed_rebates() -> int:
         return query("select count(*) from affiliate.landing")[0][0] if _exists(query, "affiliate.landing") else 0
 
@@ -110,8 +96,8 @@ def test_every_endpoint_lands_what_it_always_landed(exchange, query):
     landed = _dump(query)
 
     exchange.binance.set_rebates(row for row in exchange.binance.rebates(DAYS[0])[5:])
-    refused = materialize(REBATES, DAYS[:1])
-    assert not refused.success and _dump(query) == landed
+    shrunk = materialize(REBATES, DAYS[:1])
+    assert not shrunk.success and _dump(query) == landed
     assert materialize(REBATES, DAYS[:1], allow_shrink=True).success
     shrunken = _dump(query)[REBATES]
 
@@ -128,14 +114,14 @@ def test_every_endpoint_lands_what_it_always_landed(exchange, query):
         EXPECTED.write_text(json.dumps(found, indent=1) + "\n")
         pytest.fail(f"{EXPECTED.name} was missing and has been written: review and commit it")
     expected = json.loads(EXPECTED.read_text())
-    # An endpoint added since is pinned when the file is written next.
+    # An endpoint that is newer than the file is pinned when the file is written again.
     found["landed"] = {key: days for key, days in found["landed"].items() if key in expected["landed"]}
     assert found == expected
 
 
-def test_a_database_of_release_0_1_0_continues_to_land(exchange, query, database_url):
+def test_a_database_of_release_0_1_0_lands_the_same_days_unchanged(exchange, query, database_url):
     with psycopg.connect(database_url) as connection:
-        connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()).decode())
+        connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()))
     before = _dump(query)
 
     runs = {key: materialize(key, DAYS[1:]) for key in RECORDS if key in before}
@@ -156,7 +142,7 @@ def _exists(query: Callable[..., list[tuple]], table: str) -> bool:
 
 
 def _dump(query: Callable[..., list[tuple]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """By asset and day: the ledger's row without times and run, and a hash of the table's rows in any order."""
+    """By asset and day: the ledger's row without times and run, and a hash of the table's rows regardless of their order."""
     ledger = query("select asset, partition, rows, content_hash, settled from affiliate.landing order by 1, 2")
     dump: dict[str, dict[str, dict[str, Any]]] = {}
     for asset, day, rows, content_hash, settled in ledger:

@@ -1,4 +1,4 @@
-"""Documents that name what the code has: each is made of the code, or compared with it."""
+"""Documents that list parts of the code: each is generated from the code or compared with it."""
 
 import ast
 import re
@@ -22,9 +22,9 @@ def table_after(title: str, document: str = README) -> list[str]:
     return [row.split("|")[1] for row in rows[: next(i for i, row in enumerate(rows) if not row.startswith("|"))]]
 
 
-def test_the_data_dictionary_is_that_of_the_schemas():
+def test_the_data_dictionary_matches_the_schemas():
     assert (ROOT / "docs" / "data_dictionary.md").read_text(encoding="utf-8") == dictionary.markdown(), (
-        "docs/data_dictionary.md is not what the schemas say: make docs"
+        "docs/data_dictionary.md differs from the schemas: run `make docs`"
     )
 
 
@@ -35,7 +35,7 @@ def test_the_configuration_page_names_every_variable_and_no_other():
 
 
 def test_the_readme_names_no_asset_that_does_not_exist():
-    # An overview. The data dictionary, which is made of the declarations, names every asset.
+    # The README is an overview. The data dictionary, which is generated, names every asset.
     named = {name for cell in table_after("## Assets") for name in re.findall(r"`([a-z_]+/[a-z_]+)`", cell)}
     derived = {"lbank/roster", "affiliate/daily_commission", "affiliate/daily_report"}
     assert named and named <= {endpoint.key for endpoint in ENDPOINTS} | derived
@@ -47,20 +47,20 @@ def test_the_readme_names_every_option_of_a_run_and_no_other():
 
 
 def test_the_readme_and_the_runbook_name_every_command_and_no_other():
-    assert main  # importing it registers the commands
-    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert main  # Importing it registers the commands.
+    commands = {command.name or getattr(command.callback, "__name__", None) for command in app.registered_commands}
     documents = README + (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
     assert set(re.findall(r"affiliate-pipeline ([a-z_]+)", documents)) == commands
 
 
 def texts_of_tests() -> str:
-    """Every string that stands in a test, numbers left out."""
+    """Every string of the tests, with # in place of a number."""
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "affiliate_pipeline_tests").rglob("*.py")]
     nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return re.sub(r"\d+", "#", "\n".join(node.value for node in nodes if isinstance(node.value, str)))
 
 
-def test_every_message_that_the_runbook_explains_is_produced_by_a_test():
+def test_every_message_that_the_runbook_explains_occurs_in_a_test():
     runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
     cells = [row.split(" | ")[0] for row in runbook.splitlines() if row.startswith("| `")]
     messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
@@ -70,20 +70,20 @@ def test_every_message_that_the_runbook_explains_is_produced_by_a_test():
     assert [part for part in parts if part not in tested] == []
 
 
-def test_the_runbook_rotates_a_key_in_every_table_that_knows_the_account():
+def test_the_runbook_rotates_a_key_in_every_table_with_a_source():
     files = (ROOT / "affiliate_pipeline").rglob("migrations/*.sql")
     statements = "\n".join(path.read_text(encoding="utf-8") for path in files)
     tables = re.findall(r"^create table (?:if not exists )?(\S+) \((.*?)^\);", statements, re.DOTALL | re.MULTILINE)
-    keyed = {name for name, columns in tables if re.search(r"^ +source text", columns, re.MULTILINE)}
+    tables_with_source = {name for name, columns in tables if re.search(r"^ +source text", columns, re.MULTILINE)}
     runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
-    assert keyed - {"affiliate.answer"} == set(re.findall(r"update (\S+) set source = ", runbook))
+    assert tables_with_source - {"affiliate.answer"} == set(re.findall(r"update (\S+) set source = ", runbook))
 
 
-def test_the_readme_is_one_that_a_stranger_reads():
+def test_the_readme_is_short():
     assert len(README.splitlines()) <= 150
 
 
-def test_links_between_the_documents_lead_somewhere():
+def test_links_between_the_documents_resolve():
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         links = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8"))
         assert [link for link in links if not (document.parent / link).exists()] == []

@@ -1,4 +1,4 @@
-"""What is configured: which source wins, one error for everything wrong, and no value in any error."""
+"""Settings: which source takes precedence, one error for all problems, and no value in any error."""
 
 import os
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from affiliate_pipeline.monitoring.delivery import AlertSettings
 SECRET = "hunter2-hunter2"
 KEY, SECRET_NAME = "BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET"
 S = TypeVar("S", bound=Settings)
-# Tests of one value each: the autouse fixtures that are run once for all examples change nothing of it.
+# The autouse fixtures run once for all examples. That is safe, because each example sets the same single variable.
 MANY = hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -40,7 +40,7 @@ def load(model: type[S]) -> S:
     return model.load(settings.configured().variables)
 
 
-def test_nothing_has_to_be_set():
+def test_every_setting_has_a_default():
     assert load(Project).affiliate_start_date == date(2025, 1, 1)
     assert load(Binance).binance_base_url == "https://api.binance.com"
     assert load(Binance).binance_weight_per_minute == 6000
@@ -49,7 +49,7 @@ def test_nothing_has_to_be_set():
     assert settings.application().mode is Mode.PRODUCTION
 
 
-def test_env_file_of_the_working_directory_wins_over_the_environment(monkeypatch):
+def test_the_env_file_of_the_working_directory_takes_precedence_over_the_environment(monkeypatch):
     monkeypatch.setenv(KEY, "from the environment")
     assert key() == "from the environment"
     Path(".env").write_text(f"{KEY}='from the file'\nBINANCE_WEIGHT_PER_MINUTE=7\n")
@@ -73,14 +73,14 @@ def test_an_empty_variable_is_not_set(monkeypatch):
         key()
 
 
-def test_what_was_chosen_counts_for_the_application_while_no_exchange_is_configured():
+def test_chosen_settings_apply_to_the_application_while_no_exchange_is_configured():
     choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
     environment = settings.application()
     assert environment.mode is Mode.SANDBOX
     assert (key(environment.variables), environment.start_date) == ("sandbox-key", date(2026, 10, 1))
 
 
-def test_what_was_chosen_does_not_count_for_anything_else():
+def test_chosen_settings_apply_to_the_application_only():
     choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
     assert settings.configured().mode is Mode.PRODUCTION
     assert settings.configured().start_date == load(Project).affiliate_start_date == date(2025, 1, 1)
@@ -88,7 +88,7 @@ def test_what_was_chosen_does_not_count_for_anything_else():
         key()
 
 
-def test_what_was_chosen_does_not_count_with_a_configured_database(monkeypatch):
+def test_chosen_settings_do_not_apply_with_a_configured_database(monkeypatch):
     choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_DATABASE_URL="postgresql://chosen.example/x")
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", "postgresql://db.example/production")
     environment = settings.application()
@@ -97,7 +97,7 @@ def test_what_was_chosen_does_not_count_with_a_configured_database(monkeypatch):
 
 
 @pytest.mark.parametrize("name", EXCHANGE_VARIABLES)
-def test_what_was_chosen_counts_no_more_once_an_exchange_is_configured(monkeypatch, name):
+def test_chosen_settings_do_not_apply_once_an_exchange_is_configured(monkeypatch, name):
     choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
     monkeypatch.setenv(name, "https://example.com")
     environment = settings.application()
@@ -106,7 +106,7 @@ def test_what_was_chosen_counts_no_more_once_an_exchange_is_configured(monkeypat
     assert KEY not in environment.variables or name == KEY
 
 
-def test_the_environment_wins_over_what_was_chosen(monkeypatch):
+def test_the_environment_takes_precedence_over_chosen_settings(monkeypatch):
     choose(AFFILIATE_START_DATE="2026-10-01", BINANCE_PARTNER_API_KEY="sandbox-key")
     monkeypatch.setenv("AFFILIATE_START_DATE", "2026-11-01")
     assert settings.application().start_date == date(2026, 11, 1)
@@ -115,7 +115,7 @@ def test_the_environment_wins_over_what_was_chosen(monkeypatch):
     assert key(settings.application().variables) == "sandbox-key"
 
 
-def test_what_is_chosen_is_read_back():
+def test_chosen_settings_are_read_back():
     variables = {"BINANCE_BASE_URL": "http://127.0.0.1:4711", "AFFILIATE_START_DATE": "2026-10-01"}
     choose(**variables)
     assert settings.sandbox_variables() == variables
@@ -128,7 +128,7 @@ def test_the_project_is_found_from_a_folder_inside_it(tmp_path, monkeypatch):
     assert settings.home() == tmp_path.resolve() / ".affiliate"
 
 
-def test_a_command_in_a_folder_below_uses_the_projects_env_file_and_so_no_sandbox(tmp_path, monkeypatch):
+def test_a_command_in_a_subfolder_uses_the_env_file_of_the_project_and_no_sandbox(tmp_path, monkeypatch):
     choose(BINANCE_PARTNER_API_KEY="sandbox-key")
     Path(".env").write_text("AFFILIATE_DATABASE_URL=postgresql://db.example/x\nBINANCE_PARTNER_API_KEY=real\n")
     (tmp_path / "docs").mkdir()
@@ -138,7 +138,7 @@ def test_a_command_in_a_folder_below_uses_the_projects_env_file_and_so_no_sandbo
     assert (key(environment.variables), environment.mode) == ("real", Mode.PRODUCTION)
     Path(".env").write_text("BINANCE_PARTNER_API_KEY=nearer\n")
     assert key(settings.application().variables) == "nearer"
-    # Of the folder that Dagster was started in, only its own `.env` counts.
+    # A process of Dagster reads only the `.env` of its working directory.
     assert settings.configured().variables.keys() & {"AFFILIATE_DATABASE_URL", KEY} == {KEY}
 
 
@@ -148,14 +148,14 @@ def test_one_error_names_everything_missing_and_malformed(monkeypatch):
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", "-1")
     with pytest.raises(SettingsError) as raised:
         Binance.load(settings.configured().variables, KEY, SECRET_NAME)
-    told = str(raised.value)
+    text = str(raised.value)
     for name in (KEY, SECRET_NAME, "BINANCE_BASE_URL", "BINANCE_WEIGHT_PER_MINUTE", "AFFILIATE_RATE_SCALE"):
-        assert told.count(name) == 1
-    assert ".env" in told
-    assert "CLIENT" not in told
+        assert text.count(name) == 1
+    assert ".env" in text
+    assert "CLIENT" not in text
 
 
-def test_only_what_is_concerned_is_named(monkeypatch):
+def test_an_error_names_only_variables_of_its_own_settings(monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", "soon")
     load(Binance)
     with pytest.raises(SettingsError, match="^AFFILIATE_START_DATE "):
@@ -173,15 +173,15 @@ VARIABLES = [
 @pytest.mark.parametrize(("model", "name"), VARIABLES, ids=lambda value: getattr(value, "__name__", value))
 @MANY
 @given(value=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=8).filter(lambda v: len(v.encode()) < 90))
-def test_no_value_stands_in_an_error(model, name, value):
+def test_no_error_contains_a_value(model, name, value):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(name.upper(), value)
         try:
             load(model)
         except SettingsError as error:
-            # Examples are also made from the strings in the code, such as this ending or a part of the name.
-            told = str(error).removesuffix(f". {HOW_TO_SET}")
-            assert name.upper() in told and value not in told.replace(name.upper(), "")
+            # Hypothesis also generates strings from the code, such as this ending or a part of the name.
+            text = str(error).removesuffix(f". {HOW_TO_SET}")
+            assert name.upper() in text and value not in text.replace(name.upper(), "")
             assert error.__cause__ is None or value not in str(error.__cause__)
 
 
@@ -198,7 +198,7 @@ def test_no_value_stands_in_an_error(model, name, value):
         f"https://{SECRET}:99999",
     ],
 )
-def test_a_url_that_is_none_is_refused_without_being_shown(monkeypatch, url):
+def test_an_invalid_url_is_rejected_without_being_shown(monkeypatch, url):
     monkeypatch.setenv("BINANCE_BASE_URL", url)
     with pytest.raises(SettingsError, match="BINANCE_BASE_URL") as raised:
         load(Binance)
@@ -232,7 +232,7 @@ def test_secrets_do_not_show_when_settings_are_printed(monkeypatch):
         ("https://127.0.0.1@example.com", False),
     ],
 )
-def test_faster_than_permitted_is_for_loopback_only(monkeypatch, model, url, permitted):
+def test_a_rate_scale_above_one_is_accepted_for_loopback_only(monkeypatch, model, url, permitted):
     name = f"{model.__name__.upper()}_BASE_URL"
     monkeypatch.setenv(name, url)
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", "50")
@@ -244,13 +244,13 @@ def test_faster_than_permitted_is_for_loopback_only(monkeypatch, model, url, per
 
 
 @pytest.mark.parametrize("scale", ["1", "0.5", "0.001"])
-def test_slower_than_permitted_is_for_everybody(monkeypatch, scale):
+def test_a_rate_scale_up_to_one_is_accepted_for_every_host(monkeypatch, scale):
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", scale)
     assert load(Binance).affiliate_rate_scale == float(scale)
 
 
 @pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf"])
-def test_a_scale_without_sense_is_refused(monkeypatch, scale):
+def test_an_invalid_rate_scale_is_rejected(monkeypatch, scale):
     monkeypatch.setenv("BINANCE_BASE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", scale)
     with pytest.raises(SettingsError, match="AFFILIATE_RATE_SCALE"):
@@ -268,7 +268,7 @@ def test_the_database_may_be_given_with_a_driver(monkeypatch, scheme):
 @pytest.mark.parametrize(
     "url", [f"mysql://me:{SECRET}@h/x", f"host=h password={SECRET}", SECRET, f"postgresqlx://{SECRET}"]
 )
-def test_another_database_is_refused_without_being_shown(monkeypatch, url):
+def test_another_kind_of_database_is_rejected_without_being_shown(monkeypatch, url):
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", url)
     with pytest.raises(SettingsError, match="AFFILIATE_DATABASE_URL") as raised:
         settings.configured().database_url()
@@ -276,7 +276,7 @@ def test_another_database_is_refused_without_being_shown(monkeypatch, url):
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_nothing_but_the_application_uses_the_embedded_server(monkeypatch, tmp_path, value):
+def test_settings_alone_never_lead_to_the_embedded_server(monkeypatch, tmp_path, value):
     if value is not None:
         monkeypatch.setenv("AFFILIATE_DATABASE_URL", value)
     choose(BINANCE_PARTNER_API_KEY="sandbox-key")
@@ -294,20 +294,20 @@ def test_alert_urls_are_separated_by_commas(monkeypatch):
     assert load(AlertSettings).urls() == ["json://one", "nonsense", "mailto://two", "json://three"]
 
 
-def test_a_comma_within_an_alert_url_is_its_own(monkeypatch):
+def test_an_alert_url_may_contain_commas(monkeypatch):
     mail = "mailto://me:secret@example.com?to=a@example.com,b@example.com"
     monkeypatch.setenv("ALERT_URLS", f"{mail},json://one/a,b,{mail}")
     assert load(AlertSettings).urls() == [mail, "json://one/a,b", mail]
 
 
-def test_hosts_of_files_are_a_list_of_names(monkeypatch):
+def test_file_hosts_are_a_list_of_host_names(monkeypatch):
     assert load(Binance).binance_file_hosts == ()
     monkeypatch.setenv("BINANCE_FILE_HOSTS", " *.Files.example.com,.partner.example , ")
     assert load(Binance).binance_file_hosts == ("files.example.com", "partner.example")
 
 
 @pytest.mark.parametrize("hosts", ["com", "127.0.0.1", "localhost", "https://a.example", "a.example/x", "[::1]", "*"])
-def test_what_is_no_name_of_a_host_is_refused(monkeypatch, hosts):
+def test_an_invalid_file_host_is_rejected(monkeypatch, hosts):
     monkeypatch.setenv("BINANCE_FILE_HOSTS", f"files.example.com,{hosts}")
     with pytest.raises(SettingsError, match="BINANCE_FILE_HOSTS is not a list of host names"):
         load(Binance)

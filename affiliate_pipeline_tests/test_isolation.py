@@ -1,4 +1,4 @@
-"""Tests do not see what is in the folder or the environment that they are started in."""
+"""The tests ignore settings in the folder and in the environment that they are started in."""
 
 import os
 import shutil
@@ -14,14 +14,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # One of each kind: settings, definitions, the command line on the default port, a run into PostgreSQL over HTTP.
 TESTS = (
-    "test_environment.py::test_nothing_has_to_be_set",
-    "test_definitions.py::test_every_asset_is_described_owned_and_in_the_group_of_whom_it_comes_from",
+    "test_environment.py::test_every_setting_has_a_default",
+    "test_definitions.py::test_every_asset_has_a_description_an_owner_and_the_group_of_its_exchange",
     "app/test_check.py::test_nothing_is_wrong_with_a_healthy_set_up",
     "defs/test_endpoint_assets.py::test_a_day_lands_exactly",
     "app/instance/test_storage.py::test_the_configured_database_is_used_whatever_its_driver",
 )
 SETTINGS = {
-    "AFFILIATE_DATABASE_URL": "postgresql://nobody:nothing@127.0.0.1:9/nowhere",
+    "AFFILIATE_DATABASE_URL": "postgresql://user:password@127.0.0.1:9/nowhere",
     "AFFILIATE_START_DATE": "2999-01-01",
     "AFFILIATE_SCHEDULES": "nonsense",
     "AFFILIATE_RATE_SCALE": "-1",
@@ -56,9 +56,10 @@ ENVIRONMENT = SETTINGS | {
 
 @pytest.fixture
 def used_folder(tmp_path: Path) -> Path:
-    """A copy of the project in which `up` and Dagster have run, with other settings."""
+    """A copy of the project with settings, and with the files that `up` and Dagster leave behind."""
     for name in ("affiliate_pipeline", "affiliate_pipeline_tests"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        # With the compiled modules, which are valid in the copy too, since it preserves the time stamps.
+        shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("pyproject.toml", "dagster.yaml", "workspace.yaml"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     text = "".join(f"{name}={value}\n" for name, value in SETTINGS.items())
@@ -72,17 +73,18 @@ def used_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def used_port() -> Iterator[None]:
-    """Something listens on the port of Dagster's UI."""
+    """Another process listens on the default port of Dagster's UI."""
     with socket.socket() as taken:
-        with suppress(OSError):  # as it happens, it is taken
+        with suppress(OSError):  # It may be in use already.
             taken.bind(("127.0.0.1", 3000))
             taken.listen()
         yield
 
 
-def test_the_folder_the_environment_and_ports_in_use_change_nothing(used_folder, used_port):
+def test_the_folder_the_environment_and_a_port_in_use_affect_no_test(used_folder, used_port):
     environment = {**os.environ, **ENVIRONMENT, "HOME": str(used_folder), "PYTHONPATH": str(used_folder)}
-    del environment["PYTEST_CURRENT_TEST"]  # as a developer starts it
+    # Without it, the started pytest isolates itself, as it does for a developer.
+    del environment["PYTEST_CURRENT_TEST"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", *(f"affiliate_pipeline_tests/{test}" for test in TESTS)],
         cwd=used_folder,

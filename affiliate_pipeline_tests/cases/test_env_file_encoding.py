@@ -1,4 +1,4 @@
-"""Case env-file-encoding: a `.env` in UTF-16 is read, and one in another encoding is named with its line."""
+"""Case env-file-encoding: a `.env` in UTF-16 is read; any other encoding is reported with its line."""
 
 import codecs
 import os
@@ -31,22 +31,6 @@ UNREADABLE = {
 }
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """What a command prints; it ends with 1, and with no traceback."""
-
-    def run(text: str) -> str:
-        monkeypatch.setattr("sys.argv", ["affiliate-pipeline", *text.split()])
-        monkeypatch.setenv("COLUMNS", "1000")
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 1
-        printed = capsys.readouterr()
-        return " ".join((printed.out + printed.err).split())
-
-    return run
-
-
 @pytest.mark.parametrize(
     "content",
     [(CASE / "utf-16.env").read_bytes(), TEXT.encode("utf-16"), codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be")]
@@ -59,7 +43,7 @@ def test_a_file_with_a_byte_order_mark_is_read(content):
     assert [read.secret(name) for name in names] == ["kkkk", "ssss"]
 
 
-def test_what_utf_16_configures_lands(sandbox, monkeypatch):
+def test_a_day_lands_with_settings_in_utf_16(sandbox, monkeypatch):
     names = ("BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET", "BINANCE_BASE_URL", "AFFILIATE_DATABASE_URL")
     Path(".env").write_text("".join(f"{name}={os.environ[name]}\n" for name in names), encoding="utf-16")
     for name in names:
@@ -68,19 +52,18 @@ def test_what_utf_16_configures_lands(sandbox, monkeypatch):
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_another_encoding_is_named_with_file_and_line(name):
+def test_an_unreadable_file_is_reported_with_its_line(name):
     content, named = UNREADABLE[name]
     Path(".env").write_bytes(content)
     with pytest.raises(SettingsError, match=rf"\.env, {named}.*Save the file as UTF-8"):
         settings.configured()
 
 
-@pytest.mark.parametrize("text", COMMANDS)
-def test_every_command_says_it_in_one_sentence(command, text):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_reports_the_file_and_its_line(run_failing_command, command):
     shutil.copyfile(CASE / "latin-1.env", ".env")
-    printed = command(text)
+    printed = run_failing_command(*command.split())
     assert ".env, line 1, is not UTF-8 text" in printed and "Save the file as UTF-8" in printed
-    assert "Traceback" not in printed
 
 
 def test_down_needs_no_settings(monkeypatch):
@@ -91,8 +74,8 @@ def test_down_needs_no_settings(monkeypatch):
     assert not ended.value.code
 
 
-def test_each_day_of_a_run_says_it(sandbox, monkeypatch):
-    # As in a code location that was loaded before.
+def test_each_failed_day_reports_the_line(sandbox, monkeypatch):
+    # As in a code location that was loaded before the file changed.
     loaded = build_definitions()
     monkeypatch.setattr("affiliate_pipeline_tests.conftest.loaded_definitions", lambda: loaded)
     shutil.copyfile(CASE / "latin-1.env", ".env")
@@ -101,26 +84,26 @@ def test_each_day_of_a_run_says_it(sandbox, monkeypatch):
     assert all("line 1, is not UTF-8 text" in reason for reason in run.failed.values())
 
 
-def test_a_folder_or_an_unreadable_file_is_named(command, monkeypatch):
+def test_an_env_file_that_cannot_be_opened_is_named(run_failing_command, monkeypatch):
     Path(".env").mkdir()
-    assert "/.env cannot be read (Is a directory)" in command("check")
+    assert "/.env cannot be read (Is a directory)" in run_failing_command("check")
 
-    def may_not(*_):
+    def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.read_bytes", may_not)
-    assert "/.env cannot be read (Permission denied)" in command("check")
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    assert "/.env cannot be read (Permission denied)" in run_failing_command("check")
 
 
-def test_what_up_has_written_may_be_edited_in_another_encoding(command):
+def test_the_settings_that_up_wrote_may_be_in_utf_16(run_failing_command):
     settings.home().mkdir()
     (settings.home() / "settings.env").write_bytes(TEXT.encode("utf-16"))
     assert settings.sandbox_variables()["BINANCE_PARTNER_API_KEY"] == "kkkk"
     (settings.home() / "settings.env").write_bytes(TEXT.encode("latin-1"))
-    assert "settings.env, line 1, is not UTF-8 text" in command("check")
+    assert "settings.env, line 1, is not UTF-8 text" in run_failing_command("check")
 
 
-def test_up_saves_utf_16_as_utf_8_since_dagster_reads_nothing_else():
+def test_up_saves_utf_16_as_utf_8_because_dagster_reads_only_utf_8():
     shutil.copyfile(CASE / "utf-16.env", ".env")
     Path(".env").chmod(0o640)
     assert settings.save_env_file_as_utf8()

@@ -1,11 +1,10 @@
-"""Case no-proxy-with-ipv6: values of the environment that the HTTP library cannot use are honoured, ignored or named."""
+"""Case no-proxy-with-ipv6: proxy and certificate variables that the HTTP library cannot use are honoured, ignored or named."""
 
 from pathlib import Path
 
 import pytest
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 
@@ -23,7 +22,7 @@ HARMLESS = {
     "SSLKEYLOGFILE": ["/no/such/folder/keys.log"],
     "SSL_CERT_FILE": [""],
 }
-# Of no use, but no request to this machine needs them.
+# Requests to loopback do not need them.
 UNUSABLE = {
     "HTTPS_PROXY": [
         f"http://user:{PASSWORD}@proxy.example:port",
@@ -40,23 +39,11 @@ UNUSABLE = {
 }
 
 
-@pytest.fixture
-def checked(both, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "1000")
-
-    def run() -> str:
-        capsys.readouterr()
-        app(["check"], standalone_mode=False)
-        return capsys.readouterr().out
-
-    return run
-
-
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in HARMLESS.items() for value in values])
-def test_what_is_harmless_changes_nothing(checked, monkeypatch, name, value):
+def test_a_harmless_value_changes_nothing(run_check, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    assert checked().count("accepts the credentials") == 3
+    assert run_check().count("accepts the credentials") == 3
     assert materialize(KEY, DAYS[:1]).success
 
 
@@ -67,22 +54,22 @@ def test_an_empty_variable_in_lower_case_hides_the_one_in_upper_case(monkeypatch
     assert "HTTPS_PROXY" not in settings.configured().variables
 
 
-def test_what_no_request_needs_is_not_looked_at(checked, monkeypatch):
+def test_an_unusable_value_is_ignored_where_no_request_needs_it(run_check, monkeypatch):
     for name, values in UNUSABLE.items():
         monkeypatch.setenv(name, values[0])
-    assert checked().count("accepts the credentials") == 3
+    assert run_check().count("accepts the credentials") == 3
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in UNUSABLE.items() for value in values])
-def test_what_makes_a_request_impossible_is_named(both, checked, monkeypatch, tmp_path, name, value):
+def test_an_unusable_value_is_named_where_a_request_needs_it(both, run_check, monkeypatch, tmp_path, name, value):
     (tmp_path / "not.pem").write_text("no certificate")
     monkeypatch.setenv(name, value.format(folder=tmp_path))
     monkeypatch.setenv("BINANCE_BASE_URL", "https://exchange.example")
     monkeypatch.delenv("AFFILIATE_RATE_SCALE")
-    printed, run = checked(), materialize(KEY, DAYS[:2])
+    printed, run = run_check(), materialize(KEY, DAYS[:2])
     assert set(run.failed) == set(DAYS[:2])
-    for said in (printed, *run.failed.values()):
-        assert name in said and PASSWORD not in said and "Traceback" not in said and "status page" not in said
+    for text in (printed, *run.failed.values()):
+        assert name in text and PASSWORD not in text and "Traceback" not in text and "status page" not in text
     kinds = (
         "is not the URL of a proxy",
         "is a SOCKS proxy",

@@ -1,11 +1,13 @@
-"""Case null-for-an-empty-list: alike twice, it is an empty list; rows that had landed are never replaced by it."""
+"""Case null-for-an-empty-list: null sent twice is an empty list, but never replaces rows that have landed."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline.sandbox.exchange import Call
+from affiliate_pipeline_tests.cases.sandbox_responses import PATH as REBATE_PATH
+from affiliate_pipeline_tests.cases.sandbox_responses import replace_bodies
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.affiliates import (
     DAYS,
@@ -34,22 +36,19 @@ DAY = DAYS[1]
 SPELLINGS = [CASE, CASE.replace(b'"data":null,', b""), CASE.replace(b"null", b'""'), CASE.replace(b"null", b"{}")]
 
 
-def send(sandbox, monkeypatch, path: str, body: bytes, whom: str = "") -> None:
-    """From now on the path is answered with the body, where the openId is that one if given."""
-    answer = sandbox.lbank.respond
+def send(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, path: str, body: bytes, open_id: str | None = None) -> None:
+    """Make LBank send this body for the path; with `open_id`, only for that user."""
 
-    def as_sent(call):
-        given = answer(call)
-        if call.path != path or given.code is not None or (whom and call.params.get("openId") != whom):
-            return given
-        return replace(given, body=body)
+    def body_of(call: Call, sent: bytes) -> bytes:
+        is_concerned = call.path == path and open_id in (None, call.params.get("openId"))
+        return body if is_concerned else sent
 
-    monkeypatch.setattr(sandbox.lbank, "respond", as_sent)
+    replace_bodies(sandbox.lbank, monkeypatch, body_of)
 
 
 @pytest.mark.parametrize("body", SPELLINGS)
 @pytest.mark.parametrize("name", [USERS, TEAM, MONEY])
-def test_a_quiet_day_lands_with_no_rows_after_two_requests_and_says_so(both, query, monkeypatch, name, body):
+def test_null_sent_twice_lands_no_rows_and_is_reported(both, query, monkeypatch, name, body):
     send(both, monkeypatch, PATH[name], body)
 
     run = materialize(f"lbank/{name}", [DAY])
@@ -60,7 +59,7 @@ def test_a_quiet_day_lands_with_no_rows_after_two_requests_and_says_so(both, que
     assert len(asked(both, name)) == (12 if name == MONEY else 2)
 
 
-def test_one_null_is_a_fault_that_passes(both, query):
+def test_null_sent_once_is_a_transient_fault(both, query):
     both.faults.path = PATH[TEAM]
     both.lbank.add_user(registered_ms=at(DAY))
     both.faults.next_responses.append((200, {}, CASE))
@@ -72,7 +71,7 @@ def test_one_null_is_a_fault_that_passes(both, query):
 
 
 @pytest.mark.parametrize("name", [USERS, TEAM, MONEY])
-def test_rows_that_had_landed_stay(both, query, monkeypatch, name):
+def test_null_does_not_replace_landed_rows(both, query, monkeypatch, name):
     for day in DAYS[:3]:
         both.lbank.add_user(registered_ms=at(day))
     both.lbank.set_money([deposit(day) for day in DAYS[:3]])
@@ -87,7 +86,7 @@ def test_rows_that_had_landed_stay(both, query, monkeypatch, name):
         assert landed(query, name, day) == sent(rows_of(both, name, day))
 
 
-def test_rows_of_a_day_that_has_not_settled_stay(both, query, monkeypatch):
+def test_null_does_not_replace_rows_of_an_unsettled_day(both, query, monkeypatch):
     yesterday = today() - DAYS[1].resolution
     both.lbank.set_money([deposit(yesterday)])
     assert materialize(f"lbank/{MONEY}", [yesterday]).materialized[yesterday]["settled"] is False
@@ -99,24 +98,24 @@ def test_rows_of_a_day_that_has_not_settled_stay(both, query, monkeypatch):
     assert landed(query, MONEY, yesterday) == sent(rows_of(both, MONEY, yesterday))
 
 
-def test_rows_of_one_agent_stay_though_others_gain_some(both, query, monkeypatch):
+def test_null_does_not_replace_rows_of_one_agent_while_another_gains_rows(both, query, monkeypatch):
     agents = [both.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(2)]
     both.lbank.set_commissions([commission(agents[0], DAY, "1.0")])
     assert materialize(f"lbank/{COMMISSION}", [DAY]).success
     both.lbank.set_commissions([commission(agents[1], DAY, f"{n}.0") | {"coinSymbol": f"c{n}"} for n in range(5)])
-    send(both, monkeypatch, PATH[COMMISSION], CASE, whom=agents[0])
+    send(both, monkeypatch, PATH[COMMISSION], CASE, open_id=agents[0])
 
     run = materialize(f"lbank/{COMMISSION}", [DAY])
 
     assert f"of open_id {agents[0]}" in run.failed[DAY]
-    # Even rows that cannot land are kept.
+    # The received rows that cannot land are stored.
     assert query("select complete, count(*) from affiliate.rejected_row group by 1") == [(False, 5)]
     assert query("select open_id, amount::text from lbank.commission_stats_symbol_list") == [(agents[0], "1.0")]
 
 
-def test_those_without_rows_do_not_hold_up_the_others(both, query, monkeypatch):
+def test_null_for_an_agent_without_rows_does_not_block_other_agents(both, query, monkeypatch):
     agents = [both.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(2)]
-    send(both, monkeypatch, PATH[COMMISSION], CASE, whom=agents[0])
+    send(both, monkeypatch, PATH[COMMISSION], CASE, open_id=agents[0])
     for amount in ("1.0", "2.0"):
         both.lbank.set_commissions([commission(agents[1], DAY, amount)])
         run = materialize(f"lbank/{COMMISSION}", [DAY])
@@ -125,7 +124,7 @@ def test_those_without_rows_do_not_hold_up_the_others(both, query, monkeypatch):
 
 
 @pytest.mark.parametrize("body", SPELLINGS)
-def test_where_there_always_is_a_row_it_is_an_error_at_once(both, monkeypatch, body):
+def test_null_is_an_error_without_a_retry_where_a_row_is_always_expected(both, monkeypatch, body):
     send(both, monkeypatch, PATH["trade_future"], body)
 
     run = materialize("lbank/trade_future", [DAY])
@@ -134,13 +133,13 @@ def test_where_there_always_is_a_row_it_is_an_error_at_once(both, monkeypatch, b
     assert len(asked(both, "trade_future")) <= 4
 
 
-def test_a_code_of_an_error_is_no_empty_list(both, monkeypatch):
+def test_null_with_an_error_code_is_an_error(both, monkeypatch):
     send(both, monkeypatch, PATH[TEAM], CASE.replace(b'"error_code":0', b'"error_code":20026'))
 
     assert "20026" in materialize(f"lbank/{TEAM}", [DAY]).failed[DAY]
 
 
-def test_a_roster_that_had_users_is_not_nobody(both, query, monkeypatch):
+def test_null_does_not_empty_a_roster_that_had_users(both, query, monkeypatch):
     assert materialize("lbank/trade_user", [DAY]).success
     query("update lbank.roster set last_seen = '2020-01-01'")
     send(both, monkeypatch, PATH[TEAM], CASE)
@@ -151,17 +150,11 @@ def test_a_roster_that_had_users_is_not_nobody(both, query, monkeypatch):
 
 
 @pytest.mark.parametrize("body", [b"null", b'""', b"{}"])
-def test_records_of_binance_without_a_list_are_an_error_at_once(sandbox, query, monkeypatch, body):
+def test_binance_records_without_a_list_are_an_error_without_a_retry(sandbox, query, monkeypatch, body):
     day, other = REBATE_DAYS[-1], REBATE_DAYS[-2]
     sandbox.binance.set_rebates(rebates(day, 5))
     assert materialize(REBATES, [day]).success
-    path = next(endpoint.path for endpoint in ENDPOINTS if endpoint.key == REBATES)
-    answer = sandbox.binance.respond
-    monkeypatch.setattr(
-        sandbox.binance,
-        "respond",
-        lambda call: replace(answer(call), body=body) if call.path == path else answer(call),
-    )
+    replace_bodies(sandbox.binance, monkeypatch, lambda call, sent: body if call.path == REBATE_PATH else sent)
     sandbox.requests.clear()
 
     run = materialize(REBATES, [other, day])
@@ -169,5 +162,5 @@ def test_records_of_binance_without_a_list_are_an_error_at_once(sandbox, query, 
     assert set(run.failed) == {other, day}
     assert all("the response is not a list of rows" in reason for reason in run.failed.values())
     assert query("select count(*) from binance.rebate_recent_record") == [(5,)]
-    # The range once, then each of its days.
+    # One for the range, then one for each of its days.
     assert len(sandbox.requests) == 3

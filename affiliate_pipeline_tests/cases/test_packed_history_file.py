@@ -1,4 +1,4 @@
-"""The case `packed-history-file`: the history's file comes as a ZIP archive of one CSV, and lands."""
+"""Case packed-history-file: an export file that is a ZIP archive of one CSV file lands."""
 
 from datetime import date
 from pathlib import Path
@@ -15,7 +15,7 @@ ROWS = {("0.5", "BTC", "BTCUSDT", "1795737600001"): 1, ("0.00000001", "BNB", "BN
 def test_an_archive_of_one_file_lands(sandbox, query):
     materialize(REQUEST, OLD)
     path = urlsplit(sandbox.binance.kickbacks.offer().decode().strip('"')).path
-    # The file's rows are of one certain day, which was requested while the exchange had it.
+    # The file has rows of one fixed day, so the request must be of the following day.
     query(
         "update binance.kickback_historical_collection set state = 'ready', path = %s, first_day = %s, last_day = %s, "
         "requested_at = %s, expires_at = now() + interval '1 hour'",

@@ -1,4 +1,4 @@
-"""Case private-key-forms: every usual form of a private key signs for both exchanges, and everything else is named."""
+"""Case private-key-forms: every usual form of a private key signs for both exchanges; an unusable one is named."""
 
 import subprocess
 from base64 import b64encode
@@ -9,13 +9,13 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
+    KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
 )
 from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
 
-from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 
@@ -25,7 +25,9 @@ RSA_KEY = rsa.generate_private_key(65537, 2048)
 ED25519_KEY = ed25519.Ed25519PrivateKey.generate()
 
 
-def stored(key, encoding=Encoding.PEM, form=PrivateFormat.PKCS8, encryption=NO_PASSPHRASE) -> str:
+def stored(
+    key, encoding=Encoding.PEM, form=PrivateFormat.PKCS8, encryption: KeySerializationEncryption = NO_PASSPHRASE
+) -> str:
     """The key as text: PEM, or the base64 of its DER."""
     data = key.private_bytes(encoding, form, encryption)
     return data.decode() if encoding is Encoding.PEM else b64encode(data).decode()
@@ -36,8 +38,8 @@ def public(key, encoding=Encoding.PEM, form=PublicFormat.SubjectPublicKeyInfo) -
     return b64encode(data).decode() if encoding is Encoding.DER else data.decode()
 
 
-def as_certificate() -> str:
-    command = ["openssl", "req", "-new", "-x509", "-key", "/dev/stdin", "-subj", "/CN=nobody"]
+def certificate() -> str:
+    command = ["openssl", "req", "-new", "-x509", "-key", "/dev/stdin", "-subj", "/CN=example"]
     return subprocess.run(command, input=stored(RSA_KEY), capture_output=True, text=True, check=True).stdout
 
 
@@ -60,10 +62,11 @@ def forms(key) -> dict[str, str]:
     }
 
 
+CERTIFICATE = certificate()
 USABLE = {f"RSA {name}": (RSA_KEY, form) for name, form in forms(RSA_KEY).items()}
 USABLE["RSA PKCS#1"] = RSA_KEY, stored(RSA_KEY, form=PrivateFormat.TraditionalOpenSSL)
 USABLE["RSA PKCS#1 base64"] = RSA_KEY, stored(RSA_KEY, Encoding.DER, PrivateFormat.TraditionalOpenSSL)
-USABLE["RSA with its certificate"] = RSA_KEY, f"{as_certificate()}\n{stored(RSA_KEY)}"
+USABLE["RSA with its certificate"] = RSA_KEY, f"{CERTIFICATE}\n{stored(RSA_KEY)}"
 USABLE |= {f"Ed25519 {name}": (ED25519_KEY, form) for name, form in forms(ED25519_KEY).items()}
 
 PEM = stored(RSA_KEY)
@@ -72,7 +75,7 @@ UNUSABLE = {
     "public PKCS#1": (public(RSA_KEY, form=PublicFormat.PKCS1), "is a public key"),
     "public base64": (public(RSA_KEY, Encoding.DER), "is a public key"),
     "public OpenSSH": (public(ED25519_KEY, Encoding.OpenSSH, PublicFormat.OpenSSH), "is a public key"),
-    "certificate": (as_certificate(), "is a certificate"),
+    "certificate": (CERTIFICATE, "is a certificate"),
     "encrypted": (stored(RSA_KEY, encryption=PASSPHRASE), "is a private key that is encrypted"),
     "encrypted base64": (stored(RSA_KEY, Encoding.DER, encryption=PASSPHRASE), "is a private key that is encrypted"),
     "encrypted PKCS#1": (
@@ -109,19 +112,8 @@ PATHS = {
 
 
 @pytest.fixture
-def checked(both, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "1000")
-
-    def run() -> str:
-        app(["check"], standalone_mode=False)
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
 def binance(both, monkeypatch):
-    """Configures the partner's secret, whose other half the sandbox knows."""
+    """Configures the partner's secret, and the public key in the sandbox."""
 
     def run(secret: str, key=None) -> None:
         monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", secret)
@@ -143,47 +135,47 @@ def lbank(both, monkeypatch):
 
 
 @pytest.mark.parametrize("name", USABLE)
-def test_each_form_signs(checked, binance, lbank, name):
+def test_each_form_of_a_private_key_signs(run_check, binance, lbank, name):
     key, secret = USABLE[name]
     binance(secret, key)
     if key is RSA_KEY:
         lbank(secret, key)
-    assert checked().count("accepts the credentials") == 3
+    assert run_check().count("accepts the credentials") == 3
 
 
 @pytest.mark.parametrize(
     ("name", "where"), [("RSA OpenSSH", "{}/key"), ("RSA base64", "key"), ("Ed25519 CRLF", "./key")]
 )
-def test_the_path_of_a_file_with_any_form(checked, binance, tmp_path, name, where):
+def test_a_secret_may_be_the_path_of_a_key_file(run_check, binance, tmp_path, name, where):
     key, secret = USABLE[name]
     (tmp_path / "key").write_text(f"\n{secret}\n")
     binance(where.format(tmp_path), key)
-    assert checked().count("accepts the credentials") == 3
+    assert run_check().count("accepts the credentials") == 3
 
 
-def test_a_file_in_the_home_folder_or_of_der(checked, binance, lbank, tmp_path, monkeypatch):
+def test_a_key_file_may_be_in_the_home_folder_and_in_der(run_check, binance, lbank, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", f"{tmp_path}")
     (tmp_path / "key").write_bytes(RSA_KEY.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
     binance("~/key", RSA_KEY)
     lbank("~/key", RSA_KEY)
-    assert checked().count("accepts the credentials") == 3
+    assert run_check().count("accepts the credentials") == 3
 
 
-def test_the_path_of_a_file_with_the_hmac_secret(both, checked, binance, lbank, tmp_path):
+def test_a_secret_may_be_the_path_of_a_file_with_an_hmac_secret(both, run_check, binance, lbank, tmp_path):
     (tmp_path / "binance").write_text(f" {both.binance.partner_secret}\r\n")
     (tmp_path / "lbank").write_text(f"\ufeff{both.lbank.api_secret}\n")
     binance(f"{tmp_path}/binance")
     lbank(f"{tmp_path}/lbank", method="HmacSHA256")
-    assert checked().count("accepts the credentials") == 3
+    assert run_check().count("accepts the credentials") == 3
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_what_is_no_usable_key_is_named(both, checked, binance, lbank, tmp_path, name):
+def test_an_unusable_key_is_named(both, run_check, binance, lbank, tmp_path, name):
     secret, named = UNUSABLE[name]
     (tmp_path / "stored").write_text(secret)
     binance(secret)
     lbank(f"{tmp_path}/stored")
-    printed = checked()
+    printed = run_check()
     assert f"BINANCE_PARTNER_API_SECRET cannot be used: the secret {named}" in printed
     of_file = f"is the path of a file whose content {named}"
     assert f"LBANK_API_SECRET cannot be used: the secret {of_file}" in printed
@@ -191,32 +183,32 @@ def test_what_is_no_usable_key_is_named(both, checked, binance, lbank, tmp_path,
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_path_that_leads_nowhere_is_named_and_is_no_hmac_secret(checked, binance, lbank, tmp_path, path):
+def test_an_unusable_path_is_named_and_not_used_as_an_hmac_secret(run_check, binance, lbank, tmp_path, path):
     (tmp_path / "empty").write_text(" \n")
     (tmp_path / "large").write_text("x" * 100_000)
     binance(path)
     lbank(path, method="HmacSHA256")
-    printed = checked()
+    printed = run_check()
     for variable in ("BINANCE_PARTNER_API_SECRET", "LBANK_API_SECRET"):
         assert f"{variable} cannot be used: the secret {PATHS[path]}" in printed
 
 
-def test_a_pem_in_env_without_quotes_is_named(checked, monkeypatch):
+def test_a_pem_in_env_without_quotes_is_named(run_check, monkeypatch):
     monkeypatch.delenv("BINANCE_PARTNER_API_SECRET")
     Path(".env").write_text(f"BINANCE_PARTNER_API_SECRET={PEM}")
-    assert "BINANCE_PARTNER_API_SECRET cannot be used: the secret is a PEM without its END line" in checked()
+    assert "BINANCE_PARTNER_API_SECRET cannot be used: the secret is a PEM without its END line" in run_check()
 
 
-def test_a_secret_of_the_other_signature_method_is_named(both, checked, lbank):
+def test_a_secret_of_the_other_signature_method_is_named(both, run_check, lbank):
     lbank(both.lbank.api_secret, method="RSA")
-    assert "the secret is no private key, and LBANK_SIGNATURE_METHOD is RSA" in checked()
+    assert "the secret is no private key, and LBANK_SIGNATURE_METHOD is RSA" in run_check()
     lbank(PEM, method="HmacSHA256")
-    assert "the secret is a private key: set LBANK_SIGNATURE_METHOD to RSA" in checked()
+    assert "the secret is a private key: set LBANK_SIGNATURE_METHOD to RSA" in run_check()
     lbank(stored(ED25519_KEY))
-    assert "is a private key of type Ed25519, which LBank does not take: use RSA" in checked()
+    assert "is a private key of type Ed25519, which LBank does not take: use RSA" in run_check()
 
 
-def test_each_day_of_a_run_names_it(both, binance):
+def test_each_failed_day_names_the_path(both, binance):
     binance("/run/secrets/binance_partner")
     run = materialize(KEY, DAYS[:2])
     assert set(run.failed) == set(DAYS[:2])

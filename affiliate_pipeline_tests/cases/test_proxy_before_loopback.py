@@ -1,9 +1,8 @@
-"""Case proxy-before-loopback: no proxy is used for this machine, and one that fails is named, without its password."""
+"""Case proxy-before-loopback: no proxy is used for loopback; a proxy that fails is named without its password."""
 
 import pytest
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.http import retry
 from affiliate_pipeline.http.download import ping_heartbeat
 from affiliate_pipeline.http.network import Network
@@ -13,28 +12,15 @@ from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 from affiliate_pipeline_tests.proxy import Proxy
 
-NOBODY = "http://127.0.0.1:9"
+UNREACHABLE = "http://127.0.0.1:9"
 PASSWORD = "hunter2-hunter2"
 EXCHANGE = "exchange.example"
 VARIABLES = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]
 
 
 @pytest.fixture
-def checked(both, monkeypatch, capsys):
-    """What `check` prints."""
-    monkeypatch.setenv("COLUMNS", "1000")
-
-    def run() -> str:
-        capsys.readouterr()
-        app(["check"], standalone_mode=False)
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
 def only_binance(both, monkeypatch):
-    """The exchange is another machine, at this URL."""
+    """Binance is the only exchange, at another host with the given scheme."""
     for name in ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID", "AFFILIATE_RATE_SCALE"):
         monkeypatch.delenv(name)
     for name in ("BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET"):
@@ -42,23 +28,23 @@ def only_binance(both, monkeypatch):
     return lambda scheme: monkeypatch.setenv("BINANCE_BASE_URL", f"{scheme}://{EXCHANGE}")
 
 
-@pytest.mark.parametrize("proxy", [NOBODY, 403, 502])
+@pytest.mark.parametrize("status", [None, 403, 502])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_loopback_is_never_reached_through_a_proxy(both, checked, monkeypatch, proxy, host):
-    with Proxy(status=proxy if proxy != NOBODY else 200) as other:
+def test_loopback_is_never_reached_through_a_proxy(both, run_check, monkeypatch, status, host):
+    with Proxy(status=status or 200) as proxy:
         for name in VARIABLES:
-            monkeypatch.setenv(name, NOBODY if proxy == NOBODY else other.url)
+            monkeypatch.setenv(name, proxy.url if status else UNREACHABLE)
         for name in ("BINANCE_BASE_URL", "LBANK_BASE_URL"):
             monkeypatch.setenv(name, both.url.replace("127.0.0.1", host))
-        assert checked().count("accepts the credentials") == 3
+        assert run_check().count("accepts the credentials") == 3
         assert materialize(KEY, DAYS[:1]).success
-        assert other.received == []
+        assert proxy.received == []
 
 
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
-def test_the_heartbeat_and_alerts_reach_loopback_too(webhook, monkeypatch):
+def test_heartbeats_and_alerts_to_loopback_use_no_proxy(webhook, monkeypatch):
     for name in VARIABLES:
-        monkeypatch.setenv(name, NOBODY)
+        monkeypatch.setenv(name, UNREACHABLE)
     assert ping_heartbeat(webhook.heartbeat_url, Network(settings.configured().variables)) is None
     monkeypatch.setenv("NO_PROXY", "intranet.example")
     monkeypatch.setenv("no_proxy", "intranet.example")
@@ -78,19 +64,19 @@ def test_a_day_lands_through_a_proxy(both, only_binance, monkeypatch):
 
 def test_a_proxy_of_the_env_file_is_used(both, only_binance, monkeypatch, tmp_path):
     only_binance("http")
-    monkeypatch.setenv("HTTP_PROXY", NOBODY)
+    monkeypatch.setenv("HTTP_PROXY", UNREACHABLE)
     with Proxy(target=both.url) as proxy:
         (tmp_path / ".env").write_text(f"HTTP_PROXY={proxy.url}\n")
         assert materialize(KEY, DAYS[:1]).success
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_an_unreachable_proxy_is_named(both, checked, only_binance, monkeypatch, scheme):
+def test_an_unreachable_proxy_is_named(both, run_check, only_binance, monkeypatch, scheme):
     only_binance(scheme)
     variable = f"{scheme.upper()}_PROXY"
     monkeypatch.setenv(variable, f"http://user:{PASSWORD}@127.0.0.1:9")
     named = f"the proxy 127.0.0.1:9 ({variable}) could not be reached"
-    printed = checked()
+    printed = run_check()
     assert named in printed and "status page" not in printed and PASSWORD not in printed
 
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
@@ -103,23 +89,24 @@ def test_an_unreachable_proxy_is_named(both, checked, only_binance, monkeypatch,
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("status", [403, 407, 502])
-def test_a_refusing_proxy_is_named(both, checked, only_binance, monkeypatch, scheme, status):
+def test_a_refusing_proxy_is_named(both, run_check, only_binance, monkeypatch, scheme, status):
     only_binance(scheme)
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
     with Proxy(status=status) as proxy:
         monkeypatch.setenv("all_proxy", proxy.url.replace("://", f"://user:{PASSWORD}@"))
         named = f"the proxy 127.0.0.1:{proxy.port} (all_proxy)"
-        printed, run = checked(), materialize(KEY, DAYS[:2])
-    for said in (printed, *run.failed.values()):
-        assert named in said and str(status) in said and PASSWORD not in said
-        assert "status page" not in said and "Binance answered" not in said
-        assert ("user and password" in said) == (status == 407)
-        assert ("refused the request" in said) == (status != 502)
+        printed, run = run_check(), materialize(KEY, DAYS[:2])
+    for text in (printed, *run.failed.values()):
+        assert named in text and str(status) in text and PASSWORD not in text
+        assert "status page" not in text and "Binance answered" not in text
+        assert ("user and password" in text) == (status == 407)
+        assert ("refused the request" in text) == (status != 502)
     assert set(run.failed) == set(DAYS[:2])
 
 
-def test_what_an_exchange_answers_through_a_proxy_stays_its_own(checked, only_binance, monkeypatch):
+def test_an_error_of_the_exchange_is_not_attributed_to_the_proxy(run_check, only_binance, monkeypatch):
     only_binance("http")
     with Proxy(status=403, content_type="application/json") as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
-        assert "Binance" in checked()
+        printed = run_check()
+    assert "Binance" in printed and "the proxy" not in printed

@@ -1,11 +1,8 @@
-"""A database that takes no writes is named, once, before the exchange is requested; `check` finds it."""
-
-import sys
+"""Case read-only-database: a read-only database is reported once, before any request, and by `check`."""
 
 import psycopg
 import pytest
 
-from affiliate_pipeline.app.__main__ import main
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, landed, rebates, sent
 
@@ -27,7 +24,7 @@ def read_only(sandbox, query, database_url):
     make_writable(database_url)
 
 
-def test_each_day_fails_with_one_sentence_before_the_exchange_is_requested(sandbox, query, read_only):
+def test_each_day_fails_with_one_sentence_before_any_request(sandbox, query, read_only):
     run = materialize(KEY, DAYS)
 
     assert sorted(run.failed) == DAYS
@@ -39,16 +36,12 @@ def test_each_day_fails_with_one_sentence_before_the_exchange_is_requested(sandb
         assert landed(query, day) == sent(rebates(day, 20))
 
 
-def test_check_finds_it(sandbox, read_only, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["affiliate-pipeline", "check"])
-    monkeypatch.setenv("COLUMNS", "1000")
-    with pytest.raises(SystemExit):
-        main()
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "read-only" in line]
+def test_check_reports_a_read_only_database(sandbox, read_only, run_failing_command):
+    (line,) = [line for line in run_failing_command("check").splitlines() if "read-only" in line]
     assert "wrong" in line and "Make it writable" in line
 
 
-def test_it_lands_once_it_takes_writes_again(sandbox, database_url, read_only):
+def test_days_land_once_the_database_is_writable_again(sandbox, database_url, read_only):
     assert not materialize(KEY, DAYS).success
     make_writable(database_url)
     assert materialize(KEY, DAYS).success

@@ -1,10 +1,9 @@
-"""Case secret-with-a-line-end: white space around a value never counts, and quotes around it are named."""
+"""Case secret-with-a-line-end: white space around a value is ignored, and quotes around it are named."""
 
 import os
 
 import pytest
 
-from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 
@@ -17,17 +16,6 @@ QUOTED = ['"{}"', "'{}'", "\u201c{}\u201d", "\u2018{}\u2019", "`{}`", ' "{}"\n',
 
 
 @pytest.fixture
-def checked(both, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "1000")
-
-    def run() -> str:
-        app(["check"], standalone_mode=False)
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
 def change(monkeypatch):
     def run(name: str, form: str) -> None:
         monkeypatch.setenv(name, form.format(os.environ[name]))
@@ -36,10 +24,10 @@ def change(monkeypatch):
 
 
 @pytest.mark.parametrize("form", SURROUNDED, ids=ascii)
-def test_white_space_around_any_value_does_not_count(both, checked, change, form):
+def test_white_space_around_values_is_ignored(both, run_check, change, form):
     for name in VARIABLES:
         change(name, form)
-    printed = checked()
+    printed = run_check()
     assert printed.count("accepts the credentials") == 3
     assert "database │ PostgreSQL" in " ".join(printed.split())
 
@@ -51,16 +39,16 @@ def test_a_day_lands_with_white_space_around_the_values(both, change):
 
 
 @pytest.mark.parametrize("form", QUOTED, ids=ascii)
-def test_quotes_are_named_before_anything_is_requested(both, checked, change, form):
+def test_quotes_are_named_before_any_request(both, run_check, change, form):
     for name in VARIABLES:
         change(name, form)
-    printed = checked()
+    printed = run_check()
     assert [name for name in VARIABLES if f"{name} is in quotes" not in printed] == []
     assert both.requests == []
 
 
 @pytest.mark.parametrize("name", [name for name in VARIABLES if not name.startswith("LBANK")])
-def test_each_day_of_a_run_names_the_quotes(both, change, name):
+def test_each_failed_day_names_the_quotes(both, change, name):
     change(name, '"{}"')
     run = materialize(KEY, DAYS[:2])
     assert set(run.failed) == set(DAYS[:2])
@@ -68,14 +56,14 @@ def test_each_day_of_a_run_names_the_quotes(both, change, name):
     assert both.requests == []
 
 
-def test_quotes_in_one_account_fail_no_other(both, change):
+def test_quotes_in_one_account_do_not_fail_another(both, change):
     change("BINANCE_CLIENT_API_SECRET", '"{}"')
     assert materialize(KEY, DAYS[:1]).success
 
 
-def test_quotes_around_alert_urls_are_named(checked, monkeypatch):
+def test_quotes_around_alert_urls_are_named(run_check, monkeypatch):
     monkeypatch.setenv("ALERT_URLS", '"json://127.0.0.1"')
-    assert "ALERT_URLS is in quotes" in checked()
+    assert "ALERT_URLS is in quotes" in run_check()
 
 
 @pytest.mark.parametrize(
@@ -88,15 +76,15 @@ def test_quotes_around_alert_urls_are_named(checked, monkeypatch):
         ("LBANK_API_SECRET", "a\tb", "has white space or another character that"),
     ],
 )
-def test_a_key_or_secret_with_other_characters_is_named(checked, monkeypatch, name, value, named):
+def test_a_key_or_secret_with_other_characters_is_named(run_check, monkeypatch, name, value, named):
     monkeypatch.setenv(name, value)
-    printed = checked()
+    printed = run_check()
     assert f"{name} cannot be used" in printed and named in printed
     assert value not in printed
 
 
 @pytest.mark.parametrize("exchange", ["BINANCE_PARTNER", "LBANK"])
-def test_a_key_that_is_its_own_secret_is_named(checked, monkeypatch, exchange):
+def test_a_key_that_is_its_own_secret_is_named(run_check, monkeypatch, exchange):
     monkeypatch.setenv(f"{exchange}_API_KEY", "x" * 32)
     monkeypatch.setenv(f"{exchange}_API_SECRET", "x" * 32)
-    assert f"{exchange}_API_KEY cannot be used: the API key and its secret are the same" in checked()
+    assert f"{exchange}_API_KEY cannot be used: the API key and its secret are the same" in run_check()

@@ -1,4 +1,4 @@
-"""Case time-as-text: a field is read alike by every part, whether it is a number or its text."""
+"""Case time-as-text: a field lands with the same value whether it is sent as a number or as text."""
 
 import re
 from collections import Counter
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from affiliate_pipeline_tests.cases.rebates_as_sent import moved, rows_of, send, with_fields
+from affiliate_pipeline_tests.cases.sandbox_responses import moved, rows_of, send, with_fields
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs import affiliates
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, at
 
 CASE = (Path(__file__).parent / "time-as-text" / "answer.json").read_bytes()
 DAY = DAYS[0]
-EVERYTHING = "select distinct on (trade_id) time, distribute_time, order_id, trade_id, income::text from binance.rebate_recent_record"
+ROWS = "select distinct on (trade_id) time, distribute_time, order_id, trade_id, income::text from binance.rebate_recent_record"
 
 
 def test_the_day_lands_with_a_time_as_text(sandbox, query, monkeypatch):
@@ -30,22 +30,22 @@ def test_the_day_lands_with_a_time_as_text(sandbox, query, monkeypatch):
     "respell",
     [lambda row: re.sub(rb':"?([\d.]+)"?', rb':"\1"', row), lambda row: re.sub(rb':"?([\d.]+)"?', rb":\1", row)],
 )
-def test_numbers_and_their_texts_land_alike(sandbox, query, monkeypatch, respell):
+def test_a_number_and_its_text_land_with_the_same_value(sandbox, query, monkeypatch, respell):
     row = moved(with_fields(b'"distributeTime":1795737700000,"commission":"0.10"'), DAY)
     send(sandbox, monkeypatch, [row])
     assert materialize(KEY, [DAY]).success
-    before = query(EVERYTHING)
+    before = query(ROWS)
 
     send(sandbox, monkeypatch, [respell(row)])
     run = materialize(KEY, [DAY])
 
     assert run.success, run.message
-    assert query(EVERYTHING) == before and len(before) == 1
+    assert query(ROWS) == before and len(before) == 1
     assert respell(row) != row
 
 
 @pytest.mark.parametrize("spelled", [b"null", b'""', b'" "', b"0", b'"0"', b'"-"', b'"null"', b"-1"])
-def test_not_yet_is_null_however_it_is_spelled(sandbox, query, monkeypatch, spelled):
+def test_each_spelling_of_a_missing_time_lands_as_null(sandbox, query, monkeypatch, spelled):
     send(sandbox, monkeypatch, [moved(with_fields(b'"distributeTime":' + spelled), DAY)])
 
     run = materialize(KEY, [DAY])
@@ -55,7 +55,7 @@ def test_not_yet_is_null_however_it_is_spelled(sandbox, query, monkeypatch, spel
 
 
 @pytest.mark.parametrize("spelled", [b'""', b'"-"', b"null"])
-def test_no_amount_is_null_only_where_there_may_be_none(sandbox, query, monkeypatch, spelled):
+def test_a_missing_amount_lands_as_null_only_in_a_nullable_column(sandbox, query, monkeypatch, spelled):
     send(sandbox, monkeypatch, [moved(with_fields(b'"commission":' + spelled), DAY)])
     assert materialize(KEY, [DAY]).success
     assert query("select commission from binance.rebate_recent_record") == [(None,)]
@@ -77,7 +77,7 @@ def numbers(row):
 
 @pytest.mark.parametrize("respell", [texts, numbers])
 @pytest.mark.parametrize("name", ["invite_user_list", "invite_user_team_list", "trade_user", "money_detail_list"])
-def test_lbanks_rows_land_alike(both, query, name, respell):
+def test_a_number_and_its_text_land_with_the_same_value_from_lbank(both, query, name, respell):
     day = affiliates.DAYS[1]
     both.lbank.set_money([affiliates.deposit(day, number) for number in range(130)])
     both.faults.transform_row = respell
@@ -88,7 +88,7 @@ def test_lbanks_rows_land_alike(both, query, name, respell):
     assert affiliates.landed(query, name, day) == affiliates.sent(affiliates.rows_of(both, name, day)) != Counter()
 
 
-def test_a_page_whose_id_cannot_be_read_is_kept(both, query):
+def test_a_page_with_an_unreadable_id_is_stored_as_received(both, query):
     day = affiliates.DAYS[1]
     both.lbank.add_user(registered_ms=affiliates.at(day))
     both.faults.transform_row = lambda row: row | {"id": "x"}

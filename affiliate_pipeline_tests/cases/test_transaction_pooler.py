@@ -1,4 +1,4 @@
-"""Through a pooler that gives each transaction another session nothing is landed twice, and nothing waits forever."""
+"""Case transaction-pooler: through a transaction pooler, no day lands twice and no run waits forever."""
 
 import os
 import subprocess
@@ -11,7 +11,6 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from affiliate_pipeline.app.__main__ import main
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.landing import endpoint_tables
 from affiliate_pipeline.landing.day_writer import DayWriter
@@ -27,8 +26,8 @@ REFUSED = "leads through a pooler in transaction or statement mode"
 
 
 @pytest.fixture(autouse=True)
-def nothing_proven(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this process has seen of an address does not outlive the test."""
+def no_address_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test checks its addresses again: the process caches those that are no transaction pooler."""
     monkeypatch.setattr(connection, "_proven", set())
 
 
@@ -53,9 +52,9 @@ def two_runs(url: str) -> subprocess.CompletedProcess[str]:
         {"mode": "transaction", "server_round_robin": 1, "min_pool_size": 5},
     ],
     indirect=True,
-    ids=["transaction", "statement", "one session", "many sessions in turn"],
+    ids=["transaction", "statement", "one session", "many sessions, round robin"],
 )
-def test_two_runs_through_it_are_refused_by_name(pooled, query):
+def test_two_runs_through_a_transaction_pooler_are_refused(pooled, query):
     run = two_runs(pooled)
     assert run.returncode
     assert REFUSED in run.stderr and "direct address" in run.stderr
@@ -64,7 +63,7 @@ def test_two_runs_through_it_are_refused_by_name(pooled, query):
 
 @needs_pgbouncer
 @pytest.mark.parametrize("pooled", [{"mode": "session"}], indirect=True)
-def test_two_runs_through_one_that_pools_whole_sessions_land_the_day_once(pooled):
+def test_two_runs_through_a_session_pooler_land_the_day_once(pooled):
     assert two_runs(pooled).stdout == "(399, Decimal('39.9')) should be 399 rows, 39.9\n"
 
 
@@ -82,20 +81,14 @@ def test_two_runs_through_one_that_pools_whole_sessions_land_the_day_once(pooled
     ],
     ids=lambda command: command[0],
 )
-def test_every_command_refuses_it(sandbox, pooled, command, monkeypatch, capfd):
+def test_every_command_refuses_a_transaction_pooler(sandbox, pooled, command, monkeypatch, run_failing_command):
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", pooled)
-    monkeypatch.setenv("COLUMNS", "1000")
-    monkeypatch.setattr(sys, "argv", ["affiliate-pipeline", *command])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    told = "".join(capfd.readouterr())
-    assert ended.value.code == 1
-    assert REFUSED in told and "direct address" in told
-    assert "Traceback" not in told
+    printed = run_failing_command(*command)
+    assert REFUSED in printed and "direct address" in printed
 
 
 @needs_pgbouncer
-def test_a_run_refuses_it_before_the_exchange_is_requested(sandbox, pooled, monkeypatch):
+def test_a_run_refuses_a_transaction_pooler_before_any_request(sandbox, pooled, monkeypatch):
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", pooled)
     run = materialize(KEY, DAYS)
     assert sorted(run.failed) == DAYS
@@ -104,7 +97,7 @@ def test_a_run_refuses_it_before_the_exchange_is_requested(sandbox, pooled, monk
 
 
 @needs_pgbouncer
-def test_landing_is_safe_even_where_it_is_not_noticed(sandbox, pooled, database_url, query, monkeypatch):
+def test_landing_is_correct_through_an_undetected_pooler(sandbox, pooled, database_url, query, monkeypatch):
     monkeypatch.setattr(connection, "_prove_session", lambda *_: None)
     rows = rebates(SETTLED, 399)
     sandbox.binance.set_rebates(rows)
@@ -116,7 +109,7 @@ def test_landing_is_safe_even_where_it_is_not_noticed(sandbox, pooled, database_
         with Store(url) as store, connected(ENDPOINT, store, configured().variables) as session:
             outcomes.extend(land_days(ENDPOINT, [SETTLED], session=session, store=store, run_id="r"))
 
-    # Psycopg prepares what is executed often, which such a pooler cannot follow.
+    # Psycopg prepares frequent statements in a session, which a transaction pooler does not support.
     monkeypatch.setattr(psycopg.Connection, "prepare_threshold", None)
     monkeypatch.setattr(locks, "LOCK_CHECK_S", 0.2)
     monkeypatch.setattr(locks, "SILENT_HOLDER_S", 1)
@@ -127,15 +120,15 @@ def test_landing_is_safe_even_where_it_is_not_noticed(sandbox, pooled, database_
         thread.join()
 
     assert len(outcomes) == len(threads)
-    lost = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-    reasons = [each.problem.what for each in lost]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    reasons = [each.problem.what for each in failures]
     assert all("no longer holds the asset's lock" in each or "is not a live run" in each for each in reasons)
     if any(isinstance(outcome, Landed) for outcome in outcomes):
         assert landed(query, SETTLED) == sent(rows)
     assert query("select count(*) from affiliate.rejected_row") in ([(0,)], [(399,)])
 
 
-def test_a_run_that_has_lost_its_lock_changes_nothing_and_keeps_the_rows(sandbox, query, monkeypatch):
+def test_a_run_that_has_lost_its_lock_changes_nothing_and_stores_the_received_rows(sandbox, query, monkeypatch):
     rows = rebates(SETTLED, 300)
     sandbox.binance.set_rebates(rows)
     write = DayWriter.write
@@ -152,17 +145,17 @@ def test_a_run_that_has_lost_its_lock_changes_nothing_and_keeps_the_rows(sandbox
     assert query("select count(*) from affiliate.rejected_row") == [(len(rows),)]
 
 
-def leak(database_url: str, name: str) -> psycopg.Connection:
-    """A session that nobody uses and that holds the asset's lock."""
+def idle_holder(database_url: str, name: str) -> psycopg.Connection:
+    """An idle session that holds the asset's lock."""
     holder = psycopg.connect(database_url, autocommit=True, application_name=name)
     holder.execute("select pg_advisory_lock(hashtext('affiliate_pipeline.asset'), hashtext(%s))", (KEY,))
     return holder
 
 
 @pytest.mark.parametrize("name", ["", "psql", "affiliate_pipeline"])
-def test_a_lock_that_no_live_run_holds_is_not_waited_for(sandbox, database_url, monkeypatch, name):
+def test_a_run_does_not_wait_for_a_lock_that_no_live_run_holds(sandbox, database_url, monkeypatch, name):
     monkeypatch.setattr(locks, "SILENT_HOLDER_S", 0)
-    with leak(database_url, name) as holder:
+    with idle_holder(database_url, name) as holder:
         run = materialize(KEY, DAYS)
         pid = holder.info.backend_pid
     assert sorted(run.failed) == DAYS
@@ -173,7 +166,7 @@ def test_a_lock_that_no_live_run_holds_is_not_waited_for(sandbox, database_url, 
     assert sandbox.requests == []
 
 
-def test_a_live_run_is_waited_for(sandbox, database_url, query, monkeypatch):
+def test_a_run_waits_for_the_lock_of_a_live_run(sandbox, database_url, query, monkeypatch):
     monkeypatch.setattr(locks, "LOCK_CHECK_S", 0.5)
     sandbox.binance.set_rebates(rebates(SETTLED, 10))
     runs = Counter()
@@ -181,7 +174,7 @@ def test_a_live_run_is_waited_for(sandbox, database_url, query, monkeypatch):
     def land() -> None:
         runs[materialize(KEY, [SETTLED]).success] += 1
 
-    with leak(database_url, "affiliate_pipeline 1@elsewhere"):
+    with idle_holder(database_url, "affiliate_pipeline 1@elsewhere"):
         thread = threading.Thread(target=land)
         thread.start()
         while not query("select 1 from pg_locks where locktype = 'advisory' and not granted"):
