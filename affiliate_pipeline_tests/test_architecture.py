@@ -183,7 +183,7 @@ def test_one_module_of_an_exchange_names_a_table_of_its_own():
     for table in created_tables() - OWNERS.keys():
         owners = naming(table)
         assert len(owners) == 1, table
-        assert is_below(*owners, f"exchanges.{table.partition('.')[0]}"), table
+        assert is_below(owners.pop(), f"exchanges.{table.partition('.')[0]}"), table
 
 
 def test_only_environment_reads_the_environment():

@@ -16,15 +16,21 @@ from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 
 CASE = Path(__file__).parent / "env-file-encoding"
-COMMANDS = ["check", "up --once", "psql", "report", "plan binance/rebate_recent_record 2026-10-01"]
-COMMANDS += ["export binance.rebate_recent_record 2026-10-01"]
+COMMANDS = [
+    "check",
+    "up --once",
+    "psql",
+    "report",
+    "plan binance/rebate_recent_record 2026-10-01",
+    "export binance.rebate_recent_record 2026-10-01",
+]
 TEXT = "# clé\nBINANCE_PARTNER_API_KEY=kkkk\nBINANCE_PARTNER_API_SECRET=ssss\n"
 UNREADABLE = {
     "latin-1": ((CASE / "latin-1.env").read_bytes(), "line 1, is not UTF-8 text"),
     "latin-1 on a later line": (b"A=1\r\nB=2\r\n# cl\xe9\r\n", "line 3, is not UTF-8 text"),
     "code page 1252": ("A=1\n# €\n".encode("cp1252"), "line 2, is not UTF-8 text"),
-    "UTF-16 without a mark": ("A=1\n".encode("utf-16-le"), "line 1, has a NUL character"),
-    "UTF-16 behind UTF-8": (b"A=1\n" + "B=2\n".encode("utf-16-le"), "line 2, has a NUL character"),
+    "UTF-16 without a byte order mark": ("A=1\n".encode("utf-16-le"), "line 1, has a NUL character"),
+    "UTF-16 after UTF-8": (b"A=1\n" + "B=2\n".encode("utf-16-le"), "line 2, has a NUL character"),
     "UTF-16 cut off": (codecs.BOM_UTF16_LE + "A=1\nB=2".encode("utf-16-le")[:-1], "line 2, is not UTF-8 text"),
     "UTF-32": (TEXT.encode("utf-32"), "line 1, "),
     "NUL": (b"A=1\nB=\0\n", "line 2, has a NUL character"),
