@@ -7,6 +7,7 @@ from dagster import DagsterEventType
 
 from affiliate_pipeline_tests.cases.sandbox_responses import moved, replace_bodies, rows_of, send, with_fields
 from affiliate_pipeline_tests.conftest import Run, materialize
+from affiliate_pipeline_tests.defs import affiliates
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 
 CASE = (Path(__file__).parent / "half-an-emoji" / "answer.json").read_bytes()
@@ -141,9 +142,11 @@ def test_a_body_without_rows_is_not_stored(sandbox, query, monkeypatch, body):
 
 
 def test_half_a_surrogate_pair_from_lbank_lands(both, query, monkeypatch):
+    day = affiliates.DAYS[1]
+    both.lbank.add_user(registered_ms=affiliates.at(day))
     replace_bodies(both.lbank, monkeypatch, lambda _, body: body.replace(b'"code":"', rb'"code":"\ud83d'))
 
-    run = materialize("lbank/invite_user_team_list", [DAY])
+    run = materialize("lbank/invite_user_team_list", [day])
 
     assert run.success, run.message
     codes = query("select distinct left(code, 1) from lbank.invite_user_team_list where code is not null")

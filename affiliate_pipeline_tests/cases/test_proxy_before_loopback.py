@@ -109,4 +109,4 @@ def test_an_error_of_the_exchange_is_not_attributed_to_the_proxy(run_check, only
     with Proxy(status=403, content_type="application/json") as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         printed = run_check()
-    assert "Binance" in printed and "the proxy" not in printed
+    assert "Binance" in printed and f"the proxy 127.0.0.1:{proxy.port}" not in printed
