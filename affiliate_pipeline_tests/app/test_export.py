@@ -1,4 +1,4 @@
-"""Exports hold every digit, and say what of the days asked for is not in them or may change."""
+"""Exports contain every digit, and report which requested days are missing from them or may still change."""
 
 import csv
 import io
@@ -17,14 +17,14 @@ from affiliate_pipeline_tests.defs.rebates import COLUMNS, DAYS, KEY, SETTLED, Y
 from affiliate_pipeline_tests.defs.test_commission_assets import LBANK, add_up
 
 TABLE = "binance.rebate_recent_record"
-# A number that no float holds, sent without quotes.
+# The exchange sends this number without quotes. A float cannot represent it.
 EXACT = Decimal("0.123456789012345678901")
 AMOUNTS = ["0.0000", "12345678901234567890.10", "-0.30", "0.000000000000000001", "1E-7", "1.50"]
 
 
 @pytest.fixture
 def amounts(sandbox) -> None:
-    """These incomes landed on the settled day."""
+    """Rebates with the incomes `AMOUNTS` have landed for the settled day."""
     rows = [rebate(at(SETTLED), number, income=income) for number, income in enumerate(AMOUNTS)]
     sandbox.binance.set_rebates(rows)
     assert materialize(KEY, [SETTLED]).success
@@ -34,7 +34,7 @@ def export(*arguments: str) -> None:
     app(["export", *arguments], standalone_mode=False)
 
 
-def test_csv_is_what_the_database_holds(amounts, query, capfdbinary):
+def test_csv_contains_the_exact_amounts_of_the_database(amounts, query, capfdbinary):
     export(TABLE, f"{SETTLED}")
 
     text = capfdbinary.readouterr().out.decode()
@@ -46,7 +46,7 @@ def test_csv_is_what_the_database_holds(amounts, query, capfdbinary):
     assert set(COLUMNS) < set(rows[0])
 
 
-def test_parquet_rounds_nothing_and_says_how_wide_its_decimals_are(amounts, query, tmp_path, capfd):
+def test_parquet_is_exact_and_the_type_of_its_decimals_is_reported(amounts, query, tmp_path, capfd):
     export(TABLE.replace(".", "/"), f"{SETTLED}", "--format", "parquet", "--output", str(tmp_path / "x"))
 
     table = parquet.read_table(tmp_path / "x")
@@ -57,18 +57,18 @@ def test_parquet_rounds_nothing_and_says_how_wide_its_decimals_are(amounts, quer
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("x")] == ["x"]
 
 
-def test_parquet_does_not_round_a_field_that_the_schema_does_not_know(sandbox, query, tmp_path):
+def test_parquet_contains_the_exact_text_of_an_unknown_field(sandbox, query, tmp_path):
     sandbox.binance.set_rebates([rebate(at(SETTLED), 1, bonus=EXACT, tier="ä"), rebate(at(SETTLED), 2)])
     assert materialize(KEY, [SETTLED]).success
 
     export(TABLE, f"{SETTLED}", "--format", "parquet", "--output", str(tmp_path / "x"))
 
-    held = [text for (text,) in query(f"select extra::text from {TABLE}")]
-    assert sorted(parquet.read_table(tmp_path / "x")["extra"].to_pylist(), key=str) == sorted(held, key=str)
-    assert any(f"{EXACT}" in (text or "") for text in held)
+    stored = [text for (text,) in query(f"select extra::text from {TABLE}")]
+    assert sorted(parquet.read_table(tmp_path / "x")["extra"].to_pylist(), key=str) == sorted(stored, key=str)
+    assert any(f"{EXACT}" in (text or "") for text in stored)
 
 
-def test_a_table_without_amounts_becomes_parquet(both, tmp_path):
+def test_a_table_without_amounts_can_be_exported_as_parquet(both, tmp_path):
     assert materialize("lbank/invite_user_team_list", DAYS[:1]).success
 
     export("lbank.invite_user_team_list", f"{DAYS[0]}", "--format", "parquet", "--output", str(tmp_path / "x"))
@@ -77,36 +77,36 @@ def test_a_table_without_amounts_becomes_parquet(both, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("income", "kind"),
+    ("income", "arrow_type"),
     [
         (f"1{'0' * 40}.{'0' * 17}1", "decimal256(76, 18)"),
         (f"1{'0' * 90}.{'0' * 17}1", "string"),
     ],
 )
-def test_what_is_too_wide_for_parquet_gets_wider_decimals_or_stays_text(sandbox, tmp_path, capfd, income, kind):
+def test_wide_amounts_become_wider_decimals_or_text_in_parquet(sandbox, tmp_path, capfd, income, arrow_type):
     sandbox.binance.set_rebates([rebate(at(SETTLED), 1, income=income)])
     assert materialize(KEY, [SETTLED]).success
 
     export(TABLE, f"{SETTLED}", "--format", "parquet", "--output", str(tmp_path / "x"))
 
     table = parquet.read_table(tmp_path / "x")
-    assert str(table.schema.field("income").type) == kind
-    assert [f"{value:f}" if kind != "string" else value for value in table["income"].to_pylist()] == [income]
-    assert f"income {kind}" in capfd.readouterr().err
+    assert str(table.schema.field("income").type) == arrow_type
+    assert [value if arrow_type == "string" else f"{value:f}" for value in table["income"].to_pylist()] == [income]
+    assert f"income {arrow_type}" in capfd.readouterr().err
 
 
-def test_what_is_not_in_an_export_or_may_change_is_said(sandbox, capfd):
-    materialize(KEY, [DAYS[0], *DAYS[1:2]])
+def test_missing_and_unsettled_days_of_an_export_are_reported(sandbox, capfd):
+    materialize(KEY, DAYS[:2])
     materialize(KEY, [YESTERDAY])
 
     export(TABLE, f"{DAYS[0]}...{YESTERDAY}")
 
-    told = capfd.readouterr().err
-    assert "not landed, so not in this export" in told and f"{DAYS[2]:%d}" in told
-    assert f"{YESTERDAY} landed, but may still change" in told
+    reported = capfd.readouterr().err
+    assert "not landed, so not in this export" in reported and f"{DAYS[2]:%d}" in reported
+    assert f"{YESTERDAY} landed, but may still change" in reported
 
 
-def test_an_exchange_that_is_missing_from_what_was_added_up_is_said(both, query, capfd):
+def test_missing_and_unsettled_days_of_an_exchange_are_reported_for_the_totals(both, query, capfd):
     materialize(LBANK, DAYS[:3])
     materialize(KEY, [DAYS[1]])
     query("update affiliate.landing set settled = asset = %s", LBANK)
@@ -115,10 +115,10 @@ def test_an_exchange_that_is_missing_from_what_was_added_up_is_said(both, query,
 
     export("affiliate.daily_commission", f"{DAYS[0]}...{DAYS[2]}")
 
-    told = capfd.readouterr().err
-    assert f"{KEY}: {format_days([DAYS[0], DAYS[2]])} not landed, so not in this export" in told
-    assert f"{KEY}: {DAYS[1]} landed, but may still change" in told
-    assert LBANK not in told
+    reported = capfd.readouterr().err
+    assert f"{KEY}: {format_days([DAYS[0], DAYS[2]])} not landed, so not in this export" in reported
+    assert f"{KEY}: {DAYS[1]} landed, but may still change" in reported
+    assert LBANK not in reported
 
 
 def test_only_known_tables_can_be_exported(sandbox, capfd):
@@ -127,7 +127,7 @@ def test_only_known_tables_can_be_exported(sandbox, capfd):
             export(table, f"{SETTLED}")
 
 
-def test_a_table_in_which_nothing_has_landed_is_no_empty_export(sandbox, tmp_path):
+def test_a_table_without_landed_days_is_not_exported(sandbox, tmp_path):
     with pytest.raises(Stop, match="nothing has ever landed"):
         export(TABLE, f"{SETTLED}", "--output", str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()

@@ -1,4 +1,4 @@
-"""The command `report`: the page as the figures are now, and what they do not hold yet."""
+"""The command `report` writes the page of a day from the current figures, with the days that they lack."""
 
 from datetime import date
 from pathlib import Path
@@ -12,7 +12,7 @@ from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, YESTERDAY, at, rebate
 from affiliate_pipeline_tests.defs.test_commission_assets import LBANK, add_up
 
-FINE = "nothing: every day has landed and is final"
+COMPLETE = "nothing: every day has landed and is final"
 
 
 def report(*arguments: str) -> None:
@@ -24,11 +24,11 @@ def page(day: date) -> str:
 
 
 def section(page: str) -> str:
-    """What is missing or not settled."""
+    """The section of the page about missing and unsettled days."""
     return page.split("<h2>Missing or not settled</h2>")[1].split("<h2>")[0]
 
 
-def test_the_page_is_that_of_the_last_day_added_up(sandbox, capsys):
+def test_the_default_page_is_of_the_last_day_with_totals(sandbox, capsys):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY), 1, income="4.125")])
     materialize(KEY, [SETTLED])
     materialize(KEY, [YESTERDAY])
@@ -42,7 +42,7 @@ def test_the_page_is_that_of_the_last_day_added_up(sandbox, capsys):
     assert ">4.125<" in Path(path).read_text()
 
 
-def test_what_has_landed_since_is_said(sandbox, capsys):
+def test_rows_that_landed_after_the_totals_are_reported(sandbox, capsys):
     materialize(KEY, [SETTLED])
     assert add_up([SETTLED]).success
     sandbox.binance.set_rebates([rebate(at(SETTLED), 1)])
@@ -53,10 +53,10 @@ def test_what_has_landed_since_is_said(sandbox, capsys):
 
     assert f"{SETTLED}: some landed rows have not been added up yet." in capsys.readouterr().out
     assert f"{SETTLED}: some landed rows have not been added up yet" in page(SETTLED)
-    assert FINE not in page(SETTLED)
+    assert COMPLETE not in page(SETTLED)
 
 
-def test_who_has_no_credentials_is_told_of_the_same_days_as_who_has(both, monkeypatch):
+def test_the_page_lists_the_same_missing_days_without_credentials(both, monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{SETTLED}")
     for name in ("BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET"):
         monkeypatch.delenv(name)
@@ -64,18 +64,21 @@ def test_who_has_no_credentials_is_told_of_the_same_days_as_who_has(both, monkey
     materialize(LBANK, DAYS)
     assert add_up(DAYS).success
     report(f"{YESTERDAY}")
-    told = section(page(YESTERDAY))
-    assert f"{KEY}: {YESTERDAY} landed, may still change" in told
-    assert f"{KEY}: {format_days(DAYS[:-1])} not landed" in told
+    listed = section(page(YESTERDAY))
+    assert f"{KEY}: {YESTERDAY} landed, may still change" in listed
+    assert f"{KEY}: {format_days(DAYS[:-1])} not landed" in listed
 
-    for names in (("BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET"), ("LBANK_API_KEY", "LBANK_API_SECRET")):
-        for name in (*names, *("LBANK_OPEN_ID",) * (names[0] == "LBANK_API_KEY")):
+    for names in (
+        ("BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET"),
+        ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID"),
+    ):
+        for name in names:
             monkeypatch.delenv(name)
         report(f"{YESTERDAY}")
-        assert section(page(YESTERDAY)) == told
+        assert section(page(YESTERDAY)) == listed
 
 
-def test_where_nothing_is_configured_and_nothing_has_landed_every_day_is_missing(sandbox, monkeypatch):
+def test_every_day_is_missing_without_credentials_and_landed_days(sandbox, monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{DAYS[-2]}")
     materialize(KEY, [YESTERDAY])
     assert add_up([YESTERDAY]).success
@@ -87,10 +90,10 @@ def test_where_nothing_is_configured_and_nothing_has_landed_every_day_is_missing
 
     for asset in (KEY, LBANK):
         assert f"{asset}: {DAYS[-2]} not landed" in page(DAYS[-2])
-    assert FINE not in page(DAYS[-2])
+    assert COMPLETE not in page(DAYS[-2])
 
 
-def test_of_days_that_are_all_there_the_page_says_so(sandbox, query, monkeypatch):
+def test_the_page_states_that_every_day_has_landed(sandbox, query, monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{SETTLED}")
     for name in ("BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET"):
         monkeypatch.delenv(name)
@@ -99,20 +102,20 @@ def test_of_days_that_are_all_there_the_page_says_so(sandbox, query, monkeypatch
 
     report()
 
-    assert FINE in page(SETTLED)
+    assert COMPLETE in page(SETTLED)
 
 
-@pytest.mark.parametrize("asked", [(), ("2024-01-01",)])
-def test_a_day_before_the_start_has_no_page(sandbox, monkeypatch, asked):
+@pytest.mark.parametrize("arguments", [(), ("2024-01-01",)])
+def test_a_day_before_the_start_has_no_page(sandbox, monkeypatch, arguments):
     materialize(KEY, [SETTLED])
     assert add_up([SETTLED]).success
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{YESTERDAY}")
 
     with pytest.raises(Stop, match=f"is before AFFILIATE_START_DATE, {YESTERDAY}"):
-        report(*asked)
+        report(*arguments)
 
 
-def test_before_anything_was_added_up_there_is_no_page(sandbox):
+def test_there_is_no_page_without_totals_or_for_an_invalid_day(sandbox):
     with pytest.raises(Stop, match="nothing has been added up yet"):
         report()
     with pytest.raises(Stop, match="is not a day"):

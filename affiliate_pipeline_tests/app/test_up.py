@@ -1,4 +1,4 @@
-"""`up` and `down` in one folder: who is stopped, and who is not."""
+"""`up` and `down` in one folder: which processes they stop, and when `up` does not start."""
 
 import os
 import signal
@@ -16,8 +16,8 @@ from affiliate_pipeline.app import processes
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import Stop
 
-# An `up` that holds the lock and writes its pid only when it is told to.
-SLOW = """
+# An `up` that has the lock and writes its pid only after a line on its standard input.
+SLOW_UP = """
 import fcntl, os, signal, sys
 lock = open("up.lock", "a")
 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -40,21 +40,21 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def slow_up(home: Path) -> Iterator[subprocess.Popen]:
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", SLOW], cwd=home, stdin=pipe, stdout=pipe, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", SLOW_UP], cwd=home, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout and process.stdout.readline() == "locked\n"
         yield process
         process.kill()
 
 
-def test_down_waits_for_the_pid_of_an_up_that_has_just_begun(slow_up, monkeypatch, capsys):
-    looks = iter(range(100))
+def test_down_waits_for_the_pid_of_an_up_that_has_just_started(slow_up, monkeypatch, capsys):
+    sleeps = iter(range(100))
 
-    def look(_: float) -> None:
-        if next(looks) == 3:
+    def write_pid_later(_: float) -> None:
+        if next(sleeps) == 3:
             print(file=slow_up.stdin, flush=True)
         threading.Event().wait(0.01)
 
-    monkeypatch.setattr(processes.time, "sleep", look)
+    monkeypatch.setattr(processes.time, "sleep", write_pid_later)
 
     app(["down"], standalone_mode=False)
 
@@ -62,7 +62,7 @@ def test_down_waits_for_the_pid_of_an_up_that_has_just_begun(slow_up, monkeypatc
     assert slow_up.wait(10) == 7
 
 
-def test_while_up_cleans_up_its_own_pid_stands_where_that_of_the_killed_one_was(home, monkeypatch):
+def test_up_replaces_the_pid_of_a_killed_up_before_it_stops_leftover_processes(home, monkeypatch):
     (home / "up.lock").write_text("1234567")
     pids = []
     monkeypatch.setattr(processes, "stop_processes", lambda home: pids.append((home / "up.lock").read_text()))
@@ -75,7 +75,7 @@ def test_while_up_cleans_up_its_own_pid_stands_where_that_of_the_killed_one_was(
 
 @pytest.mark.parametrize("leftover", [True, False])
 @pytest.mark.parametrize("place", ["environment", ".env"])
-def test_up_does_not_try_the_sandbox_on_a_configured_database(
+def test_up_does_not_start_the_sandbox_with_a_configured_database(
     home, tmp_path, monkeypatch, database_url, query, leftover, place
 ):
     if place == ".env":

@@ -1,4 +1,4 @@
-"""Days of a zone, the instants they span, and how they are written for people."""
+"""Days of a time zone: their boundaries, how they are split into ranges, and how they are displayed."""
 
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -23,7 +23,7 @@ def test_a_day_starts_at_midnight_of_its_zone(zone, starts):
 
 
 @given(DAYS, ZONES, st.data())
-def test_every_millisecond_lies_in_exactly_one_day(day, zone, data):
+def test_every_millisecond_is_in_exactly_one_day(day, zone, data):
     start, end = start_ms(day, zone), start_ms(day + DAY, zone)
     assert end - start == 86_400_000
     inside = data.draw(st.integers(start, end - 1))
@@ -37,7 +37,7 @@ def test_an_instant_is_written_to_the_millisecond(ms):
     assert (written - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1) == ms
 
 
-def test_both_ends_of_a_range_belong_to_it():
+def test_a_range_includes_both_ends():
     assert days_from(date(2026, 2, 27), date(2026, 3, 2)) == [
         date(2026, 2, 27), date(2026, 2, 28), date(2026, 3, 1), date(2026, 3, 2),
     ]  # fmt: skip
@@ -46,20 +46,19 @@ def test_both_ends_of_a_range_belong_to_it():
 
 
 @given(SOME_DAYS)
-def test_runs_are_the_days_once_each_and_as_long_as_can_be(days):
-    cut = day_ranges(days)
-    assert [day for run in cut for day in run] == sorted(set(days))
-    assert all(later - earlier == DAY for run in cut for earlier, later in zip(run, run[1:], strict=False))
-    assert all(after[0] - before[-1] > DAY for before, after in zip(cut, cut[1:], strict=False))
+def test_day_ranges_contain_each_day_once_and_are_maximal(days):
+    ranges = day_ranges(days)
+    assert [day for each in ranges for day in each] == sorted(set(days))
+    assert all(each == days_from(each[0], each[-1]) for each in ranges)
+    assert all(after[0] - before[-1] > DAY for before, after in zip(ranges, ranges[1:], strict=False))
 
 
 @given(SOME_DAYS, st.integers(1, 9))
-def test_spans_are_consecutive_days_once_each_and_not_too_long(days, longest):
-    cut = day_ranges(days, longest)
-    assert [day for span in cut for day in span] == sorted(set(days))
-    assert all(0 < len(span) <= longest and span == days_from(span[0], span[-1]) for span in cut)
-    # As few as can be: every span but the last of a run is full.
-    assert len(cut) == sum(-(-len(run) // longest) for run in day_ranges(days))
+def test_day_ranges_with_a_maximum_length_contain_each_day_once_and_are_as_few_as_possible(days, max_days):
+    ranges = day_ranges(days, max_days)
+    assert [day for each in ranges for day in each] == sorted(set(days))
+    assert all(0 < len(each) <= max_days and each == days_from(each[0], each[-1]) for each in ranges)
+    assert len(ranges) == sum(-(-len(each) // max_days) for each in day_ranges(days))
 
 
 @pytest.mark.parametrize(
@@ -74,17 +73,22 @@ def test_spans_are_consecutive_days_once_each_and_not_too_long(days, longest):
         (["2025-11-03", "2026-11-03"], "2025-11-03, 2026-11-03"),
     ],
 )
-def test_days_are_folded_as_people_write_them(days, written):
+def test_formatted_days_are_as_short_as_possible(days, written):
     assert format_days(map(date.fromisoformat, days)) == written
 
 
+def parse_days(text: str) -> list[date]:
+    days: list[date] = []
+    last = date.min
+    for part in text.split(", ") if text else []:
+        ends: list[date] = []
+        for written in part.split("…"):
+            last = date.fromisoformat(written) if len(written) == 10 else last.replace(day=int(written))
+            ends.append(last)
+        days += days_from(ends[0], ends[-1])
+    return days
+
+
 @given(SOME_DAYS)
-def test_what_is_folded_can_be_read_back(days):
-    read: list[date] = []
-    for part in format_days(days).split(", ") if days else []:
-        ends = []
-        for text in part.split("…"):
-            last = ends[-1] if ends else read[-1] if read else None
-            ends.append(date.fromisoformat(text) if len(text) == 10 else last.replace(day=int(text)))
-        read += days_from(ends[0], ends[-1])
-    assert read == sorted(set(days))
+def test_formatted_days_are_unambiguous(days):
+    assert parse_days(format_days(days)) == sorted(set(days))

@@ -1,4 +1,4 @@
-"""Which days are expected, when they are due, and until when they can be fetched, in the zone of their exchange."""
+"""Which days are expected, when they are due, and until when they can be fetched, in the time zone of their exchange."""
 
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
@@ -36,7 +36,7 @@ def test_days_are_expected_once_they_have_ended_until_they_have_settled():
     assert [each.day for each in expected_days(RECENT, nov(9), ms(nov(10), "00:00") - 1)] == []
 
 
-def test_a_day_is_due_an_hour_after_the_schedule_that_lands_it_and_again_once_it_has_settled():
+def test_a_day_is_due_an_hour_after_its_schedule_and_again_once_it_has_settled():
     assert RECENT.overdue_at_ms(nov(5), settled=False) == ms(nov(6), "01:15")
     assert RECENT.overdue_at_ms(nov(5), settled=True) == ms(nov(8), "01:15")
     assert SHANGHAI.overdue_at_ms(nov(5), settled=True) == ms(nov(6), "11:35", SHANGHAI.zone)
@@ -47,8 +47,8 @@ def test_a_day_is_due_an_hour_after_the_schedule_that_lands_it_and_again_once_it
 
 
 def test_the_deadline_is_the_last_millisecond_at_which_the_day_is_retained():
-    deadline_ms = RECENT.deadline_ms(nov(5))
-    assert deadline_ms == ms(nov(12), "00:00")
+    deadline_ms = ms(nov(12), "00:00")
+    assert RECENT.deadline_ms(nov(5)) == deadline_ms
     assert RECENT.is_retained(nov(5), deadline_ms) and not RECENT.is_retained(nov(5), deadline_ms + 1)
     assert SHANGHAI.deadline_ms(nov(5)) is None and SHANGHAI.is_retained(date(2000, 1, 1), deadline_ms)
 
@@ -57,12 +57,12 @@ def test_the_fallback_is_named_while_it_retains_the_day():
     def fallbacks(now_ms: int) -> list[tuple[str, int] | None]:
         return [each.fallback for each in expected_days(RECENT, nov(1), now_ms)][:1]
 
-    deadline_ms = HISTORY.deadline_ms(nov(1))
-    assert deadline_ms == ms(date(2026, 12, 1), "00:00")
+    deadline_ms = ms(date(2026, 12, 1), "00:00")
+    assert HISTORY.deadline_ms(nov(1)) == deadline_ms
     assert fallbacks(deadline_ms) == [("history", deadline_ms)] and fallbacks(deadline_ms + 1) == [None]
 
 
-def test_of_a_snapshot_today_is_expected_in_its_own_zone():
+def test_a_snapshot_is_expected_on_the_current_day_of_its_zone():
     evening = ms(nov(9), "23:59", SNAPSHOT.zone)
     (today,) = expected_days(SNAPSHOT, nov(1), evening)
     assert (today.day, today.deadline_ms) == (nov(9), ms(nov(10), "00:00", SNAPSHOT.zone) - 1)
@@ -70,7 +70,7 @@ def test_of_a_snapshot_today_is_expected_in_its_own_zone():
     assert list(expected_days(SNAPSHOT, nov(10), evening)) == []
 
 
-def test_the_lookback_reaches_until_days_have_settled_and_three_days_at_least():
+def test_the_lookback_covers_days_until_they_have_settled_and_at_least_three_days():
     now_ms = ms(nov(10), "00:15")
     assert RECENT.lookback_start(now_ms) == nov(7)
     assert replace(RECENT, settles_after=72 * HOUR).lookback_start(now_ms) == nov(6)

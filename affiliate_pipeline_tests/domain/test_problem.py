@@ -1,4 +1,4 @@
-"""Failures as fields: rendered once, carried through JSON, alike whatever had landed."""
+"""Problems have separate fields, are rendered in one place, and survive JSON."""
 
 from datetime import date
 
@@ -15,12 +15,12 @@ from affiliate_pipeline.postgres.errors import StoreUnavailable
 REFUSED = Problem("refused", "Binance returned HTTP 500", "Nothing of this day has landed", "Materialize it again")
 
 
-def test_a_problem_reads_as_what_impact_and_action():
+def test_a_problem_is_rendered_as_what_impact_and_action():
     assert str(REFUSED) == "Binance returned HTTP 500. Nothing of this day has landed. Materialize it again"
     assert str(Problem("refused", "it failed", action="Try again")) == "it failed. Try again"
 
 
-def test_sentences_are_appended_to_what_a_problem_says_already():
+def test_added_sentences_follow_the_existing_ones():
     assert REFUSED.adding(impact="Others landed").impact == "Nothing of this day has landed. Others landed"
     assert Problem("", "it failed").adding(action="Try again").action == "Try again"
 
@@ -38,11 +38,11 @@ def test_days_with_the_same_problem_are_grouped():
 @pytest.mark.parametrize(
     "error", [SettingsError, StoreUnavailable, StoreError, Shrunken, ServerError, SpoolFull, ExchangeError, Stop]
 )
-def test_every_failure_has_one_root(error):
+def test_every_error_is_an_affiliate_error(error):
     assert issubclass(error, AffiliateError)
 
 
-def test_an_error_names_its_kind_and_keeps_what_it_is_about():
+def test_an_error_contains_its_problem():
     assert AccessRefused("refused").problem == Problem("access_refused", "refused")
     assert RateLimited("too many.").problem.what == "too many"
     assert isinstance(RateLimited("too many"), Transient)

@@ -1,4 +1,4 @@
-"""What may be shown of a text: no secret, nobody's full email. What a log says is in `test_client.py`."""
+"""Texts are redacted: no secrets and no full email addresses. `test_client.py` covers the logs."""
 
 import json
 import time
@@ -75,19 +75,19 @@ def test_no_more_than_two_letters_of_a_local_part_are_shown(local, around):
         r"jane.doe\u0040example.com",
     ],
 )
-def test_a_local_part_with_odd_signs_is_not_shown(email):
+def test_a_local_part_with_special_characters_is_not_shown(email):
     local = email.replace("%40", "@").replace(r"\u0040", "@").rpartition("@")[0].strip('"')
     shown = redact(f"the row of {email} is bad")
     assert local not in shown and local[:3] not in shown
 
 
 @given(SECRETS, st.sampled_from(NAMES), st.sampled_from(AROUND_SECRETS))
-def test_no_secret_survives(secret, name, around):
+def test_a_named_secret_is_redacted(secret, name, around):
     assert redact(around.format(name, secret)) == around.format(name, "***")
 
 
 @given(SECRETS, st.sampled_from(NAMES))
-def test_a_percent_encoded_secret_does_not_survive(secret, name):
+def test_a_percent_encoded_secret_is_redacted(secret, name):
     assert redact(f"/x?a=1&{name}={quote(secret, safe='')}&b=2") == f"/x?a=1&{name}=***&b=2"
 
 
@@ -106,11 +106,11 @@ def test_a_percent_encoded_secret_does_not_survive(secret, name):
         ("accessToken=abcdef123456", "abcdef123456"),
     ],
 )
-def test_no_secret_survives_in_other_spellings(text, secret):
+def test_a_secret_is_redacted_in_every_spelling(text, secret):
     assert secret not in redact(text)
 
 
-def test_a_presigned_url_keeps_its_path_and_loses_its_signature():
+def test_a_presigned_url_is_shown_without_its_signature():
     shown = redact(f"GET {PRESIGNED} failed")
     assert "vjbyPx" not in shown and "IQoJb3" not in shown
     assert "/user-rebate/1f/part-00000-1f-c000.csv" in shown and shown.endswith("&Signature=*** failed")
@@ -119,12 +119,12 @@ def test_a_presigned_url_keeps_its_path_and_loses_its_signature():
 
 @pytest.mark.parametrize("kind", ["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY"])
 @pytest.mark.parametrize("newline", ["\n", "\\n", "\r\n"])
-@pytest.mark.parametrize("cut", [False, True])
-def test_nothing_of_a_pem_is_shown(kind, newline, cut):
-    pem = f"-----BEGIN {kind}-----\n{PEM_BODY}" + ("" if cut else f"-----END {kind}-----")
-    shown = redact(f"the key {pem.replace(chr(10), newline)}" + ("" if cut else " cannot be read"))
+@pytest.mark.parametrize("truncated", [False, True])
+def test_a_pem_is_redacted_completely(kind, newline, truncated):
+    pem = f"-----BEGIN {kind}-----\n{PEM_BODY}" + ("" if truncated else f"-----END {kind}-----")
+    shown = redact(f"the key {pem.replace(chr(10), newline)}" + ("" if truncated else " cannot be read"))
     assert "MIIE" not in shown and "BKcw" not in shown and kind not in shown
-    assert shown.startswith("the key ") and (cut or shown.endswith(" cannot be read"))
+    assert shown.startswith("the key ") and (truncated or shown.endswith(" cannot be read"))
 
 
 @pytest.mark.parametrize("url", ["postgresql://me:hunter2@db.example/x", "https://me:hunter2@example.com/hook"])
@@ -133,18 +133,18 @@ def test_a_password_in_a_url_is_not_shown(url):
     assert "hunter2" not in shown and "example" in shown
 
 
-def test_what_is_no_secret_stays():
+def test_a_text_without_secrets_is_unchanged():
     text = "HTTP 429, code -1003: Too much request weight used; wait 60 s until 2026-11-03 00:00:00.000 UTC (id=5, a=b)"
     assert redact(text) == text
 
 
-def test_anything_that_can_be_text_is_redacted():
+def test_an_object_is_redacted_as_text():
     assert redact(ValueError("secret=abcdef")) == "secret=***"
     assert redact(None) == "None"
 
 
 @pytest.mark.parametrize("text", ["_" * 34, "x" * 12_000])
-def test_a_text_from_outside_cannot_make_redacting_slow(text):
-    began = time.perf_counter()
+def test_no_text_makes_redaction_slow(text):
+    started = time.perf_counter()
     redact(text)
-    assert time.perf_counter() - began < 0.1
+    assert time.perf_counter() - started < 0.1

@@ -1,4 +1,4 @@
-"""The texts of alerts, and their delivery through Apprise to a real webhook and a real mail server."""
+"""The texts of alerts, and their delivery by Apprise to a real webhook and a real mail server."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ from affiliate_pipeline.monitoring.delivery import MAX_MESSAGE_CHARACTERS, Messa
 from affiliate_pipeline.monitoring.overdue import NotificationLevel, alerts_of
 from affiliate_pipeline_tests.smtp import Smtp, text_of
 
-# Apprise imports all its services at once, one of which asks for a module that Python 3.13 has no more.
+# Apprise imports all of its services. One of them imports `imghdr`, which Python 3.13 removed.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 LINK = "http://localhost:3000/runs/4711"
 BY_KEY = {endpoint.key: endpoint for endpoint in ENDPOINTS}
@@ -50,7 +50,7 @@ def test_the_title_names_the_asset_and_exactly_the_failed_days():
     )
 
 
-def test_the_text_gives_each_cause_once_with_its_days_what_to_do_until_when_and_the_link():
+def test_the_text_lists_each_cause_once_with_its_days_the_deadline_the_action_and_the_link():
     refused, other = Problem("refused", "HTTP 500", "3 rows", "Try again"), Problem("refused", "not an\namount")
     problems = {DAYS[1]: refused, DAYS[2]: replace(refused, impact="Nothing landed"), DAYS[5]: other}
     alert = alert_for([FailedAsset(REBATES, [DAYS[1], DAYS[2], DAYS[5]], 4, problems, BY_KEY[REBATES])])
@@ -65,12 +65,12 @@ def test_the_text_gives_each_cause_once_with_its_days_what_to_do_until_when_and_
     assert alert.failed == {REBATES: (DAYS[1], DAYS[2], DAYS[5])}
 
 
-def test_a_day_without_a_problem_of_its_own_has_the_cause_of_the_run():
+def test_a_day_without_its_own_problem_has_the_cause_of_the_run():
     text = alert_for([FailedAsset(REBATES, DAYS[:2], 0, {DAYS[0]: Problem("", "known")})], "The step was killed").text
     assert "2026-11-03: known" in text and "2026-11-04: The step was killed" in text
 
 
-def test_only_the_first_causes_are_listed_and_the_others_counted():
+def test_only_the_first_causes_are_listed_and_the_others_are_counted():
     text = alert_for([FailedAsset(REBATES, DAYS, 0, {day: Problem("", f"of {day:%d}") for day in DAYS})]).text
     assert text.count(": of ") == MAX_CAUSES
     assert f"… and {len(DAYS) - MAX_CAUSES} other causes" in text
@@ -87,15 +87,15 @@ def test_every_asset_of_a_run_is_named():
     assert REBATES in alert.text and KICKBACKS in alert.text
 
 
-def test_a_title_stays_short_and_the_text_names_everything():
+def test_a_title_is_short_and_the_text_names_every_asset():
     failed = [FailedAsset(endpoint.key, DAYS, 0, {}) for endpoint in ENDPOINTS]
     alert = alert_for(failed)
     assert alert.title.endswith(f"; and {len(ENDPOINTS) - 3} more") and len(alert.title) < 200
-    good = recovered([alert])
-    assert good.title.endswith(f"; and {len(ENDPOINTS) - 3} more")
+    recovery = recovered([alert])
+    assert recovery.title.endswith(f"; and {len(ENDPOINTS) - 3} more")
     for endpoint in ENDPOINTS:
         assert endpoint.key in alert.text
-        assert endpoint.key in good.title + good.text
+        assert endpoint.key in recovery.title + recovery.text
 
 
 def test_a_failed_run_without_a_failed_day_has_an_alert():
@@ -104,7 +104,7 @@ def test_a_failed_run_without_a_failed_day_has_an_alert():
     assert alert.text.splitlines() == ["The run could not start", f"Run: {LINK}"]
 
 
-def test_an_asset_without_days_is_reported_with_what_to_do():
+def test_an_asset_without_days_is_reported_with_an_action():
     alert = alert_for([FailedAsset("lbank/roster", [], 0, {})], "refused")
     assert alert.title == "lbank/roster failed"
     assert alert.text.splitlines()[:2] == [
@@ -134,12 +134,12 @@ def test_an_asset_without_days_is_reported_with_what_to_do():
             "fetchable until 2026-11-10 23:59 UTC; it no longer has 2026-11-02; as a fallback, "
             "binance/kickback_historical_record: fetchable until 2026-12-01 23:59 UTC (2026-11-02; the later days longer)",
         ),
-        # Today's, in a zone 8 hours ahead.
+        # The current day of a zone that is 8 hours ahead of UTC.
         ("lbank/invite_user_info", [date(2026, 11, 10)], NOW_MS, "fetchable until 2026-11-10 15:59 UTC"),
         ("lbank/invite_user_info", [date(2026, 11, 9)], NOW_MS, "it no longer has 2026-11-09"),
     ],
 )
-def test_until_when_the_source_has_the_days(key, days, at, expected):
+def test_the_availability_states_until_when_the_source_has_the_days(key, days, at, expected):
     assert availability(BY_KEY[key], days, at) == expected
 
 
@@ -156,8 +156,10 @@ def test_the_source_promises_the_day_until_the_reported_minute_and_no_longer():
 
 
 def test_failed_checks_are_reported_with_their_days():
-    said = {(REBATES, "day_is_sound"): {DAYS[0]: "a new field", DAYS[1]: "a new field", DAYS[3]: "restated"}}
-    alert = failed_checks("checks", said, LINK)
+    failed: dict[tuple[str, str], dict[date | None, str]] = {
+        (REBATES, "day_is_sound"): {DAYS[0]: "a new field", DAYS[1]: "a new field", DAYS[3]: "restated"}
+    }
+    alert = failed_checks("checks", failed, LINK)
     assert alert.title == f"{REBATES}: check day_is_sound failed for 2026-11-03, 04, 06"
     assert alert.text.splitlines()[:2] == [
         f"{REBATES}, day_is_sound, 2026-11-03, 04: a new field",
@@ -174,7 +176,7 @@ def test_a_recovery_names_all_days_once():
     assert alert.good_news
 
 
-def test_a_single_alert_is_sent_as_it_is():
+def test_a_single_alert_is_sent_unchanged():
     alert = Alert("1", "title", "text")
     assert messages([alert]) == [Message("title", "text", [alert])]
 
@@ -191,8 +193,9 @@ def test_a_burst_of_alerts_is_bundled_into_few_messages_without_losing_any():
 
 
 def test_the_title_of_a_bundle_counts_its_alerts():
-    bad, good = Alert("1", "bad", ""), Alert("2", "good", "", good_news=True)
-    titles = [messages(burst)[0].title for burst in ([bad, bad], [bad, good], [good, good])]
+    failure, recovery = Alert("1", "bad", ""), Alert("2", "good", "", good_news=True)
+    bundles = [failure, failure], [failure, recovery], [recovery, recovery]
+    titles = [messages(bundle)[0].title for bundle in bundles]
     assert titles == ["2 alerts", "1 alert and 1 recovery", "2 recoveries"]
 
 
@@ -202,7 +205,7 @@ def test_an_alert_longer_than_a_message_is_sent_alone():
 
 
 def examples() -> list[Alert]:
-    """An alert of each kind, as the runbook shows them."""
+    """One alert of each kind."""
     rebates = BY_KEY[REBATES]
     cause = Problem(
         "refused",
@@ -214,10 +217,10 @@ def examples() -> list[Alert]:
         "unknown",
     )
     days = [ExpectedDay(day, None, rebates.timetable.deadline_ms(day)) for day in DAYS]
-    said = "the responses have fields that the schema does not know, stored in column extra: tier"
+    new_field = "the responses have fields that the schema does not know, stored in column extra: tier"
     return [
         failed,
-        failed_checks("checks", {(REBATES, "day_is_sound"): {DAYS[1]: said}}, LINK),
+        failed_checks("checks", {(REBATES, "day_is_sound"): {DAYS[1]: new_field}}, LINK),
         failing_ticks(
             "ticks",
             "sensor",
@@ -232,7 +235,7 @@ def examples() -> list[Alert]:
 
 
 @pytest.mark.parametrize("alert", examples(), ids=lambda alert: alert.key.split(",")[0])
-def test_the_runbook_shows_alerts_as_they_are(alert):
+def test_the_runbook_quotes_the_alerts(alert):
     runbook = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
     assert textwrap.indent(f"{alert.title}\n{alert.text}\n", "    ") in runbook
 
@@ -240,18 +243,18 @@ def test_the_runbook_shows_alerts_as_they_are(alert):
 MESSAGE = Message("A title; ü", "ünï…\n2026-11-03…05: <b>a & b</b> %d {x} *y* \\n", [Alert("1", "", "")])
 
 
-def test_a_message_arrives_whole(webhook):
+def test_a_message_arrives_unchanged(webhook):
     assert send(webhook.url, MESSAGE) is None
     (message,) = webhook.messages
     assert (message["title"], message["message"], message["type"]) == (MESSAGE.title, MESSAGE.text, "failure")
 
 
-def test_good_news_is_sent_as_a_success(webhook):
+def test_a_recovery_is_sent_as_a_success(webhook):
     send(webhook.url, Message("t", "t", [Alert("1", "", "", good_news=True)]))
     assert webhook.messages[0]["type"] == "success"
 
 
-def test_a_mail_arrives_whole():
+def test_a_mail_arrives_unchanged():
     with Smtp() as smtp:
         assert send(smtp.url, MESSAGE) is None
     (mail,) = smtp.mails
@@ -259,7 +262,7 @@ def test_a_mail_arrives_whole():
     assert text_of(mail).rstrip("\r\n").splitlines() == MESSAGE.text.splitlines()
 
 
-def test_what_is_too_long_for_a_service_arrives_in_parts(webhook, monkeypatch):
+def test_a_message_too_long_for_a_service_arrives_in_parts(webhook, monkeypatch):
     from apprise.plugins.custom_json import NotifyJSON
 
     monkeypatch.setattr(NotifyJSON, "body_maxlen", 100)
@@ -276,15 +279,15 @@ def test_a_failed_delivery_is_reported(webhook, status):
     assert len(webhook.messages) == 1
 
 
-@pytest.mark.parametrize("its_own", ["", "?rto=10"])
-def test_a_late_response_is_accepted(webhook, monkeypatch, its_own):
+@pytest.mark.parametrize("parameters", ["", "?rto=10"])
+def test_a_late_response_is_accepted(webhook, monkeypatch, parameters):
     from apprise import URLBase
 
     monkeypatch.setattr(URLBase, "socket_read_timeout", 0.01)
     webhook.may_respond.clear()
     late = threading.Timer(0.2, webhook.may_respond.set)
     late.start()
-    assert send(f"{webhook.url}{its_own}", MESSAGE) is None
+    assert send(f"{webhook.url}{parameters}", MESSAGE) is None
     late.join()
 
 
@@ -299,9 +302,9 @@ def test_an_unreachable_target_is_reported(webhook):
     assert send(webhook.url, MESSAGE) == "could not be reached, or refused the message"
 
 
-@pytest.mark.parametrize("wrong", ["nonsense", "slakc://tokenA/tokenB/tokenC", "://", "https//x"])
-def test_a_url_that_apprise_does_not_know_is_reported(wrong):
-    assert send(wrong, MESSAGE) == "is not an Apprise URL"
+@pytest.mark.parametrize("url", ["nonsense", "slakc://tokenA/tokenB/tokenC", "://", "https//x"])
+def test_a_url_that_apprise_does_not_know_is_reported(url):
+    assert send(url, MESSAGE) == "is not an Apprise URL"
 
 
 @pytest.mark.parametrize(
@@ -314,13 +317,13 @@ def test_a_url_that_apprise_does_not_know_is_reported(wrong):
         "slakc://T1JJ3T3L2/A1BRTD4JD/hunter2pass",
     ],
 )
-def test_no_log_shows_the_secrets_of_a_url(caplog, url):
+def test_the_secrets_of_a_url_are_not_logged(caplog, url):
     caplog.set_level("INFO")
     assert "hunter2pass" not in str(send(url, MESSAGE))
     assert "hunter2pass" not in caplog.text
 
 
-def test_a_fingerprint_distinguishes_urls_and_shows_nothing_of_them():
+def test_a_fingerprint_distinguishes_urls_without_revealing_them():
     prints = {delivery.fingerprint(f"json://me:hunter{i}@host") for i in range(50)}
     assert len(prints) == 50 and not any("hunter" in each for each in prints)
 

@@ -1,4 +1,4 @@
-"""Alerts are stored until every target has taken them, and their failed days until they have landed."""
+"""Alerts are stored until every target has accepted them, and their failed days until they have landed."""
 
 import logging
 from collections.abc import Iterator
@@ -59,8 +59,8 @@ def test_an_alert_is_logged_once(outbox, caplog):
 
 def test_no_secret_is_stored_or_logged(outbox, query, caplog):
     outbox.add(Alert("k", "secret=abcdef0123", "of jane.doe@example.com?signature=abcdef0123"))
-    kept = f"{query('select title, text from affiliate.alert')}{caplog.text}"
-    assert "abcdef0123" not in kept and "jane.doe" not in kept
+    recorded = f"{query('select title, text from affiliate.alert')}{caplog.text}"
+    assert "abcdef0123" not in recorded and "jane.doe" not in recorded
 
 
 def test_the_oldest_alert_is_first(outbox):
@@ -84,7 +84,7 @@ def test_a_target_gets_nothing_for_the_interval_after_an_alert(outbox):
     assert (due(outbox), outbox.count_undelivered("a")) == ([], 1)
 
 
-def test_an_alert_is_delivered_once_every_target_has_taken_it(outbox, query):
+def test_an_alert_is_delivered_once_every_target_has_accepted_it(outbox, query):
     outbox.add(FAILED)
     outbox.add(OTHER)
     outbox.record_delivery("a", [FAILED, OTHER], HOUR)
@@ -99,14 +99,14 @@ def test_without_targets_every_alert_counts_as_delivered(outbox, query):
     assert query("select count(*) from affiliate.alert where delivered_at is null") == [(0,)]
 
 
-def fail(outbox: Outbox, query, alert: Alert, target: str = "a") -> tuple[int, timedelta]:
-    """Which attempt it was, and the pause after it, which is over by then."""
+def fail(outbox: Outbox, query, alert: Alert, target: str = "a") -> tuple[int, int]:
+    """Records a failed attempt and ends the pause after it; the number of attempts and the pause in seconds."""
     attempts, until = outbox.record_failure(target, [alert], 60 * SECOND, HOUR)
     query("update affiliate.alert_delivery set next_attempt_at = now()")
     return attempts, round((until - datetime.now(UTC)) / SECOND)
 
 
-def test_pauses_of_a_target_grow_to_the_maximum_whichever_alert_is_sent(outbox, query):
+def test_the_pauses_of_a_target_grow_to_the_maximum_whichever_alert_fails(outbox, query):
     outbox.add(FAILED)
     outbox.add(OTHER)
     outbox.record_failure("a", [FAILED, OTHER], 0 * SECOND, HOUR)
@@ -116,7 +116,7 @@ def test_pauses_of_a_target_grow_to_the_maximum_whichever_alert_is_sent(outbox, 
     assert [pause for _, pause in found] == pytest.approx(expected, abs=5)
 
 
-def test_within_a_pause_only_alerts_never_sent_are_due_and_do_not_extend_it(outbox):
+def test_during_a_pause_only_alerts_without_an_attempt_are_due_and_do_not_extend_it(outbox):
     outbox.add(FAILED)
     _, until = outbox.record_failure("a", [FAILED], HOUR, HOUR)
     assert due(outbox) == []
@@ -137,7 +137,7 @@ def test_alerts_with_the_fewest_failures_are_first(outbox, query):
     assert outbox.due("b") == [(FAILED, 0), (OTHER, 1)]
 
 
-def test_a_failed_alert_is_due_again_once_the_target_has_taken_another(outbox):
+def test_a_failed_alert_is_due_again_once_the_target_has_accepted_another(outbox):
     outbox.add(FAILED)
     outbox.add(OTHER)
     outbox.record_failure("a", [FAILED], HOUR, HOUR)
@@ -145,7 +145,7 @@ def test_a_failed_alert_is_due_again_once_the_target_has_taken_another(outbox):
     assert outbox.due("a") == [(FAILED, 1)]
 
 
-def test_a_target_that_is_no_longer_configured_is_dropped(outbox):
+def test_the_failures_of_a_target_that_is_no_longer_configured_are_dropped(outbox):
     outbox.add(FAILED)
     outbox.record_failure("a", [FAILED], HOUR, HOUR)
     outbox.complete_deliveries(["b"])
@@ -159,7 +159,7 @@ def test_only_one_process_delivers_at_a_time(outbox, database_url):
         assert again
 
 
-def test_an_alert_is_open_until_its_days_have_landed_since(outbox, lands):
+def test_an_alert_is_open_until_its_days_have_landed_after_it(outbox, lands):
     lands(DAYS[0], datetime.now(UTC) - HOUR)
     outbox.add(FAILED)
     (found,) = outbox.open_alerts()
@@ -173,7 +173,7 @@ def test_an_alert_is_open_until_its_days_have_landed_since(outbox, lands):
     assert outbox.open_alerts()[0].missing == {}
 
 
-def test_an_asset_without_days_is_not_in_the_ledger(outbox):
+def test_an_asset_without_days_is_open_with_no_missing_day(outbox):
     outbox.add(Alert("run 3", "title", "text", {"lbank/roster": ()}))
     assert outbox.open_alerts()[0].missing == {"lbank/roster": frozenset()}
 
@@ -183,10 +183,10 @@ def test_an_alert_about_no_day_is_never_open(outbox):
     assert outbox.open_alerts() == []
 
 
-def test_recovered_is_reported_once(outbox):
+def test_a_recovery_is_reported_once(outbox):
     outbox.add(FAILED)
-    good = Alert("landed", "good", "news", good_news=True)
-    outbox.recover([FAILED], good)
-    outbox.recover([FAILED], good)
+    recovery = Alert("landed", "good", "news", good_news=True)
+    outbox.recover([FAILED], recovery)
+    outbox.recover([FAILED], recovery)
     assert outbox.open_alerts() == []
-    assert due(outbox) == [FAILED, good]
+    assert due(outbox) == [FAILED, recovery]

@@ -1,4 +1,4 @@
-"""Which days are overdue, in both zones, when they are requested, and what is reported of them."""
+"""Which days are overdue, in both time zones, when runs are requested for them, and what is reported."""
 
 import textwrap
 from dataclasses import replace
@@ -83,12 +83,12 @@ def test_no_day_becomes_overdue_around_midnight_of_its_zone(endpoint, zone):
     assert overdue_dates(endpoint, ledger, ms(nov(7), "00:59", zone)) == [nov(5)]
 
 
-def test_only_gaps_since_the_first_landed_day_are_overdue():
+def test_only_missing_days_after_the_first_landed_day_are_overdue():
     ledger = landed(nov(1), nov(3), nov(6))
     assert overdue_dates(TRADES, ledger, ms(nov(8), "12:00", "Asia/Shanghai")) == [nov(2), nov(4), nov(5), nov(7)]
 
 
-def test_nothing_is_overdue_where_nothing_ever_landed():
+def test_nothing_is_overdue_before_the_first_day_has_landed():
     assert overdue_dates(TRADES, {}, ms(nov(8), "12:00")) == []
 
 
@@ -101,14 +101,14 @@ def test_days_are_overdue_for_thirty_days_and_never_before_the_first_partition()
 @pytest.mark.parametrize(
     ("endpoint", "due"),
     [
-        # Settled 48 h after the day's end, at 00:00; the schedule reads it again at 00:15.
+        # The day settles 48 h after its end, at 00:00; the schedule reads it again at 00:15.
         (REBATES, ms(nov(8), "01:15")),
-        # Settled at 10:30; read at 10:35.
+        # The day settles at 10:30; the schedule reads it at 10:35.
         (COMMISSIONS, ms(nov(6), "11:35", "Asia/Shanghai")),
         (replace(TRADES, settles_after=timedelta(hours=72)), ms(nov(9), "01:35", "Asia/Shanghai")),
     ],
 )
-def test_a_day_read_before_it_settled_is_overdue_again_once_the_schedule_should_have_read_it(endpoint, due):
+def test_a_day_read_before_it_settled_is_overdue_again_after_the_next_schedule(endpoint, due):
     ledger = landed(nov(4)) | landed(nov(5), settled=False) | landed(*days_from(nov(6), nov(9)))
     assert overdue_dates(endpoint, ledger, due - 1) == []
     (found,) = overdue(endpoint, ledger, due)
@@ -141,8 +141,8 @@ def gap(endpoint: Endpoint, day: date, now_ms: int, landed_early: bool = False) 
     return next(each for each in overdue(endpoint, ledger, now_ms) if each.day == day)
 
 
-class Watch:
-    """Decisions one after the other, each a minute later, over some missing days."""
+class Monitor:
+    """Successive decisions about some missing days; each one starts from the states that the previous one returned."""
 
     def __init__(self, endpoint: Endpoint, *days: date, landed_early: bool = False):
         self.endpoint, self.days, self.landed_early = endpoint, days, landed_early
@@ -150,52 +150,54 @@ class Watch:
         self.requested: list[tuple[int, list[list[date]]]] = []
         self.reported: list[tuple[int, NotificationLevel, list[date]]] = []
 
-    def decide(self, now_ms: int, **how) -> None:
+    def decide(self, now_ms: int, **conditions) -> None:
         days = [gap(self.endpoint, day, now_ms, self.landed_early) for day in self.days]
-        actions = actions_for(self.endpoint, days, self.states, now_ms, **how)
+        actions = actions_for(self.endpoint, days, self.states, now_ms, **conditions)
         self.states = actions.states
         if actions.request:
             self.requested.append((now_ms, actions.request))
-        self.reported += [(now_ms, level, [each.day for each in of]) for level, of in actions.report.items()]
+        self.reported += [
+            (now_ms, level, [each.day for each in reported]) for level, reported in actions.report.items()
+        ]
 
 
-def test_all_overdue_days_are_requested_at_once_in_one_range_per_run_of_days():
-    watch = Watch(TRADES, nov(3), nov(4), nov(6))
-    watch.decide(ms(nov(8), "12:00"))
-    assert watch.requested[0][1] == [[nov(3), nov(4)], [nov(6)]]
-    assert watch.reported == []
+def test_all_overdue_days_are_requested_at_once_in_one_range_for_each_group_of_consecutive_days():
+    monitor = Monitor(TRADES, nov(3), nov(4), nov(6))
+    monitor.decide(ms(nov(8), "12:00"))
+    assert monitor.requested[0][1] == [[nov(3), nov(4)], [nov(6)]]
+    assert monitor.reported == []
 
 
 def test_nothing_is_requested_while_a_run_of_the_asset_is_in_progress():
-    watch = Watch(TRADES, nov(3))
-    watch.decide(ms(nov(8), "12:00"), in_progress=True)
-    assert (watch.requested, watch.reported, watch.states) == ([], [], {})
+    monitor = Monitor(TRADES, nov(3))
+    monitor.decide(ms(nov(8), "12:00"), in_progress=True)
+    assert (monitor.requested, monitor.reported, monitor.states) == ([], [], {})
 
 
 def test_a_day_that_has_just_failed_is_not_requested_yet():
-    watch = Watch(TRADES, nov(3), nov(4))
-    watch.decide(ms(nov(8), "12:00"), just_failed={nov(3)})
-    assert watch.requested[0][1] == [[nov(4)]]
+    monitor = Monitor(TRADES, nov(3), nov(4))
+    monitor.decide(ms(nov(8), "12:00"), just_failed={nov(3)})
+    assert monitor.requested[0][1] == [[nov(4)]]
 
 
-def test_attempts_are_bounded_and_their_pauses_grow_to_a_day():
-    watch, now_ms = Watch(TRADES, nov(3)), ms(nov(5), "12:00")
+def test_attempts_are_limited_and_their_pauses_grow_to_a_day():
+    monitor, now_ms = Monitor(TRADES, nov(3)), ms(nov(5), "12:00")
     for minutes in range(0, 12 * 24 * 60, 10):
-        watch.decide(now_ms + minutes * 60_000)
-    times = [at for at, _ in watch.requested]
+        monitor.decide(now_ms + minutes * 60_000)
+    times = [at for at, _ in monitor.requested]
     hours = [(later - earlier) // 3_600_000 for earlier, later in zip(times, times[1:], strict=False)]
     assert hours == [1, 2, 4, 8, 16, 24, 24, 24, 24]
     assert len(times) == MAX_ATTEMPTS
-    assert [(level, days) for _, level, days in watch.reported] == [(NotificationLevel.GIVEN_UP, [nov(3)])]
+    assert [(level, days) for _, level, days in monitor.reported] == [(NotificationLevel.GIVEN_UP, [nov(3)])]
 
 
-def test_the_attempts_last_as_long_as_a_retention_of_a_week():
-    watch, overdue_at_ms = Watch(UNPROVABLE, nov(8)), ms(nov(9), "01:15")
+def test_the_attempts_span_a_retention_of_a_week():
+    monitor, overdue_at_ms = Monitor(UNPROVABLE, nov(8)), ms(nov(9), "01:15")
     for minutes in range(0, 8 * 24 * 60, 10):
-        watch.decide(overdue_at_ms + minutes * 60_000)
-    assert watch.requested[-1][0] > ms(nov(14), "00:00")
-    assert max(at for at, _ in watch.requested) <= ms(nov(15), "00:00")
-    assert [level for _, level, _ in watch.reported] == [
+        monitor.decide(overdue_at_ms + minutes * 60_000)
+    assert monitor.requested[-1][0] > ms(nov(14), "00:00")
+    assert max(at for at, _ in monitor.requested) <= ms(nov(15), "00:00")
+    assert [level for _, level, _ in monitor.reported] == [
         NotificationLevel.BELOW_48_HOURS,
         NotificationLevel.BELOW_12_HOURS,
         NotificationLevel.LOST,
@@ -203,10 +205,10 @@ def test_the_attempts_last_as_long_as_a_retention_of_a_week():
 
 
 def test_each_warning_is_reported_once_at_its_time():
-    watch, until = Watch(UNPROVABLE, nov(8)), ms(nov(15), "00:00")
+    monitor, until = Monitor(UNPROVABLE, nov(8)), ms(nov(15), "00:00")
     for minutes in range(-50 * 60, 60, 5):
-        watch.decide(until + minutes * 60_000)
-    reported = [(level, round((until - at) / 3_600_000)) for at, level, _ in watch.reported]
+        monitor.decide(until + minutes * 60_000)
+    reported = [(level, round((until - at) / 3_600_000)) for at, level, _ in monitor.reported]
     assert reported == [
         (NotificationLevel.BELOW_48_HOURS, 48),
         (NotificationLevel.BELOW_12_HOURS, 12),
@@ -215,85 +217,85 @@ def test_each_warning_is_reported_once_at_its_time():
 
 
 def test_no_warning_precedes_the_first_attempt():
-    watch, now_ms = Watch(UNPROVABLE, nov(8)), ms(nov(13), "12:00")
-    watch.decide(now_ms)
-    watch.decide(now_ms + 60_000, in_progress=True)
-    assert len(watch.requested) == 1
-    assert watch.reported == []
-    watch.decide(now_ms + 120_000)
-    assert [level for _, level, _ in watch.reported] == [NotificationLevel.BELOW_48_HOURS]
+    monitor, now_ms = Monitor(UNPROVABLE, nov(8)), ms(nov(13), "12:00")
+    monitor.decide(now_ms)
+    monitor.decide(now_ms + 60_000, in_progress=True)
+    assert len(monitor.requested) == 1
+    assert monitor.reported == []
+    monitor.decide(now_ms + 120_000)
+    assert [level for _, level, _ in monitor.reported] == [NotificationLevel.BELOW_48_HOURS]
 
 
 def test_below_twelve_hours_a_hanging_run_does_not_prevent_the_warning():
-    watch, now_ms = Watch(UNPROVABLE, nov(8)), ms(nov(14), "12:30")
-    watch.decide(now_ms)
-    watch.decide(now_ms + 60_000, in_progress=True)
-    assert [level for _, level, _ in watch.reported] == [NotificationLevel.BELOW_12_HOURS]
+    monitor, now_ms = Monitor(UNPROVABLE, nov(8)), ms(nov(14), "12:30")
+    monitor.decide(now_ms)
+    monitor.decide(now_ms + 60_000, in_progress=True)
+    assert [level for _, level, _ in monitor.reported] == [NotificationLevel.BELOW_12_HOURS]
 
 
 def test_a_day_that_another_run_has_just_failed_to_land_is_reported_at_once():
-    watch = Watch(UNPROVABLE, nov(8))
-    watch.decide(ms(nov(13), "12:00"), just_failed={nov(8)})
-    assert [level for _, level, _ in watch.reported] == [NotificationLevel.BELOW_48_HOURS]
+    monitor = Monitor(UNPROVABLE, nov(8))
+    monitor.decide(ms(nov(13), "12:00"), just_failed={nov(8)})
+    assert [level for _, level, _ in monitor.reported] == [NotificationLevel.BELOW_48_HOURS]
 
 
 def test_an_expired_day_is_reported_as_lost_at_once_and_only_once():
-    watch, now_ms = Watch(UNPROVABLE, nov(8)), ms(nov(16), "12:00")
+    monitor, now_ms = Monitor(UNPROVABLE, nov(8)), ms(nov(16), "12:00")
     for minutes in range(3):
-        watch.decide(now_ms + minutes * 60_000)
-    assert watch.requested == []
-    assert watch.reported == [(now_ms, NotificationLevel.LOST, [nov(8)])]
+        monitor.decide(now_ms + minutes * 60_000)
+    assert monitor.requested == []
+    assert monitor.reported == [(now_ms, NotificationLevel.LOST, [nov(8)])]
 
 
 def test_a_day_that_the_source_may_still_retain_is_requested_once_more_before_it_is_lost():
-    watch, now_ms = Watch(REBATES, nov(7), nov(8)), ms(nov(16), "12:00")
-    watch.decide(now_ms)
-    watch.decide(now_ms + 60_000, in_progress=True)
-    assert watch.requested == [(now_ms, [[nov(7), nov(8)]])]
-    assert watch.reported == []
+    monitor, now_ms = Monitor(REBATES, nov(7), nov(8)), ms(nov(16), "12:00")
+    monitor.decide(now_ms)
+    monitor.decide(now_ms + 60_000, in_progress=True)
+    assert monitor.requested == [(now_ms, [[nov(7), nov(8)]])]
+    assert monitor.reported == []
     for minutes in range(2, 300):
-        watch.decide(now_ms + minutes * 60_000)
-    assert len(watch.requested) == 1
-    assert watch.reported == [(now_ms + 120_000, NotificationLevel.LOST, [nov(7), nov(8)])]
+        monitor.decide(now_ms + minutes * 60_000)
+    assert len(monitor.requested) == 1
+    assert monitor.reported == [(now_ms + 120_000, NotificationLevel.LOST, [nov(7), nov(8)])]
 
 
 def test_a_day_that_another_run_has_just_failed_to_land_gets_its_last_attempt_before_it_is_lost():
-    watch, now_ms = Watch(REBATES, nov(8)), ms(nov(16), "12:00")
-    watch.decide(now_ms, just_failed={nov(8)})
-    assert (watch.requested, watch.reported) == ([], [])
-    watch.decide(now_ms + 3_600_000)
-    watch.decide(now_ms + 3_660_000)
-    assert watch.requested == [(now_ms + 3_600_000, [[nov(8)]])]
-    assert watch.reported == [(now_ms + 3_660_000, NotificationLevel.LOST, [nov(8)])]
+    monitor, now_ms = Monitor(REBATES, nov(8)), ms(nov(16), "12:00")
+    monitor.decide(now_ms, just_failed={nov(8)})
+    assert (monitor.requested, monitor.reported) == ([], [])
+    monitor.decide(now_ms + 3_600_000)
+    monitor.decide(now_ms + 3_660_000)
+    assert monitor.requested == [(now_ms + 3_600_000, [[nov(8)]])]
+    assert monitor.reported == [(now_ms + 3_660_000, NotificationLevel.LOST, [nov(8)])]
 
 
 def test_a_day_read_too_early_is_not_requested_after_its_deadline():
-    watch, now_ms = Watch(REBATES, nov(8), landed_early=True), ms(nov(16), "12:00")
-    watch.decide(now_ms)
-    assert watch.requested == []
+    monitor, now_ms = Monitor(REBATES, nov(8), landed_early=True), ms(nov(16), "12:00")
+    monitor.decide(now_ms)
+    assert monitor.requested == []
     (alert,) = alerts_of(REBATES, NotificationLevel.LOST, [gap(REBATES, nov(8), now_ms, landed_early=True)], now_ms)
     assert alert.title == "binance/rebate_recent_record: 2026-11-08 expired before settling"
     assert "The rows that had landed are unchanged" in alert.text
 
 
 def test_an_expired_day_with_a_fallback_stays_at_risk_until_the_fallback_expires():
-    watch = Watch(KICKBACKS, nov(8))
+    monitor = Monitor(KICKBACKS, nov(8))
     for now_ms in (ms(nov(16), "12:00"), ms(nov(16), "12:01"), ms(date(2026, 12, 8), "00:00")):
-        watch.decide(now_ms)
-        assert at_risk([gap(KICKBACKS, nov(8), now_ms)], watch.states) == [nov(8)]
-    watch.decide(ms(date(2026, 12, 8), "00:01"))
-    assert watch.requested == []
-    assert [(level, at) for at, level, _ in watch.reported] == [
+        monitor.decide(now_ms)
+        assert at_risk([gap(KICKBACKS, nov(8), now_ms)], monitor.states) == [nov(8)]
+    monitor.decide(ms(date(2026, 12, 8), "00:01"))
+    assert monitor.requested == []
+    assert [(level, at) for at, level, _ in monitor.reported] == [
         (NotificationLevel.SECOND_CHANCE, ms(nov(16), "12:00")),
         (NotificationLevel.LOST, ms(date(2026, 12, 8), "00:01")),
     ]
 
 
 def test_a_day_that_the_fallback_has_landed_is_overdue_only_while_its_own_source_retains_it():
-    ledger, elsewhere = landed(nov(6), *days_from(nov(8), nov(20))), landed(nov(7))
+    own_ledger, fallback_ledger = landed(nov(6), *days_from(nov(8), nov(20))), landed(nov(7))
 
     def found(now_ms: int) -> list[date]:
-        ledgers = {KICKBACKS.key: ledger, "binance/kickback_historical_record": elsewhere}
+        ledgers = {KICKBACKS.key: own_ledger, "binance/kickback_historical_record": fallback_ledger}
         return [each.day for each in overdue_days(KICKBACKS, ledgers, START, now_ms)]
 
     assert found(ms(nov(14), "00:00")) == [nov(7)]
@@ -301,14 +303,14 @@ def test_a_day_that_the_fallback_has_landed_is_overdue_only_while_its_own_source
 
 
 def test_a_day_is_at_risk_until_it_is_reported_as_lost():
-    watch, now_ms = Watch(UNPROVABLE, nov(8), nov(10)), ms(nov(16), "12:00")
-    days = [gap(UNPROVABLE, day, now_ms) for day in watch.days]
-    assert at_risk(days, watch.states) == [nov(8), nov(10)]
-    watch.decide(now_ms)
-    assert at_risk(days, watch.states) == [nov(10)]
+    monitor, now_ms = Monitor(UNPROVABLE, nov(8), nov(10)), ms(nov(16), "12:00")
+    days = [gap(UNPROVABLE, day, now_ms) for day in monitor.days]
+    assert at_risk(days, monitor.states) == [nov(8), nov(10)]
+    monitor.decide(now_ms)
+    assert at_risk(days, monitor.states) == [nov(10)]
 
 
-def test_a_warning_names_days_deadlines_and_what_to_do():
+def test_a_warning_names_the_days_their_deadlines_and_the_action():
     now_ms = ms(nov(13), "12:00")
     (alert,) = alerts_of(
         REBATES, NotificationLevel.BELOW_48_HOURS, [gap(REBATES, day, now_ms) for day in (nov(7), nov(8))], now_ms
@@ -330,7 +332,7 @@ def test_a_lost_day_and_one_read_too_early_have_different_alerts():
     assert titles == ["2026-11-07 is lost", "2026-11-08 expired before settling"]
 
 
-def test_no_two_alerts_about_the_same_days_share_a_key():
+def test_alerts_about_the_same_days_have_different_keys():
     now_ms = ms(nov(16), "12:00")
     keys = [
         alert.key
@@ -342,7 +344,7 @@ def test_no_two_alerts_about_the_same_days_share_a_key():
     assert len(keys) == len({*keys}) == 10
 
 
-def test_days_follow_the_zone_of_the_exchange_not_of_the_machine(monkeypatch):
+def test_days_are_in_the_zone_of_the_exchange_whatever_the_zone_of_the_machine(monkeypatch):
     import time as clock
 
     try:
@@ -356,8 +358,8 @@ def test_days_follow_the_zone_of_the_exchange_not_of_the_machine(monkeypatch):
         clock.tzset()
 
 
-def shown_in_the_runbook() -> list[Alert]:
-    """The alerts that `test_alerts.py` does not compare."""
+def other_alerts_in_the_runbook() -> list[Alert]:
+    """The alerts of the runbook that `test_alerts.py` does not compare."""
     at = datetime(2026, 11, 5, 0, 15, tzinfo=UTC)
     given_up = ExpectedDay(nov(3), None, None)
     too_early = ExpectedDay(nov(4), None, REBATES.timetable.deadline_ms(nov(4)), at)
@@ -369,7 +371,7 @@ def shown_in_the_runbook() -> list[Alert]:
     ]
 
 
-@pytest.mark.parametrize("alert", shown_in_the_runbook(), ids=lambda alert: alert.key.split(",")[0])
-def test_the_runbook_shows_the_alerts_of_overdue_days(alert):
+@pytest.mark.parametrize("alert", other_alerts_in_the_runbook(), ids=lambda alert: alert.key.split(",")[0])
+def test_the_runbook_quotes_the_alerts_of_overdue_days(alert):
     runbook = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
     assert textwrap.indent(f"{alert.title}\n{alert.text}\n", "    ") in runbook

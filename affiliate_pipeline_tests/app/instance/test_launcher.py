@@ -1,7 +1,12 @@
-"""How run monitoring learns that nobody works for a run any more."""
+"""Run monitoring detects that no process executes a run any more."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 from dagster._core.launcher import WorkerStatus
 from dagster._core.test_utils import create_run_for_test
 
@@ -10,63 +15,63 @@ from affiliate_pipeline.app.instance.launcher import Launcher
 from affiliate_pipeline.landing.store import Store
 
 
+@dataclass
+class StartedRun:
+    """A run in progress, as the launcher checks it."""
+
+    instance: dg.DagsterInstance
+    run: dg.DagsterRun
+    monkeypatch: pytest.MonkeyPatch
+
+    def status_after(self, seconds: float) -> WorkerStatus:
+        """The status of its process so many seconds after the last event of the run."""
+        checked = Launcher()
+        checked.register_instance(self.instance)
+        last_event = self.instance.event_log_storage.get_logs_for_run(self.run.run_id)[-1].timestamp
+        with self.monkeypatch.context() as patch:
+            patch.setattr(launcher.time, "time", lambda: last_event + seconds)
+            return checked.check_run_worker_health(self.run).status
+
+
 @pytest.fixture
-def status(monkeypatch, database_url):
-    """The status of a run whose last event is so many seconds old."""
+def run(monkeypatch, database_url) -> Iterator[StartedRun]:
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
     with dg.DagsterInstance.ephemeral() as instance:
         run = create_run_for_test(instance, "job", status=dg.DagsterRunStatus.STARTED)
-        instance.report_engine_event("begun", run)
-        checking = Launcher()
-        checking.register_instance(instance)
-
-        def after(seconds):
-            told = instance.event_log_storage.get_logs_for_run(run.run_id)[-1].timestamp
-            with monkeypatch.context() as patch:
-                patch.setattr(launcher.time, "time", lambda: told + seconds)
-                return checking.check_run_worker_health(run).status
-
-        after.run_id = run.run_id
-        yield after
+        instance.report_engine_event("started", run)
+        yield StartedRun(instance, run, monkeypatch)
 
 
-def test_a_silent_run_that_no_process_works_for_is_dead(status):
-    assert status(launcher.SILENCE_S + 1) == WorkerStatus.NOT_FOUND
+def test_a_silent_run_without_a_process_is_dead(run):
+    assert run.status_after(launcher.SILENCE_S + 1) == WorkerStatus.NOT_FOUND
 
 
-def test_a_run_is_given_time_to_begin(status):
-    assert status(launcher.SILENCE_S - 1) == WorkerStatus.RUNNING
+def test_a_run_has_time_to_start(run):
+    assert run.status_after(launcher.SILENCE_S - 1) == WorkerStatus.RUNNING
 
 
-def test_a_silent_run_that_a_process_works_for_is_alive(status, database_url):
+def test_a_silent_run_with_a_process_is_alive(run, database_url):
     with Store(database_url) as store:
-        store.mark_run_live(status.run_id)
-        assert status(3600) == WorkerStatus.RUNNING
-    assert status(3600) == WorkerStatus.NOT_FOUND
+        store.mark_run_live(run.run.run_id)
+        assert run.status_after(3600) == WorkerStatus.RUNNING
+    assert run.status_after(3600) == WorkerStatus.NOT_FOUND
 
 
-def test_a_process_that_works_for_another_run_does_not_count(status, database_url):
+def test_a_process_of_another_run_does_not_count(run, database_url):
     with Store(database_url) as store:
         store.mark_run_live("another")
-        assert status(3600) == WorkerStatus.NOT_FOUND
+        assert run.status_after(3600) == WorkerStatus.NOT_FOUND
 
 
-def test_no_run_is_called_dead_while_the_database_is_away(status, monkeypatch):
+def test_no_run_is_dead_while_the_database_is_unreachable(run, monkeypatch):
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", "postgresql://postgres@127.0.0.1:1/none")
+    assert run.status_after(3600) == WorkerStatus.RUNNING
 
-    assert status(3600) == WorkerStatus.RUNNING
 
-
-def test_dagster_is_told_to_ask(tmp_path):
-    from pathlib import Path
-
-    import yaml
-
-    told = yaml.safe_load((Path(launcher.__file__).parents[3] / "dagster.yaml").read_text())
-
-    assert told["run_launcher"] == {"module": Launcher.__module__, "class": Launcher.__name__}
-    assert told["run_monitoring"]["enabled"]
-    # Nothing stays stuck for longer than two minutes.
-    monitoring = told["run_monitoring"]
+def test_dagster_detects_a_stuck_run_within_two_minutes():
+    settings = yaml.safe_load((Path(launcher.__file__).parents[3] / "dagster.yaml").read_text())
+    assert settings["run_launcher"] == {"module": Launcher.__module__, "class": Launcher.__name__}
+    monitoring = settings["run_monitoring"]
+    assert monitoring["enabled"]
     longest_s = max(launcher.SILENCE_S, monitoring["start_timeout_seconds"], monitoring["cancel_timeout_seconds"])
     assert longest_s + monitoring["poll_interval_seconds"] < 120

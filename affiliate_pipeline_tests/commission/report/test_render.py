@@ -1,4 +1,4 @@
-"""Bars of exact amounts: whole pixels, true to scale, with every digit in their titles."""
+"""Charts of exact amounts: bars in whole pixels, proportional to the amounts, with every digit in their titles."""
 
 import re
 from dataclasses import replace
@@ -13,7 +13,7 @@ DAYS = [date(2026, 10, 30) + timedelta(days=number) for number in range(5)]
 HOSTILE = "<script>alert(1)</script>\"'|`[x](http://evil)"
 
 
-def figures(amounts: dict[date, str], coin: str = "BTC", earner: str = "somebody12") -> Figures:
+def figures(amounts: dict[date, str], coin: str = "BTC", earner: str = "customer12") -> Figures:
     sums = [Sum(day, "binance", coin, "rebate", 1, amount, None, 1) for day, amount in amounts.items()]
     return Figures(
         day=DAYS[-1],
@@ -38,19 +38,19 @@ def test_the_height_of_a_bar_is_proportional_to_its_amount():
     assert [height for _, _, height in drawn] == [render.PLOT_PX, render.PLOT_PX // 2]
 
 
-def test_an_amount_that_no_float_holds_is_drawn_and_labelled_with_every_digit():
-    most = f"1{'0' * 400}.5"
+def test_an_amount_beyond_the_range_of_a_float_is_drawn_and_labelled_with_every_digit():
+    largest = f"1{'0' * 400}.5"
 
-    shown = render.html(figures({DAYS[0]: most, DAYS[1]: f"5{'0' * 399}"}))
+    shown = render.html(figures({DAYS[0]: largest, DAYS[1]: f"5{'0' * 399}"}))
 
-    assert f"highest day: {most}<" in shown and f"{DAYS[0]}: {most} BTC<" in shown
+    assert f"highest day: {largest}<" in shown and f"{DAYS[0]}: {largest} BTC<" in shown
     assert re.findall('class="bar".* height="([0-9]+)"', shown) == [f"{render.PLOT_PX}", f"{render.PLOT_PX // 2}"]
 
 
 def test_a_negative_amount_is_drawn_below_the_line():
-    (_, top, height), (kind, below, depth) = bars(figures({DAYS[0]: "3", DAYS[1]: "-1"}))
+    (_, top, height), (style, below, depth) = bars(figures({DAYS[0]: "3", DAYS[1]: "-1"}))
 
-    assert (kind, below) == ("minus", top + height)
+    assert (style, below) == ("minus", top + height)
     assert height + depth <= render.PLOT_PX and height == 3 * depth
 
 
@@ -58,7 +58,7 @@ def test_a_day_with_an_amount_of_zero_is_drawn():
     assert len(bars(figures({DAYS[0]: "0"}))) == 1
 
 
-def test_kinds_of_one_coin_are_added_exactly():
+def test_the_kinds_of_one_coin_are_added_exactly():
     amounts = {"spot": "100000000000000000000000000000", "futures": "0.000000000000000001"}
     sums = [Sum(DAYS[0], "binance", "BTC", kind, 1, amount, None, 1) for kind, amount in amounts.items()]
 
@@ -67,7 +67,7 @@ def test_kinds_of_one_coin_are_added_exactly():
     assert f"<title>{DAYS[0]}: 100000000000000000000000000000.000000000000000001 BTC</title>" in shown
 
 
-def test_no_text_of_an_exchange_becomes_markup():
+def test_text_from_an_exchange_is_escaped():
     hostile = figures({DAYS[-1]: "1"}, coin=HOSTILE, earner=HOSTILE)
 
     for shown in (render.html(hostile), render.svg(hostile), render.markdown(hostile)):
@@ -76,14 +76,14 @@ def test_no_text_of_an_exchange_becomes_markup():
     ElementTree.fromstring(render.svg(hostile))
 
 
-def test_a_page_sends_no_network_request():
+def test_a_page_loads_nothing_from_the_network():
     shown = render.html(figures({DAYS[-1]: "1.5"}))
 
     assert not re.search(r"(src|href|url|@import)\s*[=(]", shown)
     assert "default-src 'none'" in shown and "prefers-color-scheme:dark" in shown and "width=device-width" in shown
 
 
-def test_sandbox_data_are_labelled():
+def test_sandbox_data_is_labelled():
     real = figures({DAYS[-1]: "1.5"})
     for shown in (render.html, render.markdown):
         assert "Sandbox data" in shown(replace(real, is_sandbox=True))

@@ -1,5 +1,4 @@
-"""Alerts arrive, at a real webhook and by a real mail: folded, again where one could not be reached, and with a message
-once what failed has landed."""
+"""Alerts are delivered to a real webhook and by real mail: bundled, retried, and followed by a message about the recovery."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from uuid import uuid4
 
 import dagster as dg
 import pytest
+from dagster._core.test_utils import create_run_for_test
 
 from affiliate_pipeline.defs.sensors import alert_delivery as delivery
 from affiliate_pipeline.defs.sensors.alert_delivery import Undelivered, alert_delivery
@@ -27,8 +27,7 @@ DEAD = "json://me:hunter2pass@127.0.0.1:1/hunter2pass"
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch) -> None:
-    """Nobody is left in peace."""
+def no_quiet_interval(monkeypatch) -> None:
     monkeypatch.setattr(delivery, "MIN_INTERVAL", timedelta(0))
 
 
@@ -40,20 +39,20 @@ def outbox(instance, database_url) -> Iterator[Outbox]:
 
 @pytest.fixture
 def tick(instance, webhook, monkeypatch) -> Callable[[], None]:
-    """What went wrong is raised, and sent."""
+    """Raises the alerts of failed runs, then delivers all alerts."""
     monkeypatch.setenv("ALERT_URLS", webhook.url)
-    heard = dg.build_sensor_context(instance=instance, resources=RESOURCES)
+    context_with_cursor = dg.build_sensor_context(instance=instance, resources=RESOURCES)
 
     def tick() -> None:
-        failed_run_alert(heard)
+        failed_run_alert(context_with_cursor)
         alert_delivery(dg.build_sensor_context(instance=instance, resources=RESOURCES))
 
     return tick
 
 
 @pytest.fixture
-def soon(query) -> Callable[[], object]:
-    """Every target may be sent to again."""
+def end_pauses(query) -> Callable[[], object]:
+    """Makes the alerts of every target due again."""
     return lambda: query("update affiliate.alert_delivery set next_attempt_at = now()")
 
 
@@ -65,7 +64,7 @@ def alert(number: int, text: str = "text") -> Alert:
     return Alert(f"run {number}", f"alert {number}", text)
 
 
-def test_a_failed_run_arrives_with_all_its_parts_and_nothing_secret(sandbox, instance, webhook, tick, monkeypatch):
+def test_the_alert_of_a_failed_run_arrives_complete_and_without_secrets(sandbox, instance, webhook, tick, monkeypatch):
     monkeypatch.setenv("DAGSTER_UI_URL", "http://ui.example:3000")
     sandbox.binance.set_rebates(
         [rebate(at(DAYS[0])), rebate(at(DAYS[1]), income=f"much of {EMAIL}?signature=abcdef0123"), rebate(at(DAYS[2]))]
@@ -89,12 +88,18 @@ def test_a_failed_run_arrives_with_all_its_parts_and_nothing_secret(sandbox, ins
         assert not [secret for secret in secrets if secret in everything]
 
 
-def test_forty_failing_runs_give_few_messages_and_lose_none(instance, webhook, tick):
-    @dg.asset(key=["lbank", "roster"])
-    def roster() -> None:
-        raise dg.Failure("the exchange refused")
+def fail_run(instance: dg.DagsterInstance) -> str:
+    """Adds a failed run of an own asset and returns its id."""
+    asset = dg.AssetKey(["lbank", "roster"])
+    run = create_run_for_test(
+        instance, "__ASSET_JOB", status=dg.DagsterRunStatus.STARTED, asset_selection=frozenset([asset])
+    )
+    instance.report_run_failed(run)
+    return run.run_id
 
-    runs = [dg.materialize([roster], instance=instance, raise_on_error=False).run_id for _ in range(40)]
+
+def test_the_alerts_of_forty_failed_runs_arrive_in_few_messages(instance, webhook, tick):
+    runs = [fail_run(instance) for _ in range(40)]
     tick()
     tick()
     text = "".join(message["message"] for message in webhook.messages)
@@ -102,35 +107,35 @@ def test_forty_failing_runs_give_few_messages_and_lose_none(instance, webhook, t
     assert [text.count(run_id) for run_id in runs] == [1] * 40
 
 
-def test_a_burst_that_lasts_is_folded_too(outbox, webhook, tick, soon, monkeypatch):
+def test_alerts_raised_during_the_quiet_interval_are_bundled(outbox, webhook, tick, end_pauses, monkeypatch):
     monkeypatch.setattr(delivery, "MIN_INTERVAL", timedelta(hours=1))
     for number in range(5):
         outbox.add(alert(number))
         tick()
     assert titles(webhook) == ["alert 0"]
-    soon()
+    end_pauses()
     tick()
     assert titles(webhook) == ["alert 0", "4 alerts"]
 
 
-def test_a_delivery_that_failed_is_tried_again_until_it_arrives_and_then_no_more(outbox, webhook, tick, soon):
+def test_a_failed_delivery_is_retried_until_it_succeeds(outbox, webhook, tick, end_pauses):
     outbox.add(alert(1))
     webhook.status = 503
     with pytest.raises(Undelivered, match=r"entry 1 could not be reached.* \(try 1: alert 1\); 1 alerts wait"):
         tick()
     tick()
-    assert len(webhook.messages) == 1, "tried again before the pause was over"
-    soon()
+    assert len(webhook.messages) == 1, "the delivery was retried before the end of the pause"
+    end_pauses()
     with pytest.raises(Undelivered, match="try 2"):
         tick()
     webhook.status = 200
-    soon()
+    end_pauses()
     tick()
     tick()
     assert titles(webhook) == ["alert 1"] * 3
 
 
-def test_a_refused_alert_holds_up_no_later_one(outbox, webhook, tick):
+def test_a_rejected_alert_does_not_delay_later_ones(outbox, webhook, tick):
     webhook.refused = "poison"
     for number, text in enumerate(["poison", "text", "text"], start=1):
         outbox.add(alert(number, text))
@@ -139,67 +144,80 @@ def test_a_refused_alert_holds_up_no_later_one(outbox, webhook, tick):
     assert titles(webhook)[:3] == ["alert 1", "alert 2", "alert 3"]
 
 
-@pytest.mark.parametrize("refused", [{0}, {4}, {9}, {0, 1, 2, 3}, {1, 4, 8}, set(range(9))])
-def test_what_was_folded_with_refused_alerts_arrives_once_without_them(outbox, webhook, tick, soon, query, refused):
+@pytest.mark.parametrize("rejected", [{0}, {9}, {0, 1, 2, 3}, {1, 4, 8}, set(range(9))])
+def test_alerts_bundled_with_rejected_ones_arrive_once_without_them(outbox, webhook, tick, end_pauses, query, rejected):
     webhook.refused = "poison"
     for number in range(10):
-        outbox.add(alert(number, "poison" if number in refused else "text"))
-    for _ in range(30):
-        soon()
+        outbox.add(alert(number, "poison" if number in rejected else "text"))
+    undelivered = "select key from affiliate.alert where delivered_at is null"
+    expected = {(f"run {number}",) for number in rejected}
+
+    def later_tick() -> None:
+        end_pauses()
         with suppress(Undelivered):
             tick()
-    taken = [f"{sent['title']}\n{sent['message']}" for sent in webhook.messages if "poison" not in sent["message"]]
-    arrived = [int(number) for number in re.findall(r"alert (\d)", "".join(taken))]
-    assert sorted(arrived) == sorted({*range(10)} - refused)
-    assert {key for (key,) in query("select key from affiliate.alert where delivered_at is null")} == {
-        f"run {number}" for number in refused
-    }
+
+    for _ in range(30):
+        later_tick()
+        if set(query(undelivered)) == expected:
+            break
+    # Later ticks repeat no accepted alert.
+    for _ in range(3):
+        later_tick()
+    accepted = [f"{sent['title']}\n{sent['message']}" for sent in webhook.messages if "poison" not in sent["message"]]
+    arrived = [int(number) for number in re.findall(r"alert (\d)", "".join(accepted))]
+    assert sorted(arrived) == sorted({*range(10)} - rejected)
+    assert set(query(undelivered)) == expected
 
     webhook.refused = None
     for _ in range(2):
-        soon()
+        end_pauses()
         tick()
-    assert query("select key from affiliate.alert where delivered_at is null") == []
+    assert query(undelivered) == []
 
 
-def test_a_target_that_is_down_is_asked_once_a_tick_at_most_and_then_only_after_pauses(outbox, webhook, tick, soon):
+def test_an_unavailable_target_gets_one_attempt_per_tick_and_later_only_after_pauses(outbox, webhook, tick, end_pauses):
     webhook.status = 503
     for number in range(8):
         outbox.add(alert(number, "x" * 1000))
     for ticks in range(1, 12):
         with suppress(Undelivered):
             tick()
-        assert len(webhook.messages) == min(ticks, 3), "each of the three messages is tried at once, and then none"
-    for tries in (4, 5):
-        soon()
+        assert len(webhook.messages) == min(ticks, 3), (
+            "only the first attempt of each of the three messages is made without a pause"
+        )
+    for attempts in (4, 5):
+        end_pauses()
         with pytest.raises(Undelivered):
             tick()
-        assert len(webhook.messages) == tries
+        assert len(webhook.messages) == attempts
 
 
-def test_after_an_outage_alerts_are_folded_again_and_arrive_once(outbox, webhook, tick, soon):
+def test_after_an_outage_alerts_are_bundled_and_arrive_once(outbox, webhook, tick, end_pauses):
     webhook.status = 503
     for number in range(10, 50):
         outbox.add(alert(number))
     for _ in range(8):
-        soon()
+        end_pauses()
         with pytest.raises(Undelivered):
             tick()
     before = len(webhook.messages)
     webhook.status = 200
-    soon()
+    end_pauses()
     tick()
     arrived = webhook.messages[before:]
-    told = "".join(f"{sent['title']}\n{sent['message']}" for sent in arrived)
+    texts = "".join(f"{sent['title']}\n{sent['message']}" for sent in arrived)
     assert len(arrived) <= 5
-    assert sorted(re.findall(r"alert (\d\d)", told)) == [f"{number}" for number in range(10, 50)]
+    assert sorted(re.findall(r"alert (\d\d)", texts)) == [f"{number}" for number in range(10, 50)]
 
 
-def test_a_dead_target_neither_stops_nor_repeats_the_others(outbox, webhook, tick, soon, monkeypatch, caplog):
+def test_an_unreachable_target_does_not_affect_deliveries_to_the_others(
+    outbox, webhook, tick, end_pauses, monkeypatch, caplog
+):
     monkeypatch.setenv("ALERT_URLS", f"{DEAD}, nonsense, {webhook.url}")
     for number in (1, 2):
         outbox.add(alert(number))
-        soon()
+        end_pauses()
         with pytest.raises(Undelivered, match="entry 1 could not be reached.*entry 2 is not an Apprise URL"):
             tick()
     assert titles(webhook) == ["alert 1", "alert 2"]
@@ -210,7 +228,7 @@ def test_a_dead_target_neither_stops_nor_repeats_the_others(outbox, webhook, tic
     assert titles(webhook) == ["alert 1", "alert 2"]
 
 
-def test_without_urls_alerts_are_delivered_by_being_logged(outbox, webhook, tick, monkeypatch, caplog):
+def test_without_urls_alerts_are_logged_and_count_as_delivered(outbox, webhook, tick, monkeypatch, caplog):
     monkeypatch.delenv("ALERT_URLS")
     outbox.add(alert(1))
     tick()
@@ -220,7 +238,7 @@ def test_without_urls_alerts_are_delivered_by_being_logged(outbox, webhook, tick
     assert webhook.messages == []
 
 
-def test_a_tick_ends_in_time_and_the_next_goes_on(outbox, webhook, tick, monkeypatch):
+def test_a_tick_stops_at_its_time_limit_and_the_next_one_continues(outbox, webhook, tick, monkeypatch):
     for number in range(3):
         outbox.add(alert(number, "x" * 3000))
     monkeypatch.setattr(delivery, "MAX_SENDING_S", -1)
@@ -240,7 +258,7 @@ def test_only_one_process_delivers(outbox, webhook, tick):
     assert titles(webhook) == ["alert 1"]
 
 
-def test_a_recovery_is_told_once_when_the_last_day_has_landed(sandbox, instance, webhook, tick):
+def test_a_recovery_is_reported_once_when_the_last_day_has_landed(sandbox, instance, webhook, tick):
     for day in DAYS[1:3]:
         sandbox.faults.fail_day(day, status=400, code=-1127)
     materialized(instance, DAYS[:4])
@@ -258,7 +276,7 @@ def test_a_recovery_is_told_once_when_the_last_day_has_landed(sandbox, instance,
     assert (recovery["title"], recovery["type"]) == (f"{KEY}: {format_days(DAYS[1:3])} have landed since", "success")
 
 
-def test_a_day_that_fails_again_is_told_again(sandbox, instance, webhook, tick):
+def test_a_day_that_fails_again_is_reported_again(sandbox, instance, webhook, tick):
     day = DAYS[0]
     for _ in range(2):
         sandbox.faults.fail_day(day, status=400, code=-1127)
@@ -270,23 +288,23 @@ def test_a_day_that_fails_again_is_told_again(sandbox, instance, webhook, tick):
     assert titles(webhook) == [f"{KEY} failed for {day}", f"{KEY}: {day} has landed since"] * 2
 
 
-def test_what_the_ledger_does_not_tell_is_told_by_dagster(instance, outbox, webhook, tick):
+def test_recoveries_that_are_not_in_the_ledger_are_read_from_dagsters_events(instance, outbox, webhook, tick):
     since = datetime.now(UTC)
-    outbox.add(Alert("1", "days", "", {"kept": DAYS[:2]}), since)
+    outbox.add(Alert("1", "days", "", {"retained": DAYS[:2]}), since)
     outbox.add(Alert("2", "roster", "", {"lbank/roster": ()}), since)
     tick()
-    instance.report_runless_asset_event(dg.AssetMaterialization("kept", partition=f"{DAYS[0]}"))
+    instance.report_runless_asset_event(dg.AssetMaterialization("retained", partition=f"{DAYS[0]}"))
     instance.report_runless_asset_event(dg.AssetMaterialization(["lbank", "roster"]))
     tick()
-    instance.report_runless_asset_event(dg.AssetMaterialization("kept", partition=f"{DAYS[1]}"))
+    instance.report_runless_asset_event(dg.AssetMaterialization("retained", partition=f"{DAYS[1]}"))
     tick()
     assert titles(webhook)[1:] == [
         "lbank/roster has been materialized since",
-        f"kept: {format_days(DAYS[:2])} have landed since",
+        f"retained: {format_days(DAYS[:2])} have landed since",
     ]
 
 
-def test_a_day_that_its_second_chance_has_landed_is_recovered(instance, outbox, webhook, tick):
+def test_a_day_that_the_fallback_has_landed_is_recovered(instance, outbox, webhook, tick):
     outbox.add(Alert("1", "days", "", {"binance/kickback_recent_record": DAYS[:1]}), datetime.now(UTC))
     instance.report_runless_asset_event(
         dg.AssetMaterialization(["binance", "kickback_historical_record"], partition=f"{DAYS[0]}")
@@ -296,22 +314,22 @@ def test_a_day_that_its_second_chance_has_landed_is_recovered(instance, outbox, 
     assert "1 alert and 1 recovery" in titles(webhook)
 
 
-def test_however_many_recover_together_one_message_says_so_once(instance, outbox, webhook, tick):
+def test_alerts_that_recover_together_are_reported_in_one_message(instance, outbox, webhook, tick):
     for _ in range(200):
-        outbox.add(Alert(f"run {uuid4()}", "days", "", {"kept": DAYS[:1]}), datetime.now(UTC))
+        outbox.add(Alert(f"run {uuid4()}", "days", "", {"retained": DAYS[:1]}), datetime.now(UTC))
     tick()
-    instance.report_runless_asset_event(dg.AssetMaterialization("kept", partition=f"{DAYS[0]}"))
+    instance.report_runless_asset_event(dg.AssetMaterialization("retained", partition=f"{DAYS[0]}"))
     tick()
     tick()
-    assert [title for title in titles(webhook) if "landed" in title] == [f"kept: {DAYS[0]} has landed since"]
+    assert [title for title in titles(webhook) if "landed" in title] == [f"retained: {DAYS[0]} has landed since"]
 
 
-def test_what_waits_is_sent_even_if_recoveries_cannot_be_told(instance, outbox, webhook, tick, monkeypatch):
-    def refuse(*_: object, **__: object) -> None:
-        raise ValueError("Dagster's storage refused")
+def test_alerts_are_sent_even_if_the_search_for_recoveries_fails(instance, outbox, webhook, tick, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("Dagster's storage failed")
 
-    monkeypatch.setattr(dg.DagsterInstance, "fetch_materializations", refuse)
-    outbox.add(Alert("1", "days", "text", {"kept": DAYS[:1]}))
-    with pytest.raises(ValueError, match="storage refused"):
+    monkeypatch.setattr(dg.DagsterInstance, "fetch_materializations", fail)
+    outbox.add(Alert("1", "days", "text", {"retained": DAYS[:1]}))
+    with pytest.raises(ValueError, match="storage failed"):
         tick()
     assert titles(webhook) == ["days"]

@@ -1,4 +1,4 @@
-"""The history of kickbacks: what is asked for once lands, whatever the exchange answers meanwhile and whoever is killed."""
+"""The history of kickbacks: requested days land in spite of unusual responses, failures and killed processes."""
 
 import gzip
 from dataclasses import replace
@@ -12,7 +12,7 @@ from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.http.retry import MAX_ATTEMPTS
 from affiliate_pipeline.sandbox.binance.kickbacks import FileForm
-from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.conftest import Run, materialize
 from affiliate_pipeline_tests.defs.kickbacks import (
     HISTORY,
     OLD,
@@ -33,7 +33,7 @@ from affiliate_pipeline_tests.http.test_unpacking import PACKINGS, zipped
 
 @pytest.fixture(autouse=True)
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long runs would have slept; a test may put something in its way."""
+    """Records the pauses of runs in seconds instead of sleeping; a test may replace `fetch.sleep` to act during them."""
     slept: list[float] = []
     monkeypatch.setattr(fetch, "sleep", slept.append)
     return slept
@@ -41,7 +41,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def rows(sandbox) -> dict:
-    """The kickbacks of `OLD`, which are all that there are."""
+    """The kickbacks of `OLD`, by day; the exchange has no others."""
     rows = {day: kickbacks(day, 25 + number) for number, day in enumerate(OLD)}
     sandbox.binance.kickbacks.set(row for day in OLD for row in rows[day])
     return rows
@@ -67,7 +67,7 @@ def test_recent_kickbacks_land_with_the_clients_key(sandbox, query):
     assert {request.params["limit"] for request in sandbox.requests} == {"1000"}
 
 
-def test_a_day_that_recent_records_forgot_fails_and_names_the_history(sandbox, rows, query):
+def test_a_day_that_expired_in_the_recent_records_fails_and_names_the_history(sandbox, rows, query):
     run = materialize(RECENT, [OLD[0], OLD[1]])
 
     assert not run.success and sandbox.requests == []
@@ -75,12 +75,12 @@ def test_a_day_that_recent_records_forgot_fails_and_names_the_history(sandbox, r
     assert "trust_old" not in run.failed[OLD[0]]
 
 
-def test_a_day_that_the_history_forgot_too_has_no_second_chance(sandbox):
+def test_a_day_that_expired_in_the_history_too_has_no_fallback(sandbox):
     run = materialize(RECENT, [ago(40)])
     assert HISTORY not in run.failed[ago(40)] and "trust_old" in run.failed[ago(40)]
 
 
-def test_without_the_clients_key_its_assets_fail_alone(sandbox, monkeypatch):
+def test_without_the_clients_key_only_its_assets_fail(sandbox, monkeypatch):
     monkeypatch.delenv("BINANCE_CLIENT_API_KEY")
     for key in (RECENT, REQUEST, HISTORY):
         run = materialize(key, [SETTLED])
@@ -91,7 +91,7 @@ def test_without_the_clients_key_its_assets_fail_alone(sandbox, monkeypatch):
 # Request and file
 
 
-def test_29_days_are_one_post_and_land_exactly(sandbox, query):
+def test_29_days_need_one_post_and_land_exactly(sandbox, query):
     days = [ago(number) for number in range(29, 0, -1)]
 
     request, run = materialize(REQUEST, days), materialize(HISTORY, days)
@@ -107,7 +107,7 @@ def test_29_days_are_one_post_and_land_exactly(sandbox, query):
     assert query("select count(*), count(distinct collection_id) from binance.kickback_historical_request") == [(29, 1)]
 
 
-def test_the_file_host_is_sent_no_key_and_the_url_is_told_nowhere(sandbox, rows, query, caplog):
+def test_the_file_host_receives_no_key_and_the_url_is_recorded_nowhere(sandbox, rows, query, caplog):
     materialize(REQUEST, OLD)
     run = materialize(HISTORY, OLD)
 
@@ -121,7 +121,7 @@ def test_the_file_host_is_sent_no_key_and_the_url_is_told_nowhere(sandbox, rows,
             assert part not in everything and part.partition("=")[2] not in everything
 
 
-def test_a_second_request_for_the_same_days_while_one_is_under_way_sends_no_post(sandbox, rows, query):
+def test_a_second_request_for_days_of_an_open_export_sends_no_post(sandbox, rows, query):
     sandbox.binance.kickbacks.collect_ms = 10**9
     for days in (OLD, OLD, OLD[1:3]):
         assert materialize(REQUEST, days).success
@@ -129,22 +129,22 @@ def test_a_second_request_for_the_same_days_while_one_is_under_way_sends_no_post
     assert query("select distinct collection_id from binance.kickback_historical_request") == [(1,)]
 
 
-def test_days_that_landed_are_asked_for_again_if_somebody_wants_them_again(sandbox, rows):
+def test_landed_days_can_be_requested_again(sandbox, rows):
     for key in (REQUEST, HISTORY, REQUEST, HISTORY):
         assert materialize(key, OLD).success
     assert len(posts(sandbox)) == 2
 
 
-def test_two_requests_at_once_are_served_one_after_the_other(sandbox, rows, query):
+def test_a_second_export_waits_until_the_first_has_landed(sandbox, rows, query):
     assert materialize(REQUEST, OLD[:2]).success
     assert materialize(REQUEST, OLD[2:]).success
     assert (len(posts(sandbox)), collections(query)) == (1, [("ready",), ("waiting",)])
-    ((waits,),) = query(
+    ((is_waiting,),) = query(
         "select requested_at is null and msg like 'it waits%%' from binance.kickback_historical_request "
         "where partition_date = %s",
         OLD[3],
     )
-    assert waits
+    assert is_waiting
 
     assert materialize(HISTORY, OLD[:2]).success
     assert materialize(HISTORY, OLD[2:]).success
@@ -155,7 +155,7 @@ def test_two_requests_at_once_are_served_one_after_the_other(sandbox, rows, quer
 
 
 @pytest.mark.parametrize("forms", [["error", "message", "empty", "null"], ["previous"] * 3])
-def test_every_form_of_not_yet_is_waited_through(sandbox, rows, query, slept, forms):
+def test_a_run_waits_through_every_response_without_a_file(sandbox, rows, query, slept, forms):
     materialize(REQUEST, OLD[:1])
     materialize(HISTORY, OLD[:1])
     materialize(REQUEST, OLD)
@@ -168,8 +168,8 @@ def test_every_form_of_not_yet_is_waited_through(sandbox, rows, query, slept, fo
     assert_landed(query, rows)
 
 
-def test_nothing_is_asked_for_while_the_exchange_does_not_say_which_file_it_has(sandbox, rows, query):
-    # Somebody asked for these days before, and less had happened then.
+def test_no_export_is_requested_while_the_offered_file_is_unknown(sandbox, rows, query):
+    # An earlier request for the same days: its file has fewer rows, and the database has no record of it.
     sandbox.binance.kickbacks.set(rows[OLD[0]][:3])
     assert materialize(REQUEST, OLD).success
     query("truncate binance.kickback_historical_collection, binance.kickback_historical_request, affiliate.landing")
@@ -187,8 +187,8 @@ def test_nothing_is_asked_for_while_the_exchange_does_not_say_which_file_it_has(
     assert_landed(query, rows)
 
 
-@pytest.mark.parametrize("status", [404, 500, 502])
-def test_an_error_of_the_exchange_is_waited_through(sandbox, rows, query, status):
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_run_waits_through_errors_of_the_exchange(sandbox, rows, query, status):
     materialize(REQUEST, OLD)
     sandbox.faults.path = PATH
     sandbox.faults.next_responses.extend(
@@ -201,16 +201,11 @@ def test_an_error_of_the_exchange_is_waited_through(sandbox, rows, query, status
 @pytest.mark.parametrize(
     "form",
     [
-        FileForm(),
-        FileForm(url="text"),
-        FileForm(packed="gzip"),
         FileForm(packed="encoding"),
-        FileForm(header=("TIME", "Symbol", "ASSET", "Income")),
-        FileForm(time="text"),
         FileForm(header=("asset", "time", "symbol", "income"), time="text", packed="gzip", url="text"),
     ],
 )
-def test_the_file_is_read_in_every_form(sandbox, rows, query, form):
+def test_the_file_lands_in_other_forms(sandbox, rows, query, form):
     sandbox.binance.kickbacks.form = form
     materialize(REQUEST, OLD)
     run = materialize(HISTORY, OLD)
@@ -219,51 +214,36 @@ def test_the_file_is_read_in_every_form(sandbox, rows, query, form):
 
 
 def csv_of(rows) -> bytes:
-    """The rows as the text of a file."""
+    """The rows as the content of a file."""
     names = ("income", "asset", "symbol", "time")
     lines = [names, *([row[name] for name in names] for day in OLD for row in rows[day])]
     return "".join(",".join(map(str, line)) + "\n" for line in lines).encode()
 
 
-def offered(sandbox, *bodies: bytes) -> None:
-    """The file host answers with these, one each."""
+def offer(sandbox, *bodies: bytes) -> None:
+    """Makes the file host respond with these bodies, one per request."""
     sandbox.faults.path = "/kickback-history/"
     sandbox.faults.next_responses.extend((200, {}, body) for body in bodies)
 
 
-@pytest.mark.parametrize("pack", PACKINGS.values(), ids=PACKINGS)
-def test_the_file_lands_however_it_is_packed(sandbox, rows, query, pack):
+# `test_unpacking.py` and `test_file_format.py` cover all packings and encodings.
+@pytest.mark.parametrize(("packing", "encoding"), [("plain", "utf-16-le"), ("tar.gz", "utf-8-sig")])
+def test_a_packed_or_encoded_file_lands(sandbox, rows, query, packing, encoding):
     materialize(REQUEST, OLD)
-    offered(sandbox, pack(csv_of(rows)))
+    csv = csv_of(rows).decode().replace(",", ";").replace("\n", "\r\n")
+    offer(sandbox, PACKINGS[packing](csv.encode(encoding)))
     run = materialize(HISTORY, OLD)
     assert run.success, run.message
     assert_landed(query, rows)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-def test_the_file_lands_in_every_encoding(sandbox, rows, query, encoding):
+def test_an_unreadable_archive_is_named_and_stored_as_received(sandbox, query):
+    file = zipped(("a.csv", b"1"), ("b.csv", b"2"))
     materialize(REQUEST, OLD)
-    offered(sandbox, csv_of(rows).decode().replace(",", ";").replace("\n", "\r\n").encode(encoding))
+    offer(sandbox, file)
     run = materialize(HISTORY, OLD)
-    assert run.success, run.message
-    assert_landed(query, rows)
-
-
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        (zipped(("a.csv", b"1"), ("b.csv", b"2")), "ZIP archive with 2 files (a.csv, b.csv)"),
-        (b"7z\xbc\xaf\x27\x1c", "7z archive"),
-        (b"PAR1\x15\0", "Parquet"),
-        (b"\x89PNG\r\n\x1a\n\0\xff", "binary data of an unknown kind"),
-    ],
-)
-def test_a_file_that_is_no_text_is_named_and_kept_as_received(sandbox, query, file, name):
-    materialize(REQUEST, OLD)
-    offered(sandbox, file)
-    run = materialize(HISTORY, OLD)
-    assert list(run.failed) == OLD and name in run.failed[OLD[0]]
-    assert [bytes(kept) for (kept,) in collections(query, "file")] == [file]
+    assert list(run.failed) == OLD and "ZIP archive with 2 files (a.csv, b.csv)" in run.failed[OLD[0]]
+    assert [bytes(stored) for (stored,) in collections(query, "file")] == [file]
 
 
 @pytest.mark.parametrize(
@@ -274,40 +254,40 @@ def test_a_file_that_is_no_text_is_named_and_kept_as_received(sandbox, query, fi
         b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
     ],
 )
-def test_what_came_in_place_of_the_file_is_fetched_again_and_not_kept(sandbox, rows, query, body):
+def test_a_response_without_the_file_is_fetched_again_and_not_stored(sandbox, rows, query, body):
     materialize(REQUEST, OLD)
-    offered(sandbox, body)
+    offer(sandbox, body)
     run = materialize(HISTORY, OLD)
     assert run.success, run.message
     assert_landed(query, rows)
     query("update binance.kickback_historical_collection set state = 'ready'")
-    offered(sandbox, *[body] * fetch.FRESH_URLS)
+    offer(sandbox, *[body] * fetch.FRESH_URLS)
     run = materialize(HISTORY, OLD)
-    assert list(run.failed) == OLD and any(word in run.failed[OLD[0]] for word in ("incomplete", "Please"))
+    assert list(run.failed) == OLD and any(text in run.failed[OLD[0]] for text in ("incomplete", "Please"))
     assert collections(query, "file") == [(None,)]
 
 
-def test_a_nested_url_is_found_and_a_further_host_is_allowed_by_a_setting(sandbox, rows, query, monkeypatch):
+def test_a_nested_url_is_found_and_a_setting_allows_other_hosts(sandbox, rows, query, monkeypatch):
     materialize(REQUEST, OLD)
-    offer = sandbox.binance.kickbacks.offer
+    original_offer = sandbox.binance.kickbacks.offer
     body = b'{"code":200,"data":{"file":[{"downloadUrl":%s}]}}'
-    monkeypatch.setattr(sandbox.binance.kickbacks, "offer", lambda: body % offer())
+    monkeypatch.setattr(sandbox.binance.kickbacks, "offer", lambda: body % original_offer())
     assert materialize(HISTORY, OLD).success
     assert_landed(query, rows)
 
-    elsewhere = body % b'"https://files.partner.invalid/x.csv?Signature=a-secret"'
-    monkeypatch.setattr(sandbox.binance.kickbacks, "offer", lambda: elsewhere)
+    other_host = body % b'"https://files.partner.invalid/x.csv?Signature=a-secret"'
+    monkeypatch.setattr(sandbox.binance.kickbacks, "offer", lambda: other_host)
     query("update binance.kickback_historical_collection set state = 'ready', path = '/x.csv'")
     run = materialize(HISTORY, OLD)
     assert "offered on files.partner.invalid" in run.failed[OLD[0]] and "BINANCE_FILE_HOSTS" in run.failed[OLD[0]]
     monkeypatch.setenv("BINANCE_FILE_HOSTS", "*.partner.invalid, other.example")
     run = materialize(HISTORY, OLD)
-    # It was requested there, and there is no such host.
+    # The host is allowed now, but does not exist.
     assert "the file host files.partner.invalid did not send the whole file" in run.failed[OLD[0]]
     assert "a-secret" not in run.message
 
 
-def test_a_column_that_nobody_knows_is_kept_in_extra(sandbox, rows, query):
+def test_an_unknown_column_is_stored_in_extra(sandbox, rows, query):
     rows[OLD[0]][0]["tradeid"] = "77"
     sandbox.binance.kickbacks.set(rows[OLD[0]])
     sandbox.binance.kickbacks.form = FileForm(header=("income", "asset", "symbol", "time", "tradeId"))
@@ -328,7 +308,7 @@ def test_an_empty_file_lands_empty_days(sandbox, query, header):
     assert query("select partition, rows from affiliate.landing where asset = %s", HISTORY) == [(day, 0) for day in OLD]
 
 
-def test_an_empty_file_does_not_clear_days_that_had_landed(sandbox, rows, query):
+def test_an_empty_file_does_not_clear_landed_days(sandbox, rows, query):
     for key in (REQUEST, HISTORY):
         materialize(key, OLD)
     sandbox.binance.kickbacks.set([])
@@ -346,22 +326,19 @@ def test_an_expired_url_is_replaced_by_a_fresh_one(sandbox, rows, query):
     assert [len(sandbox.binance.kickbacks.file_headers), len(posts(sandbox))] == [2, 1]
 
 
-def test_a_file_that_breaks_off_is_fetched_again(sandbox, rows, query):
+def test_an_interrupted_download_is_repeated(sandbox, rows, query):
     materialize(REQUEST, OLD)
     sandbox.faults.path = "/kickback-history/"
     sandbox.faults.next_responses.extend([(500, {}, b""), (503, {}, b"")])
     sandbox.faults.mix(truncated=0.4, reset=0.2)
-    for _ in range(3):
-        run = materialize(HISTORY, OLD)
-        if run.success:
-            break
-    assert run.success, run.message
+    run = next((run for _ in range(3) if (run := materialize(HISTORY, OLD)).success), None)
+    assert run, "all three runs failed"
     assert_landed(query, rows)
     assert len(posts(sandbox)) == 1
 
 
 @pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}])
-def test_a_file_of_which_a_part_is_missing_is_fetched_again_and_not_kept(sandbox, rows, query, headers):
+def test_an_incomplete_file_is_fetched_again_and_not_stored(sandbox, rows, query, headers):
     materialize(REQUEST, OLD)
     part = gzip.compress(b"income,asset,symbol,time\n" * 1000)[:-20]
     sandbox.faults.path = "/kickback-history/"
@@ -376,7 +353,7 @@ def test_a_file_of_which_a_part_is_missing_is_fetched_again_and_not_kept(sandbox
     assert len(posts(sandbox)) == 1
 
 
-def test_a_header_that_cannot_be_understood_is_quoted_and_the_file_kept(sandbox, rows, query, monkeypatch):
+def test_an_unreadable_header_is_quoted_and_the_stored_file_can_land_later(sandbox, rows, query, monkeypatch):
     sandbox.binance.kickbacks.set(row | {"amount": row["income"]} for day in OLD for row in rows[day])
     sandbox.binance.kickbacks.form = FileForm(header=("amount", "asset", "symbol", "time"))
     materialize(REQUEST, OLD)
@@ -389,37 +366,27 @@ def test_a_header_that_cannot_be_understood_is_quoted_and_the_file_kept(sandbox,
     ((state, file),) = collections(query, "state, file")
     assert state == "ready" and bytes(file).startswith(b"amount,asset,symbol,time\n")
 
-    # The code was mended, and by now the exchange has forgotten the file.
+    # Correcting the stored file has the effect of correcting the code. The exchange no longer offers the file.
     sandbox.faults.pending.extend(["error"] * 100)
-    mended = bytes(file).replace(b"amount", b"income", 1)
-    query("update binance.kickback_historical_collection set file = %s", mended)
-    asked = len(sandbox.requests)
+    corrected = bytes(file).replace(b"amount", b"income", 1)
+    query("update binance.kickback_historical_collection set file = %s", corrected)
+    requests_before = len(sandbox.requests)
     sandbox.binance.kickbacks.form = FileForm()
     run = materialize(HISTORY, OLD)
-    assert run.success and len(sandbox.requests) == asked
+    assert run.success and len(sandbox.requests) == requests_before
     assert_landed(query, rows)
     assert collections(query, "state, file") == [("landed", None)]
 
 
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
-        (b"1.0,USDT,BTCUSDT,yesterday", "line 2 of the file has the time 'yesterday'"),
-        (b"1.0,USDT,BTCUSDT", "line 2 of the file has 3 cells under 4 columns"),
-        (b'1.0,USDT,"BTCUSDT', "line 2 of the file is not CSV"),
-        (b"1.0,USDT,BTC\xff,1", "not UTF-8"),
-    ],
-)
-def test_a_line_that_cannot_be_understood_fails_the_days_and_the_file_is_kept(sandbox, rows, query, line, problem):
+def test_an_unreadable_line_fails_the_days_and_the_file_is_stored(sandbox, rows, query):
     materialize(REQUEST, OLD)
-    sandbox.faults.path = "/kickback-history/"
-    sandbox.faults.next_responses.append((200, {}, b"income,asset,symbol,time\n" + line))
+    offer(sandbox, b"income,asset,symbol,time\n1.0,USDT,BTCUSDT,yesterday")
     run = materialize(HISTORY, OLD)
-    assert problem in run.failed[OLD[0]]
+    assert "line 2 of the file has the time 'yesterday'" in run.failed[OLD[0]]
     assert collections(query, "file is not null") == [(True,)]
 
 
-def test_an_amount_that_is_none_fails_its_day_alone_and_its_rows_are_kept(sandbox, rows, query):
+def test_an_invalid_amount_fails_only_its_day_and_the_rejected_rows_are_stored(sandbox, rows, query):
     rows[OLD[1]][3]["income"] = "much"
     sandbox.binance.kickbacks.set(row for day in OLD for row in rows[day])
     materialize(REQUEST, OLD)
@@ -432,7 +399,7 @@ def test_an_amount_that_is_none_fails_its_day_alone_and_its_rows_are_kept(sandbo
     assert collections(query) == [("landed",)]
 
 
-def test_a_file_with_rows_that_nobody_asked_for_is_refused(sandbox, rows, query):
+def test_a_file_with_rows_of_other_days_is_rejected(sandbox, rows, query):
     sandbox.binance.kickbacks.stray_rows = [kickback(at(ago(20)))]
     materialize(REQUEST, OLD)
 
@@ -444,7 +411,7 @@ def test_a_file_with_rows_that_nobody_asked_for_is_refused(sandbox, rows, query)
     assert collections(query, "state, cardinality(other_paths)") == [("collecting", 1)]
 
 
-def test_a_kept_file_that_turns_out_to_be_another_requests_gives_way(sandbox, rows, query):
+def test_a_stored_file_of_another_request_expires_and_later_exports_land(sandbox, rows, query):
     sandbox.binance.kickbacks.form = FileForm(header=("amount", "asset", "symbol", "time"))
     materialize(REQUEST, OLD[:2])
     materialize(HISTORY, OLD[:2])
@@ -460,24 +427,24 @@ def test_a_kept_file_that_turns_out_to_be_another_requests_gives_way(sandbox, ro
     assert collections(query) == [("expired",), ("landed",)]
 
 
-def test_a_file_refused_after_it_was_given_up_disturbs_nobody(sandbox, rows, query, monkeypatch):
+def test_the_rejected_file_of_an_expired_export_does_not_affect_the_next_export(sandbox, rows, query, monkeypatch):
     materialize(REQUEST, OLD)
     download = fetch.download
 
-    def given_up(*args: object) -> bytes:
+    def expire_during_download(*_: object) -> bytes:
         monkeypatch.setattr(fetch, "download", download)
         query("update binance.kickback_historical_collection set state = 'expired'")
         materialize(REQUEST, OLD)
         return f"income,asset,symbol,time\n1,USDT,BTCUSDT,{at(ago(20))}\n".encode()
 
-    monkeypatch.setattr(fetch, "download", given_up)
+    monkeypatch.setattr(fetch, "download", expire_during_download)
     run = materialize(HISTORY, OLD)
     assert run.success, run.message
     assert_landed(query, rows)
     assert collections(query) == [("expired",), ("landed",)]
 
 
-def test_after_a_file_of_somebody_elses_the_right_one_lands(sandbox, rows, query, slept, monkeypatch):
+def test_the_right_file_lands_after_a_file_of_another_request(sandbox, rows, query, slept, monkeypatch):
     sandbox.binance.kickbacks.stray_rows = [kickback(at(ago(20)))]
     materialize(REQUEST, OLD)
 
@@ -491,30 +458,27 @@ def test_after_a_file_of_somebody_elses_the_right_one_lands(sandbox, rows, query
     assert_landed(query, rows)
 
 
-@pytest.mark.parametrize(
-    "url", ["https://files.example.com", "https://amazonaws.com.example.com", "http://x.amazonaws.com"]
-)
-def test_a_file_on_a_strange_host_is_not_fetched(sandbox, rows, url):
+def test_a_file_on_an_unknown_host_is_not_fetched(sandbox, rows):
     materialize(REQUEST, OLD)
-    sandbox.binance.kickbacks.own_url = url
+    sandbox.binance.kickbacks.own_url = "https://files.example.com"
     run = materialize(HISTORY, OLD)
     assert list(run.failed) == OLD and "nothing was fetched from there" in run.failed[OLD[0]]
     assert "Signature" not in str(run)
 
 
-def test_a_file_that_is_too_large_is_refused(sandbox, rows, monkeypatch):
+def test_a_file_that_is_too_large_is_rejected(sandbox, rows, monkeypatch):
     monkeypatch.setattr(fetch, "MAX_FILE_BYTES", 100)
     materialize(REQUEST, OLD)
     assert "is larger than" in materialize(HISTORY, OLD).failed[OLD[0]]
 
 
-def test_days_nobody_asked_for_fail_and_name_the_request(sandbox, rows, slept):
+def test_days_without_a_request_fail_and_the_error_names_the_request(sandbox, rows, slept):
     run = materialize(HISTORY, OLD)
     assert REQUEST in run.failed[OLD[0]]
     assert sum(slept) <= fetch.REQUEST_WAIT_S and posts(sandbox) == []
 
 
-def test_a_run_by_hand_waits_ten_minutes_and_says_who_goes_on_waiting(sandbox, rows, slept):
+def test_a_run_waits_ten_minutes_and_its_error_names_the_sensor_that_waits_longer(sandbox, rows, slept):
     sandbox.binance.kickbacks.collect_ms = 10**9
     materialize(REQUEST, OLD)
     run = materialize(HISTORY, OLD)
@@ -533,14 +497,14 @@ def test_a_run_that_starts_before_the_request_waits_for_it(sandbox, rows, query,
     assert_landed(query, rows)
 
 
-def test_a_wrong_key_ends_the_request_at_once(sandbox, rows, query, monkeypatch):
-    monkeypatch.setenv("BINANCE_CLIENT_API_KEY", "nobodys-key")
+def test_a_rejected_key_fails_the_request_at_once(sandbox, rows, query, monkeypatch):
+    monkeypatch.setenv("BINANCE_CLIENT_API_KEY", "unknown-key")
     run = materialize(REQUEST, OLD)
     assert "-2015" in run.failed[OLD[0]]
     assert len(sandbox.requests) <= 2
 
 
-def test_a_refused_request_fails_its_days_and_waits_for_nothing(sandbox, rows, query):
+def test_a_rejected_request_fails_its_days_and_expires(sandbox, rows, query):
     sandbox.faults.fail_day(OLD[0], status=400, code=-1130)
     run = materialize(REQUEST, OLD)
     assert list(run.failed) == OLD and "-1130" in run.failed[OLD[0]]
@@ -549,7 +513,7 @@ def test_a_refused_request_fails_its_days_and_waits_for_nothing(sandbox, rows, q
     assert materialize(REQUEST, OLD).success and materialize(HISTORY, OLD).success
 
 
-def test_a_day_forgotten_before_the_exchange_could_be_asked_fails_alone(sandbox, rows, query, monkeypatch):
+def test_only_the_day_that_expires_before_the_request_fails(sandbox, rows, query, monkeypatch):
     monkeypatch.setattr(advance, "is_retained", lambda day, at_ms: day > OLD[0])
     run = materialize(REQUEST, OLD)
     assert list(run.materialized) == OLD[1:]
@@ -560,7 +524,7 @@ def test_a_day_forgotten_before_the_exchange_could_be_asked_fails_alone(sandbox,
     ]
 
 
-def test_a_request_of_which_nobody_knows_is_sent_once_and_its_file_lands(sandbox, rows, query):
+def test_a_request_with_an_unknown_outcome_is_sent_once_and_its_file_lands(sandbox, rows, query):
     sandbox.faults.fail_day(OLD[0], status=500)
     assert materialize(REQUEST, OLD).success
     assert collections(query, "state, msg, note like 'whether it was done%%'") == [("collecting", None, True)]
@@ -570,12 +534,12 @@ def test_a_request_of_which_nobody_knows_is_sent_once_and_its_file_lands(sandbox
     assert_landed(query, rows)
 
 
-def test_a_day_asked_for_in_time_lands_after_the_exchange_forgot_it(sandbox, query):
+def test_a_day_requested_in_time_lands_after_it_has_expired(sandbox, query):
     day = ago(30)
     rows = kickbacks(day, 20)
     sandbox.binance.kickbacks.set(rows)
     materialize(REQUEST, [ago(29)])
-    # As if it had been asked for a day ago.
+    # The state after a request that was sent a day ago.
     sandbox.binance.kickbacks.collect(at(day, "00:00:00.000"), at(ago(29), "23:59:59.999"), None)
     query(
         "update binance.kickback_historical_collection set first_day = %s, requested_at = requested_at - interval '1 day'",
@@ -591,7 +555,7 @@ def test_a_day_asked_for_in_time_lands_after_the_exchange_forgot_it(sandbox, que
     assert landed(query, HISTORY, day) == sent(rows)
 
 
-def test_more_than_30_days_back_nothing_is_asked_and_what_had_landed_is_kept(sandbox, rows, query):
+def test_days_older_than_30_days_are_not_requested_and_landed_ones_are_retained(sandbox, rows, query):
     for key in (REQUEST, HISTORY):
         for options in ({}, {"trust_old": True}):
             reason = materialize(key, [ago(31)], **options).failed[ago(31)]
@@ -607,7 +571,7 @@ def test_more_than_30_days_back_nothing_is_asked_and_what_had_landed_is_kept(san
     assert len(posts(sandbox)) == 1
 
 
-def test_landed_days_can_be_landed_again_while_the_file_is_offered(sandbox, rows, query):
+def test_landed_days_can_land_again_while_the_file_is_offered(sandbox, rows, query):
     materialize(REQUEST, OLD)
     materialize(HISTORY, OLD)
     again = materialize(HISTORY, OLD)
@@ -619,7 +583,7 @@ def test_landed_days_can_be_landed_again_while_the_file_is_offered(sandbox, rows
     assert_landed(query, rows)
 
 
-def test_landed_days_land_again_although_the_exchange_fails_for_a_while(sandbox, rows, query):
+def test_landed_days_land_again_in_spite_of_temporary_errors(sandbox, rows, query):
     materialize(REQUEST, OLD)
     materialize(HISTORY, OLD)
     sandbox.faults.path = PATH
@@ -631,16 +595,16 @@ def test_landed_days_land_again_although_the_exchange_fails_for_a_while(sandbox,
     assert "did not say where the file is" in run.failed[OLD[0]] and REQUEST not in run.failed[OLD[0]]
 
 
-def test_the_file_depends_on_no_request():
+def test_the_history_has_no_upstream_asset():
     graph = build_definitions().resolve_asset_graph()
     assert not graph.get(dg.AssetKey(HISTORY.split("/"))).parent_keys
 
 
-# Killed
+# Killed processes
 
 
 @pytest.mark.parametrize("change", ["begin", "msg"])
-def test_a_request_killed_around_its_post_costs_one_more_at_most(sandbox, rows, query, monkeypatch, change):
+def test_a_request_killed_around_its_post_costs_at_most_one_more(sandbox, rows, query, monkeypatch, change):
     with monkeypatch.context() as patched:
         kill_before(patched, change)
         assert not materialize(REQUEST, OLD).success
@@ -653,7 +617,7 @@ def test_a_request_killed_around_its_post_costs_one_more_at_most(sandbox, rows, 
 
 
 @pytest.mark.parametrize("change", ["state=ready", "state=landed", "state=collecting"])
-def test_a_landing_killed_anywhere_ends_in_the_same_rows(sandbox, rows, query, monkeypatch, change):
+def test_a_landing_killed_in_any_state_results_in_the_same_rows(sandbox, rows, query, monkeypatch, change):
     materialize(REQUEST, OLD)
     sandbox.faults.pending.append("message")
     with monkeypatch.context() as patched:
@@ -669,29 +633,30 @@ def test_a_landing_killed_anywhere_ends_in_the_same_rows(sandbox, rows, query, m
 # Reconciliation
 
 
-def same_rows(run) -> dict:
-    return {
-        event.event_specific_data.partition: event.event_specific_data
-        for event in run.events
-        if event.event_type_value == "ASSET_CHECK_EVALUATION" and event.event_specific_data.check_name == "same_rows"
-    }
+def same_rows(run: Run) -> dict[str, dg.AssetCheckEvaluation]:
+    """The evaluations of the check `same_rows`, by day."""
+    events = [event for event in run.events if event.event_type_value == "ASSET_CHECK_EVALUATION"]
+    checks = [event.asset_check_evaluation_data for event in events]
+    return {check.partition or "": check for check in checks if check.check_name == "same_rows"}
 
 
-def test_days_in_both_are_compared_and_differences_listed(sandbox, query):
-    good, bad, alone = DAYS[:3]
+def test_days_of_both_tables_are_compared_and_differences_are_listed(sandbox, query):
+    equal, different, only_exported = DAYS[:3]
     rows = {day: kickbacks(day, 10) for day in DAYS[:3]}
-    sandbox.binance.kickbacks.set([*rows[good], *rows[bad], *rows[alone]])
-    materialize(RECENT, [good, bad])
-    query("delete from binance.kickback_recent_record where partition_date = %s and income = %s", bad, "0.00010003")
+    sandbox.binance.kickbacks.set([*rows[equal], *rows[different], *rows[only_exported]])
+    materialize(RECENT, [equal, different])
+    query(
+        "delete from binance.kickback_recent_record where partition_date = %s and income = %s", different, "0.00010003"
+    )
     materialize(REQUEST, DAYS[:3])
 
     run = materialize(HISTORY, DAYS[:3])
 
     assert run.success
     checks = same_rows(run)
-    assert {day: check.passed for day, check in checks.items()} == {f"{good}": True, f"{bad}": False}
-    assert checks[f"{bad}"].severity == dg.AssetCheckSeverity.WARN
-    assert "BNB: 5 rows, 0.00050025 in all, against 4 rows, 0.00040022" in checks[f"{bad}"].description
+    assert {day: check.passed for day, check in checks.items()} == {f"{equal}": True, f"{different}": False}
+    assert checks[f"{different}"].severity == dg.AssetCheckSeverity.WARN
+    assert "BNB: 5 rows, 0.00050025 in all, against 4 rows, 0.00040022" in (checks[f"{different}"].description or "")
 
 
 def test_recent_records_that_land_after_the_history_are_compared_with_it(sandbox):
@@ -705,7 +670,7 @@ def test_recent_records_that_land_after_the_history_are_compared_with_it(sandbox
     assert not same_rows(run)[f"{SETTLED}"].passed
 
 
-def test_every_endpoint_compared_is_one_that_there_is():
+def test_every_compared_endpoint_exists_with_the_same_schema():
     keys = {endpoint.key: endpoint for endpoint in ENDPOINTS}
     for endpoint in ENDPOINTS:
         if isinstance(endpoint, Records) and endpoint.compared_with:

@@ -1,8 +1,8 @@
-"""The watch as the daemon evaluates it: what it requests lands, what it says is said once, and the heartbeat."""
+"""The monitor for overdue days and the heartbeat, as Dagster's daemon evaluates them."""
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
@@ -30,17 +30,18 @@ HOUR_MS = 60 * MINUTE_MS
 
 @dataclass
 class Daemon:
-    """What Dagster's daemon does with the sensors, at the time it is set to."""
+    """Evaluates the sensors and runs jobs as Dagster's daemon does, with a clock that can be set."""
 
     instance: dg.DagsterInstance
     monkeypatch: pytest.MonkeyPatch
+    definitions: dg.Definitions = field(default_factory=build_definitions)
     evaluations: int = 0
 
     def set_time(self, ms: int) -> None:
         self.monkeypatch.setattr(module, "now_ms", lambda: ms)
 
     def tick(self) -> list[dg.RunRequest]:
-        """The runs that the watch requests; its evaluations are recorded."""
+        """Evaluates the monitor, records its check evaluations, and returns the runs that it requests."""
         result = self._evaluate("watch")
         assert isinstance(result, dg.SensorResult)
         self.evaluations = len(result.asset_events or [])
@@ -49,28 +50,27 @@ class Daemon:
         return list(result.run_requests or [])
 
     def beat(self) -> str:
-        """What the heartbeat says of its tick."""
+        """Evaluates the heartbeat and returns the reason that it reports."""
         result = self._evaluate("heartbeat")
         assert isinstance(result, dg.SkipReason)
         return result.skip_message or ""
 
     def _evaluate(self, name: str) -> object:
-        definitions = build_definitions()
-        sensor = next(each for each in definitions.sensors if each.name == name)
+        sensor = self.definitions.resolve_sensor_def(name)
         return sensor(dg.build_sensor_context(instance=self.instance, resources=RESOURCES))
 
     def launch(self, request: dg.RunRequest) -> bool:
         """Whether the run succeeds."""
-        return self.run(request.tags)
+        return self.run(dict(request.tags))
 
     def run(self, tags: dict[str, str]) -> bool:
-        job = build_definitions().resolve_implicit_global_asset_job_def()
+        job = self.definitions.resolve_implicit_global_asset_job_def()
         return job.execute_in_process(
             instance=self.instance, asset_selection=[ASSET], tags=tags, raise_on_error=False
         ).success
 
     def check(self) -> tuple[AssetCheckExecutionRecordStatus, str]:
-        """The last evaluation of the asset's standing check, as the UI shows it."""
+        """The status and description of the last evaluation of the check for missing days."""
         record = self.instance.event_log_storage.get_latest_asset_check_execution_by_key([CHECK])[CHECK]
         assert record.event and record.event.dagster_event
         evaluation = record.event.dagster_event.event_specific_data
@@ -78,14 +78,13 @@ class Daemon:
 
 
 @pytest.fixture
-def daemon(sandbox, monkeypatch) -> Iterator[Daemon]:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield Daemon(instance, monkeypatch)
+def daemon(sandbox, instance, monkeypatch) -> Daemon:
+    return Daemon(instance, monkeypatch)
 
 
 @pytest.fixture
 def has_landed(query, sandbox, database_url) -> Callable[..., None]:
-    """The ledger says so."""
+    """Adds days of an asset to the ledger."""
 
     def landed(key: str, *days: date) -> None:
         with OverdueStore(database_url):
@@ -101,13 +100,13 @@ def has_landed(query, sandbox, database_url) -> Callable[..., None]:
 
 @pytest.fixture
 def alerts(query, database_url) -> Callable[[], list[tuple[str, str]]]:
-    """Titles and texts of what was told of the rebates, oldest first."""
+    """The titles and texts of all alerts about the rebates, oldest first."""
 
-    def told() -> list[tuple[str, str]]:
+    def alerts() -> list[tuple[str, str]]:
         with Outbox(database_url):
             return query("select title, text from affiliate.alert where title like %s order by raised_at", f"%{KEY}%")
 
-    return told
+    return alerts
 
 
 def days_of(request: dg.RunRequest) -> tuple[str, str]:
@@ -147,7 +146,7 @@ def test_one_run_is_requested_per_asset_and_range_of_missing_days(sandbox, daemo
     ]
 
 
-def test_each_try_is_another_run_and_comes_after_a_pause_that_grows(daemon, has_landed):
+def test_each_attempt_is_a_new_run_after_a_growing_pause(daemon, has_landed):
     has_landed(KEY, nov(9), nov(11), nov(12))
     first = at(nov(13))
     requests = []
@@ -160,18 +159,18 @@ def test_each_try_is_another_run_and_comes_after_a_pause_that_grows(daemon, has_
     assert [request.tags[module.ATTEMPT_TAG] for each in requests for request in each] == ["try 1", "try 2", "try 3"]
 
 
-def test_an_asset_of_an_account_that_is_not_configured_is_left_alone(daemon, has_landed, monkeypatch):
+def test_an_asset_without_credentials_is_not_monitored(daemon, has_landed, monkeypatch):
     has_landed(TRADES, nov(8), *days_from(nov(10), nov(12)))
     daemon.set_time(at(nov(13)))
     assert daemon.tick() == []
     assert daemon.evaluations == 0
 
 
-def test_nothing_is_requested_while_a_run_of_the_asset_goes_on(daemon, has_landed):
+def test_nothing_is_requested_while_a_run_of_the_asset_is_in_progress(daemon, has_landed):
     has_landed(KEY, nov(9), nov(11), nov(12))
     daemon.set_time(at(nov(13)))
     run = daemon.instance.create_run_for_job(
-        build_definitions().resolve_implicit_global_asset_job_def(),
+        daemon.definitions.resolve_implicit_global_asset_job_def(),
         asset_selection=frozenset([ASSET]),
         status=dg.DagsterRunStatus.STARTED,
         tags={"dagster/partition": "2026-11-12"},
@@ -181,7 +180,7 @@ def test_nothing_is_requested_while_a_run_of_the_asset_goes_on(daemon, has_lande
     assert len(daemon.tick()) == 1
 
 
-def test_a_day_that_a_run_has_just_failed_to_land_is_asked_for_an_hour_later(sandbox, daemon, query):
+def test_a_day_that_a_run_has_just_failed_to_land_is_requested_an_hour_later(sandbox, daemon, query):
     materialize(KEY, [ago(5)])
     materialize(KEY, [ago(3), ago(2), ago(1)])
     sandbox.faults.fail_day(ago(4), status=400, code=-1127)
@@ -192,7 +191,7 @@ def test_a_day_that_a_run_has_just_failed_to_land_is_asked_for_an_hour_later(san
     assert [days_of(request) for request in daemon.tick()] == [(f"{ago(4)}", f"{ago(4)}")]
 
 
-def test_a_day_that_cannot_be_landed_is_warned_of_twice_with_its_deadline(sandbox, daemon, alerts):
+def test_a_day_that_cannot_land_raises_two_warnings_with_its_deadline(sandbox, daemon, alerts):
     materialize(KEY, [ago(6)])
     materialize(KEY, [ago(4), ago(3), ago(2), ago(1)])
     bad = ago(5)
@@ -206,16 +205,16 @@ def test_a_day_that_cannot_be_landed_is_warned_of_twice_with_its_deadline(sandbo
         daemon.set_time(until + minutes * MINUTE_MS)
         daemon.tick()
 
-    told = [(title, text) for title, text in alerts() if "hours are left" in title and f"{bad}" in title]
-    assert [title for title, _ in told] == [
+    warnings = [(title, text) for title, text in alerts() if "hours are left" in title and f"{bad}" in title]
+    assert [title for title, _ in warnings] == [
         f"{KEY}: less than 48 hours are left to land {bad}",
         f"{KEY}: less than 12 hours are left to land {bad}",
     ]
-    assert all(f"{bad}: it has not landed; fetchable until {deadline}" in text for _, text in told)
+    assert all(f"{bad}: it has not landed; fetchable until {deadline}" in text for _, text in warnings)
     assert f"{bad}: it has not landed; fetchable until {deadline}" in daemon.check()[1]
 
 
-def test_a_day_that_the_source_has_forgotten_is_said_once_to_be_lost(sandbox, daemon, has_landed, alerts):
+def test_an_expired_day_is_reported_as_lost_once(sandbox, daemon, has_landed, alerts):
     has_landed(KEY, ago(10), ago(8), *(ago(days) for days in range(7, 0, -1)))
 
     (request,) = daemon.tick()
@@ -233,7 +232,7 @@ def test_a_day_that_the_source_has_forgotten_is_said_once_to_be_lost(sandbox, da
     assert len([title for title, _ in alerts() if "lost" in title]) == 1
 
 
-def test_a_source_that_still_has_the_day_loses_none(sandbox, daemon, has_landed, alerts, query):
+def test_an_expired_day_that_the_source_still_has_lands(sandbox, daemon, has_landed, alerts, query):
     has_landed(KEY, ago(10), *(ago(days) for days in range(8, 0, -1)))
     sandbox.binance.retention_ms = None
     (request,) = daemon.tick()
@@ -243,12 +242,12 @@ def test_a_source_that_still_has_the_day_loses_none(sandbox, daemon, has_landed,
 
 
 def test_the_check_is_listed_with_each_asset_whose_days_can_be_missing():
-    listed = {spec.key for assets in build_definitions().assets for spec in getattr(assets, "check_specs", ())}
+    listed = {spec.key for assets in build_definitions().assets or () for spec in getattr(assets, "check_specs", ())}
     with_check = {key.asset_key.to_user_string() for key in listed if key.name == NO_DAY_MISSING}
     assert with_check == {each.key for each in ENDPOINTS if each.lands_at and isinstance(each, Records)}
 
 
-def test_the_check_is_told_when_it_changes_after_a_run_and_once_a_day(sandbox, daemon, has_landed, query):
+def test_the_check_is_recorded_after_a_change_after_a_run_and_once_a_day(sandbox, daemon, has_landed, query):
     has_landed(KEY, *(ago(days) for days in range(6, 1, -1)))
     materialize(KEY, [ago(1)])
     now = module.now_ms()
@@ -279,7 +278,7 @@ def test_the_heartbeat_is_called_while_no_day_is_at_risk(daemon, webhook, heartb
     assert webhook.calls == ["/beat?secret=hidden-in-the-url"]
 
 
-def test_the_heartbeat_stops_with_a_day_at_risk_and_goes_on_once_it_has_landed(daemon, webhook, heartbeat, has_landed):
+def test_the_heartbeat_stops_with_a_day_at_risk_and_resumes_once_it_has_landed(daemon, webhook, heartbeat, has_landed):
     has_landed(KEY, nov(9), nov(11), nov(12))
     daemon.set_time(at(nov(13)))
     assert daemon.beat() == f"not called, since days are at risk: {KEY}: 2026-11-10"
@@ -289,7 +288,7 @@ def test_the_heartbeat_stops_with_a_day_at_risk_and_goes_on_once_it_has_landed(d
     assert len(webhook.calls) == 1
 
 
-def test_a_lost_day_stops_the_heartbeat_until_it_was_said(daemon, webhook, heartbeat, has_landed):
+def test_a_lost_day_stops_the_heartbeat_until_it_is_reported(daemon, webhook, heartbeat, has_landed):
     has_landed(KEY, nov(2), *days_from(nov(4), nov(12)))
     daemon.set_time(at(nov(13)))
     daemon.tick()
@@ -317,26 +316,19 @@ def test_without_a_url_nothing_is_called(daemon):
     assert daemon.beat() == "HEARTBEAT_URL is not set"
 
 
-@pytest.mark.parametrize("trouble", ["status", "gone", "no URL"])
-def test_a_heartbeat_that_cannot_be_called_is_said_without_its_url(
-    daemon, webhook, heartbeat, caplog, capfd, monkeypatch, trouble
+@pytest.mark.parametrize("failure", ["status", "stopped", "no URL"])
+def test_a_failed_heartbeat_is_reported_without_its_url(
+    daemon, webhook, heartbeat, caplog, capfd, monkeypatch, failure
 ):
     caplog.set_level(logging.DEBUG)
-    if trouble == "status":
+    if failure == "status":
         webhook.status = 500
-    elif trouble == "gone":
+    elif failure == "stopped":
         webhook.stop()
         webhook.stop = lambda: None
     else:
         monkeypatch.setenv("HEARTBEAT_URL", "hidden-in-the-url")
-    said = daemon.beat()
-    assert said.startswith("HEARTBEAT_URL could not be called: ")
-    assert {"status": "HTTP 500", "gone": "ConnectError", "no URL": "UnsupportedProtocol"}[trouble] in said
-    assert "hidden-in-the-url" not in said + caplog.text + "".join(capfd.readouterr())
-
-
-def test_both_sensors_run_by_themselves():
-    sensors = {sensor.name: sensor for sensor in build_definitions().sensors}
-    for name in ("watch", "heartbeat"):
-        assert sensors[name].default_status == dg.DefaultSensorStatus.RUNNING
-        assert sensors[name].minimum_interval_seconds <= 60
+    reason = daemon.beat()
+    assert reason.startswith("HEARTBEAT_URL could not be called: ")
+    assert {"status": "HTTP 500", "stopped": "ConnectError", "no URL": "UnsupportedProtocol"}[failure] in reason
+    assert "hidden-in-the-url" not in reason + caplog.text + "".join(capfd.readouterr())
