@@ -12,11 +12,11 @@ from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.affiliates import (
     DAYS,
     PATH,
-    asked,
     at,
     commission,
     deposit,
     landed,
+    requests_to,
     rows_of,
     sent,
     today,
@@ -56,7 +56,7 @@ def test_null_sent_twice_lands_no_rows_and_is_reported(both, query, monkeypatch,
     assert run.success, run.message
     assert run.materialized[DAY]["dagster/partition_row_count"] == 0
     assert "had no list (null)" in str(dict(run.materialized[DAY]))
-    assert len(asked(both, name)) == (12 if name == MONEY else 2)
+    assert len(requests_to(both, name)) == (12 if name == MONEY else 2)
 
 
 def test_null_sent_once_is_a_transient_fault(both, query):
@@ -130,7 +130,7 @@ def test_null_is_an_error_without_a_retry_where_a_row_is_always_expected(both, m
     run = materialize("lbank/trade_future", [DAY])
 
     assert "LBank returned 0 rows instead of one" in run.failed[DAY]
-    assert len(asked(both, "trade_future")) <= 4
+    assert len(requests_to(both, "trade_future")) <= 4
 
 
 def test_null_with_an_error_code_is_an_error(both, monkeypatch):

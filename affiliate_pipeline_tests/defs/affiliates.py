@@ -1,4 +1,4 @@
-"""What LBank's sandbox has and what the tables hold, in the same words. No test may live here."""
+"""Rows of LBank's sandbox and of the tables in one comparable form. No test may live here."""
 
 import re
 from collections import Counter
@@ -18,8 +18,8 @@ from affiliate_pipeline.sandbox.lbank.users import OWN_OPEN_ID
 
 ENDPOINT = {endpoint.name: endpoint for endpoint in ENDPOINTS if endpoint.exchange.name == "lbank"}
 PATH = {name: endpoint.path for name, endpoint in ENDPOINT.items()}
-OBSERVED = "invite_user_info"
-DATED = [name for name in ENDPOINT if name != OBSERVED]
+SNAPSHOT = "invite_user_info"
+DATED = [name for name in ENDPOINT if name != SNAPSHOT]
 TEAM_LIST = PATH["invite_user_team_list"]
 SCOPES = ("SELF", "SUB", "SELF_SUB", "ALL")
 DAY = timedelta(days=1)
@@ -29,14 +29,14 @@ def today() -> date:
     return (datetime.now(UTC) + timedelta(hours=8)).date()
 
 
-# Five days over a month's end, three of them before it, all of which have settled.
-_MONTH = (today() - 6 * DAY).replace(day=1)
-DAYS = [_MONTH + number * DAY for number in range(-3, 2)]
-CHUNKS = 2
+# Three days before a month's end and two after it, all settled.
+_MONTH_START = (today() - 6 * DAY).replace(day=1)
+DAYS = [_MONTH_START + number * DAY for number in range(-3, 2)]
+MONTHS = 2
 
 
 def at(day: date, hour: float = 12) -> int:
-    """The instant (ms) of the UTC+8 day."""
+    """Milliseconds since the epoch of this hour of the UTC+8 day."""
     return start_of(day) + round(hour * 3_600_000)
 
 
@@ -45,7 +45,7 @@ def last_ms(day: date) -> int:
 
 
 def deposit(day: date, number: int = 0, **fields: Any) -> dict[str, Any]:
-    """One of many different deposits of the day, a second apart, as the exchange sends it."""
+    """A deposit as the exchange sends it; each number gives another one, a second later."""
     return {
         "openId": OWN_OPEN_ID,
         "userLevel": 21,
@@ -72,7 +72,7 @@ def commission(open_id: str, day: date, amount: str) -> dict[str, Any]:
 
 
 def rows_of(sandbox, name: str, day: date) -> list[dict[str, Any]]:
-    """What should land: the rows that the exchange has, with what was asked for where they do not say it."""
+    """The rows that should land: those of the exchange, with the request's parameters where a row lacks them."""
     lbank = sandbox.lbank
     match name:
         case "invite_user_list":
@@ -80,8 +80,8 @@ def rows_of(sandbox, name: str, day: date) -> list[dict[str, Any]]:
         case "invite_user_team_list":
             return lbank.invite_team(day)
         case "invite_user_info":
-            asked_about = dict.fromkeys(agents(sandbox) + traders(sandbox))
-            return [lbank.user_info(open_id) for open_id in asked_about if open_id != OWN_OPEN_ID]
+            open_ids = dict.fromkeys(agents(sandbox) + traders(sandbox))
+            return [lbank.user_info(open_id) for open_id in open_ids if open_id != OWN_OPEN_ID]
         case "commission_stats_symbol_list":
             return lbank.commissions(day)
         case "trade_user":
@@ -91,48 +91,51 @@ def rows_of(sandbox, name: str, day: date) -> list[dict[str, Any]]:
         case "trade_future":
             return [{**lbank.future(day, scope), "openId": OWN_OPEN_ID, "userType": scope} for scope in SCOPES]
         case "money_detail_list":
-            asked = {"userType": "ALL"}
-            return [{**row, **asked, "requestedSubInOutType": kind} for kind in KINDS for row in lbank.money(day, kind)]
+            return [
+                {**row, "userType": "ALL", "requestedSubInOutType": kind}
+                for kind in KINDS
+                for row in lbank.money(day, kind)
+            ]
     raise AssertionError(name)
 
 
 def agents(sandbox) -> list[str]:
-    """Ours and every agent's openId."""
+    """Our own openId and those of all agents."""
     return [OWN_OPEN_ID, *(user["openId"] for user in sandbox.lbank.users if 1 <= user["userLevel"] <= 21)]
 
 
 def traders(sandbox) -> list[str]:
+    """Our own openId and those of all users who have traded."""
     return [OWN_OPEN_ID, *(user["openId"] for user in sandbox.lbank.users if user["transaction"])]
 
 
-def questions(sandbox, name: str, days: Sequence[date] = DAYS) -> int:
-    """How many requests the days are worth where every answer is one page."""
-    chunks = len({(day.year, day.month) for day in days})
+def expected_requests(sandbox, name: str) -> int:
+    """The number of requests for DAYS if each response is a single page."""
     match name:
         case "invite_user_list" | "invite_user_team_list":
-            return chunks
+            return MONTHS
         case "commission_stats_symbol_list":
-            return chunks * len(agents(sandbox))
+            return MONTHS * len(agents(sandbox))
         case "trade_user":
-            return chunks * 2 * len(traders(sandbox))
+            return MONTHS * 2 * len(traders(sandbox))
         case "trade_user_team":
-            return chunks * 2 * len(agents(sandbox))
+            return MONTHS * 2 * len(agents(sandbox))
         case "trade_future":
-            return len(days) * len(SCOPES)
+            return len(DAYS) * len(SCOPES)
         case "money_detail_list":
-            return chunks * len(KINDS)
+            return MONTHS * len(KINDS)
     raise AssertionError(name)
 
 
 def sent(rows: Iterable[Mapping[str, Any]]) -> Counter:
-    """These rows as `landed` gives them; a null is as good as nothing."""
+    """These rows in the form of `landed`, without nulls."""
     return Counter(
         frozenset((_snake(name), _text(value)) for name, value in row.items() if value is not None) for row in rows
     )
 
 
 def landed(query, name: str, day: date) -> Counter:
-    """The day's rows as (column, text) pairs without nulls: amounts with their scale, instants in milliseconds."""
+    """The day's rows as (column, text) pairs without nulls: amounts with their scale, times in milliseconds."""
     columns = query(
         "select column_name, data_type from information_schema.columns where table_schema = 'lbank' "
         "and table_name = %s and column_name not in ('partition_date', 'landed_at', 'run_id')",
@@ -150,8 +153,8 @@ def landed(query, name: str, day: date) -> Counter:
     )
 
 
-def asked(sandbox, name: str) -> list:
-    """The requests to the endpoint."""
+def requests_to(sandbox, name: str) -> list:
+    """The endpoint's requests in the sandbox's log."""
     return [request for request in sandbox.requests if request.path == PATH[name]]
 
 

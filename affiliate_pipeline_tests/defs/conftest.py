@@ -1,5 +1,4 @@
-"""What tests of assets share: an endpoint declared otherwise, and that nothing secret is told, which all of them assert
-of every event, log record and table."""
+"""Fixtures for tests of assets, and an assertion after each test that no secret was recorded or logged."""
 
 import logging
 import shutil
@@ -17,50 +16,55 @@ from affiliate_pipeline_tests.defs.rebates import EMAIL, ENDPOINT, KEY
 
 
 @pytest.fixture(autouse=True)
-def nothing_secret_is_told(
+def no_secret_is_recorded(
     request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """No key, secret, signature or full email stands in any event of a run or in any log record, at any level."""
-    sandbox = request.getfixturevalue("sandbox") if "sandbox" in request.fixturenames else None
-    tables = request.getfixturevalue("query") if sandbox else None
-    told: list[str] = []
-    run = dg.materialize
+    """Assert that no run event and no log record of any level contains a key, secret, signature or full email.
 
-    def overheard(*args: Any, instance: dg.DagsterInstance, **kwargs: Any) -> dg.ExecuteInProcessResult:
-        result = run(*args, instance=instance, **kwargs)
-        told.extend(dg.serialize_value(entry) for entry in instance.all_logs(result.run_id))
+    With a sandbox, the same holds for the tables; only tables of rows as received may contain full emails.
+    """
+    sandbox = request.getfixturevalue("sandbox") if "sandbox" in request.fixturenames else None
+    query = request.getfixturevalue("query") if sandbox else None
+    texts: list[str] = []
+    materialize = dg.materialize
+
+    def recording(*args: Any, instance: dg.DagsterInstance, **kwargs: Any) -> dg.ExecuteInProcessResult:
+        result = materialize(*args, instance=instance, **kwargs)
+        texts.extend(dg.serialize_value(entry) for entry in instance.all_logs(result.run_id))
         return result
 
-    monkeypatch.setattr(dg, "materialize", overheard)
+    monkeypatch.setattr(dg, "materialize", recording)
     caplog.set_level(logging.DEBUG)
     yield
     for record in caplog.get_records("call"):
-        told += [record.getMessage(), record.exc_text or ""]
+        texts += [record.getMessage(), record.exc_text or ""]
     secrets: set[str] = set()
-    if sandbox and tables:
+    if sandbox and query:
         secrets |= {*sandbox.binance.accounts, *sandbox.binance.accounts.values()}
         secrets |= {*sandbox.lbank.accounts, *sandbox.lbank.accounts.values()}
         secrets |= {
-            value for sent in sandbox.requests for name in ("sign", "signature") if (value := sent.params.get(name))
+            value
+            for received in sandbox.requests
+            for name in ("sign", "signature")
+            if (value := received.params.get(name))
         }
-        rows = (
+        [(select_all_rows,)] = query(
             "select string_agg(format('select %%L, t::text from %%I.%%I t', relname, nspname, relname), ' union all ')"
+            " from pg_class c join pg_namespace n on n.oid = relnamespace"
+            " where relkind = 'r' and nspname !~ '^pg_' and nspname <> 'information_schema'"
         )
-        rows += " from pg_class c join pg_namespace n on n.oid = relnamespace"
-        rows += " where relkind = 'r' and nspname !~ '^pg_' and nspname <> 'information_schema'"
-        [(every_row,)] = tables(rows)
-        if every_row:
-            found = tables(every_row)
-            assert [row for row in found if any(secret in row[1] for secret in secrets)] == []
-            # Rows as received hold what the exchange sent; nothing else may.
-            told += [row for table, row in found if table in ("alert", "landing", "lease", "watch", "unknown_field")]
-    everything = "\n".join(told)
+        if select_all_rows:
+            stored = query(select_all_rows)
+            assert [row for row in stored if any(secret in row[1] for secret in secrets)] == []
+            # The other tables contain rows as received, and with them full emails.
+            texts += [row for table, row in stored if table in ("alert", "landing", "lease", "watch", "unknown_field")]
+    everything = "\n".join(texts)
     assert [secret for secret in secrets | {EMAIL} if secret in everything] == []
 
 
 @pytest.fixture
 def declare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Declares the endpoint of the rebates with these fields in place of its own."""
+    """Replace fields of the rebate endpoint's declaration."""
     return lambda **fields: monkeypatch.setattr(
         "affiliate_pipeline.definitions.ENDPOINTS", (replace(ENDPOINT, **fields),)
     )
@@ -70,19 +74,19 @@ def declare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def instance(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[dg.DagsterInstance]:
-    """One in memory; with the parameter "dagster.yaml" the real one, in the test's database, which takes long."""
+    """An ephemeral instance; with the parameter "dagster.yaml", the slower one on the test's database."""
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
     if getattr(request, "param", None) == "dagster.yaml":
         shutil.copyfile(Path(__file__).parents[2] / "dagster.yaml", tmp_path / "dagster.yaml")
-        made = dg.DagsterInstance.from_config(str(tmp_path))
+        created = dg.DagsterInstance.from_config(str(tmp_path))
     else:
-        made = dg.DagsterInstance.ephemeral()
-    with made as instance:
+        created = dg.DagsterInstance.ephemeral()
+    with created as instance:
         yield instance
 
 
 def materialized(instance: dg.DagsterInstance, days: list[date], *more: dg.AssetsDefinition) -> str:
-    """The id of a run over the days."""
+    """Run the rebate asset over the days, and return the run's id."""
     definitions = loaded_definitions()
     result = dg.materialize(
         [definitions.get_assets_def(dg.AssetKey(KEY.split("/"))), *more],

@@ -1,4 +1,4 @@
-"""Kickbacks to give to the sandbox, and what the tables say of them. No test may live here."""
+"""Kickback rows for the sandbox, and what the tables contain of them. No test may live here."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ RECENT = "binance/kickback_recent_record"
 REQUEST = "binance/kickback_historical_request"
 HISTORY = "binance/kickback_historical_record"
 PATH = "/sapi/v1/apiReferral/kickback/historicalRecord"
-# Forgotten by the recent records, and remembered by the history beyond midnight.
+# Expired at the recent records' endpoint; retained by the history endpoint even if midnight passes during the tests.
 OLD = [ago(number) for number in range(12, 8, -1)]
 
 
@@ -23,7 +23,7 @@ def kickback(time_ms: int, number: int = 0, **fields: Any) -> dict[str, Any]:
 
 
 def kickbacks(day: date, count: int) -> list[dict[str, Any]]:
-    """Different rows of whole seconds, in two coins, on both edges of the day too."""
+    """Distinct rows at whole seconds in two coins, including the first and last second of the day."""
     seconds = [i * 86_399 // max(1, count - 1) for i in range(count)]
     return [
         kickback(at(day, "00:00:00.000") + second * 1000, number, asset=("USDT", "BNB")[number % 2])
@@ -32,7 +32,7 @@ def kickbacks(day: date, count: int) -> list[dict[str, Any]]:
 
 
 def landed(query, key: str, day: date) -> Counter:
-    """The day's rows as text, amounts with their scale, instants in milliseconds."""
+    """The day's rows as text: amounts with their scale, times in milliseconds."""
     return Counter(
         query(
             "select income::text, asset, symbol, (extract(epoch from time) * 1000)::bigint::text "
@@ -43,12 +43,12 @@ def landed(query, key: str, day: date) -> Counter:
 
 
 def sent(rows: Iterable[Mapping[str, Any]]) -> Counter:
-    """These rows as `landed` gives them."""
+    """These rows in the form of `landed`."""
     return Counter((str(row["income"]), row["asset"], row["symbol"], str(row["time"])) for row in rows)
 
 
 def posts(sandbox) -> list[dict[str, str]]:
-    """The parameters of every collection that the exchange was asked for."""
+    """The parameters of every export request that the exchange received."""
     return [request.params for request in sandbox.requests if (request.method, request.path) == ("POST", PATH)]
 
 
@@ -57,11 +57,11 @@ def collections(query, columns: str = "state") -> list[tuple]:
 
 
 class Killed(BaseException):
-    """What nothing handles."""
+    """Simulates the death of the process; no code handles it."""
 
 
 def kill_before(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    """The process dies before this change of an export: `begin`, the name of a column, or `state=…`."""
+    """Raise `Killed` before this change of an export: `begin`, a column's name, or `state=…`."""
     update = KickbackExports.update
 
     def killed(*_: object) -> None:

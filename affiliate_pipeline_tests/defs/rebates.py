@@ -1,22 +1,24 @@
-"""Rebates to give to the sandbox, and what the table and the sandbox's log say of them. No test may live here."""
+"""Rebate rows for the sandbox, and what the table and the sandbox's log contain of them. No test may live here."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.window_walk import WindowWalk
 
 KEY = "binance/rebate_recent_record"
 ENDPOINT = next(endpoint for endpoint in ENDPOINTS if endpoint.key == KEY)
 TODAY = datetime.now(UTC).date()
-# All remembered for more than another day, so that midnight may pass during the tests. The last two have not settled.
+# The source retains all of them for another day, so midnight may pass during the tests. The last two have not settled.
 DAYS = [TODAY - timedelta(days=days) for days in range(5, 0, -1)]
 YESTERDAY = DAYS[-1]
 SETTLED = DAYS[0]
 DAY_MS = 86_400_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Not masked, so that it is seen wherever a row leaks.
+# Not masked, so that a leaked row is detected.
 EMAIL = "someone.private@example.com"
 COLUMNS = {
     "customer_id": "customerId",
@@ -34,17 +36,23 @@ COLUMNS = {
 }
 
 
+def with_row_limit(rows: int) -> WindowWalk:
+    """The endpoint's strategy with this row limit, so that few rows fill many pages."""
+    assert isinstance(ENDPOINT.strategy, WindowWalk)
+    return replace(ENDPOINT.strategy, row_limit=rows)
+
+
 def ago(days: int) -> date:
     return TODAY - timedelta(days=days)
 
 
 def at(day: date, time: str = "12:00:00.000") -> int:
-    """The instant (ms) of the UTC day."""
+    """Milliseconds since the epoch of this time of the UTC day."""
     return (datetime.fromisoformat(f"{day}T{time}+00:00") - EPOCH) // timedelta(milliseconds=1)
 
 
 def rebate(time_ms: int, number: int = 0, **fields: Any) -> dict[str, Any]:
-    """A row as the exchange sends it before it is paid out, with these fields in place of its own."""
+    """A row as the exchange sends it before the payout; `fields` override its defaults."""
     return {
         "customerId": "abc123",
         "email": EMAIL,
@@ -58,12 +66,12 @@ def rebate(time_ms: int, number: int = 0, **fields: Any) -> dict[str, Any]:
 
 
 def rebates(day: date, count: int, start: str = "00:00:00.000", within_ms: int = DAY_MS) -> list[dict[str, Any]]:
-    """Different rows, evenly over the span."""
+    """Distinct rows, spread evenly over the span."""
     return [rebate(at(day, start) + i * within_ms // count, i) for i in range(count)]
 
 
 def landed(query, day: date) -> Counter:
-    """The day's rows as text: amounts with their scale, instants in milliseconds."""
+    """The day's rows as text: amounts with their scale, times in milliseconds."""
     texts = [
         f"(extract(epoch from {name}) * 1000)::bigint::text" if name.endswith("time") else f"{name}::text"
         for name in COLUMNS
@@ -72,14 +80,14 @@ def landed(query, day: date) -> Counter:
 
 
 def sent(rows: Iterable[Mapping[str, Any]]) -> Counter:
-    """These rows as `landed` gives them."""
+    """These rows in the form of `landed`."""
     return Counter(
         tuple(None if row.get(name) is None else str(row[name]) for name in COLUMNS.values()) for row in rows
     )
 
 
 def touching(sandbox, day: date) -> list[int]:
-    """The numbers of the requests whose window holds an instant of the day."""
+    """The indices of the requests whose time window overlaps the day."""
     return [
         number
         for number, request in enumerate(sandbox.requests)
@@ -90,5 +98,5 @@ def touching(sandbox, day: date) -> list[int]:
 
 
 def refusals(sandbox) -> list:
-    """The answers in which the exchange itself, and no fault, refused a request."""
+    """The requests that the exchange itself refused, without an injected fault."""
     return [request for request in sandbox.requests if (request.code or request.status == 404) and not request.fault]

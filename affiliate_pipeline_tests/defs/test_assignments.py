@@ -1,7 +1,9 @@
-"""Customer ids given out: only what differs is posted, once, and every attempt lands."""
+"""Assignment of customer ids: only differences are posted, each once, and every attempt lands."""
 
 import logging
 from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -9,16 +11,18 @@ import pytest
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.http.client import Client
-from affiliate_pipeline.landing.pipeline import Failed, connected, land_days, plan_of
+from affiliate_pipeline.landing.pipeline import Failed, Outcome, connected, land_days, now_ms, plan_of
 from affiliate_pipeline.landing.store import Store
-from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.conftest import Run, materialize
+from affiliate_pipeline_tests.defs.events import description_of, only_check
+from affiliate_pipeline_tests.defs.kickbacks import Killed
 
 PARTNERS, CLIENTS = "binance/customization_assignment", "binance/user_customization_assignment"
 ENDPOINT = {endpoint.key: endpoint for endpoint in ENDPOINTS}
-# Not the sandbox's own, so that they have no id.
+# Unknown to the sandbox, so they have no id.
 EMAILS = [f"jane.doe{number}@example.com" for number in range(50)]
 IDS = [f"id{number:02d}" for number in range(50)]
-HELD, HOLDER = "hsp3wi", "xq.000@yahoo.co.jp"
+TAKEN_ID, OWNER = "hsp3wi", "xq.000@yahoo.co.jp"
 
 
 def today() -> date:
@@ -26,8 +30,8 @@ def today() -> date:
 
 
 @pytest.fixture
-def wanted(sandbox, monkeypatch, tmp_path, caplog):
-    """Writes the file of what is wanted; at the end no full email was told to anybody."""
+def desire(sandbox, monkeypatch, tmp_path, caplog):
+    """Write the file of desired customer ids; after the test, assert that no full email was logged."""
     path = tmp_path / "customers.csv"
     monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(path))
     caplog.set_level(logging.DEBUG)
@@ -36,7 +40,7 @@ def wanted(sandbox, monkeypatch, tmp_path, caplog):
         path.write_text(header + "".join((pair if isinstance(pair, str) else ",".join(pair)) + "\n" for pair in pairs))
 
     yield write
-    assert not [email for email in (*EMAILS, HOLDER) if email in caplog.text]
+    assert not [email for email in (*EMAILS, OWNER) if email in caplog.text]
 
 
 def posts(sandbox) -> list:
@@ -51,26 +55,37 @@ def rows(query, columns="customer_id, email, before_customer_id, outcome", table
     return query(f"select {columns} from binance.{table} order by attempted_at, customer_id")
 
 
-def check(run):
-    [told] = [e.asset_check_evaluation_data for e in run.events if e.event_type_value == "ASSET_CHECK_EVALUATION"]
-    return told
+def passed(run: Run) -> bool:
+    return only_check(run).passed
 
 
-def plan(database_url, key) -> str:
+def findings(run: Run) -> str:
+    return description_of(only_check(run))
+
+
+@contextmanager
+def landing(database_url, now: Callable[[], int] = now_ms) -> Iterator[Iterator[Outcome]]:
+    """A run over today in this process, outside Dagster."""
+    endpoint = ENDPOINT[PARTNERS]
+    with Store(database_url) as store, connected(endpoint, store, configured().variables) as session:
+        yield land_days(endpoint, [today()], session=session, store=store, run_id="a run", now=now)
+
+
+def plan(database_url, key, day: date) -> str:
     with Store(database_url) as store, connected(ENDPOINT[key], store, configured().variables) as session:
-        return str(plan_of(ENDPOINT[key], [today()], session=session, store=store))
+        return str(plan_of(ENDPOINT[key], [day], session=session, store=store))
 
 
-# What is posted
+# Posts
 
 
-def test_only_what_differs_is_posted(sandbox, query, wanted):
+def test_only_what_differs_is_posted(sandbox, query, desire):
     customers = sandbox.binance.customers
-    wanted((HELD, HOLDER.upper()), ("new1", EMAILS[0]), ("6zhfu2", customers.by_id["6zhfub"]))
+    desire((TAKEN_ID, OWNER.upper()), ("new1", EMAILS[0]), ("6zhfu2", customers.by_id["6zhfub"]))
 
     run = materialize(PARTNERS, [today()])
 
-    assert run.success and check(run).passed, run.message
+    assert run.success and passed(run), run.message
     assert ids_posted(sandbox) == {"new1": 1, "6zhfu2": 1}
     assert rows(query) == [
         ("new1", EMAILS[0], None, "assigned"),
@@ -84,24 +99,24 @@ def test_only_what_differs_is_posted(sandbox, query, wanted):
     assert abs(datetime.now(UTC) - attempted_at) < timedelta(minutes=1) and partition == today()
 
 
-def test_landing_again_with_nothing_to_do_leaves_the_days_rows(sandbox, query, wanted):
+def test_a_run_without_differences_leaves_the_days_rows_unchanged(sandbox, query, desire):
     versions = "select xmin::text, ctid::text, run_id from binance.customization_assignment order by ctid"
-    wanted(("new1", EMAILS[0]), ("new2", EMAILS[1]))
+    desire(("new1", EMAILS[0]), ("new2", EMAILS[1]))
     materialize(PARTNERS, [today()])
-    before, made = query(versions), len(posts(sandbox))
+    before, posted = query(versions), len(posts(sandbox))
 
     run = materialize(PARTNERS, [today()])
 
     assert run.success and run.materialized[today()]["changed"] is False
-    assert (query(versions), len(posts(sandbox))) == (before, made) and made == 2
+    assert (query(versions), len(posts(sandbox))) == (before, posted) and posted == 2
     assert query("select rows from affiliate.landing") == [(2,)]
 
 
-def test_attempts_of_a_later_run_are_appended(sandbox, query, wanted):
-    wanted(("new1", EMAILS[0]))
+def test_attempts_of_a_later_run_are_appended(sandbox, query, desire):
+    desire(("new1", EMAILS[0]))
     materialize(PARTNERS, [today()])
     first = query("select ctid::text, run_id from binance.customization_assignment")
-    wanted(("new2", EMAILS[0]))
+    desire(("new2", EMAILS[0]))
 
     run = materialize(PARTNERS, [today()])
 
@@ -113,59 +128,59 @@ def test_attempts_of_a_later_run_are_appended(sandbox, query, wanted):
     assert query("select ctid::text, run_id from binance.customization_assignment")[:1] == first
     assert len(query("select distinct run_id from binance.customization_assignment")) == 2
     assert query("select rows from affiliate.landing") == [(2,)]
-    # The ledger's hash is that of all rows: nothing to do is nothing written.
+    # The ledger's hash covers all rows, so a run without differences writes nothing.
     assert materialize(PARTNERS, [today()]).materialized[today()]["changed"] is False
 
 
-def test_nothing_wanted_lands_no_rows_and_says_so(sandbox, query, database_url, caplog):
+def test_without_desired_ids_no_rows_land_and_the_note_names_the_variable(sandbox, query, database_url, caplog):
     for key, variable in ((PARTNERS, "BINANCE_CUSTOMER_IDS"), (CLIENTS, "BINANCE_USER_CUSTOMER_ID")):
         run = materialize(key, [today()])
 
         assert run.success, run.message
         assert run.materialized[today()]["dagster/partition_row_count"] == 0
         assert f"No customer id is desired: {variable} is not set" in run.materialized[today()]["note"]
-        assert f"No customer id is desired: {variable} is not set" in plan(database_url, key)
+        assert f"No customer id is desired: {variable} is not set" in plan(database_url, key, today())
         assert f"No customer id is desired: {variable}" in caplog.text
     assert sandbox.requests == []
 
 
-def test_an_id_that_becomes_free_in_the_same_file_is_given_on(sandbox, query, wanted):
+def test_an_id_that_the_same_file_frees_is_assigned_to_its_new_email(sandbox, query, desire):
     customers = sandbox.binance.customers
     first, second, third = list(customers.by_id.items())[:3]
-    wanted((second[0], first[1]), (third[0], second[1]), ("new3", third[1]))
+    desire((second[0], first[1]), (third[0], second[1]), ("new3", third[1]))
 
     run = materialize(PARTNERS, [today()])
 
-    assert run.success and check(run).passed
+    assert run.success and passed(run)
     assert ids_posted(sandbox) == {second[0]: 1, third[0]: 1, "new3": 1}
     assert [customers.by_id[each] for each in (second[0], third[0], "new3")] == [first[1], second[1], third[1]]
 
 
-def test_a_swap_cannot_be_and_is_told(sandbox, wanted):
+def test_a_swap_of_two_ids_is_reported_and_not_posted(sandbox, desire):
     (one, ones), (two, twos) = list(sandbox.binance.customers.by_id.items())[:2]
-    wanted((two, ones), (one, twos))
+    desire((two, ones), (one, twos))
 
     run = materialize(PARTNERS, [today()])
 
     assert posts(sandbox) == []
-    assert "line 2" in check(run).description and "line 3" in check(run).description
+    assert "line 2" in findings(run) and "line 3" in findings(run)
 
 
-def test_a_masked_list_is_seen_through(sandbox, query, wanted):
+def test_masked_emails_of_the_list_match_the_desired_ones(sandbox, query, desire):
     sandbox.faults.transform_row = lambda row: row | {"email": row["email"][:2] + "***@x.com"}
-    wanted((HELD, HOLDER), ("new1", EMAILS[0]))
+    desire((TAKEN_ID, OWNER), ("new1", EMAILS[0]))
 
     run = materialize(PARTNERS, [today()])
 
-    assert run.success and check(run).passed
+    assert run.success and passed(run)
     assert ids_posted(sandbox) == {"new1": 1}
 
 
-# What cannot be
+# Rejected lines
 
 
-def test_what_cannot_be_is_named_by_line_and_the_rest_goes_on(sandbox, query, wanted, caplog):
-    wanted(
+def test_rejected_lines_are_reported_and_the_others_are_posted(sandbox, query, desire, caplog):
+    desire(
         ("new1", EMAILS[1]),
         ("twice", EMAILS[2]),
         ("", ""),
@@ -175,7 +190,7 @@ def test_what_cannot_be_is_named_by_line_and_the_rest_goes_on(sandbox, query, wa
         ("new4", "jane.doe at example.com"),
         "new5",
         ("", EMAILS[5]),
-        (HELD, EMAILS[6]),
+        (TAKEN_ID, EMAILS[6]),
         ("new6", EMAILS[7]),
     )
 
@@ -183,8 +198,8 @@ def test_what_cannot_be_is_named_by_line_and_the_rest_goes_on(sandbox, query, wa
 
     assert run.success, run.message
     assert ids_posted(sandbox) == {"new1": 1, "new6": 1}
-    description = check(run).description
-    assert not check(run).passed
+    description = findings(run)
+    assert not passed(run)
     for named in (
         "line 3 (twice for ja***@example.com): its customerId is on line 5 too",
         "line 5 (twice for ja***@example.com): its customerId is on line 3 too",
@@ -198,62 +213,64 @@ def test_what_cannot_be_is_named_by_line_and_the_rest_goes_on(sandbox, query, wa
         assert named in description and named in caplog.text
     assert Counter(outcome for (outcome,) in rows(query, "outcome")) == {"assigned": 2, "refused": 8}
     [(message, email)] = query(
-        "select message, email from binance.customization_assignment where customer_id = %s", HELD
+        "select message, email from binance.customization_assignment where customer_id = %s", TAKEN_ID
     )
     assert message == "line 11: the customerId belongs to xq***@yahoo.co.jp. Nothing was posted" and email == EMAILS[6]
-    assert sandbox.binance.customers.by_id[HELD] == HOLDER
+    assert sandbox.binance.customers.by_id[TAKEN_ID] == OWNER
 
 
-def test_what_the_exchange_refuses_is_told_and_the_rest_goes_on(sandbox, query, wanted):
+def test_an_assignment_that_the_exchange_refuses_is_reported_and_the_others_are_posted(sandbox, query, desire):
     sandbox.faults.transform_row = lambda row: {"customerId": row["customerId"] + "?", "email": row["email"]}
-    wanted((HELD, EMAILS[0]), ("new1", EMAILS[1]))
+    desire((TAKEN_ID, EMAILS[0]), ("new1", EMAILS[1]))
 
     run = materialize(PARTNERS, [today()])
 
-    assert run.success and "line 2 (hsp3wi for ja***@example.com)" in check(run).description
-    assert "-1130" in check(run).description
-    assert rows(query) == [(HELD, EMAILS[0], None, "refused"), ("new1", EMAILS[1], None, "assigned")]
-    assert ids_posted(sandbox) == {HELD: 1, "new1": 1}
+    assert run.success and "line 2 (hsp3wi for ja***@example.com)" in findings(run)
+    assert "-1130" in findings(run)
+    assert rows(query) == [(TAKEN_ID, EMAILS[0], None, "refused"), ("new1", EMAILS[1], None, "assigned")]
+    assert ids_posted(sandbox) == {TAKEN_ID: 1, "new1": 1}
 
 
 @pytest.mark.parametrize("header", ["", "\ufeffcustomerId,email\n", "CustomerID , Email\n"])
-def test_the_file_may_have_a_header_or_none(sandbox, wanted, header):
-    wanted(("new1", EMAILS[0]), header=header)
+def test_the_header_of_the_file_is_optional(sandbox, desire, header):
+    desire(("new1", EMAILS[0]), header=header)
 
-    assert check(materialize(PARTNERS, [today()])).passed
+    assert passed(materialize(PARTNERS, [today()]))
     assert ids_posted(sandbox) == {"new1": 1}
 
 
-def test_a_file_that_cannot_be_read_is_named(sandbox, monkeypatch, tmp_path):
-    monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(tmp_path / "nowhere.csv"))
+def test_an_unreadable_file_fails_the_day_and_nothing_is_requested(sandbox, monkeypatch, tmp_path):
+    path = tmp_path / "customers.csv"
+    monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(path))
     assert "BINANCE_CUSTOMER_IDS names cannot be read" in materialize(PARTNERS, [today()]).failed[today()]
 
     for content in (b"a,\xff\xfe@x.com\n", b"a\0,a@x.com\n"):
-        (tmp_path / "nowhere.csv").write_bytes(content)
+        path.write_bytes(content)
         assert "Save the file as UTF-8" in materialize(PARTNERS, [today()]).failed[today()]
     assert sandbox.requests == []
 
 
-def test_only_today_can_be_assigned(sandbox, wanted):
-    wanted(("new1", EMAILS[0]))
+def test_only_today_can_be_assigned(sandbox, desire):
+    desire(("new1", EMAILS[0]))
     yesterday = today() - timedelta(days=1)
 
-    for options in ({}, {"trust_old": True}):
-        run = materialize(PARTNERS, [yesterday, today()] if not options else [yesterday], **options)
+    both_days = materialize(PARTNERS, [yesterday, today()])
+    trusting = materialize(PARTNERS, [yesterday], trust_old=True)
 
-        assert "no day but today" in run.failed[yesterday]
+    assert "no day but today" in both_days.failed[yesterday]
+    assert "no day but today" in trusting.failed[yesterday]
     assert ids_posted(sandbox) == {"new1": 1}
 
 
-# Outcomes that are not known, and kills
+# Unknown outcomes and killed processes
 
 
 @pytest.mark.parametrize("fault", ["http_500", "http_502", "reset", "truncated", "html"])
-def test_half_of_the_posts_failing_after_they_were_done_end_right(sandbox, query, wanted, fault):
+def test_posts_whose_responses_are_lost_after_the_change_are_assigned_once(sandbox, query, desire, fault):
     pairs = list(zip(IDS, EMAILS, strict=True))
-    pairs[10] = (HELD, EMAILS[10])
+    pairs[10] = (TAKEN_ID, EMAILS[10])
     pairs[20] = ("id21", EMAILS[20])
-    wanted(*pairs)
+    desire(*pairs)
     conflicts = {10, 20, 21}
     sandbox.faults.path = "/customization"
     sandbox.faults.mix(**{fault: 0.5})
@@ -261,12 +278,12 @@ def test_half_of_the_posts_failing_after_they_were_done_end_right(sandbox, query
     run = materialize(PARTNERS, [today()])
 
     assert run.success, run.message
-    good = {pairs[number] for number in range(50) if number not in conflicts}
-    assert good <= set(sandbox.binance.customers.by_id.items())
-    assert ids_posted(sandbox) == dict.fromkeys((customer_id for customer_id, _ in good), 1)
+    valid = {pairs[number] for number in range(50) if number not in conflicts}
+    assert valid <= set(sandbox.binance.customers.by_id.items())
+    assert ids_posted(sandbox) == dict.fromkeys((customer_id for customer_id, _ in valid), 1)
     assert any(request.fault for request in posts(sandbox))
-    assert all(f"line {number + 2} (" in check(run).description for number in conflicts)
-    assert check(run).description.count("line ") == 3 + 2  # each of the twins names the other
+    assert all(f"line {number + 2} (" in findings(run) for number in conflicts)
+    assert findings(run).count("line ") == 3 + 2  # each of the two lines with the same id names the other one
     assert Counter(query("select customer_id, outcome from binance.customization_assignment")) == Counter(
         [
             (customer_id, "refused" if number in conflicts else "assigned")
@@ -280,94 +297,85 @@ def test_half_of_the_posts_failing_after_they_were_done_end_right(sandbox, query
     assert sum(ids_posted(sandbox).values()) == 47
 
 
-def test_a_post_that_was_not_done_is_posted_again_after_looking(sandbox, query, wanted):
-    wanted(("new1", EMAILS[0]))
+def test_a_post_without_effect_is_verified_and_posted_again(sandbox, query, desire):
+    desire(("new1", EMAILS[0]))
     sandbox.binance.failing_posts = 3
 
     run = materialize(PARTNERS, [today()])
 
-    assert run.success and check(run).passed
+    assert run.success and passed(run)
     assert [request.method for request in sandbox.requests][-7:] == ["POST", "GET"] * 3 + ["POST"]
     assert rows(query, "customer_id, outcome, message like '%%read back: it was not done'") == [
         ("new1", "failed", True)
     ] * 3 + [("new1", "assigned", None)]
 
 
-def test_a_post_that_is_never_done_ends_and_is_told(sandbox, query, wanted):
-    wanted(("new1", EMAILS[0]), ("new2", EMAILS[1]))
+def test_a_post_that_never_has_an_effect_is_reported_after_10_attempts(sandbox, query, desire):
+    desire(("new1", EMAILS[0]), ("new2", EMAILS[1]))
     sandbox.binance.failing_posts = 10
 
     run = materialize(PARTNERS, [today()])
 
     assert ids_posted(sandbox) == {"new1": 10, "new2": 1}
-    assert not check(run).passed and "line 2 (new1" in check(run).description
+    assert not passed(run) and "line 2 (new1" in findings(run)
 
 
-class Killed(BaseException):
-    """What nothing handles."""
-
-
-def land(database_url, key=PARTNERS) -> list:
-    with Store(database_url) as store, connected(ENDPOINT[key], store, configured().variables) as session:
-        return list(land_days(ENDPOINT[key], [today()], session=session, store=store, run_id="a run"))
-
-
-@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize("posted", [True, False])
 def test_a_kill_between_post_and_landing_loses_no_attempt_and_posts_nothing_twice(
-    sandbox, query, wanted, database_url, monkeypatch, done
+    sandbox, query, desire, database_url, monkeypatch, posted
 ):
-    wanted(*zip(IDS[:5], EMAILS, strict=False))
-    post, made = Client.post, []
+    desire(*zip(IDS[:5], EMAILS, strict=False))
+    post, attempted = Client.post, []
 
     def killed(self, path, params, decode):
-        made.append(params["customerId"])
-        if len(made) == 3:
-            if done:
+        attempted.append(params["customerId"])
+        if len(attempted) == 3:
+            if posted:
                 post(self, path, params, decode)
             raise Killed
         return post(self, path, params, decode)
 
     monkeypatch.setattr(Client, "post", killed)
-    with pytest.raises(Killed):
-        land(database_url)
+    with pytest.raises(Killed), landing(database_url) as outcomes:
+        list(outcomes)
     assert query("select count(*) from affiliate.attempt") == [(3,)]
     assert query("select count(*) from affiliate.landing") == [(0,)]
 
     run = materialize(PARTNERS, [today()])
 
-    assert run.success and check(run).passed
+    assert run.success and passed(run)
     assert ids_posted(sandbox) == dict.fromkeys(IDS[:5], 1)
     outcomes = Counter(query("select customer_id, outcome from binance.customization_assignment"))
-    assert outcomes == Counter([(each, "assigned") for each in IDS[:5]] + ([] if done else [("id02", "failed")]))
+    assert outcomes == Counter([(each, "assigned") for each in IDS[:5]] + ([] if posted else [("id02", "failed")]))
     assert query("select count(*) from affiliate.attempt") == [(0,)]
 
 
-def test_a_kill_after_landing_appends_nothing_twice(sandbox, query, wanted, database_url, monkeypatch):
-    wanted(("new1", EMAILS[0]))
-    with Store(database_url) as store, connected(ENDPOINT[PARTNERS], store, configured().variables) as session:
-        outcomes = land_days(ENDPOINT[PARTNERS], [today()], session=session, store=store, run_id="a run")
+def test_a_kill_after_landing_appends_nothing_twice(sandbox, query, desire, database_url, monkeypatch):
+    desire(("new1", EMAILS[0]))
+    with landing(database_url) as outcomes:
         next(outcomes)
+        assert isinstance(outcomes, Generator)
         outcomes.close()
 
     assert materialize(PARTNERS, [today()]).materialized[today()]["changed"] is False
     assert query("select count(*) from binance.customization_assignment") == [(1,)]
 
 
-def test_attempts_of_a_run_that_the_exchange_ended_land_with_the_next(sandbox, query, wanted):
-    wanted(("new1", EMAILS[0]), ("new2", EMAILS[1]))
-    take = sandbox.binance.customers.assign
+def test_attempts_of_a_run_whose_key_is_revoked_land_with_the_next_run(sandbox, query, desire):
+    desire(("new1", EMAILS[0]), ("new2", EMAILS[1]))
+    assign = sandbox.binance.customers.assign
 
-    def last(customer_id, email):
+    def assign_and_revoke_the_key(customer_id, email):
         del sandbox.binance.accounts[sandbox.binance.partner_key]
-        return take(customer_id, email)
+        return assign(customer_id, email)
 
     secret = sandbox.binance.accounts[sandbox.binance.partner_key]
-    sandbox.binance.customers.assign = last
+    sandbox.binance.customers.assign = assign_and_revoke_the_key
     run = materialize(PARTNERS, [today()])
     assert "-2015" in run.failed[today()] and "2 attempts are kept in affiliate.attempt" in run.failed[today()]
     assert query("select count(*) from affiliate.landing") == [(0,)]
 
-    sandbox.binance.customers.assign = take
+    sandbox.binance.customers.assign = assign
     sandbox.binance.accounts[sandbox.binance.partner_key] = secret
     run = materialize(PARTNERS, [today()])
 
@@ -380,16 +388,16 @@ def test_attempts_of_a_run_that_the_exchange_ended_land_with_the_next(sandbox, q
     assert ids_posted(sandbox) == {"new1": 1, "new2": 2}
 
 
-def test_an_attempt_lands_though_midnight_passes(sandbox, query, wanted, database_url):
-    wanted(("new1", EMAILS[0]))
+def test_an_attempt_lands_even_if_midnight_passes_during_the_run(sandbox, query, desire, database_url):
+    desire(("new1", EMAILS[0]))
     now = [int(datetime.now(UTC).timestamp() * 1000)]
 
     def later() -> int:
         now[0] += 20 * 3_600_000 if posts(sandbox) else 0
         return now[0]
 
-    with Store(database_url) as store, connected(ENDPOINT[PARTNERS], store, configured().variables) as session:
-        [outcome] = land_days(ENDPOINT[PARTNERS], [today()], session=session, store=store, run_id="a run", now=later)
+    with landing(database_url, now=later) as outcomes:
+        [outcome] = outcomes
 
     assert not isinstance(outcome, Failed)
     assert [row[0] for row in rows(query)] == ["new1"]
@@ -398,14 +406,14 @@ def test_an_attempt_lands_though_midnight_passes(sandbox, query, wanted, databas
 # The client's own id
 
 
-def test_the_client_gets_its_id_once(sandbox, query, monkeypatch):
+def test_the_clients_id_is_assigned_once(sandbox, query, monkeypatch):
     monkeypatch.setenv("BINANCE_USER_CUSTOMER_ID", "mine")
     columns = "customer_id, api_agent_code, before_customer_id, outcome"
     code = sandbox.binance.api_agent_code
 
     for _ in range(2):
         run = materialize(CLIENTS, [today()])
-        assert run.success and check(run).passed, run.message
+        assert run.success and passed(run), run.message
 
     monkeypatch.setenv("BINANCE_USER_CUSTOMER_ID", "mine2")
     sandbox.binance.failing_posts = 1
@@ -420,21 +428,21 @@ def test_the_client_gets_its_id_once(sandbox, query, monkeypatch):
 
 
 def test_an_id_of_another_client_of_the_agent_is_refused(sandbox, query, monkeypatch):
-    monkeypatch.setenv("BINANCE_USER_CUSTOMER_ID", HELD)
+    monkeypatch.setenv("BINANCE_USER_CUSTOMER_ID", TAKEN_ID)
 
     run = materialize(CLIENTS, [today()])
 
-    assert not check(run).passed and f"BINANCE_USER_CUSTOMER_ID ({HELD}" in check(run).description
+    assert not passed(run) and f"BINANCE_USER_CUSTOMER_ID ({TAKEN_ID}" in findings(run)
     assert rows(query, "outcome", "user_customization_assignment") == [("refused",)]
 
 
 # The plan
 
 
-def test_the_plan_shows_the_differences_and_posts_nothing(sandbox, wanted, database_url):
-    wanted((HELD, HOLDER), ("new1", EMAILS[0]), ("6zhfu2", sandbox.binance.customers.by_id["6zhfub"]), ("bad", "x"))
+def test_the_plan_shows_the_differences_and_posts_nothing(sandbox, desire, database_url):
+    desire((TAKEN_ID, OWNER), ("new1", EMAILS[0]), ("6zhfu2", sandbox.binance.customers.by_id["6zhfub"]), ("bad", "x"))
 
-    text = plan(database_url, PARTNERS)
+    text = plan(database_url, PARTNERS, today())
 
     assert posts(sandbox) == []
     assert text.splitlines()[1:] == [
@@ -445,10 +453,8 @@ def test_the_plan_shows_the_differences_and_posts_nothing(sandbox, wanted, datab
     ]
 
 
-def test_the_plan_of_another_day_is_nothing(sandbox, wanted, database_url):
-    wanted(("new1", EMAILS[0]))
-    yesterday = today() - timedelta(days=1)
+def test_the_plan_of_another_day_has_no_requests(sandbox, desire, database_url):
+    desire(("new1", EMAILS[0]))
 
-    with Store(database_url) as store, connected(ENDPOINT[PARTNERS], store, configured().variables) as session:
-        assert str(plan_of(ENDPOINT[PARTNERS], [yesterday], session=session, store=store)) == "0 requests"
+    assert plan(database_url, PARTNERS, today() - timedelta(days=1)) == "0 requests"
     assert sandbox.requests == []

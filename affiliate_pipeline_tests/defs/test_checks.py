@@ -1,4 +1,4 @@
-"""The check that each landed day gets: one evaluation a day, which never stops a run."""
+"""The check of each landed day: one evaluation per day, which never fails a run."""
 
 import logging
 from decimal import Decimal
@@ -8,67 +8,68 @@ import pytest
 
 from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.conftest import Run, materialize
+from affiliate_pipeline_tests.defs.events import check_evaluations, description_of, only_check
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, YESTERDAY, at, rebate, rebates
 
 
-def evaluations(run):
-    """Each day's evaluation: whether it passed, what it says, its metadata."""
-    found = {}
-    for event in run.events:
-        if event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-            evaluation = event.asset_check_evaluation_data
-            assert evaluation.severity == dg.AssetCheckSeverity.WARN
-            assert evaluation.partition not in found, "one evaluation a day"
-            metadata = {name: value.value for name, value in evaluation.metadata.items()}
-            found[evaluation.partition] = (evaluation.passed, evaluation.description, metadata)
-    return found
+def evaluations_by_day(run: Run) -> dict[str | None, dg.AssetCheckEvaluation]:
+    """The day's evaluation by partition key; each is a warning, and each day has at most one."""
+    found = check_evaluations(run)
+    by_day = {evaluation.partition: evaluation for evaluation in found}
+    assert len(by_day) == len(found)
+    assert {evaluation.severity for evaluation in found} <= {dg.AssetCheckSeverity.WARN}
+    return by_day
 
 
-def test_a_day_that_landed_well_passes(sandbox):
-    run = materialize(KEY, DAYS)
+def sums_in(evaluation: dg.AssetCheckEvaluation, name: str) -> dict[str, Decimal]:
+    sums = evaluation.metadata[name].value
+    assert isinstance(sums, dict)
+    return {str(asset): Decimal(str(total)) for asset, total in sums.items()}
 
-    found = evaluations(run)
+
+def test_each_landed_day_has_an_evaluation_that_passes(sandbox):
+    found = evaluations_by_day(materialize(KEY, DAYS))
+
     assert found.keys() == {f"{day}" for day in DAYS}
-    assert all(passed for passed, *_ in found.values())
+    assert all(evaluation.passed for evaluation in found.values())
 
 
-def test_a_day_that_failed_has_no_evaluation_and_the_others_have_theirs(sandbox):
+def test_only_landed_days_have_an_evaluation(sandbox):
     sandbox.binance.set_rebates([*rebates(DAYS[0], 3), rebate(at(DAYS[1]), income="much"), *rebates(DAYS[2], 3)])
 
     run = materialize(KEY, DAYS[:3])
 
     assert list(run.failed) == [DAYS[1]]
-    assert evaluations(run).keys() == {f"{DAYS[0]}", f"{DAYS[2]}"}
+    assert evaluations_by_day(run).keys() == {f"{DAYS[0]}", f"{DAYS[2]}"}
 
 
-def test_an_unknown_field_is_warned_of_once(sandbox, caplog):
+def test_an_unknown_field_is_reported_once(sandbox, caplog):
     sandbox.binance.set_rebates(row | {"tier": "gold"} for day in DAYS for row in rebates(day, 2))
 
     with caplog.at_level(logging.WARNING):
         first = materialize(KEY, DAYS)
         second = materialize(KEY, DAYS)
 
-    failed = [description for passed, description, _ in evaluations(first).values() if not passed]
-    assert len(failed) == 1
-    assert "tier" in failed[0]
-    assert all(passed for passed, *_ in evaluations(second).values())
+    [failed] = [evaluation for evaluation in check_evaluations(first) if not evaluation.passed]
+    assert "tier" in description_of(failed)
+    assert all(evaluation.passed for evaluation in check_evaluations(second))
     assert len([record for record in caplog.records if "tier" in record.getMessage()]) == 1
 
 
-def test_another_unknown_field_is_warned_of_too(sandbox):
+def test_a_second_unknown_field_is_reported_alone(sandbox):
     sandbox.binance.set_rebates(row | {"tier": "gold"} for row in rebates(SETTLED, 2))
     materialize(KEY, [SETTLED])
     sandbox.binance.set_rebates(row | {"tier": "gold", "bonus": "1"} for row in rebates(SETTLED, 2))
 
-    [(passed, description, _)] = evaluations(materialize(KEY, [SETTLED])).values()
+    evaluation = only_check(materialize(KEY, [SETTLED]))
 
-    assert not passed
-    assert "bonus" in description
-    assert "tier" not in description
+    assert not evaluation.passed
+    assert "bonus" in description_of(evaluation)
+    assert "tier" not in description_of(evaluation)
 
 
-def test_a_restatement_after_settling_shows_the_difference(sandbox):
+def test_a_restatement_after_settling_is_reported_with_the_difference(sandbox):
     sandbox.binance.set_rebates([rebate(at(SETTLED), 1, income="0.10"), rebate(at(SETTLED), 2, income="0.20")])
     materialize(KEY, [SETTLED])
     sandbox.binance.set_rebates(
@@ -77,37 +78,35 @@ def test_a_restatement_after_settling_shows_the_difference(sandbox):
 
     run = materialize(KEY, [SETTLED])
 
-    [(passed, description, metadata)] = evaluations(run).values()
+    evaluation = only_check(run)
     assert run.success
-    assert not passed
-    assert "2 rows before, 3 now" in description
-    assert "affiliate.superseded_row" in description
-    sums = [{asset: Decimal(total) for asset, total in metadata[name].items()} for name in ("sums_before", "sums_now")]
-    assert sums == [{"USDT": Decimal("0.30")}, {"USDT": Decimal("1.35")}]
+    assert not evaluation.passed
+    assert "2 rows before, 3 now" in description_of(evaluation)
+    assert "affiliate.superseded_row" in description_of(evaluation)
+    assert sums_in(evaluation, "sums_before") == {"USDT": Decimal("0.30")}
+    assert sums_in(evaluation, "sums_now") == {"USDT": Decimal("1.35")}
 
 
-def test_a_restatement_before_settling_is_usual(sandbox):
+def test_a_restatement_before_settling_passes(sandbox):
     sandbox.binance.set_rebates(rebates(YESTERDAY, 2))
     materialize(KEY, [YESTERDAY])
     sandbox.binance.set_rebates(rebates(YESTERDAY, 3))
 
-    [(passed, *_)] = evaluations(materialize(KEY, [YESTERDAY])).values()
-
-    assert passed
+    assert only_check(materialize(KEY, [YESTERDAY])).passed
 
 
 @pytest.mark.parametrize(("fee", "passed"), [("10.0", True), ("10.000000000000000001", False)])
-def test_a_fee_above_its_volume_is_told(sandbox, declare, fee, passed):
+def test_a_fee_above_its_volume_is_reported(sandbox, declare, fee, passed):
     declare(volume_and_fee=("income", "commission"))
     sandbox.binance.set_rebates([rebate(at(SETTLED), income="10", commission=fee)])
 
-    [(found, description, _)] = evaluations(materialize(KEY, [SETTLED])).values()
+    evaluation = only_check(materialize(KEY, [SETTLED]))
 
-    assert found is passed
-    assert passed or "the fee is above the volume in 1 rows" in description
+    assert evaluation.passed is passed
+    assert passed or "the fee is above the volume in 1 rows" in description_of(evaluation)
 
 
-def test_volume_and_fee_of_trades_are_compared():
+def test_fees_and_volumes_of_all_trades_are_compared():
     compared = {e.name: e.volume_and_fee for e in ENDPOINTS if isinstance(e, Records) and e.volume_and_fee}
 
     assert compared == {

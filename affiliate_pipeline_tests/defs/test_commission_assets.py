@@ -1,7 +1,9 @@
-"""The money by day: what it says is what the raw tables hold, and it is never out of date without being noticed."""
+"""The daily earnings equal the sums of the raw tables, and the sensor requests every day that is out of date."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
 
 import dagster as dg
 import psycopg
@@ -13,11 +15,17 @@ from affiliate_pipeline.landing import endpoint_tables
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline_tests.conftest import RESOURCES, instance_of_all_runs, materialize
 from affiliate_pipeline_tests.defs.affiliates import commission
+from affiliate_pipeline_tests.defs.events import (
+    failed_partitions,
+    failure_message,
+    only_step_failure,
+    recorded_events,
+)
 from affiliate_pipeline_tests.defs.rebates import DAYS, EMAIL, KEY, SETTLED, YESTERDAY, at, rebate
 
 COMMISSION, REPORT = "affiliate/daily_commission", "affiliate/daily_report"
 LBANK = "lbank/commission_stats_symbol_list"
-# Long since settled at both exchanges.
+# Settled at both exchanges.
 DAY = DAYS[0]
 SUMS = """
 select exchange, coin, kind, count, amount, usdt_value, unvalued from affiliate.daily_commission
@@ -32,15 +40,13 @@ order by 1, 2, 3"""
 
 
 @pytest.fixture(autouse=True)
-def nobody_told(request):
-    """No full email in any page."""
+def no_page_contains_a_full_email(tmp_path):
     yield
-    pages = (request.getfixturevalue("tmp_path") / "reports").glob("*.html")
-    assert not any(EMAIL in page.read_text() for page in pages)
+    assert [page for page in (tmp_path / "reports").glob("*.html") if EMAIL in page.read_text()] == []
 
 
 def add_up(days, *keys) -> dg.ExecuteInProcessResult:
-    """A run of the derived assets over the days."""
+    """Run the derived assets, by default both, over the days."""
     definitions = build_definitions()
     tags = {"dagster/asset_partition_range_start": f"{days[0]}", "dagster/asset_partition_range_end": f"{days[-1]}"}
     return dg.materialize(
@@ -53,52 +59,47 @@ def add_up(days, *keys) -> dg.ExecuteInProcessResult:
     )
 
 
-def told(result, key, day) -> dict:
-    """The metadata of a materialization."""
-    (found,) = [
-        event.step_materialization_data.materialization.metadata
-        for event in (entry.dagster_event for entry in instance_of_all_runs().all_logs(result.run_id))
-        if event
-        and event.is_step_materialization
-        and (event.asset_key.to_user_string(), event.partition) == (key, f"{day}")
-    ]
-    return {name: value.value for name, value in found.items()}
+def materializations(result, key: str) -> dict[str | None, dg.AssetMaterialization]:
+    """The asset's materializations in the run by partition key."""
+    return {
+        event.partition: event.step_materialization_data.materialization
+        for event in recorded_events(instance_of_all_runs(), result.run_id)
+        if event.is_step_materialization and event.asset_key == dg.AssetKey(key.split("/"))
+    }
 
 
-def days_of(result, key) -> list[str]:
-    return sorted(
-        event.partition
-        for event in (entry.dagster_event for entry in instance_of_all_runs().all_logs(result.run_id))
-        if event and event.is_step_materialization and event.asset_key.to_user_string() == key
-    )
+def metadata_of(result, key, day) -> dict[str, Any]:
+    return {name: entry.value for name, entry in materializations(result, key)[f"{day}"].metadata.items()}
 
 
-def sensor() -> dg.SensorDefinition:
-    return next(each for each in build_definitions().sensors if each.name == "stale_days")
+def run_requests() -> list[dg.RunRequest]:
+    """The runs that the sensor requests now."""
+    tick = build_definitions().get_sensor_def("stale_days").evaluate_tick(dg.build_sensor_context(resources=RESOURCES))
+    return list(tick.run_requests or [])
 
 
-def tick() -> list[tuple[str, str]]:
-    """The ranges that the sensor asks for now."""
-    requests = sensor().evaluate_tick(dg.build_sensor_context(resources=RESOURCES)).run_requests
+def requested_ranges() -> list[tuple[str, str]]:
+    """The first and last day of each run that the sensor requests now."""
     return [
         (each.tags["dagster/asset_partition_range_start"], each.tags["dagster/asset_partition_range_end"])
-        for each in requests
+        for each in run_requests()
     ]
 
 
 @pytest.fixture
 def no_client(sandbox, monkeypatch) -> None:
-    """Nobody has configured the client's account."""
+    """The client's account is not configured."""
     monkeypatch.delenv("BINANCE_CLIENT_API_KEY")
     monkeypatch.delenv("BINANCE_CLIENT_API_SECRET")
 
 
 @pytest.fixture
-def at_once(monkeypatch) -> None:
+def without_wait(monkeypatch) -> None:
+    """The sensor requests a day as soon as something has landed for it."""
     monkeypatch.setattr("affiliate_pipeline.defs.commission_assets.QUIET_S", 0)
 
 
-def test_a_day_is_what_the_tables_of_the_exchanges_hold_to_the_last_digit(both, query, database_url, no_client):
+def test_a_days_sums_equal_those_of_the_raw_tables_to_the_last_digit(both, query, database_url, no_client):
     odd = [rebate(at(DAY), i, income="0.000000000000000001", asset=f"C{i % 3}") for i in range(7)]
     both.binance.set_rebates([*odd, rebate(at(DAY), 8, income="12345678901234567890.123456789012345678")])
     assert materialize(KEY, [DAY]).success
@@ -113,14 +114,14 @@ def test_a_day_is_what_the_tables_of_the_exchanges_hold_to_the_last_digit(both, 
     assert [[str(cell) for cell in row] for row in sums] == [[str(cell) for cell in row] for row in raw]
     assert {row[0] for row in sums} == {"binance", "lbank"}
     assert {row[2] for row in sums} == {"rebate", "commission spot", "commission futures"}
-    metadata = told(result, COMMISSION, DAY)
+    metadata = metadata_of(result, COMMISSION, DAY)
     assert metadata["records"] == sum(row[3] for row in sums)
     assert metadata["sums"]["binance rebate USDT"]["amount"] == "12345678901234567890.123456789012345678"
     assert metadata["missing_or_not_settled"] == {}
     assert {zone for (zone,) in query("select zone from affiliate.daily_commission")} == {"UTC", "Asia/Shanghai"}
 
 
-def test_a_value_in_usdt_is_what_the_exchange_says_and_else_it_is_counted_as_none(both, query):
+def test_the_value_in_usdt_is_the_exchanges_and_amounts_without_one_are_counted(both, query):
     own = both.lbank.own_open_id
     both.lbank.set_commissions(
         [
@@ -141,7 +142,7 @@ def test_a_value_in_usdt_is_what_the_exchange_says_and_else_it_is_counted_as_non
     ]
 
 
-def test_kinds_have_the_names_that_the_endpoint_declares_and_other_codes_stay_as_they_are(both, query):
+def test_kinds_have_the_declared_names_and_undeclared_codes_stay_unchanged(both, query):
     own = both.lbank.own_open_id
     both.lbank.set_commissions([commission(own, DAY, f"{code + 1}") | {"tradeType": code % 2} for code in range(3)])
     assert materialize(LBANK, [DAY]).success
@@ -153,20 +154,20 @@ def test_kinds_have_the_names_that_the_endpoint_declares_and_other_codes_stay_as
     assert kinds == [("commission 7", 3), ("commission futures", 2), ("commission spot", 1)]
 
 
-def test_a_day_that_release_0_1_0_added_up_is_not_stale(both, query, at_once):
+def test_a_day_that_release_0_1_0_added_up_is_not_stale(both, query, without_wait):
     materialize(KEY, [DAY, YESTERDAY])
     materialize(LBANK, [DAY])
-    # The statement by which that release recorded what a day was added up from.
+    # The statement with which that release recorded the inputs of a day's sums.
     query(
         "insert into affiliate.computed_day "
         "select partition, md5(string_agg(asset || ' ' || content_hash || ' ' || settled, ',' order by asset)) "
         "from affiliate.landing group by partition"
     )
 
-    assert tick() == []
+    assert requested_ranges() == []
 
 
-def test_of_two_endpoints_that_tell_of_the_same_money_one_counts(sandbox, query, database_url, at_once):
+def test_of_two_endpoints_that_report_the_same_money_one_counts(sandbox, query, database_url, without_wait):
     recent, history = "binance/kickback_recent_record", "binance/kickback_historical_record"
     assert materialize(recent, [DAY]).success
     with Store(database_url) as store:
@@ -183,86 +184,95 @@ def test_of_two_endpoints_that_tell_of_the_same_money_one_counts(sandbox, query,
         assert query("select distinct kind, asset from affiliate.daily_commission") == [("kickback", counted)]
 
 
-def test_a_day_that_lands_again_is_added_up_again(sandbox, query, at_once):
+def test_a_day_that_lands_again_is_added_up_again(sandbox, query, without_wait):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY), 1, income="1.5")])
     materialize(KEY, [DAYS[-2], YESTERDAY])
-    assert tick() == [(f"{DAYS[-2]}", f"{YESTERDAY}")]
+    assert requested_ranges() == [(f"{DAYS[-2]}", f"{YESTERDAY}")]
     assert add_up(DAYS[-2:]).success
-    assert tick() == []
+    assert requested_ranges() == []
 
     materialize(KEY, [YESTERDAY])
-    assert tick() == []  # the same rows
+    assert requested_ranges() == []  # The same rows landed.
 
     sandbox.binance.set_rebates([rebate(at(YESTERDAY), 1, income="1.5"), rebate(at(YESTERDAY), 2, income="2")])
     materialize(KEY, [YESTERDAY])
-    assert tick() == [(f"{YESTERDAY}", f"{YESTERDAY}")]
+    assert requested_ranges() == [(f"{YESTERDAY}", f"{YESTERDAY}")]
     assert add_up([YESTERDAY]).success
 
     assert [row[3:5] for row in query(SUMS, YESTERDAY)] == [(2, Decimal("3.5"))]
-    assert tick() == []
+    assert requested_ranges() == []
 
 
-def test_a_day_that_settles_is_told_of_as_final(sandbox, query, at_once, no_client):
+def test_a_day_that_settles_is_reported_as_final(sandbox, query, without_wait, no_client):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY))])
     materialize(KEY, [YESTERDAY])
     result = add_up([YESTERDAY])
-    assert told(result, COMMISSION, YESTERDAY)["missing_or_not_settled"] == {KEY: "may still change"}
+    assert metadata_of(result, COMMISSION, YESTERDAY)["missing_or_not_settled"] == {KEY: "may still change"}
     query("update affiliate.landing set settled = true")
 
-    assert tick() == [(f"{YESTERDAY}", f"{YESTERDAY}")]
+    assert requested_ranges() == [(f"{YESTERDAY}", f"{YESTERDAY}")]
 
-    assert told(add_up([YESTERDAY]), COMMISSION, YESTERDAY)["missing_or_not_settled"] == {}
+    assert metadata_of(add_up([YESTERDAY]), COMMISSION, YESTERDAY)["missing_or_not_settled"] == {}
     assert query("select settled from affiliate.daily_commission") == [(True,)]
 
 
-def test_while_more_may_be_landing_the_sensor_waits(sandbox):
+def test_the_sensor_waits_while_more_may_land(sandbox, monkeypatch):
     materialize(KEY, [SETTLED])
 
-    assert tick() == []
+    assert requested_ranges() == []
+    monkeypatch.setattr("affiliate_pipeline.defs.commission_assets.QUIET_S", 0)
+    assert requested_ranges() == [(f"{SETTLED}", f"{SETTLED}")]
 
 
-def test_the_sensor_runs_by_itself_and_asks_for_the_same_content_only_once_an_hour(sandbox, at_once):
+def test_the_sensor_repeats_a_request_for_the_same_content_once_an_hour(sandbox, without_wait, monkeypatch):
+    def key_at(instant: datetime) -> str | None:
+        clock = SimpleNamespace(now=lambda zone: instant)
+        monkeypatch.setattr("affiliate_pipeline.defs.commission_assets.datetime", clock)
+        [request] = run_requests()
+        return request.run_key
+
     materialize(KEY, [SETTLED])
-    keys = [
-        sensor().evaluate_tick(dg.build_sensor_context(resources=RESOURCES)).run_requests[0].run_key for _ in range(2)
-    ]
+    hour = datetime.now(UTC).replace(minute=0, second=0)
+
+    first = key_at(hour)
 
     # Dagster starts no second run of the same key.
-    if datetime.now().minute != 0:
-        assert keys[0] == keys[1]
+    assert key_at(hour + timedelta(minutes=59)) == first
+    assert key_at(hour + timedelta(minutes=60)) != first
     sandbox.binance.set_rebates([rebate(at(SETTLED), 1)])
     materialize(KEY, [SETTLED], allow_shrink=True)
-    assert sensor().evaluate_tick(dg.build_sensor_context(resources=RESOURCES)).run_requests[0].run_key not in keys
-    assert sensor().default_status == dg.DefaultSensorStatus.RUNNING
+    assert key_at(hour) != first
 
 
-def test_a_day_of_which_nothing_has_landed_fails_alone_in_both_assets(sandbox):
+def test_the_sensor_runs_by_default():
+    assert build_definitions().get_sensor_def("stale_days").default_status == dg.DefaultSensorStatus.RUNNING
+
+
+def test_a_day_for_which_nothing_has_landed_fails_alone_in_both_assets(sandbox):
     materialize(KEY, [DAYS[1]])
 
     result = add_up(DAYS[:3])
 
     assert not result.success
-    assert days_of(result, COMMISSION) == days_of(result, REPORT) == [f"{DAYS[1]}"]
-    (failure,) = [event for event in result.all_events if event.is_step_failure]
-    assert set(failure.step_failure_data.user_failure_data.metadata["failed_partitions"].value) == {
-        f"{DAYS[0]}",
-        f"{DAYS[2]}",
-    }
-    assert "has landed for it" in failure.step_failure_data.error.message
+    for key in (COMMISSION, REPORT):
+        assert list(materializations(result, key)) == [f"{DAYS[1]}"]
+    failure = only_step_failure(result.all_events)
+    assert failed_partitions(failure) == {f"{DAYS[0]}", f"{DAYS[2]}"}
+    assert "has landed for it" in failure_message(failure)
 
 
-def test_a_day_without_money_is_a_day(sandbox, query, at_once):
+def test_a_day_without_earnings_lands_with_no_rows(sandbox, query, without_wait):
     sandbox.binance.set_rebates([])
     materialize(KEY, [DAY])
 
     result = add_up([DAY])
 
-    assert told(result, COMMISSION, DAY)["dagster/partition_row_count"] == 0
-    assert "Nothing was earned" in told(result, REPORT, DAY)["report"]
-    assert query(SUMS, DAY) == tick() == []
+    assert metadata_of(result, COMMISSION, DAY)["dagster/partition_row_count"] == 0
+    assert "Nothing was earned" in metadata_of(result, REPORT, DAY)["report"]
+    assert query(SUMS, DAY) == requested_ranges() == []
 
 
-def test_the_report_shows_the_money_who_earned_most_and_what_is_missing(both, tmp_path, monkeypatch):
+def test_the_report_shows_the_earnings_the_top_customers_and_missing_days(both, tmp_path, monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{DAYS[0] - timedelta(days=40)}")
     both.binance.set_rebates(
         [rebate(at(DAY), 1, income="7.25"), rebate(at(DAY), 2, income="8.5", customerId="<b>zz</b>"),
@@ -272,7 +282,7 @@ def test_the_report_shows_the_money_who_earned_most_and_what_is_missing(both, tm
 
     result = add_up([DAY])
 
-    report = told(result, REPORT, DAY)["report"]
+    report = metadata_of(result, REPORT, DAY)["report"]
     assert "| binance | rebate | USDT | 15.75 | 15.75 | 2 |" in report
     assert "<b>" not in report
     assert f"{LBANK}: {DAY - timedelta(days=29)}" in report and "not landed" in report
@@ -286,14 +296,14 @@ def test_the_report_shows_the_money_who_earned_most_and_what_is_missing(both, tm
 def test_either_asset_can_be_materialized_alone(sandbox):
     materialize(KEY, [DAY])
 
-    only = add_up([DAY], COMMISSION)
-    assert (days_of(only, COMMISSION), days_of(only, REPORT)) == ([f"{DAY}"], [])
+    for key, other in ((COMMISSION, REPORT), (REPORT, COMMISSION)):
+        result = add_up([DAY], key)
+        assert list(materializations(result, key)) == [f"{DAY}"]
+        assert materializations(result, other) == {}
 
-    only = add_up([DAY], REPORT)
-    assert (days_of(only, COMMISSION), days_of(only, REPORT)) == ([], [f"{DAY}"])
 
-
-def test_a_day_that_fails_at_an_exchange_does_not_share_a_run_with_the_days_here():
+def test_the_derived_assets_never_share_a_run_with_an_endpoints_asset():
+    # Dagster runs assets of equal partitions together, and a day that fails upstream would fail every day here.
     graph = build_definitions().resolve_asset_graph()
     upstream = graph.get(dg.AssetKey(KEY.split("/")))
     derived = graph.get(dg.AssetKey(COMMISSION.split("/")))

@@ -1,4 +1,4 @@
-"""What lands is what the exchange has: every row once, to the last digit, whatever the exchange's habits."""
+"""Exactly the exchange's rows land: each once, to the last digit, in whatever order the exchange lists them."""
 
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -23,6 +23,7 @@ from affiliate_pipeline_tests.defs.rebates import (
     refusals,
     sent,
     touching,
+    with_row_limit,
 )
 
 EMAILS = [
@@ -79,7 +80,7 @@ def test_rows_of_every_kind_land_as_they_were_sent(sandbox, query):
     assert refusals(sandbox) == []
 
 
-def test_an_amount_in_scientific_notation_keeps_its_value(sandbox, query):
+def test_an_amount_in_scientific_notation_lands_with_its_exact_value(sandbox, query):
     sandbox.binance.set_rebates([rebate(at(SETTLED), income="1.5e-8"), rebate(at(SETTLED) + 1, income=Number("12E+2"))])
 
     materialize(KEY, [SETTLED])
@@ -87,7 +88,7 @@ def test_an_amount_in_scientific_notation_keeps_its_value(sandbox, query):
     assert query("select income::text from binance.rebate_recent_record order by time") == [("0.000000015",), ("1200",)]
 
 
-def test_rows_of_the_neighbouring_days_stay_out(sandbox, query):
+def test_rows_of_the_neighbouring_days_do_not_land(sandbox, query):
     own = [rebate(at(DAYS[1], "00:00:00.000")), rebate(at(DAYS[1], "23:59:59.999"))]
     others = [rebate(at(DAYS[0], "23:59:59.999")), rebate(at(DAYS[2], "00:00:00.000"))]
     sandbox.binance.set_rebates([*own, *others])
@@ -114,10 +115,11 @@ def test_all_days_that_the_exchange_promises_land_in_one_run(sandbox, query):
         assert landed(query, day) == sent(rebates(day, 700))
 
 
-def test_a_busy_range_lands_in_few_requests(sandbox, query):
-    rows = {day: rebates(day, 2_500) for day in DAYS}
-    rows[DAYS[1]] += rebates(DAYS[1], 20_000, "14:30:00.000", within_ms=60_000)
-    rows[DAYS[2]] += [rebate(at(DAYS[2], "09:00:00.123"), number % 250) for number in range(499)]
+def test_a_busy_range_lands_in_few_requests(sandbox, query, declare):
+    declare(strategy=with_row_limit(100))
+    rows = {day: rebates(day, 500) for day in DAYS}
+    rows[DAYS[1]] += rebates(DAYS[1], 4_000, "14:30:00.000", within_ms=60_000)
+    rows[DAYS[2]] += [rebate(at(DAYS[2], "09:00:00.123"), number % 50) for number in range(99)]
     sandbox.binance.set_rebates(row for day in DAYS for row in rows[day])
 
     run = materialize(KEY, DAYS)
@@ -126,35 +128,39 @@ def test_a_busy_range_lands_in_few_requests(sandbox, query):
     for day in DAYS:
         assert landed(query, day) == sent(rows[day])
     assert refusals(sandbox) == []
-    assert len(sandbox.requests) <= 1.05 * sum(map(len, rows.values())) / 500 + 30
+    assert len(sandbox.requests) <= 1.05 * sum(map(len, rows.values())) / 100 + 30
 
 
-def list_pages_backwards(sandbox, monkeypatch):
-    """The oldest rows come first, as they should, but each page lists them from its newest to its oldest."""
-    answer = sandbox.binance.respond
+def reverse_each_page(sandbox, monkeypatch):
+    """List each page's rows in reverse; which rows a page contains does not change."""
+    respond = sandbox.binance.respond
 
-    def backwards(call):
-        good = answer(call)
-        if not good.body.startswith(b"["):
-            return good
-        rows = msgspec.json.decode(good.body, type=list[msgspec.Raw])
-        return replace(good, body=b"[" + b",".join(map(bytes, reversed(rows))) + b"]")
+    def reversed_page(call):
+        response = respond(call)
+        if not response.body.startswith(b"["):
+            return response
+        rows = msgspec.json.decode(response.body, type=list[msgspec.Raw])
+        return replace(response, body=b"[" + b",".join(map(bytes, reversed(rows))) + b"]")
 
-    monkeypatch.setattr(sandbox.binance, "respond", backwards)
+    monkeypatch.setattr(sandbox.binance, "respond", reversed_page)
 
 
-@pytest.mark.parametrize("pages_backwards", [False, True])
+@pytest.mark.parametrize("reversed_pages", [False, True])
 @pytest.mark.parametrize("exclusive_end", [False, True])
 @pytest.mark.parametrize("newest_first", [False, True])
-def test_the_exchanges_habits_do_not_matter(sandbox, query, monkeypatch, newest_first, exclusive_end, pages_backwards):
+def test_all_rows_land_whatever_the_order_and_the_window_end(
+    sandbox, query, declare, monkeypatch, newest_first, exclusive_end, reversed_pages
+):
+    declare(strategy=with_row_limit(100))
     sandbox.binance.newest_first, sandbox.binance.exclusive_end = newest_first, exclusive_end
-    if pages_backwards:
-        list_pages_backwards(sandbox, monkeypatch)
+    if reversed_pages:
+        reverse_each_page(sandbox, monkeypatch)
     days = DAYS[:3]
-    rows = {day: rebates(day, 1_300) for day in days}
-    rows[days[0]] += [rebate(at(days[0], "00:00:00.000"), number) for number in range(499)][1:]
-    rows[days[1]] += [rebate(at(days[1], "23:59:59.999"), number) for number in range(499)]
-    rows[days[2]] += [rebate(at(days[2], "12:00:00.001"), number) for number in range(600)][101:]
+    rows = {day: rebates(day, 260) for day in days}
+    # In a single millisecond, one row less than the limit: in the day's first, in its last and within the day.
+    rows[days[0]] += [rebate(at(days[0], "00:00:00.000"), number) for number in range(1, 99)]
+    rows[days[1]] += [rebate(at(days[1], "23:59:59.999"), number) for number in range(99)]
+    rows[days[2]] += [rebate(at(days[2], "12:00:00.001"), number) for number in range(99)]
     sandbox.binance.set_rebates(row for day in days for row in rows[day])
 
     run = materialize(KEY, days)
@@ -165,30 +171,31 @@ def test_the_exchanges_habits_do_not_matter(sandbox, query, monkeypatch, newest_
     assert refusals(sandbox) == []
 
 
-def answer_by_hand(sandbox, monkeypatch, rows, order):
-    """The windows' rows are sorted by `order` before they are cut off at the limit."""
-    answer = sandbox.binance.respond
+def sort_windows_by(sandbox, monkeypatch, rows, order):
+    """Return each window's rows sorted by `order`, cut off at the limit."""
+    respond = sandbox.binance.respond
 
-    def by_hand(call):
-        good = answer(call)
-        if not good.body.startswith(b"["):
-            return good
+    def sorted_window(call):
+        response = respond(call)
+        if not response.body.startswith(b"["):
+            return response
         first, last, limit = (int(call.params[name]) for name in ("startTime", "endTime", "limit"))
-        found = sorted((row for row in rows if first <= row["time"] <= last), key=order)
-        return replace(good, body=msgspec.json.encode(found[:limit]))
+        window = sorted((row for row in rows if first <= row["time"] <= last), key=order)
+        return replace(response, body=msgspec.json.encode(window[:limit]))
 
-    monkeypatch.setattr(sandbox.binance, "respond", by_hand)
+    monkeypatch.setattr(sandbox.binance, "respond", sorted_window)
 
 
-# Where the second page is cut off: within the burst, or after so few rows of it that they may be in order by chance.
+# `before` decides where the second page ends: within the burst, or after so few of its rows that they may be in order
+# by chance.
 @pytest.mark.parametrize("before", [440, 497, 498, 499])
 def test_an_exchange_that_sorts_by_the_second_loses_no_row(sandbox, query, monkeypatch, before):
-    # Of the first page, which is full as well, the order is good: no two of its rows share a second.
+    # The first page is full as well, but in order: no two of its rows share a second.
     rows = rebates(SETTLED, 499 + before, within_ms=12 * 3_600_000)
-    # Within a second the later half comes first.
+    # The exchange returns the later half of each second first.
     rows += [rebate(at(SETTLED) + (number * 7 + 500) % 1000, number) for number in range(120)]
     rows += rebates(SETTLED, 2_000, "13:00:00.000", within_ms=3_600_000)
-    answer_by_hand(sandbox, monkeypatch, rows, lambda row: (row["time"] // 1000, -(row["time"] % 1000 // 500)))
+    sort_windows_by(sandbox, monkeypatch, rows, lambda row: (row["time"] // 1000, -(row["time"] % 1000 // 500)))
 
     run = materialize(KEY, [SETTLED])
 
@@ -196,15 +203,15 @@ def test_an_exchange_that_sorts_by_the_second_loses_no_row(sandbox, query, monke
     assert landed(query, SETTLED) == sent(rows)
 
 
-def test_an_exchange_that_refuses_a_window_of_one_millisecond_is_asked_for_two(sandbox, query, monkeypatch):
-    answer = sandbox.binance.respond
+def test_where_windows_of_one_millisecond_are_refused_two_are_requested(sandbox, query, monkeypatch):
+    respond = sandbox.binance.respond
 
-    def wants_a_later_end(call):
+    def requires_a_later_end(call):
         if call.params.get("startTime") == call.params.get("endTime"):
             return Response(400, b'{"code":-1128,"msg":"endTime must be after startTime."}')
-        return answer(call)
+        return respond(call)
 
-    monkeypatch.setattr(sandbox.binance, "respond", wants_a_later_end)
+    monkeypatch.setattr(sandbox.binance, "respond", requires_a_later_end)
     rows = rebates(SETTLED, 1_300)
     sandbox.binance.set_rebates(rows)
 
@@ -216,7 +223,7 @@ def test_an_exchange_that_refuses_a_window_of_one_millisecond_is_asked_for_two(s
 
 @pytest.mark.parametrize("split_by", ["an error", "the longest span"])
 def test_exactly_one_full_page_proves_no_order(sandbox, query, monkeypatch, split_by):
-    # Windows one after the other, so that the full page comes first.
+    # One worker, so that the full page comes first.
     monkeypatch.setattr("affiliate_pipeline.exchanges.window_walk.WORKERS", 1)
     sandbox.binance.newest_first = True
     if split_by == "an error":
@@ -259,12 +266,13 @@ def test_a_millisecond_that_fills_a_page_fails_its_day_alone(sandbox, query, cou
     assert query("select count(*) from affiliate.landing where partition = %s", DAYS[1]) == [(0,)]
 
 
-def test_a_day_known_to_be_bad_is_left_alone(sandbox, monkeypatch):
+def test_a_day_known_to_be_bad_is_not_requested_again(sandbox, declare, monkeypatch):
+    declare(strategy=with_row_limit(100))
     monkeypatch.setattr("affiliate_pipeline.exchanges.window_walk.WORKERS", 1)
     sandbox.binance.newest_first = True
     full_ms = at(DAYS[1], "03:00:00.000")
-    full = [rebate(full_ms, number) for number in range(500)]
-    sandbox.binance.set_rebates([*full, *(row for day in DAYS[:3] for row in rebates(day, 3_000))])
+    full = [rebate(full_ms, number) for number in range(100)]
+    sandbox.binance.set_rebates([*full, *(row for day in DAYS[:3] for row in rebates(day, 600))])
 
     run = materialize(KEY, DAYS[:3])
 
@@ -281,7 +289,7 @@ def pem(key) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("make", [ed25519.Ed25519PrivateKey.generate, lambda: rsa.generate_private_key(65537, 2048)])
-def test_a_key_pair_signs_as_well_as_a_shared_secret(sandbox, query, monkeypatch, make):
+def test_a_private_key_signs_requests(sandbox, query, monkeypatch, make):
     private, public = pem(make())
     sandbox.binance.add_account("key-of-a-pair", public)
     monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key-of-a-pair")
@@ -295,17 +303,17 @@ def test_a_key_pair_signs_as_well_as_a_shared_secret(sandbox, query, monkeypatch
     assert refusals(sandbox) == []
 
 
-def test_days_apart_are_all_fetched(sandbox, query, monkeypatch):
-    class OneAfterTheOther(ThreadPoolExecutor):
+def test_days_on_both_sides_of_a_gap_are_fetched(sandbox, query, monkeypatch):
+    class Sequential(ThreadPoolExecutor):
         def submit(self, *args, **kwargs):
             future = super().submit(*args, **kwargs)
             wait([future])
             return future
 
-    monkeypatch.setattr("affiliate_pipeline.exchanges.window_walk.ThreadPoolExecutor", OneAfterTheOther)
+    monkeypatch.setattr("affiliate_pipeline.exchanges.window_walk.ThreadPoolExecutor", Sequential)
     sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rebates(day, 9))
     materialize(KEY, [DAYS[1]])
-    query("update affiliate.landing set source = 'somebody else'")
+    query("update affiliate.landing set source = 'another account'")
 
     run = materialize(KEY, DAYS[:3])
 
@@ -314,7 +322,7 @@ def test_days_apart_are_all_fetched(sandbox, query, monkeypatch):
     assert landed(query, DAYS[2]) == sent(rebates(DAYS[2], 9))
 
 
-def test_days_not_asked_for_are_not_asked_about(sandbox):
+def test_no_request_touches_a_day_outside_the_run(sandbox):
     sandbox.binance.set_rebates(row for day in DAYS for row in rebates(day, 1_200))
 
     materialize(KEY, DAYS[1:3])

@@ -1,7 +1,7 @@
-"""A day that landed, as Dagster and the ledger show it."""
+"""What Dagster, the ledger and the table contain of a landed day."""
 
 import logging
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal
 from functools import reduce
 
@@ -32,7 +32,7 @@ def test_a_day_lands_exactly(sandbox, query):
     assert len(sandbox.binance.rebates(SETTLED)) > 100
 
 
-def test_a_landed_day_shows_what_it_holds(sandbox, query):
+def test_the_metadata_describe_the_days_rows(sandbox, query):
     rows = [
         rebate(at(SETTLED, "00:00:00.001"), 1, income="0.000000000000000001"),
         rebate(at(SETTLED, "07:00:00.000"), 2, income=Number("12345678901234567890.10")),
@@ -62,15 +62,15 @@ def test_a_landed_day_shows_what_it_holds(sandbox, query):
     assert metadata["kept"] is False
 
 
-def test_a_day_that_may_still_change_is_not_called_settled(sandbox):
+def test_a_day_that_may_still_change_is_not_reported_as_settled(sandbox):
     run = materialize(KEY, DAYS)
 
     assert {day: metadata["settled"] for day, metadata in run.materialized.items()} == {
-        day: day <= datetime.now().astimezone().date() - timedelta(days=3) for day in DAYS
+        day: day <= datetime.now(UTC).date() - timedelta(days=3) for day in DAYS
     }
 
 
-def test_every_row_says_where_it_comes_from(sandbox, query):
+def test_every_row_contains_its_partition_and_run(sandbox, query):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY))])
 
     materialize(KEY, [YESTERDAY])
@@ -83,13 +83,13 @@ def test_every_row_says_where_it_comes_from(sandbox, query):
     assert extra is None
 
 
-def test_a_day_landed_twice_is_written_once(sandbox, query):
+def test_a_landed_day_without_changes_is_not_written_again(sandbox, query):
     sandbox.binance.set_rebates(rebates(SETTLED, 40) * 2)
     versions = "select xmin::text, ctid::text, landed_at, run_id from binance.rebate_recent_record order by ctid"
     ledger = "select rows, content_hash, landed_at, run_id from affiliate.landing"
-    checked = "select checked_at from affiliate.landing"
+    checked_at = "select checked_at from affiliate.landing"
     materialize(KEY, [SETTLED])
-    before = query(versions), query(ledger), query(checked)
+    before = query(versions), query(ledger), query(checked_at)
 
     sandbox.binance.newest_first = True
     run = materialize(KEY, [SETTLED])
@@ -97,7 +97,7 @@ def test_a_day_landed_twice_is_written_once(sandbox, query):
     assert run.success
     assert run.materialized[SETTLED]["changed"] is False
     assert (query(versions), query(ledger)) == before[:2]
-    assert query(checked) > before[2]
+    assert query(checked_at) > before[2]
 
 
 def test_a_day_without_rows_lands_with_none(sandbox, query):
@@ -115,19 +115,19 @@ def test_a_day_without_rows_lands_with_none(sandbox, query):
 
 
 def test_an_empty_day_clears_the_day_and_no_other(sandbox, query):
-    around = [*rebates(DAYS[-2], 4)]
-    sandbox.binance.set_rebates([*around, *rebates(YESTERDAY, 6)])
+    others = rebates(DAYS[-2], 4)
+    sandbox.binance.set_rebates([*others, *rebates(YESTERDAY, 6)])
     materialize(KEY, DAYS[-2:])
 
-    sandbox.binance.set_rebates(around)
+    sandbox.binance.set_rebates(others)
     run = materialize(KEY, [YESTERDAY])
 
     assert run.success
     assert landed(query, YESTERDAY) == sent([])
-    assert landed(query, DAYS[-2]) == sent(around)
+    assert landed(query, DAYS[-2]) == sent(others)
 
 
-def test_fields_that_come_late_are_taken_up(sandbox, query):
+def test_fields_filled_in_later_replace_their_nulls(sandbox, query):
     rows = rebates(YESTERDAY, 30)
     sandbox.binance.set_rebates(rows)
     materialize(KEY, [YESTERDAY])
@@ -140,7 +140,7 @@ def test_fields_that_come_late_are_taken_up(sandbox, query):
     assert landed(query, YESTERDAY) == sent(row | paid for row in rows)
 
 
-def test_a_field_that_nobody_knows_is_kept_and_told(sandbox, query, caplog):
+def test_an_unknown_field_lands_in_extra_and_is_reported(sandbox, query, caplog):
     first, second, third = rebates(YESTERDAY, 3)
     first |= {"tier": "gold", "bonus": Number("0.10")}
     second |= {"tier": None}
@@ -165,7 +165,7 @@ def test_a_field_that_nobody_knows_is_kept_and_told(sandbox, query, caplog):
 
 
 @pytest.mark.parametrize("offset_ms", [90_000, -90_000])
-def test_a_clock_that_is_off_heals_itself(sandbox, query, offset_ms):
+def test_a_clock_offset_is_corrected_after_one_refusal(sandbox, query, offset_ms):
     rows = rebates(SETTLED, 10)
     sandbox.binance.set_rebates(rows)
     sandbox.faults.clock_offset_ms = offset_ms

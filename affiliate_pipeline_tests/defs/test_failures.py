@@ -1,7 +1,6 @@
-"""What cannot land fails by name and by itself, with one message that says what to do."""
+"""A day that cannot land fails alone, with one message that names the cause and the action."""
 
 import json
-from dataclasses import replace
 from urllib.parse import urlsplit
 
 import psycopg
@@ -15,7 +14,6 @@ from affiliate_pipeline.sandbox.faults import KINDS
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import (
     DAYS,
-    ENDPOINT,
     KEY,
     SETTLED,
     landed,
@@ -23,6 +21,7 @@ from affiliate_pipeline_tests.defs.rebates import (
     refusals,
     sent,
     touching,
+    with_row_limit,
 )
 
 PER_DAY = 600
@@ -30,7 +29,7 @@ PER_DAY = 600
 
 @pytest.fixture
 def rows(sandbox):
-    """What the sandbox has, by day."""
+    """The sandbox's rows by day."""
     rows = {day: rebates(day, PER_DAY) for day in DAYS}
     sandbox.binance.set_rebates(row for day in DAYS for row in rows[day])
     return rows
@@ -56,7 +55,7 @@ def test_a_bad_day_fails_alone(sandbox, query, rows, status, code, attempts):
         assert landed(query, day) == sent(rows[day])
     assert query("select partition from affiliate.landing order by 1") == [(day,) for day in good]
     assert refusals(sandbox) == []
-    # With the whole range, by itself, and once that is known, never again.
+    # Requested once with the whole range and once alone; never again after that.
     assert len(touching(sandbox, bad)) == 2 * attempts
 
 
@@ -72,7 +71,7 @@ def test_several_bad_days_fail_each_for_its_own_cause(sandbox, query, rows):
     assert sorted(run.materialized) == [DAYS[1], DAYS[2], DAYS[4]]
 
 
-def test_a_bad_day_keeps_what_had_landed(sandbox, query, rows):
+def test_a_bad_day_leaves_its_landed_rows_unchanged(sandbox, query, rows):
     materialize(KEY, DAYS[:2])
     sandbox.faults.fail_day(DAYS[0], status=400, code=-1100)
 
@@ -82,7 +81,7 @@ def test_a_bad_day_keeps_what_had_landed(sandbox, query, rows):
     assert landed(query, DAYS[0]) == sent(rows[DAYS[0]])
 
 
-def test_rows_outside_the_window_asked_for_are_not_taken(sandbox, query, rows):
+def test_rows_outside_the_requested_window_do_not_land(sandbox, query, rows):
     sandbox.faults.transform_row = lambda row: row | {"time": row["time"] + 86_400_000}
 
     run = materialize(KEY, DAYS[:2])
@@ -93,7 +92,7 @@ def test_rows_outside_the_window_asked_for_are_not_taken(sandbox, query, rows):
 
 
 @pytest.mark.parametrize("body", [b"{}", b"null", b"[1]", b'{"rows":[]}', b'"[]"'])
-def test_an_answer_that_is_no_list_of_rows_is_not_an_empty_day(sandbox, query, body):
+def test_a_response_that_is_not_a_list_of_rows_is_not_an_empty_day(sandbox, query, body):
     sandbox.faults.next_responses.extend([(200, {}, body)] * 40)
 
     run = materialize(KEY, [SETTLED])
@@ -102,24 +101,22 @@ def test_an_answer_that_is_no_list_of_rows_is_not_an_empty_day(sandbox, query, b
     assert query("select * from affiliate.landing") == []
 
 
-# Trouble that passes
-
-
+# Temporary failures
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_troubled_exchange_lands_exactly(sandbox, query, rows, declare, seed):
-    # Many small pages, so that every kind of trouble comes.
-    declare(strategy=replace(ENDPOINT.strategy, row_limit=40))
+def test_random_faults_do_not_change_what_lands(sandbox, query, rows, declare, seed):
+    # Many small pages, so that every kind of fault occurs.
+    declare(strategy=with_row_limit(40))
     sandbox.faults.retry_after_s, sandbox.faults.slow_s = 0, 0.01
-    often, seldom = 0.05, 0.03
+    frequent, rare = 0.05, 0.03
     sandbox.faults.mix(
         seed=seed,
-        http_500=often,
-        http_502=often,
-        reset=often,
-        truncated=often,
-        html=often,
-        rate_limited=seldom,
-        slow=seldom,
+        http_500=frequent,
+        http_502=frequent,
+        reset=frequent,
+        truncated=frequent,
+        html=frequent,
+        rate_limited=rare,
+        slow=rare,
     )
 
     run = materialize(KEY, DAYS)
@@ -131,7 +128,7 @@ def test_a_troubled_exchange_lands_exactly(sandbox, query, rows, declare, seed):
     assert {request.fault for request in sandbox.requests} == {None, *KINDS}
 
 
-def test_a_dead_exchange_fails_every_day_and_touches_nothing(sandbox, query, rows, monkeypatch):
+def test_an_unreachable_exchange_fails_every_day_and_leaves_landed_rows_unchanged(sandbox, query, rows, monkeypatch):
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
     materialize(KEY, DAYS[:2])
     sandbox.stop()
@@ -147,12 +144,12 @@ def test_a_dead_exchange_fails_every_day_and_touches_nothing(sandbox, query, row
     assert [landed(query, day) for day in DAYS[:2]] == [sent(rows[day]) for day in DAYS[:2]]
 
 
-def test_an_exchange_that_dies_on_the_way_leaves_what_landed_marked(sandbox, query, rows, monkeypatch):
+def test_if_the_exchange_goes_down_during_a_run_each_landed_day_is_materialized(sandbox, query, rows, monkeypatch):
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
-    dying = rows[DAYS[3]][0]["time"]
+    first_failing = rows[DAYS[3]][0]["time"]
 
     def transform(row):
-        if row["time"] == dying:
+        if row["time"] == first_failing:
             sandbox.faults.mix(reset=1.0)
         return row
 
@@ -180,29 +177,29 @@ def test_a_ban_ends_the_run_at_once_and_is_respected_by_the_next(sandbox, rows):
     assert len(sandbox.requests) == 1
 
 
-# Who we are
-
-
+# Credentials
 @pytest.mark.parametrize(
-    ("variable", "value", "told"),
+    ("variable", "value", "reasons"),
     [
-        ("BINANCE_PARTNER_API_KEY", "a-wrong-key", "the API key (BINANCE_PARTNER_API_KEY) is wrong"),
         (
             "BINANCE_PARTNER_API_KEY",
             "a-wrong-key",
-            "this machine's IP address is not on the key's list, or the key lacks the permission",
+            [
+                "the API key (BINANCE_PARTNER_API_KEY) is wrong",
+                "this machine's IP address is not on the key's list, or the key lacks the permission",
+            ],
         ),
-        ("BINANCE_PARTNER_API_SECRET", "a-wrong-secret", "The secret does not belong to the API key"),
+        ("BINANCE_PARTNER_API_SECRET", "a-wrong-secret", ["The secret does not belong to the API key"]),
     ],
 )
-def test_a_wrong_credential_is_told_at_the_first_answer(sandbox, monkeypatch, variable, value, told):
+def test_a_wrong_credential_fails_at_the_first_response(sandbox, monkeypatch, variable, value, reasons):
     monkeypatch.setenv(variable, value)
 
     run = materialize(KEY, DAYS)
 
     assert sorted(run.failed) == DAYS
     assert len(set(run.failed.values())) == 1
-    assert run.message.count(told) == 1
+    assert [run.message.count(reason) for reason in reasons] == [1] * len(reasons)
     assert len(sandbox.requests) == 1
     assert value not in run.message
 
@@ -210,7 +207,7 @@ def test_a_wrong_credential_is_told_at_the_first_answer(sandbox, monkeypatch, va
 # Settings
 
 
-def test_missing_settings_are_named_together(sandbox, monkeypatch):
+def test_all_missing_and_malformed_settings_are_named_in_one_line(sandbox, monkeypatch):
     monkeypatch.delenv("BINANCE_PARTNER_API_KEY")
     monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", "")
     monkeypatch.setenv("BINANCE_WEIGHT_PER_MINUTE", "many")
@@ -239,7 +236,7 @@ def test_missing_settings_are_named_together(sandbox, monkeypatch):
         ("AFFILIATE_DATABASE_URL", "mysql://user:so-secret@127.0.0.1/data"),
     ],
 )
-def test_a_malformed_setting_is_named_and_not_quoted(sandbox, monkeypatch, variable, value):
+def test_a_malformed_setting_is_named_without_its_value(sandbox, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
 
     run = materialize(KEY, DAYS)
@@ -250,7 +247,7 @@ def test_a_malformed_setting_is_named_and_not_quoted(sandbox, monkeypatch, varia
     assert sandbox.requests == []
 
 
-def test_the_rate_may_be_scaled_up_on_loopback_only(sandbox, monkeypatch):
+def test_the_rate_can_be_scaled_up_only_on_loopback(sandbox, monkeypatch):
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", "2")
 
     assert materialize(KEY, [SETTLED]).success
@@ -262,8 +259,8 @@ def test_the_rate_may_be_scaled_up_on_loopback_only(sandbox, monkeypatch):
 # The database
 
 
-def test_a_database_that_is_down_is_told(sandbox, monkeypatch):
-    monkeypatch.setenv("AFFILIATE_DATABASE_URL", "postgresql://somebody:so-secret@127.0.0.1:1/data")
+def test_an_unreachable_database_fails_every_day(sandbox, monkeypatch):
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", "postgresql://user:so-secret@127.0.0.1:1/data")
 
     run = materialize(KEY, DAYS)
 
@@ -275,19 +272,23 @@ def test_a_database_that_is_down_is_told(sandbox, monkeypatch):
     assert sandbox.requests == []
 
 
-def test_a_database_that_refuses_us_is_told(sandbox, monkeypatch, database_url):
+def test_a_database_that_refuses_the_login_fails_every_day_without_revealing_the_password(
+    sandbox, monkeypatch, database_url
+):
     url = urlsplit(database_url)
     monkeypatch.setenv(
-        "AFFILIATE_DATABASE_URL", url._replace(netloc=f"somebody:so-secret@{url.netloc.rpartition('@')[2]}").geturl()
+        "AFFILIATE_DATABASE_URL",
+        url._replace(netloc=f"no_such_user:so-secret@{url.netloc.rpartition('@')[2]}").geturl(),
     )
 
     run = materialize(KEY, DAYS)
 
+    assert sorted(run.failed) == DAYS
     assert "the database cannot be used" in run.message
     assert "so-secret" not in run.message
 
 
-def test_a_full_disk_of_the_database_is_told_and_nothing_that_had_landed_is_lost(sandbox, query, rows):
+def test_a_full_disk_of_the_database_is_reported_and_landed_rows_are_preserved(sandbox, query, rows):
     materialize(KEY, DAYS[:2])
     query(
         "create function full_disk() returns trigger language plpgsql as "
@@ -303,9 +304,7 @@ def test_a_full_disk_of_the_database_is_told_and_nothing_that_had_landed_is_lost
         assert landed(query, day) == sent(rows[day])
 
 
-def test_a_full_disk_of_the_temporary_folder_is_told_and_nothing_that_had_landed_is_lost(
-    sandbox, query, rows, monkeypatch
-):
+def test_a_full_temporary_folder_is_reported_and_landed_rows_are_preserved(sandbox, query, rows, monkeypatch):
     materialize(KEY, DAYS[:2])
     monkeypatch.setattr(
         "affiliate_pipeline.exchanges.spool.SpooledTemporaryFile", lambda max_size: open("/dev/full", "r+b")
@@ -328,11 +327,13 @@ def end_all_sessions(database_url) -> None:
         )
 
 
-def test_a_database_that_is_lost_on_the_way_leaves_what_landed_marked(sandbox, query, rows, database_url):
-    lost_at = rows[DAYS[3]][0]["time"]
+def test_if_the_database_connection_is_lost_during_a_run_each_materialized_day_has_landed(
+    sandbox, query, rows, database_url
+):
+    first_failing = rows[DAYS[3]][0]["time"]
 
     def transform(row):
-        if row["time"] == lost_at:
+        if row["time"] == first_failing:
             end_all_sessions(database_url)
         return row
 
@@ -347,12 +348,12 @@ def test_a_database_that_is_lost_on_the_way_leaves_what_landed_marked(sandbox, q
         assert landed(query, day) == sent(rows[day])
 
 
-def test_a_database_that_is_lost_while_the_range_ends_for_another_cause_is_told(sandbox, monkeypatch, database_url):
-    def refused(call):
+def test_a_lost_database_is_reported_even_if_the_run_fails_for_another_cause(sandbox, monkeypatch, database_url):
+    def refuse(call):
         end_all_sessions(database_url)
         return Response(401, b'{"code":-2015,"msg":"Invalid API-key, IP, or permissions for action."}')
 
-    monkeypatch.setattr(sandbox.binance, "respond", refused)
+    monkeypatch.setattr(sandbox.binance, "respond", refuse)
     run = materialize(KEY, DAYS)
 
     assert sorted(run.failed) == DAYS
@@ -361,21 +362,22 @@ def test_a_database_that_is_lost_while_the_range_ends_for_another_cause_is_told(
         assert "Nothing of this day has landed" in run.failed[day]
 
 
-def test_a_day_that_has_landed_is_not_told_to_have_failed(sandbox, query, rows, monkeypatch, database_url):
+def test_a_committed_day_is_not_reported_as_failed(sandbox, query, rows, monkeypatch, database_url):
     write = DayWriter.write
 
-    def land_and_lose(*args, **kwargs):
+    def write_and_disconnect(*args, **kwargs):
         changed = write(*args, **kwargs)
         end_all_sessions(database_url)
         return changed
 
-    monkeypatch.setattr(DayWriter, "write", land_and_lose)
+    monkeypatch.setattr(DayWriter, "write", write_and_disconnect)
     run = materialize(KEY, DAYS)
 
+    assert run.materialized
     assert [(day,) for day in run.materialized] == query("select partition from affiliate.landing")
 
 
-def test_the_run_lands_what_an_earlier_one_could_not(sandbox, query, rows):
+def test_the_next_run_lands_the_failed_day(sandbox, query, rows):
     sandbox.faults.fail_day(DAYS[1], status=400, code=-1100)
     materialize(KEY, DAYS)
 

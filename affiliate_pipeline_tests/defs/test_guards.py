@@ -1,4 +1,4 @@
-"""What had landed is never destroyed by a source that forgot, shrank or is another one."""
+"""Landed rows survive a source that has expired them, returns fewer rows or belongs to another account."""
 
 import time
 from collections import Counter
@@ -20,13 +20,13 @@ from affiliate_pipeline_tests.defs.rebates import (
     touching,
 )
 
-REMEMBERED_MS = 7 * 86_400_000
+RETENTION_MS = 7 * 86_400_000
 OLD = [ago(number) for number in range(9, 4, -1)]
-FORGOTTEN, REMEMBERED = OLD[:3], OLD[3:]
+EXPIRED, RETAINED = OLD[:3], OLD[3:]
 
 
 def superseded(query) -> Counter:
-    """The rows kept, as `sent` gives them."""
+    """The superseded rows in the form of `sent`."""
     return sent(
         row | {"time": at(SETTLED)}
         for (row,) in query(
@@ -40,22 +40,22 @@ def superseded(query) -> Counter:
 # Retention at the source
 
 
-def test_days_that_the_source_forgot_fail_and_the_others_land(sandbox, query):
+def test_expired_days_fail_and_the_others_land(sandbox, query):
     sandbox.binance.set_rebates(row for day in OLD for row in rebates(day, 20))
 
     run = materialize(KEY, OLD)
 
-    assert sorted(run.failed) == FORGOTTEN
-    for day in FORGOTTEN:
+    assert sorted(run.failed) == EXPIRED
+    for day in EXPIRED:
         assert "beyond the 7 days that the source promises" in run.failed[day]
         assert "trust_old" in run.failed[day]
         assert "Nothing of this day has landed" in run.failed[day]
-    assert sorted(run.materialized) == REMEMBERED
-    assert query("select partition from affiliate.landing order by 1") == [(day,) for day in REMEMBERED]
+    assert sorted(run.materialized) == RETAINED
+    assert query("select partition from affiliate.landing order by 1") == [(day,) for day in RETAINED]
 
 
-def test_a_day_that_the_source_half_forgot_does_not_land(sandbox, query):
-    sandbox.binance.retention_ms = REMEMBERED_MS
+def test_a_partly_expired_day_does_not_land(sandbox, query):
+    sandbox.binance.retention_ms = RETENTION_MS
     sandbox.binance.set_rebates(rebates(ago(7), 96))
 
     run = materialize(KEY, [ago(7)])
@@ -64,7 +64,7 @@ def test_a_day_that_the_source_half_forgot_does_not_land(sandbox, query):
     assert query("select * from affiliate.landing") == []
 
 
-def test_days_beyond_the_promise_land_if_an_older_row_proves_the_memory(sandbox, query):
+def test_days_beyond_the_promised_retention_land_if_the_source_has_an_older_row(sandbox, query):
     sandbox.binance.retention_ms = None
     sandbox.binance.set_rebates([rebate(at(ago(11))), *(row for day in OLD for row in rebates(day, 20))])
 
@@ -76,7 +76,7 @@ def test_days_beyond_the_promise_land_if_an_older_row_proves_the_memory(sandbox,
         assert landed(query, day) == sent(rebates(day, 20))
 
 
-def test_a_source_that_cannot_be_asked_how_far_it_remembers_is_not_told_to_have_forgotten(sandbox, query):
+def test_a_day_is_not_reported_as_expired_if_the_search_for_an_older_row_fails(sandbox, query):
     sandbox.binance.retention_ms = None
     sandbox.binance.set_rebates([rebate(at(ago(11))), *rebates(ago(8), 20)])
     sandbox.faults.fail_day(ago(9), status=400, code=-1100)
@@ -91,7 +91,7 @@ def test_a_source_that_cannot_be_asked_how_far_it_remembers_is_not_told_to_have_
     assert landed(query, ago(8)) == sent(rebates(ago(8), 20))
 
 
-def test_a_trusted_source_is_asked_for_days_beyond_its_promise(sandbox, query):
+def test_with_trust_old_days_beyond_the_promised_retention_land(sandbox, query):
     sandbox.binance.retention_ms = None
     sandbox.binance.set_rebates(row for day in OLD for row in rebates(day, 20))
 
@@ -102,42 +102,42 @@ def test_a_trusted_source_is_asked_for_days_beyond_its_promise(sandbox, query):
         assert landed(query, day) == sent(rebates(day, 20))
 
 
-def test_a_trusted_source_that_forgot_after_all_destroys_nothing(sandbox, query):
+def test_with_trust_old_an_expired_day_leaves_its_landed_rows_unchanged(sandbox, query):
     sandbox.binance.retention_ms = None
     sandbox.binance.set_rebates(rebates(OLD[0], 20))
     materialize(KEY, [OLD[0]], trust_old=True)
 
-    sandbox.binance.retention_ms = REMEMBERED_MS
+    sandbox.binance.retention_ms = RETENTION_MS
     run = materialize(KEY, [OLD[0]], trust_old=True)
 
     assert "20 rows had landed and the source now has 0" in run.failed[OLD[0]]
     assert landed(query, OLD[0]) == sent(rebates(OLD[0], 20))
 
 
-def test_a_landed_day_that_the_source_forgot_is_kept_without_a_request(sandbox, query):
+def test_an_expired_landed_day_is_retained_without_a_request(sandbox, query):
     sandbox.binance.retention_ms = None
     sandbox.binance.set_rebates([rebate(at(ago(11))), *(row for day in OLD for row in rebates(day, 20))])
     first = materialize(KEY, OLD)
-    ledger = query("select * from affiliate.landing where partition = any(%s) order by partition", FORGOTTEN)
+    ledger = query("select * from affiliate.landing where partition = any(%s) order by partition", EXPIRED)
 
-    sandbox.binance.retention_ms = REMEMBERED_MS
+    sandbox.binance.retention_ms = RETENTION_MS
     sandbox.requests.clear()
     again = materialize(KEY, OLD)
 
     assert again.success, again.message
     assert {day: metadata["kept"] for day, metadata in again.materialized.items()} == {
-        day: day in FORGOTTEN for day in OLD
+        day: day in EXPIRED for day in OLD
     }
-    assert [touching(sandbox, day) for day in FORGOTTEN] == [[], [], []]
-    for day in FORGOTTEN:
+    assert [touching(sandbox, day) for day in EXPIRED] == [[], [], []]
+    for day in EXPIRED:
         assert landed(query, day) == sent(rebates(day, 20))
         for name in "dagster/partition_row_count", "sums", "content_hash", "first", "last":
             assert again.materialized[day][name] == first.materialized[day][name]
-    assert query("select * from affiliate.landing where partition = any(%s) order by partition", FORGOTTEN) == ledger
+    assert query("select * from affiliate.landing where partition = any(%s) order by partition", EXPIRED) == ledger
 
 
-def let_time_pass_at_the_first_row(sandbox, monkeypatch, now_ms: int) -> None:
-    """Once a row is given it is `now_ms` for everybody, the sandbox included."""
+def set_clock_at_the_first_row(sandbox, monkeypatch, now_ms: int) -> None:
+    """Set the clock of this process and of the sandbox to `now_ms` when the sandbox sends its first row."""
     clock, passed_ns = time.time_ns, 0
 
     def transform(row):
@@ -149,9 +149,9 @@ def let_time_pass_at_the_first_row(sandbox, monkeypatch, now_ms: int) -> None:
     sandbox.faults.transform_row = transform
 
 
-def test_a_day_forgotten_while_it_is_fetched_does_not_land(sandbox, query, monkeypatch):
+def test_a_day_that_expires_while_it_is_fetched_does_not_land(sandbox, query, monkeypatch):
     sandbox.binance.set_rebates(rebates(SETTLED, 700, "12:00:00.000", within_ms=36_000_000))
-    let_time_pass_at_the_first_row(sandbox, monkeypatch, at(SETTLED, "10:00:00.000") + REMEMBERED_MS)
+    set_clock_at_the_first_row(sandbox, monkeypatch, at(SETTLED, "10:00:00.000") + RETENTION_MS)
 
     run = materialize(KEY, [SETTLED])
 
@@ -159,12 +159,12 @@ def test_a_day_forgotten_while_it_is_fetched_does_not_land(sandbox, query, monke
     assert query("select * from affiliate.landing") == []
 
 
-@pytest.mark.parametrize("forgotten_until", ["10:00:00.000", "14:00:00.000"])
-def test_a_landed_day_forgotten_while_it_is_fetched_is_kept(sandbox, query, monkeypatch, forgotten_until):
+@pytest.mark.parametrize("expired_until", ["10:00:00.000", "14:00:00.000"])
+def test_a_landed_day_that_expires_while_it_is_fetched_is_retained(sandbox, query, monkeypatch, expired_until):
     rows = rebates(SETTLED, 700, "12:00:00.000", within_ms=36_000_000)
     sandbox.binance.set_rebates(rows)
     materialize(KEY, [SETTLED])
-    let_time_pass_at_the_first_row(sandbox, monkeypatch, at(SETTLED, forgotten_until) + REMEMBERED_MS)
+    set_clock_at_the_first_row(sandbox, monkeypatch, at(SETTLED, expired_until) + RETENTION_MS)
 
     run = materialize(KEY, [SETTLED])
 
@@ -173,11 +173,11 @@ def test_a_landed_day_forgotten_while_it_is_fetched_is_kept(sandbox, query, monk
     assert run.materialized[SETTLED]["kept"] is True
 
 
-def test_a_proven_day_forgotten_while_it_is_fetched_does_not_land(sandbox, query, monkeypatch):
+def test_a_proven_day_that_expires_while_it_is_fetched_does_not_land(sandbox, query, monkeypatch):
     day = ago(8)
     sandbox.binance.retention_ms = int(time.time() * 1000) - at(ago(9), "23:00:00.000")
     sandbox.binance.set_rebates([rebate(at(ago(9), "23:30:00.000")), *rebates(day, 96)])
-    let_time_pass_at_the_first_row(sandbox, monkeypatch, int(time.time() * 1000) + 6 * 3_600_000)
+    set_clock_at_the_first_row(sandbox, monkeypatch, int(time.time() * 1000) + 6 * 3_600_000)
 
     run = materialize(KEY, [day])
 
@@ -190,7 +190,7 @@ def test_a_proven_day_forgotten_while_it_is_fetched_does_not_land(sandbox, query
 def test_a_day_that_has_not_ended_by_the_exchanges_clock_does_not_land(sandbox, query):
     rows = rebates(YESTERDAY, 700)
     sandbox.binance.set_rebates(rows)
-    # At the exchange it is noon of yesterday.
+    # The exchange's clock shows noon of yesterday.
     sandbox.faults.clock_offset_ms = at(YESTERDAY) - int(time.time() * 1000)
 
     run = materialize(KEY, DAYS)
@@ -202,7 +202,7 @@ def test_a_day_that_has_not_ended_by_the_exchanges_clock_does_not_land(sandbox, 
 
 def test_a_day_settles_by_the_exchanges_clock(sandbox, query):
     sandbox.binance.set_rebates(rebates(SETTLED, 20))
-    # At the exchange the day is over for a day.
+    # By the exchange's clock the day ended a day and a half ago.
     sandbox.faults.clock_offset_ms = at(DAYS[2]) - int(time.time() * 1000)
 
     run = materialize(KEY, [SETTLED])
@@ -211,10 +211,10 @@ def test_a_day_settles_by_the_exchanges_clock(sandbox, query):
     assert query("select settled from affiliate.landing") == [(False,)]
 
 
-# Shrinking and restatement
+# Fewer rows and restatements
 
 
-def test_a_settled_day_that_shrank_is_refused(sandbox, query):
+def test_a_settled_day_with_fewer_rows_is_refused(sandbox, query):
     rows = rebates(SETTLED, 10)
     sandbox.binance.set_rebates(rows)
     materialize(KEY, [SETTLED])
@@ -230,7 +230,7 @@ def test_a_settled_day_that_shrank_is_refused(sandbox, query):
     assert query("select count(*) from affiliate.superseded_row") == [(0,)]
 
 
-def test_a_settled_day_that_shrank_to_nothing_is_refused(sandbox, query):
+def test_a_settled_day_without_rows_is_refused(sandbox, query):
     sandbox.binance.set_rebates(rebates(SETTLED, 10))
     materialize(KEY, [SETTLED])
 
@@ -241,7 +241,7 @@ def test_a_settled_day_that_shrank_to_nothing_is_refused(sandbox, query):
     assert landed(query, SETTLED) == sent(rebates(SETTLED, 10))
 
 
-def test_a_shrunken_day_lands_if_that_is_allowed(sandbox, query):
+def test_with_allow_shrink_a_settled_day_with_fewer_rows_lands(sandbox, query):
     twin = rebate(at(SETTLED), 1)
     sandbox.binance.set_rebates([twin, twin, rebate(at(SETTLED), 2)])
     materialize(KEY, [SETTLED])
@@ -254,7 +254,7 @@ def test_a_shrunken_day_lands_if_that_is_allowed(sandbox, query):
     assert superseded(query) == sent([twin])
 
 
-def test_a_day_that_has_not_settled_may_shrink(sandbox, query):
+def test_an_unsettled_day_with_fewer_rows_lands(sandbox, query):
     sandbox.binance.set_rebates(rebates(YESTERDAY, 10))
     materialize(KEY, [YESTERDAY])
 
@@ -265,7 +265,7 @@ def test_a_day_that_has_not_settled_may_shrink(sandbox, query):
     assert landed(query, YESTERDAY) == sent(rebates(YESTERDAY, 10)[3:])
 
 
-def test_a_restatement_after_settling_keeps_the_rows_it_changed_and_no_others(sandbox, query):
+def test_a_restatement_after_settling_stores_only_the_superseded_rows(sandbox, query):
     twin, other = rebate(at(SETTLED), 1), rebate(at(SETTLED), 2)
     sandbox.binance.set_rebates([twin, twin, other])
     materialize(KEY, [SETTLED])
@@ -283,7 +283,7 @@ def test_a_restatement_after_settling_keeps_the_rows_it_changed_and_no_others(sa
     assert query("select run_id from affiliate.landing") == [(run_id,)]
 
 
-def test_a_restatement_before_settling_keeps_nothing(sandbox, query):
+def test_a_restatement_before_settling_stores_no_superseded_rows(sandbox, query):
     sandbox.binance.set_rebates(rebates(YESTERDAY, 3))
     materialize(KEY, [YESTERDAY])
 
@@ -307,11 +307,11 @@ def test_an_amount_sent_with_another_scale_is_written_again(sandbox, query):
 # Another source
 
 
-def test_days_of_another_source_are_refused_by_name(sandbox, query, monkeypatch):
+def test_landed_days_of_another_source_are_refused(sandbox, query, monkeypatch):
     sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rebates(day, 5))
     source = materialize(KEY, DAYS[:2]).materialized[DAYS[0]]["source"]
-    sandbox.binance.add_account("key-of-somebody-else", "another-secret")
-    monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key-of-somebody-else")
+    sandbox.binance.add_account("key-of-another-account", "another-secret")
+    monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key-of-another-account")
     monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", "another-secret")
     sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rebates(day, 7))
     sandbox.requests.clear()

@@ -1,4 +1,4 @@
-"""LBank's assets: what lands is what the exchange has, for as few requests as its limit deserves."""
+"""LBank's assets land exactly the exchange's rows, with as few requests as its rate limit calls for."""
 
 import logging
 import math
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.environment import configured
+from affiliate_pipeline.exchanges.lbank.exchange import LBankSession
 from affiliate_pipeline.landing.pipeline import Landed, connected, land_days
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.sandbox import Number, Sandbox
@@ -23,46 +24,53 @@ from affiliate_pipeline.sandbox.lbank.users import OWN_OPEN_ID
 from affiliate_pipeline_tests import conftest
 from affiliate_pipeline_tests.conftest import instance_of_all_runs
 from affiliate_pipeline_tests.defs.affiliates import (
-    CHUNKS,
     DATED,
     DAY,
     DAYS,
     ENDPOINT,
     KINDS,
-    OBSERVED,
+    MONTHS,
     PATH,
+    SNAPSHOT,
     TEAM_LIST,
     agents,
-    asked,
     at,
     commission,
     deposit,
+    expected_requests,
     landed,
     last_ms,
     plan,
-    questions,
+    requests_to,
     rows_of,
     sent,
     today,
     traders,
 )
+from affiliate_pipeline_tests.defs.events import (
+    failure_message,
+    only_check,
+    only_step_failure,
+    recorded_events,
+)
 
 COMMISSION, LIST, TEAM = "commission_stats_symbol_list", "invite_user_list", "invite_user_team_list"
 MONEY, TRADES, TEAM_TRADES, FUTURES = "money_detail_list", "trade_user", "trade_user_team", "trade_future"
 SETTLED = DAYS[1]
-# Somebody who was listed once.
-STRANGER = (
-    "insert into lbank.roster select 'LBA0H1XXXX', 0, true, true, true, 'X', now(), now(), now(), false, source "
+STRANGER = "LBA0H1XXXX"
+# A user whom the exchange no longer lists.
+ADD_STRANGER = (
+    f"insert into lbank.roster select '{STRANGER}', 0, true, true, true, 'X', now(), now(), now(), false, source "
     "from lbank.roster limit 1"
 )
 HTML = (200, {"Content-Type": "text/html"}, b"<html><body>blocked</body></html>")
 
 
 @pytest.fixture
-def sandbox(monkeypatch, database_url, caplog):
-    """The sandbox as LBank with somebody who registered in the first and the last millisecond of each day.
+def sandbox(monkeypatch, database_url):
+    """The sandbox as LBank, with users registered in the first and the last millisecond of each day.
 
-    At the end nothing secret was logged and no request came too soon.
+    After the test, assert that no request exceeded the rate limit.
     """
     with Sandbox(users=40, rate_scale=100) as sandbox:
         lbank = sandbox.lbank
@@ -77,16 +85,18 @@ def sandbox(monkeypatch, database_url, caplog):
             lbank.add_user(registered_ms=last_ms(day), level=100)
         yield sandbox
     assert [request for request in sandbox.requests if request.code == 10004 and not request.fault] == []
-    logged = "\n".join(f"{record.getMessage()}{record.exc_text or ''}" for record in caplog.get_records("call"))
-    secrets = {*lbank.accounts, *lbank.accounts.values()}
-    secrets |= {request.params["sign"] for request in sandbox.requests if "sign" in request.params}
-    assert [secret for secret in secrets if secret in logged] == []
 
 
 @pytest.fixture
 def many_agents(sandbox) -> list[str]:
-    """Enough agents, the one without trades or team among them first, that a single one is less than 5 %."""
+    """Enough agents that a single one is less than 5 %; the first has no trades and no team."""
     return [sandbox.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(17)]
+
+
+def use_another_account(sandbox, monkeypatch) -> None:
+    sandbox.lbank.add_account("key-of-another-account", "another-secret")
+    monkeypatch.setenv("LBANK_API_KEY", "key-of-another-account")
+    monkeypatch.setenv("LBANK_API_SECRET", "another-secret")
 
 
 def materialize(name, days, **config) -> conftest.Run:
@@ -103,8 +113,7 @@ def materialize_roster() -> dg.ExecuteInProcessResult:
     )
 
 
-def give_both_pages(sandbox, day) -> list[dict]:
-    """More than two pages of deposits."""
+def set_three_pages_of_deposits(sandbox, day) -> list[dict]:
     rows = [deposit(day, number) for number in range(230)]
     sandbox.lbank.set_money(rows)
     return rows
@@ -118,46 +127,37 @@ def money_rows(rows, kind="IN_DEPOSIT") -> Counter:
 
 
 @pytest.mark.parametrize("name", DATED)
-def test_a_day_lands_as_the_exchange_has_it(sandbox, query, name):
-    run = materialize(name, [SETTLED])
-
-    assert run.success, run.message
-    assert landed(query, name, SETTLED) == sent(rows_of(sandbox, name, SETTLED)) != Counter()
-    assert run.materialized[SETTLED]["settled"] is True
-    assert len(asked(sandbox, name)) == questions(sandbox, name, [SETTLED])
-    assert [request for request in sandbox.requests if request.code] == []
-
-
-@pytest.mark.parametrize("name", DATED)
-def test_days_over_a_months_end_land_in_the_requests_planned(sandbox, query, database_url, name):
+def test_days_across_a_months_end_land_exactly_with_the_planned_number_of_requests(sandbox, query, database_url, name):
     run = materialize(name, DAYS)
 
     assert run.success, run.message
     assert sorted(run.materialized) == DAYS
     for day in DAYS:
-        assert landed(query, name, day) == sent(rows_of(sandbox, name, day))
-    seen = Counter(request.path for request in sandbox.requests)
-    # Who is asked about single users is known from one page of the roster.
+        assert landed(query, name, day) == sent(rows_of(sandbox, name, day)) != Counter()
+        assert run.materialized[day]["settled"] is True
+    assert [request for request in sandbox.requests if request.code] == []
+    received = Counter(request.path for request in sandbox.requests)
+    # The users to query come from the roster, which fits one page.
     by_user = name in (COMMISSION, TRADES, TEAM_TRADES)
-    assert seen == {PATH[name]: questions(sandbox, name)} | ({TEAM_LIST: 1} if by_user else {})
+    assert received == {PATH[name]: expected_requests(sandbox, name)} | ({TEAM_LIST: 1} if by_user else {})
     planned = plan(database_url, name, DAYS)
-    assert planned.min_requests == questions(sandbox, name)
+    assert planned.min_requests == expected_requests(sandbox, name)
     assert planned.max_requests == (planned.min_requests if name in (TRADES, TEAM_TRADES, FUTURES) else None)
     assert planned.seconds == pytest.approx(math.ceil(max(0, planned.min_requests - 5) / 5) * 0.1)
-    assert Counter(request.path for request in sandbox.requests) == seen
+    assert Counter(request.path for request in sandbox.requests) == received
 
 
-def test_agents_and_traders_land_as_they_are_today(sandbox, query):
-    run = materialize(OBSERVED, [day := today()])
+def test_todays_state_of_agents_and_traders_lands(sandbox, query):
+    run = materialize(SNAPSHOT, [day := today()])
 
     assert run.success, run.message
-    assert landed(query, OBSERVED, day) == sent(rows_of(sandbox, OBSERVED, day))
+    assert landed(query, SNAPSHOT, day) == sent(rows_of(sandbox, SNAPSHOT, day))
     found = {open_id for (open_id,) in query("select open_id from lbank.invite_user_info")}
     assert found == {*agents(sandbox), *traders(sandbox)} - {sandbox.lbank.own_open_id}
-    assert len(asked(sandbox, OBSERVED)) == len(found) < len(sandbox.lbank.users)
+    assert len(requests_to(sandbox, SNAPSHOT)) == len(found) < len(sandbox.lbank.users)
 
 
-def test_an_rsa_key_signs_as_well(sandbox, query, monkeypatch):
+def test_an_rsa_key_signs_requests(sandbox, query, monkeypatch):
     key = rsa.generate_private_key(65537, 2048)
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
     sandbox.lbank.accounts.clear()
@@ -183,14 +183,14 @@ def test_a_landed_day_that_has_not_changed_is_not_written_again(sandbox, query):
     assert landed(query, MONEY, SETTLED) == sent(rows_of(sandbox, MONEY, SETTLED))
 
 
-# Who is asked about
+# Which users are queried
 
 
-def test_whoever_began_to_trade_yesterday_is_in_yesterdays_trades_and_so_are_we(sandbox, query):
+def test_yesterdays_trades_include_our_own_and_those_of_users_who_started_trading_that_day(sandbox, query):
     yesterday = today() - DAY
     newcomer = sandbox.lbank.add_user(registered_ms=at(DAYS[0]), first_trade_ms=at(yesterday))
     materialize_roster()
-    # As the roster was the day before.
+    # The roster's state of the day before.
     query("update lbank.roster set last_seen = last_seen - interval '2 days'")
     query("update lbank.roster set transaction = false where open_id = %s", newcomer)
 
@@ -202,7 +202,7 @@ def test_whoever_began_to_trade_yesterday_is_in_yesterdays_trades_and_so_are_we(
     assert {newcomer, OWN_OPEN_ID} <= found
 
 
-def test_the_roster_is_everybody_ever_listed(sandbox, query):
+def test_the_roster_contains_every_user_ever_listed(sandbox, query):
     result = materialize_roster()
 
     assert result.success
@@ -210,8 +210,7 @@ def test_the_roster_is_everybody_ever_listed(sandbox, query):
         (user["openId"], user["userLevel"], user["transaction"], user["deposit"], user["code"])
         for user in sandbox.lbank.users
     }
-    told = "select open_id, user_level, transaction, deposit, code from lbank.roster"
-    assert set(query(told)) == users
+    assert set(query("select open_id, user_level, transaction, deposit, code from lbank.roster")) == users
     [materialization] = result.asset_materializations_for_node("lbank__roster")
     assert {name: value.value for name, value in materialization.metadata.items()} == {
         "dagster/row_count": len(users),
@@ -219,16 +218,15 @@ def test_the_roster_is_everybody_ever_listed(sandbox, query):
         "traders": len(traders(sandbox)) - 1,
     }
 
-    query(STRANGER)
+    query(ADD_STRANGER)
     newcomer = sandbox.lbank.add_user()
     materialize_roster()
 
     found = {open_id for (open_id,) in query("select open_id from lbank.roster")}
-    assert found == {open_id for open_id, *_ in users} | {"LBA0H1XXXX", newcomer}
+    assert found == {open_id for open_id, *_ in users} | {STRANGER, newcomer}
 
 
-def test_of_whom_the_list_does_not_say_it_is_asked(sandbox, query):
-    """Whether somebody ever traded, and of which level they are."""
+def test_users_with_unknown_trading_state_or_level_are_queried(sandbox, query):
     unknown = {user["openId"] for user in sandbox.lbank.users}
     sandbox.faults.transform_row = lambda row: row | {"transaction": None, "userLevel": ""}
     materialize_roster()
@@ -239,44 +237,46 @@ def test_of_whom_the_list_does_not_say_it_is_asked(sandbox, query):
 
         assert run.success, run.message
         assert landed(query, name, SETTLED) == sent(rows_of(sandbox, name, SETTLED))
-        assert {request.params["openId"] for request in asked(sandbox, name)} == unknown | {OWN_OPEN_ID}
+        assert {request.params["openId"] for request in requests_to(sandbox, name)} == unknown | {OWN_OPEN_ID}
 
 
-def test_whoever_ever_traded_is_asked_about_for_ever(sandbox, query):
+def test_a_user_who_was_ever_an_agent_or_trader_is_always_queried(sandbox, query):
     materialize_roster()
     sandbox.faults.transform_row = lambda row: row | {"transaction": False, "userLevel": 0}
     materialize_roster()
     sandbox.faults.transform_row = None
 
-    for name, whom in ((TRADES, traders), (COMMISSION, agents)):
+    for name, expected in ((TRADES, traders), (COMMISSION, agents)):
         assert materialize(name, [SETTLED]).success
-        assert {request.params["openId"] for request in asked(sandbox, name)} == {*whom(sandbox)}
+        assert {request.params["openId"] for request in requests_to(sandbox, name)} == {*expected(sandbox)}
 
 
-def test_the_roster_is_refreshed_once_when_it_is_older_than_the_days(sandbox, query):
+def test_a_roster_older_than_the_days_is_refreshed_once(sandbox, query):
     yesterday = today() - DAY
     materialize(COMMISSION, [SETTLED])
-    assert len(asked(sandbox, TEAM)) == 1
+    assert len(requests_to(sandbox, TEAM)) == 1
     materialize(COMMISSION, [yesterday])
     materialize(TEAM_TRADES, [SETTLED])
-    assert len(asked(sandbox, TEAM)) == 1
+    assert len(requests_to(sandbox, TEAM)) == 1
 
     query("update lbank.roster set last_seen = %s::date - interval '8 hours 1 second'", today())
     materialize(COMMISSION, [SETTLED])
-    assert len(asked(sandbox, TEAM)) == 1
+    assert len(requests_to(sandbox, TEAM)) == 1
     materialize(COMMISSION, [yesterday])
     materialize(TEAM_TRADES, [yesterday])
-    assert len(asked(sandbox, TEAM)) == 2
+    assert len(requests_to(sandbox, TEAM)) == 2
 
 
-def test_the_roster_is_refreshed_by_one_of_several(sandbox, database_url):
+def test_of_several_concurrent_readers_one_refreshes_the_roster(sandbox, database_url):
     def read():
         endpoint = ENDPOINT[TRADES]
         with Store(database_url) as store, connected(endpoint, store, configured().variables) as session:
+            assert isinstance(session, LBankSession)
             found.append(session.roster(at(SETTLED)))
 
     found = []
     threads = [threading.Thread(target=read) for _ in range(3)]
+    # Create the tables before the threads start.
     with Store(database_url):
         pass
     for thread in threads:
@@ -285,14 +285,12 @@ def test_the_roster_is_refreshed_by_one_of_several(sandbox, database_url):
         thread.join()
 
     assert [len(roster.members) for roster in found] == [len(sandbox.lbank.users)] * 3
-    assert len(asked(sandbox, TEAM)) == 1
+    assert len(requests_to(sandbox, TEAM)) == 1
 
 
 def test_the_roster_of_another_account_is_not_used(sandbox, query, monkeypatch):
     materialize_roster()
-    sandbox.lbank.add_account("key-of-somebody-else", "another-secret")
-    monkeypatch.setenv("LBANK_API_KEY", "key-of-somebody-else")
-    monkeypatch.setenv("LBANK_API_SECRET", "another-secret")
+    use_another_account(sandbox, monkeypatch)
     sandbox.requests.clear()
 
     run = materialize(COMMISSION, [SETTLED])
@@ -302,88 +300,87 @@ def test_the_roster_of_another_account_is_not_used(sandbox, query, monkeypatch):
     assert sandbox.requests == []
 
 
-def test_a_roster_that_cannot_be_read_stays_as_it_was(sandbox, query, monkeypatch):
+def test_a_failed_refresh_leaves_the_roster_unchanged(sandbox, query, monkeypatch):
     materialize_roster()
     before = query("select * from lbank.roster order by open_id")
     monkeypatch.setenv("LBANK_API_SECRET", "another-secret")
 
     result = materialize_roster()
 
-    [failure] = [event for event in result.all_events if event.is_step_failure]
-    assert "LBANK_API_SECRET" in str(failure.step_failure_data.error.message)
+    failure = only_step_failure(recorded_events(instance_of_all_runs(), result.run_id))
+    assert "LBANK_API_SECRET" in failure_message(failure)
     assert query("select * from lbank.roster order by open_id") == before
 
 
-def test_of_somebody_who_is_not_under_us_only_that_is_told(sandbox, query):
+def test_a_user_outside_our_team_lands_with_the_invite_result_alone(sandbox, query):
     materialize_roster()
-    query(STRANGER)
+    query(ADD_STRANGER)
 
-    run = materialize(OBSERVED, [today()])
+    run = materialize(SNAPSHOT, [day := today()])
 
     assert run.success, run.message
-    query("delete from lbank.invite_user_info where open_id <> 'LBA0H1XXXX'")
-    [day] = run.materialized
-    assert landed(query, OBSERVED, day) == sent([{"openId": "LBA0H1XXXX", "inviteResult": False}])
+    query("delete from lbank.invite_user_info where open_id <> %s", STRANGER)
+    assert landed(query, SNAPSHOT, day) == sent([{"openId": STRANGER, "inviteResult": False}])
 
 
-@pytest.mark.parametrize("void", [{}, {"newThing": 1}, {"userLevel": 5, "reserveAmt": ""}])
-def test_of_somebody_who_is_not_under_us_the_rest_may_be_missing(sandbox, query, void):
+@pytest.mark.parametrize("others", [{}, {"newThing": 1}, {"userLevel": 5, "reserveAmt": ""}])
+def test_the_other_fields_of_a_user_outside_our_team_are_ignored(sandbox, query, others):
     stranger = traders(sandbox)[1]
 
-    def disown(row):
-        return {"openId": None, "inviteResult": False} | void if row["openId"] == stranger else row
+    def outside_our_team(row):
+        return {"openId": None, "inviteResult": False} | others if row["openId"] == stranger else row
 
     materialize_roster()
-    sandbox.faults.transform_row = disown
-    run = materialize(OBSERVED, [day := today()])
+    sandbox.faults.transform_row = outside_our_team
+    run = materialize(SNAPSHOT, [day := today()])
 
     assert run.success, run.message
     query("delete from lbank.invite_user_info where open_id <> %s", stranger)
-    assert landed(query, OBSERVED, day) == sent([{"openId": stranger, "inviteResult": False}])
+    assert landed(query, SNAPSHOT, day) == sent([{"openId": stranger, "inviteResult": False}])
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "told"),
+    ("invalid", "problem"),
     [({}, "the field is missing"), ({"inviteResult": None}, "null"), ({"inviteResult": "no"}, "not true or false")],
 )
-def test_whether_somebody_is_under_us_has_to_be_told(sandbox, query, spoilt, told):
+def test_the_invite_result_is_required(sandbox, query, invalid, problem):
     materialize_roster()
-    sandbox.faults.transform_row = lambda row: {k: v for k, v in row.items() if k != "inviteResult"} | spoilt
+    sandbox.faults.transform_row = lambda row: {k: v for k, v in row.items() if k != "inviteResult"} | invalid
 
-    run = materialize(OBSERVED, [day := today()])
+    run = materialize(SNAPSHOT, [day := today()])
 
-    assert f"invite_result: {told} in " in run.failed[day]
-    # As received.
-    [(kept,)] = query("select count(*) from affiliate.rejected_row where payload ->> 'userLevel' is not null")
-    assert kept == len({*agents(sandbox), *traders(sandbox)}) - 1
-
-
-# Observations
+    assert f"invite_result: {problem} in " in run.failed[day]
+    # The rejected rows are stored as received.
+    [(rejected,)] = query("select count(*) from affiliate.rejected_row where payload ->> 'userLevel' is not null")
+    assert rejected == len({*agents(sandbox), *traders(sandbox)}) - 1
 
 
-def test_an_observation_of_yesterday_is_refused(sandbox, query):
+# Snapshots
+
+
+def test_a_snapshot_of_yesterday_is_refused(sandbox, query):
     yesterday = today() - DAY
 
-    run = materialize(OBSERVED, [yesterday])
+    run = materialize(SNAPSHOT, [yesterday])
 
     assert "returns only the present state, so no day but today can be fetched" in run.failed[yesterday]
     assert sandbox.requests == []
 
 
-def test_an_observation_of_yesterday_that_landed_is_kept_and_costs_nothing(sandbox, query, database_url):
+def test_a_landed_snapshot_of_yesterday_is_retained_without_a_request(sandbox, query, database_url):
     day = today()
-    materialize(OBSERVED, [day])
-    rows = landed(query, OBSERVED, day)
+    materialize(SNAPSHOT, [day])
+    rows = landed(query, SNAPSHOT, day)
     for table, column in (("lbank.invite_user_info", "partition_date"), ("affiliate.landing", "partition")):
         query(f"update {table} set {column} = {column} - 1")
     sandbox.requests.clear()
 
-    planned = plan(database_url, OBSERVED, [day - DAY])
-    run = materialize(OBSERVED, [day - DAY])
+    planned = plan(database_url, SNAPSHOT, [day - DAY])
+    run = materialize(SNAPSHOT, [day - DAY])
 
     assert (planned.min_requests, planned.max_requests, planned.seconds) == (0, 0, 0)
     assert run.success and run.materialized[day - DAY]["kept"] is True
-    assert landed(query, OBSERVED, day - DAY) == rows
+    assert landed(query, SNAPSHOT, day - DAY) == rows
     assert sandbox.requests == []
 
 
@@ -392,15 +389,16 @@ def test_an_observation_of_yesterday_that_landed_is_kept_and_costs_nothing(sandb
 
 @pytest.mark.parametrize("newest_first", [False, True])
 @pytest.mark.parametrize("name", [LIST, TEAM])
-def test_users_who_register_while_pages_are_read_are_not_lost_or_doubled(sandbox, query, name, newest_first):
+def test_users_who_register_during_pagination_land_exactly_once(sandbox, query, name, newest_first):
     sandbox.lbank.newest_first = newest_first
     for number in range(110):
         sandbox.lbank.add_user(registered_ms=at(SETTLED) + number)
-    first = [None]
+    registered = False
 
     def register(path, params):
-        if path == PATH[name] and first:
-            first.clear()
+        nonlocal registered
+        if path == PATH[name] and not registered:
+            registered = True
             sandbox.lbank.add_user(registered_ms=at(SETTLED, 13 if newest_first else 11))
 
     sandbox.lbank.after_page = register
@@ -408,29 +406,29 @@ def test_users_who_register_while_pages_are_read_are_not_lost_or_doubled(sandbox
 
     assert run.success, run.message
     assert landed(query, name, SETTLED) == sent(rows_of(sandbox, name, SETTLED))
-    assert not first and landed(query, name, SETTLED).total() >= 113
+    assert registered and landed(query, name, SETTLED).total() >= 113
 
 
-def test_rows_that_move_while_pages_are_read_are_not_lost_or_doubled(sandbox, query):
-    rows = give_both_pages(sandbox, SETTLED)
+def test_rows_that_move_during_pagination_land_exactly_once(sandbox, query):
+    rows = set_three_pages_of_deposits(sandbox, SETTLED)
     more = [deposit(SETTLED, number, createTime=at(SETTLED, 1) + number) for number in range(3)]
-    left = list(more)
+    pending = list(more)
 
     def add(path, params):
-        if left and params.get("subInOutType") == "IN_DEPOSIT":
-            left.pop()
-            sandbox.lbank.set_money([*more[len(left) :], *rows])
+        if pending and params.get("subInOutType") == "IN_DEPOSIT":
+            pending.pop()
+            sandbox.lbank.set_money([*more[len(pending) :], *rows])
 
     sandbox.lbank.after_page = add
     run = materialize(MONEY, [SETTLED])
 
     assert run.success, run.message
-    assert left == []
+    assert pending == []
     assert landed(query, MONEY, SETTLED) == money_rows([*more, *rows])
 
 
-def test_a_row_that_leaves_while_pages_are_read_takes_no_other_with_it(sandbox, query):
-    rows = give_both_pages(sandbox, SETTLED)
+def test_a_row_removed_during_pagination_hides_no_other_row(sandbox, query):
+    rows = set_three_pages_of_deposits(sandbox, SETTLED)
 
     def remove(path, params):
         if params.get("subInOutType") == "IN_DEPOSIT":
@@ -440,12 +438,12 @@ def test_a_row_that_leaves_while_pages_are_read_takes_no_other_with_it(sandbox, 
     run = materialize(MONEY, [SETTLED])
 
     assert run.success, run.message
-    # Whether the one that left lands is a matter of when it was asked for.
+    # The removed row lands if its page was fetched before the removal.
     assert money_rows(rows[1:]) <= landed(query, MONEY, SETTLED)
 
 
-def test_pages_that_never_rest_fail_their_day(sandbox, query):
-    rows = give_both_pages(sandbox, SETTLED)
+def test_pages_that_never_stop_moving_fail_their_day(sandbox, query):
+    rows = set_three_pages_of_deposits(sandbox, SETTLED)
 
     def add(path, params):
         if params.get("subInOutType") == "IN_DEPOSIT":
@@ -458,7 +456,7 @@ def test_pages_that_never_rest_fail_their_day(sandbox, query):
     assert "moved during each of 4 walks" in run.failed[SETTLED]
 
 
-def test_rows_of_one_time_that_come_in_another_order_on_each_page_land_once(sandbox, query):
+def test_rows_of_equal_time_in_a_different_order_on_each_page_land_once(sandbox, query):
     order = random.Random(5)
     rows = [deposit(SETTLED, number, createTime=at(SETTLED) + number // 3) for number in range(400)]
 
@@ -471,11 +469,11 @@ def test_rows_of_one_time_that_come_in_another_order_on_each_page_land_once(sand
 
     assert run.success, run.message
     assert landed(query, MONEY, SETTLED) == money_rows(rows)
-    # Each page's end costs one question more at most.
-    assert len(asked(sandbox, MONEY)) <= len(KINDS) + 2 * 4
+    # Each page boundary costs at most one additional request.
+    assert len(requests_to(sandbox, MONEY)) <= len(KINDS) + 2 * 4
 
 
-def test_equal_twins_over_a_pages_end_both_land_without_another_walk(sandbox, query):
+def test_equal_rows_across_a_page_boundary_both_land_without_another_pass(sandbox, query):
     rows = [deposit(SETTLED, number) for number in range(130)]
     rows[100] = rows[99]
     sandbox.lbank.set_money(rows)
@@ -484,12 +482,12 @@ def test_equal_twins_over_a_pages_end_both_land_without_another_walk(sandbox, qu
 
     assert run.success, run.message
     assert landed(query, MONEY, SETTLED) == money_rows(rows)
-    pages = Counter(int(request.params["start"]) for request in asked(sandbox, MONEY))
-    # The one page more is that of the twins' own millisecond.
+    pages = Counter(int(request.params["start"]) for request in requests_to(sandbox, MONEY))
+    # The additional page is the request for the millisecond of the equal rows.
     assert pages == {0: len(KINDS) + 1, 99: 1}
 
 
-def test_commissions_are_read_to_the_last_page(sandbox, query):
+def test_commissions_are_fetched_to_the_last_page(sandbox, query):
     agent = agents(sandbox)[1]
     rows = [
         commission(agent, day, f"{number}.50") | {"coinSymbol": f"coin{number}"}
@@ -504,7 +502,7 @@ def test_commissions_are_read_to_the_last_page(sandbox, query):
     for day in DAYS[:3]:
         assert landed(query, COMMISSION, day) == sent(rows_of(sandbox, COMMISSION, day))
     assert query("select count(*) from lbank.commission_stats_symbol_list") == [(210,)]
-    assert len(asked(sandbox, COMMISSION)) == len(agents(sandbox)) + 2
+    assert len(requests_to(sandbox, COMMISSION)) == len(agents(sandbox)) + 2
 
 
 def test_a_full_last_page_is_followed_by_an_empty_one(sandbox, query):
@@ -514,10 +512,10 @@ def test_a_full_last_page_is_followed_by_an_empty_one(sandbox, query):
     materialize(MONEY, [SETTLED])
 
     assert landed(query, MONEY, SETTLED) == money_rows(rows)
-    assert len(asked(sandbox, MONEY)) == len(KINDS) + 1
+    assert len(requests_to(sandbox, MONEY)) == len(KINDS) + 1
 
 
-# Habits of the exchange
+# Spellings of the exchange
 
 
 def in_lower_case(row):
@@ -545,41 +543,41 @@ def with_level_100(row):
 
 
 def with_empty_amounts(row):
-    """Of those who are no agents."""
+    """The row as sent for users who are not agents."""
     return row | dict.fromkeys({"currencyFeeAmt", "reserveAmt", "usdtAmount"} & {*row}, "")
 
 
-def with_amounts_that_are_null(row):
+def with_null_amounts(row):
     return {name: None if value == "" else value for name, value in with_empty_amounts(row).items()}
 
 
-@pytest.mark.parametrize("habit", [in_lower_case, in_seconds, unquoted, with_level_100, with_empty_amounts])
-def test_rows_land_however_they_are_spelt(sandbox, query, habit):
-    sandbox.faults.transform_row = habit
+@pytest.mark.parametrize("spelling", [in_lower_case, in_seconds, unquoted, with_level_100, with_empty_amounts])
+def test_every_known_spelling_of_a_row_lands(sandbox, query, spelling):
+    sandbox.faults.transform_row = spelling
     expected = {
         in_seconds: lambda row: row | in_seconds_as_ms(row),
         with_level_100: with_level_100,
-        with_empty_amounts: with_amounts_that_are_null,
+        with_empty_amounts: with_null_amounts,
     }
-    # Where everybody is of level 100, there is no agent to ask about.
-    names = [LIST, MONEY] if habit is with_level_100 else [LIST, TEAM_TRADES, MONEY, COMMISSION]
+    # Without agents, the endpoints per agent have nothing to query.
+    names = [LIST, MONEY] if spelling is with_level_100 else [LIST, TEAM_TRADES, MONEY, COMMISSION]
 
     for name in names:
         run = materialize(name, [SETTLED])
 
         assert run.success, run.message
         rows = rows_of(sandbox, name, SETTLED)
-        assert landed(query, name, SETTLED) == sent(map(expected.get(habit, dict), rows)) != Counter()
+        assert landed(query, name, SETTLED) == sent(map(expected.get(spelling, dict), rows)) != Counter()
         assert "unknown_fields" not in run.materialized[SETTLED]
 
 
-def test_an_observation_lands_in_lower_case_too(sandbox, query):
+def test_a_snapshot_in_lower_case_lands(sandbox, query):
     sandbox.faults.transform_row = in_lower_case
 
-    run = materialize(OBSERVED, [day := today()])
+    run = materialize(SNAPSHOT, [day := today()])
 
     assert run.success, run.message
-    assert landed(query, OBSERVED, day) == sent(rows_of(sandbox, OBSERVED, day))
+    assert landed(query, SNAPSHOT, day) == sent(rows_of(sandbox, SNAPSHOT, day))
 
 
 def test_the_result_may_be_a_boolean(sandbox, query):
@@ -594,7 +592,7 @@ def test_the_result_may_be_a_boolean(sandbox, query):
     assert "closed this interface" in refused.failed[SETTLED]
 
 
-def test_a_field_that_the_schema_does_not_know_is_kept(sandbox, query):
+def test_a_field_unknown_to_the_schema_lands_in_extra(sandbox, query):
     sandbox.faults.transform_row = lambda row: row | {"newThing": Number("1.50")}
 
     run = materialize(MONEY, [SETTLED])
@@ -606,51 +604,53 @@ def test_a_field_that_the_schema_does_not_know_is_kept(sandbox, query):
     assert run.materialized[SETTLED]["unknown_fields"] == {"newThing": rows}
 
 
-def test_a_web_page_or_a_trouble_of_its_own_is_asked_again(sandbox, query):
-    soon = b'{"result":"false","error_code":10004,"msg":"Request too frequent"}'
+def test_web_pages_and_temporary_errors_are_retried(sandbox, query):
+    too_frequent = b'{"result":"false","error_code":10004,"msg":"Request too frequent"}'
     busy = b'{"result":"false","error_code":10017,"msg":"Server exception"}'
-    sandbox.faults.next_responses.extend([HTML, (502, {}, HTML[2]), (200, {}, busy), (200, {}, soon), (200, {}, b"")])
+    sandbox.faults.next_responses.extend(
+        [HTML, (502, {}, HTML[2]), (200, {}, busy), (200, {}, too_frequent), (200, {}, b"")]
+    )
 
     run = materialize(FUTURES, [SETTLED])
 
     assert run.success, run.message
     assert landed(query, FUTURES, SETTLED) == sent(rows_of(sandbox, FUTURES, SETTLED))
-    assert len(asked(sandbox, FUTURES)) == 4 + 5
+    assert len(requests_to(sandbox, FUTURES)) == 4 + 5
 
 
 @pytest.mark.parametrize(
     "envelope", ['"error_code":null,"msg":7,"ts":"1740563092165"', '"error_code":0.0,"msg":[],"ts":1740563092165.5', ""]
 )
-def test_a_good_answer_is_good_whatever_is_told_beside_it(sandbox, query, envelope):
+def test_a_successful_response_is_accepted_with_any_other_envelope_fields(sandbox, query, envelope):
     data = '"data":{"turnover":"1.50","fee":"0.10"}'
-    answer = f'{{"result":"true",{envelope}{envelope and ","}{data}}}'.encode()
-    sandbox.faults.next_responses.extend([(200, {}, answer)] * 4)
+    body = f'{{"result":"true",{envelope}{envelope and ","}{data}}}'.encode()
+    sandbox.faults.next_responses.extend([(200, {}, body)] * 4)
 
     run = materialize(FUTURES, [SETTLED])
 
     assert run.success, run.message
-    assert len(asked(sandbox, FUTURES)) == 4
+    assert len(requests_to(sandbox, FUTURES)) == 4
     assert query("select distinct turnover::text from lbank.trade_future") == [("1.50",)]
 
 
-def test_a_refusal_whose_code_cannot_be_read_is_asked_again(sandbox):
+def test_a_refusal_with_an_unreadable_code_is_retried(sandbox):
     sandbox.faults.next_responses.append((200, {}, b'{"result":"false","error_code":null,"msg":5}'))
 
     assert materialize(FUTURES, [SETTLED]).success
-    assert len(asked(sandbox, FUTURES)) == 4 + 1
+    assert len(requests_to(sandbox, FUTURES)) == 4 + 1
 
 
 @pytest.mark.parametrize("status", [418, 429])
-def test_a_longer_silence_than_a_run_can_wait_is_told(sandbox, status):
+def test_a_retry_after_beyond_the_runs_limit_fails_the_day_at_once(sandbox, status):
     sandbox.faults.next_responses.append((status, {"Retry-After": "1000"}, HTML[2]))
 
     run = materialize(FUTURES, [SETTLED])
 
     assert "allows no request for 1000 s" in run.failed[SETTLED] and str(status) in run.failed[SETTLED]
-    assert len(asked(sandbox, FUTURES)) == 1
+    assert len(requests_to(sandbox, FUTURES)) == 1
 
 
-def test_a_web_page_that_stays_is_told_as_one(sandbox):
+def test_a_permanent_web_page_is_reported_as_a_web_page(sandbox):
     sandbox.faults.next_responses.extend([HTML] * 1000)
 
     run = materialize(FUTURES, [SETTLED])
@@ -661,34 +661,28 @@ def test_a_web_page_that_stays_is_told_as_one(sandbox):
 # Bad days
 
 
-@pytest.mark.parametrize("name", [LIST, MONEY, TEAM_TRADES, COMMISSION, FUTURES])
-def test_a_bad_day_fails_alone(sandbox, query, name):
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [(LIST, 20026), (MONEY, 20026), (TEAM_TRADES, 20026), (COMMISSION, 20026), (FUTURES, 20026), (MONEY, 10000)],
+    ids=lambda value: f"{value}",
+)
+def test_a_bad_day_fails_alone(sandbox, query, name, code):
+    # Code 10000 is a server error, which is retried.
     bad, good = SETTLED, [day for day in DAYS if day != SETTLED]
     sandbox.faults.path = PATH[name]
-    sandbox.faults.fail_day(bad, code=20026)
+    sandbox.faults.fail_day(bad, code=code)
 
     run = materialize(name, DAYS)
 
-    assert list(run.failed) == [bad] and "20026" in run.failed[bad]
+    assert list(run.failed) == [bad] and f"{code}" in run.failed[bad]
     assert sorted(run.materialized) == good
     for day in good:
         assert landed(query, name, day) == sent(rows_of(sandbox, name, day))
     assert landed(query, name, bad) == Counter()
 
 
-def test_a_day_that_is_always_in_trouble_fails_alone(sandbox, query):
-    sandbox.faults.path = PATH[MONEY]
-    sandbox.faults.fail_day(SETTLED)
-
-    run = materialize(MONEY, DAYS)
-
-    assert list(run.failed) == [SETTLED] and "10000" in run.failed[SETTLED]
-    for day in set(DAYS) - {SETTLED}:
-        assert landed(query, MONEY, day) == sent(rows_of(sandbox, MONEY, day))
-
-
 @pytest.mark.parametrize(
-    ("name", "instant", "time"),
+    ("name", "field", "time"),
     [
         (MONEY, "createTime", "soon"),
         (MONEY, "createTime", "missing"),
@@ -696,26 +690,26 @@ def test_a_day_that_is_always_in_trouble_fails_alone(sandbox, query):
         (TEAM_TRADES, "statsDate", 5),
     ],
 )
-def test_a_row_whose_time_cannot_be_read_fails_its_day_alone(sandbox, query, name, instant, time):
-    def spoil(row):
-        if at(SETTLED, 0) <= row.get(instant, 0) <= last_ms(SETTLED):
+def test_a_row_with_an_unreadable_time_fails_its_day_alone(sandbox, query, name, field, time):
+    def with_invalid_time(row):
+        if at(SETTLED, 0) <= row.get(field, 0) <= last_ms(SETTLED):
             if time == "missing":
-                return {key: value for key, value in row.items() if key != instant}
-            return row | {instant: time}
+                return {key: value for key, value in row.items() if key != field}
+            return row | {field: time}
         return row
 
     # The roster's rows have the same field.
     materialize_roster()
-    sandbox.faults.transform_row = spoil
+    sandbox.faults.transform_row = with_invalid_time
     run = materialize(name, DAYS[:3])
 
-    assert list(run.failed) == [SETTLED] and instant in run.failed[SETTLED]
+    assert list(run.failed) == [SETTLED] and field in run.failed[SETTLED]
     for day in (DAYS[0], DAYS[2]):
         assert landed(query, name, day) == sent(rows_of(sandbox, name, day))
 
 
 @pytest.mark.parametrize("data", [b"[null]", b"[1]", b'["a"]', b"[[1]]"])
-def test_rows_that_are_none_fail_their_day(sandbox, query, data):
+def test_list_items_that_are_not_rows_fail_their_day(sandbox, query, data):
     sandbox.faults.next_responses.append((200, {}, b'{"result":"true","error_code":0,"data":%s}' % data))
 
     run = materialize(MONEY, [SETTLED])
@@ -726,20 +720,20 @@ def test_rows_that_are_none_fail_their_day(sandbox, query, data):
 
 
 @pytest.mark.parametrize("data", [b"[]", b'[{"turnover":"1","fee":"0"},{"turnover":"2","fee":"0"}]'])
-@pytest.mark.parametrize("name", [FUTURES, OBSERVED])
-def test_a_question_with_one_answer_that_gets_none_or_two_fails_its_day(sandbox, query, name, data):
+@pytest.mark.parametrize("name", [FUTURES, SNAPSHOT])
+def test_no_row_or_two_rows_where_one_is_expected_fail_the_day(sandbox, query, name, data):
     materialize_roster()
     sandbox.faults.next_responses.append((200, {}, b'{"result":"true","error_code":0,"data":%s}' % data))
-    bad = today() if name == OBSERVED else DAYS[0]
+    bad = today() if name == SNAPSHOT else DAYS[0]
 
-    run = materialize(name, [bad] if name == OBSERVED else DAYS[:2])
+    run = materialize(name, [bad] if name == SNAPSHOT else DAYS[:2])
 
     assert list(run.failed) == [bad] and "rows instead of one" in run.failed[bad]
     assert landed(query, name, bad) == Counter()
 
 
-def test_rows_that_say_something_else_than_was_asked_for_are_refused(sandbox, query):
-    """A server that does not know `tradeType` answers both questions with the same rows."""
+def test_rows_that_contradict_the_request_are_refused(sandbox, query):
+    # A server that ignores `tradeType` returns the same rows for both of its values.
     materialize_roster()
     sandbox.faults.transform_row = lambda row: row | {"trade_type": "1"}
 
@@ -748,7 +742,7 @@ def test_rows_that_say_something_else_than_was_asked_for_are_refused(sandbox, qu
     assert list(run.failed) == DAYS[:2] and "its `trade_type` is '1', not 0" in run.failed[SETTLED]
 
 
-def test_rows_that_repeat_what_was_asked_for_land(sandbox, query):
+def test_rows_that_repeat_the_requests_parameters_land(sandbox, query):
     sandbox.faults.transform_row = lambda row: row | {"userType": "ALL", "requestedSubInOutType": None}
 
     run = materialize(MONEY, [SETTLED])
@@ -757,7 +751,7 @@ def test_rows_that_repeat_what_was_asked_for_land(sandbox, query):
     assert landed(query, MONEY, SETTLED) == sent(rows_of(sandbox, MONEY, SETTLED))
 
 
-def test_rows_of_days_that_were_not_asked_for_are_refused(sandbox, query):
+def test_rows_of_days_outside_the_request_are_refused(sandbox, query):
     sandbox.faults.transform_row = lambda row: row | {"createTime": at(DAYS[4])}
 
     run = materialize(MONEY, [SETTLED])
@@ -765,7 +759,7 @@ def test_rows_of_days_that_were_not_asked_for_are_refused(sandbox, query):
     assert f"requested {SETTLED}, and LBank returned rows of {DAYS[4]}" in run.failed[SETTLED]
 
 
-def test_a_row_that_does_not_fit_is_kept_as_received(sandbox, query):
+def test_an_invalid_row_is_stored_as_received(sandbox, query):
     sandbox.lbank.set_money([deposit(SETTLED), deposit(SETTLED, 1, assetNum="many"), deposit(DAYS[0])])
 
     run = materialize(MONEY, DAYS[:2])
@@ -775,7 +769,7 @@ def test_a_row_that_does_not_fit_is_kept_as_received(sandbox, query):
     assert landed(query, MONEY, DAYS[0]) == money_rows([deposit(DAYS[0])])
 
 
-def test_today_has_not_ended(sandbox):
+def test_today_is_refused_because_it_has_not_ended(sandbox):
     run = materialize(MONEY, [day := today()])
 
     assert "the day has not ended yet" in run.failed[day]
@@ -786,7 +780,7 @@ def test_today_has_not_ended(sandbox):
 
 
 @pytest.mark.parametrize("code", [10006, 10022])
-def test_an_open_id_that_is_refused_is_left_out(sandbox, query, caplog, many_agents, code):
+def test_a_refused_open_id_is_skipped(sandbox, query, caplog, many_agents, code):
     refused = many_agents[0]
     sandbox.lbank.refused_open_ids[refused] = code
 
@@ -798,20 +792,16 @@ def test_an_open_id_that_is_refused_is_left_out(sandbox, query, caplog, many_age
         assert landed(query, COMMISSION, day) == sent(rows)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert all(refused in warning for warning in warnings)
-    assert sum(f"error_code {code}" in warning for warning in warnings) == CHUNKS
+    assert sum(f"error_code {code}" in warning for warning in warnings) == MONTHS
 
 
-def test_the_check_names_the_open_id_that_is_left_out(sandbox, many_agents):
+def test_the_check_names_the_skipped_open_id(sandbox, many_agents):
     sandbox.lbank.refused_open_ids[many_agents[0]] = 10022
 
     run = materialize(COMMISSION, [SETTLED])
 
     assert run.success, run.message
-    [check] = [
-        event.asset_check_evaluation_data
-        for event in run.events
-        if event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
-    ]
+    check = only_check(run)
     assert not check.passed
     assert check.description == f"rows of these openIds are missing, since LBank refuses them: {many_agents[0]}"
 
@@ -821,7 +811,7 @@ def test_a_refused_open_id_whose_rows_had_landed_fails_the_day(sandbox, query, m
     before = [commission(refused, SETTLED, "1.00"), commission(other, SETTLED, "2.00")]
     sandbox.lbank.set_commissions(before)
     materialize(COMMISSION, [SETTLED])
-    # As many rows as before, so that their number says nothing.
+    # The same number of rows as before, so that the count does not reveal the loss.
     after = [commission(other, SETTLED, "2.00"), commission(other, SETTLED, "3.00")]
     sandbox.lbank.set_commissions(after)
     sandbox.lbank.refused_open_ids[refused] = 10022
@@ -851,13 +841,13 @@ def test_more_than_5_percent_refused_fail_the_range(sandbox, query, many_agents)
     assert f"LBank refused 2 of {len(agents(sandbox))} openIds" in run.failed[SETTLED]
 
 
-def test_being_refused_ourselves_fails_at_the_first_answer(sandbox):
+def test_a_refusal_of_our_own_open_id_fails_at_the_first_response(sandbox):
     sandbox.lbank.refused_open_ids[OWN_OPEN_ID] = 10022
 
     run = materialize(TRADES, DAYS)
 
     assert list(run.failed) == DAYS and "LBANK_OPEN_ID" in run.failed[SETTLED]
-    assert len(asked(sandbox, TRADES)) == 1
+    assert len(requests_to(sandbox, TRADES)) == 1
 
 
 # Access
@@ -868,11 +858,11 @@ def test_being_refused_ourselves_fails_at_the_first_answer(sandbox):
     [
         ("LBANK_API_KEY", "another-key", 10005, ["LBANK_API_KEY"]),
         ("LBANK_API_SECRET", "another-secret", 10007, ["LBANK_API_SECRET", "LBANK_SIGNATURE_METHOD"]),
-        ("LBANK_OPEN_ID", "LBA0H1XXXX", 10022, ["LBANK_OPEN_ID", "permission"]),
+        ("LBANK_OPEN_ID", STRANGER, 10022, ["LBANK_OPEN_ID", "permission"]),
     ],
 )
 @pytest.mark.parametrize("name", [MONEY, TEAM_TRADES])
-def test_a_wrong_variable_is_named_at_the_first_answer(sandbox, monkeypatch, name, variable, value, code, named):
+def test_a_wrong_variable_is_named_at_the_first_response(sandbox, monkeypatch, name, variable, value, code, named):
     monkeypatch.setenv(variable, value)
 
     run = materialize(name, DAYS)
@@ -886,17 +876,17 @@ def test_a_wrong_variable_is_named_at_the_first_answer(sandbox, monkeypatch, nam
 @pytest.mark.parametrize(
     ("code", "named"), [(10022, "permission"), (10601, "closed this interface"), (10600, "set it by NTP")]
 )
-def test_a_refusal_of_the_endpoint_is_told_at_the_first_answer(sandbox, code, named):
+def test_a_refusal_of_the_endpoint_fails_at_the_first_response(sandbox, code, named):
     sandbox.lbank.refused_paths[PATH[TEAM_TRADES]] = code
 
     run = materialize(TEAM_TRADES, DAYS)
 
     assert list(run.failed) == DAYS and len(set(run.failed.values())) == 1
     assert str(code) in run.failed[SETTLED] and named in run.failed[SETTLED]
-    assert len(asked(sandbox, TEAM_TRADES)) == 1
+    assert len(requests_to(sandbox, TEAM_TRADES)) == 1
 
 
-def test_a_clock_that_is_off_is_corrected_by_the_exchanges_own(sandbox, query, caplog):
+def test_a_clock_offset_is_corrected_with_the_exchanges_time(sandbox, query, caplog):
     sandbox.faults.clock_offset_ms = 300_000
 
     run = materialize(FUTURES, [SETTLED])
@@ -907,7 +897,7 @@ def test_a_clock_that_is_off_is_corrected_by_the_exchanges_own(sandbox, query, c
     assert any("clock" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
 
 
-def test_a_clock_that_cannot_be_corrected_is_told_at_the_first_answers(sandbox):
+def test_a_clock_that_cannot_be_corrected_fails_after_two_requests(sandbox):
     now = time.time_ns() // 1_000_000
     off = b'{"result":"false","error_code":10600,"msg":"replay","ts":%d}' % now
     sandbox.faults.next_responses.extend([(200, {}, off)] * 1000)
@@ -918,7 +908,7 @@ def test_a_clock_that_cannot_be_corrected_is_told_at_the_first_answers(sandbox):
     assert len(sandbox.requests) <= 2
 
 
-def test_all_variables_that_are_missing_are_named(sandbox, monkeypatch):
+def test_all_missing_variables_are_named(sandbox, monkeypatch):
     names = ["LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID"]
     for name in names:
         monkeypatch.delenv(name)
@@ -929,7 +919,7 @@ def test_all_variables_that_are_missing_are_named(sandbox, monkeypatch):
     assert sandbox.requests == []
 
 
-def test_a_secret_that_is_no_rsa_key_is_named(sandbox, monkeypatch):
+def test_a_secret_that_is_not_an_rsa_key_is_reported_by_its_variable(sandbox, monkeypatch):
     monkeypatch.setenv("LBANK_SIGNATURE_METHOD", "RSA")
 
     run = materialize(MONEY, [SETTLED])
@@ -942,7 +932,7 @@ def test_a_secret_that_is_no_rsa_key_is_named(sandbox, monkeypatch):
 # Plans
 
 
-def test_days_with_a_gap_are_planned_as_they_are_asked(sandbox, query, database_url):
+def test_the_plan_of_days_with_a_gap_has_the_number_of_requests_sent(sandbox, query, database_url):
     days = [DAYS[0], DAYS[2]]
     planned = plan(database_url, FUTURES, days), plan(database_url, MONEY, days)
 
@@ -951,13 +941,13 @@ def test_days_with_a_gap_are_planned_as_they_are_asked(sandbox, query, database_
             outcomes = list(land_days(ENDPOINT[name], days, session=session, store=store, run_id="by hand"))
         assert [type(outcome) for outcome in outcomes] == [Landed, Landed]
 
-    assert [each.min_requests for each in planned] == [len(asked(sandbox, name)) for name in (FUTURES, MONEY)]
+    assert [each.min_requests for each in planned] == [len(requests_to(sandbox, name)) for name in (FUTURES, MONEY)]
 
 
-def test_a_plan_says_what_it_costs(sandbox, database_url, monkeypatch):
+def test_a_plan_reports_requests_and_duration(sandbox, database_url, monkeypatch):
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", "1")
     by_user, paged = plan(database_url, TEAM_TRADES, DAYS), plan(database_url, MONEY, DAYS)
-    many = questions(sandbox, TEAM_TRADES)
+    many = expected_requests(sandbox, TEAM_TRADES)
 
     assert str(by_user) == f"{many} requests, {math.ceil((many - 5) / 5) / 6:.2f} minutes at the permitted rate"
     assert str(paged) == "at least 12 requests, at least 0.33 minutes at the permitted rate"
@@ -969,39 +959,39 @@ def test_a_plan_says_what_it_costs(sandbox, database_url, monkeypatch):
 
 @pytest.fixture
 def interrupted(sandbox) -> int:
-    """A run that ended after the second month's first answer, which is waited for; how many answers it had."""
+    """A run that failed after the first response of the second month; returns the number of its responses."""
 
     def close(path, params):
         if path == PATH[COMMISSION]:
-            answers.append(params)
-            if len(answers) > len(agents(sandbox)):
+            pages.append(params)
+            if len(pages) > len(agents(sandbox)):
                 sandbox.lbank.refused_paths[path] = 10601
 
-    answers = []
+    pages = []
     sandbox.lbank.after_page = close
     run = materialize(COMMISSION, DAYS)
     assert sorted(run.failed) == DAYS[3:] and sorted(run.materialized) == DAYS[:3]
     sandbox.lbank.after_page = None
     sandbox.lbank.refused_paths.clear()
-    answered = sum(request.code is None for request in asked(sandbox, COMMISSION))
+    responses = sum(request.code is None for request in requests_to(sandbox, COMMISSION))
     sandbox.requests.clear()
-    return answered
+    return responses
 
 
-def test_an_interrupted_range_asks_only_for_what_is_missing(sandbox, query, interrupted, database_url):
+def test_an_interrupted_range_requests_only_what_is_missing(sandbox, query, interrupted, database_url):
     assert query("select count(*) from affiliate.answer") == [(interrupted,)]
 
     run = materialize(COMMISSION, DAYS)
 
     assert run.success, run.message
-    assert len(asked(sandbox, COMMISSION)) == questions(sandbox, COMMISSION) - interrupted
+    assert len(requests_to(sandbox, COMMISSION)) == expected_requests(sandbox, COMMISSION) - interrupted
     for day in DAYS:
         assert landed(query, COMMISSION, day) == sent(rows_of(sandbox, COMMISSION, day))
-    # It told of all its days: the next run asks anew.
+    # Every day has an outcome, so the next run requests everything again.
     assert query("select count(*) from affiliate.answer") == [(0,)]
 
 
-def test_an_interrupted_list_goes_on_with_its_next_page(sandbox, query):
+def test_an_interrupted_list_resumes_with_its_next_page(sandbox, query):
     rows = [deposit(SETTLED, number) for number in range(450)]
     sandbox.lbank.set_money(rows)
 
@@ -1020,11 +1010,11 @@ def test_an_interrupted_list_goes_on_with_its_next_page(sandbox, query):
     assert list(interrupted.failed) == [SETTLED] and run.success, run.message
     assert landed(query, MONEY, SETTLED) == money_rows(rows)
     others = [0] * (len(KINDS) - 1)
-    assert [int(request.params["start"]) for request in asked(sandbox, MONEY)] == [297, 396, *others]
+    assert [int(request.params["start"]) for request in requests_to(sandbox, MONEY)] == [297, 396, *others]
 
 
-def test_an_answer_that_cannot_be_used_is_not_kept(sandbox, query):
-    give_both_pages(sandbox, SETTLED)
+def test_an_invalid_response_is_not_cached(sandbox, query):
+    set_three_pages_of_deposits(sandbox, SETTLED)
     sandbox.faults.transform_row = lambda row: row | {"createTime": at(DAYS[4])}
     sandbox.lbank.after_page = lambda path, params: sandbox.lbank.refused_paths.update({path: 10601})
 
@@ -1034,28 +1024,26 @@ def test_an_answer_that_cannot_be_used_is_not_kept(sandbox, query):
     assert query("select count(*) from affiliate.answer") == [(0,)]
 
 
-def test_answers_older_than_6_hours_are_not_used(sandbox, query, interrupted):
+def test_cached_responses_older_than_6_hours_are_not_used(sandbox, query, interrupted):
     query("update affiliate.answer set asked_at = asked_at - interval '6 hours'")
 
     run = materialize(COMMISSION, DAYS)
 
     assert run.success, run.message
-    assert len(asked(sandbox, COMMISSION)) == questions(sandbox, COMMISSION)
+    assert len(requests_to(sandbox, COMMISSION)) == expected_requests(sandbox, COMMISSION)
 
 
-def test_answers_of_another_source_are_not_used(sandbox, query, monkeypatch, interrupted):
+def test_cached_responses_of_another_source_are_not_used(sandbox, query, monkeypatch, interrupted):
     query("delete from lbank.roster")
-    sandbox.lbank.add_account("key-of-somebody-else", "another-secret")
-    monkeypatch.setenv("LBANK_API_KEY", "key-of-somebody-else")
-    monkeypatch.setenv("LBANK_API_SECRET", "another-secret")
+    use_another_account(sandbox, monkeypatch)
 
     run = materialize(COMMISSION, DAYS[3:])
 
     assert run.success, run.message
-    assert len(asked(sandbox, COMMISSION)) == len(agents(sandbox))
+    assert len(requests_to(sandbox, COMMISSION)) == len(agents(sandbox))
 
 
-def test_a_run_that_told_of_a_failed_day_leaves_no_answers(sandbox, query):
+def test_a_failed_day_leaves_no_cached_responses(sandbox, query):
     sandbox.faults.fail_day(SETTLED, code=20026)
 
     run = materialize(FUTURES, DAYS[:3])
@@ -1064,7 +1052,7 @@ def test_a_run_that_told_of_a_failed_day_leaves_no_answers(sandbox, query):
     assert query("select count(*) from affiliate.answer") == [(0,)]
 
 
-def test_a_day_settles_by_the_age_of_its_answers(sandbox, monkeypatch, query, interrupted):
+def test_a_day_settles_by_the_age_of_its_responses(sandbox, monkeypatch, query, interrupted):
     endpoint, day, hour = ENDPOINT[COMMISSION], DAYS[3], timedelta(hours=1)
     two_hours_ago = datetime.now(UTC) - 2 * hour - datetime.fromtimestamp(at(day + DAY, 0) / 1000, UTC)
     declared = (replace(endpoint, settles_after=two_hours_ago),)

@@ -1,4 +1,4 @@
-"""What is not configured fails by its name: no server is started for it, and no value of the sandbox is used instead."""
+"""A missing variable is named in the failure: no server is started, and no value of the sandbox replaces it."""
 
 import os
 import shutil
@@ -8,16 +8,24 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import psycopg
 import pytest
+from dagster_postgres import PostgresEventLogStorage
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.embedded_server import cluster, server
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline_tests.defs.events import (
+    failed_partitions,
+    failure_message,
+    only_step_failure,
+    recorded_events,
+)
 from affiliate_pipeline_tests.defs.rebates import KEY
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +33,7 @@ TODAY = datetime.now(UTC).date()
 YESTERDAY = TODAY - timedelta(days=1)
 DATABASE = "AFFILIATE_DATABASE_URL is not set"
 PARTNER = ("BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET")
+SENSORS = [sensor.name for sensor in build_definitions().sensors or ()]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +70,7 @@ def ours(
 
 @pytest.fixture
 def leftover(tmp_path: Path) -> Iterator[Sandbox]:
-    """A sandbox that would answer, and the `.affiliate/settings.env` in which an earlier `up` chose it."""
+    """A running sandbox, and the `.affiliate/settings.env` in which an earlier `up` chose it."""
     with Sandbox(rows_per_day=10) as exchange:
         (tmp_path / ".affiliate").mkdir()
         settings.save_sandbox_variables({"AFFILIATE_START_DATE": f"{YESTERDAY}", **exchange.variables})
@@ -69,25 +78,25 @@ def leftover(tmp_path: Path) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def nothing_is_made(tmp_path: Path, database_url: str, other_url: str) -> Iterator[None]:
-    """No file, embedded server or database is there afterwards that was not there before, and no day has landed."""
+def nothing_is_created(tmp_path: Path, database_url: str, other_url: str) -> Iterator[None]:
+    """Assert that the test creates no file, embedded server or database, and that no day lands."""
 
-    def there() -> dict[str, object]:
+    def existing() -> dict[str, object]:
         with psycopg.connect(database_url) as connection:
             databases = connection.execute("select datname::text from pg_database order by 1").fetchall()
-            (ledger,) = connection.execute("select to_regclass('affiliate.landing')::text").fetchone()
-            landed = connection.execute(f"select count(*) from {ledger}").fetchone() if ledger else (0,)
-        # An embedded server's address is written to `.affiliate` before anything else of it is made.
+            [(ledger,)] = connection.execute("select to_regclass('affiliate.landing')").fetchall()
+            landed = connection.execute("select count(*) from affiliate.landing").fetchall() if ledger else [(0,)]
+        # An embedded server first writes its address to `.affiliate`.
         files = [path for folder in (tmp_path, tmp_path / ".affiliate") for path in sorted(folder.glob("*"))]
         return {"files": files, "databases": databases, "landed": landed}
 
-    before = there()
+    before = existing()
     yield
-    assert there() == before
+    assert existing() == before
 
 
-def run(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> str:
-    """What a run of the asset that must fail says; it has materialized nothing."""
+def failure_of(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> str:
+    """The error message of a run of the asset, which must fail without a materialization."""
     definitions = build_definitions()
     result = dg.materialize(
         [definitions.get_assets_def(key)],
@@ -98,34 +107,34 @@ def run(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -
         raise_on_error=False,
     )
     assert not result.success
-    events = [entry.dagster_event for entry in instance.all_logs(result.run_id) if entry.dagster_event]
+    events = recorded_events(instance, result.run_id)
     assert [event for event in events if event.is_step_materialization] == []
-    (failure,) = [event.step_failure_data for event in events if event.is_step_failure]
+    failure = only_step_failure(events)
     if partition is not None:
-        assert list(failure.user_failure_data.metadata["failed_partitions"].value) == [partition]
-    return failure.error.message
+        assert failed_partitions(failure) == {partition}
+    return failure_message(failure)
 
 
-def rebates(instance: dg.DagsterInstance) -> str:
-    return run(instance, dg.AssetKey(KEY.split("/")), f"{YESTERDAY}")
+def failure_of_rebates(instance: dg.DagsterInstance) -> str:
+    return failure_of(instance, dg.AssetKey(KEY.split("/")), f"{YESTERDAY}")
 
 
-def test_without_a_database_a_day_of_another_teams_instance_fails_by_the_variables_name(others, nothing_is_made):
-    assert DATABASE in rebates(others)
+def test_without_a_database_a_run_of_another_teams_instance_fails_and_names_the_variable(others, nothing_is_created):
+    assert DATABASE in failure_of_rebates(others)
 
 
-def test_a_leftover_sandbox_lands_nothing_in_another_teams_instance(others, leftover, nothing_is_made):
-    assert DATABASE in rebates(others)
+def test_a_leftover_sandbox_lands_nothing_in_another_teams_instance(others, leftover, nothing_is_created):
+    assert DATABASE in failure_of_rebates(others)
     assert leftover.requests == []
 
 
 @pytest.mark.parametrize("where", ["others", "ours"])
 def test_a_leftover_sandbox_lands_nothing_in_a_configured_database(
-    where, request, database_url, monkeypatch, leftover, nothing_is_made
+    where, request, database_url, monkeypatch, leftover, nothing_is_created
 ):
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
-    told = rebates(request.getfixturevalue(where))
-    assert all(f"{name} is not set" in told for name in PARTNER)
+    failure = failure_of_rebates(request.getfixturevalue(where))
+    assert all(f"{name} is not set" in failure for name in PARTNER)
     assert leftover.requests == []
 
 
@@ -144,17 +153,17 @@ def test_a_leftover_sandbox_lands_nothing_in_a_configured_database(
 )
 @pytest.mark.parametrize("place", ["environment", ".env"])
 @pytest.mark.parametrize("database", [True, False])
-def test_what_is_partly_configured_is_never_completed(
-    others, leftover, monkeypatch, database_url, nothing_is_made, given: Mapping[str, str], missing, place, database
+def test_a_partial_configuration_is_never_completed_from_the_sandbox(
+    others, leftover, monkeypatch, database_url, nothing_is_created, given: Mapping[str, str], missing, place, database
 ):
-    given = given | ({"AFFILIATE_DATABASE_URL": database_url} if database else {})
+    given = {**given, "AFFILIATE_DATABASE_URL": database_url} if database else given
     for name, value in given.items() if place == "environment" else ():
         monkeypatch.setenv(name, value)
     file = Path(".env")
     file.write_text("".join(f"{name}={value}\n" for name, value in given.items()) if place == ".env" else "")
-    told = rebates(others)
-    assert [name for name in PARTNER if f"{name} is not set" in told] == (list(missing) if database else [])
-    assert (DATABASE in told) == (not database)
+    failure = failure_of_rebates(others)
+    assert [name for name in PARTNER if f"{name} is not set" in failure] == (list(missing) if database else [])
+    assert (DATABASE in failure) == (not database)
     assert leftover.requests == []
     file.unlink()
 
@@ -166,22 +175,22 @@ def all_assets() -> Iterator[tuple[dg.AssetKey, str | None]]:
 
 
 def test_no_asset_uses_a_database_or_an_account_that_is_not_configured(
-    leftover, nothing_is_made, monkeypatch, database_url
+    leftover, nothing_is_created, monkeypatch, database_url
 ):
     with dg.DagsterInstance.ephemeral() as instance:
         for key, partition in all_assets():
-            assert DATABASE in run(instance, key, partition), key
+            assert DATABASE in failure_of(instance, key, partition), key
         monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
         for key, partition in all_assets():
-            told = run(instance, key, partition)
-            assert "API_KEY is not set" in told or "Materialize one of them first" in told, key
+            failure = failure_of(instance, key, partition)
+            assert "API_KEY is not set" in failure or "Materialize one of them first" in failure, key
     assert leftover.requests == []
 
 
-@pytest.mark.parametrize("number", range(len(build_definitions().sensors)))
-def test_no_sensor_uses_a_database_that_is_not_configured(others, leftover, nothing_is_made, monkeypatch, number):
+@pytest.mark.parametrize("name", SENSORS)
+def test_no_sensor_uses_a_database_that_is_not_configured(others, leftover, nothing_is_created, monkeypatch, name):
     definitions = build_definitions()
-    sensor = definitions.sensors[number]
+    sensor = definitions.get_sensor_def(name)
     monkeypatch.setenv("HEARTBEAT_URL", "http://127.0.0.1:9")
     context = partial(dg.build_sensor_context, others, definitions=definitions, resources=definitions.resources)
     if sensor.name == "kickback_history":
@@ -194,25 +203,26 @@ def test_no_sensor_uses_a_database_that_is_not_configured(others, leftover, noth
     assert DATABASE in str(cause)
 
 
-def test_schedules_request_only_runs_that_name_what_is_missing(others, leftover, nothing_is_made):
+def test_schedules_request_only_runs_that_name_what_is_missing(others, leftover, nothing_is_created):
     definitions = build_definitions()
-    at = datetime.now(UTC)
-    for schedule in definitions.schedules:
-        context = dg.build_schedule_context(others, scheduled_execution_time=at, resources=definitions.resources)
+    now = datetime.now(UTC)
+    for schedule in definitions.schedules or ():
+        assert isinstance(schedule, dg.ScheduleDefinition)
+        context = dg.build_schedule_context(others, scheduled_execution_time=now, resources=definitions.resources)
         tick = schedule.evaluate_tick(context)
-        # From 2025-01-01 on, whatever first day was chosen for the sandbox.
-        assert tick.run_requests or "are not set" in tick.skip_message
-        for request in tick.run_requests:
+        # The first day chosen for the sandbox does not limit the requested days.
+        assert tick.run_requests or "are not set" in (tick.skip_message or "")
+        for request in tick.run_requests or ():
             first, last = (request.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end"))
             assert first < last or first >= f"{YESTERDAY}"
     assert leftover.requests == []
 
 
 @pytest.mark.parametrize("database", [True, False])
-def test_a_run_of_several_processes_fails_by_the_variables_name(
-    other_home, others, leftover, nothing_is_made, database_url, tmp_path, database
+def test_a_run_of_dagsters_command_fails_and_names_the_variable(
+    other_home, others, leftover, nothing_is_created, database_url, tmp_path, database
 ):
-    """By Dagster's own command, for a day before the first that was chosen for the sandbox."""
+    """Dagster's command runs the step in its own process; the day is before the first one of the sandbox."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DAGSTER_HOME": str(other_home)}
     if database:
         environment["AFFILIATE_DATABASE_URL"] = database_url
@@ -235,7 +245,7 @@ def test_a_run_of_several_processes_fails_by_the_variables_name(
 
 @pytest.fixture
 def embedded(leftover) -> Iterator[dg.DagsterInstance]:
-    """This project's Dagster with no database configured; its server is removed afterwards."""
+    """This project's Dagster without a configured database; its server is removed after the test."""
     home = Path("dagster_home")
     home.mkdir()
     shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
@@ -243,12 +253,19 @@ def embedded(leftover) -> Iterator[dg.DagsterInstance]:
         with dg.DagsterInstance.from_config(str(home.absolute())) as instance:
             yield instance
     finally:
-        folder = cluster.read(settings.home()).folder
+        running = cluster.read(settings.home())
+        assert running is not None
         server.stop(settings.home())
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(running.folder, ignore_errors=True)
 
 
-def test_the_application_lands_the_sandbox_in_a_database_of_its_own(embedded, leftover, monkeypatch, others):
+def database_of(instance: dg.DagsterInstance) -> str:
+    storage: Any = instance.event_log_storage
+    assert isinstance(storage, PostgresEventLogStorage)
+    return storage.postgres_url
+
+
+def test_the_application_lands_the_sandbox_in_its_own_database(embedded, leftover, monkeypatch, others):
     definitions = build_definitions()
     asset = definitions.get_assets_def(dg.AssetKey(KEY.split("/")))
 
@@ -264,14 +281,15 @@ def test_the_application_lands_the_sandbox_in_a_database_of_its_own(embedded, le
     assert lands(embedded)
     assert leftover.requests != []
     with psycopg.connect(server.ensure(settings.home(), "affiliate_sandbox")) as connection:
-        (rows,) = connection.execute("select rows from affiliate.landing").fetchone()
-        assert connection.execute("select count(*) from binance.rebate_recent_record").fetchone() == (rows,) > (0,)
-    # The running server changes nothing for another instance …
-    assert DATABASE in rebates(others)
-    # … and once an exchange is configured, the loaded instance keeps what was read with its storage, and the next one has
-    # its storage in another database.
+        [(rows,)] = connection.execute("select rows from affiliate.landing").fetchall()
+        assert connection.execute("select count(*) from binance.rebate_recent_record").fetchall() == [(rows,)]
+        assert rows > 0
+    # The running server changes nothing for another instance.
+    assert DATABASE in failure_of_rebates(others)
+    # Once an exchange is configured, the loaded instance continues with the settings read at its start. The next instance
+    # has its storage in another database.
     monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "a real key")
     assert lands(embedded)
     with dg.DagsterInstance.from_config(str(Path("dagster_home").absolute())) as production:
-        assert f"{PARTNER[1]} is not set" in rebates(production)
-        assert production.event_log_storage.postgres_url != embedded.event_log_storage.postgres_url
+        assert f"{PARTNER[1]} is not set" in failure_of_rebates(production)
+        assert database_of(production) != database_of(embedded)

@@ -1,4 +1,4 @@
-"""Rows that do not fit: their day fails and says where, they are kept as received, and land once the schema is mended."""
+"""Invalid rows fail their day, are stored as received, and land once they or the schema are corrected."""
 
 import json
 from collections import Counter
@@ -27,14 +27,15 @@ GOOD, BAD = DAYS[0], DAYS[1]
 
 
 def rejected(query, day) -> Counter:
-    """The rows kept for the day, each as sorted JSON with its decimals as text."""
-    kept = query("select payload::text from affiliate.rejected_row where asset = %s and partition = %s", KEY, day)
-    rows = [json.loads(payload, parse_float=str) for (payload,) in kept]
-    # A row that jsonb cannot hold makes all of them be kept as JSON strings.
+    """The day's rejected rows, each as sorted JSON with its decimals as text."""
+    stored = query("select payload::text from affiliate.rejected_row where asset = %s and partition = %s", KEY, day)
+    rows = [json.loads(payload, parse_float=str) for (payload,) in stored]
+    # If jsonb cannot represent one of the rows, all of them are stored as JSON strings.
     return received(json.loads(row, parse_float=str) if isinstance(row, str) else row for row in rows)
 
 
 def received(rows) -> Counter:
+    """These rows in the form of `rejected`."""
     return Counter(json.dumps(row, sort_keys=True) for row in rows)
 
 
@@ -42,7 +43,7 @@ def without(row, name):
     return {key: value for key, value in row.items() if key != name}
 
 
-SPOILED = {
+INVALID = {
     "missing": (lambda row: without(row, "tradeId"), "trade_id: the field is missing in 3 rows"),
     "null": (lambda row: row | {"income": None}, "income: null in 3 rows"),
     "not a number": (
@@ -63,20 +64,20 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize(("spoil", "told"), SPOILED.values(), ids=SPOILED)
-def test_rows_that_do_not_fit_fail_their_day_alone(sandbox, query, spoil, told):
+@pytest.mark.parametrize(("invalidate", "problem"), INVALID.values(), ids=INVALID)
+def test_invalid_rows_fail_their_day_alone(sandbox, query, invalidate, problem):
     had_landed = {day: rebates(day, 5) for day in (GOOD, BAD)}
     sandbox.binance.set_rebates(row for day in had_landed for row in had_landed[day])
     materialize(KEY, [GOOD, BAD])
     good = rebates(GOOD, 40)
-    bad = [spoil(row) if number in (0, 7, 39) else row for number, row in enumerate(rebates(BAD, 40))]
+    bad = [invalidate(row) if number in (0, 7, 39) else row for number, row in enumerate(rebates(BAD, 40))]
     sandbox.binance.set_rebates([*good, *bad])
 
     run = materialize(KEY, [GOOD, BAD])
 
     assert not run.success
     assert list(run.failed) == [BAD]
-    assert told in run.failed[BAD]
+    assert problem in run.failed[BAD]
     assert run.failed[BAD] in run.message
     assert "affiliate.rejected_row" in run.failed[BAD] and "from_rejected" in run.failed[BAD]
     assert "The 5 rows landed at" in run.failed[BAD] and "are untouched" in run.failed[BAD]
@@ -85,10 +86,10 @@ def test_rows_that_do_not_fit_fail_their_day_alone(sandbox, query, spoil, told):
     assert landed(query, GOOD) == sent(good)
     assert rejected(query, BAD) == received(bad)
     [(reason,)] = query("select distinct reason from affiliate.rejected_row")
-    assert told in reason and EMAIL not in reason
+    assert problem in reason and EMAIL not in reason
 
 
-def test_every_column_that_does_not_fit_is_named(sandbox):
+def test_every_invalid_column_is_named(sandbox):
     first, second, third = rebates(SETTLED, 3)
     sandbox.binance.set_rebates(
         [without(first, "asset"), second | {"income": "x"}, third | {"income": "y", "tradeId": None}]
@@ -101,11 +102,12 @@ def test_every_column_that_does_not_fit_is_named(sandbox):
     assert "trade_id: null in 1 row" in reason
 
 
-def test_bad_rows_are_counted_over_the_whole_day(sandbox, monkeypatch):
+def test_invalid_rows_are_counted_over_the_whole_day(sandbox, monkeypatch):
+    # One block per row.
     monkeypatch.setattr("affiliate_pipeline.landing.prepare.BLOCK_BYTES", 1)
-    sandbox.binance.set_rebates(without(row, "asset") for row in rebates(SETTLED, 1_200))
+    sandbox.binance.set_rebates(without(row, "asset") for row in rebates(SETTLED, 700))
 
-    assert "asset: the field is missing in 1200 rows" in materialize(KEY, [SETTLED]).failed[SETTLED]
+    assert "asset: the field is missing in 700 rows" in materialize(KEY, [SETTLED]).failed[SETTLED]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_a_time_that_is_not_in_milliseconds_fails_its_day_alone(sandbox, query, 
     assert "`time` is missing or not in milliseconds" in run.failed[BAD]
     assert list(run.materialized) == [GOOD]
     assert landed(query, GOOD) == sent(rows[GOOD])
-    # A page is not the day: it is kept, and never lands as the day.
+    # One page is not the whole day: its rows are stored, but cannot land as the day.
     assert rejected(query, BAD) == received(transform(row) for row in rows[BAD][:500])
     assert query("select distinct partition, complete from affiliate.rejected_row") == [(BAD, False)]
     refused = materialize(KEY, [BAD], from_rejected=True)
@@ -136,7 +138,7 @@ def test_a_time_that_is_not_in_milliseconds_fails_its_day_alone(sandbox, query, 
     assert landed(query, BAD) == sent([])
 
 
-def test_rows_of_several_pages_are_kept_once(sandbox, query):
+def test_the_rejected_rows_of_several_pages_are_stored_once(sandbox, query):
     rows = rebates(BAD, 700)
     sandbox.binance.set_rebates(rows)
     bad_time = rows[650]["time"]
@@ -149,7 +151,7 @@ def test_rows_of_several_pages_are_kept_once(sandbox, query):
 
     assert "`time` is missing or not in milliseconds" in run.failed[BAD]
     assert rejected(query, BAD) == received(map(transform, rows))
-    # Fewer rows that are not all do not replace them.
+    # A smaller part of the day does not replace them.
     sandbox.faults.fail_day(BAD, status=400, code=-1102)
     assert BAD in materialize(KEY, [BAD]).failed
     assert rejected(query, BAD) == received(map(transform, rows))
@@ -158,7 +160,7 @@ def test_rows_of_several_pages_are_kept_once(sandbox, query):
 # Landing what was rejected
 
 
-def test_rejected_rows_land_once_they_are_mended(sandbox, query):
+def test_corrected_rejected_rows_land(sandbox, query):
     rows = [*rebates(BAD, 1_100), rebate(at(BAD), 1, income=Number("0.10"))]
     sandbox.binance.set_rebates([rows[0] | {"income": "lots"}, *rows[1:]])
     materialize(KEY, [BAD])
@@ -178,7 +180,7 @@ def test_rejected_rows_land_once_they_are_mended(sandbox, query):
     assert sandbox.requests == []
 
 
-def test_rejected_rows_that_still_do_not_fit_stay_rejected(sandbox, query):
+def test_uncorrected_rejected_rows_stay_rejected(sandbox, query):
     rows = [row | {"income": "lots"} for row in rebates(BAD, 4)]
     sandbox.binance.set_rebates(rows)
     materialize(KEY, [BAD])
@@ -193,9 +195,9 @@ class TradeIdMayBeMissing(RebateRecentRecord):
     trade_id: BigInt = bigint("The trade's id.", optional=True)
 
 
-@pytest.mark.parametrize("spoil", [lambda row: without(row, "tradeId"), lambda row: row | {"tradeId": None}])
-def test_rejected_rows_land_once_the_schema_lets_the_field_be_missing(sandbox, query, declare, spoil):
-    rows = [spoil(rebate(at(BAD), 1)), rebate(at(BAD), 2)]
+@pytest.mark.parametrize("invalidate", [lambda row: without(row, "tradeId"), lambda row: row | {"tradeId": None}])
+def test_rejected_rows_land_once_the_missing_field_is_declared_optional(sandbox, query, declare, invalidate):
+    rows = [invalidate(rebate(at(BAD), 1)), rebate(at(BAD), 2)]
     sandbox.binance.set_rebates(rows)
     assert "trade_id" in materialize(KEY, [BAD]).failed[BAD]
 
@@ -207,7 +209,7 @@ def test_rejected_rows_land_once_the_schema_lets_the_field_be_missing(sandbox, q
     assert query("select count(*) from affiliate.rejected_row") == [(0,)]
 
 
-def test_a_day_with_nothing_rejected_does_not_land_from_there(sandbox, query):
+def test_a_day_without_rejected_rows_fails_with_from_rejected(sandbox, query):
     run = materialize(KEY, [GOOD], from_rejected=True)
 
     assert "holds nothing for it" in run.failed[GOOD]
@@ -215,7 +217,7 @@ def test_a_day_with_nothing_rejected_does_not_land_from_there(sandbox, query):
     assert sandbox.requests == []
 
 
-def test_a_day_that_lands_after_all_is_rejected_no_longer(sandbox, query):
+def test_a_day_that_lands_later_has_no_rejected_rows(sandbox, query):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY), income="lots")])
     materialize(KEY, [YESTERDAY])
 
@@ -240,8 +242,8 @@ def test_rejected_rows_of_another_source_do_not_land(sandbox, query, monkeypatch
     sandbox.binance.set_rebates([rebate(at(BAD), income="lots")])
     materialize(KEY, [BAD])
     query("""update affiliate.rejected_row set payload = jsonb_set(payload, '{income}', '"1.0"')""")
-    sandbox.binance.add_account("key-of-somebody-else", "another-secret")
-    monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key-of-somebody-else")
+    sandbox.binance.add_account("key-of-another-account", "another-secret")
+    monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key-of-another-account")
     monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", "another-secret")
 
     run = materialize(KEY, [BAD], from_rejected=True)
@@ -249,21 +251,20 @@ def test_rejected_rows_of_another_source_do_not_land(sandbox, query, monkeypatch
     assert list(run.failed) == [BAD]
 
 
-# Rows that neither JSON's reader nor PostgreSQL takes
+# Values that the JSON decoder or PostgreSQL cannot represent
 
 
-def spell(sandbox, monkeypatch, ours: bytes, theirs: bytes) -> None:
-    """Answers hold these bytes in place of those."""
-    answer = sandbox.binance.respond
+def replace_in_responses(sandbox, monkeypatch, old: bytes, new: bytes) -> None:
+    respond = sandbox.binance.respond
     monkeypatch.setattr(
         sandbox.binance,
         "respond",
-        lambda call: replace(given := answer(call), body=given.body.replace(ours, theirs)),
+        lambda call: replace(response := respond(call), body=response.body.replace(old, new)),
     )
 
 
 @pytest.mark.parametrize(
-    ("field", "theirs"),
+    ("field", "spelled"),
     [
         ("email", b'"a\\ud800b@example.com"'),
         ("email", b'"a\xffb@example.com"'),
@@ -271,9 +272,9 @@ def spell(sandbox, monkeypatch, ours: bytes, theirs: bytes) -> None:
         ("income", b"1e99"),
     ],
 )
-def test_bytes_that_nothing_can_hold_fail_their_day_alone(sandbox, query, monkeypatch, field, theirs):
-    sandbox.binance.set_rebates([*rebates(GOOD, 5), rebate(at(BAD), 1, **{field: "spelled otherwise"})])
-    spell(sandbox, monkeypatch, b'"spelled otherwise"', theirs)
+def test_unrepresentable_values_fail_their_day_alone(sandbox, query, monkeypatch, field, spelled):
+    sandbox.binance.set_rebates([*rebates(GOOD, 5), rebate(at(BAD), 1, **{field: "placeholder"})])
+    replace_in_responses(sandbox, monkeypatch, b'"placeholder"', spelled)
 
     run = materialize(KEY, [GOOD, BAD])
 
@@ -282,9 +283,9 @@ def test_bytes_that_nothing_can_hold_fail_their_day_alone(sandbox, query, monkey
     assert BAD in run.failed or query("select count(*) from binance.rebate_recent_record") == [(6,)]
 
 
-@pytest.mark.parametrize("theirs", ["a\n\\.\nb@example.com", "\\.", '"', ",", "\r"])
-def test_texts_that_end_or_break_a_copy_do_not(sandbox, query, theirs):
-    rows = [rebate(at(GOOD), 1, email=theirs), *rebates(GOOD, 3)]
+@pytest.mark.parametrize("text", ["a\n\\.\nb@example.com", "\\.", '"', ",", "\r"])
+def test_texts_with_delimiters_of_copy_land_unchanged(sandbox, query, text):
+    rows = [rebate(at(GOOD), 1, email=text), *rebates(GOOD, 3)]
     sandbox.binance.set_rebates(rows)
 
     run = materialize(KEY, [GOOD])
@@ -293,7 +294,7 @@ def test_texts_that_end_or_break_a_copy_do_not(sandbox, query, theirs):
     assert landed(query, GOOD) == sent(rows)
 
 
-def test_an_unknown_field_that_jsonb_cannot_hold_lands_as_its_json_text(sandbox, query):
+def test_an_unknown_field_that_jsonb_cannot_represent_lands_as_its_json_text(sandbox, query):
     sandbox.binance.set_rebates([*rebates(GOOD, 5), rebate(at(BAD), 1, note="A\0B", rank=7)])
 
     run = materialize(KEY, [GOOD, BAD])

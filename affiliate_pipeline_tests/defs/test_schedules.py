@@ -1,4 +1,4 @@
-"""What a tick of a schedule asks for: one run per asset over the right days of its exchange's zone."""
+"""The runs that a schedule's tick requests: one per asset, over days of its exchange's time zone."""
 
 import time
 from datetime import UTC, date, datetime, timedelta
@@ -14,6 +14,8 @@ from affiliate_pipeline_tests.conftest import RESOURCES
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 DAY = timedelta(days=1)
+# Parts of the schedules' names.
+RECORDS, SNAPSHOTS = "_records_", "_observations_"
 
 
 @pytest.fixture(autouse=True)
@@ -33,123 +35,133 @@ def zone_of_the_machine(request, monkeypatch):
     time.tzset()
 
 
-def tick(schedule, at, now=None):
-    """The days asked for of each asset, and what else was yielded, of the tick of that time; evaluated then, or `now`."""
+def tick(
+    schedule: dg.ScheduleDefinition, at: datetime, now: datetime | None = None
+) -> tuple[dict[str, tuple[date, ...]], str]:
+    """The first and last requested day of each asset, and the skip message, of the tick at this time.
+
+    It is evaluated at that time, or at `now`.
+    """
     with dg.DagsterInstance.ephemeral() as instance, pytest.MonkeyPatch.context() as clock:
         clock.setattr("affiliate_pipeline.defs.schedules.now_ms", lambda: int((now or at).timestamp() * 1000))
         context = dg.build_schedule_context(instance, scheduled_execution_time=at, resources=RESOURCES)
         data = schedule.evaluate_tick(context)
-    asked = {}
-    for request in data.run_requests:
-        [key] = request.asset_selection
-        assert key.to_user_string() not in asked, "two runs for one asset"
+    requested = {}
+    for request in data.run_requests or ():
+        [key] = request.asset_selection or []
+        assert key.to_user_string() not in requested, "two runs for one asset"
         ends = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
-        asked[key.to_user_string()] = tuple(date.fromisoformat(request.tags[end]) for end in ends)
-    return asked, data.skip_message
+        requested[key.to_user_string()] = tuple(date.fromisoformat(request.tags[end]) for end in ends)
+    return requested, data.skip_message or ""
 
 
-def schedules():
-    return {schedule.name: schedule for schedule in build_definitions().schedules if "_records_" in schedule.name}
+def schedules(kind: str = "") -> dict[str, dg.ScheduleDefinition]:
+    """The schedules by name, limited to those whose name contains `kind`."""
+    found = {}
+    for schedule in build_definitions().schedules or ():
+        assert isinstance(schedule, dg.ScheduleDefinition)
+        if kind in schedule.name:
+            found[schedule.name] = schedule
+    return found
 
 
-def observations():
-    return {schedule.name: schedule for schedule in build_definitions().schedules if "_observations_" in schedule.name}
+def trigger(schedule: dg.ScheduleDefinition) -> tuple[str, str]:
+    """The schedule's cron expression and its time zone."""
+    assert isinstance(schedule.cron_schedule, str)
+    assert schedule.execution_timezone is not None
+    return schedule.cron_schedule, schedule.execution_timezone
 
 
-# The nights in which Europe and America change their clocks, a turn of the year, and any other.
+def tick_time(schedule: dg.ScheduleDefinition, day: date) -> datetime:
+    cron, zone = trigger(schedule)
+    minute, hour = map(int, cron.split()[:2])
+    return datetime(day.year, day.month, day.day, hour, minute, tzinfo=ZoneInfo(zone))
+
+
+def requested_on(day: date, kind: str) -> dict[str, tuple[date, ...]]:
+    """The first and last day of each asset that the schedules of this kind request on the day."""
+    requested = {}
+    for schedule in schedules(kind).values():
+        requested |= tick(schedule, tick_time(schedule, day))[0]
+    return requested
+
+
+# The days on which America and Europe change their clocks, and the first of a year.
 @pytest.mark.parametrize("day", [date(2026, 3, 8), date(2026, 3, 29), date(2026, 10, 25), date(2027, 1, 1)])
-def test_a_tick_asks_for_the_last_days_of_the_exchanges_zone(zone_of_the_machine, day):
-    asked = {}
-    for schedule in schedules().values():
-        minute, hour, *_ = map(int, schedule.cron_schedule.split()[:2])
-        at = datetime(day.year, day.month, day.day, hour, minute, tzinfo=ZoneInfo(schedule.execution_timezone))
-        asked |= tick(schedule, at)[0]
+def test_a_tick_requests_the_last_days_of_the_exchanges_zone(zone_of_the_machine, day):
+    requested = requested_on(day, RECORDS)
 
-    assert asked["binance/rebate_recent_record"] == (day - 3 * DAY, day - DAY)
-    assert asked["lbank/trade_user"] == (day - 3 * DAY, day - DAY)
-    # A day of these has settled 72 hours after its end: three days do not reach that far.
-    assert asked["lbank/money_detail_list"] == (day - 4 * DAY, day - DAY)
-    assert asked.keys() == {e.key for e in ENDPOINTS if e.lands_at and isinstance(e, Records)}
+    assert requested["binance/rebate_recent_record"] == (day - 3 * DAY, day - DAY)
+    assert requested["lbank/trade_user"] == (day - 3 * DAY, day - DAY)
+    # A day of this asset settles 72 hours after its end, so three days are not enough.
+    assert requested["lbank/money_detail_list"] == (day - 4 * DAY, day - DAY)
+    assert requested.keys() == {e.key for e in ENDPOINTS if e.lands_at and isinstance(e, Records)}
 
 
 @pytest.mark.parametrize("day", [date(2026, 3, 29), date(2027, 1, 1)])
-def test_an_observation_is_asked_for_today(zone_of_the_machine, day):
-    asked = {}
-    for schedule in observations().values():
-        minute, hour, *_ = map(int, schedule.cron_schedule.split()[:2])
-        at = datetime(day.year, day.month, day.day, hour, minute, tzinfo=ZoneInfo(schedule.execution_timezone))
-        asked |= tick(schedule, at)[0]
-
-    assert asked == {
+def test_a_snapshot_is_requested_for_today(zone_of_the_machine, day):
+    assert requested_on(day, SNAPSHOTS) == {
         endpoint.key: (day, day) for endpoint in ENDPOINTS if endpoint.lands_at and not isinstance(endpoint, Records)
     }
 
 
 @pytest.mark.parametrize("exchange", ["binance", "lbank"])
-def test_a_missed_tick_asks_for_no_observation_of_a_day_that_is_over(exchange):
-    schedule = next(each for name, each in observations().items() if name.startswith(exchange))
-    minute, hour, *_ = map(int, schedule.cron_schedule.split()[:2])
-    at = datetime(2026, 6, 9, hour, minute, tzinfo=ZoneInfo(schedule.execution_timezone))
+def test_a_missed_tick_requests_no_snapshot_of_a_past_day(exchange):
+    schedule = next(each for name, each in schedules(SNAPSHOTS).items() if name.startswith(exchange))
+    at = tick_time(schedule, date(2026, 6, 9))
     midnight = at.replace(hour=0, minute=0) + DAY
 
-    asked, _ = tick(schedule, at, now=midnight - timedelta(seconds=1))
-    assert set(asked.values()) == {(date(2026, 6, 9), date(2026, 6, 9))}
+    requested, _ = tick(schedule, at, now=midnight - timedelta(seconds=1))
+    assert set(requested.values()) == {(date(2026, 6, 9), date(2026, 6, 9))}
 
-    asked, skipped = tick(schedule, at, now=midnight)
-    assert asked == {}
+    requested, skipped = tick(schedule, at, now=midnight)
+    assert requested == {}
     assert "2026-06-09 is over" in skipped
 
 
-def test_a_tick_around_midnight_is_of_the_zones_own_day():
-    binance = schedules()["binance_records_0015"]
-    lbank = schedules()["lbank_records_0035"]
+def test_a_tick_around_midnight_belongs_to_the_day_of_the_exchanges_zone():
+    binance, lbank = (schedules()[name] for name in ("binance_records_0015", "lbank_records_0035"))
     late = datetime(2026, 6, 10, 23, 59, 59, tzinfo=UTC)
 
     assert tick(binance, late)[0]["binance/rebate_recent_record"][1] == date(2026, 6, 9)
     assert tick(binance, late + timedelta(seconds=1))[0]["binance/rebate_recent_record"][1] == date(2026, 6, 10)
-    # Then it is already the morning of the 11th there.
+    # In LBank's zone it is the morning of the 11th already.
     assert tick(lbank, late)[0]["lbank/trade_user"][1] == date(2026, 6, 10)
     assert tick(lbank, late.replace(hour=15))[0]["lbank/trade_user"][1] == date(2026, 6, 9)
 
 
-def test_ticks_come_after_the_exchanges_have_what_they_tell():
-    at = {
-        schedule.name: (schedule.cron_schedule, schedule.execution_timezone)
-        for schedule in build_definitions().schedules
-        if schedule.name.startswith(("binance_records", "lbank_records"))
-    }
-
-    assert at == {
+def test_ticks_follow_the_times_at_which_the_exchanges_publish():
+    assert {name: trigger(schedule) for name, schedule in schedules(RECORDS).items()} == {
         "binance_records_0015": ("15 0 * * *", "UTC"),
         "lbank_records_0035": ("35 0 * * *", "Asia/Shanghai"),
         "lbank_records_1035": ("35 10 * * *", "Asia/Shanghai"),
     }
 
 
-def test_no_day_before_the_first_partition_is_asked_for(monkeypatch):
+def test_no_day_before_the_first_partition_is_requested(monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", "2026-06-09")
     schedule = schedules()["binance_records_0015"]
 
-    asked, _ = tick(schedule, datetime(2026, 6, 10, 0, 15, tzinfo=UTC))
-    assert set(asked.values()) == {(date(2026, 6, 9), date(2026, 6, 9))}
+    requested, _ = tick(schedule, datetime(2026, 6, 10, 0, 15, tzinfo=UTC))
+    assert set(requested.values()) == {(date(2026, 6, 9), date(2026, 6, 9))}
 
-    asked, skipped = tick(schedule, datetime(2026, 6, 9, 0, 15, tzinfo=UTC))
-    assert asked == {}
+    requested, skipped = tick(schedule, datetime(2026, 6, 9, 0, 15, tzinfo=UTC))
+    assert requested == {}
     assert "AFFILIATE_START_DATE" in skipped
 
 
-def test_an_exchange_without_credentials_is_not_asked(monkeypatch):
+def test_no_run_is_requested_for_an_exchange_without_credentials(monkeypatch):
     for name in ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID"):
         monkeypatch.delenv(name)
 
-    asked, skipped = tick(schedules()["lbank_records_0035"], datetime(2026, 6, 10, 0, 35, tzinfo=SHANGHAI))
+    requested, skipped = tick(schedules()["lbank_records_0035"], datetime(2026, 6, 10, 0, 35, tzinfo=SHANGHAI))
 
-    assert asked == {}
+    assert requested == {}
     assert "LBANK_API_KEY" in skipped
 
 
 @pytest.mark.parametrize(("value", "status"), [("true", "RUNNING"), ("", "STOPPED")])
-def test_whether_schedules_run_is_a_setting(monkeypatch, value, status):
+def test_schedules_run_only_if_their_variable_is_true(monkeypatch, value, status):
     monkeypatch.setenv("AFFILIATE_SCHEDULES", value)
 
-    assert {schedule.default_status.value for schedule in build_definitions().schedules} == {status}
+    assert {schedule.default_status.value for schedule in schedules().values()} == {status}

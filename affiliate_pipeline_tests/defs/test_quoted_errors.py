@@ -1,4 +1,4 @@
-"""The exchange's own words are in the reason of the day, the row of an action and the findings of `check`."""
+"""Failed days, rows of actions and the findings of `check` quote the exchange's error text."""
 
 import json
 
@@ -14,37 +14,38 @@ from affiliate_pipeline_tests.defs.test_assignments import EMAILS, PARTNERS, tod
 CUSTOMIZATION, INVITED = "binance/customization", "lbank/invite_user_list"
 LOCATION = {"code": 0, "msg": "Service unavailable from a restricted location according to 'b. Eligibility'."}
 PAGE = "<html><title>Maintenance</title><body>We are back at 10:00 of jane.doe@example.com</body></html>"
-WORDS = "Maintenance We are back at 10:00"
+PAGE_TEXT = "Maintenance We are back at 10:00"
 
 
-def answer(sandbox, status: int, body: object, times: int = 1, **headers: str) -> None:
+def add_response(sandbox, status: int, body: object, times: int = 1, **headers: str) -> None:
+    """Send this response to the next requests."""
     text = body if isinstance(body, str) else json.dumps(body)
     sandbox.faults.next_responses.extend([(status, headers, text.encode())] * times)
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "requests", "words"),
+    ("status", "body", "requests", "quoted"),
     [
         (400, {"code": -1121, "msg": "Invalid symbol."}, 1, "code -1121: Invalid symbol"),
         (200, {"success": False, "code": "000002", "message": "illegal parameter"}, 1, "code 2: illegal parameter"),
         (451, LOCATION, 1, "restricted location"),
-        (404, PAGE, MAX_ATTEMPTS, WORDS),
-        (503, PAGE, MAX_ATTEMPTS, WORDS),
+        (404, PAGE, MAX_ATTEMPTS, PAGE_TEXT),
+        (503, PAGE, MAX_ATTEMPTS, PAGE_TEXT),
         (200, {"msg": "系统维护"}, MAX_ATTEMPTS, "系统维护"),
         (200, {"rows": "none"}, 1, '{"rows": "none"}'),
     ],
 )
-def test_the_reason_of_a_day_quotes_the_exchange(sandbox, status, body, requests, words):
-    answer(sandbox, status, body, 10 * MAX_ATTEMPTS)
+def test_the_reason_of_a_failed_day_quotes_binance(sandbox, status, body, requests, quoted):
+    add_response(sandbox, status, body, 10 * MAX_ATTEMPTS)
 
     run = materialize(KEY, [SETTLED])
 
-    assert words in run.failed[SETTLED] and len(sandbox.requests) == requests
+    assert quoted in run.failed[SETTLED] and len(sandbox.requests) == requests
     assert status != 451 or "BINANCE_PARTNER_API_KEY" not in run.failed[SETTLED]
 
 
 @pytest.mark.parametrize(
-    ("body", "requests", "words"),
+    ("body", "requests", "quoted"),
     [
         (
             {"result": "false", "error_code": 10007, "msg": "timestamp expired"},
@@ -55,17 +56,17 @@ def test_the_reason_of_a_day_quotes_the_exchange(sandbox, status, body, requests
         ({"list": []}, MAX_ATTEMPTS, '{"list": []}'),
     ],
 )
-def test_the_reason_of_a_day_quotes_lbank(both, body, requests, words):
-    answer(both, 200, body, 10 * MAX_ATTEMPTS)
+def test_the_reason_of_a_failed_day_quotes_lbank(both, body, requests, quoted):
+    add_response(both, 200, body, 10 * MAX_ATTEMPTS)
 
     run = materialize(INVITED, [SETTLED])
 
-    assert words in run.failed[SETTLED] and "signature is wrong" not in run.failed[SETTLED]
+    assert quoted in run.failed[SETTLED] and "signature is wrong" not in run.failed[SETTLED]
     assert len(both.requests) == requests
 
 
-def test_a_snapshot_quotes_the_exchange(sandbox):
-    answer(sandbox, 422, {"errors": [{"code": "E7", "detail": "Bad customer."}]})
+def test_the_reason_of_a_failed_snapshot_quotes_the_exchange(sandbox):
+    add_response(sandbox, 422, {"errors": [{"code": "E7", "detail": "Bad customer."}]})
 
     run = materialize(CUSTOMIZATION, [today()])
 
@@ -76,12 +77,12 @@ def test_the_row_of_an_assignment_quotes_the_exchange(sandbox, query, monkeypatc
     path = tmp_path / "customers.csv"
     path.write_text(f"customerId,email\nnew1,{EMAILS[0]}\n")
     monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(path))
-    refused = sandbox.binance.respond
+    respond = sandbox.binance.respond
 
     def refuse(call):
         if call.method == "POST":
-            answer(sandbox, 409, {"error": {"code": -9001, "message": "The id is reserved."}})
-        return refused(call)
+            add_response(sandbox, 409, {"error": {"code": -9001, "message": "The id is reserved."}})
+        return respond(call)
 
     monkeypatch.setattr(sandbox.binance, "respond", refuse)
     materialize(PARTNERS, [today()])
@@ -92,20 +93,20 @@ def test_the_row_of_an_assignment_quotes_the_exchange(sandbox, query, monkeypatc
 
 
 @pytest.mark.parametrize("status", [200, 202, 403, 503])
-def test_a_request_for_the_history_that_a_page_answers_is_not_taken_for_accepted(sandbox, query, status):
+def test_an_export_request_that_gets_a_web_page_is_not_accepted(sandbox, query, status):
     sandbox.faults.path = PATH
-    answer(sandbox, status, PAGE, 2)
+    add_response(sandbox, status, PAGE, 2)
 
     materialize(REQUEST, OLD)
 
     [(note,)] = collections(query, "coalesce(msg, note)")
-    assert len(posts(sandbox)) == 1 and WORDS in note and "jane.doe" not in note
+    assert len(posts(sandbox)) == 1 and PAGE_TEXT in note and "jane.doe" not in note
 
 
-def test_a_refused_request_for_the_history_quotes_the_exchange(sandbox):
+def test_a_refused_export_request_quotes_the_exchange(sandbox):
     sandbox.binance.kickbacks.set(kickbacks(OLD[0], 3))
     sandbox.faults.path = PATH
-    answer(sandbox, 400, {"message": "Too many exports this month.", "errorCode": "-18007"}, 2)
+    add_response(sandbox, 400, {"message": "Too many exports this month.", "errorCode": "-18007"}, 2)
 
     run = materialize(REQUEST, OLD)
 
@@ -114,7 +115,7 @@ def test_a_refused_request_for_the_history_quotes_the_exchange(sandbox):
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "headers", "words", "action"),
+    ("status", "body", "headers", "quoted", "action"),
     [
         (451, LOCATION, {}, "restricted location", "Check the network"),
         (
@@ -124,17 +125,17 @@ def test_a_refused_request_for_the_history_quotes_the_exchange(sandbox):
             "a redirect to sso.corp.example/in",
             "Look up",
         ),
-        (403, PAGE, {}, WORDS, "Check the network"),
+        (403, PAGE, {}, PAGE_TEXT, "Check the network"),
         (401, {"code": -2015, "msg": "API key expired"}, {}, "code -2015: API key expired", "Correct BINANCE"),
         (400, {"code": -1121, "msg": "Invalid symbol."}, {}, "code -1121: Invalid symbol", "Look up"),
     ],
 )
-def test_check_quotes_the_exchange(sandbox, monkeypatch, capsys, status, body, headers, words, action):
+def test_the_findings_of_check_quote_the_exchange(sandbox, monkeypatch, capsys, status, body, headers, quoted, action):
     monkeypatch.setenv("COLUMNS", "1000")
     sandbox.faults.path = "/sapi/"
-    answer(sandbox, status, body, **headers)
+    add_response(sandbox, status, body, **headers)
 
     app(["check"], standalone_mode=False)
 
-    [line] = [line for line in capsys.readouterr().out.splitlines() if words in line]
+    [line] = [line for line in capsys.readouterr().out.splitlines() if quoted in line]
     assert action in line

@@ -1,4 +1,4 @@
-"""Binance's endpoints that tell only of now."""
+"""Binance's endpoints that return only the present state."""
 
 import json
 from collections import Counter
@@ -7,15 +7,11 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.events import description_of, only_check
 
 NEW_USER, CUSTOMIZATION, USER = "binance/if_new_user", "binance/customization", "binance/user_customization"
-CLIENTS, PARTNERS = (
-    ("BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET"),
-    (
-        "BINANCE_PARTNER_API_KEY",
-        "BINANCE_PARTNER_API_SECRET",
-    ),
-)
+CLIENT = ("BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET")
+PARTNER = ("BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET")
 
 
 def today() -> date:
@@ -26,7 +22,7 @@ def customers(query) -> Counter:
     return Counter(query("select customer_id, email from binance.customization where partition_date = %s", today()))
 
 
-def test_whether_the_client_is_new_lands_as_it_is_now(sandbox, query):
+def test_the_clients_present_state_lands(sandbox, query):
     run = materialize(NEW_USER, [today()])
 
     assert run.success, run.message
@@ -37,7 +33,7 @@ def test_whether_the_client_is_new_lands_as_it_is_now(sandbox, query):
     assert request.params["apiAgentCode"] == sandbox.binance.api_agent_code
 
 
-def test_all_customers_land_as_they_are_now_asked_without_a_filter(sandbox, query):
+def test_one_request_without_a_filter_lands_all_customers(sandbox, query):
     run = materialize(CUSTOMIZATION, [today()])
 
     assert run.success, run.message
@@ -47,7 +43,7 @@ def test_all_customers_land_as_they_are_now_asked_without_a_filter(sandbox, quer
     assert not {"customerId", "email"} & request.params.keys()
 
 
-def test_a_later_observation_of_the_day_replaces_the_earlier_one_even_if_it_is_smaller(sandbox, query):
+def test_a_later_snapshot_of_the_day_replaces_the_earlier_one_even_if_it_is_smaller(sandbox, query):
     materialize(CUSTOMIZATION, [today()])
     del sandbox.binance.customers.by_id["hsp3wi"]
     sandbox.binance.customers.assign("abc123", "test12345@126.com")
@@ -63,7 +59,7 @@ def test_a_later_observation_of_the_day_replaces_the_earlier_one_even_if_it_is_s
 
 
 @pytest.mark.parametrize("own_id", ["", "abc123"])
-def test_the_clients_own_id_lands_with_the_agent_asked_about(sandbox, query, own_id):
+def test_the_clients_own_id_lands_with_the_requested_agent_code(sandbox, query, own_id):
     sandbox.binance.customers.own_id = own_id
 
     run = materialize(USER, [today()])
@@ -83,7 +79,7 @@ def test_the_clients_own_id_lands_with_the_agent_asked_about(sandbox, query, own
         ("null", []),
     ],
 )
-def test_an_answer_may_be_a_list_a_row_or_nothing(sandbox, query, body, landed):
+def test_a_response_may_be_a_list_a_row_or_empty(sandbox, query, body, landed):
     sandbox.faults.next_responses.append((200, {}, body.encode()))
 
     run = materialize(USER, [today()])
@@ -92,7 +88,7 @@ def test_an_answer_may_be_a_list_a_row_or_nothing(sandbox, query, body, landed):
     assert query("select api_agent_code, customer_id from binance.user_customization order by 1") == landed
 
 
-def test_an_answer_that_is_no_row_fails_the_day(sandbox):
+def test_a_response_that_is_not_a_row_fails_the_day(sandbox):
     sandbox.faults.next_responses.append((200, {}, b'"abc123"'))
 
     run = materialize(USER, [today()])
@@ -102,7 +98,7 @@ def test_an_answer_that_is_no_row_fails_the_day(sandbox):
 
 @pytest.mark.parametrize("key", [NEW_USER, CUSTOMIZATION, USER])
 @pytest.mark.parametrize("trust_old", [False, True])
-def test_yesterday_is_refused_with_the_reason_and_costs_nothing(sandbox, key, trust_old):
+def test_yesterday_is_refused_with_the_reason_and_without_a_request(sandbox, key, trust_old):
     yesterday = today() - timedelta(days=1)
 
     run = materialize(key, [yesterday], trust_old=trust_old)
@@ -111,26 +107,24 @@ def test_yesterday_is_refused_with_the_reason_and_costs_nothing(sandbox, key, tr
     assert sandbox.requests == []
 
 
-def test_a_list_as_long_as_a_full_page_elsewhere_is_told_as_doubtful(sandbox, caplog):
+def test_a_list_with_the_length_of_a_full_page_is_reported_as_possibly_truncated(sandbox, caplog):
     rows = [{"customerId": f"c{number}", "email": f"c{number}@example.com"} for number in range(500)]
     sandbox.faults.next_responses.append((200, {}, json.dumps(rows).encode()))
 
     run = materialize(CUSTOMIZATION, [today()])
 
     assert run.success, run.message
-    [check] = [
-        event.asset_check_evaluation_data for event in run.events if event.event_type_value == "ASSET_CHECK_EVALUATION"
-    ]
-    assert not check.passed and "exactly 500 rows" in check.description
+    check = only_check(run)
+    assert not check.passed and "exactly 500 rows" in description_of(check)
     assert "exactly 500 rows" in caplog.text
 
 
 ASSETS = {
-    "binance/if_new_user": CLIENTS,
-    "binance/user_customization": CLIENTS,
-    "binance/user_customization_assignment": CLIENTS,
-    "binance/customization": PARTNERS,
-    "binance/customization_assignment": PARTNERS,
+    "binance/if_new_user": CLIENT,
+    "binance/user_customization": CLIENT,
+    "binance/user_customization_assignment": CLIENT,
+    "binance/customization": PARTNER,
+    "binance/customization_assignment": PARTNER,
 }
 
 
@@ -147,8 +141,8 @@ def test_without_its_own_key_an_asset_fails_alone_and_names_the_variables(sandbo
     assert all(materialize(other, [today()]).success for other in others[:1])
 
 
-@pytest.mark.parametrize("key", [key for key, names in ASSETS.items() if names == CLIENTS])
-def test_without_the_agents_code_the_clients_assets_fail_and_name_it(sandbox, monkeypatch, key):
+@pytest.mark.parametrize("key", [key for key, names in ASSETS.items() if names == CLIENT])
+def test_without_the_agent_code_the_clients_assets_fail_and_name_the_variable(sandbox, monkeypatch, key):
     monkeypatch.delenv("BINANCE_API_AGENT_CODE")
 
     run = materialize(key, [today()])
@@ -158,12 +152,12 @@ def test_without_the_agents_code_the_clients_assets_fail_and_name_it(sandbox, mo
 
 
 @pytest.mark.parametrize("key", [NEW_USER, CUSTOMIZATION])
-def test_the_other_accounts_key_is_refused_by_name(sandbox, monkeypatch, key):
-    ours, theirs = (CLIENTS, PARTNERS) if key == NEW_USER else (PARTNERS, CLIENTS)
-    other = sandbox.binance.partner_key if ours == CLIENTS else sandbox.binance.client_key
-    monkeypatch.setenv(ours[0], other)
-    monkeypatch.setenv(ours[1], sandbox.binance.accounts[other])
+def test_a_key_of_the_other_account_is_refused_with_the_variables_name(sandbox, monkeypatch, key):
+    own, other = (CLIENT, PARTNER) if key == NEW_USER else (PARTNER, CLIENT)
+    others_key = sandbox.binance.partner_key if own == CLIENT else sandbox.binance.client_key
+    monkeypatch.setenv(own[0], others_key)
+    monkeypatch.setenv(own[1], sandbox.binance.accounts[others_key])
 
     run = materialize(key, [today()])
 
-    assert "-2015" in run.failed[today()] and ours[0] in run.failed[today()] and theirs[0] not in run.failed[today()]
+    assert "-2015" in run.failed[today()] and own[0] in run.failed[today()] and other[0] not in run.failed[today()]
