@@ -18,6 +18,7 @@ from affiliate_pipeline_tests.defs.rebates import (
     rebates,
     sent,
     touching,
+    use_another_account,
 )
 
 RETENTION_MS = 7 * 86_400_000
@@ -310,9 +311,7 @@ def test_an_amount_sent_with_another_scale_is_written_again(sandbox, query):
 def test_landed_days_of_another_source_are_refused(sandbox, query, monkeypatch):
     sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rebates(day, 5))
     source = materialize(KEY, DAYS[:2]).materialized[DAYS[0]]["source"]
-    sandbox.binance.add_account("key-of-another-account", "another-secret")
-    monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key-of-another-account")
-    monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", "another-secret")
+    use_another_account(sandbox, monkeypatch)
     sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rebates(day, 7))
     sandbox.requests.clear()
 
