@@ -9,10 +9,10 @@ import dagster as dg
 import psycopg
 import pytest
 
-from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.landing import endpoint_tables
 from affiliate_pipeline.landing.store import Store
+from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.conftest import RESOURCES, instance_of_all_runs, materialize
 from affiliate_pipeline_tests.defs.affiliates import commission
 from affiliate_pipeline_tests.defs.events import (
@@ -47,7 +47,7 @@ def no_page_contains_a_full_email(tmp_path):
 
 def add_up(days, *keys) -> dg.ExecuteInProcessResult:
     """Run the derived assets, by default both, over the days."""
-    definitions = build_definitions()
+    definitions = loaded_definitions()
     tags = {"dagster/asset_partition_range_start": f"{days[0]}", "dagster/asset_partition_range_end": f"{days[-1]}"}
     return dg.materialize(
         [definitions.get_assets_def(dg.AssetKey(COMMISSION.split("/")))],
@@ -74,7 +74,7 @@ def metadata_of(result, key, day) -> dict[str, Any]:
 
 def run_requests() -> list[dg.RunRequest]:
     """The runs that the sensor requests now."""
-    tick = build_definitions().get_sensor_def("stale_days").evaluate_tick(dg.build_sensor_context(resources=RESOURCES))
+    tick = loaded_definitions().get_sensor_def("stale_days").evaluate_tick(dg.build_sensor_context(resources=RESOURCES))
     return list(tick.run_requests or [])
 
 
@@ -245,7 +245,7 @@ def test_the_sensor_repeats_a_request_for_the_same_content_once_an_hour(sandbox,
 
 
 def test_the_sensor_runs_by_default():
-    assert build_definitions().get_sensor_def("stale_days").default_status == dg.DefaultSensorStatus.RUNNING
+    assert loaded_definitions().get_sensor_def("stale_days").default_status == dg.DefaultSensorStatus.RUNNING
 
 
 def test_a_day_for_which_nothing_has_landed_fails_alone_in_both_assets(sandbox):
@@ -304,7 +304,7 @@ def test_either_asset_can_be_materialized_alone(sandbox):
 
 def test_the_derived_assets_never_share_a_run_with_an_endpoints_asset():
     # Dagster runs assets of equal partitions together, and a day that fails upstream would fail every day here.
-    graph = build_definitions().resolve_asset_graph()
+    graph = loaded_definitions().resolve_asset_graph()
     upstream = graph.get(dg.AssetKey(KEY.split("/")))
     derived = graph.get(dg.AssetKey(COMMISSION.split("/")))
 

@@ -14,7 +14,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.lbank.exchange import LBankSession
 from affiliate_pipeline.landing.pipeline import Landed, connected, land_days
@@ -22,6 +21,7 @@ from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.sandbox import Number, Sandbox
 from affiliate_pipeline.sandbox.lbank.users import OWN_OPEN_ID
 from affiliate_pipeline_tests import conftest
+from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.conftest import instance_of_all_runs
 from affiliate_pipeline_tests.defs.affiliates import (
     DATED,
@@ -104,7 +104,7 @@ def materialize(name, days, **config) -> conftest.Run:
 
 
 def materialize_roster() -> dg.ExecuteInProcessResult:
-    definitions = build_definitions()
+    definitions = loaded_definitions()
     return dg.materialize(
         [definitions.get_assets_def(dg.AssetKey(["lbank", "roster"]))],
         instance=instance_of_all_runs(),

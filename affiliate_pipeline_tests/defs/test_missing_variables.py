@@ -17,9 +17,9 @@ from dagster_postgres import PostgresEventLogStorage
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.embedded_server import cluster, server
-from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.defs.events import (
     failed_partitions,
     failure_message,
@@ -33,7 +33,7 @@ TODAY = datetime.now(UTC).date()
 YESTERDAY = TODAY - timedelta(days=1)
 DATABASE = "AFFILIATE_DATABASE_URL is not set"
 PARTNER = ("BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET")
-SENSORS = [sensor.name for sensor in build_definitions().sensors or ()]
+SENSORS = [sensor.name for sensor in loaded_definitions().sensors or ()]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def nothing_is_created(tmp_path: Path, database_url: str, other_url: str) -> Ite
 
 def failure_of(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> str:
     """The error message of a run of the asset, which must fail without a materialization."""
-    definitions = build_definitions()
+    definitions = loaded_definitions()
     result = dg.materialize(
         [definitions.get_assets_def(key)],
         instance=instance,
@@ -170,7 +170,7 @@ def test_a_partial_configuration_is_never_completed_from_the_sandbox(
 
 def all_assets() -> Iterator[tuple[dg.AssetKey, str | None]]:
     """Each asset with its last partition."""
-    for spec in sorted(build_definitions().resolve_all_asset_specs(), key=lambda spec: spec.key):
+    for spec in sorted(loaded_definitions().resolve_all_asset_specs(), key=lambda spec: spec.key):
         yield spec.key, spec.partitions_def.get_last_partition_key() if spec.partitions_def else None
 
 
@@ -189,7 +189,7 @@ def test_no_asset_uses_a_database_or_an_account_that_is_not_configured(
 
 @pytest.mark.parametrize("name", SENSORS)
 def test_no_sensor_uses_a_database_that_is_not_configured(others, leftover, nothing_is_created, monkeypatch, name):
-    definitions = build_definitions()
+    definitions = loaded_definitions()
     sensor = definitions.get_sensor_def(name)
     monkeypatch.setenv("HEARTBEAT_URL", "http://127.0.0.1:9")
     context = partial(dg.build_sensor_context, others, definitions=definitions, resources=definitions.resources)
@@ -204,7 +204,7 @@ def test_no_sensor_uses_a_database_that_is_not_configured(others, leftover, noth
 
 
 def test_schedules_request_only_runs_that_name_what_is_missing(others, leftover, nothing_is_created):
-    definitions = build_definitions()
+    definitions = loaded_definitions()
     now = datetime.now(UTC)
     for schedule in definitions.schedules or ():
         assert isinstance(schedule, dg.ScheduleDefinition)
@@ -266,7 +266,7 @@ def database_of(instance: dg.DagsterInstance) -> str:
 
 
 def test_the_application_lands_the_sandbox_in_its_own_database(embedded, leftover, monkeypatch, others):
-    definitions = build_definitions()
+    definitions = loaded_definitions()
     asset = definitions.get_assets_def(dg.AssetKey(KEY.split("/")))
 
     def lands(instance: dg.DagsterInstance) -> bool:

@@ -250,8 +250,10 @@ def test_rejected_rows_of_another_source_do_not_land(sandbox, query, monkeypatch
 
     run = materialize(KEY, [BAD], from_rejected=True)
 
-    assert "its source is" in run.failed[BAD]
+    assert "the source of its rejected rows is" in run.failed[BAD]
     assert query("select * from affiliate.landing") == []
+
+
 # Texts that COPY or jsonb cannot represent without an escape
 
 

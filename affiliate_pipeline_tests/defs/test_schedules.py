@@ -7,9 +7,9 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import pytest
 
-from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.conftest import RESOURCES
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
@@ -58,7 +58,7 @@ def tick(
 def schedules(kind: str = "") -> dict[str, dg.ScheduleDefinition]:
     """The schedules by name, limited to those whose name contains `kind`."""
     found = {}
-    for schedule in build_definitions().schedules or ():
+    for schedule in loaded_definitions().schedules or ():
         assert isinstance(schedule, dg.ScheduleDefinition)
         if kind in schedule.name:
             found[schedule.name] = schedule
