@@ -72,10 +72,13 @@ def metadata_of(result, key, day) -> dict[str, Any]:
     return {name: entry.value for name, entry in materializations(result, key)[f"{day}"].metadata.items()}
 
 
+def sensor() -> dg.SensorDefinition:
+    return next(each for each in loaded_definitions().sensors or () if each.name == "stale_days")
+
+
 def run_requests() -> list[dg.RunRequest]:
     """The runs that the sensor requests now."""
-    tick = loaded_definitions().get_sensor_def("stale_days").evaluate_tick(dg.build_sensor_context(resources=RESOURCES))
-    return list(tick.run_requests or [])
+    return list(sensor().evaluate_tick(dg.build_sensor_context(resources=RESOURCES)).run_requests or [])
 
 
 def requested_ranges() -> list[tuple[str, str]]:
@@ -245,7 +248,7 @@ def test_the_sensor_repeats_a_request_for_the_same_content_once_an_hour(sandbox,
 
 
 def test_the_sensor_runs_by_default():
-    assert loaded_definitions().get_sensor_def("stale_days").default_status == dg.DefaultSensorStatus.RUNNING
+    assert sensor().default_status == dg.DefaultSensorStatus.RUNNING
 
 
 def test_a_day_for_which_nothing_has_landed_fails_alone_in_both_assets(sandbox):

@@ -190,7 +190,7 @@ def test_no_asset_uses_a_database_or_an_account_that_is_not_configured(
 @pytest.mark.parametrize("name", SENSORS)
 def test_no_sensor_uses_a_database_that_is_not_configured(others, leftover, nothing_is_created, monkeypatch, name):
     definitions = loaded_definitions()
-    sensor = definitions.get_sensor_def(name)
+    sensor = next(each for each in definitions.sensors or () if each.name == name)
     monkeypatch.setenv("HEARTBEAT_URL", "http://127.0.0.1:9")
     context = partial(dg.build_sensor_context, others, definitions=definitions, resources=definitions.resources)
     if sensor.name == "kickback_history":
