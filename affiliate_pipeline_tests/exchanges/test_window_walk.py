@@ -1,23 +1,32 @@
 """Window walks over the sandbox with small pages: every row once, or a failed day."""
 
+import hmac
 import json
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from email.message import Message
+from typing import TypeVar
 
+import httpx
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from affiliate_pipeline.domain.days import start_ms
-from affiliate_pipeline.exchanges.binance import responses
-from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
 from affiliate_pipeline.exchanges.fetching import DayBatch, Session
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
 from affiliate_pipeline.http.client import Client, Clock, Unlimited
+from affiliate_pipeline.http.encoding import encode
+from affiliate_pipeline.http.errors import Refused
 from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline.sandbox.binance.exchange import Binance
+from affiliate_pipeline.sandbox.exchange import Call
+
+T = TypeVar("T")
 
 ENDPOINT = next(endpoint for endpoint in ENDPOINTS if endpoint.key == "binance/rebate_recent_record")
 ZONE = ENDPOINT.exchange.zone
@@ -34,22 +43,34 @@ instants = st.one_of(
 )
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    """The sandbox with neither a database nor a weight limit that the walks could reach."""
-    with Sandbox() as sandbox:
-        sandbox.binance.weight_limit = 1_000_000
-        yield sandbox
+class InProcessClient(Client):
+    """A client that calls the sandbox's Binance without HTTP, which would take most of the time."""
+
+    def __init__(self, binance: Binance) -> None:
+        super().__init__("http://127.0.0.1", httpx.Auth(), Clock(), Unlimited(), read=lambda response: response.content)
+        self.binance, self.headers = binance, Message()
+        self.headers["X-MBX-APIKEY"] = binance.partner_key
+
+    def get(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, retries: bool = True) -> T:
+        query = encode({**params, "timestamp": time.time_ns() // 1_000_000})
+        signature = hmac.new(self.binance.partner_secret.encode(), query.encode(), "sha256").hexdigest()
+        response = self.binance.respond(Call("GET", path, f"{query}&signature={signature}", "", self.headers))
+        if response.status != 200:
+            raise Refused(response.body.decode())
+        return decode(response.body)
 
 
 @pytest.fixture(scope="module")
-def session(sandbox: Sandbox) -> Iterator[Session]:
-    """A session without a rate limit, which would take most of the time."""
-    clock, binance = Clock(), sandbox.binance
-    auth = BinanceAuth(binance.partner_key, binance.partner_secret, clock.now_ms)
-    with Client(
-        sandbox.url, auth, clock, Unlimited(), read=lambda response: responses.read(response, "KEY", "SECRET")
-    ) as client:
+def binance() -> Binance:
+    """The sandbox's Binance with a weight limit that the walks cannot reach."""
+    binance = Sandbox().binance
+    binance.weight_limit = 1_000_000
+    return binance
+
+
+@pytest.fixture(scope="module")
+def session(binance: Binance) -> Iterator[Session]:
+    with InProcessClient(binance) as client:
         yield Session(client, "sandbox")
 
 
@@ -66,19 +87,19 @@ def session(sandbox: Sandbox) -> Iterator[Session]:
 # The first window seems empty until the second one proves that ends are exclusive.
 @example([START + DAY_MS - 1, START + DAY_MS], 3, 1, False, True)
 def test_a_walk_yields_every_row_or_fails_days_with_a_millisecond_that_fills_a_page(
-    sandbox, session, times, limit, max_days, newest_first, exclusive_end
+    binance, session, times, limit, max_days, newest_first, exclusive_end
 ):
     # If no row is received, the ends of windows cannot be proven: see test_completeness.
     ends = {END - 1, *([START + DAY_MS - 1] if max_days == 1 else [])}
     assume(not (exclusive_end and times and {*times} <= ends))
-    sandbox.binance.newest_first, sandbox.binance.exclusive_end = newest_first, exclusive_end
-    sandbox.binance.set_rebates({"time": time, "number": number} for number, time in enumerate(times))
+    binance.newest_first, binance.exclusive_end = newest_first, exclusive_end
+    binance.set_rebates({"time": ms, "number": number} for number, ms in enumerate(times))
     assert isinstance(ENDPOINT.strategy, WindowWalk)
     walk = replace(ENDPOINT.strategy, row_limit=limit, max_days=max_days)
 
     outcomes = list(walk.fetch(session, DAYS, ZONE))
 
-    failed = {utc_day(time) for time, count in Counter(times).items() if count >= limit}
+    failed = {utc_day(ms) for ms, count in Counter(times).items() if count >= limit}
     fetched = {
         outcome.day: Counter(row["number"] for chunk in outcome.chunks for row in json.loads(b"[" + chunk + b"]"))
         for outcome in outcomes
@@ -86,7 +107,7 @@ def test_a_walk_yields_every_row_or_fails_days_with_a_millisecond_that_fills_a_p
     }
     assert sorted(outcome.day for outcome in outcomes) == DAYS
     assert fetched == {
-        day: Counter(number for number, time in enumerate(times) if utc_day(time) == day)
+        day: Counter(number for number, ms in enumerate(times) if utc_day(ms) == day)
         for day in DAYS
         if day not in failed
     }
