@@ -1,4 +1,4 @@
-"""The days that an asset is expected to land: when each is due, settles and expires.
+"""The days that an asset is expected to land: when each becomes overdue, settles and expires.
 
 Instants are Unix milliseconds; nothing here reads a clock.
 """
@@ -42,6 +42,7 @@ class Timetable:
         return start_ms(day + DAY, self.zone)
 
     def has_settled(self, day: date, now_ms: int) -> bool:
+        """Whether the source is assumed not to change the day any more."""
         return now_ms >= self.end_ms(day) + _ms(self.settles_after)
 
     def deadline_ms(self, day: date) -> int | None:
@@ -63,7 +64,10 @@ class Timetable:
         return day_of(now_ms, self.zone) - days * DAY
 
     def overdue_at_ms(self, day: date, *, settled: bool) -> int | None:
-        """When the day becomes overdue if it has not landed, or (`settled`) not since it settled."""
+        """When the day becomes overdue; None if no schedule lands it.
+
+        With `settled`, when a day that landed earlier becomes overdue for its landing after it has settled.
+        """
         if self.lands_at is None:
             return None
         ready = datetime.fromtimestamp(self.end_ms(day) // 1000, self.zone)
@@ -79,9 +83,14 @@ class LandedDay(Protocol):
     """What the ledger records of a landed day."""
 
     @property
-    def settled(self) -> bool: ...
+    def settled(self) -> bool:
+        """Whether the day was read after it had settled."""
+        ...
+
     @property
-    def checked_at(self) -> datetime: ...
+    def checked_at(self) -> datetime:
+        """When the day was last read from the source."""
+        ...
 
 
 NOTHING_LANDED: Mapping[date, LandedDay] = {}
@@ -91,8 +100,8 @@ NOTHING_LANDED: Mapping[date, LandedDay] = {}
 class ExpectedDay:
     """A day that has not landed, or not since it settled.
 
-    `last_read_at` is None if it has not landed. `overdue_at_ms` is None if no schedule lands it, `deadline_ms` if no limit is known.
-    `fallback` is the asset whose source still has the day, with its own deadline.
+    `last_read_at` is None if it has not landed, `overdue_at_ms` if no schedule lands it, `deadline_ms` if no limit is
+    known. `fallback` is the asset whose source still has the day, with its own deadline (ms).
     """
 
     day: date
@@ -102,6 +111,7 @@ class ExpectedDay:
     fallback: tuple[str, int] | None = None
 
     def is_retained(self, now_ms: int) -> bool:
+        """Whether the source still promises the whole day."""
         return self.deadline_ms is None or now_ms <= self.deadline_ms
 
 

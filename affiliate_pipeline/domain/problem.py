@@ -33,10 +33,12 @@ class Problem:
         return Problem(self.code, self.what, _joined(self.impact, impact), _joined(self.action, action))
 
     def to_json(self) -> dict[str, str]:
+        """The fields by name, as `from_json` reads them."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, str]) -> Self:
+        """The problem whose `to_json` returned these fields."""
         return cls(fields["code"], fields["what"], fields["impact"], fields["action"])
 
 

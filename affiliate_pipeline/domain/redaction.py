@@ -6,7 +6,7 @@ import re
 _SECRET_NAME = re.compile(
     r"(?i)signature|^sign$|api[-_]?key|access[-_]?key|secret|token|password|credential|authorization|echostr"
 )
-# The lookbehind lets a name match only from the start of a word, so that no text can make this slow.
+# The lookbehind lets a match begin only where a name begins: otherwise a long name would take quadratic time.
 _NAMED = re.compile(
     r"(?i)(?<![\w-])([\w-]+)([\"']?\s*[=:]\s*)(?!//)((?:bearer|basic)\s+)?(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^&\s\"',}]+)"
 )

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from affiliate_pipeline.domain.problem import SettingsError
 
 DATABASE_VARIABLE = "AFFILIATE_DATABASE_URL"
-HOW_TO_SET = "Set what is named in the environment or in .env (see README, Real accounts)"
+HOW_TO_SET = "Set these variables in the environment or in .env (see README, Real accounts)"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _QUOTES = "\"'`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\xbb"
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -49,7 +49,7 @@ class Settings(BaseModel):
         raise SettingsError("; ".join(problems), HOW_TO_SET)
 
     def secret(self, variable: str) -> str:
-        """The value of a secret that was required."""
+        """The value of a secret that was `required` when these settings were loaded."""
         value: SecretStr = getattr(self, variable.lower())
         return value.get_secret_value()
 
@@ -63,7 +63,7 @@ def quotes_in(name: str, value: str) -> list[str]:
 
 @contextmanager
 def as_settings_error(variable: str) -> Generator[None, None, None]:
-    """Turn a ValueError raised in the block into a SettingsError that names the variable."""
+    """Raise a ValueError of the `with` block as a SettingsError that names the variable."""
     try:
         yield
     except ValueError as error:
@@ -119,6 +119,8 @@ class Mode(StrEnum):
 
 
 class Project(Settings):
+    """The settings that do not depend on an exchange."""
+
     affiliate_start_date: date = date(2025, 1, 1)
     # Whether schedules run without being started in the UI, as under `affiliate-pipeline up`.
     affiliate_schedules: bool = False
@@ -132,7 +134,7 @@ class Environment:
     """
 
     mode: Mode
-    # Holds `workspace.yaml`.
+    # The folder of `workspace.yaml`.
     root: Path
     variables: Mapping[str, str] = field(repr=False)
     # Set once the application has started the embedded server.
@@ -155,6 +157,7 @@ class Environment:
 
     @property
     def runs_schedules(self) -> bool:
+        """Whether schedules run without being started in the UI."""
         return Project.load(self.variables).affiliate_schedules
 
     def is_any_set(self, names: Iterable[str]) -> bool:

@@ -30,7 +30,7 @@ RIGHTS = {SUPERSEDED: "insert", UNKNOWN_FIELDS: "select insert"}
 
 
 class StoreError(AffiliateError):
-    """The database rejected a day; what it held for the day is unchanged."""
+    """A day could not be written; its stored rows are unchanged."""
 
     action = "Fix the cause, then materialize with run config from_rejected: true"
 
@@ -42,14 +42,14 @@ class Shrunken(StoreError):
     """Landed rows would be removed because the source no longer sends them."""
 
     action = (
-        "If the source is right, materialize with run config allow_shrink: true; the rows removed are then kept in "
+        "If the source is right, materialize with run config allow_shrink: true; the removed rows are then stored in "
         f"{SUPERSEDED}"
     )
 
 
 @dataclass(frozen=True)
 class Landed:
-    """The day holds exactly what the source has.
+    """The table has exactly the rows of the source for the day.
 
     `changed`: rows were written. `restated`: the previous stats of a settled day that the source has changed.
     `new_fields`: unknown fields seen for the first time. `note` and `warnings` are for people; a warning needs a fix.
@@ -116,7 +116,7 @@ class DayWriter:
         batch, day, asset = prepared.batch, prepared.batch.day, self.endpoint.key
         altering_features = self._lock_day(day)
         entry = ledger.entries(self.connection, asset, [day]).get(day)
-        # An action log keeps the rows it already has.
+        # Rows are appended to an action log.
         existing = Summary()
         if entry and isinstance(self.endpoint, ActionLog):
             existing = Summary(entry.rows, Fingerprint.parse(entry.content_hash))
@@ -137,15 +137,15 @@ class DayWriter:
             if not self.allow_shrink:
                 self._reject_shrinking(batch, entry, total.rows, settled=settled)
             restated = self._stats(day) if entry.settled and not difference else None
-        self._replace(day, texts, is_appended=bool(existing.rows), keep_superseded=bool(restated or difference))
+        self._replace(day, texts, is_appended=bool(existing.rows), store_superseded=bool(restated or difference))
         total = existing + rows.summary
         ledger.write(self.connection, asset, day, self.run_id, total.rows, str(total.fingerprint), settled, self.source)
         stats = self._stats(day)
         self._verify(day, texts, total, stats, altering_features)
         if difference:
             warning = (
-                f"the table held {difference} than had landed, although the source's rows are the same: they were landed "
-                f"again, and the rows changed or removed are in {SUPERSEDED}"
+                f"the table had {difference}, although the source still sends the rows that had landed: they were landed "
+                f"again, and the rows that differed are in {SUPERSEDED}"
             )
             batch = replace(batch, warnings=(*batch.warnings, warning))
         return replace(self._landed(batch, total, stats, settled, changed=True), restated=restated)
@@ -153,7 +153,7 @@ class DayWriter:
     def _landed(self, batch: DayBatch, total: Summary, stats: DayStats, settled: bool, *, changed: bool) -> Landed:
         quarantine.drop(self.connection, self.endpoint.key, batch.day)
         damaged = (
-            f"{name} has U+FFFD in {count} {'row' if count == 1 else 'rows'}: the exchange sent what is no text there, such as "
+            f"{name} has U+FFFD in {count} {'row' if count == 1 else 'rows'}: the exchange sent invalid text there, such as "
             "half an emoji. Everything else landed as sent"
             for name, count in total.damaged.items()
         )
@@ -174,7 +174,7 @@ class DayWriter:
     def _lock_day(self, day: date) -> list[str]:
         """Lock the day and the table's definition for this transaction.
 
-        The day stays exclusive even if session locks are lost. Returns the table's features that could change rows as
+        The lock of the transaction protects the day even if locks of the session are lost. Returns the table's features that could change rows as
         they are written (triggers, column types). Raises `StoreError` if the session has lost the asset's lock.
         """
         kinds = {column.name: column.kind.sql for column in columns(self.endpoint.schema)} | {"extra": "jsonb"}
@@ -238,7 +238,7 @@ class DayWriter:
     def _verify(
         self, day: date, texts: Iterable[bytes], total: Summary, stats: DayStats, altering_features: Sequence[str]
     ) -> None:
-        """Raise `StoreError` unless the day holds what was to be written.
+        """Raise `StoreError` unless the table has exactly the rows that were to be written.
 
         The content is read back only if a feature of the table (see `_lock_day`) could have changed it.
         """
@@ -252,7 +252,7 @@ class DayWriter:
         if difference:
             named = f" ({', '.join(altering_features)})" if altering_features else ""
             raise StoreError(
-                f"{self.endpoint.key.replace('/', '.')} would hold {difference} for the day, so it was not changed. Something "
+                f"{self.endpoint.key.replace('/', '.')} would have {difference} for the day, so it was not changed. Something "
                 f"else writes to this table or changes what is written to it{named}: stop or remove it"
             )
 
@@ -285,11 +285,11 @@ class DayWriter:
         texts = [tuple(map(str, each.values())) for each in values]
         return [dict(zip(compared, each, strict=True)) for each in texts if each in landed]
 
-    def _replace(self, day: date, texts: Iterable[bytes], *, is_appended: bool, keep_superseded: bool) -> None:
+    def _replace(self, day: date, texts: Iterable[bytes], *, is_appended: bool, store_superseded: bool) -> None:
         run = self.connection.execute
         table, names = endpoint_tables.table(self.endpoint), endpoint_tables.data_columns(self.endpoint.schema)
         stored = sql.SQL("select {} from {} where partition_date = {}").format(names, table, sql.Literal(day))
-        if keep_superseded:
+        if store_superseded:
             run(sql.SQL("create temporary table superseded on commit drop as {}").format(stored))
         if not is_appended:
             run(sql.SQL("delete from {} where partition_date = {}").format(table, day))
@@ -300,7 +300,7 @@ class DayWriter:
         self._copy(table, names, texts)
         if isinstance(self.endpoint, ActionLog):
             pending_actions.drop_landed(self.connection, self.endpoint.key, self.source)
-        if keep_superseded:
+        if store_superseded:
             # Compare as text: as `numeric`, 1.0 and 1.00 are equal.
             run(
                 sql.SQL(

@@ -55,10 +55,11 @@ class Availability:
         return bool(retention and retention.requested_in_time and retention.requested_in_time(self.session, day))
 
     def is_proven(self, day: date) -> bool:
+        """Whether a proof that the source has the day still applies."""
         return self.now() <= self._proven_until_ms.get(day, -1)
 
     def prove(self, days: Sequence[date]) -> None:
-        """Look for an older row, which proves that the source still has these days (in order).
+        """Request an older row, which proves that the source still has these days (in order).
 
         Rows expire oldest first: a day stays complete at least as long as it is younger than that row. Raises `Fatal`.
         """
@@ -120,10 +121,10 @@ class Availability:
             return Expired("the endpoint returns only the present state, so no day but today can be fetched")
         promised = f"the day is beyond the {retention.promised.days} days that the source promises"
         if day in self._unproven:
-            what = f"{promised}, and whether it still has it could not be found out: {self._unproven[day]}"
+            what = f"{promised}, and it could not be determined whether it still has it: {self._unproven[day]}"
             return Expired(what, "Materialize the day again")
         if retention.proof:
-            promised += " and no older row is left to prove that this one keeps more"
+            promised += ", and no older row proves that it has retained more"
         action = "If you know that the source still has it, materialize with run config trust_old: true"
         fallback = retention.fallback
         if fallback and fallback.timetable.is_retained(day, self.exchange_now_ms()):
@@ -131,7 +132,7 @@ class Availability:
             until = f" until {utc_text(until_ms)}" if until_ms is not None else ""
             action = f"{fallback.key} can still land it{until}: materialize that instead"
         elif retention.is_final:
-            action = "No request brings it any more"
+            action = "It can no longer be fetched"
         return Expired(
             f"{promised}. It was not landed, since an empty response would look like a day without rows", action
         )

@@ -20,7 +20,7 @@ RIGHTS = "select insert delete"
 
 @dataclass(frozen=True)
 class DayStats:
-    """What a table holds for a day: exact sums (text) by group, first and last instant (UTC)."""
+    """Statistics of a day's rows: exact sums (text) by group, first and last instant (UTC)."""
 
     rows: int
     first: datetime | None
@@ -55,7 +55,7 @@ def data_columns(model: type[Row]) -> sql.Composed:
 
 def definitions(model: type[Row]) -> sql.Composed:
     """The `data_columns` with their types."""
-    # No `not null`: the table would keep it when the schema changes. Decoding checks nullability instead.
+    # No `not null`: it would remain when the schema changes. Decoding checks nullability instead.
     data: list[tuple[str, LiteralString]] = [(column.name, column.kind.sql) for column in columns(model)]
     data.append(("extra", "jsonb"))
     return sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in data)
@@ -98,7 +98,7 @@ def _statements(endpoint: Endpoint) -> Iterable[sql.Composed]:
 
 
 def stats_of(connection: psycopg.Connection, endpoint: Endpoint, day: date) -> DayStats:
-    """What the table holds for the day, in the caller's transaction."""
+    """Statistics of the day's rows, read in the caller's transaction."""
     group, amount = sql.SQL("null"), sql.SQL("null::numeric")
     instant, excess = sql.SQL("null::timestamptz"), sql.SQL("false")
     if isinstance(endpoint, Records):

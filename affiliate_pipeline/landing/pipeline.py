@@ -53,7 +53,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Retained:
-    """The day had landed and has since expired at the source: it stays as it is."""
+    """The day had landed and has since expired at the source; its rows are unchanged."""
 
     day: date
     stats: DayStats
@@ -74,6 +74,7 @@ Outcome = Landed | Retained | Failed
 
 
 def now_ms() -> int:
+    """This machine's clock in Unix milliseconds."""
     return time.time_ns() // 1_000_000
 
 
@@ -135,13 +136,16 @@ class LandingRun:
 
     @property
     def endpoint(self) -> Endpoint:
+        """The endpoint of the asset."""
         return self.available.endpoint
 
     @property
     def session(self) -> Session:
+        """The session with the endpoint's account."""
         return self.available.session
 
     def outcomes(self, days: Sequence[date]) -> Iterator[Outcome]:
+        """One outcome per day, each yielded after its commit; raises `AffiliateError` if none can follow."""
         own: list[date] = []
         for day in days:
             entry = self.ledger.get(day)
@@ -178,7 +182,7 @@ class LandingRun:
         if isinstance(failed.error, Expired) and failed.day in self.ledger:
             return self._retained(failed.day)
         if not isinstance(failed.error, Expired | NotEnded):
-            problem = problem.adding(action="Materialize the day again; if it stays, see the runbook")
+            problem = problem.adding(action="Materialize the day again; if it fails again, see the runbook")
         return self._rejected(failed, problem, complete=False)
 
     def _land(self, day: PreparedDay) -> Outcome:
@@ -193,7 +197,7 @@ class LandingRun:
         except StoreError as error:
             return self._rejected(batch, error.problem, complete=not isinstance(error, Shrunken))
         unknown = ", ".join(f"{name} ({landed.unknown_fields[name]} rows)" for name in landed.new_fields)
-        new = f"fields that the schema lacks are kept in column extra: {unknown}. Add them to the schema"
+        new = f"fields that the schema lacks are stored in column extra: {unknown}. Add them to the schema"
         for text in [*landed.warnings, *([new] if unknown else [])]:
             log.warning("%s %s: %s", self.endpoint.key, batch.day, text)
         return landed
@@ -209,21 +213,21 @@ class LandingRun:
             received_at = datetime.fromtimestamp(self.available.requested_ms(fetched) / 1000, UTC)
             why = Rejection(self.session.source, received_at, problem.what, complete)
             quarantine.store(self.writer.connection, self.endpoint.key, fetched.day, self.writer.run_id, why, received)
-            kept = "All rows are" if complete else "What was received of the day is"
-            problem = problem.adding(impact=f"{kept} kept as received in {quarantine.TABLE}")
+            subject = "All rows are" if complete else "What was received of the day is"
+            problem = problem.adding(impact=f"{subject} stored as received in {quarantine.TABLE}")
         return self._failed(fetched.day, problem)
 
     def _land_rejected(self, day: date) -> Outcome:
-        kept = quarantine.rejected(self.writer.connection, self.endpoint.key, day)
-        if kept is None:
-            what = f"{quarantine.TABLE} holds nothing for it"
+        stored = quarantine.rejected(self.writer.connection, self.endpoint.key, day)
+        if stored is None:
+            what = f"{quarantine.TABLE} has no rows of it"
             return self._failed(day, Problem("nothing_rejected", what, action="Materialize it without from_rejected"))
-        why, rows = kept
+        why, rows = stored
         if why.source != self.session.source:
             what = f"the source of its rejected rows is {why.source}, and that of this run is {self.session.source}"
             problem = Problem("other_source", what, action="Use the credentials and the base URL they came with")
         elif not why.complete:
-            what = f"{quarantine.TABLE} holds only a part of the day ({why.reason}), so it cannot land"
+            what = f"{quarantine.TABLE} has only a part of the day ({why.reason}), so it cannot land"
             problem = Problem("incomplete", what, action="Materialize it without from_rejected")
         else:
             received_ms = int(why.received_at.timestamp() * 1000)
@@ -237,7 +241,7 @@ class LandingRun:
             stats = stats_of(connection, self.endpoint, day)
         if stats.rows == entry.rows:
             return Retained(day, stats, entry.content_hash, entry.settled, entry.source)
-        found = f"the table holds {stats.rows} rows of it instead of the {entry.rows} that landed"
+        found = f"the table has {stats.rows} rows of it instead of the {entry.rows} that landed"
         what = f"the source no longer has the day, and {found}: something else has changed them"
         return self._failed(day, Problem("table_changed", what, action="Restore the day from a backup"))
 

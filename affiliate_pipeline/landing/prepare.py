@@ -26,7 +26,7 @@ BLOCKS_AHEAD = 8
 class Summary:
     """Row count, fingerprint and irregularities of rows; summaries of disjoint rows add up.
 
-    The counters hold the number of rows by unknown field, and by column with U+FFFD.
+    The counters have the number of rows by unknown field, and by column with U+FFFD.
     """
 
     rows: int = 0

@@ -49,7 +49,7 @@ def store(
         try:
             replace(rows())
         except DataError:
-            # jsonb cannot hold every JSON text: store each row as a JSON string instead.
+            # jsonb cannot represent every JSON text: store each row as a JSON string instead.
             replace(map(json.dumps, rows()))
 
 

@@ -36,7 +36,7 @@ def _run_lock(run_id: str) -> Lock:
 
 
 class Store(TableStore):
-    """One connection to the database that holds the data of one or more endpoints."""
+    """One connection to the database with the data of one or more endpoints."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, autocommit=False)
@@ -44,7 +44,7 @@ class Store(TableStore):
 
     @property
     def connection(self) -> Connection:
-        """Exposed for the modules that own tables."""
+        """The connection, for the modules that own tables."""
         return self._connection
 
     def require_ready(self, *endpoints: Endpoint) -> None:
@@ -61,7 +61,7 @@ class Store(TableStore):
     def exclusive(self, endpoint: Endpoint) -> AbstractContextManager[None]:
         """Hold the asset's lock, after waiting for the run that holds it.
 
-        A lock of this connection rather than a Dagster pool: it ends with the process that holds it, however that ends.
+        A lock of this connection rather than a Dagster pool: PostgreSQL releases it when its process ends or crashes.
         """
         return locked(self._connection, day_writer.asset_lock(endpoint.key), endpoint.key)
 

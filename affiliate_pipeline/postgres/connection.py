@@ -77,8 +77,8 @@ def _prove_session(connection: psycopg.Connection, url: str) -> None:
     with _open(url) as other:
         if _is_shared(connection, other):
             raise StoreUnavailable(
-                "the address of the database leads through a pooler in transaction or statement mode, where locks do not "
-                "hold: two runs could land a day twice",
+                "the address of the database leads through a pooler in transaction or statement mode, where "
+                "locks are lost: two runs could land a day twice",
                 DIRECT_ACTION,
             )
     _proven.add(url)
@@ -87,14 +87,14 @@ def _prove_session(connection: psycopg.Connection, url: str) -> None:
 def _is_shared(connection: psycopg.Connection, other: psycopg.Connection) -> bool:
     """Whether the first connection loses its session during a transaction of the other one."""
     mark = (secrets.token_hex(8),)
-    look = "select pg_backend_pid(), current_setting('affiliate.session', true)"
+    read_mark = "select pg_backend_pid(), current_setting('affiliate.session', true)"
     [own] = connection.execute("select pg_backend_pid(), set_config('affiliate.session', %s, false)", mark).fetchall()
     try:
         for _ in range(3):
             with other.transaction():
                 # Compare ids first: in a shared session, the first connection could wait forever for this transaction.
                 [(pid,)] = other.execute("select pg_backend_pid()").fetchall()
-                if pid == own[0] or connection.execute(look).fetchone() != own:
+                if pid == own[0] or connection.execute(read_mark).fetchone() != own:
                     return True
     except psycopg.Error as error:
         if "pooling mode" not in f"{error}":  # PgBouncer's "transaction blocks not allowed in statement pooling mode"
@@ -120,7 +120,7 @@ _SETTINGS = {
     "transaction_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
-    # Do not wait forever for a table that another session keeps locked.
+    # Do not wait forever for a table that another session has locked.
     "lock_timeout": "10min",
     # Without keepalives, a crashed machine's session would hold its locks for hours.
     "tcp_keepalives_idle": "30",
@@ -130,7 +130,7 @@ _SETTINGS = {
 
 
 def _apply_settings(connection: psycopg.Connection, durable: bool) -> None:
-    # Null keeps the current synchronous_commit, unless that is off.
+    # Null leaves synchronous_commit unchanged, unless it is off.
     settings = _SETTINGS | {"synchronous_commit": None if durable else "off"}
     connection.execute(
         "select set_config(name, coalesce(value, nullif(current_setting(name), 'off'), 'on'), false) "

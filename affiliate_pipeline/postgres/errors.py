@@ -20,7 +20,7 @@ READ_ONLY_ACTION = (
     "address leads to a standby, and `default_transaction_read_only`. Make it writable or use the primary's address, then "
     "materialize again"
 )
-ENCODING = "which cannot hold every text that an exchange may send"
+ENCODING = "which does not have every character that an exchange may send"
 ENCODING_ACTION = (
     "Create a database with `create database … encoding 'UTF8' template template0` and set its address in "
     "AFFILIATE_DATABASE_URL"
@@ -47,7 +47,7 @@ _CAUSES: tuple[tuple[str, str, str, str], ...] = (
         "57P0[1235]|", "starting up|shutting down|not yet accepting|recovery mode",
         UNUSABLE, "It is being started or stopped. Wait until it runs, then materialize again",
     ),
-    ("55P03", "", UNUSABLE, "Another session keeps a lock: end its transaction, then materialize again"),
+    ("55P03", "", UNUSABLE, "Another session holds a lock: end its transaction, then materialize again"),
     ("57014", "", UNUSABLE, "A user or a timeout canceled the statement: materialize again"),
     ("26000|08P01|", "prepared statement|unsupported startup parameter|pooling mode", UNUSABLE, DIRECT_ACTION),
     (
@@ -70,7 +70,7 @@ class StoreUnavailable(AffiliateError):
 
 @contextmanager
 def unavailable() -> Generator[None]:
-    """Turn every error of the driver into `StoreUnavailable`."""
+    """Raise every error of the driver as `StoreUnavailable`."""
     try:
         yield
     except psycopg.Error as error:
@@ -79,14 +79,14 @@ def unavailable() -> Generator[None]:
 
 def explained(error: psycopg.Error) -> StoreUnavailable:
     """The error with its cause and an action."""
-    words = redact((error.diag.message_primary or str(error) or type(error).__name__).strip())
+    message = redact((error.diag.message_primary or str(error) or type(error).__name__).strip())
     state = error.sqlstate or ""
     what, action = next(
         (what, action)
         for states, texts, what, action in _CAUSES
-        if re.fullmatch(states, state) and (state or re.search(texts, words))
+        if re.fullmatch(states, state) and (state or re.search(texts, message))
     )
-    return StoreUnavailable(f"{what}: {words}", action)
+    return StoreUnavailable(f"{what}: {message}", action)
 
 
 def is_unusable(error: psycopg.Error) -> bool:

@@ -1,4 +1,4 @@
-"""Advisory locks of a session, which end with the process that holds them, however that ends."""
+"""Session-level advisory locks, which PostgreSQL releases when their process ends or crashes."""
 
 import logging
 from collections.abc import Generator
@@ -15,7 +15,7 @@ from affiliate_pipeline.postgres.errors import StoreUnavailable, unavailable
 # How often a process that waits for a lock checks the lock's holder.
 LOCK_CHECK_S = 5
 # A live run queries the database at every request, through one of its connections. Only the download of a large file
-# keeps it silent for longer than a few minutes.
+# takes longer than a few minutes without a query.
 SILENT_HOLDER_S = 900
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Lock:
-    """An advisory lock of a session, by what it protects."""
+    """An advisory lock, identified by the kind and the name of what it protects."""
 
     kind: str
     name: str | None = None
@@ -36,7 +36,7 @@ class Lock:
 
     @property
     def from_pg_locks(self) -> sql.Composed:
-        """`from pg_locks`, restricted to its holder."""
+        """The end of a query: `from pg_locks`, restricted to the session that holds this lock."""
         query = sql.SQL(
             "from pg_locks where locktype = 'advisory' and granted and objsubid = {} and objid = hashtext({})::oid "
             "and database = (select oid from pg_database where datname = current_database())"
@@ -46,9 +46,12 @@ class Lock:
 
 @contextmanager
 def locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Generator[None]:
-    """Hold the lock, after waiting for a live run; raises `StoreUnavailable` for a dead holder."""
+    """Hold the lock during the `with` block, after waiting for the run that holds it.
+
+    Raises `StoreUnavailable` if its holder is not a live run.
+    """
     if not _acquired(connection, lock, what):
-        log.info("%s: another run holds its lock; waiting for its end", what)
+        log.info("%s: another run holds its lock; waiting until that run ends", what)
         while not _acquired(connection, lock, what, wait_s=LOCK_CHECK_S):
             pass
     try:
@@ -104,7 +107,7 @@ def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s
         return False
     is_own, pid, name, since, silent_since = found
     if is_own:
-        # PostgreSQL may grant the lock at the moment at which it reports the timeout; the session then keeps it.
+        # PostgreSQL may grant the lock at the moment at which it reports the timeout; the session then holds it.
         return True
     raise StoreUnavailable(
         f"{what}: its lock is held by the database session {pid} ({name}, connected since {since}, silent since "

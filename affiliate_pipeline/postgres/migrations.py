@@ -1,7 +1,7 @@
 """Numbered SQL files that create and change tables, each applied once in one transaction.
 
 The transaction also records the file in `affiliate.schema_migration`, so that any process can continue after a crash.
-Files are named `<number>_<words>.sql`; a released file is never changed.
+Files are named `<number>_<title>.sql`; a released file is never changed.
 """
 
 from contextlib import suppress

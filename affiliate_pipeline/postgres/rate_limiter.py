@@ -1,7 +1,7 @@
 """Rate limits shared by all processes and machines, as slot leases in the database.
 
 A slot is free again one window after the *response* to its last request: the server counts a request when it receives
-it, which is some time between sending and response. The slot of a killed process is free once its lease ends.
+it, which is some time between sending and response. The slot of a killed process is free once its slot lease ends.
 """
 
 import threading
@@ -16,7 +16,7 @@ from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "affiliate.lease"
 RIGHTS = {TABLE: "select insert update"}
-# Longer than any request takes (see the timeouts of http.client), so that no two requests hold one slot.
+# Longer than any request takes (see the timeouts of http.client), so that no two requests use a slot at the same time.
 SLOT_LEASE_S = 60
 MAX_WAIT_S = 300
 # Pauses set by another process are noticed up to this late: not every request of a block queries the database.
@@ -24,7 +24,7 @@ PAUSE_CHECK_S = 0.02
 # Well above the longest ban known, three days at Binance.
 MAX_PAUSE_S = 30 * 86_400
 
-# Slot -1 holds the pause that the exchange requested.
+# Slot -1 is the pause that the exchange requested.
 _PAUSED: Final = f"select 1 from {TABLE} where scope = %(scope)s and slot = -1 and returns_at > clock_timestamp()"
 _TAKE: Final = f"""
 update {TABLE} set returns_at = clock_timestamp() + %(lease_s)s * interval '1 second'
@@ -44,7 +44,7 @@ from {TABLE} where scope = %(scope)s"""
 
 @dataclass
 class _Block:
-    """A leased slot: the requests it still permits, until when, and how many are under way."""
+    """A slot lease: the requests it still permits, until when, and how many are under way."""
 
     slot: int
     returns_at: datetime
@@ -71,7 +71,7 @@ class RateLimiter(TableStore):
         max_wait_s: float = MAX_WAIT_S,
         too_long: Callable[[str], Exception] = TimeoutError,
     ) -> None:
-        # Losing leases in a crash of the database costs less than waiting for the disk at every request.
+        # Losing slot leases in a crash of the database costs less than waiting for the disk at every request.
         super().__init__(url, durable=False)
         self._window_s, self._requests, self._sleep = window_s, requests, sleep
         self._max_wait_s, self._too_long = max_wait_s, too_long
@@ -86,6 +86,7 @@ class RateLimiter(TableStore):
         )
 
     def close(self) -> None:
+        """Give back an unused slot and close the connection."""
         with self._lock:
             try:
                 self._drop_block()
@@ -94,7 +95,7 @@ class RateLimiter(TableStore):
 
     @contextmanager
     def slot(self) -> Generator[None]:
-        """Wait until a request may be sent; its slot is held until the `with` block ends."""
+        """Wait until a request may be sent; its slot is in use until the `with` block ends."""
         block = self._take()
         try:
             yield
@@ -149,7 +150,7 @@ class RateLimiter(TableStore):
         self._block = None
 
     def _give_back(self, block: _Block) -> None:
-        # No effect if the lease has ended and another process holds the slot by now.
+        # No effect if the slot lease has ended and another process has taken the slot.
         self._execute(
             f"update {TABLE} set returns_at = clock_timestamp() + %s * interval '1 second' "
             "where scope = %s and slot = %s and returns_at = %s",

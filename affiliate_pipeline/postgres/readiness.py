@@ -71,7 +71,7 @@ def problems(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> 
 
 
 def require_storage(url: str) -> None:
-    """Raise `StoreUnavailable` if Dagster cannot keep its own tables in the database."""
+    """Raise `StoreUnavailable` if Dagster cannot create its own tables in the database."""
     with connect(url, autocommit=True) as connection:
         for error in problems(connection, {}):
             if isinstance(error, DatabaseReadOnly):
@@ -83,6 +83,6 @@ def require_storage(url: str) -> None:
             ).fetchone()
     if row and not row[0]:
         raise StoreUnavailable(
-            "the database's role lacks a right: create on schema public, where Dagster keeps its tables",
+            "the database's role lacks a right: create on schema public, where Dagster has its tables",
             "Grant it: `grant create on schema public to <role>`",
         )

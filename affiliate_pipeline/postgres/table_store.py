@@ -25,6 +25,7 @@ class TableStore:
             raise
 
     def close(self) -> None:
+        """Close the connection, which ends its session and releases its locks."""
         self._connection.close()
 
     def __enter__(self) -> Self:

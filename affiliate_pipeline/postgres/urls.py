@@ -46,8 +46,8 @@ def libpq_environment(url: str) -> dict[str, str]:
     return {variable.decode(): value for name, value in given if (variable := variables.get(name))}
 
 
-def public_tables(url: str, schemas: Collection[str]) -> str:
-    """The URL in a form that SQLAlchemy accepts too, for sessions that keep tables in `public`.
+def public_schema_url(url: str, schemas: Collection[str]) -> str:
+    """The URL in a form that SQLAlchemy accepts too, for sessions whose tables are in `public`.
 
     If the role is named like one of these schemas, that schema would otherwise come first in the search path.
     """

@@ -25,7 +25,7 @@ Flag = Annotated[pd.ArrowDtype, arrow.bool_()]
 # PostgreSQL's numeric accepts exponents. Three-digit ones are rejected here, since their zeros could fill a disk.
 _AMOUNT = r"^-?[0-9]{1,100}(\.[0-9]{1,100})?([eE][+-]?[0-9]{1,2})?$"
 _WHOLE = re.compile("-?[0-9]{1,19}", re.ASCII)
-# PostgreSQL's text cannot hold U+0000.
+# PostgreSQL's text cannot contain U+0000.
 _TEXT = r"^[^\x00]*$"
 # The plausible range of instants in Unix milliseconds: others are wrong, or in another unit.
 OLDEST_MS, NEWEST_MS = 1_230_768_000_000, 4_102_444_800_000
@@ -121,6 +121,8 @@ class Row(pa.DataFrameModel):
     """The base of every schema: a table has exactly the declared columns, in this order."""
 
     class Config(pa.DataFrameModel.Config):
+        """Reject other columns, and another order."""
+
         strict = True
         ordered = True
 

@@ -20,7 +20,7 @@ from pyarrow import compute
 from affiliate_pipeline.schema.columns import MIN_MILLISECONDS, NEWEST_MS, OLDEST_MS, Column, Kind, Row, columns
 from affiliate_pipeline.schema.raw_row import extra_of, fields, joined, normalized, sample
 
-# How much is decoded at once: the result of more does not fit the processor's caches.
+# Larger parts are slower: their result would not fit into the processor's caches.
 DECODED_BYTES = 1 << 20
 _NULL = "null"
 
@@ -86,22 +86,22 @@ def parse(model: type[Row], rows: Iterable[bytes], inside: tuple[str, int, int] 
 
 
 def damaged(table: arrow.Table) -> Counter[str]:
-    """The number of rows in which each column has U+FFFD, which replaces invalid text."""
+    """By column, the number of rows with U+FFFD, which replaces text that cannot be decoded."""
     texts = [name for name in table.column_names if arrow.types.is_string(table[name].type)]
     found = {name: compute.sum(compute.match_substring(table[name], "\N{REPLACEMENT CHARACTER}")) for name in texts}
     return +Counter({name: count.as_py() or 0 for name, count in found.items()})
 
 
 def batches(chunks: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
-    """The chunks in order, in lists that each end once they hold `size` bytes or more."""
+    """The chunks in order, in lists of at least `size` bytes; only the last one may be smaller."""
     batch: list[bytes] = []
-    held = 0
+    batch_bytes = 0
     for chunk in chunks:
         batch.append(chunk)
-        held += len(chunk)
-        if held >= size:
+        batch_bytes += len(chunk)
+        if batch_bytes >= size:
             yield batch
-            batch, held = [], 0
+            batch, batch_bytes = [], 0
     if batch:
         yield batch
 

@@ -1,7 +1,7 @@
 """Rows as received: the bytes of one JSON object each.
 
-Fields are found in any spelling of their names. What jsonb cannot hold is stored in a form from which the received
-bytes can be read back.
+Fields are found in any spelling of their names. What jsonb cannot represent is stored in a form from which the
+received bytes can be restored.
 """
 
 import json
@@ -17,7 +17,7 @@ from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.schema.columns import KINDS, Row, columns
 
 SAMPLE_CHARACTERS, NAME_CHARACTERS = 40, 200
-# A value that jsonb cannot hold is replaced by an object with only this key and the value's JSON text.
+# A value that jsonb cannot represent is replaced by an object with only this key and the value's JSON text.
 AS_RECEIVED = "$json"
 # Just below the digits that jsonb's numbers can have after the point.
 MAX_NUMBER_DIGITS = 16_000
@@ -86,7 +86,7 @@ def new_row(model: type[Row], values: Mapping[str, object]) -> bytes:
 
 
 def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
-    """The row with these values (by JSON name) added; its other fields stay byte for byte.
+    """The row with these values (by JSON name) added; its other fields are unchanged, byte for byte.
 
     Raises ValueError if the row has a different value for one of them.
     """
@@ -111,7 +111,7 @@ def fields(row: bytes) -> list[tuple[str, bytes]]:
 
 
 def normalized(name: str) -> str:
-    """The name as compared, in lower case without `_`: LBank v1.8 lower-cased its names."""
+    """The name in lower case without `_`, to compare names: LBank v1.8 lower-cased its own."""
     return name.replace("_", "").lower()
 
 
@@ -155,9 +155,9 @@ def _pairs(text: bytes) -> list[tuple[str, bytes]]:
 
 
 def payload(received: bytes) -> str:
-    """The JSON text that stores a row or a body in jsonb so that its bytes can be read back.
+    """The JSON text that stores a row or a body in jsonb so that its bytes can be restored.
 
-    The row itself if jsonb holds it exactly, otherwise a JSON string of its text, or the object `{"$base64": …}` if it
+    The row itself if jsonb represents it exactly, otherwise a JSON string of its text, or the object `{"$base64": …}` if it
     is not UTF-8 or has a NUL byte.
     """
     try:
@@ -172,28 +172,28 @@ def payload(received: bytes) -> str:
 def extra_of(unknown: Iterable[tuple[str, bytes]]) -> tuple[str, set[str]]:
     """The JSON text of these unknown fields for `extra`, and their names for reports.
 
-    A field that jsonb cannot hold (U+0000, a number or nesting beyond its limits, a field that occurs twice) becomes
+    A field that jsonb cannot represent (U+0000, a number or nesting beyond its limits, a field that occurs twice) becomes
     `{"$json": "…"}` with the JSON text of its value as received, or of its values joined by commas.
     """
     by_key: dict[str, list[bytes]] = defaultdict(list)
     odd: set[str] = set()
     for name, raw in unknown:
-        # jsonb cannot hold U+0000 in names either: use its JSON escape.
+        # jsonb does not accept U+0000 in names either: use its JSON escape.
         key = json.dumps(name, ensure_ascii=False)[1:-1] if "\0" in name else name
         by_key[key].append(raw)
         if key != name or len(by_key[key]) > 1 or not _fits_jsonb(raw):
             odd.add(key)
-    held = {
+    stored = {
         key: {AS_RECEIVED: b",".join(raws).decode(errors="replace")} if key in odd else msgspec.Raw(raws[0])
         for key, raws in by_key.items()
     }
     # Sort: the text is hashed, and the order of fields must not matter. Cut names: they are stored in an index, whose
     # entries are limited in size.
-    return msgspec.json.encode(held, order="sorted").decode(), {key[:NAME_CHARACTERS] for key in held}
+    return msgspec.json.encode(stored, order="sorted").decode(), {key[:NAME_CHARACTERS] for key in stored}
 
 
 def _fits_jsonb(text: bytes) -> bool:
-    """Whether jsonb holds the text exactly and no object in it has `$json` as its only key."""
+    """Whether jsonb represents the text exactly and no object in it has `$json` as its only key."""
     if len(text) <= MAX_NUMBER_DIGITS and not _SUSPECT.search(text):
         return True
     if _U0000.search(text):

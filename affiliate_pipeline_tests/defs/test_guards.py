@@ -84,7 +84,10 @@ def test_a_day_is_not_reported_as_expired_if_the_search_for_an_older_row_fails(s
 
     run = materialize(KEY, [ago(8)])
 
-    assert "whether it still has it could not be found out: Binance returned HTTP 400, code -1100" in run.failed[ago(8)]
+    assert (
+        "it could not be determined whether it still has it: Binance returned HTTP 400, code -1100"
+        in run.failed[ago(8)]
+    )
     assert "Materialize the day again" in run.failed[ago(8)]
     assert "no older row" not in run.failed[ago(8)] and "trust_old" not in run.failed[ago(8)]
     sandbox.faults.clear()

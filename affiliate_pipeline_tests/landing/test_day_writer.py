@@ -89,7 +89,7 @@ def test_a_column_type_that_changes_amounts_fails_the_day(sandbox, query, kind):
     run = materialize(KEY, [SETTLED])
 
     assert list(run.failed) == [SETTLED]
-    assert "would hold other values" in run.failed[SETTLED] or "PostgreSQL rejected" in run.failed[SETTLED]
+    assert "would have other values" in run.failed[SETTLED] or "PostgreSQL rejected" in run.failed[SETTLED]
     assert query(f"select count(*) from {TABLE}") == [(0,)]
     assert query("select count(*) from affiliate.rejected_row") == [(3,)]
 
@@ -126,7 +126,7 @@ def test_a_day_whose_rows_were_changed_in_the_table_is_landed_again(query, rows,
     (sound,) = [
         check for check in checks if isinstance(check, dg.AssetCheckEvaluation) and check.check_name == "day_is_sound"
     ]
-    assert not sound.passed and f"the table held {difference} than had landed" in (sound.description or "")
+    assert not sound.passed and f"the table had {difference}" in (sound.description or "")
     assert materialize(KEY, [SETTLED]).materialized[SETTLED]["changed"] is False
 
 
@@ -150,7 +150,7 @@ def test_rows_that_another_session_inserts_meanwhile_fail_the_day(query, rows, m
 
     monkeypatch.setattr(DayWriter, "_replace", replace_and_insert)
     run = materialize(KEY, [SETTLED])
-    assert "would hold 61 rows instead of 60" in run.failed[SETTLED]
+    assert "would have 61 rows instead of 60" in run.failed[SETTLED]
     assert query(f"select run_id from {TABLE} where partition_date = %s", SETTLED) == [("by hand",)]
 
 

@@ -210,7 +210,7 @@ def examples() -> list[Alert]:
     cause = Problem(
         "refused",
         "Binance returned HTTP 400 with code -1127",
-        action="Materialize the day again; if it stays, see the runbook",
+        action="Materialize the day again; if it fails again, see the runbook",
     )
     failed = alert_for(
         [FailedAsset(REBATES, [*DAYS[1:4], DAYS[5]], 10, dict.fromkeys(DAYS, cause), rebates)],

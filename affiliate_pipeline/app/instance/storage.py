@@ -11,7 +11,7 @@ from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import application, register_embedded, set_default
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.readiness import require_storage
-from affiliate_pipeline.postgres.urls import public_tables
+from affiliate_pipeline.postgres.urls import public_schema_url
 
 
 class StorageUnavailable(click.ClickException):
@@ -38,7 +38,7 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
         # Newer SQLAlchemy uses psycopg 3 for a bare postgresql://, with which dagster-postgres cannot write an event
         # (dagster issue 33958).
         schemas = {"affiliate", *(endpoint.exchange.name for endpoint in ENDPOINTS)}
-        url = public_tables(url, schemas).replace("postgresql://", "postgresql+psycopg2://", 1)
+        url = public_schema_url(url, schemas).replace("postgresql://", "postgresql+psycopg2://", 1)
         storage = cls(url, inst_data=inst_data)
         if environment.embedded_url:
             register_embedded(url, environment)

@@ -559,7 +559,7 @@ def test_days_older_than_30_days_are_not_requested_and_landed_ones_are_retained(
     for key in (REQUEST, HISTORY):
         for options in ({}, {"trust_old": True}):
             reason = materialize(key, [ago(31)], **options).failed[ago(31)]
-            assert "beyond the 30 days" in reason and "No request brings it any more" in reason
+            assert "beyond the 30 days" in reason and "It can no longer be fetched" in reason
             assert "trust_old" not in reason
     materialize(REQUEST, OLD)
     materialize(HISTORY, OLD)
