@@ -1,4 +1,4 @@
-"""The days that an asset is expected to land: when each becomes overdue, settles and expires.
+"""The days that an asset is expected to land: when each is overdue, settled and expired.
 
 Instants are Unix milliseconds; nothing here reads a clock.
 """

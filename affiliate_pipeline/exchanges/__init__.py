@@ -1,1 +1,4 @@
-"""The exchanges: what their endpoints are, and how each is signed, requested and paged."""
+"""The exchanges: their endpoints, and how requests to them are signed, sent and paged.
+
+Fetching yields days of rows as received. Nothing here writes to an asset's table; that is `landing`.
+"""

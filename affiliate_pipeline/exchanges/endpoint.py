@@ -28,11 +28,12 @@ class Exchange(Generic[SessionT]):
     zone: ZoneInfo
     # Opens a session for the endpoint, with the credentials in these variables.
     connect: Callable[["Endpoint", SharedState, Mapping[str, str]], SessionT]
-    # The environment variables that hold the credentials of an account.
+    # The environment variables of an account's credentials.
     credentials: Callable[[str], tuple[str, ...]]
 
     @property
     def base_url_variable(self) -> str:
+        """The environment variable that overrides the base URL."""
         return f"{self.name.upper()}_BASE_URL"
 
 
@@ -66,7 +67,7 @@ class Money:
 
 @dataclass(frozen=True)
 class Retention(Generic[SessionT]):
-    """How long the source promises to keep rows, and what is known about older ones."""
+    """How long the source promises to retain rows, and what is known about older ones."""
 
     promised: timedelta
     # Looks for a row older than the day, which proves that the source still has the day; returns its time (ms).
@@ -97,10 +98,12 @@ class Endpoint(Generic[SessionT]):
 
     @property
     def key(self) -> str:
+        """The asset key as text: `binance/if_new_user`."""
         return f"{self.exchange.name}/{self.name}"
 
     @property
     def path(self) -> str:
+        """The path of its URL."""
         return self.strategy.path
 
     @property
@@ -109,6 +112,7 @@ class Endpoint(Generic[SessionT]):
         return self.exchange.credentials(self.account)
 
     def start_ms(self, day: date) -> int:
+        """The first millisecond of the day in the exchange's zone."""
         return start_ms(day, self.exchange.zone)
 
     def end_ms(self, day: date) -> int:
@@ -150,6 +154,7 @@ class Records(Endpoint[SessionT]):
 
     @property
     def timetable(self) -> Timetable:
+        """When its days land, settle and expire."""
         promised = self.retention.promised if self.retention else None
         fallback = self.retention.fallback if self.retention else None
         zone, other = self.exchange.zone, fallback.timetable if fallback else None
@@ -169,6 +174,7 @@ class ReferenceTable(Generic[SessionT]):
 
     @property
     def key(self) -> str:
+        """The asset key as text: `lbank/roster`."""
         return f"{self.endpoint.exchange.name}/{self.name}"
 
 

@@ -89,7 +89,9 @@ class Strategy(Protocol[SessionT]):
     """How an endpoint's days are fetched."""
 
     @property
-    def path(self) -> str: ...
+    def path(self) -> str:
+        """The path of the endpoint's URL."""
+        ...
 
     def plan(self, session: SessionT, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
         """What `fetch` will cost; may send GETs, but changes nothing at the exchange."""

@@ -2,7 +2,7 @@
 
 Many services send null, an empty text or an empty object instead of an empty list; a server in trouble may do the same.
 So the request is repeated once: the second time it counts as an empty list, and the day lands with a note. Landed rows
-stay (`DayBatch.unlisted`). It is an error where a row always exists (a sum), and in Binance's records, which expire.
+are not removed (`DayBatch.unlisted`). It is an error where a row always exists (a sum), and in Binance's records, which expire.
 """
 
 from collections.abc import Mapping

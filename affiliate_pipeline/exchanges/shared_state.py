@@ -1,4 +1,4 @@
-"""What sessions of all processes share through the database: rate limits and stores."""
+"""Rate limits and stores, which all processes share through the database."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""Chunks of bytes in a temporary file instead of memory until they are needed."""
+"""Chunks of bytes in a temporary file, so that large days need little memory."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -17,7 +17,7 @@ class SpoolFull(AffiliateError):
 class Spool:
     """Chunks in the order added, to be read as often as needed.
 
-    The first megabyte is kept in memory, more in a temporary file that has no name and is removed with this object.
+    Up to a megabyte is in memory, more in an unnamed temporary file that is removed with this object.
     """
 
     def __init__(self, chunks: Iterable[bytes] = ()) -> None:
@@ -27,6 +27,7 @@ class Spool:
             self.append(chunk)
 
     def append(self, chunk: bytes) -> None:
+        """Add a chunk; raises `SpoolFull`."""
         try:
             self._file.seek(0, SEEK_END)
             self._file.write(chunk)

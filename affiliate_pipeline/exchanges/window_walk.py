@@ -52,6 +52,7 @@ class Page:
         return len(self.times)
 
     def between(self, first: int, last: int) -> "Page":
+        """The rows from `first` to `last` (ms), both included."""
         is_between = [first <= time <= last for time in self.times]
         return Page(list(compress(self.times, is_between)), list(compress(self.rows, is_between)))
 
@@ -65,9 +66,11 @@ class WindowWalk:
     max_days: int
 
     def plan(self, session: Session, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
+        """At least one request per `max_days` consecutive days."""
         return RequestPlan(min_requests=len(day_ranges(days, self.max_days)), max_requests=None, seconds=0)
 
     def fetch(self, session: Session, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
+        """Yield each day once it is covered by complete responses."""
         return _Walk(self, session, days, zone).outcomes()
 
     def oldest_before(self, session: Session, day: date, zone: ZoneInfo) -> int | None:
@@ -176,7 +179,7 @@ class _Walk:
         self._unproven: list[Window] = []
         self._open_jobs = 0
         self._is_cut = False
-        # The next days are fetched while one lands; only a few of them wait in memory.
+        # The next days are fetched while one lands; only a few of them wait in the queue.
         self._done: queue.Queue[DayBatch | DayError | BaseException | None] = queue.Queue(maxsize=WORKERS)
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -266,7 +269,7 @@ class _Walk:
         except (Refused, Transient) as error:
             if len(days) > 1:
                 return self._by_days([[day] for day in days], first, last)
-            # The failed request may have been one to prove a received page: keep that page.
+            # The failed request may have been one to prove a received page: store that page too.
             received = list(map(bytes, page.rows)) if page else []
             more = Counter(error.received) - Counter(received)
             self._fail(days[0], error.about([*received, *more.elements()]))
@@ -279,8 +282,8 @@ class _Walk:
             return []
         if first == last:
             raise Refused(
-                f"{utc_text(first)} ({first}) holds {self._endpoint.row_limit} rows or more in a single millisecond: the "
-                "exchange returns no more than that, so the rest cannot be requested. Ask its support for the rows of this "
+                f"{utc_text(first)} ({first}) has {self._endpoint.row_limit} rows or more in a single millisecond: the "
+                "exchange returns no more than that, so the rest cannot be requested. Contact its support for the rows of this "
                 "millisecond"
             ).about(map(bytes, page.rows))
         middle = (first + last) // 2

@@ -35,18 +35,18 @@ def repaired(body: bytes) -> bytes:
     """The body with everything that is invalid JSON replaced; a valid body is unchanged.
 
     Half a surrogate pair becomes U+FFFD. Control characters are escaped, and so are backslashes that begin no escape.
-    Words and numbers that JSON lacks (NaN, 01) become texts, and so do values nested deeper than MAX_DEPTH.
+    Literals and numbers that JSON lacks (NaN, 01) become texts, and so do values nested deeper than MAX_DEPTH.
     """
     return _flattened(re.sub(_TOKEN, _as_json, body))
 
 
 def possible_rows(body: bytes) -> list[bytes]:
-    """The body as the only item if it may hold rows; otherwise empty.
+    """The body as the only item if it may contain rows; otherwise empty.
 
     It may if it begins like a JSON list or object and contains an object, even if it is truncated.
     """
-    may_hold_rows = body.lstrip()[:1] in (b"{", b"[") and len(body.strip()) > len(b"[{}]") and b"{" in body
-    return [body] if may_hold_rows else []
+    may_contain_rows = body.lstrip()[:1] in (b"{", b"[") and len(body.strip()) > len(b"[{}]") and b"{" in body
+    return [body] if may_contain_rows else []
 
 
 def unreadable_rows(body: bytes) -> list[bytes]:

@@ -35,7 +35,7 @@ MAX_PAUSE_S = 300
 MAX_BAN_S = 7 * 86_400
 DEFAULT_PAUSE_S = 10
 TIMEOUT = httpx.Timeout(20, connect=10)
-# Shorter than postgres.rate_limiter.SLOT_LEASE_S, so that a slot is not leased again while its request is under way.
+# Shorter than postgres.rate_limiter.SLOT_LEASE_S, so that a slot lease does not end while its request is under way.
 RESPONSE_LIMIT_S = 45
 MAX_CLOCK_CORRECTIONS = 2
 CLOCKS_AGREE_MS = 1000
@@ -48,7 +48,7 @@ class Limit(Protocol):
     """A rate limit shared by all requests of a scope: in production `postgres.rate_limiter`."""
 
     def slot(self) -> AbstractContextManager[None]:
-        """Wait until a request may be sent; hold the slot until its response is complete."""
+        """Wait until a request may be sent; the slot is in use until the `with` block ends."""
         ...
 
     def pause(self, seconds: float) -> None:
@@ -60,10 +60,11 @@ class Unlimited:
     """No limit: for the few requests that only test an account."""
 
     def slot(self) -> AbstractContextManager[None]:
+        """Permit the request at once."""
         return nullcontext()
 
     def pause(self, seconds: float) -> None:
-        pass
+        """Ignore the pause: no further request follows."""
 
 
 class Clock:
@@ -74,9 +75,11 @@ class Clock:
         self.offset_ms = 0
 
     def now_ms(self) -> int:
+        """The exchange's time in Unix milliseconds, as far as it is known."""
         return self._local_ms() + self.offset_ms
 
     def set(self, server_ms: int) -> None:
+        """Adopt the exchange's time (Unix ms), which was read just now."""
         self.offset_ms = server_ms - self._local_ms()
 
     def correct(self, rejected: TimestampRejected, query: Callable[[], int | None]) -> bool:
@@ -103,7 +106,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Response:
-    """A complete response."""
+    """A complete response, whatever its status."""
 
     status_code: int
     headers: Mapping[str, str]
@@ -193,7 +196,7 @@ class Client:
             except (RateLimited, TimestampRejected, ConnectionFailed):
                 raise
             except Transient as error:
-                raise OutcomeUnknown(f"whether it was done is not known: {error}") from None
+                raise OutcomeUnknown(f"it is not known whether the POST took effect: {error}") from None
 
         return self._repeat(once, retries)
 
@@ -203,7 +206,7 @@ class Client:
 
     @property
     def clock_ahead_ms(self) -> int:
-        """How far the exchange's clock is ahead of ours (ms); 0 until it is known."""
+        """How far the exchange's clock is ahead of this machine's (ms); 0 until it is known."""
         return self._clock.offset_ms
 
     def clock_offset_ms(self) -> int | None:

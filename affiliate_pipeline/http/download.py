@@ -16,7 +16,7 @@ from affiliate_pipeline.http.retry import GiveUp, retry_or_give_up
 
 MAX_ATTEMPTS = 5
 MAX_ERROR_BYTES = 64 << 10
-# A file that trickles must not keep a run from ending.
+# A file that trickles would otherwise delay the end of its run without limit.
 DOWNLOAD_LIMIT_S = 900
 HEARTBEAT_TIMEOUT_S = 10
 # Amazon S3 returns 400 where the token in the URL has expired.
@@ -26,7 +26,7 @@ _EXPIRED = (400, 401, 403, 404, 410)
 def download(url: str, max_bytes: int, network: Network = DIRECT) -> bytes:
     """The file's bytes as sent.
 
-    Gzip stays packed: httpx would take the first of several members, or a truncated one, for the whole file.
+    Gzip is not unpacked: httpx would take the first of several members, or a truncated one, for the whole file.
 
     Raises `UrlExpired`, `Refused` (too large, moved, of unknown length) or, after the last attempt, `Transient`.
     """
@@ -60,7 +60,7 @@ def _once(http: httpx.Client, url: str, max_bytes: int) -> bytes:
     except httpx.InvalidURL:
         raise Refused("the URL of the file is invalid") from None
     except httpx.TransportError as error:
-        # Not its text: it may quote the URL.
+        # Omit the error's text, which may quote the URL.
         raise Transient(f"the file host {host} did not send the whole file ({type(error).__name__})") from None
 
 
@@ -82,7 +82,9 @@ def _check(response: httpx.Response, host: str) -> None:
     if encoding not in ("identity", "gzip", "x-gzip"):
         raise Refused(f"the file host {host} sent the file in the encoding {encoding!r}, which was not requested")
     if not {"content-length", "transfer-encoding"} & headers.keys():
-        raise Refused(f"the file host {host} does not say how long the file is: a part of it would look like the whole")
+        raise Refused(
+            f"the file host {host} does not send the length of the file, so that a truncated one would look complete"
+        )
 
 
 def ping_heartbeat(url: str, network: Network = DIRECT) -> str | None:

@@ -36,8 +36,8 @@ _OPENSSH = b"openssh-key-v1\0"
 def encode(params: Mapping[str, object]) -> str:
     """The query of `params` in their order.
 
-    UTF-8; RFC 3986 unreserved characters are kept, all else is upper-case `%XX` (a space is `%20`). None values are
-    left out, empty ones stay (`coin=`).
+    UTF-8; all but the unreserved characters of RFC 3986 become upper-case `%XX` (a space is `%20`). None values are
+    left out, empty ones are sent (`coin=`).
     """
     present = {name: value for name, value in params.items() if value is not None}
     return urlencode(present, quote_via=quote, safe="")

@@ -35,7 +35,7 @@ _TAG = r"<[^<>]*>"
 _NAMED = r"(?is)<(code|message|msg)\b[^<>]*>([^<>]+)<"
 _QUERY = r"(\w+://[^\s?#\"'<>]*)[?#][^\s\"'<>]*"
 # As long as a key or signature, which a message may quote without naming it.
-_LONG_WORD = r"(?<![\w/.-])(?=\w*[0-9])(?=\w*[A-Za-z])\w{32,}(?![\w.])"
+_LONG_RANDOM = r"(?<![\w/.-])(?=\w*[0-9])(?=\w*[A-Za-z])\w{32,}(?![\w.])"
 
 
 @dataclass(frozen=True)
@@ -169,5 +169,5 @@ def _text(body: bytes, content_type: str) -> str:
 def _line(text: str) -> str:
     """The text as one line without control characters, secrets, URL queries and full emails."""
     text = " ".join("".join(each if each.isprintable() else " " for each in text[: 8 * MAX_MESSAGE_CHARACTERS]).split())
-    text = re.sub(_LONG_WORD, "***", redact(re.sub(_QUERY, r"\1?***", text)))
+    text = re.sub(_LONG_RANDOM, "***", redact(re.sub(_QUERY, r"\1?***", text)))
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[:MAX_MESSAGE_CHARACTERS].rstrip() + "…"

@@ -51,7 +51,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Interpreter:
-    """Turns failed responses of an account into errors, whose advice names its variables."""
+    """Maps failed responses of an account to errors, whose advice names its variables."""
 
     exchange: str
     codes: Mapping[int, Meaning]
@@ -68,7 +68,7 @@ class Interpreter:
         text = describe(self.exchange, response, error, self.code_name) + note
         status = max(response.status_code, error.http_status or 0)
         failure = (
-            self._whatever_the_code(text, status, response, error, meaning)
+            self._regardless_of_code(text, status, response, error, meaning)
             or (meaning and self._by_code(text, error, meaning))
             or self._by_status(text, status, error)
         )
@@ -78,7 +78,7 @@ class Interpreter:
             failure.code = error.code
         return failure
 
-    def _whatever_the_code(
+    def _regardless_of_code(
         self, text: str, status: int, response: Response, error: ErrorBody, meaning: Meaning | None
     ) -> ExchangeError | None:
         target = redirect_target(response.status_code, response.headers)

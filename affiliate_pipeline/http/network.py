@@ -223,7 +223,7 @@ def _tls(file: str | None, folders: str | None) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cafile=Path(file).expanduser())
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            found = "holds no PEM certificate" if isinstance(error, ssl.SSLError | ValueError) else error.strerror
+            found = "contains no PEM certificate" if isinstance(error, ssl.SSLError | ValueError) else error.strerror
             raise UnusableNetwork(
                 f"SSL_CERT_FILE cannot be used: {found}",
                 "Set it to a PEM file of CA certificates that the user who runs this may read, or unset it",
@@ -263,7 +263,7 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
     cause = f"{type(error).__name__}: {redact(error)}".removesuffix(": ")
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return ConnectionFailed(f"{proxy} could not be reached, or closed the connection ({cause})", _CHECK_PROXY)
-    return NoResponse(f"no complete answer came through {proxy} ({cause})", _CHECK_PROXY)
+    return NoResponse(f"no complete response came through {proxy} ({cause})", _CHECK_PROXY)
 
 
 def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:
@@ -274,7 +274,7 @@ def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:
 
 def _refused(proxy: Proxy, response: str, status: int | None, unreachable: type[NoResponse]) -> ExchangeError:
     if status in (502, 503, 504):
-        return unreachable(f"{proxy} answered {response}: it does not reach the exchange", _CHECK_PROXY)
+        return unreachable(f"{proxy} returned {response}: it does not reach the exchange", _CHECK_PROXY)
     action = f"Have the proxy permit this host, or unset {proxy.variable} if none is needed"
     if status == 407:
         action = f"Put user and password for the proxy into {proxy.variable} (http://user:password@host:port)"

@@ -16,6 +16,8 @@ MIN_UNANSWERED = 3
 
 @dataclass(frozen=True)
 class Retry:
+    """Send the request again after `after_s` seconds."""
+
     after_s: float
 
 
@@ -54,6 +56,7 @@ class CircuitBreaker:
         self._since = time.monotonic()
 
     def responded(self) -> None:
+        """Record a response, which ends a silence."""
         with self._lock:
             self._unanswered, self._since = 0, time.monotonic()
 
@@ -68,7 +71,7 @@ class CircuitBreaker:
             self._unanswered += 1
 
     def retry_or_give_up(self, error: Transient, failures: int) -> Retry | GiveUp:
-        """The module's `retry_or_give_up` with the session's counts."""
+        """Whether to retry, by the failures of the request and the silence of the session."""
         with self._lock:
             unanswered, silent_s = self._unanswered, time.monotonic() - self._since
         return retry_or_give_up(error, failures, unanswered, silent_s)

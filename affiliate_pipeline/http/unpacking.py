@@ -1,4 +1,4 @@
-"""Unpacking of a file that holds one text, limited in size; errors name other formats."""
+"""Unpacking of a file that contains one text, limited in size; errors name other formats."""
 
 import json
 import lzma
@@ -113,7 +113,7 @@ def _opened_zip(archive: zipfile.ZipFile, left: int) -> IO[bytes]:
         raise Unreadable("the file is an Office document, such as a spreadsheet (XLSX), and not text")
     name = _only("a ZIP archive", [name for name in names if not name.endswith("/")])
     if archive.getinfo(name).flag_bits & 1:
-        raise Unreadable(f"the file is a ZIP archive with a password (it holds {_quoted([name])})")
+        raise Unreadable(f"the file is a ZIP archive with a password (it contains {_quoted([name])})")
     # The readers of bzip2 and LZMA entries unpack without a limit.
     if archive.getinfo(name).file_size > left:
         raise _TooLarge
@@ -170,8 +170,8 @@ def _check_is_table(text: str) -> None:
     error = read_error(start.encode(errors="replace"))
     if error.is_page:
         kind = "a web page (HTML)" if re.search("<(html|!doctype html)", start, re.IGNORECASE) else "XML"
-        # A page without text is quoted as it is.
-        raise NotTheFile(f"what came is {kind} and not the file: {error.message or quote(start.encode())!r}")
+        # A page without text is quoted with its tags.
+        raise NotTheFile(f"the response is {kind} and not the file: {error.message or quote(start.encode())!r}")
     code = "" if error.code is None else f"code {error.code}: "
-    problem = f"what came is JSON and not CSV text: {code}{error.message}"
+    problem = f"the response is JSON and not CSV text: {code}{error.message}"
     raise NotTheFile(problem) if error.is_failure or (error.is_message and start[:1] == "{") else Unreadable(problem)

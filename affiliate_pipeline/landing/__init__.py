@@ -1,4 +1,4 @@
-"""Landing: fetched days are checked, written in one transaction each, and recorded in the ledger.
+"""Landing: fetched days are validated, written and verified, each in one transaction.
 
 It works without Dagster. How an endpoint is fetched is declared in `exchanges`.
 """

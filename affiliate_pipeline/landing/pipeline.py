@@ -145,7 +145,7 @@ class LandingRun:
         return self.available.session
 
     def outcomes(self, days: Sequence[date]) -> Iterator[Outcome]:
-        """One outcome per day, each yielded after its commit; raises `AffiliateError` if none can follow."""
+        """One outcome per day, each after its commit; raises `AffiliateError` if none can follow."""
         own: list[date] = []
         for day in days:
             entry = self.ledger.get(day)

@@ -1,4 +1,4 @@
-"""Session-level advisory locks, which PostgreSQL releases when their process ends or crashes."""
+"""Session-level advisory locks: PostgreSQL releases them when a process ends or crashes."""
 
 import logging
 from collections.abc import Generator

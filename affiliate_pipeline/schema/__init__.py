@@ -1,4 +1,4 @@
-"""Rows of the endpoints: their columns, and how JSON is parsed, validated, stored and hashed.
+"""Rows of the endpoints: columns, parsing and validation of JSON, COPY text and hashes.
 
 The schemas themselves are declared by the exchanges; nothing here depends on one of them.
 """

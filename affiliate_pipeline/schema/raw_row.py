@@ -86,9 +86,9 @@ def new_row(model: type[Row], values: Mapping[str, object]) -> bytes:
 
 
 def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
-    """The row with these values (by JSON name) added; its other fields are unchanged, byte for byte.
+    """The row with these values (by JSON name) added.
 
-    Raises ValueError if the row has a different value for one of them.
+    Its other fields are unchanged, byte for byte. Raises ValueError if the row has a different value for one of them.
     """
     given = {normalized(name): str(value) for name, value in values.items()}
     members = [_member(name, msgspec.json.encode(value)) for name, value in values.items()]
@@ -193,7 +193,7 @@ def extra_of(unknown: Iterable[tuple[str, bytes]]) -> tuple[str, set[str]]:
 
 
 def _fits_jsonb(text: bytes) -> bool:
-    """Whether jsonb represents the text exactly and no object in it has `$json` as its only key."""
+    """Whether jsonb represents the text exactly, and no object in it has only the key `$json`."""
     if len(text) <= MAX_NUMBER_DIGITS and not _SUSPECT.search(text):
         return True
     if _U0000.search(text):

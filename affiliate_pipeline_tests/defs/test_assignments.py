@@ -372,7 +372,7 @@ def test_attempts_of_a_run_whose_key_is_revoked_land_with_the_next_run(sandbox, 
     secret = sandbox.binance.accounts[sandbox.binance.partner_key]
     sandbox.binance.customers.assign = assign_and_revoke_the_key
     run = materialize(PARTNERS, [today()])
-    assert "-2015" in run.failed[today()] and "2 attempts are kept in affiliate.attempt" in run.failed[today()]
+    assert "-2015" in run.failed[today()] and "2 attempts are stored in affiliate.attempt" in run.failed[today()]
     assert query("select count(*) from affiliate.landing") == [(0,)]
 
     sandbox.binance.customers.assign = assign

@@ -296,7 +296,7 @@ def test_the_roster_of_another_account_is_not_used(sandbox, query, monkeypatch):
     run = materialize(COMMISSION, [SETTLED])
 
     assert "the roster in this database is that of" in run.failed[SETTLED]
-    assert "only one LBank account can be kept in a database" in run.failed[SETTLED]
+    assert "a database can have only one LBank account" in run.failed[SETTLED]
     assert sandbox.requests == []
 
 

@@ -232,7 +232,7 @@ def test_an_archive_with_a_password_is_named():
     packed = bytearray(zipped(("x.csv", FILE)))
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         packed[packed.index(signature) + offset] |= 1
-    with pytest.raises(Unreadable, match=r"with a password \(it holds x.csv\)"):
+    with pytest.raises(Unreadable, match=r"with a password \(it contains x.csv\)"):
         unpack_text(bytes(packed), LIMIT)
 
 

@@ -1,0 +1,1 @@
+"""Binance Link: rebates of the partner, kickbacks of the client, and customer ids."""

@@ -99,7 +99,7 @@ def _of_line(number: int, cells: list[str]) -> DesiredCustomerId:
 
 
 def _without_duplicates(desired: list[DesiredCustomerId]) -> list[DesiredCustomerId]:
-    """The desired ids; those whose id or email is also on another line are rejected."""
+    """The desired ids; those whose id or email is also on another line have a rejection."""
     places: dict[tuple[str, str], list[str]] = defaultdict(list)
     for each in desired:
         for key in _keys(each):
@@ -142,7 +142,7 @@ class Assignment:
     lists_all: bool
 
     def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
-        """Send the GETs that the comparison takes; nothing is posted."""
+        """The ids that would be posted; sends the GETs of the comparison, but no POST."""
         desired = self.desired(session.settings)
         if not desired:
             return RequestPlan(0, 0, 0, (self.nothing_desired,))
@@ -153,17 +153,19 @@ class Assignment:
         return RequestPlan(session.client.requests_sent - sent + len(changes), None, 0, (*lines, in_place))
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
+        """Post the missing ids; the day's rows are all attempts that have not landed."""
         for day in days:
             actions = session.pending_actions()
             try:
                 yield _Run(self, session, actions).day(day)
             except ExchangeError as error:
                 made = len(actions.rows())
-                kept = f"{made} attempts are kept in {TABLE} and land with the next run" if made else ""
-                yield DayError(day, Refused(error.problem.what, error.problem.action, impact=kept))
+                impact = f"{made} attempts are stored in {TABLE} and land with the next run" if made else ""
+                yield DayError(day, Refused(error.problem.what, error.problem.action, impact=impact))
 
     @property
     def nothing_desired(self) -> str:
+        """The note of a run without a desired id."""
         return f"No customer id is desired: {self.variable} is not set, or names none"
 
     def current(self, session: BinanceSession, owner: str) -> tuple[str, ...]:
@@ -244,8 +246,8 @@ class _Run:
 
     def _settle_interrupted(self) -> None:
         """Find out the outcome of attempts whose run ended before the response."""
-        for name, kept in self.actions.rows().items():
-            row = msgspec.json.decode(kept)
+        for name, payload in self.actions.rows().items():
+            row = msgspec.json.decode(payload)
             if row["outcome"] == UNKNOWN:
                 outcome, found = self._read_back(row["customerId"], row[self.assignment.owner])
                 row |= {"outcome": outcome, "message": f"the run ended before the response; {found}"}

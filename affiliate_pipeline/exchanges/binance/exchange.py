@@ -36,6 +36,8 @@ def _host_suffixes(text: str) -> tuple[str, ...]:
 
 
 class Binance(Settings):
+    """Binance's settings, each from the variable of its upper-case name."""
+
     binance_base_url: BaseUrl = "https://api.binance.com"
     # Further hosts of history files; each also permits its subdomains.
     binance_file_hosts: Annotated[tuple[str, ...], BeforeValidator(_host_suffixes)] = ()
@@ -67,8 +69,9 @@ class BinanceSession(Session):
     lands_exports: bool
 
     def finished(self) -> None:
+        """Mark the exports that have landed."""
         if self.lands_exports:
-            self.exports().refresh()  # marks those that have landed
+            self.exports().refresh()
 
 
 def credentials(account: str) -> tuple[str, str]:

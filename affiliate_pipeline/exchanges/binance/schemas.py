@@ -6,6 +6,8 @@ from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row
 
 
 class RebateRecentRecord(Row):
+    """A rebate on one trade of a client."""
+
     customer_id: Text = schema.text("The id that the partner gave the client; may be empty.", nullable=True)
     email: Text = schema.text("The client's email, masked by Binance.", nullable=True)
     income: Amount = schema.amount("What the partner earns, in `asset`.")
@@ -21,6 +23,8 @@ class RebateRecentRecord(Row):
 
 
 class Kickback(Row):
+    """A kickback on one trade of the client itself."""
+
     income: Amount = schema.amount("What the client gets back, in `asset`.")
     asset: Text = schema.text("The coin that `income` is in.")
     symbol: Text = schema.text("The market traded.")
@@ -28,46 +32,58 @@ class Kickback(Row):
 
 
 class KickbackHistoricalRequest(Row):
+    """A requested day, and the export that has it."""
+
     collection_id: BigInt = schema.bigint(f"The row of `{TABLE}` that brings the day.")
-    start_time: Instant = schema.instant("The first millisecond asked for.")
-    end_time: Instant = schema.instant("The last millisecond asked for.")
-    requested_at: Instant = schema.instant("When the exchange was asked; null while it waits its turn.", nullable=True)
-    code: BigInt = schema.bigint("The exchange's answer: 200 if it has begun to collect.", nullable=True)
-    msg: Text = schema.text("The exchange's answer in words, or what is waited for.")
+    start_time: Instant = schema.instant("The first millisecond of the requested range.")
+    end_time: Instant = schema.instant("The last millisecond of the requested range.")
+    requested_at: Instant = schema.instant("When the export was requested (UTC); null until then.", nullable=True)
+    code: BigInt = schema.bigint("The code of the exchange's response: 200 if it has begun to collect.", nullable=True)
+    msg: Text = schema.text("The message of the exchange's response, or why there is none yet.")
 
 
 class IfNewUser(Row):
-    api_agent_code: Text = schema.text("The agent asked about.")
+    """The state of the client with an agent."""
+
+    api_agent_code: Text = schema.text("The agent of the request.")
     rebate_working: Flag = schema.flag("Whether the agent's code works.")
     if_new_user: Flag = schema.flag("Whether the client is a new user to the agent.")
     referrer_id: Text = schema.text("Who referred the client.", nullable=True)
 
 
 class Customization(Row):
+    """An id that the partner gave to a client."""
+
     customer_id: Text = schema.text("The id that the partner gave the client.")
     email: Text = schema.text("The client's email.", nullable=True)
 
 
 class UserCustomization(Row):
-    api_agent_code: Text = schema.text("The agent asked about.")
+    """The id that the client has with an agent."""
+
+    api_agent_code: Text = schema.text("The agent of the request.")
     customer_id: Text = schema.text(
-        "The id that the client has with the agent; null or empty while none.", optional=True
+        "The id that the client has with the agent; null or empty if it has none.", optional=True
     )
 
 
 class _Attempt(Row):
-    customer_id: Text = schema.text("The id wanted.", nullable=True)
-    before_customer_id: Text = schema.text("The id, or ids, there before.", nullable=True)
+    customer_id: Text = schema.text("The desired id.", nullable=True)
+    before_customer_id: Text = schema.text("The id, or ids, before the attempt.", nullable=True)
     outcome: Text = schema.text(
         "`assigned`; `refused` (by Binance, or nothing was posted: see `message`); `failed`: not done, and tried again."
     )
-    message: Text = schema.text("Why; of a lost answer, what was found by reading back.", nullable=True)
+    message: Text = schema.text("Why; if the response was lost, also what reading the ids back showed.", nullable=True)
     attempted_at: Instant = schema.instant("When it was posted, or found to be impossible (UTC).")
 
 
 class CustomizationAssignment(_Attempt):
-    email: Text = schema.text("Whom it is wanted for.", nullable=True)
+    """An attempt to give a client of the partner an id."""
+
+    email: Text = schema.text("The email of the client that it is for.", nullable=True)
 
 
 class UserCustomizationAssignment(_Attempt):
-    api_agent_code: Text = schema.text("The agent with whom it is wanted.")
+    """An attempt to give the client an id with its agent."""
+
+    api_agent_code: Text = schema.text("The agent that it is for.")

@@ -26,6 +26,7 @@ class BinanceAuth(httpx.Auth):
         self._api_key, self._now_ms, self._sign = api_key, now_ms, read_secret(secret).sign
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Yield the signed copy of the request."""
         stamp = b"recvWindow=%d&timestamp=%d" % (RECV_WINDOW_MS, self._now_ms())
         payload = request.url.query + b"&" + stamp if request.url.query else stamp
         signature = quote(self._sign(payload + request.content), safe="").encode()

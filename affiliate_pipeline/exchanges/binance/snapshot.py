@@ -24,9 +24,11 @@ class CurrentState:
     of_agent: bool = False
 
     def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
+        """One request per day."""
         return RequestPlan(len(days), len(days), 0)
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
+        """Yield the current state as the rows of each day."""
         for day in days:
             sent = session.client.requests_sent
             try:

@@ -1,0 +1,1 @@
+"""The LBank affiliate API: users, commissions, trades, and deposits and withdrawals."""

@@ -28,6 +28,8 @@ WINDOW_S = 10
 
 
 class LBank(Settings):
+    """LBank's settings, each from the variable of its upper-case name."""
+
     lbank_base_url: BaseUrl = "https://affiliate.lbankverify.com"
     lbank_api_key: SecretStr | None = None
     lbank_api_secret: SecretStr | None = None
@@ -53,6 +55,7 @@ class LBankSession(Session):
     now_ms: Callable[[], int]
 
     def finished(self) -> None:
+        """Delete the cached responses."""
         self.response_cache().clear()
 
 

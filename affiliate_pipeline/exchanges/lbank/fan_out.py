@@ -70,6 +70,7 @@ class FanOut:
     complete: Callable[[bytes, Mapping[str, object]], bytes] = with_fields
 
     def plan(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
+        """One request per query and range, and unknown further ones for more pages."""
         ranges = sum(len(self.ranges(month)) for month in _months(days))
         requests = ranges * len(self._queries_of(session, days, zone))
         # The requests of the first window are sent at once.
@@ -77,6 +78,7 @@ class FanOut:
         return RequestPlan(requests, None if self.paging else requests, later / session.slots_per_s)
 
     def fetch(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
+        """Yield each day once its queries are completed; raises `Fatal` if LBank refuses access."""
         queries = self._queries_of(session, days, zone)
         for month in _months(days):
             # Open the cache here: several threads that open it first would open one each.
@@ -141,6 +143,7 @@ class MonthFetch:
         self._open = {day: _Day(len(self.queries)) for day in self.days}
 
     def outcomes(self) -> Generator[DayBatch | DayError]:
+        """Each day once its queries have completed or failed; raises `Fatal` if none can succeed."""
         waiting = deque(_Task(query, tuple(days)) for days in self.fan_out.ranges(self._open) for query in self.queries)
         yield from self._completed_days(list(self._open))
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="fan-out") as pool:

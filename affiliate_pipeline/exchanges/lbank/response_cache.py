@@ -27,6 +27,7 @@ class ResponseCache(TableStore):
         return (row[0], int(row[1].timestamp() * 1000)) if row else None
 
     def put(self, request: str, payload: bytes, requested_ms: int) -> None:
+        """Cache the payload of the response to a request that was sent at `requested_ms`."""
         self._execute(
             f"insert into {TABLE} values (%s, %s, %s, %s, %s) on conflict (asset, source, request) do update "
             "set payload = excluded.payload, asked_at = excluded.asked_at",
@@ -34,5 +35,5 @@ class ResponseCache(TableStore):
         )
 
     def clear(self) -> None:
-        """Delete all of them: called once a run has an outcome for every day."""
+        """Delete these responses: called once a run has an outcome for every day."""
         self._execute(f"delete from {TABLE} where asset = %s and source = %s", self._key)

@@ -14,7 +14,7 @@ _CODES = {
     10017: Meaning(Transient),
     10004: Meaning(RateLimited),
     10600: Meaning(TimestampRejected, "The clock of this machine is off: set it by NTP"),
-    10601: Meaning(Fatal, "The exchange has closed this interface: ask its support"),
+    10601: Meaning(Fatal, "The exchange has closed this interface: contact its support"),
     10002: Meaning(
         AccessRefused, "The API key or its signature is wrong: check {key} and {secret}", ("key", "signature")
     ),
@@ -22,7 +22,7 @@ _CODES = {
     10006: Meaning(AccessRefused, "The API key or the openId is wrong: check {key} and LBANK_OPEN_ID", ("key", "user")),
     10007: Meaning(
         AccessRefused,
-        "The signature is wrong: check that {secret} belongs to {key} and is of the kind that LBANK_SIGNATURE_METHOD says",
+        "The signature is wrong: check that {secret} belongs to {key} and is of the kind that LBANK_SIGNATURE_METHOD names",
         ("signature",),
     ),
     10022: Meaning(

@@ -45,12 +45,15 @@ class Roster:
     members: tuple[Member, ...]
 
     def agents(self) -> list[str]:
+        """The openIds to request commissions and team trades of: our own, then those of agents."""
         return self._with_own(member.open_id for member in self.members if member.is_agent)
 
     def traders(self) -> list[str]:
+        """The openIds to request trades of: our own, then those of users who have traded."""
         return self._with_own(member.open_id for member in self.members if member.transaction)
 
     def agents_and_traders(self) -> list[str]:
+        """The openIds to request details of: those of agents and of users who have traded."""
         return [member.open_id for member in self.members if member.is_agent or member.transaction]
 
     def _with_own(self, open_ids: Iterable[str]) -> list[str]:
@@ -72,7 +75,7 @@ class RosterStore(TableStore):
         other = self._execute(f"select source from {TABLE} where source <> %s limit 1", (self._source,)).fetchone()
         if other:
             raise Refused(
-                f"the roster in this database is that of {other[0]}, and only one LBank account can be kept in a database. "
+                f"the roster in this database is that of {other[0]}, and a database can have only one LBank account. "
                 "Use its credentials and base URL, or another database"
             )
         not_before_ms = min(not_before_ms, self._now_ms())

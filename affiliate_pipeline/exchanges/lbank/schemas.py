@@ -26,14 +26,20 @@ class User(Row):
 
 
 class InviteUserList(User):
+    """A user, as the deprecated list of users has it."""
+
     id: Text = schema.text("The record's id, by which the endpoint pages.")
 
 
 class InviteUserInfo(User):
+    """A user as it is now."""
+
     invite_result: Flag = schema.flag("Whether the user is under us; if not, nothing else is known.")
 
 
 class CommissionStatsSymbolList(Row):
+    """A receiver's commission of a day in one coin and trade type."""
+
     open_id: Text = schema.text("Who receives the commission.")
     coin_symbol: Text = schema.text("The coin that `amount` is in.")
     amount: Amount = schema.amount("The day's commission.")
@@ -43,36 +49,44 @@ class CommissionStatsSymbolList(Row):
 
 
 class TradeUser(Row):
-    open_id: Text = schema.text("Whose trades.")
-    trade_type: SmallInt = schema.smallint(f"{_TRADE_TYPE} As asked for.")
+    """A user's trades of a day in one trade type."""
+
+    open_id: Text = schema.text("The user of the trades.")
+    trade_type: SmallInt = schema.smallint(f"{_TRADE_TYPE} The type of the request.")
     stats_date: Instant = schema.instant("The day, as its first instant in UTC+8.")
     trade_amt: Amount = schema.amount(
-        "The trading volume. (The v1.5 document has the two amounts swapped; v1.7 says this.)"
+        "The trading volume. (The v1.5 document swaps the two amounts; v1.7 corrects it.)"
     )
     fee_amt: Amount = schema.amount("The fee.")
 
 
 class TradeUserTeam(TradeUser):
-    open_id: Text = schema.text("Whose team's trades.")
+    """A team's trades of a day in one trade type."""
+
+    open_id: Text = schema.text("The agent of the team.")
 
 
 class TradeFuture(Row):
-    open_id: Text = schema.text("Whose trades: our own openId.")
-    user_type: Text = schema.text("SELF, SUB (direct), SELF_SUB or ALL, as asked for.")
+    """The futures trades of a day in one scope."""
+
+    open_id: Text = schema.text("Our own openId.")
+    user_type: Text = schema.text("The scope of the request: SELF, SUB (direct), SELF_SUB or ALL.")
     turnover: Amount = schema.amount("The day's futures volume.")
     fee: Amount = schema.amount("The day's futures fee.")
 
 
 class MoneyDetailList(Row):
+    """A deposit or withdrawal."""
+
     open_id: Text = schema.text("Who deposited or withdrew.")
-    user_type: Text = schema.text("The scope asked for: ALL.")
-    requested_sub_in_out_type: Text = schema.text("The type asked for, as the API spells it.")
-    sub_in_out_type: Text = schema.text("The type as answered, in words.", nullable=True)
+    user_type: Text = schema.text("The scope of the request: ALL.")
+    requested_sub_in_out_type: Text = schema.text("The type of the request, as the API spells it.")
+    sub_in_out_type: Text = schema.text("The type in the response, as text.", nullable=True)
     user_level: SmallInt = schema.smallint("1 to 21 agents, 0 invitee, 99 regular user.", nullable=True)
     asset_code: Text = schema.text("The coin that `asset_num` is in.")
-    asset_num: Amount = schema.amount("How much.")
-    status: Text = schema.text("Status in words.", nullable=True)
-    sub_status: Text = schema.text("More exact status in words.", nullable=True)
+    asset_num: Amount = schema.amount("The amount.")
+    status: Text = schema.text("The status, as text.", nullable=True)
+    sub_status: Text = schema.text("The more exact status, as text.", nullable=True)
     create_time: Instant = schema.instant("When it was begun; the day is taken from it.")
     update_time: Instant = schema.instant("When it last changed.", nullable=True)
     withdraw_order_id: Text = schema.text("The withdrawal's id (since v1.7).", optional=True)

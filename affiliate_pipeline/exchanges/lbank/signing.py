@@ -28,6 +28,7 @@ class LBankAuth(httpx.Auth):
         self._sign = _signer(secret, method)
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Yield the signed copy of the request."""
         # Sent twice: the official client sends them as headers, that of the affiliate domain as parameters.
         stamp = {
             "timestamp": str(self._now_ms()),

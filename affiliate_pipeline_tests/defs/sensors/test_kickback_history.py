@@ -181,7 +181,7 @@ def test_no_export_is_requested_while_the_offered_file_is_unknown(sandbox, rows,
     assert run.success, run.message
     assert len(posts(sandbox)) == 1
     ((state, note),) = collections(query, "state, note")
-    assert state == "waiting" and "does not say which file it has already" in note
+    assert state == "waiting" and "does not show which file it offers already" in note
     assert materialize(HISTORY, OLD).success
     assert len(posts(sandbox)) == 2
     assert_landed(query, rows)
@@ -483,7 +483,7 @@ def test_a_run_waits_ten_minutes_and_its_error_names_the_sensor_that_waits_longe
     materialize(REQUEST, OLD)
     run = materialize(HISTORY, OLD)
     assert sum(slept) == fetch.MAX_WAIT_S
-    assert "the file is not there after 10 minutes" in run.failed[OLD[0]]
+    assert "the file is not ready after 10 minutes" in run.failed[OLD[0]]
     assert "Historical data is collecting" in run.failed[OLD[0]] and "kickback_history" in run.failed[OLD[0]]
 
 
@@ -527,7 +527,9 @@ def test_only_the_day_that_expires_before_the_request_fails(sandbox, rows, query
 def test_a_request_with_an_unknown_outcome_is_sent_once_and_its_file_lands(sandbox, rows, query):
     sandbox.faults.fail_day(OLD[0], status=500)
     assert materialize(REQUEST, OLD).success
-    assert collections(query, "state, msg, note like 'whether it was done%%'") == [("collecting", None, True)]
+    assert collections(query, "state, msg, note like 'it is not known whether the POST took effect%%'") == [
+        ("collecting", None, True)
+    ]
     sandbox.faults.clear()
     assert materialize(HISTORY, OLD).success
     assert len(posts(sandbox)) == 1
@@ -592,7 +594,7 @@ def test_landed_days_land_again_in_spite_of_temporary_errors(sandbox, rows, quer
 
     sandbox.faults.next_responses.extend([(500, {}, b"")] * 100)
     run = materialize(HISTORY, OLD)
-    assert "did not say where the file is" in run.failed[OLD[0]] and REQUEST not in run.failed[OLD[0]]
+    assert "did not send the URL of the file" in run.failed[OLD[0]] and REQUEST not in run.failed[OLD[0]]
 
 
 def test_the_history_has_no_upstream_asset():

@@ -78,16 +78,16 @@ class _Step:
         except Fatal as error:
             self._postpone(export.state, str(error))
             raise
-        self._begin(found) if is_waiting else self._collect(found)
+        self._send_request(found) if is_waiting else self._collect(found)
 
-    def _begin(self, before: FileUrl | Pending) -> None:
+    def _send_request(self, before: FileUrl | Pending) -> None:
         if isinstance(before, FileUrl):
             self._post(before.path)
         elif before.is_valid or self.export.age_s > FILE_BEFORE_WAIT_S:
             self._post(None)
         else:
             # A file that is offered already could be taken for the requested one later.
-            self._postpone("waiting", f"the exchange does not say which file it has already: {before.note}")
+            self._postpone("waiting", f"the exchange does not show which file it offers already: {before.note}")
 
     def _collect(self, found: FileUrl | Pending) -> None:
         if isinstance(found, FileUrl):
@@ -111,7 +111,7 @@ class _Step:
 
     def _post(self, path_before: str | None) -> None:
         # Persist before requesting: from now on the exchange may be collecting.
-        self.exports.begin(self.export, path_before)
+        self.exports.mark_collecting(self.export, path_before)
         params = {"startTime": self.export.start_ms, "endTime": self.export.end_ms - 1}
         try:
             accepted = self.session.client.post(PATH, params, read_error, retries=self.wait)

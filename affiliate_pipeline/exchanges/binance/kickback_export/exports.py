@@ -70,10 +70,12 @@ class KickbackExport:
 
     @property
     def days(self) -> list[date]:
+        """All its days, in order."""
         return days_from(self.first_day, self.last_day)
 
     @property
     def start_ms(self) -> int:
+        """The first millisecond of its days."""
         return start_ms(self.first_day, ZONE)
 
     @property
@@ -83,10 +85,12 @@ class KickbackExport:
 
     @property
     def requested_ms(self) -> int | None:
+        """When (ms) the POST was last sent; None while the export is waiting."""
         at = None if self.state == "waiting" else self.requested_at
         return int(at.timestamp() * 1000) if at else None
 
     def covers(self, *days: date) -> bool:
+        """Whether it has all of these days."""
         return all(self.first_day <= day <= self.last_day for day in days)
 
 
@@ -119,9 +123,9 @@ class KickbackExports(TableStore):
         return try_locked(self._connection, lock, "the exports of kickbacks")
 
     def refresh(self) -> list[KickbackExport]:
-        """All exports of the source, in the order they were added.
+        """Mark ready exports as landed where they have; return all exports in the order added.
 
-        A ready export becomes landed once each of its days has been handled since it was requested.
+        A ready export has landed once each of its days has landed, or had its rows rejected, since it was requested.
         """
         with unavailable(), self._connection.cursor(row_factory=class_row(KickbackExport)) as cursor:
             exports = cursor.execute(_SELECT, (self._source,)).fetchall()
@@ -147,7 +151,7 @@ class KickbackExports(TableStore):
         ((number,),) = self._execute(insert, (self._source, first, last)).fetchall()
         return number
 
-    def begin(self, export: KickbackExport, path_before: str | None) -> None:
+    def mark_collecting(self, export: KickbackExport, path_before: str | None) -> None:
         """Record that the POST is about to be sent; fails if the source is already collecting."""
         self._execute(
             f"update {TABLE} set state = 'collecting', path_before = %s, requested_at = now() where id = %s",
@@ -165,6 +169,7 @@ class KickbackExports(TableStore):
         self._execute(statement, {**columns, "id": export.id})
 
     def stored_file(self, export: KickbackExport) -> bytes | None:
+        """The file that could not be read, as received; None if none is stored."""
         ((file,),) = self._execute(f"select file from {TABLE} where id = %s", (export.id,)).fetchall()
         return file
 

@@ -43,10 +43,12 @@ class ExportRequest:
     path = PATH
 
     def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
+        """Two requests for each range that no open export has."""
         new = sum(_under_way(session.exports(), run) is None for run in day_ranges(days))
         return RequestPlan(2 * new, 2 * new, 0)
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
+        """Request the days that no open export has; one row per day names its export."""
         for run in day_ranges(days):
             yield from self._request(session, run)
 
@@ -71,12 +73,12 @@ class ExportRequest:
                 "endTime": current.end_ms - 1,
                 "requestedAt": current.requested_ms,
                 "code": current.code,
-                "msg": current.msg or current.note or "it waits until the exports requested earlier have landed",
+                "msg": current.msg or current.note or "not requested yet: earlier exports have to land first",
             }
             if current.state == "expired":
                 yield DayError(day, Refused(note))
             elif failed and note:
-                queued = "It stays in the queue, and the sensor kickback_history sends the request"
+                queued = "The request is still queued, and the sensor kickback_history sends it"
                 yield DayError(day, Transient(f"{note}. {queued}"))
             else:
                 yield DayBatch(day, [msgspec.json.encode(row)], 1, session.client.requests_sent - sent)
@@ -95,9 +97,11 @@ class ExportFile:
     path = PATH
 
     def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
+        """At least two requests: how often the file has to be polled for is unknown."""
         return RequestPlan(min_requests=2, max_requests=None, seconds=0)
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
+        """Yield each day once its export is ready, and fail those that are not after `MAX_WAIT_S`."""
         exports, left = session.exports(), set(days)
         for waited_s in takewhile(lambda _: not session.cancelled.is_set(), range(0, MAX_WAIT_S + 1, POLL_S)):
             found = exports.covering(left)
@@ -141,9 +145,9 @@ class ExportFile:
     def _rows(self, session: BinanceSession, export: KickbackExport) -> RowsByDay | None:
         """The rows of the stored or offered file; None: wait for it again, or it has expired."""
         exports = session.exports()
-        kept = exports.stored_file(export)
+        stored = exports.stored_file(export)
         for urls_left in reversed(range(FRESH_URLS)):
-            file = kept
+            file = stored
             try:
                 if file is None:
                     file = _downloaded(session, export)
@@ -153,19 +157,19 @@ class ExportFile:
                 if not urls_left:
                     raise
             except Unreadable as error:
-                if kept is None:
+                if stored is None:
                     exports.update(export, file=file, note=str(error))
                 raise Refused(
                     f"{error}",
                     "Fix exchanges/binance/kickback_export/file_format.py, then materialize the days again",
-                    impact=f"The file is kept in {TABLE} (id {export.id})",
+                    impact=f"The file is stored in {TABLE} (id {export.id})",
                 ) from None
             except _NotOffered as error:
                 if export.state == "landed":
                     raise Refused(f"{error}", f"To fetch the day again, materialize {_REQUEST} for it first") from None
                 log.warning("%s", error)
                 # If a stored file is another request's, a later request may have withdrawn the right one.
-                state = "collecting" if kept is None else "expired"
+                state = "collecting" if stored is None else "expired"
                 others = [*export.other_paths, *error.paths]
                 exports.update(export, state=state, path=None, other_paths=others, note=str(error))
                 return None
@@ -189,7 +193,7 @@ def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
     has_landed = export.state == "landed"
     offered = offered_file(session, wait=has_landed)
     if isinstance(offered, Pending) and has_landed and not offered.is_valid:
-        raise Transient(f"the exchange did not say where the file is: {offered.note}")
+        raise Transient(f"the exchange did not send the URL of the file: {offered.note}")
     if isinstance(offered, Pending) or offered.path != export.path:
         raise _NotOffered("the exchange no longer offers the file")
     offered.check_host(session.client.host, session.settings.binance_file_hosts)
@@ -210,6 +214,6 @@ def _not_ready(export: KickbackExport | None) -> ExchangeError:
     requested = "not requested yet" if export.requested_ms is None else f"requested at {utc_text(export.requested_ms)}"
     note = f" ({export.note})" if export.note else ""
     return Transient(
-        f"the file is not there after {MAX_WAIT_S // 60} minutes{note}; it was {requested}. The sensor kickback_history "
+        f"the file is not ready after {MAX_WAIT_S // 60} minutes{note}; it was {requested}. The sensor kickback_history "
         "waits for it and lands its days"
     )

@@ -16,7 +16,7 @@ from affiliate_pipeline.http.errors import Refused
 from affiliate_pipeline.http.unpacking import Unreadable, unpack_text
 from affiliate_pipeline.schema.columns import KINDS, MIN_MILLISECONDS, Row, columns
 
-# 30 days of one trader; the list of rows takes several times as much memory.
+# Enough for 30 days of one trader; their rows take several times as much memory.
 MAX_FILE_BYTES = 256 << 20
 # Recorded for the sister endpoint (broker rebates): a presigned URL of Amazon S3.
 FILE_HOSTS = ("amazonaws.com", "binance.com")
@@ -36,10 +36,12 @@ class FileUrl:
 
     @property
     def path(self) -> str:
+        """The path without query: the same for each URL of a file."""
         return urlsplit(self.secret).path
 
     @property
     def host(self) -> str:
+        """The host in lower case; empty if it has none."""
         return (urlsplit(self.secret).hostname or "").lower()
 
     def is_allowed(self, own_host: str, more_hosts: Sequence[str]) -> bool:
@@ -51,6 +53,7 @@ class FileUrl:
         return self.host == own_host or (is_known and parts.scheme.lower() == "https")
 
     def check_host(self, own_host: str, more_hosts: Sequence[str] = ()) -> None:
+        """Raise `Refused` unless the URL `is_allowed`."""
         if not self.is_allowed(own_host, more_hosts):
             known = " or ".join((*FILE_HOSTS, *more_hosts))
             raise Refused(
@@ -62,7 +65,10 @@ class FileUrl:
 
 @dataclass(frozen=True)
 class Pending:
-    """No file is offered; `note`: the redacted response, `is_valid`: whether it was valid."""
+    """No file is offered; `note` is the redacted response.
+
+    `is_valid`: the request did not fail, or was refused; a transient failure shows nothing about the file.
+    """
 
     note: str
     is_valid: bool = True
@@ -106,9 +112,9 @@ def _strings(json_text: str) -> Iterator[str]:
 
 
 def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
-    """Each row's `time` (ms) and JSON, amounts as in the file; raises `Unreadable`, `IncompleteFile`.
+    """Each row's `time` (ms) and JSON, amounts as in the file.
 
-    Columns may come in any order and case; those that the model lacks are kept under their own name.
+    Raises `Unreadable` or `IncompleteFile`. Columns may come in any order and case; those that the model lacks retain their own names.
     """
     # Excel's line `sep=;` repeats what the header shows.
     text = re.sub(r"\Asep=.(\r\n?|\n)", "", unpack_text(packed, MAX_FILE_BYTES), flags=re.IGNORECASE)
