@@ -57,7 +57,7 @@ class Money:
     """
 
     kind: str
-    # The columns that name the trader or the earner, of which the first non-empty one counts; none: all is our own.
+    # The columns that name the trader or the earner, of which the first non-empty one counts; none: all money is our own.
     earners: tuple[str, ...]
     # The column with the amount in USDT, where the source gives it.
     usdt: str | None = None

@@ -1,6 +1,6 @@
 """Reading of responses that are lists of rows, and of those that have no list.
 
-Many services send null, an empty text or an empty object instead of an empty list; a server in trouble may do the same.
+Many services send null, an empty text or an empty object instead of an empty list; a failing server may do the same.
 So the request is repeated once: the second time it counts as an empty list, and the day lands with a note. Landed rows
 are not removed (`DayBatch.unlisted`). It is an error where a row always exists (a sum), and in Binance's records, which expire.
 """

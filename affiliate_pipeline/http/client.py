@@ -317,7 +317,7 @@ class Client:
         pause_s = min(pause_s, MAX_BAN_S)
         self._limit.pause(pause_s)
         if pause_s > MAX_PAUSE_S:
-            others = ", and see what else uses this IP" if is_limit else ""
+            others = ", and check what else uses this IP address" if is_limit else ""
             raise Banned(
                 f"{self.host} allows no request for {pause_s:.0f} s ({error})",
                 f"Wait for that long before materializing the failed days again{others}",

@@ -24,16 +24,16 @@ _CAUSES = {
     "permission": r"(?i)permission|authori[sz]|privilege|权限",
     "user": r"(?i)open.?id|\buser|用户",
 }
-_STATUSES = dict.fromkeys((406, 411, 413, 414, 415), "something on the way changes or limits requests") | {
-    401: "the API key is not accepted, or a proxy on the way requires credentials",
+_STATUSES = dict.fromkeys((406, 411, 413, 414, 415), "a proxy or firewall changes or limits requests") | {
+    401: "the API key is not accepted, or a proxy requires credentials",
     403: "a firewall, or a permission that is missing",
     404: "the base URL is wrong, or the account does not have this endpoint",
-    405: "the base URL is wrong, or something on the way changes requests",
-    407: "a proxy on the way requires credentials",
+    405: "the base URL is wrong, or a proxy or firewall changes requests",
+    407: "a proxy requires credentials",
     422: "the exchange does not accept the parameters",
     451: "the exchange does not serve this location",
 }
-_FIREWALL = "This usually comes from a firewall or a maintenance, not from the API"
+_FIREWALL = "This usually comes from a firewall or maintenance, not from the API"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Interpreter:
         if target:
             return Refused(
                 f"{text}. Requests are not sent there",
-                f"Check {self.base_url_name}, and whether a proxy or a login page is on the way",
+                f"Check {self.base_url_name}, and whether a proxy or a login page intercepts requests",
             )
         return None
 

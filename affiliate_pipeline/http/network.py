@@ -263,7 +263,7 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
     cause = f"{type(error).__name__}: {redact(error)}".removesuffix(": ")
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return ConnectionFailed(f"{proxy} could not be reached, or closed the connection ({cause})", _CHECK_PROXY)
-    return NoResponse(f"no complete response came through {proxy} ({cause})", _CHECK_PROXY)
+    return NoResponse(f"no complete response was received through {proxy} ({cause})", _CHECK_PROXY)
 
 
 def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:

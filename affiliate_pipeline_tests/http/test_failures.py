@@ -34,7 +34,7 @@ CLOUDFLARE = (
 CLOUDFLARE += "<h1>Sorry, you have been blocked</h1><script>var a=1</script><p>Ray&nbsp;ID: 8d1f</p></body></html>"
 MAINTENANCE = "<html><title>系统维护</title><body>系统维护中,请稍后再试</body></html>"
 TERMS = "The exchange does not serve the place"
-FIREWALL = "usually comes from a firewall or a maintenance"
+FIREWALL = "usually comes from a firewall or maintenance"
 CAUSES_OF_2015 = ("is wrong", "IP address is not on the key's list", "lacks the permission")
 
 

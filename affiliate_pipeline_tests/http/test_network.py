@@ -145,7 +145,7 @@ def test_a_silent_proxy_is_named(scheme):
         variables = {"all_proxy": f"http://user:{PASSWORD}@127.0.0.1:{port}"}
         with (
             client(Network(variables), 0.2) as http,
-            pytest.raises(NoResponse, match="no complete response came through the proxy") as caught,
+            pytest.raises(NoResponse, match="no complete response was received through the proxy") as caught,
         ):
             http.get(f"{scheme}://x.example")
     assert f"127.0.0.1:{port} (all_proxy)" in str(caught.value) and PASSWORD not in str(caught.value)

@@ -29,7 +29,7 @@ _USER_CUSTOMIZATION = "/sapi/v1/apiReferral/userCustomization"
 _AGENT = ("BINANCE_API_AGENT_CODE",)
 _DAILY = time(0, 15)
 _RECENT_KICKBACKS = "kickback_recent_record"
-# What the client gets back on its own trades.
+# Fees of its own trades that the client is paid back.
 _kickbacks = partial(
     Records[BinanceSession],
     exchange=BINANCE,
@@ -88,7 +88,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         account="partner",
         description=(
             "Rebates that the partner earns on its clients' trades, one row per trade; days in UTC. "
-            "Rows gain `distribute_time` and what follows it once the rebate was paid out, so a day has settled 48 hours "
+            "`distribute_time` and the columns after it are null until the rebate is paid out, so a day has settled 48 hours "
             "after its end. The exchange promises 7 days."
         ),
         schema=schemas.RebateRecentRecord,

@@ -25,7 +25,7 @@ class RebateRecentRecord(Row):
 class Kickback(Row):
     """A kickback on one trade of the client itself."""
 
-    income: Amount = schema.amount("What the client gets back, in `asset`.")
+    income: Amount = schema.amount("The part of the fee that the client is paid back, in `asset`.")
     asset: Text = schema.text("The coin that `income` is in.")
     symbol: Text = schema.text("The market traded.")
     time: Instant = schema.instant("When the trade was made (UTC); the day is taken from it.")
@@ -34,7 +34,7 @@ class Kickback(Row):
 class KickbackHistoricalRequest(Row):
     """A requested day, and the export that has it."""
 
-    collection_id: BigInt = schema.bigint(f"The row of `{TABLE}` that brings the day.")
+    collection_id: BigInt = schema.bigint(f"The id of the export in `{TABLE}`.")
     start_time: Instant = schema.instant("The first millisecond of the requested range.")
     end_time: Instant = schema.instant("The last millisecond of the requested range.")
     requested_at: Instant = schema.instant("When the export was requested (UTC); null until then.", nullable=True)

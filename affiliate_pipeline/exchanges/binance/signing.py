@@ -13,8 +13,8 @@ RECV_WINDOW_MS = 10_000
 class BinanceAuth(httpx.Auth):
     """Signs each request with `recvWindow`, `timestamp`, the key's header and `signature`.
 
-    The signature covers the exact bytes of query and body, and comes last. The given request stays unsigned: each
-    attempt is signed afresh.
+    The signature covers the exact bytes of query and body, and comes last. The given request is not changed: each
+    attempt gets a new signature.
     `secret` is an HMAC secret or a private key (RSA or Ed25519) in any form of `read_secret`; ValueError if unusable.
     """
 

@@ -39,7 +39,7 @@ class CurrentState:
             requests = session.client.requests_sent - sent
             unlisted: list[Mapping[str, object]] = [{}] * is_unlisted
             doubt = (
-                f"exactly {len(rows)} rows came, which is where other endpoints of Binance cut their responses off: see "
+                f"exactly {len(rows)} rows were returned, a number at which other endpoints of Binance truncate: check "
                 "whether some are missing"
             )
             warnings = (doubt,) if len(rows) in FULL_PAGES else ()

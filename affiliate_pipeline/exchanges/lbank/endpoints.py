@@ -38,7 +38,7 @@ def _single_query(_session: LBankSession, _end_ms: int) -> Sequence[Query]:
 
 
 def _per_open_id(
-    whom: Callable[[Roster], list[str]],
+    open_ids: Callable[[Roster], list[str]],
     params: Mapping[str, object],
     variants: Sequence[Mapping[str, object]] = ({},),
     *,
@@ -53,7 +53,7 @@ def _per_open_id(
                 {"openId": open_id, **variant} if adds_open_id else variant,
                 open_id,
             )
-            for open_id in whom(session.roster(end_ms))
+            for open_id in open_ids(session.roster(end_ms))
             for variant in variants
         ]
 
@@ -61,7 +61,7 @@ def _per_open_id(
 
 
 def _with_open_id(row: bytes, fields: Mapping[str, object]) -> bytes:
-    # For a user who is not under us, no other field is valid, whatever it contains.
+    # If a user is not under us, its other fields are not valid, whatever they contain.
     if is_false(row, "inviteResult"):
         return new_row(schemas.InviteUserInfo, {**fields, "inviteResult": False})
     return with_fields(row, fields)

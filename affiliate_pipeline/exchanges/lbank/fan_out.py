@@ -1,7 +1,7 @@
 """Fetching LBank's endpoints in few requests, since it permits only five per ten seconds.
 
 A fan-out sends the same query for each of many openIds, in one or more variants, for a range of days, and splits the
-rows by day. A range is at most a calendar month: responses stay bounded, and a repeated run sends the same requests,
+rows by day. A range is at most a calendar month: that limits responses, and a repeated run sends the same requests,
 whose responses may be cached.
 """
 

@@ -1,7 +1,7 @@
 """All rows of a paged query, none lost and none twice, for any endpoint.
 
-The proof: the rows received fill all places of the list. If the list moves between two pages, so that one row is lost,
-another row is received twice.
+Proof: the received rows fill all positions of the list. If the list changes between two pages, so that one row is
+missed, another row is received twice.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from affiliate_pipeline.http.errors import ExchangeError, Refused
 from affiliate_pipeline.schema.raw_row import identities, instants_ms, whole_numbers
 
 PAGE_SIZE = 100
-# A page size for each walk: with the same size, rows of one instant could come in the same wrong order again.
+# A page size for each walk: with the same size, rows of one instant could be returned in the same wrong order again.
 WALKS = (PAGE_SIZE, 89, 97, 83)
 SECOND_MS = 1000
 
@@ -22,7 +22,7 @@ Paging = Callable[[GetPage], list[bytes]]
 
 
 class _ListChanged(Exception):
-    """The list moved, as this page shows; or the exchange rounded `start` down to whole pages."""
+    """A page shows that the list changed, or (`is_rounded`) that `start` is rounded down to pages."""
 
     def __init__(self, page: list[bytes], *, is_rounded: bool = False) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def by_offset(get: GetPage, instant: str, identity: Sequence[str] = ()) -> list[
             return rows
         previous = found
     raise Refused(
-        f"the pages moved during each of {len(WALKS)} walks, or each page orders rows of the same time differently"
+        f"the list changed during each of {len(WALKS)} walks, or each page orders rows of the same time differently"
     ).about(received)
 
 
@@ -101,7 +101,7 @@ def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, siz
             again = [row for row, name in zip(new, known[overlap:], strict=True) if name in seen]
             doubtful.update(read_values(instants_ms, again, instant))
             if overlap and known[:1] != previous[-1:]:
-                # Rows of one instant may be reordered; if the instants differ, the list has moved.
+                # Rows of one instant may be reordered; if the instants differ, the list has changed.
                 ends = set(read_values(instants_ms, [rows[-1], *page[:1]], instant))
                 if len(ends) > 1 or not page:
                     raise _ListChanged(page)

@@ -17,7 +17,7 @@ ECHOSTR_CHARACTERS = 35  # 30 to 40 are accepted
 class LBankAuth(httpx.Auth):
     """Signs each request with its parameters sorted and `sign` over their *raw* values.
 
-    The given request stays unsigned: each attempt is signed afresh, with a new echostr.
+    The given request is not changed: each attempt gets a new signature and echostr.
     `secret` is an HMAC secret or, for `RSA`, a private key in any form of `read_secret`; ValueError if unusable.
     """
 

@@ -383,7 +383,7 @@ def test_the_runbook_quotes_the_alert():
         requested_at=None,
         code=None,
         msg=None,
-        note="no file came in time; the last response was: Historical data is collecting",
+        note="no file was offered in time; the last response was: Historical data is collecting",
         path=None,
         path_before=None,
         other_paths=[],

@@ -54,7 +54,7 @@ def advance(session: BinanceSession, *, wait: bool) -> None:
         if export.state != "ready":
             _Step(session, exports, export, wait).take()
         elif export.is_overdue:  # otherwise a run has to land the file first
-            exports.update(export, state="expired", note="its file came, but could not be landed")
+            exports.update(export, state="expired", note="its file was offered, but could not be landed in time")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class _Step:
     def _postpone(self, state: str, note: str) -> None:
         """Return to that state for another attempt, or expire if the export is overdue."""
         if self.export.is_overdue:
-            failed = "it could not be requested in time" if state == "waiting" else "no file came in time"
+            failed = "it could not be requested in time" if state == "waiting" else "no file was offered in time"
             self.exports.update(self.export, state="expired", note=f"{failed}; the last response was: {note}")
         else:
             wait_s = None if self.export.expires_at else FILE_WAIT_S

@@ -114,7 +114,8 @@ def _strings(json_text: str) -> Iterator[str]:
 def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
     """Each row's `time` (ms) and JSON, amounts as in the file.
 
-    Raises `Unreadable` or `IncompleteFile`. Columns may come in any order and case; those that the model lacks retain their own names.
+    Raises `Unreadable` or `IncompleteFile`. Columns may come in any order and case; those that the model
+    lacks retain their names.
     """
     # Excel's line `sep=;` repeats what the header shows.
     text = re.sub(r"\Asep=.(\r\n?|\n)", "", unpack_text(packed, MAX_FILE_BYTES), flags=re.IGNORECASE)
