@@ -61,7 +61,7 @@ class Killed(BaseException):
 
 
 def kill_before(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    """Raise `Killed` before this change of an export: `begin`, a column's name, or `state=…`."""
+    """Raise `Killed` before this change of an export: `mark_collecting`, a column's name, or `state=…`."""
     update = KickbackExports.update
 
     def killed(*_: object) -> None:
@@ -72,7 +72,7 @@ def kill_before(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
             raise Killed
         update(self, export, **columns)
 
-    if change == "begin":
-        monkeypatch.setattr(KickbackExports, "begin", killed)
+    if change == "mark_collecting":
+        monkeypatch.setattr(KickbackExports, "mark_collecting", killed)
     else:
         monkeypatch.setattr(KickbackExports, "update", update_or_die)

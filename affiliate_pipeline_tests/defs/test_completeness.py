@@ -257,7 +257,7 @@ def test_a_millisecond_that_fills_a_page_fails_its_day_alone(sandbox, query, cou
     assert not run.success
     assert list(run.failed) == [DAYS[1]]
     assert f"{DAYS[1]} 09:08:07.654 UTC ({full_ms})" in run.failed[DAYS[1]]
-    assert "holds 500 rows or more in a single millisecond" in run.failed[DAYS[1]]
+    assert "has 500 rows or more in a single millisecond" in run.failed[DAYS[1]]
     assert run.failed[DAYS[1]] in run.message
     assert set(run.materialized) == {DAYS[0], DAYS[2]}
     for day in DAYS[0], DAYS[2]:

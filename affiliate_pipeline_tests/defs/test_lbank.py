@@ -453,7 +453,7 @@ def test_pages_that_never_stop_moving_fail_their_day(sandbox, query):
     sandbox.lbank.after_page = add
     run = materialize(MONEY, [SETTLED])
 
-    assert "moved during each of 4 walks" in run.failed[SETTLED]
+    assert "changed during each of 4 walks" in run.failed[SETTLED]
 
 
 def test_rows_of_equal_time_in_a_different_order_on_each_page_land_once(sandbox, query):

@@ -140,7 +140,7 @@ def test_a_second_export_waits_until_the_first_has_landed(sandbox, rows, query):
     assert materialize(REQUEST, OLD[2:]).success
     assert (len(posts(sandbox)), collections(query)) == (1, [("ready",), ("waiting",)])
     ((is_waiting,),) = query(
-        "select requested_at is null and msg like 'it waits%%' from binance.kickback_historical_request "
+        "select requested_at is null and msg like 'not requested yet%%' from binance.kickback_historical_request "
         "where partition_date = %s",
         OLD[3],
     )
@@ -605,7 +605,7 @@ def test_the_history_has_no_upstream_asset():
 # Killed processes
 
 
-@pytest.mark.parametrize("change", ["begin", "msg"])
+@pytest.mark.parametrize("change", ["mark_collecting", "msg"])
 def test_a_request_killed_around_its_post_costs_at_most_one_more(sandbox, rows, query, monkeypatch, change):
     with monkeypatch.context() as patched:
         kill_before(patched, change)

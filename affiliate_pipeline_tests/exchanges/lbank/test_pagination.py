@@ -158,7 +158,7 @@ def test_equal_rows_that_fill_more_than_a_page_are_all_returned(equal, others):
 def test_rows_of_one_time_that_fill_more_than_a_page_in_random_order_are_an_error():
     served = PagedList(rows_at([5] * (5 * PAGE_SIZE)), order=random.Random(7))
 
-    with pytest.raises(Refused, match="moved during each of 4 walks"):
+    with pytest.raises(Refused, match="changed during each of 4 walks"):
         by_offset(served.get, "createTime")
 
 
