@@ -1,5 +1,5 @@
 # `make up` runs everything, `make test` runs the tests. Every target first installs what it needs into .venv.
-SUITABLE := import ensurepip, sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 14))
+CHECK_PYTHON := import ensurepip, sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& echo $$python && break; done)
@@ -32,7 +32,7 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m affiliate_pipeline.app.data_dictionary > docs/data_dictionary.md
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -c '$(SUITABLE)' 2>/dev/null || { echo "affiliate_pipeline needs Python 3.11, 3.12 or 3.13 with venv: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -c '$(CHECK_PYTHON)' 2>/dev/null || { echo "affiliate_pipeline needs Python 3.11, 3.12 or 3.13 with venv: install one, or pass its path: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "Creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing (a minute or two the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

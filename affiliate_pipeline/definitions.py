@@ -24,7 +24,7 @@ def pipeline_of_instance(context: dg.InitResourceContext) -> PipelineResource:
 
 
 def build_definitions(pipeline: PipelineResource | None = None) -> dg.Definitions:
-    """All definitions; `pipeline` defaults to a resource that follows each run's Dagster instance."""
+    """All definitions; by default, `pipeline` uses the environment of each run's Dagster instance."""
     loaded = pipeline.environment if pipeline else environment.of_process()
     start = loaded.start_date
     status = dg.DefaultScheduleStatus.RUNNING if loaded.runs_schedules else dg.DefaultScheduleStatus.STOPPED

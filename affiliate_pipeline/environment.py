@@ -20,15 +20,15 @@ from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
 
 # Stripped from values: white space, control characters, and invisible characters that editors and web pages add.
 _SURROUNDING = r"[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
-_SURROUNDED = re.compile(rf"\A{_SURROUNDING}|{_SURROUNDING}\Z")
+_EDGES = re.compile(rf"\A{_SURROUNDING}|{_SURROUNDING}\Z")
 _PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
 _LOOPBACK_ENTRIES = "localhost,.localhost,127.0.0.0/8,::1"
-# By storage URL, newest last: the environment of each Dagster storage on the embedded server that was loaded here.
+# By storage URL, newest last: the environment of each Dagster storage on an embedded server loaded by this process.
 _on_embedded_storage: dict[str, Environment] = {}
 
 
 def root() -> Path:
-    """The nearest folder upwards with `workspace.yaml`, else the checkout, else the current one."""
+    """The current folder or nearest parent with `workspace.yaml`, else this checkout, else the current."""
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (folder / "workspace.yaml").is_file():
             return folder
@@ -48,7 +48,8 @@ def configured() -> Environment:
 def application() -> Environment:
     """The application's environment: what is configured, else the sandbox if `up` has started one.
 
-    A database or an exchange counts as configured. Without a database, `embedded_server.server` adds the embedded one.
+    Setting a database or any exchange counts as configured. Without a database, `embedded_server.server` adds the
+    embedded one.
     """
     # A command started in a subfolder finds the project's `.affiliate`, so it has to read the project's `.env` too.
     found = Environment(Mode.PRODUCTION, root(), _configured(root()))
@@ -67,20 +68,20 @@ def of_instance(instance: object) -> Environment:
     """The environment of a Dagster instance's runs and ticks.
 
     Only an instance with its storage on the embedded server gets the application's environment. Otherwise another
-    team's instance would report days as landed that are in our embedded server or are sandbox data.
+    team's instance would report days as landed although their rows are in this embedded server or are sandbox data.
     """
     storage_url = getattr(getattr(instance, "event_log_storage", None), "postgres_url", "")
     return _on_embedded_storage.get(storage_url) or configured()
 
 
 def of_process() -> Environment:
-    """The environment while the code location loads; Dagster has loaded its storage before."""
+    """The environment while the code location loads; Dagster loads its storage first."""
     return next(reversed(_on_embedded_storage.values()), None) or configured()
 
 
 def sandbox_variables() -> dict[str, str]:
     """The variables that `up` has saved for the sandbox."""
-    return _set(_variables_in(_sandbox_file()))
+    return _nonempty(_variables_in(_sandbox_file()))
 
 
 def save_sandbox_variables(variables: Mapping[str, str]) -> None:
@@ -91,9 +92,9 @@ def save_sandbox_variables(variables: Mapping[str, str]) -> None:
 
 
 def save_env_file_as_utf8() -> bool:
-    """Rewrite a UTF-16 `.env`, which Dagster cannot read, as UTF-8; True if it was one."""
+    """Rewrite a UTF-16 `.env`, which Dagster cannot read, as UTF-8; return whether it was UTF-16."""
     file = Path.cwd() / ".env"
-    _variables_in(file)
+    _variables_in(file)  # raises `SettingsError` if the file cannot be read
     if not file.is_file() or not (data := file.read_bytes()).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return False
     unfinished = file.with_name(f".env.{os.getpid()}")
@@ -119,7 +120,7 @@ def set_default(**variables: object) -> None:
 
 
 def process_environment(**more: str) -> dict[str, str]:
-    """The environment variables of a process to start."""
+    """The environment variables for a child process: those of this process, and `more`."""
     return {**os.environ, **more}
 
 
@@ -139,9 +140,9 @@ def _variables_in(file: Path) -> dict[str, str | None]:
     return dotenv_values(stream=io.StringIO(text))
 
 
-def _set(variables: Mapping[str, str | None]) -> dict[str, str]:
+def _nonempty(variables: Mapping[str, str | None]) -> dict[str, str]:
     """The variables that have a value, without surrounding white space."""
-    values = {name: _SURROUNDED.sub("", value or "") for name, value in variables.items()}
+    values = {name: _EDGES.sub("", value or "") for name, value in variables.items()}
     return {name: value for name, value in values.items() if value}
 
 
@@ -152,4 +153,4 @@ def _configured(*more: Path) -> dict[str, str]:
     # As in curl, a lower-case variable overrides the upper-case one, even if it is empty.
     for name in _PROXY_VARIABLES & variables.keys():
         variables.pop(name.upper(), None)
-    return _set(variables)
+    return _nonempty(variables)

@@ -74,7 +74,7 @@ def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def database_url(postgres_home: Path) -> str:
     """An empty database. It is emptied and not recreated, because creating a database takes longer than most tests."""
-    url = server.ensure(postgres_home, "test")
+    url = server.ensure_database(postgres_home, "test")
     with psycopg.connect(url, autocommit=True) as connection:
         schemas = connection.execute(
             "select nspname from pg_namespace where nspname !~ '^pg_' and nspname <> 'information_schema'"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.domain.problem import SettingsError
-from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, HOW_TO_SET, Mode, Project, Settings
+from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, SET_VARIABLES_ACTION, Mode, Project, Settings
 from affiliate_pipeline.exchanges.binance.exchange import Binance
 from affiliate_pipeline.exchanges.lbank.exchange import LBank
 from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
@@ -180,7 +180,7 @@ def test_no_error_contains_a_value(model, name, value):
             load(model)
         except SettingsError as error:
             # Hypothesis also generates strings from the code, such as this ending or a part of the name.
-            text = str(error).removesuffix(f". {HOW_TO_SET}")
+            text = str(error).removesuffix(f". {SET_VARIABLES_ACTION}")
             assert name.upper() in text and value not in text.replace(name.upper(), "")
             assert error.__cause__ is None or value not in str(error.__cause__)
 

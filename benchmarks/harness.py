@@ -145,7 +145,7 @@ def isolated_project(**environment: str) -> Iterator[IsolatedProject]:
         (home / "workspace.yaml").touch()
         # In the repository's folder, its .env would apply.
         os.chdir(home)
-        url = server.ensure(home, "benchmark")
+        url = server.ensure_database(home, "benchmark")
         os.environ |= {"AFFILIATE_DATABASE_URL": url, "DAGSTER_HOME": str(home), **environment}
         yield IsolatedProject(home, url)
     finally:

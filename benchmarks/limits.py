@@ -24,7 +24,7 @@ ONE, FOUR = "lbank/invite_user_info", "lbank/trade_user_team"
 PROCESSES = {ONE: 1, FOUR: 4}
 
 
-def slow(sandbox: "Sandbox") -> str:
+def delay_responses(sandbox: "Sandbox") -> str:
     """Delay every response of the sandbox; return the affiliate's openId."""
     sandbox.faults.slow_s = RESPONSE_MS / 1000
     sandbox.faults.mix(slow=1.0)
@@ -55,7 +55,7 @@ def request_repeatedly(key: str, open_id: str, workers: int, until: float) -> No
 
 def run(quick: bool, rounds: int) -> list[Table]:
     seconds = QUICK_SECONDS if quick else SECONDS
-    with source(slow, users=3) as exchange, isolated_project(**exchange.environment) as project:
+    with source(delay_responses, users=3) as exchange, isolated_project(**exchange.environment) as project:
         until = time.time() + seconds
         jobs = [
             (key, exchange.prepared, WORKERS // processes, until)

@@ -48,14 +48,14 @@ def run(quick: bool, rounds: int) -> list[Table]:
 def _table(runs: dict[int, list[tuple[float, float, Measured]]], rounds: int) -> Table:
     run_s = {number: statistics.median(run for run, _, _ in results) for number, results in runs.items()}
     fetching_s = {number: statistics.median(fetching for _, fetching, _ in results) for number, results in runs.items()}
-    fewest = min(runs)
+    shortest = min(runs)
 
     def overhead_ms(number: int) -> str:
-        """Per day more than the fewest, empty for these."""
-        if number == fewest:
+        """Milliseconds per day beyond the shortest range; empty for that range."""
+        if number == shortest:
             return ""
-        overhead_s = run_s[number] - run_s[fewest] - (fetching_s[number] - fetching_s[fewest])
-        return f"{1000 * overhead_s / (number - fewest):.1f}"
+        overhead_s = run_s[number] - run_s[shortest] - (fetching_s[number] - fetching_s[shortest])
+        return f"{1000 * overhead_s / (number - shortest):.1f}"
 
     memory = {number: max(measured.memory["contender"] for *_, measured in results) for number, results in runs.items()}
     return Table(

@@ -15,7 +15,7 @@ DAYS, USERS, RATE_SCALE = 30, 1000, 50
 QUICK_DAYS, QUICK_USERS = 3, 20
 
 
-def nothing(sandbox: "Sandbox") -> None:
+def no_preparation(sandbox: "Sandbox") -> None:
     """Leave the sandbox unchanged."""
 
 
@@ -37,7 +37,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
     today = datetime.now(ZoneInfo("Asia/Shanghai")).date()
     days = [today - timedelta(days=back) for back in range(number, 0, -1)]
     with (
-        source(nothing, users=users, rate_scale=RATE_SCALE) as exchange,
+        source(no_preparation, users=users, rate_scale=RATE_SCALE) as exchange,
         isolated_project(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as project,
     ):
         requests, seconds = project.run(plan, days).value

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from affiliate_pipeline.app.cli import UI_PORT, Port, Stop, app, console
+from affiliate_pipeline.app.cli import UI_PORT, CommandError, Port, app, console
 from affiliate_pipeline.app.embedded_server.cluster import SYSTEM_FOLDER, ServerError
 from affiliate_pipeline.app.embedded_server.server import running_database
 from affiliate_pipeline.app.processes import running_processes
@@ -24,7 +24,7 @@ MIN_FREE_BYTES = 500_000_000
 
 @app.command()
 def check(port: Port = UI_PORT) -> None:
-    """Report what is wrong with this set-up and how to fix it; exits with 1 if anything is. Changes nothing.
+    """Report what is wrong with this set-up and how to fix it; exits with 1 if anything is wrong. Changes nothing.
 
     Sends each configured account a few small requests.
     """
@@ -66,30 +66,30 @@ def _machine(port: int) -> Iterator[Finding]:
         yield _finding("port", f"{port} is free", lambda: check_port(port))
 
 
-def _finding(about: str, fine: str, look: Callable[[], None]) -> Finding:
+def _finding(about: str, found: str, run_check: Callable[[], None]) -> Finding:
     try:
-        look()
-    except Stop as error:
+        run_check()
+    except CommandError as error:
         return Finding(about, error.problem.what, error.problem.action)
-    return Finding(about, fine)
+    return Finding(about, found)
 
 
 def check_disk(home: Path) -> None:
-    """Raise `Stop` if a disk is nearly full."""
-    for folder in (home if home.exists() else home.parent, SYSTEM_FOLDER):  # as root, the data are in the latter
+    """Raise `CommandError` if a disk is nearly full."""
+    for folder in (home if home.exists() else home.parent, SYSTEM_FOLDER):  # root's data are in the second one
         if folder.exists() and shutil.disk_usage(folder).free < MIN_FREE_BYTES:
-            raise Stop(
+            raise CommandError(
                 f"less than {MIN_FREE_BYTES // 1_000_000} MB are free on the disk of {folder}",
                 "Free some space, then start again",
             )
 
 
 def check_port(port: int) -> None:
-    """Raise `Stop` if no server can listen on the port."""
+    """Raise `CommandError` if no server can listen on the port."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
-        raise Stop(
+        raise CommandError(
             f"port {port} cannot be used ({error.strerror})",
             "Stop what uses it, or choose another with --port (`make up ARGS='--port 3001'`)",
         ) from None

@@ -26,7 +26,7 @@ app = typer.Typer(
 console = Console(highlight=False, soft_wrap=True)
 
 
-class Stop(AffiliateError):
+class CommandError(AffiliateError):
     """A command cannot continue."""
 
 
@@ -47,14 +47,14 @@ def main() -> None:
 
 
 def parse_days(text: str) -> list[date]:
-    """The days of `2026-10-01` or `2026-10-01...2026-10-31`; raises `Stop`."""
+    """The days of `2026-10-01` or `2026-10-01...2026-10-31`; raises `CommandError`."""
     first, _, last = text.partition("...")
     try:
         days = days_from(date.fromisoformat(first), date.fromisoformat(last or first))
     except ValueError:
         days = []
     if not days:
-        raise Stop(f"{text} is neither a day (2026-10-01) nor a range of days (2026-10-01...2026-10-31)")
+        raise CommandError(f"{text} is neither a day (2026-10-01) nor a range of days (2026-10-01...2026-10-31)")
     return days
 
 

@@ -1,6 +1,6 @@
 """The data dictionary, generated from the endpoints' schemas and declarations.
 
-`make docs` writes docs/data_dictionary.md with it, and a test compares the two.
+`make docs` writes docs/data_dictionary.md; a test fails if that file is outdated.
 """
 
 import sys
@@ -34,7 +34,7 @@ def _retention(endpoint: Endpoint) -> str:
     if not isinstance(endpoint, Records):
         return "rows of today only"
     if endpoint.retention is None:
-        return "no limit of the exchange's retention is known"
+        return "how long the exchange retains them is not known"
     return f"the exchange promises {endpoint.retention.promised.days} days"
 
 

@@ -14,7 +14,7 @@ from typing import TextIO
 
 import psutil
 
-from affiliate_pipeline.app.cli import Stop
+from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.environment import process_environment, root
 
@@ -26,13 +26,15 @@ STARTED_BY = "AFFILIATE_STARTED_BY"
 
 @contextmanager
 def exclusive(home: Path) -> Generator[None, None, None]:
-    """Let one `up` run per folder, else raise `Stop`; first stop what a killed one left."""
+    """Lock the folder for one `up`, else raise `CommandError`; first stop the processes of a killed one."""
     with (home / "up.lock").open("a+") as lock:
         if not _lock(lock):
-            raise Stop("`affiliate-pipeline up` is already running in this folder; `affiliate-pipeline down` stops it")
+            raise CommandError(
+                "`affiliate-pipeline up` is already running in this folder; `affiliate-pipeline down` stops it"
+            )
         lock.seek(0)
         killed = lock.read()
-        # Before anything else: until then, `down` reads the pid of the killed process, which may have been reused.
+        # Write the own pid first: until then, `down` reads the pid of the killed process, which may have been reused.
         lock.truncate(0)
         lock.write(f"{os.getpid()}")
         lock.flush()

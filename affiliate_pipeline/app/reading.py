@@ -14,7 +14,7 @@ from typing import Annotated, BinaryIO
 import typer
 from rich.markup import escape
 
-from affiliate_pipeline.app.cli import Stop, app, console, parse_days
+from affiliate_pipeline.app.cli import CommandError, app, console, parse_days
 from affiliate_pipeline.app.embedded_server.programs import program
 from affiliate_pipeline.app.embedded_server.server import start_database
 from affiliate_pipeline.commission.export import Extract, extract
@@ -42,7 +42,7 @@ class Format(StrEnum):
 
 
 @contextmanager
-def _opened() -> Generator[tuple[Environment, Store], None, None]:
+def _open_store() -> Generator[tuple[Environment, Store], None, None]:
     environment = start_database(application())
     with Store(environment.database_url()) as store:
         yield environment, store
@@ -55,19 +55,19 @@ def export(
     kind: Annotated[Format, typer.Option("--format", help="csv or parquet.")] = Format.csv,
     output: Annotated[Path | None, typer.Option(help="The file to write; by default standard output.")] = None,
 ) -> None:
-    """Export the rows of some days with every digit, as CSV or as Parquet with wide enough decimals.
+    """Export the rows of a range of days without rounding, as CSV or Parquet.
 
     Days that have not landed or may still change are reported on standard error.
     """
     table = table.replace("/", ".")
     if table not in TABLES:
-        raise Stop(f"there is no table {table}; there are {', '.join(TABLES)}")
+        raise CommandError(f"there is no table {table}; there are {', '.join(TABLES)}")
     requested = parse_days(days)
     if kind is Format.parquet and output is None and sys.stdout.isatty():
-        raise Stop("a terminal cannot show parquet: give a file with --output")
-    with _opened() as (environment, store), extract(store, table, requested[0], requested[-1]) as found:
+        raise CommandError("a terminal cannot show parquet: give a file with --output")
+    with _open_store() as (environment, store), extract(store, table, requested[0], requested[-1]) as found:
         if found is None:
-            raise Stop(f"nothing has ever landed in {table}")
+            raise CommandError(f"nothing has ever landed in {table}")
         with _written(output) as file:
             _write(found, kind, file)
         # Inside the block, to read the same snapshot as the rows.
@@ -79,7 +79,7 @@ def _write(found: Extract, kind: Format, file: BinaryIO) -> None:
     if kind is Format.csv:
         found.write_csv(file)
         return
-    with tempfile.TemporaryFile() as whole:  # a pipe has no position, which parquet needs
+    with tempfile.TemporaryFile() as whole:  # Parquet requires a position, which a pipe does not have
         amounts = found.write_parquet(whole)
         whole.seek(0)
         shutil.copyfileobj(whole, file)
@@ -90,7 +90,7 @@ def _write(found: Extract, kind: Format, file: BinaryIO) -> None:
 
 @contextmanager
 def _written(output: Path | None) -> Generator[BinaryIO, None, None]:
-    """Standard output, or a file that exists only once all of it has been written."""
+    """Standard output, or a file that appears only after all of it has been written."""
     if output is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -111,8 +111,8 @@ def _gap_lines(store: Store, table: str, days: list[date], environment: Environm
         commission = Commission(store, EARNING)
         configured = [each for each in EARNING if environment.is_any_set(each.credentials)]
         gaps = incomplete(commission, configured, days)
-        if late := commission.stale(days[0], days[-1]):
-            yield f"{format_days(late)}: some landed rows have not been added up yet"
+        if stale := commission.stale(days[0], days[-1]):
+            yield f"{format_days(stale)}: some landed rows have not been added up yet"
     else:
         landed = store.ledger(endpoint, days)
         missing = [day for day in days if day not in landed]
@@ -130,17 +130,17 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write the report of a day and the 30 days up to it into `reports/`, with the current figures."""
-    with _opened() as (environment, store):
+    with _open_store() as (environment, store):
         commission = Commission(store, EARNING)
         try:
             reported = date.fromisoformat(day) if day else commission.newest()
         except ValueError:
-            raise Stop(f"{day} is not a day (2026-10-01)") from None
+            raise CommandError(f"{day} is not a day (2026-10-01)") from None
         if reported is None:
-            raise Stop("nothing has been added up yet: land some days first (`affiliate-pipeline up`)")
+            raise CommandError("nothing has been added up yet: land some days first (`affiliate-pipeline up`)")
         start = environment.start_date
         if reported < start:
-            raise Stop(
+            raise CommandError(
                 f"{reported} is before AFFILIATE_START_DATE, {start}: choose a later day or an earlier start date"
             )
         configured = [endpoint for endpoint in EARNING if environment.is_any_set(endpoint.credentials)]
@@ -160,29 +160,29 @@ def report(
 
 @app.command()
 def plan(asset: Annotated[str, typer.Argument(help="As in Dagster: lbank/trade_user")], days: _Range) -> None:
-    """Print what fetching some days costs in requests and minutes, or what an assignment would change; lands nothing.
+    """Print the requests and minutes that fetching some days takes, or what an assignment would change. Lands nothing.
 
     If the cost depends on the users under the affiliate, LBank's roster is refreshed first if it is older than the range.
     """
     endpoint = next((endpoint for endpoint in ENDPOINTS if endpoint.key == asset), None)
     if endpoint is None:
-        raise Stop(f"there is no asset {asset}; there are {', '.join(endpoint.key for endpoint in ENDPOINTS)}")
+        raise CommandError(f"there is no asset {asset}; there are {', '.join(endpoint.key for endpoint in ENDPOINTS)}")
     requested = parse_days(days)
-    with _opened() as (environment, store), connected(endpoint, store, environment.variables) as session:
+    with _open_store() as (environment, store), connected(endpoint, store, environment.variables) as session:
         costs = plan_of(endpoint, requested, session=session, store=store)
         console.print(escape(f"{endpoint.key} {format_days(requested)}: {costs}"))
 
 
-_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+_PASS_ARGUMENTS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-@app.command(context_settings=_PASSED_ON)
+@app.command(context_settings=_PASS_ARGUMENTS_THROUGH)
 def psql(context: typer.Context) -> None:
     """Open the database in psql; further arguments are psql's."""
     _replace_process("psql", context.args)
 
 
-@app.command("pg_dump", context_settings=_PASSED_ON)
+@app.command("pg_dump", context_settings=_PASS_ARGUMENTS_THROUGH)
 def pg_dump(context: typer.Context) -> None:
     """Back the database up with pg_dump; further arguments are pg_dump's (see the runbook)."""
     _replace_process("pg_dump", context.args)

@@ -24,7 +24,7 @@ def sandbox(context: typer.Context) -> None:
 
 @contextmanager
 def serving() -> Generator[None, None, None]:
-    """Serve the sandbox, on its previous port if possible, and store its settings for `up`."""
+    """Serve the sandbox, on its previous port if possible, and save its variables for all commands."""
     saved = settings.sandbox_variables()
     port = saved.get(ENDPOINTS[0].exchange.base_url_variable, "").rpartition(":")[2]
     try:
@@ -38,7 +38,7 @@ def serving() -> Generator[None, None, None]:
             "AFFILIATE_RATE_SCALE": str(RATE_SCALE),
         }
         settings.save_sandbox_variables(project | exchange.variables)
-        # The account of each exchange's first endpoint.
+        # By exchange, the variables of its first endpoint's account.
         accounts = {endpoint.exchange.name: endpoint.credentials for endpoint in reversed(ENDPOINTS)}
         console.print(
             "No exchange is configured, so [bold]the sandbox[/bold] serves generated data on this machine. It has its own "

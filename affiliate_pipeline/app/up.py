@@ -22,7 +22,7 @@ from rich.table import Table
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.check import check_disk, check_port
-from affiliate_pipeline.app.cli import UI_PORT, Port, Stop, app, console, doing
+from affiliate_pipeline.app.cli import UI_PORT, CommandError, Port, app, console, doing
 from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.app.processes import dagster_home, exclusive, run_dagster, stop_processes, stop_up
 from affiliate_pipeline.app.sandbox import serving
@@ -37,24 +37,24 @@ from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.landing.store import Store
 
 READY_WAIT_S = 180
-CHECK_AGAIN_AFTER = timedelta(hours=1)
+READ_AGAIN_AFTER = timedelta(hours=1)
 LANDED_DAYS = 7
 
 
-class Stopped(Exception):
+class LandingInterrupted(Exception):
     """A signal has interrupted the landing."""
 
 
 @dataclass(frozen=True)
 class Landing:
-    """Materializes days; `land` and `add_up` raise `Stopped` once `stopping` is set."""
+    """Materializes days; `land` and `add_up` raise `LandingInterrupted` once `stopping` is set."""
 
     environment: Environment
     stopping: threading.Event
 
     def missing_days(self) -> list[tuple[Endpoint, list[date]]]:
-        """Each configured asset's last days, without settled and just checked ones."""
-        recently = datetime.now(UTC) - CHECK_AGAIN_AFTER
+        """By configured asset, its last days that have not settled and were not read in the last hour."""
+        recently = datetime.now(UTC) - READ_AGAIN_AFTER
         missing: list[tuple[Endpoint, list[date]]] = []
         with self._store() as store:
             for endpoint in ENDPOINTS:
@@ -74,14 +74,14 @@ class Landing:
     def land(self, missing: Iterable[tuple[Endpoint, list[date]]]) -> bool:
         """Land the days and report each run; True if every day has landed.
 
-        One run lands the same consecutive days of all assets with the same partitions.
+        Assets with the same partitions that miss the same consecutive days share a run.
         """
-        together: dict[tuple[str, bool, tuple[date, ...]], list[Endpoint]] = {}
+        runs: dict[tuple[str, bool, tuple[date, ...]], list[Endpoint]] = {}
         for endpoint, days in missing:
-            for run in day_ranges(days):
-                key = (endpoint.exchange.name, isinstance(endpoint, Records), tuple(run))
-                together.setdefault(key, []).append(endpoint)
-        return all([self._land(endpoints, days) for (*_, days), endpoints in together.items()])
+            for consecutive in day_ranges(days):
+                key = (endpoint.exchange.name, isinstance(endpoint, Records), tuple(consecutive))
+                runs.setdefault(key, []).append(endpoint)
+        return all([self._land(endpoints, days) for (*_, days), endpoints in runs.items()])
 
     def _land(self, endpoints: Sequence[Endpoint], days: Sequence[date]) -> bool:
         first, count, began = endpoints[0], len(endpoints), datetime.now(UTC)
@@ -97,7 +97,7 @@ class Landing:
     def add_up(self) -> bool:
         """Add up the days whose rows have changed; True if all are up to date.
 
-        While Dagster runs, a sensor does so.
+        While Dagster runs, the sensor `stale_days` does the same.
         """
         with self._store() as store:
             last = datetime.now(UTC).date() - DAY
@@ -115,7 +115,7 @@ class Landing:
     def _materialize(self, keys: Sequence[str], days: Sequence[date], title: str, failed: str) -> bool:
         """Run the assets over the days; return whether that succeeded, and print why not."""
         if self.stopping.is_set():
-            raise Stopped
+            raise LandingInterrupted
         home, began = self.environment.home, datetime.now(UTC)
         log = home / "landing.log"
         arguments = ["asset", "materialize", "-m", "affiliate_pipeline.definitions"]
@@ -125,12 +125,12 @@ class Landing:
             process = run_dagster(home, log, arguments)
             while process.poll() is None:
                 if self.stopping.wait(0.2):
-                    raise Stopped
+                    raise LandingInterrupted
         if process.returncode:
-            # Imported here: the import takes as long as all commands together.
-            from affiliate_pipeline.app.instance.launcher import failures
+            # Imported here: importing Dagster takes as long as importing all commands.
+            from affiliate_pipeline.app.instance.launcher import failure_reasons
 
-            reasons = dict.fromkeys(map(redact, failures(dagster_home(home), days, began)))
+            reasons = dict.fromkeys(map(redact, failure_reasons(dagster_home(home), days, began)))
             console.print(f"[bold red]{failed}[/]", escape("\n".join([*reasons, f"The log: {log}"])))
         return process.returncode == 0
 
@@ -154,7 +154,9 @@ class Landing:
 
 @app.command()
 def up(
-    once: Annotated[bool, typer.Option("--once", help="Land the last days and exit: 0 if all landed.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Land the last days, then exit: with 0 if all have landed, else 1.")
+    ] = False,
     port: Port = UI_PORT,
 ) -> None:
     """Start the database, the sandbox if no exchange is configured, and Dagster; land the last days. Ctrl-C stops it."""
@@ -162,15 +164,15 @@ def up(
     configured = settings.configured()
     is_sandbox = not configured.is_any_set(EXCHANGE_VARIABLES)
     if is_sandbox and not server.is_embedded(configured):
-        raise Stop(
-            "AFFILIATE_DATABASE_URL is set and no exchange is",
+        raise CommandError(
+            "AFFILIATE_DATABASE_URL is set, but no exchange is configured",
             "Set the variables of an exchange (README, Real accounts), or unset AFFILIATE_DATABASE_URL to try the "
             "sandbox, which writes only to its own embedded database",
         )
     home = configured.home
     home.mkdir(mode=0o700, exist_ok=True)
     check_disk(home)
-    stopping = _stopped_by_signals()
+    stopping = _stop_on_signals()
     with ExitStack() as stack:
         stack.enter_context(exclusive(home))
         if not once:
@@ -192,19 +194,19 @@ def up(
             raise typer.Exit(0 if _land(landing) else 1)
         log = home / "dagster.log"
         dagster = _start_ui(home, log, port, stopping)
-        with suppress(Stopped):
+        with suppress(LandingInterrupted):
             _land_in_background(stack, landing, port)
         while not stopping.wait(2):
             if dagster.poll() is not None:
-                raise Stop(f"Dagster has stopped unexpectedly; its log is {log}")
+                raise CommandError(f"Dagster has stopped unexpectedly; its log is {log}")
             server.start_database(environment)  # restarts the embedded server if it was killed
         console.print("Stopping")
 
 
-def _stopped_by_signals() -> threading.Event:
+def _stop_on_signals() -> threading.Event:
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, lambda _number, _frame: stopping.set())
     return stopping
 
@@ -214,7 +216,7 @@ def _land(landing: Landing) -> bool:
     try:
         complete = landing.land(landing.missing_days())
         complete &= landing.add_up()
-    except Stopped:
+    except LandingInterrupted:
         return False
     landing.summarize()
     return complete
@@ -223,14 +225,14 @@ def _land(landing: Landing) -> bool:
 def _land_in_background(stack: ExitStack, landing: Landing, port: int) -> None:
     """Land the newest days, then earlier ones in a thread, which `stack` stops and joins."""
     if landing.stopping.is_set():
-        raise Stopped
+        raise LandingInterrupted
     console.print(f"Dagster's UI is ready: [bold]http://localhost:{port}[/bold]")
     missing = landing.missing_days()
     landing.land((endpoint, days[-1:]) for endpoint, days in missing)
     landing.add_up()
 
     def land_earlier() -> None:
-        with suppress(Stopped):
+        with suppress(LandingInterrupted):
             landing.land((endpoint, days[:-1]) for endpoint, days in missing)
             landing.summarize()
 
@@ -253,7 +255,7 @@ def _start_ui(home: Path, log: Path, port: int, stopping: threading.Event) -> su
     with doing("Dagster's UI is starting"):
         while not stopping.wait(0.2):
             if dagster.poll() is not None or time.monotonic() > deadline:
-                raise Stop(f"Dagster did not start; its log is {log}")
+                raise CommandError(f"Dagster did not start; its log is {log}")
             with suppress(OSError):
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break

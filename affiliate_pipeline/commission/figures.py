@@ -23,7 +23,7 @@ class Incomplete:
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of `day` and the charts' `days`; `totals` are over `days`, best coins first.
+    """The figures of `day` and the charts' `days`; `totals` are over `days`, coins of the greatest value first.
 
     `as_of` is when they were read (UTC).
     """

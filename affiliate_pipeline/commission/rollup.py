@@ -25,18 +25,18 @@ COLUMNS = (
     ("zone", "text not null", "The zone of the exchange's days."),
     ("coin", "text not null", "The coin of `amount`, as the exchange spells it."),
     ("kind", "text not null", "rebate, kickback, commission spot or commission futures."),
-    ("count", "bigint not null", "How many records."),
-    ("amount", "numeric not null", "Their exact sum."),
+    ("count", "bigint not null", "The number of records."),
+    ("amount", "numeric not null", "The exact sum of the records."),
     (
         "usdt_value",
         "numeric",
-        "The exact sum in USDT of those that the exchange values or that are USDT; null if none.",
+        "The exact sum in USDT of the records that are in USDT or that the exchange values; null if there are none.",
     ),
-    ("unvalued", "bigint not null", "How many records have no value in USDT."),
+    ("unvalued", "bigint not null", "The number of records without a value in USDT."),
     ("settled", "bool not null", "Whether the day is final."),
-    ("asset", "text not null", "The asset that it was added up from."),
-    ("computed_at", "timestamptz not null default now()", "When it was added up."),
-    ("run_id", "text not null", "The Dagster run that added it up."),
+    ("asset", "text not null", "The asset whose rows were added up."),
+    ("computed_at", "timestamptz not null default now()", "When the row was computed."),
+    ("run_id", "text not null", "The Dagster run that wrote the row."),
 )
 
 

@@ -43,7 +43,7 @@ def check_specs(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
 
 
 def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg.AssetCheckEvaluation]:
-    """The evaluations of a landed day. It is proven complete: otherwise it would have failed."""
+    """The evaluations of a landed day; a day that is not proven complete fails and has none."""
 
     def evaluation(check: str, passed: bool, text: str, metadata: dict[str, Any]) -> dg.AssetCheckEvaluation:
         return dg.AssetCheckEvaluation(
@@ -63,7 +63,7 @@ def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg
         problems.append(f"the fee is above the volume in {stats.rows_with_fee_above_volume} rows")
     if landed.new_fields:
         fields = ", ".join(landed.new_fields)
-        problems.append(f"the responses have fields that the schema does not know, stored in column extra: {fields}")
+        problems.append(f"the responses have fields that are not in the schema, stored in column extra: {fields}")
     if before:
         problems.append(
             f"the exchange restated the day after it had settled: {before.rows} rows before, {stats.rows} now. The rows "

@@ -25,7 +25,7 @@ REPORT = dg.AssetKey(["affiliate", "daily_report"])
 # fails there would fail every day here.
 ZONE = ZoneInfo("Etc/UTC")
 OWNER = "team:affiliate"
-# The wait before a day is added up again, since several assets land for it one after the other.
+# A day is added up again only after nothing has landed for it for this long: its assets land one after the other.
 QUIET_S = 60
 
 
@@ -47,7 +47,7 @@ def build_earnings(start: date) -> dg.AssetsDefinition:
         owners=[OWNER],
         description="What was earned each day by exchange, kind and coin: added up exactly from the endpoints' tables, with "
         "a value in USDT only where the exchange gives one. Of several endpoints that report the same money, only one "
-        "counts. A day is that of each exchange, in its own zone.",
+        "counts. Each exchange's days are in its own time zone.",
         metadata={"dagster/table_name": TABLE, "dagster/column_schema": dg.TableSchema(columns)},
     )
     report = dg.AssetSpec(
@@ -85,7 +85,7 @@ def _materialize(
             commission = Commission(store, EARNING)
             for day in days:
                 if not commission.add_up(day, context.run.run_id):
-                    what = f"nothing of {', '.join(endpoint.key for endpoint in EARNING)} has landed for it"
+                    what = f"no rows of {', '.join(endpoint.key for endpoint in EARNING)} have landed for this day"
                     failed[day] = Problem("nothing_landed", what, action="Materialize one of them first")
                     continue
                 figures = gather(commission, configured, day, environment.start_date, is_sandbox=is_sandbox)

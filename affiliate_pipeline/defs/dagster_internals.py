@@ -32,7 +32,7 @@ from dagster_shared.error import SerializableErrorInfo
 from affiliate_pipeline.domain.days import days_from
 
 CheckStatus = AssetCheckExecutionRecordStatus
-# The code location's name unless a workspace sets another one. Needed only for contexts built by hand, which have none.
+# The code location's name unless a workspace sets another one. Used only for contexts that tests build, which have no origin.
 LOCATION = "affiliate_pipeline.definitions"
 # The types of Dagster's decorators name a bare `PathLike`, which strict checking rejects wherever they are used.
 _untyped: Any = dg

@@ -10,7 +10,7 @@ import dagster as dg
 
 from affiliate_pipeline.domain.problem import Problem, grouped
 
-# Keys of the failure's metadata: the text for people by day, and each problem as fields with its days.
+# Keys of the failure's metadata: the message for each day, and each distinct problem as fields with its days.
 FAILED_PARTITIONS = "failed_partitions"
 PROBLEMS = "problems"
 Metadata = dict[str, Any]
@@ -53,7 +53,7 @@ def finish(
 
 
 def problems_in(metadata: Mapping[str, Any]) -> dict[date, Problem]:
-    """The problem of each failed day in such a failure's metadata."""
+    """The problem of each failed day, from the metadata of a failure that `finish` raised."""
     found = metadata.get(PROBLEMS)
     return {
         date.fromisoformat(day): Problem.from_json(fields)

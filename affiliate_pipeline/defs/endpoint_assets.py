@@ -24,11 +24,13 @@ _Event = dg.MaterializeResult[Any] | dg.AssetCheckEvaluation | dg.Output[None]
 
 
 class LandingConfig(dg.Config):
-    """Options of a run; a normal run has none."""
+    """Options of a run; a normal run sets none."""
 
     allow_shrink: bool = Field(False, description="Accept fewer rows than had landed for a settled day.")
     from_rejected: bool = Field(False, description=f"Land the rows stored in {quarantine.TABLE}; fetch nothing.")
-    trust_old: bool = Field(False, description="The source still has days beyond its promised retention: fetch them.")
+    trust_old: bool = Field(
+        False, description="Fetch days beyond the source's promised retention, because it still has them."
+    )
 
 
 def build_asset(endpoint: Endpoint, start: date) -> dg.AssetsDefinition:
@@ -124,7 +126,7 @@ def _column_schema(endpoint: Endpoint) -> dg.TableSchema:
         for each in columns(endpoint.schema)
     ]
     added = [
-        dg.TableColumn("extra", "jsonb", "Fields of the response that the schema does not know."),
+        dg.TableColumn("extra", "jsonb", "Fields of the response that are not in the schema."),
         dg.TableColumn("partition_date", "date", f"The day, in {endpoint.exchange.zone.key}."),
         dg.TableColumn("landed_at", "timestamptz", "When the row was written."),
         dg.TableColumn("run_id", "text", "The Dagster run that wrote it."),

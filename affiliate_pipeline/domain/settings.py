@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from affiliate_pipeline.domain.problem import SettingsError
 
 DATABASE_VARIABLE = "AFFILIATE_DATABASE_URL"
-HOW_TO_SET = "Set these variables in the environment or in .env (see README, Real accounts)"
+SET_VARIABLES_ACTION = "Set these variables in the environment or in .env (see README, Real accounts)"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _QUOTES = "\"'`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\xbb"
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -46,7 +46,7 @@ class Settings(BaseModel):
                 names = [str(name).upper() for name in problem["loc"][:1]]
                 if not any(f"{name} " in known for name in names for known in problems):
                     problems.append(" ".join([*names, problem["msg"].removeprefix("Value error, ")]))
-        raise SettingsError("; ".join(problems), HOW_TO_SET)
+        raise SettingsError("; ".join(problems), SET_VARIABLES_ACTION)
 
     def secret(self, variable: str) -> str:
         """The value of a secret that was `required` when these settings were loaded."""
@@ -170,7 +170,7 @@ class Environment:
             return self.embedded_url
         value = self.variables.get(DATABASE_VARIABLE)
         if not value:
-            raise SettingsError(f"{DATABASE_VARIABLE} is not set", HOW_TO_SET)
+            raise SettingsError(f"{DATABASE_VARIABLE} is not set", SET_VARIABLES_ACTION)
         if problems := quotes_in(DATABASE_VARIABLE, value):
             raise SettingsError(*problems)
         scheme, separator, rest = value.partition("://")

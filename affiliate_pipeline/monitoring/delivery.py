@@ -31,13 +31,13 @@ class AlertSettings(Settings):
         urls = self.alert_urls.get_secret_value() if self.alert_urls else ""
         if urls and (problems := quotes_in("ALERT_URLS", urls)):
             raise SettingsError(*problems)
-        # A URL has commas of its own (`to=a@x.com,b@x.com`), but no white space.
+        # A URL may contain commas (`to=a@x.com,b@x.com`), but no white space.
         return [url.strip() for url in re.split(r",(?=[\s,]|$|\w+://)", urls) if url.strip()]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One alert as it is, or several bundled."""
+    """One alert unchanged, or several bundled."""
 
     title: str
     text: str
@@ -95,4 +95,4 @@ def send(url: str, message: Message) -> str | None:
     is_good_news = all(alert.good_news for alert in message.alerts)
     kind = apprise.NotifyType.SUCCESS if is_good_news else apprise.NotifyType.FAILURE
     sent = targets.notify(message.text, message.title, kind, body_format=apprise.NotifyFormat.TEXT)
-    return None if sent else "could not be reached, or refused the message"
+    return None if sent else "could not be reached, or did not accept the message"

@@ -1,6 +1,6 @@
 """What is wrong with a set-up, and what to do about it.
 
-Changes nothing: starts no server, writes no row, takes no rate limit slot. So each account gets only a few requests.
+Changes nothing: starts no server, writes no row, takes no rate limit slot. It sends each account only a few requests, since none is rate limited.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.errors import unavailable
 from affiliate_pipeline.postgres.readiness import problems
 
-# How far ahead Binance accepts a clock.
+# Binance rejects timestamps that are further ahead of its clock.
 MAX_CLOCK_OFFSET_MS = 1000
 # What to do first about a failing account; the first error class that matches counts.
 ACTIONS: dict[type[ExchangeError], str] = {
@@ -46,7 +46,7 @@ ACTIONS: dict[type[ExchangeError], str] = {
 }
 # What Dagster has recorded: which daemons are silent (they write a heartbeat every 30 seconds, the scheduler every
 # minute), whether any schedule runs, and the sensors and schedules that are stopped or whose last tick failed.
-_DAEMON: Final = """
+_AUTOMATION: Final = """
 select array(
     select lower(type) from unnest('{SENSOR,SCHEDULER}'::text[]) type where not exists (
         select from public.daemon_heartbeats where daemon_type = type
@@ -102,7 +102,7 @@ def _automation(connection: psycopg.Connection[Any]) -> Iterator[Finding]:
     """Dagster's daemon, schedules and sensors."""
     [(has_run,)] = connection.execute("select to_regclass('public.daemon_heartbeats') is not null").fetchall()
     never_run = [(["sensor", "scheduler"], False, (), ())]
-    [(silent, any_schedule, stopped, failing)] = connection.execute(_DAEMON).fetchall() if has_run else never_run
+    [(silent, any_schedule, stopped, failing)] = connection.execute(_AUTOMATION).fetchall() if has_run else never_run
     if silent:
         start = "Start it: `make up`, or on a server the Dagster daemon"
         yield Finding("daemon", f"Dagster's daemon is not running ({', '.join(silent)})", start)
@@ -117,7 +117,7 @@ def _automation(connection: psycopg.Connection[Any]) -> Iterator[Finding]:
         yield Finding("sensors", f"stopped: {', '.join(stopped)}", action)
     if failing:
         action = "See its error in the UI, under Automation"
-        yield Finding("sensors", f"the last tick failed of {', '.join(failing)}", action)
+        yield Finding("sensors", f"the last tick failed: {', '.join(failing)}", action)
 
 
 def _days(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:
@@ -134,12 +134,12 @@ def _days(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding
     if fine:
         yield Finding("days", f"no day of {fine} assets is overdue")
     elif not any(ledgers.values()):
-        yield Finding("days", "nothing has landed yet", "Start it (`make up`), or materialize days in the UI")
+        yield Finding("days", "nothing has landed yet", "Run `make up`, or materialize days in the UI")
 
 
 def _sources(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:
     for endpoint in ENDPOINTS:
-        with suppress(SettingsError):  # reported already
+        with suppress(SettingsError):  # `accounts` reports it
             session = endpoint.exchange.connect(endpoint, SharedState(), environment.variables)
             session.client.close()
             landed_from = {entry.source for entry in ledgers.get(endpoint.key, {}).values()}
@@ -193,11 +193,13 @@ def _account(about: str, endpoints: list[Endpoint], environment: Environment) ->
 
 def _offset(endpoint: Endpoint, offset_ms: int) -> Finding:
     action = ACTIONS[TimestampRejected] if abs(offset_ms) > MAX_CLOCK_OFFSET_MS else ""
-    return Finding(f"clock of {endpoint.exchange.name}", f"{offset_ms / 1000:+.1f} s against this machine's", action)
+    return Finding(
+        f"clock of {endpoint.exchange.name}", f"{offset_ms / 1000:+.1f} s relative to this machine's clock", action
+    )
 
 
 def _refusal(about: str, endpoint: Endpoint, error: ExchangeError, host: str) -> Finding:
-    """What is wrong with the account."""
+    """The finding about an account that refused a request or could not be reached."""
     if isinstance(error, TimestampRejected) and error.server_ms is not None:
         return _offset(endpoint, error.server_ms - now_ms())
     variable = endpoint.probe.about if endpoint.probe else ""

@@ -97,7 +97,7 @@ class Outbox(TableStore):
         return {target for (target,) in self._execute(f"select target from {DELIVERIES} where delivered_at is null")}
 
     def record_delivery(self, target: str, alerts: Iterable[Alert], min_interval: timedelta) -> None:
-        """Record acceptance: nothing is due for the interval, then what failed is due at once."""
+        """Record acceptance: nothing is due for `min_interval`; then all failed alerts are due."""
         with unavailable(), self._connection.transaction():
             self._execute(
                 f"insert into {DELIVERIES} select key, %s, 1, now() + %s, now() from unnest(%s::text[]) key "

@@ -85,14 +85,14 @@ def overdue_days(endpoint: Endpoint, ledgers: ledger.Ledgers, start: date, now_m
     timetable, landed = endpoint.timetable, ledgers.get(endpoint.key)
     if not landed or not timetable.is_monitored:
         return []
-    elsewhere = ledgers.get(timetable.fallback.asset) if timetable.fallback else None
+    landed_by_fallback = ledgers.get(timetable.fallback.asset) if timetable.fallback else None
     first = max(min(landed), start, day_of(now_ms, timetable.zone) - MONITORED_DAYS * DAY)
     return [
         each
         for each in expected_days(timetable, first, now_ms, landed)
         if each.overdue_at_ms is not None
         and now_ms >= each.overdue_at_ms
-        and (each.is_retained(now_ms) or each.day not in (elsewhere or ()))
+        and (each.is_retained(now_ms) or each.day not in (landed_by_fallback or ()))
     ]
 
 
@@ -193,7 +193,7 @@ def level_for(
 
 
 def alerts_of(endpoint: Endpoint, level: NotificationLevel, days: Sequence[ExpectedDay], now_ms: int) -> list[Alert]:
-    """One alert; from `SECOND_CHANCE` on, a separate one for days that were read too early."""
+    """One alert; from `SECOND_CHANCE` on, a separate one for days that landed before settling."""
     if level < NotificationLevel.SECOND_CHANCE:
         return [_alert(endpoint, level, days, now_ms)]
     kinds = [each for each in days if not each.last_read_at], [each for each in days if each.last_read_at]

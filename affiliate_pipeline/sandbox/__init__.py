@@ -2,8 +2,8 @@
 
 It imports nothing else of affiliate_pipeline and verifies signatures with its own code, so that a mistake of the client
 cannot be hidden by shared code. `server` serves HTTP, `binance` and `lbank` implement the exchanges without sockets, and
-`exchange` is the protocol between them. `faults` spoils responses. The exchanges share `parameters`, `signatures`,
-`sliding_window`, `days` and `rows`. A new exchange takes a folder like `binance` and an entry in `Sandbox`.
+`exchange` is the protocol between them. `faults` injects faults into responses. The exchanges share `parameters`, `signatures`,
+`sliding_window`, `days` and `rows`. A new exchange requires a folder like `binance` and an entry in `Sandbox`.
 """
 
 from affiliate_pipeline.sandbox.faults import Faults

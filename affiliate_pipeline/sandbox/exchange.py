@@ -33,7 +33,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Response:
-    """One response; `code` is the exchange's error code, `fault` what made or spoiled it."""
+    """One response; `code` is the exchange's error code, `fault` the injected fault."""
 
     status: int
     body: bytes

@@ -1,7 +1,7 @@
-"""Faults between an exchange and its caller. The exchanges' own rules are in their folders.
+"""Fault injection between an exchange and its caller. The exchanges' own rules are in their folders.
 
-The exchange does its work first, then a fault spoils the response: after a 5xx or a reset, a caller cannot know whether
-the work was done. A refusal is never spoiled, so that no fault hides a mistake of a caller.
+A fault is injected after the exchange has processed the call, so after a 5xx or a reset the caller cannot know whether
+the call took effect. Refusals are sent unchanged, so that no fault hides a mistake of the caller.
 """
 
 import random
@@ -30,6 +30,7 @@ class Faults:
     `error`, `message`, `previous` (the URL of the file before), `empty` or `null`.
     `expired_urls`: how many of the next file URLs are expired when they are returned.
     `clock_offset_ms`: how far the exchange's clock is ahead of the sandbox's.
+    `retry_after_s`: the Retry-After of rate_limited. `slow_s`: the delay of slow.
     """
 
     path: str
@@ -75,7 +76,7 @@ class Faults:
             self._days = {**self._days, day: (status, code)}
 
     def mix(self, *, seed: int = 0, **rates: float) -> None:
-        """Spoil responses at random, each of KINDS at its rate; replaces the previous mix."""
+        """Inject faults at random, each of KINDS at its rate; replaces the previous mix."""
         if unknown := rates.keys() - set(KINDS):
             raise ValueError(f"no such faults: {sorted(unknown)}; there are {', '.join(KINDS)}")
         if sum(rates.values()) > 1:
@@ -84,7 +85,7 @@ class Faults:
             self._rates = dict(rates)
             self._random = random.Random(seed)
 
-    def spoil(self, response: Response, call: Call, exchange: Exchange) -> Response:  # noqa: PLR0911 - one per fault
+    def inject(self, response: Response, call: Call, exchange: Exchange) -> Response:  # noqa: PLR0911 - one per fault
         """The response to send: this one, or the fault that replaces it."""
         if response.status != 200 or response.code is not None or self.path not in call.path:
             return response

@@ -27,7 +27,7 @@ ABORT_ON_CLOSE = struct.pack("ii", 1, 0)
 class Request:
     """One request as logged; `status` is None until there is a response, and after a reset.
 
-    `code` is the exchange's own error code, `fault` the fault that made or spoiled the response.
+    `code` is the exchange's own error code, `fault` the injected fault.
     """
 
     received_ms: int
@@ -42,8 +42,8 @@ class Request:
 class Sandbox:
     """The exchanges on a loopback port, served by threads of this process; a context manager.
 
-    `rows_per_day`: roughly how many Binance rebates. `users`: how many are under LBank's affiliate.
-    `rate_scale`: how many times shorter than the real ones the windows of all rate limits are.
+    `rows_per_day`: the approximate number of Binance rebates. `users`: the number of users under LBank's affiliate.
+    `rate_scale`: the factor by which all rate limit windows are shorter than the real ones.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Sandbox:
         return self
 
     def stop(self) -> None:
-        """Refuse new connections and close the open ones, whatever they are doing."""
+        """Refuse new connections and close the open ones, even during a request."""
         if self._server is not None:
             self._server.stop()
             self._thread.join()
@@ -102,7 +102,7 @@ class Sandbox:
         request = Request(self.now(), call.method, call.path, call.params)
         self.requests.append(request)
         exchange = next((each for each in self._exchanges if call.path.startswith(each.prefixes)), None)
-        response = self.faults.spoil(exchange.respond(call), call, exchange) if exchange else NOT_FOUND
+        response = self.faults.inject(exchange.respond(call), call, exchange) if exchange else NOT_FOUND
         # Before the response is sent, so that a client that has it finds the complete request in the log.
         request.status = None if response.fault == "reset" else response.status
         request.code, request.fault = response.code, response.fault

@@ -25,17 +25,17 @@ def verifier(secret_or_public_pem: str) -> Callable[[bytes, str], bool]:
     """A function that checks a signature against a payload, for this account."""
     if not is_public_key(secret_or_public_pem):
 
-        def hmac_is_right(payload: bytes, signature: str) -> bool:
+        def is_valid_hmac(payload: bytes, signature: str) -> bool:
             expected = hmac.new(secret_or_public_pem.encode(), payload, hashlib.sha256).hexdigest()
             return hmac.compare_digest(expected.encode(), signature.lower().encode())
 
-        return hmac_is_right
+        return is_valid_hmac
 
     public = load_pem_public_key(secret_or_public_pem.encode())
     if not isinstance(public, RSAPublicKey | Ed25519PublicKey):
         raise TypeError(f"an account's key is RSA or Ed25519, not {type(public).__name__}")
 
-    def public_key_is_right(payload: bytes, signature: str) -> bool:
+    def is_valid_for_public_key(payload: bytes, signature: str) -> bool:
         try:
             decoded = base64.b64decode(signature, validate=True)
             if isinstance(public, RSAPublicKey):
@@ -46,4 +46,4 @@ def verifier(secret_or_public_pem: str) -> Callable[[bytes, str], bool]:
             return False
         return True
 
-    return public_key_is_right
+    return is_valid_for_public_key

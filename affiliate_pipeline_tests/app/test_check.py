@@ -165,7 +165,7 @@ def test_stopped_or_failing_schedules_and_sensors_are_reported(healthy, checked,
 
     query("update instigators set status = 'DECLARED_IN_CODE'")
     query("insert into job_ticks (selector_id, status, tick_body) values ('x', 'FAILURE', %s)", '{"job_name": "other"}')
-    assert checked() == {"sensors": "the last tick failed of other"}
+    assert checked() == {"sensors": "the last tick failed: other"}
 
 
 def test_days_at_risk_are_reported(healthy, checked, query):

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from affiliate_pipeline.app.__main__ import app
-from affiliate_pipeline.app.cli import Stop
+from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import COLUMNS, DAYS, KEY, SETTLED, YESTERDAY, at, landed, rebate
@@ -123,11 +123,11 @@ def test_missing_and_unsettled_days_of_an_exchange_are_reported_for_the_totals(b
 
 def test_only_known_tables_can_be_exported(sandbox, capfd):
     for table in ("affiliate.landing", "pg_authid", "binance.rebate_recent_record; drop table x"):
-        with pytest.raises(Stop, match="there is no table"):
+        with pytest.raises(CommandError, match="there is no table"):
             export(table, f"{SETTLED}")
 
 
 def test_a_table_without_landed_days_is_not_exported(sandbox, tmp_path):
-    with pytest.raises(Stop, match="nothing has ever landed"):
+    with pytest.raises(CommandError, match="nothing has ever landed"):
         export(TABLE, f"{SETTLED}", "--output", str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()

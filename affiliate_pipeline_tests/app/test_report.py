@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from affiliate_pipeline.app.__main__ import app
-from affiliate_pipeline.app.cli import Stop
+from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, YESTERDAY, at, rebate
@@ -111,13 +111,13 @@ def test_a_day_before_the_start_has_no_page(sandbox, monkeypatch, arguments):
     assert add_up([SETTLED]).success
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{YESTERDAY}")
 
-    with pytest.raises(Stop, match=f"is before AFFILIATE_START_DATE, {YESTERDAY}"):
+    with pytest.raises(CommandError, match=f"is before AFFILIATE_START_DATE, {YESTERDAY}"):
         report(*arguments)
 
 
 def test_there_is_no_page_without_totals_or_for_an_invalid_day(sandbox):
-    with pytest.raises(Stop, match="nothing has been added up yet"):
+    with pytest.raises(CommandError, match="nothing has been added up yet"):
         report()
-    with pytest.raises(Stop, match="is not a day"):
+    with pytest.raises(CommandError, match="is not a day"):
         report("yesterday")
     assert not Path("reports").exists()

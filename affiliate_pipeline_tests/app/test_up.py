@@ -14,7 +14,7 @@ import pytest
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app import processes
 from affiliate_pipeline.app.__main__ import app
-from affiliate_pipeline.app.cli import Stop
+from affiliate_pipeline.app.cli import CommandError
 
 # An `up` that has the lock and writes its pid only after a line on its standard input.
 SLOW_UP = """
@@ -67,7 +67,7 @@ def test_up_replaces_the_pid_of_a_killed_up_before_it_stops_leftover_processes(h
     pids = []
     monkeypatch.setattr(processes, "stop_processes", lambda home: pids.append((home / "up.lock").read_text()))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    with pytest.raises(Stop, match="cannot be used"), socket.create_server(("127.0.0.1", 0)) as taken:
+    with pytest.raises(CommandError, match="cannot be used"), socket.create_server(("127.0.0.1", 0)) as taken:
         app(["up", "--port", f"{taken.getsockname()[1]}"], standalone_mode=False)
 
     assert pids == [f"{os.getpid()}"]
@@ -86,7 +86,9 @@ def test_up_does_not_start_the_sandbox_with_a_configured_database(
         settings.save_sandbox_variables({"BINANCE_BASE_URL": "http://127.0.0.1:9", "BINANCE_PARTNER_API_KEY": "key"})
     before = query("select datname::text from pg_database order by 1"), sorted(home.iterdir())
 
-    with pytest.raises(Stop, match="AFFILIATE_DATABASE_URL is set and no exchange is. Set .* or unset"):
+    with pytest.raises(
+        CommandError, match="AFFILIATE_DATABASE_URL is set, but no exchange is configured. Set .* or unset"
+    ):
         app(["up", "--once"], standalone_mode=False)
 
     assert (query("select datname::text from pg_database order by 1"), sorted(home.iterdir())) == before

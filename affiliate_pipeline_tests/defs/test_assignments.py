@@ -299,7 +299,7 @@ def test_posts_whose_responses_are_lost_after_the_change_are_assigned_once(sandb
 
 def test_a_post_without_effect_is_verified_and_posted_again(sandbox, query, desire):
     desire(("new1", EMAILS[0]))
-    sandbox.binance.failing_posts = 3
+    sandbox.binance.posts_to_fail = 3
 
     run = materialize(PARTNERS, [today()])
 
@@ -312,7 +312,7 @@ def test_a_post_without_effect_is_verified_and_posted_again(sandbox, query, desi
 
 def test_a_post_that_never_has_an_effect_is_reported_after_10_attempts(sandbox, query, desire):
     desire(("new1", EMAILS[0]), ("new2", EMAILS[1]))
-    sandbox.binance.failing_posts = 10
+    sandbox.binance.posts_to_fail = 10
 
     run = materialize(PARTNERS, [today()])
 
@@ -416,7 +416,7 @@ def test_the_clients_id_is_assigned_once(sandbox, query, monkeypatch):
         assert run.success and passed(run), run.message
 
     monkeypatch.setenv("BINANCE_USER_CUSTOMER_ID", "mine2")
-    sandbox.binance.failing_posts = 1
+    sandbox.binance.posts_to_fail = 1
     assert materialize(CLIENTS, [today()]).success
     assert sandbox.binance.customers.own_id == "mine2"
     assert rows(query, columns, "user_customization_assignment") == [

@@ -261,7 +261,7 @@ def test_a_day_for_which_nothing_has_landed_fails_alone_in_both_assets(sandbox):
         assert list(materializations(result, key)) == [f"{DAYS[1]}"]
     failure = only_step_failure(result.all_events)
     assert failed_partitions(failure) == {f"{DAYS[0]}", f"{DAYS[2]}"}
-    assert "has landed for it" in failure_message(failure)
+    assert "have landed for this day" in failure_message(failure)
 
 
 def test_a_day_without_earnings_lands_with_no_rows(sandbox, query, without_wait):

@@ -39,7 +39,7 @@ SENSORS = [sensor.name for sensor in loaded_definitions().sensors or ()]
 @pytest.fixture(scope="module")
 def other_url(postgres_home: Path) -> str:
     """The database of another team's Dagster."""
-    return server.ensure(postgres_home, "another_team")
+    return server.ensure_database(postgres_home, "another_team")
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +280,7 @@ def test_the_application_lands_the_sandbox_in_its_own_database(embedded, leftove
 
     assert lands(embedded)
     assert leftover.requests != []
-    with psycopg.connect(server.ensure(settings.home(), "affiliate_sandbox")) as connection:
+    with psycopg.connect(server.ensure_database(settings.home(), "affiliate_sandbox")) as connection:
         [(rows,)] = connection.execute("select rows from affiliate.landing").fetchall()
         assert connection.execute("select count(*) from binance.rebate_recent_record").fetchall() == [(rows,)]
         assert rows > 0

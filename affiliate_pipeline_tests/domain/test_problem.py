@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 
-from affiliate_pipeline.app.cli import Stop
+from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.app.embedded_server.server import ServerError
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, SettingsError, grouped
 from affiliate_pipeline.exchanges.spool import SpoolFull
@@ -36,7 +36,8 @@ def test_days_with_the_same_problem_are_grouped():
 
 
 @pytest.mark.parametrize(
-    "error", [SettingsError, StoreUnavailable, StoreError, Shrunken, ServerError, SpoolFull, ExchangeError, Stop]
+    "error",
+    [SettingsError, StoreUnavailable, StoreError, Shrunken, ServerError, SpoolFull, ExchangeError, CommandError],
 )
 def test_every_error_is_an_affiliate_error(error):
     assert issubclass(error, AffiliateError)

@@ -211,7 +211,7 @@ class Project:
     def query(self, statement: str, *values: Any) -> list[tuple]:
         """Run SQL in the configured embedded database, and return the rows."""
         name = "affiliate" if (self.folder / ".env").is_file() else "affiliate_sandbox"
-        with psycopg.connect(server.ensure(self.home, name), options="-c timezone=UTC") as connection:
+        with psycopg.connect(server.ensure_database(self.home, name), options="-c timezone=UTC") as connection:
             return connection.execute(statement.encode(), values).fetchall()
 
     def data_folder(self) -> Path | None:

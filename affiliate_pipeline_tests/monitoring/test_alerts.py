@@ -217,7 +217,7 @@ def examples() -> list[Alert]:
         "unknown",
     )
     days = [ExpectedDay(day, None, rebates.timetable.deadline_ms(day)) for day in DAYS]
-    new_field = "the responses have fields that the schema does not know, stored in column extra: tier"
+    new_field = "the responses have fields that are not in the schema, stored in column extra: tier"
     return [
         failed,
         failed_checks("checks", {(REBATES, "day_is_sound"): {DAYS[1]: new_field}}, LINK),
@@ -275,7 +275,7 @@ def test_a_message_too_long_for_a_service_arrives_in_parts(webhook, monkeypatch)
 @pytest.mark.parametrize("status", [400, 401, 404, 500, 503])
 def test_a_failed_delivery_is_reported(webhook, status):
     webhook.status = status
-    assert send(webhook.url, MESSAGE) == "could not be reached, or refused the message"
+    assert send(webhook.url, MESSAGE) == "could not be reached, or did not accept the message"
     assert len(webhook.messages) == 1
 
 
@@ -293,13 +293,13 @@ def test_a_late_response_is_accepted(webhook, monkeypatch, parameters):
 
 def test_a_url_may_set_a_shorter_timeout(webhook):
     webhook.may_respond.clear()
-    assert send(f"{webhook.url}?rto=0.01", MESSAGE) == "could not be reached, or refused the message"
+    assert send(f"{webhook.url}?rto=0.01", MESSAGE) == "could not be reached, or did not accept the message"
     webhook.may_respond.set()
 
 
 def test_an_unreachable_target_is_reported(webhook):
     webhook.stop()
-    assert send(webhook.url, MESSAGE) == "could not be reached, or refused the message"
+    assert send(webhook.url, MESSAGE) == "could not be reached, or did not accept the message"
 
 
 @pytest.mark.parametrize("url", ["nonsense", "slakc://tokenA/tokenB/tokenC", "://", "https//x"])

@@ -92,8 +92,9 @@ def locked(home: Path) -> Generator[None, None, None]:
 def try_alive_lock(cluster: Cluster) -> Generator[int | None, None, None]:
     """Yield the descriptor of a locked file; None while a server or initdb process is alive.
 
-    All of them inherit it, so the kernel releases the lock when the last one ends. This is reliable even for orphans of
-    a killed postmaster, for zombies, and for a server in another container, where a pid means nothing.
+    These processes inherit the descriptor, so the kernel releases the lock when the last of them ends. This is reliable
+    even for orphans of a killed postmaster, for zombies, and for a server in another container, whose pids are not
+    visible here.
     """
     with open(cluster.folder / "alive.lock", "a") as file:
         try:

@@ -20,7 +20,7 @@ SYSTEM_USER = "affiliate"
 
 def program(name: str) -> Path:
     """The path of a program (`psql`, `pg_dump`, …) that the server's user may execute."""
-    # Found, not imported: only the files are needed, and the launcher in the wheel trusts pids.
+    # Locate the package without importing it: only its files are needed, not its launcher, which relies on pids.
     spec = importlib.util.find_spec(WHEEL.replace("-", "_"))
     package = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
     if package is None or not (package / INSTALLATION / "bin" / name).exists():
@@ -53,7 +53,7 @@ def run(cluster: Cluster, lock_fd: int, name: str, *arguments: str | Path) -> No
 
 
 def make_folder(cluster: Cluster) -> None:
-    """Create the cluster's folder; as root, give it to the server's user."""
+    """Create the cluster's folder; as root, make the server's user its owner."""
     cluster.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.geteuid() == 0 and cluster.folder.stat().st_uid == 0:
         user = system_user()

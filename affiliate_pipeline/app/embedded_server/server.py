@@ -40,7 +40,7 @@ SETTINGS = {
     "max_wal_size": "1GB",
     "timezone": "UTC",
     "log_timezone": "UTC",
-    # Would log two lines every five minutes.
+    # Checkpoints would add two lines to the log every five minutes.
     "log_checkpoints": "off",
 }
 MAX_LAUNCHES = 3
@@ -59,7 +59,7 @@ def start_database(environment: Environment) -> Environment:
     """Start the embedded server if it is used; return the environment with its URL."""
     if not is_embedded(environment):
         return environment
-    return replace(environment, embedded_url=ensure(environment.home, environment.mode))
+    return replace(environment, embedded_url=ensure_database(environment.home, environment.mode))
 
 
 def running_database(environment: Environment) -> Environment | None:
@@ -70,7 +70,7 @@ def running_database(environment: Environment) -> Environment | None:
     return replace(environment, embedded_url=url) if url else None
 
 
-def ensure(home: Path, database: str) -> str:
+def ensure_database(home: Path, database: str) -> str:
     """The database's URL, after starting the server and creating the database if necessary.
 
     Processes may call this concurrently.
@@ -145,7 +145,7 @@ def _start(home: Path) -> Cluster:
 
 
 def _new(home: Path) -> Cluster:
-    """A cluster that exists only in `postgres.json`, with no port yet."""
+    """Write `postgres.json` for a new cluster; its data and port do not exist yet."""
     if os.geteuid() == 0:
         data = SYSTEM_FOLDER / secrets.token_hex(8) / "data"
     else:
@@ -196,7 +196,7 @@ def _initialize(cluster: Cluster, lock_fd: int) -> None:
 
 
 def _remove_stale_pid(cluster: Cluster) -> None:
-    """Remove postmaster.pid unless it is this server's: even a zombie would block the start."""
+    """Remove postmaster.pid unless its process runs on this data: even a zombie's blocks the start."""
     file = cluster.data / "postmaster.pid"
     command: list[str] = []
     with suppress(FileNotFoundError, ValueError, IndexError, psutil.Error):
@@ -230,7 +230,7 @@ def _connect(cluster: Cluster, database: str = "postgres") -> psycopg.Connection
 
 
 def _data_directory(cluster: Cluster, database: str = "postgres") -> str | None:
-    """The running server's data folder; not the cluster's if the project was copied or moved."""
+    """The running server's data folder, which differs from `cluster.data` after a copy or move."""
     try:
         with _connect(cluster, database) as connection:
             row = connection.execute("show data_directory").fetchone()

@@ -1,4 +1,4 @@
-"""The run launcher that `dagster.yaml` names, and the reasons of failed runs."""
+"""The run launcher that `dagster.yaml` names, and why runs failed."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,15 +12,16 @@ from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import of_instance
 from affiliate_pipeline.landing.store import is_run_live
 
-# Longer than a busy machine takes between a run's event and its next process, which calls `Store.mark_run_live`.
+# Longer than it takes, even on a busy machine, from a run's last event until its next process has started and called
+# `Store.mark_run_live`.
 SILENCE_S = 75
 
 
 class Launcher(dg.DefaultRunLauncher):
     """Dagster's default launcher, which also notices runs whose process has died.
 
-    Such runs died with the process that launched them, or were killed after a start from the command line. Dagster's
-    own launcher would show them as started forever.
+    Such a process was killed together with the one that launched it, or was started from the command line and killed.
+    With Dagster's own launcher, its run would stay in the status STARTED forever.
     """
 
     @property
@@ -44,7 +45,7 @@ class Launcher(dg.DefaultRunLauncher):
         )
 
 
-def failures(dagster_home: Path, days: Sequence[date], since: datetime) -> Iterator[str]:
+def failure_reasons(dagster_home: Path, days: Sequence[date], since: datetime) -> Iterator[str]:
     """The reasons of the steps that failed in runs over these days."""
     failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=range_tags(days), created_after=since)
     with dg.DagsterInstance.from_config(str(dagster_home)) as instance:

@@ -67,12 +67,12 @@ def markdown(figures: Figures) -> str:
 
 
 def svg(figures: Figures) -> str:
-    """All charts as one image, two per row; without titles, which would swell the event log."""
+    """All charts as one image, two per row; without titles, which would enlarge the event log."""
     return _render("charts.svg.j2", figures)
 
 
 def panels(figures: Figures) -> list[Panel]:
-    """The charts of the best `MAX_COINS` coins of each exchange."""
+    """The charts of the `MAX_COINS` coins of the greatest value, for each exchange."""
     coins: dict[str, dict[str, None]] = {}
     for total in figures.totals:
         coins.setdefault(total.exchange, {})[total.coin] = None

@@ -15,14 +15,14 @@ from affiliate_pipeline.monitoring import alerts, delivery
 from affiliate_pipeline.monitoring.delivery import AlertSettings
 from affiliate_pipeline.monitoring.outbox import TABLE, OpenAlert, Outbox
 
-# Between two messages to a target, so that a burst longer than a tick is bundled too.
+# The time between two messages to a target, so that alerts of several ticks are bundled too.
 MIN_INTERVAL = timedelta(seconds=30)
 FIRST_PAUSE = timedelta(seconds=15)
 MAX_PAUSE = timedelta(minutes=30)
 # A tick has to end within 60 s; the next tick sends the rest.
 MAX_SENDING_S = 25
 MATERIALIZATIONS_READ = 1000
-# By asset, its fallback, which can land its days too.
+# By asset key, the asset that can land its days as a fallback.
 FALLBACKS = {endpoint.key: other.asset for endpoint in ENDPOINTS if (other := endpoint.timetable.fallback)}
 
 
@@ -50,7 +50,7 @@ def alert_delivery(context: dg.SensorEvaluationContext, pipeline: dg.ResourcePar
                 context.log.error(problem)
     if problems:
         raise Undelivered("; ".join(problems))
-    return dg.SkipReason("what could be sent has been sent")
+    return dg.SkipReason("every alert that could be sent in this tick has been sent")
 
 
 def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
@@ -67,8 +67,8 @@ def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
             if problem := delivery.send(url, message):
                 attempts, next_attempt = outbox.record_failure(target, message.alerts, FIRST_PAUSE, MAX_PAUSE)
                 problems.append(
-                    f"ALERT_URLS: entry {place} {problem} (try {attempts}: {message.title}); {outbox.count_undelivered(target)} "
-                    f"alerts wait for it in {TABLE}; next try at {next_attempt:%H:%M:%S} UTC"
+                    f"ALERT_URLS: entry {place} {problem} (attempt {attempts}: {message.title}); undelivered alerts for it in "
+                    f"{TABLE}: {outbox.count_undelivered(target)}; next attempt at {next_attempt:%H:%M:%S} UTC"
                 )
                 break
             outbox.record_delivery(target, message.alerts, MIN_INTERVAL)
@@ -108,9 +108,10 @@ def _report_recovered(outbox: Outbox, instance: dg.DagsterInstance) -> None:
 def _last_materialized(
     instance: dg.DagsterInstance, waiting: Sequence[OpenAlert]
 ) -> dict[tuple[str, date | None], float]:
-    """When what the alerts wait for was last materialized (Unix time), by asset and day.
+    """The last materialization (Unix time) of each asset and day that the alerts wait for.
 
-    The ledger does not show days that were retained or landed by a fallback, nor assets without an endpoint.
+    Read from Dagster's events: the ledger does not show days that were retained or landed by a fallback, nor assets
+    without an endpoint.
     """
     found: dict[tuple[str, date | None], float] = {}
     for asset in sorted({asset for each in waiting for asset in each.missing}):

@@ -41,11 +41,12 @@ RUNS_PER_TICK = 200
 DAY_S = 86_400
 # Event ids are assigned before the commit, so a lower id may still appear after a higher one was read.
 MAX_COMMIT_DELAY_S = 60
-# The daemon launches retries every 5 s, unless it is off or finds nothing to launch. After this time, expect none.
+# The daemon launches retries every 5 s. A retry that is not launched within this time is not expected any more: the
+# daemon may be off, or the run's job or backfill gone.
 MAX_RETRY_LAUNCH_S = 300
 ENDPOINT_OF = {AssetKey.from_user_string(endpoint.key): endpoint for endpoint in ENDPOINTS}
-TABLES = {AssetKey.from_user_string(table.key) for table in REFERENCE_TABLES}
-OWN_ASSETS = frozenset({*ENDPOINT_OF, *TABLES, COMMISSION, REPORT})
+REFERENCE_ASSETS = {AssetKey.from_user_string(table.key) for table in REFERENCE_TABLES}
+OWN_ASSETS = frozenset({*ENDPOINT_OF, *REFERENCE_ASSETS, COMMISSION, REPORT})
 # The third check is not among them: the monitor raises its own alerts about overdue days, with deadlines.
 REPORTED_CHECKS = {DAY_IS_SOUND, SAME_ROWS}
 _Partitions = set[tuple[AssetKey, str | None]]
@@ -60,12 +61,12 @@ class _Undecided(Exception):
 @sensor(
     minimum_interval_seconds=15,
     description="Raises one alert per failed run, with the asset, exactly the days that failed, why, and until when "
-    "they can be fetched; and one per run whose checks failed. Includes runs of the command line.",
+    "they can be fetched; and one per run whose checks failed. Includes runs started from the command line.",
 )
 def failed_run_alert(
     context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
 ) -> dg.SkipReason:
-    """Unlike Dagster's run failure sensor, this one reads a run again if its tick failed."""
+    """Raise the alerts; a failed tick is repeated, unlike with Dagster's run failure sensor."""
     ui = AlertSettings.load(pipeline.environment.variables).dagster_ui_url
     # Ignore failures older than a day: the overdue monitor reports what is still missing.
     cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - DAY_S}
@@ -214,7 +215,8 @@ def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleD
         states = context.instance.all_instigator_state(
             instigator_statuses={InstigatorStatus.RUNNING, InstigatorStatus.DECLARED_IN_CODE}
         )
-        # Include the alert delivery: usually only one of several targets fails. If all do, the heartbeat stops.
+        # Include the alert delivery: if it fails for one target only, the others get the alert. If all fail, the heartbeat
+        # stops.
         failing = [
             alert
             for state in states
@@ -231,14 +233,14 @@ def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleD
 def _failing(instance: DagsterInstance, state: InstigatorState, ui: str) -> alerts.Alert | None:
     """The alert about a sensor or schedule, if its last ticks have all failed."""
     which = state.instigator_origin_id, state.selector_id
-    ended_well = [TickStatus.SUCCESS, TickStatus.SKIPPED]
-    # The next tick of a sensor makes up for a failed one; a failed tick of a schedule is a run that did not start.
+    succeeded = [TickStatus.SUCCESS, TickStatus.SKIPPED]
+    # The next tick of a sensor repeats the work of a failed one. A schedule's does not: its runs have not started.
     number = 2 if state.instigator_type is InstigatorType.SENSOR else 1
-    last = instance.get_ticks(*which, limit=number, statuses=[*ended_well, TickStatus.FAILURE])
-    if len(last) < number or any(tick.status in ended_well for tick in last):
+    last = instance.get_ticks(*which, limit=number, statuses=[*succeeded, TickStatus.FAILURE])
+    if len(last) < number or any(tick.status in succeeded for tick in last):
         return None
-    well = instance.get_ticks(*which, limit=1, statuses=ended_well)
+    last_success = instance.get_ticks(*which, limit=1, statuses=succeeded)
     kind, name = state.instigator_type.value.lower(), state.instigator_name
     cause = innermost_message(last[0].error) or "It failed without a message"
-    key = f"{kind} {name} since tick {well[0].tick_id if well else 0}"
+    key = f"{kind} {name} since tick {last_success[0].tick_id if last_success else 0}"
     return alerts.failing_ticks(key, kind, name, cause, f"{ui}/automation")

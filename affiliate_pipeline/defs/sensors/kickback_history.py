@@ -74,11 +74,11 @@ def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> d
     if finished >= MAX_RUNS:
         if any(export.state == "waiting" for export in opened):
             # Give up: days of the waiting exports may expire meanwhile.
-            note = (
-                f"its file arrived, but {finished} runs could not land it, and other exports wait: see why they failed"
-            )
+            note = f"its file arrived, but {finished} runs could not land it, and other exports wait: see the errors of these runs"
             exports.update(ready, state="expired", note=note)
-        return dg.SkipReason(f"{finished} runs could not land the file of export {ready.id}: see why they failed")
+        return dg.SkipReason(
+            f"{finished} runs could not land the file of export {ready.id}: see the errors of these runs"
+        )
     return dg.RunRequest(
         run_key=f"{ready.id}-{finished + 1}",
         asset_selection=[HISTORY_KEY],

@@ -60,8 +60,8 @@ def watch(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeli
     """Request overdue days, add alerts about them and evaluate `NO_DAY_MISSING`."""
     now = now_ms()
     at, url = datetime.fromtimestamp(now / 1000, UTC), pipeline.environment.database_url()
-    ended_badly = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    failed = context.instance.get_runs(dg.RunsFilter(statuses=ended_badly, updated_after=at - FIRST_PAUSE))
+    unsuccessful = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+    failed = context.instance.get_runs(dg.RunsFilter(statuses=unsuccessful, updated_after=at - FIRST_PAUSE))
     # Ignore the runs that the monitor requested: its own pauses apply to their days.
     failed = [run for run in failed if ATTEMPT_TAG not in run.tags]
     unfinished = context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=at - DAY))
@@ -136,7 +136,7 @@ def _request(key: dg.AssetKey, days: Sequence[date], states: Mapping[date, State
         # Unique per attempt: Dagster never runs the same key again.
         run_key=f"{key.to_user_string()} {days[0]}...{days[-1]} at {now}",
         asset_selection=[key],
-        tags={**range_tags(days), ATTEMPT_TAG: f"try {max(states[day].attempts for day in days)}"},
+        tags={**range_tags(days), ATTEMPT_TAG: f"attempt {max(states[day].attempts for day in days)}"},
     )
 
 

@@ -1,4 +1,4 @@
-"""Binance Link in the sandbox: `exchange` responds to calls with what the other modules supply.
+"""Binance Link in the sandbox: `exchange` responds to calls with the data of the other modules.
 
 `signing` verifies calls, `parameters` has the refusal codes, `records` stores rows by day; `rebates`, `kickbacks` and
 `customers` generate data.

@@ -1,4 +1,4 @@
-"""The customerIds in the sandbox: the partner's, assigned to emails, and the client's own."""
+"""The assigned customerIds: those of the partner's clients, by email, and the client's own."""
 
 import json
 import re
@@ -11,7 +11,7 @@ EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 
 
 class Customers:
-    """The assigned customerIds, which are the same at each start.
+    """The customerIds, initially the same in every process.
 
     `by_id`: the emails of the partner's clients, by customerId.
     `own_id`: the client's customerId with its agent, "" while it has none.

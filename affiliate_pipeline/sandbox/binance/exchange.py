@@ -44,7 +44,7 @@ class Binance:
     `exclusive_end`: a row at endTime is not returned.
     `newest_first`: rows are ordered from the newest to the oldest.
     `max_limit`: the largest `limit` of a call for rebates.
-    `failing_posts`: how many of the next POSTs fail without effect; faults spoil responses after the effect.
+    `posts_to_fail`: how many of the next POSTs fail without effect. `Faults` are injected after the effect.
     `refusals_before_ban`: how many calls in a row over the weight limit are refused before the next one causes a ban.
     """
 
@@ -56,7 +56,7 @@ class Binance:
     def __init__(self, *, now: Callable[[], int], faults: Faults, rows_per_day: int, rate_scale: float) -> None:
         self.accounts = {self.partner_key: self.partner_secret, self.client_key: self.client_secret}
         self.customers = Customers()
-        self.failing_posts = 0
+        self.posts_to_fail = 0
         self.newest_first = False
         self.exclusive_end = False
         self.max_limit = 500
@@ -127,8 +127,8 @@ class Binance:
                 return NOT_FOUND
             headers["X-SAPI-USED-IP-WEIGHT-1M"] = str(self._weigh())
             self._verify(call, endpoint)
-            if call.method == "POST" and self.failing_posts:
-                self.failing_posts -= 1
+            if call.method == "POST" and self.posts_to_fail:
+                self.posts_to_fail -= 1
                 raise Refused(-1001, status=500)
             return Response(200, endpoint.body(BinanceParameters(call.params)), headers=headers)
         except Refused as refused:

@@ -1,6 +1,6 @@
 """Generated kickbacks of the client, and their export.
 
-An export is requested, collected for a while, then offered at a URL that expires.
+After a request, the exchange collects the rows for a while, then offers the file at a URL that expires.
 """
 
 import csv
@@ -34,7 +34,11 @@ _FILE_KEY = b"sandbox-file-host-secret"
 
 @dataclass(frozen=True)
 class FileForm:
-    """The format of the file and its URL. `header`: the names of the columns, in order."""
+    """The format of the file and its URL.
+
+    `header`: the names of the columns, in order. `packed`: a .gz file, or gzip as Content-Encoding. `url`: sent as a JSON
+    string or as plain text.
+    """
 
     header: tuple[str, ...] = ("income", "asset", "symbol", "time")
     time: Literal["ms", "text"] = "ms"
@@ -158,7 +162,7 @@ class Kickbacks:
 
 
 def generated_day(day: date, rows_per_day: int) -> Day:
-    """About `rows_per_day` kickbacks of one trader, with edges of the day, bursts, odd amounts."""
+    """About `rows_per_day` kickbacks of a trader, with times at the day's edges and odd amounts."""
     rnd = Random(f"kickbacks {day.isoformat()} {rows_per_day}").random
     count = int(rows_per_day * (0.7 + 0.6 * rnd()))
     times: list[int] = []

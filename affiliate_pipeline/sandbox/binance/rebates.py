@@ -54,11 +54,14 @@ ODD_CUSTOMERS = (
 
 
 def generated_day(day: date, rows_per_day: int) -> Day:
-    """About `rows_per_day` rebates, fewer at weekends: bursts, twins, edges, odd amounts."""
+    """About `rows_per_day` rebates, fewer at weekends.
+
+    They include bursts, duplicate rows, times at the day's edges and odd amounts.
+    """
     rnd = Random(f"rebates {day.isoformat()} {rows_per_day}").random
     count = int(rows_per_day * (0.65 + 0.2 * rnd() if day.weekday() >= 5 else 0.95 + 0.25 * rnd()))
     midnight = start_of(day)
-    twins = {int(rnd() * count) for _ in range(count // 400 + (count >= 20))}
+    duplicated = {int(rnd() * count) for _ in range(count // 400 + (count >= 20))}
     times: list[int] = []
     customers: list[str] = []
     rows: list[bytes] = []
@@ -74,7 +77,7 @@ def generated_day(day: date, rows_per_day: int) -> Day:
             f',"commissionAsset":"{commission_asset}","commission":"{_eight_decimals(5 * units)}"'
             f',"convertPrice":"{price}"}}'
         ).encode()
-        for _ in range(2 if number in twins else 1):
+        for _ in range(2 if number in duplicated else 1):
             times.append(at)
             customers.append(customer)
             rows.append(row)

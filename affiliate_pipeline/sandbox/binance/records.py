@@ -45,7 +45,7 @@ EMPTY_DAY = Day([], [], [], paid_later=False)
 
 
 class Records:
-    """Rows of any day: generated, or all given by hand."""
+    """Rows of any day: generated, or all set by a test."""
 
     def __init__(self, generate: Callable[[date], Day]) -> None:
         self._generated = lru_cache(DAYS_CACHED)(generate)

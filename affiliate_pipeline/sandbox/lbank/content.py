@@ -19,7 +19,7 @@ DAYS_CACHED = 100
 TRADE_TYPES = {"0": (SPOT,), "1": (FUTURES,), "10": (SPOT, FUTURES)}
 
 Scope = Callable[[User, User], bool]
-# Scope -> whether a user is in it, seen from the user whose openId is requested.
+# By userType, whether a user is in the scope of the user whose openId is requested.
 SCOPES: dict[str, Scope] = {
     "SELF": lambda user, requested: user is requested,
     "SUB": lambda user, requested: user.parent is requested,
@@ -73,7 +73,8 @@ class Content:
     def set_money(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace all deposits and withdrawals by these, each sent as given.
 
-        `subInOutType` is as in responses ("On-chain Deposit"). Rows of unknown users are only in the affiliate's ALL.
+        `subInOutType` is as in responses ("On-chain Deposit"). Rows of unknown users are returned only
+        for the affiliate with userType ALL.
         """
         kinds = {name: kind for kind, (name, _, _) in MONEY.items()}
 
@@ -93,20 +94,20 @@ class Content:
 
     @property
     def users(self) -> list[dict[str, Any]]:
-        """The users under the affiliate, as rows of the old list."""
+        """The users under the affiliate, as rows of `invite/user/list`."""
         return _decoded(self._user_rows(0, self._now(), with_id=True))
 
     def invite_users(self, day: date) -> list[dict[str, Any]]:
-        """The old list's rows of a day, by id."""
+        """The rows of `invite/user/list` of a day, by id."""
         rows = _decoded(self._user_rows(*bounds_of(day), with_id=True))
         return sorted(rows, key=lambda row: row["id"])
 
     def invite_team(self, day: date) -> list[dict[str, Any]]:
-        """The new list's rows of a day."""
+        """The rows of `invite/user/team/list` of a day."""
         return _decoded(self._user_rows(*bounds_of(day), with_id=False))
 
     def user_info(self, open_id: str) -> dict[str, Any]:
-        """The profile of a user, or the empty one of an openId that is not listed."""
+        """The profile of a user; an empty one if the openId is not listed."""
         return decode(self._info_row(open_id))
 
     def commissions(self, day: date) -> list[dict[str, Any]]:
@@ -128,7 +129,7 @@ class Content:
         return [row for agent in agents for row in self._traded(agent, day, trade_type, team=True)]
 
     def future(self, day: date, user_type: str) -> dict[str, Any]:
-        """The sums of the affiliate and the users in the scope."""
+        """The futures turnover and fee of the users in the affiliate's scope."""
         return decode(self._futures_row(self._users.affiliate, *bounds_of(day), SCOPES[user_type], None))
 
     def money(self, day: date, sub_in_out_type: str) -> list[dict[str, Any]]:

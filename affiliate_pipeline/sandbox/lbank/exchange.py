@@ -1,7 +1,7 @@
 """LBank's affiliate API in the sandbox: its envelope, rate limit and endpoints.
 
 An endpoint is one entry of `_endpoints` and one method that returns rows or a row. Where the behaviour of the real API
-is unknown, this one is mostly strict. The status of a refusal is always 200.
+is unknown, the sandbox usually rejects the call. The status of a refusal is always 200.
 """
 
 import json
@@ -41,7 +41,7 @@ class LBank(Content):
     `rate_limit`: how many requests per key and endpoint in how many ms, refused ones included.
     `result_as_boolean`: the envelope's `result` is true or false instead of "true" or "false".
     `refused_paths`, `refused_open_ids`: the error code by refused path or openId, for example 10601, 10022 or 10006.
-    `after_page`: called with path and parameters before a page is sent.
+    `after_page`: called with path and parameters after a page has been read, before it is sent.
     """
 
     prefixes = ("/affiliate-api/",)

@@ -13,7 +13,7 @@ from affiliate_pipeline.sandbox.signatures import is_public_key, verifier
 
 MAX_CLOCK_DIFFERENCE_MS = 60_000
 ECHOSTR = re.compile(r"[A-Za-z0-9]{30,40}")
-STAMP = ("api_key", "timestamp", "signature_method", "echostr")
+SIGNING_PARAMETERS = ("api_key", "timestamp", "signature_method", "echostr")
 
 
 def api_key_of(call: Call) -> str | None:
@@ -25,7 +25,7 @@ def verified(call: Call, accounts: Mapping[str, str], clock_ms: int) -> LBankPar
     """Verify the call; return its parameters without those of the signature."""
     pairs = _pairs(call)
     params = LBankParameters(pairs)
-    _add_stamp(params, call.headers)
+    _add_from_headers(params, call.headers)
     account = accounts.get(params["api_key"])
     if account is None:
         raise Refused(10005)
@@ -41,7 +41,7 @@ def verified(call: Call, accounts: Mapping[str, str], clock_ms: int) -> LBankPar
         raise Refused(10003, "signature_method")
     if not _is_signed(params, sign, account):
         raise Refused(10007)
-    return LBankParameters({name: value for name, value in params.items() if name not in STAMP})
+    return LBankParameters({name: value for name, value in params.items() if name not in SIGNING_PARAMETERS})
 
 
 def _pairs(call: Call) -> list[tuple[str, str]]:
@@ -49,9 +49,9 @@ def _pairs(call: Call) -> list[tuple[str, str]]:
     return parse_qsl(call.query, keep_blank_values=True)
 
 
-def _add_stamp(params: LBankParameters, headers: Message) -> None:
+def _add_from_headers(params: LBankParameters, headers: Message) -> None:
     """Add the signature parameters that are sent as headers."""
-    for name in STAMP:
+    for name in SIGNING_PARAMETERS:
         header = headers.get(name)
         if header and header != params.setdefault(name, header):
             raise Refused(10003, name)

@@ -1,7 +1,7 @@
 """Generated users under the affiliate.
 
-Founders registered before 2025 and stay. Newcomers have registered ever since; each acts for 50 days and is listed for
-about 100. So `size` users are listed at any time, and no user leaves the lists within 50 days of its last action.
+Founders registered before 2025 and are listed permanently. Newcomers register from 2025 on; each is active for 50 days
+and listed for about 100. So `size` users are listed at any time, and each for about 50 days after its last activity.
 """
 
 import threading
@@ -26,7 +26,7 @@ NEWCOMERS_SINCE_MS = start_of(date(2025, 1, 1))
 
 @dataclass(frozen=True, eq=False)
 class User:
-    """One user; `first_trade_ms` and `first_deposit_ms` are None if it never does so."""
+    """One user; `first_trade_ms` and `first_deposit_ms` are None if it never trades or deposits."""
 
     id: int
     open_id: str
@@ -44,7 +44,7 @@ class User:
 
     @property
     def code(self) -> str:
-        """The referral code that the user came with."""
+        """The referral code that the user registered with."""
         return _base36((self.parent.id if self.parent else 0) * 7919 + 123_457, 4)
 
     def above(self) -> Iterator["User"]:
@@ -65,7 +65,7 @@ class Users:
     def __init__(self, size: int) -> None:
         self.size = size
         self.affiliate = User(FIRST_ID, OWN_OPEN_ID, None, 21, FOUNDED_MS, FOUNDED_MS, FOUNDED_MS)
-        self._founders = self._found(size * 2 // 5)
+        self._founders = self._generate_founders(size * 2 // 5)
         self._agents = [user for user in self._founders if user.is_agent]
         self._newcomers: list[User] = []
         self._listed_newcomers = size - len(self._founders)
@@ -109,7 +109,7 @@ class Users:
             self._by_open_id[user.open_id] = user
         return user
 
-    def _found(self, count: int) -> list[User]:
+    def _generate_founders(self, count: int) -> list[User]:
         founders: list[User] = []
         agents: list[User] = [self.affiliate]
         for number in range(count):

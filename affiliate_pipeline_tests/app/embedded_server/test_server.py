@@ -28,7 +28,7 @@ from affiliate_pipeline.app.embedded_server import programs, server
 from affiliate_pipeline.app.embedded_server.cluster import Cluster, ServerError
 
 ENSURE = "import sys, pathlib; from affiliate_pipeline.app.embedded_server import server; "
-ENSURE += "print(server.ensure(pathlib.Path(sys.argv[1]), 'data'))"
+ENSURE += "print(server.ensure_database(pathlib.Path(sys.argv[1]), 'data'))"
 
 
 def state(home: Path) -> dict:
@@ -101,7 +101,7 @@ class ReusingServer(socketserver.TCPServer):
 @pytest.fixture(scope="module")
 def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("shared") / ".affiliate"
-    with psycopg.connect(server.ensure(home, "data")) as connection:
+    with psycopg.connect(server.ensure_database(home, "data")) as connection:
         connection.execute("create table numbers (n int)")
         connection.execute("insert into numbers values (1), (2)")
     yield home
@@ -111,7 +111,7 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def home(shared_home: Path) -> Path:
     """The home of a running server whose table `numbers` contains 1 and 2."""
-    server.ensure(shared_home, "data")
+    server.ensure_database(shared_home, "data")
     return shared_home
 
 
@@ -132,15 +132,15 @@ def test_four_processes_that_start_at_once_in_a_private_folder_with_a_long_path_
         outputs = [process.communicate(timeout=60) for process in starting]
         assert {stderr for _, stderr in outputs} == {""}
         (url,) = {stdout.strip() for stdout, _ in outputs}
-        assert url == server.ensure(home, "data")
+        assert url == server.ensure_database(home, "data")
         assert len(postmasters(home)) == 1
     finally:
         remove(home)
 
 
 def test_a_running_server_is_not_started_again(home: Path) -> None:
-    url, running = server.ensure(home, "data"), the_postmaster(home)
-    assert server.ensure(home, "data") == url
+    url, running = server.ensure_database(home, "data"), the_postmaster(home)
+    assert server.ensure_database(home, "data") == url
     assert the_postmaster(home) == running
 
 
@@ -148,15 +148,15 @@ def test_a_running_server_is_found_while_another_process_has_the_lock(home: Path
     with open(home / "postgres.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         url = subprocess.check_output([sys.executable, "-c", ENSURE, str(home)], text=True, timeout=20)
-    assert url.strip() == server.ensure(home, "data")
+    assert url.strip() == server.ensure_database(home, "data")
 
 
 def test_each_database_is_created_once(home: Path) -> None:
-    first, second = server.ensure(home, "data"), server.ensure(home, "sand box")
+    first, second = server.ensure_database(home, "data"), server.ensure_database(home, "sand box")
     assert second == first.removesuffix("data") + "sand%20box"
     with psycopg.connect(second) as connection:
         assert connection.execute("select current_database()").fetchone() == ("sand box",)
-    assert server.ensure(home, "sand box") == second
+    assert server.ensure_database(home, "sand box") == second
 
 
 def test_the_server_is_durable_and_uses_utc_and_utf8(home: Path) -> None:
@@ -170,7 +170,7 @@ def test_the_server_is_durable_and_uses_utc_and_utf8(home: Path) -> None:
         "shared_buffers": "128MB",
         "max_wal_size": "1GB",
     }
-    with psycopg.connect(server.ensure(home, "data")) as connection:
+    with psycopg.connect(server.ensure_database(home, "data")) as connection:
         current = "select name, current_setting(name) from unnest(%s::text[]) name"
         assert dict(connection.execute(current, [[*settings]]).fetchall()) == settings
         query = "select datlocprovider::text, datlocale from pg_database where datname = 'data'"
@@ -182,13 +182,13 @@ def test_ctrl_c_does_not_reach_the_server(home: Path) -> None:
 
 
 def test_a_connection_requires_the_password(home: Path) -> None:
-    server.ensure(home, "data")
+    server.ensure_database(home, "data")
     at = {"host": "127.0.0.1", "port": state(home)["port"], "user": "affiliate", "dbname": "data"}
     with pytest.raises(psycopg.OperationalError, match="no password supplied"):
         psycopg.connect(**at)
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(**at, password="wrong")
-    with psycopg.connect(server.ensure(home, "data")) as connection:
+    with psycopg.connect(server.ensure_database(home, "data")) as connection:
         methods = connection.execute("select distinct auth_method from pg_hba_file_rules").fetchall()
         assert methods == [("scram-sha-256",)]
         assert connection.execute("show listen_addresses").fetchone() == ("127.0.0.1",)
@@ -207,14 +207,14 @@ def test_a_start_writes_a_new_log_and_preserves_the_previous_one(home: Path) -> 
     log = data_folder(home).parent / "log"
     server.stop(home)
     previous = log.read_text()
-    server.ensure(home, "data")
+    server.ensure_database(home, "data")
     assert log.with_name("log.old").read_text() == previous
     assert "starting PostgreSQL" in log.read_text() and not log.read_text().startswith(previous)
 
 
 def test_the_programs_run_and_only_root_may_write_them(home: Path) -> None:
     psql = programs.program("psql")
-    assert subprocess.check_output([psql, "-At", server.ensure(home, "data"), "-c", "select 1"]) == b"1\n"
+    assert subprocess.check_output([psql, "-At", server.ensure_database(home, "data"), "-c", "select 1"]) == b"1\n"
     if os.geteuid() == 0:
         for path in (psql, *psql.parents):
             assert path.stat().st_uid == 0
@@ -227,11 +227,11 @@ def test_the_rows_survive_a_restart(home: Path) -> None:
     assert not server.url_if_running(home, "data")
     assert postmasters(home) == []
     assert not server.stop(home)
-    assert rows(server.ensure(home, "data")) == [1, 2]
+    assert rows(server.ensure_database(home, "data")) == [1, 2]
 
 
 def test_stop_disconnects_clients(home: Path) -> None:
-    with psycopg.connect(server.ensure(home, "data")) as connection:
+    with psycopg.connect(server.ensure_database(home, "data")) as connection:
         connection.execute("select 1")
         assert server.stop(home)
         with pytest.raises(psycopg.OperationalError):
@@ -246,11 +246,11 @@ def test_a_home_without_a_server_has_no_url_and_is_not_created(fresh_home: Path)
 
 def test_a_killed_server_is_restarted_with_its_rows_after_its_orphans_have_ended(home: Path) -> None:
     # A busy backend does not notice that the postmaster has died. A second server at the same time corrupts the data.
-    with closing(psycopg.connect(server.ensure(home, "data"))) as connection:
+    with closing(psycopg.connect(server.ensure_database(home, "data"))) as connection:
         orphan = psutil.Process(connection.info.backend_pid)
         connection.pgconn.send_query(b"select count(*) from generate_series(1, 4e6::bigint)")
         the_postmaster(home).send_signal(signal.SIGKILL)
-        url = server.ensure(home, "data")
+        url = server.ensure_database(home, "data")
         # The orphan stays a zombie if pid 1 does not reap its children.
         assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
     assert rows(url) == [1, 2]
@@ -266,7 +266,7 @@ def test_a_stale_pid_file_does_not_prevent_a_start(
         file = data_folder(home) / "postmaster.pid"
         file.write_text(f"{pid}\n{data_folder(home)}\n1700000000\n{state(home)['port']}\n\n127.0.0.1\n")
         shutil.chown(file, data_folder(home).stat().st_uid, data_folder(home).stat().st_gid)
-        assert rows(server.ensure(home, "data")) == [1, 2]
+        assert rows(server.ensure_database(home, "data")) == [1, 2]
         assert psutil.pid_exists(pid)
 
 
@@ -277,7 +277,7 @@ def test_another_port_is_used_if_the_recorded_one_is_in_use(home: Path) -> None:
         threading.Thread(target=other.serve_forever, args=[0.01]).start()
         try:
             assert not server.url_if_running(home, "data")
-            url = server.ensure(home, "data")
+            url = server.ensure_database(home, "data")
         finally:
             other.shutdown()
     assert state(home)["port"] != recorded
@@ -286,16 +286,16 @@ def test_another_port_is_used_if_the_recorded_one_is_in_use(home: Path) -> None:
 
 
 def test_a_restart_uses_the_recorded_port(home: Path) -> None:
-    url = server.ensure(home, "data")
+    url = server.ensure_database(home, "data")
     server.stop(home)
-    assert server.ensure(home, "data") == url
+    assert server.ensure_database(home, "data") == url
 
 
 def test_the_rows_survive_a_move_of_the_home_of_a_running_server(home: Path) -> None:
     moved = home.with_name("moved")
     home.rename(moved)
     try:
-        assert rows(server.ensure(moved, "data")) == [1, 2]
+        assert rows(server.ensure_database(moved, "data")) == [1, 2]
         assert len(postmasters(moved)) == 1
     finally:
         server.stop(moved)
@@ -310,7 +310,7 @@ def test_a_start_killed_during_initdb_can_be_repeated(fresh_home: Path) -> None:
     starting.kill()
     starting.wait()
     assert not data_folder(fresh_home).exists()
-    assert server.ensure(fresh_home, "data")
+    assert server.ensure_database(fresh_home, "data")
     assert not (data_folder(fresh_home).parent / "data.new").exists()
 
 
@@ -339,7 +339,7 @@ def test_a_damaged_state_file_is_reported_and_unchanged(fresh_home: Path) -> Non
     damaged = fresh_home / "postgres.json"
     damaged.write_text('{"data": ')
     with pytest.raises(ServerError, match="postgres.json is damaged"):
-        server.ensure(fresh_home, "data")
+        server.ensure_database(fresh_home, "data")
     assert damaged.read_text() == '{"data": '
     damaged.unlink()
 
@@ -350,7 +350,7 @@ def test_a_failed_start_is_reported_with_its_cause_and_without_the_password(home
     control.rename(control.with_name("elsewhere"))
     try:
         with pytest.raises(ServerError) as failure:
-            server.ensure(home, "data")
+            server.ensure_database(home, "data")
     finally:
         control.with_name("elsewhere").rename(control)
     assert "did not start" in str(failure.value)
@@ -358,4 +358,4 @@ def test_a_failed_start_is_reported_with_its_cause_and_without_the_password(home
     assert str(data_folder(home).parent / "log") in str(failure.value)
     assert state(home)["password"] not in str(failure.value)
     assert state(home)["password"] not in repr(failure.getrepr(showlocals=True))
-    assert rows(server.ensure(home, "data")) == [1, 2]
+    assert rows(server.ensure_database(home, "data")) == [1, 2]

@@ -57,7 +57,7 @@ def test_the_embedded_database_is_used_by_default(instance_of, embedded, tmp_pat
     instance = instance_of()
     assert succeeds(instance)
     assert server.url_if_running(tmp_path / ".affiliate", "affiliate")
-    with psycopg.connect(server.ensure(tmp_path / ".affiliate", "affiliate")) as connection:
+    with psycopg.connect(server.ensure_database(tmp_path / ".affiliate", "affiliate")) as connection:
         assert connection.execute("select count(*) from runs where status = 'SUCCESS'").fetchone() == (1,)
 
 

@@ -156,7 +156,11 @@ def test_each_attempt_is_a_new_run_after_a_growing_pause(daemon, has_landed):
     assert [len(each) for each in requests] == [1, 0, 1, 0, 1]
     keys = [request.run_key for each in requests for request in each]
     assert len({*keys}) == 3
-    assert [request.tags[module.ATTEMPT_TAG] for each in requests for request in each] == ["try 1", "try 2", "try 3"]
+    assert [request.tags[module.ATTEMPT_TAG] for each in requests for request in each] == [
+        "attempt 1",
+        "attempt 2",
+        "attempt 3",
+    ]
 
 
 def test_an_asset_without_credentials_is_not_monitored(daemon, has_landed, monkeypatch):

@@ -75,7 +75,7 @@ def test_only_the_agents_own_code_has_a_working_rebate(sandbox, call):
 
 
 def test_a_failing_post_has_no_effect_but_a_fault_only_replaces_the_response(sandbox, call):
-    sandbox.binance.failing_posts = 1
+    sandbox.binance.posts_to_fail = 1
     assert call("POST", CUSTOMIZATION, customerId="new1", email="new@example.com").refusal == (500, -1001)
     assert "new1" not in sandbox.binance.customers.by_id
     sandbox.faults.mix(http_500=1)

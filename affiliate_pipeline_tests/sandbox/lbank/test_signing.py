@@ -15,7 +15,7 @@ from affiliate_pipeline_tests.sandbox.conftest import public_pem
 from affiliate_pipeline_tests.sandbox.lbank.lbank_requests import INFO
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
-STAMP = ("api_key", "timestamp", "signature_method", "echostr")
+SIGNING_PARAMETERS = ("api_key", "timestamp", "signature_method", "echostr")
 
 
 def unencoded(params):
@@ -43,7 +43,7 @@ def test_the_signature_of_ccxt_is_accepted(lbank, lbank_caller):
     client = ccxt.lbank({"apiKey": lbank.api_key, "secret": lbank.api_secret})
     client.milliseconds = lambda: lbank_caller.clock.ms
     signed = client.sign("invite/user/info", ["spot", "private"], "GET", {"openId": lbank.own_open_id})
-    headers = {name: signed["headers"][name] for name in STAMP[1:]}
+    headers = {name: signed["headers"][name] for name in SIGNING_PARAMETERS[1:]}
     assert lbank_caller.raw(INFO, signed["body"], headers).data["inviteResult"] is True
 
 
@@ -69,7 +69,7 @@ def test_lbanks_official_connector_is_accepted(sandbox, lbank, clock, method):
     assert (commissions["result"], commissions["error_code"]) == ("true", 0)
 
 
-@pytest.mark.parametrize("in_headers", [STAMP[1:], STAMP, ()])
+@pytest.mark.parametrize("in_headers", [SIGNING_PARAMETERS[1:], SIGNING_PARAMETERS, ()])
 def test_the_stamp_is_accepted_in_the_headers_in_the_query_or_in_both(lbank, lbank_caller, in_headers):
     signed = lbank_caller.signed({"openId": lbank.own_open_id})
     headers = {name: signed[name] for name in in_headers}
@@ -78,14 +78,14 @@ def test_the_stamp_is_accepted_in_the_headers_in_the_query_or_in_both(lbank, lba
         assert lbank_caller.raw(INFO, unencoded(sent), headers).data["inviteResult"] is True
 
 
-@pytest.mark.parametrize("name", STAMP)
+@pytest.mark.parametrize("name", SIGNING_PARAMETERS)
 def test_a_header_that_differs_from_the_query_is_refused(lbank, lbank_caller, name):
     signed = lbank_caller.signed({"openId": lbank.own_open_id})
     response = lbank_caller.raw(INFO, unencoded(signed), {name: signed[name] + "0"})
     assert response.error_code == 10003 and name in response.json["msg"]
 
 
-@pytest.mark.parametrize("name", STAMP)
+@pytest.mark.parametrize("name", SIGNING_PARAMETERS)
 def test_the_refusal_of_an_incomplete_stamp_names_the_missing_parameter(info, name):
     response = info(**{name: None})
     assert response.error_code == 10001 and name in response.json["msg"]
