@@ -23,7 +23,7 @@ from affiliate_pipeline_tests import isolation
 from affiliate_pipeline_tests.e2e.project import Project
 from affiliate_pipeline_tests.webhook import Webhook
 
-# Before the definitions are imported. A process that a test starts gets its environment from the test.
+# Isolate before the definitions are imported. A process that a test starts is isolated by the environment of the test.
 if "PYTEST_CURRENT_TEST" not in os.environ:
     isolation.isolate()
 
@@ -54,7 +54,7 @@ def no_waiting_between_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each test starts in an empty project folder of its own, without variables of an earlier test."""
+    """Start each test in its own empty project folder, without variables of an earlier test."""
     for name in os.environ.keys() - isolation.inherited(os.environ).keys():
         monkeypatch.delenv(name)
     monkeypatch.setattr(environment, "_on_embedded_storage", {})

@@ -12,7 +12,7 @@ from affiliate_pipeline.landing.store import Store
 
 
 def continue_clock_from(now: datetime) -> None:
-    """Set this process's clock to `now`, from where it continues."""
+    """Set this process's clock to `now`; the clock runs on from there."""
     real = time.time_ns
     ahead = real() - int(now.timestamp()) * 10**9
     time.time_ns = lambda: real() - ahead

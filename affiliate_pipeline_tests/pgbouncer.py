@@ -23,7 +23,7 @@ START_TIMEOUT_S = 30
 
 @contextmanager
 def pgbouncer(database_url: str, folder: Path, mode: str, **settings: object) -> Iterator[str]:
-    """The URL of a PgBouncer in this pool mode, with more of its settings."""
+    """Run a PgBouncer in this pool mode with these additional settings, and yield its URL."""
     server = conninfo_to_dict(database_url)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

@@ -11,7 +11,7 @@ import httpx
 class Proxy:
     """Listens on `port` inside a `with` statement; `received` are the method, URL and headers of each request.
 
-    `status` is that of every response; without one, requests are forwarded to `target`.
+    `status`: the status of every response; without it, requests are forwarded to `target`.
     """
 
     def __init__(self, target: str = "", status: int | None = None, content_type: str = "text/html"):

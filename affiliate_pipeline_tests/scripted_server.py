@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that sends whatever bytes a test gives it, including invalid HTTP."""
+"""An HTTP server on loopback that sends whatever bytes a test gives it, including invalid HTTP. Contains no tests."""
 
 import socket
 import ssl

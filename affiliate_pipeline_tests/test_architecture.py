@@ -22,7 +22,7 @@ PACKAGE = "affiliate_pipeline"
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
-# Imports point down only: a folder imports itself and folders further down. Those of one row do not import each other.
+# Lowest layer first. A folder may import itself and the folders of lower layers, but no other folder of its own layer.
 LAYERS = [
     {"domain"},
     {"schema"},
@@ -34,7 +34,9 @@ LAYERS = [
     {"definitions"},
     {"app"},
 ]
-BELOW = {folder: set().union(*LAYERS[:rank]) for rank, row in enumerate(LAYERS) for folder in row} | {"sandbox": set()}
+BELOW = {folder: set().union(*LAYERS[:rank]) for rank, layer in enumerate(LAYERS) for folder in layer} | {
+    "sandbox": set()
+}
 
 
 def name_of(path: Path) -> str:
@@ -44,7 +46,7 @@ def name_of(path: Path) -> str:
 
 
 # The modules that may import a library. If several entries match an import, the longest one applies.
-FENCES = {
+PERMITTED_IMPORTERS = {
     "dagster": ("defs", "definitions", "app.instance"),
     "dagster_postgres": ("app.instance",),
     "dagster_shared": ("defs", "app.instance"),
@@ -102,7 +104,7 @@ def is_below(name: str, allowed: str) -> bool:
 
 
 def imports_upward(path: Path) -> set[str]:
-    """The imports of the package from the same row or from above."""
+    """The imports from other folders of the same layer or from higher layers."""
     name = name_of(path)
     folder = name.split(".")[0]
     own = {imported.removeprefix(f"{PACKAGE}.") for imported in imports(path) if is_below(imported, PACKAGE)}
@@ -123,8 +125,8 @@ def test_libraries_are_imported_only_where_permitted():
         (name_of(path), imported)
         for path in MODULES
         for imported in imports(path)
-        if (library := max((each for each in FENCES if is_below(imported, each)), key=len, default=None))
-        if not any(is_below(name_of(path), place) for place in FENCES[library])
+        if (library := max((each for each in PERMITTED_IMPORTERS if is_below(imported, each)), key=len, default=None))
+        if not any(is_below(name_of(path), place) for place in PERMITTED_IMPORTERS[library])
     ]
     assert forbidden == []
 
@@ -151,19 +153,19 @@ def strings() -> dict[str, list[str]]:
     }
 
 
-def naming(table: str) -> set[str]:
+def modules_naming(table: str) -> set[str]:
     """The modules that name the table."""
     name = re.compile(rf"(?<![\w.]){re.escape(table)}(?![\w.])|(?<![\w.]){re.escape(table)}\.(?!\w)")
     return {module for module, texts in strings().items() if any(map(name.search, texts))}
 
 
 def test_only_its_owner_names_a_shared_table():
-    assert {table: naming(table) for table in OWNERS} == {table: {owner} for table, owner in OWNERS.items()}
+    assert {table: modules_naming(table) for table in OWNERS} == {table: {owner} for table, owner in OWNERS.items()}
 
 
 def test_no_module_names_the_table_of_an_endpoint():
     # The help of a command may use one as its example.
-    named = {endpoint.key: naming(endpoint.key.replace("/", ".")) for endpoint in ENDPOINTS}
+    named = {endpoint.key: modules_naming(endpoint.key.replace("/", ".")) for endpoint in ENDPOINTS}
     named = {key: {module for module in modules if not is_below(module, "app")} for key, modules in named.items()}
     assert {key: modules for key, modules in named.items() if modules} == {}
 
@@ -179,9 +181,9 @@ def test_every_shared_table_has_an_owner():
     assert {table for table in created_tables() if table.startswith("affiliate.")} == OWNERS.keys()
 
 
-def test_one_module_of_an_exchange_names_a_table_of_its_own():
+def test_each_table_of_an_exchange_is_named_by_one_module_of_the_exchange():
     for table in created_tables() - OWNERS.keys():
-        owners = naming(table)
+        owners = modules_naming(table)
         assert len(owners) == 1, table
         assert is_below(owners.pop(), f"exchanges.{table.partition('.')[0]}"), table
 

@@ -23,10 +23,12 @@ SECRET = "hunter2-hunter2"
 KEY, SECRET_NAME = "BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET"
 S = TypeVar("S", bound=Settings)
 # The autouse fixtures run once for all examples. That is safe, because each example sets the same single variable.
-MANY = hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY_EXAMPLES = hypothesis_settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
-def choose(**variables: str) -> None:
+def save_sandbox_settings(**variables: str) -> None:
     settings.home().mkdir(exist_ok=True)
     settings.save_sandbox_variables(variables)
 
@@ -73,23 +75,23 @@ def test_an_empty_variable_is_not_set(monkeypatch):
         key()
 
 
-def test_chosen_settings_apply_to_the_application_while_no_exchange_is_configured():
-    choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
+def test_sandbox_settings_apply_to_the_application_while_no_exchange_is_configured():
+    save_sandbox_settings(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
     environment = settings.application()
     assert environment.mode is Mode.SANDBOX
     assert (key(environment.variables), environment.start_date) == ("sandbox-key", date(2026, 10, 1))
 
 
-def test_chosen_settings_apply_to_the_application_only():
-    choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
+def test_sandbox_settings_apply_to_the_application_only():
+    save_sandbox_settings(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
     assert settings.configured().mode is Mode.PRODUCTION
     assert settings.configured().start_date == load(Project).affiliate_start_date == date(2025, 1, 1)
     with pytest.raises(SettingsError, match=f"{KEY} is not set"):
         key()
 
 
-def test_chosen_settings_do_not_apply_with_a_configured_database(monkeypatch):
-    choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_DATABASE_URL="postgresql://chosen.example/x")
+def test_sandbox_settings_do_not_apply_with_a_configured_database(monkeypatch):
+    save_sandbox_settings(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_DATABASE_URL="postgresql://chosen.example/x")
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", "postgresql://db.example/production")
     environment = settings.application()
     assert environment.mode is Mode.PRODUCTION
@@ -97,8 +99,8 @@ def test_chosen_settings_do_not_apply_with_a_configured_database(monkeypatch):
 
 
 @pytest.mark.parametrize("name", EXCHANGE_VARIABLES)
-def test_chosen_settings_do_not_apply_once_an_exchange_is_configured(monkeypatch, name):
-    choose(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
+def test_sandbox_settings_do_not_apply_once_an_exchange_is_configured(monkeypatch, name):
+    save_sandbox_settings(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
     monkeypatch.setenv(name, "https://example.com")
     environment = settings.application()
     assert environment.mode is Mode.PRODUCTION
@@ -106,8 +108,8 @@ def test_chosen_settings_do_not_apply_once_an_exchange_is_configured(monkeypatch
     assert KEY not in environment.variables or name == KEY
 
 
-def test_the_environment_takes_precedence_over_chosen_settings(monkeypatch):
-    choose(AFFILIATE_START_DATE="2026-10-01", BINANCE_PARTNER_API_KEY="sandbox-key")
+def test_the_environment_takes_precedence_over_sandbox_settings(monkeypatch):
+    save_sandbox_settings(AFFILIATE_START_DATE="2026-10-01", BINANCE_PARTNER_API_KEY="sandbox-key")
     monkeypatch.setenv("AFFILIATE_START_DATE", "2026-11-01")
     assert settings.application().start_date == date(2026, 11, 1)
     Path(".env").write_text("AFFILIATE_START_DATE=2026-11-02\n")
@@ -115,9 +117,9 @@ def test_the_environment_takes_precedence_over_chosen_settings(monkeypatch):
     assert key(settings.application().variables) == "sandbox-key"
 
 
-def test_chosen_settings_are_read_back():
+def test_sandbox_settings_are_read_back():
     variables = {"BINANCE_BASE_URL": "http://127.0.0.1:4711", "AFFILIATE_START_DATE": "2026-10-01"}
-    choose(**variables)
+    save_sandbox_settings(**variables)
     assert settings.sandbox_variables() == variables
 
 
@@ -129,7 +131,7 @@ def test_the_project_is_found_from_a_folder_inside_it(tmp_path, monkeypatch):
 
 
 def test_a_command_in_a_subfolder_uses_the_env_file_of_the_project_and_no_sandbox(tmp_path, monkeypatch):
-    choose(BINANCE_PARTNER_API_KEY="sandbox-key")
+    save_sandbox_settings(BINANCE_PARTNER_API_KEY="sandbox-key")
     Path(".env").write_text("AFFILIATE_DATABASE_URL=postgresql://db.example/x\nBINANCE_PARTNER_API_KEY=real\n")
     (tmp_path / "docs").mkdir()
     monkeypatch.chdir(tmp_path / "docs")
@@ -171,7 +173,7 @@ VARIABLES = [
 
 
 @pytest.mark.parametrize(("model", "name"), VARIABLES, ids=lambda value: getattr(value, "__name__", value))
-@MANY
+@MANY_EXAMPLES
 @given(value=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=8).filter(lambda v: len(v.encode()) < 90))
 def test_no_error_contains_a_value(model, name, value):
     with pytest.MonkeyPatch.context() as patch:
@@ -198,7 +200,7 @@ def test_no_error_contains_a_value(model, name, value):
         f"https://{SECRET}:99999",
     ],
 )
-def test_an_invalid_url_is_rejected_without_being_shown(monkeypatch, url):
+def test_an_invalid_url_is_rejected_without_quoting_it(monkeypatch, url):
     monkeypatch.setenv("BINANCE_BASE_URL", url)
     with pytest.raises(SettingsError, match="BINANCE_BASE_URL") as raised:
         load(Binance)
@@ -268,7 +270,7 @@ def test_the_database_may_be_given_with_a_driver(monkeypatch, scheme):
 @pytest.mark.parametrize(
     "url", [f"mysql://me:{SECRET}@h/x", f"host=h password={SECRET}", SECRET, f"postgresqlx://{SECRET}"]
 )
-def test_another_kind_of_database_is_rejected_without_being_shown(monkeypatch, url):
+def test_a_url_of_another_kind_of_database_is_rejected_without_quoting_it(monkeypatch, url):
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", url)
     with pytest.raises(SettingsError, match="AFFILIATE_DATABASE_URL") as raised:
         settings.configured().database_url()
@@ -276,10 +278,10 @@ def test_another_kind_of_database_is_rejected_without_being_shown(monkeypatch, u
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_settings_alone_never_lead_to_the_embedded_server(monkeypatch, tmp_path, value):
+def test_settings_alone_never_select_the_embedded_server(monkeypatch, tmp_path, value):
     if value is not None:
         monkeypatch.setenv("AFFILIATE_DATABASE_URL", value)
-    choose(BINANCE_PARTNER_API_KEY="sandbox-key")
+    save_sandbox_settings(BINANCE_PARTNER_API_KEY="sandbox-key")
     for environment in (settings.configured(), settings.application()):
         with pytest.raises(SettingsError, match="^AFFILIATE_DATABASE_URL is not set"):
             environment.database_url()

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# One of each kind: settings, definitions, the command line on the default port, a run into PostgreSQL over HTTP.
+# One test of each kind: settings, definitions, the command line on the default port, a run that fetches and lands rows.
 TESTS = (
     "test_environment.py::test_every_setting_has_a_default",
     "test_definitions.py::test_every_asset_has_a_description_an_owner_and_the_group_of_its_exchange",
-    "app/test_check.py::test_nothing_is_wrong_with_a_healthy_set_up",
+    "app/test_check.py::test_a_healthy_installation_has_no_findings",
     "defs/test_endpoint_assets.py::test_a_day_lands_exactly",
     "app/instance/test_storage.py::test_the_configured_database_is_used_whatever_its_driver",
 )

@@ -106,7 +106,7 @@ def test_missing_and_unsettled_days_of_an_export_are_reported(sandbox, capfd):
     assert f"{YESTERDAY} landed, but may still change" in reported
 
 
-def test_missing_and_unsettled_days_of_an_exchange_are_reported_for_the_totals(both, query, capfd):
+def test_an_export_of_totals_reports_the_missing_and_unsettled_days_of_each_asset(both, query, capfd):
     materialize(LBANK, DAYS[:3])
     materialize(KEY, [DAYS[1]])
     query("update affiliate.landing set settled = asset = %s", LBANK)

@@ -1,4 +1,4 @@
-"""The command `report` writes the page of a day from the current figures, with the days that they lack."""
+"""The command `report` writes a page with the current totals of a day and with the days that the totals lack."""
 
 from datetime import date
 from pathlib import Path
@@ -28,7 +28,7 @@ def section(page: str) -> str:
     return page.split("<h2>Missing or not settled</h2>")[1].split("<h2>")[0]
 
 
-def test_the_default_page_is_of_the_last_day_with_totals(sandbox, capsys):
+def test_without_a_day_the_last_day_with_totals_is_reported(sandbox, capsys):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY), 1, income="4.125")])
     materialize(KEY, [SETTLED])
     materialize(KEY, [YESTERDAY])

@@ -12,8 +12,8 @@ from affiliate_pipeline.sandbox.exchange import Call, Exchange, Response
 from affiliate_pipeline_tests.defs.rebates import DAY_MS, at
 
 PATH = "/sapi/v1/apiReferral/rebate/recentRecord"
-# An instant of a row, as a number or as text.
-_INSTANT = re.compile(rb'("(?:time|distributeTime)":\s*"?)(\d{13})')
+# A timestamp of a row, as a number or as text.
+_TIMESTAMP = re.compile(rb'("(?:time|distributeTime)":\s*"?)(\d{13})')
 _TIME = re.compile(rb'"time":\s*"?(\d{13})')
 ROW = (
     b'{"customerId":"c","email":"a***@x","income":"0.3","asset":"BTC","symbol":"BTCUSDT","time":1795737600003,'
@@ -32,8 +32,8 @@ def rows_of(body: bytes) -> list[bytes]:
 
 
 def moved(row: bytes, day: date) -> bytes:
-    """The row with its instants moved to the same time of this day."""
-    return _INSTANT.sub(lambda found: found[1] + b"%d" % (at(day, "00:00:00.000") + int(found[2]) % DAY_MS), row)
+    """The row with its timestamps moved to this day, at the same time of day."""
+    return _TIMESTAMP.sub(lambda found: found[1] + b"%d" % (at(day, "00:00:00.000") + int(found[2]) % DAY_MS), row)
 
 
 def replace_bodies(
@@ -50,7 +50,7 @@ def replace_bodies(
 
 
 def send(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, rows: list[bytes]) -> None:
-    """Make the exchange have exactly these rebates. Each response contains those of its window, byte for byte."""
+    """Replace the exchange's rebates by these rows. Each response contains the rows of its window, byte for byte."""
 
     def body_of(call: Call, body: bytes) -> bytes:
         if call.path != PATH:

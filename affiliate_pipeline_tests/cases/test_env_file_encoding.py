@@ -59,9 +59,9 @@ def test_a_day_lands_with_settings_in_utf_16(sandbox, monkeypatch):
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_an_unreadable_file_is_reported_with_its_line(name):
-    content, named = UNREADABLE[name]
+    content, location = UNREADABLE[name]
     Path(".env").write_bytes(content)
-    with pytest.raises(SettingsError, match=rf"\.env, {named}.*Save the file as UTF-8"):
+    with pytest.raises(SettingsError, match=rf"\.env, {location}.*Save the file as UTF-8"):
         settings.configured()
 
 
@@ -90,7 +90,7 @@ def test_each_failed_day_reports_the_line(sandbox, monkeypatch):
     assert all("line 1, is not UTF-8 text" in reason for reason in run.failed.values())
 
 
-def test_an_env_file_that_cannot_be_opened_is_named(run_failing_command, monkeypatch):
+def test_an_env_file_that_cannot_be_opened_is_reported(run_failing_command, monkeypatch):
     Path(".env").mkdir()
     assert "/.env cannot be read (Is a directory)" in run_failing_command("check")
 

@@ -80,7 +80,7 @@ def test_valid_text_lands_unchanged(sandbox, query, monkeypatch, sent, landed):
     assert "U+FFFD" not in check_descriptions(run)
 
 
-def test_half_a_surrogate_pair_in_the_name_of_an_unknown_field_lands(sandbox, query, monkeypatch):
+def test_an_unpaired_surrogate_in_the_name_of_an_unknown_field_lands(sandbox, query, monkeypatch):
     send(sandbox, monkeypatch, [moved(with_fields(rb'"no\ud83d":1'), DAY)])
 
     run = materialize(KEY, [DAY])
@@ -90,7 +90,7 @@ def test_half_a_surrogate_pair_in_the_name_of_an_unknown_field_lands(sandbox, qu
 
 
 @pytest.mark.parametrize("literal", [b"NaN", b"-Infinity", b"01", b"1.", b"undefined"])
-def test_a_literal_that_json_lacks_lands_as_text_in_an_unknown_field(sandbox, query, monkeypatch, literal):
+def test_a_literal_that_is_not_json_lands_as_text_in_an_unknown_field(sandbox, query, monkeypatch, literal):
     send(sandbox, monkeypatch, [moved(with_fields(b'"note":' + literal), DAY)])
     run = materialize(KEY, [DAY])
     assert run.success, run.message
@@ -141,7 +141,7 @@ def test_a_body_without_rows_is_not_stored(sandbox, query, monkeypatch, body):
     assert query("select count(*) from affiliate.rejected_row") == [(0,)]
 
 
-def test_half_a_surrogate_pair_from_lbank_lands(both, query, monkeypatch):
+def test_an_unpaired_surrogate_from_lbank_lands(both, query, monkeypatch):
     day = affiliates.DAYS[1]
     both.lbank.add_user(registered_ms=affiliates.at(day))
     replace_bodies(both.lbank, monkeypatch, lambda _, body: body.replace(b'"code":"', rb'"code":"\ud83d'))

@@ -1,4 +1,4 @@
-"""Case no-proxy-with-ipv6: proxy and certificate variables that the HTTP library cannot use are honoured, ignored or named."""
+"""Case no-proxy-with-ipv6: proxy and certificate variables that the HTTP library rejects are applied, ignored or reported."""
 
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def test_an_unusable_value_is_ignored_where_no_request_needs_it(run_check, monke
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in UNUSABLE.items() for value in values])
-def test_an_unusable_value_is_named_where_a_request_needs_it(both, run_check, monkeypatch, tmp_path, name, value):
+def test_an_unusable_value_is_reported_where_a_request_needs_it(both, run_check, monkeypatch, tmp_path, name, value):
     (tmp_path / "not.pem").write_text("no certificate")
     monkeypatch.setenv(name, value.format(folder=tmp_path))
     monkeypatch.setenv("BINANCE_BASE_URL", "https://exchange.example")

@@ -40,8 +40,8 @@ def send(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, path: str, body: byt
     """Make LBank send this body for the path; with `open_id`, only for that user."""
 
     def body_of(call: Call, sent: bytes) -> bytes:
-        is_concerned = call.path == path and open_id in (None, call.params.get("openId"))
-        return body if is_concerned else sent
+        applies = call.path == path and open_id in (None, call.params.get("openId"))
+        return body if applies else sent
 
     replace_bodies(sandbox.lbank, monkeypatch, body_of)
 

@@ -1,4 +1,4 @@
-"""Case private-key-forms: every usual form of a private key signs for both exchanges; an unusable one is named."""
+"""Case private-key-forms: every usual form of a private key signs for both exchanges; any other key is reported with its defect."""
 
 import subprocess
 from base64 import b64encode
@@ -25,7 +25,7 @@ RSA_KEY = rsa.generate_private_key(65537, 2048)
 ED25519_KEY = ed25519.Ed25519PrivateKey.generate()
 
 
-def stored(
+def encoded(
     key, encoding=Encoding.PEM, form=PrivateFormat.PKCS8, encryption: KeySerializationEncryption = NO_PASSPHRASE
 ) -> str:
     """The key as text: PEM, or the base64 of its DER."""
@@ -33,18 +33,18 @@ def stored(
     return data.decode() if encoding is Encoding.PEM else b64encode(data).decode()
 
 
-def public(key, encoding=Encoding.PEM, form=PublicFormat.SubjectPublicKeyInfo) -> str:
+def encoded_public(key, encoding=Encoding.PEM, form=PublicFormat.SubjectPublicKeyInfo) -> str:
     data = key.public_key().public_bytes(encoding, form)
     return b64encode(data).decode() if encoding is Encoding.DER else data.decode()
 
 
 def certificate() -> str:
     command = ["openssl", "req", "-new", "-x509", "-key", "/dev/stdin", "-subj", "/CN=example"]
-    return subprocess.run(command, input=stored(RSA_KEY), capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, input=encoded(RSA_KEY), capture_output=True, text=True, check=True).stdout
 
 
 def forms(key) -> dict[str, str]:
-    pem, openssh = stored(key), stored(key, form=PrivateFormat.OpenSSH)
+    pem, openssh = encoded(key), encoded(key, form=PrivateFormat.OpenSSH)
     return {
         "PKCS#8": pem,
         "OpenSSH": openssh,
@@ -55,7 +55,7 @@ def forms(key) -> dict[str, str]:
         "blanks": pem.replace("\n", " "),
         "OpenSSH, blanks": openssh.replace("\n", " "),
         "one line": pem.replace("\n", ""),
-        "base64": stored(key, Encoding.DER),
+        "base64": encoded(key, Encoding.DER),
         "base64 in lines": "\n".join(pem.splitlines()[1:-1]),
         "base64 of the PEM": b64encode(pem.encode()).decode(),
         "OpenSSH, base64": "".join(openssh.splitlines()[1:-1]),
@@ -64,31 +64,31 @@ def forms(key) -> dict[str, str]:
 
 CERTIFICATE = certificate()
 USABLE = {f"RSA {name}": (RSA_KEY, form) for name, form in forms(RSA_KEY).items()}
-USABLE["RSA PKCS#1"] = RSA_KEY, stored(RSA_KEY, form=PrivateFormat.TraditionalOpenSSL)
-USABLE["RSA PKCS#1 base64"] = RSA_KEY, stored(RSA_KEY, Encoding.DER, PrivateFormat.TraditionalOpenSSL)
-USABLE["RSA with its certificate"] = RSA_KEY, f"{CERTIFICATE}\n{stored(RSA_KEY)}"
+USABLE["RSA PKCS#1"] = RSA_KEY, encoded(RSA_KEY, form=PrivateFormat.TraditionalOpenSSL)
+USABLE["RSA PKCS#1 base64"] = RSA_KEY, encoded(RSA_KEY, Encoding.DER, PrivateFormat.TraditionalOpenSSL)
+USABLE["RSA with its certificate"] = RSA_KEY, f"{CERTIFICATE}\n{encoded(RSA_KEY)}"
 USABLE |= {f"Ed25519 {name}": (ED25519_KEY, form) for name, form in forms(ED25519_KEY).items()}
 
-PEM = stored(RSA_KEY)
+PEM = encoded(RSA_KEY)
 UNUSABLE = {
-    "public": (public(RSA_KEY), "is a public key"),
-    "public PKCS#1": (public(RSA_KEY, form=PublicFormat.PKCS1), "is a public key"),
-    "public base64": (public(RSA_KEY, Encoding.DER), "is a public key"),
-    "public OpenSSH": (public(ED25519_KEY, Encoding.OpenSSH, PublicFormat.OpenSSH), "is a public key"),
+    "public": (encoded_public(RSA_KEY), "is a public key"),
+    "public PKCS#1": (encoded_public(RSA_KEY, form=PublicFormat.PKCS1), "is a public key"),
+    "public base64": (encoded_public(RSA_KEY, Encoding.DER), "is a public key"),
+    "public OpenSSH": (encoded_public(ED25519_KEY, Encoding.OpenSSH, PublicFormat.OpenSSH), "is a public key"),
     "certificate": (CERTIFICATE, "is a certificate"),
-    "encrypted": (stored(RSA_KEY, encryption=PASSPHRASE), "is a private key that is encrypted"),
-    "encrypted base64": (stored(RSA_KEY, Encoding.DER, encryption=PASSPHRASE), "is a private key that is encrypted"),
+    "encrypted": (encoded(RSA_KEY, encryption=PASSPHRASE), "is a private key that is encrypted"),
+    "encrypted base64": (encoded(RSA_KEY, Encoding.DER, encryption=PASSPHRASE), "is a private key that is encrypted"),
     "encrypted PKCS#1": (
-        stored(RSA_KEY, form=PrivateFormat.TraditionalOpenSSL, encryption=PASSPHRASE),
+        encoded(RSA_KEY, form=PrivateFormat.TraditionalOpenSSL, encryption=PASSPHRASE),
         "is a private key that is encrypted",
     ),
     "first line": (PEM.splitlines()[0], "is a PEM without its END line"),
     "cut off": (PEM[:400], "is a PEM without its END line"),
     "last line": ("\n".join(PEM.splitlines()[1:]), "is a PEM without its BEGIN line"),
     "damaged": (PEM.replace(PEM[100:140], "!" * 40), "is a private key that is cut off or damaged"),
-    "damaged base64": (stored(RSA_KEY, Encoding.DER)[:800], "is a private key that is cut off or damaged"),
-    "EC": (stored(ec.generate_private_key(ec.SECP256R1())), "is a private key of type EC"),
-    "DSA": (stored(dsa.generate_private_key(1024)), "is a private key of type DSA"),
+    "damaged base64": (encoded(RSA_KEY, Encoding.DER)[:800], "is a private key that is cut off or damaged"),
+    "EC": (encoded(ec.generate_private_key(ec.SECP256R1())), "is a private key of type EC"),
+    "DSA": (encoded(dsa.generate_private_key(1024)), "is a private key of type DSA"),
     "PuTTY": ("PuTTY-User-Key-File-3: ssh-rsa\nEncryption: none", "is a PuTTY key"),
     "JWK": ('{"kty": "RSA", "d": "QQ"}', "is JSON"),
     "PFX": (
@@ -112,110 +112,116 @@ PATHS = {
 
 
 @pytest.fixture
-def binance(both, monkeypatch):
-    """Configures the partner's secret, and the public key in the sandbox."""
+def configure_binance(both, monkeypatch):
+    """Sets the partner's secret, and in the sandbox the public key of `key`."""
 
     def run(secret: str, key=None) -> None:
         monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", secret)
         if key:
-            both.binance.accounts[both.binance.partner_key] = public(key)
+            both.binance.accounts[both.binance.partner_key] = encoded_public(key)
 
     return run
 
 
 @pytest.fixture
-def lbank(both, monkeypatch):
+def configure_lbank(both, monkeypatch):
     def run(secret: str, key=None, method: str = "RSA") -> None:
         monkeypatch.setenv("LBANK_API_SECRET", secret)
         monkeypatch.setenv("LBANK_SIGNATURE_METHOD", method)
         if key:
-            both.lbank.accounts[both.lbank.api_key] = public(key)
+            both.lbank.accounts[both.lbank.api_key] = encoded_public(key)
 
     return run
 
 
 @pytest.mark.parametrize("name", USABLE)
-def test_each_form_of_a_private_key_signs(run_check, binance, lbank, name):
+def test_each_form_of_a_private_key_signs(run_check, configure_binance, configure_lbank, name):
     key, secret = USABLE[name]
-    binance(secret, key)
+    configure_binance(secret, key)
     if key is RSA_KEY:
-        lbank(secret, key)
+        configure_lbank(secret, key)
     assert run_check().count("accepts the credentials") == 3
 
 
 @pytest.mark.parametrize(
     ("name", "where"), [("RSA OpenSSH", "{}/key"), ("RSA base64", "key"), ("Ed25519 CRLF", "./key")]
 )
-def test_a_secret_may_be_the_path_of_a_key_file(run_check, binance, tmp_path, name, where):
+def test_a_secret_may_be_the_path_of_a_key_file(run_check, configure_binance, tmp_path, name, where):
     key, secret = USABLE[name]
     (tmp_path / "key").write_text(f"\n{secret}\n")
-    binance(where.format(tmp_path), key)
+    configure_binance(where.format(tmp_path), key)
     assert run_check().count("accepts the credentials") == 3
 
 
-def test_a_key_file_may_be_in_the_home_folder_and_in_der(run_check, binance, lbank, tmp_path, monkeypatch):
+def test_a_key_file_may_be_in_the_home_folder_and_in_der(
+    run_check, configure_binance, configure_lbank, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HOME", f"{tmp_path}")
     (tmp_path / "key").write_bytes(RSA_KEY.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
-    binance("~/key", RSA_KEY)
-    lbank("~/key", RSA_KEY)
+    configure_binance("~/key", RSA_KEY)
+    configure_lbank("~/key", RSA_KEY)
     assert run_check().count("accepts the credentials") == 3
 
 
-def test_a_secret_may_be_the_path_of_a_file_with_an_hmac_secret(both, run_check, binance, lbank, tmp_path):
+def test_a_secret_may_be_the_path_of_a_file_with_an_hmac_secret(
+    both, run_check, configure_binance, configure_lbank, tmp_path
+):
     (tmp_path / "binance").write_text(f" {both.binance.partner_secret}\r\n")
     (tmp_path / "lbank").write_text(f"\ufeff{both.lbank.api_secret}\n")
-    binance(f"{tmp_path}/binance")
-    lbank(f"{tmp_path}/lbank", method="HmacSHA256")
+    configure_binance(f"{tmp_path}/binance")
+    configure_lbank(f"{tmp_path}/lbank", method="HmacSHA256")
     assert run_check().count("accepts the credentials") == 3
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_an_unusable_key_is_named(both, run_check, binance, lbank, tmp_path, name):
-    secret, named = UNUSABLE[name]
+def test_an_unusable_key_is_reported(both, run_check, configure_binance, configure_lbank, tmp_path, name):
+    secret, defect = UNUSABLE[name]
     (tmp_path / "stored").write_text(secret)
-    binance(secret)
-    lbank(f"{tmp_path}/stored")
+    configure_binance(secret)
+    configure_lbank(f"{tmp_path}/stored")
     printed = run_check()
-    assert f"BINANCE_PARTNER_API_SECRET cannot be used: the secret {named}" in printed
-    of_file = f"is the path of a file whose content {named}"
+    assert f"BINANCE_PARTNER_API_SECRET cannot be used: the secret {defect}" in printed
+    of_file = f"is the path of a file whose content {defect}"
     assert f"LBANK_API_SECRET cannot be used: the secret {of_file}" in printed
     assert not any(len(line) > 20 and line in printed for line in secret.splitlines() if "---" not in line)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_an_unusable_path_is_named_and_not_used_as_an_hmac_secret(run_check, binance, lbank, tmp_path, path):
+def test_an_unusable_path_is_reported_and_not_used_as_an_hmac_secret(
+    run_check, configure_binance, configure_lbank, tmp_path, path
+):
     (tmp_path / "empty").write_text(" \n")
     (tmp_path / "large").write_text("x" * 100_000)
-    binance(path)
-    lbank(path, method="HmacSHA256")
+    configure_binance(path)
+    configure_lbank(path, method="HmacSHA256")
     printed = run_check()
     for variable in ("BINANCE_PARTNER_API_SECRET", "LBANK_API_SECRET"):
         assert f"{variable} cannot be used: the secret {PATHS[path]}" in printed
 
 
-def test_a_pem_in_env_without_quotes_is_named(run_check, monkeypatch):
+def test_a_pem_in_env_without_quotes_is_reported(run_check, monkeypatch):
     monkeypatch.delenv("BINANCE_PARTNER_API_SECRET")
     Path(".env").write_text(f"BINANCE_PARTNER_API_SECRET={PEM}")
     assert "BINANCE_PARTNER_API_SECRET cannot be used: the secret is a PEM without its END line" in run_check()
 
 
-def test_a_secret_of_the_other_signature_method_is_named(both, run_check, lbank):
-    lbank(both.lbank.api_secret, method="RSA")
+def test_a_secret_of_the_other_signature_method_is_reported(both, run_check, configure_lbank):
+    configure_lbank(both.lbank.api_secret, method="RSA")
     assert "the secret is no private key, and LBANK_SIGNATURE_METHOD is RSA" in run_check()
-    lbank(PEM, method="HmacSHA256")
+    configure_lbank(PEM, method="HmacSHA256")
     assert "the secret is a private key: set LBANK_SIGNATURE_METHOD to RSA" in run_check()
-    lbank(stored(ED25519_KEY))
+    configure_lbank(encoded(ED25519_KEY))
     assert "is a private key of type Ed25519, which LBank does not take: use RSA" in run_check()
 
 
-def test_each_failed_day_names_the_path(both, binance):
-    binance("/run/secrets/binance_partner")
+def test_each_failed_day_names_the_path(both, configure_binance):
+    configure_binance("/run/secrets/binance_partner")
     run = materialize(KEY, DAYS[:2])
     assert set(run.failed) == set(DAYS[:2])
     assert all("API_SECRET cannot be used: the secret is the path" in reason for reason in run.failed.values())
     assert both.requests == []
 
 
-def test_a_day_lands_with_an_openssh_key(both, binance):
-    binance(*reversed(USABLE["Ed25519 OpenSSH, literal \\n"]))
+def test_a_day_lands_with_an_openssh_key(both, configure_binance):
+    configure_binance(*reversed(USABLE["Ed25519 OpenSSH, literal \\n"]))
     assert materialize(KEY, DAYS[:1]).success

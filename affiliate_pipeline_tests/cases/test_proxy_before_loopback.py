@@ -1,4 +1,4 @@
-"""Case proxy-before-loopback: no proxy is used for loopback; a proxy that fails is named without its password."""
+"""Case proxy-before-loopback: no proxy is used for loopback; a failing proxy is reported without its password."""
 
 import pytest
 
@@ -71,34 +71,34 @@ def test_a_proxy_of_the_env_file_is_used(both, only_binance, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_an_unreachable_proxy_is_named(both, run_check, only_binance, monkeypatch, scheme):
+def test_an_unreachable_proxy_is_reported(both, run_check, only_binance, monkeypatch, scheme):
     only_binance(scheme)
     variable = f"{scheme.upper()}_PROXY"
     monkeypatch.setenv(variable, f"http://user:{PASSWORD}@127.0.0.1:9")
-    named = f"the proxy 127.0.0.1:9 ({variable}) could not be reached"
+    expected = f"the proxy 127.0.0.1:9 ({variable}) could not be reached"
     printed = run_check()
-    assert named in printed and "status page" not in printed and PASSWORD not in printed
+    assert expected in printed and "status page" not in printed and PASSWORD not in printed
 
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
     run = materialize(KEY, DAYS[:2])
     assert set(run.failed) == set(DAYS[:2])
     for reason in run.failed.values():
-        assert named in reason and "status page" not in reason and PASSWORD not in reason
+        assert expected in reason and "status page" not in reason and PASSWORD not in reason
     assert both.requests == []
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("status", [403, 407, 502])
-def test_a_refusing_proxy_is_named(both, run_check, only_binance, monkeypatch, scheme, status):
+def test_a_refusing_proxy_is_reported(both, run_check, only_binance, monkeypatch, scheme, status):
     only_binance(scheme)
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
     with Proxy(status=status) as proxy:
         monkeypatch.setenv("all_proxy", proxy.url.replace("://", f"://user:{PASSWORD}@"))
-        named = f"the proxy 127.0.0.1:{proxy.port} (all_proxy)"
+        expected = f"the proxy 127.0.0.1:{proxy.port} (all_proxy)"
         printed, run = run_check(), materialize(KEY, DAYS[:2])
     for text in (printed, *run.failed.values()):
-        assert named in text and str(status) in text and PASSWORD not in text
-        assert "status page" not in text and "Binance answered" not in text
+        assert expected in text and str(status) in text and PASSWORD not in text
+        assert "status page" not in text and "Binance returned" not in text
         assert ("user and password" in text) == (status == 407)
         assert ("refused the request" in text) == (status != 502)
     assert set(run.failed) == set(DAYS[:2])
@@ -109,4 +109,4 @@ def test_an_error_of_the_exchange_is_not_attributed_to_the_proxy(run_check, only
     with Proxy(status=403, content_type="application/json") as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         printed = run_check()
-    assert "Binance" in printed and f"the proxy 127.0.0.1:{proxy.port}" not in printed
+    assert "Binance returned HTTP 403" in printed and f"the proxy 127.0.0.1:{proxy.port}" not in printed

@@ -1,4 +1,4 @@
-"""Case secret-with-a-line-end: white space around a value is ignored, and quotes around it are named."""
+"""Case secret-with-a-line-end: white space around a value is ignored; quotes around it are reported."""
 
 import os
 
@@ -39,7 +39,7 @@ def test_a_day_lands_with_white_space_around_the_values(both, change):
 
 
 @pytest.mark.parametrize("form", QUOTED, ids=ascii)
-def test_quotes_are_named_before_any_request(both, run_check, change, form):
+def test_quotes_are_reported_before_any_request(both, run_check, change, form):
     for name in VARIABLES:
         change(name, form)
     printed = run_check()
@@ -61,13 +61,13 @@ def test_quotes_in_one_account_do_not_fail_another(both, change):
     assert materialize(KEY, DAYS[:1]).success
 
 
-def test_quotes_around_alert_urls_are_named(run_check, monkeypatch):
+def test_quotes_around_alert_urls_are_reported(run_check, monkeypatch):
     monkeypatch.setenv("ALERT_URLS", '"json://127.0.0.1"')
     assert "ALERT_URLS is in quotes" in run_check()
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "named"),
+    ("name", "value", "expected"),
     [
         ("BINANCE_PARTNER_API_KEY", "two words", "has a character that a header cannot carry"),
         ("LBANK_API_KEY", "two words", "has a character that a header cannot carry"),
@@ -76,15 +76,15 @@ def test_quotes_around_alert_urls_are_named(run_check, monkeypatch):
         ("LBANK_API_SECRET", "a\tb", "has white space or another character that"),
     ],
 )
-def test_a_key_or_secret_with_other_characters_is_named(run_check, monkeypatch, name, value, named):
+def test_a_key_or_secret_with_other_characters_is_reported(run_check, monkeypatch, name, value, expected):
     monkeypatch.setenv(name, value)
     printed = run_check()
-    assert f"{name} cannot be used" in printed and named in printed
+    assert f"{name} cannot be used" in printed and expected in printed
     assert value not in printed
 
 
 @pytest.mark.parametrize("exchange", ["BINANCE_PARTNER", "LBANK"])
-def test_a_key_that_is_its_own_secret_is_named(run_check, monkeypatch, exchange):
+def test_an_api_key_equal_to_its_secret_is_reported(run_check, monkeypatch, exchange):
     monkeypatch.setenv(f"{exchange}_API_KEY", "x" * 32)
     monkeypatch.setenv(f"{exchange}_API_SECRET", "x" * 32)
     assert f"{exchange}_API_KEY cannot be used: the API key and its secret are the same" in run_check()

@@ -26,14 +26,14 @@ REFUSED = "leads through a pooler in transaction or statement mode"
 
 
 @pytest.fixture(autouse=True)
-def no_address_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test checks its addresses again: the process caches those that are no transaction pooler."""
+def no_cached_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make each test check its addresses again: a process caches the addresses that do not lead to a transaction pooler."""
     monkeypatch.setattr(connection, "_proven", set())
 
 
 @pytest.fixture
 def pooled(database_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL through a pooler in transaction mode, or in the one given."""
+    """The database's URL through a pooler in transaction mode, or with the settings of the parameter."""
     with pgbouncer(database_url, tmp_path, **{"mode": "transaction"} | getattr(request, "param", {})) as url:
         yield url
 

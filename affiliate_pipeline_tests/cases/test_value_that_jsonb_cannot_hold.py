@@ -99,7 +99,9 @@ def test_a_deeply_nested_value_lands_with_its_inner_part_as_text(sandbox, query,
     assert len(sandbox.requests) < 5
 
 
-def test_a_field_that_occurs_twice_with_different_values_is_named_and_the_rows_are_stored(sandbox, query, monkeypatch):
+def test_a_field_that_occurs_twice_with_different_values_is_reported_and_the_rows_are_stored(
+    sandbox, query, monkeypatch
+):
     row = moved(with_fields(b'"income":"0.4"'), DAY)
     send(sandbox, monkeypatch, [moved(with_fields(b""), DAY), row])
 
@@ -112,7 +114,7 @@ def test_a_field_that_occurs_twice_with_different_values_is_named_and_the_rows_a
     assert (row.decode(),) in stored and len(stored) == 2
 
 
-def test_u0000_in_a_known_field_is_named_with_its_row_and_all_rows_are_stored(sandbox, query, monkeypatch):
+def test_u0000_in_a_known_field_is_reported_with_its_row_and_all_rows_are_stored(sandbox, query, monkeypatch):
     rows = [moved(row, DAY) for row in [*rows_of(CASE)[:1], with_fields(b"").replace(b'"BTC"', rb'"B\u0000"')]]
     send(sandbox, monkeypatch, rows)
 

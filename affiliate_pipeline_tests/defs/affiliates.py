@@ -1,4 +1,4 @@
-"""Rows of LBank's sandbox and of the tables in one comparable form. No test may live here."""
+"""Rows of LBank's sandbox and of the tables in one comparable form. Contains no tests."""
 
 import re
 from collections import Counter
@@ -45,7 +45,7 @@ def last_ms(day: date) -> int:
 
 
 def deposit(day: date, number: int = 0, **fields: Any) -> dict[str, Any]:
-    """A deposit as the exchange sends it; each number gives another one, a second later."""
+    """A deposit as the exchange sends it. Deposits of successive numbers differ and are one second apart."""
     return {
         "openId": OWN_OPEN_ID,
         "userLevel": 21,
@@ -72,7 +72,7 @@ def commission(open_id: str, day: date, amount: str) -> dict[str, Any]:
 
 
 def rows_of(sandbox, name: str, day: date) -> list[dict[str, Any]]:
-    """The rows that should land: those of the exchange, with the request's parameters where a row lacks them."""
+    """The rows that should land: the exchange's rows, with the parameters of the request that a row does not repeat."""
     lbank = sandbox.lbank
     match name:
         case "invite_user_list":
@@ -100,12 +100,12 @@ def rows_of(sandbox, name: str, day: date) -> list[dict[str, Any]]:
 
 
 def agents(sandbox) -> list[str]:
-    """Our own openId and those of all agents."""
+    """The affiliate's own openId and those of all agents."""
     return [OWN_OPEN_ID, *(user["openId"] for user in sandbox.lbank.users if 1 <= user["userLevel"] <= 21)]
 
 
 def traders(sandbox) -> list[str]:
-    """Our own openId and those of all users who have traded."""
+    """The affiliate's own openId and those of all users who have traded."""
     return [OWN_OPEN_ID, *(user["openId"] for user in sandbox.lbank.users if user["transaction"])]
 
 

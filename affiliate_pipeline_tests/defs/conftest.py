@@ -21,7 +21,7 @@ def no_secret_is_recorded(
 ) -> Iterator[None]:
     """Assert that no run event and no log record of any level contains a key, secret, signature or full email.
 
-    With a sandbox, the same holds for the tables; only tables of rows as received may contain full emails.
+    In a test with a sandbox, the tables are searched as well. Only tables of received rows may contain full emails.
     """
     sandbox = request.getfixturevalue("sandbox") if "sandbox" in request.fixturenames else None
     query = request.getfixturevalue("query") if sandbox else None

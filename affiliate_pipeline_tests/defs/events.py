@@ -1,4 +1,4 @@
-"""Typed access to what a run recorded in Dagster's event log. No test may live here."""
+"""Typed access to what a run recorded in Dagster's event log. Contains no tests."""
 
 from collections.abc import Iterable
 

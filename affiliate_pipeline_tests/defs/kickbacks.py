@@ -1,4 +1,4 @@
-"""Kickback rows for the sandbox, and what the tables contain of them. No test may live here."""
+"""Kickback rows for the sandbox, and what the tables contain of them. Contains no tests."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Rebate rows for the sandbox, and what the table and the sandbox's log contain of them. No test may live here."""
+"""Rebate rows for the sandbox, and what the table and the sandbox's log contain of them. Contains no tests."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from affiliate_pipeline.exchanges.window_walk import WindowWalk
 KEY = "binance/rebate_recent_record"
 ENDPOINT = next(endpoint for endpoint in ENDPOINTS if endpoint.key == KEY)
 TODAY = datetime.now(UTC).date()
-# The source retains all of them for another day, so midnight may pass during the tests. The last two have not settled.
+# The source retains all of them for another day, so midnight may pass during the tests. The last two are not settled.
 DAYS = [TODAY - timedelta(days=days) for days in range(5, 0, -1)]
 YESTERDAY = DAYS[-1]
 SETTLED = DAYS[0]
@@ -88,7 +88,7 @@ def sent(rows: Iterable[Mapping[str, Any]]) -> Counter:
     )
 
 
-def touching(sandbox, day: date) -> list[int]:
+def requests_touching(sandbox, day: date) -> list[int]:
     """The indices of the requests whose time window overlaps the day."""
     return [
         number

@@ -19,7 +19,7 @@ from affiliate_pipeline_tests.defs.kickbacks import Killed
 
 PARTNERS, CLIENTS = "binance/customization_assignment", "binance/user_customization_assignment"
 ENDPOINT = {endpoint.key: endpoint for endpoint in ENDPOINTS}
-# Unknown to the sandbox, so they have no id.
+# Emails that have no customer id in the sandbox.
 EMAILS = [f"jane.doe{number}@example.com" for number in range(24)]
 IDS = [f"id{number:02d}" for number in range(24)]
 TAKEN_ID, OWNER = "hsp3wi", "xq.000@yahoo.co.jp"
@@ -30,7 +30,7 @@ def today() -> date:
 
 
 @pytest.fixture
-def desire(sandbox, monkeypatch, tmp_path, caplog):
+def set_desired_ids(sandbox, monkeypatch, tmp_path, caplog):
     """Write the file of desired customer ids; after the test, assert that no full email was logged."""
     path = tmp_path / "customers.csv"
     monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(path))
@@ -79,9 +79,9 @@ def plan(database_url, key, day: date) -> str:
 # Posts
 
 
-def test_only_what_differs_is_posted(sandbox, query, desire):
+def test_only_what_differs_is_posted(sandbox, query, set_desired_ids):
     customers = sandbox.binance.customers
-    desire((TAKEN_ID, OWNER.upper()), ("new1", EMAILS[0]), ("6zhfu2", customers.by_id["6zhfub"]))
+    set_desired_ids((TAKEN_ID, OWNER.upper()), ("new1", EMAILS[0]), ("6zhfu2", customers.by_id["6zhfub"]))
 
     run = materialize(PARTNERS, [today()])
 
@@ -99,9 +99,9 @@ def test_only_what_differs_is_posted(sandbox, query, desire):
     assert abs(datetime.now(UTC) - attempted_at) < timedelta(minutes=1) and partition == today()
 
 
-def test_a_run_without_differences_leaves_the_days_rows_unchanged(sandbox, query, desire):
+def test_a_run_without_differences_leaves_the_days_rows_unchanged(sandbox, query, set_desired_ids):
     versions = "select xmin::text, ctid::text, run_id from binance.customization_assignment order by ctid"
-    desire(("new1", EMAILS[0]), ("new2", EMAILS[1]))
+    set_desired_ids(("new1", EMAILS[0]), ("new2", EMAILS[1]))
     materialize(PARTNERS, [today()])
     before, posted = query(versions), len(posts(sandbox))
 
@@ -112,11 +112,11 @@ def test_a_run_without_differences_leaves_the_days_rows_unchanged(sandbox, query
     assert query("select rows from affiliate.landing") == [(2,)]
 
 
-def test_attempts_of_a_later_run_are_appended(sandbox, query, desire):
-    desire(("new1", EMAILS[0]))
+def test_attempts_of_a_later_run_are_appended(sandbox, query, set_desired_ids):
+    set_desired_ids(("new1", EMAILS[0]))
     materialize(PARTNERS, [today()])
     first = query("select ctid::text, run_id from binance.customization_assignment")
-    desire(("new2", EMAILS[0]))
+    set_desired_ids(("new2", EMAILS[0]))
 
     run = materialize(PARTNERS, [today()])
 
@@ -144,10 +144,10 @@ def test_without_desired_ids_no_rows_land_and_the_note_names_the_variable(sandbo
     assert sandbox.requests == []
 
 
-def test_an_id_that_the_same_file_frees_is_assigned_to_its_new_email(sandbox, query, desire):
+def test_an_id_that_the_same_file_frees_is_assigned_to_its_new_email(sandbox, query, set_desired_ids):
     customers = sandbox.binance.customers
     first, second, third = list(customers.by_id.items())[:3]
-    desire((second[0], first[1]), (third[0], second[1]), ("new3", third[1]))
+    set_desired_ids((second[0], first[1]), (third[0], second[1]), ("new3", third[1]))
 
     run = materialize(PARTNERS, [today()])
 
@@ -156,9 +156,9 @@ def test_an_id_that_the_same_file_frees_is_assigned_to_its_new_email(sandbox, qu
     assert [customers.by_id[each] for each in (second[0], third[0], "new3")] == [first[1], second[1], third[1]]
 
 
-def test_a_swap_of_two_ids_is_reported_and_not_posted(sandbox, desire):
+def test_a_swap_of_two_ids_is_reported_and_not_posted(sandbox, set_desired_ids):
     (one, ones), (two, twos) = list(sandbox.binance.customers.by_id.items())[:2]
-    desire((two, ones), (one, twos))
+    set_desired_ids((two, ones), (one, twos))
 
     run = materialize(PARTNERS, [today()])
 
@@ -166,9 +166,9 @@ def test_a_swap_of_two_ids_is_reported_and_not_posted(sandbox, desire):
     assert "line 2" in findings(run) and "line 3" in findings(run)
 
 
-def test_masked_emails_of_the_list_match_the_desired_ones(sandbox, query, desire):
+def test_masked_emails_of_the_list_match_the_desired_ones(sandbox, query, set_desired_ids):
     sandbox.faults.transform_row = lambda row: row | {"email": row["email"][:2] + "***@x.com"}
-    desire((TAKEN_ID, OWNER), ("new1", EMAILS[0]))
+    set_desired_ids((TAKEN_ID, OWNER), ("new1", EMAILS[0]))
 
     run = materialize(PARTNERS, [today()])
 
@@ -179,8 +179,8 @@ def test_masked_emails_of_the_list_match_the_desired_ones(sandbox, query, desire
 # Rejected lines
 
 
-def test_rejected_lines_are_reported_and_the_others_are_posted(sandbox, query, desire, caplog):
-    desire(
+def test_rejected_lines_are_reported_and_the_others_are_posted(sandbox, query, set_desired_ids, caplog):
+    set_desired_ids(
         ("new1", EMAILS[1]),
         ("twice", EMAILS[2]),
         ("", ""),
@@ -200,7 +200,7 @@ def test_rejected_lines_are_reported_and_the_others_are_posted(sandbox, query, d
     assert ids_posted(sandbox) == {"new1": 1, "new6": 1}
     description = findings(run)
     assert not passed(run)
-    for named in (
+    for finding in (
         "line 3 (twice for ja***@example.com): its customerId is on line 5 too",
         "line 5 (twice for ja***@example.com): its customerId is on line 3 too",
         "line 6 (new2 for ja***@example.com): its email is on line 7 too",
@@ -210,7 +210,7 @@ def test_rejected_lines_are_reported_and_the_others_are_posted(sandbox, query, d
         "line 10 ( for ja***@example.com): it has no customerId",
         "line 11 (hsp3wi for ja***@example.com): the customerId belongs to xq***@yahoo.co.jp",
     ):
-        assert named in description and named in caplog.text
+        assert finding in description and finding in caplog.text
     assert Counter(outcome for (outcome,) in rows(query, "outcome")) == {"assigned": 2, "refused": 8}
     [(message, email)] = query(
         "select message, email from binance.customization_assignment where customer_id = %s", TAKEN_ID
@@ -219,9 +219,9 @@ def test_rejected_lines_are_reported_and_the_others_are_posted(sandbox, query, d
     assert sandbox.binance.customers.by_id[TAKEN_ID] == OWNER
 
 
-def test_an_assignment_that_the_exchange_refuses_is_reported_and_the_others_are_posted(sandbox, query, desire):
+def test_an_assignment_that_the_exchange_refuses_is_reported_and_the_others_are_posted(sandbox, query, set_desired_ids):
     sandbox.faults.transform_row = lambda row: {"customerId": row["customerId"] + "?", "email": row["email"]}
-    desire((TAKEN_ID, EMAILS[0]), ("new1", EMAILS[1]))
+    set_desired_ids((TAKEN_ID, EMAILS[0]), ("new1", EMAILS[1]))
 
     run = materialize(PARTNERS, [today()])
 
@@ -232,8 +232,8 @@ def test_an_assignment_that_the_exchange_refuses_is_reported_and_the_others_are_
 
 
 @pytest.mark.parametrize("header", ["", "\ufeffcustomerId,email\n", "CustomerID , Email\n"])
-def test_the_header_of_the_file_is_optional(sandbox, desire, header):
-    desire(("new1", EMAILS[0]), header=header)
+def test_the_header_of_the_file_is_optional(sandbox, set_desired_ids, header):
+    set_desired_ids(("new1", EMAILS[0]), header=header)
 
     assert passed(materialize(PARTNERS, [today()]))
     assert ids_posted(sandbox) == {"new1": 1}
@@ -250,8 +250,8 @@ def test_an_unreadable_file_fails_the_day_and_nothing_is_requested(sandbox, monk
     assert sandbox.requests == []
 
 
-def test_only_today_can_be_assigned(sandbox, desire):
-    desire(("new1", EMAILS[0]))
+def test_only_today_can_be_assigned(sandbox, set_desired_ids):
+    set_desired_ids(("new1", EMAILS[0]))
     yesterday = today() - timedelta(days=1)
 
     both_days = materialize(PARTNERS, [yesterday, today()])
@@ -266,11 +266,11 @@ def test_only_today_can_be_assigned(sandbox, desire):
 
 
 @pytest.mark.parametrize("fault", ["http_500", "http_502", "reset", "truncated", "html"])
-def test_posts_whose_responses_are_lost_after_the_change_are_assigned_once(sandbox, query, desire, fault):
+def test_posts_whose_responses_are_lost_after_the_change_are_assigned_once(sandbox, query, set_desired_ids, fault):
     pairs = list(zip(IDS, EMAILS, strict=True))
     pairs[10] = (TAKEN_ID, EMAILS[10])
     pairs[20] = ("id21", EMAILS[20])
-    desire(*pairs)
+    set_desired_ids(*pairs)
     conflicts = {10, 20, 21}
     sandbox.faults.path = "/customization"
     sandbox.faults.mix(**{fault: 0.5})
@@ -297,8 +297,8 @@ def test_posts_whose_responses_are_lost_after_the_change_are_assigned_once(sandb
     assert sum(ids_posted(sandbox).values()) == 21
 
 
-def test_a_post_without_effect_is_verified_and_posted_again(sandbox, query, desire):
-    desire(("new1", EMAILS[0]))
+def test_a_post_without_effect_is_verified_and_posted_again(sandbox, query, set_desired_ids):
+    set_desired_ids(("new1", EMAILS[0]))
     sandbox.binance.posts_to_fail = 3
 
     run = materialize(PARTNERS, [today()])
@@ -310,8 +310,8 @@ def test_a_post_without_effect_is_verified_and_posted_again(sandbox, query, desi
     ] * 3 + [("new1", "assigned", None)]
 
 
-def test_a_post_that_never_has_an_effect_is_reported_after_10_attempts(sandbox, query, desire):
-    desire(("new1", EMAILS[0]), ("new2", EMAILS[1]))
+def test_a_post_that_never_has_an_effect_is_reported_after_10_attempts(sandbox, query, set_desired_ids):
+    set_desired_ids(("new1", EMAILS[0]), ("new2", EMAILS[1]))
     sandbox.binance.posts_to_fail = 10
 
     run = materialize(PARTNERS, [today()])
@@ -322,9 +322,9 @@ def test_a_post_that_never_has_an_effect_is_reported_after_10_attempts(sandbox, 
 
 @pytest.mark.parametrize("posted", [True, False])
 def test_a_kill_between_post_and_landing_loses_no_attempt_and_posts_nothing_twice(
-    sandbox, query, desire, database_url, monkeypatch, posted
+    sandbox, query, set_desired_ids, database_url, monkeypatch, posted
 ):
-    desire(*zip(IDS[:5], EMAILS, strict=False))
+    set_desired_ids(*zip(IDS[:5], EMAILS, strict=False))
     post, attempted = Client.post, []
 
     def killed(self, path, params, decode):
@@ -350,8 +350,8 @@ def test_a_kill_between_post_and_landing_loses_no_attempt_and_posts_nothing_twic
     assert query("select count(*) from affiliate.attempt") == [(0,)]
 
 
-def test_a_kill_after_landing_appends_nothing_twice(sandbox, query, desire, database_url, monkeypatch):
-    desire(("new1", EMAILS[0]))
+def test_a_kill_after_landing_appends_nothing_twice(sandbox, query, set_desired_ids, database_url, monkeypatch):
+    set_desired_ids(("new1", EMAILS[0]))
     with landing(database_url) as outcomes:
         next(outcomes)
         assert isinstance(outcomes, Generator)
@@ -361,8 +361,8 @@ def test_a_kill_after_landing_appends_nothing_twice(sandbox, query, desire, data
     assert query("select count(*) from binance.customization_assignment") == [(1,)]
 
 
-def test_attempts_of_a_run_whose_key_is_revoked_land_with_the_next_run(sandbox, query, desire):
-    desire(("new1", EMAILS[0]), ("new2", EMAILS[1]))
+def test_attempts_of_a_run_whose_key_is_revoked_land_with_the_next_run(sandbox, query, set_desired_ids):
+    set_desired_ids(("new1", EMAILS[0]), ("new2", EMAILS[1]))
     assign = sandbox.binance.customers.assign
 
     def assign_and_revoke_the_key(customer_id, email):
@@ -388,8 +388,8 @@ def test_attempts_of_a_run_whose_key_is_revoked_land_with_the_next_run(sandbox, 
     assert ids_posted(sandbox) == {"new1": 1, "new2": 2}
 
 
-def test_an_attempt_lands_even_if_midnight_passes_during_the_run(sandbox, query, desire, database_url):
-    desire(("new1", EMAILS[0]))
+def test_an_attempt_lands_even_if_midnight_passes_during_the_run(sandbox, query, set_desired_ids, database_url):
+    set_desired_ids(("new1", EMAILS[0]))
     now = [int(datetime.now(UTC).timestamp() * 1000)]
 
     def later() -> int:
@@ -439,8 +439,10 @@ def test_an_id_of_another_client_of_the_agent_is_refused(sandbox, query, monkeyp
 # The plan
 
 
-def test_the_plan_shows_the_differences_and_posts_nothing(sandbox, desire, database_url):
-    desire((TAKEN_ID, OWNER), ("new1", EMAILS[0]), ("6zhfu2", sandbox.binance.customers.by_id["6zhfub"]), ("bad", "x"))
+def test_the_plan_shows_the_differences_and_posts_nothing(sandbox, set_desired_ids, database_url):
+    set_desired_ids(
+        (TAKEN_ID, OWNER), ("new1", EMAILS[0]), ("6zhfu2", sandbox.binance.customers.by_id["6zhfub"]), ("bad", "x")
+    )
 
     text = plan(database_url, PARTNERS, today())
 
@@ -453,8 +455,8 @@ def test_the_plan_shows_the_differences_and_posts_nothing(sandbox, desire, datab
     ]
 
 
-def test_the_plan_of_another_day_has_no_requests(sandbox, desire, database_url):
-    desire(("new1", EMAILS[0]))
+def test_the_plan_of_another_day_has_no_requests(sandbox, set_desired_ids, database_url):
+    set_desired_ids(("new1", EMAILS[0]))
 
     assert plan(database_url, PARTNERS, today() - timedelta(days=1)) == "0 requests"
     assert sandbox.requests == []

@@ -14,7 +14,7 @@ from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, YESTERDAY,
 
 
 def evaluations_by_day(run: Run) -> dict[str | None, dg.AssetCheckEvaluation]:
-    """The day's evaluation by partition key; each is a warning, and each day has at most one."""
+    """The evaluations by partition key. Asserts that each is a warning, and that no day has two."""
     found = check_evaluations(run)
     by_day = {evaluation.partition: evaluation for evaluation in found}
     assert len(by_day) == len(found)

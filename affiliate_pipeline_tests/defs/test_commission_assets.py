@@ -30,7 +30,7 @@ DAY = DAYS[0]
 SUMS = """
 select exchange, coin, kind, count, amount, usdt_value, unvalued from affiliate.daily_commission
 where partition_date = %s order by exchange, coin, kind"""
-RAW = """
+SUMS_OF_RAW_TABLES = """
 select 'binance', asset, 'rebate', count(*), sum(income), sum(income) filter (where asset = 'USDT'),
     count(*) filter (where asset <> 'USDT') from binance.rebate_recent_record where partition_date = %(day)s group by asset
 union all select 'lbank', coin_symbol, 'commission ' || (array['spot', 'futures'])[trade_type + 1], count(*), sum(amount),
@@ -113,7 +113,7 @@ def test_a_days_sums_equal_those_of_the_raw_tables_to_the_last_digit(both, query
     assert result.success
     sums = query(SUMS, DAY)
     with psycopg.connect(database_url) as connection:
-        raw = connection.execute(RAW, {"day": DAY}).fetchall()
+        raw = connection.execute(SUMS_OF_RAW_TABLES, {"day": DAY}).fetchall()
     assert [[str(cell) for cell in row] for row in sums] == [[str(cell) for cell in row] for row in raw]
     assert {row[0] for row in sums} == {"binance", "lbank"}
     assert {row[2] for row in sums} == {"rebate", "commission spot", "commission futures"}
@@ -124,7 +124,7 @@ def test_a_days_sums_equal_those_of_the_raw_tables_to_the_last_digit(both, query
     assert {zone for (zone,) in query("select zone from affiliate.daily_commission")} == {"UTC", "Asia/Shanghai"}
 
 
-def test_the_value_in_usdt_is_the_exchanges_and_amounts_without_one_are_counted(both, query):
+def test_usdt_values_come_from_the_exchange_and_amounts_without_a_value_are_counted(both, query):
     own = both.lbank.own_open_id
     both.lbank.set_commissions(
         [
@@ -160,7 +160,7 @@ def test_kinds_have_the_declared_names_and_undeclared_codes_stay_unchanged(both,
 def test_a_day_that_release_0_1_0_added_up_is_not_stale(both, query, without_wait):
     materialize(KEY, [DAY, YESTERDAY])
     materialize(LBANK, [DAY])
-    # The statement with which that release recorded the inputs of a day's sums.
+    # The statement by which release 0.1.0 recorded the inputs of a day's sums.
     query(
         "insert into affiliate.computed_day "
         "select partition, md5(string_agg(asset || ' ' || content_hash || ' ' || settled, ',' order by asset)) "
@@ -170,7 +170,7 @@ def test_a_day_that_release_0_1_0_added_up_is_not_stale(both, query, without_wai
     assert requested_ranges() == []
 
 
-def test_of_two_endpoints_that_report_the_same_money_one_counts(sandbox, query, database_url, without_wait):
+def test_only_one_of_two_endpoints_that_report_the_same_money_is_added_up(sandbox, query, database_url, without_wait):
     recent, history = "binance/kickback_recent_record", "binance/kickback_historical_record"
     assert materialize(recent, [DAY]).success
     with Store(database_url) as store:

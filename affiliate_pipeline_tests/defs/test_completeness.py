@@ -21,8 +21,8 @@ from affiliate_pipeline_tests.defs.rebates import (
     rebate,
     rebates,
     refusals,
+    requests_touching,
     sent,
-    touching,
     with_row_limit,
 )
 
@@ -157,7 +157,7 @@ def test_all_rows_land_whatever_the_order_and_the_window_end(
         reverse_each_page(sandbox, monkeypatch)
     days = DAYS[:3]
     rows = {day: rebates(day, 260) for day in days}
-    # In a single millisecond, one row less than the limit: in the day's first, in its last and within the day.
+    # One row fewer than the limit in a single millisecond: the first of a day, the last of a day, and one around noon.
     rows[days[0]] += [rebate(at(days[0], "00:00:00.000"), number) for number in range(1, 99)]
     rows[days[1]] += [rebate(at(days[1], "23:59:59.999"), number) for number in range(99)]
     rows[days[2]] += [rebate(at(days[2], "12:00:00.001"), number) for number in range(99)]
@@ -203,7 +203,9 @@ def test_an_exchange_that_sorts_by_the_second_loses_no_row(sandbox, query, monke
     assert landed(query, SETTLED) == sent(rows)
 
 
-def test_where_windows_of_one_millisecond_are_refused_two_are_requested(sandbox, query, monkeypatch):
+def test_a_window_of_two_milliseconds_is_requested_if_one_of_a_single_millisecond_is_refused(
+    sandbox, query, monkeypatch
+):
     respond = sandbox.binance.respond
 
     def requires_a_later_end(call):
@@ -222,7 +224,7 @@ def test_where_windows_of_one_millisecond_are_refused_two_are_requested(sandbox,
 
 
 @pytest.mark.parametrize("split_by", ["an error", "the longest span"])
-def test_exactly_one_full_page_proves_no_order(sandbox, query, monkeypatch, split_by):
+def test_a_single_full_page_does_not_prove_an_order(sandbox, query, monkeypatch, split_by):
     # One worker, so that the full page comes first.
     monkeypatch.setattr("affiliate_pipeline.exchanges.window_walk.WORKERS", 1)
     sandbox.binance.newest_first = True
@@ -279,7 +281,7 @@ def test_a_day_known_to_be_bad_is_not_requested_again(sandbox, declare, monkeypa
     assert list(run.failed) == [DAYS[1]]
     windows = [(request.params["startTime"], request.params["endTime"]) for request in sandbox.requests]
     known_at = windows.index((str(full_ms), str(full_ms)))
-    assert touching(sandbox, DAYS[1])[-1] == known_at
+    assert requests_touching(sandbox, DAYS[1])[-1] == known_at
     assert len(windows) > known_at + 1
 
 
@@ -327,4 +329,4 @@ def test_no_request_touches_a_day_outside_the_run(sandbox):
 
     materialize(KEY, DAYS[1:3])
 
-    assert [len(touching(sandbox, day)) for day in (DAYS[0], DAYS[3], DAYS[4])] == [0, 0, 0]
+    assert [len(requests_touching(sandbox, day)) for day in (DAYS[0], DAYS[3], DAYS[4])] == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""What Dagster, the ledger and the table contain of a landed day."""
+"""What Dagster, the ledger and the table contain after a day has landed."""
 
 import logging
 from datetime import UTC, datetime, timedelta
@@ -32,7 +32,7 @@ def test_a_day_lands_exactly(sandbox, query):
     assert len(sandbox.binance.rebates(SETTLED)) > 100
 
 
-def test_the_metadata_describe_the_days_rows(sandbox, query):
+def test_the_metadata_describes_the_rows_of_the_day(sandbox, query):
     rows = [
         rebate(at(SETTLED, "00:00:00.001"), 1, income="0.000000000000000001"),
         rebate(at(SETTLED, "07:00:00.000"), 2, income=Number("12345678901234567890.10")),

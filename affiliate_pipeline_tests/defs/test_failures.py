@@ -19,8 +19,8 @@ from affiliate_pipeline_tests.defs.rebates import (
     landed,
     rebates,
     refusals,
+    requests_touching,
     sent,
-    touching,
     with_row_limit,
 )
 
@@ -56,7 +56,7 @@ def test_a_bad_day_fails_alone(sandbox, query, rows, status, code, attempts):
     assert query("select partition from affiliate.landing order by 1") == [(day,) for day in good]
     assert refusals(sandbox) == []
     # Requested once with the whole range and once alone; never again after that.
-    assert len(touching(sandbox, bad)) == 2 * attempts
+    assert len(requests_touching(sandbox, bad)) == 2 * attempts
 
 
 def test_several_bad_days_fail_each_for_its_own_cause(sandbox, query, rows):
@@ -207,7 +207,7 @@ def test_a_wrong_credential_fails_at_the_first_response(sandbox, monkeypatch, va
 # Settings
 
 
-def test_all_missing_and_malformed_settings_are_named_in_one_line(sandbox, monkeypatch):
+def test_all_missing_and_malformed_settings_are_reported_in_one_line(sandbox, monkeypatch):
     monkeypatch.delenv("BINANCE_PARTNER_API_KEY")
     monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", "")
     monkeypatch.setenv("BINANCE_WEIGHT_PER_MINUTE", "many")
@@ -236,7 +236,7 @@ def test_all_missing_and_malformed_settings_are_named_in_one_line(sandbox, monke
         ("AFFILIATE_DATABASE_URL", "mysql://user:so-secret@127.0.0.1/data"),
     ],
 )
-def test_a_malformed_setting_is_named_without_its_value(sandbox, monkeypatch, variable, value):
+def test_a_malformed_setting_is_reported_without_its_value(sandbox, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
 
     run = materialize(KEY, DAYS)

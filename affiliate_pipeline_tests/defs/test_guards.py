@@ -16,8 +16,8 @@ from affiliate_pipeline_tests.defs.rebates import (
     landed,
     rebate,
     rebates,
+    requests_touching,
     sent,
-    touching,
     use_another_account,
 )
 
@@ -132,7 +132,7 @@ def test_an_expired_landed_day_is_retained_without_a_request(sandbox, query):
     assert {day: metadata["kept"] for day, metadata in again.materialized.items()} == {
         day: day in EXPIRED for day in OLD
     }
-    assert [touching(sandbox, day) for day in EXPIRED] == [[], [], []]
+    assert [requests_touching(sandbox, day) for day in EXPIRED] == [[], [], []]
     for day in EXPIRED:
         assert landed(query, day) == sent(rebates(day, 20))
         for name in "dagster/partition_row_count", "sums", "content_hash", "first", "last":
@@ -142,14 +142,14 @@ def test_an_expired_landed_day_is_retained_without_a_request(sandbox, query):
 
 def set_clock_at_the_first_row(sandbox, monkeypatch, now_ms: int) -> None:
     """Set the clock of this process and of the sandbox to `now_ms` when the sandbox sends its first row."""
-    clock, passed_ns = time.time_ns, 0
+    clock, offset_ns = time.time_ns, 0
 
     def transform(row):
-        nonlocal passed_ns
-        passed_ns = passed_ns or now_ms * 1_000_000 - clock()
+        nonlocal offset_ns
+        offset_ns = offset_ns or now_ms * 1_000_000 - clock()
         return row
 
-    monkeypatch.setattr(time, "time_ns", lambda: clock() + passed_ns)
+    monkeypatch.setattr(time, "time_ns", lambda: clock() + offset_ns)
     sandbox.faults.transform_row = transform
 
 
@@ -177,7 +177,7 @@ def test_a_landed_day_that_expires_while_it_is_fetched_is_retained(sandbox, quer
     assert run.materialized[SETTLED]["kept"] is True
 
 
-def test_a_proven_day_that_expires_while_it_is_fetched_does_not_land(sandbox, query, monkeypatch):
+def test_a_day_proven_to_be_retained_that_expires_while_it_is_fetched_never_lands_in_part(sandbox, query, monkeypatch):
     day = ago(8)
     sandbox.binance.retention_ms = int(time.time() * 1000) - at(ago(9), "23:00:00.000")
     sandbox.binance.set_rebates([rebate(at(ago(9), "23:30:00.000")), *rebates(day, 96)])
@@ -324,6 +324,6 @@ def test_landed_days_of_another_source_are_refused(sandbox, query, monkeypatch):
     other = run.materialized[DAYS[2]]["source"]
     for day in DAYS[:2]:
         assert f"its source is {source}, and the source of this run is {other}" in run.failed[day]
-        assert touching(sandbox, day) == []
+        assert requests_touching(sandbox, day) == []
         assert landed(query, day) == sent(rebates(day, 5))
     assert landed(query, DAYS[2]) == sent(rebates(DAYS[2], 7))

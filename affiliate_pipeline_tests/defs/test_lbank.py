@@ -1,4 +1,4 @@
-"""LBank's assets land exactly the exchange's rows, with as few requests as its rate limit calls for."""
+"""LBank's assets land exactly the exchange's rows, with the number of requests that the plan states."""
 
 import logging
 import math
@@ -186,7 +186,7 @@ def test_a_landed_day_that_has_not_changed_is_not_written_again(sandbox, query):
 # Which users are queried
 
 
-def test_yesterdays_trades_include_our_own_and_those_of_users_who_started_trading_that_day(sandbox, query):
+def test_yesterdays_trades_include_the_affiliates_own_and_those_of_users_who_started_trading_that_day(sandbox, query):
     yesterday = today() - DAY
     newcomer = sandbox.lbank.add_user(registered_ms=at(DAYS[0]), first_trade_ms=at(yesterday))
     materialize_roster()
@@ -312,7 +312,7 @@ def test_a_failed_refresh_leaves_the_roster_unchanged(sandbox, query, monkeypatc
     assert query("select * from lbank.roster order by open_id") == before
 
 
-def test_a_user_outside_our_team_lands_with_the_invite_result_alone(sandbox, query):
+def test_a_user_outside_the_team_lands_with_the_invite_result_alone(sandbox, query):
     materialize_roster()
     query(ADD_STRANGER)
 
@@ -324,14 +324,14 @@ def test_a_user_outside_our_team_lands_with_the_invite_result_alone(sandbox, que
 
 
 @pytest.mark.parametrize("others", [{}, {"newThing": 1}, {"userLevel": 5, "reserveAmt": ""}])
-def test_the_other_fields_of_a_user_outside_our_team_are_ignored(sandbox, query, others):
+def test_the_other_fields_of_a_user_outside_the_team_are_ignored(sandbox, query, others):
     stranger = traders(sandbox)[1]
 
-    def outside_our_team(row):
+    def outside_the_team(row):
         return {"openId": None, "inviteResult": False} | others if row["openId"] == stranger else row
 
     materialize_roster()
-    sandbox.faults.transform_row = outside_our_team
+    sandbox.faults.transform_row = outside_the_team
     run = materialize(SNAPSHOT, [day := today()])
 
     assert run.success, run.message
@@ -841,7 +841,7 @@ def test_more_than_5_percent_refused_fail_the_range(sandbox, query, many_agents)
     assert f"LBank refused 2 of {len(agents(sandbox))} openIds" in run.failed[SETTLED]
 
 
-def test_a_refusal_of_our_own_open_id_fails_at_the_first_response(sandbox):
+def test_a_refusal_of_the_affiliates_own_open_id_fails_at_the_first_response(sandbox):
     sandbox.lbank.refused_open_ids[OWN_OPEN_ID] = 10022
 
     run = materialize(TRADES, DAYS)
@@ -854,7 +854,7 @@ def test_a_refusal_of_our_own_open_id_fails_at_the_first_response(sandbox):
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "code", "named"),
+    ("variable", "value", "code", "expected"),
     [
         ("LBANK_API_KEY", "another-key", 10005, ["LBANK_API_KEY"]),
         ("LBANK_API_SECRET", "another-secret", 10007, ["LBANK_API_SECRET", "LBANK_SIGNATURE_METHOD"]),
@@ -862,27 +862,29 @@ def test_a_refusal_of_our_own_open_id_fails_at_the_first_response(sandbox):
     ],
 )
 @pytest.mark.parametrize("name", [MONEY, TEAM_TRADES])
-def test_a_wrong_variable_is_named_at_the_first_response(sandbox, monkeypatch, name, variable, value, code, named):
+def test_a_wrong_variable_is_reported_at_the_first_response(
+    sandbox, monkeypatch, name, variable, value, code, expected
+):
     monkeypatch.setenv(variable, value)
 
     run = materialize(name, DAYS)
 
     assert list(run.failed) == DAYS and len(set(run.failed.values())) == 1
-    assert all(text in run.failed[SETTLED] for text in [str(code), *named])
+    assert all(text in run.failed[SETTLED] for text in [str(code), *expected])
     assert value not in run.message
     assert [request.code for request in sandbox.requests if request.path != TEAM_LIST or request.code] == [code]
 
 
 @pytest.mark.parametrize(
-    ("code", "named"), [(10022, "permission"), (10601, "closed this interface"), (10600, "set it by NTP")]
+    ("code", "expected"), [(10022, "permission"), (10601, "closed this interface"), (10600, "set it by NTP")]
 )
-def test_a_refusal_of_the_endpoint_fails_at_the_first_response(sandbox, code, named):
+def test_a_refusal_of_the_endpoint_fails_at_the_first_response(sandbox, code, expected):
     sandbox.lbank.refused_paths[PATH[TEAM_TRADES]] = code
 
     run = materialize(TEAM_TRADES, DAYS)
 
     assert list(run.failed) == DAYS and len(set(run.failed.values())) == 1
-    assert str(code) in run.failed[SETTLED] and named in run.failed[SETTLED]
+    assert str(code) in run.failed[SETTLED] and expected in run.failed[SETTLED]
     assert len(requests_to(sandbox, TEAM_TRADES)) == 1
 
 
@@ -908,7 +910,7 @@ def test_a_clock_that_cannot_be_corrected_fails_after_two_requests(sandbox):
     assert len(sandbox.requests) <= 2
 
 
-def test_all_missing_variables_are_named(sandbox, monkeypatch):
+def test_all_missing_variables_are_reported(sandbox, monkeypatch):
     names = ["LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID"]
     for name in names:
         monkeypatch.delenv(name)

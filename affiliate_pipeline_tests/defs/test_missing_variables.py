@@ -51,18 +51,18 @@ def other_home(other_url: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def others(other_home: Path) -> Iterator[dg.DagsterInstance]:
+def other_instance(other_home: Path) -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.from_config(str(other_home)) as instance:
         yield instance
 
 
 @pytest.fixture
-def ours(
+def own_instance(
     database_url: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dg.DagsterInstance]:
     """This project's Dagster, on a configured database."""
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
-    home = tmp_path_factory.mktemp("ours")
+    home = tmp_path_factory.mktemp("own_instance")
     shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
     with dg.DagsterInstance.from_config(str(home)) as instance:
         yield instance
@@ -119,16 +119,18 @@ def failure_of_rebates(instance: dg.DagsterInstance) -> str:
     return failure_of(instance, dg.AssetKey(KEY.split("/")), f"{YESTERDAY}")
 
 
-def test_without_a_database_a_run_of_another_teams_instance_fails_and_names_the_variable(others, nothing_is_created):
-    assert DATABASE in failure_of_rebates(others)
+def test_without_a_database_a_run_of_another_teams_instance_fails_and_names_the_variable(
+    other_instance, nothing_is_created
+):
+    assert DATABASE in failure_of_rebates(other_instance)
 
 
-def test_a_leftover_sandbox_lands_nothing_in_another_teams_instance(others, leftover, nothing_is_created):
-    assert DATABASE in failure_of_rebates(others)
+def test_a_leftover_sandbox_lands_nothing_in_another_teams_instance(other_instance, leftover, nothing_is_created):
+    assert DATABASE in failure_of_rebates(other_instance)
     assert leftover.requests == []
 
 
-@pytest.mark.parametrize("where", ["others", "ours"])
+@pytest.mark.parametrize("where", ["other_instance", "own_instance"])
 def test_a_leftover_sandbox_lands_nothing_in_a_configured_database(
     where, request, database_url, monkeypatch, leftover, nothing_is_created
 ):
@@ -154,14 +156,22 @@ def test_a_leftover_sandbox_lands_nothing_in_a_configured_database(
 @pytest.mark.parametrize("place", ["environment", ".env"])
 @pytest.mark.parametrize("database", [True, False])
 def test_a_partial_configuration_is_never_completed_from_the_sandbox(
-    others, leftover, monkeypatch, database_url, nothing_is_created, given: Mapping[str, str], missing, place, database
+    other_instance,
+    leftover,
+    monkeypatch,
+    database_url,
+    nothing_is_created,
+    given: Mapping[str, str],
+    missing,
+    place,
+    database,
 ):
     given = {**given, "AFFILIATE_DATABASE_URL": database_url} if database else given
     for name, value in given.items() if place == "environment" else ():
         monkeypatch.setenv(name, value)
     file = Path(".env")
     file.write_text("".join(f"{name}={value}\n" for name, value in given.items()) if place == ".env" else "")
-    failure = failure_of_rebates(others)
+    failure = failure_of_rebates(other_instance)
     assert [name for name in PARTNER if f"{name} is not set" in failure] == (list(missing) if database else [])
     assert (DATABASE in failure) == (not database)
     assert leftover.requests == []
@@ -188,11 +198,13 @@ def test_no_asset_uses_a_database_or_an_account_that_is_not_configured(
 
 
 @pytest.mark.parametrize("name", SENSORS)
-def test_no_sensor_uses_a_database_that_is_not_configured(others, leftover, nothing_is_created, monkeypatch, name):
+def test_no_sensor_uses_a_database_that_is_not_configured(
+    other_instance, leftover, nothing_is_created, monkeypatch, name
+):
     definitions = loaded_definitions()
     sensor = next(each for each in definitions.sensors or () if each.name == name)
     monkeypatch.setenv("HEARTBEAT_URL", "http://127.0.0.1:9")
-    context = partial(dg.build_sensor_context, others, definitions=definitions, resources=definitions.resources)
+    context = partial(dg.build_sensor_context, other_instance, definitions=definitions, resources=definitions.resources)
     if sensor.name == "kickback_history":
         skipped = sensor.evaluate_tick(context()).skip_message
         assert skipped == "BINANCE_CLIENT_API_KEY and BINANCE_CLIENT_API_SECRET are not set"
@@ -203,14 +215,18 @@ def test_no_sensor_uses_a_database_that_is_not_configured(others, leftover, noth
     assert DATABASE in str(cause)
 
 
-def test_schedules_request_only_runs_that_name_what_is_missing(others, leftover, nothing_is_created):
+def test_schedules_request_days_regardless_of_the_sandbox_or_report_what_is_missing(
+    other_instance, leftover, nothing_is_created
+):
     definitions = loaded_definitions()
     now = datetime.now(UTC)
     for schedule in definitions.schedules or ():
         assert isinstance(schedule, dg.ScheduleDefinition)
-        context = dg.build_schedule_context(others, scheduled_execution_time=now, resources=definitions.resources)
+        context = dg.build_schedule_context(
+            other_instance, scheduled_execution_time=now, resources=definitions.resources
+        )
         tick = schedule.evaluate_tick(context)
-        # The first day chosen for the sandbox does not limit the requested days.
+        # The start date of the sandbox does not limit the requested days.
         assert tick.run_requests or "are not set" in (tick.skip_message or "")
         for request in tick.run_requests or ():
             first, last = (request.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end"))
@@ -220,9 +236,9 @@ def test_schedules_request_only_runs_that_name_what_is_missing(others, leftover,
 
 @pytest.mark.parametrize("database", [True, False])
 def test_a_run_of_dagsters_command_fails_and_names_the_variable(
-    other_home, others, leftover, nothing_is_created, database_url, tmp_path, database
+    other_home, other_instance, leftover, nothing_is_created, database_url, tmp_path, database
 ):
-    """Dagster's command runs the step in its own process; the day is before the first one of the sandbox."""
+    """Dagster's command runs the step in its own process; the day is before the start date of the sandbox."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DAGSTER_HOME": str(other_home)}
     if database:
         environment["AFFILIATE_DATABASE_URL"] = database_url
@@ -237,9 +253,11 @@ def test_a_run_of_dagsters_command_fails_and_names_the_variable(
     )
     assert done.returncode != 0
     assert (f"{PARTNER[0]} is not set; {PARTNER[1]} is not set" if database else DATABASE) in done.stderr
-    (last,) = others.get_runs(limit=1)
-    assert others.get_run_by_id(last.run_id).status == dg.DagsterRunStatus.FAILURE
-    assert others.get_records_for_run(last.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records == []
+    (last,) = other_instance.get_runs(limit=1)
+    assert other_instance.get_run_by_id(last.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert (
+        other_instance.get_records_for_run(last.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records == []
+    )
     assert leftover.requests == []
 
 
@@ -265,7 +283,7 @@ def database_of(instance: dg.DagsterInstance) -> str:
     return storage.postgres_url
 
 
-def test_the_application_lands_the_sandbox_in_its_own_database(embedded, leftover, monkeypatch, others):
+def test_the_application_lands_the_sandbox_in_its_own_database(embedded, leftover, monkeypatch, other_instance):
     definitions = loaded_definitions()
     asset = definitions.get_assets_def(dg.AssetKey(KEY.split("/")))
 
@@ -285,7 +303,7 @@ def test_the_application_lands_the_sandbox_in_its_own_database(embedded, leftove
         assert connection.execute("select count(*) from binance.rebate_recent_record").fetchall() == [(rows,)]
         assert rows > 0
     # The running server changes nothing for another instance.
-    assert DATABASE in failure_of_rebates(others)
+    assert DATABASE in failure_of_rebates(other_instance)
     # Once an exchange is configured, the loaded instance continues with the settings read at its start. The next instance
     # has its storage in another database.
     monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "a real key")

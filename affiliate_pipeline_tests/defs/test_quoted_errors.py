@@ -1,4 +1,4 @@
-"""Failed days, rows of actions and the findings of `check` quote the exchange's error text."""
+"""The reasons of failed days, the rows of action logs and the findings of `check` quote the exchange's error text."""
 
 import json
 

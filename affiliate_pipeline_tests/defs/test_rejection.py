@@ -93,7 +93,7 @@ def test_invalid_rows_fail_their_day_alone(sandbox, query, invalidate, problem):
     assert problem in reason and EMAIL not in reason
 
 
-def test_every_invalid_column_is_named(sandbox):
+def test_every_invalid_column_is_reported(sandbox):
     first, second, third = rebates(SETTLED, 3)
     sandbox.binance.set_rebates(
         [without(first, "asset"), second | {"income": "x"}, third | {"income": "y", "tradeId": None}]

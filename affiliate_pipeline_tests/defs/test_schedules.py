@@ -38,9 +38,9 @@ def zone_of_the_machine(request, monkeypatch):
 def tick(
     schedule: dg.ScheduleDefinition, at: datetime, now: datetime | None = None
 ) -> tuple[dict[str, tuple[date, ...]], str]:
-    """The first and last requested day of each asset, and the skip message, of the tick at this time.
+    """The first and last day that the tick of this time requests for each asset, and its skip message.
 
-    It is evaluated at that time, or at `now`.
+    The tick is evaluated at `now`, which is its own time by default.
     """
     with dg.DagsterInstance.ephemeral() as instance, pytest.MonkeyPatch.context() as clock:
         clock.setattr("affiliate_pipeline.defs.schedules.now_ms", lambda: int((now or at).timestamp() * 1000))

@@ -1,4 +1,4 @@
-"""Which days are expected, when they are due, and until when they can be fetched, in the time zone of their exchange."""
+"""Which days are expected, when they are overdue, and until when they can be fetched, in the time zone of their exchange."""
 
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
@@ -36,7 +36,7 @@ def test_days_are_expected_once_they_have_ended_until_they_have_settled():
     assert [each.day for each in expected_days(RECENT, nov(9), ms(nov(10), "00:00") - 1)] == []
 
 
-def test_a_day_is_due_an_hour_after_its_schedule_and_again_once_it_has_settled():
+def test_a_day_is_overdue_an_hour_after_the_schedule_that_should_land_or_settle_it():
     assert RECENT.overdue_at_ms(nov(5), settled=False) == ms(nov(6), "01:15")
     assert RECENT.overdue_at_ms(nov(5), settled=True) == ms(nov(8), "01:15")
     assert SHANGHAI.overdue_at_ms(nov(5), settled=True) == ms(nov(6), "11:35", SHANGHAI.zone)
@@ -53,7 +53,7 @@ def test_the_deadline_is_the_last_millisecond_at_which_the_day_is_retained():
     assert SHANGHAI.deadline_ms(nov(5)) is None and SHANGHAI.is_retained(date(2000, 1, 1), deadline_ms)
 
 
-def test_the_fallback_is_named_while_it_retains_the_day():
+def test_a_day_has_its_fallback_while_the_fallback_retains_the_day():
     def fallbacks(now_ms: int) -> list[tuple[str, int] | None]:
         return [each.fallback for each in expected_days(RECENT, nov(1), now_ms)][:1]
 

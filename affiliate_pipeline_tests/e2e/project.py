@@ -107,9 +107,9 @@ class Started:
 
         wait_for(printed, timeout_s)
 
-    def stop(self, number: int) -> int:
+    def stop(self, signal_number: int) -> int:
         """Send this signal, and return the exit code."""
-        self.process.send_signal(number)
+        self.process.send_signal(signal_number)
         code = self.process.wait(60)
         self._reader.join(10)
         return code

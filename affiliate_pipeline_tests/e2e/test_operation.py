@@ -22,7 +22,10 @@ STUCK_S = 120
 
 
 def fortnight() -> list[date]:
-    """The last fourteen days that have ended in UTC+8, oldest first. The overdue monitor requests runs of later days."""
+    """The last fourteen days that have ended in UTC+8, oldest first.
+
+    No ended day may be left out at the end: the overdue monitor would request a run for it.
+    """
     today = (datetime.now(UTC) + timedelta(hours=8)).date()
     return [today - timedelta(days=i) for i in range(14, 0, -1)]
 

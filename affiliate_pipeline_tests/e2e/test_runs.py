@@ -51,7 +51,7 @@ def test_a_killed_run_leaves_the_old_day_or_the_new_one_is_reported_failed_and_l
             stored = versions(fresh, day)
             assert stored in ({0}, {1})
             (alert,) = wait_for(lambda: [each for each in webhook.messages if run_id in each["message"]], timeout_s=90)
-            # The kill may have come after the day was materialized and before the run ended.
+            # The process may have been killed after it materialized the day and before the run ended.
             assert alert["title"] in [f"{KEY} failed for {day}", *(["A run failed"] if stored == {1} else [])]
         else:  # The run ended before the kill.
             assert versions(fresh, day) == {1}

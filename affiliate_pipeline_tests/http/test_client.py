@@ -123,7 +123,7 @@ def test_each_attempt_has_a_new_signature(server):
         assert_is_signed(request)
 
 
-# May have had an effect, if the request was a POST.
+# Failures after which a POST may have taken effect.
 FAILURES = {
     "500": ERROR_500,
     "502 with a page": http(502, b"<html><h1>502 Bad Gateway</h1></html>", "Content-Type: text/html"),
@@ -293,7 +293,7 @@ def test_a_long_pause_is_a_ban_wherever_its_end_is_stated(server, until, headers
 
 @pytest.mark.parametrize("status", [200, 400, 401])
 @pytest.mark.parametrize("code", [b"-2015", b'"-2015"'])
-def test_an_error_code_counts_with_any_status_and_as_number_or_text(server, status, code):
+def test_an_error_code_is_recognized_with_any_status_and_as_number_or_text(server, status, code):
     server.default = http(status, b'{"code":%s,"msg":"Invalid API-key, IP, or permissions for action."}' % code)
     with connected(server.url) as client, pytest.raises(AccessRefused, match="code -2015.*BINANCE_PARTNER_API_KEY"):
         get(client)
@@ -350,7 +350,7 @@ def unused_port() -> int:
         return closed.getsockname()[1]
 
 
-def test_a_dead_server_is_unreachable_after_the_longest_silence(monkeypatch):
+def test_a_dead_server_is_reported_as_unreachable_after_the_silence_limit(monkeypatch):
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.3)
     began = time.monotonic()
     with (
@@ -374,7 +374,7 @@ def test_silence_begins_at_the_last_response(server, monkeypatch):
         assert get(client) == [1]
 
 
-def test_waiting_for_a_requested_pause_is_no_silence(server, monkeypatch):
+def test_waiting_for_a_requested_pause_does_not_count_as_silence(server, monkeypatch):
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.3)
     limit = RecordingLimit(lambda number: time.sleep(0.4 if number == 2 else 0))
     server.responses.extend([http(418, TOO_MANY, "Retry-After: 0.4"), reset])

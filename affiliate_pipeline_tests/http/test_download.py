@@ -31,7 +31,7 @@ def test_a_gzip_encoded_file_is_returned_compressed_to_its_last_byte(server, url
     assert download(url, 10**6) == body
 
 
-def test_an_encoding_that_was_not_requested_is_named(server, url):
+def test_an_encoding_that_was_not_requested_is_reported(server, url):
     server.default = http(200, b"...", "Content-Encoding: br")
     with pytest.raises(Refused, match="in the encoding 'br'"):
         download(url, 100)

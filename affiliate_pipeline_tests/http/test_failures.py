@@ -44,8 +44,8 @@ def exchange(request) -> str:
 
 
 @pytest.fixture
-def failed(server) -> Callable[..., ExchangeError]:
-    """Sends one request to the exchange, whose response is the given one; returns the error that it raises."""
+def error_of(server) -> Callable[..., ExchangeError]:
+    """Sends a request that gets this response from the exchange, and returns the error that it raises."""
 
     def run(exchange: str, status: int, body: str | bytes, method: str = "get", **headers: str) -> ExchangeError:
         lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -88,15 +88,15 @@ SHAPES = {
 
 @pytest.mark.parametrize("status", [400, 404, 422])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_code_and_message_are_found_in_every_shape(failed, exchange, status, shape):
-    error = failed(exchange, status, json.dumps(shape))
+def test_code_and_message_are_found_in_every_shape(error_of, exchange, status, shape):
+    error = error_of(exchange, status, json.dumps(shape))
     assert type(error) is Refused and f"HTTP {status}" in str(error)
     assert "code -1121: Invalid symbol" in str(error)
 
 
 @pytest.mark.parametrize("shape", list(SHAPES.values())[:-1], ids=list(SHAPES)[:-1])
-def test_an_error_body_with_http_200_is_an_error(failed, shape):
-    assert "-1121: Invalid symbol" in str(failed("binance", 200, json.dumps(shape)))
+def test_an_error_body_with_http_200_is_an_error(error_of, shape):
+    assert "-1121: Invalid symbol" in str(error_of("binance", 200, json.dumps(shape)))
 
 
 @pytest.mark.parametrize(
@@ -121,17 +121,17 @@ def test_an_error_body_with_http_200_is_an_error(failed, shape):
         ('{"a":' * 5000 + "1" + "}" * 5000, '{"a":{"a"'),
     ],
 )
-def test_any_body_of_a_failed_request_is_quoted(failed, body, quote):
-    error = failed("binance", 400, body)
+def test_any_body_of_a_failed_request_is_quoted(error_of, body, quote):
+    error = error_of("binance", 400, body)
     assert type(error) is Refused and quote in str(error)
 
 
-def test_a_quote_has_no_secret_no_query_no_email_and_no_control_character(failed, exchange):
+def test_a_quote_has_no_secret_no_query_no_email_and_no_control_character(error_of, exchange):
     key = "vmPUZE6mv9SD5VNHk4HlWFsOr6aKE2zvsw0MuIgwCIPy6utIco14y7Ju91duEh8A"
     message = (
         f"\x1b[31mno\r\n\u202e key {key} of jane.doe@example.com at https://a.example/p?signature=abc&x=1 " + "x " * 500
     )
-    text = str(failed(exchange, 400, json.dumps({"code": -1, "message": message})))
+    text = str(error_of(exchange, 400, json.dumps({"code": -1, "message": message})))
     for secret in (key, "jane.doe", "abc", "x=1", "\x1b", "\u202e"):
         assert secret not in text
     assert "https://a.example/p?***" in text and text.endswith("…")
@@ -152,37 +152,37 @@ def test_a_quote_has_no_secret_no_query_no_email_and_no_control_character(failed
     ],
 )
 @pytest.mark.parametrize("body", ["", "no reason", '{"message":"no reason"}', '{"code":%d,"msg":"no reason"}'])
-def test_a_status_is_explained(failed, exchange, status, phrase, body):
-    text = str(failed(exchange, status, body.replace("%d", str(status))))
+def test_a_status_is_explained(error_of, exchange, status, phrase, body):
+    text = str(error_of(exchange, status, body.replace("%d", str(status))))
     assert f"HTTP {status} ({phrase})" in text and "Usually" in text
     assert "no reason" in text or not body
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 @pytest.mark.parametrize(
-    ("location", "named"),
+    ("location", "target"),
     [
         ("https://login.corp.example/sso?token=a-secret", "login.corp.example/sso"),
         ("/cn/login?x=1", "the same host, /cn"),
     ],
 )
-def test_a_redirect_is_named_with_its_target(failed, exchange, status, location, named):
-    error = failed(exchange, status, "<html>Moved</html>", Location=location)
-    assert type(error) is Refused and f"HTTP {status}" in str(error) and f"a redirect to {named}" in str(error)
+def test_a_redirect_is_reported_with_its_target(error_of, exchange, status, location, target):
+    error = error_of(exchange, status, "<html>Moved</html>", Location=location)
+    assert type(error) is Refused and f"HTTP {status}" in str(error) and f"a redirect to {target}" in str(error)
     assert f"{exchange.upper()}_BASE_URL" in str(error) and "a-secret" not in str(error)
 
 
 @pytest.mark.parametrize(
     ("status", "body"), [(451, ""), (451, CLOUDFLARE), (403, '{"msg":"%s"}'), (200, '{"msg":"%s"}')]
 )
-def test_a_location_that_is_not_served_is_not_reported_as_a_wrong_key(failed, exchange, status, body):
-    error = failed(exchange, status, body.replace("%s", LOCATION))
+def test_a_location_that_is_not_served_is_not_reported_as_a_wrong_key(error_of, exchange, status, body):
+    error = error_of(exchange, status, body.replace("%s", LOCATION))
     assert type(error) is Fatal and TERMS in str(error)
     assert "API_KEY" not in str(error) and ("b. Eligibility" in str(error) or "%s" not in body)
 
 
-def test_a_location_that_is_not_served_is_recognized_despite_a_code(failed):
-    error = failed("binance", 451, json.dumps({"code": 0, "msg": LOCATION}))
+def test_a_location_that_is_not_served_is_recognized_despite_a_code(error_of):
+    error = error_of("binance", 451, json.dumps({"code": 0, "msg": LOCATION}))
     assert type(error) is Fatal and TERMS in str(error) and "HTTP 451" in str(error)
 
 
@@ -200,16 +200,16 @@ def test_a_location_that_is_not_served_is_recognized_despite_a_code(failed):
     ],
 )
 @pytest.mark.parametrize("status", [200, 400, 401, 403])
-def test_advice_does_not_contradict_binances_message(failed, status, code, message, added, not_added):
-    error = failed("binance", status, json.dumps({"code": code, "msg": message}))
+def test_advice_does_not_contradict_binances_message(error_of, status, code, message, added, not_added):
+    error = error_of("binance", status, json.dumps({"code": code, "msg": message}))
     assert type(error) is AccessRefused
     assert f"code {code}: {message.rstrip('.') or 'no message'}" in str(error)
     assert all(text in str(error) for text in added) and not any(text in str(error) for text in not_added)
 
 
 @pytest.mark.parametrize("code", [-1100, -1102, -1121, -1130, -4001])
-def test_an_unknown_code_is_quoted_without_advice(failed, code):
-    error = failed("binance", 400, json.dumps({"code": code, "msg": "Some reason."}))
+def test_an_unknown_code_is_quoted_without_advice(error_of, code):
+    error = error_of("binance", 400, json.dumps({"code": code, "msg": "Some reason."}))
     assert type(error) is Refused and str(error) == f"Binance returned HTTP 400, code {code}: Some reason"
 
 
@@ -227,9 +227,9 @@ def test_an_unknown_code_is_quoted_without_advice(failed, code):
     ],
 )
 @pytest.mark.parametrize("status", [200, 400])
-def test_advice_does_not_contradict_lbanks_message(failed, status, code, message, added, not_added):
+def test_advice_does_not_contradict_lbanks_message(error_of, status, code, message, added, not_added):
     body = {"result": "false", "error_code": code, "msg": message}
-    error = failed("lbank", status, json.dumps(body))
+    error = error_of("lbank", status, json.dumps(body))
     assert type(error) is AccessRefused and error.code == code and f"error_code {code}: {message}" in str(error)
     assert all(text in str(error) for text in added) and not any(text in str(error) for text in not_added)
 
@@ -239,8 +239,8 @@ def test_advice_does_not_contradict_lbanks_message(failed, status, code, message
     ("body", "quote"), [(CLOUDFLARE, "Sorry, you have been blocked Ray ID: 8d1f"), (MAINTENANCE, "系统维护")]
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "gbk"])
-def test_a_web_page_of_a_firewall_is_transient(failed, exchange, status, body, quote, encoding):
-    error = failed(exchange, status, body.encode(encoding))
+def test_a_web_page_of_a_firewall_is_transient(error_of, exchange, status, body, quote, encoding):
+    error = error_of(exchange, status, body.encode(encoding))
     assert type(error) is Transient and "web page" in str(error) and quote in str(error) and "var a" not in str(error)
     assert status >= 500 or FIREWALL in str(error)
 
@@ -260,8 +260,8 @@ def test_a_web_page_of_a_firewall_is_transient(failed, exchange, status, body, q
         '{"code":503,"message":"no"}',
     ],
 )
-def test_maintenance_is_transient(failed, exchange, status, body):
-    error = failed(exchange, status, body)
+def test_maintenance_is_transient(error_of, exchange, status, body):
+    error = error_of(exchange, status, body)
     assert type(error) is Transient
     assert "API_KEY" not in str(error)
 
@@ -280,8 +280,8 @@ def test_maintenance_is_transient(failed, exchange, status, body):
         (200, '{"code":500,"msg":"no"}', {}),
     ],
 )
-def test_failures_between_client_and_exchange_are_transient(failed, exchange, status, body, headers):
-    assert type(failed(exchange, status, body, **headers)) is Transient
+def test_failures_between_client_and_exchange_are_transient(error_of, exchange, status, body, headers):
+    assert type(error_of(exchange, status, body, **headers)) is Transient
 
 
 @pytest.mark.parametrize(
@@ -296,54 +296,54 @@ def test_failures_between_client_and_exchange_are_transient(failed, exchange, st
         (400, "IP banned until %d"),
     ],
 )
-def test_a_rate_limit_is_recognized_in_every_shape(failed, exchange, status, body):
-    error = failed(exchange, status, body.replace("%d", f"{Clock().now_ms() + 200_000}"))
+def test_a_rate_limit_is_recognized_in_every_shape(error_of, exchange, status, body):
+    error = error_of(exchange, status, body.replace("%d", f"{Clock().now_ms() + 200_000}"))
     assert type(error) is RateLimited
     assert "%d" not in body or error.retry_after_s == pytest.approx(200, abs=100)
 
 
-def test_a_rejected_timestamp_is_recognized_in_another_shape(failed):
-    error = failed("binance", 200, '{"error":{"code":"-1021","message":"Timestamp"}}')
+def test_a_rejected_timestamp_is_recognized_in_another_shape(error_of):
+    error = error_of("binance", 200, '{"error":{"code":"-1021","message":"Timestamp"}}')
     assert type(error) is Fatal and "clock by NTP" in str(error)
 
 
-def test_a_pause_during_maintenance_is_respected(failed, exchange):
-    assert failed(exchange, 503, "busy", Retry_After="7").retry_after_s == 7
-    long = failed(exchange, 503, CLOUDFLARE, Retry_After="7200")
+def test_a_pause_during_maintenance_is_respected(error_of, exchange):
+    assert error_of(exchange, 503, "busy", Retry_After="7").retry_after_s == 7
+    long = error_of(exchange, 503, CLOUDFLARE, Retry_After="7200")
     assert type(long) is Banned and "7200 s" in str(long) and "you have been blocked" in str(long)
 
 
 @pytest.mark.parametrize("endless", ["inf", "1e300", "999999999999"])
-def test_an_endless_pause_is_limited_to_a_week(failed, exchange, endless):
-    error = failed(exchange, 429, "", Retry_After=endless)
+def test_an_endless_pause_is_limited_to_a_week(error_of, exchange, endless):
+    error = error_of(exchange, 429, "", Retry_After=endless)
     assert type(error) is Banned and "604800 s" in str(error)
 
 
 @pytest.mark.parametrize(
     "body", [b"<![if x]><p>no</p>", b"<!DOCTYPE [<!x", b"<meta charset=punycode>\xff", b"<" * 9999]
 )
-def test_a_malformed_web_page_is_transient(failed, exchange, body):
-    assert type(failed(exchange, 403, body)) is Transient
+def test_a_malformed_web_page_is_transient(error_of, exchange, body):
+    assert type(error_of(exchange, 403, body)) is Transient
 
 
-def test_maintenance_leaves_the_outcome_of_a_post_unknown(failed):
+def test_maintenance_leaves_the_outcome_of_a_post_unknown(error_of):
     for status, body in [(503, "busy"), (202, ""), (403, CLOUDFLARE), (200, '"System maintenance"')]:
-        assert type(failed("binance", status, body, "post", Retry_After="7200")) is OutcomeUnknown
+        assert type(error_of("binance", status, body, "post", Retry_After="7200")) is OutcomeUnknown
 
 
 @pytest.mark.parametrize("body", ['{"rows":[]}', '{"msg":"hello"}', "5", "not JSON", '"text"', "", "[1"])
-def test_a_payload_that_is_no_list_is_quoted(failed, body):
-    error = failed("binance", 200, body)
+def test_a_payload_that_is_no_list_is_quoted(error_of, body):
+    error = error_of("binance", 200, body)
     assert type(error) is Transient and (body.strip('"') or "nothing") in str(error)
 
 
-def test_a_body_that_is_nested_too_deep_is_quoted(failed, exchange):
-    error = failed(exchange, 200, "[" * 5000 + "]" * 5000)
+def test_a_body_that_is_nested_too_deeply_is_quoted(error_of, exchange):
+    error = error_of(exchange, 200, "[" * 5000 + "]" * 5000)
     assert type(error) is Transient and "[[[" in str(error)
 
 
 @pytest.mark.parametrize("body", ['{"rows":[]}', '{"msg":"hello"}', "5", "not JSON", '"text"', "[1"])
-def test_a_body_without_lbanks_envelope_is_quoted(failed, body):
-    error = failed("lbank", 200, body)
+def test_a_body_without_lbanks_envelope_is_quoted(error_of, body):
+    error = error_of("lbank", 200, body)
     assert type(error) is Transient and "not the envelope" in str(error)
     assert ("hello" if "hello" in body else body.strip('"')) in str(error)

@@ -132,14 +132,14 @@ def test_every_usual_form_of_a_proxy_is_read(value, url, login):
 @pytest.mark.parametrize(
     ("url", "proxy_url"), [("http://x.example", "http://l:1"), ("https://x.example", "http://a:1")]
 )
-def test_the_variable_of_the_scheme_wins_and_lower_case_wins(url, proxy_url):
+def test_the_variable_of_the_scheme_and_the_lower_case_name_take_precedence(url, proxy_url):
     variables = {"ALL_PROXY": "a:1", "HTTP_PROXY": "h:1", "http_proxy": "l:1"}
     proxy = Network(variables).proxy_for(httpx.URL(url))
     assert proxy and proxy.url == proxy_url
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_silent_proxy_is_named(scheme):
+def test_a_silent_proxy_is_reported(scheme):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         variables = {"all_proxy": f"http://user:{PASSWORD}@127.0.0.1:{port}"}
@@ -157,7 +157,7 @@ def test_a_forwarded_request_may_have_taken_effect():
     assert not isinstance(caught.value, ConnectionFailed)
 
 
-def test_a_proxy_without_tls_is_named():
+def test_a_proxy_without_tls_is_reported():
     with Proxy(status=200) as proxy, pytest.raises(UnusableNetwork, match="Write http:// in https_proxy"):
         get("https://x.example", https_proxy=proxy.url.replace("http", "https"))
 

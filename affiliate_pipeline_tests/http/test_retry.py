@@ -9,7 +9,7 @@ from affiliate_pipeline.http.errors import NoResponse, RateLimited, Transient
 from affiliate_pipeline.http.retry import MAX_ATTEMPTS, SILENCE_LIMIT_S, CircuitBreaker, GiveUp, Retry, retry_or_give_up
 
 
-def requesting_pause(seconds: float) -> Transient:
+def error_with_pause(seconds: float) -> Transient:
     error = Transient("503")
     error.retry_after_s = seconds
     return error
@@ -26,7 +26,7 @@ def requesting_pause(seconds: float) -> Transient:
         (NoResponse("reset"), MAX_ATTEMPTS, 1, 0.1, GiveUp()),
         (NoResponse("reset"), 1, 2, 600, Retry),
         (RateLimited("429"), 1, 0, 0, Retry(0)),
-        (requesting_pause(7), 1, 0, 0, Retry(0)),
+        (error_with_pause(7), 1, 0, 0, Retry(0)),
     ],
 )
 def test_a_failure_is_retried_or_given_up(error, failures, unanswered, silent_s, expected):

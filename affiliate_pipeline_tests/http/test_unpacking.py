@@ -1,4 +1,4 @@
-"""Every usual compression, archive and encoding is unpacked within the limit; anything else is named."""
+"""Every usual compression, archive and encoding is unpacked within the limit; any other file is reported by its kind."""
 
 import bz2
 import gzip
@@ -31,7 +31,7 @@ def zipped(*entries: tuple[str, bytes], kind: int = zipfile.ZIP_DEFLATED) -> byt
 
 
 class _Stream:
-    """A file that is only written, without seeking."""
+    """A writable file that cannot seek."""
 
     def __init__(self) -> None:
         self.content = b""
@@ -189,7 +189,7 @@ def test_a_big_endian_byte_order_mark_is_read():
     assert unpack_text(b"\xfe\xff" + TEXT.encode("utf-16-be"), LIMIT) == TEXT
 
 
-NAMED = {
+UNREADABLE = {
     "several": (zipped(("a.csv", b"1"), ("b\n.csv", b"2")), "ZIP archive with 2 files (a.csv, b .csv)"),
     "many": (
         zipped(*((f"{number}.csv", b"") for number in range(9))),
@@ -220,15 +220,15 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize(("file", "name"), NAMED.values(), ids=NAMED)
-def test_any_other_file_is_named(file, name):
+@pytest.mark.parametrize(("file", "name"), UNREADABLE.values(), ids=UNREADABLE)
+def test_any_other_file_is_reported(file, name):
     with pytest.raises(Unreadable) as error:
         unpack_text(file, LIMIT)
     assert name in str(error.value) and "invalid start byte" not in str(error.value)
     assert not isinstance(error.value, NotTheFile)
 
 
-def test_an_archive_with_a_password_is_named():
+def test_an_archive_with_a_password_is_reported():
     packed = bytearray(zipped(("x.csv", FILE)))
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         packed[packed.index(signature) + offset] |= 1
@@ -236,7 +236,7 @@ def test_an_archive_with_a_password_is_named():
         unpack_text(bytes(packed), LIMIT)
 
 
-def test_an_archive_with_an_unknown_compression_is_named():
+def test_an_archive_with_an_unknown_compression_is_reported():
     packed = bytearray(zipped(("x.csv", FILE)))
     for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
         packed[packed.index(signature) + offset] = 98

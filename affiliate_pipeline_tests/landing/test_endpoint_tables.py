@@ -155,7 +155,7 @@ def land(url: str, of: Endpoint, block: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("then", "block"),
+    ("relaxed", "block"),
     [
         pytest.param(Grown, b'2026-11-03 00:00:00Z,"x",,1,1,true,\n', id="a column that has become nullable"),
         pytest.param(
@@ -165,9 +165,9 @@ def land(url: str, of: Endpoint, block: bytes) -> None:
         ),
     ],
 )
-def test_a_relaxed_schema_can_be_landed(create, database_url, then, block):
+def test_a_relaxed_schema_can_be_landed(create, database_url, relaxed, block):
     create(endpoint(Small))
-    land(database_url, endpoint(then), block)
+    land(database_url, endpoint(relaxed), block)
 
 
 def test_a_table_with_new_columns_can_be_landed(create, database_url, query):
@@ -236,18 +236,18 @@ def error_of_store(url: str) -> Exception | None:
         found.__context__ = None
     else:
         found = None
-    gc.collect()  # Warns of a connection that was left open.
+    gc.collect()  # Emits the ResourceWarning of a connection that is still open.
     return found
 
 
-LEAVES_OPEN = pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
+IGNORE_OPEN_CONNECTIONS = pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
 
 
-@LEAVES_OPEN
+@IGNORE_OPEN_CONNECTIONS
 def test_an_unfinished_landing_does_not_block_another_run(create, database_url, short_lock_timeout):
     create()
     with psycopg.connect(database_url) as other:
-        other.execute("delete from affiliate.rejected_row")  # As landing any day does.
+        other.execute("delete from affiliate.rejected_row")  # Every landing executes this statement.
         assert error_of_store(database_url) is None
 
 
@@ -260,7 +260,7 @@ def guest_url(database_url: str, query) -> Iterator[str]:
     query("drop role guest")
 
 
-@LEAVES_OPEN
+@IGNORE_OPEN_CONNECTIONS
 def test_a_role_that_may_not_create_tables_gets_store_unavailable(guest_url):
     assert isinstance(error_of_store(guest_url), StoreUnavailable)
 

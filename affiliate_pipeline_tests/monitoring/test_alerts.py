@@ -80,7 +80,7 @@ def test_a_long_cause_is_truncated():
     assert len(alert_for([FailedAsset(REBATES, DAYS, 0, {})], "x" * 10_000).text) < 1_000
 
 
-def test_every_asset_of_a_run_is_named():
+def test_an_alert_names_every_failed_asset_of_its_run():
     failed = [FailedAsset(REBATES, DAYS[:1], 0, {}), FailedAsset(KICKBACKS, DAYS[1:2], 0, {})]
     alert = alert_for(failed)
     assert alert.title == f"{REBATES} failed for 2026-11-03; {KICKBACKS} failed for 2026-11-04"
@@ -143,7 +143,7 @@ def test_the_availability_states_until_when_the_source_has_the_days(key, days, a
     assert availability(BY_KEY[key], days, at) == expected
 
 
-def test_a_retention_without_proof_is_not_called_a_minimum():
+def test_a_retention_without_proof_is_not_reported_as_a_minimum():
     endpoint = replace(BY_KEY[REBATES], retention=Retention(timedelta(days=7)))
     assert availability(endpoint, [date(2026, 11, 16)], NOW_MS) == "fetchable until 2026-11-22 23:59 UTC"
 
@@ -324,8 +324,8 @@ def test_the_secrets_of_a_url_are_not_logged(caplog, url):
 
 
 def test_a_fingerprint_distinguishes_urls_without_revealing_them():
-    prints = {delivery.fingerprint(f"json://me:hunter{i}@host") for i in range(50)}
-    assert len(prints) == 50 and not any("hunter" in each for each in prints)
+    fingerprints = {delivery.fingerprint(f"json://me:hunter{i}@host") for i in range(50)}
+    assert len(fingerprints) == 50 and not any("hunter" in each for each in fingerprints)
 
 
 def test_the_code_location_loads_without_apprise():

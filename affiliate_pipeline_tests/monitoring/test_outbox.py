@@ -23,15 +23,15 @@ def outbox(database_url) -> Iterator[Outbox]:
 
 
 @pytest.fixture
-def lands(query):
-    def lands(day: date, at: datetime | None = None, asset: str = REBATES) -> None:
+def land(query):
+    def land(day: date, at: datetime | None = None, asset: str = REBATES) -> None:
         query(
             "insert into affiliate.landing values (%s, %s, 1, '', true, '', 'epoch', %s, '') "
             "on conflict (asset, partition) do update set checked_at = excluded.checked_at",
             *(asset, day, at or datetime.now(UTC)),
         )
 
-    return lands
+    return land
 
 
 def due(outbox: Outbox, target: str = "a") -> list[Alert]:
@@ -100,7 +100,7 @@ def test_without_targets_every_alert_counts_as_delivered(outbox, query):
 
 
 def fail(outbox: Outbox, query, alert: Alert, target: str = "a") -> tuple[int, int]:
-    """Records a failed attempt and ends the pause after it; the number of attempts and the pause in seconds."""
+    """Record a failed attempt, end its pause, and return the number of attempts and the pause in seconds."""
     attempts, until = outbox.record_failure(target, [alert], 60 * SECOND, HOUR)
     query("update affiliate.alert_delivery set next_attempt_at = now()")
     return attempts, round((until - datetime.now(UTC)) / SECOND)
@@ -159,17 +159,17 @@ def test_only_one_process_delivers_at_a_time(outbox, database_url):
         assert again
 
 
-def test_an_alert_is_open_until_its_days_have_landed_after_it(outbox, lands):
-    lands(DAYS[0], datetime.now(UTC) - HOUR)
+def test_an_alert_is_open_until_its_days_have_landed_after_it(outbox, land):
+    land(DAYS[0], datetime.now(UTC) - HOUR)
     outbox.add(FAILED)
     (found,) = outbox.open_alerts()
     assert (found.alert, found.missing) == (FAILED, {REBATES: frozenset(DAYS)})
 
-    lands(DAYS[1])
+    land(DAYS[1])
     assert outbox.open_alerts()[0].missing == {REBATES: {DAYS[0]}}
-    lands(DAYS[0], asset="binance/another")
+    land(DAYS[0], asset="binance/another")
     assert outbox.open_alerts()[0].missing == {REBATES: {DAYS[0]}}
-    lands(DAYS[0])
+    land(DAYS[0])
     assert outbox.open_alerts()[0].missing == {}
 
 

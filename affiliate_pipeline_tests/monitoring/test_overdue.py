@@ -99,7 +99,7 @@ def test_days_are_overdue_for_thirty_days_and_never_before_the_first_partition()
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "due"),
+    ("endpoint", "overdue_at_ms"),
     [
         # The day settles 48 h after its end, at 00:00; the schedule reads it again at 00:15.
         (REBATES, ms(nov(8), "01:15")),
@@ -108,12 +108,12 @@ def test_days_are_overdue_for_thirty_days_and_never_before_the_first_partition()
         (replace(TRADES, settles_after=timedelta(hours=72)), ms(nov(9), "01:35", "Asia/Shanghai")),
     ],
 )
-def test_a_day_read_before_it_settled_is_overdue_again_after_the_next_schedule(endpoint, due):
+def test_a_day_read_before_it_settled_is_overdue_again_after_the_next_schedule(endpoint, overdue_at_ms):
     ledger = landed(nov(4)) | landed(nov(5), settled=False) | landed(*days_from(nov(6), nov(9)))
-    assert overdue_dates(endpoint, ledger, due - 1) == []
-    (found,) = overdue(endpoint, ledger, due)
+    assert overdue_dates(endpoint, ledger, overdue_at_ms - 1) == []
+    (found,) = overdue(endpoint, ledger, overdue_at_ms)
     assert found.day == nov(5) and found.last_read_at
-    assert "before it had settled" in described(found, due)
+    assert "before it had settled" in described(found, overdue_at_ms)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ with limit.slot():
 
 @pytest.fixture
 def limiter_of(database_url: str) -> Iterator[Callable[..., RateLimiter]]:
-    """Creates limiters as that many processes would, each with its own connection."""
+    """Creates limiters, each with its own connection, as in separate processes."""
     with Store(database_url), ExitStack() as stack:
 
         def make(slots: int, window_s: float = WINDOW_S, requests: int = 1, **more) -> RateLimiter:
@@ -193,7 +193,7 @@ def test_the_slot_of_a_killed_process_becomes_free(limiter_of, database_url):
 
 def test_a_slot_lease_is_longer_than_any_request():
     longest_s = client.RESPONSE_LIMIT_S + (client.TIMEOUT.read or math.inf)
-    # The last request of a block may begin at half of the lease; Binance's window is 60 s.
+    # The last request of a block may begin at half of the slot lease; Binance's window is 60 s.
     assert rate_limiter.SLOT_LEASE_S / 2 + longest_s <= rate_limiter.SLOT_LEASE_S + 60
     # A slot of one request; LBank's window is 10 s.
     assert longest_s <= rate_limiter.SLOT_LEASE_S + 10
@@ -313,7 +313,7 @@ def test_unused_slots_give_finite_waits(limiter_of, database_url):
     assert all(seconds is None or math.isfinite(seconds) for seconds in waits)
 
 
-def test_a_lost_database_is_store_unavailable(database_url, limiter_of, query):
+def test_a_lost_database_raises_store_unavailable(database_url, limiter_of, query):
     one = RateLimiter(database_url, "lost", 1, WINDOW_S)
     query("select pg_terminate_backend(%s)", one._connection.info.backend_pid)
     with pytest.raises(StoreUnavailable, match="the database cannot be used"), one.slot():

@@ -37,7 +37,7 @@ def test_a_usable_database_has_no_problem(sandbox, database_url):
     assert problems_of(database_url) == ""
 
 
-def test_each_missing_right_is_named(sandbox, database_url, query, guest, monkeypatch):
+def test_each_missing_right_is_reported(sandbox, database_url, query, guest, monkeypatch):
     sandbox.binance.set_rebates(rebates(DAYS[0], 3))
     assert "create on the database (for schema affiliate, binance)" in problems_of(guest)
     materialize(KEY, DAYS[:1])
@@ -57,7 +57,7 @@ def test_each_missing_right_is_named(sandbox, database_url, query, guest, monkey
     assert sandbox.requests == []
 
 
-def test_a_missing_right_to_create_temporary_tables_is_named(database_url, query, guest):
+def test_a_missing_right_to_create_temporary_tables_is_reported(database_url, query, guest):
     query("revoke temporary on database test from public")
     assert "temporary on the database" in problems_of(guest)
     query("grant temporary on database test to public")
@@ -147,7 +147,7 @@ def test_every_error_of_the_driver_becomes_store_unavailable(error):
         raise error("something")
 
 
-def test_an_exhausted_connection_limit_is_named(database_url, query, guest):
+def test_an_exhausted_connection_limit_is_reported(database_url, query, guest):
     query("alter role guest connection limit 1")
     with psycopg.connect(guest), pytest.raises(StoreUnavailable, match="Raise the limit of connections"):
         connect(guest)

@@ -34,7 +34,7 @@ def test_encoded_parts_are_decoded():
     }
 
 
-# From libpq itself.
+# The environment variable of each parameter, as libpq reports it.
 VARIABLES = {
     option.keyword.decode(): option.envvar.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.envvar
 }

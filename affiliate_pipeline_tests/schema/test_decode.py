@@ -272,7 +272,7 @@ def test_u0000_is_rejected_because_postgresql_cannot_store_it():
     assert problem.startswith("name: ") and " in 1 row, such as " in problem
 
 
-@pytest.mark.parametrize("name", [b'"\xff"', b'"\\ud83d"'], ids=["not UTF-8", "half a surrogate pair"])
+@pytest.mark.parametrize("name", [b'"\xff"', b'"\\ud83d"'], ids=["not UTF-8", "an unpaired surrogate"])
 def test_an_invalid_unicode_text_is_rejected(name):
     (problem,) = problems(row(), row(name="@@").replace(b'"@@"', name))
     assert " in 1 row" in problem

@@ -1,7 +1,7 @@
 """The real embedded PostgreSQL: crashes and restarts, authentication, file permissions, and error messages.
 
-Each home is inside pytest's temporary folder, which no other user may enter. A server that root starts runs as another
-user, so its data cannot be there.
+pytest's temporary folder, which contains each home, is private to the user of the tests. PostgreSQL does not run as
+root: if root runs the tests, the server runs as another user and its data is outside of the home.
 """
 
 import fcntl
@@ -57,7 +57,7 @@ def the_postmaster(home: Path) -> psutil.Process:
 
 
 def remove(home: Path) -> None:
-    """Stops the server and removes its data, which is outside of the home if root started it."""
+    """Stop the server, and remove the home and the data, which is outside of the home if root started the server."""
     if (home / "postgres.json").exists():
         server.stop(home)
         shutil.rmtree(data_folder(home).parent, ignore_errors=True)
@@ -69,7 +69,7 @@ def rows(url: str) -> list[int]:
         return [n for (n,) in connection.execute("select n from numbers order by n")]
 
 
-def as_the_servers_user(home: Path) -> dict[str, Any]:
+def server_user_arguments(home: Path) -> dict[str, Any]:
     if os.geteuid() != 0:
         return {}
     owner = data_folder(home).stat()
@@ -78,7 +78,7 @@ def as_the_servers_user(home: Path) -> dict[str, Any]:
 
 @contextmanager
 def living(home: Path) -> Iterator[int]:
-    process = subprocess.Popen(["sleep", "100"], cwd="/", **as_the_servers_user(home))
+    process = subprocess.Popen(["sleep", "100"], cwd="/", **server_user_arguments(home))
     yield process.pid
     process.kill()
     process.wait()
@@ -86,7 +86,7 @@ def living(home: Path) -> Iterator[int]:
 
 @contextmanager
 def zombie(home: Path) -> Iterator[int]:
-    process = subprocess.Popen(["sleep", "100"], cwd="/", **as_the_servers_user(home))
+    process = subprocess.Popen(["sleep", "100"], cwd="/", **server_user_arguments(home))
     process.kill()
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.001)

@@ -17,20 +17,20 @@ from affiliate_pipeline.landing.store import Store
 
 @dataclass
 class StartedRun:
-    """A run in progress, as the launcher checks it."""
+    """A run in progress, whose process the launcher checks."""
 
     instance: dg.DagsterInstance
     run: dg.DagsterRun
     monkeypatch: pytest.MonkeyPatch
 
     def status_after(self, seconds: float) -> WorkerStatus:
-        """The status of its process so many seconds after the last event of the run."""
-        checked = Launcher()
-        checked.register_instance(self.instance)
+        """The status of the run's process, as seen this many seconds after the last event of the run."""
+        run_launcher = Launcher()
+        run_launcher.register_instance(self.instance)
         last_event = self.instance.event_log_storage.get_logs_for_run(self.run.run_id)[-1].timestamp
         with self.monkeypatch.context() as patch:
             patch.setattr(launcher.time, "time", lambda: last_event + seconds)
-            return checked.check_run_worker_health(self.run).status
+            return run_launcher.check_run_worker_health(self.run).status
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Two first landings of one day at once, through URL; prints what the day then holds. The database has to be empty."""
+"""Lands one day for the first time in two concurrent runs, through URL, and prints the rows of the day. The database must be empty."""
 import json
 import os
 import sys
@@ -21,12 +21,12 @@ rows = [
 
 class Exchange(BaseHTTPRequestHandler):
     def do_GET(self):
-        asked = urllib.parse.urlsplit(self.path)
-        if asked.path == "/api/v3/time":
+        target = urllib.parse.urlsplit(self.path)
+        if target.path == "/api/v3/time":
             body = {"serverTime": int(time.time() * 1000)}
         else:
             time.sleep(0.5)
-            query = dict(urllib.parse.parse_qsl(asked.query))
+            query = dict(urllib.parse.parse_qsl(target.query))
             body = [row for row in rows if int(query["startTime"]) <= row["time"] <= int(query["endTime"])]
         text = json.dumps(body).encode()
         self.send_response(200)
@@ -58,7 +58,7 @@ def land(day):
         return [type(outcome).__name__ for outcome in land_days(endpoint, [day], session=session, store=store, run_id="x")]
 
 
-land(day - timedelta(days=1))  # the tables exist
+land(day - timedelta(days=1))  # Creates the tables.
 threads = [threading.Thread(target=land, args=(day,), daemon=True) for _ in range(2)]
 [thread.start() for thread in threads]
 [thread.join(60) for thread in threads]

@@ -1,4 +1,4 @@
-"""Alerts are delivered to a real webhook and by real mail: bundled, retried, and followed by a message about the recovery."""
+"""Alerts are delivered to a real webhook and mail server: bundled, retried, and followed by a report of the recovery."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from affiliate_pipeline_tests.smtp import Smtp, text_of
 from affiliate_pipeline_tests.webhook import Webhook
 
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
-DEAD = "json://me:hunter2pass@127.0.0.1:1/hunter2pass"
+UNREACHABLE = "json://me:hunter2pass@127.0.0.1:1/hunter2pass"
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ def test_the_alert_of_a_failed_run_arrives_complete_and_without_secrets(sandbox,
 
 
 def fail_run(instance: dg.DagsterInstance) -> str:
-    """Adds a failed run of an own asset and returns its id."""
+    """Add a failed run of the asset lbank/roster, and return its id."""
     asset = dg.AssetKey(["lbank", "roster"])
     run = create_run_for_test(
         instance, "__ASSET_JOB", status=dg.DagsterRunStatus.STARTED, asset_selection=frozenset([asset])
@@ -216,7 +216,7 @@ def test_after_an_outage_alerts_are_bundled_and_arrive_once(outbox, webhook, tic
 def test_an_unreachable_target_does_not_affect_deliveries_to_the_others(
     outbox, webhook, tick, end_pauses, monkeypatch, caplog
 ):
-    monkeypatch.setenv("ALERT_URLS", f"{DEAD}, nonsense, {webhook.url}")
+    monkeypatch.setenv("ALERT_URLS", f"{UNREACHABLE}, nonsense, {webhook.url}")
     for number in (1, 2):
         outbox.add(alert(number))
         end_pauses()

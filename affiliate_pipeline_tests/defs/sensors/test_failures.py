@@ -102,7 +102,7 @@ def test_each_failed_run_raises_one_alert(sandbox, instance, tick):
     assert len(tick()) == 2
 
 
-def test_the_tick_after_a_failed_one_raises_its_alerts(sandbox, instance, tick, monkeypatch):
+def test_the_tick_after_a_failed_tick_raises_the_alerts_of_both(sandbox, instance, tick, monkeypatch):
     sandbox.faults.fail_day(DAYS[-1], status=400, code=-1127)
     materialized(instance, DAYS[-1:])
     with monkeypatch.context() as broken:
@@ -150,7 +150,7 @@ def test_later_ticks_report_failures_of_any_age(sandbox, instance, tick, monkeyp
     assert len(tick()) == 1
 
 
-def test_a_rejected_key_is_reported_as_the_one_cause_of_every_day(sandbox, instance, tick, monkeypatch):
+def test_a_rejected_key_is_reported_once_as_the_cause_of_every_day(sandbox, instance, tick, monkeypatch):
     monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "unknown-key")
     materialized(instance, DAYS[:3])
     (alert,) = tick()
@@ -160,7 +160,7 @@ def test_a_rejected_key_is_reported_as_the_one_cause_of_every_day(sandbox, insta
     assert "unknown-key" not in str(alert)
 
 
-def test_a_missing_setting_is_named(sandbox, instance, tick, monkeypatch):
+def test_a_missing_setting_is_reported(sandbox, instance, tick, monkeypatch):
     monkeypatch.delenv("BINANCE_PARTNER_API_SECRET")
     materialized(instance, DAYS[-1:])
     assert "BINANCE_PARTNER_API_SECRET is not set" in tick()[0].text
@@ -190,7 +190,7 @@ def test_a_skipped_downstream_asset_is_reported_as_failed(instance, tick):
     assert tick()[0].failed == {"affiliate/daily_commission": (), "affiliate/daily_report": ()}
 
 
-def test_a_failed_asset_without_days_is_named(instance, tick):
+def test_a_failed_asset_without_days_is_reported(instance, tick):
     dg.materialize([failing_roster()], instance=instance, raise_on_error=False)
     (alert,) = tick()
     assert (alert.title, alert.failed) == ("lbank/roster failed", {"lbank/roster": ()})
@@ -255,25 +255,25 @@ def origin(location: str = LOCATION, repository: str = "__repository__") -> Remo
 
 
 @pytest.fixture
-def launched(instance) -> Callable[..., str]:
+def launch_failing_run(instance) -> Callable[..., str]:
     """Launches a run as the daemon or the UI does, fails it before any step, and returns its id."""
 
-    def launched(of: RemoteRepositoryOrigin | None = None, job: str = "__ASSET_JOB", tags=None, **run) -> str:
+    def launch_failing_run(of: RemoteRepositoryOrigin | None = None, job: str = "__ASSET_JOB", tags=None, **run) -> str:
         remote = RemoteJobOrigin(of or origin(), job)
-        made = create_run_for_test(
+        created = create_run_for_test(
             instance, job, status=dg.DagsterRunStatus.STARTED, remote_job_origin=remote, tags=tags or {}, **run
         )
-        instance.report_run_failed(made, "it could not start")
-        return made.run_id
+        instance.report_run_failed(created, "it could not start")
+        return created.run_id
 
-    return launched
+    return launch_failing_run
 
 
 SELECTION = {dg.AssetKey(KEY.split("/")), dg.AssetKey(["sales", "orders"])}
 
 
-def test_a_run_that_failed_before_planning_is_reported_with_its_days(tick, launched):
-    launched(
+def test_a_run_that_failed_before_planning_is_reported_with_its_days(tick, launch_failing_run):
+    launch_failing_run(
         asset_selection=SELECTION,
         tags={"dagster/asset_partition_range_start": f"{DAYS[0]}", "dagster/asset_partition_range_end": f"{DAYS[1]}"},
     )
@@ -282,18 +282,18 @@ def test_a_run_that_failed_before_planning_is_reported_with_its_days(tick, launc
     assert "it could not start" in alert.text
 
 
-def test_a_run_without_a_selection_that_failed_before_planning_is_reported_for_all_own_assets(tick, launched):
-    launched()
+def test_a_run_without_a_selection_that_failed_before_planning_is_reported_for_all_own_assets(tick, launch_failing_run):
+    launch_failing_run()
     (alert,) = tick()
     assert KEY in alert.failed and "lbank/roster" in alert.failed
 
 
-def test_other_teams_runs_that_failed_before_planning_are_not_reported(tick, launched):
-    launched(of=origin("sales"))
-    launched(of=origin("sales"), asset_selection=SELECTION)
-    launched(of=origin(repository="sales"), asset_selection=SELECTION)
-    launched(job="nightly")
-    launched(asset_selection={dg.AssetKey(["sales", "orders"])})
+def test_other_teams_runs_that_failed_before_planning_are_not_reported(tick, launch_failing_run):
+    launch_failing_run(of=origin("sales"))
+    launch_failing_run(of=origin("sales"), asset_selection=SELECTION)
+    launch_failing_run(of=origin(repository="sales"), asset_selection=SELECTION)
+    launch_failing_run(job="nightly")
+    launch_failing_run(asset_selection={dg.AssetKey(["sales", "orders"])})
     assert tick() == []
 
 
@@ -322,20 +322,20 @@ def test_a_run_of_the_command_line_is_reported_because_it_is_never_retried(insta
     "tags", [{"dagster/max_retries": "0"}, {"dagster/max_retries": "many"}, {"dagster/max_retries": "-1"}]
 )
 @pytest.mark.filterwarnings("ignore:Error parsing int from tag")
-def test_a_run_that_dagster_will_not_retry_is_reported(instance, tick, launched, retries, tags):
-    run_id = launched(asset_selection=SELECTION, tags=tags)
+def test_a_run_that_dagster_will_not_retry_is_reported(instance, tick, launch_failing_run, retries, tags):
+    run_id = launch_failing_run(asset_selection=SELECTION, tags=tags)
     assert will_retry(instance, run_id) == "false"
     assert len(tick()) == 1
 
 
 def test_the_failure_of_the_retry_is_reported_instead_of_the_first_failure(
-    instance, tick, launched, retries, monkeypatch
+    instance, tick, launch_failing_run, retries, monkeypatch
 ):
-    first = launched(asset_selection=SELECTION)
+    first = launch_failing_run(asset_selection=SELECTION)
     assert will_retry(instance, first) == "true"
     assert tick() == []
 
-    retry = launched(
+    retry = launch_failing_run(
         asset_selection=SELECTION, parent_run_id=first, root_run_id=first, tags={"dagster/max_retries": "0"}
     )
     instance.add_run_tags(first, {sensors.AUTO_RETRY_RUN_ID_TAG: retry})
@@ -349,11 +349,11 @@ def test_the_failure_of_the_retry_is_reported_instead_of_the_first_failure(
 
 
 def test_a_run_whose_retry_is_never_launched_is_reported_later_without_delaying_others(
-    instance, tick, launched, retries, monkeypatch
+    instance, tick, launch_failing_run, retries, monkeypatch
 ):
     """The daemon is stopped, or the job, its repository or the backfill no longer exists: the tag stays unchanged."""
-    first = launched(asset_selection=SELECTION)
-    other = launched(asset_selection=SELECTION, tags={"dagster/max_retries": "0"})
+    first = launch_failing_run(asset_selection=SELECTION)
+    other = launch_failing_run(asset_selection=SELECTION, tags={"dagster/max_retries": "0"})
     assert will_retry(instance, first) == "true"
     for _ in range(2):
         assert [alert.key for alert in tick()] == [f"run {other}"]
@@ -364,9 +364,9 @@ def test_a_run_whose_retry_is_never_launched_is_reported_later_without_delaying_
 
 
 def test_a_run_whose_retry_could_not_be_submitted_or_was_deleted_is_reported(
-    instance, tick, launched, retries, monkeypatch
+    instance, tick, launch_failing_run, retries, monkeypatch
 ):
-    failed, deleted = launched(asset_selection=SELECTION), launched(asset_selection=SELECTION)
+    failed, deleted = launch_failing_run(asset_selection=SELECTION), launch_failing_run(asset_selection=SELECTION)
     retry = create_run_for_test(instance, "__ASSET_JOB", parent_run_id=failed, root_run_id=failed)
     # Dagster sets these tags if it cannot submit the new run.
     instance.add_run_tags(failed, {sensors.AUTO_RETRY_RUN_ID_TAG: retry.run_id, sensors.WILL_RETRY_TAG: "false"})
@@ -376,9 +376,9 @@ def test_a_run_whose_retry_could_not_be_submitted_or_was_deleted_is_reported(
     assert {alert.key for alert in tick()} == {f"run {failed}", f"run {deleted}"}
 
 
-def test_a_run_is_reported_once_dagster_has_decided_not_to_retry_it(instance, tick, launched, monkeypatch):
+def test_a_run_is_reported_once_dagster_has_decided_not_to_retry_it(instance, tick, launch_failing_run, monkeypatch):
     monkeypatch.setattr(sensors, "MAX_COMMIT_DELAY_S", -1)
-    run_id = launched(asset_selection=SELECTION)
+    run_id = launch_failing_run(asset_selection=SELECTION)
     monkeypatch.setattr(type(instance), "run_retries_enabled", True)
     assert tick() == []
     instance.add_run_tags(run_id, {sensors.WILL_RETRY_TAG: "false"})
@@ -424,7 +424,7 @@ def test_a_failed_check_for_missing_days_raises_no_alert(instance, tick):
 
 
 @pytest.fixture
-def ticked(instance, tmp_path, monkeypatch) -> Callable[..., None]:
+def record_ticks(instance, tmp_path, monkeypatch) -> Callable[..., None]:
     """Records ticks of a sensor or schedule with these statuses."""
     if not instance.schedule_storage:
         # The ephemeral instance does not store ticks.
@@ -432,7 +432,7 @@ def ticked(instance, tmp_path, monkeypatch) -> Callable[..., None]:
         storage.register_instance(instance)
         monkeypatch.setattr(instance, "_schedule_storage", storage)
 
-    def ticked(
+    def record_ticks(
         *statuses: TickStatus,
         kind: InstigatorType = InstigatorType.SENSOR,
         name: str = "watch",
@@ -459,46 +459,46 @@ def ticked(instance, tmp_path, monkeypatch) -> Callable[..., None]:
                 )
             )
 
-    return ticked
+    return record_ticks
 
 
 @pytest.mark.parametrize("instance", ["dagster.yaml"], indirect=True)
-def test_a_failing_sensor_is_reported_once_until_a_tick_succeeds(tick, ticked):
-    ticked(SUCCESS, FAILURE, FAILURE)
+def test_a_failing_sensor_is_reported_once_until_a_tick_succeeds(tick, record_ticks):
+    record_ticks(SUCCESS, FAILURE, FAILURE)
     (alert,) = tick(failing_tick_alert)
     assert alert.title == "The sensor watch is failing"
     assert "it broke" in alert.text and "abcdef0123" not in alert.text
     assert alert.text.endswith("http://ui.example:3000/automation")
 
-    ticked(FAILURE)
+    record_ticks(FAILURE)
     assert len(tick(failing_tick_alert)) == 1
-    ticked(SKIPPED)
+    record_ticks(SKIPPED)
     assert len(tick(failing_tick_alert)) == 1
-    ticked(FAILURE, FAILURE)
+    record_ticks(FAILURE, FAILURE)
     assert len(tick(failing_tick_alert)) == 2
 
 
-def test_one_failed_tick_of_a_sensor_is_not_reported(tick, ticked):
-    ticked(FAILURE, SUCCESS, FAILURE)
+def test_one_failed_tick_of_a_sensor_is_not_reported(tick, record_ticks):
+    record_ticks(FAILURE, SUCCESS, FAILURE)
     assert tick(failing_tick_alert) == []
 
 
-def test_one_failed_tick_of_a_schedule_is_reported(tick, ticked):
-    ticked(FAILURE, kind=InstigatorType.SCHEDULE, name="binance_records_0015")
+def test_one_failed_tick_of_a_schedule_is_reported(tick, record_ticks):
+    record_ticks(FAILURE, kind=InstigatorType.SCHEDULE, name="binance_records_0015")
     assert tick(failing_tick_alert)[0].title == "The schedule binance_records_0015 is failing"
 
 
-def test_other_teams_sensors_and_schedules_are_not_reported(tick, ticked):
-    ticked(FAILURE, FAILURE, name="poll")
-    ticked(FAILURE, FAILURE, of=origin("sales"))
-    ticked(FAILURE, FAILURE, of=origin(repository="sales"))
-    ticked(FAILURE, kind=InstigatorType.SCHEDULE, name="binance_records_0015", of=origin("sales"))
-    ticked(FAILURE, kind=InstigatorType.SCHEDULE, name="daily")
+def test_other_teams_sensors_and_schedules_are_not_reported(tick, record_ticks):
+    record_ticks(FAILURE, FAILURE, name="poll")
+    record_ticks(FAILURE, FAILURE, of=origin("sales"))
+    record_ticks(FAILURE, FAILURE, of=origin(repository="sales"))
+    record_ticks(FAILURE, kind=InstigatorType.SCHEDULE, name="binance_records_0015", of=origin("sales"))
+    record_ticks(FAILURE, kind=InstigatorType.SCHEDULE, name="daily")
     assert tick(failing_tick_alert) == []
 
 
-def test_every_own_sensor_is_reported(tick, ticked):
+def test_every_own_sensor_is_reported(tick, record_ticks):
     names = {each.name for each in build_definitions().sensors or ()}
     for name in names:
-        ticked(FAILURE, FAILURE, name=name)
+        record_ticks(FAILURE, FAILURE, name=name)
     assert {alert.title for alert in tick(failing_tick_alert)} == {f"The sensor {name} is failing" for name in names}

@@ -1,5 +1,7 @@
-"""The sensor advances the exports by one step per tick and requests the run that lands a file; the schedule requests
-missed days."""
+"""The sensor advances the exports one step per tick and requests the run that lands a file.
+
+The schedule requests the days that the recent records have missed.
+"""
 
 from datetime import date, datetime
 from pathlib import Path
@@ -403,10 +405,10 @@ def test_the_runbook_quotes_the_alert():
 
 
 @pytest.fixture
-def missed(query):
-    """Adds landed days to the ledger, and returns the ranges that the schedule requests then."""
+def requested_ranges(query):
+    """Replaces the ledger by these landed days, and returns the ranges that the schedule then requests."""
 
-    def missed(recent=(), history=()) -> list[str]:
+    def requested_ranges(recent=(), history=()) -> list[str]:
         materialize(RECENT, [ago(1)])
         query("delete from affiliate.landing")
         for key, days in ((RECENT, recent), (HISTORY, history)):
@@ -425,29 +427,29 @@ def missed(query):
             for request in schedule.evaluate_tick(context).run_requests or ()
         ]
 
-    return missed
+    return requested_ranges
 
 
 def days(first: int, last: int) -> list[date]:
     return [ago(number) for number in range(first, last - 1, -1)]
 
 
-def test_days_that_recent_records_missed_are_requested_with_one_run_per_range(sandbox, missed):
-    assert missed(recent=[*days(20, 16), *days(12, 9)], history=days(14, 14)) == [
+def test_days_that_recent_records_missed_are_requested_with_one_run_per_range(sandbox, requested_ranges):
+    assert requested_ranges(recent=[*days(20, 16), *days(12, 9)], history=days(14, 14)) == [
         f"{ago(15)}...{ago(15)}",
         f"{ago(13)}...{ago(13)}",
         f"{ago(8)}...{ago(7)}",
     ]
 
 
-def test_days_before_the_first_landed_one_and_days_of_the_recent_records_are_not_requested(sandbox, missed):
+def test_days_before_the_first_landed_one_and_days_of_the_recent_records_are_not_requested(sandbox, requested_ranges):
     assert RECENT_KICKBACKS.timetable.is_retained(ago(6), int(datetime.now().timestamp() * 1000))
-    assert missed(recent=days(8, 7)) == []
-    assert missed() == []
+    assert requested_ranges(recent=days(8, 7)) == []
+    assert requested_ranges() == []
 
 
-def test_days_beyond_the_history_are_not_requested(sandbox, missed):
-    assert missed(recent=[ago(60)]) == [f"{ago(29)}...{ago(7)}"]
+def test_days_older_than_the_history_are_not_requested(sandbox, requested_ranges):
+    assert requested_ranges(recent=[ago(60)]) == [f"{ago(29)}...{ago(7)}"]
 
 
 def test_another_teams_run_without_a_selection_does_not_delay_the_landing(sandbox, rows, tick, instance):
@@ -456,13 +458,13 @@ def test_another_teams_run_without_a_selection_does_not_delay_the_landing(sandbo
     assert len(tick()) == 1
 
 
-def test_requested_days_are_not_requested_again(sandbox, missed):
+def test_requested_days_are_not_requested_again(sandbox, requested_ranges):
     materialize(REQUEST, days(12, 9))
-    assert missed(recent=days(15, 13)) == [f"{ago(8)}...{ago(7)}"]
+    assert requested_ranges(recent=days(15, 13)) == [f"{ago(8)}...{ago(7)}"]
 
 
-def test_without_the_clients_account_the_schedule_skips(sandbox, missed, monkeypatch):
-    assert missed(recent=[ago(20)]) != []
+def test_without_the_clients_account_the_schedule_skips(sandbox, requested_ranges, monkeypatch):
+    assert requested_ranges(recent=[ago(20)]) != []
     monkeypatch.delenv("BINANCE_CLIENT_API_KEY")
     monkeypatch.delenv("BINANCE_CLIENT_API_SECRET")
-    assert missed(recent=[ago(20)]) == []
+    assert requested_ranges(recent=[ago(20)]) == []

@@ -11,7 +11,7 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs.checks import NO_DAY_MISSING
-from affiliate_pipeline.defs.sensors import overdue as module
+from affiliate_pipeline.defs.sensors import overdue as overdue_sensors
 from affiliate_pipeline.domain.days import days_from
 from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
@@ -38,7 +38,7 @@ class Daemon:
     evaluations: int = 0
 
     def set_time(self, ms: int) -> None:
-        self.monkeypatch.setattr(module, "now_ms", lambda: ms)
+        self.monkeypatch.setattr(overdue_sensors, "now_ms", lambda: ms)
 
     def tick(self) -> list[dg.RunRequest]:
         """Evaluates the monitor, records its check evaluations, and returns the runs that it requests."""
@@ -60,7 +60,7 @@ class Daemon:
         return sensor(dg.build_sensor_context(instance=self.instance, resources=RESOURCES))
 
     def launch(self, request: dg.RunRequest) -> bool:
-        """Whether the run succeeds."""
+        """Execute the requested run, and return whether it succeeds."""
         return self.run(dict(request.tags))
 
     def run(self, tags: dict[str, str]) -> bool:
@@ -83,7 +83,7 @@ def daemon(sandbox, instance, monkeypatch) -> Daemon:
 
 
 @pytest.fixture
-def has_landed(query, sandbox, database_url) -> Callable[..., None]:
+def add_landed_days(query, sandbox, database_url) -> Callable[..., None]:
     """Adds days of an asset to the ledger."""
 
     def landed(key: str, *days: date) -> None:
@@ -133,10 +133,10 @@ def test_a_missing_day_is_landed_by_the_run_that_is_requested(sandbox, daemon, q
     assert query("select count(*) from affiliate.watch") == [(0,)]
 
 
-def test_one_run_is_requested_per_asset_and_range_of_missing_days(sandbox, daemon, has_landed, monkeypatch):
+def test_one_run_is_requested_per_asset_and_range_of_missing_days(sandbox, daemon, add_landed_days, monkeypatch):
     monkeypatch.setenv("LBANK_API_KEY", "key")
-    has_landed(KEY, nov(7), nov(10), nov(12))
-    has_landed(TRADES, nov(8), *days_from(nov(10), nov(12)))
+    add_landed_days(KEY, nov(7), nov(10), nov(12))
+    add_landed_days(TRADES, nov(8), *days_from(nov(10), nov(12)))
     daemon.set_time(at(nov(13)))
     requests = daemon.tick()
     assert [(request.asset_selection, days_of(request)) for request in requests] == [
@@ -146,8 +146,8 @@ def test_one_run_is_requested_per_asset_and_range_of_missing_days(sandbox, daemo
     ]
 
 
-def test_each_attempt_is_a_new_run_after_a_growing_pause(daemon, has_landed):
-    has_landed(KEY, nov(9), nov(11), nov(12))
+def test_each_attempt_is_a_new_run_after_a_growing_pause(daemon, add_landed_days):
+    add_landed_days(KEY, nov(9), nov(11), nov(12))
     first = at(nov(13))
     requests = []
     for hours in (0, 0.5, 1, 2, 3):
@@ -156,22 +156,22 @@ def test_each_attempt_is_a_new_run_after_a_growing_pause(daemon, has_landed):
     assert [len(each) for each in requests] == [1, 0, 1, 0, 1]
     keys = [request.run_key for each in requests for request in each]
     assert len({*keys}) == 3
-    assert [request.tags[module.ATTEMPT_TAG] for each in requests for request in each] == [
+    assert [request.tags[overdue_sensors.ATTEMPT_TAG] for each in requests for request in each] == [
         "attempt 1",
         "attempt 2",
         "attempt 3",
     ]
 
 
-def test_an_asset_without_credentials_is_not_monitored(daemon, has_landed, monkeypatch):
-    has_landed(TRADES, nov(8), *days_from(nov(10), nov(12)))
+def test_an_asset_without_credentials_is_not_monitored(daemon, add_landed_days, monkeypatch):
+    add_landed_days(TRADES, nov(8), *days_from(nov(10), nov(12)))
     daemon.set_time(at(nov(13)))
     assert daemon.tick() == []
     assert daemon.evaluations == 0
 
 
-def test_nothing_is_requested_while_a_run_of_the_asset_is_in_progress(daemon, has_landed):
-    has_landed(KEY, nov(9), nov(11), nov(12))
+def test_nothing_is_requested_while_a_run_of_the_asset_is_in_progress(daemon, add_landed_days):
+    add_landed_days(KEY, nov(9), nov(11), nov(12))
     daemon.set_time(at(nov(13)))
     run = daemon.instance.create_run_for_job(
         daemon.definitions.resolve_implicit_global_asset_job_def(),
@@ -189,7 +189,7 @@ def test_a_day_that_a_run_has_just_failed_to_land_is_requested_an_hour_later(san
     materialize(KEY, [ago(3), ago(2), ago(1)])
     sandbox.faults.fail_day(ago(4), status=400, code=-1127)
     assert not daemon.run({"dagster/partition": f"{ago(4)}"})
-    now = module.now_ms()
+    now = overdue_sensors.now_ms()
     assert daemon.tick() == []
     daemon.set_time(now + HOUR_MS + MINUTE_MS)
     assert [days_of(request) for request in daemon.tick()] == [(f"{ago(4)}", f"{ago(4)}")]
@@ -218,8 +218,8 @@ def test_a_day_that_cannot_land_raises_two_warnings_with_its_deadline(sandbox, d
     assert f"{bad}: it has not landed; fetchable until {deadline}" in daemon.check()[1]
 
 
-def test_an_expired_day_is_reported_as_lost_once(sandbox, daemon, has_landed, alerts):
-    has_landed(KEY, ago(10), ago(8), *(ago(days) for days in range(7, 0, -1)))
+def test_an_expired_day_is_reported_as_lost_once(sandbox, daemon, add_landed_days, alerts):
+    add_landed_days(KEY, ago(10), ago(8), *(ago(days) for days in range(7, 0, -1)))
 
     (request,) = daemon.tick()
     assert days_of(request) == (f"{ago(9)}", f"{ago(9)}")
@@ -231,13 +231,13 @@ def test_an_expired_day_is_reported_as_lost_once(sandbox, daemon, has_landed, al
     assert title == f"{KEY}: {ago(9)} is lost"
     assert f"was fetchable until {ago(3)} 23:59 UTC" in text
     assert daemon.check()[1].endswith("; lost")
-    daemon.set_time(module.now_ms() + 5 * HOUR_MS)
+    daemon.set_time(overdue_sensors.now_ms() + 5 * HOUR_MS)
     daemon.tick()
     assert len([title for title, _ in alerts() if "lost" in title]) == 1
 
 
-def test_an_expired_day_that_the_source_still_has_lands(sandbox, daemon, has_landed, alerts, query):
-    has_landed(KEY, ago(10), *(ago(days) for days in range(8, 0, -1)))
+def test_an_expired_day_that_the_source_still_has_lands(sandbox, daemon, add_landed_days, alerts, query):
+    add_landed_days(KEY, ago(10), *(ago(days) for days in range(8, 0, -1)))
     sandbox.binance.retention_ms = None
     (request,) = daemon.tick()
     assert daemon.launch(request)
@@ -251,10 +251,10 @@ def test_the_check_is_listed_with_each_asset_whose_days_can_be_missing():
     assert with_check == {each.key for each in ENDPOINTS if each.lands_at and isinstance(each, Records)}
 
 
-def test_the_check_is_recorded_after_a_change_after_a_run_and_once_a_day(sandbox, daemon, has_landed, query):
-    has_landed(KEY, *(ago(days) for days in range(6, 1, -1)))
+def test_the_check_is_recorded_after_a_change_after_a_run_and_once_a_day(sandbox, daemon, add_landed_days, query):
+    add_landed_days(KEY, *(ago(days) for days in range(6, 1, -1)))
     materialize(KEY, [ago(1)])
-    now = module.now_ms()
+    now = overdue_sensors.now_ms()
 
     def evaluations() -> int:
         daemon.tick()
@@ -275,25 +275,27 @@ def heartbeat(daemon, webhook, monkeypatch) -> str:
     return webhook.heartbeat_url
 
 
-def test_the_heartbeat_is_called_while_no_day_is_at_risk(daemon, webhook, heartbeat, has_landed):
-    has_landed(KEY, *days_from(nov(9), nov(12)))
+def test_the_heartbeat_is_called_while_no_day_is_at_risk(daemon, webhook, heartbeat, add_landed_days):
+    add_landed_days(KEY, *days_from(nov(9), nov(12)))
     daemon.set_time(at(nov(13)))
     assert "was called" in daemon.beat()
     assert webhook.calls == ["/beat?secret=hidden-in-the-url"]
 
 
-def test_the_heartbeat_stops_with_a_day_at_risk_and_resumes_once_it_has_landed(daemon, webhook, heartbeat, has_landed):
-    has_landed(KEY, nov(9), nov(11), nov(12))
+def test_the_heartbeat_stops_with_a_day_at_risk_and_resumes_once_it_has_landed(
+    daemon, webhook, heartbeat, add_landed_days
+):
+    add_landed_days(KEY, nov(9), nov(11), nov(12))
     daemon.set_time(at(nov(13)))
     assert daemon.beat() == f"not called, since days are at risk: {KEY}: 2026-11-10"
     assert webhook.calls == []
-    has_landed(KEY, nov(10))
+    add_landed_days(KEY, nov(10))
     daemon.beat()
     assert len(webhook.calls) == 1
 
 
-def test_a_lost_day_stops_the_heartbeat_until_it_is_reported(daemon, webhook, heartbeat, has_landed):
-    has_landed(KEY, nov(2), *days_from(nov(4), nov(12)))
+def test_a_lost_day_stops_the_heartbeat_until_it_is_reported(daemon, webhook, heartbeat, add_landed_days):
+    add_landed_days(KEY, nov(2), *days_from(nov(4), nov(12)))
     daemon.set_time(at(nov(13)))
     daemon.tick()
     daemon.beat()

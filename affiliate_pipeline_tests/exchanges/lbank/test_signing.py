@@ -55,7 +55,7 @@ def secret_of(key):
 
 
 def verified(key, query, headers):
-    """The caller's own parameters; checks stamp and signature as the exchange does."""
+    """Verify stamp and signature as the exchange does, and return the caller's own parameters."""
     params = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True))
     sign = params.pop("sign")
     raw = "&".join(f"{name}={params[name]}" for name in sorted(params))

@@ -50,8 +50,10 @@ def test_money_is_filtered_by_scope(lbank, lbank_caller):
     ]
     both = money_of(lbank, lbank_caller, userType="SELF_SUB", **window(*WEEK))
     assert both == [row for row in rows if row["openId"] in direct | {lbank.own_open_id}]
-    first_users = [row for row in rows if row["openId"] == rows[0]["openId"]]
-    assert money_of(lbank, lbank_caller, userType="SELF", openId=rows[0]["openId"], **window(*WEEK)) == first_users
+    rows_of_first_user = [row for row in rows if row["openId"] == rows[0]["openId"]]
+    assert (
+        money_of(lbank, lbank_caller, userType="SELF", openId=rows[0]["openId"], **window(*WEEK)) == rows_of_first_user
+    )
 
 
 def test_money_is_filtered_by_asset_and_update_time(lbank, lbank_caller):
