@@ -81,7 +81,22 @@ class Landing:
             for consecutive in day_ranges(days):
                 key = (endpoint.exchange.name, isinstance(endpoint, Records), tuple(consecutive))
                 runs.setdefault(key, []).append(endpoint)
-        return all([self._land(endpoints, days) for (*_, days), endpoints in runs.items()])
+        return all(
+            [
+                self._land(endpoints, days) if is_records else self._land_today(endpoints)
+                for (_, is_records, days), endpoints in runs.items()
+            ]
+        )
+
+    def _land_today(self, endpoints: Sequence[Endpoint]) -> bool:
+        """Take the snapshots of today. If the day ends meanwhile, it cannot be taken any more: take the next one."""
+        zone = endpoints[0].exchange.zone
+        while True:
+            today = datetime.now(zone).date()
+            if self._land(endpoints, [today]):
+                return True
+            if today == datetime.now(zone).date():
+                return False
 
     def _land(self, endpoints: Sequence[Endpoint], days: Sequence[date]) -> bool:
         first, count, began = endpoints[0], len(endpoints), datetime.now(UTC)

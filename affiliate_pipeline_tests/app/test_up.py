@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app import processes
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import CommandError
+from affiliate_pipeline.app.up import Landing
+from affiliate_pipeline.exchanges.endpoint import Snapshot
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
 # An `up` that has the lock and writes its pid only after a line on its standard input.
 SLOW_UP = """
@@ -93,3 +97,27 @@ def test_up_does_not_start_the_sandbox_with_a_configured_database(
 
     assert (query("select datname::text from pg_database order by 1"), sorted(home.iterdir())) == before
     assert query("select count(*) from pg_namespace where nspname = 'affiliate'") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("hours", "snapshots"), [((23, 0, 0), ["2026-11-29", "2026-11-30"]), ((9, 9), ["2026-11-29"])]
+)
+def test_a_snapshot_whose_day_ends_meanwhile_is_taken_of_the_next_day(monkeypatch, hours, snapshots):
+    clock = (datetime(2026, 11, 30 if hour == 0 else 29, hour) for hour in hours)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return next(clock).replace(tzinfo=tz)
+
+    taken: list[str] = []
+
+    def land(_self, _endpoints, days) -> bool:
+        taken.extend(map(str, days))
+        return f"{days[0]}" == "2026-11-30"
+
+    monkeypatch.setattr("affiliate_pipeline.app.up.datetime", Clock)
+    monkeypatch.setattr(Landing, "_land", land)
+    endpoint = next(each for each in ENDPOINTS if isinstance(each, Snapshot))
+    landed = Landing(settings.configured(), threading.Event()).land([(endpoint, [datetime(2026, 11, 29).date()])])
+    assert (taken, landed) == (snapshots, len(snapshots) == 2)
