@@ -80,7 +80,9 @@ def found(pattern: str) -> list[str]:
 def test_words_with_a_standard_term_do_not_occur():
     allowed = re.compile("|".join(f"(?:{each})" for each in ALLOWED))
     wrong = [line for line in found("|".join(REPLACED)) if not allowed.match(line)]
-    terms = [term for pattern, term in REPLACED.items() if any(re.search(rf"\b({pattern})\b", each, re.I) for each in wrong)]
+    terms = [
+        term for pattern, term in REPLACED.items() if any(re.search(rf"\b({pattern})\b", each, re.I) for each in wrong)
+    ]
     assert not wrong, "\n".join([*wrong, f"Terms to use: {'; '.join(terms)}"])
 
 
