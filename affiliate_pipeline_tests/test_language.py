@@ -18,7 +18,7 @@ REPLACED = {
     r"tells?|told|telling": "report, log, yield, return, alert",
     r"mend(s|ed|ing)?": "fix",
     r"remember(s|ed|ing)?|forgets?|forgot(ten)?|forgetting": "retain, expire, drop",
-    r"trailing": "lookback window",
+    r"trailing days": "lookback window",
     r"(?-i:(MOST|LEAST) [A-Z]+)": "MAX_…, MIN_…",
     r"observations?|observes?|observed": "snapshot; seen",
     r"wish(es|ed)?|wanted": "desired",
@@ -43,13 +43,16 @@ AMBIGUOUS = (
     r"asks?|asked|asking|answer(s|ed|ing|able)?|says?|said|saying|words?|turn(s|ed)?|"
     r"keeps?|kept|keeping|holds?|held|holding|memory"
 )
-MAX_AMBIGUOUS = 250
+MAX_AMBIGUOUS = 170
 # Where these words are allowed, and why.
 ALLOWED = {
     r"affiliate_pipeline_tests/test_language\.py": "the list itself",
-    r"affiliate_pipeline/postgres/migrations/.*": "applied migrations are compared by checksum and cannot change",
-    r".*slot lease.*": "the limiter's term for a slot taken until a time",
-    r".*affiliate lease.*": "the table's name is a contract",
+    r".*/migrations/\d+_.*\.sql": "applied migrations do not change",
+    r".*\bslot leases?\b": "the limiter's term for a slot taken until a time",
+    r'.*(\baffiliate lease\b|"lease"|lease s\b|SLOT LEASE)': "the table's name is a contract; a constant of slot leases",
+    r".*(\bis snapshot\b|\bSNAPSHOTS\b)": "Dagster stores by a schedule's name whether it is stopped",
+    r".*command\[1:1\] = ": "a user of the operating system",
+    r".*`tell\(\)`": "a method of files",
 }
 
 
