@@ -10,7 +10,7 @@ from psycopg import sql
 from pyarrow import parquet
 
 from affiliate_pipeline.landing.store import Store
-from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable
 
 ROWS_PER_READ = 20_000
 MAX_DIGITS_128, MAX_DIGITS_256 = 38, 76
@@ -76,7 +76,7 @@ class Extract:
 @contextmanager
 def extract(store: Store, table: str, first: date, last: date) -> Generator[Extract | None]:
     """An export of the table `schema.name` from one snapshot; None if it does not exist yet."""
-    with unavailable(), store.connection.transaction():
+    with as_store_unavailable(), store.connection.transaction():
         run = store.connection.execute
         run("set transaction isolation level repeatable read, read only")
         [(exists,)] = run("select to_regclass(%s) is not null", (table,)).fetchall()

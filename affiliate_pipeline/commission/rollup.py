@@ -15,7 +15,7 @@ from psycopg import sql
 from affiliate_pipeline.exchanges.endpoint import Money, Records
 from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.landing.store import Store
-from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable
 
 TABLE = "affiliate.daily_commission"
 # The columns as the migrations have created them: name, type and description.
@@ -96,7 +96,7 @@ class Commission:
 
     def add_up(self, day: date, run_id: str) -> bool:
         """Add up the day again; return False, with nothing changed, if nothing has landed for it."""
-        with unavailable(), self._connection.transaction():
+        with as_store_unavailable(), self._connection.transaction():
             run = self._connection.execute
             run("select pg_advisory_xact_lock(hashtext('affiliate.daily_commission'), %s - '2000-01-01'::date)", (day,))
             # Read before the sums: if anything lands in between, the day counts as stale again.
@@ -157,7 +157,7 @@ class Commission:
     def _fetch(
         self, query: LiteralString | sql.Composed, values: Sequence[object] | Mapping[str, object] = ()
     ) -> list[tuple[Any, ...]]:
-        with unavailable(), self._connection.transaction():
+        with as_store_unavailable(), self._connection.transaction():
             return self._connection.execute(query, values).fetchall()
 
 

@@ -20,8 +20,8 @@ GRACE = HOUR
 class Timetable:
     """When the days of an asset land, settle and expire.
 
-    `lands_at` is None if no schedule lands it, `retention` if no limit is known. A snapshot can only be taken of today.
-    `fallback` is another asset whose source retains the same rows for longer.
+    `lands_at` is None if no schedule lands them, `retention` if no limit is known. A snapshot can only be taken of
+    today. `fallback` is another asset whose source retains the same rows for longer.
     """
 
     asset: str
@@ -66,7 +66,7 @@ class Timetable:
     def overdue_at_ms(self, day: date, *, settled: bool) -> int | None:
         """When the day becomes overdue; None if no schedule lands it.
 
-        With `settled`, when a day that landed earlier becomes overdue for its landing after it has settled.
+        With `settled`, the deadline is that of landing the day again once it has settled, not of its first landing.
         """
         if self.lands_at is None:
             return None
@@ -118,7 +118,10 @@ class ExpectedDay:
 def expected_days(
     timetable: Timetable, first: date, now_ms: int, landed: Mapping[date, LandedDay] = NOTHING_LANDED
 ) -> Iterator[ExpectedDay]:
-    """The days since `first` still to land, oldest first: ended ones, or a snapshot's today."""
+    """Yield the days since `first` that still have to land, oldest first.
+
+    Only days that have ended are expected; of a snapshot, only today.
+    """
     today = day_of(now_ms, timetable.zone)
     for day in [today] if timetable.is_snapshot else days_from(first, today - DAY):
         entry = landed.get(day)

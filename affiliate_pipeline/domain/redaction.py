@@ -36,7 +36,7 @@ def _without_secret(found: re.Match[str]) -> str:
 
 
 def silence_http_logs() -> None:
-    """Drop httpx's and httpcore's logs below WARNING: they have signed URLs and key headers."""
+    """Drop httpx's and httpcore's logs below WARNING: they contain signed URLs and API keys."""
     # Filters are not inherited by child loggers, so each of httpcore's loggers is named.
     for name in ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "http2", "proxy", "socks"))):
         logging.getLogger(name).addFilter(_is_warning)  # a filter is added only once

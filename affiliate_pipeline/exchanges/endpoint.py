@@ -41,8 +41,8 @@ class Exchange(Generic[SessionT]):
 class Probe(Generic[SessionT]):
     """A minimal request that tests an account without landing anything.
 
-    `params` makes its parameters from the session and the time (ms). A refusal is `about` these variables; empty: the
-    account's credentials.
+    `params` makes its parameters from the session and the time (ms). `about` names the variable to check if the request
+    is refused; empty: the account's credentials.
     """
 
     params: Callable[[SessionT, int], Mapping[str, object]]
@@ -82,7 +82,7 @@ class Retention(Generic[SessionT]):
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint(Generic[SessionT]):
-    """One endpoint: its asset, its table and how it is fetched. By default, only for today."""
+    """One endpoint: its asset, its table and how it is fetched. Only `Records` have past days."""
 
     exchange: Exchange[SessionT]
     name: str

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 from typing_extensions import TypeVar
 
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.errors import ExchangeError
 
@@ -18,9 +19,11 @@ class DayBatch:
     """All rows of one day as received, proven complete.
 
     `chunks` are JSON objects joined by commas, readable repeatedly. `requested_ms` is when the oldest response was
-    requested; None: after the run began. `note` and `warnings` are for people; a warning needs a fix. `excluded` has an
-    entry for each refused request, `unlisted` for each response without a list (see `lists`): the values (by JSON name)
-    that its rows would share; none: any row matches. Landed rows with these values must not be removed.
+    requested; None: after the run began. `note` and `warnings` are for people; a warning needs a fix.
+
+    `excluded` has an entry for each refused request, `unlisted` for each response without a list (see `lists`). An entry
+    has the values (by JSON name) that the missing rows would share; an empty one matches any row. Landed rows that match
+    must not be removed.
     """
 
     day: date
@@ -59,10 +62,10 @@ class RequestPlan:
     changes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        least = "" if self.max_requests == self.min_requests else "at least "
+        at_least = "" if self.max_requests == self.min_requests else "at least "
         # One decimal would round a minute by up to 5 %.
-        minutes = f", {least}{self.seconds / 60:.2f} minutes at the permitted rate" if self.seconds else ""
-        return "\n  ".join([f"{least}{self.min_requests} requests{minutes}", *self.changes])
+        minutes = f", {at_least}{self.seconds / 60:.2f} minutes at the permitted rate" if self.seconds else ""
+        return "\n  ".join([f"{at_least}{count_of(self.min_requests, 'request')}{minutes}", *self.changes])
 
 
 @dataclass(frozen=True)

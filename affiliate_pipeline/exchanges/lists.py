@@ -1,14 +1,16 @@
 """Reading of responses that are lists of rows, and of those that have no list.
 
 Many services send null, an empty text or an empty object instead of an empty list; a failing server may do the same.
-So the request is repeated once: the second time it counts as an empty list, and the day lands with a note. Landed rows
-are not removed (`DayBatch.unlisted`). It is an error where a row always exists (a sum), and in Binance's records, which expire.
+So the request is sent once more. A second response without a list counts as an empty list: the day lands with a note,
+and no landed row is removed (`DayBatch.unlisted`). Where a row always exists (a sum), and in Binance's records, which
+expire, a response without a list is an error.
 """
 
 from collections.abc import Mapping
 
 import msgspec
 
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.http.bodies import possible_rows
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.error_body import quote
@@ -43,5 +45,4 @@ def get_list(client: Client, path: str, params: Mapping[str, object]) -> tuple[l
 
 def unlisted_note(responses: int) -> str:
     """The note of a landed day whose responses had no list."""
-    plural = "response" if responses == 1 else "responses"
-    return f"{responses} {plural} had no list (null), which counts as an empty one" if responses else ""
+    return f"{count_of(responses, 'response')} had no list (null), which counts as an empty one" if responses else ""

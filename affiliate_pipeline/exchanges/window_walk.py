@@ -30,7 +30,7 @@ from affiliate_pipeline.schema.raw_row import instants_ms
 
 WORKERS = 4
 # A busy window is split among the workers only if it is long enough that this adds few requests.
-MIN_PAGES_TO_CUT = 16
+MIN_PAGES_TO_SPLIT = 16
 SECOND_MS = 1000
 
 # The first and the last millisecond, both included.
@@ -84,7 +84,7 @@ class WindowWalk:
         page = session.client.get(self.path, params, _page)
         if page.times and not first <= min(page.times) <= max(page.times) <= last:
             raise Refused(
-                f"{session.client.host} returned rows outside {utc_text(first)} to {utc_text(last)}, which was requested"
+                f"{session.client.host} returned rows outside the requested {utc_text(first)} to {utc_text(last)}"
             ).about(map(bytes, page.rows))
         return page
 
@@ -138,7 +138,7 @@ class ServerBehaviour:
                     self.widening = before, after
                     return self.widening
         raise Refused(
-            f"{self._session.client.host} does not return a row of {utc_text(time)} that it has just returned"
+            f"{self._session.client.host} no longer returns a row of {utc_text(time)} that it returned a moment ago"
         )
 
     def is_oldest_first(self, first: int, last: int, page: Page) -> bool:
@@ -174,11 +174,11 @@ class _Walk:
         self._chunks: dict[date, Spool] = defaultdict(Spool)
         self._rows: Counter[date] = Counter()
         self._requests: Counter[date] = Counter()
-        self._bad: set[date] = set()
+        self._failed_days: set[date] = set()
         # Windows without a row that were requested before `widening` was proven.
         self._unproven: list[Window] = []
         self._open_jobs = 0
-        self._is_cut = False
+        self._has_split = False
         # The next days are fetched while one lands; only a few of them wait in the queue.
         self._done: queue.Queue[DayBatch | DayError | BaseException | None] = queue.Queue(maxsize=WORKERS)
         self._lock = threading.Lock()
@@ -229,20 +229,20 @@ class _Walk:
             if self._server.widening is None:
                 continue
             self._submit(*([window] for window in windows[1:]))
-            windows, *parts = self._cut(first, windows[:1])
+            windows, *parts = self._split(first, windows[:1])
             self._submit(*parts)
         if self._server.widening is None:
             self._accept_unproven()
 
-    def _cut(self, first: int, windows: list[Window]) -> list[list[Window]]:
+    def _split(self, first: int, windows: list[Window]) -> list[list[Window]]:
         """The rest of a busy window; once per walk, split among this and the idle workers.
 
         The page that began at `first` shows how many pages are left.
         """
         jobs = WORKERS + 1 - self._open_jobs
         for start, last in windows:
-            if jobs > 1 and not self._is_cut and 0 < MIN_PAGES_TO_CUT * (start - first) <= last - start:
-                self._is_cut = True
+            if jobs > 1 and not self._has_split and 0 < MIN_PAGES_TO_SPLIT * (start - first) <= last - start:
+                self._has_split = True
                 size = -(-(last + 1 - start) // jobs)
                 return [[(begin, min(begin + size - 1, last))] for begin in range(start, last + 1, size)]
         return [windows]
@@ -250,8 +250,8 @@ class _Walk:
     def _step(self, first: int, last: int) -> list[Window]:
         """Request the window once and accept what that proves, or fail its day; return the rest."""
         days = self._days(first, last)
-        if self._bad.intersection(days):
-            return self._by_days(day_ranges(set(days) - self._bad), first, last)
+        if self._failed_days.intersection(days):
+            return self._by_days(day_ranges(set(days) - self._failed_days), first, last)
         page: Page | None = None
         try:
             with self._lock:
@@ -319,7 +319,7 @@ class _Walk:
         for day in days:
             rows = by_day[day]
             with self._lock:
-                if day in self._bad:
+                if day in self._failed_days:
                     continue
                 if rows:
                     self._chunks[day].append(b",".join(rows))
@@ -331,8 +331,8 @@ class _Walk:
 
     def _fail(self, day: date, error: ExchangeError) -> None:
         with self._lock:
-            if day in self._bad:
+            if day in self._failed_days:
                 return
-            self._bad.add(day)
+            self._failed_days.add(day)
             chunks = self._chunks.pop(day, ())
         self._put(DayError(day, error, chunks))

@@ -38,7 +38,7 @@ TIMEOUT = httpx.Timeout(20, connect=10)
 # Shorter than postgres.rate_limiter.SLOT_LEASE_S, so that a slot lease does not end while its request is under way.
 RESPONSE_LIMIT_S = 45
 MAX_CLOCK_CORRECTIONS = 2
-CLOCKS_AGREE_MS = 1000
+CLOCK_TOLERANCE_MS = 1000
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ class Clock:
         if server_ms is not None:
             self.set(server_ms)
         # Compare with the offset it was signed with: another request may have changed the current one meanwhile.
-        if rejected.server_ms is not None and abs(self.offset_ms - rejected.signed_offset_ms) < CLOCKS_AGREE_MS:
+        if rejected.server_ms is not None and abs(self.offset_ms - rejected.signed_offset_ms) < CLOCK_TOLERANCE_MS:
             return False
         log.warning("the exchange's clock differs by %d ms; corrected", self.offset_ms)
         return True
@@ -244,8 +244,8 @@ class Client:
                 match self._circuit.retry_or_give_up(error, failures):
                     case retry.GiveUp(is_unreachable=True):
                         what = f"{self.host} did not respond for {retry.SILENCE_LIMIT_S} s ({error.problem.what})"
-                        check = error.problem.action or "Check the network and the exchange's status page"
-                        raise Unreachable(what, f"{check}, then materialize the failed days again") from None
+                        action = error.problem.action or "Check the network and the exchange's status page"
+                        raise Unreachable(what, f"{action}, then materialize the failed days again") from None
                     case retry.GiveUp():
                         raise
                     case retry.Retry(after_s):

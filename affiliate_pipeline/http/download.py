@@ -1,4 +1,4 @@
-"""Requests for a URL that is itself a secret: an offered file, and the heartbeat.
+"""Requests to URLs that are themselves secret: an offered file, and the heartbeat.
 
 No message contains the URL, and no signature or API key is sent.
 """
@@ -88,7 +88,7 @@ def _check(response: httpx.Response, host: str) -> None:
 
 
 def ping_heartbeat(url: str, network: Network = DIRECT) -> str | None:
-    """Ping a service that alerts when pings stop; the reason of a failure, None on success."""
+    """Ping a service that alerts when pings stop; return why it failed, None on success."""
     try:
         with client(network, HEARTBEAT_TIMEOUT_S, redirects=True) as http, http.stream("GET", url) as response:
             return None if response.is_success else f"it returned HTTP {response.status_code}"

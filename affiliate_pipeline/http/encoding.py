@@ -67,7 +67,7 @@ class Secret:
 def read_secret(setting: str) -> Secret:
     r"""The shared secret or private key in a setting, or in the file whose path the setting is.
 
-    A private key may be PEM (PKCS#8, PKCS#1, OpenSSH; its line ends may be blanks or a literal `\n`), or base64 of the
+    A private key may be PEM (PKCS#8, PKCS#1, OpenSSH; its line ends may be spaces or a literal `\n`), or base64 of the
     DER. Raises ValueError, whose text names what was found and quotes nothing of the secret.
     """
     path = _path_in(setting.strip())
@@ -209,4 +209,4 @@ def _signing_with(key: object) -> Secret:
     if isinstance(key, Ed25519PrivateKey):
         return Secret("Ed25519", lambda payload: b64encode(key.sign(payload)).decode())
     kind = type(key).__name__.removesuffix("PrivateKey").lstrip("_")
-    raise _UnusableSecret(f"is a private key of type {kind}, which no exchange takes: use RSA or Ed25519")
+    raise _UnusableSecret(f"is a private key of type {kind}, which no exchange accepts: use RSA or Ed25519")

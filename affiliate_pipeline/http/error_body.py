@@ -30,7 +30,7 @@ MAINTENANCE = (
 _WHOLE = r"([+-]?[0-9]{1,18})(\.[0-9]+)?"
 _CHARSET = rb"(?i)charset\s*=\s*[\"']?([\w-]+)"
 # Of a page: invisible parts, tags, and the elements in which XML names an error.
-_UNSEEN = r"(?is)<!--.*?(?:-->|\Z)|<(script|style|noscript|template|svg)\b.*?(?:</\1\s*>|\Z)"
+_INVISIBLE = r"(?is)<!--.*?(?:-->|\Z)|<(script|style|noscript|template|svg)\b.*?(?:</\1\s*>|\Z)"
 _TAG = r"<[^<>]*>"
 _NAMED = r"(?is)<(code|message|msg)\b[^<>]*>([^<>]+)<"
 _QUERY = r"(\w+://[^\s?#\"'<>]*)[?#][^\s\"'<>]*"
@@ -142,7 +142,7 @@ def _json(text: str) -> Any:
 
 
 def _read_page(text: str) -> ErrorBody:
-    text = re.sub(_UNSEEN, " ", text)
+    text = re.sub(_INVISIBLE, " ", text)
     named = {name.lower(): html.unescape(content).strip() for name, content in reversed(re.findall(_NAMED, text))}
     code = named.get("code", "")
     if message := named.get("message") or named.get("msg"):
@@ -157,7 +157,7 @@ def _text(body: bytes, content_type: str) -> str:
         try:
             body = zlib.decompressobj(wbits=31).decompress(body, _MAX_TEXT_BYTES)
         except zlib.error:
-            return "something compressed that cannot be read"
+            return "compressed data that cannot be read"
     errors, body = "replace" if len(body) >= _MAX_TEXT_BYTES else "strict", body[:_MAX_TEXT_BYTES]
     declared = re.search(_CHARSET, content_type.encode(errors="replace")) or re.search(_CHARSET, body[:1024])
     for encoding in (json.detect_encoding(body), declared[1].decode() if declared else "", "gb18030"):

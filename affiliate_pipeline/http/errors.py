@@ -11,7 +11,7 @@ from affiliate_pipeline.domain.problem import AffiliateError
 
 
 class ExchangeError(AffiliateError):
-    """A failed response, or none; `received` has the rows or the body that it concerns."""
+    """A failed or missing response; `received` has the rows or the body that the error is about."""
 
     received: Sequence[bytes] = ()
 
@@ -41,10 +41,10 @@ class RateLimited(Transient):
 
 
 class TimestampRejected(Transient):
-    """The exchange rejected our timestamp.
+    """The exchange rejected the request's timestamp.
 
-    `server_ms` is the exchange's clock, if it was sent; `signed_offset_ms` is the correction of our clock with which
-    the request was signed.
+    `server_ms` is the exchange's time, if it was sent; `signed_offset_ms` is the clock correction that the timestamp
+    contains.
     """
 
     server_ms: int | None = None

@@ -40,8 +40,8 @@ _FIREWALL = "This usually comes from a firewall or maintenance, not from the API
 class Meaning:
     """What an exchange's own error code means.
 
-    `advice` is added to the message unless the message names only other causes than `causes` (keys of `_CAUSES`;
-    empty: always).
+    `advice` is added to the message unless the message names causes (keys of `_CAUSES`) and none of `causes` is among
+    them. Without `causes`, it is always added.
     """
 
     error: type[ExchangeError]
@@ -84,8 +84,8 @@ class Interpreter:
         target = redirect_target(response.status_code, response.headers)
         if status == 451 or re.search(LOCATION, error.message):
             return Fatal(
-                f"{text}. The exchange does not serve the place of this machine's IP address, or of its proxy's; another "
-                "key does not help"
+                f"{text}. The exchange does not serve the location of this machine's IP address, or of its proxy's. Another "
+                "API key will not help"
             )
         is_limit = meaning is not None and meaning.error is RateLimited
         if is_limit or status in (418, 429) or re.search(TOO_MANY, error.message):
@@ -96,7 +96,7 @@ class Interpreter:
             return Transient(f"{text}. {_FIREWALL}")
         if target:
             return Refused(
-                f"{text}. Requests are not sent there",
+                f"{text}. Redirects are not followed",
                 f"Check {self.base_url_name}, and whether a proxy or a login page intercepts requests",
             )
         return None

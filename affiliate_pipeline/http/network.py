@@ -30,7 +30,7 @@ _SCHEMES = {"http": "http", "https": "https", "socks": "socks5", "socks5": "sock
 # An entry of NO_PROXY: scheme, address in brackets or host, port.
 _BYPASS = r"(?:(\w+)://)?(?:\[([^\]]+)\]|([\w.*-]+(?:/\d+)?))(?::(\d+))?/?"
 _HASHED_NAMES = "[0-9a-f]" * 8 + ".[0-9]*"
-_CHECK_PROXY = "Check the proxy, or correct or unset its variable if none is needed"
+_CHECK_PROXY = "Check the proxy and its variable, or unset the variable if no proxy is needed"
 _UNSENDABLE = (ssl.SSLError, UnicodeError, httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 _IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -69,8 +69,8 @@ class Network:
         if address and (address.is_loopback or address.is_unspecified):
             return None
         for bypass in _bypasses(*self._first("no_proxy")):
-            is_meant = bypass.scheme in ("all", url.scheme) and bypass.port in (None, port)
-            if is_meant and bypass.covers(host, address):
+            applies = bypass.scheme in ("all", url.scheme) and bypass.port in (None, port)
+            if applies and bypass.covers(host, address):
                 return None
         variable, value = self._first(f"{url.scheme}_proxy", "all_proxy")
         return _proxy(variable, value) if value else None
@@ -194,7 +194,9 @@ def _bypasses(variable: str, value: str) -> list[_Bypass]:
         if host := _ip_network(address or name) or (name or "").rstrip("."):
             bypasses.append(_Bypass(scheme or "all", host, int(port) if port else None))
         else:
-            log.warning("%s: ignored %s, which is no host, address or range of addresses", variable, redact(entry))
+            log.warning(
+                "%s: ignored %s, which is not a host, an address or a range of addresses", variable, redact(entry)
+            )
     return bypasses
 
 
@@ -248,7 +250,7 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
         return UnusableNetwork(
             f"the certificate of {url.host}{through} cannot be verified ({tls_error.verify_message})",
             "If your network inspects TLS, set SSL_CERT_FILE to the PEM file of its CA certificates; otherwise check "
-            "this machine's clock and whose server it is",
+            "this machine's clock, and whose server the name leads to",
         )
     if proxy is None:
         return error
@@ -257,7 +259,7 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
         return _refused(proxy, redact(error), status, ConnectionFailed)
     if tls_error and proxy.url.startswith("https"):
         return UnusableNetwork(
-            f"{proxy} does not speak TLS as its https:// promises ({tls_error.reason})",
+            f"{proxy} does not use TLS, although its URL begins with https:// ({tls_error.reason})",
             f"Write http:// in {proxy.variable} if the proxy itself is reached without TLS",
         )
     cause = f"{type(error).__name__}: {redact(error)}".removesuffix(": ")
@@ -274,8 +276,8 @@ def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:
 
 def _refused(proxy: Proxy, response: str, status: int | None, unreachable: type[NoResponse]) -> ExchangeError:
     if status in (502, 503, 504):
-        return unreachable(f"{proxy} returned {response}: it does not reach the exchange", _CHECK_PROXY)
-    action = f"Have the proxy permit this host, or unset {proxy.variable} if none is needed"
+        return unreachable(f"{proxy} returned {response}: it cannot reach the exchange", _CHECK_PROXY)
+    action = f"Allow this host in the proxy, or unset {proxy.variable} if no proxy is needed"
     if status == 407:
-        action = f"Put user and password for the proxy into {proxy.variable} (http://user:password@host:port)"
+        action = f"Add the proxy's user and password to {proxy.variable} (http://user:password@host:port)"
     return UnusableNetwork(f"{proxy} refused the request: {response}", action)

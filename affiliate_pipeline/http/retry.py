@@ -34,7 +34,7 @@ def retry_or_give_up(
     """Whether to retry a request that has failed `failures` times.
 
     While its session gets no response (to the last `unanswered` requests, for `silent_s`), it is retried for
-    `SILENCE_LIMIT_S`, however often.
+    `SILENCE_LIMIT_S`, regardless of `max_attempts`.
     """
     if isinstance(error, NoResponse) and unanswered >= failures:
         if unanswered >= MIN_UNANSWERED and silent_s >= SILENCE_LIMIT_S:

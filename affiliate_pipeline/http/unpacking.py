@@ -1,4 +1,4 @@
-"""Unpacking of a file that contains one text, limited in size; errors name other formats."""
+"""Unpacking of a file that contains one text, up to a maximum size."""
 
 import json
 import lzma
@@ -17,8 +17,8 @@ import pyarrow
 from affiliate_pipeline.http.error_body import quote, read_error
 from affiliate_pipeline.http.errors import Refused, Transient
 
-# gzip, tar, ZIP and gzip around one file are four; deeper nesting is suspicious.
-MAX_PACKINGS = 5
+# A gzip file in a ZIP archive in a .tar.gz has four layers; deeper nesting is suspicious.
+MAX_LAYERS = 5
 _PIECE_BYTES = 1 << 20
 _MAX_NAMES = 5
 _PACKED = (
@@ -63,10 +63,11 @@ class _TooLarge(Exception):
 def unpack_text(file: bytes, max_bytes: int) -> str:
     """The text of a packed file.
 
-    All layers together may unpack to at most `max_bytes`. Raises `IncompleteFile`, and `Unreadable`, which names the format.
+    All layers together may unpack to at most `max_bytes`. Raises `IncompleteFile`, or `Unreadable`, which names the
+    format that was found.
     """
     left = max_bytes
-    for _ in range(MAX_PACKINGS + 1):
+    for _ in range(MAX_LAYERS + 1):
         packed = re.match(_PACKED, file)
         if not packed:
             return _decoded(file)
@@ -75,7 +76,7 @@ def unpack_text(file: bytes, max_bytes: int) -> str:
         except _TooLarge:
             raise Unreadable(f"the file is larger than {max_bytes >> 20} MiB unpacked") from None
         left -= len(file)
-    raise Unreadable(f"the file is packed more than {MAX_PACKINGS} times")
+    raise Unreadable(f"the file is packed more than {MAX_LAYERS} times")
 
 
 def _unpacked(file: bytes, kind: str, left: int) -> bytes:

@@ -11,6 +11,7 @@ from psycopg import Connection, sql
 
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges import pending_actions
 from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint
 from affiliate_pipeline.exchanges.fetching import DayBatch
@@ -19,14 +20,14 @@ from affiliate_pipeline.landing import endpoint_tables, ledger, quarantine
 from affiliate_pipeline.landing.endpoint_tables import DayStats, stats_of
 from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.landing.prepare import Block, PreparedDay, Summary
-from affiliate_pipeline.postgres.errors import is_unusable, unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable, is_unusable
 from affiliate_pipeline.postgres.locks import Lock
 from affiliate_pipeline.schema.columns import columns
 from affiliate_pipeline.schema.fingerprint import Fingerprint
 
 SUPERSEDED: Final = "affiliate.superseded_row"
 UNKNOWN_FIELDS: Final = "affiliate.unknown_field"
-RIGHTS = {SUPERSEDED: "insert", UNKNOWN_FIELDS: "select insert"}
+PRIVILEGES = {SUPERSEDED: "insert", UNKNOWN_FIELDS: "select insert"}
 
 
 class StoreError(AffiliateError):
@@ -42,7 +43,7 @@ class Shrunken(StoreError):
     """Landed rows would be removed because the source no longer sends them."""
 
     action = (
-        "If the source is right, materialize with run config allow_shrink: true; the removed rows are then stored in "
+        "If the source is correct, materialize with run config allow_shrink: true; the removed rows are then stored in "
         f"{SUPERSEDED}"
     )
 
@@ -101,9 +102,9 @@ class DayWriter:
         """Replace the day's rows, or append them to an action log, in one transaction.
 
         An unchanged day is not rewritten; a changed one is verified before the commit. Raises `Invalid`, `Shrunken`,
-        `StoreError` or `StoreUnavailable`, each with nothing changed.
+        `StoreError` or `StoreUnavailable`; the day is then unchanged.
         """
-        with unavailable():
+        with as_store_unavailable():
             try:
                 with self.connection.transaction():
                     return self._write(day, settled)
@@ -121,7 +122,8 @@ class DayWriter:
         if entry and isinstance(self.endpoint, ActionLog):
             existing = Summary(entry.rows, Fingerprint.parse(entry.content_hash))
         rows = _Rows(prepared.blocks)
-        # A comparison with stored rows reads these more than once. Others are copied while the next are decoded.
+        # Spool the texts only if a comparison with the stored rows may read them again: otherwise COPY loads each block
+        # while the next ones are decoded.
         texts: Iterable[bytes] = Spool(rows) if entry or altering_features else rows
         difference, restated = "", None
         if entry:
@@ -144,8 +146,8 @@ class DayWriter:
         self._verify(day, texts, total, stats, altering_features)
         if difference:
             warning = (
-                f"the table had {difference}, although the source still sends the rows that had landed: they were landed "
-                f"again, and the rows that differed are in {SUPERSEDED}"
+                f"the table had {difference}, although the source has not changed the day: it was landed again, and the "
+                f"stored rows that differed are in {SUPERSEDED}"
             )
             batch = replace(batch, warnings=(*batch.warnings, warning))
         return replace(self._landed(batch, total, stats, settled, changed=True), restated=restated)
@@ -153,7 +155,7 @@ class DayWriter:
     def _landed(self, batch: DayBatch, total: Summary, stats: DayStats, settled: bool, *, changed: bool) -> Landed:
         quarantine.drop(self.connection, self.endpoint.key, batch.day)
         damaged = (
-            f"{name} has U+FFFD in {count} {'row' if count == 1 else 'rows'}: the exchange sent invalid text there, such as "
+            f"{name} has U+FFFD in {count_of(count, 'row')}: the exchange sent invalid text there, such as "
             "half an emoji. Everything else landed as sent"
             for name, count in total.damaged.items()
         )
@@ -174,8 +176,9 @@ class DayWriter:
     def _lock_day(self, day: date) -> list[str]:
         """Lock the day and the table's definition for this transaction.
 
-        The lock of the transaction protects the day even if locks of the session are lost. Returns the table's features that could change rows as
-        they are written (triggers, column types). Raises `StoreError` if the session has lost the asset's lock.
+        The lock of the transaction protects the day even if locks of the session are lost. Returns the features of the
+        table that could change rows as they are written (triggers, column types). Raises `StoreError` if the session has
+        lost the asset's lock.
         """
         kinds = {column.name: column.kind.sql for column in columns(self.endpoint.schema)} | {"extra": "jsonb"}
         table = endpoint_tables.table(self.endpoint)
@@ -207,8 +210,9 @@ class DayWriter:
             ((has_lock, altering_features),) = cursor.fetchall()
         if not has_lock:
             raise StoreError(
-                "this run no longer holds the asset's lock, so another one may be landing the day: a pooler that gives each "
-                "transaction another session loses it. Use the direct address of the server in AFFILIATE_DATABASE_URL"
+                "this run no longer holds the asset's lock, so another run may be landing the same day. The usual cause is a "
+                "pooler that runs each transaction in another session: use the direct address of the server in "
+                "AFFILIATE_DATABASE_URL"
             )
         return altering_features
 
@@ -233,7 +237,7 @@ class DayWriter:
         same = sql.SQL(f"select ({content}) = ({content})").format(received, stored)
         row = self.connection.execute(same).fetchone()
         self.connection.execute("drop table received")
-        return "" if row and row[0] else "other values"
+        return "" if row and row[0] else "different values"
 
     def _verify(
         self, day: date, texts: Iterable[bytes], total: Summary, stats: DayStats, altering_features: Sequence[str]
@@ -260,16 +264,19 @@ class DayWriter:
         """Raise `Shrunken` if rows would be removed that the source may still have."""
         if lost := self._landed_values(batch.day, batch.unlisted):
             what = ", ".join(f"{name} {value}" for name, value in lost[0].items())
-            such = f", such as of {what}" if what else ""
-            raise Shrunken(f"the exchange sent no list (null) where rows had landed{such}")
+            example = f", for example of {what}" if what else ""
+            raise Shrunken(f"the exchange sent no list (null) where rows had landed{example}")
         if rows < entry.rows and settled:
-            raise Shrunken(f"{entry.rows} rows had landed and the source now has {rows}")
+            raise Shrunken(f"{count_of(entry.rows, 'row')} had landed and the source now has {rows}")
         if lost := self._landed_values(batch.day, batch.excluded):
             names = ", ".join(value for each in lost for value in each.values())
             raise Shrunken(f"the exchange now refuses {names}, whose rows had landed")
 
     def _landed_values(self, day: date, values: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
-        """The given values (by JSON name; empty: any row) that rows of the day have, by column."""
+        """Those of the values (by JSON name) that landed rows of the day have, by column name.
+
+        An empty mapping matches any row.
+        """
         if not values:
             return []
         columns_of = {column.json_name: column.name for column in columns(self.endpoint.schema)}
@@ -332,7 +339,7 @@ class DayWriter:
 
 def _count_difference(stats: DayStats, total: Summary) -> str:
     """How the table's row count differs from the total; empty if it does not."""
-    return "" if stats.rows == total.rows else f"{stats.rows} rows instead of {total.rows}"
+    return "" if stats.rows == total.rows else f"{count_of(stats.rows, 'row')} instead of {total.rows}"
 
 
 def _reason_of(error: psycopg.Error) -> str:

@@ -61,7 +61,7 @@ class Availability:
     def prove(self, days: Sequence[date]) -> None:
         """Request an older row, which proves that the source still has these days (in order).
 
-        Rows expire oldest first: a day stays complete at least as long as it is younger than that row. Raises `Fatal`.
+        Rows expire oldest first: a day is complete at least until it is as old as that row is now. Raises `Fatal`.
         """
         retention = retention_of(self.endpoint)
         if not (days and retention and retention.proof):
@@ -99,7 +99,7 @@ class Availability:
                     received = each.error.received if isinstance(each, DayError) else ()
                     yield DayError(each.day, error.about(received), each.chunks)
                 elif isinstance(each, DayBatch) and self._is_early(each):
-                    what = "the day has not ended yet by the exchange's clock, which this machine's is ahead of"
+                    what = "the day has not ended yet by the exchange's clock: this machine's clock is ahead"
                     action = "Set this machine's clock by NTP, then materialize the day after its end"
                     yield DayError(each.day, NotEnded(what, action))
                 else:
@@ -118,10 +118,10 @@ class Availability:
         """Why the day cannot be fetched, and what else may land it."""
         retention = retention_of(self.endpoint)
         if retention is None:
-            return Expired("the endpoint returns only the present state, so no day but today can be fetched")
+            return Expired("the endpoint returns only the current state, so only today can be fetched")
         promised = f"the day is beyond the {retention.promised.days} days that the source promises"
         if day in self._unproven:
-            what = f"{promised}, and it could not be determined whether it still has it: {self._unproven[day]}"
+            what = f"{promised}, and it could not be determined whether the source still has the day: {self._unproven[day]}"
             return Expired(what, "Materialize the day again")
         if retention.proof:
             promised += ", and no older row proves that it has retained more"

@@ -8,14 +8,15 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.landing import ledger
-from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.locks import locked
 from affiliate_pipeline.postgres.migrations import DDL_LOCK
 from affiliate_pipeline.schema.columns import Row, columns
 
-RIGHTS = "select insert delete"
+PRIVILEGES = "select insert delete"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Difference:
     other_total: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.rows} rows, {self.total} in all, against {self.other_rows} rows, {self.other_total}"
+        own, other = count_of(self.rows, "row"), count_of(self.other_rows, "row")
+        return f"{self.name}: {own} with a total of {self.total}, compared with {other} and {self.other_total}"
 
 
 def table(endpoint: Endpoint) -> sql.Identifier:
@@ -64,7 +66,7 @@ def definitions(model: type[Row]) -> sql.Composed:
 def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
     """Create the endpoint's table, or add the columns and comments its schema has gained."""
     described = {column.name: column.description for column in columns(endpoint.schema)}
-    with unavailable(), connection.transaction():
+    with as_store_unavailable(), connection.transaction():
         found = connection.execute(
             "select attname, col_description(attrelid, attnum), obj_description(attrelid) from pg_attribute "
             "where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped",
@@ -74,7 +76,11 @@ def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
     # Skip DDL that changes nothing: it would wait for every reader of the table and block all others meanwhile.
     if not (described.items() <= present.items() and all(comment == endpoint.description for *_, comment in found)):
         # `if not exists` alone fails when two processes run it concurrently.
-        with locked(connection, DDL_LOCK, f"the table of {endpoint.key}"), unavailable(), connection.transaction():
+        with (
+            locked(connection, DDL_LOCK, f"the table of {endpoint.key}"),
+            as_store_unavailable(),
+            connection.transaction(),
+        ):
             connection.execute(sql.SQL("\n").join(_statements(endpoint)))
 
 
@@ -135,5 +141,5 @@ def differences(connection: psycopg.Connection, endpoint: Records, day: date) ->
         "coalesce(others.rows, 0), coalesce(others.total, 0)::text from ({}) own full join ({}) others using (name) "
         "where (own.rows, own.total) is distinct from (others.rows, others.total) order by 1"
     ).format(own, others)
-    with unavailable(), connection.transaction():
+    with as_store_unavailable(), connection.transaction():
         return [Difference(*row) for row in connection.execute(statement)]

@@ -7,11 +7,11 @@ from typing import Any, Final, LiteralString
 
 from psycopg import Connection, sql
 
-from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.locks import Lock
 
 TABLE: Final = "affiliate.landing"
-RIGHTS = {TABLE: "select insert update"}
+PRIVILEGES = {TABLE: "select insert update"}
 _COLUMNS: Final = "partition, rows, content_hash, settled, source, landed_at, checked_at"
 
 
@@ -33,7 +33,7 @@ Ledgers = Mapping[str, Mapping[date, LedgerEntry]]
 
 def day_lock(asset: str, day: date) -> Lock:
     """The lock of a transaction that writes the day."""
-    # Not the asset's lock: a session that has leaked that one must not block the transaction.
+    # Not the asset's lock: a pooler may keep a session that still holds that one, which must not block the transaction.
     return Lock("affiliate_pipeline.day", f"{asset} {day}")
 
 
@@ -52,7 +52,7 @@ def entries_since(connection: Connection[Any], first: date = date.min) -> Ledger
 
 def _read(connection: Connection[Any], condition: LiteralString, *values: object) -> Ledgers:
     found: dict[str, dict[date, LedgerEntry]] = {}
-    with unavailable(), connection.transaction():
+    with as_store_unavailable(), connection.transaction():
         rows = connection.execute(
             f"select asset, {_COLUMNS} from {TABLE} where {condition} order by asset, partition", values
         )
@@ -64,7 +64,7 @@ def _read(connection: Connection[Any], condition: LiteralString, *values: object
 
 def exists(connection: Connection[Any]) -> bool:
     """Whether the ledger's table exists, for readers that must not create it."""
-    with unavailable(), connection.transaction():
+    with as_store_unavailable(), connection.transaction():
         row = connection.execute("select to_regclass(%s) is not null", (TABLE,)).fetchone()
     return bool(row and row[0])
 

@@ -17,6 +17,7 @@ from itertools import chain
 
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, SessionT
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan, Session
 from affiliate_pipeline.exchanges.shared_state import SharedState
@@ -28,7 +29,7 @@ from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of, prepared
 from affiliate_pipeline.landing.quarantine import Rejection
 from affiliate_pipeline.landing.store import Store
-from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
 from affiliate_pipeline.schema.decode import Invalid
 from affiliate_pipeline.schema.raw_row import payload, split
@@ -196,7 +197,7 @@ class LandingRun:
             return self._rejected(batch, Problem("invalid_rows", what, action=action), complete=True)
         except StoreError as error:
             return self._rejected(batch, error.problem, complete=not isinstance(error, Shrunken))
-        unknown = ", ".join(f"{name} ({landed.unknown_fields[name]} rows)" for name in landed.new_fields)
+        unknown = ", ".join(f"{name} ({count_of(landed.unknown_fields[name], 'row')})" for name in landed.new_fields)
         new = f"fields that the schema lacks are stored in column extra: {unknown}. Add them to the schema"
         for text in [*landed.warnings, *([new] if unknown else [])]:
             log.warning("%s %s: %s", self.endpoint.key, batch.day, text)
@@ -214,7 +215,7 @@ class LandingRun:
             why = Rejection(self.session.source, received_at, problem.what, complete)
             quarantine.store(self.writer.connection, self.endpoint.key, fetched.day, self.writer.run_id, why, received)
             subject = "All rows are" if complete else "What was received of the day is"
-            problem = problem.adding(impact=f"{subject} stored as received in {quarantine.TABLE}")
+            problem = problem.adding(impact=f"{subject} stored unchanged in {quarantine.TABLE}")
         return self._failed(fetched.day, problem)
 
     def _land_rejected(self, day: date) -> Outcome:
@@ -225,7 +226,9 @@ class LandingRun:
         why, rows = stored
         if why.source != self.session.source:
             what = f"the source of its rejected rows is {why.source}, and that of this run is {self.session.source}"
-            problem = Problem("other_source", what, action="Use the credentials and the base URL they came with")
+            problem = Problem(
+                "other_source", what, action="Use the credentials and the base URL they were fetched with"
+            )
         elif not why.complete:
             what = f"{quarantine.TABLE} has only a part of the day ({why.reason}), so it cannot land"
             problem = Problem("incomplete", what, action="Materialize it without from_rejected")
@@ -237,12 +240,12 @@ class LandingRun:
 
     def _retained(self, day: date) -> Retained | Failed:
         entry, connection = self.ledger[day], self.writer.connection
-        with unavailable(), connection.transaction():
+        with as_store_unavailable(), connection.transaction():
             stats = stats_of(connection, self.endpoint, day)
         if stats.rows == entry.rows:
             return Retained(day, stats, entry.content_hash, entry.settled, entry.source)
-        found = f"the table has {stats.rows} rows of it instead of the {entry.rows} that landed"
-        what = f"the source no longer has the day, and {found}: something else has changed them"
+        found = f"the table has {count_of(stats.rows, 'row')} of it instead of the {entry.rows} that landed"
+        what = f"the source no longer has the day, and {found}: something else has changed the table"
         return self._failed(day, Problem("table_changed", what, action="Restore the day from a backup"))
 
     def _failed(self, day: date, problem: Problem) -> Failed:
@@ -265,4 +268,4 @@ def _stored(entry: LedgerEntry | None) -> str:
     """The impact of a failure: what had landed for the day."""
     if entry is None:
         return "Nothing of this day has landed"
-    return f"The {entry.rows} rows landed at {entry.landed_at:%Y-%m-%d %H:%M} UTC are untouched"
+    return f"The {count_of(entry.rows, 'row')} landed at {entry.landed_at:%Y-%m-%d %H:%M} UTC are unchanged"

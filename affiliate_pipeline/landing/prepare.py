@@ -100,21 +100,21 @@ def prepared(
     An error of the fetch is raised after the days before it. If the reader stops early, `cancel_fetch` has to make a
     waiting fetch fail soon.
     """
-    ahead = _Ahead(batches, endpoint)
-    thread = threading.Thread(target=ahead.prepare, name="prepare", daemon=True)
+    queue = _BlockQueue(batches, endpoint)
+    thread = threading.Thread(target=queue.prepare, name="prepare", daemon=True)
     thread.start()
     try:
-        yield ahead.days()
+        yield queue.days()
     except BaseException:
-        ahead.cancelled.set()
+        queue.cancelled.set()
         cancel_fetch()
-        ahead.make_room()
+        queue.make_room()
         raise
     finally:
         thread.join()
 
 
-class _Ahead:
+class _BlockQueue:
     """The queue between the thread, which calls `prepare`, and the reader of `days`."""
 
     def __init__(self, batches: Generator[DayBatch | DayError], endpoint: Endpoint) -> None:

@@ -9,10 +9,10 @@ from typing import Any, Final
 from psycopg import Connection, DataError, sql
 
 from affiliate_pipeline.landing.ledger import day_lock, entries
-from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable
 
 TABLE: Final = "affiliate.rejected_row"
-RIGHTS = {TABLE: "select insert delete"}
+PRIVILEGES = {TABLE: "select insert delete"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ def store(
 ) -> None:
     """Store what was received for the day, replacing what was stored before.
 
-    `rows` returns the JSON texts at each call. Incomplete rows replace only as many or fewer incomplete ones.
+    `rows` returns the JSON texts at each call. Incomplete rows replace neither complete ones nor a larger number of
+    incomplete ones.
     """
     common = (asset, day, run_id, why.source, why.received_at, why.reason, why.complete)
 
@@ -43,7 +44,7 @@ def store(
                 for payload in payloads:
                     copying.write_row((*common, payload))
 
-    with unavailable():
+    with as_store_unavailable():
         if not why.complete and _has_better(connection, asset, day, sum(1 for _ in rows())):
             return
         try:
@@ -69,7 +70,7 @@ def drop(connection: Connection[Any], asset: str, day: date) -> None:
 
 def rejected(connection: Connection[Any], asset: str, day: date) -> tuple[Rejection, list[bytes]] | None:
     """Why the day did not land, and its stored rows; None if there are none."""
-    with unavailable(), connection.transaction():
+    with as_store_unavailable(), connection.transaction():
         found = connection.execute(
             "select source, rejected_at, reason, complete, "
             "case jsonb_typeof(payload) when 'string' then payload #>> '{}' else payload::text end "
@@ -82,7 +83,7 @@ def rejected(connection: Connection[Any], asset: str, day: date) -> tuple[Reject
 def handled_at(connection: Connection[Any], asset: str, days: Sequence[date]) -> dict[date, datetime]:
     """When each day last landed, was confirmed, or was rejected; other days are missing."""
     handled = {day: entry.checked_at for day, entry in entries(connection, asset, days).items()}
-    with unavailable(), connection.transaction():
+    with as_store_unavailable(), connection.transaction():
         rejected = connection.execute(
             f"select partition, max(rejected_at) from {TABLE} where asset = %s and partition = any(%s) group by 1",
             (asset, list(days)),

@@ -11,21 +11,21 @@ from affiliate_pipeline.landing import day_writer, endpoint_tables, ledger, quar
 from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.postgres import rate_limiter
 from affiliate_pipeline.postgres.connection import connect
-from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.locks import Lock, locked
 from affiliate_pipeline.postgres.readiness import problems
 from affiliate_pipeline.postgres.table_store import TableStore
 
 
-def rights(assets: Iterable[str]) -> dict[str, str]:
-    """The rights, by table, that landing days of these assets requires."""
-    endpoints = {asset.replace("/", "."): endpoint_tables.RIGHTS for asset in assets}
-    return day_writer.RIGHTS | rate_limiter.RIGHTS | ledger.RIGHTS | quarantine.RIGHTS | endpoints
+def privileges(assets: Iterable[str]) -> dict[str, str]:
+    """The privileges, by table, that landing days of these assets requires."""
+    endpoints = {asset.replace("/", "."): endpoint_tables.PRIVILEGES for asset in assets}
+    return day_writer.PRIVILEGES | rate_limiter.PRIVILEGES | ledger.PRIVILEGES | quarantine.PRIVILEGES | endpoints
 
 
 def is_run_live(url: str, run_id: str) -> bool:
     """Whether a process that marked the run as live (`Store.mark_run_live`) is still connected."""
-    with connect(url, autocommit=True) as connection, unavailable():
+    with connect(url, autocommit=True) as connection, as_store_unavailable():
         lock = _run_lock(run_id).key
         row = connection.execute(sql.SQL("select pg_try_advisory_lock({})").format(lock)).fetchone()
         return not (row and row[0])
@@ -48,14 +48,14 @@ class Store(TableStore):
         return self._connection
 
     def require_ready(self, *endpoints: Endpoint) -> None:
-        """Raise `StoreUnavailable` if days of these endpoints, or any days, cannot land."""
-        for error in problems(self._connection, rights(endpoint.key for endpoint in endpoints)):
+        """Raise `StoreUnavailable` if no day, or no day of one of these endpoints, can land."""
+        for error in problems(self._connection, privileges(endpoint.key for endpoint in endpoints)):
             raise error
 
     def mark_run_live(self, run_id: str) -> None:
         """Mark the run as live until this connection ends; raise `StoreUnavailable` if not ready."""
         self.require_ready()
-        with unavailable(), self._connection.transaction():
+        with as_store_unavailable(), self._connection.transaction():
             self._connection.execute(sql.SQL("select pg_advisory_lock_shared({})").format(_run_lock(run_id).key))
 
     def exclusive(self, endpoint: Endpoint) -> AbstractContextManager[None]:

@@ -27,11 +27,11 @@ from affiliate_pipeline.http.errors import (
 )
 from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.landing.pipeline import now_ms
-from affiliate_pipeline.landing.store import rights
+from affiliate_pipeline.landing.store import privileges
 from affiliate_pipeline.monitoring.delivery import AlertSettings
 from affiliate_pipeline.monitoring.overdue import described, overdue_days
 from affiliate_pipeline.postgres.connection import connect
-from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.readiness import problems
 
 # Binance rejects timestamps that are further ahead of its clock.
@@ -82,11 +82,11 @@ def alerts(environment: Environment) -> Iterator[Finding]:
 def database(environment: Environment) -> Iterator[Finding]:
     """The database, read without locks, and the days in it; an embedded server must be running."""
     try:
-        with unavailable(), connect(environment.database_url(), autocommit=True) as connection:
+        with as_store_unavailable(), connect(environment.database_url(), autocommit=True) as connection:
             connection.execute("set default_transaction_read_only = on")
             yield Finding("database", f"PostgreSQL {connection.info.server_version // 10000} responds")
             configured = [endpoint.key for endpoint in ENDPOINTS if environment.is_any_set(endpoint.credentials)]
-            for error in problems(connection, rights(configured)):
+            for error in problems(connection, privileges(configured)):
                 yield Finding("database", error.problem.what, error.problem.action)
             yield from _automation(connection)
             ledgers: ledger.Ledgers = ledger.entries_since(connection) if ledger.exists(connection) else {}

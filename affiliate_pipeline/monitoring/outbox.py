@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.monitoring.alerts import Alert
-from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.locks import Lock, try_locked
 from affiliate_pipeline.postgres.table_store import TableStore
 
@@ -98,7 +98,7 @@ class Outbox(TableStore):
 
     def record_delivery(self, target: str, alerts: Iterable[Alert], min_interval: timedelta) -> None:
         """Record acceptance: nothing is due for `min_interval`; then all failed alerts are due."""
-        with unavailable(), self._connection.transaction():
+        with as_store_unavailable(), self._connection.transaction():
             self._execute(
                 f"insert into {DELIVERIES} select key, %s, 1, now() + %s, now() from unnest(%s::text[]) key "
                 "on conflict (alert, target) do update set attempts = alert_delivery.attempts + 1, "
@@ -119,7 +119,7 @@ class Outbox(TableStore):
         The pause doubles with each attempt, except for alerts that were sent within a pause.
         """
         keys = [alert.key for alert in alerts]
-        with unavailable(), self._connection.transaction():
+        with as_store_unavailable(), self._connection.transaction():
             self._execute(
                 f"insert into {DELIVERIES} select key, %s, 1, now(), null from unnest(%s::text[]) key "
                 "on conflict (alert, target) do update set attempts = alert_delivery.attempts + 1",
@@ -138,7 +138,7 @@ class Outbox(TableStore):
 
     def complete_deliveries(self, targets: Collection[str]) -> None:
         """Mark alerts that all targets accepted as delivered; drop failures of removed targets."""
-        with unavailable(), self._connection.transaction():
+        with as_store_unavailable(), self._connection.transaction():
             self._execute(
                 f"update {TABLE} set delivered_at = now() where delivered_at is null and %s::text[] <@ array("
                 f"select target from {DELIVERIES} where alert = key and alert_delivery.delivered_at is not null)",
@@ -164,7 +164,7 @@ class Outbox(TableStore):
 
     def recover(self, recovered: Iterable[Alert], news: Alert) -> None:
         """Mark these alerts as recovered, and add the alert that reports it."""
-        with unavailable(), self._connection.transaction():
+        with as_store_unavailable(), self._connection.transaction():
             keys = [alert.key for alert in recovered]
             self._execute(f"update {TABLE} set recovered_at = now() where key = any(%s)", (keys,))
             self.add(news)

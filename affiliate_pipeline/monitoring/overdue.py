@@ -14,7 +14,7 @@ from affiliate_pipeline.domain.expected_days import ExpectedDay, expected_days
 from affiliate_pipeline.exchanges.endpoint import Endpoint, retention_of
 from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.monitoring.alerts import Alert
-from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "affiliate.watch"
@@ -69,7 +69,7 @@ class OverdueStore(TableStore):
             (asset, day, state.attempts, state.requested_at, state.level.name.lower())
             for day, state in sorted(states.items())
         ]
-        with unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
+        with as_store_unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.execute(f"delete from {TABLE} where asset = %s", (asset,))
             cursor.executemany(
                 f"insert into {TABLE} (asset, partition, tries, asked_at, said) values (%s, %s, %s, %s, %s)", rows

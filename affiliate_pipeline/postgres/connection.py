@@ -7,10 +7,10 @@ import socket
 
 import psycopg
 
-from affiliate_pipeline.postgres.errors import DIRECT_ACTION, StoreUnavailable, explained, unavailable
+from affiliate_pipeline.postgres.errors import DIRECT_ACTION, StoreUnavailable, as_store_unavailable, explained
 from affiliate_pipeline.postgres.urls import parameters
 
-OLDEST_SERVER = 140000
+MIN_SERVER_VERSION = 140000
 # Identifies our sessions in `pg_stat_activity`.
 APPLICATION = "affiliate_pipeline"
 CONNECT_TIMEOUT_S = 10
@@ -20,13 +20,13 @@ def connect(url: str, *, autocommit: bool = False, durable: bool = True) -> psyc
     """A connection whose session uses UTC and ISO dates, whatever the server or URL configures.
 
     Unless `durable`, commits do not wait for the disk, and a crash of the server may lose the last ones. Raises
-    `StoreUnavailable`, also if a pooler would give each transaction another session.
+    `StoreUnavailable`, also if a pooler runs each transaction in another session.
     """
     connection = _open(url)
     try:
-        with unavailable():
+        with as_store_unavailable():
             version = connection.info.server_version
-            if version < OLDEST_SERVER:
+            if version < MIN_SERVER_VERSION:
                 raise StoreUnavailable(
                     f"PostgreSQL {version // 10000} is too old",
                     "Use version 14 or newer, or unset AFFILIATE_DATABASE_URL for the embedded one",
@@ -48,7 +48,7 @@ def _open(url: str) -> psycopg.Connection:
             autocommit=True,
             connect_timeout=CONNECT_TIMEOUT_S,
             client_encoding="utf8",
-            # All connections of a process have the same name: `locks` recognizes a live holder by it.
+            # All connections of a process have the same name, by which `locks` finds out whether a lock's holder is alive.
             application_name=f"{APPLICATION} {os.getpid()}@{socket.gethostname()}",
         )
     except (psycopg.Error, ValueError) as error:
@@ -70,7 +70,7 @@ _proven: set[str] = set()
 def _prove_session(connection: psycopg.Connection, url: str) -> None:
     """Raise `StoreUnavailable` if the address shares sessions between connections.
 
-    Locks and settings would be lost, or leak into other connections. Checked once per process.
+    Locks and settings would be lost, or leak into other connections. Checked once per process and URL.
     """
     if url in _proven:
         return
@@ -130,7 +130,7 @@ _SETTINGS = {
 
 
 def _apply_settings(connection: psycopg.Connection, durable: bool) -> None:
-    # Null leaves synchronous_commit unchanged, unless it is off.
+    # Null leaves synchronous_commit unchanged, or turns it on if it is off.
     settings = _SETTINGS | {"synchronous_commit": None if durable else "off"}
     connection.execute(
         "select set_config(name, coalesce(value, nullif(current_setting(name), 'off'), 'on'), false) "

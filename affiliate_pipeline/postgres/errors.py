@@ -20,23 +20,23 @@ READ_ONLY_ACTION = (
     "address leads to a standby, and `default_transaction_read_only`. Make it writable or use the primary's address, then "
     "materialize again"
 )
-ENCODING = "which does not have every character that an exchange may send"
+ENCODING = "which cannot represent every character that an exchange may send"
 ENCODING_ACTION = (
     "Create a database with `create database … encoding 'UTF8' template template0` and set its address in "
     "AFFILIATE_DATABASE_URL"
 )
 ROLE_ACTION = (
-    "Let the role of AFFILIATE_DATABASE_URL create schemas and temporary tables in the database and own what is in these "
-    "schemas, then materialize again"
+    "Allow the role of AFFILIATE_DATABASE_URL to create schemas and temporary tables in the database, and make it the owner "
+    "of the pipeline's schemas and their tables, then materialize again"
 )
 
 UNUSABLE = "the database cannot be used"
-# Codes, texts for errors without a code (failed connections), what happened and the action; the first match counts.
+# Codes, texts for errors without a code (failed connections), what happened and the action; the first match applies.
 # Codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CAUSES: tuple[tuple[str, str, str, str], ...] = (
     ("53100", "", "the disk of the database is full", "Free space, then materialize again"),
     ("25006", "", READ_ONLY, READ_ONLY_ACTION),
-    ("42501", "", "the database's role lacks a right", ROLE_ACTION),
+    ("42501", "", "the database's role lacks a privilege", ROLE_ACTION),
     ("53400", "", UNUSABLE, "Raise the limit that is named, for the role or the database"),
     (
         "53300|", "too many (clients|connections)|connection slots|no more connections allowed|query_wait_timeout|max_client_conn",
@@ -52,7 +52,7 @@ _CAUSES: tuple[tuple[str, str, str, str], ...] = (
     ("26000|08P01|", "prepared statement|unsupported startup parameter|pooling mode", UNUSABLE, DIRECT_ACTION),
     (
         "28...|", "authentication failed|no password supplied|pg_hba.conf|not permitted to log in|role .* does not exist",
-        UNUSABLE, "Correct the user name and the password in AFFILIATE_DATABASE_URL, or what the server's pg_hba.conf demands",
+        UNUSABLE, "Correct the user name and the password in AFFILIATE_DATABASE_URL, or the server's pg_hba.conf",
     ),
     ("3D000|", "database .* does not exist", UNUSABLE, "Create it, or correct its name in AFFILIATE_DATABASE_URL"),
     ("", "SSL|certificate", UNUSABLE, "Correct sslmode and sslrootcert in AFFILIATE_DATABASE_URL"),
@@ -69,7 +69,7 @@ class StoreUnavailable(AffiliateError):
 
 
 @contextmanager
-def unavailable() -> Generator[None]:
+def as_store_unavailable() -> Generator[None]:
     """Raise every error of the driver as `StoreUnavailable`."""
     try:
         yield

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from affiliate_pipeline.postgres.connection import APPLICATION
-from affiliate_pipeline.postgres.errors import StoreUnavailable, unavailable
+from affiliate_pipeline.postgres.errors import StoreUnavailable, as_store_unavailable
 
 # How often a process that waits for a lock checks the lock's holder.
 LOCK_CHECK_S = 5
@@ -74,7 +74,7 @@ def try_locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Ge
 def _unlock(connection: psycopg.Connection[Any], lock: Lock) -> None:
     # A lost connection is noticed only when it is used.
     if not connection.closed:
-        with unavailable(), connection.transaction():
+        with as_store_unavailable(), connection.transaction():
             connection.execute(sql.SQL("select pg_advisory_unlock({})").format(lock.key))
 
 
@@ -84,7 +84,7 @@ def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s
     Raises `StoreUnavailable` if its holder is not a live run: waiting for a pooler's idle session would never end.
     """
     acquire = "select true from pg_advisory_lock({})" if wait_s else "select pg_try_advisory_lock({})"
-    with unavailable():
+    with as_store_unavailable():
         # In a transaction of its own: one that began before would not see what the holder has committed.
         with suppress(psycopg.errors.LockNotAvailable), connection.transaction():
             connection.execute("select set_config('lock_timeout', %s, true)", (f"{wait_s * 1000:.0f}ms",))
@@ -97,11 +97,11 @@ def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s
                     "coalesce(to_char(backend_start, 'YYYY-MM-DD HH24:MI TZ'), 'unknown'), "
                     "coalesce(to_char(state_change, 'YYYY-MM-DD HH24:MI TZ'), 'unknown') "
                     "from pg_stat_activity holder where pid in (select pid {from_pg_locks}) and (pid = pg_backend_pid() "
-                    "or not (application_name like {ours} and exists ("
+                    "or not (application_name like {application} and exists ("
                     "select from pg_stat_activity each where each.application_name = holder.application_name "
                     "and pid <> pg_backend_pid() "
                     "and (state = 'active' or state_change > clock_timestamp() - {silent} * interval '1 second'))))"
-                ).format(from_pg_locks=lock.from_pg_locks, ours=f"{APPLICATION}%", silent=SILENT_HOLDER_S)
+                ).format(from_pg_locks=lock.from_pg_locks, application=f"{APPLICATION}%", silent=SILENT_HOLDER_S)
             ).fetchone()
     if found is None:
         return False

@@ -13,7 +13,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from affiliate_pipeline.postgres.errors import ENCODING, ENCODING_ACTION, StoreUnavailable, unavailable
+from affiliate_pipeline.postgres.errors import ENCODING, ENCODING_ACTION, StoreUnavailable, as_store_unavailable
 from affiliate_pipeline.postgres.locks import Lock, locked
 
 TABLE: Final = "affiliate.schema_migration"
@@ -45,10 +45,10 @@ def migrate(connection: psycopg.Connection[Any], migrations: Migrations) -> None
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise StoreUnavailable(f"the database's encoding is {encoding}, {ENCODING}", ENCODING_ACTION)
-    with locked(connection, DDL_LOCK, f"the tables of schema {migrations.schema}"), unavailable():
+    with locked(connection, DDL_LOCK, f"the tables of schema {migrations.schema}"), as_store_unavailable():
         with connection.transaction():
             for schema in (CORE.schema, migrations.schema):
-                # `create schema if not exists` needs the right to create schemas even where it exists.
+                # `create schema if not exists` needs the privilege to create schemas even where it exists.
                 query = "select to_regnamespace(quote_ident(%s)) is null"
                 if connection.execute(query, (schema,)).fetchone() == (True,):
                     connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
@@ -67,7 +67,7 @@ def migrate(connection: psycopg.Connection[Any], migrations: Migrations) -> None
 
 def _pending(connection: psycopg.Connection[Any], migrations: Migrations) -> list[int]:
     applied = set[int]()
-    with unavailable(), suppress(psycopg.errors.UndefinedTable), connection.transaction():
+    with as_store_unavailable(), suppress(psycopg.errors.UndefinedTable), connection.transaction():
         rows = connection.execute(f"select number from {TABLE} where schema = %s", (migrations.schema,))
         applied = {number for (number,) in rows}
     if unknown := applied - migrations.files.keys():

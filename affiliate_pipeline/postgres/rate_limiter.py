@@ -15,11 +15,11 @@ from typing import Final
 from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "affiliate.lease"
-RIGHTS = {TABLE: "select insert update"}
+PRIVILEGES = {TABLE: "select insert update"}
 # Longer than any request takes (see the timeouts of http.client), so that no two requests use a slot at the same time.
 SLOT_LEASE_S = 60
 MAX_WAIT_S = 300
-# Pauses set by another process are noticed up to this late: not every request of a block queries the database.
+# Pauses set by another process are noticed up to this late: not every request of a slot lease queries the database.
 PAUSE_CHECK_S = 0.02
 # Well above the longest ban known, three days at Binance.
 MAX_PAUSE_S = 30 * 86_400
@@ -43,14 +43,14 @@ from {TABLE} where scope = %(scope)s"""
 
 
 @dataclass
-class _Block:
-    """A slot lease: the requests it still permits, until when, and how many are under way."""
+class _SlotLease:
+    """A slot of this process: the requests it permits, until when, and those in flight."""
 
     slot: int
     returns_at: datetime
-    left: int
-    used_until: float
-    under_way: int = 0
+    requests_left: int
+    usable_until: float
+    in_flight: int = 0
 
 
 class RateLimiter(TableStore):
@@ -77,7 +77,7 @@ class RateLimiter(TableStore):
         self._max_wait_s, self._too_long = max_wait_s, too_long
         self._values = {"scope": scope, "slots": slots, "lease_s": SLOT_LEASE_S + window_s}
         self._lock = threading.Lock()
-        self._block: _Block | None = None
+        self._lease: _SlotLease | None = None
         self._no_pause_until = float("-inf")
         self._execute(
             f"insert into {TABLE} select %(scope)s, slot, 'epoch' from generate_series(-1, %(slots)s - 1) slot "
@@ -89,45 +89,47 @@ class RateLimiter(TableStore):
         """Give back an unused slot and close the connection."""
         with self._lock:
             try:
-                self._drop_block()
+                self._drop_lease()
             finally:
                 super().close()
 
     @contextmanager
     def slot(self) -> Generator[None]:
         """Wait until a request may be sent; its slot is in use until the `with` block ends."""
-        block = self._take()
+        lease = self._take()
         try:
             yield
         finally:
             with self._lock:
-                block.under_way -= 1
-                if not block.under_way and (not block.left or block is not self._block):
-                    self._give_back(block)
+                lease.in_flight -= 1
+                if not lease.in_flight and (not lease.requests_left or lease is not self._lease):
+                    self._give_back(lease)
 
     def pause(self, seconds: float) -> None:
         """Stop the requests of all processes with this scope for that long."""
         with self._lock:
-            self._drop_block()
+            self._drop_lease()
             self._execute(
                 f"update {TABLE} set returns_at = greatest(returns_at, clock_timestamp() + %s * interval '1 second') "
                 "where scope = %s and slot = -1",
                 (min(seconds, MAX_PAUSE_S) if seconds > 0 else 0, self._values["scope"]),
             )
 
-    def _take(self) -> _Block:
+    def _take(self) -> _SlotLease:
         while True:
             with self._lock:
-                block = self._block
-                if block and block.left and time.monotonic() < block.used_until and not self._is_paused():
-                    block.left -= 1
-                    block.under_way += 1
-                    return block
+                lease = self._lease
+                if lease and lease.requests_left and time.monotonic() < lease.usable_until and not self._is_paused():
+                    lease.requests_left -= 1
+                    lease.in_flight += 1
+                    return lease
                 if taken := self._execute(_TAKE, self._values).fetchone():
-                    self._drop_block()
+                    self._drop_lease()
                     slot, returns_at = taken
-                    self._block = _Block(slot, returns_at, self._requests - 1, time.monotonic() + SLOT_LEASE_S / 2, 1)
-                    return self._block
+                    self._lease = _SlotLease(
+                        slot, returns_at, self._requests - 1, time.monotonic() + SLOT_LEASE_S / 2, 1
+                    )
+                    return self._lease
                 [(wait_s, pause_s)] = self._execute(_WAIT, self._values).fetchall()
             if pause_s is not None and pause_s > self._max_wait_s:
                 raise self._too_long(
@@ -144,17 +146,17 @@ class RateLimiter(TableStore):
             self._no_pause_until = now + PAUSE_CHECK_S
         return False
 
-    def _drop_block(self) -> None:
-        if self._block and not self._block.under_way:
-            self._give_back(self._block)
-        self._block = None
+    def _drop_lease(self) -> None:
+        if self._lease and not self._lease.in_flight:
+            self._give_back(self._lease)
+        self._lease = None
 
-    def _give_back(self, block: _Block) -> None:
+    def _give_back(self, lease: _SlotLease) -> None:
         # No effect if the slot lease has ended and another process has taken the slot.
         self._execute(
             f"update {TABLE} set returns_at = clock_timestamp() + %s * interval '1 second' "
             "where scope = %s and slot = %s and returns_at = %s",
-            (self._window_s, self._values["scope"], block.slot, block.returns_at),
+            (self._window_s, self._values["scope"], lease.slot, lease.returns_at),
         )
-        if block is self._block:
-            self._block = None
+        if lease is self._lease:
+            self._lease = None

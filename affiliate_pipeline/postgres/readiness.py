@@ -13,13 +13,13 @@ from affiliate_pipeline.postgres.errors import (
     READ_ONLY_ACTION,
     ROLE_ACTION,
     StoreUnavailable,
-    unavailable,
+    as_store_unavailable,
 )
 
 # Not `to_regclass`: it fails where the role may not use the schema.
 _SELECT_READINESS: Final = """
 with existing as (
-    select pg_class.oid, name, "right" from unnest(%(tables)s::text[], %(rights)s::text[]) as needed (name, "right")
+    select pg_class.oid, name, privilege from unnest(%(tables)s::text[], %(privileges)s::text[]) as needed (name, privilege)
     join pg_namespace on nspname = split_part(name, '.', 1)
     join pg_class on relnamespace = pg_namespace.oid and relname = split_part(name, '.', 2)
 ), schemas as (
@@ -33,7 +33,7 @@ select pg_is_in_recovery(),
         select 'create on the database (for schema ' || string_agg(schema, ', ' order by schema) || ')' from schemas
         where oid is null and not has_database_privilege(current_database(), 'create') having count(*) > 0 union all
         select 'temporary on the database' where not has_database_privilege(current_database(), 'temporary') union all
-        select "right" || ' on ' || name from existing where not has_table_privilege(oid, "right")
+        select privilege || ' on ' || name from existing where not has_table_privilege(oid, privilege)
     ),
     array(select distinct name from existing where row_security_active(oid))
 """
@@ -43,16 +43,16 @@ class DatabaseReadOnly(StoreUnavailable):
     """Nothing can be written at all, Dagster's own tables included."""
 
 
-def problems(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> Iterator[StoreUnavailable]:
-    """What prevents using tables (`schema.name`) with these rights, such as "select insert"."""
-    needed = [(table, right) for table, each in rights.items() for right in each.split()]
+def problems(connection: psycopg.Connection[Any], privileges: Mapping[str, str]) -> Iterator[StoreUnavailable]:
+    """What prevents using tables (`schema.name`) with these privileges, such as "select insert"."""
+    needed = [(table, privilege) for table, each in privileges.items() for privilege in each.split()]
     values = {
-        "schemas": list({table.partition(".")[0] for table in rights}),
+        "schemas": list({table.partition(".")[0] for table in privileges}),
         "tables": [table for table, _ in needed],
-        "rights": [right for _, right in needed],
+        "privileges": [privilege for _, privilege in needed],
     }
-    with unavailable(), connection.transaction():
-        [(is_standby, is_read_only, encoding, lacking, hidden)] = connection.execute(
+    with as_store_unavailable(), connection.transaction():
+        [(is_standby, is_read_only, encoding, missing, hidden)] = connection.execute(
             _SELECT_READINESS, values
         ).fetchall()
     if is_standby:
@@ -61,8 +61,8 @@ def problems(connection: psycopg.Connection[Any], rights: Mapping[str, str]) -> 
         yield DatabaseReadOnly(f"{READ_ONLY} (default_transaction_read_only is on)", READ_ONLY_ACTION)
     if encoding != "UTF8":
         yield StoreUnavailable(f"the database's encoding is {encoding}, {ENCODING}", ENCODING_ACTION)
-    if lacking:
-        yield StoreUnavailable(f"the database's role lacks a right: {', '.join(lacking)}", ROLE_ACTION)
+    if missing:
+        yield StoreUnavailable(f"the database's role lacks a privilege: {', '.join(missing)}", ROLE_ACTION)
     if hidden:
         yield StoreUnavailable(
             f"row-level security hides rows from the database's role in {', '.join(hidden)}",
@@ -76,13 +76,13 @@ def require_storage(url: str) -> None:
         for error in problems(connection, {}):
             if isinstance(error, DatabaseReadOnly):
                 raise error
-        with unavailable():
+        with as_store_unavailable():
             row = connection.execute(
                 "select to_regclass('public.runs') is not null or has_schema_privilege('public', 'create') "
                 "where to_regnamespace('public') is not null"
             ).fetchone()
     if row and not row[0]:
         raise StoreUnavailable(
-            "the database's role lacks a right: create on schema public, where Dagster has its tables",
+            "the database's role lacks a privilege: create on schema public, where Dagster has its tables",
             "Grant it: `grant create on schema public to <role>`",
         )

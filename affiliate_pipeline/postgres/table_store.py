@@ -7,7 +7,7 @@ import psycopg
 from psycopg import sql
 
 from affiliate_pipeline.postgres.connection import connect
-from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.migrations import CORE, Migrations, migrate
 
 
@@ -39,5 +39,5 @@ class TableStore:
         statement: LiteralString | sql.Composed,
         values: Sequence[object] | Mapping[str, object] | None = None,
     ) -> psycopg.Cursor[Any]:
-        with unavailable():
+        with as_store_unavailable():
             return self._connection.execute(statement, values)

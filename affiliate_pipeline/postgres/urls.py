@@ -19,7 +19,7 @@ def parameters(url: str) -> dict[str, str]:
     unparsable = StoreUnavailable(
         "AFFILIATE_DATABASE_URL cannot be parsed",
         "Write it as postgresql://user:password@host:port/database; in the user name and the password, `% / ? # @ : [ ]` "
-        "and blanks are written as %25 %2F %3F %23 %40 %3A %5B %5D and %20",
+        "and spaces are written as %25 %2F %3F %23 %40 %3A %5B %5D and %20",
     )
     try:
         given = {name: str(value) for name, value in conninfo_to_dict(url).items()}

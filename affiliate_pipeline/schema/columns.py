@@ -79,7 +79,7 @@ _NO_VALUE = frozenset({"", "-", "--", "null", "none", "n/a"})
 class Kind:
     """A kind of value, and the JSON spellings of it that are accepted.
 
-    `noun` names it in messages. `sent` is the Arrow type of the JSON that is usually sent. `read` parses any accepted
+    `noun` names it in messages. `json_type` is the Arrow type of its usual JSON spelling. `read` parses any accepted
     spelling without loss, such as a number in quotes or an instant in seconds; it raises ValueError or KeyError.
     `no_value` has the texts, stripped and in lower case, that mean null.
     """
@@ -88,14 +88,14 @@ class Kind:
     noun: str
     sql: LiteralString
     arrow_type: arrow.DataType
-    sent: arrow.DataType
+    json_type: arrow.DataType
     read: Callable[[bytes], Any]
     no_value: frozenset[str] = _NO_VALUE
 
     def means_null(self, raw: bytes) -> bool:
         """Whether this JSON text is null in a nullable column."""
-        is_text = bool(self.no_value) and raw[:1] not in b"{["
-        return raw == b"null" or (is_text and _string(raw).strip().lower() in self.no_value)
+        is_scalar = raw[:1] not in b"{["
+        return raw == b"null" or (is_scalar and bool(self.no_value) and _string(raw).strip().lower() in self.no_value)
 
 
 def _whole(name: LiteralString, bits: int, type_: arrow.DataType) -> Kind:
@@ -103,13 +103,13 @@ def _whole(name: LiteralString, bits: int, type_: arrow.DataType) -> Kind:
     return Kind(name, f"a whole number of {bits} bits", name, type_, arrow.int64(), read)
 
 
-_TIME, _UTC = "a time in milliseconds from 2009 to 2100", arrow.timestamp("ms", "UTC")
+_INSTANT_NOUN, _UTC = "a time in milliseconds from 2009 to 2100", arrow.timestamp("ms", "UTC")
 KINDS = {
     kind.name: kind
     for kind in (
         Kind("text", "a text that can be stored", "text", arrow.string(), arrow.string(), _text, no_value=frozenset()),
         Kind("amount", "a decimal number", "numeric", arrow.string(), arrow.string(), _amount),
-        Kind("instant", _TIME, "timestamptz", _UTC, arrow.int64(), _instant, _NO_VALUE | {"0", "-1"}),
+        Kind("instant", _INSTANT_NOUN, "timestamptz", _UTC, arrow.int64(), _instant, _NO_VALUE | {"0", "-1"}),
         _whole("bigint", 64, arrow.int64()),
         _whole("smallint", 16, arrow.int16()),
         Kind("flag", "true or false", "boolean", arrow.bool_(), arrow.bool_(), _flag),

@@ -17,6 +17,7 @@ import pyarrow.json
 from pandera.errors import SchemaErrors
 from pyarrow import compute
 
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.schema.columns import MIN_MILLISECONDS, NEWEST_MS, OLDEST_MS, Column, Kind, Row, columns
 from affiliate_pipeline.schema.raw_row import extra_of, fields, joined, normalized, sample
 
@@ -36,9 +37,8 @@ class ColumnProblem:
     count: int = 1
 
     def __str__(self) -> str:
-        rows = "row" if self.count == 1 else "rows"
         example = f", such as {self.sample}" if self.sample else ""
-        return f"{self.column}: {self.check} in {self.count} {rows}{example}"
+        return f"{self.column}: {self.check} in {count_of(self.count, 'row')}{example}"
 
 
 class Invalid(Exception):
@@ -130,9 +130,9 @@ def _names_sent(model: type[Row], chunks: Sequence[bytes]) -> tuple[str, ...]:
 
 
 @lru_cache
-def _declared(model: type[Row], names: tuple[str, ...]) -> pyarrow.json.ParseOptions:
-    """The options for one object whose `rows` have exactly the types of the schema."""
-    row = arrow.struct([(name, column.kind.sent) for name, column in zip(names, columns(model), strict=True)])
+def _parse_options(model: type[Row], names: tuple[str, ...]) -> pyarrow.json.ParseOptions:
+    """The options to parse an object whose `rows` have exactly the declared types."""
+    row = arrow.struct([(name, column.kind.json_type) for name, column in zip(names, columns(model), strict=True)])
     schema = arrow.schema([("rows", arrow.list_(row))])
     return pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
 
@@ -141,7 +141,7 @@ def _decoded(model: type[Row], names: tuple[str, ...], chunks: Sequence[bytes]) 
     # Arrow reads one object as one row, whatever line ends it contains.
     text = b'{"rows":' + joined(chunks) + b"}"
     options = pyarrow.json.ReadOptions(use_threads=False, block_size=len(text) + 1)
-    whole = pyarrow.json.read_json(arrow.BufferReader(text), options, _declared(model, names))
+    whole = pyarrow.json.read_json(arrow.BufferReader(text), options, _parse_options(model, names))
     if len(whole) != 1:
         raise ValueError("not one list of rows")
     rows = whole["rows"].combine_chunks().values

@@ -13,7 +13,7 @@ import pyarrow.csv
 class Fingerprint:
     """A hash of a multiset of rows.
 
-    It ignores the order of the rows and changes if a row is added, lost or doubled. Each of its four 64-bit parts is a
+    It ignores the order of the rows and changes if a row is added, lost or duplicated. Each of its four 64-bit parts is a
     sum over the rows, so the fingerprints of batches can be added.
     """
 

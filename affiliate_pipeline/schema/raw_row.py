@@ -19,7 +19,7 @@ from affiliate_pipeline.schema.columns import KINDS, Row, columns
 SAMPLE_CHARACTERS, NAME_CHARACTERS = 40, 200
 # A value that jsonb cannot represent is replaced by an object with only this key and the value's JSON text.
 AS_RECEIVED = "$json"
-# Just below the digits that jsonb's numbers can have after the point.
+# Just below the 16,383 digits that a number in jsonb can have after the decimal point.
 MAX_NUMBER_DIGITS = 16_000
 _SPACED_COLON = re.compile(rb'"\s+:')
 _SUSPECT = re.compile(rb"\\u0000|[eE][+-]?[0-9]{4}|[{]")
@@ -103,7 +103,7 @@ def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
 def fields(row: bytes) -> list[tuple[str, bytes]]:
     """The row's fields in order, repeated ones included."""
     found = msgspec.json.decode(row, type=dict[str, msgspec.Raw])
-    # With as many colons after names as fields, no field is repeated: skip the slow parser.
+    # Unless there are more colons after quotes than fields, no field is repeated: skip the slow parser.
     may_repeat = row.count(b":") > len(found) and (row.count(b'":') > len(found) or _SPACED_COLON.search(row))
     if may_repeat and len(pairs := _pairs(row)) > len(found):
         return pairs
@@ -111,7 +111,7 @@ def fields(row: bytes) -> list[tuple[str, bytes]]:
 
 
 def normalized(name: str) -> str:
-    """The name in lower case without `_`, to compare names: LBank v1.8 lower-cased its own."""
+    """The name in lower case without `_`, for comparisons: LBank v1.8 changed the case of its names."""
     return name.replace("_", "").lower()
 
 
@@ -176,15 +176,15 @@ def extra_of(unknown: Iterable[tuple[str, bytes]]) -> tuple[str, set[str]]:
     `{"$json": "…"}` with the JSON text of its value as received, or of its values joined by commas.
     """
     by_key: dict[str, list[bytes]] = defaultdict(list)
-    odd: set[str] = set()
+    wrapped: set[str] = set()
     for name, raw in unknown:
         # jsonb does not accept U+0000 in names either: use its JSON escape.
         key = json.dumps(name, ensure_ascii=False)[1:-1] if "\0" in name else name
         by_key[key].append(raw)
         if key != name or len(by_key[key]) > 1 or not _fits_jsonb(raw):
-            odd.add(key)
+            wrapped.add(key)
     stored = {
-        key: {AS_RECEIVED: b",".join(raws).decode(errors="replace")} if key in odd else msgspec.Raw(raws[0])
+        key: {AS_RECEIVED: b",".join(raws).decode(errors="replace")} if key in wrapped else msgspec.Raw(raws[0])
         for key, raws in by_key.items()
     }
     # Sort: the text is hashed, and the order of fields must not matter. Cut names: they are stored in an index, whose

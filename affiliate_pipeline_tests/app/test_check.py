@@ -76,7 +76,7 @@ def test_a_malformed_database_url_is_reported(healthy, findings, monkeypatch):
 
 
 def test_an_old_database_server_is_reported(healthy, findings, monkeypatch):
-    monkeypatch.setattr("affiliate_pipeline.postgres.connection.OLDEST_SERVER", 990000)
+    monkeypatch.setattr("affiliate_pipeline.postgres.connection.MIN_SERVER_VERSION", 990000)
     wrong = findings()
     assert list(wrong) == ["database"] and "too old" in wrong["database"]
 

@@ -81,7 +81,7 @@ def test_null_does_not_replace_landed_rows(both, query, monkeypatch, name):
     run = materialize(f"lbank/{name}", DAYS[:3])
 
     assert sorted(run.failed) == DAYS[:3]
-    assert "sent no list (null) where rows had landed" in run.failed[DAY] and "are untouched" in run.failed[DAY]
+    assert "sent no list (null) where rows had landed" in run.failed[DAY] and "are unchanged" in run.failed[DAY]
     for day in DAYS[:3]:
         assert landed(query, name, day) == sent(rows_of(both, name, day))
 

@@ -207,11 +207,11 @@ def test_a_pem_in_env_without_quotes_is_reported(run_check, monkeypatch):
 
 def test_a_secret_of_the_other_signature_method_is_reported(both, run_check, configure_lbank):
     configure_lbank(both.lbank.api_secret, method="RSA")
-    assert "the secret is no private key, and LBANK_SIGNATURE_METHOD is RSA" in run_check()
+    assert "the secret is not a private key, and LBANK_SIGNATURE_METHOD is RSA" in run_check()
     configure_lbank(PEM, method="HmacSHA256")
     assert "the secret is a private key: set LBANK_SIGNATURE_METHOD to RSA" in run_check()
     configure_lbank(encoded(ED25519_KEY))
-    assert "is a private key of type Ed25519, which LBank does not take: use RSA" in run_check()
+    assert "is a private key of type Ed25519, which LBank does not accept: use RSA" in run_check()
 
 
 def test_each_failed_day_names_the_path(both, configure_binance):

@@ -97,4 +97,4 @@ def test_a_page_with_an_unreadable_id_is_stored_as_received(both, query):
 
     assert "a row's `id` is 'x'" in run.failed[day].replace('"', "")
     assert query("select distinct complete, payload->>'id' from affiliate.rejected_row") == [(False, "x")]
-    assert all("What was received of the day is stored as received" in reason for reason in run.failed.values())
+    assert all("What was received of the day is stored unchanged" in reason for reason in run.failed.values())

@@ -92,7 +92,7 @@ def test_only_what_differs_is_posted(sandbox, query, set_desired_ids):
         ("6zhfu2", customers.by_id["6zhfu2"], "6zhfub", "assigned"),
     ]
     assert "6zhfub" not in customers.by_id and customers.by_id["new1"] == EMAILS[0]
-    assert run.materialized[today()]["note"] == "3 desired: 1 were in place, 2 have been assigned, 0 are not"
+    assert run.materialized[today()]["note"] == "3 desired: 1 already assigned, 2 newly assigned, 0 not assigned"
     [(attempted_at, partition)] = query(
         "select max(attempted_at), max(partition_date) from binance.customization_assignment"
     )
@@ -257,8 +257,8 @@ def test_only_today_can_be_assigned(sandbox, set_desired_ids):
     both_days = materialize(PARTNERS, [yesterday, today()])
     trusting = materialize(PARTNERS, [yesterday], trust_old=True)
 
-    assert "no day but today" in both_days.failed[yesterday]
-    assert "no day but today" in trusting.failed[yesterday]
+    assert "so only today can be fetched" in both_days.failed[yesterday]
+    assert "so only today can be fetched" in trusting.failed[yesterday]
     assert ids_posted(sandbox) == {"new1": 1}
 
 
@@ -293,7 +293,7 @@ def test_posts_whose_responses_are_lost_after_the_change_are_assigned_once(sandb
     assert query("select count(*) from affiliate.attempt") == [(0,)]
     sandbox.faults.clear()
     again = materialize(PARTNERS, [today()])
-    assert again.materialized[today()]["note"] == "24 desired: 21 were in place, 0 have been assigned, 3 are not"
+    assert again.materialized[today()]["note"] == "24 desired: 21 already assigned, 0 newly assigned, 3 not assigned"
     assert sum(ids_posted(sandbox).values()) == 21
 
 
@@ -305,7 +305,7 @@ def test_a_post_without_effect_is_verified_and_posted_again(sandbox, query, set_
 
     assert run.success and passed(run)
     assert [request.method for request in sandbox.requests][-7:] == ["POST", "GET"] * 3 + ["POST"]
-    assert rows(query, "customer_id, outcome, message like '%%read back: it was not done'") == [
+    assert rows(query, "customer_id, outcome, message like '%%read back: the owner does not have the id'") == [
         ("new1", "failed", True)
     ] * 3 + [("new1", "assigned", None)]
 
@@ -372,7 +372,7 @@ def test_attempts_of_a_run_whose_key_is_revoked_land_with_the_next_run(sandbox, 
     secret = sandbox.binance.accounts[sandbox.binance.partner_key]
     sandbox.binance.customers.assign = assign_and_revoke_the_key
     run = materialize(PARTNERS, [today()])
-    assert "-2015" in run.failed[today()] and "2 attempts are stored in affiliate.attempt" in run.failed[today()]
+    assert "-2015" in run.failed[today()] and "2 attempts stored in affiliate.attempt" in run.failed[today()]
     assert query("select count(*) from affiliate.landing") == [(0,)]
 
     sandbox.binance.customers.assign = assign
@@ -448,10 +448,10 @@ def test_the_plan_shows_the_differences_and_posts_nothing(sandbox, set_desired_i
 
     assert posts(sandbox) == []
     assert text.splitlines()[1:] == [
-        "  line 3 (new1 for ja***@example.com): to be assigned, now none",
-        "  line 4 (6zhfu2 for zy***@126.com): to be assigned, now 6zhfub",
+        "  line 3 (new1 for ja***@example.com): will be assigned; current: none",
+        "  line 4 (6zhfu2 for zy***@126.com): will be assigned; current: 6zhfub",
         "  line 5 (bad for x***): its email is malformed. Nothing will be posted",
-        "  1 are in place",
+        "  already assigned: 1",
     ]
 
 

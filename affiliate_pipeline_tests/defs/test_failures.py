@@ -77,7 +77,7 @@ def test_a_bad_day_leaves_its_landed_rows_unchanged(sandbox, query, rows):
 
     run = materialize(KEY, DAYS[:2])
 
-    assert f"The {PER_DAY} rows landed at" in run.failed[DAYS[0]] and "are untouched" in run.failed[DAYS[0]]
+    assert f"The {PER_DAY} rows landed at" in run.failed[DAYS[0]] and "are unchanged" in run.failed[DAYS[0]]
     assert landed(query, DAYS[0]) == sent(rows[DAYS[0]])
 
 

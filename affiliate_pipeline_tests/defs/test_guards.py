@@ -85,7 +85,7 @@ def test_a_day_is_not_reported_as_expired_if_the_search_for_an_older_row_fails(s
     run = materialize(KEY, [ago(8)])
 
     assert (
-        "it could not be determined whether it still has it: Binance returned HTTP 400, code -1100"
+        "it could not be determined whether the source still has the day: Binance returned HTTP 400, code -1100"
         in run.failed[ago(8)]
     )
     assert "Materialize the day again" in run.failed[ago(8)]
@@ -229,7 +229,7 @@ def test_a_settled_day_with_fewer_rows_is_refused(sandbox, query):
     assert list(run.failed) == [SETTLED]
     assert "10 rows had landed and the source now has 9" in run.failed[SETTLED]
     assert "allow_shrink" in run.failed[SETTLED]
-    assert "The 10 rows landed at" in run.failed[SETTLED] and "are untouched" in run.failed[SETTLED]
+    assert "The 10 rows landed at" in run.failed[SETTLED] and "are unchanged" in run.failed[SETTLED]
     assert landed(query, SETTLED) == sent(rows)
     assert query("select count(*) from affiliate.superseded_row") == [(0,)]
 

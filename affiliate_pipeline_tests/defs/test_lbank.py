@@ -363,7 +363,7 @@ def test_a_snapshot_of_yesterday_is_refused(sandbox, query):
 
     run = materialize(SNAPSHOT, [yesterday])
 
-    assert "returns only the present state, so no day but today can be fetched" in run.failed[yesterday]
+    assert "returns only the current state, so only today can be fetched" in run.failed[yesterday]
     assert sandbox.requests == []
 
 

@@ -84,7 +84,7 @@ def test_invalid_rows_fail_their_day_alone(sandbox, query, invalidate, problem):
     assert problem in run.failed[BAD]
     assert run.failed[BAD] in run.message
     assert "affiliate.rejected_row" in run.failed[BAD] and "from_rejected" in run.failed[BAD]
-    assert "The 5 rows landed at" in run.failed[BAD] and "are untouched" in run.failed[BAD]
+    assert "The 5 rows landed at" in run.failed[BAD] and "are unchanged" in run.failed[BAD]
     assert landed(query, BAD) == sent(had_landed[BAD])
     assert list(run.materialized) == [GOOD]
     assert landed(query, GOOD) == sent(good)

@@ -1,4 +1,4 @@
-"""Binance's endpoints that return only the present state."""
+"""Binance's endpoints that return only the current state."""
 
 import json
 from collections import Counter
@@ -103,7 +103,7 @@ def test_yesterday_is_refused_with_the_reason_and_without_a_request(sandbox, key
 
     run = materialize(key, [yesterday], trust_old=trust_old)
 
-    assert "no day but today can be fetched" in run.failed[yesterday]
+    assert "only today can be fetched" in run.failed[yesterday]
     assert sandbox.requests == []
 
 

@@ -33,7 +33,7 @@ CLOUDFLARE = (
 )
 CLOUDFLARE += "<h1>Sorry, you have been blocked</h1><script>var a=1</script><p>Ray&nbsp;ID: 8d1f</p></body></html>"
 MAINTENANCE = "<html><title>系统维护</title><body>系统维护中,请稍后再试</body></html>"
-TERMS = "The exchange does not serve the place"
+TERMS = "The exchange does not serve the location"
 FIREWALL = "usually comes from a firewall or maintenance"
 CAUSES_OF_2015 = ("is wrong", "IP address is not on the key's list", "lacks the permission")
 
@@ -117,7 +117,7 @@ def test_an_error_body_with_http_200_is_an_error(error_of, shape):
         ('{"code":-4046,"msg":"参数错误"}'.encode("gbk"), "code -4046: 参数错误"),
         ("\ufeff".encode("utf-16-le") + '{"code":-4046,"msg":"ü"}'.encode("utf-16-le"), "code -4046: ü"),
         (b'{"code":-4046,"msg":"caf\xe9 closed"}', "code -4046: café closed"),
-        (b"\x1f\x8bnonsense", "something compressed that cannot be read"),
+        (b"\x1f\x8bnonsense", "compressed data that cannot be read"),
         ('{"a":' * 5000 + "1" + "}" * 5000, '{"a":{"a"'),
     ],
 )

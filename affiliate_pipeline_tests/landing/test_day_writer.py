@@ -89,7 +89,7 @@ def test_a_column_type_that_changes_amounts_fails_the_day(sandbox, query, kind):
     run = materialize(KEY, [SETTLED])
 
     assert list(run.failed) == [SETTLED]
-    assert "would have other values" in run.failed[SETTLED] or "PostgreSQL rejected" in run.failed[SETTLED]
+    assert "would have different values" in run.failed[SETTLED] or "PostgreSQL rejected" in run.failed[SETTLED]
     assert query(f"select count(*) from {TABLE}") == [(0,)]
     assert query("select count(*) from affiliate.rejected_row") == [(3,)]
 
@@ -108,8 +108,8 @@ def test_a_change_of_the_table_that_fits_all_rows_has_no_effect(query, rows):
     [
         ("delete from {} where trade_id = 7", "59 rows instead of 60"),
         ("insert into {0} select * from {0}", "120 rows instead of 60"),
-        ("update {} set income = income + 1 where trade_id = 7", "other values"),
-        ("update {} set income = income * 1.0 where trade_id = 7", "other values"),
+        ("update {} set income = income + 1 where trade_id = 7", "different values"),
+        ("update {} set income = income * 1.0 where trade_id = 7", "different values"),
         ("delete from {}", "0 rows instead of 60"),
     ],
     ids=["deleted", "doubled", "changed", "of another scale", "emptied"],
@@ -126,7 +126,7 @@ def test_a_day_whose_rows_were_changed_in_the_table_is_landed_again(query, rows,
     (sound,) = [
         check for check in checks if isinstance(check, dg.AssetCheckEvaluation) and check.check_name == "day_is_sound"
     ]
-    assert not sound.passed and f"the table had {difference}, although the source still sends the rows" in (
+    assert not sound.passed and f"the table had {difference}, although the source has not changed the day" in (
         sound.description or ""
     )
     assert materialize(KEY, [SETTLED]).materialized[SETTLED]["changed"] is False

@@ -163,7 +163,7 @@ def test_a_failed_request_frees_its_slot(limiter_of):
         assert time.monotonic() - began < SOON_S
 
 
-def test_closing_frees_an_unfinished_block(limiter_of, database_url):
+def test_closing_frees_an_unfinished_slot_lease(limiter_of, database_url):
     one = RateLimiter(database_url, "shared", 1, 0.02, 5)
     with one.slot():
         pass
@@ -193,7 +193,7 @@ def test_the_slot_of_a_killed_process_becomes_free(limiter_of, database_url):
 
 def test_a_slot_lease_is_longer_than_any_request():
     longest_s = client.RESPONSE_LIMIT_S + (client.TIMEOUT.read or math.inf)
-    # The last request of a block may begin at half of the slot lease; Binance's window is 60 s.
+    # The last request of a slot lease may begin at half of its time; Binance's window is 60 s.
     assert rate_limiter.SLOT_LEASE_S / 2 + longest_s <= rate_limiter.SLOT_LEASE_S + 60
     # A slot of one request; LBank's window is 10 s.
     assert longest_s <= rate_limiter.SLOT_LEASE_S + 10
@@ -215,7 +215,7 @@ def test_a_pause_stops_all_limiters_for_its_duration(limiter_of):
         assert all(0.25 < seconds < 1.5 for seconds in pool.map(waited_s, limiters))
 
 
-def test_a_pause_stops_limiters_with_requests_left_in_their_block(limiter_of, monkeypatch):
+def test_a_pause_stops_limiters_with_requests_left_in_their_slot_lease(limiter_of, monkeypatch):
     monkeypatch.setattr(rate_limiter, "PAUSE_CHECK_S", 0)
     waits = Waits()
     one, other = limiter_of(3, 0.02, 5), limiter_of(3, 0.02, 5, sleep=waits)
@@ -264,7 +264,7 @@ def test_a_pause_without_a_duration_has_no_effect(limiter_of, seconds):
     assert waits.seconds == []
 
 
-def test_a_block_permits_only_its_number_of_requests(limiter_of):
+def test_a_slot_lease_permits_only_its_number_of_requests(limiter_of):
     waits = Waits()
     one, other = limiter_of(1, 10, 4), limiter_of(1, 10, 4, sleep=waits)
     for _ in range(4):
@@ -274,7 +274,7 @@ def test_a_block_permits_only_its_number_of_requests(limiter_of):
         pass
 
 
-def test_a_block_is_not_free_before_its_last_response(limiter_of):
+def test_a_slot_lease_is_not_free_before_its_last_response(limiter_of):
     one, waits = limiter_of(1, 0.05, 2), Waits()
     other = limiter_of(1, 0.05, 2, sleep=waits)
     with one.slot():
@@ -285,14 +285,14 @@ def test_a_block_is_not_free_before_its_last_response(limiter_of):
             pass
 
 
-def test_an_unused_block_is_dropped(limiter_of, monkeypatch):
+def test_an_unused_slot_lease_is_dropped(limiter_of, monkeypatch):
     monkeypatch.setattr(rate_limiter, "SLOT_LEASE_S", 0.1)
     one = limiter_of(2, 0.02, 5)
     with one.slot():
         pass
     time.sleep(0.06)  # Longer than half of SLOT_LEASE_S: a request started now could outlast the slot lease.
     with one.slot():
-        assert one._block.left == 4
+        assert one._lease.requests_left == 4
 
 
 def test_a_session_in_another_time_zone_sees_the_same_limit(limiter_of, database_url, query):

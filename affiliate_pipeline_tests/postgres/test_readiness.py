@@ -7,9 +7,9 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 
-from affiliate_pipeline.landing.store import Store, rights
+from affiliate_pipeline.landing.store import Store, privileges
 from affiliate_pipeline.postgres.connection import connect
-from affiliate_pipeline.postgres.errors import StoreUnavailable, unavailable
+from affiliate_pipeline.postgres.errors import StoreUnavailable, as_store_unavailable
 from affiliate_pipeline.postgres.readiness import problems
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY, rebates
@@ -28,7 +28,7 @@ def guest(database_url, query):
 
 def problems_of(url: str) -> str:
     with connect(url, autocommit=True) as connection:
-        return "; ".join(error.problem.what for error in problems(connection, rights([KEY])))
+        return "; ".join(error.problem.what for error in problems(connection, privileges([KEY])))
 
 
 def test_a_usable_database_has_no_problem(sandbox, database_url):
@@ -53,7 +53,7 @@ def test_each_missing_right_is_reported(sandbox, database_url, query, guest, mon
     sandbox.requests.clear()
     run = materialize(KEY, DAYS)
     assert sorted(run.failed) == DAYS
-    assert run.message.count("the database's role lacks a right") == 1
+    assert run.message.count("the database's role lacks a privilege") == 1
     assert sandbox.requests == []
 
 
@@ -130,7 +130,7 @@ def test_days_land_in_a_database_with_unusual_settings(sandbox, unusual_settings
 
 
 def test_an_old_server_is_refused(database_url, monkeypatch):
-    monkeypatch.setattr("affiliate_pipeline.postgres.connection.OLDEST_SERVER", 990000)
+    monkeypatch.setattr("affiliate_pipeline.postgres.connection.MIN_SERVER_VERSION", 990000)
     with pytest.raises(StoreUnavailable, match="is too old"):
         Store(database_url)
 
@@ -143,7 +143,7 @@ def test_an_old_server_is_refused(database_url, monkeypatch):
     ),
 )
 def test_every_error_of_the_driver_becomes_store_unavailable(error):
-    with pytest.raises(StoreUnavailable), unavailable():
+    with pytest.raises(StoreUnavailable), as_store_unavailable():
         raise error("something")
 
 

@@ -23,6 +23,7 @@ import msgspec
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.domain.settings import text_of
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.binance.exchange import Binance, BinanceSession
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.exchanges.lists import rows_of
@@ -126,7 +127,7 @@ class _Change:
     before: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.desired}: to be assigned, now {', '.join(self.before) or 'none'}"
+        return f"{self.desired}: will be assigned; current: {', '.join(self.before) or 'none'}"
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ class Assignment:
         sent, changes = session.client.requests_sent, list[_Change]()
         rejected = self.apply(session, desired, lambda change: changes.append(change) is None)
         lines = [*map(str, changes), *(f"{each}. Nothing will be posted" for each in rejected)]
-        in_place = f"{len(desired) - len(lines)} are in place"
-        return RequestPlan(session.client.requests_sent - sent + len(changes), None, 0, (*lines, in_place))
+        assigned = f"already assigned: {len(desired) - len(lines)}"
+        return RequestPlan(session.client.requests_sent - sent + len(changes), None, 0, (*lines, assigned))
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         """Post the missing ids; the day's rows are all attempts that have not landed."""
@@ -160,7 +161,7 @@ class Assignment:
                 yield _Run(self, session, actions).day(day)
             except ExchangeError as error:
                 made = len(actions.rows())
-                impact = f"{made} attempts are stored in {TABLE} and land with the next run" if made else ""
+                impact = f"{count_of(made, 'attempt')} stored in {TABLE} will land with the next run" if made else ""
                 yield DayError(day, Refused(error.problem.what, error.problem.action, impact=impact))
 
     @property
@@ -235,9 +236,9 @@ class _Run:
             message = f"{each.where}: {each.rejection}. Nothing was posted"
             rows.append(self._row(_Change(each, ()), self.session.now_ms(), REFUSED, message))
         problems = (*self.failures, *map(str, rejected))
-        in_place = len(desired) - self.assigned - len(problems)
+        unchanged = len(desired) - self.assigned - len(problems)
         note = (
-            f"{len(desired)} desired: {in_place} were in place, {self.assigned} have been assigned, {len(problems)} are not"
+            f"{len(desired)} desired: {unchanged} already assigned, {self.assigned} newly assigned, {len(problems)} not assigned"
             if desired
             else self.assignment.nothing_desired
         )
@@ -288,8 +289,8 @@ class _Run:
     def _read_back(self, customer_id: str, owner: str) -> tuple[str, str]:
         """The outcome of an attempt, from the owner's current ids, and its explanation."""
         if customer_id in self.assignment.current(self.session, owner):
-            return ASSIGNED, "read back: it was done"
-        return FAILED, "read back: it was not done"
+            return ASSIGNED, "read back: the owner has the id"
+        return FAILED, "read back: the owner does not have the id"
 
     def _row(self, change: _Change, attempted_ms: int, outcome: str, message: str) -> bytes:
         return msgspec.json.encode(

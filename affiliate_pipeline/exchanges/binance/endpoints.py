@@ -95,7 +95,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         strategy=_REBATE_WALK,
         time_column="time",
         sum_by=("income", "asset"),
-        # Not valued by convert_price, which converts the fee's coin to the income's: dividing by it would round.
+        # No amount in USDT: convert_price converts the fee's coin to the income's, and dividing by it would round.
         money=Money("rebate", earners=("customer_id", "email")),
         probe=_PROBE,
         settles_after=timedelta(hours=48),
@@ -142,7 +142,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         strategy=Assignment(_CUSTOMIZATION, "email", desired_of_partner, "BINANCE_CUSTOMER_IDS", lists_all=True),
         schema=schemas.CustomizationAssignment,
         description=(
-            "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, where they have others; only on "
+            "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, if they have different ones; only on "
             "request, only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be done."
         ),
     ),
@@ -155,7 +155,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         ),
         schema=schemas.UserCustomizationAssignment,
         description=(
-            "Gives the client the id BINANCE_USER_CUSTOMER_ID with its agent, where it has another; only on request, "
+            "Gives the client the id BINANCE_USER_CUSTOMER_ID with its agent, if it has a different one; only on request, "
             "only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be done."
         ),
         requires=_AGENT,

@@ -27,8 +27,8 @@ class BinanceAuth(httpx.Auth):
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Yield the signed copy of the request."""
-        stamp = b"recvWindow=%d&timestamp=%d" % (RECV_WINDOW_MS, self._now_ms())
-        payload = request.url.query + b"&" + stamp if request.url.query else stamp
+        signing_params = b"recvWindow=%d&timestamp=%d" % (RECV_WINDOW_MS, self._now_ms())
+        payload = request.url.query + b"&" + signing_params if request.url.query else signing_params
         signature = quote(self._sign(payload + request.content), safe="").encode()
         query = payload + b"&signature=" + signature
         url = request.url.copy_with(query=query)

@@ -38,11 +38,11 @@ class CurrentState:
                 continue
             requests = session.client.requests_sent - sent
             unlisted: list[Mapping[str, object]] = [{}] * is_unlisted
-            doubt = (
+            warning = (
                 f"exactly {len(rows)} rows were returned, a number at which other endpoints of Binance truncate: check "
                 "whether some are missing"
             )
-            warnings = (doubt,) if len(rows) in FULL_PAGES else ()
+            warnings = (warning,) if len(rows) in FULL_PAGES else ()
             note = unlisted_note(is_unlisted)
             yield DayBatch(day, rows, len(rows), requests, note=note, unlisted=unlisted, warnings=warnings)
 

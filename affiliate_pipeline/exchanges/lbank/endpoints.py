@@ -115,7 +115,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
             USER_INFO,
             _per_open_id(Roster.agents_and_traders, {}, adds_open_id=True),
             timeless=True,
-            complete=_with_open_id,
+            add_fields=_with_open_id,
         ),
         lands_at=time(0, 35),
     ),
@@ -203,7 +203,7 @@ REFERENCE_TABLES: tuple[ReferenceTable[LBankSession], ...] = (
     ReferenceTable(
         name="roster",
         description=(
-            "Every user ever seen under the affiliate, from the team list since the beginning of time.\n\n"
+            "Every user ever seen under the affiliate, from the whole team list.\n\n"
             "Runs that request data of single users refresh it by themselves; no user is ever removed."
         ),
         endpoint=TEAM,

@@ -30,7 +30,7 @@ from affiliate_pipeline.schema.raw_row import instants_ms, joined, with_fields
 
 # Enough to use all slots of a window while each response takes a second.
 WORKERS = 8
-MAX_EXCLUDED = 0.05
+MAX_EXCLUDED_SHARE = 0.05
 LOG_EVERY_S = 10
 # For today, which has not ended, a roster of this age is recent enough.
 RECENT_ROSTER_MS = 10 * 60_000
@@ -67,7 +67,7 @@ class FanOut:
     instant: str | None = None
     timeless: bool = False
     # Adds the query's fields to a row; raises ValueError if the row has other values.
-    complete: Callable[[bytes, Mapping[str, object]], bytes] = with_fields
+    add_fields: Callable[[bytes, Mapping[str, object]], bytes] = with_fields
 
     def plan(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
         """One request per query and range, and unknown further ones for more pages."""
@@ -164,7 +164,7 @@ class MonthFetch:
                             running[pool.submit(self.fetch, task)] = task
                         else:
                             waiting.extendleft(
-                                _Task(task.query, tuple(run), task.isolated) for run in day_ranges(open_days)
+                                _Task(task.query, tuple(span), task.isolated) for span in day_ranges(open_days)
                             )
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         yield from self._take(running.pop(future), future, waiting)
@@ -227,9 +227,9 @@ class MonthFetch:
         self._excluded.add(open_id)
         log.warning("%s: openId %s is excluded: %s", self.fan_out.path, open_id, error)
         all_ids = {query.open_id for query in self.queries}
-        if len(self._excluded) > MAX_EXCLUDED * len(all_ids):
+        if len(self._excluded) > MAX_EXCLUDED_SHARE * len(all_ids):
             raise Fatal(
-                f"LBank refused {len(self._excluded)} of {len(all_ids)} openIds ({error}), which is too many to be single users",
+                f"LBank refused {len(self._excluded)} of {len(all_ids)} openIds ({error}), too many to be problems of single users",
                 "Check the permissions of the key, then materialize again",
             )
 
@@ -254,7 +254,7 @@ class MonthFetch:
                 rows, is_unlisted = read_list(body)
                 pages.requested_ms = min(pages.requested_ms, requested_ms)
             elif self.stop.is_set():
-                raise Fatal("the range has ended")
+                raise Fatal("the fetch was cancelled")
             else:
                 requested_ms = session.now_ms()
                 if fan_out.instant:
@@ -276,16 +276,16 @@ class MonthFetch:
         """The query's rows with its fields, by day; raises `Refused` if they do not match it."""
         query, instant = task.query, self.fan_out.instant
         try:
-            completed = [self.fan_out.complete(row, query.fields) for row in rows] if query.fields else rows
+            with_values = [self.fan_out.add_fields(row, query.fields) for row in rows] if query.fields else rows
         except ValueError as error:
             raise Refused(f"a row does not match the request: {error}").about(rows) from None
         if instant is None:
             # An empty total is returned as one row of zeros; any other row count is an error.
             if len(rows) != 1:
                 raise Refused(f"LBank returned {len(rows)} rows instead of one").about(rows)
-            return {task.days[0]: completed}
+            return {task.days[0]: with_values}
         by_day: dict[date, list[bytes]] = defaultdict(list)
-        for time_ms, row in zip(read_values(instants_ms, rows, instant), completed, strict=True):
+        for time_ms, row in zip(read_values(instants_ms, rows, instant), with_values, strict=True):
             by_day[day_of(time_ms, self.zone)].append(row)
         if outside := by_day.keys() - set(task.days):
             raise Refused(

@@ -1,4 +1,4 @@
-"""All rows of a paged query, none lost and none twice, for any endpoint.
+"""All rows of a paged query, without gaps and duplicates, for any endpoint.
 
 Proof: the received rows fill all positions of the list. If the list changes between two pages, so that one row is
 missed, another row is received twice.
@@ -46,7 +46,7 @@ def by_id(get: GetPage) -> list[bytes]:
                     "a page is not in the order of its ids, so the largest one does not lead to the next page"
                 )
             if ids[-1] <= start:
-                raise Refused(f"a full page has no id above {start}, after which it was to begin")
+                raise Refused(f"a full page has no id above {start}, the largest id of the page before")
             start = ids[-1]
 
 
@@ -67,9 +67,9 @@ def by_offset(get: GetPage, instant: str, identity: Sequence[str] = ()) -> list[
         try:
             with _reporting_received(received, rows):
                 is_proven = _walk(get, instant, identity, overlap, size, rows)
-        except _ListChanged as moved:
-            received = max(received, _with_new(rows, moved.page), key=len)
-            overlap = 0 if moved.is_rounded else overlap
+        except _ListChanged as change:
+            received = max(received, _with_new(rows, change.page), key=len)
+            overlap = 0 if change.is_rounded else overlap
             continue
         received = max(received, rows, key=len)
         found = Counter(identities(rows, identity))
@@ -98,8 +98,8 @@ def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, siz
                 raise _ListChanged(page, is_rounded=True)
             new = page[overlap:]
             # Rows of one instant may be ordered differently each time: if one is on two pages, another may be on none.
-            again = [row for row, name in zip(new, known[overlap:], strict=True) if name in seen]
-            doubtful.update(read_values(instants_ms, again, instant))
+            repeated = [row for row, name in zip(new, known[overlap:], strict=True) if name in seen]
+            doubtful.update(read_values(instants_ms, repeated, instant))
             if overlap and known[:1] != previous[-1:]:
                 # Rows of one instant may be reordered; if the instants differ, the list has changed.
                 ends = set(read_values(instants_ms, [rows[-1], *page[:1]], instant))
@@ -112,22 +112,24 @@ def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, siz
         if len(known) < size:
             break
         previous = known
-    settled = [_settle(get, rows, instant, time) for time in sorted(doubtful)]
-    return bool(overlap) and all(settled)
+    resolved = [_resolve(get, rows, instant, time) for time in sorted(doubtful)]
+    return bool(overlap) and all(resolved)
 
 
-def _settle(get: GetPage, rows: list[bytes], instant: str, time_ms: int) -> bool:
+def _resolve(get: GetPage, rows: list[bytes], instant: str, time_ms: int) -> bool:
     """Replace the rows of this instant by a single response; False if that may lack some."""
     # A time in whole seconds may be rounded: request all of that second.
     end_ms = time_ms if time_ms % SECOND_MS else time_ms + SECOND_MS - 1
     page = get({"startTime": time_ms, "endTime": end_ms, "start": 0, "pageSize": PAGE_SIZE})
     if len(page) == PAGE_SIZE:
         return False
-    alone = [row for row, time in zip(page, read_values(instants_ms, page, instant), strict=True) if time == time_ms]
+    of_instant = [
+        row for row, time in zip(page, read_values(instants_ms, page, instant), strict=True) if time == time_ms
+    ]
     others = [row for row, time in zip(rows, read_values(instants_ms, rows, instant), strict=True) if time != time_ms]
-    if len(others) + len(alone) != len(rows):
+    if len(others) + len(of_instant) != len(rows):
         raise _ListChanged(page)
-    rows[:] = others + alone
+    rows[:] = others + of_instant
     return True
 
 

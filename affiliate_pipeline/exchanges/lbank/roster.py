@@ -15,7 +15,7 @@ from affiliate_pipeline.exchanges.lbank.schemas import User
 from affiliate_pipeline.exchanges.lists import get_list
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.errors import Refused
-from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.locks import Lock, locked
 from affiliate_pipeline.postgres.migrations import Migrations
 from affiliate_pipeline.postgres.table_store import TableStore
@@ -71,7 +71,7 @@ class RosterStore(TableStore):
         self._source, self._team_list, self._now_ms = source, team_list, now_ms
 
     def read(self, open_id: str, not_before_ms: int) -> Roster:
-        """The roster as of that instant or now, if earlier; one process at a time refreshes it."""
+        """The roster as of that instant, or of now if that is earlier; one process refreshes it."""
         other = self._execute(f"select source from {TABLE} where source <> %s limit 1", (self._source,)).fetchone()
         if other:
             raise Refused(
@@ -113,7 +113,7 @@ class RosterStore(TableStore):
             except (Refused, Invalid) as error:
                 raise Refused(f"the team list, by which openIds are requested, cannot be read: {error}") from None
         seen = datetime.fromtimestamp(now_ms / 1000, UTC)
-        with unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
+        with as_store_unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.executemany(
                 f"insert into {TABLE} as known (open_id, user_level, transaction, deposit, direct_invitation, code, "
                 "create_time, first_seen, last_seen, source, ever_agent) "

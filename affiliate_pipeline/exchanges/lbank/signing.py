@@ -30,19 +30,19 @@ class LBankAuth(httpx.Auth):
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Yield the signed copy of the request."""
         # Sent twice: the official client sends them as headers, that of the affiliate domain as parameters.
-        stamp = {
+        signing_params = {
             "timestamp": str(self._now_ms()),
             "signature_method": self._method,
             "echostr": "".join(secrets.choice(ascii_letters + digits) for _ in range(ECHOSTR_CHARACTERS)),
         }
-        params = dict(sorted((_params(request.url) | stamp | {"api_key": self._api_key}).items()))
+        params = dict(sorted((_params(request.url) | signing_params | {"api_key": self._api_key}).items()))
         raw = "&".join(f"{name}={value}" for name, value in params.items())
         params["sign"] = self._sign(md5(raw.encode(), usedforsecurity=False).hexdigest().upper().encode())
         url = request.url.copy_with(query=encode(params).encode())
         if _params(url) != params:
             raise RuntimeError("httpx would send other parameters than the signed ones")
         headers = request.headers.copy()
-        headers.update(stamp)
+        headers.update(signing_params)
         yield httpx.Request(request.method, url, headers=headers, stream=request.stream, extensions=request.extensions)
 
 
@@ -60,8 +60,8 @@ def _signer(secret: str, method: str) -> Callable[[bytes], str]:
         case ("HMAC", "HmacSHA256") | ("RSA", "RSA"):
             return found.sign
         case "HMAC", _:
-            raise ValueError("the secret is no private key, and LBANK_SIGNATURE_METHOD is RSA: one of them is wrong")
+            raise ValueError("the secret is not a private key, and LBANK_SIGNATURE_METHOD is RSA: one of them is wrong")
         case "RSA", _:
             raise ValueError("the secret is a private key: set LBANK_SIGNATURE_METHOD to RSA, or use the HMAC secret")
         case kind, _:
-            raise ValueError(f"the secret is a private key of type {kind}, which LBank does not take: use RSA")
+            raise ValueError(f"the secret is a private key of type {kind}, which LBank does not accept: use RSA")

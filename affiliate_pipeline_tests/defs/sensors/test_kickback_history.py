@@ -181,7 +181,7 @@ def test_no_export_is_requested_while_the_offered_file_is_unknown(sandbox, rows,
     assert run.success, run.message
     assert len(posts(sandbox)) == 1
     ((state, note),) = collections(query, "state, note")
-    assert state == "waiting" and "does not show which file it offers already" in note
+    assert state == "waiting" and "it is unknown which file the exchange already offers" in note
     assert materialize(HISTORY, OLD).success
     assert len(posts(sandbox)) == 2
     assert_landed(query, rows)
@@ -660,7 +660,9 @@ def test_days_of_both_tables_are_compared_and_differences_are_listed(sandbox, qu
     checks = same_rows(run)
     assert {day: check.passed for day, check in checks.items()} == {f"{equal}": True, f"{different}": False}
     assert checks[f"{different}"].severity == dg.AssetCheckSeverity.WARN
-    assert "BNB: 5 rows, 0.00050025 in all, against 4 rows, 0.00040022" in (checks[f"{different}"].description or "")
+    assert "BNB: 5 rows with a total of 0.00050025, compared with 4 rows and 0.00040022" in (
+        checks[f"{different}"].description or ""
+    )
 
 
 def test_recent_records_that_land_after_the_history_are_compared_with_it(sandbox):

@@ -28,7 +28,7 @@ from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, 
 PATH = "/sapi/v1/apiReferral/kickback/historicalRecord"
 # How long a file takes is not documented; other exports of Binance take minutes to hours.
 FILE_WAIT_S = 12 * 3600
-# How long to delay the POST while no response shows which file is offered already.
+# How long to delay the POST while it is unknown which file the exchange offers already.
 FILE_BEFORE_WAIT_S = 120
 
 log = logging.getLogger(__name__)
@@ -83,11 +83,11 @@ class _Step:
     def _send_request(self, before: FileUrl | Pending) -> None:
         if isinstance(before, FileUrl):
             self._post(before.path)
-        elif before.is_valid or self.export.age_s > FILE_BEFORE_WAIT_S:
+        elif before.is_conclusive or self.export.age_s > FILE_BEFORE_WAIT_S:
             self._post(None)
         else:
             # A file that is offered already could be taken for the requested one later.
-            self._postpone("waiting", f"the exchange does not show which file it offers already: {before.note}")
+            self._postpone("waiting", f"it is unknown which file the exchange already offers: {before.note}")
 
     def _collect(self, found: FileUrl | Pending) -> None:
         if isinstance(found, FileUrl):
@@ -95,7 +95,7 @@ class _Step:
                 self.exports.update(self.export, state="ready", path=found.path, note=None, wait_s=FILE_WAIT_S)
                 log.info("the export of %s is ready", format_days(self.export.days))
                 return
-            found = Pending("the URL of another file, which is not the requested one")
+            found = Pending("the URL of another request's file")
         if self.export.msg is None:
             # The process died, or had no response, after sending the POST. Post again: that replaces a running request.
             self._post(self.export.path_before)
@@ -143,7 +143,7 @@ def offered_file(session: BinanceSession, *, wait: bool = False) -> FileUrl | Pe
     try:
         return session.client.get(PATH, {}, read, retries=wait)
     except (Refused, Transient) as error:
-        return Pending(str(error), is_valid=not isinstance(error, Transient))
+        return Pending(str(error), is_conclusive=not isinstance(error, Transient))
 
 
 def requested_in_time(session: BinanceSession, day: date) -> bool:

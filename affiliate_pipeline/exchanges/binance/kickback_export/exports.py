@@ -14,7 +14,7 @@ from psycopg.rows import class_row
 from affiliate_pipeline.domain.days import DAY, days_from, start_ms
 from affiliate_pipeline.exchanges.shared_state import HandledAt
 from affiliate_pipeline.postgres.connection import connect
-from affiliate_pipeline.postgres.errors import unavailable
+from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.locks import Lock, try_locked
 from affiliate_pipeline.postgres.migrations import Migrations
 from affiliate_pipeline.postgres.table_store import TableStore
@@ -101,7 +101,7 @@ def is_retained(day: date, at_ms: int) -> bool:
 
 def needs_attention(url: str) -> bool:
     """Whether any account's export is open, or has just expired and may lack its alert."""
-    with connect(url, autocommit=True) as connection, unavailable():
+    with connect(url, autocommit=True) as connection, as_store_unavailable():
         if connection.execute("select to_regclass(%s)", (TABLE,)).fetchone() == (None,):
             return False
         found = f"select from {TABLE} where state = any(%s) or {_JUST_EXPIRED} limit 1"
@@ -127,7 +127,7 @@ class KickbackExports(TableStore):
 
         A ready export has landed once each of its days has landed, or had its rows rejected, since it was requested.
         """
-        with unavailable(), self._connection.cursor(row_factory=class_row(KickbackExport)) as cursor:
+        with as_store_unavailable(), self._connection.cursor(row_factory=class_row(KickbackExport)) as cursor:
             exports = cursor.execute(_SELECT, (self._source,)).fetchall()
         landed = [export for export in exports if export.state == "ready" and self._has_landed(export)]
         for export in landed:
@@ -174,7 +174,7 @@ class KickbackExports(TableStore):
         return file
 
     def _has_landed(self, export: KickbackExport) -> bool:
-        with unavailable():
+        with as_store_unavailable():
             handled = self._handled_at(self._connection, ASSET, export.days)
         # The times of rejected rows are cut to milliseconds.
         since = export.requested_at and export.requested_at - timedelta(milliseconds=1)

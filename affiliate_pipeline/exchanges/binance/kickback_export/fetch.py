@@ -44,13 +44,13 @@ class ExportRequest:
 
     def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
         """Two requests for each range that no open export has."""
-        new = sum(_under_way(session.exports(), run) is None for run in day_ranges(days))
+        new = sum(_under_way(session.exports(), span) is None for span in day_ranges(days))
         return RequestPlan(2 * new, 2 * new, 0)
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         """Request the days that no open export has; one row per day names its export."""
-        for run in day_ranges(days):
-            yield from self._request(session, run)
+        for span in day_ranges(days):
+            yield from self._request(session, span)
 
     def _request(self, session: BinanceSession, days: list[date]) -> Iterator[DayBatch | DayError]:
         exports, sent, failed = session.exports(), session.client.requests_sent, False
@@ -192,7 +192,7 @@ def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
     # Retry here: the sensor does not poll for a file whose days have landed.
     has_landed = export.state == "landed"
     offered = offered_file(session, wait=has_landed)
-    if isinstance(offered, Pending) and has_landed and not offered.is_valid:
+    if isinstance(offered, Pending) and has_landed and not offered.is_conclusive:
         raise Transient(f"the exchange did not send the URL of the file: {offered.note}")
     if isinstance(offered, Pending) or offered.path != export.path:
         raise _NotOffered("the exchange no longer offers the file")

@@ -25,7 +25,7 @@ _MAX_NOTE_CHARACTERS = 200
 _URL = re.compile(r"https?://[^\s/?#\[\]]+\S*", re.IGNORECASE)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Distinguishes a file's URL from a web page's: a signature, or a file name.
-_OF_A_FILE = re.compile(r"[?&](x-amz-)?signature=|\.(csv|txt|zip|gz|gzip|tar|tgz|bz2|xz|zst)(\?|$)", re.IGNORECASE)
+_FILE_MARK = re.compile(r"[?&](x-amz-)?signature=|\.(csv|txt|zip|gz|gzip|tar|tgz|bz2|xz|zst)(\?|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class FileUrl:
         if not self.is_allowed(own_host, more_hosts):
             known = " or ".join((*FILE_HOSTS, *more_hosts))
             raise Refused(
-                f"the file is offered on {self.host or 'no host'}, by a URL that is neither of {own_host} nor by https and "
-                f"below {known}: nothing was fetched from there. If Binance confirms that this host is its own, add it to "
+                f"the URL of the file is on {self.host or 'no host'}. Only {own_host}, and hosts below {known} by https, are "
+                f"allowed, so nothing was fetched from there. If Binance confirms that this host is its own, add it to "
                 "BINANCE_FILE_HOSTS"
             )
 
@@ -67,11 +67,11 @@ class FileUrl:
 class Pending:
     """No file is offered; `note` is the redacted response.
 
-    `is_valid`: the request did not fail, or was refused; a transient failure shows nothing about the file.
+    `is_conclusive`: the response shows that no file is offered, as a refusal also does; a transient failure does not.
     """
 
     note: str
-    is_valid: bool = True
+    is_conclusive: bool = True
 
 
 def read_response(body: bytes, own_host: str = "", more_hosts: Sequence[str] = ()) -> FileUrl | Pending:
@@ -84,7 +84,7 @@ def read_response(body: bytes, own_host: str = "", more_hosts: Sequence[str] = (
     strings = [each.strip().replace("&amp;", "&") for each in [text, *_strings(text)]]
     urls = [FileUrl(each) for each in strings if _URL.fullmatch(each)]
     urls = [url for url in urls if url.is_allowed(own_host, more_hosts)] or urls
-    urls = [url for url in urls if _OF_A_FILE.search(url.secret)] or urls
+    urls = [url for url in urls if _FILE_MARK.search(url.secret)] or urls
     places = {f"{url.host}{url.path}" for url in urls}
     if len(places) == 1:
         return urls[0]
