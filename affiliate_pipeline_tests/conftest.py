@@ -72,7 +72,7 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="session")
 def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("postgres")
-    with psycopg.connect(server.ensure(home, "test"), autocommit=True) as connection:
+    with psycopg.connect(server.ensure_database(home, "test"), autocommit=True) as connection:
         # Tests kill processes, not the machine. Writing to disk takes a quarter of the time of an empty test.
         connection.execute("alter system set fsync = off")
         connection.execute("select pg_reload_conf()")
