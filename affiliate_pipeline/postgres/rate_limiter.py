@@ -43,10 +43,10 @@ from {TABLE} where scope = %(scope)s"""
 
 
 @dataclass
-class _SlotLease:
-    """A slot of this process: the requests it permits, until when, and those in flight."""
+class _OwnSlot:
+    """The slot lease of this process: the requests it permits, until when, and those in flight."""
 
-    slot: int
+    number: int
     returns_at: datetime
     requests_left: int
     usable_until: float
@@ -77,7 +77,7 @@ class RateLimiter(TableStore):
         self._max_wait_s, self._too_long = max_wait_s, too_long
         self._values = {"scope": scope, "slots": slots, "lease_s": SLOT_LEASE_S + window_s}
         self._lock = threading.Lock()
-        self._lease: _SlotLease | None = None
+        self._own_slot: _OwnSlot | None = None
         self._no_pause_until = float("-inf")
         self._execute(
             f"insert into {TABLE} select %(scope)s, slot, 'epoch' from generate_series(-1, %(slots)s - 1) slot "
@@ -89,47 +89,47 @@ class RateLimiter(TableStore):
         """Give back an unused slot and close the connection."""
         with self._lock:
             try:
-                self._drop_lease()
+                self._drop_slot()
             finally:
                 super().close()
 
     @contextmanager
     def slot(self) -> Generator[None]:
         """Wait until a request may be sent; its slot is in use until the `with` block ends."""
-        lease = self._take()
+        own = self._take()
         try:
             yield
         finally:
             with self._lock:
-                lease.in_flight -= 1
-                if not lease.in_flight and (not lease.requests_left or lease is not self._lease):
-                    self._give_back(lease)
+                own.in_flight -= 1
+                if not own.in_flight and (not own.requests_left or own is not self._own_slot):
+                    self._give_back(own)
 
     def pause(self, seconds: float) -> None:
         """Stop the requests of all processes with this scope for that long."""
         with self._lock:
-            self._drop_lease()
+            self._drop_slot()
             self._execute(
                 f"update {TABLE} set returns_at = greatest(returns_at, clock_timestamp() + %s * interval '1 second') "
                 "where scope = %s and slot = -1",
                 (min(seconds, MAX_PAUSE_S) if seconds > 0 else 0, self._values["scope"]),
             )
 
-    def _take(self) -> _SlotLease:
+    def _take(self) -> _OwnSlot:
         while True:
             with self._lock:
-                lease = self._lease
-                if lease and lease.requests_left and time.monotonic() < lease.usable_until and not self._is_paused():
-                    lease.requests_left -= 1
-                    lease.in_flight += 1
-                    return lease
+                own = self._own_slot
+                if own and own.requests_left and time.monotonic() < own.usable_until and not self._is_paused():
+                    own.requests_left -= 1
+                    own.in_flight += 1
+                    return own
                 if taken := self._execute(_TAKE, self._values).fetchone():
-                    self._drop_lease()
+                    self._drop_slot()
                     slot, returns_at = taken
-                    self._lease = _SlotLease(
+                    self._own_slot = _OwnSlot(
                         slot, returns_at, self._requests - 1, time.monotonic() + SLOT_LEASE_S / 2, 1
                     )
-                    return self._lease
+                    return self._own_slot
                 [(wait_s, pause_s)] = self._execute(_WAIT, self._values).fetchall()
             if pause_s is not None and pause_s > self._max_wait_s:
                 raise self._too_long(
@@ -146,17 +146,17 @@ class RateLimiter(TableStore):
             self._no_pause_until = now + PAUSE_CHECK_S
         return False
 
-    def _drop_lease(self) -> None:
-        if self._lease and not self._lease.in_flight:
-            self._give_back(self._lease)
-        self._lease = None
+    def _drop_slot(self) -> None:
+        if self._own_slot and not self._own_slot.in_flight:
+            self._give_back(self._own_slot)
+        self._own_slot = None
 
-    def _give_back(self, lease: _SlotLease) -> None:
+    def _give_back(self, own: _OwnSlot) -> None:
         # No effect if the slot lease has ended and another process has taken the slot.
         self._execute(
             f"update {TABLE} set returns_at = clock_timestamp() + %s * interval '1 second' "
             "where scope = %s and slot = %s and returns_at = %s",
-            (self._window_s, self._values["scope"], lease.slot, lease.returns_at),
+            (self._window_s, self._values["scope"], own.number, own.returns_at),
         )
-        if lease is self._lease:
-            self._lease = None
+        if own is self._own_slot:
+            self._own_slot = None

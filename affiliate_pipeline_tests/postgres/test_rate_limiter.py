@@ -292,7 +292,7 @@ def test_an_unused_slot_lease_is_dropped(limiter_of, monkeypatch):
         pass
     time.sleep(0.06)  # Longer than half of SLOT_LEASE_S: a request started now could outlast the slot lease.
     with one.slot():
-        assert one._lease.requests_left == 4
+        assert one._own_slot.requests_left == 4
 
 
 def test_a_session_in_another_time_zone_sees_the_same_limit(limiter_of, database_url, query):
