@@ -57,7 +57,7 @@ class FileUrl:
         if not self.is_allowed(own_host, more_hosts):
             known = " or ".join((*FILE_HOSTS, *more_hosts))
             raise Refused(
-                f"the URL of the file is on {self.host or 'no host'}. Only {own_host}, and hosts below {known} by https, are "
+                f"the file is offered on {self.host or 'no host'}. Only {own_host}, and hosts below {known} by https, are "
                 f"allowed, so nothing was fetched from there. If Binance confirms that this host is its own, add it to "
                 "BINANCE_FILE_HOSTS"
             )
