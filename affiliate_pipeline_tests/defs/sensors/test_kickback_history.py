@@ -408,7 +408,7 @@ def test_a_file_with_rows_of_other_days_is_rejected(sandbox, rows, query):
     run = materialize(HISTORY, OLD)
 
     assert list(run.failed) == OLD
-    assert "another file, which is not the requested one" in run.failed[OLD[0]]
+    assert "the URL of another request's file" in run.failed[OLD[0]]
     assert query("select count(*) from binance.kickback_historical_record") == [(0,)]
     assert collections(query, "state, cardinality(other_paths)") == [("collecting", 1)]
 
