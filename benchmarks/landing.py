@@ -326,9 +326,9 @@ def _table(rows: int, days: int, rounds: int, results: dict[str, list[Result]]) 
     lines = [
         line("landing, s", lambda name: f"{median(name, lambda result: result.landing_s):.2f}"),
         line("rows/s", lambda name: f"{speed(name):,.0f}"),
-        line("of raw COPY", lambda name: f"{speed(name) / speed(RAW_COPY):.3f}"),
+        line("speed relative to raw COPY", lambda name: f"{speed(name) / speed(RAW_COPY):.3f}"),
         *(
-            line(f"times {slower}", lambda name, slower=slower: f"{speed(name) / speed(slower):.2f}")
+            line(f"speed relative to {slower}", lambda name, slower=slower: f"{speed(name) / speed(slower):.2f}")
             for slower in (NAIVE_CLIENT, DLT_DEFAULT)
             if slower in results
         ),

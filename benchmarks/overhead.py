@@ -51,7 +51,7 @@ def _table(runs: dict[int, list[tuple[float, float, Measured]]], rounds: int) ->
     shortest = min(runs)
 
     def overhead_ms(number: int) -> str:
-        """Milliseconds per day beyond the shortest range; empty for that range."""
+        """The overhead per additional day, compared with the shortest range; empty for the shortest range."""
         if number == shortest:
             return ""
         overhead_s = run_s[number] - run_s[shortest] - (fetching_s[number] - fetching_s[shortest])
