@@ -73,7 +73,8 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("postgres")
     with psycopg.connect(server.ensure_database(home, "test"), autocommit=True) as connection:
-        # Tests kill processes, not the machine. Writing to disk takes a quarter of the time of an empty test.
+        # fsync protects data from a crash of the machine, and tests kill only processes. It takes a quarter of the time
+        # of an empty test.
         connection.execute("alter system set fsync = off")
         connection.execute("select pg_reload_conf()")
     yield home
@@ -144,7 +145,7 @@ def sandbox(monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[Sand
 
 
 @pytest.fixture
-def both(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+def both_exchanges(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     """The sandbox, configured as Binance and as LBank, with rate limit windows a hundred times shorter."""
     requests, window_ms = sandbox.lbank.rate_limit
     sandbox.lbank.rate_limit = requests, window_ms // 100

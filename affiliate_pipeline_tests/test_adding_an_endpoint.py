@@ -70,6 +70,6 @@ def test_the_document_leads_to_a_landed_endpoint(
 
 
 @pytest.mark.e2e
-def test_the_tests_over_all_endpoints_accept_it(fresh: Project) -> None:
+def test_the_tests_over_all_endpoints_accept_the_new_endpoint(fresh: Project) -> None:
     follow("adding_an_endpoint.md", fresh)
     run_tests(fresh, *TESTS)

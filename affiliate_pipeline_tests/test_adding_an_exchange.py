@@ -48,6 +48,6 @@ def test_the_document_leads_to_a_landed_exchange(
     assert query("select day, revision from nova.day_revision") == [(day, 3)]
 
 
-def test_the_tests_over_all_exchanges_accept_it(fresh: Project) -> None:
+def test_the_tests_over_all_exchanges_accept_the_new_exchange(fresh: Project) -> None:
     follow("adding_an_exchange.md", fresh)
     run_tests(fresh, *TESTS)

@@ -25,7 +25,8 @@ from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.landing_process import continue_clock_from, land_at
 
 EXPECTED = Path(__file__).with_name("characterization.json")
-# A dump of a database that release 0.1.0 landed at `NOW`. It has a day that was restated after it settled, and rejected rows.
+# A dump of a database whose days release 0.1.0 landed at `NOW`. One day was restated after it had settled; there are
+# rejected rows.
 RELEASE_0_1_0 = Path(__file__).with_name("database_0_1_0.sql.gz")
 NOW = datetime(2026, 11, 3, 6, tzinfo=UTC)
 TODAY = NOW.date()
@@ -46,7 +47,7 @@ UNSTABLE = {
 
 
 @pytest.fixture
-def exchange(both: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
+def exchange(both_exchanges: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
     """Both exchanges at `NOW`, with assignments configured."""
     monkeypatch.setattr(time, "time_ns", time.time_ns)
     continue_clock_from(NOW)
@@ -56,7 +57,7 @@ def exchange(both: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     customers.write_text("customerId,email\nnew1,jane.doe1@example.com\nnew2,jane.doe2@example.com\n")
     monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(customers))
     monkeypatch.setenv("BINANCE_USER_CUSTOMER_ID", "myself")
-    return both
+    return both_exchanges
 
 
 def kill_while_landing(exchange: Sandbox, landed: Callable[[], int], key: str, days: Sequence[date]) -> None:

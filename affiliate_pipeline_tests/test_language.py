@@ -58,7 +58,7 @@ ALLOWED = {
 
 @cache
 def lines() -> list[str]:
-    """Each line as prose after its place: `first_page` and `firstPage` are two words each."""
+    """Each line with its path and number, split into words: `first_page` and `firstPage` are two words each."""
     return [
         f"{path.relative_to(ROOT)}:{number}: {re.sub(r'(?<=[a-z])(?=[A-Z])|[_.]', ' ', line)}"
         for path in files()
@@ -67,7 +67,7 @@ def lines() -> list[str]:
 
 
 def files() -> Iterator[Path]:
-    """Every text of the project, except inputs from the field."""
+    """Every text file of the project, except the inputs of the test cases."""
     for path in [*ROOT.iterdir(), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))]:
         is_input = re.search("affiliate_pipeline_tests/cases/.*/", f"{path.relative_to(ROOT)}")
         if path.is_file() and path.suffix in SUFFIXES and not is_input:

@@ -23,13 +23,13 @@ INSERT_STATE = "insert into instigators values (%s, %s, %s)"
 
 
 @pytest.fixture
-def healthy(both, query, monkeypatch) -> None:
+def healthy(both_exchanges, query, monkeypatch) -> None:
     """Both exchanges are configured, days have landed, and Dagster's daemon runs."""
     monkeypatch.setenv("COLUMNS", "1000")
     for statement in DAGSTER_TABLES.strip().split(";\n"):
         query(statement)
     query(INSERT_STATE, "SCHEDULE", "DECLARED_IN_CODE", instigator_body("binance_records_0015"))
-    both.binance.set_rebates([rebate(at(day)) for day in DAYS])
+    both_exchanges.binance.set_rebates([rebate(at(day)) for day in DAYS])
     assert materialize(KEY, DAYS).success
     query("update affiliate.landing set settled = true")
 
@@ -100,8 +100,8 @@ def test_a_port_in_use_is_reported(healthy, findings):
     assert list(wrong) == ["port"] and f"port {port} cannot be used" in wrong["port"]
 
 
-def test_a_wrong_clock_is_reported_for_each_exchange(healthy, findings, both):
-    both.faults.clock_offset_ms = 70_000
+def test_a_wrong_clock_is_reported_for_each_exchange(healthy, findings, both_exchanges):
+    both_exchanges.faults.clock_offset_ms = 70_000
     wrong = findings()
     assert set(wrong) == {"clock of binance", "clock of lbank"}
     assert {offset[:4] for offset in wrong.values()} <= {"+70.", "+69."}
@@ -195,7 +195,7 @@ def test_days_of_another_source_are_reported(healthy, findings, query):
     assert list(wrong) == [f"source of {KEY}"] and "api.binance.com partner 0123456789ab" in wrong[f"source of {KEY}"]
 
 
-def test_check_changes_nothing(healthy, findings, both, query, monkeypatch, tmp_path):
+def test_check_changes_nothing(healthy, findings, both_exchanges, query, monkeypatch, tmp_path):
     def state():
         tables = query(
             "select quote_ident(schemaname) || '.' || quote_ident(tablename) from pg_tables "
@@ -204,10 +204,10 @@ def test_check_changes_nothing(healthy, findings, both, query, monkeypatch, tmp_
         rows = [(name, query(f"select t::text, xmin::text from {name} t order by 1")) for (name,) in tables]
         return rows, sorted(path.name for path in tmp_path.rglob("*"))
 
-    before, requests_before = state(), len(both.requests)
+    before, requests_before = state(), len(both_exchanges.requests)
     assert findings() == {}
     assert state() == before
-    assert len(both.requests) - requests_before <= 8
+    assert len(both_exchanges.requests) - requests_before <= 8
 
     query("drop schema affiliate cascade; drop schema binance cascade")
     empty = state()
@@ -232,11 +232,11 @@ def test_every_account_has_a_probe():
     assert {(endpoint.exchange.name, endpoint.account) for endpoint in ENDPOINTS if endpoint.probe} == accounts
 
 
-def test_the_clients_account_needs_its_agent_code(healthy, findings, both, monkeypatch):
-    monkeypatch.setenv("BINANCE_CLIENT_API_KEY", both.binance.client_key)
-    monkeypatch.setenv("BINANCE_CLIENT_API_SECRET", both.binance.client_secret)
+def test_the_clients_account_needs_its_agent_code(healthy, findings, both_exchanges, monkeypatch):
+    monkeypatch.setenv("BINANCE_CLIENT_API_KEY", both_exchanges.binance.client_key)
+    monkeypatch.setenv("BINANCE_CLIENT_API_SECRET", both_exchanges.binance.client_secret)
     monkeypatch.delenv("BINANCE_API_AGENT_CODE", raising=False)
     assert findings() == {"binance client": "BINANCE_API_AGENT_CODE is not set"}
 
-    monkeypatch.setenv("BINANCE_API_AGENT_CODE", both.binance.api_agent_code)
+    monkeypatch.setenv("BINANCE_API_AGENT_CODE", both_exchanges.binance.api_agent_code)
     assert findings() == {}

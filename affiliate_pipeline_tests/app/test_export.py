@@ -68,7 +68,7 @@ def test_parquet_contains_the_exact_text_of_an_unknown_field(sandbox, query, tmp
     assert any(f"{EXACT}" in (text or "") for text in stored)
 
 
-def test_a_table_without_amounts_can_be_exported_as_parquet(both, tmp_path):
+def test_a_table_without_amounts_can_be_exported_as_parquet(both_exchanges, tmp_path):
     assert materialize("lbank/invite_user_team_list", DAYS[:1]).success
 
     export("lbank.invite_user_team_list", f"{DAYS[0]}", "--format", "parquet", "--output", str(tmp_path / "x"))
@@ -106,7 +106,7 @@ def test_missing_and_unsettled_days_of_an_export_are_reported(sandbox, capfd):
     assert f"{YESTERDAY} landed, but may still change" in reported
 
 
-def test_an_export_of_totals_reports_the_missing_and_unsettled_days_of_each_asset(both, query, capfd):
+def test_an_export_of_totals_reports_the_missing_and_unsettled_days_of_each_asset(both_exchanges, query, capfd):
     materialize(LBANK, DAYS[:3])
     materialize(KEY, [DAYS[1]])
     query("update affiliate.landing set settled = asset = %s", LBANK)

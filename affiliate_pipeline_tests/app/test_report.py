@@ -56,7 +56,7 @@ def test_rows_that_landed_after_the_totals_are_reported(sandbox, capsys):
     assert COMPLETE not in page(SETTLED)
 
 
-def test_the_page_lists_the_same_missing_days_without_credentials(both, monkeypatch):
+def test_the_page_lists_the_same_missing_days_without_credentials(both_exchanges, monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{SETTLED}")
     for name in ("BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET"):
         monkeypatch.delenv(name)

@@ -100,7 +100,7 @@ def test_up_does_not_start_the_sandbox_with_a_configured_database(
 
 
 @pytest.mark.parametrize(("hours", "snapshots"), [((23, 0, 0), ["2026-11-29", "2026-11-30"]), ((9, 9), ["2026-11-29"])])
-def test_a_snapshot_whose_day_ends_meanwhile_is_taken_of_the_next_day(monkeypatch, hours, snapshots):
+def test_a_snapshot_that_fails_because_its_day_has_ended_is_taken_on_the_next_day(monkeypatch, hours, snapshots):
     clock = (datetime(2026, 11, 30 if hour == 0 else 29, hour) for hour in hours)
 
     class Clock(datetime):

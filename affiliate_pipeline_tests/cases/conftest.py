@@ -10,7 +10,9 @@ from affiliate_pipeline.sandbox import Sandbox
 
 
 @pytest.fixture
-def run_check(both: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+def run_check(
+    both_exchanges: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[], str]:
     """Runs `check` for the accounts of both exchanges, and returns what it prints."""
     monkeypatch.setenv("COLUMNS", "1000")
 

@@ -141,10 +141,10 @@ def test_a_body_without_rows_is_not_stored(sandbox, query, monkeypatch, body):
     assert query("select count(*) from affiliate.rejected_row") == [(0,)]
 
 
-def test_an_unpaired_surrogate_from_lbank_lands(both, query, monkeypatch):
+def test_an_unpaired_surrogate_from_lbank_lands(both_exchanges, query, monkeypatch):
     day = affiliates.DAYS[1]
-    both.lbank.add_user(registered_ms=affiliates.at(day))
-    replace_bodies(both.lbank, monkeypatch, lambda _, body: body.replace(b'"code":"', rb'"code":"\ud83d'))
+    both_exchanges.lbank.add_user(registered_ms=affiliates.at(day))
+    replace_bodies(both_exchanges.lbank, monkeypatch, lambda _, body: body.replace(b'"code":"', rb'"code":"\ud83d'))
 
     run = materialize("lbank/invite_user_team_list", [day])
 

@@ -22,7 +22,7 @@ HARMLESS = {
     "SSLKEYLOGFILE": ["/no/such/folder/keys.log"],
     "SSL_CERT_FILE": [""],
 }
-# Requests to loopback do not need them.
+# Requests to loopback use no proxy and no certificate, so they succeed in spite of these values.
 UNUSABLE = {
     "HTTPS_PROXY": [
         f"http://user:{PASSWORD}@proxy.example:port",
@@ -61,7 +61,9 @@ def test_an_unusable_value_is_ignored_where_no_request_needs_it(run_check, monke
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in UNUSABLE.items() for value in values])
-def test_an_unusable_value_is_reported_where_a_request_needs_it(both, run_check, monkeypatch, tmp_path, name, value):
+def test_an_unusable_value_is_reported_where_a_request_needs_it(
+    both_exchanges, run_check, monkeypatch, tmp_path, name, value
+):
     (tmp_path / "not.pem").write_text("no certificate")
     monkeypatch.setenv(name, value.format(folder=tmp_path))
     monkeypatch.setenv("BINANCE_BASE_URL", "https://exchange.example")

@@ -48,62 +48,64 @@ def send(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, path: str, body: byt
 
 @pytest.mark.parametrize("body", SPELLINGS)
 @pytest.mark.parametrize("name", [USERS, TEAM, MONEY])
-def test_null_sent_twice_lands_no_rows_and_is_reported(both, query, monkeypatch, name, body):
-    send(both, monkeypatch, PATH[name], body)
+def test_null_sent_twice_lands_no_rows_and_is_reported(both_exchanges, query, monkeypatch, name, body):
+    send(both_exchanges, monkeypatch, PATH[name], body)
 
     run = materialize(f"lbank/{name}", [DAY])
 
     assert run.success, run.message
     assert run.materialized[DAY]["dagster/partition_row_count"] == 0
     assert "had no list (null)" in str(dict(run.materialized[DAY]))
-    assert len(requests_to(both, name)) == (12 if name == MONEY else 2)
+    assert len(requests_to(both_exchanges, name)) == (12 if name == MONEY else 2)
 
 
-def test_null_sent_once_is_a_transient_fault(both, query):
-    both.faults.path = PATH[TEAM]
-    both.lbank.add_user(registered_ms=at(DAY))
-    both.faults.next_responses.append((200, {}, CASE))
+def test_null_sent_once_is_a_transient_fault(both_exchanges, query):
+    both_exchanges.faults.path = PATH[TEAM]
+    both_exchanges.lbank.add_user(registered_ms=at(DAY))
+    both_exchanges.faults.next_responses.append((200, {}, CASE))
 
     run = materialize(f"lbank/{TEAM}", [DAY])
 
     assert run.success, run.message
-    assert landed(query, TEAM, DAY) == sent(rows_of(both, TEAM, DAY))
+    assert landed(query, TEAM, DAY) == sent(rows_of(both_exchanges, TEAM, DAY))
 
 
 @pytest.mark.parametrize("name", [USERS, TEAM, MONEY])
-def test_null_does_not_replace_landed_rows(both, query, monkeypatch, name):
+def test_null_does_not_replace_landed_rows(both_exchanges, query, monkeypatch, name):
     for day in DAYS[:3]:
-        both.lbank.add_user(registered_ms=at(day))
-    both.lbank.set_money([deposit(day) for day in DAYS[:3]])
+        both_exchanges.lbank.add_user(registered_ms=at(day))
+    both_exchanges.lbank.set_money([deposit(day) for day in DAYS[:3]])
     assert materialize(f"lbank/{name}", DAYS[:3]).success
-    send(both, monkeypatch, PATH[name], CASE)
+    send(both_exchanges, monkeypatch, PATH[name], CASE)
 
     run = materialize(f"lbank/{name}", DAYS[:3])
 
     assert sorted(run.failed) == DAYS[:3]
     assert "sent no list (null) where rows had landed" in run.failed[DAY] and "are unchanged" in run.failed[DAY]
     for day in DAYS[:3]:
-        assert landed(query, name, day) == sent(rows_of(both, name, day))
+        assert landed(query, name, day) == sent(rows_of(both_exchanges, name, day))
 
 
-def test_null_does_not_replace_rows_of_an_unsettled_day(both, query, monkeypatch):
+def test_null_does_not_replace_rows_of_an_unsettled_day(both_exchanges, query, monkeypatch):
     yesterday = today() - DAYS[1].resolution
-    both.lbank.set_money([deposit(yesterday)])
+    both_exchanges.lbank.set_money([deposit(yesterday)])
     assert materialize(f"lbank/{MONEY}", [yesterday]).materialized[yesterday]["settled"] is False
-    send(both, monkeypatch, PATH[MONEY], CASE)
+    send(both_exchanges, monkeypatch, PATH[MONEY], CASE)
 
     run = materialize(f"lbank/{MONEY}", [yesterday])
 
     assert "requested_sub_in_out_type IN_DEPOSIT" in run.failed[yesterday]
-    assert landed(query, MONEY, yesterday) == sent(rows_of(both, MONEY, yesterday))
+    assert landed(query, MONEY, yesterday) == sent(rows_of(both_exchanges, MONEY, yesterday))
 
 
-def test_null_does_not_replace_rows_of_one_agent_while_another_gains_rows(both, query, monkeypatch):
-    agents = [both.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(2)]
-    both.lbank.set_commissions([commission(agents[0], DAY, "1.0")])
+def test_null_does_not_replace_rows_of_one_agent_while_another_gains_rows(both_exchanges, query, monkeypatch):
+    agents = [both_exchanges.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(2)]
+    both_exchanges.lbank.set_commissions([commission(agents[0], DAY, "1.0")])
     assert materialize(f"lbank/{COMMISSION}", [DAY]).success
-    both.lbank.set_commissions([commission(agents[1], DAY, f"{n}.0") | {"coinSymbol": f"c{n}"} for n in range(5)])
-    send(both, monkeypatch, PATH[COMMISSION], CASE, open_id=agents[0])
+    both_exchanges.lbank.set_commissions(
+        [commission(agents[1], DAY, f"{n}.0") | {"coinSymbol": f"c{n}"} for n in range(5)]
+    )
+    send(both_exchanges, monkeypatch, PATH[COMMISSION], CASE, open_id=agents[0])
 
     run = materialize(f"lbank/{COMMISSION}", [DAY])
 
@@ -113,36 +115,36 @@ def test_null_does_not_replace_rows_of_one_agent_while_another_gains_rows(both, 
     assert query("select open_id, amount::text from lbank.commission_stats_symbol_list") == [(agents[0], "1.0")]
 
 
-def test_null_for_an_agent_without_rows_does_not_block_other_agents(both, query, monkeypatch):
-    agents = [both.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(2)]
-    send(both, monkeypatch, PATH[COMMISSION], CASE, open_id=agents[0])
+def test_null_for_an_agent_without_rows_does_not_block_other_agents(both_exchanges, query, monkeypatch):
+    agents = [both_exchanges.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(2)]
+    send(both_exchanges, monkeypatch, PATH[COMMISSION], CASE, open_id=agents[0])
     for amount in ("1.0", "2.0"):
-        both.lbank.set_commissions([commission(agents[1], DAY, amount)])
+        both_exchanges.lbank.set_commissions([commission(agents[1], DAY, amount)])
         run = materialize(f"lbank/{COMMISSION}", [DAY])
         assert run.success, run.message
         assert query("select amount::text from lbank.commission_stats_symbol_list") == [(amount,)]
 
 
 @pytest.mark.parametrize("body", SPELLINGS)
-def test_null_is_an_error_without_a_retry_where_a_row_is_always_expected(both, monkeypatch, body):
-    send(both, monkeypatch, PATH["trade_future"], body)
+def test_null_is_an_error_without_a_retry_where_a_row_is_always_expected(both_exchanges, monkeypatch, body):
+    send(both_exchanges, monkeypatch, PATH["trade_future"], body)
 
     run = materialize("lbank/trade_future", [DAY])
 
     assert "LBank returned 0 rows instead of one" in run.failed[DAY]
-    assert len(requests_to(both, "trade_future")) <= 4
+    assert len(requests_to(both_exchanges, "trade_future")) <= 4
 
 
-def test_null_with_an_error_code_is_an_error(both, monkeypatch):
-    send(both, monkeypatch, PATH[TEAM], CASE.replace(b'"error_code":0', b'"error_code":20026'))
+def test_null_with_an_error_code_is_an_error(both_exchanges, monkeypatch):
+    send(both_exchanges, monkeypatch, PATH[TEAM], CASE.replace(b'"error_code":0', b'"error_code":20026'))
 
     assert "20026" in materialize(f"lbank/{TEAM}", [DAY]).failed[DAY]
 
 
-def test_null_does_not_empty_a_roster_that_had_users(both, query, monkeypatch):
+def test_null_does_not_empty_a_roster_that_had_users(both_exchanges, query, monkeypatch):
     assert materialize("lbank/trade_user", [DAY]).success
     query("update lbank.roster set last_seen = '2020-01-01'")
-    send(both, monkeypatch, PATH[TEAM], CASE)
+    send(both_exchanges, monkeypatch, PATH[TEAM], CASE)
 
     run = materialize("lbank/trade_user", [DAYS[2]])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from affiliate_pipeline_tests.conftest import materialize
-from affiliate_pipeline_tests.defs.kickbacks import HISTORY, OLD, REQUEST, collections, landed
+from affiliate_pipeline_tests.defs.kickbacks import HISTORY, OLD, REQUEST, exports, landed
 
 FILE = Path(__file__).parent / "packed-history-file" / "part-00000.csv.zip"
 DAY = date(2026, 11, 27)
@@ -28,4 +28,4 @@ def test_an_archive_of_one_file_lands(sandbox, query):
 
     assert run.success, run.message
     assert landed(query, HISTORY, DAY) == ROWS
-    assert collections(query) == [("landed",)]
+    assert exports(query) == [("landed",)]

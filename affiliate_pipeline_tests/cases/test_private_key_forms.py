@@ -112,24 +112,24 @@ PATHS = {
 
 
 @pytest.fixture
-def configure_binance(both, monkeypatch):
+def configure_binance(both_exchanges, monkeypatch):
     """Sets the partner's secret, and in the sandbox the public key of `key`."""
 
     def run(secret: str, key=None) -> None:
         monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", secret)
         if key:
-            both.binance.accounts[both.binance.partner_key] = encoded_public(key)
+            both_exchanges.binance.accounts[both_exchanges.binance.partner_key] = encoded_public(key)
 
     return run
 
 
 @pytest.fixture
-def configure_lbank(both, monkeypatch):
+def configure_lbank(both_exchanges, monkeypatch):
     def run(secret: str, key=None, method: str = "RSA") -> None:
         monkeypatch.setenv("LBANK_API_SECRET", secret)
         monkeypatch.setenv("LBANK_SIGNATURE_METHOD", method)
         if key:
-            both.lbank.accounts[both.lbank.api_key] = encoded_public(key)
+            both_exchanges.lbank.accounts[both_exchanges.lbank.api_key] = encoded_public(key)
 
     return run
 
@@ -164,17 +164,17 @@ def test_a_key_file_may_be_in_the_home_folder_and_in_der(
 
 
 def test_a_secret_may_be_the_path_of_a_file_with_an_hmac_secret(
-    both, run_check, configure_binance, configure_lbank, tmp_path
+    both_exchanges, run_check, configure_binance, configure_lbank, tmp_path
 ):
-    (tmp_path / "binance").write_text(f" {both.binance.partner_secret}\r\n")
-    (tmp_path / "lbank").write_text(f"\ufeff{both.lbank.api_secret}\n")
+    (tmp_path / "binance").write_text(f" {both_exchanges.binance.partner_secret}\r\n")
+    (tmp_path / "lbank").write_text(f"\ufeff{both_exchanges.lbank.api_secret}\n")
     configure_binance(f"{tmp_path}/binance")
     configure_lbank(f"{tmp_path}/lbank", method="HmacSHA256")
     assert run_check().count("accepts the credentials") == 3
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_an_unusable_key_is_reported(both, run_check, configure_binance, configure_lbank, tmp_path, name):
+def test_an_unusable_key_is_reported(both_exchanges, run_check, configure_binance, configure_lbank, tmp_path, name):
     secret, defect = UNUSABLE[name]
     (tmp_path / "stored").write_text(secret)
     configure_binance(secret)
@@ -205,8 +205,8 @@ def test_a_pem_in_env_without_quotes_is_reported(run_check, monkeypatch):
     assert "BINANCE_PARTNER_API_SECRET cannot be used: the secret is a PEM without its END line" in run_check()
 
 
-def test_a_secret_of_the_other_signature_method_is_reported(both, run_check, configure_lbank):
-    configure_lbank(both.lbank.api_secret, method="RSA")
+def test_a_secret_of_the_other_signature_method_is_reported(both_exchanges, run_check, configure_lbank):
+    configure_lbank(both_exchanges.lbank.api_secret, method="RSA")
     assert "the secret is not a private key, and LBANK_SIGNATURE_METHOD is RSA" in run_check()
     configure_lbank(PEM, method="HmacSHA256")
     assert "the secret is a private key: set LBANK_SIGNATURE_METHOD to RSA" in run_check()
@@ -214,14 +214,14 @@ def test_a_secret_of_the_other_signature_method_is_reported(both, run_check, con
     assert "is a private key of type Ed25519, which LBank does not accept: use RSA" in run_check()
 
 
-def test_each_failed_day_names_the_path(both, configure_binance):
+def test_each_failed_day_names_the_path(both_exchanges, configure_binance):
     configure_binance("/run/secrets/binance_partner")
     run = materialize(KEY, DAYS[:2])
     assert set(run.failed) == set(DAYS[:2])
     assert all("API_SECRET cannot be used: the secret is the path" in reason for reason in run.failed.values())
-    assert both.requests == []
+    assert both_exchanges.requests == []
 
 
-def test_a_day_lands_with_an_openssh_key(both, configure_binance):
+def test_a_day_lands_with_an_openssh_key(both_exchanges, configure_binance):
     configure_binance(*reversed(USABLE["Ed25519 OpenSSH, literal \\n"]))
     assert materialize(KEY, DAYS[:1]).success

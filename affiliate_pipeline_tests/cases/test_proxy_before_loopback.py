@@ -19,7 +19,7 @@ VARIABLES = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROX
 
 
 @pytest.fixture
-def only_binance(both, monkeypatch):
+def only_binance(both_exchanges, monkeypatch):
     """Binance is the only exchange, at another host with the given scheme."""
     for name in ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID", "AFFILIATE_RATE_SCALE"):
         monkeypatch.delenv(name)
@@ -30,12 +30,12 @@ def only_binance(both, monkeypatch):
 
 @pytest.mark.parametrize("status", [None, 403, 502])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_loopback_is_never_reached_through_a_proxy(both, run_check, monkeypatch, status, host):
+def test_loopback_is_never_reached_through_a_proxy(both_exchanges, run_check, monkeypatch, status, host):
     with Proxy(status=status or 200) as proxy:
         for name in VARIABLES:
             monkeypatch.setenv(name, proxy.url if status else UNREACHABLE)
         for name in ("BINANCE_BASE_URL", "LBANK_BASE_URL"):
-            monkeypatch.setenv(name, both.url.replace("127.0.0.1", host))
+            monkeypatch.setenv(name, both_exchanges.url.replace("127.0.0.1", host))
         assert run_check().count("accepts the credentials") == 3
         assert materialize(KEY, DAYS[:1]).success
         assert proxy.received == []
@@ -52,9 +52,9 @@ def test_heartbeats_and_alerts_to_loopback_use_no_proxy(webhook, monkeypatch):
     assert delivery.send(webhook.url, delivery.messages([Alert("key", "title", "text")])[0]) is None
 
 
-def test_a_day_lands_through_a_proxy(both, only_binance, monkeypatch):
+def test_a_day_lands_through_a_proxy(both_exchanges, only_binance, monkeypatch):
     only_binance("http")
-    with Proxy(target=both.url) as proxy:
+    with Proxy(target=both_exchanges.url) as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("://", f"://user:{PASSWORD}%40@"))
         assert materialize(KEY, DAYS[:1]).success
         method, url, headers = proxy.received[0]
@@ -62,16 +62,16 @@ def test_a_day_lands_through_a_proxy(both, only_binance, monkeypatch):
     assert headers["Proxy-Authorization"].startswith("Basic ")
 
 
-def test_a_proxy_of_the_env_file_is_used(both, only_binance, monkeypatch, tmp_path):
+def test_a_proxy_of_the_env_file_is_used(both_exchanges, only_binance, monkeypatch, tmp_path):
     only_binance("http")
     monkeypatch.setenv("HTTP_PROXY", UNREACHABLE)
-    with Proxy(target=both.url) as proxy:
+    with Proxy(target=both_exchanges.url) as proxy:
         (tmp_path / ".env").write_text(f"HTTP_PROXY={proxy.url}\n")
         assert materialize(KEY, DAYS[:1]).success
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_an_unreachable_proxy_is_reported(both, run_check, only_binance, monkeypatch, scheme):
+def test_an_unreachable_proxy_is_reported(both_exchanges, run_check, only_binance, monkeypatch, scheme):
     only_binance(scheme)
     variable = f"{scheme.upper()}_PROXY"
     monkeypatch.setenv(variable, f"http://user:{PASSWORD}@127.0.0.1:9")
@@ -84,12 +84,12 @@ def test_an_unreachable_proxy_is_reported(both, run_check, only_binance, monkeyp
     assert set(run.failed) == set(DAYS[:2])
     for reason in run.failed.values():
         assert expected in reason and "status page" not in reason and PASSWORD not in reason
-    assert both.requests == []
+    assert both_exchanges.requests == []
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("status", [403, 407, 502])
-def test_a_refusing_proxy_is_reported(both, run_check, only_binance, monkeypatch, scheme, status):
+def test_a_refusing_proxy_is_reported(both_exchanges, run_check, only_binance, monkeypatch, scheme, status):
     only_binance(scheme)
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
     with Proxy(status=status) as proxy:

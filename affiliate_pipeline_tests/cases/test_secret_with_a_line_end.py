@@ -24,7 +24,7 @@ def change(monkeypatch):
 
 
 @pytest.mark.parametrize("form", SURROUNDED, ids=ascii)
-def test_white_space_around_values_is_ignored(both, run_check, change, form):
+def test_white_space_around_values_is_ignored(both_exchanges, run_check, change, form):
     for name in VARIABLES:
         change(name, form)
     printed = run_check()
@@ -32,31 +32,31 @@ def test_white_space_around_values_is_ignored(both, run_check, change, form):
     assert "database │ PostgreSQL" in " ".join(printed.split())
 
 
-def test_a_day_lands_with_white_space_around_the_values(both, change):
+def test_a_day_lands_with_white_space_around_the_values(both_exchanges, change):
     for name in VARIABLES:
         change(name, " {}\r\n")
     assert materialize(KEY, DAYS[:1]).success
 
 
 @pytest.mark.parametrize("form", QUOTED, ids=ascii)
-def test_quotes_are_reported_before_any_request(both, run_check, change, form):
+def test_quotes_are_reported_before_any_request(both_exchanges, run_check, change, form):
     for name in VARIABLES:
         change(name, form)
     printed = run_check()
     assert [name for name in VARIABLES if f"{name} is in quotes" not in printed] == []
-    assert both.requests == []
+    assert both_exchanges.requests == []
 
 
 @pytest.mark.parametrize("name", [name for name in VARIABLES if not name.startswith("LBANK")])
-def test_each_failed_day_names_the_quotes(both, change, name):
+def test_each_failed_day_names_the_quotes(both_exchanges, change, name):
     change(name, '"{}"')
     run = materialize(KEY, DAYS[:2])
     assert set(run.failed) == set(DAYS[:2])
     assert all(f"{name} is in quotes" in reason for reason in run.failed.values())
-    assert both.requests == []
+    assert both_exchanges.requests == []
 
 
-def test_quotes_in_one_account_do_not_fail_another(both, change):
+def test_quotes_in_one_account_do_not_fail_another(both_exchanges, change):
     change("BINANCE_CLIENT_API_SECRET", '"{}"')
     assert materialize(KEY, DAYS[:1]).success
 

@@ -77,21 +77,25 @@ def numbers(row):
 
 @pytest.mark.parametrize("respell", [texts, numbers])
 @pytest.mark.parametrize("name", ["invite_user_list", "invite_user_team_list", "trade_user", "money_detail_list"])
-def test_a_number_and_its_text_land_with_the_same_value_from_lbank(both, query, name, respell):
+def test_a_number_and_its_text_land_with_the_same_value_from_lbank(both_exchanges, query, name, respell):
     day = affiliates.DAYS[1]
-    both.lbank.set_money([affiliates.deposit(day, number) for number in range(130)])
-    both.faults.transform_row = respell
+    both_exchanges.lbank.set_money([affiliates.deposit(day, number) for number in range(130)])
+    both_exchanges.faults.transform_row = respell
 
     run = materialize(f"lbank/{name}", [day])
 
     assert run.success, run.message
-    assert affiliates.landed(query, name, day) == affiliates.sent(affiliates.rows_of(both, name, day)) != Counter()
+    assert (
+        affiliates.landed(query, name, day)
+        == affiliates.sent(affiliates.rows_of(both_exchanges, name, day))
+        != Counter()
+    )
 
 
-def test_a_page_with_an_unreadable_id_is_stored_as_received(both, query):
+def test_a_page_with_an_unreadable_id_is_stored_as_received(both_exchanges, query):
     day = affiliates.DAYS[1]
-    both.lbank.add_user(registered_ms=affiliates.at(day))
-    both.faults.transform_row = lambda row: row | {"id": "x"}
+    both_exchanges.lbank.add_user(registered_ms=affiliates.at(day))
+    both_exchanges.faults.transform_row = lambda row: row | {"id": "x"}
 
     run = materialize("lbank/invite_user_list", [day])
 

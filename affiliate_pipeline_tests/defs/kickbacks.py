@@ -52,7 +52,8 @@ def posts(sandbox) -> list[dict[str, str]]:
     return [request.params for request in sandbox.requests if (request.method, request.path) == ("POST", PATH)]
 
 
-def collections(query, columns: str = "state") -> list[tuple]:
+def exports(query, columns: str = "state") -> list[tuple]:
+    """These columns of every export, oldest first."""
     return query(f"select {columns} from binance.kickback_historical_collection order by id")
 
 

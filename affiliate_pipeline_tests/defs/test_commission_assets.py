@@ -102,9 +102,9 @@ def without_wait(monkeypatch) -> None:
     monkeypatch.setattr("affiliate_pipeline.defs.commission_assets.QUIET_S", 0)
 
 
-def test_a_days_sums_equal_those_of_the_raw_tables_to_the_last_digit(both, query, database_url, no_client):
+def test_a_days_sums_equal_those_of_the_raw_tables_to_the_last_digit(both_exchanges, query, database_url, no_client):
     odd = [rebate(at(DAY), i, income="0.000000000000000001", asset=f"C{i % 3}") for i in range(7)]
-    both.binance.set_rebates([*odd, rebate(at(DAY), 8, income="12345678901234567890.123456789012345678")])
+    both_exchanges.binance.set_rebates([*odd, rebate(at(DAY), 8, income="12345678901234567890.123456789012345678")])
     assert materialize(KEY, [DAY]).success
     assert materialize(LBANK, [DAY]).success
 
@@ -124,9 +124,9 @@ def test_a_days_sums_equal_those_of_the_raw_tables_to_the_last_digit(both, query
     assert {zone for (zone,) in query("select zone from affiliate.daily_commission")} == {"UTC", "Asia/Shanghai"}
 
 
-def test_usdt_values_come_from_the_exchange_and_amounts_without_a_value_are_counted(both, query):
-    own = both.lbank.own_open_id
-    both.lbank.set_commissions(
+def test_usdt_values_come_from_the_exchange_and_amounts_without_a_value_are_counted(both_exchanges, query):
+    own = both_exchanges.lbank.own_open_id
+    both_exchanges.lbank.set_commissions(
         [
             commission(own, DAY, "1.50") | {"coinSymbol": "btc", "usdtAmount": "90000.123456789"},
             commission(own, DAY, "2") | {"coinSymbol": "btc", "usdtAmount": None},
@@ -145,9 +145,11 @@ def test_usdt_values_come_from_the_exchange_and_amounts_without_a_value_are_coun
     ]
 
 
-def test_kinds_have_the_declared_names_and_undeclared_codes_stay_unchanged(both, query):
-    own = both.lbank.own_open_id
-    both.lbank.set_commissions([commission(own, DAY, f"{code + 1}") | {"tradeType": code % 2} for code in range(3)])
+def test_kinds_have_the_declared_names_and_undeclared_codes_stay_unchanged(both_exchanges, query):
+    own = both_exchanges.lbank.own_open_id
+    both_exchanges.lbank.set_commissions(
+        [commission(own, DAY, f"{code + 1}") | {"tradeType": code % 2} for code in range(3)]
+    )
     assert materialize(LBANK, [DAY]).success
     query("update lbank.commission_stats_symbol_list set trade_type = 7 where amount = 3")
 
@@ -157,7 +159,7 @@ def test_kinds_have_the_declared_names_and_undeclared_codes_stay_unchanged(both,
     assert kinds == [("commission 7", 3), ("commission futures", 2), ("commission spot", 1)]
 
 
-def test_a_day_that_release_0_1_0_added_up_is_not_stale(both, query, without_wait):
+def test_a_day_that_release_0_1_0_added_up_is_not_stale(both_exchanges, query, without_wait):
     materialize(KEY, [DAY, YESTERDAY])
     materialize(LBANK, [DAY])
     # The statement by which release 0.1.0 recorded the inputs of a day's sums.
@@ -275,9 +277,9 @@ def test_a_day_without_earnings_lands_with_no_rows(sandbox, query, without_wait)
     assert query(SUMS, DAY) == requested_ranges() == []
 
 
-def test_the_report_shows_the_earnings_the_top_customers_and_missing_days(both, tmp_path, monkeypatch):
+def test_the_report_shows_the_earnings_the_top_customers_and_missing_days(both_exchanges, tmp_path, monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{DAYS[0] - timedelta(days=40)}")
-    both.binance.set_rebates(
+    both_exchanges.binance.set_rebates(
         [rebate(at(DAY), 1, income="7.25"), rebate(at(DAY), 2, income="8.5", customerId="<b>zz</b>"),
          rebate(at(DAY), 3, income="1", asset="BNB", customerId="")]
     )  # fmt: skip

@@ -473,7 +473,7 @@ def test_rows_of_equal_time_in_a_different_order_on_each_page_land_once(sandbox,
     assert len(requests_to(sandbox, MONEY)) <= len(KINDS) + 2 * 4
 
 
-def test_equal_rows_across_a_page_boundary_both_land_without_another_pass(sandbox, query):
+def test_equal_rows_across_a_page_boundary_both_land_without_another_walk(sandbox, query):
     rows = [deposit(SETTLED, number) for number in range(130)]
     rows[100] = rows[99]
     sandbox.lbank.set_money(rows)

@@ -70,7 +70,7 @@ def own_instance(
 
 @pytest.fixture
 def leftover(tmp_path: Path) -> Iterator[Sandbox]:
-    """A running sandbox, and the `.affiliate/settings.env` in which an earlier `up` chose it."""
+    """A running sandbox, and the `.affiliate/settings.env` that an earlier `up` wrote for it."""
     with Sandbox(rows_per_day=10) as exchange:
         (tmp_path / ".affiliate").mkdir()
         settings.save_sandbox_variables({"AFFILIATE_START_DATE": f"{YESTERDAY}", **exchange.variables})

@@ -7,7 +7,7 @@ import pytest
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.http.retry import MAX_ATTEMPTS
 from affiliate_pipeline_tests.conftest import materialize
-from affiliate_pipeline_tests.defs.kickbacks import HISTORY, OLD, PATH, REQUEST, collections, kickbacks, posts
+from affiliate_pipeline_tests.defs.kickbacks import HISTORY, OLD, PATH, REQUEST, exports, kickbacks, posts
 from affiliate_pipeline_tests.defs.rebates import KEY, SETTLED
 from affiliate_pipeline_tests.defs.test_assignments import EMAILS, PARTNERS, today
 
@@ -56,13 +56,13 @@ def test_the_reason_of_a_failed_day_quotes_binance(sandbox, status, body, reques
         ({"list": []}, MAX_ATTEMPTS, '{"list": []}'),
     ],
 )
-def test_the_reason_of_a_failed_day_quotes_lbank(both, body, requests, quoted):
-    add_response(both, 200, body, 10 * MAX_ATTEMPTS)
+def test_the_reason_of_a_failed_day_quotes_lbank(both_exchanges, body, requests, quoted):
+    add_response(both_exchanges, 200, body, 10 * MAX_ATTEMPTS)
 
     run = materialize(INVITED, [SETTLED])
 
     assert quoted in run.failed[SETTLED] and "signature is wrong" not in run.failed[SETTLED]
-    assert len(both.requests) == requests
+    assert len(both_exchanges.requests) == requests
 
 
 def test_the_reason_of_a_failed_snapshot_quotes_the_exchange(sandbox):
@@ -99,7 +99,7 @@ def test_an_export_request_that_gets_a_web_page_is_not_accepted(sandbox, query, 
 
     materialize(REQUEST, OLD)
 
-    [(note,)] = collections(query, "coalesce(msg, note)")
+    [(note,)] = exports(query, "coalesce(msg, note)")
     assert len(posts(sandbox)) == 1 and PAGE_TEXT in note and "jane.doe" not in note
 
 

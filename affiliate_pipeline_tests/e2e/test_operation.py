@@ -24,7 +24,7 @@ STUCK_S = 120
 def fortnight() -> list[date]:
     """The last fourteen days that have ended in UTC+8, oldest first.
 
-    No ended day may be left out at the end: the overdue monitor would request a run for it.
+    The range has to include yesterday: the overdue monitor would request a run for an ended day that is missing.
     """
     today = (datetime.now(UTC) + timedelta(hours=8)).date()
     return [today - timedelta(days=i) for i in range(14, 0, -1)]
@@ -104,7 +104,7 @@ def victims(project: Project, name: str) -> list[psutil.Process]:
 
 def test_a_backfill_ends_after_a_kill_and_every_day_is_landed_or_shown_failed(fresh: Project, exchange: Sandbox):
     days = fortnight()
-    # One per test run, because each takes minutes. The seed that pytest prints selects the same one again.
+    # Only one kind of process per test run, because each takes minutes. The seed that pytest prints selects it again.
     name = random.choice(["run", "postgres", "dagster._daemon", "dagster_webserver", "grpc"])
     print(f"killed first: {name}")
     fresh.configure(**variables(exchange))

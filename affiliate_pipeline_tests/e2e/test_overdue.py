@@ -21,7 +21,7 @@ from affiliate_pipeline_tests.webhook import Webhook
 pytestmark = pytest.mark.e2e
 
 
-def test_the_overdue_monitor_lands_a_gap_alerts_about_lost_days_and_controls_the_heartbeat(
+def test_the_overdue_monitor_lands_a_gap_and_alerts_about_lost_days_and_controls_the_heartbeat(
     fresh: Project, exchange: Sandbox, webhook: Webhook
 ):
     bad, before, gap, first, *_, last = last_days()

@@ -28,7 +28,7 @@ LANDING_S = 2
 DAY_MS = 86_400_000
 
 
-def test_a_killed_run_leaves_the_old_day_or_the_new_one_is_reported_failed_and_lands_again(
+def test_a_killed_run_is_reported_and_leaves_the_old_or_the_new_rows_and_its_day_lands_again(
     fresh: Project, exchange: Sandbox, webhook: Webhook
 ):
     day = last_days()[-1]
@@ -59,7 +59,9 @@ def test_a_killed_run_leaves_the_old_day_or_the_new_one_is_reported_failed_and_l
         assert versions(fresh, day) == {2}
 
 
-def test_a_killed_command_line_run_leaves_the_old_day_or_the_new_one_and_lands_again(fresh: Project, exchange: Sandbox):
+def test_a_killed_command_line_run_leaves_the_old_or_the_new_rows_and_its_day_lands_again(
+    fresh: Project, exchange: Sandbox
+):
     day = last_days()[-1]
     fresh.configure(**credentials(exchange))
     restate(exchange, day, version=0)

@@ -1,4 +1,4 @@
-"""Errors quote the exchange's code and message whatever their status and shape, and add no contradiction."""
+"""Errors quote the exchange's code and message whatever their status and shape, and add no advice that contradicts them."""
 
 import gzip
 import json

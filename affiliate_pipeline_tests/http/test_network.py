@@ -96,7 +96,7 @@ def test_requests_to_other_hosts_use_the_proxy(host):
     ],
 )
 @pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
-def test_no_proxy_is_honoured(name, entry, url, is_direct):
+def test_the_variable_no_proxy_is_honoured(name, entry, url, is_direct):
     assert (proxy_for(url, **{name: entry}) is None) == is_direct
 
 

@@ -113,14 +113,14 @@ def test_an_owner_without_the_right_to_create_schemas_can_upgrade(database_url, 
         query("drop role plain")
 
 
-def before_migrations(query: Query) -> None:
+def create_unversioned_tables(query: Query) -> None:
     """Create the tables of releases without `schema_migration`, which the first migration creates as well."""
     query("create schema affiliate")
     query(CORE.files[1].read_text())
 
 
 def test_deliveries_of_an_earlier_release_continue(database_url, query):
-    before_migrations(query)
+    create_unversioned_tables(query)
     query(
         "insert into affiliate.alert (key, title, text, failed, good_news, raised_at, reached, missed, delivered_at) values "
         "('1', 'delivered to a', '', '{}', false, '2026-11-01', '{a,a}', '{\"b\": 3}', null), "
@@ -140,7 +140,7 @@ def test_deliveries_of_an_earlier_release_continue(database_url, query):
 
 @pytest.mark.parametrize("column", ["alert drop column missed", "rejected_row drop column complete"])
 def test_a_column_that_an_earlier_release_lacks_is_added(database_url, query, column):
-    before_migrations(query)
+    create_unversioned_tables(query)
     query(f"alter table affiliate.{column}")
     with Outbox(database_url) as outbox:
         assert outbox.add(Alert("1", "", "")) and len(outbox.due("a")) == 1

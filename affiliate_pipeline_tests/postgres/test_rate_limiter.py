@@ -285,7 +285,7 @@ def test_a_slot_lease_is_not_free_before_its_last_response(limiter_of):
             pass
 
 
-def test_an_unused_slot_lease_is_dropped(limiter_of, monkeypatch):
+def test_a_slot_lease_past_half_of_its_time_is_replaced(limiter_of, monkeypatch):
     monkeypatch.setattr(rate_limiter, "SLOT_LEASE_S", 0.1)
     one = limiter_of(2, 0.02, 5)
     with one.slot():

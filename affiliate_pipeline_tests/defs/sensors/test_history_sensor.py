@@ -25,7 +25,7 @@ from affiliate_pipeline_tests.defs.kickbacks import (
     RECENT,
     REQUEST,
     Killed,
-    collections,
+    exports,
     kickback,
     kickbacks,
     kill_before,
@@ -103,7 +103,7 @@ def test_the_sensor_polls_until_the_file_is_ready_and_then_requests_one_run(sand
     assert materialize(HISTORY, OLD).success
     for day in OLD:
         assert landed(query, HISTORY, day) == sent(rows[day])
-    assert tick() == [] and collections(query) == [("landed",), ("landed",)]
+    assert tick() == [] and exports(query) == [("landed",), ("landed",)]
 
 
 @pytest.mark.parametrize("status", [404, 500])
@@ -122,14 +122,14 @@ def test_the_interval_between_polls_grows_with_the_age_of_the_request(sandbox, r
     materialize(REQUEST, OLD)
     tick()
     requests_before = len(sandbox.requests)
-    set_ago = "update binance.kickback_historical_collection set requested_at = now() - %s::interval, polled_at = now() - %s::interval"
+    set_times = "update binance.kickback_historical_collection set requested_at = now() - %s::interval, polled_at = now() - %s::interval"
     for age, last_poll, is_due in [
         ("1 s", "9 s", False),
         ("1 s", "11 s", True),
         ("1 h", "170 s", False),
         ("1 h", "190 s", True),
     ]:
-        query(set_ago, age, last_poll)
+        query(set_times, age, last_poll)
         tick(due=False)
         assert len(sandbox.requests) == requests_before + is_due, (age, last_poll)
         requests_before = len(sandbox.requests)
@@ -173,7 +173,7 @@ def test_an_export_that_no_run_can_land_expires_if_others_wait(sandbox, rows, qu
         (request,) = tick()
         add_run(instance, request, dg.DagsterRunStatus.FAILURE)
     assert tick() == []
-    assert collections(query) == [("expired",), ("waiting",)]
+    assert exports(query) == [("expired",), ("waiting",)]
 
     tick()
 
@@ -217,7 +217,7 @@ def test_an_export_without_a_file_expires_with_one_alert(sandbox, rows, query, t
     for _ in range(3):
         assert tick() == []
 
-    assert collections(query) == [("landed",), ("expired",)]
+    assert exports(query) == [("landed",), ("expired",)]
     assert len(posts(sandbox)) == 2
     ((key, title, text),) = alerts(query)
     assert key == f"{HISTORY} collection 2" and HISTORY in title
@@ -238,13 +238,13 @@ def test_a_rejected_key_delays_the_next_poll_and_the_export_expires_with_one_ale
     requested = len(sandbox.requests)
     tick(due=False)
     assert len(sandbox.requests) == requested and alerts(query) == []
-    last = collections(query, "state, note like '%%BINANCE_CLIENT_API_SECRET%%', expires_at > now()")
+    last = exports(query, "state, note like '%%BINANCE_CLIENT_API_SECRET%%', expires_at > now()")
     assert last == [(state, True, True)]
 
     query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
     tick()
 
-    assert collections(query) == [("expired",)]
+    assert exports(query) == [("expired",)]
     ((_, _, text),) = alerts(query)
     assert "BINANCE_CLIENT_API_SECRET" in text and "in time" in text
     assert f"Fix the cause, then materialize {REQUEST}" in text
@@ -275,7 +275,7 @@ def test_an_export_that_does_not_land_in_time_expires(sandbox, rows, query, tick
     tick()
     tick()
     assert len(posts(sandbox)) == 2
-    assert collections(query) == [("landed",), ("expired",)]
+    assert exports(query) == [("landed",), ("expired",)]
     assert len(alerts(query)) == 1
 
 
@@ -287,7 +287,7 @@ def test_an_alert_that_could_not_be_stored_is_raised_by_a_later_tick(sandbox, ro
         patched.setattr(Outbox, "add", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             tick()
-    assert collections(query) == [("expired",)] and alerts(query) == []
+    assert exports(query) == [("expired",)] and alerts(query) == []
     tick(due=False)
     tick(due=False)
     assert len(alerts(query)) == 1
@@ -313,7 +313,7 @@ def test_days_that_expired_while_they_waited_are_not_requested(sandbox, rows, qu
     materialize(HISTORY, OLD[:2])
     tick()
     tick()
-    assert collections(query, "first_day, last_day, state")[1:] == [
+    assert exports(query, "first_day, last_day, state")[1:] == [
         (ago(31), ago(30), "expired"),
         (ago(29), OLD[-1], "collecting"),
     ]
@@ -331,7 +331,7 @@ def test_days_that_all_expired_while_they_waited_are_reported_as_lost(sandbox, r
     )
     materialize(HISTORY, OLD[:2])
     tick()
-    assert collections(query) == [("landed",), ("expired",)]
+    assert exports(query) == [("landed",), ("expired",)]
     ((_, _, text),) = alerts(query)
     assert "These days can no longer be requested" in text and "cause" not in text
 
@@ -373,7 +373,7 @@ def test_a_post_without_a_recorded_response_is_repeated_once(sandbox, rows, quer
     for _ in range(4):
         tick()
     assert len(posts(sandbox)) == 2
-    assert collections(query) == [("collecting",)]
+    assert exports(query) == [("collecting",)]
 
 
 def test_the_runbook_quotes_the_alert():

@@ -19,7 +19,7 @@ from affiliate_pipeline_tests.defs.kickbacks import (
     PATH,
     RECENT,
     REQUEST,
-    collections,
+    exports,
     kickback,
     kickbacks,
     kill_before,
@@ -103,7 +103,7 @@ def test_29_days_land_unchanged_after_a_single_post(sandbox, query):
     (post,) = posts(sandbox)
     assert (int(post["startTime"]), int(post["endTime"])) == (at(days[0], "00:00:00.000"), at(days[-1], "23:59:59.999"))
     assert "limit" not in post
-    assert collections(query, "state, first_day, last_day") == [("landed", days[0], days[-1])]
+    assert exports(query, "state, first_day, last_day") == [("landed", days[0], days[-1])]
     assert query("select count(*), count(distinct collection_id) from binance.kickback_historical_request") == [(29, 1)]
 
 
@@ -115,7 +115,7 @@ def test_the_file_host_receives_no_key_and_the_url_is_recorded_nowhere(sandbox, 
     secrets = {sandbox.binance.client_key, sandbox.binance.client_secret}
     assert not {"x-mbx-apikey", "authorization", "cookie"} & headers.keys()
     assert not [secret for secret in secrets if secret in str(headers)]
-    everything = caplog.text + str(run.events) + str(collections(query, "*"))
+    everything = caplog.text + str(run.events) + str(exports(query, "*"))
     for url in sandbox.binance.kickbacks.urls:
         for part in url.partition("?")[2].split("&"):
             assert part not in everything and part.partition("=")[2] not in everything
@@ -138,7 +138,7 @@ def test_landed_days_can_be_requested_again(sandbox, rows):
 def test_a_second_export_waits_until_the_first_has_landed(sandbox, rows, query):
     assert materialize(REQUEST, OLD[:2]).success
     assert materialize(REQUEST, OLD[2:]).success
-    assert (len(posts(sandbox)), collections(query)) == (1, [("ready",), ("waiting",)])
+    assert (len(posts(sandbox)), exports(query)) == (1, [("ready",), ("waiting",)])
     ((is_waiting,),) = query(
         "select requested_at is null and msg like 'not requested yet%%' from binance.kickback_historical_request "
         "where partition_date = %s",
@@ -149,7 +149,7 @@ def test_a_second_export_waits_until_the_first_has_landed(sandbox, rows, query):
     assert materialize(HISTORY, OLD[:2]).success
     assert materialize(HISTORY, OLD[2:]).success
 
-    assert collections(query) == [("landed",), ("landed",)]
+    assert exports(query) == [("landed",), ("landed",)]
     assert len(posts(sandbox)) == 2
     assert_landed(query, rows)
 
@@ -180,7 +180,7 @@ def test_no_export_is_requested_while_the_offered_file_is_unknown(sandbox, rows,
 
     assert run.success, run.message
     assert len(posts(sandbox)) == 1
-    ((state, note),) = collections(query, "state, note")
+    ((state, note),) = exports(query, "state, note")
     assert state == "waiting" and "it is unknown which file the exchange already offers" in note
     assert materialize(HISTORY, OLD).success
     assert len(posts(sandbox)) == 2
@@ -243,7 +243,7 @@ def test_an_unreadable_archive_is_reported_and_stored_as_received(sandbox, query
     offer(sandbox, file)
     run = materialize(HISTORY, OLD)
     assert list(run.failed) == OLD and "ZIP archive with 2 files (a.csv, b.csv)" in run.failed[OLD[0]]
-    assert [bytes(stored) for (stored,) in collections(query, "file")] == [file]
+    assert [bytes(stored) for (stored,) in exports(query, "file")] == [file]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_response_without_the_file_is_fetched_again_and_not_stored(sandbox, ro
     offer(sandbox, *[body] * fetch.FRESH_URLS)
     run = materialize(HISTORY, OLD)
     assert list(run.failed) == OLD and any(text in run.failed[OLD[0]] for text in ("incomplete", "Please"))
-    assert collections(query, "file") == [(None,)]
+    assert exports(query, "file") == [(None,)]
 
 
 def test_a_nested_url_is_found_and_a_setting_allows_other_hosts(sandbox, rows, query, monkeypatch):
@@ -349,7 +349,7 @@ def test_an_incomplete_file_is_fetched_again_and_not_stored(sandbox, rows, query
     run = materialize(HISTORY, OLD)
 
     assert "incomplete" in run.failed[OLD[0]]
-    assert collections(query, "state, file") == [("ready", None)]
+    assert exports(query, "state, file") == [("ready", None)]
     assert materialize(HISTORY, OLD).success
     assert_landed(query, rows)
     assert len(posts(sandbox)) == 1
@@ -365,7 +365,7 @@ def test_an_unreadable_header_is_quoted_and_the_stored_file_can_land_later(sandb
     assert list(run.failed) == OLD
     assert "lacks income: 'amount,asset,symbol,time'" in run.failed[OLD[0]]
     assert "binance.kickback_historical_collection (id 1)" in run.failed[OLD[0]]
-    ((state, file),) = collections(query, "state, file")
+    ((state, file),) = exports(query, "state, file")
     assert state == "ready" and bytes(file).startswith(b"amount,asset,symbol,time\n")
 
     # Correct the stored file instead of the code: the effect is the same. The exchange no longer offers the file.
@@ -377,7 +377,7 @@ def test_an_unreadable_header_is_quoted_and_the_stored_file_can_land_later(sandb
     run = materialize(HISTORY, OLD)
     assert run.success and len(sandbox.requests) == requests_before
     assert_landed(query, rows)
-    assert collections(query, "state, file") == [("landed", None)]
+    assert exports(query, "state, file") == [("landed", None)]
 
 
 def test_an_unreadable_line_fails_the_days_and_the_file_is_stored(sandbox, rows, query):
@@ -385,7 +385,7 @@ def test_an_unreadable_line_fails_the_days_and_the_file_is_stored(sandbox, rows,
     offer(sandbox, b"income,asset,symbol,time\n1.0,USDT,BTCUSDT,yesterday")
     run = materialize(HISTORY, OLD)
     assert "line 2 of the file has the time 'yesterday'" in run.failed[OLD[0]]
-    assert collections(query, "file is not null") == [(True,)]
+    assert exports(query, "file is not null") == [(True,)]
 
 
 def test_an_invalid_amount_fails_only_its_day_and_the_rejected_rows_are_stored(sandbox, rows, query):
@@ -398,7 +398,7 @@ def test_an_invalid_amount_fails_only_its_day_and_the_rejected_rows_are_stored(s
     assert list(run.failed) == [OLD[1]] and "income: not a decimal number" in run.failed[OLD[1]]
     assert_landed(query, {day: rows[day] for day in OLD if day != OLD[1]})
     assert query("select count(*) from affiliate.rejected_row where asset = %s", HISTORY) == [(len(rows[OLD[1]]),)]
-    assert collections(query) == [("landed",)]
+    assert exports(query) == [("landed",)]
 
 
 def test_a_file_with_rows_of_other_days_is_rejected(sandbox, rows, query):
@@ -410,7 +410,7 @@ def test_a_file_with_rows_of_other_days_is_rejected(sandbox, rows, query):
     assert list(run.failed) == OLD
     assert "the URL of another request's file" in run.failed[OLD[0]]
     assert query("select count(*) from binance.kickback_historical_record") == [(0,)]
-    assert collections(query, "state, cardinality(other_paths)") == [("collecting", 1)]
+    assert exports(query, "state, cardinality(other_paths)") == [("collecting", 1)]
 
 
 def test_a_stored_file_of_another_request_expires_and_later_exports_land(sandbox, rows, query):
@@ -426,7 +426,7 @@ def test_a_stored_file_of_another_request_expires_and_later_exports_land(sandbox
 
     assert list(run.failed) == OLD[:2] and REQUEST in run.failed[OLD[0]]
     assert_landed(query, {day: rows[day] for day in OLD[2:]})
-    assert collections(query) == [("expired",), ("landed",)]
+    assert exports(query) == [("expired",), ("landed",)]
 
 
 def test_the_rejected_file_of_an_expired_export_does_not_affect_the_next_export(sandbox, rows, query, monkeypatch):
@@ -443,7 +443,7 @@ def test_the_rejected_file_of_an_expired_export_does_not_affect_the_next_export(
     run = materialize(HISTORY, OLD)
     assert run.success, run.message
     assert_landed(query, rows)
-    assert collections(query) == [("expired",), ("landed",)]
+    assert exports(query) == [("expired",), ("landed",)]
 
 
 def test_the_right_file_lands_after_a_file_of_another_request(sandbox, rows, query, slept, monkeypatch):
@@ -510,7 +510,7 @@ def test_a_rejected_request_fails_its_days_and_expires(sandbox, rows, query):
     sandbox.faults.fail_day(OLD[0], status=400, code=-1130)
     run = materialize(REQUEST, OLD)
     assert list(run.failed) == OLD and "-1130" in run.failed[OLD[0]]
-    assert collections(query) == [("expired",)]
+    assert exports(query) == [("expired",)]
     sandbox.faults.clear()
     assert materialize(REQUEST, OLD).success and materialize(HISTORY, OLD).success
 
@@ -520,7 +520,7 @@ def test_only_the_day_that_expires_before_the_request_fails(sandbox, rows, query
     run = materialize(REQUEST, OLD)
     assert list(run.materialized) == OLD[1:]
     assert "only after the 30 days that the exchange retains" in run.failed[OLD[0]]
-    assert collections(query, "first_day, last_day, state") == [
+    assert exports(query, "first_day, last_day, state") == [
         (OLD[0], OLD[0], "expired"),
         (OLD[1], OLD[-1], "waiting"),
     ]
@@ -529,7 +529,7 @@ def test_only_the_day_that_expires_before_the_request_fails(sandbox, rows, query
 def test_a_request_with_an_unknown_outcome_is_sent_once_and_its_file_lands(sandbox, rows, query):
     sandbox.faults.fail_day(OLD[0], status=500)
     assert materialize(REQUEST, OLD).success
-    assert collections(query, "state, msg, note like 'it is not known whether the POST took effect%%'") == [
+    assert exports(query, "state, msg, note like 'it is not known whether the POST took effect%%'") == [
         ("collecting", None, True)
     ]
     sandbox.faults.clear()
@@ -608,7 +608,7 @@ def test_the_history_has_no_upstream_asset():
 
 
 @pytest.mark.parametrize("change", ["mark_collecting", "msg"])
-def test_a_request_killed_around_its_post_costs_at_most_one_more(sandbox, rows, query, monkeypatch, change):
+def test_a_run_killed_around_its_post_leads_to_at_most_one_more_post(sandbox, rows, query, monkeypatch, change):
     with monkeypatch.context() as patched:
         kill_before(patched, change)
         assert not materialize(REQUEST, OLD).success
@@ -630,7 +630,7 @@ def test_a_landing_killed_in_any_state_results_in_the_same_rows(sandbox, rows, q
 
     assert materialize(HISTORY, OLD).success
     assert len(posts(sandbox)) == 1
-    assert collections(query) == [("landed",)]
+    assert exports(query) == [("landed",)]
     assert_landed(query, rows)
 
 

@@ -114,7 +114,8 @@ def test_permanent_rows_are_returned_once_and_no_row_twice(times, additions, rem
     assert permanent <= found <= ever
 
 
-# At most two additions leave at least two walks undisturbed, which suffice if one time has more rows than a page.
+# Two additions disturb at most two of the four walks. Two undisturbed walks suffice, even if one time has more rows than
+# a page.
 @given(st.lists(st.integers(1, 9), max_size=20), st.sets(st.integers(0, 12), max_size=2), st.data())
 def test_rows_added_between_pages_are_returned(times, additions, data):
     names = count()
