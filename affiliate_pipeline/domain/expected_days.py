@@ -59,14 +59,14 @@ class Timetable:
         return deadline_ms is None or now_ms <= deadline_ms
 
     def lookback_start(self, now_ms: int) -> date:
-        """The first day that the schedule lands: days are landed again until they have settled."""
+        """The first day of the schedule's lookback window: days are landed again until settled."""
         days = max(MIN_LOOKBACK_DAYS, self.settles_after // DAY + 1)
         return day_of(now_ms, self.zone) - days * DAY
 
     def overdue_at_ms(self, day: date, *, settled: bool) -> int | None:
         """When the day becomes overdue; None if no schedule lands it.
 
-        With `settled`, the deadline is that of landing the day again once it has settled, not of its first landing.
+        By then it has to have landed after its end or, with `settled`, after it has settled.
         """
         if self.lands_at is None:
             return None

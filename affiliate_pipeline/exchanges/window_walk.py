@@ -1,9 +1,9 @@
 """Fetching endpoints that have a time range and a row limit but no paging, without loss.
 
 A full page may be truncated without notice. So every millisecond of a day is covered by a response that is proven
-complete. A response shorter than the limit is. A full page with the *oldest* rows of its window is complete before the
-second of its last row, even where the exchange sorts by the second only. The window of any other full page is bisected,
-down to a single millisecond, which fails its day if it fills a page.
+complete. A response shorter than the limit is complete. A full page with the *oldest* rows of its window covers the
+window up to the second of its last row; that second is excluded, because the exchange may sort by whole seconds. The
+window of any other full page is bisected, down to a single millisecond, which fails its day if it fills a page.
 """
 
 import queue

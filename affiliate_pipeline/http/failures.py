@@ -40,8 +40,8 @@ _FIREWALL = "This usually comes from a firewall or maintenance, not from the API
 class Meaning:
     """What an exchange's own error code means.
 
-    `advice` is added to the message unless the message names causes (keys of `_CAUSES`) and none of `causes` is among
-    them. Without `causes`, it is always added.
+    `advice` is added to the message if the message names one of `causes` (keys of `_CAUSES`) or no cause at all. Without
+    `causes`, it is always added.
     """
 
     error: type[ExchangeError]

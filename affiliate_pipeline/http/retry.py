@@ -10,7 +10,7 @@ from affiliate_pipeline.http.errors import NoResponse, RateLimited, Transient
 MAX_ATTEMPTS = 10
 MAX_WAIT_S = 4.0
 SILENCE_LIMIT_S = 90
-# With fewer, two failures far apart would count as silence in between.
+# With fewer, the time between two failures would count as silence, even if nothing was sent in that time.
 MIN_UNANSWERED = 3
 
 

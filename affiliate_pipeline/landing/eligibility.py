@@ -143,18 +143,18 @@ def eligibility_of(days: Iterable[date], landed: Iterable[date], available: Avai
     endpoint, started_ms = available.endpoint, available.started_ms
     fetch: list[date] = []
     refuse: dict[date, Problem] = {}
-    past: list[date] = []
+    unpromised: list[date] = []
     for day in days:
         if isinstance(endpoint, Records) and started_ms < endpoint.end_ms(day):
             refuse[day] = NotEnded("the day has not ended yet", "Materialize it after its end").problem
         elif available.is_promised(day, started_ms):
             fetch.append(day)
         else:
-            past.append(day)
-    retain = sorted({*past} & {*landed})
-    unknown = [day for day in past if day not in retain]
-    available.prove(unknown)
-    for day in unknown:
+            unpromised.append(day)
+    retain = sorted({*unpromised} & {*landed})
+    to_prove = [day for day in unpromised if day not in retain]
+    available.prove(to_prove)
+    for day in to_prove:
         if available.is_proven(day):
             fetch.append(day)
         else:

@@ -33,7 +33,7 @@ Ledgers = Mapping[str, Mapping[date, LedgerEntry]]
 
 def day_lock(asset: str, day: date) -> Lock:
     """The lock of a transaction that writes the day."""
-    # Not the asset's lock: a pooler may keep a session that still holds that one, which must not block the transaction.
+    # Not the asset's lock: a pooler may keep a session open that still holds it, and that must not block the transaction.
     return Lock("affiliate_pipeline.day", f"{asset} {day}")
 
 

@@ -54,9 +54,9 @@ class _OwnSlot:
 
 
 class RateLimiter(TableStore):
-    """A limit of `slots` slots per window with `requests` requests each; safe between threads.
+    """A limit of `slots` slots per window with `requests` requests each.
 
-    A pause longer than `max_wait_s` raises `too_long(message)`.
+    Safe to share between threads. A pause longer than `max_wait_s` raises `too_long(message)`.
     """
 
     def __init__(

@@ -132,7 +132,7 @@ class _Change:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Posts to `path` the ids that its GET lacks; `variable` is the setting of `desired`."""
+    """Posts to `path` the ids that its GET lacks; `desired` reads them from `variable`."""
 
     path: str
     # The parameter that names an id's owner.
@@ -148,7 +148,12 @@ class Assignment:
         if not desired:
             return RequestPlan(0, 0, 0, (self.nothing_desired,))
         sent, changes = session.client.requests_sent, list[_Change]()
-        rejected = self.apply(session, desired, lambda change: changes.append(change) is None)
+
+        def record(change: _Change) -> bool:
+            changes.append(change)
+            return True
+
+        rejected = self.apply(session, desired, record)
         lines = [*map(str, changes), *(f"{each}. Nothing will be posted" for each in rejected)]
         assigned = f"already assigned: {len(desired) - len(lines)}"
         return RequestPlan(session.client.requests_sent - sent + len(changes), None, 0, (*lines, assigned))

@@ -18,7 +18,10 @@ AGENT_CODE = "apiAgentCode"
 
 @dataclass(frozen=True)
 class CurrentState:
-    """Fetches `path` unfiltered; `of_agent`: by the agent's code, added to rows that lack it."""
+    """Fetches `path` without a filter or, if `of_agent`, with the agent's code as a parameter.
+
+    The code is added to rows that lack it.
+    """
 
     path: str
     of_agent: bool = False

@@ -56,9 +56,9 @@ class Query:
 class FanOut:
     """Sends `queries` to `path` for ranges of days.
 
-    `queries` takes the session and the instant (ms) that the roster must be as recent as. `instant` is the JSON name of
-    the time that determines a row's day; without one, a response is a sum over its range, so each day is requested by
-    itself. `timeless` queries take no range: they return the current state.
+    `queries` takes the session and an instant (ms): the roster must not be older. `instant` is the JSON name of the time
+    that determines a row's day; without one, a response is a sum over its range, so each day is requested by itself.
+    `timeless` queries take no range: they return the current state.
     """
 
     path: str

@@ -71,7 +71,10 @@ class RosterStore(TableStore):
         self._source, self._team_list, self._now_ms = source, team_list, now_ms
 
     def read(self, open_id: str, not_before_ms: int) -> Roster:
-        """The roster as of that instant, or of now if that is earlier; one process refreshes it."""
+        """The roster, at least as recent as that instant; one process at a time refreshes it.
+
+        An instant in the future counts as now.
+        """
         other = self._execute(f"select source from {TABLE} where source <> %s limit 1", (self._source,)).fetchone()
         if other:
             raise Refused(

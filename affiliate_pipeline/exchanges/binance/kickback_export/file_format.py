@@ -18,7 +18,7 @@ from affiliate_pipeline.schema.columns import KINDS, MIN_MILLISECONDS, Row, colu
 
 # Enough for 30 days of one trader; their rows take several times as much memory.
 MAX_FILE_BYTES = 256 << 20
-# Recorded for the sister endpoint (broker rebates): a presigned URL of Amazon S3.
+# The sister endpoint (broker rebates) was recorded to offer its file at a presigned URL of Amazon S3.
 FILE_HOSTS = ("amazonaws.com", "binance.com")
 _MAX_NOTE_CHARACTERS = 200
 # Excludes hosts that `urlsplit` rejects.
