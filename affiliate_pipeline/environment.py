@@ -48,7 +48,7 @@ def configured() -> Environment:
 def application() -> Environment:
     """The application's environment: what is configured, else the sandbox if `up` has started one.
 
-    Setting a database or any exchange counts as configured. Without a database, `embedded_server.server` adds the
+    It counts as configured if a database or any exchange is set. Without a database, `embedded_server.server` adds the
     embedded one.
     """
     # A command started in a subfolder finds the project's `.affiliate`, so it has to read the project's `.env` too.

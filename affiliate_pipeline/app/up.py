@@ -89,7 +89,7 @@ class Landing:
         )
 
     def _land_today(self, endpoints: Sequence[Endpoint]) -> bool:
-        """Take the snapshots of today. If the day ends meanwhile, it cannot be taken any more: take the next one."""
+        """Take the snapshots of today; if the day ends meanwhile, those of the next day."""
         zone = endpoints[0].exchange.zone
         while True:
             today = datetime.now(zone).date()

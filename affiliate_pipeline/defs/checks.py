@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.landing.day_writer import SUPERSEDED, Landed
 from affiliate_pipeline.landing.endpoint_tables import differences
@@ -30,7 +31,7 @@ def check_specs(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
         yield dg.AssetCheckSpec(
             NO_DAY_MISSING,
             asset=asset,
-            description="Every expected day of the last 30, since the first that landed, has landed and was read again "
+            description="Each expected day of the last 30 days, from the first landed day on, has landed and was read again "
             "after it had settled. The sensor `watch` evaluates this check within a minute of a change.",
         )
     if isinstance(endpoint, Records) and endpoint.compared_with:
@@ -60,18 +61,19 @@ def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg
     problems = [*landed.warnings]
     metadata: dict[str, Any] = {"rows": stats.rows, "requests": landed.requests}
     if stats.rows_with_fee_above_volume:
-        problems.append(f"the fee is above the volume in {stats.rows_with_fee_above_volume} rows")
+        problems.append(f"the fee is above the volume in {count_of(stats.rows_with_fee_above_volume, 'row')}")
     if landed.new_fields:
         fields = ", ".join(landed.new_fields)
         problems.append(f"the responses have fields that are not in the schema, stored in column extra: {fields}")
     if before:
         problems.append(
-            f"the exchange restated the day after it had settled: {before.rows} rows before, {stats.rows} now. The rows "
-            f"changed or removed are in {SUPERSEDED}"
+            f"the exchange restated the day after it had settled: {count_of(before.rows, 'row')} before, "
+            f"{stats.rows} now. The rows changed or removed are in {SUPERSEDED}"
         )
         metadata["sums_before"] = dg.MetadataValue.json(dict(before.sums))
         metadata["sums_now"] = dg.MetadataValue.json(dict(stats.sums))
-    yield evaluation(DAY_IS_SOUND, not problems, "; ".join(problems) or f"{stats.rows} rows, proven complete", metadata)
+    text = "; ".join(problems) or f"{count_of(stats.rows, 'row')}, proven complete"
+    yield evaluation(DAY_IS_SOUND, not problems, text, metadata)
     if not isinstance(endpoint, Records):
         return
     found, other = differences(store.connection, endpoint, landed.day), endpoint.compared_with

@@ -76,8 +76,9 @@ def selected(
 ) -> set[dg.AssetKey]:
     """The assets among `keys` that the run may materialize.
 
-    A run of another code location has none, whatever its assets are called. A run without a selection has all of them
-    if it is of Dagster's implicit asset job. A run without an origin was started from the command line.
+    A run of another code location has none, whatever its assets are called. A run without a selection may
+    materialize all of them if its job is Dagster's implicit asset job. A run without an origin was started from the
+    command line and counts as this code location's.
     """
     if run.remote_job_origin and not is_own_repository(context, run.remote_job_origin.repository_origin):
         return set()

@@ -79,7 +79,7 @@ def _materialize(
                 if isinstance(outcome, Landed) and checks:
                     yield from evaluations(endpoint, store, outcome)
     except AffiliateError as error:
-        problem = error.problem.adding(impact="What had landed is untouched")
+        problem = error.problem.adding(impact="Rows that had landed are unchanged")
         failed |= dict.fromkeys({*days} - landed.keys() - failed.keys(), problem)
     except BaseException:
         log_landed(context, {context.asset_key: landed})

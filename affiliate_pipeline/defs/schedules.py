@@ -46,7 +46,7 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultSchedul
         today = day_of(tick_ms, exchange.zone)
         if is_snapshot and day_of(now_ms(), exchange.zone) > today:
             # Dagster evaluates a missed tick later, when a run for a day that is over can only fail.
-            return dg.SkipReason(f"{today} is over: no snapshot of it was taken, and none can be taken now")
+            return dg.SkipReason(f"{today} is over, so its snapshot can no longer be taken")
         environment = pipeline.environment
         start = environment.start_date
         # If no exchange is configured, request the runs anyway: they fail and report what to set.

@@ -61,7 +61,8 @@ def _failed_asset(asset: FailedAsset, fallback: str, now_ms: int) -> Iterator[st
         yield f"{asset.key}: {_line(fallback)}"
         return
     noun = "day" if len(asset.days) == 1 else "days"
-    yield f"{asset.key}: {len(asset.days)} {noun} failed, {asset.landed} landed. What had landed before is untouched."
+    counts = f"{len(asset.days)} {noun} failed, {asset.landed} landed"
+    yield f"{asset.key}: {counts}. Rows of the failed {noun} that had landed earlier are unchanged."
     causes = {day: f"{problem.cause}." for day, problem in asset.problems.items()}
     yield from _by_text({day: causes.get(day, fallback) for day in asset.days})
     if asset.endpoint:

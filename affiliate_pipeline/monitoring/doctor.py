@@ -1,6 +1,6 @@
 """What is wrong with a set-up, and what to do about it.
 
-Changes nothing: starts no server, writes no row, takes no rate limit slot. It sends each account only a few requests, since none is rate limited.
+Changes nothing: starts no server, writes no row, takes no rate limit slot. So it sends each account only a few requests.
 """
 
 from collections.abc import Iterator

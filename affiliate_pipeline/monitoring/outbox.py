@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class OpenAlert:
     """An alert and, by asset, the failed days that the ledger does not show as landed since.
 
-    An asset without days has to be materialized itself.
+    An empty set of days: the asset itself has to be materialized.
     """
 
     alert: Alert
@@ -116,7 +116,7 @@ class Outbox(TableStore):
     ) -> tuple[int, datetime]:
         """Record a failure; return the target's attempts in a row and the time (UTC) of the next.
 
-        The pause doubles with each attempt, except for alerts that were sent within a pause.
+        The pause doubles with each attempt. An alert that fails within a pause does not extend it.
         """
         keys = [alert.key for alert in alerts]
         with as_store_unavailable(), self._connection.transaction():

@@ -166,7 +166,8 @@ def _may_request(endpoint: Endpoint, each: ExpectedDay, state: State, now_ms: in
         pause = min(FIRST_PAUSE * 2 ** max(0, state.attempts - 1), MAX_PAUSE)
         is_paused = requested_ms is not None and now_ms - requested_ms < pause / timedelta(milliseconds=1)
         return state.attempts < MAX_ATTEMPTS and not is_paused
-    # Past its promise, a source that can prove longer retention is requested once more: the run proves it or fails.
+    # After the promised retention, request the day once more if the source can prove that it still has it. Without the
+    # proof, the run fails.
     is_provable = (retention := retention_of(endpoint)) is not None and retention.proof is not None
     was_requested = requested_ms is not None and requested_ms > each.deadline_ms
     return is_provable and not each.last_read_at and not was_requested and state.level is not NotificationLevel.LOST
@@ -177,7 +178,8 @@ def level_for(
 ) -> NotificationLevel:
     """The level to report. `waits`: a run over the day just failed, so a new request waits."""
     is_retained = each.is_retained(now_ms)
-    # A run may still land the day. If one has just failed, warn, but report a loss only after the last attempt.
+    # Report nothing if a request is due, unless a run has just failed and the day is still retained; and no loss while a
+    # run is in progress.
     if (may_request and not (waits and is_retained)) or (in_progress and not is_retained):
         return NotificationLevel.NOTHING
     if not is_retained:
@@ -210,7 +212,7 @@ def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expected
     match level:
         case NotificationLevel.LOST if days[0].last_read_at:
             title = f"{named} expired before settling"
-            text = "The rows that had landed are unchanged. What the exchange changed after that is missing."
+            text = "The landed rows are unchanged, but lack what the exchange changed after they were read."
         case NotificationLevel.LOST:
             title, text = f"{named} {is_} lost", given_up
             if (retention := retention_of(endpoint)) and retention.proof:

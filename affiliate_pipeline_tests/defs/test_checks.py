@@ -103,7 +103,7 @@ def test_a_fee_above_its_volume_is_reported(sandbox, declare, fee, passed):
     evaluation = only_check(materialize(KEY, [SETTLED]))
 
     assert evaluation.passed is passed
-    assert passed or "the fee is above the volume in 1 rows" in description_of(evaluation)
+    assert passed or "the fee is above the volume in 1 row" in description_of(evaluation)
 
 
 def test_fees_and_volumes_of_all_trades_are_compared():

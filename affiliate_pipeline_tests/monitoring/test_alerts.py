@@ -55,7 +55,7 @@ def test_the_text_lists_each_cause_once_with_its_days_the_deadline_the_action_an
     problems = {DAYS[1]: refused, DAYS[2]: replace(refused, impact="Nothing landed"), DAYS[5]: other}
     alert = alert_for([FailedAsset(REBATES, [DAYS[1], DAYS[2], DAYS[5]], 4, problems, BY_KEY[REBATES])])
     assert alert.text.splitlines() == [
-        f"{REBATES}: 3 days failed, 4 landed. What had landed before is untouched.",
+        f"{REBATES}: 3 days failed, 4 landed. Rows of the failed days that had landed earlier are unchanged.",
         "2026-11-04, 05: HTTP 500. Try again.",
         "2026-11-08: not an amount.",
         "At the source: fetchable at least until 2026-11-10 23:59 UTC (2026-11-04; the later days longer).",

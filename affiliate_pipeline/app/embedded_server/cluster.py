@@ -40,7 +40,7 @@ class Cluster:
 
     @property
     def log(self) -> Path:
-        """The server's log since its last start; that of the run before is `log.old`."""
+        """The server's log since its last start; the previous one is `log.old`."""
         return self.folder / "log"
 
     def error(self, what: str, output: str | None = None) -> ServerError:

@@ -196,7 +196,10 @@ def _initialize(cluster: Cluster, lock_fd: int) -> None:
 
 
 def _remove_stale_pid(cluster: Cluster) -> None:
-    """Remove postmaster.pid unless its process runs on this data: even a zombie's blocks the start."""
+    """Remove postmaster.pid unless its process runs on this data.
+
+    PostgreSQL refuses to start if the pid in the file exists, even if it is that of a zombie.
+    """
     file = cluster.data / "postmaster.pid"
     command: list[str] = []
     with suppress(FileNotFoundError, ValueError, IndexError, psutil.Error):

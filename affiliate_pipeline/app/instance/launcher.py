@@ -1,4 +1,4 @@
-"""The run launcher that `dagster.yaml` names, and why runs failed."""
+"""The run launcher that `dagster.yaml` names, and the reasons of failed runs."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import of_instance
 from affiliate_pipeline.landing.store import is_run_live
 
-# Longer than it takes, even on a busy machine, from a run's last event until its next process has started and called
+# Exceeds, even on a busy machine, the time from a run's last event until its next process has called
 # `Store.mark_run_live`.
 SILENCE_S = 75
 
@@ -40,8 +40,8 @@ class Launcher(dg.DefaultRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING, f"unknown without the database: {error}")
         return CheckRunHealthResult(
             WorkerStatus.NOT_FOUND,
-            "no process of this run is alive: it was killed, or its machine went down. What had landed is safe; "
-            "materialize the days that are shown as failed again",
+            "no process of this run is alive: it was killed, or its machine went down. Rows that had landed are "
+            "unchanged; materialize the days that are shown as failed again",
         )
 
 

@@ -46,6 +46,6 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
         # thirds of the run's time. Connections are recycled after a second: none is stale after a database restart.
         # Statements have no timeout (0), and the number of connections no limit (-1).
         storage.event_log_storage.optimize_for_webserver(statement_timeout=0, pool_recycle=1, max_overflow=-1)
-        # Dagster reads this variable: how many of a step's final materializations it writes at once.
+        # Read by Dagster: the batch size for writing the final materializations of a step.
         set_default(DAGSTER_EVENT_BATCH_SIZE=1000)
         return storage

@@ -77,7 +77,7 @@ def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
 
 
 def _messages(due: Sequence[tuple[alerts.Alert, int]]) -> Iterator[delivery.Message]:
-    """Bundle alerts that failed equally often; of those that failed, the first is sent alone.
+    """Bundle alerts with equally many failed attempts; send the first of each failed bundle alone.
 
     So an alert that is always rejected ends up alone, and after an outage nearly all are bundled.
     """

@@ -234,7 +234,7 @@ def _failing(instance: DagsterInstance, state: InstigatorState, ui: str) -> aler
     """The alert about a sensor or schedule, if its last ticks have all failed."""
     which = state.instigator_origin_id, state.selector_id
     succeeded = [TickStatus.SUCCESS, TickStatus.SKIPPED]
-    # The next tick of a sensor repeats the work of a failed one. A schedule's does not: its runs have not started.
+    # The next tick of a sensor repeats the work of a failed one. A schedule's does not: the failed tick's runs are lost.
     number = 2 if state.instigator_type is InstigatorType.SENSOR else 1
     last = instance.get_ticks(*which, limit=number, statuses=[*succeeded, TickStatus.FAILURE])
     if len(last) < number or any(tick.status in succeeded for tick in last):

@@ -99,7 +99,7 @@ def expired_alert(export: KickbackExport, now_ms: int) -> Alert:
     return Alert(
         key=f"{HISTORY.key} collection {export.id}",
         title=f"{HISTORY.key}: the export of {format_days(export.days)} was given up",
-        text=f"{export.note}. What had landed is untouched. {next_step}.",
+        text=f"{export.note}. Rows that had landed are unchanged. {next_step}.",
         failed={HISTORY.key: export.days},
     )
 

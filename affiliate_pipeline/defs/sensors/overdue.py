@@ -157,7 +157,8 @@ def _evaluation(
         check_name=NO_DAY_MISSING,
         passed=not days,
         severity=dg.AssetCheckSeverity.ERROR if urgent else dg.AssetCheckSeverity.WARN,
-        description="\n".join(lines) or "No expected day of the last 30, since the first that landed, is missing.",
+        description="\n".join(lines)
+        or "No expected day of the last 30 days, from the first landed day on, is missing.",
         metadata={"missing": len(days), "at_risk": len(at_risk(days, states))},
     )
 

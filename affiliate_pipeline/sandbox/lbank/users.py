@@ -1,7 +1,7 @@
 """Generated users under the affiliate.
 
 Founders registered before 2025 and are listed permanently. Newcomers register from 2025 on; each is active for 50 days
-and listed for about 100. So `size` users are listed at any time, and each for about 50 days after its last activity.
+and listed for about 100. So `size` users are listed at any time, and newcomers stay listed after their last activity.
 """
 
 import threading
