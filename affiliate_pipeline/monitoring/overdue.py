@@ -178,8 +178,8 @@ def level_for(
 ) -> NotificationLevel:
     """The level to report. `waits`: a run over the day just failed, so a new request waits."""
     is_retained = each.is_retained(now_ms)
-    # Report nothing if a request is due, unless a run has just failed and the day is still retained; and no loss while a
-    # run is in progress.
+    # Report nothing if a request is due, unless a run has just failed and the day is still retained. Report no loss
+    # while a run is in progress.
     if (may_request and not (waits and is_retained)) or (in_progress and not is_retained):
         return NotificationLevel.NOTHING
     if not is_retained:
@@ -212,7 +212,7 @@ def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expected
     match level:
         case NotificationLevel.LOST if days[0].last_read_at:
             title = f"{named} expired before settling"
-            text = "The landed rows are unchanged, but lack what the exchange changed after they were read."
+            text = "The rows that had landed are unchanged, but lack what the exchange changed after they were read."
         case NotificationLevel.LOST:
             title, text = f"{named} {is_} lost", given_up
             if (retention := retention_of(endpoint)) and retention.proof:
