@@ -1,0 +1,1 @@
+"""Benchmarks: ratios measured in one run. They start real servers and processes; `make bench` runs them."""

@@ -33,6 +33,7 @@ PACKAGES = ("dagster", "dlt", "pandas", "pandera", "pyarrow", "psycopg", "httpx"
 
 
 def main() -> None:
+    """Measure the given parts, print their tables, and update results.md."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure, print tables, and update benchmarks/results.md."
     )

@@ -43,6 +43,7 @@ class Table:
     notes: Sequence[str] = ()
 
     def markdown(self) -> str:
+        """Return the table with its title and notes."""
         rows = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.lines]
         notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
         return "\n".join([f"### {self.title}", "", *(f"| {' | '.join(row)} |" for row in rows), *notes, ""])
@@ -72,6 +73,7 @@ class IsolatedProject:
             return row and row[0]
 
     def postgresql_version(self) -> str:
+        """Return the server's version, such as 18.1."""
         return self.query("show server_version")
 
     def clear(self) -> None:

@@ -200,11 +200,13 @@ class Contenders:
         return self._result(COPIED, self._project.run(raw_copy, self._project.url))
 
     def naive(self) -> Result:
+        """Land with the naive client."""
         self._project.query(f"drop table if exists {NAIVE}")
         arguments = (self._project.url, self._source.environment, self._days)
         return self._result(NAIVE, self._project.run(naive_client, *arguments))
 
     def dlt(self) -> Result:
+        """Land with dlt's defaults, from an empty schema and without earlier state."""
         self._project.query("drop schema if exists dlt_bench, dlt_bench_staging cascade")
         folder = self._project.home / f"dlt_{time.monotonic_ns()}"
         arguments = (self._project.url, self._source.environment, self._days, str(folder))
@@ -258,6 +260,7 @@ def _snake(name: str) -> str:
 
 
 def run(quick: bool, rounds: int) -> list[Table]:
+    """Compare the speed and memory of landing with raw COPY, the naive client and dlt."""
     tables = []
     for rows in (QUICK_ROWS,) if quick else (ROWS, MANY_ROWS):
         days = days_back(DAYS + 2)

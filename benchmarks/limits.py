@@ -54,6 +54,7 @@ def request_repeatedly(key: str, open_id: str, workers: int, until: float) -> No
 
 
 def run(quick: bool, rounds: int) -> list[Table]:
+    """Measure the share of a rate limit that one process and four processes use."""
     seconds = QUICK_SECONDS if quick else SECONDS
     with source(delay_responses, users=3) as exchange, isolated_project(**exchange.environment) as project:
         until = time.time() + seconds

@@ -33,6 +33,7 @@ def plan(days: list[date]) -> tuple[int, float]:
 
 
 def run(quick: bool, rounds: int) -> list[Table]:
+    """Land a long range at a low rate limit; compare the requests and the duration with the plan."""
     number, users = (QUICK_DAYS, QUICK_USERS) if quick else (DAYS, USERS)
     today = datetime.now(ZoneInfo("Asia/Shanghai")).date()
     days = [today - timedelta(days=back) for back in range(number, 0, -1)]

@@ -56,6 +56,7 @@ def up_until_landed() -> tuple[float, float, int]:
 
 
 def run(quick: bool, rounds: int) -> list[Table]:
+    """Measure imports, and the time that `up` takes until days have landed."""
     os.environ["PYTHONPATH"] = str(ROOT)
     seconds: dict[str, list[float]] = {name: [] for name in IMPORTS}
     # Compile the modules, so that no measured import does.

@@ -16,7 +16,8 @@ from affiliate_pipeline.http.retry import GiveUp, retry_or_give_up
 
 MAX_ATTEMPTS = 5
 MAX_ERROR_BYTES = 64 << 10
-# A file that trickles would otherwise delay the end of its run without limit.
+# For all attempts together. A file that trickles would otherwise delay the end of its run without limit, and a run that
+# waits for this one would take it for dead (`postgres.locks.SILENT_HOLDER_S`).
 DOWNLOAD_LIMIT_S = 900
 HEARTBEAT_TIMEOUT_S = 10
 # Amazon S3 returns 400 where the token in the URL has expired.
@@ -31,20 +32,20 @@ def download(url: str, max_bytes: int, network: Network = DIRECT) -> bytes:
     Raises `UrlExpired`, `Refused` (too large, moved, of unknown length) or, after the last attempt, `Transient`.
     """
     failures = 0
+    deadline = time.monotonic() + DOWNLOAD_LIMIT_S
     with client(network, TIMEOUT) as http:
         while True:
             try:
-                return _once(http, url, max_bytes)
+                return _once(http, url, max_bytes, deadline)
             except Transient as error:
                 failures += 1
                 decision = retry_or_give_up(error, failures, max_attempts=MAX_ATTEMPTS)
-                if isinstance(decision, GiveUp):
+                if isinstance(decision, GiveUp) or time.monotonic() > deadline:
                     raise
                 time.sleep(decision.after_s)
 
 
-def _once(http: httpx.Client, url: str, max_bytes: int) -> bytes:
-    deadline = time.monotonic() + DOWNLOAD_LIMIT_S
+def _once(http: httpx.Client, url: str, max_bytes: int, deadline: float) -> bytes:
     file, host = bytearray(), ""
     try:
         host = httpx.URL(url).host

@@ -16,7 +16,7 @@ from affiliate_pipeline.postgres.errors import StoreUnavailable, as_store_unavai
 LOCK_CHECK_S = 5
 # A process counts as dead once none of its sessions has run a query for this long. A live run queries the database at
 # every request to an exchange; only the download of a large file takes longer than a few minutes without a query.
-SILENT_HOLDER_S = 900
+SILENT_HOLDER_S = 1800
 
 log = logging.getLogger(__name__)
 

@@ -44,6 +44,14 @@ def test_a_truncated_file_is_requested_again(server, url):
     assert len(server.requests) == files.MAX_ATTEMPTS
 
 
+def test_all_attempts_share_one_time_limit(server, url, monkeypatch):
+    monkeypatch.setattr(files, "DOWNLOAD_LIMIT_S", 0)
+    server.default = http(200, b"rows\n" * 500, length=5_000)
+    with pytest.raises(Transient):
+        download(url, 10**6)
+    assert len(server.requests) == 1
+
+
 def test_a_file_without_a_length_is_refused(server, url):
     server.default = b"HTTP/1.0 200 OK\r\n\r\nrows\n"
     with pytest.raises(Refused, match="does not send the length of the file"):

@@ -175,6 +175,7 @@ def _changed(
             return False
         before = record.event.dagster_event.event_specific_data
         recorded_on = datetime.fromtimestamp(record.create_timestamp, UTC).date()
-        return before.description == check.description and recorded_on == today
+        same = (before.description, before.severity) == (check.description, check.severity)
+        return same and recorded_on == today
 
     return [check for check in checks if not is_recorded(check)]

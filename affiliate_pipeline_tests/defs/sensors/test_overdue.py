@@ -69,6 +69,12 @@ class Daemon:
             instance=self.instance, asset_selection=[ASSET], tags=tags, raise_on_error=False
         ).success
 
+    def severity(self) -> dg.AssetCheckSeverity:
+        """The severity of the last evaluation of the check for missing days."""
+        record = self.instance.event_log_storage.get_latest_asset_check_execution_by_key([CHECK])[CHECK]
+        assert record.event and record.event.dagster_event
+        return record.event.dagster_event.asset_check_evaluation_data.severity
+
     def check(self) -> tuple[AssetCheckExecutionRecordStatus, str]:
         """The status and description of the last evaluation of the check for missing days."""
         record = self.instance.event_log_storage.get_latest_asset_check_execution_by_key([CHECK])[CHECK]
@@ -267,6 +273,16 @@ def test_the_check_is_recorded_after_a_change_after_a_run_and_once_a_day(sandbox
     assert [evaluations(), evaluations()] == [1, 0]
     daemon.set_time(now + 24 * HOUR_MS)
     assert evaluations() == 1
+
+
+def test_the_check_is_recorded_when_only_its_severity_changes(sandbox, daemon, add_landed_days, query):
+    add_landed_days(KEY, ago(4), ago(2), ago(1))
+    daemon.tick()
+    query("update affiliate.watch set said = 'BELOW_12_HOURS'")
+    daemon.tick()
+    assert (daemon.evaluations, daemon.severity()) == (1, dg.AssetCheckSeverity.ERROR)
+    daemon.tick()
+    assert daemon.evaluations == 0
 
 
 @pytest.fixture
