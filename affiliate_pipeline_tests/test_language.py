@@ -50,7 +50,7 @@ ALLOWED = {
     r".*/migrations/\d+_.*\.sql": "applied migrations do not change",
     r".*\bslot leases?\b": "the limiter's term for a slot taken until a time",
     r'.*(\baffiliate lease\b|"lease"|lease s\b|SLOT LEASE)': "the table's name is a contract; a constant of slot leases",
-    r".*(\bis snapshot\b|\bSNAPSHOTS\b)": "Dagster stores by a schedule's name whether it is stopped",
+    r""".*['"] ?observations ?['"]""": "Dagster stores by a schedule's name whether it is stopped",
     r".*command\[1:1\] = ": "a user of the operating system",
     r".*`tell\(\)`": "a method of files",
 }
@@ -74,6 +74,7 @@ def files() -> Iterator[Path]:
             yield path
 
 
+@cache
 def found(pattern: str) -> list[str]:
     """The lines, each with its place, in whose text one of the words occurs."""
     words = re.compile(rf"^[^:]+:\d+: .*\b({pattern})\b", re.IGNORECASE)

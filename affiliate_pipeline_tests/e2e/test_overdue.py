@@ -7,15 +7,7 @@ import pytest
 
 from affiliate_pipeline.defs.sensors.overdue import EVERY_S
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline_tests.e2e.project import (
-    KEY,
-    Project,
-    command_of,
-    credentials,
-    kill,
-    last_days,
-    wait_for,
-)
+from affiliate_pipeline_tests.e2e.project import KEY, Project, command_of, credentials, kill, last_days, wait_for
 from affiliate_pipeline_tests.webhook import Webhook
 
 pytestmark = pytest.mark.e2e
