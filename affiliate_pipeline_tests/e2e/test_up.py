@@ -61,7 +61,7 @@ def test_without_a_terminal_up_prints_plain_lines(landed: Project):
     once = landed.run("up", "--once")
 
     assert once.returncode == 0, once.stderr
-    assert "For real accounts set BINANCE_PARTNER_API_KEY and BINANCE_PARTNER_API_SECRET" in once.stdout
+    assert "For real accounts, set BINANCE_PARTNER_API_KEY and BINANCE_PARTNER_API_SECRET" in once.stdout
     assert f"{KEY} {last_days()[0]}: 1 of 1 days\n" in once.stdout
     assert "\x1b" not in once.stdout and "\r" not in once.stdout
 
