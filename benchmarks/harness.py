@@ -136,7 +136,10 @@ class IsolatedProject:
 
 @contextmanager
 def isolated_project(**environment: str) -> Iterator[IsolatedProject]:
-    """Create an isolated project; it and these variables are the only settings of this process and its children."""
+    """Create an isolated project, and enter its folder and environment until the block ends.
+
+    Other variables of the package and of Dagster are removed from the environment, and the given ones are added.
+    """
     home = Path(tempfile.mkdtemp(prefix="benchmark_"))
     environment_before = dict(os.environ)
     folder_before = Path.cwd()

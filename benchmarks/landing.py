@@ -309,9 +309,9 @@ NOTES = (
     "*the asset* is `dagster asset materialize`, *in process* is `dg.materialize`. *dlt* has typed columns and "
     "merges by day.",
     "*peak memory* is that of the contender's process and its descendants; PostgreSQL's is listed separately.",
-    "After every run, the table had exactly the source's rows: the same number, exact sum and hash of the multiset "
-    "of rows as texts, computed by PostgreSQL for the table and by Python for the source. For dlt, which gives all "
-    "decimals one scale, the hash is not compared.",
+    "After every run, the table had exactly the source's rows: the row count, the exact sum of `income` and an "
+    "order-independent hash of the rows were equal. PostgreSQL computed them for the table, Python for the source. "
+    "For dlt, which gives all decimals one scale, the hash is not compared.",
     f"The client's rate limit was {RATE_SCALE} times the real one.",
 )
 

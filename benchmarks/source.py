@@ -73,7 +73,7 @@ class Source:
 
 @contextmanager
 def source(prepare: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Source]:
-    """Run the sandbox with these options, after `prepare(sandbox, *arguments)`."""
+    """Run the sandbox with these options, and call `prepare(sandbox, *arguments)` before yielding."""
     context = get_context("spawn")
     pipe, child_pipe = context.Pipe()
     process = context.Process(target=_serve, args=(child_pipe, prepare, arguments, options), daemon=True)

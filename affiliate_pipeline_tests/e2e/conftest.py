@@ -19,7 +19,7 @@ def _landed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 
 @pytest.fixture
 def landed(_landed: Project) -> Iterator[Project]:
-    """A project that has landed the last days from its sandbox. No process of it runs."""
+    """A project that has landed the last days from its sandbox. None of its processes is running."""
     yield _landed
     if _landed.processes():
         _landed.run("down")

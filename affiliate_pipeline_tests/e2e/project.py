@@ -1,4 +1,4 @@
-"""A copy of the project, whose commands, Dagster and database tests run in processes of their own. Contains no tests."""
+"""A copy of the project. Tests run its commands, Dagster and its database in separate processes. Contains no tests."""
 
 import json
 import os
@@ -121,7 +121,7 @@ class Project:
     def __init__(self, folder: Path):
         self.folder = folder
         self.created_ms = time.time_ns() // 1_000_000
-        # Git trusts another user's checkout only by a setting in the home folder, which tests do not see.
+        # Git reads another user's checkout only if it is a `safe.directory`. Tests cannot see the home folder's settings.
         files = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "--cached", "--others", "--exclude-standard"]
         for name in subprocess.check_output(files, cwd=ROOT, text=True).splitlines():
             if (ROOT / name).is_file():

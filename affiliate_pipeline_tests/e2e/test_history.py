@@ -19,7 +19,7 @@ DAY_MS = 86_400_000
 
 @pytest.fixture
 def exchange() -> Iterator[Sandbox]:
-    """An exchange that has prepared another export before."""
+    """An exchange that has already prepared another export."""
     with Sandbox(rows_per_day=300) as exchange:
         now = exchange.now()
         exchange.binance.kickbacks.collect(now - 5 * DAY_MS, now - 3 * DAY_MS, None)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 KEY = "lbank/trade_future"
 RATE_SCALE = 20
-# One request per scope; at this scale, five requests take half a second.
+# Each day takes one request per scope. At this rate scale, five requests are permitted every half second.
 SCOPES = 4
 STUCK_S = 120
 
@@ -24,7 +24,7 @@ STUCK_S = 120
 def fortnight() -> list[date]:
     """The last fourteen days that have ended in UTC+8, oldest first.
 
-    The range has to include yesterday: the overdue monitor would request a run for an ended day that is missing.
+    The range includes yesterday: otherwise the overdue monitor would request a run for the missing day.
     """
     today = (datetime.now(UTC) + timedelta(hours=8)).date()
     return [today - timedelta(days=i) for i in range(14, 0, -1)]

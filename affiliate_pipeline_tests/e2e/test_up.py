@@ -36,7 +36,7 @@ def test_up_lands_the_last_days_exactly_and_ctrl_c_stops_every_process(landed: P
         after = sandbox_rows(time.time_ns() // 1_000_000)
         for day in last_days():
             stored = table_rows(landed, day)
-            # The sandbox pays rows out while the days land.
+            # While the days land, the sandbox adds the payout fields to some rows.
             assert stored.total() == before[day].total() == after[day].total() > 1000
             assert not stored - (before[day] | after[day])
             assert not (before[day] & after[day]) - stored

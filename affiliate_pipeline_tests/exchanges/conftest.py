@@ -53,7 +53,7 @@ def recorder() -> Iterator[Recorder]:
 
 
 def quotes(error: BaseException, secret: str) -> bool:
-    """Whether the error as a log prints it has any five consecutive characters of the secret."""
+    """Whether the error, as a log prints it, contains any five consecutive characters of the secret."""
     body = "".join(line for line in secret.splitlines() if "-----" not in line)
     printed = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__context__)
     return any(body[start : start + 5] in printed for start in range(len(body) - 4))

@@ -20,7 +20,7 @@ def rows(sandbox):
 
 
 def create_trigger(query, body: str, when: str = "before insert") -> None:
-    """Create a trigger on the table; `at commit`: it runs at the end of the transaction."""
+    """Create a trigger on the table; with `when="at commit"`, it runs at the end of the transaction."""
     query(f"create function change() returns trigger language plpgsql as $$ {body} $$")
     if when == "at commit":
         query(

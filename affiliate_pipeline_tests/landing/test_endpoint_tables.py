@@ -161,7 +161,7 @@ def land(url: str, of: Endpoint, block: bytes) -> None:
         pytest.param(
             type("Less", (Row,), {"__annotations__": {"time": Instant}, "time": schema.instant("When.")}),
             b"2026-11-03 00:00:00Z,\n",
-            id="a column that the schema has lost",
+            id="a column that the schema no longer has",
         ),
     ],
 )
@@ -247,7 +247,7 @@ IGNORE_OPEN_CONNECTIONS = pytest.mark.filterwarnings("ignore:.*was deleted while
 def test_an_unfinished_landing_does_not_block_another_run(create, database_url, short_lock_timeout):
     create()
     with psycopg.connect(database_url) as other:
-        other.execute("delete from affiliate.rejected_row")  # Every landing executes this statement.
+        other.execute("delete from affiliate.rejected_row")  # Every landing deletes from this table.
         assert error_of_store(database_url) is None
 
 

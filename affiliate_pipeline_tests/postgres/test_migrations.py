@@ -114,7 +114,7 @@ def test_an_owner_without_the_right_to_create_schemas_can_upgrade(database_url, 
 
 
 def create_unversioned_tables(query: Query) -> None:
-    """Create the tables of releases without `schema_migration`, which the first migration creates as well."""
+    """Create the tables of a release that had no `schema_migration`, with the SQL of the first migration."""
     query("create schema affiliate")
     query(CORE.files[1].read_text())
 

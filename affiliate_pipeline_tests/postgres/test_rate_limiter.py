@@ -191,7 +191,7 @@ def test_the_slot_of_a_killed_process_becomes_free(limiter_of, database_url):
         assert 0.2 < time.monotonic() - began < SOON_S
 
 
-def test_a_slot_lease_is_longer_than_any_request():
+def test_a_slot_lease_plus_the_window_is_longer_than_any_request():
     longest_s = client.RESPONSE_LIMIT_S + (client.TIMEOUT.read or math.inf)
     # The last request of a slot lease may begin at half of its time; Binance's window is 60 s.
     assert rate_limiter.SLOT_LEASE_S / 2 + longest_s <= rate_limiter.SLOT_LEASE_S + 60

@@ -260,7 +260,7 @@ def test_ccxt_makes_the_same_signature(monkeypatch, secret_of, kind, method, ema
     options = {"recvWindow": RECV_WINDOW_MS}
     theirs = ccxt.binance({"apiKey": API_KEY, "secret": secret_of[kind], "options": options})
     monkeypatch.setattr(theirs, "nonce", lambda: NOW_MS)
-    # ccxt puts the timestamp first, and Binance accepts any order. The encoding is still ccxt's own.
+    # ccxt puts the timestamp first, and Binance accepts any order: compare in our order, with ccxt's own encoding.
     last = ("recvWindow", "timestamp")
     encode_in_order = ccxt.Exchange.urlencode
     monkeypatch.setattr(

@@ -23,7 +23,7 @@ def call(sandbox, caller):
     return run
 
 
-def test_customers_are_listed_all_or_one_by_id_or_email(sandbox, call):
+def test_all_customers_are_listed_and_one_is_found_by_id_or_email(sandbox, call):
     listed = call("GET", CUSTOMIZATION).json
     assert Counter(map(json.dumps, listed)) == Counter(
         json.dumps({"customerId": each, "email": email}) for each, email in sandbox.binance.customers.by_id.items()

@@ -97,7 +97,7 @@ def test_a_signature_that_is_not_last_is_refused(caller, clock):
         assert caller.raw(f"{REBATES}?{target}").refusal == (400, -1022)
 
 
-def test_parameters_may_have_any_order_but_must_be_signed_in_it(caller, clock):
+def test_parameters_may_have_any_order_but_must_be_signed_in_the_order_sent(caller, clock):
     assert caller.signed(f"timestamp={clock.ms}&limit=1").status == 200
     signature = caller.sign(f"limit=1&timestamp={clock.ms}".encode())
     swapped = f"timestamp={clock.ms}&limit=1&signature={signature}"
