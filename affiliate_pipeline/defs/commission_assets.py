@@ -21,8 +21,8 @@ from affiliate_pipeline.exchanges.registry import EARNING
 
 COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])
 REPORT = dg.AssetKey(["affiliate", "daily_report"])
-# A synonym of UTC, so that these partitions differ from Binance's. Otherwise one run would land both, and a day that
-# fails there would fail every day here.
+# A synonym of UTC, so that these partitions differ from Binance's. Otherwise one run would land both, and one failed
+# Binance day would fail every day of these assets.
 ZONE = ZoneInfo("Etc/UTC")
 OWNER = "team:affiliate"
 # A day is added up again only after nothing has landed for it for this long: its assets land one after the other.

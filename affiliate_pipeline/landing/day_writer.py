@@ -176,7 +176,7 @@ class DayWriter:
     def _lock_day(self, day: date) -> list[str]:
         """Lock the day and the table's definition for this transaction.
 
-        The lock of the transaction protects the day even if locks of the session are lost. Returns the features of the
+        The transaction-level lock protects the day even if session-level locks are lost. Returns the features of the
         table that could change rows as they are written (triggers, column types). Raises `StoreError` if the session has
         lost the asset's lock.
         """
@@ -273,7 +273,7 @@ class DayWriter:
             raise Shrunken(f"the exchange now refuses {names}, whose rows had landed")
 
     def _landed_values(self, day: date, values: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
-        """Those of the values (by JSON name) that landed rows of the day have, by column name.
+        """Which of these values (by JSON name) occur in the day's landed rows, by column name.
 
         An empty mapping matches any row.
         """

@@ -106,7 +106,7 @@ class Availability:
                     yield each
 
     def requested_ms(self, fetched: DayBatch | DayError) -> int:
-        """The run's start or, if earlier, the oldest response's request, by the exchange's clock."""
+        """When the run started or, if earlier, the oldest response was requested (exchange time)."""
         began = self.started_ms + self.session.client.clock_ahead_ms
         oldest = fetched.requested_ms if isinstance(fetched, DayBatch) else None
         return min(began, oldest or began)

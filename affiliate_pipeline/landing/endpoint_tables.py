@@ -32,7 +32,10 @@ class DayStats:
 
 @dataclass(frozen=True)
 class Difference:
-    """A group in which two assets with the same rows differ: rows and exact sum (text) of each."""
+    """A group in which two assets that should have the same rows differ.
+
+    Amounts are exact, as text.
+    """
 
     name: str | None
     rows: int

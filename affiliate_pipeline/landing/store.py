@@ -48,7 +48,7 @@ class Store(TableStore):
         return self._connection
 
     def require_ready(self, *endpoints: Endpoint) -> None:
-        """Raise `StoreUnavailable` if no day, or no day of one of these endpoints, can land."""
+        """Raise `StoreUnavailable` unless the database is ready to land days of these endpoints."""
         for error in problems(self._connection, privileges(endpoint.key for endpoint in endpoints)):
             raise error
 

@@ -1,6 +1,7 @@
 """What is wrong with a set-up, and what to do about it.
 
-Changes nothing: starts no server, writes no row, takes no rate limit slot. So it sends each account only a few requests.
+It changes nothing: it starts no server and writes no row. It bypasses the rate limiter, so it sends each account only a
+few requests.
 """
 
 from collections.abc import Iterator

@@ -60,7 +60,7 @@ class Outbox(TableStore):
         return try_locked(self._connection, Lock("affiliate_pipeline.alert"), "the delivery of alerts")
 
     def due(self, target: str) -> list[tuple[Alert, int]]:
-        """The alerts to send to the target now, with their failed attempts: fewest, then oldest.
+        """The target's due alerts with their failed attempts; fewest attempts first, then oldest.
 
         None within the interval after the target accepted an alert. Within the pause after a failure, only alerts never
         sent to it: the target may be down, or may have rejected only that one alert.
@@ -68,10 +68,10 @@ class Outbox(TableStore):
         rows = self._execute(
             "select coalesce(attempts, 0), key, title, text, failed, good_news "
             f"from {TABLE} left join {DELIVERIES} on alert = key and target = %(target)s "
-            f"cross join (select bool_or(delivered_at is null) as failing, bool_or(delivered_at is not null) as taken "
-            f"from {DELIVERIES} where target = %(target)s and next_attempt_at > now()) resting "
+            f"cross join (select bool_or(delivered_at is null) as failing, bool_or(delivered_at is not null) as accepted "
+            f"from {DELIVERIES} where target = %(target)s and next_attempt_at > now()) paused "
             "where alert.delivered_at is null and alert_delivery.delivered_at is null "
-            "and taken is not true and (attempts is null or failing is not true) "
+            "and accepted is not true and (attempts is null or failing is not true) "
             "order by coalesce(attempts, 0), raised_at, key",
             {"target": target},
         )
@@ -137,7 +137,7 @@ class Outbox(TableStore):
             ).fetchall()[0]
 
     def complete_deliveries(self, targets: Collection[str]) -> None:
-        """Mark alerts that all targets accepted as delivered; drop failures of removed targets."""
+        """Mark as delivered the alerts that all targets accepted; drop failures of removed targets."""
         with as_store_unavailable(), self._connection.transaction():
             self._execute(
                 f"update {TABLE} set delivered_at = now() where delivered_at is null and %s::text[] <@ array("

@@ -26,8 +26,8 @@ class Faults:
     `path`: `next_responses`, failing days and the random mix apply only to calls whose path contains it.
     `next_responses`: canned responses (status, headers, body), one per call.
     `transform_row`: given each row of a response as a dict, returns the row to send.
-    `pending`: what the next requests for a history's file return instead of its URL, one each:
-    `error`, `message`, `previous` (the URL of the file before), `empty` or `null`.
+    `pending`: what the next requests for the URL of a kickback export return instead, one each:
+    `error`, `message`, `previous` (the URL of the previous file), `empty` or `null`.
     `expired_urls`: how many of the next file URLs are expired when they are returned.
     `clock_offset_ms`: how far the exchange's clock is ahead of the sandbox's.
     `retry_after_s`: the Retry-After of rate_limited. `slow_s`: the delay of slow.

@@ -47,7 +47,7 @@ MAX_RETRY_LAUNCH_S = 300
 ENDPOINT_OF = {AssetKey.from_user_string(endpoint.key): endpoint for endpoint in ENDPOINTS}
 REFERENCE_ASSETS = {AssetKey.from_user_string(table.key) for table in REFERENCE_TABLES}
 OWN_ASSETS = frozenset({*ENDPOINT_OF, *REFERENCE_ASSETS, COMMISSION, REPORT})
-# The third check is not among them: the monitor raises its own alerts about overdue days, with deadlines.
+# `NO_DAY_MISSING` is not among them: the monitor raises its own alerts about overdue days, with deadlines.
 REPORTED_CHECKS = {DAY_IS_SOUND, SAME_ROWS}
 _Partitions = set[tuple[AssetKey, str | None]]
 # Step failures, each with the own assets that the step should have materialized.

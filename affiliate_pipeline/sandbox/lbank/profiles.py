@@ -37,7 +37,7 @@ def _profile(user: User, deposit: bool, transaction: bool) -> str:
 
 
 def balances(user: User, now: int) -> str:
-    """The user's balances as of the last UTC+8 midnight, as the members of amounts."""
+    """The user's balances as of the last UTC+8 midnight, as the members with amounts."""
     midnight = start_of(day_of(now))
     return _balances(user, midnight if user.first_deposit_ms is not None and user.first_deposit_ms < midnight else None)
 
