@@ -23,7 +23,7 @@ def inherited(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def isolate() -> None:
-    """Remove everything else from this process's environment, and import the definitions from an empty folder.
+    """Reduce this process's environment to what tests may see, and import the definitions from an empty folder.
 
     The definitions read settings when they are imported.
     """

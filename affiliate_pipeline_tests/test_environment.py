@@ -208,7 +208,7 @@ def test_an_invalid_url_is_rejected_without_quoting_it(monkeypatch, url):
     assert SECRET not in str(raised.value)
 
 
-def test_a_base_url_loses_its_last_slash(monkeypatch):
+def test_a_base_url_loses_its_trailing_slash(monkeypatch):
     monkeypatch.setenv("BINANCE_BASE_URL", "https://proxy.example/binance/")
     assert load(Binance).binance_base_url == "https://proxy.example/binance"
 

@@ -50,7 +50,7 @@ ALLOWED = {
     r".*/migrations/\d+_.*\.sql": "applied migrations do not change",
     r".*\bslot leases?\b": "the limiter's term for a slot taken until a time",
     r'.*(\baffiliate lease\b|"lease"|lease s\b|SLOT LEASE)': "the table's name is a contract; a constant of slot leases",
-    r""".*['"] ?observations ?['"]""": "Dagster stores by a schedule's name whether it is stopped",
+    r""".*['"] ?observations ?['"]""": "Dagster stores under a schedule's name whether the schedule is stopped",
     r".*command\[1:1\] = ": "a user of the operating system",
     r".*`tell\(\)`": "a method of files",
 }
@@ -76,7 +76,7 @@ def files() -> Iterator[Path]:
 
 @cache
 def found(pattern: str) -> list[str]:
-    """The lines, each with its place, in whose text one of the words occurs."""
+    """The lines whose text contains one of the words, each with its path and number."""
     words = re.compile(rf"^[^:]+:\d+: .*\b({pattern})\b", re.IGNORECASE)
     return [line for line in lines() if words.search(line)]
 

@@ -15,7 +15,7 @@ ROWS = {("0.5", "BTC", "BTCUSDT", "1795737600001"): 1, ("0.00000001", "BNB", "BN
 def test_an_archive_of_one_file_lands(sandbox, query):
     materialize(REQUEST, OLD)
     path = urlsplit(sandbox.binance.kickbacks.offer().decode().strip('"')).path
-    # The file has rows of one fixed day, so the request must be of the following day.
+    # The file has rows of one fixed day, so the request must have been sent on the following day.
     query(
         "update binance.kickback_historical_collection set state = 'ready', path = %s, first_day = %s, last_day = %s, "
         "requested_at = %s, expires_at = now() + interval '1 hour'",

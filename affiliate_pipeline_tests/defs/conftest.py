@@ -21,7 +21,8 @@ def no_secret_is_recorded(
 ) -> Iterator[None]:
     """Assert that no run event and no log record of any level contains a key, secret, signature or full email.
 
-    In a test with a sandbox, the tables are searched as well. Only tables of received rows may contain full emails.
+    In a test with a sandbox, all tables are searched for keys, secrets and signatures. Some of the tables that contain
+    no received rows are searched for full emails.
     """
     sandbox = request.getfixturevalue("sandbox") if "sandbox" in request.fixturenames else None
     query = request.getfixturevalue("query") if sandbox else None
@@ -56,7 +57,7 @@ def no_secret_is_recorded(
         if select_all_rows:
             stored = query(select_all_rows)
             assert [row for row in stored if any(secret in row[1] for secret in secrets)] == []
-            # The other tables contain rows as received, and with them full emails.
+            # Tables of received rows contain full emails, so only tables without received rows are searched for them.
             texts += [row for table, row in stored if table in ("alert", "landing", "lease", "watch", "unknown_field")]
     everything = "\n".join(texts)
     assert [secret for secret in secrets | {EMAIL} if secret in everything] == []

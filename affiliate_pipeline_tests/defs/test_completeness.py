@@ -103,7 +103,7 @@ def test_rows_of_the_neighbouring_days_do_not_land(sandbox, query):
     assert max(last for _, last in windows) <= at(DAYS[1], "23:59:59.999")
 
 
-def test_all_days_that_the_exchange_promises_land_in_one_run(sandbox, query):
+def test_all_days_that_the_exchange_promises_to_retain_land_in_one_run(sandbox, query):
     days = [ago(number) for number in range(6, 0, -1)]
     sandbox.binance.set_rebates(row for day in days for row in rebates(day, 700))
 

@@ -89,7 +89,7 @@ def sandbox(monkeypatch, database_url):
 
 @pytest.fixture
 def many_agents(sandbox) -> list[str]:
-    """Enough agents that a single one is less than 5 %; the first has no trades and no team."""
+    """Enough agents that a single one is less than 5 %; none of them trades or has a team."""
     return [sandbox.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(17)]
 
 
@@ -137,7 +137,7 @@ def test_days_across_a_months_end_land_exactly_with_the_planned_number_of_reques
         assert run.materialized[day]["settled"] is True
     assert [request for request in sandbox.requests if request.code] == []
     received = Counter(request.path for request in sandbox.requests)
-    # The users to query come from the roster, which fits one page.
+    # The users to query come from the roster, which fits on one page.
     by_user = name in (COMMISSION, TRADES, TEAM_TRADES)
     assert received == {PATH[name]: expected_requests(sandbox, name)} | ({TEAM_LIST: 1} if by_user else {})
     planned = plan(database_url, name, DAYS)
@@ -267,7 +267,7 @@ def test_a_roster_older_than_the_days_is_refreshed_once(sandbox, query):
     assert len(requests_to(sandbox, TEAM)) == 2
 
 
-def test_of_several_concurrent_readers_one_refreshes_the_roster(sandbox, database_url):
+def test_one_of_several_concurrent_readers_refreshes_the_roster(sandbox, database_url):
     def read():
         endpoint = ENDPOINT[TRADES]
         with Store(database_url) as store, connected(endpoint, store, configured().variables) as session:
@@ -559,7 +559,7 @@ def test_every_known_spelling_of_a_row_lands(sandbox, query, spelling):
         with_level_100: with_level_100,
         with_empty_amounts: with_null_amounts,
     }
-    # Without agents, the endpoints per agent have nothing to query.
+    # Without agents, the endpoints per agent query only the affiliate's own openId.
     names = [LIST, MONEY] if spelling is with_level_100 else [LIST, TEAM_TRADES, MONEY, COMMISSION]
 
     for name in names:
@@ -698,7 +698,7 @@ def test_a_row_with_an_unreadable_time_fails_its_day_alone(sandbox, query, name,
             return row | {field: time}
         return row
 
-    # The roster's rows have the same field.
+    # Refresh the roster first, so that its rows are not transformed.
     materialize_roster()
     sandbox.faults.transform_row = with_invalid_time
     run = materialize(name, DAYS[:3])
@@ -1056,8 +1056,9 @@ def test_a_failed_day_leaves_no_cached_responses(sandbox, query):
 
 def test_a_day_settles_by_the_age_of_its_responses(sandbox, monkeypatch, query, interrupted):
     endpoint, day, hour = ENDPOINT[COMMISSION], DAYS[3], timedelta(hours=1)
-    two_hours_ago = datetime.now(UTC) - 2 * hour - datetime.fromtimestamp(at(day + DAY, 0) / 1000, UTC)
-    declared = (replace(endpoint, settles_after=two_hours_ago),)
+    # The day settled two hours ago.
+    settles_after = datetime.now(UTC) - 2 * hour - datetime.fromtimestamp(at(day + DAY, 0) / 1000, UTC)
+    declared = (replace(endpoint, settles_after=settles_after),)
     monkeypatch.setattr("affiliate_pipeline.definitions.ENDPOINTS", declared)
     query("update affiliate.answer set asked_at = asked_at - interval '5 hours'")
 

@@ -1,4 +1,7 @@
-"""Lands one day for the first time in two concurrent runs, through URL, and prints the rows of the day. The database must be empty."""
+"""Lands one day for the first time in two concurrent runs, through URL, and prints its number of rows and total income.
+
+The database must be empty.
+"""
 import json
 import os
 import sys

@@ -311,7 +311,7 @@ def will_retry(instance: dg.DagsterInstance, run_id: str) -> str | None:
     return run.tags.get(sensors.WILL_RETRY_TAG)
 
 
-def test_a_run_of_the_command_line_is_reported_because_it_is_never_retried(instance, tick, retries):
+def test_a_run_started_on_the_command_line_is_reported_because_it_is_never_retried(instance, tick, retries):
     run_id = dg.materialize([failing_roster()], instance=instance, raise_on_error=False).run_id
     assert will_retry(instance, run_id) == "true"
     assert len(tick()) == 1

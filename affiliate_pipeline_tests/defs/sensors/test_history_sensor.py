@@ -338,7 +338,7 @@ def test_days_that_all_expired_while_they_waited_are_reported_as_lost(sandbox, r
 
 @pytest.mark.parametrize(("change", "max_posts"), [("mark_collecting", 2), ("msg", 3), ("state=ready", 2)])
 def test_a_killed_daemon_resumes_from_every_state(sandbox, rows, query, tick, monkeypatch, change, max_posts):
-    # The exchange offers no file before the two requests and during two ticks.
+    # The exchange offers no file during the two requests and the next two polls.
     sandbox.faults.pending.extend(["message"] * 4)
     materialize(REQUEST, OLD[:2])
     materialize(REQUEST, OLD[2:])

@@ -257,7 +257,7 @@ def test_the_check_is_listed_with_each_asset_whose_days_can_be_missing():
     assert with_check == {each.key for each in ENDPOINTS if each.lands_at and isinstance(each, Records)}
 
 
-def test_the_check_is_recorded_after_a_change_after_a_run_and_once_a_day(sandbox, daemon, add_landed_days, query):
+def test_the_check_is_recorded_daily_and_after_each_change_or_run(sandbox, daemon, add_landed_days, query):
     add_landed_days(KEY, *(ago(days) for days in range(6, 1, -1)))
     materialize(KEY, [ago(1)])
     now = overdue_sensors.now_ms()
