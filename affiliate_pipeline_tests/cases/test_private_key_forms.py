@@ -1,4 +1,4 @@
-"""Case private-key-forms: every usual form of a private key signs requests; other keys are reported with their defect."""
+"""Case private-key-forms: every usual form of a private key signs; other keys are reported with their defect."""
 
 import subprocess
 from base64 import b64encode
