@@ -1,4 +1,5 @@
 """The exchanges: their endpoints, and how requests to them are signed, sent and paged.
 
-Fetching yields days of rows as received. Nothing here writes to an asset's table; that is `landing`.
+Fetching yields days of rows as received. Of the assets' tables, only the roster is written here; `landing` writes the
+others.
 """

@@ -36,7 +36,7 @@ class Spool:
         except OSError as error:
             raise SpoolFull(
                 f"the temporary folder cannot be written to ({error.strerror})",
-                "Free space on its disk, or name a folder on another one in TMPDIR, then materialize again",
+                "Free space on its disk, or set TMPDIR to a folder on another disk, then materialize again",
             ) from None
         self._sizes.append(len(chunk))
 

@@ -144,9 +144,9 @@ class ServerBehaviour:
     def is_oldest_first(self, first: int, last: int, page: Page) -> bool:
         """Whether full pages are proven to have the oldest rows of their window, in order.
 
-        Proof takes two requests: the rows before this page's last millisecond fit into one page and equal this page's,
-        and there are newer rows, which this page lacks (a page that is full by chance proves nothing). After one page
-        out of order, no page is trusted.
+        Proof takes two requests: the rows before this page's last millisecond fit into one page and have the same times
+        as this page's, and there are newer rows, which this page lacks (a page that is full by chance proves nothing).
+        After one page out of order, no page is trusted.
         """
         newest = max(page.times)
         with self._lock:

@@ -209,8 +209,11 @@ class Client:
         """How far the exchange's clock is ahead of this machine's (ms); 0 until it is known."""
         return self._clock.offset_ms
 
-    def clock_offset_ms(self) -> int | None:
-        """Adopt the exchange's clock; how far it is ahead (ms), None if it cannot be requested."""
+    def adopt_clock(self) -> int | None:
+        """Adopt the exchange's clock and return how far it is ahead (ms).
+
+        None: the exchange has no request for its clock.
+        """
         server_ms = self._server_ms()
         if server_ms is None:
             return None

@@ -51,7 +51,7 @@ class Proxy:
 
 
 class Network:
-    """How this machine reaches other hosts, by the variables that curl knows.
+    """How this machine reaches other hosts: read from the variables that curl uses.
 
     `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` in upper or lower case, `SSL_CERT_FILE`, `SSL_CERT_DIR`.
     Other variables are ignored.
@@ -61,7 +61,7 @@ class Network:
         self._variables = variables
 
     def proxy_for(self, url: httpx.URL) -> Proxy | None:
-        """The proxy for the URL, never one for this machine itself; raises `UnusableNetwork`."""
+        """The proxy for the URL, None for this machine's own addresses; raises `UnusableNetwork`."""
         host = url.host.rstrip(".").lower()
         address, port = _address(host), url.port or {"http": 80, "https": 443}.get(url.scheme)
         if host == "localhost" or host.endswith(".localhost"):
@@ -120,8 +120,8 @@ class _Transport(httpx.BaseTransport):
             raise _explained(error, request.url, proxy) from None
         status, is_json = response.status_code, "json" in response.headers.get("Content-Type", "")
         # The proxy's own response to a forwarded request: an exchange sends only JSON.
-        is_of_proxy = status == 407 or (status in (403, 502, 503, 504) and not is_json)
-        if proxy and request.url.scheme == "http" and is_of_proxy:
+        is_from_proxy = status == 407 or (status in (403, 502, 503, 504) and not is_json)
+        if proxy and request.url.scheme == "http" and is_from_proxy:
             response.close()
             # Not ConnectionFailed: a forwarded request may have reached the exchange before the proxy gave up.
             raise _refused(proxy, f"HTTP {status}", status, NoResponse)
@@ -250,7 +250,7 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
         return UnusableNetwork(
             f"the certificate of {url.host}{through} cannot be verified ({tls_error.verify_message})",
             "If your network inspects TLS, set SSL_CERT_FILE to the PEM file of its CA certificates; otherwise check "
-            "this machine's clock, and whose server the name leads to",
+            "this machine's clock, and which server the host name resolves to",
         )
     if proxy is None:
         return error

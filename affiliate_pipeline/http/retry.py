@@ -10,7 +10,7 @@ from affiliate_pipeline.http.errors import NoResponse, RateLimited, Transient
 MAX_ATTEMPTS = 10
 MAX_WAIT_S = 4.0
 SILENCE_LIMIT_S = 90
-# With fewer, the time between two failures would count as silence, even if nothing was sent in that time.
+# With fewer, an idle time between two failures would count as silence.
 MIN_UNANSWERED = 3
 
 
@@ -33,8 +33,8 @@ def retry_or_give_up(
 ) -> Retry | GiveUp:
     """Whether to retry a request that has failed `failures` times.
 
-    While its session gets no response (to the last `unanswered` requests, for `silent_s`), it is retried for
-    `SILENCE_LIMIT_S`, regardless of `max_attempts`.
+    If the session's last `unanswered` requests, sent over `silent_s` seconds, got no response, the request is retried
+    until that reaches `SILENCE_LIMIT_S`, regardless of `max_attempts`.
     """
     if isinstance(error, NoResponse) and unanswered >= failures:
         if unanswered >= MIN_UNANSWERED and silent_s >= SILENCE_LIMIT_S:

@@ -33,7 +33,7 @@ _DAMAGED = (
 )
 # What operating systems add to archives.
 _JUNK = r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$|desktop\.ini$)"
-_NAMED = {
+_OTHER_FORMATS = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"Rar!\x1a\x07": "a RAR archive",
     b"PAR1": "a Parquet file",
@@ -145,7 +145,7 @@ def _quoted(names: Sequence[str]) -> str:
 
 def _decoded(file: bytes) -> str:
     """The text of a file that is not packed."""
-    for magic, name in _NAMED.items():
+    for magic, name in _OTHER_FORMATS.items():
         if file.startswith(magic):
             raise Unreadable(f"the file is {name}, and not CSV text")
     encoding = json.detect_encoding(file)

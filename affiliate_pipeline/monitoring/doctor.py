@@ -179,8 +179,7 @@ def _account(about: str, endpoints: list[Endpoint], environment: Environment) ->
             return
         with session.client:
             with suppress(ExchangeError):  # the request that follows reports it
-                # This also sets the session's clock.
-                offset_ms = session.client.clock_offset_ms()
+                offset_ms = session.client.adopt_clock()
                 if offset_ms is not None and endpoint is endpoints[0]:
                     yield _offset(endpoint, offset_ms)
             try:

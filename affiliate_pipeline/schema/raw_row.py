@@ -155,10 +155,10 @@ def _pairs(text: bytes) -> list[tuple[str, bytes]]:
 
 
 def payload(received: bytes) -> str:
-    """The JSON text that stores a row or a body in jsonb so that its bytes can be restored.
+    """The JSON text that stores a row or a body in jsonb without loss.
 
-    The row itself if jsonb represents it exactly, otherwise a JSON string of its text, or the object `{"$base64": …}` if it
-    is not UTF-8 or has a NUL byte.
+    The row itself if jsonb represents its values exactly, otherwise a JSON string of its text, or the object
+    `{"$base64": …}` if it is not UTF-8 or has a NUL byte.
     """
     try:
         text = received.decode()

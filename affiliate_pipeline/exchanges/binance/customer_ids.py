@@ -205,7 +205,7 @@ class Assignment:
         left: list[_Change] = []
         for each in desired:
             if not each.rejection:
-                # Query an email by itself that is not in the list as written, for example because the list is masked.
+                # If an email is not in the list as written (the list may be masked), query it by itself.
                 before = ids[each.owner.casefold()] or self.current(session, each.owner)
                 if each.customer_id not in before:
                     left.append(_Change(each, before))

@@ -29,7 +29,7 @@ _USER_CUSTOMIZATION = "/sapi/v1/apiReferral/userCustomization"
 _AGENT = ("BINANCE_API_AGENT_CODE",)
 _DAILY = time(0, 15)
 _RECENT_KICKBACKS = "kickback_recent_record"
-# Fees of its own trades that the client is paid back.
+# Fees on the client's own trades that are paid back to it.
 _kickbacks = partial(
     Records[BinanceSession],
     exchange=BINANCE,
@@ -59,7 +59,7 @@ HISTORY = _kickbacks(
     name="kickback_historical_record",
     description=(
         "Kickbacks of the last 30 days from the file that `kickback_historical_request` requests; days in UTC. The sensor "
-        "`kickback_history` waits for the file and lands it; a run by hand waits up to 10 minutes. For days that "
+        "`kickback_history` waits for the file and lands it; a manual run waits up to 10 minutes. For days that "
         "`kickback_recent_record` could not land in time."
     ),
     strategy=ExportFile(schemas.Kickback),

@@ -73,7 +73,9 @@ class _Attempt(Row):
     outcome: Text = schema.text(
         "`assigned`; `refused` (by Binance, or nothing was posted: see `message`); `failed`: not done, and tried again."
     )
-    message: Text = schema.text("Why; if the response was lost, also what reading the ids back showed.", nullable=True)
+    message: Text = schema.text(
+        "The reason for the outcome; after a lost response, also the result of reading the ids back.", nullable=True
+    )
     attempted_at: Instant = schema.instant("When it was posted, or found to be impossible (UTC).")
 
 

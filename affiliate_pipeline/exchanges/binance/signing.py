@@ -33,7 +33,7 @@ class BinanceAuth(httpx.Auth):
         query = payload + b"&signature=" + signature
         url = request.url.copy_with(query=query)
         if url.raw_path.partition(b"?")[2] != query:
-            raise RuntimeError("httpx would send another query than the signed one")
+            raise RuntimeError("httpx would send a query that differs from the signed one")
         headers = request.headers.copy()
         headers["X-MBX-APIKEY"] = self._api_key
         yield httpx.Request(request.method, url, headers=headers, stream=request.stream, extensions=request.extensions)

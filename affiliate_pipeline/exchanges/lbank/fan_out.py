@@ -70,7 +70,7 @@ class FanOut:
     add_fields: Callable[[bytes, Mapping[str, object]], bytes] = with_fields
 
     def plan(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
-        """One request per query and range, and unknown further ones for more pages."""
+        """One request per query and range, and an unknown number for further pages."""
         ranges = sum(len(self.ranges(month)) for month in _months(days))
         requests = ranges * len(self._queries_of(session, days, zone))
         # The requests of the first window are sent at once.
@@ -81,7 +81,7 @@ class FanOut:
         """Yield each day once its queries are completed; raises `Fatal` if LBank refuses access."""
         queries = self._queries_of(session, days, zone)
         for month in _months(days):
-            # Open the cache here: several threads that open it first would open one each.
+            # Open the cache before the threads start: otherwise each could open one of its own.
             yield from MonthFetch(self, session, session.response_cache(), queries, month, zone).outcomes()
 
     def ranges(self, days: Iterable[date]) -> list[list[date]]:
@@ -117,7 +117,7 @@ class _Pages:
 
 @dataclass
 class _Day:
-    """What the queries completed so far returned for a day."""
+    """A day's rows from the queries that are complete, and the number of open queries."""
 
     open_queries: int
     rows: list[bytes] = field(default_factory=list[bytes])
@@ -154,8 +154,8 @@ class MonthFetch:
             try:
                 while waiting or running:
                     while waiting and len(running) < max_running:
-                        # While the days of a failed range are fetched one by one, request no other range: the same day
-                        # would fail it.
+                        # While the days of a failed range are fetched one by one, request no other range: the day
+                        # that failed this range would fail the other one too.
                         if not waiting[0].isolated and any(task.isolated for task in running.values()):
                             break
                         task = waiting.popleft()

@@ -22,7 +22,7 @@ Paging = Callable[[GetPage], list[bytes]]
 
 
 class _ListChanged(Exception):
-    """A page shows that the list changed, or (`is_rounded`) that `start` is rounded down to pages."""
+    """A page shows that the list changed or, if `is_rounded`, that `start` is rounded down."""
 
     def __init__(self, page: list[bytes], *, is_rounded: bool = False) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, siz
 
 
 def _resolve(get: GetPage, rows: list[bytes], instant: str, time_ms: int) -> bool:
-    """Replace the rows of this instant by a single response; False if that may lack some."""
+    """Replace the rows of this instant with a single response's; False if that may lack some."""
     # A time in whole seconds may be rounded: request all of that second.
     end_ms = time_ms if time_ms % SECOND_MS else time_ms + SECOND_MS - 1
     page = get({"startTime": time_ms, "endTime": end_ms, "start": 0, "pageSize": PAGE_SIZE})

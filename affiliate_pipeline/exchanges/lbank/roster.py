@@ -1,6 +1,7 @@
 """The roster: every user ever seen in the team list. Only this module uses its table.
 
-It limits requests to agents, who receive commission and have teams, and to traders: LBank permits only thirty a minute.
+Requests are sent only for agents, who receive commission and have teams, and for traders, because LBank permits only
+thirty requests a minute.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -114,7 +115,7 @@ class RosterStore(TableStore):
             try:
                 users = parse(User, USERS(get)).table.to_pylist()
             except (Refused, Invalid) as error:
-                raise Refused(f"the team list, by which openIds are requested, cannot be read: {error}") from None
+                raise Refused(f"the team list, which has the openIds to request, cannot be read: {error}") from None
         seen = datetime.fromtimestamp(now_ms / 1000, UTC)
         with as_store_unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.executemany(

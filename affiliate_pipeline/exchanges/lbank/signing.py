@@ -29,7 +29,7 @@ class LBankAuth(httpx.Auth):
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Yield the signed copy of the request."""
-        # Sent twice: the official client sends them as headers, that of the affiliate domain as parameters.
+        # Sent as headers, like LBank's official client, and as parameters, like the client of the affiliate domain.
         signing_params = {
             "timestamp": str(self._now_ms()),
             "signature_method": self._method,
@@ -40,7 +40,7 @@ class LBankAuth(httpx.Auth):
         params["sign"] = self._sign(md5(raw.encode(), usedforsecurity=False).hexdigest().upper().encode())
         url = request.url.copy_with(query=encode(params).encode())
         if _params(url) != params:
-            raise RuntimeError("httpx would send other parameters than the signed ones")
+            raise RuntimeError("httpx would send parameters that differ from the signed ones")
         headers = request.headers.copy()
         headers.update(signing_params)
         yield httpx.Request(request.method, url, headers=headers, stream=request.stream, extensions=request.extensions)

@@ -519,7 +519,7 @@ def test_only_the_day_that_expires_before_the_request_fails(sandbox, rows, query
     monkeypatch.setattr(advance, "is_retained", lambda day, at_ms: day > OLD[0])
     run = materialize(REQUEST, OLD)
     assert list(run.materialized) == OLD[1:]
-    assert "only after the 30 days that the exchange retains" in run.failed[OLD[0]]
+    assert "could not be requested within the 30 days that the exchange retains" in run.failed[OLD[0]]
     assert exports(query, "first_day, last_day, state") == [
         (OLD[0], OLD[0], "expired"),
         (OLD[1], OLD[-1], "waiting"),

@@ -70,7 +70,7 @@ class _Step:
         if is_waiting and expired:
             if later := export.days[len(expired) :]:
                 self.exports.add(later[0], later[-1])
-            note = f"its request could be sent only after the {RETENTION.days} days that the exchange retains"
+            note = f"it could not be requested within the {RETENTION.days} days that the exchange retains"
             self.exports.update(export, state="expired", last_day=expired[-1], note=note)
             return
         try:
@@ -91,7 +91,7 @@ class _Step:
 
     def _collect(self, found: FileUrl | Pending) -> None:
         if isinstance(found, FileUrl):
-            if not self._is_another(found.path):
+            if not self._belongs_to_another(found.path):
                 self.exports.update(self.export, state="ready", path=found.path, note=None, wait_s=FILE_WAIT_S)
                 log.info("the export of %s is ready", format_days(self.export.days))
                 return
@@ -102,7 +102,7 @@ class _Step:
         else:
             self._postpone("collecting", found.note)
 
-    def _is_another(self, path: str) -> bool:
+    def _belongs_to_another(self, path: str) -> bool:
         """Whether the file is known to be another request's."""
         return any(
             path in (each.path_before, *each.other_paths) or (path == each.path and each.id != self.export.id)

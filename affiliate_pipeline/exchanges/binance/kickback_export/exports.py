@@ -36,8 +36,8 @@ _SELECT: Final = f"""
         {_JUST_EXPIRED} as is_just_expired, extract(epoch from now() - created_at)::float8 as age_s
     from {TABLE} where source = %s order by id
 """
-# Of several exports of a day, the one in the first of these states has it, or will be the next to have it.
-_NEAREST = ("ready", "collecting", "waiting", "landed")
+# If several exports cover a day, the one whose state is first here has the day, or will have it first.
+_BY_PREFERENCE = ("ready", "collecting", "waiting", "landed")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class KickbackExports(TableStore):
         return try_locked(self._connection, lock, "the exports of kickbacks")
 
     def refresh(self) -> list[KickbackExport]:
-        """Mark ready exports as landed where they have; return all exports in the order added.
+        """Mark the ready exports whose days have landed; return all exports in the order added.
 
         A ready export has landed once each of its days has landed, or had its rows rejected, since it was requested.
         """
@@ -140,8 +140,8 @@ class KickbackExports(TableStore):
 
     def covering(self, days: Collection[date]) -> dict[date, KickbackExport]:
         """By day, the export that has it or will have it next; days without one are missing."""
-        candidates = [export for export in reversed(self.refresh()) if export.state in _NEAREST]
-        candidates.sort(key=lambda export: _NEAREST.index(export.state))
+        candidates = [export for export in reversed(self.refresh()) if export.state in _BY_PREFERENCE]
+        candidates.sort(key=lambda export: _BY_PREFERENCE.index(export.state))
         found = {day: next((each for each in candidates if each.covers(day)), None) for day in days}
         return {day: export for day, export in found.items() if export}
 

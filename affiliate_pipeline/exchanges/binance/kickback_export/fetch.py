@@ -101,7 +101,10 @@ class ExportFile:
         return RequestPlan(min_requests=2, max_requests=None, seconds=0)
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
-        """Yield each day once its export is ready, and fail those that are not after `MAX_WAIT_S`."""
+        """Yield each day once its export is ready.
+
+        A day fails if its export is not ready after `MAX_WAIT_S`, or if it has none after `REQUEST_WAIT_S`.
+        """
         exports, left = session.exports(), set(days)
         for waited_s in takewhile(lambda _: not session.cancelled.is_set(), range(0, MAX_WAIT_S + 1, POLL_S)):
             found = exports.covering(left)

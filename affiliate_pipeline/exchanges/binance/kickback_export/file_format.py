@@ -18,7 +18,7 @@ from affiliate_pipeline.schema.columns import KINDS, MIN_MILLISECONDS, Row, colu
 
 # Enough for 30 days of one trader; their rows take several times as much memory.
 MAX_FILE_BYTES = 256 << 20
-# The sister endpoint (broker rebates) was recorded to offer its file at a presigned URL of Amazon S3.
+# In a recorded response of the sister endpoint (broker rebates), the file is at a presigned URL of Amazon S3.
 FILE_HOSTS = ("amazonaws.com", "binance.com")
 _MAX_NOTE_CHARACTERS = 200
 # Excludes hosts that `urlsplit` rejects.
@@ -134,7 +134,7 @@ def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
 
 
 def _separator(text: str, model: type[Row]) -> str:
-    """The only separator that makes the header name every required column, else the comma."""
+    """The only separator that yields all required columns in the header; else the comma."""
     header = io.StringIO(text, newline="").readline().rstrip("\r\n")
     required = {_normalized(name) for name in _required(model)}
     fitting = [each for each in ",;\t|" if required <= {_normalized(name.strip('"')) for name in header.split(each)}]
