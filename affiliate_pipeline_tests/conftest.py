@@ -136,8 +136,8 @@ class Run:
 
 @pytest.fixture
 def sandbox(monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[Sandbox]:
-    """The sandbox, configured as Binance, with the test's database."""
-    with Sandbox(rows_per_day=300) as exchange:
+    """The sandbox, whose default account is configured as Binance, with the test's database."""
+    with Sandbox(accounts=["acme"], rows_per_day=300) as exchange:
         monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
         for name, value in exchange.binance.variables(exchange.url).items():
             monkeypatch.setenv(name, value)
@@ -148,11 +148,20 @@ def sandbox(monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[Sand
 def both_exchanges(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     """The sandbox, configured as Binance and as LBank, with rate limit windows a hundred times shorter."""
     requests, window_ms = sandbox.lbank.rate_limit
-    sandbox.lbank.rate_limit = requests, window_ms // 100
+    for account in sandbox.accounts.values():
+        account.lbank.rate_limit = requests, window_ms // 100
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", "100")
     for name, value in sandbox.lbank.variables(sandbox.url).items():
         monkeypatch.setenv(name, value)
     return sandbox
+
+
+@pytest.fixture
+def two_accounts(both_exchanges: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    """The sandbox, with a second account at both exchanges, whose alias is acme."""
+    for name, value in both_exchanges.variables.items():
+        monkeypatch.setenv(name, value)
+    return both_exchanges
 
 
 @cache

@@ -19,13 +19,14 @@ from affiliate_pipeline_tests.conftest import materialize
 
 key, day = sys.argv[1], date.fromisoformat(sys.argv[2])
 with Sandbox() as exchange:
-    os.environ |= exchange.nova.variables(exchange.url)
-    exchange.nova.revision = 3
+    nova = exchange.accounts[""].nova
+    os.environ |= nova.variables(exchange.url)
+    nova.revision = 3
     current = materialize(key, [day])
     assert current.success, current.message
-    exchange.nova.revision = 2
+    nova.revision = 2
     older = materialize(key, [day])
-print(json.dumps({"rows": exchange.nova.payouts(day), "failure": older.failed[day]}))
+print(json.dumps({"rows": nova.payouts(day), "failure": older.failed[day]}))
 """
 TESTS = ("test_documents.py", "test_definitions.py", "test_architecture.py", "landing/test_endpoint_tables.py")
 

@@ -94,7 +94,7 @@ def rebates(sandbox: "Sandbox", sets: Sequence[tuple[int, Sequence[date]]]) -> l
     older = [row for _, days in sets for row in _rebates(min(days) - timedelta(days=1), 1)]
     sandbox.binance.retention_ms = None
     # The benchmarks measure landing, not waiting for the weight limit.
-    sandbox.binance.weight_limit = 10**9
+    sandbox.binance.weight.limit = 10**9
     sandbox.binance.set_rebates([*older, *(row for rows in generated for row in rows)])
     return [_content(rows) for rows in generated]
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 
+from affiliate_pipeline.sandbox.exchange import alias_of
 from affiliate_pipeline.sandbox.faults import KINDS
 from affiliate_pipeline.sandbox.server import Sandbox
 
@@ -14,20 +15,26 @@ STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal arrives; returns 0 then, and 1 if the port is in use."""
+    """Print the variables of its accounts and serve until a signal arrives; returns 0 then, and 1 if the port is in use."""
     options = _parser().parse_args(argv)
     sandbox = Sandbox(
-        port=options.port, rows_per_day=options.rows_per_day, users=options.users, rate_scale=options.rate_scale
+        accounts=options.account,
+        port=options.port,
+        rows_per_day=options.rows_per_day,
+        users=options.users,
+        rate_scale=options.rate_scale,
     )
-    for day, status in options.fail_day:
-        sandbox.faults.fail_day(day, status=status)
     rate: float = options.error_rate / len(KINDS)
-    sandbox.faults.mix(**dict.fromkeys(KINDS, rate))
+    for account in sandbox.accounts.values():
+        for day, status in options.fail_day:
+            account.faults.fail_day(day, status=status)
+        account.faults.mix(**dict.fromkeys(KINDS, rate))
     # Block the signals before the threads start and inherit the mask, so that only sigwait receives them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         with sandbox:
-            print(f"The sandbox listens on {sandbox.url}", flush=True)
+            print(f"The sandbox listens on {sandbox.url}")
+            print("\n".join(f"{name}={value}" for name, value in sandbox.variables.items()), flush=True)
             signal.sigwait(STOP_SIGNALS)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
@@ -42,6 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="affiliate-pipeline sandbox", description="Exchanges on loopback, with generated data."
+    )
+    parser.add_argument(
+        "--account",
+        type=alias_of,
+        action="append",
+        default=[],
+        metavar="ALIAS",
+        help="a further account at every exchange, with its own keys and data; may be repeated",
     )
     parser.add_argument("--port", type=int, default=0, help="0, the default, selects a free one")
     parser.add_argument("--rows-per-day", type=int, default=3000, help="about how many rebates Binance has per day")

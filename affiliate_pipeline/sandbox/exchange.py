@@ -1,5 +1,6 @@
-"""The interface between the sandbox's server and its exchanges: call, response, protocol."""
+"""The interface between the sandbox's server and its exchanges: accounts, call, response, protocol."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -7,6 +8,26 @@ from email.message import Message
 from functools import cached_property
 from typing import Protocol
 from urllib.parse import unquote
+
+ALIAS = re.compile(r"(?!.*__)[a-z][a-z0-9_]{0,30}")
+
+
+def alias_of(text: str) -> str:
+    """The alias of a further account; raises ValueError if it is malformed."""
+    if ALIAS.fullmatch(text):
+        return text
+    raise ValueError(f"{text} is not an alias: {ALIAS.pattern}")
+
+
+def credential(alias: str, name: str) -> str:
+    """A key or secret of the account; the default account's alias is empty."""
+    return "-".join(part for part in ("sandbox", alias, name) if part)
+
+
+def suffixed(variables: Mapping[str, str], alias: str) -> dict[str, str]:
+    """The variables with the names that they have for this account."""
+    suffix = f"__{alias.upper()}" if alias else ""
+    return {f"{name}{suffix}": value for name, value in variables.items()}
 
 
 @dataclass(frozen=True)
@@ -48,11 +69,15 @@ NOT_FOUND = Response(404, b"<html><body><h2>404 Not found</h2></body></html>", "
 
 
 class Exchange(Protocol):
-    """What the server and the faults require of an exchange."""
+    """What the server and the faults require of one account at an exchange."""
 
     @property
     def prefixes(self) -> tuple[str, ...]:
         """The path prefixes of this exchange."""
+        ...
+
+    def serves(self, call: Call) -> bool:
+        """Whether the call has a key of this account, or requests a file of it."""
         ...
 
     def respond(self, call: Call) -> Response:

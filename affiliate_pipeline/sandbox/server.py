@@ -5,7 +5,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,8 @@ from socketserver import BaseServer, TCPServer
 from typing import Self
 
 from affiliate_pipeline.sandbox.binance.exchange import Binance
-from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Call, Exchange, Response
+from affiliate_pipeline.sandbox.binance.weight import WeightLimit
+from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Call, Exchange, Response, alias_of
 from affiliate_pipeline.sandbox.faults import Faults
 from affiliate_pipeline.sandbox.lbank.exchange import LBank
 
@@ -27,7 +28,8 @@ ABORT_ON_CLOSE = struct.pack("ii", 1, 0)
 class Request:
     """One request as logged; `status` is None until there is a response, and after a reset.
 
-    `code` is the exchange's own error code, `fault` the injected fault.
+    `code` is the exchange's own error code, `fault` the injected fault. `account` is the alias of the account whose key or
+    file was requested; the default account's is empty.
     """
 
     received_ms: int
@@ -37,11 +39,34 @@ class Request:
     status: int | None = None
     code: int | None = None
     fault: str | None = None
+    account: str = ""
+
+
+class Account:
+    """An account at every exchange, with its own keys, data and faults. The default account's alias is empty."""
+
+    def __init__(
+        self,
+        alias: str,
+        *,
+        now: Callable[[], int],
+        weight: WeightLimit,
+        rows_per_day: int,
+        users: int,
+        rate_scale: float,
+    ) -> None:
+        self.alias = alias
+        self.faults = Faults()
+        self.binance = Binance(alias, now=now, faults=self.faults, weight=weight, rows_per_day=rows_per_day)
+        self.lbank = LBank(alias, now=now, faults=self.faults, users=users, rate_scale=rate_scale)
+        self.exchanges: tuple[Exchange, ...] = (self.binance, self.lbank)
 
 
 class Sandbox:
     """The exchanges on a loopback port, served by threads of this process; a context manager.
 
+    `accounts`: the aliases of further accounts; afterwards, all accounts by alias. `binance`, `lbank` and `faults` are those
+    of the default account.
     `rows_per_day`: the approximate number of Binance rebates. `users`: the number of users under LBank's affiliate.
     `rate_scale`: the factor by which all rate limit windows are shorter than the real ones.
     """
@@ -49,6 +74,7 @@ class Sandbox:
     def __init__(
         self,
         *,
+        accounts: Iterable[str] = (),
         port: int = 0,
         now: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         rows_per_day: int = 3000,
@@ -57,11 +83,18 @@ class Sandbox:
     ) -> None:
         self.port = port
         self.now = now
-        self.faults = Faults()
         self.requests: list[Request] = []
-        self.binance = Binance(now=now, faults=self.faults, rows_per_day=rows_per_day, rate_scale=rate_scale)
-        self.lbank = LBank(now=now, faults=self.faults, users=users, rate_scale=rate_scale)
-        self._exchanges: tuple[Exchange, ...] = (self.binance, self.lbank)
+        create = partial(
+            Account,
+            now=now,
+            weight=WeightLimit(now=now, rate_scale=rate_scale),
+            rows_per_day=rows_per_day,
+            users=users,
+            rate_scale=rate_scale,
+        )
+        self.accounts = {alias: create(alias) for alias in ("", *map(alias_of, accounts))}
+        default = self.accounts[""]
+        self.binance, self.lbank, self.faults = default.binance, default.lbank, default.faults
         self._server: _Server | None = None
 
     @property
@@ -71,14 +104,22 @@ class Sandbox:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment variables of a client of these exchanges."""
-        return {name: value for each in self._exchanges for name, value in each.variables(self.url).items()}
+        """The environment variables of a client with all accounts of these exchanges."""
+        exchanges = [exchange for account in self.accounts.values() for exchange in account.exchanges]
+        return {name: value for exchange in exchanges for name, value in exchange.variables(self.url).items()}
+
+    @property
+    def secrets(self) -> set[str]:
+        """All API keys with their secrets, as accepted now."""
+        keys = [keys for each in self.accounts.values() for keys in (each.binance.keys, each.lbank.keys)]
+        return {text for by_key in keys for pair in by_key.items() for text in pair}
 
     def start(self) -> Self:
         """Start serving; raises OSError if the port is in use."""
         self._server = _Server((HOST, self.port), self._respond)
         self.port = self._server.server_port
-        self.binance.kickbacks.own_url = self.url
+        for account in self.accounts.values():
+            account.binance.kickbacks.own_url = self.url
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL_INTERVAL_S,), name="sandbox", daemon=True
         )
@@ -101,12 +142,25 @@ class Sandbox:
     def _respond(self, call: Call) -> Response:
         request = Request(self.now(), call.method, call.path, call.params)
         self.requests.append(request)
-        exchange = next((each for each in self._exchanges if call.path.startswith(each.prefixes)), None)
-        response = self.faults.inject(exchange.respond(call), call, exchange) if exchange else NOT_FOUND
+        response = NOT_FOUND
+        if found := self._find(call):
+            account, exchange = found
+            request.account = account.alias
+            response = account.faults.inject(exchange.respond(call), call, exchange)
         # Before the response is sent, so that a client that has it finds the complete request in the log.
         request.status = None if response.fault == "reset" else response.status
         request.code, request.fault = response.code, response.fault
         return response
+
+    def _find(self, call: Call) -> tuple[Account, Exchange] | None:
+        """The account and exchange that respond: for an unknown key, those of the default account, which refuse it."""
+        found = [
+            (account, exchange)
+            for account in self.accounts.values()
+            for exchange in account.exchanges
+            if call.path.startswith(exchange.prefixes)
+        ]
+        return next((each for each in found if each[1].serves(call)), found[0] if found else None)
 
 
 # What socketserver calls a request; for a UDP server, it is a pair.

@@ -1,10 +1,10 @@
-"""The number of requests in a sliding window, for rate limits."""
+"""The number of requests, or their weight, in a sliding window, for rate limits."""
 
 from collections import deque
 
 
 class SlidingWindow:
-    """The times (ms) of the requests counted in the window that ends now."""
+    """The times (ms) of the requests counted in the window that ends now, once per unit of their weight."""
 
     def __init__(self) -> None:
         self.times: deque[int] = deque()
@@ -15,6 +15,6 @@ class SlidingWindow:
             self.times.popleft()
         return len(self.times)
 
-    def add(self, now: int) -> None:
+    def add(self, now: int, weight: int = 1) -> None:
         """Add a request at this time (ms)."""
-        self.times.append(now)
+        self.times.extend([now] * weight)

@@ -118,7 +118,7 @@ def configure_binance(both_exchanges, monkeypatch):
     def run(secret: str, key=None) -> None:
         monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", secret)
         if key:
-            both_exchanges.binance.accounts[both_exchanges.binance.partner_key] = encoded_public(key)
+            both_exchanges.binance.keys[both_exchanges.binance.partner_key] = encoded_public(key)
 
     return run
 
@@ -129,7 +129,7 @@ def configure_lbank(both_exchanges, monkeypatch):
         monkeypatch.setenv("LBANK_API_SECRET", secret)
         monkeypatch.setenv("LBANK_SIGNATURE_METHOD", method)
         if key:
-            both_exchanges.lbank.accounts[both_exchanges.lbank.api_key] = encoded_public(key)
+            both_exchanges.lbank.keys[both_exchanges.lbank.api_key] = encoded_public(key)
 
     return run
 

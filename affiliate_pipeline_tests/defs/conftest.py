@@ -41,8 +41,7 @@ def no_secret_is_recorded(
         texts += [record.getMessage(), record.exc_text or ""]
     secrets: set[str] = set()
     if sandbox and query:
-        secrets |= {*sandbox.binance.accounts, *sandbox.binance.accounts.values()}
-        secrets |= {*sandbox.lbank.accounts, *sandbox.lbank.accounts.values()}
+        secrets |= sandbox.secrets
         secrets |= {
             value
             for received in sandbox.requests

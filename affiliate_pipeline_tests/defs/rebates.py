@@ -100,7 +100,7 @@ def requests_touching(sandbox, day: date) -> list[int]:
 
 
 def use_another_account(sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    sandbox.binance.add_account("key-of-another-account", "another-secret")
+    sandbox.binance.add_key("key-of-another-account", "another-secret")
     monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key-of-another-account")
     monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", "another-secret")
 

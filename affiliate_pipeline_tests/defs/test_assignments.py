@@ -366,17 +366,17 @@ def test_attempts_of_a_run_whose_key_is_revoked_land_with_the_next_run(sandbox, 
     assign = sandbox.binance.customers.assign
 
     def assign_and_revoke_the_key(customer_id, email):
-        del sandbox.binance.accounts[sandbox.binance.partner_key]
+        del sandbox.binance.keys[sandbox.binance.partner_key]
         return assign(customer_id, email)
 
-    secret = sandbox.binance.accounts[sandbox.binance.partner_key]
+    secret = sandbox.binance.keys[sandbox.binance.partner_key]
     sandbox.binance.customers.assign = assign_and_revoke_the_key
     run = materialize(PARTNERS, [today()])
     assert "-2015" in run.failed[today()] and "2 attempts stored in affiliate.attempt" in run.failed[today()]
     assert query("select count(*) from affiliate.landing") == [(0,)]
 
     sandbox.binance.customers.assign = assign
-    sandbox.binance.accounts[sandbox.binance.partner_key] = secret
+    sandbox.binance.keys[sandbox.binance.partner_key] = secret
     run = materialize(PARTNERS, [today()])
 
     assert run.success

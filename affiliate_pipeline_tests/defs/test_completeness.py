@@ -293,7 +293,7 @@ def pem(key) -> tuple[str, str]:
 @pytest.mark.parametrize("make", [ed25519.Ed25519PrivateKey.generate, lambda: rsa.generate_private_key(65537, 2048)])
 def test_a_private_key_signs_requests(sandbox, query, monkeypatch, make):
     private, public = pem(make())
-    sandbox.binance.add_account("key-of-a-pair", public)
+    sandbox.binance.add_key("key-of-a-pair", public)
     monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key-of-a-pair")
     monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", private)
     sandbox.binance.set_rebates(rebates(SETTLED, 700))

@@ -94,7 +94,7 @@ def many_agents(sandbox) -> list[str]:
 
 
 def use_another_account(sandbox, monkeypatch) -> None:
-    sandbox.lbank.add_account("key-of-another-account", "another-secret")
+    sandbox.lbank.add_key("key-of-another-account", "another-secret")
     monkeypatch.setenv("LBANK_API_KEY", "key-of-another-account")
     monkeypatch.setenv("LBANK_API_SECRET", "another-secret")
 
@@ -160,8 +160,8 @@ def test_todays_state_of_agents_and_traders_lands(sandbox, query):
 def test_an_rsa_key_signs_requests(sandbox, query, monkeypatch):
     key = rsa.generate_private_key(65537, 2048)
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-    sandbox.lbank.accounts.clear()
-    sandbox.lbank.add_account("key-of-rsa", public)
+    sandbox.lbank.keys.clear()
+    sandbox.lbank.add_key("key-of-rsa", public)
     monkeypatch.setenv("LBANK_API_KEY", "key-of-rsa")
     monkeypatch.setenv("LBANK_SIGNATURE_METHOD", "RSA")
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()

@@ -156,7 +156,7 @@ def test_a_key_of_the_other_account_is_refused_with_the_variables_name(sandbox, 
     own, other = (CLIENT, PARTNER) if key == NEW_USER else (PARTNER, CLIENT)
     others_key = sandbox.binance.partner_key if own == CLIENT else sandbox.binance.client_key
     monkeypatch.setenv(own[0], others_key)
-    monkeypatch.setenv(own[1], sandbox.binance.accounts[others_key])
+    monkeypatch.setenv(own[1], sandbox.binance.keys[others_key])
 
     run = materialize(key, [today()])
 

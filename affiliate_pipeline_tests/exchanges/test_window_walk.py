@@ -64,7 +64,7 @@ class InProcessClient(Client):
 def binance() -> Binance:
     """The sandbox's Binance with a weight limit that the walks cannot reach."""
     binance = Sandbox().binance
-    binance.weight_limit = 1_000_000
+    binance.weight.limit = 1_000_000
     return binance
 
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline.sandbox import Account, Sandbox
 
 REBATES = "/sapi/v1/apiReferral/rebate/recentRecord"
 NOON_MS = 1_748_952_000_000  # 2025-06-03 12:00 UTC
@@ -112,7 +112,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def sandbox(clock: Clock) -> Iterator[Sandbox]:
-    with Sandbox(now=clock) as sandbox:
+    with Sandbox(accounts=["acme"], now=clock) as sandbox:
         yield sandbox
 
 
@@ -133,3 +133,24 @@ def connect(clock: Clock) -> Callable[[Sandbox], AbstractContextManager[Caller]]
 def caller(sandbox: Sandbox, connect: Callable[[Sandbox], AbstractContextManager[Caller]]) -> Iterator[Caller]:
     with connect(sandbox) as caller:
         yield caller
+
+
+@pytest.fixture
+def acme(sandbox: Sandbox) -> Account:
+    """The sandbox's second account, with the rate limit of LBank's that the default account has."""
+    account = sandbox.accounts["acme"]
+    account.lbank.rate_limit = sandbox.lbank.rate_limit
+    return account
+
+
+@pytest.fixture
+def call_as(caller: Caller) -> Callable[..., Response]:
+    """Calls Binance with the key of an account's role."""
+
+    def call(account: Account, role: str, path: str, method: str = "GET", **params: Any) -> Response:
+        binance = account.binance
+        caller.key = {"partner": binance.partner_key, "client": binance.client_key}[role]
+        caller.secret = binance.keys[caller.key]
+        return caller.call(path, method, **params)
+
+    return call

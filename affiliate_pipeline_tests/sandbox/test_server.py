@@ -115,11 +115,14 @@ def test_a_stopped_sandbox_has_no_threads(clock, connect):
 @pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_a_stop_signal_arrives(stop_signal):
     options = ["--fail-day", "2020-01-01=418", "--fail-day", "2020-01-02", "--error-rate", "0"]
-    options += ["--rows-per-day", "10", "--users", "5", "--rate-scale", "2.5"]
+    options += ["--account", "acme", "--account", "b2", "--rows-per-day", "10", "--users", "5", "--rate-scale", "2.5"]
     with subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         started = re.search(r"http://127\.0\.0\.1:(\d+)$", process.stdout.readline().strip())
         assert started
+        variables = Sandbox(accounts=["acme", "b2"], port=int(started[1])).variables
+        printed = [process.stdout.readline().strip() for _ in variables]
+        assert printed == [f"{name}={value}" for name, value in variables.items()]
         connection = http.client.HTTPConnection("127.0.0.1", int(started[1]), timeout=5)
         connection.request("GET", "/api/v3/time")
         assert connection.getresponse().status == 200

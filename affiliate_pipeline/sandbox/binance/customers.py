@@ -5,7 +5,7 @@ import re
 import threading
 from collections.abc import Mapping
 
-from affiliate_pipeline.sandbox.binance.rebates import CUSTOMERS
+from affiliate_pipeline.sandbox.binance.rebates import customers_of
 
 EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 
@@ -18,8 +18,8 @@ class Customers:
     `taken_ids`: the ids of the agent's other clients.
     """
 
-    def __init__(self) -> None:
-        self.by_id = _emails()
+    def __init__(self, alias: str) -> None:
+        self.by_id = _emails(alias)
         self.own_id = ""
         self.taken_ids = set(self.by_id)
         self._lock = threading.Lock()
@@ -51,10 +51,10 @@ class Customers:
             ]
 
 
-def _emails() -> dict[str, str]:
+def _emails(alias: str) -> dict[str, str]:
     """The rebates' customers that have an id, each with an email that fits the masked one."""
     emails: dict[str, str] = {}
-    for number, (customer_id, row) in enumerate(CUSTOMERS):
+    for number, (customer_id, row) in enumerate(customers_of(alias)):
         email = json.loads(row + "}")["email"].replace("*****", f".{number:03d}")
         if customer_id and EMAIL.fullmatch(email):
             emails[customer_id] = email

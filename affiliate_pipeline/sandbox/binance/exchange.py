@@ -1,14 +1,14 @@
-"""Binance Link in the sandbox: its accounts, weight limit and endpoints.
+"""Binance Link in the sandbox: one partner and one of its clients, and the endpoints of their keys.
 
 An endpoint is one entry of `_endpoints` and one method that returns the body.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
-from typing import Any
+from random import Random
+from typing import Any, Literal
 
 from affiliate_pipeline.sandbox.binance.customers import EMAIL, Customers
 from affiliate_pipeline.sandbox.binance.kickbacks import FILES, RECENT_MS, Kickbacks
@@ -16,68 +16,80 @@ from affiliate_pipeline.sandbox.binance.parameters import BinanceParameters, ref
 from affiliate_pipeline.sandbox.binance.rebates import generated_day
 from affiliate_pipeline.sandbox.binance.records import Records
 from affiliate_pipeline.sandbox.binance.signing import SIGNING_PARAMETERS, verify
-from affiliate_pipeline.sandbox.days import DAY_MS, MINUTE_MS, day_of, start_of
-from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Call, Response
+from affiliate_pipeline.sandbox.binance.weight import WeightLimit
+from affiliate_pipeline.sandbox.days import DAY_MS, day_of, start_of
+from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Call, Response, credential, suffixed
 from affiliate_pipeline.sandbox.faults import Faults
 from affiliate_pipeline.sandbox.parameters import Refused
 from affiliate_pipeline.sandbox.rows import array, decode, encode
-from affiliate_pipeline.sandbox.sliding_window import SlidingWindow
 
 MAX_SPAN_MS = 7 * DAY_MS
 # The client is one trader of many, so it has fewer rows than the partner.
 REBATES_PER_KICKBACK = 5
 DEFAULT_KICKBACKS, MAX_KICKBACKS = 500, 1000
-BAN_MS = 120_000
+ACCOUNT = "/api/v3/account"
+ACCOUNT_WEIGHT = 20
+ACCOUNT_WEIGHT_HEADER = "X-MBX-USED-WEIGHT-1M"
+WEIGHT_HEADER = "X-SAPI-USED-IP-WEIGHT-1M"
+DEFAULT_UIDS = {"partner": 39472261, "client": 354937868}
+
+# Which kind of Binance account a key is of. A client is a trader whom the partner has referred, so that the two are
+# different Binance accounts, each with a uid of its own.
+Role = Literal["partner", "client"]
 
 
 @dataclass(frozen=True)
 class _Endpoint:
     body: Callable[[BinanceParameters], bytes]
-    key: str
     parameters: frozenset[str]
 
 
 class Binance:
-    """Binance Link with its data.
+    """Binance Link with the data of one partner and one of its clients.
 
+    `keys`: the HMAC secret or public key by API key. `uids`: the account's uid by role.
+    `reveals_uid`: whether the keys have the permission to read the account's uid.
     `retention_ms`: the retention of rebates; None retains them forever.
     `exclusive_end`: a row at endTime is not returned.
     `newest_first`: rows are ordered from the newest to the oldest.
     `max_limit`: the largest `limit` of a call for rebates.
     `posts_to_fail`: how many of the next POSTs fail without effect. `Faults` are injected after the effect.
-    `refusals_before_ban`: how many calls in a row over the weight limit are refused before the next one causes a ban.
+    `weight`: the limit that all accounts share.
     """
 
     prefixes = ("/api/", "/sapi/", FILES)
-    partner_key, partner_secret = "sandbox-partner-key", "sandbox-partner-secret"
-    client_key, client_secret = "sandbox-client-key", "sandbox-client-secret"
-    api_agent_code = "SANDBOX1"
 
-    def __init__(self, *, now: Callable[[], int], faults: Faults, rows_per_day: int, rate_scale: float) -> None:
-        self.accounts = {self.partner_key: self.partner_secret, self.client_key: self.client_secret}
-        self.customers = Customers()
+    def __init__(
+        self, alias: str, *, now: Callable[[], int], faults: Faults, weight: WeightLimit, rows_per_day: int
+    ) -> None:
+        self.partner_key, self.partner_secret = credential(alias, "partner-key"), credential(alias, "partner-secret")
+        self.client_key, self.client_secret = credential(alias, "client-key"), credential(alias, "client-secret")
+        self.api_agent_code = f"{alias.upper() or 'SANDBOX'}1"
+        self.keys: dict[str, str] = {}
+        self._roles: dict[str, Role] = {}
+        self.add_key(self.partner_key, self.partner_secret, "partner")
+        self.add_key(self.client_key, self.client_secret, "client")
+        self.uids: dict[str, int] = {role: _uid(alias, role) for role in self._roles.values()}
+        self.reveals_uid = True
+        self.customers = Customers(alias)
         self.posts_to_fail = 0
         self.newest_first = False
         self.exclusive_end = False
         self.max_limit = 500
         self.retention_ms: int | None = 7 * DAY_MS
-        self.weight_limit = 12_000
-        self.weight_window_ms = round(MINUTE_MS / rate_scale)
-        self.refusals_before_ban = 20
-        self.kickbacks = Kickbacks(now=now, faults=faults, rows_per_day=max(1, rows_per_day // REBATES_PER_KICKBACK))
+        self.weight = weight
+        client_rows = max(1, rows_per_day // REBATES_PER_KICKBACK)
+        self.kickbacks = Kickbacks(now=now, faults=faults, rows_per_day=client_rows, alias=alias)
+        self._alias = alias
         self._now = now
         self._faults = faults
-        self._lock = threading.Lock()
-        self._spent = SlidingWindow()
-        self._refused_in_a_row = 0
-        self._banned_until = 0
-        self._rebates = Records(partial(generated_day, rows_per_day=rows_per_day))
-        partner, client = self.partner_key, self.client_key
+        self._rebates = Records(partial(generated_day, rows_per_day=rows_per_day, alias=alias))
+        partner, client = "partner", "client"
         customer, agent = {"customerId", "email"}, {"apiAgentCode"}
         window = {"startTime", "endTime", "limit"}
         self._endpoints = {
-            (method, f"/sapi/v1/apiReferral/{path}"): _Endpoint(body, key, frozenset(parameters))
-            for method, path, body, key, parameters in (
+            (method, f"/sapi/v1/apiReferral/{path}"): {role: _Endpoint(body, frozenset(parameters))}
+            for method, path, body, role, parameters in (
                 ("GET", "rebate/recentRecord", self._rebate_recent_record, partner, window | {"customerId"}),
                 ("GET", "ifNewUser", self._if_new_user, client, agent),
                 ("GET", "customization", self._customization, partner, customer),
@@ -89,21 +101,25 @@ class Binance:
                 ("GET", "kickback/historicalRecord", self._export_url, client, set[str]()),
             )
         }
+        self._endpoints["GET", ACCOUNT] = {
+            role: _Endpoint(partial(self._account, role), frozenset({"omitZeroBalances"})) for role in self.uids
+        }
 
     def variables(self, url: str) -> dict[str, str]:
         """The environment variables of a client at this URL, for both roles."""
-        return {
-            "BINANCE_BASE_URL": url,
+        variables = {
             "BINANCE_PARTNER_API_KEY": self.partner_key,
             "BINANCE_PARTNER_API_SECRET": self.partner_secret,
             "BINANCE_CLIENT_API_KEY": self.client_key,
             "BINANCE_CLIENT_API_SECRET": self.client_secret,
             "BINANCE_API_AGENT_CODE": self.api_agent_code,
         }
+        return {"BINANCE_BASE_URL": url, **suffixed(variables, self._alias)}
 
-    def add_account(self, api_key: str, secret_or_public_pem: str) -> None:
-        """Let this key call every endpoint, with an HMAC secret or the public key of a pair."""
-        self.accounts[api_key] = secret_or_public_pem
+    def add_key(self, api_key: str, secret_or_public_pem: str, role: Role = "partner") -> None:
+        """Accept a further key of the role, with an HMAC secret or the public key of a pair."""
+        self.keys[api_key] = secret_or_public_pem
+        self._roles[api_key] = role
 
     def set_rebates(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace all rebates by these, each sent as given, `Number` and `Decimal` unquoted."""
@@ -114,6 +130,10 @@ class Binance:
         start = start_of(day)
         return [decode(row) for row in self._rebates_between(start, start + DAY_MS)]
 
+    def serves(self, call: Call) -> bool:
+        """Whether the call has a key of this account, or requests a file of its client."""
+        return _api_key_of(call) in self.keys or self.kickbacks.has_file(call.path)
+
     def respond(self, call: Call) -> Response:
         """The response to the call, before faults; a refusal is a response too."""
         if call.path.startswith(FILES):
@@ -122,11 +142,14 @@ class Binance:
         try:
             if (call.method, call.path) == ("GET", "/api/v3/time"):
                 return Response(200, b'{"serverTime":%d}' % self._clock())
-            endpoint = self._endpoints.get((call.method, call.path))
-            if endpoint is None:
+            by_role = self._endpoints.get((call.method, call.path))
+            if by_role is None:
                 return NOT_FOUND
-            headers["X-SAPI-USED-IP-WEIGHT-1M"] = str(self._weigh())
-            self._verify(call, endpoint)
+            if call.path == ACCOUNT:
+                headers[ACCOUNT_WEIGHT_HEADER] = str(self.weight.use(ACCOUNT_WEIGHT))
+            else:
+                headers[WEIGHT_HEADER] = str(self.weight.use(1))
+            endpoint = self._verified(call, by_role)
             if call.method == "POST" and self.posts_to_fail:
                 self.posts_to_fail -= 1
                 raise Refused(-1001, status=500)
@@ -148,6 +171,17 @@ class Binance:
         start, stop = self._window(BinanceParameters(call.params), max_span_ms=None)
         return day_of(start), day_of(max(start, stop - 1))
 
+    def _account(self, role: str, _params: BinanceParameters) -> bytes:
+        if not self.reveals_uid:
+            raise Refused(-2015, status=401)
+        rates = dict.fromkeys(("maker", "taker", "buyer", "seller"), "0.00000000")
+        row = {"makerCommission": 0, "takerCommission": 0, "buyerCommission": 0, "sellerCommission": 0}
+        row |= {"commissionRates": rates, "canTrade": False, "canWithdraw": False, "canDeposit": False}
+        row |= {"brokered": False, "requireSelfTradePrevention": False, "preventSor": False}
+        return encode(
+            {**row, "updateTime": 0, "accountType": "SPOT", "balances": [], "permissions": [], "uid": self.uids[role]}
+        )
+
     def _rebate_recent_record(self, params: BinanceParameters) -> bytes:
         start, stop = self._window(params)
         limit = params.integer("limit")
@@ -159,7 +193,7 @@ class Binance:
     def _if_new_user(self, params: BinanceParameters) -> bytes:
         code = params.text("apiAgentCode")
         row = {"apiAgentCode": code, "rebateWorking": code == self.api_agent_code, "ifNewUser": True}
-        return encode({**row, "referrerId": 39472261})
+        return encode({**row, "referrerId": self.uids["partner"]})
 
     def _customization(self, params: BinanceParameters) -> bytes:
         if {"customerId", "email"} <= params.keys():
@@ -234,35 +268,23 @@ class Binance:
     def _clock(self) -> int:
         return self._now() + self._faults.clock_offset_ms
 
-    def _weigh(self) -> int:
-        """Count the call; return the weight used in the window that ends now, or refuse."""
-        now = self._now()
-        with self._lock:
-            if now < self._banned_until:
-                raise _too_many(418, self._banned_until - now)
-            if self._spent.count(now, self.weight_window_ms) < self.weight_limit:
-                self._spent.add(now)
-                self._refused_in_a_row = 0
-                return len(self._spent.times)
-            self._refused_in_a_row += 1
-            if self._refused_in_a_row > self.refusals_before_ban:
-                self._refused_in_a_row = 0
-                self._banned_until = now + BAN_MS
-                raise _too_many(418, BAN_MS)
-            free_at = self._spent.times[0] + self.weight_window_ms if self._spent.times else now
-            raise _too_many(429, free_at - now)
-
-    def _verify(self, call: Call, endpoint: _Endpoint) -> None:
-        api_key = call.headers.get("X-MBX-APIKEY", "")
-        wrong_role = api_key in {self.partner_key, self.client_key} - {endpoint.key}
-        if api_key not in self.accounts or wrong_role:
+    def _verified(self, call: Call, by_role: Mapping[str, _Endpoint]) -> _Endpoint:
+        """The endpoint for the role of the call's key, once the call is verified."""
+        api_key = _api_key_of(call)
+        endpoint = by_role.get(self._roles.get(api_key, "partner")) if api_key in self.keys else None
+        if endpoint is None:
             raise Refused(-2015, status=401)
-        verify(call, self.accounts[api_key], self._clock())
+        verify(call, self.keys[api_key], self._clock())
         if call.params.keys() - endpoint.parameters - SIGNING_PARAMETERS:
             raise Refused(-1101)
         if empty := next((name for name, value in call.pairs if not value), None):
             raise Refused(-1105, empty)
+        return endpoint
 
 
-def _too_many(status: int, retry_after_ms: int) -> Refused:
-    return Refused(-1003, status=status, retry_after_s=max(1, -(-retry_after_ms // 1000)))
+def _api_key_of(call: Call) -> str:
+    return call.headers.get("X-MBX-APIKEY", "")
+
+
+def _uid(alias: str, role: Role) -> int:
+    return int(10**8 + Random(f"{alias} {role} uid").random() * 9 * 10**8) if alias else DEFAULT_UIDS[role]

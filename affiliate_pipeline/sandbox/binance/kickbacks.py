@@ -62,7 +62,7 @@ class Kickbacks:
     `urls`: every URL returned; `file_headers`: the headers of every request for a file.
     """
 
-    def __init__(self, *, now: Callable[[], int], faults: Faults, rows_per_day: int) -> None:
+    def __init__(self, *, now: Callable[[], int], faults: Faults, rows_per_day: int, alias: str) -> None:
         self.collect_ms = 0
         self.url_lifetime_ms = HOUR_MS
         self.form = FileForm()
@@ -70,10 +70,11 @@ class Kickbacks:
         self.own_url = ""
         self.urls: list[str] = []
         self.file_headers: list[dict[str, str]] = []
+        self._alias = alias
         self._now = now
         self._faults = faults
         self._lock = threading.Lock()
-        self._records = Records(partial(generated_day, rows_per_day=rows_per_day))
+        self._records = Records(partial(generated_day, rows_per_day=rows_per_day, alias=alias))
         self._collections: list[_Collection] = []
 
     def set(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -101,7 +102,7 @@ class Kickbacks:
         # The exchange does not promise that files are ordered by time.
         rows.sort(key=lambda row: (str(row.get("asset")), int(row["time"])))
         with self._lock:
-            number = Random(f"history {len(self._collections)} {start} {stop} {self._now()}")
+            number = Random(f"{self._alias}history {len(self._collections)} {start} {stop} {self._now()}")
             first, second = (UUID(int=number.getrandbits(128)) for _ in range(2))
             path = f"{FILES}{first}/part-00000-{second}-c000.csv"
             file = _csv(self.form, rows)
@@ -130,6 +131,10 @@ class Kickbacks:
                     return b"null"
                 case _:
                     return None
+
+    def has_file(self, path: str) -> bool:
+        """Whether a file of this client has the path."""
+        return any(each.path == path for each in self._collections)
 
     def file(self, call: Call) -> Response:
         """The response of the file host."""
@@ -161,9 +166,9 @@ class Kickbacks:
         return f'"{url}"'.encode() if collection.form.url == "json" else url.encode()
 
 
-def generated_day(day: date, rows_per_day: int) -> Day:
-    """About `rows_per_day` kickbacks of a trader, with times at the day's edges and odd amounts."""
-    rnd = Random(f"kickbacks {day.isoformat()} {rows_per_day}").random
+def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
+    """About `rows_per_day` kickbacks of the account's trader, with times at the day's edges and odd amounts."""
+    rnd = Random(f"{alias}kickbacks {day.isoformat()} {rows_per_day}").random
     count = int(rows_per_day * (0.7 + 0.6 * rnd()))
     times: list[int] = []
     rows: list[bytes] = []

@@ -5,6 +5,7 @@ Only `Random.random()` and integers are used: Python promises the same numbers o
 
 from collections.abc import Callable
 from datetime import date
+from functools import cache
 from random import Random
 
 from affiliate_pipeline.sandbox.binance.records import PAYOUT_AFTER_MS, Day
@@ -53,12 +54,13 @@ ODD_CUSTOMERS = (
 )
 
 
-def generated_day(day: date, rows_per_day: int) -> Day:
-    """About `rows_per_day` rebates, fewer at weekends.
+def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
+    """About `rows_per_day` rebates of the account, fewer at weekends.
 
     They include bursts, duplicate rows, times at the day's edges and odd amounts.
     """
-    rnd = Random(f"rebates {day.isoformat()} {rows_per_day}").random
+    customers_of_account = customers_of(alias)
+    rnd = Random(f"{alias}rebates {day.isoformat()} {rows_per_day}").random
     count = int(rows_per_day * (0.65 + 0.2 * rnd() if day.weekday() >= 5 else 0.95 + 0.25 * rnd()))
     midnight = start_of(day)
     duplicated = {int(rnd() * count) for _ in range(count // 400 + (count >= 20))}
@@ -68,7 +70,7 @@ def generated_day(day: date, rows_per_day: int) -> Day:
     for number, offset in enumerate(offsets(rnd, count)):
         at = midnight + offset
         # Squared, so that a few customers trade most.
-        customer, head = CUSTOMERS[int(len(CUSTOMERS) * rnd() ** 2)]
+        customer, head = customers_of_account[int(len(customers_of_account) * rnd() ** 2)]
         (symbol, asset, commission_asset, price), units = market(rnd)
         row = (
             f'{head},"income":"{income(units, rnd)}","asset":"{asset}","symbol":"{symbol}","time":{at}'
@@ -125,9 +127,10 @@ def _eight_decimals(units: int) -> str:
     return f"{whole}.{rest:08d}"
 
 
-def _customers() -> list[tuple[str, str]]:
-    """About 300 customers: customerId, and the beginning of a JSON row with it and the email."""
-    rnd = Random("customers").random
+@cache
+def customers_of(alias: str) -> list[tuple[str, str]]:
+    """About 300 customers of the account: customerId, and the beginning of a JSON row with it and the email."""
+    rnd = Random(f"{alias}customers").random
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     domains = ("126.com", "163.com", "qq.com", "gmail.com", "outlook.com", "yahoo.co.jp", "proton.me")
 
@@ -139,8 +142,6 @@ def _customers() -> list[tuple[str, str]]:
         email = f"{random_text(2 + int(rnd() * 3))}*****@{domains[int(rnd() * len(domains))]}"
         customers.append(("" if rnd() < 0.2 else random_text(6), email))
         if number % 20 == 7:
-            customers.append(ODD_CUSTOMERS[number // 20 % len(ODD_CUSTOMERS)])
+            odd_id, odd_email = ODD_CUSTOMERS[number // 20 % len(ODD_CUSTOMERS)]
+            customers.append((alias + odd_id if odd_id else "", alias + odd_email))
     return [(each, encode({"customerId": each, "email": email})[:-1].decode()) for each, email in customers]
-
-
-CUSTOMERS = _customers()

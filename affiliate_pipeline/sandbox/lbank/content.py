@@ -1,4 +1,4 @@
-"""LBank's data as of now, generated or set by tests."""
+"""The data of one account at LBank as of now, generated or set by tests."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, timedelta
@@ -12,7 +12,7 @@ from affiliate_pipeline.sandbox.lbank.draws import NOTHING
 from affiliate_pipeline.sandbox.lbank.money import MONEY, Money, between, by_kind, money_of
 from affiliate_pipeline.sandbox.lbank.profiles import balances, profile
 from affiliate_pipeline.sandbox.lbank.trades import FUTURES, SPOT, Trades
-from affiliate_pipeline.sandbox.lbank.users import FOUNDED_MS, OWN_OPEN_ID, User, Users
+from affiliate_pipeline.sandbox.lbank.users import FOUNDED_MS, User, Users
 from affiliate_pipeline.sandbox.rows import decode, encode
 
 DAYS_CACHED = 100
@@ -37,12 +37,11 @@ class Content:
     `newest_first`: users and money are ordered from the newest to the oldest.
     """
 
-    own_open_id = OWN_OPEN_ID
-
-    def __init__(self, *, now: Callable[[], int], users: int) -> None:
+    def __init__(self, alias: str, *, now: Callable[[], int], users: int) -> None:
         self.newest_first = False
         self._now = now
-        self._users = Users(users)
+        self._users = Users(users, alias)
+        self.own_open_id = self._users.affiliate.open_id
         self._trades = Trades(self._users)
         self._money_of = lru_cache(DAYS_CACHED)(partial(money_of, self._users))
         self._commissions_of = lru_cache(20 * DAYS_CACHED)(commissions_of)
@@ -55,14 +54,14 @@ class Content:
         self,
         open_id: str | None = None,
         *,
-        parent: str = OWN_OPEN_ID,
+        parent: str | None = None,
         level: int = 0,
         registered_ms: int | None = None,
         first_trade_ms: int | None = None,
     ) -> str:
-        """Add a user, by default just registered, who trades like the others; return its openId."""
+        """Add a user, by default just registered under the affiliate, who trades like the others; return its openId."""
         now = self._now()
-        above = self._users.find(parent, now)
+        above = self._users.affiliate if parent is None else self._users.find(parent, now)
         if above is None:
             raise ValueError(f"no user has the openId {parent}")
         registered_ms = now if registered_ms is None else registered_ms

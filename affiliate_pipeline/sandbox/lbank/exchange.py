@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 
-from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Call, Response
+from affiliate_pipeline.sandbox.exchange import NOT_FOUND, Call, Response, credential, suffixed
 from affiliate_pipeline.sandbox.faults import Faults
 from affiliate_pipeline.sandbox.lbank.content import SCOPES, TRADE_TYPES, Content, Rows
 from affiliate_pipeline.sandbox.lbank.days import day_of
@@ -36,8 +36,9 @@ class _Endpoint:
 
 
 class LBank(Content):
-    """LBank with its data; its days are those of UTC+8.
+    """LBank with the data of one account; its days are those of UTC+8.
 
+    `keys`: the HMAC secret or public key by API key.
     `rate_limit`: how many requests per key and endpoint in how many ms, refused ones included.
     `result_as_boolean`: the envelope's `result` is true or false instead of "true" or "false".
     `refused_paths`, `refused_open_ids`: the error code by refused path or openId, for example 10601, 10022 or 10006.
@@ -45,11 +46,12 @@ class LBank(Content):
     """
 
     prefixes = ("/affiliate-api/",)
-    api_key, api_secret = "sandbox-lbank-key", "sandbox-lbank-secret"
 
-    def __init__(self, *, now: Callable[[], int], faults: Faults, users: int, rate_scale: float) -> None:
-        super().__init__(now=now, users=users)
-        self.accounts = {self.api_key: self.api_secret}
+    def __init__(self, alias: str, *, now: Callable[[], int], faults: Faults, users: int, rate_scale: float) -> None:
+        super().__init__(alias, now=now, users=users)
+        self.api_key, self.api_secret = credential(alias, "lbank-key"), credential(alias, "lbank-secret")
+        self.keys = {self.api_key: self.api_secret}
+        self._alias = alias
         self.rate_limit: tuple[int, int] = (RATE_LIMIT[0], round(RATE_LIMIT[1] / rate_scale))
         self.result_as_boolean = False
         self.refused_paths: dict[str, int] = {}
@@ -82,16 +84,20 @@ class LBank(Content):
 
     def variables(self, url: str) -> dict[str, str]:
         """The environment variables of a client at this URL."""
-        return {
-            "LBANK_BASE_URL": url,
+        variables = {
             "LBANK_API_KEY": self.api_key,
             "LBANK_API_SECRET": self.api_secret,
             "LBANK_OPEN_ID": self.own_open_id,
         }
+        return {"LBANK_BASE_URL": url, **suffixed(variables, self._alias)}
 
-    def add_account(self, api_key: str, secret_or_public_pem: str) -> None:
-        """Let this key call every endpoint, with an HMAC secret or the public key of an RSA pair."""
-        self.accounts[api_key] = secret_or_public_pem
+    def add_key(self, api_key: str, secret_or_public_pem: str) -> None:
+        """Accept a further key of the account, with an HMAC secret or the public key of an RSA pair."""
+        self.keys[api_key] = secret_or_public_pem
+
+    def serves(self, call: Call) -> bool:
+        """Whether the call has a key of this account."""
+        return api_key_of(call) in self.keys
 
     def respond(self, call: Call) -> Response:
         """The response to the call, before faults; a refusal is a response too."""
@@ -134,9 +140,9 @@ class LBank(Content):
 
     def _verified(self, call: Call) -> LBankParameters:
         api_key = api_key_of(call)
-        if api_key in self.accounts:
+        if api_key in self.keys:
             self._count(api_key, call.path)
-        params = verified(call, self.accounts, self._clock())
+        params = verified(call, self.keys, self._clock())
         if code := self.refused_paths.get(call.path):
             raise Refused(code)
         return params

@@ -55,7 +55,7 @@ def money_of(users: Users, day: date) -> dict[str, list[Money]]:
     ]
     below = draws("money", day.isoformat())
     count = max(2, users.size * (30 + below(40)) // 100)
-    return by_kind(_money(active, midnight, number) for number in range(count))
+    return by_kind(_money(active, midnight, number, users.offset) for number in range(count))
 
 
 def by_kind(money: Iterable[Money]) -> dict[str, list[Money]]:
@@ -72,8 +72,8 @@ def between(money: list[Money], start: int, end: int) -> list[Money]:
     return money[first : bisect_right(money, end, key=lambda each: each.at)]
 
 
-def _money(users: list[User], midnight: int, number: int) -> Money:
-    below = draws("money", midnight, number)
+def _money(users: list[User], midnight: int, number: int, offset: int) -> Money:
+    below = draws("money", midnight, offset + number)
     at = midnight + (0, DAY_MS - 1, below(DAY_MS))[min(number, 2)]
     user = users[below(len(users))]
     kind = BY_SHARE[below(len(BY_SHARE))]

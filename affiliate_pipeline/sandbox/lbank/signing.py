@@ -21,13 +21,13 @@ def api_key_of(call: Call) -> str | None:
     return dict(_pairs(call)).get("api_key") or call.headers.get("api_key")
 
 
-def verified(call: Call, accounts: Mapping[str, str], clock_ms: int) -> LBankParameters:
+def verified(call: Call, keys: Mapping[str, str], clock_ms: int) -> LBankParameters:
     """Verify the call; return its parameters without those of the signature."""
     pairs = _pairs(call)
     params = LBankParameters(pairs)
     _add_from_headers(params, call.headers)
-    account = accounts.get(params["api_key"])
-    if account is None:
+    secret_or_public_pem = keys.get(params["api_key"])
+    if secret_or_public_pem is None:
         raise Refused(10005)
     if not (sign := params.pop("sign", "")):
         raise Refused(10001, "sign")
@@ -39,7 +39,7 @@ def verified(call: Call, accounts: Mapping[str, str], clock_ms: int) -> LBankPar
         raise Refused(10600)
     if params["signature_method"] not in ("HmacSHA256", "RSA"):
         raise Refused(10003, "signature_method")
-    if not _is_signed(params, sign, account):
+    if not _is_signed(params, sign, secret_or_public_pem):
         raise Refused(10007)
     return LBankParameters({name: value for name, value in params.items() if name not in SIGNING_PARAMETERS})
 
@@ -59,9 +59,9 @@ def _add_from_headers(params: LBankParameters, headers: Message) -> None:
             raise Refused(10001, name)
 
 
-def _is_signed(params: LBankParameters, sign: str, account: str) -> bool:
-    is_rsa = is_public_key(account)
+def _is_signed(params: LBankParameters, sign: str, secret_or_public_pem: str) -> bool:
+    is_rsa = is_public_key(secret_or_public_pem)
     if (params["signature_method"] == "RSA") != is_rsa or not (is_rsa or sign == sign.lower()):
         return False
     text = "&".join(f"{name}={value}" for name, value in sorted(params.items()))
-    return verifier(account)(md5(text.encode(), usedforsecurity=False).hexdigest().upper().encode(), sign)
+    return verifier(secret_or_public_pem)(md5(text.encode(), usedforsecurity=False).hexdigest().upper().encode(), sign)

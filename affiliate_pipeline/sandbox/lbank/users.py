@@ -1,4 +1,4 @@
-"""Generated users under the affiliate.
+"""Generated users under one account's affiliate.
 
 Founders registered before 2025 and are listed permanently. Newcomers register from 2025 on; each is active for 50 days
 and listed for about 100. So `size` users are listed at any time, and newcomers stay listed after their last activity.
@@ -20,6 +20,8 @@ AGENT_LEVELS = range(1, 22)
 OTHER_LEVELS = (0, 99, 0, 0, 99, 100, 0, 99)
 OWN_OPEN_ID = "LBA0SANDBOX"
 FIRST_ID = 1000
+# The ids of accounts are this far apart, so that no two of them have a user or an openId in common.
+IDS_PER_ACCOUNT, MAX_ACCOUNTS = 10**5, 10**4
 FOUNDED_MS = start_of(date(2023, 11, 28))
 NEWCOMERS_SINCE_MS = start_of(date(2025, 1, 1))
 
@@ -60,11 +62,17 @@ class User:
 
 
 class Users:
-    """The users under the affiliate: `size` generated ones listed at any time, and added ones."""
+    """The users under the account's affiliate: `size` generated ones listed at any time, and added ones.
 
-    def __init__(self, size: int) -> None:
+    All draws depend on `offset`, by which the account's ids differ from those of the default account.
+    """
+
+    def __init__(self, size: int, alias: str = "") -> None:
         self.size = size
-        self.affiliate = User(FIRST_ID, OWN_OPEN_ID, None, 21, FOUNDED_MS, FOUNDED_MS, FOUNDED_MS)
+        self.offset = IDS_PER_ACCOUNT * (1 + draws("account", alias)(MAX_ACCOUNTS - 1)) if alias else 0
+        own_id = FIRST_ID + self.offset
+        own_open_id = _open_id(own_id) if alias else OWN_OPEN_ID
+        self.affiliate = User(own_id, own_open_id, None, 21, FOUNDED_MS, FOUNDED_MS, FOUNDED_MS)
         self._founders = self._generate_founders(size * 2 // 5)
         self._agents = [user for user in self._founders if user.is_agent]
         self._newcomers: list[User] = []
@@ -100,7 +108,7 @@ class Users:
     ) -> User:
         """Add a user, who never leaves the lists."""
         with self._lock:
-            id = 10**9 + len(self._added)
+            id = 10**9 + self.offset + len(self._added)
             new = (open_id or _open_id(id), parent, level, registered_ms, first_trade_ms)
             user = User(id, *new, first_deposit_ms=first_trade_ms)
             if user.open_id in self._by_open_id:
@@ -113,8 +121,8 @@ class Users:
         founders: list[User] = []
         agents: list[User] = [self.affiliate]
         for number in range(count):
-            id = FIRST_ID + 1 + number
-            below = draws("founder", number)
+            id = FIRST_ID + self.offset + 1 + number
+            below = draws("founder", self.offset + number)
             span = (NEWCOMERS_SINCE_MS - FOUNDED_MS) // count
             registered = FOUNDED_MS + number * span + below(span * 9 // 10)
             is_agent = number % 5 == 0
@@ -146,8 +154,8 @@ class Users:
             return self._newcomers[: bisect_right(self._newcomers, now, key=lambda user: user.registered_ms)]
 
     def _newcomer(self, number: int, gap: int) -> User:
-        below = draws("newcomer", number)
-        id = FIRST_ID + 1 + len(self._founders) + number
+        below = draws("newcomer", self.offset + number)
+        id = FIRST_ID + self.offset + 1 + len(self._founders) + number
         registered = NEWCOMERS_SINCE_MS + number * gap + below(gap * 9 // 10)
         first_trade = None
         if number % 5 in (1, 3):

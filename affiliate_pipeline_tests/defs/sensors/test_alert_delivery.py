@@ -84,7 +84,7 @@ def test_the_alert_of_a_failed_run_arrives_complete_and_without_secrets(sandbox,
         assert "To do: " in text
         assert f"http://ui.example:3000/runs/{run_id}" in text
         everything = f"{title}{text}"
-        secrets = {*sandbox.binance.accounts, *sandbox.binance.accounts.values(), EMAIL, "abcdef0123"}
+        secrets = {*sandbox.secrets, EMAIL, "abcdef0123"}
         assert not [secret for secret in secrets if secret in everything]
 
 

@@ -82,8 +82,7 @@ def test_the_alert_names_exactly_the_failed_days(sandbox, instance, tick):
     assert "missing and failed only" in to_do
     assert run == f"Run: http://ui.example:3000/runs/{run_id}"
     assert alert.failed == {KEY: (DAYS[1], DAYS[3])}
-    secrets = {*sandbox.binance.accounts, *sandbox.binance.accounts.values()}
-    assert not [secret for secret in secrets if secret in str(alert)]
+    assert not [secret for secret in sandbox.secrets if secret in str(alert)]
 
 
 def test_days_with_the_same_cause_are_grouped_whatever_had_landed_before(sandbox, instance, tick):

@@ -17,7 +17,7 @@ def call(sandbox, caller):
 
     def run(method, path, **params):
         caller.key = sandbox.binance.partner_key if path == CUSTOMIZATION else sandbox.binance.client_key
-        caller.secret = sandbox.binance.accounts[caller.key]
+        caller.secret = sandbox.binance.keys[caller.key]
         return caller.call(path, method, **params)
 
     return run

@@ -44,7 +44,7 @@ def test_binances_published_signatures_are_verified():
 @pytest.mark.parametrize("kind", SIGNERS)
 def test_a_key_pair_signature_is_accepted(sandbox, caller, kind):
     private_key, caller.sign = SIGNERS[kind]
-    sandbox.binance.add_account("pair", public_pem(private_key))
+    sandbox.binance.add_key("pair", public_pem(private_key))
     caller.key = "pair"
     assert caller.rebates().status == 200
 
@@ -53,7 +53,7 @@ def test_a_key_pair_signature_is_accepted(sandbox, caller, kind):
 @pytest.mark.parametrize("damage", [lambda text: text[:-8] + "AAAAAAA=", lambda text: "no base64", str.lower])
 def test_a_wrong_key_pair_signature_is_refused(sandbox, caller, kind, damage):
     private_key, sign = SIGNERS[kind]
-    sandbox.binance.add_account("pair", public_pem(private_key))
+    sandbox.binance.add_key("pair", public_pem(private_key))
     caller.key, caller.sign = "pair", lambda payload: damage(sign(payload))
     assert caller.rebates().refusal == (400, -1022)
 
@@ -79,7 +79,7 @@ def test_a_missing_or_unknown_key_is_refused(caller, key):
 )
 def test_an_endpoint_of_the_other_account_is_refused(sandbox, caller, key, paths):
     caller.key = getattr(sandbox.binance, key)
-    caller.secret = sandbox.binance.accounts[caller.key]
+    caller.secret = sandbox.binance.keys[caller.key]
     for path, methods in paths.items():
         for method in methods.split():
             assert caller.call(f"/sapi/v1/apiReferral/{path}", method).refusal == (401, -2015)
@@ -192,7 +192,7 @@ def test_a_post_to_an_endpoint_with_only_a_get_is_not_found(caller):
 
 
 def test_weight_is_counted_over_a_sliding_minute(sandbox, caller, clock):
-    sandbox.binance.weight_limit = 3
+    sandbox.binance.weight.limit = 3
     used = []
     for _ in range(3):
         used.append(caller.rebates().headers["X-SAPI-USED-IP-WEIGHT-1M"])
@@ -205,14 +205,14 @@ def test_weight_is_counted_over_a_sliding_minute(sandbox, caller, clock):
 
 
 def test_a_caller_that_waits_for_retry_after_is_never_banned(sandbox, caller, clock):
-    sandbox.binance.weight_limit, sandbox.binance.refusals_before_ban = 1, 1
+    sandbox.binance.weight.limit, sandbox.binance.weight.refusals_before_ban = 1, 1
     for _ in range(3):
         assert [caller.rebates().status for _ in range(2)] == [200, 429]
         clock.ms += 60_000
 
 
 def test_a_caller_that_ignores_retry_after_is_banned(sandbox, caller, clock):
-    sandbox.binance.weight_limit, sandbox.binance.refusals_before_ban = 1, 2
+    sandbox.binance.weight.limit, sandbox.binance.weight.refusals_before_ban = 1, 2
     statuses = [caller.rebates().status for _ in range(4)]
     assert statuses == [200, 429, 429, 418]
     clock.ms += 60_000

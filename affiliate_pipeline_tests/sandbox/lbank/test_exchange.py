@@ -82,7 +82,7 @@ def test_the_rate_limit_window_slides(lbank_caller, clock):
 
 def test_each_endpoint_and_key_has_its_own_rate_limit(sandbox, lbank_caller):
     sandbox.lbank.rate_limit = (1, 10_000)
-    sandbox.lbank.add_account("another", lbank_caller.secret)
+    sandbox.lbank.add_key("another", lbank_caller.secret)
     window = {"startTime": 0, "endTime": 1, "pageSize": 1}
     for key in (sandbox.lbank.api_key, "another"):
         lbank_caller.stamp["api_key"] = key
@@ -94,7 +94,7 @@ def test_each_endpoint_and_key_has_its_own_rate_limit(sandbox, lbank_caller):
 def test_rate_scale_shortens_the_rate_limit_windows(clock):
     scaled = Sandbox(now=clock, rate_scale=50)
     assert scaled.lbank.rate_limit == (5, 200)
-    assert scaled.binance.weight_window_ms == 1200
+    assert scaled.binance.weight.window_ms == 1200
 
 
 def test_rows_shift_when_a_user_is_added_between_two_pages(lbank, lbank_caller, clock):

@@ -25,7 +25,7 @@ def unencoded(params):
 
 @pytest.fixture
 def with_rsa(sandbox, lbank_caller):
-    sandbox.lbank.add_account("pair", public_pem(RSA_KEY))
+    sandbox.lbank.add_key("pair", public_pem(RSA_KEY))
     lbank_caller.stamp |= {"api_key": "pair", "signature_method": "RSA"}
     lbank_caller.sign = lambda payload: base64.b64encode(RSA_KEY.sign(payload, padding.PKCS1v15(), SHA256())).decode()
     return lbank_caller
@@ -51,7 +51,7 @@ def test_the_signature_of_ccxt_is_accepted(lbank, lbank_caller):
 def test_lbanks_official_connector_is_accepted(sandbox, lbank, clock, method):
     connector = pytest.importorskip("lbank.old_api", reason="make test installs it, without its pinned dependencies")
     clock.ms = round(time.time() * 1000)
-    lbank.add_account("pair", public_pem(RSA_KEY))
+    lbank.add_key("pair", public_pem(RSA_KEY))
     private = RSA_KEY.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     key, secret = {
         "HmacSHA256": (lbank.api_key, lbank.api_secret),
