@@ -135,8 +135,9 @@ class RateLimiter(TableStore):
                 raise self._too_long(
                     f"the exchange allows no request for another {pause_s:.0f} s; materialize again after that"
                 )
-            # Another process may take the returning slot first, so look again.
-            self._sleep(min(max(wait_s or 0.0, 0.005), 5.0))
+            # Another process may take the returning slot first, and a slot in use returns a window after its response, long
+            # before its lease ends: look again.
+            self._sleep(min(max(wait_s or 0.0, 0.005), self._window_s, 5.0))
 
     def _is_paused(self) -> bool:
         now = time.monotonic()

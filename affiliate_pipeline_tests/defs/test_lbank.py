@@ -72,10 +72,10 @@ def sandbox(monkeypatch, database_url):
 
     After the test, assert that no request exceeded the rate limit.
     """
-    with Sandbox(users=40, rate_scale=100) as sandbox:
+    with Sandbox(users=15, rate_scale=1000) as sandbox:
         lbank = sandbox.lbank
         monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
-        monkeypatch.setenv("AFFILIATE_RATE_SCALE", "100")
+        monkeypatch.setenv("AFFILIATE_RATE_SCALE", "1000")
         monkeypatch.setenv("LBANK_BASE_URL", sandbox.url)
         monkeypatch.setenv("LBANK_API_KEY", lbank.api_key)
         monkeypatch.setenv("LBANK_API_SECRET", lbank.api_secret)
@@ -143,7 +143,7 @@ def test_days_across_a_months_end_land_exactly_with_the_planned_number_of_reques
     planned = plan(database_url, name, DAYS)
     assert planned.min_requests == expected_requests(sandbox, name)
     assert planned.max_requests == (planned.min_requests if name in (TRADES, TEAM_TRADES, FUTURES) else None)
-    assert planned.seconds == pytest.approx(math.ceil(max(0, planned.min_requests - 5) / 5) * 0.1)
+    assert planned.seconds == pytest.approx(math.ceil(max(0, planned.min_requests - 5) / 5) * 0.01)
     assert Counter(request.path for request in sandbox.requests) == received
 
 
