@@ -54,6 +54,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_schema_version_in_memory() -> Iterator[None]:
+    """Dagster need not record a schema version in an in-memory storage: that takes half as long as a run of an asset."""
+    with pytest.MonkeyPatch.context() as patch:
+        for storage in ("runs", "event_log"):
+            patch.setattr(f"dagster._core.storage.{storage}.in_memory.stamp_alembic_rev", lambda *_: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_waiting_between_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "MAX_WAIT_S", 0.0)
