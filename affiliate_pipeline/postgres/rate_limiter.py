@@ -16,7 +16,8 @@ from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "affiliate.lease"
 PRIVILEGES = {TABLE: "select insert update"}
-# Longer than any request takes (see the timeouts of http.client), so that no two requests use a slot at the same time.
+# With the window, longer than any request takes (see the timeouts of http.client), so that no two requests use a slot at
+# the same time.
 SLOT_LEASE_S = 60
 MAX_WAIT_S = 300
 # Pauses set by another process are noticed up to this late: not every request of a slot lease queries the database.
@@ -135,8 +136,8 @@ class RateLimiter(TableStore):
                 raise self._too_long(
                     f"the exchange allows no request for another {pause_s:.0f} s; materialize again after that"
                 )
-            # Another process may take the returning slot first, and a slot in use returns a window after its response, long
-            # before its lease ends: look again.
+            # Another process may take the returning slot first, so look again. A slot in use returns one window after its
+            # response, usually long before its slot lease ends.
             self._sleep(min(max(wait_s or 0.0, 0.005), self._window_s, 5.0))
 
     def _is_paused(self) -> bool:
