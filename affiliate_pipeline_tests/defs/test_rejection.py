@@ -3,24 +3,25 @@
 import json
 from collections import Counter
 
-import pytest
-
 from affiliate_pipeline.exchanges.binance.schemas import RebateRecentRecord
 from affiliate_pipeline.sandbox import Number
 from affiliate_pipeline.schema.columns import BigInt, bigint
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import (
     DAYS,
     EMAIL,
     KEY,
     SETTLED,
     YESTERDAY,
+    ago,
     at,
     landed,
     rebate,
     rebates,
     sent,
     use_another_account,
+    with_row_limit,
 )
 
 GOOD, BAD = DAYS[0], DAYS[1]
@@ -68,29 +69,39 @@ INVALID = {
 }
 
 
-@pytest.mark.parametrize(("invalidate", "problem"), INVALID.values(), ids=INVALID)
-def test_invalid_rows_fail_their_day_alone(sandbox, query, invalidate, problem):
-    had_landed = {day: rebates(day, 5) for day in (GOOD, BAD)}
-    sandbox.binance.set_rebates(row for day in had_landed for row in had_landed[day])
-    materialize(KEY, [GOOD, BAD])
-    good = rebates(GOOD, 40)
-    bad = [invalidate(row) if number in (0, 7, 39) else row for number, row in enumerate(rebates(BAD, 40))]
-    sandbox.binance.set_rebates([*good, *bad])
+def test_invalid_rows_fail_their_day_alone(sandbox, query):
+    # A day per case: the first ones are older than the exchange promises to retain rows.
+    sandbox.binance.retention_ms = None
+    day_of = {name: ago(number) for number, name in enumerate(INVALID, start=2)}
+    days = [*sorted(day_of.values()), YESTERDAY]
+    had_landed = {day: rebates(day, 5) for day in days}
+    sandbox.binance.set_rebates(row for day in days for row in had_landed[day])
+    assert land(KEY, days, trust_old=True).success
+    good = rebates(YESTERDAY, 40)
+    bad = {
+        name: [invalidate(row) if number in (0, 7, 39) else row for number, row in enumerate(rebates(day_of[name], 40))]
+        for name, (invalidate, _) in INVALID.items()
+    }
+    sandbox.binance.set_rebates([*good, *(row for rows in bad.values() for row in rows)])
 
-    run = materialize(KEY, [GOOD, BAD])
+    run = materialize(KEY, days, trust_old=True)
 
     assert not run.success
-    assert list(run.failed) == [BAD]
-    assert problem in run.failed[BAD]
-    assert run.failed[BAD] in run.message
-    assert "affiliate.rejected_row" in run.failed[BAD] and "from_rejected" in run.failed[BAD]
-    assert "The 5 rows landed at" in run.failed[BAD] and "are unchanged" in run.failed[BAD]
-    assert landed(query, BAD) == sent(had_landed[BAD])
-    assert list(run.materialized) == [GOOD]
-    assert landed(query, GOOD) == sent(good)
-    assert rejected(query, BAD) == received(bad)
-    [(reason,)] = query("select distinct reason from affiliate.rejected_row")
-    assert problem in reason and EMAIL not in reason
+    assert sorted(run.failed) == days[:-1]
+    assert list(run.materialized) == [YESTERDAY]
+    assert landed(query, YESTERDAY) == sent(good)
+    texts = ("affiliate.rejected_row", "from_rejected", "The 5 rows landed at", "are unchanged")
+    stored_reasons = dict(query("select partition, min(reason) from affiliate.rejected_row group by 1"))
+    for name, (_, problem) in INVALID.items():
+        day = day_of[name]
+        reason = run.failed[day]
+        assert [text for text in (problem, *texts) if text not in reason] == [], name
+        assert problem in run.message, name
+        assert problem in stored_reasons[day] and EMAIL not in stored_reasons[day], name
+        assert landed(query, day) == sent(had_landed[day]), name
+        assert rejected(query, day) == received(bad[name]), name
+    [(distinct,)] = query("select count(distinct (partition, reason)) from affiliate.rejected_row")
+    assert distinct == len(INVALID)
 
 
 def test_every_invalid_column_is_reported(sandbox):
@@ -99,7 +110,7 @@ def test_every_invalid_column_is_reported(sandbox):
         [without(first, "asset"), second | {"income": "x"}, third | {"income": "y", "tradeId": None}]
     )
 
-    reason = materialize(KEY, [SETTLED]).failed[SETTLED]
+    reason = land(KEY, [SETTLED]).failed[SETTLED]
 
     assert "asset: the field is missing in 1 row" in reason
     assert "income: not a decimal number in 2 rows" in reason
@@ -111,35 +122,41 @@ def test_invalid_rows_are_counted_over_the_whole_day(sandbox, monkeypatch):
     monkeypatch.setattr("affiliate_pipeline.landing.prepare.BLOCK_BYTES", 1)
     sandbox.binance.set_rebates(without(row, "asset") for row in rebates(SETTLED, 700))
 
-    assert "asset: the field is missing in 700 rows" in materialize(KEY, [SETTLED]).failed[SETTLED]
+    assert "asset: the field is missing in 700 rows" in land(KEY, [SETTLED]).failed[SETTLED]
 
 
-@pytest.mark.parametrize(
-    "spelled", [None, lambda ms: Number(f"{ms}.5"), lambda ms: None], ids=["missing", "fraction", "null"]
-)
-def test_a_time_that_is_not_in_milliseconds_fails_its_day_alone(sandbox, query, spelled):
-    rows = {day: rebates(day, 700) for day in (GOOD, BAD)}
+NOT_IN_MILLISECONDS = {
+    "missing": lambda row: without(row, "time"),
+    "fraction": lambda row: row | {"time": Number(f"{row['time']}.5")},
+    "null": lambda row: row | {"time": None},
+}
+
+
+def test_a_time_that_is_not_in_milliseconds_fails_its_day_alone(sandbox, query, declare):
+    declare(strategy=with_row_limit(100))
+    good, *bad = DAYS[:4]
+    rows = {day: rebates(day, 140) for day in DAYS[:4]}
     sandbox.binance.set_rebates(row for day in rows for row in rows[day])
-    bad_time = rows[BAD][3]["time"]
+    invalidate = {rows[day][3]["time"]: each for day, each in zip(bad, NOT_IN_MILLISECONDS.values(), strict=True)}
 
     def transform(row):
-        if row["time"] != bad_time:
-            return row
-        return row | {"time": spelled(bad_time)} if spelled else without(row, "time")
+        return invalidate[row["time"]](row) if row["time"] in invalidate else row
 
     sandbox.faults.transform_row = transform
-    run = materialize(KEY, [GOOD, BAD])
+    run = land(KEY, DAYS[:4])
+    refused = land(KEY, bad, from_rejected=True)
 
-    assert list(run.failed) == [BAD]
-    assert "`time` is missing or not in milliseconds" in run.failed[BAD]
-    assert list(run.materialized) == [GOOD]
-    assert landed(query, GOOD) == sent(rows[GOOD])
-    # One page is not the whole day: its rows are stored, but cannot land as the day.
-    assert rejected(query, BAD) == received(transform(row) for row in rows[BAD][:500])
-    assert query("select distinct partition, complete from affiliate.rejected_row") == [(BAD, False)]
-    refused = materialize(KEY, [BAD], from_rejected=True)
-    assert "affiliate.rejected_row has only a part of the day" in refused.failed[BAD]
-    assert landed(query, BAD) == sent([])
+    assert sorted(run.failed) == bad
+    assert list(run.landed) == [good]
+    assert landed(query, good) == sent(rows[good])
+    for name, day in zip(NOT_IN_MILLISECONDS, bad, strict=True):
+        assert "`time` is missing or not in milliseconds" in run.failed[day], name
+        # One page is not the whole day: its rows are stored, but cannot land as the day.
+        assert rejected(query, day) == received(transform(row) for row in rows[day][:100]), name
+        assert "affiliate.rejected_row has only a part of the day" in refused.failed[day], name
+        assert landed(query, day) == sent([]), name
+    stored = query("select distinct partition, complete from affiliate.rejected_row order by 1")
+    assert stored == [(day, False) for day in bad]
 
 
 def test_the_rejected_rows_of_several_pages_are_stored_once(sandbox, query):
@@ -151,13 +168,13 @@ def test_the_rejected_rows_of_several_pages_are_stored_once(sandbox, query):
         return row | {"time": "soon"} if row["time"] == bad_time else row
 
     sandbox.faults.transform_row = transform
-    run = materialize(KEY, [BAD])
+    run = land(KEY, [BAD])
 
     assert "`time` is missing or not in milliseconds" in run.failed[BAD]
     assert rejected(query, BAD) == received(map(transform, rows))
     # A smaller part of the day does not replace them.
     sandbox.faults.fail_day(BAD, status=400, code=-1102)
-    assert BAD in materialize(KEY, [BAD]).failed
+    assert BAD in land(KEY, [BAD]).failed
     assert rejected(query, BAD) == received(map(transform, rows))
 
 
@@ -165,9 +182,9 @@ def test_the_rejected_rows_of_several_pages_are_stored_once(sandbox, query):
 
 
 def test_corrected_rejected_rows_land(sandbox, query):
-    rows = [*rebates(BAD, 1_100), rebate(at(BAD), 1, income=Number("0.10"))]
+    rows = [*rebates(BAD, 520), rebate(at(BAD), 1, income=Number("0.10"))]
     sandbox.binance.set_rebates([rows[0] | {"income": "lots"}, *rows[1:]])
-    materialize(KEY, [BAD])
+    land(KEY, [BAD])
     query(
         "update affiliate.rejected_row set payload = jsonb_set(payload, '{income}', to_jsonb(%s::text)) "
         "where payload->>'income' = 'lots'",
@@ -187,9 +204,9 @@ def test_corrected_rejected_rows_land(sandbox, query):
 def test_uncorrected_rejected_rows_stay_rejected(sandbox, query):
     rows = [row | {"income": "lots"} for row in rebates(BAD, 4)]
     sandbox.binance.set_rebates(rows)
-    materialize(KEY, [BAD])
+    land(KEY, [BAD])
 
-    run = materialize(KEY, [BAD], from_rejected=True)
+    run = land(KEY, [BAD], from_rejected=True)
 
     assert "income: not a decimal number in 4 rows" in run.failed[BAD]
     assert rejected(query, BAD) == received(rows)
@@ -199,22 +216,24 @@ class TradeIdMayBeMissing(RebateRecentRecord):
     trade_id: BigInt = bigint("The trade's id.", optional=True)
 
 
-@pytest.mark.parametrize("invalidate", [lambda row: without(row, "tradeId"), lambda row: row | {"tradeId": None}])
-def test_rejected_rows_land_once_the_missing_field_is_declared_optional(sandbox, query, declare, invalidate):
-    rows = [invalidate(rebate(at(BAD), 1)), rebate(at(BAD), 2)]
-    sandbox.binance.set_rebates(rows)
-    assert "trade_id" in materialize(KEY, [BAD]).failed[BAD]
+def test_rejected_rows_land_once_the_missing_field_is_declared_optional(sandbox, query, declare):
+    cases = {"missing": without(rebate(at(GOOD), 1), "tradeId"), "null": rebate(at(BAD), 1, tradeId=None)}
+    rows = {day: [row, rebate(at(day), 2)] for day, row in zip((GOOD, BAD), cases.values(), strict=True)}
+    sandbox.binance.set_rebates(row for day in rows for row in rows[day])
+    rejected_run = land(KEY, [GOOD, BAD])
+    assert all("trade_id" in rejected_run.failed[day] for day in rows)
 
     declare(schema=TradeIdMayBeMissing)
-    run = materialize(KEY, [BAD], from_rejected=True)
+    run = land(KEY, [GOOD, BAD], from_rejected=True)
 
     assert run.success, run.message
-    assert landed(query, BAD) == sent(rows)
+    found = {name: landed(query, day) for name, day in zip(cases, rows, strict=True)}
+    assert found == {name: sent(rows[day]) for name, day in zip(cases, rows, strict=True)}
     assert query("select count(*) from affiliate.rejected_row") == [(0,)]
 
 
 def test_a_day_without_rejected_rows_fails_with_from_rejected(sandbox, query):
-    run = materialize(KEY, [GOOD], from_rejected=True)
+    run = land(KEY, [GOOD], from_rejected=True)
 
     assert "has no rows of it" in run.failed[GOOD]
     assert query("select * from affiliate.landing") == []
@@ -223,32 +242,32 @@ def test_a_day_without_rejected_rows_fails_with_from_rejected(sandbox, query):
 
 def test_a_day_that_lands_later_has_no_rejected_rows(sandbox, query):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY), income="lots")])
-    materialize(KEY, [YESTERDAY])
+    land(KEY, [YESTERDAY])
 
     sandbox.binance.set_rebates([rebate(at(YESTERDAY))])
-    materialize(KEY, [YESTERDAY])
+    land(KEY, [YESTERDAY])
 
     assert query("select count(*) from affiliate.rejected_row") == [(0,)]
 
 
 def test_rows_rejected_before_their_day_settled_do_not_settle_it(sandbox, query):
     sandbox.binance.set_rebates([rebate(at(SETTLED), income="lots")])
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
     query("""update affiliate.rejected_row set payload = jsonb_set(payload, '{income}', '"1.0"'),
           rejected_at = (partition + 1)::timestamptz + interval '1 hour'""")
 
-    run = materialize(KEY, [SETTLED], from_rejected=True)
+    run = land(KEY, [SETTLED], from_rejected=True)
 
-    assert run.materialized[SETTLED]["settled"] is False
+    assert run.landed[SETTLED].settled is False
 
 
 def test_rejected_rows_of_another_source_do_not_land(sandbox, query, monkeypatch):
     sandbox.binance.set_rebates([rebate(at(BAD), income="lots")])
-    materialize(KEY, [BAD])
+    land(KEY, [BAD])
     query("""update affiliate.rejected_row set payload = jsonb_set(payload, '{income}', '"1.0"')""")
     use_another_account(sandbox, monkeypatch)
 
-    run = materialize(KEY, [BAD], from_rejected=True)
+    run = land(KEY, [BAD], from_rejected=True)
 
     assert "the source of its rejected rows is" in run.failed[BAD]
     assert query("select * from affiliate.landing") == []
@@ -257,21 +276,22 @@ def test_rejected_rows_of_another_source_do_not_land(sandbox, query, monkeypatch
 # Texts that COPY or jsonb cannot represent without an escape
 
 
-@pytest.mark.parametrize("text", ["a\n\\.\nb@example.com", "\\.", '"', ",", "\r"])
-def test_texts_with_delimiters_of_copy_land_unchanged(sandbox, query, text):
-    rows = [rebate(at(GOOD), 1, email=text), *rebates(GOOD, 3)]
-    sandbox.binance.set_rebates(rows)
+def test_texts_with_delimiters_of_copy_land_unchanged(sandbox, query):
+    texts = ["a\n\\.\nb@example.com", "\\.", '"', ",", "\r"]
+    rows = {day: [rebate(at(day), 1, email=text), *rebates(day, 3)] for day, text in zip(DAYS, texts, strict=True)}
+    sandbox.binance.set_rebates(row for day in DAYS for row in rows[day])
 
-    run = materialize(KEY, [GOOD])
+    run = land(KEY, DAYS)
 
     assert run.success, run.message
-    assert landed(query, GOOD) == sent(rows)
+    found = {text: landed(query, day) for text, day in zip(texts, DAYS, strict=True)}
+    assert found == {text: sent(rows[day]) for text, day in zip(texts, DAYS, strict=True)}
 
 
 def test_an_unknown_field_that_jsonb_cannot_represent_lands_as_its_json_text(sandbox, query):
     sandbox.binance.set_rebates([*rebates(GOOD, 5), rebate(at(BAD), 1, note="A\0B", rank=7)])
 
-    run = materialize(KEY, [GOOD, BAD])
+    run = land(KEY, [GOOD, BAD])
 
     assert run.success, run.message
     [(note, rank)] = query(
