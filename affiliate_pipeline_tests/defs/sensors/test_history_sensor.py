@@ -9,7 +9,6 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs.sensors.kickback_history import EXPORT_TAG, MAX_RUNS, expired_alert
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.exchanges.binance.endpoints import RECENT_KICKBACKS
@@ -17,7 +16,9 @@ from affiliate_pipeline.exchanges.binance.kickback_export import fetch
 from affiliate_pipeline.exchanges.binance.kickback_export.exports import KickbackExport
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.sandbox.binance.kickbacks import FileForm
+from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.kickbacks import (
     HISTORY,
     OLD,
@@ -51,7 +52,7 @@ def rows(sandbox) -> dict:
 @pytest.fixture
 def tick(query, instance):
     """Evaluates the sensor and returns the runs that it requests; by default, every export is due for a poll."""
-    definitions = build_definitions()
+    definitions = loaded_definitions()
     sensor = definitions.resolve_sensor_def("kickback_history")
 
     def tick(due: bool = True) -> list[dg.RunRequest]:
@@ -81,9 +82,9 @@ def add_run(instance: dg.DagsterInstance, request: dg.RunRequest, status: dg.Dag
 
 
 def test_the_sensor_polls_until_the_file_is_ready_and_then_requests_one_run(sandbox, rows, query, tick):
-    materialize(REQUEST, OLD[:1])
-    materialize(HISTORY, OLD[:1])
-    materialize(REQUEST, OLD)
+    land(REQUEST, OLD[:1])
+    land(HISTORY, OLD[:1])
+    land(REQUEST, OLD)
     sandbox.faults.pending.extend(["error", "message", "empty", "null", "previous"])
 
     for _ in range(5):
@@ -106,20 +107,20 @@ def test_the_sensor_polls_until_the_file_is_ready_and_then_requests_one_run(sand
     assert tick() == [] and exports(query) == [("landed",), ("landed",)]
 
 
-@pytest.mark.parametrize("status", [404, 500])
-def test_an_error_response_ends_the_tick(sandbox, rows, tick, status):
-    materialize(REQUEST, OLD)
+def test_an_error_response_ends_the_tick(sandbox, rows, tick):
+    land(REQUEST, OLD)
     sandbox.faults.path = PATH
-    sandbox.faults.next_responses.extend([(status, {}, b"")] * 2)
-    requests_before = len(sandbox.requests)
-    assert (tick(), tick()) == ([], [])
-    assert len(sandbox.requests) == requests_before + 2
+    for status in (404, 404, 500, 500):
+        sandbox.faults.next_responses.append((status, {}, b""))
+        requests_before = len(sandbox.requests)
+        assert tick() == [], status
+        assert len(sandbox.requests) == requests_before + 1, status
     assert len(tick()) == 1
 
 
 def test_the_interval_between_polls_grows_with_the_age_of_the_request(sandbox, rows, query, tick):
     sandbox.binance.kickbacks.collect_ms = 10**9
-    materialize(REQUEST, OLD)
+    land(REQUEST, OLD)
     tick()
     requests_before = len(sandbox.requests)
     set_times = "update binance.kickback_historical_collection set requested_at = now() - %s::interval, polled_at = now() - %s::interval"
@@ -146,19 +147,19 @@ def test_without_the_clients_account_the_sensor_requests_no_run(sandbox, tick, m
 
 
 def test_no_run_is_requested_while_another_lands_the_history(sandbox, rows, tick, instance):
-    materialize(REQUEST, OLD)
+    land(REQUEST, OLD)
     (request,) = tick()
     add_run(instance, request, dg.DagsterRunStatus.STARTED)
     assert tick() == []
 
 
 def test_a_daemon_killed_before_the_launch_requests_the_same_run_again(sandbox, rows, tick):
-    materialize(REQUEST, OLD)
+    land(REQUEST, OLD)
     assert [each.run_key for each in tick()] == [each.run_key for each in tick()] == ["1-1"]
 
 
 def test_a_failed_run_is_retried_a_limited_number_of_times(sandbox, rows, tick, instance):
-    materialize(REQUEST, OLD)
+    land(REQUEST, OLD)
     for attempt in range(1, MAX_RUNS + 1):
         (request,) = tick()
         assert request.run_key == f"1-{attempt}"
@@ -167,8 +168,8 @@ def test_a_failed_run_is_retried_a_limited_number_of_times(sandbox, rows, tick, 
 
 
 def test_an_export_that_no_run_can_land_expires_if_others_wait(sandbox, rows, query, tick, instance):
-    materialize(REQUEST, OLD[:2])
-    materialize(REQUEST, OLD[2:])
+    land(REQUEST, OLD[:2])
+    land(REQUEST, OLD[2:])
     for _ in range(MAX_RUNS):
         (request,) = tick()
         add_run(instance, request, dg.DagsterRunStatus.FAILURE)
@@ -185,21 +186,21 @@ def test_an_export_that_no_run_can_land_expires_if_others_wait(sandbox, rows, qu
 
 def test_an_unreadable_file_does_not_delay_the_next_export(sandbox, rows, query, tick):
     sandbox.binance.kickbacks.form = FileForm(header=("amount", "asset", "symbol", "time"))
-    materialize(REQUEST, OLD[:2])
-    assert not materialize(HISTORY, OLD[:2]).success
+    land(REQUEST, OLD[:2])
+    assert not land(HISTORY, OLD[:2]).success
     sandbox.binance.kickbacks.form = FileForm()
-    materialize(REQUEST, OLD[2:])
+    land(REQUEST, OLD[2:])
     (request,) = tick()
     assert request.tags[EXPORT_TAG] == "2"
 
 
 def test_the_next_export_is_requested_only_after_the_first_has_landed(sandbox, rows, query, tick):
-    materialize(REQUEST, OLD[:2])
-    materialize(REQUEST, OLD[2:])
+    land(REQUEST, OLD[:2])
+    land(REQUEST, OLD[2:])
     tick()
     tick()
     assert len(posts(sandbox)) == 1
-    materialize(HISTORY, OLD[:2])
+    land(HISTORY, OLD[:2])
     tick()
     assert len(posts(sandbox)) == 2
     assert [each.tags[EXPORT_TAG] for each in tick()] == ["2"]
@@ -207,9 +208,9 @@ def test_the_next_export_is_requested_only_after_the_first_has_landed(sandbox, r
 
 def test_an_export_without_a_file_expires_with_one_alert(sandbox, rows, query, tick):
     for key in (REQUEST, HISTORY):
-        materialize(key, OLD[:1])
+        land(key, OLD[:1])
     sandbox.binance.kickbacks.collect_ms = 10**9
-    materialize(REQUEST, OLD)
+    land(REQUEST, OLD)
     for _ in range(3):
         tick()
     query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s' where id = 2")
@@ -232,7 +233,7 @@ def test_a_rejected_key_delays_the_next_poll_and_the_export_expires_with_one_ale
     with monkeypatch.context() as patched:
         if state == "waiting":
             patched.setenv("BINANCE_CLIENT_API_SECRET", "wrong")
-        materialize(REQUEST, OLD)
+        land(REQUEST, OLD)
     monkeypatch.setenv("BINANCE_CLIENT_API_SECRET", "wrong")
     tick()
     requested = len(sandbox.requests)
@@ -256,21 +257,21 @@ def test_a_rejected_key_delays_the_next_poll_and_the_export_expires_with_one_ale
 def test_waiting_days_land_once_the_key_is_accepted(sandbox, rows, query, tick, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setenv("BINANCE_CLIENT_API_SECRET", "wrong")
-        assert not materialize(REQUEST, OLD).success
+        assert not land(REQUEST, OLD).success
         tick()
     tick()
     assert len(posts(sandbox)) == 1
-    assert materialize(HISTORY, OLD).success
+    assert land(HISTORY, OLD).success
     assert landed(query, HISTORY, OLD[0]) == sent(rows[OLD[0]])
 
 
 def test_an_export_that_does_not_land_in_time_expires(sandbox, rows, query, tick):
     for key in (REQUEST, HISTORY):
-        materialize(key, OLD)
+        land(key, OLD)
     sandbox.binance.kickbacks.set(rows[OLD[0]])
-    materialize(REQUEST, OLD)
+    land(REQUEST, OLD)
     assert tick()
-    assert "allow_shrink" in materialize(HISTORY, OLD).failed[OLD[1]]
+    assert "allow_shrink" in land(HISTORY, OLD).failed[OLD[1]]
     query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
     tick()
     tick()
@@ -281,7 +282,7 @@ def test_an_export_that_does_not_land_in_time_expires(sandbox, rows, query, tick
 
 def test_an_alert_that_could_not_be_stored_is_raised_by_a_later_tick(sandbox, rows, query, tick, monkeypatch):
     sandbox.binance.kickbacks.collect_ms = 10**9
-    materialize(REQUEST, OLD)
+    land(REQUEST, OLD)
     query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
     with monkeypatch.context() as patched:
         patched.setattr(Outbox, "add", lambda *_: 1 / 0)
@@ -294,9 +295,9 @@ def test_an_alert_that_could_not_be_stored_is_raised_by_a_later_tick(sandbox, ro
 
 
 def test_a_rejected_request_raises_an_alert_and_is_not_repeated(sandbox, rows, query, tick):
-    materialize(REQUEST, OLD[:2])
-    materialize(REQUEST, OLD[2:])
-    materialize(HISTORY, OLD[:2])
+    land(REQUEST, OLD[:2])
+    land(REQUEST, OLD[2:])
+    land(HISTORY, OLD[:2])
     sandbox.faults.fail_day(OLD[2], status=400, code=-1130)
     tick()
     tick()
@@ -307,10 +308,10 @@ def test_a_rejected_request_raises_an_alert_and_is_not_repeated(sandbox, rows, q
 
 def test_days_that_expired_while_they_waited_are_not_requested(sandbox, rows, query, tick):
     sandbox.binance.kickbacks.set([*(row for day in OLD for row in rows[day]), kickback(at(ago(31)))])
-    materialize(REQUEST, OLD[:2])
-    materialize(REQUEST, OLD[2:])
+    land(REQUEST, OLD[:2])
+    land(REQUEST, OLD[2:])
     query("update binance.kickback_historical_collection set first_day = %s where id = 2", ago(31))
-    materialize(HISTORY, OLD[:2])
+    land(HISTORY, OLD[:2])
     tick()
     tick()
     assert exports(query, "first_day, last_day, state")[1:] == [
@@ -319,17 +320,17 @@ def test_days_that_expired_while_they_waited_are_not_requested(sandbox, rows, qu
     ]
     ((_, title, text),) = alerts(query)
     assert f"the export of {format_days([ago(31), ago(30)])} was given up" in title
-    assert "only after the 30 days" in text and "These days can no longer be requested" in text and "cause" not in text
+    assert "within the 30 days" in text and "These days can no longer be requested" in text and "cause" not in text
     assert [each.tags["dagster/asset_partition_range_start"] for each in tick()] == [f"{ago(29)}"]
 
 
 def test_days_that_all_expired_while_they_waited_are_reported_as_lost(sandbox, rows, query, tick):
-    materialize(REQUEST, OLD[:2])
-    materialize(REQUEST, OLD[2:])
+    land(REQUEST, OLD[:2])
+    land(REQUEST, OLD[2:])
     query(
         "update binance.kickback_historical_collection set first_day = %s, last_day = %s where id = 2", ago(33), ago(32)
     )
-    materialize(HISTORY, OLD[:2])
+    land(HISTORY, OLD[:2])
     tick()
     assert exports(query) == [("landed",), ("expired",)]
     ((_, _, text),) = alerts(query)
@@ -340,10 +341,10 @@ def test_days_that_all_expired_while_they_waited_are_reported_as_lost(sandbox, r
 def test_a_killed_daemon_resumes_from_every_state(sandbox, rows, query, tick, monkeypatch, change, max_posts):
     # The exchange offers no file during the two requests and the next two polls.
     sandbox.faults.pending.extend(["message"] * 4)
-    materialize(REQUEST, OLD[:2])
-    materialize(REQUEST, OLD[2:])
+    land(REQUEST, OLD[:2])
+    land(REQUEST, OLD[2:])
     if change != "state=ready":
-        assert materialize(HISTORY, OLD[:2]).success
+        assert land(HISTORY, OLD[:2]).success
     with monkeypatch.context() as patched:
         kill_before(patched, change)
         for _ in range(50):
@@ -355,10 +356,10 @@ def test_a_killed_daemon_resumes_from_every_state(sandbox, rows, query, tick, mo
             pytest.fail("the daemon was not killed")
 
     if change == "state=ready":
-        assert materialize(HISTORY, OLD[:2]).success
+        assert land(HISTORY, OLD[:2]).success
     tick()
     tick()
-    assert materialize(HISTORY, OLD[2:]).success
+    assert land(HISTORY, OLD[2:]).success
 
     assert len(posts(sandbox)) <= max_posts
     for day in OLD:
@@ -369,7 +370,8 @@ def test_a_post_without_a_recorded_response_is_repeated_once(sandbox, rows, quer
     sandbox.binance.kickbacks.collect_ms = 10**9
     with monkeypatch.context() as patched:
         kill_before(patched, "msg")
-        materialize(REQUEST, OLD)
+        with pytest.raises(Killed):
+            land(REQUEST, OLD)
     for _ in range(4):
         tick()
     assert len(posts(sandbox)) == 2
@@ -405,11 +407,12 @@ def test_the_runbook_quotes_the_alert():
 
 
 @pytest.fixture
-def requested_ranges(query):
+def requested_ranges(sandbox, query):
     """Replaces the ledger by these landed days, and returns the ranges that the schedule then requests."""
+    # Creates the tables.
+    land(RECENT, [ago(1)])
 
     def requested_ranges(recent=(), history=()) -> list[str]:
-        materialize(RECENT, [ago(1)])
         query("delete from affiliate.landing")
         for key, days in ((RECENT, recent), (HISTORY, history)):
             for day in days:
@@ -418,7 +421,7 @@ def requested_ranges(query):
                     key,
                     day,
                 )
-        definitions = build_definitions()
+        definitions = loaded_definitions()
         schedule = definitions.resolve_schedule_def("binance_kickback_history_0045")
         at_0045 = datetime.fromisoformat(f"{TODAY}T00:45:00+00:00")
         context = dg.build_schedule_context(scheduled_execution_time=at_0045, resources=definitions.resources)
@@ -454,12 +457,12 @@ def test_days_older_than_the_history_are_not_requested(sandbox, requested_ranges
 
 def test_another_teams_run_without_a_selection_does_not_delay_the_landing(sandbox, rows, tick, instance):
     instance.add_run(dg.DagsterRun(run_id="another", job_name="nightly", status=dg.DagsterRunStatus.STARTED))
-    materialize(REQUEST, OLD)
+    land(REQUEST, OLD)
     assert len(tick()) == 1
 
 
 def test_requested_days_are_not_requested_again(sandbox, requested_ranges):
-    materialize(REQUEST, days(12, 9))
+    land(REQUEST, days(12, 9))
     assert requested_ranges(recent=days(15, 13)) == [f"{ago(8)}...{ago(7)}"]
 
 
