@@ -21,7 +21,7 @@ import pytest
 from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.landing_process import continue_clock_from, land_at
 
 EXPECTED = Path(__file__).with_name("characterization.json")
@@ -89,17 +89,17 @@ def test_every_endpoint_lands_what_the_file_expects(exchange, query):
     kill_while_landing(exchange, landed_rebates, REBATES, DAYS)
     assert 0 < landed_rebates() < len(DAYS)
 
-    runs = {key: materialize(key, DAYS) for key in RECORDS}
-    runs |= {key: materialize(key, [TODAY]) for key in SNAPSHOTS}
-    runs |= {key: materialize(key, EXPORT_DAYS) for key in (EXPORT_REQUEST, EXPORT)}
+    runs = {key: land(key, DAYS) for key in RECORDS}
+    runs |= {key: land(key, [TODAY]) for key in SNAPSHOTS}
+    runs |= {key: land(key, EXPORT_DAYS) for key in (EXPORT_REQUEST, EXPORT)}
     assert {key: run.message for key, run in runs.items() if not run.success} == {}
     assert {endpoint.key for endpoint in ENDPOINTS} == runs.keys()
     landed = _dump(query)
 
     exchange.binance.set_rebates(row for row in exchange.binance.rebates(DAYS[0])[5:])
-    shrunk = materialize(REBATES, DAYS[:1])
+    shrunk = land(REBATES, DAYS[:1])
     assert not shrunk.success and _dump(query) == landed
-    assert materialize(REBATES, DAYS[:1], allow_shrink=True).success
+    assert land(REBATES, DAYS[:1], allow_shrink=True).success
     shrunken = _dump(query)[REBATES]
 
     found = {
@@ -125,12 +125,12 @@ def test_a_database_of_release_0_1_0_lands_the_same_days_unchanged(exchange, que
         connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()))
     before = _dump(query)
 
-    runs = {key: materialize(key, DAYS[1:]) for key in RECORDS if key in before}
+    runs = {key: land(key, DAYS[1:]) for key in RECORDS if key in before}
 
     assert {key: run.message for key, run in runs.items() if not run.success} == {}
-    assert not [key for key, run in runs.items() for day in run.materialized.values() if day["changed"]]
+    assert not [key for key, run in runs.items() for day in run.landed.values() if day.changed]
     assert _dump(query) == before
-    assert materialize(REBATES, DAYS[:1]).success
+    assert land(REBATES, DAYS[:1]).success
     expected = json.loads(EXPECTED.read_text())
     assert _dump(query)[REBATES] == expected["landed"][REBATES]
     superseded = query("select partition::text, count(*)::int from affiliate.superseded_row group by 1")
