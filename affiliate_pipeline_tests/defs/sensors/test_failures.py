@@ -66,7 +66,7 @@ def failing_roster() -> dg.AssetsDefinition:
     return fails
 
 
-@pytest.mark.parametrize("instance", ["ephemeral", "dagster.yaml"], indirect=True)
+@pytest.mark.parametrize("instance", ["dagster.yaml"], indirect=True)
 def test_the_alert_names_exactly_the_failed_days(sandbox, instance, tick):
     for day in (DAYS[1], DAYS[3]):
         sandbox.faults.fail_day(day, status=400, code=-1127)
@@ -126,11 +126,11 @@ def test_a_run_is_read_again_only_while_earlier_events_may_appear(sandbox, insta
     assert len(read) == 3
 
 
-def test_a_tick_reads_a_limited_number_of_runs(instance, tick, monkeypatch):
+def test_a_tick_reads_a_limited_number_of_runs(tick, launch_failing_run, monkeypatch):
     monkeypatch.setattr(sensors, "RUNS_PER_TICK", 2)
     monkeypatch.setattr(sensors, "MAX_COMMIT_DELAY_S", -1)
     for _ in range(5):
-        dg.materialize([failing_roster()], instance=instance, raise_on_error=False)
+        launch_failing_run(asset_selection=SELECTION)
     assert [len(tick()) for _ in range(3)] == [2, 4, 5]
 
 
@@ -317,14 +317,19 @@ def test_a_run_started_on_the_command_line_is_reported_because_it_is_never_retri
     assert len(tick()) == 1
 
 
-@pytest.mark.parametrize(
-    "tags", [{"dagster/max_retries": "0"}, {"dagster/max_retries": "many"}, {"dagster/max_retries": "-1"}]
-)
 @pytest.mark.filterwarnings("ignore:Error parsing int from tag")
-def test_a_run_that_dagster_will_not_retry_is_reported(instance, tick, launch_failing_run, retries, tags):
-    run_id = launch_failing_run(asset_selection=SELECTION, tags=tags)
-    assert will_retry(instance, run_id) == "false"
-    assert len(tick()) == 1
+def test_a_run_that_dagster_will_not_retry_is_reported(instance, tick, launch_failing_run, retries):
+    run_ids = {
+        max_retries: launch_failing_run(asset_selection=SELECTION, tags={"dagster/max_retries": max_retries})
+        for max_retries in ("0", "many", "-1")
+    }
+    decisions = {max_retries: will_retry(instance, run_id) for max_retries, run_id in run_ids.items()}
+    assert decisions == dict.fromkeys(run_ids, "false")
+    keys = {alert.key for alert in tick()}
+    assert {max_retries: f"run {run_id}" in keys for max_retries, run_id in run_ids.items()} == dict.fromkeys(
+        run_ids, True
+    )
+    assert len(keys) == len(run_ids)
 
 
 def test_the_failure_of_the_retry_is_reported_instead_of_the_first_failure(
