@@ -146,7 +146,7 @@ def test_a_rejected_alert_does_not_delay_later_ones(outbox, webhook, tick):
     assert titles(webhook)[:3] == ["alert 1", "alert 2", "alert 3"]
 
 
-@pytest.mark.parametrize("rejected", [{0}, {9}, {0, 1, 2, 3}, {1, 4, 8}, set(range(9))])
+@pytest.mark.parametrize("rejected", [{9}, {1, 4, 8}, set(range(9))])
 def test_alerts_bundled_with_rejected_ones_arrive_once_without_them(outbox, webhook, tick, end_pauses, query, rejected):
     webhook.refused = "poison"
     for number in range(10):
