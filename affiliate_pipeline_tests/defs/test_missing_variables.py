@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from dagster_postgres import PostgresEventLogStorage
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.embedded_server import cluster, server
 from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.defs.events import (
@@ -26,14 +27,13 @@ from affiliate_pipeline_tests.defs.events import (
     only_step_failure,
     recorded_events,
 )
-from affiliate_pipeline_tests.defs.rebates import KEY
+from affiliate_pipeline_tests.defs.rebates import ENDPOINT, KEY
 
 ROOT = Path(__file__).parents[2]
 TODAY = datetime.now(UTC).date()
 YESTERDAY = TODAY - timedelta(days=1)
 DATABASE = "AFFILIATE_DATABASE_URL is not set"
 PARTNER = ("BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET")
-SENSORS = [sensor.name for sensor in loaded_definitions().sensors or ()]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def own_instance(
 @pytest.fixture
 def leftover(tmp_path: Path) -> Iterator[Sandbox]:
     """A running sandbox, and the `.affiliate/settings.env` that an earlier `up` wrote for it."""
-    with Sandbox(rows_per_day=10) as exchange:
+    with Sandbox(rows_per_day=10, users=5) as exchange:
         (tmp_path / ".affiliate").mkdir()
         settings.save_sandbox_variables({"AFFILIATE_START_DATE": f"{YESTERDAY}", **exchange.variables})
         yield exchange
@@ -140,79 +140,132 @@ def test_a_leftover_sandbox_lands_nothing_in_a_configured_database(
     assert leftover.requests == []
 
 
-@pytest.mark.parametrize(
-    ("given", "missing"),
-    [
-        ({"BINANCE_PARTNER_API_KEY": "key"}, PARTNER[1:]),
-        ({"BINANCE_PARTNER_API_SECRET": "secret"}, PARTNER[:1]),
-        ({"BINANCE_BASE_URL": "https://api.binance.com"}, PARTNER),
-        ({"BINANCE_API_AGENT_CODE": "code"}, PARTNER),
-        ({"BINANCE_PARTNER_API_KEY": "", "BINANCE_PARTNER_API_SECRET": ""}, PARTNER),
-        ({"LBANK_OPEN_ID": "LBA1"}, PARTNER),
-        ({"AFFILIATE_RATE_SCALE": "1", "AFFILIATE_START_DATE": "2025-01-01"}, PARTNER),
-    ],
-    ids=lambda value: "+".join(value),
-)
+GIVEN: Mapping[str, tuple[Mapping[str, str], Sequence[str]]] = {
+    "only the key": ({"BINANCE_PARTNER_API_KEY": "key"}, PARTNER[1:]),
+    "only the secret": ({"BINANCE_PARTNER_API_SECRET": "secret"}, PARTNER[:1]),
+    "a base URL": ({"BINANCE_BASE_URL": "https://api.binance.com"}, PARTNER),
+    "an agent code": ({"BINANCE_API_AGENT_CODE": "code"}, PARTNER),
+    "empty credentials": ({"BINANCE_PARTNER_API_KEY": "", "BINANCE_PARTNER_API_SECRET": ""}, PARTNER),
+    "another exchange": ({"LBANK_OPEN_ID": "LBA1"}, PARTNER),
+    "no exchange": ({"AFFILIATE_RATE_SCALE": "1", "AFFILIATE_START_DATE": "2025-01-01"}, PARTNER),
+}
+
+
+def named_as_missing(instance: dg.DagsterInstance) -> list[str]:
+    """The variables named by the errors of a run of the instance, without running one."""
+    environment = settings.of_instance(instance)
+    problems = ""
+    for use in (
+        environment.database_url,
+        lambda: ENDPOINT.exchange.connect(ENDPOINT, SharedState(), environment.variables),
+    ):
+        try:
+            use()
+        except SettingsError as error:
+            problems += f"{error}; "
+    return [name for name in ("AFFILIATE_DATABASE_URL", *PARTNER) if f"{name} is not set" in problems]
+
+
 @pytest.mark.parametrize("place", ["environment", ".env"])
 @pytest.mark.parametrize("database", [True, False])
 def test_a_partial_configuration_is_never_completed_from_the_sandbox(
-    other_instance,
-    leftover,
-    monkeypatch,
-    database_url,
-    nothing_is_created,
-    given: Mapping[str, str],
-    missing,
-    place,
-    database,
+    other_instance, leftover, monkeypatch, database_url, place, database
 ):
-    given = {**given, "AFFILIATE_DATABASE_URL": database_url} if database else given
-    for name, value in given.items() if place == "environment" else ():
-        monkeypatch.setenv(name, value)
+    named, expected = {}, {}
+    for case, (given, missing) in GIVEN.items():
+        variables = {**given, "AFFILIATE_DATABASE_URL": database_url} if database else given
+        with monkeypatch.context() as patch:
+            for name, value in variables.items() if place == "environment" else ():
+                patch.setenv(name, value)
+            lines = [f"{name}={value}\n" for name, value in variables.items()] if place == ".env" else []
+            Path(".env").write_text("".join(lines))
+            named[case] = named_as_missing(other_instance)
+        expected[case] = [*([] if database else ["AFFILIATE_DATABASE_URL"]), *missing]
+    assert named == expected
+    assert leftover.requests == []
+
+
+def test_a_partial_configuration_in_env_lands_nothing(other_instance, leftover, database_url, nothing_is_created):
     file = Path(".env")
-    file.write_text("".join(f"{name}={value}\n" for name, value in given.items()) if place == ".env" else "")
+    file.write_text(f"AFFILIATE_DATABASE_URL={database_url}\nBINANCE_PARTNER_API_KEY=key\n")
     failure = failure_of_rebates(other_instance)
-    assert [name for name in PARTNER if f"{name} is not set" in failure] == (list(missing) if database else [])
-    assert (DATABASE in failure) == (not database)
+    assert [name for name in PARTNER if f"{name} is not set" in failure] == [PARTNER[1]]
+    assert DATABASE not in failure
     assert leftover.requests == []
     file.unlink()
 
 
-def all_assets() -> Iterator[tuple[dg.AssetKey, str | None]]:
-    """Each asset with its last partition."""
-    for spec in sorted(loaded_definitions().resolve_all_asset_specs(), key=lambda spec: spec.key):
-        yield spec.key, spec.partitions_def.get_last_partition_key() if spec.partitions_def else None
+def step_of(spec: dg.AssetSpec) -> str:
+    """The name of the step that materializes the asset, perhaps with others."""
+    return loaded_definitions().get_assets_def(spec.key).op.name
+
+
+def groups_of_assets() -> list[list[dg.AssetSpec]]:
+    """All assets in groups that can run together: their partitions are the same, and none depends on another."""
+    groups: dict[object, list[dg.AssetSpec]] = {}
+    for spec in loaded_definitions().resolve_all_asset_specs():
+        # Derived assets would be skipped after the failure of an asset that they depend on.
+        group = step_of(spec) if spec.deps else spec.partitions_def
+        groups.setdefault(group, []).append(spec)
+    return list(groups.values())
+
+
+def failures_of(instance: dg.DagsterInstance, specs: Sequence[dg.AssetSpec]) -> dict[str, str]:
+    """By step, its error message in one run of the assets over the last partition, in which each of them must fail."""
+    definitions = loaded_definitions()
+    keys, steps = [spec.key for spec in specs], {step_of(spec) for spec in specs}
+    partitions = specs[0].partitions_def
+    last = partitions.get_last_partition_key() if partitions else None
+    result = dg.materialize(
+        list({step_of(spec): definitions.get_assets_def(spec.key) for spec in specs}.values()),
+        instance=instance,
+        resources=definitions.resources,
+        partition_key=last,
+        selection=keys,
+        raise_on_error=False,
+    )
+    events = recorded_events(instance, result.run_id)
+    assert [event for event in events if event.is_step_materialization] == []
+    failures = {event.step_key: event.step_failure_data for event in events if event.is_step_failure}
+    assert last is None or all(failed_partitions(failure) == {last} for failure in failures.values())
+    messages = {step: failure_message(failure) for step, failure in failures.items() if step}
+    assert messages.keys() == steps
+    return messages
 
 
 def test_no_asset_uses_a_database_or_an_account_that_is_not_configured(
     leftover, nothing_is_created, monkeypatch, database_url
 ):
     with dg.DagsterInstance.ephemeral() as instance:
-        for key, partition in all_assets():
-            assert DATABASE in failure_of(instance, key, partition), key
+        without_database = {
+            step: message for group in groups_of_assets() for step, message in failures_of(instance, group).items()
+        }
         monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
-        for key, partition in all_assets():
-            failure = failure_of(instance, key, partition)
-            assert "API_KEY is not set" in failure or "Materialize one of them first" in failure, key
+        without_account = {
+            step: message for group in groups_of_assets() for step, message in failures_of(instance, group).items()
+        }
+    assert [step for step, message in without_database.items() if DATABASE not in message] == []
+    causes = ("API_KEY is not set", "Materialize one of them first")
+    assert [step for step, message in without_account.items() if not any(cause in message for cause in causes)] == []
     assert leftover.requests == []
 
 
-@pytest.mark.parametrize("name", SENSORS)
-def test_no_sensor_uses_a_database_that_is_not_configured(
-    other_instance, leftover, nothing_is_created, monkeypatch, name
-):
+def test_no_sensor_uses_a_database_that_is_not_configured(other_instance, leftover, nothing_is_created, monkeypatch):
     definitions = loaded_definitions()
-    sensor = next(each for each in definitions.sensors or () if each.name == name)
     monkeypatch.setenv("HEARTBEAT_URL", "http://127.0.0.1:9")
     context = partial(dg.build_sensor_context, other_instance, definitions=definitions, resources=definitions.resources)
-    if sensor.name == "kickback_history":
-        skipped = sensor.evaluate_tick(context()).skip_message
-        assert skipped == "BINANCE_CLIENT_API_KEY and BINANCE_CLIENT_API_SECRET are not set"
-        monkeypatch.setenv("BINANCE_CLIENT_API_KEY", "key")
-    with pytest.raises(Exception) as raised:
-        sensor.evaluate_tick(context())
-    cause = raised.value if isinstance(raised.value, SettingsError) else raised.value.__cause__
-    assert DATABASE in str(cause)
+    causes = {}
+    for sensor in definitions.sensors or ():
+        with monkeypatch.context() as patch:
+            if sensor.name == "kickback_history":
+                skipped = sensor.evaluate_tick(context()).skip_message
+                assert skipped == "BINANCE_CLIENT_API_KEY and BINANCE_CLIENT_API_SECRET are not set"
+                patch.setenv("BINANCE_CLIENT_API_KEY", "key")
+            with pytest.raises(Exception) as raised:
+                sensor.evaluate_tick(context())
+        causes[sensor.name] = raised.value if isinstance(raised.value, SettingsError) else raised.value.__cause__
+    assert len(causes) > 1
+    assert [name for name, cause in causes.items() if DATABASE not in str(cause)] == []
 
 
 def test_schedules_request_days_regardless_of_the_sandbox_or_report_what_is_missing(
@@ -234,14 +287,16 @@ def test_schedules_request_days_regardless_of_the_sandbox_or_report_what_is_miss
     assert leftover.requests == []
 
 
-@pytest.mark.parametrize("database", [True, False])
-def test_a_run_of_dagsters_command_fails_and_names_the_variable(
-    other_home, other_instance, leftover, nothing_is_created, database_url, tmp_path, database
+def test_a_run_of_dagsters_command_fails_and_names_the_variables(
+    other_home, other_instance, leftover, nothing_is_created, database_url, tmp_path
 ):
     """Dagster's command runs the step in its own process; the day is before the start date of the sandbox."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DAGSTER_HOME": str(other_home)}
-    if database:
-        environment["AFFILIATE_DATABASE_URL"] = database_url
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "DAGSTER_HOME": str(other_home),
+        "AFFILIATE_DATABASE_URL": database_url,
+    }
     select = ["--select", f'key:"{KEY}"', "--partition", f"{YESTERDAY - timedelta(days=3)}"]
     done = subprocess.run(
         [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "affiliate_pipeline.definitions", *select],
@@ -252,7 +307,7 @@ def test_a_run_of_dagsters_command_fails_and_names_the_variable(
         timeout=200,
     )
     assert done.returncode != 0
-    assert (f"{PARTNER[0]} is not set; {PARTNER[1]} is not set" if database else DATABASE) in done.stderr
+    assert f"{PARTNER[0]} is not set; {PARTNER[1]} is not set" in done.stderr
     (last,) = other_instance.get_runs(limit=1)
     assert other_instance.get_run_by_id(last.run_id).status == dg.DagsterRunStatus.FAILURE
     assert (
