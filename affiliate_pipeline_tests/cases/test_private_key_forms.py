@@ -2,6 +2,7 @@
 
 import subprocess
 from base64 import b64encode
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,15 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
 
+from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.environment import configured
+from affiliate_pipeline.exchanges.endpoint import Endpoint
+from affiliate_pipeline.exchanges.shared_state import SharedState
+from affiliate_pipeline.http.encoding import read_secret
+from affiliate_pipeline.sandbox.signatures import verifier
 from affiliate_pipeline_tests.conftest import materialize
-from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
+from affiliate_pipeline_tests.defs.affiliates import ENDPOINT as LBANK_ENDPOINT
+from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY
 
 NO_PASSPHRASE = NoEncryption()
 PASSPHRASE = BestAvailableEncryption(b"the passphrase")
@@ -111,6 +119,10 @@ PATHS = {
 }
 
 
+PAYLOAD = b"timestamp=1"
+BINANCE, LBANK = ENDPOINT, LBANK_ENDPOINT["invite_user_info"]
+
+
 @pytest.fixture
 def configure_binance(both_exchanges, monkeypatch):
     """Sets the partner's secret, and in the sandbox the public key of `key`."""
@@ -134,26 +146,62 @@ def configure_lbank(both_exchanges, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("name", USABLE)
-def test_each_form_of_a_private_key_signs(run_check, configure_binance, configure_lbank, name):
-    key, secret = USABLE[name]
-    configure_binance(secret, key)
-    if key is RSA_KEY:
-        configure_lbank(secret, key)
-    assert run_check().count("accepts the credentials") == 3
+@pytest.fixture
+def configured_secret(monkeypatch):
+    """Sets a variable to a secret, and returns what the settings read from it."""
+
+    def read(secret: str) -> str:
+        monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", secret)
+        return configured().variables["BINANCE_PARTNER_API_SECRET"]
+
+    return read
 
 
-@pytest.mark.parametrize(
-    ("name", "where"), [("RSA OpenSSH", "{}/key"), ("RSA base64", "key"), ("Ed25519 CRLF", "./key")]
-)
-def test_a_secret_may_be_the_path_of_a_key_file(run_check, configure_binance, tmp_path, name, where):
-    key, secret = USABLE[name]
-    (tmp_path / "key").write_text(f"\n{secret}\n")
-    configure_binance(where.format(tmp_path), key)
-    assert run_check().count("accepts the credentials") == 3
+def connect(endpoint: Endpoint, **variables: str) -> None:
+    """Read the exchange's settings as a run does; sends nothing."""
+    endpoint.exchange.connect(endpoint, SharedState(), variables).client.close()
 
 
-def test_a_key_file_may_be_in_the_home_folder_and_in_der(
+def connect_binance(secret: str) -> None:
+    connect(BINANCE, BINANCE_PARTNER_API_KEY="key", BINANCE_PARTNER_API_SECRET=secret)
+
+
+def connect_lbank(secret: str, method: str = "RSA") -> None:
+    credentials = {"LBANK_API_KEY": "key", "LBANK_API_SECRET": secret, "LBANK_OPEN_ID": "LBA1"}
+    connect(LBANK, LBANK_SIGNATURE_METHOD=method, **credentials)
+
+
+def reported(connect, secret: str, *args: str) -> str:
+    """The error with which the settings are refused; empty if they are accepted."""
+    try:
+        connect(secret, *args)
+    except SettingsError as error:
+        return f"{error}"
+    return ""
+
+
+def are_valid(signatures: Mapping[str, str], keys: Mapping[str, object]) -> dict[str, bool]:
+    """For each name, whether the sandbox accepts the signature of PAYLOAD by the key."""
+    return {name: verifier(encoded_public(keys[name]))(PAYLOAD, signature) for name, signature in signatures.items()}
+
+
+def test_each_form_of_a_private_key_signs(configured_secret):
+    keys = {name: key for name, (key, _) in USABLE.items()}
+    signatures = {name: read_secret(configured_secret(secret)).sign(PAYLOAD) for name, (_, secret) in USABLE.items()}
+    assert are_valid(signatures, keys) == dict.fromkeys(USABLE, True)
+
+
+def test_a_secret_may_be_the_path_of_a_key_file(configured_secret, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", f"{tmp_path}")
+    forms = {"{}/key": "RSA OpenSSH", "key": "RSA base64", "./key": "Ed25519 CRLF", "~/key": "RSA PKCS#8"}
+    signatures = {}
+    for path, name in forms.items():
+        (tmp_path / "key").write_text(f"\n{USABLE[name][1]}\n")
+        signatures[path] = read_secret(configured_secret(path.format(tmp_path))).sign(PAYLOAD)
+    assert are_valid(signatures, {path: USABLE[name][0] for path, name in forms.items()}) == dict.fromkeys(forms, True)
+
+
+def test_both_exchanges_accept_signatures_by_key_files_in_the_home_folder_and_in_der(
     run_check, configure_binance, configure_lbank, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HOME", f"{tmp_path}")
@@ -173,30 +221,47 @@ def test_a_secret_may_be_the_path_of_a_file_with_an_hmac_secret(
     assert run_check().count("accepts the credentials") == 3
 
 
-@pytest.mark.parametrize("name", UNUSABLE)
-def test_an_unusable_key_is_reported(both_exchanges, run_check, configure_binance, configure_lbank, tmp_path, name):
-    secret, defect = UNUSABLE[name]
-    (tmp_path / "stored").write_text(secret)
-    configure_binance(secret)
-    configure_lbank(f"{tmp_path}/stored")
-    printed = run_check()
-    assert f"BINANCE_PARTNER_API_SECRET cannot be used: the secret {defect}" in printed
-    of_file = f"is the path of a file whose content {defect}"
-    assert f"LBANK_API_SECRET cannot be used: the secret {of_file}" in printed
-    assert not any(len(line) > 20 and line in printed for line in secret.splitlines() if "---" not in line)
+def test_an_unusable_key_is_reported_without_quoting_it(configured_secret, tmp_path):
+    found: dict[str, list[bool]] = {}
+    for name, (secret, defect) in UNUSABLE.items():
+        (tmp_path / "stored").write_text(secret)
+        of_binance = reported(connect_binance, configured_secret(secret))
+        of_lbank = reported(connect_lbank, f"{tmp_path}/stored")
+        lines = [line for line in secret.splitlines() if len(line) > 20 and "---" not in line]
+        of_file = f"is the path of a file whose content {defect}"
+        found[name] = [
+            f"BINANCE_PARTNER_API_SECRET cannot be used: the secret {defect}" in of_binance,
+            f"LBANK_API_SECRET cannot be used: the secret {of_file}" in of_lbank,
+            not any(line in of_binance + of_lbank for line in lines),
+        ]
+    assert found == dict.fromkeys(UNUSABLE, [True] * 3)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_an_unusable_path_is_reported_and_not_used_as_an_hmac_secret(
-    run_check, configure_binance, configure_lbank, tmp_path, path
-):
+def test_an_unusable_path_is_reported_and_not_used_as_an_hmac_secret(configured_secret, tmp_path):
     (tmp_path / "empty").write_text(" \n")
     (tmp_path / "large").write_text("x" * 100_000)
-    configure_binance(path)
-    configure_lbank(path, method="HmacSHA256")
+    found = {
+        path: [
+            f"BINANCE_PARTNER_API_SECRET cannot be used: the secret {defect}"
+            in reported(connect_binance, configured_secret(path)),
+            f"LBANK_API_SECRET cannot be used: the secret {defect}" in reported(connect_lbank, path, "HmacSHA256"),
+        ]
+        for path, defect in PATHS.items()
+    }
+    assert found == dict.fromkeys(PATHS, [True] * 2)
+
+
+def test_the_command_check_reports_an_unusable_key_of_each_exchange(
+    run_check, configure_binance, configure_lbank, tmp_path
+):
+    (tmp_path / "stored").write_text(CERTIFICATE)
+    configure_binance(encoded_public(RSA_KEY))
+    configure_lbank(f"{tmp_path}/stored")
     printed = run_check()
-    for variable in ("BINANCE_PARTNER_API_SECRET", "LBANK_API_SECRET"):
-        assert f"{variable} cannot be used: the secret {PATHS[path]}" in printed
+    assert "BINANCE_PARTNER_API_SECRET cannot be used: the secret is a public key" in printed
+    of_file = "is the path of a file whose content is a certificate"
+    assert f"LBANK_API_SECRET cannot be used: the secret {of_file}" in printed
+    assert not any(line in printed for line in encoded_public(RSA_KEY).splitlines()[1:-1])
 
 
 def test_a_pem_in_env_without_quotes_is_reported(run_check, monkeypatch):
@@ -205,13 +270,13 @@ def test_a_pem_in_env_without_quotes_is_reported(run_check, monkeypatch):
     assert "BINANCE_PARTNER_API_SECRET cannot be used: the secret is a PEM without its END line" in run_check()
 
 
-def test_a_secret_of_the_other_signature_method_is_reported(both_exchanges, run_check, configure_lbank):
-    configure_lbank(both_exchanges.lbank.api_secret, method="RSA")
-    assert "the secret is not a private key, and LBANK_SIGNATURE_METHOD is RSA" in run_check()
-    configure_lbank(PEM, method="HmacSHA256")
-    assert "the secret is a private key: set LBANK_SIGNATURE_METHOD to RSA" in run_check()
-    configure_lbank(encoded(ED25519_KEY))
-    assert "is a private key of type Ed25519, which LBank does not accept: use RSA" in run_check()
+def test_a_secret_of_the_other_signature_method_is_reported():
+    of_hmac = reported(connect_lbank, "an-hmac-secret", "RSA")
+    assert "the secret is not a private key, and LBANK_SIGNATURE_METHOD is RSA" in of_hmac
+    of_rsa = reported(connect_lbank, PEM, "HmacSHA256")
+    assert "the secret is a private key: set LBANK_SIGNATURE_METHOD to RSA" in of_rsa
+    of_ed25519 = reported(connect_lbank, encoded(ED25519_KEY), "RSA")
+    assert "is a private key of type Ed25519, which LBank does not accept: use RSA" in of_ed25519
 
 
 def test_each_failed_day_names_the_path(both_exchanges, configure_binance):
