@@ -1,9 +1,14 @@
 """Case null-for-an-empty-list: null sent twice is an empty list, but never replaces rows that have landed."""
 
+from collections.abc import Mapping
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
+from affiliate_pipeline.exchanges.lbank.responses import read
+from affiliate_pipeline.exchanges.lists import read_list
+from affiliate_pipeline.http.client import Response
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline.sandbox.exchange import Call
 from affiliate_pipeline_tests.cases.sandbox_responses import PATH as REBATE_PATH
@@ -23,6 +28,7 @@ from affiliate_pipeline_tests.defs.affiliates import (
 )
 from affiliate_pipeline_tests.defs.rebates import DAYS as REBATE_DAYS
 from affiliate_pipeline_tests.defs.rebates import KEY as REBATES
+from affiliate_pipeline_tests.defs.rebates import at as rebates_at
 from affiliate_pipeline_tests.defs.rebates import rebates
 
 CASE = (Path(__file__).parent / "null-for-an-empty-list" / "answer.json").read_bytes()
@@ -46,17 +52,44 @@ def send(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, path: str, body: byt
     replace_bodies(sandbox.lbank, monkeypatch, body_of)
 
 
-@pytest.mark.parametrize("body", SPELLINGS)
-@pytest.mark.parametrize("name", [USERS, TEAM, MONEY])
-def test_null_sent_twice_lands_no_rows_and_is_reported(both_exchanges, query, monkeypatch, name, body):
-    send(both_exchanges, monkeypatch, PATH[name], body)
+def send_by_day(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, path: str, bodies: Mapping[date, bytes]) -> None:
+    """Make LBank send these bodies for the path: each in requests that begin with its day."""
 
-    run = materialize(f"lbank/{name}", [DAY])
+    def body_of(call: Call, sent: bytes) -> bytes:
+        return (
+            {at(day, 0): body for day, body in bodies.items()}[int(call.params["startTime"])]
+            if call.path == path
+            else sent
+        )
+
+    replace_bodies(sandbox.lbank, monkeypatch, body_of)
+
+
+def test_each_spelling_of_null_is_read_as_no_list():
+    responses = [Response(200, {}, body) for body in SPELLINGS]
+    assert [read_list(read(response)) for response in responses] == [([], True)] * len(SPELLINGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "bodies", "requests_per_month"),
+    [(USERS, SPELLINGS[:2], 2), (TEAM, SPELLINGS[2:], 2), (MONEY, SPELLINGS[1:3], 12)],
+    ids=[USERS, TEAM, MONEY],
+)
+def test_null_sent_twice_lands_no_rows_and_is_reported(
+    both_exchanges, query, monkeypatch, name, bodies, requests_per_month
+):
+    # In two months, so that each day has its own requests.
+    days = DAYS[2:4]
+    send_by_day(both_exchanges, monkeypatch, PATH[name], dict(zip(days, bodies, strict=True)))
+
+    run = materialize(f"lbank/{name}", days)
 
     assert run.success, run.message
-    assert run.materialized[DAY]["dagster/partition_row_count"] == 0
-    assert "had no list (null)" in str(dict(run.materialized[DAY]))
-    assert len(requests_to(both_exchanges, name)) == (12 if name == MONEY else 2)
+    assert {day: metadata["dagster/partition_row_count"] for day, metadata in run.materialized.items()} == {
+        day: 0 for day in days
+    }
+    assert all("had no list (null)" in str(dict(metadata)) for metadata in run.materialized.values())
+    assert len(requests_to(both_exchanges, name)) == 2 * requests_per_month
 
 
 def test_null_sent_once_is_a_transient_fault(both_exchanges, query):
@@ -70,32 +103,34 @@ def test_null_sent_once_is_a_transient_fault(both_exchanges, query):
     assert landed(query, TEAM, DAY) == sent(rows_of(both_exchanges, TEAM, DAY))
 
 
-@pytest.mark.parametrize("name", [USERS, TEAM, MONEY])
-def test_null_does_not_replace_landed_rows(both_exchanges, query, monkeypatch, name):
+def test_null_does_not_replace_landed_rows(both_exchanges, query, monkeypatch):
     for day in DAYS[:3]:
         both_exchanges.lbank.add_user(registered_ms=at(day))
-    both_exchanges.lbank.set_money([deposit(day) for day in DAYS[:3]])
-    assert materialize(f"lbank/{name}", DAYS[:3]).success
-    send(both_exchanges, monkeypatch, PATH[name], CASE)
+    assert materialize(f"lbank/{TEAM}", DAYS[:3]).success
+    send(both_exchanges, monkeypatch, PATH[TEAM], CASE)
 
-    run = materialize(f"lbank/{name}", DAYS[:3])
+    run = materialize(f"lbank/{TEAM}", DAYS[:3])
 
     assert sorted(run.failed) == DAYS[:3]
     assert "sent no list (null) where rows had landed" in run.failed[DAY] and "are unchanged" in run.failed[DAY]
     for day in DAYS[:3]:
-        assert landed(query, name, day) == sent(rows_of(both_exchanges, name, day))
+        assert landed(query, TEAM, day) == sent(rows_of(both_exchanges, TEAM, day))
 
 
-def test_null_does_not_replace_rows_of_an_unsettled_day(both_exchanges, query, monkeypatch):
-    yesterday = today() - DAYS[1].resolution
-    both_exchanges.lbank.set_money([deposit(yesterday)])
-    assert materialize(f"lbank/{MONEY}", [yesterday]).materialized[yesterday]["settled"] is False
+def test_null_does_not_replace_rows_of_settled_or_unsettled_days_of_one_kind(both_exchanges, query, monkeypatch):
+    settled, unsettled = today() - timedelta(days=5), today() - timedelta(days=1)
+    both_exchanges.lbank.set_money([deposit(settled), deposit(unsettled)])
+    run = materialize(f"lbank/{MONEY}", [settled, unsettled])
+    assert (run.materialized[settled]["settled"], run.materialized[unsettled]["settled"]) == (True, False)
     send(both_exchanges, monkeypatch, PATH[MONEY], CASE)
 
-    run = materialize(f"lbank/{MONEY}", [yesterday])
+    run = materialize(f"lbank/{MONEY}", [settled, unsettled])
 
-    assert "requested_sub_in_out_type IN_DEPOSIT" in run.failed[yesterday]
-    assert landed(query, MONEY, yesterday) == sent(rows_of(both_exchanges, MONEY, yesterday))
+    assert sorted(run.failed) == [settled, unsettled]
+    for day in (settled, unsettled):
+        assert "requested_sub_in_out_type IN_DEPOSIT" in run.failed[day]
+        assert "sent no list (null) where rows had landed" in run.failed[day] and "are unchanged" in run.failed[day]
+        assert landed(query, MONEY, day) == sent(rows_of(both_exchanges, MONEY, day))
 
 
 def test_null_does_not_replace_rows_of_one_agent_while_another_gains_rows(both_exchanges, query, monkeypatch):
@@ -125,14 +160,16 @@ def test_null_for_an_agent_without_rows_does_not_block_other_agents(both_exchang
         assert query("select amount::text from lbank.commission_stats_symbol_list") == [(amount,)]
 
 
-@pytest.mark.parametrize("body", SPELLINGS)
-def test_null_is_an_error_without_a_retry_where_a_row_is_always_expected(both_exchanges, monkeypatch, body):
-    send(both_exchanges, monkeypatch, PATH["trade_future"], body)
+def test_null_is_an_error_without_a_retry_where_a_row_is_always_expected(both_exchanges, monkeypatch):
+    bodies = dict(zip(DAYS, SPELLINGS, strict=False))
+    send_by_day(both_exchanges, monkeypatch, PATH["trade_future"], bodies)
 
-    run = materialize("lbank/trade_future", [DAY])
+    run = materialize("lbank/trade_future", list(bodies))
 
-    assert "LBank returned 0 rows instead of one" in run.failed[DAY]
-    assert len(requests_to(both_exchanges, "trade_future")) <= 4
+    found = {bodies[day]: "LBank returned 0 rows instead of one" in reason for day, reason in run.failed.items()}
+    assert found == dict.fromkeys(SPELLINGS, True)
+    # At most one for each scope of a day.
+    assert len(requests_to(both_exchanges, "trade_future")) <= 4 * len(SPELLINGS)
 
 
 def test_null_with_an_error_code_is_an_error(both_exchanges, monkeypatch):
@@ -151,18 +188,24 @@ def test_null_does_not_empty_a_roster_that_had_users(both_exchanges, query, monk
     assert "LBank twice sent null instead of the list of users, which was not empty before" in run.failed[DAYS[2]]
 
 
-@pytest.mark.parametrize("body", [b"null", b'""', b"{}"])
-def test_binance_records_without_a_list_are_an_error_without_a_retry(sandbox, query, monkeypatch, body):
-    day, other = REBATE_DAYS[-1], REBATE_DAYS[-2]
-    sandbox.binance.set_rebates(rebates(day, 5))
-    assert materialize(REBATES, [day]).success
-    replace_bodies(sandbox.binance, monkeypatch, lambda call, sent: body if call.path == REBATE_PATH else sent)
+def test_binance_records_without_a_list_are_an_error_without_a_retry(sandbox, query, monkeypatch):
+    days = REBATE_DAYS[-4:]
+    bodies = dict(zip([rebates_at(day, "00:00:00.000") for day in days[1:]], [b"null", b'""', b"{}"], strict=True))
+    sandbox.binance.set_rebates(row for day in days[1:] for row in rebates(day, 5))
+    assert materialize(REBATES, days[1:]).success
+    # The request for all days begins with the first one.
+    replace_bodies(
+        sandbox.binance,
+        monkeypatch,
+        lambda call, sent: bodies.get(int(call.params["startTime"]), b"null") if call.path == REBATE_PATH else sent,
+    )
     sandbox.requests.clear()
 
-    run = materialize(REBATES, [other, day])
+    run = materialize(REBATES, days)
 
-    assert set(run.failed) == {other, day}
-    assert all("the response is not a list of rows" in reason for reason in run.failed.values())
-    assert query("select count(*) from binance.rebate_recent_record") == [(5,)]
+    assert {day: "the response is not a list of rows" in reason for day, reason in run.failed.items()} == dict.fromkeys(
+        days, True
+    )
+    assert query("select count(*) from binance.rebate_recent_record") == [(15,)]
     # One for the range, then one for each of its days.
-    assert len(sandbox.requests) == 3
+    assert len(sandbox.requests) == 1 + len(days)
