@@ -17,6 +17,7 @@ from affiliate_pipeline.landing.day_writer import DayWriter
 from affiliate_pipeline.landing.pipeline import Failed, Landed, connected, land_days
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres import connection, locks
+from affiliate_pipeline.postgres.errors import StoreUnavailable
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY, SETTLED, landed, rebates, sent
 from affiliate_pipeline_tests.pgbouncer import needs_pgbouncer, pgbouncer
@@ -54,10 +55,11 @@ def two_runs(url: str) -> subprocess.CompletedProcess[str]:
     indirect=True,
     ids=["transaction", "statement", "one session", "many sessions, round robin"],
 )
-def test_two_runs_through_a_transaction_pooler_are_refused(pooled, query):
-    run = two_runs(pooled)
-    assert run.returncode
-    assert REFUSED in run.stderr and "direct address" in run.stderr
+def test_two_stores_through_a_transaction_pooler_are_refused(pooled, query):
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match=REFUSED) as raised, Store(pooled):
+            pass
+        assert "direct address" in f"{raised.value.problem.action}"
     assert query("select to_regclass('affiliate.landing')") == [(None,)]
 
 
@@ -68,9 +70,9 @@ def test_two_runs_through_a_session_pooler_land_the_day_once(pooled):
 
 
 @needs_pgbouncer
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_every_command_refuses_a_transaction_pooler(sandbox, pooled, monkeypatch, run_failing_command):
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", pooled)
+    commands = [
         ["check"],
         ["up", "--once"],
         ["report"],
@@ -78,13 +80,10 @@ def test_two_runs_through_a_session_pooler_land_the_day_once(pooled):
         ["pg_dump"],
         ["plan", KEY, f"{SETTLED}"],
         ["export", KEY, f"{SETTLED}"],
-    ],
-    ids=lambda command: command[0],
-)
-def test_every_command_refuses_a_transaction_pooler(sandbox, pooled, command, monkeypatch, run_failing_command):
-    monkeypatch.setenv("AFFILIATE_DATABASE_URL", pooled)
-    printed = run_failing_command(*command)
-    assert REFUSED in printed and "direct address" in printed
+    ]
+    printed = {command[0]: run_failing_command(*command) for command in commands}
+    refused = {command: REFUSED in text and "direct address" in text for command, text in printed.items()}
+    assert refused == {command[0]: True for command in commands}
 
 
 @needs_pgbouncer
@@ -152,18 +151,28 @@ def idle_holder(database_url: str, name: str) -> psycopg.Connection:
     return holder
 
 
-@pytest.mark.parametrize("name", ["", "psql", "affiliate_pipeline"])
-def test_a_run_does_not_wait_for_a_lock_that_no_live_run_holds(sandbox, database_url, monkeypatch, name):
+def test_a_run_does_not_wait_for_a_lock_that_no_live_run_holds(sandbox, database_url, monkeypatch):
     monkeypatch.setattr(locks, "SILENT_HOLDER_S", 0)
-    with idle_holder(database_url, name) as holder:
+    with idle_holder(database_url, "") as holder:
         run = materialize(KEY, DAYS)
         pid = holder.info.backend_pid
     assert sorted(run.failed) == DAYS
     assert "its lock is held by the database session" in run.failed[SETTLED]
     assert "), which is not a live run" in run.failed[SETTLED]
-    assert f" {pid} ({name or 'no name'}, connected since" in run.failed[SETTLED]
+    assert f" {pid} (no name, connected since" in run.failed[SETTLED]
     assert f"pg_terminate_backend({pid})" in run.failed[SETTLED]
     assert sandbox.requests == []
+
+
+@pytest.mark.parametrize("name", ["psql", "affiliate_pipeline"])
+def test_an_idle_session_of_any_name_is_not_a_live_run(database_url, monkeypatch, name):
+    monkeypatch.setattr(locks, "SILENT_HOLDER_S", 0)
+    with idle_holder(database_url, name) as holder, Store(database_url) as store:
+        with pytest.raises(StoreUnavailable) as raised, store.exclusive(ENDPOINT):
+            pass
+        pid = holder.info.backend_pid
+    assert f" {pid} ({name}, connected since" in raised.value.problem.what
+    assert "), which is not a live run" in raised.value.problem.what
 
 
 def test_a_run_waits_for_the_lock_of_a_live_run(sandbox, database_url, query, monkeypatch):
