@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import httpx
 import pytest
 
 from affiliate_pipeline import environment as settings
+from affiliate_pipeline.http.errors import UnusableNetwork
+from affiliate_pipeline.http.network import Network, client
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 
@@ -39,9 +42,48 @@ UNUSABLE = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in HARMLESS.items() for value in values])
-def test_a_harmless_value_changes_nothing(run_check, monkeypatch, name, value):
-    monkeypatch.setenv(name, value)
+KINDS = (
+    "is not the URL of a proxy",
+    "is a SOCKS proxy",
+    "SSL_CERT_FILE cannot be used",
+    "SSL_CERT_DIR cannot be used",
+)
+ACTIONS = ("unset it", "Install httpx[socks]")
+
+
+def get(url: str) -> httpx.Response:
+    """The response to a request of this process, as its variables are now."""
+    with client(Network(settings.configured().variables), 5) as http:
+        return http.get(url)
+
+
+def test_a_request_to_loopback_succeeds_with_each_harmless_or_unusable_value(sandbox, monkeypatch):
+    cases = [(name, value) for table in (HARMLESS, UNUSABLE) for name, values in table.items() for value in values]
+    statuses = {}
+    for name, value in cases:
+        with monkeypatch.context() as patch:
+            patch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+            patch.setenv(name, value)
+            statuses[name, value] = get(f"{sandbox.url}/api/v3/time").status_code
+    assert statuses == dict.fromkeys(cases, 200)
+
+
+def test_harmless_values_do_not_change_which_proxy_is_used(monkeypatch):
+    cases = [(name, value) for name, values in HARMLESS.items() for value in values]
+    proxies = {}
+    for name, value in cases:
+        with monkeypatch.context() as patch:
+            patch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+            patch.setenv(name, value)
+            network = Network(settings.configured().variables)
+            network.tls()
+            proxies[name, value] = str(network.proxy_for(httpx.URL("https://x.example")))
+    assert proxies == dict.fromkeys(cases, "the proxy proxy.example:3128 (HTTPS_PROXY)")
+
+
+def test_harmless_values_change_nothing(run_check, monkeypatch):
+    for name, values in HARMLESS.items():
+        monkeypatch.setenv(name, values[0])
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     assert run_check().count("accepts the credentials") == 3
     assert materialize(KEY, DAYS[:1]).success
@@ -60,23 +102,31 @@ def test_an_unusable_value_is_ignored_where_no_request_needs_it(run_check, monke
     assert run_check().count("accepts the credentials") == 3
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in UNUSABLE.items() for value in values])
-def test_an_unusable_value_is_reported_where_a_request_needs_it(
-    both_exchanges, run_check, monkeypatch, tmp_path, name, value
-):
+def test_each_unusable_value_is_an_error_that_names_the_variable(monkeypatch, tmp_path):
     (tmp_path / "not.pem").write_text("no certificate")
-    monkeypatch.setenv(name, value.format(folder=tmp_path))
+    cases = [(name, value) for name, values in UNUSABLE.items() for value in values]
+    found = {}
+    for name, value in cases:
+        with monkeypatch.context() as patch, pytest.raises(UnusableNetwork) as raised:
+            patch.setenv(name, value.format(folder=tmp_path))
+            get("https://exchange.example")
+        problem = raised.value.problem
+        found[name, value] = [
+            any(kind in problem.what for kind in KINDS),
+            name in problem.what and PASSWORD not in f"{raised.value!r} {problem}",
+            any(action in (problem.action or "") for action in ACTIONS),
+        ]
+    assert found == dict.fromkeys(cases, [True] * 3)
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "SSL_CERT_FILE"])
+def test_an_unusable_value_is_reported_where_a_request_needs_it(both_exchanges, run_check, monkeypatch, name):
+    monkeypatch.setenv(name, UNUSABLE[name][0])
     monkeypatch.setenv("BINANCE_BASE_URL", "https://exchange.example")
     monkeypatch.delenv("AFFILIATE_RATE_SCALE")
     printed, run = run_check(), materialize(KEY, DAYS[:2])
     assert set(run.failed) == set(DAYS[:2])
     for text in (printed, *run.failed.values()):
         assert name in text and PASSWORD not in text and "Traceback" not in text and "status page" not in text
-    kinds = (
-        "is not the URL of a proxy",
-        "is a SOCKS proxy",
-        "SSL_CERT_FILE cannot be used",
-        "SSL_CERT_DIR cannot be used",
-    )
-    assert any(kind in printed for kind in kinds)
-    assert "unset it" in printed or "Install httpx[socks]" in printed
+    assert any(kind in printed for kind in KINDS)
+    assert any(action in printed for action in ACTIONS)
