@@ -1,12 +1,16 @@
 """A day that cannot land fails alone, with one message that names the cause and the action."""
 
 import json
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.environment import configured
+from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http import retry
 from affiliate_pipeline.landing.day_writer import DayWriter
 from affiliate_pipeline.sandbox.exchange import Response
@@ -14,8 +18,9 @@ from affiliate_pipeline.sandbox.faults import KINDS
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.rebates import (
     DAYS,
+    ENDPOINT,
     KEY,
-    SETTLED,
+    at,
     landed,
     rebates,
     refusals,
@@ -24,7 +29,7 @@ from affiliate_pipeline_tests.defs.rebates import (
     with_row_limit,
 )
 
-PER_DAY = 600
+PER_DAY = 60
 
 
 @pytest.fixture
@@ -38,47 +43,28 @@ def rows(sandbox):
 # Bad days
 
 
-@pytest.mark.parametrize(("status", "code", "attempts"), [(400, -1100, 1), (500, -1001, retry.MAX_ATTEMPTS)])
-def test_a_bad_day_fails_alone(sandbox, query, rows, status, code, attempts):
-    bad = DAYS[2]
-    sandbox.faults.fail_day(bad, status=status, code=code)
+def test_bad_days_fail_alone_and_each_for_its_own_cause(sandbox, query, rows):
+    unavailable, rejected = DAYS[2], DAYS[0]
+    # The request for the whole range gets the failure that comes first.
+    sandbox.faults.fail_day(unavailable, status=500, code=-1001)
+    sandbox.faults.fail_day(rejected, status=400, code=-1100)
 
     run = materialize(KEY, DAYS)
 
-    good = [day for day in DAYS if day != bad]
+    good = [day for day in DAYS if day not in (rejected, unavailable)]
     assert not run.success
-    assert list(run.failed) == [bad]
-    assert f"HTTP {status}, code {code}" in run.failed[bad]
-    assert run.failed[bad] in run.message
+    assert sorted(run.failed) == [rejected, unavailable]
+    assert "HTTP 500, code -1001" in run.failed[unavailable] and "HTTP 400, code -1100" in run.failed[rejected]
+    assert run.failed[unavailable] in run.message and run.failed[rejected] in run.message
+    assert f"2 of 5 days failed ({format_days([rejected, unavailable])}), 3 landed" in run.message
     assert sorted(run.materialized) == good
     for day in good:
         assert landed(query, day) == sent(rows[day])
     assert query("select partition from affiliate.landing order by 1") == [(day,) for day in good]
     assert refusals(sandbox) == []
-    # Requested once with the whole range and once alone; never again after that.
-    assert len(requests_touching(sandbox, bad)) == 2 * attempts
-
-
-def test_several_bad_days_fail_each_for_its_own_cause(sandbox, query, rows):
-    sandbox.faults.fail_day(DAYS[0], status=400, code=-1100)
-    sandbox.faults.fail_day(DAYS[3], status=500)
-
-    run = materialize(KEY, DAYS)
-
-    assert sorted(run.failed) == [DAYS[0], DAYS[3]]
-    assert "-1100" in run.failed[DAYS[0]] and "HTTP 500" in run.failed[DAYS[3]]
-    assert f"2 of 5 days failed ({format_days([DAYS[0], DAYS[3]])}), 3 landed" in run.message
-    assert sorted(run.materialized) == [DAYS[1], DAYS[2], DAYS[4]]
-
-
-def test_a_bad_day_leaves_its_landed_rows_unchanged(sandbox, query, rows):
-    materialize(KEY, DAYS[:2])
-    sandbox.faults.fail_day(DAYS[0], status=400, code=-1100)
-
-    run = materialize(KEY, DAYS[:2])
-
-    assert f"The {PER_DAY} rows landed at" in run.failed[DAYS[0]] and "are unchanged" in run.failed[DAYS[0]]
-    assert landed(query, DAYS[0]) == sent(rows[DAYS[0]])
+    # Each day is requested with the whole range and alone; never again after that. Only the error 500 is retried.
+    assert len(requests_touching(sandbox, unavailable)) == 2 * retry.MAX_ATTEMPTS
+    assert len(requests_touching(sandbox, rejected)) == retry.MAX_ATTEMPTS + 1
 
 
 def test_rows_outside_the_requested_window_do_not_land(sandbox, query, rows):
@@ -91,25 +77,34 @@ def test_rows_outside_the_requested_window_do_not_land(sandbox, query, rows):
     assert query("select * from binance.rebate_recent_record") == []
 
 
-@pytest.mark.parametrize("body", [b"{}", b"null", b"[1]", b'{"rows":[]}', b'"[]"'])
-def test_a_response_that_is_not_a_list_of_rows_is_not_an_empty_day(sandbox, query, body):
-    sandbox.faults.next_responses.extend([(200, {}, body)] * 40)
+def test_a_response_that_is_not_a_list_of_rows_is_not_an_empty_day(sandbox, query, monkeypatch):
+    bodies = dict(zip(DAYS, [b"{}", b"null", b"[1]", b'{"rows":[]}', b'"[]"'], strict=True))
+    by_start = {at(day, "00:00:00.000"): body for day, body in bodies.items()}
+    respond = sandbox.binance.respond
 
-    run = materialize(KEY, [SETTLED])
+    def without_rows(call):
+        response = respond(call)
+        # The request for all days begins with the first one.
+        return (
+            replace(response, body=by_start[int(call.params["startTime"])]) if "startTime" in call.params else response
+        )
 
-    assert list(run.failed) == [SETTLED]
+    monkeypatch.setattr(sandbox.binance, "respond", without_rows)
+
+    run = materialize(KEY, DAYS)
+
+    assert sorted(run.failed) == DAYS
     assert query("select * from affiliate.landing") == []
 
 
 # Temporary failures
-@pytest.mark.parametrize("seed", [1, 2])
-def test_random_faults_do_not_change_what_lands(sandbox, query, rows, declare, seed):
+def test_random_faults_do_not_change_what_lands(sandbox, query, rows, declare):
     # Many small pages, so that every kind of fault occurs.
-    declare(strategy=with_row_limit(40))
+    declare(strategy=with_row_limit(5))
     sandbox.faults.retry_after_s, sandbox.faults.slow_s = 0, 0.01
     frequent, rare = 0.05, 0.03
     sandbox.faults.mix(
-        seed=seed,
+        seed=1,
         http_500=frequent,
         http_502=frequent,
         reset=frequent,
@@ -144,7 +139,11 @@ def test_an_unreachable_exchange_fails_every_day_and_leaves_landed_rows_unchange
     assert [landed(query, day) for day in DAYS[:2]] == [sent(rows[day]) for day in DAYS[:2]]
 
 
-def test_if_the_exchange_goes_down_during_a_run_each_landed_day_is_materialized(sandbox, query, rows, monkeypatch):
+def test_if_the_exchange_goes_down_during_a_run_each_landed_day_is_materialized(
+    sandbox, query, rows, declare, monkeypatch
+):
+    # Days before the failure are on pages of their own.
+    declare(strategy=with_row_limit(PER_DAY + 40))
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
     first_failing = rows[DAYS[3]][0]["time"]
 
@@ -207,23 +206,24 @@ def test_a_wrong_credential_fails_at_the_first_response(sandbox, monkeypatch, va
 # Settings
 
 
-def test_all_missing_and_malformed_settings_are_reported_in_one_line(sandbox, monkeypatch):
+def test_all_missing_and_malformed_settings_are_reported_in_one_line_without_their_values(sandbox, monkeypatch):
     monkeypatch.delenv("BINANCE_PARTNER_API_KEY")
     monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", "")
     monkeypatch.setenv("BINANCE_WEIGHT_PER_MINUTE", "many")
+    monkeypatch.setenv("BINANCE_BASE_URL", "http://127.0.0.1/?key=so-secret")
 
     run = materialize(KEY, DAYS)
 
     assert sorted(run.failed) == DAYS
     [line] = [line for line in run.message.splitlines() if "BINANCE_PARTNER_API_KEY is not set" in line]
     assert "BINANCE_PARTNER_API_SECRET is not set" in line
-    assert "BINANCE_WEIGHT_PER_MINUTE" in line
+    assert "BINANCE_WEIGHT_PER_MINUTE" in line and "BINANCE_BASE_URL" in line
+    assert "so-secret" not in run.message
     assert sandbox.requests == []
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
+def test_each_malformed_setting_is_reported_without_its_value(sandbox, monkeypatch):
+    cases = [
         ("BINANCE_BASE_URL", "ftp://127.0.0.1"),
         ("BINANCE_BASE_URL", "api.binance.com"),
         ("BINANCE_BASE_URL", "http://[127.0.0.1"),
@@ -233,10 +233,25 @@ def test_all_missing_and_malformed_settings_are_reported_in_one_line(sandbox, mo
         ("AFFILIATE_RATE_SCALE", "-1"),
         ("BINANCE_PARTNER_API_SECRET", "/nowhere/so-secret.pem"),
         ("BINANCE_PARTNER_API_KEY", "so-secret\nkey"),
+    ]
+    found = {}
+    for variable, value in cases:
+        with monkeypatch.context() as patch, pytest.raises(SettingsError) as raised:
+            patch.setenv(variable, value)
+            ENDPOINT.exchange.connect(ENDPOINT, SharedState(), configured().variables)
+        text = f"{raised.value} {raised.value.problem}"
+        found[variable, value] = variable in text and "so-secret" not in text
+    assert found == dict.fromkeys(cases, True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("BINANCE_PARTNER_API_SECRET", "/nowhere/so-secret.pem"),
         ("AFFILIATE_DATABASE_URL", "mysql://user:so-secret@127.0.0.1/data"),
     ],
 )
-def test_a_malformed_setting_is_reported_without_its_value(sandbox, monkeypatch, variable, value):
+def test_a_malformed_setting_fails_every_day_without_showing_its_value(sandbox, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
 
     run = materialize(KEY, DAYS)
@@ -249,11 +264,10 @@ def test_a_malformed_setting_is_reported_without_its_value(sandbox, monkeypatch,
 
 def test_the_rate_can_be_scaled_up_only_on_loopback(sandbox, monkeypatch):
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", "2")
-
-    assert materialize(KEY, [SETTLED]).success
-
+    ENDPOINT.exchange.connect(ENDPOINT, SharedState(), configured().variables).client.close()
     monkeypatch.setenv("BINANCE_BASE_URL", "https://api.example.invalid")
-    assert "AFFILIATE_RATE_SCALE" in materialize(KEY, [SETTLED]).failed[SETTLED]
+    with pytest.raises(SettingsError, match="AFFILIATE_RATE_SCALE"):
+        ENDPOINT.exchange.connect(ENDPOINT, SharedState(), configured().variables)
 
 
 # The database
@@ -328,8 +342,10 @@ def end_all_sessions(database_url) -> None:
 
 
 def test_if_the_database_connection_is_lost_during_a_run_each_materialized_day_has_landed(
-    sandbox, query, rows, database_url
+    sandbox, query, rows, declare, database_url
 ):
+    # Days before the failure are on pages of their own.
+    declare(strategy=with_row_limit(PER_DAY + 40))
     first_failing = rows[DAYS[3]][0]["time"]
 
     def transform(row):
@@ -377,15 +393,23 @@ def test_a_committed_day_is_not_reported_as_failed(sandbox, query, rows, monkeyp
     assert [(day,) for day in run.materialized] == query("select partition from affiliate.landing")
 
 
-def test_the_next_run_lands_the_failed_day(sandbox, query, rows):
-    sandbox.faults.fail_day(DAYS[1], status=400, code=-1100)
+def test_the_next_run_lands_the_failed_day_and_a_later_failure_leaves_its_rows_unchanged(sandbox, query, rows):
+    bad = DAYS[1]
+    sandbox.faults.fail_day(bad, status=400, code=-1100)
     materialize(KEY, DAYS)
+    # Once with the whole range and once alone.
+    assert len(requests_touching(sandbox, bad)) == 2
 
     sandbox.faults.clear()
     run = materialize(KEY, DAYS)
 
     assert run.success
-    assert {day: metadata["changed"] for day, metadata in run.materialized.items()} == {
-        day: day == DAYS[1] for day in DAYS
-    }
-    assert landed(query, DAYS[1]) == sent(rows[DAYS[1]])
+    assert {day: metadata["changed"] for day, metadata in run.materialized.items()} == {day: day == bad for day in DAYS}
+    assert landed(query, bad) == sent(rows[bad])
+
+    sandbox.faults.fail_day(bad, status=400, code=-1100)
+    run = materialize(KEY, DAYS[:2])
+
+    assert list(run.failed) == [bad]
+    assert f"The {PER_DAY} rows landed at" in run.failed[bad] and "are unchanged" in run.failed[bad]
+    assert landed(query, bad) == sent(rows[bad])
