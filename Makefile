@@ -5,6 +5,8 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	&& echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+# Without bytecode files, each of the many processes would compile the package again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: up down test lint e2e bench docs
 
@@ -23,7 +25,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
 e2e: $(VENV)/.installed-dev
-	$(BIN)/pytest -m e2e --timeout 900 $(ARGS)
+	$(BIN)/pytest -n auto --dist loadscope -m e2e --timeout 900 $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -94,30 +94,38 @@ def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         shutil.rmtree(found.folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def session_url(postgres_home: Path) -> str:
+    """The URL of the session's database, which `database_url` empties for each test."""
+    return server.ensure_database(postgres_home, "test")
+
+
 @pytest.fixture
-def database_url(postgres_home: Path) -> str:
+def database_url(session_url: str) -> str:
     """An empty database. It is emptied and not recreated, because creating a database takes longer than most tests."""
-    url = server.ensure_database(postgres_home, "test")
-    with psycopg.connect(url, autocommit=True) as connection:
+    with psycopg.connect(session_url, autocommit=True) as connection:
         schemas = connection.execute(
             "select nspname from pg_namespace where nspname !~ '^pg_' and nspname <> 'information_schema'"
         ).fetchall()
         for (schema,) in schemas:
             connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema)))
         connection.execute("create schema public")
-    return url
+    return session_url
 
 
 @pytest.fixture
-def query(database_url: str) -> Callable[..., list[tuple]]:
+def query(database_url: str) -> Iterator[Callable[..., list[tuple]]]:
     """Runs SQL in the test's database and returns the rows."""
+    # Without prepared statements, which would outlive changes of their tables.
+    with psycopg.connect(
+        database_url, autocommit=True, prepare_threshold=None, options="-c timezone=UTC"
+    ) as connection:
 
-    def run(statement: str, *values: Any) -> list[tuple]:
-        with psycopg.connect(database_url, autocommit=True, options="-c timezone=UTC") as connection:
+        def run(statement: str, *values: Any) -> list[tuple]:
             cursor = connection.execute(statement.encode(), values)
             return cursor.fetchall() if cursor.description else []
 
-    return run
+        yield run
 
 
 @pytest.fixture
