@@ -243,7 +243,8 @@ def _validate(model: type[Row], table: arrow.Table) -> list[ColumnProblem]:
 def _outside(table: arrow.Table, column: str, start_ms: int, end_ms: int) -> list[ColumnProblem]:
     instants = table[column].cast(arrow.int64())
     is_outside = compute.or_(compute.less(instants, start_ms), compute.greater_equal(instants, end_ms))
-    rows = compute.indices_nonzero(is_outside).to_pylist()
-    if not rows:
+    # Before version 26, pyarrow's `indices_nonzero` crashes the process for a table without rows.
+    if not compute.any(is_outside).as_py():
         return []
+    rows = compute.indices_nonzero(is_outside).to_pylist()
     return [ColumnProblem(column, "outside the day", rows[0], sample(instants[rows[0]].as_py()), len(rows))]
