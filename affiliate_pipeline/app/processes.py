@@ -14,6 +14,7 @@ from typing import TextIO
 
 import psutil
 
+from affiliate_pipeline.app import instance
 from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.environment import process_environment, root
@@ -103,8 +104,14 @@ def dagster_home(home: Path) -> Path:
     """The folder for DAGSTER_HOME under `up`, with the project's `dagster.yaml`."""
     folder = home / "dagster"
     folder.mkdir(exist_ok=True)
-    shutil.copyfile(root() / "dagster.yaml", folder / "dagster.yaml")
+    shutil.copyfile(project_file("dagster.yaml"), folder / "dagster.yaml")
     return folder
+
+
+def project_file(name: str) -> Path:
+    """The project's `dagster.yaml` or `workspace.yaml`; the package's own if the project has none."""
+    file = root() / name
+    return file if file.is_file() else Path(instance.__file__).with_name(name)
 
 
 def run_dagster(home: Path, log: Path, arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:

@@ -24,7 +24,15 @@ from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.check import check_disk, check_port
 from affiliate_pipeline.app.cli import UI_PORT, CommandError, Port, app, console, doing
 from affiliate_pipeline.app.embedded_server import server
-from affiliate_pipeline.app.processes import dagster_home, exclusive, run_dagster, stop_processes, stop_up
+from affiliate_pipeline.app.extras import require_extras
+from affiliate_pipeline.app.processes import (
+    dagster_home,
+    exclusive,
+    project_file,
+    run_dagster,
+    stop_processes,
+    stop_up,
+)
 from affiliate_pipeline.app.sandbox import serving
 from affiliate_pipeline.commission.rollup import Commission
 from affiliate_pipeline.domain.days import DAY, day_ranges, format_days
@@ -184,6 +192,8 @@ def up(
             "Set the variables of an exchange (README, Real accounts), or unset AFFILIATE_DATABASE_URL to try the "
             "sandbox, which writes only to its own embedded database",
         )
+    needed = {"embedded": server.is_embedded(configured), "ui": not once}
+    require_extras(*(name for name, is_needed in needed.items() if is_needed))
     home = configured.home
     home.mkdir(mode=0o700, exist_ok=True)
     check_disk(home)
@@ -263,7 +273,7 @@ def _land_in_background(stack: ExitStack, landing: Landing, port: int) -> None:
 
 def _start_ui(home: Path, log: Path, port: int, stopping: threading.Event) -> subprocess.Popen[bytes]:
     """Start Dagster's webserver and daemon; return once the UI is ready."""
-    arguments = ["dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)]
+    arguments = ["dev", "-w", str(project_file("workspace.yaml")), "-h", "127.0.0.1", "-p", str(port)]
     variables = {"DAGSTER_UI_URL": f"http://localhost:{port}", "AFFILIATE_SCHEDULES": "true"}
     dagster = run_dagster(home, log, arguments, **variables)
     deadline = time.monotonic() + READY_WAIT_S

@@ -134,7 +134,7 @@ class Environment:
     """
 
     mode: Mode
-    # The folder of `workspace.yaml`.
+    # The project's folder: that of `workspace.yaml`, if there is one.
     root: Path
     variables: Mapping[str, str] = field(repr=False)
     # Set once the application has started the embedded server.
@@ -147,8 +147,8 @@ class Environment:
 
     @property
     def reports(self) -> Path:
-        """The folder of the HTML reports."""
-        return self.root / "reports"
+        """The folder of the HTML reports; without a `workspace.yaml`, everything is written to `home`."""
+        return (self.root if (self.root / "workspace.yaml").is_file() else self.home) / "reports"
 
     @property
     def start_date(self) -> date:

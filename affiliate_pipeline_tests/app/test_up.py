@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.app import processes
+from affiliate_pipeline.app import extras, processes
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.app.up import Landing
@@ -97,6 +97,16 @@ def test_up_does_not_start_the_sandbox_with_a_configured_database(
 
     assert (query("select datname::text from pg_database order by 1"), sorted(home.iterdir())) == before
     assert query("select count(*) from pg_namespace where nspname = 'affiliate'") == [(0,)]
+
+
+def test_without_the_extras_up_names_them_and_creates_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(extras, "find_spec", lambda _module: None)
+    before = list(tmp_path.iterdir())
+    with pytest.raises(CommandError, match=r"pip install 'affiliate-pipeline\[embedded,ui\]'"):
+        app(["up"], standalone_mode=False)
+    with pytest.raises(CommandError, match=r"pip install 'affiliate-pipeline\[embedded\]'"):
+        app(["up", "--once"], standalone_mode=False)
+    assert list(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(("hours", "snapshots"), [((23, 0, 0), ["2026-11-29", "2026-11-30"]), ((9, 9), ["2026-11-29"])])

