@@ -116,16 +116,25 @@ def database_url(session_url: str) -> str:
 @pytest.fixture
 def query(database_url: str) -> Iterator[Callable[..., list[tuple]]]:
     """Runs SQL in the test's database and returns the rows."""
-    # Without prepared statements, which would outlive changes of their tables.
-    with psycopg.connect(
-        database_url, autocommit=True, prepare_threshold=None, options="-c timezone=UTC"
-    ) as connection:
 
-        def run(statement: str, *values: Any) -> list[tuple]:
+    def connect() -> psycopg.Connection[Any]:
+        # Without prepared statements, which would outlive changes of their tables.
+        return psycopg.connect(database_url, autocommit=True, prepare_threshold=None, options="-c timezone=UTC")
+
+    connection = connect()
+
+    def run(statement: str, *values: Any) -> list[tuple]:
+        nonlocal connection
+        try:
             cursor = connection.execute(statement.encode(), values)
-            return cursor.fetchall() if cursor.description else []
+        except psycopg.OperationalError:  # a test may terminate every connection
+            connection.close()
+            connection = connect()
+            cursor = connection.execute(statement.encode(), values)
+        return cursor.fetchall() if cursor.description else []
 
-        yield run
+    yield run
+    connection.close()
 
 
 @pytest.fixture
