@@ -16,7 +16,7 @@ from dotenv import dotenv_values
 
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, Environment, Mode, text_of
-from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
+from affiliate_pipeline.exchanges.registry import is_any_exchange_configured
 
 # Stripped from values: white space, control characters, and invisible characters that editors and web pages add.
 _SURROUNDING = r"[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
@@ -53,7 +53,8 @@ def application() -> Environment:
     """
     # A command started in a subfolder finds the project's `.affiliate`, so it has to read the project's `.env` too.
     found = Environment(Mode.PRODUCTION, root(), _configured(root()))
-    if found.is_any_set((DATABASE_VARIABLE, *EXCHANGE_VARIABLES)) or not _sandbox_file().is_file():
+    is_configured = DATABASE_VARIABLE in found.variables or is_any_exchange_configured(found.variables)
+    if is_configured or not _sandbox_file().is_file():
         return found
     return replace(found, mode=Mode.SANDBOX, variables={**sandbox_variables(), **found.variables})
 

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from affiliate_pipeline.exchanges.endpoint import Records
-from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.registry import ENDPOINTS, endpoints_of
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.landing_process import continue_clock_from, land_at
@@ -120,7 +120,7 @@ def test_every_endpoint_lands_what_the_file_expects(exchange, query):
     assert found == expected
 
 
-def test_a_database_of_release_0_1_0_lands_the_same_days_unchanged(exchange, query, database_url):
+def test_a_database_of_release_0_1_0_lands_the_same_days_unchanged(exchange, query, database_url, monkeypatch):
     with psycopg.connect(database_url) as connection:
         connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()))
     before = _dump(query)
@@ -137,6 +137,16 @@ def test_a_database_of_release_0_1_0_lands_the_same_days_unchanged(exchange, que
     assert superseded == [(f"{DAYS[0]}", 5)]
     assert query("select count(*) from affiliate.rejected_row") == [(0,)]
 
+    before = _dump(query)
+    for name, value in exchange.variables.items():
+        monkeypatch.setenv(name, value)
+    second = {key.replace("/", "/acme/") for key in (REBATES, "lbank/invite_user_list")}
+    messages = {key: land(key, DAYS).message for key in second}
+    assert messages == dict.fromkeys(second, "")
+    after = _dump(query)
+    assert after.keys() == before.keys() | second
+    assert {key: after[key] for key in before} == before
+
 
 def _exists(query: Callable[..., list[tuple]], table: str) -> bool:
     return query("select to_regclass(%s) is not null", table)[0][0]
@@ -147,12 +157,16 @@ def _dump(query: Callable[..., list[tuple]]) -> dict[str, dict[str, dict[str, An
     ledger = query("select asset, partition, rows, content_hash, settled from affiliate.landing order by 1, 2")
     dump: dict[str, dict[str, dict[str, Any]]] = {}
     for asset, day, rows, content_hash, settled in ledger:
+        [endpoint] = endpoints_of([asset])
         left_out = ["landed_at", "run_id", "account", *UNSTABLE.get(asset, [])]
         [(table_hash,)] = query(
             "select md5(string_agg(line, '\n' order by line collate \"C\")) from "
-            f"(select (to_jsonb(t) - %s::text[])::text line from {asset.replace('/', '.')} t where partition_date = %s) l",
+            f"(select (to_jsonb(t) - %s::text[])::text line from {endpoint.table} t where partition_date = %s "
+            # A database of release 0.1.0 has no accounts yet.
+            "and coalesce(to_jsonb(t)->>'account', '') = %s) l",
             left_out,
             day,
+            endpoint.alias,
         )
         stable_hash = None if asset in UNSTABLE else content_hash
         dump.setdefault(asset, {})[f"{day}"] = {

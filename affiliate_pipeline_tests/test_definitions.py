@@ -3,7 +3,7 @@
 import dagster as dg
 import pytest
 
-from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
+from affiliate_pipeline.exchanges.registry import DEFAULT, ENDPOINTS
 from affiliate_pipeline_tests.code_location import loaded_definitions
 
 
@@ -29,6 +29,6 @@ def test_every_column_of_every_table_has_a_description(specs):
 
 def test_daily_commission_is_downstream_of_every_earning_endpoint(specs):
     upstream = {dep.asset_key.to_user_string() for dep in specs["affiliate/daily_commission"].deps}
-    assert upstream == {endpoint.key for endpoint in EARNING}
+    assert upstream == {endpoint.key for endpoint in DEFAULT.earning}
     (derived,) = specs["affiliate/daily_report"].deps
     assert derived.asset_key.to_user_string() == "affiliate/daily_commission"

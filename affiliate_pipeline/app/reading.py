@@ -24,13 +24,15 @@ from affiliate_pipeline.commission.rollup import TABLE, Commission
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.settings import Environment, Mode
 from affiliate_pipeline.environment import application, process_environment
-from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
+from affiliate_pipeline.exchanges.registry import DEFAULT, configured_catalog, endpoints_of
+from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.landing.pipeline import connected, plan_of
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.urls import libpq_environment
 
-TABLES = {**{endpoint.key.replace("/", "."): endpoint for endpoint in ENDPOINTS}, TABLE: None}
+TABLES = (*(endpoint.table for endpoint in DEFAULT.endpoints), TABLE)
 _Range = Annotated[str, typer.Argument(help="One day or a range: 2026-10-01...2026-10-31")]
 
 
@@ -50,29 +52,55 @@ def _open_store() -> Generator[tuple[Environment, Store], None, None]:
 
 @app.command()
 def export(
-    table: Annotated[str, typer.Argument(help="As in the database: binance.rebate_recent_record")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="TABLE",
+            help="A table, binance.rebate_recent_record, or an asset, binance/acme/rebate_recent_record",
+        ),
+    ],
     days: _Range,
     kind: Annotated[Format, typer.Option("--format", help="csv or parquet.")] = Format.csv,
     output: Annotated[Path | None, typer.Option(help="The file to write; by default standard output.")] = None,
 ) -> None:
     """Export the rows of a range of days without rounding, as CSV or Parquet.
 
-    Days that have not landed or may still change are reported on standard error.
+    A table has the rows of all accounts, which the column `account` names; an asset has those of one account. Days that
+    have not landed or may still change are reported on standard error.
     """
-    table = table.replace("/", ".")
+    # An asset's key also has the account, if it is not the default one.
+    table = f"{name.partition('/')[0]}.{name.rpartition('/')[2]}" if "/" in name else name
     if table not in TABLES:
         raise CommandError(f"there is no table {table}; there are {', '.join(TABLES)}")
     requested = parse_days(days)
     if kind is Format.parquet and output is None and sys.stdout.isatty():
         raise CommandError("a terminal cannot show parquet: give a file with --output")
-    with _open_store() as (environment, store), extract(store, table, requested[0], requested[-1]) as found:
-        if found is None:
-            raise CommandError(f"nothing has ever landed in {table}")
-        with _written(output) as file:
-            _write(found, kind, file)
-        # Inside the block, to read the same snapshot as the rows.
-        for line in _gap_lines(store, table, requested, environment):
-            print(f"affiliate-pipeline: {line}", file=sys.stderr)
+    with _open_store() as (environment, store):
+        endpoints = _exported(name, table, environment, store)
+        account = endpoints[0].alias if endpoints and name == endpoints[0].key else None
+        with extract(store, table, requested[0], requested[-1], account) as found:
+            if found is None:
+                raise CommandError(f"nothing has ever landed in {table}")
+            with _written(output) as file:
+                _write(found, kind, file)
+            # Inside the block, to read the same snapshot as the rows.
+            for line in _gap_lines(store, endpoints, requested, environment):
+                print(f"affiliate-pipeline: {line}", file=sys.stderr)
+
+
+def _exported(name: str, table: str, environment: Environment, store: Store) -> list[Endpoint]:
+    """The endpoints of the accounts whose rows are exported; empty for derived rows.
+
+    They include accounts that have landed days, but are not configured any more.
+    """
+    landed = endpoints_of(ledger.assets(store.connection))
+    known = {each.key: each for each in (*configured_catalog(environment.variables).endpoints, *landed)}
+    of_table = [each for each in known.values() if each.table == table]
+    if "/" not in name or not of_table:
+        return of_table
+    if name not in known:
+        raise CommandError(f"there is no asset {name}; there are {', '.join(each.key for each in of_table)}")
+    return [known[name]]
 
 
 def _write(found: Extract, kind: Format, file: BinaryIO) -> None:
@@ -104,24 +132,35 @@ def _written(output: Path | None) -> Generator[BinaryIO, None, None]:
         unfinished.unlink(missing_ok=True)
 
 
-def _gap_lines(store: Store, table: str, days: list[date], environment: Environment) -> Iterator[str]:
+def _gap_lines(
+    store: Store, endpoints: Sequence[Endpoint], days: list[date], environment: Environment
+) -> Iterator[str]:
     """One line per gap: days that are missing, not added up or may still change."""
-    endpoint = TABLES[table]
-    if endpoint is None:
-        commission = Commission(store, EARNING)
-        configured = [each for each in EARNING if environment.is_any_set(each.credentials)]
+    if not endpoints:
+        commission, configured = _commission(store, environment)
         gaps = incomplete(commission, configured, days)
         if stale := commission.stale(days[0], days[-1]):
             yield f"{format_days(stale)}: some landed rows have not been added up yet"
     else:
-        landed = store.ledger(endpoint, days)
-        missing = [day for day in days if day not in landed]
-        gaps = [Incomplete(endpoint.key, missing, [day for day, row in landed.items() if not row.settled])]
+        used = [each for each in endpoints if environment.is_any_set(each.credentials) or store.ledger(each)]
+        gaps = [_gaps_of(endpoint, store, days) for endpoint in used or endpoints]
     for each in gaps:
         if each.missing:
             yield f"{each.name}: {format_days(each.missing)} not landed, so not in this export"
         if each.unsettled:
             yield f"{each.name}: {format_days(each.unsettled)} landed, but may still change"
+
+
+def _gaps_of(endpoint: Endpoint, store: Store, days: list[date]) -> Incomplete:
+    landed = store.ledger(endpoint, days)
+    missing = [day for day in days if day not in landed]
+    return Incomplete(endpoint.key, missing, [day for day, row in landed.items() if not row.settled])
+
+
+def _commission(store: Store, environment: Environment) -> tuple[Commission, list[Records]]:
+    """The daily sums, and the configured endpoints that they are expected from."""
+    earning = configured_catalog(environment.variables).earning
+    return Commission(store, earning), [each for each in earning if environment.is_any_set(each.credentials)]
 
 
 @app.command()
@@ -131,7 +170,7 @@ def report(
 ) -> None:
     """Write the report of a day and the 30 days up to it into `reports/`, with the current figures."""
     with _open_store() as (environment, store):
-        commission = Commission(store, EARNING)
+        commission, configured = _commission(store, environment)
         try:
             reported = date.fromisoformat(day) if day else commission.newest()
         except ValueError:
@@ -143,7 +182,6 @@ def report(
             raise CommandError(
                 f"{reported} is before AFFILIATE_START_DATE, {start}: choose a later day or an earlier start date"
             )
-        configured = [endpoint for endpoint in EARNING if environment.is_any_set(endpoint.credentials)]
         figures = gather(commission, configured, reported, start, is_sandbox=environment.mode is Mode.SANDBOX)
     path = render.write(figures, environment.reports)
     console.print(f"{path}")
@@ -159,14 +197,18 @@ def report(
 
 
 @app.command()
-def plan(asset: Annotated[str, typer.Argument(help="As in Dagster: lbank/trade_user")], days: _Range) -> None:
+def plan(
+    asset: Annotated[str, typer.Argument(help="As in Dagster: lbank/trade_user, or lbank/acme/trade_user")],
+    days: _Range,
+) -> None:
     """Print the requests and minutes that fetching some days takes, or what an assignment would change. Lands nothing.
 
     If the cost depends on the users under the affiliate, LBank's roster is refreshed first if it is older than the range.
     """
-    endpoint = next((endpoint for endpoint in ENDPOINTS if endpoint.key == asset), None)
+    endpoints = configured_catalog(application().variables).endpoints
+    endpoint = next((endpoint for endpoint in endpoints if endpoint.key == asset), None)
     if endpoint is None:
-        raise CommandError(f"there is no asset {asset}; there are {', '.join(endpoint.key for endpoint in ENDPOINTS)}")
+        raise CommandError(f"there is no asset {asset}; there are {', '.join(endpoint.key for endpoint in endpoints)}")
     requested = parse_days(days)
     with _open_store() as (environment, store), connected(endpoint, store, environment.variables) as session:
         costs = plan_of(endpoint, requested, session=session, store=store)

@@ -40,7 +40,12 @@ from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.domain.settings import Environment
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
-from affiliate_pipeline.exchanges.registry import EARNING, ENDPOINTS, EXCHANGE_VARIABLES
+from affiliate_pipeline.exchanges.registry import (
+    Catalog,
+    configured_catalog,
+    is_any_exchange_configured,
+    unusable_variables,
+)
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.landing.store import Store
 
@@ -60,12 +65,17 @@ class Landing:
     environment: Environment
     stopping: threading.Event
 
+    @property
+    def catalog(self) -> Catalog:
+        """The endpoints of all accounts."""
+        return configured_catalog(self.environment.variables)
+
     def missing_days(self) -> list[tuple[Endpoint, list[date]]]:
         """By configured asset, its last days that have not settled and were not read in the last hour."""
         recently = datetime.now(UTC) - READ_AGAIN_AFTER
         missing: list[tuple[Endpoint, list[date]]] = []
         with self._store() as store:
-            for endpoint in ENDPOINTS:
+            for endpoint in self.catalog.endpoints:
                 if endpoint.lands_at and self.environment.is_any_set(endpoint.credentials):
                     today = datetime.now(endpoint.exchange.zone).date()
                     first = max(self.environment.start_date, today - LANDED_DAYS * DAY)
@@ -82,12 +92,12 @@ class Landing:
     def land(self, missing: Iterable[tuple[Endpoint, list[date]]]) -> bool:
         """Land the days and report each run; True if every day has landed.
 
-        Assets with the same partitions that miss the same consecutive days share a run.
+        Assets of an account with the same partitions that miss the same consecutive days share a run.
         """
         runs: dict[tuple[str, bool, tuple[date, ...]], list[Endpoint]] = {}
         for endpoint, days in missing:
             for consecutive in day_ranges(days):
-                key = (endpoint.exchange.name, isinstance(endpoint, Records), tuple(consecutive))
+                key = (endpoint.group, isinstance(endpoint, Records), tuple(consecutive))
                 runs.setdefault(key, []).append(endpoint)
         return all(
             [
@@ -108,7 +118,10 @@ class Landing:
 
     def _land(self, endpoints: Sequence[Endpoint], days: Sequence[date]) -> bool:
         first, count, began = endpoints[0], len(endpoints), datetime.now(UTC)
-        title = f"{f'{count} assets of {first.exchange.title}' if count > 1 else first.key} {format_days(days)}"
+        account = f" (account {first.alias})" if first.alias else ""
+        title = (
+            f"{f'{count} assets of {first.exchange.title}{account}' if count > 1 else first.key} {format_days(days)}"
+        )
         keys = [endpoint.key for endpoint in endpoints]
         success = self._materialize(keys, days, title, f"{title}: not every day landed.")
         with self._store() as store:
@@ -124,7 +137,7 @@ class Landing:
         """
         with self._store() as store:
             last = datetime.now(UTC).date() - DAY
-            stale = Commission(store, EARNING).stale(self.environment.start_date, last)
+            stale = Commission(store, self.catalog.earning).stale(self.environment.start_date, last)
         keys = ["affiliate/daily_commission", "affiliate/daily_report"]
         return all(
             [
@@ -161,7 +174,7 @@ class Landing:
         """Print the landed days, rows and settled days of each asset."""
         table = Table("asset", "days landed", "rows", "settled", title="What has landed")
         with self._store() as store:
-            for endpoint in ENDPOINTS:
+            for endpoint in self.catalog.endpoints:
                 days = list(store.ledger(endpoint).values())
                 table.add_row(
                     endpoint.key,
@@ -185,7 +198,7 @@ def up(
     """Start the database, the sandbox if no exchange is configured, and Dagster; land the last days. Ctrl-C stops it."""
     os.chdir(settings.root())
     configured = settings.configured()
-    is_sandbox = not configured.is_any_set(EXCHANGE_VARIABLES)
+    is_sandbox = not is_any_exchange_configured(configured.variables)
     if is_sandbox and not server.is_embedded(configured):
         raise CommandError(
             "AFFILIATE_DATABASE_URL is set, but no exchange is configured",
@@ -207,6 +220,8 @@ def up(
         if is_sandbox:
             stack.enter_context(serving())
         environment = settings.application()
+        for unusable in unusable_variables(environment.variables):
+            console.print(escape(f"{unusable.name} is ignored: {unusable.problem}. {unusable.action}."))
         if server.is_embedded(environment) and not server.running_database(environment):
             stack.callback(server.stop, home)
         with doing("PostgreSQL is starting"):

@@ -30,9 +30,11 @@ PARQUET_TYPES = {
 class Extract:
     """The rows of a range of days, ordered by day. Use it only inside `extract`."""
 
-    def __init__(self, store: Store, table: sql.Identifier, first: date, last: date):
+    def __init__(self, store: Store, table: sql.Identifier, first: date, last: date, account: str | None):
         self._connection = store.connection
         self._part = sql.SQL("{} where partition_date between {} and {}").format(table, first, last)
+        if account is not None:
+            self._part += sql.SQL(" and account = {}").format(account)
 
     def _rows(self, selected: sql.Composable) -> sql.Composed:
         return sql.SQL("select {} from {} order by partition_date").format(selected, self._part)
@@ -74,10 +76,13 @@ class Extract:
 
 
 @contextmanager
-def extract(store: Store, table: str, first: date, last: date) -> Generator[Extract | None]:
-    """An export of the table `schema.name` from one snapshot; None if it does not exist yet."""
+def extract(store: Store, table: str, first: date, last: date, account: str | None = None) -> Generator[Extract | None]:
+    """An export of the table `schema.name` from one snapshot; None if it does not exist yet.
+
+    With `account` (empty: the default one), only that account's rows.
+    """
     with as_store_unavailable(), store.connection.transaction():
         run = store.connection.execute
         run("set transaction isolation level repeatable read, read only")
         [(exists,)] = run("select to_regclass(%s) is not null", (table,)).fetchall()
-        yield Extract(store, sql.Identifier(*table.split(".")), first, last) if exists else None
+        yield Extract(store, sql.Identifier(*table.split(".")), first, last, account) if exists else None

@@ -13,7 +13,8 @@ from typing import Any, LiteralString
 from psycopg import sql
 
 from affiliate_pipeline.exchanges.endpoint import Money, Records
-from affiliate_pipeline.landing import ledger
+from affiliate_pipeline.exchanges.registry import DEFAULT, endpoints_of
+from affiliate_pipeline.landing import endpoint_tables, ledger
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.errors import as_store_unavailable
 
@@ -37,6 +38,7 @@ COLUMNS = (
     ("asset", "text not null", "The asset whose rows were added up."),
     ("computed_at", "timestamptz not null default now()", "When the row was computed."),
     ("run_id", "text not null", "The Dagster run that wrote the row."),
+    ("account", "text not null default ''", "The alias of the account that earned it; empty: the default account."),
 )
 
 
@@ -46,6 +48,7 @@ class Sum:
 
     day: date
     exchange: str
+    account: str
     coin: str
     kind: str
     count: int
@@ -53,27 +56,44 @@ class Sum:
     usdt_value: str | None
     unvalued: int
 
+    @property
+    def payer(self) -> str:
+        """The exchange, and the alias of a further account."""
+        return _payer(self.exchange, self.account)
+
 
 @dataclass(frozen=True)
 class Earner:
     """The commission on one customer's trades in a coin on a day; `rank` is per coin, from 1."""
 
     exchange: str
+    account: str
     coin: str
     earner: str
     amount: str
     rank: int
 
+    @property
+    def payer(self) -> str:
+        """The exchange, and the alias of a further account."""
+        return _payer(self.exchange, self.account)
+
 
 class Commission:
-    """The table `affiliate.daily_commission`, for endpoints that all declare `money`."""
+    """The table `affiliate.daily_commission`: what `endpoints` and all accounts with landed days earned.
+
+    Accounts that are no longer configured, or are only configured elsewhere, are included: a day is added up as a whole.
+    """
 
     def __init__(self, store: Store, endpoints: Sequence[Records]):
         self._connection = store.connection
-        self._ledger = ledger.by_day([endpoint.key for endpoint in endpoints])
-        by_money: dict[tuple[str, str], list[Records]] = {}
-        for endpoint in endpoints:
-            by_money.setdefault((endpoint.exchange.name, _money(endpoint).kind), []).append(endpoint)
+        landed = endpoints_of(ledger.assets(self._connection), [*DEFAULT.earning, *endpoints])
+        known = {each.key: each for each in (*DEFAULT.earning, *landed, *endpoints) if isinstance(each, Records)}
+        self._ledger = ledger.by_day(list(known))
+        by_money: dict[tuple[str, str, str], list[Records]] = {}
+        for endpoint in known.values():
+            earned_from = endpoint.exchange.name, endpoint.alias, _money(endpoint).kind
+            by_money.setdefault(earned_from, []).append(endpoint)
         # Groups of endpoints that report the same money: only one of each group counts for a day.
         self.alternatives = list(by_money.values())
 
@@ -110,7 +130,7 @@ class Commission:
                 present = [endpoint for endpoint in alternatives if endpoint.key in settled]
                 # Prefer an endpoint whose day has settled.
                 for endpoint in sorted(present, key=lambda each: not settled[each.key])[:1]:
-                    run(_insert(endpoint), {"day": day, "settled": settled[endpoint.key], "run_id": run_id})
+                    run(_insert(endpoint, day), {"day": day, "settled": settled[endpoint.key], "run_id": run_id})
             run(
                 "insert into affiliate.computed_day values (%s, %s) "
                 "on conflict (partition) do update set inputs = excluded.inputs",
@@ -121,8 +141,9 @@ class Commission:
     def sums(self, first: date, last: date) -> list[Sum]:
         """The lines of these days."""
         rows = self._fetch(
-            "select partition_date, exchange, coin, kind, count, trim_scale(amount)::text, trim_scale(usdt_value)::text, "
-            "unvalued from affiliate.daily_commission where partition_date between %s and %s order by 1, 2, 3, 4",
+            "select partition_date, exchange, account, coin, kind, count, trim_scale(amount)::text, "
+            "trim_scale(usdt_value)::text, unvalued from affiliate.daily_commission "
+            "where partition_date between %s and %s order by 1, 2, 3, 4, 5",
             [first, last],
         )
         return [Sum(*row) for row in rows]
@@ -130,11 +151,12 @@ class Commission:
     def totals(self, first: date, last: date) -> list[Sum]:
         """The lines of these days added up and dated `last`; coins of the greatest value first."""
         rows = self._fetch(
-            "select exchange, coin, kind, sum(count)::bigint, trim_scale(sum(amount))::text, "
+            "select exchange, account, coin, kind, sum(count)::bigint, trim_scale(sum(amount))::text, "
             "trim_scale(sum(usdt_value))::text, sum(unvalued)::bigint from affiliate.daily_commission "
-            "where partition_date between %s and %s group by exchange, coin, kind "
-            "order by exchange, sum(sum(usdt_value)) over (partition by exchange, coin) desc nulls last, "
-            "sum(sum(count)) over (partition by exchange, coin) desc, coin, kind",
+            "where partition_date between %s and %s group by exchange, account, coin, kind "
+            "order by exchange, account, "
+            "sum(sum(usdt_value)) over (partition by exchange, account, coin) desc nulls last, "
+            "sum(sum(count)) over (partition by exchange, account, coin) desc, coin, kind",
             [first, last],
         )
         return [Sum(last, *row) for row in rows]
@@ -146,7 +168,7 @@ class Commission:
             Earner(*row)
             for endpoint in chain.from_iterable(self.alternatives)
             if (endpoint.key,) in counted and _money(endpoint).earners
-            for row in self._fetch(_earners(endpoint), {"day": day, "max_rank": max_rank})
+            for row in self._fetch(_earners(endpoint, day), {"max_rank": max_rank})
         ]
 
     def newest(self) -> date | None:
@@ -167,7 +189,11 @@ def _money(endpoint: Records) -> Money:
     return endpoint.money
 
 
-def _parts(endpoint: Records) -> dict[str, sql.Composable]:
+def _payer(exchange: str, account: str) -> str:
+    return f"{exchange} {account}" if account else exchange
+
+
+def _parts(endpoint: Records, day: date) -> dict[str, sql.Composable]:
     money = _money(endpoint)
     amount, coin = map(sql.Identifier, endpoint.sum_by or ())
     names = [sql.SQL("nullif({}, '')").format(sql.Identifier(name)) for name in money.earners]
@@ -181,29 +207,30 @@ def _parts(endpoint: Records) -> dict[str, sql.Composable]:
         "coin": coin,
         "kind": kind,
         "exchange": sql.Literal(endpoint.exchange.name),
+        "account": sql.Literal(endpoint.alias),
         "zone": sql.Literal(endpoint.exchange.zone.key),
         "asset": sql.Literal(endpoint.key),
-        "table": sql.Identifier(endpoint.exchange.name, endpoint.name),
+        "rows": endpoint_tables.rows_of(endpoint, day),
         "usdt": sql.Identifier(money.usdt) if money.usdt else sql.SQL("null::numeric"),
         "earner": sql.SQL("coalesce({})").format(sql.SQL(", ").join([*names, sql.Literal("")])),
     }
 
 
-def _insert(endpoint: Records) -> sql.Composed:
+def _insert(endpoint: Records, day: date) -> sql.Composed:
     return sql.SQL(
-        "insert into affiliate.daily_commission (partition_date, exchange, zone, coin, kind, count, amount, usdt_value, "
-        "unvalued, settled, asset, run_id) "
-        "select %(day)s, {exchange}, {zone}, coin, kind, count(*), sum(amount), sum(usdt), count(*) - count(usdt), "
+        "insert into affiliate.daily_commission (partition_date, exchange, account, zone, coin, kind, count, amount, "
+        "usdt_value, unvalued, settled, asset, run_id) "
+        "select %(day)s, {exchange}, {account}, {zone}, coin, kind, count(*), sum(amount), sum(usdt), count(*) - count(usdt), "
         "%(settled)s, {asset}, %(run_id)s from (select {coin} as coin, {kind} as kind, {amount} as amount, "
-        "coalesce({usdt}, case upper({coin}) when 'USDT' then {amount} end) as usdt from {table} "
-        "where partition_date = %(day)s) record group by coin, kind"
-    ).format(**_parts(endpoint))
+        "coalesce({usdt}, case upper({coin}) when 'USDT' then {amount} end) as usdt from {rows}) record "
+        "group by coin, kind"
+    ).format(**_parts(endpoint, day))
 
 
-def _earners(endpoint: Records) -> sql.Composed:
+def _earners(endpoint: Records, day: date) -> sql.Composed:
     return sql.SQL(
-        "select exchange, coin, earner, trim_scale(amount)::text, rank from ("
-        "select {exchange} as exchange, {coin} as coin, {earner} as earner, sum({amount}) as amount, "
-        "row_number() over (partition by {coin} order by sum({amount}) desc, {earner}) as rank from {table} "
-        "where partition_date = %(day)s group by 2, 3) ranked where rank <= %(max_rank)s order by coin, rank"
-    ).format(**_parts(endpoint))
+        "select exchange, account, coin, earner, trim_scale(amount)::text, rank from ("
+        "select {exchange} as exchange, {account} as account, {coin} as coin, {earner} as earner, sum({amount}) as amount, "
+        "row_number() over (partition by {coin} order by sum({amount}) desc, {earner}) as rank from {rows} "
+        "group by 3, 4) ranked where rank <= %(max_rank)s order by coin, rank"
+    ).format(**_parts(endpoint, day))

@@ -38,8 +38,8 @@ def check_specs(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
         yield dg.AssetCheckSpec(
             SAME_ROWS,
             asset=asset,
-            description=f"The day has as many rows and the same exact sum per coin as in {endpoint.compared_with}, if both "
-            "have landed it.",
+            description="The day has as many rows and the same exact sum per coin as in "
+            f"{endpoint.key_of(endpoint.compared_with)}, if both have landed it.",
         )
 
 
@@ -76,9 +76,10 @@ def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg
     yield evaluation(DAY_IS_SOUND, not problems, text, metadata)
     if not isinstance(endpoint, Records):
         return
-    found, other = differences(store.connection, endpoint, landed.day), endpoint.compared_with
-    if found is not None:  # both have landed the day
+    found = differences(store.connection, endpoint, landed.day)
+    if found is not None and endpoint.compared_with:  # both have landed the day
+        other = endpoint.key_of(endpoint.compared_with)
         text = f"the same rows and sums as {other}"
         if found:
             text = f"differs from {other}: {'; '.join(map(str, found[:MAX_DIFFERENCES]))}"
-        yield evaluation(SAME_ROWS, not found, text, {"compared_with": f"{other}", "differences": len(found)})
+        yield evaluation(SAME_ROWS, not found, text, {"compared_with": other, "differences": len(found)})

@@ -1,6 +1,6 @@
 """The assets `daily_commission` and `daily_report`, and the sensor that updates stale days."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,7 @@ from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import DAY, day_ranges, format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.domain.settings import Mode
-from affiliate_pipeline.exchanges.registry import EARNING
+from affiliate_pipeline.exchanges.endpoint import Records
 
 COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])
 REPORT = dg.AssetKey(["affiliate", "daily_report"])
@@ -29,8 +29,8 @@ OWNER = "team:affiliate"
 QUIET_S = 60
 
 
-def build_earnings(start: date) -> dg.AssetsDefinition:
-    """The assets `affiliate/daily_commission` and `affiliate/daily_report`."""
+def build_earnings(earning: Sequence[Records], start: date) -> dg.AssetsDefinition:
+    """The assets `affiliate/daily_commission` and `affiliate/daily_report` of these endpoints."""
     columns = [
         dg.TableColumn(name, kind.split()[0], about, dg.TableColumnConstraints(nullable="not null" not in kind))
         for name, kind, about in COLUMNS
@@ -39,13 +39,13 @@ def build_earnings(start: date) -> dg.AssetsDefinition:
         COMMISSION,
         deps=[
             dg.AssetDep(dg.AssetKey.from_user_string(each.key), partition_mapping=dg.IdentityPartitionMapping())
-            for each in EARNING
+            for each in earning
         ],
         skippable=True,
         group_name="affiliate",
         kinds={"postgres"},
         owners=[OWNER],
-        description="What was earned each day by exchange, kind and coin: added up exactly from the endpoints' tables, with "
+        description="What was earned each day by exchange, account, kind and coin: added up exactly from the endpoints' tables, with "
         "a value in USDT only where the exchange gives one. Of several endpoints that report the same money, only one "
         "counts. Each exchange's days are in its own time zone.",
         metadata={"dagster/table_name": TABLE, "dagster/column_schema": dg.TableSchema(columns)},
@@ -62,30 +62,36 @@ def build_earnings(start: date) -> dg.AssetsDefinition:
         "report` renders the page again.",
     )
 
-    return dg.multi_asset(
+    @dg.multi_asset(
         name="__".join(COMMISSION.path),
         specs=[commission, report],
         can_subset=True,
         partitions_def=daily(ZONE, start, today=False),
         backfill_policy=dg.BackfillPolicy.single_run(),
-    )(_materialize)
+    )
+    def earnings(
+        context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[PipelineResource]
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        yield from _materialize(context, earning, pipeline)
+
+    return earnings
 
 
 def _materialize(
-    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[PipelineResource]
+    context: dg.AssetExecutionContext, earning: Sequence[Records], pipeline: PipelineResource
 ) -> Iterator[dg.MaterializeResult[Any]]:
     days, selected = keys_to_days(context.partition_keys), sorted(context.selected_asset_keys)
     done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected}
     failed: dict[date, Problem] = {}
     try:
         environment = pipeline.environment
-        configured = [endpoint for endpoint in EARNING if environment.is_any_set(endpoint.credentials)]
+        configured = [endpoint for endpoint in earning if environment.is_any_set(endpoint.credentials)]
         is_sandbox = environment.mode is Mode.SANDBOX
         with pipeline.store(context.run.run_id) as store:
-            commission = Commission(store, EARNING)
+            commission = Commission(store, earning)
             for day in days:
                 if not commission.add_up(day, context.run.run_id):
-                    what = f"no rows of {', '.join(endpoint.key for endpoint in EARNING)} have landed for this day"
+                    what = f"no rows of {', '.join(endpoint.key for endpoint in earning)} have landed for this day"
                     failed[day] = Problem("nothing_landed", what, action="Materialize one of them first")
                     continue
                 figures = gather(commission, configured, day, environment.start_date, is_sandbox=is_sandbox)
@@ -105,7 +111,7 @@ def _materialize(
 def _sums(figures: Figures) -> Metadata:
     """The day's sums as metadata. Amounts are text: a JSON number would be a float."""
     sums = {
-        f"{each.exchange} {each.kind} {each.coin}": {
+        f"{each.payer} {each.kind} {each.coin}": {
             "amount": each.amount,
             "usdt_value": each.usdt_value,
             "records": each.count,
@@ -139,19 +145,28 @@ def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path) -
     return metadata
 
 
-@sensor(
-    target=[COMMISSION, REPORT],
-    minimum_interval_seconds=30,
-    description="Adds a day up again when the rows that have landed for it have changed.",
-)
-def stale_days(
-    _context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
-) -> list[dg.RunRequest]:
-    """Request one run per range of stale days."""
+def build_stale_days(earning: Sequence[Records]) -> dg.SensorDefinition:
+    """The sensor that requests runs of stale days."""
+
+    @sensor(
+        target=[COMMISSION, REPORT],
+        minimum_interval_seconds=30,
+        description="Adds a day up again when the rows that have landed for it have changed.",
+    )
+    def stale_days(
+        _context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
+    ) -> list[dg.RunRequest]:
+        return _stale_days(earning, pipeline)
+
+    return stale_days
+
+
+def _stale_days(earning: Sequence[Records], pipeline: PipelineResource) -> list[dg.RunRequest]:
+    """One run request per range of stale days."""
     now = datetime.now(UTC)
     with pipeline.store() as store:
         first, last = pipeline.environment.start_date, now.date() - DAY
-        stale = Commission(store, EARNING).stale(first, last, quiet_s=QUIET_S)
+        stale = Commission(store, earning).stale(first, last, quiet_s=QUIET_S)
     # The run key allows the same days with the same content once an hour: a failed run is not repeated every tick.
     return [
         dg.RunRequest(

@@ -16,7 +16,7 @@ from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, ReferenceTable
-from affiliate_pipeline.landing import quarantine
+from affiliate_pipeline.landing import endpoint_tables, quarantine
 from affiliate_pipeline.landing.pipeline import Failed, Landed, Options, Retained, land_days
 from affiliate_pipeline.schema.columns import columns
 
@@ -44,12 +44,12 @@ def build_asset(endpoint: Endpoint, start: date) -> dg.AssetsDefinition:
         check_specs=[*check_specs(endpoint)],
         metadata={
             "dagster/column_schema": _column_schema(endpoint),
-            "dagster/table_name": endpoint.key.replace("/", "."),
+            "dagster/table_name": endpoint.table,
         },
-        group_name=endpoint.exchange.name,
+        group_name=endpoint.group,
         kinds={"postgres", endpoint.exchange.name},
         # The team that has the account can correct its key.
-        owners=[f"team:{endpoint.exchange.name}_{endpoint.account}"],
+        owners=[f"team:{endpoint.group}_{endpoint.account}"],
     )
     def landed(
         context: dg.AssetExecutionContext, config: LandingConfig, pipeline: dg.ResourceParam[PipelineResource]
@@ -127,6 +127,7 @@ def _column_schema(endpoint: Endpoint) -> dg.TableSchema:
     ]
     added = [
         dg.TableColumn("extra", "jsonb", "Fields of the response that are not in the schema."),
+        dg.TableColumn("account", "text", endpoint_tables.ACCOUNT_DESCRIPTION),
         dg.TableColumn("partition_date", "date", f"The day, in {endpoint.exchange.zone.key}."),
         dg.TableColumn("landed_at", "timestamptz", "When the row was written."),
         dg.TableColumn("run_id", "text", "The Dagster run that wrote it."),
@@ -141,10 +142,10 @@ def build_reference_table(table: ReferenceTable) -> dg.AssetsDefinition:
     @dg.asset(
         key=dg.AssetKey.from_user_string(table.key),
         description=table.description,
-        metadata={"dagster/table_name": table.key.replace("/", ".")},
-        group_name=endpoint.exchange.name,
+        metadata={"dagster/table_name": table.table},
+        group_name=endpoint.group,
         kinds={"postgres", endpoint.exchange.name},
-        owners=[f"team:{endpoint.exchange.name}_{endpoint.account}"],
+        owners=[f"team:{endpoint.group}_{endpoint.account}"],
     )
     def refreshed(
         context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[PipelineResource]

@@ -11,15 +11,15 @@ from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import day_of
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
-from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
+from affiliate_pipeline.exchanges.registry import is_any_exchange_configured
 from affiliate_pipeline.landing.pipeline import now_ms
 
 
 def build_schedules(endpoints: Sequence[Endpoint], status: dg.DefaultScheduleStatus) -> list[dg.ScheduleDefinition]:
-    """One schedule per exchange, kind (records or snapshots) and time of day."""
+    """One schedule per account, kind (records or snapshots) and time of day."""
 
     def when(endpoint: Endpoint) -> tuple[str, bool, time | None]:
-        return endpoint.exchange.name, not isinstance(endpoint, Records), endpoint.lands_at
+        return endpoint.group, not isinstance(endpoint, Records), endpoint.lands_at
 
     daily = sorted((endpoint for endpoint in endpoints if endpoint.lands_at), key=when)
     return [_schedule(list(group), at, status) for (_, _, at), group in groupby(daily, when) if at]
@@ -28,15 +28,16 @@ def build_schedules(endpoints: Sequence[Endpoint], status: dg.DefaultScheduleSta
 def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultScheduleStatus) -> dg.ScheduleDefinition:
     exchange, is_snapshot = endpoints[0].exchange, not isinstance(endpoints[0], Records)
     lands = "today" if is_snapshot else "the last days, until they have settled"
+    account = f" (account {endpoints[0].alias})" if endpoints[0].alias else ""
 
     @schedule(
         # Released names do not change: Dagster stores by name whether a schedule is stopped.
-        name=f"{exchange.name}_{'observations' if is_snapshot else 'records'}_{at:%H%M}",
+        name=f"{endpoints[0].group}_{'observations' if is_snapshot else 'records'}_{at:%H%M}",
         cron_schedule=f"{at.minute} {at.hour} * * *",
         execution_timezone=exchange.zone.key,
         target=[dg.AssetKey.from_user_string(endpoint.key) for endpoint in endpoints],
         default_status=status,
-        description=f"Lands {lands}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose account is configured.",
+        description=f"Lands {lands}{account}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose key is configured.",
     )
     def land(
         context: dg.ScheduleEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
@@ -50,7 +51,7 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultSchedul
         environment = pipeline.environment
         start = environment.start_date
         # If no exchange is configured, request the runs anyway: they fail and report what to set.
-        is_any_configured = environment.is_any_set(EXCHANGE_VARIABLES)
+        is_any_configured = is_any_exchange_configured(environment.variables)
         configured = [each for each in endpoints if environment.is_any_set(each.credentials) or not is_any_configured]
         if not configured:
             names = dict.fromkeys(name for endpoint in endpoints for name in endpoint.credentials)

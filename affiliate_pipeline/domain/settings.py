@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -29,27 +29,35 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     @classmethod
-    def load(cls, variables: Mapping[str, str], *required: str) -> Self:
-        """The settings; raises one SettingsError that names all missing or malformed variables."""
-        given = {name: variables[name.upper()] for name in cls.model_fields if name.upper() in variables}
-        problems = [f"{name} is not set" for name in required if name not in variables]
+    def load(
+        cls, variables: Mapping[str, str], *required: str, variable: Callable[[str], str] = lambda name: name
+    ) -> Self:
+        """The settings; raises one SettingsError that names all missing or malformed variables.
+
+        Args:
+            required: Variables that must be set, by the names that the default account has for them.
+            variable: Returns the account's variable for one of the default account.
+        """
+        names = {name: variable(name.upper()) for name in cls.model_fields}
+        given = {name: variables[actual] for name, actual in names.items() if actual in variables}
+        problems = [f"{variable(name)} is not set" for name in required if variable(name) not in variables]
         for name, value in given.items():
             # A malformed secret fails only the account that requires it.
             if name.upper() in required or "SecretStr" not in str(cls.model_fields[name].annotation):
-                problems += quotes_in(name.upper(), value)
+                problems += quotes_in(names[name], value)
         try:
             settings = cls.model_validate(given)
             if not problems:
                 return settings
         except ValidationError as error:
             for problem in error.errors(include_input=False, include_url=False):
-                names = [str(name).upper() for name in problem["loc"][:1]]
-                if not any(f"{name} " in known for name in names for known in problems):
-                    problems.append(" ".join([*names, problem["msg"].removeprefix("Value error, ")]))
+                about = [names[str(name)] for name in problem["loc"][:1]]
+                if not any(f"{name} " in known for name in about for known in problems):
+                    problems.append(" ".join([*about, problem["msg"].removeprefix("Value error, ")]))
         raise SettingsError("; ".join(problems), SET_VARIABLES_ACTION)
 
     def secret(self, variable: str) -> str:
-        """The value of a secret that was `required` when these settings were loaded."""
+        """The value of a secret that was `required`, by that name, when these settings were loaded."""
         value: SecretStr = getattr(self, variable.lower())
         return value.get_secret_value()
 

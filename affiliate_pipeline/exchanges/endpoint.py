@@ -1,15 +1,16 @@
 """Declarations of exchanges and endpoints, from which assets, tables and checks are built."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, time, timedelta
-from typing import Generic
+from typing import Generic, Self
 from zoneinfo import ZoneInfo
 
 from typing_extensions import TypeVar
 
 from affiliate_pipeline.domain.days import DAY, start_ms
 from affiliate_pipeline.domain.expected_days import Timetable
+from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.exchanges.fetching import Session, Strategy
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.schema.columns import Row
@@ -17,6 +18,8 @@ from affiliate_pipeline.schema.columns import Row
 # The session that an exchange opens for its endpoints. An endpoint only gets sessions of its own exchange, so code for
 # any exchange takes `Endpoint`, which means `Endpoint[Session]`.
 SessionT = TypeVar("SessionT", bound=Session, default=Session, covariant=True)
+# Between a variable of the default account and the alias of a further one, in upper case.
+ALIAS_SEPARATOR = "__"
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class Exchange(Generic[SessionT]):
     zone: ZoneInfo
     # Opens a session for the endpoint, with the credentials in these variables.
     connect: Callable[["Endpoint", SharedState, Mapping[str, str]], SessionT]
-    # The environment variables of an account's credentials.
+    # The default account's variables of a role's credentials, the key first.
     credentials: Callable[[str], tuple[str, ...]]
+    # The default account's variables that each further account has for itself, with a suffix.
+    account_variables: tuple[str, ...]
 
     @property
     def base_url_variable(self) -> str:
@@ -41,8 +46,8 @@ class Exchange(Generic[SessionT]):
 class Probe(Generic[SessionT]):
     """A minimal request that tests an account without landing anything.
 
-    `params` makes its parameters from the session and the time (ms). `about` names the variable to check if the request
-    is refused; empty: the account's credentials.
+    `params` makes its parameters from the session and the time (ms). `about` names the variable (of the default account)
+    to check if the request is refused; empty: the account's credentials.
     """
 
     params: Callable[[SessionT, int], Mapping[str, object]]
@@ -82,24 +87,41 @@ class Retention(Generic[SessionT]):
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint(Generic[SessionT]):
-    """One endpoint: its asset, its table and how it is fetched. Only `Records` have past days."""
+    """One endpoint of an account: its asset, its table and how it is fetched. Only `Records` have past days."""
 
     exchange: Exchange[SessionT]
     name: str
+    # The role whose key it is requested with.
     account: str
     description: str
     schema: type[Row]
     strategy: Strategy[SessionT]
     probe: Probe[SessionT] | None = None
-    # Environment variables that it needs in addition to its account's.
+    # Variables of the default account that it needs in addition to the credentials.
     requires: tuple[str, ...] = ()
     # When its schedule lands it, in the exchange's zone; None: only on request.
     lands_at: time | None = None
+    # The account's alias; empty: the exchange's default account.
+    alias: str = ""
 
     @property
     def key(self) -> str:
-        """The asset key as text: `binance/if_new_user`."""
-        return f"{self.exchange.name}/{self.name}"
+        """The asset key as text: `binance/if_new_user`, of a further account `binance/acme/if_new_user`."""
+        return self.key_of(self.name)
+
+    def key_of(self, name: str) -> str:
+        """The asset key as text of another endpoint or table of the same account."""
+        return "/".join(filter(None, (self.exchange.name, self.alias, name)))
+
+    @property
+    def group(self) -> str:
+        """The exchange, and the alias of a further account: `binance`, `binance_acme`."""
+        return "_".join(filter(None, (self.exchange.name, self.alias)))
+
+    @property
+    def table(self) -> str:
+        """The table, which all accounts share: `binance.if_new_user`."""
+        return f"{self.exchange.name}.{self.name}"
 
     @property
     def path(self) -> str:
@@ -108,8 +130,36 @@ class Endpoint(Generic[SessionT]):
 
     @property
     def credentials(self) -> tuple[str, ...]:
-        """The environment variables without which it cannot be fetched."""
-        return self.exchange.credentials(self.account)
+        """The variables of its account's credentials."""
+        return tuple(map(self.variable, self.exchange.credentials(self.account)))
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The variables without which it cannot be fetched."""
+        return (*self.credentials, *map(self.variable, self.requires))
+
+    def variable(self, name: str) -> str:
+        """Its account's variable for one of the default account: `LBANK_OPEN_ID__ACME`."""
+        is_own = self.alias and name in self.exchange.account_variables
+        return f"{name}{ALIAS_SEPARATOR}{self.alias.upper()}" if is_own else name
+
+    def require_own_key(self, variables: Mapping[str, str]) -> None:
+        """Raise `SettingsError` if an account before this one has the same key.
+
+        The same records would land in both accounts, and their sums would count them twice.
+        """
+        base, *_ = self.exchange.credentials(self.account)
+        own = self.variable(base)
+        for other in sorted(name for name in variables if name == base or name.startswith(f"{base}{ALIAS_SEPARATOR}")):
+            if other < own and own in variables and variables[other] == variables[own]:
+                what = f"{own} is the same key as {other}: its records would land and be counted twice"
+                raise SettingsError(
+                    what, f"Set the key of another account, or remove the variables with {own}'s suffix"
+                )
+
+    def for_account(self, alias: str) -> Self:
+        """The same endpoint of another account."""
+        return replace(self, alias=alias)
 
     def start_ms(self, day: date) -> int:
         """The first millisecond of the day in the exchange's zone."""
@@ -149,8 +199,15 @@ class Records(Endpoint[SessionT]):
     # Two amounts of a row of which the first is never below the second.
     volume_and_fee: tuple[str, str] | None = None
     money: Money | None = None
-    # The key of another endpoint that has the same rows: where both have landed a day, a check compares them.
+    # The name of another endpoint that has the same rows: where both have landed a day, a check compares them.
     compared_with: str | None = None
+
+    def for_account(self, alias: str) -> Self:
+        """The same endpoint of another account, whose fallback is that account's."""
+        retention = self.retention
+        if retention and retention.fallback:
+            retention = replace(retention, fallback=retention.fallback.for_account(alias))
+        return replace(self, alias=alias, retention=retention)
 
     @property
     def timetable(self) -> Timetable:
@@ -174,8 +231,17 @@ class ReferenceTable(Generic[SessionT]):
 
     @property
     def key(self) -> str:
-        """The asset key as text: `lbank/roster`."""
-        return f"{self.endpoint.exchange.name}/{self.name}"
+        """The asset key as text: `lbank/roster`, of a further account `lbank/acme/roster`."""
+        return self.endpoint.key_of(self.name)
+
+    @property
+    def table(self) -> str:
+        """The table, which all accounts share: `lbank.roster`."""
+        return f"{self.endpoint.exchange.name}.{self.name}"
+
+    def for_account(self, alias: str) -> Self:
+        """The same table's rows of another account."""
+        return replace(self, endpoint=self.endpoint.for_account(alias))
 
 
 def retention_of(endpoint: Endpoint) -> Retention | None:

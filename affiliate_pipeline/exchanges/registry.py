@@ -1,16 +1,49 @@
-"""Every exchange of the product, each with its endpoints and its reference tables."""
+"""Every exchange of the product with its endpoints, and the accounts that variables configure."""
 
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 
 from affiliate_pipeline.exchanges.binance import endpoints as binance
-from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, ReferenceTable
+from affiliate_pipeline.exchanges.endpoint import ALIAS_SEPARATOR, Endpoint, Exchange, Records, ReferenceTable
 from affiliate_pipeline.exchanges.lbank import endpoints as lbank
 
 _EXCHANGES = (binance, lbank)
-ENDPOINTS: tuple[Endpoint, ...] = tuple(chain.from_iterable(each.ENDPOINTS for each in _EXCHANGES))
-REFERENCE_TABLES: tuple[ReferenceTable, ...] = tuple(chain.from_iterable(each.REFERENCE_TABLES for each in _EXCHANGES))
-EARNING = tuple(endpoint for endpoint in ENDPOINTS if isinstance(endpoint, Records) and endpoint.money)
-# If any of these is set, real exchanges are configured.
+_ALIAS = re.compile(r"(?!.*__)[a-z][a-z0-9_]{0,30}")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The endpoints and reference tables of some accounts."""
+
+    endpoints: tuple[Endpoint, ...]
+    reference_tables: tuple[ReferenceTable, ...] = ()
+
+    @property
+    def earning(self) -> tuple[Records, ...]:
+        """The endpoints whose rows are money earned."""
+        return tuple(each for each in self.endpoints if isinstance(each, Records) and each.money)
+
+    def with_accounts(self, aliases: Mapping[str, Iterable[str]]) -> "Catalog":
+        """These, and those of further accounts, whose aliases are given by the exchange's name."""
+        more = [each.for_account(alias) for each in self.endpoints for alias in aliases.get(each.exchange.name, ())]
+        tables = [
+            each.for_account(alias)
+            for each in self.reference_tables
+            for alias in aliases.get(each.endpoint.exchange.name, ())
+        ]
+        return Catalog((*self.endpoints, *sorted(more, key=lambda each: each.alias)), (*self.reference_tables, *tables))
+
+
+# The default account of each exchange.
+DEFAULT = Catalog(
+    tuple(chain.from_iterable(each.ENDPOINTS for each in _EXCHANGES)),
+    tuple(chain.from_iterable(each.REFERENCE_TABLES for each in _EXCHANGES)),
+)
+ENDPOINTS = DEFAULT.endpoints
+EXCHANGES: tuple[Exchange, ...] = tuple({each.exchange.name: each.exchange for each in ENDPOINTS}.values())
+# If any of these is set, for any account, real exchanges are configured.
 EXCHANGE_VARIABLES = tuple(
     dict.fromkeys(
         name
@@ -18,3 +51,62 @@ EXCHANGE_VARIABLES = tuple(
         for name in (endpoint.exchange.base_url_variable, *endpoint.credentials, *endpoint.requires)
     )
 )
+
+
+@dataclass(frozen=True)
+class UnusableVariable:
+    """A variable with the suffix of an account that belongs to no account, and what to do."""
+
+    name: str
+    problem: str
+    action: str
+
+
+def configured_catalog(variables: Mapping[str, str]) -> Catalog:
+    """The endpoints of the default accounts, and of every further account that has a variable."""
+    return DEFAULT.with_accounts({each.name: _aliases(each, variables) for each in EXCHANGES})
+
+
+def is_any_exchange_configured(variables: Mapping[str, str]) -> bool:
+    """Whether a real exchange is configured, for any account, complete or not."""
+    return any(name.partition(ALIAS_SEPARATOR)[0] in EXCHANGE_VARIABLES for name in variables)
+
+
+def unusable_variables(variables: Mapping[str, str]) -> Iterator[UnusableVariable]:
+    """The variables of exchanges that have a suffix, but configure no account."""
+    for exchange in EXCHANGES:
+        prefix = f"{exchange.name.upper()}_"
+        for name in sorted(each for each in variables if each.startswith(prefix) and ALIAS_SEPARATOR in each):
+            base, _, suffix = name.partition(ALIAS_SEPARATOR)
+            if base not in exchange.account_variables:
+                known = ", ".join(exchange.account_variables)
+                yield UnusableVariable(
+                    name, f"{base} is not a variable of an account", f"Remove it; an account has {known}"
+                )
+            elif _alias(suffix) is None:
+                yield UnusableVariable(
+                    name,
+                    f"{suffix or 'an empty text'} is not the alias of an account",
+                    "Use up to 31 upper-case letters, digits and single underscores, the first one a letter: "
+                    f"{base}{ALIAS_SEPARATOR}ACME",
+                )
+
+
+def endpoints_of(assets: Iterable[str], declared: Iterable[Endpoint] = ENDPOINTS) -> list[Endpoint]:
+    """The endpoints of these assets that are of any account of a declared one, in order."""
+    known = {(each.exchange.name, each.name): each for each in declared}
+    parts = [(asset, known.get((asset.partition("/")[0], asset.rpartition("/")[2]))) for asset in assets]
+    found = [(asset, each.for_account("/".join(asset.split("/")[1:-1]))) for asset, each in parts if each]
+    return [each for asset, each in found if each.key == asset]
+
+
+def _aliases(exchange: Exchange, variables: Mapping[str, str]) -> list[str]:
+    suffixes = (name.partition(ALIAS_SEPARATOR) for name in variables)
+    found = {_alias(suffix) for base, _, suffix in suffixes if suffix and base in exchange.account_variables}
+    return sorted(each for each in found if each)
+
+
+def _alias(suffix: str) -> str | None:
+    """The alias that a variable's suffix has in upper case; None if it is malformed."""
+    alias = suffix.lower()
+    return alias if alias.upper() == suffix and _ALIAS.fullmatch(alias) else None

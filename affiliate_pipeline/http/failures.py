@@ -5,7 +5,7 @@ The exchange's own message comes first; what is added to it never contradicts it
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -59,6 +59,8 @@ class Interpreter:
     secret_name: str
     base_url_name: str
     code_name: str = "code"
+    # Further variables that the advice of `codes` names, by placeholder.
+    more_names: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def failure(
         self, response: Response, error: ErrorBody, meaning: Meaning | None = None, note: str = ""
@@ -105,7 +107,7 @@ class Interpreter:
         named = {name for name, pattern in _CAUSES.items() if re.search(pattern, error.message)}
         is_contradicted = named and meaning.causes and not named & {*meaning.causes}
         if meaning.advice and not is_contradicted:
-            text = f"{text}. {meaning.advice.format(key=self.key_name, secret=self.secret_name)}"
+            text = f"{text}. {meaning.advice.format(key=self.key_name, secret=self.secret_name, **self.more_names)}"
         return meaning.error(text)
 
     def _by_status(self, text: str, status: int, error: ErrorBody) -> ExchangeError:

@@ -231,8 +231,8 @@ class DayWriter:
         # Compare as text: as `numeric`, 1.0 and 1.00 are equal.
         content = "select count(*) || ' ' || coalesce(sum(hashtextextended(each::text, 0)), 0) from ({}) each"
         received = sql.SQL("select {} from received").format(names)
-        stored = sql.SQL("select {} from {} where partition_date = {} and {}").format(
-            names, endpoint_tables.table(self.endpoint), day, sql.SQL("landed_at = now()" if written else "true")
+        stored = sql.SQL("select {} from {} and {}").format(
+            names, endpoint_tables.rows_of(self.endpoint, day), sql.SQL("landed_at = now()" if written else "true")
         )
         same = sql.SQL(f"select ({content}) = ({content})").format(received, stored)
         row = self.connection.execute(same).fetchone()
@@ -256,7 +256,7 @@ class DayWriter:
         if difference:
             named = f" ({', '.join(altering_features)})" if altering_features else ""
             raise StoreError(
-                f"{self.endpoint.key.replace('/', '.')} would have {difference} for the day, so it was not changed. Something "
+                f"{self.endpoint.table} would have {difference} for the day, so it was not changed. Something "
                 f"else writes to this table or changes what is written to it{named}: stop or remove it"
             )
 
@@ -282,11 +282,10 @@ class DayWriter:
         columns_of = {column.json_name: column.name for column in columns(self.endpoint.schema)}
         compared = [columns_of[name] for name in values[0]]
         found = self.connection.execute(
-            sql.SQL("select distinct {} from {} where partition_date = %s").format(
+            sql.SQL("select distinct {} from {}").format(
                 sql.SQL(", ").join([sql.SQL("''"), *(sql.SQL("{}::text").format(sql.Identifier(n)) for n in compared)]),
-                endpoint_tables.table(self.endpoint),
-            ),
-            (day,),
+                endpoint_tables.rows_of(self.endpoint, day),
+            )
         ).fetchall()
         landed = {tuple(row) for _, *row in found}
         texts = [tuple(map(str, each.values())) for each in values]
@@ -295,14 +294,16 @@ class DayWriter:
     def _replace(self, day: date, texts: Iterable[bytes], *, is_appended: bool, store_superseded: bool) -> None:
         run = self.connection.execute
         table, names = endpoint_tables.table(self.endpoint), endpoint_tables.data_columns(self.endpoint.schema)
-        stored = sql.SQL("select {} from {} where partition_date = {}").format(names, table, sql.Literal(day))
+        rows = endpoint_tables.rows_of(self.endpoint, day)
+        stored = sql.SQL("select {} from {}").format(names, rows)
         if store_superseded:
             run(sql.SQL("create temporary table superseded on commit drop as {}").format(stored))
         if not is_appended:
-            run(sql.SQL("delete from {} where partition_date = {}").format(table, day))
+            run(sql.SQL("delete from {}").format(rows))
         run(
-            "select set_config('affiliate.partition_date', %s, true), set_config('affiliate.run_id', %s, true)",
-            (day.isoformat(), self.run_id),
+            "select set_config('affiliate.partition_date', %s, true), set_config('affiliate.account', %s, true), "
+            "set_config('affiliate.run_id', %s, true)",
+            (day.isoformat(), self.endpoint.alias, self.run_id),
         )
         self._copy(table, names, texts)
         if isinstance(self.endpoint, ActionLog):

@@ -1,7 +1,7 @@
 """The endpoints' tables, generated from their schemas. Columns are added, never dropped."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any, LiteralString
 
@@ -17,6 +17,7 @@ from affiliate_pipeline.postgres.migrations import DDL_LOCK
 from affiliate_pipeline.schema.columns import Row, columns
 
 PRIVILEGES = "select insert delete"
+ACCOUNT_DESCRIPTION = "The alias of the account that the row belongs to; empty: the default account."
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ def table(endpoint: Endpoint) -> sql.Identifier:
     return sql.Identifier(endpoint.exchange.name, endpoint.name)
 
 
+def rows_of(endpoint: Endpoint, day: date) -> sql.Composed:
+    """The account's rows of the day: what follows `from` in every statement about a day."""
+    return sql.SQL("{} where partition_date = {} and account = {}").format(table(endpoint), day, endpoint.alias)
+
+
 def data_columns(model: type[Row]) -> sql.Composed:
     """The names of the columns that come from the source, in the order they are copied."""
     return sql.SQL(", ").join(map(sql.Identifier, [*(column.name for column in columns(model)), "extra"]))
@@ -75,6 +81,7 @@ def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
             "where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped",
             (table(endpoint).as_string(connection),),
         ).fetchall()
+    described["account"] = ACCOUNT_DESCRIPTION
     present = {name: comment for name, comment, _ in found}
     # Skip DDL that changes nothing: it would wait for every reader of the table and block all others meanwhile.
     if not (described.items() <= present.items() and all(comment == endpoint.description for *_, comment in found)):
@@ -90,13 +97,19 @@ def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
 def _statements(endpoint: Endpoint) -> Iterable[sql.Composed]:
     name = table(endpoint)
     yield sql.SQL("create schema if not exists {};").format(sql.Identifier(endpoint.exchange.name))
-    # The landing transaction sets these two settings, so that COPY carries only the source's own columns.
+    # The landing transaction sets these settings, so that COPY carries only the source's own columns.
     yield sql.SQL(
-        "create table if not exists {} ({}, "
+        "create table if not exists {} ({}, account text not null, "
         "partition_date date not null default current_setting('affiliate.partition_date')::date, "
         "landed_at timestamptz not null default now(), "
         "run_id text not null default current_setting('affiliate.run_id'));"
     ).format(name, definitions(endpoint.schema))
+    # A program that sets no account writes rows of the default one.
+    yield sql.SQL(
+        "alter table {table} add column if not exists account text not null default ''; "
+        "alter table {table} alter column account set default coalesce(current_setting('affiliate.account', true), ''); "
+        "comment on column {table}.account is {text};"
+    ).format(table=name, text=ACCOUNT_DESCRIPTION)
     index = sql.Identifier(f"{endpoint.name}_partition_date")
     yield sql.SQL("create index if not exists {} on {} (partition_date);").format(index, name)
     yield sql.SQL("comment on table {} is {};").format(name, endpoint.description)
@@ -119,8 +132,8 @@ def stats_of(connection: psycopg.Connection, endpoint: Endpoint, day: date) -> D
             excess = sql.SQL("{1} > {0}").format(*map(sql.Identifier, endpoint.volume_and_fee))
     statement = sql.SQL(
         "select {group}::text, sum({amount})::text, count(*), count(*) filter (where {excess}), min({instant}), "
-        "max({instant}) from {table} where partition_date = {day} group by 1 order by 1"
-    ).format(group=group, amount=amount, excess=excess, instant=instant, table=table(endpoint), day=day)
+        "max({instant}) from {rows} group by 1 order by 1"
+    ).format(group=group, amount=amount, excess=excess, instant=instant, rows=rows_of(endpoint, day))
     groups = connection.execute(statement).fetchall()
     return DayStats(
         rows=sum(count for _, _, count, *_ in groups),
@@ -132,13 +145,15 @@ def stats_of(connection: psycopg.Connection, endpoint: Endpoint, day: date) -> D
 
 
 def differences(connection: psycopg.Connection, endpoint: Records, day: date) -> list[Difference] | None:
-    """Differences from the asset in `compared_with`; None if it has not landed the day."""
-    other = endpoint.compared_with
-    if not endpoint.sum_by or not other or not ledger.entries(connection, other, [day]):
+    """Differences from the account's endpoint `compared_with`; None if it has not landed the day."""
+    if not endpoint.sum_by or not endpoint.compared_with:
+        return None
+    other = replace(endpoint, name=endpoint.compared_with)
+    if not ledger.entries(connection, other.key, [day]):
         return None
     amount, group = map(sql.Identifier, endpoint.sum_by)
-    sums = sql.SQL("select {} name, count(*) rows, sum({}) total from {} where partition_date = {} group by 1")
-    own, others = (sums.format(group, amount, sql.Identifier(*key.split("/")), day) for key in (endpoint.key, other))
+    sums = sql.SQL("select {} name, count(*) rows, sum({}) total from {} group by 1")
+    own, others = (sums.format(group, amount, rows_of(each, day)) for each in (endpoint, other))
     statement = sql.SQL(
         "select name, coalesce(own.rows, 0), coalesce(own.total, 0)::text, "
         "coalesce(others.rows, 0), coalesce(others.total, 0)::text from ({}) own full join ({}) others using (name) "

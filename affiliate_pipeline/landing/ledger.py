@@ -62,6 +62,25 @@ def _read(connection: Connection[Any], condition: LiteralString, *values: object
     return found
 
 
+def assets(connection: Connection[Any]) -> list[str]:
+    """The assets that have landed any day, in order."""
+    with as_store_unavailable(), connection.transaction():
+        return [asset for (asset,) in connection.execute(f"select distinct asset from {TABLE} order by asset")]
+
+
+def landed_elsewhere(connection: Connection[Any], asset: str, source: str, days: Sequence[date]) -> Mapping[date, str]:
+    """By day, the same endpoint's asset of another account that has landed it from the same source."""
+    exchange, name = "split_part({}, '/', 1)", "regexp_replace({}, '.*/', '')"
+    is_same = " and ".join(f"{each.format('asset')} = {each.format('%(asset)s')}" for each in (exchange, name))
+    with as_store_unavailable(), connection.transaction():
+        rows = connection.execute(
+            f"select partition, min(asset) from {TABLE} where source = %(source)s and partition = any(%(days)s) "
+            f"and asset <> %(asset)s and {is_same} group by partition",
+            {"asset": asset, "source": source, "days": list(days)},
+        )
+        return dict(rows.fetchall())
+
+
 def exists(connection: Connection[Any]) -> bool:
     """Whether the ledger's table exists, for readers that must not create it."""
     with as_store_unavailable(), connection.transaction():

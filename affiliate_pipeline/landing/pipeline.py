@@ -25,7 +25,7 @@ from affiliate_pipeline.landing import endpoint_tables, quarantine
 from affiliate_pipeline.landing.day_writer import DayWriter, Landed, Shrunken, StoreError
 from affiliate_pipeline.landing.eligibility import Availability, Expired, NotEnded, eligibility_of
 from affiliate_pipeline.landing.endpoint_tables import DayStats, stats_of
-from affiliate_pipeline.landing.ledger import LedgerEntry
+from affiliate_pipeline.landing.ledger import LedgerEntry, landed_elsewhere
 from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of, prepared
 from affiliate_pipeline.landing.quarantine import Rejection
 from affiliate_pipeline.landing.store import Store
@@ -113,7 +113,8 @@ def land_days(
             ledger.update(store.ledger(endpoint, days))
             available = Availability(endpoint, session, options.trust_old, now, started_ms=now())
             writer = DayWriter(store.connection, endpoint, session.source, run_id, options.allow_shrink)
-            run = LandingRun(available, writer, options.from_rejected, ledger)
+            elsewhere = landed_elsewhere(store.connection, endpoint.key, session.source, list(pending))
+            run = LandingRun(available, writer, options.from_rejected, ledger, elsewhere)
             for outcome in run.outcomes(list(pending)):
                 del pending[outcome.day]
                 yield outcome
@@ -128,12 +129,16 @@ def land_days(
 
 @dataclass(frozen=True)
 class LandingRun:
-    """Lands days of one asset under its lock; `ledger` has those that had landed before."""
+    """Lands days of one asset under its lock.
+
+    `ledger` has the days that had landed before, `elsewhere` those that had landed as another account's asset.
+    """
 
     available: Availability
     writer: DayWriter
     from_rejected: bool
     ledger: Mapping[date, LedgerEntry]
+    elsewhere: Mapping[date, str]
 
     @property
     def endpoint(self) -> Endpoint:
@@ -154,6 +159,10 @@ class LandingRun:
                 what = f"its source is {entry.source}, and the source of this run is {self.session.source}"
                 action = "Use the credentials and the base URL it was landed with, or another database"
                 yield self._failed(day, Problem("other_source", what, action=action))
+            elif day in self.elsewhere:
+                what = f"it has landed as {self.elsewhere[day]}, from the same source: it would be counted twice"
+                action = "Use the alias that it was landed with, or the key of another account"
+                yield self._failed(day, Problem("other_account", what, action=action))
             else:
                 own.append(day)
         yield from map(self._land_rejected, own) if self.from_rejected else self._fetched(own)

@@ -17,10 +17,10 @@ from affiliate_pipeline.postgres.readiness import problems
 from affiliate_pipeline.postgres.table_store import TableStore
 
 
-def privileges(assets: Iterable[str]) -> dict[str, str]:
-    """The privileges, by table, that landing days of these assets requires."""
-    endpoints = {asset.replace("/", "."): endpoint_tables.PRIVILEGES for asset in assets}
-    return day_writer.PRIVILEGES | rate_limiter.PRIVILEGES | ledger.PRIVILEGES | quarantine.PRIVILEGES | endpoints
+def privileges(endpoints: Iterable[Endpoint]) -> dict[str, str]:
+    """The privileges, by table, that landing days of these endpoints requires."""
+    tables = {endpoint.table: endpoint_tables.PRIVILEGES for endpoint in endpoints}
+    return day_writer.PRIVILEGES | rate_limiter.PRIVILEGES | ledger.PRIVILEGES | quarantine.PRIVILEGES | tables
 
 
 def is_run_live(url: str, run_id: str) -> bool:
@@ -49,7 +49,7 @@ class Store(TableStore):
 
     def require_ready(self, *endpoints: Endpoint) -> None:
         """Raise `StoreUnavailable` unless the database is ready to land days of these endpoints."""
-        for error in problems(self._connection, privileges(endpoint.key for endpoint in endpoints)):
+        for error in problems(self._connection, privileges(endpoints)):
             raise error
 
     def mark_run_live(self, run_id: str) -> None:

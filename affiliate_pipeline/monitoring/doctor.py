@@ -4,7 +4,7 @@ It changes nothing: it starts no server and writes no row. It bypasses the rate 
 few requests.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,7 +15,7 @@ from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
 from affiliate_pipeline.domain.settings import Environment
 from affiliate_pipeline.exchanges.endpoint import Endpoint
-from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.registry import configured_catalog, unusable_variables
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.errors import (
     AccessRefused,
@@ -86,13 +86,14 @@ def database(environment: Environment) -> Iterator[Finding]:
         with as_store_unavailable(), connect(environment.database_url(), autocommit=True) as connection:
             connection.execute("set default_transaction_read_only = on")
             yield Finding("database", f"PostgreSQL {connection.info.server_version // 10000} responds")
-            configured = [endpoint.key for endpoint in ENDPOINTS if environment.is_any_set(endpoint.credentials)]
+            endpoints = configured_catalog(environment.variables).endpoints
+            configured = [endpoint for endpoint in endpoints if environment.is_any_set(endpoint.credentials)]
             for error in problems(connection, privileges(configured)):
                 yield Finding("database", error.problem.what, error.problem.action)
             yield from _automation(connection)
             ledgers: ledger.Ledgers = ledger.entries_since(connection) if ledger.exists(connection) else {}
-        yield from _days(ledgers, environment)
-        yield from _sources(ledgers, environment)
+        yield from _days(endpoints, ledgers, environment)
+        yield from _sources(endpoints, ledgers, environment)
     except SettingsError as error:
         yield Finding("database", error.problem.what, "Set it to postgresql://user:password@host:port/database in .env")
     except AffiliateError as error:
@@ -121,10 +122,10 @@ def _automation(connection: psycopg.Connection[Any]) -> Iterator[Finding]:
         yield Finding("sensors", f"the last tick failed: {', '.join(failing)}", action)
 
 
-def _days(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:
+def _days(endpoints: Sequence[Endpoint], ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:
     """The overdue days of each asset, and how many assets have none."""
     now, fine = now_ms(), 0
-    for endpoint in ENDPOINTS:
+    for endpoint in endpoints:
         if days := overdue_days(endpoint, ledgers, environment.start_date, now):
             found = f"{format_days(each.day for each in days)} missing or not final. {described(days[0], now)}"
             yield Finding(
@@ -138,8 +139,8 @@ def _days(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding
         yield Finding("days", "nothing has landed yet", "Run `make up`, or materialize days in the UI")
 
 
-def _sources(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:
-    for endpoint in ENDPOINTS:
+def _sources(endpoints: Sequence[Endpoint], ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:
+    for endpoint in endpoints:
         with suppress(SettingsError):  # `accounts` reports it
             session = endpoint.exchange.connect(endpoint, SharedState(), environment.variables)
             session.client.close()
@@ -154,17 +155,26 @@ def _sources(ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Find
 
 def accounts(environment: Environment) -> Iterator[Finding]:
     """Whether each account is configured, can be reached and accepts its credentials."""
+    for unusable in unusable_variables(environment.variables):
+        yield Finding(unusable.name, unusable.problem, unusable.action)
+    endpoints = configured_catalog(environment.variables).endpoints
     probed: dict[str, list[Endpoint]] = {}
-    for endpoint in ENDPOINTS:
+    for endpoint in endpoints:
         if endpoint.probe:
-            probed.setdefault(f"{endpoint.exchange.name} {endpoint.account}", []).append(endpoint)
-    if not any(environment.is_any_set(endpoint.credentials) for endpoint in ENDPOINTS):
+            about = filter(None, (endpoint.exchange.name, endpoint.alias, endpoint.account))
+            probed.setdefault(" ".join(about), []).append(endpoint)
+    configured = {(each.exchange.name, each.alias) for each in endpoints if environment.is_any_set(each.credentials)}
+    if not configured:
         action = "Set the keys of one in .env (README, Real accounts), or try the sandbox with `make up`"
         yield Finding("accounts", "no exchange is configured", action)
         return
-    for about, endpoints in probed.items():
-        if environment.is_any_set(endpoints[0].credentials):
-            yield from _account(about, endpoints, environment)
+    for about, requested in probed.items():
+        first = requested[0]
+        if environment.is_any_set(first.credentials):
+            yield from _account(about, requested, environment)
+        elif first.alias and (first.exchange.name, first.alias) not in configured:
+            action = f"Set {', '.join(first.credentials)} in .env, or remove the other variables of the account"
+            yield Finding(about, "the account has variables, but no credentials", action)
         else:
             yield Finding(about, "not configured: its assets do not land")
 
@@ -174,7 +184,7 @@ def _account(about: str, endpoints: list[Endpoint], environment: Environment) ->
         try:
             session = endpoint.exchange.connect(endpoint, SharedState(), environment.variables)
         except SettingsError as error:
-            action = f"Set {', '.join((*endpoint.credentials, *endpoint.requires))} in .env, all of them"
+            action = f"Set {', '.join(endpoint.variables)} in .env, all of them"
             yield Finding(about, error.problem.what, action)
             return
         with session.client:
@@ -202,7 +212,7 @@ def _refusal(about: str, endpoint: Endpoint, error: ExchangeError, host: str) ->
     """The finding about an account that refused a request or could not be reached."""
     if isinstance(error, TimestampRejected) and error.server_ms is not None:
         return _offset(endpoint, error.server_ms - now_ms())
-    variable = endpoint.probe.about if endpoint.probe else ""
+    variable = endpoint.variable(endpoint.probe.about) if endpoint.probe else ""
     if isinstance(error, UnusableNetwork | NoResponse) and error.problem.action:
         return Finding(variable or about, error.problem.what, error.problem.action)
     kind = next(kind for kind in ACTIONS if isinstance(error, kind))

@@ -240,3 +240,29 @@ def test_the_clients_account_needs_its_agent_code(healthy, findings, both_exchan
 
     monkeypatch.setenv("BINANCE_API_AGENT_CODE", both_exchanges.binance.api_agent_code)
     assert findings() == {}
+
+
+def test_a_further_account_is_checked_like_the_default_one(healthy, findings, two_accounts, monkeypatch):
+    assert findings() == {}
+    monkeypatch.setenv("BINANCE_PARTNER_API_SECRET__ACME", "not-the-secret-of-this-key")
+    monkeypatch.setenv("LBANK_OPEN_ID__ACME", "LBAUNKNOWN")
+    monkeypatch.delenv("BINANCE_CLIENT_API_SECRET__ACME")
+    wrong = findings()
+    assert set(wrong) == {"binance acme partner", "LBANK_OPEN_ID__ACME", "binance acme client"}
+    assert "BINANCE_PARTNER_API_SECRET__ACME" in wrong["binance acme partner"]
+    assert wrong["binance acme client"] == "BINANCE_CLIENT_API_SECRET__ACME is not set"
+
+
+def test_variables_that_belong_to_no_account_are_reported(healthy, findings, monkeypatch):
+    monkeypatch.setenv("LBANK_API_KEY__2ND", "key")
+    monkeypatch.setenv("LBANK_API_KEY__Acme", "key")
+    monkeypatch.setenv("LBANK_BASE_URL__ACME", "https://example.com")
+    monkeypatch.setenv("BINANCE_CUSTOMER_IDS__OTHER", "file.csv")
+    monkeypatch.setenv("BINANCE_CUSTOMER_IDS__EMPTY", " ")
+    assert findings() == {
+        "LBANK_API_KEY__2ND": "2ND is not the alias of an account",
+        "LBANK_API_KEY__Acme": "Acme is not the alias of an account",
+        "LBANK_BASE_URL__ACME": "LBANK_BASE_URL is not a variable of an account",
+        "binance other partner": "the account has variables, but no credentials",
+        "binance other client": "the account has variables, but no credentials",
+    }

@@ -19,6 +19,7 @@ from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.app.up import Landing
 from affiliate_pipeline.exchanges.endpoint import Snapshot
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.postgres.errors import StoreUnavailable
 
 # An `up` that has the lock and writes its pid only after a line on its standard input.
 SLOW_UP = """
@@ -129,3 +130,13 @@ def test_a_snapshot_that_fails_because_its_day_has_ended_is_taken_on_the_next_da
     endpoint = next(each for each in ENDPOINTS if isinstance(each, Snapshot))
     landed = Landing(settings.configured(), threading.Event()).land([(endpoint, [datetime(2026, 11, 29).date()])])
     assert (taken, landed) == (snapshots, len(snapshots) == 2)
+
+
+def test_up_names_a_variable_that_belongs_to_no_account(home, monkeypatch, capsys):
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", "postgresql://127.0.0.1:1/none")
+    monkeypatch.setenv("LBANK_API_KEY__2ND", "key")
+    with pytest.raises(StoreUnavailable):
+        app(["up", "--once"], standalone_mode=False)
+    assert "LBANK_API_KEY__2ND is ignored: 2ND is not the alias of an account." in " ".join(
+        capsys.readouterr().out.split()
+    )

@@ -138,7 +138,7 @@ def landed(query, name: str, day: date) -> Counter:
     """The day's rows as (column, text) pairs without nulls: amounts with their scale, times in milliseconds."""
     columns = query(
         "select column_name, data_type from information_schema.columns where table_schema = 'lbank' "
-        "and table_name = %s and column_name not in ('partition_date', 'landed_at', 'run_id')",
+        "and table_name = %s and column_name not in ('account', 'partition_date', 'landed_at', 'run_id')",
         name,
     )
     texts = [

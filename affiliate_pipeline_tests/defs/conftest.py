@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from affiliate_pipeline.exchanges.registry import Catalog
 from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.defs.rebates import EMAIL, ENDPOINT, KEY
 
@@ -67,7 +68,7 @@ def no_secret_is_recorded(
 def declare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replace fields of the rebate endpoint's declaration."""
     return lambda **fields: monkeypatch.setattr(
-        "affiliate_pipeline.definitions.ENDPOINTS", (replace(ENDPOINT, **fields),)
+        "affiliate_pipeline.definitions.configured_catalog", lambda _: Catalog((replace(ENDPOINT, **fields),))
     )
 
 

@@ -44,7 +44,8 @@ def land(key: str, days: Sequence[date], **options: bool) -> DirectRun:
 
     Reasons and evaluations are logged too, so that `no_secret_is_recorded` checks them.
     """
-    endpoint = next(endpoint for endpoint in definitions.ENDPOINTS if endpoint.key == key)
+    catalog = definitions.configured_catalog(environment.configured().variables)
+    endpoint = next(endpoint for endpoint in catalog.endpoints if endpoint.key == key)
     pipeline, run_id, run = PipelineResource(environment.configured), str(uuid4()), DirectRun()
     with pipeline.store(run_id) as store, pipeline.session(endpoint, store) as session:
         for outcome in land_days(

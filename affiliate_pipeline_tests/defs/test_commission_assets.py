@@ -78,7 +78,9 @@ def sensor() -> dg.SensorDefinition:
 
 def run_requests() -> list[dg.RunRequest]:
     """The runs that the sensor requests now."""
-    return list(sensor().evaluate_tick(dg.build_sensor_context(resources=RESOURCES)).run_requests or [])
+    return list(
+        sensor().evaluate_tick(dg.build_sensor_context(instance_of_all_runs(), resources=RESOURCES)).run_requests or []
+    )
 
 
 def requested_ranges() -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.lbank.exchange import LBankSession
+from affiliate_pipeline.exchanges.registry import Catalog
 from affiliate_pipeline.landing.pipeline import Landed, connected, land_days
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.sandbox import Number, Sandbox
@@ -296,7 +297,7 @@ def test_the_roster_of_another_account_is_not_used(sandbox, query, monkeypatch):
     run = materialize(COMMISSION, [SETTLED])
 
     assert "the roster in this database is that of" in run.failed[SETTLED]
-    assert "a database can have only one LBank account" in run.failed[SETTLED]
+    assert "configure this account with an alias of its own" in run.failed[SETTLED]
     assert sandbox.requests == []
 
 
@@ -1058,8 +1059,8 @@ def test_a_day_settles_by_the_age_of_its_responses(sandbox, monkeypatch, query, 
     endpoint, day, hour = ENDPOINT[COMMISSION], DAYS[3], timedelta(hours=1)
     # The day settled two hours ago.
     settles_after = datetime.now(UTC) - 2 * hour - datetime.fromtimestamp(at(day + DAY, 0) / 1000, UTC)
-    declared = (replace(endpoint, settles_after=settles_after),)
-    monkeypatch.setattr("affiliate_pipeline.definitions.ENDPOINTS", declared)
+    declared = Catalog((replace(endpoint, settles_after=settles_after),))
+    monkeypatch.setattr("affiliate_pipeline.definitions.configured_catalog", lambda _: declared)
     query("update affiliate.answer set asked_at = asked_at - interval '5 hours'")
 
     run = materialize(COMMISSION, [*DAYS[3:]])

@@ -79,6 +79,7 @@ def test_a_table_has_the_columns_of_its_schema_and_the_common_ones(create, types
         ("level", "smallint"),
         ("paid", "boolean"),
         ("extra", "jsonb"),
+        ("account", "text not null"),
         ("partition_date", "date not null"),
         ("landed_at", "timestamp with time zone not null"),
         ("run_id", "text not null"),
@@ -88,17 +89,18 @@ def test_a_table_has_the_columns_of_its_schema_and_the_common_ones(create, types
 @pytest.mark.parametrize("each", ENDPOINTS, ids=lambda each: each.key)
 def test_every_endpoint_has_its_table_with_comments_and_an_index(create, types, query, each):
     create(each)
-    table = each.key.replace("/", ".")
+    table = each.table
     assert list(types(table)) == [
         *(column.name for column in columns(each.schema)),
-        *("extra", "partition_date", "landed_at", "run_id"),
+        *("extra", "account", "partition_date", "landed_at", "run_id"),
     ]
     comments = query(
         "select attname::text, col_description(attrelid, attnum) from pg_attribute where attrelid = %s::regclass "
         "and attnum > 0 and col_description(attrelid, attnum) is not null",
         table,
     )
-    assert dict(comments) == {column.name: column.description for column in columns(each.schema)}
+    described = {column.name: column.description for column in columns(each.schema)}
+    assert dict(comments) == described | {"account": endpoint_tables.ACCOUNT_DESCRIPTION}
     assert query("select obj_description(%s::regclass)", table) == [(each.description,)]
     (index,) = query("select pg_get_indexdef(indexrelid) from pg_index where indrelid = %s::regclass", table)
     assert "(partition_date)" in index[0]
@@ -125,7 +127,7 @@ def test_ledger_and_quarantine_have_the_columns_of_the_contract(create, types):
 
 def test_new_fields_of_a_schema_become_nullable_columns_and_rows_are_preserved(create, types, query):
     create(endpoint(Small))
-    query("insert into binance.thing values (now(), 1.50, null, '2026-11-03', now(), 'r')")
+    query("insert into binance.thing values (now(), 1.50, null, '', '2026-11-03', now(), 'r')")
     create(endpoint(Grown))
     found = types("binance.thing")
     assert {name: found[name] for name in ("order", "trade_id", "level", "paid")} == {

@@ -11,6 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from affiliate_pipeline.commission.rollup import Commission
+from affiliate_pipeline.exchanges.registry import DEFAULT, ENDPOINTS
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox
@@ -26,6 +28,7 @@ from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.migrations import Migrations, migrate
 migrate(connect(sys.argv[1], autocommit=True), Migrations("thing", Path(sys.argv[2])))
 """
+OPEN_STORE = "import sys; from affiliate_pipeline.landing.store import Store; Store(sys.argv[1])"
 Query = Callable[..., list[tuple]]
 
 
@@ -159,3 +162,35 @@ def test_an_upgraded_database_of_release_0_1_0_has_the_tables_of_a_new_one(datab
         connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()))
     Store(database_url).close()
     assert query(columns) == expected
+
+
+def test_a_process_that_is_killed_while_it_adds_the_accounts_leaves_the_tables_to_the_next_one(database_url, query):
+    with psycopg.connect(database_url) as connection:
+        connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()))
+    with_account = (
+        "select count(*) from information_schema.columns where column_name = 'account' and table_schema <> 'affiliate'"
+    )
+    with psycopg.connect(database_url) as reader:
+        # The last table that gains the column: the others have it already in the transaction that is killed.
+        reader.execute("select from lbank.trade_user_team")
+        run = subprocess.Popen([sys.executable, "-c", OPEN_STORE, database_url])
+        waiting = "select pid from pg_stat_activity where wait_event_type = 'Lock' and position('endpoint_table' in query) > 0"
+        while not query(waiting):
+            assert run.poll() is None
+        run.kill()
+        run.wait()
+        query(f"select pg_terminate_backend(pid) from ({waiting}) waiting")
+    assert query(with_account) == [(0,)]
+    assert query("select max(number) from affiliate.schema_migration where schema = 'affiliate'") == [(2,)]
+
+    Store(database_url).close()
+    assert query(with_account) == [(len(ENDPOINTS),)]
+    # A day that landed before can be added up before any of its assets lands again.
+    [(day,)] = query("select min(partition) from affiliate.landing where asset = 'binance/rebate_recent_record'")
+    with Store(database_url) as store:
+        assert Commission(store, DEFAULT.earning).add_up(day, "run")
+    sums = query(
+        "select asset, amount from affiliate.daily_commission where account = '' and kind = 'rebate' order by 1"
+    )
+    coins = "select 'binance/rebate_recent_record', sum(income) from binance.rebate_recent_record"
+    assert sorted(sums) == sorted(query(f"{coins} where partition_date = %s group by asset", day)) != []

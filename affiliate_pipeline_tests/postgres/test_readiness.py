@@ -28,7 +28,7 @@ def guest(database_url, query):
 
 def problems_of(url: str) -> str:
     with connect(url, autocommit=True) as connection:
-        return "; ".join(error.problem.what for error in problems(connection, privileges([KEY])))
+        return "; ".join(error.problem.what for error in problems(connection, privileges([ENDPOINT])))
 
 
 def test_a_usable_database_has_no_problem(sandbox, database_url):

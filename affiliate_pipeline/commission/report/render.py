@@ -38,9 +38,9 @@ class Bar:
 
 @dataclass(frozen=True)
 class Panel:
-    """The chart of one coin of one exchange, on its own scale: coins cannot be added up."""
+    """The chart of one coin of one account, on its own scale: coins cannot be added up."""
 
-    exchange: str
+    payer: str
     coin: str
     highest: str
     zero_y: int
@@ -72,17 +72,17 @@ def svg(figures: Figures) -> str:
 
 
 def panels(figures: Figures) -> list[Panel]:
-    """The charts of the `MAX_COINS` coins of the greatest value, for each exchange."""
+    """The charts of the `MAX_COINS` coins of the greatest value, for each account."""
     coins: dict[str, dict[str, None]] = {}
     for total in figures.totals:
-        coins.setdefault(total.exchange, {})[total.coin] = None
-    return [_panel(figures, exchange, coin) for exchange, each in coins.items() for coin in [*each][:MAX_COINS]]
+        coins.setdefault(total.payer, {})[total.coin] = None
+    return [_panel(figures, payer, coin) for payer, each in coins.items() for coin in [*each][:MAX_COINS]]
 
 
-def _panel(figures: Figures, exchange: str, coin: str) -> Panel:
+def _panel(figures: Figures, payer: str, coin: str) -> Panel:
     amounts: dict[date, Decimal] = {}
     for each in figures.sums:
-        if (each.exchange, each.coin) == (exchange, coin):
+        if (each.payer, each.coin) == (payer, coin):
             amounts[each.day] = EXACT.add(amounts.get(each.day, Decimal(0)), Decimal(each.amount))
     highest, lowest = max([*amounts.values(), Decimal(0)]), min([*amounts.values(), Decimal(0)])
 
@@ -97,7 +97,7 @@ def _panel(figures: Figures, exchange: str, coin: str) -> Panel:
             height = max(1, pixels(amount))
             style, y = ("bar", zero_y - height) if amount >= 0 else ("minus", zero_y)
             bars.append(Bar(day, f"{amount:f}", style, EDGE_PX + number * (BAR_PX + GAP_PX), y, height))
-    return Panel(exchange, coin, f"{highest:f}", zero_y, bars)
+    return Panel(payer, coin, f"{highest:f}", zero_y, bars)
 
 
 def gaps(figures: Figures) -> list[str]:
@@ -123,7 +123,7 @@ def _render(template: str, figures: Figures, **more: str) -> str:
     return TEMPLATES.get_template(template).render(
         figures=figures,
         panels=found,
-        coins_without_chart=len({(total.exchange, total.coin) for total in figures.totals}) - len(found),
+        coins_without_chart=len({(total.payer, total.coin) for total in figures.totals}) - len(found),
         gaps=gaps(figures),
         width=2 * EDGE_PX + max(len(figures.days), 12) * (BAR_PX + GAP_PX),
         height=HEIGHT_PX,

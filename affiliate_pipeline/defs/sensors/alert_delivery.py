@@ -1,7 +1,7 @@
 """The sensor that sends the outbox's alerts and reports when failed days have landed."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from itertools import groupby
 from operator import itemgetter
@@ -10,7 +10,7 @@ import dagster as dg
 
 from affiliate_pipeline.defs.dagster_internals import sensor
 from affiliate_pipeline.defs.resources import PipelineResource
-from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.monitoring import alerts, delivery
 from affiliate_pipeline.monitoring.delivery import AlertSettings
 from affiliate_pipeline.monitoring.outbox import TABLE, OpenAlert, Outbox
@@ -22,27 +22,40 @@ MAX_PAUSE = timedelta(minutes=30)
 # A tick has to end within 60 s; the next tick sends the rest.
 MAX_SENDING_S = 25
 MATERIALIZATIONS_READ = 1000
-# By asset key, the asset that can land its days as a fallback.
-FALLBACKS = {endpoint.key: other.asset for endpoint in ENDPOINTS if (other := endpoint.timetable.fallback)}
 
 
 class Undelivered(Exception):
     """Some of ALERT_URLS did not accept their alerts; delivery to them is retried."""
 
 
-@sensor(
-    minimum_interval_seconds=10,
-    description="Sends alerts to ALERT_URLS, several at once as one message; retries targets that did not accept theirs; "
-    "reports when all failed days of an alert have landed.",
-)
-def alert_delivery(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]) -> dg.SkipReason:
+def build_alert_delivery(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
+    """The sensor that delivers alerts about these endpoints' assets."""
+    # By asset key, the asset that can land its days as a fallback.
+    fallbacks = {endpoint.key: other.asset for endpoint in endpoints if (other := endpoint.timetable.fallback)}
+
+    @sensor(
+        minimum_interval_seconds=10,
+        description="Sends alerts to ALERT_URLS, several at once as one message; retries targets that did not accept theirs; "
+        "reports when all failed days of an alert have landed.",
+    )
+    def alert_delivery(
+        context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
+    ) -> dg.SkipReason:
+        return _evaluate(context, pipeline, fallbacks)
+
+    return alert_delivery
+
+
+def _evaluate(
+    context: dg.SensorEvaluationContext, pipeline: PipelineResource, fallbacks: Mapping[str, str]
+) -> dg.SkipReason:
     """Deliver due alerts; raises `Undelivered` after trying every target."""
     urls = AlertSettings.load(pipeline.environment.variables).urls()
     with Outbox(pipeline.environment.database_url()) as outbox, outbox.try_exclusive() as is_exclusive:
         if not is_exclusive:
             return dg.SkipReason("another process is delivering")
         try:
-            _report_recovered(outbox, context.instance)
+            _report_recovered(outbox, context.instance, fallbacks)
         finally:
             # Send alerts even if the search for landed days fails.
             problems = _deliver(outbox, urls)
@@ -88,10 +101,10 @@ def _messages(due: Sequence[tuple[alerts.Alert, int]]) -> Iterator[delivery.Mess
         yield from delivery.messages(group[alone:])
 
 
-def _report_recovered(outbox: Outbox, instance: dg.DagsterInstance) -> None:
+def _report_recovered(outbox: Outbox, instance: dg.DagsterInstance, fallbacks: Mapping[str, str]) -> None:
     """Add one message about all alerts whose failed days have landed since."""
     waiting = outbox.open_alerts()
-    materialized = _last_materialized(instance, waiting)
+    materialized = _last_materialized(instance, waiting, fallbacks)
     recovered = [
         each.alert
         for each in waiting
@@ -106,7 +119,7 @@ def _report_recovered(outbox: Outbox, instance: dg.DagsterInstance) -> None:
 
 
 def _last_materialized(
-    instance: dg.DagsterInstance, waiting: Sequence[OpenAlert]
+    instance: dg.DagsterInstance, waiting: Sequence[OpenAlert], fallbacks: Mapping[str, str]
 ) -> dict[tuple[str, date | None], float]:
     """The last materialization (Unix time) of each asset and day that the alerts wait for.
 
@@ -116,7 +129,7 @@ def _last_materialized(
     found: dict[tuple[str, date | None], float] = {}
     for asset in sorted({asset for each in waiting for asset in each.missing}):
         concerned = [each for each in waiting if asset in each.missing]
-        for key in filter(None, (asset, FALLBACKS.get(asset))):
+        for key in filter(None, (asset, fallbacks.get(asset))):
             records = instance.fetch_materializations(
                 dg.AssetRecordsFilter(
                     dg.AssetKey.from_user_string(key),

@@ -31,7 +31,8 @@ from affiliate_pipeline.defs.dagster_internals import (
 from affiliate_pipeline.defs.day_outcomes import problems_in
 from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.problem import Problem
-from affiliate_pipeline.exchanges.registry import ENDPOINTS, REFERENCE_TABLES
+from affiliate_pipeline.exchanges.endpoint import Endpoint
+from affiliate_pipeline.exchanges.registry import Catalog
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.monitoring import alerts
 from affiliate_pipeline.monitoring.delivery import AlertSettings
@@ -44,9 +45,6 @@ MAX_COMMIT_DELAY_S = 60
 # The daemon launches retries every 5 s. A retry that is not launched within this time is not expected any more: the
 # daemon may be off, or the run's job or backfill gone.
 MAX_RETRY_LAUNCH_S = 300
-ENDPOINT_OF = {AssetKey.from_user_string(endpoint.key): endpoint for endpoint in ENDPOINTS}
-REFERENCE_ASSETS = {AssetKey.from_user_string(table.key) for table in REFERENCE_TABLES}
-OWN_ASSETS = frozenset({*ENDPOINT_OF, *REFERENCE_ASSETS, COMMISSION, REPORT})
 # `NO_DAY_MISSING` is not among them: the monitor raises its own alerts about overdue days, with deadlines.
 REPORTED_CHECKS = {DAY_IS_SOUND, SAME_ROWS}
 _Partitions = set[tuple[AssetKey, str | None]]
@@ -58,14 +56,30 @@ class _Undecided(Exception):
     """Dagster may still launch a retry of a failed run."""
 
 
-@sensor(
-    minimum_interval_seconds=15,
-    description="Raises one alert per failed run, with the asset, exactly the days that failed, why, and until when "
-    "they can be fetched; and one per run whose checks failed. Includes runs started from the command line.",
-)
-def failed_run_alert(
-    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
-) -> dg.SkipReason:
+# This package's assets, with the endpoint of those that have one.
+_OwnAssets = Mapping[AssetKey, Endpoint | None]
+
+
+def build_failed_run_alert(catalog: Catalog) -> dg.SensorDefinition:
+    """The sensor that raises alerts about runs of the catalog's assets, or of assets derived from them."""
+    endpoints = {AssetKey.from_user_string(each.key): each for each in catalog.endpoints}
+    tables = (AssetKey.from_user_string(each.key) for each in catalog.reference_tables)
+    own: _OwnAssets = {**endpoints, **dict.fromkeys([*tables, COMMISSION, REPORT])}
+
+    @sensor(
+        minimum_interval_seconds=15,
+        description="Raises one alert per failed run, with the asset, exactly the days that failed, why, and until when "
+        "they can be fetched; and one per run whose checks failed. Includes runs started from the command line.",
+    )
+    def failed_run_alert(
+        context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
+    ) -> dg.SkipReason:
+        return _evaluate(context, pipeline, own)
+
+    return failed_run_alert
+
+
+def _evaluate(context: dg.SensorEvaluationContext, pipeline: PipelineResource, own: _OwnAssets) -> dg.SkipReason:
     """Raise the alerts; a failed tick is repeated, unlike with Dagster's run failure sensor."""
     ui = AlertSettings.load(pipeline.environment.variables).dagster_ui_url
     # Ignore failures older than a day: the overdue monitor reports what is still missing.
@@ -79,7 +93,7 @@ def failed_run_alert(
                 try:
                     if run:
                         ended_at = datetime.fromtimestamp(record.timestamp, UTC)
-                        found = _alerts(context, run, record.event_log_entry, f"{ui}/runs/{run.run_id}")
+                        found = _alerts(context, run, record.event_log_entry, f"{ui}/runs/{run.run_id}", own)
                         raised += sum(outbox.add(alert, ended_at) for alert in found)
                 except _Undecided:
                     # The next tick reads the run again, without delaying later runs. No alert is raised twice.
@@ -98,7 +112,7 @@ def _ended(instance: DagsterInstance, event_type: Any, cursor: Mapping[str, Any]
 
 
 def _alerts(
-    context: dg.SensorEvaluationContext, run: DagsterRun, ended: dg.EventLogEntry, link: str
+    context: dg.SensorEvaluationContext, run: DagsterRun, ended: dg.EventLogEntry, link: str, own: _OwnAssets
 ) -> Iterator[alerts.Alert]:
     """The alerts of an ended run of this package; of a cancelled run, only those about checks."""
     instance = context.instance
@@ -109,17 +123,17 @@ def _alerts(
         planned = _partitions(plan) or {
             # The run failed before Dagster had planned anything.
             (key, day and f"{day}")
-            for key in selected(context, run, OWN_ASSETS)
+            for key in selected(context, run, own.keys())
             for day in days_of(run) or [None]
         }
         landed = _partitions(_events(instance, run.run_id, DagsterEventType.ASSET_MATERIALIZATION))
         # If only other packages' assets are missing, this package reports nothing.
-        is_own = any(key in OWN_ASSETS for key, _ in planned - landed or planned)
+        is_own = any(key in own for key, _ in planned - landed or planned)
         if is_own and not _is_retried(instance, run, ended):
-            failures = _own_failures(instance, run.run_id, plan)
-            failed = list(_failed_assets(failures, planned, landed))
+            failures = _own_failures(instance, run.run_id, plan, own)
+            failed = list(_failed_assets(failures, planned, landed, own))
             yield alerts.failed_run(f"run {run.run_id}", failed, _cause(failures, ended), link, now_ms())
-    if checks := _failed_checks(instance, run.run_id):
+    if checks := _failed_checks(instance, run.run_id, own):
         yield alerts.failed_checks(f"checks of run {run.run_id}", checks, link)
 
 
@@ -148,29 +162,31 @@ def _partitions(events: Iterable[DagsterEvent]) -> _Partitions:
     return {(event.asset_key, event.partition) for event in events if event.asset_key}
 
 
-def _own_failures(instance: DagsterInstance, run_id: str, plan: Iterable[DagsterEvent]) -> _Failures:
+def _own_failures(instance: DagsterInstance, run_id: str, plan: Iterable[DagsterEvent], own: _OwnAssets) -> _Failures:
     planned: dict[str | None, set[AssetKey]] = {}
     for event in plan:
-        if event.asset_key in OWN_ASSETS:
+        if event.asset_key and event.asset_key in own:
             planned.setdefault(event.step_key, set()).add(event.asset_key)
     failures = _events(instance, run_id, DagsterEventType.STEP_FAILURE)
     return [(planned[event.step_key], event) for event in failures if event.step_key in planned]
 
 
-def _failed_assets(failures: _Failures, planned: _Partitions, landed: _Partitions) -> Iterator[alerts.FailedAsset]:
+def _failed_assets(
+    failures: _Failures, planned: _Partitions, landed: _Partitions, own: _OwnAssets
+) -> Iterator[alerts.FailedAsset]:
     """The days of own assets that the run planned to materialize and did not."""
     problems: dict[AssetKey, Mapping[date, Problem]] = {}
     for assets, event in failures:
         if failure := event.step_failure_data.user_failure_data:
             problems |= dict.fromkeys(assets, problems_in(failure.metadata))
-    for key in sorted(OWN_ASSETS):
+    for key in sorted(own):
         if missing := [day for asset, day in planned - landed if asset == key]:
             yield alerts.FailedAsset(
                 key.to_user_string(),
                 sorted(day for day in map(_day, missing) if day),
                 landed=sum(asset == key for asset, _ in landed),
                 problems=problems.get(key, {}),
-                endpoint=ENDPOINT_OF.get(key),
+                endpoint=own[key],
             )
 
 
@@ -189,11 +205,13 @@ def _cause(failures: _Failures, ended: dg.EventLogEntry) -> str:
     return (message or "The run failed without a message").strip().splitlines()[0]
 
 
-def _failed_checks(instance: DagsterInstance, run_id: str) -> dict[tuple[str, str], dict[date | None, str]]:
+def _failed_checks(
+    instance: DagsterInstance, run_id: str, own: _OwnAssets
+) -> dict[tuple[str, str], dict[date | None, str]]:
     failed: dict[tuple[str, str], dict[date | None, str]] = {}
     for event in _events(instance, run_id, DagsterEventType.ASSET_CHECK_EVALUATION):
         check = event.asset_check_evaluation_data
-        if check.passed or check.check_name not in REPORTED_CHECKS or check.asset_key not in OWN_ASSETS:
+        if check.passed or check.check_name not in REPORTED_CHECKS or check.asset_key not in own:
             continue
         name = check.asset_key.to_user_string(), check.check_name
         failed.setdefault(name, {})[_day(check.partition)] = check.description or ""

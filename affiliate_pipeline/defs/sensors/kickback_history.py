@@ -1,4 +1,8 @@
-"""The sensor that advances and lands kickback exports, and the schedule for missed days."""
+"""The sensor that advances and lands an account's kickback exports, and the schedule for missed days."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
@@ -8,12 +12,14 @@ from affiliate_pipeline.domain.days import day_ranges, format_days, utc_text
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
+from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance
 from affiliate_pipeline.exchanges.binance.kickback_export.exports import (
     KickbackExport,
     KickbackExports,
     needs_attention,
 )
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.http.errors import ExchangeError
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox
@@ -22,28 +28,69 @@ EXPORT_TAG = "affiliate/collection"
 MAX_RUNS = 3
 # A longer pause of the rate limit ends the tick; the next tick polls again.
 MAX_PAUSE_S = 5
-HISTORY_KEY = dg.AssetKey.from_user_string(HISTORY.key)
-_UNSET = f"{' and '.join(HISTORY.credentials)} are not set"
 
 
-@sensor(
-    asset_selection=[HISTORY_KEY],
-    minimum_interval_seconds=10,
-    description="Requests waiting exports, polls for their files, and starts the runs that land them.",
-)
-def kickback_history(
-    context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
+@dataclass(frozen=True)
+class ExportEndpoints:
+    """An account's endpoints of kickbacks: the recent ones, the request of an export, and its file."""
+
+    recent: Records[BinanceSession]
+    request: Records[BinanceSession]
+    history: Records[BinanceSession]
+
+    @property
+    def key(self) -> dg.AssetKey:
+        """The asset that lands exports."""
+        return dg.AssetKey.from_user_string(self.history.key)
+
+    @property
+    def unset(self) -> str:
+        """Why nothing is done without the account's credentials."""
+        return f"{' and '.join(self.history.credentials)} are not set"
+
+    @property
+    def of_account(self) -> str:
+        """The account, for the description of a schedule or sensor; empty for the default one."""
+        return f" (account {self.history.alias})" if self.history.alias else ""
+
+
+def export_endpoints(endpoints: Sequence[Endpoint[Any]]) -> Iterator[ExportEndpoints]:
+    """Those of each account that has the history among its endpoints."""
+    for alias in (each.alias for each in endpoints if each.strategy == HISTORY.strategy):
+        yield ExportEndpoints(*(each.for_account(alias) for each in (RECENT_KICKBACKS, HISTORY_REQUEST, HISTORY)))
+
+
+def build_kickback_history(account: ExportEndpoints) -> dg.SensorDefinition:
+    """The sensor that polls for the account's exports and requests the runs that land them."""
+
+    @sensor(
+        name="_".join(filter(None, ("kickback_history", account.history.alias))),
+        asset_selection=[account.key],
+        minimum_interval_seconds=10,
+        description=f"Requests waiting exports{account.of_account}, polls for their files, and starts the runs that land "
+        "them.",
+    )
+    def kickback_history(
+        context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
+    ) -> dg.RunRequest | dg.SkipReason:
+        return _evaluate(context, pipeline, account)
+
+    return kickback_history
+
+
+def _evaluate(
+    context: dg.SensorEvaluationContext, pipeline: PipelineResource, account: ExportEndpoints
 ) -> dg.RunRequest | dg.SkipReason:
     """Advance the exports, request the run that lands a ready file, and report expired exports."""
     environment = pipeline.environment
-    if not environment.is_any_set(HISTORY.credentials):
-        return dg.SkipReason(_UNSET)
+    if not environment.is_any_set(account.history.credentials):
+        return dg.SkipReason(account.unset)
     if not needs_attention(environment.database_url()):
         return dg.SkipReason("no export is open")
     try:
         with (
             pipeline.store() as store,
-            pipeline.session(HISTORY, store, MAX_PAUSE_S) as session,
+            pipeline.session(account.history, store, MAX_PAUSE_S) as session,
             Outbox(store.url) as outbox,
         ):
             exports = session.exports()
@@ -52,15 +99,17 @@ def kickback_history(
             except ExchangeError as error:
                 context.log.warning(f"the export could not be requested: {error}")
             # Before the alerts, so that an export that expires here gets one.
-            request = _landing(context, exports)
+            request = _landing(context, exports, account.key)
             for export in filter(lambda each: each.is_just_expired, exports.refresh()):
-                outbox.add(expired_alert(export, session.now_ms()))
+                outbox.add(expired_alert(account, export, session.now_ms()))
             return request
     except SettingsError as error:
         return dg.SkipReason(str(error))
 
 
-def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> dg.RunRequest | dg.SkipReason:
+def _landing(
+    context: dg.SensorEvaluationContext, exports: KickbackExports, key: dg.AssetKey
+) -> dg.RunRequest | dg.SkipReason:
     """The run that lands a file that is ready, or why there is none."""
     instance, opened = context.instance, exports.open()
     ready = next((export for export in opened if export.state == "ready" and not export.has_stored_file), None)
@@ -68,7 +117,7 @@ def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> d
         last = next((f": {export.note}" for export in opened if export.state != "ready" and export.note), "")
         return dg.SkipReason(f"{len(opened)} exports are open, and no file is ready{last}")
     unfinished = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
-    if any(selected(context, run, {HISTORY_KEY}) for run in unfinished):
+    if any(selected(context, run, {key}) for run in unfinished):
         return dg.SkipReason("a run is landing an export")
     finished = len(instance.get_runs(dg.RunsFilter(tags={EXPORT_TAG: str(ready.id)})))
     if finished >= MAX_RUNS:
@@ -81,60 +130,60 @@ def _landing(context: dg.SensorEvaluationContext, exports: KickbackExports) -> d
         )
     return dg.RunRequest(
         run_key=f"{ready.id}-{finished + 1}",
-        asset_selection=[HISTORY_KEY],
+        asset_selection=[key],
         tags={**range_tags(ready.days), EXPORT_TAG: str(ready.id)},
     )
 
 
-def expired_alert(export: KickbackExport, now_ms: int) -> Alert:
+def expired_alert(account: ExportEndpoints, export: KickbackExport, now_ms: int) -> Alert:
     """The alert for an export that was given up."""
-    if HISTORY.timetable.is_retained(export.last_day, now_ms):
+    history, recent = account.history, account.recent
+    if history.timetable.is_retained(export.last_day, now_ms):
         next_step = (
-            f"Fix the cause, then materialize {HISTORY_REQUEST.key} for these days. The exchange retains the first of them "
-            f"until {utc_text(HISTORY.timetable.deadline_ms(export.first_day) or now_ms)}; days that {RECENT_KICKBACKS.key} "
+            f"Fix the cause, then materialize {account.request.key} for these days. The exchange retains the first of them "
+            f"until {utc_text(history.timetable.deadline_ms(export.first_day) or now_ms)}; days that {recent.key} "
             "missed are requested again daily, at 00:45 UTC"
         )
     else:
-        next_step = f"These days can no longer be requested; {RECENT_KICKBACKS.key} may have landed them before"
+        next_step = f"These days can no longer be requested; {recent.key} may have landed them before"
     return Alert(
-        key=f"{HISTORY.key} collection {export.id}",
-        title=f"{HISTORY.key}: the export of {format_days(export.days)} was given up",
+        key=f"{history.key} collection {export.id}",
+        title=f"{history.key}: the export of {format_days(export.days)} was given up",
         text=f"{export.note}. Rows that had landed are unchanged. {next_step}.",
-        failed={HISTORY.key: export.days},
+        failed={history.key: export.days},
     )
 
 
-def build_missed_days_schedule(status: dg.DefaultScheduleStatus) -> dg.ScheduleDefinition:
-    """The daily schedule that requests the days that only an export can still return."""
+def build_missed_days_schedule(account: ExportEndpoints, status: dg.DefaultScheduleStatus) -> dg.ScheduleDefinition:
+    """The daily schedule that requests the account's days that only an export can still return."""
+    recent, history = account.recent, account.history
 
     @schedule(
-        name="binance_kickback_history_0045",
+        name=f"{history.group}_kickback_history_0045",
         cron_schedule="45 0 * * *",
         execution_timezone="UTC",
-        target=[dg.AssetKey.from_user_string(HISTORY_REQUEST.key)],
+        target=[dg.AssetKey.from_user_string(account.request.key)],
         default_status=status,
-        description=f"Requests days that {RECENT_KICKBACKS.key} missed, at 00:45 UTC: one run per range of days.",
+        description=f"Requests days that {recent.key} missed, at 00:45 UTC: one run per range of days.",
     )
     def missed_days(
         context: dg.ScheduleEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
     ) -> list[dg.RunRequest] | dg.SkipReason:
-        if not pipeline.environment.is_any_set(HISTORY.credentials):
-            return dg.SkipReason(_UNSET)
+        if not pipeline.environment.is_any_set(history.credentials):
+            return dg.SkipReason(account.unset)
         tick = context.scheduled_execution_time
-        with pipeline.store() as store, pipeline.session(HISTORY_REQUEST, store) as session:
+        with pipeline.store() as store, pipeline.session(account.request, store) as session:
             requested = {day for export in session.exports().open() for day in export.days}
-            recent, exported = store.ledger(RECENT_KICKBACKS), store.ledger(HISTORY)
+            landed, exported = store.ledger(recent), store.ledger(history)
         now_ms = int(tick.timestamp() * 1000)
         # Days before the first that landed may be older than the account.
-        first = max(pipeline.environment.start_date, min(recent, default=tick.date()))
-        missed = expected_days(RECENT_KICKBACKS.timetable, first, now_ms, recent)
+        first = max(pipeline.environment.start_date, min(landed, default=tick.date()))
+        missed = expected_days(recent.timetable, first, now_ms, landed)
         only_exported = {each.day for each in missed if each.fallback and not each.is_retained(now_ms)}
         requests = [
             dg.RunRequest(run_key=f"{each[0]}...{each[-1]} {tick.isoformat()}", tags=range_tags(each))
             for each in day_ranges(only_exported - requested - exported.keys())
         ]
-        return requests or dg.SkipReason(
-            f"{RECENT_KICKBACKS.key} has missed no day that only an export can still return"
-        )
+        return requests or dg.SkipReason(f"{recent.key} has missed no day that only an export can still return")
 
     return missed_days

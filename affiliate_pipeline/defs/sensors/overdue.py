@@ -22,7 +22,7 @@ from affiliate_pipeline.defs.dagster_internals import (
 from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import DAY, format_days
 from affiliate_pipeline.domain.expected_days import ExpectedDay
-from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.http.download import ping_heartbeat
 from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.landing.pipeline import now_ms
@@ -47,16 +47,45 @@ EVERY_S = 30
 # Longer than the pauses of the delivery, so that a short outage of a target does not stop the heartbeat.
 DELIVERED_WITHIN = timedelta(hours=1)
 ATTEMPT_TAG = "affiliate/watch"
-MONITORED = {dg.AssetKey.from_user_string(each.key): each for each in ENDPOINTS if each.timetable.is_monitored}
+_Monitored = Mapping[dg.AssetKey, Endpoint]
 
 
-@sensor(
-    asset_selection=[*MONITORED],
-    minimum_interval_seconds=EVERY_S,
-    description=f"Requests overdue days at most {MAX_ATTEMPTS} times with growing pauses; warns before a day expires at the "
-    "exchange, and reports when one is lost.",
-)
-def watch(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]) -> dg.SensorResult:
+def build_watch(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
+    """The sensor that monitors the endpoints' assets for overdue days."""
+    monitored = _monitored(endpoints)
+
+    @sensor(
+        asset_selection=[*monitored],
+        minimum_interval_seconds=EVERY_S,
+        description=f"Requests overdue days at most {MAX_ATTEMPTS} times with growing pauses; warns before a day expires at "
+        "the exchange, and reports when one is lost.",
+    )
+    def watch(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]) -> dg.SensorResult:
+        return _watch(context, pipeline, monitored)
+
+    return watch
+
+
+def build_heartbeat(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
+    """The sensor that calls HEARTBEAT_URL while no day of the endpoints' assets is at risk."""
+    monitored = _monitored(endpoints)
+
+    @sensor(
+        minimum_interval_seconds=EVERY_S,
+        description="Calls HEARTBEAT_URL while no day is at risk and alerts are delivered; the service behind it notices when "
+        "the calls stop.",
+    )
+    def heartbeat(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]) -> dg.SkipReason:
+        return _heartbeat(context, pipeline, monitored)
+
+    return heartbeat
+
+
+def _monitored(endpoints: Sequence[Endpoint]) -> _Monitored:
+    return {dg.AssetKey.from_user_string(each.key): each for each in endpoints if each.timetable.is_monitored}
+
+
+def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, monitored: _Monitored) -> dg.SensorResult:
     """Request overdue days, add alerts about them and evaluate `NO_DAY_MISSING`."""
     now = now_ms()
     at, url = datetime.fromtimestamp(now / 1000, UTC), pipeline.environment.database_url()
@@ -69,8 +98,8 @@ def watch(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeli
     checks: list[dg.AssetCheckEvaluation] = []
     overdue: list[str] = []
     with OverdueStore(url) as store, Outbox(url) as outbox:
-        for key, days, states in _overdue(store, now, pipeline):
-            endpoint = MONITORED[key]
+        for key, days, states in _overdue(store, now, pipeline, monitored):
+            endpoint = monitored[key]
             in_progress = any(selected(context, run, {key}) for run in unfinished)
             just_failed = {day for run in failed if selected(context, run, {key}) for day in days_of(run)}
             actions = actions_for(endpoint, days, states, now, in_progress=in_progress, just_failed=just_failed)
@@ -87,12 +116,7 @@ def watch(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeli
     return dg.SensorResult(requests, skipped, asset_events=_changed(context.instance, checks, at.date()))
 
 
-@sensor(
-    minimum_interval_seconds=EVERY_S,
-    description="Calls HEARTBEAT_URL while no day is at risk and alerts are delivered; the service behind it notices when the "
-    "calls stop.",
-)
-def heartbeat(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]) -> dg.SkipReason:
+def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, monitored: _Monitored) -> dg.SkipReason:
     """Call HEARTBEAT_URL, or skip with the reason why it is not called."""
     variables, url = pipeline.environment.variables, AlertSettings.load(pipeline.environment.variables).heartbeat_url
     if url is None:
@@ -101,7 +125,7 @@ def heartbeat(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pi
     with OverdueStore(database_url) as store, Outbox(database_url) as outbox:
         risks = [
             f"{key.to_user_string()}: {format_days(risky)}"
-            for key, days, states in _overdue(store, now_ms(), pipeline)
+            for key, days, states in _overdue(store, now_ms(), pipeline, monitored)
             if (risky := at_risk(days, states))
         ]
         undelivered = outbox.count_overdue(DELIVERED_WITHIN)
@@ -119,13 +143,13 @@ def heartbeat(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pi
 
 
 def _overdue(
-    store: OverdueStore, now: int, pipeline: PipelineResource
+    store: OverdueStore, now: int, pipeline: PipelineResource, monitored: _Monitored
 ) -> Iterator[tuple[dg.AssetKey, list[ExpectedDay], Mapping[date, State]]]:
     """The configured assets that have landed days, each with its overdue days and their states."""
     environment = pipeline.environment
     ledgers = store.ledgers(datetime.fromtimestamp(now / 1000, UTC).date() - (MONITORED_DAYS + 1) * DAY)
     states = store.states()
-    for key, endpoint in MONITORED.items():
+    for key, endpoint in monitored.items():
         if endpoint.key in ledgers and environment.is_any_set(endpoint.credentials):
             days = overdue_days(endpoint, ledgers, environment.start_date, now)
             yield key, days, states.get(endpoint.key, {})

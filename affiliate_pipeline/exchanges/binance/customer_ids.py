@@ -24,7 +24,7 @@ from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.domain.settings import text_of
 from affiliate_pipeline.domain.wording import count_of
-from affiliate_pipeline.exchanges.binance.exchange import Binance, BinanceSession
+from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.exchanges.lists import rows_of
 from affiliate_pipeline.exchanges.pending_actions import TABLE, PendingActions
@@ -34,7 +34,7 @@ from affiliate_pipeline.schema.raw_row import texts
 
 HEADER = ["customerid", "email"]
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
-_FILE = "the file that BINANCE_CUSTOMER_IDS names"
+_FILE_VARIABLE, _OWN_ID_VARIABLE = "BINANCE_CUSTOMER_IDS", "BINANCE_USER_CUSTOMER_ID"
 # `unknown` never lands: the next run finds out the outcome.
 ASSIGNED, REFUSED, FAILED, UNKNOWN = "assigned", "refused", "failed", "unknown"
 
@@ -63,28 +63,32 @@ def masked(owner: str) -> str:
     return redact(owner) if "@" in owner else f"{owner[:2]}***"
 
 
-def desired_of_partner(settings: Binance) -> list[DesiredCustomerId]:
+def desired_of_partner(session: BinanceSession) -> list[DesiredCustomerId]:
     """The lines of the file `BINANCE_CUSTOMER_IDS`; raises SettingsError if it cannot be read."""
-    if settings.binance_customer_ids is None:
+    path = session.settings.binance_customer_ids
+    if path is None:
         return []
+    file = f"the file that {session.variable(_FILE_VARIABLE)} names"
     try:
-        data = Path(settings.binance_customer_ids).expanduser().read_bytes()
-        lines = csv.reader(io.StringIO(text_of(data, _FILE)))
+        data = Path(path).expanduser().read_bytes()
+        lines = csv.reader(io.StringIO(text_of(data, file)))
         cells = ((lines.line_num, [cell.strip() for cell in line]) for line in lines)
         desired = [_of_line(number, line) for number, line in cells if any(line)]
     except OSError as error:
-        raise SettingsError(f"{_FILE} cannot be read: {error.strerror}") from None
+        raise SettingsError(f"{file} cannot be read: {error.strerror}") from None
     except csv.Error:
-        raise SettingsError(f"{_FILE} is not a CSV file") from None
+        raise SettingsError(f"{file} is not a CSV file") from None
     if desired and [desired[0].customer_id.lower(), desired[0].owner.lower()] == HEADER:
         del desired[0]
     return _without_duplicates(desired)
 
 
-def desired_of_client(settings: Binance) -> list[DesiredCustomerId]:
+def desired_of_client(session: BinanceSession) -> list[DesiredCustomerId]:
     """The client's own id, `BINANCE_USER_CUSTOMER_ID`; empty if it is not set."""
-    desired, agent = settings.binance_user_customer_id, settings.binance_api_agent_code
-    return [DesiredCustomerId("BINANCE_USER_CUSTOMER_ID", desired, agent)] if desired is not None and agent else []
+    desired, agent = session.settings.binance_user_customer_id, session.settings.binance_api_agent_code
+    if desired is None or not agent:
+        return []
+    return [DesiredCustomerId(session.variable(_OWN_ID_VARIABLE), desired, agent)]
 
 
 def _of_line(number: int, cells: list[str]) -> DesiredCustomerId:
@@ -132,21 +136,21 @@ class _Change:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Posts to `path` the ids that its GET lacks; `desired` reads them from `variable`."""
+    """Posts to `path` the ids that its GET lacks; `desired` reads them from the account's `variable`."""
 
     path: str
     # The parameter that names an id's owner.
     owner: Literal["email", "apiAgentCode"]
-    desired: Callable[[Binance], list[DesiredCustomerId]]
+    desired: Callable[[BinanceSession], list[DesiredCustomerId]]
     variable: str
     # Whether a GET without parameters returns all ids.
     lists_all: bool
 
     def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
         """The ids that would be posted; sends the GETs of the comparison, but no POST."""
-        desired = self.desired(session.settings)
+        desired = self.desired(session)
         if not desired:
-            return RequestPlan(0, 0, 0, (self.nothing_desired,))
+            return RequestPlan(0, 0, 0, (self.nothing_desired(session),))
         sent, changes = session.client.requests_sent, list[_Change]()
 
         def record(change: _Change) -> bool:
@@ -169,10 +173,9 @@ class Assignment:
                 impact = f"{count_of(made, 'attempt')} stored in {TABLE} will land with the next run" if made else ""
                 yield DayError(day, Refused(error.problem.what, error.problem.action, impact=impact))
 
-    @property
-    def nothing_desired(self) -> str:
+    def nothing_desired(self, session: BinanceSession) -> str:
         """The note of a run without a desired id."""
-        return f"No customer id is desired: {self.variable} is not set, or names none"
+        return f"No customer id is desired: {session.variable(self.variable)} is not set, or names none"
 
     def current(self, session: BinanceSession, owner: str) -> tuple[str, ...]:
         """The owner's ids."""
@@ -234,7 +237,7 @@ class _Run:
     def day(self, day: date) -> DayBatch:
         sent = self.session.client.requests_sent
         self._settle_interrupted()
-        desired = self.assignment.desired(self.session.settings)
+        desired = self.assignment.desired(self.session)
         rejected = self.assignment.apply(self.session, desired, self._assign) if desired else []
         rows = list(self.actions.rows().values())
         for each in rejected:
@@ -245,7 +248,7 @@ class _Run:
         note = (
             f"{len(desired)} desired: {unchanged} already assigned, {self.assigned} newly assigned, {len(problems)} not assigned"
             if desired
-            else self.assignment.nothing_desired
+            else self.assignment.nothing_desired(self.session)
         )
         log.info("%s: %s", self.assignment.path, note)
         return DayBatch(day, rows, len(rows), self.session.client.requests_sent - sent, note=note, warnings=problems)

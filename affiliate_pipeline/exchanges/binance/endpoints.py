@@ -7,7 +7,7 @@ from affiliate_pipeline.exchanges.binance import schemas
 from affiliate_pipeline.exchanges.binance.customer_ids import Assignment, desired_of_client, desired_of_partner
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE, BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import requested_in_time
-from affiliate_pipeline.exchanges.binance.kickback_export.exports import RETENTION
+from affiliate_pipeline.exchanges.binance.kickback_export.exports import LANDED_BY, REQUESTED_BY, RETENTION
 from affiliate_pipeline.exchanges.binance.kickback_export.fetch import ExportFile, ExportRequest
 from affiliate_pipeline.exchanges.binance.snapshot import CurrentState
 from affiliate_pipeline.exchanges.endpoint import (
@@ -43,7 +43,7 @@ _kickbacks = partial(
 
 HISTORY_REQUEST = Records(
     exchange=BINANCE,
-    name="kickback_historical_request",
+    name=REQUESTED_BY,
     account="client",
     description=(
         "Requests an export of kickbacks of the last 30 days, whose file `kickback_historical_record` lands: one row "
@@ -56,7 +56,7 @@ HISTORY_REQUEST = Records(
     retention=Retention(RETENTION, is_final=True),
 )
 HISTORY = _kickbacks(
-    name="kickback_historical_record",
+    name=LANDED_BY,
     description=(
         "Kickbacks of the last 30 days from the file that `kickback_historical_request` requests; days in UTC. The sensor "
         "`kickback_history` waits for the file and lands it; a manual run waits up to 10 minutes. For days that "
@@ -64,7 +64,7 @@ HISTORY = _kickbacks(
     ),
     strategy=ExportFile(schemas.Kickback),
     retention=Retention(RETENTION, requested_in_time=requested_in_time, is_final=True),
-    compared_with=f"{BINANCE.name}/{_RECENT_KICKBACKS}",
+    compared_with=_RECENT_KICKBACKS,
 )
 RECENT_KICKBACKS = _kickbacks(
     name=_RECENT_KICKBACKS,
@@ -75,7 +75,7 @@ RECENT_KICKBACKS = _kickbacks(
     strategy=WindowWalk("/sapi/v1/apiReferral/kickback/recentRecord", row_limit=1000, max_days=7),
     probe=_PROBE,
     retention=Retention(timedelta(days=7), fallback=HISTORY),
-    compared_with=HISTORY.key,
+    compared_with=HISTORY.name,
     lands_at=_DAILY,
 )
 

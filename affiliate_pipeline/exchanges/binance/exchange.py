@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, as_settings_error, check_rate_scale
 from affiliate_pipeline.exchanges.binance import responses
-from affiliate_pipeline.exchanges.binance.kickback_export.exports import ASSET, KickbackExports
+from affiliate_pipeline.exchanges.binance.kickback_export.exports import LANDED_BY, KickbackExports
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
 from affiliate_pipeline.exchanges.fetching import Session
@@ -23,6 +23,16 @@ from affiliate_pipeline.http.encoding import check_api_key
 from affiliate_pipeline.http.network import Network, host_of
 
 WEIGHT_WINDOW_S = 60
+# The settings that differ between accounts; the others are the same for all of them.
+ACCOUNT_VARIABLES = (
+    "BINANCE_PARTNER_API_KEY",
+    "BINANCE_PARTNER_API_SECRET",
+    "BINANCE_CLIENT_API_KEY",
+    "BINANCE_CLIENT_API_SECRET",
+    "BINANCE_API_AGENT_CODE",
+    "BINANCE_CUSTOMER_IDS",
+    "BINANCE_USER_CUSTOMER_ID",
+)
 
 
 def _host_suffixes(text: str) -> tuple[str, ...]:
@@ -67,6 +77,9 @@ class BinanceSession(Session):
     pending_actions: Callable[[], PendingActions]
     exports: Callable[[], KickbackExports]
     lands_exports: bool
+    # The account's asset key of an endpoint's name, and its variable for one of the default account.
+    key_of: Callable[[str], str]
+    variable: Callable[[str], str]
 
     def finished(self) -> None:
         """Mark the exports that have landed."""
@@ -75,15 +88,17 @@ class BinanceSession(Session):
 
 
 def credentials(account: str) -> tuple[str, str]:
-    """The variables of an account's API key and secret."""
+    """The default account's variables of a role's API key and secret."""
     return f"BINANCE_{account.upper()}_API_KEY", f"BINANCE_{account.upper()}_API_SECRET"
 
 
 def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str]) -> BinanceSession:
     """A session with the endpoint's account; raises SettingsError. Sends nothing yet."""
-    key_name, secret_name = credentials(endpoint.account)
-    settings = Binance.load(variables, key_name, secret_name, *endpoint.requires)
-    api_key, secret = settings.secret(key_name), settings.secret(secret_name)
+    endpoint.require_own_key(variables)
+    names = credentials(endpoint.account)
+    settings = Binance.load(variables, *names, *endpoint.requires, variable=endpoint.variable)
+    api_key, secret = map(settings.secret, names)
+    key_name, secret_name = endpoint.credentials
     clock = Clock()
     with as_settings_error(key_name):
         check_api_key(api_key, secret)
@@ -95,7 +110,7 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         base_url,
         auth,
         clock,
-        # The weight is counted per IP address, for all keys together.
+        # The weight is counted per IP address, for the keys of all accounts together.
         shared.limit(
             f"binance {host}", settings.binance_weight_per_minute, WEIGHT_WINDOW_S / settings.affiliate_rate_scale
         ),
@@ -111,9 +126,20 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         settings,
         clock.now_ms,
         pending_actions=partial(shared.open, PendingActions, endpoint.key, source),
-        exports=cache(partial(shared.open, KickbackExports, source, shared.handled_at)),
-        lands_exports=endpoint.key == ASSET,
+        exports=cache(
+            partial(shared.open, KickbackExports, endpoint.alias, endpoint.key_of(LANDED_BY), source, shared.handled_at)
+        ),
+        lands_exports=endpoint.name == LANDED_BY,
+        key_of=endpoint.key_of,
+        variable=endpoint.variable,
     )
 
 
-BINANCE = Exchange(name="binance", title="Binance Link", zone=ZoneInfo("UTC"), connect=connect, credentials=credentials)
+BINANCE = Exchange(
+    name="binance",
+    title="Binance Link",
+    zone=ZoneInfo("UTC"),
+    connect=connect,
+    account_variables=ACCOUNT_VARIABLES,
+    credentials=credentials,
+)

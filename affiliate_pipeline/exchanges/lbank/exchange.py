@@ -22,6 +22,8 @@ from affiliate_pipeline.http.client import Client, Clock
 from affiliate_pipeline.http.encoding import check_api_key
 from affiliate_pipeline.http.network import Network
 
+# The settings that differ between accounts; the others are the same for all of them.
+ACCOUNT_VARIABLES = ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_SIGNATURE_METHOD", "LBANK_OPEN_ID")
 CREDENTIALS = ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID")
 REQUESTS_PER_WINDOW = 5
 WINDOW_S = 10
@@ -61,25 +63,25 @@ class LBankSession(Session):
 
 def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str]) -> LBankSession:
     """A session for the endpoint; raises SettingsError. Sends nothing yet."""
-    settings = LBank.load(variables, *CREDENTIALS)
+    endpoint.require_own_key(variables)
+    settings = LBank.load(variables, *CREDENTIALS, variable=endpoint.variable)
     api_key, secret = settings.secret("LBANK_API_KEY"), settings.secret("LBANK_API_SECRET")
     clock, network = Clock(), Network(variables)
-    with as_settings_error("LBANK_API_KEY"):
+    with as_settings_error(endpoint.variable("LBANK_API_KEY")):
         check_api_key(api_key, secret)
-    with as_settings_error("LBANK_API_SECRET"):
+    with as_settings_error(endpoint.variable("LBANK_API_SECRET")):
         auth = LBankAuth(api_key, secret, settings.lbank_signature_method, clock.now_ms)
     source = f"{urlsplit(settings.lbank_base_url).hostname} {sha256(api_key.encode()).hexdigest()[:12]}"
     window_s = WINDOW_S / settings.affiliate_rate_scale
 
     def client(path: str) -> Client:
-        # Each endpoint has its own rate limit.
+        # Each endpoint has its own rate limit, and so has each account's key.
         limit = shared.limit(f"lbank {source} {path}", REQUESTS_PER_WINDOW, window_s)
-        return Client(
-            settings.lbank_base_url, auth, clock, limit, responses.read, default_pause_s=window_s, network=network
-        )
+        read = partial(responses.read, variable=endpoint.variable)
+        return Client(settings.lbank_base_url, auth, clock, limit, read, default_pause_s=window_s, network=network)
 
     def roster(not_before_ms: int) -> Roster:
-        store = shared.open(RosterStore, source, partial(client, TEAM_LIST), clock.now_ms)
+        store = shared.open(RosterStore, endpoint.alias, source, partial(client, TEAM_LIST), clock.now_ms)
         return store.read(settings.lbank_open_id, not_before_ms)
 
     return LBankSession(
@@ -98,5 +100,6 @@ LBANK = Exchange(
     title="LBank affiliate",
     zone=ZoneInfo("Asia/Shanghai"),
     connect=connect,
+    account_variables=ACCOUNT_VARIABLES,
     credentials=lambda _: CREDENTIALS,
 )

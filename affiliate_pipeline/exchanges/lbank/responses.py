@@ -1,5 +1,7 @@
 """Interpretation of LBank's responses: the envelope, and error codes as our errors."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from affiliate_pipeline.exchanges.lists import NO_LIST
@@ -19,22 +21,27 @@ _CODES = {
         AccessRefused, "The API key or its signature is wrong: check {key} and {secret}", ("key", "signature")
     ),
     10005: Meaning(AccessRefused, "The API key is wrong: check {key}", ("key",)),
-    10006: Meaning(AccessRefused, "The API key or the openId is wrong: check {key} and LBANK_OPEN_ID", ("key", "user")),
+    10006: Meaning(AccessRefused, "The API key or the openId is wrong: check {key} and {open_id}", ("key", "user")),
     10007: Meaning(
         AccessRefused,
-        "The signature is wrong: check that {secret} belongs to {key} and is of the kind that LBANK_SIGNATURE_METHOD names",
+        "The signature is wrong: check that {secret} belongs to {key} and is of the kind that {method} names",
         ("signature",),
     ),
     10022: Meaning(
         AccessRefused,
         "Usually the key has no permission for this, or this machine's IP address is not on its list, or the openId is not "
-        "ours: check them in LBank's API management, {key} and LBANK_OPEN_ID",
+        "ours: check them in LBank's API management, {key} and {open_id}",
         ("permission", "address", "user", "key"),
     ),
 }
-_INTERPRETER = Interpreter("LBank", _CODES, "LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_BASE_URL", "error_code")
 # These two may be about the requested openId and not about us.
 OPEN_ID_CODES = {10006, 10022}
+
+
+def _interpreter(variable: Callable[[str], str]) -> Interpreter:
+    key, secret = variable("LBANK_API_KEY"), variable("LBANK_API_SECRET")
+    more = {"open_id": variable("LBANK_OPEN_ID"), "method": variable("LBANK_SIGNATURE_METHOD")}
+    return Interpreter("LBank", _CODES, key, secret, "LBANK_BASE_URL", "error_code", more)
 
 
 class _Envelope(msgspec.Struct):
@@ -49,8 +56,11 @@ class _Envelope(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Envelope)
 
 
-def read(response: Response) -> bytes:
-    """The `data` of a successful response as JSON; otherwise raises an `ExchangeError`."""
+def read(response: Response, variable: Callable[[str], str] = lambda name: name) -> bytes:
+    """The `data` of a successful response as JSON; otherwise raises an `ExchangeError`.
+
+    The error names variables of the account, which `variable` returns for those of the default account.
+    """
     try:
         envelope = _decoder.decode(response.content)
     except msgspec.DecodeError:
@@ -65,7 +75,7 @@ def read(response: Response) -> bytes:
     note = " (not the envelope that its API sends)" if is_other else ""
     # A failure without a reason may be temporary.
     is_unexplained = error.code in (None, 0) and not error.is_page and (envelope or response.status_code == 200)
-    failure = _INTERPRETER.failure(response, error, Meaning(Transient) if is_unexplained else None, note)
+    failure = _interpreter(variable).failure(response, error, Meaning(Transient) if is_unexplained else None, note)
     if isinstance(failure, TimestampRejected):
         failure.server_ms = as_integer(envelope and envelope.ts)
     raise failure from None

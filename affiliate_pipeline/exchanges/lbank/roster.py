@@ -63,28 +63,30 @@ class Roster:
 
 
 class RosterStore(TableStore):
-    """The roster of one source; `team_list` opens the client that refreshes it."""
+    """The roster of one account; `team_list` opens the client that refreshes it."""
 
     migrations = Migrations("lbank", Path(__file__).parent / "migrations")
 
-    def __init__(self, url: str, source: str, team_list: Callable[[], Client], now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, url: str, account: str, source: str, team_list: Callable[[], Client], now_ms: Callable[[], int]
+    ) -> None:
         super().__init__(url)
-        self._source, self._team_list, self._now_ms = source, team_list, now_ms
+        self._account, self._source, self._team_list, self._now_ms = account, source, team_list, now_ms
 
     def read(self, open_id: str, not_before_ms: int) -> Roster:
         """The roster, at least as recent as that instant; one process at a time refreshes it.
 
         An instant in the future counts as now.
         """
-        other = self._execute(f"select source from {TABLE} where source <> %s limit 1", (self._source,)).fetchone()
-        if other:
+        query = f"select source from {TABLE} where account = %s and source <> %s limit 1"
+        if other := self._execute(query, (self._account, self._source)).fetchone():
             raise Refused(
-                f"the roster in this database is that of {other[0]}, and a database can have only one LBank account. "
-                "Use its credentials and base URL, or another database"
+                f"the roster in this database is that of {other[0]}. Use its credentials and base URL, or configure this "
+                "account with an alias of its own"
             )
         not_before_ms = min(not_before_ms, self._now_ms())
         if self._as_of_ms() < not_before_ms:
-            with locked(self._connection, Lock(TABLE), "the roster of LBank"):
+            with locked(self._connection, Lock(TABLE, self._account or None), "the roster of LBank"):
                 if self._as_of_ms() < not_before_ms:
                     self._refresh(self._now_ms())
         return Roster(open_id, self._members())
@@ -93,13 +95,14 @@ class RosterStore(TableStore):
         # Unknown flags count as true, so that no user is skipped.
         rows = self._execute(
             "select open_id, ever_agent or coalesce(user_level between 1 and 21, true), coalesce(transaction, true) "
-            f"from {TABLE} order by open_id"
+            f"from {TABLE} where account = %s order by open_id",
+            (self._account,),
         )
         return tuple(Member(*row) for row in rows)
 
     def _as_of_ms(self) -> int:
         """When the team list was last requested for the roster; 0 before the first time."""
-        row = self._execute(f"select max(last_seen) from {TABLE}").fetchone()
+        row = self._execute(f"select max(last_seen) from {TABLE} where account = %s", (self._account,)).fetchone()
         return int(row[0].timestamp() * 1000) if row and row[0] else 0
 
     def _refresh(self, now_ms: int) -> None:
@@ -120,8 +123,8 @@ class RosterStore(TableStore):
         with as_store_unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.executemany(
                 f"insert into {TABLE} as known (open_id, user_level, transaction, deposit, direct_invitation, code, "
-                "create_time, first_seen, last_seen, source, ever_agent) "
-                "values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) on conflict (open_id) do update set "
+                "create_time, first_seen, last_seen, ever_agent, source, account) "
+                "values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) on conflict (account, open_id) do update set "
                 "user_level = excluded.user_level, deposit = excluded.deposit, code = excluded.code, "
                 "direct_invitation = excluded.direct_invitation, create_time = excluded.create_time, "
                 "last_seen = excluded.last_seen, source = excluded.source, "
@@ -129,7 +132,10 @@ class RosterStore(TableStore):
                 "ever_agent = known.ever_agent or excluded.ever_agent, "
                 "transaction = excluded.transaction or known.transaction is true",
                 [
-                    (*(row[name] for name in _COLUMNS), seen, seen, self._source, row["user_level"] in AGENT_LEVELS)
+                    (
+                        *(row[name] for name in _COLUMNS),
+                        *(seen, seen, row["user_level"] in AGENT_LEVELS, self._source, self._account),
+                    )
                     for row in users
                 ],
             )

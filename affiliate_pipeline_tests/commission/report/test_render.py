@@ -14,14 +14,14 @@ HOSTILE = "<script>alert(1)</script>\"'|`[x](http://evil)"
 
 
 def figures(amounts: dict[date, str], coin: str = "BTC", earner: str = "customer12") -> Figures:
-    sums = [Sum(day, "binance", coin, "rebate", 1, amount, None, 1) for day, amount in amounts.items()]
+    sums = [Sum(day, "binance", "", coin, "rebate", 1, amount, None, 1) for day, amount in amounts.items()]
     return Figures(
         day=DAYS[-1],
         days=DAYS,
         as_of=datetime(2026, 11, 4, tzinfo=UTC),
         sums=sums,
         totals=sums[:1],
-        earners=[Earner("binance", coin, earner, "1", 1)],
+        earners=[Earner("binance", "", coin, earner, "1", 1)],
         incomplete=[Incomplete("binance/rebate_recent_record", DAYS[:2], DAYS[3:4])],
     )
 
@@ -60,7 +60,7 @@ def test_a_day_with_an_amount_of_zero_is_drawn():
 
 def test_the_kinds_of_one_coin_are_added_exactly():
     amounts = {"spot": "100000000000000000000000000000", "futures": "0.000000000000000001"}
-    sums = [Sum(DAYS[0], "binance", "BTC", kind, 1, amount, None, 1) for kind, amount in amounts.items()]
+    sums = [Sum(DAYS[0], "binance", "", "BTC", kind, 1, amount, None, 1) for kind, amount in amounts.items()]
 
     shown = render.html(replace(figures({}), sums=sums, totals=sums[:1]))
 
@@ -100,3 +100,13 @@ def test_missing_and_unsettled_days_are_listed():
 def test_a_customer_is_masked():
     shown = [masked(each) for each in ("", "abc", "abcdefgh", "someone.private@example.com", "q7*****@qq.com")]
     assert shown == ["without a name", "ab***", "ab***gh", "so***@example.com", "q7***@qq.com"]
+
+
+def test_each_account_has_its_own_charts_and_tables():
+    default = figures({DAYS[-1]: "1"})
+    acme = [replace(each, account="acme", amount="2") for each in default.sums]
+    both = replace(default, sums=[*default.sums, *acme], totals=[*default.totals, *acme])
+
+    assert [(panel.payer, panel.highest) for panel in render.panels(both)] == [("binance", "1"), ("binance acme", "2")]
+    assert "<h3>binance</h3>" in render.html(both) and "<h3>binance acme</h3>" in render.html(both)
+    assert "| binance acme | rebate | BTC | 2 |" in render.markdown(both)

@@ -11,9 +11,10 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from affiliate_pipeline.defs.sensors import alert_delivery as delivery
-from affiliate_pipeline.defs.sensors.alert_delivery import Undelivered, alert_delivery
-from affiliate_pipeline.defs.sensors.failures import failed_run_alert
+from affiliate_pipeline.defs.sensors.alert_delivery import Undelivered, build_alert_delivery
+from affiliate_pipeline.defs.sensors.failures import build_failed_run_alert
 from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.exchanges.registry import DEFAULT, ENDPOINTS
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline_tests.conftest import RESOURCES
@@ -44,8 +45,8 @@ def tick(instance, webhook, monkeypatch) -> Callable[[], None]:
     context_with_cursor = dg.build_sensor_context(instance=instance, resources=RESOURCES)
 
     def tick() -> None:
-        failed_run_alert(context_with_cursor)
-        alert_delivery(dg.build_sensor_context(instance=instance, resources=RESOURCES))
+        build_failed_run_alert(DEFAULT)(context_with_cursor)
+        build_alert_delivery(ENDPOINTS)(dg.build_sensor_context(instance=instance, resources=RESOURCES))
 
     return tick
 

@@ -29,8 +29,9 @@ from affiliate_pipeline.defs import checks
 from affiliate_pipeline.defs import endpoint_assets as assets
 from affiliate_pipeline.defs.dagster_internals import LOCATION
 from affiliate_pipeline.defs.sensors import failures as sensors
-from affiliate_pipeline.defs.sensors.failures import failed_run_alert
+from affiliate_pipeline.defs.sensors.failures import build_failed_run_alert
 from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.exchanges.registry import DEFAULT
 from affiliate_pipeline.monitoring import alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline_tests.conftest import RESOURCES
@@ -38,6 +39,7 @@ from affiliate_pipeline_tests.defs.conftest import materialized
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, rebates
 
 ROSTER = ["lbank", "roster"]
+failed_run_alert = build_failed_run_alert(DEFAULT)
 failing_tick_alert = build_definitions().resolve_sensor_def("failing_tick_alert")
 SUCCESS, SKIPPED, FAILURE = TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE
 

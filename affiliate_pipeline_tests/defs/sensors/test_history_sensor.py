@@ -9,15 +9,16 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from affiliate_pipeline.defs.sensors.kickback_history import EXPORT_TAG, MAX_RUNS, expired_alert
+from affiliate_pipeline.defs.sensors.kickback_history import EXPORT_TAG, MAX_RUNS, expired_alert, export_endpoints
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.exchanges.binance.endpoints import RECENT_KICKBACKS
 from affiliate_pipeline.exchanges.binance.kickback_export import fetch
 from affiliate_pipeline.exchanges.binance.kickback_export.exports import KickbackExport
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.sandbox.binance.kickbacks import FileForm
 from affiliate_pipeline_tests.code_location import loaded_definitions
-from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.conftest import instance_of_all_runs, materialize
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.kickbacks import (
     HISTORY,
@@ -398,7 +399,8 @@ def test_the_runbook_quotes_the_alert():
         is_just_expired=True,
         age_s=0.0,
     )
-    alert = expired_alert(expired, at(date(2026, 11, 20)))
+    [account] = export_endpoints(ENDPOINTS)
+    alert = expired_alert(account, expired, at(date(2026, 11, 20)))
     runbook = (Path(__file__).parents[3] / "docs" / "runbook.md").read_text()
     assert f"    {alert.title}\n    {alert.text}\n" in runbook
 
@@ -424,7 +426,9 @@ def requested_ranges(sandbox, query):
         definitions = loaded_definitions()
         schedule = definitions.resolve_schedule_def("binance_kickback_history_0045")
         at_0045 = datetime.fromisoformat(f"{TODAY}T00:45:00+00:00")
-        context = dg.build_schedule_context(scheduled_execution_time=at_0045, resources=definitions.resources)
+        context = dg.build_schedule_context(
+            instance_of_all_runs(), scheduled_execution_time=at_0045, resources=definitions.resources
+        )
         return [
             f"{request.tags['dagster/asset_partition_range_start']}...{request.tags['dagster/asset_partition_range_end']}"
             for request in schedule.evaluate_tick(context).run_requests or ()

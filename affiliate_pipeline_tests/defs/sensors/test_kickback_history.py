@@ -684,4 +684,4 @@ def test_every_compared_endpoint_exists_with_the_same_schema():
     keys = {endpoint.key: endpoint for endpoint in ENDPOINTS}
     for endpoint in ENDPOINTS:
         if isinstance(endpoint, Records) and endpoint.compared_with:
-            assert keys[endpoint.compared_with].schema is endpoint.schema
+            assert keys[endpoint.key_of(endpoint.compared_with)].schema is endpoint.schema

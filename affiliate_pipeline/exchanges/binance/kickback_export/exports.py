@@ -20,8 +20,9 @@ from affiliate_pipeline.postgres.migrations import Migrations
 from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "binance.kickback_historical_collection"
-# The asset that lands exports.
-ASSET = "binance/kickback_historical_record"
+# The endpoints that request and land exports.
+REQUESTED_BY = "kickback_historical_request"
+LANDED_BY = "kickback_historical_record"
 RETENTION = timedelta(days=30)
 ZONE = ZoneInfo("UTC")
 OPEN: Final = ("waiting", "collecting", "ready")
@@ -34,7 +35,7 @@ _SELECT: Final = f"""
         coalesce(now() >= polled_at + least(interval '10 minutes', greatest(interval '10 seconds',
             (now() - coalesce(requested_at, created_at)) / 20)), true) as is_due,
         {_JUST_EXPIRED} as is_just_expired, extract(epoch from now() - created_at)::float8 as age_s
-    from {TABLE} where source = %s order by id
+    from {TABLE} where account = %s and source = %s order by id
 """
 # If several exports cover a day, the one whose state is first here has the day, or will have it first.
 _BY_PREFERENCE = ("ready", "collecting", "waiting", "landed")
@@ -109,13 +110,13 @@ def needs_attention(url: str) -> bool:
 
 
 class KickbackExports(TableStore):
-    """The exports of one source, which is one key at one exchange."""
+    """The exports of one account with one source, which is one key at one exchange; `asset` lands them."""
 
     migrations = Migrations("binance", Path(__file__).parents[1] / "migrations")
 
-    def __init__(self, url: str, source: str, handled_at: HandledAt) -> None:
+    def __init__(self, url: str, account: str, asset: str, source: str, handled_at: HandledAt) -> None:
         super().__init__(url)
-        self._source, self._handled_at = source, handled_at
+        self._account, self._asset, self._source, self._handled_at = account, asset, source, handled_at
 
     def try_exclusive(self) -> AbstractContextManager[bool]:
         """Lock this source's exports against other processes; yields whether that succeeded."""
@@ -128,7 +129,7 @@ class KickbackExports(TableStore):
         A ready export has landed once each of its days has landed, or had its rows rejected, since it was requested.
         """
         with as_store_unavailable(), self._connection.cursor(row_factory=class_row(KickbackExport)) as cursor:
-            exports = cursor.execute(_SELECT, (self._source,)).fetchall()
+            exports = cursor.execute(_SELECT, (self._account, self._source)).fetchall()
         landed = [export for export in exports if export.state == "ready" and self._has_landed(export)]
         for export in landed:
             self.update(export, state="landed", file=None, note=None)
@@ -147,8 +148,8 @@ class KickbackExports(TableStore):
 
     def add(self, first: date, last: date) -> int:
         """Add a waiting export; returns its id."""
-        insert = f"insert into {TABLE} (source, first_day, last_day) values (%s, %s, %s) returning id"
-        ((number,),) = self._execute(insert, (self._source, first, last)).fetchall()
+        insert = f"insert into {TABLE} (account, source, first_day, last_day) values (%s, %s, %s, %s) returning id"
+        ((number,),) = self._execute(insert, (self._account, self._source, first, last)).fetchall()
         return number
 
     def mark_collecting(self, export: KickbackExport, path_before: str | None) -> None:
@@ -175,7 +176,7 @@ class KickbackExports(TableStore):
 
     def _has_landed(self, export: KickbackExport) -> bool:
         with as_store_unavailable():
-            handled = self._handled_at(self._connection, ASSET, export.days)
+            handled = self._handled_at(self._connection, self._asset, export.days)
         # The times of rejected rows are cut to milliseconds.
         since = export.requested_at and export.requested_at - timedelta(milliseconds=1)
         return since is not None and all(day in handled and handled[day] >= since for day in export.days)

@@ -15,6 +15,7 @@ from affiliate_pipeline.domain.days import day_of, day_ranges, format_days, utc_
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import PATH, advance, offered_file
 from affiliate_pipeline.exchanges.binance.kickback_export.exports import (
+    REQUESTED_BY,
     TABLE,
     ZONE,
     KickbackExport,
@@ -30,7 +31,6 @@ from affiliate_pipeline.schema.columns import Row
 # How long a run waits for the file, and for another run that requests its days, such as one started together with it.
 MAX_WAIT_S, REQUEST_WAIT_S, POLL_S = 600, 120, 5
 FRESH_URLS = 3
-_REQUEST = "binance/kickback_historical_request"
 
 RowsByDay = dict[date, list[bytes]]
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class ExportFile:
             found = exports.covering(left)
             for day in sorted(left if is_last else left - found.keys() if waited_s >= REQUEST_WAIT_S else ()):
                 left.remove(day)
-                yield DayError(day, _not_ready(found.get(day)))
+                yield DayError(day, _not_ready(session, found.get(day)))
             if not left:
                 return
             try:
@@ -169,7 +169,8 @@ class ExportFile:
                 ) from None
             except _NotOffered as error:
                 if export.state == "landed":
-                    raise Refused(f"{error}", f"To fetch the day again, materialize {_REQUEST} for it first") from None
+                    request = session.key_of(REQUESTED_BY)
+                    raise Refused(f"{error}", f"To fetch the day again, materialize {request} for it first") from None
                 log.warning("%s", error)
                 # If a stored file is another request's, a later request may have withdrawn the right one.
                 state = "collecting" if stored is None else "expired"
@@ -211,9 +212,9 @@ class _NotOffered(Refused):
         self.paths = [path] if path else []
 
 
-def _not_ready(export: KickbackExport | None) -> ExchangeError:
+def _not_ready(session: BinanceSession, export: KickbackExport | None) -> ExchangeError:
     if export is None:
-        return Refused("no export has the day", f"Materialize {_REQUEST} for it first")
+        return Refused("no export has the day", f"Materialize {session.key_of(REQUESTED_BY)} for it first")
     requested = "not requested yet" if export.requested_ms is None else f"requested at {utc_text(export.requested_ms)}"
     note = f" ({export.note})" if export.note else ""
     return Transient(
