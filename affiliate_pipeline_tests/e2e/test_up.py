@@ -163,7 +163,7 @@ def test_an_unsupported_python_is_reported_in_one_line(fresh: Project):
             ["make", "-s", "up", f"PYTHON={python}"], cwd=fresh.folder, capture_output=True, text=True
         )
         assert refused.returncode != 0
-        assert "needs Python 3.11, 3.12 or 3.13" in refused.stderr.splitlines()[0]
+        assert "needs Python 3.11, 3.12, 3.13 or 3.14" in refused.stderr.splitlines()[0]
         assert not (fresh.folder / ".venv").exists()
 
 
