@@ -73,6 +73,9 @@ def test_an_empty_variable_is_not_set(monkeypatch):
     assert load(Binance).binance_base_url == "https://api.binance.com"
     with pytest.raises(SettingsError, match=f"{KEY} is not set"):
         key()
+    # Without Dagster, any mapping may be given.
+    with pytest.raises(SettingsError, match=f"{KEY} is not set"):
+        Binance.load({KEY: ""}, KEY)
 
 
 def test_sandbox_settings_apply_to_the_application_while_no_exchange_is_configured():

@@ -34,13 +34,15 @@ class Settings(BaseModel):
     ) -> Self:
         """The settings; raises one SettingsError that names all missing or malformed variables.
 
+        An empty variable counts as not set.
+
         Args:
             required: Variables that must be set, by the names that the default account has for them.
             variable: Returns the account's variable for one of the default account.
         """
         names = {name: variable(name.upper()) for name in cls.model_fields}
-        given = {name: variables[actual] for name, actual in names.items() if actual in variables}
-        problems = [f"{variable(name)} is not set" for name in required if variable(name) not in variables]
+        given = {name: variables[actual] for name, actual in names.items() if variables.get(actual)}
+        problems = [f"{variable(name)} is not set" for name in required if not variables.get(variable(name))]
         for name, value in given.items():
             # A malformed secret fails only the account that requires it.
             if name.upper() in required or "SecretStr" not in str(cls.model_fields[name].annotation):
