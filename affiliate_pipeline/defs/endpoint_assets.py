@@ -49,7 +49,7 @@ def build_asset(endpoint: Endpoint, start: date) -> dg.AssetsDefinition:
         group_name=endpoint.group,
         kinds={"postgres", endpoint.exchange.name},
         # The team that has the account can correct its key.
-        owners=[f"team:{endpoint.group}_{endpoint.account}"],
+        owners=[f"team:{endpoint.group}_{endpoint.role}"],
     )
     def landed(
         context: dg.AssetExecutionContext, config: LandingConfig, pipeline: dg.ResourceParam[PipelineResource]
@@ -145,7 +145,7 @@ def build_reference_table(table: ReferenceTable) -> dg.AssetsDefinition:
         metadata={"dagster/table_name": table.table},
         group_name=endpoint.group,
         kinds={"postgres", endpoint.exchange.name},
-        owners=[f"team:{endpoint.group}_{endpoint.account}"],
+        owners=[f"team:{endpoint.group}_{endpoint.role}"],
     )
     def refreshed(
         context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[PipelineResource]

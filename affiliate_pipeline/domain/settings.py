@@ -37,8 +37,8 @@ class Settings(BaseModel):
         An empty variable counts as not set.
 
         Args:
-            required: Variables that must be set, by the names that the default account has for them.
-            variable: Returns the account's variable for one of the default account.
+            required: The default account's names of the variables that must be set.
+            variable: Returns the account's own name of a default account's variable.
         """
         names = {name: variable(name.upper()) for name in cls.model_fields}
         given = {name: variables[actual] for name, actual in names.items() if variables.get(actual)}

@@ -91,8 +91,8 @@ class Endpoint(Generic[SessionT]):
 
     exchange: Exchange[SessionT]
     name: str
-    # The role whose key it is requested with.
-    account: str
+    # The role whose key it is requested with, such as `partner` or `client`; an account may have several roles.
+    role: str
     description: str
     schema: type[Row]
     strategy: Strategy[SessionT]
@@ -130,8 +130,8 @@ class Endpoint(Generic[SessionT]):
 
     @property
     def credentials(self) -> tuple[str, ...]:
-        """The variables of its account's credentials."""
-        return tuple(map(self.variable, self.exchange.credentials(self.account)))
+        """The variables of the credentials of its account and role."""
+        return tuple(map(self.variable, self.exchange.credentials(self.role)))
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ class Endpoint(Generic[SessionT]):
         return (*self.credentials, *map(self.variable, self.requires))
 
     def variable(self, name: str) -> str:
-        """Its account's variable for one of the default account: `LBANK_OPEN_ID__ACME`."""
+        """The account's own name of a default account's variable: `LBANK_OPEN_ID__ACME`."""
         is_own = self.alias and name in self.exchange.account_variables
         return f"{name}{ALIAS_SEPARATOR}{self.alias.upper()}" if is_own else name
 
@@ -148,7 +148,7 @@ class Endpoint(Generic[SessionT]):
 
         The same records would land in both accounts, and their sums would count them twice.
         """
-        base, *_ = self.exchange.credentials(self.account)
+        base, *_ = self.exchange.credentials(self.role)
         own = self.variable(base)
         for other in sorted(name for name in variables if name == base or name.startswith(f"{base}{ALIAS_SEPARATOR}")):
             if other < own and own in variables and variables[other] == variables[own]:

@@ -26,7 +26,7 @@ class Catalog:
         return tuple(each for each in self.endpoints if isinstance(each, Records) and each.money)
 
     def with_accounts(self, aliases: Mapping[str, Iterable[str]]) -> "Catalog":
-        """These, and those of further accounts, whose aliases are given by the exchange's name."""
+        """These, and those of further accounts; `aliases` lists them by the exchange's name."""
         more = [each.for_account(alias) for each in self.endpoints for alias in aliases.get(each.exchange.name, ())]
         tables = [
             each.for_account(alias)
@@ -55,7 +55,7 @@ EXCHANGE_VARIABLES = tuple(
 
 @dataclass(frozen=True)
 class UnusableVariable:
-    """A variable with the suffix of an account that belongs to no account, and what to do."""
+    """A variable that has an account's suffix but configures no account, and what to do."""
 
     name: str
     problem: str
@@ -93,7 +93,7 @@ def unusable_variables(variables: Mapping[str, str]) -> Iterator[UnusableVariabl
 
 
 def endpoints_of(assets: Iterable[str], declared: Iterable[Endpoint] = ENDPOINTS) -> list[Endpoint]:
-    """The endpoints of these assets that are of any account of a declared one, in order."""
+    """These assets' endpoints, in order; skips any that is no declared endpoint of some account."""
     known = {(each.exchange.name, each.name): each for each in declared}
     parts = [(asset, known.get((asset.partition("/")[0], asset.rpartition("/")[2]))) for asset in assets]
     found = [(asset, each.for_account("/".join(asset.split("/")[1:-1]))) for asset, each in parts if each]

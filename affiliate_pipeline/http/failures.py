@@ -70,7 +70,7 @@ class Interpreter:
         text = describe(self.exchange, response, error, self.code_name) + note
         status = max(response.status_code, error.http_status or 0)
         failure = (
-            self._regardless_of_code(text, status, response, error, meaning)
+            self._overriding_code(text, status, response, error, meaning)
             or (meaning and self._by_code(text, error, meaning))
             or self._by_status(text, status, error)
         )
@@ -80,9 +80,10 @@ class Interpreter:
             failure.code = error.code
         return failure
 
-    def _regardless_of_code(
+    def _overriding_code(
         self, text: str, status: int, response: Response, error: ErrorBody, meaning: Meaning | None
     ) -> ExchangeError | None:
+        """A location, limit, outage or redirect, which overrides the code's meaning; otherwise None."""
         target = redirect_target(response.status_code, response.headers)
         if status == 451 or re.search(LOCATION, error.message):
             return Fatal(

@@ -161,7 +161,7 @@ def accounts(environment: Environment) -> Iterator[Finding]:
     probed: dict[str, list[Endpoint]] = {}
     for endpoint in endpoints:
         if endpoint.probe:
-            about = filter(None, (endpoint.exchange.name, endpoint.alias, endpoint.account))
+            about = filter(None, (endpoint.exchange.name, endpoint.alias, endpoint.role))
             probed.setdefault(" ".join(about), []).append(endpoint)
     configured = {(each.exchange.name, each.alias) for each in endpoints if environment.is_any_set(each.credentials)}
     if not configured:

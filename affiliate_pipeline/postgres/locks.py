@@ -85,7 +85,7 @@ def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s
     """
     acquire = "select true from pg_advisory_lock({})" if wait_s else "select pg_try_advisory_lock({})"
     with as_store_unavailable():
-        # In a transaction of its own: one that began before would not see what the holder has committed.
+        # In a transaction of its own: the timeout is set only for it, and aborts only it.
         with suppress(psycopg.errors.LockNotAvailable), connection.transaction():
             connection.execute("select set_config('lock_timeout', %s, true)", (f"{wait_s * 1000:.0f}ms",))
             if connection.execute(sql.SQL(acquire).format(lock.key)).fetchone() == (True,):

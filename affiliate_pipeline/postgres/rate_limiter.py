@@ -87,7 +87,7 @@ class RateLimiter(TableStore):
         )
 
     def close(self) -> None:
-        """Give back an unused slot and close the connection."""
+        """Give back the slot if it is idle, and close the connection."""
         with self._lock:
             try:
                 self._drop_slot()

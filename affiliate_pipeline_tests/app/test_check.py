@@ -227,9 +227,9 @@ def test_days_before_the_start_date_are_not_reported(healthy, findings, query, m
     assert findings() == {}
 
 
-def test_every_account_has_a_probe():
-    accounts = {(endpoint.exchange.name, endpoint.account) for endpoint in ENDPOINTS}
-    assert {(endpoint.exchange.name, endpoint.account) for endpoint in ENDPOINTS if endpoint.probe} == accounts
+def test_every_role_has_a_probe():
+    roles = {(endpoint.exchange.name, endpoint.role) for endpoint in ENDPOINTS}
+    assert {(endpoint.exchange.name, endpoint.role) for endpoint in ENDPOINTS if endpoint.probe} == roles
 
 
 def test_the_clients_account_needs_its_agent_code(healthy, findings, both_exchanges, monkeypatch):

@@ -33,7 +33,7 @@ _RECENT_KICKBACKS = "kickback_recent_record"
 _kickbacks = partial(
     Records[BinanceSession],
     exchange=BINANCE,
-    account="client",
+    role="client",
     schema=schemas.Kickback,
     time_column="time",
     sum_by=("income", "asset"),
@@ -44,7 +44,7 @@ _kickbacks = partial(
 HISTORY_REQUEST = Records(
     exchange=BINANCE,
     name=REQUESTED_BY,
-    account="client",
+    role="client",
     description=(
         "Requests an export of kickbacks of the last 30 days, whose file `kickback_historical_record` lands: one row "
         "per requested day, in UTC. A range of days is one request; while one is being collected, another waits."
@@ -85,7 +85,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
     Records(
         exchange=BINANCE,
         name="rebate_recent_record",
-        account="partner",
+        role="partner",
         description=(
             "Rebates that the partner earns on its clients' trades, one row per trade; days in UTC. "
             "`distribute_time` and the columns after it are null until the rebate is paid out, so a day has settled 48 hours "
@@ -105,7 +105,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
     Snapshot(
         exchange=BINANCE,
         name="if_new_user",
-        account="client",
+        role="client",
         strategy=CurrentState("/sapi/v1/apiReferral/ifNewUser", of_agent=True),
         schema=schemas.IfNewUser,
         description="Whether the client is new to the agent and the agent's code works: a snapshot of today (UTC).",
@@ -119,7 +119,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
     Snapshot(
         exchange=BINANCE,
         name="customization",
-        account="partner",
+        role="partner",
         strategy=CurrentState(_CUSTOMIZATION),
         schema=schemas.Customization,
         description="All ids that the partner gave, requested without a filter: a snapshot of today (UTC).",
@@ -128,7 +128,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
     Snapshot(
         exchange=BINANCE,
         name="user_customization",
-        account="client",
+        role="client",
         strategy=CurrentState(_USER_CUSTOMIZATION, of_agent=True),
         schema=schemas.UserCustomization,
         description="The id that the client has with the agent: a snapshot of today (UTC).",
@@ -138,7 +138,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
     ActionLog(
         exchange=BINANCE,
         name="customization_assignment",
-        account="partner",
+        role="partner",
         strategy=Assignment(_CUSTOMIZATION, "email", desired_of_partner, "BINANCE_CUSTOMER_IDS", lists_all=True),
         schema=schemas.CustomizationAssignment,
         description=(
@@ -149,7 +149,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
     ActionLog(
         exchange=BINANCE,
         name="user_customization_assignment",
-        account="client",
+        role="client",
         strategy=Assignment(
             _USER_CUSTOMIZATION, "apiAgentCode", desired_of_client, "BINANCE_USER_CUSTOMER_ID", lists_all=False
         ),

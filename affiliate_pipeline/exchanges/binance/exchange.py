@@ -77,7 +77,7 @@ class BinanceSession(Session):
     pending_actions: Callable[[], PendingActions]
     exports: Callable[[], KickbackExports]
     lands_exports: bool
-    # The account's asset key of an endpoint's name, and its variable for one of the default account.
+    # The account's asset key by an endpoint's name, and its own name of a default account's variable.
     key_of: Callable[[str], str]
     variable: Callable[[str], str]
 
@@ -87,15 +87,15 @@ class BinanceSession(Session):
             self.exports().refresh()
 
 
-def credentials(account: str) -> tuple[str, str]:
+def credentials(role: str) -> tuple[str, str]:
     """The default account's variables of a role's API key and secret."""
-    return f"BINANCE_{account.upper()}_API_KEY", f"BINANCE_{account.upper()}_API_SECRET"
+    return f"BINANCE_{role.upper()}_API_KEY", f"BINANCE_{role.upper()}_API_SECRET"
 
 
 def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str]) -> BinanceSession:
     """A session with the endpoint's account; raises SettingsError. Sends nothing yet."""
     endpoint.require_own_key(variables)
-    names = credentials(endpoint.account)
+    names = credentials(endpoint.role)
     settings = Binance.load(variables, *names, *endpoint.requires, variable=endpoint.variable)
     api_key, secret = map(settings.secret, names)
     key_name, secret_name = endpoint.credentials
@@ -119,7 +119,7 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         server_time=(responses.SERVER_TIME_PATH, responses.server_time_ms),
     )
     fingerprint = sha256(api_key.encode()).hexdigest()[:12]
-    source = f"{host} {endpoint.account} {fingerprint}"
+    source = f"{host} {endpoint.role} {fingerprint}"
     return BinanceSession(
         client,
         source,

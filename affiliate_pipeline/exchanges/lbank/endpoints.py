@@ -9,7 +9,7 @@ from affiliate_pipeline.exchanges.lbank import schemas
 from affiliate_pipeline.exchanges.lbank.exchange import LBANK, LBankSession
 from affiliate_pipeline.exchanges.lbank.fan_out import FanOut, Query
 from affiliate_pipeline.exchanges.lbank.pagination import by_id, by_offset
-from affiliate_pipeline.exchanges.lbank.roster import TEAM_LIST, USERS, Roster
+from affiliate_pipeline.exchanges.lbank.roster import TEAM_LIST, USER_PAGING, Roster
 from affiliate_pipeline.schema.raw_row import is_false, new_row, with_fields
 
 USER_LIST = "/affiliate-api/v2/invite/user/list"
@@ -83,13 +83,13 @@ def _money(session: LBankSession, _end_ms: int) -> Sequence[Query]:
     ]
 
 
-_records = partial(Records[LBankSession], exchange=LBANK, account="affiliate", lands_at=time(0, 35))
+_records = partial(Records[LBankSession], exchange=LBANK, role="affiliate", lands_at=time(0, 35))
 
 TEAM = _records(
     name="invite_user_team_list",
     description="Users who registered that day. Days in UTC+8.",
     schema=schemas.User,
-    strategy=FanOut(TEAM_LIST, _single_query, paging=USERS, instant="createTime"),
+    strategy=FanOut(TEAM_LIST, _single_query, paging=USER_PAGING, instant="createTime"),
     settles_after=timedelta(0),
     probe=Probe(lambda _, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "start": 0, "pageSize": 1}),
     time_column="create_time",
@@ -107,7 +107,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
     TEAM,
     Snapshot(
         exchange=LBANK,
-        account="affiliate",
+        role="affiliate",
         name="invite_user_info",
         description="Agents and traders as they are now, a snapshot of today. Days in UTC+8.",
         schema=schemas.InviteUserInfo,

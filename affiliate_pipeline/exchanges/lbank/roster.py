@@ -24,7 +24,7 @@ from affiliate_pipeline.schema.decode import Invalid, parse
 
 TABLE: Final = "lbank.roster"
 TEAM_LIST = "/affiliate-api/v2/invite/user/team/list"
-USERS = partial(by_offset, instant="createTime", identity=("openId",))
+USER_PAGING = partial(by_offset, instant="createTime", identity=("openId",))
 AGENT_LEVELS = range(1, 22)
 _COLUMNS: Final = ("open_id", "user_level", "transaction", "deposit", "direct_invitation", "code", "create_time")
 
@@ -116,7 +116,7 @@ class RosterStore(TableStore):
                 return rows
 
             try:
-                users = parse(User, USERS(get)).table.to_pylist()
+                users = parse(User, USER_PAGING(get)).table.to_pylist()
             except (Refused, Invalid) as error:
                 raise Refused(f"the team list, which has the openIds to request, cannot be read: {error}") from None
         seen = datetime.fromtimestamp(now_ms / 1000, UTC)
