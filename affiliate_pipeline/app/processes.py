@@ -54,7 +54,7 @@ def stop_up(home: Path) -> bool:
         signalled, deadline = "", time.monotonic() + STOP_WAIT_S
         while not _lock(lock):
             lock.seek(0)
-            # The lock's holder is alive, so the pid is its own, or not yet written.
+            # The lock's holder is alive, so the pid is its own, unless it has not written it yet.
             pid = lock.read()
             late = time.monotonic() > deadline
             if pid and (pid != signalled or late):

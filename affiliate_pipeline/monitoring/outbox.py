@@ -1,4 +1,4 @@
-"""The store of alerts until every target has accepted them and the failed days have landed."""
+"""Storage of alerts, of their deliveries, and of whether their failed days have landed."""
 
 import logging
 from collections.abc import Collection, Iterable

@@ -140,8 +140,9 @@ def _alerts(
 def _is_retried(instance: DagsterInstance, run: DagsterRun, ended: dg.EventLogEntry) -> bool:
     """Whether Dagster has launched a retry of the run, whose failure would be reported instead.
 
-    The tag shows only that Dagster intends one. It launches none for a run without a code location's origin (from the
-    command line), nor for reasons that it only logs: a job or repository that is gone, a backfill that has ended.
+    `WILL_RETRY_TAG` shows only that Dagster intends one. It launches none for a run without a code location's origin
+    (from the command line), nor for reasons that it only logs: a job or repository that is gone, a backfill that has
+    ended.
     """
     if run.tags.get(WILL_RETRY_TAG) == "false":
         return False

@@ -47,7 +47,7 @@ def draws(*key: str | int) -> Draw:
 
 
 def draw_amount(below: Draw) -> Amount:
-    """A positive amount of any size up to some ten millions."""
+    """A positive amount of any size up to about ten million."""
     scale = SCALES[below(len(SCALES))]
     unit = 10 ** (18 - scale)
     units = (below(10 ** (3 + below(9))) + 1) * 10**14 + below(10**14)
