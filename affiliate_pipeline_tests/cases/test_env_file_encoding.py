@@ -1,4 +1,7 @@
-"""Case env-file-encoding: a `.env` in UTF-16 is read; any other encoding is reported with its line."""
+"""Case env-file-encoding: a `.env` in UTF-8 or UTF-16 is read; any other encoding is reported with its line.
+
+UTF-16 needs a byte order mark.
+"""
 
 import codecs
 import os

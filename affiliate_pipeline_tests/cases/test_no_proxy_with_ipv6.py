@@ -52,7 +52,7 @@ ACTIONS = ("unset it", "Install httpx[socks]")
 
 
 def get(url: str) -> httpx.Response:
-    """The response to a request of this process, as its variables are now."""
+    """The response to a request that uses the current variables of this process."""
     with client(Network(settings.configured().variables), 5) as http:
         return http.get(url)
 

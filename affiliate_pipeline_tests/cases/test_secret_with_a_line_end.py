@@ -76,7 +76,7 @@ def test_quotes_around_alert_urls_are_reported(run_check, monkeypatch):
         ("LBANK_API_SECRET", "a\tb", "has white space or another character that"),
     ],
 )
-def test_a_key_or_secret_with_other_characters_is_reported(run_check, monkeypatch, name, value, expected):
+def test_a_key_or_secret_with_an_unusable_character_is_reported(run_check, monkeypatch, name, value, expected):
     monkeypatch.setenv(name, value)
     printed = run_check()
     assert f"{name} cannot be used" in printed and expected in printed

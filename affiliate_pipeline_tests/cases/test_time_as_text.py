@@ -36,7 +36,7 @@ def test_a_number_and_its_text_land_with_the_same_value(sandbox, query, monkeypa
         DAYS[2]: re.sub(rb':"?([\d.]+)"?', rb":\1", moved(row, DAYS[2])),
     }
     assert all(spelled != moved(row, day) for day, spelled in respelled.items())
-    # In a run of its own, so that it is the only row that is read exactly as declared.
+    # In a run of its own: all rows of that run then have the declared types.
     send(sandbox, monkeypatch, [moved(row, DAY)])
     assert materialize(KEY, [DAY]).success
     send(sandbox, monkeypatch, [*respelled.values()])

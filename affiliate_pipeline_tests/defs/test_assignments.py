@@ -167,8 +167,8 @@ def test_an_id_that_the_same_file_frees_is_assigned_to_its_new_email(sandbox, qu
 
 
 def test_a_swap_of_two_ids_is_reported_and_not_posted(sandbox, set_desired_ids):
-    (one, ones), (two, twos) = list(sandbox.binance.customers.by_id.items())[:2]
-    set_desired_ids((two, ones), (one, twos))
+    (id_1, email_1), (id_2, email_2) = list(sandbox.binance.customers.by_id.items())[:2]
+    set_desired_ids((id_2, email_1), (id_1, email_2))
 
     run = land(PARTNERS, [today()])
 

@@ -45,7 +45,7 @@ def rows(sandbox):
 
 def test_bad_days_fail_alone_and_each_for_its_own_cause(sandbox, query, rows):
     unavailable, rejected = DAYS[2], DAYS[0]
-    # The request for the whole range gets the failure that comes first.
+    # The request for the whole range gets the failure that is set first.
     sandbox.faults.fail_day(unavailable, status=500, code=-1001)
     sandbox.faults.fail_day(rejected, status=400, code=-1100)
 

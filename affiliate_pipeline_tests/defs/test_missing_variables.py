@@ -201,7 +201,7 @@ def step_of(spec: dg.AssetSpec) -> str:
 
 
 def groups_of_assets() -> list[list[dg.AssetSpec]]:
-    """All assets in groups that can run together: their partitions are the same, and none depends on another."""
+    """All assets in groups that can run together: their partitions are the same, and no step depends on another."""
     groups: dict[object, list[dg.AssetSpec]] = {}
     for spec in loaded_definitions().resolve_all_asset_specs():
         # Derived assets would be skipped after the failure of an asset that they depend on.

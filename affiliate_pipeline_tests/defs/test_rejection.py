@@ -217,14 +217,14 @@ class TradeIdMayBeMissing(RebateRecentRecord):
 
 
 def test_rejected_rows_land_once_the_missing_field_is_declared_optional(sandbox, query, declare):
-    cases = {"missing": without(rebate(at(GOOD), 1), "tradeId"), "null": rebate(at(BAD), 1, tradeId=None)}
-    rows = {day: [row, rebate(at(day), 2)] for day, row in zip((GOOD, BAD), cases.values(), strict=True)}
+    cases = {"missing": without(rebate(at(DAYS[0]), 1), "tradeId"), "null": rebate(at(DAYS[1]), 1, tradeId=None)}
+    rows = {day: [row, rebate(at(day), 2)] for day, row in zip(DAYS[:2], cases.values(), strict=True)}
     sandbox.binance.set_rebates(row for day in rows for row in rows[day])
-    rejected_run = land(KEY, [GOOD, BAD])
+    rejected_run = land(KEY, DAYS[:2])
     assert all("trade_id" in rejected_run.failed[day] for day in rows)
 
     declare(schema=TradeIdMayBeMissing)
-    run = land(KEY, [GOOD, BAD], from_rejected=True)
+    run = land(KEY, DAYS[:2], from_rejected=True)
 
     assert run.success, run.message
     found = {name: landed(query, day) for name, day in zip(cases, rows, strict=True)}

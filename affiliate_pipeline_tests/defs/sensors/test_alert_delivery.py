@@ -293,17 +293,17 @@ def test_a_day_that_fails_again_is_reported_again(sandbox, instance, webhook, ti
 
 def test_recoveries_that_are_not_in_the_ledger_are_read_from_dagsters_events(instance, outbox, webhook, tick):
     since = datetime.now(UTC)
-    outbox.add(Alert("1", "days", "", {"retained": DAYS[:2]}), since)
+    outbox.add(Alert("1", "days", "", {"asset_not_in_ledger": DAYS[:2]}), since)
     outbox.add(Alert("2", "roster", "", {"lbank/roster": ()}), since)
     tick()
-    instance.report_runless_asset_event(dg.AssetMaterialization("retained", partition=f"{DAYS[0]}"))
+    instance.report_runless_asset_event(dg.AssetMaterialization("asset_not_in_ledger", partition=f"{DAYS[0]}"))
     instance.report_runless_asset_event(dg.AssetMaterialization(["lbank", "roster"]))
     tick()
-    instance.report_runless_asset_event(dg.AssetMaterialization("retained", partition=f"{DAYS[1]}"))
+    instance.report_runless_asset_event(dg.AssetMaterialization("asset_not_in_ledger", partition=f"{DAYS[1]}"))
     tick()
     assert titles(webhook)[1:] == [
         "lbank/roster has been materialized since",
-        f"retained: {format_days(DAYS[:2])} have landed since",
+        f"asset_not_in_ledger: {format_days(DAYS[:2])} have landed since",
     ]
 
 
@@ -319,12 +319,14 @@ def test_a_day_that_the_fallback_has_landed_is_recovered(instance, outbox, webho
 
 def test_alerts_that_recover_together_are_reported_in_one_message(instance, outbox, webhook, tick):
     for _ in range(200):
-        outbox.add(Alert(f"run {uuid4()}", "days", "", {"retained": DAYS[:1]}), datetime.now(UTC))
+        outbox.add(Alert(f"run {uuid4()}", "days", "", {"asset_not_in_ledger": DAYS[:1]}), datetime.now(UTC))
     tick()
-    instance.report_runless_asset_event(dg.AssetMaterialization("retained", partition=f"{DAYS[0]}"))
+    instance.report_runless_asset_event(dg.AssetMaterialization("asset_not_in_ledger", partition=f"{DAYS[0]}"))
     tick()
     tick()
-    assert [title for title in titles(webhook) if "landed" in title] == [f"retained: {DAYS[0]} has landed since"]
+    assert [title for title in titles(webhook) if "landed" in title] == [
+        f"asset_not_in_ledger: {DAYS[0]} has landed since"
+    ]
 
 
 def test_alerts_are_sent_even_if_the_search_for_recoveries_fails(instance, outbox, webhook, tick, monkeypatch):
@@ -332,7 +334,7 @@ def test_alerts_are_sent_even_if_the_search_for_recoveries_fails(instance, outbo
         raise ValueError("Dagster's storage failed")
 
     monkeypatch.setattr(dg.DagsterInstance, "fetch_materializations", fail)
-    outbox.add(Alert("1", "days", "text", {"retained": DAYS[:1]}))
+    outbox.add(Alert("1", "days", "text", {"asset_not_in_ledger": DAYS[:1]}))
     with pytest.raises(ValueError, match="storage failed"):
         tick()
     assert titles(webhook) == ["days"]

@@ -39,7 +39,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Records the pauses of runs in seconds instead of sleeping; a test may replace `fetch.sleep` to act during them."""
     slept: list[float] = []
     monkeypatch.setattr(fetch, "sleep", slept.append)
-    # A sixth of the polls; both time limits are multiples of the pause.
+    # Six times the default, so that a run polls less often; both time limits are multiples of it.
     monkeypatch.setattr(fetch, "POLL_S", 30)
     return slept
 
