@@ -26,7 +26,7 @@ PARTS = {
     "a": ("Landing", landing.run),
     "b": ("Rate limit utilization", limits.run),
     "c": ("Dagster overhead", overhead.run),
-    "d": ("A long range at a low rate limit", ranges.run),
+    "d": ("A long range bound by a rate limit", ranges.run),
     "e": ("Startup", startup.run),
 }
 PACKAGES = ("dagster", "dlt", "pandas", "pandera", "pyarrow", "psycopg", "httpx", "msgspec")

@@ -312,6 +312,7 @@ NOTES = (
     "After every run, the table had exactly the source's rows: the row count, the exact sum of `income` and an "
     "order-independent hash of the rows were equal. PostgreSQL computed them for the table, Python for the source. "
     "For dlt, which gives all decimals one scale, the hash is not compared.",
+    f"For more than {ROWS:,} rebates, the naive client and dlt were measured once.",
     f"The client's rate limit was {RATE_SCALE} times the real one.",
 )
 

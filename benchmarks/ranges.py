@@ -1,4 +1,4 @@
-"""(d) A long range at a low rate limit: 30 days of LBank's trades with 1,000 users, compared with the plan."""
+"""(d) A long range bound by a rate limit: 30 days of LBank's trades with 1,000 users, compared with the plan."""
 
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ def plan(days: list[date]) -> tuple[int, float]:
 
 
 def run(quick: bool, rounds: int) -> list[Table]:
-    """Land a long range at a low rate limit; compare the requests and the duration with the plan."""
+    """Land a long range bound by a rate limit; compare the requests and the duration with the plan."""
     number, users = (QUICK_DAYS, QUICK_USERS) if quick else (DAYS, USERS)
     today = datetime.now(ZoneInfo("Asia/Shanghai")).date()
     days = [today - timedelta(days=back) for back in range(number, 0, -1)]

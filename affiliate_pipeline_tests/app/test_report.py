@@ -78,7 +78,7 @@ def test_the_page_lists_the_same_missing_days_without_credentials(both_exchanges
         assert section(page(YESTERDAY)) == listed
 
 
-def test_every_day_is_missing_without_credentials_and_landed_days(sandbox, monkeypatch):
+def test_with_neither_credentials_nor_landed_days_every_day_is_missing(sandbox, monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{DAYS[-2]}")
     materialize(KEY, [YESTERDAY])
     assert add_up([YESTERDAY]).success

@@ -209,7 +209,7 @@ class Project:
         (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
 
     def query(self, statement: str, *values: Any) -> list[tuple]:
-        """Run SQL in the configured embedded database, and return the rows."""
+        """Run SQL in the project's embedded database (the sandbox's if there is no `.env`), and return the rows."""
         name = "affiliate" if (self.folder / ".env").is_file() else "affiliate_sandbox"
         with psycopg.connect(server.ensure_database(self.home, name), options="-c timezone=UTC") as connection:
             return connection.execute(statement.encode(), values).fetchall()

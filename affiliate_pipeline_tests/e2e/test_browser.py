@@ -1,4 +1,4 @@
-"""Dagster's UI and the report of `up` in a browser, and a backfill launched by clicking.
+"""Dagster's UI, the page of the command `report`, and a backfill launched by clicking, all in a browser.
 
 The tests also take the README's pictures, in the folder that the variable PICTURES names.
 """

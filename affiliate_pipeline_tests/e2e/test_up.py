@@ -66,7 +66,7 @@ def test_without_a_terminal_up_prints_plain_lines(landed: Project):
     assert "\x1b" not in once.stdout and "\r" not in once.stdout
 
 
-def test_a_second_up_preserves_the_data_and_can_be_stopped_in_the_background(landed: Project):
+def test_a_second_up_preserves_the_data_and_sigterm_stops_it_as_a_background_job(landed: Project):
     written = "select xmin::text, ctid::text from binance.rebate_recent_record order by 1, 2"
     before = landed.query(written)
     landed.run("down")

@@ -29,7 +29,7 @@ def run_pip(*arguments: str) -> None:
 
 
 class Installed(Project):
-    """An empty folder, and an environment with the wheel and with this environment's packages but the hidden ones."""
+    """An empty folder, and a virtual environment with the wheel and all installed packages except the hidden ones."""
 
     def __init__(self, folder: Path, wheel: Path, *hidden: str):
         self.folder = folder / "empty"
@@ -94,7 +94,7 @@ def test_the_wheel_is_typed_and_contains_no_tests(installed: Installed):
 def test_without_the_extras_the_definitions_load_and_up_names_what_to_install(
     tmp_path_factory: pytest.TempPathFactory, wheel: Path
 ):
-    # Not `tmp_path`, which is a project's folder.
+    # Not in `tmp_path`: the `workspace.yaml` there would make it the project's folder, instead of the empty one.
     project = Installed(tmp_path_factory.mktemp("code_location"), wheel, *EXTRAS)
     listed = project.execute(
         [

@@ -33,7 +33,7 @@ def test_a_malformed_alias_is_no_account_but_counts_as_an_exchange_that_is_confi
     assert is_any_exchange_configured({name: "x"})
 
 
-def test_the_default_accounts_keep_their_keys_and_come_first():
+def test_the_endpoints_of_the_default_accounts_are_unchanged_and_come_first():
     found = configured_catalog({"LBANK_API_KEY__ACME": "x"})
     assert found.endpoints[: len(ENDPOINTS)] == ENDPOINTS
     assert [each.key for each in found.endpoints[len(ENDPOINTS) :]] == [
@@ -47,7 +47,7 @@ def test_the_endpoint_of_an_asset_has_its_alias():
     assert [(each.key, each.alias) for each in found] == [("lbank/trade_user", ""), ("lbank/acme/trade_user", "acme")]
 
 
-def test_the_fallback_of_an_account_is_its_own():
+def test_an_endpoint_falls_back_to_one_of_the_same_account():
     timetables = [each.timetable for each in configured_catalog({"BINANCE_CUSTOMER_IDS__ACME": "x"}).endpoints]
     fallbacks = {each.asset: each.fallback.asset for each in timetables if each.fallback}
     assert fallbacks == {

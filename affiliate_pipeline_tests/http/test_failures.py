@@ -33,7 +33,7 @@ CLOUDFLARE = (
 )
 CLOUDFLARE += "<h1>Sorry, you have been blocked</h1><script>var a=1</script><p>Ray&nbsp;ID: 8d1f</p></body></html>"
 MAINTENANCE = "<html><title>系统维护</title><body>系统维护中,请稍后再试</body></html>"
-TERMS = "The exchange does not serve the location"
+LOCATION_NOT_SERVED = "The exchange does not serve the location"
 FIREWALL = "usually comes from a firewall or maintenance"
 CAUSES_OF_2015 = ("is wrong", "IP address is not on the key's list", "lacks the permission")
 
@@ -177,13 +177,13 @@ def test_a_redirect_is_reported_with_its_target(error_of, exchange, status, loca
 )
 def test_a_location_that_is_not_served_is_not_reported_as_a_wrong_key(error_of, exchange, status, body):
     error = error_of(exchange, status, body.replace("%s", LOCATION))
-    assert type(error) is Fatal and TERMS in str(error)
+    assert type(error) is Fatal and LOCATION_NOT_SERVED in str(error)
     assert "API_KEY" not in str(error) and ("b. Eligibility" in str(error) or "%s" not in body)
 
 
 def test_a_location_that_is_not_served_is_recognized_despite_a_code(error_of):
     error = error_of("binance", 451, json.dumps({"code": 0, "msg": LOCATION}))
-    assert type(error) is Fatal and TERMS in str(error) and "HTTP 451" in str(error)
+    assert type(error) is Fatal and LOCATION_NOT_SERVED in str(error) and "HTTP 451" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_a_process_that_is_killed_while_it_adds_the_accounts_leaves_the_tables_t
         "select count(*) from information_schema.columns where column_name = 'account' and table_schema <> 'affiliate'"
     )
     with psycopg.connect(database_url) as reader:
-        # The last table that gains the column: the others have it already in the transaction that is killed.
+        # Block the migration at the last table: in the transaction that is killed, all others already have the column.
         reader.execute("select from lbank.trade_user_team")
         run = subprocess.Popen([sys.executable, "-c", OPEN_STORE, database_url])
         waiting = "select pid from pg_stat_activity where wait_event_type = 'Lock' and position('endpoint_table' in query) > 0"

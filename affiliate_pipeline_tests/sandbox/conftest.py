@@ -137,7 +137,7 @@ def caller(sandbox: Sandbox, connect: Callable[[Sandbox], AbstractContextManager
 
 @pytest.fixture
 def acme(sandbox: Sandbox) -> Account:
-    """The sandbox's second account, with the rate limit of LBank's that the default account has."""
+    """The sandbox's second account. At LBank, it has the same rate limit as the default account."""
     account = sandbox.accounts["acme"]
     account.lbank.rate_limit = sandbox.lbank.rate_limit
     return account
