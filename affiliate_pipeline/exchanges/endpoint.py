@@ -151,7 +151,7 @@ class Endpoint(Generic[SessionT]):
         base, *_ = self.exchange.credentials(self.role)
         own = self.variable(base)
         for other in sorted(name for name in variables if name == base or name.startswith(f"{base}{ALIAS_SEPARATOR}")):
-            if other < own and own in variables and variables[other] == variables[own]:
+            if other < own and variables.get(own) and variables[other] == variables[own]:
                 what = f"{own} is the same key as {other}: its records would land and be counted twice"
                 raise SettingsError(
                     what, f"Set the key of another account, or remove the variables with {own}'s suffix"
