@@ -25,7 +25,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
 e2e: $(VENV)/.installed-dev
-	$(BIN)/pytest -n auto --dist loadscope -m e2e --timeout 900 $(ARGS)
+	$(BIN)/pytest -n auto --dist loadscope -m e2e --timeout 1800 $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -86,6 +86,6 @@ def run_tests(project: Project, *names: str) -> None:
 
 def _run(project: Project, arguments: list[str], **environment: str) -> str:
     """Run Python with these arguments in the copy; it must succeed. Return what it prints."""
-    done = project.execute([sys.executable, *arguments], environment, timeout_s=280)
+    done = project.execute([sys.executable, *arguments], environment, timeout_s=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -69,7 +69,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(what: Callable[[], T | None], timeout_s: float = 60) -> T:
+def wait_for(what: Callable[[], T | None], timeout_s: float = 180) -> T:
     """Call it until it returns a truthy value, and return that value."""
     deadline = time.monotonic() + timeout_s
     while not (value := what()):
@@ -100,7 +100,7 @@ class Started:
     def printed(self) -> str:
         return "".join(self.lines)
 
-    def wait_to_print(self, text: str, timeout_s: float = 120) -> None:
+    def wait_to_print(self, text: str, timeout_s: float = 300) -> None:
         def printed() -> bool:
             assert self.process.poll() is None or text in self.printed, self.printed
             return text in self.printed
@@ -153,7 +153,7 @@ class Project:
         return self.dagster(*materialize(first, last), **environment)
 
     def execute(
-        self, command: list[str], environment: dict[str, str], timeout_s: float = 300
+        self, command: list[str], environment: dict[str, str], timeout_s: float = 600
     ) -> subprocess.CompletedProcess[str]:
         """Run a command that exits by itself, in the project's folder and environment."""
         return subprocess.run(
@@ -201,7 +201,7 @@ class Project:
         port = free_port()
         command = [sys.executable, "-m", "dagster", "dev", "-p", str(port)]
         with self.started(command, DAGSTER_HOME=str(self.folder)) as started:
-            wait_for(lambda: reachable(port), timeout_s=120)
+            wait_for(lambda: reachable(port), timeout_s=300)
             yield started, UI(port)
 
     def configure(self, **variables: str) -> None:
@@ -281,7 +281,7 @@ class UI:
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         return launched["backfillId"]
 
-    def backfill_end(self, backfill_id: str, timeout_s: float = 180) -> dict[str, Any]:
+    def backfill_end(self, backfill_id: str, timeout_s: float = 400) -> dict[str, Any]:
         """Wait until the backfill ends, and return it with its runs."""
 
         def ended() -> dict[str, Any] | None:
@@ -325,7 +325,7 @@ class UI:
     def run_status(self, run_id: str) -> str:
         return self.execute(RUN_STATUS, id=run_id)["runOrError"]["status"]
 
-    def run_end(self, run_id: str, timeout_s: float = 240) -> str:
+    def run_end(self, run_id: str, timeout_s: float = 400) -> str:
         """Wait until the run ends, and return its status."""
 
         def ended() -> str | None:
