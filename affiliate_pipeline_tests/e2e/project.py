@@ -25,6 +25,8 @@ from affiliate_pipeline_tests import isolation
 ROOT = Path(__file__).parents[2]
 KEY = "binance/rebate_recent_record"
 T = TypeVar("T")
+# Longer than anything takes on a slow machine: a time limit only ends a test that would wait forever.
+PATIENCE_S = 300
 STATUS = """
 query Status($path: [String!]!) {
   assetNodeOrError(assetKey: {path: $path}) {
@@ -69,7 +71,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(what: Callable[[], T | None], timeout_s: float = 180) -> T:
+def wait_for(what: Callable[[], T | None], timeout_s: float = PATIENCE_S) -> T:
     """Call it until it returns a truthy value, and return that value."""
     deadline = time.monotonic() + timeout_s
     while not (value := what()):
@@ -100,7 +102,7 @@ class Started:
     def printed(self) -> str:
         return "".join(self.lines)
 
-    def wait_to_print(self, text: str, timeout_s: float = 300) -> None:
+    def wait_to_print(self, text: str, timeout_s: float = PATIENCE_S) -> None:
         def printed() -> bool:
             assert self.process.poll() is None or text in self.printed, self.printed
             return text in self.printed
@@ -201,7 +203,7 @@ class Project:
         port = free_port()
         command = [sys.executable, "-m", "dagster", "dev", "-p", str(port)]
         with self.started(command, DAGSTER_HOME=str(self.folder)) as started:
-            wait_for(lambda: reachable(port), timeout_s=300)
+            wait_for(lambda: reachable(port))
             yield started, UI(port)
 
     def configure(self, **variables: str) -> None:

@@ -18,7 +18,8 @@ KEY = "lbank/trade_future"
 RATE_SCALE = 20
 # Each day takes one request per scope. At this rate scale, five requests are permitted every half second.
 SCOPES = 4
-STUCK_S = 120
+# A backfill that has not ended by then, on a slow machine too, is stuck.
+STUCK_S = 300
 
 
 def fortnight() -> list[date]:
@@ -69,7 +70,7 @@ def test_a_backfill_fails_exactly_the_bad_days_and_a_reexecution_lands_them(fres
             assert [run["status"] for run in backfill["runs"]] == ["FAILURE"]
             assert ui.days(KEY) == {"MATERIALIZED": good, "FAILED": bad}
             assert landed(fresh) == dict.fromkeys(good, SCOPES)
-            alert = wait_for(lambda: webhook.messages, timeout_s=300)[0]
+            alert = wait_for(lambda: webhook.messages)[0]
             assert alert["title"].startswith(KEY)
             alerted = alert["title"] + alert["message"]
             assert f"{bad[0]}" in alerted
@@ -84,7 +85,7 @@ def test_a_backfill_fails_exactly_the_bad_days_and_a_reexecution_lands_them(fres
             assert [run["status"] for run in again["runs"]] == ["SUCCESS", "SUCCESS"]
             assert ui.days(KEY) == {"MATERIALIZED": days}
             assert landed(fresh) == dict.fromkeys(days, SCOPES)
-            wait_for(lambda: len(webhook.messages) > 1, timeout_s=300)
+            wait_for(lambda: len(webhook.messages) > 1)
             # The failed days caused one alert only.
             [_, recovery] = webhook.messages
             assert KEY in recovery["title"] + recovery["message"]
@@ -110,15 +111,15 @@ def test_a_backfill_ends_after_a_kill_and_every_day_is_landed_or_shown_failed(fr
     fresh.configure(**variables(exchange))
     with fresh.dagster_dev() as (_, ui):
         backfill_id = ui.backfill(KEY, days)
-        wait_for(lambda: len(exchange.requests) > SCOPES, timeout_s=300)
+        wait_for(lambda: len(exchange.requests) > SCOPES)
         time.sleep(random.uniform(0, 4))
         kill(victims(fresh, name))
         time.sleep(random.uniform(0, 2))
         kill(fresh.processes())
     restarted = time.monotonic()
     with fresh.dagster_dev() as (_, ui):
-        ui.backfill_end(backfill_id, timeout_s=STUCK_S + 180)
-        assert time.monotonic() - restarted < STUCK_S + 180
+        ui.backfill_end(backfill_id, timeout_s=STUCK_S)
+        assert time.monotonic() - restarted < STUCK_S
         shown = ui.days(KEY)
         rows = landed(fresh)
         assert set(rows.values()) <= {SCOPES}

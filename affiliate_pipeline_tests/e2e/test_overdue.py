@@ -40,8 +40,8 @@ def test_the_overdue_monitor_lands_a_gap_and_alerts_about_lost_days_and_controls
         return any("hours are left" in title for title in titles()) and any("is lost" in title for title in titles())
 
     with fresh.dagster_dev() as (_, ui):
-        wait_for(landed, timeout_s=300)
-        wait_for(alerted, timeout_s=300)
+        wait_for(landed)
+        wait_for(alerted)
         (warning,) = fresh.query("select text from affiliate.alert where title like %s", "%hours are left%")
         assert f"{bad}: it has not landed; fetchable until {bad + timedelta(days=6)} 23:59 UTC" in warning[0]
         assert [title for title in titles() if "lost" in title] == [f"{KEY}: {expired} is lost"]
@@ -55,7 +55,7 @@ def test_the_overdue_monitor_lands_a_gap_and_alerts_about_lost_days_and_controls
         def called() -> list[str]:
             return webhook.calls
 
-        wait_for(called, timeout_s=300)
+        wait_for(called)
         daemons = [process for process in fresh.processes() if "dagster._daemon" in command_of(process)]
         assert daemons
         kill(daemons)

@@ -50,7 +50,7 @@ def test_a_killed_run_is_reported_and_leaves_the_old_or_the_new_rows_and_its_day
         if ui.run_end(run_id) == "FAILURE":
             stored = versions(fresh, day)
             assert stored in ({0}, {1})
-            (alert,) = wait_for(lambda: [each for each in webhook.messages if run_id in each["message"]], timeout_s=300)
+            (alert,) = wait_for(lambda: [each for each in webhook.messages if run_id in each["message"]])
             # The process may have been killed after it materialized the day and before the run ended.
             assert alert["title"] in [f"{KEY} failed for {day}", *(["A run failed"] if stored == {1} else [])]
         else:  # The run ended before the kill.

@@ -121,7 +121,7 @@ def test_up_terminated_while_it_lands_stops_every_process_and_the_next_one_lands
     exchange.faults.slow_s = 5
     exchange.faults.mix(slow=1)
     with fresh.started(fresh.command("up", "--port", str(free_port()))) as up:
-        wait_for(lambda: exchange.requests, timeout_s=300)
+        wait_for(lambda: exchange.requests)
         assert up.stop(signal.SIGTERM) == 0
         assert fresh.processes() == []
     exchange.faults.clear()
