@@ -81,7 +81,7 @@ class Retention(Generic[SessionT]):
     requested_in_time: Callable[[SessionT, date], bool] | None = None
     # Another endpoint that has the same rows for longer.
     fallback: "Records[SessionT] | None" = None
-    # Expired days are never requested, not even with `trust_old`.
+    # `trust_old` does not permit expired days; `requested_in_time` still does.
     is_final: bool = False
 
 
@@ -144,9 +144,10 @@ class Endpoint(Generic[SessionT]):
         return f"{name}{ALIAS_SEPARATOR}{self.alias.upper()}" if is_own else name
 
     def require_own_key(self, variables: Mapping[str, str]) -> None:
-        """Raise `SettingsError` if an account before this one has the same key.
+        """Raise `SettingsError` if an account with an earlier variable name has the same key.
 
-        The same records would land in both accounts, and their sums would count them twice.
+        Only the first of them is used: the same records would otherwise land in both accounts, and their sums would
+        count them twice.
         """
         base, *_ = self.exchange.credentials(self.role)
         own = self.variable(base)

@@ -1,4 +1,4 @@
-"""What runs did at an exchange and has not landed yet, as rows of action logs."""
+"""Actions of runs at an exchange that have not landed yet, as rows of action logs."""
 
 from typing import Any, Final
 

@@ -93,7 +93,7 @@ def unusable_variables(variables: Mapping[str, str]) -> Iterator[UnusableVariabl
 
 
 def endpoints_of(assets: Iterable[str], declared: Iterable[Endpoint] = ENDPOINTS) -> list[Endpoint]:
-    """These assets' endpoints, in order; skips any that is no declared endpoint of some account."""
+    """The endpoints of these assets, in order; an asset without a declared one is skipped."""
     known = {(each.exchange.name, each.name): each for each in declared}
     parts = [(asset, known.get((asset.partition("/")[0], asset.rpartition("/")[2]))) for asset in assets]
     found = [(asset, each.for_account("/".join(asset.split("/")[1:-1]))) for asset, each in parts if each]

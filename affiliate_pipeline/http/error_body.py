@@ -15,6 +15,7 @@ MAX_MESSAGE_CHARACTERS = 200
 # Enough for any message.
 _MAX_TEXT_BYTES = 64 << 10
 _MAX_DEPTH = 5
+_MAX_ITEMS = 5
 _CODE_NAMES = ("code", "errorcode", "errcode", "errno", "retcode", "status", "statuscode")
 _MESSAGE_NAMES = (
     *("msg", "message", "messagedetail", "errormsg", "errmsg", "errormessage", "title", "error", "errors"),
@@ -42,8 +43,8 @@ _LONG_RANDOM = r"(?<![\w/.-])(?=\w*[0-9])(?=\w*[A-Za-z])\w{32,}(?![\w.])"
 class ErrorBody:
     """The error that a response's body describes.
 
-    `message` is one short redacted line, empty if the body is; `is_page`: HTML or XML; `is_message`: `message` is an
-    error message and not the beginning of data; `is_failure`: the body reports a failure, whatever the HTTP status.
+    `message` is one short redacted line, empty if the body has none; `is_page`: HTML or XML; `is_message`: `message` is
+    an error message and not the beginning of data; `is_failure`: the body reports a failure, whatever the HTTP status.
     """
 
     code: int | None
@@ -94,7 +95,7 @@ def _found(value: Any, depth: int = 0) -> Iterator[int | str]:
     if depth > _MAX_DEPTH or value is None or isinstance(value, bool):
         return
     if isinstance(value, list):
-        for each in cast(list[Any], value)[:_MAX_DEPTH]:
+        for each in cast(list[Any], value)[:_MAX_ITEMS]:
             yield from _found(each, depth + 1)
     elif isinstance(value, dict):
         fields = _fields(value)

@@ -137,7 +137,7 @@ def describe(sender: str, response: Response, error: ErrorBody, code_name: str =
     if error.code is not None:
         text += f", {code_name} {error.code}"
     if error.is_page:
-        text += " with a web page (HTML)"
+        text += " with a web page (HTML or XML)"
     message = error.message.rstrip(".")
     if message or error.code is not None:
         return f"{text}: {message or 'no message'}"

@@ -53,7 +53,8 @@ def by_id(get: GetPage) -> list[bytes]:
 def by_offset(get: GetPage, instant: str, identity: Sequence[str] = ()) -> list[bytes]:
     """All rows, where `start` is the number of rows before the page.
 
-    An unproven walk is trusted if the next one, whose pages begin elsewhere, finds the same rows and none twice.
+    An unproven walk is trusted if the next one, whose pages begin elsewhere, finds the same rows and, with
+    `identity`, none twice.
 
     Args:
         instant: The JSON name of the time that the rows are ordered by.

@@ -29,7 +29,7 @@ class LBankAuth(httpx.Auth):
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Yield the signed copy of the request."""
-        # Sent as headers, like LBank's official client, and as parameters, like the client of the affiliate domain.
+        # Sent as headers, like LBank's official client, and as parameters, like the known clients of the affiliate API.
         signing_params = {
             "timestamp": str(self._now_ms()),
             "signature_method": self._method,

@@ -1,4 +1,4 @@
-"""The table of kickback exports, one row per request; `advance` decides their states."""
+"""The table of kickback exports, one row per request; `advance` explains their states."""
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager
