@@ -78,7 +78,7 @@ def test_the_page_lists_the_same_missing_days_without_credentials(both_exchanges
         assert section(page(YESTERDAY)) == listed
 
 
-def test_with_neither_credentials_nor_landed_days_every_day_is_missing(sandbox, monkeypatch):
+def test_without_credentials_a_page_before_the_first_landed_day_lists_every_asset_as_missing(sandbox, monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{DAYS[-2]}")
     materialize(KEY, [YESTERDAY])
     assert add_up([YESTERDAY]).success

@@ -54,7 +54,7 @@ def row_of(endpoint: Endpoint, day: date, number: int) -> bytes:
 
 
 def day_of(endpoint: Endpoint) -> date:
-    """A day that can be landed: yesterday, or today where there is no other."""
+    """The day to land: yesterday for records; today for snapshots and action logs, which can land no other day."""
     today = datetime.now(endpoint.exchange.zone).date()
     return today - timedelta(days=1) if isinstance(endpoint, Records) else today
 

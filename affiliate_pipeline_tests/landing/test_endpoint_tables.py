@@ -55,7 +55,7 @@ def create(database_url: str) -> Callable[..., None]:
 
 @pytest.fixture
 def types(query) -> Callable[[str], dict[str, str]]:
-    """The columns of a table: type, and ` not null`."""
+    """Returns the type of each column of a table, followed by ` not null` if the column is not nullable."""
 
     def types(table: str) -> dict[str, str]:
         return dict(

@@ -205,7 +205,7 @@ def test_an_alert_longer_than_a_message_is_sent_alone():
 
 
 def examples() -> list[Alert]:
-    """One alert of each kind."""
+    """Alerts that the runbook quotes; `test_overdue.py` has the other ones."""
     rebates = BY_KEY[REBATES]
     cause = Problem(
         "refused",

@@ -159,7 +159,7 @@ def test_only_one_process_delivers_at_a_time(outbox, database_url):
         assert again
 
 
-def test_an_alert_is_open_until_its_days_have_landed_after_it(outbox, land):
+def test_a_failed_day_is_missing_until_it_has_landed_after_the_alert(outbox, land):
     land(DAYS[0], datetime.now(UTC) - HOUR)
     outbox.add(FAILED)
     (found,) = outbox.open_alerts()
@@ -173,7 +173,7 @@ def test_an_alert_is_open_until_its_days_have_landed_after_it(outbox, land):
     assert outbox.open_alerts()[0].missing == {}
 
 
-def test_an_asset_without_days_is_open_with_no_missing_day(outbox):
+def test_an_alert_about_an_asset_without_days_is_open_with_no_missing_day(outbox):
     outbox.add(Alert("run 3", "title", "text", {"lbank/roster": ()}))
     assert outbox.open_alerts()[0].missing == {"lbank/roster": frozenset()}
 

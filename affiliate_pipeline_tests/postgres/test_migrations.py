@@ -164,7 +164,7 @@ def test_an_upgraded_database_of_release_0_1_0_has_the_tables_of_a_new_one(datab
     assert query(columns) == expected
 
 
-def test_a_process_that_is_killed_while_it_adds_the_accounts_leaves_the_tables_to_the_next_one(database_url, query):
+def test_a_process_killed_while_it_adds_the_account_columns_adds_none_and_the_next_one_adds_all(database_url, query):
     with psycopg.connect(database_url) as connection:
         connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()))
     with_account = (

@@ -327,7 +327,10 @@ def test_a_nullable_field_must_not_be_missing():
 @FEW_EXAMPLES
 @given(st.lists(ROWS, min_size=1))
 def test_the_fast_and_the_slow_path_read_the_same_values(sent):
-    """Rows exactly as declared are read column by column (fast), all others field by field (slow)."""
+    """Rows are read column by column (fast) or field by field (slow).
+
+    The fast path needs valid rows of the declared types, with all names spelled as in the first row.
+    """
     declared = [
         json.dumps(
             {

@@ -165,7 +165,7 @@ def test_a_signed_request_has_the_timeouts_and_headers_of_the_original():
 
 
 @pytest.mark.parametrize("kind", ["rsa", "ed25519"])
-def test_a_key_may_be_a_pem_a_pem_with_literal_newlines_or_a_file(tmp_path, keys, secret_of, kind):
+def test_a_key_may_be_a_pem_a_pem_with_escaped_newlines_or_a_file(tmp_path, keys, secret_of, kind):
     path = tmp_path / "a key"
     path.write_text(secret_of[kind])
     for secret in (secret_of[kind], secret_of[kind].replace("\n", "\\n"), secret_of[kind].strip(), str(path)):

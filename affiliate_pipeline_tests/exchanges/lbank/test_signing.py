@@ -162,7 +162,7 @@ def test_the_error_of_an_unusable_key_names_its_defect_without_quoting_it(unusab
 
 
 def test_an_unknown_method_is_refused_without_quoting_it():
-    # A secret in the wrong setting, which the type does not permit.
+    # A secret set as the method by mistake. `Any`, because the type permits only the two methods.
     method: Any = HMAC_SECRET
     with pytest.raises(ValueError, match="neither HmacSHA256 nor RSA") as caught:
         LBankAuth(API_KEY, HMAC_SECRET, method, lambda: NOW_MS)

@@ -13,7 +13,7 @@ TAKEN_ID, OWNER = "hsp3wi", "xq.000@yahoo.co.jp"
 
 @pytest.fixture
 def call(sandbox, caller):
-    """Calls an endpoint with the account that it requires."""
+    """Calls an endpoint with the key of the role that it requires: partner or client."""
 
     def run(method, path, **params):
         caller.key = sandbox.binance.partner_key if path == CUSTOMIZATION else sandbox.binance.client_key

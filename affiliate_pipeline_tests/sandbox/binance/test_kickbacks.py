@@ -116,7 +116,7 @@ def test_the_file_has_the_configured_format(sandbox, caller, client, request_fil
     assert fetch(caller, client(HISTORY).json).body.startswith(beginning)
 
 
-def test_a_file_with_content_encoding_has_the_header(sandbox, caller, client, request_file):
+def test_a_file_gzipped_as_content_encoding_is_sent_with_that_http_header(sandbox, caller, client, request_file):
     sandbox.binance.kickbacks.form = FileForm(packed="encoding", url="text")
     request_file()
     response = fetch(caller, client(HISTORY).body.decode())

@@ -77,7 +77,7 @@ def test_a_missing_or_unknown_key_is_refused(caller, key):
         ("partner_key", {"kickback/historicalRecord": "GET POST"}),
     ],
 )
-def test_an_endpoint_of_the_other_account_is_refused(sandbox, caller, key, paths):
+def test_an_endpoint_of_the_other_role_is_refused(sandbox, caller, key, paths):
     caller.key = getattr(sandbox.binance, key)
     caller.secret = sandbox.binance.keys[caller.key]
     for path, methods in paths.items():
