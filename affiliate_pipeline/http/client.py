@@ -95,8 +95,9 @@ class Clock:
         except ExchangeError as error:
             log.warning("the exchange's clock could not be read: %s", redact(error))
             return True
-        if server_ms is not None:
-            self.set(server_ms)
+        if server_ms is None:
+            return True
+        self.set(server_ms)
         # Compare with the offset it was signed with: another request may have changed the current one meanwhile.
         if rejected.server_ms is not None and abs(self.offset_ms - rejected.signed_offset_ms) < CLOCK_TOLERANCE_MS:
             return False
