@@ -23,7 +23,7 @@ _SURROUNDING = r"[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u20
 _EDGES = re.compile(rf"\A{_SURROUNDING}|{_SURROUNDING}\Z")
 _PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
 _LOOPBACK_ENTRIES = "localhost,.localhost,127.0.0.0/8,::1"
-# By storage URL, newest last: the environment of each Dagster storage on an embedded server loaded by this process.
+# By storage URL, newest last: the environments of the Dagster storages that this process loaded on an embedded server.
 _on_embedded_storage: dict[str, Environment] = {}
 
 

@@ -92,7 +92,7 @@ class Landing:
     def land(self, missing: Iterable[tuple[Endpoint, list[date]]]) -> bool:
         """Land the days and report each run; True if every day has landed.
 
-        Assets of an account with the same partitions that miss the same consecutive days share a run.
+        Assets share a run if they are of the same account, have the same partitions and miss the same consecutive days.
         """
         runs: dict[tuple[str, bool, tuple[date, ...]], list[Endpoint]] = {}
         for endpoint, days in missing:

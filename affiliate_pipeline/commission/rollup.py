@@ -19,7 +19,7 @@ from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.errors import as_store_unavailable
 
 TABLE = "affiliate.daily_commission"
-# The columns as the migrations have created them: name, type and description.
+# The columns that the migrations create: name, type, and description in the data dictionary.
 COLUMNS = (
     ("partition_date", "date not null", "The day, in `zone`."),
     ("exchange", "text not null", "The exchange that paid it."),

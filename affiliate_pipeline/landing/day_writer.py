@@ -272,15 +272,15 @@ class DayWriter:
             names = ", ".join(value for each in lost for value in each.values())
             raise Shrunken(f"the exchange now refuses {names}, whose rows had landed")
 
-    def _landed_values(self, day: date, values: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
-        """Which of these values (by JSON name) occur in the day's landed rows, by column name.
+    def _landed_values(self, day: date, entries: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
+        """Those of the entries (see `DayBatch`) that match any landed row of the day.
 
-        An empty mapping matches any row.
+        Their values are by JSON name; the result has them by column name, as text.
         """
-        if not values:
+        if not entries:
             return []
         columns_of = {column.json_name: column.name for column in columns(self.endpoint.schema)}
-        compared = [columns_of[name] for name in values[0]]
+        compared = [columns_of[name] for name in entries[0]]
         found = self.connection.execute(
             sql.SQL("select distinct {} from {}").format(
                 sql.SQL(", ").join([sql.SQL("''"), *(sql.SQL("{}::text").format(sql.Identifier(n)) for n in compared)]),
@@ -288,7 +288,7 @@ class DayWriter:
             )
         ).fetchall()
         landed = {tuple(row) for _, *row in found}
-        texts = [tuple(map(str, each.values())) for each in values]
+        texts = [tuple(map(str, each.values())) for each in entries]
         return [dict(zip(compared, each, strict=True)) for each in texts if each in landed]
 
     def _replace(self, day: date, texts: Iterable[bytes], *, is_appended: bool, store_superseded: bool) -> None:

@@ -46,7 +46,10 @@ class Availability:
     _unproven: dict[date, ExchangeError] = field(default_factory=dict[date, ExchangeError])
 
     def is_promised(self, day: date, at_ms: int) -> bool:
-        """Whether the source promises the day at `at_ms`, prepares it, or is trusted to have it."""
+        """Whether the day counts as available at `at_ms` without a proof.
+
+        The source promises it, an export of it was requested in time, or `trust_old` assumes that the source has it.
+        """
         retention = retention_of(self.endpoint)
         if self.trust_old and isinstance(self.endpoint, Records) and not (retention and retention.is_final):
             return True
@@ -95,7 +98,7 @@ class Availability:
             for each in fetched:
                 if not isinstance(self.endpoint, ActionLog) and not self.still_has(each.day):
                     problem = self.expired(each.day).problem
-                    error = Expired(f"while it was being fetched, {problem.what}", problem.action)
+                    error = Expired(f"the day expired while it was being fetched: {problem.what}", problem.action)
                     received = each.error.received if isinstance(each, DayError) else ()
                     yield DayError(each.day, error.about(received), each.chunks)
                 elif isinstance(each, DayBatch) and self._is_early(each):

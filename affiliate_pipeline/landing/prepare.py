@@ -77,7 +77,7 @@ def blocks_of(batch: DayBatch, endpoint: Endpoint) -> Iterator[Block]:
 
 @dataclass(frozen=True)
 class PreparedDay:
-    """A fetched day and its blocks, readable once; `Invalid` is raised after the valid ones."""
+    """A fetched day and its blocks, readable once; reading them raises `Invalid` if any row is."""
 
     batch: DayBatch
     blocks: Iterator[Block]

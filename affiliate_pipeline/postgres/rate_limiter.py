@@ -16,8 +16,8 @@ from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "affiliate.lease"
 PRIVILEGES = {TABLE: "select insert update"}
-# With the window, longer than any request takes (see the timeouts of http.client), so that no two requests use a slot at
-# the same time.
+# A slot lease lasts this long plus the window: longer than any request takes (see the timeouts of http.client), so that
+# no two requests use a slot at the same time.
 SLOT_LEASE_S = 60
 MAX_WAIT_S = 300
 # Pauses set by another process are noticed up to this late: not every request of a slot lease queries the database.

@@ -65,8 +65,8 @@ class Account:
 class Sandbox:
     """The exchanges on a loopback port, served by threads of this process; a context manager.
 
-    `accounts`: the aliases of further accounts; afterwards, all accounts by alias. `binance`, `lbank` and `faults` are those
-    of the default account.
+    `accounts`: as an argument, the aliases of further accounts; as an attribute, all accounts by alias.
+    `binance`, `lbank` and `faults` are those of the default account.
     `rows_per_day`: the approximate number of Binance rebates. `users`: the number of users under LBank's affiliate.
     `rate_scale`: the factor by which all rate limit windows are shorter than the real ones.
     """

@@ -159,7 +159,7 @@ def test_a_day_that_expires_while_it_is_fetched_does_not_land(sandbox, query, mo
 
     run = materialize(KEY, [SETTLED])
 
-    assert "while it was being fetched, the day is beyond the 7 days" in run.failed[SETTLED]
+    assert "the day expired while it was being fetched: the day is beyond the 7 days" in run.failed[SETTLED]
     assert query("select * from affiliate.landing") == []
 
 

@@ -41,7 +41,7 @@ class Launcher(dg.DefaultRunLauncher):
         return CheckRunHealthResult(
             WorkerStatus.NOT_FOUND,
             "no process of this run is alive: it was killed, or its machine went down. Rows that had landed are "
-            "unchanged; materialize the days that are shown as failed again",
+            "unchanged; materialize again the days that are shown as failed",
         )
 
 

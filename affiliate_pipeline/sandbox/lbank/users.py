@@ -20,7 +20,8 @@ AGENT_LEVELS = range(1, 22)
 OTHER_LEVELS = (0, 99, 0, 0, 99, 100, 0, 99)
 OWN_OPEN_ID = "LBA0SANDBOX"
 FIRST_ID = 1000
-# The ids of accounts are this far apart, so that no two of them have a user or an openId in common.
+# The ids per block, and the number of blocks. An alias selects one block: accounts have users and openIds in common
+# only if their aliases select the same one.
 IDS_PER_ACCOUNT, MAX_ACCOUNTS = 10**5, 10**4
 FOUNDED_MS = start_of(date(2023, 11, 28))
 NEWCOMERS_SINCE_MS = start_of(date(2025, 1, 1))
