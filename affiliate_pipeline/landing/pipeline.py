@@ -222,9 +222,13 @@ class LandingRun:
         if any(True for _ in received()):
             received_at = datetime.fromtimestamp(self.available.requested_ms(fetched) / 1000, UTC)
             why = Rejection(self.session.source, received_at, problem.what, complete)
-            quarantine.store(self.writer.connection, self.endpoint.key, fetched.day, self.writer.run_id, why, received)
-            subject = "All rows are" if complete else "What was received of the day is"
-            problem = problem.adding(impact=f"{subject} stored unchanged in {quarantine.TABLE}")
+            run_id = self.writer.run_id
+            if quarantine.store(self.writer.connection, self.endpoint.key, fetched.day, run_id, why, received):
+                subject = "All rows are" if complete else "What was received of the day is"
+                impact = f"{subject} stored unchanged in {quarantine.TABLE}"
+            else:
+                impact = f"{quarantine.TABLE} still has the rows that an earlier run received, which are more complete"
+            problem = problem.adding(impact=impact)
         return self._failed(fetched.day, problem)
 
     def _land_rejected(self, day: date) -> Outcome:

@@ -27,8 +27,8 @@ class Rejection:
 
 def store(
     connection: Connection[Any], asset: str, day: date, run_id: str, why: Rejection, rows: Callable[[], Iterable[str]]
-) -> None:
-    """Store what was received for the day, replacing what was stored before.
+) -> bool:
+    """Store what was received for the day, replacing what was stored before; return whether it was stored.
 
     `rows` returns the JSON texts at each call. Incomplete rows replace neither complete ones nor a larger number of
     incomplete ones.
@@ -46,12 +46,13 @@ def store(
 
     with as_store_unavailable():
         if not why.complete and _has_better(connection, asset, day, sum(1 for _ in rows())):
-            return
+            return False
         try:
             replace(rows())
         except DataError:
             # jsonb cannot represent every JSON text: store each row as a JSON string instead.
             replace(map(json.dumps, rows()))
+    return True
 
 
 def _has_better(connection: Connection[Any], asset: str, day: date, rows: int) -> bool:

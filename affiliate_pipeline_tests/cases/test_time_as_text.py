@@ -130,3 +130,17 @@ def test_a_page_with_an_unreadable_id_is_stored_as_received(both_exchanges, quer
     assert "a row's `id` is 'x'" in run.failed[day].replace('"', "")
     assert query("select distinct complete, payload->>'id' from affiliate.rejected_row") == [(False, "x")]
     assert all("What was received of the day is stored unchanged" in reason for reason in run.failed.values())
+
+
+def test_fewer_rows_of_an_unreadable_page_do_not_replace_those_of_an_earlier_run(both_exchanges, query):
+    day = affiliates.DAYS[1]
+    both_exchanges.lbank.add_user(registered_ms=affiliates.at(day))
+    both_exchanges.faults.transform_row = lambda row: row | {"createTime": "x"}
+    both_exchanges.lbank.set_money([affiliates.deposit(day, number) for number in range(3)])
+    materialize("lbank/money_detail_list", [day])
+    both_exchanges.lbank.set_money([affiliates.deposit(day, 0)])
+
+    run = materialize("lbank/money_detail_list", [day])
+
+    assert "affiliate.rejected_row still has the rows that an earlier run received" in run.failed[day]
+    assert query("select count(*) from affiliate.rejected_row") == [(3,)]
