@@ -7,7 +7,6 @@ no settings and starts nothing.
 import codecs
 import io
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,9 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from affiliate_pipeline.domain.problem import SettingsError
-from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, Environment, Mode, text_of
+from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, Environment, Mode, stripped, text_of
 from affiliate_pipeline.exchanges.registry import is_any_exchange_configured
 
-# Stripped from values: white space, control characters, and invisible characters that editors and web pages add.
-_SURROUNDING = r"[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
-_EDGES = re.compile(rf"\A{_SURROUNDING}|{_SURROUNDING}\Z")
 _PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
 _LOOPBACK_ENTRIES = "localhost,.localhost,127.0.0.0/8,::1"
 # By storage URL, newest last: the environments of the Dagster storages that this process loaded on an embedded server.
@@ -143,7 +139,7 @@ def _variables_in(file: Path) -> dict[str, str | None]:
 
 def _nonempty(variables: Mapping[str, str | None]) -> dict[str, str]:
     """The variables that have a value, without surrounding white space."""
-    values = {name: _EDGES.sub("", value or "") for name, value in variables.items()}
+    values = {name: stripped(value) for name, value in variables.items()}
     return {name: value for name, value in values.items() if value}
 
 

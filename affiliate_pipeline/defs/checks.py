@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.landing.day_writer import SUPERSEDED, Landed
@@ -17,9 +18,9 @@ SAME_ROWS = "same_rows"
 MAX_DIFFERENCES = 100
 
 
-def check_specs(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
+def check_specs(endpoint: Endpoint, placement: Placement = OWN) -> Iterator[dg.AssetCheckSpec]:
     """The checks of the endpoint's asset."""
-    asset = dg.AssetKey.from_user_string(endpoint.key)
+    asset = placement.key(endpoint.key)
     yield dg.AssetCheckSpec(
         DAY_IS_SOUND,
         asset=asset,
@@ -43,12 +44,14 @@ def check_specs(endpoint: Endpoint) -> Iterator[dg.AssetCheckSpec]:
         )
 
 
-def evaluations(endpoint: Endpoint, store: Store, landed: Landed) -> Iterator[dg.AssetCheckEvaluation]:
-    """The evaluations of a landed day; a day that is not proven complete fails and has none."""
+def evaluations(
+    endpoint: Endpoint, asset: dg.AssetKey, store: Store, landed: Landed
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """The evaluations of the asset's landed day; a day that is not proven complete fails and has none."""
 
     def evaluation(check: str, passed: bool, text: str, metadata: dict[str, Any]) -> dg.AssetCheckEvaluation:
         return dg.AssetCheckEvaluation(
-            asset_key=dg.AssetKey.from_user_string(endpoint.key),
+            asset_key=asset,
             check_name=check,
             partition=landed.day.isoformat(),
             passed=passed,

@@ -13,80 +13,78 @@ from affiliate_pipeline.commission.figures import Figures, gather
 from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission
 from affiliate_pipeline.defs.dagster_internals import range_tags, sensor
 from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days
+from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import DAY, day_ranges, format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
-from affiliate_pipeline.domain.settings import Mode
 from affiliate_pipeline.exchanges.endpoint import Records
 
-COMMISSION = dg.AssetKey(["affiliate", "daily_commission"])
-REPORT = dg.AssetKey(["affiliate", "daily_report"])
+COMMISSION = "affiliate/daily_commission"
+REPORT = "affiliate/daily_report"
 # A synonym of UTC, so that these partitions differ from Binance's. Otherwise one run would land both, and one failed
 # Binance day would fail every day of these assets.
 ZONE = ZoneInfo("Etc/UTC")
-OWNER = "team:affiliate"
+GROUP = "affiliate"
 # A day is added up again only after nothing has landed for it for this long: its assets land one after the other.
 QUIET_S = 60
 
 
-def build_earnings(earning: Sequence[Records], start: date) -> dg.AssetsDefinition:
+def build_earnings(earning: Sequence[Records], start: date, placement: Placement = OWN) -> dg.AssetsDefinition:
     """The assets `affiliate/daily_commission` and `affiliate/daily_report` of these endpoints."""
     columns = [
         dg.TableColumn(name, kind.split()[0], about, dg.TableColumnConstraints(nullable="not null" not in kind))
         for name, kind, about in COLUMNS
     ]
     commission = dg.AssetSpec(
-        COMMISSION,
+        placement.key(COMMISSION),
         deps=[
-            dg.AssetDep(dg.AssetKey.from_user_string(each.key), partition_mapping=dg.IdentityPartitionMapping())
-            for each in earning
+            dg.AssetDep(placement.key(each.key), partition_mapping=dg.IdentityPartitionMapping()) for each in earning
         ],
         skippable=True,
-        group_name="affiliate",
+        group_name=placement.group_of(GROUP),
         kinds={"postgres"},
-        owners=[OWNER],
+        owners=placement.owners_of(GROUP),
         description="What was earned each day by exchange, account, kind and coin: added up exactly from the endpoints' tables, with "
         "a value in USDT only where the exchange gives one. Of several endpoints that report the same money, only one "
         "counts. Each exchange's days are in its own time zone.",
         metadata={"dagster/table_name": TABLE, "dagster/column_schema": dg.TableSchema(columns)},
     )
     report = dg.AssetSpec(
-        REPORT,
-        deps=[COMMISSION],
+        placement.key(REPORT),
+        deps=[placement.key(COMMISSION)],
         skippable=True,
-        group_name="affiliate",
+        group_name=placement.group_of(GROUP),
         kinds={"html"},
-        owners=[OWNER],
+        owners=placement.owners_of(GROUP),
         description="The day's report, in its metadata and as a page in `reports/`: charts of the last 30 days, top "
         "earners, and what is missing or may still change. It has the figures as of its rendering; `affiliate-pipeline "
         "report` renders the page again.",
     )
 
     @dg.multi_asset(
-        name="__".join(COMMISSION.path),
+        name=placement.key(COMMISSION).to_python_identifier(),
         specs=[commission, report],
         can_subset=True,
         partitions_def=daily(ZONE, start, today=False),
         backfill_policy=dg.BackfillPolicy.single_run(),
+        op_tags=placement.op_tags,
+        required_resource_keys=placement.required,
     )
-    def earnings(
-        context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[PipelineResource]
-    ) -> Iterator[dg.MaterializeResult[Any]]:
-        yield from _materialize(context, earning, pipeline)
+    def earnings(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
+        yield from _materialize(context, earning, placement)
 
     return earnings
 
 
 def _materialize(
-    context: dg.AssetExecutionContext, earning: Sequence[Records], pipeline: PipelineResource
+    context: dg.AssetExecutionContext, earning: Sequence[Records], placement: Placement
 ) -> Iterator[dg.MaterializeResult[Any]]:
+    pipeline, sums, report = placement.pipeline(context), placement.key(COMMISSION), placement.key(REPORT)
     days, selected = keys_to_days(context.partition_keys), sorted(context.selected_asset_keys)
     done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected}
     failed: dict[date, Problem] = {}
     try:
-        environment = pipeline.environment
-        configured = [endpoint for endpoint in earning if environment.is_any_set(endpoint.credentials)]
-        is_sandbox = environment.mode is Mode.SANDBOX
+        configured = [endpoint for endpoint in earning if pipeline.is_configured(endpoint)]
         with pipeline.store(context.run.run_id) as store:
             commission = Commission(store, earning)
             for day in days:
@@ -94,11 +92,11 @@ def _materialize(
                     what = f"no rows of {', '.join(endpoint.key for endpoint in earning)} have landed for this day"
                     failed[day] = Problem("nothing_landed", what, action="Materialize one of them first")
                     continue
-                figures = gather(commission, configured, day, environment.start_date, is_sandbox=is_sandbox)
-                if COMMISSION in done:
-                    done[COMMISSION][day] = _sums(figures)
-                if REPORT in done:
-                    done[REPORT][day] = _report(context, figures, environment.reports)
+                figures = gather(commission, configured, day, pipeline.start_date, is_sandbox=pipeline.is_sandbox)
+                if sums in done:
+                    done[sums][day] = _sums(figures)
+                if report in done:
+                    done[report][day] = _report(context, figures, pipeline.reports)
     except AffiliateError as error:
         problem = error.problem.adding(impact="Its sums are unchanged")
         failed |= dict.fromkeys({*days}.difference(failed, *done.values()), problem)
@@ -133,11 +131,13 @@ def _sums(figures: Figures) -> Metadata:
     }
 
 
-def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path) -> Metadata:
+def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path | None) -> Metadata:
     # Imported here: Jinja2 would take a tenth of the code location's import time.
     from affiliate_pipeline.commission.report import render
 
     metadata: Metadata = {"report": dg.MetadataValue.md(render.markdown(figures))}
+    if folder is None:
+        return metadata
     try:
         metadata["page"] = dg.PathMetadataValue(render.write(figures, folder))
     except OSError as error:  # if the disk is not writable, the metadata still contain the report
@@ -145,27 +145,31 @@ def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path) -
     return metadata
 
 
-def build_stale_days(earning: Sequence[Records]) -> dg.SensorDefinition:
+def build_stale_days(earning: Sequence[Records], placement: Placement = OWN) -> dg.SensorDefinition:
     """The sensor that requests runs of stale days."""
+    assets = [placement.key(COMMISSION), placement.key(REPORT)]
 
     @sensor(
-        target=[COMMISSION, REPORT],
+        name=placement.name("stale_days"),
+        target=assets,
+        default_status=placement.requests,
+        required_resource_keys=placement.required,
         minimum_interval_seconds=30,
         description="Adds a day up again when the rows that have landed for it have changed.",
     )
-    def stale_days(
-        _context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
-    ) -> list[dg.RunRequest]:
-        return _stale_days(earning, pipeline)
+    def stale_days(context: dg.SensorEvaluationContext) -> list[dg.RunRequest]:
+        return _stale_days(earning, assets, placement.pipeline(context))
 
     return stale_days
 
 
-def _stale_days(earning: Sequence[Records], pipeline: PipelineResource) -> list[dg.RunRequest]:
+def _stale_days(
+    earning: Sequence[Records], assets: Sequence[dg.AssetKey], pipeline: PipelineResource
+) -> list[dg.RunRequest]:
     """One run request per range of stale days."""
     now = datetime.now(UTC)
     with pipeline.store() as store:
-        first, last = pipeline.environment.start_date, now.date() - DAY
+        first, last = pipeline.start_date, now.date() - DAY
         stale = Commission(store, earning).stale(first, last, quiet_s=QUIET_S)
     # The run key allows the same days with the same content once an hour: a failed run is not repeated every tick.
     return [
@@ -174,7 +178,7 @@ def _stale_days(earning: Sequence[Records], pipeline: PipelineResource) -> list[
                 " ".join([f"{now:%Y-%m-%dT%H}", *(f"{day} {stale[day]}" for day in run)]).encode()
             ).hexdigest(),
             tags=range_tags(run),
-            asset_selection=[COMMISSION, REPORT],
+            asset_selection=assets,
         )
         for run in day_ranges(stale)
     ]

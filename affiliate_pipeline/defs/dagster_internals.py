@@ -5,10 +5,12 @@ Also which runs, sensors and schedules of a shared instance belong to this packa
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import date
+from functools import wraps
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
+from dagster._core.definitions.data_version import DATA_VERSION_IS_USER_PROVIDED_TAG, DATA_VERSION_TAG
 from dagster._core.launcher import CheckRunHealthResult as CheckRunHealthResult
 from dagster._core.launcher import WorkerStatus as WorkerStatus
 from dagster._core.remote_origin import RemoteRepositoryOrigin
@@ -36,12 +38,25 @@ CheckStatus = AssetCheckExecutionRecordStatus
 LOCATION = "affiliate_pipeline.definitions"
 # The types of Dagster's decorators name a bare `PathLike`, which strict checking rejects wherever they are used.
 _untyped: Any = dg
-schedule: Callable[..., Callable[[Callable[..., Any]], dg.ScheduleDefinition]] = _untyped.schedule
 
 
-def sensor(**options: Any) -> Callable[[Callable[..., Any]], dg.SensorDefinition]:
-    """Dagster's decorator, for a sensor that runs without being started in the UI."""
-    return _untyped.sensor(default_status=dg.DefaultSensorStatus.RUNNING, **options)
+def schedule(**options: Any) -> Callable[[Callable[[Any], Any]], dg.ScheduleDefinition]:
+    """Dagster's decorator, for a function of the context."""
+    return lambda function: _untyped.schedule(**options)(_ignoring_resources(function))
+
+
+def sensor(**options: Any) -> Callable[[Callable[[Any], Any]], dg.SensorDefinition]:
+    """Dagster's decorator, for a function of the context."""
+    return lambda function: _untyped.sensor(**options)(_ignoring_resources(function))
+
+
+def _ignoring_resources(function: Callable[[Any], Any]) -> Callable[..., Any]:
+    # If a test calls the sensor itself, Dagster adds `required_resource_keys` as arguments, which it does not in a tick.
+    @wraps(function)
+    def evaluate(context: Any, **_resources: object) -> Any:
+        return function(context)
+
+    return evaluate
 
 
 def range_tags(days: Sequence[date]) -> dict[str, str]:
@@ -54,6 +69,11 @@ def days_of(run: dg.DagsterRun) -> list[date]:
     first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG) or run.tags.get(PARTITION_NAME_TAG)
     last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG) or first
     return days_from(date.fromisoformat(first), date.fromisoformat(last)) if first and last else []
+
+
+def version_tags(version: str) -> dict[str, str]:
+    """The tags of a materialization that has this data version."""
+    return {DATA_VERSION_TAG: version, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
 
 
 def innermost_message(error: SerializableErrorInfo | None) -> str | None:

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
+from affiliate_pipeline.defs.dagster_internals import version_tags
 from affiliate_pipeline.domain.problem import Problem, grouped
 
 # Keys of the failure's metadata: the message for each day, and each distinct problem as fields with its days.
@@ -31,7 +32,8 @@ def log_landed(context: dg.AssetExecutionContext, landed: Mapping[dg.AssetKey, M
     """Log one materialization per landed day, for a step that fails."""
     for key, days in landed.items():
         for day, metadata in days.items():
-            context.log_event(dg.AssetMaterialization(key, partition=f"{day}", metadata=metadata))
+            version = version_tags(metadata["content_hash"]) if "content_hash" in metadata else None
+            context.log_event(dg.AssetMaterialization(key, partition=f"{day}", metadata=metadata, tags=version))
 
 
 def finish(

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from affiliate_pipeline.defs.checks import check_specs, evaluations
 from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days, log_landed
+from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
@@ -33,28 +34,29 @@ class LandingConfig(dg.Config):
     )
 
 
-def build_asset(endpoint: Endpoint, start: date) -> dg.AssetsDefinition:
+def build_asset(endpoint: Endpoint, start: date, placement: Placement = OWN) -> dg.AssetsDefinition:
     """The endpoint's asset, with its checks."""
 
     @dg.asset(
-        key=dg.AssetKey.from_user_string(endpoint.key),
+        key=placement.key(endpoint.key),
         description=endpoint.description,
         partitions_def=daily(endpoint.exchange.zone, start, today=not isinstance(endpoint, Records)),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        check_specs=[*check_specs(endpoint)],
+        check_specs=[*check_specs(endpoint, placement)],
         metadata={
             "dagster/column_schema": _column_schema(endpoint),
             "dagster/table_name": endpoint.table,
         },
-        group_name=endpoint.group,
+        group_name=placement.group_of(endpoint.group),
         kinds={"postgres", endpoint.exchange.name},
         # The team that has the account can correct its key.
-        owners=[f"team:{endpoint.group}_{endpoint.role}"],
+        owners=placement.owners_of(f"{endpoint.group}_{endpoint.role}"),
+        op_tags=placement.op_tags,
+        io_manager_key=placement.rows,
+        required_resource_keys=placement.required,
     )
-    def landed(
-        context: dg.AssetExecutionContext, config: LandingConfig, pipeline: dg.ResourceParam[PipelineResource]
-    ) -> Iterator[_Event]:
-        yield from _materialize(context, endpoint, Options(**config.model_dump()), pipeline)
+    def landed(context: dg.AssetExecutionContext, config: LandingConfig) -> Iterator[_Event]:
+        yield from _materialize(context, endpoint, Options(**config.model_dump()), placement.pipeline(context))
 
     return landed
 
@@ -77,7 +79,7 @@ def _materialize(
                 else:
                     landed[outcome.day] = _metadata(outcome)
                 if isinstance(outcome, Landed) and checks:
-                    yield from evaluations(endpoint, store, outcome)
+                    yield from evaluations(endpoint, context.asset_key, store, outcome)
     except AffiliateError as error:
         problem = error.problem.adding(impact="Rows that had landed are unchanged")
         failed |= dict.fromkeys({*days} - landed.keys() - failed.keys(), problem)
@@ -85,10 +87,12 @@ def _materialize(
         log_landed(context, {context.asset_key: landed})
         raise
     finish(context, {context.asset_key: landed}, failed, _description(endpoint, failed, len(landed)))
+    # The data version shows whether a day has changed. Dagster takes only one for all days of a successful run.
+    [version, *others] = [dg.DataVersion(metadata["content_hash"]) for metadata in landed.values()]
     for check in checks:
         # The evaluations were yielded per day, or come from the monitor; Dagster also requires an output per check.
         yield dg.Output(None, context.job_def.asset_layer.get_op_output_name(check))
-    yield dg.MaterializeResult()
+    yield dg.MaterializeResult(data_version=None if others else version)
 
 
 def _metadata(outcome: Landed | Retained) -> Metadata:
@@ -135,21 +139,23 @@ def _column_schema(endpoint: Endpoint) -> dg.TableSchema:
     return dg.TableSchema([*own, *added])
 
 
-def build_reference_table(table: ReferenceTable) -> dg.AssetsDefinition:
+def build_reference_table(table: ReferenceTable, placement: Placement = OWN) -> dg.AssetsDefinition:
     """An unpartitioned asset that refreshes the table."""
     endpoint = table.endpoint
 
     @dg.asset(
-        key=dg.AssetKey.from_user_string(table.key),
+        key=placement.key(table.key),
         description=table.description,
         metadata={"dagster/table_name": table.table},
-        group_name=endpoint.group,
+        group_name=placement.group_of(endpoint.group),
         kinds={"postgres", endpoint.exchange.name},
-        owners=[f"team:{endpoint.group}_{endpoint.role}"],
+        owners=placement.owners_of(f"{endpoint.group}_{endpoint.role}"),
+        op_tags=placement.op_tags,
+        io_manager_key=placement.rows,
+        required_resource_keys=placement.required,
     )
-    def refreshed(
-        context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[PipelineResource]
-    ) -> dg.MaterializeResult[Any]:
+    def refreshed(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        pipeline = placement.pipeline(context)
         try:
             with (
                 pipeline.store(context.run.run_id) as store,

@@ -1,25 +1,114 @@
 """The resource of assets, sensors and schedules: database, exchange sessions and settings."""
 
 import socket
-from collections.abc import Callable, Generator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from datetime import date
 from functools import cached_property
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.settings import Environment, Mode
 from affiliate_pipeline.exchanges.endpoint import Endpoint, SessionT
+from affiliate_pipeline.exchanges.registry import is_any_exchange_configured
+from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.landing.pipeline import connected
 from affiliate_pipeline.landing.store import Store
+from affiliate_pipeline.monitoring.delivery import AlertSettings
+from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
 
 
-class PipelineResource:
+class PipelineResource(ABC):
     """The database, exchange sessions and settings of a run or tick, read at their first use.
 
     So the code location loads without settings, network or database, an unusable setting fails only the days that need
     it, and no secret is part of a resource's config.
     """
+
+    # What sets the first partition, for messages.
+    start_date_variable = "start_date"
+    # Distinguishes these definitions' alerts from those of others that share the database.
+    scope = ""
+
+    @property
+    def reports(self) -> Path | None:
+        """The folder of the HTML reports; None: reports are only in the metadata."""
+        return None
+
+    @property
+    def is_sandbox(self) -> bool:
+        """Whether the exchanges are the sandbox."""
+        return False
+
+    @property
+    def is_any_exchange_configured(self) -> bool:
+        """Whether a real exchange is configured, for any account, complete or not."""
+        return True
+
+    @property
+    def has_alerts(self) -> bool:
+        """Whether alerts are delivered, so that they may be raised."""
+        return True
+
+    @property
+    @abstractmethod
+    def start_date(self) -> date:
+        """The first partition; raises `SettingsError`."""
+
+    @abstractmethod
+    def database_url(self) -> str:
+        """The database's `postgresql://` URL; raises `SettingsError`."""
+
+    @abstractmethod
+    def variable(self, name: str) -> str:
+        """The name under which this package's variable is found and reported, for those of no exchange."""
+
+    @abstractmethod
+    def variables_of(self, endpoint: Endpoint) -> Mapping[str, str]:
+        """The variables that the endpoint's session reads; raises `SettingsError`."""
+
+    @abstractmethod
+    def has_credentials(self, endpoint: Endpoint) -> bool:
+        """Whether at least one of the endpoint's credentials is set."""
+
+    @abstractmethod
+    def is_configured(self, endpoint: Endpoint) -> bool:
+        """Whether the endpoint's days are expected to land."""
+
+    @abstractmethod
+    def alerts(self) -> AlertSettings:
+        """Where alerts go; raises `SettingsError`."""
+
+    @abstractmethod
+    def network(self) -> Network:
+        """How this machine reaches other hosts."""
+
+    @contextmanager
+    def store(self, run_id: str | None = None) -> Generator[Store, None, None]:
+        """The database; with `run_id`, the run counts as live while the store is open."""
+        with Store(self.database_url()) as store:
+            if run_id is not None:
+                store.mark_run_live(run_id)
+            yield store
+
+    def outbox(self) -> Outbox:
+        """The alerts of these definitions."""
+        return Outbox(self.database_url(), self.scope)
+
+    def session(
+        self, endpoint: Endpoint[SessionT], store: Store, max_wait_s: float = MAX_WAIT_S
+    ) -> AbstractContextManager[SessionT]:
+        """A session with the endpoint's account, which shares its rate limits through the database."""
+        return connected(endpoint, store, self.variables_of(endpoint), max_wait_s)
+
+
+class EnvironmentPipeline(PipelineResource):
+    """The resource of this package's own code location, which its environment configures."""
+
+    start_date_variable = "AFFILIATE_START_DATE"
 
     def __init__(self, read: Callable[[], Environment]):
         self._read = read
@@ -29,23 +118,41 @@ class PipelineResource:
         """The settings, the same for the whole run or tick; raises `SettingsError`."""
         return self._read()
 
-    @contextmanager
-    def store(self, run_id: str | None = None) -> Generator[Store, None, None]:
-        """The database; with `run_id`, the run counts as live while the store is open."""
-        with Store(self.environment.database_url()) as store:
-            if run_id is not None:
-                store.mark_run_live(run_id)
-            yield store
+    @property
+    def reports(self) -> Path:
+        """The folder of the HTML reports."""
+        return self.environment.reports
 
-    def session(
-        self, endpoint: Endpoint[SessionT], store: Store, max_wait_s: float = MAX_WAIT_S
-    ) -> AbstractContextManager[SessionT]:
-        """A session with the endpoint's account, which shares its rate limits through the database.
+    @property
+    def is_sandbox(self) -> bool:
+        """Whether the exchanges are the sandbox."""
+        return self.environment.mode is Mode.SANDBOX
 
-        Raises `SettingsError` at once if the sandbox is not running: requests to it would be retried for minutes.
+    @property
+    def is_any_exchange_configured(self) -> bool:
+        """Whether a real exchange is configured, for any account, complete or not."""
+        return is_any_exchange_configured(self.environment.variables)
+
+    @property
+    def start_date(self) -> date:
+        """The first partition; raises `SettingsError`."""
+        return self.environment.start_date
+
+    def database_url(self) -> str:
+        """The configured database's URL, or the embedded one's; raises `SettingsError`."""
+        return self.environment.database_url()
+
+    def variable(self, name: str) -> str:
+        """The name itself."""
+        return name
+
+    def variables_of(self, endpoint: Endpoint) -> Mapping[str, str]:
+        """All variables; raises `SettingsError` at once if the sandbox is not running.
+
+        Requests to it would be retried for minutes.
         """
         variables = self.environment.variables
-        if self.environment.mode is Mode.SANDBOX:
+        if self.is_sandbox:
             base_url = variables[endpoint.exchange.base_url_variable]
             url = urlsplit(base_url)
             try:
@@ -54,4 +161,20 @@ class PipelineResource:
                 raise SettingsError(
                     f"the sandbox is not running at {base_url}", "Start it: `make up`, and leave that running"
                 ) from None
-        return connected(endpoint, store, variables, max_wait_s)
+        return variables
+
+    def has_credentials(self, endpoint: Endpoint) -> bool:
+        """Whether at least one of the endpoint's credentials is set."""
+        return self.environment.is_any_set(endpoint.credentials)
+
+    def is_configured(self, endpoint: Endpoint) -> bool:
+        """Whether at least one of the endpoint's credentials is set."""
+        return self.has_credentials(endpoint)
+
+    def alerts(self) -> AlertSettings:
+        """Where alerts go; raises `SettingsError`."""
+        return AlertSettings.load(self.environment.variables)
+
+    def network(self) -> Network:
+        """How this machine reaches other hosts."""
+        return Network(self.environment.variables)

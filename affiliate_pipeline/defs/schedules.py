@@ -7,52 +7,52 @@ from itertools import groupby
 import dagster as dg
 
 from affiliate_pipeline.defs.dagster_internals import range_tags, schedule
-from affiliate_pipeline.defs.resources import PipelineResource
+from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.domain.days import day_of
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
-from affiliate_pipeline.exchanges.registry import is_any_exchange_configured
 from affiliate_pipeline.landing.pipeline import now_ms
 
 
-def build_schedules(endpoints: Sequence[Endpoint], status: dg.DefaultScheduleStatus) -> list[dg.ScheduleDefinition]:
+def build_schedules(endpoints: Sequence[Endpoint], placement: Placement = OWN) -> list[dg.ScheduleDefinition]:
     """One schedule per account, kind (records or snapshots) and time of day."""
 
     def when(endpoint: Endpoint) -> tuple[str, bool, time | None]:
         return endpoint.group, not isinstance(endpoint, Records), endpoint.lands_at
 
     daily = sorted((endpoint for endpoint in endpoints if endpoint.lands_at), key=when)
-    return [_schedule(list(group), at, status) for (_, _, at), group in groupby(daily, when) if at]
+    return [_schedule(list(group), at, placement) for (_, _, at), group in groupby(daily, when) if at]
 
 
-def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultScheduleStatus) -> dg.ScheduleDefinition:
+def _schedule(endpoints: Sequence[Endpoint], at: time, placement: Placement) -> dg.ScheduleDefinition:
     exchange, is_snapshot = endpoints[0].exchange, not isinstance(endpoints[0], Records)
     lands = "today" if is_snapshot else "the last days, until they have settled"
     account = f" (account {endpoints[0].alias})" if endpoints[0].alias else ""
 
     @schedule(
         # Released names do not change: Dagster stores by name whether a schedule is stopped.
-        name=f"{endpoints[0].group}_{'observations' if is_snapshot else 'records'}_{at:%H%M}",
+        name=placement.name_of_account(
+            f"{endpoints[0].group}_{'observations' if is_snapshot else 'records'}_{at:%H%M}"
+        ),
         cron_schedule=f"{at.minute} {at.hour} * * *",
         execution_timezone=exchange.zone.key,
-        target=[dg.AssetKey.from_user_string(endpoint.key) for endpoint in endpoints],
-        default_status=status,
+        target=[placement.key(endpoint.key) for endpoint in endpoints],
+        default_status=placement.schedules,
+        required_resource_keys=placement.required,
         description=f"Lands {lands}{account}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose key is configured.",
     )
-    def land(
-        context: dg.ScheduleEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
-    ) -> list[dg.RunRequest] | dg.SkipReason:
+    def land(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         tick = context.scheduled_execution_time
         tick_ms = int(tick.timestamp() * 1000)
         today = day_of(tick_ms, exchange.zone)
         if is_snapshot and day_of(now_ms(), exchange.zone) > today:
             # Dagster evaluates a missed tick later, when a run for a day that is over can only fail.
             return dg.SkipReason(f"{today} is over, so its snapshot can no longer be taken")
-        environment = pipeline.environment
-        start = environment.start_date
+        pipeline = placement.pipeline(context)
+        start = pipeline.start_date
         # If no exchange is configured, request the runs anyway: they fail and report what to set.
-        is_any_configured = is_any_exchange_configured(environment.variables)
-        configured = [each for each in endpoints if environment.is_any_set(each.credentials) or not is_any_configured]
+        is_any_configured = pipeline.is_any_exchange_configured
+        configured = [each for each in endpoints if pipeline.is_configured(each) or not is_any_configured]
         if not configured:
             names = dict.fromkeys(name for endpoint in endpoints for name in endpoint.credentials)
             return dg.SkipReason(f"none of {', '.join(names)} is set")
@@ -60,10 +60,10 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, status: dg.DefaultSchedul
         for endpoint in configured:
             first = max(start, endpoint.timetable.lookback_start(tick_ms))
             if days := [each.day for each in expected_days(endpoint.timetable, first, tick_ms)]:
-                key = dg.AssetKey.from_user_string(endpoint.key)
+                key = placement.key(endpoint.key)
                 # Derived from the tick, so that evaluating it again requests no second run.
                 run_key = f"{endpoint.key} {tick.isoformat()}"
                 requests.append(dg.RunRequest(run_key, asset_selection=[key], tags=range_tags(days)))
-        return requests or dg.SkipReason(f"the days are before AFFILIATE_START_DATE, {start}")
+        return requests or dg.SkipReason(f"the days are before {pipeline.start_date_variable}, {start}")
 
     return land

@@ -19,6 +19,9 @@ DATABASE_VARIABLE = "AFFILIATE_DATABASE_URL"
 SET_VARIABLES_ACTION = "Set these variables in the environment or in .env (see README, Real accounts)"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _QUOTES = "\"'`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\xbb"
+# Stripped from values: white space, control characters, and invisible characters that editors and web pages add.
+_SURROUNDING = r"[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
+_EDGES = re.compile(rf"\A{_SURROUNDING}|{_SURROUNDING}\Z")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _HOST = re.compile(r"(?i)\[[0-9a-f:.]+\]|(?!.*\.\.)[a-z0-9_-]([a-z0-9_.-]{0,251}[a-z0-9_-])?\.?")
 
@@ -69,6 +72,23 @@ def quotes_in(name: str, value: str) -> list[str]:
     if value[0] in _QUOTES:
         return [f"{name} is in quotes, which count as a part of its value: remove them"]
     return []
+
+
+def stripped(value: str | None) -> str:
+    """The value of a variable without surrounding white space; empty if it is not set."""
+    return _EDGES.sub("", value or "")
+
+
+def database_url_in(name: str, value: str | None) -> str:
+    """The `postgresql://` URL that is this variable's value; raises `SettingsError`."""
+    if not value:
+        raise SettingsError(f"{name} is not set", SET_VARIABLES_ACTION)
+    if problems := quotes_in(name, value):
+        raise SettingsError(*problems)
+    scheme, separator, rest = value.partition("://")
+    if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
+        raise SettingsError(f"{name} is not a postgresql:// URL")
+    return f"postgresql://{rest}"
 
 
 @contextmanager
@@ -178,12 +198,4 @@ class Environment:
         """The database's `postgresql://` URL; raises `SettingsError` if none is set or started."""
         if self.embedded_url:
             return self.embedded_url
-        value = self.variables.get(DATABASE_VARIABLE)
-        if not value:
-            raise SettingsError(f"{DATABASE_VARIABLE} is not set", SET_VARIABLES_ACTION)
-        if problems := quotes_in(DATABASE_VARIABLE, value):
-            raise SettingsError(*problems)
-        scheme, separator, rest = value.partition("://")
-        if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
-            raise SettingsError(f"{DATABASE_VARIABLE} is not a postgresql:// URL")
-        return f"postgresql://{rest}"
+        return database_url_in(DATABASE_VARIABLE, self.variables.get(DATABASE_VARIABLE))

@@ -18,6 +18,7 @@ from affiliate_pipeline.schema.columns import Row
 # The session that an exchange opens for its endpoints. An endpoint only gets sessions of its own exchange, so code for
 # any exchange takes `Endpoint`, which means `Endpoint[Session]`.
 SessionT = TypeVar("SessionT", bound=Session, default=Session, covariant=True)
+VariableNames = tuple[tuple[str, str], ...]
 # Between a variable of the default account and the alias of a further one, in upper case.
 ALIAS_SEPARATOR = "__"
 
@@ -103,6 +104,9 @@ class Endpoint(Generic[SessionT]):
     lands_at: time | None = None
     # The account's alias; empty: the exchange's default account.
     alias: str = ""
+    # By a default account's variable, the name under which this account's value is found and reported. Without any,
+    # the variable has the alias as its suffix.
+    names: VariableNames = ()
 
     @property
     def key(self) -> str:
@@ -140,6 +144,8 @@ class Endpoint(Generic[SessionT]):
 
     def variable(self, name: str) -> str:
         """The account's own name of a default account's variable: `LBANK_OPEN_ID__ACME`."""
+        if self.names:
+            return dict(self.names).get(name, name)
         is_own = self.alias and name in self.exchange.account_variables
         return f"{name}{ALIAS_SEPARATOR}{self.alias.upper()}" if is_own else name
 
@@ -158,9 +164,9 @@ class Endpoint(Generic[SessionT]):
                     what, f"Set the key of another account, or remove the variables with {own}'s suffix"
                 )
 
-    def for_account(self, alias: str) -> Self:
+    def for_account(self, alias: str, names: VariableNames = ()) -> Self:
         """The same endpoint of another account."""
-        return replace(self, alias=alias)
+        return replace(self, alias=alias, names=names)
 
     def start_ms(self, day: date) -> int:
         """The first millisecond of the day in the exchange's zone."""
@@ -203,12 +209,12 @@ class Records(Endpoint[SessionT]):
     # The name of another endpoint that has the same rows: where both have landed a day, a check compares them.
     compared_with: str | None = None
 
-    def for_account(self, alias: str) -> Self:
+    def for_account(self, alias: str, names: VariableNames = ()) -> Self:
         """The same endpoint of another account, whose fallback is that account's."""
         retention = self.retention
         if retention and retention.fallback:
-            retention = replace(retention, fallback=retention.fallback.for_account(alias))
-        return replace(self, alias=alias, retention=retention)
+            retention = replace(retention, fallback=retention.fallback.for_account(alias, names))
+        return replace(self, alias=alias, names=names, retention=retention)
 
     @property
     def timetable(self) -> Timetable:
@@ -229,6 +235,8 @@ class ReferenceTable(Generic[SessionT]):
     endpoint: Endpoint[SessionT]
     # Refreshes the table; returns the asset's metadata: counts by name.
     refresh: Callable[[SessionT], Mapping[str, int]]
+    # The endpoints whose runs read it, by name.
+    read_by: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -240,9 +248,9 @@ class ReferenceTable(Generic[SessionT]):
         """The table, which all accounts share: `lbank.roster`."""
         return f"{self.endpoint.exchange.name}.{self.name}"
 
-    def for_account(self, alias: str) -> Self:
+    def for_account(self, alias: str, names: VariableNames = ()) -> Self:
         """The same table's rows of another account."""
-        return replace(self, endpoint=self.endpoint.for_account(alias))
+        return replace(self, endpoint=self.endpoint.for_account(alias, names))
 
 
 def retention_of(endpoint: Endpoint) -> Retention | None:

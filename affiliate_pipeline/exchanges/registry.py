@@ -106,7 +106,12 @@ def _aliases(exchange: Exchange, variables: Mapping[str, str]) -> list[str]:
     return sorted(each for each in found if each)
 
 
+def is_alias(text: str) -> bool:
+    """Whether a further account may have this alias."""
+    return _ALIAS.fullmatch(text) is not None
+
+
 def _alias(suffix: str) -> str | None:
     """The alias that a variable's suffix has in upper case; None if it is malformed."""
     alias = suffix.lower()
-    return alias if alias.upper() == suffix and _ALIAS.fullmatch(alias) else None
+    return alias if alias.upper() == suffix and is_alias(alias) else None

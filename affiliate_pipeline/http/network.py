@@ -25,6 +25,12 @@ import httpx
 from affiliate_pipeline.domain.redaction import redact, silence_http_logs
 from affiliate_pipeline.http.errors import ConnectionFailed, ExchangeError, NoResponse, UnusableNetwork
 
+# The variables that `Network` reads; those of proxies also in upper case.
+VARIABLES = (
+    *(each for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for each in (name, name.upper())),
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+)
 _LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=8)
 _SCHEMES = {"http": "http", "https": "https", "socks": "socks5", "socks5": "socks5", "socks5h": "socks5h"}
 # An entry of NO_PROXY: scheme, address in brackets or host, port.

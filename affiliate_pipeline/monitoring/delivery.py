@@ -26,10 +26,10 @@ class AlertSettings(Settings):
     heartbeat_url: SecretStr | None = None
     dagster_ui_url: BaseUrl = "http://localhost:3000"
 
-    def urls(self) -> Sequence[str]:
-        """The Apprise URLs, which contain secrets."""
+    def urls(self, variable: str = "ALERT_URLS") -> Sequence[str]:
+        """The Apprise URLs, which contain secrets; `variable` is their variable's name."""
         urls = self.alert_urls.get_secret_value() if self.alert_urls else ""
-        if urls and (problems := quotes_in("ALERT_URLS", urls)):
+        if urls and (problems := quotes_in(variable, urls)):
             raise SettingsError(*problems)
         # A URL may contain commas (`to=a@x.com,b@x.com`), but no white space.
         return [url.strip() for url in re.split(r",(?=[\s,]|$|\w+://)", urls) if url.strip()]

@@ -36,7 +36,14 @@ class OpenAlert:
 
 
 class Outbox(TableStore):
-    """The alerts and their deliveries."""
+    """The alerts of one scope, and their deliveries.
+
+    Sets of definitions that share a database have a scope each, since their alerts may have different targets.
+    """
+
+    def __init__(self, url: str, scope: str = "") -> None:
+        super().__init__(url)
+        self._scope = scope
 
     def add(self, alert: Alert, raised_at: datetime | None = None) -> bool:
         """Add the alert unless its key was ever added before; return whether it is new.
@@ -46,9 +53,9 @@ class Outbox(TableStore):
         title, text = redact(alert.title), redact(alert.text)
         failed = Jsonb({asset: [day.isoformat() for day in days] for asset, days in alert.failed.items()})
         is_new = self._execute(
-            f"insert into {TABLE} (key, title, text, failed, good_news, raised_at) "
-            "values (%s, %s, %s, %s, %s, coalesce(%s, now())) on conflict do nothing",
-            (alert.key, title, text, failed, alert.good_news, raised_at),
+            f"insert into {TABLE} (scope, key, title, text, failed, good_news, raised_at) "
+            "values (%s, %s, %s, %s, %s, %s, coalesce(%s, now())) on conflict do nothing",
+            (self._scope, f"{self._scope}{alert.key}", title, text, failed, alert.good_news, raised_at),
         ).rowcount
         if is_new:
             # Log it, since no target may be configured.
@@ -57,7 +64,8 @@ class Outbox(TableStore):
 
     def try_exclusive(self) -> AbstractContextManager[bool]:
         """Yield whether no other process is delivering; two would send everything twice."""
-        return try_locked(self._connection, Lock("affiliate_pipeline.alert"), "the delivery of alerts")
+        lock = Lock("affiliate_pipeline.alert", self._scope or None)
+        return try_locked(self._connection, lock, "the delivery of alerts")
 
     def due(self, target: str) -> list[tuple[Alert, int]]:
         """The target's due alerts with their failed attempts; fewest attempts first, then oldest.
@@ -70,10 +78,10 @@ class Outbox(TableStore):
             f"from {TABLE} left join {DELIVERIES} on alert = key and target = %(target)s "
             f"cross join (select bool_or(delivered_at is null) as failing, bool_or(delivered_at is not null) as accepted "
             f"from {DELIVERIES} where target = %(target)s and next_attempt_at > now()) paused "
-            "where alert.delivered_at is null and alert_delivery.delivered_at is null "
+            "where scope = %(scope)s and alert.delivered_at is null and alert_delivery.delivered_at is null "
             "and accepted is not true and (attempts is null or failing is not true) "
             "order by coalesce(attempts, 0), raised_at, key",
-            {"target": target},
+            {"target": target, "scope": self._scope},
         )
         return [(_alert(*alert), attempts) for attempts, *alert in rows]
 
@@ -89,7 +97,8 @@ class Outbox(TableStore):
         return self._undelivered("raised_at < now() - %s", after)
 
     def _undelivered(self, condition: LiteralString, value: object) -> int:
-        [(count,)] = self._execute(f"select count(*) from {TABLE} where delivered_at is null and {condition}", (value,))
+        undelivered = f"select count(*) from {TABLE} where scope = %s and delivered_at is null and {condition}"
+        [(count,)] = self._execute(undelivered, (self._scope, value))
         return count
 
     def failing_targets(self) -> set[str]:
@@ -140,19 +149,22 @@ class Outbox(TableStore):
         """Mark as delivered the alerts that all targets accepted; drop failures of removed targets."""
         with as_store_unavailable(), self._connection.transaction():
             self._execute(
-                f"update {TABLE} set delivered_at = now() where delivered_at is null and %s::text[] <@ array("
-                f"select target from {DELIVERIES} where alert = key and alert_delivery.delivered_at is not null)",
-                (list(targets),),
+                f"update {TABLE} set delivered_at = now() where scope = %s and delivered_at is null and %s::text[] <@ "
+                f"array(select target from {DELIVERIES} where alert = key and alert_delivery.delivered_at is not null)",
+                (self._scope, list(targets)),
             )
             self._execute(
-                f"delete from {DELIVERIES} where delivered_at is null and not target = any(%s)", (list(targets),)
+                f"delete from {DELIVERIES} each using {TABLE} where key = alert and scope = %s "
+                "and each.delivered_at is null and not target = any(%s)",
+                (self._scope, list(targets)),
             )
 
     def open_alerts(self) -> list[OpenAlert]:
         """The alerts whose failed days have not been reported as landed."""
         rows = self._execute(
             f"select raised_at, key, title, text, failed, good_news from {TABLE} "
-            "where recovered_at is null and failed <> '{}' order by raised_at, key"
+            "where scope = %s and recovered_at is null and failed <> '{}' order by raised_at, key",
+            (self._scope,),
         ).fetchall()
         return [self._open(raised_at, _alert(*alert)) for raised_at, *alert in rows]
 

@@ -13,7 +13,8 @@ import dagster as dg
 
 from affiliate_pipeline import definitions, environment
 from affiliate_pipeline.defs.checks import evaluations
-from affiliate_pipeline.defs.resources import PipelineResource
+from affiliate_pipeline.defs.placement import OWN
+from affiliate_pipeline.defs.resources import EnvironmentPipeline
 from affiliate_pipeline.landing.pipeline import Failed, Landed, Options, Retained, land_days
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def land(key: str, days: Sequence[date], **options: bool) -> DirectRun:
     """
     catalog = definitions.configured_catalog(environment.configured().variables)
     endpoint = next(endpoint for endpoint in catalog.endpoints if endpoint.key == key)
-    pipeline, run_id, run = PipelineResource(environment.configured), str(uuid4()), DirectRun()
+    pipeline, run_id, run = EnvironmentPipeline(environment.configured), str(uuid4()), DirectRun()
     with pipeline.store(run_id) as store, pipeline.session(endpoint, store) as session:
         for outcome in land_days(
             endpoint, days, session=session, store=store, run_id=run_id, options=Options(**options)
@@ -58,7 +59,7 @@ def land(key: str, days: Sequence[date], **options: bool) -> DirectRun:
                     run.retained[outcome.day] = outcome
                 case Landed():
                     run.landed[outcome.day] = outcome
-                    run.checks.extend(evaluations(endpoint, store, outcome))
+                    run.checks.extend(evaluations(endpoint, OWN.key(key), store, outcome))
     for text in [*run.failed.values(), *(f"{check.description}" for check in run.checks)]:
         log.debug("%s: %s", key, text)
     return run

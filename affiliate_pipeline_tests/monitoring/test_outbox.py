@@ -190,3 +190,20 @@ def test_a_recovery_is_reported_once(outbox):
     outbox.recover([FAILED], recovery)
     assert outbox.open_alerts() == []
     assert due(outbox) == [FAILED, recovery]
+
+
+def test_definitions_that_share_a_database_deliver_only_their_own_alerts(outbox, database_url):
+    with Outbox(database_url, "desk_") as other:
+        outbox.add(FAILED)
+        other.add(FAILED)
+        outbox.record_failure("a", [FAILED], HOUR, HOUR)
+
+        other.record_delivery("b", due(other, "b"), SECOND)
+        other.complete_deliveries(["b"])
+
+        assert (due(other, "b"), other.count_overdue(timedelta())) == ([], 0)
+        assert (outbox.count_undelivered("a"), outbox.failing_targets()) == (1, {"a"})
+        other.recover([each.alert for each in other.open_alerts()], OTHER)
+        assert [each.alert for each in outbox.open_alerts()] == [FAILED]
+        with outbox.try_exclusive() as first, other.try_exclusive() as second:
+            assert (first, second) == (True, True)

@@ -9,10 +9,9 @@ from operator import itemgetter
 import dagster as dg
 
 from affiliate_pipeline.defs.dagster_internals import sensor
-from affiliate_pipeline.defs.resources import PipelineResource
+from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.monitoring import alerts, delivery
-from affiliate_pipeline.monitoring.delivery import AlertSettings
 from affiliate_pipeline.monitoring.outbox import TABLE, OpenAlert, Outbox
 
 # The time between two messages to a target, so that alerts of several ticks are bundled too.
@@ -28,37 +27,38 @@ class Undelivered(Exception):
     """Some of ALERT_URLS did not accept their alerts; delivery to them is retried."""
 
 
-def build_alert_delivery(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
+def build_alert_delivery(endpoints: Sequence[Endpoint], placement: Placement = OWN) -> dg.SensorDefinition:
     """The sensor that delivers alerts about these endpoints' assets."""
     # By asset key, the asset that can land its days as a fallback.
     fallbacks = {endpoint.key: other.asset for endpoint in endpoints if (other := endpoint.timetable.fallback)}
 
     @sensor(
+        name=placement.name("alert_delivery"),
+        default_status=placement.monitoring,
+        required_resource_keys=placement.required,
         minimum_interval_seconds=10,
         description="Sends alerts to ALERT_URLS, several at once as one message; retries targets that did not accept theirs; "
         "reports when all failed days of an alert have landed.",
     )
-    def alert_delivery(
-        context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
-    ) -> dg.SkipReason:
-        return _evaluate(context, pipeline, fallbacks)
+    def alert_delivery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        return _evaluate(context, placement, fallbacks)
 
     return alert_delivery
 
 
-def _evaluate(
-    context: dg.SensorEvaluationContext, pipeline: PipelineResource, fallbacks: Mapping[str, str]
-) -> dg.SkipReason:
+def _evaluate(context: dg.SensorEvaluationContext, placement: Placement, fallbacks: Mapping[str, str]) -> dg.SkipReason:
     """Deliver due alerts; raises `Undelivered` after trying every target."""
-    urls = AlertSettings.load(pipeline.environment.variables).urls()
-    with Outbox(pipeline.environment.database_url()) as outbox, outbox.try_exclusive() as is_exclusive:
+    pipeline = placement.pipeline(context)
+    variable = pipeline.variable("ALERT_URLS")
+    urls = pipeline.alerts().urls(variable)
+    with pipeline.outbox() as outbox, outbox.try_exclusive() as is_exclusive:
         if not is_exclusive:
             return dg.SkipReason("another process is delivering")
         try:
-            _report_recovered(outbox, context.instance, fallbacks)
+            _report_recovered(outbox, context.instance, placement, fallbacks)
         finally:
             # Send alerts even if the search for landed days fails.
-            problems = _deliver(outbox, urls)
+            problems = _deliver(outbox, urls, variable)
             for problem in problems:
                 context.log.error(problem)
     if problems:
@@ -66,7 +66,7 @@ def _evaluate(
     return dg.SkipReason("every alert that could be sent in this tick has been sent")
 
 
-def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
+def _deliver(outbox: Outbox, urls: Sequence[str], variable: str) -> list[str]:
     """Send the alerts that `Outbox.due` permits; return problems, with URLs by position only."""
     targets = {delivery.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
     problems: list[str] = []
@@ -80,7 +80,7 @@ def _deliver(outbox: Outbox, urls: Sequence[str]) -> list[str]:
             if problem := delivery.send(url, message):
                 attempts, next_attempt = outbox.record_failure(target, message.alerts, FIRST_PAUSE, MAX_PAUSE)
                 problems.append(
-                    f"ALERT_URLS: entry {place} {problem} (attempt {attempts}: {message.title}); undelivered alerts for it in "
+                    f"{variable}: entry {place} {problem} (attempt {attempts}: {message.title}); undelivered alerts for it in "
                     f"{TABLE}: {outbox.count_undelivered(target)}; next attempt at {next_attempt:%H:%M:%S} UTC"
                 )
                 break
@@ -101,10 +101,12 @@ def _messages(due: Sequence[tuple[alerts.Alert, int]]) -> Iterator[delivery.Mess
         yield from delivery.messages(group[alone:])
 
 
-def _report_recovered(outbox: Outbox, instance: dg.DagsterInstance, fallbacks: Mapping[str, str]) -> None:
+def _report_recovered(
+    outbox: Outbox, instance: dg.DagsterInstance, placement: Placement, fallbacks: Mapping[str, str]
+) -> None:
     """Add one message about all alerts whose failed days have landed since."""
     waiting = outbox.open_alerts()
-    materialized = _last_materialized(instance, waiting, fallbacks)
+    materialized = _last_materialized(instance, waiting, placement, fallbacks)
     recovered = [
         each.alert
         for each in waiting
@@ -119,7 +121,7 @@ def _report_recovered(outbox: Outbox, instance: dg.DagsterInstance, fallbacks: M
 
 
 def _last_materialized(
-    instance: dg.DagsterInstance, waiting: Sequence[OpenAlert], fallbacks: Mapping[str, str]
+    instance: dg.DagsterInstance, waiting: Sequence[OpenAlert], placement: Placement, fallbacks: Mapping[str, str]
 ) -> dict[tuple[str, date | None], float]:
     """The last materialization (Unix time) of each asset and day that the alerts wait for.
 
@@ -132,7 +134,7 @@ def _last_materialized(
         for key in filter(None, (asset, fallbacks.get(asset))):
             records = instance.fetch_materializations(
                 dg.AssetRecordsFilter(
-                    dg.AssetKey.from_user_string(key),
+                    placement.key(key),
                     asset_partitions=sorted({f"{day}" for each in concerned for day in each.missing[asset]}) or None,
                     after_timestamp=min(each.raised_at for each in concerned).timestamp(),
                 ),

@@ -7,6 +7,7 @@ sensor or schedule fails. In a shared Dagster instance, they cover only this pac
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -14,7 +15,6 @@ import dagster as dg
 from dagster import AssetKey, DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun
 
 from affiliate_pipeline.defs.checks import DAY_IS_SOUND, SAME_ROWS
-from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
 from affiliate_pipeline.defs.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
     WILL_RETRY_TAG,
@@ -29,14 +29,13 @@ from affiliate_pipeline.defs.dagster_internals import (
     sensor,
 )
 from affiliate_pipeline.defs.day_outcomes import problems_in
+from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.exchanges.registry import Catalog
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.monitoring import alerts
-from affiliate_pipeline.monitoring.delivery import AlertSettings
-from affiliate_pipeline.monitoring.outbox import Outbox
 
 RUNS_PER_TICK = 200
 DAY_S = 86_400
@@ -56,36 +55,46 @@ class _Undecided(Exception):
     """Dagster may still launch a retry of a failed run."""
 
 
-# This package's assets, with the endpoint of those that have one.
-_OwnAssets = Mapping[AssetKey, Endpoint | None]
+@dataclass(frozen=True)
+class _OwnAsset:
+    """An asset of this package: its key without the prefix, and its endpoint if it has one."""
+
+    key: str
+    endpoint: Endpoint | None = None
 
 
-def build_failed_run_alert(catalog: Catalog) -> dg.SensorDefinition:
-    """The sensor that raises alerts about runs of the catalog's assets, or of assets derived from them."""
-    endpoints = {AssetKey.from_user_string(each.key): each for each in catalog.endpoints}
-    tables = (AssetKey.from_user_string(each.key) for each in catalog.reference_tables)
-    own: _OwnAssets = {**endpoints, **dict.fromkeys([*tables, COMMISSION, REPORT])}
+_OwnAssets = Mapping[AssetKey, _OwnAsset]
+
+
+def build_failed_run_alert(
+    catalog: Catalog, derived: Iterable[str] = (), placement: Placement = OWN
+) -> dg.SensorDefinition:
+    """The sensor that raises alerts about runs of the catalog's assets, or of those `derived` from them."""
+    assets = [_OwnAsset(each.key, each) for each in catalog.endpoints]
+    assets += map(_OwnAsset, [*(each.key for each in catalog.reference_tables), *derived])
+    own: _OwnAssets = {placement.key(each.key): each for each in assets}
 
     @sensor(
+        name=placement.name("failed_run_alert"),
+        default_status=placement.monitoring,
+        required_resource_keys=placement.required,
         minimum_interval_seconds=15,
         description="Raises one alert per failed run, with the asset, exactly the days that failed, why, and until when "
         "they can be fetched; and one per run whose checks failed. Includes runs started from the command line.",
     )
-    def failed_run_alert(
-        context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
-    ) -> dg.SkipReason:
-        return _evaluate(context, pipeline, own)
+    def failed_run_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        return _evaluate(context, placement.pipeline(context), own)
 
     return failed_run_alert
 
 
 def _evaluate(context: dg.SensorEvaluationContext, pipeline: PipelineResource, own: _OwnAssets) -> dg.SkipReason:
     """Raise the alerts; a failed tick is repeated, unlike with Dagster's run failure sensor."""
-    ui = AlertSettings.load(pipeline.environment.variables).dagster_ui_url
+    ui = pipeline.alerts().dagster_ui_url
     # Ignore failures older than a day: the overdue monitor reports what is still missing.
     cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - DAY_S}
     raised = 0
-    with Outbox(pipeline.environment.database_url()) as outbox:
+    with pipeline.outbox() as outbox:
         for event_type in (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED):
             is_decided = True
             for record in _ended(context.instance, event_type, cursor):
@@ -183,11 +192,11 @@ def _failed_assets(
     for key in sorted(own):
         if missing := [day for asset, day in planned - landed if asset == key]:
             yield alerts.FailedAsset(
-                key.to_user_string(),
+                own[key].key,
                 sorted(day for day in map(_day, missing) if day),
                 landed=sum(asset == key for asset, _ in landed),
                 problems=problems.get(key, {}),
-                endpoint=own[key],
+                endpoint=own[key].endpoint,
             )
 
 
@@ -214,23 +223,27 @@ def _failed_checks(
         check = event.asset_check_evaluation_data
         if check.passed or check.check_name not in REPORTED_CHECKS or check.asset_key not in own:
             continue
-        name = check.asset_key.to_user_string(), check.check_name
+        name = own[check.asset_key].key, check.check_name
         failed.setdefault(name, {})[_day(check.partition)] = check.description or ""
     return failed
 
 
-def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleDefinition]) -> dg.SensorDefinition:
+def build_failing_tick_alert(
+    others: Sequence[dg.SensorDefinition | dg.ScheduleDefinition], placement: Placement = OWN
+) -> dg.SensorDefinition:
     """The sensor that reports when these sensors or schedules, or itself, fail."""
 
     @sensor(
+        name=placement.name("failing_tick_alert"),
+        default_status=placement.monitoring,
+        required_resource_keys=placement.required,
         minimum_interval_seconds=30,
         description="Raises an alert when a sensor or schedule fails, once until a tick succeeds again.",
     )
-    def failing_tick_alert(
-        context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
-    ) -> dg.SkipReason:
+    def failing_tick_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        pipeline = placement.pipeline(context)
         own = {failing_tick_alert.name, *(each.name for each in others)}
-        ui = AlertSettings.load(pipeline.environment.variables).dagster_ui_url
+        ui = pipeline.alerts().dagster_ui_url
         states = context.instance.all_instigator_state(
             instigator_statuses={InstigatorStatus.RUNNING, InstigatorStatus.DECLARED_IN_CODE}
         )
@@ -242,7 +255,7 @@ def build_failing_tick_alert(others: Sequence[dg.SensorDefinition | dg.ScheduleD
             if state.instigator_name in own and is_own_repository(context, state.origin.repository_origin)
             if (alert := _failing(context.instance, state, ui))
         ]
-        with Outbox(pipeline.environment.database_url()) as outbox:
+        with pipeline.outbox() as outbox:
             raised = sum(map(outbox.add, failing))
         return dg.SkipReason(f"{raised} alerts raised")
 

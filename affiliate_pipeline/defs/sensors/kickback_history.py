@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from affiliate_pipeline.defs.dagster_internals import NOT_FINISHED_STATUSES, range_tags, schedule, selected, sensor
-from affiliate_pipeline.defs.resources import PipelineResource
+from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.domain.days import day_ranges, format_days, utc_text
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.problem import SettingsError
@@ -22,7 +22,6 @@ from affiliate_pipeline.exchanges.binance.kickback_export.exports import (
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.http.errors import ExchangeError
 from affiliate_pipeline.monitoring.alerts import Alert
-from affiliate_pipeline.monitoring.outbox import Outbox
 
 EXPORT_TAG = "affiliate/collection"
 MAX_RUNS = 3
@@ -39,11 +38,6 @@ class ExportEndpoints:
     history: Records[BinanceSession]
 
     @property
-    def key(self) -> dg.AssetKey:
-        """The asset that lands exports."""
-        return dg.AssetKey.from_user_string(self.history.key)
-
-    @property
     def unset(self) -> str:
         """Why nothing is done without the account's credentials."""
         return f"{' and '.join(self.history.credentials)} are not set"
@@ -56,42 +50,44 @@ class ExportEndpoints:
 
 def export_endpoints(endpoints: Sequence[Endpoint[Any]]) -> Iterator[ExportEndpoints]:
     """Those of each account that has the history among its endpoints."""
-    for alias in (each.alias for each in endpoints if each.strategy == HISTORY.strategy):
-        yield ExportEndpoints(*(each.for_account(alias) for each in (RECENT_KICKBACKS, HISTORY_REQUEST, HISTORY)))
+    for each in endpoints:
+        if each.strategy == HISTORY.strategy:
+            kickbacks = RECENT_KICKBACKS, HISTORY_REQUEST, HISTORY
+            yield ExportEndpoints(*(declared.for_account(each.alias, each.names) for declared in kickbacks))
 
 
-def build_kickback_history(account: ExportEndpoints) -> dg.SensorDefinition:
+def build_kickback_history(account: ExportEndpoints, placement: Placement = OWN) -> dg.SensorDefinition:
     """The sensor that polls for the account's exports and requests the runs that land them."""
 
     @sensor(
-        name="_".join(filter(None, ("kickback_history", account.history.alias))),
-        asset_selection=[account.key],
+        name=placement.name_of_account("_".join(filter(None, ("kickback_history", account.history.alias)))),
+        asset_selection=[placement.key(account.history.key)],
+        default_status=placement.requests,
+        required_resource_keys=placement.required,
         minimum_interval_seconds=10,
         description=f"Requests waiting exports{account.of_account}, polls for their files, and starts the runs that land "
         "them.",
     )
-    def kickback_history(
-        context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
-    ) -> dg.RunRequest | dg.SkipReason:
-        return _evaluate(context, pipeline, account)
+    def kickback_history(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        return _evaluate(context, account, placement)
 
     return kickback_history
 
 
 def _evaluate(
-    context: dg.SensorEvaluationContext, pipeline: PipelineResource, account: ExportEndpoints
+    context: dg.SensorEvaluationContext, account: ExportEndpoints, placement: Placement
 ) -> dg.RunRequest | dg.SkipReason:
     """Advance the exports, request the run that lands a ready file, and report expired exports."""
-    environment = pipeline.environment
-    if not environment.is_any_set(account.history.credentials):
+    pipeline = placement.pipeline(context)
+    if not pipeline.has_credentials(account.history):
         return dg.SkipReason(account.unset)
-    if not needs_attention(environment.database_url()):
+    if not needs_attention(pipeline.database_url()):
         return dg.SkipReason("no export is open")
     try:
         with (
             pipeline.store() as store,
             pipeline.session(account.history, store, MAX_PAUSE_S) as session,
-            Outbox(store.url) as outbox,
+            pipeline.outbox() as outbox,
         ):
             exports = session.exports()
             try:
@@ -99,9 +95,10 @@ def _evaluate(
             except ExchangeError as error:
                 context.log.warning(f"the export could not be requested: {error}")
             # Before the alerts, so that an export that expires here gets one.
-            request = _landing(context, exports, account.key)
+            request = _landing(context, exports, placement.key(account.history.key))
             for export in filter(lambda each: each.is_just_expired, exports.refresh()):
-                outbox.add(expired_alert(account, export, session.now_ms()))
+                if pipeline.has_alerts:
+                    outbox.add(expired_alert(account, export, session.now_ms()))
             return request
     except SettingsError as error:
         return dg.SkipReason(str(error))
@@ -154,22 +151,22 @@ def expired_alert(account: ExportEndpoints, export: KickbackExport, now_ms: int)
     )
 
 
-def build_missed_days_schedule(account: ExportEndpoints, status: dg.DefaultScheduleStatus) -> dg.ScheduleDefinition:
+def build_missed_days_schedule(account: ExportEndpoints, placement: Placement = OWN) -> dg.ScheduleDefinition:
     """The daily schedule that requests the account's days that only an export can still return."""
     recent, history = account.recent, account.history
 
     @schedule(
-        name=f"{history.group}_kickback_history_0045",
+        name=placement.name_of_account(f"{history.group}_kickback_history_0045"),
         cron_schedule="45 0 * * *",
         execution_timezone="UTC",
-        target=[dg.AssetKey.from_user_string(account.request.key)],
-        default_status=status,
+        target=[placement.key(account.request.key)],
+        default_status=placement.schedules,
+        required_resource_keys=placement.required,
         description=f"Requests days that {recent.key} missed, at 00:45 UTC: one run per range of days.",
     )
-    def missed_days(
-        context: dg.ScheduleEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]
-    ) -> list[dg.RunRequest] | dg.SkipReason:
-        if not pipeline.environment.is_any_set(history.credentials):
+    def missed_days(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        pipeline = placement.pipeline(context)
+        if not pipeline.has_credentials(history):
             return dg.SkipReason(account.unset)
         tick = context.scheduled_execution_time
         with pipeline.store() as store, pipeline.session(account.request, store) as session:
@@ -177,7 +174,7 @@ def build_missed_days_schedule(account: ExportEndpoints, status: dg.DefaultSched
             landed, exported = store.ledger(recent), store.ledger(history)
         now_ms = int(tick.timestamp() * 1000)
         # Days before the first that landed may be older than the account.
-        first = max(pipeline.environment.start_date, min(landed, default=tick.date()))
+        first = max(pipeline.start_date, min(landed, default=tick.date()))
         missed = expected_days(recent.timetable, first, now_ms, landed)
         only_exported = {each.day for each in missed if each.fallback and not each.is_retained(now_ms)}
         requests = [

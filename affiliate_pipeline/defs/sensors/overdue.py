@@ -19,15 +19,13 @@ from affiliate_pipeline.defs.dagster_internals import (
     selected,
     sensor,
 )
+from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import DAY, format_days
 from affiliate_pipeline.domain.expected_days import ExpectedDay
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.http.download import ping_heartbeat
-from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.landing.pipeline import now_ms
-from affiliate_pipeline.monitoring.delivery import AlertSettings
-from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.monitoring.overdue import (
     FIRST_PAUSE,
     MAX_ATTEMPTS,
@@ -50,45 +48,51 @@ ATTEMPT_TAG = "affiliate/watch"
 _Monitored = Mapping[dg.AssetKey, Endpoint]
 
 
-def build_watch(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
+def build_watch(endpoints: Sequence[Endpoint], placement: Placement = OWN) -> dg.SensorDefinition:
     """The sensor that monitors the endpoints' assets for overdue days."""
-    monitored = _monitored(endpoints)
+    monitored = _monitored(endpoints, placement)
 
     @sensor(
+        name=placement.name("watch"),
         asset_selection=[*monitored],
+        default_status=placement.monitoring,
+        required_resource_keys=placement.required,
         minimum_interval_seconds=EVERY_S,
         description=f"Requests overdue days at most {MAX_ATTEMPTS} times with growing pauses; warns before a day expires at "
         "the exchange, and reports when one is lost.",
     )
-    def watch(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]) -> dg.SensorResult:
-        return _watch(context, pipeline, monitored)
+    def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        return _watch(context, placement.pipeline(context), monitored)
 
     return watch
 
 
-def build_heartbeat(endpoints: Sequence[Endpoint]) -> dg.SensorDefinition:
+def build_heartbeat(endpoints: Sequence[Endpoint], placement: Placement = OWN) -> dg.SensorDefinition:
     """The sensor that calls HEARTBEAT_URL while no day of the endpoints' assets is at risk."""
-    monitored = _monitored(endpoints)
+    monitored = _monitored(endpoints, placement)
 
     @sensor(
+        name=placement.name("heartbeat"),
+        default_status=placement.monitoring,
+        required_resource_keys=placement.required,
         minimum_interval_seconds=EVERY_S,
         description="Calls HEARTBEAT_URL while no day is at risk and alerts are delivered; the service behind it notices when "
         "the calls stop.",
     )
-    def heartbeat(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[PipelineResource]) -> dg.SkipReason:
-        return _heartbeat(context, pipeline, monitored)
+    def heartbeat(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        return _heartbeat(context, placement.pipeline(context), monitored)
 
     return heartbeat
 
 
-def _monitored(endpoints: Sequence[Endpoint]) -> _Monitored:
-    return {dg.AssetKey.from_user_string(each.key): each for each in endpoints if each.timetable.is_monitored}
+def _monitored(endpoints: Sequence[Endpoint], placement: Placement) -> _Monitored:
+    return {placement.key(each.key): each for each in endpoints if each.timetable.is_monitored}
 
 
 def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, monitored: _Monitored) -> dg.SensorResult:
     """Request overdue days, add alerts about them and evaluate `NO_DAY_MISSING`."""
     now = now_ms()
-    at, url = datetime.fromtimestamp(now / 1000, UTC), pipeline.environment.database_url()
+    at = datetime.fromtimestamp(now / 1000, UTC)
     unsuccessful = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
     failed = context.instance.get_runs(dg.RunsFilter(statuses=unsuccessful, updated_after=at - FIRST_PAUSE))
     # Ignore the runs that the monitor requested: its own pauses apply to their days.
@@ -97,14 +101,14 @@ def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, moni
     requests: list[dg.RunRequest] = []
     checks: list[dg.AssetCheckEvaluation] = []
     overdue: list[str] = []
-    with OverdueStore(url) as store, Outbox(url) as outbox:
+    with OverdueStore(pipeline.database_url()) as store, pipeline.outbox() as outbox:
         for key, days, states in _overdue(store, now, pipeline, monitored):
             endpoint = monitored[key]
             in_progress = any(selected(context, run, {key}) for run in unfinished)
             just_failed = {day for run in failed if selected(context, run, {key}) for day in days_of(run)}
             actions = actions_for(endpoint, days, states, now, in_progress=in_progress, just_failed=just_failed)
             for level, reported in actions.report.items():
-                for alert in alerts_of(endpoint, level, reported, now):
+                for alert in alerts_of(endpoint, level, reported, now) if pipeline.has_alerts else ():
                     outbox.add(alert)
             # Persist before requesting runs: losing one retry beats retrying forever.
             if actions.states != states:
@@ -118,13 +122,12 @@ def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, moni
 
 def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, monitored: _Monitored) -> dg.SkipReason:
     """Call HEARTBEAT_URL, or skip with the reason why it is not called."""
-    variables, url = pipeline.environment.variables, AlertSettings.load(pipeline.environment.variables).heartbeat_url
+    variable, url = pipeline.variable("HEARTBEAT_URL"), pipeline.alerts().heartbeat_url
     if url is None:
-        return dg.SkipReason("HEARTBEAT_URL is not set")
-    database_url = pipeline.environment.database_url()
-    with OverdueStore(database_url) as store, Outbox(database_url) as outbox:
+        return dg.SkipReason(f"{variable} is not set")
+    with OverdueStore(pipeline.database_url()) as store, pipeline.outbox() as outbox:
         risks = [
-            f"{key.to_user_string()}: {format_days(risky)}"
+            f"{monitored[key].key}: {format_days(risky)}"
             for key, days, states in _overdue(store, now_ms(), pipeline, monitored)
             if (risky := at_risk(days, states))
         ]
@@ -136,22 +139,21 @@ def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, 
             f"not called, since alerts that are more than an hour old have not been delivered: {undelivered}. The failed "
             "ticks of alert_delivery give the reason"
         )
-    if problem := ping_heartbeat(url.get_secret_value(), Network(variables)):
-        context.log.error(f"HEARTBEAT_URL could not be called: {problem}")
-        return dg.SkipReason(f"HEARTBEAT_URL could not be called: {problem}")
-    return dg.SkipReason("HEARTBEAT_URL was called: no day is at risk, and alerts are delivered")
+    if problem := ping_heartbeat(url.get_secret_value(), pipeline.network()):
+        context.log.error(f"{variable} could not be called: {problem}")
+        return dg.SkipReason(f"{variable} could not be called: {problem}")
+    return dg.SkipReason(f"{variable} was called: no day is at risk, and alerts are delivered")
 
 
 def _overdue(
     store: OverdueStore, now: int, pipeline: PipelineResource, monitored: _Monitored
 ) -> Iterator[tuple[dg.AssetKey, list[ExpectedDay], Mapping[date, State]]]:
     """The configured assets that have landed days, each with its overdue days and their states."""
-    environment = pipeline.environment
     ledgers = store.ledgers(datetime.fromtimestamp(now / 1000, UTC).date() - (MONITORED_DAYS + 1) * DAY)
     states = store.states()
     for key, endpoint in monitored.items():
-        if endpoint.key in ledgers and environment.is_any_set(endpoint.credentials):
-            days = overdue_days(endpoint, ledgers, environment.start_date, now)
+        if endpoint.key in ledgers and pipeline.is_configured(endpoint):
+            days = overdue_days(endpoint, ledgers, pipeline.start_date, now)
             yield key, days, states.get(endpoint.key, {})
 
 

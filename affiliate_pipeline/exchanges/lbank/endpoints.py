@@ -208,5 +208,6 @@ REFERENCE_TABLES: tuple[ReferenceTable[LBankSession], ...] = (
         ),
         endpoint=TEAM,
         refresh=_refresh_roster,
+        read_by=("invite_user_info", "commission_stats_symbol_list", "trade_user", "trade_user_team"),
     ),
 )

@@ -27,6 +27,7 @@ from dagster_shared.error import SerializableErrorInfo
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs import checks
 from affiliate_pipeline.defs import endpoint_assets as assets
+from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
 from affiliate_pipeline.defs.dagster_internals import LOCATION
 from affiliate_pipeline.defs.sensors import failures as sensors
 from affiliate_pipeline.defs.sensors.failures import build_failed_run_alert
@@ -39,7 +40,7 @@ from affiliate_pipeline_tests.defs.conftest import materialized
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, rebates
 
 ROSTER = ["lbank", "roster"]
-failed_run_alert = build_failed_run_alert(DEFAULT)
+failed_run_alert = build_failed_run_alert(DEFAULT, (COMMISSION, REPORT))
 failing_tick_alert = build_definitions().resolve_sensor_def("failing_tick_alert")
 SUCCESS, SKIPPED, FAILURE = TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE
 

@@ -1,0 +1,242 @@
+"""The accounts that a Dagster project gives, with credentials by variable name.
+
+A variable is read when a session is opened, never earlier: Dagster would fail a run with an unset `EnvVar` in a
+resource's config before any step, so that no day is marked as failed and no alert names days.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import dagster as dg
+
+from affiliate_pipeline.defs.arguments import InvalidArgument, Text, name_of, resource_of, shown_of, value_of
+from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
+from affiliate_pipeline.domain.settings import SET_VARIABLES_ACTION, check_rate_scale
+from affiliate_pipeline.exchanges.binance.exchange import BINANCE
+from affiliate_pipeline.exchanges.binance.exchange import credentials as binance_credentials
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange, VariableNames
+from affiliate_pipeline.exchanges.lbank.exchange import CREDENTIALS as LBANK_CREDENTIALS
+from affiliate_pipeline.exchanges.lbank.exchange import LBANK
+from affiliate_pipeline.exchanges.registry import is_alias
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiKey:
+    """An API key and its secret, each by the name of its variable.
+
+    A subclass that overrides `credentials` brings both from another place, such as a secret manager; it needs no
+    variables.
+    """
+
+    key: dg.EnvVar | None = field(default=None, repr=False)
+    secret: dg.EnvVar | None = field(default=None, repr=False)
+
+    def credentials(self) -> tuple[str, str]:
+        """The key and the secret; called when a session is opened."""
+        values = value_of(self.key), value_of(self.secret)
+        if missing := [name for name, value in zip(self.names, values, strict=True) if not value]:
+            raise SettingsError("; ".join(f"{name} is not set" for name in missing), SET_VARIABLES_ACTION)
+        return values
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The names under which key and secret are reported."""
+        if self.is_overridden:
+            source = f"{type(self).__name__}.credentials()"
+            return f"the key of {source}", f"the secret of {source}"
+        return name_of(self.key, "the key"), name_of(self.secret, "the secret")
+
+    @property
+    def is_overridden(self) -> bool:
+        """Whether a subclass brings the credentials."""
+        return type(self).credentials is not ApiKey.credentials
+
+    def check(self, argument: str) -> None:
+        """Raise `InvalidArgument` for a literal or a missing variable."""
+        if self.is_overridden:
+            return
+        for name, value in (("key", self.key), ("secret", self.secret)):
+            if not isinstance(value, dg.EnvVar):
+                problem = (
+                    "is missing" if value is None else "is a literal, which Dagster's UI and its storage would show"
+                )
+                raise InvalidArgument(f'{argument}: {name} {problem}. Give the name of its variable: dg.EnvVar("NAME")')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account(ABC):
+    """An account of an exchange; without an alias, its default account."""
+
+    exchange: ClassVar[Exchange]
+    alias: str = ""
+    # The exchange's default if None. Rates above the permitted one are possible only on loopback.
+    base_url: Text | None = None
+    rate_scale: float = 1.0
+
+    @property
+    @abstractmethod
+    def keys(self) -> Mapping[str, tuple[ApiKey | None, tuple[str, str]]]:
+        """By role, the key and the default account's variables of it and its secret."""
+
+    @property
+    @abstractmethod
+    def arguments(self) -> Mapping[str, tuple[str, object]]:
+        """By a default account's variable, the name and value of the other arguments."""
+
+    @property
+    def shared_limit(self) -> object:
+        """What all accounts of the exchange at the same base URL must have in common; None: nothing."""
+        return None
+
+    @property
+    def title(self) -> str:
+        """How messages name it: `BinanceAccount acme`."""
+        return " ".join(filter(None, (type(self).__name__, self.alias)))
+
+    @property
+    def group(self) -> str:
+        """The exchange, and the alias of a further account: `binance`, `binance_acme`."""
+        return "_".join(filter(None, (self.exchange.name, self.alias)))
+
+    @property
+    def names(self) -> VariableNames:
+        """By a default account's variable, the name under which the value is found and reported."""
+        return tuple(self._names())
+
+    def _names(self) -> Iterator[tuple[str, str]]:
+        for role, (key, variables) in self.keys.items():
+            missing = f"the {role} key of {self.title}", f"the {role} secret of {self.title}"
+            yield from zip(variables, key.names if key else missing, strict=True)
+        for variable, (argument, value) in self.arguments.items():
+            yield variable, name_of(value, f"{argument} of {self.title}")
+
+    def reaches(self, endpoint: Endpoint) -> bool:
+        """Whether the account has all that the endpoint requires."""
+        if endpoint.exchange is not self.exchange or self.keys[endpoint.role][0] is None:
+            return False
+        return all(self.arguments[name][1] is not None for name in endpoint.requires)
+
+    def values(self, role: str) -> dict[str, str]:
+        """By `names`, the values that are set now; raises `SettingsError` if a subclass of `ApiKey` fails."""
+        names = dict(self.names)
+        found = {names[variable]: value_of(value) for variable, (_, value) in self.arguments.items()}
+        key, _ = self.keys[role]
+        if key and key.is_overridden:
+            found |= zip(key.names, _from_subclass(key), strict=True)
+        elif key:
+            found |= zip(key.names, (value_of(key.key), value_of(key.secret)), strict=True)
+        return {name: value for name, value in found.items() if value}
+
+    def key_in_variable(self, role: str) -> tuple[str, str]:
+        """The name and current value of the role's key; no value if a subclass of `ApiKey` brings it."""
+        key, (variable, _) = self.keys[role]
+        value = value_of(key.key) if key and not key.is_overridden else ""
+        return dict(self.names)[variable], value
+
+    def check(self) -> None:
+        """Raise `InvalidArgument` for an argument that no value of a variable could make usable."""
+        if self.alias and not is_alias(self.alias):
+            raise InvalidArgument(
+                f"alias {self.alias!r}: use up to 31 lower-case letters, digits and single underscores, the first one a letter"
+            )
+        if not any(key for key, _ in self.keys.values()):
+            raise InvalidArgument(f"{self.title} has no key")
+        for role, (key, _) in self.keys.items():
+            if key:
+                key.check(f"the {role} key of {self.title}")
+        if not isinstance(self.base_url, dg.EnvVar):
+            try:
+                check_rate_scale(self.base_url or "", self.rate_scale)
+            except ValueError:
+                what = f"{self.title}: rate_scale may be above 1 only where base_url is on loopback"
+                raise InvalidArgument(what) from None
+
+    def resource(self) -> dg.ResourceDefinition:
+        """The account as Dagster shows it: variable names, no values."""
+        shown = {role: ", ".join(key.names) for role, (key, _) in self.keys.items() if key}
+        shown |= {argument: shown_of(value) for argument, value in self.arguments.values() if value is not None}
+        return resource_of(self, f"An account of {self.exchange.title}. Credentials are shown by variable.", shown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinanceAccount(Account):
+    """An account of Binance Link, with the key of the partner, of the client, or both."""
+
+    exchange: ClassVar[Exchange] = BINANCE
+    partner: ApiKey | None = None
+    client: ApiKey | None = None
+    # The code of the client's agent.
+    agent_code: Text | None = None
+    # The path of a CSV `customerId,email` with the desired ids of the partner's clients.
+    customer_ids: Text | None = None
+    # The client's own desired id.
+    user_customer_id: Text | None = None
+    # Further hosts of history files; each also permits its subdomains.
+    file_hosts: Sequence[str] = ()
+    # Of the 12,000 that Binance permits per IP address: all accounts together.
+    weight_per_minute: int | None = None
+
+    @property
+    def shared_limit(self) -> object:
+        """The weight: it is counted per IP address, so all accounts share one rate limit."""
+        return self.weight_per_minute, self.rate_scale
+
+    @property
+    def keys(self) -> Mapping[str, tuple[ApiKey | None, tuple[str, str]]]:
+        """By role, the key and the default account's variables of it and its secret."""
+        return {
+            "partner": (self.partner, binance_credentials("partner")),
+            "client": (self.client, binance_credentials("client")),
+        }
+
+    @property
+    def arguments(self) -> Mapping[str, tuple[str, object]]:
+        """By a default account's variable, the name and value of the other arguments."""
+        return {
+            "BINANCE_BASE_URL": ("base_url", self.base_url),
+            "BINANCE_API_AGENT_CODE": ("agent_code", self.agent_code),
+            "BINANCE_CUSTOMER_IDS": ("customer_ids", self.customer_ids),
+            "BINANCE_USER_CUSTOMER_ID": ("user_customer_id", self.user_customer_id),
+            "BINANCE_FILE_HOSTS": ("file_hosts", ",".join(self.file_hosts) or None),
+            "BINANCE_WEIGHT_PER_MINUTE": ("weight_per_minute", self.weight_per_minute),
+            "AFFILIATE_RATE_SCALE": ("rate_scale", self.rate_scale),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LBankAccount(Account):
+    """An affiliate account of LBank, with the affiliate's own openId."""
+
+    exchange: ClassVar[Exchange] = LBANK
+    api: ApiKey
+    open_id: Text
+    signature_method: Literal["HmacSHA256", "RSA"] | dg.EnvVar | None = None
+
+    @property
+    def keys(self) -> Mapping[str, tuple[ApiKey | None, tuple[str, str]]]:
+        """By role, the key and the default account's variables of it and its secret."""
+        key, secret, _ = LBANK_CREDENTIALS
+        return {"affiliate": (self.api, (key, secret))}
+
+    @property
+    def arguments(self) -> Mapping[str, tuple[str, object]]:
+        """By a default account's variable, the name and value of the other arguments."""
+        return {
+            "LBANK_BASE_URL": ("base_url", self.base_url),
+            "LBANK_OPEN_ID": ("open_id", self.open_id),
+            "LBANK_SIGNATURE_METHOD": ("signature_method", self.signature_method),
+            "AFFILIATE_RATE_SCALE": ("rate_scale", self.rate_scale),
+        }
+
+
+def _from_subclass(key: ApiKey) -> tuple[str, str]:
+    try:
+        return key.credentials()
+    except AffiliateError:
+        raise
+    except Exception as error:
+        # The text of another package's error may quote a secret.
+        what = f"{type(key).__name__}.credentials() failed ({type(error).__name__})"
+        raise SettingsError(what, "Check the place that the credentials are read from") from None

@@ -1,0 +1,87 @@
+"""The resource of another Dagster project's code location, from the accounts, database and alerts it gives."""
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+
+import dagster as dg
+
+from affiliate_pipeline.defs.accounts import Account
+from affiliate_pipeline.defs.arguments import AffiliateDatabase, Alerts, value_of
+from affiliate_pipeline.defs.resources import PipelineResource
+from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.exchanges.endpoint import Endpoint
+from affiliate_pipeline.http.network import VARIABLES as NETWORK_VARIABLES
+from affiliate_pipeline.http.network import Network
+from affiliate_pipeline.monitoring.delivery import AlertSettings
+
+
+class AccountsPipeline(PipelineResource):
+    """The resource of another Dagster project's code location: what was given to `build_definitions`."""
+
+    def __init__(
+        self,
+        accounts: Sequence[Account],
+        database: AffiliateDatabase,
+        start: date,
+        alerts: Alerts | None,
+        scope: str,
+    ):
+        self._accounts = {(each.exchange.name, each.alias): each for each in accounts}
+        self._database, self._start, self._alerts = database, start, alerts
+        self.scope = scope
+
+    @property
+    def start_date(self) -> date:
+        """The first partition."""
+        return self._start
+
+    def database_url(self) -> str:
+        """The database's URL; raises `SettingsError` that names its variable."""
+        return self._database.resolved()
+
+    def variable(self, name: str) -> str:
+        """The name of the variable that was given for the alerts' own."""
+        return self._alerts.names.get(name, name) if self._alerts else name
+
+    def variables_of(self, endpoint: Endpoint) -> Mapping[str, str]:
+        """The values of the endpoint's account, and the process's proxies; raises `SettingsError`."""
+        own = self._account(endpoint).values(endpoint.role)
+        key, *_ = endpoint.credentials
+        for other in self._accounts.values():
+            # The same records would land in both accounts, and their sums would count them twice.
+            if other.alias < endpoint.alias and other.exchange is endpoint.exchange:
+                name, value = other.key_in_variable(endpoint.role)
+                if value and value == own.get(key):
+                    what = f"{key} is the same key as {name}: its records would land and be counted twice"
+                    raise SettingsError(what, "Set the key of another account, or remove one of the accounts")
+        return {**_network_variables(), **own}
+
+    def has_credentials(self, endpoint: Endpoint) -> bool:
+        """Whether at least one of the account's credentials is set."""
+        key, _ = self._account(endpoint).keys[endpoint.role]
+        return key is not None and (key.is_overridden or bool(value_of(key.key) or value_of(key.secret)))
+
+    def is_configured(self, endpoint: Endpoint) -> bool:
+        """True: the account was given, so a day without its variables fails by their names."""
+        return True
+
+    @property
+    def has_alerts(self) -> bool:
+        """Whether alerts were given."""
+        return self._alerts is not None
+
+    def alerts(self) -> AlertSettings:
+        """Where alerts go; raises `SettingsError`."""
+        return self._alerts.settings() if self._alerts else AlertSettings()
+
+    def network(self) -> Network:
+        """How this machine reaches other hosts, from the variables of the process."""
+        return Network(_network_variables())
+
+    def _account(self, endpoint: Endpoint) -> Account:
+        return self._accounts[endpoint.exchange.name, endpoint.alias]
+
+
+def _network_variables() -> dict[str, str]:
+    values = {name: value_of(dg.EnvVar(name)) for name in NETWORK_VARIABLES}
+    return {name: value for name, value in values.items() if value}

@@ -1,0 +1,233 @@
+"""All definitions of some accounts, for this package's own code location and for any other."""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any, Literal
+
+import dagster as dg
+
+from affiliate_pipeline.defs.accounts import Account
+from affiliate_pipeline.defs.accounts_pipeline import AccountsPipeline
+from affiliate_pipeline.defs.arguments import AffiliateDatabase, Alerts, InvalidArgument
+from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT, build_earnings, build_stale_days
+from affiliate_pipeline.defs.endpoint_assets import build_asset, build_reference_table
+from affiliate_pipeline.defs.landed_rows import landed_rows
+from affiliate_pipeline.defs.placement import Placement
+from affiliate_pipeline.defs.schedules import build_schedules
+from affiliate_pipeline.defs.sensors.alert_delivery import build_alert_delivery
+from affiliate_pipeline.defs.sensors.failures import build_failed_run_alert, build_failing_tick_alert
+from affiliate_pipeline.defs.sensors.kickback_history import (
+    build_kickback_history,
+    build_missed_days_schedule,
+    export_endpoints,
+)
+from affiliate_pipeline.defs.sensors.overdue import build_heartbeat, build_watch
+from affiliate_pipeline.exchanges.endpoint import Endpoint, ReferenceTable
+from affiliate_pipeline.exchanges.registry import DEFAULT, Catalog
+
+# Whether schedules or sensors run without being started in the UI; None: there are none.
+Status = Literal["running", "stopped"] | None
+
+
+def build_definitions(
+    accounts: Sequence[Account],
+    *,
+    database: AffiliateDatabase,
+    endpoints: Sequence[str] | None = None,
+    start_date: str | date = date(2025, 1, 1),
+    key_prefix: Sequence[str] = (),
+    group_name: str | None = None,
+    owners: Sequence[str] = (),
+    op_tags: Mapping[str, Any] | None = None,
+    schedules: Status = "stopped",
+    monitoring: Status = "stopped",
+    alerts: Alerts | None = None,
+    commission: bool = False,
+) -> dg.Definitions:
+    """The definitions of these accounts, to be merged into those of a Dagster project.
+
+    They read no environment but the variables that are named, and contain no executor. Raises `InvalidArgument`.
+
+    Args:
+        accounts: At most one per exchange and alias. The first one is part of the names of sensors, by which Dagster
+            stores their state, so add others after it.
+        database: Where records land, whatever Dagster's own storage is.
+        endpoints: Names such as `trade_user`, for every account that can reach them; by default all that an account can.
+        start_date: The first partition.
+        key_prefix: Begins each asset key, `<key_prefix>/<exchange>[/<alias>]/<endpoint>`.
+        group_name: The group of all assets; by default one per account, `<exchange>[_<alias>]`.
+        owners: The owners of all assets; by default a team per account and role.
+        op_tags: Tags of each asset's op.
+        schedules: For schedules, and for the sensors that request runs as schedules do.
+        monitoring: For the sensors that request overdue days, raise alerts and deliver them.
+        alerts: Where alerts about these assets go; without it, no sensor raises or delivers any.
+        commission: Whether to add `affiliate/daily_commission` and `affiliate/daily_report`.
+    """
+    _check(accounts, database)
+    prefix = _listed(key_prefix)
+    start = date.fromisoformat(start_date) if isinstance(start_date, str) else start_date
+    placement = Placement(
+        key_prefix=prefix,
+        name_prefix=f"{'_'.join(['affiliate', *map(_identifier, prefix)])}_",
+        scope=f"{accounts[0].group}_",
+        group_name=group_name,
+        owners=_listed(owners),
+        op_tags=op_tags or {},
+        schedules=_schedule_status(schedules),
+        requests=_sensor_status(schedules),
+        monitoring=_sensor_status(monitoring),
+    )
+    return assemble(
+        catalog_of(accounts, None if endpoints is None else _listed(endpoints)),
+        start,
+        placement,
+        _resources(accounts, database, start, alerts, placement),
+        has_schedules=schedules is not None,
+        has_monitoring=monitoring is not None,
+        has_alerts=alerts is not None,
+        has_commission=commission,
+    )
+
+
+def catalog_of(accounts: Sequence[Account], names: Sequence[str] | None = None) -> Catalog:
+    """The endpoints that the accounts can reach, or those with these names; raises `InvalidArgument`."""
+    declared: list[Endpoint | ReferenceTable] = [*DEFAULT.endpoints, *DEFAULT.reference_tables]
+    known = [each.name for each in declared]
+    if unknown := [name for name in names or () if name not in known]:
+        raise InvalidArgument(f"unknown endpoints: {', '.join(unknown)}. Known are {', '.join(known)}")
+    found: list[Endpoint] = []
+    tables: list[ReferenceTable] = []
+    for account in accounts:
+        own = [each for each in DEFAULT.endpoints if account.reaches(each) and (names is None or each.name in names)]
+        own_names = {each.name for each in own} | {*(names or ())}
+        found += [each.for_account(account.alias, account.names) for each in own]
+        tables += [
+            table.for_account(account.alias, account.names)
+            for table in DEFAULT.reference_tables
+            if account.reaches(table.endpoint) and own_names & {table.name, *table.read_by}
+        ]
+    reached = {each.name for each in (*found, *tables)}
+    if unreached := [name for name in names or () if name not in reached]:
+        raise InvalidArgument(f"no account has what {', '.join(unreached)} requires")
+    return Catalog(tuple(found), tuple(tables))
+
+
+def _resources(
+    accounts: Sequence[Account], database: AffiliateDatabase, start: date, alerts: Alerts | None, placement: Placement
+) -> dict[str, dg.ResourceDefinition]:
+    """The database and each account, which Dagster shows, and the resource of code, which requires them."""
+    database_key = placement.name("database")
+    by_key = {placement.name_of_account(each.group): each for each in accounts}
+
+    def pipeline(context: dg.InitResourceContext) -> AccountsPipeline:
+        given: Any = context.resources
+        return AccountsPipeline(
+            [getattr(given, key) for key in by_key],
+            getattr(given, database_key),
+            start,
+            alerts,
+            scope=placement.name(""),
+        )
+
+    return {
+        database_key: database.resource(),
+        **{key: account.resource() for key, account in by_key.items()},
+        placement.resource: dg.ResourceDefinition(
+            pipeline,
+            description="Sessions with the accounts, and the database; credentials are read when a session is opened.",
+            required_resource_keys={database_key, *by_key},
+        ),
+    }
+
+
+def _check(accounts: Sequence[Account], database: AffiliateDatabase) -> None:
+    if not accounts:
+        raise InvalidArgument("no account is given")
+    for each in (*accounts, database):
+        each.check()
+    groups = [each.group for each in accounts]
+    if twice := sorted({group for group in groups if groups.count(group) > 1}):
+        raise InvalidArgument(f"{', '.join(twice)}: two accounts have the same exchange and alias. Give one an alias")
+    limits: dict[tuple[str, str | None], Account] = {}
+    for each in accounts:
+        first = limits.setdefault((each.exchange.name, each.base_url), each)
+        if first.shared_limit != each.shared_limit:
+            raise InvalidArgument(
+                f"{first.title} and {each.title} share a rate limit, so weight_per_minute and rate_scale must be equal"
+            )
+
+
+def _listed(given: Sequence[str]) -> tuple[str, ...]:
+    """The texts; a single one may be given without a list."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _identifier(text: str) -> str:
+    return re.sub(r"\W", "_", text, flags=re.ASCII)
+
+
+def _schedule_status(status: Status) -> dg.DefaultScheduleStatus:
+    return dg.DefaultScheduleStatus.RUNNING if status == "running" else dg.DefaultScheduleStatus.STOPPED
+
+
+def _sensor_status(status: Status) -> dg.DefaultSensorStatus:
+    return dg.DefaultSensorStatus.RUNNING if status == "running" else dg.DefaultSensorStatus.STOPPED
+
+
+def assemble(
+    catalog: Catalog,
+    start: date,
+    placement: Placement,
+    resources: Mapping[str, Any],
+    *,
+    executor: dg.ExecutorDefinition | None = None,
+    has_schedules: bool = True,
+    has_monitoring: bool = True,
+    has_alerts: bool = True,
+    has_commission: bool = True,
+) -> dg.Definitions:
+    """The definitions of the catalog's assets, of what is derived from them, and of their schedules and sensors.
+
+    Args:
+        start: The first partition.
+        resources: By key; one is `placement.resource`.
+    """
+    endpoints, earning = catalog.endpoints, catalog.earning if has_commission else ()
+    assets = [
+        *(build_asset(endpoint, start, placement) for endpoint in endpoints),
+        *(build_reference_table(table, placement) for table in catalog.reference_tables),
+    ]
+    schedules: list[dg.ScheduleDefinition] = []
+    sensors: list[dg.SensorDefinition] = []
+    if earning:
+        assets.append(build_earnings(earning, start, placement))
+    if has_schedules:
+        with_exports = list(export_endpoints(endpoints))
+        schedules += build_schedules(endpoints, placement)
+        selected = {endpoint.key for endpoint in endpoints}
+        schedules += [
+            build_missed_days_schedule(account, placement)
+            for account in with_exports
+            if {account.recent.key, account.request.key} <= selected
+        ]
+        sensors += [build_kickback_history(account, placement) for account in with_exports]
+        sensors += [build_stale_days(earning, placement)] if earning else []
+    # Without a monitored asset, the sensor's selection would be empty, which Dagster rejects.
+    if has_monitoring and any(endpoint.timetable.is_monitored for endpoint in endpoints):
+        sensors.append(build_watch(endpoints, placement))
+    if has_alerts:
+        derived = (COMMISSION, REPORT) if earning else ()
+        sensors += [
+            build_failed_run_alert(catalog, derived, placement),
+            build_alert_delivery(endpoints, placement),
+            build_heartbeat(endpoints, placement),
+        ]
+        sensors.append(build_failing_tick_alert([*schedules, *sensors], placement))
+    return dg.Definitions(
+        assets=assets,
+        resources={**resources, placement.rows: landed_rows(placement)},
+        schedules=schedules,
+        sensors=sensors,
+        executor=executor,
+    )

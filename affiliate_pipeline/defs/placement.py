@@ -1,0 +1,83 @@
+"""How the package's definitions appear in a code location: keys, names, owners, tags and initial status."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from affiliate_pipeline.defs.resources import PipelineResource
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The place of these definitions in a code location; by default, that of this package's own.
+
+    Only Dagster's asset keys have the prefix: tables, ledger, alerts and run state use the key without it, so that they
+    stay when the prefix changes.
+    """
+
+    key_prefix: tuple[str, ...] = ()
+    # Begins the names of schedules, sensors and resources, which are unique in a code location.
+    name_prefix: str = ""
+    # Follows the prefix where an account is not part of the name, so that other accounts' definitions differ.
+    scope: str = ""
+    # None and empty: an account's own group and team.
+    group_name: str | None = None
+    owners: tuple[str, ...] = ()
+    op_tags: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    schedules: dg.DefaultScheduleStatus = dg.DefaultScheduleStatus.STOPPED
+    # Sensors that request runs of days that have not landed before, as schedules do.
+    requests: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING
+    # Sensors that monitor, alert, and repeat failed days.
+    monitoring: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING
+
+    def key(self, asset: str) -> dg.AssetKey:
+        """Dagster's key of the asset: `binance/if_new_user`, below the prefix."""
+        return dg.AssetKey([*self.key_prefix, *asset.split("/")])
+
+    def asset(self, key: dg.AssetKey) -> str:
+        """The asset that has this key, without the prefix."""
+        return "/".join(key.path[len(self.key_prefix) :])
+
+    def name_of_account(self, name: str) -> str:
+        """The name in this code location of a schedule, sensor or resource whose `name` includes an account."""
+        return f"{self.name_prefix}{name}"
+
+    def name(self, name: str) -> str:
+        """The name in this code location of a sensor or resource that serves all accounts."""
+        return f"{self.name_prefix}{self.scope}{name}"
+
+    def group_of(self, own: str) -> str:
+        """The group of an asset whose own group is this."""
+        return self.group_name or own
+
+    def owners_of(self, team: str) -> list[str]:
+        """The owners of an asset that this team owns by default."""
+        return [*self.owners] or [f"team:{team}"]
+
+    @property
+    def resource(self) -> str:
+        """The key of the resource that assets, schedules and sensors require."""
+        return self.name("pipeline")
+
+    @property
+    def rows(self) -> str:
+        """The key of the IO manager that loads landed rows for downstream assets."""
+        return self.name("rows")
+
+    @property
+    def required(self) -> set[str]:
+        """The keys of the resources that assets, schedules and sensors require."""
+        return {self.resource}
+
+    def pipeline(
+        self, context: dg.AssetExecutionContext | dg.SensorEvaluationContext | dg.ScheduleEvaluationContext
+    ) -> PipelineResource:
+        """The resource of the run or tick."""
+        pipeline: PipelineResource = getattr(context.resources, self.resource)
+        return pipeline
+
+
+# This package's own code location, where names and keys have no prefix.
+OWN = Placement()

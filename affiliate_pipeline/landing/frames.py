@@ -1,0 +1,60 @@
+"""Landed days as pandas frames, for assets of one's own and for notebooks."""
+
+from collections.abc import Iterable
+from datetime import date
+
+import pandas as pd  # pyright: ignore[reportMissingTypeStubs]  # pandas has none
+from psycopg import sql
+
+from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.domain.problem import AffiliateError
+from affiliate_pipeline.domain.settings import database_url_in
+from affiliate_pipeline.exchanges.registry import DEFAULT, endpoints_of
+from affiliate_pipeline.landing import endpoint_tables, ledger
+from affiliate_pipeline.postgres.connection import connect
+from affiliate_pipeline.postgres.errors import as_store_unavailable
+
+# The types of columns by PostgreSQL's type; others are objects: exact `Decimal` for amounts, `date`, text, JSON.
+_TYPES = {"int2": "Int64", "int4": "Int64", "int8": "Int64", "bool": "boolean", "timestamptz": "datetime64[us, UTC]"}
+
+
+class NotLanded(AffiliateError):
+    """Days that were requested have not landed, so that a frame would silently lack their rows."""
+
+
+def load_days(asset: str, days: Iterable[str | date], *, database: str) -> pd.DataFrame:
+    """The rows of an asset's landed days, in order of the days: exact `Decimal` amounts, times in UTC.
+
+    Args:
+        asset: `<exchange>[/<alias>]/<endpoint>`, without a prefix of the Dagster project.
+        days: As dates or ISO texts.
+        database: A `postgresql://` URL.
+
+    Raises:
+        NotLanded: Any of the days has not landed.
+    """
+    endpoint = next(iter(endpoints_of([asset])), None)
+    if endpoint is None:
+        known = ", ".join(each.key for each in DEFAULT.endpoints)
+        raise NotLanded(f"{asset} is no asset with days", f"Use one of {known}, or <exchange>/<alias>/<endpoint>")
+    requested = sorted({date.fromisoformat(day) if isinstance(day, str) else day for day in days})
+    with (
+        connect(database_url_in("database", database)) as connection,
+        as_store_unavailable(),
+        connection.transaction(),
+    ):
+        connection.execute("set transaction isolation level repeatable read, read only")
+        landed = set(ledger.entries(connection, asset, requested)) if ledger.exists(connection) else set[date]()
+        if missing := [day for day in requested if day not in landed]:
+            raise NotLanded(f"{asset} has not landed {format_days(missing)}", "Materialize these days first")
+        query = sql.SQL("select * from {} where partition_date = any(%s) and account = %s order by partition_date")
+        cursor = connection.execute(query.format(endpoint_tables.table(endpoint)), (requested, endpoint.alias))
+        rows, described = cursor.fetchall(), cursor.description or []
+        kinds = {each.name: connection.adapters.types[each.type_code].name for each in described}
+    # With inferred types, integers with nulls would become floats.
+    return pd.DataFrame(
+        {
+            name: pd.Series([row[place] for row in rows], dtype=_TYPES.get(kind, "object"))
+            for place, (name, kind) in enumerate(kinds.items())
+        }
+    )
