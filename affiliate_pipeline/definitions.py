@@ -5,6 +5,7 @@ from functools import partial
 import dagster as dg
 
 from affiliate_pipeline import environment
+from affiliate_pipeline.defs.executor import step_executor
 from affiliate_pipeline.defs.factory import assemble
 from affiliate_pipeline.defs.placement import Placement
 from affiliate_pipeline.defs.resources import EnvironmentPipeline
@@ -28,8 +29,7 @@ def build_definitions(pipeline: EnvironmentPipeline | None = None) -> dg.Definit
         loaded.start_date,
         placement,
         {placement.resource: pipeline or pipeline_of_instance},
-        # LBank has eight endpoints whose steps mostly wait, each for its own rate limit: run all of them concurrently.
-        executor=dg.multiprocess_executor.configured({"max_concurrent": 8}),
+        executor=step_executor,
     )
 
 

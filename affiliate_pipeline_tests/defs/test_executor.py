@@ -1,0 +1,21 @@
+"""Which process executes a step."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from affiliate_pipeline.defs.executor import StepExecutor
+
+
+class Recording:
+    """An executor that only returns its name."""
+
+    def __init__(self, name: str):
+        self.execute = lambda *_: name
+
+
+@pytest.mark.parametrize(("steps", "executor"), [(["a"], "in process"), (["a", "b"], "processes"), ([], "processes")])
+def test_only_several_steps_get_processes_of_their_own(steps, executor):
+    several = StepExecutor(Recording("in process"), Recording("processes"))  # pyright: ignore[reportArgumentType]
+
+    assert several.execute(None, SimpleNamespace(step_keys_to_execute=steps)) == executor
