@@ -1,9 +1,10 @@
-"""Shared fixtures: an embedded PostgreSQL for the session, an empty database for each test, the sandbox, and runs of an asset."""
+"""Shared fixtures: a database, the sandbox, and runs of an asset."""
 
 import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
@@ -14,7 +15,6 @@ import dagster as dg
 import hypothesis
 import psycopg
 import pytest
-from psycopg import sql
 
 from affiliate_pipeline import environment
 from affiliate_pipeline.app.embedded_server import cluster, server
@@ -30,10 +30,11 @@ if "PYTEST_CURRENT_TEST" not in os.environ:
 
 from affiliate_pipeline.definitions import pipeline_of_instance  # noqa: E402
 from affiliate_pipeline_tests.code_location import loaded_definitions  # noqa: E402
+from affiliate_pipeline_tests.database import Database  # noqa: E402
 
-# A slow machine must not fail a test.
+# A slow machine must not fail a test. Each run draws other examples.
 hypothesis.settings.register_profile(
-    "any_machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "any_machine", max_examples=50, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any_machine")
 
@@ -95,46 +96,25 @@ def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def session_url(postgres_home: Path) -> str:
-    """The URL of the session's database, which `database_url` empties for each test."""
-    return server.ensure_database(postgres_home, "test")
+def session_database(postgres_home: Path) -> Iterator[Database]:
+    with closing(Database(server.ensure_database(postgres_home, "test"))) as database:
+        yield database
 
 
 @pytest.fixture
-def database_url(session_url: str) -> str:
-    """An empty database. It is emptied and not recreated, because creating a database takes longer than most tests."""
-    with psycopg.connect(session_url, autocommit=True) as connection:
-        schemas = connection.execute(
-            "select nspname from pg_namespace where nspname !~ '^pg_' and nspname <> 'information_schema'"
-        ).fetchall()
-        for (schema,) in schemas:
-            connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema)))
-        connection.execute("create schema public")
-    return session_url
+def database_url(session_database: Database, request: pytest.FixtureRequest) -> str:
+    """A database with all tables, without rows. It has no tables in a test that is marked with `empty_database`."""
+    if request.node.get_closest_marker("empty_database"):
+        session_database.clear()
+    else:
+        session_database.reset()
+    return session_database.url
 
 
 @pytest.fixture
-def query(database_url: str) -> Iterator[Callable[..., list[tuple]]]:
+def query(session_database: Database, database_url: str) -> Callable[..., list[tuple]]:
     """Runs SQL in the test's database and returns the rows."""
-
-    def connect() -> psycopg.Connection[Any]:
-        # Without prepared statements, which would outlive changes of their tables.
-        return psycopg.connect(database_url, autocommit=True, prepare_threshold=None, options="-c timezone=UTC")
-
-    connection = connect()
-
-    def run(statement: str, *values: Any) -> list[tuple]:
-        nonlocal connection
-        try:
-            cursor = connection.execute(statement.encode(), values)
-        except psycopg.OperationalError:  # a test may terminate every connection
-            connection.close()
-            connection = connect()
-            cursor = connection.execute(statement.encode(), values)
-        return cursor.fetchall() if cursor.description else []
-
-    yield run
-    connection.close()
+    return session_database.query
 
 
 @pytest.fixture

@@ -120,6 +120,7 @@ def test_every_endpoint_lands_what_the_file_expects(exchange, query):
     assert found == expected
 
 
+@pytest.mark.empty_database
 def test_a_database_of_release_0_1_0_lands_the_same_days_unchanged(exchange, query, database_url, monkeypatch):
     with psycopg.connect(database_url) as connection:
         connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()))

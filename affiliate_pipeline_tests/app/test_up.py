@@ -78,6 +78,7 @@ def test_up_replaces_the_pid_of_a_killed_up_before_it_stops_leftover_processes(h
     assert pids == [f"{os.getpid()}"]
 
 
+@pytest.mark.empty_database
 @pytest.mark.parametrize("leftover", [True, False])
 @pytest.mark.parametrize("place", ["environment", ".env"])
 def test_up_does_not_start_the_sandbox_with_a_configured_database(

@@ -43,6 +43,7 @@ def two_runs(url: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, TWO_RUNS, url], capture_output=True, text=True, env=dict(os.environ))
 
 
+@pytest.mark.empty_database
 @needs_pgbouncer
 @pytest.mark.parametrize(
     "pooled",

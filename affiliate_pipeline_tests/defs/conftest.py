@@ -52,7 +52,7 @@ def no_secret_is_recorded(
         [(select_all_rows,)] = query(
             "select string_agg(format('select %%L, t::text from %%I.%%I t', relname, nspname, relname), ' union all ')"
             " from pg_class c join pg_namespace n on n.oid = relnamespace"
-            " where relkind = 'r' and nspname !~ '^pg_' and nspname <> 'information_schema'"
+            " where relkind = 'r' and nspname !~ '^pg_|^information_schema$' and pg_relation_size(c.oid) > 0"
         )
         if select_all_rows:
             stored = query(select_all_rows)

@@ -24,6 +24,8 @@ from affiliate_pipeline.schema import columns as schema
 from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, SmallInt, Text, columns
 from affiliate_pipeline.schema.fingerprint import Fingerprint
 
+pytestmark = pytest.mark.empty_database
+
 
 class Small(Row):
     time: Instant = schema.instant('When; it\'s the "instant", 100 % of it.')
@@ -86,24 +88,24 @@ def test_a_table_has_the_columns_of_its_schema_and_the_common_ones(create, types
     ]
 
 
-@pytest.mark.parametrize("each", ENDPOINTS, ids=lambda each: each.key)
-def test_every_endpoint_has_its_table_with_comments_and_an_index(create, types, query, each):
-    create(each)
-    table = each.table
-    assert list(types(table)) == [
-        *(column.name for column in columns(each.schema)),
-        *("extra", "account", "partition_date", "landed_at", "run_id"),
-    ]
-    comments = query(
-        "select attname::text, col_description(attrelid, attnum) from pg_attribute where attrelid = %s::regclass "
-        "and attnum > 0 and col_description(attrelid, attnum) is not null",
-        table,
-    )
-    described = {column.name: column.description for column in columns(each.schema)}
-    assert dict(comments) == described | {"account": endpoint_tables.ACCOUNT_DESCRIPTION}
-    assert query("select obj_description(%s::regclass)", table) == [(each.description,)]
-    (index,) = query("select pg_get_indexdef(indexrelid) from pg_index where indrelid = %s::regclass", table)
-    assert "(partition_date)" in index[0]
+def test_every_endpoint_has_its_table_with_comments_and_an_index(create, types, query):
+    create(*ENDPOINTS)
+    for each in ENDPOINTS:
+        table = each.table
+        assert list(types(table)) == [
+            *(column.name for column in columns(each.schema)),
+            *("extra", "account", "partition_date", "landed_at", "run_id"),
+        ]
+        comments = query(
+            "select attname::text, col_description(attrelid, attnum) from pg_attribute where attrelid = %s::regclass "
+            "and attnum > 0 and col_description(attrelid, attnum) is not null",
+            table,
+        )
+        described = {column.name: column.description for column in columns(each.schema)}
+        assert dict(comments) == described | {"account": endpoint_tables.ACCOUNT_DESCRIPTION}, table
+        assert query("select obj_description(%s::regclass)", table) == [(each.description,)]
+        (index,) = query("select pg_get_indexdef(indexrelid) from pg_index where indrelid = %s::regclass", table)
+        assert "(partition_date)" in index[0]
 
 
 def test_ledger_and_quarantine_have_the_columns_of_the_contract(create, types):

@@ -31,6 +31,8 @@ migrate(connect(sys.argv[1], autocommit=True), Migrations("thing", Path(sys.argv
 OPEN_STORE = "import sys; from affiliate_pipeline.landing.store import Store; Store(sys.argv[1])"
 Query = Callable[..., list[tuple]]
 
+pytestmark = pytest.mark.empty_database
+
 
 def migrations(folder: Path, *statements: str) -> Migrations:
     """One file per statement."""

@@ -31,12 +31,14 @@ def problems_of(url: str) -> str:
         return "; ".join(error.problem.what for error in problems(connection, privileges([ENDPOINT])))
 
 
+@pytest.mark.empty_database
 def test_a_usable_database_has_no_problem(sandbox, database_url):
     assert problems_of(database_url) == ""
     materialize(KEY, DAYS)
     assert problems_of(database_url) == ""
 
 
+@pytest.mark.empty_database
 def test_each_missing_right_is_reported(sandbox, database_url, query, guest, monkeypatch):
     sandbox.binance.set_rebates(rebates(DAYS[0], 3))
     assert "create on the database (for schema affiliate, binance)" in problems_of(guest)
@@ -153,6 +155,7 @@ def test_an_exhausted_connection_limit_is_reported(database_url, query, guest):
         connect(guest)
 
 
+@pytest.mark.empty_database
 def test_a_new_database_is_ready(database_url):
     with Store(database_url) as store:
         store.require_ready(ENDPOINT)

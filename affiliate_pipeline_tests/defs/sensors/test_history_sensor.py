@@ -137,6 +137,7 @@ def test_the_interval_between_polls_grows_with_the_age_of_the_request(sandbox, r
         requests_before = len(sandbox.requests)
 
 
+@pytest.mark.empty_database
 def test_a_tick_without_an_open_export_sends_no_request(sandbox, tick, query):
     assert tick(due=False) == [] and sandbox.requests == []
 
