@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import chdir
@@ -12,6 +13,8 @@ INHERITED = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR", "USER", "LOGNAM
 INHERITED_PREFIXES = ("PYTHON", "PYTEST_", "HYPOTHESIS_", "COVERAGE_", "PLAYWRIGHT_", "PICTURES")
 
 EMPTY_FOLDER = tempfile.mkdtemp(prefix="affiliate_pipeline_tests_")
+# The names of the modules that are imported once the definitions are: by `isolate`, before the test modules are imported.
+IMPORTED_WITH_DEFINITIONS: set[str] = set()
 atexit.register(shutil.rmtree, EMPTY_FOLDER, ignore_errors=True)
 
 
@@ -32,3 +35,4 @@ def isolate() -> None:
     os.environ.update(environment)
     with chdir(EMPTY_FOLDER):
         import affiliate_pipeline.definitions  # noqa: F401
+    IMPORTED_WITH_DEFINITIONS.update(sys.modules)

@@ -288,6 +288,7 @@ def test_schedules_request_days_regardless_of_the_sandbox_or_report_what_is_miss
     assert leftover.requests == []
 
 
+@pytest.mark.e2e
 def test_a_run_of_dagsters_command_fails_and_names_the_variables(
     other_home, other_instance, leftover, nothing_is_created, database_url, tmp_path
 ):

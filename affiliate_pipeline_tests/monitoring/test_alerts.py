@@ -1,7 +1,5 @@
 """The texts of alerts, and their delivery by Apprise to a real webhook and a real mail server."""
 
-import subprocess
-import sys
 import textwrap
 import threading
 from dataclasses import replace
@@ -28,6 +26,7 @@ from affiliate_pipeline.monitoring.alerts import (
 )
 from affiliate_pipeline.monitoring.delivery import MAX_MESSAGE_CHARACTERS, Message, messages, send
 from affiliate_pipeline.monitoring.overdue import NotificationLevel, alerts_of
+from affiliate_pipeline_tests import isolation
 from affiliate_pipeline_tests.smtp import Smtp, text_of
 
 # Apprise imports all of its services. One of them imports `imghdr`, which Python 3.13 removed.
@@ -329,5 +328,5 @@ def test_a_fingerprint_distinguishes_urls_without_revealing_them():
 
 
 def test_the_code_location_loads_without_apprise():
-    program = "import sys, affiliate_pipeline.definitions; sys.exit('apprise' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+    assert "affiliate_pipeline.definitions" in isolation.IMPORTED_WITH_DEFINITIONS
+    assert "apprise" not in isolation.IMPORTED_WITH_DEFINITIONS
