@@ -9,7 +9,7 @@ import pytest
 
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, at, rebate
 
 # The columns of Dagster's tables that `check` reads. The end-to-end tests run it on the real tables.
@@ -30,7 +30,7 @@ def healthy(both_exchanges, query, monkeypatch) -> None:
         query(statement)
     query(INSERT_STATE, "SCHEDULE", "DECLARED_IN_CODE", instigator_body("binance_records_0015"))
     both_exchanges.binance.set_rebates([rebate(at(day)) for day in DAYS])
-    assert materialize(KEY, DAYS).success
+    assert land(KEY, DAYS).success
     query("update affiliate.landing set settled = true")
 
 

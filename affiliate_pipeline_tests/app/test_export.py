@@ -12,7 +12,7 @@ from pyarrow import parquet
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.domain.days import format_days
-from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import COLUMNS, DAYS, KEY, SETTLED, YESTERDAY, at, landed, rebate
 from affiliate_pipeline_tests.defs.test_commission_assets import LBANK, add_up
 
@@ -27,7 +27,7 @@ def amounts(sandbox) -> None:
     """Rebates with the incomes `AMOUNTS` have landed for the settled day."""
     rows = [rebate(at(SETTLED), number, income=income) for number, income in enumerate(AMOUNTS)]
     sandbox.binance.set_rebates(rows)
-    assert materialize(KEY, [SETTLED]).success
+    assert land(KEY, [SETTLED]).success
 
 
 def export(*arguments: str) -> None:
@@ -59,7 +59,7 @@ def test_parquet_is_exact_and_the_type_of_its_decimals_is_reported(amounts, quer
 
 def test_parquet_contains_the_exact_text_of_an_unknown_field(sandbox, query, tmp_path):
     sandbox.binance.set_rebates([rebate(at(SETTLED), 1, bonus=EXACT, tier="ä"), rebate(at(SETTLED), 2)])
-    assert materialize(KEY, [SETTLED]).success
+    assert land(KEY, [SETTLED]).success
 
     export(TABLE, f"{SETTLED}", "--format", "parquet", "--output", str(tmp_path / "x"))
 
@@ -69,7 +69,7 @@ def test_parquet_contains_the_exact_text_of_an_unknown_field(sandbox, query, tmp
 
 
 def test_a_table_without_amounts_can_be_exported_as_parquet(both_exchanges, tmp_path):
-    assert materialize("lbank/invite_user_team_list", DAYS[:1]).success
+    assert land("lbank/invite_user_team_list", DAYS[:1]).success
 
     export("lbank.invite_user_team_list", f"{DAYS[0]}", "--format", "parquet", "--output", str(tmp_path / "x"))
 
@@ -85,7 +85,7 @@ def test_a_table_without_amounts_can_be_exported_as_parquet(both_exchanges, tmp_
 )
 def test_wide_amounts_become_wider_decimals_or_text_in_parquet(sandbox, tmp_path, capfd, income, arrow_type):
     sandbox.binance.set_rebates([rebate(at(SETTLED), 1, income=income)])
-    assert materialize(KEY, [SETTLED]).success
+    assert land(KEY, [SETTLED]).success
 
     export(TABLE, f"{SETTLED}", "--format", "parquet", "--output", str(tmp_path / "x"))
 
@@ -96,8 +96,8 @@ def test_wide_amounts_become_wider_decimals_or_text_in_parquet(sandbox, tmp_path
 
 
 def test_missing_and_unsettled_days_of_an_export_are_reported(sandbox, capfd):
-    materialize(KEY, DAYS[:2])
-    materialize(KEY, [YESTERDAY])
+    land(KEY, DAYS[:2])
+    land(KEY, [YESTERDAY])
 
     export(TABLE, f"{DAYS[0]}...{YESTERDAY}")
 
@@ -107,8 +107,8 @@ def test_missing_and_unsettled_days_of_an_export_are_reported(sandbox, capfd):
 
 
 def test_an_export_of_totals_reports_the_missing_and_unsettled_days_of_each_asset(both_exchanges, query, capfd):
-    materialize(LBANK, DAYS[:3])
-    materialize(KEY, [DAYS[1]])
+    land(LBANK, DAYS[:3])
+    land(KEY, [DAYS[1]])
     query("update affiliate.landing set settled = asset = %s", LBANK)
     assert add_up(DAYS[:3]).success
     capfd.readouterr()
@@ -127,6 +127,7 @@ def test_only_known_tables_can_be_exported(sandbox, capfd):
             export(table, f"{SETTLED}")
 
 
+@pytest.mark.empty_database
 def test_a_table_without_landed_days_is_not_exported(sandbox, tmp_path):
     with pytest.raises(CommandError, match="nothing has ever landed"):
         export(TABLE, f"{SETTLED}", "--output", str(tmp_path / "x"))

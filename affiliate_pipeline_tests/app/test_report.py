@@ -8,7 +8,7 @@ import pytest
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.domain.days import format_days
-from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, YESTERDAY, at, rebate
 from affiliate_pipeline_tests.defs.test_commission_assets import LBANK, add_up
 
@@ -30,8 +30,8 @@ def section(page: str) -> str:
 
 def test_without_a_day_the_last_day_with_totals_is_reported(sandbox, capsys):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY), 1, income="4.125")])
-    materialize(KEY, [SETTLED])
-    materialize(KEY, [YESTERDAY])
+    land(KEY, [SETTLED])
+    land(KEY, [YESTERDAY])
     assert add_up([SETTLED]).success and add_up([YESTERDAY]).success
     capsys.readouterr()
 
@@ -43,10 +43,10 @@ def test_without_a_day_the_last_day_with_totals_is_reported(sandbox, capsys):
 
 
 def test_rows_that_landed_after_the_totals_are_reported(sandbox, capsys):
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
     assert add_up([SETTLED]).success
     sandbox.binance.set_rebates([rebate(at(SETTLED), 1)])
-    materialize(KEY, [SETTLED], allow_shrink=True)
+    land(KEY, [SETTLED], allow_shrink=True)
     capsys.readouterr()
 
     report(f"{SETTLED}")
@@ -60,8 +60,8 @@ def test_the_page_lists_the_same_missing_days_without_credentials(both_exchanges
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{SETTLED}")
     for name in ("BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET"):
         monkeypatch.delenv(name)
-    materialize(KEY, [YESTERDAY])
-    materialize(LBANK, DAYS)
+    land(KEY, [YESTERDAY])
+    land(LBANK, DAYS)
     assert add_up(DAYS).success
     report(f"{YESTERDAY}")
     listed = section(page(YESTERDAY))
@@ -80,7 +80,7 @@ def test_the_page_lists_the_same_missing_days_without_credentials(both_exchanges
 
 def test_without_credentials_a_page_before_the_first_landed_day_lists_every_asset_as_missing(sandbox, monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{DAYS[-2]}")
-    materialize(KEY, [YESTERDAY])
+    land(KEY, [YESTERDAY])
     assert add_up([YESTERDAY]).success
     for account in ("PARTNER", "CLIENT"):
         for name in ("KEY", "SECRET"):
@@ -97,7 +97,7 @@ def test_the_page_states_that_every_day_has_landed(sandbox, query, monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{SETTLED}")
     for name in ("BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET"):
         monkeypatch.delenv(name)
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
     assert add_up([SETTLED]).success
 
     report()
@@ -107,7 +107,7 @@ def test_the_page_states_that_every_day_has_landed(sandbox, query, monkeypatch):
 
 @pytest.mark.parametrize("arguments", [(), ("2024-01-01",)])
 def test_a_day_before_the_start_has_no_page(sandbox, monkeypatch, arguments):
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
     assert add_up([SETTLED]).success
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{YESTERDAY}")
 

@@ -16,6 +16,7 @@ from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.exchanges.binance.exchange import Binance
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 
 CASE = Path(__file__).parent / "env-file-encoding"
@@ -57,7 +58,7 @@ def test_a_day_lands_with_settings_in_utf_16(sandbox, monkeypatch):
     Path(".env").write_text("".join(f"{name}={os.environ[name]}\n" for name in names), encoding="utf-16")
     for name in names:
         monkeypatch.delenv(name)
-    assert materialize(KEY, DAYS[:1]).success
+    assert land(KEY, DAYS[:1]).success
 
 
 @pytest.mark.parametrize("name", UNREADABLE)

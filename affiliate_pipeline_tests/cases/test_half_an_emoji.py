@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from dagster import DagsterEventType
 
 from affiliate_pipeline.http.bodies import as_utf8, repaired
 from affiliate_pipeline_tests.cases.sandbox_responses import PATH, moved, replace_bodies, rows_of, send, with_fields
-from affiliate_pipeline_tests.conftest import Run, materialize
 from affiliate_pipeline_tests.defs import affiliates
+from affiliate_pipeline_tests.defs.direct_runs import DirectRun, land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, at
 
 CASE = (Path(__file__).parent / "half-an-emoji" / "answer.json").read_bytes()
@@ -30,19 +29,15 @@ INVALID = {
 VALID = {rb"\ud83d\ude00": "😀", rb"\\ud83d": r"\ud83d", "é😀".encode(): "é😀", rb"\u0041": "A"}
 
 
-def check_descriptions(run: Run) -> str:
+def check_descriptions(run: DirectRun) -> str:
     """The descriptions of the asset checks of the run's days."""
-    return " ".join(
-        event.asset_check_evaluation_data.description or ""
-        for event in run.events
-        if event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION
-    )
+    return " ".join(check.description or "" for check in run.checks)
 
 
 def test_the_day_lands_and_a_check_names_the_field(sandbox, query, monkeypatch):
     send(sandbox, monkeypatch, [moved(row, DAY) for row in rows_of(CASE)])
 
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert run.success, run.message
     assert query("select customer_id, income::text from binance.rebate_recent_record order by trade_id") == [
@@ -70,7 +65,7 @@ def test_text_that_is_not_valid_json_lands_with_its_valid_part(sandbox, query, m
     notes = {100 + number: row_of(100 + number, more=b'"note":"%s"' % text) for number, text in enumerate(INVALID)}
     send(sandbox, monkeypatch, [*emails.values(), *notes.values()])
 
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert run.success, run.message
     found = dict(query("select trade_id::int, coalesce(extra->>'note', email) from binance.rebate_recent_record"))
@@ -85,7 +80,7 @@ def test_text_that_is_not_valid_json_lands_with_its_valid_part(sandbox, query, m
 def test_valid_text_lands_unchanged(sandbox, query, monkeypatch):
     send(sandbox, monkeypatch, [row_of(number, email=text) for number, text in enumerate(VALID)])
 
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert run.success, run.message
     found = [email for (email,) in query("select email from binance.rebate_recent_record order by trade_id")]
@@ -100,7 +95,7 @@ def test_an_unpaired_surrogate_in_a_name_and_literals_that_are_not_json_land_in_
     rows = [row_of(number, more=b'"note":' + literal) for number, literal in enumerate(literals)]
     send(sandbox, monkeypatch, [*rows, row_of(100, more=rb'"no\ud83d":1')])
 
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert run.success, run.message
     *notes, (name,) = query(
@@ -113,7 +108,7 @@ def test_an_unpaired_surrogate_in_a_name_and_literals_that_are_not_json_land_in_
 def test_an_amount_that_is_not_a_number_is_stored_as_received(sandbox, query, monkeypatch):
     send(sandbox, monkeypatch, [moved(with_fields(b"").replace(b'"0.3"', b"NaN"), DAY)])
 
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert "income: not a decimal number in 1 row, such as 'NaN'" in run.failed[DAY]
     assert query("select payload->>'income', complete from affiliate.rejected_row") == [("NaN", True)]
@@ -126,7 +121,7 @@ def test_a_body_in_another_encoding_is_read(sandbox, query, monkeypatch):
         send(sandbox, monkeypatch, [moved(rows_of(CASE)[0], day)])
         replace_bodies(sandbox.binance, monkeypatch, lambda _, body, encode=encode: encode(body))
 
-        run = materialize(KEY, [day])
+        run = land(KEY, [day])
 
         assert run.success, run.message
     assert query("select partition_date from binance.rebate_recent_record order by 1") == [(day,) for day in bodies]
@@ -137,7 +132,7 @@ def test_a_truncated_body_is_requested_again_and_then_stored_as_received(sandbox
     send(sandbox, monkeypatch, rows)
     replace_bodies(sandbox.binance, monkeypatch, lambda _, body: body[:-30])
 
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert "a body that cannot be read" in run.failed[DAY] and "affiliate.rejected_row" in run.failed[DAY]
     assert len(sandbox.requests) == 10
@@ -145,7 +140,7 @@ def test_a_truncated_body_is_requested_again_and_then_stored_as_received(sandbox
         "select convert_from(decode(payload->>'$base64', 'base64'), 'LATIN1'), complete from affiliate.rejected_row"
     )
     assert stored.encode("latin-1") == (b"[" + b",".join(rows) + b"]")[:-30] and not complete
-    assert "only a part of the day" in materialize(KEY, [DAY], from_rejected=True).failed[DAY]
+    assert "only a part of the day" in land(KEY, [DAY], from_rejected=True).failed[DAY]
 
 
 def test_a_body_without_rows_is_not_stored(sandbox, query, monkeypatch):
@@ -158,7 +153,7 @@ def test_a_body_without_rows_is_not_stored(sandbox, query, monkeypatch):
         lambda call, body: by_start[int(call.params["startTime"])] if call.path == PATH else body,
     )
 
-    assert sorted(materialize(KEY, list(bodies)).failed) == list(bodies)
+    assert sorted(land(KEY, list(bodies)).failed) == list(bodies)
     assert query("select count(*) from affiliate.rejected_row") == [(0,)]
 
 
@@ -167,7 +162,7 @@ def test_an_unpaired_surrogate_from_lbank_lands(both_exchanges, query, monkeypat
     both_exchanges.lbank.add_user(registered_ms=affiliates.at(day))
     replace_bodies(both_exchanges.lbank, monkeypatch, lambda _, body: body.replace(b'"code":"', rb'"code":"\ud83d'))
 
-    run = materialize("lbank/invite_user_team_list", [day])
+    run = land("lbank/invite_user_team_list", [day])
 
     assert run.success, run.message
     codes = query("select distinct left(code, 1) from lbank.invite_user_team_list where code is not null")

@@ -26,6 +26,7 @@ from affiliate_pipeline_tests.defs.affiliates import (
     sent,
     today,
 )
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS as REBATE_DAYS
 from affiliate_pipeline_tests.defs.rebates import KEY as REBATES
 from affiliate_pipeline_tests.defs.rebates import at as rebates_at
@@ -82,13 +83,11 @@ def test_null_sent_twice_lands_no_rows_and_is_reported(
     days = DAYS[2:4]
     send_by_day(both_exchanges, monkeypatch, PATH[name], dict(zip(days, bodies, strict=True)))
 
-    run = materialize(f"lbank/{name}", days)
+    run = land(f"lbank/{name}", days)
 
     assert run.success, run.message
-    assert {day: metadata["dagster/partition_row_count"] for day, metadata in run.materialized.items()} == {
-        day: 0 for day in days
-    }
-    assert all("had no list (null)" in str(dict(metadata)) for metadata in run.materialized.values())
+    assert {day: outcome.stats.rows for day, outcome in run.landed.items()} == {day: 0 for day in days}
+    assert all("had no list (null)" in outcome.note for outcome in run.landed.values())
     assert len(requests_to(both_exchanges, name)) == 2 * requests_per_month
 
 
@@ -97,7 +96,7 @@ def test_null_sent_once_is_a_transient_fault(both_exchanges, query):
     both_exchanges.lbank.add_user(registered_ms=at(DAY))
     both_exchanges.faults.next_responses.append((200, {}, CASE))
 
-    run = materialize(f"lbank/{TEAM}", [DAY])
+    run = land(f"lbank/{TEAM}", [DAY])
 
     assert run.success, run.message
     assert landed(query, TEAM, DAY) == sent(rows_of(both_exchanges, TEAM, DAY))
@@ -120,11 +119,11 @@ def test_null_does_not_replace_landed_rows(both_exchanges, query, monkeypatch):
 def test_null_does_not_replace_rows_of_settled_or_unsettled_days_of_one_kind(both_exchanges, query, monkeypatch):
     settled, unsettled = today() - timedelta(days=5), today() - timedelta(days=1)
     both_exchanges.lbank.set_money([deposit(settled), deposit(unsettled)])
-    run = materialize(f"lbank/{MONEY}", [settled, unsettled])
-    assert (run.materialized[settled]["settled"], run.materialized[unsettled]["settled"]) == (True, False)
+    run = land(f"lbank/{MONEY}", [settled, unsettled])
+    assert (run.landed[settled].settled, run.landed[unsettled].settled) == (True, False)
     send(both_exchanges, monkeypatch, PATH[MONEY], CASE)
 
-    run = materialize(f"lbank/{MONEY}", [settled, unsettled])
+    run = land(f"lbank/{MONEY}", [settled, unsettled])
 
     assert sorted(run.failed) == [settled, unsettled]
     for day in (settled, unsettled):
@@ -136,13 +135,13 @@ def test_null_does_not_replace_rows_of_settled_or_unsettled_days_of_one_kind(bot
 def test_null_does_not_replace_rows_of_one_agent_while_another_gains_rows(both_exchanges, query, monkeypatch):
     agents = [both_exchanges.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(2)]
     both_exchanges.lbank.set_commissions([commission(agents[0], DAY, "1.0")])
-    assert materialize(f"lbank/{COMMISSION}", [DAY]).success
+    assert land(f"lbank/{COMMISSION}", [DAY]).success
     both_exchanges.lbank.set_commissions(
         [commission(agents[1], DAY, f"{n}.0") | {"coinSymbol": f"c{n}"} for n in range(5)]
     )
     send(both_exchanges, monkeypatch, PATH[COMMISSION], CASE, open_id=agents[0])
 
-    run = materialize(f"lbank/{COMMISSION}", [DAY])
+    run = land(f"lbank/{COMMISSION}", [DAY])
 
     assert f"of open_id {agents[0]}" in run.failed[DAY]
     # The received rows that cannot land are stored.
@@ -155,7 +154,7 @@ def test_null_for_an_agent_without_rows_does_not_block_other_agents(both_exchang
     send(both_exchanges, monkeypatch, PATH[COMMISSION], CASE, open_id=agents[0])
     for amount in ("1.0", "2.0"):
         both_exchanges.lbank.set_commissions([commission(agents[1], DAY, amount)])
-        run = materialize(f"lbank/{COMMISSION}", [DAY])
+        run = land(f"lbank/{COMMISSION}", [DAY])
         assert run.success, run.message
         assert query("select amount::text from lbank.commission_stats_symbol_list") == [(amount,)]
 
@@ -164,7 +163,7 @@ def test_null_is_an_error_without_a_retry_where_a_row_is_always_expected(both_ex
     bodies = dict(zip(DAYS, SPELLINGS, strict=False))
     send_by_day(both_exchanges, monkeypatch, PATH["trade_future"], bodies)
 
-    run = materialize("lbank/trade_future", list(bodies))
+    run = land("lbank/trade_future", list(bodies))
 
     found = {bodies[day]: "LBank returned 0 rows instead of one" in reason for day, reason in run.failed.items()}
     assert found == dict.fromkeys(SPELLINGS, True)
@@ -175,15 +174,15 @@ def test_null_is_an_error_without_a_retry_where_a_row_is_always_expected(both_ex
 def test_null_with_an_error_code_is_an_error(both_exchanges, monkeypatch):
     send(both_exchanges, monkeypatch, PATH[TEAM], CASE.replace(b'"error_code":0', b'"error_code":20026'))
 
-    assert "20026" in materialize(f"lbank/{TEAM}", [DAY]).failed[DAY]
+    assert "20026" in land(f"lbank/{TEAM}", [DAY]).failed[DAY]
 
 
 def test_null_does_not_empty_a_roster_that_had_users(both_exchanges, query, monkeypatch):
-    assert materialize("lbank/trade_user", [DAY]).success
+    assert land("lbank/trade_user", [DAY]).success
     query("update lbank.roster set last_seen = '2020-01-01'")
     send(both_exchanges, monkeypatch, PATH[TEAM], CASE)
 
-    run = materialize("lbank/trade_user", [DAYS[2]])
+    run = land("lbank/trade_user", [DAYS[2]])
 
     assert "LBank twice sent null instead of the list of users, which was not empty before" in run.failed[DAYS[2]]
 
@@ -192,7 +191,7 @@ def test_binance_records_without_a_list_are_an_error_without_a_retry(sandbox, qu
     days = REBATE_DAYS[-4:]
     bodies = dict(zip([rebates_at(day, "00:00:00.000") for day in days[1:]], [b"null", b'""', b"{}"], strict=True))
     sandbox.binance.set_rebates(row for day in days[1:] for row in rebates(day, 5))
-    assert materialize(REBATES, days[1:]).success
+    assert land(REBATES, days[1:]).success
     # The request for all days begins with the first one.
     replace_bodies(
         sandbox.binance,
@@ -201,7 +200,7 @@ def test_binance_records_without_a_list_are_an_error_without_a_retry(sandbox, qu
     )
     sandbox.requests.clear()
 
-    run = materialize(REBATES, days)
+    run = land(REBATES, days)
 
     assert {day: "the response is not a list of rows" in reason for day, reason in run.failed.items()} == dict.fromkeys(
         days, True

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.kickbacks import HISTORY, OLD, REQUEST, exports, landed
 
 FILE = Path(__file__).parent / "packed-history-file" / "part-00000.csv.zip"
@@ -13,7 +14,7 @@ ROWS = {("0.5", "BTC", "BTCUSDT", "1795737600001"): 1, ("0.00000001", "BNB", "BN
 
 
 def test_an_archive_of_one_file_lands(sandbox, query):
-    materialize(REQUEST, OLD)
+    land(REQUEST, OLD)
     path = urlsplit(sandbox.binance.kickbacks.offer().decode().strip('"')).path
     # The file has rows of one fixed day, so the request must have been sent on the following day.
     query(

@@ -25,6 +25,7 @@ from affiliate_pipeline.http.encoding import read_secret
 from affiliate_pipeline.sandbox.signatures import verifier
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.affiliates import ENDPOINT as LBANK_ENDPOINT
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY
 
 NO_PASSPHRASE = NoEncryption()
@@ -289,4 +290,4 @@ def test_each_failed_day_names_the_path(both_exchanges, configure_binance):
 
 def test_a_day_lands_with_an_openssh_key(both_exchanges, configure_binance):
     configure_binance(*reversed(USABLE["Ed25519 OpenSSH, literal \\n"]))
-    assert materialize(KEY, DAYS[:1]).success
+    assert land(KEY, DAYS[:1]).success

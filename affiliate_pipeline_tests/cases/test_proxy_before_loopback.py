@@ -9,6 +9,7 @@ from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.monitoring import delivery
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 from affiliate_pipeline_tests.proxy import Proxy
 
@@ -37,7 +38,7 @@ def test_loopback_is_never_reached_through_a_proxy(both_exchanges, run_check, mo
         for name in ("BINANCE_BASE_URL", "LBANK_BASE_URL"):
             monkeypatch.setenv(name, both_exchanges.url.replace("127.0.0.1", host))
         assert run_check().count("accepts the credentials") == 3
-        assert materialize(KEY, DAYS[:1]).success
+        assert land(KEY, DAYS[:1]).success
         assert proxy.received == []
 
 
@@ -56,7 +57,7 @@ def test_a_day_lands_through_a_proxy(both_exchanges, only_binance, monkeypatch):
     only_binance("http")
     with Proxy(target=both_exchanges.url) as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("://", f"://user:{PASSWORD}%40@"))
-        assert materialize(KEY, DAYS[:1]).success
+        assert land(KEY, DAYS[:1]).success
         method, url, headers = proxy.received[0]
     assert (method, url.split("/sapi")[0]) == ("GET", f"http://{EXCHANGE}")
     assert headers["Proxy-Authorization"].startswith("Basic ")
@@ -67,7 +68,7 @@ def test_a_proxy_of_the_env_file_is_used(both_exchanges, only_binance, monkeypat
     monkeypatch.setenv("HTTP_PROXY", UNREACHABLE)
     with Proxy(target=both_exchanges.url) as proxy:
         (tmp_path / ".env").write_text(f"HTTP_PROXY={proxy.url}\n")
-        assert materialize(KEY, DAYS[:1]).success
+        assert land(KEY, DAYS[:1]).success
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

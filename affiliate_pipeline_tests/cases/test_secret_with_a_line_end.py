@@ -5,6 +5,7 @@ import os
 import pytest
 
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 
 VARIABLES = [
@@ -35,7 +36,7 @@ def test_white_space_around_values_is_ignored(both_exchanges, run_check, change,
 def test_a_day_lands_with_white_space_around_the_values(both_exchanges, change):
     for name in VARIABLES:
         change(name, " {}\r\n")
-    assert materialize(KEY, DAYS[:1]).success
+    assert land(KEY, DAYS[:1]).success
 
 
 @pytest.mark.parametrize("form", QUOTED, ids=ascii)
@@ -58,7 +59,7 @@ def test_each_failed_day_names_the_quotes(both_exchanges, change, name):
 
 def test_quotes_in_one_account_do_not_fail_another(both_exchanges, change):
     change("BINANCE_CLIENT_API_SECRET", '"{}"')
-    assert materialize(KEY, DAYS[:1]).success
+    assert land(KEY, DAYS[:1]).success
 
 
 def test_quotes_around_alert_urls_are_reported(run_check, monkeypatch):

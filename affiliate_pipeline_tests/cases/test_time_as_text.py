@@ -11,6 +11,7 @@ from affiliate_pipeline.schema.decode import Invalid, parse
 from affiliate_pipeline_tests.cases.sandbox_responses import moved, rows_of, send, with_fields
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs import affiliates
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY, at
 
 CASE = (Path(__file__).parent / "time-as-text" / "answer.json").read_bytes()
@@ -38,9 +39,9 @@ def test_a_number_and_its_text_land_with_the_same_value(sandbox, query, monkeypa
     assert all(spelled != moved(row, day) for day, spelled in respelled.items())
     # In a run of its own: all rows of that run then have the declared types.
     send(sandbox, monkeypatch, [moved(row, DAY)])
-    assert materialize(KEY, [DAY]).success
+    assert land(KEY, [DAY]).success
     send(sandbox, monkeypatch, [*respelled.values()])
-    run = materialize(KEY, [*respelled])
+    run = land(KEY, [*respelled])
 
     assert run.success, run.message
     landed = {day: values for day, *values in query(ROWS)}
@@ -64,7 +65,7 @@ def test_each_spelling_of_a_missing_time_lands_as_null(sandbox, query, monkeypat
     assert read == {spelled: [{"distribute_time": None, "extra": None}] for spelled in NO_TIME}
 
     send(sandbox, monkeypatch, rows)
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert run.success, run.message
     landed = query("select distribute_time, extra from binance.rebate_recent_record order by trade_id")
@@ -79,9 +80,9 @@ def test_a_missing_amount_lands_as_null_only_in_a_nullable_column(sandbox, query
             parse(ENDPOINT.schema, [row])
     send(sandbox, monkeypatch, [*with_null, *invalid])
 
-    run = materialize(KEY, DAYS[:2])
+    run = land(KEY, DAYS[:2])
 
-    assert [*run.materialized] == [DAY]
+    assert [*run.landed] == [DAY]
     landed = query("select commission from binance.rebate_recent_record order by trade_id")
     assert dict(zip(NO_AMOUNT, landed, strict=True)) == dict.fromkeys(NO_AMOUNT, (None,))
     assert "income: " in run.failed[DAYS[1]]
@@ -112,7 +113,7 @@ def test_a_number_and_its_text_land_with_the_same_value_from_lbank(both_exchange
         return numbers(row) if time_ms >= affiliates.at(of_numbers, 0) else texts(row)
 
     both_exchanges.faults.transform_row = respell
-    run = materialize(f"lbank/{name}", [of_texts, of_numbers])
+    run = land(f"lbank/{name}", [of_texts, of_numbers])
 
     assert run.success, run.message
     sent = {day: affiliates.sent(affiliates.rows_of(both_exchanges, name, day)) for day in (of_texts, of_numbers)}
@@ -125,7 +126,7 @@ def test_a_page_with_an_unreadable_id_is_stored_as_received(both_exchanges, quer
     both_exchanges.lbank.add_user(registered_ms=affiliates.at(day))
     both_exchanges.faults.transform_row = lambda row: row | {"id": "x"}
 
-    run = materialize("lbank/invite_user_list", [day])
+    run = land("lbank/invite_user_list", [day])
 
     assert "a row's `id` is 'x'" in run.failed[day].replace('"', "")
     assert query("select distinct complete, payload->>'id' from affiliate.rejected_row") == [(False, "x")]

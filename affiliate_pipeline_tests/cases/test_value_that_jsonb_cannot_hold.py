@@ -8,6 +8,7 @@ import pytest
 
 from affiliate_pipeline_tests.cases.sandbox_responses import moved, rows_of, send, with_fields
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
 
 CASE = (Path(__file__).parent / "value-that-jsonb-cannot-hold" / "answer.json").read_bytes()
@@ -52,7 +53,7 @@ def test_a_value_that_jsonb_rejects_or_changes_lands_as_its_json_text(
 ):
     send(sandbox, monkeypatch, [moved(with_fields(field + b',"rank":1.10'), DAY), moved(with_fields(b""), DAY)])
 
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert run.success, run.message
     found = query(
@@ -78,7 +79,7 @@ def test_a_value_that_jsonb_rejects_or_changes_lands_as_its_json_text(
 def test_a_value_that_jsonb_stores_exactly_lands_unchanged(sandbox, query, monkeypatch, value):
     send(sandbox, monkeypatch, [moved(with_fields(b'"note":' + value), DAY)])
 
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert run.success, run.message
     [(note,)] = query("select (extra->'note')::text from binance.rebate_recent_record")
@@ -88,7 +89,7 @@ def test_a_value_that_jsonb_stores_exactly_lands_unchanged(sandbox, query, monke
 def test_a_deeply_nested_value_lands_with_its_inner_part_as_text(sandbox, query, monkeypatch):
     send(sandbox, monkeypatch, [moved(with_fields(b'"note":' + DEEP), DAY)])
 
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert run.success, run.message
     [(note,)] = query("select (extra->'note')::text from binance.rebate_recent_record")
@@ -105,7 +106,7 @@ def test_a_field_that_occurs_twice_with_different_values_is_reported_and_the_row
     row = moved(with_fields(b'"income":"0.4"'), DAY)
     send(sandbox, monkeypatch, [moved(with_fields(b""), DAY), row])
 
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert "income: the field occurs twice in 1 row" in run.failed[DAY] and "row 2 of 2" in run.failed[DAY]
     stored = query(
@@ -118,20 +119,20 @@ def test_u0000_in_a_known_field_is_reported_with_its_row_and_all_rows_are_stored
     rows = [moved(row, DAY) for row in [*rows_of(CASE)[:1], with_fields(b"").replace(b'"BTC"', rb'"B\u0000"')]]
     send(sandbox, monkeypatch, rows)
 
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert "asset: not a text that can be stored in 1 row" in run.failed[DAY] and "row 2 of 2" in run.failed[DAY]
     assert query("select complete, count(*) from affiliate.rejected_row group by 1") == [(True, 2)]
     assert query("select payload#>>'{}' from affiliate.rejected_row where jsonb_typeof(payload) = 'string'") == [
         (rows[1].decode(),)
     ]
-    assert "asset" in materialize(KEY, [DAY], from_rejected=True).failed[DAY]
+    assert "asset" in land(KEY, [DAY], from_rejected=True).failed[DAY]
 
 
 def test_a_very_long_name_of_an_unknown_field_lands(sandbox, query, monkeypatch):
     send(sandbox, monkeypatch, [moved(with_fields(b'"%s":1' % (b"n" * 5000)), DAY)])
 
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert run.success, run.message
     assert query("select length(key) from binance.rebate_recent_record, jsonb_each(extra)") == [(5000,)]

@@ -9,6 +9,7 @@ import pytest
 from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline_tests.conftest import Run, materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.events import check_evaluations, description_of, only_check
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, YESTERDAY, at, rebate, rebates
 
@@ -59,7 +60,7 @@ def test_an_unknown_field_is_reported_once(sandbox, caplog):
 
 def test_a_second_unknown_field_is_reported_alone(sandbox):
     sandbox.binance.set_rebates(row | {"tier": "gold"} for row in rebates(SETTLED, 2))
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
     sandbox.binance.set_rebates(row | {"tier": "gold", "bonus": "1"} for row in rebates(SETTLED, 2))
 
     evaluation = only_check(materialize(KEY, [SETTLED]))
@@ -71,7 +72,7 @@ def test_a_second_unknown_field_is_reported_alone(sandbox):
 
 def test_a_restatement_after_settling_is_reported_with_the_difference(sandbox):
     sandbox.binance.set_rebates([rebate(at(SETTLED), 1, income="0.10"), rebate(at(SETTLED), 2, income="0.20")])
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
     sandbox.binance.set_rebates(
         [rebate(at(SETTLED), number, income=income) for number, income in enumerate(("0.10", "0.25", "1"), start=1)]
     )
@@ -89,7 +90,7 @@ def test_a_restatement_after_settling_is_reported_with_the_difference(sandbox):
 
 def test_a_restatement_before_settling_passes(sandbox):
     sandbox.binance.set_rebates(rebates(YESTERDAY, 2))
-    materialize(KEY, [YESTERDAY])
+    land(KEY, [YESTERDAY])
     sandbox.binance.set_rebates(rebates(YESTERDAY, 3))
 
     assert only_check(materialize(KEY, [YESTERDAY])).passed

@@ -13,8 +13,9 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.landing import endpoint_tables
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline_tests.code_location import loaded_definitions
-from affiliate_pipeline_tests.conftest import RESOURCES, instance_of_all_runs, materialize
+from affiliate_pipeline_tests.conftest import RESOURCES, instance_of_all_runs
 from affiliate_pipeline_tests.defs.affiliates import commission
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.events import (
     failed_partitions,
     failure_message,
@@ -107,8 +108,8 @@ def without_wait(monkeypatch) -> None:
 def test_a_days_sums_equal_those_of_the_raw_tables_to_the_last_digit(both_exchanges, query, database_url, no_client):
     odd = [rebate(at(DAY), i, income="0.000000000000000001", asset=f"C{i % 3}") for i in range(7)]
     both_exchanges.binance.set_rebates([*odd, rebate(at(DAY), 8, income="12345678901234567890.123456789012345678")])
-    assert materialize(KEY, [DAY]).success
-    assert materialize(LBANK, [DAY]).success
+    assert land(KEY, [DAY]).success
+    assert land(LBANK, [DAY]).success
 
     result = add_up([DAY])
 
@@ -136,7 +137,7 @@ def test_usdt_values_come_from_the_exchange_and_amounts_without_a_value_are_coun
             commission(own, DAY, "4") | {"usdtAmount": None},
         ]
     )
-    assert materialize(LBANK, [DAY]).success
+    assert land(LBANK, [DAY]).success
 
     assert add_up([DAY]).success
 
@@ -152,7 +153,7 @@ def test_kinds_have_the_declared_names_and_undeclared_codes_stay_unchanged(both_
     both_exchanges.lbank.set_commissions(
         [commission(own, DAY, f"{code + 1}") | {"tradeType": code % 2} for code in range(3)]
     )
-    assert materialize(LBANK, [DAY]).success
+    assert land(LBANK, [DAY]).success
     query("update lbank.commission_stats_symbol_list set trade_type = 7 where amount = 3")
 
     assert add_up([DAY]).success
@@ -162,8 +163,8 @@ def test_kinds_have_the_declared_names_and_undeclared_codes_stay_unchanged(both_
 
 
 def test_a_day_that_release_0_1_0_added_up_is_not_stale(both_exchanges, query, without_wait):
-    materialize(KEY, [DAY, YESTERDAY])
-    materialize(LBANK, [DAY])
+    land(KEY, [DAY, YESTERDAY])
+    land(LBANK, [DAY])
     # The statement by which release 0.1.0 recorded the inputs of a day's sums.
     query(
         "insert into affiliate.computed_day "
@@ -176,7 +177,7 @@ def test_a_day_that_release_0_1_0_added_up_is_not_stale(both_exchanges, query, w
 
 def test_only_one_of_two_endpoints_that_report_the_same_money_is_added_up(sandbox, query, database_url, without_wait):
     recent, history = "binance/kickback_recent_record", "binance/kickback_historical_record"
-    assert materialize(recent, [DAY]).success
+    assert land(recent, [DAY]).success
     with Store(database_url) as store:
         endpoint_tables.ensure(store.connection, next(endpoint for endpoint in ENDPOINTS if endpoint.key == history))
     query(f"insert into {history.replace('/', '.')} select * from {recent.replace('/', '.')}")
@@ -193,16 +194,16 @@ def test_only_one_of_two_endpoints_that_report_the_same_money_is_added_up(sandbo
 
 def test_a_day_that_lands_again_is_added_up_again(sandbox, query, without_wait):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY), 1, income="1.5")])
-    materialize(KEY, [DAYS[-2], YESTERDAY])
+    land(KEY, [DAYS[-2], YESTERDAY])
     assert requested_ranges() == [(f"{DAYS[-2]}", f"{YESTERDAY}")]
     assert add_up(DAYS[-2:]).success
     assert requested_ranges() == []
 
-    materialize(KEY, [YESTERDAY])
+    land(KEY, [YESTERDAY])
     assert requested_ranges() == []  # The same rows landed.
 
     sandbox.binance.set_rebates([rebate(at(YESTERDAY), 1, income="1.5"), rebate(at(YESTERDAY), 2, income="2")])
-    materialize(KEY, [YESTERDAY])
+    land(KEY, [YESTERDAY])
     assert requested_ranges() == [(f"{YESTERDAY}", f"{YESTERDAY}")]
     assert add_up([YESTERDAY]).success
 
@@ -212,7 +213,7 @@ def test_a_day_that_lands_again_is_added_up_again(sandbox, query, without_wait):
 
 def test_a_day_that_settles_is_reported_as_final(sandbox, query, without_wait, no_client):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY))])
-    materialize(KEY, [YESTERDAY])
+    land(KEY, [YESTERDAY])
     result = add_up([YESTERDAY])
     assert metadata_of(result, COMMISSION, YESTERDAY)["missing_or_not_settled"] == {KEY: "may still change"}
     query("update affiliate.landing set settled = true")
@@ -224,7 +225,7 @@ def test_a_day_that_settles_is_reported_as_final(sandbox, query, without_wait, n
 
 
 def test_the_sensor_waits_while_more_may_land(sandbox, monkeypatch):
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
 
     assert requested_ranges() == []
     monkeypatch.setattr("affiliate_pipeline.defs.commission_assets.QUIET_S", 0)
@@ -238,7 +239,7 @@ def test_the_sensor_repeats_a_request_for_the_same_content_once_an_hour(sandbox,
         [request] = run_requests()
         return request.run_key
 
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
     hour = datetime.now(UTC).replace(minute=0, second=0)
 
     first = key_at(hour)
@@ -247,7 +248,7 @@ def test_the_sensor_repeats_a_request_for_the_same_content_once_an_hour(sandbox,
     assert key_at(hour + timedelta(minutes=59)) == first
     assert key_at(hour + timedelta(minutes=60)) != first
     sandbox.binance.set_rebates([rebate(at(SETTLED), 1)])
-    materialize(KEY, [SETTLED], allow_shrink=True)
+    land(KEY, [SETTLED], allow_shrink=True)
     assert key_at(hour) != first
 
 
@@ -256,7 +257,7 @@ def test_the_sensor_runs_by_default():
 
 
 def test_a_day_for_which_nothing_has_landed_fails_alone_in_both_assets(sandbox):
-    materialize(KEY, [DAYS[1]])
+    land(KEY, [DAYS[1]])
 
     result = add_up(DAYS[:3])
 
@@ -270,7 +271,7 @@ def test_a_day_for_which_nothing_has_landed_fails_alone_in_both_assets(sandbox):
 
 def test_a_day_without_earnings_lands_with_no_rows(sandbox, query, without_wait):
     sandbox.binance.set_rebates([])
-    materialize(KEY, [DAY])
+    land(KEY, [DAY])
 
     result = add_up([DAY])
 
@@ -285,7 +286,7 @@ def test_the_report_shows_the_earnings_the_top_customers_and_missing_days(both_e
         [rebate(at(DAY), 1, income="7.25"), rebate(at(DAY), 2, income="8.5", customerId="<b>zz</b>"),
          rebate(at(DAY), 3, income="1", asset="BNB", customerId="")]
     )  # fmt: skip
-    materialize(KEY, [DAY])
+    land(KEY, [DAY])
 
     result = add_up([DAY])
 
@@ -301,7 +302,7 @@ def test_the_report_shows_the_earnings_the_top_customers_and_missing_days(both_e
 
 
 def test_either_asset_can_be_materialized_alone(sandbox):
-    materialize(KEY, [DAY])
+    land(KEY, [DAY])
 
     for key, other in ((COMMISSION, REPORT), (REPORT, COMMISSION)):
         result = add_up([DAY], key)

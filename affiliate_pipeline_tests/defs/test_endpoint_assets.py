@@ -9,6 +9,7 @@ import pytest
 
 from affiliate_pipeline.sandbox import Number
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import (
     DAYS,
     KEY,
@@ -88,14 +89,14 @@ def test_a_landed_day_without_changes_is_not_written_again(sandbox, query):
     versions = "select xmin::text, ctid::text, landed_at, run_id from binance.rebate_recent_record order by ctid"
     ledger = "select rows, content_hash, landed_at, run_id from affiliate.landing"
     checked_at = "select checked_at from affiliate.landing"
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
     before = query(versions), query(ledger), query(checked_at)
 
     sandbox.binance.newest_first = True
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
     assert run.success
-    assert run.materialized[SETTLED]["changed"] is False
+    assert run.landed[SETTLED].changed is False
     assert (query(versions), query(ledger)) == before[:2]
     assert query(checked_at) > before[2]
 
@@ -103,24 +104,20 @@ def test_a_landed_day_without_changes_is_not_written_again(sandbox, query):
 def test_a_day_without_rows_lands_with_none(sandbox, query):
     sandbox.binance.set_rebates([*rebates(DAYS[0], 3), *rebates(DAYS[2], 5)])
 
-    run = materialize(KEY, DAYS[:3])
+    run = land(KEY, DAYS[:3])
 
     assert run.success
-    assert {day: metadata["dagster/partition_row_count"] for day, metadata in run.materialized.items()} == {
-        DAYS[0]: 3,
-        DAYS[1]: 0,
-        DAYS[2]: 5,
-    }
+    assert {day: outcome.stats.rows for day, outcome in run.landed.items()} == {DAYS[0]: 3, DAYS[1]: 0, DAYS[2]: 5}
     assert query("select rows, settled from affiliate.landing where partition = %s", DAYS[1]) == [(0, True)]
 
 
 def test_an_empty_day_clears_the_day_and_no_other(sandbox, query):
     others = rebates(DAYS[-2], 4)
     sandbox.binance.set_rebates([*others, *rebates(YESTERDAY, 6)])
-    materialize(KEY, DAYS[-2:])
+    land(KEY, DAYS[-2:])
 
     sandbox.binance.set_rebates(others)
-    run = materialize(KEY, [YESTERDAY])
+    run = land(KEY, [YESTERDAY])
 
     assert run.success
     assert landed(query, YESTERDAY) == sent([])
@@ -130,13 +127,13 @@ def test_an_empty_day_clears_the_day_and_no_other(sandbox, query):
 def test_fields_filled_in_later_replace_their_nulls(sandbox, query):
     rows = rebates(YESTERDAY, 30)
     sandbox.binance.set_rebates(rows)
-    materialize(KEY, [YESTERDAY])
+    land(KEY, [YESTERDAY])
     paid = {"distributeTime": at(YESTERDAY), "commissionAsset": "BNB", "commission": "0.10", "convertPrice": "611.950"}
 
     sandbox.binance.set_rebates([row | paid for row in rows])
-    run = materialize(KEY, [YESTERDAY])
+    run = land(KEY, [YESTERDAY])
 
-    assert run.materialized[YESTERDAY]["changed"] is True
+    assert run.landed[YESTERDAY].changed is True
     assert landed(query, YESTERDAY) == sent(row | paid for row in rows)
 
 
@@ -170,7 +167,7 @@ def test_a_clock_offset_is_corrected_after_one_refusal(sandbox, query, offset_ms
     sandbox.binance.set_rebates(rows)
     sandbox.faults.clock_offset_ms = offset_ms
 
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
     assert run.success
     assert landed(query, SETTLED) == sent(rows)

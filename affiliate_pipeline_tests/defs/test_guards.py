@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import (
     DAYS,
     KEY,
@@ -59,7 +60,7 @@ def test_a_partly_expired_day_does_not_land(sandbox, query):
     sandbox.binance.retention_ms = RETENTION_MS
     sandbox.binance.set_rebates(rebates(ago(7), 96))
 
-    run = materialize(KEY, [ago(7)])
+    run = land(KEY, [ago(7)])
 
     assert list(run.failed) == [ago(7)]
     assert query("select * from affiliate.landing") == []
@@ -69,10 +70,10 @@ def test_days_beyond_the_promised_retention_land_if_the_source_has_an_older_row(
     sandbox.binance.retention_ms = None
     sandbox.binance.set_rebates([rebate(at(ago(11))), *(row for day in OLD for row in rebates(day, 20))])
 
-    run = materialize(KEY, OLD)
+    run = land(KEY, OLD)
 
     assert run.success, run.message
-    assert sorted(run.materialized) == OLD
+    assert sorted(run.landed) == OLD
     for day in OLD:
         assert landed(query, day) == sent(rebates(day, 20))
 
@@ -82,7 +83,7 @@ def test_a_day_is_not_reported_as_expired_if_the_search_for_an_older_row_fails(s
     sandbox.binance.set_rebates([rebate(at(ago(11))), *rebates(ago(8), 20)])
     sandbox.faults.fail_day(ago(9), status=400, code=-1100)
 
-    run = materialize(KEY, [ago(8)])
+    run = land(KEY, [ago(8)])
 
     assert (
         "it could not be determined whether the source still has the day: Binance returned HTTP 400, code -1100"
@@ -91,7 +92,7 @@ def test_a_day_is_not_reported_as_expired_if_the_search_for_an_older_row_fails(s
     assert "Materialize the day again" in run.failed[ago(8)]
     assert "no older row" not in run.failed[ago(8)] and "trust_old" not in run.failed[ago(8)]
     sandbox.faults.clear()
-    assert materialize(KEY, [ago(8)]).success
+    assert land(KEY, [ago(8)]).success
     assert landed(query, ago(8)) == sent(rebates(ago(8), 20))
 
 
@@ -109,10 +110,10 @@ def test_with_trust_old_days_beyond_the_promised_retention_land(sandbox, query):
 def test_with_trust_old_an_expired_day_leaves_its_landed_rows_unchanged(sandbox, query):
     sandbox.binance.retention_ms = None
     sandbox.binance.set_rebates(rebates(OLD[0], 20))
-    materialize(KEY, [OLD[0]], trust_old=True)
+    land(KEY, [OLD[0]], trust_old=True)
 
     sandbox.binance.retention_ms = RETENTION_MS
-    run = materialize(KEY, [OLD[0]], trust_old=True)
+    run = land(KEY, [OLD[0]], trust_old=True)
 
     assert "20 rows had landed and the source now has 0" in run.failed[OLD[0]]
     assert landed(query, OLD[0]) == sent(rebates(OLD[0], 20))
@@ -157,7 +158,7 @@ def test_a_day_that_expires_while_it_is_fetched_does_not_land(sandbox, query, mo
     sandbox.binance.set_rebates(rebates(SETTLED, 700, "12:00:00.000", within_ms=36_000_000))
     set_clock_at_the_first_row(sandbox, monkeypatch, at(SETTLED, "10:00:00.000") + RETENTION_MS)
 
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
     assert "the day expired while it was being fetched: the day is beyond the 7 days" in run.failed[SETTLED]
     assert query("select * from affiliate.landing") == []
@@ -167,14 +168,14 @@ def test_a_day_that_expires_while_it_is_fetched_does_not_land(sandbox, query, mo
 def test_a_landed_day_that_expires_while_it_is_fetched_is_retained(sandbox, query, monkeypatch, expired_until):
     rows = rebates(SETTLED, 700, "12:00:00.000", within_ms=36_000_000)
     sandbox.binance.set_rebates(rows)
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
     set_clock_at_the_first_row(sandbox, monkeypatch, at(SETTLED, expired_until) + RETENTION_MS)
 
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
     assert landed(query, SETTLED) == sent(rows)
     assert run.success, run.message
-    assert run.materialized[SETTLED]["kept"] is True
+    assert list(run.retained) == [SETTLED]
 
 
 def test_a_day_proven_to_be_retained_that_expires_while_it_is_fetched_never_lands_in_part(sandbox, query, monkeypatch):
@@ -183,7 +184,7 @@ def test_a_day_proven_to_be_retained_that_expires_while_it_is_fetched_never_land
     sandbox.binance.set_rebates([rebate(at(ago(9), "23:30:00.000")), *rebates(day, 96)])
     set_clock_at_the_first_row(sandbox, monkeypatch, int(time.time() * 1000) + 6 * 3_600_000)
 
-    run = materialize(KEY, [day])
+    run = land(KEY, [day])
 
     assert day in run.failed or landed(query, day) == sent(rebates(day, 96))
 
@@ -197,9 +198,9 @@ def test_a_day_that_has_not_ended_by_the_exchanges_clock_does_not_land(sandbox, 
     # The exchange's clock shows noon of yesterday.
     sandbox.faults.clock_offset_ms = at(YESTERDAY) - int(time.time() * 1000)
 
-    run = materialize(KEY, DAYS)
+    run = land(KEY, DAYS)
 
-    assert sorted(run.materialized) == DAYS[:-1]
+    assert sorted(run.landed) == DAYS[:-1]
     assert "has not ended yet by the exchange's clock" in run.failed[YESTERDAY]
     assert query("select 1 from affiliate.landing where partition = %s", YESTERDAY) == []
 
@@ -209,7 +210,7 @@ def test_a_day_settles_by_the_exchanges_clock(sandbox, query):
     # By the exchange's clock the day ended a day and a half ago.
     sandbox.faults.clock_offset_ms = at(DAYS[2]) - int(time.time() * 1000)
 
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
     assert run.success, run.message
     assert query("select settled from affiliate.landing") == [(False,)]
@@ -221,10 +222,10 @@ def test_a_day_settles_by_the_exchanges_clock(sandbox, query):
 def test_a_settled_day_with_fewer_rows_is_refused(sandbox, query):
     rows = rebates(SETTLED, 10)
     sandbox.binance.set_rebates(rows)
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
 
     sandbox.binance.set_rebates(rows[1:])
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
     assert list(run.failed) == [SETTLED]
     assert "10 rows had landed and the source now has 9" in run.failed[SETTLED]
@@ -236,10 +237,10 @@ def test_a_settled_day_with_fewer_rows_is_refused(sandbox, query):
 
 def test_a_settled_day_without_rows_is_refused(sandbox, query):
     sandbox.binance.set_rebates(rebates(SETTLED, 10))
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
 
     sandbox.binance.set_rebates([])
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
     assert list(run.failed) == [SETTLED]
     assert landed(query, SETTLED) == sent(rebates(SETTLED, 10))
@@ -260,10 +261,10 @@ def test_with_allow_shrink_a_settled_day_with_fewer_rows_lands(sandbox, query):
 
 def test_an_unsettled_day_with_fewer_rows_lands(sandbox, query):
     sandbox.binance.set_rebates(rebates(YESTERDAY, 10))
-    materialize(KEY, [YESTERDAY])
+    land(KEY, [YESTERDAY])
 
     sandbox.binance.set_rebates(rebates(YESTERDAY, 10)[3:])
-    run = materialize(KEY, [YESTERDAY])
+    run = land(KEY, [YESTERDAY])
 
     assert run.success, run.message
     assert landed(query, YESTERDAY) == sent(rebates(YESTERDAY, 10)[3:])
@@ -272,14 +273,14 @@ def test_an_unsettled_day_with_fewer_rows_lands(sandbox, query):
 def test_a_restatement_after_settling_stores_only_the_superseded_rows(sandbox, query):
     twin, other = rebate(at(SETTLED), 1), rebate(at(SETTLED), 2)
     sandbox.binance.set_rebates([twin, twin, other])
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
 
     restated = [twin, twin | {"income": "9.00"}, other, rebate(at(SETTLED) + 1, 3)]
     sandbox.binance.set_rebates(restated)
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
     assert run.success, run.message
-    assert run.materialized[SETTLED]["changed"] is True
+    assert run.landed[SETTLED].changed is True
     assert landed(query, SETTLED) == sent(restated)
     assert superseded(query) == sent([twin])
     [(partition, run_id)] = query("select partition, run_id from affiliate.superseded_row")
@@ -289,21 +290,21 @@ def test_a_restatement_after_settling_stores_only_the_superseded_rows(sandbox, q
 
 def test_a_restatement_before_settling_stores_no_superseded_rows(sandbox, query):
     sandbox.binance.set_rebates(rebates(YESTERDAY, 3))
-    materialize(KEY, [YESTERDAY])
+    land(KEY, [YESTERDAY])
 
     sandbox.binance.set_rebates([row | {"income": "9.00"} for row in rebates(YESTERDAY, 3)])
-    run = materialize(KEY, [YESTERDAY])
+    run = land(KEY, [YESTERDAY])
 
-    assert run.materialized[YESTERDAY]["changed"] is True
+    assert run.landed[YESTERDAY].changed is True
     assert query("select count(*) from affiliate.superseded_row") == [(0,)]
 
 
 def test_an_amount_sent_with_another_scale_is_written_again(sandbox, query):
     sandbox.binance.set_rebates([rebate(at(SETTLED), income="1.0")])
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
 
     sandbox.binance.set_rebates([rebate(at(SETTLED), income="1.00")])
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
 
     assert query("select income::text from binance.rebate_recent_record") == [("1.00",)]
 
@@ -313,15 +314,15 @@ def test_an_amount_sent_with_another_scale_is_written_again(sandbox, query):
 
 def test_landed_days_of_another_source_are_refused(sandbox, query, monkeypatch):
     sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rebates(day, 5))
-    source = materialize(KEY, DAYS[:2]).materialized[DAYS[0]]["source"]
+    source = land(KEY, DAYS[:2]).landed[DAYS[0]].source
     use_another_account(sandbox, monkeypatch)
     sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rebates(day, 7))
     sandbox.requests.clear()
 
-    run = materialize(KEY, DAYS[:3])
+    run = land(KEY, DAYS[:3])
 
     assert sorted(run.failed) == DAYS[:2]
-    other = run.materialized[DAYS[2]]["source"]
+    other = run.landed[DAYS[2]].source
     for day in DAYS[:2]:
         assert f"its source is {source}, and the source of this run is {other}" in run.failed[day]
         assert requests_touching(sandbox, day) == []

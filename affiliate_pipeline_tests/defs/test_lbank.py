@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.lbank.exchange import LBankSession
-from affiliate_pipeline.exchanges.registry import Catalog
+from affiliate_pipeline.exchanges.registry import DEFAULT, Catalog
 from affiliate_pipeline.landing.pipeline import Landed, connected, land_days
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.sandbox import Number, Sandbox
@@ -24,6 +24,7 @@ from affiliate_pipeline.sandbox.lbank.users import OWN_OPEN_ID
 from affiliate_pipeline_tests import conftest
 from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.conftest import instance_of_all_runs
+from affiliate_pipeline_tests.defs import direct_runs
 from affiliate_pipeline_tests.defs.affiliates import (
     DATED,
     DAY,
@@ -48,9 +49,9 @@ from affiliate_pipeline_tests.defs.affiliates import (
     today,
     traders,
 )
+from affiliate_pipeline_tests.defs.direct_runs import DirectRun
 from affiliate_pipeline_tests.defs.events import (
     failure_message,
-    only_check,
     only_step_failure,
     recorded_events,
 )
@@ -114,6 +115,18 @@ def materialize_roster() -> dg.ExecuteInProcessResult:
     )
 
 
+def land(name, days, **options) -> DirectRun:
+    return direct_runs.land(f"lbank/{name}", days, **options)
+
+
+def refresh_roster() -> None:
+    """Refresh the roster without Dagster."""
+    [roster] = DEFAULT.reference_tables
+    variables = configured().variables
+    with Store(configured().database_url()) as store, connected(roster.endpoint, store, variables) as session:
+        roster.refresh(session)
+
+
 def set_three_pages_of_deposits(sandbox, day) -> list[dict]:
     rows = [deposit(day, number) for number in range(230)]
     sandbox.lbank.set_money(rows)
@@ -168,7 +181,7 @@ def test_an_rsa_key_signs_requests(sandbox, query, monkeypatch):
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     monkeypatch.setenv("LBANK_API_SECRET", private)
 
-    run = materialize(FUTURES, [SETTLED])
+    run = land(FUTURES, [SETTLED])
 
     assert run.success, run.message
     assert landed(query, FUTURES, SETTLED) == sent(rows_of(sandbox, FUTURES, SETTLED))
@@ -176,11 +189,11 @@ def test_an_rsa_key_signs_requests(sandbox, query, monkeypatch):
 
 
 def test_a_landed_day_that_has_not_changed_is_not_written_again(sandbox, query):
-    materialize(MONEY, [SETTLED])
+    land(MONEY, [SETTLED])
 
-    run = materialize(MONEY, [SETTLED])
+    run = land(MONEY, [SETTLED])
 
-    assert run.materialized[SETTLED]["changed"] is False
+    assert run.landed[SETTLED].changed is False
     assert landed(query, MONEY, SETTLED) == sent(rows_of(sandbox, MONEY, SETTLED))
 
 
@@ -190,12 +203,12 @@ def test_a_landed_day_that_has_not_changed_is_not_written_again(sandbox, query):
 def test_yesterdays_trades_include_the_affiliates_own_and_those_of_users_who_started_trading_that_day(sandbox, query):
     yesterday = today() - DAY
     newcomer = sandbox.lbank.add_user(registered_ms=at(DAYS[0]), first_trade_ms=at(yesterday))
-    materialize_roster()
+    refresh_roster()
     # The roster's state of the day before.
     query("update lbank.roster set last_seen = last_seen - interval '2 days'")
     query("update lbank.roster set transaction = false where open_id = %s", newcomer)
 
-    run = materialize(TRADES, [yesterday])
+    run = land(TRADES, [yesterday])
 
     assert run.success, run.message
     assert landed(query, TRADES, yesterday) == sent(rows_of(sandbox, TRADES, yesterday))
@@ -230,11 +243,11 @@ def test_the_roster_contains_every_user_ever_listed(sandbox, query):
 def test_users_with_unknown_trading_state_or_level_are_queried(sandbox, query):
     unknown = {user["openId"] for user in sandbox.lbank.users}
     sandbox.faults.transform_row = lambda row: row | {"transaction": None, "userLevel": ""}
-    materialize_roster()
+    refresh_roster()
     sandbox.faults.transform_row = None
 
     for name in (TRADES, COMMISSION):
-        run = materialize(name, [SETTLED])
+        run = land(name, [SETTLED])
 
         assert run.success, run.message
         assert landed(query, name, SETTLED) == sent(rows_of(sandbox, name, SETTLED))
@@ -242,29 +255,29 @@ def test_users_with_unknown_trading_state_or_level_are_queried(sandbox, query):
 
 
 def test_a_user_who_was_ever_an_agent_or_trader_is_always_queried(sandbox, query):
-    materialize_roster()
+    refresh_roster()
     sandbox.faults.transform_row = lambda row: row | {"transaction": False, "userLevel": 0}
-    materialize_roster()
+    refresh_roster()
     sandbox.faults.transform_row = None
 
     for name, expected in ((TRADES, traders), (COMMISSION, agents)):
-        assert materialize(name, [SETTLED]).success
+        assert land(name, [SETTLED]).success
         assert {request.params["openId"] for request in requests_to(sandbox, name)} == {*expected(sandbox)}
 
 
 def test_a_roster_older_than_the_days_is_refreshed_once(sandbox, query):
     yesterday = today() - DAY
-    materialize(COMMISSION, [SETTLED])
+    land(COMMISSION, [SETTLED])
     assert len(requests_to(sandbox, TEAM)) == 1
-    materialize(COMMISSION, [yesterday])
-    materialize(TEAM_TRADES, [SETTLED])
+    land(COMMISSION, [yesterday])
+    land(TEAM_TRADES, [SETTLED])
     assert len(requests_to(sandbox, TEAM)) == 1
 
     query("update lbank.roster set last_seen = %s::date - interval '8 hours 1 second'", today())
-    materialize(COMMISSION, [SETTLED])
+    land(COMMISSION, [SETTLED])
     assert len(requests_to(sandbox, TEAM)) == 1
-    materialize(COMMISSION, [yesterday])
-    materialize(TEAM_TRADES, [yesterday])
+    land(COMMISSION, [yesterday])
+    land(TEAM_TRADES, [yesterday])
     assert len(requests_to(sandbox, TEAM)) == 2
 
 
@@ -290,11 +303,11 @@ def test_one_of_several_concurrent_readers_refreshes_the_roster(sandbox, databas
 
 
 def test_the_roster_of_another_account_is_not_used(sandbox, query, monkeypatch):
-    materialize_roster()
+    refresh_roster()
     use_another_account(sandbox, monkeypatch)
     sandbox.requests.clear()
 
-    run = materialize(COMMISSION, [SETTLED])
+    run = land(COMMISSION, [SETTLED])
 
     assert "the roster in this database is that of" in run.failed[SETTLED]
     assert "configure this account with an alias of its own" in run.failed[SETTLED]
@@ -314,10 +327,10 @@ def test_a_failed_refresh_leaves_the_roster_unchanged(sandbox, query, monkeypatc
 
 
 def test_a_user_outside_the_team_lands_with_the_invite_result_alone(sandbox, query):
-    materialize_roster()
+    refresh_roster()
     query(ADD_STRANGER)
 
-    run = materialize(SNAPSHOT, [day := today()])
+    run = land(SNAPSHOT, [day := today()])
 
     assert run.success, run.message
     query("delete from lbank.invite_user_info where open_id <> %s", STRANGER)
@@ -331,9 +344,9 @@ def test_the_other_fields_of_a_user_outside_the_team_are_ignored(sandbox, query,
     def outside_the_team(row):
         return {"openId": None, "inviteResult": False} | others if row["openId"] == stranger else row
 
-    materialize_roster()
+    refresh_roster()
     sandbox.faults.transform_row = outside_the_team
-    run = materialize(SNAPSHOT, [day := today()])
+    run = land(SNAPSHOT, [day := today()])
 
     assert run.success, run.message
     query("delete from lbank.invite_user_info where open_id <> %s", stranger)
@@ -345,10 +358,10 @@ def test_the_other_fields_of_a_user_outside_the_team_are_ignored(sandbox, query,
     [({}, "the field is missing"), ({"inviteResult": None}, "null"), ({"inviteResult": "no"}, "not true or false")],
 )
 def test_the_invite_result_is_required(sandbox, query, invalid, problem):
-    materialize_roster()
+    refresh_roster()
     sandbox.faults.transform_row = lambda row: {k: v for k, v in row.items() if k != "inviteResult"} | invalid
 
-    run = materialize(SNAPSHOT, [day := today()])
+    run = land(SNAPSHOT, [day := today()])
 
     assert f"invite_result: {problem} in " in run.failed[day]
     # The rejected rows are stored as received.
@@ -362,7 +375,7 @@ def test_the_invite_result_is_required(sandbox, query, invalid, problem):
 def test_a_snapshot_of_yesterday_is_refused(sandbox, query):
     yesterday = today() - DAY
 
-    run = materialize(SNAPSHOT, [yesterday])
+    run = land(SNAPSHOT, [yesterday])
 
     assert "returns only the current state, so only today can be fetched" in run.failed[yesterday]
     assert sandbox.requests == []
@@ -370,17 +383,17 @@ def test_a_snapshot_of_yesterday_is_refused(sandbox, query):
 
 def test_a_landed_snapshot_of_yesterday_is_retained_without_a_request(sandbox, query, database_url):
     day = today()
-    materialize(SNAPSHOT, [day])
+    land(SNAPSHOT, [day])
     rows = landed(query, SNAPSHOT, day)
     for table, column in (("lbank.invite_user_info", "partition_date"), ("affiliate.landing", "partition")):
         query(f"update {table} set {column} = {column} - 1")
     sandbox.requests.clear()
 
     planned = plan(database_url, SNAPSHOT, [day - DAY])
-    run = materialize(SNAPSHOT, [day - DAY])
+    run = land(SNAPSHOT, [day - DAY])
 
     assert (planned.min_requests, planned.max_requests, planned.seconds) == (0, 0, 0)
-    assert run.success and run.materialized[day - DAY]["kept"] is True
+    assert run.success and list(run.retained) == [day - DAY]
     assert landed(query, SNAPSHOT, day - DAY) == rows
     assert sandbox.requests == []
 
@@ -403,7 +416,7 @@ def test_users_who_register_during_pagination_land_exactly_once(sandbox, query, 
             sandbox.lbank.add_user(registered_ms=at(SETTLED, 13 if newest_first else 11))
 
     sandbox.lbank.after_page = register
-    run = materialize(name, [SETTLED])
+    run = land(name, [SETTLED])
 
     assert run.success, run.message
     assert landed(query, name, SETTLED) == sent(rows_of(sandbox, name, SETTLED))
@@ -421,7 +434,7 @@ def test_rows_that_move_during_pagination_land_exactly_once(sandbox, query):
             sandbox.lbank.set_money([*more[len(pending) :], *rows])
 
     sandbox.lbank.after_page = add
-    run = materialize(MONEY, [SETTLED])
+    run = land(MONEY, [SETTLED])
 
     assert run.success, run.message
     assert pending == []
@@ -436,7 +449,7 @@ def test_a_row_removed_during_pagination_hides_no_other_row(sandbox, query):
             sandbox.lbank.set_money(rows[1:])
 
     sandbox.lbank.after_page = remove
-    run = materialize(MONEY, [SETTLED])
+    run = land(MONEY, [SETTLED])
 
     assert run.success, run.message
     # The removed row lands if its page was fetched before the removal.
@@ -452,7 +465,7 @@ def test_pages_that_never_stop_moving_fail_their_day(sandbox, query):
             sandbox.lbank.set_money(rows)
 
     sandbox.lbank.after_page = add
-    run = materialize(MONEY, [SETTLED])
+    run = land(MONEY, [SETTLED])
 
     assert "changed during each of 4 walks" in run.failed[SETTLED]
 
@@ -466,7 +479,7 @@ def test_rows_of_equal_time_in_a_different_order_on_each_page_land_once(sandbox,
 
     shuffle(None, None)
     sandbox.lbank.after_page = shuffle
-    run = materialize(MONEY, [SETTLED])
+    run = land(MONEY, [SETTLED])
 
     assert run.success, run.message
     assert landed(query, MONEY, SETTLED) == money_rows(rows)
@@ -479,7 +492,7 @@ def test_equal_rows_across_a_page_boundary_both_land_without_another_walk(sandbo
     rows[100] = rows[99]
     sandbox.lbank.set_money(rows)
 
-    run = materialize(MONEY, [SETTLED])
+    run = land(MONEY, [SETTLED])
 
     assert run.success, run.message
     assert landed(query, MONEY, SETTLED) == money_rows(rows)
@@ -497,7 +510,7 @@ def test_commissions_are_fetched_to_the_last_page(sandbox, query):
     ]
     sandbox.lbank.set_commissions(rows)
 
-    run = materialize(COMMISSION, DAYS[:3])
+    run = land(COMMISSION, DAYS[:3])
 
     assert run.success, run.message
     for day in DAYS[:3]:
@@ -510,7 +523,7 @@ def test_a_full_last_page_is_followed_by_an_empty_one(sandbox, query):
     rows = [deposit(SETTLED, number) for number in range(100)]
     sandbox.lbank.set_money(rows)
 
-    materialize(MONEY, [SETTLED])
+    land(MONEY, [SETTLED])
 
     assert landed(query, MONEY, SETTLED) == money_rows(rows)
     assert len(requests_to(sandbox, MONEY)) == len(KINDS) + 1
@@ -564,18 +577,18 @@ def test_every_known_spelling_of_a_row_lands(sandbox, query, spelling):
     names = [LIST, MONEY] if spelling is with_level_100 else [LIST, TEAM_TRADES, MONEY, COMMISSION]
 
     for name in names:
-        run = materialize(name, [SETTLED])
+        run = land(name, [SETTLED])
 
         assert run.success, run.message
         rows = rows_of(sandbox, name, SETTLED)
         assert landed(query, name, SETTLED) == sent(map(expected.get(spelling, dict), rows)) != Counter()
-        assert "unknown_fields" not in run.materialized[SETTLED]
+        assert run.landed[SETTLED].unknown_fields == {}
 
 
 def test_a_snapshot_in_lower_case_lands(sandbox, query):
     sandbox.faults.transform_row = in_lower_case
 
-    run = materialize(SNAPSHOT, [day := today()])
+    run = land(SNAPSHOT, [day := today()])
 
     assert run.success, run.message
     assert landed(query, SNAPSHOT, day) == sent(rows_of(sandbox, SNAPSHOT, day))
@@ -584,9 +597,9 @@ def test_a_snapshot_in_lower_case_lands(sandbox, query):
 def test_the_result_may_be_a_boolean(sandbox, query):
     sandbox.lbank.result_as_boolean = True
 
-    run = materialize(FUTURES, [SETTLED])
+    run = land(FUTURES, [SETTLED])
     sandbox.lbank.refused_paths[PATH[FUTURES]] = 10601
-    refused = materialize(FUTURES, [SETTLED])
+    refused = land(FUTURES, [SETTLED])
 
     assert run.success, run.message
     assert landed(query, FUTURES, SETTLED) == sent(rows_of(sandbox, FUTURES, SETTLED))
@@ -596,13 +609,12 @@ def test_the_result_may_be_a_boolean(sandbox, query):
 def test_a_field_unknown_to_the_schema_lands_in_extra(sandbox, query):
     sandbox.faults.transform_row = lambda row: row | {"newThing": Number("1.50")}
 
-    run = materialize(MONEY, [SETTLED])
+    run = land(MONEY, [SETTLED])
 
     assert run.success, run.message
     extra = {"extra": '{"newThing": 1.50}'}
     assert landed(query, MONEY, SETTLED) == sent(row | extra for row in rows_of(sandbox, MONEY, SETTLED))
-    rows = run.materialized[SETTLED]["dagster/partition_row_count"]
-    assert run.materialized[SETTLED]["unknown_fields"] == {"newThing": rows}
+    assert run.landed[SETTLED].unknown_fields == {"newThing": run.landed[SETTLED].stats.rows}
 
 
 def test_web_pages_and_temporary_errors_are_retried(sandbox, query):
@@ -612,7 +624,7 @@ def test_web_pages_and_temporary_errors_are_retried(sandbox, query):
         [HTML, (502, {}, HTML[2]), (200, {}, busy), (200, {}, too_frequent), (200, {}, b"")]
     )
 
-    run = materialize(FUTURES, [SETTLED])
+    run = land(FUTURES, [SETTLED])
 
     assert run.success, run.message
     assert landed(query, FUTURES, SETTLED) == sent(rows_of(sandbox, FUTURES, SETTLED))
@@ -627,7 +639,7 @@ def test_a_successful_response_is_accepted_with_any_other_envelope_fields(sandbo
     body = f'{{"result":"true",{envelope}{envelope and ","}{data}}}'.encode()
     sandbox.faults.next_responses.extend([(200, {}, body)] * 4)
 
-    run = materialize(FUTURES, [SETTLED])
+    run = land(FUTURES, [SETTLED])
 
     assert run.success, run.message
     assert len(requests_to(sandbox, FUTURES)) == 4
@@ -637,7 +649,7 @@ def test_a_successful_response_is_accepted_with_any_other_envelope_fields(sandbo
 def test_a_refusal_with_an_unreadable_code_is_retried(sandbox):
     sandbox.faults.next_responses.append((200, {}, b'{"result":"false","error_code":null,"msg":5}'))
 
-    assert materialize(FUTURES, [SETTLED]).success
+    assert land(FUTURES, [SETTLED]).success
     assert len(requests_to(sandbox, FUTURES)) == 4 + 1
 
 
@@ -645,7 +657,7 @@ def test_a_refusal_with_an_unreadable_code_is_retried(sandbox):
 def test_a_retry_after_beyond_the_runs_limit_fails_the_day_at_once(sandbox, status):
     sandbox.faults.next_responses.append((status, {"Retry-After": "1000"}, HTML[2]))
 
-    run = materialize(FUTURES, [SETTLED])
+    run = land(FUTURES, [SETTLED])
 
     assert "allows no request for 1000 s" in run.failed[SETTLED] and str(status) in run.failed[SETTLED]
     assert len(requests_to(sandbox, FUTURES)) == 1
@@ -654,7 +666,7 @@ def test_a_retry_after_beyond_the_runs_limit_fails_the_day_at_once(sandbox, stat
 def test_a_permanent_web_page_is_reported_as_a_web_page(sandbox):
     sandbox.faults.next_responses.extend([HTML] * 1000)
 
-    run = materialize(FUTURES, [SETTLED])
+    run = land(FUTURES, [SETTLED])
 
     assert "with a web page" in run.failed[SETTLED]
 
@@ -673,10 +685,10 @@ def test_a_bad_day_fails_alone(sandbox, query, name, code):
     sandbox.faults.path = PATH[name]
     sandbox.faults.fail_day(bad, code=code)
 
-    run = materialize(name, DAYS)
+    run = land(name, DAYS)
 
     assert list(run.failed) == [bad] and f"{code}" in run.failed[bad]
-    assert sorted(run.materialized) == good
+    assert sorted(run.landed) == good
     for day in good:
         assert landed(query, name, day) == sent(rows_of(sandbox, name, day))
     assert landed(query, name, bad) == Counter()
@@ -700,9 +712,9 @@ def test_a_row_with_an_unreadable_time_fails_its_day_alone(sandbox, query, name,
         return row
 
     # Refresh the roster first, so that its rows are not transformed.
-    materialize_roster()
+    refresh_roster()
     sandbox.faults.transform_row = with_invalid_time
-    run = materialize(name, DAYS[:3])
+    run = land(name, DAYS[:3])
 
     assert list(run.failed) == [SETTLED] and field in run.failed[SETTLED]
     for day in (DAYS[0], DAYS[2]):
@@ -713,21 +725,21 @@ def test_a_row_with_an_unreadable_time_fails_its_day_alone(sandbox, query, name,
 def test_list_items_that_are_not_rows_fail_their_day(sandbox, query, data):
     sandbox.faults.next_responses.append((200, {}, b'{"result":"true","error_code":0,"data":%s}' % data))
 
-    run = materialize(MONEY, [SETTLED])
+    run = land(MONEY, [SETTLED])
 
     assert "neither a row nor a list of rows" in run.failed[SETTLED]
-    assert materialize(MONEY, [SETTLED]).success
+    assert land(MONEY, [SETTLED]).success
     assert landed(query, MONEY, SETTLED) == sent(rows_of(sandbox, MONEY, SETTLED))
 
 
 @pytest.mark.parametrize("data", [b"[]", b'[{"turnover":"1","fee":"0"},{"turnover":"2","fee":"0"}]'])
 @pytest.mark.parametrize("name", [FUTURES, SNAPSHOT])
 def test_no_row_or_two_rows_where_one_is_expected_fail_the_day(sandbox, query, name, data):
-    materialize_roster()
+    refresh_roster()
     sandbox.faults.next_responses.append((200, {}, b'{"result":"true","error_code":0,"data":%s}' % data))
     bad = today() if name == SNAPSHOT else DAYS[0]
 
-    run = materialize(name, [bad] if name == SNAPSHOT else DAYS[:2])
+    run = land(name, [bad] if name == SNAPSHOT else DAYS[:2])
 
     assert list(run.failed) == [bad] and "rows instead of one" in run.failed[bad]
     assert landed(query, name, bad) == Counter()
@@ -735,10 +747,10 @@ def test_no_row_or_two_rows_where_one_is_expected_fail_the_day(sandbox, query, n
 
 def test_rows_that_contradict_the_request_are_refused(sandbox, query):
     # A server that ignores `tradeType` returns the same rows for both of its values.
-    materialize_roster()
+    refresh_roster()
     sandbox.faults.transform_row = lambda row: row | {"trade_type": "1"}
 
-    run = materialize(TRADES, DAYS[:2])
+    run = land(TRADES, DAYS[:2])
 
     assert list(run.failed) == DAYS[:2] and "its `trade_type` is '1', not 0" in run.failed[SETTLED]
 
@@ -746,7 +758,7 @@ def test_rows_that_contradict_the_request_are_refused(sandbox, query):
 def test_rows_that_repeat_the_requests_parameters_land(sandbox, query):
     sandbox.faults.transform_row = lambda row: row | {"userType": "ALL", "requestedSubInOutType": None}
 
-    run = materialize(MONEY, [SETTLED])
+    run = land(MONEY, [SETTLED])
 
     assert run.success, run.message
     assert landed(query, MONEY, SETTLED) == sent(rows_of(sandbox, MONEY, SETTLED))
@@ -755,7 +767,7 @@ def test_rows_that_repeat_the_requests_parameters_land(sandbox, query):
 def test_rows_of_days_outside_the_request_are_refused(sandbox, query):
     sandbox.faults.transform_row = lambda row: row | {"createTime": at(DAYS[4])}
 
-    run = materialize(MONEY, [SETTLED])
+    run = land(MONEY, [SETTLED])
 
     assert f"requested {SETTLED}, and LBank returned rows of {DAYS[4]}" in run.failed[SETTLED]
 
@@ -763,7 +775,7 @@ def test_rows_of_days_outside_the_request_are_refused(sandbox, query):
 def test_an_invalid_row_is_stored_as_received(sandbox, query):
     sandbox.lbank.set_money([deposit(SETTLED), deposit(SETTLED, 1, assetNum="many"), deposit(DAYS[0])])
 
-    run = materialize(MONEY, DAYS[:2])
+    run = land(MONEY, DAYS[:2])
 
     assert list(run.failed) == [SETTLED] and "asset_num: not a decimal number in 1 row" in run.failed[SETTLED]
     assert query("select partition, count(*) from affiliate.rejected_row group by 1") == [(SETTLED, 2)]
@@ -771,7 +783,7 @@ def test_an_invalid_row_is_stored_as_received(sandbox, query):
 
 
 def test_today_is_refused_because_it_has_not_ended(sandbox):
-    run = materialize(MONEY, [day := today()])
+    run = land(MONEY, [day := today()])
 
     assert "the day has not ended yet" in run.failed[day]
     assert sandbox.requests == []
@@ -785,7 +797,7 @@ def test_a_refused_open_id_is_skipped(sandbox, query, caplog, many_agents, code)
     refused = many_agents[0]
     sandbox.lbank.refused_open_ids[refused] = code
 
-    run = materialize(COMMISSION, [DAYS[2], DAYS[3]])
+    run = land(COMMISSION, [DAYS[2], DAYS[3]])
 
     assert run.success, run.message
     for day in (DAYS[2], DAYS[3]):
@@ -799,10 +811,10 @@ def test_a_refused_open_id_is_skipped(sandbox, query, caplog, many_agents, code)
 def test_the_check_names_the_skipped_open_id(sandbox, many_agents):
     sandbox.lbank.refused_open_ids[many_agents[0]] = 10022
 
-    run = materialize(COMMISSION, [SETTLED])
+    run = land(COMMISSION, [SETTLED])
 
     assert run.success, run.message
-    check = only_check(run)
+    [check] = run.checks
     assert not check.passed
     assert check.description == f"rows of these openIds are missing, since LBank refuses them: {many_agents[0]}"
 
@@ -811,20 +823,20 @@ def test_a_refused_open_id_whose_rows_had_landed_fails_the_day(sandbox, query, m
     refused, other = many_agents[:2]
     before = [commission(refused, SETTLED, "1.00"), commission(other, SETTLED, "2.00")]
     sandbox.lbank.set_commissions(before)
-    materialize(COMMISSION, [SETTLED])
+    land(COMMISSION, [SETTLED])
     # The same number of rows as before, so that the count does not reveal the loss.
     after = [commission(other, SETTLED, "2.00"), commission(other, SETTLED, "3.00")]
     sandbox.lbank.set_commissions(after)
     sandbox.lbank.refused_open_ids[refused] = 10022
 
-    run = materialize(COMMISSION, [SETTLED, DAYS[2]])
+    run = land(COMMISSION, [SETTLED, DAYS[2]])
 
-    assert list(run.failed) == [SETTLED] and list(run.materialized) == [DAYS[2]]
+    assert list(run.failed) == [SETTLED] and list(run.landed) == [DAYS[2]]
     assert f"the exchange now refuses {refused}, whose rows had landed" in run.failed[SETTLED]
     assert "allow_shrink: true" in run.failed[SETTLED]
     assert landed(query, COMMISSION, SETTLED) == sent(before)
 
-    run = materialize(COMMISSION, [SETTLED], allow_shrink=True)
+    run = land(COMMISSION, [SETTLED], allow_shrink=True)
 
     assert run.success, run.message
     assert landed(query, COMMISSION, SETTLED) == sent(after)
@@ -836,7 +848,7 @@ def test_more_than_5_percent_refused_fail_the_range(sandbox, query, many_agents)
     for open_id in many_agents[:2]:
         sandbox.lbank.refused_open_ids[open_id] = 10022
 
-    run = materialize(COMMISSION, [SETTLED, DAYS[2]])
+    run = land(COMMISSION, [SETTLED, DAYS[2]])
 
     assert list(run.failed) == [SETTLED, DAYS[2]]
     assert f"LBank refused 2 of {len(agents(sandbox))} openIds" in run.failed[SETTLED]
@@ -845,7 +857,7 @@ def test_more_than_5_percent_refused_fail_the_range(sandbox, query, many_agents)
 def test_a_refusal_of_the_affiliates_own_open_id_fails_at_the_first_response(sandbox):
     sandbox.lbank.refused_open_ids[OWN_OPEN_ID] = 10022
 
-    run = materialize(TRADES, DAYS)
+    run = land(TRADES, DAYS)
 
     assert list(run.failed) == DAYS and "LBANK_OPEN_ID" in run.failed[SETTLED]
     assert len(requests_to(sandbox, TRADES)) == 1
@@ -868,7 +880,7 @@ def test_a_wrong_variable_is_reported_at_the_first_response(
 ):
     monkeypatch.setenv(variable, value)
 
-    run = materialize(name, DAYS)
+    run = land(name, DAYS)
 
     assert list(run.failed) == DAYS and len(set(run.failed.values())) == 1
     assert all(text in run.failed[SETTLED] for text in [str(code), *expected])
@@ -882,7 +894,7 @@ def test_a_wrong_variable_is_reported_at_the_first_response(
 def test_a_refusal_of_the_endpoint_fails_at_the_first_response(sandbox, code, expected):
     sandbox.lbank.refused_paths[PATH[TEAM_TRADES]] = code
 
-    run = materialize(TEAM_TRADES, DAYS)
+    run = land(TEAM_TRADES, DAYS)
 
     assert list(run.failed) == DAYS and len(set(run.failed.values())) == 1
     assert str(code) in run.failed[SETTLED] and expected in run.failed[SETTLED]
@@ -892,7 +904,7 @@ def test_a_refusal_of_the_endpoint_fails_at_the_first_response(sandbox, code, ex
 def test_a_clock_offset_is_corrected_with_the_exchanges_time(sandbox, query, caplog):
     sandbox.faults.clock_offset_ms = 300_000
 
-    run = materialize(FUTURES, [SETTLED])
+    run = land(FUTURES, [SETTLED])
 
     assert run.success, run.message
     assert landed(query, FUTURES, SETTLED) == sent(rows_of(sandbox, FUTURES, SETTLED))
@@ -905,7 +917,7 @@ def test_a_clock_that_cannot_be_corrected_fails_after_two_requests(sandbox):
     off = b'{"result":"false","error_code":10600,"msg":"replay","ts":%d}' % now
     sandbox.faults.next_responses.extend([(200, {}, off)] * 1000)
 
-    run = materialize(FUTURES, [SETTLED])
+    run = land(FUTURES, [SETTLED])
 
     assert "The clock of this machine is off" in run.failed[SETTLED]
     assert len(sandbox.requests) <= 2
@@ -972,8 +984,8 @@ def interrupted(sandbox) -> int:
 
     pages = []
     sandbox.lbank.after_page = close
-    run = materialize(COMMISSION, DAYS)
-    assert sorted(run.failed) == DAYS[3:] and sorted(run.materialized) == DAYS[:3]
+    run = land(COMMISSION, DAYS)
+    assert sorted(run.failed) == DAYS[3:] and sorted(run.landed) == DAYS[:3]
     sandbox.lbank.after_page = None
     sandbox.lbank.refused_paths.clear()
     responses = sum(request.code is None for request in requests_to(sandbox, COMMISSION))
@@ -984,7 +996,7 @@ def interrupted(sandbox) -> int:
 def test_an_interrupted_range_requests_only_what_is_missing(sandbox, query, interrupted, database_url):
     assert query("select count(*) from affiliate.answer") == [(interrupted,)]
 
-    run = materialize(COMMISSION, DAYS)
+    run = land(COMMISSION, DAYS)
 
     assert run.success, run.message
     assert len(requests_to(sandbox, COMMISSION)) == expected_requests(sandbox, COMMISSION) - interrupted
@@ -1003,12 +1015,12 @@ def test_an_interrupted_list_resumes_with_its_next_page(sandbox, query):
             sandbox.lbank.refused_paths[path] = 10601
 
     sandbox.lbank.after_page = close
-    interrupted = materialize(MONEY, [SETTLED])
+    interrupted = land(MONEY, [SETTLED])
     sandbox.lbank.after_page = None
     sandbox.lbank.refused_paths.clear()
     sandbox.requests.clear()
 
-    run = materialize(MONEY, [SETTLED])
+    run = land(MONEY, [SETTLED])
 
     assert list(interrupted.failed) == [SETTLED] and run.success, run.message
     assert landed(query, MONEY, SETTLED) == money_rows(rows)
@@ -1021,7 +1033,7 @@ def test_an_invalid_response_is_not_cached(sandbox, query):
     sandbox.faults.transform_row = lambda row: row | {"createTime": at(DAYS[4])}
     sandbox.lbank.after_page = lambda path, params: sandbox.lbank.refused_paths.update({path: 10601})
 
-    run = materialize(MONEY, DAYS[:2])
+    run = land(MONEY, DAYS[:2])
 
     assert list(run.failed) == DAYS[:2] and "10601" in run.failed[SETTLED]
     assert query("select count(*) from affiliate.answer") == [(0,)]
@@ -1030,7 +1042,7 @@ def test_an_invalid_response_is_not_cached(sandbox, query):
 def test_cached_responses_older_than_6_hours_are_not_used(sandbox, query, interrupted):
     query("update affiliate.answer set asked_at = asked_at - interval '6 hours'")
 
-    run = materialize(COMMISSION, DAYS)
+    run = land(COMMISSION, DAYS)
 
     assert run.success, run.message
     assert len(requests_to(sandbox, COMMISSION)) == expected_requests(sandbox, COMMISSION)
@@ -1040,7 +1052,7 @@ def test_cached_responses_of_another_source_are_not_used(sandbox, query, monkeyp
     query("delete from lbank.roster")
     use_another_account(sandbox, monkeypatch)
 
-    run = materialize(COMMISSION, DAYS[3:])
+    run = land(COMMISSION, DAYS[3:])
 
     assert run.success, run.message
     assert len(requests_to(sandbox, COMMISSION)) == len(agents(sandbox))
@@ -1049,7 +1061,7 @@ def test_cached_responses_of_another_source_are_not_used(sandbox, query, monkeyp
 def test_a_failed_day_leaves_no_cached_responses(sandbox, query):
     sandbox.faults.fail_day(SETTLED, code=20026)
 
-    run = materialize(FUTURES, DAYS[:3])
+    run = land(FUTURES, DAYS[:3])
 
     assert list(run.failed) == [SETTLED]
     assert query("select count(*) from affiliate.answer") == [(0,)]
@@ -1063,9 +1075,9 @@ def test_a_day_settles_by_the_age_of_its_responses(sandbox, monkeypatch, query, 
     monkeypatch.setattr("affiliate_pipeline.definitions.configured_catalog", lambda _: declared)
     query("update affiliate.answer set asked_at = asked_at - interval '5 hours'")
 
-    run = materialize(COMMISSION, [*DAYS[3:]])
-    again = materialize(COMMISSION, [day])
+    run = land(COMMISSION, [*DAYS[3:]])
+    again = land(COMMISSION, [day])
 
     assert run.success, run.message
-    assert run.materialized[day]["settled"] is False
-    assert again.materialized[day]["settled"] is True
+    assert run.landed[day].settled is False
+    assert again.landed[day].settled is True

@@ -7,6 +7,7 @@ import pytest
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.http.retry import MAX_ATTEMPTS
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.kickbacks import HISTORY, OLD, PATH, REQUEST, exports, kickbacks, posts
 from affiliate_pipeline_tests.defs.rebates import KEY, SETTLED
 from affiliate_pipeline_tests.defs.test_assignments import EMAILS, PARTNERS, today
@@ -38,7 +39,7 @@ def add_response(sandbox, status: int, body: object, times: int = 1, **headers: 
 def test_the_reason_of_a_failed_day_quotes_binance(sandbox, status, body, requests, quoted):
     add_response(sandbox, status, body, 10 * MAX_ATTEMPTS)
 
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
     assert quoted in run.failed[SETTLED] and len(sandbox.requests) == requests
     assert status != 451 or "BINANCE_PARTNER_API_KEY" not in run.failed[SETTLED]
@@ -59,7 +60,7 @@ def test_the_reason_of_a_failed_day_quotes_binance(sandbox, status, body, reques
 def test_the_reason_of_a_failed_day_quotes_lbank(both_exchanges, body, requests, quoted):
     add_response(both_exchanges, 200, body, 10 * MAX_ATTEMPTS)
 
-    run = materialize(INVITED, [SETTLED])
+    run = land(INVITED, [SETTLED])
 
     assert quoted in run.failed[SETTLED] and "signature is wrong" not in run.failed[SETTLED]
     assert len(both_exchanges.requests) == requests
@@ -85,7 +86,7 @@ def test_the_row_of_an_assignment_quotes_the_exchange(sandbox, query, monkeypatc
         return respond(call)
 
     monkeypatch.setattr(sandbox.binance, "respond", refuse)
-    materialize(PARTNERS, [today()])
+    land(PARTNERS, [today()])
 
     assert query("select outcome, message from binance.customization_assignment") == [
         ("refused", "Binance returned HTTP 409, code -9001: The id is reserved")
@@ -97,7 +98,7 @@ def test_an_export_request_that_gets_a_web_page_is_not_accepted(sandbox, query, 
     sandbox.faults.path = PATH
     add_response(sandbox, status, PAGE, 2)
 
-    materialize(REQUEST, OLD)
+    land(REQUEST, OLD)
 
     [(note,)] = exports(query, "coalesce(msg, note)")
     assert len(posts(sandbox)) == 1 and PAGE_TEXT in note and "jane.doe" not in note
@@ -108,7 +109,7 @@ def test_a_refused_export_request_quotes_the_exchange(sandbox):
     sandbox.faults.path = PATH
     add_response(sandbox, 400, {"message": "Too many exports this month.", "errorCode": "-18007"}, 2)
 
-    run = materialize(REQUEST, OLD)
+    run = land(REQUEST, OLD)
 
     assert "code -18007: Too many exports this month" in run.failed[OLD[0]]
     assert HISTORY not in run.message

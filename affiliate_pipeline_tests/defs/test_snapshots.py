@@ -7,7 +7,8 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from affiliate_pipeline_tests.conftest import materialize
-from affiliate_pipeline_tests.defs.events import description_of, only_check
+from affiliate_pipeline_tests.defs.direct_runs import land
+from affiliate_pipeline_tests.defs.events import description_of
 
 NEW_USER, CUSTOMIZATION, USER = "binance/if_new_user", "binance/customization", "binance/user_customization"
 CLIENT = ("BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET")
@@ -34,7 +35,7 @@ def test_the_clients_present_state_lands(sandbox, query):
 
 
 def test_one_request_without_a_filter_lands_all_customers(sandbox, query):
-    run = materialize(CUSTOMIZATION, [today()])
+    run = land(CUSTOMIZATION, [today()])
 
     assert run.success, run.message
     assert customers(query) == Counter(sandbox.binance.customers.by_id.items())
@@ -44,17 +45,17 @@ def test_one_request_without_a_filter_lands_all_customers(sandbox, query):
 
 
 def test_a_later_snapshot_of_the_day_replaces_the_earlier_one_even_if_it_is_smaller(sandbox, query):
-    materialize(CUSTOMIZATION, [today()])
+    land(CUSTOMIZATION, [today()])
     del sandbox.binance.customers.by_id["hsp3wi"]
     sandbox.binance.customers.assign("abc123", "test12345@126.com")
 
-    run = materialize(CUSTOMIZATION, [today()])
+    run = land(CUSTOMIZATION, [today()])
 
     assert run.success, run.message
     assert customers(query) == Counter(sandbox.binance.customers.by_id.items())
 
     sandbox.binance.customers.by_id.clear()
-    assert materialize(CUSTOMIZATION, [today()]).success
+    assert land(CUSTOMIZATION, [today()]).success
     assert customers(query) == Counter()
 
 
@@ -62,7 +63,7 @@ def test_a_later_snapshot_of_the_day_replaces_the_earlier_one_even_if_it_is_smal
 def test_the_clients_own_id_lands_with_the_requested_agent_code(sandbox, query, own_id):
     sandbox.binance.customers.own_id = own_id
 
-    run = materialize(USER, [today()])
+    run = land(USER, [today()])
 
     assert run.success, run.message
     assert query("select api_agent_code, customer_id from binance.user_customization") == [
@@ -82,7 +83,7 @@ def test_the_clients_own_id_lands_with_the_requested_agent_code(sandbox, query, 
 def test_a_response_may_be_a_list_a_row_or_empty(sandbox, query, body, landed):
     sandbox.faults.next_responses.append((200, {}, body.encode()))
 
-    run = materialize(USER, [today()])
+    run = land(USER, [today()])
 
     assert run.success, run.message
     assert query("select api_agent_code, customer_id from binance.user_customization order by 1") == landed
@@ -91,7 +92,7 @@ def test_a_response_may_be_a_list_a_row_or_empty(sandbox, query, body, landed):
 def test_a_response_that_is_not_a_row_fails_the_day(sandbox):
     sandbox.faults.next_responses.append((200, {}, b'"abc123"'))
 
-    run = materialize(USER, [today()])
+    run = land(USER, [today()])
 
     assert "neither a row nor a list of rows" in run.failed[today()]
 
@@ -101,7 +102,7 @@ def test_a_response_that_is_not_a_row_fails_the_day(sandbox):
 def test_yesterday_is_refused_with_the_reason_and_without_a_request(sandbox, key, trust_old):
     yesterday = today() - timedelta(days=1)
 
-    run = materialize(key, [yesterday], trust_old=trust_old)
+    run = land(key, [yesterday], trust_old=trust_old)
 
     assert "only today can be fetched" in run.failed[yesterday]
     assert sandbox.requests == []
@@ -111,10 +112,10 @@ def test_a_list_with_the_length_of_a_full_page_is_reported_as_possibly_truncated
     rows = [{"customerId": f"c{number}", "email": f"c{number}@example.com"} for number in range(500)]
     sandbox.faults.next_responses.append((200, {}, json.dumps(rows).encode()))
 
-    run = materialize(CUSTOMIZATION, [today()])
+    run = land(CUSTOMIZATION, [today()])
 
     assert run.success, run.message
-    check = only_check(run)
+    [check] = run.checks
     assert not check.passed and "exactly 500 rows" in description_of(check)
     assert "exactly 500 rows" in caplog.text
 
@@ -158,6 +159,6 @@ def test_a_key_of_the_other_account_is_refused_with_the_variables_name(sandbox, 
     monkeypatch.setenv(own[0], others_key)
     monkeypatch.setenv(own[1], sandbox.binance.keys[others_key])
 
-    run = materialize(key, [today()])
+    run = land(key, [today()])
 
     assert "-2015" in run.failed[today()] and own[0] in run.failed[today()] and other[0] not in run.failed[today()]

@@ -1,10 +1,9 @@
 """A written day has exactly the rows that were sent, or it fails, even if the database changes or loses rows."""
 
-import dagster as dg
 import pytest
 
 from affiliate_pipeline.landing.day_writer import DayWriter
-from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, landed, rebate, rebates, sent
 
 TABLE = "binance.rebate_recent_record"
@@ -59,11 +58,11 @@ def create_trigger(query, body: str, when: str = "before insert") -> None:
     ],
 )
 def test_a_trigger_that_changes_rows_fails_the_day_and_the_rows_are_quarantined(query, rows, body, when):
-    materialize(KEY, [DAYS[1]])
+    land(KEY, [DAYS[1]])
     before = landed(query, DAYS[1])
     create_trigger(query, body, when)
 
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
     assert "rebate_recent_record" in run.failed[SETTLED] or "rows were sent to PostgreSQL" in run.failed[SETTLED]
     assert "affiliate.rejected_row" in run.failed[SETTLED]
@@ -72,7 +71,7 @@ def test_a_trigger_that_changes_rows_fails_the_day_and_the_rows_are_quarantined(
     assert query("select count(*) from affiliate.rejected_row where partition = %s", SETTLED) == [(60,)]
 
     query(f"drop trigger change on {TABLE}")
-    assert materialize(KEY, [SETTLED], from_rejected=True).success
+    assert land(KEY, [SETTLED], from_rejected=True).success
     assert landed(query, SETTLED) == sent(rows[SETTLED])
 
 
@@ -83,10 +82,10 @@ def test_a_column_type_that_changes_amounts_fails_the_day(sandbox, query, kind):
     sandbox.binance.set_rebates(
         [rebate(1 + i, i, income="0.1234567890123456789", time=rebates(SETTLED, 3)[i]["time"]) for i in range(3)]
     )
-    materialize(KEY, [DAYS[1]])
+    land(KEY, [DAYS[1]])
     query(f"alter table {TABLE} alter column income type {kind}")
 
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
     assert list(run.failed) == [SETTLED]
     assert "would have different values" in run.failed[SETTLED] or "PostgreSQL rejected" in run.failed[SETTLED]
@@ -95,10 +94,10 @@ def test_a_column_type_that_changes_amounts_fails_the_day(sandbox, query, kind):
 
 
 def test_a_change_of_the_table_that_fits_all_rows_has_no_effect(query, rows):
-    materialize(KEY, [DAYS[1]])
+    land(KEY, [DAYS[1]])
     create_trigger(query, "begin return new; end")
     query(f"alter table {TABLE} alter column trade_id type smallint")
-    assert materialize(KEY, DAYS).success
+    assert land(KEY, DAYS).success
     for day in DAYS:
         assert landed(query, day) == sent(rows[day])
 
@@ -115,21 +114,18 @@ def test_a_change_of_the_table_that_fits_all_rows_has_no_effect(query, rows):
     ids=["deleted", "doubled", "changed", "of another scale", "emptied"],
 )
 def test_a_day_whose_rows_were_changed_in_the_table_is_landed_again(query, rows, change, difference):
-    materialize(KEY, [SETTLED])
+    land(KEY, [SETTLED])
     query(change.format(TABLE))
 
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
-    assert run.success and run.materialized[SETTLED]["changed"]
+    assert run.success and run.landed[SETTLED].changed
     assert landed(query, SETTLED) == sent(rows[SETTLED])
-    checks = [event.event_specific_data for event in run.events if event.event_type_value == "ASSET_CHECK_EVALUATION"]
-    (sound,) = [
-        check for check in checks if isinstance(check, dg.AssetCheckEvaluation) and check.check_name == "day_is_sound"
-    ]
+    (sound,) = [check for check in run.checks if check.check_name == "day_is_sound"]
     assert not sound.passed and f"the table had {difference}, although the source has not changed the day" in (
         sound.description or ""
     )
-    assert materialize(KEY, [SETTLED]).materialized[SETTLED]["changed"] is False
+    assert land(KEY, [SETTLED]).landed[SETTLED].changed is False
 
 
 def test_amounts_that_postgresql_formats_differently_are_no_change(sandbox, query):
@@ -138,12 +134,12 @@ def test_amounts_that_postgresql_formats_differently_are_no_change(sandbox, quer
     sandbox.binance.set_rebates(
         [rebate(time, i, income=amount) for i, (time, amount) in enumerate(zip(times, amounts, strict=True))]
     )
-    assert materialize(KEY, [SETTLED]).materialized[SETTLED]["changed"]
-    assert not materialize(KEY, [SETTLED]).materialized[SETTLED]["changed"]
+    assert land(KEY, [SETTLED]).landed[SETTLED].changed
+    assert not land(KEY, [SETTLED]).landed[SETTLED].changed
 
 
 def test_rows_that_another_session_inserts_meanwhile_fail_the_day(query, rows, monkeypatch):
-    materialize(KEY, [DAYS[1]])
+    land(KEY, [DAYS[1]])
     replace = DayWriter._replace
 
     def replace_and_insert(*args, **kwargs):
@@ -151,7 +147,7 @@ def test_rows_that_another_session_inserts_meanwhile_fail_the_day(query, rows, m
         query(f"insert into {TABLE} (time, partition_date, run_id) values (now(), %s, 'by hand')", SETTLED)
 
     monkeypatch.setattr(DayWriter, "_replace", replace_and_insert)
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
     assert "would have 61 rows instead of 60" in run.failed[SETTLED]
     assert query(f"select run_id from {TABLE} where partition_date = %s", SETTLED) == [("by hand",)]
 
@@ -170,14 +166,14 @@ def test_rows_that_another_session_inserts_meanwhile_fail_the_day(query, rows, m
     ids=["check", "unique", "too long", "not null"],
 )
 def test_rows_that_postgresql_rejects_are_quarantined_and_land_later(query, rows, change, reason):
-    materialize(KEY, [DAYS[1]], from_rejected=True)
+    land(KEY, [DAYS[1]], from_rejected=True)
     query(change)
 
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
     assert "PostgreSQL rejected the rows" in run.failed[SETTLED] and reason in run.failed[SETTLED]
     assert "someone.private" not in run.message
     assert query("select count(*) from affiliate.rejected_row") == [(60,)]
     query(f"drop table {TABLE}")
-    assert materialize(KEY, [SETTLED], from_rejected=True).success
+    assert land(KEY, [SETTLED], from_rejected=True).success
     assert landed(query, SETTLED) == sent(rows[SETTLED])

@@ -18,7 +18,8 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.monitoring.overdue import OverdueStore
-from affiliate_pipeline_tests.conftest import RESOURCES, materialize
+from affiliate_pipeline_tests.conftest import RESOURCES
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import KEY, ago, at
 
 TRADES = "lbank/trade_user"
@@ -124,8 +125,8 @@ def nov(day: int) -> date:
 
 
 def test_a_missing_day_is_landed_by_the_run_that_is_requested(sandbox, daemon, query):
-    materialize(KEY, [ago(5)])
-    materialize(KEY, [ago(3), ago(2), ago(1)])
+    land(KEY, [ago(5)])
+    land(KEY, [ago(3), ago(2), ago(1)])
 
     (request,) = daemon.tick()
 
@@ -191,8 +192,8 @@ def test_nothing_is_requested_while_a_run_of_the_asset_is_in_progress(daemon, ad
 
 
 def test_a_day_that_a_run_has_just_failed_to_land_is_requested_an_hour_later(sandbox, daemon, query):
-    materialize(KEY, [ago(5)])
-    materialize(KEY, [ago(3), ago(2), ago(1)])
+    land(KEY, [ago(5)])
+    land(KEY, [ago(3), ago(2), ago(1)])
     sandbox.faults.fail_day(ago(4), status=400, code=-1127)
     assert not daemon.run({"dagster/partition": f"{ago(4)}"})
     now = overdue_sensors.now_ms()
@@ -202,8 +203,8 @@ def test_a_day_that_a_run_has_just_failed_to_land_is_requested_an_hour_later(san
 
 
 def test_a_day_that_cannot_land_raises_two_warnings_with_its_deadline(sandbox, daemon, alerts):
-    materialize(KEY, [ago(6)])
-    materialize(KEY, [ago(4), ago(3), ago(2), ago(1)])
+    land(KEY, [ago(6)])
+    land(KEY, [ago(4), ago(3), ago(2), ago(1)])
     bad = ago(5)
     sandbox.faults.fail_day(bad, status=400, code=-1127)
     deadline = f"{bad + timedelta(days=6)} 23:59 UTC"
@@ -259,7 +260,7 @@ def test_the_check_is_listed_with_each_asset_whose_days_can_be_missing():
 
 def test_the_check_is_recorded_daily_and_after_each_change_or_run(sandbox, daemon, add_landed_days, query):
     add_landed_days(KEY, *(ago(days) for days in range(6, 1, -1)))
-    materialize(KEY, [ago(1)])
+    land(KEY, [ago(1)])
     now = overdue_sensors.now_ms()
 
     def evaluations() -> int:
