@@ -28,8 +28,6 @@ VARIABLES = {
     for suffix in ("", "__ACME")
 }
 REBATES = next(each for each in ENDPOINTS if each.key == "binance/rebate_recent_record")
-# Tables are written in one way for each kind of endpoint.
-ONE_OF_EACH_KIND = {(each.exchange.name, type(each)): each for each in ENDPOINTS}.values()
 VALUES = {"text": "x", "amount": "1.50", "bigint": 1, "smallint": 1, "flag": True}
 
 
@@ -101,7 +99,7 @@ def rows(store: Store) -> Callable[[Endpoint], list[tuple]]:
     return rows
 
 
-@pytest.mark.parametrize("default", ONE_OF_EACH_KIND, ids=lambda each: each.key)
+@pytest.mark.parametrize("default", ENDPOINTS, ids=lambda each: each.key)
 def test_no_landing_of_one_account_changes_a_row_of_the_other(default, land, rows, query):
     acme = default.for_account("acme")
     assert (acme.key, acme.table) == (f"{default.exchange.name}/acme/{default.name}", default.table)
