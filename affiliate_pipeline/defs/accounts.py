@@ -13,7 +13,7 @@ import dagster as dg
 
 from affiliate_pipeline.defs.arguments import InvalidArgument, Text, name_of, resource_of, shown_of, value_of
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
-from affiliate_pipeline.domain.settings import SET_VARIABLES_ACTION, check_rate_scale
+from affiliate_pipeline.domain.settings import SET_VARIABLES_ACTION, check_rate_scale, stripped
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
 from affiliate_pipeline.exchanges.binance.exchange import credentials as binance_credentials
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange, VariableNames
@@ -233,7 +233,9 @@ class LBankAccount(Account):
 
 def _from_subclass(key: ApiKey) -> tuple[str, str]:
     try:
-        return key.credentials()
+        api_key, secret = key.credentials()
+        # As for a variable: a mounted file often ends with a line end.
+        return stripped(api_key), stripped(secret)
     except AffiliateError:
         raise
     except Exception as error:

@@ -79,8 +79,14 @@ def stripped(value: str | None) -> str:
     return _EDGES.sub("", value or "")
 
 
-def database_url_in(name: str, value: str | None) -> str:
-    """The `postgresql://` URL that is this variable's value; raises `SettingsError`."""
+class DatabaseUrl(str):
+    """A `postgresql://` URL, and the name of the variable or argument that it was given by."""
+
+    name: str
+
+
+def database_url_in(name: str, value: str | None) -> DatabaseUrl:
+    """The URL that is this variable's value; raises `SettingsError`."""
     if not value:
         raise SettingsError(f"{name} is not set", SET_VARIABLES_ACTION)
     if problems := quotes_in(name, value):
@@ -88,7 +94,9 @@ def database_url_in(name: str, value: str | None) -> str:
     scheme, separator, rest = value.partition("://")
     if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
         raise SettingsError(f"{name} is not a postgresql:// URL")
-    return f"postgresql://{rest}"
+    url = DatabaseUrl(f"postgresql://{rest}")
+    url.name = name
+    return url
 
 
 @contextmanager
@@ -138,7 +146,7 @@ RateScale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 def check_rate_scale(base_url: str, scale: float) -> None:
     """Raise ValueError for a rate above the permitted one, except for a server on loopback."""
     if scale > 1 and urlsplit(base_url).hostname not in LOOPBACK:
-        raise ValueError("AFFILIATE_RATE_SCALE may be above 1 only where the base URL is on loopback")
+        raise ValueError("AFFILIATE_RATE_SCALE or rate_scale may be above 1 only where the base URL is on loopback")
 
 
 class Mode(StrEnum):

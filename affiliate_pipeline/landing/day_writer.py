@@ -211,8 +211,7 @@ class DayWriter:
         if not has_lock:
             raise StoreError(
                 "this run no longer holds the asset's lock, so another run may be landing the same day. The usual cause is a "
-                "pooler that runs each transaction in another session: use the direct address of the server in "
-                "AFFILIATE_DATABASE_URL"
+                "pooler that runs each transaction in another session: use the direct address of the server"
             )
         return altering_features
 

@@ -8,7 +8,7 @@ import socket
 import psycopg
 
 from affiliate_pipeline.postgres.errors import DIRECT_ACTION, StoreUnavailable, as_store_unavailable, explained
-from affiliate_pipeline.postgres.urls import parameters
+from affiliate_pipeline.postgres.urls import name_of, parameters
 
 MIN_SERVER_VERSION = 140000
 # Identifies our sessions in `pg_stat_activity`.
@@ -29,7 +29,7 @@ def connect(url: str, *, autocommit: bool = False, durable: bool = True) -> psyc
             if version < MIN_SERVER_VERSION:
                 raise StoreUnavailable(
                     f"PostgreSQL {version // 10000} is too old",
-                    "Use version 14 or newer, or unset AFFILIATE_DATABASE_URL for the embedded one",
+                    "Use version 14 or newer",
                 )
             _prove_session(connection, url)
             _apply_settings(connection, durable)
@@ -58,7 +58,7 @@ def _open(url: str) -> psycopg.Connection:
             raise explained(error) from None
         # libpq checks the values of parameters before it connects, and quotes them.
         raise StoreUnavailable(
-            "AFFILIATE_DATABASE_URL has a parameter whose value cannot be used",
+            f"{name_of(url)} has a parameter whose value cannot be used",
             "See https://www.postgresql.org/docs/current/libpq-connect.html for the values of sslmode and the others",
         ) from None
 

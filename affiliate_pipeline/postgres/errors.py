@@ -9,9 +9,9 @@ import psycopg
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
 
-RETRY_ACTION = "Check that it runs and that AFFILIATE_DATABASE_URL is right, then materialize again"
+RETRY_ACTION = "Check that it runs and that the database's URL is right, then materialize again"
 DIRECT_ACTION = (
-    "Set AFFILIATE_DATABASE_URL to the direct address of the server, or to one that pools whole sessions (PgBouncer: "
+    "Set the database's URL to the direct address of the server, or to one that pools whole sessions (PgBouncer: "
     "pool_mode = session; Supabase: port 5432 instead of 6543)"
 )
 READ_ONLY = "the database is read-only"
@@ -22,11 +22,10 @@ READ_ONLY_ACTION = (
 )
 ENCODING = "which cannot represent every character that an exchange may send"
 ENCODING_ACTION = (
-    "Create a database with `create database … encoding 'UTF8' template template0` and set its address in "
-    "AFFILIATE_DATABASE_URL"
+    "Create a database with `create database … encoding 'UTF8' template template0` and use it in the database's URL"
 )
 ROLE_ACTION = (
-    "Allow the role of AFFILIATE_DATABASE_URL to create schemas and temporary tables in the database, and make it the owner "
+    "Allow the role of the database's URL to create schemas and temporary tables in the database, and make it the owner "
     "of the pipeline's schemas and their tables, then materialize again"
 )
 
@@ -52,11 +51,11 @@ _CAUSES: tuple[tuple[str, str, str, str], ...] = (
     ("26000|08P01|", "prepared statement|unsupported startup parameter|pooling mode", UNUSABLE, DIRECT_ACTION),
     (
         "28...|", "authentication failed|no password supplied|pg_hba.conf|not permitted to log in|role .* does not exist",
-        UNUSABLE, "Correct the user name and the password in AFFILIATE_DATABASE_URL, or the server's pg_hba.conf",
+        UNUSABLE, "Correct the user name and the password in the database's URL, or the server's pg_hba.conf",
     ),
-    ("3D000|", "database .* does not exist", UNUSABLE, "Create it, or correct its name in AFFILIATE_DATABASE_URL"),
-    ("", "SSL|certificate", UNUSABLE, "Correct sslmode and sslrootcert in AFFILIATE_DATABASE_URL"),
-    ("", "resolve host|translate host name", UNUSABLE, "Correct the host in AFFILIATE_DATABASE_URL"),
+    ("3D000|", "database .* does not exist", UNUSABLE, "Create it, or correct its name in the database's URL"),
+    ("", "SSL|certificate", UNUSABLE, "Correct sslmode and sslrootcert in the database's URL"),
+    ("", "resolve host|translate host name", UNUSABLE, "Correct the host in the database's URL"),
     (".*", "", UNUSABLE, RETRY_ACTION),
 )  # fmt: skip
 

@@ -8,7 +8,13 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
 
+from affiliate_pipeline.domain.settings import DatabaseUrl
 from affiliate_pipeline.postgres.errors import StoreUnavailable
+
+
+def name_of(url: str) -> str:
+    """The name under which messages report the URL: that of its variable, if it is known."""
+    return url.name if isinstance(url, DatabaseUrl) else "the database's URL"
 
 
 def parameters(url: str) -> dict[str, str]:
@@ -17,7 +23,7 @@ def parameters(url: str) -> dict[str, str]:
     Raises `StoreUnavailable` without quoting the URL: the part that cannot be parsed may be a piece of the password.
     """
     unparsable = StoreUnavailable(
-        "AFFILIATE_DATABASE_URL cannot be parsed",
+        f"{name_of(url)} cannot be parsed",
         "Write it as postgresql://user:password@host:port/database; in the user name and the password, `% / ? # @ : [ ]` "
         "and spaces are written as %25 %2F %3F %23 %40 %3A %5B %5D and %20",
     )

@@ -43,7 +43,13 @@ class Request:
 
 
 class Account:
-    """An account at every exchange, with its own keys, data and faults. The default account's alias is empty."""
+    """An account at every exchange, with its own keys, data and faults. The default account's alias is empty.
+
+    Attributes:
+        binance: The partner and its client at Binance: their keys and records.
+        lbank: The affiliate at LBank: its key, its openId and its records.
+        faults: The faults that this account's responses have.
+    """
 
     def __init__(
         self,
@@ -65,10 +71,20 @@ class Account:
 class Sandbox:
     """The exchanges on a loopback port, served by threads of this process; a context manager.
 
-    `accounts`: as an argument, the aliases of further accounts; as an attribute, all accounts by alias.
-    `binance`, `lbank` and `faults` are those of the default account.
-    `rows_per_day`: the approximate number of Binance rebates. `users`: the number of users under LBank's affiliate.
-    `rate_scale`: the factor by which all rate limit windows are shorter than the real ones.
+    Args:
+        accounts: The aliases of further accounts.
+        port: 0 selects a free one.
+        now: Returns the exchanges' time, in ms since 1970.
+        rows_per_day: The approximate number of Binance rebates.
+        users: The number of users under LBank's affiliate.
+        rate_scale: The factor by which all rate limit windows are shorter than the real ones. Give clients the same.
+
+    Attributes:
+        accounts: All accounts by alias; the default account's is empty.
+        binance: The default account at Binance: its keys and records.
+        lbank: The default account at LBank: its key, its openId and its records.
+        faults: The faults that the default account's responses have.
+        requests: The log of requests, in the order of arrival.
     """
 
     def __init__(

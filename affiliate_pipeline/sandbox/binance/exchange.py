@@ -47,6 +47,7 @@ class _Endpoint:
 class Binance:
     """Binance Link with the data of one partner and one of its clients.
 
+    `partner_key`, `partner_secret`, `client_key`, `client_secret`, `api_agent_code`: the credentials of both.
     `keys`: the HMAC secret or public key by API key. `uids`: the account's uid by role.
     `reveals_uid`: whether the keys have the permission to read the account's uid.
     `retention_ms`: the retention of rebates; None retains them forever.

@@ -38,6 +38,7 @@ class _Endpoint:
 class LBank(Content):
     """LBank with the data of one account; its days are those of UTC+8.
 
+    `api_key`, `api_secret`, `own_open_id`: the credentials of the affiliate.
     `keys`: the HMAC secret or public key by API key.
     `rate_limit`: how many requests per key and endpoint in how many ms, refused ones included.
     `result_as_boolean`: the envelope's `result` is true or false instead of "true" or "false".
