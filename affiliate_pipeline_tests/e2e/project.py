@@ -259,10 +259,11 @@ def materialize(first: date, last: date | None = None) -> list[str]:
 
 
 class UI:
-    """Dagster's GraphQL API."""
+    """Dagster's GraphQL API, for the assets of one code location."""
 
-    def __init__(self, port: int):
+    def __init__(self, port: int, location: str = "affiliate_pipeline.definitions"):
         self.url = f"http://127.0.0.1:{port}"
+        self.repository = {"repositoryLocationName": location, "repositoryName": "__repository__"}
 
     def execute(self, query: str, **variables: Any) -> dict[str, Any]:
         response = httpx.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=30).json()
@@ -308,14 +309,13 @@ class UI:
         return self._launch([KEY], {"dagster/partition": f"{day}"})
 
     def launch_range(self, keys: Sequence[str], days: Sequence[date]) -> str:
-        """Queue one run of these assets over the (consecutive) days, and return its id."""
-        ends = {"start": days[0], "end": days[-1]}
+        """Queue one run of these assets over the (consecutive) days, if they have any, and return its id."""
+        ends = {"start": days[0], "end": days[-1]} if days else {}
         return self._launch(keys, {f"dagster/asset_partition_range_{end}": f"{day}" for end, day in ends.items()})
 
     def _launch(self, keys: Sequence[str], tags: dict[str, str]) -> str:
         selector = {
-            "repositoryLocationName": "affiliate_pipeline.definitions",
-            "repositoryName": "__repository__",
+            **self.repository,
             "jobName": "__ASSET_JOB",
             "assetSelection": [{"path": key.split("/")} for key in keys],
         }
