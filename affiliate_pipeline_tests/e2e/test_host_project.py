@@ -82,7 +82,7 @@ defs = dg.Definitions.merge(
 """
 # What this package's own code location would read, and a host does not mean.
 ENV_FILE = """
-AFFILIATE_DATABASE_URL=postgresql://nobody@127.0.0.1:1/nothing
+AFFILIATE_DATABASE_URL=postgresql://user@127.0.0.1:1/nothing
 BINANCE_PARTNER_API_KEY=another-key
 BINANCE_PARTNER_API_SECRET=another-secret
 ALERT_URLS=json://127.0.0.1:1/nothing
