@@ -102,6 +102,7 @@ def host(desk: Callable[[str], Any], served: Sandbox) -> Iterator[Host]:
         yield host
 
 
+@pytest.mark.e2e
 def test_dagster_loads_the_project(folder):
     done = run(folder, ["dagster", "definitions", "validate", "-m", "desk.definitions"])
     assert done.returncode == 0, done.stderr
@@ -129,6 +130,7 @@ def test_two_accounts_take_twelve_lines_and_three_endpoints_in_a_group_four_more
     assert len(accounts) <= 12 and len(endpoints) <= 4
 
 
+@pytest.mark.e2e
 def test_the_pages_own_tests_pass(folder, database_url):
     done = run(folder, ["pytest", "-q", "-p", "no:cacheprovider", "tests"], TEST_DATABASE_URL=database_url)
     assert done.returncode == 0, done.stdout + done.stderr
