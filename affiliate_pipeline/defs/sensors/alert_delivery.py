@@ -37,7 +37,7 @@ def build_alert_delivery(endpoints: Sequence[Endpoint], placement: Placement = O
         default_status=placement.monitoring,
         required_resource_keys=placement.required,
         minimum_interval_seconds=10,
-        description="Sends alerts to ALERT_URLS, several at once as one message; retries targets that did not accept theirs; "
+        description="Sends alerts to their targets, several at once as one message; retries targets that did not accept theirs; "
         "reports when all failed days of an alert have landed.",
     )
     def alert_delivery(context: dg.SensorEvaluationContext) -> dg.SkipReason:

@@ -76,7 +76,7 @@ def build_heartbeat(endpoints: Sequence[Endpoint], placement: Placement = OWN) -
         default_status=placement.monitoring,
         required_resource_keys=placement.required,
         minimum_interval_seconds=EVERY_S,
-        description="Calls HEARTBEAT_URL while no day is at risk and alerts are delivered; the service behind it notices when "
+        description="Calls the heartbeat URL while no day is at risk and alerts are delivered; the service behind it notices when "
         "the calls stop.",
     )
     def heartbeat(context: dg.SensorEvaluationContext) -> dg.SkipReason:
