@@ -23,6 +23,7 @@ from affiliate_pipeline.defs.sensors.kickback_history import (
     export_endpoints,
 )
 from affiliate_pipeline.defs.sensors.overdue import build_heartbeat, build_watch
+from affiliate_pipeline.domain.settings import DEFAULT_START_DATE
 from affiliate_pipeline.exchanges.endpoint import Endpoint, ReferenceTable
 from affiliate_pipeline.exchanges.registry import DEFAULT, Catalog
 
@@ -35,7 +36,7 @@ def build_definitions(
     *,
     database: AffiliateDatabase,
     endpoints: Sequence[str] | None = None,
-    start_date: str | date = date(2025, 1, 1),
+    start_date: str | date = DEFAULT_START_DATE,
     key_prefix: Sequence[str] = (),
     group_name: str | None = None,
     owners: Sequence[str] = (),

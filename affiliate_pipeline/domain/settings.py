@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from affiliate_pipeline.domain.problem import SettingsError
 
 DATABASE_VARIABLE = "AFFILIATE_DATABASE_URL"
+DEFAULT_START_DATE = date(2025, 1, 1)
 SET_VARIABLES_ACTION = "Set these variables in the environment or in .env (see README, Real accounts)"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _QUOTES = "\"'`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\xbb"
@@ -159,7 +160,7 @@ class Mode(StrEnum):
 class Project(Settings):
     """The settings that do not depend on an exchange."""
 
-    affiliate_start_date: date = date(2025, 1, 1)
+    affiliate_start_date: date = DEFAULT_START_DATE
     # Whether schedules run without being started in the UI, as under `affiliate-pipeline up`.
     affiliate_schedules: bool = False
 

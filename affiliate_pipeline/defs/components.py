@@ -1,0 +1,198 @@
+"""Components for Dagster projects that declare their definitions in YAML: `build_definitions` for one account.
+
+Credentials are given by variable name. Dagster stores resolved attributes in plain text, so these names are not
+templates, and a value that cannot be a name is refused.
+"""
+
+import re
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import dagster as dg
+
+from affiliate_pipeline.defs.accounts import Account, ApiKey, BinanceAccount, LBankAccount
+from affiliate_pipeline.defs.arguments import AffiliateDatabase, Alerts, InvalidArgument
+from affiliate_pipeline.defs.factory import Status, build_definitions
+from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, DEFAULT_START_DATE
+
+_SUFFIX = "_variable"
+# Some generated keys are upper-case letters and digits only, so each part of a name is shorter than these.
+_NAME = re.compile("(?=[A-Z_])[A-Z0-9]{0,20}(_[A-Z0-9]{0,20})*")
+
+
+def _given(description: str) -> dg.Resolver:
+    """An attribute whose templates are resolved."""
+    return dg.Resolver.default(description=description)
+
+
+def _named(description: str) -> dg.Resolver:
+    """The name of a variable: a template could put its value there, so none is resolved."""
+    return dg.Resolver.passthrough(description)
+
+
+class AccountScaffolder(dg.Scaffolder[Any]):
+    """Writes a `defs.yaml` that names the application's variables."""
+
+    variables: ClassVar[Mapping[str, str]]
+
+    def scaffold(self, request: dg.ScaffoldRequest[Any]) -> None:
+        """Write the file."""
+        dg.scaffold_component(request, {**self.variables, f"database_url{_SUFFIX}": DATABASE_VARIABLE})
+
+
+class AccountComponent(dg.Component, dg.Model, dg.Resolvable):
+    """The assets, schedules and sensors of one account."""
+
+    alias: Annotated[
+        str, _given("Part of the asset keys and of the column `account`; empty for the default account.")
+    ] = ""
+    base_url: Annotated[str | None, _given("The exchange's own by default.")] = None
+    database_url_variable: Annotated[str, _named("The variable of the URL of the PostgreSQL database.")]
+    endpoints: Annotated[
+        Sequence[str] | None, _given("Such as `trade_user`; all that the account can reach by default.")
+    ] = None
+    start_date: Annotated[str, _given("The first partition.")] = f"{DEFAULT_START_DATE}"
+    key_prefix: Annotated[Sequence[str], _given("Begins each asset key.")] = ()
+    group_name: Annotated[str | None, _given("The group of all assets; by default, that of the account.")] = None
+    owners: Annotated[Sequence[str], _given("The owners of all assets; by default, a team of the account.")] = ()
+    op_tags: Annotated[dict[str, Any] | None, _given("Tags of each asset's op.")] = None
+    schedules: Annotated[Status, _given("`running`, `stopped`, or null for none.")] = "stopped"
+    monitoring: Annotated[Status, _given("`running`, `stopped`, or null for none.")] = "stopped"
+    alert_urls_variable: Annotated[str | None, _named("The variable of the Apprise URLs that alerts go to.")] = None
+    heartbeat_url_variable: Annotated[
+        str | None, _named("The variable of the URL that is called while no day is at risk; with alerts only.")
+    ] = None
+    ui_url: Annotated[str | None, _given("The base of the links in alerts.")] = None
+    commission: Annotated[
+        bool, _given("Whether to add `affiliate/daily_commission` and `affiliate/daily_report` of this account.")
+    ] = False
+
+    @abstractmethod
+    def account(self) -> Account:
+        """The account; raises `InvalidArgument`."""
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The definitions of `build_definitions`; raises `InvalidArgument`."""
+        self._check_names()
+        return build_definitions(
+            [self.account()],
+            database=AffiliateDatabase(url=dg.EnvVar(self.database_url_variable)),
+            endpoints=self.endpoints,
+            start_date=self.start_date,
+            key_prefix=self.key_prefix,
+            group_name=self.group_name,
+            owners=self.owners,
+            op_tags=self.op_tags,
+            schedules=self.schedules,
+            monitoring=self.monitoring,
+            alerts=self._alerts(),
+            commission=self.commission,
+        )
+
+    def _check_names(self) -> None:
+        # When definitions are built, not by a validator: Dagster's errors about attributes quote them.
+        for attribute in type(self).model_fields:
+            value = getattr(self, attribute)
+            if attribute.endswith(_SUFFIX) and value is not None and not _NAME.fullmatch(value):
+                raise InvalidArgument(
+                    f"{attribute} is not the name of an environment variable. Set the variable where Dagster runs, and "
+                    "give its name, such as ACME_SECRET (upper case, without templates)"
+                )
+
+    def _alerts(self) -> Alerts | None:
+        if self.alert_urls_variable is None:
+            if self.heartbeat_url_variable or self.ui_url:
+                raise InvalidArgument("heartbeat_url_variable and ui_url require alert_urls_variable")
+            return None
+        return Alerts(
+            urls=dg.EnvVar(self.alert_urls_variable),
+            heartbeat_url=_variable(self.heartbeat_url_variable),
+            ui_url=self.ui_url,
+        )
+
+    def _key(self, role: str) -> ApiKey | None:
+        variables = {name: getattr(self, name) for name in (f"{role}_key{_SUFFIX}", f"{role}_secret{_SUFFIX}")}
+        missing = [name for name, value in variables.items() if value is None]
+        if len(missing) == 1:
+            raise InvalidArgument(f"{missing[0]} is missing: a key is given with its secret")
+        key, secret = map(_variable, variables.values())
+        return None if missing else ApiKey(key=key, secret=secret)
+
+
+class BinanceScaffolder(AccountScaffolder):
+    """For an account with the key of the partner."""
+
+    variables = {
+        "partner_key_variable": "BINANCE_PARTNER_API_KEY",
+        "partner_secret_variable": "BINANCE_PARTNER_API_SECRET",
+    }
+
+
+@dg.scaffold_with(BinanceScaffolder)
+class BinanceLinkComponent(AccountComponent):
+    """Commission records of a Binance Link account, landed by day in PostgreSQL."""
+
+    partner_key_variable: Annotated[str | None, _named("The variable of the partner's API key.")] = None
+    partner_secret_variable: Annotated[str | None, _named("The variable of its secret.")] = None
+    client_key_variable: Annotated[str | None, _named("The variable of the client's API key.")] = None
+    client_secret_variable: Annotated[str | None, _named("The variable of its secret.")] = None
+    agent_code_variable: Annotated[str | None, _named("The variable of the code of the client's agent.")] = None
+    customer_ids: Annotated[
+        str | None, _given("The path of a CSV `customerId,email` with the desired ids of the partner's clients.")
+    ] = None
+    user_customer_id_variable: Annotated[str | None, _named("The variable of the client's own desired id.")] = None
+    file_hosts: Annotated[Sequence[str], _given("Further hosts of history files, with their subdomains.")] = ()
+    weight_per_minute: Annotated[
+        int | None, _given("Of the 12,000 that Binance permits per IP address: the same for all accounts.")
+    ] = None
+
+    def account(self) -> BinanceAccount:
+        """The account; raises `InvalidArgument`."""
+        return BinanceAccount(
+            alias=self.alias,
+            base_url=self.base_url,
+            partner=self._key("partner"),
+            client=self._key("client"),
+            agent_code=_variable(self.agent_code_variable),
+            customer_ids=self.customer_ids,
+            user_customer_id=_variable(self.user_customer_id_variable),
+            file_hosts=self.file_hosts,
+            weight_per_minute=self.weight_per_minute,
+        )
+
+
+class LBankScaffolder(AccountScaffolder):
+    """For an account."""
+
+    variables = {
+        "api_key_variable": "LBANK_API_KEY",
+        "api_secret_variable": "LBANK_API_SECRET",
+        "open_id_variable": "LBANK_OPEN_ID",
+    }
+
+
+@dg.scaffold_with(LBankScaffolder)
+class LBankAffiliateComponent(AccountComponent):
+    """Users, trades, deposits and commission of an LBank affiliate account, landed by day in PostgreSQL."""
+
+    api_key_variable: Annotated[str, _named("The variable of the API key.")]
+    api_secret_variable: Annotated[str, _named("The variable of its secret.")]
+    open_id_variable: Annotated[str, _named("The variable of the affiliate's own openId.")]
+    signature_method: Annotated[
+        Literal["HmacSHA256", "RSA"] | None, _given("`HmacSHA256` by default; with `RSA`, the secret is a private key.")
+    ] = None
+
+    def account(self) -> LBankAccount:
+        """The account."""
+        return LBankAccount(
+            alias=self.alias,
+            base_url=self.base_url,
+            api=ApiKey(key=dg.EnvVar(self.api_key_variable), secret=dg.EnvVar(self.api_secret_variable)),
+            open_id=dg.EnvVar(self.open_id_variable),
+            signature_method=self.signature_method,
+        )
+
+
+def _variable(name: str | None) -> dg.EnvVar | None:
+    return None if name is None else dg.EnvVar(name)
