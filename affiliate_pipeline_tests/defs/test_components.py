@@ -226,6 +226,4 @@ def test_a_day_lands_with_the_variables_that_are_named(sandbox, database_url, qu
         )
 
     assert result.success
-    assert query("select asset, partition_date from affiliate.landing") == [
-        ("binance/acme/rebate_recent_record", SETTLED)
-    ]
+    assert query("select asset, partition from affiliate.landing") == [("binance/acme/rebate_recent_record", SETTLED)]
