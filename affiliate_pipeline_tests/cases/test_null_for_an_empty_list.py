@@ -116,7 +116,7 @@ def test_null_does_not_replace_landed_rows(both_exchanges, query, monkeypatch):
         assert landed(query, TEAM, day) == sent(rows_of(both_exchanges, TEAM, day))
 
 
-def test_null_does_not_replace_rows_of_settled_or_unsettled_days_of_one_kind(both_exchanges, query, monkeypatch):
+def test_null_does_not_replace_the_deposits_of_settled_or_unsettled_days(both_exchanges, query, monkeypatch):
     settled, unsettled = today() - timedelta(days=5), today() - timedelta(days=1)
     both_exchanges.lbank.set_money([deposit(settled), deposit(unsettled)])
     run = land(f"lbank/{MONEY}", [settled, unsettled])

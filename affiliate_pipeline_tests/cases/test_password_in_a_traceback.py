@@ -54,7 +54,7 @@ def test_dagsters_own_commands_print_one_sentence(monkeypatch, tmp_path):
     assert "secretX" not in f"{raised.value}" and raised.value.__suppress_context__
 
 
-# Each has a part of the password where libpq expects something else.
+# Each URL has an invalid part: the password, another part that contains the secret, or one without it.
 @pytest.mark.parametrize(
     "url",
     [

@@ -1,6 +1,6 @@
 """Runs of an endpoint without Dagster, which takes 80 % of the CPU time of an asset's run. Contains no tests.
 
-A test whose subject is decided below Dagster uses `land`; a few tests per file run the asset with `materialize`.
+Tests of behaviour that does not depend on Dagster use `land`; a few tests per file run the asset with `materialize`.
 """
 
 import logging

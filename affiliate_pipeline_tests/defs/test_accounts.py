@@ -131,7 +131,7 @@ def test_a_removed_account_is_not_monitored_and_resumes_once_it_is_set_again(
     assert query("select title from affiliate.alert") == []
 
 
-def test_an_export_is_requested_and_landed_by_the_sensor_of_its_account(two_accounts, query):
+def test_only_the_sensor_of_its_account_requests_the_run_that_lands_an_export(two_accounts, query):
     days = [ago(10), ago(9)]
     assert land("binance/acme/kickback_historical_request", days).success
     two_accounts.accounts["acme"].binance.kickbacks.ready_after_ms = 0
@@ -164,7 +164,7 @@ def test_a_failing_day_of_one_account_fails_only_there_and_is_named(two_accounts
     assert query("select distinct account from binance.rebate_recent_record") == [("",)]
 
 
-def test_an_incomplete_account_fails_only_its_own_assets_by_name(two_accounts, monkeypatch):
+def test_an_incomplete_account_fails_only_its_own_assets_and_names_the_variable(two_accounts, monkeypatch):
     monkeypatch.delenv("LBANK_API_SECRET__ACME")
     monkeypatch.setenv("BINANCE_PARTNER_API_SECRET__ACME", "")
     for asset, name in (
@@ -193,7 +193,7 @@ def test_each_account_has_schedules_of_its_own(two_accounts):
     assert [*requested] == ["lbank/acme/commission_stats_symbol_list"]
 
 
-def test_the_assets_of_an_account_have_its_group_op_table_and_owner(two_accounts):
+def test_the_assets_of_an_account_have_their_own_op_group_and_owner_and_share_the_table(two_accounts):
     definitions = loaded_definitions()
     assets = definitions.get_assets_def(dg.AssetKey(["lbank", "acme", "trade_user"]))
     [spec] = assets.specs
@@ -226,7 +226,7 @@ def test_an_export_of_an_asset_has_its_accounts_rows_and_one_of_a_table_all_rows
     assert all(f"binance/{part}{REBATES}: {DAYS[1]} not landed" in reported for part in ("", "acme/"))
 
 
-def test_a_plan_is_made_with_the_key_of_the_account(two_accounts, capsys):
+def test_plan_accepts_the_asset_key_of_an_account(two_accounts, capsys):
     app(["plan", "lbank/acme/invite_user_list", f"{SETTLED}"], standalone_mode=False)
     assert capsys.readouterr().out.startswith(f"lbank/acme/invite_user_list {SETTLED}: ")
     with pytest.raises(

@@ -146,7 +146,8 @@ def reverse_each_page(sandbox, monkeypatch):
     monkeypatch.setattr(sandbox.binance, "respond", reversed_page)
 
 
-# Every pair of values; `test_window_walk.py` combines the order and the window end in other ways.
+# Any two parameters have each combination of values once; `test_window_walk.py` combines the order and the window end
+# in other ways.
 @pytest.mark.parametrize(
     ("newest_first", "exclusive_end", "reversed_pages"),
     [(False, False, False), (True, True, False), (True, False, True), (False, True, True)],
@@ -189,8 +190,8 @@ def sort_windows_by(sandbox, monkeypatch, rows, order):
     monkeypatch.setattr(sandbox.binance, "respond", sorted_window)
 
 
-# `before` decides where the second page ends: within the burst, or after so few of its rows that they may be in order
-# by chance.
+# The second page has `before` rows and then the first of the 120 rows of one second: 60 of them, or so few that they
+# may be in order by chance.
 @pytest.mark.parametrize("before", [440, 497, 498, 499])
 def test_an_exchange_that_sorts_by_the_second_loses_no_row(sandbox, query, monkeypatch, before):
     # The first page is full as well, but in order: no two of its rows share a second.

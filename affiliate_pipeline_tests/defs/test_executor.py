@@ -15,7 +15,7 @@ class Recording:
 
 
 @pytest.mark.parametrize(("steps", "executor"), [(["a"], "in process"), (["a", "b"], "processes"), ([], "processes")])
-def test_only_several_steps_get_processes_of_their_own(steps, executor):
+def test_only_a_single_step_is_executed_in_the_process_of_the_run(steps, executor):
     several = StepExecutor(Recording("in process"), Recording("processes"))  # pyright: ignore[reportArgumentType]
 
     assert several.execute(None, SimpleNamespace(step_keys_to_execute=steps)) == executor

@@ -30,7 +30,7 @@ REBATES = ["desk", "binance", "acme", "rebate_recent_record"]
 
 
 class Vault(ApiKey):
-    """Brings the sandbox's credentials."""
+    """A secret manager that fails with an error that quotes a secret."""
 
     def credentials(self) -> tuple[str, str]:
         raise KeyError("the-secret-path")
@@ -49,7 +49,10 @@ def host() -> dg.Definitions:
 
 @pytest.fixture
 def acme(sandbox, monkeypatch) -> BinanceAccount:
-    """The sandbox's default account by the project's own variables."""
+    """An account with the sandbox's partner credentials, read from the project's own variables.
+
+    The application's credentials and database URL are not set.
+    """
     variables = sandbox.binance.variables(sandbox.url)
     for name, value in variables.items():
         monkeypatch.delenv(name)
@@ -191,7 +194,7 @@ def test_days_land_and_load_as_exact_rows(acme, sandbox, run, database_url, quer
 
 
 @pytest.mark.parametrize("missing", ["ACME_KEY", "ACME_SECRET", "WAREHOUSE_URL"])
-def test_a_day_fails_by_the_name_of_the_projects_variable(acme, run, monkeypatch, missing):
+def test_a_missing_variable_of_the_project_fails_the_day_and_is_named(acme, run, monkeypatch, missing):
     monkeypatch.delenv(missing)
 
     result = run(acme, DAYS[:1])

@@ -142,7 +142,7 @@ def test_an_unreachable_exchange_fails_every_day_and_leaves_landed_rows_unchange
 def test_if_the_exchange_goes_down_during_a_run_each_landed_day_is_materialized(
     sandbox, query, rows, declare, monkeypatch
 ):
-    # Days before the failure are on pages of their own.
+    # The rows fill several pages, the first of which arrives before the failure.
     declare(strategy=with_row_limit(PER_DAY + 40))
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
     first_failing = rows[DAYS[3]][0]["time"]
@@ -344,7 +344,7 @@ def end_all_sessions(database_url) -> None:
 def test_if_the_database_connection_is_lost_during_a_run_each_materialized_day_has_landed(
     sandbox, query, rows, declare, database_url
 ):
-    # Days before the failure are on pages of their own.
+    # The rows fill several pages, the first of which arrives before the failure.
     declare(strategy=with_row_limit(PER_DAY + 40))
     first_failing = rows[DAYS[3]][0]["time"]
 

@@ -152,7 +152,7 @@ GIVEN: Mapping[str, tuple[Mapping[str, str], Sequence[str]]] = {
 
 
 def named_as_missing(instance: dg.DagsterInstance) -> list[str]:
-    """The variables named by the errors of a run of the instance, without running one."""
+    """The variables that a run of the instance would report as missing, determined without a run."""
     environment = settings.of_instance(instance)
     problems = ""
     for use in (

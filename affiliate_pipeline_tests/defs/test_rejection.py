@@ -70,7 +70,7 @@ INVALID = {
 
 
 def test_invalid_rows_fail_their_day_alone(sandbox, query):
-    # A day per case: the first ones are older than the exchange promises to retain rows.
+    # A day per case: the oldest days are beyond the retention that the exchange promises.
     sandbox.binance.retention_ms = None
     day_of = {name: ago(number) for number, name in enumerate(INVALID, start=2)}
     days = [*sorted(day_of.values()), YESTERDAY]
@@ -172,7 +172,7 @@ def test_the_rejected_rows_of_several_pages_are_stored_once(sandbox, query):
 
     assert "`time` is missing or not in milliseconds" in run.failed[BAD]
     assert rejected(query, BAD) == received(map(transform, rows))
-    # A smaller part of the day does not replace them.
+    # A later run that receives no rows leaves them unchanged.
     sandbox.faults.fail_day(BAD, status=400, code=-1102)
     assert BAD in land(KEY, [BAD]).failed
     assert rejected(query, BAD) == received(map(transform, rows))
