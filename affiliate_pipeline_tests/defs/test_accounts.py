@@ -134,7 +134,6 @@ def test_a_removed_account_is_not_monitored_and_resumes_once_it_is_set_again(
 def test_only_the_sensor_of_its_account_requests_the_run_that_lands_an_export(two_accounts, query):
     days = [ago(10), ago(9)]
     assert land("binance/acme/kickback_historical_request", days).success
-    two_accounts.accounts["acme"].binance.kickbacks.ready_after_ms = 0
     query("update binance.kickback_historical_collection set polled_at = polled_at - interval '1 day'")
 
     requests = {}
