@@ -83,8 +83,8 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("postgres")
     with psycopg.connect(server.ensure_database(home, "test"), autocommit=True) as connection:
-        # These protect data from a crash of the machine, and tests kill only processes. fsync takes a quarter of the time
-        # of an empty test.
+        # fsync and full_page_writes protect data from a crash of the machine, and tests kill only processes. fsync
+        # takes a quarter of the time of an empty test.
         connection.execute("alter system set fsync = off")
         connection.execute("alter system set full_page_writes = off")
         connection.execute("alter system set autovacuum = off")

@@ -100,7 +100,8 @@ class Database:
 
     def _connected(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
-            # Without prepared statements, which would outlive changes of their tables. The role has the name of a schema.
+            # Without prepared statements, which would outlive changes of their tables. By default, the schema
+            # with the name of the role would come first on the search path.
             options = "-c timezone=UTC -c search_path=public"
             self._connection = psycopg.connect(self.url, autocommit=True, prepare_threshold=None, options=options)
         return self._connection

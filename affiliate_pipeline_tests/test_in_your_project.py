@@ -121,7 +121,7 @@ def test_the_definitions_need_no_variable(desk):
     assert names == monitoring | {"changed_days", "failed_affiliate_days", "default_automation_condition_sensor"}
 
 
-def test_two_accounts_take_twelve_lines_and_three_endpoints_in_a_group_four_more(folder):
+def test_two_accounts_take_twelve_lines_and_choosing_endpoints_and_names_takes_four_more(folder):
     lines = [line for line in (folder / "desk" / "affiliates.py").read_text().splitlines() if line.strip()]
     # The page's accounts are three, and it also starts schedules, monitoring and alerts.
     more = ("alias=", "schedules=", "monitoring=", "alerts=")
@@ -172,7 +172,7 @@ def test_a_day_in_utc_depends_on_lbanks_day_only_with_the_identity_mapping(host)
     assert "Timezones Asia/Shanghai and UTC don't match" in failures(result)
 
 
-def test_a_downstream_run_fails_by_the_days_that_have_not_landed(host):
+def test_a_downstream_run_fails_and_names_the_days_that_have_not_landed(host):
     assert f"lbank/trade_user has not landed {DAYS[0]}" in failures(host.run("volume", DAYS[0]))
 
 

@@ -78,12 +78,12 @@ class Account(ABC):
     @property
     @abstractmethod
     def keys(self) -> Mapping[str, tuple[ApiKey | None, tuple[str, str]]]:
-        """By role, the key and the default account's variables of it and its secret."""
+        """By role, the key, and the default account's variable names for key and secret."""
 
     @property
     @abstractmethod
     def arguments(self) -> Mapping[str, tuple[str, object]]:
-        """By a default account's variable, the name and value of the other arguments."""
+        """By the default account's variable name, each other argument's name and value."""
 
     @property
     def shared_limit(self) -> object:
@@ -119,7 +119,10 @@ class Account(ABC):
         return all(self.arguments[name][1] is not None for name in endpoint.requires)
 
     def values(self, role: str) -> dict[str, str]:
-        """By `names`, the values that are set now; raises `SettingsError` if a subclass of `ApiKey` fails."""
+        """The values that are set now, by the name in `names`.
+
+        Raises `SettingsError` if a subclass of `ApiKey` fails.
+        """
         names = dict(self.names)
         found = {names[variable]: value_of(value) for variable, (_, value) in self.arguments.items()}
         key, _ = self.keys[role]
@@ -175,7 +178,7 @@ class BinanceAccount(Account):
     user_customer_id: Text | None = None
     # Further hosts of history files; each also permits its subdomains.
     file_hosts: Sequence[str] = ()
-    # Of the 12,000 that Binance permits per IP address: all accounts together.
+    # The share, for all accounts together, of the 12,000 that Binance permits per IP address.
     weight_per_minute: int | None = None
 
     @property
@@ -185,7 +188,7 @@ class BinanceAccount(Account):
 
     @property
     def keys(self) -> Mapping[str, tuple[ApiKey | None, tuple[str, str]]]:
-        """By role, the key and the default account's variables of it and its secret."""
+        """By role, the key, and the default account's variable names for key and secret."""
         return {
             "partner": (self.partner, binance_credentials("partner")),
             "client": (self.client, binance_credentials("client")),
@@ -193,7 +196,7 @@ class BinanceAccount(Account):
 
     @property
     def arguments(self) -> Mapping[str, tuple[str, object]]:
-        """By a default account's variable, the name and value of the other arguments."""
+        """By the default account's variable name, each other argument's name and value."""
         return {
             "BINANCE_BASE_URL": ("base_url", self.base_url),
             "BINANCE_API_AGENT_CODE": ("agent_code", self.agent_code),
@@ -216,13 +219,13 @@ class LBankAccount(Account):
 
     @property
     def keys(self) -> Mapping[str, tuple[ApiKey | None, tuple[str, str]]]:
-        """By role, the key and the default account's variables of it and its secret."""
+        """By role, the key, and the default account's variable names for key and secret."""
         key, secret, _ = LBANK_CREDENTIALS
         return {"affiliate": (self.api, (key, secret))}
 
     @property
     def arguments(self) -> Mapping[str, tuple[str, object]]:
-        """By a default account's variable, the name and value of the other arguments."""
+        """By the default account's variable name, each other argument's name and value."""
         return {
             "LBANK_BASE_URL": ("base_url", self.base_url),
             "LBANK_OPEN_ID": ("open_id", self.open_id),

@@ -40,7 +40,7 @@ class AccountsPipeline(PipelineResource):
         return self._database.resolved()
 
     def variable(self, name: str) -> str:
-        """The name of the variable that was given for the alerts' own."""
+        """The name that the project gave for a variable of the alerts, such as ALERT_URLS."""
         return self._alerts.names.get(name, name) if self._alerts else name
 
     def variables_of(self, endpoint: Endpoint) -> Mapping[str, str]:
@@ -62,7 +62,7 @@ class AccountsPipeline(PipelineResource):
         return key is not None and (key.is_overridden or bool(value_of(key.key) or value_of(key.secret)))
 
     def is_configured(self, endpoint: Endpoint) -> bool:
-        """True: the account was given, so a day without its variables fails by their names."""
+        """True: the account was given, so a day whose variables are not set fails and names them."""
         return True
 
     @property

@@ -56,9 +56,9 @@ def build_earnings(earning: Sequence[Records], start: date, placement: Placement
         group_name=placement.group_of(GROUP),
         kinds={"html"},
         owners=placement.owners_of(GROUP),
-        description="The day's report, in its metadata and as a page in `reports/`: charts of the last 30 days, top "
-        "earners, and what is missing or may still change. It has the figures as of its rendering; `affiliate-pipeline "
-        "report` renders the page again.",
+        description="The day's report, in its metadata: charts of the last 30 days, top earners, and what is missing "
+        "or may still change. It has the figures as of its rendering. This package's own code location also writes a "
+        "page into `reports/`, which `affiliate-pipeline report` renders again.",
     )
 
     @dg.multi_asset(

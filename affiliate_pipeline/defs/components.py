@@ -17,7 +17,8 @@ from affiliate_pipeline.defs.factory import Status, build_definitions
 from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, DEFAULT_START_DATE
 
 _SUFFIX = "_variable"
-# Some generated keys are upper-case letters and digits only, so each part of a name is shorter than these.
+# A generated key may consist of upper-case letters and digits only, but is longer than 20 characters. So each part of a
+# name has at most 20.
 _NAME = re.compile("(?=[A-Z_])[A-Z0-9]{0,20}(_[A-Z0-9]{0,20})*")
 
 
@@ -65,7 +66,7 @@ class AccountComponent(dg.Component, dg.Model, dg.Resolvable):
     ] = None
     ui_url: Annotated[str | None, _given("The base of the links in alerts.")] = None
     commission: Annotated[
-        bool, _given("Whether to add `affiliate/daily_commission` and `affiliate/daily_report` of this account.")
+        bool, _given("Whether to add `affiliate/daily_commission` and `affiliate/daily_report`, of all accounts.")
     ] = False
 
     @abstractmethod
@@ -144,7 +145,7 @@ class BinanceLinkComponent(AccountComponent):
     user_customer_id_variable: Annotated[str | None, _named("The variable of the client's own desired id.")] = None
     file_hosts: Annotated[Sequence[str], _given("Further hosts of history files, with their subdomains.")] = ()
     weight_per_minute: Annotated[
-        int | None, _given("Of the 12,000 that Binance permits per IP address: the same for all accounts.")
+        int | None, _given("The share of the 12,000 that Binance permits per IP address: equal for all accounts.")
     ] = None
 
     def account(self) -> BinanceAccount:

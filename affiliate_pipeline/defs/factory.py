@@ -48,7 +48,8 @@ def build_definitions(
 ) -> dg.Definitions:
     """The definitions of these accounts, to be merged into those of a Dagster project.
 
-    They read no environment but the variables that are named, and contain no executor. Raises `InvalidArgument`.
+    They read no environment but the variables that are named and those of proxies and certificates, and contain no
+    executor. Raises `InvalidArgument`.
 
     Args:
         accounts: At most one per exchange and alias. The first one is part of the names of sensors, by which Dagster
@@ -117,7 +118,7 @@ def catalog_of(accounts: Sequence[Account], names: Sequence[str] | None = None) 
 def _resources(
     accounts: Sequence[Account], database: AffiliateDatabase, start: date, alerts: Alerts | None, placement: Placement
 ) -> dict[str, dg.ResourceDefinition]:
-    """The database and each account, which Dagster shows, and the resource of code, which requires them."""
+    """The database and the accounts, which Dagster shows, and the resource that the code uses."""
     database_key = placement.name("database")
     by_key = {placement.name_of_account(each.group): each for each in accounts}
 

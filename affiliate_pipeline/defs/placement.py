@@ -27,7 +27,7 @@ class Placement:
     owners: tuple[str, ...] = ()
     op_tags: Mapping[str, Any] = field(default_factory=dict[str, Any])
     schedules: dg.DefaultScheduleStatus = dg.DefaultScheduleStatus.STOPPED
-    # Sensors that request runs of days that have not landed before, as schedules do.
+    # Sensors that request runs in normal operation, as schedules do: of kickback exports and of stale commission days.
     requests: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING
     # Sensors that monitor, alert, and repeat failed days.
     monitoring: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING

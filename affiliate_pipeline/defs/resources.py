@@ -64,7 +64,7 @@ class PipelineResource(ABC):
 
     @abstractmethod
     def variable(self, name: str) -> str:
-        """The name under which this package's variable is found and reported, for those of no exchange."""
+        """The name under which a variable that belongs to no exchange is found and reported."""
 
     @abstractmethod
     def variables_of(self, endpoint: Endpoint) -> Mapping[str, str]:

@@ -39,7 +39,8 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, placement: Placement) -> 
         target=[placement.key(endpoint.key) for endpoint in endpoints],
         default_status=placement.schedules,
         required_resource_keys=placement.required,
-        description=f"Lands {lands}{account}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose key is configured.",
+        description=f"Lands {lands}{account}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose API key is "
+        "configured.",
     )
     def land(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         tick = context.scheduled_execution_time

@@ -31,7 +31,7 @@ def load_days(asset: str, days: Iterable[str | date], *, database: str) -> pd.Da
         database: A `postgresql://` URL.
 
     Raises:
-        NotLanded: Any of the days has not landed.
+        NotLanded: Any of the days has not landed, or `asset` is not the name of an asset with days.
     """
     endpoint = next(iter(endpoints_of([asset])), None)
     if endpoint is None:

@@ -58,7 +58,7 @@ class Outbox(TableStore):
             (self._scope, f"{self._scope}{alert.key}", title, text, failed, alert.good_news, raised_at),
         ).rowcount
         if is_new:
-            # Log it, since no target may be configured.
+            # Log it too: perhaps no target is configured.
             log.log(logging.INFO if alert.good_news else logging.ERROR, "%s\n%s", title, text)
         return bool(is_new)
 

@@ -80,7 +80,7 @@ defs = dg.Definitions.merge(
     ),
 )
 """
-# What this package's own code location would read, and a host does not mean.
+# Variables that this package's own code location reads, and that a host's must ignore.
 ENV_FILE = """
 AFFILIATE_DATABASE_URL=postgresql://user@127.0.0.1:1/nothing
 BINANCE_PARTNER_API_KEY=another-key
@@ -186,7 +186,7 @@ def test_a_host_project_lands_days_is_alerted_and_finds_nothing_else_changed(
     today = datetime.now(UTC).date()
     days = [today - timedelta(days=n) for n in (4, 3, 2)]
     faults = exchange.accounts["acme"].faults
-    # Only Binance's: LBank's requests for all users cover every day.
+    # Only requests for rebates fail. LBank's requests for all users cover every day, so they would fail too.
     faults.path = "rebate"
     faults.fail_day(days[1])
     files, existing = host.files(), databases(database_url)
@@ -232,9 +232,9 @@ def check_resources(ui: UI, host: Host) -> None:
 
 def check_schedules(ui: UI) -> None:
     """Each schedule's tick requests runs of this package's assets only, also of the account without variables."""
-    for name, zone_hour in (("binance_records_0015", 0), ("binance_unset_records_0015", 0), ("lbank_records_0035", 0)):
+    for name in ("binance_records_0015", "binance_unset_records_0015", "lbank_records_0035"):
         selector = ui.repository | {"scheduleName": f"affiliate_desk_{name}"}
-        at = (datetime.now(UTC) - timedelta(hours=zone_hour)).timestamp()
+        at = datetime.now(UTC).timestamp()
         tick = ui.execute(SCHEDULE_TICK, selector=selector, at=at)["scheduleDryRun"]
         result = tick["evaluationResult"]
         assert result["error"] is None
@@ -278,7 +278,7 @@ def failures(instance: dg.DagsterInstance, run: str) -> list[Any]:
 
 
 def check_failures(instance: dg.DagsterInstance, rebates: str, unset: str, days: list) -> None:
-    """The failed day is reported by name, and the day without variables by theirs."""
+    """Each failed day is reported with its reason: HTTP 500, or the names of the variables that are not set."""
 
     [reasons] = failures(instance, rebates)
     assert list(reasons) == [f"{days[1]}"] and "Binance returned HTTP 500" in reasons[f"{days[1]}"]

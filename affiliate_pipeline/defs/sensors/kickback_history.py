@@ -176,10 +176,10 @@ def build_missed_days_schedule(account: ExportEndpoints, placement: Placement = 
         # Days before the first that landed may be older than the account.
         first = max(pipeline.start_date, min(landed, default=tick.date()))
         missed = expected_days(recent.timetable, first, now_ms, landed)
-        only_exported = {each.day for each in missed if each.fallback and not each.is_retained(now_ms)}
+        needs_export = {each.day for each in missed if each.fallback and not each.is_retained(now_ms)}
         requests = [
             dg.RunRequest(run_key=f"{each[0]}...{each[-1]} {tick.isoformat()}", tags=range_tags(each))
-            for each in day_ranges(only_exported - requested - exported.keys())
+            for each in day_ranges(needs_export - requested - exported.keys())
         ]
         return requests or dg.SkipReason(f"{recent.key} has missed no day that only an export can still return")
 
