@@ -49,7 +49,7 @@ class Binance:
 
     `partner_key`, `partner_secret`, `client_key`, `client_secret`, `api_agent_code`: the credentials of both.
     `keys`: the HMAC secret or public key by API key. `uids`: the account's uid by role.
-    `reveals_uid`: whether the keys have the permission to read the account's uid.
+    `keys_without_reading`: the API keys without the permission to read the account's uid.
     `retention_ms`: the retention of rebates; None retains them forever.
     `exclusive_end`: a row at endTime is not returned.
     `newest_first`: rows are ordered from the newest to the oldest.
@@ -71,7 +71,7 @@ class Binance:
         self.add_key(self.partner_key, self.partner_secret, "partner")
         self.add_key(self.client_key, self.client_secret, "client")
         self.uids: dict[str, int] = {role: _uid(alias, role) for role in self._roles.values()}
-        self.reveals_uid = True
+        self.keys_without_reading: set[str] = set()
         self.customers = Customers(alias)
         self.posts_to_fail = 0
         self.newest_first = False
@@ -173,8 +173,6 @@ class Binance:
         return day_of(start), day_of(max(start, stop - 1))
 
     def _account(self, role: str, _params: BinanceParameters) -> bytes:
-        if not self.reveals_uid:
-            raise Refused(-2015, status=401)
         rates = dict.fromkeys(("maker", "taker", "buyer", "seller"), "0.00000000")
         row = {"makerCommission": 0, "takerCommission": 0, "buyerCommission": 0, "sellerCommission": 0}
         row |= {"commissionRates": rates, "canTrade": False, "canWithdraw": False, "canDeposit": False}
@@ -273,7 +271,7 @@ class Binance:
         """The endpoint for the role of the call's key, once the call is verified."""
         api_key = _api_key_of(call)
         endpoint = by_role.get(self._roles.get(api_key, "partner")) if api_key in self.keys else None
-        if endpoint is None:
+        if endpoint is None or (call.path == ACCOUNT and api_key in self.keys_without_reading):
             raise Refused(-2015, status=401)
         verify(call, self.keys[api_key], self._clock())
         if call.params.keys() - endpoint.parameters - SIGNING_PARAMETERS:
