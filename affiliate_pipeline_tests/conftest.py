@@ -18,6 +18,9 @@ import pytest
 
 from affiliate_pipeline import environment
 from affiliate_pipeline.app.embedded_server import cluster, server
+from affiliate_pipeline.exchanges.identity import AccountKeys, nothing_landed
+from affiliate_pipeline.exchanges.registry import configured_catalog
+from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http import retry
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests import isolation
@@ -170,6 +173,20 @@ def two_accounts(both_exchanges: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sa
     for name, value in both_exchanges.variables.items():
         monkeypatch.setenv(name, value)
     return both_exchanges
+
+
+@pytest.fixture
+def known_keys(sandbox: Sandbox, database_url: str) -> None:
+    """Records the configured keys as verified, as a first run does, so that all requests of the test are its own."""
+    variables = environment.configured().variables
+    for endpoint in configured_catalog(variables).endpoints:
+        if endpoint.probe and variables.get(endpoint.credentials[0]):
+            account = sandbox.accounts[endpoint.alias]
+            uids = account.binance.uids
+            identity = f"{uids[endpoint.role]}" if endpoint.role in uids else account.lbank.own_open_id
+            session = endpoint.exchange.connect(endpoint, SharedState(), variables)
+            with session.client, AccountKeys(database_url, session.identity.key, nothing_landed) as keys:
+                keys.record(identity)
 
 
 @cache

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, time, timedelta
+from functools import partial
 from typing import Generic, Self
 from zoneinfo import ZoneInfo
 
@@ -12,6 +13,7 @@ from affiliate_pipeline.domain.days import DAY, start_ms
 from affiliate_pipeline.domain.expected_days import Timetable
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.exchanges.fetching import Session, Strategy
+from affiliate_pipeline.exchanges.identity import AccountKeys, Key, KeyIdentity, fingerprint_of
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.schema.columns import Row
 
@@ -163,6 +165,18 @@ class Endpoint(Generic[SessionT]):
                 raise SettingsError(
                     what, f"Set the key of another account, or remove the variables with {own}'s suffix"
                 )
+
+    def key_identity(
+        self,
+        shared: SharedState,
+        host: str,
+        api_key: str,
+        state: Callable[[], str | None] = lambda: None,
+        expected: str | None = None,
+    ) -> KeyIdentity:
+        """The identity of the account's key at this host; see `KeyIdentity`."""
+        key = Key(self.exchange.name, self.role, self.alias, self.credentials[0], fingerprint_of(api_key))
+        return KeyIdentity(key, host, partial(shared.open, AccountKeys, key, shared.has_landed), state, expected)
 
     def for_account(self, alias: str, names: VariableNames = ()) -> Self:
         """The same endpoint of another account."""

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 from typing_extensions import TypeVar
 
 from affiliate_pipeline.domain.wording import count_of
+from affiliate_pipeline.exchanges.identity import KeyIdentity
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.errors import ExchangeError
 
@@ -70,11 +71,16 @@ class RequestPlan:
 
 @dataclass(frozen=True)
 class Session:
-    """A signed client of one account, and the source that the ledger records for it."""
+    """A signed client of one account, and the identity of its key."""
 
     client: Client
-    source: str
+    identity: KeyIdentity
     cancelled: threading.Event = field(default_factory=threading.Event, kw_only=True)
+
+    @property
+    def source(self) -> str:
+        """The source that the ledger records for days of this session."""
+        return self.identity.source
 
     def cancel(self) -> None:
         """Make the fetch in another thread fail soon: no further request is sent."""

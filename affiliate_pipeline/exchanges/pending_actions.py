@@ -1,5 +1,6 @@
 """Actions of runs at an exchange that have not landed yet, as rows of action logs."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import psycopg
@@ -10,28 +11,31 @@ TABLE: Final = "affiliate.attempt"
 
 
 class PendingActions(TableStore):
-    """The pending rows of one asset and one account."""
+    """The pending rows of one asset and one account, whose `sources` are those of all its keys."""
 
-    def __init__(self, url: str, asset: str, source: str) -> None:
+    def __init__(self, url: str, asset: str, source: str, sources: Sequence[str]) -> None:
         super().__init__(url)
-        self._key = (asset, source)
+        self._asset, self._source, self._sources = asset, source, list(sources)
 
     def rows(self) -> dict[str, bytes]:
         """The rows by name, in the order of the names."""
         rows = self._execute(
-            f'select name, payload from {TABLE} where asset = %s and source = %s order by name collate "C"', self._key
+            f'select name, payload from {TABLE} where asset = %s and source = any(%s) order by name collate "C"',
+            (self._asset, self._sources),
         )
         return dict(rows.fetchall())
 
     def put(self, name: str, row: bytes) -> None:
-        """Store the row durably; it replaces one of the same name."""
+        """Store the row durably; it replaces one of the same name, also one of an earlier key."""
         self._execute(
-            f"insert into {TABLE} values (%s, %s, %s, %s) "
+            f"with earlier as (delete from {TABLE} where asset = %(asset)s and name = %(name)s "
+            "and source = any(%(sources)s) and source <> %(source)s) "
+            f"insert into {TABLE} values (%(asset)s, %(source)s, %(name)s, %(row)s) "
             "on conflict (asset, source, name) do update set payload = excluded.payload",
-            (*self._key, name, row),
+            {"asset": self._asset, "source": self._source, "sources": self._sources, "name": name, "row": row},
         )
 
 
-def drop_landed(connection: psycopg.Connection[Any], asset: str, source: str) -> None:
-    """Delete the asset's pending rows, in the transaction that lands them."""
-    connection.execute(f"delete from {TABLE} where asset = %s and source = %s", (asset, source))
+def drop_landed(connection: psycopg.Connection[Any], asset: str, sources: Sequence[str]) -> None:
+    """Delete the asset's pending rows from these sources, in the transaction that lands them."""
+    connection.execute(f"delete from {TABLE} where asset = %s and source = any(%s)", (asset, list(sources)))

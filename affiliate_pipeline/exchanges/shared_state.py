@@ -7,6 +7,7 @@ from typing import Any, Self, TypeVar
 
 import psycopg
 
+from affiliate_pipeline.exchanges.identity import HasLanded, nothing_landed
 from affiliate_pipeline.http.client import Limit, Unlimited
 from affiliate_pipeline.http.errors import Banned
 from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S, RateLimiter
@@ -36,9 +37,13 @@ class SharedState:
     """
 
     def __init__(
-        self, url: str | None = None, handled_at: HandledAt = _nothing_handled, max_wait_s: float = MAX_WAIT_S
+        self,
+        url: str | None = None,
+        handled_at: HandledAt = _nothing_handled,
+        has_landed: HasLanded = nothing_landed,
+        max_wait_s: float = MAX_WAIT_S,
     ) -> None:
-        self._url, self.handled_at, self._max_wait_s = url, handled_at, max_wait_s
+        self._url, self.handled_at, self.has_landed, self._max_wait_s = url, handled_at, has_landed, max_wait_s
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:

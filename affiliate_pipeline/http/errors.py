@@ -64,13 +64,13 @@ class UrlExpired(Refused):
 
 
 class Fatal(ExchangeError):
-    """No further request for this range of days can succeed."""
+    """No further request for this range of days can succeed; `code` is the exchange's own."""
+
+    code: int | None = None
 
 
 class AccessRefused(Fatal):
-    """Key, secret, IP address or permission is not accepted; `code` is the exchange's own."""
-
-    code: int | None = None
+    """Key, secret, IP address or permission is not accepted."""
 
 
 class Banned(Fatal):

@@ -76,7 +76,7 @@ class Interpreter:
         )
         if isinstance(failure, Transient):
             failure.retry_after_s = _pause_s(response, error)
-        if isinstance(failure, AccessRefused):
+        if isinstance(failure, Fatal):
             failure.code = error.code
         return failure
 

@@ -94,7 +94,9 @@ class DayWriter:
 
     connection: Connection
     endpoint: Endpoint
+    # That of the session's key, and those of all keys of its account.
     source: str
+    sources: Sequence[str]
     run_id: str
     allow_shrink: bool
 
@@ -306,7 +308,7 @@ class DayWriter:
         )
         self._copy(table, names, texts)
         if isinstance(self.endpoint, ActionLog):
-            pending_actions.drop_landed(self.connection, self.endpoint.key, self.source)
+            pending_actions.drop_landed(self.connection, self.endpoint.key, self.sources)
         if store_superseded:
             # Compare as text: as `numeric`, 1.0 and 1.00 are equal.
             run(

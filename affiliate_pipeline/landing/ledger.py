@@ -7,6 +7,7 @@ from typing import Any, Final, LiteralString
 
 from psycopg import Connection, sql
 
+from affiliate_pipeline.exchanges.identity import Key
 from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.locks import Lock
 
@@ -68,17 +69,14 @@ def assets(connection: Connection[Any]) -> list[str]:
         return [asset for (asset,) in connection.execute(f"select distinct asset from {TABLE} order by asset")]
 
 
-def landed_elsewhere(connection: Connection[Any], asset: str, source: str, days: Sequence[date]) -> Mapping[date, str]:
-    """By day, the same endpoint's asset of another account that has landed it from the same source."""
-    exchange, name = "split_part({}, '/', 1)", "regexp_replace({}, '.*/', '')"
-    is_same = " and ".join(f"{each.format('asset')} = {each.format('%(asset)s')}" for each in (exchange, name))
+def has_landed(connection: Connection[Any], key: Key, fingerprint: str) -> bool:
+    """Whether a day of the key's account and role was fetched with the key of this fingerprint, at any host."""
     with as_store_unavailable(), connection.transaction():
-        rows = connection.execute(
-            f"select partition, min(asset) from {TABLE} where source = %(source)s and partition = any(%(days)s) "
-            f"and asset <> %(asset)s and {is_same} group by partition",
-            {"asset": asset, "source": source, "days": list(days)},
+        found = connection.execute(
+            f"select from {TABLE} where regexp_replace(asset, '/[^/]*$', '') = %s and source ~ %s limit 1",
+            ("/".join(filter(None, (key.exchange, key.alias))), f"^[^ ]+ ({key.role} )?{fingerprint}$"),
         )
-        return dict(rows.fetchall())
+        return found.rowcount > 0
 
 
 def exists(connection: Connection[Any]) -> bool:

@@ -25,7 +25,7 @@ from affiliate_pipeline.landing import endpoint_tables, quarantine
 from affiliate_pipeline.landing.day_writer import DayWriter, Landed, Shrunken, StoreError
 from affiliate_pipeline.landing.eligibility import Availability, Expired, NotEnded, eligibility_of
 from affiliate_pipeline.landing.endpoint_tables import DayStats, stats_of
-from affiliate_pipeline.landing.ledger import LedgerEntry, landed_elsewhere
+from affiliate_pipeline.landing.ledger import LedgerEntry, has_landed
 from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of, prepared
 from affiliate_pipeline.landing.quarantine import Rejection
 from affiliate_pipeline.landing.store import Store
@@ -87,7 +87,7 @@ def connected(
 
     Its rate limits are shared through the store's database; a pause longer than `max_wait_s` raises `Banned`.
     """
-    with SharedState(store.url, quarantine.handled_at, max_wait_s) as shared:
+    with SharedState(store.url, quarantine.handled_at, has_landed, max_wait_s) as shared:
         session = endpoint.exchange.connect(endpoint, shared, variables)
         with session.client:
             yield session
@@ -111,10 +111,11 @@ def land_days(
         with store.exclusive(endpoint):
             endpoint_tables.ensure(store.connection, endpoint)
             ledger.update(store.ledger(endpoint, days))
+            # Before any record is requested: the key may be of another account.
+            sources = session.identity.sources
             available = Availability(endpoint, session, options.trust_old, now, started_ms=now())
-            writer = DayWriter(store.connection, endpoint, session.source, run_id, options.allow_shrink)
-            elsewhere = landed_elsewhere(store.connection, endpoint.key, session.source, list(pending))
-            run = LandingRun(available, writer, options.from_rejected, ledger, elsewhere)
+            writer = DayWriter(store.connection, endpoint, session.source, sources, run_id, options.allow_shrink)
+            run = LandingRun(available, writer, options.from_rejected, ledger)
             for outcome in run.outcomes(list(pending)):
                 del pending[outcome.day]
                 yield outcome
@@ -129,16 +130,12 @@ def land_days(
 
 @dataclass(frozen=True)
 class LandingRun:
-    """Lands days of one asset under its lock.
-
-    `ledger` has the days that had landed before, `elsewhere` those that had landed as another account's asset.
-    """
+    """Lands days of one asset under its lock; `ledger` has the days that had landed before."""
 
     available: Availability
     writer: DayWriter
     from_rejected: bool
     ledger: Mapping[date, LedgerEntry]
-    elsewhere: Mapping[date, str]
 
     @property
     def endpoint(self) -> Endpoint:
@@ -155,14 +152,13 @@ class LandingRun:
         own: list[date] = []
         for day in days:
             entry = self.ledger.get(day)
-            if entry and entry.source != self.session.source:
+            if entry and entry.source not in self.writer.sources:
                 what = f"its source is {entry.source}, and the source of this run is {self.session.source}"
-                action = "Use the credentials and the base URL it was landed with, or another database"
+                action = (
+                    "Use the credentials and the base URL it was landed with, or another database. If only the key differs, and "
+                    f"both are of the same account, run `{self.session.identity.key.rotation}`"
+                )
                 yield self._failed(day, Problem("other_source", what, action=action))
-            elif day in self.elsewhere:
-                what = f"it has landed as {self.elsewhere[day]}, from the same source: it would be counted twice"
-                action = "Use the alias that it was landed with, or the key of another account"
-                yield self._failed(day, Problem("other_account", what, action=action))
             else:
                 own.append(day)
         yield from map(self._land_rejected, own) if self.from_rejected else self._fetched(own)
@@ -237,7 +233,7 @@ class LandingRun:
             what = f"{quarantine.TABLE} has no rows of it"
             return self._failed(day, Problem("nothing_rejected", what, action="Materialize it without from_rejected"))
         why, rows = stored
-        if why.source != self.session.source:
+        if why.source not in self.writer.sources:
             what = f"the source of its rejected rows is {why.source}, and that of this run is {self.session.source}"
             problem = Problem(
                 "other_source", what, action="Use the credentials and the base URL they were fetched with"
@@ -269,6 +265,8 @@ def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store
     """What fetching these days costs, not counting expired ones that landed or are snapshots."""
     now = now_ms()
     ledger = store.ledger(endpoint, days)
+    # Some strategies request records for their plan.
+    _ = session.identity.sources
     fetched = [
         day
         for day in days

@@ -6,6 +6,7 @@ from datetime import date
 
 from psycopg import Connection, sql
 
+from affiliate_pipeline.exchanges import identity
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.landing import day_writer, endpoint_tables, ledger, quarantine
 from affiliate_pipeline.landing.ledger import LedgerEntry
@@ -20,7 +21,8 @@ from affiliate_pipeline.postgres.table_store import TableStore
 def privileges(endpoints: Iterable[Endpoint]) -> dict[str, str]:
     """The privileges, by table, that landing days of these endpoints requires."""
     tables = {endpoint.table: endpoint_tables.PRIVILEGES for endpoint in endpoints}
-    return day_writer.PRIVILEGES | rate_limiter.PRIVILEGES | ledger.PRIVILEGES | quarantine.PRIVILEGES | tables
+    shared = rate_limiter.PRIVILEGES | identity.PRIVILEGES
+    return day_writer.PRIVILEGES | ledger.PRIVILEGES | quarantine.PRIVILEGES | shared | tables
 
 
 def is_run_live(url: str, run_id: str) -> bool:

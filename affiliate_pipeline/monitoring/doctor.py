@@ -92,8 +92,8 @@ def database(environment: Environment) -> Iterator[Finding]:
                 yield Finding("database", error.problem.what, error.problem.action)
             yield from _automation(connection)
             ledgers: ledger.Ledgers = ledger.entries_since(connection) if ledger.exists(connection) else {}
-        yield from _days(endpoints, ledgers, environment)
-        yield from _sources(endpoints, ledgers, environment)
+            yield from _days(endpoints, ledgers, environment)
+            yield from _sources(connection, endpoints, ledgers, environment)
     except SettingsError as error:
         yield Finding("database", error.problem.what, "Set it to postgresql://user:password@host:port/database in .env")
     except AffiliateError as error:
@@ -139,17 +139,23 @@ def _days(endpoints: Sequence[Endpoint], ledgers: ledger.Ledgers, environment: E
         yield Finding("days", "nothing has landed yet", "Run `make up`, or materialize days in the UI")
 
 
-def _sources(endpoints: Sequence[Endpoint], ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:
+def _sources(
+    connection: psycopg.Connection[Any],
+    endpoints: Sequence[Endpoint],
+    ledgers: ledger.Ledgers,
+    environment: Environment,
+) -> Iterator[Finding]:
     for endpoint in endpoints:
         with suppress(SettingsError):  # `accounts` reports it
             session = endpoint.exchange.connect(endpoint, SharedState(), environment.variables)
             session.client.close()
             landed_from = {entry.source for entry in ledgers.get(endpoint.key, {}).values()}
-            if others := sorted(landed_from - {session.source}):
+            if others := sorted(landed_from.difference(session.identity.recorded_sources(connection))):
                 yield Finding(
                     f"source of {endpoint.key}",
                     f"days have landed from {', '.join(others)}, but {session.source} is configured",
-                    "Use the earlier credentials and base URL, or another database; after rotating a key, see the runbook",
+                    "Use the earlier credentials and base URL, or another database. After rotating a key, materialize a day: if the "
+                    "exchange states that it is the same account, nothing else is needed",
                 )
 
 

@@ -59,7 +59,7 @@ def test_a_day_lands_through_a_proxy(both_exchanges, only_binance, monkeypatch):
         monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("://", f"://user:{PASSWORD}%40@"))
         assert land(KEY, DAYS[:1]).success
         method, url, headers = proxy.received[0]
-    assert (method, url.split("/sapi")[0]) == ("GET", f"http://{EXCHANGE}")
+    assert method == "GET" and url.startswith(f"http://{EXCHANGE}/")
     assert headers["Proxy-Authorization"].startswith("Basic ")
 
 

@@ -6,8 +6,6 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-import pytest
-
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
 
@@ -97,12 +95,6 @@ def requests_touching(sandbox, day: date) -> list[int]:
         and int(request.params["startTime"]) <= at(day, "23:59:59.999")
         and int(request.params["endTime"]) >= at(day, "00:00:00.000")
     ]
-
-
-def use_another_account(sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    sandbox.binance.add_key("key-of-another-account", "another-secret")
-    monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key-of-another-account")
-    monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", "another-secret")
 
 
 def refusals(sandbox) -> list:

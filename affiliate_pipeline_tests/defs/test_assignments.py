@@ -19,6 +19,8 @@ from affiliate_pipeline_tests.defs.direct_runs import DirectRun, land
 from affiliate_pipeline_tests.defs.events import description_of, only_check
 from affiliate_pipeline_tests.defs.kickbacks import Killed
 
+pytestmark = pytest.mark.usefixtures("known_keys")
+
 PARTNERS, CLIENTS = "binance/customization_assignment", "binance/user_customization_assignment"
 ENDPOINT = {endpoint.key: endpoint for endpoint in ENDPOINTS}
 # Emails that have no customer id in the sandbox.

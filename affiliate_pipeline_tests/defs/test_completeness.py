@@ -27,6 +27,8 @@ from affiliate_pipeline_tests.defs.rebates import (
     with_row_limit,
 )
 
+pytestmark = pytest.mark.usefixtures("known_keys")
+
 EMAILS = [
     "a+b=c&d%40e@example.com",
     "50%off now@example.com",

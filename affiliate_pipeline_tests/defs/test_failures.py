@@ -191,7 +191,7 @@ def test_a_ban_ends_the_run_at_once_and_is_respected_by_the_next(sandbox, rows):
         ("BINANCE_PARTNER_API_SECRET", "a-wrong-secret", ["The secret does not belong to the API key"]),
     ],
 )
-def test_a_wrong_credential_fails_at_the_first_response(sandbox, monkeypatch, variable, value, reasons):
+def test_a_wrong_credential_fails_at_the_first_request_for_records(sandbox, monkeypatch, variable, value, reasons):
     monkeypatch.setenv(variable, value)
 
     run = materialize(KEY, DAYS)
@@ -199,7 +199,8 @@ def test_a_wrong_credential_fails_at_the_first_response(sandbox, monkeypatch, va
     assert sorted(run.failed) == DAYS
     assert len(set(run.failed.values())) == 1
     assert [run.message.count(reason) for reason in reasons] == [1] * len(reasons)
-    assert len(sandbox.requests) == 1
+    # A key without the permission to read its account may still be the right one, so records are requested once.
+    assert len(sandbox.requests) <= 2 and all(request.code for request in sandbox.requests)
     assert value not in run.message
 
 

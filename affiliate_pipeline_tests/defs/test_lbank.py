@@ -56,6 +56,8 @@ from affiliate_pipeline_tests.defs.events import (
     recorded_events,
 )
 
+pytestmark = pytest.mark.usefixtures("known_keys")
+
 COMMISSION, LIST, TEAM = "commission_stats_symbol_list", "invite_user_list", "invite_user_team_list"
 MONEY, TRADES, TEAM_TRADES, FUTURES = "money_detail_list", "trade_user", "trade_user_team", "trade_future"
 SETTLED = DAYS[1]
@@ -95,10 +97,9 @@ def many_agents(sandbox) -> list[str]:
     return [sandbox.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(17)]
 
 
-def use_another_account(sandbox, monkeypatch) -> None:
-    sandbox.lbank.add_key("key-of-another-account", "another-secret")
-    monkeypatch.setenv("LBANK_API_KEY", "key-of-another-account")
-    monkeypatch.setenv("LBANK_API_SECRET", "another-secret")
+def use_another_host(sandbox, monkeypatch) -> None:
+    """Reach the sandbox under another name, which is another source."""
+    monkeypatch.setenv("LBANK_BASE_URL", sandbox.url.replace("127.0.0.1", "localhost"))
 
 
 def materialize(name, days, **config) -> conftest.Run:
@@ -304,7 +305,7 @@ def test_one_of_several_concurrent_readers_refreshes_the_roster(sandbox, databas
 
 def test_the_roster_of_another_account_is_not_used(sandbox, query, monkeypatch):
     refresh_roster()
-    use_another_account(sandbox, monkeypatch)
+    use_another_host(sandbox, monkeypatch)
     sandbox.requests.clear()
 
     run = land(COMMISSION, [SETTLED])
@@ -1050,7 +1051,7 @@ def test_cached_responses_older_than_6_hours_are_not_used(sandbox, query, interr
 
 def test_cached_responses_of_another_source_are_not_used(sandbox, query, monkeypatch, interrupted):
     query("delete from lbank.roster")
-    use_another_account(sandbox, monkeypatch)
+    use_another_host(sandbox, monkeypatch)
 
     run = land(COMMISSION, DAYS[3:])
 

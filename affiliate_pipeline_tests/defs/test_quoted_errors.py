@@ -12,6 +12,8 @@ from affiliate_pipeline_tests.defs.kickbacks import HISTORY, OLD, PATH, REQUEST,
 from affiliate_pipeline_tests.defs.rebates import KEY, SETTLED
 from affiliate_pipeline_tests.defs.test_assignments import EMAILS, PARTNERS, today
 
+pytestmark = pytest.mark.usefixtures("known_keys")
+
 CUSTOMIZATION, INVITED = "binance/customization", "lbank/invite_user_list"
 LOCATION = {"code": 0, "msg": "Service unavailable from a restricted location according to 'b. Eligibility'."}
 PAGE = "<html><title>Maintenance</title><body>We are back at 10:00 of jane.doe@example.com</body></html>"

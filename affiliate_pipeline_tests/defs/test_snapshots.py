@@ -10,6 +10,8 @@ from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.events import description_of
 
+pytestmark = pytest.mark.usefixtures("known_keys")
+
 NEW_USER, CUSTOMIZATION, USER = "binance/if_new_user", "binance/customization", "binance/user_customization"
 CLIENT = ("BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET")
 PARTNER = ("BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET")

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from affiliate_pipeline.domain.days import start_ms
 from affiliate_pipeline.exchanges.fetching import DayBatch, Session
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
 from affiliate_pipeline.http.client import Client, Clock, Unlimited
 from affiliate_pipeline.http.encoding import encode
@@ -71,7 +72,7 @@ def binance() -> Binance:
 @pytest.fixture(scope="module")
 def session(binance: Binance) -> Iterator[Session]:
     with InProcessClient(binance) as client:
-        yield Session(client, "sandbox")
+        yield Session(client, ENDPOINTS[0].key_identity(SharedState(), "sandbox", "key"))
 
 
 @settings(max_examples=150)

@@ -155,7 +155,7 @@ def land(url: str, of: Endpoint, block: bytes) -> None:
         endpoint_tables.ensure(store.connection, of)
         digest = Fingerprint((hash(block) % 2**64, 0, 0, 0))
         day = PreparedDay(DayBatch(date(2026, 11, 3), [], 1, requests=0), iter([Block(block, Summary(1, digest))]))
-        assert DayWriter(store.connection, of, "s", "r", allow_shrink=True).write(day, settled=False)
+        assert DayWriter(store.connection, of, "s", ["s"], "r", allow_shrink=True).write(day, settled=False)
 
 
 @pytest.mark.parametrize(

@@ -196,3 +196,39 @@ def test_a_process_killed_while_it_adds_the_account_columns_adds_none_and_the_ne
     )
     coins = "select 'binance/rebate_recent_record', sum(income) from binance.rebate_recent_record"
     assert sorted(sums) == sorted(query(f"{coins} where partition_date = %s group by asset", day)) != []
+
+
+def test_the_keys_of_a_year_of_both_exchanges_are_recorded_despite_a_kill(database_url, query):
+    with psycopg.connect(database_url) as connection:
+        connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()))
+    Store(database_url).close()
+    query("drop table affiliate.account; delete from affiliate.schema_migration where name = '0005_account'")
+    query(
+        "insert into affiliate.landing select asset, day::date, 0, 'hash', true, source, day, day, 'run' "
+        "from (select distinct asset, source from affiliate.landing) assets, "
+        "generate_series('2025-11-03'::timestamptz, '2026-11-02', '1 day') day on conflict do nothing"
+    )
+    [(days,)] = query("select count(*) from affiliate.landing")
+    assert days > 365 * 10
+    ledger = "select md5(string_agg(t::text, ',' order by asset, partition)) from affiliate.landing t"
+    before = query(ledger)
+    with psycopg.connect(database_url) as blocker:
+        # The migration waits here after it has created its table.
+        blocker.execute("lock table affiliate.landing in access exclusive mode")
+        run = subprocess.Popen([sys.executable, "-c", OPEN_STORE, database_url])
+        waiting = "select pid from pg_stat_activity where wait_event_type = 'Lock' and position('affiliate.account' in query) > 0"
+        while not query(waiting):
+            assert run.poll() is None
+        run.kill()
+        run.wait()
+        query(f"select pg_terminate_backend(pid) from ({waiting}) waiting")
+    assert query("select to_regclass('affiliate.account')") == [(None,)]
+
+    Store(database_url).close()
+    keys = query(
+        "select exchange, role, alias, identity = fingerprint, length(fingerprint), first_seen::date::text, last_seen "
+        "from affiliate.account order by 1, 2"
+    )
+    roles = [("binance", "client"), ("binance", "partner"), ("lbank", "affiliate")]
+    assert keys == [(*each, "", True, 12, "2025-11-03", None) for each in roles]
+    assert query(ledger) == before

@@ -156,7 +156,7 @@ def landed(database_url):
     """Lands rows of `Thing` and returns the table's rows of the day."""
     with Store(database_url) as store:
         endpoint_tables.ensure(store.connection, THINGS)
-        writer = DayWriter(store.connection, THINGS, "test", "r", allow_shrink=True)
+        writer = DayWriter(store.connection, THINGS, "test", ["test"], "r", allow_shrink=True)
 
         def land(rows: list[bytes]) -> list[tuple]:
             batch = DayBatch(DAY, rows, len(rows), requests=0)

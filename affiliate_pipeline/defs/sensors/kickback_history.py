@@ -89,7 +89,10 @@ def _evaluate(
             pipeline.session(account.history, store, MAX_PAUSE_S) as session,
             pipeline.outbox() as outbox,
         ):
-            exports = session.exports()
+            try:
+                exports = session.exports()
+            except ExchangeError as error:
+                return dg.SkipReason(f"the account of the key could not be verified: {error}")
             try:
                 advance(session, wait=False)
             except ExchangeError as error:

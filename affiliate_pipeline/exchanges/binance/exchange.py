@@ -3,8 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
-from hashlib import sha256
+from functools import cache
 from typing import Annotated, Self
 from zoneinfo import ZoneInfo
 
@@ -20,9 +19,12 @@ from affiliate_pipeline.exchanges.pending_actions import PendingActions
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.client import Client, Clock
 from affiliate_pipeline.http.encoding import check_api_key
+from affiliate_pipeline.http.errors import AccessRefused, Refused
 from affiliate_pipeline.http.network import Network, host_of
 
 WEIGHT_WINDOW_S = 60
+# The weight of the request for the uid; any other request has weight 1.
+UID_WEIGHT = 20
 # The settings that differ between accounts; the others are the same for all of them.
 ACCOUNT_VARIABLES = (
     "BINANCE_PARTNER_API_KEY",
@@ -106,29 +108,44 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         auth = BinanceAuth(api_key, secret, clock.now_ms)
     base_url = settings.binance_base_url
     host = host_of(base_url)
+    # The weight is counted per IP address, for the keys of all accounts together.
+    limit = shared.limit(
+        f"binance {host}", settings.binance_weight_per_minute, WEIGHT_WINDOW_S / settings.affiliate_rate_scale
+    )
     client = Client(
         base_url,
         auth,
         clock,
-        # The weight is counted per IP address, for the keys of all accounts together.
-        shared.limit(
-            f"binance {host}", settings.binance_weight_per_minute, WEIGHT_WINDOW_S / settings.affiliate_rate_scale
-        ),
+        limit,
         read=lambda response: responses.read(response, key_name, secret_name),
         network=Network(variables),
         server_time=(responses.SERVER_TIME_PATH, responses.server_time_ms),
     )
-    fingerprint = sha256(api_key.encode()).hexdigest()[:12]
-    source = f"{host} {endpoint.role} {fingerprint}"
+
+    def stated_uid() -> str | None:
+        # Each slot permits weight 1.
+        for _ in range(UID_WEIGHT - 1):
+            with limit.slot():
+                pass
+        try:
+            return client.get(responses.UID_PATH, {"omitZeroBalances": "true"}, responses.uid)
+        except (AccessRefused, Refused) as error:
+            if isinstance(error, AccessRefused) and error.code not in responses.PERMISSION_CODES:
+                raise
+            return None
+
+    def exports() -> KickbackExports:
+        asset = endpoint.key_of(LANDED_BY)
+        return shared.open(KickbackExports, endpoint.alias, asset, identity.source, identity.sources, shared.handled_at)
+
+    identity = endpoint.key_identity(shared, f"{host} {endpoint.role}", api_key, stated_uid)
     return BinanceSession(
         client,
-        source,
+        identity,
         settings,
         clock.now_ms,
-        pending_actions=partial(shared.open, PendingActions, endpoint.key, source),
-        exports=cache(
-            partial(shared.open, KickbackExports, endpoint.alias, endpoint.key_of(LANDED_BY), source, shared.handled_at)
-        ),
+        pending_actions=lambda: shared.open(PendingActions, endpoint.key, identity.source, identity.sources),
+        exports=cache(exports),
         lands_exports=endpoint.name == LANDED_BY,
         key_of=endpoint.key_of,
         variable=endpoint.variable,

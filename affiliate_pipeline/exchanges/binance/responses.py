@@ -7,6 +7,9 @@ from affiliate_pipeline.http.errors import AccessRefused, RateLimited, Timestamp
 from affiliate_pipeline.http.failures import Interpreter, Meaning, error_of
 
 SERVER_TIME_PATH = "/api/v3/time"
+UID_PATH = "/api/v3/account"
+# The key may lack the permission to read the uid. If it is wrong altogether, the next request is refused too.
+PERMISSION_CODES = (-1002, -2015)
 
 # https://developers.binance.com/docs/binance-spot-api-docs/errors, read 2026-11. For most codes about the key, only the
 # message gives the reason.
@@ -47,6 +50,21 @@ def read(response: Response, key_name: str, secret_name: str) -> bytes:
     if response.status_code == 200 and not error.is_failure:
         return response.content
     raise Interpreter("Binance", _CODES, key_name, secret_name, "BINANCE_BASE_URL").failure(response, error) from None
+
+
+class _Account(msgspec.Struct):
+    uid: int | None = None
+
+
+def uid(body: bytes) -> str | None:
+    """The account's uid from the body of `UID_PATH`, None if it has none; raises ValueError."""
+    try:
+        found = msgspec.json.decode(body, type=_Account).uid
+    except msgspec.ValidationError:
+        return None
+    except msgspec.DecodeError:
+        raise ValueError("the response is not JSON") from None
+    return None if found is None else str(found)
 
 
 def server_time_ms(body: bytes) -> int:

@@ -6,7 +6,7 @@ from functools import partial
 
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Money, Probe, Records, ReferenceTable, Snapshot
 from affiliate_pipeline.exchanges.lbank import schemas
-from affiliate_pipeline.exchanges.lbank.exchange import LBANK, LBankSession
+from affiliate_pipeline.exchanges.lbank.exchange import LBANK, TRADE_USER, LBankSession
 from affiliate_pipeline.exchanges.lbank.fan_out import FanOut, Query
 from affiliate_pipeline.exchanges.lbank.pagination import by_id, by_offset
 from affiliate_pipeline.exchanges.lbank.roster import TEAM_LIST, USER_PAGING, Roster
@@ -15,7 +15,6 @@ from affiliate_pipeline.schema.raw_row import is_false, new_row, with_fields
 USER_LIST = "/affiliate-api/v2/invite/user/list"
 USER_INFO = "/affiliate-api/v2/invite/user/info"
 COMMISSION = "/affiliate-api/v2/commission/stats/symbol/list"
-TRADE_USER = "/affiliate-api/v2/trade/user"
 TRADE_TEAM = "/affiliate-api/v2/trade/user/team"
 TRADE_FUTURE = "/affiliate-api/v2/trade/future"
 MONEY = "/affiliate-api/v2/money/detail/list"

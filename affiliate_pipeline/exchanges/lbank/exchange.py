@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from hashlib import sha256
 from typing import Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -13,6 +12,7 @@ from pydantic import SecretStr, model_validator
 from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, as_settings_error, check_rate_scale
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
 from affiliate_pipeline.exchanges.fetching import Session
+from affiliate_pipeline.exchanges.identity import KeyRefused
 from affiliate_pipeline.exchanges.lbank import responses
 from affiliate_pipeline.exchanges.lbank.response_cache import ResponseCache
 from affiliate_pipeline.exchanges.lbank.roster import TEAM_LIST, Roster, RosterStore
@@ -20,11 +20,13 @@ from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.client import Client, Clock
 from affiliate_pipeline.http.encoding import check_api_key
+from affiliate_pipeline.http.errors import Fatal, Refused
 from affiliate_pipeline.http.network import Network
 
 # The settings that differ between accounts; the others are the same for all of them.
 ACCOUNT_VARIABLES = ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_SIGNATURE_METHOD", "LBANK_OPEN_ID")
 CREDENTIALS = ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID")
+TRADE_USER = "/affiliate-api/v2/trade/user"
 REQUESTS_PER_WINDOW = 5
 WINDOW_S = 10
 
@@ -71,24 +73,51 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         check_api_key(api_key, secret)
     with as_settings_error(endpoint.variable("LBANK_API_SECRET")):
         auth = LBankAuth(api_key, secret, settings.lbank_signature_method, clock.now_ms)
-    source = f"{urlsplit(settings.lbank_base_url).hostname} {sha256(api_key.encode()).hexdigest()[:12]}"
     window_s = WINDOW_S / settings.affiliate_rate_scale
 
     def client(path: str) -> Client:
         # Each endpoint has its own rate limit, and so has each account's key.
-        limit = shared.limit(f"lbank {source} {path}", REQUESTS_PER_WINDOW, window_s)
+        limit = shared.limit(f"lbank {identity.source} {path}", REQUESTS_PER_WINDOW, window_s)
         read = partial(responses.read, variable=endpoint.variable)
         return Client(settings.lbank_base_url, auth, clock, limit, read, default_pause_s=window_s, network=network)
 
     def roster(not_before_ms: int) -> Roster:
-        store = shared.open(RosterStore, endpoint.alias, source, partial(client, TEAM_LIST), clock.now_ms)
+        team_list = partial(client, TEAM_LIST)
+        store = shared.open(RosterStore, endpoint.alias, identity.source, identity.sources, team_list, clock.now_ms)
         return store.read(settings.lbank_open_id, not_before_ms)
 
+    def response_cache() -> ResponseCache:
+        return shared.open(ResponseCache, endpoint.key, identity.source, identity.sources)
+
+    def stated_open_id() -> str | None:
+        """Our own openId, if LBank accepts it for this key: LBank states none, but refuses a stranger's."""
+        own, now_ms = settings.lbank_open_id, clock.now_ms()
+        params = {"openId": own, "tradeType": 0, "startTime": now_ms - 1000, "endTime": now_ms}
+        try:
+            with client(TRADE_USER) as probe:
+                probe.get(TRADE_USER, params, bytes)
+        except Fatal as error:
+            if error.code == responses.CLOSED_CODE:
+                return None
+            if error.code != responses.STRANGER_CODE:
+                raise
+            key_name, open_id_name = endpoint.variable("LBANK_API_KEY"), endpoint.variable("LBANK_OPEN_ID")
+            raise KeyRefused(
+                f"{key_name} is the key of another account than {open_id_name}: {error.problem.what}",
+                f"Set the key and the openId of one account in {key_name} and {open_id_name}",
+            ) from None
+        except Refused:
+            return None
+        return own
+
+    identity = endpoint.key_identity(
+        shared, f"{urlsplit(settings.lbank_base_url).hostname}", api_key, stated_open_id, settings.lbank_open_id
+    )
     return LBankSession(
         client(endpoint.path),
-        source,
+        identity,
         settings.lbank_open_id,
-        cache(partial(shared.open, ResponseCache, endpoint.key, source)),
+        cache(response_cache),
         slots_per_s=REQUESTS_PER_WINDOW / window_s,
         roster=cache(roster),
         now_ms=clock.now_ms,

@@ -1,5 +1,6 @@
 """Cached responses, so that a killed run can be resumed without requesting them again."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -10,19 +11,20 @@ TTL_HOURS = 6
 
 
 class ResponseCache(TableStore):
-    """The responses of one asset from one source. Safe to share between threads."""
+    """The responses of one asset with any key of one account. Safe to share between threads."""
 
-    def __init__(self, url: str, asset: str, source: str) -> None:
+    def __init__(self, url: str, asset: str, source: str, sources: Sequence[str]) -> None:
         # Losing the last ones in a crash of the database costs only a few requests.
         super().__init__(url, durable=False)
-        self._key = (asset, source)
+        self._asset, self._source, self._sources = asset, source, list(sources)
         self._execute(f"delete from {TABLE} where asked_at < now() - %s * interval '1 hour'", (TTL_HOURS,))
 
     def get(self, request: str) -> tuple[bytes, int] | None:
         """The response's payload, and when (ms) it was requested."""
         row = self._execute(
-            f"select payload, asked_at from {TABLE} where asset = %s and source = %s and request = %s",
-            (*self._key, request),
+            f"select payload, asked_at from {TABLE} where asset = %s and source = any(%s) and request = %s "
+            "order by asked_at desc limit 1",
+            (self._asset, self._sources, request),
         ).fetchone()
         return (row[0], int(row[1].timestamp() * 1000)) if row else None
 
@@ -31,9 +33,9 @@ class ResponseCache(TableStore):
         self._execute(
             f"insert into {TABLE} values (%s, %s, %s, %s, %s) on conflict (asset, source, request) do update "
             "set payload = excluded.payload, asked_at = excluded.asked_at",
-            (*self._key, request, payload, datetime.fromtimestamp(requested_ms / 1000, UTC)),
+            (self._asset, self._source, request, payload, datetime.fromtimestamp(requested_ms / 1000, UTC)),
         )
 
     def clear(self) -> None:
         """Delete these responses: called once a run has an outcome for every day."""
-        self._execute(f"delete from {TABLE} where asset = %s and source = %s", self._key)
+        self._execute(f"delete from {TABLE} where asset = %s and source = any(%s)", (self._asset, self._sources))

@@ -36,6 +36,9 @@ _CODES = {
 }
 # These two may be about the requested openId and not about us.
 OPEN_ID_CODES = {10006, 10022}
+# The openId is not under the key's account, or the key lacks the permission.
+STRANGER_CODE = 10022
+CLOSED_CODE = 10601
 
 
 def _interpreter(variable: Callable[[str], str]) -> Interpreter:

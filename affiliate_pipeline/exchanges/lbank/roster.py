@@ -4,7 +4,7 @@ Requests are sent only for agents, who receive commission and have teams, and fo
 thirty requests a minute.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -63,23 +63,30 @@ class Roster:
 
 
 class RosterStore(TableStore):
-    """The roster of one account; `team_list` opens the client that refreshes it."""
+    """The roster of one account with any of its keys; `team_list` opens the client that refreshes it."""
 
     migrations = Migrations("lbank", Path(__file__).parent / "migrations")
 
     def __init__(
-        self, url: str, account: str, source: str, team_list: Callable[[], Client], now_ms: Callable[[], int]
+        self,
+        url: str,
+        account: str,
+        source: str,
+        sources: Sequence[str],
+        team_list: Callable[[], Client],
+        now_ms: Callable[[], int],
     ) -> None:
         super().__init__(url)
-        self._account, self._source, self._team_list, self._now_ms = account, source, team_list, now_ms
+        self._account, self._source, self._sources = account, source, list(sources)
+        self._team_list, self._now_ms = team_list, now_ms
 
     def read(self, open_id: str, not_before_ms: int) -> Roster:
         """The roster, at least as recent as that instant; one process at a time refreshes it.
 
         An instant in the future counts as now.
         """
-        query = f"select source from {TABLE} where account = %s and source <> %s limit 1"
-        if other := self._execute(query, (self._account, self._source)).fetchone():
+        query = f"select source from {TABLE} where account = %s and source <> all(%s) limit 1"
+        if other := self._execute(query, (self._account, self._sources)).fetchone():
             raise Refused(
                 f"the roster in this database is that of {other[0]}. Use its credentials and base URL, or configure this "
                 "account with an alias of its own"

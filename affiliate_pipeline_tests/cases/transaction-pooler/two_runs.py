@@ -27,6 +27,8 @@ class Exchange(BaseHTTPRequestHandler):
         target = urllib.parse.urlsplit(self.path)
         if target.path == "/api/v3/time":
             body = {"serverTime": int(time.time() * 1000)}
+        elif target.path == "/api/v3/account":
+            body = {"uid": 1}
         else:
             time.sleep(0.5)
             query = dict(urllib.parse.parse_qsl(target.query))

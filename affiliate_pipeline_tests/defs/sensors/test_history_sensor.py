@@ -37,6 +37,8 @@ from affiliate_pipeline_tests.defs.kickbacks import (
 )
 from affiliate_pipeline_tests.defs.rebates import TODAY, ago, at
 
+pytestmark = pytest.mark.usefixtures("known_keys")
+
 
 @pytest.fixture(autouse=True)
 def nothing_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:

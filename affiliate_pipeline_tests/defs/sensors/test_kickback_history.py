@@ -33,6 +33,8 @@ from affiliate_pipeline_tests.defs.kickbacks import (
 from affiliate_pipeline_tests.defs.rebates import DAYS, SETTLED, ago, at
 from affiliate_pipeline_tests.http.test_unpacking import PACKINGS, zipped
 
+pytestmark = pytest.mark.usefixtures("known_keys")
+
 
 @pytest.fixture(autouse=True)
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:

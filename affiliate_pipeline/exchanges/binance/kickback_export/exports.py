@@ -1,6 +1,6 @@
 """The table of kickback exports, one row per request; `advance` explains their states."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -35,7 +35,7 @@ _SELECT: Final = f"""
         coalesce(now() >= polled_at + least(interval '10 minutes', greatest(interval '10 seconds',
             (now() - coalesce(requested_at, created_at)) / 20)), true) as is_due,
         {_JUST_EXPIRED} as is_just_expired, extract(epoch from now() - created_at)::float8 as age_s
-    from {TABLE} where account = %s and source = %s order by id
+    from {TABLE} where account = %s and source = any(%s) order by id
 """
 # If several exports cover a day, the one whose state is first here has the day, or will have it first.
 _BY_PREFERENCE = ("ready", "collecting", "waiting", "landed")
@@ -110,17 +110,20 @@ def needs_attention(url: str) -> bool:
 
 
 class KickbackExports(TableStore):
-    """The exports of one account with one source, which is one key at one exchange; `asset` lands them."""
+    """The exports of one account, begun with any of its keys; `asset` lands them."""
 
     migrations = Migrations("binance", Path(__file__).parents[1] / "migrations")
 
-    def __init__(self, url: str, account: str, asset: str, source: str, handled_at: HandledAt) -> None:
+    def __init__(
+        self, url: str, account: str, asset: str, source: str, sources: Sequence[str], handled_at: HandledAt
+    ) -> None:
         super().__init__(url)
-        self._account, self._asset, self._source, self._handled_at = account, asset, source, handled_at
+        self._account, self._asset, self._handled_at = account, asset, handled_at
+        self._source, self._sources = source, list(sources)
 
     def try_exclusive(self) -> AbstractContextManager[bool]:
-        """Lock this source's exports against other processes; yields whether that succeeded."""
-        lock = Lock("affiliate_pipeline.collection", self._source)
+        """Lock the account's exports against other processes; yields whether that succeeded."""
+        lock = Lock("affiliate_pipeline.collection", self._asset)
         return try_locked(self._connection, lock, "the exports of kickbacks")
 
     def refresh(self) -> list[KickbackExport]:
@@ -129,7 +132,7 @@ class KickbackExports(TableStore):
         A ready export has landed once each of its days has landed, or had its rows rejected, since it was requested.
         """
         with as_store_unavailable(), self._connection.cursor(row_factory=class_row(KickbackExport)) as cursor:
-            exports = cursor.execute(_SELECT, (self._account, self._source)).fetchall()
+            exports = cursor.execute(_SELECT, (self._account, self._sources)).fetchall()
         landed = [export for export in exports if export.state == "ready" and self._has_landed(export)]
         for export in landed:
             self.update(export, state="landed", file=None, note=None)

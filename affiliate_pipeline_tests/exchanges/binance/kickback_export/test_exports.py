@@ -12,7 +12,9 @@ DAY = date(2026, 11, 3)
 
 
 def test_only_one_of_two_exports_is_collected_and_the_other_one_is_still_waiting(database_url):
-    first, second = (KickbackExports(database_url, "", "binance/history", "a key", lambda *_: {}) for _ in range(2))
+    first, second = (
+        KickbackExports(database_url, "", "binance/history", "a key", ["a key"], lambda *_: {}) for _ in range(2)
+    )
     with closing(first), closing(second):
         first.add(DAY, DAY)
         second.add(DAY, DAY)

@@ -1,0 +1,292 @@
+"""The accounts that API keys belong to, as the exchanges state them. Only this module names their table.
+
+The ledger records the key that fetched a day. A new key of the same account continues its days; a key of another account
+is refused before any record is requested, because the records of two accounts would be mixed.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import class_row
+
+from affiliate_pipeline.http.errors import Fatal
+from affiliate_pipeline.postgres.errors import as_store_unavailable
+from affiliate_pipeline.postgres.locks import Lock, locked
+from affiliate_pipeline.postgres.table_store import TableStore
+
+TABLE: Final = "affiliate.account"
+PRIVILEGES = {TABLE: "select insert update delete"}
+# How long a key's identity counts as verified.
+VERIFIED_HOURS = 24
+
+
+class KeyRefused(Fatal):
+    """The API key is of another account."""
+
+    def __init__(self, what: str, action: str) -> None:
+        super().__init__(what, action, impact="No record has been requested with it")
+
+
+class UnconfirmedKey(KeyRefused):
+    """The API key may be of another account, since the exchange does not state that of each key."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key, by its fingerprint, with the account and role that it is configured for."""
+
+    exchange: str
+    role: str
+    alias: str
+    # The name of its variable.
+    variable: str
+    fingerprint: str
+
+    @property
+    def account(self) -> str:
+        """How messages name the account: `binance/acme (partner)`."""
+        return _account(self.exchange, self.alias, self.role)
+
+    @property
+    def rotation(self) -> str:
+        """The command that records it as a key of the account."""
+        account = f" --account {self.alias}" if self.alias else ""
+        return f"affiliate-pipeline rotate-key {self.exchange}{account} --role {self.role}"
+
+
+@dataclass(frozen=True)
+class RecordedKey:
+    """A key of any account of an exchange's role; `is_stated`: the exchange has stated its identity.
+
+    `is_recent`: it was verified less than `VERIFIED_HOURS` ago.
+    """
+
+    alias: str
+    identity: str
+    fingerprint: str
+    first_seen: datetime
+    is_stated: bool
+    is_recent: bool
+
+
+# Whether the ledger has a day of the key's account and role that was fetched with the key of this fingerprint.
+HasLanded = Callable[[psycopg.Connection[Any], Key, str], bool]
+
+
+def nothing_landed(_connection: psycopg.Connection[Any], _key: Key, _fingerprint: str) -> bool:
+    """False: there is no ledger."""
+    return False
+
+
+def fingerprint_of(api_key: str) -> str:
+    """The text that identifies an API key without revealing it."""
+    return sha256(api_key.encode()).hexdigest()[:12]
+
+
+def recorded_keys(connection: psycopg.Connection[Any], key: Key) -> list[RecordedKey]:
+    """The keys of all accounts of the key's exchange and role, the one verified last at the end."""
+    with as_store_unavailable(), connection.cursor(row_factory=class_row(RecordedKey)) as cursor:
+        return cursor.execute(
+            "select alias, identity, fingerprint, first_seen, "
+            # Without a stated identity, a chain of keys has the fingerprint of its first one.
+            f"not exists (select from {TABLE} each where (each.exchange, each.role, each.alias, each.fingerprint) = "
+            "(known.exchange, known.role, known.alias, known.identity)) as is_stated, "
+            "coalesce(last_seen > now() - %s * interval '1 hour', false) as is_recent "
+            f"from {TABLE} known where exchange = %s and role = %s order by coalesce(last_seen, first_seen), fingerprint",
+            (VERIFIED_HOURS, key.exchange, key.role),
+        ).fetchall()
+
+
+class AccountKeys(TableStore):
+    """The recorded keys of the exchange and role of one `key`."""
+
+    def __init__(self, url: str, key: Key, has_landed: HasLanded) -> None:
+        super().__init__(url)
+        self._key, self._has_landed = key, has_landed
+
+    def all(self) -> list[RecordedKey]:
+        """The keys of all accounts, the one verified last at the end."""
+        return recorded_keys(self._connection, self._key)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Hold the lock of the account and role, so that one process at a time requests the identity."""
+        key = self._key
+        lock = Lock(TABLE, f"{key.exchange} {key.role} {key.alias}")
+        return locked(self._connection, lock, f"the identity of {key.account}")
+
+    def drop_unused(self, stated: str | None) -> None:
+        """Delete keys of another identity unless one has landed a day: a wrong first key can then be corrected."""
+        key, keys = self._key, self.all()
+        others = [each.fingerprint for each in keys if each.alias == key.alias and each.identity != stated]
+        if not any(self._has_landed(self._connection, key, each) for each in others):
+            self._execute(
+                f"delete from {TABLE} where exchange = %s and role = %s and alias = %s and fingerprint = any(%s)",
+                (key.exchange, key.role, key.alias, others),
+            )
+
+    def record(self, stated: str | None, *, is_confirmed: bool = False) -> str:
+        """Record the key as verified now, and return its identity; raises `KeyRefused` or `UnconfirmedKey`."""
+        key, connection = self._key, self._connection
+        of_account = "exchange = %s and role = %s and alias = %s"
+        with as_store_unavailable(), connection.transaction():
+            # Otherwise two accounts could record the same identity at the same time.
+            connection.execute(sql.SQL("select pg_advisory_xact_lock({})").format(Lock(TABLE).key))
+            keys = self.all()
+            identity = _identity(key, stated, keys, is_confirmed=is_confirmed)
+            account = (key.exchange, key.role, key.alias)
+            replaced = {each.identity for each in keys if each.alias == key.alias and not each.is_stated}
+            if not is_confirmed:
+                own = _own(key, keys)
+                replaced &= {own.identity} if own else set()
+            connection.execute(
+                f"update {TABLE} set identity = %s where {of_account} and identity = any(%s)",
+                (identity, *account, list(replaced)),
+            )
+            connection.execute(
+                f"insert into {TABLE} (exchange, role, alias, identity, fingerprint, first_seen, last_seen) "
+                "values (%s, %s, %s, %s, %s, now(), now()) on conflict (exchange, role, alias, fingerprint) "
+                "do update set last_seen = excluded.last_seen",
+                (*account, identity, key.fingerprint),
+            )
+        return identity
+
+
+class KeyIdentity:
+    """An API key at one host, and the account it belongs to.
+
+    `state` requests the identity from the exchange: None if the exchange does not state it. `expected` is the identity
+    that the account's settings name.
+    """
+
+    def __init__(
+        self,
+        key: Key,
+        origin: str,
+        open_keys: Callable[[], AccountKeys],
+        state: Callable[[], str | None] = lambda: None,
+        expected: str | None = None,
+    ) -> None:
+        self.key, self._origin, self._open, self._state, self._expected = key, origin, open_keys, state, expected
+        self._stated: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The source that the ledger records: the host and the key's fingerprint."""
+        return self._source(self.key.fingerprint)
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """The sources of all keys of the account at this host, after verifying the key.
+
+        That sends one request, unless the key was verified less than `VERIFIED_HOURS` ago. Raises `KeyRefused`,
+        `UnconfirmedKey`, or the `ExchangeError` of the request.
+        """
+        identity = self._verified()
+        return self._sources_of(identity, self._keys.all())
+
+    def recorded_sources(self, connection: psycopg.Connection[Any]) -> list[str]:
+        """As `sources`, but of what the database has recorded; sends nothing."""
+        with as_store_unavailable():
+            exists = connection.execute("select to_regclass(%s) is not null", (TABLE,)).fetchone() == (True,)
+        keys = recorded_keys(connection, self.key) if exists else []
+        own = _own(self.key, keys)
+        return self._sources_of(own.identity, keys) if own else [self.source]
+
+    def unconfirmed(self) -> list[RecordedKey]:
+        """The keys of the account's alias that `confirm` would record as keys of the same account."""
+        keys = [each for each in self._keys.all() if each.alias == self.key.alias]
+        own = _own(self.key, keys)
+        identity = own.identity if own else self._stated
+        is_stated = own.is_stated if own else self._stated is not None
+        return [each for each in keys if each.identity != identity and not (is_stated and each.is_stated)]
+
+    def confirm(self) -> None:
+        """Record that the key and the unconfirmed ones are keys of one account; raises `KeyRefused`."""
+        self._keys.record(self._stated, is_confirmed=True)
+
+    def _verified(self) -> str:
+        """The identity of the key's account, requested if it was not verified recently."""
+        if (identity := self._recent()) is None:
+            with self._keys.exclusive():
+                # Read again, since another process may have verified the key while this one waited for the lock.
+                if (identity := self._recent()) is None:
+                    _refuse_other_alias(self.key, self._keys.all(), self.key.fingerprint)
+                    self._stated = self._state()
+                    if _own(self.key, self._keys.all()) is None:
+                        self._keys.drop_unused(self._stated)
+                    identity = self._keys.record(self._stated)
+        return identity
+
+    def _recent(self) -> str | None:
+        own = _own(self.key, self._keys.all())
+        return own.identity if own and own.is_recent and self._expected in (None, own.identity) else None
+
+    @cached_property
+    def _keys(self) -> AccountKeys:
+        return self._open()
+
+    def _sources_of(self, identity: str, keys: Sequence[RecordedKey]) -> list[str]:
+        found = {each.fingerprint for each in keys if (each.alias, each.identity) == (self.key.alias, identity)}
+        return [self._source(fingerprint) for fingerprint in sorted(found | {self.key.fingerprint})]
+
+    def _source(self, fingerprint: str) -> str:
+        return f"{self._origin} {fingerprint}"
+
+
+def _identity(key: Key, stated: str | None, keys: Sequence[RecordedKey], *, is_confirmed: bool) -> str:
+    """The identity to record for the key; raises `KeyRefused` or `UnconfirmedKey`."""
+    of_alias = [each for each in keys if each.alias == key.alias]
+    own = _own(key, keys)
+    _refuse_other_alias(key, keys, stated or key.fingerprint)
+    landed = {each.identity for each in of_alias if each.is_stated}
+    if own and own.is_stated:
+        landed = {own.identity}
+    if stated and landed and stated not in landed:
+        raise KeyRefused(
+            f"{key.variable} is a key of another account ({stated}) than {key.account} has landed from "
+            f"({', '.join(sorted(landed))})",
+            "Set a key of the account that has landed, or configure the other account with an alias of its own",
+        )
+    if stated and (own or stated in landed or is_confirmed or not of_alias):
+        return stated
+    if is_confirmed and of_alias:
+        # Otherwise that of the key verified last, of those whose account is stated if there are any.
+        return own.identity if own and own.is_stated else sorted(of_alias, key=lambda each: each.is_stated)[-1].identity
+    if own:
+        return own.identity
+    if not of_alias:
+        return key.fingerprint
+    unstated = "of the earlier keys" if stated else f"of {key.variable}"
+    raise UnconfirmedKey(
+        f"{key.variable} is a new key of {key.account}, and the exchange does not state the account {unstated}, so it is "
+        "unknown whether it is the same account",
+        f"If it is, run `{key.rotation}`; otherwise set the former key, or configure the other account with an alias of "
+        "its own",
+    )
+
+
+def _refuse_other_alias(key: Key, keys: Sequence[RecordedKey], identity: str) -> None:
+    for other in keys:
+        if other.alias != key.alias and (other.fingerprint == key.fingerprint or other.identity == identity):
+            account = _account(key.exchange, other.alias, key.role)
+            raise KeyRefused(
+                f"{key.variable} is a key of the account that lands as {account}: its records would be counted twice, or the "
+                "keys of the two accounts are swapped",
+                f"Set the key of {key.account}; an account lands under one alias only",
+            )
+
+
+def _own(key: Key, keys: Sequence[RecordedKey]) -> RecordedKey | None:
+    found = (each for each in keys if (each.alias, each.fingerprint) == (key.alias, key.fingerprint))
+    return next(found, None)
+
+
+def _account(exchange: str, alias: str, role: str) -> str:
+    return f"{'/'.join(filter(None, (exchange, alias)))} ({role})"
