@@ -277,6 +277,13 @@ def test_constraints_pin_every_dependency_within_what_is_declared():
     assert sorted(needed() - pins.keys()) == []
 
 
+def test_migrations_of_a_folder_are_numbered_from_one_without_gaps():
+    folders = {path.parent for path in (ROOT / PACKAGE).rglob("migrations/*.sql")}
+    numbers = {folder: sorted(int(path.name.partition("_")[0]) for path in folder.glob("*.sql")) for folder in folders}
+    assert len(folders) > 1
+    assert numbers == {folder: [*range(1, len(found) + 1)] for folder, found in numbers.items()}
+
+
 def test_templates_are_installed_with_the_package():
     declared = {
         path
