@@ -18,7 +18,7 @@ from psycopg.rows import class_row
 
 from affiliate_pipeline.http.errors import Fatal
 from affiliate_pipeline.postgres.errors import as_store_unavailable
-from affiliate_pipeline.postgres.locks import Lock, locked
+from affiliate_pipeline.postgres.locks import Lock, locked, try_locked
 from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "affiliate.account"
@@ -115,11 +115,19 @@ class AccountKeys(TableStore):
         """The keys of all accounts, the one verified last at the end."""
         return recorded_keys(self._connection, self._key)
 
-    def exclusive(self) -> AbstractContextManager[None]:
-        """Hold the lock of the account and role, so that one process at a time requests the identity."""
+    def try_exclusive(self) -> AbstractContextManager[bool]:
+        """Yield whether no other session requests the identity of the account and role."""
+        return try_locked(self._connection, *self._lock)
+
+    def wait(self) -> None:
+        """Wait until the session that requests the identity has ended its request."""
+        with locked(self._connection, *self._lock):
+            pass
+
+    @property
+    def _lock(self) -> tuple[Lock, str]:
         key = self._key
-        lock = Lock(TABLE, f"{key.exchange} {key.role} {key.alias}")
-        return locked(self._connection, lock, f"the identity of {key.account}")
+        return Lock(TABLE, f"{key.exchange} {key.role} {key.alias}"), f"the identity of {key.account}"
 
     def drop_unused(self, stated: str | None) -> None:
         """Delete keys of another identity unless one has landed a day: a wrong first key can then be corrected."""
@@ -175,21 +183,25 @@ class KeyIdentity:
     ) -> None:
         self.key, self._origin, self._open, self._state, self._expected = key, origin, open_keys, state, expected
         self._stated: str | None = None
+        self._sources: list[str] | None = None
 
     @property
     def source(self) -> str:
         """The source that the ledger records: the host and the key's fingerprint."""
         return self._source(self.key.fingerprint)
 
-    @cached_property
+    @property
     def sources(self) -> list[str]:
         """The sources of all keys of the account at this host, after verifying the key.
 
         That sends one request, unless the key was verified less than `VERIFIED_HOURS` ago. Raises `KeyRefused`,
         `UnconfirmedKey`, or the `ExchangeError` of the request.
         """
-        identity = self._verified()
-        return self._sources_of(identity, self._keys.all())
+        # `cached_property` of Python 3.11 would let the sessions of other threads wait for each other.
+        if self._sources is None:
+            identity = self._verified()
+            self._sources = self._sources_of(identity, self._keys.all())
+        return self._sources
 
     def recorded_sources(self, connection: psycopg.Connection[Any]) -> list[str]:
         """As `sources`, but of what the database has recorded; sends nothing."""
@@ -213,16 +225,23 @@ class KeyIdentity:
 
     def _verified(self) -> str:
         """The identity of the key's account, requested if it was not verified recently."""
-        if (identity := self._recent()) is None:
-            with self._keys.exclusive():
-                # Read again, since another process may have verified the key while this one waited for the lock.
-                if (identity := self._recent()) is None:
-                    _refuse_other_alias(self.key, self._keys.all(), self.key.fingerprint)
-                    self._stated = self._state()
-                    if _own(self.key, self._keys.all()) is None:
-                        self._keys.drop_unused(self._stated)
-                    identity = self._keys.record(self._stated)
-        return identity
+        if (identity := self._recent()) is not None:
+            return identity
+        with self._keys.try_exclusive() as is_first:
+            if is_first:
+                return self._recent() or self._requested()
+        # The steps of a run need it at the same time. If the first one could not verify the key, the others do not wait for
+        # each other: while the exchange does not respond, each request takes minutes.
+        self._keys.wait()
+        return self._recent() or self._requested()
+
+    def _requested(self) -> str:
+        """The identity of the key's account as the exchange states it now, recorded."""
+        _refuse_other_alias(self.key, self._keys.all(), self.key.fingerprint)
+        self._stated = self._state()
+        if _own(self.key, self._keys.all()) is None:
+            self._keys.drop_unused(self._stated)
+        return self._keys.record(self._stated)
 
     def _recent(self) -> str | None:
         own = _own(self.key, self._keys.all())

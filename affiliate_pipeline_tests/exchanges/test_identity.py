@@ -2,8 +2,11 @@
 
 import re
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from threading import Barrier
 from typing import Literal
 
 import pytest
@@ -13,9 +16,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.environment import configured
-from affiliate_pipeline.exchanges.identity import KeyRefused, fingerprint_of
+from affiliate_pipeline.exchanges.identity import (
+    AccountKeys,
+    Key,
+    KeyIdentity,
+    KeyRefused,
+    fingerprint_of,
+    nothing_landed,
+)
 from affiliate_pipeline.exchanges.lbank.exchange import TRADE_USER
 from affiliate_pipeline.exchanges.registry import configured_catalog
+from affiliate_pipeline.http.errors import Transient
 from affiliate_pipeline.landing.pipeline import connected
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.sandbox import Sandbox
@@ -448,6 +459,29 @@ def test_eight_parallel_sessions_send_one_probe(both_exchanges, database_url):
         found = list(pool.map(sources, range(8)))
     assert len(found[0]) == 1 and found == [found[0]] * 8
     assert requested(both_exchanges) == [TRADE_USER]
+
+
+def test_sessions_that_have_waited_for_a_failed_verification_repeat_it_concurrently(database_url, query):
+    key, sessions, requests = Key("lbank", "affiliate", "", "LBANK_API_KEY", "0" * 12), 3, count()
+    others = Barrier(sessions - 1)
+
+    def state() -> str:
+        if next(requests) == 0:
+            waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+            deadline = time.monotonic() + 60
+            while query(waiting) != [(sessions - 1,)] and time.monotonic() < deadline:
+                continue
+            raise Transient("no response")
+        others.wait(60)
+        return "the account"
+
+    def identify(_: int) -> list[str]:
+        with AccountKeys(database_url, key, nothing_landed) as keys:
+            return KeyIdentity(key, "host", lambda: keys, state).sources
+
+    with ThreadPoolExecutor(sessions) as pool:
+        pending = [pool.submit(identify, number) for number in range(sessions)]
+    assert [type(error) for each in pending if (error := each.exception())] == [Transient]
 
 
 def test_partner_and_client_are_accounts_of_their_own(sandbox, recorded):
