@@ -8,7 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, distributions, requires
 from itertools import chain
 from pathlib import Path
 
@@ -274,7 +274,10 @@ def test_constraints_pin_every_dependency_within_what_is_declared():
     pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in CONSTRAINTS.split() if "==" in line}
     for requirement in DECLARED:
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier
-    assert sorted(needed() - pins.keys()) == []
+    # Other versions, which `make versions` installs, may depend on other packages.
+    installed = {canonicalize_name(each.name): each.version for each in distributions()}
+    if all(installed.get(name, pin) == pin for name, pin in pins.items()):
+        assert sorted(needed() - pins.keys()) == []
 
 
 def test_migrations_of_a_folder_are_numbered_from_one_without_gaps():
