@@ -35,7 +35,7 @@ class KeyRefused(Fatal):
 
 
 class UnconfirmedKey(KeyRefused):
-    """The API key may be of another account, since the exchange does not state that of each key."""
+    """The API key may be of another account: the exchange does not state the account of every key."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Key:
 
 @dataclass(frozen=True)
 class RecordedKey:
-    """A key of any account of an exchange's role; `is_stated`: the exchange has stated its identity.
+    """A key that is recorded for an account; `is_stated`: the exchange has stated its identity.
 
     `is_recent`: it was verified less than `VERIFIED_HOURS` ago.
     """
@@ -95,7 +95,7 @@ def recorded_keys(connection: psycopg.Connection[Any], key: Key) -> list[Recorde
     with as_store_unavailable(), connection.cursor(row_factory=class_row(RecordedKey)) as cursor:
         return cursor.execute(
             "select alias, identity, fingerprint, first_seen, "
-            # Without a stated identity, a chain of keys has the fingerprint of its first one.
+            # Keys of an account that the exchange has not stated have the fingerprint of one of them as identity.
             f"not exists (select from {TABLE} each where (each.exchange, each.role, each.alias, each.fingerprint) = "
             "(known.exchange, known.role, known.alias, known.identity)) as is_stated, "
             "coalesce(last_seen > now() - %s * interval '1 hour', false) as is_recent "
@@ -187,7 +187,7 @@ class KeyIdentity:
 
     @property
     def source(self) -> str:
-        """The source that the ledger records: the host and the key's fingerprint."""
+        """The source that the ledger records: the host, at Binance also the role, and the key's fingerprint."""
         return self._source(self.key.fingerprint)
 
     @property
@@ -197,7 +197,8 @@ class KeyIdentity:
         That sends one request, unless the key was verified less than `VERIFIED_HOURS` ago. Raises `KeyRefused`,
         `UnconfirmedKey`, or the `ExchangeError` of the request.
         """
-        # `cached_property` of Python 3.11 would let the sessions of other threads wait for each other.
+        # In Python 3.11, one lock of `cached_property` serves all instances: sessions of other threads would wait for it
+        # during the request.
         if self._sources is None:
             identity = self._verified()
             self._sources = self._sources_of(identity, self._keys.all())
@@ -264,19 +265,19 @@ def _identity(key: Key, stated: str | None, keys: Sequence[RecordedKey], *, is_c
     of_alias = [each for each in keys if each.alias == key.alias]
     own = _own(key, keys)
     _refuse_other_alias(key, keys, stated or key.fingerprint)
-    landed = {each.identity for each in of_alias if each.is_stated}
+    stated_before = {each.identity for each in of_alias if each.is_stated}
     if own and own.is_stated:
-        landed = {own.identity}
-    if stated and landed and stated not in landed:
+        stated_before = {own.identity}
+    if stated and stated_before and stated not in stated_before:
         raise KeyRefused(
             f"{key.variable} is a key of another account ({stated}) than {key.account} has landed from "
-            f"({', '.join(sorted(landed))})",
+            f"({', '.join(sorted(stated_before))})",
             "Set a key of the account that has landed, or configure the other account with an alias of its own",
         )
-    if stated and (own or stated in landed or is_confirmed or not of_alias):
+    if stated and (own or stated in stated_before or is_confirmed or not of_alias):
         return stated
     if is_confirmed and of_alias:
-        # Otherwise that of the key verified last, of those whose account is stated if there are any.
+        # If the key has no stated identity: the identity of the key verified last; keys with a stated one are preferred.
         return own.identity if own and own.is_stated else sorted(of_alias, key=lambda each: each.is_stated)[-1].identity
     if own:
         return own.identity

@@ -256,7 +256,7 @@ def test_another_accounts_key_of_lbank_with_our_open_id_lands_nothing(both_excha
     assert query("select count(*) from affiliate.account") == [(0,)]
 
 
-def test_a_key_of_another_account_is_refused_by_the_identity_of_both(sandbox, set_key):
+def test_a_key_of_another_account_is_refused_and_both_identities_are_named(sandbox, set_key):
     assert land(REBATES, [SETTLED]).success
     other = sandbox.accounts["acme"].binance
     set_key("partner", other.partner_key, other.partner_secret)
@@ -333,19 +333,19 @@ def test_where_the_account_is_not_stated_a_first_key_lands_and_a_second_one_need
     assert recorded() == [("", uid, first), ("", uid, second)]
 
 
-@pytest.mark.parametrize("terminal_response", [True, False])
-def test_on_a_terminal_the_confirmation_is_a_question(sandbox, recorded, set_key, monkeypatch, terminal_response):
+@pytest.mark.parametrize("is_confirmed", [True, False])
+def test_on_a_terminal_the_confirmation_is_a_question(sandbox, recorded, set_key, monkeypatch, is_confirmed):
     sandbox.binance.keys_without_reading |= {sandbox.binance.partner_key, "key-partner-2"}
     assert land(REBATES, DAYS[:1]).success
     rotate(sandbox, set_key)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("typer.confirm", lambda _: terminal_response)
-    if terminal_response:
+    monkeypatch.setattr("typer.confirm", lambda _: is_confirmed)
+    if is_confirmed:
         rotate_key("binance", "--role", "partner")
     else:
         with pytest.raises(CommandError, match="nothing was recorded"):
             rotate_key("binance", "--role", "partner")
-    assert len(recorded()) == 1 + terminal_response
+    assert len(recorded()) == 1 + is_confirmed
 
 
 @pytest.mark.parametrize("is_first_stated", [True, False])

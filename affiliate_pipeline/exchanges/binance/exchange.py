@@ -79,8 +79,9 @@ class BinanceSession(Session):
     pending_actions: Callable[[], PendingActions]
     exports: Callable[[], KickbackExports]
     lands_exports: bool
-    # The account's asset key by an endpoint's name, and its own name of a default account's variable.
+    # The asset key of the account's endpoint of this name.
     key_of: Callable[[str], str]
+    # The name that the account uses instead of a default account's variable.
     variable: Callable[[str], str]
 
     def finished(self) -> None:
@@ -123,7 +124,7 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
     )
 
     def stated_uid() -> str | None:
-        # Each slot permits weight 1.
+        # Each slot permits weight 1, and the request itself takes the last one.
         for _ in range(UID_WEIGHT - 1):
             with limit.slot():
                 pass
