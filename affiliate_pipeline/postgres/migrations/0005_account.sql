@@ -12,7 +12,7 @@ create table affiliate.account (
 comment on table affiliate.account is 'One row per API key: the keys of an alias with the same identity are of one account.';
 comment on column affiliate.account.role is 'The role of the key: partner, client or affiliate.';
 comment on column affiliate.account.alias is 'The alias of the account; empty: the default account.';
-comment on column affiliate.account.identity is 'The account as the exchange states it: the uid at Binance, the openId at LBank. If it states none, the fingerprint of the first key.';
+comment on column affiliate.account.identity is 'The account as the exchange states it: the uid at Binance, the openId at LBank. If it states none, the fingerprint of one of the keys.';
 comment on column affiliate.account.fingerprint is 'The first 12 hex digits of the SHA-256 of the API key.';
 comment on column affiliate.account.last_seen is 'When the identity was last verified; null: not since the upgrade of the database.';
 -- Keys that have landed days: `host role fingerprint` at Binance, `host fingerprint` at LBank.
