@@ -87,7 +87,7 @@ def build_definitions(
         _resources(accounts, database, start, alerts, placement),
         has_schedules=schedules is not None,
         has_monitoring=monitoring is not None,
-        has_alerts=alerts is not None,
+        has_alerts=alerts is not None and monitoring is not None,
         has_commission=commission,
     )
 

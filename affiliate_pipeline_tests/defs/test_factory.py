@@ -107,7 +107,9 @@ def test_two_calls_merge_into_a_project_with_its_own_executor_and_resources():
 
 
 def test_without_schedules_and_monitoring_there_are_only_assets():
-    built = build_definitions([ACME], database=DATABASE, schedules=None, monitoring=None)
+    alerts = Alerts(urls=dg.EnvVar("URLS"))
+
+    built = build_definitions([ACME], database=DATABASE, schedules=None, monitoring=None, alerts=alerts)
 
     assert [*(built.schedules or ()), *(built.sensors or ())] == []
 
