@@ -1,6 +1,7 @@
 """The command `rotate-key`: confirm that a new API key is of the same account as the earlier ones."""
 
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -28,7 +29,7 @@ def rotate_key(
     Only needed where the exchange does not state the account of a key: otherwise runs record a new key by themselves.
     """
     environment = start_database(application())
-    endpoint = _endpoint(exchange, account, role)
+    endpoint = _endpoint(environment.variables, exchange, account, role)
     with Store(environment.database_url()) as store, connected(endpoint, store, environment.variables) as session:
         identity = session.identity
         try:
@@ -49,9 +50,9 @@ def rotate_key(
         console.print("Recorded: the next runs land with this key.")
 
 
-def _endpoint(exchange: str, account: str, role: str) -> Endpoint:
+def _endpoint(variables: Mapping[str, str], exchange: str, account: str, role: str) -> Endpoint:
     """An endpoint of the account and role; raises `CommandError`."""
-    endpoints = configured_catalog(application().variables).endpoints
+    endpoints = configured_catalog(variables).endpoints
     of_account = [each for each in endpoints if (each.exchange.name, each.alias) == (exchange, account)]
     if not of_account:
         accounts = sorted({f"{each.exchange.name} {each.alias}".strip() for each in endpoints})

@@ -195,7 +195,6 @@ def test_an_export_begun_with_an_earlier_key_lands_with_the_new_one(sandbox, que
     assert land(REQUEST, days).success
     assert exports(query) == [("collecting",)]
     rotate(sandbox, set_key, "client")
-    sandbox.binance.kickbacks.ready_after_ms = 0
 
     run = land(HISTORY, days)
 

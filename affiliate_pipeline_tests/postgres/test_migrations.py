@@ -52,6 +52,19 @@ def applied(query: Query) -> Callable[[], list[tuple]]:
     return lambda: query("select number, name from affiliate.schema_migration where schema = 'thing' order by 1")
 
 
+def kill_while_waiting(database_url: str, query: Query, statement: str) -> None:
+    """Start a process that migrates, and kill it while a statement with this text waits for a lock."""
+    run = subprocess.Popen([sys.executable, "-c", OPEN_STORE, database_url])
+    waiting = (
+        f"select pid from pg_stat_activity where wait_event_type = 'Lock' and position('{statement}' in query) > 0"
+    )
+    while not query(waiting):
+        assert run.poll() is None
+    run.kill()
+    run.wait()
+    query(f"select pg_terminate_backend(pid) from ({waiting}) waiting")
+
+
 def test_each_file_is_applied_once_in_order(database_url, query, applied, tmp_path):
     first = "create table thing.a (n int)", "insert into thing.a values (1); insert into thing.a values (2)"
     for _ in range(2):
@@ -175,13 +188,7 @@ def test_a_process_killed_while_it_adds_the_account_columns_adds_none_and_the_ne
     with psycopg.connect(database_url) as reader:
         # Block the migration at the last table: in the transaction that is killed, all others already have the column.
         reader.execute("select from lbank.trade_user_team")
-        run = subprocess.Popen([sys.executable, "-c", OPEN_STORE, database_url])
-        waiting = "select pid from pg_stat_activity where wait_event_type = 'Lock' and position('endpoint_table' in query) > 0"
-        while not query(waiting):
-            assert run.poll() is None
-        run.kill()
-        run.wait()
-        query(f"select pg_terminate_backend(pid) from ({waiting}) waiting")
+        kill_while_waiting(database_url, query, "endpoint_table")
     assert query(with_account) == [(0,)]
     assert query("select max(number) from affiliate.schema_migration where schema = 'affiliate'") == [(2,)]
 
@@ -215,13 +222,7 @@ def test_the_keys_of_a_year_of_both_exchanges_are_recorded_despite_a_kill(databa
     with psycopg.connect(database_url) as blocker:
         # The migration waits here after it has created its table.
         blocker.execute("lock table affiliate.landing in access exclusive mode")
-        run = subprocess.Popen([sys.executable, "-c", OPEN_STORE, database_url])
-        waiting = "select pid from pg_stat_activity where wait_event_type = 'Lock' and position('affiliate.account' in query) > 0"
-        while not query(waiting):
-            assert run.poll() is None
-        run.kill()
-        run.wait()
-        query(f"select pg_terminate_backend(pid) from ({waiting}) waiting")
+        kill_while_waiting(database_url, query, "affiliate.account")
     assert query("select to_regclass('affiliate.account')") == [(None,)]
 
     Store(database_url).close()
