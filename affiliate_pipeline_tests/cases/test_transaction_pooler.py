@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -110,7 +111,7 @@ def test_landing_is_correct_through_an_undetected_pooler(sandbox, pooled, databa
             outcomes.extend(land_days(ENDPOINT, [SETTLED], session=session, store=store, run_id="r"))
 
     # Psycopg prepares frequent statements in a session, which a transaction pooler does not support.
-    monkeypatch.setattr(psycopg.Connection, "prepare_threshold", None)
+    monkeypatch.setattr(psycopg, "connect", partial(psycopg.connect, prepare_threshold=None))
     monkeypatch.setattr(locks, "LOCK_CHECK_S", 0.2)
     monkeypatch.setattr(locks, "SILENT_HOLDER_S", 1)
     threads = [threading.Thread(target=land, args=(pooled,)) for _ in range(2)]
