@@ -9,7 +9,7 @@ from affiliate_pipeline.defs.executor import step_executor
 from affiliate_pipeline.defs.factory import assemble
 from affiliate_pipeline.defs.placement import Placement
 from affiliate_pipeline.defs.resources import EnvironmentPipeline
-from affiliate_pipeline.exchanges.registry import configured_catalog
+from affiliate_pipeline.exchanges.registry import configured_catalog, first_day
 
 
 @dg.resource(description="The database, the exchanges' accounts and the settings.")
@@ -26,7 +26,7 @@ def build_definitions(pipeline: EnvironmentPipeline | None = None) -> dg.Definit
     placement = Placement(schedules=status)
     return assemble(
         configured_catalog(loaded.variables),
-        loaded.start_date,
+        lambda endpoint: first_day(endpoint, loaded),
         placement,
         {placement.resource: pipeline or pipeline_of_instance},
         executor=step_executor,

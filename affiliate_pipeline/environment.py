@@ -6,9 +6,11 @@ no settings and starts nothing.
 
 import codecs
 import io
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -38,7 +40,7 @@ def home() -> Path:
 
 def configured() -> Environment:
     """The configured variables only: no sandbox, no embedded server."""
-    return Environment(Mode.PRODUCTION, root(), _configured())
+    return _production(_configured())
 
 
 def application() -> Environment:
@@ -48,11 +50,12 @@ def application() -> Environment:
     embedded one.
     """
     # A command started in a subfolder finds the project's `.affiliate`, so it has to read the project's `.env` too.
-    found = Environment(Mode.PRODUCTION, root(), _configured(root()))
+    found = _production(_configured(root()))
     is_configured = DATABASE_VARIABLE in found.variables or is_any_exchange_configured(found.variables)
     if is_configured or not _sandbox_file().is_file():
         return found
-    return replace(found, mode=Mode.SANDBOX, variables={**sandbox_variables(), **found.variables})
+    variables = {**sandbox_variables(), **found.variables}
+    return replace(found, mode=Mode.SANDBOX, variables=variables, first_days=_first_days(Mode.SANDBOX))
 
 
 def register_embedded(storage_url: str, environment: Environment) -> None:
@@ -88,6 +91,15 @@ def save_sandbox_variables(variables: Mapping[str, str]) -> None:
     _sandbox_file().write_text(text, encoding="utf-8")
 
 
+def save_first_days(environment: Environment) -> None:
+    """Save the first days that `up` has chosen, which apply to the environment's mode."""
+    file = _first_days_file()
+    chosen = {asset: f"{day}" for asset, day in environment.first_days.items()}
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps({**_saved_first_days(), environment.mode: chosen}, indent=2), encoding="utf-8")
+    unfinished.replace(file)
+
+
 def save_env_file_as_utf8() -> bool:
     """Rewrite a UTF-16 `.env`, which Dagster cannot read, as UTF-8; return whether it was UTF-16."""
     file = Path.cwd() / ".env"
@@ -121,8 +133,32 @@ def process_environment(**more: str) -> dict[str, str]:
     return {**os.environ, **more}
 
 
+def _production(variables: Mapping[str, str]) -> Environment:
+    return Environment(Mode.PRODUCTION, root(), variables, first_days=_first_days(Mode.PRODUCTION))
+
+
 def _sandbox_file() -> Path:
     return home() / "settings.env"
+
+
+def _first_days_file() -> Path:
+    return home() / "first_days.json"
+
+
+def _first_days(mode: Mode) -> dict[str, date]:
+    """By asset, the first day that `up` chose in this mode."""
+    try:
+        return {asset: date.fromisoformat(day) for asset, day in _saved_first_days().get(mode, {}).items()}
+    except (AttributeError, TypeError, ValueError):
+        what = f"{_first_days_file()} does not contain the first days that `up` chose"
+        raise SettingsError(what, "Restore the file, or delete it: the next `up` then chooses them again") from None
+
+
+def _saved_first_days() -> dict[str, dict[str, str]]:
+    try:
+        return json.loads(_first_days_file().read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
 
 
 def _variables_in(file: Path) -> dict[str, str | None]:

@@ -6,15 +6,17 @@ from functools import cache
 import dagster as dg
 
 from affiliate_pipeline import definitions, environment
-from affiliate_pipeline.exchanges.registry import Catalog
+from affiliate_pipeline.exchanges.registry import Catalog, first_day
 
 
 def loaded_definitions() -> dg.Definitions:
     """The definitions that a code location would load with the settings of the test."""
     settings = environment.of_process()
-    return _loaded(definitions.configured_catalog(settings.variables), settings.start_date, settings.runs_schedules)
+    catalog = definitions.configured_catalog(settings.variables)
+    first_days = tuple(first_day(each, settings) for each in catalog.endpoints)
+    return _loaded(catalog, first_days, settings.runs_schedules)
 
 
 @cache
-def _loaded(_catalog: Catalog, _start: date, _runs_schedules: bool) -> dg.Definitions:
+def _loaded(_catalog: Catalog, _first_days: tuple[date, ...], _runs_schedules: bool) -> dg.Definitions:
     return definitions.build_definitions()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +14,13 @@ from hypothesis import strategies as st
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.domain.problem import SettingsError
-from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, SET_VARIABLES_ACTION, Mode, Project, Settings
+from affiliate_pipeline.domain.settings import (
+    DATABASE_VARIABLE,
+    SET_VARIABLES_ACTION,
+    Mode,
+    Project,
+    Settings,
+)
 from affiliate_pipeline.exchanges.binance.exchange import Binance
 from affiliate_pipeline.exchanges.lbank.exchange import LBank
 from affiliate_pipeline.exchanges.registry import EXCHANGE_VARIABLES
@@ -43,7 +50,8 @@ def load(model: type[S]) -> S:
 
 
 def test_every_setting_has_a_default():
-    assert load(Project).affiliate_start_date == date(2025, 1, 1)
+    assert load(Project).affiliate_start_date is None
+    assert settings.application().start_date is None
     assert load(Binance).binance_base_url == "https://api.binance.com"
     assert load(Binance).binance_weight_per_minute == 6000
     assert load(LBank).lbank_base_url == "https://affiliate.lbankverify.com"
@@ -88,7 +96,7 @@ def test_sandbox_settings_apply_to_the_application_while_no_exchange_is_configur
 def test_sandbox_settings_apply_to_the_application_only():
     save_sandbox_settings(BINANCE_PARTNER_API_KEY="sandbox-key", AFFILIATE_START_DATE="2026-10-01")
     assert settings.configured().mode is Mode.PRODUCTION
-    assert settings.configured().start_date == load(Project).affiliate_start_date == date(2025, 1, 1)
+    assert settings.configured().start_date is None
     with pytest.raises(SettingsError, match=f"{KEY} is not set"):
         key()
 
@@ -107,7 +115,7 @@ def test_sandbox_settings_do_not_apply_once_an_exchange_is_configured(monkeypatc
     monkeypatch.setenv(name, "https://example.com")
     environment = settings.application()
     assert environment.mode is Mode.PRODUCTION
-    assert environment.start_date == date(2025, 1, 1)
+    assert environment.start_date is None
     assert KEY not in environment.variables or name == KEY
 
 
@@ -118,6 +126,24 @@ def test_the_environment_takes_precedence_over_sandbox_settings(monkeypatch):
     Path(".env").write_text("AFFILIATE_START_DATE=2026-11-02\n")
     assert settings.application().start_date == date(2026, 11, 2)
     assert key(settings.application().variables) == "sandbox-key"
+
+
+def test_first_days_apply_to_the_mode_in_which_they_were_chosen():
+    save_sandbox_settings(BINANCE_PARTNER_API_KEY="sandbox-key")
+    sandbox = replace(settings.application(), first_days={"lbank/trade_user": date(2026, 11, 1)})
+    real = replace(settings.configured(), first_days={"lbank/trade_user": date(2026, 1, 1)})
+    settings.save_first_days(sandbox)
+    settings.save_first_days(real)
+    assert settings.application().first_days == sandbox.first_days
+    assert settings.configured().first_days == real.first_days
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"affiliate": []}', '{"affiliate": {"lbank/trade_user": "soon"}}'])
+def test_unreadable_first_days_are_reported(content):
+    settings.home().mkdir()
+    (settings.home() / "first_days.json").write_text(content)
+    with pytest.raises(SettingsError, match=r"first_days.json does not contain the first days.*delete it"):
+        settings.application()
 
 
 def test_sandbox_settings_are_read_back():
@@ -324,7 +350,7 @@ def test_every_variable_is_one_of_the_contract():
         "DAGSTER_UI_URL", "BINANCE_BASE_URL", "BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET",
         "BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET", "BINANCE_API_AGENT_CODE", "BINANCE_CUSTOMER_IDS",
         "BINANCE_USER_CUSTOMER_ID", "BINANCE_WEIGHT_PER_MINUTE", "LBANK_BASE_URL", "LBANK_API_KEY", "LBANK_API_SECRET",
-        "LBANK_SIGNATURE_METHOD", "LBANK_OPEN_ID", "BINANCE_FILE_HOSTS",
+        "LBANK_SIGNATURE_METHOD", "LBANK_OPEN_ID", "BINANCE_FILE_HOSTS", "BINANCE_START_DATE", "LBANK_START_DATE",
     }  # fmt: skip
     named = {name.upper() for model in Settings.__subclasses__() for name in model.model_fields}
     named |= {DATABASE_VARIABLE, *EXCHANGE_VARIABLES}

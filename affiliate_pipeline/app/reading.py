@@ -25,7 +25,7 @@ from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.settings import Environment, Mode
 from affiliate_pipeline.environment import application, process_environment
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
-from affiliate_pipeline.exchanges.registry import DEFAULT, configured_catalog, endpoints_of
+from affiliate_pipeline.exchanges.registry import DEFAULT, configured_catalog, endpoints_of, first_earning_day
 from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.landing.pipeline import connected, plan_of
 from affiliate_pipeline.landing.store import Store
@@ -177,10 +177,11 @@ def report(
             raise CommandError(f"{day} is not a day (2026-10-01)") from None
         if reported is None:
             raise CommandError("nothing has been added up yet: land some days first (`affiliate-pipeline up`)")
-        start = environment.start_date
+        start = first_earning_day(configured_catalog(environment.variables), environment)
         if reported < start:
             raise CommandError(
-                f"{reported} is before AFFILIATE_START_DATE, {start}: choose a later day or an earlier start date"
+                f"{reported} is before the first day, {start}",
+                "Choose a later day, or set an earlier AFFILIATE_START_DATE",
             )
         figures = gather(commission, configured, reported, start, is_sandbox=environment.mode is Mode.SANDBOX)
     path = render.write(figures, environment.reports)

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 
 import typer
 
@@ -12,7 +11,6 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline.sandbox import __main__ as foreground
 
-START_DAYS = 35
 RATE_SCALE = 20
 
 
@@ -32,12 +30,7 @@ def serving() -> Generator[None, None, None]:
     except OSError:
         exchange = Sandbox(rate_scale=RATE_SCALE).start()
     try:
-        first = datetime.now(UTC).date() - timedelta(days=START_DAYS)
-        project = {
-            "AFFILIATE_START_DATE": saved.get("AFFILIATE_START_DATE", first.isoformat()),
-            "AFFILIATE_RATE_SCALE": str(RATE_SCALE),
-        }
-        settings.save_sandbox_variables(project | exchange.variables)
+        settings.save_sandbox_variables({"AFFILIATE_RATE_SCALE": str(RATE_SCALE), **exchange.variables})
         # By exchange, the variables of its first endpoint's account.
         accounts = {endpoint.exchange.name: endpoint.credentials for endpoint in reversed(ENDPOINTS)}
         console.print(

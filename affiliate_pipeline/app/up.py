@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from affiliate_pipeline import environment as settings
+from affiliate_pipeline.app import first_days
 from affiliate_pipeline.app.check import check_disk, check_port
 from affiliate_pipeline.app.cli import UI_PORT, CommandError, Port, app, console, doing
 from affiliate_pipeline.app.embedded_server import server
@@ -43,6 +44,8 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.exchanges.registry import (
     Catalog,
     configured_catalog,
+    first_day,
+    first_earning_day,
     is_any_exchange_configured,
     unusable_variables,
 )
@@ -51,7 +54,6 @@ from affiliate_pipeline.landing.store import Store
 
 READY_WAIT_S = 180
 READ_AGAIN_AFTER = timedelta(hours=1)
-LANDED_DAYS = 7
 
 
 class LandingInterrupted(Exception):
@@ -71,14 +73,13 @@ class Landing:
         return configured_catalog(self.environment.variables)
 
     def missing_days(self) -> list[tuple[Endpoint, list[date]]]:
-        """By configured asset, its last days that have not settled and were not read in the last hour."""
+        """By configured asset, its days that have not settled and were not read in the last hour."""
         recently = datetime.now(UTC) - READ_AGAIN_AFTER
         missing: list[tuple[Endpoint, list[date]]] = []
         with self._store() as store:
             for endpoint in self.catalog.endpoints:
                 if endpoint.lands_at and self.environment.is_any_set(endpoint.credentials):
-                    today = datetime.now(endpoint.exchange.zone).date()
-                    first = max(self.environment.start_date, today - LANDED_DAYS * DAY)
+                    first = first_day(endpoint, self.environment)
                     expected = expected_days(endpoint.timetable, first, now_ms(), store.ledger(endpoint))
                     fetchable = [each for each in expected if each.is_retained(now_ms())]
                     missing.append(
@@ -94,15 +95,16 @@ class Landing:
 
         Assets share a run if they are of the same account, have the same partitions and miss the same consecutive days.
         """
-        runs: dict[tuple[str, bool, tuple[date, ...]], list[Endpoint]] = {}
+        runs: dict[tuple[str, bool, date, tuple[date, ...]], list[Endpoint]] = {}
         for endpoint, days in missing:
             for consecutive in day_ranges(days):
-                key = (endpoint.group, isinstance(endpoint, Records), tuple(consecutive))
+                first = first_day(endpoint, self.environment)
+                key = (endpoint.group, isinstance(endpoint, Records), first, tuple(consecutive))
                 runs.setdefault(key, []).append(endpoint)
         return all(
             [
                 self._land(endpoints, days) if is_records else self._land_today(endpoints)
-                for (_, is_records, days), endpoints in runs.items()
+                for (_, is_records, _, days), endpoints in runs.items()
             ]
         )
 
@@ -137,7 +139,8 @@ class Landing:
         """
         with self._store() as store:
             last = datetime.now(UTC).date() - DAY
-            stale = Commission(store, self.catalog.earning).stale(self.environment.start_date, last)
+            first = first_earning_day(self.catalog, self.environment)
+            stale = Commission(store, self.catalog.earning).stale(first, last)
         keys = ["affiliate/daily_commission", "affiliate/daily_report"]
         return all(
             [
@@ -228,6 +231,7 @@ def up(
             environment = server.start_database(environment)
         with Store(environment.database_url()) as store:
             store.require_ready()
+            environment = first_days.ensure(environment, store)
         stack.callback(stop_processes, home)
         landing = Landing(environment, stopping)
         if once:

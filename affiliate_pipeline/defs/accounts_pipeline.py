@@ -30,8 +30,7 @@ class AccountsPipeline(PipelineResource):
         self._database, self._start, self._alerts = database, start, alerts
         self.scope = scope
 
-    @property
-    def start_date(self) -> date:
+    def first_day(self, endpoint: Endpoint) -> date:  # noqa: ARG002 - the same for all
         """The first partition."""
         return self._start
 

@@ -85,6 +85,7 @@ def _materialize(
     failed: dict[date, Problem] = {}
     try:
         configured = [endpoint for endpoint in earning if pipeline.is_configured(endpoint)]
+        first = min(map(pipeline.first_day, earning))
         with pipeline.store(context.run.run_id) as store:
             commission = Commission(store, earning)
             for day in days:
@@ -92,7 +93,7 @@ def _materialize(
                     what = f"no rows of {', '.join(endpoint.key for endpoint in earning)} have landed for this day"
                     failed[day] = Problem("nothing_landed", what, action="Materialize one of them first")
                     continue
-                figures = gather(commission, configured, day, pipeline.start_date, is_sandbox=pipeline.is_sandbox)
+                figures = gather(commission, configured, day, first, is_sandbox=pipeline.is_sandbox)
                 if sums in done:
                     done[sums][day] = _sums(figures)
                 if report in done:
@@ -169,7 +170,7 @@ def _stale_days(
     """One run request per range of stale days."""
     now = datetime.now(UTC)
     with pipeline.store() as store:
-        first, last = pipeline.start_date, now.date() - DAY
+        first, last = min(map(pipeline.first_day, earning)), now.date() - DAY
         stale = Commission(store, earning).stale(first, last, quiet_s=QUIET_S)
     # The run key allows the same days with the same content once an hour: a failed run is not repeated every tick.
     return [

@@ -1,7 +1,7 @@
 """All definitions of some accounts, for this package's own code location and for any other."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import Any, Literal
 
@@ -82,7 +82,7 @@ def build_definitions(
     )
     return assemble(
         catalog_of(accounts, None if endpoints is None else _listed(endpoints)),
-        start,
+        lambda _: start,
         placement,
         _resources(accounts, database, start, alerts, placement),
         has_schedules=schedules is not None,
@@ -179,7 +179,7 @@ def _sensor_status(status: Status) -> dg.DefaultSensorStatus:
 
 def assemble(
     catalog: Catalog,
-    start: date,
+    first_day: Callable[[Endpoint], date],
     placement: Placement,
     resources: Mapping[str, Any],
     *,
@@ -192,18 +192,18 @@ def assemble(
     """The definitions of the catalog's assets, of what is derived from them, and of their schedules and sensors.
 
     Args:
-        start: The first partition.
+        first_day: Returns an endpoint's first partition.
         resources: By key; one is `placement.resource`.
     """
     endpoints, earning = catalog.endpoints, catalog.earning if has_commission else ()
     assets = [
-        *(build_asset(endpoint, start, placement) for endpoint in endpoints),
+        *(build_asset(endpoint, first_day(endpoint), placement) for endpoint in endpoints),
         *(build_reference_table(table, placement) for table in catalog.reference_tables),
     ]
     schedules: list[dg.ScheduleDefinition] = []
     sensors: list[dg.SensorDefinition] = []
     if earning:
-        assets.append(build_earnings(earning, start, placement))
+        assets.append(build_earnings(earning, min(map(first_day, earning)), placement))
     if has_schedules:
         with_exports = list(export_endpoints(endpoints))
         schedules += build_schedules(endpoints, placement)

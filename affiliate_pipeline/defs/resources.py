@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.settings import Environment, Mode
 from affiliate_pipeline.exchanges.endpoint import Endpoint, SessionT
-from affiliate_pipeline.exchanges.registry import is_any_exchange_configured
+from affiliate_pipeline.exchanges.registry import first_day, is_any_exchange_configured
 from affiliate_pipeline.http.network import Network
 from affiliate_pipeline.landing.pipeline import connected
 from affiliate_pipeline.landing.store import Store
@@ -28,8 +28,6 @@ class PipelineResource(ABC):
     it, and no secret is part of a resource's config.
     """
 
-    # What sets the first partition, for messages.
-    start_date_variable = "start_date"
     # Distinguishes these definitions' alerts from those of others that share the database.
     scope = ""
 
@@ -53,10 +51,9 @@ class PipelineResource(ABC):
         """Whether alerts are delivered, so that they may be raised."""
         return True
 
-    @property
     @abstractmethod
-    def start_date(self) -> date:
-        """The first partition; raises `SettingsError`."""
+    def first_day(self, endpoint: Endpoint) -> date:
+        """The endpoint's first partition; raises `SettingsError`."""
 
     @abstractmethod
     def database_url(self) -> str:
@@ -108,8 +105,6 @@ class PipelineResource(ABC):
 class EnvironmentPipeline(PipelineResource):
     """The resource of this package's own code location, which its environment configures."""
 
-    start_date_variable = "AFFILIATE_START_DATE"
-
     def __init__(self, read: Callable[[], Environment]):
         self._read = read
 
@@ -133,10 +128,9 @@ class EnvironmentPipeline(PipelineResource):
         """Whether a real exchange is configured, for any account, complete or not."""
         return is_any_exchange_configured(self.environment.variables)
 
-    @property
-    def start_date(self) -> date:
-        """The first partition; raises `SettingsError`."""
-        return self.environment.start_date
+    def first_day(self, endpoint: Endpoint) -> date:
+        """The endpoint's first partition; raises `SettingsError`."""
+        return first_day(endpoint, self.environment)
 
     def database_url(self) -> str:
         """The configured database's URL, or the embedded one's; raises `SettingsError`."""

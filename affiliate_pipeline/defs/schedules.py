@@ -50,7 +50,6 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, placement: Placement) -> 
             # Dagster evaluates a missed tick later, when a run for a day that is over can only fail.
             return dg.SkipReason(f"{today} is over, so its snapshot can no longer be taken")
         pipeline = placement.pipeline(context)
-        start = pipeline.start_date
         # If no exchange is configured, request the runs anyway: they fail and report what to set.
         is_any_configured = pipeline.is_any_exchange_configured
         configured = [each for each in endpoints if pipeline.is_configured(each) or not is_any_configured]
@@ -59,12 +58,12 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, placement: Placement) -> 
             return dg.SkipReason(f"none of {', '.join(names)} is set")
         requests: list[dg.RunRequest] = []
         for endpoint in configured:
-            first = max(start, endpoint.timetable.lookback_start(tick_ms))
+            first = max(pipeline.first_day(endpoint), endpoint.timetable.lookback_start(tick_ms))
             if days := [each.day for each in expected_days(endpoint.timetable, first, tick_ms)]:
                 key = placement.key(endpoint.key)
                 # Derived from the tick, so that evaluating it again requests no second run.
                 run_key = f"{endpoint.key} {tick.isoformat()}"
                 requests.append(dg.RunRequest(run_key, asset_selection=[key], tags=range_tags(days)))
-        return requests or dg.SkipReason(f"the days are before {pipeline.start_date_variable}, {start}")
+        return requests or dg.SkipReason("the days are before the first partition")
 
     return land

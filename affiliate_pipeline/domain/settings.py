@@ -160,7 +160,7 @@ class Mode(StrEnum):
 class Project(Settings):
     """The settings that do not depend on an exchange."""
 
-    affiliate_start_date: date = DEFAULT_START_DATE
+    affiliate_start_date: date | None = None
     # Whether schedules run without being started in the UI, as under `affiliate-pipeline up`.
     affiliate_schedules: bool = False
 
@@ -178,6 +178,8 @@ class Environment:
     variables: Mapping[str, str] = field(repr=False)
     # Set once the application has started the embedded server.
     embedded_url: str | None = field(default=None, repr=False)
+    # By asset, the first day that `up` chose.
+    first_days: Mapping[str, date] = field(default_factory=dict[str, date], repr=False)
 
     @property
     def home(self) -> Path:
@@ -190,8 +192,8 @@ class Environment:
         return (self.root if (self.root / "workspace.yaml").is_file() else self.home) / "reports"
 
     @property
-    def start_date(self) -> date:
-        """The first partition."""
+    def start_date(self) -> date | None:
+        """The first day that is configured for all exchanges; None: none is configured."""
         return Project.load(self.variables).affiliate_start_date
 
     @property

@@ -3,8 +3,13 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from itertools import chain
+from typing import Any
 
+from pydantic import create_model
+
+from affiliate_pipeline.domain.settings import DEFAULT_START_DATE, Environment, Settings
 from affiliate_pipeline.exchanges.binance import endpoints as binance
 from affiliate_pipeline.exchanges.endpoint import ALIAS_SEPARATOR, Endpoint, Exchange, Records, ReferenceTable
 from affiliate_pipeline.exchanges.lbank import endpoints as lbank
@@ -43,6 +48,9 @@ DEFAULT = Catalog(
 )
 ENDPOINTS = DEFAULT.endpoints
 EXCHANGES: tuple[Exchange, ...] = tuple({each.exchange.name: each.exchange for each in ENDPOINTS}.values())
+_DATES: dict[str, Any] = {f"{each.name}_start_date": (date | None, None) for each in EXCHANGES}
+# The first day of each exchange, from the variable `<EXCHANGE>_START_DATE`.
+StartDates = create_model("StartDates", __base__=Settings, **_DATES)
 # If any of these is set, for any account, real exchanges are configured.
 EXCHANGE_VARIABLES = tuple(
     dict.fromkeys(
@@ -65,6 +73,29 @@ class UnusableVariable:
 def configured_catalog(variables: Mapping[str, str]) -> Catalog:
     """The endpoints of the default accounts, and of every further account that has a variable."""
     return DEFAULT.with_accounts({each.name: _aliases(each, variables) for each in EXCHANGES})
+
+
+def start_date(exchange: Exchange, environment: Environment) -> date | None:
+    """The first day that is configured for the exchange or for all of them; None: none is configured."""
+    return dict(StartDates.load(environment.variables))[f"{exchange.name}_start_date"] or environment.start_date
+
+
+def first_day(endpoint: Endpoint, environment: Environment) -> date:
+    """The first partition: as configured, otherwise as `up` chose it, otherwise the earliest that `up` chose for any asset.
+
+    A snapshot cannot be taken of days before the first `up`, whatever is configured.
+    """
+    earliest = min(environment.first_days.values(), default=DEFAULT_START_DATE)
+    chosen = environment.first_days.get(endpoint.key, earliest)
+    configured = start_date(endpoint.exchange, environment)
+    if configured is None:
+        return chosen
+    return max(configured, chosen) if endpoint.timetable.is_snapshot else configured
+
+
+def first_earning_day(catalog: Catalog, environment: Environment) -> date:
+    """The first day of the catalog's earnings."""
+    return min(first_day(each, environment) for each in catalog.earning)
 
 
 def is_any_exchange_configured(variables: Mapping[str, str]) -> bool:

@@ -15,7 +15,7 @@ from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
 from affiliate_pipeline.domain.settings import Environment
 from affiliate_pipeline.exchanges.endpoint import Endpoint
-from affiliate_pipeline.exchanges.registry import configured_catalog, unusable_variables
+from affiliate_pipeline.exchanges.registry import configured_catalog, first_day, unusable_variables
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.errors import (
     AccessRefused,
@@ -126,7 +126,7 @@ def _days(endpoints: Sequence[Endpoint], ledgers: ledger.Ledgers, environment: E
     """The overdue days of each asset, and how many assets have none."""
     now, fine = now_ms(), 0
     for endpoint in endpoints:
-        if days := overdue_days(endpoint, ledgers, environment.start_date, now):
+        if days := overdue_days(endpoint, ledgers, first_day(endpoint, environment), now):
             found = f"{format_days(each.day for each in days)} missing or not final. {described(days[0], now)}"
             yield Finding(
                 f"days of {endpoint.key}", found, "Materialize these days; if a run fails, it gives the reason"

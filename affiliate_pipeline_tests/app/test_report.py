@@ -111,7 +111,7 @@ def test_a_day_before_the_start_has_no_page(sandbox, monkeypatch, arguments):
     assert add_up([SETTLED]).success
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{YESTERDAY}")
 
-    with pytest.raises(CommandError, match=f"is before AFFILIATE_START_DATE, {YESTERDAY}"):
+    with pytest.raises(CommandError, match=f"is before the first day, {YESTERDAY}"):
         report(*arguments)
 
 

@@ -35,6 +35,10 @@ query Status($path: [String!]!) {
     }
   }
 }"""
+PARTITIONS = """
+query Partitions {
+  assetNodes { assetKey { path } partitionStats { numPartitions numMaterialized } }
+}"""
 LAUNCH = """
 mutation Launch($params: ExecutionParams!) {
   launchRun(executionParams: $params) {
@@ -303,6 +307,13 @@ class UI:
                 first + timedelta(days=i) for i in range((last - first).days + 1)
             )
         return days
+
+    def missing_partitions(self) -> dict[str, int]:
+        """By asset, how many of its partitions are not materialized, for those that have any."""
+        nodes = self.execute(PARTITIONS)["assetNodes"]
+        stats = {"/".join(each["assetKey"]["path"]): each["partitionStats"] for each in nodes}
+        missing = {key: each["numPartitions"] - each["numMaterialized"] for key, each in stats.items() if each}
+        return {key: count for key, count in missing.items() if count}
 
     def launch(self, day: date) -> str:
         """Queue a run of the day, and return its id."""

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests.e2e.project import KEY, UI, Project, credentials, free_port, last_days, wait_for
 
@@ -32,6 +33,8 @@ def test_up_lands_the_last_days_exactly_and_ctrl_c_stops_every_process(landed: P
         ui = UI(port)
         assert httpx.get(ui.url, timeout=30).status_code == 200
         assert ui.days() == {"MATERIALIZED": last_days()}
+        on_demand = {endpoint.key for endpoint in ENDPOINTS if not endpoint.lands_at}
+        assert ui.missing_partitions().keys() == on_demand
 
         after = sandbox_rows(time.time_ns() // 1_000_000)
         for day in last_days():

@@ -177,7 +177,7 @@ def build_missed_days_schedule(account: ExportEndpoints, placement: Placement = 
             landed, exported = store.ledger(recent), store.ledger(history)
         now_ms = int(tick.timestamp() * 1000)
         # Days before the first that landed may be older than the account.
-        first = max(pipeline.start_date, min(landed, default=tick.date()))
+        first = max(pipeline.first_day(account.request), min(landed, default=tick.date()))
         missed = expected_days(recent.timetable, first, now_ms, landed)
         needs_export = {each.day for each in missed if each.fallback and not each.is_retained(now_ms)}
         requests = [

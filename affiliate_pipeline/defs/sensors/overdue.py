@@ -153,7 +153,7 @@ def _overdue(
     states = store.states()
     for key, endpoint in monitored.items():
         if endpoint.key in ledgers and pipeline.is_configured(endpoint):
-            days = overdue_days(endpoint, ledgers, pipeline.start_date, now)
+            days = overdue_days(endpoint, ledgers, pipeline.first_day(endpoint), now)
             yield key, days, states.get(endpoint.key, {})
 
 

@@ -1,0 +1,143 @@
+"""The first day of each asset, which the first `up` with its credentials chooses."""
+
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
+from operator import attrgetter
+
+import typer
+from rich.markup import escape
+
+from affiliate_pipeline.app.cli import console, doing
+from affiliate_pipeline.domain.days import DAY, day_of, days_from
+from affiliate_pipeline.domain.problem import AffiliateError
+from affiliate_pipeline.domain.settings import Environment, Mode
+from affiliate_pipeline.environment import save_first_days
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
+from affiliate_pipeline.exchanges.fetching import RequestPlan
+from affiliate_pipeline.exchanges.registry import configured_catalog, start_date
+from affiliate_pipeline.landing import ledger
+from affiliate_pipeline.landing.pipeline import connected, now_ms, plan_of
+from affiliate_pipeline.landing.store import Store
+
+# How many days are landed by default of an exchange that retains all, and the other example in the question.
+DAYS = 7
+MORE_DAYS = 30
+EARLIEST = date(2010, 1, 1)
+
+
+def ensure(environment: Environment, store: Store) -> Environment:
+    """The environment with a first day for every configured asset; prints and saves the new ones.
+
+    A first day that was chosen earlier does not change. No landed day is before a first day.
+    """
+    landed = {asset: min(days) for asset, days in ledger.entries_since(store.connection, date.max).items()}
+    chosen = dict(environment.first_days)
+    # Without duplicates: the keys of an account usually have the same first day.
+    lines: dict[str, None] = {}
+    # The assets of one key share their first day: a day that one of them missed is requested from another.
+    of_key = attrgetter("group", "role")
+    for _, group in groupby(sorted(_without_first_day(environment), key=of_key), of_key):
+        records: list[Records] = []
+        for each in group:
+            if isinstance(each, Records):
+                records.append(each)
+            else:
+                chosen[each.key] = min(day_of(now_ms(), each.exchange.zone), landed.get(each.key, date.max))
+        if records and start_date(records[0].exchange, environment) is None:
+            before = [landed[each.key] for each in records if each.key in landed]
+            first, reason = _first_day(records, environment, store, may_ask=not before)
+            if before and min(before) < first:
+                first, reason = min(before), ""
+            chosen |= dict.fromkeys((each.key for each in records), first)
+            lines[f"{_account(records[0])}: the first day is {first}{reason}."] = None
+    for line in lines:
+        console.print(line)
+    found = replace(environment, first_days=chosen)
+    if chosen != environment.first_days:
+        save_first_days(found)
+    return found
+
+
+def _without_first_day(environment: Environment) -> list[Endpoint]:
+    endpoints = configured_catalog(environment.variables).endpoints
+    configured = [each for each in endpoints if environment.is_any_set(each.credentials)]
+    return [each for each in configured if each.key not in environment.first_days]
+
+
+def _account(endpoint: Endpoint) -> str:
+    title = endpoint.exchange.title
+    return f"{title} (account {endpoint.alias})" if endpoint.alias else title
+
+
+def _first_day(
+    records: Sequence[Records], environment: Environment, store: Store, *, may_ask: bool
+) -> tuple[date, str]:
+    """The first day of the assets of one key, and the end of the sentence about it."""
+    exchange = records[0].exchange
+    limits = [each.retention.promised for each in records if each.retention]
+    if limits:
+        expired = day_of(now_ms() - min(limits) // timedelta(milliseconds=1), exchange.zone)
+        return expired + DAY, ", the first that the exchange still retains"
+    # A day of UTC for every exchange, so that their assets and the daily commission start with the same one.
+    default = datetime.now(UTC).date() - (DAYS - 1) * DAY
+    if environment.mode is Mode.SANDBOX:
+        return default, ""
+    if may_ask and sys.stdin.isatty() and sys.stdout.isatty():
+        try:
+            return _asked(records, default, environment, store), ""
+        except AffiliateError as error:
+            console.print(escape(f"{_account(records[0])}: the requests cannot be counted: {error.problem}."))
+    variable = f"{exchange.name.upper()}_START_DATE"
+    return (
+        default,
+        f". For earlier days, set {variable} in .env, such as {variable}={default - MORE_DAYS * DAY}, and start `up` again",
+    )
+
+
+def _asked(records: Sequence[Records], default: date, environment: Environment, store: Store) -> date:
+    """The first day that the user enters; raises `AffiliateError` if the exchange does not respond."""
+    account, today = _account(records[0]), day_of(now_ms(), records[0].exchange.zone)
+    with doing(f"{account}: counting the requests"):
+        # A probe is not retried, so that an exchange that does not respond delays nothing.
+        for each in records:
+            if each.probe:
+                with connected(each, store, environment.variables) as session:
+                    session.client.probe(each.path, each.probe.params(session, now_ms()))
+        costs = {
+            first: _cost(records, days_from(first, today - DAY), environment, store)
+            for first in (default, today - MORE_DAYS * DAY)
+        }
+    console.print(f"{account} retains all days, as far as is known. Which is the first day to land?")
+    for first, cost in costs.items():
+        console.print(f"  {first}: {cost}")
+
+    def parsed(text: str) -> date:
+        try:
+            first = date.fromisoformat(text.strip())
+        except ValueError:
+            raise typer.BadParameter(f"{text} is not a day such as {default}") from None
+        if not EARLIEST <= first <= today:
+            raise typer.BadParameter(f"{first} is not between {EARLIEST} and {today}")
+        return first
+
+    # The handlers of `up` only note a signal, which would not end the question.
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        return typer.prompt("First day", default=f"{default}", value_proc=parsed)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _cost(records: Iterable[Records], days: Sequence[date], environment: Environment, store: Store) -> RequestPlan:
+    """What fetching the days of all these assets takes; each endpoint has its own rate limit."""
+    plans: list[RequestPlan] = []
+    for each in records:
+        with connected(each, store, environment.variables) as session:
+            plans.append(plan_of(each, days, session=session, store=store))
+    return RequestPlan(sum(each.min_requests for each in plans), None, max(each.seconds for each in plans))
