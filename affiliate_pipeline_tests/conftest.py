@@ -37,7 +37,7 @@ from affiliate_pipeline_tests.database import Database  # noqa: E402
 
 # A slow machine must not fail a test. Each run draws other examples.
 hypothesis.settings.register_profile(
-    "any_machine", max_examples=50, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "any_machine", max_examples=25, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any_machine")
 

@@ -29,7 +29,7 @@ START_MS = int(datetime(2025, 6, 3, tzinfo=UTC).timestamp() * 1000)
 END_MS = START_MS + 86_400_000
 INSIDE = ("trade_time", START_MS, END_MS)
 # Each example validates a table, which takes about 20 ms.
-FEW_EXAMPLES = settings(max_examples=30)
+FEW_EXAMPLES = settings(max_examples=15)
 
 
 class Thing(Row):
@@ -180,7 +180,7 @@ def is_stored(amount: tuple[str, str | Decimal] | None, stored: str | None) -> b
     return (Decimal(stored) if isinstance(expected, Decimal) else stored) == expected
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(ROWS, max_size=8), st.randoms(use_true_random=False))
 def test_the_table_has_exactly_what_was_sent(landed, sent, random):
     sent = [{**fields, "tradeTime": START_MS + number} for number, fields in enumerate(sent)]
