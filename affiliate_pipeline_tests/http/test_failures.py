@@ -86,11 +86,10 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("status", [400, 404, 422])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_code_and_message_are_found_in_every_shape(error_of, exchange, status, shape):
-    error = error_of(exchange, status, json.dumps(shape))
-    assert type(error) is Refused and f"HTTP {status}" in str(error)
+def test_code_and_message_are_found_in_every_shape(error_of, exchange, shape):
+    error = error_of(exchange, 404, json.dumps(shape))
+    assert type(error) is Refused and "HTTP 404" in str(error)
     assert "code -1121: Invalid symbol" in str(error)
 
 
@@ -151,7 +150,7 @@ def test_a_quote_has_no_secret_no_query_no_email_and_no_control_character(error_
         (422, "Unprocessable Entity"),
     ],
 )
-@pytest.mark.parametrize("body", ["", "no reason", '{"message":"no reason"}', '{"code":%d,"msg":"no reason"}'])
+@pytest.mark.parametrize("body", ["", '{"code":%d,"msg":"no reason"}'])
 def test_a_status_is_explained(error_of, exchange, status, phrase, body):
     text = str(error_of(exchange, status, body.replace("%d", str(status))))
     assert f"HTTP {status} ({phrase})" in text and "Usually" in text
@@ -199,7 +198,7 @@ def test_a_location_that_is_not_served_is_recognized_despite_a_code(error_of):
         (-1002, "You are not authorized to execute this request.", [KEY], ["IP address"]),
     ],
 )
-@pytest.mark.parametrize("status", [200, 400, 401, 403])
+@pytest.mark.parametrize("status", [200, 401, 403])
 def test_advice_does_not_contradict_binances_message(error_of, status, code, message, added, not_added):
     error = error_of("binance", status, json.dumps({"code": code, "msg": message}))
     assert type(error) is AccessRefused
@@ -234,18 +233,18 @@ def test_advice_does_not_contradict_lbanks_message(error_of, status, code, messa
     assert all(text in str(error) for text in added) and not any(text in str(error) for text in not_added)
 
 
-@pytest.mark.parametrize("status", [200, 202, 400, 403, 404, 500, 503])
+@pytest.mark.parametrize("status", [200, 202, 403, 404, 503])
 @pytest.mark.parametrize(
-    ("body", "quote"), [(CLOUDFLARE, "Sorry, you have been blocked Ray ID: 8d1f"), (MAINTENANCE, "系统维护")]
+    ("body", "quote", "encoding"),
+    [(CLOUDFLARE, "Sorry, you have been blocked Ray ID: 8d1f", "utf-8"), (MAINTENANCE, "系统维护", "gbk")],
 )
-@pytest.mark.parametrize("encoding", ["utf-8", "gbk"])
 def test_a_web_page_of_a_firewall_is_transient(error_of, exchange, status, body, quote, encoding):
     error = error_of(exchange, status, body.encode(encoding))
     assert type(error) is Transient and "web page" in str(error) and quote in str(error) and "var a" not in str(error)
     assert status >= 500 or FIREWALL in str(error)
 
 
-@pytest.mark.parametrize("status", [200, 400, 403, 503])
+@pytest.mark.parametrize("status", [200, 403])
 @pytest.mark.parametrize(
     "body",
     [

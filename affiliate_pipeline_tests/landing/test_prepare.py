@@ -45,7 +45,7 @@ def next_day(days: Iterator[PreparedDay | DayError]) -> PreparedDay:
 
 
 def test_days_are_in_order_and_their_blocks_add_up():
-    days = [batch(DAYS[0]), DayError(DAYS[1], Refused("no")), batch(DAYS[2], 0), batch(DAYS[3], 30)]
+    days = [batch(DAYS[0]), DayError(DAYS[1], Refused("no")), batch(DAYS[2], 0), batch(DAYS[3], 12)]
     read: list[DayError | tuple[date, Summary]] = []
     with prepared((day for day in days), ENDPOINT, no_cancellation) as found:
         for day in found:
@@ -54,33 +54,33 @@ def test_days_are_in_order_and_their_blocks_add_up():
         (DAYS[0], total(prepare.blocks_of(batch(DAYS[0]), ENDPOINT))),
         days[1],
         (DAYS[2], Summary()),
-        (DAYS[3], total(prepare.blocks_of(batch(DAYS[3], 30), ENDPOINT))),
+        (DAYS[3], total(prepare.blocks_of(batch(DAYS[3], 12), ENDPOINT))),
     ]
-    assert total(prepare.blocks_of(batch(DAYS[3], 30), ENDPOINT)).rows == 30
+    assert total(prepare.blocks_of(batch(DAYS[3], 12), ENDPOINT)).rows == 12
 
 
 def test_the_unread_blocks_of_a_day_are_skipped():
-    with prepared((batch(day, 20) for day in DAYS[:2]), ENDPOINT, no_cancellation) as found:
+    with prepared((batch(day, 12) for day in DAYS[:2]), ENDPOINT, no_cancellation) as found:
         next(next_day(found).blocks)
-        assert total(next_day(found).blocks).rows == 20
+        assert total(next_day(found).blocks).rows == 12
 
 
 def test_an_invalid_day_reports_all_of_its_rows_and_the_next_day_is_read():
     with prepared(
-        (day for day in [batch(DAYS[0], 30, income="x"), batch(DAYS[1])]), ENDPOINT, no_cancellation
+        (day for day in [batch(DAYS[0], 12, income="x"), batch(DAYS[1])]), ENDPOINT, no_cancellation
     ) as found:
-        with pytest.raises(Invalid, match="not a decimal number in 30 rows"):
+        with pytest.raises(Invalid, match="not a decimal number in 12 rows"):
             total(next_day(found).blocks)
         assert total(next_day(found).blocks).rows == 3
 
 
 def test_an_error_of_the_fetch_is_raised_after_the_days_before_it():
     def fetch() -> Generator[DayBatch]:
-        yield batch(DAY, 30)
+        yield batch(DAY, 12)
         raise Fatal("the key is wrong")
 
     with pytest.raises(Fatal, match="key"), prepared(fetch(), ENDPOINT, lambda: None) as found:
-        assert total(next_day(found).blocks).rows == 30
+        assert total(next_day(found).blocks).rows == 12
         next(found)
 
 
@@ -88,7 +88,7 @@ def test_decoding_stops_when_the_queue_is_full():
     decoded: list[date] = []
 
     def fetch() -> Generator[DayBatch]:
-        for day in [DAY] * 50:
+        for day in [DAY] * 20:
             decoded.append(day)
             yield batch(day, 1)
 
@@ -102,10 +102,10 @@ def test_decoding_stops_when_the_queue_is_full():
         assert len(decoded) <= BLOCKS_AHEAD
         for _ in found:
             pass
-    assert len(decoded) == 50
+    assert len(decoded) == 20
 
 
-@pytest.mark.parametrize("rows", [1, 100], ids=["while waiting for the exchange", "while the queue is full"])
+@pytest.mark.parametrize("rows", [1, 20], ids=["while waiting for the exchange", "while the queue is full"])
 def test_an_error_of_the_reader_ends_the_fetch(rows):
     cancelled, closed = threading.Event(), threading.Event()
 

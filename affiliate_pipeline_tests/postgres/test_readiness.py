@@ -137,16 +137,12 @@ def test_an_old_server_is_refused(database_url, monkeypatch):
         Store(database_url)
 
 
-@pytest.mark.parametrize(
-    "error",
-    sorted(
-        {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, psycopg.Error)},
-        key=str,
-    ),
-)
-def test_every_error_of_the_driver_becomes_store_unavailable(error):
-    with pytest.raises(StoreUnavailable), as_store_unavailable():
-        raise error("something")
+def test_every_error_of_the_driver_becomes_store_unavailable():
+    found = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, psycopg.Error)}
+    assert len(found) > 200
+    for error in found:
+        with pytest.raises(StoreUnavailable), as_store_unavailable():
+            raise error("something")
 
 
 def test_an_exhausted_connection_limit_is_reported(database_url, query, guest):
