@@ -12,6 +12,8 @@ import pytest
 from affiliate_pipeline_tests.e2e.project import ROOT, Project
 from affiliate_pipeline_tests.walkthrough import check_style, follow, run_script, run_tests
 
+pytestmark = pytest.mark.e2e
+
 KEY, TABLE = "binance/rebate_withheld_record", "binance.rebate_withheld_record"
 # Lands a day from the copy's sandbox; prints the sandbox's rows of that day and the copy's data dictionary.
 LAND = """
@@ -69,7 +71,6 @@ def test_the_document_leads_to_a_landed_endpoint(
     assert query("select asset, partition, rows from affiliate.landing") == [(KEY, day, len(sent))]
 
 
-@pytest.mark.e2e
 def test_the_tests_over_all_endpoints_accept_the_new_endpoint(fresh: Project) -> None:
     follow("adding_an_endpoint.md", fresh)
     run_tests(fresh, *TESTS)
