@@ -64,7 +64,7 @@ def test_down_waits_for_the_pid_of_an_up_that_has_just_started(slow_up, monkeypa
     app(["down"], standalone_mode=False)
 
     assert "Stopped." in capsys.readouterr().out
-    assert slow_up.wait(10) == 7
+    assert slow_up.wait(60) == 7
 
 
 def test_up_replaces_the_pid_of_a_killed_up_before_it_stops_leftover_processes(home, monkeypatch):

@@ -222,7 +222,7 @@ def read_with_server_time(response: Response) -> bytes:
 
 
 def test_concurrent_requests_with_a_rejected_timestamp_are_all_retried(server):
-    clock, in_flight = Clock(lambda: 1_000_000), threading.Barrier(4, timeout=5)
+    clock, in_flight = Clock(lambda: 1_000_000), threading.Barrier(4, timeout=60)
 
     def reject_together(connection: socket.socket, request: str) -> None:
         in_flight.wait()
@@ -358,7 +358,7 @@ def test_a_dead_server_is_reported_as_unreachable_after_the_silence_limit(monkey
         pytest.raises(Unreachable, match=r" for 0.3 s .*ConnectError"),
     ):
         get(client)
-    assert 0.3 <= time.monotonic() - began < 3
+    assert 0.3 <= time.monotonic() - began < 30
     assert client.requests_sent > 1
 
 
@@ -395,7 +395,7 @@ def test_a_request_without_response_fails_while_others_succeed(server, monkeypat
     server.default = reset_bad_requests
     with connected(server.url) as client, ThreadPoolExecutor(1) as pool:
         bad = pool.submit(get, client, "/bad")
-        deadline = time.monotonic() + 0.6
+        deadline = time.monotonic() + 30
         while time.monotonic() < deadline and not bad.done():
             get(client)
         assert bad.done()
@@ -452,7 +452,7 @@ def test_a_post_that_may_have_taken_effect_is_not_retried(server, failure):
 def test_a_post_is_not_retried_after_a_timeout(server, monkeypatch):
     monkeypatch.setattr(client_module, "TIMEOUT", httpx.Timeout(0.1))
     released = threading.Event()
-    server.default = lambda connection, request: released.wait(5)
+    server.default = lambda connection, request: released.wait(60)
     with connected(server.url) as client, pytest.raises(OutcomeUnknown, match="ReadTimeout"):
         post(client)
     released.set()

@@ -183,7 +183,7 @@ def test_a_table_with_new_columns_can_be_landed(create, database_url, query):
 
 
 def test_concurrent_sessions_that_create_all_tables_do_not_collide(database_url, query):
-    start = threading.Barrier(4, timeout=30)
+    start = threading.Barrier(4, timeout=60)
 
     def create_all(_: int) -> None:
         start.wait()

@@ -212,7 +212,7 @@ def test_a_pause_stops_all_limiters_for_its_duration(limiter_of):
             return time.monotonic() - began
 
     with ThreadPoolExecutor(3) as pool:
-        assert all(0.25 < seconds < 1.5 for seconds in pool.map(waited_s, limiters))
+        assert all(0.25 < seconds < SOON_S for seconds in pool.map(waited_s, limiters))
 
 
 def test_a_pause_stops_limiters_with_requests_left_in_their_slot_lease(limiter_of, monkeypatch):

@@ -12,7 +12,7 @@ from affiliate_pipeline.postgres.urls import libpq_environment
 
 
 def test_psql_reaches_the_same_database_by_its_environment_only(database_url):
-    environment = {"PATH": os.environ["PATH"], **libpq_environment(f"{database_url}?connect_timeout=5")}
+    environment = {"PATH": os.environ["PATH"], **libpq_environment(f"{database_url}?connect_timeout=60")}
     run = subprocess.run(
         [program("psql"), "-XAtc", "select current_database(), current_user"],
         env=environment,

@@ -63,7 +63,7 @@ class Connection:
         self.clock = clock
         self.secret = secret
         self.sign: Callable[[bytes], str] = self.hmac_sha256
-        self.connection = http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=5)
+        self.connection = http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=60)
 
     def hmac_sha256(self, payload: bytes) -> str:
         return hmac.new(self.secret.encode(), payload, hashlib.sha256).hexdigest()

@@ -147,7 +147,7 @@ def test_a_running_server_is_not_started_again(home: Path) -> None:
 def test_a_running_server_is_found_while_another_process_has_the_lock(home: Path) -> None:
     with open(home / "postgres.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        url = subprocess.check_output([sys.executable, "-c", ENSURE, str(home)], text=True, timeout=20)
+        url = subprocess.check_output([sys.executable, "-c", ENSURE, str(home)], text=True, timeout=60)
     assert url.strip() == server.ensure_database(home, "data")
 
 
