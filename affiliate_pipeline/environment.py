@@ -8,16 +8,18 @@ import codecs
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, Environment, Mode, stripped, text_of
 from affiliate_pipeline.exchanges.registry import is_any_exchange_configured
+from affiliate_pipeline.http.network import VARIABLES as NETWORK_VARIABLES
 
 _PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
 _LOOPBACK_ENTRIES = "localhost,.localhost,127.0.0.0/8,::1"
@@ -114,6 +116,24 @@ def save_env_file_as_utf8() -> bool:
     return True
 
 
+def unreadable_lines() -> Iterator[str]:
+    """The lines of `.env` that are ignored, since they are not `NAME=value`; raises SettingsError.
+
+    Their texts are left out, because they may contain secrets.
+    """
+    for folder in dict.fromkeys((root(), Path.cwd())):
+        for binding in parse_stream(io.StringIO(_text_in(folder / ".env"))):
+            if binding.error or (binding.key and binding.value is None):
+                yield f"{folder / '.env'}, line {binding.original.line}"
+
+
+def export_network_variables(environment: Environment) -> None:
+    """Make libraries of this process use the proxies and certificates of `.env`, as in a process of Dagster."""
+    os.environ.update(
+        {name: environment.variables[name] for name in NETWORK_VARIABLES if name in environment.variables}
+    )
+
+
 def exclude_loopback_from_proxies() -> None:
     """Make libraries that read NO_PROXY bypass proxies for this machine's own servers."""
     entries = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")).strip()
@@ -163,14 +183,18 @@ def _saved_first_days() -> dict[str, dict[str, str]]:
 
 def _variables_in(file: Path) -> dict[str, str | None]:
     """The variables of an env file; none if there is no such file."""
+    return dotenv_values(stream=io.StringIO(_text_in(file)))
+
+
+def _text_in(file: Path) -> str:
+    """The file's text, empty if there is no such file; raises SettingsError."""
     try:
-        text = text_of(file.read_bytes(), f"{file}")
+        return text_of(file.read_bytes(), f"{file}")
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return ""
     except OSError as error:
         what = f"{file} cannot be read ({error.strerror})"
         raise SettingsError(what, "Make it a file that this user may read") from None
-    return dotenv_values(stream=io.StringIO(text))
 
 
 def _nonempty(variables: Mapping[str, str | None]) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
@@ -12,10 +13,10 @@ from rich.table import Table
 from affiliate_pipeline.app.cli import UI_PORT, CommandError, Port, app, console
 from affiliate_pipeline.app.embedded_server.cluster import SYSTEM_FOLDER, ServerError
 from affiliate_pipeline.app.embedded_server.server import running_database
-from affiliate_pipeline.app.processes import running_processes
+from affiliate_pipeline.app.processes import DAEMON, ended_at, missing_services
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
-from affiliate_pipeline.environment import application, home
+from affiliate_pipeline.environment import application, home, unreadable_lines
 from affiliate_pipeline.monitoring import doctor
 from affiliate_pipeline.monitoring.doctor import Finding
 
@@ -30,7 +31,8 @@ def check(port: Port = UI_PORT) -> None:
     """
     table = Table("", "what", "found", "what to do", show_lines=True)
     wrong = 0
-    for finding in (*_machine(port), *_setup()):
+    missing = missing_services(home())
+    for finding in _consistent([*_machine(port, missing), *_setup(_daemon_silent_since(missing))]):
         wrong += bool(finding.to_do)
         mark = "[bold red]wrong[/]" if finding.to_do else "[green]ok[/]"
         table.add_row(mark, *(escape(redact(text)) for text in (finding.about, finding.found, finding.to_do)))
@@ -39,13 +41,22 @@ def check(port: Port = UI_PORT) -> None:
     raise typer.Exit(1 if wrong else 0)
 
 
-def _setup() -> Iterator[Finding]:
+def _consistent(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Each finding once, and nothing that is fine about a subject with a problem."""
+    distinct = list(dict.fromkeys(findings))
+    wrong = {finding.about for finding in distinct if finding.to_do}
+    return (finding for finding in distinct if finding.to_do or finding.about not in wrong)
+
+
+def _setup(daemon_silent_since: datetime | None) -> Iterator[Finding]:
     try:
         environment = application()
+        for line in unreadable_lines():
+            yield Finding(".env", f"{line}, is not NAME=value, and is ignored", "Correct the line, or remove it")
     except SettingsError as error:
-        yield Finding("settings", error.problem.what, error.problem.action or "Correct it")
+        yield from doctor.of_settings(".env", error)
         return
-    yield from doctor.alerts(environment)
+    yield from doctor.settings(environment)
     yield from doctor.accounts(environment)
     try:
         running = running_database(environment)
@@ -53,17 +64,28 @@ def _setup() -> Iterator[Finding]:
         yield Finding("database", error.problem.what, error.problem.action or "See the server's log, then check again")
         return
     if running:
-        yield from doctor.database(running)
+        yield from doctor.database(running, daemon_silent_since)
     else:
         yield Finding("database", "the embedded PostgreSQL is not running", "Start it: `make up`")
 
 
-def _machine(port: int) -> Iterator[Finding]:
+def _machine(port: int, missing: Collection[str] | None) -> Iterator[Finding]:
     yield _finding("disk", "has room", lambda: check_disk(home()))
-    if running_processes(home()):
-        yield Finding("port", "Dagster is running in this folder")
-    else:
+    if missing is None:
         yield _finding("port", f"{port} is free", lambda: check_port(port))
+        return
+    for service in missing:
+        if service != DAEMON:  # reported with what the database shows about it
+            yield Finding(service, f"Dagster's {service} is not running", "Start it again: `make down`, then `make up`")
+    if not missing:
+        yield Finding("Dagster", "runs in this folder")
+
+
+def _daemon_silent_since(missing: Collection[str] | None) -> datetime | None:
+    """When Dagster's daemon of this folder stopped, if it did; it may also run elsewhere."""
+    if missing is None:
+        return ended_at(home())
+    return datetime.now(UTC) if DAEMON in missing else None
 
 
 def _finding(about: str, found: str, run_check: Callable[[], None]) -> Finding:

@@ -1,6 +1,7 @@
 """The processes of a project folder: at most one `up`, and everything it has started."""
 
 import fcntl
+import itertools
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
@@ -23,6 +25,13 @@ STOP_WAIT_S = 60
 # Every process that `up` starts, directly or not, inherits this variable with the folder as value. So the processes are
 # found even if `up` was killed, and a reused pid is never mistaken for one of them.
 STARTED_BY = "AFFILIATE_STARTED_BY"
+DAEMON = "daemon"
+# What a Dagster instance consists of, and the arguments by which each process is recognized.
+_SERVICES = {
+    "webserver": ("-m", "dagster_webserver"),
+    DAEMON: ("-m", "dagster._daemon"),
+    "code server": ("api", "grpc"),
+}
 
 
 @contextmanager
@@ -82,6 +91,29 @@ def running_processes(home: Path) -> list[psutil.Process]:
             if process.environ().get(STARTED_BY) == str(home):
                 found.append(process)
     return found
+
+
+def missing_services(home: Path) -> list[str] | None:
+    """The services of the folder's Dagster that do not run; None if Dagster does not run at all."""
+    commands: list[list[str]] = []
+    for process in running_processes(home):
+        with suppress(psutil.Error):  # it has just ended
+            if process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                commands.append(process.cmdline())
+    missing = [
+        service
+        for service, arguments in _SERVICES.items()
+        if not any(arguments in itertools.pairwise(command) for command in commands)
+    ]
+    return None if len(missing) == len(_SERVICES) else missing
+
+
+def ended_at(home: Path) -> datetime | None:
+    """When the last `up` of the folder, which is not running, released its lock; None if there was none."""
+    try:
+        return datetime.fromtimestamp((home / "up.lock").stat().st_mtime, UTC)
+    except OSError:
+        return None
 
 
 def stop_processes(home: Path) -> bool:

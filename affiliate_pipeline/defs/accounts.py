@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 import dagster as dg
 
 from affiliate_pipeline.defs.arguments import InvalidArgument, Text, name_of, resource_of, shown_of, value_of
-from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
-from affiliate_pipeline.domain.settings import SET_VARIABLES_ACTION, check_rate_scale, stripped
+from affiliate_pipeline.domain.problem import AffiliateError, SettingsError, SettingsErrors
+from affiliate_pipeline.domain.settings import SET_VARIABLES_ACTION, check_rate_scale, stripped, unset
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
 from affiliate_pipeline.exchanges.binance.exchange import credentials as binance_credentials
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange, VariableNames
@@ -36,8 +36,8 @@ class ApiKey:
     def credentials(self) -> tuple[str, str]:
         """The key and the secret; called when a session is opened."""
         values = value_of(self.key), value_of(self.secret)
-        if missing := [name for name, value in zip(self.names, values, strict=True) if not value]:
-            raise SettingsError("; ".join(f"{name} is not set" for name in missing), SET_VARIABLES_ACTION)
+        if missing := [unset(name) for name, value in zip(self.names, values, strict=True) if not value]:
+            raise SettingsErrors(missing, SET_VARIABLES_ACTION)
         return values
 
     @property

@@ -52,7 +52,9 @@ class AccountsPipeline(PipelineResource):
                 name, value = other.key_in_variable(endpoint.role)
                 if value and value == own.get(key):
                     what = f"{key} is the same key as {name}: its records would land and be counted twice"
-                    raise SettingsError(what, "Set the key of another account, or remove one of the accounts")
+                    raise SettingsError(
+                        what, f"Set {key} to the key of another account, or remove one of the accounts", variable=key
+                    )
         return {**_network_variables(), **own}
 
     def has_credentials(self, endpoint: Endpoint) -> bool:

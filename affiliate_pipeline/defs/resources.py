@@ -1,19 +1,16 @@
 """The resource of assets, sensors and schedules: database, exchange sessions and settings."""
 
-import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.settings import Environment, Mode
 from affiliate_pipeline.exchanges.endpoint import Endpoint, SessionT
 from affiliate_pipeline.exchanges.registry import first_day, is_any_exchange_configured
-from affiliate_pipeline.http.network import Network
+from affiliate_pipeline.http.network import Network, require_sandbox
 from affiliate_pipeline.landing.pipeline import connected
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.monitoring.delivery import AlertSettings
@@ -141,20 +138,10 @@ class EnvironmentPipeline(PipelineResource):
         return name
 
     def variables_of(self, endpoint: Endpoint) -> Mapping[str, str]:
-        """All variables; raises `SettingsError` at once if the sandbox is not running.
-
-        Requests to it would be retried for minutes.
-        """
+        """All variables; raises `SettingsError` at once if the sandbox is not running."""
         variables = self.environment.variables
         if self.is_sandbox:
-            base_url = variables[endpoint.exchange.base_url_variable]
-            url = urlsplit(base_url)
-            try:
-                socket.create_connection((url.hostname or "", url.port or 80), timeout=5).close()
-            except OSError:
-                raise SettingsError(
-                    f"the sandbox is not running at {base_url}", "Start it: `make up`, and leave that running"
-                ) from None
+            require_sandbox(variables[endpoint.exchange.base_url_variable])
         return variables
 
     def has_credentials(self, endpoint: Endpoint) -> bool:

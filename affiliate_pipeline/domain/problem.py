@@ -1,7 +1,7 @@
 """Failures as fields, for people and programs; rendered only here and never parsed back."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Self
@@ -52,7 +52,32 @@ class AffiliateError(Exception):
 
 
 class SettingsError(AffiliateError):
-    """A setting is missing or invalid; its text names variables and files, but no value."""
+    """A setting is missing or invalid; its text names variables and files, but no value.
+
+    `variable` is the variable at fault, if there is one, and the action is about that variable.
+    """
+
+    def __init__(self, what: str, action: str, *, variable: str = "", impact: str = ""):
+        super().__init__(what, action, impact=impact)
+        self.variable = variable
+
+    @property
+    def errors(self) -> "Sequence[SettingsError]":
+        """One error for each variable at fault."""
+        return [self]
+
+
+class SettingsErrors(SettingsError):
+    """Several settings are missing or invalid."""
+
+    def __init__(self, errors: Sequence[SettingsError], action: str):
+        super().__init__("; ".join(error.problem.what for error in errors), action)
+        self._errors = errors
+
+    @property
+    def errors(self) -> Sequence[SettingsError]:
+        """One error for each variable at fault, with its own action."""
+        return self._errors
 
 
 def grouped(problems: Mapping[date, Problem]) -> dict[Problem, list[date]]:

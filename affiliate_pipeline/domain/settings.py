@@ -11,24 +11,30 @@ from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo
 
-from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.domain.problem import SettingsError, SettingsErrors
 
 DATABASE_VARIABLE = "AFFILIATE_DATABASE_URL"
 DEFAULT_START_DATE = date(2025, 1, 1)
-SET_VARIABLES_ACTION = "Set these variables in the environment or in .env (see README, Real accounts)"
+_PLACES = "in the environment or in .env"
+SET_VARIABLES_ACTION = f"Set these variables {_PLACES} (see README, Real accounts)"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _QUOTES = "\"'`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\xbb"
 # Stripped from values: white space, control characters, and invisible characters that editors and web pages add.
 _SURROUNDING = r"[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
 _EDGES = re.compile(rf"\A{_SURROUNDING}|{_SURROUNDING}\Z")
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_NOT_HTTP = "is not an http(s) URL"
 _HOST = re.compile(r"(?i)\[[0-9a-f:.]+\]|(?!.*\.\.)[a-z0-9_-]([a-z0-9_.-]{0,251}[a-z0-9_-])?\.?")
 
 
 class Settings(BaseModel):
-    """The settings of one concern; a field is read from the variable of its upper-case name."""
+    """The settings of one concern; a field is read from the variable of its upper-case name.
+
+    The message about a malformed value is that of the field's own validator; for other types, the field's description
+    names the form of the value.
+    """
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -36,7 +42,7 @@ class Settings(BaseModel):
     def load(
         cls, variables: Mapping[str, str], *required: str, variable: Callable[[str], str] = lambda name: name
     ) -> Self:
-        """The settings; raises one SettingsError that names all missing or malformed variables.
+        """The settings; raises one SettingsError, whose `errors` are about one missing or malformed variable each.
 
         An empty variable counts as not set.
 
@@ -46,21 +52,23 @@ class Settings(BaseModel):
         """
         names = {name: variable(name.upper()) for name in cls.model_fields}
         given = {name: variables[actual] for name, actual in names.items() if variables.get(actual)}
-        problems = [f"{variable(name)} is not set" for name in required if not variables.get(variable(name))]
+        errors = [unset(variable(name)) for name in required if not variables.get(variable(name))]
         for name, value in given.items():
             # A malformed secret fails only the account that requires it.
             if name.upper() in required or "SecretStr" not in str(cls.model_fields[name].annotation):
-                problems += quotes_in(names[name], value)
+                errors += quotes_in(names[name], value)
         try:
             settings = cls.model_validate(given)
-            if not problems:
+            if not errors:
                 return settings
         except ValidationError as error:
             for problem in error.errors(include_input=False, include_url=False):
-                about = [names[str(name)] for name in problem["loc"][:1]]
-                if not any(f"{name} " in known for name in about for known in problems):
-                    problems.append(" ".join([*about, problem["msg"].removeprefix("Value error, ")]))
-        raise SettingsError("; ".join(problems), SET_VARIABLES_ACTION)
+                field = str(problem["loc"][0])
+                form = f"is not {cls.model_fields[field].description}"
+                found = problem["msg"].removeprefix("Value error, ") if problem["type"] == "value_error" else form
+                if names[field] not in [known.variable for known in errors]:
+                    errors.append(malformed(names[field], found))
+        raise errors[0] if len(errors) == 1 else SettingsErrors(errors, SET_VARIABLES_ACTION)
 
     def secret(self, variable: str) -> str:
         """The value of a secret that was `required`, by that name, when these settings were loaded."""
@@ -68,10 +76,22 @@ class Settings(BaseModel):
         return value.get_secret_value()
 
 
-def quotes_in(name: str, value: str) -> list[str]:
-    """The problem, if the value begins with a quote that the env file's syntax did not remove."""
+def unset(variable: str) -> SettingsError:
+    """The error about a variable that is missing."""
+    return SettingsError(
+        f"{variable} is not set", f"Set {variable} {_PLACES} (see README, Real accounts)", variable=variable
+    )
+
+
+def malformed(variable: str, found: str) -> SettingsError:
+    """The error about a variable whose value cannot be used; `found` is the rest of a sentence about the variable."""
+    return SettingsError(f"{variable} {found}", f"Correct {variable} {_PLACES}", variable=variable)
+
+
+def quotes_in(name: str, value: str) -> list[SettingsError]:
+    """The error, if the value begins with a quote that the env file's syntax did not remove."""
     if value[0] in _QUOTES:
-        return [f"{name} is in quotes, which count as a part of its value: remove them"]
+        return [malformed(name, "is in quotes, which count as a part of its value: remove them")]
     return []
 
 
@@ -89,12 +109,12 @@ class DatabaseUrl(str):
 def database_url_in(name: str, value: str | None) -> DatabaseUrl:
     """The URL that is this variable's value; raises `SettingsError`."""
     if not value:
-        raise SettingsError(f"{name} is not set", SET_VARIABLES_ACTION)
-    if problems := quotes_in(name, value):
-        raise SettingsError(*problems)
+        raise unset(name)
+    for error in quotes_in(name, value):
+        raise error
     scheme, separator, rest = value.partition("://")
     if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
-        raise SettingsError(f"{name} is not a postgresql:// URL")
+        raise malformed(name, "is not a postgresql:// URL")
     url = DatabaseUrl(f"postgresql://{rest}")
     url.name = name
     return url
@@ -106,7 +126,7 @@ def as_settings_error(variable: str) -> Generator[None, None, None]:
     try:
         yield
     except ValueError as error:
-        raise SettingsError(f"{variable} cannot be used: {error}", "Correct it in the environment or in .env") from None
+        raise malformed(variable, f"cannot be used: {error}") from None
 
 
 def text_of(data: bytes, file: str) -> str:
@@ -126,28 +146,49 @@ def text_of(data: bytes, file: str) -> str:
     raise SettingsError(f"{file}, line {line}, {found}", "Save the file as UTF-8")
 
 
-def _base_url(url: str) -> str:
+def check_http_url(url: str) -> None:
+    """Raise ValueError, which quotes nothing, unless a request can be sent to the URL."""
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:  # the error's own text quotes the URL
-        raise ValueError("is not an http(s) URL") from None
-    host = parts.netloc.rpartition(":")[0] if parts.port is not None else parts.netloc.removesuffix(":")
+        raise ValueError(_NOT_HTTP) from None
+    address = parts.netloc.rpartition("@")[2]
+    host = address.rpartition(":")[0] if parts.port is not None else address.removesuffix(":")
     # The HTTP library would raise its own error for any other host or character.
     is_sendable = _HOST.fullmatch(host) and max(map(len, host.split("."))) <= 63 and re.fullmatch("[!-~]+", url)
-    if parts.scheme not in ("http", "https") or not is_sendable or parts.query or parts.fragment:
-        raise ValueError("is not an http(s) URL")
+    if parts.scheme not in ("http", "https") or not is_sendable:
+        raise ValueError(_NOT_HTTP)
+
+
+def _base_url(url: str) -> str:
+    check_http_url(url)
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(_NOT_HTTP)
     return url.rstrip("/")
-
-
-BaseUrl = Annotated[str, AfterValidator(_base_url)]
-RateScale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def check_rate_scale(base_url: str, scale: float) -> None:
     """Raise ValueError for a rate above the permitted one, except for a server on loopback."""
     if scale > 1 and urlsplit(base_url).hostname not in LOOPBACK:
-        raise ValueError("AFFILIATE_RATE_SCALE or rate_scale may be above 1 only where the base URL is on loopback")
+        raise ValueError("may be above 1 only where the base URL is on loopback")
+
+
+def _permitted_scale(scale: float, info: ValidationInfo) -> float:
+    # A malformed URL is not among the values.
+    for name, value in info.data.items():
+        if name.endswith("_base_url"):
+            check_rate_scale(value, scale)
+    return scale
+
+
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
+StartDate = Annotated[date | None, Field(description="a day such as 2026-10-01")]
+# A field after those of the base URLs.
+RateScale = Annotated[
+    float, Field(gt=0, allow_inf_nan=False, description="a number above 0"), AfterValidator(_permitted_scale)
+]
 
 
 class Mode(StrEnum):
@@ -160,9 +201,14 @@ class Mode(StrEnum):
 class Project(Settings):
     """The settings that do not depend on an exchange."""
 
-    affiliate_start_date: date | None = None
+    affiliate_start_date: StartDate = None
     # Whether schedules run without being started in the UI, as under `affiliate-pipeline up`.
-    affiliate_schedules: bool = False
+    affiliate_schedules: Annotated[bool, Field(description="true or false")] = False
+
+
+def known_variables() -> set[str]:
+    """The variables of all settings, without those of further accounts."""
+    return {name.upper() for kind in Settings.__subclasses__() for name in kind.model_fields} | {DATABASE_VARIABLE}
 
 
 @dataclass(frozen=True)

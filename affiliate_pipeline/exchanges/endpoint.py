@@ -1,6 +1,6 @@
 """Declarations of exchanges and endpoints, from which assets, tables and checks are built."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, time, timedelta
 from functools import partial
@@ -50,11 +50,13 @@ class Probe(Generic[SessionT]):
     """A minimal request that tests an account without landing anything.
 
     `params` makes its parameters from the session and the time (ms). `about` names the variable (of the default account)
-    to check if the request is refused; empty: the account's credentials.
+    to check if the request is refused, or if the body has a `problem`; empty: the account's credentials.
     """
 
     params: Callable[[SessionT, int], Mapping[str, object]]
     about: str = ""
+    # What the body of a successful response reports about the variable, as the rest of a sentence; empty: nothing.
+    problem: Callable[[bytes], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Endpoint(Generic[SessionT]):
     schema: type[Row]
     strategy: Strategy[SessionT]
     probe: Probe[SessionT] | None = None
+    # What is wrong with the file that a variable names, by that variable of the default account.
+    file_problems: tuple[str, Callable[[SessionT], Sequence[str]]] | None = None
     # Variables of the default account that it needs in addition to the credentials.
     requires: tuple[str, ...] = ()
     # When its schedule lands it, in the exchange's zone; None: only on request.
@@ -161,9 +165,10 @@ class Endpoint(Generic[SessionT]):
         own = self.variable(base)
         for other in sorted(name for name in variables if name == base or name.startswith(f"{base}{ALIAS_SEPARATOR}")):
             if other < own and variables.get(own) and variables[other] == variables[own]:
-                what = f"{own} is the same key as {other}: its records would land and be counted twice"
                 raise SettingsError(
-                    what, f"Set the key of another account, or remove the variables with {own}'s suffix"
+                    f"{own} is the same key as {other}: its records would land and be counted twice",
+                    f"Set {own} to the key of another account, or remove the variables with its suffix",
+                    variable=own,
                 )
 
     def key_identity(

@@ -4,17 +4,20 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
+from difflib import get_close_matches
 from itertools import chain
 from typing import Any
 
 from pydantic import create_model
 
-from affiliate_pipeline.domain.settings import DEFAULT_START_DATE, Environment, Settings
+from affiliate_pipeline.domain.settings import DEFAULT_START_DATE, Environment, Settings, StartDate, known_variables
 from affiliate_pipeline.exchanges.binance import endpoints as binance
 from affiliate_pipeline.exchanges.endpoint import ALIAS_SEPARATOR, Endpoint, Exchange, Records, ReferenceTable
 from affiliate_pipeline.exchanges.lbank import endpoints as lbank
 
 _EXCHANGES = (binance, lbank)
+# How similar an unknown variable is to the one that was probably meant (1: equal).
+MIN_SIMILARITY, MIN_SIMILARITY_WITHOUT_PREFIX = 0.7, 0.9
 _ALIAS = re.compile(r"(?!.*__)[a-z][a-z0-9_]{0,30}")
 
 
@@ -48,7 +51,7 @@ DEFAULT = Catalog(
 )
 ENDPOINTS = DEFAULT.endpoints
 EXCHANGES: tuple[Exchange, ...] = tuple({each.exchange.name: each.exchange for each in ENDPOINTS}.values())
-_DATES: dict[str, Any] = {f"{each.name}_start_date": (date | None, None) for each in EXCHANGES}
+_DATES: dict[str, Any] = {f"{each.name}_start_date": (StartDate, None) for each in EXCHANGES}
 # The first day of each exchange, from the variable `<EXCHANGE>_START_DATE`.
 StartDates = create_model("StartDates", __base__=Settings, **_DATES)
 # If any of these is set, for any account, real exchanges are configured.
@@ -63,7 +66,7 @@ EXCHANGE_VARIABLES = tuple(
 
 @dataclass(frozen=True)
 class UnusableVariable:
-    """A variable that has an account's suffix but configures no account, and what to do."""
+    """A variable that is ignored, and what to do."""
 
     name: str
     problem: str
@@ -104,23 +107,33 @@ def is_any_exchange_configured(variables: Mapping[str, str]) -> bool:
 
 
 def unusable_variables(variables: Mapping[str, str]) -> Iterator[UnusableVariable]:
-    """The variables of exchanges that have a suffix, but configure no account."""
-    for exchange in EXCHANGES:
-        prefix = f"{exchange.name.upper()}_"
-        for name in sorted(each for each in variables if each.startswith(prefix) and ALIAS_SEPARATOR in each):
-            base, _, suffix = name.partition(ALIAS_SEPARATOR)
-            if base not in exchange.account_variables:
-                known = ", ".join(exchange.account_variables)
+    """The variables that are misspelled, or have the suffix of an account but configure none."""
+    known = known_variables()
+    prefixes = tuple(f"{name.upper()}_" for name in ("affiliate", *(each.name for each in EXCHANGES)))
+    of_accounts = {name for exchange in EXCHANGES for name in exchange.account_variables}
+    for name in sorted(variables):
+        base, separator, suffix = name.partition(ALIAS_SEPARATOR)
+        if base not in known:
+            # Without one of our prefixes, it probably belongs to another program.
+            cutoff = MIN_SIMILARITY if base.upper().startswith(prefixes) else MIN_SIMILARITY_WITHOUT_PREFIX
+            nearest = get_close_matches(base.upper(), known, n=1, cutoff=cutoff)
+            if nearest:
                 yield UnusableVariable(
-                    name, f"{base} is not a variable of an account", f"Remove it; an account has {known}"
+                    name, f"{base} is unknown", f"Rename {name} to {nearest[0]}{separator}{suffix}, or remove it"
                 )
-            elif _alias(suffix) is None:
-                yield UnusableVariable(
-                    name,
-                    f"{suffix or 'an empty text'} is not the alias of an account",
-                    "Use up to 31 upper-case letters, digits and single underscores, the first one a letter: "
-                    f"{base}{ALIAS_SEPARATOR}ACME",
-                )
+            elif cutoff == MIN_SIMILARITY:
+                yield UnusableVariable(name, f"{base} is unknown", f"Remove {name}")
+        elif separator and base not in of_accounts:
+            yield UnusableVariable(
+                name, f"{base} is not a variable of an account", f"Remove {name}: all accounts share {base}"
+            )
+        elif separator and _alias(suffix) is None:
+            yield UnusableVariable(
+                name,
+                f"{suffix or 'an empty text'} is not the alias of an account",
+                f"Rename {name}: an alias has up to 31 upper-case letters, digits and single underscores, the first one "
+                f"a letter, as in {base}{ALIAS_SEPARATOR}ACME",
+            )
 
 
 def endpoints_of(assets: Iterable[str], declared: Iterable[Endpoint] = ENDPOINTS) -> list[Endpoint]:

@@ -201,9 +201,9 @@ class Client:
 
         return self._repeat(once, retries)
 
-    def probe(self, path: str, params: Mapping[str, object]) -> None:
-        """Send one GET and raise any failure: no retry, and no correction of the clock."""
-        self._once("GET", path, params, bytes)
+    def probe(self, path: str, params: Mapping[str, object]) -> bytes:
+        """The payload of one GET, of which any failure is raised: no retry, and no correction of the clock."""
+        return self._once("GET", path, params, bytes)
 
     @property
     def clock_ahead_ms(self) -> int:

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 import certifi
 import httpx
 
+from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact, silence_http_logs
 from affiliate_pipeline.http.errors import ConnectionFailed, ExchangeError, NoResponse, UnusableNetwork
 
@@ -100,6 +101,17 @@ def client(network: Network, timeout: httpx.Timeout | float, *, redirects: bool 
     """A client whose requests raise httpx's errors, `UnusableNetwork` and `NoResponse`."""
     silence_http_logs()
     return httpx.Client(transport=_Transport(network), trust_env=False, timeout=timeout, follow_redirects=redirects)
+
+
+def require_sandbox(base_url: str) -> None:
+    """Raise `SettingsError` if the sandbox is not running: requests to it would be retried for minutes."""
+    url = httpx.URL(base_url)
+    try:
+        socket.create_connection((url.host, url.port or 80), timeout=5).close()
+    except OSError:
+        raise SettingsError(
+            f"the sandbox is not running at {base_url}", "Start it: `make up`, and leave that running"
+        ) from None
 
 
 def host_of(url: str) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from affiliate_pipeline.domain.problem import SettingsError
-from affiliate_pipeline.domain.settings import BaseUrl, Settings, quotes_in
+from affiliate_pipeline.domain.settings import BaseUrl, Settings, as_settings_error, check_http_url, quotes_in
 from affiliate_pipeline.monitoring.alerts import Alert
 
 # Discord's and Telegram's limits are 2000 and 4096; Apprise splits once more for a service with a lower limit.
 MAX_MESSAGE_CHARACTERS = 3500
 # Apprise's default is 4 s. A service that responds later may have accepted the message and would get it again.
 READ_TIMEOUT_S = 20
+NO_APPRISE_URL = "is not an Apprise URL"
 
 
 class AlertSettings(Settings):
@@ -29,10 +29,21 @@ class AlertSettings(Settings):
     def urls(self, variable: str = "ALERT_URLS") -> Sequence[str]:
         """The Apprise URLs, which contain secrets; `variable` is their variable's name."""
         urls = self.alert_urls.get_secret_value() if self.alert_urls else ""
-        if urls and (problems := quotes_in(variable, urls)):
-            raise SettingsError(*problems)
+        for error in quotes_in(variable, urls) if urls else ():
+            raise error
         # A URL may contain commas (`to=a@x.com,b@x.com`), but no white space.
         return [url.strip() for url in re.split(r",(?=[\s,]|$|\w+://)", urls) if url.strip()]
+
+    def heartbeat(self, variable: str = "HEARTBEAT_URL") -> str | None:
+        """The URL of the dead man's switch, which is secret; `variable` is its variable's name."""
+        if self.heartbeat_url is None:
+            return None
+        url = self.heartbeat_url.get_secret_value()
+        for error in quotes_in(variable, url):
+            raise error
+        with as_settings_error(variable):
+            check_http_url(url)
+        return url
 
 
 @dataclass(frozen=True)
@@ -76,16 +87,24 @@ def fingerprint(url: str) -> str:
     return sha256(url.encode()).hexdigest()[:8]
 
 
+def channels(urls: Sequence[str]) -> dict[str, str]:
+    """The URLs by names that contain no secret: `entry 1 (mailto)`; without the scheme if Apprise does not know it."""
+    schemes = [f" ({url.partition('://')[0]})" if _targets(url) else "" for url in urls]
+    return {f"entry {place}{scheme}": url for place, (url, scheme) in enumerate(zip(urls, schemes, strict=True), 1)}
+
+
+def problem_of(url: str) -> str | None:
+    """Why a URL of ALERT_URLS cannot be used, or None; sends nothing."""
+    return None if _targets(url) else NO_APPRISE_URL
+
+
 def send(url: str, message: Message) -> str | None:
     """Send to one of ALERT_URLS; return why the message did not arrive, or None."""
-    # Imported here: the import is slow, and only the delivery needs it.
+    targets = _targets(url)
+    if not targets:
+        return NO_APPRISE_URL
     import apprise
 
-    # Apprise's own log quotes the addresses, which contain secrets.
-    logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-    targets: Any = apprise.Apprise()
-    if not targets.add(url):
-        return "is not an Apprise URL"
     for target in targets:
         if target.overflow_mode == apprise.OverflowMode.UPSTREAM:
             # Otherwise services would truncate long messages.
@@ -96,3 +115,15 @@ def send(url: str, message: Message) -> str | None:
     kind = apprise.NotifyType.SUCCESS if is_good_news else apprise.NotifyType.FAILURE
     sent = targets.notify(message.text, message.title, kind, body_format=apprise.NotifyFormat.TEXT)
     return None if sent else "could not be reached, or did not accept the message"
+
+
+def _targets(url: str) -> Any:
+    """The URL's targets as an `apprise.Apprise`, false if it is not an Apprise URL."""
+    # Imported here: the import is slow, and only the delivery needs it.
+    import apprise
+
+    # Apprise's own log quotes the addresses, which contain secrets.
+    logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
+    targets: Any = apprise.Apprise()
+    targets.add(url)
+    return targets

@@ -4,32 +4,35 @@ It changes nothing: it starts no server and writes no row. It bypasses the rate 
 few requests.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import psycopg
 
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
-from affiliate_pipeline.domain.settings import Environment
-from affiliate_pipeline.exchanges.endpoint import Endpoint
-from affiliate_pipeline.exchanges.registry import configured_catalog, first_day, unusable_variables
+from affiliate_pipeline.domain.settings import Environment, Mode, Project, Settings, malformed
+from affiliate_pipeline.domain.wording import count_of
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Probe
+from affiliate_pipeline.exchanges.fetching import Session
+from affiliate_pipeline.exchanges.registry import StartDates, configured_catalog, first_day, unusable_variables
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.errors import (
     AccessRefused,
     ExchangeError,
-    NoResponse,
     RateLimited,
     Refused,
     TimestampRejected,
-    UnusableNetwork,
 )
+from affiliate_pipeline.http.network import require_sandbox
 from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.landing.store import privileges
-from affiliate_pipeline.monitoring.delivery import AlertSettings
+from affiliate_pipeline.monitoring.delivery import AlertSettings, channels, problem_of
 from affiliate_pipeline.monitoring.overdue import described, overdue_days
 from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.errors import as_store_unavailable
@@ -37,21 +40,24 @@ from affiliate_pipeline.postgres.readiness import problems
 
 # Binance rejects timestamps that are further ahead of its clock.
 MAX_CLOCK_OFFSET_MS = 1000
-# What to do first about a failing account; the first error class that matches counts.
+# What to do about a failing account, unless the error has an action; the first error class that matches counts.
 ACTIONS: dict[type[ExchangeError], str] = {
     TimestampRejected: "Set this machine's clock by NTP",
     RateLimited: "Wait a minute and check again; see what else uses this key or IP address",
     AccessRefused: "Correct {variables} in .env, or the key's settings at the exchange",
     Refused: "Look up the exchange's message in the runbook",
-    ExchangeError: "Check the network, the base URL and the exchange's status page",
+    ExchangeError: "Check the network, {base_url} and the exchange's status page",
 }
-# What Dagster has recorded: which daemons are silent (they write a heartbeat every 30 seconds, the scheduler every
-# minute), whether any schedule runs, and the sensors and schedules that are stopped or whose last tick failed.
+# Of a file whose lines cannot be used, so many are quoted.
+MAX_LINES = 5
+# Daemons write a heartbeat every 30 seconds, the scheduler every minute.
+MAX_SILENCE = timedelta(seconds=150)
+# What Dagster has recorded: which daemons have written no heartbeat since an instant, whether any schedule runs, and the sensors and schedules that are stopped or whose last tick failed.
 _AUTOMATION: Final = """
 select array(
     select lower(type) from unnest('{SENSOR,SCHEDULER}'::text[]) type where not exists (
         select from public.daemon_heartbeats where daemon_type = type
-        and timestamp > (now() at time zone 'utc') - interval '150 seconds'
+        and timestamp > %s
     )
 ), exists (select from public.instigators where instigator_type = 'SCHEDULE' and status <> 'STOPPED'),
 array(select instigator_body::json -> 'origin' ->> 'job_name' from public.instigators where status = 'STOPPED' order by 1),
@@ -72,16 +78,55 @@ class Finding:
     to_do: str = ""
 
 
-def alerts(environment: Environment) -> Iterator[Finding]:
-    """What is wrong with the settings of alerts."""
+def of_settings(about: str, error: SettingsError) -> Iterator[Finding]:
+    """One finding for each variable at fault, with the action about that variable."""
+    for each in error.errors:
+        yield Finding(each.variable or about, each.problem.what, each.problem.action)
+
+
+def settings(environment: Environment) -> Iterator[Finding]:
+    """Variables that are ignored or belong to no exchange; `accounts` reports those of exchanges."""
+    variables = environment.variables
+    for unusable in unusable_variables(variables):
+        yield Finding(unusable.name, unusable.problem, unusable.action)
+    for kind in (Project, StartDates):
+        yield from _errors_of(partial(_check_dates, kind, variables))
+    yield from _errors_of(lambda: AlertSettings.load(variables).heartbeat())
+    yield from _errors_of(lambda: _check_channels(AlertSettings.load(variables)))
+    is_set = "ALERT_URLS" in variables
+    unset = "not set: failures are reported only in Dagster's UI and in logs"
+    yield Finding("ALERT_URLS", "set; `affiliate-pipeline alert --test` sends a message to each" if is_set else unset)
+
+
+def _errors_of(read: Callable[[], object]) -> Iterator[Finding]:
     try:
-        AlertSettings.load(environment.variables).urls()
+        read()
     except SettingsError as error:
-        yield Finding("alerts", error.problem.what, "Correct it in the environment or in .env")
+        yield from of_settings("settings", error)
 
 
-def database(environment: Environment) -> Iterator[Finding]:
-    """The database, read without locks, and the days in it; an embedded server must be running."""
+def _check_dates(kind: type[Settings], variables: Mapping[str, str]) -> None:
+    """Raise `SettingsError` for malformed settings, and for a day in the future."""
+    # The first time zone in which a day begins is UTC+14.
+    today = (datetime.now(UTC) + timedelta(hours=14)).date()
+    for name, value in kind.load(variables):
+        if isinstance(value, date) and value > today:
+            raise malformed(name.upper(), f"is {value}, which is in the future: no day would land")
+
+
+def _check_channels(alerts: AlertSettings) -> None:
+    """Raise `SettingsError` for the first URL that Apprise cannot use."""
+    for name, url in channels(alerts.urls()).items():
+        if problem := problem_of(url):
+            raise malformed("ALERT_URLS", f"cannot be used: {name} {problem}")
+
+
+def database(environment: Environment, silent_since: datetime | None = None) -> Iterator[Finding]:
+    """The database, read without locks, and the days in it; an embedded server must be running.
+
+    Args:
+        silent_since: When Dagster's daemon is known to have stopped, so that earlier heartbeats do not count.
+    """
     try:
         with as_store_unavailable(), connect(environment.database_url(), autocommit=True) as connection:
             connection.execute("set default_transaction_read_only = on")
@@ -90,21 +135,24 @@ def database(environment: Environment) -> Iterator[Finding]:
             configured = [endpoint for endpoint in endpoints if environment.is_any_set(endpoint.credentials)]
             for error in problems(connection, privileges(configured)):
                 yield Finding("database", error.problem.what, error.problem.action)
-            yield from _automation(connection)
+            yield from _automation(connection, silent_since)
             ledgers: ledger.Ledgers = ledger.entries_since(connection) if ledger.exists(connection) else {}
             yield from _days(endpoints, ledgers, environment)
             yield from _sources(connection, endpoints, ledgers, environment)
     except SettingsError as error:
-        yield Finding("database", error.problem.what, "Set it to postgresql://user:password@host:port/database in .env")
+        yield from of_settings("database", error)
     except AffiliateError as error:
         yield Finding("database", error.problem.what, error.problem.action)
 
 
-def _automation(connection: psycopg.Connection[Any]) -> Iterator[Finding]:
+def _automation(connection: psycopg.Connection[Any], silent_since: datetime | None) -> Iterator[Finding]:
     """Dagster's daemon, schedules and sensors."""
+    last = max(filter(None, (datetime.now(UTC) - MAX_SILENCE, silent_since))).replace(tzinfo=None)
     [(has_run,)] = connection.execute("select to_regclass('public.daemon_heartbeats') is not null").fetchall()
     never_run = [(["sensor", "scheduler"], False, (), ())]
-    [(silent, any_schedule, stopped, failing)] = connection.execute(_AUTOMATION).fetchall() if has_run else never_run
+    [(silent, any_schedule, stopped, failing)] = (
+        connection.execute(_AUTOMATION, (last,)).fetchall() if has_run else never_run
+    )
     if silent:
         start = "Start it: `make up`, or on a server the Dagster daemon"
         yield Finding("daemon", f"Dagster's daemon is not running ({', '.join(silent)})", start)
@@ -134,7 +182,7 @@ def _days(endpoints: Sequence[Endpoint], ledgers: ledger.Ledgers, environment: E
         else:
             fine += endpoint.key in ledgers
     if fine:
-        yield Finding("days", f"no day of {fine} assets is overdue")
+        yield Finding("days", f"no day of {count_of(fine, 'asset')} is overdue")
     elif not any(ledgers.values()):
         yield Finding("days", "nothing has landed yet", "Run `make up`, or materialize days in the UI")
 
@@ -161,12 +209,10 @@ def _sources(
 
 def accounts(environment: Environment) -> Iterator[Finding]:
     """Whether each account is configured, can be reached and accepts its credentials."""
-    for unusable in unusable_variables(environment.variables):
-        yield Finding(unusable.name, unusable.problem, unusable.action)
     endpoints = configured_catalog(environment.variables).endpoints
     probed: dict[str, list[Endpoint]] = {}
     for endpoint in endpoints:
-        if endpoint.probe:
+        if endpoint.probe or endpoint.file_problems:
             about = filter(None, (endpoint.exchange.name, endpoint.alias, endpoint.role))
             probed.setdefault(" ".join(about), []).append(endpoint)
     configured = {(each.exchange.name, each.alias) for each in endpoints if environment.is_any_set(each.credentials)}
@@ -174,10 +220,17 @@ def accounts(environment: Environment) -> Iterator[Finding]:
         action = "Set the keys of one in .env (README, Real accounts), or try the sandbox with `make up`"
         yield Finding("accounts", "no exchange is configured", action)
         return
+    if environment.mode is Mode.SANDBOX:
+        try:
+            require_sandbox(environment.variables[endpoints[0].exchange.base_url_variable])
+        except SettingsError as error:
+            yield from of_settings("sandbox", error)
+            return
+    measured: set[str] = set()
     for about, requested in probed.items():
         first = requested[0]
         if environment.is_any_set(first.credentials):
-            yield from _account(about, requested, environment)
+            yield from _account(about, requested, environment, measured)
         elif first.alias and (first.exchange.name, first.alias) not in configured:
             action = f"Set {', '.join(first.credentials)} in .env, or remove the other variables of the account"
             yield Finding(about, "the account has variables, but no credentials", action)
@@ -185,26 +238,49 @@ def accounts(environment: Environment) -> Iterator[Finding]:
             yield Finding(about, "not configured: its assets do not land")
 
 
-def _account(about: str, endpoints: list[Endpoint], environment: Environment) -> Iterator[Finding]:
+def _account(about: str, endpoints: list[Endpoint], environment: Environment, measured: set[str]) -> Iterator[Finding]:
+    """Test the account with a request to each endpoint that has one, until a request fails.
+
+    Args:
+        measured: The exchanges whose clock has been compared; this account's is added.
+    """
     for endpoint in endpoints:
         try:
             session = endpoint.exchange.connect(endpoint, SharedState(), environment.variables)
         except SettingsError as error:
-            action = f"Set {', '.join(endpoint.variables)} in .env, all of them"
-            yield Finding(about, error.problem.what, action)
+            yield from of_settings(about, error)
             return
         with session.client:
+            yield from _file(endpoint, session)
+            if not endpoint.probe:
+                continue
             with suppress(ExchangeError):  # the request that follows reports it
                 offset_ms = session.client.adopt_clock()
-                if offset_ms is not None and endpoint is endpoints[0]:
+                if offset_ms is not None and endpoint.exchange.name not in measured:
+                    measured.add(endpoint.exchange.name)
                     yield _offset(endpoint, offset_ms)
             try:
-                if endpoint.probe:
-                    session.client.probe(endpoint.path, endpoint.probe.params(session, now_ms()))
+                body = session.client.probe(endpoint.path, endpoint.probe.params(session, now_ms()))
             except ExchangeError as error:
-                yield _refusal(about, endpoint, error, session.client.host)
+                yield _refusal(about, endpoint, endpoint.probe, error, session.client.host)
+                return
+            if endpoint.probe.problem and (problem := endpoint.probe.problem(body)):
+                yield from of_settings(about, malformed(endpoint.variable(endpoint.probe.about), problem))
                 return
     yield Finding(about, "responds, and accepts the credentials")
+
+
+def _file(endpoint: Endpoint, session: Session) -> Iterator[Finding]:
+    """What is wrong with the endpoint's file."""
+    if endpoint.file_problems:
+        name, read = endpoint.file_problems
+        try:
+            if problems := read(session):
+                found = f"names a file of which {count_of(len(problems), 'line')} cannot be used: "
+                error = malformed(endpoint.variable(name), found + "; ".join(problems[:MAX_LINES]))
+                yield from of_settings(name, error)
+        except SettingsError as error:
+            yield from of_settings(name, error)
 
 
 def _offset(endpoint: Endpoint, offset_ms: int) -> Finding:
@@ -214,15 +290,15 @@ def _offset(endpoint: Endpoint, offset_ms: int) -> Finding:
     )
 
 
-def _refusal(about: str, endpoint: Endpoint, error: ExchangeError, host: str) -> Finding:
+def _refusal(about: str, endpoint: Endpoint, probe: Probe, error: ExchangeError, host: str) -> Finding:
     """The finding about an account that refused a request or could not be reached."""
     if isinstance(error, TimestampRejected) and error.server_ms is not None:
         return _offset(endpoint, error.server_ms - now_ms())
-    variable = endpoint.variable(endpoint.probe.about) if endpoint.probe else ""
-    if isinstance(error, UnusableNetwork | NoResponse) and error.problem.action:
-        return Finding(variable or about, error.problem.what, error.problem.action)
+    what = error.problem.what
+    if probe.about and isinstance(error, AccessRefused | Refused):
+        refused = malformed(endpoint.variable(probe.about), f"was refused: {what}")
+        return next(of_settings(about, refused))
     kind = next(kind for kind in ACTIONS if isinstance(error, kind))
-    found = f"{host}: {error}" if kind is ExchangeError else f"{error}"
-    return Finding(
-        variable or about, found, ACTIONS[kind].format(variables=variable or ", ".join(endpoint.credentials))
-    )
+    names = {"variables": ", ".join(endpoint.credentials), "base_url": endpoint.exchange.base_url_variable}
+    action = error.problem.action or ACTIONS[kind].format(**names)
+    return Finding(about, f"{host}: {what}" if kind is ExchangeError else what, action)

@@ -7,7 +7,13 @@ import socket
 
 import psycopg
 
-from affiliate_pipeline.postgres.errors import DIRECT_ACTION, StoreUnavailable, as_store_unavailable, explained
+from affiliate_pipeline.postgres.errors import (
+    DIRECT_ACTION,
+    URL_NAME,
+    StoreUnavailable,
+    as_store_unavailable,
+    explained,
+)
 from affiliate_pipeline.postgres.urls import name_of, parameters
 
 MIN_SERVER_VERSION = 140000
@@ -55,11 +61,11 @@ def _open(url: str) -> psycopg.Connection:
         if isinstance(error, psycopg.OperationalError) and not re.match(
             r"connection is bad: (?!connection)|.*\binvalid .* for connection option", f"{error}"
         ):
-            raise explained(error) from None
+            raise explained(error, name_of(url)) from None
         # libpq checks the values of parameters before it connects, and quotes them.
         raise StoreUnavailable(
             f"{name_of(url)} has a parameter whose value cannot be used",
-            "See https://www.postgresql.org/docs/current/libpq-connect.html for the values of sslmode and the others",
+            f"Correct {name_of(url)}; see https://www.postgresql.org/docs/current/libpq-connect.html for the values of sslmode and the others",
         ) from None
 
 
@@ -79,7 +85,7 @@ def _prove_session(connection: psycopg.Connection, url: str) -> None:
             raise StoreUnavailable(
                 "the address of the database leads through a pooler in transaction or statement mode, where "
                 "locks are lost: two runs could land a day twice",
-                DIRECT_ACTION,
+                DIRECT_ACTION.replace(URL_NAME, name_of(url)),
             )
     _proven.add(url)
 

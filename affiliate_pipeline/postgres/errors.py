@@ -9,6 +9,8 @@ import psycopg
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
 
+# Replaced by the name of its variable, where that is known.
+URL_NAME = "the database's URL"
 RETRY_ACTION = "Check that it runs and that the database's URL is right, then materialize again"
 DIRECT_ACTION = (
     "Set the database's URL to the direct address of the server, or to one that pools whole sessions (PgBouncer: "
@@ -76,8 +78,8 @@ def as_store_unavailable() -> Generator[None]:
         raise explained(error) from None
 
 
-def explained(error: psycopg.Error) -> StoreUnavailable:
-    """The error with its cause and an action."""
+def explained(error: psycopg.Error, url_name: str = URL_NAME) -> StoreUnavailable:
+    """The error with its cause and an action, which names the database's URL by `url_name`."""
     message = redact((error.diag.message_primary or str(error) or type(error).__name__).strip())
     state = error.sqlstate or ""
     what, action = next(
@@ -85,7 +87,7 @@ def explained(error: psycopg.Error) -> StoreUnavailable:
         for states, texts, what, action in _CAUSES
         if re.fullmatch(states, state) and (state or re.search(texts, message))
     )
-    return StoreUnavailable(f"{what}: {message}", action)
+    return StoreUnavailable(f"{what}: {message}", action.replace(URL_NAME, url_name))
 
 
 def is_unusable(error: psycopg.Error) -> bool:

@@ -9,12 +9,12 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
 
 from affiliate_pipeline.domain.settings import DatabaseUrl
-from affiliate_pipeline.postgres.errors import StoreUnavailable
+from affiliate_pipeline.postgres.errors import URL_NAME, StoreUnavailable
 
 
 def name_of(url: str) -> str:
     """The name under which messages report the URL: that of its variable, if it is known."""
-    return url.name if isinstance(url, DatabaseUrl) else "the database's URL"
+    return url.name if isinstance(url, DatabaseUrl) else URL_NAME
 
 
 def parameters(url: str) -> dict[str, str]:
@@ -24,7 +24,7 @@ def parameters(url: str) -> dict[str, str]:
     """
     unparsable = StoreUnavailable(
         f"{name_of(url)} cannot be parsed",
-        "Write it as postgresql://user:password@host:port/database; in the user name and the password, `% / ? # @ : [ ]` "
+        f"Write {name_of(url)} as postgresql://user:password@host:port/database; in the user name and the password, `% / ? # @ : [ ]` "
         "and spaces are written as %25 %2F %3F %23 %40 %3A %5B %5D and %20",
     )
     try:

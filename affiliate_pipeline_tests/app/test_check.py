@@ -1,17 +1,28 @@
 """`check` reports each fault of an installation with an action, and changes nothing."""
 
 import json
+import re
+import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.__main__ import app
+from affiliate_pipeline.app.processes import STARTED_BY
+from affiliate_pipeline.domain.settings import known_variables
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, at, rebate
 
+# Apprise imports all of its services. One of them imports `imghdr`, which Python 3.13 removed.
+pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 # The columns of Dagster's tables that `check` reads. The end-to-end tests run it on the real tables.
 DAGSTER_TABLES = """
 create table daemon_heartbeats (daemon_type text, timestamp timestamp);
@@ -35,19 +46,57 @@ def healthy(both_exchanges, query, monkeypatch) -> None:
 
 
 @pytest.fixture
-def findings(capsys):
-    """Runs `check` and returns its findings by subject; asserts that each has an action."""
+def wrong_rows(capsys):
+    """Runs `check` and returns what is wrong as (subject, found, action); asserts that no row contradicts another."""
 
-    def run(*arguments: str) -> dict[str, str]:
+    def run(*arguments: str) -> list[tuple[str, str, str]]:
         capsys.readouterr()
         code = app(["check", *(arguments or ("--port", str(free_port())))], standalone_mode=False)
-        rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-        wrong = {row[1]: row[2] for row in rows if len(row) == 4 and row[0] == "wrong"}
-        assert all(row[3] for row in rows if len(row) == 4 and row[0] == "wrong")
+        lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+        rows = [(mark, about, found, action) for mark, about, found, action in (row for row in lines if len(row) == 4)]
+        wrong = [(about, found, action) for mark, about, found, action in rows if mark == "wrong"]
+        fine = [about for mark, about, _, _ in rows if mark == "ok"]
+        assert len({*rows}) == len(rows)
+        assert not {about for about, _, _ in wrong} & {*fine}
+        assert all(action for _, _, action in wrong)
         assert code == (1 if wrong else 0)
         return wrong
 
     return run
+
+
+@pytest.fixture
+def findings(wrong_rows):
+    """Runs `check` and returns what is wrong by subject."""
+
+    def run(*arguments: str) -> dict[str, str]:
+        return {about: found for about, found, _ in wrong_rows(*arguments)}
+
+    return run
+
+
+def running(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """A process that looks like one that `up` has started in the folder; ends with its standard input."""
+    environment = {STARTED_BY: str(folder / ".affiliate")}
+    command = [sys.executable, "-c", "input()", *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+
+
+WEBSERVER, DAEMON, CODE_SERVER = (
+    ("-m", "dagster_webserver", "--port", "1"),
+    ("-m", "dagster._daemon", "run"),
+    ("-m", "dagster", "api", "grpc", "--socket", "x"),
+)
+
+
+@pytest.fixture
+def dagster(tmp_path: Path) -> Iterator[dict[tuple[str, ...], subprocess.Popen[bytes]]]:
+    """The processes of Dagster under `up`, by their arguments."""
+    with ExitStack() as stack:
+        processes = {each: stack.enter_context(running(tmp_path, *each)) for each in (WEBSERVER, DAEMON, CODE_SERVER)}
+        yield processes
+        for process in processes.values():
+            process.kill()
 
 
 def free_port() -> int:
@@ -72,7 +121,7 @@ def test_an_unreachable_database_is_reported_without_its_password(healthy, findi
 
 def test_a_malformed_database_url_is_reported(healthy, findings, monkeypatch):
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", "mysql://user:hidden-password@127.0.0.1/nothing")
-    assert findings() == {"database": "AFFILIATE_DATABASE_URL is not a postgresql:// URL"}
+    assert findings() == {"AFFILIATE_DATABASE_URL": "AFFILIATE_DATABASE_URL is not a postgresql:// URL"}
 
 
 def test_an_old_database_server_is_reported(healthy, findings, monkeypatch):
@@ -109,7 +158,7 @@ def test_a_wrong_clock_is_reported_for_each_exchange(healthy, findings, both_exc
 
 def test_a_missing_variable_is_reported(healthy, findings, monkeypatch):
     monkeypatch.delenv("LBANK_API_SECRET")
-    assert findings() == {"lbank affiliate": "LBANK_API_SECRET is not set"}
+    assert findings() == {"LBANK_API_SECRET": "LBANK_API_SECRET is not set"}
 
 
 def test_the_lack_of_any_exchange_is_reported(healthy, findings, monkeypatch):
@@ -121,7 +170,8 @@ def test_the_lack_of_any_exchange_is_reported(healthy, findings, monkeypatch):
 def test_a_malformed_secret_is_reported(healthy, findings, monkeypatch, tmp_path):
     monkeypatch.setenv("BINANCE_PARTNER_API_SECRET", str(tmp_path / "no-such-key.pem"))
     wrong = findings()
-    assert list(wrong) == ["binance partner"] and "file that does not exist" in wrong["binance partner"]
+    assert list(wrong) == ["BINANCE_PARTNER_API_SECRET"]
+    assert "file that does not exist" in wrong["BINANCE_PARTNER_API_SECRET"]
 
 
 def test_a_rejected_secret_is_reported(healthy, findings, monkeypatch):
@@ -207,7 +257,7 @@ def test_check_changes_nothing(healthy, findings, both_exchanges, query, monkeyp
     before, requests_before = state(), len(both_exchanges.requests)
     assert findings() == {}
     assert state() == before
-    assert len(both_exchanges.requests) - requests_before <= 8
+    assert len(both_exchanges.requests) - requests_before <= 10
 
     query("drop schema affiliate cascade; drop schema binance cascade")
     empty = state()
@@ -236,7 +286,7 @@ def test_the_clients_account_needs_its_agent_code(healthy, findings, both_exchan
     monkeypatch.setenv("BINANCE_CLIENT_API_KEY", both_exchanges.binance.client_key)
     monkeypatch.setenv("BINANCE_CLIENT_API_SECRET", both_exchanges.binance.client_secret)
     monkeypatch.delenv("BINANCE_API_AGENT_CODE", raising=False)
-    assert findings() == {"binance client": "BINANCE_API_AGENT_CODE is not set"}
+    assert findings() == {"BINANCE_API_AGENT_CODE": "BINANCE_API_AGENT_CODE is not set"}
 
     monkeypatch.setenv("BINANCE_API_AGENT_CODE", both_exchanges.binance.api_agent_code)
     assert findings() == {}
@@ -248,9 +298,9 @@ def test_a_further_account_is_checked_like_the_default_one(healthy, findings, tw
     monkeypatch.setenv("LBANK_OPEN_ID__ACME", "LBAUNKNOWN")
     monkeypatch.delenv("BINANCE_CLIENT_API_SECRET__ACME")
     wrong = findings()
-    assert set(wrong) == {"binance acme partner", "LBANK_OPEN_ID__ACME", "binance acme client"}
+    assert set(wrong) == {"binance acme partner", "LBANK_OPEN_ID__ACME", "BINANCE_CLIENT_API_SECRET__ACME"}
     assert "BINANCE_PARTNER_API_SECRET__ACME" in wrong["binance acme partner"]
-    assert wrong["binance acme client"] == "BINANCE_CLIENT_API_SECRET__ACME is not set"
+    assert wrong["BINANCE_CLIENT_API_SECRET__ACME"] == "BINANCE_CLIENT_API_SECRET__ACME is not set"
 
 
 def test_variables_that_belong_to_no_account_are_reported(healthy, findings, monkeypatch):
@@ -266,3 +316,134 @@ def test_variables_that_belong_to_no_account_are_reported(healthy, findings, mon
         "binance other partner": "the account has variables, but no credentials",
         "binance other client": "the account has variables, but no credentials",
     }
+
+
+# Values that cannot be used; those of a start date are the same for each.
+BAD_START_DATES = ("soon", "2999-01-01")
+BAD_VALUES = {
+    "AFFILIATE_DATABASE_URL": ("mysql://h/x", "postgresql://user:hidden@127.0.0.1:1/x"),
+    "AFFILIATE_SCHEDULES": ("maybe",),
+    "AFFILIATE_RATE_SCALE": ("0",),
+    "ALERT_URLS": ("json://127.0.0.1:1/x, hunter2",),
+    "HEARTBEAT_URL": ("hc-ping.com/hidden",),
+    "DAGSTER_UI_URL": ("localhost:3000",),
+    "BINANCE_BASE_URL": ("api.binance.com", "http://127.0.0.1:1"),
+    "BINANCE_FILE_HOSTS": ("https://files.example.com",),
+    "BINANCE_WEIGHT_PER_MINUTE": ("many",),
+    "BINANCE_PARTNER_API_KEY": ("two words",),
+    "BINANCE_PARTNER_API_SECRET": ("/no/such/key.pem",),
+    "BINANCE_CLIENT_API_KEY": ("two words",),
+    "BINANCE_CLIENT_API_SECRET": ("/no/such/key.pem",),
+    "BINANCE_API_AGENT_CODE": ("WRONG1",),
+    "BINANCE_CUSTOMER_IDS": ("/no/such/file.csv",),
+    "BINANCE_USER_CUSTOMER_ID": ("'id",),
+    "LBANK_BASE_URL": ("lbank.com", "http://127.0.0.1:1"),
+    "LBANK_API_KEY": ("two words",),
+    "LBANK_API_SECRET": ("/no/such/key.pem",),
+    "LBANK_SIGNATURE_METHOD": ("MD5",),
+    "LBANK_OPEN_ID": ("LBAUNKNOWN",),
+}  # fmt: skip
+
+
+def test_every_variable_with_a_bad_value_is_reported_and_no_other_one_is_blamed(
+    healthy, wrong_rows, both_exchanges, monkeypatch
+):
+    for name, value in both_exchanges.binance.variables(both_exchanges.url).items():
+        monkeypatch.setenv(name, value)
+    variables = known_variables()
+    blamed = {}
+    for name in variables:
+        for value in BAD_START_DATES if name.endswith("_START_DATE") else BAD_VALUES[name]:
+            with monkeypatch.context() as patch:
+                patch.setenv(name, value)
+                wrong = wrong_rows()
+            assert not re.search("hidden|hunter2", f"{wrong}")
+            blamed[name, value] = {each for _, _, action in wrong for each in re.findall("[A-Z_]+", action)} & variables
+    assert {case: names for case, names in blamed.items() if names != {case[0]}} == {}
+
+
+def test_a_wrong_agent_code_is_reported(healthy, findings, both_exchanges, monkeypatch):
+    monkeypatch.setenv("BINANCE_API_AGENT_CODE", "WRONG1")
+    wrong = findings()
+    assert list(wrong) == ["BINANCE_API_AGENT_CODE"]
+    assert "Binance returned rebateWorking false" in wrong["BINANCE_API_AGENT_CODE"]
+
+
+def test_unknown_variables_are_reported_with_the_nearest_name(healthy, wrong_rows, monkeypatch):
+    monkeypatch.setenv("LBANK_API_KEI__ACME", "key")
+    monkeypatch.setenv("binance_customer_ids", "file.csv")
+    monkeypatch.setenv("AFFILIATE_PLUGINS_FOLDER", "x")
+    monkeypatch.setenv("ALERT_URL", "json://example.com")
+    monkeypatch.setenv("LBNK_OPEN_ID", "LBA1")
+    for name in ("DATABASE_URL", "ALERT_EMAIL", "DAGSTER_HOME", "API_KEY"):
+        monkeypatch.setenv(name, "of another program")
+    assert {about: action for about, _, action in wrong_rows()} == {
+        "LBANK_API_KEI__ACME": "Rename LBANK_API_KEI__ACME to LBANK_API_KEY__ACME, or remove it",
+        "binance_customer_ids": "Rename binance_customer_ids to BINANCE_CUSTOMER_IDS, or remove it",
+        "AFFILIATE_PLUGINS_FOLDER": "Remove AFFILIATE_PLUGINS_FOLDER",
+        "ALERT_URL": "Rename ALERT_URL to ALERT_URLS, or remove it",
+        "LBNK_OPEN_ID": "Rename LBNK_OPEN_ID to LBANK_OPEN_ID, or remove it",
+    }
+
+
+def test_an_env_file_that_cannot_be_read_is_reported(findings, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    Path(".env").mkdir()
+    wrong = findings()
+    assert list(wrong) == [".env"] and "cannot be read (Is a directory)" in wrong[".env"]
+
+
+def test_lines_of_the_env_file_that_are_ignored_are_reported_without_their_text(healthy, findings):
+    Path(".env").write_text("# comment\n\nexport A=1\nLBANK_API_SECRET: hidden\nB\n")
+    wrong = findings()
+    assert list(wrong) == [".env"]
+    assert "hidden" not in wrong[".env"] and "line 5, is not NAME=value, and is ignored" in wrong[".env"]
+
+
+def test_lines_of_the_customer_ids_that_cannot_be_used_are_reported(healthy, findings, monkeypatch, tmp_path):
+    file = tmp_path / "ids.csv"
+    file.write_text("customerId,email\na1,person.one@example.com\na2,no-email\na1,person.two@example.com\n")
+    monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(file))
+    wrong = findings()
+    assert list(wrong) == ["BINANCE_CUSTOMER_IDS"]
+    assert "3 lines cannot be used" in wrong["BINANCE_CUSTOMER_IDS"]
+    assert "person.one" not in wrong["BINANCE_CUSTOMER_IDS"]
+
+
+def test_a_sandbox_that_is_not_running_is_reported_once(wrong_rows, both_exchanges, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    variables = both_exchanges.variables
+    for name in (*variables, "AFFILIATE_DATABASE_URL", "AFFILIATE_RATE_SCALE"):
+        monkeypatch.delenv(name, raising=False)
+    settings.home().mkdir()
+    settings.save_sandbox_variables(variables)
+    both_exchanges.stop()
+    actions = {about: action for about, _, action in wrong_rows()}
+    assert actions.keys() == {"sandbox", "database"}
+    assert all("`make up`" in action for action in actions.values())
+
+
+def test_a_stopped_service_of_dagster_is_reported_at_once(healthy, findings, dagster):
+    assert findings() == {}
+
+    dagster[DAEMON].send_signal(signal.SIGSTOP)
+    assert findings() == {"daemon": "Dagster's daemon is not running (scheduler, sensor)"}
+
+    dagster[DAEMON].send_signal(signal.SIGCONT)
+    for each in (WEBSERVER, CODE_SERVER):
+        dagster[each].kill()
+        dagster[each].wait()
+    assert findings() == {
+        "webserver": "Dagster's webserver is not running",
+        "code server": "Dagster's code server is not running",
+    }
+
+
+def test_heartbeats_from_before_the_end_of_up_do_not_count(healthy, findings, tmp_path, query):
+    (tmp_path / ".affiliate").mkdir()
+    (tmp_path / ".affiliate" / "up.lock").touch()
+    assert list(findings()) == ["daemon"]
+
+    # The daemon may run elsewhere.
+    query("update daemon_heartbeats set timestamp = timestamp + interval '1 minute'")
+    assert findings() == {}

@@ -281,7 +281,7 @@ def test_an_unreachable_database_fails_every_day(sandbox, monkeypatch):
 
     assert sorted(run.failed) == DAYS
     assert "the database cannot be used" in run.message
-    assert "that the database's URL is right" in run.message
+    assert "that AFFILIATE_DATABASE_URL is right" in run.message
     assert "Rows that had landed are unchanged" in run.message
     assert "so-secret" not in run.message
     assert sandbox.requests == []

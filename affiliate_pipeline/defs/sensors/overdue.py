@@ -122,7 +122,8 @@ def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, moni
 
 def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, monitored: _Monitored) -> dg.SkipReason:
     """Call HEARTBEAT_URL, or skip with the reason why it is not called."""
-    variable, url = pipeline.variable("HEARTBEAT_URL"), pipeline.alerts().heartbeat_url
+    variable = pipeline.variable("HEARTBEAT_URL")
+    url = pipeline.alerts().heartbeat(variable)
     if url is None:
         return dg.SkipReason(f"{variable} is not set")
     with OverdueStore(pipeline.database_url()) as store, pipeline.outbox() as outbox:
@@ -139,7 +140,7 @@ def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, 
             f"not called, since alerts that are more than an hour old have not been delivered: {undelivered}. The failed "
             "ticks of alert_delivery give the reason"
         )
-    if problem := ping_heartbeat(url.get_secret_value(), pipeline.network()):
+    if problem := ping_heartbeat(url, pipeline.network()):
         context.log.error(f"{variable} could not be called: {problem}")
         return dg.SkipReason(f"{variable} could not be called: {problem}")
     return dg.SkipReason(f"{variable} was called: no day is at risk, and alerts are delivered")

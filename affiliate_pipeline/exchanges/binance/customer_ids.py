@@ -34,7 +34,7 @@ from affiliate_pipeline.schema.raw_row import texts
 
 HEADER = ["customerid", "email"]
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
-_FILE_VARIABLE, _OWN_ID_VARIABLE = "BINANCE_CUSTOMER_IDS", "BINANCE_USER_CUSTOMER_ID"
+FILE_VARIABLE, _OWN_ID_VARIABLE = "BINANCE_CUSTOMER_IDS", "BINANCE_USER_CUSTOMER_ID"
 # `unknown` never lands: the next run finds out the outcome.
 ASSIGNED, REFUSED, FAILED, UNKNOWN = "assigned", "refused", "failed", "unknown"
 
@@ -68,19 +68,27 @@ def desired_of_partner(session: BinanceSession) -> list[DesiredCustomerId]:
     path = session.settings.binance_customer_ids
     if path is None:
         return []
-    file = f"the file that {session.variable(_FILE_VARIABLE)} names"
+    variable = session.variable(FILE_VARIABLE)
+    file = f"the file that {variable} names"
     try:
         data = Path(path).expanduser().read_bytes()
         lines = csv.reader(io.StringIO(text_of(data, file)))
         cells = ((lines.line_num, [cell.strip() for cell in line]) for line in lines)
         desired = [_of_line(number, line) for number, line in cells if any(line)]
     except OSError as error:
-        raise SettingsError(f"{file} cannot be read: {error.strerror}") from None
+        action = f"Set {variable} to the path of a CSV file that the user who runs this may read"
+        raise SettingsError(f"{file} cannot be read: {error.strerror}", action, variable=variable) from None
     except csv.Error:
-        raise SettingsError(f"{file} is not a CSV file") from None
+        action = f"Set {variable} to the path of a CSV file `customerId,email`"
+        raise SettingsError(f"{file} is not a CSV file", action, variable=variable) from None
     if desired and [desired[0].customer_id.lower(), desired[0].owner.lower()] == HEADER:
         del desired[0]
     return _without_duplicates(desired)
+
+
+def rejected_lines(session: BinanceSession) -> list[str]:
+    """The lines of the file that cannot be assigned, with the reason; raises SettingsError if it cannot be read."""
+    return [str(each) for each in desired_of_partner(session) if each.rejection]
 
 
 def desired_of_client(session: BinanceSession) -> list[DesiredCustomerId]:

@@ -3,8 +3,14 @@
 from datetime import time, timedelta
 from functools import partial
 
-from affiliate_pipeline.exchanges.binance import schemas
-from affiliate_pipeline.exchanges.binance.customer_ids import Assignment, desired_of_client, desired_of_partner
+from affiliate_pipeline.exchanges.binance import responses, schemas
+from affiliate_pipeline.exchanges.binance.customer_ids import (
+    FILE_VARIABLE,
+    Assignment,
+    desired_of_client,
+    desired_of_partner,
+    rejected_lines,
+)
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE, BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import requested_in_time
 from affiliate_pipeline.exchanges.binance.kickback_export.exports import LANDED_BY, REQUESTED_BY, RETENTION
@@ -27,6 +33,11 @@ _PROBE = Probe[BinanceSession](lambda _, now_ms: {"startTime": now_ms - 1000, "e
 _CUSTOMIZATION = "/sapi/v1/apiReferral/customization"
 _USER_CUSTOMIZATION = "/sapi/v1/apiReferral/userCustomization"
 _AGENT = ("BINANCE_API_AGENT_CODE",)
+_of_agent = partial(
+    Probe[BinanceSession],
+    lambda session, _: {"apiAgentCode": session.settings.binance_api_agent_code},
+    about="BINANCE_API_AGENT_CODE",
+)
 _DAILY = time(0, 15)
 _RECENT_KICKBACKS = "kickback_recent_record"
 # Fees on the client's own trades that are paid back to it.
@@ -110,10 +121,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         schema=schemas.IfNewUser,
         description="Whether the client is new to the agent and the agent's code works: a snapshot of today (UTC).",
         requires=_AGENT,
-        probe=Probe(
-            lambda session, _: {"apiAgentCode": session.settings.binance_api_agent_code},
-            about="BINANCE_API_AGENT_CODE",
-        ),
+        probe=_of_agent(problem=responses.agent_problem),
         lands_at=_DAILY,
     ),
     Snapshot(
@@ -133,13 +141,15 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         schema=schemas.UserCustomization,
         description="The id that the client has with the agent: a snapshot of today (UTC).",
         requires=_AGENT,
+        probe=_of_agent(),
         lands_at=_DAILY,
     ),
     ActionLog(
         exchange=BINANCE,
         name="customization_assignment",
         role="partner",
-        strategy=Assignment(_CUSTOMIZATION, "email", desired_of_partner, "BINANCE_CUSTOMER_IDS", lists_all=True),
+        strategy=Assignment(_CUSTOMIZATION, "email", desired_of_partner, FILE_VARIABLE, lists_all=True),
+        file_problems=(FILE_VARIABLE, rejected_lines),
         schema=schemas.CustomizationAssignment,
         description=(
             "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, if they have different ones; only on "

@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Self
+from typing import Annotated
 from zoneinfo import ZoneInfo
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr
 
-from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, as_settings_error, check_rate_scale
+from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, as_settings_error
 from affiliate_pipeline.exchanges.binance import responses
 from affiliate_pipeline.exchanges.binance.kickback_export.exports import LANDED_BY, KickbackExports
 from affiliate_pipeline.exchanges.binance.signing import BinanceAuth
@@ -61,13 +61,10 @@ class Binance(Settings):
     # The path of a CSV `customerId,email`.
     binance_customer_ids: str | None = None
     binance_user_customer_id: str | None = None
-    binance_weight_per_minute: Annotated[int, Field(ge=1, le=12000)] = 6000
+    binance_weight_per_minute: Annotated[int, Field(ge=1, le=12000, description="a whole number from 1 to 12000")] = (
+        6000
+    )
     affiliate_rate_scale: RateScale = 1.0
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_rate_scale(self.binance_base_url, self.affiliate_rate_scale)
-        return self
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,19 @@ def uid(body: bytes) -> str | None:
     return None if found is None else str(found)
 
 
+class _Agent(msgspec.Struct, rename="camel"):
+    rebate_working: bool = True
+
+
+def agent_problem(body: bytes) -> str:
+    """What a response about the agent reports as wrong with its code, as the rest of a sentence; empty: nothing."""
+    try:
+        works = msgspec.json.decode(body, type=_Agent).rebate_working
+    except msgspec.DecodeError:  # the assets that read the response report it
+        return ""
+    return "" if works else "is not a code that works for this client: Binance returned rebateWorking false"
+
+
 def server_time_ms(body: bytes) -> int:
     """The exchange's clock from the body of `SERVER_TIME_PATH`; raises ValueError."""
     try:

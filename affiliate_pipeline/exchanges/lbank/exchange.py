@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Literal, Self
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import SecretStr, model_validator
+from pydantic import Field, SecretStr
 
-from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, as_settings_error, check_rate_scale
+from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, as_settings_error
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
 from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.exchanges.identity import KeyRefused
@@ -37,14 +37,11 @@ class LBank(Settings):
     lbank_base_url: BaseUrl = "https://affiliate.lbankverify.com"
     lbank_api_key: SecretStr | None = None
     lbank_api_secret: SecretStr | None = None
-    lbank_signature_method: Literal["HmacSHA256", "RSA"] = "HmacSHA256"
+    lbank_signature_method: Annotated[Literal["HmacSHA256", "RSA"], Field(description="HmacSHA256 or RSA")] = (
+        "HmacSHA256"
+    )
     lbank_open_id: str = ""
     affiliate_rate_scale: RateScale = 1.0
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_rate_scale(self.lbank_base_url, self.affiliate_rate_scale)
-        return self
 
 
 @dataclass(frozen=True)
