@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from affiliate_pipeline_tests.e2e.project import KEY, UI, Project, free_port, last_days
+from affiliate_pipeline_tests.e2e.project import KEY, UI, Project, command_of, free_port, last_days
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 pytestmark = [
@@ -63,6 +63,11 @@ def test_the_ui_shows_the_graph_the_days_and_the_chart_and_a_click_launches_a_ba
 
         checked = landed.run("check", "--port", str(port))
         assert checked.returncode == 0, checked.stdout + checked.stderr
+        [daemon] = [each for each in landed.processes() if "dagster._daemon" in command_of(each)]
+        daemon.suspend()
+        checked = landed.run("check", "--port", str(port))
+        daemon.resume()
+        assert checked.returncode == 1 and "daemon is not running" in " ".join(checked.stdout.split())
 
         (before,) = landed.query("select max(checked_at) from affiliate.landing where asset = %s", KEY)
         page.goto(f"{url}/assets/{KEY}?view=partitions", wait_until="domcontentloaded")
