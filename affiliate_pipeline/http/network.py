@@ -132,8 +132,10 @@ class _Transport(httpx.BaseTransport):
         try:
             response = pool.handle_request(request)
         except _UNSENDABLE as error:
-            what = f"no request can be sent to {redact(request.url.host)} ({type(error).__name__})"
-            raise UnusableNetwork(what, "Check the base URL") from None
+            what = (
+                f"no request can be sent to {redact(request.url.host)} ({type(error).__name__}): the base URL is wrong"
+            )
+            raise UnusableNetwork(what) from None
         except httpx.TransportError as error:
             raise _explained(error, request.url, proxy) from None
         status, is_json = response.status_code, "json" in response.headers.get("Content-Type", "")

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from affiliate_pipeline.domain.settings import BaseUrl, Settings, as_settings_error, check_http_url, quotes_in
+from affiliate_pipeline.domain.settings import BaseUrl, Settings, check_http_url, malformed, quotes_in
 from affiliate_pipeline.monitoring.alerts import Alert
 
 # Discord's and Telegram's limits are 2000 and 4096; Apprise splits once more for a service with a lower limit.
@@ -41,8 +41,10 @@ class AlertSettings(Settings):
         url = self.heartbeat_url.get_secret_value()
         for error in quotes_in(variable, url):
             raise error
-        with as_settings_error(variable):
+        try:
             check_http_url(url)
+        except ValueError as error:
+            raise malformed(variable, f"{error}") from None
         return url
 
 

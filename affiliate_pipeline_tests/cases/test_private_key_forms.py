@@ -273,9 +273,10 @@ def test_a_pem_in_env_without_quotes_is_reported(run_check, monkeypatch):
 
 def test_a_secret_of_the_other_signature_method_is_reported():
     of_hmac = reported(connect_lbank, "an-hmac-secret", "RSA")
-    assert "the secret is not a private key, and LBANK_SIGNATURE_METHOD is RSA" in of_hmac
+    assert "the secret is not a private key, and the method is RSA" in of_hmac
     of_rsa = reported(connect_lbank, PEM, "HmacSHA256")
-    assert "the secret is a private key: set LBANK_SIGNATURE_METHOD to RSA" in of_rsa
+    assert "the secret is a private key, and the method is HmacSHA256" in of_rsa
+    assert all("Correct LBANK_API_SECRET or LBANK_SIGNATURE_METHOD in" in each for each in (of_hmac, of_rsa))
     of_ed25519 = reported(connect_lbank, encoded(ED25519_KEY), "RSA")
     assert "is a private key of type Ed25519, which LBank does not accept: use RSA" in of_ed25519
 

@@ -9,14 +9,14 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, SecretStr
 
-from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, as_settings_error
+from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings, as_settings_error, malformed
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
 from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.exchanges.identity import KeyRefused
 from affiliate_pipeline.exchanges.lbank import responses
 from affiliate_pipeline.exchanges.lbank.response_cache import ResponseCache
 from affiliate_pipeline.exchanges.lbank.roster import TEAM_LIST, Roster, RosterStore
-from affiliate_pipeline.exchanges.lbank.signing import LBankAuth
+from affiliate_pipeline.exchanges.lbank.signing import LBankAuth, OtherKindOfSecret
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.client import Client, Clock
 from affiliate_pipeline.http.encoding import check_api_key
@@ -68,8 +68,13 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
     clock, network = Clock(), Network(variables)
     with as_settings_error(endpoint.variable("LBANK_API_KEY")):
         check_api_key(api_key, secret)
-    with as_settings_error(endpoint.variable("LBANK_API_SECRET")):
-        auth = LBankAuth(api_key, secret, settings.lbank_signature_method, clock.now_ms)
+    secret_name = endpoint.variable("LBANK_API_SECRET")
+    with as_settings_error(secret_name):
+        try:
+            auth = LBankAuth(api_key, secret, settings.lbank_signature_method, clock.now_ms)
+        except OtherKindOfSecret as error:
+            both = f"{secret_name} or {endpoint.variable('LBANK_SIGNATURE_METHOD')}"
+            raise malformed(both, f"cannot be used: {error}") from None
     window_s = WINDOW_S / settings.affiliate_rate_scale
 
     def client(path: str) -> Client:

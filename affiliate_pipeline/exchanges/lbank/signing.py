@@ -14,6 +14,10 @@ from affiliate_pipeline.http.encoding import encode, read_secret
 ECHOSTR_CHARACTERS = 35  # 30 to 40 are accepted
 
 
+class OtherKindOfSecret(ValueError):
+    """The secret is not of the kind that the signature method requires."""
+
+
 class LBankAuth(httpx.Auth):
     """Signs each request with its parameters sorted and `sign` over their *raw* values.
 
@@ -60,8 +64,8 @@ def _signer(secret: str, method: str) -> Callable[[bytes], str]:
         case ("HMAC", "HmacSHA256") | ("RSA", "RSA"):
             return found.sign
         case "HMAC", _:
-            raise ValueError("the secret is not a private key, and LBANK_SIGNATURE_METHOD is RSA: one of them is wrong")
+            raise OtherKindOfSecret("the secret is not a private key, and the method is RSA: one of them is wrong")
         case "RSA", _:
-            raise ValueError("the secret is a private key: set LBANK_SIGNATURE_METHOD to RSA, or use the HMAC secret")
+            raise OtherKindOfSecret("the secret is a private key, and the method is HmacSHA256: one of them is wrong")
         case kind, _:
             raise ValueError(f"the secret is a private key of type {kind}, which LBank does not accept: use RSA")

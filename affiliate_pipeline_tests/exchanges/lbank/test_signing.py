@@ -143,11 +143,11 @@ def unusable(key, secret_of):
 
 ERRORS = {
     "cut off": "cut off or damaged",
-    "no base64": "not a private key, and LBANK_SIGNATURE_METHOD is RSA",
+    "no base64": "not a private key, and the method is RSA",
     "not ASCII": "another character that",
     "bytes changed": "cut off or damaged",
     "a missing file": "path of a file that does not exist",
-    "an HMAC secret": "not a private key, and LBANK_SIGNATURE_METHOD is RSA",
+    "an HMAC secret": "not a private key, and the method is RSA",
     "encrypted": "encrypted: store it without a passphrase",
     "another type": "use RSA",
 }
