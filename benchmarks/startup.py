@@ -14,6 +14,7 @@ from benchmarks.harness import MB, ROOT, Table, peaks
 IMPORTS = {
     "the three largest dependencies": "import dagster, dagster_postgres, pandera.pandas",
     "the code location": "import affiliate_pipeline.definitions",
+    "the code location and what landing uses": "import affiliate_pipeline.definitions, affiliate_pipeline.landing.blocks",
 }
 TIMED = "import time; began = time.perf_counter(); {}; print(time.perf_counter() - began)"
 IMPORT_ROUNDS = 7
@@ -66,14 +67,16 @@ def run(quick: bool, rounds: int) -> list[Table]:
         for name, statement in IMPORTS.items():
             seconds[name].append(import_s(statement))
     medians = {name: statistics.median(measured) for name, measured in seconds.items()}
-    three_largest_s, _ = medians.values()
+    three_largest_s = medians["the three largest dependencies"]
     first_day_s, ready_s, memory = up_until_landed()
     return [
         Table(
             f"Imports, median of {len(seconds['the code location'])}",
             ["", "s", "ratio"],
             [[name, f"{median:.2f}", f"{median / three_largest_s:.2f}"] for name, median in medians.items()],
-            [f"Target for the code location: at most {MAX_RATIO} times {IMPORTS['the three largest dependencies']!r}."],
+            [
+                f"Target for what a landing run imports: at most {MAX_RATIO} times {IMPORTS['the three largest dependencies']!r}."
+            ],
         ),
         Table(
             "`affiliate-pipeline up` in a new folder, everything installed",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 from rich.markup import escape
@@ -17,7 +17,6 @@ from rich.markup import escape
 from affiliate_pipeline.app.cli import CommandError, app, console, parse_days
 from affiliate_pipeline.app.embedded_server.programs import program
 from affiliate_pipeline.app.embedded_server.server import start_database
-from affiliate_pipeline.commission.export import Extract, extract
 from affiliate_pipeline.commission.figures import Incomplete, gather, incomplete
 from affiliate_pipeline.commission.report import render
 from affiliate_pipeline.commission.rollup import TABLE, Commission
@@ -31,6 +30,9 @@ from affiliate_pipeline.landing.pipeline import connected, plan_of
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.urls import libpq_environment
+
+if TYPE_CHECKING:
+    from affiliate_pipeline.commission.export import Extract
 
 TABLES = (*(endpoint.table for endpoint in DEFAULT.endpoints), TABLE)
 _Range = Annotated[str, typer.Argument(help="One day or a range: 2026-10-01...2026-10-31")]
@@ -68,6 +70,9 @@ def export(
     A table has the rows of all accounts, which the column `account` names; an asset has those of one account. Days that
     have not landed or may still change are reported on standard error.
     """
+    # Imported here: it imports pyarrow, which no other command needs.
+    from affiliate_pipeline.commission.export import extract
+
     # An asset's key also has the account, if it is not the default one.
     table = f"{name.partition('/')[0]}.{name.rpartition('/')[2]}" if "/" in name else name
     if table not in TABLES:
@@ -103,7 +108,7 @@ def _exported(name: str, table: str, environment: Environment, store: Store) -> 
     return [known[name]]
 
 
-def _write(found: Extract, kind: Format, file: BinaryIO) -> None:
+def _write(found: "Extract", kind: Format, file: BinaryIO) -> None:
     if kind is Format.csv:
         found.write_csv(file)
         return

@@ -37,13 +37,15 @@ def _steps(context: dg.InitExecutorContext) -> StepExecutor:
     return StepExecutor(_in_process.executor_creation_fn(context), _multiprocess.executor_creation_fn(context))
 
 
-# A forked process need not import Dagster and the package again, which takes longer than most steps. LBank has eight
-# endpoints whose steps mostly wait, each for its own rate limit: all of them run concurrently. `definitions` is not among
-# the preloaded modules, because it reads the environment, which depends on the Dagster instance that a step loads first.
+# A forked process need not import Dagster, the package and what landing uses again, which takes longer than most steps.
+# `definitions` is not among the modules, because it reads the environment, which depends on the Dagster instance that a
+# step loads first.
+PRELOADED = ["affiliate_pipeline.defs.factory", "affiliate_pipeline.landing.blocks", "dagster_postgres"]
+# LBank has eight endpoints whose steps mostly wait, each for its own rate limit: all of them run concurrently.
 step_executor = _steps.configured(
     {
         "max_concurrent": 8,
-        "start_method": {"forkserver": {"preload_modules": ["affiliate_pipeline.defs.factory", "dagster_postgres"]}},
+        "start_method": {"forkserver": {"preload_modules": PRELOADED}},
     },
     name="multiprocess",
 )

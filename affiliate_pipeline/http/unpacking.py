@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import IO
 
-import pyarrow
-
 from affiliate_pipeline.http.error_body import quote, read_error
 from affiliate_pipeline.http.errors import Refused, Transient
 
@@ -105,6 +103,9 @@ def _opened(file: bytes, kind: str, left: int) -> IO[bytes]:
         case "xz":
             return lzma.LZMAFile(BytesIO(file))
         case _:
+            # Imported here: most processes unpack nothing.
+            import pyarrow
+
             return pyarrow.CompressedInputStream(pyarrow.BufferReader(file), kind)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import partial
 from itertools import chain
 
 from affiliate_pipeline.domain.days import format_days
@@ -26,12 +27,12 @@ from affiliate_pipeline.landing.day_writer import DayWriter, Landed, Shrunken, S
 from affiliate_pipeline.landing.eligibility import Availability, Expired, NotEnded, eligibility_of
 from affiliate_pipeline.landing.endpoint_tables import DayStats, stats_of
 from affiliate_pipeline.landing.ledger import LedgerEntry, has_landed
-from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of, prepared
+from affiliate_pipeline.landing.prepare import Block, PreparedDay, prepared
 from affiliate_pipeline.landing.quarantine import Rejection
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
-from affiliate_pipeline.schema.decode import Invalid
+from affiliate_pipeline.schema.invalid import Invalid
 from affiliate_pipeline.schema.raw_row import payload, split
 
 LOG_EVERY_S = 10
@@ -104,6 +105,10 @@ def land_days(
     now: Callable[[], int] = now_ms,
 ) -> Iterator[Outcome]:
     """Yield one outcome per day, in any order."""
+    # Imported here: it imports pandas, pandera and pyarrow, which most processes never use. That takes seconds, which have
+    # to be over before the asset is locked and the first day's transaction begins.
+    from affiliate_pipeline.landing.blocks import blocks_of
+
     pending = dict.fromkeys(sorted(days))
     ledger: dict[date, LedgerEntry] = {}
     try:
@@ -115,7 +120,7 @@ def land_days(
             sources = session.identity.sources
             available = Availability(endpoint, session, options.trust_old, now, started_ms=now())
             writer = DayWriter(store.connection, endpoint, session.source, sources, run_id, options.allow_shrink)
-            run = LandingRun(available, writer, options.from_rejected, ledger)
+            run = LandingRun(available, writer, partial(blocks_of, endpoint=endpoint), options.from_rejected, ledger)
             for outcome in run.outcomes(list(pending)):
                 del pending[outcome.day]
                 yield outcome
@@ -134,6 +139,7 @@ class LandingRun:
 
     available: Availability
     writer: DayWriter
+    blocks_of: Callable[[DayBatch], Iterator[Block]]
     from_rejected: bool
     ledger: Mapping[date, LedgerEntry]
 
@@ -176,7 +182,7 @@ class LandingRun:
         log.info("%s: fetching %s: %s", self.endpoint.key, format_days(eligibility.fetch), plan)
         logged_at = time.monotonic()
         batches = self.available.confirmed(strategy.fetch(self.session, eligibility.fetch, zone))
-        with prepared(batches, self.endpoint, self.session.cancel) as prepared_days:
+        with prepared(batches, self.blocks_of, self.session.cancel) as prepared_days:
             for done, day in enumerate(prepared_days, start=1):
                 yield self._land(day) if isinstance(day, PreparedDay) else self._not_fetched(day)
                 if done == len(eligibility.fetch) or time.monotonic() - logged_at >= LOG_EVERY_S:
@@ -244,7 +250,7 @@ class LandingRun:
         else:
             received_ms = int(why.received_at.timestamp() * 1000)
             batch = DayBatch(day, rows, len(rows), requests=0, requested_ms=received_ms)
-            return self._land(PreparedDay(batch, blocks_of(batch, self.endpoint)))
+            return self._land(PreparedDay(batch, self.blocks_of(batch)))
         return self._failed(day, problem)
 
     def _retained(self, day: date) -> Retained | Failed:

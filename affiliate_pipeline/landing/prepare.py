@@ -8,17 +8,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from queue import Empty, Queue
 
-from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError
-from affiliate_pipeline.http.bodies import REPLACEMENT
-from affiliate_pipeline.schema.decode import ColumnProblem, Invalid, batches, damaged, parse
-from affiliate_pipeline.schema.fingerprint import Fingerprint, copy_text, fingerprint
-from affiliate_pipeline.schema.raw_row import split
+from affiliate_pipeline.schema.fingerprint import Fingerprint
+from affiliate_pipeline.schema.invalid import Invalid
 
-BLOCK_BYTES = 4 << 20
 BLOCKS_AHEAD = 8
 
 
@@ -51,30 +47,6 @@ class Block:
     summary: Summary
 
 
-def blocks_of(batch: DayBatch, endpoint: Endpoint) -> Iterator[Block]:
-    """The day's rows; raises `Invalid` at the end, with the problems of all of them."""
-    instant = endpoint.time_column if isinstance(endpoint, Records) else None
-    within = (instant, endpoint.start_ms(batch.day), endpoint.end_ms(batch.day)) if instant else None
-    problems: list[ColumnProblem] = []
-    rows = 0
-    for chunks in batches(batch.chunks, BLOCK_BYTES):
-        try:
-            parsed = parse(endpoint.schema, chunks, within)
-        except Invalid as invalid:
-            problems += (replace(each, row=rows + each.row) for each in invalid.problems)
-            rows += sum(1 for _ in split(chunks))
-            continue
-        rows += len(parsed.table)
-        if not problems:
-            text = copy_text(parsed.table)
-            # Searching for a single byte first is much faster.
-            is_damaged = REPLACEMENT[:1] in text and REPLACEMENT in text
-            found = damaged(parsed.table) if is_damaged else Counter[str]()
-            yield Block(text, Summary(len(parsed.table), fingerprint(parsed.table, text), parsed.unknown, found))
-    if problems:
-        raise Invalid(problems)
-
-
 @dataclass(frozen=True)
 class PreparedDay:
     """A fetched day and its blocks, readable once; reading them raises `Invalid` if any row is."""
@@ -93,14 +65,16 @@ class _Cancelled(Exception):
 
 @contextmanager
 def prepared(
-    batches: Generator[DayBatch | DayError], endpoint: Endpoint, cancel_fetch: Callable[[], None]
+    batches: Generator[DayBatch | DayError],
+    blocks_of: Callable[[DayBatch], Iterator[Block]],
+    cancel_fetch: Callable[[], None],
 ) -> Generator[Iterator[PreparedDay | DayError]]:
     """The fetched days in order, up to `BLOCKS_AHEAD` blocks ahead of their reader.
 
     An error of the fetch is raised after the days before it. If the reader stops early, `cancel_fetch` has to make a
     waiting fetch fail soon.
     """
-    queue = _BlockQueue(batches, endpoint)
+    queue = _BlockQueue(batches, blocks_of)
     thread = threading.Thread(target=queue.prepare, name="prepare", daemon=True)
     thread.start()
     try:
@@ -117,9 +91,11 @@ def prepared(
 class _BlockQueue:
     """The queue between the thread, which calls `prepare`, and the reader of `days`."""
 
-    def __init__(self, batches: Generator[DayBatch | DayError], endpoint: Endpoint) -> None:
+    def __init__(
+        self, batches: Generator[DayBatch | DayError], blocks_of: Callable[[DayBatch], Iterator[Block]]
+    ) -> None:
         self.cancelled = threading.Event()
-        self._batches, self._endpoint = batches, endpoint
+        self._batches, self._blocks_of = batches, blocks_of
         self._queue: Queue[_Item] = Queue(BLOCKS_AHEAD)
 
     def prepare(self) -> None:
@@ -136,7 +112,7 @@ class _BlockQueue:
 
     def _put_blocks(self, batch: DayBatch) -> None:
         try:
-            for block in blocks_of(batch, self._endpoint):
+            for block in self._blocks_of(batch):
                 self._put(block)
             self._put(None)
         except Invalid as invalid:

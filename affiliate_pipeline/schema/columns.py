@@ -1,26 +1,17 @@
 """The building blocks of the endpoints' schemas.
 
-One pandera model per endpoint defines its columns in the exchange's JSON, in Arrow, in PostgreSQL and in the UI.
-Amounts are text here and `numeric` in PostgreSQL, never float: their scale stays as sent.
+One class per endpoint defines its columns in the exchange's JSON, in Arrow, in PostgreSQL and in the UI.
+Amounts are text here and `numeric` in PostgreSQL, never float: their scale stays as sent. `decode` derives pandera schemas
+and Arrow types from the declarations, because most processes need only these, and not the libraries.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, LiteralString
+from typing import Any, LiteralString
 
 import msgspec
-import pandas as pd  # pyright: ignore[reportMissingTypeStubs]  # pandas has none
-import pandera.pandas as pa
-import pyarrow as arrow
-
-Text = Annotated[pd.ArrowDtype, arrow.string()]
-Amount = Annotated[pd.ArrowDtype, arrow.string()]
-Instant = Annotated[pd.ArrowDtype, arrow.timestamp("ms", "UTC")]
-BigInt = Annotated[pd.ArrowDtype, arrow.int64()]
-SmallInt = Annotated[pd.ArrowDtype, arrow.int16()]
-Flag = Annotated[pd.ArrowDtype, arrow.bool_()]
 
 # PostgreSQL's numeric accepts exponents. Three-digit ones are rejected here, since their zeros could fill a disk.
 _AMOUNT = r"^-?[0-9]{1,100}(\.[0-9]{1,100})?([eE][+-]?[0-9]{1,2})?$"
@@ -79,17 +70,16 @@ _NO_VALUE = frozenset({"", "-", "--", "null", "none", "n/a"})
 class Kind:
     """A kind of value, and the JSON spellings of it that are accepted.
 
-    `noun` names it in messages. `json_type` is the Arrow type of its usual JSON spelling. `read` parses any accepted
-    spelling without loss, such as a number in quotes or an instant in seconds; it raises ValueError or KeyError.
-    `no_value` has the texts, stripped and in lower case, that mean null.
+    `noun` names it in messages. `read` parses any accepted spelling without loss, such as a number in quotes or an instant
+    in seconds; it raises ValueError or KeyError. `pattern` is the regular expression that a value read as text has to
+    match. `no_value` has the texts, stripped and in lower case, that mean null.
     """
 
     name: str
     noun: str
     sql: LiteralString
-    arrow_type: arrow.DataType
-    json_type: arrow.DataType
     read: Callable[[bytes], Any]
+    pattern: str | None = None
     no_value: frozenset[str] = _NO_VALUE
 
     def means_null(self, raw: bytes) -> bool:
@@ -98,57 +88,60 @@ class Kind:
         return raw == b"null" or (is_scalar and bool(self.no_value) and _string(raw).strip().lower() in self.no_value)
 
 
-def _whole(name: LiteralString, bits: int, type_: arrow.DataType) -> Kind:
-    read = _integer(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return Kind(name, f"a whole number of {bits} bits", name, type_, arrow.int64(), read)
+def _whole(name: LiteralString, bits: int) -> Kind:
+    return Kind(name, f"a whole number of {bits} bits", name, _integer(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
 
 
-_INSTANT_NOUN, _UTC = "a time in milliseconds from 2009 to 2100", arrow.timestamp("ms", "UTC")
+_INSTANT_NOUN = "a time in milliseconds from 2009 to 2100"
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("text", "a text that can be stored", "text", arrow.string(), arrow.string(), _text, no_value=frozenset()),
-        Kind("amount", "a decimal number", "numeric", arrow.string(), arrow.string(), _amount),
-        Kind("instant", _INSTANT_NOUN, "timestamptz", _UTC, arrow.int64(), _instant, _NO_VALUE | {"0", "-1"}),
-        _whole("bigint", 64, arrow.int64()),
-        _whole("smallint", 16, arrow.int16()),
-        Kind("flag", "true or false", "boolean", arrow.bool_(), arrow.bool_(), _flag),
+        Kind("text", "a text that can be stored", "text", _text, _TEXT, no_value=frozenset()),
+        Kind("amount", "a decimal number", "numeric", _amount, _AMOUNT),
+        Kind("instant", _INSTANT_NOUN, "timestamptz", _instant, no_value=_NO_VALUE | {"0", "-1"}),
+        _whole("bigint", 64),
+        _whole("smallint", 16),
+        Kind("flag", "true or false", "boolean", _flag),
     )
 }
 
 
-class Row(pa.DataFrameModel):
+@dataclass
+class Column:
+    """A column of a schema, and the field that it comes from."""
+
+    kind: Kind
+    description: str
+    nullable: bool
+    optional: bool
+    json_name: str
+    name: str = field(init=False)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        first, *rest = name.split("_")
+        self.json_name = self.json_name or first + "".join(map(str.capitalize, rest))
+
+
+class Row:
     """The base of every schema: a table has exactly the declared columns, in this order."""
 
-    class Config(pa.DataFrameModel.Config):
-        """Reject other columns, and another order."""
 
-        strict = True
-        ordered = True
-
-
-# pandera loads its backend at the first call: do so at import, not while the first day lands.
-Row.validate(pd.DataFrame())
-
-
-def _column(kind: str, **checks: Any):
-    def column(
-        description: str, *, nullable: bool = False, optional: bool = False, json_name: str | None = None
-    ) -> Any:
+def _column(kind: str):
+    def column(description: str, *, nullable: bool = False, optional: bool = False, json_name: str = "") -> Column:
         """A column of the kind.
 
         `optional`: the source does not always send the field. `json_name`: the field's name, if it is not the
         column's name in camel case.
         """
-        metadata = {"kind": kind, "optional": optional, "json_name": json_name}
-        return pa.Field(nullable=nullable or optional, description=description, metadata=metadata, **checks)
+        return Column(KINDS[kind], description, nullable or optional, optional, json_name)
 
     return column
 
 
-text = _column("text", str_matches=_TEXT)
+text = _column("text")
 # An exact decimal, as sent.
-amount = _column("amount", str_matches=_AMOUNT)
+amount = _column("amount")
 # A point in time, sent as milliseconds since 1970 UTC.
 instant = _column("instant")
 bigint = _column("bigint")
@@ -157,26 +150,10 @@ smallint = _column("smallint")
 flag = _column("flag")
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a schema, and the field that it comes from."""
-
-    name: str
-    kind: Kind
-    nullable: bool
-    optional: bool
-    description: str
-    json_name: str
-
-
 @cache
 def columns(model: type[Row]) -> tuple[Column, ...]:
-    """The model's columns in order."""
-    found: list[Column] = []
-    for name, column in model.to_schema().columns.items():
-        metadata: dict[str, Any] = column.metadata or {}
-        first, *rest = name.split("_")
-        json_name = metadata["json_name"] or first + "".join(map(str.capitalize, rest))
-        kind = KINDS[metadata["kind"]]
-        found.append(Column(name, kind, column.nullable, metadata["optional"], str(column.description), json_name))
-    return tuple(found)
+    """The model's columns in order, those of its bases first."""
+    declared: dict[str, Column] = {}
+    for each in reversed(model.__mro__):
+        declared |= {name: column for name, column in vars(each).items() if isinstance(column, Column)}
+    return tuple(declared.values())

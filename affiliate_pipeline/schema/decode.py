@@ -5,53 +5,38 @@ Invalid values are reported column by column; nothing is guessed, rounded or dro
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from typing import Any, cast
 
 import msgspec
 import pandas as pd  # pyright: ignore[reportMissingTypeStubs]  # pandas has none
+import pandera.pandas as pa
 import pyarrow as arrow
 import pyarrow.json
 from pandera.errors import SchemaErrors
 from pyarrow import compute
 
-from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.schema.columns import MIN_MILLISECONDS, NEWEST_MS, OLDEST_MS, Column, Kind, Row, columns
-from affiliate_pipeline.schema.raw_row import extra_of, fields, joined, normalized, sample
+from affiliate_pipeline.schema.invalid import ColumnProblem, Invalid
+from affiliate_pipeline.schema.raw_row import batches, extra_of, fields, joined, normalized, sample
 
 # Larger parts are slower: their result would not fit into the processor's caches.
 DECODED_BYTES = 1 << 20
 _NULL = "null"
-
-
-@dataclass(frozen=True)
-class ColumnProblem:
-    """A column's failed check: the first failing row, its redacted value, and the row count."""
-
-    column: str
-    check: str
-    row: int = 0
-    sample: str | None = None
-    count: int = 1
-
-    def __str__(self) -> str:
-        example = f", such as {self.sample}" if self.sample else ""
-        return f"{self.column}: {self.check} in {count_of(self.count, 'row')}{example}"
-
-
-class Invalid(Exception):
-    """Rows that do not fit their schema; each problem is listed once, with its row count."""
-
-    def __init__(self, problems: Iterable[ColumnProblem]):
-        merged: dict[tuple[str, str], ColumnProblem] = {}
-        for problem in problems:
-            seen = merged.get((problem.column, problem.check))
-            merged[problem.column, problem.check] = replace(seen, count=seen.count + problem.count) if seen else problem
-        self.problems = tuple(merged.values())
-        self.first_row = min(problem.row for problem in self.problems)
-        super().__init__("; ".join(map(str, self.problems)))
+_ARROW_TYPES = {
+    "text": arrow.string(),
+    "amount": arrow.string(),
+    "instant": arrow.timestamp("ms", "UTC"),
+    "bigint": arrow.int64(),
+    "smallint": arrow.int16(),
+    "flag": arrow.bool_(),
+}
+# The types of the usual JSON spellings.
+_JSON_TYPES = _ARROW_TYPES | {"instant": arrow.int64(), "smallint": arrow.int64()}
+# pandera loads its backend at the first call: do so at import, not while the first day lands.
+pa.DataFrameSchema().validate(pd.DataFrame())
 
 
 @dataclass(frozen=True)
@@ -92,20 +77,6 @@ def damaged(table: arrow.Table) -> Counter[str]:
     return +Counter({name: count.as_py() or 0 for name, count in found.items()})
 
 
-def batches(chunks: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
-    """The chunks in order, in lists of at least `size` bytes; only the last one may be smaller."""
-    batch: list[bytes] = []
-    batch_bytes = 0
-    for chunk in chunks:
-        batch.append(chunk)
-        batch_bytes += len(chunk)
-        if batch_bytes >= size:
-            yield batch
-            batch, batch_bytes = [], 0
-    if batch:
-        yield batch
-
-
 def _as_declared(model: type[Row], chunks: Sequence[bytes]) -> Parsed | None:
     """The fast path for valid rows of the declared types; None: `_FieldReader` is needed."""
     try:
@@ -132,7 +103,7 @@ def _names_sent(model: type[Row], chunks: Sequence[bytes]) -> tuple[str, ...]:
 @lru_cache
 def _parse_options(model: type[Row], names: tuple[str, ...]) -> pyarrow.json.ParseOptions:
     """The options to parse an object whose `rows` have exactly the declared types."""
-    row = arrow.struct([(name, column.kind.json_type) for name, column in zip(names, columns(model), strict=True)])
+    row = arrow.struct([(name, _JSON_TYPES[each.kind.name]) for name, each in zip(names, columns(model), strict=True)])
     schema = arrow.schema([("rows", arrow.list_(row))])
     return pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
 
@@ -154,7 +125,7 @@ def _decoded(model: type[Row], names: tuple[str, ...], chunks: Sequence[bytes]) 
         # Arrow reads a missing field as null, so count the names: in flat rows, only a name is followed by a colon.
         if array.null_count and not column.optional and text.count(f'"{name}":'.encode()) < len(rows):
             raise ValueError("a field is missing, or its name is spelled in another way")
-        values[column.name] = _in_ms(array, column.kind).cast(column.kind.arrow_type)
+        values[column.name] = _in_ms(array, column.kind).cast(_ARROW_TYPES[column.kind.name])
     return _table(model, values, len(rows))
 
 
@@ -173,7 +144,7 @@ def _in_ms(array: arrow.Array, kind: Kind) -> arrow.Array:
 def _table(
     model: type[Row], values: Mapping[str, Any], rows: int, extra: Sequence[str | None] | None = None
 ) -> arrow.Table:
-    arrays = {column.name: arrow.array(values[column.name], column.kind.arrow_type) for column in columns(model)}
+    arrays = {each.name: arrow.array(values[each.name], _ARROW_TYPES[each.kind.name]) for each in columns(model)}
     arrays["extra"] = arrow.array(extra, arrow.string()) if extra else arrow.nulls(rows, arrow.string())
     return arrow.table(arrays)
 
@@ -225,12 +196,26 @@ class _FieldReader:
             self._problems.append(ColumnProblem(column.name, f"not {column.kind.noun}", index, sample(raw)))
 
 
+@cache
+def _validator(model: type[Row]) -> pa.DataFrameSchema:
+    """The pandera schema: exactly the declared columns, in their order."""
+    declared = {
+        each.name: pa.Column(
+            pd.ArrowDtype(_ARROW_TYPES[each.kind.name]),
+            cast(Any, pa.Check).str_matches(each.kind.pattern) if each.kind.pattern else None,
+            nullable=each.nullable,
+        )
+        for each in columns(model)
+    }
+    return pa.DataFrameSchema(declared, strict=True, ordered=True)
+
+
 def _validate(model: type[Row], table: arrow.Table) -> list[ColumnProblem]:
     if not len(table):  # the columns are as declared, and pandera takes as long as for thousands of rows
         return []
     frame = table.drop(["extra"]).to_pandas(types_mapper=pd.ArrowDtype)
     try:
-        model.validate(frame, lazy=True)
+        _validator(model).validate(frame, lazy=True)
     except SchemaErrors as errors:
         checks = {column.name: f"not {column.kind.noun}" for column in columns(model)}
         return [

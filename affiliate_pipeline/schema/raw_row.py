@@ -31,6 +31,20 @@ def joined(chunks: Iterable[bytes]) -> bytes:
     return b"[" + b",".join(chunks) + b"]"
 
 
+def batches(chunks: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    """The chunks in order, in lists of at least `size` bytes; only the last one may be smaller."""
+    batch: list[bytes] = []
+    batch_bytes = 0
+    for chunk in chunks:
+        batch.append(chunk)
+        batch_bytes += len(chunk)
+        if batch_bytes >= size:
+            yield batch
+            batch, batch_bytes = [], 0
+    if batch:
+        yield batch
+
+
 def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Each row's JSON text; a chunk that cannot be parsed is yielded unchanged."""
     for chunk in chunks:

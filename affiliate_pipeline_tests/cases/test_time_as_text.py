@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from affiliate_pipeline.schema.decode import Invalid, parse
+from affiliate_pipeline.schema.decode import parse
+from affiliate_pipeline.schema.invalid import Invalid
 from affiliate_pipeline_tests.cases.sandbox_responses import moved, rows_of, send, with_fields
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs import affiliates

@@ -5,7 +5,7 @@ from collections import Counter
 
 from affiliate_pipeline.exchanges.binance.schemas import RebateRecentRecord
 from affiliate_pipeline.sandbox import Number
-from affiliate_pipeline.schema.columns import BigInt, bigint
+from affiliate_pipeline.schema.columns import bigint
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import (
@@ -212,7 +212,7 @@ def test_uncorrected_rejected_rows_stay_rejected(sandbox, query):
 
 
 class TradeIdMayBeMissing(RebateRecentRecord):
-    trade_id: BigInt = bigint("The trade's id.", optional=True)
+    trade_id = bigint("The trade's id.", optional=True)
 
 
 def test_rejected_rows_land_once_the_missing_field_is_declared_optional(sandbox, query, declare):

@@ -21,24 +21,24 @@ from affiliate_pipeline.landing.prepare import Block, PreparedDay, Summary
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.errors import StoreUnavailable
 from affiliate_pipeline.schema import columns as schema
-from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, SmallInt, Text, columns
+from affiliate_pipeline.schema.columns import Row, columns
 from affiliate_pipeline.schema.fingerprint import Fingerprint
 
 pytestmark = pytest.mark.empty_database
 
 
 class Small(Row):
-    time: Instant = schema.instant('When; it\'s the "instant", 100 % of it.')
-    income: Amount = schema.amount("How much.")
+    time = schema.instant('When; it\'s the "instant", 100 % of it.')
+    income = schema.amount("How much.")
 
 
 class Grown(Row):
-    time: Instant = schema.instant("A better description.")
-    order: Text = schema.text("A keyword of SQL.")
-    income: Amount = schema.amount("How much.", nullable=True)
-    trade_id: BigInt = schema.bigint("Which.")
-    level: SmallInt = schema.smallint("How high.")
-    paid: Flag = schema.flag("Whether.", optional=True)
+    time = schema.instant("A better description.")
+    order = schema.text("A keyword of SQL.")
+    income = schema.amount("How much.", nullable=True)
+    trade_id = schema.bigint("Which.")
+    level = schema.smallint("How high.")
+    paid = schema.flag("Whether.", optional=True)
 
 
 def endpoint(model: type[Row], name: str = "thing") -> Endpoint:
@@ -163,7 +163,7 @@ def land(url: str, of: Endpoint, block: bytes) -> None:
     [
         pytest.param(Grown, b'2026-11-03 00:00:00Z,"x",,1,1,true,\n', id="a column that has become nullable"),
         pytest.param(
-            type("Less", (Row,), {"__annotations__": {"time": Instant}, "time": schema.instant("When.")}),
+            type("Less", (Row,), {"time": schema.instant("When.")}),
             b"2026-11-03 00:00:00Z,\n",
             id="a column that the schema no longer has",
         ),

@@ -3,19 +3,21 @@
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from datetime import date, timedelta
+from functools import partial
 
 import msgspec
 import pytest
 
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError
 from affiliate_pipeline.http.errors import Fatal, Refused
-from affiliate_pipeline.landing import prepare
+from affiliate_pipeline.landing import blocks
 from affiliate_pipeline.landing.prepare import BLOCKS_AHEAD, Block, PreparedDay, Summary, prepared
-from affiliate_pipeline.schema.decode import Invalid
+from affiliate_pipeline.schema.invalid import Invalid
 from affiliate_pipeline_tests.defs.rebates import ENDPOINT, rebates
 
 DAY = date(2026, 11, 3)
 DAYS = [DAY + timedelta(days=number) for number in range(4)]
+blocks_of = partial(blocks.blocks_of, endpoint=ENDPOINT)
 
 
 def batch(day: date, rows: int = 3, **changes: object) -> DayBatch:
@@ -29,7 +31,7 @@ def no_cancellation() -> None:
 
 @pytest.fixture(autouse=True)
 def one_block_per_row(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(prepare, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
     yield
     assert "prepare" not in {thread.name for thread in threading.enumerate()}
 
@@ -47,27 +49,27 @@ def next_day(days: Iterator[PreparedDay | DayError]) -> PreparedDay:
 def test_days_are_in_order_and_their_blocks_add_up():
     days = [batch(DAYS[0]), DayError(DAYS[1], Refused("no")), batch(DAYS[2], 0), batch(DAYS[3], 12)]
     read: list[DayError | tuple[date, Summary]] = []
-    with prepared((day for day in days), ENDPOINT, no_cancellation) as found:
+    with prepared((day for day in days), blocks_of, no_cancellation) as found:
         for day in found:
             read.append(day if isinstance(day, DayError) else (day.batch.day, total(day.blocks)))
     assert read == [
-        (DAYS[0], total(prepare.blocks_of(batch(DAYS[0]), ENDPOINT))),
+        (DAYS[0], total(blocks_of(batch(DAYS[0])))),
         days[1],
         (DAYS[2], Summary()),
-        (DAYS[3], total(prepare.blocks_of(batch(DAYS[3], 12), ENDPOINT))),
+        (DAYS[3], total(blocks_of(batch(DAYS[3], 12)))),
     ]
-    assert total(prepare.blocks_of(batch(DAYS[3], 12), ENDPOINT)).rows == 12
+    assert total(blocks_of(batch(DAYS[3], 12))).rows == 12
 
 
 def test_the_unread_blocks_of_a_day_are_skipped():
-    with prepared((batch(day, 12) for day in DAYS[:2]), ENDPOINT, no_cancellation) as found:
+    with prepared((batch(day, 12) for day in DAYS[:2]), blocks_of, no_cancellation) as found:
         next(next_day(found).blocks)
         assert total(next_day(found).blocks).rows == 12
 
 
 def test_an_invalid_day_reports_all_of_its_rows_and_the_next_day_is_read():
     with prepared(
-        (day for day in [batch(DAYS[0], 12, income="x"), batch(DAYS[1])]), ENDPOINT, no_cancellation
+        (day for day in [batch(DAYS[0], 12, income="x"), batch(DAYS[1])]), blocks_of, no_cancellation
     ) as found:
         with pytest.raises(Invalid, match="not a decimal number in 12 rows"):
             total(next_day(found).blocks)
@@ -79,7 +81,7 @@ def test_an_error_of_the_fetch_is_raised_after_the_days_before_it():
         yield batch(DAY, 12)
         raise Fatal("the key is wrong")
 
-    with pytest.raises(Fatal, match="key"), prepared(fetch(), ENDPOINT, lambda: None) as found:
+    with pytest.raises(Fatal, match="key"), prepared(fetch(), blocks_of, lambda: None) as found:
         assert total(next_day(found).blocks).rows == 12
         next(found)
 
@@ -92,7 +94,7 @@ def test_decoding_stops_when_the_queue_is_full():
             decoded.append(day)
             yield batch(day, 1)
 
-    with prepared(fetch(), ENDPOINT, lambda: None) as found:
+    with prepared(fetch(), blocks_of, lambda: None) as found:
         next(found)
         for _ in range(100):
             if len(decoded) >= BLOCKS_AHEAD // 3:
@@ -118,7 +120,7 @@ def test_an_error_of_the_reader_ends_the_fetch(rows):
         finally:
             closed.set()
 
-    with pytest.raises(KeyboardInterrupt), prepared(fetch(), ENDPOINT, cancelled.set) as found:
+    with pytest.raises(KeyboardInterrupt), prepared(fetch(), blocks_of, cancelled.set) as found:
         next(next_day(found).blocks)
         raise KeyboardInterrupt
     assert closed.is_set()

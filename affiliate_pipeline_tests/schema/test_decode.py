@@ -14,14 +14,17 @@ from hypothesis import strategies as st
 from affiliate_pipeline.exchanges.fetching import DayBatch
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.landing import endpoint_tables
+from affiliate_pipeline.landing.blocks import blocks_of
 from affiliate_pipeline.landing.day_writer import DayWriter
-from affiliate_pipeline.landing.prepare import PreparedDay, blocks_of
+from affiliate_pipeline.landing.prepare import PreparedDay
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.schema import columns as schema
 from affiliate_pipeline.schema import decode
-from affiliate_pipeline.schema.columns import Amount, BigInt, Flag, Instant, Row, SmallInt, Text
-from affiliate_pipeline.schema.decode import Invalid, Parsed, parse
-from affiliate_pipeline.schema.fingerprint import Fingerprint, copy_text, fingerprint
+from affiliate_pipeline.schema.columns import Row
+from affiliate_pipeline.schema.decode import Parsed, parse
+from affiliate_pipeline.schema.encode import copy_text, fingerprint
+from affiliate_pipeline.schema.fingerprint import Fingerprint
+from affiliate_pipeline.schema.invalid import Invalid
 from affiliate_pipeline.schema.raw_row import split
 
 DAY = date(2025, 6, 3)
@@ -33,14 +36,14 @@ FEW_EXAMPLES = settings(max_examples=15)
 
 
 class Thing(Row):
-    name: Text = schema.text("A name.", nullable=True)
-    asset: Text = schema.text("A coin.")
-    income: Amount = schema.amount("An amount.")
-    trade_time: Instant = schema.instant("A time.")
-    order_id: BigInt = schema.bigint("An id.")
-    price: Amount = schema.amount("A newer amount.", optional=True)
-    level: SmallInt = schema.smallint("A newer level.", optional=True)
-    active: Flag = schema.flag("A newer flag.", optional=True)
+    name = schema.text("A name.", nullable=True)
+    asset = schema.text("A coin.")
+    income = schema.amount("An amount.")
+    trade_time = schema.instant("A time.")
+    order_id = schema.bigint("An id.")
+    price = schema.amount("A newer amount.", optional=True)
+    level = schema.smallint("A newer level.", optional=True)
+    active = schema.flag("A newer flag.", optional=True)
 
 
 THINGS = replace(ENDPOINTS[0], name="thing", schema=Thing, time_column="trade_time", sum_by=("income", "asset"))
@@ -469,7 +472,7 @@ def test_lower_case_names_and_instants_in_seconds_use_the_fast_path(monkeypatch)
 
 def test_a_field_may_have_an_explicit_json_name():
     class Short(Row):
-        trade_time: Instant = schema.instant("A time.", json_name="T")
+        trade_time = schema.instant("A time.", json_name="T")
 
     assert values(parse(Short, [b'{"T":%d}' % START_MS]), "trade_time") == values(
         parse(Thing, [row(tradeTime=START_MS)]), "trade_time"

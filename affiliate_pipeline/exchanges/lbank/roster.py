@@ -20,7 +20,7 @@ from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.locks import Lock, locked
 from affiliate_pipeline.postgres.migrations import Migrations
 from affiliate_pipeline.postgres.table_store import TableStore
-from affiliate_pipeline.schema.decode import Invalid, parse
+from affiliate_pipeline.schema.invalid import Invalid
 
 TABLE: Final = "lbank.roster"
 TEAM_LIST = "/affiliate-api/v2/invite/user/team/list"
@@ -114,6 +114,9 @@ class RosterStore(TableStore):
 
     def _refresh(self, now_ms: int) -> None:
         """Request the whole team list, including users from before the first partition."""
+        # Imported here: it imports pandas, pandera and pyarrow, which most processes never use.
+        from affiliate_pipeline.schema.decode import parse
+
         with self._team_list() as client:
 
             def get(page: Mapping[str, object]) -> list[bytes]:

@@ -1,0 +1,43 @@
+"""A fetched day's rows as blocks: decoded, validated and hashed.
+
+Imports pandas, pandera and pyarrow, so other modules import it on first use.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
+from affiliate_pipeline.exchanges.fetching import DayBatch
+from affiliate_pipeline.http.bodies import REPLACEMENT
+from affiliate_pipeline.landing.prepare import Block, Summary
+from affiliate_pipeline.schema.decode import damaged, parse
+from affiliate_pipeline.schema.encode import copy_text, fingerprint
+from affiliate_pipeline.schema.invalid import ColumnProblem, Invalid
+from affiliate_pipeline.schema.raw_row import batches, split
+
+BLOCK_BYTES = 4 << 20
+
+
+def blocks_of(batch: DayBatch, endpoint: Endpoint) -> Iterator[Block]:
+    """The day's rows; raises `Invalid` at the end, with the problems of all of them."""
+    instant = endpoint.time_column if isinstance(endpoint, Records) else None
+    within = (instant, endpoint.start_ms(batch.day), endpoint.end_ms(batch.day)) if instant else None
+    problems: list[ColumnProblem] = []
+    rows = 0
+    for chunks in batches(batch.chunks, BLOCK_BYTES):
+        try:
+            parsed = parse(endpoint.schema, chunks, within)
+        except Invalid as invalid:
+            problems += (replace(each, row=rows + each.row) for each in invalid.problems)
+            rows += sum(1 for _ in split(chunks))
+            continue
+        rows += len(parsed.table)
+        if not problems:
+            text = copy_text(parsed.table)
+            # Searching for a single byte first is much faster.
+            is_damaged = REPLACEMENT[:1] in text and REPLACEMENT in text
+            found = damaged(parsed.table) if is_damaged else Counter[str]()
+            yield Block(text, Summary(len(parsed.table), fingerprint(parsed.table, text), parsed.unknown, found))
+    if problems:
+        raise Invalid(problems)

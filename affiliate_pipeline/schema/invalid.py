@@ -1,0 +1,34 @@
+"""What is wrong with rows that do not fit their schema, column by column."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from affiliate_pipeline.domain.wording import count_of
+
+
+@dataclass(frozen=True)
+class ColumnProblem:
+    """A column's failed check: the first failing row, its redacted value, and the row count."""
+
+    column: str
+    check: str
+    row: int = 0
+    sample: str | None = None
+    count: int = 1
+
+    def __str__(self) -> str:
+        example = f", such as {self.sample}" if self.sample else ""
+        return f"{self.column}: {self.check} in {count_of(self.count, 'row')}{example}"
+
+
+class Invalid(Exception):
+    """Rows that do not fit their schema; each problem is listed once, with its row count."""
+
+    def __init__(self, problems: Iterable[ColumnProblem]):
+        merged: dict[tuple[str, str], ColumnProblem] = {}
+        for problem in problems:
+            seen = merged.get((problem.column, problem.check))
+            merged[problem.column, problem.check] = replace(seen, count=seen.count + problem.count) if seen else problem
+        self.problems = tuple(merged.values())
+        self.first_row = min(problem.row for problem in self.problems)
+        super().__init__("; ".join(map(str, self.problems)))
