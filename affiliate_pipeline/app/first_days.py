@@ -30,7 +30,7 @@ EARLIEST = date(2010, 1, 1)
 
 
 def ensure(environment: Environment, store: Store) -> Environment:
-    """The environment with a first day for every configured asset; prints and saves the new ones.
+    """The environment with a first day for every asset that is configured or has landed; prints and saves new ones.
 
     A first day that was chosen earlier does not change. No landed day is before a first day.
     """
@@ -40,7 +40,10 @@ def ensure(environment: Environment, store: Store) -> Environment:
     lines: dict[str, None] = {}
     # The assets of one key share their first day: a day that one of them missed is requested from another.
     of_key = attrgetter("group", "role")
-    for _, group in groupby(sorted(_without_first_day(environment), key=of_key), of_key):
+    endpoints = configured_catalog(environment.variables).endpoints
+    used = [each for each in endpoints if environment.is_any_set(each.credentials) or each.key in landed]
+    new = [each for each in used if each.key not in environment.first_days]
+    for _, group in groupby(sorted(new, key=of_key), of_key):
         records: list[Records] = []
         for each in group:
             if isinstance(each, Records):
@@ -60,12 +63,6 @@ def ensure(environment: Environment, store: Store) -> Environment:
     if chosen != environment.first_days:
         save_first_days(found)
     return found
-
-
-def _without_first_day(environment: Environment) -> list[Endpoint]:
-    endpoints = configured_catalog(environment.variables).endpoints
-    configured = [each for each in endpoints if environment.is_any_set(each.credentials)]
-    return [each for each in configured if each.key not in environment.first_days]
 
 
 def _account(endpoint: Endpoint) -> str:

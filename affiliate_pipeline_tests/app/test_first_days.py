@@ -141,6 +141,13 @@ def test_no_landed_day_is_before_the_first_day(choose, both_exchanges, query):
     assert chosen["lbank/trade_user"] == chosen["lbank/trade_future"] == RETAINED
 
 
+def test_landed_days_of_an_account_that_is_not_configured_any_more_stay_visible(choose, sandbox, query):
+    query(LANDED, "lbank/commission_stats_symbol_list", TODAY - 50 * DAY)
+    choose()
+    assets = "lbank/commission_stats_symbol_list", "affiliate/daily_commission"
+    assert first_partitions(*assets) == [f"{TODAY - 50 * DAY}"] * 2
+
+
 def test_a_configured_start_date_is_not_replaced(choose, both_exchanges, monkeypatch, clock):
     monkeypatch.setenv("AFFILIATE_START_DATE", "2025-06-01")
     chosen = choose()

@@ -319,3 +319,37 @@ def test_the_derived_assets_never_share_a_run_with_an_endpoints_asset():
     assert upstream.partitions_def != derived.partitions_def
     assert derived.partitions_def == graph.get(dg.AssetKey(REPORT.split("/"))).partitions_def
     assert {key.to_user_string() for key in derived.parent_keys} >= {KEY, LBANK}
+
+
+def test_a_day_before_the_first_one_of_an_exchange_is_added_up(both_exchanges, query, monkeypatch, without_wait):
+    own = both_exchanges.lbank.own_open_id
+    both_exchanges.lbank.set_commissions([commission(own, DAY, "1.50")])
+    monkeypatch.setenv("LBANK_START_DATE", f"{DAY}")
+    monkeypatch.setenv("BINANCE_START_DATE", f"{YESTERDAY}")
+    land(LBANK, [DAY])
+
+    [request] = run_requests()
+    # As in a code location, the exchanges' assets are defined too.
+    job = loaded_definitions().resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(
+        instance=instance_of_all_runs(), asset_selection=list(request.asset_selection or ()), tags=request.tags
+    )
+
+    assert materializations(result, COMMISSION).keys() == {f"{DAY}"}
+    assert [(row[0], row[3], row[4]) for row in query(SUMS, DAY)] == [("lbank", 1, Decimal("1.50"))]
+
+
+def test_a_later_start_date_changes_no_landed_day(sandbox, query, monkeypatch, without_wait):
+    monkeypatch.setenv("AFFILIATE_START_DATE", f"{DAY}")
+    land(KEY, [DAY, YESTERDAY])
+    assert add_up([DAY]).success
+    landed = "select * from affiliate.landing order by partition"
+    stored = query(landed), query(SUMS, DAY)
+
+    monkeypatch.setenv("AFFILIATE_START_DATE", f"{YESTERDAY}")
+
+    assert requested_ranges() == [(f"{YESTERDAY}", f"{YESTERDAY}")]
+    assert add_up([YESTERDAY]).success
+    assert (query(landed), query(SUMS, DAY)) == stored
+    monkeypatch.setenv("AFFILIATE_START_DATE", f"{DAY}")
+    assert requested_ranges() == []
