@@ -211,7 +211,9 @@ def materialize(key: str, days: Sequence[date], **config: bool) -> Run:
     )
     # From the instance: the result lacks the events that a failing step has logged.
     events = [entry.dagster_event for entry in instance.all_logs(result.run_id) if entry.dagster_event]
-    materialized = dict(_materialization(event) for event in events if event.is_step_materialization)
+    materialized = dict(
+        _materialization(event) for event in events if event.is_step_materialization and event.asset_key == asset_key
+    )
     failures = [event for event in events if event.is_step_failure]
     failed = {day: reason for failure in failures for day, reason in _reasons(failure).items()}
     errors = [failure.step_failure_data.error for failure in failures]

@@ -115,7 +115,7 @@ def test_the_definitions_need_no_variable(desk):
     binance, lbank = ["rebate_recent_record"], ["commission_stats_symbol_list", "trade_user", "roster"]
     expected = {f"desk/binance/{name}" for name in binance} | {f"desk/binance/acme/{name}" for name in binance}
     assert keys == expected | {f"desk/lbank/{name}" for name in lbank} | {"income", "volume"}
-    assert {each.name for each in repository.schedule_defs} >= {"affiliate_desk_binance_acme_records_0015"}
+    assert {each.name for each in repository.schedule_defs} >= {"affiliate_desk_binance_acme_records_0015_utc"}
     names = {each.name.removeprefix("affiliate_desk_binance_") for each in repository.sensor_defs}
     monitoring = {"watch", "failed_run_alert", "failing_tick_alert", "alert_delivery", "heartbeat"}
     assert names == monitoring | {"changed_days", "failed_affiliate_days", "default_automation_condition_sensor"}

@@ -1,15 +1,18 @@
 """Checks of endpoint assets. The monitor for overdue days evaluates `NO_DAY_MISSING`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import dagster as dg
 
 from affiliate_pipeline.defs.placement import OWN, Placement
+from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.landing.day_writer import SUPERSEDED, Landed
-from affiliate_pipeline.landing.endpoint_tables import differences
+from affiliate_pipeline.landing.endpoint_tables import DayStats, differences
 from affiliate_pipeline.landing.store import Store
 
 DAY_IS_SOUND = "day_is_sound"
@@ -33,7 +36,8 @@ def check_specs(endpoint: Endpoint, placement: Placement = OWN) -> Iterator[dg.A
             NO_DAY_MISSING,
             asset=asset,
             description="Each expected day of the last 30 days, from the first landed day on, has landed and was read again "
-            "after it had settled. The sensor `watch` evaluates this check within a minute of a change.",
+            "after it had settled, and the last run of no day failed. The sensor `watch` evaluates this check within a "
+            "minute of a change.",
         )
     if isinstance(endpoint, Records) and endpoint.compared_with:
         yield dg.AssetCheckSpec(
@@ -41,6 +45,44 @@ def check_specs(endpoint: Endpoint, placement: Placement = OWN) -> Iterator[dg.A
             asset=asset,
             description="The day has as many rows and the same exact sum per coin as in "
             f"{endpoint.key_of(endpoint.compared_with)}, if both have landed it.",
+        )
+
+
+def named_sums(endpoint: Endpoint, stats: DayStats) -> dict[str, dict[str, str]]:
+    """The day's sums by value, such as a coin, below the columns that they are of: `income by asset`."""
+    if not isinstance(endpoint, Records) or not endpoint.sum_by:
+        return {}
+    return {" by ".join(endpoint.sum_by): dict(stats.sums)}
+
+
+def run_evaluations(
+    checks: Iterable[dg.AssetCheckKey],
+    evaluated: Sequence[dg.AssetCheckEvaluation],
+    days: Sequence[date],
+    failed: Mapping[date, Problem],
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """The evaluations of a run for the checks that it has not evaluated for each of its days.
+
+    They become the latest ones. Otherwise, Dagster shows what it had planned for the other days as the state of the
+    check: failed without a reason, if any step of the run fails.
+    """
+    for check in checks:
+        results = [each for each in evaluated if each.asset_check_key == check]
+        if len(results) == len(days):
+            continue
+        passed = [date.fromisoformat(each.partition) for each in results if each.passed and each.partition]
+        lines = [f"Passed for {format_days(passed)}."] if passed else []
+        lines += [f"{each.partition}: {each.description}." for each in results if not each.passed]
+        if check.name == NO_DAY_MISSING:
+            lines = (
+                [f"The last run failed to land {format_days(failed)}."] if failed else ["The last run landed its days."]
+            )
+        yield dg.AssetCheckEvaluation(
+            asset_key=check.asset_key,
+            check_name=check.name,
+            passed=not failed if check.name == NO_DAY_MISSING else len(passed) == len(results),
+            severity=dg.AssetCheckSeverity.WARN,
+            description="\n".join(lines) or "The last run landed no day that could be checked.",
         )
 
 
@@ -73,8 +115,8 @@ def evaluations(
             f"the exchange restated the day after it had settled: {count_of(before.rows, 'row')} before, "
             f"{stats.rows} now. The rows changed or removed are in {SUPERSEDED}"
         )
-        metadata["sums_before"] = dg.MetadataValue.json(dict(before.sums))
-        metadata["sums_now"] = dg.MetadataValue.json(dict(stats.sums))
+        metadata["sums_before"] = dg.MetadataValue.json(named_sums(endpoint, before))
+        metadata["sums_now"] = dg.MetadataValue.json(named_sums(endpoint, stats))
     text = "; ".join(problems) or f"{count_of(stats.rows, 'row')}, proven complete"
     yield evaluation(DAY_IS_SOUND, not problems, text, metadata)
     if not isinstance(endpoint, Records):

@@ -12,7 +12,8 @@ import dagster as dg
 from affiliate_pipeline.commission.figures import Figures, gather
 from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission
 from affiliate_pipeline.defs.dagster_internals import range_tags, sensor
-from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days
+from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days, separate_events
+from affiliate_pipeline.defs.endpoint_assets import table_schema
 from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import DAY, day_ranges, format_days
@@ -31,10 +32,6 @@ QUIET_S = 60
 
 def build_earnings(earning: Sequence[Records], start: date, placement: Placement = OWN) -> dg.AssetsDefinition:
     """The assets `affiliate/daily_commission` and `affiliate/daily_report` of these endpoints."""
-    columns = [
-        dg.TableColumn(name, kind.split()[0], about, dg.TableColumnConstraints(nullable="not null" not in kind))
-        for name, kind, about in COLUMNS
-    ]
     commission = dg.AssetSpec(
         placement.key(COMMISSION),
         deps=[
@@ -47,7 +44,7 @@ def build_earnings(earning: Sequence[Records], start: date, placement: Placement
         description="What was earned each day by exchange, account, kind and coin: added up exactly from the endpoints' tables, with "
         "a value in USDT only where the exchange gives one. Of several endpoints that report the same money, only one "
         "counts. Each exchange's days are in its own time zone.",
-        metadata={"dagster/table_name": TABLE, "dagster/column_schema": dg.TableSchema(columns)},
+        metadata={"dagster/table_name": TABLE, "dagster/column_schema": table_schema(COLUMNS)},
     )
     report = dg.AssetSpec(
         placement.key(REPORT),
@@ -79,6 +76,7 @@ def build_earnings(earning: Sequence[Records], start: date, placement: Placement
 def _materialize(
     context: dg.AssetExecutionContext, earning: Sequence[Records], placement: Placement
 ) -> Iterator[dg.MaterializeResult[Any]]:
+    separate_events(context)
     pipeline, sums, report = placement.pipeline(context), placement.key(COMMISSION), placement.key(REPORT)
     days, selected = keys_to_days(context.partition_keys), sorted(context.selected_asset_keys)
     done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected}

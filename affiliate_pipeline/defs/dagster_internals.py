@@ -20,6 +20,7 @@ from dagster._core.scheduler.instigation import InstigatorType as InstigatorType
 from dagster._core.scheduler.instigation import TickStatus as TickStatus
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES as NOT_FINISHED_STATUSES
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -69,6 +70,14 @@ def days_of(run: dg.DagsterRun) -> list[date]:
     first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG) or run.tags.get(PARTITION_NAME_TAG)
     last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG) or first
     return days_from(date.fromisoformat(first), date.fromisoformat(last)) if first and last else []
+
+
+def failed_days(
+    instance: dg.DagsterInstance, key: dg.AssetKey, days: Sequence[date], partitions: dg.PartitionsDefinition[Any]
+) -> list[date]:
+    """Those of the days whose last run failed to materialize them."""
+    statuses = instance.get_status_by_partition(key, [f"{day}" for day in days], partitions) or {}
+    return [day for day in days if statuses.get(f"{day}") is AssetPartitionStatus.FAILED]
 
 
 def version_tags(version: str) -> dict[str, str]:

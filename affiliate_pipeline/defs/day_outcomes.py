@@ -1,5 +1,6 @@
 """Daily partitions, and how a step ends: metadata of landed days, a failure for the others."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from datetime import date
 from functools import cache
@@ -28,6 +29,27 @@ def keys_to_days(keys: Iterable[str]) -> list[date]:
     return [date.fromisoformat(key) for key in keys]
 
 
+class _DistinctTimes(logging.Filter):
+    """Gives each record a millisecond of its own, later than the one before."""
+
+    _last_ms = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Move the record's time; always True."""
+        self._last_ms = max(int(record.created * 1000), self._last_ms + 1)
+        record.created = (self._last_ms + 0.5) / 1000  # half a millisecond, so that a float never rounds down
+        return True
+
+
+def separate_events(context: dg.AssetExecutionContext) -> None:
+    """Record each event of the step in a millisecond of its own.
+
+    Dagster's UI identifies an asset's events by the millisecond: it shows only the first of several. Dagster writes the
+    materializations of a range in one batch, several in a millisecond.
+    """
+    context.log.addFilter(_DistinctTimes())
+
+
 def log_landed(context: dg.AssetExecutionContext, landed: Mapping[dg.AssetKey, Mapping[date, Metadata]]) -> None:
     """Log one materialization per landed day, for a step that fails."""
     for key, days in landed.items():
@@ -42,9 +64,18 @@ def finish(
     failed: Mapping[date, Problem],
     description: str,
 ) -> None:
-    """Add the landed days' metadata to the step's result; raise `Failure` if any day failed."""
+    """Add the landed days' metadata to the step's result; raise `Failure` if any day failed.
+
+    The page of a failed day shows the events of that day only, so an observation has the reason.
+    """
     if failed:
         log_landed(context, landed)
+        for key in landed:
+            for day in sorted(failed):
+                problem = failed[day]
+                texts = {"failure": problem.what, "impact": problem.impact, "action": problem.action}
+                reason = {name: f"{text}." for name, text in texts.items() if text}
+                context.log_event(dg.AssetObservation(key, f"Failed: {problem}.", reason, partition=f"{day}"))
         texts = {f"{day}": f"{failed[day]}." for day in sorted(failed)}
         problems = [{**each.to_json(), "days": [f"{day}" for day in days]} for each, days in grouped(failed).items()]
         metadata = {FAILED_PARTITIONS: dg.MetadataValue.json(texts), PROBLEMS: dg.MetadataValue.json(problems)}

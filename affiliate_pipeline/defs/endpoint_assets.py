@@ -3,20 +3,21 @@
 A run over a range materializes exactly the days that landed; its failure names the others.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
-from affiliate_pipeline.defs.checks import check_specs, evaluations
-from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days, log_landed
+from affiliate_pipeline.defs.checks import check_specs, evaluations, named_sums, run_evaluations
+from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days, log_landed, separate_events
 from affiliate_pipeline.defs.placement import OWN, Placement
-from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, ReferenceTable
+from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.landing import endpoint_tables, quarantine
 from affiliate_pipeline.landing.pipeline import Failed, Landed, Options, Retained, land_days
 from affiliate_pipeline.schema.columns import columns
@@ -34,12 +35,14 @@ class LandingConfig(dg.Config):
     )
 
 
-def build_asset(endpoint: Endpoint, start: date, placement: Placement = OWN) -> dg.AssetsDefinition:
-    """The endpoint's asset, with its checks."""
+def build_asset(
+    endpoint: Endpoint, start: date, placement: Placement = OWN, tables: Sequence[ReferenceTable] = ()
+) -> dg.AssetsDefinition:
+    """The endpoint's asset, with its checks. `tables` are those that its runs may refresh."""
 
     @dg.asset(
         key=placement.key(endpoint.key),
-        description=endpoint.description,
+        description=f"{endpoint.description}\n\n{_metadata_explained(endpoint)}",
         partitions_def=daily(endpoint.exchange.zone, start, today=not isinstance(endpoint, Records)),
         backfill_policy=dg.BackfillPolicy.single_run(),
         check_specs=[*check_specs(endpoint, placement)],
@@ -48,7 +51,7 @@ def build_asset(endpoint: Endpoint, start: date, placement: Placement = OWN) -> 
             "dagster/table_name": endpoint.table,
         },
         group_name=placement.group_of(endpoint.group),
-        kinds={"postgres", endpoint.exchange.name},
+        kinds={"postgres"},
         # The team that has the account can correct its key.
         owners=placement.owners_of(f"{endpoint.group}_{endpoint.role}"),
         op_tags=placement.op_tags,
@@ -56,36 +59,47 @@ def build_asset(endpoint: Endpoint, start: date, placement: Placement = OWN) -> 
         required_resource_keys=placement.required,
     )
     def landed(context: dg.AssetExecutionContext, config: LandingConfig) -> Iterator[_Event]:
-        yield from _materialize(context, endpoint, Options(**config.model_dump()), placement.pipeline(context))
+        yield from _materialize(context, endpoint, Options(**config.model_dump()), placement, tables)
 
     return landed
 
 
 def _materialize(
-    context: dg.AssetExecutionContext, endpoint: Endpoint, options: Options, pipeline: PipelineResource
+    context: dg.AssetExecutionContext,
+    endpoint: Endpoint,
+    options: Options,
+    placement: Placement,
+    tables: Sequence[ReferenceTable],
 ) -> Iterator[_Event]:
+    separate_events(context)
+    pipeline = placement.pipeline(context)
     checks, run_id = context.selected_asset_check_keys, context.run.run_id
     days = keys_to_days(context.partition_keys)
     landed: dict[date, Metadata] = {}
     failed: dict[date, Problem] = {}
+    evaluated: list[dg.AssetCheckEvaluation] = []
     try:
         with (
             pipeline.store(run_id) as store,
             pipeline.session(endpoint, store) as session,
+            _recorded_refreshes(context, session, tables, placement),
         ):
             for outcome in land_days(endpoint, days, session=session, store=store, run_id=run_id, options=options):
                 if isinstance(outcome, Failed):
                     failed[outcome.day] = outcome.problem
                 else:
-                    landed[outcome.day] = _metadata(outcome)
+                    landed[outcome.day] = _metadata(endpoint, outcome)
                 if isinstance(outcome, Landed) and checks:
-                    yield from evaluations(endpoint, context.asset_key, store, outcome)
+                    results = list(evaluations(endpoint, context.asset_key, store, outcome))
+                    evaluated += results
+                    yield from results
     except AffiliateError as error:
         problem = error.problem.adding(impact="Rows that had landed are unchanged")
         failed |= dict.fromkeys({*days} - landed.keys() - failed.keys(), problem)
     except BaseException:
         log_landed(context, {context.asset_key: landed})
         raise
+    yield from run_evaluations(checks, evaluated, days, failed)
     finish(context, {context.asset_key: landed}, failed, _description(endpoint, failed, len(landed)))
     # The data version shows whether a day has changed. Dagster takes only one for all days of a successful run.
     [version, *others] = [dg.DataVersion(metadata["content_hash"]) for metadata in landed.values()]
@@ -95,12 +109,29 @@ def _materialize(
     yield dg.MaterializeResult(data_version=None if others else version)
 
 
-def _metadata(outcome: Landed | Retained) -> Metadata:
+def _metadata_explained(endpoint: Endpoint) -> str:
+    """What the metadata of a landed day mean, in Markdown."""
+    lines = {
+        "changed": "whether the run has changed the stored rows; false if the exchange returned the same rows again"
+    }
+    if isinstance(endpoint, Records):
+        lines["kept"] = (
+            "true if the exchange no longer has the day: nothing was requested, and the stored rows are unchanged"
+        )
+        if endpoint.time_column:
+            lines["first`, `last"] = f"the earliest and the latest `{endpoint.time_column}` of the day"
+        if endpoint.sum_by:
+            amount, by = endpoint.sum_by
+            lines["sums"] = f"the exact sum of `{amount}` for each `{by}`"
+    return "\n".join(["Metadata of each landed day:\n", *(f"- `{name}`: {text}." for name, text in lines.items())])
+
+
+def _metadata(endpoint: Endpoint, outcome: Landed | Retained) -> Metadata:
     """A landed or retained day's metadata. Amounts are text: a JSON number would be a float."""
     stats = outcome.stats
     metadata: Metadata = {
         "dagster/partition_row_count": stats.rows,
-        "sums": dg.MetadataValue.json(dict(stats.sums)),
+        "sums": dg.MetadataValue.json(named_sums(endpoint, stats)),
         "content_hash": outcome.content_hash,
         "settled": outcome.settled,
         "source": outcome.source,
@@ -116,6 +147,34 @@ def _metadata(outcome: Landed | Retained) -> Metadata:
         if outcome.unknown_fields:
             metadata["unknown_fields"] = dg.MetadataValue.json(outcome.unknown_fields)
     return metadata
+
+
+@contextmanager
+def _recorded_refreshes(
+    context: dg.AssetExecutionContext, session: Session, tables: Sequence[ReferenceTable], placement: Placement
+) -> Iterator[None]:
+    """Record a materialization of each reference table that the session refreshes meanwhile."""
+    try:
+        yield
+    finally:
+        for table in tables:
+            if counts := session.refreshed.get(table.name):
+                context.log_event(dg.AssetMaterialization(placement.key(table.key), metadata=_refreshed(table, counts)))
+
+
+def _refreshed(table: ReferenceTable, counts: Mapping[str, int]) -> Metadata:
+    """The metadata of a refreshed table."""
+    return {**counts, "dagster/column_schema": table_schema(table.columns)}
+
+
+def table_schema(columns: Sequence[tuple[str, str, str]]) -> dg.TableSchema:
+    """The schema of a table from its columns, each with name, definition and description."""
+    return dg.TableSchema(
+        [
+            dg.TableColumn(name, kind.split()[0], about, dg.TableColumnConstraints(nullable="not null" not in kind))
+            for name, kind, about in columns
+        ]
+    )
 
 
 def _description(endpoint: Endpoint, failed: Mapping[date, Problem], landed: int) -> str:
@@ -146,9 +205,9 @@ def build_reference_table(table: ReferenceTable, placement: Placement = OWN) -> 
     @dg.asset(
         key=placement.key(table.key),
         description=table.description,
-        metadata={"dagster/table_name": table.table},
+        metadata={"dagster/table_name": table.table, "dagster/column_schema": table_schema(table.columns)},
         group_name=placement.group_of(endpoint.group),
-        kinds={"postgres", endpoint.exchange.name},
+        kinds={"postgres"},
         owners=placement.owners_of(f"{endpoint.group}_{endpoint.role}"),
         op_tags=placement.op_tags,
         io_manager_key=placement.rows,
@@ -161,7 +220,7 @@ def build_reference_table(table: ReferenceTable, placement: Placement = OWN) -> 
                 pipeline.store(context.run.run_id) as store,
                 pipeline.session(endpoint, store) as session,
             ):
-                return dg.MaterializeResult(metadata=table.refresh(session))
+                return dg.MaterializeResult(metadata=_refreshed(table, table.refresh(session)))
         except AffiliateError as error:
             problem = error.problem.adding(impact=f"The {table.name} is unchanged")
             raise dg.Failure(f"{table.key}: {problem}.", allow_retries=False) from None

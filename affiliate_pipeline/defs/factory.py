@@ -197,7 +197,15 @@ def assemble(
     """
     endpoints, earning = catalog.endpoints, catalog.earning if has_commission else ()
     assets = [
-        *(build_asset(endpoint, first_day(endpoint), placement) for endpoint in endpoints),
+        *(
+            build_asset(
+                endpoint,
+                first_day(endpoint),
+                placement,
+                [each for each in catalog.reference_tables if each.is_read_by(endpoint)],
+            )
+            for endpoint in endpoints
+        ),
         *(build_reference_table(table, placement) for table in catalog.reference_tables),
     ]
     schedules: list[dg.ScheduleDefinition] = []

@@ -1,8 +1,11 @@
 """How the package's definitions appear in a code location: keys, names, owners, tags and initial status."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import time
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 
@@ -43,6 +46,13 @@ class Placement:
     def name_of_account(self, name: str) -> str:
         """The name in this code location of a schedule, sensor or resource whose `name` includes an account."""
         return f"{self.name_prefix}{name}"
+
+    def name_of_schedule(self, name: str, at: time, zone: ZoneInfo) -> str:
+        """The name in this code location of a daily schedule: `binance_records_0015_utc`.
+
+        Released names do not change: Dagster stores by name whether a schedule is running.
+        """
+        return self.name_of_account(f"{name}_{at:%H%M}_{re.sub(r'[^a-z0-9]+', '_', zone.key.lower())}")
 
     def name(self, name: str) -> str:
         """The name in this code location of a sensor or resource that serves all accounts."""

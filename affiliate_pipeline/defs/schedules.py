@@ -30,9 +30,8 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, placement: Placement) -> 
     account = f" (account {endpoints[0].alias})" if endpoints[0].alias else ""
 
     @schedule(
-        # Released names do not change: Dagster stores by name whether a schedule is stopped.
-        name=placement.name_of_account(
-            f"{endpoints[0].group}_{'observations' if is_snapshot else 'records'}_{at:%H%M}"
+        name=placement.name_of_schedule(
+            f"{endpoints[0].group}_{'snapshots' if is_snapshot else 'records'}", at, exchange.zone
         ),
         cron_schedule=f"{at.minute} {at.hour} * * *",
         execution_timezone=exchange.zone.key,

@@ -254,6 +254,8 @@ class ReferenceTable(Generic[SessionT]):
     endpoint: Endpoint[SessionT]
     # Refreshes the table; returns the asset's metadata: counts by name.
     refresh: Callable[[SessionT], Mapping[str, int]]
+    # Each column's name, definition and description.
+    columns: tuple[tuple[str, str, str], ...]
     # The endpoints whose runs read it, by name.
     read_by: tuple[str, ...] = ()
 
@@ -266,6 +268,10 @@ class ReferenceTable(Generic[SessionT]):
     def table(self) -> str:
         """The table, which all accounts share: `lbank.roster`."""
         return f"{self.endpoint.exchange.name}.{self.name}"
+
+    def is_read_by(self, endpoint: Endpoint) -> bool:
+        """Whether the endpoint's runs read the table, and so may refresh it."""
+        return endpoint.name in self.read_by and endpoint.group == self.endpoint.group
 
     def for_account(self, alias: str, names: VariableNames = ()) -> Self:
         """The same table's rows of another account."""

@@ -76,6 +76,10 @@ class Session:
     client: Client
     identity: KeyIdentity
     cancelled: threading.Event = field(default_factory=threading.Event, kw_only=True)
+    # The counts of each reference table that the session has refreshed, by the table's name.
+    refreshed: dict[str, Mapping[str, int]] = field(
+        default_factory=dict[str, Mapping[str, int]], kw_only=True, compare=False
+    )
 
     @property
     def source(self) -> str:

@@ -39,7 +39,7 @@ def healthy(both_exchanges, query, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     for statement in DAGSTER_TABLES.strip().split(";\n"):
         query(statement)
-    query(INSERT_STATE, "SCHEDULE", "DECLARED_IN_CODE", instigator_body("binance_records_0015"))
+    query(INSERT_STATE, "SCHEDULE", "DECLARED_IN_CODE", instigator_body("binance_records_0015_utc"))
     both_exchanges.binance.set_rebates([rebate(at(day)) for day in DAYS])
     assert land(KEY, DAYS).success
     query("update affiliate.landing set settled = true")
@@ -209,7 +209,7 @@ def test_stopped_or_failing_schedules_and_sensors_are_reported(healthy, findings
     query("delete from instigators")
     assert findings() == {"schedules": "none is running"}
 
-    query(INSERT_STATE, "SCHEDULE", "DECLARED_IN_CODE", instigator_body("binance_records_0015"))
+    query(INSERT_STATE, "SCHEDULE", "DECLARED_IN_CODE", instigator_body("binance_records_0015_utc"))
     query(INSERT_STATE, "SENSOR", "STOPPED", instigator_body("stale_days"))
     assert findings() == {"sensors": "stopped: stale_days"}
 

@@ -13,6 +13,12 @@ def recorded_events(instance: dg.DagsterInstance, run_id: str) -> list[dg.Dagste
 
 
 def check_evaluations(run: Run) -> list[dg.AssetCheckEvaluation]:
+    """The evaluations of landed days."""
+    return [evaluation for evaluation in all_check_evaluations(run) if evaluation.partition]
+
+
+def all_check_evaluations(run: Run) -> list[dg.AssetCheckEvaluation]:
+    """The evaluations of landed days, and those of the run."""
     return [
         event.asset_check_evaluation_data
         for event in run.events

@@ -186,7 +186,7 @@ def test_each_account_has_schedules_of_its_own(two_accounts):
     schedules = {each.name: each for each in loaded_definitions().schedules or ()}
     own = {name for name in schedules if "_acme_" in name}
     assert {name.replace("_acme", "") for name in own} == schedules.keys() - own
-    schedule = schedules["lbank_acme_records_1035"]
+    schedule = schedules["lbank_acme_records_1035_asia_shanghai"]
     assert isinstance(schedule, dg.ScheduleDefinition) and "(account acme)" in (schedule.description or "")
     requested, _ = tick(schedule, tick_time(schedule, YESTERDAY + timedelta(days=1)))
     assert [*requested] == ["lbank/acme/commission_stats_symbol_list"]

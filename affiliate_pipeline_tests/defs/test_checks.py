@@ -5,10 +5,13 @@ from decimal import Decimal
 
 import dagster as dg
 import pytest
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 
+from affiliate_pipeline.defs.checks import DAY_IS_SOUND, NO_DAY_MISSING
+from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
-from affiliate_pipeline_tests.conftest import Run, materialize
+from affiliate_pipeline_tests.conftest import Run, instance_of_all_runs, materialize
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.events import check_evaluations, description_of, only_check
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, YESTERDAY, at, rebate, rebates
@@ -26,6 +29,7 @@ def evaluations_by_day(run: Run) -> dict[str | None, dg.AssetCheckEvaluation]:
 def sums_in(evaluation: dg.AssetCheckEvaluation, name: str) -> dict[str, Decimal]:
     sums = evaluation.metadata[name].value
     assert isinstance(sums, dict)
+    sums = sums["income by asset"]
     return {str(asset): Decimal(str(total)) for asset, total in sums.items()}
 
 
@@ -43,6 +47,28 @@ def test_only_landed_days_have_an_evaluation(sandbox):
 
     assert list(run.failed) == [DAYS[1]]
     assert evaluations_by_day(run).keys() == {f"{DAYS[0]}", f"{DAYS[2]}"}
+
+
+@pytest.mark.parametrize("failed", [DAYS[:2], DAYS[1:2], []], ids=["all days", "a day", "no day"])
+def test_no_check_is_left_without_a_result(sandbox, failed):
+    for day in failed:
+        sandbox.faults.fail_day(day, status=400, code=-1127)
+
+    run = materialize(KEY, DAYS[:2])
+
+    assert list(run.failed) == failed
+    checks = [dg.AssetCheckKey(dg.AssetKey(KEY.split("/")), name) for name in (DAY_IS_SOUND, NO_DAY_MISSING)]
+    last = instance_of_all_runs().event_log_storage.get_latest_asset_check_execution_by_key(checks)
+    sound, missing = (evaluation_in(last[check]) for check in checks)
+    assert sound.passed
+    assert len(failed) < 2 or description_of(sound) == "The last run landed no day that could be checked."
+    assert missing.passed is not bool(failed)
+    assert format_days(failed) in description_of(missing)
+
+
+def evaluation_in(record: AssetCheckExecutionRecord) -> dg.AssetCheckEvaluation:
+    assert record.event and record.event.dagster_event
+    return record.event.dagster_event.asset_check_evaluation_data
 
 
 def test_an_unknown_field_is_reported_once(sandbox, caplog):

@@ -1,14 +1,18 @@
 """What Dagster, the ledger and the table contain after a day has landed."""
 
 import logging
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal
 from functools import reduce
 
+import dagster as dg
 import pytest
 
+from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.sandbox import Number
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.conftest import materialized
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import (
     DAYS,
@@ -22,6 +26,8 @@ from affiliate_pipeline_tests.defs.rebates import (
     refusals,
     sent,
 )
+
+ASSET = dg.AssetKey(KEY.split("/"))
 
 
 def test_a_day_lands_exactly(sandbox, query):
@@ -48,8 +54,10 @@ def test_the_metadata_describes_the_rows_of_the_day(sandbox, query):
         "select rows, content_hash, settled, source from affiliate.landing"
     )
     assert metadata["dagster/partition_row_count"] == rows_in_ledger == 4
-    assert all(isinstance(total, str) for total in metadata["sums"].values())
-    assert {asset: Decimal(total) for asset, total in metadata["sums"].items()} == {
+    assert list(metadata["sums"]) == ["income by asset"]
+    sums = metadata["sums"]["income by asset"]
+    assert all(isinstance(total, str) for total in sums.values())
+    assert {asset: Decimal(total) for asset, total in sums.items()} == {
         "USDT": reduce(Context(prec=99).add, (Decimal(row["income"]) for row in rows[:3])),
         "BNB": Decimal("1.50"),
     }
@@ -61,6 +69,37 @@ def test_the_metadata_describes_the_rows_of_the_day(sandbox, query):
     assert metadata["source"] == source
     assert metadata["changed"] is True
     assert metadata["kept"] is False
+
+
+def test_the_description_explains_the_metadata_of_a_day():
+    description = dict(build_definitions().get_assets_def(ASSET).descriptions_by_key)[ASSET]
+
+    explained = {
+        name for line in description.splitlines() if line.startswith("- ") for name in re.findall("`(.*?)`", line)
+    }
+    assert explained >= {"sums", "first", "last", "kept", "changed"}
+    assert "the exact sum of `income` for each `asset`" in description
+
+
+def test_the_events_of_a_run_have_a_millisecond_each(sandbox, instance, monkeypatch):
+    # Dagster's UI shows only one of several events of an asset in the same millisecond.
+    record_factory = logging.getLogRecordFactory()
+
+    def at_noon(*args, **kwargs):
+        record = record_factory(*args, **kwargs)
+        record.created = 1_700_000_000.0
+        return record
+
+    logging.setLogRecordFactory(at_noon)
+    try:
+        run_id = materialized(instance, DAYS)
+    finally:
+        logging.setLogRecordFactory(record_factory)
+
+    entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    times = [int(entry.timestamp * 1000) for entry in entries]
+    assert len(times) == len(DAYS)
+    assert times == sorted({*times})
 
 
 def test_a_day_that_may_still_change_is_not_reported_as_settled(sandbox):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import date
 from urllib.parse import urlsplit
 
 import psycopg
@@ -15,7 +16,7 @@ from affiliate_pipeline.http import retry
 from affiliate_pipeline.landing.day_writer import DayWriter
 from affiliate_pipeline.sandbox.exchange import Response
 from affiliate_pipeline.sandbox.faults import KINDS
-from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.conftest import Run, materialize
 from affiliate_pipeline_tests.defs.rebates import (
     DAYS,
     ENDPOINT,
@@ -62,9 +63,22 @@ def test_bad_days_fail_alone_and_each_for_its_own_cause(sandbox, query, rows):
         assert landed(query, day) == sent(rows[day])
     assert query("select partition from affiliate.landing order by 1") == [(day,) for day in good]
     assert refusals(sandbox) == []
+    assert failure_texts(run) == {day: run.failed[day] for day in (rejected, unavailable)}
     # Each day is requested with the whole range and alone; never again after that. Only the error 500 is retried.
     assert len(requests_touching(sandbox, unavailable)) == 2 * retry.MAX_ATTEMPTS
     assert len(requests_touching(sandbox, rejected)) == retry.MAX_ATTEMPTS + 1
+
+
+def failure_texts(run: Run) -> dict[date, str]:
+    """By day, what the events of its partition state about the failure."""
+    found = {}
+    for event in run.events:
+        if event.is_asset_observation:
+            observation = event.asset_observation_data.asset_observation
+            texts = [observation.metadata[name].value for name in ("failure", "impact", "action")]
+            found[date.fromisoformat(str(observation.partition))] = " ".join(map(str, texts))
+            assert observation.description == f"Failed: {' '.join(map(str, texts))}"
+    return found
 
 
 def test_rows_outside_the_requested_window_do_not_land(sandbox, query, rows):

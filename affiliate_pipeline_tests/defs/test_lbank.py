@@ -227,11 +227,7 @@ def test_the_roster_contains_every_user_ever_listed(sandbox, query):
     }
     assert set(query("select open_id, user_level, transaction, deposit, code from lbank.roster")) == users
     [materialization] = result.asset_materializations_for_node("lbank__roster")
-    assert {name: value.value for name, value in materialization.metadata.items()} == {
-        "dagster/row_count": len(users),
-        "agents": len(agents(sandbox)) - 1,
-        "traders": len(traders(sandbox)) - 1,
-    }
+    check_roster_metadata(materialization, sandbox, query)
 
     query(ADD_STRANGER)
     newcomer = sandbox.lbank.add_user()
@@ -239,6 +235,42 @@ def test_the_roster_contains_every_user_ever_listed(sandbox, query):
 
     found = {open_id for (open_id,) in query("select open_id from lbank.roster")}
     assert found == {open_id for open_id, *_ in users} | {STRANGER, newcomer}
+
+
+def check_roster_metadata(materialization, sandbox, query) -> None:
+    metadata = {name: value.value for name, value in materialization.metadata.items()}
+    schema = metadata.pop("dagster/column_schema")
+    columns = "select column_name, data_type, is_nullable = 'YES' from information_schema.columns"
+    expected = query(f"{columns} where table_schema = 'lbank' and table_name = 'roster'")
+    names = {"timestamp with time zone": "timestamptz"}
+    assert {(column.name, column.type, column.constraints.nullable) for column in schema.columns} == {
+        (name, names.get(kind, kind), nullable) for name, kind, nullable in expected
+    }
+    assert all(column.description for column in schema.columns)
+    assert metadata == {
+        "dagster/row_count": len(sandbox.lbank.users),
+        "agents": len(agents(sandbox)) - 1,
+        "traders": len(traders(sandbox)) - 1,
+    }
+
+
+def test_a_run_of_another_asset_that_refreshes_the_roster_records_its_materialization(sandbox, query):
+    def refreshes(run: conftest.Run) -> list[dg.AssetMaterialization]:
+        return [
+            event.step_materialization_data.materialization
+            for event in run.events
+            if event.is_step_materialization and event.asset_key == dg.AssetKey(["lbank", "roster"])
+        ]
+
+    [refresh] = refreshes(materialize(COMMISSION, [SETTLED]))
+    check_roster_metadata(refresh, sandbox, query)
+    assert refreshes(materialize(COMMISSION, [SETTLED])) == []
+
+    query("delete from lbank.roster")
+    sandbox.faults.transform_row = lambda row: row | {"amount": "much"}
+    failed = materialize(COMMISSION, [SETTLED])
+    assert list(failed.failed) == [SETTLED]
+    assert len(refreshes(failed)) == 1
 
 
 def test_users_with_unknown_trading_state_or_level_are_queried(sandbox, query):

@@ -15,7 +15,7 @@ from affiliate_pipeline_tests.conftest import RESOURCES
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 DAY = timedelta(days=1)
 # Parts of the schedules' names.
-RECORDS, SNAPSHOTS = "_records_", "_observations_"
+RECORDS, SNAPSHOTS = "_records_", "_snapshots_"
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def test_a_missed_tick_requests_no_snapshot_of_a_past_day(exchange):
 
 
 def test_a_tick_around_midnight_belongs_to_the_day_of_the_exchanges_zone():
-    binance, lbank = (schedules()[name] for name in ("binance_records_0015", "lbank_records_0035"))
+    binance, lbank = (schedules()[name] for name in ("binance_records_0015_utc", "lbank_records_0035_asia_shanghai"))
     late = datetime(2026, 6, 10, 23, 59, 59, tzinfo=UTC)
 
     assert tick(binance, late)[0]["binance/rebate_recent_record"][1] == date(2026, 6, 9)
@@ -132,15 +132,15 @@ def test_a_tick_around_midnight_belongs_to_the_day_of_the_exchanges_zone():
 
 def test_ticks_follow_the_times_at_which_the_exchanges_publish():
     assert {name: trigger(schedule) for name, schedule in schedules(RECORDS).items()} == {
-        "binance_records_0015": ("15 0 * * *", "UTC"),
-        "lbank_records_0035": ("35 0 * * *", "Asia/Shanghai"),
-        "lbank_records_1035": ("35 10 * * *", "Asia/Shanghai"),
+        "binance_records_0015_utc": ("15 0 * * *", "UTC"),
+        "lbank_records_0035_asia_shanghai": ("35 0 * * *", "Asia/Shanghai"),
+        "lbank_records_1035_asia_shanghai": ("35 10 * * *", "Asia/Shanghai"),
     }
 
 
 def test_no_day_before_the_first_partition_is_requested(monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", "2026-06-09")
-    schedule = schedules()["binance_records_0015"]
+    schedule = schedules()["binance_records_0015_utc"]
 
     requested, _ = tick(schedule, datetime(2026, 6, 10, 0, 15, tzinfo=UTC))
     assert set(requested.values()) == {(date(2026, 6, 9), date(2026, 6, 9))}
@@ -154,7 +154,9 @@ def test_no_run_is_requested_for_an_exchange_without_credentials(monkeypatch):
     for name in ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID"):
         monkeypatch.delenv(name)
 
-    requested, skipped = tick(schedules()["lbank_records_0035"], datetime(2026, 6, 10, 0, 35, tzinfo=SHANGHAI))
+    requested, skipped = tick(
+        schedules()["lbank_records_0035_asia_shanghai"], datetime(2026, 6, 10, 0, 35, tzinfo=SHANGHAI)
+    )
 
     assert requested == {}
     assert "LBANK_API_KEY" in skipped

@@ -232,7 +232,7 @@ def check_resources(ui: UI, host: Host) -> None:
 
 def check_schedules(ui: UI) -> None:
     """Each schedule's tick requests runs of this package's assets only, also of the account without variables."""
-    for name in ("binance_records_0015", "binance_unset_records_0015", "lbank_records_0035"):
+    for name in ("binance_records_0015_utc", "binance_unset_records_0015_utc", "lbank_records_0035_asia_shanghai"):
         selector = ui.repository | {"scheduleName": f"affiliate_desk_{name}"}
         at = datetime.now(UTC).timestamp()
         tick = ui.execute(SCHEDULE_TICK, selector=selector, at=at)["scheduleDryRun"]

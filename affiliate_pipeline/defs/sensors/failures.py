@@ -225,6 +225,9 @@ def _failed_checks(
             continue
         name = own[check.asset_key].key, check.check_name
         failed.setdefault(name, {})[_day(check.partition)] = check.description or ""
+    for days in failed.values():
+        if len(days) > 1:
+            days.pop(None, None)  # the run's evaluation, which repeats those of its days
     return failed
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import time
 from typing import Any
 
 import dagster as dg
@@ -24,6 +25,7 @@ from affiliate_pipeline.http.errors import ExchangeError
 from affiliate_pipeline.monitoring.alerts import Alert
 
 EXPORT_TAG = "affiliate/collection"
+MISSED_DAYS_AT = time(0, 45)
 MAX_RUNS = 3
 # A longer pause of the rate limit ends the tick; the next tick polls again.
 MAX_PAUSE_S = 5
@@ -142,7 +144,7 @@ def expired_alert(account: ExportEndpoints, export: KickbackExport, now_ms: int)
         next_step = (
             f"Fix the cause, then materialize {account.request.key} for these days. The exchange retains the first of them "
             f"until {utc_text(history.timetable.deadline_ms(export.first_day) or now_ms)}; days that {recent.key} "
-            "missed are requested again daily, at 00:45 UTC"
+            f"missed are requested again daily, at {MISSED_DAYS_AT:%H:%M} UTC"
         )
     else:
         next_step = f"These days can no longer be requested; {recent.key} may have landed them before"
@@ -159,13 +161,13 @@ def build_missed_days_schedule(account: ExportEndpoints, placement: Placement = 
     recent, history = account.recent, account.history
 
     @schedule(
-        name=placement.name_of_account(f"{history.group}_kickback_history_0045"),
-        cron_schedule="45 0 * * *",
-        execution_timezone="UTC",
+        name=placement.name_of_schedule(f"{history.group}_kickback_history", MISSED_DAYS_AT, history.exchange.zone),
+        cron_schedule=f"{MISSED_DAYS_AT.minute} {MISSED_DAYS_AT.hour} * * *",
+        execution_timezone=history.exchange.zone.key,
         target=[placement.key(account.request.key)],
         default_status=placement.schedules,
         required_resource_keys=placement.required,
-        description=f"Requests days that {recent.key} missed, at 00:45 UTC: one run per range of days.",
+        description=f"Requests days that {recent.key} missed, at {MISSED_DAYS_AT:%H:%M} UTC: one run per range of days.",
     )
     def missed_days(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         pipeline = placement.pipeline(context)

@@ -4,9 +4,10 @@ The monitor carries out what `monitoring.overdue` decides: it requests runs, add
 heartbeat calls a dead man's switch as long as no day is at risk and alerts are delivered.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 import dagster as dg
 
@@ -15,14 +16,17 @@ from affiliate_pipeline.defs.dagster_internals import (
     NOT_FINISHED_STATUSES,
     CheckStatus,
     days_of,
+    failed_days,
     range_tags,
     selected,
     sensor,
 )
+from affiliate_pipeline.defs.day_outcomes import daily
 from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.defs.resources import PipelineResource
-from affiliate_pipeline.domain.days import DAY, format_days
+from affiliate_pipeline.domain.days import DAY, day_of, days_from, format_days
 from affiliate_pipeline.domain.expected_days import ExpectedDay
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.http.download import ping_heartbeat
 from affiliate_pipeline.landing.pipeline import now_ms
@@ -102,7 +106,7 @@ def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, moni
     checks: list[dg.AssetCheckEvaluation] = []
     overdue: list[str] = []
     with OverdueStore(pipeline.database_url()) as store, pipeline.outbox() as outbox:
-        for key, days, states in _overdue(store, now, pipeline, monitored):
+        for key, days, states, landed in _overdue(store, now, pipeline, monitored):
             endpoint = monitored[key]
             in_progress = any(selected(context, run, {key}) for run in unfinished)
             just_failed = {day for run in failed if selected(context, run, {key}) for day in days_of(run)}
@@ -114,7 +118,8 @@ def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, moni
             if actions.states != states:
                 store.save(endpoint.key, actions.states)
             requests += [_request(key, each, actions.states, now) for each in actions.request]
-            checks.append(_evaluation(key, days, actions.states, now))
+            partitions = _Partitions.read(context.instance, key, endpoint, pipeline.first_day(endpoint), landed, now)
+            checks.append(_evaluation(key, days, actions.states, partitions, now))
             overdue += [f"{endpoint.key}: {format_days(each.day for each in days)}"] if days else []
     skipped = None if requests else dg.SkipReason("; ".join(overdue) or "no day is missing")
     return dg.SensorResult(requests, skipped, asset_events=_changed(context.instance, checks, at.date()))
@@ -129,7 +134,7 @@ def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, 
     with OverdueStore(pipeline.database_url()) as store, pipeline.outbox() as outbox:
         risks = [
             f"{monitored[key].key}: {format_days(risky)}"
-            for key, days, states in _overdue(store, now_ms(), pipeline, monitored)
+            for key, days, states, _ in _overdue(store, now_ms(), pipeline, monitored)
             if (risky := at_risk(days, states))
         ]
         undelivered = outbox.count_overdue(DELIVERED_WITHIN)
@@ -148,14 +153,14 @@ def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, 
 
 def _overdue(
     store: OverdueStore, now: int, pipeline: PipelineResource, monitored: _Monitored
-) -> Iterator[tuple[dg.AssetKey, list[ExpectedDay], Mapping[date, State]]]:
-    """The configured assets that have landed days, each with its overdue days and their states."""
+) -> Iterator[tuple[dg.AssetKey, list[ExpectedDay], Mapping[date, State], Collection[date]]]:
+    """The configured assets that have landed days: each with its overdue days, their states, and the landed days."""
     ledgers = store.ledgers(datetime.fromtimestamp(now / 1000, UTC).date() - (MONITORED_DAYS + 1) * DAY)
     states = store.states()
     for key, endpoint in monitored.items():
         if endpoint.key in ledgers and pipeline.is_configured(endpoint):
             days = overdue_days(endpoint, ledgers, pipeline.first_day(endpoint), now)
-            yield key, days, states.get(endpoint.key, {})
+            yield key, days, states.get(endpoint.key, {}), ledgers[endpoint.key]
 
 
 def _request(key: dg.AssetKey, days: Sequence[date], states: Mapping[date, State], now: int) -> dg.RunRequest:
@@ -167,11 +172,46 @@ def _request(key: dg.AssetKey, days: Sequence[date], states: Mapping[date, State
     )
 
 
+@dataclass(frozen=True)
+class _Partitions:
+    """The monitored partitions of an asset, as Dagster counts them: one is landed, failed or missing."""
+
+    days: Sequence[date]
+    failed: Sequence[date]
+    missing: Sequence[date]
+
+    @classmethod
+    def read(
+        cls,
+        instance: dg.DagsterInstance,
+        key: dg.AssetKey,
+        endpoint: Endpoint,
+        start: date,
+        landed: Collection[date],
+        now: int,
+    ) -> Self:
+        zone = endpoint.exchange.zone
+        today = day_of(now, zone)
+        days = list(days_from(max(start, today - MONITORED_DAYS * DAY), today - DAY))
+        failed = failed_days(instance, key, days, daily(zone, start, today=False))
+        return cls(days, failed, [day for day in days if day not in {*landed, *failed}])
+
+    def described(self, overdue: Collection[date]) -> Iterator[str]:
+        """How many have landed, and which have not, except those that are overdue."""
+        landed = len(self.days) - len(self.failed) - len(self.missing)
+        since = f" since {self.days[0]}" if self.days else ""
+        yield f"Landed: {landed} of {count_of(len(self.days), 'day')}{since}."
+        if failed := [day for day in self.failed if day not in overdue]:
+            yield f"{format_days(failed)}: the last run failed; the partition's events have the reason."
+        if unexpected := [day for day in self.missing if day not in overdue]:
+            yield f"Not expected to have landed: {format_days(unexpected)}."
+
+
 def _evaluation(
-    key: dg.AssetKey, days: Sequence[ExpectedDay], states: Mapping[date, State], now: int
+    key: dg.AssetKey, days: Sequence[ExpectedDay], states: Mapping[date, State], partitions: _Partitions, now: int
 ) -> dg.AssetCheckEvaluation:
-    """The evaluation of `NO_DAY_MISSING`, about the same days as the runs and alerts."""
-    lines: list[str] = []
+    """The evaluation of `NO_DAY_MISSING`, about the same days as the runs and alerts, and about failed partitions."""
+    lines = [*partitions.described({each.day for each in days})]
     urgent = False
     for each in days:
         state = states.get(each.day, State())
@@ -182,11 +222,15 @@ def _evaluation(
     return dg.AssetCheckEvaluation(
         asset_key=key,
         check_name=NO_DAY_MISSING,
-        passed=not days,
+        passed=not days and not partitions.failed,
         severity=dg.AssetCheckSeverity.ERROR if urgent else dg.AssetCheckSeverity.WARN,
-        description="\n".join(lines)
-        or "No expected day of the last 30 days, from the first landed day on, is missing.",
-        metadata={"missing": len(days), "at_risk": len(at_risk(days, states))},
+        description="\n".join(lines),
+        metadata={
+            "failed": len(partitions.failed),
+            "missing": len(partitions.missing),
+            "overdue": len(days),
+            "at_risk": len(at_risk(days, states)),
+        },
     )
 
 

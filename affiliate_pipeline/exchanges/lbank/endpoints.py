@@ -5,7 +5,7 @@ from datetime import time, timedelta
 from functools import partial
 
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Money, Probe, Records, ReferenceTable, Snapshot
-from affiliate_pipeline.exchanges.lbank import schemas
+from affiliate_pipeline.exchanges.lbank import roster, schemas
 from affiliate_pipeline.exchanges.lbank.exchange import LBANK, TRADE_USER, LBankSession
 from affiliate_pipeline.exchanges.lbank.fan_out import FanOut, Query
 from affiliate_pipeline.exchanges.lbank.pagination import by_id, by_offset
@@ -189,24 +189,16 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
 )
 
 
-def _refresh_roster(session: LBankSession) -> dict[str, int]:
-    members = session.roster(session.now_ms()).members
-    return {
-        "dagster/row_count": len(members),
-        "agents": sum(member.is_agent for member in members),
-        "traders": sum(member.transaction for member in members),
-    }
-
-
 REFERENCE_TABLES: tuple[ReferenceTable[LBankSession], ...] = (
     ReferenceTable(
-        name="roster",
+        name=roster.NAME,
         description=(
             "Every user ever seen under the affiliate, from the whole team list.\n\n"
             "Runs that request data of single users refresh it by themselves; no user is ever removed."
         ),
         endpoint=TEAM,
-        refresh=_refresh_roster,
+        refresh=lambda session: session.roster(session.now_ms()).counts(),
+        columns=roster.COLUMNS,
         read_by=("invite_user_info", "commission_stats_symbol_list", "trade_user", "trade_user_team"),
     ),
 )

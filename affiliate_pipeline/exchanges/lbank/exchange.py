@@ -15,7 +15,7 @@ from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.exchanges.identity import KeyRefused
 from affiliate_pipeline.exchanges.lbank import responses
 from affiliate_pipeline.exchanges.lbank.response_cache import ResponseCache
-from affiliate_pipeline.exchanges.lbank.roster import TEAM_LIST, Roster, RosterStore
+from affiliate_pipeline.exchanges.lbank.roster import NAME, TEAM_LIST, Roster, RosterStore
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth, OtherKindOfSecret
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.client import Client, Clock
@@ -83,10 +83,15 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         read = partial(responses.read, variable=endpoint.variable)
         return Client(settings.lbank_base_url, auth, clock, limit, read, default_pause_s=window_s, network=network)
 
+    refreshed: dict[str, Mapping[str, int]] = {}
+
     def roster(not_before_ms: int) -> Roster:
         team_list = partial(client, TEAM_LIST)
         store = shared.open(RosterStore, endpoint.alias, identity.source, identity.sources, team_list, clock.now_ms)
-        return store.read(settings.lbank_open_id, not_before_ms)
+        found = store.read(settings.lbank_open_id, not_before_ms)
+        if found.is_refreshed:
+            refreshed[NAME] = found.counts()
+        return found
 
     def response_cache() -> ResponseCache:
         return shared.open(ResponseCache, endpoint.key, identity.source, identity.sources)
@@ -123,6 +128,7 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         slots_per_s=REQUESTS_PER_WINDOW / window_s,
         roster=cache(roster),
         now_ms=clock.now_ms,
+        refreshed=refreshed,
     )
 
 

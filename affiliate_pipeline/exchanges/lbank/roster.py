@@ -23,6 +23,21 @@ from affiliate_pipeline.postgres.table_store import TableStore
 from affiliate_pipeline.schema.invalid import Invalid
 
 TABLE: Final = "lbank.roster"
+NAME: Final = "roster"
+COLUMNS: Final = (
+    ("open_id", "text not null", "The user."),
+    ("user_level", "smallint", "The user's level; 1 to 21 are agents."),
+    ("transaction", "boolean", "Whether the user has ever traded."),
+    ("deposit", "boolean", "Whether the user has deposited."),
+    ("direct_invitation", "boolean", "Whether the affiliate invited the user directly."),
+    ("code", "text", "The invitation code."),
+    ("create_time", "timestamptz", "When the user registered."),
+    ("first_seen", "timestamptz not null", "When the user was first in the team list."),
+    ("last_seen", "timestamptz not null", "When the user was last in the team list."),
+    ("ever_agent", "boolean not null", "Whether the user has ever been an agent."),
+    ("source", "text", "The host and the key that the user was read with."),
+    ("account", "text not null", "The alias of the account; empty: the default account."),
+)
 TEAM_LIST = "/affiliate-api/v2/invite/user/team/list"
 USER_PAGING = partial(by_offset, instant="createTime", identity=("openId",))
 AGENT_LEVELS = range(1, 22)
@@ -44,6 +59,16 @@ class Roster:
 
     own_open_id: str
     members: tuple[Member, ...]
+    # Whether it was refreshed when it was read.
+    is_refreshed: bool = False
+
+    def counts(self) -> dict[str, int]:
+        """The metadata of the asset: how many users, agents and traders there are."""
+        return {
+            "dagster/row_count": len(self.members),
+            "agents": sum(member.is_agent for member in self.members),
+            "traders": sum(member.transaction for member in self.members),
+        }
 
     def agents(self) -> list[str]:
         """The openIds to request commissions and team trades of: our own, then those of agents."""
@@ -92,11 +117,12 @@ class RosterStore(TableStore):
                 "account with an alias of its own"
             )
         not_before_ms = min(not_before_ms, self._now_ms())
+        is_refreshed = False
         if self._as_of_ms() < not_before_ms:
             with locked(self._connection, Lock(TABLE, self._account or None), "the roster of LBank"):
-                if self._as_of_ms() < not_before_ms:
+                if is_refreshed := self._as_of_ms() < not_before_ms:
                     self._refresh(self._now_ms())
-        return Roster(open_id, self._members())
+        return Roster(open_id, self._members(), is_refreshed)
 
     def _members(self) -> tuple[Member, ...]:
         # Unknown flags count as true, so that no user is skipped.

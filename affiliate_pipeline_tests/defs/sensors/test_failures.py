@@ -491,15 +491,15 @@ def test_one_failed_tick_of_a_sensor_is_not_reported(tick, record_ticks):
 
 
 def test_one_failed_tick_of_a_schedule_is_reported(tick, record_ticks):
-    record_ticks(FAILURE, kind=InstigatorType.SCHEDULE, name="binance_records_0015")
-    assert tick(failing_tick_alert)[0].title == "The schedule binance_records_0015 is failing"
+    record_ticks(FAILURE, kind=InstigatorType.SCHEDULE, name="binance_records_0015_utc")
+    assert tick(failing_tick_alert)[0].title == "The schedule binance_records_0015_utc is failing"
 
 
 def test_other_teams_sensors_and_schedules_are_not_reported(tick, record_ticks):
     record_ticks(FAILURE, FAILURE, name="poll")
     record_ticks(FAILURE, FAILURE, of=origin("sales"))
     record_ticks(FAILURE, FAILURE, of=origin(repository="sales"))
-    record_ticks(FAILURE, kind=InstigatorType.SCHEDULE, name="binance_records_0015", of=origin("sales"))
+    record_ticks(FAILURE, kind=InstigatorType.SCHEDULE, name="binance_records_0015_utc", of=origin("sales"))
     record_ticks(FAILURE, kind=InstigatorType.SCHEDULE, name="daily")
     assert tick(failing_tick_alert) == []
 

@@ -427,7 +427,7 @@ def requested_ranges(sandbox, query):
                     day,
                 )
         definitions = loaded_definitions()
-        schedule = definitions.resolve_schedule_def("binance_kickback_history_0045")
+        schedule = definitions.resolve_schedule_def("binance_kickback_history_0045_utc")
         at_0045 = datetime.fromisoformat(f"{TODAY}T00:45:00+00:00")
         context = dg.build_schedule_context(
             instance_of_all_runs(), scheduled_execution_time=at_0045, resources=definitions.resources

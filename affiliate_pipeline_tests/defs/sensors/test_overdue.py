@@ -1,6 +1,7 @@
 """The monitor for overdue days and the heartbeat, as Dagster's daemon evaluates them."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -12,7 +13,7 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs.checks import NO_DAY_MISSING
 from affiliate_pipeline.defs.sensors import overdue as overdue_sensors
-from affiliate_pipeline.domain.days import days_from
+from affiliate_pipeline.domain.days import days_from, format_days
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
@@ -71,11 +72,15 @@ class Daemon:
             instance=self.instance, asset_selection=[ASSET], tags=tags, raise_on_error=False
         ).success
 
-    def severity(self) -> dg.AssetCheckSeverity:
-        """The severity of the last evaluation of the check for missing days."""
+    def evaluation(self) -> dg.AssetCheckEvaluation:
+        """The last evaluation of the check for missing days."""
         record = self.instance.event_log_storage.get_latest_asset_check_execution_by_key([CHECK])[CHECK]
         assert record.event and record.event.dagster_event
-        return record.event.dagster_event.asset_check_evaluation_data.severity
+        return record.event.dagster_event.asset_check_evaluation_data
+
+    def severity(self) -> dg.AssetCheckSeverity:
+        """The severity of the last evaluation of the check for missing days."""
+        return self.evaluation().severity
 
     def check(self) -> tuple[AssetCheckExecutionRecordStatus, str]:
         """The status and description of the last evaluation of the check for missing days."""
@@ -201,6 +206,32 @@ def test_a_day_that_a_run_has_just_failed_to_land_is_requested_an_hour_later(san
     assert daemon.tick() == []
     daemon.set_time(now + HOUR_MS + MINUTE_MS)
     assert [days_of(request) for request in daemon.tick()] == [(f"{ago(4)}", f"{ago(4)}")]
+
+
+def test_the_check_agrees_with_the_counts_of_partitions(sandbox, daemon, monkeypatch):
+    monkeypatch.setenv("AFFILIATE_START_DATE", f"{ago(5)}")
+    sandbox.faults.fail_day(ago(1), status=400, code=-1127)
+    days = {"dagster/asset_partition_range_start": f"{ago(3)}", "dagster/asset_partition_range_end": f"{ago(1)}"}
+    assert not daemon.run(days)
+    daemon.set_time(at(ago(0), "00:30:00.000"))
+
+    assert daemon.tick() == []
+
+    keys = [f"{ago(days)}" for days in range(5, 0, -1)]
+    partitions = dg.DailyPartitionsDefinition(keys[0], timezone="UTC")
+    statuses = daemon.instance.get_status_by_partition(ASSET, keys, partitions)
+    assert statuses
+    counts = Counter(status and status.value for status in statuses.values())
+    evaluation = daemon.evaluation()
+    assert {name: evaluation.metadata[name].value for name in ("failed", "missing")} == {
+        "failed": counts["FAILED"],
+        "missing": counts[None],
+    }
+    assert not evaluation.passed
+    assert evaluation.description is not None
+    assert evaluation.description.startswith(f"Landed: {counts['MATERIALIZED']} of 5 days since {ago(5)}.")
+    assert f"{ago(1)}: the last run failed" in evaluation.description
+    assert f"Not expected to have landed: {format_days([ago(5), ago(4)])}." in evaluation.description
 
 
 def test_a_day_that_cannot_land_raises_two_warnings_with_its_deadline(sandbox, daemon, alerts):
