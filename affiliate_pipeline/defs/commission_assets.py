@@ -39,7 +39,6 @@ def build_earnings(earning: Sequence[Records], start: date, placement: Placement
         ],
         skippable=True,
         group_name=placement.group_of(GROUP),
-        kinds={"postgres"},
         owners=placement.owners_of(GROUP),
         description="What was earned each day by exchange, account, kind and coin: added up exactly from the endpoints' tables, with "
         "a value in USDT only where the exchange gives one. Of several endpoints that report the same money, only one "

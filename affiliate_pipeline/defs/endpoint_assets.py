@@ -3,7 +3,7 @@
 A run over a range materializes exactly the days that landed; its failure names the others.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from typing import Any
@@ -51,7 +51,6 @@ def build_asset(
             "dagster/table_name": endpoint.table,
         },
         group_name=placement.group_of(endpoint.group),
-        kinds={"postgres"},
         # The team that has the account can correct its key.
         owners=placement.owners_of(f"{endpoint.group}_{endpoint.role}"),
         op_tags=placement.op_tags,
@@ -152,7 +151,7 @@ def _metadata(endpoint: Endpoint, outcome: Landed | Retained) -> Metadata:
 @contextmanager
 def _recorded_refreshes(
     context: dg.AssetExecutionContext, session: Session, tables: Sequence[ReferenceTable], placement: Placement
-) -> Iterator[None]:
+) -> Generator[None]:
     """Record a materialization of each reference table that the session refreshes meanwhile."""
     try:
         yield
@@ -207,7 +206,6 @@ def build_reference_table(table: ReferenceTable, placement: Placement = OWN) -> 
         description=table.description,
         metadata={"dagster/table_name": table.table, "dagster/column_schema": table_schema(table.columns)},
         group_name=placement.group_of(endpoint.group),
-        kinds={"postgres"},
         owners=placement.owners_of(f"{endpoint.group}_{endpoint.role}"),
         op_tags=placement.op_tags,
         io_manager_key=placement.rows,

@@ -29,8 +29,9 @@ def evaluations_by_day(run: Run) -> dict[str | None, dg.AssetCheckEvaluation]:
 def sums_in(evaluation: dg.AssetCheckEvaluation, name: str) -> dict[str, Decimal]:
     sums = evaluation.metadata[name].value
     assert isinstance(sums, dict)
-    sums = sums["income by asset"]
-    return {str(asset): Decimal(str(total)) for asset, total in sums.items()}
+    by_asset = sums["income by asset"]
+    assert isinstance(by_asset, dict)
+    return {str(asset): Decimal(str(total)) for asset, total in by_asset.items()}
 
 
 def test_each_landed_day_has_an_evaluation_that_passes(sandbox):

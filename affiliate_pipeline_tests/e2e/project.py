@@ -319,19 +319,22 @@ class UI:
         """Queue a run of the day, and return its id."""
         return self._launch([KEY], {"dagster/partition": f"{day}"})
 
-    def launch_range(self, keys: Sequence[str], days: Sequence[date]) -> str:
+    def launch_range(self, keys: Sequence[str], days: Sequence[date], **config: bool) -> str:
         """Queue one run of these assets over the (consecutive) days, if they have any, and return its id."""
         ends = {"start": days[0], "end": days[-1]} if days else {}
-        return self._launch(keys, {f"dagster/asset_partition_range_{end}": f"{day}" for end, day in ends.items()})
+        tags = {f"dagster/asset_partition_range_{end}": f"{day}" for end, day in ends.items()}
+        return self._launch(keys, tags, **config)
 
-    def _launch(self, keys: Sequence[str], tags: dict[str, str]) -> str:
+    def _launch(self, keys: Sequence[str], tags: dict[str, str], **config: bool) -> str:
         selector = {
             **self.repository,
             "jobName": "__ASSET_JOB",
             "assetSelection": [{"path": key.split("/")} for key in keys],
         }
         metadata = {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
-        launched = self.execute(LAUNCH, params={"selector": selector, "executionMetadata": metadata})["launchRun"]
+        ops = {key.replace("/", "__"): {"config": config} for key in keys} if config else {}
+        params = {"selector": selector, "executionMetadata": metadata, "runConfigData": {"ops": ops}}
+        launched = self.execute(LAUNCH, params=params)["launchRun"]
         assert launched["__typename"] == "LaunchRunSuccess", launched
         return launched["run"]["id"]
 

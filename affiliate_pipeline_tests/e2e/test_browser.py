@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline_tests.e2e.project import KEY, UI, Project, command_of, free_port, last_days
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -20,6 +21,7 @@ pytestmark = [
 ]
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 TIMEOUT_MS = 120_000
+VIEWPORT = {"width": 1440, "height": 900}
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def page() -> Iterator:
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page = browser.new_page(viewport=VIEWPORT)
         page.set_default_timeout(TIMEOUT_MS)
         yield page
         browser.close()
@@ -48,10 +50,15 @@ def test_the_ui_shows_the_graph_the_days_and_the_chart_and_a_click_launches_a_ba
         for group in ("affiliate", "binance", "lbank"):
             page.get_by_text(group, exact=True).first.wait_for()
         picture("lineage")
+        check_catalog(page, url)
+        check_schedules(page, url)
+        check_roster(page, url)
+        check_events(page, url)
+        check_failed_days(page, UI(port))
 
         page.goto(f"{url}/assets/{KEY}?view=partitions&partition={day}", wait_until="domcontentloaded")
         page.get_by_text(f"Materialized ({len(last_days())})").wait_for()
-        page.get_by_text("content_hash").wait_for()
+        page.get_by_text('"income by asset"').wait_for()
         picture("asset")
 
         page.goto(f"{url}/assets/affiliate/daily_report?view=partitions&partition={day}", wait_until="domcontentloaded")
@@ -84,6 +91,57 @@ def test_the_ui_shows_the_graph_the_days_and_the_chart_and_a_click_launches_a_ba
         (after,) = landed.query("select max(checked_at) from affiliate.landing where asset = %s", KEY)
         assert after > before
         assert UI(port).days() == {"MATERIALIZED": last_days()}
+
+
+def check_catalog(page, url: str) -> None:
+    """No name of an asset is truncated."""
+    page.set_viewport_size({"width": 1440, "height": 1600})  # all rows, of which only the visible ones are rendered
+    page.goto(f"{url}/assets", wait_until="domcontentloaded")
+    names = page.locator("a[href^='/assets/']")
+    for endpoint in ENDPOINTS:
+        # The name as displayed; a hidden copy of it is always complete.
+        names.filter(has_text=re.compile(f"^{re.escape(endpoint.key.replace('/', ' / '))}")).first.wait_for()
+    page.set_viewport_size(VIEWPORT)
+
+
+def check_schedules(page, url: str) -> None:
+    """The names of schedules have the time zone."""
+    page.goto(f"{url}/automation", wait_until="domcontentloaded")
+    for name in ("binance_snapshots_0015_utc", "lbank_records_1035_asia_shanghai"):
+        page.get_by_text(name, exact=True).wait_for()
+
+
+def check_roster(page, url: str) -> None:
+    """The roster has the columns and the row count of a materialization, made by a run of another asset."""
+    page.goto(f"{url}/assets/lbank/roster", wait_until="domcontentloaded")
+    page.get_by_text("direct_invitation", exact=True).wait_for()
+    page.goto(f"{url}/assets/lbank/roster?view=events", wait_until="domcontentloaded")
+    page.get_by_text("dagster/row_count").wait_for()
+
+
+def check_events(page, url: str) -> None:
+    """Each materialization of a run over several days is listed, and shows its own day."""
+    page.goto(f"{url}/assets/{KEY}?view=events", wait_until="domcontentloaded")
+    for day in last_days():
+        page.locator("[data-index]").filter(has_text=f"{day}").first.click()
+        page.get_by_text(f"Partition {day} materialized").wait_for()
+
+
+def check_failed_days(page, ui: UI) -> None:
+    """The page of a failed day has the reason, and its checks have a text."""
+    day, reason = last_days()[-1], "affiliate.rejected_row has no rows of it."
+    for key, landed_before in ((KEY, True), ("binance/kickback_historical_record", False)):
+        assert ui.run_end(ui.launch_range([key], [day], from_rejected=True)) == "FAILURE"
+        page.goto(f"{ui.url}/assets/{key}?view=partitions&partition={day}", wait_until="domcontentloaded")
+        if not landed_before:
+            page.get_by_role("button", name="View all historical events (1)").click()
+            page.get_by_text("Observation", exact=True).click()
+        page.get_by_text(reason, exact=True).wait_for()
+    page.goto(f"{ui.url}/assets/{KEY}?view=checks&checkDetail=day_is_sound", wait_until="domcontentloaded")
+    page.get_by_text("The last run landed no day that could be checked.").wait_for()
+    page.goto(f"{ui.url}/assets/{KEY}?view=checks&checkDetail=no_day_missing", wait_until="domcontentloaded")
+    page.get_by_text(re.compile(f"{day}: the last run failed|{day}: it has not landed")).first.wait_for()
+    assert ui.days()["FAILED"] == [day]
 
 
 def test_the_report_is_a_page_that_sends_no_requests(landed: Project, page, picture):
