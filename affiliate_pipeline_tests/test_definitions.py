@@ -55,11 +55,10 @@ def test_every_asset_has_a_description_an_owner_and_the_group_of_its_exchange(sp
         assert len(spec.description or "") > 20, key
         assert spec.group_name == key.split("/")[0]
         assert spec.owners and all(owner.startswith("team:") for owner in spec.owners), key
-        assert spec.kinds, key
 
 
 def test_every_column_of_every_table_has_a_description(specs):
-    for key in [*(endpoint.key for endpoint in ENDPOINTS), "affiliate/daily_commission"]:
+    for key in [*(endpoint.key for endpoint in ENDPOINTS), "lbank/roster", "affiliate/daily_commission"]:
         columns = specs[key].metadata["dagster/column_schema"].columns
         assert [column.name for column in columns if not column.description] == [], key
         assert specs[key].metadata["dagster/table_name"] == key.replace("/", ".")

@@ -50,6 +50,7 @@ def build_asset(
             "dagster/column_schema": _column_schema(endpoint),
             "dagster/table_name": endpoint.table,
         },
+        # No kinds: in the catalog, their icons truncate the longest names.
         group_name=placement.group_of(endpoint.group),
         # The team that has the account can correct its key.
         owners=placement.owners_of(f"{endpoint.group}_{endpoint.role}"),
