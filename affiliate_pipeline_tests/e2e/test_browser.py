@@ -41,6 +41,7 @@ def picture(page, tmp_path):
     return lambda name: page.screenshot(path=folder / f"{name}.png")
 
 
+@pytest.mark.timeout(900)
 def test_the_ui_shows_the_graph_the_days_and_the_chart_and_a_click_launches_a_backfill(landed: Project, page, picture):
     day = last_days()[-1]
     with landed.up(port := free_port()):
@@ -54,7 +55,6 @@ def test_the_ui_shows_the_graph_the_days_and_the_chart_and_a_click_launches_a_ba
         check_schedules(page, url)
         check_roster(page, url)
         check_events(page, url)
-        check_failed_days(page, UI(port))
 
         page.goto(f"{url}/assets/{KEY}?view=partitions&partition={day}", wait_until="domcontentloaded")
         page.get_by_text(f"Materialized ({len(last_days())})").wait_for()
@@ -75,6 +75,8 @@ def test_the_ui_shows_the_graph_the_days_and_the_chart_and_a_click_launches_a_ba
         checked = landed.run("check", "--port", str(port))
         daemon.resume()
         assert checked.returncode == 1 and "daemon is not running" in " ".join(checked.stdout.split())
+
+        check_failed_days(page, UI(port))
 
         (before,) = landed.query("select max(checked_at) from affiliate.landing where asset = %s", KEY)
         page.goto(f"{url}/assets/{KEY}?view=partitions", wait_until="domcontentloaded")
