@@ -15,7 +15,7 @@ from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.exchanges.identity import KeyRefused
 from affiliate_pipeline.exchanges.lbank import responses
 from affiliate_pipeline.exchanges.lbank.response_cache import ResponseCache
-from affiliate_pipeline.exchanges.lbank.roster import NAME, TEAM_LIST, Roster, RosterStore
+from affiliate_pipeline.exchanges.lbank.roster import TEAM_LIST, Roster, RosterStore
 from affiliate_pipeline.exchanges.lbank.signing import LBankAuth, OtherKindOfSecret
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.http.client import Client, Clock
@@ -88,10 +88,7 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
     def roster(not_before_ms: int) -> Roster:
         team_list = partial(client, TEAM_LIST)
         store = shared.open(RosterStore, endpoint.alias, identity.source, identity.sources, team_list, clock.now_ms)
-        found = store.read(settings.lbank_open_id, not_before_ms)
-        if found.is_refreshed:
-            refreshed[NAME] = found.counts()
-        return found
+        return store.read(settings.lbank_open_id, not_before_ms, refreshed)
 
     def response_cache() -> ResponseCache:
         return shared.open(ResponseCache, endpoint.key, identity.source, identity.sources)

@@ -59,8 +59,6 @@ class Roster:
 
     own_open_id: str
     members: tuple[Member, ...]
-    # Whether it was refreshed when it was read.
-    is_refreshed: bool = False
 
     def counts(self) -> dict[str, int]:
         """The metadata of the asset: how many users, agents and traders there are."""
@@ -105,10 +103,10 @@ class RosterStore(TableStore):
         self._account, self._source, self._sources = account, source, list(sources)
         self._team_list, self._now_ms = team_list, now_ms
 
-    def read(self, open_id: str, not_before_ms: int) -> Roster:
+    def read(self, open_id: str, not_before_ms: int, refreshed: dict[str, Mapping[str, int]]) -> Roster:
         """The roster, at least as recent as that instant; one process at a time refreshes it.
 
-        An instant in the future counts as now.
+        An instant in the future counts as now. If it is refreshed, its counts are added to `refreshed`.
         """
         query = f"select source from {TABLE} where account = %s and source <> all(%s) limit 1"
         if other := self._execute(query, (self._account, self._sources)).fetchone():
@@ -117,12 +115,12 @@ class RosterStore(TableStore):
                 "account with an alias of its own"
             )
         not_before_ms = min(not_before_ms, self._now_ms())
-        is_refreshed = False
         if self._as_of_ms() < not_before_ms:
             with locked(self._connection, Lock(TABLE, self._account or None), "the roster of LBank"):
-                if is_refreshed := self._as_of_ms() < not_before_ms:
+                if self._as_of_ms() < not_before_ms:
                     self._refresh(self._now_ms())
-        return Roster(open_id, self._members(), is_refreshed)
+                    refreshed[NAME] = Roster(open_id, self._members()).counts()
+        return Roster(open_id, self._members())
 
     def _members(self) -> tuple[Member, ...]:
         # Unknown flags count as true, so that no user is skipped.
