@@ -50,7 +50,7 @@ ALLOWED = {
     r".*/migrations/\d+_.*\.sql": "applied migrations do not change",
     r".*\bslot leases?\b": "the limiter's term for a slot taken until a time",
     r'.*(\baffiliate lease\b|"lease"|lease s\b|SLOT LEASE)': "the table's name is a contract; a constant of slot leases",
-    r""".*['"] ?observations ?['"]""": "part of the names of released schedules, which do not change",
+    r'.*(?i:\basset observation\b|"observation")': "Dagster's event, the only one that a failed partition can have",
     r".*command\[1:1\] = ": "`nobody`, a user of the operating system",
     r".*`tell\(\)`": "a method of files",
 }

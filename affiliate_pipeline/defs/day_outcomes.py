@@ -66,7 +66,7 @@ def finish(
 ) -> None:
     """Add the landed days' metadata to the step's result; raise `Failure` if any day failed.
 
-    The page of a failed day shows the events of that day only, so an observation has the reason.
+    The page of a failed day shows the events of that day only, so an asset observation has the reason.
     """
     if failed:
         log_landed(context, landed)

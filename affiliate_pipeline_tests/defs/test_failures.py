@@ -74,10 +74,10 @@ def failure_texts(run: Run) -> dict[date, str]:
     found = {}
     for event in run.events:
         if event.is_asset_observation:
-            observation = event.asset_observation_data.asset_observation
-            texts = [observation.metadata[name].value for name in ("failure", "impact", "action")]
-            found[date.fromisoformat(str(observation.partition))] = " ".join(map(str, texts))
-            assert observation.description == f"Failed: {' '.join(map(str, texts))}"
+            recorded = event.asset_observation_data.asset_observation
+            texts = [recorded.metadata[name].value for name in ("failure", "impact", "action")]
+            found[date.fromisoformat(str(recorded.partition))] = " ".join(map(str, texts))
+            assert recorded.description == f"Failed: {' '.join(map(str, texts))}"
     return found
 
 
