@@ -154,7 +154,7 @@ def _automation(connection: psycopg.Connection[Any], silent_since: datetime | No
         connection.execute(_AUTOMATION, (last,)).fetchall() if has_run else never_run
     )
     if silent:
-        start = "Start it: `make up`, or on a server the Dagster daemon"
+        start = "Start it again: `make down`, then `make up`; on a server, start the Dagster daemon"
         yield Finding("daemon", f"Dagster's daemon is not running ({', '.join(silent)})", start)
     else:
         yield Finding("daemon", "Dagster's daemon is running")
