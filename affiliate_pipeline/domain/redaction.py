@@ -3,19 +3,25 @@
 import logging
 import re
 
-_SECRET_NAME = re.compile(
-    r"(?i)signature|^sign$|api[-_]?key|access[-_]?key|secret|token|password|credential|authorization|echostr"
+_NAME_OF_A_VALUE = (
+    r"[\w-]*(?:signature(?![-_]?method)|api[-_]?key|access[-_]?key|secret|token|password|credential|authorization|echostr)"
+    r"|sign(?![\w-])"
 )
-# The lookbehind lets a match begin only where a name begins: otherwise a long name would take quadratic time.
+# The lookbehind lets a match begin only where a name begins: otherwise a long name would take quadratic time. A value is
+# in the line of its name unless it is in quotes: otherwise an empty one would remove a word of the next line.
 _NAMED = re.compile(
-    r"(?i)(?<![\w-])([\w-]+)([\"']?\s*[=:]\s*)(?!//)((?:bearer|basic)\s+)?(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^&\s\"',}]+)"
+    rf"(?i)(?<![\w-])(?={_NAME_OF_A_VALUE})([\w-]+)([\"']?\s*[=:](?:\s*(?=[\"'])|[^\S\n]*))(?!//)((?:bearer|basic|digest|token)\s+)?"
+    r"(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^&\s\"',}]+)"
 )
+# After a colon, a sentence goes on: `SignatureDoesNotMatch: The request signature …`, `LBANK_API_SECRET: its key is …`.
+_SENTENCE = re.compile(r"[A-Z]?[a-z]{0,11} [A-Za-z`(]")
 _PEM = re.compile(r"-----BEGIN[^-]*-----.*?(-----END[^-]*-----|$)", re.DOTALL)
-_PASSWORD_IN_URL = re.compile(r"(?<!\w)(\w+://[^\s:/@]*:)[^\s@/]+@")
+# Our own messages show how to write a URL as `scheme://user:password@host`.
+_PASSWORD_IN_URL = re.compile(r"(?<!\w)(\w+://(?!user:password@host\b)[^\s:/@]*:)[^\s@/]+@")
 _AT = r"(?:@|%40|\\u0040)"
 _QUOTED_EMAIL = re.compile(rf"\"[^\"@]*\"{_AT}")
 _EMAIL = re.compile(
-    rf"(?<![^\s@\"<>=,;:(&'])([^\s@\"<>=,;:(&'][^\s@\"<>=,;:(]?)(?:(?!%40|\\u0040)[^\s@\"<>=,;:(])*{_AT}"
+    rf"(?<![^\s@\"<>=,;:(&'])(?!\*\*\*@|password@host\b)([^\s@\"<>=,;:(&'][^\s@\"<>=,;:(]?)(?:(?!%40|\\u0040)[^\s@\"<>=,;:(])*{_AT}"
 )
 
 
@@ -29,7 +35,7 @@ def redact(text: object) -> str:
 
 def _without_secret(found: re.Match[str]) -> str:
     name, separator, scheme, value = found.groups()
-    if not _SECRET_NAME.search(name):
+    if separator == ": " and not scheme and _SENTENCE.match(found.string, found.start(4)):
         return found[0]
     quote = value[0] if value[0] in "\"'" else ""
     return f"{name}{separator}{scheme or ''}{quote}***{quote}"

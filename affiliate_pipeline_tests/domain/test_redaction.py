@@ -138,6 +138,34 @@ def test_a_text_without_secrets_is_unchanged():
     assert redact(text) == text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "LBANK_API_SECRET: check it, then start again",
+        "BINANCE_PARTNER_API_KEY is the same key as BINANCE_PARTNER_API_KEY__ACME: its records would be counted twice",
+        "HTTP 403: SignatureDoesNotMatch: The request signature does not match",
+        "wrong password:\nCheck it",
+        "LBANK_API_SECRET=\nLBANK_OPEN_ID=LBA01",
+        "LBANK_SIGNATURE_METHOD=MD5",
+        "Set it to postgresql://user:password@host:port/database in .env",
+    ],
+)
+def test_a_word_that_is_no_secret_is_not_removed(text):
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize("before", ["error: ", "code -1022: ", "a=b:", "refused: secret: "])
+def test_a_secret_after_another_name_is_redacted(before):
+    assert redact(f"{before}token=abcdef123456, b") == f"{before}token=***, b".replace(
+        "secret: token=***", "secret: ***"
+    )
+
+
+def test_what_is_redacted_again_does_not_change():
+    text = redact("postgresql://me:hunter2@db.example/x of jane.doe@example.com with token=abcdef123456")
+    assert redact(text) == text == "postgresql://me:***@db.example/x of ja***@example.com with token=***"
+
+
 def test_an_object_is_redacted_as_text():
     assert redact(ValueError("secret=abcdef")) == "secret=***"
     assert redact(None) == "None"
