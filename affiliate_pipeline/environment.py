@@ -16,6 +16,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
+from affiliate_pipeline.domain.files import replacing
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, Environment, Mode, stripped, text_of
 from affiliate_pipeline.exchanges.registry import is_any_exchange_configured
@@ -108,11 +109,9 @@ def save_env_file_as_utf8() -> bool:
     _variables_in(file)  # raises `SettingsError` if the file cannot be read
     if not file.is_file() or not (data := file.read_bytes()).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return False
-    unfinished = file.with_name(f".env.{os.getpid()}")
-    unfinished.touch(0o600)
-    unfinished.write_bytes(text_of(data, f"{file}").encode())
-    unfinished.chmod(file.stat().st_mode)
-    unfinished.replace(file)
+    with replacing(file, 0o600) as utf8:
+        utf8.write(text_of(data, f"{file}").encode())
+        os.fchmod(utf8.fileno(), file.stat().st_mode)
     return True
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from affiliate_pipeline.domain.files import replacing
 from affiliate_pipeline.domain.problem import AffiliateError
 
 # Used as root: PostgreSQL refuses to run as root, and its own user may have no access to the project.
@@ -71,13 +72,10 @@ def write(home: Path, cluster: Cluster) -> None:
     """Replace `postgres.json` in one step; only its owner may read it."""
     inside = cluster.data.is_relative_to(home)
     data = cluster.data.relative_to(home) if inside else cluster.data
-    unfinished = home / "postgres.json.new"
-    unfinished.unlink(missing_ok=True)
-    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump({**asdict(cluster), "data": str(data)}, file)
+    with replacing(home / "postgres.json", 0o600) as file:
+        file.write(json.dumps({**asdict(cluster), "data": str(data)}).encode())
         file.flush()
         os.fsync(file.fileno())
-    unfinished.replace(home / "postgres.json")
 
 
 @contextmanager

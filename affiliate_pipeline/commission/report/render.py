@@ -1,6 +1,5 @@
 """Rendering of a day's report: an HTML page, and Markdown with SVG charts for Dagster."""
 
-import os
 import re
 from base64 import b64encode
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from affiliate_pipeline.commission.figures import Figures, masked
 from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.domain.files import replacing
 
 MAX_COINS = 6
 BAR_PX, GAP_PX = 8, 2
@@ -51,9 +51,9 @@ def write(figures: Figures, folder: Path) -> Path:
     """Write the day's page into the folder, atomically."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{figures.day}.html"
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(html(figures), encoding="utf-8")
-    return unfinished.replace(path)
+    with replacing(path) as file:
+        file.write(html(figures).encode())
+    return path
 
 
 def html(figures: Figures) -> str:
