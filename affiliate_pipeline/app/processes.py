@@ -19,6 +19,7 @@ import psutil
 from affiliate_pipeline.app import instance
 from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.app.embedded_server import server
+from affiliate_pipeline.domain.wording import command
 from affiliate_pipeline.environment import process_environment, root
 
 STOP_WAIT_S = 60
@@ -40,7 +41,7 @@ def exclusive(home: Path) -> Generator[None, None, None]:
     with (home / "up.lock").open("a+") as lock:
         if not _lock(lock):
             raise CommandError(
-                "`affiliate-pipeline up` is already running in this folder; `affiliate-pipeline down` stops it"
+                "`affiliate-pipeline up` is already running in this folder", f"To stop it: `{command('down')}`"
             )
         lock.seek(0)
         killed = lock.read()

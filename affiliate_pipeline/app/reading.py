@@ -19,12 +19,14 @@ from affiliate_pipeline.app.embedded_server.programs import program
 from affiliate_pipeline.app.embedded_server.server import start_database
 from affiliate_pipeline.commission.figures import Incomplete, gather, incomplete
 from affiliate_pipeline.commission.report import render
-from affiliate_pipeline.commission.rollup import TABLE, Commission
+from affiliate_pipeline.commission.rollup import COMMISSION, REPORT, TABLE, Commission
 from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.domain.files import replacing
 from affiliate_pipeline.domain.settings import Environment, Mode
+from affiliate_pipeline.domain.wording import PROGRAM, command
 from affiliate_pipeline.environment import application, process_environment
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
-from affiliate_pipeline.exchanges.registry import DEFAULT, configured_catalog, endpoints_of, first_earning_day
+from affiliate_pipeline.exchanges.registry import configured_catalog, first_earning_day
 from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.landing.pipeline import connected, plan_of
 from affiliate_pipeline.landing.store import Store
@@ -34,8 +36,9 @@ from affiliate_pipeline.postgres.urls import libpq_environment
 if TYPE_CHECKING:
     from affiliate_pipeline.commission.export import Extract
 
-TABLES = (*(endpoint.table for endpoint in DEFAULT.endpoints), TABLE)
-_Range = Annotated[str, typer.Argument(help="One day or a range: 2026-10-01...2026-10-31")]
+_Days = Annotated[
+    str, typer.Argument(metavar="[DAYS]", help="One day or a range, 2026-10-01...2026-10-31; none for lbank/roster")
+]
 
 
 class Format(StrEnum):
@@ -61,7 +64,7 @@ def export(
             help="A table, binance.rebate_recent_record, or an asset, binance/acme/rebate_recent_record",
         ),
     ],
-    days: _Range,
+    days: _Days = "",
     kind: Annotated[Format, typer.Option("--format", help="csv or parquet.")] = Format.csv,
     output: Annotated[Path | None, typer.Option(help="The file to write; by default standard output.")] = None,
 ) -> None:
@@ -71,41 +74,46 @@ def export(
     have not landed or may still change are reported on standard error.
     """
     # Imported here: it imports pyarrow, which no other command needs.
-    from affiliate_pipeline.commission.export import extract
+    from affiliate_pipeline.commission.export import Extract, exists, snapshot
 
-    # An asset's key also has the account, if it is not the default one.
-    table = f"{name.partition('/')[0]}.{name.rpartition('/')[2]}" if "/" in name else name
-    if table not in TABLES:
-        raise CommandError(f"there is no table {table}; there are {', '.join(TABLES)}")
-    requested = parse_days(days)
     if kind is Format.parquet and output is None and sys.stdout.isatty():
         raise CommandError("a terminal cannot show parquet: give a file with --output")
-    with _open_store() as (environment, store):
-        endpoints = _exported(name, table, environment, store)
-        account = endpoints[0].alias if endpoints and name == endpoints[0].key else None
-        with extract(store, table, requested[0], requested[-1], account) as found:
-            if found is None:
-                raise CommandError(f"nothing has ever landed in {table}")
-            with _written(output) as file:
-                _write(found, kind, file)
+    if name == REPORT:
+        raise CommandError(f"{REPORT} is a page and not a table", f"Write it with `{command('report')}`")
+    requested = parse_days(days) if days else None
+    with _open_store() as (environment, store), snapshot(store):
+        landed = ledger.assets(store.connection)
+        catalog = configured_catalog(environment.variables, landed)
+        known = (*catalog.endpoints, *catalog.reference_tables)
+        found = [each for each in known if name in (each.key, each.table)]
+        if not found and name not in (TABLE, COMMISSION):
+            names = (
+                [each.key for each in known] + [COMMISSION] if "/" in name else [each.table for each in known] + [TABLE]
+            )
+            raise CommandError(f"there is no table {name}", f"There are {', '.join(dict.fromkeys(names))}")
+        endpoints = [each for each in found if isinstance(each, Endpoint)]
+        _require_days(name, requested, has_days=bool(endpoints or not found))
+        table = found[0].table if found else TABLE
+        if not exists(store, table):
+            raise CommandError(f"nothing has ever landed in {table}")
+        account = found[0].alias if found and name == found[0].key else None
+        with _written(output) as file:
+            _write(Extract(store, table, requested, account), kind, file)
+        if requested:
+            used = [each for each in endpoints if environment.is_any_set(each.credentials) or each.key in landed]
             # Inside the block, to read the same snapshot as the rows.
-            for line in _gap_lines(store, endpoints, requested, environment):
-                print(f"affiliate-pipeline: {line}", file=sys.stderr)
+            for line in _gap_lines(store, used or endpoints, requested, environment):
+                print(f"{PROGRAM}: {line}", file=sys.stderr)
 
 
-def _exported(name: str, table: str, environment: Environment, store: Store) -> list[Endpoint]:
-    """The endpoints of the accounts whose rows are exported; empty for derived rows.
-
-    They include accounts that have landed days, but are not configured any more.
-    """
-    landed = endpoints_of(ledger.assets(store.connection))
-    known = {each.key: each for each in (*configured_catalog(environment.variables).endpoints, *landed)}
-    of_table = [each for each in known.values() if each.table == table]
-    if "/" not in name or not of_table:
-        return of_table
-    if name not in known:
-        raise CommandError(f"there is no asset {name}; there are {', '.join(each.key for each in of_table)}")
-    return [known[name]]
+def _require_days(name: str, requested: Sequence[date] | None, *, has_days: bool) -> None:
+    """Raise `CommandError` if days were given for a table without days, or none for a table with days."""
+    if requested and not has_days:
+        raise CommandError(f"{name} is not divided into days", "Leave the days out")
+    if has_days and not requested:
+        raise CommandError(
+            f"no days of {name} were given", "Add a day (2026-10-01) or a range (2026-10-01...2026-10-31)"
+        )
 
 
 def _write(found: "Extract", kind: Format, file: BinaryIO) -> None:
@@ -118,7 +126,7 @@ def _write(found: "Extract", kind: Format, file: BinaryIO) -> None:
         shutil.copyfileobj(whole, file)
     if amounts:
         types = ", ".join(f"{name} {kind}" for name, kind in amounts.items())
-        print(f"affiliate-pipeline: amounts are {types}", file=sys.stderr)
+        print(f"{PROGRAM}: amounts are {types}", file=sys.stderr)
 
 
 @contextmanager
@@ -128,13 +136,8 @@ def _written(output: Path | None) -> Generator[BinaryIO, None, None]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    unfinished = output.with_name(f"{output.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-        unfinished.replace(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(output) as file:
+        yield file
 
 
 def _gap_lines(
@@ -147,8 +150,7 @@ def _gap_lines(
         if stale := commission.stale(days[0], days[-1]):
             yield f"{format_days(stale)}: some landed rows have not been added up yet"
     else:
-        used = [each for each in endpoints if environment.is_any_set(each.credentials) or store.ledger(each)]
-        gaps = [_gaps_of(endpoint, store, days) for endpoint in used or endpoints]
+        gaps = [_gaps_of(endpoint, store, days) for endpoint in endpoints]
     for each in gaps:
         if each.missing:
             yield f"{each.name}: {format_days(each.missing)} not landed, so not in this export"
@@ -181,7 +183,7 @@ def report(
         except ValueError:
             raise CommandError(f"{day} is not a day (2026-10-01)") from None
         if reported is None:
-            raise CommandError("nothing has been added up yet: land some days first (`affiliate-pipeline up`)")
+            raise CommandError("nothing has been added up yet", f"Land some days first: `{command('up')}`")
         start = first_earning_day(configured_catalog(environment.variables), environment)
         if reported < start:
             raise CommandError(
@@ -205,20 +207,30 @@ def report(
 @app.command()
 def plan(
     asset: Annotated[str, typer.Argument(help="As in Dagster: lbank/trade_user, or lbank/acme/trade_user")],
-    days: _Range,
+    days: _Days = "",
 ) -> None:
-    """Print the requests and minutes that fetching some days takes, or what an assignment would change. Lands nothing.
+    """Print the requests and the time that fetching some days takes, or what an assignment would change. Lands nothing.
 
     If the cost depends on the users under the affiliate, LBank's roster is refreshed first if it is older than the range.
     """
-    endpoints = configured_catalog(application().variables).endpoints
-    endpoint = next((endpoint for endpoint in endpoints if endpoint.key == asset), None)
-    if endpoint is None:
-        raise CommandError(f"there is no asset {asset}; there are {', '.join(endpoint.key for endpoint in endpoints)}")
-    requested = parse_days(days)
+    catalog = configured_catalog(application().variables)
+    known = {each.key: each for each in (*catalog.endpoints, *catalog.reference_tables)}
+    derived, found = (COMMISSION, REPORT), known.get(asset)
+    if not found and asset not in derived:
+        raise CommandError(f"there is no asset {asset}", f"There are {', '.join((*known, *derived))}")
+    requested = parse_days(days) if days else None
+    if not found:
+        console.print(f"{asset}: no requests, since it is computed from days that have landed")
+        return
+    endpoint = found if isinstance(found, Endpoint) else found.endpoint
+    _require_days(asset, requested, has_days=found is endpoint)
     with _open_store() as (environment, store), connected(endpoint, store, environment.variables) as session:
-        costs = plan_of(endpoint, requested, session=session, store=store)
-        console.print(escape(f"{endpoint.key} {format_days(requested)}: {costs}"))
+        if isinstance(found, Endpoint):
+            costs = plan_of(found, requested or (), session=session, store=store)
+        else:
+            costs = found.plan(session)
+        about = f"{asset} {format_days(requested)}" if requested else asset
+        console.print(escape(f"{about}: {costs}"))
 
 
 _PASS_ARGUMENTS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -1,34 +1,132 @@
 """The command `sandbox`, and the sandbox that `up` serves while no exchange is configured."""
 
-from collections.abc import Generator
+import signal
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from typing import Annotated
 
 import typer
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.app.cli import app, console
+from affiliate_pipeline.app.cli import CommandError, app, console
+from affiliate_pipeline.domain.days import DAY
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline.sandbox import __main__ as foreground
+from affiliate_pipeline.sandbox.faults import KINDS
 
 RATE_SCALE = 20
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+FailDays = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-day",
+        metavar="DAY[=STATUS]",
+        help="A day, 2026-10-01 or yesterday, that the sandbox fails every request for, by default with HTTP 500. May be "
+        "repeated.",
+    ),
+]
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
-def sandbox(context: typer.Context) -> None:
-    """Serve the sandbox exchange in the foreground (see `sandbox --help`)."""
-    raise typer.Exit(foreground.main(context.args))
+@app.command()
+def sandbox(
+    account: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ALIAS",
+            help="A further account at every exchange, with its own keys and data. May be repeated.",
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(help="The port on 127.0.0.1; 0 selects a free one.", min=0, max=65535)] = 0,
+    rows_per_day: Annotated[int, typer.Option(help="About how many rebates Binance has per day.", min=1)] = 3000,
+    users: Annotated[int, typer.Option(help="The number of users under LBank's affiliate.", min=1)] = 60,
+    rate_scale: Annotated[
+        float,
+        typer.Option(help="Permit this many times the requests of the real exchanges.", min=0.01, max=1000),
+    ] = 1.0,
+    fail_day: FailDays = None,
+    error_rate: Annotated[
+        float,
+        typer.Option(
+            help="The share of responses, chosen at random, that are faulty: an error, a web page, a closed connection.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.0,
+) -> None:
+    """Serve exchanges with generated data on this machine, and print the variables of their accounts for `.env`."""
+    try:
+        exchange = Sandbox(
+            accounts=account or [], port=port, rows_per_day=rows_per_day, users=users, rate_scale=rate_scale
+        )
+    except ValueError as error:
+        raise CommandError(f"{error}") from None
+    _fail(exchange, failing_days(fail_day))
+    for each in exchange.accounts.values():
+        each.faults.mix(**dict.fromkeys(KINDS, error_rate / len(KINDS)))
+    # Block the signals before the threads start and inherit the mask, so that only sigwait receives them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        with _started(exchange):
+            scale = {} if rate_scale == 1 else {"AFFILIATE_RATE_SCALE": f"{rate_scale:g}"}
+            console.print(f"# The sandbox listens on {exchange.url}. Its accounts, as lines for .env:")
+            for name, value in (exchange.variables | scale).items():
+                console.print(f"{name}={value}", markup=False)
+            signal.sigwait(STOP_SIGNALS)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
-def serving() -> Generator[None, None, None]:
-    """Serve the sandbox, on its previous port if possible, and save its variables for all commands."""
+def _started(exchange: Sandbox) -> Generator[None, None, None]:
+    try:
+        exchange.start()
+    except OSError as error:
+        raise CommandError(
+            f"port {exchange.port} cannot be used ({error.strerror})", "Choose another one with --port"
+        ) from None
+    try:
+        yield
+    finally:
+        exchange.stop()
+
+
+def failing_days(texts: Sequence[str] | None) -> dict[date, int]:
+    """The HTTP status of each day that `--fail-day` names; raises `CommandError`."""
+    found: dict[date, int] = {}
+    for text in texts or ():
+        day, _, status = text.partition("=")
+        try:
+            parsed = datetime.now(UTC).date() - DAY if day == "yesterday" else date.fromisoformat(day)
+            found[parsed] = int(status or 500)
+        except ValueError:
+            raise CommandError(
+                f"--fail-day {text} names no day", "Write 2026-10-01, yesterday or 2026-10-01=503"
+            ) from None
+        if not 400 <= found[parsed] <= 599:
+            raise CommandError(f"--fail-day {text} names no error", "Use an HTTP status from 400 to 599")
+    return found
+
+
+def _fail(exchange: Sandbox, days: Mapping[date, int]) -> None:
+    for account in exchange.accounts.values():
+        for day, status in days.items():
+            account.faults.fail_day(day, status=status)
+
+
+@contextmanager
+def serving(failing: Mapping[date, int]) -> Generator[None, None, None]:
+    """Serve the sandbox, on its previous port if possible, and save its variables for all commands.
+
+    Requests that cover a day of `failing` get an error with this HTTP status.
+    """
     saved = settings.sandbox_variables()
     port = saved.get(ENDPOINTS[0].exchange.base_url_variable, "").rpartition(":")[2]
     try:
         exchange = Sandbox(port=int(port or 0), rate_scale=RATE_SCALE).start()
     except OSError:
         exchange = Sandbox(rate_scale=RATE_SCALE).start()
+    _fail(exchange, failing)
     try:
         settings.save_sandbox_variables({"AFFILIATE_RATE_SCALE": str(RATE_SCALE), **exchange.variables})
         # By exchange, the variables of its first endpoint's account.
@@ -38,6 +136,8 @@ def serving() -> Generator[None, None, None]:
             f"database and {RATE_SCALE} times the real rate limits.\nFor real accounts, set "
             f"{', or '.join(' and '.join(names) for names in reversed(accounts.values()))} in .env and start again."
         )
+        for day, status in failing.items():
+            console.print(f"--fail-day: the sandbox fails every request for {day} (HTTP {status}).")
         yield
     finally:
         exchange.stop()

@@ -221,7 +221,7 @@ def up(
         if settings.save_env_file_as_utf8():
             console.print("Saved .env, which was UTF-16, as UTF-8: Dagster reads no other encoding.")
         if is_sandbox:
-            stack.enter_context(serving())
+            stack.enter_context(serving({}))
         environment = settings.application()
         for unusable in unusable_variables(environment.variables):
             console.print(escape(f"{unusable.name} is ignored: {unusable.problem}. {unusable.action}."))

@@ -1,6 +1,6 @@
-"""Exports of a range of days from one snapshot: CSV and Parquet, both without rounding."""
+"""Exports of a table's rows from one snapshot: CSV and Parquet, both without rounding."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from typing import BinaryIO
@@ -28,16 +28,25 @@ PARQUET_TYPES = {
 
 
 class Extract:
-    """The rows of a range of days, ordered by day. Use it only inside `extract`."""
+    """The rows of a range of days, ordered by day, or of a table without days. Use it only inside `snapshot`.
 
-    def __init__(self, store: Store, table: sql.Identifier, first: date, last: date, account: str | None):
+    With `account` (empty: the default one), only that account's rows.
+    """
+
+    def __init__(self, store: Store, table: str, days: Sequence[date] | None, account: str | None):
         self._connection = store.connection
-        self._part = sql.SQL("{} where partition_date between {} and {}").format(table, first, last)
+        self._part: sql.Composable = sql.Identifier(*table.split("."))
+        conditions: list[sql.Composable] = []
+        if days is not None:
+            conditions.append(sql.SQL("partition_date between {} and {}").format(days[0], days[-1]))
         if account is not None:
-            self._part += sql.SQL(" and account = {}").format(account)
+            conditions.append(sql.SQL("account = {}").format(account))
+        if conditions:
+            self._part += sql.SQL(" where ") + sql.SQL(" and ").join(conditions)
+        self._order = sql.SQL("partition_date" if days is not None else "account, 1")
 
     def _rows(self, selected: sql.Composable) -> sql.Composed:
-        return sql.SQL("select {} from {} order by partition_date").format(selected, self._part)
+        return sql.SQL("select {} from {} order by {}").format(selected, self._part, self._order)
 
     def write_csv(self, output: BinaryIO) -> None:
         """Write the rows with a header, every amount as the database has it."""
@@ -76,13 +85,15 @@ class Extract:
 
 
 @contextmanager
-def extract(store: Store, table: str, first: date, last: date, account: str | None = None) -> Generator[Extract | None]:
-    """An export of the table `schema.name` from one snapshot; None if it does not exist yet.
-
-    With `account` (empty: the default one), only that account's rows.
-    """
+def snapshot(store: Store) -> Generator[None]:
+    """Read everything in the block from one snapshot of the database."""
     with as_store_unavailable(), store.connection.transaction():
-        run = store.connection.execute
-        run("set transaction isolation level repeatable read, read only")
-        [(exists,)] = run("select to_regclass(%s) is not null", (table,)).fetchall()
-        yield Extract(store, sql.Identifier(*table.split(".")), first, last, account) if exists else None
+        store.connection.execute("set transaction isolation level repeatable read, read only")
+        yield
+
+
+def exists(store: Store, table: str) -> bool:
+    """Whether the table `schema.name` exists; the first landing of an asset creates its table."""
+    with as_store_unavailable():
+        [(found,)] = store.connection.execute("select to_regclass(%s) is not null", (table,)).fetchall()
+    return found

@@ -19,6 +19,8 @@ from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.errors import as_store_unavailable
 
 TABLE = "affiliate.daily_commission"
+# The assets that are made of it.
+COMMISSION, REPORT = "affiliate/daily_commission", "affiliate/daily_report"
 # The columns that the migrations create: name, type, and description in the data dictionary.
 COLUMNS = (
     ("partition_date", "date not null", "The day, in `zone`."),

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 
 from affiliate_pipeline.commission.figures import Figures, gather
-from affiliate_pipeline.commission.rollup import COLUMNS, TABLE, Commission
+from affiliate_pipeline.commission.rollup import COLUMNS, COMMISSION, REPORT, TABLE, Commission
 from affiliate_pipeline.defs.dagster_internals import range_tags, sensor
 from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days, separate_events
 from affiliate_pipeline.defs.endpoint_assets import table_schema
@@ -20,8 +20,6 @@ from affiliate_pipeline.domain.days import DAY, day_ranges, format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.exchanges.endpoint import Records
 
-COMMISSION = "affiliate/daily_commission"
-REPORT = "affiliate/daily_report"
 # A synonym of UTC, so that these partitions differ from Binance's. Otherwise one run would land both, and one failed
 # Binance day would fail every day of these assets.
 ZONE = ZoneInfo("Etc/UTC")

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from affiliate_pipeline.commission.rollup import COMMISSION, REPORT
 from affiliate_pipeline.defs.accounts import Account
 from affiliate_pipeline.defs.accounts_pipeline import AccountsPipeline
 from affiliate_pipeline.defs.arguments import AffiliateDatabase, Alerts, InvalidArgument
-from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT, build_earnings, build_stale_days
+from affiliate_pipeline.defs.commission_assets import build_earnings, build_stale_days
 from affiliate_pipeline.defs.endpoint_assets import build_asset, build_reference_table
 from affiliate_pipeline.defs.landed_rows import landed_rows
 from affiliate_pipeline.defs.placement import Placement

@@ -1,6 +1,40 @@
 """Wording shared by the messages of all packages."""
 
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+PROGRAM = "affiliate-pipeline"
+
 
 def count_of(number: int, noun: str) -> str:
     """The number with its noun, in the plural unless it is 1: `1 row`, `2 rows`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """A length of time to the second, from two hours on to the minute: `4 s`, `2 min 30 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    if whole < 1:
+        return "less than 1 s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 2 * 3600:
+        return _of_two(whole, 60, "min", "s")
+    return _of_two(round(whole / 60), 60, "h", "min")
+
+
+def _of_two(number: int, size: int, unit: str, smaller: str) -> str:
+    whole, rest = divmod(number, size)
+    return f"{whole} {unit} {rest} {smaller}" if rest else f"{whole} {unit}"
+
+
+def command(arguments: str, name: str = PROGRAM) -> str:
+    """A command of this environment as a shell in this folder finds it: with its path unless it is on PATH."""
+    program, found = Path(sys.prefix, "bin", name), shutil.which(name)
+    if not program.exists() or (found and program.samefile(found)):
+        return f"{name} {arguments}"
+    here = Path.cwd()
+    path = program.relative_to(here) if program.is_relative_to(here) else program
+    return f"{shlex.quote(str(path))} {arguments}"

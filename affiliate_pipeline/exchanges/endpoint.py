@@ -12,7 +12,7 @@ from typing_extensions import TypeVar
 from affiliate_pipeline.domain.days import DAY, start_ms
 from affiliate_pipeline.domain.expected_days import Timetable
 from affiliate_pipeline.domain.problem import SettingsError
-from affiliate_pipeline.exchanges.fetching import Session, Strategy
+from affiliate_pipeline.exchanges.fetching import RequestPlan, Session, Strategy
 from affiliate_pipeline.exchanges.identity import AccountKeys, Key, KeyIdentity, fingerprint_of
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.schema.columns import Row
@@ -256,6 +256,8 @@ class ReferenceTable(Generic[SessionT]):
     refresh: Callable[[SessionT], Mapping[str, int]]
     # Each column's name, definition and description.
     columns: tuple[tuple[str, str, str], ...]
+    # What a refresh costs; sends nothing.
+    plan: Callable[[SessionT], RequestPlan]
     # The endpoints whose runs read it, by name.
     read_by: tuple[str, ...] = ()
 
@@ -263,6 +265,11 @@ class ReferenceTable(Generic[SessionT]):
     def key(self) -> str:
         """The asset key as text: `lbank/roster`, of a further account `lbank/acme/roster`."""
         return self.endpoint.key_of(self.name)
+
+    @property
+    def alias(self) -> str:
+        """The account's alias; empty: the exchange's default account."""
+        return self.endpoint.alias
 
     @property
     def table(self) -> str:

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from typing_extensions import TypeVar
 
-from affiliate_pipeline.domain.wording import count_of
+from affiliate_pipeline.domain.wording import count_of, duration
 from affiliate_pipeline.exchanges.identity import KeyIdentity
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.http.errors import ExchangeError
@@ -64,9 +64,8 @@ class RequestPlan:
 
     def __str__(self) -> str:
         at_least = "" if self.max_requests == self.min_requests else "at least "
-        # One decimal would round a minute by up to 5 %.
-        minutes = f", {at_least}{self.seconds / 60:.2f} minutes at the permitted rate" if self.seconds else ""
-        return "\n  ".join([f"{at_least}{count_of(self.min_requests, 'request')}{minutes}", *self.changes])
+        time = f", {at_least}{duration(self.seconds)} at the permitted rate" if self.seconds else ""
+        return "\n  ".join([f"{at_least}{count_of(self.min_requests, 'request')}{time}", *self.changes])
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import class_row
 
+from affiliate_pipeline.domain.wording import command
 from affiliate_pipeline.http.errors import Fatal
 from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.locks import Lock, locked, try_locked
@@ -58,7 +59,7 @@ class Key:
     def rotation(self) -> str:
         """The command that records it as a key of the account."""
         account = f" --account {self.alias}" if self.alias else ""
-        return f"affiliate-pipeline rotate-key {self.exchange}{account} --role {self.role}"
+        return command(f"rotate-key {self.exchange}{account} --role {self.role}")
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,16 @@ class UnusableVariable:
     action: str
 
 
-def configured_catalog(variables: Mapping[str, str]) -> Catalog:
-    """The endpoints of the default accounts, and of every further account that has a variable."""
-    return DEFAULT.with_accounts({each.name: _aliases(each, variables) for each in EXCHANGES})
+def configured_catalog(variables: Mapping[str, str], landed: Iterable[str] = ()) -> Catalog:
+    """The endpoints of the default accounts, and of every further account that has a variable or a landed asset."""
+    found = [each for each in endpoints_of(landed) if each.alias]
+    aliases = {
+        exchange.name: sorted(
+            _aliases(exchange, variables).union(each.alias for each in found if each.exchange is exchange)
+        )
+        for exchange in EXCHANGES
+    }
+    return DEFAULT.with_accounts(aliases)
 
 
 def start_date(exchange: Exchange, environment: Environment) -> date | None:
@@ -144,10 +151,10 @@ def endpoints_of(assets: Iterable[str], declared: Iterable[Endpoint] = ENDPOINTS
     return [each for asset, each in found if each.key == asset]
 
 
-def _aliases(exchange: Exchange, variables: Mapping[str, str]) -> list[str]:
+def _aliases(exchange: Exchange, variables: Mapping[str, str]) -> set[str]:
     suffixes = (name.partition(ALIAS_SEPARATOR) for name in variables)
     found = {_alias(suffix) for base, _, suffix in suffixes if suffix and base in exchange.account_variables}
-    return sorted(each for each in found if each)
+    return {each for each in found if each}
 
 
 def is_alias(text: str) -> bool:

@@ -286,7 +286,7 @@ def _file(endpoint: Endpoint, session: Session) -> Iterator[Finding]:
 def _offset(endpoint: Endpoint, offset_ms: int) -> Finding:
     action = ACTIONS[TimestampRejected] if abs(offset_ms) > MAX_CLOCK_OFFSET_MS else ""
     return Finding(
-        f"clock of {endpoint.exchange.name}", f"{offset_ms / 1000:+.1f} s relative to this machine's clock", action
+        f"clock of {endpoint.exchange.name}", f"{offset_ms / 1000:+z.1f} s relative to this machine's clock", action
     )
 
 

@@ -12,6 +12,10 @@ from pyarrow import parquet
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.environment import configured
+from affiliate_pipeline.exchanges.registry import DEFAULT, ENDPOINTS, configured_catalog
+from affiliate_pipeline.landing.pipeline import connected
+from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import COLUMNS, DAYS, KEY, SETTLED, YESTERDAY, at, landed, rebate
 from affiliate_pipeline_tests.defs.test_commission_assets import LBANK, add_up
@@ -125,6 +129,51 @@ def test_only_known_tables_can_be_exported(sandbox, capfd):
     for table in ("affiliate.landing", "pg_authid", "binance.rebate_recent_record; drop table x"):
         with pytest.raises(CommandError, match="there is no table"):
             export(table, f"{SETTLED}")
+
+
+def test_every_table_and_every_asset_with_rows_can_be_exported(sandbox, capfd):
+    days = [f"{DAYS[0]}"]
+    names = [(name, days) for each in ENDPOINTS for name in (each.table, each.key)]
+    names += [(name, []) for each in DEFAULT.reference_tables for name in (each.table, each.key)]
+    for name, args in [*names, ("affiliate.daily_commission", days), ("affiliate/daily_commission", days)]:
+        export(name, *args)
+        assert ",account" in capfd.readouterr().out.splitlines()[0], name
+
+
+def test_a_table_without_days_is_exported_completely_or_for_one_account(two_accounts, query, capfd):
+    export("lbank/roster")
+    capfd.readouterr()
+    for table in configured_catalog(configured().variables).reference_tables:
+        with Store(configured().database_url()) as store:
+            with connected(table.endpoint, store, configured().variables) as session:
+                table.refresh(session)
+
+    def exported(name: str) -> list[tuple[str, str]]:
+        export(name)
+        rows = csv.DictReader(io.StringIO(capfd.readouterr().out, newline=""))
+        return [(row["account"], row["open_id"]) for row in rows]
+
+    stored = sorted(query("select account, open_id from lbank.roster"))
+    assert exported("lbank.roster") == stored
+    for alias in ("", "acme"):
+        assert exported(f"lbank/{alias}/roster".replace("//", "/")) == [row for row in stored if row[0] == alias]
+    with pytest.raises(CommandError, match="Leave the days out"):
+        export("lbank.roster", f"{SETTLED}")
+
+
+def test_a_name_that_cannot_be_exported_is_reported_with_what_can(sandbox):
+    with pytest.raises(CommandError, match="is a page and not a table. Write it with `.*affiliate-pipeline report`"):
+        export("affiliate/daily_report", f"{SETTLED}")
+    with pytest.raises(CommandError, match="there is no table binance/nothing. There are .*lbank/roster"):
+        export("binance/nothing", f"{SETTLED}")
+    with pytest.raises(CommandError, match="no days of binance.rebate_recent_record were given. Add a day"):
+        export(TABLE)
+
+
+def test_a_file_that_cannot_be_written_is_named_as_given(amounts, tmp_path):
+    with pytest.raises(IsADirectoryError) as raised:
+        export(TABLE, f"{SETTLED}", "--output", str(tmp_path))
+    assert raised.value.filename == str(tmp_path)
 
 
 @pytest.mark.empty_database

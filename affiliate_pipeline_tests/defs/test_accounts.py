@@ -229,7 +229,7 @@ def test_plan_accepts_the_asset_key_of_an_account(two_accounts, capsys):
     app(["plan", "lbank/acme/invite_user_list", f"{SETTLED}"], standalone_mode=False)
     assert capsys.readouterr().out.startswith(f"lbank/acme/invite_user_list {SETTLED}: ")
     with pytest.raises(
-        CommandError, match="there is no asset lbank/other/trade_user; there are .*lbank/acme/trade_user"
+        CommandError, match="there is no asset lbank/other/trade_user. There are .*lbank/acme/trade_user"
     ):
         app(["plan", "lbank/other/trade_user", f"{SETTLED}"], standalone_mode=False)
 

@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from affiliate_pipeline.domain.wording import duration
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.lbank.exchange import LBankSession
 from affiliate_pipeline.exchanges.registry import DEFAULT, Catalog
@@ -997,8 +998,8 @@ def test_a_plan_reports_requests_and_duration(sandbox, database_url, monkeypatch
     by_user, paged = plan(database_url, TEAM_TRADES, DAYS), plan(database_url, MONEY, DAYS)
     many = expected_requests(sandbox, TEAM_TRADES)
 
-    assert str(by_user) == f"{many} requests, {math.ceil((many - 5) / 5) / 6:.2f} minutes at the permitted rate"
-    assert str(paged) == "at least 12 requests, at least 0.33 minutes at the permitted rate"
+    assert str(by_user) == f"{many} requests, {duration(math.ceil((many - 5) / 5) * 10)} at the permitted rate"
+    assert str(paged) == "at least 12 requests, at least 20 s at the permitted rate"
     assert {request.path for request in sandbox.requests} == {TEAM_LIST}
 
 

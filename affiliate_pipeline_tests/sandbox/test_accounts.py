@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from affiliate_pipeline.app.__main__ import app
+from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline.sandbox.__main__ import main
 from affiliate_pipeline_tests.sandbox.conftest import REBATES
 from affiliate_pipeline_tests.sandbox.lbank.lbank_requests import YESTERDAY
 
@@ -22,12 +23,11 @@ def test_the_variables_of_further_accounts_have_their_alias_as_suffix(sandbox, a
 
 
 @pytest.mark.parametrize("alias", ["", "Acme", "a__b", "1a", "a-b", "a" * 32])
-def test_a_malformed_alias_is_refused(alias, capsys):
+def test_a_malformed_alias_is_refused(alias):
     with pytest.raises(ValueError):
         Sandbox(accounts=[alias])
-    with pytest.raises(SystemExit, match="2"):
-        main(["--account", alias])
-    assert "argument --account: invalid" in capsys.readouterr().err
+    with pytest.raises(CommandError, match=f"{alias} is not an alias"):
+        app(["sandbox", "--account", alias], standalone_mode=False)
 
 
 def test_a_fault_affects_only_its_account(sandbox, acme, call_as, clock):

@@ -1,6 +1,7 @@
 """The sandbox's server: connections, request log, start, stop and the command."""
 
 import http.client
+import io
 import re
 import signal
 import socket
@@ -11,11 +12,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from dotenv import dotenv_values
 
+from affiliate_pipeline.app.__main__ import app
+from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline.sandbox.__main__ import main
 
-COMMAND = [sys.executable, "-W", "error", "-m", "affiliate_pipeline.sandbox"]
+COMMAND = [sys.executable, "-W", "error", "-m", "affiliate_pipeline.app", "sandbox"]
 
 
 def test_a_connection_stays_open_after_success_and_refusal(caller):
@@ -118,11 +121,12 @@ def test_the_command_serves_until_a_stop_signal_arrives(stop_signal):
     options += ["--account", "acme", "--account", "b2", "--rows-per-day", "10", "--users", "5", "--rate-scale", "2.5"]
     with subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        started = re.search(r"http://127\.0\.0\.1:(\d+)$", process.stdout.readline().strip())
+        first = process.stdout.readline()
+        started = re.search(r"http://127\.0\.0\.1:(\d+)\.", first)
         assert started
-        variables = Sandbox(accounts=["acme", "b2"], port=int(started[1])).variables
-        printed = [process.stdout.readline().strip() for _ in variables]
-        assert printed == [f"{name}={value}" for name, value in variables.items()]
+        variables = Sandbox(accounts=["acme", "b2"], port=int(started[1])).variables | {"AFFILIATE_RATE_SCALE": "2.5"}
+        lines = [first, *(process.stdout.readline() for _ in variables)]
+        assert dotenv_values(stream=io.StringIO("".join(lines))) == variables
         connection = http.client.HTTPConnection("127.0.0.1", int(started[1]), timeout=60)
         connection.request("GET", "/api/v3/time")
         assert connection.getresponse().status == 200
@@ -132,15 +136,15 @@ def test_the_command_serves_until_a_stop_signal_arrives(stop_signal):
     assert (process.returncode, rest, errors) == (0, "", "")
 
 
-def test_a_port_in_use_is_reported_in_one_line(sandbox):
-    command = [*COMMAND, "--port", str(sandbox.port)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert len(done.stderr.splitlines()) == 1 and str(sandbox.port) in done.stderr
+def test_a_port_in_use_is_reported(sandbox):
+    with pytest.raises(CommandError, match=f"port {sandbox.port} cannot be used .*Choose another one with --port"):
+        app(["sandbox", "--port", f"{sandbox.port}"], standalone_mode=False)
 
 
-@pytest.mark.parametrize("option", [["--fail-day", "yesterday"], ["--error-rate", "5"], ["--rate-scale", "0"]])
-def test_an_invalid_option_value_is_refused(option, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(option)
-    assert f"argument {option[0]}: invalid" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [("tomorrow", "names no day"), ("2026-10-01=x", "names no day"), ("2026-10-01=200", "names no error")],
+)
+def test_a_day_that_cannot_fail_is_refused(option, reason):
+    with pytest.raises(CommandError, match=f"--fail-day {option} {reason}"):
+        app(["sandbox", "--fail-day", option], standalone_mode=False)

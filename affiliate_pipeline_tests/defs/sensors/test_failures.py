@@ -24,10 +24,10 @@ from dagster._core.storage.schedules import SqliteScheduleStorage
 from dagster._core.test_utils import create_run_for_test
 from dagster_shared.error import SerializableErrorInfo
 
+from affiliate_pipeline.commission.rollup import COMMISSION, REPORT
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs import checks
 from affiliate_pipeline.defs import endpoint_assets as assets
-from affiliate_pipeline.defs.commission_assets import COMMISSION, REPORT
 from affiliate_pipeline.defs.dagster_internals import LOCATION
 from affiliate_pipeline.defs.sensors import failures as sensors
 from affiliate_pipeline.defs.sensors.failures import build_failed_run_alert
