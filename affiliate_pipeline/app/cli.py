@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -27,7 +27,7 @@ app = typer.Typer(
 console = Console(highlight=False, soft_wrap=True)
 # The base class of errors about arguments, of which Typer exports only a subclass. It is not always click's: newer
 # versions of Typer contain a copy of click.
-UsageError = typer.BadParameter.__mro__[1]
+UsageError = cast(type[Exception], typer.BadParameter.__base__)
 
 
 class CommandError(AffiliateError):
