@@ -312,7 +312,7 @@ def test_where_the_account_is_not_stated_a_first_key_lands_and_a_second_one_need
 
     run = land(REBATES, DAYS[:2])
     command = "affiliate-pipeline rotate-key binance --role partner"
-    refused(run, "BINANCE_PARTNER_API_KEY is a new key of binance (partner)", f"`{command}`")
+    refused(run, "BINANCE_PARTNER_API_KEY is a new key of binance (partner)", f"{command}`")
     assert requested(sandbox) == [ACCOUNT]
 
     with pytest.raises(CommandError, match=rf"without a terminal.*{re.escape(command)} --yes"):
