@@ -59,7 +59,7 @@ versions:
 	$(VERSIONS)/uv pip install --quiet --python $(VERSIONS)/python --resolution $(RESOLUTION) -e '.[embedded,ui,dev]'
 	$(VERSIONS)/pytest -n auto $(ARGS)
 
-# The scripts of a virtual environment contain its path. After the folder was moved or copied, it is made again.
+# The scripts of a virtual environment contain its path. After the folder was moved or copied, it is created again.
 MOVED := $(shell test ! -L $(VENV) && test -f $(BIN)/affiliate-pipeline \
 	&& ! head -n 3 $(BIN)/affiliate-pipeline | grep -qF '$(CURDIR)/$(BIN)/' && echo moved)
 ifdef MOVED
@@ -67,7 +67,7 @@ ifdef MOVED
 endif
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@test -z '$(MOVED)' || { echo "This folder was moved or copied: $(VENV) is made again"; rm -rf $(VENV); }
+	@test -z '$(MOVED)' || { echo "This folder was moved or copied: $(VENV) is created again"; rm -rf $(VENV); }
 	@test -x $(BIN)/python || $(PYTHON) -c '$(CHECK_PYTHON)' 2>/dev/null || { echo "affiliate_pipeline needs Python 3.11, 3.12, 3.13 or 3.14 with venv: install one, or pass its path: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "Creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing (a minute or two the first time)"

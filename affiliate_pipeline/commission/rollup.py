@@ -19,7 +19,7 @@ from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.errors import as_store_unavailable
 
 TABLE = "affiliate.daily_commission"
-# The assets that are made of it.
+# The assets computed from the landed rows.
 COMMISSION, REPORT = "affiliate/daily_commission", "affiliate/daily_report"
 # The columns that the migrations create: name, type, and description in the data dictionary.
 COLUMNS = (

@@ -8,12 +8,12 @@ _NAME_OF_A_VALUE = (
     r"|sign(?![\w-])"
 )
 # The lookbehind lets a match begin only where a name begins: otherwise a long name would take quadratic time. A value is
-# in the line of its name unless it is in quotes: otherwise an empty one would remove a word of the next line.
+# in the line of its name unless it is in quotes: otherwise an empty one would remove the start of the next line.
 _NAMED = re.compile(
     rf"(?i)(?<![\w-])(?={_NAME_OF_A_VALUE})([\w-]+)([\"']?\s*[=:](?:\s*(?=[\"'])|[^\S\n]*))(?!//)((?:bearer|basic|digest|token)\s+)?"
     r"(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^&\s\"',}]+)"
 )
-# After a colon, a sentence goes on: `SignatureDoesNotMatch: The request signature …`, `LBANK_API_SECRET: its key is …`.
+# After a colon, a sentence may continue: `SignatureDoesNotMatch: The request signature …`, `LBANK_API_SECRET: its key is …`.
 _SENTENCE = re.compile(r"[A-Z]?[a-z]{0,11} [A-Za-z`(]")
 _PEM = re.compile(r"-----BEGIN[^-]*-----.*?(-----END[^-]*-----|$)", re.DOTALL)
 # Our own messages show how to write a URL as `scheme://user:password@host`.

@@ -1,4 +1,4 @@
-"""What every command does with wrong arguments: one line that says what is wrong and what to do."""
+"""What every command does with wrong arguments: one line with what is wrong and what to do."""
 
 import sys
 from importlib.metadata import version

@@ -32,11 +32,11 @@ def make(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["make", "-s", "up", "PYTHON=/bin/false"], cwd=folder, capture_output=True, text=True)
 
 
-def test_in_a_moved_folder_make_says_so_and_makes_the_environment_again(project):
+def test_in_a_moved_folder_make_reports_it_and_creates_the_environment_again(project):
     moved = project.rename(project.with_name("elsewhere"))
     done = make(moved)
-    assert done.stdout == "This folder was moved or copied: .venv is made again\n"
-    # It would be made by PYTHON, which does not exist.
+    assert done.stdout == "This folder was moved or copied: .venv is created again\n"
+    # It would be created by PYTHON, which does not exist.
     assert "needs Python" in done.stderr and not (moved / ".venv").exists()
 
 

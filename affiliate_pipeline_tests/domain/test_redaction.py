@@ -150,7 +150,7 @@ def test_a_text_without_secrets_is_unchanged():
         "Set it to postgresql://user:password@host:port/database in .env",
     ],
 )
-def test_a_word_that_is_no_secret_is_not_removed(text):
+def test_text_that_is_no_secret_is_not_removed(text):
     assert redact(text) == text
 
 
