@@ -16,6 +16,7 @@ from affiliate_pipeline.app.embedded_server.server import running_database
 from affiliate_pipeline.app.processes import DAEMON, ended_at, missing_services
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
+from affiliate_pipeline.domain.wording import command, up_command
 from affiliate_pipeline.environment import application, home, unreadable_lines
 from affiliate_pipeline.monitoring import doctor
 from affiliate_pipeline.monitoring.doctor import Finding
@@ -66,7 +67,7 @@ def _setup(daemon_silent_since: datetime | None) -> Iterator[Finding]:
     if running:
         yield from doctor.database(running, daemon_silent_since)
     else:
-        yield Finding("database", "the embedded PostgreSQL is not running", "Start it: `make up`")
+        yield Finding("database", "the embedded PostgreSQL is not running", f"Start it: `{up_command()}`")
 
 
 def _machine(port: int, missing: Collection[str] | None) -> Iterator[Finding]:
@@ -76,7 +77,11 @@ def _machine(port: int, missing: Collection[str] | None) -> Iterator[Finding]:
         return
     for service in missing:
         if service != DAEMON:  # reported with what the database shows about it
-            yield Finding(service, f"Dagster's {service} is not running", "Start it again: `make down`, then `make up`")
+            yield Finding(
+                service,
+                f"Dagster's {service} is not running",
+                f"Start it again: `{command('down')}`, then `{up_command()}`",
+            )
     if not missing:
         yield Finding("Dagster", "runs in this folder")
 
@@ -113,5 +118,5 @@ def check_port(port: int) -> None:
     except OSError as error:
         raise CommandError(
             f"port {port} cannot be used ({error.strerror})",
-            "Stop what uses it, or choose another with --port (`make up ARGS='--port 3001'`)",
+            f"Stop what uses it, or choose another with --port (`{up_command('--port 3001')}`)",
         ) from None

@@ -23,7 +23,7 @@ from affiliate_pipeline.commission.rollup import COMMISSION, REPORT, TABLE, Comm
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.files import replacing
 from affiliate_pipeline.domain.settings import Environment, Mode
-from affiliate_pipeline.domain.wording import PROGRAM, command
+from affiliate_pipeline.domain.wording import PROGRAM, command, up_command
 from affiliate_pipeline.environment import application, process_environment
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.exchanges.registry import configured_catalog, first_earning_day
@@ -183,7 +183,7 @@ def report(
         except ValueError:
             raise CommandError(f"{day} is not a day (2026-10-01)") from None
         if reported is None:
-            raise CommandError("nothing has been added up yet", f"Land some days first: `{command('up')}`")
+            raise CommandError("nothing has been added up yet", f"Land some days first: `{up_command()}`")
         start = first_earning_day(configured_catalog(environment.variables), environment)
         if reported < start:
             raise CommandError(

@@ -18,6 +18,7 @@ from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import DAY, day_ranges, format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.endpoint import Records
 
 # A synonym of UTC, so that these partitions differ from Binance's. Otherwise one run would land both, and one failed
@@ -96,7 +97,7 @@ def _materialize(
     except AffiliateError as error:
         problem = error.problem.adding(impact="Its sums are unchanged")
         failed |= dict.fromkeys({*days}.difference(failed, *done.values()), problem)
-    counted = f"{len(failed)} of {len(days)} days could not be added up ({format_days(failed)})"
+    counted = f"{len(failed)} of {count_of(len(days), 'day')} could not be added up ({format_days(failed)})"
     finish(context, done, failed, f"{counted}: {'. '.join(map(str, grouped(failed)))}.")
     for key in selected:
         yield dg.MaterializeResult(asset_key=key)

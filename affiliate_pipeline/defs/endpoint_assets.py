@@ -16,6 +16,7 @@ from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_t
 from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, ReferenceTable
 from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.landing import endpoint_tables, quarantine
@@ -178,7 +179,9 @@ def table_schema(columns: Sequence[tuple[str, str, str]]) -> dg.TableSchema:
 
 
 def _description(endpoint: Endpoint, failed: Mapping[date, Problem], landed: int) -> str:
-    counted = f"{len(failed)} of {len(failed) + landed} days failed ({format_days(failed)}), {landed} landed."
+    counted = (
+        f"{len(failed)} of {count_of(len(failed) + landed, 'day')} failed ({format_days(failed)}), {landed} landed."
+    )
     causes = [f"{format_days(days)}: {problem}." for problem, days in grouped(failed).items()]
     return "\n".join([f"{endpoint.key}: {counted}", *causes])
 

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 PROGRAM = "affiliate-pipeline"
+# Where the package is installed from a checkout, its folder.
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def count_of(number: int, noun: str) -> str:
-    """The number with its noun, in the plural unless it is 1: `1 row`, `2 rows`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def count_of(number: int, noun: str, plural: str = "") -> str:
+    """The number with its noun, in the plural (by default with an s) unless it is 1: `1 row`, `2 rows`."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def duration(seconds: float) -> str:
@@ -38,3 +40,10 @@ def command(arguments: str, name: str = PROGRAM) -> str:
     here = Path.cwd()
     path = program.relative_to(here) if program.is_relative_to(here) else program
     return f"{shlex.quote(str(path))} {arguments}"
+
+
+def up_command(options: str = "") -> str:
+    """The command that starts everything; in a checkout `make up`, which also installs what is missing."""
+    if Path.cwd() == _CHECKOUT and (_CHECKOUT / "Makefile").is_file():
+        return f"make up ARGS='{options}'" if options else "make up"
+    return command(f"up {options}".strip())

@@ -12,6 +12,7 @@ from typing import Protocol, Self, TypeVar
 import httpx
 
 from affiliate_pipeline.domain.redaction import redact
+from affiliate_pipeline.domain.wording import duration
 from affiliate_pipeline.http import retry
 from affiliate_pipeline.http.bodies import as_utf8, possible_rows, repaired, unreadable_rows
 from affiliate_pipeline.http.encoding import encode
@@ -323,6 +324,6 @@ class Client:
         if pause_s > MAX_PAUSE_S:
             others = ", and check what else uses this IP address" if is_limit else ""
             raise Banned(
-                f"{self.host} allows no request for {pause_s:.0f} s ({error})",
+                f"{self.host} allows no request for {duration(pause_s)} ({error})",
                 f"Wait for that long before materializing the failed days again{others}",
             ) from None

@@ -24,6 +24,7 @@ import httpx
 
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact, silence_http_logs
+from affiliate_pipeline.domain.wording import up_command
 from affiliate_pipeline.http.errors import ConnectionFailed, ExchangeError, NoResponse, UnusableNetwork
 
 # The variables that `Network` reads; those of proxies also in upper case.
@@ -110,7 +111,7 @@ def require_sandbox(base_url: str) -> None:
         socket.create_connection((url.host, url.port or 80), timeout=5).close()
     except OSError:
         raise SettingsError(
-            f"the sandbox is not running at {base_url}", "Start it: `make up`, and leave that running"
+            f"the sandbox is not running at {base_url}", f"Start it: `{up_command()}`, and leave that running"
         ) from None
 
 

@@ -187,7 +187,7 @@ class LandingRun:
                 yield self._land(day) if isinstance(day, PreparedDay) else self._not_fetched(day)
                 if done == len(eligibility.fetch) or time.monotonic() - logged_at >= LOG_EVERY_S:
                     logged_at = time.monotonic()
-                    log.info("%s: %d of %d days done", self.endpoint.key, done, len(eligibility.fetch))
+                    log.info("%s: %d of %s done", self.endpoint.key, done, count_of(len(eligibility.fetch), "day"))
 
     def _not_fetched(self, failed: DayError) -> Outcome:
         problem = failed.error.problem

@@ -7,6 +7,7 @@ from hashlib import sha256
 
 from affiliate_pipeline.domain.days import format_days, last_minute_before
 from affiliate_pipeline.domain.problem import Problem
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.endpoint import Endpoint, retention_of
 
 MAX_CAUSES = 5
@@ -61,7 +62,7 @@ def _failed_asset(asset: FailedAsset, fallback: str, now_ms: int) -> Iterator[st
         yield f"{asset.key}: {_line(fallback)}"
         return
     noun = "day" if len(asset.days) == 1 else "days"
-    counts = f"{len(asset.days)} {noun} failed, {asset.landed} landed"
+    counts = f"{count_of(len(asset.days), 'day')} failed, {asset.landed} landed"
     yield f"{asset.key}: {counts}. Rows of the failed {noun} that had landed earlier are unchanged."
     causes = {day: f"{problem.cause}." for day, problem in asset.problems.items()}
     yield from _by_text({day: causes.get(day, fallback) for day in asset.days})

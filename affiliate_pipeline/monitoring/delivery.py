@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from affiliate_pipeline.domain.settings import BaseUrl, Settings, check_http_url, malformed, quotes_in
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.monitoring.alerts import Alert
 
 # Discord's and Telegram's limits are 2000 and 4096; Apprise splits once more for a service with a lower limit.
@@ -76,7 +77,7 @@ def _message(alerts: Sequence[Alert]) -> Message:
         return Message(alerts[0].title, alerts[0].text, alerts)
     good = sum(alert.good_news for alert in alerts)
     counts = (len(alerts) - good, "alert", "alerts"), (good, "recovery", "recoveries")
-    title = " and ".join(f"{count} {one if count == 1 else more}" for count, one, more in counts if count)
+    title = " and ".join(count_of(*each) for each in counts if each[0])
     return Message(title, "".join(map(_part, alerts)).rstrip(), alerts)
 
 

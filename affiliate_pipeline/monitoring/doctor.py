@@ -16,7 +16,7 @@ import psycopg
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
 from affiliate_pipeline.domain.settings import Environment, Mode, Project, Settings, malformed
-from affiliate_pipeline.domain.wording import count_of
+from affiliate_pipeline.domain.wording import command, count_of, up_command
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Probe
 from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.exchanges.registry import StartDates, configured_catalog, first_day, unusable_variables
@@ -154,7 +154,7 @@ def _automation(connection: psycopg.Connection[Any], silent_since: datetime | No
         connection.execute(_AUTOMATION, (last,)).fetchall() if has_run else never_run
     )
     if silent:
-        start = "Start it again: `make down`, then `make up`; on a server, start the Dagster daemon"
+        start = f"Start it again: `{command('down')}`, then `{up_command()}`; on a server, start the Dagster daemon"
         yield Finding("daemon", f"Dagster's daemon is not running ({', '.join(silent)})", start)
     else:
         yield Finding("daemon", "Dagster's daemon is running")
@@ -184,7 +184,7 @@ def _days(endpoints: Sequence[Endpoint], ledgers: ledger.Ledgers, environment: E
     if fine:
         yield Finding("days", f"no day of {count_of(fine, 'asset')} is overdue")
     elif not any(ledgers.values()):
-        yield Finding("days", "nothing has landed yet", "Run `make up`, or materialize days in the UI")
+        yield Finding("days", "nothing has landed yet", f"Run `{up_command()}`, or materialize days in the UI")
 
 
 def _sources(
@@ -217,7 +217,7 @@ def accounts(environment: Environment) -> Iterator[Finding]:
             probed.setdefault(" ".join(about), []).append(endpoint)
     configured = {(each.exchange.name, each.alias) for each in endpoints if environment.is_any_set(each.credentials)}
     if not configured:
-        action = "Set the keys of one in .env (README, Real accounts), or try the sandbox with `make up`"
+        action = f"Set the keys of one in .env (README, Real accounts), or try the sandbox with `{up_command()}`"
         yield Finding("accounts", "no exchange is configured", action)
         return
     if environment.mode is Mode.SANDBOX:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from affiliate_pipeline.domain.wording import duration
 from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "affiliate.lease"
@@ -134,7 +135,7 @@ class RateLimiter(TableStore):
                 [(wait_s, pause_s)] = self._execute(_WAIT, self._values).fetchall()
             if pause_s is not None and pause_s > self._max_wait_s:
                 raise self._too_long(
-                    f"the exchange allows no request for another {pause_s:.0f} s; materialize again after that"
+                    f"the exchange allows no request for another {duration(pause_s)}; materialize again after that"
                 )
             # Another process may take the returning slot first, so look again. A slot in use returns one window after its
             # response, usually long before its slot lease ends.

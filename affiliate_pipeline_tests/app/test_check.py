@@ -17,7 +17,10 @@ from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.processes import STARTED_BY
 from affiliate_pipeline.domain.settings import known_variables
+from affiliate_pipeline.environment import application
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
+from affiliate_pipeline.http.client import Client
+from affiliate_pipeline.monitoring import doctor
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED, at, rebate
 
@@ -110,6 +113,12 @@ def instigator_body(name: str) -> str:
 
 def test_a_healthy_installation_has_no_findings(healthy, findings):
     assert findings() == {}
+
+
+def test_a_clock_that_differs_by_little_is_not_reported_as_minus_zero(healthy, monkeypatch):
+    monkeypatch.setattr(Client, "adopt_clock", lambda _: -20)
+    clocks = [each.found for each in doctor.accounts(application()) if each.about.startswith("clock of")]
+    assert clocks and {*clocks} == {"+0.0 s relative to this machine's clock"}
 
 
 def test_an_unreachable_database_is_reported_without_its_password(healthy, findings, monkeypatch):
@@ -420,7 +429,7 @@ def test_a_sandbox_that_is_not_running_is_reported_once(wrong_rows, both_exchang
     both_exchanges.stop()
     actions = {about: action for about, _, action in wrong_rows()}
     assert actions.keys() == {"sandbox", "database"}
-    assert all("`make up`" in action for action in actions.values())
+    assert all("affiliate-pipeline up`" in action for action in actions.values())
 
 
 def test_a_stopped_service_of_dagster_is_reported_at_once(healthy, findings, dagster):

@@ -210,7 +210,7 @@ def test_on_a_terminal_the_first_day_of_lbank_is_asked_for(choose, both_exchange
         f"{datetime.now(UTC).date() - 6 * DAY}",
         f"{today - 30 * DAY}",
     ]
-    assert all("requests, at least" in line and "minutes at the permitted rate" in line for line in offered)
+    assert all("requests, at least" in line and " at the permitted rate" in line for line in offered)
     assert missing_days(settings.application(), "lbank/trade_user")[0] == today - 29 * DAY
 
 

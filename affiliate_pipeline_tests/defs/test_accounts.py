@@ -158,7 +158,7 @@ def test_a_failing_day_of_one_account_fails_only_there_and_is_named(two_accounts
 
     failed, landed = (materialize(f"binance/{part}{REBATES}", [SETTLED]) for part in ("acme/", ""))
 
-    assert list(failed.failed) == [SETTLED] and f"binance/acme/{REBATES}: 1 of 1 days failed" in failed.message
+    assert list(failed.failed) == [SETTLED] and f"binance/acme/{REBATES}: 1 of 1 day failed" in failed.message
     assert landed.success
     assert query("select distinct account from binance.rebate_recent_record") == [("",)]
 

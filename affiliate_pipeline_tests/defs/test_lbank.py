@@ -693,7 +693,7 @@ def test_a_retry_after_beyond_the_runs_limit_fails_the_day_at_once(sandbox, stat
 
     run = land(FUTURES, [SETTLED])
 
-    assert "allows no request for 1000 s" in run.failed[SETTLED] and str(status) in run.failed[SETTLED]
+    assert "allows no request for 16 min 40 s" in run.failed[SETTLED] and str(status) in run.failed[SETTLED]
     assert len(requests_to(sandbox, FUTURES)) == 1
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from affiliate_pipeline.domain.wording import PROGRAM, command, count_of, duration
+from affiliate_pipeline.domain import wording
+from affiliate_pipeline.domain.wording import PROGRAM, command, count_of, duration, up_command
 
 
 def test_one_is_singular_and_everything_else_is_plural():
     assert [count_of(number, "day") for number in (0, 1, 2)] == ["0 days", "1 day", "2 days"]
+    assert [count_of(number, "query", "queries") for number in (1, 2)] == ["1 query", "2 queries"]
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,12 @@ def test_another_installation_on_path_is_not_suggested(program, tmp_path, monkey
     assert command("psql") == ".venv/bin/affiliate-pipeline psql"
     program.unlink()
     assert command("psql") == "affiliate-pipeline psql"
+
+
+def test_only_in_a_checkout_make_starts_everything(program, tmp_path, monkeypatch):
+    (tmp_path / "Makefile").touch()
+    assert up_command("--once") == ".venv/bin/affiliate-pipeline up --once"
+    monkeypatch.setattr(wording, "_CHECKOUT", tmp_path)
+    assert (up_command(), up_command("--port 3001")) == ("make up", "make up ARGS='--port 3001'")
+    (tmp_path / "Makefile").unlink()
+    assert up_command() == ".venv/bin/affiliate-pipeline up"

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from affiliate_pipeline.commission.figures import Figures, masked
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.files import replacing
+from affiliate_pipeline.domain.wording import count_of
 
 MAX_COINS = 6
 BAR_PX, GAP_PX = 8, 2
@@ -130,6 +131,7 @@ def _render(template: str, figures: Figures, **more: str) -> str:
         edge=EDGE_PX,
         bar_width=BAR_PX,
         cell=_cell,
+        count_of=count_of,
         masked=masked,
         **more,
     )

@@ -12,6 +12,7 @@ from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.domain.days import day_ranges, format_days, utc_text
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.binance.endpoints import HISTORY, HISTORY_REQUEST, RECENT_KICKBACKS
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.binance.kickback_export.advance import advance
@@ -117,7 +118,7 @@ def _landing(
     ready = next((export for export in opened if export.state == "ready" and not export.has_stored_file), None)
     if ready is None:
         last = next((f": {export.note}" for export in opened if export.state != "ready" and export.note), "")
-        return dg.SkipReason(f"{len(opened)} exports are open, and no file is ready{last}")
+        return dg.SkipReason(f"no file of {count_of(len(opened), 'open export')} is ready{last}")
     unfinished = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
     if any(selected(context, run, {key}) for run in unfinished):
         return dg.SkipReason("a run is landing an export")
@@ -125,10 +126,10 @@ def _landing(
     if finished >= MAX_RUNS:
         if any(export.state == "waiting" for export in opened):
             # Give up: days of the waiting exports may expire meanwhile.
-            note = f"its file arrived, but {finished} runs could not land it, and other exports wait: see the errors of these runs"
+            note = f"its file arrived, but {count_of(finished, 'run')} could not land it, and other exports wait: see the errors of these runs"
             exports.update(ready, state="expired", note=note)
         return dg.SkipReason(
-            f"{finished} runs could not land the file of export {ready.id}: see the errors of these runs"
+            f"{count_of(finished, 'run')} could not land the file of export {ready.id}: see the errors of these runs"
         )
     return dg.RunRequest(
         run_key=f"{ready.id}-{finished + 1}",

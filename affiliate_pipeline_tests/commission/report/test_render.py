@@ -83,6 +83,11 @@ def test_a_page_loads_nothing_from_the_network():
     assert "default-src 'none'" in shown and "prefers-color-scheme:dark" in shown and "width=device-width" in shown
 
 
+def test_one_day_is_singular():
+    one = replace(figures({DAYS[-1]: "1"}), days=DAYS[-1:])
+    assert f"<h2>1 day, {DAYS[-1]} to" in render.html(one) and "1 day by exchange and coin" in render.markdown(one)
+
+
 def test_sandbox_data_is_labelled():
     real = figures({DAYS[-1]: "1.5"})
     for shown in (render.html, render.markdown):

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from affiliate_pipeline.domain.redaction import redact
+from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.http.errors import Refused
 from affiliate_pipeline.http.unpacking import Unreadable, unpack_text
 from affiliate_pipeline.schema.columns import KINDS, MIN_MILLISECONDS, Row, columns
@@ -124,7 +125,9 @@ def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
         names = _names(next(lines, list[str]()), model)
         for cells in lines:
             if cells and len(cells) != len(names):
-                raise Unreadable(f"line {lines.line_num} of the file has {len(cells)} cells under {len(names)} columns")
+                raise Unreadable(
+                    f"line {lines.line_num} of the file has {count_of(len(cells), 'cell')} under {count_of(len(names), 'column')}"
+                )
             if cells:
                 row: dict[str, object] = dict(zip(names, cells, strict=True))
                 row["time"] = time = _time_ms(str(row["time"]), lines.line_num)
