@@ -52,7 +52,11 @@ PERMITTED_IMPORTERS = {
     "dagster": ("defs", "definitions", "app.instance"),
     "dagster_postgres": ("app.instance",),
     "dagster_shared": ("defs", "app.instance"),
-    "httpx": ("http", *(name_of(path) for path in MODULES if re.fullmatch(r"exchanges\.\w+\.signing", name_of(path)))),
+    "httpx": (
+        "http",
+        "app.dagster_client",
+        *(name_of(path) for path in MODULES if re.fullmatch(r"exchanges\.\w+\.signing", name_of(path))),
+    ),
     # Owners of tables run their SQL; the connection comes from `postgres`.
     "psycopg": ("postgres", "app.embedded_server", "landing", "commission", "monitoring", "exchanges"),
     "psycopg2": (),

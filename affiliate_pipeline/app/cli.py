@@ -2,7 +2,7 @@
 
 import errno
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import version
@@ -89,11 +89,11 @@ def parse_days(text: str) -> list[date]:
 
 
 @contextmanager
-def doing(what: str) -> Generator[None, None, None]:
-    """Show what is in progress: a spinner on a terminal, otherwise a line."""
+def doing(what: str) -> Generator[Callable[[str], None], None, None]:
+    """Show what is in progress: a spinner on a terminal, whose text the yielded function replaces; otherwise a line."""
     if console.is_terminal:
-        with console.status(what):
-            yield
+        with console.status(what) as status:
+            yield status.update
     else:
         console.print(what)
-        yield
+        yield lambda _: None

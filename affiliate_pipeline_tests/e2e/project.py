@@ -61,6 +61,7 @@ BACKFILL_STATUS = """
 query Backfill($id: String!) {
   partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status runs(limit: 100) { id status } } }
 }"""
+RUNS = "{ runsOrError { ... on Runs { results { id status repositoryOrigin { repositoryLocationName } } } } }"
 RUN_STATUS = "query Run($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 
 
@@ -337,6 +338,11 @@ class UI:
         launched = self.execute(LAUNCH, params=params)["launchRun"]
         assert launched["__typename"] == "LaunchRunSuccess", launched
         return launched["run"]["id"]
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs: `id`, `status`, and the `location` they were launched for."""
+        found = self.execute(RUNS)["runsOrError"]["results"]
+        return [{**run, "location": (run["repositoryOrigin"] or {}).get("repositoryLocationName")} for run in found]
 
     def run_status(self, run_id: str) -> str:
         return self.execute(RUN_STATUS, id=run_id)["runOrError"]["status"]

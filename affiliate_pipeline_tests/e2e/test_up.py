@@ -65,7 +65,7 @@ def test_without_a_terminal_up_prints_plain_lines(landed: Project):
 
     assert once.returncode == 0, once.stderr
     assert "For real accounts, set BINANCE_PARTNER_API_KEY and BINANCE_PARTNER_API_SECRET" in once.stdout
-    assert f"{KEY} {last_days()[0]}: 1 of 1 days\n" in once.stdout
+    assert f"{KEY} {last_days()[0]}: 1 of 1 day landed\n" in once.stdout
     assert "\x1b" not in once.stdout and "\r" not in once.stdout
 
 
@@ -127,6 +127,8 @@ def test_up_terminated_while_it_lands_stops_every_process_and_the_next_one_lands
         wait_for(lambda: exchange.requests)
         assert up.stop(signal.SIGTERM) == 0
         assert fresh.processes() == []
+    assert "failed" not in up.printed
+    assert {status for (status,) in fresh.query("select status from runs")} == {"CANCELED"}
     exchange.faults.clear()
 
     once = fresh.run("up", "--once")
@@ -170,17 +172,50 @@ def test_an_unsupported_python_is_reported_in_one_line(fresh: Project):
         assert not (fresh.folder / ".venv").exists()
 
 
-def test_up_once_fails_with_the_reason_when_a_day_fails(fresh: Project, exchange: Sandbox):
-    fresh.configure(**credentials(exchange) | {"BINANCE_PARTNER_API_SECRET": "not-the-secret-of-this-key"})
+def test_whatever_one_exchange_or_day_does_everything_else_lands(fresh: Project, exchange: Sandbox):
+    bad = last_days()[2]
+    exchange.faults.fail_day(bad)
+    lbank = {
+        "LBANK_BASE_URL": exchange.url,
+        "LBANK_API_KEY": exchange.lbank.api_key,
+        "LBANK_OPEN_ID": "LB0001",
+        "AFFILIATE_RATE_SCALE": "20",
+    }
+    fresh.configure(**credentials(exchange) | lbank, LBANK_API_SECRET="not-the-secret-of-this-key")
+    others = [day for day in last_days() if day != bad]
+    port = free_port()
+    with fresh.up(port) as up:
+        ui = UI(port)
+        assert httpx.get(ui.url, timeout=30).status_code == 200
+        assert ui.days() == {"MATERIALIZED": others, "FAILED": [bad]}
+        assert f"{KEY} {format_days(last_days())}: 5 of 6 days landed\n" in up.printed
+        assert f"{KEY} {format_days(last_days())} failed. " in up.printed
+        assert "The secret does not belong to the API key" in up.printed
+        for unwanted in ("Traceback", "stamina", "Warning", "not-the-secret"):
+            assert unwanted not in up.printed
+        assert {run["location"] for run in ui.runs()} == {"affiliate_pipeline.definitions"}
+
+        exchange.faults.clear()
+        done = fresh.run("land", KEY, f"{bad}")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"{KEY} {bad}: 1 of 1 day landed\n" in done.stdout
+        assert ui.days() == {"MATERIALIZED": last_days()}
+        # In the running Dagster, not in one of its own.
+        assert not (fresh.home / "dagster_without_daemon").exists()
 
     once = fresh.run("up", "--once")
-
-    assert once.returncode != 0
-    assert f"{KEY} {format_days(last_days())}: not every day landed" in once.stdout
+    assert once.returncode == 1
     assert "The secret does not belong to the API key" in once.stdout
     assert "Traceback" not in once.stdout + once.stderr
-    assert "not-the-secret" not in once.stdout + once.stderr
     assert fresh.processes() == []
+
+
+def test_land_without_up_starts_what_it_needs_and_stops_it(landed: Project):
+    day = last_days()[0]
+    done = landed.run("land", KEY, f"{day}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{KEY} {day}: 1 of 1 day landed\n" in done.stdout
+    assert landed.processes() == []
 
 
 def test_a_backup_restores_rows_that_were_deleted_later(landed: Project, tmp_path: Path):

@@ -1,0 +1,165 @@
+"""Launches and cancels runs through the GraphQL API of Dagster's webserver, as its UI does.
+
+So the runs belong to the code location, as those of the UI do. The commands that use it import no Dagster, which would
+take two seconds and 100 MB.
+"""
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+
+from affiliate_pipeline.app.cli import CommandError
+from affiliate_pipeline.domain.problem import AffiliateError
+from affiliate_pipeline.http.network import DIRECT, client
+
+REQUEST_LIMIT_S = 60
+CANCEL_WAIT_S = 30
+IN_PROGRESS = ("QUEUED", "NOT_STARTED", "MANAGED", "STARTING", "STARTED", "CANCELING")
+_REPOSITORY = {"repositoryLocationName": "affiliate_pipeline.definitions", "repositoryName": "__repository__"}
+_LOCATION = """
+query Location($name: String!) {
+  workspaceLocationEntryOrError(name: $name) {
+    ... on WorkspaceLocationEntry {
+      loadStatus locationOrLoadError { __typename ... on PythonError { message } }
+    }
+  }
+}"""
+_LAUNCH = """
+mutation Launch($params: ExecutionParams!) {
+  launchRun(executionParams: $params) {
+    __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message }
+  }
+}"""
+_RUNS = """
+query Runs($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { runId status } } } }"""
+_FAILURES = """
+query Failures($run: ID!, $after: String) {
+  logsForRun(runId: $run, afterCursor: $after) {
+    ... on EventConnection {
+      cursor hasMore
+      events {
+        ... on RunFailureEvent { message error { message } }
+        ... on ExecutionStepFailureEvent { stepKey error { message } failureMetadata { description } }
+      }
+    }
+  }
+}"""
+_CANCEL = """
+mutation Cancel($runs: [String!]!) { terminateRuns(runIds: $runs, terminatePolicy: SAFE_TERMINATE) { __typename } }"""
+
+
+class DagsterUnavailable(CommandError):
+    """The webserver does not respond."""
+
+
+class DagsterClient:
+    """The client of the webserver on this port of 127.0.0.1; raises `CommandError` and `DagsterUnavailable`."""
+
+    def __init__(self, port: int):
+        self._client = client(DIRECT, REQUEST_LIMIT_S)
+        self._url = f"http://127.0.0.1:{port}/graphql"
+
+    def is_ready(self) -> bool:
+        """Whether the code location has loaded; raises `CommandError` if it cannot be loaded."""
+        name = _REPOSITORY["repositoryLocationName"]
+        entry = self._execute(_LOCATION, name=name)["workspaceLocationEntryOrError"]
+        found = entry.get("locationOrLoadError") or {}
+        if found.get("__typename") == "PythonError":
+            raise CommandError(f"Dagster cannot load {name}: {_last_line(found['message'])}")
+        return entry.get("loadStatus") == "LOADED" and bool(found)
+
+    def launch(self, keys: Sequence[str], days: Sequence[date]) -> str:
+        """Launch a run of these assets over the consecutive days, if they have any; return its id."""
+        ends = {"start": days[0], "end": days[-1]} if days else {}
+        selection = [{"path": key.split("/")} for key in keys]
+        tags = [{"key": f"dagster/asset_partition_range_{end}", "value": f"{day}"} for end, day in ends.items()]
+        params = {
+            "selector": {**_REPOSITORY, "jobName": "__ASSET_JOB", "assetSelection": selection},
+            "executionMetadata": {"tags": tags},
+        }
+        launched = self._execute(_LAUNCH, params=params)["launchRun"]
+        if launched["__typename"] != "LaunchRunSuccess":
+            raise CommandError(
+                f"Dagster refused to launch {', '.join(keys)}: {_last_line(launched.get('message') or launched['__typename'])}"
+            )
+        return launched["run"]["runId"]
+
+    def statuses(self, run_ids: Collection[str]) -> dict[str, str]:
+        """Dagster's status of each run."""
+        return self._runs(runIds=[*run_ids])
+
+    def failures(self, run_id: str) -> Iterator[str]:
+        """The reasons of the steps that failed, or why the run failed if no step did."""
+        of_steps: list[str] = []
+        of_run: list[str] = []
+        cursor, has_more = None, True
+        while has_more:
+            page = self._execute(_FAILURES, run=run_id, after=cursor)["logsForRun"]
+            cursor, has_more = page["cursor"], page["hasMore"]
+            for event in page["events"]:
+                error = event.get("error") or {}
+                if "stepKey" in event:
+                    own = (event.get("failureMetadata") or {}).get("description")
+                    of_steps.append(own or _last_line(error.get("message", "")))
+                elif event:
+                    of_run.append(_last_line(error.get("message", "")) or event["message"])
+        yield from of_steps or of_run
+
+    def cancel(self, run_ids: Collection[str] = ()) -> None:
+        """Cancel these runs, by default all in progress, and wait until they have ended.
+
+        Their landed days are materialized; the other days keep their state, and no alert is raised.
+        """
+        deadline = time.monotonic() + CANCEL_WAIT_S
+        chosen = {"runIds": [*run_ids]} if run_ids else {}
+        while time.monotonic() < deadline:
+            running = self._runs(**chosen, statuses=IN_PROGRESS)
+            if not running:
+                break
+            if cancellable := [run_id for run_id, status in running.items() if status != "CANCELING"]:
+                self._execute(_CANCEL, runs=cancellable)
+            time.sleep(0.2)
+
+    def _runs(self, **chosen: object) -> dict[str, str]:
+        results = self._execute(_RUNS, filter=chosen)["runsOrError"]["results"]
+        return {run["runId"]: run["status"] for run in results}
+
+    def _execute(self, query: str, **variables: object) -> dict[str, Any]:
+        try:
+            response = self._client.post(self._url, json={"query": query, "variables": variables})
+            found = cast(Mapping[str, Any], response.json())
+        except (AffiliateError, httpx.HTTPError, ValueError) as error:
+            raise DagsterUnavailable(f"Dagster's webserver does not respond ({error})", "Start it: `make up`") from None
+        if errors := found.get("errors"):
+            raise CommandError(f"Dagster's webserver refused a request: {_last_line(errors[0]['message'])}")
+        return found["data"]
+
+
+def _last_line(message: str) -> str:
+    return message.strip().splitlines()[-1] if message.strip() else ""
+
+
+def save_port(home: Path, port: int) -> None:
+    """Save the webserver's port for the other commands of this folder."""
+    _port_file(home).write_text(f"{port}")
+
+
+def drop_port(home: Path) -> None:
+    """Remove the saved port."""
+    _port_file(home).unlink(missing_ok=True)
+
+
+def saved_client(home: Path) -> DagsterClient | None:
+    """The client of the webserver that was last started in this folder and has not been stopped."""
+    with suppress(OSError, ValueError):
+        return DagsterClient(int(_port_file(home).read_text()))
+    return None
+
+
+def _port_file(home: Path) -> Path:
+    return home / "dagster.port"

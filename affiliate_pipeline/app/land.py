@@ -1,0 +1,99 @@
+"""The command `land`: lands days of one asset, with the Dagster of a running `up` or with one of its own."""
+
+import os
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from affiliate_pipeline import environment as settings
+from affiliate_pipeline.app.cli import CommandError, app, parse_days
+from affiliate_pipeline.app.dagster_client import DagsterClient, DagsterUnavailable, saved_client
+from affiliate_pipeline.app.embedded_server.server import start_database
+from affiliate_pipeline.app.landing import COMMISSION_KEYS, Landing, LandingInterrupted, Request, request_of
+from affiliate_pipeline.app.processes import is_up_running
+from affiliate_pipeline.app.up import READY_WAIT_S, running, stop_on_signals
+from affiliate_pipeline.domain.days import DAY, format_days
+from affiliate_pipeline.exchanges.endpoint import Records
+from affiliate_pipeline.exchanges.registry import Catalog, configured_catalog
+
+POLL_S = 0.2
+
+
+@app.command()
+def land(
+    asset: Annotated[str, typer.Argument(help="As in Dagster: lbank/trade_user, or lbank/acme/trade_user")],
+    days: Annotated[
+        str, typer.Argument(help="One day or a range: 2026-10-01...2026-10-31; by default the newest day.")
+    ] = "",
+) -> None:
+    """Land days of an asset and print what has landed; the exit code is 1 if any day failed.
+
+    The run is launched in the running `up` of this folder, else in a Dagster that is started for it.
+    """
+    os.chdir(settings.root())
+    request = _request(asset, days, configured_catalog(settings.application().variables))
+    stopping = stop_on_signals()
+    try:
+        with _landing(stopping) as landing:
+            succeeded = landing.land([request])
+    except LandingInterrupted:
+        succeeded = False
+    raise typer.Exit(0 if succeeded else 1)
+
+
+def _request(asset: str, days: str, catalog: Catalog) -> Request:
+    """What the asset's run is to materialize; raises `CommandError`."""
+    endpoints = {each.key: each for each in catalog.endpoints}
+    tables = [each.key for each in catalog.reference_tables]
+    known = [*endpoints, *tables, *COMMISSION_KEYS]
+    if asset not in known:
+        nearest = get_close_matches(asset, known, n=1)
+        raise CommandError(
+            f"there is no asset {asset}",
+            f"Did you mean {nearest[0]}?" if nearest else f"There are {', '.join(known)}",
+        )
+    if asset in tables:
+        if days:
+            raise CommandError(f"{asset} has no days: it is refreshed as a whole", "Leave the days out")
+        return Request(asset, (asset,))
+    endpoint = endpoints.get(asset)
+    today = datetime.now(endpoint.exchange.zone if endpoint else UTC).date()
+    # Of records, days land that have ended; of everything else, only today can.
+    last = today - DAY if endpoint is None or isinstance(endpoint, Records) else today
+    requested = parse_days(days) if days else [last]
+    if requested[-1] > last:
+        raise CommandError(
+            f"{asset}: {format_days([requested[-1]])} has not ended", f"The last day that can land is {last}"
+        )
+    return request_of([endpoint], requested) if endpoint else Request(asset, (asset,), tuple(requested))
+
+
+@contextmanager
+def _landing(stopping: threading.Event) -> Generator[Landing]:
+    """The landing of the running `up`, else of a database and Dagster that run until the end of the block."""
+    dagster = _dagster_of_up(settings.home(), stopping)
+    if dagster:
+        yield Landing(start_database(settings.application()), dagster, stopping)
+    else:
+        with running(stopping, None) as project:
+            yield project.landing
+
+
+def _dagster_of_up(home: Path, stopping: threading.Event) -> DagsterClient | None:
+    """The client of the running `up`, as soon as its Dagster is ready; None if no `up` is running."""
+    deadline = time.monotonic() + READY_WAIT_S
+    while is_up_running(home):
+        dagster = saved_client(home)
+        with suppress(DagsterUnavailable):
+            if dagster and dagster.is_ready():
+                return dagster
+        if stopping.wait(POLL_S) or time.monotonic() > deadline:
+            raise CommandError("the running `affiliate-pipeline up` is not ready", "Try again when it is")
+    return None

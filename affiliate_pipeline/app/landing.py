@@ -1,0 +1,189 @@
+"""What `up` and `land` share: runs that land days, followed until they have ended.
+
+Each run is independent: whatever fails in one of them, the others land their days.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+
+from rich.markup import escape
+from rich.table import Table
+
+from affiliate_pipeline.app.cli import CommandError, console, doing
+from affiliate_pipeline.app.dagster_client import DagsterClient
+from affiliate_pipeline.commission.rollup import Commission
+from affiliate_pipeline.domain.days import DAY, day_ranges, format_days
+from affiliate_pipeline.domain.expected_days import expected_days
+from affiliate_pipeline.domain.redaction import redact
+from affiliate_pipeline.domain.settings import Environment
+from affiliate_pipeline.domain.wording import count_of
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
+from affiliate_pipeline.exchanges.registry import Catalog, configured_catalog, first_day, first_earning_day
+from affiliate_pipeline.landing.pipeline import now_ms
+from affiliate_pipeline.landing.store import Store
+
+READ_AGAIN_AFTER = timedelta(hours=1)
+COMMISSION_KEYS = ("affiliate/daily_commission", "affiliate/daily_report")
+POLL_S = 0.5
+ENDED = ("SUCCESS", "FAILURE", "CANCELED")
+
+
+class LandingInterrupted(Exception):
+    """A signal has interrupted the landing."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one run is to materialize: these assets over the consecutive days, if they have any."""
+
+    title: str
+    keys: tuple[str, ...]
+    days: tuple[date, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.title} {format_days(self.days)}".rstrip()
+
+    def for_today(self) -> "Request | None":
+        """The same snapshots of today, if the requested day has ended; None for anything else."""
+        if not self.endpoints or isinstance(self.endpoints[0], Records):
+            return None
+        today = datetime.now(self.endpoints[0].exchange.zone).date()
+        return replace(self, days=(today,)) if (today,) != self.days else None
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Launches runs in Dagster; every method raises `LandingInterrupted` once `stopping` is set."""
+
+    environment: Environment
+    dagster: DagsterClient
+    stopping: threading.Event
+
+    @property
+    def catalog(self) -> Catalog:
+        """The endpoints of all accounts."""
+        return configured_catalog(self.environment.variables)
+
+    def missing(self) -> list[Request]:
+        """The configured assets' days that have not settled and were not read in the last hour.
+
+        Assets share a run if they are of the same account, have the same partitions and miss the same days.
+        """
+        recently = datetime.now(UTC) - READ_AGAIN_AFTER
+        shared: dict[tuple[str, bool, date, tuple[date, ...]], list[Endpoint]] = {}
+        with self._store() as store:
+            for endpoint in self.catalog.endpoints:
+                if not endpoint.lands_at or not self.environment.is_any_set(endpoint.credentials):
+                    continue
+                first = first_day(endpoint, self.environment)
+                expected = expected_days(endpoint.timetable, first, now_ms(), store.ledger(endpoint))
+                days = [
+                    each.day
+                    for each in expected
+                    if each.is_retained(now_ms()) and (not each.last_read_at or each.last_read_at <= recently)
+                ]
+                for consecutive in day_ranges(days):
+                    key = (endpoint.group, isinstance(endpoint, Records), first, tuple(consecutive))
+                    shared.setdefault(key, []).append(endpoint)
+        return [request_of(endpoints, days) for (*_, days), endpoints in shared.items()]
+
+    def stale(self) -> list[Request]:
+        """The days whose commission is to be added up again. While `up` runs, the sensor `stale_days` does the same."""
+        with self._store() as store:
+            first, last = first_earning_day(self.catalog, self.environment), datetime.now(UTC).date() - DAY
+            stale = Commission(store, self.catalog.earning).stale(first, last)
+        return [Request(", ".join(COMMISSION_KEYS), COMMISSION_KEYS, tuple(days)) for days in day_ranges(stale)]
+
+    def land(self, requests: Sequence[Request]) -> bool:
+        """Launch a run per request and follow all of them; print how each one ends. True if all have succeeded.
+
+        If it is interrupted, the runs that it has launched are cancelled.
+        """
+        running: dict[str, Request] = {}
+        began, succeeded = datetime.now(UTC), True
+        try:
+            for request in requests:
+                succeeded &= self._launch(request, running)
+            with doing(f"Landing: {count_of(len(running), 'run')}") as show:
+                while running:
+                    if self.stopping.wait(POLL_S):
+                        raise LandingInterrupted
+                    for run_id, status in self.dagster.statuses(running).items():
+                        if status in ENDED:
+                            succeeded &= self._end(run_id, status, running, began)
+                    show(self._progress(requests, running, began))
+        finally:
+            if running:
+                self.dagster.cancel(running)
+        return succeeded
+
+    def _launch(self, request: Request, running: dict[str, Request]) -> bool:
+        if self.stopping.is_set():
+            raise LandingInterrupted
+        try:
+            running[self.dagster.launch(request.keys, request.days)] = request
+        except CommandError as error:
+            _print_failure(f"{request}: not launched.", [f"{error.problem}"])
+            return False
+        return True
+
+    def _end(self, run_id: str, status: str, running: dict[str, Request], began: datetime) -> bool:
+        """Print how the run has ended; True if it has succeeded. Snapshots of a day that has ended are taken again."""
+        request = running.pop(run_id)
+        later = request.for_today() if status == "FAILURE" else None
+        if later:
+            return self._launch(later, running)
+        if request.endpoints:
+            landed = self._landed([request], began)
+            total = count_of(len(request.endpoints) * len(request.days), "day")
+            console.print(escape(f"{request}: {landed} of {total} landed"))
+        elif status == "SUCCESS":
+            console.print(escape(f"{request}: done"))
+        if status == "CANCELED":
+            console.print(escape(f"{request}: canceled; the days that have not landed keep their state"))
+        if status == "FAILURE":
+            _print_failure(f"{request} failed.", self.dagster.failures(run_id))
+        return status == "SUCCESS"
+
+    def _landed(self, requests: Iterable[Request], began: datetime) -> int:
+        """How many of the requested days have landed since that time."""
+        with self._store() as store:
+            ledgers = [store.ledger(endpoint, each.days) for each in requests for endpoint in each.endpoints]
+        return sum(entry.checked_at >= began for ledger in ledgers for entry in ledger.values())
+
+    def _progress(self, requests: Sequence[Request], running: Mapping[str, Request], began: datetime) -> str:
+        days = sum(len(each.endpoints) * len(each.days) for each in requests)
+        counted = f"{self._landed(requests, began)} of {count_of(days, 'day')} landed, " if days else ""
+        return f"Landing: {counted}{count_of(len(running), 'run')} in progress"
+
+    def summarize(self) -> None:
+        """Print the landed days, rows and settled days of each asset."""
+        table = Table("asset", "days landed", "rows", "settled", title="What has landed")
+        with self._store() as store:
+            for endpoint in self.catalog.endpoints:
+                days = list(store.ledger(endpoint).values())
+                table.add_row(
+                    endpoint.key,
+                    format_days(row.partition for row in days) or "none",
+                    f"{sum(row.rows for row in days):,}",
+                    f"{sum(row.settled for row in days)} of {len(days)}",
+                )
+        console.print(table, soft_wrap=False)
+
+    def _store(self) -> Store:
+        return Store(self.environment.database_url())
+
+
+def request_of(endpoints: Sequence[Endpoint], days: Sequence[date]) -> Request:
+    """The request to land these days of assets of one account."""
+    first = endpoints[0]
+    account = f" (account {first.alias})" if first.alias else ""
+    title = first.key if len(endpoints) == 1 else f"{len(endpoints)} assets of {first.exchange.title}{account}"
+    return Request(title, tuple(each.key for each in endpoints), tuple(days), tuple(endpoints))
+
+
+def _print_failure(title: str, reasons: Iterable[str]) -> None:
+    console.print(f"[bold red]{escape(title)}[/]", escape(redact("\n".join(dict.fromkeys(reasons)))))
