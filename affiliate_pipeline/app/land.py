@@ -19,9 +19,10 @@ from affiliate_pipeline.app.embedded_server.server import start_database
 from affiliate_pipeline.app.landing import COMMISSION_KEYS, Landing, LandingInterrupted, Request, request_of
 from affiliate_pipeline.app.processes import is_up_running
 from affiliate_pipeline.app.up import READY_WAIT_S, running, stop_on_signals
-from affiliate_pipeline.domain.days import DAY, format_days
+from affiliate_pipeline.domain.days import DAY
+from affiliate_pipeline.domain.settings import Environment
 from affiliate_pipeline.exchanges.endpoint import Records
-from affiliate_pipeline.exchanges.registry import Catalog, configured_catalog
+from affiliate_pipeline.exchanges.registry import configured_catalog, first_day, first_earning_day
 
 POLL_S = 0.2
 
@@ -38,18 +39,20 @@ def land(
     The run is launched in the running `up` of this folder, else in a Dagster that is started for it.
     """
     os.chdir(settings.root())
-    request = _request(asset, days, configured_catalog(settings.application().variables))
+    # Before anything starts, and again because a first `up` chooses the first days.
+    _request(asset, days, settings.application())
     stopping = stop_on_signals()
     try:
         with _landing(stopping) as landing:
-            succeeded = landing.land([request])
+            succeeded = landing.land([_request(asset, days, landing.environment)])
     except LandingInterrupted:
         succeeded = False
     raise typer.Exit(0 if succeeded else 1)
 
 
-def _request(asset: str, days: str, catalog: Catalog) -> Request:
+def _request(asset: str, days: str, environment: Environment) -> Request:
     """What the asset's run is to materialize; raises `CommandError`."""
+    catalog = configured_catalog(environment.variables)
     endpoints = {each.key: each for each in catalog.endpoints}
     tables = [each.key for each in catalog.reference_tables]
     known = [*endpoints, *tables, *COMMISSION_KEYS]
@@ -67,10 +70,14 @@ def _request(asset: str, days: str, catalog: Catalog) -> Request:
     today = datetime.now(endpoint.exchange.zone if endpoint else UTC).date()
     # Of records, days land that have ended; of everything else, only today can.
     last = today - DAY if endpoint is None or isinstance(endpoint, Records) else today
+    first = first_day(endpoint, environment) if endpoint else first_earning_day(catalog, environment)
     requested = parse_days(days) if days else [last]
     if requested[-1] > last:
+        raise CommandError(f"{asset}: {requested[-1]} has not ended", f"The last day that can land is {last}")
+    if requested[0] < first:
         raise CommandError(
-            f"{asset}: {format_days([requested[-1]])} has not ended", f"The last day that can land is {last}"
+            f"{asset}: {requested[0]} is before the first day, {first}",
+            "Set an earlier AFFILIATE_START_DATE (docs/configuration.md) and start `up` again",
         )
     return request_of([endpoint], requested) if endpoint else Request(asset, (asset,), tuple(requested))
 

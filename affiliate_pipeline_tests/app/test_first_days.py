@@ -11,7 +11,8 @@ import pytest
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app import first_days
-from affiliate_pipeline.app.up import Landing
+from affiliate_pipeline.app.dagster_client import DagsterClient
+from affiliate_pipeline.app.landing import Landing
 from affiliate_pipeline.domain.days import DAY
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.settings import Environment, Mode
@@ -243,5 +244,5 @@ def first_partitions(*assets: str) -> list[str]:
 
 
 def missing_days(environment: Environment, asset: str) -> list[date]:
-    missing = Landing(environment, threading.Event()).missing_days()
-    return next(days for endpoint, days in missing if endpoint.key == asset)
+    missing = Landing(environment, DagsterClient(1), threading.Event()).missing()
+    return next([*request.days] for request in missing if asset in request.keys)

@@ -214,6 +214,7 @@ def test_interrupting_a_landing_cancels_its_runs(landing):
             "lbank/trade_user: 2999-01-01 has not ended. The last day that can land is 2",
         ),
         (["affiliate/daily_report", "2999-01-01"], "affiliate/daily_report: 2999-01-01 has not ended"),
+        (["lbank/trade_user", "2024-12-31"], "lbank/trade_user: 2024-12-31 is before the first day, 2025-01-01"),
         (["lbank/trade_user", "yesterday"], "yesterday is neither a day"),
     ],
 )
