@@ -16,7 +16,14 @@ from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.cli import CommandError, app, parse_days
 from affiliate_pipeline.app.dagster_client import DagsterClient, DagsterUnavailable, saved_client
 from affiliate_pipeline.app.embedded_server.server import start_database
-from affiliate_pipeline.app.landing import COMMISSION_KEYS, Landing, LandingInterrupted, Request, request_of
+from affiliate_pipeline.app.landing import (
+    COMMISSION_KEYS,
+    Landing,
+    LandingInterrupted,
+    Request,
+    print_failures,
+    request_of,
+)
 from affiliate_pipeline.app.processes import is_up_running
 from affiliate_pipeline.app.up import READY_WAIT_S, running, stop_on_signals
 from affiliate_pipeline.domain.days import DAY
@@ -44,10 +51,11 @@ def land(
     stopping = stop_on_signals()
     try:
         with _landing(stopping) as landing:
-            succeeded = landing.land([_request(asset, days, landing.environment)])
+            failures = landing.land([_request(asset, days, landing.environment)])
     except LandingInterrupted:
-        succeeded = False
-    raise typer.Exit(0 if succeeded else 1)
+        raise typer.Exit(1) from None
+    print_failures(failures)
+    raise typer.Exit(1 if failures else 0)
 
 
 def _request(asset: str, days: str, environment: Environment) -> Request:

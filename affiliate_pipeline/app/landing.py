@@ -55,6 +55,14 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A request whose run failed, was canceled or could not be launched, and why."""
+
+    request: Request
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Landing:
     """Launches runs in Dagster; every method raises `LandingInterrupted` once `stopping` is set."""
 
@@ -90,6 +98,20 @@ class Landing:
                     shared.setdefault(key, []).append(endpoint)
         return [request_of(endpoints, days) for (*_, days), endpoints in shared.items()]
 
+    def nothing_can_land(self) -> str | None:
+        """Why no asset has a day that could land or has landed; None if one has."""
+        configured = [
+            each
+            for each in self.catalog.endpoints
+            if each.lands_at and self.environment.is_any_set(each.credentials)
+        ]
+        if not configured:
+            return "no account has its API key set"
+        first = min(first_day(each, self.environment) for each in configured)
+        with self._store() as store:
+            has_landed = any(day >= first for each in configured for day in store.ledger(each))
+        return None if has_landed or self.missing() else f"the first day, {first}, has not ended"
+
     def stale(self) -> list[Request]:
         """The days whose commission is to be added up again. While `up` runs, the sensor `stale_days` does the same."""
         with self._store() as store:
@@ -97,56 +119,52 @@ class Landing:
             stale = Commission(store, self.catalog.earning).stale(first, last)
         return [Request(", ".join(COMMISSION_KEYS), COMMISSION_KEYS, tuple(days)) for days in day_ranges(stale)]
 
-    def land(self, requests: Sequence[Request]) -> bool:
-        """Launch a run per request and follow all of them; print how each one ends. True if all have succeeded.
+    def land(self, requests: Sequence[Request]) -> list[Failure]:
+        """Launch a run per request, follow all of them and print how each one ends; return those that failed.
 
         If it is interrupted, the runs that it has launched are cancelled.
         """
         running: dict[str, Request] = {}
-        began, succeeded = datetime.now(UTC), True
+        began = datetime.now(UTC)
         try:
-            for request in requests:
-                succeeded &= self._launch(request, running)
+            failures = [failed for request in requests if (failed := self._launch(request, running))]
             with doing(f"Landing: {count_of(len(running), 'run')}") as show:
                 while running:
                     if self.stopping.wait(POLL_S):
                         raise LandingInterrupted
                     for run_id, status in self.dagster.statuses(running).items():
-                        if status in ENDED:
-                            succeeded &= self._end(run_id, status, running, began)
+                        if status in ENDED and (failed := self._end(run_id, status, running, began)):
+                            failures.append(failed)
                     show(self._progress(requests, running, began))
         finally:
             if running:
                 self.dagster.cancel(running)
-        return succeeded
+        return failures
 
-    def _launch(self, request: Request, running: dict[str, Request]) -> bool:
+    def _launch(self, request: Request, running: dict[str, Request]) -> Failure | None:
         if self.stopping.is_set():
             raise LandingInterrupted
         try:
             running[self.dagster.launch(request.keys, request.days)] = request
         except CommandError as error:
-            _print_failure(f"{request}: not launched.", [f"{error.problem}"])
-            return False
-        return True
+            return Failure(request, (f"{error.problem}",))
+        return None
 
-    def _end(self, run_id: str, status: str, running: dict[str, Request], began: datetime) -> bool:
-        """Print how the run has ended; True if it has succeeded. Snapshots of a day that has ended are taken again."""
+    def _end(self, run_id: str, status: str, running: dict[str, Request], began: datetime) -> Failure | None:
+        """Print how the run has ended; return its failure. Snapshots of a day that has ended are taken again."""
         request = running.pop(run_id)
         later = request.for_today() if status == "FAILURE" else None
         if later:
             return self._launch(later, running)
         if request.endpoints:
-            landed = self._landed([request], began)
             total = count_of(len(request.endpoints) * len(request.days), "day")
-            console.print(escape(f"{request}: {landed} of {total} landed"))
+            console.print(escape(f"{request}: {self._landed([request], began)} of {total} landed"))
         elif status == "SUCCESS":
             console.print(escape(f"{request}: done"))
-        if status == "CANCELED":
-            console.print(escape(f"{request}: canceled; the days that have not landed keep their state"))
-        if status == "FAILURE":
-            _print_failure(f"{request} failed.", self.dagster.failures(run_id))
-        return status == "SUCCESS"
+        if status == "SUCCESS":
+            return None
+        canceled = ("the run was canceled; the days that have not landed keep their state",)
+        return Failure(request, tuple(self.dagster.failures(run_id)) if status == "FAILURE" else canceled)
 
     def _landed(self, requests: Iterable[Request], began: datetime) -> int:
         """How many of the requested days have landed since that time."""
@@ -185,5 +203,9 @@ def request_of(endpoints: Sequence[Endpoint], days: Sequence[date]) -> Request:
     return Request(title, tuple(each.key for each in endpoints), tuple(days), tuple(endpoints))
 
 
-def _print_failure(title: str, reasons: Iterable[str]) -> None:
-    console.print(f"[bold red]{escape(title)}[/]", escape(redact("\n".join(dict.fromkeys(reasons)))))
+def print_failures(failures: Iterable[Failure]) -> None:
+    """Print what failed and why, each reason once per run."""
+    for failed in failures:
+        lines = [line for reason in failed.reasons for line in reason.splitlines()]
+        console.print(f"[bold red]{escape(f'{failed.request} failed.')}[/]")
+        console.print(escape(redact("\n".join(dict.fromkeys(lines)))))

@@ -21,7 +21,7 @@ from affiliate_pipeline.app.cli import UI_PORT, CommandError, Port, app, console
 from affiliate_pipeline.app.dagster_client import DagsterClient, DagsterUnavailable, save_port
 from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.app.extras import require_extras
-from affiliate_pipeline.app.landing import Landing, LandingInterrupted
+from affiliate_pipeline.app.landing import Failure, Landing, LandingInterrupted, print_failures
 from affiliate_pipeline.app.processes import exclusive, start_dagster, stop_processes, stop_up
 from affiliate_pipeline.app.sandbox import serving
 from affiliate_pipeline.domain.problem import AffiliateError
@@ -129,21 +129,28 @@ def _wait_until_ready(
 
 def _land(landing: Landing, port: int | None = None) -> bool:
     """Land and add up the last days, and print what has landed; return whether all of them succeeded."""
-    complete = False
+    failures: list[Failure] = []
     try:
-        complete = landing.land(landing.missing())
-        complete &= landing.land(landing.stale())
+        reason = landing.nothing_can_land()
+        if reason:
+            console.print(f"Nothing can land: {reason}. Correct the variables (README, Real accounts).")
+            return False
+        failures += landing.land(landing.missing())
+        failures += landing.land(landing.stale())
         landing.summarize()
+        print_failures(failures)
+        is_complete = not failures
     except LandingInterrupted:
         return False
     except AffiliateError as error:
+        is_complete = False
         console.print(escape(f"The landing has ended early: {redact(error)}"))
     if port:
         console.print(
             f"\nDagster's UI: [bold]http://localhost:{port}[/bold]   Report: affiliate-pipeline report --open   "
             "Data: affiliate-pipeline psql   Stop: Ctrl-C"
         )
-    return complete
+    return is_complete
 
 
 def stop_on_signals() -> threading.Event:

@@ -175,12 +175,7 @@ def test_an_unsupported_python_is_reported_in_one_line(fresh: Project):
 def test_whatever_one_exchange_or_day_does_everything_else_lands(fresh: Project, exchange: Sandbox):
     bad = last_days()[2]
     exchange.faults.fail_day(bad)
-    lbank = {
-        "LBANK_BASE_URL": exchange.url,
-        "LBANK_API_KEY": exchange.lbank.api_key,
-        "LBANK_OPEN_ID": "LB0001",
-        "AFFILIATE_RATE_SCALE": "20",
-    }
+    lbank = {"LBANK_BASE_URL": exchange.url, "LBANK_API_KEY": exchange.lbank.api_key, "LBANK_OPEN_ID": "LB0001"}
     fresh.configure(**credentials(exchange) | lbank, LBANK_API_SECRET="not-the-secret-of-this-key")
     others = [day for day in last_days() if day != bad]
     port = free_port()
@@ -189,7 +184,7 @@ def test_whatever_one_exchange_or_day_does_everything_else_lands(fresh: Project,
         assert httpx.get(ui.url, timeout=30).status_code == 200
         assert ui.days() == {"MATERIALIZED": others, "FAILED": [bad]}
         assert f"{KEY} {format_days(last_days())}: 5 of 6 days landed\n" in up.printed
-        assert f"{KEY} {format_days(last_days())} failed. " in up.printed
+        assert f"{KEY} {format_days(last_days())} failed.\n" in up.printed
         assert "The secret does not belong to the API key" in up.printed
         for unwanted in ("Traceback", "stamina", "Warning", "not-the-secret"):
             assert unwanted not in up.printed
