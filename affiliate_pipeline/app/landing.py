@@ -101,9 +101,7 @@ class Landing:
     def nothing_can_land(self) -> str | None:
         """Why no asset has a day that could land or has landed; None if one has."""
         configured = [
-            each
-            for each in self.catalog.endpoints
-            if each.lands_at and self.environment.is_any_set(each.credentials)
+            each for each in self.catalog.endpoints if each.lands_at and self.environment.is_any_set(each.credentials)
         ]
         if not configured:
             return "no account has its API key set"
