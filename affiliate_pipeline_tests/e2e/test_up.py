@@ -185,7 +185,7 @@ def test_whatever_one_exchange_or_day_does_everything_else_lands(fresh: Project,
         assert ui.days() == {"MATERIALIZED": others, "FAILED": [bad]}
         assert f"{KEY} {format_days(last_days())}: 5 of 6 days landed\n" in up.printed
         assert f"{KEY} {format_days(last_days())} failed.\n" in up.printed
-        assert "The secret does not belong to the API key" in up.printed
+        assert "check that LBANK_API_SECRET belongs to LBANK_API_KEY" in up.printed
         for unwanted in ("Traceback", "stamina", "Warning", "not-the-secret"):
             assert unwanted not in up.printed
         assert {run["location"] for run in ui.runs()} == {"affiliate_pipeline.definitions"}
@@ -200,7 +200,7 @@ def test_whatever_one_exchange_or_day_does_everything_else_lands(fresh: Project,
 
     once = fresh.run("up", "--once")
     assert once.returncode == 1
-    assert "The secret does not belong to the API key" in once.stdout
+    assert "check that LBANK_API_SECRET belongs to LBANK_API_KEY" in once.stdout
     assert "Traceback" not in once.stdout + once.stderr
     assert fresh.processes() == []
 
