@@ -5,9 +5,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -23,13 +24,15 @@ from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.app.extras import require_extras
 from affiliate_pipeline.app.landing import Failure, Landing, LandingInterrupted, print_failures
 from affiliate_pipeline.app.processes import exclusive, start_dagster, stop_processes, stop_up
-from affiliate_pipeline.app.sandbox import serving
+from affiliate_pipeline.app.sandbox import FailDays, failing_days, serving
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
+from affiliate_pipeline.domain.wording import command
 from affiliate_pipeline.exchanges.registry import is_any_exchange_configured, unusable_variables
 from affiliate_pipeline.landing.store import Store
 
 READY_WAIT_S = 180
+NO_DAYS: Mapping[date, int] = {}
 
 
 @app.command()
@@ -38,12 +41,13 @@ def up(
         bool, typer.Option("--once", help="Land the last days, then exit: with 0 if all have landed, else 1.")
     ] = False,
     port: Port = UI_PORT,
+    fail_day: FailDays = None,
 ) -> None:
     """Start the database, the sandbox if no exchange is configured, and Dagster; land the last days. Ctrl-C stops it."""
     os.chdir(settings.root())
     stopping = stop_on_signals()
     with ExitStack() as stack:
-        project = stack.enter_context(running(stopping, None if once else port))
+        project = stack.enter_context(running(stopping, None if once else port, failing_days(fail_day)))
         if once:
             raise typer.Exit(0 if _land(project.landing) else 1)
         console.print(f"Dagster's UI is ready: [bold]http://localhost:{port}[/bold]")
@@ -68,12 +72,13 @@ class Project:
 
 
 @contextmanager
-def running(stopping: threading.Event, port: int | None) -> Generator[Project]:
+def running(stopping: threading.Event, port: int | None, failing: Mapping[date, int] = NO_DAYS) -> Generator[Project]:
     """Run the database, the sandbox if no exchange is configured, and Dagster; stop what was started at the end.
 
     Args:
         stopping: Set by a signal.
-        port: The port of Dagster's UI. None: another process needs no UI, schedules or sensors, only runs.
+        port: The port of Dagster's UI. None: only runs are needed, no UI, schedules or sensors.
+        failing: The HTTP status with which the sandbox fails every request for a day; refused with real accounts.
     """
     configured = settings.configured()
     is_sandbox = not is_any_exchange_configured(configured.variables)
@@ -82,6 +87,11 @@ def running(stopping: threading.Event, port: int | None) -> Generator[Project]:
             "AFFILIATE_DATABASE_URL is set, but no exchange is configured",
             "Set the variables of an exchange (README, Real accounts), or unset AFFILIATE_DATABASE_URL to try the "
             "sandbox, which writes only to its own embedded database",
+        )
+    if failing and not is_sandbox:
+        raise CommandError(
+            "--fail-day is for the sandbox, but an exchange is configured",
+            "Leave it out, or unset the variables of the exchanges",
         )
     require_extras(*(["embedded"] if server.is_embedded(configured) else []), "ui")
     home = configured.home
@@ -94,7 +104,7 @@ def running(stopping: threading.Event, port: int | None) -> Generator[Project]:
         if settings.save_env_file_as_utf8():
             console.print("Saved .env, which was UTF-16, as UTF-8: Dagster reads no other encoding.")
         if is_sandbox:
-            stack.enter_context(serving({}))
+            stack.enter_context(serving(failing))
         environment = settings.application()
         for unusable in unusable_variables(environment.variables):
             console.print(escape(f"{unusable.name} is ignored: {unusable.problem}. {unusable.action}."))
@@ -147,8 +157,8 @@ def _land(landing: Landing, port: int | None = None) -> bool:
         console.print(escape(f"The landing has ended early: {redact(error)}"))
     if port:
         console.print(
-            f"\nDagster's UI: [bold]http://localhost:{port}[/bold]   Report: affiliate-pipeline report --open   "
-            "Data: affiliate-pipeline psql   Stop: Ctrl-C"
+            f"\nDagster's UI: [bold]http://localhost:{port}[/bold]   Report: {command('report --open')}   "
+            f"Data: {command('psql')}   Stop: Ctrl-C"
         )
     return is_complete
 

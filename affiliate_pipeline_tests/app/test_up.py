@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.app import extras, processes
+from affiliate_pipeline.app import extras, processes, up
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.app.landing import Landing, LandingInterrupted, Request, print_failures, request_of
@@ -222,6 +222,25 @@ def test_land_refuses_what_cannot_land_before_anything_starts(home, arguments, m
     with pytest.raises(CommandError, match=re.escape(message)):
         app(["land", *arguments], standalone_mode=False)
     assert list(home.iterdir()) == []
+
+
+def test_up_fails_no_day_of_a_real_account(home, monkeypatch):
+    monkeypatch.setenv("LBANK_API_KEY", "key")
+    with pytest.raises(CommandError, match="--fail-day is for the sandbox, but an exchange is configured"):
+        app(["up", "--fail-day", "yesterday"], standalone_mode=False)
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("start", ["2999-01-01", None])
+def test_up_once_says_so_if_nothing_can_land(landing, monkeypatch, capsys, start):
+    if start:
+        monkeypatch.setenv("AFFILIATE_START_DATE", start)
+        monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key")
+    runs, dagster = landing()
+    assert not up._land(runs)
+    assert dagster.launched == []
+    reason = "the first day, 2999-01-01, has not ended" if start else "no account has its API key set"
+    assert f"Nothing can land: {reason}." in capsys.readouterr().out
 
 
 def test_up_names_a_variable_that_belongs_to_no_account(home, monkeypatch, capsys):
