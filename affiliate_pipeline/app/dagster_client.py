@@ -68,7 +68,7 @@ class DagsterClient:
         """Whether the code location has loaded; raises `CommandError` if it cannot be loaded."""
         name = _REPOSITORY["repositoryLocationName"]
         entry = self._execute(_LOCATION, name=name)["workspaceLocationEntryOrError"]
-        found = entry.get("locationOrLoadError") or {}
+        found: dict[str, Any] = entry.get("locationOrLoadError") or {}
         if found.get("__typename") == "PythonError":
             raise CommandError(f"Dagster cannot load {name}: {_last_line(found['message'])}")
         return entry.get("loadStatus") == "LOADED" and bool(found)
@@ -102,9 +102,10 @@ class DagsterClient:
             page = self._execute(_FAILURES, run=run_id, after=cursor)["logsForRun"]
             cursor, has_more = page["cursor"], page["hasMore"]
             for event in page["events"]:
-                error = event.get("error") or {}
+                error: dict[str, str] = event.get("error") or {}
                 if "stepKey" in event:
-                    own = (event.get("failureMetadata") or {}).get("description")
+                    metadata: dict[str, str] = event.get("failureMetadata") or {}
+                    own = metadata.get("description")
                     of_steps.append(own or _last_line(error.get("message", "")))
                 elif event:
                     of_run.append(_last_line(error.get("message", "")) or event["message"])

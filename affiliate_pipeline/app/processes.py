@@ -11,7 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import psutil
 import yaml
@@ -155,10 +155,10 @@ def dagster_home(home: Path, *, without_daemon: bool = False) -> Path:
     """
     folder = home / ("dagster_without_daemon" if without_daemon else "dagster")
     folder.mkdir(exist_ok=True)
-    settings = yaml.safe_load(project_file("dagster.yaml").read_text(encoding="utf-8")) or {}
+    settings: dict[str, Any] = yaml.safe_load(project_file("dagster.yaml").read_text(encoding="utf-8")) or {}
     if without_daemon:
         settings["run_coordinator"] = {"module": "dagster.core.run_coordinator", "class": "DefaultRunCoordinator"}
-        settings.get("concurrency", {}).pop("runs", None)
+        settings.pop("concurrency", None)
     (folder / "dagster.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return folder
 
