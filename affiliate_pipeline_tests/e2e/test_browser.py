@@ -72,9 +72,9 @@ def test_the_ui_shows_the_graph_the_days_and_the_chart_and_a_click_launches_a_ba
         assert checked.returncode == 0, checked.stdout + checked.stderr
         [daemon] = [each for each in landed.processes() if "dagster._daemon" in command_of(each)]
         daemon.suspend()
-        checked = landed.run("check", "--port", str(port))
+        checked = landed.run("check", "--port", str(port), COLUMNS="200")
         daemon.resume()
-        assert checked.returncode == 1 and "daemon is not running" in " ".join(checked.stdout.split())
+        assert checked.returncode == 1 and "daemon is not running" in checked.stdout
 
         check_failed_days(page, UI(port))
 
