@@ -1,5 +1,6 @@
 """Wording shared by the messages of all packages."""
 
+import math
 import shlex
 import shutil
 import sys
@@ -16,15 +17,15 @@ def count_of(number: int, noun: str, plural: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time to the second, from two hours on to the minute: `4 s`, `2 min 30 s`, `3 h 20 min`."""
-    whole = round(seconds)
-    if whole < 1:
-        return "less than 1 s"
+    """A length of time in at most two units, rounded up: `4 s`, `2 min 30 s`, `3 h 20 min`, `2 days 1 h`."""
+    whole = math.ceil(round(seconds, 3))
     if whole < 60:
         return f"{whole} s"
     if whole < 2 * 3600:
         return _of_two(whole, 60, "min", "s")
-    return _of_two(round(whole / 60), 60, "h", "min")
+    if whole < 2 * 86_400:
+        return _of_two(math.ceil(whole / 60), 60, "h", "min")
+    return _of_two(math.ceil(whole / 3600), 24, "days", "h")
 
 
 def _of_two(number: int, size: int, unit: str, smaller: str) -> str:

@@ -185,7 +185,7 @@ def test_a_ban_ends_the_run_at_once_and_is_respected_by_the_next(sandbox, rows):
     first, second = materialize(KEY, DAYS), materialize(KEY, DAYS)
 
     assert sorted(first.failed) == sorted(second.failed) == DAYS
-    assert "7200 s" in first.message
+    assert "for 2 h (" in first.message
     assert "allows no request for another" in second.message
     assert len(sandbox.requests) == 1
 

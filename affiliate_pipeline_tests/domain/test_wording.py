@@ -17,13 +17,15 @@ def test_one_is_singular_and_everything_else_is_plural():
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0, "less than 1 s"),
-        (0.4, "less than 1 s"),
-        (4.2, "4 s"),
+        (0.4, "1 s"),
+        (4.2, "5 s"),
+        (20.0000001, "20 s"),
         (59.7, "1 min"),
         (150, "2 min 30 s"),
         (7199.9, "2 h"),
-        (12_010, "3 h 20 min"),
+        (12_000, "3 h 20 min"),
+        (604_800, "7 days"),
+        (176_401, "2 days 2 h"),
     ],
 )
 def test_a_duration_is_readable_at_every_length(seconds, text):
