@@ -114,7 +114,7 @@ class DagsterClient:
     def cancel(self, run_ids: Collection[str] = ()) -> None:
         """Cancel these runs, by default all in progress, and wait until they have ended.
 
-        Their landed days are materialized; the other days keep their state, and no alert is raised.
+        Their landed days are materialized; the state of the other days is unchanged, and no alert is raised.
         """
         deadline = time.monotonic() + CANCEL_WAIT_S
         chosen = {"runIds": [*run_ids]} if run_ids else {}

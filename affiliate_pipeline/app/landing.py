@@ -161,7 +161,7 @@ class Landing:
             console.print(escape(f"{request}: done"))
         if status == "SUCCESS":
             return None
-        canceled = ("the run was canceled; the days that have not landed keep their state",)
+        canceled = ("the run was canceled; the state of the other days is unchanged",)
         return Failure(request, tuple(self.dagster.failures(run_id)) if status == "FAILURE" else canceled)
 
     def _landed(self, requests: Iterable[Request], began: datetime) -> int:

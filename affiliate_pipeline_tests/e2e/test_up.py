@@ -1,11 +1,13 @@
 """`affiliate-pipeline up`, `down`, `psql`, `pg_dump` and `sandbox`, run as on a developer's machine."""
 
 import os
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 from datetime import date
@@ -203,6 +205,40 @@ def test_whatever_one_exchange_or_day_does_everything_else_lands(fresh: Project,
     assert "check that LBANK_API_SECRET belongs to LBANK_API_KEY" in once.stdout
     assert "Traceback" not in once.stdout + once.stderr
     assert fresh.processes() == []
+
+
+def test_every_command_of_the_readme_works_as_printed(landed: Project):
+    """But the lines that are not for a running `up`, which other tests run: `make`, `up --once`, `down`, `sandbox`."""
+    readme = (landed.folder / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:^ {4}.*\n)+", readme, re.M)
+    commands = [
+        command
+        for block in blocks
+        for command in re.findall(r"^\.venv/bin/affiliate-pipeline .*(?:\n +.*)*", textwrap.dedent(block), re.M)
+    ]
+    assert {command.split()[1] for command in commands} == {
+        "psql",
+        "report",
+        "export",
+        "check",
+        "alert",
+        "land",
+        "plan",
+    }
+    script = landed.folder / ".venv" / "bin" / "affiliate-pipeline"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m affiliate_pipeline.app "$@"\n')
+    script.chmod(0o755)
+    ended: dict[str, int] = {}
+    with landed.up(free_port()):
+        for command in commands:
+            done = landed.execute(["bash", "-c", command], {"BROWSER": "true"})
+            assert "Traceback" not in done.stdout + done.stderr
+            ended[command] = done.returncode
+    # The sandbox's project has no ALERT_URLS, which both report.
+    unset = {command for command in commands if command.split()[1] in ("check", "alert")}
+    assert {command for command, code in ended.items() if code} <= unset
+    assert (landed.folder / "commission.csv").read_text().count("\n") > 5
 
 
 def test_land_without_up_starts_what_it_needs_and_stops_it(landed: Project):
