@@ -33,7 +33,7 @@ def test_dagster_materializes_with_nothing_set_while_the_sandbox_runs(landed: Pr
         done = landed.materialize(*last_days()[:2], **environment)
 
     assert refused.returncode != 0
-    assert f"the sandbox is not running at {url}" in refused.stderr and "affiliate-pipeline up`" in refused.stderr
+    assert f"the sandbox is not running at {url}" in refused.stderr and "up`, and leave that running" in refused.stderr
     assert done.returncode == 0, done.stderr
     (after,) = landed.query("select max(checked_at) from affiliate.landing")
     assert after > before
