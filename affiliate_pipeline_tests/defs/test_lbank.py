@@ -973,7 +973,7 @@ def test_a_secret_that_is_not_an_rsa_key_is_reported_by_its_variable(sandbox, mo
 
     run = materialize(MONEY, [SETTLED])
 
-    assert "LBANK_API_SECRET cannot be used" in run.failed[SETTLED]
+    assert "LBANK_API_SECRET or LBANK_SIGNATURE_METHOD" in run.failed[SETTLED]
     assert sandbox.lbank.api_secret not in run.message
     assert sandbox.requests == []
 
