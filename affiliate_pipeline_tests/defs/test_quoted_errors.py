@@ -126,7 +126,7 @@ def test_a_refused_export_request_quotes_the_exchange(sandbox):
             "<html>Moved</html>",
             {"Location": "https://sso.corp.example/in?to=x"},
             "a redirect to sso.corp.example/in",
-            "Look up",
+            "whether a proxy or a login page intercepts requests",
         ),
         (403, PAGE, {}, PAGE_TEXT, "Check the network"),
         (401, {"code": -2015, "msg": "API key expired"}, {}, "code -2015: API key expired", "Correct BINANCE"),

@@ -118,7 +118,7 @@ def test_every_invalid_column_is_reported(sandbox):
 
 def test_invalid_rows_are_counted_over_the_whole_day(sandbox, monkeypatch):
     # One block per row.
-    monkeypatch.setattr("affiliate_pipeline.landing.prepare.BLOCK_BYTES", 1)
+    monkeypatch.setattr("affiliate_pipeline.landing.blocks.BLOCK_BYTES", 1)
     sandbox.binance.set_rebates(without(row, "asset") for row in rebates(SETTLED, 700))
 
     assert "asset: the field is missing in 700 rows" in land(KEY, [SETTLED]).failed[SETTLED]
