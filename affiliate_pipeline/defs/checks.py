@@ -60,6 +60,7 @@ def run_evaluations(
     evaluated: Sequence[dg.AssetCheckEvaluation],
     days: Sequence[date],
     failed: Mapping[date, Problem],
+    overdue: Sequence[date],
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """The evaluations of a run for the checks that it has not evaluated for each of its days.
 
@@ -73,14 +74,16 @@ def run_evaluations(
         passed = [date.fromisoformat(each.partition) for each in results if each.passed and each.partition]
         lines = [f"Passed for {format_days(passed)}."] if passed else []
         lines += [f"{each.partition}: {each.description}." for each in results if not each.passed]
+        is_passed = len(passed) == len(results)
         if check.name == NO_DAY_MISSING:
-            lines = (
-                [f"The last run failed to land {format_days(failed)}."] if failed else ["The last run landed its days."]
-            )
+            is_passed = not failed and not overdue
+            lines = [f"The last run failed to land {format_days(failed)}."] if failed else []
+            lines += [f"Overdue: {format_days(overdue)}."] if overdue else []
+            lines = lines or ["The last run landed its days, and no day is overdue."]
         yield dg.AssetCheckEvaluation(
             asset_key=check.asset_key,
             check_name=check.name,
-            passed=not failed if check.name == NO_DAY_MISSING else len(passed) == len(results),
+            passed=is_passed,
             severity=dg.AssetCheckSeverity.WARN,
             description="\n".join(lines) or "The last run landed no day that could be checked.",
         )

@@ -14,13 +14,16 @@ from pydantic import Field
 from affiliate_pipeline.defs.checks import check_specs, evaluations, named_sums, run_evaluations
 from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days, log_landed, separate_events
 from affiliate_pipeline.defs.placement import OWN, Placement
-from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.defs.resources import PipelineResource
+from affiliate_pipeline.domain.days import DAY, day_of, format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, ReferenceTable
 from affiliate_pipeline.exchanges.fetching import Session
-from affiliate_pipeline.landing import endpoint_tables, quarantine
-from affiliate_pipeline.landing.pipeline import Failed, Landed, Options, Retained, land_days
+from affiliate_pipeline.landing import endpoint_tables, ledger, quarantine
+from affiliate_pipeline.landing.pipeline import Failed, Landed, Options, Retained, land_days, now_ms
+from affiliate_pipeline.landing.store import Store
+from affiliate_pipeline.monitoring.overdue import MONITORED_DAYS, overdue_days
 from affiliate_pipeline.schema.columns import columns
 
 _Event = dg.MaterializeResult[Any] | dg.AssetCheckEvaluation | dg.Output[None]
@@ -79,6 +82,7 @@ def _materialize(
     landed: dict[date, Metadata] = {}
     failed: dict[date, Problem] = {}
     evaluated: list[dg.AssetCheckEvaluation] = []
+    overdue: list[date] = []
     try:
         with (
             pipeline.store(run_id) as store,
@@ -94,13 +98,14 @@ def _materialize(
                     results = list(evaluations(endpoint, context.asset_key, store, outcome))
                     evaluated += results
                     yield from results
+            overdue = _overdue(endpoint, store, pipeline) if checks else []
     except AffiliateError as error:
         problem = error.problem.adding(impact="Rows that had landed are unchanged")
         failed |= dict.fromkeys({*days} - landed.keys() - failed.keys(), problem)
     except BaseException:
         log_landed(context, {context.asset_key: landed})
         raise
-    yield from run_evaluations(checks, evaluated, days, failed)
+    yield from run_evaluations(checks, evaluated, days, failed, overdue)
     finish(context, {context.asset_key: landed}, failed, _description(endpoint, failed, len(landed)))
     # The data version shows whether a day has changed. Dagster takes only one for all days of a successful run.
     [version, *others] = [dg.DataVersion(metadata["content_hash"]) for metadata in landed.values()]
@@ -108,6 +113,14 @@ def _materialize(
         # The evaluations were yielded per day, or come from the monitor; Dagster also requires an output per check.
         yield dg.Output(None, context.job_def.asset_layer.get_op_output_name(check))
     yield dg.MaterializeResult(data_version=None if others else version)
+
+
+def _overdue(endpoint: Endpoint, store: Store, pipeline: PipelineResource) -> list[date]:
+    """The asset's overdue days after the run, as the monitor determines them."""
+    now = now_ms()
+    since = day_of(now, endpoint.exchange.zone) - (MONITORED_DAYS + 1) * DAY
+    ledgers = ledger.entries_since(store.connection, since)
+    return [each.day for each in overdue_days(endpoint, ledgers, pipeline.first_day(endpoint), now)]
 
 
 def _metadata_explained(endpoint: Endpoint) -> str:

@@ -50,12 +50,12 @@ def test_only_landed_days_have_an_evaluation(sandbox):
     assert evaluations_by_day(run).keys() == {f"{DAYS[0]}", f"{DAYS[2]}"}
 
 
-@pytest.mark.parametrize("failed", [DAYS[:2], DAYS[1:2], []], ids=["all days", "a day", "no day"])
+@pytest.mark.parametrize("failed", [DAYS, DAYS[1:2], []], ids=["all days", "a day", "no day"])
 def test_no_check_is_left_without_a_result(sandbox, failed):
     for day in failed:
         sandbox.faults.fail_day(day, status=400, code=-1127)
 
-    run = materialize(KEY, DAYS[:2])
+    run = materialize(KEY, DAYS)
 
     assert list(run.failed) == failed
     checks = [dg.AssetCheckKey(dg.AssetKey(KEY.split("/")), name) for name in (DAY_IS_SOUND, NO_DAY_MISSING)]
@@ -65,6 +65,17 @@ def test_no_check_is_left_without_a_result(sandbox, failed):
     assert len(failed) < 2 or description_of(sound) == "The last run landed no day that could be checked."
     assert missing.passed is not bool(failed)
     assert format_days(failed) in description_of(missing)
+
+
+def test_a_run_does_not_pass_the_check_for_missing_days_while_another_day_is_overdue(sandbox):
+    materialize(KEY, DAYS[:1])
+    materialize(KEY, DAYS[2:3])
+
+    check = dg.AssetCheckKey(dg.AssetKey(KEY.split("/")), NO_DAY_MISSING)
+    last = instance_of_all_runs().event_log_storage.get_latest_asset_check_execution_by_key([check])
+    missing = evaluation_in(last[check])
+    assert not missing.passed
+    assert f"Overdue: {DAYS[1]}" in description_of(missing)
 
 
 def evaluation_in(record: AssetCheckExecutionRecord) -> dg.AssetCheckEvaluation:
