@@ -16,9 +16,10 @@ from affiliate_pipeline.domain.files import replacing
 from affiliate_pipeline.domain.wording import count_of
 
 MAX_COINS = 6
-BAR_PX, GAP_PX = 8, 2
-PLOT_PX, HEAD_PX, FOOT_PX, EDGE_PX = 56, 34, 18, 8
-HEIGHT_PX = HEAD_PX + PLOT_PX + FOOT_PX
+PLOT_PX, HEAD_PX, FOOT_PX, EDGE_PX, GAP_PX = 56, 34, 18, 8, 2
+# Ten pixels for each of 30 days; fewer days have wider bars.
+BARS_PX = 300
+WIDTH_PX, HEIGHT_PX = BARS_PX + 2 * EDGE_PX, HEAD_PX + PLOT_PX + FOOT_PX
 # For exact sums of any length.
 EXACT = Context(prec=MAX_PREC)
 FOLDER = FileSystemLoader(Path(__file__).parent)
@@ -91,13 +92,13 @@ def _panel(figures: Figures, payer: str, coin: str) -> Panel:
         # Convert the ratio, not the amounts: an amount may be too large for a float.
         return round(PLOT_PX * float(abs(amount) / (highest - lowest))) if highest != lowest else 0
 
-    zero_y = HEAD_PX + pixels(highest)
+    zero_y, step = HEAD_PX + pixels(highest), BARS_PX // len(figures.days)
     bars: list[Bar] = []
     for number, day in enumerate(figures.days):
         if (amount := amounts.get(day)) is not None:
             height = max(1, pixels(amount))
             style, y = ("bar", zero_y - height) if amount >= 0 else ("minus", zero_y)
-            bars.append(Bar(day, f"{amount:f}", style, EDGE_PX + number * (BAR_PX + GAP_PX), y, height))
+            bars.append(Bar(day, f"{amount:f}", style, EDGE_PX + number * step, y, height))
     return Panel(payer, coin, f"{highest:f}", zero_y, bars)
 
 
@@ -126,10 +127,10 @@ def _render(template: str, figures: Figures, **more: str) -> str:
         panels=found,
         coins_without_chart=len({(total.payer, total.coin) for total in figures.totals}) - len(found),
         gaps=gaps(figures),
-        width=2 * EDGE_PX + max(len(figures.days), 12) * (BAR_PX + GAP_PX),
+        width=WIDTH_PX,
         height=HEIGHT_PX,
         edge=EDGE_PX,
-        bar_width=BAR_PX,
+        bar_width=BARS_PX // len(figures.days) - GAP_PX,
         cell=_cell,
         count_of=count_of,
         masked=masked,

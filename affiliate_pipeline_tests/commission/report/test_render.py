@@ -54,6 +54,16 @@ def test_a_negative_amount_is_drawn_below_the_line():
     assert height + depth <= render.PLOT_PX and height == 3 * depth
 
 
+def test_the_bars_of_few_days_fill_the_chart():
+    few = figures({DAYS[0]: "1", DAYS[-1]: "1"})
+    for days in ([DAYS[0], DAYS[-1]], [DAYS[0] - timedelta(days=number) for number in range(29, 0, -1)] + [DAYS[-1]]):
+        shown = render.html(replace(few, days=days))
+        (width,) = {int(each) for each in re.findall('viewBox="0 0 ([0-9]+) ', shown)}
+        *_, (x, bar) = re.findall('class="bar" x="([0-9]+)" .* width="([0-9]+)"', shown)
+        assert width == render.WIDTH_PX
+        assert int(x) + int(bar) + render.GAP_PX == width - render.EDGE_PX
+
+
 def test_a_day_with_an_amount_of_zero_is_drawn():
     assert len(bars(figures({DAYS[0]: "0"}))) == 1
 
