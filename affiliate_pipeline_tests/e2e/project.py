@@ -117,7 +117,7 @@ class Started:
     def stop(self, signal_number: int) -> int:
         """Send this signal, and return the exit code."""
         self.process.send_signal(signal_number)
-        code = self.process.wait(60)
+        code = self.process.wait(PATIENCE_S)
         self._reader.join(10)
         return code
 

@@ -20,7 +20,16 @@ import pytest
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline_tests.e2e.project import KEY, UI, Project, credentials, free_port, last_days, wait_for
+from affiliate_pipeline_tests.e2e.project import (
+    KEY,
+    PATIENCE_S,
+    UI,
+    Project,
+    credentials,
+    free_port,
+    last_days,
+    wait_for,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -84,7 +93,7 @@ def test_a_second_up_preserves_the_data_and_sigterm_stops_it_as_a_background_job
         assert landed.query(written) == before
         (pid,) = (line.split()[1] for line in shell.lines if line.startswith("pid"))
         os.kill(int(pid), signal.SIGTERM)
-        assert shell.process.wait(60) == 0
+        assert shell.process.wait(PATIENCE_S) == 0
         assert landed.processes() == []
 
 
