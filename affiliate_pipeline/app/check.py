@@ -120,10 +120,3 @@ def check_port(port: int) -> None:
             f"port {port} cannot be used ({error.strerror})",
             f"Stop what uses it, or choose another with --port (`{up_command('--port 3001')}`)",
         ) from None
-
-
-def free_port() -> int:
-    """A port on which no server listens."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port

@@ -15,6 +15,7 @@ import httpx
 
 from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.domain.problem import AffiliateError
+from affiliate_pipeline.domain.wording import up_command
 from affiliate_pipeline.http.network import DIRECT, client
 
 REQUEST_LIMIT_S = 60
@@ -135,7 +136,9 @@ class DagsterClient:
             response = self._client.post(self._url, json={"query": query, "variables": variables})
             found = cast(Mapping[str, Any], response.json())
         except (AffiliateError, httpx.HTTPError, ValueError) as error:
-            raise DagsterUnavailable(f"Dagster's webserver does not respond ({error})", "Start it: `make up`") from None
+            raise DagsterUnavailable(
+                f"Dagster's webserver does not respond ({error})", f"Start it: `{up_command()}`"
+            ) from None
         if errors := found.get("errors"):
             raise CommandError(f"Dagster's webserver refused a request: {_last_line(errors[0]['message'])}")
         return found["data"]

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from affiliate_pipeline.app.cli import CommandError, console, doing
 from affiliate_pipeline.app.dagster_client import DagsterClient
-from affiliate_pipeline.commission.rollup import Commission
+from affiliate_pipeline.commission.rollup import COMMISSION, REPORT, Commission
 from affiliate_pipeline.domain.days import DAY, day_ranges, format_days
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.redaction import redact
@@ -25,7 +25,7 @@ from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.landing.store import Store
 
 READ_AGAIN_AFTER = timedelta(hours=1)
-COMMISSION_KEYS = ("affiliate/daily_commission", "affiliate/daily_report")
+COMMISSION_KEYS = (COMMISSION, REPORT)
 POLL_S = 0.5
 ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 
@@ -64,7 +64,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Landing:
-    """Launches runs in Dagster; every method raises `LandingInterrupted` once `stopping` is set."""
+    """Launches runs in Dagster; `land` raises `LandingInterrupted` once `stopping` is set."""
 
     environment: Environment
     dagster: DagsterClient
@@ -83,9 +83,7 @@ class Landing:
         recently = datetime.now(UTC) - READ_AGAIN_AFTER
         shared: dict[tuple[str, bool, date, tuple[date, ...]], list[Endpoint]] = {}
         with self._store() as store:
-            for endpoint in self.catalog.endpoints:
-                if not endpoint.lands_at or not self.environment.is_any_set(endpoint.credentials):
-                    continue
+            for endpoint in self._scheduled():
                 first = first_day(endpoint, self.environment)
                 expected = expected_days(endpoint.timetable, first, now_ms(), store.ledger(endpoint))
                 days = [
@@ -99,16 +97,19 @@ class Landing:
         return [request_of(endpoints, days) for (*_, days), endpoints in shared.items()]
 
     def nothing_can_land(self) -> str | None:
-        """Why no asset has a day that could land or has landed; None if one has."""
-        configured = [
-            each for each in self.catalog.endpoints if each.lands_at and self.environment.is_any_set(each.credentials)
-        ]
-        if not configured:
+        """Why no day is missing although none has landed; None if one has."""
+        scheduled = self._scheduled()
+        if not scheduled:
             return "no account has its API key set"
-        first = min(first_day(each, self.environment) for each in configured)
+        first = min(first_day(each, self.environment) for each in scheduled)
         with self._store() as store:
-            has_landed = any(day >= first for each in configured for day in store.ledger(each))
-        return None if has_landed or self.missing() else f"the first day, {first}, has not ended"
+            has_landed = any(day >= first for each in scheduled for day in store.ledger(each))
+        return None if has_landed else f"the first day, {first}, has not ended"
+
+    def _scheduled(self) -> list[Endpoint]:
+        """The configured assets that land without being requested."""
+        endpoints = self.catalog.endpoints
+        return [each for each in endpoints if each.lands_at and self.environment.is_any_set(each.credentials)]
 
     def stale(self) -> list[Request]:
         """The days whose commission is to be added up again. While `up` runs, the sensor `stale_days` does the same."""
@@ -202,7 +203,7 @@ def request_of(endpoints: Sequence[Endpoint], days: Sequence[date]) -> Request:
 
 
 def print_failures(failures: Iterable[Failure]) -> None:
-    """Print what failed and why, each reason once per run."""
+    """Print what failed and why, each line once per run."""
     for failed in failures:
         lines = [line for reason in failed.reasons for line in reason.splitlines()]
         console.print(f"[bold red]{escape(f'{failed.request} failed.')}[/]")

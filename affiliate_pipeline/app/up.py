@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app import first_days
-from affiliate_pipeline.app.check import check_disk, check_port, free_port
+from affiliate_pipeline.app.check import check_disk, check_port
 from affiliate_pipeline.app.cli import UI_PORT, CommandError, Port, app, console, doing
 from affiliate_pipeline.app.dagster_client import DagsterClient, DagsterUnavailable, save_port
 from affiliate_pipeline.app.embedded_server import server
@@ -116,7 +116,7 @@ def running(stopping: threading.Event, port: int | None, failing: Mapping[date, 
             store.require_ready()
             environment = first_days.ensure(environment, store)
         stack.callback(stop_processes, home)
-        log, ui_port = home / "dagster.log", port or free_port()
+        log, ui_port = home / "dagster.log", port or server.free_port()
         dagster = start_dagster(home, log, ui_port, without_daemon=port is None)
         client = DagsterClient(ui_port)
         _wait_until_ready(client, dagster, log, stopping)
@@ -138,14 +138,14 @@ def _wait_until_ready(
 
 
 def _land(landing: Landing, port: int | None = None) -> bool:
-    """Land and add up the last days, and print what has landed; return whether all of them succeeded."""
+    """Land the missing days, add up the stale ones and print what has landed; return whether all of that succeeded."""
     failures: list[Failure] = []
     try:
-        reason = landing.nothing_can_land()
-        if reason:
+        missing = landing.missing()
+        if not missing and (reason := landing.nothing_can_land()):
             console.print(f"Nothing can land: {reason}. Correct the variables (README, Real accounts).")
             return False
-        failures += landing.land(landing.missing())
+        failures += landing.land(missing)
         failures += landing.land(landing.stale())
         landing.summarize()
         print_failures(failures)

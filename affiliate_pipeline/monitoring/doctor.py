@@ -48,7 +48,7 @@ ACTIONS: dict[type[ExchangeError], str] = {
     Refused: "Look up the exchange's message in the runbook",
     ExchangeError: "Check the network, {base_url} and the exchange's status page",
 }
-# Of a file whose lines cannot be used, so many are quoted.
+# The number of unusable lines of a file that are quoted.
 MAX_LINES = 5
 # Daemons write a heartbeat every 30 seconds, the scheduler every minute.
 MAX_SILENCE = timedelta(seconds=150)

@@ -170,7 +170,7 @@ def _launch(home: Path, cluster: Cluster, lock_fd: int) -> Cluster:
             )
         _initialize(cluster, lock_fd)
     _remove_stale_pid(cluster)
-    launched = replace(cluster, port=_free_port(cluster.port))
+    launched = replace(cluster, port=free_port(cluster.port))
     if launched != cluster:
         write(home, launched)
     options = " ".join(f"-c {name}={value}" for name, value in {"port": launched.port, **SETTINGS}.items())
@@ -209,7 +209,8 @@ def _remove_stale_pid(cluster: Cluster) -> None:
         file.unlink(missing_ok=True)
 
 
-def _free_port(preferred: int) -> int:
+def free_port(preferred: int = 0) -> int:
+    """A port of 127.0.0.1 on which no server listens, the preferred one if possible."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as PostgreSQL does
         try:
