@@ -327,7 +327,7 @@ def test_variables_that_belong_to_no_account_are_reported(healthy, findings, mon
     }
 
 
-# Values that cannot be used; those of a start date are the same for each.
+# Values that cannot be used. BAD_START_DATES are those of every variable that ends with _START_DATE.
 BAD_START_DATES = ("soon", "2999-01-01")
 BAD_VALUES = {
     "AFFILIATE_DATABASE_URL": ("mysql://h/x", "postgresql://user:hidden@127.0.0.1:1/x"),

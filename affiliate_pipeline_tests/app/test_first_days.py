@@ -39,7 +39,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
-    """Sets the clock of the choice."""
+    """Sets the clock by which first days are chosen."""
 
     def set_to(now: datetime) -> None:
         class Clock(datetime):
@@ -56,7 +56,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
 
 @pytest.fixture
 def choose(database_url: str, clock) -> Iterator[Callable[[], dict[str, date]]]:
-    """Chooses first days as `up` does, and returns those of all processes that start later."""
+    """Chooses first days as `up` does, and returns them; asserts that a process started later reads the same ones."""
     settings.home().mkdir()
     with Store(database_url) as store:
 
@@ -186,7 +186,7 @@ def test_without_up_the_first_day_is_the_default(both_exchanges):
     assert first_partitions("binance/rebate_recent_record", "lbank/invite_user_info") == ["2025-01-01"] * 2
 
 
-def test_the_sandbox_is_not_asked_about(choose, both_exchanges, monkeypatch, terminal):
+def test_in_the_sandbox_the_first_day_is_not_asked_for(choose, both_exchanges, monkeypatch, terminal):
     terminal("2026-01-01")
     monkeypatch.setattr(
         settings, "application", lambda: Environment(Mode.SANDBOX, settings.root(), settings.configured().variables)

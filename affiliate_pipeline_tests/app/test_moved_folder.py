@@ -36,7 +36,7 @@ def test_in_a_moved_folder_make_reports_it_and_creates_the_environment_again(pro
     moved = project.rename(project.with_name("elsewhere"))
     done = make(moved)
     assert done.stdout == "This folder was moved or copied: .venv is created again\n"
-    # It would be created by PYTHON, which does not exist.
+    # PYTHON, which would create it, is /bin/false and always fails.
     assert "needs Python" in done.stderr and not (moved / ".venv").exists()
 
 

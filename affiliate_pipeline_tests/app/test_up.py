@@ -163,8 +163,8 @@ def test_a_snapshot_that_fails_because_its_day_has_ended_is_taken_on_the_next_da
     snapshot = request_of(
         [next(each for each in ENDPOINTS if isinstance(each, Snapshot))], [date(2026, 11, launched_on)]
     )
-    failed, dagster = landing("FAILURE", "SUCCESS")
-    failures = failed.land([snapshot])
+    runs, dagster = landing("FAILURE", "SUCCESS")
+    failures = runs.land([snapshot])
     days = [days for _, days in dagster.launched]
     assert days == [(date(2026, 11, launched_on),), (date(2026, 11, 30),)][: 31 - launched_on]
     assert bool(failures) is (launched_on == 30)

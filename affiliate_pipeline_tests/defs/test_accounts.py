@@ -204,7 +204,7 @@ def test_the_assets_of_an_account_have_their_own_op_group_and_owner_and_share_th
     assert {each.replace("/acme/", "/") for each in keys if "/acme/" in each} == default
 
 
-def test_an_export_of_an_asset_has_its_accounts_rows_and_one_of_a_table_all_rows(
+def test_an_export_of_an_asset_has_the_rows_of_its_account_and_an_export_of_a_table_has_all_rows(
     two_accounts, query, capfd, without_acme
 ):
     assert land(f"binance/{REBATES}", [SETTLED]).success

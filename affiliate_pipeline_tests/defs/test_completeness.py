@@ -192,8 +192,8 @@ def sort_windows_by(sandbox, monkeypatch, rows, order):
     monkeypatch.setattr(sandbox.binance, "respond", sorted_window)
 
 
-# The second page has `before` rows and then the first of the 120 rows of one second: 60 of them, or so few that they
-# may be in order by chance.
+# The second page has `before` rows and then the first 60 of the 120 rows of one second, or so few of them (3, 2 or 1)
+# that they may be in order by chance.
 @pytest.mark.parametrize("before", [440, 497, 498, 499])
 def test_an_exchange_that_sorts_by_the_second_loses_no_row(sandbox, query, monkeypatch, before):
     # The first page is full as well, but in order: no two of its rows share a second.

@@ -57,7 +57,7 @@ def keys(definitions: dg.Definitions) -> set[str]:
     return {spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs()}
 
 
-def test_dagster_finds_the_components_by_the_name_that_documents_use():
+def test_dagster_finds_the_components_by_the_names_that_yaml_files_use():
     found = dict(get_package_objects_in_module(affiliate_pipeline))
 
     assert found == {
@@ -155,8 +155,10 @@ def test_the_snapshot_of_the_project_contains_names_and_no_value(monkeypatch):
     from dagster._core.remote_representation.external_data import RepositorySnap
 
     # Without schedules: Dagster's snapshot of one warns about Dagster's own deprecated property.
-    stopped = {"schedules": None}
-    with loaded((BinanceLinkComponent, BINANCE | stopped), (LBankAffiliateComponent, LBANK | stopped)) as definitions:
+    without_schedules = {"schedules": None}
+    with loaded(
+        (BinanceLinkComponent, BINANCE | without_schedules), (LBankAffiliateComponent, LBANK | without_schedules)
+    ) as definitions:
         text = json.dumps(dg.serialize_value(RepositorySnap.from_def(definitions.get_repository_def())))
 
     assert [name for name in names if name not in text] == []

@@ -85,12 +85,12 @@ def test_the_events_of_a_run_have_a_millisecond_each(sandbox, instance, monkeypa
     # Dagster's UI shows only one of several events of an asset in the same millisecond.
     record_factory = logging.getLogRecordFactory()
 
-    def at_noon(*args, **kwargs):
+    def at_a_fixed_time(*args, **kwargs):
         record = record_factory(*args, **kwargs)
         record.created = 1_700_000_000.0
         return record
 
-    logging.setLogRecordFactory(at_noon)
+    logging.setLogRecordFactory(at_a_fixed_time)
     try:
         run_id = materialized(instance, DAYS)
     finally:

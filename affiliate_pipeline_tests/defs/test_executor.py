@@ -16,6 +16,6 @@ class Recording:
 
 @pytest.mark.parametrize(("steps", "executor"), [(["a"], "in process"), (["a", "b"], "processes"), ([], "processes")])
 def test_only_a_single_step_is_executed_in_the_process_of_the_run(steps, executor):
-    several = StepExecutor(Recording("in process"), Recording("processes"))  # pyright: ignore[reportArgumentType]
+    step_executor = StepExecutor(Recording("in process"), Recording("processes"))  # pyright: ignore[reportArgumentType]
 
-    assert several.execute(None, SimpleNamespace(step_keys_to_execute=steps)) == executor
+    assert step_executor.execute(None, SimpleNamespace(step_keys_to_execute=steps)) == executor

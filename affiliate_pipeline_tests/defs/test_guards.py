@@ -315,18 +315,17 @@ def test_landed_days_of_another_source_are_refused(sandbox, query):
     sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rebates(day, 5))
     own = land(KEY, DAYS[:2]).landed[DAYS[0]].source
     # The same key at another host.
-    source = own.replace("127.0.0.1", "api.example.com")
-    query("update affiliate.landing set source = %s", source)
+    other = own.replace("127.0.0.1", "api.example.com")
+    query("update affiliate.landing set source = %s", other)
     sandbox.binance.set_rebates(row for day in DAYS[:3] for row in rebates(day, 7))
     sandbox.requests.clear()
 
     run = land(KEY, DAYS[:3])
 
     assert sorted(run.failed) == DAYS[:2]
-    other = run.landed[DAYS[2]].source
-    assert other == own
+    assert run.landed[DAYS[2]].source == own
     for day in DAYS[:2]:
-        assert f"its source is {source}, and the source of this run is {other}" in run.failed[day]
+        assert f"its source is {other}, and the source of this run is {own}" in run.failed[day]
         assert requests_touching(sandbox, day) == []
         assert landed(query, day) == sent(rebates(day, 5))
     assert landed(query, DAYS[2]) == sent(rebates(DAYS[2], 7))

@@ -1,4 +1,4 @@
-"""Failed runs, failed checks and failing ticks raise alerts, which are read from real event logs and tick histories."""
+"""Failed runs, failed checks and failing ticks in real event logs and tick histories raise alerts."""
 
 import time
 from collections.abc import Callable
@@ -358,7 +358,10 @@ def test_the_failure_of_the_retry_is_reported_instead_of_the_first_failure(
 def test_a_run_whose_retry_is_never_launched_is_reported_later_without_delaying_others(
     instance, tick, launch_failing_run, retries, monkeypatch
 ):
-    """The daemon is stopped, or the job, its repository or the backfill no longer exists: the tag stays unchanged."""
+    """No retry is launched if the daemon is stopped, or the job, its repository or the backfill no longer exists.
+
+    The tag of the failed run then still states that Dagster will retry it.
+    """
     first = launch_failing_run(asset_selection=SELECTION)
     other = launch_failing_run(asset_selection=SELECTION, tags={"dagster/max_retries": "0"})
     assert will_retry(instance, first) == "true"

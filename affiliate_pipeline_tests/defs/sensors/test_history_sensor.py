@@ -452,7 +452,9 @@ def test_days_that_recent_records_missed_are_requested_with_one_run_per_range(sa
     ]
 
 
-def test_days_before_the_first_landed_one_and_days_of_the_recent_records_are_not_requested(sandbox, requested_ranges):
+def test_days_before_the_first_landed_one_and_days_that_recent_records_retain_are_not_requested(
+    sandbox, requested_ranges
+):
     assert RECENT_KICKBACKS.timetable.is_retained(ago(6), int(datetime.now().timestamp() * 1000))
     assert requested_ranges(recent=days(8, 7)) == []
     assert requested_ranges() == []

@@ -522,7 +522,7 @@ def test_a_rejected_request_fails_its_days_and_expires(sandbox, rows, query):
     assert land(REQUEST, OLD).success and land(HISTORY, OLD).success
 
 
-def test_only_the_day_that_expires_before_the_request_fails(sandbox, rows, query, monkeypatch):
+def test_if_a_day_expires_before_the_request_only_that_day_fails(sandbox, rows, query, monkeypatch):
     monkeypatch.setattr(advance, "is_retained", lambda day, at_ms: day > OLD[0])
     run = land(REQUEST, OLD)
     assert sorted(run.landed) == OLD[1:]
