@@ -9,12 +9,17 @@ APPLICATION := .[embedded,ui]
 BIN := $(VENV)/bin
 # Without bytecode files, each of the many processes would compile the package again.
 export PYTHONDONTWRITEBYTECODE :=
+# Runs the pip of the chosen Python, or, if that has none, the environment's own, which takes seconds to install.
+define pip
+	$(PYTHON) -m pip --python $(BIN)/python --quiet --disable-pip-version-check $(1) 2>/dev/null \
+		|| { $(BIN)/python -m ensurepip >/dev/null && $(BIN)/python -m pip --quiet --disable-pip-version-check $(1); }
+endef
 # Installs the versions that constraints.txt pins. uv takes a fraction of pip's time; pip installs where uv cannot, as
 # where there is no wheel of uv, or where the index needs settings that only pip has.
 define install
-	@UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}}" \
+	@UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(PYTHON) -m pip config get global.index-url 2>/dev/null)}}" \
 		$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt $(1) 2>/dev/null \
-		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(1)
+		|| { $(call pip,install -c constraints.txt $(1)); }
 endef
 
 .PHONY: up down test pytest lint style types e2e bench docs versions
@@ -69,10 +74,10 @@ endif
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -z '$(MOVED)' || { echo "This folder was moved or copied: $(VENV) is created again"; rm -rf $(VENV); }
 	@test -x $(BIN)/python || $(PYTHON) -c '$(CHECK_PYTHON)' 2>/dev/null || { echo "affiliate_pipeline needs Python 3.11, 3.12, 3.13 or 3.14 with venv: install one, or pass its path: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
-	@test -x $(BIN)/python || { echo "Creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@test -x $(BIN)/python || { echo "Creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --without-pip $(VENV); }
 	@echo "Installing (a minute or two the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --only-binary :all: uv 2>/dev/null || true
-	$(call install,-e '$(APPLICATION)')
+	@{ $(call pip,install -c constraints.txt --only-binary :all: uv); } 2>/dev/null || true
+	$(call install,-e '$(APPLICATION)' pip)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -21,12 +21,14 @@ from affiliate_pipeline.http.network import DIRECT, client
 REQUEST_LIMIT_S = 60
 CANCEL_WAIT_S = 30
 IN_PROGRESS = ("QUEUED", "NOT_STARTED", "MANAGED", "STARTING", "STARTED", "CANCELING")
-_REPOSITORY = {"repositoryLocationName": "affiliate_pipeline.definitions", "repositoryName": "__repository__"}
+# The code location, and the module with its definitions.
+LOCATION = "affiliate_pipeline.definitions"
+_REPOSITORY = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__"}
 _LOCATION = """
 query Location($name: String!) {
   workspaceLocationEntryOrError(name: $name) {
     ... on WorkspaceLocationEntry {
-      loadStatus locationOrLoadError { __typename ... on PythonError { message } }
+      loadStatus locationOrLoadError { __typename ... on PythonError { className message } }
     }
   }
 }"""
@@ -67,11 +69,12 @@ class DagsterClient:
 
     def is_ready(self) -> bool:
         """Whether the code location has loaded; raises `CommandError` if it cannot be loaded."""
-        name = _REPOSITORY["repositoryLocationName"]
-        entry = self._execute(_LOCATION, name=name)["workspaceLocationEntryOrError"]
+        entry = self._execute(_LOCATION, name=LOCATION)["workspaceLocationEntryOrError"]
         found: dict[str, Any] = entry.get("locationOrLoadError") or {}
+        if found.get("className") == "DagsterUserCodeUnreachableError":  # the code server is still starting
+            return False
         if found.get("__typename") == "PythonError":
-            raise CommandError(f"Dagster cannot load {name}: {_last_line(found['message'])}")
+            raise CommandError(f"Dagster cannot load {LOCATION}: {_last_line(found['message'])}")
         return entry.get("loadStatus") == "LOADED" and bool(found)
 
     def launch(self, keys: Sequence[str], days: Sequence[date]) -> str:

@@ -1,7 +1,6 @@
 """The processes of a project folder: at most one `up`, and everything it has started."""
 
 import fcntl
-import itertools
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import yaml
 
 from affiliate_pipeline.app import instance
 from affiliate_pipeline.app.cli import CommandError
-from affiliate_pipeline.app.dagster_client import drop_port, saved_client
+from affiliate_pipeline.app.dagster_client import LOCATION, drop_port, saved_client
 from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.domain.wording import command
 from affiliate_pipeline.environment import process_environment, root
@@ -27,12 +26,13 @@ STOP_WAIT_S = 60
 # Every process that `up` starts, directly or not, inherits this variable with the folder as value. So the processes are
 # found even if `up` was killed, and a reused pid is never mistaken for one of them.
 STARTED_BY = "AFFILIATE_STARTED_BY"
-DAEMON = "daemon"
-# What a Dagster instance consists of, and the arguments by which each process is recognized.
+CODE_SERVER, WEBSERVER, DAEMON = "code server", "webserver", "daemon"
+# What Dagster consists of. Python's arguments start each process, and it is recognized by them. The code server is the
+# first: the others load the code location from it.
 _SERVICES = {
-    "webserver": ("-m", "dagster_webserver"),
+    CODE_SERVER: ("-m", "dagster", "api", "grpc"),
+    WEBSERVER: ("-m", "dagster_webserver"),
     DAEMON: ("-m", "dagster._daemon"),
-    "code server": ("api", "grpc"),
 }
 
 
@@ -112,7 +112,7 @@ def missing_services(home: Path) -> list[str] | None:
     missing = [
         service
         for service, arguments in _SERVICES.items()
-        if not any(arguments in itertools.pairwise(command) for command in commands)
+        if not any(tuple(command[1 : len(arguments) + 1]) == arguments for command in commands)
     ]
     return None if len(missing) == len(_SERVICES) else missing
 
@@ -155,7 +155,7 @@ def dagster_home(home: Path, *, without_daemon: bool = False) -> Path:
     """
     folder = home / ("dagster_without_daemon" if without_daemon else "dagster")
     folder.mkdir(exist_ok=True)
-    settings: dict[str, Any] = yaml.safe_load(project_file("dagster.yaml").read_text(encoding="utf-8")) or {}
+    settings: dict[str, Any] = yaml.safe_load(_dagster_yaml().read_text(encoding="utf-8")) or {}
     if without_daemon:
         settings["run_coordinator"] = {"module": "dagster.core.run_coordinator", "class": "DefaultRunCoordinator"}
         settings.pop("concurrency", None)
@@ -163,30 +163,52 @@ def dagster_home(home: Path, *, without_daemon: bool = False) -> Path:
     return folder
 
 
-def project_file(name: str) -> Path:
-    """The project's `dagster.yaml` or `workspace.yaml`; the package's own if the project has none."""
-    file = root() / name
-    return file if file.is_file() else Path(instance.__file__).with_name(name)
+def _dagster_yaml() -> Path:
+    """The project's `dagster.yaml`; the package's own if the project has none."""
+    file = root() / "dagster.yaml"
+    return file if file.is_file() else Path(instance.__file__).with_name("dagster.yaml")
 
 
-def start_dagster(home: Path, log: Path, port: int, *, without_daemon: bool = False) -> subprocess.Popen[bytes]:
-    """Start Dagster's webserver, by default with its daemon, schedules and sensors, on this port of 127.0.0.1.
+def start_dagster(
+    home: Path, folder: Path, log: Path, port: int, *, without_daemon: bool = False
+) -> dict[str, subprocess.Popen[bytes]]:
+    """Start Dagster's code server, its webserver on this port of 127.0.0.1, and its daemon with schedules and sensors.
 
-    In its own session: Ctrl-C then reaches only `up`.
+    `dagster dev` would start them one after the other, and two more processes, which reload changed code. Each runs in
+    its own session: Ctrl-C then reaches only `up`.
+
+    Args:
+        home: The folder of the project's state.
+        folder: An empty folder that other users cannot open; its path is short enough for a socket's.
+        log: The file for what the processes print.
+        port: The port of the webserver.
+        without_daemon: Start only code server and webserver.
     """
-    module = ["dagster_webserver"] if without_daemon else ["dagster", "dev"]
+    workspace, code_server = folder / "workspace.yaml", folder / "code_server"
+    location = {"socket": f"{code_server}", "location_name": LOCATION}
+    workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": location}]}), encoding="utf-8")
+    arguments = {
+        CODE_SERVER: ["-s", code_server, "--location-name", LOCATION, "-m", LOCATION, "-d", root()]
+        + ["--lazy-load-user-code", "--inject-env-vars-from-instance", "--log-level", "warning"],
+        WEBSERVER: ["-w", workspace, "-h", "127.0.0.1", "-p", f"{port}"],
+        DAEMON: ["run", "-w", workspace],
+    }
     variables = {
         "DAGSTER_HOME": f"{dagster_home(home, without_daemon=without_daemon)}",
         STARTED_BY: f"{home}",
         "DAGSTER_UI_URL": f"http://localhost:{port}",
         "AFFILIATE_SCHEDULES": f"{not without_daemon}".lower(),
     }
+    services = [service for service in _SERVICES if not (without_daemon and service == DAEMON)]
     with log.open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", *module, "-w", project_file("workspace.yaml"), "-h", "127.0.0.1", "-p", f"{port}"],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env=process_environment(**variables),
-        )
+        return {
+            service: subprocess.Popen(
+                [sys.executable, *_SERVICES[service], *arguments[service]],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env=process_environment(**variables),
+            )
+            for service in services
+        }

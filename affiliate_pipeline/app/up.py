@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -56,8 +57,7 @@ def up(
         stack.callback(background.join)
         stack.callback(stopping.set)
         while not stopping.wait(2):
-            if project.dagster.poll() is not None:
-                raise CommandError(f"Dagster has stopped unexpectedly; its log is {project.log}")
+            project.require_dagster()
             server.start_database(project.landing.environment)  # restarts the embedded server if it was killed
         console.print("Stopping")
 
@@ -67,8 +67,14 @@ class Project:
     """A project folder whose database and Dagster are running."""
 
     landing: Landing
-    dagster: subprocess.Popen[bytes]
+    dagster: Mapping[str, subprocess.Popen[bytes]]
     log: Path
+
+    def require_dagster(self) -> None:
+        """Raise `CommandError` if one of Dagster's processes has ended."""
+        for service, process in self.dagster.items():
+            if process.poll() is not None:
+                raise CommandError(f"Dagster's {service} has stopped unexpectedly; its log is {self.log}")
 
 
 @contextmanager
@@ -115,25 +121,25 @@ def running(stopping: threading.Event, port: int | None, failing: Mapping[date, 
         with Store(environment.database_url()) as store:
             store.require_ready()
             environment = first_days.ensure(environment, store)
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="affiliate_")))
         stack.callback(stop_processes, home)
         log, ui_port = home / "dagster.log", port or server.free_port()
-        dagster = start_dagster(home, log, ui_port, without_daemon=port is None)
-        client = DagsterClient(ui_port)
-        _wait_until_ready(client, dagster, log, stopping)
+        landing = Landing(environment, DagsterClient(ui_port), stopping)
+        project = Project(landing, start_dagster(home, folder, log, ui_port, without_daemon=port is None), log)
+        _wait_until_ready(project)
         save_port(home, ui_port)
-        yield Project(Landing(environment, client, stopping), dagster, log)
+        yield project
 
 
-def _wait_until_ready(
-    client: DagsterClient, dagster: subprocess.Popen[bytes], log: Path, stopping: threading.Event
-) -> None:
+def _wait_until_ready(project: Project) -> None:
     deadline = time.monotonic() + READY_WAIT_S
     with doing("Dagster is starting"):
-        while not stopping.wait(0.2):
-            if dagster.poll() is not None or time.monotonic() > deadline:
-                raise CommandError(f"Dagster did not start; its log is {log}")
+        while not project.landing.stopping.wait(0.2):
+            project.require_dagster()
+            if time.monotonic() > deadline:
+                raise CommandError(f"Dagster did not start; its log is {project.log}")
             with suppress(DagsterUnavailable):
-                if client.is_ready():
+                if project.landing.dagster.is_ready():
                     return
 
 

@@ -86,9 +86,9 @@ def running(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 WEBSERVER, DAEMON, CODE_SERVER = (
-    ("-m", "dagster_webserver", "--port", "1"),
+    ("-m", "dagster_webserver", "-p", "1"),
     ("-m", "dagster._daemon", "run"),
-    ("-m", "dagster", "api", "grpc", "--socket", "x"),
+    ("-m", "dagster", "api", "grpc", "-s", "x"),
 )
 
 
