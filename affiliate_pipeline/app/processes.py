@@ -104,15 +104,15 @@ def running_processes(home: Path) -> list[psutil.Process]:
 
 def missing_services(home: Path) -> list[str] | None:
     """The services of the folder's Dagster that do not run; None if Dagster does not run at all."""
-    commands: list[list[str]] = []
+    commands: list[str] = []
     for process in running_processes(home):
         with suppress(psutil.Error):  # it has just ended
             if process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-                commands.append(process.cmdline())
+                commands.append(" ".join(process.cmdline()))
     missing = [
         service
         for service, arguments in _SERVICES.items()
-        if not any(tuple(command[1 : len(arguments) + 1]) == arguments for command in commands)
+        if not any(" ".join(arguments) in command for command in commands)
     ]
     return None if len(missing) == len(_SERVICES) else missing
 
