@@ -7,6 +7,7 @@ import sys
 import dagster as dg
 import pytest
 
+from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs.executor import PRELOADED
 from affiliate_pipeline.exchanges.registry import DEFAULT, ENDPOINTS
 from affiliate_pipeline_tests.code_location import loaded_definitions
@@ -48,6 +49,11 @@ print(json.dumps(found))
 @pytest.fixture
 def specs() -> dict[str, dg.AssetSpec]:
     return {spec.key.to_user_string(): spec for spec in loaded_definitions().resolve_all_asset_specs()}
+
+
+@pytest.mark.filterwarnings("error::dagster.BetaWarning")
+def test_building_the_definitions_warns_of_nothing():
+    assert build_definitions().assets
 
 
 def test_every_asset_has_a_description_an_owner_and_the_group_of_its_exchange(specs):

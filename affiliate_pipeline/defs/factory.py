@@ -1,6 +1,7 @@
 """All definitions of some accounts, for this package's own code location and for any other."""
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import Any, Literal
@@ -197,22 +198,24 @@ def assemble(
         resources: By key; one is `placement.resource`.
     """
     endpoints, earning = catalog.endpoints, catalog.earning if has_commission else ()
-    assets = [
-        *(
-            build_asset(
-                endpoint,
-                first_day(endpoint),
-                placement,
-                [each for each in catalog.reference_tables if each.is_read_by(endpoint)],
-            )
-            for endpoint in endpoints
-        ),
-        *(build_reference_table(table, placement) for table in catalog.reference_tables),
-    ]
+    # Each asset's backfill policy is in beta: a warning per asset and process would bury everything else in the logs.
+    with warnings.catch_warnings(action="ignore", category=dg.BetaWarning):
+        assets = [
+            *(
+                build_asset(
+                    endpoint,
+                    first_day(endpoint),
+                    placement,
+                    [each for each in catalog.reference_tables if each.is_read_by(endpoint)],
+                )
+                for endpoint in endpoints
+            ),
+            *(build_reference_table(table, placement) for table in catalog.reference_tables),
+        ]
+        if earning:
+            assets.append(build_earnings(earning, min(map(first_day, earning)), placement))
     schedules: list[dg.ScheduleDefinition] = []
     sensors: list[dg.SensorDefinition] = []
-    if earning:
-        assets.append(build_earnings(earning, min(map(first_day, earning)), placement))
     if has_schedules:
         with_exports = list(export_endpoints(endpoints))
         schedules += build_schedules(endpoints, placement)
