@@ -76,12 +76,16 @@ def _request(asset: str, days: str, environment: Environment) -> Request:
         return Request(asset, (asset,))
     endpoint = endpoints.get(asset)
     today = datetime.now(endpoint.exchange.zone if endpoint else UTC).date()
-    # Of records, days land that have ended; of everything else, only today can.
+    # Of records, days land that have ended.
     last = today - DAY if endpoint is None or isinstance(endpoint, Records) else today
     first = first_day(endpoint, environment) if endpoint else first_earning_day(catalog, environment)
     requested = parse_days(days) if days else [last]
     if requested[-1] > last:
         raise CommandError(f"{asset}: {requested[-1]} has not ended", f"The last day that can land is {last}")
+    if endpoint and not isinstance(endpoint, Records) and requested != [today]:
+        raise CommandError(
+            f"{asset}: only today can land, since the exchange reports no past", f"Leave the day out, or write {today}"
+        )
     if requested[0] < first:
         raise CommandError(
             f"{asset}: {requested[0]} is before the first day, {first}",

@@ -4,7 +4,7 @@ Each run is independent: whatever fails in one of them, the others land their da
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -75,8 +75,8 @@ class Landing:
         """The endpoints of all accounts."""
         return configured_catalog(self.environment.variables)
 
-    def missing(self) -> list[Request]:
-        """The configured assets' days that have not settled and were not read in the last hour.
+    def missing(self, again: Collection[date] = ()) -> list[Request]:
+        """The configured assets' days that have not settled and were not read in the last hour, and those of `again`.
 
         Assets share a run if they are of the same account, have the same partitions and miss the same days.
         """
@@ -85,7 +85,8 @@ class Landing:
         with self._store() as store:
             for endpoint in self._scheduled():
                 first = first_day(endpoint, self.environment)
-                expected = expected_days(endpoint.timetable, first, now_ms(), store.ledger(endpoint))
+                landed = {day: entry for day, entry in store.ledger(endpoint).items() if day not in again}
+                expected = expected_days(endpoint.timetable, first, now_ms(), landed)
                 days = [
                     each.day
                     for each in expected
@@ -123,6 +124,8 @@ class Landing:
 
         If it is interrupted, the runs that it has launched are cancelled.
         """
+        if not requests:
+            return []
         running: dict[str, Request] = {}
         began = datetime.now(UTC)
         try:

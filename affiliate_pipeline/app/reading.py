@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import date
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -20,7 +20,7 @@ from affiliate_pipeline.app.embedded_server.server import start_database
 from affiliate_pipeline.commission.figures import Incomplete, gather, incomplete
 from affiliate_pipeline.commission.report import render
 from affiliate_pipeline.commission.rollup import COMMISSION, REPORT, TABLE, Commission
-from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.domain.days import DAY, format_days
 from affiliate_pipeline.domain.files import replacing
 from affiliate_pipeline.domain.settings import Environment, Mode
 from affiliate_pipeline.domain.wording import PROGRAM, command, up_command
@@ -184,6 +184,9 @@ def report(
             raise CommandError(f"{day} is not a day (2026-10-01)") from None
         if reported is None:
             raise CommandError("nothing has been added up yet", f"Land some days first: `{up_command()}`")
+        today = datetime.now(UTC).date()
+        if reported >= today:
+            raise CommandError(f"{reported} has not ended", f"The last day that can be reported is {today - DAY}")
         start = first_earning_day(configured_catalog(environment.variables), environment)
         if reported < start:
             raise CommandError(

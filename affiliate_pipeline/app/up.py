@@ -5,7 +5,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
@@ -48,11 +48,12 @@ def up(
     os.chdir(settings.root())
     stopping = stop_on_signals()
     with ExitStack() as stack:
-        project = stack.enter_context(running(stopping, None if once else port, failing_days(fail_day)))
+        failing = failing_days(fail_day)
+        project = stack.enter_context(running(stopping, None if once else port, failing))
         if once:
-            raise typer.Exit(0 if _land(project.landing) else 1)
+            raise typer.Exit(0 if _land(project.landing, failing) else 1)
         console.print(f"Dagster's UI is ready: [bold]http://localhost:{port}[/bold]")
-        background = threading.Thread(target=_land, args=(project.landing, port))
+        background = threading.Thread(target=_land, args=(project.landing, failing, port))
         background.start()
         stack.callback(background.join)
         stack.callback(stopping.set)
@@ -143,14 +144,22 @@ def _wait_until_ready(project: Project) -> None:
                     return
 
 
-def _land(landing: Landing, port: int | None = None) -> bool:
-    """Land the missing days, add up the stale ones and print what has landed; return whether all of that succeeded."""
+def _land(landing: Landing, again: Collection[date], port: int | None = None) -> bool:
+    """Land the missing days, add up the stale ones and print what has landed; return whether all of that succeeded.
+
+    Args:
+        landing: What launches the runs.
+        again: Days that are landed again, even if they are not missing.
+        port: The port of Dagster's UI, if there is one.
+    """
     failures: list[Failure] = []
     try:
-        missing = landing.missing()
+        missing = landing.missing(again)
         if not missing and (reason := landing.nothing_can_land()):
             console.print(f"Nothing can land: {reason}. Correct the variables (README, Real accounts).")
             return False
+        if not missing:
+            console.print("Nothing to land: every day has settled or was read within the last hour.")
         failures += landing.land(missing)
         failures += landing.land(landing.stale())
         landing.summarize()

@@ -121,3 +121,9 @@ def test_there_is_no_page_without_totals_or_for_an_invalid_day(sandbox):
     with pytest.raises(CommandError, match="is not a day"):
         report("yesterday")
     assert not Path("reports").exists()
+
+
+def test_a_day_that_has_not_ended_is_refused(sandbox):
+    with pytest.raises(CommandError, match="2999-01-01 has not ended. The last day that can be reported is 2"):
+        report("2999-01-01")
+    assert not Path("reports").exists()

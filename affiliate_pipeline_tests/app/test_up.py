@@ -21,6 +21,8 @@ from affiliate_pipeline.app.landing import Landing, LandingInterrupted, Request,
 from affiliate_pipeline.exchanges.endpoint import Snapshot
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.errors import StoreUnavailable
+from affiliate_pipeline_tests.defs.direct_runs import land
+from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED
 
 # An `up` that has the lock and writes its pid only after a line on its standard input.
 SLOW_UP = """
@@ -214,6 +216,8 @@ def test_interrupting_a_landing_cancels_its_runs(landing):
             "lbank/trade_user: 2999-01-01 has not ended. The last day that can land is 2",
         ),
         (["affiliate/daily_report", "2999-01-01"], "affiliate/daily_report: 2999-01-01 has not ended"),
+        (["binance/if_new_user", "2025-01-02"], "binance/if_new_user: only today can land"),
+        (["binance/if_new_user", "2999-01-01"], "binance/if_new_user: 2999-01-01 has not ended"),
         (["lbank/trade_user", "2024-12-31"], "lbank/trade_user: 2024-12-31 is before the first day, 2025-01-01"),
         (["lbank/trade_user", "yesterday"], "yesterday is neither a day"),
     ],
@@ -237,10 +241,24 @@ def test_up_once_says_so_if_nothing_can_land(landing, monkeypatch, capsys, start
         monkeypatch.setenv("AFFILIATE_START_DATE", start)
         monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key")
     runs, dagster = landing()
-    assert not up._land(runs)
+    assert not up._land(runs, ())
     assert dagster.launched == []
     reason = "the first day, 2999-01-01, has not ended" if start else "no account has its API key set"
     assert f"Nothing can land: {reason}." in capsys.readouterr().out
+
+
+def test_a_day_that_is_to_fail_is_landed_again_and_up_says_so_if_no_day_is_due(landing, sandbox, monkeypatch, capsys):
+    monkeypatch.setenv("AFFILIATE_START_DATE", f"{SETTLED}")
+    land(KEY, DAYS)
+    runs, dagster = landing("SUCCESS", "SUCCESS", "SUCCESS")
+    monkeypatch.setattr(Landing, "_scheduled", lambda _: [ENDPOINTS[0]])
+
+    assert up._land(runs, ())
+    assert (KEY,) not in dict(dagster.launched)
+    assert "Nothing to land: every day has settled or was read within the last hour." in capsys.readouterr().out
+
+    assert up._land(runs, (SETTLED,))
+    assert dict(dagster.launched)[KEY,] == (SETTLED,)
 
 
 def test_up_names_a_variable_that_belongs_to_no_account(home, monkeypatch, capsys):
