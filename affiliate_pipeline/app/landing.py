@@ -98,7 +98,7 @@ class Landing:
         return [request_of(endpoints, days) for (*_, days), endpoints in shared.items()]
 
     def nothing_can_land(self) -> str | None:
-        """Why no day is missing although none has landed; None if one has."""
+        """Why no day can land yet; None if one has landed."""
         scheduled = self._scheduled()
         if not scheduled:
             return "no account has its API key set"

@@ -151,7 +151,7 @@ def stop_processes(home: Path) -> bool:
 def dagster_home(home: Path, *, without_daemon: bool = False) -> Path:
     """The folder for DAGSTER_HOME under `up`, with the project's `dagster.yaml`.
 
-    Without a daemon, no run could be queued: it is launched at once.
+    Without a daemon, a queued run would never start, so runs are launched at once.
     """
     folder = home / ("dagster_without_daemon" if without_daemon else "dagster")
     folder.mkdir(exist_ok=True)

@@ -39,12 +39,12 @@ NO_DAYS: Mapping[date, int] = {}
 @app.command()
 def up(
     once: Annotated[
-        bool, typer.Option("--once", help="Land the last days, then exit: with 0 if all have landed, else 1.")
+        bool, typer.Option("--once", help="Land the missing days, then exit: with 0 if all have landed, else 1.")
     ] = False,
     port: Port = UI_PORT,
     fail_day: FailDays = None,
 ) -> None:
-    """Start the database, the sandbox if no exchange is configured, and Dagster; land the last days. Ctrl-C stops it."""
+    """Start the database, the sandbox if no exchange is configured, and Dagster; land the missing days. Ctrl-C stops it."""
     os.chdir(settings.root())
     stopping = stop_on_signals()
     with ExitStack() as stack:
@@ -80,7 +80,7 @@ class Project:
 
 @contextmanager
 def running(stopping: threading.Event, port: int | None, failing: Mapping[date, int] = NO_DAYS) -> Generator[Project]:
-    """Run the database, the sandbox if no exchange is configured, and Dagster; stop what was started at the end.
+    """Run the database, the sandbox if no exchange is configured, and Dagster; at the end, stop what was started.
 
     Args:
         stopping: Set by a signal.
