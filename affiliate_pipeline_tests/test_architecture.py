@@ -291,7 +291,7 @@ def test_migrations_of_a_folder_are_numbered_from_one_without_gaps():
     assert numbers == {folder: [*range(1, len(found) + 1)] for folder, found in numbers.items()}
 
 
-def test_templates_are_installed_with_the_package():
+def test_files_other_than_modules_are_installed_with_the_package():
     declared = {
         path
         for package, patterns in PYPROJECT["tool"]["setuptools"]["package-data"].items()
@@ -322,7 +322,7 @@ def needed() -> set[str]:
 
 
 def files() -> list[Path]:
-    """The text files of the repository."""
+    """Every file of the repository except pictures, build output and, with two exceptions, hidden files."""
     skipped = {"__pycache__", "build"}
     found = [ROOT / ".ci" / "run", ROOT / ".gitignore"]
     for entry in ROOT.iterdir():

@@ -12,8 +12,8 @@ from affiliate_pipeline.defs.executor import PRELOADED
 from affiliate_pipeline.exchanges.registry import DEFAULT, ENDPOINTS
 from affiliate_pipeline_tests.code_location import loaded_definitions
 
-# What the commands, Dagster's daemon, web server and code server, and a run import.
-WITHOUT_ROWS = (
+# What the commands, Dagster's daemon, web server and code server, and a run import when they start.
+IMPORTED_AT_START = (
     "environment",
     "app.__main__",
     "app.instance.storage",
@@ -83,7 +83,7 @@ def libraries_after_importing(*modules: str) -> dict[str, list[str]]:
 
 
 def test_libraries_that_process_rows_are_imported_when_landing_begins():
-    modules = [f"affiliate_pipeline.{name}" for name in WITHOUT_ROWS]
+    modules = [f"affiliate_pipeline.{name}" for name in IMPORTED_AT_START]
 
     found = libraries_after_importing(*modules)
 

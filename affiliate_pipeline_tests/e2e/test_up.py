@@ -217,7 +217,7 @@ def test_whatever_one_exchange_or_day_does_everything_else_lands(fresh: Project,
 
 
 def test_every_command_of_the_readme_works_as_printed(landed: Project):
-    """But the lines that are not for a running `up`, which other tests run: `make`, `up --once`, `down`, `sandbox`."""
+    """Runs the commands for a running `up`. Other tests run the rest: `make`, `up --once`, `down` and `sandbox`."""
     readme = (landed.folder / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"(?:^ {4}.*\n)+", readme, re.M)
     commands = [
