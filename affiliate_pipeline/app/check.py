@@ -43,7 +43,7 @@ def check(port: Port = UI_PORT) -> None:
 
 
 def _consistent(findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Each finding once, and nothing that is fine about a subject with a problem."""
+    """Each finding once; of a subject with a problem, only the problems."""
     distinct = list(dict.fromkeys(findings))
     wrong = {finding.about for finding in distinct if finding.to_do}
     return (finding for finding in distinct if finding.to_do or finding.about not in wrong)

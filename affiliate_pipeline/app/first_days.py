@@ -23,7 +23,8 @@ from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.landing.pipeline import connected, now_ms, plan_of
 from affiliate_pipeline.landing.store import Store
 
-# How many days are landed by default of an exchange that retains all, and the other example in the question.
+# For an exchange that retains all days: how many days land by default, and how many the question and the hint about
+# earlier days give as an example.
 DAYS = 7
 MORE_DAYS = 30
 EARLIEST = date(2010, 1, 1)

@@ -46,7 +46,8 @@ def land(
     The run is launched in the running `up` of this folder, else in a Dagster that is started for it.
     """
     os.chdir(settings.root())
-    # Before anything starts, and again because a first `up` chooses the first days.
+    # Check the arguments before anything starts. Below, they are checked again, because `_landing` may choose the first
+    # days.
     _request(asset, days, settings.application())
     stopping = stop_on_signals()
     try:
@@ -76,7 +77,7 @@ def _request(asset: str, days: str, environment: Environment) -> Request:
         return Request(asset, (asset,))
     endpoint = endpoints.get(asset)
     today = datetime.now(endpoint.exchange.zone if endpoint else UTC).date()
-    # Of records, days land that have ended.
+    # Records and daily sums land only for days that have ended.
     last = today - DAY if endpoint is None or isinstance(endpoint, Records) else today
     first = first_day(endpoint, environment) if endpoint else first_earning_day(catalog, environment)
     requested = parse_days(days) if days else [last]

@@ -1,7 +1,7 @@
 """The accounts that a Dagster project gives, with credentials by variable name.
 
-A variable is read when a session is opened, never earlier: Dagster would fail a run with an unset `EnvVar` in a
-resource's config before any step, so that no day is marked as failed and no alert names days.
+A variable is read when a session is opened, never earlier: Dagster fails a run with an unset `EnvVar` in a resource's
+config before any step. No day would then be marked as failed, and no alert would name the days.
 """
 
 from abc import ABC, abstractmethod
@@ -139,7 +139,7 @@ class Account(ABC):
         return dict(self.names)[variable], value
 
     def check(self) -> None:
-        """Raise `InvalidArgument` for an argument that no value of a variable could make usable."""
+        """Raise `InvalidArgument` for what is wrong whatever the values of the variables are."""
         if self.alias and not is_alias(self.alias):
             raise InvalidArgument(
                 f"alias {self.alias!r}: use up to 31 lower-case letters, digits and single underscores, the first one a letter"

@@ -36,7 +36,7 @@ def check_specs(endpoint: Endpoint, placement: Placement = OWN) -> Iterator[dg.A
             NO_DAY_MISSING,
             asset=asset,
             description="Each expected day of the last 30 days, from the first landed day on, has landed and was read again "
-            "after it had settled, and the last run of no day failed. The sensor `watch` evaluates this check within a "
+            "after it had settled, and no day's last run failed. The sensor `watch` evaluates this check within a "
             "minute of a change.",
         )
     if isinstance(endpoint, Records) and endpoint.compared_with:
@@ -49,7 +49,7 @@ def check_specs(endpoint: Endpoint, placement: Placement = OWN) -> Iterator[dg.A
 
 
 def named_sums(endpoint: Endpoint, stats: DayStats) -> dict[str, dict[str, str]]:
-    """The day's sums by value, such as a coin, below the columns that they are of: `income by asset`."""
+    """The day's sums, such as one per coin, under the names of the columns: `{"income by asset": {"USDT": "1.50"}}`."""
     if not isinstance(endpoint, Records) or not endpoint.sum_by:
         return {}
     return {" by ".join(endpoint.sum_by): dict(stats.sums)}
@@ -64,8 +64,8 @@ def run_evaluations(
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """The evaluations of a run for the checks that it has not evaluated for each of its days.
 
-    They become the latest ones. Otherwise, Dagster shows what it had planned for the other days as the state of the
-    check: failed without a reason, if any step of the run fails.
+    They become the latest evaluations of their checks. Otherwise, if a step of the run fails, Dagster shows a check as
+    failed without a reason, because the latest evaluation is only planned.
     """
     for check in checks:
         results = [each for each in evaluated if each.asset_check_key == check]

@@ -17,8 +17,8 @@ from affiliate_pipeline.defs.factory import Status, build_definitions
 from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, DEFAULT_START_DATE
 
 _SUFFIX = "_variable"
-# A generated key may consist of upper-case letters and digits only, but is longer than 20 characters. So each part of a
-# name has at most 20.
+# Rejects an API key that is given instead of a variable's name. A key may consist of upper-case letters and digits
+# only, but then has more than 20 in a row. So a name has at most 20 characters between underscores.
 _NAME = re.compile("(?=[A-Z_])[A-Z0-9]{0,20}(_[A-Z0-9]{0,20})*")
 
 

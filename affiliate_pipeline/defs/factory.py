@@ -63,8 +63,8 @@ def build_definitions(
         group_name: The group of all assets; by default one per account, `<exchange>[_<alias>]`.
         owners: The owners of all assets; by default a team per account and role.
         op_tags: Tags of each asset's op.
-        schedules: For schedules, and for the sensors that request runs as schedules do.
-        monitoring: For the sensors that request overdue days, raise alerts and deliver them.
+        schedules: The initial status of schedules, and of the sensors that request runs as schedules do.
+        monitoring: The initial status of the sensors that request overdue days, raise alerts and deliver them.
         alerts: Where alerts about these assets go; without it, no sensor raises or delivers any.
         commission: Whether to add `affiliate/daily_commission` and `affiliate/daily_report`.
     """
