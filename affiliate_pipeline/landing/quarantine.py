@@ -65,7 +65,7 @@ def _has_better(connection: Connection[Any], asset: str, day: date, rows: int) -
 
 
 def drop(connection: Connection[Any], asset: str, day: date) -> None:
-    """Delete what was stored for the day, in the transaction that lands it."""
+    """Delete what was stored for the day, in the caller's transaction."""
     connection.execute(f"delete from {TABLE} where asset = %s and partition = %s", (asset, day))
 
 

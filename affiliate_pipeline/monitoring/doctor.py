@@ -85,7 +85,7 @@ def of_settings(about: str, error: SettingsError) -> Iterator[Finding]:
 
 
 def settings(environment: Environment) -> Iterator[Finding]:
-    """Variables that are ignored or belong to no exchange; `accounts` reports those of exchanges."""
+    """Findings about ignored variables and general settings; `accounts` checks the exchanges'."""
     variables = environment.variables
     for unusable in unusable_variables(variables):
         yield Finding(unusable.name, unusable.problem, unusable.action)
@@ -239,7 +239,7 @@ def accounts(environment: Environment) -> Iterator[Finding]:
 
 
 def _account(about: str, endpoints: list[Endpoint], environment: Environment, measured: set[str]) -> Iterator[Finding]:
-    """Test the account with a request to each endpoint that has one, until a request fails.
+    """Test the account with the probe of each endpoint that has one, until one fails.
 
     Args:
         measured: The exchanges whose clock has been compared; this account's is added.

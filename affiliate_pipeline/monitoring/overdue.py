@@ -140,7 +140,7 @@ def actions_for(
 
     Args:
         in_progress: Whether a run of the asset is unfinished.
-        just_failed: The days of runs that failed within the first pause.
+        just_failed: The days of runs, not requested by the monitor, that failed less than `FIRST_PAUSE` ago.
     """
     actions = OverdueActions([], {}, {})
     requested: list[date] = []
