@@ -177,7 +177,7 @@ def two_accounts(both_exchanges: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sa
 
 @pytest.fixture
 def known_keys(sandbox: Sandbox, database_url: str) -> None:
-    """Records the configured keys as verified, as a first run does, so that all requests of the test are its own."""
+    """Records the configured keys as verified, as a first run does, so that no run of the test has to verify them."""
     variables = environment.configured().variables
     for endpoint in configured_catalog(variables).endpoints:
         if endpoint.probe and variables.get(endpoint.credentials[0]):

@@ -36,8 +36,8 @@ DAYS = [TODAY - timedelta(days=number) for number in range(5, 0, -1)]
 EXPORT_DAYS = [TODAY - timedelta(days=number) for number in range(12, 8, -1)]
 REBATES = "binance/rebate_recent_record"
 EXPORT_REQUEST, EXPORT = "binance/kickback_historical_request", "binance/kickback_historical_record"
-SNAPSHOTS = [endpoint.key for endpoint in ENDPOINTS if not isinstance(endpoint, Records)]
-RECORDS = [endpoint.key for endpoint in ENDPOINTS if endpoint.key not in {*SNAPSHOTS, EXPORT, EXPORT_REQUEST}]
+TODAY_ONLY = [endpoint.key for endpoint in ENDPOINTS if not isinstance(endpoint, Records)]
+RECORDS = [endpoint.key for endpoint in ENDPOINTS if endpoint.key not in {*TODAY_ONLY, EXPORT, EXPORT_REQUEST}]
 # Columns with the time of the run.
 UNSTABLE = {
     EXPORT_REQUEST: ["requested_at"],
@@ -90,7 +90,7 @@ def test_every_endpoint_lands_what_the_file_expects(exchange, query):
     assert 0 < landed_rebates() < len(DAYS)
 
     runs = {key: land(key, DAYS) for key in RECORDS}
-    runs |= {key: land(key, [TODAY]) for key in SNAPSHOTS}
+    runs |= {key: land(key, [TODAY]) for key in TODAY_ONLY}
     runs |= {key: land(key, EXPORT_DAYS) for key in (EXPORT_REQUEST, EXPORT)}
     assert {key: run.message for key, run in runs.items() if not run.success} == {}
     assert {endpoint.key for endpoint in ENDPOINTS} == runs.keys()

@@ -54,7 +54,7 @@ def test_dagsters_own_commands_print_one_sentence(monkeypatch, tmp_path):
     assert "secretX" not in f"{raised.value}" and raised.value.__suppress_context__
 
 
-# Each URL has an invalid part: the password, another part that contains the secret, or one without it.
+# Each URL has an invalid part: the password, another part that contains the secret, or a part without the secret.
 @pytest.mark.parametrize(
     "url",
     [

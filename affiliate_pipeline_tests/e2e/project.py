@@ -310,7 +310,7 @@ class UI:
         return days
 
     def missing_partitions(self) -> dict[str, int]:
-        """By asset, how many of its partitions are not materialized, for those that have any."""
+        """The number of partitions that are not materialized, by asset. Completely materialized assets are left out."""
         nodes = self.execute(PARTITIONS)["assetNodes"]
         stats = {"/".join(each["assetKey"]["path"]): each["partitionStats"] for each in nodes}
         missing = {key: each["numPartitions"] - each["numMaterialized"] for key, each in stats.items() if each}
@@ -321,7 +321,7 @@ class UI:
         return self._launch([KEY], {"dagster/partition": f"{day}"})
 
     def launch_range(self, keys: Sequence[str], days: Sequence[date], **config: bool) -> str:
-        """Queue one run of these assets over the (consecutive) days, if they have any, and return its id."""
+        """Queue one run of these assets over the (consecutive) days, of which there may be none, and return its id."""
         ends = {"start": days[0], "end": days[-1]} if days else {}
         tags = {f"dagster/asset_partition_range_{end}": f"{day}" for end, day in ends.items()}
         return self._launch(keys, tags, **config)

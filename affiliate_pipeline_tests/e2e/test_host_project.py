@@ -231,7 +231,7 @@ def check_resources(ui: UI, host: Host) -> None:
 
 
 def check_schedules(ui: UI) -> None:
-    """Each schedule's tick requests runs of this package's assets only, also of the account without variables."""
+    """Each schedule's tick requests runs of this package's assets only, even for the account without variables."""
     for name in ("binance_records_0015_utc", "binance_unset_records_0015_utc", "lbank_records_0035_asia_shanghai"):
         selector = ui.repository | {"scheduleName": f"affiliate_desk_{name}"}
         at = datetime.now(UTC).timestamp()

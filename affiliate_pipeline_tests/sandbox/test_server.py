@@ -145,6 +145,6 @@ def test_a_port_in_use_is_reported(sandbox):
     ("option", "reason"),
     [("tomorrow", "names no day"), ("2026-10-01=x", "names no day"), ("2026-10-01=200", "names no error")],
 )
-def test_a_day_that_cannot_fail_is_refused(option, reason):
+def test_a_malformed_fail_day_option_is_refused(option, reason):
     with pytest.raises(CommandError, match=f"--fail-day {option} {reason}"):
         app(["sandbox", "--fail-day", option], standalone_mode=False)

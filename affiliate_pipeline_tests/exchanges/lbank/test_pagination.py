@@ -26,9 +26,9 @@ def small_pages() -> Iterator[None]:
 
 
 class PagedList:
-    """A list served in pages, ordered by time; rows of equal time in insertion order, or in the order of `order`.
+    """A list served in pages, ordered by time; rows of equal time are in insertion order, or shuffled by `order`.
 
-    `rounds_start`: each page begins at a multiple of the page size. `order`: reorders the rows before each page.
+    `rounds_start`: each page begins at a multiple of the page size. `order`: shuffles the rows before each page.
     `unit_ms`: the unit of the times served. `before_page`: called with each page's number, and may change the rows.
     """
 

@@ -116,7 +116,7 @@ def test_a_wrong_rsa_signature_is_refused(with_rsa, info, damage):
     assert info().error_code == 10007
 
 
-def test_a_signature_method_other_than_the_accounts_is_refused(with_rsa, info, lbank):
+def test_a_signature_method_that_does_not_match_the_key_is_refused(with_rsa, info, lbank):
     with_rsa.stamp["signature_method"] = "HmacSHA256"
     assert info().error_code == 10007
     with_rsa.stamp |= {"api_key": lbank.api_key, "signature_method": "RSA"}
