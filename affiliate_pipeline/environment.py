@@ -1,4 +1,4 @@
-"""The only reader of the environment: variables and `.env` become a frozen `Environment`.
+"""The application's environment: variables and `.env`, read only here, become a frozen `Environment`.
 
 A `.env` in the working directory takes precedence over the variables, as in Dagster itself. Importing this module reads
 no settings and starts nothing.

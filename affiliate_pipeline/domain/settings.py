@@ -185,7 +185,7 @@ def _permitted_scale(scale: float, info: ValidationInfo) -> float:
 
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 StartDate = Annotated[date | None, Field(description="a day such as 2026-10-01")]
-# A field after those of the base URLs.
+# Declare the field after those of the base URLs: its validator gets only the values of earlier fields.
 RateScale = Annotated[
     float, Field(gt=0, allow_inf_nan=False, description="a number above 0"), AfterValidator(_permitted_scale)
 ]

@@ -71,7 +71,7 @@ class Money:
     earners: tuple[str, ...]
     # The column with the amount in USDT, where the source gives it.
     usdt: str | None = None
-    # The column whose codes divide the kind, and the name of each code.
+    # The column whose code is appended to the kind by name, as in `commission spot`, and the name of each code.
     kind_by: tuple[str, tuple[tuple[int, str], ...]] | None = None
 
 
@@ -86,7 +86,7 @@ class Retention(Generic[SessionT]):
     requested_in_time: Callable[[SessionT, date], bool] | None = None
     # Another endpoint that has the same rows for longer.
     fallback: "Records[SessionT] | None" = None
-    # `trust_old` does not permit expired days; `requested_in_time` still does.
+    # Whether `trust_old` has no effect: an expired day is then fetched only if it was `requested_in_time`.
     is_final: bool = False
 
 
@@ -102,7 +102,7 @@ class Endpoint(Generic[SessionT]):
     schema: type[Row]
     strategy: Strategy[SessionT]
     probe: Probe[SessionT] | None = None
-    # What is wrong with the file that a variable names, by that variable of the default account.
+    # The default account's variable that names a file, and a function that returns what is wrong with the file.
     file_problems: tuple[str, Callable[[SessionT], Sequence[str]]] | None = None
     # Variables of the default account that it needs in addition to the credentials.
     requires: tuple[str, ...] = ()
@@ -256,7 +256,7 @@ class ReferenceTable(Generic[SessionT]):
     refresh: Callable[[SessionT], Mapping[str, int]]
     # Each column's name, definition and description.
     columns: tuple[tuple[str, str, str], ...]
-    # What a refresh costs; sends nothing.
+    # What a refresh costs; sends at most the request that verifies the key.
     plan: Callable[[SessionT], RequestPlan]
     # The endpoints whose runs read it, by name.
     read_by: tuple[str, ...] = ()
