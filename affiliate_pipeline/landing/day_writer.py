@@ -127,7 +127,7 @@ class DayWriter:
         # Spool the texts only if a comparison with the stored rows may read them again: otherwise COPY loads each block
         # while the next ones are decoded.
         texts: Iterable[bytes] = Spool(rows) if entry or altering_features else rows
-        difference, restated = "", None
+        difference, shrinking, restated = "", "", None
         if entry:
             total = existing + rows.summary
             if (entry.rows, entry.content_hash) == (total.rows, str(total.fingerprint)):
@@ -138,10 +138,12 @@ class DayWriter:
                 if not difference:
                     ledger.confirm(self.connection, asset, day, settled=settled)
                     return self._landed(batch, total, stats, settled, changed=False)
-            if not self.allow_shrink:
-                self._reject_shrinking(batch, entry, total.rows, settled=settled)
+            shrinking = self._shrinking(batch, entry, total.rows, settled=settled)
+            if shrinking and not self.allow_shrink:
+                raise Shrunken(shrinking)
             restated = self._stats(day) if entry.settled and not difference else None
-        self._replace(day, texts, is_appended=bool(existing.rows), store_superseded=bool(restated or difference))
+        store_superseded = bool(restated or difference or shrinking)
+        self._replace(day, texts, is_appended=bool(existing.rows), store_superseded=store_superseded)
         total = existing + rows.summary
         ledger.write(self.connection, asset, day, self.run_id, total.rows, str(total.fingerprint), settled, self.source)
         stats = self._stats(day)
@@ -261,17 +263,18 @@ class DayWriter:
                 f"else writes to this table or changes what is written to it{named}: stop or remove it"
             )
 
-    def _reject_shrinking(self, batch: DayBatch, entry: LedgerEntry, rows: int, *, settled: bool) -> None:
-        """Raise `Shrunken` if rows would be removed that the source may still have."""
+    def _shrinking(self, batch: DayBatch, entry: LedgerEntry, rows: int, *, settled: bool) -> str:
+        """Which landed rows would be removed although the source may still have them; empty if none."""
         if lost := self._landed_values(batch.day, batch.unlisted):
             what = ", ".join(f"{name} {value}" for name, value in lost[0].items())
             example = f", for example of {what}" if what else ""
-            raise Shrunken(f"the exchange sent no list (null) where rows had landed{example}")
+            return f"the exchange sent no list (null) where rows had landed{example}"
         if rows < entry.rows and settled:
-            raise Shrunken(f"{count_of(entry.rows, 'row')} had landed and the source now has {rows}")
+            return f"{count_of(entry.rows, 'row')} had landed and the source now has {rows}"
         if lost := self._landed_values(batch.day, batch.excluded):
             names = ", ".join(value for each in lost for value in each.values())
-            raise Shrunken(f"the exchange now refuses {names}, whose rows had landed")
+            return f"the exchange now refuses {names}, whose rows had landed"
+        return ""
 
     def _landed_values(self, day: date, entries: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
         """Those of the entries (see `DayBatch`) that match any landed row of the day.

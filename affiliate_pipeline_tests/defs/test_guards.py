@@ -258,6 +258,19 @@ def test_with_allow_shrink_a_settled_day_with_fewer_rows_lands(sandbox, query):
     assert superseded(query) == sent([twin])
 
 
+def test_with_allow_shrink_the_removed_rows_of_a_day_that_landed_before_it_settled_are_stored(sandbox, query):
+    sandbox.binance.set_rebates([rebate(at(SETTLED), 1), rebate(at(SETTLED), 2)])
+    land(KEY, [SETTLED])
+    query("update affiliate.landing set settled = false returning 1")
+    sandbox.binance.set_rebates([rebate(at(SETTLED), 2)])
+    assert "2 rows had landed and the source now has 1" in land(KEY, [SETTLED]).failed[SETTLED]
+
+    assert land(KEY, [SETTLED], allow_shrink=True).success
+
+    assert landed(query, SETTLED) == sent([rebate(at(SETTLED), 2)])
+    assert superseded(query) == sent([rebate(at(SETTLED), 1)])
+
+
 def test_an_unsettled_day_with_fewer_rows_lands(sandbox, query):
     sandbox.binance.set_rebates(rebates(YESTERDAY, 10))
     land(KEY, [YESTERDAY])
