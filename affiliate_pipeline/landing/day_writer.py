@@ -94,7 +94,7 @@ class DayWriter:
 
     connection: Connection
     endpoint: Endpoint
-    # That of the session's key, and those of all keys of its account.
+    # The source of the session's key, and the sources of all keys of its account.
     source: str
     sources: Sequence[str]
     run_id: str
@@ -223,7 +223,7 @@ class DayWriter:
         return stats_of(self.connection, self.endpoint, day)
 
     def _content_difference(self, day: date, texts: Iterable[bytes], *, written: bool = False) -> str:
-        """How the day's rows, or only those just written, differ from these; empty if they do not."""
+        """How the day's rows, or only those just written, differ from `texts`; empty if they do not."""
         names = endpoint_tables.data_columns(self.endpoint.schema)
         self.connection.execute(
             sql.SQL("create temporary table received ({}) on commit drop").format(

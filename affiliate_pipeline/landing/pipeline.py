@@ -222,8 +222,8 @@ class LandingRun:
             return map(payload, chain(split(fetched.chunks), more))
 
         if any(True for _ in received()):
-            received_at = datetime.fromtimestamp(self.available.requested_ms(fetched) / 1000, UTC)
-            why = Rejection(self.session.source, received_at, problem.what, complete)
+            requested_at = datetime.fromtimestamp(self.available.requested_ms(fetched) / 1000, UTC)
+            why = Rejection(self.session.source, requested_at, problem.what, complete)
             run_id = self.writer.run_id
             if quarantine.store(self.writer.connection, self.endpoint.key, fetched.day, run_id, why, received):
                 subject = "All rows are" if complete else "What was received of the day is"
@@ -248,8 +248,8 @@ class LandingRun:
             what = f"{quarantine.TABLE} has only a part of the day ({why.reason}), so it cannot land"
             problem = Problem("incomplete", what, action="Materialize it without from_rejected")
         else:
-            received_ms = int(why.received_at.timestamp() * 1000)
-            batch = DayBatch(day, rows, len(rows), requests=0, requested_ms=received_ms)
+            requested_ms = int(why.requested_at.timestamp() * 1000)
+            batch = DayBatch(day, rows, len(rows), requests=0, requested_ms=requested_ms)
             return self._land(PreparedDay(batch, self.blocks_of(batch)))
         return self._failed(day, problem)
 

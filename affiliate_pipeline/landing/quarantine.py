@@ -17,10 +17,13 @@ PRIVILEGES = {TABLE: "select insert delete"}
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why a day's rows did not land. `complete`: all rows of the day were received."""
+    """Why a day's rows did not land. `complete`: all rows of the day were received.
+
+    `requested_at`: when the run started or, if earlier, when the oldest response was requested (exchange time).
+    """
 
     source: str
-    received_at: datetime
+    requested_at: datetime
     reason: str
     complete: bool
 
@@ -33,7 +36,7 @@ def store(
     `rows` returns the JSON texts at each call. Incomplete rows replace neither complete ones nor a larger number of
     incomplete ones.
     """
-    common = (asset, day, run_id, why.source, why.received_at, why.reason, why.complete)
+    common = (asset, day, run_id, why.source, why.requested_at, why.reason, why.complete)
 
     def replace(payloads: Iterable[str]) -> None:
         copy = f"copy {TABLE} (asset, partition, run_id, source, rejected_at, reason, complete, payload) from stdin"
@@ -82,7 +85,10 @@ def rejected(connection: Connection[Any], asset: str, day: date) -> tuple[Reject
 
 
 def handled_at(connection: Connection[Any], asset: str, days: Sequence[date]) -> dict[date, datetime]:
-    """When each day last landed, was confirmed, or was rejected; other days are missing."""
+    """When each day last landed or was confirmed, or its rejected rows were requested.
+
+    Other days are missing.
+    """
     handled = {day: entry.checked_at for day, entry in entries(connection, asset, days).items()}
     with as_store_unavailable(), connection.transaction():
         rejected = connection.execute(
