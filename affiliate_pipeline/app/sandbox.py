@@ -101,7 +101,8 @@ def failing_days(texts: Sequence[str] | None) -> dict[date, int]:
             found[parsed] = int(status or 500)
         except ValueError:
             raise CommandError(
-                f"--fail-day {text} names no day", "Write 2026-10-01, yesterday or 2026-10-01=503"
+                f"--fail-day {text} is neither a day nor a day with an HTTP status",
+                "Write 2026-10-01, yesterday or 2026-10-01=503",
             ) from None
         if not 400 <= found[parsed] <= 599:
             raise CommandError(f"--fail-day {text} names no error", "Use an HTTP status from 400 to 599")

@@ -164,7 +164,7 @@ class BinanceLinkComponent(AccountComponent):
 
 
 class LBankScaffolder(AccountScaffolder):
-    """For an account."""
+    """For an account of LBank."""
 
     variables = {
         "api_key_variable": "LBANK_API_KEY",
