@@ -82,14 +82,16 @@ def build_definitions(
         requests=_sensor_status(schedules),
         monitoring=_sensor_status(monitoring),
     )
+    # Without monitoring, no sensor would deliver what is raised.
+    delivered = None if monitoring is None else alerts
     return assemble(
         catalog_of(accounts, None if endpoints is None else _listed(endpoints)),
         lambda _: start,
         placement,
-        _resources(accounts, database, start, alerts, placement),
+        _resources(accounts, database, start, delivered, placement),
         has_schedules=schedules is not None,
         has_monitoring=monitoring is not None,
-        has_alerts=alerts is not None and monitoring is not None,
+        has_alerts=delivered is not None,
         has_commission=commission,
     )
 

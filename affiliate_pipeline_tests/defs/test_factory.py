@@ -114,6 +114,17 @@ def test_without_schedules_and_monitoring_there_are_only_assets():
     assert [*(built.schedules or ()), *(built.sensors or ())] == []
 
 
+@pytest.mark.parametrize("monitoring", ["stopped", None])
+def test_alerts_are_raised_only_if_a_sensor_delivers_them(monitoring):
+    built = build_definitions(
+        [ACME], database=DATABASE, schedules="stopped", monitoring=monitoring, alerts=Alerts(urls=dg.EnvVar("URLS"))
+    )
+    delivers = any(sensor.name.endswith("alert_delivery") for sensor in built.sensors or ())
+    key = next(key for key in built.resources or {} if key.endswith("pipeline"))
+    with dg.build_resources(built.resources or {}) as resources:
+        assert getattr(resources, key).has_alerts is delivers is (monitoring is not None)
+
+
 def test_the_project_decides_names_owners_and_group():
     built = build_definitions(
         [ACME],
