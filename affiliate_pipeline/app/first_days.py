@@ -23,9 +23,9 @@ from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.landing.pipeline import connected, now_ms, plan_of
 from affiliate_pipeline.landing.store import Store
 
-# For an exchange that retains all days: how many days land by default, and how many the question and the hint about
-# earlier days give as an example.
+# How many days of an exchange that retains all days land by default.
 DAYS = 7
+# How far back the example of an earlier first day is, in the question and in the hint.
 MORE_DAYS = 30
 EARLIEST = date(2010, 1, 1)
 

@@ -90,7 +90,7 @@ def _request(asset: str, days: str, environment: Environment) -> Request:
     if requested[0] < first:
         raise CommandError(
             f"{asset}: {requested[0]} is before the first day, {first}",
-            "Set an earlier AFFILIATE_START_DATE (docs/configuration.md) and start `up` again",
+            "Set an earlier first day (docs/configuration.md) and start `up` again",
         )
     return request_of([endpoint], requested) if endpoint else Request(asset, (asset,), tuple(requested))
 

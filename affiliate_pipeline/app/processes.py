@@ -27,8 +27,8 @@ STOP_WAIT_S = 60
 # found even if `up` was killed, and a reused pid is never mistaken for one of them.
 STARTED_BY = "AFFILIATE_STARTED_BY"
 CODE_SERVER, WEBSERVER, DAEMON = "code server", "webserver", "daemon"
-# What Dagster consists of. Python's arguments start each process, and it is recognized by them. The code server is the
-# first: the others load the code location from it.
+# Dagster's processes, each with the arguments that Python starts it with, by which it is also recognized. The code
+# server is the first: the others load the code location from it.
 _SERVICES = {
     CODE_SERVER: ("-m", "dagster", "api", "grpc"),
     WEBSERVER: ("-m", "dagster_webserver"),
@@ -179,7 +179,7 @@ def start_dagster(
 
     Args:
         home: The folder of the project's state.
-        folder: An empty folder that other users cannot open; its path is short enough for a socket's.
+        folder: An empty folder that other users cannot open; its path is short enough for a Unix socket in it.
         log: The file for what the processes print.
         port: The port of the webserver.
         without_daemon: Start only code server and webserver.

@@ -191,7 +191,7 @@ def report(
         if reported < start:
             raise CommandError(
                 f"{reported} is before the first day, {start}",
-                "Choose a later day, or set an earlier AFFILIATE_START_DATE",
+                "Choose a later day, or set an earlier first day (docs/configuration.md)",
             )
         figures = gather(commission, configured, reported, start, is_sandbox=environment.mode is Mode.SANDBOX)
     path = render.write(figures, environment.reports)

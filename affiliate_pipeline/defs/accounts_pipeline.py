@@ -68,7 +68,7 @@ class AccountsPipeline(PipelineResource):
 
     @property
     def has_alerts(self) -> bool:
-        """Whether alerts were given."""
+        """Whether alerts are delivered: not without `alerts`, nor without `monitoring`."""
         return self._alerts is not None
 
     def alerts(self) -> AlertSettings:

@@ -25,7 +25,7 @@ class Placement:
     name_prefix: str = ""
     # Follows the prefix where an account is not part of the name, so that other accounts' definitions differ.
     scope: str = ""
-    # None and empty: an account's own group and team.
+    # If None and empty, each asset has its own group and team.
     group_name: str | None = None
     owners: tuple[str, ...] = ()
     op_tags: Mapping[str, Any] = field(default_factory=dict[str, Any])
