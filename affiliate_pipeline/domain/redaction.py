@@ -3,14 +3,15 @@
 import logging
 import re
 
-_NAME_OF_A_VALUE = (
+_SENSITIVE_NAME = (
     r"[\w-]*(?:signature(?![-_]?method)|api[-_]?key|access[-_]?key|secret|token|password|credential|authorization|echostr)"
     r"|sign(?![\w-])"
 )
-# The lookbehind lets a match begin only where a name begins: otherwise a long name would take quadratic time. A value is
-# in the line of its name unless it is in quotes: otherwise an empty one would remove the start of the next line.
+# The lookbehind lets a match begin only where a name begins: otherwise a long name would take quadratic time. A value
+# without quotes has to be on the line of its name: otherwise, after a name without a value, the start of the next line
+# would be removed.
 _NAMED = re.compile(
-    rf"(?i)(?<![\w-])(?={_NAME_OF_A_VALUE})([\w-]+)([\"']?\s*[=:](?:\s*(?=[\"'])|[^\S\n]*))(?!//)((?:bearer|basic|digest|token)\s+)?"
+    rf"(?i)(?<![\w-])(?={_SENSITIVE_NAME})([\w-]+)([\"']?\s*[=:](?:\s*(?=[\"'])|[^\S\n]*))(?!//)((?:bearer|basic|digest|token)\s+)?"
     r"(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^&\s\"',}]+)"
 )
 # After a colon, a sentence may continue: `SignatureDoesNotMatch: The request signature …`, `LBANK_API_SECRET: its key is …`.

@@ -1,8 +1,9 @@
 """The building blocks of the endpoints' schemas.
 
 One class per endpoint defines its columns in the exchange's JSON, in Arrow, in PostgreSQL and in the UI.
-Amounts are text here and `numeric` in PostgreSQL, never float: their scale stays as sent. `decode` derives pandera schemas
-and Arrow types from the declarations, because most processes need only these, and not the libraries.
+Amounts are text here and `numeric` in PostgreSQL, never float: their scale stays as sent. `decode` derives pandera
+schemas and Arrow types from the declarations. Most processes need only the declarations, so this module does not import
+those libraries.
 """
 
 import re

@@ -121,7 +121,7 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
     )
 
     def stated_uid() -> str | None:
-        # Each slot permits weight 1, and the request itself takes the last one.
+        # Each `slot()` permits weight 1, and the request itself takes the last one.
         for _ in range(UID_WEIGHT - 1):
             with limit.slot():
                 pass
