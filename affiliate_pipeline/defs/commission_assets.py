@@ -40,8 +40,8 @@ def build_earnings(earning: Sequence[Records], start: date, placement: Placement
         group_name=placement.group_of(GROUP),
         owners=placement.owners_of(GROUP),
         description="What was earned each day by exchange, account, kind and coin: added up exactly from the endpoints' tables, with "
-        "a value in USDT only where the exchange gives one. Of several endpoints that report the same money, only one "
-        "counts. Each exchange's days are in its own time zone.",
+        "a value in USDT only for amounts in USDT and where the exchange gives one. Of several endpoints that report "
+        "the same money, only one counts. Each exchange's days are in its own time zone.",
         metadata={"dagster/table_name": TABLE, "dagster/column_schema": table_schema(COLUMNS)},
     )
     report = dg.AssetSpec(

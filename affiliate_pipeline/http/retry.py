@@ -33,8 +33,8 @@ def retry_or_give_up(
 ) -> Retry | GiveUp:
     """Whether to retry a request that has failed `failures` times.
 
-    If the session's last `unanswered` requests, sent over `silent_s` seconds, got no response, the request is retried
-    until that reaches `SILENCE_LIMIT_S`, regardless of `max_attempts`.
+    The session's last `unanswered` requests, sent over `silent_s` seconds, got no response. If they include all
+    failures of this request, it is retried until `silent_s` reaches `SILENCE_LIMIT_S`, regardless of `max_attempts`.
     """
     if isinstance(error, NoResponse) and unanswered >= failures:
         if unanswered >= MIN_UNANSWERED and silent_s >= SILENCE_LIMIT_S:

@@ -271,7 +271,7 @@ def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store
     """What fetching these days costs, not counting expired ones that landed or are snapshots."""
     now = now_ms()
     ledger = store.ledger(endpoint, days)
-    # Some strategies request records for their plan.
+    # Verify the key first: some strategies request records for their plan, and the key may be of another account.
     _ = session.identity.sources
     fetched = [
         day

@@ -164,10 +164,10 @@ def _automation(connection: psycopg.Connection[Any], silent_since: datetime | No
             )
     if stopped:
         action = "Start them again in Dagster's UI, under Automation"
-        yield Finding("sensors", f"stopped: {', '.join(stopped)}", action)
+        yield Finding("schedules and sensors", f"stopped: {', '.join(stopped)}", action)
     if failing:
         action = "See its error in the UI, under Automation"
-        yield Finding("sensors", f"the last tick failed: {', '.join(failing)}", action)
+        yield Finding("schedules and sensors", f"the last tick failed: {', '.join(failing)}", action)
 
 
 def _days(endpoints: Sequence[Endpoint], ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:

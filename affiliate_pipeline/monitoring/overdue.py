@@ -204,7 +204,7 @@ def alerts_of(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expec
 
 def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[ExpectedDay], now_ms: int) -> Alert:
     named = format_days(each.day for each in days)
-    it, is_, has = ("it", "is", "has") if len(days) == 1 else ("them", "are", "have")
+    it, is_ = ("it", "is") if len(days) == 1 else ("them", "are")
     action = (
         f"To do: fix the cause that the alert of the failed run names, then materialize {it} (missing and failed only)."
     )
@@ -224,7 +224,7 @@ def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expected
             title = f"only {asset} can still land {named}"
             text = f"To do: unless a schedule does so, materialize {asset} for {it}."
         case NotificationLevel.GIVEN_UP:
-            title, text = f"{named} {has} not landed after {MAX_ATTEMPTS} attempts", f"{given_up} {action}"
+            title, text = f"{named} {is_} still overdue after {MAX_ATTEMPTS} attempts", f"{given_up} {action}"
         case _:
             span = SECOND_WARNING if level is NotificationLevel.BELOW_12_HOURS else FIRST_WARNING
             title, text = f"less than {span // HOUR} hours are left to land {named}", action

@@ -220,11 +220,11 @@ def test_stopped_or_failing_schedules_and_sensors_are_reported(healthy, findings
 
     query(INSERT_STATE, "SCHEDULE", "DECLARED_IN_CODE", instigator_body("binance_records_0015_utc"))
     query(INSERT_STATE, "SENSOR", "STOPPED", instigator_body("stale_days"))
-    assert findings() == {"sensors": "stopped: stale_days"}
+    assert findings() == {"schedules and sensors": "stopped: stale_days"}
 
     query("update instigators set status = 'DECLARED_IN_CODE'")
     query("insert into job_ticks (selector_id, status, tick_body) values ('x', 'FAILURE', %s)", '{"job_name": "other"}')
-    assert findings() == {"sensors": "the last tick failed: other"}
+    assert findings() == {"schedules and sensors": "the last tick failed: other"}
 
 
 def test_days_at_risk_are_reported(healthy, findings, query):
