@@ -170,9 +170,12 @@ def test_a_configured_start_date_is_not_replaced(choose, both_exchanges, monkeyp
 def test_the_daily_commission_starts_with_the_earliest_of_its_assets(choose, both_exchanges, monkeypatch):
     monkeypatch.setenv("LBANK_START_DATE", "2026-10-01")
     choose()
-    # The client's key is not set.
-    unset = "binance/kickback_recent_record"
-    assets = "binance/rebate_recent_record", "lbank/commission_stats_symbol_list", unset, "affiliate/daily_commission"
+    assets = (
+        "binance/rebate_recent_record",
+        "lbank/commission_stats_symbol_list",
+        "binance/kickback_recent_record",
+        "affiliate/daily_commission",
+    )
     assert first_partitions(*assets) == ["2026-11-23", "2026-10-01", "2026-11-23", "2026-10-01"]
 
 

@@ -30,7 +30,7 @@ def test_a_computed_asset_costs_no_requests(plan):
             assert plan(asset, *days) == f"{asset}: no requests, since it is computed from days that have landed"
 
 
-def test_the_plan_of_the_roster_depends_on_the_known_users_and_sends_no_request_for_it(
+def test_the_plan_of_the_roster_depends_on_the_known_users_and_is_made_without_requests(
     both_exchanges, known_keys, monkeypatch, plan, query
 ):
     assert plan("lbank/roster") == "lbank/roster: at least 1 request"

@@ -117,7 +117,7 @@ def test_without_the_extras_up_names_them_and_creates_nothing(monkeypatch, tmp_p
 
 
 class Dagster:
-    """A stub of Dagster's webserver, whose runs end at once, with these statuses in the order of their launch."""
+    """A stub of Dagster's webserver, whose runs have these statuses in launch order; `refused` makes a launch fail."""
 
     def __init__(self, *statuses: str):
         self.ends = [*statuses]
@@ -143,7 +143,7 @@ class Dagster:
 
 @pytest.fixture
 def landing(database_url, monkeypatch):
-    """A function that makes a `Landing` whose runs end with these statuses."""
+    """A function that makes a `Landing`, and the stub on which its runs have these statuses."""
     monkeypatch.setattr("affiliate_pipeline.app.landing.POLL_S", 0.01)
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
 
@@ -247,7 +247,7 @@ def test_up_once_says_so_if_nothing_can_land(landing, monkeypatch, capsys, start
     assert f"Nothing can land: {reason}." in capsys.readouterr().out
 
 
-def test_a_day_that_is_to_fail_is_landed_again_and_up_says_so_if_no_day_is_due(landing, sandbox, monkeypatch, capsys):
+def test_up_reports_if_no_day_is_due_and_lands_the_day_of_fail_day_again(landing, sandbox, monkeypatch, capsys):
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{SETTLED}")
     land(KEY, DAYS)
     runs, dagster = landing("SUCCESS", "SUCCESS", "SUCCESS")

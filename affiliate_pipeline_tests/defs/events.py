@@ -27,7 +27,7 @@ def all_check_evaluations(run: Run) -> list[dg.AssetCheckEvaluation]:
 
 
 def only_check(run: Run) -> dg.AssetCheckEvaluation:
-    """The evaluation of a run that has exactly one."""
+    """The run's only evaluation of a landed day."""
     [evaluation] = check_evaluations(run)
     return evaluation
 

@@ -216,7 +216,7 @@ def test_a_missing_variable_of_the_project_fails_the_day_and_is_named(acme, run,
     assert f"{missing} is not set" in failure(result) and "BINANCE_" not in failure(result)
 
 
-def test_a_secret_manager_that_fails_fails_the_day_without_quoting_it(sandbox, run):
+def test_an_error_of_a_secret_manager_fails_the_day_without_being_quoted(sandbox, run):
     result = run(BinanceAccount(alias="acme", partner=Vault(), base_url=sandbox.url), DAYS[:1])
 
     assert "Vault.credentials() failed (KeyError)" in failure(result)

@@ -157,6 +157,12 @@ def test_no_run_is_requested_while_another_lands_the_history(sandbox, rows, tick
     assert tick() == []
 
 
+def test_another_teams_run_without_a_selection_does_not_delay_the_landing(sandbox, rows, tick, instance):
+    instance.add_run(dg.DagsterRun(run_id="another", job_name="nightly", status=dg.DagsterRunStatus.STARTED))
+    land(REQUEST, OLD)
+    assert len(tick()) == 1
+
+
 def test_a_daemon_killed_before_the_launch_requests_the_same_run_again(sandbox, rows, tick):
     land(REQUEST, OLD)
     assert [each.run_key for each in tick()] == [each.run_key for each in tick()] == ["1-1"]
@@ -462,12 +468,6 @@ def test_days_before_the_first_landed_one_and_days_that_recent_records_retain_ar
 
 def test_days_older_than_the_history_are_not_requested(sandbox, requested_ranges):
     assert requested_ranges(recent=[ago(60)]) == [f"{ago(29)}...{ago(7)}"]
-
-
-def test_another_teams_run_without_a_selection_does_not_delay_the_landing(sandbox, rows, tick, instance):
-    instance.add_run(dg.DagsterRun(run_id="another", job_name="nightly", status=dg.DagsterRunStatus.STARTED))
-    land(REQUEST, OLD)
-    assert len(tick()) == 1
 
 
 def test_requested_days_are_not_requested_again(sandbox, requested_ranges):
