@@ -88,8 +88,8 @@ def sandbox_variables() -> dict[str, str]:
 
 
 def save_sandbox_variables(variables: Mapping[str, str]) -> None:
-    """Save the variables of the sandbox, which apply only while no exchange is configured."""
-    text = "# Written by `affiliate-pipeline up`; applies only while no exchange is configured.\n"
+    """Save the variables of the sandbox, which apply only while no exchange and no database is configured."""
+    text = "# Written by `affiliate-pipeline up`; applies only while no exchange and no database is configured.\n"
     text += "".join(f"{name}={value}\n" for name, value in variables.items())
     _sandbox_file().write_text(text, encoding="utf-8")
 
