@@ -13,7 +13,7 @@ INHERITED = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR", "USER", "LOGNAM
 INHERITED_PREFIXES = ("PYTHON", "PYTEST_", "HYPOTHESIS_", "COVERAGE_", "PLAYWRIGHT_", "PICTURES")
 
 EMPTY_FOLDER = tempfile.mkdtemp(prefix="affiliate_pipeline_tests_")
-# The names of the modules that are loaded after `isolate` has imported the definitions, but no test module yet.
+# The names of the modules loaded once `isolate` has imported the definitions, before any test module is imported.
 IMPORTED_WITH_DEFINITIONS: set[str] = set()
 atexit.register(shutil.rmtree, EMPTY_FOLDER, ignore_errors=True)
 

@@ -81,7 +81,7 @@ def test_an_empty_variable_is_not_set(monkeypatch):
     assert load(Binance).binance_base_url == "https://api.binance.com"
     with pytest.raises(SettingsError, match=f"{KEY} is not set"):
         key()
-    # Without Dagster, any mapping may be given.
+    # A caller of `load` may pass empty variables; `configured` leaves them out.
     with pytest.raises(SettingsError, match=f"{KEY} is not set"):
         Binance.load({KEY: ""}, KEY)
 

@@ -236,7 +236,7 @@ def test_the_models_sql_replaces_exactly_the_days_that_have_changed(host, served
     text = (folder / "desk" / "models" / "daily_income.sql").read_text()
 
     def run_model(*, incremental: bool) -> int:
-        """What dbt does for `delete+insert`; returns the number of replaced rows."""
+        """What dbt does for `delete+insert`; returns the number of rows that replace earlier ones."""
         sql = jinja2.Template(text).render(
             config=lambda **_: "",
             source=lambda schema, table: f"{schema}.{table}",

@@ -21,7 +21,7 @@ VARIABLES = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROX
 
 @pytest.fixture
 def only_binance(both_exchanges, monkeypatch):
-    """Binance is the only exchange, at another host with the given scheme."""
+    """Sets Binance's base URL to another host, with this scheme; only Binance's partner is configured."""
     for name in ("LBANK_API_KEY", "LBANK_API_SECRET", "LBANK_OPEN_ID", "AFFILIATE_RATE_SCALE"):
         monkeypatch.delenv(name)
     for name in ("BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET"):

@@ -218,7 +218,7 @@ def test_a_host_project_lands_days_is_alerted_and_finds_nothing_else_changed(
 
 
 def check_resources(ui: UI, host: Host) -> None:
-    """The resources list shows type, description and the names of variables, and no value."""
+    """The resources list shows type, description and the names of variables, and no value except the exchange's URL."""
     found = ui.execute(RESOURCES, selector=ui.repository)["allTopLevelResourceDetailsOrError"]["results"]
     own = {each["name"]: each for each in found if each["name"] != "postgres"}
     types = {each["resourceType"].rpartition(".")[2] for each in own.values()}

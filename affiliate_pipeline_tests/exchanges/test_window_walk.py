@@ -90,7 +90,7 @@ def session(binance: Binance) -> Iterator[Session]:
 def test_a_walk_yields_every_row_or_fails_days_with_a_millisecond_that_fills_a_page(
     binance, session, times, limit, max_days, newest_first, exclusive_end
 ):
-    # Without a received row, nothing proves whether the ends of windows are exclusive: see test_completeness.
+    # Without a received row, nothing proves whether the ends of windows are exclusive.
     ends = {END - 1, *([START + DAY_MS - 1] if max_days == 1 else [])}
     assume(not (exclusive_end and times and {*times} <= ends))
     binance.newest_first, binance.exclusive_end = newest_first, exclusive_end

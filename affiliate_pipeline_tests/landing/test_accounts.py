@@ -94,7 +94,7 @@ def land(store: Store) -> Iterator[Callable[..., Outcome]]:
 
 @pytest.fixture
 def rows(store: Store) -> Callable[[Endpoint], list[tuple]]:
-    """All columns of the account's rows, and its entry in the ledger without the time of the last confirmation."""
+    """All columns of the account's rows, and its entry in the ledger without `checked_at` and `run_id`."""
 
     def rows(endpoint: Endpoint) -> list[tuple]:
         with store.connection.transaction():
@@ -164,7 +164,7 @@ def test_the_same_days_of_the_same_key_do_not_land_under_another_alias(store, la
 
 
 @pytest.mark.parametrize("endpoint", [REBATES, ENDPOINTS[-1]], ids=lambda each: each.key)
-def test_two_accounts_with_the_same_key_are_refused(store, endpoint):
+def test_a_further_account_with_the_key_of_the_default_one_is_refused(store, endpoint):
     key, *_ = endpoint.credentials
     variables = {**VARIABLES, f"{key}__ACME": VARIABLES[key]}
     with connected(endpoint, store, variables):  # The account that was there before continues to land.
