@@ -106,8 +106,8 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         strategy=_REBATE_WALK,
         time_column="time",
         sum_by=("income", "asset"),
-        # No amount in USDT: convert_price only converts from the fee's coin to the income's. The other way, for a fee
-        # in USDT, is a division, which would round.
+        # No amount in USDT: convert_price only converts from commission_asset to asset. The other way, for a
+        # commission in USDT, is a division, which would round.
         money=Money("rebate", earners=("customer_id", "email")),
         probe=_PROBE,
         settles_after=timedelta(hours=48),

@@ -17,7 +17,7 @@ class RebateRecentRecord(schema.Row):
     trade_id = schema.bigint("The trade's id, unique only within `symbol`.")
     distribute_time = schema.instant("When the rebate was paid out (UTC); null until then.", optional=True)
     commission_asset = schema.text("The coin of `commission`; null until the rebate was paid out.", optional=True)
-    commission = schema.amount("The trading fee that the rebate is a part of.", optional=True)
+    commission = schema.amount("The rebate in `commission_asset`, from which `income` was converted.", optional=True)
     convert_price = schema.amount("The price from `commission_asset` to `asset`.", optional=True)
 
 
