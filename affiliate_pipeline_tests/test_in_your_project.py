@@ -235,8 +235,8 @@ def test_dagsters_data_versions_show_unchanged_days_only_after_runs_of_one_day(h
 def test_the_models_sql_replaces_exactly_the_days_that_have_changed(host, served, folder, query):
     text = (folder / "desk" / "models" / "daily_income.sql").read_text()
 
-    def run_model(*, incremental: bool) -> int:
-        """What dbt does for `delete+insert`; returns the number of rows that replace earlier ones."""
+    def run_model(*, incremental: bool) -> set[date]:
+        """What dbt does for `delete+insert`; returns the days whose rows it replaces."""
         sql = jinja2.Template(text).render(
             config=lambda **_: "",
             source=lambda schema, table: f"{schema}.{table}",
@@ -245,13 +245,13 @@ def test_the_models_sql_replaces_exactly_the_days_that_have_changed(host, served
         )
         if not incremental:
             query(f"create table public.daily_income as {sql}")
-            return 0
+            return set()
         query(f"create table public.new as {sql}")
         query("delete from public.daily_income where day in (select day from public.new)")
         query("insert into public.daily_income select * from public.new")
-        [(rows,)] = query("select count(*) from public.new")
+        replaced = {day for (day,) in query("select day from public.new")}
         query("drop table public.new")
-        return rows
+        return replaced
 
     def stored() -> list[tuple]:
         return query("select day, asset, income::text from public.daily_income order by 1, 2")
@@ -264,12 +264,15 @@ def test_the_models_sql_replaces_exactly_the_days_that_have_changed(host, served
     assert host.run("key:desk/binance/rebate_recent_record", *DAYS).success
     run_model(incremental=False)
     assert stored() == expected() != []
-    # As if the days had landed long before.
-    query("update affiliate.landing set landed_at = landed_at - interval '1 day'")
-    query("update public.daily_income set landed_at = landed_at - interval '1 day'")
+    # As if the days had landed long before, the first one a day before the second.
+    for table, day in ("affiliate.landing", "partition"), ("public.daily_income", "day"):
+        query(
+            f"update {table} set landed_at = landed_at - interval '1 day' * (%s::date - {day})",
+            DAYS[1] + timedelta(days=1),
+        )
     served.faults.transform_row = lambda row: row | {"income": "1"}
     assert host.run("key:desk/binance/rebate_recent_record", DAYS[1]).success
-    run_model(incremental=True)
+    assert run_model(incremental=True) == {DAYS[1]}
     assert stored() == expected()
 
 

@@ -169,6 +169,8 @@ def test_a_configured_start_date_is_not_replaced(choose, both_exchanges, monkeyp
 
 def test_the_daily_commission_starts_with_the_earliest_of_its_assets(choose, both_exchanges, monkeypatch):
     monkeypatch.setenv("LBANK_START_DATE", "2026-10-01")
+    for name in "BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET":
+        monkeypatch.delenv(name)
     choose()
     assets = (
         "binance/rebate_recent_record",
