@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from affiliate_pipeline.sandbox import Account, Sandbox
-from affiliate_pipeline_tests.e2e.project import UI, Project, Started, free_port, reachable, wait_for
+from affiliate_pipeline_tests.e2e.project import UI, Project, free_port, reachable, wait_for
 from affiliate_pipeline_tests.webhook import Webhook
 
 pytestmark = pytest.mark.e2e
@@ -131,12 +131,12 @@ class Host(Project):
         return {f"{path}" for folder in folders for path in folder.rglob("*")}
 
     @contextmanager
-    def served(self) -> Iterator[tuple[Started, UI]]:
+    def served(self) -> Iterator[UI]:
         port = free_port()
         command = [sys.executable, "-m", "dagster", "dev", "-p", str(port), "-m", LOCATION]
-        with self.started(command) as started:
+        with self.started(command):
             wait_for(lambda: reachable(port))
-            yield started, UI(port, LOCATION)
+            yield UI(port, LOCATION)
 
 
 def variables_of(account: Account, names: str) -> dict[str, str]:
@@ -191,7 +191,7 @@ def test_a_host_project_lands_days_is_alerted_and_finds_nothing_else_changed(
     faults.fail_day(days[1])
     files, existing = host.files(), databases(database_url)
 
-    with host.served() as (started, ui):
+    with host.served() as ui:
         check_resources(ui, host)
         check_schedules(ui)
 
@@ -208,8 +208,10 @@ def test_a_host_project_lands_days_is_alerted_and_finds_nothing_else_changed(
             check_alerts(webhook, days)
             check_sensors(instance)
             check_requests(instance)
-        started.stop(signal.SIGINT)
-        wait_for(lambda: not host.processes(), 60)
+        # Like Ctrl-C on a terminal, which signals every process.
+        for process in host.processes():
+            process.send_signal(signal.SIGINT)
+        wait_for(lambda: not host.processes())
 
     assert host.files() == files
     assert databases(database_url) == existing
