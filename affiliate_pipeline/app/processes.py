@@ -174,8 +174,8 @@ def start_dagster(
 ) -> dict[str, subprocess.Popen[bytes]]:
     """Start Dagster's code server, its webserver on this port of 127.0.0.1, and its daemon with schedules and sensors.
 
-    `dagster dev` would start them one after the other, and two more processes, which reload changed code. Each runs in
-    its own session: Ctrl-C then reaches only `up`.
+    `dagster dev` would start them one after the other, and two more processes, which reload changed code. Each process
+    runs in its own session: Ctrl-C then reaches only `up`.
 
     Args:
         home: The folder of the project's state.
@@ -199,6 +199,7 @@ def start_dagster(
         "DAGSTER_UI_URL": f"http://localhost:{port}",
         "AFFILIATE_SCHEDULES": f"{not without_daemon}".lower(),
     }
+    environment = process_environment(**variables)
     services = [service for service in _SERVICES if not (without_daemon and service == DAEMON)]
     with log.open("wb") as output:
         return {
@@ -208,7 +209,7 @@ def start_dagster(
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env=process_environment(**variables),
+                env=environment,
             )
             for service in services
         }
