@@ -1,11 +1,13 @@
-# `make up` runs everything, `make test` runs the tests. Every target first installs what it needs into .venv.
+# `make up` runs everything, `make test` runs the tests. Every target except `versions` first installs what it
+# needs into .venv.
 CHECK_PYTHON := import ensurepip, sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 15))
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 python3; do \
 	$$python -c 'import sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
 	&& echo $$python && break; done)
 VENV := .venv
-# In a variable, because a comma would end an argument of `call`.
+# In variables, because a comma would end an argument of `call`.
 APPLICATION := .[embedded,ui]
+DEVELOPMENT := .[celery,k8s,dev]
 BIN := $(VENV)/bin
 # Without bytecode files, each of the many processes would compile the package again.
 export PYTHONDONTWRITEBYTECODE :=
@@ -22,7 +24,7 @@ define install
 		|| { $(call pip,install -c constraints.txt $(1)); }
 endef
 
-.PHONY: up down test pytest lint style types e2e bench docs versions
+.PHONY: up down test pytest lint style types e2e cluster bench docs versions
 
 up: $(VENV)/.installed
 	@$(BIN)/affiliate-pipeline up $(ARGS)
@@ -49,6 +51,10 @@ types: $(VENV)/.installed-dev
 e2e: $(VENV)/.installed-dev
 	$(BIN)/pytest -n auto --dist loadscope -m e2e --timeout 1800 $(ARGS)
 
+# As root on Linux: three hosts in network namespaces. Without -n, since each test uses all cores for some minutes.
+cluster: $(VENV)/.installed-dev
+	$(BIN)/pytest -m '$(if $(SHORT),cluster and short,cluster)' --timeout 1800 $(ARGS)
+
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -61,7 +67,7 @@ VERSIONS := $(VENV)-$(RESOLUTION)/bin
 versions:
 	$(PYTHON) -m venv --clear $(VENV)-$(RESOLUTION)
 	$(VERSIONS)/pip install --quiet --disable-pip-version-check uv
-	$(VERSIONS)/uv pip install --quiet --python $(VERSIONS)/python --resolution $(RESOLUTION) -e '.[embedded,ui,dev]'
+	$(VERSIONS)/uv pip install --quiet --python $(VERSIONS)/python --resolution $(RESOLUTION) -e '.[embedded,ui,celery,k8s,dev]'
 	$(VERSIONS)/pytest -n auto $(ARGS)
 
 # The scripts of a virtual environment contain its path. After the folder was moved or copied, it is created again.
@@ -81,7 +87,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(call install,-e '.[dev]')
+	$(call install,-e '$(DEVELOPMENT)')
 	@# LBank's own client, without its dependencies: it pins old versions of packages that are already installed.
 	$(call install,--no-deps lbank-connector-python)
 	@touch $@

@@ -19,6 +19,7 @@ from dotenv.parser import parse_stream
 from affiliate_pipeline.domain.files import replacing
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, Environment, Mode, stripped, text_of
+from affiliate_pipeline.domain.variables import Variables
 from affiliate_pipeline.exchanges.registry import is_any_exchange_configured
 from affiliate_pipeline.http.network import VARIABLES as NETWORK_VARIABLES
 
@@ -43,7 +44,7 @@ def home() -> Path:
 
 def configured() -> Environment:
     """The configured variables only: no sandbox, no embedded server."""
-    return _production(_configured())
+    return _production(Variables(_configured()))
 
 
 def application() -> Environment:
@@ -53,11 +54,12 @@ def application() -> Environment:
     embedded one.
     """
     # A command started in a subfolder finds the project's `.affiliate`, so it has to read the project's `.env` too.
-    found = _production(_configured(root()))
+    given = _configured(root())
+    found = _production(Variables(given))
     is_configured = DATABASE_VARIABLE in found.variables or is_any_exchange_configured(found.variables)
     if is_configured or not _sandbox_file().is_file():
         return found
-    variables = {**sandbox_variables(), **found.variables}
+    variables = Variables({**sandbox_variables(), **given})
     return replace(found, mode=Mode.SANDBOX, variables=variables, first_days=_first_days(Mode.SANDBOX))
 
 

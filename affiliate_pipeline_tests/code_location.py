@@ -14,9 +14,11 @@ def loaded_definitions() -> dg.Definitions:
     settings = environment.of_process()
     catalog = definitions.configured_catalog(settings.variables)
     first_days = tuple(first_day(each, settings) for each in catalog.endpoints)
-    return _loaded(catalog, first_days, settings.runs_schedules)
+    return _loaded(catalog, first_days, settings.runs_schedules, settings.has_prices, settings.digest)
 
 
 @cache
-def _loaded(_catalog: Catalog, _first_days: tuple[date, ...], _runs_schedules: bool) -> dg.Definitions:
+def _loaded(
+    _catalog: Catalog, _first_days: tuple[date, ...], _runs_schedules: bool, _has_prices: bool, _digest: str
+) -> dg.Definitions:
     return definitions.build_definitions()

@@ -7,14 +7,17 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import chdir
+from importlib import import_module
 
 # What an interpreter, a browser and pytest need. Other variables may change what is tested: proxies, certificates, PG*, TZ, …
 INHERITED = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR", "USER", "LOGNAME", "HOME", "LC_ALL")
 INHERITED_PREFIXES = ("PYTHON", "PYTEST_", "HYPOTHESIS_", "COVERAGE_", "PLAYWRIGHT_", "PICTURES")
 
 EMPTY_FOLDER = tempfile.mkdtemp(prefix="affiliate_pipeline_tests_")
-# The names of the modules loaded once `isolate` has imported the definitions, before any test module is imported.
-IMPORTED_WITH_DEFINITIONS: set[str] = set()
+# What the commands, Dagster's daemon, web server and code server, and a run import when they start.
+IMPORTED_AT_START = ("definitions", "app.__main__", "app.instance.storage", "app.instance.launcher")
+# The names of the modules loaded once `isolate` has imported these, before any test module is imported.
+LOADED_AT_START: set[str] = set()
 atexit.register(shutil.rmtree, EMPTY_FOLDER, ignore_errors=True)
 
 
@@ -26,13 +29,18 @@ def inherited(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def isolate() -> None:
-    """Reduce this process's environment to what tests may see, and import the definitions from an empty folder.
+    """Reduce this process's environment to what tests may see, and import `IMPORTED_AT_START` from an empty folder.
 
-    The definitions read settings when they are imported.
+    The definitions read settings when they are imported. A process that a test starts has the environment and the folder
+    that the test chose.
     """
-    environment = inherited(os.environ) | {"HOME": EMPTY_FOLDER, "LC_ALL": "C.UTF-8"}
-    os.environ.clear()
-    os.environ.update(environment)
-    with chdir(EMPTY_FOLDER):
-        import affiliate_pipeline.definitions  # noqa: F401
-    IMPORTED_WITH_DEFINITIONS.update(sys.modules)
+    folder = os.getcwd()
+    if "PYTEST_CURRENT_TEST" not in os.environ:
+        environment = inherited(os.environ) | {"HOME": EMPTY_FOLDER, "LC_ALL": "C.UTF-8"}
+        folder = EMPTY_FOLDER
+        os.environ.clear()
+        os.environ.update(environment)
+    with chdir(folder):
+        for name in IMPORTED_AT_START:
+            import_module(f"affiliate_pipeline.{name}")
+    LOADED_AT_START.update(sys.modules)

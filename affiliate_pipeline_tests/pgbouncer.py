@@ -9,9 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+
+from affiliate_pipeline_tests.certificates import Authority
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 needs_pgbouncer = pytest.mark.skipif(
@@ -58,3 +61,26 @@ def pgbouncer(database_url: str, folder: Path, mode: str, **settings: object) ->
     finally:
         process.terminate()
         process.wait()
+
+
+@contextmanager
+def pgbouncer_with_tls(database_url: str, folder: Path, key_password: str = "") -> Iterator[str]:
+    """Run a PgBouncer in session mode that requires TLS with a client certificate, and yield its URL with both."""
+    authority = Authority(folder)
+    certificate, key = authority.issue("127.0.0.1")
+    client_certificate, client_key = authority.issue("client", key_password)
+    client_key.chmod(0o600)
+    settings = {
+        "client_tls_sslmode": "verify-full",
+        "client_tls_key_file": key,
+        "client_tls_cert_file": certificate,
+        "client_tls_ca_file": authority.file,
+    }
+    parameters = {
+        "sslmode": "verify-full",
+        "sslrootcert": authority.file,
+        "sslcert": client_certificate,
+        "sslkey": client_key,
+    } | ({"sslpassword": key_password} if key_password else {})
+    with pgbouncer(database_url, folder, "session", **settings) as url:
+        yield f"{url}?{urlencode(parameters, quote_via=quote)}"

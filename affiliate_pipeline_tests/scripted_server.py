@@ -1,5 +1,6 @@
 """An HTTP server on loopback that sends whatever bytes a test gives it, including invalid HTTP. Contains no tests."""
 
+import re
 import socket
 import ssl
 import struct
@@ -76,16 +77,22 @@ class ScriptedServer:
             if self.tls:
                 connection = self.tls.wrap_socket(connection, server_side=True)
             with connection:
-                head = b""
-                while not head.endswith(b"\r\n\r\n"):
+                received = b""
+                while not _is_complete(received):
                     piece = connection.recv(65536)
                     if not piece:
                         return
-                    head += piece
-                request = head.decode()
+                    received += piece
+                request = received[: received.index(b"\r\n\r\n") + 4].decode()
                 self.requests.append(request)
                 response = self.responses.popleft() if self.responses else self.default
                 if isinstance(response, bytes):
                     connection.sendall(response)
                 else:
                     response(connection, request)
+
+
+def _is_complete(request: bytes) -> bool:
+    head, end, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: *(\d+)", head.lower())
+    return bool(end) and len(body) == (int(length[1]) if length else 0)

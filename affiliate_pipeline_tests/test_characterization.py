@@ -1,13 +1,12 @@
-"""Pins what every endpoint lands from the sandbox: ledger rows, content hashes and the contents of the tables.
+"""Pins what every endpoint lands from recorded content: ledger rows, content hashes and the contents of the tables.
 
-The expectations are in `characterization.json`. A refactoring must not change them. After an intended change of what
-lands, delete the file, run the test once (it writes the file and fails), and review the difference.
+The content is what the sandbox of release 0.1.0 served, so that a change of its generators changes nothing here. The
+expectations are in `characterization.json`. A refactoring must not change them. After an intended change of what lands,
+delete the file, run the test once (it writes the file and fails), and review the difference.
 """
 
 import gzip
 import json
-import multiprocessing
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,13 +20,19 @@ import pytest
 from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS, endpoints_of
 from affiliate_pipeline.sandbox import Sandbox
+from affiliate_pipeline.sandbox.exchange import Call
+from affiliate_pipeline.sandbox.lbank.days import day_of
+from affiliate_pipeline_tests import child_processes
+from affiliate_pipeline_tests.cases.sandbox_responses import replace_bodies
+from affiliate_pipeline_tests.child_processes import continue_clock_from
 from affiliate_pipeline_tests.defs.direct_runs import land
-from affiliate_pipeline_tests.landing_process import continue_clock_from, land_at
 
 EXPECTED = Path(__file__).with_name("characterization.json")
 # A dump of a database whose days release 0.1.0 landed at `NOW`. One day was restated after it had settled; there are
 # rejected rows.
 RELEASE_0_1_0 = Path(__file__).with_name("database_0_1_0.sql.gz")
+# What the exchanges of that sandbox had at `NOW`, with 300 rebates per day.
+CONTENT = Path(__file__).with_name("exchange_0_1_0.json.gz")
 NOW = datetime(2026, 11, 3, 6, tzinfo=UTC)
 TODAY = NOW.date()
 # Across the end of a month, where LBank's fan-outs are split. The last days have not settled.
@@ -48,16 +53,52 @@ UNSTABLE = {
 
 @pytest.fixture
 def exchange(both_exchanges: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
-    """Both exchanges at `NOW`, with assignments configured."""
+    """Both exchanges at `NOW` with the content of release 0.1.0, and with assignments configured."""
     monkeypatch.setattr(time, "time_ns", time.time_ns)
     continue_clock_from(NOW)
-    # For the process that is killed: the tests are not installed.
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1]), *sys.path])
     customers = tmp_path / "customers.csv"
     customers.write_text("customerId,email\nnew1,jane.doe1@example.com\nnew2,jane.doe2@example.com\n")
     monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(customers))
     monkeypatch.setenv("BINANCE_USER_CUSTOMER_ID", "myself")
+    serve_recorded_content(both_exchanges, monkeypatch)
     return both_exchanges
+
+
+def serve_recorded_content(exchange: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the default accounts serve the recorded rows.
+
+    The sandbox still generates the users and customers of release 0.1.0: only the amounts in users' rows are recorded.
+    """
+    content = json.loads(gzip.decompress(CONTENT.read_bytes()))
+    exchange.binance.set_rebates(content["rebates"])
+    exchange.binance.kickbacks.set(content["kickbacks"])
+    exchange.lbank.set_money(content["money"])
+    exchange.lbank.set_commissions(content["commissions"])
+
+    def with_recorded_data(call: Call, body: bytes) -> bytes:
+        response, params = json.loads(body), call.params
+        path = call.path.removeprefix("/affiliate-api/v2/")
+        match path.split("/"):
+            case ["invite", "user", *_]:
+                users = response["data"] if isinstance(response["data"], list) else [response["data"]]
+                for row in users:
+                    row |= content["users"][row["openId"]]
+            case ["trade", "user", *_]:
+                response["data"] = [
+                    row
+                    for trade_type in ("0", "1")
+                    for row in content[path][trade_type]
+                    if params["tradeType"] in (trade_type, "10")
+                    and row["openId"] == params["openId"]
+                    and int(params["startTime"]) <= row["statsDate"] <= int(params["endTime"])
+                ]
+            case ["trade", "future"]:
+                first, last = (day_of(int(params[name])) for name in ("startTime", "endTime"))
+                assert first == last, "the endpoint returns one sum, and those of days are recorded"
+                response["data"] = content[path][f"{first}"][params["userType"]]
+        return json.dumps(response).encode()
+
+    replace_bodies(exchange.lbank, monkeypatch, with_recorded_data)
 
 
 def kill_while_landing(exchange: Sandbox, landed: Callable[[], int], key: str, days: Sequence[date]) -> None:
@@ -70,8 +111,7 @@ def kill_while_landing(exchange: Sandbox, landed: Callable[[], int], key: str, d
         return row
 
     exchange.faults.transform_row = withhold_last_day
-    landing = multiprocessing.get_context("spawn").Process(target=land_at, args=(NOW, key, days))
-    landing.start()
+    landing = child_processes.start(child_processes.land_at, NOW, key, days)
     deadline = time.monotonic() + 120
     while not landed():
         assert landing.is_alive() and time.monotonic() < deadline
@@ -126,7 +166,8 @@ def test_a_database_of_release_0_1_0_lands_the_same_days_unchanged(exchange, que
         connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()))
     before = _dump(query)
 
-    runs = {key: land(key, DAYS[1:]) for key in RECORDS if key in before}
+    # The last day of a month and the first one of the next.
+    runs = {key: land(key, DAYS[2:4]) for key in RECORDS if key in before}
 
     assert {key: run.message for key, run in runs.items() if not run.success} == {}
     assert not [key for key, run in runs.items() for day in run.landed.values() if day.changed]
@@ -146,7 +187,7 @@ def test_a_database_of_release_0_1_0_lands_the_same_days_unchanged(exchange, que
     for name, value in exchange.variables.items():
         monkeypatch.setenv(name, value)
     second = {key.replace("/", "/acme/") for key in (REBATES, "lbank/invite_user_list")}
-    messages = {key: land(key, DAYS).message for key in second}
+    messages = {key: land(key, DAYS[:2]).message for key in second}
     assert messages == dict.fromkeys(second, "")
     after = _dump(query)
     assert after.keys() == before.keys() | second

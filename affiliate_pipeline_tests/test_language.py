@@ -60,10 +60,14 @@ ALLOWED = {
 def lines() -> list[str]:
     """Each line with its path and number, split into words: `first_page` and `firstPage` are two words each."""
     return [
-        f"{path.relative_to(ROOT)}:{number}: {re.sub(r'(?<=[a-z])(?=[A-Z])|[_.]', ' ', line)}"
+        f"{path.relative_to(ROOT)}:{number}: {line}"
         for path in files()
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        for number, line in enumerate(separated(path.read_text(encoding="utf-8")).splitlines(), start=1)
     ]
+
+
+def separated(text: str) -> str:
+    return re.sub("([a-z])(?=[A-Z])", r"\1 ", text).replace("_", " ").replace(".", " ")
 
 
 def files() -> Iterator[Path]:

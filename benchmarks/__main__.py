@@ -1,6 +1,6 @@
 """`make bench`: measure, print tables, and replace the measured parts' sections in `results.md`.
 
-python -m benchmarks            all parts, in less than twenty minutes
+python -m benchmarks            all parts, in more than twenty minutes
 python -m benchmarks c e        only these parts
 python -m benchmarks --quick    small sizes, to check that the benchmarks work; writes nothing
 """
@@ -18,7 +18,7 @@ import psutil
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import landing, limits, overhead, ranges, startup
+from benchmarks import landing, limits, overhead, ranges, report, scaling, startup
 from benchmarks.harness import isolated_project
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -28,6 +28,8 @@ PARTS = {
     "c": ("Dagster overhead", overhead.run),
     "d": ("A long range bound by a rate limit", ranges.run),
     "e": ("Startup", startup.run),
+    "f": ("Growth", scaling.run),
+    "g": ("The report", report.run),
 }
 PACKAGES = ("dagster", "dlt", "pandas", "pandera", "pyarrow", "psycopg", "httpx", "msgspec")
 
@@ -69,7 +71,7 @@ def main() -> None:
 def _sections() -> dict[str, str]:
     """The sections of `results.md`, by part."""
     text = RESULTS.read_text() if RESULTS.exists() else ""
-    found = re.split(r"^(?=## \([a-e]\) )", text, flags=re.MULTILINE)[1:]
+    found = re.split(r"^(?=## \([a-g]\) )", text, flags=re.MULTILINE)[1:]
     return {section[4]: section.rstrip("\n") + "\n" for section in found}
 
 

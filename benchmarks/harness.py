@@ -51,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Measured:
-    """A process's return value, its duration from start to exit, and the peak memory (bytes) of each group."""
+    """A process's return value, its duration from start to exit, and the peak RAM (bytes) of each group."""
 
     value: Any
     seconds: float
@@ -65,7 +65,7 @@ class IsolatedProject:
         self.home, self.url = home, url
         self._database_pid = self.query("select split_part(pg_read_file('postmaster.pid'), E'\\n', 1)::int")
 
-    def query(self, statement: LiteralString, *values: Any) -> Any:
+    def query(self, statement: LiteralString | bytes, *values: Any) -> Any:
         """Return the first value of the first row, or None."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             cursor = connection.execute(statement, values or None)
@@ -180,7 +180,7 @@ def days_back(number: int) -> list[date]:
 
 @contextmanager
 def peaks(**groups: int) -> Iterator[dict[str, int]]:
-    """Yield the peak memory (bytes) of each process (PID) and its descendants; pages shared within a group count once.
+    """Yield the peak RAM (bytes) of each process (PID) and its descendants; pages shared within a group count once.
 
     The values are final only after the block.
     """

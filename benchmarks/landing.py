@@ -187,7 +187,7 @@ class Contenders:
         self._expected, self._single_row_step_s = content, single_row_step_s
 
     def asset(self) -> Result:
-        """Land with `dagster asset materialize`, which starts a process for the step."""
+        """Land with `dagster asset materialize`."""
         return self._asset(COMMAND)
 
     def in_process(self) -> Result:
@@ -304,8 +304,7 @@ NOTES = (
     "*landing*: for the asset, its step from start to end (requests, validation by pandera, COPY, the ledger, "
     "Dagster's events and checks of each day) minus the step of a day with a single row. For dlt its `run`, for the naive "
     "client its loop, for raw COPY the COPY and its commit. Imports are not included.",
-    "*start and end*: the rest of the process: imports, connections, and Dagster's startup and shutdown, including "
-    "the process that `dagster asset materialize` starts for a step.",
+    "*start and end*: the rest of the process: imports, connections, and Dagster's startup and shutdown.",
     "*the asset* is `dagster asset materialize`, *in process* is `dg.materialize`. *dlt* has typed columns and "
     "merges by day.",
     "*peak memory* is that of the contender's process and its descendants; PostgreSQL's is listed separately.",

@@ -69,8 +69,8 @@ def _table(runs: dict[int, list[tuple[float, float, Measured]]], rounds: int) ->
             ["peak memory, MB", *(f"{peak / MB:,.0f}" for peak in memory.values())],
         ],
         [
-            "*run*: a run of `dagster asset materialize`, from its first event to its last. It includes the start of "
-            "the step's process and, for each day, the transaction, the materialization and the check.",
+            "*run*: a run of `dagster asset materialize`, from its first event to its last. It includes the step's "
+            "imports and, for each day, the transaction, the materialization and the check.",
             f"*overhead*: the time that each further day adds to the run, minus the time to fetch it. Target: at most "
             f"{MAX_MS_PER_DAY} ms.",
         ],

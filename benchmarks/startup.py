@@ -19,7 +19,7 @@ IMPORTS = {
 TIMED = "import time; began = time.perf_counter(); {}; print(time.perf_counter() - began)"
 IMPORT_ROUNDS = 7
 MAX_RATIO = 1.25
-LANDED = re.compile(r": [1-9][0-9]* of [0-9]+ days$", re.MULTILINE)
+LANDED = re.compile(r": [1-9][0-9]* of [0-9]+ days? landed$", re.MULTILINE)
 MAX_WAIT_S = 180
 
 

@@ -10,7 +10,7 @@ from affiliate_pipeline.app.cli import CommandError, app, console
 from affiliate_pipeline.domain.settings import unset
 from affiliate_pipeline.environment import application, exclude_loopback_from_proxies, export_network_variables
 from affiliate_pipeline.monitoring import delivery
-from affiliate_pipeline.monitoring.alerts import Alert
+from affiliate_pipeline.monitoring.alerts import Alert, Kind
 
 
 @app.command()
@@ -30,7 +30,7 @@ def alert(
         f"Sent by `affiliate-pipeline alert --test` on {socket.gethostname()}. Nothing is wrong: failed days, checks, "
         "sensors and schedules are reported here."
     )
-    [message] = delivery.messages([Alert("test", "Test of the alerts", text, good_news=True)])
+    [message] = delivery.messages([Alert("test", "Test of the alerts", text, kind=Kind.RECOVERY)])
     failed = 0
     for name, url in channels.items():
         problem = delivery.send(url, message)

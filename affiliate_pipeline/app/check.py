@@ -3,6 +3,7 @@
 import shutil
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from affiliate_pipeline.app.cli import UI_PORT, CommandError, Port, app, console
 from affiliate_pipeline.app.embedded_server.cluster import SYSTEM_FOLDER, ServerError
 from affiliate_pipeline.app.embedded_server.server import running_database
-from affiliate_pipeline.app.processes import DAEMON, ended_at, missing_services
+from affiliate_pipeline.app.processes import DAEMON, daemon_ended_at, missing_services, running_services
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.domain.wording import command, up_command
@@ -33,7 +34,7 @@ def check(port: Port = UI_PORT) -> None:
     table = Table("", "what", "found", "what to do", show_lines=True)
     wrong = 0
     missing = missing_services(home())
-    for finding in _consistent([*_machine(port, missing), *_setup(_daemon_silent_since(missing))]):
+    for finding in _consistent([*_machine(port, missing), *_setup(missing)]):
         wrong += bool(finding.to_do)
         mark = "[bold red]wrong[/]" if finding.to_do else "[green]ok[/]"
         table.add_row(mark, *(escape(redact(text)) for text in (finding.about, finding.found, finding.to_do)))
@@ -49,7 +50,7 @@ def _consistent(findings: Iterable[Finding]) -> Iterator[Finding]:
     return (finding for finding in distinct if finding.to_do or finding.about not in wrong)
 
 
-def _setup(daemon_silent_since: datetime | None) -> Iterator[Finding]:
+def _setup(missing: Collection[str] | None) -> Iterator[Finding]:
     try:
         environment = application()
         for line in unreadable_lines():
@@ -65,7 +66,10 @@ def _setup(daemon_silent_since: datetime | None) -> Iterator[Finding]:
         yield Finding("database", error.problem.what, error.problem.action or "See the server's log, then check again")
         return
     if running:
-        yield from doctor.database(running, daemon_silent_since)
+        if missing is not None:
+            # The default of the Dagster that `up` starts.
+            running = replace(running, variables={"AFFILIATE_SCHEDULES": "true", **running.variables})
+        yield from doctor.database(running, _daemon_silent_since(missing))
     else:
         yield Finding("database", "the embedded PostgreSQL is not running", f"Start it: `{up_command()}`")
 
@@ -87,10 +91,13 @@ def _machine(port: int, missing: Collection[str] | None) -> Iterator[Finding]:
 
 
 def _daemon_silent_since(missing: Collection[str] | None) -> datetime | None:
-    """When Dagster's daemon of this folder stopped, if it did; it may also run elsewhere."""
-    if missing is None:
-        return ended_at(home())
-    return datetime.now(UTC) if DAEMON in missing else None
+    """When Dagster's daemon of this folder stopped, if it did.
+
+    Later heartbeats are of a daemon that runs elsewhere.
+    """
+    if missing is not None and DAEMON in missing:
+        return datetime.now(UTC)
+    return None if DAEMON in running_services(home()) else daemon_ended_at(home())
 
 
 def _finding(about: str, found: str, run_check: Callable[[], None]) -> Finding:

@@ -4,11 +4,15 @@
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from affiliate_pipeline.commission.rollup import COLUMNS, TABLE
+from affiliate_pipeline.commission import columns as derived
+from affiliate_pipeline.commission.customers import TABLE as CUSTOMER_TABLE
+from affiliate_pipeline.commission.prices import TABLE as PRICE_TABLE
+from affiliate_pipeline.commission.rollup import TABLE
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.schema.columns import columns
@@ -19,10 +23,22 @@ TEMPLATE = Path(__file__).with_suffix(".md.j2")
 def markdown() -> str:
     """The content of docs/data_dictionary.md."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True)  # noqa: S701 - Markdown, not HTML
-    derived = [(name, kind.split()[0], "" if "not null" in kind else "null", about) for name, kind, about in COLUMNS]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        endpoints=ENDPOINTS, columns_of=_columns, retention=_retention, derived=TABLE, derived_columns=derived
+        endpoints=ENDPOINTS,
+        columns_of=_columns,
+        retention=_retention,
+        commission=(TABLE, _listed(derived.DAILY)),
+        customer=(CUSTOMER_TABLE, _listed(derived.CUSTOMER_DAILY)),
+        price=(PRICE_TABLE, _listed(derived.PRICE)),
+        # Columns of views have no constraints.
+        views={
+            name: [(column, kind, "", about) for column, kind, about in found] for name, found in derived.VIEWS.items()
+        },
     )
+
+
+def _listed(given: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str, str]]:
+    return [(name, kind.split()[0], "" if "not null" in kind else "null", about) for name, kind, about in given]
 
 
 def _columns(endpoint: Endpoint) -> list[tuple[str, str, str, str]]:

@@ -31,15 +31,17 @@ EARLIEST = date(2010, 1, 1)
 
 
 def ensure(environment: Environment, store: Store) -> Environment:
-    """The environment with a first day for every asset that is configured or has landed; prints and saves new ones.
+    """The environment with a first day for every asset that needs one; saves new ones, and prints those of records.
 
-    A first day that was chosen earlier does not change. No landed day is before a first day.
+    Assets that are configured or have landed need one, except records of an exchange whose start date is set. A first
+    day that was chosen earlier does not change. No landed day is before a newly chosen one.
     """
     landed = {asset: min(days) for asset, days in ledger.entries_since(store.connection, date.max).items()}
     chosen = dict(environment.first_days)
     # Without duplicates: the keys of an account usually have the same first day.
     lines: dict[str, None] = {}
-    # The assets of one key share their first day: a day that one of them missed is requested from another.
+    # The assets of one key share their first day, so that a day that one of them can no longer land is a partition of
+    # its fallback too.
     of_key = attrgetter("group", "role")
     endpoints = configured_catalog(environment.variables).endpoints
     used = [each for each in endpoints if environment.is_any_set(each.credentials) or each.key in landed]
@@ -79,7 +81,7 @@ def _first_day(
     limits = [each.retention.promised for each in records if each.retention]
     if limits:
         expired = day_of(now_ms() - min(limits) // timedelta(milliseconds=1), exchange.zone)
-        return expired + DAY, ", the first that the exchange still retains"
+        return expired + DAY, f", the first of the last {min(limits).days} days, which the exchange promises to retain"
     # A day of UTC for every exchange, so that their assets and the daily commission start with the same one.
     default = datetime.now(UTC).date() - (DAYS - 1) * DAY
     if environment.mode is Mode.SANDBOX:

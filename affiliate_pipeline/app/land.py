@@ -17,15 +17,15 @@ from affiliate_pipeline.app.cli import CommandError, app, parse_days
 from affiliate_pipeline.app.dagster_client import DagsterClient, DagsterUnavailable, saved_client
 from affiliate_pipeline.app.embedded_server.server import start_database
 from affiliate_pipeline.app.landing import (
-    COMMISSION_KEYS,
     Landing,
     LandingInterrupted,
     Request,
     print_failures,
     request_of,
 )
-from affiliate_pipeline.app.processes import is_up_running
+from affiliate_pipeline.app.processes import DAEMON, is_up_running, running_services
 from affiliate_pipeline.app.up import READY_WAIT_S, running, stop_on_signals
+from affiliate_pipeline.commission.rollup import derived_assets
 from affiliate_pipeline.domain.days import DAY
 from affiliate_pipeline.domain.settings import Environment
 from affiliate_pipeline.exchanges.endpoint import Records
@@ -64,7 +64,7 @@ def _request(asset: str, days: str, environment: Environment) -> Request:
     catalog = configured_catalog(environment.variables)
     endpoints = {each.key: each for each in catalog.endpoints}
     tables = [each.key for each in catalog.reference_tables]
-    known = [*endpoints, *tables, *COMMISSION_KEYS]
+    known = [*endpoints, *tables, *derived_assets(has_prices=environment.has_prices)]
     if asset not in known:
         nearest = get_close_matches(asset, known, n=1)
         raise CommandError(
@@ -107,13 +107,19 @@ def _landing(stopping: threading.Event) -> Generator[Landing]:
 
 
 def _dagster_of_up(home: Path, stopping: threading.Event) -> DagsterClient | None:
-    """The client of the running `up`, as soon as its Dagster is ready; None if no `up` is running."""
+    """The client of the running `up`, as soon as its Dagster is ready; None if no `up` is running.
+
+    A Dagster without daemon is that of `up --once` or another `land`, with which it ends: it is not used.
+    """
     deadline = time.monotonic() + READY_WAIT_S
     while is_up_running(home):
         dagster = saved_client(home)
         with suppress(DagsterUnavailable):
-            if dagster and dagster.is_ready():
+            if dagster and dagster.is_ready() and DAEMON in running_services(home):
                 return dagster
         if stopping.wait(POLL_S) or time.monotonic() > deadline:
-            raise CommandError("the running `affiliate-pipeline up` is not ready", "Try again when it is")
+            raise CommandError(
+                "another `affiliate-pipeline` command is landing days in this folder, or `up` is not ready",
+                "Try again when the command has ended, or `up` is ready",
+            )
     return None

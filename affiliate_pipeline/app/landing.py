@@ -13,7 +13,7 @@ from rich.table import Table
 
 from affiliate_pipeline.app.cli import CommandError, console, doing
 from affiliate_pipeline.app.dagster_client import DagsterClient
-from affiliate_pipeline.commission.rollup import COMMISSION, REPORT, Commission
+from affiliate_pipeline.commission.rollup import Commission, derived_assets
 from affiliate_pipeline.domain.days import DAY, day_ranges, format_days
 from affiliate_pipeline.domain.expected_days import expected_days
 from affiliate_pipeline.domain.redaction import redact
@@ -25,7 +25,6 @@ from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.landing.store import Store
 
 READ_AGAIN_AFTER = timedelta(hours=1)
-COMMISSION_KEYS = (COMMISSION, REPORT)
 POLL_S = 0.5
 ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 
@@ -78,7 +77,8 @@ class Landing:
     def missing(self, again: Collection[date] = ()) -> list[Request]:
         """The configured assets' days that have not settled and were not read in the last hour, and those of `again`.
 
-        Assets share a run if they are of the same account, have the same partitions and miss the same days.
+        Days that can no longer be fetched are left out. Assets share a run if they are of the same account, have the
+        same partitions and miss the same days.
         """
         recently = datetime.now(UTC) - READ_AGAIN_AFTER
         shared: dict[tuple[str, bool, date, tuple[date, ...]], list[Endpoint]] = {}
@@ -113,11 +113,13 @@ class Landing:
         return [each for each in endpoints if each.lands_at and self.environment.is_any_set(each.credentials)]
 
     def stale(self) -> list[Request]:
-        """The days whose commission is to be added up again. While `up` runs, the sensor `stale_days` does the same."""
+        """The days whose commission is to be added up again, or whose prices are missing. While `up` runs, the sensor `stale_days` does the same."""
         with self._store() as store:
             first, last = first_earning_day(self.catalog, self.environment), datetime.now(UTC).date() - DAY
-            stale = Commission(store, self.catalog.earning).stale(first, last)
-        return [Request(", ".join(COMMISSION_KEYS), COMMISSION_KEYS, tuple(days)) for days in day_ranges(stale)]
+            commission = Commission(store, self.catalog.earning, has_prices=self.environment.has_prices)
+            outdated = commission.outdated(first, last)
+        keys = derived_assets(has_prices=self.environment.has_prices)
+        return [Request(", ".join(keys), keys, tuple(days)) for days in day_ranges(outdated)]
 
     def land(self, requests: Sequence[Request]) -> list[Failure]:
         """Launch a run per request, follow all of them and print how each one ends; return those that failed.
@@ -153,7 +155,10 @@ class Landing:
         return None
 
     def _end(self, run_id: str, status: str, running: dict[str, Request], began: datetime) -> Failure | None:
-        """Print how the run has ended; return its failure. Snapshots of a day that has ended are taken again."""
+        """Print how the run has ended; return its failure.
+
+        If snapshots failed and their day has ended since, launch them again for today.
+        """
         request = running.pop(run_id)
         later = request.for_today() if status == "FAILURE" else None
         if later:

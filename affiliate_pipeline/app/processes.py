@@ -1,4 +1,4 @@
-"""The processes of a project folder: at most one `up`, and everything it has started."""
+"""The processes of a project folder: at most one `up`, and the processes of Dagster that it has started."""
 
 import fcntl
 import os
@@ -23,8 +23,8 @@ from affiliate_pipeline.domain.wording import command
 from affiliate_pipeline.environment import process_environment, root
 
 STOP_WAIT_S = 60
-# Every process that `up` starts, directly or not, inherits this variable with the folder as value. So the processes are
-# found even if `up` was killed, and a reused pid is never mistaken for one of them.
+# Every process of Dagster that `up` starts, directly or not, inherits this variable with the folder as value. So these
+# processes are found even if `up` was killed, and a reused pid is never mistaken for one of them.
 STARTED_BY = "AFFILIATE_STARTED_BY"
 CODE_SERVER, WEBSERVER, DAEMON = "code server", "webserver", "daemon"
 # Dagster's processes, each with the arguments that Python starts it with, by which it is also recognized. The code
@@ -34,15 +34,23 @@ _SERVICES = {
     WEBSERVER: ("-m", "dagster_webserver"),
     DAEMON: ("-m", "dagster._daemon"),
 }
+# The folder for DAGSTER_HOME of a Dagster without daemon.
+_WITHOUT_DAEMON = "dagster_without_daemon"
+# A file whose time is that of the daemon's last end.
+_DAEMON_ENDED = "daemon.ended"
 
 
 @contextmanager
 def exclusive(home: Path) -> Generator[None, None, None]:
-    """Lock the folder for one `up`, else raise `CommandError`; first stop the processes of a killed one."""
+    """Lock the folder for one `up`, else raise `CommandError`; first stop the processes of a killed one.
+
+    A `land` that starts its own Dagster locks the folder too.
+    """
     with (home / "up.lock").open("a+") as lock:
         if not _lock(lock):
             raise CommandError(
-                "`affiliate-pipeline up` is already running in this folder", f"To stop it: `{command('down')}`"
+                "`affiliate-pipeline up` or `land` is already running in this folder",
+                f"To stop it: `{command('down')}`",
             )
         lock.seek(0)
         killed = lock.read()
@@ -60,7 +68,7 @@ def exclusive(home: Path) -> Generator[None, None, None]:
 
 
 def is_up_running(home: Path) -> bool:
-    """Whether an `up` of the folder is running."""
+    """Whether an `up`, or a `land` with its own Dagster, is running in the folder."""
     with suppress(FileNotFoundError), (home / "up.lock").open() as lock:
         return not _lock(lock)
     return False
@@ -93,7 +101,7 @@ def _lock(file: TextIO) -> bool:
 
 
 def running_processes(home: Path) -> list[psutil.Process]:
-    """The running processes that an `up` of the folder has started, directly or not."""
+    """The running processes of Dagster that an `up` of the folder has started, directly or not."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):  # it has just ended, or belongs to another user
@@ -102,25 +110,40 @@ def running_processes(home: Path) -> list[psutil.Process]:
     return found
 
 
-def missing_services(home: Path) -> list[str] | None:
-    """The services of the folder's Dagster that do not run; None if Dagster does not run at all."""
+def running_services(home: Path) -> set[str]:
+    """The services of the folder's Dagster that run."""
     commands: list[str] = []
     for process in running_processes(home):
         with suppress(psutil.Error):  # it has just ended
             if process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
                 commands.append(" ".join(process.cmdline()))
-    missing = [
+    return {
         service
         for service, arguments in _SERVICES.items()
-        if not any(" ".join(arguments) in command for command in commands)
-    ]
-    return None if len(missing) == len(_SERVICES) else missing
+        if any(" ".join(arguments) in command for command in commands)
+    }
 
 
-def ended_at(home: Path) -> datetime | None:
-    """When the last `up` of the folder, which is not running, released its lock; None if there was none."""
+def missing_services(home: Path) -> list[str] | None:
+    """The services of the folder's Dagster that have ended; None if Dagster does not run at all."""
+    running = running_services(home)
+    expected = _SERVICES.keys() - ({DAEMON} if _runs_without_daemon(home) else set[str]())
+    return [each for each in _SERVICES if each in expected - running] if running else None
+
+
+def _runs_without_daemon(home: Path) -> bool:
+    """Whether the folder's Dagster was started without daemon: by `land` or `up --once`."""
+    for process in running_processes(home):
+        with suppress(psutil.Error, OSError):  # it has just ended
+            if process.environ().get("DAGSTER_HOME") == f"{home / _WITHOUT_DAEMON}":
+                return True
+    return False
+
+
+def daemon_ended_at(home: Path) -> datetime | None:
+    """When the folder's daemon was last stopped; None if it never was."""
     try:
-        return datetime.fromtimestamp((home / "up.lock").stat().st_mtime, UTC)
+        return datetime.fromtimestamp((home / _DAEMON_ENDED).stat().st_mtime, UTC)
     except OSError:
         return None
 
@@ -128,10 +151,13 @@ def ended_at(home: Path) -> datetime | None:
 def stop_processes(home: Path) -> bool:
     """Stop `running_processes`, gracefully if possible; True if there were any.
 
-    Runs in progress are cancelled first: Dagster would count an interrupted run as failed.
+    If the daemon is one of them, all runs in progress are cancelled first: Dagster would count an interrupted run as
+    failed. If it is not, no run is cancelled, since those in progress may be of a daemon elsewhere that uses the same
+    database.
     """
     left = found = running_processes(home)
-    if found and (dagster := saved_client(home)):
+    has_daemon = DAEMON in running_services(home)
+    if has_daemon and (dagster := saved_client(home)):
         with suppress(CommandError):
             dagster.cancel()
     drop_port(home)
@@ -145,6 +171,8 @@ def stop_processes(home: Path) -> bool:
             time.sleep(0.1)
         if not left:
             break
+    if has_daemon:
+        (home / _DAEMON_ENDED).touch()
     return bool(found)
 
 
@@ -153,7 +181,7 @@ def dagster_home(home: Path, *, without_daemon: bool = False) -> Path:
 
     Without a daemon, a queued run would never start, so runs are launched at once.
     """
-    folder = home / ("dagster_without_daemon" if without_daemon else "dagster")
+    folder = home / (_WITHOUT_DAEMON if without_daemon else "dagster")
     folder.mkdir(exist_ok=True)
     settings: dict[str, Any] = yaml.safe_load(_dagster_yaml().read_text(encoding="utf-8")) or {}
     if without_daemon:

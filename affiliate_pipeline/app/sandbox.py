@@ -14,6 +14,7 @@ from affiliate_pipeline.domain.days import DAY
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline.sandbox.faults import KINDS
+from affiliate_pipeline.sandbox.server import HOST, WILDCARDS
 
 RATE_SCALE = 20
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -22,8 +23,8 @@ FailDays = Annotated[
     typer.Option(
         "--fail-day",
         metavar="DAY[=STATUS]",
-        help="A day, 2026-10-01 or yesterday, that the sandbox fails every request for, by default with HTTP 500. May be "
-        "repeated.",
+        help="A day, 2026-10-01 or yesterday, that the sandbox fails every request for: at Binance with this HTTP status, by "
+        "default 500; at LBank with an error code. May be repeated.",
     ),
 ]
 
@@ -37,7 +38,11 @@ def sandbox(
             help="A further account at every exchange, with its own keys and data. May be repeated.",
         ),
     ] = None,
-    port: Annotated[int, typer.Option(help="The port on 127.0.0.1; 0 selects a free one.", min=0, max=65535)] = 0,
+    host: Annotated[
+        str,
+        typer.Option(help="The address that the sandbox listens on; 0.0.0.0 for all, so that other hosts can use it."),
+    ] = HOST,
+    port: Annotated[int, typer.Option(help="The port; 0 selects a free one.", min=0, max=65535)] = 0,
     rows_per_day: Annotated[int, typer.Option(help="About how many rebates Binance has per day.", min=1)] = 3000,
     users: Annotated[int, typer.Option(help="The number of users under LBank's affiliate.", min=1)] = 60,
     rate_scale: Annotated[
@@ -54,10 +59,15 @@ def sandbox(
         ),
     ] = 0.0,
 ) -> None:
-    """Serve exchanges with generated data on this machine, and print the variables of their accounts for `.env`."""
+    """Serve exchanges with generated data, and print the variables of their accounts for `.env`."""
     try:
         exchange = Sandbox(
-            accounts=account or [], port=port, rows_per_day=rows_per_day, users=users, rate_scale=rate_scale
+            accounts=account or [],
+            host=host,
+            port=port,
+            rows_per_day=rows_per_day,
+            users=users,
+            rate_scale=rate_scale,
         )
     except ValueError as error:
         raise CommandError(f"{error}") from None
@@ -70,6 +80,8 @@ def sandbox(
         with _started(exchange):
             scale = {} if rate_scale == 1 else {"AFFILIATE_RATE_SCALE": f"{rate_scale:g}"}
             console.print(f"# The sandbox listens on {exchange.url}. Its accounts, as lines for .env:")
+            if host in WILDCARDS:
+                console.print("# On other hosts, use an address of this machine in the URLs.")
             for name, value in (exchange.variables | scale).items():
                 console.print(f"{name}={value}", markup=False)
             signal.sigwait(STOP_SIGNALS)
@@ -83,7 +95,8 @@ def _started(exchange: Sandbox) -> Generator[None, None, None]:
         exchange.start()
     except OSError as error:
         raise CommandError(
-            f"port {exchange.port} cannot be used ({error.strerror})", "Choose another one with --port"
+            f"port {exchange.port} of {exchange.host} cannot be used ({error.strerror})",
+            "Choose another one with --port, or another address with --host",
         ) from None
     try:
         yield
@@ -119,7 +132,7 @@ def _fail(exchange: Sandbox, days: Mapping[date, int]) -> None:
 def serving(failing: Mapping[date, int]) -> Generator[None, None, None]:
     """Serve the sandbox, on its previous port if possible, and save its variables for all commands.
 
-    Requests that cover a day of `failing` get an error with this HTTP status.
+    Requests that cover a day of `failing` get an error: at Binance with this HTTP status, at LBank with an error code.
     """
     saved = settings.sandbox_variables()
     port = saved.get(ENDPOINTS[0].exchange.base_url_variable, "").rpartition(":")[2]
@@ -138,7 +151,10 @@ def serving(failing: Mapping[date, int]) -> Generator[None, None, None]:
             f"{', or '.join(' and '.join(names) for names in reversed(accounts.values()))} in .env and start again."
         )
         for day, status in failing.items():
-            console.print(f"--fail-day: the sandbox fails every request for {day} (HTTP {status}).")
+            console.print(
+                f"--fail-day: the sandbox fails every request for {day} (at Binance with HTTP {status}, at LBank with an "
+                "error code)."
+            )
         yield
     finally:
         exchange.stop()

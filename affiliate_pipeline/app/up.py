@@ -85,7 +85,8 @@ def running(stopping: threading.Event, port: int | None, failing: Mapping[date, 
     Args:
         stopping: Set by a signal.
         port: The port of Dagster's UI. None: only runs are needed, no UI, schedules or sensors.
-        failing: The HTTP status with which the sandbox fails every request for a day; refused with real accounts.
+        failing: By day, the HTTP status with which the sandbox's Binance fails every request for it; its LBank sends an
+            error code. Refused with real accounts.
     """
     configured = settings.configured()
     is_sandbox = not is_any_exchange_configured(configured.variables)
@@ -159,7 +160,7 @@ def _land(landing: Landing, again: Collection[date], port: int | None = None) ->
             console.print(f"Nothing can land: {reason}. Correct the variables (README, Real accounts).")
             return False
         if not missing:
-            console.print("Nothing to land: every day has settled or was read within the last hour.")
+            console.print("Nothing to land: every fetchable day has settled or was read within the last hour.")
         failures += landing.land(missing)
         failures += landing.land(landing.stale())
         landing.summarize()

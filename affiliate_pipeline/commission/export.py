@@ -1,14 +1,17 @@
-"""Exports of a table's rows from one snapshot: CSV and Parquet, both without rounding."""
+"""Exports of a table's rows from one snapshot: CSV, workbooks and Parquet, all without rounding."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
-from typing import BinaryIO
+from functools import cached_property
+from itertools import chain
+from typing import Any, BinaryIO
 
 import pyarrow as arrow
 from psycopg import sql
 from pyarrow import parquet
 
+from affiliate_pipeline.commission.workbook import write_workbook
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.errors import as_store_unavailable
 
@@ -25,53 +28,107 @@ PARQUET_TYPES = {
     "date": arrow.date32(),
     "timestamptz": arrow.timestamp("us", "UTC"),
 }
+# The types of columns whose values a cell represents. Any other value is the text that CSV has.
+CELL_TYPES = {"int2", "int4", "int8", "bool", "date"}
+# A spreadsheet executes a text that begins with one of these (OWASP, CSV injection), among them the full-width forms.
+FORMULA_STARTS = [*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20"]
 
 
 class Extract:
     """The rows of a range of days, ordered by day, or of a table without days. Use it only inside `snapshot`.
 
-    With `account` (empty: the default one), only that account's rows.
+    With `account` (empty: the default one), only that account's rows. `day_column` has the day of a row.
     """
 
-    def __init__(self, store: Store, table: str, days: Sequence[date] | None, account: str | None):
-        self._connection = store.connection
+    def __init__(
+        self,
+        store: Store,
+        table: str,
+        days: Sequence[date] | None,
+        account: str | None,
+        day_column: str = "partition_date",
+    ):
+        self._connection, self._name = store.connection, table.partition(".")[2]
         self._part: sql.Composable = sql.Identifier(*table.split("."))
         conditions: list[sql.Composable] = []
         if days is not None:
-            conditions.append(sql.SQL("partition_date between {} and {}").format(days[0], days[-1]))
+            conditions.append(sql.SQL("{} between {} and {}").format(sql.Identifier(day_column), days[0], days[-1]))
         if account is not None:
             conditions.append(sql.SQL("account = {}").format(account))
         if conditions:
             self._part += sql.SQL(" where ") + sql.SQL(" and ").join(conditions)
-        self._order = sql.SQL("partition_date" if days is not None else "account, 1")
+        self._day_column = day_column if days is not None else ""
 
-    def _rows(self, selected: sql.Composable) -> sql.Composed:
-        return sql.SQL("select {} from {} order by {}").format(selected, self._part, self._order)
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        """The type of each column."""
+        described = self._connection.execute(sql.SQL("select * from {} limit 0").format(self._part)).description or []
+        return {column.name: self._connection.adapters.types[column.type_code].name for column in described}
 
-    def write_csv(self, output: BinaryIO) -> None:
-        """Write the rows with a header, every amount as the database has it."""
-        copy = sql.SQL("copy ({}) to stdout (format csv, header)").format(self._rows(sql.SQL("*")))
+    def write_csv(self, output: BinaryIO, *, raw: bool = False) -> dict[str, int]:
+        """Write the rows with a header, every amount as the database has it.
+
+        Unless `raw`, an apostrophe precedes each text that a spreadsheet would execute; their number by column is returned.
+        """
+        escaped = {} if raw else self._formulas()
+        prefixed = "case when left({0}, 1) = any({1}) then '''' || {0} else {0} end as {0}"
+        columns = [
+            sql.SQL(prefixed if name in escaped else "{0}").format(sql.Identifier(name), FORMULA_STARTS)
+            for name in self._kinds
+        ]
+        copy = sql.SQL("copy ({}) to stdout (format csv, header)").format(self._rows(sql.SQL(", ").join(columns)))
         with self._connection.cursor() as cursor, cursor.copy(copy) as blocks:
             for block in blocks:
                 output.write(block)
+        return escaped
+
+    def write_workbook(self, output: BinaryIO) -> None:
+        """Write the rows as a workbook; raises `TextTooLong`."""
+        columns = [
+            sql.SQL("{}" if kind in CELL_TYPES else "{}::text").format(sql.Identifier(name))
+            for name, kind in self._kinds.items()
+        ]
+        batches = self._batches(sql.SQL(", ").join(columns))
+        write_workbook(output, self._name, [*self._kinds], chain.from_iterable(batches))
 
     def write_parquet(self, output: BinaryIO) -> dict[str, arrow.DataType]:
         """Write the rows; return the types of amounts by column. `output` must support `tell()`."""
-        described = self._connection.execute(sql.SQL("select * from {} limit 0").format(self._part)).description or []
-        kinds = {column.name: self._connection.adapters.types[column.type_code].name for column in described}
-        amounts = {name: self._amount_type(name) for name, kind in kinds.items() if kind == "numeric"}
-        types = amounts | {name: PARQUET_TYPES[kind] for name, kind in kinds.items() if name not in amounts}
-        schema = arrow.schema([(name, types[name]) for name in kinds])
-        selected = sql.SQL(", ").join(
+        amounts = {name: self._amount_type(name) for name, kind in self._kinds.items() if kind == "numeric"}
+        types = amounts | {name: PARQUET_TYPES[kind] for name, kind in self._kinds.items() if name not in amounts}
+        schema = arrow.schema([(name, types[name]) for name in self._kinds])
+        columns = [
             sql.SQL("{}::text" if arrow.types.is_string(types[name]) else "{}").format(sql.Identifier(name))
-            for name in kinds
-        )
-        with self._connection.cursor(name="extract") as cursor, parquet.ParquetWriter(output, schema) as writer:
-            cursor.execute(self._rows(selected))
-            while batch := cursor.fetchmany(ROWS_PER_READ):
-                columns = zip(zip(*batch, strict=True), schema.types, strict=True)
-                writer.write_table(arrow.table([arrow.array(cells, kind) for cells, kind in columns], schema=schema))
+            for name in self._kinds
+        ]
+        with parquet.ParquetWriter(output, schema) as writer:
+            for batch in self._batches(sql.SQL(", ").join(columns)):
+                cells = zip(zip(*batch, strict=True), schema.types, strict=True)
+                writer.write_table(arrow.table([arrow.array(each, kind) for each, kind in cells], schema=schema))
         return amounts
+
+    def _rows(self, columns: sql.Composable) -> sql.Composed:
+        # The accounts of a table without days are one after the other.
+        first, *_ = self._kinds
+        names = [self._day_column] if self._day_column else [name for name in ("account", first) if name in self._kinds]
+        order = sql.SQL(", ").join(map(sql.Identifier, names))
+        return sql.SQL("select {} from {} order by {}").format(columns, self._part, order)
+
+    def _batches(self, columns: sql.Composable) -> Iterator[list[tuple[Any, ...]]]:
+        with self._connection.cursor(name="extract") as cursor:
+            cursor.execute(self._rows(columns))
+            while batch := cursor.fetchmany(ROWS_PER_READ):
+                yield batch
+
+    def _formulas(self) -> dict[str, int]:
+        """By column, the number of texts that a spreadsheet would execute."""
+        names = [name for name, kind in self._kinds.items() if kind == "text"]
+        counts = [
+            sql.SQL("count(*) filter (where left({}, 1) = any({}))").format(sql.Identifier(name), FORMULA_STARTS)
+            for name in names
+        ]
+        query = sql.SQL("select {} from {}").format(sql.SQL(", ").join(counts), self._part)
+        found = self._connection.execute(query).fetchall()
+        return {name: count for name, count in zip(names, *found, strict=True) if count}
 
     def _amount_type(self, column: str) -> arrow.DataType:
         """A decimal wide enough for every value of the column, or text if none is."""
@@ -89,11 +146,13 @@ def snapshot(store: Store) -> Generator[None]:
     """Read everything in the block from one snapshot of the database."""
     with as_store_unavailable(), store.connection.transaction():
         store.connection.execute("set transaction isolation level repeatable read, read only")
+        # Otherwise PostgreSQL would end the session while nothing reads the output, as in a pager.
+        store.connection.execute("set local tcp_user_timeout = 0")
         yield
 
 
 def exists(store: Store, table: str) -> bool:
-    """Whether the table `schema.name` exists; the first landing of an asset creates its table."""
+    """Whether the table or view `schema.name` exists; the first landing of an asset creates its table."""
     with as_store_unavailable():
         [(found,)] = store.connection.execute("select to_regclass(%s) is not null", (table,)).fetchall()
     return found

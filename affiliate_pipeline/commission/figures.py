@@ -1,15 +1,17 @@
 """The figures of a report, gathered from the database; `report` renders them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from typing import Self
 
-from affiliate_pipeline.commission.rollup import Commission, Earner, Sum
+from affiliate_pipeline.commission.customers import Customer, money_of
+from affiliate_pipeline.commission.rollup import Commission, DayTotal, Sum
 from affiliate_pipeline.domain.days import DAY, days_from
 from affiliate_pipeline.exchanges.endpoint import Records
 
 SPAN_DAYS = 30
-MAX_EARNERS = 3
+MAX_CUSTOMERS = 20
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,30 @@ class Incomplete:
     name: str
     missing: Sequence[date]
     unsettled: Sequence[date]
+    exchange: str = ""
+    account: str = ""
+    kind: str = ""
+    # Until when (ms) the source promises each missing day; None: no limit is known.
+    deadlines_ms: Mapping[date, int | None] = field(default_factory=dict[date, int | None])
+
+    @property
+    def title(self) -> str:
+        """The account and the kind of earnings: `binance acme rebate`."""
+        return " ".join(filter(None, (self.exchange, self.account, self.kind))) or self.name
+
+    def within(self, days: Set[date]) -> Self | None:
+        """The part of these days, if there is any."""
+        missing, unsettled = [[day for day in each if day in days] for each in (self.missing, self.unsettled)]
+        deadlines = {day: self.deadlines_ms[day] for day in missing if day in self.deadlines_ms}
+        found = replace(self, missing=missing, unsettled=unsettled, deadlines_ms=deadlines)
+        return found if missing or unsettled else None
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of `day` and the charts' `days`; `totals` are over `days`, coins of the greatest value first.
+    """The figures of `days` and, line by line, of the last one.
 
-    `as_of` is when they were read (UTC).
+    `sums` are the lines of `day`, and `totals` those of `days`. `as_of` is when they were read (UTC).
     """
 
     day: date
@@ -33,17 +52,48 @@ class Figures:
     as_of: datetime
     sums: Sequence[Sum]
     totals: Sequence[Sum]
-    earners: Sequence[Earner]
+    # The customers of each account whose records of `days` are worth most, highest value first.
+    customers: Sequence[Customer]
     incomplete: Sequence[Incomplete]
     # Days with landed rows that have not been added up yet.
     stale: Sequence[date] = ()
+    # Days with earnings whose market prices have not landed.
+    unpriced: Sequence[date] = ()
     # Sandbox data, not real money.
     is_sandbox: bool = False
+    # The total of each account on each of `days` that has earnings.
+    by_day: Sequence[DayTotal] = ()
 
-    @property
-    def of_the_day(self) -> list[Sum]:
-        """The sums of `day` only."""
-        return [each for each in self.sums if each.day == self.day]
+    def of(self, exchange: str, account: str | None = None) -> Self:
+        """The part of one exchange, or of one of its accounts."""
+
+        def is_part(each: DayTotal | Sum | Customer | Incomplete) -> bool:
+            return each.exchange == exchange and account in (None, each.account)
+
+        return replace(
+            self,
+            sums=[*filter(is_part, self.sums)],
+            totals=[*filter(is_part, self.totals)],
+            customers=[*filter(is_part, self.customers)],
+            incomplete=[*filter(is_part, self.incomplete)],
+            by_day=[*filter(is_part, self.by_day)],
+        )
+
+    def within(self, days: Sequence[date]) -> Self:
+        """The part of some of the days, without lines."""
+        among = {*days}
+        return replace(
+            self,
+            day=days[-1],
+            days=days,
+            sums=[],
+            totals=[],
+            customers=[],
+            incomplete=[found for each in self.incomplete if (found := each.within(among))],
+            stale=[day for day in self.stale if day in among],
+            unpriced=[day for day in self.unpriced if day in among],
+            by_day=[each for each in self.by_day if each.day in among],
+        )
 
 
 def gather(
@@ -51,11 +101,47 @@ def gather(
 ) -> Figures:
     """The current figures of the 30 days up to `day`, none before `start`."""
     days = days_from(max(start, day - (SPAN_DAYS - 1) * DAY), day)
-    first, as_of = days[0], datetime.now(UTC)
+    figures = _gather(commission, configured, days, is_sandbox=is_sandbox)
+    return replace(
+        figures,
+        sums=commission.sums(day, day),
+        totals=commission.totals(days[0], day),
+        customers=commission.top_customers(days[0], day, MAX_CUSTOMERS),
+    )
+
+
+def gather_overview(
+    commission: Commission,
+    configured: Sequence[Records],
+    reported: Iterable[date],
+    start: date,
+    *,
+    is_sandbox: bool = False,
+) -> tuple[Figures, list[Figures]]:
+    """The current figures of all days from the first one added up until yesterday (UTC), and of the months of `reported`.
+
+    No day is before `start`. Only the months have totals by coin.
+    """
+    oldest, newest = commission.added_up() or (start, start)
+    days = days_from(max(start, oldest), max(newest, datetime.now(UTC).date() - DAY))
+    figures = _gather(commission, configured, days, is_sandbox=is_sandbox)
+    months: list[Figures] = []
+    for year, month in sorted({(day.year, day.month) for day in reported}):
+        if within := [day for day in days if (day.year, day.month) == (year, month)]:
+            months.append(replace(figures.within(within), totals=commission.totals(within[0], within[-1])))
+    return figures, months
+
+
+def _gather(
+    commission: Commission, configured: Sequence[Records], days: Sequence[date], *, is_sandbox: bool
+) -> Figures:
+    """The current figures of consecutive days, without lines."""
+    first, last, as_of = days[0], days[-1], datetime.now(UTC)
     # Read before the sums, so that a day added up in between is reported as incomplete rather than wrongly as complete.
-    gaps, stale = incomplete(commission, configured, days), list(commission.stale(first, day))
-    sums, totals = commission.sums(first, day), commission.totals(first, day)
-    return Figures(day, days, as_of, sums, totals, commission.earners(day, MAX_EARNERS), gaps, stale, is_sandbox)
+    gaps, stale = incomplete(commission, configured, days), list(commission.stale(first, last))
+    unpriced = list(commission.prices.missing(first, last)) if commission.prices else []
+    by_day = commission.by_day(first, last)
+    return Figures(last, days, as_of, [], [], [], gaps, stale, unpriced, is_sandbox, by_day)
 
 
 def incomplete(commission: Commission, configured: Sequence[Records], days: Sequence[date]) -> list[Incomplete]:
@@ -66,21 +152,29 @@ def incomplete(commission: Commission, configured: Sequence[Records], days: Sequ
     """
     landed = commission.landed(days[0], days[-1])
     expected = {endpoint.key for endpoint in configured}.union(*landed.values())
-    kinds = [[endpoint.key for endpoint in alternatives] for alternatives in commission.alternatives]
+    kinds = [(alternatives, [endpoint.key for endpoint in alternatives]) for alternatives in commission.alternatives]
     found: list[Incomplete] = []
-    for assets in [each for each in kinds if expected & {*each}] or kinds:
+    for alternatives, assets in [each for each in kinds if expected & {*each[1]}] or kinds:
         settled = {day: [final for key, final in landed.get(day, {}).items() if key in assets] for day in days}
         missing = [day for day, entries in settled.items() if not entries]
         unsettled = [day for day, entries in settled.items() if entries and not any(entries)]
         if missing or unsettled:
-            found.append(Incomplete(" or ".join(assets), missing, unsettled))
+            name, first = " or ".join(assets), alternatives[0]
+            kind = money_of(first).kind
+            deadlines = {day: _deadline_ms(alternatives, day) for day in missing}
+            found.append(Incomplete(name, missing, unsettled, first.exchange.name, first.alias, kind, deadlines))
     return found
 
 
-def masked(earner: str) -> str:
+def _deadline_ms(alternatives: Sequence[Records], day: date) -> int | None:
+    """Until when one of the sources promises the day; None: no limit is known."""
+    deadlines = [endpoint.timetable.deadline_ms(day) for endpoint in alternatives]
+    known = [each for each in deadlines if each is not None]
+    return max(known) if len(known) == len(deadlines) else None
+
+
+def masked(customer: str) -> str:
     """The customer's name shortened for display; the exchange has already masked emails."""
-    if not earner:
-        return "without a name"
-    name, at, domain = earner.partition("@")
+    name, at, domain = customer.partition("@")
     shown = f"{name[:2]}***{name[-2:]}" if len(name) >= 8 and not at else f"{name[:2]}***"
     return f"{shown}{at}{domain}"

@@ -1,17 +1,18 @@
 """The accounts that a Dagster project gives, with credentials by variable name.
 
-A variable is read when a session is opened, never earlier: Dagster fails a run with an unset `EnvVar` in a resource's
+A variable is read in a step or tick, never earlier: Dagster fails a run with an unset `EnvVar` in a resource's
 config before any step. No day would then be marked as failed, and no alert would name the days.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import dagster as dg
 
-from affiliate_pipeline.defs.arguments import InvalidArgument, Text, name_of, resource_of, shown_of, value_of
+from affiliate_pipeline.defs.arguments import InvalidArgument, Text, name_of, resource_of, secret_of, shown_of, value_of
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError, SettingsErrors
 from affiliate_pipeline.domain.settings import SET_VARIABLES_ACTION, check_rate_scale, stripped, unset
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
@@ -35,7 +36,7 @@ class ApiKey:
 
     def credentials(self) -> tuple[str, str]:
         """The key and the secret; called when a session is opened."""
-        values = value_of(self.key), value_of(self.secret)
+        values = secret_of(self.key), secret_of(self.secret)
         if missing := [unset(name) for name, value in zip(self.names, values, strict=True) if not value]:
             raise SettingsErrors(missing, SET_VARIABLES_ACTION)
         return values
@@ -71,8 +72,9 @@ class Account(ABC):
 
     exchange: ClassVar[Exchange]
     alias: str = ""
-    # The exchange's default if None. Rates above the permitted one are possible only on loopback.
+    # The exchange's default if None.
     base_url: Text | None = None
+    # Multiplies the permitted rates. Above 1 only if `base_url` has a private address, or localhost.
     rate_scale: float = 1.0
 
     @property
@@ -83,7 +85,7 @@ class Account(ABC):
     @property
     @abstractmethod
     def arguments(self) -> Mapping[str, tuple[str, object]]:
-        """By the default account's variable name, each other argument's name and value."""
+        """By the default account's variable name, the name and value of each argument that is not a key."""
 
     @property
     def shared_limit(self) -> object:
@@ -129,20 +131,24 @@ class Account(ABC):
         if key and key.is_overridden:
             found |= zip(key.names, _from_subclass(key), strict=True)
         elif key:
-            found |= zip(key.names, (value_of(key.key), value_of(key.secret)), strict=True)
+            found |= zip(key.names, (secret_of(key.key), secret_of(key.secret)), strict=True)
         return {name: value for name, value in found.items() if value}
 
     def key_in_variable(self, role: str) -> tuple[str, str]:
-        """The name and current value of the role's key; no value if a subclass of `ApiKey` brings it."""
+        """The name and current value of the role's key; no value if a subclass of `ApiKey` or an unreadable file has it."""
         key, (variable, _) = self.keys[role]
-        value = value_of(key.key) if key and not key.is_overridden else ""
+        value = ""
+        if key and not key.is_overridden:
+            with suppress(SettingsError):  # an account whose key cannot be read lands nothing, so nothing twice
+                value = secret_of(key.key)
         return dict(self.names)[variable], value
 
     def check(self) -> None:
         """Raise `InvalidArgument` for what is wrong whatever the values of the variables are."""
         if self.alias and not is_alias(self.alias):
             raise InvalidArgument(
-                f"alias {self.alias!r}: use up to 31 lower-case letters, digits and single underscores, the first one a letter"
+                f"alias {self.alias!r}: use up to 31 lower-case letters, digits and single underscores, the first one a "
+                "letter, without _file at the end"
             )
         if not any(key for key, _ in self.keys.values()):
             raise InvalidArgument(f"{self.title} has no key")
@@ -153,11 +159,13 @@ class Account(ABC):
             try:
                 check_rate_scale(self.base_url or "", self.rate_scale)
             except ValueError:
-                what = f"{self.title}: rate_scale may be above 1 only where base_url is on loopback"
+                what = (
+                    f"{self.title}: rate_scale may be above 1 only where base_url has a private address, or localhost"
+                )
                 raise InvalidArgument(what) from None
 
     def resource(self) -> dg.ResourceDefinition:
-        """The account as Dagster shows it: variable names, no values."""
+        """The account as Dagster shows it: variables by name, literals as they are."""
         shown = {role: ", ".join(key.names) for role, (key, _) in self.keys.items() if key}
         shown |= {argument: shown_of(value) for argument, value in self.arguments.values() if value is not None}
         return resource_of(self, f"An account of {self.exchange.title}. Credentials are shown by variable.", shown)
@@ -196,7 +204,7 @@ class BinanceAccount(Account):
 
     @property
     def arguments(self) -> Mapping[str, tuple[str, object]]:
-        """By the default account's variable name, each other argument's name and value."""
+        """By the default account's variable name, the name and value of each argument that is not a key."""
         return {
             "BINANCE_BASE_URL": ("base_url", self.base_url),
             "BINANCE_API_AGENT_CODE": ("agent_code", self.agent_code),
@@ -225,7 +233,7 @@ class LBankAccount(Account):
 
     @property
     def arguments(self) -> Mapping[str, tuple[str, object]]:
-        """By the default account's variable name, each other argument's name and value."""
+        """By the default account's variable name, the name and value of each argument that is not a key."""
         return {
             "LBANK_BASE_URL": ("base_url", self.base_url),
             "LBANK_OPEN_ID": ("open_id", self.open_id),

@@ -6,9 +6,10 @@ from datetime import date
 import dagster as dg
 
 from affiliate_pipeline.defs.accounts import Account
-from affiliate_pipeline.defs.arguments import AffiliateDatabase, Alerts, value_of
+from affiliate_pipeline.defs.arguments import AffiliateDatabase, Alerts, is_secret_set, value_of
 from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.exchanges.binance.exchange import BINANCE
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.http.network import VARIABLES as NETWORK_VARIABLES
 from affiliate_pipeline.http.network import Network
@@ -43,7 +44,7 @@ class AccountsPipeline(PipelineResource):
         return self._alerts.names.get(name, name) if self._alerts else name
 
     def variables_of(self, endpoint: Endpoint) -> Mapping[str, str]:
-        """The values of the endpoint's account, and the process's proxies; raises `SettingsError`."""
+        """The account's values, and the process's proxies and certificates; raises `SettingsError`."""
         own = self._account(endpoint).values(endpoint.role)
         key, *_ = endpoint.credentials
         for other in self._accounts.values():
@@ -57,10 +58,15 @@ class AccountsPipeline(PipelineResource):
                     )
         return {**_network_variables(), **own}
 
+    def price_variables(self) -> Mapping[str, str]:
+        """The base URL of the first account at Binance, if there is one, and the process's proxies."""
+        urls = [value_of(each.base_url) for each in self._accounts.values() if each.exchange is BINANCE]
+        return {**_network_variables(), **({BINANCE.base_url_variable: urls[0]} if urls and urls[0] else {})}
+
     def has_credentials(self, endpoint: Endpoint) -> bool:
-        """Whether at least one of the account's credentials is set."""
+        """Whether the key or the secret of the endpoint's role is set, or a subclass of `ApiKey` has them."""
         key, _ = self._account(endpoint).keys[endpoint.role]
-        return key is not None and (key.is_overridden or bool(value_of(key.key) or value_of(key.secret)))
+        return key is not None and (key.is_overridden or is_secret_set(key.key) or is_secret_set(key.secret))
 
     def is_configured(self, endpoint: Endpoint) -> bool:
         """True: the account was given, so a day whose variables are not set fails and names them."""

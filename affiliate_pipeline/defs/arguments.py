@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
+from affiliate_pipeline.domain import variables
 from affiliate_pipeline.domain.problem import AffiliateError
-from affiliate_pipeline.domain.settings import database_url_in, stripped
+from affiliate_pipeline.domain.settings import FILE_SUFFIX, Digest, database_url_in, stripped
 from affiliate_pipeline.monitoring.delivery import AlertSettings
 from affiliate_pipeline.postgres.urls import parameters
 
@@ -41,7 +42,7 @@ class AffiliateDatabase:
 
     def resolved(self) -> str:
         """The `postgresql://` URL; raises `SettingsError` that names the variable."""
-        return database_url_in(name_of(self.url, "the url of AffiliateDatabase"), value_of(self.url))
+        return database_url_in(name_of(self.url, "the url of AffiliateDatabase"), secret_of(self.url))
 
     def resource(self) -> dg.ResourceDefinition:
         """The database as Dagster shows it."""
@@ -57,6 +58,15 @@ class Alerts:
     heartbeat_url: Text | None = field(default=None, repr=False)
     # The base of the links in alerts.
     ui_url: Text | None = None
+    # How often a digest of the earnings is sent, with `commission=True` only.
+    digest: Digest = "off"
+
+    def check(self, *, has_commission: bool) -> None:
+        """Raise `InvalidArgument` for a digest that could not be sent."""
+        if self.digest not in ("daily", "weekly", "off"):
+            raise InvalidArgument("Alerts: the digest is neither daily, weekly nor off")
+        if self.digest != "off" and not has_commission:
+            raise InvalidArgument("Alerts: a digest requires commission=True, which adds up the earnings")
 
     @property
     def names(self) -> dict[str, str]:
@@ -71,8 +81,8 @@ class Alerts:
         """The values that are set now; raises `SettingsError`."""
         names = self.names
         values = {
-            names["ALERT_URLS"]: value_of(self.urls),
-            names["HEARTBEAT_URL"]: value_of(self.heartbeat_url),
+            names["ALERT_URLS"]: secret_of(self.urls),
+            names["HEARTBEAT_URL"]: secret_of(self.heartbeat_url),
             names["DAGSTER_UI_URL"]: value_of(self.ui_url),
         }
         return AlertSettings.load(values, variable=names.__getitem__)
@@ -83,6 +93,22 @@ def value_of(value: object) -> str:
     if isinstance(value, dg.EnvVar):
         return stripped(value.get_value())
     return "" if value is None else stripped(str(value))
+
+
+def secret_of(value: object) -> str:
+    """As `value_of`; a variable `NAME` that is not set may also be in the file that `NAME_FILE` names.
+
+    Raises `SettingsError` if the file cannot be used.
+    """
+    if not isinstance(value, dg.EnvVar):
+        return value_of(value)
+    return variables.value_of(value.env_var_name, lambda name: dg.EnvVar(name).get_value())
+
+
+def is_secret_set(value: object) -> bool:
+    """Whether the secret, or the path of its file, is set; the file is not read."""
+    in_file = isinstance(value, dg.EnvVar) and value_of(dg.EnvVar(f"{value.env_var_name}{FILE_SUFFIX}"))
+    return bool(value_of(value) or in_file)
 
 
 def name_of(value: object, argument: str) -> str:

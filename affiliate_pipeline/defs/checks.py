@@ -1,4 +1,4 @@
-"""Checks of endpoint assets. The monitor for overdue days evaluates `NO_DAY_MISSING`."""
+"""Checks of endpoint assets. The monitor for overdue days evaluates `NO_DAY_MISSING` too."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
@@ -31,7 +31,8 @@ def check_specs(endpoint: Endpoint, placement: Placement = OWN) -> Iterator[dg.A
         "and nothing was restated after the day had settled.",
     )
     if endpoint.timetable.is_monitored:
-        # Evaluated by the monitor: a check with a step of its own would make each run seconds longer.
+        # Evaluated at the end of the asset's step, and by the monitor: a check with a step of its own would make each run
+        # seconds longer.
         yield dg.AssetCheckSpec(
             NO_DAY_MISSING,
             asset=asset,

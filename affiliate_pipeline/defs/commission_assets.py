@@ -1,7 +1,9 @@
-"""The assets `daily_commission` and `daily_report`, and the sensor that updates stale days."""
+"""The assets `price`, `daily_commission`, `daily_customer_commission` and `daily_report`, and the sensor of stale days."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, date, datetime
+from decimal import Decimal
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,28 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from affiliate_pipeline.commission.figures import Figures, gather
-from affiliate_pipeline.commission.rollup import COLUMNS, COMMISSION, REPORT, TABLE, Commission
-from affiliate_pipeline.defs.dagster_internals import range_tags, sensor
+from affiliate_pipeline.commission import columns
+from affiliate_pipeline.commission.amounts import exact, rounded_float
+from affiliate_pipeline.commission.customers import CUSTOMERS, CustomerCounts
+from affiliate_pipeline.commission.customers import TABLE as CUSTOMER_TABLE
+from affiliate_pipeline.commission.figures import Figures, gather, gather_overview
+from affiliate_pipeline.commission.headline import headline, lacking_days, total_of
+from affiliate_pipeline.commission.prices import PRICE, PricedDay
+from affiliate_pipeline.commission.prices import TABLE as PRICE_TABLE
+from affiliate_pipeline.commission.rollup import (
+    COMMISSION,
+    REPORT,
+    TABLE,
+    Commission,
+    derived_assets,
+)
+from affiliate_pipeline.defs.dagster_internals import (
+    NOT_FINISHED_STATUSES,
+    days_of,
+    range_tags,
+    selected,
+    sensor,
+)
 from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days, separate_events
 from affiliate_pipeline.defs.endpoint_assets import table_schema
 from affiliate_pipeline.defs.placement import OWN, Placement
@@ -19,6 +40,7 @@ from affiliate_pipeline.defs.resources import PipelineResource
 from affiliate_pipeline.domain.days import DAY, day_ranges, format_days
 from affiliate_pipeline.domain.problem import AffiliateError, Problem, grouped
 from affiliate_pipeline.domain.wording import count_of
+from affiliate_pipeline.exchanges.binance.klines import markets_of
 from affiliate_pipeline.exchanges.endpoint import Records
 
 # A synonym of UTC, so that these partitions differ from Binance's. Otherwise one run would land both, and one failed
@@ -29,36 +51,50 @@ GROUP = "affiliate"
 QUIET_S = 60
 
 
-def build_earnings(earning: Sequence[Records], start: date, placement: Placement = OWN) -> dg.AssetsDefinition:
-    """The assets `affiliate/daily_commission` and `affiliate/daily_report` of these endpoints."""
-    commission = dg.AssetSpec(
-        placement.key(COMMISSION),
-        deps=[
-            dg.AssetDep(placement.key(each.key), partition_mapping=dg.IdentityPartitionMapping()) for each in earning
-        ],
-        skippable=True,
-        group_name=placement.group_of(GROUP),
-        owners=placement.owners_of(GROUP),
-        description="What was earned each day by exchange, account, kind and coin: added up exactly from the endpoints' tables, with "
-        "a value in USDT only for amounts in USDT and where the exchange gives one. Of several endpoints that report "
-        "the same money, only one counts. Each exchange's days are in its own time zone.",
-        metadata={"dagster/table_name": TABLE, "dagster/column_schema": table_schema(COLUMNS)},
+def build_earnings(
+    earning: Sequence[Records], start: date, placement: Placement = OWN, *, has_prices: bool = False
+) -> dg.AssetsDefinition:
+    """The assets of the group `affiliate`, computed from these endpoints; `affiliate/price` only with `has_prices`."""
+    landed = [dg.AssetDep(placement.key(each.key), partition_mapping=dg.IdentityPartitionMapping()) for each in earning]
+    spec = partial(
+        dg.AssetSpec, skippable=True, group_name=placement.group_of(GROUP), owners=placement.owners_of(GROUP)
     )
-    report = dg.AssetSpec(
+    price = spec(
+        placement.key(PRICE),
+        deps=landed,
+        description="The close in USDT, at Binance's public markets and at the end of the day in UTC, of each coin that was earned. A "
+        "price that has landed never changes. The metadata name the coins without a market.",
+        metadata={"dagster/table_name": PRICE_TABLE, "dagster/column_schema": table_schema(columns.PRICE)},
+    )
+    prices = [price] if has_prices else []
+    commission = spec(
+        placement.key(COMMISSION),
+        deps=[*landed, *(each.key for each in prices)],
+        description="What was earned each day by exchange, account, kind and coin: added up exactly from the endpoints' tables, with "
+        "the value in USDT at the day's market price, and separately the one that the exchange gives. Of several endpoints that report "
+        "the same money, only one counts. Each exchange's days are in its own time zone.",
+        metadata={"dagster/table_name": TABLE, "dagster/column_schema": table_schema(columns.DAILY)},
+    )
+    customers = spec(
+        placement.key(CUSTOMERS),
+        deps=commission.deps,
+        description="The same sums per customer, as a basis for payouts: `affiliate/daily_commission` is added up from them in the same "
+        "transaction. Values at market prices are rounded per line, so their sum may differ in the last place. A customer is identified by the "
+        "customerId, else the openId, else the email as the exchange masks it, which is not unique.",
+        metadata={"dagster/table_name": CUSTOMER_TABLE, "dagster/column_schema": table_schema(columns.CUSTOMER_DAILY)},
+    )
+    report = spec(
         placement.key(REPORT),
         deps=[placement.key(COMMISSION)],
-        skippable=True,
-        group_name=placement.group_of(GROUP),
         kinds={"html"},
-        owners=placement.owners_of(GROUP),
-        description="The day's report, in its metadata: charts of the last 30 days, top earners, and what is missing "
-        "or may still change. It has the figures as of its rendering. This package's own code location also writes a "
+        description="The day's report, in its metadata: the total in USDT, its change, a chart of 30 days, the coins, and what is "
+        "missing or may still change. Totals are exact text, and next to each a rounded number for plots. It has the figures as of its rendering. This package's own code location also writes a "
         "page into `reports/`, which `affiliate-pipeline report` renders again.",
     )
 
     @dg.multi_asset(
         name=placement.key(COMMISSION).to_python_identifier(),
-        specs=[commission, report],
+        specs=[*prices, commission, customers, report],
         can_subset=True,
         partitions_def=daily(ZONE, start, today=False),
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -66,41 +102,75 @@ def build_earnings(earning: Sequence[Records], start: date, placement: Placement
         required_resource_keys=placement.required,
     )
     def earnings(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
-        yield from _materialize(context, earning, placement)
+        yield from _materialize(context, earning, placement, has_prices=has_prices)
 
     return earnings
 
 
 def _materialize(
-    context: dg.AssetExecutionContext, earning: Sequence[Records], placement: Placement
+    context: dg.AssetExecutionContext, earning: Sequence[Records], placement: Placement, *, has_prices: bool
 ) -> Iterator[dg.MaterializeResult[Any]]:
     separate_events(context)
-    pipeline, sums, report = placement.pipeline(context), placement.key(COMMISSION), placement.key(REPORT)
-    days, selected = keys_to_days(context.partition_keys), sorted(context.selected_asset_keys)
+    pipeline = placement.pipeline(context)
+    price, sums, customers, report = keys = [placement.key(each) for each in derived_assets(has_prices=True)]
+    days, selected = keys_to_days(context.partition_keys), [key for key in keys if key in context.selected_asset_keys]
     done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected}
     failed: dict[date, Problem] = {}
+    unpriced: dict[date, Problem] = {}
     try:
         configured = [endpoint for endpoint in earning if pipeline.is_configured(endpoint)]
         first = min(map(pipeline.first_day, earning))
-        with pipeline.store(context.run.run_id) as store:
-            commission = Commission(store, earning)
-            for day in days:
+        with pipeline.store(context) as store:
+            commission = Commission(store, earning, has_prices=has_prices)
+            # First, so that the sums have values in the same run. A day without prices is added up nevertheless.
+            if commission.prices and price in done:
+                outcomes = commission.prices.land(days, pipeline.klines)
+                unpriced = {day: each for day, each in outcomes.items() if isinstance(each, Problem)}
+                done[price] = {day: _priced(each) for day, each in outcomes.items() if isinstance(each, PricedDay)}
+            # The days that get a page in this run, so that a page can link to the next one before that is written.
+            reported = [*commission.landed(days[0], days[-1])]
+            for day in days if {sums, customers, report} & {*done} else []:
                 if not commission.add_up(day, context.run.run_id):
                     what = f"no rows of {', '.join(endpoint.key for endpoint in earning)} have landed for this day"
                     failed[day] = Problem("nothing_landed", what, action="Materialize one of them first")
                     continue
+                if customers in done:
+                    done[customers][day] = _customers(commission.customer_counts(day))
                 figures = gather(commission, configured, day, first, is_sandbox=pipeline.is_sandbox)
                 if sums in done:
                     done[sums][day] = _sums(figures)
                 if report in done:
-                    done[report][day] = _report(context, figures, pipeline.reports)
+                    done[report][day] = _report(context, figures, pipeline.reports, reported)
+            _write_overview(context, pipeline, commission, configured, first, done.get(report, ()))
     except AffiliateError as error:
-        problem = error.problem.adding(impact="Its sums are unchanged")
-        failed |= dict.fromkeys({*days}.difference(failed, *done.values()), problem)
-    counted = f"{len(failed)} of {count_of(len(days), 'day')} could not be added up ({format_days(failed)})"
-    finish(context, done, failed, f"{counted}: {'. '.join(map(str, grouped(failed)))}.")
+        problem = error.problem.adding(impact="No landed row was changed")
+        # Also the days of which some assets have been computed and others not.
+        left = {
+            day
+            for key, landed in done.items()
+            for day in days
+            if day not in landed and not (key == price and day in unpriced)
+        }
+        failed |= dict.fromkeys(left - failed.keys(), problem)
+    counted = [
+        f"{len(each)} of {count_of(len(days), 'day')} {what} ({format_days(each)}): {'. '.join(map(str, grouped(each)))}."
+        for each, what in ((failed, "could not be added up"), (unpriced, "lack market prices"))
+        if each
+    ]
+    finish(context, done, unpriced | failed, "\n".join(counted))
     for key in selected:
         yield dg.MaterializeResult(asset_key=key)
+
+
+def _priced(outcome: PricedDay) -> Metadata:
+    """The day's prices as metadata."""
+    converted = {coin: market for coin, market in outcome.markets.items() if [market] != markets_of(coin)[:1]}
+    return {
+        "dagster/partition_row_count": len(outcome.markets),
+        "converted": dg.MetadataValue.json(converted),
+        "coins_without_market": len(outcome.unvalued),
+        "unvalued_coins": dg.MetadataValue.json([*outcome.unvalued]),
+    }
 
 
 def _sums(figures: Figures) -> Metadata:
@@ -109,42 +179,97 @@ def _sums(figures: Figures) -> Metadata:
         f"{each.payer} {each.kind} {each.coin}": {
             "amount": each.amount,
             "usdt_value": each.usdt_value,
+            "market_value_usdt": each.market_value_usdt,
             "records": each.count,
             "records_without_usdt_value": each.unvalued,
         }
-        for each in figures.of_the_day
+        for each in figures.sums
     }
+    total = total_of(figures.by_day, [figures.day])
     incomplete = {
         each.name: "missing" if figures.day in each.missing else "may still change"
         for each in figures.incomplete
         if figures.day in {*each.missing, *each.unsettled}
     }
     return {
-        "dagster/partition_row_count": len(figures.of_the_day),
-        "records": sum(each.count for each in figures.of_the_day),
-        "records_without_usdt_value": sum(each.unvalued for each in figures.of_the_day),
+        "dagster/partition_row_count": len(figures.sums),
+        "records": total.count,
+        "records_without_usdt_value": sum(each.unvalued for each in figures.sums),
+        **_plotted("total_usdt", total.usdt),
+        "total_usdt_stated_by_exchanges": exact(total.stated_usdt),
+        "unvalued_coins": dg.MetadataValue.json([*total.unvalued]),
         "sums": dg.MetadataValue.json(sums),
         "missing_or_not_settled": dg.MetadataValue.json(incomplete),
     }
 
 
-def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path | None) -> Metadata:
+def _customers(counts: CustomerCounts) -> Metadata:
+    """The day's customers as metadata."""
+    return {
+        "dagster/partition_row_count": counts.lines,
+        "customers": counts.customers,
+        "customers_identified_by_masked_email": counts.masked_emails,
+        "records_without_customer": counts.records_without_customer,
+        "total_usdt": counts.total_usdt,
+    }
+
+
+def _plotted(name: str, amount: Decimal) -> Metadata:
+    """The exact amount as text, and next to it the nearest float, which Dagster plots by day."""
+    nearest = rounded_float(amount)
+    return {name: exact(amount)} | ({} if nearest is None else {f"{name}_rounded": dg.MetadataValue.float(nearest)})
+
+
+def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path | None, days: Sequence[date]) -> Metadata:
     # Imported here: Jinja2 would take a tenth of the code location's import time.
     from affiliate_pipeline.commission.report import render
 
-    metadata: Metadata = {"report": dg.MetadataValue.md(render.markdown(figures))}
+    found = headline(figures)
+    metadata: Metadata = {
+        "report": dg.MetadataValue.md(render.markdown(figures)),
+        **_plotted("total_usdt", found.total.usdt),
+        **_plotted("last_7_days_usdt", found.week.usdt),
+        **_plotted("last_30_days_usdt", found.month.usdt),
+        "unvalued_coins": len(found.total.unvalued),
+        "incomplete_days": len(lacking_days(figures)),
+    }
+    for exchange, total in found.by_exchange.items():
+        metadata |= _plotted(f"{exchange}_usdt", total.usdt)
     if folder is None:
         return metadata
     try:
-        metadata["page"] = dg.PathMetadataValue(render.write(figures, folder))
+        metadata["page"] = dg.PathMetadataValue(render.write(figures, folder, days))
     except OSError as error:  # if the disk is not writable, the metadata still contain the report
         context.log.warning("the page of %s was not written: %s", figures.day, error.strerror)
     return metadata
 
 
-def build_stale_days(earning: Sequence[Records], placement: Placement = OWN) -> dg.SensorDefinition:
-    """The sensor that requests runs of stale days."""
-    assets = [placement.key(COMMISSION), placement.key(REPORT)]
+def _write_overview(
+    context: dg.AssetExecutionContext,
+    pipeline: PipelineResource,
+    commission: Commission,
+    configured: Sequence[Records],
+    start: date,
+    reported: Collection[date],
+) -> None:
+    """Write the page that lists all days, and the pages of the reported days' months."""
+    if not reported or pipeline.reports is None:
+        return
+    from affiliate_pipeline.commission.report import render
+
+    try:
+        figures, months = gather_overview(commission, configured, reported, start, is_sandbox=pipeline.is_sandbox)
+        render.write_overview(figures, months, pipeline.reports)
+    except (OSError, AffiliateError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        context.log.warning("the list of all days was not written: %s", reason)
+
+
+def build_stale_days(
+    earning: Sequence[Records], placement: Placement = OWN, *, has_prices: bool = False
+) -> dg.SensorDefinition:
+    """The sensor that requests runs of stale days, and of days whose prices are missing."""
+    assets = [placement.key(each) for each in derived_assets(has_prices=has_prices)]
 
     @sensor(
         name=placement.name("stale_days"),
@@ -152,30 +277,46 @@ def build_stale_days(earning: Sequence[Records], placement: Placement = OWN) -> 
         default_status=placement.requests,
         required_resource_keys=placement.required,
         minimum_interval_seconds=30,
-        description="Adds a day up again when the rows that have landed for it have changed.",
+        description="Adds a day up again when the rows or prices that have landed for it have changed, and requests prices that "
+        "are missing.",
     )
     def stale_days(context: dg.SensorEvaluationContext) -> list[dg.RunRequest]:
-        return _stale_days(earning, assets, placement.pipeline(context))
+        return _stale_days(context, earning, assets, placement.pipeline(context), has_prices=has_prices)
 
     return stale_days
 
 
 def _stale_days(
-    earning: Sequence[Records], assets: Sequence[dg.AssetKey], pipeline: PipelineResource
+    context: dg.SensorEvaluationContext,
+    earning: Sequence[Records],
+    assets: Sequence[dg.AssetKey],
+    pipeline: PipelineResource,
+    *,
+    has_prices: bool,
 ) -> list[dg.RunRequest]:
-    """One run request per range of stale days."""
+    """One run request per range of stale days, and per range of days that only lack prices."""
     now = datetime.now(UTC)
+    # Otherwise each tick during a long run would request the rest of its days once more.
+    unfinished = context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=now - DAY))
+    in_progress = {day for run in unfinished if selected(context, run, assets) for day in days_of(run)}
     with pipeline.store() as store:
         first, last = min(map(pipeline.first_day, earning)), now.date() - DAY
-        stale = Commission(store, earning).stale(first, last, quiet_s=QUIET_S)
+        commission = Commission(store, earning, has_prices=has_prices)
+        stale = commission.stale(first, last, quiet_s=QUIET_S)
+        outdated = commission.outdated(first, last, quiet_s=QUIET_S)
+    waiting = outdated.keys() - in_progress
+    # If only prices are missing, request them alone (the first of `assets`). Otherwise, while their source fails, the
+    # sums would be added up again every hour.
+    requested = [(assets, day_ranges(waiting & stale.keys())), (assets[:1], day_ranges(waiting - stale.keys()))]
     # The run key allows the same days with the same content once an hour: a failed run is not repeated every tick.
     return [
         dg.RunRequest(
             run_key=sha256(
-                " ".join([f"{now:%Y-%m-%dT%H}", *(f"{day} {stale[day]}" for day in run)]).encode()
+                " ".join([f"{now:%Y-%m-%dT%H}", *(f"{day} {outdated[day]}" for day in days)]).encode()
             ).hexdigest(),
-            tags=range_tags(run),
-            asset_selection=assets,
+            tags=range_tags(days),
+            asset_selection=keys,
         )
-        for run in day_ranges(stale)
+        for keys, ranges in requested
+        for days in ranges
     ]

@@ -14,7 +14,7 @@ import dagster as dg
 from affiliate_pipeline.defs.accounts import Account, ApiKey, BinanceAccount, LBankAccount
 from affiliate_pipeline.defs.arguments import AffiliateDatabase, Alerts, InvalidArgument
 from affiliate_pipeline.defs.factory import Status, build_definitions
-from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, DEFAULT_START_DATE
+from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, DEFAULT_START_DATE, Digest
 
 _SUFFIX = "_variable"
 # Rejects an API key that is given instead of a variable's name. A key may consist of upper-case letters and digits
@@ -65,8 +65,17 @@ class AccountComponent(dg.Component, dg.Model, dg.Resolvable):
         str | None, _named("The variable of the URL that is called while no day is at risk; with alerts only.")
     ] = None
     ui_url: Annotated[str | None, _given("The base of the links in alerts.")] = None
+    digest: Annotated[
+        Digest, _given("`daily`, `weekly` or `off`: a digest of the earnings, with alerts and `commission` only.")
+    ] = "off"
     commission: Annotated[
-        bool, _given("Whether to add `affiliate/daily_commission` and `affiliate/daily_report`, of all accounts.")
+        bool,
+        _given(
+            "Whether to add `affiliate/daily_commission`, the same per customer, and `affiliate/daily_report`, of all accounts."
+        ),
+    ] = False
+    prices: Annotated[
+        bool, _given("Whether `commission` also adds `affiliate/price`, from Binance's public markets.")
     ] = False
 
     @abstractmethod
@@ -89,6 +98,7 @@ class AccountComponent(dg.Component, dg.Model, dg.Resolvable):
             monitoring=self.monitoring,
             alerts=self._alerts(),
             commission=self.commission,
+            prices=self.prices,
         )
 
     def _check_names(self) -> None:
@@ -103,13 +113,14 @@ class AccountComponent(dg.Component, dg.Model, dg.Resolvable):
 
     def _alerts(self) -> Alerts | None:
         if self.alert_urls_variable is None:
-            if self.heartbeat_url_variable or self.ui_url:
-                raise InvalidArgument("heartbeat_url_variable and ui_url require alert_urls_variable")
+            if self.heartbeat_url_variable or self.ui_url or self.digest != "off":
+                raise InvalidArgument("heartbeat_url_variable, ui_url and digest require alert_urls_variable")
             return None
         return Alerts(
             urls=dg.EnvVar(self.alert_urls_variable),
             heartbeat_url=_variable(self.heartbeat_url_variable),
             ui_url=self.ui_url,
+            digest=self.digest,
         )
 
     def _key(self, role: str) -> ApiKey | None:

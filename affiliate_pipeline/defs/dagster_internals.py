@@ -11,7 +11,14 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.definitions.data_version import DATA_VERSION_IS_USER_PROVIDED_TAG, DATA_VERSION_TAG
+from dagster._core.events import EngineEventData as EngineEventData
+from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.step_delegating import CheckStepHealthResult as CheckStepHealthResult
+from dagster._core.executor.step_delegating import StepDelegatingExecutor as StepDelegatingExecutor
+from dagster._core.executor.step_delegating import StepHandler as StepHandler
+from dagster._core.executor.step_delegating import StepHandlerContext as StepHandlerContext
 from dagster._core.launcher import CheckRunHealthResult as CheckRunHealthResult
+from dagster._core.launcher import RunLauncher as RunLauncher
 from dagster._core.launcher import WorkerStatus as WorkerStatus
 from dagster._core.remote_origin import RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import InstigatorState as InstigatorState
@@ -30,11 +37,13 @@ from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG as AUTO_RETRY_RUN_I
 from dagster._core.storage.tags import WILL_RETRY_TAG as WILL_RETRY_TAG
 from dagster._serdes import ConfigurableClass as ConfigurableClass
 from dagster._serdes import ConfigurableClassData as ConfigurableClassData
+from dagster._serdes import pack_value as pack_value
 from dagster_shared.error import SerializableErrorInfo
 
 from affiliate_pipeline.domain.days import days_from
 
 CheckStatus = AssetCheckExecutionRecordStatus
+NO_RETRIES = RetryMode.DISABLED
 # The code location's name unless a workspace sets another one. Used only for contexts that tests build, which have no origin.
 LOCATION = "affiliate_pipeline.definitions"
 # The types of Dagster's decorators name a bare `PathLike`, which strict checking rejects wherever they are used.

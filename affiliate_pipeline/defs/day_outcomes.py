@@ -64,14 +64,14 @@ def finish(
     failed: Mapping[date, Problem],
     description: str,
 ) -> None:
-    """Add the landed days' metadata to the step's result; raise `Failure` if any day failed.
+    """Add the landed days' metadata to the step's result; raise `Failure` if any day failed, for any of the assets.
 
     The page of a failed day shows the events of that day only, so an asset observation has the reason.
     """
     if failed:
         log_landed(context, landed)
         for key in landed:
-            for day in sorted(failed):
+            for day in sorted(failed.keys() - landed[key].keys()):
                 problem = failed[day]
                 texts = {"failure": problem.what, "impact": problem.impact, "action": problem.action}
                 reason = {name: f"{text}." for name, text in texts.items() if text}

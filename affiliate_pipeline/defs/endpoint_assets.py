@@ -85,7 +85,7 @@ def _materialize(
     overdue: list[date] = []
     try:
         with (
-            pipeline.store(run_id) as store,
+            pipeline.store(context) as store,
             pipeline.session(endpoint, store) as session,
             _recorded_refreshes(context, session, tables, placement),
         ):
@@ -110,7 +110,7 @@ def _materialize(
     # The data version shows whether a day has changed. Dagster takes only one for all days of a successful run.
     [version, *others] = [dg.DataVersion(metadata["content_hash"]) for metadata in landed.values()]
     for check in checks:
-        # The evaluations were yielded per day, or come from the monitor; Dagster also requires an output per check.
+        # The evaluations were yielded above; Dagster also requires an output per check.
         yield dg.Output(None, context.job_def.asset_layer.get_op_output_name(check))
     yield dg.MaterializeResult(data_version=None if others else version)
 
@@ -232,7 +232,7 @@ def build_reference_table(table: ReferenceTable, placement: Placement = OWN) -> 
         pipeline = placement.pipeline(context)
         try:
             with (
-                pipeline.store(context.run.run_id) as store,
+                pipeline.store(context) as store,
                 pipeline.session(endpoint, store) as session,
             ):
                 return dg.MaterializeResult(metadata=_refreshed(table, table.refresh(session)))

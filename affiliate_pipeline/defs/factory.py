@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import dagster as dg
 
-from affiliate_pipeline.commission.rollup import COMMISSION, REPORT
+from affiliate_pipeline.commission.rollup import derived_assets
 from affiliate_pipeline.defs.accounts import Account
 from affiliate_pipeline.defs.accounts_pipeline import AccountsPipeline
 from affiliate_pipeline.defs.arguments import AffiliateDatabase, Alerts, InvalidArgument
@@ -16,8 +16,10 @@ from affiliate_pipeline.defs.commission_assets import build_earnings, build_stal
 from affiliate_pipeline.defs.endpoint_assets import build_asset, build_reference_table
 from affiliate_pipeline.defs.landed_rows import landed_rows
 from affiliate_pipeline.defs.placement import Placement
+from affiliate_pipeline.defs.resources import require_running
 from affiliate_pipeline.defs.schedules import build_schedules
 from affiliate_pipeline.defs.sensors.alert_delivery import build_alert_delivery
+from affiliate_pipeline.defs.sensors.digest import build_digest
 from affiliate_pipeline.defs.sensors.failures import build_failed_run_alert, build_failing_tick_alert
 from affiliate_pipeline.defs.sensors.kickback_history import (
     build_kickback_history,
@@ -25,7 +27,7 @@ from affiliate_pipeline.defs.sensors.kickback_history import (
     export_endpoints,
 )
 from affiliate_pipeline.defs.sensors.overdue import build_heartbeat, build_watch
-from affiliate_pipeline.domain.settings import DEFAULT_START_DATE
+from affiliate_pipeline.domain.settings import DEFAULT_START_DATE, Digest
 from affiliate_pipeline.exchanges.endpoint import Endpoint, ReferenceTable
 from affiliate_pipeline.exchanges.registry import DEFAULT, Catalog
 
@@ -47,6 +49,7 @@ def build_definitions(
     monitoring: Status = "stopped",
     alerts: Alerts | None = None,
     commission: bool = False,
+    prices: bool = False,
 ) -> dg.Definitions:
     """The definitions of these accounts, to be merged into those of a Dagster project.
 
@@ -66,9 +69,12 @@ def build_definitions(
         schedules: The initial status of schedules, and of the sensors that request runs as schedules do.
         monitoring: The initial status of the sensors that request overdue days, raise alerts and deliver them.
         alerts: Where alerts about these assets go; without it, no sensor raises or delivers any.
-        commission: Whether to add `affiliate/daily_commission` and `affiliate/daily_report`.
+        commission: Whether to add `affiliate/daily_commission`, the same per customer, and `affiliate/daily_report`.
+        prices: Whether `commission` also adds `affiliate/price`, from Binance's public markets.
     """
     _check(accounts, database)
+    if alerts:
+        alerts.check(has_commission=commission)
     prefix = _listed(key_prefix)
     start = date.fromisoformat(start_date) if isinstance(start_date, str) else start_date
     placement = Placement(
@@ -93,6 +99,8 @@ def build_definitions(
         has_monitoring=monitoring is not None,
         has_alerts=delivered is not None,
         has_commission=commission,
+        has_prices=prices,
+        digest=delivered.digest if delivered else "off",
     )
 
 
@@ -127,6 +135,7 @@ def _resources(
     by_key = {placement.name_of_account(each.group): each for each in accounts}
 
     def pipeline(context: dg.InitResourceContext) -> AccountsPipeline:
+        require_running(context.run)
         given: Any = context.resources
         return AccountsPipeline(
             [getattr(given, key) for key in by_key],
@@ -192,6 +201,8 @@ def assemble(
     has_monitoring: bool = True,
     has_alerts: bool = True,
     has_commission: bool = True,
+    has_prices: bool = False,
+    digest: Digest = "off",
 ) -> dg.Definitions:
     """The definitions of the catalog's assets, of what is derived from them, and of their schedules and sensors.
 
@@ -215,7 +226,7 @@ def assemble(
             *(build_reference_table(table, placement) for table in catalog.reference_tables),
         ]
         if earning:
-            assets.append(build_earnings(earning, min(map(first_day, earning)), placement))
+            assets.append(build_earnings(earning, min(map(first_day, earning)), placement, has_prices=has_prices))
     schedules: list[dg.ScheduleDefinition] = []
     sensors: list[dg.SensorDefinition] = []
     if has_schedules:
@@ -228,17 +239,19 @@ def assemble(
             if {account.recent.key, account.request.key} <= selected
         ]
         sensors += [build_kickback_history(account, placement) for account in with_exports]
-        sensors += [build_stale_days(earning, placement)] if earning else []
+        sensors += [build_stale_days(earning, placement, has_prices=has_prices)] if earning else []
     # Without a monitored asset, the sensor's selection would be empty, which Dagster rejects.
     if has_monitoring and any(endpoint.timetable.is_monitored for endpoint in endpoints):
         sensors.append(build_watch(endpoints, placement))
     if has_alerts:
-        derived = (COMMISSION, REPORT) if earning else ()
+        derived = derived_assets(has_prices=has_prices) if earning else ()
         sensors += [
             build_failed_run_alert(catalog, derived, placement),
             build_alert_delivery(endpoints, placement),
             build_heartbeat(endpoints, placement),
         ]
+        if earning and digest != "off":
+            sensors.append(build_digest(earning, digest, placement, has_prices=has_prices))
         sensors.append(build_failing_tick_alert([*schedules, *sensors], placement))
     return dg.Definitions(
         assets=assets,

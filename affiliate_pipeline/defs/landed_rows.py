@@ -28,7 +28,7 @@ class LandedRows(dg.IOManager):
 
 
 def landed_rows(placement: Placement) -> dg.IOManagerDefinition:
-    """The IO manager of all assets."""
+    """The IO manager of the assets of endpoints and reference tables."""
 
     def create(context: dg.InitResourceContext) -> LandedRows:
         return LandedRows(placement, getattr(context.resources, placement.resource))

@@ -16,8 +16,8 @@ from affiliate_pipeline.defs.resources import PipelineResource
 class Placement:
     """The place of these definitions in a code location; by default, that of this package's own.
 
-    Only Dagster's asset keys have the prefix: tables, ledger, alerts and run state use the key without it, so that they
-    stay when the prefix changes.
+    Only Dagster's asset keys have the prefix: tables, ledger, run state and the texts of alerts use the key without it,
+    so that they stay the same when the prefix changes.
     """
 
     key_prefix: tuple[str, ...] = ()
@@ -25,7 +25,7 @@ class Placement:
     name_prefix: str = ""
     # Follows the prefix where an account is not part of the name, so that other accounts' definitions differ.
     scope: str = ""
-    # If None and empty, each asset has its own group and team.
+    # Without `group_name`, there is one group per account; without `owners`, one team per account and role.
     group_name: str | None = None
     owners: tuple[str, ...] = ()
     op_tags: Mapping[str, Any] = field(default_factory=dict[str, Any])

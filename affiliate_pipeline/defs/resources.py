@@ -7,7 +7,12 @@ from datetime import date
 from functools import cached_property
 from pathlib import Path
 
+import dagster as dg
+
+from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.settings import Environment, Mode
+from affiliate_pipeline.exchanges.binance.exchange import BINANCE
+from affiliate_pipeline.exchanges.binance.klines import Klines, open_klines
 from affiliate_pipeline.exchanges.endpoint import Endpoint, SessionT
 from affiliate_pipeline.exchanges.registry import first_day, is_any_exchange_configured
 from affiliate_pipeline.http.network import Network, require_sandbox
@@ -16,6 +21,19 @@ from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.monitoring.delivery import AlertSettings
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
+
+
+class RunEnded(AffiliateError):
+    """A step was to start although its run has ended, as when it has waited in a queue on another machine."""
+
+
+def require_running(run: dg.DagsterRun | None) -> None:
+    """Raise `RunEnded` if the run of a step has ended or is being cancelled."""
+    if run and (run.is_finished or run.status == dg.DagsterRunStatus.CANCELING):
+        raise RunEnded(
+            f"run {run.run_id} has ended or is being cancelled ({run.status.value}): this step does not start, and "
+            "requests nothing"
+        )
 
 
 class PipelineResource(ABC):
@@ -40,7 +58,7 @@ class PipelineResource(ABC):
 
     @property
     def is_any_exchange_configured(self) -> bool:
-        """Whether a real exchange is configured, for any account, complete or not."""
+        """Whether an exchange, or the sandbox, is configured for any account, complete or not."""
         return True
 
     @property
@@ -81,12 +99,21 @@ class PipelineResource(ABC):
         """How this machine reaches other hosts."""
 
     @contextmanager
-    def store(self, run_id: str | None = None) -> Generator[Store, None, None]:
-        """The database; with `run_id`, the run counts as live while the store is open."""
+    def store(self, context: dg.AssetExecutionContext | None = None) -> Generator[Store, None, None]:
+        """The database; with a step's context, the run and the step count as live while the store is open."""
         with Store(self.database_url()) as store:
-            if run_id is not None:
-                store.mark_run_live(run_id)
+            if context is not None:
+                # The name of an asset's op is the key of its step.
+                store.mark_run_live(context.run.run_id, context.op_execution_context.op_def.name)
             yield store
+
+    @abstractmethod
+    def price_variables(self) -> Mapping[str, str]:
+        """The variables that requests of market prices read; raises `SettingsError`."""
+
+    def klines(self, first: date, last: date) -> AbstractContextManager[Klines]:
+        """The market prices of these days; raises `SettingsError`."""
+        return open_klines(self.price_variables(), self.database_url(), first, last)
 
     def outbox(self) -> Outbox:
         """The alerts of these definitions."""
@@ -122,7 +149,7 @@ class EnvironmentPipeline(PipelineResource):
 
     @property
     def is_any_exchange_configured(self) -> bool:
-        """Whether a real exchange is configured, for any account, complete or not."""
+        """Whether an exchange, or the sandbox, is configured for any account, complete or not."""
         return is_any_exchange_configured(self.environment.variables)
 
     def first_day(self, endpoint: Endpoint) -> date:
@@ -142,6 +169,13 @@ class EnvironmentPipeline(PipelineResource):
         variables = self.environment.variables
         if self.is_sandbox:
             require_sandbox(variables[endpoint.exchange.base_url_variable])
+        return variables
+
+    def price_variables(self) -> Mapping[str, str]:
+        """All variables; raises `SettingsError` at once if the sandbox is not running."""
+        variables = self.environment.variables
+        if self.is_sandbox:
+            require_sandbox(variables[BINANCE.base_url_variable])
         return variables
 
     def has_credentials(self, endpoint: Endpoint) -> bool:

@@ -3,7 +3,7 @@
 Instants are Unix milliseconds; nothing here reads a clock.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import Protocol
@@ -63,10 +63,10 @@ class Timetable:
         days = max(MIN_LOOKBACK_DAYS, self.settles_after // DAY + 1)
         return day_of(now_ms, self.zone) - days * DAY
 
-    def overdue_at_ms(self, day: date, *, settled: bool) -> int | None:
-        """When the day becomes overdue; None if no schedule lands it.
+    def scheduled_at_ms(self, day: date, *, settled: bool = False) -> int | None:
+        """When the schedule first lands the day after its end; with `settled`, after it has settled.
 
-        By then it has to have landed after its end or, with `settled`, after it has settled.
+        None if no schedule lands it.
         """
         if self.lands_at is None:
             return None
@@ -76,7 +76,15 @@ class Timetable:
         scheduled = datetime.combine(ready.date(), self.lands_at, self.zone)
         if scheduled < ready:
             scheduled += DAY
-        return int((scheduled + GRACE).timestamp() * 1000)
+        return int(scheduled.timestamp() * 1000)
+
+    def overdue_at_ms(self, day: date, *, settled: bool) -> int | None:
+        """When the day becomes overdue; None if no schedule lands it.
+
+        By then it has to have landed after its end or, with `settled`, after it has settled.
+        """
+        scheduled_ms = self.scheduled_at_ms(day, settled=settled)
+        return None if scheduled_ms is None else scheduled_ms + _ms(GRACE)
 
 
 class LandedDay(Protocol):
@@ -133,6 +141,21 @@ def expected_days(
                 entry.checked_at if entry else None,
                 _fallback(timetable, day, now_ms),
             )
+
+
+def newest_scheduled(timetables: Collection[Timetable], now_ms: int) -> date:
+    """The newest day that the schedules of all these assets should have landed.
+
+    A day that no schedule lands counts as landed at its end.
+    """
+
+    def expected_at_ms(day: date) -> int:
+        return max(each.scheduled_at_ms(day) or each.end_ms(day) for each in timetables)
+
+    day = max(day_of(now_ms, each.zone) for each in timetables)
+    while expected_at_ms(day) > now_ms:
+        day -= DAY
+    return day
 
 
 def _fallback(timetable: Timetable, day: date, now_ms: int) -> tuple[str, int] | None:

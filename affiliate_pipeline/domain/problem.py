@@ -52,7 +52,7 @@ class AffiliateError(Exception):
 
 
 class SettingsError(AffiliateError):
-    """A setting is missing or invalid; its text names variables and files, but no value.
+    """A setting is missing or invalid; its text names variables and files, but quotes no secret.
 
     `variable` is the variable at fault, if there is one, and the action is about that variable.
     """

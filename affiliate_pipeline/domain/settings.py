@@ -1,4 +1,4 @@
-"""The environment, which the application reads once, and typed settings from its variables."""
+"""The application's environment, and typed settings from its variables."""
 
 import codecs
 import re
@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from enum import StrEnum
+from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo
@@ -17,9 +18,17 @@ from affiliate_pipeline.domain.problem import SettingsError, SettingsErrors
 
 DATABASE_VARIABLE = "AFFILIATE_DATABASE_URL"
 DEFAULT_START_DATE = date(2025, 1, 1)
+# Between a variable of the default account and the alias of a further one, in upper case.
+ALIAS_SEPARATOR = "__"
+# The variable with the path of a secret's file has the name of the secret variable and this suffix.
+FILE_SUFFIX = "_FILE"
 _PLACES = "in the environment or in .env"
 SET_VARIABLES_ACTION = f"Set these variables {_PLACES} (see README, Real accounts)"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Networks whose servers are not an exchange: loopback, private and link-local addresses.
+_PRIVATE = [
+    *map(ip_network, ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16")),
+    *map(ip_network, ("::1/128", "fc00::/7", "fe80::/10")),
+]
 _QUOTES = "\"'`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\xbb"
 # Stripped from values: white space, control characters, and invisible characters that editors and web pages add.
 _SURROUNDING = r"[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
@@ -32,8 +41,8 @@ _HOST = re.compile(r"(?i)\[[0-9a-f:.]+\]|(?!.*\.\.)[a-z0-9_-]([a-z0-9_.-]{0,251}
 class Settings(BaseModel):
     """The settings of one concern; a field is read from the variable of its upper-case name.
 
-    The message about a malformed value is that of the field's own validator; for other types, the field's description
-    names the form of the value.
+    The message about a malformed value is that of the field's own validator; if no validator raised it, the field's
+    description names the form of the value.
     """
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
@@ -47,16 +56,28 @@ class Settings(BaseModel):
         An empty variable counts as not set.
 
         Args:
-            required: The default account's names of the variables that must be set.
+            required: The default account's names of the variables that must be set. If there are any, other secrets
+                are not read: a malformed one fails only the account that requires it.
             variable: Returns the account's own name of a default account's variable.
         """
         names = {name: variable(name.upper()) for name in cls.model_fields}
-        given = {name: variables[actual] for name, actual in names.items() if variables.get(actual)}
-        errors = [unset(variable(name)) for name in required if not variables.get(variable(name))]
-        for name, value in given.items():
-            # A malformed secret fails only the account that requires it.
-            if name.upper() in required or "SecretStr" not in str(cls.model_fields[name].annotation):
-                errors += quotes_in(names[name], value)
+        secrets = cls.secrets()
+        given: dict[str, str] = {}
+        errors: list[SettingsError] = []
+        for name, actual in names.items():
+            if required and name in secrets and name.upper() not in required:
+                continue
+            try:
+                value = variables.get(actual)
+            except SettingsError as error:
+                errors.append(error)
+                continue
+            if value:
+                given[name] = value
+                # Settings whose secrets are optional check them for quotes only when they use them.
+                errors += quotes_in(actual, value) if name not in secrets or required else []
+            elif name.upper() in required:
+                errors.append(unset(actual))
         try:
             settings = cls.model_validate(given)
             if not errors:
@@ -70,8 +91,13 @@ class Settings(BaseModel):
                     errors.append(malformed(names[field], found))
         raise errors[0] if len(errors) == 1 else SettingsErrors(errors, SET_VARIABLES_ACTION)
 
+    @classmethod
+    def secrets(cls) -> set[str]:
+        """The fields that are secret."""
+        return {name for name, field in cls.model_fields.items() if "SecretStr" in str(field.annotation)}
+
     def secret(self, variable: str) -> str:
-        """The value of a secret that was `required`, by that name, when these settings were loaded."""
+        """The value of a secret; `variable` is its name among those `required` when the settings were loaded."""
         value: SecretStr = getattr(self, variable.lower())
         return value.get_secret_value()
 
@@ -170,9 +196,20 @@ def _base_url(url: str) -> str:
 
 
 def check_rate_scale(base_url: str, scale: float) -> None:
-    """Raise ValueError for a rate above the permitted one, except for a server on loopback."""
-    if scale > 1 and urlsplit(base_url).hostname not in LOOPBACK:
-        raise ValueError("may be above 1 only where the base URL is on loopback")
+    """Raise ValueError for a rate above the permitted one, except for a server at a private address.
+
+    Names are not resolved: a name could lead to an exchange.
+    """
+    if scale > 1 and not _is_private(urlsplit(base_url).hostname or ""):
+        raise ValueError("may be above 1 only where the base URL has a private address, or localhost")
+
+
+def _is_private(host: str) -> bool:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return any(address in each for each in _PRIVATE)
 
 
 def _permitted_scale(scale: float, info: ValidationInfo) -> float:
@@ -185,6 +222,7 @@ def _permitted_scale(scale: float, info: ValidationInfo) -> float:
 
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 StartDate = Annotated[date | None, Field(description="a day such as 2026-10-01")]
+Digest = Annotated[Literal["daily", "weekly", "off"], Field(description="daily, weekly or off")]
 # Declare the field after those of the base URLs: its validator gets only the values of earlier fields.
 RateScale = Annotated[
     float, Field(gt=0, allow_inf_nan=False, description="a number above 0"), AfterValidator(_permitted_scale)
@@ -204,11 +242,54 @@ class Project(Settings):
     affiliate_start_date: StartDate = None
     # Whether schedules run without being started in the UI, as under `affiliate-pipeline up`.
     affiliate_schedules: Annotated[bool, Field(description="true or false")] = False
+    # Whether coins are valued at market prices.
+    affiliate_prices: Annotated[Literal["on", "off"], Field(description="on or off")] = "on"
+    # How often a digest of the earnings is sent through the alerts.
+    affiliate_digest: Digest = "off"
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    if not re.match("rediss?://.", value.get_secret_value()):
+        raise ValueError(
+            "is not a redis:// URL; another backend, such as rpc://, does not show what failed on a worker"
+        )
+    return value
+
+
+def _broker_url(value: SecretStr) -> SecretStr:
+    if not re.match("(rediss?|(py)?amqps?)://.", value.get_secret_value()):
+        raise ValueError("is not a redis:// or amqp:// URL")
+    return value
+
+
+class Execution(Settings):
+    """Where the steps of runs are executed."""
+
+    affiliate_executor: Annotated[
+        Literal["multiprocess", "celery", "k8s"], Field(description="multiprocess, celery or k8s")
+    ] = "multiprocess"
+    affiliate_celery_broker: Annotated[SecretStr | None, AfterValidator(_broker_url)] = None
+    affiliate_celery_backend: Annotated[SecretStr | None, AfterValidator(_redis_url)] = None
+
+
+CELERY_VARIABLES = ("AFFILIATE_CELERY_BROKER", "AFFILIATE_CELERY_BACKEND")
+
+
+def execution_in(variables: Mapping[str, str]) -> Execution:
+    """Where steps are executed; raises `SettingsError`, also about a variable that the executor requires."""
+    settings = Execution.load(variables)
+    return Execution.load(variables, *CELERY_VARIABLES) if settings.affiliate_executor == "celery" else settings
 
 
 def known_variables() -> set[str]:
     """The variables of all settings, without those of further accounts."""
-    return {name.upper() for kind in Settings.__subclasses__() for name in kind.model_fields} | {DATABASE_VARIABLE}
+    names = {name.upper() for kind in Settings.__subclasses__() for name in kind.model_fields}
+    return names | {DATABASE_VARIABLE} | {f"{name}{FILE_SUFFIX}" for name in secret_variables()}
+
+
+def secret_variables() -> set[str]:
+    """The variables of all settings that are secret, without those of further accounts."""
+    return {name.upper() for kind in Settings.__subclasses__() for name in kind.secrets()} | {DATABASE_VARIABLE}
 
 
 @dataclass(frozen=True)
@@ -246,6 +327,16 @@ class Environment:
     def runs_schedules(self) -> bool:
         """Whether schedules run without being started in the UI."""
         return Project.load(self.variables).affiliate_schedules
+
+    @property
+    def has_prices(self) -> bool:
+        """Whether coins are valued at market prices."""
+        return Project.load(self.variables).affiliate_prices == "on"
+
+    @property
+    def digest(self) -> Digest:
+        """How often a digest of the earnings is sent."""
+        return Project.load(self.variables).affiliate_digest
 
     def is_any_set(self, names: Iterable[str]) -> bool:
         """Whether at least one of the variables has a value."""

@@ -1,6 +1,7 @@
 """Declarations of exchanges and endpoints, from which assets, tables and checks are built."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, time, timedelta
 from functools import partial
@@ -12,6 +13,7 @@ from typing_extensions import TypeVar
 from affiliate_pipeline.domain.days import DAY, start_ms
 from affiliate_pipeline.domain.expected_days import Timetable
 from affiliate_pipeline.domain.problem import SettingsError
+from affiliate_pipeline.domain.settings import ALIAS_SEPARATOR
 from affiliate_pipeline.exchanges.fetching import RequestPlan, Session, Strategy
 from affiliate_pipeline.exchanges.identity import AccountKeys, Key, KeyIdentity, fingerprint_of
 from affiliate_pipeline.exchanges.shared_state import SharedState
@@ -21,8 +23,6 @@ from affiliate_pipeline.schema.columns import Row
 # any exchange takes `Endpoint`, which means `Endpoint[Session]`.
 SessionT = TypeVar("SessionT", bound=Session, default=Session, covariant=True)
 VariableNames = tuple[tuple[str, str], ...]
-# Between a variable of the default account and the alias of a further one, in upper case.
-ALIAS_SEPARATOR = "__"
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,20 @@ class Money:
 
 
 @dataclass(frozen=True)
+class Users:
+    """The rows are about users, for the command `who`.
+
+    `names` are the columns that name the user, of which the first non-empty one counts; none: the account's own client.
+    """
+
+    names: tuple[str, ...] = ()
+    # What is displayed of a row: labels, each with its column.
+    facts: tuple[tuple[str, str], ...] = ()
+    # The column with the time at which the facts were current.
+    as_of: str = "landed_at"
+
+
+@dataclass(frozen=True)
 class Retention(Generic[SessionT]):
     """How long the source promises to retain rows, and what is known about older ones."""
 
@@ -106,12 +120,13 @@ class Endpoint(Generic[SessionT]):
     file_problems: tuple[str, Callable[[SessionT], Sequence[str]]] | None = None
     # Variables of the default account that it needs in addition to the credentials.
     requires: tuple[str, ...] = ()
+    users: Users | None = None
     # When its schedule lands it, in the exchange's zone; None: only on request.
     lands_at: time | None = None
     # The account's alias; empty: the exchange's default account.
     alias: str = ""
-    # By a default account's variable, the name under which this account's value is found and reported. Without any,
-    # the variable has the alias as its suffix.
+    # Maps a default account's variable to the one in which this account's value is found, and which messages name. If
+    # empty, the account's variable is the default account's with the alias as its suffix.
     names: VariableNames = ()
 
     @property
@@ -156,15 +171,16 @@ class Endpoint(Generic[SessionT]):
         return f"{name}{ALIAS_SEPARATOR}{self.alias.upper()}" if is_own else name
 
     def require_own_key(self, variables: Mapping[str, str]) -> None:
-        """Raise `SettingsError` if an account with an earlier variable name has the same key.
+        """Raise `SettingsError` if an account whose variable sorts before this one's has the same key.
 
         Only the first of them is used: the same records would otherwise land in both accounts, and their sums would
         count them twice.
         """
         base, *_ = self.exchange.credentials(self.role)
         own = self.variable(base)
+        own_key = variables.get(own)
         for other in sorted(name for name in variables if name == base or name.startswith(f"{base}{ALIAS_SEPARATOR}")):
-            if other < own and variables.get(own) and variables[other] == variables[own]:
+            if other < own and own_key and _key_in(other, variables) == own_key:
                 raise SettingsError(
                     f"{own} is the same key as {other}: its records would land and be counted twice",
                     f"Set {own} to the key of another account, or remove the variables with its suffix",
@@ -258,6 +274,7 @@ class ReferenceTable(Generic[SessionT]):
     columns: tuple[tuple[str, str, str], ...]
     # What a refresh costs; sends at most the request that verifies the key.
     plan: Callable[[SessionT], RequestPlan]
+    users: Users | None = None
     # The endpoints whose runs read it, by name.
     read_by: tuple[str, ...] = ()
 
@@ -283,6 +300,13 @@ class ReferenceTable(Generic[SessionT]):
     def for_account(self, alias: str, names: VariableNames = ()) -> Self:
         """The same table's rows of another account."""
         return replace(self, endpoint=self.endpoint.for_account(alias, names))
+
+
+def _key_in(name: str, variables: Mapping[str, str]) -> str | None:
+    """The key in another account's variable; None if it cannot be read: that account then lands nothing."""
+    with suppress(SettingsError):
+        return variables[name]
+    return None
 
 
 def retention_of(endpoint: Endpoint) -> Retention | None:

@@ -131,7 +131,7 @@ class AccountKeys(TableStore):
         return Lock(TABLE, f"{key.exchange} {key.role} {key.alias}"), f"the identity of {key.account}"
 
     def drop_unused(self, stated: str | None) -> None:
-        """Delete keys of another identity unless one has landed a day: a wrong first key can then be corrected."""
+        """Delete keys of another identity unless one has landed a day: a wrong first key or openId can be corrected."""
         key, keys = self._key, self.all()
         others = [each.fingerprint for each in keys if each.alias == key.alias and each.identity != stated]
         if not any(self._has_landed(self._connection, key, each) for each in others):
@@ -241,7 +241,8 @@ class KeyIdentity:
         """The identity of the key's account as the exchange states it now, recorded."""
         _refuse_other_alias(self.key, self._keys.all(), self.key.fingerprint)
         self._stated = self._state()
-        if _own(self.key, self._keys.all()) is None:
+        own = _own(self.key, self._keys.all())
+        if own is None or self._stated not in (None, own.identity):
             self._keys.drop_unused(self._stated)
         return self._keys.record(self._stated)
 

@@ -10,15 +10,23 @@ from typing import Any
 
 from pydantic import create_model
 
-from affiliate_pipeline.domain.settings import DEFAULT_START_DATE, Environment, Settings, StartDate, known_variables
+from affiliate_pipeline.domain.settings import (
+    ALIAS_SEPARATOR,
+    DEFAULT_START_DATE,
+    Environment,
+    Settings,
+    StartDate,
+    known_variables,
+)
 from affiliate_pipeline.exchanges.binance import endpoints as binance
-from affiliate_pipeline.exchanges.endpoint import ALIAS_SEPARATOR, Endpoint, Exchange, Records, ReferenceTable
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange, Records, ReferenceTable
 from affiliate_pipeline.exchanges.lbank import endpoints as lbank
 
 _EXCHANGES = (binance, lbank)
 # How similar an unknown variable is to the one that was probably meant (1: equal).
 MIN_SIMILARITY, MIN_SIMILARITY_WITHOUT_PREFIX = 0.7, 0.9
-_ALIAS = re.compile(r"(?!.*__)[a-z][a-z0-9_]{0,30}")
+# Without `_file` at the end, which marks the path of a secret: `LBANK_API_SECRET__ACME_FILE`.
+_ALIAS = re.compile(r"(?!.*__|.*_file$)[a-z][a-z0-9_]{0,30}")
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ def unusable_variables(variables: Mapping[str, str]) -> Iterator[UnusableVariabl
                 name,
                 f"{suffix or 'an empty text'} is not the alias of an account",
                 f"Rename {name}: an alias has up to 31 upper-case letters, digits and single underscores, the first one "
-                f"a letter, as in {base}{ALIAS_SEPARATOR}ACME",
+                f"a letter, and no _FILE at the end, as in {base}{ALIAS_SEPARATOR}ACME",
             )
 
 

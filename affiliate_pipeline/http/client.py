@@ -140,7 +140,7 @@ def _date_s(text: str) -> float | None:
 
 
 class Client:
-    """Signed requests with one key to one exchange. Safe to share between threads.
+    """Requests with one key to one exchange, signed by `auth`, if any. Safe to share between threads.
 
     `read` returns the payload of a successful response or raises an `ExchangeError`. `server_time` is the path of the
     exchange's clock and its reader (ms; raises ValueError), used if a timestamp was rejected without the time.
@@ -149,7 +149,7 @@ class Client:
     def __init__(
         self,
         base_url: str,
-        auth: httpx.Auth,
+        auth: httpx.Auth | None,
         clock: Clock,
         limit: Limit,
         read: Callable[[Response], bytes],

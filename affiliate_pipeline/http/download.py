@@ -50,7 +50,7 @@ def _once(http: httpx.Client, url: str, max_bytes: int, deadline: float) -> byte
     try:
         host = httpx.URL(url).host
         with http.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response:
-            _check(response, host)
+            _check(response, host, deadline)
             for piece in response.iter_raw():
                 file += piece
                 if len(file) > max_bytes:
@@ -65,14 +65,14 @@ def _once(http: httpx.Client, url: str, max_bytes: int, deadline: float) -> byte
         raise Transient(f"the file host {host} did not send the whole file ({type(error).__name__})") from None
 
 
-def _check(response: httpx.Response, host: str) -> None:
+def _check(response: httpx.Response, host: str, deadline: float) -> None:
     """Raise unless the response is a file whose truncation would be noticed."""
     status, headers = response.status_code, response.headers
     if status != 200:
         body = b""
         for piece in response.iter_raw():
             body += piece
-            if len(body) > MAX_ERROR_BYTES:
+            if len(body) > MAX_ERROR_BYTES or time.monotonic() > deadline:
                 break
         error = read_error(body, headers.get("Content-Type", ""))
         what = describe(f"the file host {host}", Response(status, headers, body), error)

@@ -1,6 +1,6 @@
 """Errors of requests to an exchange.
 
-Their texts contain no secret, signature, URL or full email. They are raised `from None`, so that no
+Their texts contain no secret, signature, URL query or full email. They are raised `from None`, so that no
 library error, which may quote a URL, is shown with them.
 """
 

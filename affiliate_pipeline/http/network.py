@@ -297,7 +297,7 @@ def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:
 
 def _refused(proxy: Proxy, response: str, status: int | None, unreachable: type[NoResponse]) -> ExchangeError:
     if status in (502, 503, 504):
-        return unreachable(f"{proxy} returned {response}: it cannot reach the exchange", _CHECK_PROXY)
+        return unreachable(f"{proxy} returned {response}: it cannot reach the requested host", _CHECK_PROXY)
     action = f"Allow this host in the proxy, or unset {proxy.variable} if no proxy is needed"
     if status == 407:
         action = f"Add the proxy's user and password to {proxy.variable} (http://user:password@host:port)"

@@ -33,7 +33,8 @@ class Eligibility:
 class Availability:
     """Whether the source has a day: because it promises to, or because that was proven.
 
-    With `trust_old`, it is assumed to have all records whose retention is not final. `started_ms`: when the run began.
+    With `trust_old`, it is assumed to have all records, except where `Retention.is_final`.
+    `started_ms`: when the run began.
     """
 
     endpoint: Endpoint
@@ -121,7 +122,7 @@ class Availability:
         """Why the day cannot be fetched, and what else may land it."""
         retention = retention_of(self.endpoint)
         if retention is None:
-            return Expired("the endpoint returns only the current state, so only today can be fetched")
+            return Expired("the endpoint has no past days, so only today can be materialized")
         promised = f"the day is beyond the {retention.promised.days} days that the source promises"
         if day in self._unproven:
             what = f"{promised}, and it could not be determined whether the source still has the day: {self._unproven[day]}"
@@ -133,7 +134,7 @@ class Availability:
         if fallback and fallback.timetable.is_retained(day, self.exchange_now_ms()):
             until_ms = fallback.timetable.deadline_ms(day)
             until = f" until {utc_text(until_ms)}" if until_ms is not None else ""
-            action = f"{fallback.key} can still land it{until}: materialize that instead"
+            action = f"{fallback.key} can still land it{until}: materialize that and its upstream asset instead"
         elif retention.is_final:
             action = "It can no longer be fetched"
         return Expired(

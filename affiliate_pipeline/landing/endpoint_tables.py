@@ -13,7 +13,7 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.locks import locked
-from affiliate_pipeline.postgres.migrations import DDL_LOCK
+from affiliate_pipeline.postgres.migrations import DDL_LOCK, ensure_schema
 from affiliate_pipeline.schema.columns import Row, columns
 
 PRIVILEGES = "select insert delete"
@@ -59,6 +59,11 @@ def rows_of(endpoint: Endpoint, day: date) -> sql.Composed:
     return sql.SQL("{} where partition_date = {} and account = {}").format(table(endpoint), day, endpoint.alias)
 
 
+def rows_since(endpoint: Endpoint, first: date) -> sql.Composed:
+    """The account's rows from this day on, as `rows_of`."""
+    return sql.SQL("{} where partition_date >= {} and account = {}").format(table(endpoint), first, endpoint.alias)
+
+
 def data_columns(model: type[Row]) -> sql.Composed:
     """The names of the columns that come from the source, in the order they are copied."""
     return sql.SQL(", ").join(map(sql.Identifier, [*(column.name for column in columns(model)), "extra"]))
@@ -91,12 +96,12 @@ def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
             as_store_unavailable(),
             connection.transaction(),
         ):
+            ensure_schema(connection, endpoint.exchange.name)
             connection.execute(sql.SQL("\n").join(_statements(endpoint)))
 
 
 def _statements(endpoint: Endpoint) -> Iterable[sql.Composed]:
     name = table(endpoint)
-    yield sql.SQL("create schema if not exists {};").format(sql.Identifier(endpoint.exchange.name))
     # The landing transaction sets these settings, so that COPY carries only the source's own columns.
     yield sql.SQL(
         "create table if not exists {} ({}, account text not null, "

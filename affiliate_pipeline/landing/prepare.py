@@ -1,7 +1,7 @@
 """The second stage of landing: decode, validate and hash fetched days ahead of the writer.
 
-Has landing's only thread and queue. The thread also drives the fetch, so that a day is fetched and decoded while
-PostgreSQL loads the previous one.
+Has the only thread and queue between the stages. The thread also drives the fetch, so that a day is fetched and decoded
+while PostgreSQL loads the previous one.
 """
 
 import threading

@@ -1,7 +1,8 @@
 """The connection that lands days: its locks, and whether its database is ready."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import date
 
 from psycopg import Connection, sql
@@ -12,10 +13,13 @@ from affiliate_pipeline.landing import day_writer, endpoint_tables, ledger, quar
 from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.postgres import rate_limiter
 from affiliate_pipeline.postgres.connection import connect
-from affiliate_pipeline.postgres.errors import as_store_unavailable
+from affiliate_pipeline.postgres.errors import StoreUnavailable, as_store_unavailable
 from affiliate_pipeline.postgres.locks import Lock, locked
 from affiliate_pipeline.postgres.readiness import problems
 from affiliate_pipeline.postgres.table_store import TableStore
+
+# How often a process that only waits for others makes sure that its run still counts as live.
+LIVE_CHECK_S = 5
 
 
 def privileges(endpoints: Iterable[Endpoint]) -> dict[str, str]:
@@ -25,16 +29,38 @@ def privileges(endpoints: Iterable[Endpoint]) -> dict[str, str]:
     return day_writer.PRIVILEGES | ledger.PRIVILEGES | quarantine.PRIVILEGES | shared | tables
 
 
-def is_run_live(url: str, run_id: str) -> bool:
-    """Whether a process that marked the run as live (`Store.mark_run_live`) is still connected."""
+def is_run_live(url: str, run_id: str, step: str = "") -> bool:
+    """Whether a process that marked the run, or this step of it, as live is still connected (`Store.mark_run_live`)."""
     with connect(url, autocommit=True) as connection, as_store_unavailable():
-        lock = _run_lock(run_id).key
+        lock = _run_lock(run_id, step).key
         row = connection.execute(sql.SQL("select pg_try_advisory_lock({})").format(lock)).fetchone()
         return not (row and row[0])
 
 
-def _run_lock(run_id: str) -> Lock:
-    return Lock("affiliate_pipeline.run", run_id)
+@contextmanager
+def live_run(url: str, run_id: str) -> Generator[None]:
+    """Mark the run as live during the `with` block, again after its database was restarted."""
+    ended = threading.Event()
+
+    def mark() -> None:
+        while not ended.is_set():
+            with suppress(StoreUnavailable), Store(url) as store:
+                store.mark_run_live(run_id)
+                while not ended.wait(LIVE_CHECK_S):
+                    store.require_session()
+            ended.wait(LIVE_CHECK_S)
+
+    thread = threading.Thread(target=mark, name=f"run {run_id} is live", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _run_lock(run_id: str, step: str = "") -> Lock:
+    return Lock("affiliate_pipeline.run", f"{run_id} {step}".rstrip())
 
 
 class Store(TableStore):
@@ -54,11 +80,20 @@ class Store(TableStore):
         for error in problems(self._connection, privileges(endpoints)):
             raise error
 
-    def mark_run_live(self, run_id: str) -> None:
-        """Mark the run as live until this connection ends; raise `StoreUnavailable` if not ready."""
+    def mark_run_live(self, run_id: str, step: str = "") -> None:
+        """Mark the run, and this step of it, as live until this connection ends.
+
+        Raises `StoreUnavailable` if the database is not ready.
+        """
         self.require_ready()
         with as_store_unavailable(), self._connection.transaction():
-            self._connection.execute(sql.SQL("select pg_advisory_lock_shared({})").format(_run_lock(run_id).key))
+            for lock in {_run_lock(run_id), _run_lock(run_id, step)}:
+                self._connection.execute(sql.SQL("select pg_advisory_lock_shared({})").format(lock.key))
+
+    def require_session(self) -> None:
+        """Raise `StoreUnavailable` if the connection is lost."""
+        with as_store_unavailable(), self._connection.transaction():
+            self._connection.execute("select 1")
 
     def exclusive(self, endpoint: Endpoint) -> AbstractContextManager[None]:
         """Hold the asset's lock, after waiting for the run that holds it.

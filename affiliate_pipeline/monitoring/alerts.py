@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from enum import StrEnum
 from hashlib import sha256
 
 from affiliate_pipeline.domain.days import format_days, last_minute_before
@@ -15,9 +16,17 @@ MAX_IN_TITLE = 3
 MAX_CAUSE_CHARACTERS = 500
 
 
+class Kind(StrEnum):
+    """What an alert reports."""
+
+    FAILURE = "failure"
+    RECOVERY = "recovery"
+    DIGEST = "digest"
+
+
 @dataclass(frozen=True)
 class Alert:
-    """A message about a failure or recovery; each key is raised once.
+    """A message to people; each key is raised once.
 
     `failed`: the failed days by asset key (empty: the asset itself); once all have landed, one message reports it.
     """
@@ -26,7 +35,7 @@ class Alert:
     title: str
     text: str
     failed: Mapping[str, Sequence[date]] = field(default_factory=dict[str, Sequence[date]])
-    good_news: bool = False
+    kind: Kind = Kind.FAILURE
 
 
 @dataclass(frozen=True)
@@ -155,5 +164,5 @@ def recovered(alerts: Sequence[Alert]) -> Alert:
         f"landed: {sha256(keys.encode()).hexdigest()}",
         _title(landed),
         "\n".join([*landed[MAX_IN_TITLE:], *earlier]),
-        good_news=True,
+        kind=Kind.RECOVERY,
     )

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from affiliate_pipeline.domain.settings import BaseUrl, Settings, check_http_url, malformed, quotes_in
 from affiliate_pipeline.domain.wording import count_of
-from affiliate_pipeline.monitoring.alerts import Alert
+from affiliate_pipeline.monitoring.alerts import Alert, Kind
 
 # Discord's and Telegram's limits are 2000 and 4096; Apprise splits once more for a service with a lower limit.
 MAX_MESSAGE_CHARACTERS = 3500
@@ -33,7 +33,11 @@ class AlertSettings(Settings):
         for error in quotes_in(variable, urls) if urls else ():
             raise error
         # A URL may contain commas (`to=a@x.com,b@x.com`), but no white space.
-        return [url.strip() for url in re.split(r",(?=[\s,]|$|\w+://)", urls) if url.strip()]
+        found = [url.strip() for url in re.split(r",(?=[\s,]|$|\w+://)", urls) if url.strip()]
+        # Without a target, alerts would count as delivered.
+        if urls and not found:
+            raise malformed(variable, "has no URL")
+        return found
 
     def heartbeat(self, variable: str = "HEARTBEAT_URL") -> str | None:
         """The URL of the dead man's switch, which is secret; `variable` is its variable's name."""
@@ -59,23 +63,29 @@ class Message:
 
 
 def messages(alerts: Sequence[Alert]) -> list[Message]:
-    """The alerts in order, in as few messages as fit into `MAX_MESSAGE_CHARACTERS`."""
+    """The alerts in order, in as few messages as fit into `MAX_MESSAGE_CHARACTERS`; then each digest alone.
+
+    The title of a digest has its total, which a bundle's title would replace.
+    """
     bundles: list[list[Alert]] = []
     room = 0
     for alert in alerts:
+        if alert.kind is Kind.DIGEST:
+            continue
         length = len(_part(alert))
         if length > room:
             bundles.append([])
             room = MAX_MESSAGE_CHARACTERS
         bundles[-1].append(alert)
         room -= length
+    bundles += [[alert] for alert in alerts if alert.kind is Kind.DIGEST]
     return [_message(bundle) for bundle in bundles]
 
 
 def _message(alerts: Sequence[Alert]) -> Message:
     if len(alerts) == 1:
         return Message(alerts[0].title, alerts[0].text, alerts)
-    good = sum(alert.good_news for alert in alerts)
+    good = sum(alert.kind is Kind.RECOVERY for alert in alerts)
     counts = (len(alerts) - good, "alert", "alerts"), (good, "recovery", "recoveries")
     title = " and ".join(count_of(*each) for each in counts if each[0])
     return Message(title, "".join(map(_part, alerts)).rstrip(), alerts)
@@ -114,9 +124,13 @@ def send(url: str, message: Message) -> str | None:
             target.overflow_mode = apprise.OverflowMode.SPLIT
         if "socket_read_timeout" not in vars(target):  # the URL has no `rto`
             target.socket_read_timeout = max(target.socket_read_timeout, READ_TIMEOUT_S)
-    is_good_news = all(alert.good_news for alert in message.alerts)
-    kind = apprise.NotifyType.SUCCESS if is_good_news else apprise.NotifyType.FAILURE
-    sent = targets.notify(message.text, message.title, kind, body_format=apprise.NotifyFormat.TEXT)
+    kinds = {alert.kind for alert in message.alerts}
+    sent_as = apprise.NotifyType.INFO
+    if Kind.FAILURE in kinds:
+        sent_as = apprise.NotifyType.FAILURE
+    elif Kind.RECOVERY in kinds:
+        sent_as = apprise.NotifyType.SUCCESS
+    sent = targets.notify(message.text, message.title, sent_as, body_format=apprise.NotifyFormat.TEXT)
     return None if sent else "could not be reached, or did not accept the message"
 
 

@@ -15,7 +15,7 @@ import psycopg
 
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError
-from affiliate_pipeline.domain.settings import Environment, Mode, Project, Settings, malformed
+from affiliate_pipeline.domain.settings import Environment, Mode, Project, Settings, execution_in, malformed
 from affiliate_pipeline.domain.wording import command, count_of, up_command
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Probe
 from affiliate_pipeline.exchanges.fetching import Session
@@ -91,11 +91,16 @@ def settings(environment: Environment) -> Iterator[Finding]:
         yield Finding(unusable.name, unusable.problem, unusable.action)
     for kind in (Project, StartDates):
         yield from _errors_of(partial(_check_dates, kind, variables))
+    yield from _errors_of(lambda: execution_in(variables))
     yield from _errors_of(lambda: AlertSettings.load(variables).heartbeat())
     yield from _errors_of(lambda: _check_channels(AlertSettings.load(variables)))
     is_set = "ALERT_URLS" in variables
     unset = "not set: failures are reported only in Dagster's UI and in logs"
     yield Finding("ALERT_URLS", "set; `affiliate-pipeline alert --test` sends a message to each" if is_set else unset)
+    with suppress(SettingsError):  # reported above
+        if environment.digest != "off" and not is_set:
+            found = f"the {environment.digest} digest is only logged: ALERT_URLS is not set"
+            yield Finding("AFFILIATE_DIGEST", found, "Set ALERT_URLS, or remove AFFILIATE_DIGEST")
 
 
 def _errors_of(read: Callable[[], object]) -> Iterator[Finding]:
@@ -135,7 +140,7 @@ def database(environment: Environment, silent_since: datetime | None = None) -> 
             configured = [endpoint for endpoint in endpoints if environment.is_any_set(endpoint.credentials)]
             for error in problems(connection, privileges(configured)):
                 yield Finding("database", error.problem.what, error.problem.action)
-            yield from _automation(connection, silent_since)
+            yield from _automation(connection, silent_since, starts_schedules=environment.runs_schedules)
             ledgers: ledger.Ledgers = ledger.entries_since(connection) if ledger.exists(connection) else {}
             yield from _days(endpoints, ledgers, environment)
             yield from _sources(connection, endpoints, ledgers, environment)
@@ -145,8 +150,15 @@ def database(environment: Environment, silent_since: datetime | None = None) -> 
         yield Finding("database", error.problem.what, error.problem.action)
 
 
-def _automation(connection: psycopg.Connection[Any], silent_since: datetime | None) -> Iterator[Finding]:
-    """Dagster's daemon, schedules and sensors."""
+def _automation(
+    connection: psycopg.Connection[Any], silent_since: datetime | None, *, starts_schedules: bool
+) -> Iterator[Finding]:
+    """Dagster's daemon, schedules and sensors.
+
+    Args:
+        starts_schedules: Whether schedules run without being started in the UI. In its first minute, the daemon has
+            not recorded that they do.
+    """
     last = max(filter(None, (datetime.now(UTC) - MAX_SILENCE, silent_since))).replace(tzinfo=None)
     [(has_run,)] = connection.execute("select to_regclass('public.daemon_heartbeats') is not null").fetchall()
     never_run = [(["sensor", "scheduler"], False, (), ())]
@@ -158,7 +170,7 @@ def _automation(connection: psycopg.Connection[Any], silent_since: datetime | No
         yield Finding("daemon", f"Dagster's daemon is not running ({', '.join(silent)})", start)
     else:
         yield Finding("daemon", "Dagster's daemon is running")
-        if not any_schedule:
+        if not (any_schedule or starts_schedules):
             yield Finding(
                 "schedules", "none is running", "Set AFFILIATE_SCHEDULES=true, or start them in the UI, Automation"
             )
@@ -194,10 +206,12 @@ def _sources(
     environment: Environment,
 ) -> Iterator[Finding]:
     for endpoint in endpoints:
+        landed_from = {entry.source for entry in ledgers.get(endpoint.key, {}).values()}
+        if not landed_from:
+            continue
         with suppress(SettingsError):  # `accounts` reports it
             session = endpoint.exchange.connect(endpoint, SharedState(), environment.variables)
             session.client.close()
-            landed_from = {entry.source for entry in ledgers.get(endpoint.key, {}).values()}
             if others := sorted(landed_from.difference(session.identity.recorded_sources(connection))):
                 yield Finding(
                     f"source of {endpoint.key}",
@@ -227,10 +241,10 @@ def accounts(environment: Environment) -> Iterator[Finding]:
             yield from of_settings("sandbox", error)
             return
     measured: set[str] = set()
-    for about, requested in probed.items():
-        first = requested[0]
+    for about, to_check in probed.items():
+        first = to_check[0]
         if environment.is_any_set(first.credentials):
-            yield from _account(about, requested, environment, measured)
+            yield from _account(about, to_check, environment, measured)
         elif first.alias and (first.exchange.name, first.alias) not in configured:
             action = f"Set {', '.join(first.credentials)} in .env, or remove the other variables of the account"
             yield Finding(about, "the account has variables, but no credentials", action)

@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.landing import ledger
-from affiliate_pipeline.monitoring.alerts import Alert
+from affiliate_pipeline.monitoring.alerts import Alert, Kind
 from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.locks import Lock, try_locked
 from affiliate_pipeline.postgres.table_store import TableStore
@@ -53,14 +53,18 @@ class Outbox(TableStore):
         title, text = redact(alert.title), redact(alert.text)
         failed = Jsonb({asset: [day.isoformat() for day in days] for asset, days in alert.failed.items()})
         is_new = self._execute(
-            f"insert into {TABLE} (scope, key, title, text, failed, good_news, raised_at) "
+            f"insert into {TABLE} (scope, key, title, text, failed, kind, raised_at) "
             "values (%s, %s, %s, %s, %s, %s, coalesce(%s, now())) on conflict do nothing",
-            (self._scope, f"{self._scope}{alert.key}", title, text, failed, alert.good_news, raised_at),
+            (self._scope, f"{self._scope}{alert.key}", title, text, failed, alert.kind, raised_at),
         ).rowcount
         if is_new:
             # Log it too: perhaps no target is configured.
-            log.log(logging.INFO if alert.good_news else logging.ERROR, "%s\n%s", title, text)
+            log.log(logging.ERROR if alert.kind is Kind.FAILURE else logging.INFO, "%s\n%s", title, text)
         return bool(is_new)
+
+    def has(self, key: str) -> bool:
+        """Whether an alert with this key was ever added."""
+        return bool(self._execute(f"select from {TABLE} where key = %s", (f"{self._scope}{key}",)).rowcount)
 
     def try_exclusive(self) -> AbstractContextManager[bool]:
         """Yield whether no other process is delivering; two would send everything twice."""
@@ -74,7 +78,7 @@ class Outbox(TableStore):
         sent to it: the target may be down, or may have rejected only that one alert.
         """
         rows = self._execute(
-            "select coalesce(attempts, 0), key, title, text, failed, good_news "
+            "select coalesce(attempts, 0), key, title, text, failed, kind "
             f"from {TABLE} left join {DELIVERIES} on alert = key and target = %(target)s "
             f"cross join (select bool_or(delivered_at is null) as failing, bool_or(delivered_at is not null) as accepted "
             f"from {DELIVERIES} where target = %(target)s and next_attempt_at > now()) paused "
@@ -162,7 +166,7 @@ class Outbox(TableStore):
     def open_alerts(self) -> list[OpenAlert]:
         """The alerts whose failed days have not been reported as landed."""
         rows = self._execute(
-            f"select raised_at, key, title, text, failed, good_news from {TABLE} "
+            f"select raised_at, key, title, text, failed, kind from {TABLE} "
             "where scope = %s and recovered_at is null and failed <> '{}' order by raised_at, key",
             (self._scope,),
         ).fetchall()
@@ -182,6 +186,6 @@ class Outbox(TableStore):
             self.add(news)
 
 
-def _alert(key: str, title: str, text: str, failed: dict[str, list[str]], good_news: bool) -> Alert:
+def _alert(key: str, title: str, text: str, failed: dict[str, list[str]], kind: str) -> Alert:
     days = {asset: tuple(map(date.fromisoformat, days)) for asset, days in failed.items()}
-    return Alert(key, title, text, days, good_news)
+    return Alert(key, title, text, days, Kind(kind))

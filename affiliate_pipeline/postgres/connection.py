@@ -4,8 +4,12 @@ import os
 import re
 import secrets
 import socket
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, LiteralString
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from affiliate_pipeline.postgres.errors import (
     DIRECT_ACTION,
@@ -14,12 +18,11 @@ from affiliate_pipeline.postgres.errors import (
     as_store_unavailable,
     explained,
 )
-from affiliate_pipeline.postgres.urls import name_of, parameters
+from affiliate_pipeline.postgres.urls import name_of, with_timeouts
 
 MIN_SERVER_VERSION = 140000
 # Identifies our sessions in `pg_stat_activity`.
 APPLICATION = "affiliate_pipeline"
-CONNECT_TIMEOUT_S = 10
 
 
 def connect(url: str, *, autocommit: bool = False, durable: bool = True) -> psycopg.Connection:
@@ -38,7 +41,7 @@ def connect(url: str, *, autocommit: bool = False, durable: bool = True) -> psyc
                     "Use version 14 or newer",
                 )
             _prove_session(connection, url)
-            _apply_settings(connection, durable)
+            connection.execute(*settings_statement(_SETTINGS | {"synchronous_commit": None if durable else "off"}))
             connection.autocommit = autocommit
     except BaseException:
         connection.close()
@@ -46,17 +49,18 @@ def connect(url: str, *, autocommit: bool = False, durable: bool = True) -> psyc
     return connection
 
 
+@cache
+def _process(pid: int) -> str:
+    """A random name of this process: in containers, host names and process ids are often the same."""
+    return f"{secrets.token_hex(4)} {pid}@{socket.gethostname()}"
+
+
 def _open(url: str) -> psycopg.Connection:
-    parameters(url)
+    # All connections of a process have the same name, by which `locks` finds out whether a lock's holder is alive.
+    name = f"{APPLICATION} {_process(os.getpid())}"
+    given = with_timeouts(url) | {"client_encoding": "utf8", "application_name": name}
     try:
-        return psycopg.connect(
-            url,
-            autocommit=True,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            client_encoding="utf8",
-            # All connections of a process have the same name, by which `locks` finds out whether a lock's holder is alive.
-            application_name=f"{APPLICATION} {os.getpid()}@{socket.gethostname()}",
-        )
+        return psycopg.connect(make_conninfo(**given), autocommit=True)
     except (psycopg.Error, ValueError) as error:
         if isinstance(error, psycopg.OperationalError) and not re.match(
             r"connection is bad: (?!connection)|.*\binvalid .* for connection option", f"{error}"
@@ -74,18 +78,28 @@ _proven: set[str] = set()
 
 
 def _prove_session(connection: psycopg.Connection, url: str) -> None:
-    """Raise `StoreUnavailable` if the address shares sessions between connections.
+    """Raise `StoreUnavailable` if a pooler shares sessions between connections, or passes them on with their state.
 
     Locks and settings would be lost, or leak into other connections. Checked once per process and URL.
     """
     if url in _proven:
         return
+    mark = (secrets.token_hex(8),)
     with _open(url) as other:
         if _is_shared(connection, other):
             raise StoreUnavailable(
                 "the address of the database leads through a pooler in transaction or statement mode, where "
                 "locks are lost: two runs could land a day twice",
                 DIRECT_ACTION.replace(URL_NAME, name_of(url)),
+            )
+        other.execute("select set_config('affiliate.session', %s, false)", mark)
+    # A pooler gives the session that was released last to the next connection.
+    with _open(url) as later:
+        if later.execute("select current_setting('affiliate.session', true)").fetchone() == mark:
+            raise StoreUnavailable(
+                "the address of the database leads through a pooler that does not reset sessions before others use them: the "
+                "locks of a run that is killed would remain",
+                "Set server_reset_query = DISCARD ALL in the pooler's configuration, or use the server's direct address",
             )
     _proven.add(url)
 
@@ -109,6 +123,17 @@ def _is_shared(connection: psycopg.Connection, other: psycopg.Connection) -> boo
     return False
 
 
+# A session whose client's machine or network is down ends after a minute, and with it its locks; otherwise it would last
+# for hours.
+NETWORK_SETTINGS = {
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+    # For unacknowledged data, which keepalives do not cover.
+    "tcp_user_timeout": "60s",
+    # For sessions that wait for a lock or run a long statement.
+    "client_connection_check_interval": "10s",
+}
 # Settings that our statements rely on: a role, database or URL may set any of them differently.
 _SETTINGS = {
     "timezone": "UTC",
@@ -128,20 +153,20 @@ _SETTINGS = {
     "idle_session_timeout": "0",
     # Do not wait forever for a table that another session has locked.
     "lock_timeout": "10min",
-    # Without keepalives, a crashed machine's session would hold its locks for hours.
-    "tcp_keepalives_idle": "30",
-    "tcp_keepalives_interval": "10",
-    "tcp_keepalives_count": "3",
+    **NETWORK_SETTINGS,
 }
 
 
-def _apply_settings(connection: psycopg.Connection, durable: bool) -> None:
-    # Null leaves synchronous_commit unchanged, or turns it on if it is off.
-    settings = _SETTINGS | {"synchronous_commit": None if durable else "off"}
-    connection.execute(
+def settings_statement(settings: Mapping[str, str | None]) -> tuple[LiteralString, tuple[list[Any], list[Any]]]:
+    """A statement and its values, which apply these settings to the session.
+
+    Null leaves `synchronous_commit` unchanged, or turns it on if it is off.
+    """
+    statement = (
         "select set_config(name, coalesce(value, nullif(current_setting(name), 'off'), 'on'), false) "
         "from unnest(%s::text[], %s::text[]) as setting (name, value) "
-        # PostgreSQL before 17 has no transaction_timeout.
-        "where current_setting(name, true) is not null",
-        (list(settings), list(settings.values())),
+        # PostgreSQL before 17 has no transaction_timeout, and some systems cannot check connections.
+        "where current_setting(name, true) is not null "
+        "and (name <> 'client_connection_check_interval' or version() ~ 'linux')"
     )
+    return statement, (list(settings), list(settings.values()))

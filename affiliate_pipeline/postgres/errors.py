@@ -19,24 +19,55 @@ DIRECT_ACTION = (
 READ_ONLY = "the database is read-only"
 READ_ONLY_ACTION = (
     "Usual causes are a hosting service that stopped writes because the disk is nearly full, a failover after which the "
-    "address leads to a standby, and `default_transaction_read_only`. Make it writable or use the primary's address, then "
-    "materialize again"
+    "address leads to a standby, and `default_transaction_read_only`. Make it writable or use the primary's address (with "
+    "several hosts in the URL, add target_session_attrs=read-write), then materialize again"
 )
 ENCODING = "which cannot represent every character that an exchange may send"
 ENCODING_ACTION = (
     "Create a database with `create database … encoding 'UTF8' template template0` and use it in the database's URL"
 )
 ROLE_ACTION = (
-    "Allow the role of the database's URL to create schemas and temporary tables in the database, and make it the owner "
-    "of the pipeline's schemas and their tables, then materialize again"
+    "If tables have to be created or altered, run `affiliate-pipeline migrate` with the URL of a role that may do so, such as "
+    "their owner; otherwise grant what is missing (docs/least_privilege.sql). Then materialize again"
 )
+# libpq's messages about TLS, as of version 18.
+_TLS_CAUSES = (
+    (
+        "root certificate file|certificate verify failed|signature failure",
+        f"Set sslrootcert in {URL_NAME} to a readable file with the certificate of the authority that signed the server's; for a "
+        "public authority, /etc/ssl/certs/ca-certificates.crt. If the server's certificate has expired, renew it",
+    ),
+    (
+        "does not match host name",
+        f"Use a host in {URL_NAME} that the server's certificate names, or give the server a certificate with that name",
+    ),
+    (
+        "does not support SSL",
+        f"Enable TLS at the server, or correct the host and the port in {URL_NAME}: its sslmode requires TLS",
+    ),
+    (
+        "SSL required|no encryption",
+        f"If the server requires TLS, set sslmode=verify-full and sslrootcert in {URL_NAME}; otherwise correct its pg_hba.conf",
+    ),
+    (
+        "private key file|certificate file|certificate (present|required)|client certificate|tls\\w* alert|alert",
+        f"Correct sslcert, sslkey and sslpassword in {URL_NAME}: the server accepts only certificates of an authority that it "
+        "trusts, and the key has to be that of the certificate and readable by its owner only",
+    ),
+    ("SSL|certificate", f"Correct sslmode and sslrootcert in {URL_NAME}"),
+)
+
+# What to grant on each kind of object that a role may not use. PostgreSQL's message about a schema is the same whether the
+# role lacks the right to use it or to create tables in it.
+_RIGHTS = {"table": "select, insert, update, delete", "sequence": "usage, select, update"}
 
 UNUSABLE = "the database cannot be used"
 # Codes, texts for errors without a code (failed connections), what happened and the action; the first match applies.
 # Codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CAUSES: tuple[tuple[str, str, str, str], ...] = (
+    *(("", texts, UNUSABLE, action) for texts, action in _TLS_CAUSES),
     ("53100", "", "the disk of the database is full", "Free space, then materialize again"),
-    ("25006", "", READ_ONLY, READ_ONLY_ACTION),
+    ("25006|", "session is read-only|server is in hot standby mode", READ_ONLY, READ_ONLY_ACTION),
     ("42501", "", "the database's role lacks a privilege", ROLE_ACTION),
     ("53400", "", UNUSABLE, "Raise the limit that is named, for the role or the database"),
     (
@@ -56,17 +87,19 @@ _CAUSES: tuple[tuple[str, str, str, str], ...] = (
         UNUSABLE, "Correct the user name and the password in the database's URL, or the server's pg_hba.conf",
     ),
     ("3D000|", "database .* does not exist", UNUSABLE, "Create it, or correct its name in the database's URL"),
-    ("", "SSL|certificate", UNUSABLE, "Correct sslmode and sslrootcert in the database's URL"),
     ("", "resolve host|translate host name", UNUSABLE, "Correct the host in the database's URL"),
     (".*", "", UNUSABLE, RETRY_ACTION),
 )  # fmt: skip
 
 
 class StoreUnavailable(AffiliateError):
-    """The database cannot be used at all."""
+    """The database cannot be used, or an operation on it failed."""
 
     def __init__(self, what: str, action: str = RETRY_ACTION) -> None:
         super().__init__(what, action)
+
+
+_HINTS = "Is the server running|Either provide the file|This probably means the server|before or while processing"
 
 
 @contextmanager
@@ -80,14 +113,29 @@ def as_store_unavailable() -> Generator[None]:
 
 def explained(error: psycopg.Error, url_name: str = URL_NAME) -> StoreUnavailable:
     """The error with its cause and an action, which names the database's URL by `url_name`."""
-    message = redact((error.diag.message_primary or str(error) or type(error).__name__).strip())
+    message = _message(error)
     state = error.sqlstate or ""
     what, action = next(
         (what, action)
         for states, texts, what, action in _CAUSES
         if re.fullmatch(states, state) and (state or re.search(texts, message))
     )
+    if state == "42501" and (missing := re.fullmatch(r"permission denied for (table|sequence) (\S+)", message)):
+        statement = f"grant {_RIGHTS[missing[1]]} on {missing[1]} {missing[2]} to …"
+        action = f"Run `{statement}` as its owner, or see docs/least_privilege.sql; then materialize again"
     return StoreUnavailable(f"{what}: {message}", action.replace(URL_NAME, url_name))
+
+
+def _message(error: psycopg.Error) -> str:
+    """PostgreSQL's message on one line: one part per host, without libpq's hints.
+
+    One of these hints suggests turning the verification of certificates off.
+    """
+    text = (error.diag.message_primary or str(error) or type(error).__name__).strip()
+    lines = re.sub(r"(?s).*\nMultiple connection attempts failed.*?\n(?=- )", "", text).splitlines()
+    parts = [re.sub(r"^- host: .*?: (?=connection)", "", line.strip()) for line in lines]
+    without_hints = [part for part in parts if not re.match(_HINTS, part)]
+    return redact("; ".join(dict.fromkeys(without_hints)))
 
 
 def is_unusable(error: psycopg.Error) -> bool:

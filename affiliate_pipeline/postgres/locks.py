@@ -51,7 +51,7 @@ def locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Genera
     Raises `StoreUnavailable` if its holder is not a live run.
     """
     if not _acquired(connection, lock, what):
-        log.info("%s: another run holds its lock; waiting until that run ends", what)
+        log.info("%s: another process holds its lock; waiting until the lock is released", what)
         while not _acquired(connection, lock, what, wait_s=LOCK_CHECK_S):
             pass
     try:
@@ -72,7 +72,7 @@ def try_locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Ge
 
 
 def _unlock(connection: psycopg.Connection[Any], lock: Lock) -> None:
-    # A lost connection is noticed only when it is used.
+    # A closed connection, such as one found to be lost, has no session and so no lock to release.
     if not connection.closed:
         with as_store_unavailable(), connection.transaction():
             connection.execute(sql.SQL("select pg_advisory_unlock({})").format(lock.key))
@@ -100,7 +100,8 @@ def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s
                     "or not (application_name like {application} and exists ("
                     "select from pg_stat_activity each where each.application_name = holder.application_name "
                     "and pid <> pg_backend_pid() "
-                    "and (state = 'active' or state_change > clock_timestamp() - {silent} * interval '1 second'))))"
+                    # Other roles' states are hidden, and with track_activities off, all are: these count as live.
+                    "and (coalesce(state, 'disabled') in ('active', 'disabled') or state_change > clock_timestamp() - {silent} * interval '1 second'))))"
                 ).format(from_pg_locks=lock.from_pg_locks, application=f"{APPLICATION}%", silent=SILENT_HOLDER_S)
             ).fetchone()
     if found is None:

@@ -48,10 +48,7 @@ def migrate(connection: psycopg.Connection[Any], migrations: Migrations) -> None
     with locked(connection, DDL_LOCK, f"the tables of schema {migrations.schema}"), as_store_unavailable():
         with connection.transaction():
             for schema in (CORE.schema, migrations.schema):
-                # `create schema if not exists` needs the privilege to create schemas even where it exists.
-                query = "select to_regnamespace(quote_ident(%s)) is null"
-                if connection.execute(query, (schema,)).fetchone() == (True,):
-                    connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
+                ensure_schema(connection, schema)
             connection.execute(
                 f"create table if not exists {TABLE} (schema text not null, number int not null, name text not null, "
                 "applied_at timestamptz not null default now(), primary key (schema, number)); "
@@ -63,6 +60,14 @@ def migrate(connection: psycopg.Connection[Any], migrations: Migrations) -> None
             with connection.transaction():
                 connection.execute(file.read_bytes())
                 connection.execute(f"insert into {TABLE} values (%s, %s, %s)", (migrations.schema, number, file.stem))
+
+
+def ensure_schema(connection: psycopg.Connection[Any], schema: str) -> None:
+    """Create the schema if it does not exist."""
+    # `create schema if not exists` needs the privilege to create schemas even where it exists.
+    query = "select to_regnamespace(quote_ident(%s)) is null"
+    if connection.execute(query, (schema,)).fetchone() == (True,):
+        connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
 
 
 def _pending(connection: psycopg.Connection[Any], migrations: Migrations) -> list[int]:

@@ -7,18 +7,19 @@ it, which is some time between sending and response. The slot of a killed proces
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from affiliate_pipeline.domain.wording import duration
+from affiliate_pipeline.postgres.errors import StoreUnavailable
 from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "affiliate.lease"
 PRIVILEGES = {TABLE: "select insert update"}
 # A slot lease lasts this long plus the window: longer than any request takes (see the timeouts of http.client), so that
-# no two requests use a slot at the same time.
+# no two processes use a slot at the same time.
 SLOT_LEASE_S = 60
 MAX_WAIT_S = 300
 # Pauses set by another process are noticed up to this late: not every request of a slot lease queries the database.
@@ -81,17 +82,24 @@ class RateLimiter(TableStore):
         self._lock = threading.Lock()
         self._own_slot: _OwnSlot | None = None
         self._no_pause_until = float("-inf")
-        self._execute(
-            f"insert into {TABLE} select %(scope)s, slot, 'epoch' from generate_series(-1, %(slots)s - 1) slot "
-            "on conflict do nothing",
-            self._values,
-        )
+        try:
+            self._execute(
+                f"insert into {TABLE} select %(scope)s, slot, 'epoch' from generate_series(-1, %(slots)s - 1) slot "
+                "on conflict do nothing",
+                self._values,
+            )
+        except BaseException:
+            super().close()
+            raise
 
     def close(self) -> None:
-        """Give back the slot if it is idle, and close the connection."""
+        """Give back the slot if it is idle and the database can be used, and close the connection."""
         with self._lock:
             try:
-                self._drop_slot()
+                # Without the database, the slot is free once its slot lease ends; raising the error would replace the
+                # outcome of the run.
+                with suppress(StoreUnavailable):
+                    self._drop_slot()
             finally:
                 super().close()
 

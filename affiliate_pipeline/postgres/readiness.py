@@ -11,7 +11,6 @@ from affiliate_pipeline.postgres.errors import (
     ENCODING_ACTION,
     READ_ONLY,
     READ_ONLY_ACTION,
-    ROLE_ACTION,
     StoreUnavailable,
     as_store_unavailable,
 )
@@ -24,17 +23,25 @@ with existing as (
     join pg_class on relnamespace = pg_namespace.oid and relname = split_part(name, '.', 2)
 ), schemas as (
     select schema, to_regnamespace(quote_ident(schema)) as oid from unnest(%(schemas)s::text[]) schema
+), missing (privilege, statement) as (
+    select 'usage on schema ' || schema, format('grant usage on schema %%I to %%I', schema, current_user)
+    from schemas where not has_schema_privilege(oid, 'usage')
+    union all
+    select 'create on the database (for schema ' || string_agg(schema, ', ' order by schema) || ')',
+        format('grant create on database %%I to %%I', current_database(), current_user)
+    from schemas where oid is null and not has_database_privilege(current_database(), 'create') having count(*) > 0
+    union all
+    select 'temporary on the database', format('grant temporary on database %%I to %%I', current_database(), current_user)
+    where not has_database_privilege(current_database(), 'temporary')
+    union all
+    select privilege || ' on ' || name, format('grant %%s on %%s to %%I', privilege, name, current_user)
+    from existing where not has_table_privilege(oid, privilege)
 )
 select pg_is_in_recovery(),
     (select reset_val from pg_settings where name = 'default_transaction_read_only') = 'on',
     current_setting('server_encoding'),
-    array(
-        select 'usage on schema ' || schema from schemas where not has_schema_privilege(oid, 'usage') union all
-        select 'create on the database (for schema ' || string_agg(schema, ', ' order by schema) || ')' from schemas
-        where oid is null and not has_database_privilege(current_database(), 'create') having count(*) > 0 union all
-        select 'temporary on the database' where not has_database_privilege(current_database(), 'temporary') union all
-        select privilege || ' on ' || name from existing where not has_table_privilege(oid, privilege)
-    ),
+    array(select privilege from missing),
+    array(select statement from missing),
     array(select distinct name from existing where row_security_active(oid))
 """
 
@@ -52,7 +59,7 @@ def problems(connection: psycopg.Connection[Any], privileges: Mapping[str, str])
         "privileges": [privilege for _, privilege in needed],
     }
     with as_store_unavailable(), connection.transaction():
-        [(is_standby, is_read_only, encoding, missing, hidden)] = connection.execute(
+        [(is_standby, is_read_only, encoding, missing, grants, hidden)] = connection.execute(
             _SELECT_READINESS, values
         ).fetchall()
     if is_standby:
@@ -62,7 +69,10 @@ def problems(connection: psycopg.Connection[Any], privileges: Mapping[str, str])
     if encoding != "UTF8":
         yield StoreUnavailable(f"the database's encoding is {encoding}, {ENCODING}", ENCODING_ACTION)
     if missing:
-        yield StoreUnavailable(f"the database's role lacks a privilege: {', '.join(missing)}", ROLE_ACTION)
+        yield StoreUnavailable(
+            f"the database's role lacks a privilege: {', '.join(missing)}",
+            f"Run `{'; '.join(grants)}`, or see docs/least_privilege.sql",
+        )
     if hidden:
         yield StoreUnavailable(
             f"row-level security hides rows from the database's role in {', '.join(hidden)}",

@@ -1,7 +1,6 @@
 """The database's URL: its parameters, and the forms that other programs accept."""
 
 import re
-from collections.abc import Collection
 from urllib.parse import quote, urlencode
 
 import psycopg
@@ -10,6 +9,16 @@ from psycopg.pq import Conninfo
 
 from affiliate_pipeline.domain.settings import DatabaseUrl
 from affiliate_pipeline.postgres.errors import URL_NAME, StoreUnavailable
+
+# libpq waits for minutes for a host that does not respond, and for hours on a connection that a network failure or a
+# failover has cut: with these parameters, at most a minute.
+_TIMEOUTS = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
 
 
 def name_of(url: str) -> str:
@@ -45,6 +54,11 @@ def parameters(url: str) -> dict[str, str]:
     return given
 
 
+def with_timeouts(url: str) -> dict[str, str]:
+    """The parameters in the URL, and timeouts where the URL sets none; raises like `parameters`."""
+    return _TIMEOUTS | parameters(url)
+
+
 def libpq_environment(url: str) -> dict[str, str]:
     """The URL as libpq's environment variables: any local user can read a command line."""
     variables = {option.keyword.decode(): option.envvar for option in Conninfo.get_defaults()}
@@ -52,14 +66,9 @@ def libpq_environment(url: str) -> dict[str, str]:
     return {variable.decode(): value for name, value in given if (variable := variables.get(name))}
 
 
-def public_schema_url(url: str, schemas: Collection[str]) -> str:
-    """The URL in a form that SQLAlchemy accepts too, for sessions whose tables are in `public`.
-
-    If the role is named like one of these schemas, that schema would otherwise come first in the search path.
-    """
-    given = parameters(url)
-    if given.get("user") in schemas:
-        given = {"options": "-c search_path=public"} | given
+def sqlalchemy_url(url: str) -> str:
+    """The URL `with_timeouts` in a form that SQLAlchemy accepts too."""
+    given = with_timeouts(url)
     credentials = quote(given.pop("user", ""), safe="")
     if "password" in given:
         credentials += f":{quote(given.pop('password'), safe='')}"

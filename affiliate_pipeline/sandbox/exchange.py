@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Protocol
 from urllib.parse import unquote
 
-ALIAS = re.compile(r"(?!.*__)[a-z][a-z0-9_]{0,30}")
+ALIAS = re.compile(r"(?!.*__|.*_file$)[a-z][a-z0-9_]{0,30}")
 
 
 def alias_of(text: str) -> str:

@@ -20,6 +20,8 @@ from affiliate_pipeline.sandbox.faults import Faults
 from affiliate_pipeline.sandbox.lbank.exchange import LBank
 
 HOST = "127.0.0.1"
+# The addresses that mean every address of this machine, with the one that a client on this machine uses.
+WILDCARDS = {"0.0.0.0": HOST, "::": "::1", "": HOST}  # noqa: S104
 POLL_INTERVAL_S = 0.02
 ABORT_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -28,8 +30,8 @@ ABORT_ON_CLOSE = struct.pack("ii", 1, 0)
 class Request:
     """One request as logged; `status` is None until there is a response, and after a reset.
 
-    `code` is the exchange's own error code, `fault` the injected fault. `account` is the alias of the account whose key or
-    file was requested; the default account's is empty.
+    `code` is the exchange's own error code, `fault` the injected fault. `account` is the alias of the account whose key
+    was sent or whose file was requested; the default account's is empty.
     """
 
     received_ms: int
@@ -69,10 +71,11 @@ class Account:
 
 
 class Sandbox:
-    """The exchanges on a loopback port, served by threads of this process; a context manager.
+    """The exchanges, by default on loopback, served by threads of this process; a context manager.
 
     Args:
         accounts: The aliases of further accounts.
+        host: The address that it listens on; `0.0.0.0` or `::` for all of this machine.
         port: 0 selects a free one.
         now: Returns the exchanges' time, in ms since 1970.
         rows_per_day: The approximate number of Binance rebates.
@@ -91,12 +94,14 @@ class Sandbox:
         self,
         *,
         accounts: Iterable[str] = (),
+        host: str = HOST,
         port: int = 0,
         now: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         rows_per_day: int = 3000,
         users: int = 60,
         rate_scale: float = 1.0,
     ) -> None:
+        self.host = host
         self.port = port
         self.now = now
         self.requests: list[Request] = []
@@ -115,8 +120,12 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """The base URL, known once started; it stays the same after a restart."""
-        return f"http://{HOST}:{self.port}"
+        """The base URL, known once started; it stays the same after a restart.
+
+        If the sandbox listens on all addresses, clients on other hosts use one of this machine instead of the URL's.
+        """
+        address = WILDCARDS.get(self.host, self.host)
+        return f"http://[{address}]:{self.port}" if ":" in address else f"http://{address}:{self.port}"
 
     @property
     def variables(self) -> dict[str, str]:
@@ -132,10 +141,8 @@ class Sandbox:
 
     def start(self) -> Self:
         """Start serving; raises OSError if the port is in use."""
-        self._server = _Server((HOST, self.port), self._respond)
+        self._server = _Server((self.host, self.port), self._respond)
         self.port = self._server.server_port
-        for account in self.accounts.values():
-            account.binance.kickbacks.own_url = self.url
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL_INTERVAL_S,), name="sandbox", daemon=True
         )
@@ -189,12 +196,13 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], respond: Callable[[Call], Response]) -> None:
         self._open: set[socket.socket] = set()
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, partial(_Handler, respond))
 
     def server_bind(self) -> None:
         # Not HTTPServer's own, which looks the host up in the DNS.
         TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.socket.getsockname()
+        self.server_name, self.server_port, *_ = self.socket.getsockname()
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
         connection, address = super().get_request()

@@ -21,7 +21,7 @@ _WHOLE = re.compile("-?[0-9]{1,19}", re.ASCII)
 _TEXT = r"^[^\x00]*$"
 # The plausible range of instants in Unix milliseconds: others are wrong, or in another unit.
 OLDEST_MS, NEWEST_MS = 1_230_768_000_000, 4_102_444_800_000
-# Smaller numbers are taken for seconds: as milliseconds, they would be before 1973. LBank v1.8 has sent seconds.
+# Smaller numbers are taken for seconds: as milliseconds, they would be before 1974. LBank v1.8 has sent seconds.
 MIN_MILLISECONDS = 10**11
 
 

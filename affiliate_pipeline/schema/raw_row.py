@@ -102,7 +102,8 @@ def new_row(model: type[Row], values: Mapping[str, object]) -> bytes:
 def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
     """The row with these values (by JSON name) added.
 
-    Its other fields are unchanged, byte for byte. Raises ValueError if the row has a different value for one of them.
+    The values of its other fields are unchanged, byte for byte unless a field is repeated. Raises ValueError if the row
+    already has a different value under one of the given names.
     """
     given = {normalized(name): str(value) for name, value in values.items()}
     members = [_member(name, msgspec.json.encode(value)) for name, value in values.items()]

@@ -11,14 +11,19 @@ from pyarrow import parquet
 
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import CommandError
+from affiliate_pipeline.commission.export import Extract, snapshot
 from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.registry import DEFAULT, ENDPOINTS, configured_catalog
 from affiliate_pipeline.landing.pipeline import connected
 from affiliate_pipeline.landing.store import Store
+from affiliate_pipeline.postgres import connection
+from affiliate_pipeline_tests.app.totals import add_up
+from affiliate_pipeline_tests.commission.workbooks import Text, read_workbook
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import COLUMNS, DAYS, KEY, SETTLED, YESTERDAY, at, landed, rebate
-from affiliate_pipeline_tests.defs.test_commission_assets import LBANK, add_up
+from affiliate_pipeline_tests.defs.test_commission_assets import LBANK
 
 TABLE = "binance.rebate_recent_record"
 # The exchange sends this number without quotes. A float cannot represent it.
@@ -48,6 +53,80 @@ def test_csv_contains_the_exact_amounts_of_the_database(amounts, query, capfdbin
     )
     assert {"0.0000", "-0.30", "12345678901234567890.10"} < {row["income"] for row in rows}
     assert set(COLUMNS) < set(rows[0])
+
+
+@pytest.fixture
+def formulas(sandbox) -> list[str]:
+    """Texts that a spreadsheet would execute, of rebates that have landed for the settled day."""
+    texts = ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "\uff1d1"]
+    harmless = ["BTCUSDT", "'=1", " =1", "1-1", ""]
+    rows = [rebate(at(SETTLED), number, symbol=text, income="-1.50") for number, text in enumerate([*texts, *harmless])]
+    sandbox.binance.set_rebates(rows)
+    assert land(KEY, [SETTLED]).success
+    return texts
+
+
+def exported_rows(capfdbinary) -> list[dict[str, str]]:
+    return [*csv.DictReader(io.StringIO(capfdbinary.readouterr().out.decode(), newline=""))]
+
+
+def test_an_apostrophe_precedes_only_texts_that_a_spreadsheet_would_execute(formulas, query, capfdbinary):
+    stored = Counter(text for (text,) in query(f"select symbol from {TABLE}"))
+    export(TABLE, f"{SETTLED}")
+    output = capfdbinary.readouterr()
+
+    rows = [*csv.DictReader(io.StringIO(output.out.decode(), newline=""))]
+    assert Counter(row["symbol"] for row in rows) == Counter(
+        f"'{text}" if text in formulas else text for text in stored.elements()
+    )
+    assert {row["income"] for row in rows} == {"-1.50"}
+    assert b"8 texts in symbol would be executed by a spreadsheet, so an apostrophe was added" in output.err
+
+    export(TABLE, f"{SETTLED}", "--raw")
+    output = capfdbinary.readouterr()
+    rows = [*csv.DictReader(io.StringIO(output.out.decode(), newline=""))]
+    assert Counter(row["symbol"] for row in rows) == stored
+    assert b"apostrophe" not in output.err
+
+
+def test_a_workbook_has_the_texts_of_csv_and_days_and_counts_as_numbers(formulas, query, tmp_path, capfdbinary):
+    query(f"update {TABLE} set extra = '{{\"bonus\": 0.12345678901234567890}}'")
+    export(TABLE, f"{SETTLED}", "--raw")
+    expected = exported_rows(capfdbinary)
+
+    export(TABLE, f"{SETTLED}", "--format", "xlsx", "--output", str(tmp_path / "x.xlsx"))
+
+    [(name, [header, *rows])] = read_workbook(tmp_path / "x.xlsx").items()
+    assert name == "rebate_recent_record"
+    assert header == [Text(each) for each in expected[0]]
+    day = [*expected[0]].index("partition_date")
+    assert {row[day] for row in rows} == {SETTLED}
+    assert sorted([f"{'' if cell is None else cell}" for cell in row] for row in rows) == sorted(
+        [f"{text}" for text in row.values()] for row in expected
+    )
+    assert b"apostrophe" not in capfdbinary.readouterr().err
+
+
+def test_a_workbook_of_sums_has_exact_amounts_and_numeric_counts(amounts, tmp_path, query):
+    add_up([SETTLED])
+    export("affiliate.daily_commission", f"{SETTLED}", "--format", "xlsx", "--output", str(tmp_path / "x.xlsx"))
+
+    [[header, *rows]] = read_workbook(tmp_path / "x.xlsx").values()
+    [(amount, count, settled)] = query("select amount::text, count, settled from affiliate.daily_commission")
+    [found] = [dict(zip((f"{cell}" for cell in header), row, strict=True)) for row in rows]
+    assert (found["amount"], found["count"], found["settled"]) == (Text(amount), count, settled)
+    assert len(amount.replace(".", "")) > 15
+
+
+def test_a_text_that_does_not_fit_into_a_cell_leaves_no_workbook(sandbox, tmp_path):
+    sandbox.binance.set_rebates([rebate(at(SETTLED), 1, note="x" * 40_000)])
+    assert land(KEY, [SETTLED]).success
+
+    with pytest.raises(
+        AffiliateError, match="text of the column extra does not fit into a cell.* Export these days as CSV or Parquet"
+    ):
+        export(TABLE, f"{SETTLED}", "--format", "xlsx", "--output", str(tmp_path / "x.xlsx"))
+    assert not (tmp_path / "x.xlsx").exists()
 
 
 def test_parquet_is_exact_and_the_type_of_its_decimals_is_reported(amounts, query, tmp_path, capfd):
@@ -114,30 +193,89 @@ def test_an_export_of_totals_reports_the_missing_and_unsettled_days_of_each_asse
     land(LBANK, DAYS[:3])
     land(KEY, [DAYS[1]])
     query("update affiliate.landing set settled = asset = %s", LBANK)
-    assert add_up(DAYS[:3]).success
+    add_up(DAYS[:3])
     capfd.readouterr()
 
-    export("affiliate.daily_commission", f"{DAYS[0]}...{DAYS[2]}")
+    for name in ("daily_commission", "daily_customer_commission", "v_daily", "v_customer_daily"):
+        export(f"affiliate.{name}", f"{DAYS[0]}...{DAYS[2]}")
 
-    reported = capfd.readouterr().err
-    assert f"{KEY}: {format_days([DAYS[0], DAYS[2]])} not landed, so not in this export" in reported
-    assert f"{KEY}: {DAYS[1]} landed, but may still change" in reported
-    assert LBANK not in reported
+        reported = capfd.readouterr().err
+        assert f"{KEY}: {format_days([DAYS[0], DAYS[2]])} not landed, so not in this export" in reported
+        assert f"{KEY}: {DAYS[1]} landed, but may still change" in reported
+        assert LBANK not in reported
 
 
 def test_only_known_tables_can_be_exported(sandbox, capfd):
-    for table in ("affiliate.landing", "pg_authid", "binance.rebate_recent_record; drop table x"):
+    for table in ("affiliate.lease", "pg_authid", "binance.rebate_recent_record; drop table x"):
         with pytest.raises(CommandError, match="there is no table"):
             export(table, f"{SETTLED}")
 
 
 def test_every_table_and_every_asset_with_rows_can_be_exported(sandbox, capfd):
     days = [f"{DAYS[0]}"]
-    names = [(name, days) for each in ENDPOINTS for name in (each.table, each.key)]
+    # A table and its asset are the same rows, except for those of other accounts.
+    names = [(each.key, days) for each in ENDPOINTS] + [(ENDPOINTS[0].table, days)]
     names += [(name, []) for each in DEFAULT.reference_tables for name in (each.table, each.key)]
-    for name, args in [*names, ("affiliate.daily_commission", days), ("affiliate/daily_commission", days)]:
+    for table in ("daily_commission", "daily_customer_commission"):
+        names += [(f"affiliate.{table}", days), (f"affiliate/{table}", days)]
+    for name, args in names:
         export(name, *args)
         assert ",account" in capfd.readouterr().out.splitlines()[0], name
+    names = [
+        *((f"affiliate.{view}", days) for view in ("v_daily", "v_customer_daily", "price", "landing")),
+        ("affiliate/price", days),
+    ]
+    for name, args in [*names, ("affiliate.v_health", [])]:
+        export(name, *args)
+        assert {*capfd.readouterr().out.strip().split(",")} & {"coin", "content_hash", "missing_days"}, name
+
+
+def test_prices_and_the_ledger_are_exported_by_their_own_days(sandbox, query, capfd):
+    land(KEY, DAYS[:3])
+    query(
+        "insert into affiliate.price select 'BTC', day, 1.50, 'BTCUSDT', 'host', day, day from unnest(%s::date[]) day",
+        DAYS,
+    )
+
+    def column(name: str, *days) -> list[str]:
+        export(*map(str, days))
+        return [row[name] for row in csv.DictReader(io.StringIO(capfd.readouterr().out, newline=""))]
+
+    assert column("day", "affiliate.price", f"{DAYS[1]}...{DAYS[2]}") == [f"{DAYS[1]}", f"{DAYS[2]}"]
+    assert column("partition", "affiliate.landing", f"{DAYS[1]}...{DAYS[4]}") == [f"{DAYS[1]}", f"{DAYS[2]}"]
+    assert column("usdt", "affiliate/price", DAYS[0]) == ["1.50"]
+
+
+def test_rejected_and_superseded_rows_are_exported_as_received(sandbox, query, capfd):
+    land(KEY, DAYS[:1])
+    for table, columns in {
+        "rejected_row": "(asset, partition, run_id, source, rejected_at, reason, payload)",
+        "superseded_row": "(asset, partition, run_id, superseded_at, payload)",
+    }.items():
+        more = {"rejected_row": "'fetch', now(), 'of another day', ", "superseded_row": "now(), "}[table]
+        query(
+            f"""insert into affiliate.{table} {columns} values ('{KEY}', '{DAYS[1]}', 'run', {more}'{{"income": "1.50"}}')"""
+        )
+        export(f"affiliate.{table}", f"{DAYS[1]}")
+        [row] = csv.DictReader(io.StringIO(capfd.readouterr().out, newline=""))
+        assert (row["asset"], row["partition"], row["payload"]) == (KEY, f"{DAYS[1]}", '{"income": "1.50"}')
+
+
+def test_an_export_of_prices_reports_the_days_that_lack_some(sandbox, query, capfd, monkeypatch):
+    land(KEY, DAYS[:2])
+    query("insert into affiliate.priced_day select partition, 'outdated', '' from affiliate.landing")
+    capfd.readouterr()
+
+    export("affiliate.price", f"{DAYS[0]}...{DAYS[2]}")
+
+    reported = capfd.readouterr().err
+    assert f"affiliate/price: {format_days(DAYS[:2])}: some prices have not landed" in reported
+    assert f"{KEY}: {DAYS[2]} not landed, so not in this export" in reported
+    assert "added up" not in reported
+
+    monkeypatch.setenv("AFFILIATE_PRICES", "off")
+    export("affiliate.price", f"{DAYS[0]}")
+    assert "AFFILIATE_PRICES is off, so prices of any day may be missing" in capfd.readouterr().err
 
 
 def test_a_table_without_days_is_exported_completely_or_for_one_account(two_accounts, query, capfd):
@@ -181,3 +319,25 @@ def test_a_table_without_landed_days_is_not_exported(sandbox, tmp_path):
     with pytest.raises(CommandError, match="nothing has ever landed"):
         export(TABLE, f"{SETTLED}", "--output", str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
+
+
+def test_an_export_waits_for_a_slow_reader(sandbox, database_url, query, monkeypatch):
+    """Regression: the timeout of unacknowledged data also ends the session of a reader that is alive but pauses."""
+    monkeypatch.setitem(connection._SETTINGS, "tcp_user_timeout", "200ms")
+    query(
+        f"insert into {TABLE} (partition_date, run_id, extra) "
+        "select %s, 'r', to_jsonb(repeat('x', 1000000)) from generate_series(1, 40)",
+        SETTLED,
+    )
+    written: list[int] = []
+
+    class SlowFile(io.BytesIO):
+        def write(self, block, /) -> int:
+            if not written:
+                query("select pg_sleep(1)")
+            written.append(len(block))
+            return len(block)
+
+    with Store(database_url) as store, snapshot(store):
+        Extract(store, TABLE, [SETTLED], None).write_csv(SlowFile())
+    assert sum(written) > 40_000_000

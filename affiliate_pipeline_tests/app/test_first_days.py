@@ -107,7 +107,8 @@ def test_the_choice_is_made_and_printed_once(choose, both_exchanges, clock, caps
     before = choose()
     printed = capsys.readouterr().out.splitlines()
     assert printed == [
-        "Binance Link: the first day is 2026-11-23, the first that the exchange still retains.",
+        "Binance Link: the first day is 2026-11-23, the first of the last 7 days, which the exchange promises to "
+        "retain.",
         "LBank affiliate: the first day is 2026-11-23. For earlier days, set LBANK_START_DATE in .env, such as "
         "LBANK_START_DATE=2026-10-24, and start `up` again.",
     ]

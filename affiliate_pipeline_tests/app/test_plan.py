@@ -4,6 +4,7 @@ import pytest
 
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import CommandError
+from affiliate_pipeline.commission.customers import CUSTOMERS
 from affiliate_pipeline.commission.rollup import COMMISSION, REPORT
 from affiliate_pipeline.exchanges.registry import DEFAULT
 from affiliate_pipeline.sandbox import Sandbox
@@ -25,7 +26,7 @@ def plan(capsys):
 
 
 def test_a_computed_asset_costs_no_requests(plan):
-    for asset in (COMMISSION, REPORT):
+    for asset in (COMMISSION, CUSTOMERS, REPORT):
         for days in ([], [f"{SETTLED}"]):
             assert plan(asset, *days) == f"{asset}: no requests, since it is computed from days that have landed"
 

@@ -19,4 +19,4 @@ def test_a_day_that_was_chosen_to_fail_fails_alone(database_url, monkeypatch, ca
         run = land(KEY, [yesterday - DAY, yesterday])
     assert ([*run.landed], [*run.failed]) == ([yesterday - DAY], [yesterday])
     assert "HTTP 503" in run.failed[yesterday]
-    assert f"the sandbox fails every request for {yesterday} (HTTP 503)" in capsys.readouterr().out
+    assert f"the sandbox fails every request for {yesterday} (at Binance with HTTP 503" in capsys.readouterr().out

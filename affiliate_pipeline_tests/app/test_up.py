@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import date, datetime
 from pathlib import Path
 
@@ -15,14 +16,18 @@ import pytest
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app import extras, processes, up
+from affiliate_pipeline.app import land as land_command
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import CommandError
+from affiliate_pipeline.app.dagster_client import save_port
 from affiliate_pipeline.app.landing import Landing, LandingInterrupted, Request, print_failures, request_of
 from affiliate_pipeline.exchanges.endpoint import Snapshot
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.errors import StoreUnavailable
+from affiliate_pipeline_tests.app.dagster_processes import DAEMON, WEBSERVER, running
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED
+from affiliate_pipeline_tests.scripted_server import ScriptedServer, http
 
 # An `up` that has the lock and writes its pid only after a line on its standard input.
 SLOW_UP = """
@@ -70,6 +75,47 @@ def test_down_waits_for_the_pid_of_an_up_that_has_just_started(slow_up, monkeypa
     assert slow_up.wait(60) == 7
 
 
+@pytest.mark.parametrize("services", [(WEBSERVER, DAEMON), (WEBSERVER,)])
+def test_down_cancels_runs_only_if_it_stops_the_daemon_that_they_belong_to(home, tmp_path, services):
+    with ExitStack() as stack:
+        for each in services:
+            stack.enter_context(running(tmp_path, *each))
+        webserver = stack.enter_context(ScriptedServer(http(200, b'{"data":{"runsOrError":{"results":[]}}}')))
+        save_port(home, webserver.port)
+
+        app(["down"], standalone_mode=False)
+
+    assert len(webserver.requests) == (DAEMON in services)
+    assert not processes.running_processes(home)
+
+
+@pytest.mark.parametrize(
+    ("services", "message"),
+    [((WEBSERVER, DAEMON), "launched here"), ((WEBSERVER,), "another `affiliate-pipeline` command is landing days")],
+    ids=["up", "up --once"],
+)
+def test_land_uses_only_a_dagster_that_does_not_end_with_another_command(
+    home, tmp_path, monkeypatch, capsys, services, message
+):
+    monkeypatch.setattr(land_command, "READY_WAIT_S", 0)
+    loaded = b'"workspaceLocationEntryOrError":{"loadStatus":"LOADED","locationOrLoadError":{"__typename":"Location"}}'
+    launch = b'"launchRun":{"__typename":"PythonError","message":"launched here"}'
+    no_runs = b'"runsOrError":{"results":[]}'
+    with ExitStack() as stack:
+        stack.enter_context(processes.exclusive(home))
+        for each in services:
+            stack.enter_context(running(tmp_path, *each))
+        webserver = stack.enter_context(ScriptedServer(http(200, b'{"data":{%b,%b,%b}}' % (loaded, launch, no_runs))))
+        save_port(home, webserver.port)
+        try:
+            app(["land", "lbank/roster"], standalone_mode=False)
+        except CommandError as error:
+            print(error)
+        processes.stop_processes(home)
+
+    assert message in capsys.readouterr().out
+
+
 def test_up_replaces_the_pid_of_a_killed_up_before_it_stops_leftover_processes(home, monkeypatch):
     (home / "up.lock").write_text("1234567")
     pids = []
@@ -82,26 +128,29 @@ def test_up_replaces_the_pid_of_a_killed_up_before_it_stops_leftover_processes(h
 
 
 @pytest.mark.empty_database
-@pytest.mark.parametrize("leftover", [True, False])
-@pytest.mark.parametrize("place", ["environment", ".env"])
-def test_up_does_not_start_the_sandbox_with_a_configured_database(
-    home, tmp_path, monkeypatch, database_url, query, leftover, place
-):
-    if place == ".env":
-        (tmp_path / ".env").write_text(f"AFFILIATE_DATABASE_URL={database_url}\n")
-    else:
-        monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
-    if leftover:
-        settings.save_sandbox_variables({"BINANCE_BASE_URL": "http://127.0.0.1:9", "BINANCE_PARTNER_API_KEY": "key"})
-    before = query("select datname::text from pg_database order by 1"), sorted(home.iterdir())
+def test_up_does_not_start_the_sandbox_with_a_configured_database(home, tmp_path, monkeypatch, database_url, query):
+    def state() -> tuple[list[tuple], list[Path]]:
+        return query("select datname::text from pg_database order by 1"), sorted(home.iterdir())
 
-    with pytest.raises(
-        CommandError, match="AFFILIATE_DATABASE_URL is set, but no exchange is configured. Set .* or unset"
-    ):
-        app(["up", "--once"], standalone_mode=False)
+    def refused_by_up() -> None:
+        before = state()
+        message = "AFFILIATE_DATABASE_URL is set, but no exchange is configured. Set .* or unset"
+        with pytest.raises(CommandError, match=message):
+            app(["up", "--once"], standalone_mode=False)
+        assert state() == before
+        assert query("select count(*) from pg_namespace where nspname = 'affiliate'") == [(0,)]
 
-    assert (query("select datname::text from pg_database order by 1"), sorted(home.iterdir())) == before
-    assert query("select count(*) from pg_namespace where nspname = 'affiliate'") == [(0,)]
+    with monkeypatch.context() as patch:
+        patch.setenv("AFFILIATE_DATABASE_URL", database_url)
+        refused_by_up()
+    (tmp_path / ".env").write_text(f"AFFILIATE_DATABASE_URL={database_url}\n")
+    refused_by_up()
+    # With the variables that an earlier sandbox has left.
+    settings.save_sandbox_variables({"BINANCE_BASE_URL": "http://127.0.0.1:9", "BINANCE_PARTNER_API_KEY": "key"})
+    refused_by_up()
+    (tmp_path / ".env").unlink()
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
+    refused_by_up()
 
 
 def test_without_the_extras_up_names_them_and_creates_nothing(monkeypatch, tmp_path):
@@ -120,19 +169,19 @@ class Dagster:
     """A stub of Dagster's webserver, whose runs have these statuses in launch order; `refused` makes a launch fail."""
 
     def __init__(self, *statuses: str):
-        self.ends = [*statuses]
+        self.run_statuses = [*statuses]
         self.launched: list[tuple[tuple[str, ...], tuple[date, ...]]] = []
         self.cancelled: list[str] = []
 
     def launch(self, keys, days) -> str:
-        if self.ends[len(self.launched)] == "refused":
-            self.ends.pop(len(self.launched))
+        if self.run_statuses[len(self.launched)] == "refused":
+            self.run_statuses.pop(len(self.launched))
             raise CommandError("Dagster refused to launch it")
         self.launched.append((tuple(keys), tuple(days)))
         return f"{len(self.launched) - 1}"
 
     def statuses(self, run_ids) -> dict[str, str]:
-        return {each: self.ends[int(each)] for each in run_ids}
+        return {each: self.run_statuses[int(each)] for each in run_ids}
 
     def failures(self, _run_id) -> list[str]:
         return ["the reason"]
@@ -143,7 +192,7 @@ class Dagster:
 
 @pytest.fixture
 def landing(database_url, monkeypatch):
-    """A function that makes a `Landing`, and the stub on which its runs have these statuses."""
+    """Makes a `Landing`, and returns it with the stub of Dagster, whose runs have the given statuses."""
     monkeypatch.setattr("affiliate_pipeline.app.landing.POLL_S", 0.01)
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
 
@@ -236,7 +285,7 @@ def test_up_fails_no_day_of_a_real_account(home, monkeypatch):
 
 
 @pytest.mark.parametrize("start", ["2999-01-01", None])
-def test_up_once_says_so_if_nothing_can_land(landing, monkeypatch, capsys, start):
+def test_up_reports_the_reason_if_nothing_can_land(landing, monkeypatch, capsys, start):
     if start:
         monkeypatch.setenv("AFFILIATE_START_DATE", start)
         monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "key")
@@ -255,7 +304,8 @@ def test_up_reports_if_no_day_is_due_and_lands_the_day_of_fail_day_again(landing
 
     assert up._land(runs, ())
     assert (KEY,) not in dict(dagster.launched)
-    assert "Nothing to land: every day has settled or was read within the last hour." in capsys.readouterr().out
+    nothing = "Nothing to land: every fetchable day has settled or was read within the last hour."
+    assert nothing in capsys.readouterr().out
 
     assert up._land(runs, (SETTLED,))
     assert dict(dagster.launched)[KEY,] == (SETTLED,)

@@ -30,7 +30,8 @@ from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY
 
 NO_PASSPHRASE = NoEncryption()
 PASSPHRASE = BestAvailableEncryption(b"the passphrase")
-RSA_KEY = rsa.generate_private_key(65537, 2048)
+# Short, because reading it checks its primes.
+RSA_KEY = rsa.generate_private_key(65537, 1024)
 ED25519_KEY = ed25519.Ed25519PrivateKey.generate()
 
 

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from affiliate_pipeline.domain.settings import quotes_in, stripped
+from affiliate_pipeline.environment import configured
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY
@@ -24,9 +26,15 @@ def change(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("form", SURROUNDED, ids=ascii)
-def test_white_space_around_values_is_ignored(both_exchanges, run_check, change, form):
-    for name in VARIABLES:
+def test_white_space_around_values_is_ignored(both_exchanges, run_check, change, monkeypatch):
+    expected = {name: os.environ[name] for name in VARIABLES}
+    for form in SURROUNDED:
+        with monkeypatch.context() as patch:
+            for name, value in expected.items():
+                patch.setenv(name, form.format(value))
+            variables = configured().variables
+            assert {name: variables[name] for name in VARIABLES} == expected, ascii(form)
+    for name, form in zip(VARIABLES, SURROUNDED, strict=True):
         change(name, form)
     printed = run_check()
     assert printed.count("accepts the credentials") == 3
@@ -39,16 +47,18 @@ def test_a_day_lands_with_white_space_around_the_values(both_exchanges, change):
     assert land(KEY, DAYS[:1]).success
 
 
-@pytest.mark.parametrize("form", QUOTED, ids=ascii)
-def test_quotes_are_reported_before_any_request(both_exchanges, run_check, change, form):
-    for name in VARIABLES:
+def test_quotes_are_reported_before_any_request(both_exchanges, run_check, change):
+    for name, value in ((name, os.environ[name]) for name in VARIABLES):
+        reported = {form: [f"{error}" for error in quotes_in(name, stripped(form.format(value)))] for form in QUOTED}
+        assert [form for form, errors in reported.items() if f"{name} is in quotes" not in "".join(errors)] == []
+    for name, form in zip(VARIABLES, QUOTED + QUOTED[:1], strict=True):
         change(name, form)
     printed = run_check()
     assert [name for name in VARIABLES if f"{name} is in quotes" not in printed] == []
     assert both_exchanges.requests == []
 
 
-@pytest.mark.parametrize("name", [name for name in VARIABLES if not name.startswith("LBANK")])
+@pytest.mark.parametrize("name", ["AFFILIATE_DATABASE_URL", "BINANCE_BASE_URL", "BINANCE_PARTNER_API_SECRET"])
 def test_each_failed_day_names_the_quotes(both_exchanges, change, name):
     change(name, '"{}"')
     run = materialize(KEY, DAYS[:2])
@@ -67,25 +77,29 @@ def test_quotes_around_alert_urls_are_reported(run_check, monkeypatch):
     assert "ALERT_URLS is in quotes" in run_check()
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        ("BINANCE_PARTNER_API_KEY", "two words", "has a character that a header cannot carry"),
-        ("LBANK_API_KEY", "two words", "has a character that a header cannot carry"),
-        ("LBANK_API_KEY", "-----BEGIN PRIVATE KEY-----\\nMIIE", "were key and secret swapped"),
-        ("BINANCE_PARTNER_API_SECRET", "a\u00e9b", "has white space or another character that"),
-        ("LBANK_API_SECRET", "a\tb", "has white space or another character that"),
-    ],
-)
-def test_a_key_or_secret_with_an_unusable_character_is_reported(run_check, monkeypatch, name, value, expected):
-    monkeypatch.setenv(name, value)
+def test_a_key_or_secret_with_an_unusable_character_is_reported(run_check, monkeypatch):
+    of_header, of_secret = "has a character that a header cannot carry", "has white space or another character that"
+    checks = [
+        {"BINANCE_PARTNER_API_KEY": ("two words", of_header), "LBANK_API_KEY": ("two words", of_header)},
+        {"BINANCE_PARTNER_API_SECRET": ("a\u00e9b", of_secret), "LBANK_API_SECRET": ("a\tb", of_secret)},
+        {"LBANK_API_KEY": ("-----BEGIN PRIVATE KEY-----\\nMIIE", "were key and secret swapped")},
+    ]
+    for unusable in checks:
+        with monkeypatch.context() as patch:
+            for name, (value, _) in unusable.items():
+                patch.setenv(name, value)
+            printed = run_check()
+        for name, (value, expected) in unusable.items():
+            [line] = [line for line in printed.splitlines() if f"{name} cannot be used" in line]
+            assert expected in line
+            assert value not in printed
+
+
+def test_an_api_key_equal_to_its_secret_is_reported(run_check, monkeypatch):
+    exchanges = ["BINANCE_PARTNER", "LBANK"]
+    for exchange in exchanges:
+        monkeypatch.setenv(f"{exchange}_API_KEY", "x" * 32)
+        monkeypatch.setenv(f"{exchange}_API_SECRET", "x" * 32)
     printed = run_check()
-    assert f"{name} cannot be used" in printed and expected in printed
-    assert value not in printed
-
-
-@pytest.mark.parametrize("exchange", ["BINANCE_PARTNER", "LBANK"])
-def test_an_api_key_equal_to_its_secret_is_reported(run_check, monkeypatch, exchange):
-    monkeypatch.setenv(f"{exchange}_API_KEY", "x" * 32)
-    monkeypatch.setenv(f"{exchange}_API_SECRET", "x" * 32)
-    assert f"{exchange}_API_KEY cannot be used: the API key and its secret are the same" in run_check()
+    for exchange in exchanges:
+        assert f"{exchange}_API_KEY cannot be used: the API key and its secret are the same" in printed

@@ -10,7 +10,6 @@ import pytest
 from affiliate_pipeline.schema.decode import parse
 from affiliate_pipeline.schema.invalid import Invalid
 from affiliate_pipeline_tests.cases.sandbox_responses import moved, rows_of, send, with_fields
-from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs import affiliates
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY, at
@@ -24,7 +23,7 @@ income::text, commission::text from binance.rebate_recent_record"""
 def test_the_day_lands_with_a_time_as_text(sandbox, query, monkeypatch):
     send(sandbox, monkeypatch, [moved(row, DAY) for row in rows_of(CASE)])
 
-    run = materialize(KEY, [DAY])
+    run = land(KEY, [DAY])
 
     assert run.success, run.message
     found = query("select (extract(epoch from time) * 1000)::bigint, income::text from binance.rebate_recent_record")
@@ -139,10 +138,10 @@ def test_fewer_rows_of_an_unreadable_page_do_not_replace_those_of_an_earlier_run
     both_exchanges.lbank.add_user(registered_ms=affiliates.at(day))
     both_exchanges.faults.transform_row = lambda row: row | {"createTime": "x"}
     both_exchanges.lbank.set_money([affiliates.deposit(day, number) for number in range(3)])
-    materialize("lbank/money_detail_list", [day])
+    land("lbank/money_detail_list", [day])
     both_exchanges.lbank.set_money([affiliates.deposit(day, 0)])
 
-    run = materialize("lbank/money_detail_list", [day])
+    run = land("lbank/money_detail_list", [day])
 
     assert "affiliate.rejected_row still has the rows that an earlier run received" in run.failed[day]
     assert query("select count(*) from affiliate.rejected_row") == [(3,)]

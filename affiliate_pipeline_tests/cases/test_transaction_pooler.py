@@ -1,11 +1,8 @@
 """Case transaction-pooler: through a transaction pooler, no day lands twice and no run waits forever."""
 
-import os
-import subprocess
-import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,15 +12,17 @@ import pytest
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.landing import endpoint_tables
 from affiliate_pipeline.landing.day_writer import DayWriter
-from affiliate_pipeline.landing.pipeline import Failed, Landed, connected, land_days
+from affiliate_pipeline.landing.pipeline import Failed, Landed, Outcome, connected, land_days
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres import connection, locks
 from affiliate_pipeline.postgres.errors import StoreUnavailable
+from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, ENDPOINT, KEY, SETTLED, landed, rebates, sent
 from affiliate_pipeline_tests.pgbouncer import needs_pgbouncer, pgbouncer
 
-TWO_RUNS = Path(__file__).parent / "transaction-pooler" / "two_runs.py"
+ROWS = rebates(SETTLED, 399)
 REFUSED = "leads through a pooler in transaction or statement mode"
 
 
@@ -40,8 +39,28 @@ def pooled(database_url: str, tmp_path: Path, request: pytest.FixtureRequest) ->
         yield url
 
 
-def two_runs(url: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, TWO_RUNS, url], capture_output=True, text=True, env=dict(os.environ))
+@pytest.fixture
+def two_runs(sandbox: Sandbox, database_url: str) -> Callable[[str], list[Outcome]]:
+    """Lands `ROWS` in two concurrent runs through this URL, and returns the outcomes."""
+    sandbox.binance.set_rebates(ROWS)
+    with Store(database_url) as store:
+        endpoint_tables.ensure(store.connection, ENDPOINT)
+
+    def run(url: str) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+
+        def land() -> None:
+            with Store(url) as store, connected(ENDPOINT, store, configured().variables) as session:
+                outcomes.extend(land_days(ENDPOINT, [SETTLED], session=session, store=store, run_id="r"))
+
+        threads = [threading.Thread(target=land) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return outcomes
+
+    return run
 
 
 @pytest.mark.empty_database
@@ -67,8 +86,10 @@ def test_two_stores_through_a_transaction_pooler_are_refused(pooled, query):
 
 @needs_pgbouncer
 @pytest.mark.parametrize("pooled", [{"mode": "session"}], indirect=True)
-def test_two_runs_through_a_session_pooler_land_the_day_once(pooled):
-    assert two_runs(pooled).stdout == "(399, Decimal('39.9')) should be 399 rows, 39.9\n"
+def test_two_runs_through_a_session_pooler_land_the_day_once(pooled, two_runs, query):
+    outcomes = two_runs(pooled)
+    assert sorted(outcome.changed for outcome in outcomes if isinstance(outcome, Landed)) == [False, True]
+    assert landed(query, SETTLED) == sent(ROWS)
 
 
 @needs_pgbouncer
@@ -98,34 +119,21 @@ def test_a_run_refuses_a_transaction_pooler_before_any_request(sandbox, pooled, 
 
 
 @needs_pgbouncer
-def test_landing_is_correct_through_an_undetected_pooler(sandbox, pooled, database_url, query, monkeypatch):
+def test_landing_is_correct_through_an_undetected_pooler(pooled, two_runs, query, monkeypatch):
     monkeypatch.setattr(connection, "_prove_session", lambda *_: None)
-    rows = rebates(SETTLED, 399)
-    sandbox.binance.set_rebates(rows)
-    with Store(database_url) as store:
-        endpoint_tables.ensure(store.connection, ENDPOINT)
-    outcomes = []
-
-    def land(url: str) -> None:
-        with Store(url) as store, connected(ENDPOINT, store, configured().variables) as session:
-            outcomes.extend(land_days(ENDPOINT, [SETTLED], session=session, store=store, run_id="r"))
-
     # Psycopg prepares frequent statements in a session, which a transaction pooler does not support.
     monkeypatch.setattr(psycopg, "connect", partial(psycopg.connect, prepare_threshold=None))
     monkeypatch.setattr(locks, "LOCK_CHECK_S", 0.2)
     monkeypatch.setattr(locks, "SILENT_HOLDER_S", 1)
-    threads = [threading.Thread(target=land, args=(pooled,)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
-    assert len(outcomes) == len(threads)
+    outcomes = two_runs(pooled)
+
+    assert len(outcomes) == 2
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
     reasons = [each.problem.what for each in failures]
     assert all("no longer holds the asset's lock" in each or "is not a live run" in each for each in reasons)
     if any(isinstance(outcome, Landed) for outcome in outcomes):
-        assert landed(query, SETTLED) == sent(rows)
+        assert landed(query, SETTLED) == sent(ROWS)
     assert query("select count(*) from affiliate.rejected_row") in ([(0,)], [(399,)])
 
 
@@ -140,7 +148,7 @@ def test_a_run_that_has_lost_its_lock_changes_nothing_and_stores_the_received_ro
         return write(writer, *args, **kwargs)
 
     monkeypatch.setattr(DayWriter, "write", unlock_and_write)
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
     assert "no longer holds the asset's lock" in run.failed[SETTLED]
     assert query("select count(*) from binance.rebate_recent_record") == [(0,)]
     assert query("select count(*) from affiliate.rejected_row") == [(len(rows),)]
@@ -178,15 +186,15 @@ def test_an_idle_session_of_any_name_is_not_a_live_run(database_url, monkeypatch
 
 
 def test_a_run_waits_for_the_lock_of_a_live_run(sandbox, database_url, query, monkeypatch):
-    monkeypatch.setattr(locks, "LOCK_CHECK_S", 0.5)
+    monkeypatch.setattr(locks, "LOCK_CHECK_S", 0.1)
     sandbox.binance.set_rebates(rebates(SETTLED, 10))
     runs = Counter()
 
-    def land() -> None:
-        runs[materialize(KEY, [SETTLED]).success] += 1
+    def run() -> None:
+        runs[land(KEY, [SETTLED]).success] += 1
 
     with idle_holder(database_url, "affiliate_pipeline 1@elsewhere"):
-        thread = threading.Thread(target=land)
+        thread = threading.Thread(target=run)
         thread.start()
         while not query("select 1 from pg_locks where locktype = 'advisory' and not granted"):
             assert thread.is_alive()

@@ -29,7 +29,7 @@ def today() -> date:
     return (datetime.now(UTC) + timedelta(hours=8)).date()
 
 
-# Three days before a month's end and two after it, all settled.
+# The last three days of a month and the first two of the next month, all settled.
 _MONTH_START = (today() - 6 * DAY).replace(day=1)
 DAYS = [_MONTH_START + number * DAY for number in range(-3, 2)]
 MONTHS = 2

@@ -12,8 +12,20 @@ import dagster as dg
 import pytest
 
 from affiliate_pipeline.exchanges.registry import Catalog
+from affiliate_pipeline.sandbox import Sandbox
 from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.defs.rebates import EMAIL, ENDPOINT, KEY
+
+
+@pytest.fixture
+def sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[Sandbox]:
+    """The sandbox of other tests with fewer rows and users, and with a second account only in tests of two accounts."""
+    aliases = ["acme"] if "two_accounts" in request.fixturenames else []
+    with Sandbox(accounts=aliases, rows_per_day=40, users=12) as exchange:
+        monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
+        for name, value in exchange.binance.variables(exchange.url).items():
+            monkeypatch.setenv(name, value)
+        yield exchange
 
 
 @pytest.fixture(autouse=True)

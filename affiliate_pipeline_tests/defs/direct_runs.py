@@ -48,7 +48,7 @@ def land(key: str, days: Sequence[date], **options: bool) -> DirectRun:
     catalog = definitions.configured_catalog(environment.configured().variables)
     endpoint = next(endpoint for endpoint in catalog.endpoints if endpoint.key == key)
     pipeline, run_id, run = EnvironmentPipeline(environment.configured), str(uuid4()), DirectRun()
-    with pipeline.store(run_id) as store, pipeline.session(endpoint, store) as session:
+    with pipeline.store() as store, pipeline.session(endpoint, store) as session:
         for outcome in land_days(
             endpoint, days, session=session, store=store, run_id=run_id, options=Options(**options)
         ):

@@ -49,7 +49,12 @@ def failure_message(failure: StepFailureData) -> str:
 
 
 def failed_partitions(failure: StepFailureData) -> set[str]:
+    return {*failed_reasons(failure)}
+
+
+def failed_reasons(failure: StepFailureData) -> dict[str, str]:
+    """The reason for each failed partition."""
     assert failure.user_failure_data is not None
     failed = failure.user_failure_data.metadata["failed_partitions"].value
     assert isinstance(failed, dict)
-    return {str(partition) for partition in failed}
+    return {str(partition): str(reason) for partition, reason in failed.items()}

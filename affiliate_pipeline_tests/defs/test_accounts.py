@@ -8,6 +8,7 @@ import pytest
 
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import CommandError
+from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.registry import configured_catalog
 from affiliate_pipeline.landing import ledger
@@ -22,7 +23,6 @@ from affiliate_pipeline_tests.defs.test_commission_assets import add_up
 from affiliate_pipeline_tests.defs.test_schedules import tick, tick_time
 
 REBATES, KICKBACKS = "rebate_recent_record", "kickback_recent_record"
-LBANK = ("lbank/{}commission_stats_symbol_list", "lbank/{}trade_user", "lbank/{}invite_user_list")
 ALIASES = ("", "acme")
 COMMISSION_OF_RAW_TABLES = """
 select account, 'binance', asset, 'rebate', count(*), sum(income) from binance.rebate_recent_record
@@ -54,15 +54,16 @@ def without_acme(monkeypatch: pytest.MonkeyPatch, two_accounts: Sandbox) -> Call
     return remove
 
 
-def land_both(*days) -> None:
+def land_both(*patterns: str) -> None:
+    """Land a day of the assets for both accounts."""
     for alias in ALIASES:
-        for pattern in (f"binance/{{}}{REBATES}", f"binance/{{}}{KICKBACKS}", *LBANK):
-            run = land(key(pattern, alias), days)
+        for pattern in patterns:
+            run = land(key(pattern, alias), [SETTLED])
             assert run.success, run.message
 
 
 def test_two_accounts_of_both_exchanges_land_side_by_side(two_accounts, query):
-    land_both(SETTLED)
+    land_both(f"binance/{{}}{REBATES}", "lbank/{}trade_user", "lbank/{}invite_user_list")
 
     for alias, account in two_accounts.accounts.items():
         of_day = "partition_date = %s and account = %s"
@@ -88,7 +89,7 @@ def test_two_accounts_of_both_exchanges_land_side_by_side(two_accounts, query):
 def test_daily_commission_per_account_equals_the_raw_tables_even_after_an_account_is_removed(
     two_accounts, query, without_acme
 ):
-    land_both(SETTLED)
+    land_both(f"binance/{{}}{REBATES}", f"binance/{{}}{KICKBACKS}", "lbank/{}commission_stats_symbol_list")
     assert add_up([SETTLED]).success
     raw = query(COMMISSION_OF_RAW_TABLES.replace("%(day)s", f"'{SETTLED}'"))
     assert query(COMMISSION, SETTLED) == raw and {account for account, *_ in raw} == {*ALIASES}
@@ -156,7 +157,8 @@ def test_only_the_sensor_of_its_account_requests_the_run_that_lands_an_export(tw
 def test_a_failing_day_of_one_account_fails_only_there_and_is_named(two_accounts, query):
     two_accounts.accounts["acme"].faults.fail_day(SETTLED, status=400, code=-1127)
 
-    failed, landed = (materialize(f"binance/{part}{REBATES}", [SETTLED]) for part in ("acme/", ""))
+    failed = materialize(f"binance/acme/{REBATES}", [SETTLED])
+    landed = land(f"binance/{REBATES}", [SETTLED])
 
     assert list(failed.failed) == [SETTLED] and f"binance/acme/{REBATES}: 1 of 1 day failed" in failed.message
     assert landed.success
@@ -170,16 +172,17 @@ def test_an_incomplete_account_fails_only_its_own_assets_and_names_the_variable(
         (f"binance/acme/{REBATES}", "BINANCE_PARTNER_API_SECRET__ACME is not set"),
         ("lbank/acme/trade_user", "LBANK_API_SECRET__ACME is not set"),
     ):
-        assert name in materialize(asset, [SETTLED]).failed[SETTLED]
-    assert materialize(f"binance/acme/{KICKBACKS}", [SETTLED]).success
-    assert materialize(f"binance/{REBATES}", [SETTLED]).success
+        with pytest.raises(SettingsError, match=name):
+            land(asset, [SETTLED])
+    assert land(f"binance/acme/{KICKBACKS}", [SETTLED]).success
+    assert land(f"binance/{REBATES}", [SETTLED]).success
 
 
 def test_a_refused_key_of_an_account_is_named_by_its_own_variable(two_accounts, monkeypatch):
     monkeypatch.setenv("BINANCE_PARTNER_API_KEY__ACME", "x" * 64)
     monkeypatch.setenv("LBANK_OPEN_ID__ACME", two_accounts.lbank.own_open_id)
-    assert "API key (BINANCE_PARTNER_API_KEY__ACME) is wrong" in materialize(f"binance/acme/{REBATES}", DAYS).message
-    assert "LBANK_OPEN_ID__ACME" in materialize("lbank/acme/trade_future", [SETTLED]).message
+    assert "API key (BINANCE_PARTNER_API_KEY__ACME) is wrong" in land(f"binance/acme/{REBATES}", [SETTLED]).message
+    assert "LBANK_OPEN_ID__ACME" in land("lbank/acme/trade_future", [SETTLED]).message
 
 
 def test_each_account_has_schedules_of_its_own(two_accounts):

@@ -95,7 +95,7 @@ def test_only_what_differs_is_posted(sandbox, query, set_desired_ids):
     customers = sandbox.binance.customers
     set_desired_ids((TAKEN_ID, OWNER.upper()), ("new1", EMAILS[0]), ("6zhfu2", customers.by_id["6zhfub"]))
 
-    run = materialize(PARTNERS, [today()])
+    run = land(PARTNERS, [today()])
 
     assert run.success and passed(run), run.message
     assert ids_posted(sandbox) == {"new1": 1, "6zhfu2": 1}
@@ -104,7 +104,7 @@ def test_only_what_differs_is_posted(sandbox, query, set_desired_ids):
         ("6zhfu2", customers.by_id["6zhfu2"], "6zhfub", "assigned"),
     ]
     assert "6zhfub" not in customers.by_id and customers.by_id["new1"] == EMAILS[0]
-    assert run.materialized[today()]["note"] == "3 desired: 1 already assigned, 2 newly assigned, 0 not assigned"
+    assert run.landed[today()].note == "3 desired: 1 already assigned, 2 newly assigned, 0 not assigned"
     [(attempted_at, partition)] = query(
         "select max(attempted_at), max(partition_date) from binance.customization_assignment"
     )
@@ -206,7 +206,7 @@ def test_rejected_lines_are_reported_and_the_others_are_posted(sandbox, query, s
         ("new6", EMAILS[7]),
     )
 
-    run = materialize(PARTNERS, [today()])
+    run = land(PARTNERS, [today()])
 
     assert run.success, run.message
     assert ids_posted(sandbox) == {"new1": 1, "new6": 1}
@@ -270,15 +270,15 @@ def test_only_today_can_be_assigned(sandbox, set_desired_ids):
     both_days = land(PARTNERS, [yesterday, today()])
     trusting = land(PARTNERS, [yesterday], trust_old=True)
 
-    assert "so only today can be fetched" in both_days.failed[yesterday]
-    assert "so only today can be fetched" in trusting.failed[yesterday]
+    assert "so only today can be materialized" in both_days.failed[yesterday]
+    assert "so only today can be materialized" in trusting.failed[yesterday]
     assert ids_posted(sandbox) == {"new1": 1}
 
 
 # Unknown outcomes and killed processes
 
 
-def test_posts_whose_responses_are_lost_after_the_change_are_assigned_once(sandbox, query, set_desired_ids):
+def test_an_id_is_posted_once_even_if_the_response_is_lost_after_the_change(sandbox, query, set_desired_ids):
     pairs = list(zip(IDS, EMAILS, strict=True))
     pairs[10] = (TAKEN_ID, EMAILS[10])
     pairs[20] = ("id21", EMAILS[20])

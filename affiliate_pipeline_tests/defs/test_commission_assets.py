@@ -1,7 +1,9 @@
 """The daily earnings equal the sums of the raw tables, and the sensor requests every day that is out of date."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +27,7 @@ from affiliate_pipeline_tests.defs.events import (
 from affiliate_pipeline_tests.defs.rebates import DAYS, EMAIL, KEY, SETTLED, YESTERDAY, at, rebate
 
 COMMISSION, REPORT = "affiliate/daily_commission", "affiliate/daily_report"
+CUSTOMERS = "affiliate/daily_customer_commission"
 LBANK = "lbank/commission_stats_symbol_list"
 # Settled at both exchanges.
 DAY = DAYS[0]
@@ -41,18 +44,24 @@ order by 1, 2, 3"""
 
 
 @pytest.fixture(autouse=True)
+def no_prices(monkeypatch) -> None:
+    """Market prices have tests of their own, in `test_prices`."""
+    monkeypatch.setenv("AFFILIATE_PRICES", "off")
+
+
+@pytest.fixture(autouse=True)
 def no_page_contains_a_full_email(tmp_path):
     yield
     assert [page for page in (tmp_path / "reports").glob("*.html") if EMAIL in page.read_text()] == []
 
 
 def add_up(days, *keys) -> dg.ExecuteInProcessResult:
-    """Run the derived assets, by default both, over the days."""
+    """Run the derived assets, by default all, over the days."""
     definitions = loaded_definitions()
     tags = {"dagster/asset_partition_range_start": f"{days[0]}", "dagster/asset_partition_range_end": f"{days[-1]}"}
     return dg.materialize(
         [definitions.get_assets_def(dg.AssetKey(COMMISSION.split("/")))],
-        selection=[dg.AssetKey(key.split("/")) for key in keys or (COMMISSION, REPORT)],
+        selection=[dg.AssetKey(key.split("/")) for key in keys or (COMMISSION, CUSTOMERS, REPORT)],
         instance=instance_of_all_runs(),
         resources=definitions.resources,
         tags=tags,
@@ -111,7 +120,7 @@ def test_a_days_sums_equal_those_of_the_raw_tables_to_the_last_digit(both_exchan
     assert land(KEY, [DAY]).success
     assert land(LBANK, [DAY]).success
 
-    result = add_up([DAY])
+    result = add_up([DAY], COMMISSION)
 
     assert result.success
     sums = query(SUMS, DAY)
@@ -139,7 +148,7 @@ def test_usdt_values_come_from_the_exchange_and_amounts_without_a_value_are_coun
     )
     assert land(LBANK, [DAY]).success
 
-    assert add_up([DAY]).success
+    assert add_up([DAY], COMMISSION).success
 
     assert query(SUMS, DAY) == [
         ("lbank", "btc", "commission spot", 2, Decimal("3.50"), Decimal("90000.123456789"), 1),
@@ -156,23 +165,10 @@ def test_kinds_have_the_declared_names_and_undeclared_codes_stay_unchanged(both_
     assert land(LBANK, [DAY]).success
     query("update lbank.commission_stats_symbol_list set trade_type = 7 where amount = 3")
 
-    assert add_up([DAY]).success
+    assert add_up([DAY], COMMISSION).success
 
     kinds = [(kind, amount) for _, _, kind, _, amount, *_ in query(SUMS, DAY)]
     assert kinds == [("commission 7", 3), ("commission futures", 2), ("commission spot", 1)]
-
-
-def test_a_day_that_release_0_1_0_added_up_is_not_stale(both_exchanges, query, without_wait):
-    land(KEY, [DAY, YESTERDAY])
-    land(LBANK, [DAY])
-    # The statement by which release 0.1.0 recorded the inputs of a day's sums.
-    query(
-        "insert into affiliate.computed_day "
-        "select partition, md5(string_agg(asset || ' ' || content_hash || ' ' || settled, ',' order by asset)) "
-        "from affiliate.landing group by partition"
-    )
-
-    assert requested_ranges() == []
 
 
 def test_only_one_of_two_endpoints_that_report_the_same_money_is_added_up(sandbox, query, database_url, without_wait):
@@ -187,7 +183,7 @@ def test_only_one_of_two_endpoints_that_report_the_same_money_is_added_up(sandbo
 
     for settled, counted in (("true", recent), (f"asset = '{history}'", history)):
         query(f"update affiliate.landing set settled = {settled}")
-        assert add_up([DAY]).success
+        assert add_up([DAY], COMMISSION).success
         assert query("select sum(count)::bigint, sum(amount) from affiliate.daily_commission") == [rows]
         assert query("select distinct kind, asset from affiliate.daily_commission") == [("kickback", counted)]
 
@@ -196,7 +192,7 @@ def test_a_day_that_lands_again_is_added_up_again(sandbox, query, without_wait):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY), 1, income="1.5")])
     land(KEY, [DAYS[-2], YESTERDAY])
     assert requested_ranges() == [(f"{DAYS[-2]}", f"{YESTERDAY}")]
-    assert add_up(DAYS[-2:]).success
+    assert add_up(DAYS[-2:], COMMISSION).success
     assert requested_ranges() == []
 
     land(KEY, [YESTERDAY])
@@ -205,7 +201,7 @@ def test_a_day_that_lands_again_is_added_up_again(sandbox, query, without_wait):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY), 1, income="1.5"), rebate(at(YESTERDAY), 2, income="2")])
     land(KEY, [YESTERDAY])
     assert requested_ranges() == [(f"{YESTERDAY}", f"{YESTERDAY}")]
-    assert add_up([YESTERDAY]).success
+    assert add_up([YESTERDAY], COMMISSION).success
 
     assert [row[3:5] for row in query(SUMS, YESTERDAY)] == [(2, Decimal("3.5"))]
     assert requested_ranges() == []
@@ -214,13 +210,13 @@ def test_a_day_that_lands_again_is_added_up_again(sandbox, query, without_wait):
 def test_a_day_that_settles_is_reported_as_final(sandbox, query, without_wait, no_client):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY))])
     land(KEY, [YESTERDAY])
-    result = add_up([YESTERDAY])
+    result = add_up([YESTERDAY], COMMISSION)
     assert metadata_of(result, COMMISSION, YESTERDAY)["missing_or_not_settled"] == {KEY: "may still change"}
     query("update affiliate.landing set settled = true")
 
     assert requested_ranges() == [(f"{YESTERDAY}", f"{YESTERDAY}")]
 
-    assert metadata_of(add_up([YESTERDAY]), COMMISSION, YESTERDAY)["missing_or_not_settled"] == {}
+    assert metadata_of(add_up([YESTERDAY], COMMISSION), COMMISSION, YESTERDAY)["missing_or_not_settled"] == {}
     assert query("select settled from affiliate.daily_commission") == [(True,)]
 
 
@@ -256,17 +252,19 @@ def test_the_sensor_runs_by_default():
     assert sensor().default_status == dg.DefaultSensorStatus.RUNNING
 
 
-def test_a_day_for_which_nothing_has_landed_fails_alone_in_both_assets(sandbox):
+def test_a_day_for_which_nothing_has_landed_fails_alone_in_all_assets(sandbox):
     land(KEY, [DAYS[1]])
 
     result = add_up(DAYS[:3])
 
     assert not result.success
-    for key in (COMMISSION, REPORT):
+    for key in (COMMISSION, CUSTOMERS, REPORT):
         assert list(materializations(result, key)) == [f"{DAYS[1]}"]
     failure = only_step_failure(result.all_events)
     assert failed_partitions(failure) == {f"{DAYS[0]}", f"{DAYS[2]}"}
     assert "have landed for this day" in failure_message(failure)
+    links = re.findall(r'href="(.+?)"', Path("reports", f"{DAYS[1]}.html").read_text())
+    assert links and all(Path("reports", target).exists() for target in links)
 
 
 def test_a_day_without_earnings_lands_with_no_rows(sandbox, query, without_wait):
@@ -284,30 +282,79 @@ def test_the_report_shows_the_earnings_the_top_customers_and_missing_days(both_e
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{DAYS[0] - timedelta(days=40)}")
     both_exchanges.binance.set_rebates(
         [rebate(at(DAY), 1, income="7.25"), rebate(at(DAY), 2, income="8.5", customerId="<b>zz</b>"),
-         rebate(at(DAY), 3, income="1", asset="BNB", customerId="")]
+         rebate(at(DAY), 3, income="1", asset="BNB", customerId=""), rebate(at(DAY), 4, income="2", customerId="")]
     )  # fmt: skip
     land(KEY, [DAY])
 
     result = add_up([DAY])
 
-    report = metadata_of(result, REPORT, DAY)["report"]
-    assert "| binance | rebate | USDT | 15.75 | 15.75 | 2 |" in report
-    assert "<b>" not in report
-    assert f"{LBANK}: {DAY - timedelta(days=29)}" in report and "not landed" in report
-    assert "data:image/svg+xml;base64," in report
+    metadata = metadata_of(result, REPORT, DAY)
+    report = metadata["report"]
+    assert report.startswith(f"### {DAY}: 17.75 USDT so far\n")
+    assert "| USDT | 17.75 | 17.75 | 17.75 |" in report and "| BNB | 1 | – | – |" in report
+    assert "<b>" not in report and "data:image/svg+xml;base64," in report
+    assert "- Without a value in USDT, so not in the total: BNB" in report
+    assert "- not landed: binance kickback, lbank commission" in report
     page = (tmp_path / "reports" / f"{DAY}.html").read_text()
-    assert "15.75" in page and "<b>zz" not in page
+    assert "17.75" in page and "<b>zz" not in page
     assert "so***@example.com" in page and EMAIL not in page
     assert "http" not in page.replace("http-equiv", "")
+    assert f'href="{DAY}.html"' in (tmp_path / "reports" / "index.html").read_text()
 
 
-def test_either_asset_can_be_materialized_alone(sandbox):
+def test_the_metadata_have_exact_totals_and_numbers_to_plot(sandbox):
+    sandbox.binance.set_rebates([rebate(at(day), 1, income="1.000000000000000001") for day in DAYS[:2]])
+    land(KEY, DAYS[:2])
+
+    result = add_up(DAYS[:2])
+
+    metadata = metadata_of(result, REPORT, DAYS[1])
+    # A value in USDT has 8 places.
+    assert (metadata["total_usdt"], metadata["total_usdt_rounded"]) == ("1.00000000", 1.0)
+    assert (metadata["last_7_days_usdt"], metadata["last_7_days_usdt_rounded"]) == ("2.00000000", 2.0)
+    assert (metadata["last_30_days_usdt"], metadata["binance_usdt"]) == ("2.00000000", "1.00000000")
+    assert metadata["incomplete_days"] > 0 and metadata["unvalued_coins"] == 0
+    sums = metadata_of(result, COMMISSION, DAYS[1])
+    assert (sums["total_usdt"], sums["total_usdt_rounded"]) == ("1.00000000", 1.0)
+
+
+def test_each_asset_can_be_materialized_alone(sandbox):
     land(KEY, [DAY])
 
-    for key, other in ((COMMISSION, REPORT), (REPORT, COMMISSION)):
+    for key in (COMMISSION, CUSTOMERS, REPORT):
         result = add_up([DAY], key)
-        assert list(materializations(result, key)) == [f"{DAY}"]
-        assert materializations(result, other) == {}
+        found = {each: [*materializations(result, each)] for each in (COMMISSION, CUSTOMERS, REPORT)}
+        assert found == dict.fromkeys(found, []) | {key: [f"{DAY}"]}
+
+
+def test_a_customer_is_the_customer_id_else_the_open_id_else_the_masked_email(both_exchanges, query):
+    masked = {"customerId": "", "email": "so***@example.com"}
+    both_exchanges.binance.set_rebates(
+        [rebate(at(DAY), 1, income="1", customerId="c1"), rebate(at(DAY), 2, income="2", customerId="c1", email="x"),
+         rebate(at(DAY), 3, income="4", **masked), rebate(at(DAY), 4, income="8", asset="BNB", **masked),
+         rebate(at(DAY), 5, income="16", customerId="", email=None), rebate(at(DAY), 6, income="32", customerId=None, email="")]
+    )  # fmt: skip
+    own = both_exchanges.lbank.own_open_id
+    both_exchanges.lbank.set_commissions([commission(own, DAY, "64")])
+    assert land(KEY, [DAY]).success and land(LBANK, [DAY]).success
+
+    metadata = metadata_of(add_up([DAY], CUSTOMERS), CUSTOMERS, DAY)
+
+    lines = (
+        "select customer, identified_by, coin, count, amount from affiliate.daily_customer_commission order by 1, 2, 3"
+    )
+    assert query(lines) == sorted([
+        ("", "", "USDT", 2, Decimal(48)), ("c1", "customer_id", "USDT", 2, Decimal(3)),
+        (own, "open_id", "usdt", 1, Decimal(64)),
+        ("so***@example.com", "email", "BNB", 1, Decimal(8)), ("so***@example.com", "email", "USDT", 1, Decimal(4)),
+    ])  # fmt: skip
+    assert metadata == {
+        "dagster/partition_row_count": 5,
+        "customers": 3,
+        "customers_identified_by_masked_email": 1,
+        "records_without_customer": 2,
+        "total_usdt": "119.00000000",
+    }
 
 
 def test_the_derived_assets_never_share_a_run_with_an_endpoints_asset():
@@ -342,14 +389,14 @@ def test_a_day_before_the_first_one_of_an_exchange_is_added_up(both_exchanges, q
 def test_a_later_start_date_changes_no_landed_day(sandbox, query, monkeypatch, without_wait):
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{DAY}")
     land(KEY, [DAY, YESTERDAY])
-    assert add_up([DAY]).success
+    assert add_up([DAY], COMMISSION).success
     landed = "select * from affiliate.landing order by partition"
     stored = query(landed), query(SUMS, DAY)
 
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{YESTERDAY}")
 
     assert requested_ranges() == [(f"{YESTERDAY}", f"{YESTERDAY}")]
-    assert add_up([YESTERDAY]).success
+    assert add_up([YESTERDAY], COMMISSION).success
     assert (query(landed), query(SUMS, DAY)) == stored
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{DAY}")
     assert requested_ranges() == []

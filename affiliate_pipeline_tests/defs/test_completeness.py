@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from affiliate_pipeline.sandbox import Number
 from affiliate_pipeline.sandbox.exchange import Response
-from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import (
     DAYS,
@@ -76,7 +75,7 @@ def test_rows_of_every_kind_land_as_they_were_sent(sandbox, query):
     ]
     sandbox.binance.set_rebates(rows)
 
-    run = materialize(KEY, [SETTLED])
+    run = land(KEY, [SETTLED])
 
     assert run.success, run.message
     assert landed(query, SETTLED) == sent(rows)
@@ -96,9 +95,9 @@ def test_rows_of_the_neighbouring_days_do_not_land(sandbox, query):
     others = [rebate(at(DAYS[0], "23:59:59.999")), rebate(at(DAYS[2], "00:00:00.000"))]
     sandbox.binance.set_rebates([*own, *others])
 
-    run = materialize(KEY, [DAYS[1]])
+    run = land(KEY, [DAYS[1]])
 
-    assert list(run.materialized) == [DAYS[1]]
+    assert list(run.landed) == [DAYS[1]]
     assert query("select distinct partition_date from binance.rebate_recent_record") == [(DAYS[1],)]
     assert landed(query, DAYS[1]) == sent(own)
     windows = [(int(request.params["startTime"]), int(request.params["endTime"])) for request in sandbox.requests]
@@ -106,23 +105,24 @@ def test_rows_of_the_neighbouring_days_do_not_land(sandbox, query):
     assert max(last for _, last in windows) <= at(DAYS[1], "23:59:59.999")
 
 
-def test_all_days_that_the_exchange_promises_to_retain_land_in_one_run(sandbox, query):
+def test_all_days_that_the_exchange_promises_to_retain_land_in_one_run(sandbox, query, declare):
+    declare(strategy=with_row_limit(50))
     days = [ago(number) for number in range(6, 0, -1)]
-    sandbox.binance.set_rebates(row for day in days for row in rebates(day, 510))
+    sandbox.binance.set_rebates(row for day in days for row in rebates(day, 51))
 
     run = land(KEY, days)
 
     assert run.success
     assert sorted(run.landed) == days
     for day in days:
-        assert landed(query, day) == sent(rebates(day, 510))
+        assert landed(query, day) == sent(rebates(day, 51))
 
 
 def test_a_busy_range_lands_in_few_requests(sandbox, query, declare):
-    declare(strategy=with_row_limit(100))
-    rows = {day: rebates(day, 500) for day in DAYS}
-    rows[DAYS[1]] += rebates(DAYS[1], 4_000, "14:30:00.000", within_ms=60_000)
-    rows[DAYS[2]] += [rebate(at(DAYS[2], "09:00:00.123"), number % 50) for number in range(99)]
+    declare(strategy=with_row_limit(50))
+    rows = {day: rebates(day, 250) for day in DAYS}
+    rows[DAYS[1]] += rebates(DAYS[1], 2_000, "14:30:00.000", within_ms=60_000)
+    rows[DAYS[2]] += [rebate(at(DAYS[2], "09:00:00.123"), number % 25) for number in range(49)]
     sandbox.binance.set_rebates(row for day in DAYS for row in rows[day])
 
     run = land(KEY, DAYS)
@@ -131,7 +131,7 @@ def test_a_busy_range_lands_in_few_requests(sandbox, query, declare):
     for day in DAYS:
         assert landed(query, day) == sent(rows[day])
     assert refusals(sandbox) == []
-    assert len(sandbox.requests) <= 1.05 * sum(map(len, rows.values())) / 100 + 30
+    assert len(sandbox.requests) <= 1.05 * sum(map(len, rows.values())) / 50 + 30
 
 
 def reverse_each_page(sandbox, monkeypatch):
@@ -157,16 +157,16 @@ def reverse_each_page(sandbox, monkeypatch):
 def test_all_rows_land_whatever_the_order_and_the_window_end(
     sandbox, query, declare, monkeypatch, newest_first, exclusive_end, reversed_pages
 ):
-    declare(strategy=with_row_limit(100))
+    declare(strategy=with_row_limit(50))
     sandbox.binance.newest_first, sandbox.binance.exclusive_end = newest_first, exclusive_end
     if reversed_pages:
         reverse_each_page(sandbox, monkeypatch)
     days = DAYS[:3]
-    rows = {day: rebates(day, 260) for day in days}
+    rows = {day: rebates(day, 130) for day in days}
     # One row fewer than the limit in a single millisecond: the first of a day, the last of a day, and one around noon.
-    rows[days[0]] += [rebate(at(days[0], "00:00:00.000"), number) for number in range(1, 99)]
-    rows[days[1]] += [rebate(at(days[1], "23:59:59.999"), number) for number in range(99)]
-    rows[days[2]] += [rebate(at(days[2], "12:00:00.001"), number) for number in range(99)]
+    rows[days[0]] += [rebate(at(days[0], "00:00:00.000"), number) for number in range(1, 49)]
+    rows[days[1]] += [rebate(at(days[1], "23:59:59.999"), number) for number in range(49)]
+    rows[days[2]] += [rebate(at(days[2], "12:00:00.001"), number) for number in range(49)]
     sandbox.binance.set_rebates(row for day in days for row in rows[day])
 
     run = land(KEY, days)
@@ -178,7 +178,7 @@ def test_all_rows_land_whatever_the_order_and_the_window_end(
 
 
 def sort_windows_by(sandbox, monkeypatch, rows, order):
-    """Return each window's rows sorted by `order`, cut off at the limit."""
+    """Make the exchange return each window's rows sorted by `order`, cut off at the limit."""
     respond = sandbox.binance.respond
 
     def sorted_window(call):
@@ -200,7 +200,7 @@ def test_an_exchange_that_sorts_by_the_second_loses_no_row(sandbox, query, monke
     rows = rebates(SETTLED, 499 + before, within_ms=12 * 3_600_000)
     # The exchange returns the later half of each second first.
     rows += [rebate(at(SETTLED) + (number * 7 + 500) % 1000, number) for number in range(120)]
-    rows += rebates(SETTLED, 2_000, "13:00:00.000", within_ms=3_600_000)
+    rows += rebates(SETTLED, 600, "13:00:00.000", within_ms=3_600_000)
     sort_windows_by(sandbox, monkeypatch, rows, lambda row: (row["time"] // 1000, -(row["time"] % 1000 // 500)))
 
     run = land(KEY, [SETTLED])
@@ -233,7 +233,10 @@ def test_a_window_of_two_milliseconds_is_requested_if_one_of_a_single_millisecon
 def test_a_single_full_page_does_not_prove_an_order(sandbox, query, monkeypatch, split_by):
     # One worker, so that the full page comes first.
     monkeypatch.setattr("affiliate_pipeline.exchanges.window_walk.WORKERS", 1)
+    # A page has the newest rows of its window, oldest first. If it has all of them, it looks the same as a page of an
+    # exchange that sends the oldest rows.
     sandbox.binance.newest_first = True
+    reverse_each_page(sandbox, monkeypatch)
     if split_by == "an error":
         days, others = DAYS[:4], DAYS[1:3]
         full = DAYS[0]
@@ -242,7 +245,7 @@ def test_a_single_full_page_does_not_prove_an_order(sandbox, query, monkeypatch,
         sandbox.binance.retention_ms = None
         days = [ago(number) for number in range(10, 0, -1)]
         full, others = days[0], days[7:]
-    rows = {full: rebates(full, 500)} | {day: rebates(day, 900) for day in others}
+    rows = {full: rebates(full, 500)} | {day: rebates(day, 600) for day in others}
     sandbox.binance.set_rebates(row for day in rows for row in rows[day])
 
     run = land(KEY, days, trust_old=True)

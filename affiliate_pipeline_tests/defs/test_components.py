@@ -88,6 +88,7 @@ def test_attributes_are_the_arguments_of_build_definitions():
         "alert_urls_variable": "ALERTS",
         "ui_url": "https://dagster.example.com",
         "commission": True,
+        "prices": True,
     }
     account = BinanceAccount(
         alias="acme",
@@ -108,6 +109,7 @@ def test_attributes_are_the_arguments_of_build_definitions():
         monitoring=None,
         alerts=Alerts(urls=dg.EnvVar("ALERTS"), ui_url="https://dagster.example.com"),
         commission=True,
+        prices=True,
     )
 
     with loaded((BinanceLinkComponent, attributes)) as definitions:
@@ -202,6 +204,8 @@ def test_a_value_instead_of_a_name_is_refused_and_not_quoted(attribute, value, m
         ({"partner_secret_variable": None}, "partner_secret_variable is missing"),
         ({"partner_key_variable": None, "partner_secret_variable": None}, "BinanceAccount acme has no key"),
         ({"ui_url": "https://dagster.example.com"}, "require alert_urls_variable"),
+        ({"digest": "daily", "commission": True}, "require alert_urls_variable"),
+        ({"digest": "daily", "alert_urls_variable": "ALERTS"}, "a digest requires commission=True"),
         ({"endpoints": ["trade_user"]}, "no account has what trade_user requires"),
     ],
 )

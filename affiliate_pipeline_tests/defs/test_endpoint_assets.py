@@ -27,6 +27,8 @@ from affiliate_pipeline_tests.defs.rebates import (
     sent,
 )
 
+pytestmark = pytest.mark.usefixtures("known_keys")
+
 ASSET = dg.AssetKey(KEY.split("/"))
 
 
@@ -36,7 +38,7 @@ def test_a_day_lands_exactly(sandbox, query):
     assert run.success
     assert list(run.materialized) == [SETTLED]
     assert landed(query, SETTLED) == sent(sandbox.binance.rebates(SETTLED))
-    assert len(sandbox.binance.rebates(SETTLED)) > 100
+    assert len(sandbox.binance.rebates(SETTLED)) > 30
 
 
 def test_the_metadata_describes_the_rows_of_the_day(sandbox, query):
@@ -81,7 +83,7 @@ def test_the_description_explains_the_metadata_of_a_day():
     assert "the exact sum of `income` for each `asset`" in description
 
 
-def test_the_events_of_a_run_have_a_millisecond_each(sandbox, instance, monkeypatch):
+def test_each_event_of_a_run_has_a_millisecond_of_its_own(sandbox, instance, monkeypatch):
     # Dagster's UI shows only one of several events of an asset in the same millisecond.
     record_factory = logging.getLogRecordFactory()
 
@@ -92,20 +94,20 @@ def test_the_events_of_a_run_have_a_millisecond_each(sandbox, instance, monkeypa
 
     logging.setLogRecordFactory(at_a_fixed_time)
     try:
-        run_id = materialized(instance, DAYS)
+        run_id = materialized(instance, DAYS[:3])
     finally:
         logging.setLogRecordFactory(record_factory)
 
     entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
     times = [int(entry.timestamp * 1000) for entry in entries]
-    assert len(times) == len(DAYS)
+    assert len(times) == 3
     assert times == sorted({*times})
 
 
 def test_a_day_that_may_still_change_is_not_reported_as_settled(sandbox):
-    run = materialize(KEY, DAYS)
+    run = land(KEY, DAYS)
 
-    assert {day: metadata["settled"] for day, metadata in run.materialized.items()} == {
+    assert {day: outcome.settled for day, outcome in run.landed.items()} == {
         day: day <= datetime.now(UTC).date() - timedelta(days=3) for day in DAYS
     }
 
@@ -113,7 +115,7 @@ def test_a_day_that_may_still_change_is_not_reported_as_settled(sandbox):
 def test_every_row_contains_its_partition_and_run(sandbox, query):
     sandbox.binance.set_rebates([rebate(at(YESTERDAY))])
 
-    materialize(KEY, [YESTERDAY])
+    land(KEY, [YESTERDAY])
 
     [(partition, run_id, landed_at, extra)] = query(
         "select partition_date, run_id, landed_at, extra from binance.rebate_recent_record"

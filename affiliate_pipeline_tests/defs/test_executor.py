@@ -1,13 +1,20 @@
-"""Which process executes a step."""
+"""Which process executes a step, and on which machine."""
 
 from types import SimpleNamespace
 
 import pytest
 
-from affiliate_pipeline.defs.executor import StepExecutor
+from affiliate_pipeline.defs.executor import StepExecutor, executor_of
+from affiliate_pipeline.domain.problem import SettingsError
+
+CELERY = {
+    "AFFILIATE_EXECUTOR": "celery",
+    "AFFILIATE_CELERY_BROKER": "redis://:secret@127.0.0.1/0",
+    "AFFILIATE_CELERY_BACKEND": "redis://:secret@127.0.0.1/1",
+}
 
 
-class Recording:
+class Stub:
     """An executor that only returns its name."""
 
     def __init__(self, name: str):
@@ -16,6 +23,36 @@ class Recording:
 
 @pytest.mark.parametrize(("steps", "executor"), [(["a"], "in process"), (["a", "b"], "processes"), ([], "processes")])
 def test_only_a_single_step_is_executed_in_the_process_of_the_run(steps, executor):
-    step_executor = StepExecutor(Recording("in process"), Recording("processes"))  # pyright: ignore[reportArgumentType]
+    step_executor = StepExecutor(Stub("in process"), Stub("processes"))  # pyright: ignore[reportArgumentType]
 
     assert step_executor.execute(None, SimpleNamespace(step_keys_to_execute=steps)) == executor
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"), [({}, "multiprocess"), (CELERY, "celery"), ({"AFFILIATE_EXECUTOR": "k8s"}, "k8s")]
+)
+def test_the_environment_chooses_the_executor(variables, name):
+    assert executor_of(variables, str).name == name
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"AFFILIATE_EXECUTOR": "threads"}, "AFFILIATE_EXECUTOR is not multiprocess, celery or k8s"),
+        ({"AFFILIATE_CELERY_BROKER": ""}, "AFFILIATE_CELERY_BROKER is not set"),
+        (
+            {"AFFILIATE_CELERY_BACKEND": "rpc://"},
+            "AFFILIATE_CELERY_BACKEND is not a redis:// URL; another backend, such as rpc",
+        ),
+        ({"AFFILIATE_CELERY_BACKEND": "redis://"}, "AFFILIATE_CELERY_BACKEND is not a redis:// URL"),
+    ],
+)
+def test_an_unusable_setting_is_refused_by_name(changed, message):
+    with pytest.raises(SettingsError, match=message) as refused:
+        executor_of({**CELERY, **changed}, str)
+    assert "secret" not in f"{refused.value}"
+
+
+def test_dagster_shows_no_url_of_celery():
+    config = executor_of(CELERY, str).config_schema
+    assert config.default_provided is False or config.default_value == {}

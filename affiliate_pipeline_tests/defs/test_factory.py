@@ -1,6 +1,7 @@
 """`build_definitions` in another Dagster project: keys, resources, what it refuses, and a run of its assets."""
 
 import json
+import os
 from collections.abc import Callable
 
 import dagster as dg
@@ -18,7 +19,7 @@ from affiliate_pipeline import (
 from affiliate_pipeline.defs.arguments import InvalidArgument
 from affiliate_pipeline.landing.frames import NotLanded
 from affiliate_pipeline_tests.conftest import instance_of_all_runs
-from affiliate_pipeline_tests.defs.rebates import DAYS, SETTLED
+from affiliate_pipeline_tests.defs.rebates import DAYS, SETTLED, at, rebate
 
 DATABASE = AffiliateDatabase(url=dg.EnvVar("WAREHOUSE_URL"))
 PARTNER = ApiKey(key=dg.EnvVar("ACME_KEY"), secret=dg.EnvVar("ACME_SECRET"))
@@ -125,6 +126,17 @@ def test_alerts_are_raised_only_if_a_sensor_delivers_them(monitoring):
         assert getattr(resources, key).has_alerts is delivers is (monitoring is not None)
 
 
+@pytest.mark.parametrize(
+    ("digest", "commission", "reason"),
+    [("daily", False, "a digest requires commission=True"), ("hourly", True, "neither daily, weekly nor off")],
+)
+def test_a_digest_that_could_not_be_sent_is_refused(digest, commission, reason):
+    with pytest.raises(InvalidArgument, match=reason):
+        build_definitions(
+            [ACME], database=DATABASE, commission=commission, alerts=Alerts(urls=dg.EnvVar("URLS"), digest=digest)
+        )
+
+
 def test_the_project_decides_names_owners_and_group():
     built = build_definitions(
         [ACME],
@@ -171,7 +183,7 @@ def test_resources_are_shown_by_type_and_variable_and_never_by_value(monkeypatch
         ({"accounts": [BinanceAccount(alias="Acme", partner=PARTNER)]}, "alias"),
         ({"database": AffiliateDatabase(url="postgresql://me:s-1@db/x")}, "literal with a password"),
         ({"database": AffiliateDatabase(url="postgresql://me@db/x?password=s-1")}, "literal with a password"),
-        ({"accounts": [BinanceAccount(partner=PARTNER, rate_scale=2)]}, "only where base_url is on loopback"),
+        ({"accounts": [BinanceAccount(partner=PARTNER, rate_scale=2)]}, "only where base_url has a private address"),
         ({"accounts": [ACME, BinanceAccount(partner=PARTNER, weight_per_minute=1)]}, "share a rate limit"),
         ({"endpoints": ["rebates"]}, "unknown endpoints: rebates"),
         ({"endpoints": ["trade_user"]}, "no account has what trade_user requires"),
@@ -206,6 +218,23 @@ def test_days_land_and_load_as_exact_rows(acme, sandbox, run, database_url, quer
         load_days("binance/acme/rebate_recent_record", ["2020-01-01"], database=database_url)
 
 
+def test_earnings_are_valued_at_prices_from_the_accounts_base_url(acme, sandbox, run, database_url, query):
+    sandbox.binance.set_rebates([rebate(at(SETTLED), asset="BTC", income="2")])
+    assert run(acme, [SETTLED]).success
+    built = build_definitions([acme], database=DATABASE, start_date="2020-01-01", commission=True, prices=True)
+
+    result = dg.materialize(
+        [built.get_assets_def(dg.AssetKey(["affiliate", "price"]))],
+        instance=instance_of_all_runs(),
+        resources=built.resources,
+        partition_key=f"{SETTLED}",
+    )
+
+    assert result.success
+    [(value, price)] = query("select market_value_usdt, usdt from affiliate.daily_commission, affiliate.price")
+    assert value == 2 * price
+
+
 @pytest.mark.parametrize("missing", ["ACME_KEY", "ACME_SECRET", "WAREHOUSE_URL"])
 def test_a_missing_variable_of_the_project_fails_the_day_and_is_named(acme, run, monkeypatch, missing):
     monkeypatch.delenv(missing)
@@ -214,6 +243,20 @@ def test_a_missing_variable_of_the_project_fails_the_day_and_is_named(acme, run,
 
     assert not result.success
     assert f"{missing} is not set" in failure(result) and "BINANCE_" not in failure(result)
+
+
+@pytest.mark.parametrize("missing", ["", "ACME_KEY", "ACME_SECRET", "WAREHOUSE_URL"])
+def test_the_projects_secrets_may_be_in_files(acme, run, monkeypatch, tmp_path, missing):
+    for name in ("ACME_KEY", "ACME_SECRET", "WAREHOUSE_URL"):
+        (tmp_path / name).write_text(f"{os.environ[name]}\n")
+        monkeypatch.delenv(name)
+        monkeypatch.setenv(f"{name}_FILE", str(tmp_path / ("nothing" if name == missing else name)))
+
+    result = run(acme, DAYS[:1])
+
+    assert result.success == (not missing)
+    if missing:
+        assert f"{missing}_FILE names a file that cannot be read" in failure(result)
 
 
 def test_an_error_of_a_secret_manager_fails_the_day_without_being_quoted(sandbox, run):

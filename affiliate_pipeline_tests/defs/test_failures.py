@@ -17,6 +17,7 @@ from affiliate_pipeline.landing.day_writer import DayWriter
 from affiliate_pipeline.sandbox.exchange import Response
 from affiliate_pipeline.sandbox.faults import KINDS
 from affiliate_pipeline_tests.conftest import Run, materialize
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import (
     DAYS,
     ENDPOINT,
@@ -29,6 +30,8 @@ from affiliate_pipeline_tests.defs.rebates import (
     sent,
     with_row_limit,
 )
+
+pytestmark = pytest.mark.usefixtures("known_keys")
 
 PER_DAY = 60
 
@@ -84,7 +87,7 @@ def failure_texts(run: Run) -> dict[date, str]:
 def test_rows_outside_the_requested_window_do_not_land(sandbox, query, rows):
     sandbox.faults.transform_row = lambda row: row | {"time": row["time"] + 86_400_000}
 
-    run = materialize(KEY, DAYS[:2])
+    run = land(KEY, DAYS[:2])
 
     assert sorted(run.failed) == DAYS[:2]
     assert "returned rows outside" in run.message
@@ -105,7 +108,7 @@ def test_a_response_that_is_not_a_list_of_rows_is_not_an_empty_day(sandbox, quer
 
     monkeypatch.setattr(sandbox.binance, "respond", without_rows)
 
-    run = materialize(KEY, DAYS)
+    run = land(KEY, DAYS)
 
     assert sorted(run.failed) == DAYS
     assert query("select * from affiliate.landing") == []
@@ -128,7 +131,7 @@ def test_random_faults_do_not_change_what_lands(sandbox, query, rows, declare):
         slow=rare,
     )
 
-    run = materialize(KEY, DAYS)
+    run = land(KEY, DAYS)
 
     assert run.success, run.message
     for day in DAYS:
@@ -139,13 +142,13 @@ def test_random_faults_do_not_change_what_lands(sandbox, query, rows, declare):
 
 def test_an_unreachable_exchange_fails_every_day_and_leaves_landed_rows_unchanged(sandbox, query, rows, monkeypatch):
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
-    materialize(KEY, DAYS[:2])
+    land(KEY, DAYS[:2])
     sandbox.stop()
 
-    run = materialize(KEY, DAYS)
+    run = land(KEY, DAYS)
 
     assert sorted(run.failed) == DAYS
-    assert run.materialized == {}
+    assert run.landed == {}
     for day in DAYS:
         assert "did not respond for 0.2 s" in run.failed[day]
     assert f"The {PER_DAY} rows landed at" in run.failed[DAYS[1]]
@@ -153,9 +156,7 @@ def test_an_unreachable_exchange_fails_every_day_and_leaves_landed_rows_unchange
     assert [landed(query, day) for day in DAYS[:2]] == [sent(rows[day]) for day in DAYS[:2]]
 
 
-def test_if_the_exchange_goes_down_during_a_run_each_landed_day_is_materialized(
-    sandbox, query, rows, declare, monkeypatch
-):
+def test_if_the_exchange_goes_down_during_a_run_each_landed_day_is_reported(sandbox, query, rows, declare, monkeypatch):
     # The rows fill several pages, the first of which arrives before the failure.
     declare(strategy=with_row_limit(PER_DAY + 40))
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0.2)
@@ -167,14 +168,14 @@ def test_if_the_exchange_goes_down_during_a_run_each_landed_day_is_materialized(
         return row
 
     sandbox.faults.transform_row = transform
-    run = materialize(KEY, DAYS)
+    run = land(KEY, DAYS)
 
     assert not run.success
-    assert sorted({*run.materialized, *run.failed}) == DAYS
-    assert not {*run.materialized} & {*run.failed}
+    assert sorted({*run.landed, *run.failed}) == DAYS
+    assert not {*run.landed} & {*run.failed}
     assert {DAYS[3], DAYS[4]} <= {*run.failed}
-    assert query("select partition from affiliate.landing order by 1") == [(day,) for day in sorted(run.materialized)]
-    for day in run.materialized:
+    assert query("select partition from affiliate.landing order by 1") == [(day,) for day in sorted(run.landed)]
+    for day in run.landed:
         assert landed(query, day) == sent(rows[day])
 
 
@@ -182,7 +183,7 @@ def test_a_ban_ends_the_run_at_once_and_is_respected_by_the_next(sandbox, rows):
     body = json.dumps({"code": -1003, "msg": "Way too much request weight used; IP banned."}).encode()
     sandbox.faults.next_responses.append((418, {"Retry-After": "7200"}, body))
 
-    first, second = materialize(KEY, DAYS), materialize(KEY, DAYS)
+    first, second = land(KEY, DAYS), land(KEY, DAYS)
 
     assert sorted(first.failed) == sorted(second.failed) == DAYS
     assert "for 2 h (" in first.message
@@ -208,11 +209,11 @@ def test_a_ban_ends_the_run_at_once_and_is_respected_by_the_next(sandbox, rows):
 def test_a_wrong_credential_fails_at_the_first_request_for_records(sandbox, monkeypatch, variable, value, reasons):
     monkeypatch.setenv(variable, value)
 
-    run = materialize(KEY, DAYS)
+    run = land(KEY, DAYS)
 
     assert sorted(run.failed) == DAYS
-    assert len(set(run.failed.values())) == 1
-    assert [run.message.count(reason) for reason in reasons] == [1] * len(reasons)
+    [failure] = {*run.failed.values()}
+    assert [failure.count(reason) for reason in reasons] == [1] * len(reasons)
     # A key without the permission to read its account may still be the right one, so records are requested once.
     assert len(sandbox.requests) <= 2 and all(request.code for request in sandbox.requests)
     assert value not in run.message
@@ -227,9 +228,9 @@ def test_all_missing_and_malformed_settings_are_reported_in_one_line_without_the
     monkeypatch.setenv("BINANCE_WEIGHT_PER_MINUTE", "many")
     monkeypatch.setenv("BINANCE_BASE_URL", "http://127.0.0.1/?key=so-secret")
 
-    run = materialize(KEY, DAYS)
+    run = materialize(KEY, DAYS[:2])
 
-    assert sorted(run.failed) == DAYS
+    assert sorted(run.failed) == DAYS[:2]
     [line] = [line for line in run.message.splitlines() if "BINANCE_PARTNER_API_KEY is not set" in line]
     assert "BINANCE_PARTNER_API_SECRET is not set" in line
     assert "BINANCE_WEIGHT_PER_MINUTE" in line and "BINANCE_BASE_URL" in line
@@ -259,25 +260,18 @@ def test_each_malformed_setting_is_reported_without_its_value(sandbox, monkeypat
     assert found == dict.fromkeys(cases, True)
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
-        ("BINANCE_PARTNER_API_SECRET", "/nowhere/so-secret.pem"),
-        ("AFFILIATE_DATABASE_URL", "mysql://user:so-secret@127.0.0.1/data"),
-    ],
-)
-def test_a_malformed_setting_fails_every_day_without_showing_its_value(sandbox, monkeypatch, variable, value):
-    monkeypatch.setenv(variable, value)
+def test_a_malformed_database_url_fails_every_day_without_showing_its_value(sandbox, monkeypatch):
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", "mysql://user:so-secret@127.0.0.1/data")
 
-    run = materialize(KEY, DAYS)
+    run = materialize(KEY, DAYS[:2])
 
-    assert sorted(run.failed) == DAYS
-    assert variable in run.message
+    assert sorted(run.failed) == DAYS[:2]
+    assert "AFFILIATE_DATABASE_URL" in run.message
     assert "so-secret" not in run.message
     assert sandbox.requests == []
 
 
-def test_the_rate_can_be_scaled_up_only_on_loopback(sandbox, monkeypatch):
+def test_the_rate_can_be_scaled_up_only_for_a_private_address(sandbox, monkeypatch):
     monkeypatch.setenv("AFFILIATE_RATE_SCALE", "2")
     ENDPOINT.exchange.connect(ENDPOINT, SharedState(), configured().variables).client.close()
     monkeypatch.setenv("BINANCE_BASE_URL", "https://api.example.invalid")
@@ -291,9 +285,9 @@ def test_the_rate_can_be_scaled_up_only_on_loopback(sandbox, monkeypatch):
 def test_an_unreachable_database_fails_every_day(sandbox, monkeypatch):
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", "postgresql://user:so-secret@127.0.0.1:1/data")
 
-    run = materialize(KEY, DAYS)
+    run = materialize(KEY, DAYS[:2])
 
-    assert sorted(run.failed) == DAYS
+    assert sorted(run.failed) == DAYS[:2]
     assert "the database cannot be used" in run.message
     assert "that AFFILIATE_DATABASE_URL is right" in run.message
     assert "Rows that had landed are unchanged" in run.message
@@ -310,22 +304,22 @@ def test_a_database_that_refuses_the_login_fails_every_day_without_revealing_the
         url._replace(netloc=f"no_such_user:so-secret@{url.netloc.rpartition('@')[2]}").geturl(),
     )
 
-    run = materialize(KEY, DAYS)
+    run = materialize(KEY, DAYS[:2])
 
-    assert sorted(run.failed) == DAYS
+    assert sorted(run.failed) == DAYS[:2]
     assert "the database cannot be used" in run.message
     assert "so-secret" not in run.message
 
 
 def test_a_full_disk_of_the_database_is_reported_and_landed_rows_are_preserved(sandbox, query, rows):
-    materialize(KEY, DAYS[:2])
+    land(KEY, DAYS[:2])
     query(
         "create function full_disk() returns trigger language plpgsql as "
         "$$ begin raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$"
     )
     query("create trigger full_disk before insert on affiliate.landing execute function full_disk()")
 
-    run = materialize(KEY, DAYS)
+    run = land(KEY, DAYS)
 
     assert set(run.failed) >= set(DAYS[2:])
     assert "the disk of the database is full" in run.failed[DAYS[-1]]
@@ -334,12 +328,12 @@ def test_a_full_disk_of_the_database_is_reported_and_landed_rows_are_preserved(s
 
 
 def test_a_full_temporary_folder_is_reported_and_landed_rows_are_preserved(sandbox, query, rows, monkeypatch):
-    materialize(KEY, DAYS[:2])
+    land(KEY, DAYS[:2])
     monkeypatch.setattr(
         "affiliate_pipeline.exchanges.spool.SpooledTemporaryFile", lambda max_size: open("/dev/full", "r+b")
     )
 
-    run = materialize(KEY, DAYS)
+    run = land(KEY, DAYS)
 
     assert sorted(run.failed) == DAYS
     for day in DAYS:
@@ -385,7 +379,7 @@ def test_a_lost_database_is_reported_even_if_the_run_fails_for_another_cause(san
         return Response(401, b'{"code":-2015,"msg":"Invalid API-key, IP, or permissions for action."}')
 
     monkeypatch.setattr(sandbox.binance, "respond", refuse)
-    run = materialize(KEY, DAYS)
+    run = land(KEY, DAYS)
 
     assert sorted(run.failed) == DAYS
     for day in DAYS:
@@ -402,28 +396,28 @@ def test_a_committed_day_is_not_reported_as_failed(sandbox, query, rows, monkeyp
         return changed
 
     monkeypatch.setattr(DayWriter, "write", write_and_disconnect)
-    run = materialize(KEY, DAYS)
+    run = land(KEY, DAYS)
 
-    assert run.materialized
-    assert [(day,) for day in run.materialized] == query("select partition from affiliate.landing")
+    assert run.landed
+    assert [(day,) for day in run.landed] == query("select partition from affiliate.landing")
 
 
 def test_the_next_run_lands_the_failed_day_and_a_later_failure_leaves_its_rows_unchanged(sandbox, query, rows):
     bad = DAYS[1]
     sandbox.faults.fail_day(bad, status=400, code=-1100)
-    materialize(KEY, DAYS)
+    land(KEY, DAYS)
     # Once with the whole range and once alone.
     assert len(requests_touching(sandbox, bad)) == 2
 
     sandbox.faults.clear()
-    run = materialize(KEY, DAYS)
+    run = land(KEY, DAYS)
 
     assert run.success
-    assert {day: metadata["changed"] for day, metadata in run.materialized.items()} == {day: day == bad for day in DAYS}
+    assert {day: outcome.changed for day, outcome in run.landed.items()} == {day: day == bad for day in DAYS}
     assert landed(query, bad) == sent(rows[bad])
 
     sandbox.faults.fail_day(bad, status=400, code=-1100)
-    run = materialize(KEY, DAYS[:2])
+    run = land(KEY, DAYS[:2])
 
     assert list(run.failed) == [bad]
     assert f"The {PER_DAY} rows landed at" in run.failed[bad] and "are unchanged" in run.failed[bad]

@@ -6,7 +6,6 @@ import pytest
 
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.http.retry import MAX_ATTEMPTS
-from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.kickbacks import HISTORY, OLD, PATH, REQUEST, exports, kickbacks, posts
 from affiliate_pipeline_tests.defs.rebates import KEY, SETTLED
@@ -26,9 +25,8 @@ def add_response(sandbox, status: int, body: object, times: int = 1, **headers: 
     sandbox.faults.next_responses.extend([(status, headers, text.encode())] * times)
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "requests", "quoted"),
-    [
+def test_the_reason_of_a_failed_day_quotes_binance(sandbox):
+    for status, body, requests, quoted in (
         (400, {"code": -1121, "msg": "Invalid symbol."}, 1, "code -1121: Invalid symbol"),
         (200, {"success": False, "code": "000002", "message": "illegal parameter"}, 1, "code 2: illegal parameter"),
         (451, LOCATION, 1, "restricted location"),
@@ -36,20 +34,19 @@ def add_response(sandbox, status: int, body: object, times: int = 1, **headers: 
         (503, PAGE, MAX_ATTEMPTS, PAGE_TEXT),
         (200, {"msg": "系统维护"}, MAX_ATTEMPTS, "系统维护"),
         (200, {"rows": "none"}, 1, '{"rows": "none"}'),
-    ],
-)
-def test_the_reason_of_a_failed_day_quotes_binance(sandbox, status, body, requests, quoted):
-    add_response(sandbox, status, body, 10 * MAX_ATTEMPTS)
+    ):
+        sandbox.requests.clear()
+        sandbox.faults.next_responses.clear()
+        add_response(sandbox, status, body, 10 * MAX_ATTEMPTS)
 
-    run = land(KEY, [SETTLED])
+        reason = land(KEY, [SETTLED]).failed[SETTLED]
 
-    assert quoted in run.failed[SETTLED] and len(sandbox.requests) == requests
-    assert status != 451 or "BINANCE_PARTNER_API_KEY" not in run.failed[SETTLED]
+        assert quoted in reason and len(sandbox.requests) == requests, (status, body)
+        assert status != 451 or "BINANCE_PARTNER_API_KEY" not in reason
 
 
-@pytest.mark.parametrize(
-    ("body", "requests", "quoted"),
-    [
+def test_the_reason_of_a_failed_day_quotes_lbank(both_exchanges):
+    for body, requests, quoted in (
         (
             {"result": "false", "error_code": 10007, "msg": "timestamp expired"},
             1,
@@ -57,21 +54,21 @@ def test_the_reason_of_a_failed_day_quotes_binance(sandbox, status, body, reques
         ),
         ({"code": 1, "message": "系统繁忙"}, MAX_ATTEMPTS, "code 1: 系统繁忙"),
         ({"list": []}, MAX_ATTEMPTS, '{"list": []}'),
-    ],
-)
-def test_the_reason_of_a_failed_day_quotes_lbank(both_exchanges, body, requests, quoted):
-    add_response(both_exchanges, 200, body, 10 * MAX_ATTEMPTS)
+    ):
+        both_exchanges.requests.clear()
+        both_exchanges.faults.next_responses.clear()
+        add_response(both_exchanges, 200, body, 10 * MAX_ATTEMPTS)
 
-    run = land(INVITED, [SETTLED])
+        reason = land(INVITED, [SETTLED]).failed[SETTLED]
 
-    assert quoted in run.failed[SETTLED] and "signature is wrong" not in run.failed[SETTLED]
-    assert len(both_exchanges.requests) == requests
+        assert quoted in reason and "signature is wrong" not in reason, body
+        assert len(both_exchanges.requests) == requests, body
 
 
 def test_the_reason_of_a_failed_snapshot_quotes_the_exchange(sandbox):
     add_response(sandbox, 422, {"errors": [{"code": "E7", "detail": "Bad customer."}]})
 
-    run = materialize(CUSTOMIZATION, [today()])
+    run = land(CUSTOMIZATION, [today()])
 
     assert "HTTP 422 (Unprocessable Entity): E7; Bad customer" in run.failed[today()]
 

@@ -3,6 +3,8 @@
 import json
 from collections import Counter
 
+import pytest
+
 from affiliate_pipeline.exchanges.binance.schemas import RebateRecentRecord
 from affiliate_pipeline.sandbox import Number
 from affiliate_pipeline.schema.columns import bigint
@@ -23,6 +25,8 @@ from affiliate_pipeline_tests.defs.rebates import (
     with_row_limit,
 )
 
+pytestmark = pytest.mark.usefixtures("known_keys")
+
 GOOD, BAD = DAYS[0], DAYS[1]
 
 
@@ -30,7 +34,7 @@ def rejected(query, day) -> Counter:
     """The day's rejected rows, each as sorted JSON with its decimals as text."""
     stored = query("select payload::text from affiliate.rejected_row where asset = %s and partition = %s", KEY, day)
     rows = [json.loads(payload, parse_float=str) for (payload,) in stored]
-    # If jsonb cannot represent one of the rows, all of them are stored as JSON strings.
+    # A row that jsonb cannot represent exactly is stored as a JSON string of its text.
     return received(json.loads(row, parse_float=str) if isinstance(row, str) else row for row in rows)
 
 
@@ -83,11 +87,11 @@ def test_invalid_rows_fail_their_day_alone(sandbox, query):
     }
     sandbox.binance.set_rebates([*good, *(row for rows in bad.values() for row in rows)])
 
-    run = materialize(KEY, days, trust_old=True)
+    run = land(KEY, days, trust_old=True)
 
     assert not run.success
     assert sorted(run.failed) == days[:-1]
-    assert list(run.materialized) == [YESTERDAY]
+    assert list(run.landed) == [YESTERDAY]
     assert landed(query, YESTERDAY) == sent(good)
     texts = ("affiliate.rejected_row", "from_rejected", "The 5 rows landed at", "are unchanged")
     stored_reasons = dict(query("select partition, min(reason) from affiliate.rejected_row group by 1"))
@@ -95,7 +99,6 @@ def test_invalid_rows_fail_their_day_alone(sandbox, query):
         day = day_of[name]
         reason = run.failed[day]
         assert [text for text in (problem, *texts) if text not in reason] == [], name
-        assert problem in run.message, name
         assert problem in stored_reasons[day] and EMAIL not in stored_reasons[day], name
         assert landed(query, day) == sent(had_landed[day]), name
         assert rejected(query, day) == received(bad[name]), name
@@ -116,12 +119,13 @@ def test_every_invalid_column_is_reported(sandbox):
     assert "trade_id: null in 1 row" in reason
 
 
-def test_invalid_rows_are_counted_over_the_whole_day(sandbox, monkeypatch):
-    # One block per row.
+def test_invalid_rows_are_counted_over_the_whole_day(sandbox, declare, monkeypatch):
+    # Two pages, and one block per row.
+    declare(strategy=with_row_limit(50))
     monkeypatch.setattr("affiliate_pipeline.landing.blocks.BLOCK_BYTES", 1)
-    sandbox.binance.set_rebates(without(row, "asset") for row in rebates(SETTLED, 700))
+    sandbox.binance.set_rebates(without(row, "asset") for row in rebates(SETTLED, 70))
 
-    assert "asset: the field is missing in 700 rows" in land(KEY, [SETTLED]).failed[SETTLED]
+    assert "asset: the field is missing in 70 rows" in land(KEY, [SETTLED]).failed[SETTLED]
 
 
 NOT_IN_MILLISECONDS = {
@@ -158,10 +162,11 @@ def test_a_time_that_is_not_in_milliseconds_fails_its_day_alone(sandbox, query, 
     assert stored == [(day, False) for day in bad]
 
 
-def test_the_rejected_rows_of_several_pages_are_stored_once(sandbox, query):
-    rows = rebates(BAD, 700)
+def test_the_rejected_rows_of_several_pages_are_stored_once(sandbox, query, declare):
+    declare(strategy=with_row_limit(50))
+    rows = rebates(BAD, 70)
     sandbox.binance.set_rebates(rows)
-    bad_time = rows[650]["time"]
+    bad_time = rows[65]["time"]
 
     def transform(row):
         return row | {"time": "soon"} if row["time"] == bad_time else row
@@ -181,7 +186,7 @@ def test_the_rejected_rows_of_several_pages_are_stored_once(sandbox, query):
 
 
 def test_corrected_rejected_rows_land(sandbox, query):
-    rows = [*rebates(BAD, 520), rebate(at(BAD), 1, income=Number("0.10"))]
+    rows = [*rebates(BAD, 20), rebate(at(BAD), 1, income=Number("0.10"))]
     sandbox.binance.set_rebates([rows[0] | {"income": "lots"}, *rows[1:]])
     land(KEY, [BAD])
     query(

@@ -6,13 +6,14 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from affiliate_pipeline_tests.conftest import materialize
+from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.events import description_of
 
 pytestmark = pytest.mark.usefixtures("known_keys")
 
 NEW_USER, CUSTOMIZATION, USER = "binance/if_new_user", "binance/customization", "binance/user_customization"
+SNAPSHOTS = (NEW_USER, CUSTOMIZATION, USER)
 CLIENT = ("BINANCE_CLIENT_API_KEY", "BINANCE_CLIENT_API_SECRET")
 PARTNER = ("BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET")
 
@@ -26,7 +27,7 @@ def customers(query) -> Counter:
 
 
 def test_the_clients_present_state_lands(sandbox, query):
-    run = materialize(NEW_USER, [today()])
+    run = land(NEW_USER, [today()])
 
     assert run.success, run.message
     assert query("select api_agent_code, rebate_working, if_new_user, referrer_id from binance.if_new_user") == [
@@ -61,34 +62,32 @@ def test_a_later_snapshot_of_the_day_replaces_the_earlier_one_even_if_it_is_smal
     assert customers(query) == Counter()
 
 
-@pytest.mark.parametrize("own_id", ["", "abc123"])
-def test_the_clients_own_id_lands_with_the_requested_agent_code(sandbox, query, own_id):
-    sandbox.binance.customers.own_id = own_id
+def test_the_clients_own_id_lands_with_the_requested_agent_code(sandbox, query):
+    for own_id in ("", "abc123"):
+        sandbox.binance.customers.own_id = own_id
 
-    run = land(USER, [today()])
+        run = land(USER, [today()])
 
-    assert run.success, run.message
-    assert query("select api_agent_code, customer_id from binance.user_customization") == [
-        (sandbox.binance.api_agent_code, own_id)
-    ]
+        assert run.success, run.message
+        assert query("select api_agent_code, customer_id from binance.user_customization") == [
+            (sandbox.binance.api_agent_code, own_id)
+        ]
 
 
-@pytest.mark.parametrize(
-    ("body", "landed"),
-    [
-        ('[{"customerId":"a"},{"customerId":"b","apiAgentCode":"OTHER"}]', [("OTHER", "b"), ("SANDBOX1", "a")]),
-        ("{}", [("SANDBOX1", None)]),
-        ("[]", []),
+def test_a_response_may_be_a_list_a_row_or_empty(sandbox, query):
+    # Each response replaces the rows of the one before; null is refused where rows had landed.
+    for body, landed in (
         ("null", []),
-    ],
-)
-def test_a_response_may_be_a_list_a_row_or_empty(sandbox, query, body, landed):
-    sandbox.faults.next_responses.append((200, {}, body.encode()))
+        ('[{"customerId":"a"},{"customerId":"b","apiAgentCode":"OTHER"}]', [("OTHER", "b"), ("SANDBOX1", "a")]),
+        ("[]", []),
+        ("{}", [("SANDBOX1", None)]),
+    ):
+        sandbox.faults.next_responses.append((200, {}, body.encode()))
 
-    run = land(USER, [today()])
+        run = land(USER, [today()])
 
-    assert run.success, run.message
-    assert query("select api_agent_code, customer_id from binance.user_customization order by 1") == landed
+        assert run.success, run.message
+        assert query("select api_agent_code, customer_id from binance.user_customization order by 1") == landed, body
 
 
 def test_a_response_that_is_not_a_row_fails_the_day(sandbox):
@@ -99,14 +98,13 @@ def test_a_response_that_is_not_a_row_fails_the_day(sandbox):
     assert "neither a row nor a list of rows" in run.failed[today()]
 
 
-@pytest.mark.parametrize("key", [NEW_USER, CUSTOMIZATION, USER])
 @pytest.mark.parametrize("trust_old", [False, True])
-def test_yesterday_is_refused_with_the_reason_and_without_a_request(sandbox, key, trust_old):
+def test_yesterday_is_refused_with_the_reason_and_without_a_request(sandbox, trust_old):
     yesterday = today() - timedelta(days=1)
 
-    run = land(key, [yesterday], trust_old=trust_old)
+    reasons = {key: land(key, [yesterday], trust_old=trust_old).failed[yesterday] for key in SNAPSHOTS}
 
-    assert "only today can be fetched" in run.failed[yesterday]
+    assert [key for key, reason in reasons.items() if "only today can be materialized" not in reason] == []
     assert sandbox.requests == []
 
 
@@ -131,27 +129,36 @@ ASSETS = {
 }
 
 
-@pytest.mark.parametrize("key", ASSETS)
-def test_without_its_own_key_an_asset_fails_alone_and_names_the_variables(sandbox, monkeypatch, key):
-    for variable in ASSETS[key]:
+@pytest.mark.parametrize(("own", "other"), [(CLIENT, PARTNER), (PARTNER, CLIENT)], ids=["client", "partner"])
+def test_without_its_own_key_an_asset_fails_alone_and_names_the_variables(sandbox, monkeypatch, own, other):
+    for variable in own:
         monkeypatch.delenv(variable)
 
-    run = materialize(key, [today()])
-
-    assert all(f"{variable} is not set" in run.failed[today()] for variable in ASSETS[key])
+    for key in assets_of(own):
+        problem = problem_of(key)
+        assert all(f"{variable} is not set" in problem for variable in own), key
     assert sandbox.requests == []
-    others = [other for other in ASSETS if ASSETS[other] != ASSETS[key]]
-    assert all(materialize(other, [today()]).success for other in others[:1])
+    assert land(assets_of(other)[0], [today()]).success
 
 
-@pytest.mark.parametrize("key", [key for key, names in ASSETS.items() if names == CLIENT])
-def test_without_the_agent_code_the_clients_assets_fail_and_name_the_variable(sandbox, monkeypatch, key):
+def test_without_the_agent_code_the_clients_assets_fail_and_name_the_variable(sandbox, monkeypatch):
     monkeypatch.delenv("BINANCE_API_AGENT_CODE")
 
-    run = materialize(key, [today()])
-
-    assert "BINANCE_API_AGENT_CODE is not set" in run.failed[today()]
+    for key in assets_of(CLIENT):
+        assert "BINANCE_API_AGENT_CODE is not set" in problem_of(key), key
     assert sandbox.requests == []
+
+
+def assets_of(names: tuple[str, str]) -> list[str]:
+    """The assets that need the key of these variables."""
+    return [key for key, own in ASSETS.items() if own == names]
+
+
+def problem_of(key: str) -> str:
+    """The error of the settings that fails a run of the asset."""
+    with pytest.raises(SettingsError) as raised:
+        land(key, [today()])
+    return f"{raised.value}"
 
 
 @pytest.mark.parametrize("key", [NEW_USER, CUSTOMIZATION])

@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from affiliate_pipeline.domain.days import days_from
-from affiliate_pipeline.domain.expected_days import Timetable, expected_days
+from affiliate_pipeline.domain.expected_days import Timetable, expected_days, newest_scheduled
 
 HOUR = timedelta(hours=1)
 HISTORY = Timetable("history", ZoneInfo("UTC"), None, timedelta(0), timedelta(days=30))
@@ -44,6 +44,28 @@ def test_a_day_is_overdue_an_hour_after_the_schedule_that_should_land_or_settle_
         nov(7), "11:35", SHANGHAI.zone
     )
     assert HISTORY.overdue_at_ms(nov(5), settled=False) is None
+
+
+def test_a_day_is_scheduled_once_all_schedules_should_have_landed_it():
+    def newest(now_ms: int, *timetables: Timetable) -> date:
+        return newest_scheduled(timetables, now_ms)
+
+    assert newest(ms(nov(6), "00:15") - 1, RECENT) == nov(4)
+    assert newest(ms(nov(6), "00:15"), RECENT) == nov(5)
+    # 10:35 in Shanghai is 02:35 in UTC.
+    assert newest(ms(nov(6), "02:35") - 1, RECENT, SHANGHAI) == nov(4)
+    assert newest(ms(nov(6), "02:35"), RECENT, SHANGHAI) == nov(5)
+    # Without a schedule, a day counts at its end.
+    assert (newest(ms(nov(6), "00:00") - 1, HISTORY), newest(ms(nov(6), "00:00"), HISTORY)) == (nov(4), nov(5))
+
+
+def test_a_schedule_follows_its_clock_when_that_is_changed():
+    berlin = replace(RECENT, zone=ZoneInfo("Europe/Berlin"), lands_at=time(3, 30))
+    # On 2026-10-25 at 3:00, the clock is set back to 2:00.
+    for day, at in ((date(2026, 10, 23), "01:30"), (date(2026, 10, 24), "02:30"), (date(2026, 10, 25), "02:30")):
+        landed_ms = ms(day + timedelta(days=1), at)
+        found = [newest_scheduled([berlin], landed_ms - 1), newest_scheduled([berlin], landed_ms)]
+        assert found == [day - timedelta(days=1), day]
 
 
 def test_the_deadline_is_the_last_millisecond_at_which_the_day_is_retained():

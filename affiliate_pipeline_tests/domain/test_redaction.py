@@ -173,6 +173,7 @@ def test_an_object_is_redacted_as_text():
 
 @pytest.mark.parametrize("text", ["_" * 34, "x" * 12_000])
 def test_no_text_makes_redaction_slow(text):
-    started = time.perf_counter()
+    # The thread's CPU time does not depend on other processes.
+    started = time.thread_time()
     redact(text)
-    assert time.perf_counter() - started < 0.1
+    assert time.thread_time() - started < 0.1

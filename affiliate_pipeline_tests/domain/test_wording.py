@@ -66,7 +66,7 @@ def test_another_installation_on_path_is_not_suggested(program, tmp_path, monkey
     assert command("psql") == "affiliate-pipeline psql"
 
 
-def test_only_in_a_checkout_make_starts_everything(program, tmp_path, monkeypatch):
+def test_make_up_is_suggested_only_in_a_checkout(program, tmp_path, monkeypatch):
     (tmp_path / "Makefile").touch()
     assert up_command("--once") == ".venv/bin/affiliate-pipeline up --once"
     monkeypatch.setattr(wording, "_CHECKOUT", tmp_path)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from affiliate_pipeline.sandbox import Sandbox
-from affiliate_pipeline_tests.e2e.project import Project
+from affiliate_pipeline_tests.e2e.project import Project, kill
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +24,7 @@ def landed(_landed: Project) -> Iterator[Project]:
     if _landed.processes():
         _landed.run("down")
     left = _landed.processes()
-    for process in left:
-        process.kill()
+    kill(left)
     assert not left
 
 

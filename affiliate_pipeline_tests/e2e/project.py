@@ -79,10 +79,13 @@ def free_port() -> int:
 def wait_for(what: Callable[[], T | None], timeout_s: float = PATIENCE_S) -> T:
     """Call it until it returns a truthy value, and return that value."""
     deadline = time.monotonic() + timeout_s
-    while not (value := what()):
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
-        time.sleep(0.1)
-    return value
+    while True:
+        began = time.monotonic()
+        if value := what():
+            return value
+        assert began < deadline, f"{what}: not within {timeout_s} s"
+        # So that the checks leave most of the CPU to what they wait for.
+        time.sleep(min(1, max(0.1, 5 * (time.monotonic() - began))))
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
@@ -134,6 +137,9 @@ class Project:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
+        # Otherwise, the first processes would all compile the package.
+        for compiled in (ROOT / "affiliate_pipeline").rglob("__pycache__"):
+            shutil.copytree(compiled, folder / compiled.relative_to(ROOT), dirs_exist_ok=True)
 
     @property
     def home(self) -> Path:
@@ -192,8 +198,7 @@ class Project:
                 process.kill()
                 if self.processes():
                     self.run("down")
-                for left in self.processes():
-                    left.kill()
+                kill(self.processes())
 
     @contextmanager
     def up(self, port: int) -> Iterator[Started]:
@@ -249,8 +254,7 @@ class Project:
         if self.processes():
             self.run("down")
         left = self.processes()
-        for process in left:
-            process.kill()
+        kill(left)
         if folder := self.data_folder():
             shutil.rmtree(folder)
         shutil.rmtree(self.folder)
@@ -268,16 +272,19 @@ class UI:
 
     def __init__(self, port: int, location: str = "affiliate_pipeline.definitions"):
         self.url = f"http://127.0.0.1:{port}"
+        # One client, since creating one loads the certificate authorities. It leaves no connection open.
+        self._client = httpx.Client(timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
         self.repository = {"repositoryLocationName": location, "repositoryName": "__repository__"}
 
     def execute(self, query: str, **variables: Any) -> dict[str, Any]:
-        response = httpx.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=30).json()
+        response = self._client.post(f"{self.url}/graphql", json={"query": query, "variables": variables}).json()
         assert "errors" not in response, response
         return response["data"]
 
-    def backfill(self, key: str, days: Sequence[date]) -> str:
-        """Launch a backfill of these days, and return its id."""
-        params = {"assetSelection": [{"path": key.split("/")}], "partitionNames": [f"{day}" for day in days]}
+    def backfill(self, keys: Sequence[str], days: Sequence[date]) -> str:
+        """Launch a backfill of these assets and days, and return its id."""
+        selection = [{"path": key.split("/")} for key in keys]
+        params = {"assetSelection": selection, "partitionNames": [f"{day}" for day in days]}
         launched = self.execute(BACKFILL, params=params)["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         return launched["backfillId"]

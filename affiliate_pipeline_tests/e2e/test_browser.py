@@ -50,7 +50,7 @@ def test_the_ui_shows_the_graph_the_days_and_the_chart_and_a_click_launches_a_ba
 
         page.goto(f"{url}/asset-groups", wait_until="domcontentloaded")
         # The number of assets by status: those of Binance that land on request are missing.
-        for group in (r"^affiliate\s*2$", r"^binance\s*5\s*4$", r"^lbank\s*9$"):
+        for group in (r"^affiliate\s*4$", r"^binance\s*5\s*4$", r"^lbank\s*9$"):
             page.locator("[class*=CollapsedGroupNode]").filter(has_text=re.compile(group)).first.wait_for()
         picture("lineage")
         check_catalog(page, url)
@@ -102,7 +102,8 @@ def check_catalog(page, url: str) -> None:
     page.set_viewport_size({"width": 1440, "height": 1600})  # all rows, of which only the visible ones are rendered
     page.goto(f"{url}/assets", wait_until="domcontentloaded")
     rows = page.locator("[class*=VirtualizedAssetRow_rowGrid]")
-    for key in (*(endpoint.key for endpoint in ENDPOINTS), "affiliate/daily_commission", "affiliate/daily_report"):
+    derived = ("affiliate/daily_commission", "affiliate/daily_customer_commission", "affiliate/daily_report")
+    for key in (*(endpoint.key for endpoint in ENDPOINTS), *derived):
         # The name as displayed comes first; the hidden copy of it after that is always complete.
         name = key.replace("/", " / ")
         row = rows.filter(has_text=re.compile(f"^{name}{name}"))
@@ -163,19 +164,18 @@ def test_the_report_is_a_page_that_sends_no_requests(landed: Project, page, pict
 
     page.goto(path.as_uri())
 
-    page.get_by_text(f"Earnings of {day}").first.wait_for()
+    page.get_by_role("heading", name=f"{day:%a} {day.day} {day:%b %Y}").wait_for()
     assert page.get_by_text("Sandbox data. Not real earnings.").count() == 1
-    (total,) = landed.query(
-        "select trim_scale(sum(income))::text from binance.rebate_recent_record "
-        "where partition_date = %s and asset = 'USDT'",
-        day,
-    )
-    assert page.get_by_text(total[0], exact=True).count() >= 1
+    (total,) = landed.query("select sum(total_usdt)::text from affiliate.v_daily where day = %s", day)
+    assert page.locator(".view0 .total .exact").text_content() == f"{total[0]} USDT"
     assert requested == [path.as_uri()] and problems == []
     picture("report")
 
-    page.set_viewport_size({"width": 360, "height": 740})
+    page.get_by_role("link", name="All days").click()
+    page.get_by_role("link", name=f"{day:%a} {day.day} {day:%b}").wait_for()
+    page.go_back()
+    page.set_viewport_size({"width": 390, "height": 844})
     page.emulate_media(color_scheme="dark")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 24, 30)"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(15, 21, 27)"
     picture("report-on-a-phone")

@@ -63,7 +63,7 @@ def test_a_backfill_fails_exactly_the_bad_days_and_a_reexecution_lands_them(fres
     with Webhook() as webhook:
         fresh.configure(**variables(exchange, ALERT_URLS=webhook.url))
         with fresh.dagster_dev() as (_, ui):
-            backfill_id = ui.backfill(KEY, days)
+            backfill_id = ui.backfill([KEY], days)
             backfill = ui.backfill_end(backfill_id)
 
             assert backfill["status"] == "COMPLETED_FAILED"
@@ -110,7 +110,7 @@ def test_a_backfill_ends_after_a_kill_and_every_day_is_landed_or_shown_failed(fr
     print(f"killed first: {name}")
     fresh.configure(**variables(exchange))
     with fresh.dagster_dev() as (_, ui):
-        backfill_id = ui.backfill(KEY, days)
+        backfill_id = ui.backfill([KEY], days)
         wait_for(lambda: len(exchange.requests) > SCOPES)
         time.sleep(random.uniform(0, 4))
         kill(victims(fresh, name))

@@ -183,7 +183,7 @@ def test_an_unsupported_python_is_reported_in_one_line(fresh: Project):
         assert not (fresh.folder / ".venv").exists()
 
 
-def test_whatever_one_exchange_or_day_does_everything_else_lands(fresh: Project, exchange: Sandbox):
+def test_a_failing_exchange_and_a_failing_day_do_not_prevent_other_days_from_landing(fresh: Project, exchange: Sandbox):
     bad = last_days()[2]
     exchange.faults.fail_day(bad)
     lbank = {"LBANK_BASE_URL": exchange.url, "LBANK_API_KEY": exchange.lbank.api_key, "LBANK_OPEN_ID": "LB0001"}
@@ -228,6 +228,7 @@ def test_every_command_of_the_readme_works_as_printed(landed: Project):
     assert {command.split()[1] for command in commands} == {
         "psql",
         "report",
+        "who",
         "export",
         "check",
         "alert",

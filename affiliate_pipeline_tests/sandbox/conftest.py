@@ -112,7 +112,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def sandbox(clock: Clock) -> Iterator[Sandbox]:
-    with Sandbox(accounts=["acme"], now=clock) as sandbox:
+    with Sandbox(accounts=["acme"], now=clock, rows_per_day=300) as sandbox:
         yield sandbox
 
 

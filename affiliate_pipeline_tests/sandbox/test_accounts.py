@@ -39,6 +39,6 @@ def test_a_fault_affects_only_its_account(sandbox, acme, call_as, clock):
 
 
 def test_the_data_of_an_account_depends_only_on_its_alias(acme, clock):
-    other = Sandbox(accounts=["first", "acme"], now=clock).accounts["acme"]
+    other = Sandbox(accounts=["first", "acme"], now=clock, rows_per_day=300).accounts["acme"]
     assert other.lbank.users == acme.lbank.users and other.lbank.trades(YESTERDAY) == acme.lbank.trades(YESTERDAY)
     assert other.binance.rebates(YESTERDAY) == acme.binance.rebates(YESTERDAY)

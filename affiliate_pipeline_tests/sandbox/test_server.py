@@ -18,6 +18,7 @@ from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline.sandbox import Sandbox
 
+EXPORT = "/sapi/v1/apiReferral/kickback/historicalRecord"
 COMMAND = [sys.executable, "-W", "error", "-m", "affiliate_pipeline.app", "sandbox"]
 
 
@@ -51,15 +52,30 @@ def test_concurrent_callers_each_get_their_own_responses(sandbox, clock, connect
             return [len(caller.rebates(startTime=clock.ms - 86_400_000, limit=limit).json) for _ in range(5)]
 
     with ThreadPoolExecutor(16) as pool:
-        counts = list(pool.map(row_counts, range(1, 33)))
-    assert counts == [[limit] * 5 for limit in range(1, 33)]
-    assert len(sandbox.requests) == 160
+        counts = list(pool.map(row_counts, range(1, 17)))
+    assert counts == [[limit] * 5 for limit in range(1, 17)]
+    assert len(sandbox.requests) == 80
 
 
 def test_the_sandbox_listens_on_127_0_0_1_only(sandbox):
     assert sandbox.url == f"http://127.0.0.1:{sandbox.port}"
     with pytest.raises(OSError), socket.create_connection(("127.0.0.2", sandbox.port), timeout=1):
         pass
+
+
+@pytest.mark.parametrize(("host", "reached_at"), [("0.0.0.0", "127.0.0.2"), ("127.0.0.3", "127.0.0.3"), ("::", "::1")])
+def test_the_sandbox_serves_other_hosts_at_the_address_that_they_use(clock, connect, host, reached_at):
+    with Sandbox(host=host, now=clock) as sandbox, connect(sandbox) as caller:
+        caller.connection.host = reached_at
+        caller.key, caller.secret = sandbox.binance.client_key, sandbox.binance.client_secret
+        assert caller.call(EXPORT, "POST", startTime=clock.ms - 1000, endTime=clock.ms).status == 200
+        own = f"http://[{reached_at}]" if ":" in reached_at else f"http://{reached_at}"
+        assert caller.call(EXPORT).json.startswith(f"{own}:{sandbox.port}/")
+
+
+def test_the_command_refuses_an_address_of_another_machine():
+    with pytest.raises(CommandError, match=r"of 192\.0\.2\.1 cannot be used .*another address with --host"):
+        app(["sandbox", "--host", "192.0.2.1"], standalone_mode=False)
 
 
 def test_stopping_closes_open_connections_without_waiting_for_responses(clock, connect):
@@ -115,8 +131,7 @@ def test_a_stopped_sandbox_has_no_threads(clock, connect):
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_serves_until_a_stop_signal_arrives(stop_signal):
+def test_the_command_serves_until_a_stop_signal_arrives():
     options = ["--fail-day", "2020-01-01=418", "--fail-day", "2020-01-02", "--error-rate", "0"]
     options += ["--account", "acme", "--account", "b2", "--rows-per-day", "10", "--users", "5", "--rate-scale", "2.5"]
     with subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -130,14 +145,29 @@ def test_the_command_serves_until_a_stop_signal_arrives(stop_signal):
         connection = http.client.HTTPConnection("127.0.0.1", int(started[1]), timeout=60)
         connection.request("GET", "/api/v3/time")
         assert connection.getresponse().status == 200
-        process.send_signal(stop_signal)
+        process.send_signal(signal.SIGTERM)
         rest, errors = process.communicate(timeout=60)
         connection.close()
     assert (process.returncode, rest, errors) == (0, "", "")
 
 
+@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM])
+def test_each_stop_signal_ends_the_command(monkeypatch, capsys, stop_signal):
+    wait = signal.sigwait
+
+    def receive(signals):
+        signal.raise_signal(stop_signal)
+        return wait(signals)
+
+    monkeypatch.setattr(signal, "sigwait", receive)
+    app(["sandbox"], standalone_mode=False)
+    assert "BINANCE_BASE_URL=" in capsys.readouterr().out
+
+
 def test_a_port_in_use_is_reported(sandbox):
-    with pytest.raises(CommandError, match=f"port {sandbox.port} cannot be used .*Choose another one with --port"):
+    with pytest.raises(
+        CommandError, match=f"port {sandbox.port} of 127.0.0.1 cannot be used .*Choose another one with --port"
+    ):
         app(["sandbox", "--port", f"{sandbox.port}"], standalone_mode=False)
 
 

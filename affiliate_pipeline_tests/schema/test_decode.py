@@ -32,7 +32,7 @@ START_MS = int(datetime(2025, 6, 3, tzinfo=UTC).timestamp() * 1000)
 END_MS = START_MS + 86_400_000
 INSIDE = ("trade_time", START_MS, END_MS)
 # Each example validates a table, which takes about 20 ms.
-FEW_EXAMPLES = settings(max_examples=15)
+FEW_EXAMPLES = settings(max_examples=8)
 
 
 class Thing(Row):
@@ -183,7 +183,7 @@ def is_stored(amount: tuple[str, str | Decimal] | None, stored: str | None) -> b
     return (Decimal(stored) if isinstance(expected, Decimal) else stored) == expected
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(ROWS, max_size=8), st.randoms(use_true_random=False))
 def test_the_table_has_exactly_what_was_sent(landed, sent, random):
     sent = [{**fields, "tradeTime": START_MS + number} for number, fields in enumerate(sent)]
@@ -352,11 +352,11 @@ def test_the_fast_and_the_slow_path_read_the_same_values(sent):
 
 @pytest.mark.parametrize("json_text", ["null", '""', '" "', '"-"', '"NULL"', '"n/a"'])
 @pytest.mark.parametrize("name", ["price", "level", "active"])
-def test_placeholders_of_a_missing_value_are_null_on_both_paths(name, json_text):
-    declared = row_with_json(name, json_text)
-    slow = declared.replace(b'"tradeTime":', b'"trade_time":')
-    assert values(parse(Thing, [declared]), name) == [None]
-    assert values(parse(Thing, [row(), slow]), name)[1:] == [None]
+def test_placeholders_of_a_missing_value_are_null_however_the_names_are_spelled(name, json_text):
+    usual = row_with_json(name, json_text)
+    respelled = usual.replace(b'"tradeTime":', b'"trade_time":')
+    assert values(parse(Thing, [usual]), name) == [None]
+    assert values(parse(Thing, [row(), respelled]), name)[1:] == [None]
 
 
 def test_a_duplicate_field_is_rejected_with_any_spacing():

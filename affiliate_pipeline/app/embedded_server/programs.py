@@ -34,6 +34,18 @@ def program(name: str) -> Path:
     return (_shared_copy(package) if os.geteuid() == 0 else package) / INSTALLATION / "bin" / name
 
 
+def client_program(name: str, *, with_tls: bool) -> Path:
+    """The path of `psql` or `pg_dump`: the wheel's if it can connect, otherwise the one on PATH."""
+    if not with_tls and importlib.util.find_spec(WHEEL.replace("-", "_")):
+        return program(name)
+    if installed := shutil.which(name):
+        return Path(installed)
+    raise ServerError(
+        f"PostgreSQL's program {name!r} is not on PATH, and that of {WHEEL} is not installed or cannot connect with TLS",
+        "Install PostgreSQL's client programs, of the server's version or newer (Debian: apt-get install postgresql-client)",
+    )
+
+
 def run(cluster: Cluster, lock_fd: int, name: str, *arguments: str | Path) -> None:
     """Run a program as the owner of the cluster's folder; it inherits only `lock_fd`."""
     owner = cluster.folder.stat()

@@ -1,10 +1,12 @@
-"""The run launcher that `dagster.yaml` names."""
+"""The run launcher that `dagster.yaml` names, and the check of a run's processes that all launchers share."""
 
 import time
+from functools import cached_property
+from typing import Literal
 
 import dagster as dg
 
-from affiliate_pipeline.defs.dagster_internals import CheckRunHealthResult, WorkerStatus
+from affiliate_pipeline.defs.dagster_internals import CheckRunHealthResult, RunLauncher, WorkerStatus
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import of_instance
 from affiliate_pipeline.landing.store import is_run_live
@@ -12,26 +14,27 @@ from affiliate_pipeline.landing.store import is_run_live
 # Exceeds, even on a busy machine, the time from a run's last event until its next process has called
 # `Store.mark_run_live`.
 SILENCE_S = 75
+DAY_S = 86_400
 
 
-class Launcher(dg.DefaultRunLauncher):
-    """Dagster's default launcher, which also notices runs whose process has died.
+class RunHealth(RunLauncher):
+    """Adds to a launcher that it notices runs whose processes have died, wherever these ran.
 
-    Such a process was killed together with the one that launched it, or was started from the command line and killed.
-    With Dagster's own launcher, its run would stay in the status STARTED forever.
+    Such a process was killed together with the one that launched it, or with its machine, or was started from the
+    command line and killed. Without this check, its run could stay in the status STARTED forever.
     """
 
     @property
-    def supports_check_run_worker_health(self) -> bool:
+    def supports_check_run_worker_health(self) -> Literal[True]:
         """True: Dagster's run monitoring then calls `check_run_worker_health`."""
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """`NOT_FOUND` for a silent run without a live process, which Dagster then fails."""
-        last = self._instance.event_log_storage.get_logs_for_run(run.run_id, limit=1, ascending=False)
-        is_silent = not last or time.time() - last[0].timestamp >= SILENCE_S
         try:
-            if not is_silent or is_run_live(of_instance(self._instance).database_url(), run.run_id):
+            if self._silent_s(run.run_id) < SILENCE_S or is_run_live(
+                of_instance(self._instance).database_url(), run.run_id
+            ):
                 return CheckRunHealthResult(WorkerStatus.RUNNING)
         except AffiliateError as error:
             return CheckRunHealthResult(WorkerStatus.RUNNING, f"unknown without the database: {error}")
@@ -40,3 +43,25 @@ class Launcher(dg.DefaultRunLauncher):
             "no process of this run is alive: it was killed, or its machine went down. Rows that had landed are "
             "unchanged; materialize again the days that are shown as failed",
         )
+
+    @cached_property
+    def _last_events(self) -> dict[str, tuple[float, float]]:
+        """By run, the time of its last event, and when this process first saw that event."""
+        return {}
+
+    def _silent_s(self, run_id: str) -> float:
+        """How long this process has seen no new event; another machine's clock, which dates events, may differ."""
+        now = time.monotonic()
+        logged = self._instance.event_log_storage.get_logs_for_run(run_id, limit=1, ascending=False)
+        last = logged[0].timestamp if logged else 0
+        previous, seen_at = self._last_events.get(run_id, (None, now))
+        if previous != last:
+            # Drop runs that ended long ago.
+            recent = {run: event for run, event in self._last_events.items() if now - event[1] < DAY_S}
+            self._last_events = {**recent, run_id: (last, now)}
+            return 0
+        return now - seen_at
+
+
+class Launcher(RunHealth, dg.DefaultRunLauncher):
+    """Dagster's default launcher, which also notices runs whose processes have died."""

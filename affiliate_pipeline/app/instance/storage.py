@@ -6,12 +6,12 @@ import click
 from dagster_postgres import DagsterPostgresStorage
 
 from affiliate_pipeline.app.embedded_server.server import start_database
+from affiliate_pipeline.app.instance.sessions import with_session_settings
 from affiliate_pipeline.defs.dagster_internals import ConfigurableClass, ConfigurableClassData
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import application, register_embedded, set_default
-from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.postgres.readiness import require_storage
-from affiliate_pipeline.postgres.urls import public_schema_url
+from affiliate_pipeline.postgres.urls import sqlalchemy_url
 
 
 class StorageUnavailable(click.ClickException):
@@ -35,10 +35,7 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
             require_storage(url)
         except AffiliateError as error:
             raise StorageUnavailable(f"{error}") from None
-        # Newer SQLAlchemy uses psycopg 3 for a bare postgresql://, with which dagster-postgres cannot write an event
-        # (dagster issue 33958).
-        schemas = {"affiliate", *(endpoint.exchange.name for endpoint in ENDPOINTS)}
-        url = public_schema_url(url, schemas).replace("postgresql://", "postgresql+psycopg2://", 1)
+        url = with_session_settings(sqlalchemy_url(url))
         storage = cls(url, inst_data=inst_data)
         if environment.embedded_url:
             register_embedded(url, environment)

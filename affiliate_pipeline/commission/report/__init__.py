@@ -1,1 +1,1 @@
-"""A day's report: page, charts and text. Amounts have every digit; bar heights are rounded."""
+"""The report: pages, charts and text. Sums are exact; they are rounded only for display, as bar heights are."""

@@ -1,118 +1,231 @@
-"""Rendering of a day's report: an HTML page, and Markdown with SVG charts for Dagster."""
+"""Rendering of the report: HTML pages of a day, a month and all days, and Markdown for Dagster."""
 
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from decimal import MAX_PREC, Context, Decimal
+from decimal import Decimal
+from itertools import groupby
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from affiliate_pipeline.commission.figures import Figures, masked
-from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.commission.amounts import exact, short, usdt
+from affiliate_pipeline.commission.figures import MAX_CUSTOMERS, Figures, masked
+from affiliate_pipeline.commission.headline import (
+    MONTH_DAYS,
+    WEEK_DAYS,
+    Headline,
+    Total,
+    gaps,
+    lacks,
+    named,
+    total_of,
+    valuation,
+)
+from affiliate_pipeline.commission.report.chart import stacked
+from affiliate_pipeline.commission.report.views import views
+from affiliate_pipeline.commission.rollup import TABLE
+from affiliate_pipeline.domain.days import DAY
 from affiliate_pipeline.domain.files import replacing
-from affiliate_pipeline.domain.wording import count_of
+from affiliate_pipeline.domain.wording import PROGRAM, count_of
 
-MAX_COINS = 6
-PLOT_PX, HEAD_PX, FOOT_PX, EDGE_PX, GAP_PX = 56, 34, 18, 8, 2
-# Ten pixels for each of 30 days; fewer days have wider bars.
-BARS_PX = 300
-WIDTH_PX, HEIGHT_PX = BARS_PX + 2 * EDGE_PX, HEAD_PX + PLOT_PX + FOOT_PX
-# For exact sums of any length.
-EXACT = Context(prec=MAX_PREC)
+INDEX = "index"
+MAX_SUMMARY_COINS = 15
 FOLDER = FileSystemLoader(Path(__file__).parent)
 TEMPLATES = Environment(loader=FOLDER, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
+def _phrase(text: str) -> Markup:
+    """The text with its numbers and dates as elements that do not wrap."""
+    parts = re.split(r"(?<![^\s(])([−+]?\d[\d.,:…-]*)(?![^\s)])", text)
+    number = Markup('<span class="number">{}</span>')
+    return Markup("").join(number.format(part) if index % 2 else part for index, part in enumerate(parts))
+
+
+# What the templates call.
+FUNCTIONS: Mapping[str, object] = {
+    "count_of": count_of,
+    "exact": exact,
+    "gaps": gaps,
+    "masked": masked,
+    "named": named,
+    "phrase": _phrase,
+    "short": short,
+    "usdt": usdt,
+    "valuation": valuation,
+    "zero": Decimal(0),
+}
+
+
 @dataclass(frozen=True)
-class Bar:
-    """One day's amount, with every digit as text; position and height in pixels."""
+class Labels:
+    """What a page calls its day, if it has a single one, and its days."""
+
+    day: str
+    span: str
+
+
+@dataclass(frozen=True)
+class DayLine:
+    """A day in a list: its total, what it lacks, and the file of its page, if there is one."""
 
     day: date
-    amount: str
-    style: str
-    x: int
-    y: int
-    height: int
+    total: Total
+    state: str
+    href: str
 
 
 @dataclass(frozen=True)
-class Panel:
-    """The chart of one coin of one account, on its own scale: coins cannot be added up."""
+class Month:
+    """A month in the list of all days, the newest day first."""
 
-    payer: str
-    coin: str
-    highest: str
-    zero_y: int
-    bars: Sequence[Bar]
-
-
-def write(figures: Figures, folder: Path) -> Path:
-    """Write the day's page into the folder, atomically."""
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{figures.day}.html"
-    with replacing(path) as file:
-        file.write(html(figures).encode())
-    return path
+    name: str
+    total: Total
+    state: str
+    href: str
+    days: Sequence[DayLine]
 
 
-def html(figures: Figures) -> str:
-    """A self-contained HTML page: responsive, light and dark, and without network requests."""
-    return _render("page.html.j2", figures)
+def write(figures: Figures, folder: Path, also: Iterable[date] = ()) -> Path:
+    """Write the day's page into the folder, atomically.
+
+    It links to pages that the caller writes too: those of `also`, of the day's month and of all days.
+    """
+    pages = {INDEX, _month(figures.day), *map(str, also), *pages_in(folder)}
+    return _write(folder, f"{figures.day}", html(figures, pages))
+
+
+def write_overview(figures: Figures, months: Sequence[Figures], folder: Path) -> Path:
+    """Write the pages of these months, and the list of all of the figures' days, which links to every page."""
+    names = {INDEX, *(_month(each.day) for each in months), *pages_in(folder)}
+    for each in months:
+        _write(folder, _month(each.day), month_html(each, names))
+    return _write(folder, INDEX, index_html(figures, pages_in(folder)))
+
+
+def pages_in(folder: Path) -> set[str]:
+    """The names of the pages in the folder: days, months and `index`."""
+    return {path.stem for path in folder.glob("*.html")}
+
+
+def html(figures: Figures, pages: Collection[str] = ()) -> str:
+    """A day's page: self-contained, responsive, light and dark. It links to `pages` only."""
+    day = figures.day
+    links = [
+        (f"{day - DAY}", f"‹ {_short_name(day - DAY)}"),
+        (f"{day + DAY}", f"{_short_name(day + DAY)} ›"),
+        (_month(day), f"{day:%B}"),
+        (INDEX, "All days"),
+    ]
+    labels = Labels(_short_name(day), count_of(len(figures.days), "day"))
+    return _page(figures, f"{day:%a} {_short_name(day)} {day:%Y}", labels, links, pages)
+
+
+def month_html(figures: Figures, pages: Collection[str] = ()) -> str:
+    """The page of a month. The figures cover the month's ended days, as far as the overview lists them."""
+    first = figures.day.replace(day=1)
+    before, after = first - DAY, first + 31 * DAY
+    links = [
+        (_month(before), f"‹ {before:%B}"),
+        (_month(after), f"{after:%B} ›"),
+        (INDEX, "All days"),
+    ]
+    name = f"{figures.day:%B %Y}"
+    return _page(figures, name, Labels("", name), links, pages)
+
+
+def index_html(figures: Figures, pages: Collection[str] = ()) -> str:
+    """The list of all days by month."""
+    lines = _day_lines(figures, pages)
+    months: list[Month] = []
+    for name, found in groupby(lines, key=lambda each: f"{each.day:%B %Y}"):
+        days = [*found]
+        incomplete = sum(bool(each.state) for each in days)
+        # With the number of days, since the month itself may not have ended.
+        state = (
+            f"{count_of(incomplete, 'day')} of {len(days)} not final"
+            if incomplete
+            else f"{count_of(len(days), 'day')}, all final"
+        )
+        total = total_of(figures.by_day, [each.day for each in days])
+        months.append(Month(name, total, state, _href(_month(days[0].day), pages), days))
+    newest = next((each for each in lines if each.total.count or not each.state), lines[0])
+    return _render(
+        "index.html.j2",
+        figures=figures,
+        name="",
+        months=months,
+        newest=newest,
+        command=f"{PROGRAM} report {figures.day}",
+    )
 
 
 def markdown(figures: Figures) -> str:
-    """The charts, the day's earnings, top earners, and what is missing."""
-    return _render("summary.md.j2", figures, image=b64encode(svg(figures).encode()).decode())
+    """The first screen of the day's page, its coins, and what is missing."""
+    [everything, *_] = found = views(figures)
+    return _render(
+        "summary.md.j2",
+        figures=figures,
+        view=everything,
+        accounts=[each for each in everything.accounts if len(found) > 1],
+        spans=_spans(figures, everything.headline),
+        coins=everything.coins[:MAX_SUMMARY_COINS],
+        more_coins=everything.more_coins + max(0, len(everything.coins) - MAX_SUMMARY_COINS),
+        image=b64encode(svg(figures).encode()).decode(),
+        cell=_cell,
+    )
 
 
 def svg(figures: Figures) -> str:
-    """All charts as one image, two per row; without titles, which would enlarge the event log."""
-    return _render("charts.svg.j2", figures)
+    """The chart as an image, without titles, which would enlarge the event log."""
+    chart = stacked(figures, sorted({each.exchange for each in figures.by_day}))
+    return _render("figure.svg.j2", chart=chart)
 
 
-def panels(figures: Figures) -> list[Panel]:
-    """The charts of the `MAX_COINS` coins of the greatest value, for each account."""
-    coins: dict[str, dict[str, None]] = {}
-    for total in figures.totals:
-        coins.setdefault(total.payer, {})[total.coin] = None
-    return [_panel(figures, payer, coin) for payer, each in coins.items() for coin in [*each][:MAX_COINS]]
+def _page(figures: Figures, name: str, labels: Labels, links: Sequence[tuple[str, str]], pages: Collection[str]) -> str:
+    return _render(
+        "page.html.j2",
+        figures=figures,
+        name=name,
+        labels=labels,
+        links=[(f"{name}.html", text) for name, text in links if name in pages],
+        views=[
+            (view, _spans(view.figures, view.headline) if labels.day else [], _day_lines(view.figures, pages))
+            for view in views(figures, days=1 if labels.day else len(figures.days))
+        ],
+        max_customers=MAX_CUSTOMERS,
+        export=f"{PROGRAM} export {TABLE} {figures.days[0]}...{figures.day}",
+    )
 
 
-def _panel(figures: Figures, payer: str, coin: str) -> Panel:
-    amounts: dict[date, Decimal] = {}
-    for each in figures.sums:
-        if (each.payer, each.coin) == (payer, coin):
-            amounts[each.day] = EXACT.add(amounts.get(each.day, Decimal(0)), Decimal(each.amount))
-    highest, lowest = max([*amounts.values(), Decimal(0)]), min([*amounts.values(), Decimal(0)])
-
-    def pixels(amount: Decimal) -> int:
-        # Convert the ratio, not the amounts: an amount may be too large for a float.
-        return round(PLOT_PX * float(abs(amount) / (highest - lowest))) if highest != lowest else 0
-
-    zero_y, step = HEAD_PX + pixels(highest), BARS_PX // len(figures.days)
-    bars: list[Bar] = []
-    for number, day in enumerate(figures.days):
-        if (amount := amounts.get(day)) is not None:
-            height = max(1, pixels(amount))
-            style, y = ("bar", zero_y - height) if amount >= 0 else ("minus", zero_y)
-            bars.append(Bar(day, f"{amount:f}", style, EDGE_PX + number * step, y, height))
-    return Panel(payer, coin, f"{highest:f}", zero_y, bars)
+def _spans(figures: Figures, found: Headline) -> list[tuple[str, Total]]:
+    """The totals of 7 and of 30 days, or of as many as there are."""
+    totals = ((WEEK_DAYS, found.week), (MONTH_DAYS, found.month))
+    return [*{count_of(len(figures.days[-days:]), "day"): total for days, total in totals}.items()]
 
 
-def gaps(figures: Figures) -> list[str]:
-    """One line per gap in the figures, or a single line if there is none."""
-    lines: list[str] = []
-    for each in figures.incomplete:
-        if each.missing:
-            lines.append(f"{each.name}: {format_days(each.missing)} not landed")
-        if each.unsettled:
-            lines.append(f"{each.name}: {format_days(each.unsettled)} landed, may still change")
-    if figures.stale:
-        lines.append(f"{format_days(figures.stale)}: some landed rows have not been added up yet")
-    return lines or ["nothing: every day has landed and is final"]
+def _day_lines(figures: Figures, pages: Collection[str]) -> list[DayLine]:
+    """The days, the newest first."""
+    by_day = {day: [*lines] for day, lines in groupby(figures.by_day, key=lambda each: each.day)}
+    return [
+        DayLine(day, total_of(by_day.get(day, []), [day]), "; ".join(lacks(figures, [day])), _href(f"{day}", pages))
+        for day in reversed(figures.days)
+    ]
+
+
+def _href(name: str, pages: Collection[str]) -> str:
+    return f"{name}.html" if name in pages else ""
+
+
+def _month(day: date) -> str:
+    return f"{day:%Y-%m}"
+
+
+def _short_name(day: date) -> str:
+    return f"{day.day} {day:%b}"
 
 
 def _cell(text: str) -> str:
@@ -120,19 +233,13 @@ def _cell(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", " ".join(text.split()))
 
 
-def _render(template: str, figures: Figures, **more: str) -> str:
-    found = panels(figures)
-    return TEMPLATES.get_template(template).render(
-        figures=figures,
-        panels=found,
-        coins_without_chart=len({(total.payer, total.coin) for total in figures.totals}) - len(found),
-        gaps=gaps(figures),
-        width=WIDTH_PX,
-        height=HEIGHT_PX,
-        edge=EDGE_PX,
-        bar_width=BARS_PX // len(figures.days) - GAP_PX,
-        cell=_cell,
-        count_of=count_of,
-        masked=masked,
-        **more,
-    )
+def _write(folder: Path, name: str, page: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.html"
+    with replacing(path) as file:
+        file.write(page.encode())
+    return path
+
+
+def _render(template: str, **context: object) -> str:
+    return TEMPLATES.get_template(template).render(FUNCTIONS, **context)

@@ -14,7 +14,7 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.monitoring import alerts, delivery
 from affiliate_pipeline.monitoring.outbox import TABLE, OpenAlert, Outbox
 
-# The time between two messages to a target, so that alerts of several ticks are bundled too.
+# After a tick that sent to a target, nothing more is sent to it for this long: so alerts of several ticks are bundled.
 MIN_INTERVAL = timedelta(seconds=30)
 FIRST_PAUSE = timedelta(seconds=15)
 MAX_PAUSE = timedelta(minutes=30)
@@ -132,15 +132,16 @@ def _last_materialized(
     for asset in sorted({asset for each in waiting for asset in each.missing}):
         concerned = [each for each in waiting if asset in each.missing]
         for key in filter(None, (asset, fallbacks.get(asset))):
-            records = instance.fetch_materializations(
-                dg.AssetRecordsFilter(
-                    placement.key(key),
-                    asset_partitions=sorted({f"{day}" for each in concerned for day in each.missing[asset]}) or None,
-                    after_timestamp=min(each.raised_at for each in concerned).timestamp(),
-                ),
-                limit=MATERIALIZATIONS_READ,
-            ).records
-            for record in records:
-                day = date.fromisoformat(record.partition_key) if record.partition_key else None
-                found[asset, day] = max(record.timestamp, found.get((asset, day), 0))
+            materializations = dg.AssetRecordsFilter(
+                placement.key(key),
+                asset_partitions=sorted({f"{day}" for each in concerned for day in each.missing[asset]}) or None,
+                after_timestamp=min(each.raised_at for each in concerned).timestamp(),
+            )
+            cursor, has_more = None, True
+            while has_more:
+                page = instance.fetch_materializations(materializations, MATERIALIZATIONS_READ, cursor)
+                cursor, has_more = page.cursor, page.has_more
+                for record in page.records:
+                    day = date.fromisoformat(record.partition_key) if record.partition_key else None
+                    found[asset, day] = max(record.timestamp, found.get((asset, day), 0))
     return found

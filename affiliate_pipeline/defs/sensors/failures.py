@@ -1,7 +1,8 @@
 """The sensors that raise alerts about failed runs, failed checks and failing ticks.
 
-One alert per failed run, with exactly the days that it did not land; one per run whose checks failed; one while a
-sensor or schedule fails. In a shared Dagster instance, they cover only this package.
+One alert per failed run, with exactly the days that it did not land; runs that lack only the prices of the same days
+share one a day. One per run whose checks failed; one while a sensor or schedule fails. In a shared Dagster instance,
+they cover only this package.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import dagster as dg
 from dagster import AssetKey, DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun
 
+from affiliate_pipeline.commission.prices import PRICE
 from affiliate_pipeline.defs.checks import DAY_IS_SOUND, SAME_ROWS
 from affiliate_pipeline.defs.dagster_internals import (
     AUTO_RETRY_RUN_ID_TAG,
@@ -31,6 +33,7 @@ from affiliate_pipeline.defs.dagster_internals import (
 from affiliate_pipeline.defs.day_outcomes import problems_in
 from affiliate_pipeline.defs.placement import OWN, Placement
 from affiliate_pipeline.defs.resources import PipelineResource
+from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.exchanges.registry import Catalog
@@ -141,17 +144,25 @@ def _alerts(
         if is_own and not _is_retried(instance, run, ended):
             failures = _own_failures(instance, run.run_id, plan, own)
             failed = list(_failed_assets(failures, planned, landed, own))
-            yield alerts.failed_run(f"run {run.run_id}", failed, _cause(failures, ended), link, now_ms())
+            yield alerts.failed_run(_key(run, failed, ended), failed, _cause(failures, ended), link, now_ms())
     if checks := _failed_checks(instance, run.run_id, own):
         yield alerts.failed_checks(f"checks of run {run.run_id}", checks, link)
+
+
+def _key(run: DagsterRun, failed: Sequence[alerts.FailedAsset], ended: dg.EventLogEntry) -> str:
+    """The alert's key, one per run; runs that lack only the prices of the same days share one per date (UTC)."""
+    if [each.key for each in failed] != [PRICE]:
+        return f"run {run.run_id}"
+    # Missing prices are requested every hour.
+    return f"{PRICE} {format_days(failed[0].days)} on {datetime.fromtimestamp(ended.timestamp, UTC):%Y-%m-%d}"
 
 
 def _is_retried(instance: DagsterInstance, run: DagsterRun, ended: dg.EventLogEntry) -> bool:
     """Whether Dagster has launched a retry of the run, whose failure would be reported instead.
 
     `WILL_RETRY_TAG` shows only that Dagster intends one. It launches none for a run without a code location's origin
-    (from the command line), nor for reasons that it only logs: a job or repository that is gone, a backfill that has
-    ended.
+    (from the command line), for a job or repository that is gone, or for a backfill that has ended. It only logs the
+    last two reasons.
     """
     if run.tags.get(WILL_RETRY_TAG) == "false":
         return False

@@ -99,7 +99,7 @@ def _evaluate(
             try:
                 advance(session, wait=False)
             except ExchangeError as error:
-                context.log.warning(f"the export could not be requested: {error}")
+                context.log.warning(f"the export could not be requested or polled: {error}")
             # Before the alerts, so that an export that expires here gets one.
             request = _landing(context, exports, placement.key(account.history.key))
             for export in filter(lambda each: each.is_just_expired, exports.refresh()):
@@ -122,7 +122,9 @@ def _landing(
     unfinished = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
     if any(selected(context, run, {key}) for run in unfinished):
         return dg.SkipReason("a run is landing an export")
-    finished = len(instance.get_runs(dg.RunsFilter(tags={EXPORT_TAG: str(ready.id)})))
+    # Of this code location only: the id is unique in its database.
+    tagged = instance.get_runs(dg.RunsFilter(tags={EXPORT_TAG: str(ready.id)}))
+    finished = sum(bool(selected(context, run, {key})) for run in tagged)
     if finished >= MAX_RUNS:
         if any(export.state == "waiting" for export in opened):
             # Give up: days of the waiting exports may expire meanwhile.

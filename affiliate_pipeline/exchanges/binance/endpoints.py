@@ -25,6 +25,7 @@ from affiliate_pipeline.exchanges.endpoint import (
     ReferenceTable,
     Retention,
     Snapshot,
+    Users,
 )
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
 
@@ -106,9 +107,9 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         strategy=_REBATE_WALK,
         time_column="time",
         sum_by=("income", "asset"),
-        # No amount in USDT: convert_price only converts from commission_asset to asset. The other way, for a
-        # commission in USDT, is a division, which would round.
+        # No column has the amount in USDT: commission is in commission_asset, and convert_price converts that to asset.
         money=Money("rebate", earners=("customer_id", "email")),
+        users=Users(("customer_id", "email")),
         probe=_PROBE,
         settles_after=timedelta(hours=48),
         retention=Retention(timedelta(days=7), proof=_REBATE_WALK.oldest_before),
@@ -123,6 +124,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         description="Whether the client is new to the agent and the agent's code works: a snapshot of today (UTC).",
         requires=_AGENT,
         probe=_of_agent(problem=responses.agent_problem),
+        users=Users(facts=(("new to the agent", "if_new_user"), ("agent's code works", "rebate_working"))),
         lands_at=_DAILY,
     ),
     Snapshot(
@@ -132,6 +134,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         strategy=CurrentState(_CUSTOMIZATION),
         schema=schemas.Customization,
         description="All ids that the partner gave, requested without a filter: a snapshot of today (UTC).",
+        users=Users(("customer_id", "email")),
         lands_at=_DAILY,
     ),
     Snapshot(
@@ -141,6 +144,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         strategy=CurrentState(_USER_CUSTOMIZATION, of_agent=True),
         schema=schemas.UserCustomization,
         description="The id that the client has with the agent: a snapshot of today (UTC).",
+        users=Users(("customer_id",), (("client of agent", "api_agent_code"),)),
         requires=_AGENT,
         probe=_of_agent(),
         lands_at=_DAILY,
@@ -153,8 +157,9 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         file_problems=(FILE_VARIABLE, rejected_lines),
         schema=schemas.CustomizationAssignment,
         description=(
-            "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, if they have different ones; only on "
-            "request, only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be done."
+            "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, unless they have them already; "
+            "only on request, only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what "
+            "would be done."
         ),
     ),
     ActionLog(
@@ -166,8 +171,9 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         ),
         schema=schemas.UserCustomizationAssignment,
         description=(
-            "Gives the client the id BINANCE_USER_CUSTOMER_ID with its agent, if it has a different one; only on request, "
-            "only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be done."
+            "Gives the client the id BINANCE_USER_CUSTOMER_ID with its agent, unless it has it already; only on "
+            "request, only today (UTC). One row per attempt, appended. `affiliate-pipeline plan` shows what would be "
+            "done."
         ),
         requires=_AGENT,
     ),

@@ -22,8 +22,9 @@ from affiliate_pipeline.http.encoding import check_api_key
 from affiliate_pipeline.http.errors import AccessRefused, Refused
 from affiliate_pipeline.http.network import Network, host_of
 
+BASE_URL = "https://api.binance.com"
 WEIGHT_WINDOW_S = 60
-# The weight of the request for the uid; any other request has weight 1.
+# The weight of the request for the uid; any other request of a session has weight 1.
 UID_WEIGHT = 20
 # The settings that differ between accounts; the others are the same for all of them.
 ACCOUNT_VARIABLES = (
@@ -50,7 +51,7 @@ def _host_suffixes(text: str) -> tuple[str, ...]:
 class Binance(Settings):
     """Binance's settings, each from the variable of its upper-case name."""
 
-    binance_base_url: BaseUrl = "https://api.binance.com"
+    binance_base_url: BaseUrl = BASE_URL
     # Further hosts of history files; each also permits its subdomains.
     binance_file_hosts: Annotated[tuple[str, ...], BeforeValidator(_host_suffixes)] = ()
     binance_partner_api_key: SecretStr | None = None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import time, timedelta
 from functools import partial
 
-from affiliate_pipeline.exchanges.endpoint import Endpoint, Money, Probe, Records, ReferenceTable, Snapshot
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Money, Probe, Records, ReferenceTable, Snapshot, Users
 from affiliate_pipeline.exchanges.fetching import RequestPlan
 from affiliate_pipeline.exchanges.lbank import roster, schemas
 from affiliate_pipeline.exchanges.lbank.exchange import LBANK, TRADE_USER, LBankSession
@@ -84,6 +84,14 @@ def _money(session: LBankSession, _end_ms: int) -> Sequence[Query]:
     ]
 
 
+_FACTS = (
+    ("registered", "create_time"),
+    ("level", "user_level"),
+    ("invited directly", "direct_invitation"),
+    ("has deposited", "deposit"),
+    ("has traded", "transaction"),
+)
+_USERS = Users(("open_id",), _FACTS)
 _records = partial(Records[LBankSession], exchange=LBANK, role="affiliate", lands_at=time(0, 35))
 
 TEAM = _records(
@@ -94,6 +102,7 @@ TEAM = _records(
     settles_after=timedelta(0),
     probe=Probe(lambda _, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "start": 0, "pageSize": 1}),
     time_column="create_time",
+    users=_USERS,
 )
 
 ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
@@ -104,6 +113,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         strategy=FanOut(USER_LIST, _single_query, paging=by_id, instant="createTime"),
         settles_after=timedelta(0),
         time_column="create_time",
+        users=_USERS,
     ),
     TEAM,
     Snapshot(
@@ -119,6 +129,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
             add_fields=_with_open_id,
         ),
         lands_at=time(0, 35),
+        users=Users(("open_id",), (("under us", "invite_result"), *_FACTS)),
     ),
     _records(
         name="commission_stats_symbol_list",
@@ -150,6 +161,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         time_column="stats_date",
         sum_by=("fee_amt", "trade_type"),
         volume_and_fee=("trade_amt", "fee_amt"),
+        users=Users(("open_id",)),
     ),
     _records(
         name="trade_user_team",
@@ -208,6 +220,7 @@ REFERENCE_TABLES: tuple[ReferenceTable[LBankSession], ...] = (
         refresh=lambda session: session.roster(session.now_ms()).counts(),
         plan=_roster_plan,
         columns=roster.COLUMNS,
+        users=Users(("open_id",), _FACTS, as_of="last_seen"),
         read_by=("invite_user_info", "commission_stats_symbol_list", "trade_user", "trade_user_team"),
     ),
 )

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
+from functools import cache
 
 from affiliate_pipeline.sandbox.binance.rebates import customers_of
 
@@ -19,7 +20,7 @@ class Customers:
     """
 
     def __init__(self, alias: str) -> None:
-        self.by_id = _emails(alias)
+        self.by_id = dict(_emails(alias))
         self.own_id = ""
         self.taken_ids = set(self.by_id)
         self._lock = threading.Lock()
@@ -51,6 +52,7 @@ class Customers:
             ]
 
 
+@cache
 def _emails(alias: str) -> dict[str, str]:
     """The rebates' customers that have an id, each with an email that fits the masked one."""
     emails: dict[str, str] = {}

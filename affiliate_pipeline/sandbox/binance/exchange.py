@@ -1,6 +1,6 @@
-"""Binance Link in the sandbox: one partner and one of its clients, and the endpoints of their keys.
+"""Binance in the sandbox: Link with one partner and one of its clients, and public market data.
 
-An endpoint is one entry of `_endpoints` and one method that returns the body.
+An endpoint is one entry of `_endpoints` (of `_public` if it takes no API key) and one method that returns the body.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from affiliate_pipeline.sandbox.binance.customers import EMAIL, Customers
 from affiliate_pipeline.sandbox.binance.kickbacks import FILES, RECENT_MS, Kickbacks
+from affiliate_pipeline.sandbox.binance.market_data import EXCHANGE_INFO, KLINES, MarketData
 from affiliate_pipeline.sandbox.binance.parameters import BinanceParameters, refusal
 from affiliate_pipeline.sandbox.binance.rebates import generated_day
 from affiliate_pipeline.sandbox.binance.records import Records
@@ -29,13 +30,20 @@ REBATES_PER_KICKBACK = 5
 DEFAULT_KICKBACKS, MAX_KICKBACKS = 500, 1000
 ACCOUNT = "/api/v3/account"
 ACCOUNT_WEIGHT = 20
-ACCOUNT_WEIGHT_HEADER = "X-MBX-USED-WEIGHT-1M"
+API_WEIGHT_HEADER = "X-MBX-USED-WEIGHT-1M"
 WEIGHT_HEADER = "X-SAPI-USED-IP-WEIGHT-1M"
 DEFAULT_UIDS = {"partner": 39472261, "client": 354937868}
 
 # Which kind of Binance account a key is of. A client is a trader whom the partner has referred, so that the two are
 # different Binance accounts, each with a uid of its own.
 Role = Literal["partner", "client"]
+
+
+@dataclass(frozen=True)
+class _Public:
+    body: Callable[[BinanceParameters], bytes]
+    parameters: frozenset[str]
+    weight: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class Binance:
     `newest_first`: rows are ordered from the newest to the oldest.
     `max_limit`: the largest `limit` of a call for rebates.
     `posts_to_fail`: how many of the next POSTs fail without effect. `Faults` are injected after the effect.
-    `weight`: the limit that all accounts share.
+    `weight`: the limit that all accounts share. `market_data`: what is public, the same for all accounts.
     """
 
     prefixes = ("/api/", "/sapi/", FILES)
@@ -81,13 +89,18 @@ class Binance:
         self.weight = weight
         client_rows = max(1, rows_per_day // REBATES_PER_KICKBACK)
         self.kickbacks = Kickbacks(now=now, faults=faults, rows_per_day=client_rows, alias=alias)
+        window = {"startTime", "endTime", "limit"}
+        self.market_data = MarketData(now=now)
+        self._public = {
+            KLINES: _Public(self.market_data.klines, frozenset({"symbol", "interval", *window}), 2),
+            EXCHANGE_INFO: _Public(self.market_data.exchange_info, frozenset({"symbol", "symbols"}), 20),
+        }
         self._alias = alias
         self._now = now
         self._faults = faults
         self._rebates = Records(partial(generated_day, rows_per_day=rows_per_day, alias=alias))
         partner, client = "partner", "client"
         customer, agent = {"customerId", "email"}, {"apiAgentCode"}
-        window = {"startTime", "endTime", "limit"}
         self._endpoints = {
             (method, f"/sapi/v1/apiReferral/{path}"): {role: _Endpoint(body, frozenset(parameters))}
             for method, path, body, role, parameters in (
@@ -143,18 +156,24 @@ class Binance:
         try:
             if (call.method, call.path) == ("GET", "/api/v3/time"):
                 return Response(200, b'{"serverTime":%d}' % self._clock())
+            if call.method == "GET" and (public := self._public.get(call.path)):
+                headers[API_WEIGHT_HEADER] = str(self.weight.use(public.weight))
+                _check_parameters(call, public.parameters)
+                return Response(200, public.body(BinanceParameters(call.params)), headers=headers)
             by_role = self._endpoints.get((call.method, call.path))
             if by_role is None:
                 return NOT_FOUND
             if call.path == ACCOUNT:
-                headers[ACCOUNT_WEIGHT_HEADER] = str(self.weight.use(ACCOUNT_WEIGHT))
+                headers[API_WEIGHT_HEADER] = str(self.weight.use(ACCOUNT_WEIGHT))
             else:
                 headers[WEIGHT_HEADER] = str(self.weight.use(1))
             endpoint = self._verified(call, by_role)
             if call.method == "POST" and self.posts_to_fail:
                 self.posts_to_fail -= 1
                 raise Refused(-1001, status=500)
-            return Response(200, endpoint.body(BinanceParameters(call.params)), headers=headers)
+            params = BinanceParameters(call.params)
+            params.host = call.headers.get("Host", "")
+            return Response(200, endpoint.body(params), headers=headers)
         except Refused as refused:
             response = self.refusal(refused.status, refused.code, refused.retry_after_s, refused.name)
             return replace(response, headers={**headers, **response.headers})
@@ -169,7 +188,7 @@ class Binance:
         """The first and last UTC day of a call with startTime."""
         if "startTime" not in call.params:
             return None
-        start, stop = self._window(BinanceParameters(call.params), max_span_ms=None)
+        start, stop = self._window(BinanceParameters({"endTime": f"{self._now()}"} | call.params), max_span_ms=None)
         return day_of(start), day_of(max(start, stop - 1))
 
     def _account(self, role: str, _params: BinanceParameters) -> bytes:
@@ -236,7 +255,7 @@ class Binance:
         return self.kickbacks.collect(start, end + 1, params.integer("limit") if "limit" in params else None)
 
     def _export_url(self, params: BinanceParameters) -> bytes:
-        response = self.kickbacks.offer()
+        response = self.kickbacks.offer(params.host)
         if response is None:
             raise Refused(-1130, "history")
         return response
@@ -274,11 +293,15 @@ class Binance:
         if endpoint is None or (call.path == ACCOUNT and api_key in self.keys_without_reading):
             raise Refused(-2015, status=401)
         verify(call, self.keys[api_key], self._clock())
-        if call.params.keys() - endpoint.parameters - SIGNING_PARAMETERS:
-            raise Refused(-1101)
-        if empty := next((name for name, value in call.pairs if not value), None):
-            raise Refused(-1105, empty)
+        _check_parameters(call, endpoint.parameters | SIGNING_PARAMETERS)
         return endpoint
+
+
+def _check_parameters(call: Call, known: frozenset[str]) -> None:
+    if call.params.keys() - known:
+        raise Refused(-1101)
+    if empty := next((name for name, value in call.pairs if not value), None):
+        raise Refused(-1105, empty)
 
 
 def _api_key_of(call: Call) -> str:

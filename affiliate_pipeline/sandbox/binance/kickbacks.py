@@ -18,7 +18,8 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from affiliate_pipeline.sandbox.binance.rebates import income, market, offsets
+from affiliate_pipeline.sandbox.amounts import ONE
+from affiliate_pipeline.sandbox.binance.rebates import MIN_ROWS, markets_of, offsets, payment
 from affiliate_pipeline.sandbox.binance.records import Day, Records
 from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS, day_of, start_of
 from affiliate_pipeline.sandbox.exchange import Call, Response
@@ -28,6 +29,8 @@ from affiliate_pipeline.sandbox.rows import decode, encode
 FILES = "/kickback-history/"
 RECENT_MS = 7 * DAY_MS
 HISTORY_MS = 30 * DAY_MS
+# What all kickbacks of a usual day are worth in USDT.
+DAY_TOTAL = 150
 COLLECTING = b'{"code":200,"msg":"Historical data is collecting"}'
 _FILE_KEY = b"sandbox-file-host-secret"
 
@@ -58,7 +61,8 @@ class Kickbacks:
     """The client's kickbacks. Every attribute may be changed while the sandbox runs.
 
     `collect_ms`: how long the collection of a file takes. `url_lifetime_ms`: how long its URL is valid. `stray_rows`: rows
-    added to every file, whatever was requested. `own_url`: where the files are served.
+    added to every file, whatever was requested. `own_url`: where the files are served; if empty, at the host that the request for
+    the URL was sent to.
     `urls`: every URL returned; `file_headers`: the headers of every request for a file.
     """
 
@@ -111,20 +115,20 @@ class Kickbacks:
             self._collections.append(_Collection(path, file, self._now() + self.collect_ms, self.form))
         return COLLECTING
 
-    def offer(self) -> bytes | None:
-        """The response to a request for the URL, from `Faults.pending` first; None is an error."""
+    def offer(self, host: str = "") -> bytes | None:
+        """The response to a request to this host for the URL, from `Faults.pending` first; None is an error."""
         with self._lock:
             ready = [each for each in self._collections if each.ready_ms <= self._now()]
             pending = self._faults.pending.popleft() if self._faults.pending else None
             is_ready = bool(ready) and ready[-1] is self._collections[-1]
             if pending is None and is_ready:
-                return self._url(ready[-1])
+                return self._url(ready[-1], host)
             before = [each for each in ready if each is not self._collections[-1]]
             match pending or ("message" if self._collections else "error"):
                 case "message":
                     return COLLECTING
                 case "previous":
-                    return self._url(before[-1]) if before else COLLECTING
+                    return self._url(before[-1], host) if before else COLLECTING
                 case "empty":
                     return b""
                 case "null":
@@ -140,7 +144,7 @@ class Kickbacks:
         """The response of the file host."""
         self.file_headers.append({name.lower(): value for name, value in call.headers.items()})
         if "x-mbx-apikey" in self.file_headers[-1]:
-            return _refusal(400, "InvalidArgument", "Another account's API key was sent")
+            return _refusal(400, "InvalidArgument", "A key of the exchange's API was sent to the file host")
         found = next((each for each in self._collections if each.path == call.path), None)
         if found is None:
             return _refusal(404, "NoSuchKey", "The specified key does not exist.")
@@ -153,13 +157,13 @@ class Kickbacks:
             return Response(200, gzip.compress(found.file), "text/csv", headers={"Content-Encoding": "gzip"})
         return Response(200, found.file, "application/octet-stream")
 
-    def _url(self, collection: _Collection) -> bytes:
+    def _url(self, collection: _Collection, host: str) -> bytes:
         lives_ms = 0 if self._faults.expired_urls > 0 else self.url_lifetime_ms
         self._faults.expired_urls = max(0, self._faults.expired_urls - 1)
         expires = f"{(self._now() + lives_ms) // 1000}"
         signature = _signature(collection.path, expires)
         url = (
-            f"{self.own_url}{collection.path}?AWSAccessKeyId=ASIASANDBOX{len(self.urls):05d}&Expires={expires}"
+            f"{self.own_url or f'http://{host}'}{collection.path}?AWSAccessKeyId=ASIASANDBOX{len(self.urls):05d}&Expires={expires}"
             f"&x-amz-security-token={quote(signature[::-1], safe='')}&Signature={quote(signature, safe='')}"
         )
         self.urls.append(url)
@@ -170,13 +174,15 @@ def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
     """About `rows_per_day` kickbacks of the account's trader, with times at the day's edges and odd amounts."""
     rnd = Random(f"{alias}kickbacks {day.isoformat()} {rows_per_day}").random
     count = int(rows_per_day * (0.7 + 0.6 * rnd()))
+    markets, mean = markets_of(day), DAY_TOTAL * ONE // max(rows_per_day, MIN_ROWS)
     times: list[int] = []
     rows: list[bytes] = []
     for offset in offsets(rnd, count):
         at = start_of(day) + offset
-        (symbol, asset, _, _), units = market(rnd)
+        market, _, income = payment(rnd, mean, markets)
         times.append(at)
-        rows.append(encode({"income": income(units, rnd), "asset": asset, "symbol": symbol, "time": at}))
+        row = {"income": str(income), "asset": market.asset, "symbol": market.symbol, "time": at}
+        rows.append(encode(row))
     return Day(times, [""] * len(rows), rows, paid_later=False)
 
 

@@ -15,6 +15,8 @@ MESSAGES = {
     -1101: "Too many parameters, or duplicate values for a parameter detected.",
     -1102: "Mandatory parameter '{name}' was not sent, was empty/null, or malformed.",
     -1105: "Parameter '{name}' was empty.",
+    -1120: "Invalid interval.",
+    -1121: "Invalid symbol.",
     -1127: "More than 7 days between startTime and endTime.",
     -1128: "Combination of optional parameters invalid.",
     -1130: "Data sent for parameter '{name}' is not valid.",
@@ -32,6 +34,8 @@ class BinanceParameters(Parameters):
     malformed = -1100
     end_before_start = -1128
     max_digits = 20
+    # The host that the request was sent to.
+    host = ""
 
 
 def refusal(status: int, code: int | None, name: str, headers: dict[str, str]) -> Response:

@@ -1,38 +1,48 @@
 """Generated rebates, the same for the same day in every process.
 
-Only `Random.random()` and integers are used: Python promises the same numbers on every platform only for these.
+All draws use `Random.random()`: Python promises the same numbers in every version only for this method.
 """
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import date
 from functools import cache
+from itertools import accumulate
 from random import Random
 
+from affiliate_pipeline.sandbox.amounts import ONE, SPREAD, Amount, spread, with_significant_digits
 from affiliate_pipeline.sandbox.binance.records import PAYOUT_AFTER_MS, Day
 from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS, MINUTE_MS, start_of
+from affiliate_pipeline.sandbox.prices import price_in
 from affiliate_pipeline.sandbox.rows import encode
 
-# (symbol, asset, asset of the commission, convertPrice, digits of an income in units of 1e-8, weight)
-MARKETS = (
-    ("BTCUSDT", "USDT", "USDT", "1.00000000", (3, 11), 24),
-    ("ETHUSDT", "USDT", "USDT", "1.00000000", (3, 10), 16),
-    ("SOLUSDT", "USDT", "BNB", "612.40000000", (3, 10), 9),
-    ("BNBUSDT", "BNB", "BNB", "1.00000000", (2, 8), 8),
-    ("ETHBTC", "BTC", "BTC", "1.00000000", (1, 7), 7),
-    ("BNBBTC", "BTC", "BNB", "0.00911000", (1, 6), 4),
-    ("XRPUSDT", "XRP", "XRP", "1.00000000", (4, 10), 5),
-    ("SOLETH", "ETH", "ETH", "1.00000000", (1, 7), 4),
-    ("BTCFDUSD", "FDUSD", "BNB", "611.95000000", (3, 10), 5),
-    ("ETHUSDC", "USDC", "USDC", "1.00000000", (3, 9), 4),
-    ("BTCEUR", "EUR", "EUR", "1.00000000", (3, 9), 3),
-    ("USDTTRY", "TRY", "TRY", "1.00000000", (4, 11), 3),
-    ("DOGEUSDT", "DOGE", "DOGE", "1.00000000", (4, 11), 3),
-    ("1000SATSUSDT", "1000SATS", "USDT", "4301.07526881", (6, 13), 2),
-    ("SHIBUSDT", "SHIB", "BNB", "24496000.000000000000000000", (8, 14), 2),
-    ("SOLBNB", "SOL", "SOL", "1.00000000", (2, 8), 1),
-)
-BY_WEIGHT = [market for market in MARKETS for _ in range(market[-1])]
+# What all rebates of a usual day are worth in USDT. The more rows a day has, the smaller each rebate is; below MIN_ROWS
+# rows, they grow no further.
+DAY_TOTAL, MIN_ROWS = 2_500, 20
 
+# (symbol, asset, asset of the commission, decimals of convertPrice, weight)
+MARKETS = (
+    ("BTCUSDT", "USDT", "USDT", 8, 24),
+    ("ETHUSDT", "USDT", "USDT", 8, 16),
+    ("SOLUSDT", "USDT", "BNB", 8, 9),
+    ("BNBUSDT", "BNB", "BNB", 8, 8),
+    ("ETHBTC", "BTC", "BTC", 8, 7),
+    ("BNBBTC", "BTC", "BNB", 8, 4),
+    ("XRPUSDT", "XRP", "XRP", 8, 5),
+    ("SOLETH", "ETH", "ETH", 8, 4),
+    ("BTCFDUSD", "FDUSD", "BNB", 8, 5),
+    ("ETHUSDC", "USDC", "USDC", 8, 4),
+    ("BTCEUR", "EUR", "EUR", 8, 3),
+    ("USDTTRY", "TRY", "TRY", 8, 3),
+    ("DOGEUSDT", "DOGE", "DOGE", 8, 3),
+    ("1000SATSUSDT", "1000SATS", "USDT", 8, 2),
+    ("SHIBUSDT", "SHIB", "BNB", 18, 2),
+    ("SOLBNB", "SOL", "SOL", 8, 1),
+    ("BTTCUSDT", "BTTC", "BTTC", 8, 1),
+    ("XMRBTC", "XMR", "XMR", 8, 1),
+    ("LISTAFDUSD", "LISTA", "LISTA", 8, 1),
+)
 # Share of a day's activity per UTC hour: Asia's day, then Europe's and America's.
 WEIGHTS = (6, 7, 8, 8, 7, 6, 6, 7, 8, 9, 9, 8, 9, 12, 14, 13, 12, 10, 9, 8, 8, 7, 6, 5)
 HOURS = [hour for hour, weight in enumerate(WEIGHTS) for _ in range(weight)]
@@ -57,9 +67,11 @@ ODD_CUSTOMERS = (
 def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
     """About `rows_per_day` rebates of the account, fewer at weekends.
 
-    They include bursts, duplicate rows, times at the day's edges and odd amounts.
+    They include bursts, duplicate rows, times at the day's edges and odd amounts. A few customers trade most.
     """
     customers_of_account = customers_of(alias)
+    shares = _zipf(len(customers_of_account))
+    markets, mean = markets_of(day), DAY_TOTAL * ONE // max(rows_per_day, MIN_ROWS)
     rnd = Random(f"{alias}rebates {day.isoformat()} {rows_per_day}").random
     count = int(rows_per_day * (0.65 + 0.2 * rnd() if day.weekday() >= 5 else 0.95 + 0.25 * rnd()))
     midnight = start_of(day)
@@ -69,15 +81,14 @@ def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
     rows: list[bytes] = []
     for number, offset in enumerate(offsets(rnd, count)):
         at = midnight + offset
-        # Squared, so that a few customers trade most.
-        customer, head = customers_of_account[int(len(customers_of_account) * rnd() ** 2)]
-        (symbol, asset, commission_asset, price), units = market(rnd)
+        customer, head = customers_of_account[bisect_right(shares, int(shares[-1] * rnd()))]
+        market, commission, income = payment(rnd, mean, markets)
         row = (
-            f'{head},"income":"{income(units, rnd)}","asset":"{asset}","symbol":"{symbol}","time":{at}'
+            f'{head},"income":"{income}","asset":"{market.asset}","symbol":"{market.symbol}","time":{at}'
             f',"orderId":{10**7 + int(rnd() * 2**42)},"tradeId":{10**5 + int(rnd() * 2**41)}'
             f',"distributeTime":{-(-(at + PAYOUT_AFTER_MS) // HOUR_MS) * HOUR_MS}'
-            f',"commissionAsset":"{commission_asset}","commission":"{_eight_decimals(5 * units)}"'
-            f',"convertPrice":"{price}"}}'
+            f',"commissionAsset":"{market.commission_asset}","commission":"{commission}"'
+            f',"convertPrice":"{market.convert_price}"}}'
         ).encode()
         for _ in range(2 if number in duplicated else 1):
             times.append(at)
@@ -86,11 +97,39 @@ def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
     return Day(times, customers, rows, paid_later=True)
 
 
-def market(rnd: Callable[[], float]) -> tuple[tuple[str, str, str, str], int]:
-    """A trade's market (the first four fields of MARKETS), and an income in units of 1e-8."""
-    symbol, asset, commission_asset, price, (min_digits, max_digits), _ = BY_WEIGHT[int(rnd() * len(BY_WEIGHT))]
-    units = int(rnd() * 10 ** (min_digits + int(rnd() * (max_digits - min_digits + 1)))) + 1
-    return (symbol, asset, commission_asset, price), units
+@dataclass(frozen=True)
+class Market:
+    """A market on a day: the value in USDT of the commission's asset, and convertPrice, in units of 10^-18."""
+
+    symbol: str
+    asset: str
+    commission_asset: str
+    usdt: int
+    price: int
+    convert_price: str
+
+
+@cache
+def markets_of(day: date) -> list[Market]:
+    """The markets, each as often as its weight."""
+    markets: list[Market] = []
+    for symbol, asset, commission_asset, decimals, weight in MARKETS:
+        price = _cut(price_in(commission_asset, asset, day), decimals)
+        usdt = price_in(commission_asset, "USDT", day)
+        markets += [Market(symbol, asset, commission_asset, usdt, price.units, str(price))] * weight
+    return markets
+
+
+def payment(rnd: Callable[[], float], mean: int, markets: Sequence[Market]) -> tuple[Market, Amount, Amount]:
+    """A payment for a trade: its market, commission and income. `mean` is the mean value in units of 10^-18 USDT.
+
+    The income is the commission times the price, without further decimals than the commission has. A row has neither
+    the trade's volume nor its fee. For scale: a payment of 1 USDT is 40 % of the fee (0.05 %) of a trade of 5,000 USDT.
+    """
+    market = markets[int(rnd() * len(markets))]
+    value = spread(mean, int(rnd() * SPREAD), int(rnd() * SPREAD))
+    commission = _commission(value * ONE // market.usdt, rnd)
+    return market, commission, Amount(commission.units * market.price // ONE, commission.scale)
 
 
 def offsets(rnd: Callable[[], float], count: int) -> list[int]:
@@ -106,25 +145,31 @@ def offsets(rnd: Callable[[], float], count: int) -> list[int]:
     return sorted(offsets)
 
 
-def income(units: int, rnd: Callable[[], float]) -> str:
-    """The income as text: mostly with 8 decimals, some with 18 or 2, and some of 0."""
+def _commission(units: int, rnd: Callable[[], float]) -> Amount:
+    """The commission: mostly with 8 decimals, some with 18 or 2, and some next to nothing or 0."""
     chance = rnd()
     if chance > 0.11:
-        return _eight_decimals(units)
+        return _cut(units, 8)
     if chance > 0.06:
-        return _eight_decimals(units) + f"{int(rnd() * 10**10):010d}"
+        return Amount(units, 18)
     if chance > 0.02:
-        return _eight_decimals(units // 10**6 * 10**6 + 10**7)
-    if chance > 0.01:
-        return f"{units % 1000}.{units % 10}0"
+        return _cut(with_significant_digits(units, 1), 8)
     if chance > 0.006:
-        return _eight_decimals(units * 10**6 + 1)
-    return "0.00000001" if chance > 0.003 else "0.00000000" if chance > 0.001 else "0.000000000000000001"
+        return _cut(units, 2 if units > ONE // 100 else 8)
+    if chance > 0.003:
+        return Amount(10**10, 8)
+    return Amount(0, 8) if chance > 0.001 else Amount(1, 18)
 
 
-def _eight_decimals(units: int) -> str:
-    whole, rest = divmod(units, 10**8)
-    return f"{whole}.{rest:08d}"
+def _cut(units: int, scale: int) -> Amount:
+    step = 10 ** (18 - scale)
+    return Amount(units // step * step, scale)
+
+
+@cache
+def _zipf(count: int) -> list[int]:
+    """The cumulative weights of `count` customers; that of the n-th is 1 / n."""
+    return list(accumulate(10**6 // number for number in range(1, count + 1)))
 
 
 @cache

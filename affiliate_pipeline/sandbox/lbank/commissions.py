@@ -4,23 +4,35 @@ from datetime import date
 
 from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS
 from affiliate_pipeline.sandbox.lbank.days import start_of
-from affiliate_pipeline.sandbox.lbank.draws import draw_amount, draws
-from affiliate_pipeline.sandbox.lbank.trades import FUTURES, SPOT
+from affiliate_pipeline.sandbox.lbank.draws import draws, with_drawn_scale
+from affiliate_pipeline.sandbox.lbank.trades import FUTURES, SPOT, Totals
 from affiliate_pipeline.sandbox.lbank.users import User
+from affiliate_pipeline.sandbox.prices import worth
 
 PAID_AFTER_MS = DAY_MS + 10 * HOUR_MS
 COINS = ("usdt", "btc", "eth", "lbk", "usdc", "sol")
 
 
-def commissions_of(user: User, day: date) -> list[tuple[int, str, bytes]]:
-    """The commissions of the agent for the UTC+8 day: trade type, coin, row."""
+def commissions_of(user: User, day: date, totals: Totals) -> list[tuple[int, str, bytes]]:
+    """The commissions of the agent for the UTC+8 day with these totals: trade type, coin, row.
+
+    The coins' values at the day's close add up to the agent's share of the fees; some rows have
+    "0" as the value in USDT.
+    """
     paid: list[tuple[int, str, bytes]] = []
     for trade_type in (SPOT, FUTURES):
+        units = totals.commission.get((user.open_id, trade_type), 0)
+        if not units:
+            continue
         below = draws("commission", user.id, day.isoformat(), trade_type)
-        count = 2 + below(3) if user.parent is None else below(4)
+        count = 2 + below(3) if user.parent is None else 1 + below(3)
         first = below(len(COINS))
-        for coin in sorted(COINS[(first + i) % len(COINS)] for i in range(count)):
-            amount, in_usdt = draw_amount(below), "0" if below(4) == 0 else draw_amount(below)
+        coins = sorted(COINS[(first + i) % len(COINS)] for i in range(count))
+        parts = [1 + below(100) for _ in coins]
+        for coin, part in zip(coins, parts, strict=True):
+            value = units * part // sum(parts)
+            amount = with_drawn_scale(below, worth(value, coin.upper(), day))
+            in_usdt = "0" if below(4) == 0 else with_drawn_scale(below, value)
             row = (
                 f'{{"openId":"{user.open_id}","coinSymbol":"{coin}","amount":"{amount}","tradeType":{trade_type}'
                 f',"statsDate":{start_of(day)},"usdtAmount":"{in_usdt}"}}'

@@ -5,10 +5,10 @@ from datetime import date, timedelta
 from functools import lru_cache, partial
 from typing import Any
 
+from affiliate_pipeline.sandbox.amounts import NOTHING
 from affiliate_pipeline.sandbox.days import DAY_MS
 from affiliate_pipeline.sandbox.lbank.commissions import PAID_AFTER_MS, commissions_of
 from affiliate_pipeline.sandbox.lbank.days import bounds_of, day_of, start_of
-from affiliate_pipeline.sandbox.lbank.draws import NOTHING
 from affiliate_pipeline.sandbox.lbank.money import MONEY, Money, between, by_kind, money_of
 from affiliate_pipeline.sandbox.lbank.profiles import balances, profile
 from affiliate_pipeline.sandbox.lbank.trades import FUTURES, SPOT, Trades
@@ -44,7 +44,7 @@ class Content:
         self.own_open_id = self._users.affiliate.open_id
         self._trades = Trades(self._users)
         self._money_of = lru_cache(DAYS_CACHED)(partial(money_of, self._users))
-        self._commissions_of = lru_cache(20 * DAYS_CACHED)(commissions_of)
+        self._commissions_of = lru_cache(20 * DAYS_CACHED)(self._generate_commissions)
         self._given_money: dict[str, list[Money]] | None = None
         self._given_commissions: list[tuple[dict[str, Any], bytes]] | None = None
 
@@ -59,7 +59,10 @@ class Content:
         registered_ms: int | None = None,
         first_trade_ms: int | None = None,
     ) -> str:
-        """Add a user, by default just registered under the affiliate, who trades like the others; return its openId."""
+        """Add a user, by default just registered under the affiliate; return its openId.
+
+        From `first_trade_ms` on, it trades like the others; without `first_trade_ms`, it never trades.
+        """
         now = self._now()
         above = self._users.affiliate if parent is None else self._users.find(parent, now)
         if above is None:
@@ -67,6 +70,7 @@ class Content:
         registered_ms = now if registered_ms is None else registered_ms
         user = self._users.add(open_id, above, level, registered_ms, first_trade_ms)
         self._trades.clear()
+        self._commissions_of.cache_clear()
         return user.open_id
 
     def set_money(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -184,6 +188,9 @@ class Content:
             for trade_type, symbol, row in self._commissions_of(user, day)
             if trade_type in types and coin.lower() in ("", symbol)
         ]
+
+    def _generate_commissions(self, agent: User, day: date) -> list[tuple[int, str, bytes]]:
+        return commissions_of(agent, day, self._trades.totals(day, start_of(day) + DAY_MS))
 
     def _traded(self, user: User, day: date, trade_type: int, *, team: bool) -> list[dict[str, Any]]:
         return _decoded(self._trade_rows(user, *bounds_of(day), TRADE_TYPES[str(trade_type)], team=team))

@@ -1,37 +1,14 @@
 """Integers and amounts that depend only on a key, the same in every process."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Callable
 from hashlib import blake2b
+
+from affiliate_pipeline.sandbox.amounts import SPREAD, Amount, spread, with_significant_digits
 
 SCALES = (2, 4, 8, 8, 8, 18)
 
 Draw = Callable[[int], int]
 """Draws the next integer below a limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """A decimal in units of 10^-18, and how many of its decimals are written."""
-
-    units: int
-    scale: int
-
-    def __add__(self, other: "Amount") -> "Amount":
-        return Amount(self.units + other.units, max(self.scale, other.scale))
-
-    def __str__(self) -> str:
-        whole, rest = divmod(self.units // 10 ** (18 - self.scale), 10**self.scale)
-        return f"{whole}.{rest:0{self.scale}d}" if self.scale else f"{whole}"
-
-
-NOTHING = Amount(0, 0)
-
-
-def sum_of(amounts: Iterable[Amount]) -> Amount:
-    """Their sum, with the largest scale among them."""
-    return reduce(Amount.__add__, amounts, NOTHING)
 
 
 def draws(*key: str | int) -> Draw:
@@ -46,11 +23,16 @@ def draws(*key: str | int) -> Draw:
     return below
 
 
-def draw_amount(below: Draw) -> Amount:
-    """A positive amount of any size up to about ten million."""
-    scale = SCALES[below(len(SCALES))]
-    unit = 10 ** (18 - scale)
-    units = (below(10 ** (3 + below(9))) + 1) * 10**14 + below(10**14)
+def draw_amount(below: Draw, mean: int) -> Amount:
+    """A positive amount; most are far smaller than the mean (in units of 10^-18), a few far larger."""
+    return with_drawn_scale(below, spread(mean, below(SPREAD), below(SPREAD)))
+
+
+def with_drawn_scale(below: Draw, units: int) -> Amount:
+    """About this amount (in units of 10^-18), written with a number of decimals that keeps three digits; not 0."""
+    drawn = SCALES[below(len(SCALES))]
+    scale = next((each for each in (drawn, 8) if units >= 100 * 10 ** (18 - each)), 18)
     if below(8) == 0:  # trailing zeros
-        units = max(1, units // 10**18) * 10**18
+        units = with_significant_digits(units, 3)
+    unit = 10 ** (18 - scale)
     return Amount(max(1, units // unit) * unit, scale)

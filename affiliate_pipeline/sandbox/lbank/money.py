@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 
+from affiliate_pipeline.sandbox.amounts import ONE
 from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS
-from affiliate_pipeline.sandbox.lbank.days import start_of
+from affiliate_pipeline.sandbox.lbank.days import day_of, start_of
 from affiliate_pipeline.sandbox.lbank.draws import draw_amount, draws
 from affiliate_pipeline.sandbox.lbank.users import User, Users
+from affiliate_pipeline.sandbox.prices import worth
 
 ASSETS = ("USDT", "USDT", "USDT", "BTC", "ETH", "LBK", "TRX", "1000SATS")
 # Kind requested -> (subInOutType of responses, percentage of rows, subStatus of success)
@@ -20,6 +22,8 @@ MONEY = {
     "IN_INNER_TRANSFER_IN": ("Internal Transfer In", 13, "Transfer Successful"),
     "OUT_INNER_TRANSFER_OUT": ("Internal Transfer Out", 12, "Transfer Successful"),
 }
+# Of the largest users, in USDT.
+MEAN_VALUE = 3_000
 BY_SHARE = [kind for kind, (_, share, _) in MONEY.items() for _ in range(share)]
 
 
@@ -80,12 +84,13 @@ def _money(users: list[User], midnight: int, number: int, offset: int) -> Money:
     asset = ASSETS[below(len(ASSETS))]
     speed = below(10)
     ended_at = at if speed < 6 else at + 1000 + below(2 * HOUR_MS if speed < 9 else 71 * HOUR_MS)
+    mean = worth(MEAN_VALUE * ONE * user.size // 100, asset, day_of(midnight))
     name, _, good = MONEY[kind]
     status, sub_status = ("Completed", good) if below(20) else ("Failed", "Rejected")
     order = f'"2{10**14 + below(9 * 10**14)}"' if kind == "OUT_WITHDRAW" else "null"
     head = (
         f'{{"openId":"{user.open_id}","userLevel":{user.level},"subInOutType":"{name}","assetCode":"{asset}"'
-        f',"assetNum":"{draw_amount(below)}"'
+        f',"assetNum":"{draw_amount(below, mean)}"'
     )
     tail = f',"createTime":{at},"updateTime":%d,"withdrawOrderId":{order}}}'
     pending = f'{head},"status":"Processing","subStatus":"Pending Confirmation"{tail}' % at

@@ -2,12 +2,16 @@
 
 from functools import lru_cache
 
+from affiliate_pipeline.sandbox.amounts import ONE, Amount
 from affiliate_pipeline.sandbox.lbank.days import day_of, start_of
-from affiliate_pipeline.sandbox.lbank.draws import Amount, draw_amount, draws
+from affiliate_pipeline.sandbox.lbank.draws import draw_amount, draws
+from affiliate_pipeline.sandbox.lbank.trades import FUTURES, SPOT, commission_rate
 from affiliate_pipeline.sandbox.lbank.users import User
 from affiliate_pipeline.sandbox.rows import encode
 
 USERS_CACHED = 4096
+# Of the largest users, in USDT.
+MEAN_BALANCE = 20_000
 
 
 def profile(user: User, now: int) -> str:
@@ -30,8 +34,8 @@ def _profile(user: User, deposit: bool, transaction: bool) -> str:
         "transaction": transaction,
         "kycStatus": below(2),
         "userLevel": user.level,
-        "currencyFeeAmt": str(10 + 10 * below(9)) if user.is_agent else None,
-        "contractFeeAmt": str(10 + 10 * below(9)) if user.is_agent else None,
+        "currencyFeeAmt": f"{commission_rate(user, SPOT)}" if user.is_agent else None,
+        "contractFeeAmt": f"{commission_rate(user, FUTURES)}" if user.is_agent else None,
     }
     return encode(members)[1:-1].decode()
 
@@ -47,11 +51,12 @@ def _balances(user: User, midnight: int | None) -> str:
     spot = usdt = futures = bonus = "0.0000"
     if midnight is not None:
         below = draws("balances", user.id, midnight)
-        balance = draw_amount(below)
+        mean = MEAN_BALANCE * ONE * user.size // 100
+        balance = draw_amount(below, mean)
         spot, usdt, futures = (
             str(balance),
             str(Amount(balance.units // (1 + below(3)), balance.scale)),
-            str(draw_amount(below)),
+            str(draw_amount(below, mean)),
         )
         bonus = "10.0000" if below(10) == 0 else bonus
     return (

@@ -1,17 +1,26 @@
 """Generated trades of users, and their totals."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 
+from affiliate_pipeline.sandbox.amounts import NOTHING, ONE, SPREAD, Amount, spread, sum_of
 from affiliate_pipeline.sandbox.days import DAY_MS, MINUTE_MS
-from affiliate_pipeline.sandbox.lbank.days import start_of
-from affiliate_pipeline.sandbox.lbank.draws import NOTHING, Amount, Draw, draw_amount, draws, sum_of
+from affiliate_pipeline.sandbox.lbank.days import day_of, start_of
+from affiliate_pipeline.sandbox.lbank.draws import Draw, draws, with_drawn_scale
 from affiliate_pipeline.sandbox.lbank.users import User, Users
 
 SPOT, FUTURES = 0, 1
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "DOGEUSDT")
 DAYS_CACHED = 100
+# The percentage of each fee that is paid to agents.
+MAX_RATE = 50
+# Of a trade of the largest users, in USDT; fees in 1/1000 % of the volume.
+MEAN_VOLUME, FEES = 300_000, (0, 20, 20, 40, 40, 60, 60, 80, 100, 100)
+WEEKEND_PERCENT = 60
+# No trade is larger than this multiple of the mean: it would hide the weekly pattern.
+MAX_MULTIPLE = 4
 
 
 @dataclass(frozen=True)
@@ -27,10 +36,11 @@ class Fill:
 
 @dataclass(frozen=True)
 class Totals:
-    """Volume and fee by (openId, trade type): each user's own, each team's without its agent."""
+    """By (openId, trade type): volume and fee of each user and of each team without its agent; commissions in USDT."""
 
     user: dict[tuple[str, int], tuple[Amount, Amount]]
     team: dict[tuple[str, int], tuple[Amount, Amount]]
+    commission: dict[tuple[str, int], int]
 
 
 class Trades:
@@ -65,7 +75,7 @@ class Trades:
         return [(user, fills) for user, fills in found if fills]
 
     def _sum(self, day: date, end: int) -> Totals:
-        totals = Totals({}, {})
+        totals = Totals({}, {}, defaultdict(int))
         for user, fills in self._until(day, end):
             for trade_type in (SPOT, FUTURES):
                 chosen = [fill for fill in fills if fill.trade_type == trade_type]
@@ -77,7 +87,23 @@ class Trades:
                     key = agent.open_id, trade_type
                     others = totals.team.get(key, (NOTHING, NOTHING))
                     totals.team[key] = others[0] + volume, others[1] + fee
+                for agent, percent in _shares(user, trade_type):
+                    totals.commission[agent.open_id, trade_type] += fee.units * percent // 100
         return totals
+
+
+def commission_rate(agent: User, trade_type: int) -> int:
+    """The percentage of fees that the agent receives, for users whom it has invited itself."""
+    return MAX_RATE if agent.parent is None else 20 + 5 * draws("rate", agent.id, trade_type)(3)
+
+
+def _shares(user: User, trade_type: int) -> list[tuple[User, int]]:
+    """Who receives which percentage of the user's fees: the inviting agent, the affiliate the rest up to MAX_RATE."""
+    if user.parent is None:
+        return []
+    *_, affiliate = user.above()
+    percent = commission_rate(user.parent, trade_type)
+    return [(user.parent, percent)] + ([(affiliate, MAX_RATE - percent)] if percent < MAX_RATE else [])
 
 
 def _end(day: date, now: int) -> int:
@@ -91,21 +117,25 @@ def _fills(user: User, midnight: int) -> list[Fill]:
         return []
     start = max(first, midnight)
     below = draws("fills", user.id, midnight)
+    day_percent = 100 if day_of(midnight).weekday() < 5 else WEEKEND_PERCENT
+    mean = MEAN_VOLUME * ONE * user.size * day_percent // 10_000
     busy = 100 if user.parent is None else 60
     fills: list[Fill] = []
     for trade_type in (SPOT, FUTURES):
         if below(100) >= busy:
             continue
-        fills += [_fill(start + below(midnight + DAY_MS - start), trade_type, below) for _ in range(1 + below(3))]
+        fills += [_fill(start + below(midnight + DAY_MS - start), trade_type, below, mean) for _ in range(1 + below(3))]
         below = draws("fills", user.id, midnight, trade_type)
     if first >= midnight:
-        fills.append(_fill(first, below(2), below))
+        fills.append(_fill(first, below(2), below, mean))
     return sorted(fills, key=lambda fill: fill.at)
 
 
-def _fill(at: int, trade_type: int, below: Draw) -> Fill:
-    volume = draw_amount(below)
+def _fill(at: int, trade_type: int, below: Draw, mean: int) -> Fill:
+    volume = with_drawn_scale(below, min(spread(mean, below(SPREAD), below(SPREAD)), MAX_MULTIPLE * mean))
     scale = max(8, volume.scale)
     unit = 10 ** (18 - scale)
-    fee = volume.units * (0, 5, 20, 60, 100)[below(5)] // 100_000 // unit * unit
+    # Only small trades are free of fees.
+    rate = max(FEES[below(len(FEES))], FEES[1] if volume.units > mean // 10 else 0)
+    fee = volume.units * rate // 100_000 // unit * unit
     return Fill(at, trade_type, SYMBOLS[below(len(SYMBOLS))], volume, Amount(fee, scale))

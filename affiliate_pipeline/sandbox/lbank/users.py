@@ -46,6 +46,11 @@ class User:
         return self.level in AGENT_LEVELS
 
     @property
+    def size(self) -> int:
+        """How much the user trades and deposits, as a percentage of the largest users: a few have most of the money."""
+        return 100 // (1 + draws("size", self.id)(8)) ** 2
+
+    @property
     def code(self) -> str:
         """The referral code that the user registered with."""
         return _base36((self.parent.id if self.parent else 0) * 7919 + 123_457, 4)

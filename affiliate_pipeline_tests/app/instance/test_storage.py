@@ -1,9 +1,13 @@
 """Dagster's storage is in the embedded database by default, and otherwise in the configured one."""
 
+import os
 import shutil
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import psycopg
@@ -11,9 +15,10 @@ import psycopg2
 import pytest
 
 from affiliate_pipeline import environment as settings
-from affiliate_pipeline.app.embedded_server import cluster, server
+from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.app.instance.storage import StorageUnavailable
 from affiliate_pipeline.landing.store import Store
+from affiliate_pipeline_tests.pgbouncer import needs_pgbouncer, pgbouncer_with_tls
 
 DAGSTER_YAML = Path(__file__).parents[3] / "dagster.yaml"
 
@@ -33,13 +38,13 @@ def instance_of(tmp_path: Path) -> Iterator[Callable[[], dg.DagsterInstance]]:
 
 
 @pytest.fixture
-def embedded() -> Iterator[None]:
-    """Stops and removes the embedded server that the test starts."""
+def stopped_embedded(postgres_home: Path) -> Iterator[None]:
+    """The embedded server is that of the tests, stopped: a new one would take seconds."""
+    settings.home().symlink_to(postgres_home)
+    server.stop(postgres_home)
     yield
-    started = cluster.read(settings.home())
-    server.stop(settings.home())
-    if started:
-        shutil.rmtree(started.folder, ignore_errors=True)
+    with psycopg.connect(server.ensure_database(postgres_home, "test"), autocommit=True) as connection:
+        connection.execute("drop database affiliate with (force)")
 
 
 def succeeds(instance: dg.DagsterInstance) -> bool:
@@ -53,33 +58,37 @@ def succeeds(instance: dg.DagsterInstance) -> bool:
     return result.success and stored is not None and stored.status == dg.DagsterRunStatus.SUCCESS
 
 
-def test_the_embedded_database_is_used_by_default(instance_of, embedded, tmp_path):
+def test_the_embedded_database_is_started_and_used_by_default(instance_of, stopped_embedded):
+    assert not server.url_if_running(settings.home(), "affiliate")
     instance = instance_of()
     assert succeeds(instance)
-    assert server.url_if_running(tmp_path / ".affiliate", "affiliate")
-    with psycopg.connect(server.ensure_database(tmp_path / ".affiliate", "affiliate")) as connection:
+    url = server.url_if_running(settings.home(), "affiliate")
+    assert url
+    with psycopg.connect(url) as connection:
         assert connection.execute("select count(*) from runs where status = 'SUCCESS'").fetchone() == (1,)
 
 
 def test_the_configured_database_is_used_whatever_its_driver(instance_of, monkeypatch, database_url, query):
     monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url.replace("postgresql", "postgresql+psycopg", 1))
-    assert succeeds(instance_of())
+    with Store(database_url):
+        pass
+    instance = instance_of()
+    assert succeeds(instance)
     assert query("select count(*) from runs where status = 'SUCCESS'") == [(1,)]
     assert not settings.home().exists()
+    # Not in the schema of the data.
+    assert query("select schemaname::text from pg_tables where tablename = 'runs'") == [("public",)]
+    # A session ends soon after its client is down.
+    with instance.event_log_storage.index_connection() as connection:
+        names = ["tcp_keepalives_idle", "tcp_user_timeout", "client_connection_check_interval", "search_path"]
+        shown = [connection.exec_driver_sql(f"show {name}").scalar() for name in names]
+    assert shown == ["30", "60000", "10s", "public"]
 
 
 def test_an_invalid_env_file_is_named_in_the_error(instance_of):
     Path(".env").write_bytes("BINANCE_PARTNER_API_KEY=schlüssel\n".encode("latin-1"))
     with pytest.raises(StorageUnavailable, match=r"\.env"):
         instance_of()
-
-
-def test_dagsters_tables_are_not_in_the_schema_of_the_data(instance_of, monkeypatch, database_url, query):
-    monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
-    with Store(database_url):
-        pass
-    instance_of().get_runs_count()
-    assert query("select schemaname::text from pg_tables where tablename = 'runs'") == [("public",)]
 
 
 def test_the_materializations_of_a_range_are_written_by_one_statement_over_few_connections(
@@ -111,3 +120,34 @@ def test_the_materializations_of_a_range_are_written_by_one_statement_over_few_c
     )
     assert query(written) == [(40, 40, 1)]
     assert len(opened) < len(keys)
+
+
+def test_the_storage_reaches_the_host_that_accepts_writes_and_soon_notices_a_dead_connection(
+    instance_of, monkeypatch, database_url, query
+):
+    authority, _, address = database_url.partition("@")
+    url = f"{authority}@127.0.0.1:1,{address}?target_session_attrs=read-write"
+    monkeypatch.setenv("AFFILIATE_DATABASE_URL", url)
+    socket_options = set()
+
+    def connect(*args: Any, _connect: Any = psycopg2.connect, **kwargs: Any) -> Any:
+        connection = _connect(*args, **kwargs)
+        with socket.socket(fileno=os.dup(connection.fileno())) as client:
+            options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+            socket_options.add(tuple(client.getsockopt(socket.IPPROTO_TCP, option) for option in options))
+        return connection
+
+    if sys.platform == "linux":  # the names of socket options are Linux's
+        monkeypatch.setattr(psycopg2, "connect", connect)
+    assert succeeds(instance_of())
+    assert query("select count(*) from runs where status = 'SUCCESS'") == [(1,)]
+    assert socket_options == ({(30, 10, 3, 60_000)} if sys.platform == "linux" else set())
+
+
+@needs_pgbouncer
+def test_the_storage_works_through_a_session_pooler_with_tls(instance_of, monkeypatch, database_url, query, tmp_path):
+    """Regression: the pooler ignores `options`, and Dagster's tables were in the schema named like the role."""
+    with pgbouncer_with_tls(database_url, tmp_path, key_password="k%y p/w") as url:
+        monkeypatch.setenv("AFFILIATE_DATABASE_URL", url)
+        assert succeeds(instance_of())
+    assert query("select count(*) from runs where status = 'SUCCESS'") == [(1,)]

@@ -24,8 +24,8 @@ from dagster._core.storage.schedules import SqliteScheduleStorage
 from dagster._core.test_utils import create_run_for_test
 from dagster_shared.error import SerializableErrorInfo
 
+from affiliate_pipeline.commission.prices import PRICE
 from affiliate_pipeline.commission.rollup import COMMISSION, REPORT
-from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs import checks
 from affiliate_pipeline.defs import endpoint_assets as assets
 from affiliate_pipeline.defs.dagster_internals import LOCATION
@@ -35,13 +35,15 @@ from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.exchanges.registry import DEFAULT
 from affiliate_pipeline.monitoring import alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
+from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.conftest import RESOURCES
 from affiliate_pipeline_tests.defs.conftest import materialized
+from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, rebates
 
 ROSTER = ["lbank", "roster"]
-failed_run_alert = build_failed_run_alert(DEFAULT, (COMMISSION, REPORT))
-failing_tick_alert = build_definitions().resolve_sensor_def("failing_tick_alert")
+failed_run_alert = build_failed_run_alert(DEFAULT, (PRICE, COMMISSION, REPORT))
+failing_tick_alert = loaded_definitions().resolve_sensor_def("failing_tick_alert")
 SUCCESS, SKIPPED, FAILURE = TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE
 
 
@@ -70,7 +72,9 @@ def failing_roster() -> dg.AssetsDefinition:
 
 
 @pytest.mark.parametrize("instance", ["dagster.yaml"], indirect=True)
-def test_the_alert_names_exactly_the_failed_days(sandbox, instance, tick):
+def test_failed_days_and_failed_ticks_in_dagsters_tables_in_postgresql_are_reported(
+    sandbox, instance, tick, record_ticks
+):
     for day in (DAYS[1], DAYS[3]):
         sandbox.faults.fail_day(day, status=400, code=-1127)
     run_id = materialized(instance, DAYS)
@@ -87,9 +91,16 @@ def test_the_alert_names_exactly_the_failed_days(sandbox, instance, tick):
     assert alert.failed == {KEY: (DAYS[1], DAYS[3])}
     assert not [secret for secret in sandbox.secrets if secret in str(alert)]
 
+    record_ticks(SUCCESS, FAILURE, FAILURE)
+    assert [each.title for each in tick(failing_tick_alert)] == [alert.title, "The sensor watch is failing"]
+    record_ticks(SKIPPED)
+    assert len(tick(failing_tick_alert)) == 2
+    record_ticks(FAILURE, FAILURE)
+    assert len(tick(failing_tick_alert)) == 3
+
 
 def test_days_with_the_same_cause_are_grouped_whatever_had_landed_before(sandbox, instance, tick):
-    materialized(instance, DAYS[:2])
+    assert land(KEY, DAYS[:2]).success
     for day in DAYS[:3]:
         sandbox.faults.fail_day(day, status=400, code=-1127)
     materialized(instance, DAYS[:3])
@@ -102,6 +113,16 @@ def test_each_failed_run_raises_one_alert(sandbox, instance, tick):
         materialized(instance, DAYS[-1:])
         tick()
     assert len(tick()) == 2
+
+
+def test_prices_that_fail_every_hour_raise_one_alert_a_day(instance, tick):
+    @dg.asset(key=PRICE.split("/"), partitions_def=dg.StaticPartitionsDefinition([f"{day}" for day in DAYS]))
+    def fails() -> None:
+        raise dg.Failure("no response")
+
+    for day in (DAYS[0], DAYS[0], DAYS[1]):
+        dg.materialize([fails], instance=instance, partition_key=f"{day}", raise_on_error=False)
+    assert sorted(alert.title for alert in tick()) == [f"{PRICE} failed for {day}" for day in DAYS[:2]]
 
 
 def test_the_tick_after_a_failed_tick_raises_the_alerts_of_both(sandbox, instance, tick, monkeypatch):
@@ -221,7 +242,7 @@ def test_other_teams_assets_are_not_reported(instance, tick):
 def test_only_own_assets_of_a_shared_run_are_reported(sandbox, instance, tick):
     @dg.asset(
         key=["sales", "daily"],
-        partitions_def=build_definitions().get_assets_def(dg.AssetKey(KEY.split("/"))).partitions_def,
+        partitions_def=loaded_definitions().get_assets_def(dg.AssetKey(KEY.split("/"))).partitions_def,
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
     def sales() -> dg.MaterializeResult:
@@ -472,7 +493,6 @@ def record_ticks(instance, tmp_path, monkeypatch) -> Callable[..., None]:
     return record_ticks
 
 
-@pytest.mark.parametrize("instance", ["dagster.yaml"], indirect=True)
 def test_a_failing_sensor_is_reported_once_until_a_tick_succeeds(tick, record_ticks):
     record_ticks(SUCCESS, FAILURE, FAILURE)
     (alert,) = tick(failing_tick_alert)
@@ -508,7 +528,7 @@ def test_other_teams_sensors_and_schedules_are_not_reported(tick, record_ticks):
 
 
 def test_every_own_sensor_is_reported(tick, record_ticks):
-    names = {each.name for each in build_definitions().sensors or ()}
+    names = {each.name for each in loaded_definitions().sensors or ()}
     for name in names:
         record_ticks(FAILURE, FAILURE, name=name)
     assert {alert.title for alert in tick(failing_tick_alert)} == {f"The sensor {name} is failing" for name in names}

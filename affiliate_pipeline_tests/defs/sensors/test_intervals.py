@@ -6,6 +6,7 @@ from affiliate_pipeline.definitions import build_definitions
 
 MAX_INTERVAL_S = {
     "alert_delivery": 30,
+    "digest": 60,
     "failed_run_alert": 30,
     "failing_tick_alert": 30,
     "heartbeat": 60,
@@ -15,7 +16,8 @@ MAX_INTERVAL_S = {
 }
 
 
-def test_every_sensor_runs_by_default_and_often_enough():
+def test_every_sensor_runs_by_default_and_often_enough(monkeypatch):
+    monkeypatch.setenv("AFFILIATE_DIGEST", "daily")
     sensors = {sensor.name: sensor for sensor in build_definitions().sensors or ()}
     assert sensors.keys() == MAX_INTERVAL_S.keys()
     for name, sensor in sensors.items():

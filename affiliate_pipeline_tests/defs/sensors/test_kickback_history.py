@@ -49,7 +49,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture
 def rows(sandbox) -> dict:
     """The kickbacks of `OLD`, by day; the exchange has no others."""
-    rows = {day: kickbacks(day, 25 + number) for number, day in enumerate(OLD)}
+    rows = {day: kickbacks(day, 5 + number) for number, day in enumerate(OLD)}
     sandbox.binance.kickbacks.set(row for day in OLD for row in rows[day])
     return rows
 
@@ -63,14 +63,13 @@ def assert_landed(query, rows: dict) -> None:
 
 
 def test_recent_kickbacks_land_with_the_clients_key(sandbox, query):
-    rows = {day: kickbacks(day, 1100) for day in DAYS[:2]}
-    sandbox.binance.kickbacks.set(row for day in rows for row in rows[day])
+    rows = kickbacks(SETTLED, 1100)
+    sandbox.binance.kickbacks.set(rows)
 
-    run = land(RECENT, DAYS[:2])
+    run = land(RECENT, [SETTLED])
 
     assert run.success, run.message
-    for day in rows:
-        assert landed(query, RECENT, day) == sent(rows[day])
+    assert landed(query, RECENT, SETTLED) == sent(rows)
     assert {request.params["limit"] for request in sandbox.requests} == {"1000"}
 
 
@@ -101,12 +100,12 @@ def test_without_the_clients_key_only_its_assets_fail(sandbox, monkeypatch):
 def test_29_days_land_unchanged_after_a_single_post(sandbox, query):
     days = [ago(number) for number in range(29, 0, -1)]
 
-    sandbox.binance.kickbacks.set(row for day in days for row in kickbacks(day, 10))
+    sandbox.binance.kickbacks.set(row for day in days for row in kickbacks(day, 2))
 
-    request, run = materialize(REQUEST, days), materialize(HISTORY, days)
+    request, run = land(REQUEST, days), land(HISTORY, days)
 
     assert request.success and run.success, request.message + run.message
-    assert list(run.materialized) == days
+    assert list(run.landed) == days
     for day in days:
         assert landed(query, HISTORY, day) == sent(sandbox.binance.kickbacks.of(day))
     (post,) = posts(sandbox)
@@ -132,7 +131,7 @@ def test_the_file_host_receives_no_key_and_the_url_is_recorded_nowhere(sandbox, 
 
 def test_a_second_request_for_days_of_an_open_export_sends_no_post(sandbox, rows, query):
     sandbox.binance.kickbacks.collect_ms = 10**9
-    for days in (OLD, OLD, OLD[1:3]):
+    for days in (OLD, OLD, OLD[1:]):
         assert land(REQUEST, days).success
     assert len(posts(sandbox)) == 1
     assert query("select distinct collection_id from binance.kickback_historical_request") == [(1,)]
@@ -145,18 +144,18 @@ def test_landed_days_can_be_requested_again(sandbox, rows):
 
 
 def test_a_second_export_waits_until_the_first_has_landed(sandbox, rows, query):
-    assert land(REQUEST, OLD[:2]).success
-    assert land(REQUEST, OLD[2:]).success
+    assert land(REQUEST, OLD[:1]).success
+    assert land(REQUEST, OLD[1:]).success
     assert (len(posts(sandbox)), exports(query)) == (1, [("ready",), ("waiting",)])
     ((is_waiting,),) = query(
         "select requested_at is null and msg like 'not requested yet%%' from binance.kickback_historical_request "
         "where partition_date = %s",
-        OLD[3],
+        OLD[1],
     )
     assert is_waiting
 
-    assert land(HISTORY, OLD[:2]).success
-    assert land(HISTORY, OLD[2:]).success
+    assert land(HISTORY, OLD[:1]).success
+    assert land(HISTORY, OLD[1:]).success
 
     assert exports(query) == [("landed",), ("landed",)]
     assert len(posts(sandbox)) == 2
@@ -227,20 +226,21 @@ FORMS: dict[str, FileForm | Callable[[str], bytes]] = {
     "columns in another order, times as text, a .gz file, the URL as plain text": FileForm(
         header=("asset", "time", "symbol", "income"), time="text", packed="gzip", url="text"
     ),
-    "UTF-16 without a byte order mark": lambda csv: PACKINGS["plain"](csv.encode("utf-16-le")),
     "UTF-8 with a byte order mark, in a .tar.gz file": lambda csv: PACKINGS["tar.gz"](csv.encode("utf-8-sig")),
 }
 
 
-def test_the_file_lands_in_other_forms(sandbox, rows, query):
+def test_the_file_lands_in_other_forms(sandbox, query):
+    rows = {ago(9 + number): kickbacks(ago(9 + number), 5) for number in range(len(FORMS))}
+    sandbox.binance.kickbacks.set(row for day in rows for row in rows[day])
     found = {}
-    for day, (name, form) in zip(OLD, FORMS.items(), strict=True):
+    for day, (name, form) in zip(rows, FORMS.items(), strict=True):
         sandbox.binance.kickbacks.form = form if isinstance(form, FileForm) else FileForm()
         land(REQUEST, [day])
         if not isinstance(form, FileForm):
             offer(sandbox, form(csv_of(rows[day]).decode().replace(",", ";").replace("\n", "\r\n")))
         found[name] = land(HISTORY, [day]).message or landed(query, HISTORY, day)
-    assert found == {name: sent(rows[day]) for name, day in zip(FORMS, OLD, strict=True)}
+    assert found == {name: sent(rows[day]) for name, day in zip(FORMS, rows, strict=True)}
 
 
 def test_an_unreadable_archive_is_reported_and_stored_as_received(sandbox, query):
@@ -259,18 +259,18 @@ NOT_THE_FILE = {
 }
 
 
-def test_a_response_without_the_file_is_fetched_again_and_not_stored(sandbox, rows, query):
+def test_a_response_without_the_file_is_fetched_again_and_not_stored(sandbox, query):
+    rows = {ago(9 + number): kickbacks(ago(9 + number), 5) for number in range(len(NOT_THE_FILE))}
+    sandbox.binance.kickbacks.set(row for day in rows for row in rows[day])
     found, reasons = {}, {}
-    for day, (quoted, body) in zip(OLD, NOT_THE_FILE.items(), strict=False):
+    for day, (quoted, body) in zip(rows, NOT_THE_FILE.items(), strict=True):
         land(REQUEST, [day])
-        offer(sandbox, body)
-        found[quoted] = land(HISTORY, [day]).message or landed(query, HISTORY, day)
-        query("update binance.kickback_historical_collection set state = 'ready' where first_day = %s", day)
         offer(sandbox, *[body] * fetch.FRESH_URLS)
         reasons[quoted] = land(HISTORY, [day]).failed.get(day, "")
         assert exports(query, "file")[-1] == (None,), quoted
-        assert land(HISTORY, [day]).success
-    assert found == {quoted: sent(rows[day]) for quoted, day in zip(NOT_THE_FILE, OLD, strict=False)}
+        offer(sandbox, body)
+        found[quoted] = land(HISTORY, [day]).message or landed(query, HISTORY, day)
+    assert found == {quoted: sent(rows[day]) for quoted, day in zip(NOT_THE_FILE, rows, strict=True)}
     assert {quoted: reason for quoted, reason in reasons.items() if quoted not in reason} == {}
 
 
@@ -278,12 +278,12 @@ def test_a_nested_url_is_found_and_a_setting_allows_other_hosts(sandbox, rows, q
     land(REQUEST, OLD)
     original_offer = sandbox.binance.kickbacks.offer
     body = b'{"code":200,"data":{"file":[{"downloadUrl":%s}]}}'
-    monkeypatch.setattr(sandbox.binance.kickbacks, "offer", lambda: body % original_offer())
+    monkeypatch.setattr(sandbox.binance.kickbacks, "offer", lambda host: body % original_offer(host))
     assert land(HISTORY, OLD).success
     assert_landed(query, rows)
 
     other_host = body % b'"https://files.partner.invalid/x.csv?Signature=a-secret"'
-    monkeypatch.setattr(sandbox.binance.kickbacks, "offer", lambda: other_host)
+    monkeypatch.setattr(sandbox.binance.kickbacks, "offer", lambda _: other_host)
     query("update binance.kickback_historical_collection set state = 'ready', path = '/x.csv'")
     run = land(HISTORY, OLD)
     assert "offered on files.partner.invalid" in run.failed[OLD[0]] and "BINANCE_FILE_HOSTS" in run.failed[OLD[0]]
@@ -307,7 +307,7 @@ def test_an_unknown_column_is_stored_in_extra(sandbox, rows, query):
 
 def test_an_empty_file_lands_empty_days(sandbox, query):
     sandbox.binance.kickbacks.set([])
-    for days, header in ((OLD[:2], ("income", "asset", "symbol", "time")), (OLD[2:], ())):
+    for days, header in ((OLD[:1], ("income", "asset", "symbol", "time")), (OLD[1:], ())):
         sandbox.binance.kickbacks.form = FileForm(header=header)
         land(REQUEST, days)
         run = land(HISTORY, days)
@@ -358,7 +358,7 @@ def test_an_incomplete_file_is_fetched_again_and_not_stored(sandbox, rows, query
         assert "incomplete" in run.failed[OLD[number]], headers
         assert exports(query, "state, file")[number:] == [("ready", None)], headers
         assert land(HISTORY, [OLD[number]]).success, headers
-    assert_landed(query, {day: rows[day] for day in OLD[:2]})
+    assert_landed(query, {day: rows[day] for day in OLD[:1]})
     assert len(posts(sandbox)) == 2
 
 
@@ -422,17 +422,17 @@ def test_a_file_with_rows_of_other_days_is_rejected(sandbox, rows, query):
 
 def test_a_stored_file_of_another_request_expires_and_later_exports_land(sandbox, rows, query):
     sandbox.binance.kickbacks.form = FileForm(header=("amount", "asset", "symbol", "time"))
-    land(REQUEST, OLD[:2])
-    land(HISTORY, OLD[:2])
+    land(REQUEST, OLD[:1])
+    land(HISTORY, OLD[:1])
     sandbox.binance.kickbacks.form = FileForm()
-    land(REQUEST, OLD[2:])
+    land(REQUEST, OLD[1:])
     stray = f"income,asset,symbol,time\n1,USDT,BTCUSDT,{at(ago(20))}\n"
     query("update binance.kickback_historical_collection set file = %s where id = 1", stray.encode())
 
     run = land(HISTORY, OLD)
 
-    assert list(run.failed) == OLD[:2] and REQUEST in run.failed[OLD[0]]
-    assert_landed(query, {day: rows[day] for day in OLD[2:]})
+    assert list(run.failed) == OLD[:1] and REQUEST in run.failed[OLD[0]]
+    assert_landed(query, {day: rows[day] for day in OLD[1:]})
     assert exports(query) == [("expired",), ("landed",)]
 
 

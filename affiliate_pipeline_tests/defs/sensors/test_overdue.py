@@ -10,7 +10,6 @@ import dagster as dg
 import pytest
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
-from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.defs.checks import NO_DAY_MISSING
 from affiliate_pipeline.defs.sensors import overdue as overdue_sensors
 from affiliate_pipeline.domain.days import days_from, format_days
@@ -20,6 +19,7 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.monitoring.overdue import OverdueStore
+from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.conftest import RESOURCES
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import KEY, ago, at
@@ -37,7 +37,7 @@ class Daemon:
 
     instance: dg.DagsterInstance
     monkeypatch: pytest.MonkeyPatch
-    definitions: dg.Definitions = field(default_factory=build_definitions)
+    definitions: dg.Definitions = field(default_factory=loaded_definitions)
     evaluations: int = 0
 
     def set_time(self, ms: int) -> None:
@@ -275,7 +275,7 @@ def test_an_expired_day_is_reported_as_lost_once(sandbox, daemon, add_landed_day
     assert len([title for title, _ in alerts() if "lost" in title]) == 1
 
 
-def test_an_expired_day_that_the_source_still_has_lands(sandbox, daemon, add_landed_days, alerts, query):
+def test_an_expired_day_lands_if_the_source_still_has_it(sandbox, daemon, add_landed_days, alerts, query):
     add_landed_days(KEY, ago(10), *(ago(days) for days in range(8, 0, -1)))
     sandbox.binance.retention_ms = None
     (request,) = daemon.tick()
@@ -285,7 +285,7 @@ def test_an_expired_day_that_the_source_still_has_lands(sandbox, daemon, add_lan
 
 
 def test_the_check_is_listed_with_each_asset_whose_days_can_be_missing():
-    listed = {spec.key for assets in build_definitions().assets or () for spec in getattr(assets, "check_specs", ())}
+    listed = {spec.key for assets in loaded_definitions().assets or () for spec in getattr(assets, "check_specs", ())}
     with_check = {key.asset_key.to_user_string() for key in listed if key.name == NO_DAY_MISSING}
     assert with_check == {each.key for each in ENDPOINTS if each.lands_at and isinstance(each, Records)}
 

@@ -50,9 +50,11 @@ def test_a_generated_day_is_reproducible_and_has_rows_in_its_first_and_last_mill
     assert set(json.loads(day.rows[0])) == {"income", "asset", "symbol", "time"}
 
 
-def test_the_limit_of_recent_records_is_500_by_default_and_at_most_1000(client, clock):
+def test_the_limit_of_recent_records_is_500_by_default_and_at_most_1000(sandbox, client, clock):
     window = {"startTime": clock.ms - DAY_MS, "endTime": clock.ms}
-    assert len(client(RECENT, **window, limit=1000).json) > 500
+    row = {"income": "1.5", "asset": "USDT", "symbol": "BTCUSDT", "time": clock.ms}
+    sandbox.binance.kickbacks.set([row] * 501)
+    assert len(client(RECENT, **window, limit=1000).json) == 501
     assert len(client(RECENT, **window).json) == 500
     for limit in (0, 1001):
         assert client(RECENT, **window, limit=limit).refusal == (400, -1130)

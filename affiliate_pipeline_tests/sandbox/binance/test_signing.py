@@ -112,14 +112,16 @@ def test_the_signature_covers_the_query_followed_by_the_body(caller, clock):
     assert caller.raw(f"{REBATES}?{query}&signature={signature}", body=body).refusal == (400, -1022)
 
 
-@pytest.mark.parametrize("value", ["a%2Bb", "a%26b%3Dc", "50%25", "%E7%94%A8", "a%27b%22", "-._~", "%20"])
-def test_percent_encoded_values_are_accepted(caller, clock, value):
-    assert caller.signed(f"limit=1&customerId={value}&timestamp={clock.ms}").status == 200
+def test_percent_encoded_values_are_accepted(caller, clock):
+    values = ["a%2Bb", "a%26b%3Dc", "50%25", "%E7%94%A8", "a%27b%22", "-._~", "%20"]
+    statuses = {value: caller.signed(f"limit=1&customerId={value}&timestamp={clock.ms}").status for value in values}
+    assert statuses == dict.fromkeys(values, 200)
 
 
-@pytest.mark.parametrize("value", ["a%2bb", "a+b", "a@b", "a:b", "50%", "%2", "a=b", "a'b", "a*b", "a,b", "a/b"])
-def test_a_query_with_another_encoding_is_refused(caller, clock, value):
-    assert caller.signed(f"limit=1&customerId={value}&timestamp={clock.ms}").refusal == (400, -1022)
+def test_a_query_with_another_encoding_is_refused(caller, clock):
+    values = ["a%2bb", "a+b", "a@b", "a:b", "50%", "%2", "a=b", "a'b", "a*b", "a,b", "a/b"]
+    refusals = {value: caller.signed(f"limit=1&customerId={value}&timestamp={clock.ms}").refusal for value in values}
+    assert refusals == dict.fromkeys(values, (400, -1022))
 
 
 @pytest.mark.parametrize("query", ["limit=1&&timestamp={}", "&limit=1&timestamp={}", "limit&timestamp={}"])

@@ -41,7 +41,7 @@ def advance(session: BinanceSession, *, wait: bool) -> None:
     """Take the next step unless another process is doing so: poll for a file, or send a POST.
 
     Args:
-        wait: retry requests, and poll even if that is not due yet.
+        wait: retry the POST and the GET before it, and poll (once) even if that is not due yet.
 
     Raises:
         ExchangeError: the POST failed, or polling failed with `Fatal`.

@@ -1,0 +1,192 @@
+"""The command `export`: the rows of a table or view as CSV, an Excel workbook or Parquet."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from affiliate_pipeline.app.cli import CommandError, app, parse_days
+from affiliate_pipeline.app.reading import Days, daily_commission, open_store, require_days
+from affiliate_pipeline.commission import columns, customers, prices, rollup
+from affiliate_pipeline.commission.figures import Incomplete, incomplete
+from affiliate_pipeline.domain.days import format_days
+from affiliate_pipeline.domain.files import replacing
+from affiliate_pipeline.domain.settings import Environment
+from affiliate_pipeline.domain.wording import PROGRAM, command, count_of
+from affiliate_pipeline.exchanges.endpoint import Endpoint
+from affiliate_pipeline.exchanges.registry import Catalog, configured_catalog
+from affiliate_pipeline.landing import day_writer, ledger, quarantine
+from affiliate_pipeline.landing.store import Store
+
+if TYPE_CHECKING:
+    from affiliate_pipeline.commission.export import Extract
+
+
+class Format(StrEnum):
+    """The formats of `export`."""
+
+    csv = "csv"
+    xlsx = "xlsx"
+    parquet = "parquet"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A table or view to export, and the key of an asset that writes it, if there is one.
+
+    Without a day column it is not divided into days. With `account` (empty: the default one), only that account's rows
+    are exported.
+    """
+
+    table: str
+    key: str = ""
+    day_column: str = "partition_date"
+    endpoints: Sequence[Endpoint] = ()
+    account: str | None = None
+
+
+# Sums, prices and the views for other tools.
+_COMPUTED = (
+    _Source(rollup.TABLE, rollup.COMMISSION),
+    _Source(customers.TABLE, customers.CUSTOMERS),
+    _Source(prices.TABLE, prices.PRICE, "day"),
+    *(_Source(view, day_column="day" if found[0][0] == "day" else "") for view, found in columns.VIEWS.items()),
+)
+# What landing records about days.
+_LANDING = tuple(
+    _Source(table, day_column="partition") for table in (ledger.TABLE, quarantine.TABLE, day_writer.SUPERSEDED)
+)
+
+
+@app.command()
+def export(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="TABLE",
+            help="A table or view, binance.rebate_recent_record, or an asset, binance/acme/rebate_recent_record",
+        ),
+    ],
+    days: Days = "",
+    kind: Annotated[Format, typer.Option("--format", help="csv, xlsx (Excel) or parquet.")] = Format.csv,
+    output: Annotated[Path | None, typer.Option(help="The file to write; by default standard output.")] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="For programs: CSV without apostrophes before texts that a spreadsheet would execute."
+        ),
+    ] = False,
+) -> None:
+    """Export the rows of a range of days without rounding, as CSV, an Excel workbook or Parquet.
+
+    A table has the rows of all accounts, which the column `account` names; an exchange's asset has those of one
+    account. Days that have not landed or may still change are reported on standard error.
+    """
+    # Imported here: it imports pyarrow, which most commands do not need.
+    from affiliate_pipeline.commission.export import Extract, exists, snapshot
+
+    if kind is not Format.csv and output is None and sys.stdout.isatty():
+        raise CommandError(f"a terminal cannot show {kind}: give a file with --output")
+    if name == rollup.REPORT:
+        raise CommandError(f"{name} is a page and not a table", f"Write it with `{command('report')}`")
+    requested = parse_days(days) if days else None
+    with open_store() as (environment, store), snapshot(store):
+        landed = ledger.assets(store.connection)
+        source = _source(name, configured_catalog(environment.variables, landed))
+        require_days(name, requested, has_days=bool(source.day_column))
+        if not exists(store, source.table):
+            raise CommandError(f"nothing has ever landed in {source.table}")
+        with _written(output) as file:
+            extract = Extract(store, source.table, requested, source.account, source.day_column)
+            for line in _write(extract, kind, file, raw=raw):
+                _print(line)
+        if requested:
+            # Inside the block, to read the same snapshot as the rows.
+            for line in _gap_lines(store, source, requested, environment, landed):
+                _print(line)
+
+
+def _print(line: str) -> None:
+    print(f"{PROGRAM}: {line}", file=sys.stderr)
+
+
+def _source(name: str, catalog: Catalog) -> _Source:
+    """The table or asset of this name; raises `CommandError`."""
+    every = {each.key: each for each in (*catalog.endpoints, *catalog.reference_tables)}
+    if found := [each for each in every.values() if name in (each.key, each.table)]:
+        endpoints = [each for each in found if isinstance(each, Endpoint)]
+        account = found[0].alias if name == found[0].key else None
+        return _Source(found[0].table, found[0].key, "partition_date" if endpoints else "", endpoints, account)
+    for each in (*_COMPUTED, *_LANDING):
+        if name in filter(None, (each.key, each.table)):
+            return each
+    keys = [*every, *(each.key for each in _COMPUTED)]
+    tables = [*(each.table for each in every.values()), *(each.table for each in (*_COMPUTED, *_LANDING))]
+    known = dict.fromkeys(keys if "/" in name else tables)
+    raise CommandError(f"there is no table {name}", f"There are {', '.join(known)}")
+
+
+def _write(extract: "Extract", kind: Format, file: BinaryIO, *, raw: bool) -> Iterator[str]:
+    """Write the rows; yield what a reader of them has to know."""
+    if kind is Format.csv:
+        if escaped := extract.write_csv(file, raw=raw):
+            texts, names = count_of(sum(escaped.values()), "text"), ", ".join(escaped)
+            yield f"{texts} in {names} would be executed by a spreadsheet, so an apostrophe was added in front; --raw adds none"
+        return
+    with tempfile.TemporaryFile() as whole:  # Both formats require a position, which a pipe does not have
+        if kind is Format.xlsx:
+            extract.write_workbook(whole)
+        elif amounts := extract.write_parquet(whole):
+            yield f"amounts are {', '.join(f'{name} {kind}' for name, kind in amounts.items())}"
+        whole.seek(0)
+        shutil.copyfileobj(whole, file)
+
+
+@contextmanager
+def _written(output: Path | None) -> Generator[BinaryIO, None, None]:
+    """Standard output, or a file that appears only after all of it has been written."""
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    with replacing(output) as file:
+        yield file
+
+
+def _gap_lines(
+    store: Store, source: _Source, days: list[date], environment: Environment, landed: Sequence[str]
+) -> Iterator[str]:
+    """One line per gap: days that are missing, not added up or may still change."""
+    gaps: list[Incomplete] = []
+    if source.endpoints:
+        used = [each for each in source.endpoints if environment.is_any_set(each.credentials) or each.key in landed]
+        gaps = [_gaps_of(endpoint, store, days) for endpoint in used or source.endpoints]
+    elif source not in _LANDING:  # no day is expected in these tables, so none can be missing
+        commission, configured = daily_commission(store, environment)
+        gaps = incomplete(commission, configured, days)
+        has_sums = source.table != prices.TABLE
+        if has_sums and (stale := commission.stale(days[0], days[-1])):
+            yield f"{format_days(stale)}: some landed rows have not been added up yet"
+        if commission.prices and (unpriced := commission.prices.missing(days[0], days[-1])):
+            yield f"{prices.PRICE}: {format_days(unpriced)}: some prices have not landed"
+        elif not commission.prices and not has_sums:
+            yield f"{prices.PRICE}: AFFILIATE_PRICES is off, so prices of any day may be missing"
+    for each in gaps:
+        if each.missing:
+            yield f"{each.name}: {format_days(each.missing)} not landed, so not in this export"
+        if each.unsettled:
+            yield f"{each.name}: {format_days(each.unsettled)} landed, but may still change"
+
+
+def _gaps_of(endpoint: Endpoint, store: Store, days: list[date]) -> Incomplete:
+    landed = store.ledger(endpoint, days)
+    missing = [day for day in days if day not in landed]
+    return Incomplete(endpoint.key, missing, [day for day, row in landed.items() if not row.settled])

@@ -1,0 +1,72 @@
+"""Exact amounts, shortened for display. The exact text stays available; floats are for plots only."""
+
+from collections.abc import Iterable
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
+from functools import reduce
+from math import isfinite
+
+# For exact sums of any length.
+EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
+# Of amounts as displayed.
+SIGNIFICANT_DIGITS = 6
+_ROUNDED = Context(prec=SIGNIFICANT_DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)
+# From here on, a number with all its digits is wider than a phone's column.
+_MAX_INTEGER_DIGITS = 9
+_MIN_EXPONENT = -6
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def exact_sum(amounts: Iterable[Decimal]) -> Decimal:
+    """The sum with every digit."""
+    return reduce(EXACT.add, amounts, Decimal(0))
+
+
+def exact(amount: Decimal) -> str:
+    """Every digit, without an exponent."""
+    return f"{amount:f}"
+
+
+def short(amount: Decimal) -> str:
+    """Six significant digits (half even) with thousands separators: `1,234.57`, `0.00123457`, `1.23457×10³⁹`.
+
+    The integer part of an amount below 10⁹ has all its digits.
+    """
+    if not amount:
+        return "0"
+    places = max(0, SIGNIFICANT_DIGITS - 1 - amount.adjusted())
+    rounded = EXACT.quantize(amount, Decimal(1).scaleb(-places)) if amount.adjusted() < _MAX_INTEGER_DIGITS else amount
+    if _MIN_EXPONENT <= rounded.adjusted() < _MAX_INTEGER_DIGITS:
+        text = f"{rounded:,f}"
+        return _signed(text.rstrip("0").rstrip(".") if "." in text else text)
+    rounded = _ROUNDED.plus(amount)
+    digits = f"{rounded.scaleb(-rounded.adjusted()).normalize():f}"
+    return _signed(f"{digits}×10{str(rounded.adjusted()).translate(_SUPERSCRIPTS)}")
+
+
+def usdt(amount: Decimal) -> str:
+    """An amount of money with two places (half even), or as `short` where these would show too little or too much."""
+    rounded = EXACT.quantize(amount, Decimal("0.01")) if amount.adjusted() < _MAX_INTEGER_DIGITS else amount
+    if rounded.adjusted() >= _MAX_INTEGER_DIGITS or (amount and not rounded):
+        return short(amount)
+    return _signed(f"{rounded:,f}")
+
+
+def change(amount: Decimal, before: Decimal) -> str:
+    """The change in percent, such as `+12.4 %`; where `before` is not positive, in USDT."""
+    if before <= 0:
+        difference = EXACT.subtract(amount, before)
+        return f"{'+' if difference >= 0 else ''}{usdt(difference)} USDT"
+    context = Context(prec=SIGNIFICANT_DIGITS + 2, Emax=MAX_EMAX, Emin=MIN_EMIN)
+    percent = context.multiply(context.divide(EXACT.subtract(amount, before), before), Decimal(100))
+    shown = f"{percent:,.1f}" if percent.adjusted() < _MAX_INTEGER_DIGITS else short(percent)
+    return "±0.0 %" if shown in ("0.0", "-0.0") else f"{'+' if percent > 0 else ''}{_signed(shown)} %"
+
+
+def rounded_float(amount: Decimal) -> float | None:
+    """The nearest float, for plots only; None beyond the range of floats."""
+    return nearest if isfinite(nearest := float(amount)) else None
+
+
+def _signed(text: str) -> str:
+    """The number with a minus sign in place of a hyphen."""
+    return text.replace("-", "−")

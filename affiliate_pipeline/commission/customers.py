@@ -1,0 +1,217 @@
+"""The exact daily sums of each customer, in the table `affiliate.daily_customer_commission`, which only this module names.
+
+`affiliate.daily_commission` is added up from it, in the same transaction, so amounts never differ. Market values
+are rounded per line in both tables, so their sums may differ in the last place.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Any, Final
+
+from psycopg import Connection, sql
+
+from affiliate_pipeline.commission.prices import with_market_values
+from affiliate_pipeline.exchanges.endpoint import Money, Records
+from affiliate_pipeline.landing import endpoint_tables
+
+TABLE: Final = "affiliate.daily_customer_commission"
+CUSTOMERS: Final = "affiliate/daily_customer_commission"
+# Of ended days.
+PERIODS_DAYS: Final = (7, 30)
+# Within a transaction: enough for the sums of a month. With the default, PostgreSQL sorts the lines on disk, which takes
+# several times as long.
+SET_WORK_MEM: Final = "set local work_mem = '32MB'"
+
+
+@dataclass(frozen=True)
+class Customer:
+    """What the records on one customer of an account are worth in USDT, as far as they have a value."""
+
+    exchange: str
+    account: str
+    customer: str
+    count: int
+    usdt: Decimal
+
+
+@dataclass(frozen=True)
+class CustomerCounts:
+    """The lines of a day: their number, that of their customers, and of those that only a masked email identifies."""
+
+    lines: int
+    customers: int
+    masked_emails: int
+    records_without_customer: int
+    total_usdt: str
+
+
+@dataclass(frozen=True)
+class Total:
+    """The sum of some records in USDT, as text; `lacking`: how many of the records have no value in USDT."""
+
+    usdt: str
+    records: int
+    lacking: int
+
+
+@dataclass(frozen=True)
+class Earned:
+    """What was earned with one customer, from `first` to `last`: in each of `PERIODS_DAYS`, and in all days."""
+
+    exchange: str
+    account: str
+    identified_by: str
+    customer: str
+    first: date
+    last: date
+    totals: Sequence[Total]
+
+
+def money_of(endpoint: Records) -> Money:
+    """The endpoint's declaration of earnings; raises `ValueError` if its rows are none."""
+    if not endpoint.money:
+        raise ValueError(f"{endpoint.key} declares no earnings")
+    return endpoint.money
+
+
+def add_up(
+    connection: Connection[Any], counted: Iterable[tuple[Records, bool]], day: date, run_id: str, *, has_prices: bool
+) -> None:
+    """Replace the day's lines by sums of these endpoints' rows, in the caller's transaction.
+
+    `counted` has each endpoint, and whether its day is final.
+    """
+    connection.execute(f"delete from {TABLE} where partition_date = %s", (day,))
+    for endpoint, is_final in counted:
+        # Sorted, so that each page of the index by customer is changed once: in a large table, that takes half the time.
+        lines = with_market_values(_lines(endpoint, day), day if has_prices else None)
+        statement = sql.SQL(
+            f"insert into {TABLE} (partition_date, exchange, account, zone, customer, identified_by, coin, kind, count, amount, "
+            "usdt_value, unvalued, market_value_usdt, settled, asset, run_id) "
+            "select %s, %s, %s, %s, customer, identified_by, coin, kind, count, amount, usdt_value, unvalued, market_value_usdt, "
+            "%s, %s, %s from ({}) line order by customer"
+        ).format(lines)
+        exchange = endpoint.exchange
+        values = day, exchange.name, endpoint.alias, exchange.zone.key, is_final, endpoint.key, run_id
+        connection.execute(statement, values)
+
+
+def lines_of_all(day: date) -> sql.Composed:
+    """A query for the day's lines, each added up over all customers."""
+    group = "partition_date, exchange, account, zone, coin, kind, settled, asset, run_id"
+    return sql.SQL(
+        f"select {group}, sum(count)::bigint as count, sum(amount) as amount, sum(usdt_value) as usdt_value, "
+        f"sum(unvalued)::bigint as unvalued from {TABLE} where partition_date = {{}} group by {group}"
+    ).format(day)
+
+
+def _lines(endpoint: Records, day: date) -> sql.Composed:
+    money = money_of(endpoint)
+    amount, coin = map(sql.Identifier, endpoint.sum_by or ())
+    kind: sql.Composable = sql.Literal(money.kind)
+    if money.kind_by:  # append the name of the record's code
+        code, known = sql.Identifier(money.kind_by[0]), money.kind_by[1]
+        named = sql.SQL(" ").join(sql.SQL("when {} then {}").format(*each) for each in known)
+        kind = sql.SQL("{} || ' ' || case {code} {} else {code}::text end").format(kind, named, code=code)
+    # The first non-empty one.
+    found = [sql.SQL("when {0} <> '' then {0}").format(sql.Identifier(name)) for name in money.earners]
+    names = [sql.SQL("when {} <> '' then {}").format(sql.Identifier(name), name) for name in money.earners]
+    return sql.SQL(
+        "select customer, identified_by, coin, kind, count(*) as count, sum(amount) as amount, sum(usdt) as usdt_value, "
+        "count(*) - count(usdt) as unvalued from (select {customer} as customer, {identified_by} as identified_by, "
+        "{coin} as coin, {kind} as kind, {amount} as amount, "
+        "coalesce({usdt}, case upper({coin}) when 'USDT' then {amount} end) as usdt from {rows}) record "
+        "group by customer, identified_by, coin, kind"
+    ).format(
+        customer=_case(found),
+        identified_by=_case(names),
+        coin=coin,
+        kind=kind,
+        amount=amount,
+        usdt=sql.Identifier(money.usdt) if money.usdt else sql.SQL("null::numeric"),
+        rows=endpoint_tables.rows_of(endpoint, day),
+    )
+
+
+def _case(branches: list[sql.Composed]) -> sql.Composable:
+    return sql.SQL("case {} else '' end").format(sql.SQL(" ").join(branches)) if branches else sql.SQL("''::text")
+
+
+def top(connection: Connection[Any], first: date, last: date, max_rank: int) -> list[Customer]:
+    """The `max_rank` customers of each account by value in USDT on these days, highest first."""
+    connection.execute(SET_WORK_MEM)
+    rows = connection.execute(
+        "select exchange, account, customer, records, usdt from (select exchange, account, customer, sum(records)::bigint as records, "
+        "sum(total_usdt) as usdt, row_number() over (partition by exchange, account order by sum(total_usdt) desc, customer) as rank "
+        "from affiliate.v_customer_daily where day between %s and %s and customer <> '' group by exchange, account, customer "
+        "having sum(total_usdt) is not null) ranked where rank <= %s order by usdt desc, exchange, account, customer",
+        (first, last, max_rank),
+    )
+    return [Customer(*row) for row in rows]
+
+
+def counts(connection: Connection[Any], day: date) -> CustomerCounts:
+    """The day's lines and customers."""
+    [row] = connection.execute(
+        "select coalesce(sum(lines), 0)::bigint, count(*) filter (where customer <> ''), "
+        "count(*) filter (where identified_by = 'email'), coalesce(sum(records) filter (where customer = ''), 0)::bigint, "
+        "coalesce(sum(total_usdt), 0)::text from (select customer, identified_by, count(*) as lines, "
+        "sum(records) as records, sum(total_usdt) as total_usdt from affiliate.v_customer_daily where day = %s "
+        "group by exchange, account, customer, identified_by) customer",
+        (day,),
+    ).fetchall()
+    return CustomerCounts(*row)
+
+
+def earned(connection: Connection[Any], customers: Sequence[str], kinds: Sequence[str] | None = None) -> list[Earned]:
+    """What was earned with each of these customers, by exchange and account; with `kinds`, only of these kinds."""
+    since = sql.SQL("day >= (now() at time zone zone)::date - {}")
+    total = sql.SQL(
+        "array[coalesce(trim_scale(sum(total_usdt) filter (where {0})), 0)::text, "
+        "coalesce(sum(records) filter (where {0}), 0)::text, "
+        "coalesce(sum(records_without_value) filter (where {0}), 0)::text]"
+    )
+    totals = [total.format(period) for period in [*map(since.format, PERIODS_DAYS), sql.SQL("true")]]
+    query = sql.SQL(
+        "select exchange, account, identified_by, customer, min(day), max(day), {} from affiliate.v_customer_daily "
+        "where customer = any(%s) and (%s::text[] is null or kind = any(%s)) group by 1, 2, 3, 4 order by 1, 2, 3, 4"
+    ).format(sql.SQL(", ").join(totals))
+    found: list[Earned] = []
+    for exchange, account, identified_by, customer, first, last, *totals in connection.execute(
+        query, ([*customers], kinds, kinds)
+    ):
+        each = [Total(usdt, int(records), int(lacking)) for usdt, records, lacking in totals]
+        found.append(Earned(exchange, account, identified_by, customer, first, last, each))
+    return found
+
+
+def masked_emails(connection: Connection[Any], text: str) -> list[str]:
+    """The customers that are identified by an email which fits the text, as far as neither is masked."""
+    # Each step of the recursion reads the next customer from the index; `select distinct` would read every line.
+    step = f"select customer from {TABLE}"
+    query = sql.SQL(
+        f"with recursive distinct_customer as (({step} order by customer limit 1) union all "
+        f"select ({step} where customer > before.customer order by customer limit 1) from distinct_customer before "
+        "where customer is not null) select customer from distinct_customer where {}"
+    ).format(fits(sql.SQL("customer"), text))
+    return [customer for (customer,) in connection.execute(query)]
+
+
+def fits(column: sql.Composable, text: str) -> sql.Composed:
+    """Whether the column is the text or, where both are emails, an email that differs only where either is masked."""
+    equal = sql.SQL("{} = {}").format(column, text)
+    if "@" not in text:
+        return equal
+    both = sql.SQL(
+        "({equal} or {column} like '%@%' and (lower({column}) like {text_pattern} or lower({text}) like {pattern}))"
+    )
+    pattern = sql.SQL(r"lower(regexp_replace(regexp_replace({}, '([\\%_])', '\\\1', 'g'), '\*+', '%', 'g'))")
+    return both.format(
+        equal=equal,
+        column=column,
+        text=text,
+        text_pattern=pattern.format(sql.Literal(text)),
+        pattern=pattern.format(column),
+    )

@@ -1,0 +1,190 @@
+"""What has landed about one user, whom an id or an email names, and which days are missing. Sends no requests.
+
+`Endpoint.users` declares the columns. The earnings are those of `customers`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any
+
+from psycopg import Connection, sql
+
+from affiliate_pipeline.commission import customers
+from affiliate_pipeline.commission.customers import PERIODS_DAYS, Earned, fits
+from affiliate_pipeline.domain.days import DAY, days_from
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, ReferenceTable, Users
+from affiliate_pipeline.exchanges.registry import Catalog
+from affiliate_pipeline.landing import endpoint_tables, ledger
+from affiliate_pipeline.landing.store import Store
+from affiliate_pipeline.postgres.errors import as_store_unavailable
+
+
+@dataclass
+class User:
+    """A user of one account, identified by the text of a column.
+
+    `other_names`: those in the same rows. `facts`: the newest value by label, and when it was current. `volumes`: in each of
+    `PERIODS_DAYS`, as text; empty: no trades of these days have landed. `roles`: those whose endpoints have rows that
+    name the user.
+    """
+
+    exchange: str
+    account: str
+    column: str
+    name: str
+    other_names: set[str] = field(default_factory=set[str])
+    facts: dict[str, tuple[object, datetime]] = field(default_factory=dict[str, tuple[object, datetime]])
+    volumes: Sequence[str] = ()
+    earned: list[Earned] = field(default_factory=list[Earned])
+    roles: set[str] = field(default_factory=set[str])
+
+    def update(self, users: Users, values: Sequence[object], as_of: datetime) -> None:
+        """Add the facts that are newer than the known ones."""
+        for (label, _), value in zip(users.facts, values, strict=True):
+            if value is not None and (label not in self.facts or as_of > self.facts[label][1]):
+                self.facts[label] = value, as_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """An asset that was searched: its first and last landed day, and the ended days after the first that are missing."""
+
+    asset: str
+    first: date
+    last: date
+    missing: Sequence[date]
+
+
+def sources(store: Store, endpoints: Iterable[Endpoint], today: Mapping[str, date]) -> list[Source]:
+    """The assets about users and earnings that have landed any day; `today` is by exchange."""
+    found: list[Source] = []
+    for each in endpoints:
+        landed = store.ledger(each) if each.users or (isinstance(each, Records) and each.money) else None
+        if landed:
+            first, last = min(landed), max(landed)
+            expected = days_from(first, today[each.exchange.name] - DAY) if each.timetable.is_monitored else ()
+            found.append(Source(each.key, first, last, [day for day in expected if day not in landed]))
+    return found
+
+
+def find(store: Store, catalog: Catalog, text: str, today: Mapping[str, date]) -> list[User]:
+    """The users that the text names or, if it is an email, may name: the exchanges mask emails. `today` is by exchange."""
+    search = _Search(store.connection, text, today)
+    with as_store_unavailable(), store.connection.transaction():
+        newest = {asset: max(ledger.entries(store.connection, asset)) for asset in ledger.assets(store.connection)}
+        landed = [(each, newest[each.key]) for each in catalog.endpoints if each.key in newest]
+        for endpoint, day in landed:
+            search.add(endpoint, day)
+        for table in catalog.reference_tables:
+            search.add_table(table)
+        search.add_earnings()
+        for endpoint, day in landed:
+            search.add_to_own_client(endpoint, day)
+    return [search.users[key] for key in sorted(search.users)]
+
+
+class _Search:
+    def __init__(self, connection: Connection[Any], text: str, today: Mapping[str, date]) -> None:
+        self._connection, self._text, self._today = connection, text, today
+        self.users: dict[tuple[str, str, str, str], User] = {}
+
+    def add(self, endpoint: Endpoint, newest: date) -> None:
+        """Add the users that the endpoint's rows name; `newest` is its last landed day."""
+        if not endpoint.users or not endpoint.users.names:
+            return
+        rows = endpoint_tables.rows_of(endpoint, newest)
+        if isinstance(endpoint, Records):
+            # Rows about trades are many, so only those of the last days are read.
+            is_trading = endpoint.money or endpoint.volume_and_fee
+            first = self._today[endpoint.exchange.name] - PERIODS_DAYS[-1] * DAY if is_trading else date.min
+            rows = endpoint_tables.rows_since(endpoint, first)
+        if isinstance(endpoint, Records) and endpoint.volume_and_fee:
+            self._add_volumes(endpoint, endpoint.users.names[0], endpoint.volume_and_fee[0], rows)
+        else:
+            self._add(endpoint, endpoint.users, rows)
+
+    def add_table(self, table: ReferenceTable) -> None:
+        """Add the users that the reference table names."""
+        [(exists,)] = self._connection.execute("select to_regclass(%s) is not null", (table.table,)).fetchall()
+        if table.users and exists:
+            rows = sql.SQL("{} where account = {}").format(sql.Identifier(*table.table.split(".")), table.alias)
+            self._add(table.endpoint, table.users, rows)
+
+    def add_earnings(self) -> None:
+        """Add what was earned with the users, and the users that only the earnings name."""
+        names = {self._text, *(user.name for user in self.users.values())}
+        if "@" in self._text:
+            names.update(customers.masked_emails(self._connection, self._text))
+        for each in customers.earned(self._connection, [*names]):
+            key = each.exchange, each.account, each.identified_by, each.customer
+            # An id that was found in one account may be another user's in another account.
+            if key in self.users or each.identified_by == "email" or each.customer == self._text:
+                self._user(*key).earned.append(each)
+
+    def add_to_own_client(self, endpoint: Endpoint, newest: date) -> None:
+        """Add the facts and earnings of rows that name no user to the account's own client, if it was found."""
+        account = endpoint.exchange.name, endpoint.alias
+        for user in self.users.values():
+            if (user.exchange, user.account) != account or endpoint.role not in user.roles:
+                continue
+            if endpoint.users and not endpoint.users.names:
+                for _, facts, as_of in self._rows(endpoint, endpoint.users, endpoint_tables.rows_of(endpoint, newest)):
+                    user.update(endpoint.users, facts, as_of)
+            elif isinstance(endpoint, Records) and endpoint.money and not endpoint.money.earners:
+                for each in customers.earned(self._connection, [""], [endpoint.money.kind]):
+                    # Another endpoint may report the same money.
+                    if (each.exchange, each.account) == account and each not in user.earned:
+                        user.earned.append(each)
+
+    def _add(self, endpoint: Endpoint, users: Users, rows: sql.Composed) -> None:
+        for names, facts, as_of in self._rows(endpoint, users, rows):
+            column, name = next((column, name) for column, name in zip(users.names, names, strict=True) if name)
+            user = self._user(endpoint.exchange.name, endpoint.alias, column, name)
+            user.other_names |= {*filter(None, names)} - {name}
+            user.roles.add(endpoint.role)
+            user.update(users, facts, as_of)
+
+    def _rows(
+        self, endpoint: Endpoint, users: Users, rows: sql.Composed
+    ) -> list[tuple[list[str | None], list[object], datetime]]:
+        """The names, the facts and the time of each distinct row that names the user, or of all if the rows name none."""
+        columns = [*users.names, *(column for _, column in users.facts)]
+        named = [fits(sql.Identifier(name), self._text) for name in users.names]
+        # Emails are compared by patterns, which takes long: only once for equal rows.
+        query = sql.SQL(
+            "with found as {once} (select {columns}, max({as_of}) as as_of from {rows} group by {columns}) "
+            "select * from found where {named}"
+        ).format(
+            once=sql.SQL("materialized" if "@" in self._text else "not materialized"),
+            columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
+            as_of=sql.Identifier(users.as_of),
+            rows=rows,
+            named=sql.SQL(" or ").join(named or [sql.SQL("true")]),
+        )
+        zone, split = endpoint.exchange.zone, len(users.names)
+        return [
+            (
+                [*row[:split]],
+                [value.astimezone(zone) if isinstance(value, datetime) else value for value in row[split:-1]],
+                row[-1],
+            )
+            for row in self._connection.execute(query)
+        ]
+
+    def _add_volumes(self, endpoint: Endpoint, column: str, volume: str, rows: sql.Composed) -> None:
+        today = self._today[endpoint.exchange.name]
+        sums = [
+            sql.SQL("coalesce(trim_scale(sum({}) filter (where partition_date >= {})), 0)::text").format(
+                sql.Identifier(volume), today - days * DAY
+            )
+            for days in PERIODS_DAYS
+        ]
+        query = sql.SQL("select {} from {} and {} = {} having count(*) > 0").format(
+            sql.SQL(", ").join(sums), rows, sql.Identifier(column), self._text
+        )
+        for volumes in self._connection.execute(query):
+            self._user(endpoint.exchange.name, endpoint.alias, column, self._text).volumes = volumes
+
+    def _user(self, exchange: str, account: str, column: str, name: str) -> User:
+        return self.users.setdefault((exchange, account, column, name), User(exchange, account, column, name))

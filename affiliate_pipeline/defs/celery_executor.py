@@ -1,0 +1,235 @@
+"""Executes each step of a run as a Celery task, with Dagster's own task, workers and executor loop.
+
+`dagster_celery`'s executor waits for results in Celery's backend, forever if a worker dies. This one reads the events
+in Dagster's storage, as Dagster's other remote executors do, and fails a step that no worker will ever finish.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+import dagster_celery.make_app
+import dagster_celery.tasks
+from dagster_celery import defaults
+from dagster_celery.tags import (
+    DAGSTER_CELERY_QUEUE_TAG,
+    DAGSTER_CELERY_RUN_PRIORITY_TAG,
+    DAGSTER_CELERY_STEP_PRIORITY_TAG,
+)
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from affiliate_pipeline.defs.dagster_internals import (
+    NO_RETRIES,
+    CheckStepHealthResult,
+    EngineEventData,
+    StepDelegatingExecutor,
+    StepHandler,
+    StepHandlerContext,
+    pack_value,
+)
+from affiliate_pipeline.domain.problem import AffiliateError
+from affiliate_pipeline.domain.redaction import redact
+
+CHECK_S = 10
+# How long a task may be invisible (in neither the broker nor any worker) before its step fails. While a task passes
+# from the queue to a worker, it is invisible for less than a second; a worker on a busy machine may miss a few queries.
+LOST_S = 60
+# How long workers have to respond to a query, and to a second query about the tasks that were found nowhere.
+RESPONSE_S = 2
+LATE_RESPONSE_S = 8
+# How long to repeat the submission of a task while the broker cannot be reached.
+SUBMIT_S = 300
+
+# dagster_celery has no types.
+_untyped_app: Any = dagster_celery.make_app
+_untyped_tasks: Any = dagster_celery.tasks
+_defaults: Any = defaults
+
+_SETTINGS: dict[str, Any] = {
+    "broker_transport_options": _defaults.broker_transport_options,
+    "task_publish_retry_policy": {
+        "max_retries": SUBMIT_S,
+        "interval_start": 0,
+        "interval_step": 0.2,
+        "interval_max": 1,
+    },
+}
+# Whether a process that executes the step of a run is connected to the database.
+IsStepLive = Callable[[str, str], bool]
+
+log = logging.getLogger(__name__)
+
+
+class CeleryExecutor(StepDelegatingExecutor):
+    """Dagster's executor of remote steps, with Celery's workers."""
+
+    def __init__(self, broker: str, backend: str, is_step_live: IsStepLive):
+        self._steps = CelerySteps(broker, backend, is_step_live)
+        super().__init__(self._steps, retries=NO_RETRIES, check_step_health_interval_seconds=CHECK_S)
+        self._ended: set[str | None] = set()
+
+    def _pop_events(
+        self, instance: dg.DagsterInstance, run_id: str, seen_storage_ids: set[int]
+    ) -> Sequence[dg.DagsterEvent]:
+        """The run's new events, without those of steps that have ended.
+
+        A step that counted as lost may go on: its worker has its network again, or the broker delivers its task again.
+        """
+        events: list[dg.DagsterEvent] = []
+        for event in super()._pop_events(instance, run_id, seen_storage_ids):
+            if event.step_key is None or event.step_key not in self._ended:
+                events.append(event)
+            if event.is_step_failure or event.is_step_success:
+                self._ended.add(event.step_key)
+                self._steps.drop(event.step_key)
+        return events
+
+
+@dataclass
+class _Task:
+    """The Celery task of a step: the worker that last reported it, and when it was last seen."""
+
+    id: str
+    run_id: str
+    step_key: str
+    queue: str
+    seen_at: float
+    worker: str | None = None
+
+
+class CelerySteps(StepHandler):
+    """Submits steps to Celery's workers, and checks whether a worker still executes them."""
+
+    def __init__(self, broker: str, backend: str, is_step_live: IsStepLive):
+        # The app that submits has no backend: with one, Celery subscribes to each task's result, and the subscription
+        # fails for good once the backend was restarted. `_results` only reads the state of tasks.
+        self._app: Any = _untyped_app.make_app({"broker": broker, "backend": "disabled://", "config_source": _SETTINGS})
+        self._results: Any = _untyped_app.make_app({"broker": broker, "backend": backend}).backend
+        self._is_step_live = is_step_live
+        self._task: Any = _untyped_tasks.create_task(self._app)
+        self._tasks: dict[str, _Task] = {}
+        self._queried_at = 0.0
+
+    @property
+    def name(self) -> str:
+        """How Dagster names this in its events."""
+        return "CelerySteps"
+
+    def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
+        """Submit the step's task to its queue."""
+        step_key = _step_key(step_handler_context)
+        context: Any = step_handler_context.get_step_context(step_key)
+        tags, run_tags = context.step.tags, step_handler_context.dagster_run.tags
+        queue = tags.get(DAGSTER_CELERY_QUEUE_TAG, _defaults.task_default_queue)
+        priority = int(tags.get(DAGSTER_CELERY_STEP_PRIORITY_TAG, _defaults.task_default_priority))
+        signature = self._task.si(
+            execute_step_args_packed=pack_value(step_handler_context.execute_step_args),
+            executable_dict=context.reconstructable_job.to_dict(),
+        )
+        result = signature.apply_async(
+            priority=priority + int(run_tags.get(DAGSTER_CELERY_RUN_PRIORITY_TAG, 0)),
+            queue=queue,
+            routing_key=f"{queue}.execute_plan",
+        )
+        self._tasks[step_key] = _Task(
+            result.id, step_handler_context.execute_step_args.run_id, step_key, queue, time.monotonic()
+        )
+        yield _event(context, f"Submitted to Celery's queue {queue} as task {result.id}")
+
+    def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
+        """Unhealthy if the task failed outside of Dagster, or if it has not been seen for `LOST_S`."""
+        task = self._tasks[_step_key(step_handler_context)]
+        try:
+            result = self._results.get_task_meta(task.id)
+            if result["status"] == "FAILURE":
+                reason = redact(f"{type(result['result']).__name__}: {result['result']}")
+                return CheckStepHealthResult.unhealthy(f"the worker could not execute the step ({reason})")
+            self._find_tasks()
+        except (OperationalError, RedisError, OSError, AffiliateError) as error:
+            what = "database" if isinstance(error, AffiliateError) else "broker or the result backend of Celery"
+            log.warning("The %s cannot be reached (%s): the run continues when it can", what, type(error).__name__)
+            self._queried_at = 0.0
+            for each in self._tasks.values():
+                each.seen_at = time.monotonic()
+        if time.monotonic() - task.seen_at < LOST_S:
+            return CheckStepHealthResult.healthy()
+        where = f"worker {task.worker} no longer has it" if task.worker else "no worker has reported it"
+        return CheckStepHealthResult.unhealthy(
+            f"its Celery task {task.id} is lost: {where}, and it is not in the queue {task.queue}. A worker was "
+            "killed or has lost its network, or the broker has lost its data. Rows that had landed are unchanged; "
+            "materialize again the days that are shown as failed"
+        )
+
+    def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
+        """Interrupt the step's task, or remove it from the queue."""
+        step_key = _step_key(step_handler_context)
+        # Dagster raises SIGINT as an exception of the step.
+        self._app.control.revoke(self._tasks[step_key].id, terminate=True, signal="SIGINT")
+        yield _event(step_handler_context.get_step_context(step_key), "Revoked the step's Celery task")
+
+    def drop(self, step_key: str | None) -> None:
+        """Check the task of this step no more, because the step has ended."""
+        self._tasks.pop(step_key or "", None)
+
+    def _find_tasks(self) -> None:
+        """Note which tasks still exist; all steps of a run share the queries."""
+        queried_at = time.monotonic()
+        if queried_at - self._queried_at < CHECK_S:
+            return
+
+        def unseen() -> list[_Task]:
+            return [task for task in self._tasks.values() if task.seen_at < queried_at]
+
+        self._query_workers(unseen(), RESPONSE_S)
+        for queue in {task.queue for task in unseen()}:
+            queued = self._queued(queue)
+            for task in unseen():
+                if queued is None or task.id in queued:
+                    task.seen_at = queried_at
+        # A worker on an overloaded machine may not respond in time.
+        for task in unseen():
+            if self._is_step_live(task.run_id, task.step_key):
+                task.seen_at = queried_at
+        if late := unseen():
+            self._query_workers(late, LATE_RESPONSE_S)
+        # The queries may have taken longer than the time between two checks.
+        self._queried_at = time.monotonic()
+
+    def _query_workers(self, tasks: Sequence[_Task], timeout_s: float) -> None:
+        by_id = {task.id: task for task in tasks}
+        responses: dict[str, dict[str, Any]] = self._app.control.inspect(timeout=timeout_s).query_task(*by_id) or {}
+        for worker, tasks_of_worker in responses.items():
+            for task_id in tasks_of_worker:
+                by_id[task_id].worker = worker
+                by_id[task_id].seen_at = time.monotonic()
+
+    def _queued(self, queue: str) -> set[str] | None:
+        """The tasks in the queue; None unless the broker is Redis.
+
+        With RabbitMQ, no task counts as lost: it puts a task back into its queue as soon as the worker that reserved it
+        has lost its connection.
+        """
+        with self._app.connection_for_read() as connection:
+            channel = connection.default_channel
+            if connection.transport.driver_type != "redis":
+                return None
+            with channel.conn_or_acquire() as client:
+                lists = [queue, *(f"{queue}{channel.sep}{step}" for step in channel.priority_steps if step)]
+                messages: list[Mapping[str, Any]] = [
+                    json.loads(text) for key in lists for text in client.lrange(key, 0, -1)
+                ]
+        return {message["headers"]["id"] for message in messages}
+
+
+def _event(step_context: Any, message: str) -> dg.DagsterEvent:
+    return dg.DagsterEvent.engine_event(step_context, message, EngineEventData())
+
+
+def _step_key(context: StepHandlerContext) -> str:
+    [step_key] = context.execute_step_args.step_keys_to_execute or []
+    return step_key

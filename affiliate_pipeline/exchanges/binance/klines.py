@@ -1,0 +1,180 @@
+"""Daily closes of Binance's public spot markets, which need no API key.
+
+A market is written as it is computed: `BTCUSDT`, `XYZBTC*BTCUSDT`, or `1/USDTTRY` for a coin that is only quoted the
+other way round.
+"""
+
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import MAX_PREC, ROUND_HALF_EVEN, Context, Decimal
+from functools import cached_property
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from affiliate_pipeline.domain.days import DAY, day_of, day_ranges, days_from, start_ms
+from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings
+from affiliate_pipeline.exchanges.binance import responses
+from affiliate_pipeline.exchanges.binance.exchange import BASE_URL
+from affiliate_pipeline.exchanges.shared_state import SharedState
+from affiliate_pipeline.http.client import Client, Clock, Response
+from affiliate_pipeline.http.error_body import quote
+from affiliate_pipeline.http.errors import Refused
+from affiliate_pipeline.http.failures import error_of
+from affiliate_pipeline.http.network import Network, host_of
+
+PATH = "/api/v3/klines"
+# Of weight 2 each: a tenth of the weight that an IP address may use.
+REQUESTS_PER_MINUTE = 300
+MAX_DAYS = 1000
+# A symbol that does not exist, and one with characters that no symbol has.
+_NO_SUCH_SYMBOL = (-1121, -1100)
+_NO_CANDLES = b"[]"
+# Other characters could not be sent, or would be read as part of a market's formula.
+_COIN = re.compile(r"[\w.-]+")
+# How long after its day a missing candle may still arrive if the day before has one. After that, a missing candle means
+# that trading has ended.
+_LATE = DAY
+_UTC = ZoneInfo("UTC")
+# The positions of the values in a candle.
+_OPEN_TIME, _CLOSE, _CLOSE_TIME = 0, 4, 6
+_CLOSE_TEXT = re.compile(r'"?([0-9]{1,30}(?:\.[0-9]{1,30})?)"?')
+_EXACT = Context(prec=MAX_PREC)
+_QUOTIENT = Context(prec=18, rounding=ROUND_HALF_EVEN)
+
+
+class MarketData(Settings):
+    """The settings of requests for prices."""
+
+    binance_base_url: BaseUrl = BASE_URL
+    affiliate_rate_scale: RateScale = 1.0
+
+
+class UnusableCandle(Refused):
+    """A candle that is late or has no usable close."""
+
+
+@dataclass(frozen=True)
+class Quote:
+    """A coin's close in USDT, and the market that it was computed from."""
+
+    usdt: Decimal
+    market: str
+    open_time: datetime
+    close_time: datetime
+
+
+def markets_of(coin: str) -> list[str]:
+    """The markets that may have the coin's price, the preferred one first."""
+    if not _COIN.fullmatch(coin):
+        return []
+    return [f"{coin}USDT", f"1/USDT{coin}", f"{coin}BTC*BTCUSDT", f"{coin}FDUSD*FDUSDUSDT"]
+
+
+class Klines:
+    """The candles of the UTC days from `first` to `last`; each symbol is requested once."""
+
+    def __init__(self, client: Client, first: date, last: date) -> None:
+        self._client, self._days = client, days_from(first, last)
+        self._candles: dict[str, Mapping[date, Decimal | UnusableCandle]] = {}
+
+    @property
+    def source(self) -> str:
+        """The host of the prices."""
+        return self._client.host
+
+    @property
+    def requests(self) -> int:
+        """The number of requests sent."""
+        return self._client.requests_sent
+
+    @cached_property
+    def now_ms(self) -> int:
+        """The exchange's time (ms), which decides whether a day has ended; raises `ExchangeError`."""
+        return self._client.get(responses.SERVER_TIME_PATH, {}, responses.server_time_ms)
+
+    def quote(self, market: str, day: date) -> Quote | None:
+        """The close at the end of the day; None if there was no such market on that day.
+
+        Raises `UnusableCandle` if only this day's close cannot be used, and another `ExchangeError` if the request fails.
+        """
+        usdt = Decimal(1)
+        for symbol in market.removeprefix("1/").split("*"):
+            close = self._closes(symbol).get(day)
+            if close is None:
+                if self._may_be_late(day) and day - DAY in self._closes(symbol):
+                    raise UnusableCandle(
+                        f"Binance has a candle of {symbol} for the day before, but none for this day yet"
+                    )
+                return None
+            if isinstance(close, UnusableCandle):
+                raise close
+            usdt = _EXACT.multiply(usdt, close)
+        if market.startswith("1/"):
+            usdt = _QUOTIENT.divide(1, usdt)
+        open_time = datetime(day.year, day.month, day.day, tzinfo=UTC)
+        return Quote(usdt, market, open_time, open_time + DAY - timedelta(milliseconds=1))
+
+    def _closes(self, symbol: str) -> Mapping[date, Decimal | UnusableCandle]:
+        if symbol not in self._candles:
+            found: dict[date, Decimal | UnusableCandle] = {}
+            # The day before the first one shows whether a missing candle is late.
+            before = [self._days[0] - DAY] if self._may_be_late(self._days[-1]) else []
+            for days in day_ranges([*before, *self._days], MAX_DAYS):
+                window = {"startTime": start_ms(days[0], _UTC), "endTime": start_ms(days[-1] + DAY, _UTC) - 1}
+                params = {"symbol": symbol, "interval": "1d", **window, "limit": MAX_DAYS}
+                found |= self._client.get(PATH, params, lambda body, days=days: _closes(body, symbol, days))
+            self._candles[symbol] = found
+        return self._candles[symbol]
+
+    def _may_be_late(self, day: date) -> bool:
+        return self.now_ms < start_ms(day + DAY + _LATE, _UTC)
+
+
+@contextmanager
+def open_klines(variables: Mapping[str, str], url: str, first: date, last: date) -> Generator[Klines]:
+    """The candles of these days, requested within a rate limit shared through the database at `url`."""
+    settings = MarketData.load(variables)
+    base_url = settings.binance_base_url
+    with SharedState(url) as shared:
+        limit = shared.limit(
+            f"binance prices {host_of(base_url)}", REQUESTS_PER_MINUTE, 60 / settings.affiliate_rate_scale
+        )
+        with Client(base_url, None, Clock(), limit, _read, network=Network(variables)) as client:
+            yield Klines(client, first, last)
+
+
+def _read(response: Response) -> bytes:
+    """The body; without candles if there is no such symbol. Raises `ExchangeError`."""
+    error = error_of(response) if response.status_code == 400 else None
+    if error and error.code in _NO_SUCH_SYMBOL and "symbol" in error.message.lower():
+        return _NO_CANDLES
+    return responses.read(response, "BINANCE_BASE_URL", "BINANCE_BASE_URL")
+
+
+def _closes(body: bytes, symbol: str, days: list[date]) -> dict[date, Decimal | UnusableCandle]:
+    """The close of each of the days that has a candle; raises ValueError if the candles are not those of the days."""
+    try:
+        rows = msgspec.json.decode(body, type=list[list[msgspec.Raw]])
+        times = [int(bytes(row[_OPEN_TIME])) for row in rows]
+        candles = {day_of(opened, _UTC): row for opened, row in zip(times, rows, strict=True)}
+        is_requested = len(candles) == len(rows) and candles.keys() <= {*days}
+        closes = {day: (bytes(row[_CLOSE]).decode(), int(bytes(row[_CLOSE_TIME]))) for day, row in candles.items()}
+    except (msgspec.DecodeError, IndexError, OverflowError) as error:
+        raise ValueError(f"no list of candles ({error})") from None
+    if not is_requested or any(opened != start_ms(day_of(opened, _UTC), _UTC) for opened in times):
+        raise ValueError("candles of other days than those requested")
+    return {day: _close(symbol, day, *values) for day, values in closes.items()}
+
+
+def _close(symbol: str, day: date, text: str, closed_ms: int) -> Decimal | UnusableCandle:
+    number = _CLOSE_TEXT.fullmatch(text)
+    if number and Decimal(number[1]) > 0 and closed_ms == start_ms(day + DAY, _UTC) - 1:
+        return Decimal(number[1])
+    return UnusableCandle(
+        f"Binance's candle of {symbol} has the close {quote(text.encode())} and the close time {closed_ms}, which is not the close "
+        "of the day"
+    )

@@ -1,0 +1,12 @@
+comment on table binance.kickback_historical_collection is 'The exports of kickbacks, one row per request. At most one per account is being collected.';
+comment on column binance.kickback_historical_collection.first_day is 'The first requested day, in UTC.';
+comment on column binance.kickback_historical_collection.last_day is 'The last requested day, in UTC.';
+comment on column binance.kickback_historical_collection.requested_at is 'When the export was requested.';
+comment on column binance.kickback_historical_collection.path_before is 'The path of the file that was offered before the request, which is that of another export.';
+comment on column binance.kickback_historical_collection.expires_at is 'When the export is given up; null until its request was accepted or an attempt has failed.';
+comment on column binance.kickback_historical_collection.path is 'The path of the file. The whole URL is a secret.';
+comment on column binance.kickback_historical_collection.other_paths is 'The paths of offered files that are those of other exports.';
+comment on column binance.kickback_historical_collection.note is 'What happened last.';
+comment on column binance.kickback_historical_collection.file is 'The file as received, if it could not be read.';
+comment on column binance.kickback_historical_collection.follows is 'No longer used.';
+comment on column binance.kickback_historical_collection.told is 'No longer used.';

@@ -1,0 +1,44 @@
+"""Exact amounts as text with a given number of decimals, and how they are distributed."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+
+ONE = 10**18
+"""One coin in the units of amounts."""
+SPREAD = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """A decimal in units of 10^-18, and how many of its decimals are written; further ones are cut off."""
+
+    units: int
+    scale: int
+
+    def __add__(self, other: "Amount") -> "Amount":
+        return Amount(self.units + other.units, max(self.scale, other.scale))
+
+    def __str__(self) -> str:
+        whole, rest = divmod(self.units // 10 ** (18 - self.scale), 10**self.scale)
+        return f"{whole}.{rest:0{self.scale}d}" if self.scale else f"{whole}"
+
+
+NOTHING = Amount(0, 0)
+
+
+def sum_of(amounts: Iterable[Amount]) -> Amount:
+    """Their sum, with the largest scale among them."""
+    return reduce(Amount.__add__, amounts, NOTHING)
+
+
+def spread(mean: int, first: int, second: int) -> int:
+    """A number whose mean is this one if both draws are uniform below SPREAD: mostly far smaller, rarely 60 times larger."""
+    # The mean of x / (draw + x / 100) for draws below x is ln 101 = 4.615, that of 3 (draw / x)^2 is 1.
+    return mean * 3 * second**2 * 1000 // (SPREAD * (first + SPREAD // 100) * 4615)
+
+
+def with_significant_digits(units: int, digits: int) -> int:
+    """The number with all digits after the first ones replaced by zeros."""
+    step = 10 ** max(0, len(f"{units}") - digits)
+    return units // step * step

@@ -1,0 +1,301 @@
+"""(f) What growth costs: connections, Dagster's events, bytes per row, and a day of a large table."""
+
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime, timedelta
+from itertools import pairwise
+from typing import Final
+from zoneinfo import ZoneInfo
+
+import psycopg
+
+from benchmarks.harness import MB, REBATES, IsolatedProject, Table, days_back, isolated_project, peaks
+from benchmarks.ranges import no_preparation
+from benchmarks.source import rebates, source
+
+DAYS, QUICK_DAYS = (1, 30, 365), (1, 10)
+IDLE_S, QUICK_IDLE_S = 60, 5
+SAMPLE_EVERY_S = 0.02
+# The assets whose bytes per row are measured.
+ASSETS = (
+    "binance/rebate_recent_record",
+    "binance/kickback_recent_record",
+    "lbank/invite_user_list",
+    "lbank/commission_stats_symbol_list",
+    "lbank/trade_user",
+    "lbank/money_detail_list",
+)
+USERS, RATE_SCALE = 1000, 1000
+SIZE_DAYS = 7
+ROWS_PER_DAY, OTHER_DAYS, QUICK_ROWS_PER_DAY = 100_000, 100, 1_000
+ACCOUNTS = 10
+LANDED: Final = "binance.rebate_recent_record"
+INDEX: Final = "rebate_recent_record_partition_date"
+
+
+@contextmanager
+def sessions(project: IsolatedProject) -> Iterator[dict[str, int]]:
+    """Yield the sessions that others open meanwhile, and their maximum at one time; final only after the block."""
+    found = {"opened": 0, "peak": 0}
+    ended = threading.Event()
+    count = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+    opened = "select sessions from pg_stat_database where datname = current_database()"
+
+    def sample() -> None:
+        while not ended.wait(SAMPLE_EVERY_S):
+            [(number,)] = connection.execute(count).fetchall()
+            found["peak"] = max(found["peak"], number)
+
+    with psycopg.connect(project.url, autocommit=True) as connection:
+        sampler = threading.Thread(target=sample)
+        [(before,)] = connection.execute(opened).fetchall()
+        sampler.start()
+        try:
+            yield found
+        finally:
+            ended.set()
+            sampler.join()
+        # A session is counted a moment after it was opened.
+        time.sleep(2)
+        [(after,)] = connection.execute(opened).fetchall()
+        found["opened"] = after - before
+
+
+def runs(project: IsolatedProject, numbers: Sequence[int]) -> Table:
+    """Land days without rows: the connections and events of a run."""
+    counts = {
+        "rows in `event_logs`": "select count(*) from event_logs",
+        "of these, of an asset": "select count(*) from event_logs where asset_key is not null",
+        "rows in `asset_event_tags`": "select count(*) from asset_event_tags",
+        "KB in `event_logs`": "select pg_total_relation_size('event_logs') / 1000",
+        "KB in all tables of Dagster": "select sum(pg_total_relation_size(oid))::bigint / 1000 from pg_class "
+        "where relnamespace = 'public'::regnamespace and relkind = 'r'",
+    }
+
+    def values() -> list[int]:
+        project.query("vacuum full")
+        return [project.query(count.encode()) for count in counts.values()]
+
+    lines: list[list[str]] = [[name] for name in ("peak RAM, MB", "sessions at one time", "sessions opened", *counts)]
+    # Create Dagster's tables.
+    project.materialize(REBATES, days_back(1))
+    for number in numbers:
+        before = values()
+        with sessions(project) as used:
+            measured = project.materialize(REBATES, days_back(number))
+        peak = measured.memory["contender"] // MB
+        growth = [after - earlier for after, earlier in zip(values(), before, strict=True)]
+        for line, value in zip(lines, (peak, used["peak"], used["opened"], *growth), strict=True):
+            line.append(f"{value:,}")
+    return Table(
+        f"One run of `{REBATES}`",
+        ["days", *map(str, numbers)],
+        lines,
+        ["*sessions*: of all processes of the run, the command included. *KB* includes indexes, after `vacuum full`."],
+    )
+
+
+def idle(project: IsolatedProject, idle_s: float) -> Table:
+    """Start a deployment's processes one after the other, without runs: the sessions of all so far, the RAM of each."""
+    workspace = ["-m", "affiliate_pipeline.definitions"]
+    commands = {
+        "code server": [sys.executable, "-m", "dagster", "api", "grpc", "-p", "4711", *workspace],
+        "webserver": [sys.executable, "-m", "dagster_webserver", "-p", "4712", "-w", "workspace.yaml"],
+        "daemon": [sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"],
+    }
+    (project.home / "workspace.yaml").write_text("load_from: [{grpc_server: {host: localhost, port: 4711}}]\n")
+    lines: list[list[str]] = []
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for name, command in commands.items():
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            processes.append(process)
+            time.sleep(20)
+            with sessions(project) as used, peaks(each=process.pid) as ram:
+                time.sleep(idle_s)
+            assert process.poll() is None, name
+            per_minute = used["opened"] * 60 / idle_s
+            lines.append([name, str(used["peak"]), f"{per_minute:.0f}", f"{ram['each'] / MB:,.0f}"])
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait()
+    return Table(
+        "Processes without runs, started one after the other",
+        ["once this one runs too", "sessions at one time", "sessions opened per minute", "RAM of this process, MB"],
+        lines,
+        ["The sessions are those of all processes so far."],
+    )
+
+
+def sizes(project: IsolatedProject) -> Table:
+    """Land several days of the sandbox's content: bytes per row."""
+    lines: list[list[str]] = []
+    today = datetime.now(ZoneInfo("Asia/Shanghai")).date()
+    for key in ASSETS:
+        days = days_back(SIZE_DAYS - 1) if key.startswith("binance") else [today - timedelta(days=n) for n in (3, 2, 1)]
+        project.materialize(key, days)
+        with psycopg.connect(project.url, autocommit=True) as connection:
+            table = key.replace("/", ".")
+            connection.execute(f"vacuum full analyze {table}".encode())
+            [row] = connection.execute(
+                f"select count(*), pg_table_size('{table}'), pg_indexes_size('{table}') from {table}".encode()
+            ).fetchall()
+        rows, heap, indexes = row
+        lines.append([f"`{key}`", f"{rows:,}", f"{heap / rows:.0f}", f"{indexes / rows:.0f}"])
+    return Table(
+        "Bytes per row", ["asset", "rows", "table", "indexes"], lines, ["Sandbox content, after `vacuum full`."]
+    )
+
+
+def fill(project: IsolatedProject, rows: int, days: int, accounts: int) -> None:
+    """Add rows of older days, in the order in which they would have landed: copies of the landed day's rows."""
+    names = project.query(
+        "select string_agg(quote_ident(attname), ', ') from pg_attribute where attrelid = %s::regclass and attnum > 0 "
+        "and attname not in ('account', 'partition_date')",
+        LANDED,
+    )
+    with psycopg.connect(project.url, autocommit=True) as connection:
+        for day in range(days, 0, -1):
+            for account in range(accounts):
+                connection.execute(
+                    f"insert into {LANDED} ({names}, account, partition_date) select {names}, %s, partition_date - %s "
+                    f"from {LANDED} where account = '' and partition_date = %s limit %s".encode(),
+                    (f"a{account}" if account else "", day, days_back(1)[0], rows // accounts),
+                )
+        connection.execute(f"vacuum analyze {LANDED}".encode())
+
+
+def partition(project: IsolatedProject, days: int) -> None:
+    """Replace the table by one that is partitioned by month, with the same rows."""
+    # The table may have rows of a few days more.
+    first = days_back(days + 6)[0].replace(day=1)
+    months = sorted({(first + timedelta(days=number)).replace(day=1) for number in range(days + 68)})
+    with psycopg.connect(project.url) as connection:
+        connection.execute(f"alter table {LANDED} rename to unpartitioned".encode())
+        connection.execute(f"alter index binance.{INDEX} rename to unpartitioned_day".encode())
+        connection.execute(
+            f"create table {LANDED} (like binance.unpartitioned including defaults including comments) "
+            "partition by range (partition_date)".encode()
+        )
+        connection.execute(f"create index {INDEX} on {LANDED} (partition_date)".encode())
+        for month, following in pairwise(months):
+            connection.execute(
+                f"create table {LANDED}_{month:%Y_%m} partition of {LANDED} for values from ('{month}') to ('{following}')".encode()
+            )
+        connection.execute(f"insert into {LANDED} select * from binance.unpartitioned order by partition_date".encode())
+        connection.execute("drop table binance.unpartitioned")
+    with psycopg.connect(project.url, autocommit=True) as connection:
+        connection.execute(f"vacuum analyze {LANDED}".encode())
+
+
+def step_s(project: IsolatedProject, day: date, rounds: int) -> float:
+    """The median duration of a run's step that lands the day as if for the first time."""
+    seconds: list[float] = []
+    for _ in range(rounds):
+        project.query("delete from affiliate.landing")
+        with psycopg.connect(project.url, autocommit=True) as connection:
+            connection.execute(f"delete from {LANDED} where partition_date = %s and account = ''".encode(), (day,))
+            connection.execute(f"vacuum {LANDED}".encode())
+        project.materialize(REBATES, [day])
+        seconds.append(project.step_s())
+    return statistics.median(seconds)
+
+
+def explained(project: IsolatedProject, statement: str) -> tuple[float, int]:
+    """Run a statement and undo it: its milliseconds, and the pages of 8 KB that it read."""
+    with psycopg.connect(project.url) as connection:
+        [(plan,)] = connection.execute(f"explain (analyze, buffers, format json) {statement}".encode()).fetchall()
+        connection.rollback()
+    root = plan[0]["Plan"]
+    return plan[0]["Execution Time"], root["Shared Hit Blocks"] + root["Shared Read Blocks"]
+
+
+def large(project: IsolatedProject, quick: bool, rounds: int) -> list[Table]:
+    """Land a day in an empty, a large and a partitioned table; read a day that several accounts have."""
+    rows, others = (QUICK_ROWS_PER_DAY, 3) if quick else (ROWS_PER_DAY, OTHER_DAYS)
+    [day] = days_back(1)
+    of_day = f"from {LANDED} where partition_date = '{day}' and account = ''"
+    project.clear()
+    landing = {"0": step_s(project, day, rounds)}
+    delete = {"0": explained(project, f"delete {of_day}")}
+    fill(project, rows, others, 1)
+    name = f"{rows * others:,}"
+    landing[name], delete[name] = step_s(project, day, rounds), explained(project, f"delete {of_day}")
+    partition(project, others)
+    name += ", by month"
+    landing[name], delete[name] = step_s(project, day, rounds), explained(project, f"delete {of_day}")
+    large = Table(
+        f"Landing a day of {rows:,} rows in a table with rows of {others} other days, median of {rounds}",
+        ["other rows", *landing],
+        [
+            ["step, s", *(f"{seconds:.2f}" for seconds in landing.values())],
+            ["relative to an empty table", *(f"{seconds / landing['0']:.2f}" for seconds in landing.values())],
+            ["delete of the day, ms", *(f"{ms:.0f}" for ms, _ in delete.values())],
+            ["pages read by the delete", *(f"{pages:,}" for _, pages in delete.values())],
+        ],
+        [
+            "*by month*: the table is partitioned, so that landing also reads the rows back and compares them. The "
+            "delete finds its rows cached."
+        ],
+    )
+    return [large, accounts(project, day, rows)]
+
+
+def accounts(project: IsolatedProject, day: date, rows: int) -> Table:
+    """Read one account's rows of a day that several accounts have, with and without an index for it."""
+    with psycopg.connect(project.url, autocommit=True) as connection:
+        connection.execute(f"truncate {LANDED}".encode())
+    project.query("delete from affiliate.landing")
+    project.materialize(REBATES, [day])
+    fill(project, rows, 5, ACCOUNTS)
+    read = f"select sum(income) from {LANDED} where partition_date = '{day - timedelta(days=2)}' and account = 'a3'"
+    lines = [["(partition_date)", *size_and_cost(project, INDEX, read)]]
+    for index, definition in {
+        "by_account": "(partition_date, account)",
+        "by_brin": "using brin (partition_date, account) with (pages_per_range = 16)",
+    }.items():
+        project.query(f"drop index binance.{INDEX if index == 'by_account' else 'by_account'}".encode())
+        project.query(f"create index {index} on {LANDED} {definition}".encode())
+        project.query(f"analyze {LANDED}".encode())
+        lines.append([definition, *size_and_cost(project, index, read)])
+    return Table(
+        f"One account's {rows // ACCOUNTS:,} rows of a day that {ACCOUNTS} accounts have",
+        ["index", "bytes per row", "pages read", "ms"],
+        lines,
+    )
+
+
+def size_and_cost(project: IsolatedProject, index: str, read: str) -> tuple[str, str, str]:
+    """The size of an index, and the cost of a query."""
+    size = "select sum(pg_relation_size(relid)) / (select count(*) from {}) from pg_partition_tree(%s)"
+    bytes_per_row = project.query(size.format(LANDED).encode(), f"binance.{index}")
+    ms, pages = min(explained(project, read) for _ in range(3))
+    return f"{bytes_per_row:.1f}", f"{pages:,}", f"{ms:.1f}"
+
+
+def run(quick: bool, rounds: int) -> list[Table]:
+    """Measure what growth costs."""
+    numbers = QUICK_DAYS if quick else DAYS
+    rows = QUICK_ROWS_PER_DAY if quick else ROWS_PER_DAY
+    tables: list[Table] = []
+    with (
+        source(rebates, [(0, days_back(number)) for number in numbers]) as quiet,
+        isolated_project(**quiet.environment) as project,
+    ):
+        tables.append(runs(project, numbers))
+        tables.append(idle(project, QUICK_IDLE_S if quick else IDLE_S))
+    with (
+        source(no_preparation, users=USERS, rate_scale=RATE_SCALE) as exchange,
+        isolated_project(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as project,
+    ):
+        tables.append(sizes(project))
+    with source(rebates, [(rows, days_back(1))]) as exchange, isolated_project(**exchange.environment) as project:
+        project.materialize(REBATES, days_back(1))
+        tables.extend(large(project, quick, rounds))
+    return tables
