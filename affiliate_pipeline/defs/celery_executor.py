@@ -92,7 +92,7 @@ class CeleryExecutor(StepDelegatingExecutor):
 
 @dataclass
 class _Task:
-    """The Celery task of a step: the worker that last reported it, and when it was last seen."""
+    """The Celery task of a step: the worker that last responded that it has it, and when it was last seen."""
 
     id: str
     run_id: str
@@ -158,7 +158,8 @@ class CelerySteps(StepHandler):
                 each.seen_at = time.monotonic()
         if time.monotonic() - task.seen_at < LOST_S:
             return CheckStepHealthResult.healthy()
-        where = f"worker {task.worker} no longer has it" if task.worker else "no worker has reported it"
+        worker = _executing_worker(step_handler_context) or task.worker
+        where = f"worker {worker} no longer has it" if worker else "no worker has reported it"
         return CheckStepHealthResult.unhealthy(
             f"its Celery task {task.id} is lost: {where}, and it is not in the queue {task.queue}. A worker was "
             "killed or has lost its network, or the broker has lost its data. Rows that had landed are unchanged; "
@@ -224,6 +225,18 @@ class CelerySteps(StepHandler):
                     json.loads(text) for key in lists for text in client.lrange(key, 0, -1)
                 ]
         return {message["headers"]["id"] for message in messages}
+
+
+def _executing_worker(context: StepHandlerContext) -> str | None:
+    """The worker that has begun to execute the step, which Dagster's task records in the run's log.
+
+    A worker may be killed before it has responded to any query.
+    """
+    run_id, step_key = context.execute_step_args.run_id, _step_key(context)
+    entries = context.instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    events = [entry.dagster_event for entry in entries if entry.dagster_event and entry.step_key == step_key]
+    workers = [event.engine_event_data.metadata.get("Celery worker") for event in events]
+    return next((f"{worker.value}" for worker in reversed(workers) if worker), None)
 
 
 def _event(step_context: Any, message: str) -> dg.DagsterEvent:

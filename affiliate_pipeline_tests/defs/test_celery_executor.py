@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import redis
+from dagster._core.events import EngineEventData
 from dagster._core.executor.step_delegating import StepHandlerContext
 from dagster._grpc.types import ExecuteStepArgs
 
@@ -103,7 +104,8 @@ class Submitted:
     contexts: dict[str, StepHandlerContext]
     # Run id and key of the steps whose processes are connected to the database.
     live: set[tuple[str, str]]
-    now: float = field(default_factory=time.monotonic)
+    # Whole seconds, whose differences are exact.
+    now: float = field(default_factory=lambda: float(int(time.monotonic())))
 
     def submit(self, step_key: str) -> None:
         list(self.steps.launch_step(self.contexts[step_key]))
@@ -176,6 +178,24 @@ def test_a_step_is_lost_if_a_worker_has_reserved_its_task_and_died(broker, submi
         # A worker that takes a task moves it from the queue to `unacked`, where it stays.
         broker.client.rename(key, "unacked")
         assert not submitted.is_healthy_after(LOST_S)
+
+
+def test_a_lost_step_names_the_worker_that_died_before_it_responded_to_a_query(broker, submitted):
+    context = submitted.contexts["step"]
+    with broker.running():
+        submitted.submit("step")
+        broker.client.flushall()
+        # As Dagster's task does before it executes the step.
+        context.instance.report_engine_event(
+            "Executing steps step in celery worker",
+            context.instance.get_run_by_id(context.execute_step_args.run_id),
+            EngineEventData({"Celery worker": dg.MetadataValue.text("dagster@worker2")}),
+            step_key="step",
+        )
+        assert submitted.steps.check_step_health(context).is_healthy
+        submitted.now += LOST_S
+        lost = submitted.steps.check_step_health(context)
+    assert "worker dagster@worker2 no longer has it" in lost.unhealthy_reason
 
 
 def test_a_step_is_not_lost_while_its_process_is_connected_to_the_database(broker, submitted):
