@@ -53,7 +53,7 @@ e2e: $(VENV)/.installed-dev
 
 # As root on Linux: three hosts in network namespaces. Without -n, since each test uses all cores for some minutes.
 cluster: $(VENV)/.installed-dev
-	$(BIN)/pytest -m '$(if $(SHORT),cluster and short,cluster)' --timeout 1800 $(ARGS)
+	$(BIN)/pytest -m '$(if $(SHORT),cluster and short,cluster)' --timeout 1800 affiliate_pipeline_tests/cluster $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(ARGS)
