@@ -26,7 +26,9 @@ from affiliate_pipeline.landing.store import Store
 
 READ_AGAIN_AFTER = timedelta(hours=1)
 POLL_S = 0.5
-ENDED = ("SUCCESS", "FAILURE", "CANCELED")
+# Dagster has no status of a run that a user has deleted.
+DELETED = "DELETED"
+ENDED = ("SUCCESS", "FAILURE", "CANCELED", DELETED)
 
 
 class LandingInterrupted(Exception):
@@ -136,7 +138,9 @@ class Landing:
                 while running:
                     if self.stopping.wait(POLL_S):
                         raise LandingInterrupted
-                    for run_id, status in self.dagster.statuses(running).items():
+                    statuses = self.dagster.statuses(running)
+                    for run_id in [*running]:
+                        status = statuses.get(run_id, DELETED)
                         if status in ENDED and (failed := self._end(run_id, status, running, began)):
                             failures.append(failed)
                     show(self._progress(requests, running, began))
@@ -170,8 +174,8 @@ class Landing:
             console.print(escape(f"{request}: done"))
         if status == "SUCCESS":
             return None
-        canceled = ("the run was canceled; the state of the other days is unchanged",)
-        return Failure(request, tuple(self.dagster.failures(run_id)) if status == "FAILURE" else canceled)
+        ended = (f"the run was {status.lower()}; the state of the other days is unchanged",)
+        return Failure(request, tuple(self.dagster.failures(run_id)) if status == "FAILURE" else ended)
 
     def _landed(self, requests: Iterable[Request], began: datetime) -> int:
         """How many of the requested days have landed since that time."""

@@ -166,7 +166,10 @@ def test_without_the_extras_up_names_them_and_creates_nothing(monkeypatch, tmp_p
 
 
 class Dagster:
-    """A stub of Dagster's webserver, whose runs have these statuses in launch order; `refused` makes a launch fail."""
+    """A stub of Dagster's webserver, whose runs have these statuses in launch order.
+
+    `refused` makes a launch fail; a `deleted` run has no status.
+    """
 
     def __init__(self, *statuses: str):
         self.run_statuses = [*statuses]
@@ -181,7 +184,8 @@ class Dagster:
         return f"{len(self.launched) - 1}"
 
     def statuses(self, run_ids) -> dict[str, str]:
-        return {each: self.run_statuses[int(each)] for each in run_ids}
+        statuses = {each: self.run_statuses[int(each)] for each in run_ids}
+        return {each: status for each, status in statuses.items() if status != "deleted"}
 
     def failures(self, _run_id) -> list[str]:
         return ["the reason"]
@@ -221,7 +225,7 @@ def test_a_snapshot_that_fails_because_its_day_has_ended_is_taken_on_the_next_da
     assert bool(failures) is (launched_on == 30)
 
 
-@pytest.mark.parametrize("failing", ["refused", "FAILURE", "CANCELED"])
+@pytest.mark.parametrize("failing", ["refused", "FAILURE", "CANCELED", "deleted"])
 def test_a_run_that_fails_does_not_stop_the_others(landing, capsys, failing):
     requests = [Request(name, (name,)) for name in ("lbank/roster", "affiliate/daily_report", "other/asset")]
     runs, dagster = landing("SUCCESS", failing, "SUCCESS")
@@ -232,6 +236,7 @@ def test_a_run_that_fails_does_not_stop_the_others(landing, capsys, failing):
         "refused": "affiliate/daily_report failed.\nDagster refused to launch it",
         "FAILURE": "affiliate/daily_report failed.\nthe reason",
         "CANCELED": "affiliate/daily_report failed.\nthe run was canceled",
+        "deleted": "affiliate/daily_report failed.\nthe run was deleted",
     }[failing] in printed
     assert dagster.cancelled == []
 

@@ -196,8 +196,9 @@ def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
     # Retry here: the sensor does not poll for a file whose days have landed.
     has_landed = export.state == "landed"
     offered = offered_file(session, wait=has_landed)
-    if isinstance(offered, Pending) and has_landed and not offered.is_conclusive:
-        raise Transient(f"the exchange did not send the URL of the file: {offered.note}")
+    if isinstance(offered, Pending) and not offered.is_conclusive:
+        text = f"the exchange did not send the URL of the file: {offered.note}"
+        raise Transient(text) if has_landed else _NotOffered(text)
     if isinstance(offered, Pending) or offered.path != export.path:
         raise _NotOffered("the exchange no longer offers the file")
     offered.check_host(session.client.host, session.settings.binance_file_hosts)
