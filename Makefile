@@ -16,8 +16,8 @@ define pip
 	$(PYTHON) -m pip --python $(BIN)/python --quiet --disable-pip-version-check $(1) 2>/dev/null \
 		|| { $(BIN)/python -m ensurepip >/dev/null && $(BIN)/python -m pip --quiet --disable-pip-version-check $(1); }
 endef
-# Installs the versions that constraints.txt pins. uv takes a fraction of pip's time; pip installs where uv cannot, as
-# where there is no wheel of uv, or where the index needs settings that only pip has.
+# Installs the versions that constraints.txt pins. uv takes a fraction of pip's time; pip is used if uv fails, for
+# example because there is no wheel of uv, or because the index needs settings that only pip has.
 define install
 	@UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(PYTHON) -m pip config get global.index-url 2>/dev/null)}}" \
 		$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt $(1) 2>/dev/null \
@@ -70,7 +70,7 @@ versions:
 	$(VERSIONS)/uv pip install --quiet --python $(VERSIONS)/python --resolution $(RESOLUTION) -e '.[embedded,ui,celery,k8s,dev]'
 	$(VERSIONS)/pytest -n auto $(ARGS)
 
-# The scripts of a virtual environment contain its path. After the folder was moved or copied, it is created again.
+# The scripts of a virtual environment contain its path, so it is created again after the folder was moved or copied.
 MOVED := $(shell test ! -L $(VENV) && test -f $(BIN)/affiliate-pipeline \
 	&& ! head -n 3 $(BIN)/affiliate-pipeline | grep -qF '$(CURDIR)/$(BIN)/' && echo moved)
 ifdef MOVED

@@ -208,7 +208,7 @@ def _configured(*more: Path) -> dict[str, str]:
     variables: dict[str, str | None] = dict(os.environ)
     for folder in (*more, Path.cwd()):
         variables |= _variables_in(folder / ".env")
-    # As in curl, a lower-case variable overrides the upper-case one, even if it is empty.
+    # As in urllib, a lower-case variable overrides the upper-case one, even if it is empty.
     for name in _PROXY_VARIABLES & variables.keys():
         variables.pop(name.upper(), None)
     return _nonempty(variables)

@@ -49,7 +49,10 @@ def program(
 
 
 def main() -> None:
-    """Run the command; print a failure as one line on standard error and exit with 1, or 2 if the arguments are wrong."""
+    """Run the command; exit with 1 if it fails, or with 2 if the arguments are wrong.
+
+    A failure is printed as one line on standard error.
+    """
     exit_code = 1
     try:
         raise SystemExit(app(prog_name=PROGRAM, standalone_mode=False))

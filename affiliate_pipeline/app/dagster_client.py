@@ -116,9 +116,9 @@ class DagsterClient:
         yield from of_steps or of_run
 
     def cancel(self, run_ids: Collection[str] = ()) -> None:
-        """Cancel these runs, by default all in progress, and wait until they have ended.
+        """Cancel these runs, by default all in progress, and wait at most `CANCEL_WAIT_S` until they have ended.
 
-        Their landed days are materialized; the state of the other days is unchanged, and no alert is raised.
+        Their landed days are materialized; the state of the other days is unchanged, and no failed run is reported.
         """
         deadline = time.monotonic() + CANCEL_WAIT_S
         chosen = {"runIds": [*run_ids]} if run_ids else {}

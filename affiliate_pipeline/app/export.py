@@ -72,7 +72,7 @@ def export(
         str,
         typer.Argument(
             metavar="TABLE",
-            help="A table or view, binance.rebate_recent_record, or an asset, binance/acme/rebate_recent_record",
+            help="A table or view (binance.rebate_recent_record), or an asset (binance/acme/rebate_recent_record)",
         ),
     ],
     days: Days = "",
@@ -141,7 +141,7 @@ def _write(extract: "Extract", kind: Format, file: BinaryIO, *, raw: bool) -> It
             texts, names = count_of(sum(escaped.values()), "text"), ", ".join(escaped)
             yield f"{texts} in {names} would be executed by a spreadsheet, so an apostrophe was added in front; --raw adds none"
         return
-    with tempfile.TemporaryFile() as whole:  # Both formats require a position, which a pipe does not have
+    with tempfile.TemporaryFile() as whole:  # both formats require a seekable file, which a pipe is not
         if kind is Format.xlsx:
             extract.write_workbook(whole)
         elif amounts := extract.write_parquet(whole):

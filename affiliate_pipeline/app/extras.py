@@ -1,4 +1,4 @@
-"""The extras of the package, which only the application needs, and the error that names the missing ones."""
+"""The extras that only the application needs, and the error that names the missing ones."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""The first day of each asset, which the first `up` with its credentials chooses."""
+"""The first day of each asset, chosen by the first `up` or `land` that has its credentials."""
 
 import signal
 import sys

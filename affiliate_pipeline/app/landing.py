@@ -115,7 +115,10 @@ class Landing:
         return [each for each in endpoints if each.lands_at and self.environment.is_any_set(each.credentials)]
 
     def stale(self) -> list[Request]:
-        """The days whose commission is to be added up again, or whose prices are missing. While `up` runs, the sensor `stale_days` does the same."""
+        """The days whose commission is to be added up again, or whose prices are missing.
+
+        While `up` runs, the sensor `stale_days` requests them too.
+        """
         with self._store() as store:
             first, last = first_earning_day(self.catalog, self.environment), datetime.now(UTC).date() - DAY
             commission = Commission(store, self.catalog.earning, has_prices=self.environment.has_prices)

@@ -36,7 +36,7 @@ _SERVICES = {
 }
 # The folder for DAGSTER_HOME of a Dagster without daemon.
 _WITHOUT_DAEMON = "dagster_without_daemon"
-# A file whose time is that of the daemon's last end.
+# A file whose modification time is when the daemon was last stopped.
 _DAEMON_ENDED = "daemon.ended"
 
 
@@ -54,7 +54,8 @@ def exclusive(home: Path) -> Generator[None, None, None]:
             )
         lock.seek(0)
         killed = lock.read()
-        # Write the own pid first: until then, `down` reads the pid of the killed process, which may have been reused.
+        # Write this process's pid first: until then, `down` reads the pid of the killed process, which may have been
+        # reused.
         lock.truncate(0)
         lock.write(f"{os.getpid()}")
         lock.flush()

@@ -31,7 +31,7 @@ Days = Annotated[
     str,
     typer.Argument(
         metavar="[DAYS]",
-        help="One day or a range, 2026-10-01...2026-10-31; none for a table without days, as lbank/roster",
+        help="One day or a range, 2026-10-01...2026-10-31; none for a table without days, such as lbank/roster",
     ),
 ]
 

@@ -11,7 +11,8 @@ from typing import BinaryIO
 def replacing(path: Path, mode: int = 0o666) -> Generator[BinaryIO, None, None]:
     """Yield a file that replaces `path` at the end of the block; if the block fails, `path` is unchanged.
 
-    An `OSError` of writing names `path`. What is no regular file, such as /dev/null, is written to directly.
+    If `path` exists and is not a regular file, such as /dev/null, it is written to directly. Otherwise, an `OSError`
+    raised during the write names `path`.
     """
     target = path.resolve()
     if target.exists() and not target.is_file():

@@ -33,7 +33,7 @@ class Variables(Mapping[str, str]):
         return len(list(iter(self)))
 
     def _in_file(self, name: object) -> bool:
-        # The names of secret variables are computed, so look for the file's variable first.
+        # `secret_variables` computes the names at each call, so look for the file's variable first.
         if not isinstance(name, str) or f"{name}{FILE_SUFFIX}" not in self._given:
             return False
         return name.partition(ALIAS_SEPARATOR)[0] in secret_variables()

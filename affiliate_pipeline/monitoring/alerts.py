@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Alert:
-    """A message to people; each key is raised once.
+    """A message to people; only one is raised per key.
 
     `failed`: the failed days by asset key (empty: the asset itself); once all have landed, one message reports it.
     """
@@ -87,7 +87,7 @@ def _by_text(texts: Mapping[date, str] | Mapping[date | None, str], about: str =
     for text, days in list(by_text.items())[:MAX_CAUSES]:
         yield ": ".join(filter(None, [", ".join(filter(None, [about, format_days(days)])), text]))
     if len(by_text) > MAX_CAUSES:
-        yield f"… and {len(by_text) - MAX_CAUSES} other causes, named in the run."
+        yield f"… and {count_of(len(by_text) - MAX_CAUSES, 'other cause')}, named in the run."
 
 
 def _title(parts: Sequence[str]) -> str:

@@ -63,9 +63,10 @@ class Message:
 
 
 def messages(alerts: Sequence[Alert]) -> list[Message]:
-    """The alerts in order, in as few messages as fit into `MAX_MESSAGE_CHARACTERS`; then each digest alone.
+    """The alerts in order, bundled into as few messages as possible; then each digest alone.
 
-    The title of a digest has its total, which a bundle's title would replace.
+    A bundle has at most `MAX_MESSAGE_CHARACTERS`; a longer alert is a message of its own. The title of a digest has its
+    total, which a bundle's title would replace.
     """
     bundles: list[list[Alert]] = []
     room = 0

@@ -52,7 +52,8 @@ ACTIONS: dict[type[ExchangeError], str] = {
 MAX_LINES = 5
 # Daemons write a heartbeat every 30 seconds, the scheduler every minute.
 MAX_SILENCE = timedelta(seconds=150)
-# What Dagster has recorded: which daemons have written no heartbeat since an instant, whether any schedule runs, and the sensors and schedules that are stopped or whose last tick failed.
+# What Dagster has recorded: which daemons have written no heartbeat since an instant, whether any schedule runs, and
+# the sensors and schedules that are stopped or whose last tick failed.
 _AUTOMATION: Final = """
 select array(
     select lower(type) from unnest('{SENSOR,SCHEDULER}'::text[]) type where not exists (

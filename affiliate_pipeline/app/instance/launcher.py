@@ -18,7 +18,7 @@ DAY_S = 86_400
 
 
 class RunHealth(RunLauncher):
-    """Adds to a launcher that it notices runs whose processes have died, wherever these ran.
+    """Extends a launcher: it also notices runs whose processes have died, on any machine.
 
     Such a process was killed together with the one that launched it, or with its machine, or was started from the
     command line and killed. Without this check, its run could stay in the status STARTED forever.

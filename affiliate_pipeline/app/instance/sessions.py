@@ -12,7 +12,7 @@ _NAME = "affiliate_pipeline"
 
 
 class SessionSettings(CreateEnginePlugin):
-    """Applies the settings in every new session of an engine whose URL is one of `with_session_settings`.
+    """Applies the settings in every new session of an engine whose URL `with_session_settings` returned.
 
     They are statements rather than `options` in the URL, which poolers reject or ignore.
     """
