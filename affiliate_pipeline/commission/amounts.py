@@ -10,7 +10,7 @@ EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 # Of amounts as displayed.
 SIGNIFICANT_DIGITS = 6
 _ROUNDED = Context(prec=SIGNIFICANT_DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)
-# From here on, a number with all its digits is wider than a phone's column.
+# A number with more integer digits is wider than a phone's column.
 _MAX_INTEGER_DIGITS = 9
 _MIN_EXPONENT = -6
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -1,4 +1,4 @@
-"""The columns of the tables and views of earnings: name, type and description.
+"""The columns of the tables of earnings and prices, and of the views: name, type and description.
 
 The migrations create them. Dagster's catalog and the data dictionary show them.
 """

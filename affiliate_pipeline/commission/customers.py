@@ -27,7 +27,7 @@ SET_WORK_MEM: Final = "set local work_mem = '32MB'"
 
 @dataclass(frozen=True)
 class Customer:
-    """What the records on one customer of an account are worth in USDT, as far as they have a value."""
+    """What an account's records of one customer are worth in USDT, as far as they have a value."""
 
     exchange: str
     account: str

@@ -55,7 +55,7 @@ class Figures:
     # The customers of each account whose records of `days` are worth most, highest value first.
     customers: Sequence[Customer]
     incomplete: Sequence[Incomplete]
-    # Days with landed rows that have not been added up yet.
+    # Days with landed rows or prices that have not been added up yet.
     stale: Sequence[date] = ()
     # Days with earnings whose market prices have not landed.
     unpriced: Sequence[date] = ()
@@ -145,7 +145,7 @@ def _gather(
 
 
 def incomplete(commission: Commission, configured: Sequence[Records], days: Sequence[date]) -> list[Incomplete]:
-    """The missing and unsettled days of each kind that is configured or has landed any day.
+    """The missing and unsettled days of each kind that is configured or has landed any of `days`.
 
     Landed days count, so that a report made without credentials covers what other machines land. If no kind is
     configured or landed, all days of every kind are missing.

@@ -118,7 +118,7 @@ def lacks(figures: Figures, days: Sequence[date]) -> list[str]:
 
 
 def gaps(figures: Figures) -> list[str]:
-    """Each kind of earnings with its missing and unsettled days, one line each; none if every day is complete."""
+    """One line per gap: missing or unsettled days of a kind of earnings, days not added up, days without prices."""
     lines: list[str] = []
     for each in figures.incomplete:
         if each.missing:
@@ -222,7 +222,7 @@ def _names(found: Mapping[str, Sequence[date]], days: Sequence[date]) -> str:
 
 
 def _named(name: str, found: Sequence[date], days: Sequence[date]) -> str:
-    """The name with its days, unless they are all days in question."""
+    """The name with its days, which are left out if they are all of `days`."""
     return name if [*found] == [*days] else f"{name} of {format_days(found)}"
 
 

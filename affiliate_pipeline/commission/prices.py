@@ -39,7 +39,8 @@ MAX_FAILURES_IN_A_ROW: Final = 3
 _UTC = ZoneInfo("UTC")
 _IMPACT: Final = "Prices that had landed are unchanged. Coins without one have no market value yet"
 _ACTION: Final = (
-    "The day is requested again within the hour. Where Binance's prices cannot be reached, set AFFILIATE_PRICES=off"
+    "The day is requested again within the hour. Where Binance's prices cannot be reached, set AFFILIATE_PRICES=off; "
+    "in your own Dagster project, set prices=False"
 )
 _LOCK: Final = "select pg_advisory_xact_lock(hashtext('affiliate.price'), %s - '2000-01-01'::date)"
 
@@ -54,7 +55,7 @@ class PricedDay:
 
 @dataclass(frozen=True)
 class _Market:
-    """A coin's market; without one, there is none from `since` on, for `MARKET_DAYS`."""
+    """A coin's market, which had a price on `since`; None: there is none from `since` on, for `MARKET_DAYS`."""
 
     market: str | None
     since: date

@@ -1,8 +1,8 @@
 """Exact daily sums of earnings, in the table `affiliate.daily_commission`.
 
 PostgreSQL adds amounts up; they are read as texts or decimals, never as floats. A day is added up as a whole, in one
-transaction, and `affiliate.computed_day` records which landed content was added up: if the ledger differs, the day is
-stale.
+transaction, and `affiliate.computed_day` records which landed rows and prices were used: if these have changed since,
+the day is stale.
 """
 
 from collections.abc import Mapping, Sequence
@@ -99,7 +99,7 @@ class Commission:
         self.alternatives = list(by_money.values())
 
     def landed(self, first: date, last: date) -> dict[date, dict[str, bool]]:
-        """By day, the assets that have landed it and whether it has settled there."""
+        """By day, the assets that have landed it, each with whether the day has settled."""
         query = sql.SQL("select partition, settled from ({}) ledger where partition between %s and %s")
         return dict(self._fetch(query.format(self._ledger), [first, last]))
 

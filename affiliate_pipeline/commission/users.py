@@ -90,7 +90,7 @@ class _Search:
         self.users: dict[tuple[str, str, str, str], User] = {}
 
     def add(self, endpoint: Endpoint, newest: date) -> None:
-        """Add the users that the endpoint's rows name; `newest` is its last landed day."""
+        """Add the users found in the endpoint's rows; `newest` is its last landed day."""
         if not endpoint.users or not endpoint.users.names:
             return
         rows = endpoint_tables.rows_of(endpoint, newest)
@@ -105,7 +105,7 @@ class _Search:
             self._add(endpoint, endpoint.users, rows)
 
     def add_table(self, table: ReferenceTable) -> None:
-        """Add the users that the reference table names."""
+        """Add the users found in the reference table."""
         [(exists,)] = self._connection.execute("select to_regclass(%s) is not null", (table.table,)).fetchall()
         if table.users and exists:
             rows = sql.SQL("{} where account = {}").format(sql.Identifier(*table.table.split(".")), table.alias)

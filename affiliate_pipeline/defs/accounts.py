@@ -123,7 +123,7 @@ class Account(ABC):
     def values(self, role: str) -> dict[str, str]:
         """The values that are set now, by the name in `names`.
 
-        Raises `SettingsError` if a subclass of `ApiKey` fails.
+        Raises `SettingsError` if a subclass of `ApiKey` fails or the file of a secret cannot be used.
         """
         names = dict(self.names)
         found = {names[variable]: value_of(value) for variable, (_, value) in self.arguments.items()}
@@ -144,7 +144,7 @@ class Account(ABC):
         return dict(self.names)[variable], value
 
     def check(self) -> None:
-        """Raise `InvalidArgument` for what is wrong whatever the values of the variables are."""
+        """Raise `InvalidArgument` for errors that do not depend on the values of variables."""
         if self.alias and not is_alias(self.alias):
             raise InvalidArgument(
                 f"alias {self.alias!r}: use up to 31 lower-case letters, digits and single underscores, the first one a "
@@ -245,7 +245,7 @@ class LBankAccount(Account):
 def _from_subclass(key: ApiKey) -> tuple[str, str]:
     try:
         api_key, secret = key.credentials()
-        # As for a variable: a mounted file often ends with a line end.
+        # As for a variable: a mounted file often ends with a newline.
         return stripped(api_key), stripped(secret)
     except AffiliateError:
         raise

@@ -59,7 +59,7 @@ class AccountsPipeline(PipelineResource):
         return {**_network_variables(), **own}
 
     def price_variables(self) -> Mapping[str, str]:
-        """The base URL of the first account at Binance, if there is one, and the process's proxies."""
+        """The base URL of the first account at Binance, if there is one, and the process's proxies and certificates."""
         urls = [value_of(each.base_url) for each in self._accounts.values() if each.exchange is BINANCE]
         return {**_network_variables(), **({BINANCE.base_url_variable: urls[0]} if urls and urls[0] else {})}
 

@@ -107,7 +107,7 @@ class CelerySteps(StepHandler):
 
     def __init__(self, broker: str, backend: str, is_step_live: IsStepLive):
         # The app that submits has no backend: with one, Celery subscribes to each task's result, and the subscription
-        # fails for good once the backend was restarted. `_results` only reads the state of tasks.
+        # fails for good once the backend has been restarted. `_results` only reads the state of tasks.
         self._app: Any = _untyped_app.make_app({"broker": broker, "backend": "disabled://", "config_source": _SETTINGS})
         self._results: Any = _untyped_app.make_app({"broker": broker, "backend": backend}).backend
         self._is_step_live = is_step_live
@@ -174,7 +174,7 @@ class CelerySteps(StepHandler):
         yield _event(step_handler_context.get_step_context(step_key), "Revoked the step's Celery task")
 
     def drop(self, step_key: str | None) -> None:
-        """Check the task of this step no more, because the step has ended."""
+        """Stop checking the task of this step, which has ended."""
         self._tasks.pop(step_key or "", None)
 
     def _find_tasks(self) -> None:

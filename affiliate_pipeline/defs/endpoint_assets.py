@@ -129,9 +129,7 @@ def _metadata_explained(endpoint: Endpoint) -> str:
         "changed": "whether the run has changed the stored rows; false if the exchange returned the same rows again"
     }
     if isinstance(endpoint, Records):
-        lines["kept"] = (
-            "true if the exchange no longer has the day: nothing was requested, and the stored rows are unchanged"
-        )
+        lines["kept"] = "true if the exchange no longer has the day, so the stored rows are unchanged"
         if endpoint.time_column:
             lines["first`, `last"] = f"the earliest and the latest `{endpoint.time_column}` of the day"
         if endpoint.sum_by:

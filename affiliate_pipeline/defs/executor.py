@@ -87,7 +87,7 @@ def executor_of(variables: Mapping[str, str], database_of: DatabaseOf) -> dg.Exe
 
     Args:
         variables: Those of the environment.
-        database_of: Returns the URL of the database of a Dagster instance's runs.
+        database_of: Returns the URL of the database that the runs of a Dagster instance land in.
     """
     settings = execution_in(variables)
     name = settings.affiliate_executor

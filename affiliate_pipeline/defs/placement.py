@@ -32,7 +32,7 @@ class Placement:
     schedules: dg.DefaultScheduleStatus = dg.DefaultScheduleStatus.STOPPED
     # Sensors that request runs in normal operation, as schedules do: of kickback exports and of stale commission days.
     requests: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING
-    # Sensors that monitor, alert, and repeat failed days.
+    # Sensors that request overdue days, raise alerts and deliver them.
     monitoring: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING
 
     def key(self, asset: str) -> dg.AssetKey:

@@ -109,7 +109,7 @@ class PipelineResource(ABC):
 
     @abstractmethod
     def price_variables(self) -> Mapping[str, str]:
-        """The variables that requests of market prices read; raises `SettingsError`."""
+        """The variables that requests for market prices read; raises `SettingsError`."""
 
     def klines(self, first: date, last: date) -> AbstractContextManager[Klines]:
         """The market prices of these days; raises `SettingsError`."""

@@ -29,7 +29,7 @@ EVERY_S = 60
 def build_digest(
     earning: Sequence[Records], digest: Digest, placement: Placement = OWN, *, has_prices: bool = False
 ) -> dg.SensorDefinition:
-    """The sensor that adds the digest of these endpoints' earnings to the alerts."""
+    """The sensor that adds the digest, which covers all accounts with landed days, to the alerts."""
 
     @sensor(
         name=placement.name("digest"),

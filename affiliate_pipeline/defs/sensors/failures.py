@@ -50,7 +50,7 @@ MAX_RETRY_LAUNCH_S = 300
 # `NO_DAY_MISSING` is not among them: the monitor raises its own alerts about overdue days, with deadlines.
 REPORTED_CHECKS = {DAY_IS_SOUND, SAME_ROWS}
 _Partitions = set[tuple[AssetKey, str | None]]
-# Step failures, each with the own assets that the step should have materialized.
+# Step failures, each with this package's assets that the step should have materialized.
 _Failures = list[tuple[set[AssetKey], DagsterEvent]]
 
 
@@ -195,7 +195,7 @@ def _own_failures(instance: DagsterInstance, run_id: str, plan: Iterable[Dagster
 def _failed_assets(
     failures: _Failures, planned: _Partitions, landed: _Partitions, own: _OwnAssets
 ) -> Iterator[alerts.FailedAsset]:
-    """The days of own assets that the run planned to materialize and did not."""
+    """The days of this package's assets that the run planned to materialize and did not."""
     problems: dict[AssetKey, Mapping[date, Problem]] = {}
     for assets, event in failures:
         if failure := event.step_failure_data.user_failure_data:

@@ -52,7 +52,7 @@ class ExportEndpoints:
 
 
 def export_endpoints(endpoints: Sequence[Endpoint[Any]]) -> Iterator[ExportEndpoints]:
-    """Those of each account that has the history among its endpoints."""
+    """The endpoints of kickbacks of each account that has the history."""
     for each in endpoints:
         if each.strategy == HISTORY.strategy:
             kickbacks = RECENT_KICKBACKS, HISTORY_REQUEST, HISTORY
@@ -122,7 +122,7 @@ def _landing(
     unfinished = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
     if any(selected(context, run, {key}) for run in unfinished):
         return dg.SkipReason("a run is landing an export")
-    # Of this code location only: the id is unique in its database.
+    # Only this code location's runs: an export in another one's database may have the same id.
     tagged = instance.get_runs(dg.RunsFilter(tags={EXPORT_TAG: str(ready.id)}))
     finished = sum(bool(selected(context, run, {key})) for run in tagged)
     if finished >= MAX_RUNS:

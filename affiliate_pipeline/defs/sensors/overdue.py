@@ -44,7 +44,7 @@ from affiliate_pipeline.monitoring.overdue import (
     overdue_days,
 )
 
-# Affects only how soon a change is noticed; when a day is requested depends on the day's own times.
+# How soon a change is noticed, and how often the heartbeat is called. A day's own times decide when it is requested.
 EVERY_S = 30
 # Longer than the pauses of the delivery, so that a short outage of a target does not stop the heartbeat.
 DELIVERED_WITHIN = timedelta(hours=1)
@@ -62,8 +62,9 @@ def build_watch(endpoints: Sequence[Endpoint], placement: Placement = OWN) -> dg
         default_status=placement.monitoring,
         required_resource_keys=placement.required,
         minimum_interval_seconds=EVERY_S,
-        description=f"Requests overdue days at most {MAX_ATTEMPTS} times with growing pauses; warns before a day expires at "
-        "the exchange, and reports when one is lost.",
+        description=f"Requests overdue days at most {MAX_ATTEMPTS} times with growing pauses, and once more after the "
+        "promised retention if the exchange may retain them longer; warns before a day expires at the exchange, and "
+        "reports when one is lost.",
     )
     def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         return _watch(context, placement.pipeline(context), monitored)
@@ -174,7 +175,7 @@ def _request(key: dg.AssetKey, days: Sequence[date], states: Mapping[date, State
 
 @dataclass(frozen=True)
 class _Partitions:
-    """The monitored partitions of an asset, as Dagster counts them: one is landed, failed or missing."""
+    """The monitored partitions of an asset, as Dagster counts them: each is landed, failed or missing."""
 
     days: Sequence[date]
     failed: Sequence[date]
