@@ -1,5 +1,5 @@
 """The exchanges: their endpoints, and how requests to them are signed, sent and paged.
 
 Fetching yields days of rows as received, and `landing` writes them to the endpoints' tables. The roster is the only
-asset's table that is written here.
+asset whose table is written here.
 """

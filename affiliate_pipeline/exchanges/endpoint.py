@@ -27,7 +27,7 @@ VariableNames = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Exchange(Generic[SessionT]):
-    """A service with its time zone and its accounts."""
+    """A service, its time zone, and how its accounts are configured."""
 
     name: str
     title: str
@@ -63,7 +63,7 @@ class Probe(Generic[SessionT]):
 class Money:
     """The rows are money earned; `Records.sum_by` names its amount and coin.
 
-    Endpoints of an exchange with the same `kind` report the same money, so that only one of them counts per day.
+    Endpoints of an account with the same `kind` report the same money, so only one of them counts per day.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class Money:
     earners: tuple[str, ...]
     # The column with the amount in USDT, where the source gives it.
     usdt: str | None = None
-    # The column whose code is appended to the kind by name, as in `commission spot`, and the name of each code.
+    # A column of codes and the name of each code, which is appended to the kind: `commission spot`.
     kind_by: tuple[str, tuple[tuple[int, str], ...]] | None = None
 
 
@@ -121,12 +121,12 @@ class Endpoint(Generic[SessionT]):
     # Variables of the default account that it needs in addition to the credentials.
     requires: tuple[str, ...] = ()
     users: Users | None = None
-    # When its schedule lands it, in the exchange's zone; None: only on request.
+    # When its daily schedule lands it, in the exchange's zone; None: it has no daily schedule.
     lands_at: time | None = None
     # The account's alias; empty: the exchange's default account.
     alias: str = ""
-    # Maps a default account's variable to the one in which this account's value is found, and which messages name. If
-    # empty, the account's variable is the default account's with the alias as its suffix.
+    # By a default account's variable, the name under which this account's value is found and reported. If empty, the
+    # account's variable is the default account's with the alias as its suffix.
     names: VariableNames = ()
 
     @property
@@ -135,7 +135,7 @@ class Endpoint(Generic[SessionT]):
         return self.key_of(self.name)
 
     def key_of(self, name: str) -> str:
-        """The asset key as text of another endpoint or table of the same account."""
+        """The asset key, as text, of another endpoint or table of the same account."""
         return "/".join(filter(None, (self.exchange.name, self.alias, name)))
 
     @property

@@ -19,8 +19,8 @@ from affiliate_pipeline.http.errors import ExchangeError
 class DayBatch:
     """All rows of one day as received, proven complete.
 
-    `chunks` are JSON objects joined by commas, readable repeatedly. `requested_ms` is when the oldest response was
-    requested; None: after the run began. `note` and `warnings` are for people; a warning needs a fix.
+    `chunks` are JSON objects joined by commas, and can be read more than once. `requested_ms` is when the oldest
+    response was requested; None: after the run began. `note` and `warnings` are for people; a warning needs a fix.
 
     `excluded` has an entry for each user that the exchange refuses, `unlisted` for each response without a list (see
     `lists`). An entry has the values (by JSON name) that the missing rows would share; an empty one matches any row.
@@ -54,7 +54,7 @@ class DayError:
 class RequestPlan:
     """How many requests some days take, and how long the minimum takes at the permitted rate.
 
-    `max_requests` is None if unknown. `changes` lists what would be changed at the exchange.
+    `max_requests` is None if unknown. `changes` are lines about what would, and would not, be changed at the exchange.
     """
 
     min_requests: int

@@ -1,7 +1,7 @@
 """The accounts that API keys belong to, as the exchanges state them. Only this module names their table.
 
-The ledger records the key that fetched a day. A new key of the same account continues its days; a key of another account
-is refused before any record is requested, because the records of two accounts would be mixed.
+The ledger records the key that fetched a day. A new key of the same account may land that day too; a key of another
+account is refused before any record is requested, because the records of two accounts would be mixed.
 """
 
 from collections.abc import Callable, Sequence
@@ -117,7 +117,7 @@ class AccountKeys(TableStore):
         return recorded_keys(self._connection, self._key)
 
     def try_exclusive(self) -> AbstractContextManager[bool]:
-        """Yield whether no other session requests the identity of the account and role."""
+        """Lock the account's identity; yields whether no other session was requesting it."""
         return try_locked(self._connection, *self._lock)
 
     def wait(self) -> None:
@@ -206,7 +206,7 @@ class KeyIdentity:
         return self._sources
 
     def recorded_sources(self, connection: psycopg.Connection[Any]) -> list[str]:
-        """As `sources`, but of what the database has recorded; sends nothing."""
+        """As `sources`, but from what the database has recorded; sends nothing."""
         with as_store_unavailable():
             exists = connection.execute("select to_regclass(%s) is not null", (TABLE,)).fetchone() == (True,)
         keys = recorded_keys(connection, self.key) if exists else []

@@ -1,4 +1,4 @@
-"""Actions of runs at an exchange that have not landed yet, as rows of action logs."""
+"""What runs did at an exchange, as rows of action logs that have not landed yet."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -26,7 +26,7 @@ class PendingActions(TableStore):
         return dict(rows.fetchall())
 
     def put(self, name: str, row: bytes) -> None:
-        """Store the row durably; it replaces one of the same name, also one of an earlier key."""
+        """Store the row durably; it replaces one of the same name, even of an earlier key."""
         self._execute(
             f"with earlier as (delete from {TABLE} where asset = %(asset)s and name = %(name)s "
             "and source = any(%(sources)s) and source <> %(source)s) "

@@ -23,7 +23,7 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange, Records, R
 from affiliate_pipeline.exchanges.lbank import endpoints as lbank
 
 _EXCHANGES = (binance, lbank)
-# How similar an unknown variable is to the one that was probably meant (1: equal).
+# How similar an unknown variable must be to a known one for that to be suggested (1: equal).
 MIN_SIMILARITY, MIN_SIMILARITY_WITHOUT_PREFIX = 0.7, 0.9
 # Without `_file` at the end, which marks the path of a secret: `LBANK_API_SECRET__ACME_FILE`.
 _ALIAS = re.compile(r"(?!.*__|.*_file$)[a-z][a-z0-9_]{0,30}")
@@ -42,7 +42,7 @@ class Catalog:
         return tuple(each for each in self.endpoints if isinstance(each, Records) and each.money)
 
     def with_accounts(self, aliases: Mapping[str, Iterable[str]]) -> "Catalog":
-        """These, and those of further accounts; `aliases` lists them by the exchange's name."""
+        """These, and those of further accounts; `aliases` has their aliases by exchange name."""
         more = [each.for_account(alias) for each in self.endpoints for alias in aliases.get(each.exchange.name, ())]
         tables = [
             each.for_account(alias)

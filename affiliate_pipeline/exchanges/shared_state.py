@@ -16,7 +16,7 @@ from affiliate_pipeline.postgres.table_store import TableStore
 # A slot of a large budget permits several requests, so that not every request needs the database.
 MAX_SLOTS = 300
 
-# When each of the days of an asset last landed or had its rows rejected; other days are missing.
+# When each day of an asset last landed or was confirmed, or its rejected rows were requested; other days are missing.
 HandledAt = Callable[[psycopg.Connection[Any], str, Sequence[date]], Mapping[date, datetime]]
 
 
@@ -64,5 +64,5 @@ class SharedState:
     def open(self, store: Callable[..., _Store], *args: object) -> _Store:
         """A store made with the database's URL and these arguments."""
         if self._url is None:
-            raise ValueError("an account is tested without a database")
+            raise ValueError("a store requires the URL of a database")
         return self._stack.enter_context(store(self._url, *args))

@@ -146,7 +146,7 @@ class ServerBehaviour:
 
         Proof takes two requests: the rows before this page's last millisecond fit into one page and have the same times
         as this page's, and there are newer rows, which this page lacks (a page that is full by chance proves nothing).
-        After one page out of order, no page is trusted.
+        After one page that is out of order or lacks older rows, no page is trusted.
         """
         newest = max(page.times)
         with self._lock:
@@ -262,14 +262,14 @@ class _Walk:
                     self._unproven.append((first, last))
                     return []
                 if self._server.prove_ends(page.times[0]) != (0, 0):
-                    # Request the earlier windows again, this time with their ends.
+                    # Request the earlier windows again, now widened to include their ends.
                     return [*self._unproven, (first, last)]
                 self._accept_unproven()
             return self._accept_page(first, last, page)
         except (Refused, Transient) as error:
             if len(days) > 1:
                 return self._by_days([[day] for day in days], first, last)
-            # The failed request may have been one to prove a received page: store that page too.
+            # The failed request may have been part of the proof for a received page: store that page too.
             received = list(map(bytes, page.rows)) if page else []
             more = Counter(error.received) - Counter(received)
             self._fail(days[0], error.about([*received, *more.elements()]))

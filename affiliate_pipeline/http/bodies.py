@@ -32,7 +32,7 @@ def as_utf8(body: bytes) -> bytes:
 
 
 def repaired(body: bytes) -> bytes:
-    """The body with everything that is invalid JSON replaced; a valid body is unchanged.
+    """The body with what is invalid JSON or nested too deep replaced; any other is unchanged.
 
     Half a surrogate pair becomes U+FFFD. Control characters are escaped, and so are backslashes that begin no escape.
     Literals and numbers that JSON lacks (NaN, 01) become texts, and so do values nested deeper than MAX_DEPTH.

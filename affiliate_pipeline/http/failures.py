@@ -83,7 +83,7 @@ class Interpreter:
     def _overriding_code(
         self, text: str, status: int, response: Response, error: ErrorBody, meaning: Meaning | None
     ) -> ExchangeError | None:
-        """A location, limit, outage or redirect, which overrides the code's meaning; otherwise None."""
+        """The error for a location, limit, outage or redirect, whatever the code; otherwise None."""
         target = redirect_target(response.status_code, response.headers)
         if status == 451 or re.search(LOCATION, error.message):
             return Fatal(

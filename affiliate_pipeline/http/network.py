@@ -69,7 +69,7 @@ class Network:
         self._variables = variables
 
     def proxy_for(self, url: httpx.URL) -> Proxy | None:
-        """The proxy for the URL, None for this machine's own addresses; raises `UnusableNetwork`."""
+        """The proxy for the URL, never for this machine's own addresses; raises `UnusableNetwork`."""
         host = url.host.rstrip(".").lower()
         address, port = _address(host), url.port or {"http": 80, "https": 443}.get(url.scheme)
         if host == "localhost" or host.endswith(".localhost"):

@@ -1,7 +1,7 @@
 """Fetching LBank's endpoints in few requests, since it permits only five per ten seconds.
 
 A fan-out sends the same query for each of many openIds, in one or more variants, for a range of days, and splits the
-rows by day. A range is at most a calendar month: that limits responses, and a repeated run sends the same requests,
+rows by day. A range is at most a calendar month: so responses stay small, and a repeated run sends the same requests,
 whose responses may be cached.
 """
 
@@ -57,9 +57,9 @@ class Query:
 class FanOut:
     """Sends `queries` to `path` for ranges of days.
 
-    `queries` takes the session and an instant (ms): the roster must not be older. `instant` is the JSON name of the time
-    that determines a row's day; without one, a response is a sum over its range, so each day is requested by itself.
-    `timeless` queries take no range: they return the current state.
+    `queries` takes the session and an instant (ms): the roster must not be older than that. `instant` is the JSON name
+    of the time that determines a row's day; without one, a response is a sum over its range, so each day is requested
+    by itself. `timeless` queries take no range: they return the current state.
     """
 
     path: str
@@ -114,7 +114,7 @@ class _Task:
 
 @dataclass
 class _Pages:
-    """A query's rows by day, when (ms) its oldest page was requested, and if it had no list."""
+    """A query's rows by day, when (ms) its oldest page was requested, and whether it had no list."""
 
     requested_ms: int
     is_unlisted: bool = False

@@ -1,7 +1,8 @@
-"""All rows of a paged query, without gaps and duplicates, for any endpoint.
+"""All rows of a paged query, without gaps or duplicates, for any endpoint.
 
-Proof: the received rows fill all positions of the list. If the list changes between two pages, so that one row is
-missed, another row is received twice.
+Proof of `by_offset`: the received rows fill all positions of the list. If rows change their order between two pages, so
+that one row is missed, another row is received twice. If a row is added or removed, the next page does not begin with
+the last row received.
 """
 
 from collections import Counter
@@ -53,7 +54,7 @@ def by_id(get: GetPage) -> list[bytes]:
 def by_offset(get: GetPage, instant: str, identity: Sequence[str] = ()) -> list[bytes]:
     """All rows, where `start` is the number of rows before the page.
 
-    An unproven walk is trusted if the next one, whose pages begin elsewhere, finds the same rows and, with
+    An unproven walk is trusted if a later one, whose pages begin elsewhere, finds the same rows and, with
     `identity`, none twice.
 
     Args:

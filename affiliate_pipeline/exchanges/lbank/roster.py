@@ -1,4 +1,4 @@
-"""The roster: every user ever seen in the team list. Only this module uses its table.
+"""The roster: every user ever seen in the team list. Only this module names its table.
 
 Requests are sent only for agents, who receive commission and have teams, and for traders, because LBank permits only
 thirty requests a minute.
@@ -137,7 +137,7 @@ class RosterStore(TableStore):
         return int(row[0].timestamp() * 1000) if row and row[0] else 0
 
     def _refresh(self, now_ms: int) -> None:
-        """Request the whole team list, including users from before the first partition."""
+        """Update the table from the whole team list, also of days before the first partition."""
         # Imported here: it imports pandas, pandera and pyarrow, which most processes never use.
         from affiliate_pipeline.schema.decode import parse
 

@@ -25,13 +25,13 @@ class User(schema.Row):
 
 
 class InviteUserList(User):
-    """A user, as the deprecated list of users has it."""
+    """A user in the deprecated list of users."""
 
     id = schema.text("The record's id, by which the endpoint pages.")
 
 
 class InviteUserInfo(User):
-    """A user as it is now."""
+    """The current state of a user."""
 
     invite_result = schema.flag("Whether the user is under us; if not, nothing else is known.")
 

@@ -33,7 +33,7 @@ class LBankAuth(httpx.Auth):
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Yield the signed copy of the request."""
-        # Sent as headers, like LBank's official client, and as parameters, like the known clients of the affiliate API.
+        # LBank's official client sends these as headers, known clients of the affiliate API as parameters: send both.
         signing_params = {
             "timestamp": str(self._now_ms()),
             "signature_method": self._method,

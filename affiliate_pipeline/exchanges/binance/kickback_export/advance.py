@@ -1,8 +1,8 @@
 """The life of a kickback export: after a POST, a GET returns its file's URL hours later.
 
-Binance ties no file to a request, and a second POST replaces the first. So each key has one export under way at a time,
-with its whole state in the database: any process can resume after a crash. Only `advance` sends POSTs and polls for new
-files; the sensor and both assets call it.
+Binance ties no file to a request, and a second POST replaces the first. So each account has one export under way at a
+time, with its whole state in the database: any process can resume after a crash. Only `advance` sends POSTs and polls
+for new files; the sensor and both assets call it.
 
     waiting ──POST──> collecting ──URL of a new file──> ready ──its days land──> landed
        └───────────────────┴──────────failure───────────┴────> expired

@@ -37,7 +37,7 @@ _SELECT: Final = f"""
         {_JUST_EXPIRED} as is_just_expired, extract(epoch from now() - created_at)::float8 as age_s
     from {TABLE} where account = %s and source = any(%s) order by id
 """
-# If several exports cover a day, the one whose state is first here has the day, or will have it first.
+# If several exports cover a day, the one that will land it first is preferred, and one that has landed it comes last.
 _BY_PREFERENCE = ("ready", "collecting", "waiting", "landed")
 
 

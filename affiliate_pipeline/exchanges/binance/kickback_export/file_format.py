@@ -1,4 +1,4 @@
-"""Formats of the export: the response with the file's URL, allowed hosts, and its rows."""
+"""Formats of the export: the response with the file's URL, allowed hosts, the file's rows."""
 
 import csv
 import io
@@ -66,7 +66,7 @@ class FileUrl:
 
 @dataclass(frozen=True)
 class Pending:
-    """No file is offered; `note` is the redacted response.
+    """No usable URL of a file; `note` is the redacted response, or the error.
 
     `is_conclusive`: the response shows that no file is offered, as a refusal also does; a transient failure does not.
     """
