@@ -14,8 +14,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-ADDRESS = "127.0.0.1"
-
 
 class Authority:
     """A certificate authority; `file` has its certificate (PEM)."""

@@ -22,7 +22,7 @@ from affiliate_pipeline.postgres import rate_limiter
 from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.migrations import Migrations, migrate
 
-# Each process is forked from a server that has imported the pipeline, which takes a new interpreter a second.
+# Each process is forked from a server that has imported the pipeline, which would take a new interpreter a second.
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(["pytest", "affiliate_pipeline.environment", "affiliate_pipeline.landing.pipeline"])
 
@@ -81,7 +81,7 @@ def migrate_from(url: str, folder: Path) -> None:
 
 
 def lock_assets(url: str, keys: Sequence[str], locked: Connection) -> None:
-    """Lock the assets, in a transaction with a temporary table for the first and outside of one for the others."""
+    """Lock each asset in a session with a temporary table; only the first session has an open transaction."""
     with ExitStack() as stack:
         for number, key in enumerate(keys):
             [endpoint] = [each for each in ENDPOINTS if each.key == key]

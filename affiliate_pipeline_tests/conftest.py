@@ -45,8 +45,8 @@ RESOURCES = {"pipeline": pipeline_of_instance}
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    # Test modules are imported next, and some build definitions on import. With pytest-xdist, the workers import them, and
-    # resolve their paths against the folder they were started in.
+    # Test modules are imported next, and some build definitions on import. With pytest-xdist, only the workers import
+    # them. The controller must not leave its folder: it starts them there, and they resolve the tests' paths there.
     if session.config.getoption("dist", "no") == "no":
         os.chdir(isolation.EMPTY_FOLDER)
 
@@ -156,7 +156,10 @@ def sandbox(monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[Sand
 
 @pytest.fixture
 def both_exchanges(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    """The sandbox, configured as Binance and as LBank, with rate limit windows a thousand times shorter."""
+    """The sandbox, configured as Binance and as LBank.
+
+    The windows of LBank's rate limit, and of all rate limits of the client, are a thousand times shorter.
+    """
     requests, window_ms = sandbox.lbank.rate_limit
     for account in sandbox.accounts.values():
         account.lbank.rate_limit = requests, window_ms // 1000

@@ -1,7 +1,7 @@
 """The database of the tests: each test finds all tables, without rows. Contains no tests.
 
-Creating the tables takes longer than most tests. Only after a test that has changed one, a copy of a template replaces
-the database.
+Creating the tables takes longer than most tests. So a copy of a template replaces the database only before the first
+test and after a test that has changed a table.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from affiliate_pipeline.landing import endpoint_tables
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.migrations import migrate
 
-# The version of all tables (any change of a table adds or removes rows of the catalogs), the tables with rows,
+# The version of all tables (any change of a table adds, changes or removes rows of the catalogs), the tables with rows,
 # the sequences in use, and the tables that a test has created.
 STATE = """
 select array[

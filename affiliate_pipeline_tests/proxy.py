@@ -9,7 +9,7 @@ import httpx
 
 
 class Proxy:
-    """Listens on `port` inside a `with` statement; `received` are the method, URL and headers of each request.
+    """Serves `port` inside a `with` statement; `received` are the method, URL and headers of each request.
 
     `status`: the status of every response; without it, requests are forwarded to `target`.
     """

@@ -172,7 +172,7 @@ def test_a_database_of_release_0_1_0_lands_the_same_days_unchanged(exchange, que
     assert {key: run.message for key, run in runs.items() if not run.success} == {}
     assert not [key for key, run in runs.items() for day in run.landed.values() if day.changed]
     assert _dump(query) == before
-    # The first run has learned the accounts.
+    # The first run with each key has recorded its account.
     uids = {role: f"{uid}" for role, uid in exchange.binance.uids.items()}
     accounts = {**uids, "affiliate": exchange.lbank.own_open_id}
     assert dict(query("select role, identity from affiliate.account where last_seen is not null")) == accounts

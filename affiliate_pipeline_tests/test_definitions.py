@@ -48,7 +48,7 @@ def specs() -> dict[str, dg.AssetSpec]:
 
 
 @pytest.mark.filterwarnings("error::dagster.BetaWarning")
-def test_building_the_definitions_warns_of_nothing():
+def test_building_the_definitions_uses_no_beta_feature_of_dagster():
     assert build_definitions().assets
 
 

@@ -30,7 +30,7 @@ INSTANCE: dict[str, Any] = yaml.safe_load((ROOT / "dagster.yaml").read_text(enco
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 APPLICATION = {name: each for name, each in SERVICES.items() if each.get("image", "").startswith("affiliate-pipeline:")}
 EXTRAS = {"ui", "celery", "k8s"}
-# Of the Compose specification: what a file and a service may have, as far as these files use it.
+# Keys of the Compose specification: those of a file, and those of a service that compose.yaml uses.
 TOP_LEVEL = {"name", "services", "configs", "secrets", "volumes", "networks", "include"}
 SERVICE = {
     *(
@@ -77,7 +77,7 @@ def programs() -> set[str]:
 
 
 def final(command: list[str]) -> list[str]:
-    """The arguments of what the command runs in the end."""
+    """The program that the command executes in the end, and its arguments."""
     if command[0] != "sh":
         return command
     script = command[-1].replace("$$", "$")
@@ -181,7 +181,7 @@ def test_the_code_location_has_one_name():
     assert command[command.index("--location-name") + 1] == LOCATION
 
 
-def test_the_image_has_no_file_that_is_ignored_or_missing():
+def test_the_image_copies_no_file_that_is_ignored_or_missing():
     sources = [
         source
         for name, rest in instructions(CONTAINERFILE)

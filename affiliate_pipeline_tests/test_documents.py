@@ -66,7 +66,7 @@ def test_every_message_that_the_runbook_explains_occurs_in_a_test():
     cells = [row.split(" | ")[0] for row in runbook.splitlines() if row.startswith("| `")]
     messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
     assert len(messages) > 20
-    # Each part is on one line of a test: parsing the tests would take seconds.
+    # Each part has to be on one line of a test: joining literals would require parsing the tests, which takes seconds.
     tested = source_of_tests()
     parts = [part.strip() for message in messages for part in re.sub(r"\d+", "#", message).split("…")]
     assert [part for part in parts if part not in tested] == []

@@ -63,7 +63,7 @@ def served(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandb
 
 
 def run(folder: Path, module: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a module of Python in the project's folder."""
+    """Run a Python module in the project's folder."""
     environment = isolation.inherited(os.environ) | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"} | variables
     return subprocess.run(
         [sys.executable, "-m", *module], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
@@ -226,7 +226,7 @@ def test_dagsters_data_versions_show_unchanged_days_only_after_runs_of_one_day(h
         ticked = dg.evaluate_automation_conditions(definitions, host.instance, cursor=cursor)
         cursor = ticked.cursor
         requested.append(ticked.get_num_requested(per_change.key))
-    # The first tick only begins to watch.
+    # The first tick has no earlier versions to compare with.
     assert requested == [0, 0, 2]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# One test of each kind: settings, definitions, the command line on the default port, a run that fetches and lands rows,
+# One test of each kind: settings, definitions, a command that checks a port, a run that fetches and lands rows,
 # Dagster's storage.
 TESTS = (
     "test_environment.py::test_every_setting_has_a_default",

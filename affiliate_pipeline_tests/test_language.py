@@ -71,7 +71,7 @@ def separated(text: str) -> str:
 
 
 def files() -> Iterator[Path]:
-    """Every text file of the project, except the inputs of the test cases."""
+    """Every text file of the project's root and of `FOLDERS`, except the inputs of the test cases."""
     for path in [*ROOT.iterdir(), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))]:
         is_input = re.search("affiliate_pipeline_tests/cases/.*/", f"{path.relative_to(ROOT)}")
         if path.is_file() and path.suffix in SUFFIXES and not is_input:

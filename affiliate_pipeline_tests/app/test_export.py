@@ -213,7 +213,7 @@ def test_only_known_tables_can_be_exported(sandbox, capfd):
 
 def test_every_table_and_every_asset_with_rows_can_be_exported(sandbox, capfd):
     days = [f"{DAYS[0]}"]
-    # A table and its asset are the same rows, except for those of other accounts.
+    # A table and its asset have the same rows, except those of other accounts.
     names = [(each.key, days) for each in ENDPOINTS] + [(ENDPOINTS[0].table, days)]
     names += [(name, []) for each in DEFAULT.reference_tables for name in (each.table, each.key)]
     for table in ("daily_commission", "daily_customer_commission"):

@@ -1,4 +1,4 @@
-"""Adds days up without Dagster, which takes most of the time of its assets' run. Contains no tests."""
+"""Adds up days without Dagster, which takes most of the time of a run of the assets. Contains no tests."""
 
 from collections.abc import Iterable
 from datetime import date
@@ -10,7 +10,7 @@ from affiliate_pipeline.landing.store import Store
 
 
 def add_up(days: Iterable[date]) -> None:
-    """Add up the days, of each of which something has landed, as the assets' step does; write no page."""
+    """Add up these days as the assets' step does, but write no page. Something must have landed for each of them."""
     environment = configured()
     earning = configured_catalog(environment.variables).earning
     with Store(environment.database_url()) as store:

@@ -90,7 +90,7 @@ class Cluster(UI):
         wait_for(self.is_loaded)
 
     def boot_workers(self, *workers: Host) -> None:
-        """Start these hosts with a Celery worker each, and wait until these take tasks."""
+        """Start these hosts with a Celery worker each, and wait until the Celery workers take tasks."""
         starts = {worker: self.ready(worker) for worker in workers}
         for worker in workers:
             worker.boot()
@@ -126,7 +126,7 @@ class Cluster(UI):
             return reachable(PORT)
 
     def is_loaded(self) -> bool:
-        """Whether the webserver has loaded the code location."""
+        """Whether the webserver has loaded the code location; if not, reload it."""
         nodes = self.execute("{ assetNodes { assetKey { path } } }")["assetNodes"]
         if not nodes:
             self.execute("mutation { reloadWorkspace { __typename } }")

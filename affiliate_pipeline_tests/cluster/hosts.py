@@ -1,7 +1,7 @@
 """Hosts on one switch, each with its own addresses, name, processes and folder, in namespaces. Contains no tests.
 
 A host is the namespaces of one process, its init. When that process dies, the kernel kills every other process of the
-host and removes its network, as when a machine loses power; it dies with the tests, so nothing is left behind.
+host and removes its network, as when a machine loses power. The init ends with the tests, so no process is left behind.
 """
 
 import ctypes

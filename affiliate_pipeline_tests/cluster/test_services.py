@@ -11,7 +11,7 @@ from affiliate_pipeline_tests.e2e.project import wait_for
 
 pytestmark = pytest.mark.cluster
 
-# A run that has not ended by then, on a slow machine too, is stuck.
+# A run that has not ended by then is stuck, even on a slow machine.
 STUCK_S = 400
 
 

@@ -17,8 +17,11 @@ pytestmark = pytest.mark.cluster
 # Their runs take about a minute at this rate scale.
 BUSY = ["lbank/trade_future", "lbank/trade_user"]
 RATE_SCALE = 4
+# Within this time, the run of a killed worker has failed.
 REPORTED_S = 180
+# Within this time, a worker without network has lost its lock, and another run sends requests.
 UNLOCKED_S = 90
+# How long, at least, that worker is without network.
 CUT_S = 120
 ENDED = re.compile(r"Task execute_plan\[.*\] (succeeded|raised)")
 

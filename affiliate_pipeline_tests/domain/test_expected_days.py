@@ -55,11 +55,11 @@ def test_a_day_is_scheduled_once_all_schedules_should_have_landed_it():
     # 10:35 in Shanghai is 02:35 in UTC.
     assert newest(ms(nov(6), "02:35") - 1, RECENT, SHANGHAI) == nov(4)
     assert newest(ms(nov(6), "02:35"), RECENT, SHANGHAI) == nov(5)
-    # Without a schedule, a day counts at its end.
+    # Without a schedule, a day counts as landed at its end.
     assert (newest(ms(nov(6), "00:00") - 1, HISTORY), newest(ms(nov(6), "00:00"), HISTORY)) == (nov(4), nov(5))
 
 
-def test_a_schedule_follows_its_clock_when_that_is_changed():
+def test_a_schedule_follows_the_local_time_of_its_zone_across_a_clock_change():
     berlin = replace(RECENT, zone=ZoneInfo("Europe/Berlin"), lands_at=time(3, 30))
     # On 2026-10-25 at 3:00, the clock is set back to 2:00.
     for day, at in ((date(2026, 10, 23), "01:30"), (date(2026, 10, 24), "02:30"), (date(2026, 10, 25), "02:30")):

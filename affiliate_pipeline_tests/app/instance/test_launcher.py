@@ -75,8 +75,8 @@ def test_a_waiting_run_is_alive_again_after_its_database_session_has_ended(run, 
     monkeypatch.setattr(store, "LIVE_CHECK_S", 0.05)
     with live_run(database_url, run.run.run_id), connect(database_url, autocommit=True) as connection:
         wait_for(lambda: is_run_live(database_url, run.run.run_id))
-        ended = "select pid, pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and pid <> pg_backend_pid()"
-        [(pid, _)] = connection.execute(ended).fetchall()
+        end = "select pid, pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and pid <> pg_backend_pid()"
+        [(pid, _)] = connection.execute(end).fetchall()
         holders = "select pid from pg_locks where locktype = 'advisory' and pid <> %s"
         wait_for(lambda: connection.execute(holders, (pid,)).fetchall())
         assert run.status_after(3600) == WorkerStatus.RUNNING
