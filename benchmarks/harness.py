@@ -51,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Measured:
-    """A process's return value, its duration from start to exit, and the peak RAM (bytes) of each group."""
+    """A process's return value, its duration from start to exit, and the peak RAM (bytes) of each group of `peaks`."""
 
     value: Any
     seconds: float

@@ -1,7 +1,7 @@
 """(a) Speed and memory of landing rebates through the real asset.
 
-It is compared with raw COPY of the same rows (the upper bound), a naive client and dlt. Each run starts with an empty
-table. Afterwards the table must have exactly the source's rows, to the last digit.
+They are compared with those of raw COPY of the same rows (the upper bound), a naive client and dlt. Each run starts
+with an empty table. Afterwards the table must have exactly the source's rows, to the last digit.
 """
 
 import importlib
@@ -172,7 +172,7 @@ def dlt_default(url: str, environment: dict[str, str], days: Sequence[date], fol
 class Contenders:
     """Measured runs of every contender on one set of rows.
 
-    `single_row_step_s`: for the asset's two contenders, the duration of the step of a day with a single row.
+    `single_row_step_s`: for each contender that runs the asset, the duration of its step for a day with a single row.
     """
 
     def __init__(

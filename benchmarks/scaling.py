@@ -1,4 +1,4 @@
-"""(f) What growth costs: connections, Dagster's events, bytes per row, and a day of a large table."""
+"""(f) What growth costs: connections, Dagster's events, bytes per row, and landing a day in a large table."""
 
 import statistics
 import subprocess
@@ -31,7 +31,7 @@ ASSETS = (
     "lbank/money_detail_list",
 )
 USERS, RATE_SCALE = 1000, 1000
-SIZE_DAYS = 7
+SIZE_DAYS = 6
 ROWS_PER_DAY, OTHER_DAYS, QUICK_ROWS_PER_DAY = 100_000, 100, 1_000
 ACCOUNTS = 10
 LANDED: Final = "binance.rebate_recent_record"
@@ -40,7 +40,7 @@ INDEX: Final = "rebate_recent_record_partition_date"
 
 @contextmanager
 def sessions(project: IsolatedProject) -> Iterator[dict[str, int]]:
-    """Yield the sessions that others open meanwhile, and their maximum at one time; final only after the block."""
+    """Yield how many sessions other processes open, and their maximum at one time; final only after the block."""
     found = {"opened": 0, "peak": 0}
     ended = threading.Event()
     count = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
@@ -67,7 +67,7 @@ def sessions(project: IsolatedProject) -> Iterator[dict[str, int]]:
 
 
 def runs(project: IsolatedProject, numbers: Sequence[int]) -> Table:
-    """Land days without rows: the connections and events of a run."""
+    """Land days without rows; return the RAM, sessions and events of each run."""
     counts = {
         "rows in `event_logs`": "select count(*) from event_logs",
         "of these, of an asset": "select count(*) from event_logs where asset_key is not null",
@@ -101,7 +101,7 @@ def runs(project: IsolatedProject, numbers: Sequence[int]) -> Table:
 
 
 def idle(project: IsolatedProject, idle_s: float) -> Table:
-    """Start a deployment's processes one after the other, without runs: the sessions of all so far, the RAM of each."""
+    """Start a deployment's processes one by one, without runs; return the sessions of all so far, and the RAM of each."""
     workspace = ["-m", "affiliate_pipeline.definitions"]
     commands = {
         "code server": [sys.executable, "-m", "dagster", "api", "grpc", "-p", "4711", *workspace],
@@ -127,18 +127,18 @@ def idle(project: IsolatedProject, idle_s: float) -> Table:
             process.wait()
     return Table(
         "Processes without runs, started one after the other",
-        ["once this one runs too", "sessions at one time", "sessions opened per minute", "RAM of this process, MB"],
+        ["process started last", "sessions at one time", "sessions opened per minute", "RAM of this process, MB"],
         lines,
         ["The sessions are those of all processes so far."],
     )
 
 
 def sizes(project: IsolatedProject) -> Table:
-    """Land several days of the sandbox's content: bytes per row."""
+    """Land several days of the sandbox's content; return the bytes per row."""
     lines: list[list[str]] = []
     today = datetime.now(ZoneInfo("Asia/Shanghai")).date()
     for key in ASSETS:
-        days = days_back(SIZE_DAYS - 1) if key.startswith("binance") else [today - timedelta(days=n) for n in (3, 2, 1)]
+        days = days_back(SIZE_DAYS) if key.startswith("binance") else [today - timedelta(days=n) for n in (3, 2, 1)]
         project.materialize(key, days)
         with psycopg.connect(project.url, autocommit=True) as connection:
             table = key.replace("/", ".")
@@ -173,7 +173,7 @@ def fill(project: IsolatedProject, rows: int, days: int, accounts: int) -> None:
 
 def partition(project: IsolatedProject, days: int) -> None:
     """Replace the table by one that is partitioned by month, with the same rows."""
-    # The table may have rows of a few days more.
+    # The table may have rows of a few more days.
     first = days_back(days + 6)[0].replace(day=1)
     months = sorted({(first + timedelta(days=number)).replace(day=1) for number in range(days + 68)})
     with psycopg.connect(project.url) as connection:
@@ -208,7 +208,7 @@ def step_s(project: IsolatedProject, day: date, rounds: int) -> float:
 
 
 def explained(project: IsolatedProject, statement: str) -> tuple[float, int]:
-    """Run a statement and undo it: its milliseconds, and the pages of 8 KB that it read."""
+    """Run a statement and undo it; return its milliseconds, and how many pages of 8 KB it read."""
     with psycopg.connect(project.url) as connection:
         [(plan,)] = connection.execute(f"explain (analyze, buffers, format json) {statement}".encode()).fetchall()
         connection.rollback()
@@ -240,15 +240,15 @@ def large(project: IsolatedProject, quick: bool, rounds: int) -> list[Table]:
             ["pages read by the delete", *(f"{pages:,}" for _, pages in delete.values())],
         ],
         [
-            "*by month*: the table is partitioned, so that landing also reads the rows back and compares them. The "
-            "delete finds its rows cached."
+            "*by month*: the table is partitioned, so landing also reads the rows back and compares them. The delete "
+            "finds its rows cached."
         ],
     )
     return [large, accounts(project, day, rows)]
 
 
 def accounts(project: IsolatedProject, day: date, rows: int) -> Table:
-    """Read one account's rows of a day that several accounts have, with and without an index for it."""
+    """Read one account's rows of a day that several accounts have, with and without an index by account."""
     with psycopg.connect(project.url, autocommit=True) as connection:
         connection.execute(f"truncate {LANDED}".encode())
     project.query("delete from affiliate.landing")

@@ -1,4 +1,4 @@
-"""Exact amounts shortened for display: six significant digits, or two places of money."""
+"""Exact amounts shortened for display: six significant digits, or two decimal places for money."""
 
 from decimal import Decimal
 
@@ -44,7 +44,7 @@ def test_a_sum_has_every_digit():
         ("10.0000001", "10", "±0.0 %"),
         ("12345", "10", "+123,350.0 %"),
         ("1e30", "3", "+3.33333×10³¹ %"),
-        # A percentage of nothing, or of a loss, means nothing.
+        # A percentage of zero, or of a loss, would be meaningless.
         ("5", "0", "+5.00 USDT"),
         ("-3", "-4", "+1.00 USDT"),
         ("-5", "-4", "−1.00 USDT"),

@@ -82,7 +82,7 @@ class LandedDay:
 
 @dataclass(frozen=True)
 class Record:
-    """A record; each table has those of the values for which it has columns."""
+    """A record of any of the three tables, whose rows have only the values that the table has columns for."""
 
     landed: LandedDay
     coin: str

@@ -52,11 +52,11 @@ def test_a_day_without_earnings_counts_in_the_mean():
     )
 
 
-def test_days_that_are_not_complete_are_not_compared_with():
+def test_incomplete_days_are_left_out_of_the_comparison():
     whole = figures(EVERY_DAY, gap([DAYS[27]], [DAYS[26]]))
     found = headline(replace(whole, stale=[DAYS[25]], unpriced=[DAYS[24]]))
 
-    # A day that may still change has landed.
+    # DAYS[26] may still change, but has landed, so it counts as complete.
     assert found.compared_days == 4
     assert found.change == "±0.0 % against the mean of 4 complete days of the 7 before"
     nothing = headline(figures(EVERY_DAY, gap(DAYS[:29], [])))

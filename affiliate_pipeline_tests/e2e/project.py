@@ -110,7 +110,7 @@ class Started:
     def printed(self) -> str:
         return "".join(self.lines)
 
-    def wait_to_print(self, text: str, timeout_s: float = PATIENCE_S) -> None:
+    def wait_for_output(self, text: str, timeout_s: float = PATIENCE_S) -> None:
         def printed() -> bool:
             assert self.process.poll() is None or text in self.printed, self.printed
             return text in self.printed
@@ -131,7 +131,7 @@ class Project:
     def __init__(self, folder: Path):
         self.folder = folder
         self.created_ms = time.time_ns() // 1_000_000
-        # Git reads another user's checkout only if it is a `safe.directory`. Tests cannot see the home folder's settings.
+        # Git reads another user's checkout only if it is a `safe.directory`; tests do not read the developer's Git settings.
         files = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "--cached", "--others", "--exclude-standard"]
         for name in subprocess.check_output(files, cwd=ROOT, text=True).splitlines():
             if (ROOT / name).is_file():
@@ -202,14 +202,14 @@ class Project:
 
     @contextmanager
     def up(self, port: int) -> Iterator[Started]:
-        """Start `up`, and wait until it is ready."""
+        """Start `up`, and wait until its landing has ended."""
         with self.started(self.command("up", "--port", str(port))) as started:
-            started.wait_to_print("Dagster's UI:")
+            started.wait_for_output("Dagster's UI:")
             yield started
 
     @contextmanager
     def dagster_dev(self) -> Iterator[tuple[Started, "UI"]]:
-        """Start webserver, daemon and code server, and wait until they are ready."""
+        """Start webserver, daemon and code server, and wait until the webserver responds."""
         port = free_port()
         command = [sys.executable, "-m", "dagster", "dev", "-p", str(port)]
         with self.started(command, DAGSTER_HOME=str(self.folder)) as started:
@@ -232,7 +232,7 @@ class Project:
         return (self.home / json.loads(file.read_text())["data"]).parent if file.is_file() else None
 
     def processes(self) -> list[psutil.Process]:
-        """Every process with one of the project's folders as its directory, in its command or in its environment."""
+        """Every other process with one of the project's folders in its working directory, command or environment."""
         folders = [str(folder) for folder in (self.folder, self.data_folder()) if folder]
         found = []
         for process in psutil.process_iter():
@@ -380,6 +380,7 @@ def reachable(port: int) -> bool:
 
 
 def credentials(exchange: Sandbox) -> dict[str, str]:
+    """The settings of the exchange as Binance, with the first of `last_days` as the start date."""
     return {
         "BINANCE_BASE_URL": exchange.url,
         "BINANCE_PARTNER_API_KEY": exchange.binance.partner_key,

@@ -1,6 +1,6 @@
 """Dagster's UI, the page of the command `report`, and a backfill launched by clicking, all in a browser.
 
-The tests also take the README's pictures, in the folder that the variable PICTURES names.
+The tests also save the README's pictures, in the folder that the variable PICTURES names.
 """
 
 import os
@@ -98,8 +98,8 @@ def test_the_ui_shows_the_graph_the_days_and_the_chart_and_a_click_launches_a_ba
 
 
 def check_catalog(page, url: str) -> None:
-    """No name of an asset is truncated, and all partitions have landed, except of assets that land on request."""
-    page.set_viewport_size({"width": 1440, "height": 1600})  # all rows, of which only the visible ones are rendered
+    """No name of an asset is truncated, and all partitions have landed, except those of assets that land on request."""
+    page.set_viewport_size({"width": 1440, "height": 1600})  # tall enough for all rows: only visible ones are rendered
     page.goto(f"{url}/assets", wait_until="domcontentloaded")
     rows = page.locator("[class*=VirtualizedAssetRow_rowGrid]")
     derived = ("affiliate/daily_commission", "affiliate/daily_customer_commission", "affiliate/daily_report")
@@ -115,14 +115,14 @@ def check_catalog(page, url: str) -> None:
 
 
 def check_schedules(page, url: str) -> None:
-    """The names of schedules have the time zone."""
+    """The names of schedules contain the time zone."""
     page.goto(f"{url}/automation", wait_until="domcontentloaded")
     for name in ("binance_snapshots_0015_utc", "lbank_records_1035_asia_shanghai"):
         page.get_by_text(name, exact=True).wait_for()
 
 
 def check_roster(page, url: str) -> None:
-    """The roster has the columns and the row count of a materialization, made by a run of another asset."""
+    """The roster's pages show its columns, and the row count of a materialization by a run of another asset."""
     page.goto(f"{url}/assets/lbank/roster", wait_until="domcontentloaded")
     page.get_by_text("direct_invitation", exact=True).wait_for()
     page.goto(f"{url}/assets/lbank/roster?view=events", wait_until="domcontentloaded")
@@ -138,7 +138,7 @@ def check_events(page, url: str) -> None:
 
 
 def check_failed_days(page, ui: UI) -> None:
-    """The page of a failed day has the reason, and its checks have a text."""
+    """The page of a failed day shows the reason, and the pages of the asset's checks show their descriptions."""
     day, reason = last_days()[-1], "affiliate.rejected_row has no rows of it."
     for key, landed_before in ((KEY, True), ("binance/kickback_historical_record", False)):
         assert ui.run_end(ui.launch_range([key], [day], from_rejected=True)) == "FAILURE"

@@ -84,7 +84,7 @@ def test_the_image_lands_a_day_as_another_user_with_a_read_only_root(image_folde
     assert rows == [(len(exchange.binance.rebates(day)),)]
 
 
-def test_the_health_check_requests_what_the_command_serves():
+def test_the_health_check_uses_the_port_that_the_command_serves():
     text = (ROOT / "deploy" / "Containerfile").read_text(encoding="utf-8")
     checked = json.loads(text.partition("HEALTHCHECK ")[2].partition("CMD ")[2].splitlines()[0])
     arguments = Image(text).command

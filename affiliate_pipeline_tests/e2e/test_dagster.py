@@ -29,7 +29,7 @@ def test_dagster_materializes_with_nothing_set_while_the_sandbox_runs(landed: Pr
     url = dotenv_values(landed.home / "settings.env")["BINANCE_BASE_URL"]
     assert url
     with landed.started(landed.command("sandbox", "--port", url.rpartition(":")[2])) as sandbox:
-        sandbox.wait_to_print(url)
+        sandbox.wait_for_output(url)
         done = landed.materialize(*last_days()[:2], **environment)
 
     assert refused.returncode != 0

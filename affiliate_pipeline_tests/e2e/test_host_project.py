@@ -126,7 +126,7 @@ class Host(Project):
         return super().environment(**self.variables, **more) | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
     def files(self) -> set[str]:
-        """All files outside the instance's folder."""
+        """All files and folders outside the instance's folder."""
         folders = (self.folder, Path(self.variables["HOME"]), Path(self.variables["TMPDIR"]))
         return {f"{path}" for folder in folders for path in folder.rglob("*")}
 
@@ -139,12 +139,12 @@ class Host(Project):
             yield UI(port, LOCATION)
 
 
-def variables_of(account: Account, names: str) -> dict[str, str]:
-    """The credentials of the account under the host's names."""
-    lbank = "LB" if names == "MAIN" else f"LB_{names}"
+def variables_of(account: Account, prefix: str) -> dict[str, str]:
+    """The credentials of the account under the host's names, which begin with the prefix (LBank's: LB)."""
+    lbank = "LB" if prefix == "MAIN" else f"LB_{prefix}"
     return {
-        f"{names}_KEY": account.binance.partner_key,
-        f"{names}_SECRET": account.binance.partner_secret,
+        f"{prefix}_KEY": account.binance.partner_key,
+        f"{prefix}_SECRET": account.binance.partner_secret,
         f"{lbank}_KEY": account.lbank.api_key,
         f"{lbank}_SECRET": account.lbank.api_secret,
         f"{lbank}_OPEN_ID": account.lbank.own_open_id,
@@ -245,7 +245,7 @@ def check_schedules(ui: UI) -> None:
 
 
 def check_rows(exchange: Sandbox, days: list, query: Callable[..., list[tuple]]) -> None:
-    """Exactly the landed days' rows are stored, of each account."""
+    """Each account has exactly the rebates of its landed days, and some of LBank's rows."""
     for alias, account in exchange.accounts.items():
         landed = [day for day in days if (alias, day) != ("acme", days[1])]
         for day in days:
@@ -270,7 +270,7 @@ def check_rows(exchange: Sandbox, days: list, query: Callable[..., list[tuple]])
 
 
 def failures(instance: dg.DagsterInstance, run: str) -> list[Any]:
-    """The failed days of each failed step, with their reasons; of an internal error, its text."""
+    """The failed days of each failed step, with their reasons; for an internal error, its text."""
     entries = instance.all_logs(run, of_type=dg.DagsterEventType.STEP_FAILURE)
     steps = [entry.dagster_event.step_failure_data for entry in entries if entry.dagster_event]
     return [

@@ -18,7 +18,7 @@ KEY = "lbank/trade_future"
 RATE_SCALE = 20
 # Each day takes one request per scope. At this rate scale, five requests are permitted every half second.
 SCOPES = 4
-# A backfill that has not ended by then, on a slow machine too, is stuck.
+# A backfill that has not ended after this time is stuck, even on a slow machine.
 STUCK_S = 300
 
 

@@ -144,7 +144,7 @@ def test_axe_finds_no_violation_of_wcag_aa(show, name, scheme):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_control_is_reached_by_keyboard_and_shows_it(show, name):
+def test_every_control_is_reached_by_keyboard_and_shows_its_focus(show, name):
     page = show(PAGES[name](), SIZES[1])
     if name == "hard":
         page.get_by_text("Accounts").press("Enter")
@@ -194,7 +194,7 @@ def test_the_bars_of_two_exchanges_differ_in_more_than_colour(show):
     assert fills[0].startswith("rgb") and "url(" in fills[1]
 
 
-def test_the_print_has_no_controls_and_fits(show):
+def test_the_printed_page_has_no_controls_and_fits(show):
     page = show(PAGES["hard"](), (720, 1000), "dark")
     page.emulate_media(media="print", color_scheme="light")
     assert not page.locator("nav").is_visible() and not page.locator(".filter").is_visible()

@@ -80,7 +80,7 @@ def test_without_a_terminal_up_prints_plain_lines(landed: Project):
     assert "\x1b" not in once.stdout and "\r" not in once.stdout
 
 
-def test_a_second_up_preserves_the_data_and_sigterm_stops_it_as_a_background_job(landed: Project):
+def test_a_second_up_preserves_the_data_and_sigterm_stops_it_in_the_background(landed: Project):
     written = "select xmin::text, ctid::text from binance.rebate_recent_record order by 1, 2"
     before = landed.query(written)
     landed.run("down")
@@ -88,7 +88,7 @@ def test_a_second_up_preserves_the_data_and_sigterm_stops_it_as_a_background_job
     # A background job of a script, which ignores SIGINT.
     script = f"{shlex.join(landed.command('up', '--port', str(port)))} & echo pid $!; wait $!"
     with landed.started(["/bin/sh", "-c", script]) as shell:
-        shell.wait_to_print("Dagster's UI is ready")
+        shell.wait_for_output("Dagster's UI is ready")
         assert UI(port).days() == {"MATERIALIZED": last_days()}
         assert landed.query(written) == before
         (pid,) = (line.split()[1] for line in shell.lines if line.startswith("pid"))
@@ -206,7 +206,7 @@ def test_a_failing_exchange_and_a_failing_day_do_not_prevent_other_days_from_lan
         assert (done.returncode, done.stderr) == (0, "")
         assert f"{KEY} {bad}: 1 of 1 day landed\n" in done.stdout
         assert ui.days() == {"MATERIALIZED": last_days()}
-        # In the running Dagster, not in one of its own.
+        # `land` used the running Dagster instead of starting its own.
         assert not (fresh.home / "dagster_without_daemon").exists()
 
     once = fresh.run("up", "--once")
@@ -217,7 +217,7 @@ def test_a_failing_exchange_and_a_failing_day_do_not_prevent_other_days_from_lan
 
 
 def test_every_command_of_the_readme_works_as_printed(landed: Project):
-    """Runs the commands for a running `up`. Other tests run the rest: `make`, `up --once`, `down` and `sandbox`."""
+    """Runs the `affiliate-pipeline` commands in code blocks while `up` runs. Other tests run the inline ones."""
     readme = (landed.folder / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"(?:^ {4}.*\n)+", readme, re.M)
     commands = [
@@ -284,7 +284,7 @@ def test_psql_opens_the_data(landed: Project):
 def test_the_sandbox_serves_until_it_is_terminated(fresh: Project):
     port = free_port()
     with fresh.started(fresh.command("sandbox", "--port", str(port))) as sandbox:
-        sandbox.wait_to_print(f"http://127.0.0.1:{port}")
+        sandbox.wait_for_output(f"http://127.0.0.1:{port}")
         assert "serverTime" in httpx.get(f"http://127.0.0.1:{port}/api/v3/time").json()
         assert listening([psutil.Process(sandbox.process.pid)]) == {("127.0.0.1", port)}
         assert sandbox.stop(signal.SIGTERM) == 0

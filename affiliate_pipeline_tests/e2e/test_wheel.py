@@ -53,10 +53,10 @@ class Installed(Project):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
-        builds = int(importlib.metadata.version("setuptools").partition(".")[0]) >= 77
+        can_build = int(importlib.metadata.version("setuptools").partition(".")[0]) >= 77
     except importlib.metadata.PackageNotFoundError:
-        builds = False
-    if not builds:
+        can_build = False
+    if not can_build:
         pytest.skip("building the wheel needs setuptools 77 or newer, which `make e2e` installs")
     folder = tmp_path_factory.mktemp("wheel")
     (folder / "source").mkdir()

@@ -92,7 +92,7 @@ def test_a_target_gets_nothing_for_the_interval_after_an_alert(outbox):
     assert (due(outbox), outbox.count_undelivered("a")) == ([], 1)
 
 
-def test_an_alert_is_delivered_once_every_target_has_accepted_it(outbox, query):
+def test_an_alert_counts_as_delivered_when_every_target_has_accepted_it(outbox, query):
     outbox.add(FAILED)
     outbox.add(OTHER)
     outbox.record_delivery("a", [FAILED, OTHER], HOUR)

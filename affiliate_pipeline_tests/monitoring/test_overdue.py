@@ -142,7 +142,7 @@ def gap(endpoint: Endpoint, day: date, now_ms: int, landed_early: bool = False) 
 
 
 class Monitor:
-    """Successive decisions about some missing days; each one starts from the states that the previous one returned."""
+    """Successive decisions about some overdue days; each one starts from the states that the previous one returned."""
 
     def __init__(self, endpoint: Endpoint, *days: date, landed_early: bool = False):
         self.endpoint, self.days, self.landed_early = endpoint, days, landed_early

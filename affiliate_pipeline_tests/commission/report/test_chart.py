@@ -1,4 +1,4 @@
-"""The chart of daily totals: stacked bars proportional to the amounts, with exact texts."""
+"""The chart of daily totals: stacked bars proportional to the amounts, and texts with the exact sums, rounded."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -12,7 +12,7 @@ SERIES = ("binance", "lbank")
 
 
 def chart(*amounts: tuple[int, str, str], **changes) -> Chart:
-    """The chart of amounts by number of the day and exchange."""
+    """The chart of these amounts: each is the index of its day, its exchange and the amount."""
     by_day = [DayTotal(DAYS[day], exchange, "", 1, Decimal(amount), Decimal(0)) for day, exchange, amount in amounts]
     empty: Figures = replace(hard(), sums=[], totals=[], incomplete=[], unpriced=[], by_day=by_day)
     return stacked(replace(empty, **changes), SERIES)
