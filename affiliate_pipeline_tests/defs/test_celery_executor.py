@@ -80,7 +80,7 @@ class Broker:
                     assert server.poll() is None
                 yield
             finally:
-                # As Debian's service does: it saves its data and exits.
+                # As Debian's service does; Redis then saves its data and exits.
                 server.terminate()
 
     def is_ready(self) -> bool:
@@ -175,7 +175,7 @@ def test_a_step_is_lost_if_a_worker_has_reserved_its_task_and_died(broker, submi
     with broker.running():
         submitted.submit("step")
         [key] = broker.client.keys("dagster*")
-        # A worker that takes a task moves it from the queue to `unacked`, where it stays.
+        # A worker that takes a task moves it from the queue to `unacked`; if the worker dies, it stays there.
         broker.client.rename(key, "unacked")
         assert not submitted.is_healthy_after(LOST_S)
 

@@ -1,4 +1,4 @@
-"""The check of each landed day: one evaluation per day, which never fails a run."""
+"""The checks of landed days and of missing days, which never fail a run."""
 
 import logging
 from decimal import Decimal

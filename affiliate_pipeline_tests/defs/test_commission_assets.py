@@ -56,7 +56,7 @@ def no_page_contains_a_full_email(tmp_path):
 
 
 def add_up(days, *keys) -> dg.ExecuteInProcessResult:
-    """Run the derived assets, by default all, over the days."""
+    """Run the derived assets, by default all but the prices, over the days."""
     definitions = loaded_definitions()
     tags = {"dagster/asset_partition_range_start": f"{days[0]}", "dagster/asset_partition_range_end": f"{days[-1]}"}
     return dg.materialize(

@@ -1,4 +1,4 @@
-"""Landed rows survive a source that has expired them, returns fewer rows or belongs to another account."""
+"""Landed rows survive a source that no longer has them or returns fewer rows, and a run with another source."""
 
 import time
 from collections import Counter

@@ -326,9 +326,6 @@ def test_one_of_several_concurrent_readers_refreshes_the_roster(sandbox, databas
 
     found = []
     threads = [threading.Thread(target=read) for _ in range(3)]
-    # Create the tables before the threads start.
-    with Store(database_url):
-        pass
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -537,7 +534,7 @@ def test_equal_rows_across_a_page_boundary_both_land_without_another_walk(sandbo
     assert run.success, run.message
     assert landed(query, MONEY, SETTLED) == money_rows(rows)
     pages = Counter(int(request.params["start"]) for request in requests_to(sandbox, MONEY))
-    # The additional page is the request for the millisecond of the equal rows.
+    # The additional page at 0 is the request for the millisecond of the equal rows.
     assert pages == {0: len(KINDS) + 1, 99: 1}
 
 
@@ -873,7 +870,7 @@ def test_a_refused_open_id_whose_rows_had_landed_fails_the_day(sandbox, query, m
     assert lost == refused
 
 
-def test_more_than_5_percent_refused_fail_the_range(sandbox, query, many_agents):
+def test_refusals_of_more_than_5_percent_fail_the_range(sandbox, query, many_agents):
     for open_id in many_agents[:2]:
         sandbox.lbank.refused_open_ids[open_id] = 10022
 
@@ -1005,7 +1002,7 @@ def test_a_plan_reports_requests_and_duration(sandbox, database_url, monkeypatch
 
 @pytest.fixture
 def interrupted(sandbox) -> int:
-    """A run that failed after the first response of the second month; returns the number of its responses."""
+    """A run that failed after the first response of the second month; returns how many of its requests succeeded."""
 
     def close(path, params):
         if path == PATH[COMMISSION]:

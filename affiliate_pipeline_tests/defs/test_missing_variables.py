@@ -39,7 +39,7 @@ PARTNER = ("BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET")
 
 @pytest.fixture(scope="module", autouse=True)
 def no_schema_version() -> Iterator[None]:
-    """Dagster need not record a schema version in a storage that is used once: that takes most of the time to create it."""
+    """Do not record a schema version in storages that are used once: it takes most of the time of their creation."""
     with pytest.MonkeyPatch.context() as patch:
         for storage in ("run_storage", "event_log", "schedule_storage"):
             patch.setattr(f"dagster_postgres.{storage}.{storage}.stamp_alembic_rev", lambda *_: None)
@@ -292,7 +292,7 @@ def test_schedules_request_days_regardless_of_the_sandbox_or_report_what_is_miss
 def test_a_run_of_dagsters_command_fails_and_names_the_variables(
     other_home, other_instance, leftover, nothing_is_created, database_url, tmp_path
 ):
-    """Dagster's command runs the step in its own process; the day is before the start date of the sandbox."""
+    """The process of Dagster's command executes the step; the day is before the start date of the sandbox."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

@@ -51,7 +51,7 @@ class Market:
     requested: list[str] = field(default_factory=list)
 
     def respond(self, connection: socket.socket, request: str) -> None:
-        """The response to one request."""
+        """Respond to one request."""
         path, _, query = request.split(" ")[1].partition("?")
         if path == "/api/v3/time":
             connection.sendall(http(200, b'{"serverTime":%d}' % self.now_ms))
@@ -307,7 +307,7 @@ def test_which_market_a_coin_has_if_any_is_looked_up_once_in_30_days(sandbox, ma
     assert requested(DAYS[1]) == [*nix, "XYZUSDT", "USDTXYZ", "XYZBTC", "BTCUSDT"]
     assert requested(DAYS[2]) == ["XYZBTC", "BTCUSDT"]
     assert requested(DAYS[2]) == []  # All prices have landed.
-    # The coin may have had a market before the day on which it had none, or long after.
+    # NIX may have had a market before the day on which it had none, or may have one long after.
     assert requested(DAYS[0]) == [*nix, "XYZBTC", "BTCUSDT"]
     query("update affiliate.price_market set since = since - 30 where market is null")
     query("delete from affiliate.price where day = %s", DAYS[0])

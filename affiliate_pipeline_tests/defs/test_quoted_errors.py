@@ -20,7 +20,7 @@ PAGE_TEXT = "Maintenance We are back at 10:00"
 
 
 def add_response(sandbox, status: int, body: object, times: int = 1, **headers: str) -> None:
-    """Send this response to the next requests."""
+    """Respond to the next `times` requests with this response."""
     text = body if isinstance(body, str) else json.dumps(body)
     sandbox.faults.next_responses.extend([(status, headers, text.encode())] * times)
 

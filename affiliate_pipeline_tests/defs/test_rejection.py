@@ -120,7 +120,7 @@ def test_every_invalid_column_is_reported(sandbox):
 
 
 def test_invalid_rows_are_counted_over_the_whole_day(sandbox, declare, monkeypatch):
-    # Two pages, and one block per row.
+    # Two pages, and one block per page.
     declare(strategy=with_row_limit(50))
     monkeypatch.setattr("affiliate_pipeline.landing.blocks.BLOCK_BYTES", 1)
     sandbox.binance.set_rebates(without(row, "asset") for row in rebates(SETTLED, 70))

@@ -79,7 +79,7 @@ def tick_time(schedule: dg.ScheduleDefinition, day: date) -> datetime:
 
 
 def requested_on(day: date, kind: str) -> dict[str, tuple[date, ...]]:
-    """The first and last day of each asset that the schedules of this kind request on the day."""
+    """By asset, the first and last day that the schedules of this kind request on the day."""
     requested = {}
     for schedule in schedules(kind).values():
         requested |= tick(schedule, tick_time(schedule, day))[0]

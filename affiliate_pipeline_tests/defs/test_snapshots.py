@@ -155,7 +155,7 @@ def assets_of(names: tuple[str, str]) -> list[str]:
 
 
 def problem_of(key: str) -> str:
-    """The error of the settings that fails a run of the asset."""
+    """The text of the `SettingsError` with which a run of the asset fails."""
     with pytest.raises(SettingsError) as raised:
         land(key, [today()])
     return f"{raised.value}"

@@ -51,7 +51,7 @@ GOOD = {"name": "Ann", "asset": "BTC", "income": "1.50", "tradeTime": START_MS, 
 
 
 def row(**fields) -> bytes:
-    """A good row with these fields, by JSON name, replaced; a field with the value `...` is left out."""
+    """A good row in which these fields (by JSON name) are replaced; a field with the value `...` is left out."""
     return json.dumps({name: value for name, value in (GOOD | fields).items() if value is not ...}).encode()
 
 
@@ -176,7 +176,7 @@ def landed(database_url):
 
 
 def is_stored(amount: tuple[str, str | Decimal] | None, stored: str | None) -> bool:
-    """Whether PostgreSQL's output is the expected one of `amounts`."""
+    """Whether `stored`, PostgreSQL's output, is the one that `amounts` expects for the number."""
     if amount is None or stored is None:
         return amount is stored
     _, expected = amount

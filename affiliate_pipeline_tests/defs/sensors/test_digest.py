@@ -1,4 +1,4 @@
-"""One digest per day or week is added to the alerts and delivered, with what it lacks, whatever is killed or restarted."""
+"""One digest per day or week is raised and delivered, whatever is killed or restarted; it names what it lacks."""
 
 import os
 import signal
@@ -37,8 +37,8 @@ from affiliate_pipeline_tests.webhook import Webhook
 
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 LBANK = "lbank/commission_stats_symbol_list"
-# Not settled. The time of its schedule has passed by the real clock too: `land` uses that clock, and for the digest, a
-# day that was read before its schedule has not landed.
+# Neither has settled. The time of `DAY`'s schedule has passed by the real clock too: `land` uses that clock, and for
+# the digest, a day that was read before its schedule has not landed.
 DAY, NEXT_DAY = DAYS[3], DAYS[4]
 # Prints a line when it is ready. For each line that it reads, starts a process that evaluates both sensors once, at the
 # time (ms) in the first argument, and prints the id of the process.
@@ -70,7 +70,7 @@ for _ in sys.stdin:
 
 @dataclass
 class Daemon:
-    """Evaluates the sensors as Dagster's daemon does, with a clock that can be set and cursors that are stored."""
+    """Evaluates the sensors as Dagster's daemon does, with a clock that can be set; stores the cursor of the digest."""
 
     instance: dg.DagsterInstance
     monkeypatch: pytest.MonkeyPatch

@@ -49,7 +49,7 @@ SUCCESS, SKIPPED, FAILURE = TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.F
 
 @pytest.fixture
 def tick(instance, database_url, monkeypatch) -> Callable[..., list[alerts.Alert]]:
-    """Evaluates a sensor from the cursor of its last tick, and returns all alerts raised so far."""
+    """Evaluates a sensor from the cursor of the last tick of any sensor, and returns all alerts raised so far."""
     monkeypatch.setenv("DAGSTER_UI_URL", "http://ui.example:3000/")
     cursor: list[str | None] = [None]
 
@@ -125,7 +125,7 @@ def test_prices_that_fail_every_hour_raise_one_alert_a_day(instance, tick):
     assert sorted(alert.title for alert in tick()) == [f"{PRICE} failed for {day}" for day in DAYS[:2]]
 
 
-def test_the_tick_after_a_failed_tick_raises_the_alerts_of_both(sandbox, instance, tick, monkeypatch):
+def test_the_tick_after_a_failed_tick_raises_its_alerts(sandbox, instance, tick, monkeypatch):
     sandbox.faults.fail_day(DAYS[-1], status=400, code=-1127)
     materialized(instance, DAYS[-1:])
     with monkeypatch.context() as broken:

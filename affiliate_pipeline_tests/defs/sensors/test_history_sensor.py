@@ -72,7 +72,7 @@ def alerts(query) -> list[tuple]:
 
 
 def add_run(instance: dg.DagsterInstance, request: dg.RunRequest, status: dg.DagsterRunStatus) -> None:
-    """Adds a run of the request with this status."""
+    """Add a run of the request with this status."""
     instance.add_run(
         dg.DagsterRun(
             job_name="__ASSET_JOB",
@@ -423,7 +423,7 @@ def test_the_runbook_quotes_the_alert():
 
 @pytest.fixture
 def requested_ranges(sandbox, query):
-    """Replaces the ledger by these landed days, and returns the ranges that the schedule then requests."""
+    """Replaces the ledger's content with these landed days, and returns the ranges that the schedule then requests."""
 
     def requested_ranges(recent=(), history=()) -> list[str]:
         query("delete from affiliate.landing")

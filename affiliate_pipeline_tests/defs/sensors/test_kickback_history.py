@@ -215,7 +215,7 @@ def csv_of(rows) -> bytes:
 
 
 def offer(sandbox, *bodies: bytes) -> None:
-    """Makes the file host respond with these bodies, one per request."""
+    """Let the file host respond with these bodies, one per request."""
     sandbox.faults.path = "/kickback-history/"
     sandbox.faults.next_responses.extend((200, {}, body) for body in bodies)
 
@@ -420,7 +420,7 @@ def test_a_file_with_rows_of_other_days_is_rejected(sandbox, rows, query):
     assert exports(query, "state, cardinality(other_paths)") == [("collecting", 1)]
 
 
-def test_a_stored_file_of_another_request_expires_and_later_exports_land(sandbox, rows, query):
+def test_an_export_with_a_stored_file_of_another_request_expires_and_later_exports_land(sandbox, rows, query):
     sandbox.binance.kickbacks.form = FileForm(header=("amount", "asset", "symbol", "time"))
     land(REQUEST, OLD[:1])
     land(HISTORY, OLD[:1])

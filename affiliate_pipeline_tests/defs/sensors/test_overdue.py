@@ -44,7 +44,7 @@ class Daemon:
         self.monkeypatch.setattr(overdue_sensors, "now_ms", lambda: ms)
 
     def tick(self) -> list[dg.RunRequest]:
-        """Evaluates the monitor, records its check evaluations, and returns the runs that it requests."""
+        """Evaluate the monitor, record its check evaluations, and return the runs that it requests."""
         result = self._evaluate("watch")
         assert isinstance(result, dg.SensorResult)
         self.evaluations = len(result.asset_events or [])
@@ -53,7 +53,7 @@ class Daemon:
         return list(result.run_requests or [])
 
     def beat(self) -> str:
-        """Evaluates the heartbeat and returns the reason that it reports."""
+        """Evaluate the heartbeat, and return the reason that it reports."""
         result = self._evaluate("heartbeat")
         assert isinstance(result, dg.SkipReason)
         return result.skip_message or ""
