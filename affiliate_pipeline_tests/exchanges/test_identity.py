@@ -53,7 +53,7 @@ def sandbox(sandbox: Sandbox) -> Sandbox:
 
 @pytest.fixture
 def recorded(query) -> Callable[[], list[tuple]]:
-    """The recorded keys of one exchange and role, the first one first."""
+    """Returns the recorded keys of one exchange and role by alias, the oldest first."""
 
     def recorded(exchange: str = "binance", role: str = "partner") -> list[tuple]:
         return query(

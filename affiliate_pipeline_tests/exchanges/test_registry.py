@@ -25,7 +25,7 @@ def test_an_account_is_configured_by_any_of_its_variables():
 
 
 @pytest.mark.parametrize("suffix", ["", "acme", "2ND", "_ACME", "A__B", "A" * 32, "Ä", "A-B"])
-def test_a_malformed_alias_is_no_account_but_counts_as_an_exchange_that_is_configured(suffix):
+def test_a_malformed_alias_configures_no_account_but_its_exchange_counts_as_configured(suffix):
     name = f"LBANK_API_KEY__{suffix}"
     assert accounts(name) == set()
     assert [each.name for each in unusable_variables({name: "x"})] == [name]

@@ -171,7 +171,7 @@ def test_the_same_days_of_the_same_key_do_not_land_under_another_alias(store, la
 def test_a_further_account_with_the_key_of_the_default_one_is_refused(store, endpoint):
     key, *_ = endpoint.credentials
     variables = {**VARIABLES, f"{key}__ACME": VARIABLES[key]}
-    with connected(endpoint, store, variables):  # The account that was there before continues to land.
+    with connected(endpoint, store, variables):  # The default account is still accepted.
         pass
     with (
         pytest.raises(SettingsError, match=f"{key}__ACME is the same key as {key}: its records would land"),

@@ -169,12 +169,12 @@ def land(url: str, of: Endpoint, block: bytes) -> None:
         ),
     ],
 )
-def test_a_relaxed_schema_can_be_landed(create, database_url, relaxed, block):
+def test_rows_of_a_relaxed_schema_land(create, database_url, relaxed, block):
     create(endpoint(Small))
     land(database_url, endpoint(relaxed), block)
 
 
-def test_a_table_with_new_columns_can_be_landed(create, database_url, query):
+def test_rows_land_in_a_table_with_new_columns(create, database_url, query):
     create(endpoint(Small))
     land(database_url, endpoint(Grown), b'2026-11-03 00:00:00Z,"a ""b""",1.0,1,1,,"{""z"":1.10}"\n')
     assert query(
@@ -225,7 +225,7 @@ def short_lock_timeout(query) -> Iterator[None]:
     query("alter database test reset lock_timeout")
 
 
-def test_an_open_transaction_of_a_reader_does_not_block_a_landing(create, database_url, short_lock_timeout):
+def test_an_unchanged_table_is_ensured_during_an_open_transaction_of_a_reader(create, database_url, short_lock_timeout):
     create(endpoint(Small))
     with psycopg.connect(database_url) as reader:
         reader.execute("select from binance.thing")
@@ -249,7 +249,7 @@ IGNORE_OPEN_CONNECTIONS = pytest.mark.filterwarnings("ignore:.*was deleted while
 
 
 @IGNORE_OPEN_CONNECTIONS
-def test_an_unfinished_landing_does_not_block_another_run(create, database_url, short_lock_timeout):
+def test_an_unfinished_landing_does_not_block_the_store_of_another_run(create, database_url, short_lock_timeout):
     create()
     with psycopg.connect(database_url) as other:
         other.execute("delete from affiliate.rejected_row")  # Every landing deletes from this table.

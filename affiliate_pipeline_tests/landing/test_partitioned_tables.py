@@ -48,7 +48,7 @@ def test_days_land_in_a_partitioned_table_as_in_an_ordinary_one(query, rows, par
     for day in DAYS:
         assert landed(query, day) == sent(rows[day])
 
-    # It gains the columns of its schema.
+    # A missing column of the schema is added to the partitioned table.
     query(f"alter table {TABLE} drop column convert_price")
     assert land(KEY, [SETTLED]).landed[SETTLED].changed is False
     assert landed(query, SETTLED) == sent(rows[SETTLED])
@@ -58,7 +58,7 @@ def test_days_land_in_a_partitioned_table_as_in_an_ordinary_one(query, rows, par
     ) == [(4,)]
 
 
-def test_rows_that_no_partition_accepts_unchanged_are_quarantined_and_land_later(query, rows, partition):
+def test_rows_that_partitions_reject_or_change_are_quarantined_and_land_later(query, rows, partition):
     day = DAYS[1]
     land(KEY, [DAYS[0]])
     partition(day, 0)

@@ -1,4 +1,4 @@
-"""PostgreSQL crashes while a run waits or writes: the run's days fail with that cause, and land again once it is back."""
+"""PostgreSQL crashes while a run waits or writes: the run's days fail with that cause, and land once it is back."""
 
 import signal
 import threading
@@ -41,7 +41,8 @@ def restart(sandbox, database_url, postgres_home: Path) -> Iterator[Callable[[],
     server.ensure_database(postgres_home, "test")
 
 
-def lands_again(query, run: DirectRun) -> None:
+def assert_failed_and_land(query, run: DirectRun) -> None:
+    """Assert that all days of the run failed and none landed, then land them."""
     assert sorted(run.failed) == DAYS and "the database cannot be used" in run.message
     assert query("select count(*) from binance.rebate_recent_record") == [(0,)]
     assert query("select 1 from pg_locks where locktype = 'advisory'") == []
@@ -58,7 +59,7 @@ def test_a_crash_before_the_commit_of_a_day(query, restart, monkeypatch):
         return verify(*args, **kwargs)
 
     monkeypatch.setattr(DayWriter, "_verify", restart_and_verify)
-    lands_again(query, land(KEY, DAYS))
+    assert_failed_and_land(query, land(KEY, DAYS))
 
 
 def test_a_crash_while_a_run_waits_for_its_lock(query, database_url, restart):
@@ -72,7 +73,7 @@ def test_a_crash_while_a_run_waits_for_its_lock(query, database_url, restart):
             assert thread.is_alive()
         restart()
         thread.join()
-    lands_again(query, runs[0])
+    assert_failed_and_land(query, runs[0])
 
 
 def test_a_crash_while_a_request_waits_for_the_rate_limit(database_url, restart):

@@ -78,7 +78,7 @@ def test_processes_with_the_same_id_and_host_name_have_different_names(database_
 
 @pytest.fixture
 def read_only_address(database_url, query, tmp_path: Path) -> Iterator[str]:
-    """Address and port of a server that accepts no writes, as a standby does."""
+    """Address and port of a server that, like a standby, accepts no writes."""
     query("drop role if exists reader")
     query("create role reader superuser login password 'r'")
     query("alter role reader set default_transaction_read_only = on")

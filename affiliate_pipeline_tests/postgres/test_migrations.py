@@ -85,7 +85,7 @@ def test_a_migration_that_was_killed_is_completed_at_the_next_start(database_url
         assert run.is_alive()
     run.kill()
     run.join()
-    # PostgreSQL itself would notice the closed connection only at the end of the statement.
+    # PostgreSQL itself would notice the closed connection only at its next check (`client_connection_check_interval`).
     query("select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'PgSleep'")
     assert (query("select n from thing.a"), applied()) == ([], [(1, "0001_step")])
 
@@ -108,7 +108,7 @@ def test_a_database_of_a_newer_release_is_refused(database_url, query):
         Store(database_url)
 
 
-def test_an_owner_without_the_right_to_create_schemas_can_upgrade(database_url, query, tmp_path):
+def test_an_owner_without_the_right_to_create_schemas_can_migrate(database_url, query, tmp_path):
     query("drop role if exists plain")
     query("create role plain login password 'plain' nosuperuser")
     for schema in ("affiliate", "thing", "binance"):

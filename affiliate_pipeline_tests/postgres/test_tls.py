@@ -53,7 +53,7 @@ def test_days_land_and_are_read_over_verified_tls(sandbox, tls_database, query, 
 
 
 @needs_psql
-def test_psql_and_pg_dump_connect_with_tls(sandbox, database_url, tmp_path, monkeypatch, capfd):
+def test_psql_connects_with_tls_and_the_installed_pg_dump_runs(sandbox, database_url, tmp_path, monkeypatch, capfd):
     def execute(path: str, arguments: list[str], environment: dict[str, str]) -> None:
         assert arguments[0] == path
         subprocess.run(arguments, env=environment, check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""The table of kickback exports, changed by two processes at once."""
+"""The table of kickback exports, changed through two connections."""
 
 from contextlib import closing
 from datetime import date

@@ -101,7 +101,7 @@ def test_a_file_url_hides_its_signature():
 
 
 @pytest.mark.parametrize("url", [URL, "https://amazonaws.com/x", "https://x.binance.com/x", "http://127.0.0.1:9/x"])
-def test_a_file_on_a_host_of_the_exchange_is_allowed(url):
+def test_a_file_on_the_exchanges_own_host_or_a_known_one_is_allowed(url):
     FileUrl(url).check_host("127.0.0.1")
 
 
@@ -116,7 +116,7 @@ def test_a_file_on_a_host_of_the_exchange_is_allowed(url):
         "http://localhost/x",
     ],
 )
-def test_a_file_elsewhere_or_without_https_is_refused(url):
+def test_a_file_elsewhere_or_without_https_or_with_a_password_is_refused(url):
     with pytest.raises(Refused) as refused:
         FileUrl(url).check_host("127.0.0.1")
     assert "Signature" not in str(refused.value)
@@ -227,14 +227,14 @@ def test_several_gzip_members_are_one_file():
         (b"\xff" + HEADER.encode(), "not UTF-8"),
     ],
 )
-def test_the_error_of_a_malformed_file_quotes_what_is_malformed(file, problem):
+def test_the_error_of_a_malformed_file_describes_the_problem(file, problem):
     with pytest.raises(Unreadable) as error:
         rows(file)
     assert problem in str(error.value)
 
 
 @pytest.mark.parametrize("file", [gzip.compress(HEADER.encode() * 99, mtime=0)[:-20], b"\x1f\x8bnonsense"])
-def test_a_truncated_gzip_file_is_reported_as_incomplete(file):
+def test_a_truncated_or_damaged_gzip_file_is_reported_as_incomplete(file):
     with pytest.raises(IncompleteFile, match="incomplete or not gzip"):
         rows(file)
 
