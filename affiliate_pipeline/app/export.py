@@ -174,7 +174,7 @@ def _gap_lines(
         gaps = incomplete(commission, configured, days)
         has_sums = source.table != prices.TABLE
         if has_sums and (stale := commission.stale(days[0], days[-1])):
-            yield f"{format_days(stale)}: some landed rows have not been added up yet"
+            yield f"{format_days(stale)}: some landed rows or prices have not been added up yet"
         if commission.prices and (unpriced := commission.prices.missing(days[0], days[-1])):
             yield f"{prices.PRICE}: {format_days(unpriced)}: some prices have not landed"
         elif not commission.prices and not has_sums:

@@ -101,7 +101,7 @@ def report(
     if stale := [day for day in figures.stale if day <= requested[-1]]:
         # The sensor is at most a minute or two behind while Dagster runs.
         console.print(
-            f"{format_days(stale)}: some landed rows have not been added up yet. While `affiliate-pipeline up` runs, it "
+            f"{format_days(stale)}: some landed rows or prices have not been added up yet. While `affiliate-pipeline up` runs, it "
             "adds up ended days within two minutes."
         )
     exit_code = typer.launch(paths[-1].as_uri()) if show else 0

@@ -100,7 +100,7 @@ def _coverage(searched: Iterable[Source], stale: Iterable[date]) -> Iterator[str
         missing = f", missing {format_days(each.missing)}" if each.missing else ""
         yield f"  {each.asset}: {each.first} to {each.last}{missing}"
     if stale := [*stale]:
-        yield f"  {format_days(stale)}: some landed rows have not been added up yet, so they are missing from the earnings"
+        yield f"  {format_days(stale)}: some landed rows or prices have not been added up yet, so they are missing from the earnings"
 
 
 def _line(label: str, text: str) -> str:

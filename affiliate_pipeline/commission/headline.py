@@ -127,7 +127,7 @@ def gaps(figures: Figures) -> list[str]:
         if each.unsettled:
             lines.append(f"{each.title}: {format_days(each.unsettled)} landed, may still change")
     if figures.stale:
-        lines.append(f"{format_days(figures.stale)}: some landed rows have not been added up yet")
+        lines.append(f"{format_days(figures.stale)}: some landed rows or prices have not been added up yet")
     if figures.unpriced:
         lines.append(
             f"market prices: {format_days(figures.unpriced)} not landed, so some values in USDT may be missing"

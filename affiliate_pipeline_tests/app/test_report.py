@@ -75,8 +75,8 @@ def test_rows_that_landed_after_the_totals_are_reported(sandbox, capsys):
 
     report(f"{SETTLED}")
 
-    assert f"{SETTLED}: some landed rows have not been added up yet." in capsys.readouterr().out
-    assert f"{SETTLED}: some landed rows have not been added up yet" in page(SETTLED)
+    assert f"{SETTLED}: some landed rows or prices have not been added up yet." in capsys.readouterr().out
+    assert f"{SETTLED}: some landed rows or prices have not been added up yet" in page(SETTLED)
     assert COMPLETE not in page(SETTLED)
 
 

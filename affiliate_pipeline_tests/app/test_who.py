@@ -193,7 +193,7 @@ def test_an_unknown_user_is_reported_with_the_days_that_were_searched(sandbox, w
         assert found.startswith(f"{shown} is not known: no row that has landed names this user.")
         missing = f"missing {DAYS[1]}, {DAYS[2]:%d}" if DAYS[1].month == DAYS[2].month else "missing"
         assert f"  {KEY}: {DAYS[0]} to {DAYS[3]}, {missing}" in found
-        assert "some landed rows have not been added up yet" in found
+        assert "some landed rows or prices have not been added up yet" in found
 
 
 def test_without_landed_days_the_command_reports_that(sandbox, who):

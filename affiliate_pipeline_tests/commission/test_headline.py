@@ -129,7 +129,7 @@ def test_each_kind_of_earnings_has_its_gaps():
     assert gaps(replace(figures(EVERY_DAY, gap(DAYS[:2], DAYS[3:4])), stale=[DAY], unpriced=[DAY])) == [
         "binance rebate: 2026-10-31, 2026-11-01 not landed (no longer fetchable)",
         "binance rebate: 2026-11-03 landed, may still change",
-        "2026-11-29: some landed rows have not been added up yet",
+        "2026-11-29: some landed rows or prices have not been added up yet",
         "market prices: 2026-11-29 not landed, so some values in USDT may be missing",
     ]
 

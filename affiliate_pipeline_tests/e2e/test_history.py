@@ -64,7 +64,10 @@ def written_texts(project: Project) -> str:
     files = [
         path
         for path in project.folder.rglob("*")
-        if path.is_file() and path.name != ".env" and not (ROOT / path.relative_to(project.folder)).exists()
+        if path.is_file()
+        and path.name != ".env"
+        # Not the copies of the checkout's files, which may have folders of an `up` of its own.
+        and (project.home in path.parents or not (ROOT / path.relative_to(project.folder)).exists())
     ]
     return "\n".join([*rows, *(path.read_text(errors="replace") for path in files)])
 

@@ -218,7 +218,7 @@ def _evaluation(
         state = states.get(each.day, State())
         urgent |= state.level > NotificationLevel.GIVEN_UP
         is_lost = state.level is NotificationLevel.LOST
-        done = "lost" if is_lost else f"requested {state.attempts} of at most {MAX_ATTEMPTS} times"
+        done = "lost" if is_lost else f"requested {state.attempts} of at most {max(MAX_ATTEMPTS, state.attempts)} times"
         lines.append(f"{described(each, now)}; {done}")
     return dg.AssetCheckEvaluation(
         asset_key=key,

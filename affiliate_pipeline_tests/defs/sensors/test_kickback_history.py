@@ -358,7 +358,7 @@ def test_an_incomplete_file_is_fetched_again_and_not_stored(sandbox, rows, query
         assert "incomplete" in run.failed[OLD[number]], headers
         assert exports(query, "state, file")[number:] == [("ready", None)], headers
         assert land(HISTORY, [OLD[number]]).success, headers
-    assert_landed(query, {day: rows[day] for day in OLD[:1]})
+    assert_landed(query, {day: rows[day] for day in OLD[:2]})
     assert len(posts(sandbox)) == 2
 
 
