@@ -53,7 +53,8 @@ class Landed:
     """The table has exactly the rows of the source for the day.
 
     `changed`: rows were written. `restated`: the previous stats of a settled day that the source has changed.
-    `new_fields`: unknown fields seen for the first time. `note` and `warnings` are for people; a warning needs a fix.
+    `new_fields`: unknown fields seen for the first time. `note` and `warnings` are for people; a warning fails the
+    day's check.
     """
 
     day: date
@@ -195,7 +196,7 @@ class DayWriter:
                     "lock table {table} in row exclusive mode; "
                     "select exists (select {from_pg_locks} and pid = pg_backend_pid()), array("
                     "select 'trigger ' || tgname from pg_trigger where tgrelid = t.oid and not tgisinternal union all "
-                    "select 'a table that is not an ordinary one' where relkind <> 'r' union all "
+                    "select 'a partitioned table, a foreign table or a view' where relkind <> 'r' union all "
                     "select 'column ' || attname || ' ' || format_type(atttypid, atttypmod) from pg_attribute "
                     "join unnest({names}::text[], {kinds}::regtype[]) as schema (name, kind) on name = attname "
                     "where attrelid = t.oid and not attisdropped and (atttypid, atttypmod) <> (kind::oid, -1)) "

@@ -1,4 +1,4 @@
-"""Landed days as pandas frames, for assets of one's own and for notebooks."""
+"""Landed days as pandas frames, for the assets of another project and for notebooks."""
 
 from collections.abc import Iterable
 from datetime import date
@@ -19,7 +19,7 @@ _TYPES = {"int2": "Int64", "int4": "Int64", "int8": "Int64", "bool": "boolean", 
 
 
 class NotLanded(AffiliateError):
-    """Days that were requested have not landed, so that a frame would silently lack their rows."""
+    """Days that were requested have not landed: a frame would silently lack their rows."""
 
 
 def load_days(asset: str, days: Iterable[str | date], *, database: str) -> pd.DataFrame:
@@ -36,7 +36,7 @@ def load_days(asset: str, days: Iterable[str | date], *, database: str) -> pd.Da
     endpoint = next(iter(endpoints_of([asset])), None)
     if endpoint is None:
         known = ", ".join(each.key for each in DEFAULT.endpoints)
-        raise NotLanded(f"{asset} is no asset with days", f"Use one of {known}, or <exchange>/<alias>/<endpoint>")
+        raise NotLanded(f"{asset} is not an asset with days", f"Use one of {known}, or <exchange>/<alias>/<endpoint>")
     requested = sorted({date.fromisoformat(day) if isinstance(day, str) else day for day in days})
     with (
         connect(database_url_in("database", database)) as connection,

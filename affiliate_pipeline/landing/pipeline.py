@@ -285,4 +285,4 @@ def _stored(entry: LedgerEntry | None) -> str:
     """The impact of a failure: what had landed for the day."""
     if entry is None:
         return "Nothing of this day has landed"
-    return f"The {count_of(entry.rows, 'row')} landed at {entry.landed_at:%Y-%m-%d %H:%M} UTC are unchanged"
+    return f"What landed at {entry.landed_at:%Y-%m-%d %H:%M} UTC ({count_of(entry.rows, 'row')}) is unchanged"

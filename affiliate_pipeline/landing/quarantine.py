@@ -17,7 +17,7 @@ PRIVILEGES = {TABLE: "select insert delete"}
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why a day's rows did not land. `complete`: all rows of the day were received.
+    """Why a day's rows did not land. `complete`: these are all rows of the day, so they may land with `from_rejected`.
 
     `requested_at`: when the run started or, if earlier, when the oldest response was requested (exchange time).
     """

@@ -18,7 +18,7 @@ from affiliate_pipeline.postgres.locks import Lock, locked
 from affiliate_pipeline.postgres.readiness import problems
 from affiliate_pipeline.postgres.table_store import TableStore
 
-# How often a process that only waits for others makes sure that its run still counts as live.
+# How often a process whose steps run on other machines checks the connection that marks its run as live.
 LIVE_CHECK_S = 5
 
 
@@ -39,7 +39,7 @@ def is_run_live(url: str, run_id: str, step: str = "") -> bool:
 
 @contextmanager
 def live_run(url: str, run_id: str) -> Generator[None]:
-    """Mark the run as live during the `with` block, again after its database was restarted."""
+    """Mark the run as live during the `with` block, and again whenever its database was restarted."""
     ended = threading.Event()
 
     def mark() -> None:

@@ -14,8 +14,9 @@ from affiliate_pipeline.postgres.errors import StoreUnavailable, as_store_unavai
 
 # How often a process that waits for a lock checks the lock's holder.
 LOCK_CHECK_S = 5
-# A process counts as dead once none of its sessions has run a query for this long. A live run queries the database at
-# every request to an exchange; only the download of a large file takes longer than a few minutes without a query.
+# A process counts as dead once none of its sessions has run a query for this long. A live run queries the database
+# while it sends requests to an exchange; only the download of a large file takes longer than a few minutes without a
+# query.
 SILENT_HOLDER_S = 1800
 
 log = logging.getLogger(__name__)

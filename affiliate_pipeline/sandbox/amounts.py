@@ -33,12 +33,12 @@ def sum_of(amounts: Iterable[Amount]) -> Amount:
 
 
 def spread(mean: int, first: int, second: int) -> int:
-    """A number whose mean is this one if both draws are uniform below SPREAD: mostly far smaller, rarely 60 times larger."""
+    """A number with mean `mean` if both draws are uniform below SPREAD: mostly far smaller, rarely 60 times that."""
     # The mean of x / (draw + x / 100) for draws below x is ln 101 = 4.615, that of 3 (draw / x)^2 is 1.
     return mean * 3 * second**2 * 1000 // (SPREAD * (first + SPREAD // 100) * 4615)
 
 
 def with_significant_digits(units: int, digits: int) -> int:
-    """The number with all digits after the first ones replaced by zeros."""
+    """The number with all digits after the first `digits` replaced by zeros."""
     step = 10 ** max(0, len(f"{units}") - digits)
     return units // step * step

@@ -15,7 +15,7 @@ LEVEL_DAYS = 16
 SIGNIFICANT_DIGITS = 7
 STABLE, FIAT, COIN = 3, 20, 150
 
-# By market (coin, quote): the price, and how far a day's close is from the level at most, in 1/100 %.
+# By market (coin, quote): the price, and the maximum distance of a day's close from the level, in 1/100 %.
 _PRICED = {
     ("BTC", "USDT"): ("97250", COIN), ("ETH", "USDT"): ("3420", COIN), ("BNB", "USDT"): ("612.4", COIN),
     ("SOL", "USDT"): ("187.5", COIN), ("XRP", "USDT"): ("2.18", COIN), ("DOGE", "USDT"): ("0.1885", COIN),

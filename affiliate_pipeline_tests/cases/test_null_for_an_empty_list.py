@@ -110,7 +110,7 @@ def test_null_does_not_replace_landed_rows(both_exchanges, query, monkeypatch):
     run = land(f"lbank/{TEAM}", DAYS[:2])
 
     assert sorted(run.failed) == DAYS[:2]
-    assert "sent no list (null) where rows had landed" in run.failed[DAY] and "are unchanged" in run.failed[DAY]
+    assert "sent no list (null) where rows had landed" in run.failed[DAY] and "is unchanged" in run.failed[DAY]
     for day in DAYS[:2]:
         assert landed(query, TEAM, day) == sent(rows_of(both_exchanges, TEAM, day))
 
@@ -127,7 +127,7 @@ def test_null_does_not_replace_the_deposits_of_settled_or_unsettled_days(both_ex
     assert sorted(run.failed) == [settled, unsettled]
     for day in (settled, unsettled):
         assert "requested_sub_in_out_type IN_DEPOSIT" in run.failed[day]
-        assert "sent no list (null) where rows had landed" in run.failed[day] and "are unchanged" in run.failed[day]
+        assert "sent no list (null) where rows had landed" in run.failed[day] and "is unchanged" in run.failed[day]
         assert landed(query, MONEY, day) == sent(rows_of(both_exchanges, MONEY, day))
 
 

@@ -229,7 +229,7 @@ def test_a_settled_day_with_fewer_rows_is_refused(sandbox, query):
     assert list(run.failed) == [SETTLED]
     assert "10 rows had landed and the source now has 9" in run.failed[SETTLED]
     assert "allow_shrink" in run.failed[SETTLED]
-    assert "The 10 rows landed at" in run.failed[SETTLED] and "are unchanged" in run.failed[SETTLED]
+    assert "What landed at" in run.failed[SETTLED] and "(10 rows) is unchanged" in run.failed[SETTLED]
     assert landed(query, SETTLED) == sent(rows)
     assert query("select count(*) from affiliate.superseded_row") == [(0,)]
 

@@ -93,7 +93,7 @@ def test_invalid_rows_fail_their_day_alone(sandbox, query):
     assert sorted(run.failed) == days[:-1]
     assert list(run.landed) == [YESTERDAY]
     assert landed(query, YESTERDAY) == sent(good)
-    texts = ("affiliate.rejected_row", "from_rejected", "The 5 rows landed at", "are unchanged")
+    texts = ("affiliate.rejected_row", "from_rejected", "What landed at", "(5 rows) is unchanged")
     stored_reasons = dict(query("select partition, min(reason) from affiliate.rejected_row group by 1"))
     for name, (_, problem) in INVALID.items():
         day = day_of[name]

@@ -34,7 +34,7 @@ API_WEIGHT_HEADER = "X-MBX-USED-WEIGHT-1M"
 WEIGHT_HEADER = "X-SAPI-USED-IP-WEIGHT-1M"
 DEFAULT_UIDS = {"partner": 39472261, "client": 354937868}
 
-# Which kind of Binance account a key is of. A client is a trader whom the partner has referred, so that the two are
+# The kind of Binance account that a key belongs to. A client is a trader whom the partner has referred, so the two are
 # different Binance accounts, each with a uid of its own.
 Role = Literal["partner", "client"]
 

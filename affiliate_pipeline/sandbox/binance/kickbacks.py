@@ -171,7 +171,7 @@ class Kickbacks:
 
 
 def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
-    """About `rows_per_day` kickbacks of the account's trader, with times at the day's edges and odd amounts."""
+    """About `rows_per_day` kickbacks of the account's client, with times at the day's edges and odd amounts."""
     rnd = Random(f"{alias}kickbacks {day.isoformat()} {rows_per_day}").random
     count = int(rows_per_day * (0.7 + 0.6 * rnd()))
     markets, mean = markets_of(day), DAY_TOTAL * ONE // max(rows_per_day, MIN_ROWS)

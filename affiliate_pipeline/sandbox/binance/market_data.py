@@ -61,7 +61,7 @@ class MarketData:
         return encode({**info, "exchangeFilters": [], "symbols": markets})
 
     def _kline(self, symbol: str, opened: int) -> list[int | str]:
-        """The day that begins then; the price of the running day moves towards its close."""
+        """The kline of the day that begins at `opened`; on the current day, the price moves towards the close."""
         base, quote = MARKETS[symbol]
         day = day_of(opened)
         first, last = close(base, quote, day - timedelta(1)), close(base, quote, day)

@@ -123,8 +123,8 @@ def markets_of(day: date) -> list[Market]:
 def payment(rnd: Callable[[], float], mean: int, markets: Sequence[Market]) -> tuple[Market, Amount, Amount]:
     """A payment for a trade: its market, commission and income. `mean` is the mean value in units of 10^-18 USDT.
 
-    The income is the commission times the price, without further decimals than the commission has. A row has neither
-    the trade's volume nor its fee. For scale: a payment of 1 USDT is 40 % of the fee (0.05 %) of a trade of 5,000 USDT.
+    The income is the commission times the price, with no more decimals than the commission. A row has neither the
+    trade's volume nor its fee. For scale: a payment of 1 USDT is 40 % of the fee (0.05 %) of a trade of 5,000 USDT.
     """
     market = markets[int(rnd() * len(markets))]
     value = spread(mean, int(rnd() * SPREAD), int(rnd() * SPREAD))

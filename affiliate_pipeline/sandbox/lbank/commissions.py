@@ -16,8 +16,8 @@ COINS = ("usdt", "btc", "eth", "lbk", "usdc", "sol")
 def commissions_of(user: User, day: date, totals: Totals) -> list[tuple[int, str, bytes]]:
     """The commissions of the agent for the UTC+8 day with these totals: trade type, coin, row.
 
-    The coins' values at the day's close add up to the agent's share of the fees; some rows have
-    "0" as the value in USDT.
+    The coins' values at the day's close add up to about the agent's share of the fees, since amounts are cut off; some
+    rows have "0" as the value in USDT.
     """
     paid: list[tuple[int, str, bytes]] = []
     for trade_type in (SPOT, FUTURES):
