@@ -48,8 +48,10 @@ style: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
+# Two workers per core, since most of these tests wait most of the time.
 e2e: $(VENV)/.installed-dev
-	$(BIN)/pytest -n auto --dist loadscope -m e2e --timeout 1800 $(ARGS)
+	$(BIN)/pytest -n $$($(PYTHON) -c 'import os; print(2 * os.cpu_count())') --dist loadscope --timeout 1800 \
+		-m e2e $$(grep -rl 'mark\.e2e' --include='test_*.py' affiliate_pipeline_tests) $(ARGS)
 
 # As root on Linux: three hosts in network namespaces. Without -n, since each test uses all cores for some minutes.
 cluster: $(VENV)/.installed-dev
