@@ -215,7 +215,7 @@ def examples() -> list[Alert]:
     rebates = BY_KEY[REBATES]
     cause = Problem(
         "refused",
-        "Binance returned HTTP 400 with code -1127",
+        "Binance returned HTTP 400, code -1127: More than 7 days between startTime and endTime",
         action="Materialize the day again; if it fails again, see the runbook",
     )
     failed = alert_for(
