@@ -126,7 +126,7 @@ def test_a_slot_in_use_for_the_second_time_is_not_taken_again(limiter_of):
             pass
 
 
-def test_a_limiter_does_not_free_a_slot_that_another_limiter_has_taken_since(limiter_of):
+def test_taking_a_slot_again_does_not_free_the_slot_of_another_limiter(limiter_of):
     waits = Waits()
     one, other, third = limiter_of(2, 0.02), limiter_of(2, 0.02), limiter_of(2, 0.02, sleep=waits)
     with one.slot():

@@ -1,4 +1,4 @@
-"""A pooler in session mode: it gives a whole session to each connection, and the next connection gets it reset."""
+"""A pooler in session mode: each connection has a whole session, which is reset before the next connection uses it."""
 
 import psycopg
 import pytest

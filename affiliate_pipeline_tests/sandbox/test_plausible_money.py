@@ -95,7 +95,7 @@ def test_an_income_is_the_commission_at_the_price_of_the_day(rebates):
     assert crossed > 1000
 
 
-def test_prices_of_amounts_are_the_closes_of_the_markets():
+def test_coins_are_valued_at_the_closes_of_the_markets():
     for base, quote in MARKETS.values():
         assert price_in(base, quote, DAYS[0]) // 10**10 == close(base, quote, DAYS[0])
     assert close("USDT", "TRY", DAYS[0]) * price_in("TRY", "USDT", DAYS[0]) // 10**8 == pytest.approx(10**18, rel=1e-9)
