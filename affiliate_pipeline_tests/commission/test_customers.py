@@ -82,7 +82,7 @@ class LandedDay:
 
 @dataclass(frozen=True)
 class Record:
-    """A record of any of the three tables, whose rows have only the values that the table has columns for."""
+    """A record of any of the three tables; `values` omits what its table has no column for."""
 
     landed: LandedDay
     coin: str

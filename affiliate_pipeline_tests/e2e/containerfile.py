@@ -63,22 +63,22 @@ def build(text: str, folder: Path, arguments: dict[str, str]) -> list[str]:
     script, stages, variables = ["set -eu", "umask 022"], dict[str, Path](), dict(arguments)
     root, workdir, environment = folder, "/", [f"PATH={PYTHON}/bin:$PATH"]
     for name, rest in instructions(text):
-        arguments_of = shlex.split(re.sub(r"\$\{(\w+)\}", lambda found: variables[found[1]], rest))
+        instruction_arguments = shlex.split(re.sub(r"\$\{(\w+)\}", lambda found: variables[found[1]], rest))
         match name:
             case "ARG":
                 key, _, default = rest.partition("=")
                 variables.setdefault(key, default)
             case "FROM":
                 root, workdir, environment = folder / f"stage{len(stages)}", "/", environment[:1]
-                stages[arguments_of[-1] if "AS" in arguments_of else "last"] = root
+                stages[instruction_arguments[-1] if "AS" in instruction_arguments else "last"] = root
                 script += [f"mkdir {root}", *mounts(root)]
             case "WORKDIR":
                 workdir = rest
                 script.append(f"mkdir -p {root}{workdir}")
             case "COPY":
-                script.append(copy(root, workdir, stages, arguments_of))
+                script.append(copy(root, workdir, stages, instruction_arguments))
             case "ENV":
-                environment += arguments_of
+                environment += instruction_arguments
             case "RUN":
                 command = re.sub(r"\$\{(\w+)\}", lambda found: variables[found[1]], rest)
                 inside = f"cd {workdir} && {command}"

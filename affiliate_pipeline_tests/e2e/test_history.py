@@ -66,7 +66,7 @@ def written_texts(project: Project) -> str:
         for path in project.folder.rglob("*")
         if path.is_file()
         and path.name != ".env"
-        # Not the copies of the checkout's files, which may have folders of an `up` of its own.
+        # Skip the copies of the checkout's files, but nothing in `.affiliate`: the checkout may have one too, from an `up`.
         and (project.home in path.parents or not (ROOT / path.relative_to(project.folder)).exists())
     ]
     return "\n".join([*rows, *(path.read_text(errors="replace") for path in files)])
