@@ -96,7 +96,7 @@ def _daemon_silent_since(missing: Collection[str] | None) -> datetime | None:
     Later heartbeats are of a daemon that runs elsewhere.
     """
     if missing is not None and DAEMON in missing:
-        return datetime.now(UTC)
+        return datetime.now(UTC)  # it crashed or was killed, and the time was not recorded
     return None if DAEMON in running_services(home()) else daemon_ended_at(home())
 
 

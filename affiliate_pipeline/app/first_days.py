@@ -23,7 +23,7 @@ from affiliate_pipeline.landing import ledger
 from affiliate_pipeline.landing.pipeline import connected, now_ms, plan_of
 from affiliate_pipeline.landing.store import Store
 
-# How many days of an exchange that retains all days land by default.
+# How many days of an exchange that retains all days land by default, counting today.
 DAYS = 7
 # How far back the example of an earlier first day is, in the question and in the hint.
 MORE_DAYS = 30

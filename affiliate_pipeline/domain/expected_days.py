@@ -64,7 +64,7 @@ class Timetable:
         return day_of(now_ms, self.zone) - days * DAY
 
     def scheduled_at_ms(self, day: date, *, settled: bool = False) -> int | None:
-        """When the schedule first lands the day after its end; with `settled`, after it has settled.
+        """When the schedule first lands the day, once it has ended or, with `settled`, once it has settled.
 
         None if no schedule lands it.
         """

@@ -137,7 +137,7 @@ def _start(home: Path) -> Cluster:
         data_directory = _data_directory(cluster)
         if data_directory == str(cluster.data):
             return cluster
-        if data_directory:  # started before the project's folder was moved: it still writes its log to the old path
+        if data_directory:  # started before the project's folder was moved: restart it under the new path
             _shut_down(cluster)
         if time.monotonic() > deadline:
             raise cluster.error(f"PostgreSQL accepted no connection within {WAIT_S} s")
