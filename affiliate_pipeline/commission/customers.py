@@ -70,7 +70,7 @@ class Earned:
 
 
 def money_of(endpoint: Records) -> Money:
-    """The endpoint's declaration of earnings; raises `ValueError` if its rows are none."""
+    """The endpoint's declaration of earnings; raises `ValueError` if it has none."""
     if not endpoint.money:
         raise ValueError(f"{endpoint.key} declares no earnings")
     return endpoint.money
@@ -188,7 +188,7 @@ def earned(connection: Connection[Any], customers: Sequence[str], kinds: Sequenc
 
 
 def masked_emails(connection: Connection[Any], text: str) -> list[str]:
-    """The customers that are identified by an email which fits the text, as far as neither is masked."""
+    """The customers that are identified by an email that `fits` the text."""
     # Each step of the recursion reads the next customer from the index; `select distinct` would read every line.
     step = f"select customer from {TABLE}"
     query = sql.SQL(

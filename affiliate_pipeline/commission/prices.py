@@ -101,7 +101,7 @@ class Prices:
         unpriced = self._unpriced({day: each for day, each in coins.items() if day not in failed})
         if unpriced:
             failed |= self._request(unpriced, open_klines)
-        # A failed day may have got some of its prices, so that its sums are stale, and lacks others.
+        # Failed days too: prices that landed make their sums stale. Empty `inputs` record that other prices are missing.
         priced = {day: self._finish(day, "" if day in failed else landed[day][0], coins[day]) for day in landed}
         return {day: failed.get(day) or priced[day] for day in days}
 
