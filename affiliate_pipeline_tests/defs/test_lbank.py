@@ -534,7 +534,7 @@ def test_equal_rows_across_a_page_boundary_both_land_without_another_walk(sandbo
     assert run.success, run.message
     assert landed(query, MONEY, SETTLED) == money_rows(rows)
     pages = Counter(int(request.params["start"]) for request in requests_to(sandbox, MONEY))
-    # The additional page at 0 is the request for the millisecond of the equal rows.
+    # The additional page at 0 is the request for the whole second of the equal rows.
     assert pages == {0: len(KINDS) + 1, 99: 1}
 
 
@@ -610,7 +610,8 @@ def test_every_known_spelling_of_a_row_lands(sandbox, query, spelling):
         with_level_100: with_level_100,
         with_empty_amounts: with_null_amounts,
     }
-    # Without agents, the endpoints per agent query only the affiliate's own openId.
+    # Of the four endpoints, two spellings change the rows of these only. At level 100, no user is an agent, so those per
+    # agent would query only the affiliate's own openId.
     changed = {with_level_100: [LIST, MONEY], with_empty_amounts: [LIST, COMMISSION]}
 
     for name in changed.get(spelling, [LIST, TEAM_TRADES, MONEY, COMMISSION]):
@@ -937,7 +938,7 @@ def test_a_clock_offset_is_corrected_with_the_exchanges_time(sandbox, query, cap
     assert any("clock" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
 
 
-def test_a_clock_that_cannot_be_corrected_fails_after_two_requests(sandbox):
+def test_a_clock_that_cannot_be_corrected_fails_after_at_most_two_requests(sandbox):
     now = time.time_ns() // 1_000_000
     off = b'{"result":"false","error_code":10600,"msg":"replay","ts":%d}' % now
     sandbox.faults.next_responses.extend([(200, {}, off)] * 1000)

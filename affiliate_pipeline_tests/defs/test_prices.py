@@ -350,7 +350,7 @@ def test_a_late_candle_fails_its_day_until_the_market_has_been_silent_for_a_day(
     assert "none for this day yet" in failure_message(only_step_failure(result.all_events))
     [request] = run_requests()
     assert keys_of(request) == [PRICE]  # The sums would be the same.
-    late, market.closes["BTCUSDT"][day] = market.closes["BTCUSDT"].copy(), "6"
+    without_candle, market.closes["BTCUSDT"][day] = market.closes["BTCUSDT"].copy(), "6"
     assert run([day], PRICE).success
     assert [COMMISSION in keys_of(each) for each in run_requests()] == [True]
     assert run([day], COMMISSION).success
@@ -358,7 +358,7 @@ def test_a_late_candle_fails_its_day_until_the_market_has_been_silent_for_a_day(
 
     query("delete from affiliate.price")
     query("delete from affiliate.priced_day")
-    market.closes["BTCUSDT"] = late
+    market.closes["BTCUSDT"] = without_candle
     market.now_ms += 23 * 3_600_000
     priced = materialized(run([day], PRICE), PRICE)[f"{day}"]
     assert priced["unvalued_coins"] == ["BTC"]

@@ -398,7 +398,7 @@ def test_without_the_setting_there_is_no_digest_sensor(sandbox, monkeypatch):
         assert "digest" not in {each.name for each in loaded_definitions().sensors or ()}
 
 
-def test_a_host_project_gets_the_digest_of_its_own_alerts(daily, earn, instance, query, sandbox, monkeypatch):
+def test_a_host_project_gets_the_digest_among_its_own_alerts(daily, earn, instance, query, sandbox, monkeypatch):
     earn({DAY: "1"})
     account = BinanceAccount(
         partner=ApiKey(key=dg.EnvVar("BINANCE_PARTNER_API_KEY"), secret=dg.EnvVar("BINANCE_PARTNER_API_SECRET")),
