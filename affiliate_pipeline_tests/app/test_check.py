@@ -170,7 +170,7 @@ def test_a_malformed_secret_and_an_unreachable_exchange_are_reported(healthy, fi
     assert "127.0.0.1" in wrong["lbank affiliate"]
 
 
-def test_a_rejected_key_is_reported_with_every_possible_cause_and_a_wrong_open_id(healthy, findings, monkeypatch):
+def test_a_wrong_open_id_is_reported_and_a_rejected_key_with_every_possible_cause(healthy, findings, monkeypatch):
     monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "x" * 64)
     monkeypatch.setenv("LBANK_OPEN_ID", "LBAUNKNOWN")
     wrong = findings()

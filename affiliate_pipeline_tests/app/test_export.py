@@ -89,7 +89,7 @@ def test_an_apostrophe_precedes_only_texts_that_a_spreadsheet_would_execute(form
     assert b"apostrophe" not in output.err
 
 
-def test_a_workbook_has_the_texts_of_csv_and_days_and_counts_as_numbers(formulas, query, tmp_path, capfdbinary):
+def test_a_workbook_has_the_texts_of_raw_csv_and_days_as_dates(formulas, query, tmp_path, capfdbinary):
     query(f"update {TABLE} set extra = '{{\"bonus\": 0.12345678901234567890}}'")
     export(TABLE, f"{SETTLED}", "--raw")
     expected = exported_rows(capfdbinary)
@@ -315,7 +315,7 @@ def test_a_file_that_cannot_be_written_is_named_as_given(amounts, tmp_path):
 
 
 @pytest.mark.empty_database
-def test_a_table_without_landed_days_is_not_exported(sandbox, tmp_path):
+def test_a_table_that_does_not_exist_yet_is_not_exported(sandbox, tmp_path):
     with pytest.raises(CommandError, match="nothing has ever landed"):
         export(TABLE, f"{SETTLED}", "--output", str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()

@@ -47,7 +47,7 @@ def test_the_plan_of_the_roster_depends_on_the_known_users_and_is_made_without_r
     assert len(both_exchanges.requests) == sent
 
 
-def test_every_endpoint_has_a_plan(both_exchanges, plan):
+def test_every_endpoint_that_needs_no_agent_code_has_a_plan(both_exchanges, plan):
     for endpoint in DEFAULT.endpoints:
         if not endpoint.requires:
             assert plan(endpoint.key, f"{SETTLED}").startswith(f"{endpoint.key} {SETTLED}: ")

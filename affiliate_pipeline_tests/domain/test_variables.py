@@ -36,7 +36,7 @@ def test_every_secret_variable_may_be_in_a_file(monkeypatch, secret, name):
     assert [*unusable_variables(variables)] == []
 
 
-def test_the_secrets_are_keys_urls_with_passwords_and_nothing_else():
+def test_keys_and_urls_with_passwords_are_secret_and_ids_paths_and_base_urls_are_not():
     assert AlertSettings.secrets() and secret_variables() >= {
         "AFFILIATE_DATABASE_URL",
         "ALERT_URLS",
