@@ -134,7 +134,7 @@ class Availability:
         if fallback and fallback.timetable.is_retained(day, self.exchange_now_ms()):
             until_ms = fallback.timetable.deadline_ms(day)
             until = f" until {utc_text(until_ms)}" if until_ms is not None else ""
-            action = f"{fallback.key} can still land it{until}: materialize that and its upstream asset instead"
+            action = f"{fallback.key} can still land it{until}: materialize that instead, as its description says"
         elif retention.is_final:
             action = "It can no longer be fetched"
         return Expired(

@@ -222,7 +222,7 @@ def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expected
         case NotificationLevel.SECOND_CHANCE:
             asset = days[0].fallback[0] if days[0].fallback else ""
             title = f"only {asset} can still land {named}"
-            text = f"To do: unless a schedule does so, materialize {asset} and its upstream asset for {it}."
+            text = f"To do: unless a schedule does so, materialize {asset} for {it}, as its description says."
         case NotificationLevel.GIVEN_UP:
             title, text = f"{named} {is_} still overdue after {MAX_ATTEMPTS} attempts", f"{given_up} {action}"
         case _:

@@ -138,6 +138,21 @@ def test_taking_a_slot_again_does_not_free_the_slot_of_another_limiter(limiter_o
             pass
 
 
+def test_a_response_after_the_end_of_its_slot_lease_does_not_free_the_slot_of_another_limiter(limiter_of, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(rate_limiter, "SLOT_LEASE_S", 0.05)
+        one = limiter_of(1, 0.02)
+    waits = Waits()
+    other, third = limiter_of(1, 0.02), limiter_of(1, 0.02, sleep=waits)
+    with ExitStack() as late:
+        late.enter_context(one.slot())
+        with other.slot():
+            late.close()
+            time.sleep(0.05)
+            with pytest.raises(Waits.Endless), third.slot():
+                pass
+
+
 def test_a_failed_request_frees_its_slot(limiter_of):
     one, other = limiter_of(1, 0.02), limiter_of(1, 0.02)
     with pytest.raises(ZeroDivisionError), one.slot():

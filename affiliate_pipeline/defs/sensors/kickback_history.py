@@ -143,10 +143,12 @@ def _landing(
 def expired_alert(account: ExportEndpoints, export: KickbackExport, now_ms: int) -> Alert:
     """The alert for an export that was given up."""
     history, recent = account.history, account.recent
-    if history.timetable.is_retained(export.last_day, now_ms):
+    retained = [day for day in export.days if history.timetable.is_retained(day, now_ms)]
+    if retained:
+        which = "these days" if retained == [*export.days] else format_days(retained)
         next_step = (
-            f"Fix the cause, then materialize {account.request.key} for these days. The exchange retains the first of them "
-            f"until {utc_text(history.timetable.deadline_ms(export.first_day) or now_ms)}; days that {recent.key} "
+            f"Fix the cause, then materialize {account.request.key} for {which}. The exchange retains the first of them "
+            f"until {utc_text(history.timetable.deadline_ms(retained[0]) or now_ms)}; days that {recent.key} "
             f"missed are requested again daily, at {MISSED_DAYS_AT:%H:%M} UTC"
         )
     else:
