@@ -23,7 +23,7 @@ Paging = Callable[[GetPage], list[bytes]]
 
 
 class _ListChanged(Exception):
-    """A page shows that the list changed or, if `is_rounded`, that `start` is rounded down."""
+    """A page shows that the list changed or, if `is_rounded`, that `start` is rounded down to whole pages."""
 
     def __init__(self, page: list[bytes], *, is_rounded: bool = False) -> None:
         super().__init__()

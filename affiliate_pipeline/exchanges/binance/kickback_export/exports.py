@@ -156,7 +156,7 @@ class KickbackExports(TableStore):
         return number
 
     def mark_collecting(self, export: KickbackExport, path_before: str | None) -> None:
-        """Record that the POST is about to be sent; fails if the source is already collecting."""
+        """Record that the POST is about to be sent; fails if another export of the source is collecting."""
         self._execute(
             f"update {TABLE} set state = 'collecting', path_before = %s, requested_at = now() where id = %s",
             (path_before, export.id),

@@ -146,7 +146,7 @@ class ExportFile:
         ]
 
     def _rows(self, session: BinanceSession, export: KickbackExport) -> RowsByDay | None:
-        """The rows of the stored or offered file; None: wait for it again, or it has expired."""
+        """The rows of the stored or offered file; None: the export is collecting again, or has expired."""
         exports = session.exports()
         stored = exports.stored_file(export)
         for urls_left in reversed(range(FRESH_URLS)):
