@@ -68,7 +68,8 @@ class FileUrl:
 class Pending:
     """No usable URL of a file; `note` is the redacted response, or the error.
 
-    `is_conclusive`: the response shows that no file is offered, as a refusal also does; a transient failure does not.
+    `is_conclusive`: the response shows that no file is offered, as a refusal also does. A transient
+    failure or several URLs do not show it.
     """
 
     note: str
@@ -94,7 +95,7 @@ def read_response(body: bytes, own_host: str = "", more_hosts: Sequence[str] = (
     else:
         is_empty = text.strip('"') in ("", "null")
         note = "an empty response" if is_empty else redact(re.sub(r"(?i)https?://\S+", "https://***", text))
-    return Pending(note[:_MAX_NOTE_CHARACTERS])
+    return Pending(note[:_MAX_NOTE_CHARACTERS], is_conclusive=not places)
 
 
 def _strings(json_text: str) -> Iterator[str]:

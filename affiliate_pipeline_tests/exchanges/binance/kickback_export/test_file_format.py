@@ -73,6 +73,7 @@ def test_several_possible_urls_are_pending_and_listed_without_their_signatures()
     found = read_response(json.dumps([URL, URL.replace("part-00000", "part-00001")]).encode())
     assert isinstance(found, Pending) and "Signature" not in found.note
     assert "part-00000" in found.note and "part-00001" in found.note and "several URLs" in found.note
+    assert not found.is_conclusive
 
 
 def test_a_url_escaped_for_html_is_unescaped():
