@@ -116,7 +116,7 @@ class Kickbacks:
         return COLLECTING
 
     def offer(self, host: str = "") -> bytes | None:
-        """The response to a request to this host for the URL, from `Faults.pending` first; None is an error."""
+        """What a request for the URL, sent to `host`, returns: `Faults.pending` comes first; None is an error."""
         with self._lock:
             ready = [each for each in self._collections if each.ready_ms <= self._now()]
             pending = self._faults.pending.popleft() if self._faults.pending else None
