@@ -21,7 +21,7 @@ from affiliate_pipeline.http.unpacking import IncompleteFile, NotTheFile, Unread
 TEXT = "income,asset\n" + "".join(f"{number}.50,USDT\n" for number in range(5000))
 FILE = TEXT.encode()
 LIMIT = 1 << 20
-# The preset with a dictionary of 256 KiB: the default one, of 8 MiB, takes more memory than the limit test allows.
+# The preset with a dictionary of 256 KiB: the default one, of 8 MiB, exceeds what the limit test allows.
 SMALL = 0
 
 
