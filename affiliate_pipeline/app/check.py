@@ -17,7 +17,8 @@ from affiliate_pipeline.app.embedded_server.server import running_database
 from affiliate_pipeline.app.processes import DAEMON, daemon_ended_at, missing_services, running_services
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
-from affiliate_pipeline.domain.wording import command, up_command
+from affiliate_pipeline.domain.settings import CELERY_VARIABLES, Environment, execution_in
+from affiliate_pipeline.domain.wording import command, count_of, up_command
 from affiliate_pipeline.environment import application, home, unreadable_lines
 from affiliate_pipeline.monitoring import doctor
 from affiliate_pipeline.monitoring.doctor import Finding
@@ -60,6 +61,8 @@ def _setup(missing: Collection[str] | None) -> Iterator[Finding]:
         return
     yield from doctor.settings(environment)
     yield from doctor.accounts(environment)
+    if "AFFILIATE_EXECUTOR" in environment.variables:
+        yield from _executor(environment)
     try:
         running = running_database(environment)
     except ServerError as error:
@@ -72,6 +75,38 @@ def _setup(missing: Collection[str] | None) -> Iterator[Finding]:
         yield from doctor.database(running, _daemon_silent_since(missing))
     else:
         yield Finding("database", "the embedded PostgreSQL is not running", f"Start it: `{up_command()}`")
+
+
+def _executor(environment: Environment) -> Iterator[Finding]:
+    from affiliate_pipeline.defs.executor import executor_of  # imports Dagster
+
+    about = "executor"
+    try:
+        executor_of(environment.variables, str)
+    except SettingsError as error:
+        yield from doctor.of_settings("settings", error)
+        return
+    settings = execution_in(environment.variables)
+    if settings.affiliate_executor != "celery":
+        yield Finding(about, settings.affiliate_executor)
+        return
+    from affiliate_pipeline.defs.celery_executor import BROKER_ERRORS, responding_workers  # an extra
+
+    broker, _ = CELERY_VARIABLES
+    try:
+        workers = responding_workers(settings.secret(broker))
+    except BROKER_ERRORS as error:
+        yield Finding(broker, f"Celery's broker cannot be used: {error}", f"Start the broker, or correct {broker}")
+        return
+    if workers:
+        yield Finding(about, f"celery: {count_of(len(workers), 'worker')}: {', '.join(workers)}")
+    else:
+        start = "dagster-celery worker start -A dagster_celery.app -y celery.yaml"
+        yield Finding(
+            about,
+            "celery: no worker responds, so every step waits",
+            f"Start a worker (see docs/deploying.md): `{start}`",
+        )
 
 
 def _machine(port: int, missing: Collection[str] | None) -> Iterator[Finding]:

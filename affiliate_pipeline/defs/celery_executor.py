@@ -45,6 +45,9 @@ LATE_RESPONSE_S = 8
 # How long to repeat the submission of a task while the broker cannot be reached.
 SUBMIT_S = 300
 
+# What is raised if the broker or the result backend cannot be used.
+BROKER_ERRORS = (OperationalError, RedisError, OSError)
+
 # dagster_celery has no types.
 _untyped_app: Any = dagster_celery.make_app
 _untyped_tasks: Any = dagster_celery.tasks
@@ -63,6 +66,17 @@ _SETTINGS: dict[str, Any] = {
 IsStepLive = Callable[[str, str], bool]
 
 log = logging.getLogger(__name__)
+
+
+def responding_workers(broker: str) -> list[str]:
+    """The names of the workers that respond within `RESPONSE_S`; raises `BROKER_ERRORS`."""
+    return sorted(_app_of(broker).control.inspect(timeout=RESPONSE_S).ping() or {})
+
+
+def _app_of(broker: str) -> Any:
+    # Without a backend: with one, Celery subscribes to each task's result, and the subscription fails for good once the
+    # backend has been restarted.
+    return _untyped_app.make_app({"broker": broker, "backend": "disabled://", "config_source": _SETTINGS})
 
 
 class CeleryExecutor(StepDelegatingExecutor):
@@ -106,9 +120,8 @@ class CelerySteps(StepHandler):
     """Submits steps to Celery's workers, and checks whether a worker still executes them."""
 
     def __init__(self, broker: str, backend: str, is_step_live: IsStepLive):
-        # The app that submits has no backend: with one, Celery subscribes to each task's result, and the subscription
-        # fails for good once the backend has been restarted. `_results` only reads the state of tasks.
-        self._app: Any = _untyped_app.make_app({"broker": broker, "backend": "disabled://", "config_source": _SETTINGS})
+        self._app = _app_of(broker)
+        # Only reads the state of tasks.
         self._results: Any = _untyped_app.make_app({"broker": broker, "backend": backend}).backend
         self._is_step_live = is_step_live
         self._task: Any = _untyped_tasks.create_task(self._app)
@@ -150,7 +163,7 @@ class CelerySteps(StepHandler):
                 reason = redact(f"{type(result['result']).__name__}: {result['result']}")
                 return CheckStepHealthResult.unhealthy(f"the worker could not execute the step ({reason})")
             self._find_tasks()
-        except (OperationalError, RedisError, OSError, AffiliateError) as error:
+        except (*BROKER_ERRORS, AffiliateError) as error:
             what = "database" if isinstance(error, AffiliateError) else "broker or the result backend of Celery"
             log.warning("The %s cannot be reached (%s): the run continues when it can", what, type(error).__name__)
             self._queried_at = 0.0

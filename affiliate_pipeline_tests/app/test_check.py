@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.http.client import Client
 from affiliate_pipeline.monitoring import doctor
 from affiliate_pipeline_tests.app.dagster_processes import CODE_SERVER, DAEMON, WEBSERVER, running
+from affiliate_pipeline_tests.broker import broker_in
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, SETTLED
 
@@ -159,6 +161,19 @@ def test_a_missing_variable_and_a_rejected_secret_are_reported(healthy, findings
     assert wrong.keys() == {"LBANK_API_SECRET", "binance partner", "AFFILIATE_CELERY_BACKEND"}
     assert wrong["LBANK_API_SECRET"] == "LBANK_API_SECRET is not set"
     assert "secret does not belong to the API key" in wrong["binance partner"]
+
+
+@pytest.mark.skipif(not shutil.which("redis-server"), reason="needs redis-server")
+def test_a_broker_without_workers_and_an_unreachable_one_are_reported(healthy, findings, monkeypatch, tmp_path):
+    broker = broker_in(tmp_path)
+    monkeypatch.setenv("AFFILIATE_EXECUTOR", "celery")
+    monkeypatch.setenv("AFFILIATE_CELERY_BROKER", broker.url)
+    monkeypatch.setenv("AFFILIATE_CELERY_BACKEND", broker.url)
+    with broker.running():
+        assert findings() == {"executor": "celery: no worker responds, so every step waits"}
+    wrong = findings()
+    assert wrong.keys() == {"AFFILIATE_CELERY_BROKER"}
+    assert "Connection refused" in wrong["AFFILIATE_CELERY_BROKER"]
 
 
 def test_a_malformed_secret_and_an_unreachable_exchange_are_reported(healthy, findings, monkeypatch, tmp_path):

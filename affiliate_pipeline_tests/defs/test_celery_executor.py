@@ -1,24 +1,23 @@
 """Steps as Celery tasks: when a step waits, and when it counts as lost. Needs a Redis server."""
 
 import shutil
-import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-import redis
 from dagster._core.events import EngineEventData
 from dagster._core.executor.step_delegating import StepHandlerContext
 from dagster._grpc.types import ExecuteStepArgs
 
 from affiliate_pipeline.defs import celery_executor
-from affiliate_pipeline.defs.celery_executor import LOST_S, CelerySteps
+from affiliate_pipeline.defs.celery_executor import LOST_S, CelerySteps, responding_workers
+from affiliate_pipeline_tests.broker import Broker, broker_in
 
 pytestmark = pytest.mark.skipif(not shutil.which("redis-server"), reason="needs redis-server")
 LONG_S = 1_000_000
@@ -56,44 +55,9 @@ def job() -> None:
     routed()
 
 
-@dataclass
-class Broker:
-    """A Redis server in a process of its own."""
-
-    folder: Path
-    port: int
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
-
-    @property
-    def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port)
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        command = f"redis-server --port {self.port} --bind 127.0.0.1 --dir {self.folder} --save 60 1".split()
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-            try:
-                while not self.is_ready():
-                    assert server.poll() is None
-                yield
-            finally:
-                # As Debian's service does; Redis then saves its data and exits.
-                server.terminate()
-
-    def is_ready(self) -> bool:
-        try:
-            return bool(self.client.ping())
-        except redis.ConnectionError:
-            return False
-
-
 @pytest.fixture
 def broker(tmp_path: Path) -> Broker:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return Broker(tmp_path, probe.getsockname()[1])
+    return broker_in(tmp_path)
 
 
 @dataclass
@@ -223,3 +187,16 @@ def test_a_step_fails_with_the_error_that_its_worker_has_reported(broker, submit
         failed = submitted.steps.check_step_health(submitted.contexts["step"])
     assert not failed.is_healthy
     assert "no module x" in failed.unhealthy_reason
+
+
+def test_the_workers_that_respond_are_named(broker):
+    command = [sys.executable, "-m", "celery", "-b", f"{broker.url}/0", "worker", "-P", "solo", "-n", "celery@worker1"]
+    with broker.running():
+        assert responding_workers(f"{broker.url}/0") == []
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
+            try:
+                while not (found := responding_workers(f"{broker.url}/0")):
+                    assert worker.poll() is None
+                assert found == ["celery@worker1"]
+            finally:
+                worker.kill()
