@@ -55,7 +55,7 @@ class ApiKey:
         return type(self).credentials is not ApiKey.credentials
 
     def check(self, argument: str) -> None:
-        """Raise `InvalidArgument` for a literal or a missing variable."""
+        """Raise `InvalidArgument` if the key or the secret is a literal or was not given."""
         if self.is_overridden:
             return
         for name, value in (("key", self.key), ("secret", self.secret)):
@@ -80,12 +80,12 @@ class Account(ABC):
     @property
     @abstractmethod
     def keys(self) -> Mapping[str, tuple[ApiKey | None, tuple[str, str]]]:
-        """By role, the key, and the default account's variable names for key and secret."""
+        """Each role's key, with the default account's variable names for key and secret."""
 
     @property
     @abstractmethod
     def arguments(self) -> Mapping[str, tuple[str, object]]:
-        """By the default account's variable name, the name and value of each argument that is not a key."""
+        """Name and value of each argument that is not a key, by the default account's variable name."""
 
     @property
     def shared_limit(self) -> object:
@@ -104,7 +104,7 @@ class Account(ABC):
 
     @property
     def names(self) -> VariableNames:
-        """By a default account's variable, the name under which the value is found and reported."""
+        """Pairs of a default account's variable and the name under which the value is found and reported."""
         return tuple(self._names())
 
     def _names(self) -> Iterator[tuple[str, str]]:
@@ -121,7 +121,7 @@ class Account(ABC):
         return all(self.arguments[name][1] is not None for name in endpoint.requires)
 
     def values(self, role: str) -> dict[str, str]:
-        """The values that are set now, by the name in `names`.
+        """The values that are set now, of the arguments and of the role's key, by their names in `names`.
 
         Raises `SettingsError` if a subclass of `ApiKey` fails or the file of a secret cannot be used.
         """
@@ -139,7 +139,8 @@ class Account(ABC):
         key, (variable, _) = self.keys[role]
         value = ""
         if key and not key.is_overridden:
-            with suppress(SettingsError):  # an account whose key cannot be read lands nothing, so nothing twice
+            # With a key that cannot be read, the account lands nothing, so also nothing that another account lands.
+            with suppress(SettingsError):
                 value = secret_of(key.key)
         return dict(self.names)[variable], value
 
@@ -196,7 +197,7 @@ class BinanceAccount(Account):
 
     @property
     def keys(self) -> Mapping[str, tuple[ApiKey | None, tuple[str, str]]]:
-        """By role, the key, and the default account's variable names for key and secret."""
+        """Each role's key, with the default account's variable names for key and secret."""
         return {
             "partner": (self.partner, binance_credentials("partner")),
             "client": (self.client, binance_credentials("client")),
@@ -204,7 +205,7 @@ class BinanceAccount(Account):
 
     @property
     def arguments(self) -> Mapping[str, tuple[str, object]]:
-        """By the default account's variable name, the name and value of each argument that is not a key."""
+        """Name and value of each argument that is not a key, by the default account's variable name."""
         return {
             "BINANCE_BASE_URL": ("base_url", self.base_url),
             "BINANCE_API_AGENT_CODE": ("agent_code", self.agent_code),
@@ -227,13 +228,13 @@ class LBankAccount(Account):
 
     @property
     def keys(self) -> Mapping[str, tuple[ApiKey | None, tuple[str, str]]]:
-        """By role, the key, and the default account's variable names for key and secret."""
+        """Each role's key, with the default account's variable names for key and secret."""
         key, secret, _ = LBANK_CREDENTIALS
         return {"affiliate": (self.api, (key, secret))}
 
     @property
     def arguments(self) -> Mapping[str, tuple[str, object]]:
-        """By the default account's variable name, the name and value of each argument that is not a key."""
+        """Name and value of each argument that is not a key, by the default account's variable name."""
         return {
             "LBANK_BASE_URL": ("base_url", self.base_url),
             "LBANK_OPEN_ID": ("open_id", self.open_id),

@@ -46,15 +46,18 @@ class AccountsPipeline(PipelineResource):
     def variables_of(self, endpoint: Endpoint) -> Mapping[str, str]:
         """The account's values, and the process's proxies and certificates; raises `SettingsError`."""
         own = self._account(endpoint).values(endpoint.role)
-        key, *_ = endpoint.credentials
+        key_name, *_ = endpoint.credentials
         for other in self._accounts.values():
-            # The same records would land in both accounts, and their sums would count them twice.
+            # The same records would land in both accounts, and their sums would count them twice. Only the account with
+            # the first alias lands them.
             if other.alias < endpoint.alias and other.exchange is endpoint.exchange:
-                name, value = other.key_in_variable(endpoint.role)
-                if value and value == own.get(key):
-                    what = f"{key} is the same key as {name}: its records would land and be counted twice"
+                other_name, other_key = other.key_in_variable(endpoint.role)
+                if other_key and other_key == own.get(key_name):
+                    what = f"{key_name} is the same key as {other_name}: its records would land and be counted twice"
                     raise SettingsError(
-                        what, f"Set {key} to the key of another account, or remove one of the accounts", variable=key
+                        what,
+                        f"Set {key_name} to the key of another account, or remove one of the accounts",
+                        variable=key_name,
                     )
         return {**_network_variables(), **own}
 

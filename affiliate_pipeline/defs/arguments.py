@@ -96,9 +96,9 @@ def value_of(value: object) -> str:
 
 
 def secret_of(value: object) -> str:
-    """As `value_of`; a variable `NAME` that is not set may also be in the file that `NAME_FILE` names.
+    """As `value_of`; instead of a variable `NAME`, the file that `NAME_FILE` names may have the value.
 
-    Raises `SettingsError` if the file cannot be used.
+    Raises `SettingsError` if the file cannot be used, or both variables are set.
     """
     if not isinstance(value, dg.EnvVar):
         return value_of(value)

@@ -56,7 +56,7 @@ _defaults: Any = defaults
 _SETTINGS: dict[str, Any] = {
     "broker_transport_options": _defaults.broker_transport_options,
     "task_publish_retry_policy": {
-        "max_retries": SUBMIT_S,
+        "max_retries": SUBMIT_S,  # about a second apart
         "interval_start": 0,
         "interval_step": 0.2,
         "interval_max": 1,
@@ -106,7 +106,7 @@ class CeleryExecutor(StepDelegatingExecutor):
 
 @dataclass
 class _Task:
-    """The Celery task of a step: the worker that last responded that it has it, and when it was last seen."""
+    """The Celery task of a step, with the last worker that reported it, and when it was last seen."""
 
     id: str
     run_id: str
@@ -166,6 +166,7 @@ class CelerySteps(StepHandler):
         except (*BROKER_ERRORS, AffiliateError) as error:
             what = "database" if isinstance(error, AffiliateError) else "broker or the result backend of Celery"
             log.warning("The %s cannot be reached (%s): the run continues when it can", what, type(error).__name__)
+            # Meanwhile no task can be seen, so none counts as lost. The next check queries at once.
             self._queried_at = 0.0
             for each in self._tasks.values():
                 each.seen_at = time.monotonic()
@@ -192,23 +193,23 @@ class CelerySteps(StepHandler):
 
     def _find_tasks(self) -> None:
         """Note which tasks still exist; all steps of a run share the queries."""
-        queried_at = time.monotonic()
-        if queried_at - self._queried_at < CHECK_S:
+        started_at = time.monotonic()
+        if started_at - self._queried_at < CHECK_S:
             return
 
         def unseen() -> list[_Task]:
-            return [task for task in self._tasks.values() if task.seen_at < queried_at]
+            return [task for task in self._tasks.values() if task.seen_at < started_at]
 
         self._query_workers(unseen(), RESPONSE_S)
         for queue in {task.queue for task in unseen()}:
             queued = self._queued(queue)
             for task in unseen():
                 if queued is None or task.id in queued:
-                    task.seen_at = queried_at
+                    task.seen_at = started_at
         # A worker on an overloaded machine may not respond in time.
         for task in unseen():
             if self._is_step_live(task.run_id, task.step_key):
-                task.seen_at = queried_at
+                task.seen_at = started_at
         if late := unseen():
             self._query_workers(late, LATE_RESPONSE_S)
         # The queries may have taken longer than the time between two checks.
@@ -223,17 +224,18 @@ class CelerySteps(StepHandler):
                 by_id[task_id].seen_at = time.monotonic()
 
     def _queued(self, queue: str) -> set[str] | None:
-        """The tasks in the queue; None unless the broker is Redis.
+        """The ids of the tasks in the queue; None unless the broker is Redis.
 
-        With RabbitMQ, no task counts as lost: it puts a task back into its queue as soon as the worker that reserved it
-        has lost its connection.
+        For None, the caller counts every task as queued: RabbitMQ itself requeues a task as soon as the worker that
+        reserved it has lost its connection.
         """
         with self._app.connection_for_read() as connection:
             channel = connection.default_channel
             if connection.transport.driver_type != "redis":
                 return None
             with channel.conn_or_acquire() as client:
-                lists = [queue, *(f"{queue}{channel.sep}{step}" for step in channel.priority_steps if step)]
+                # One list per priority; that of priority 0 has the name of the queue.
+                lists = [queue, *(f"{queue}{channel.sep}{priority}" for priority in channel.priority_steps if priority)]
                 messages: list[Mapping[str, Any]] = [
                     json.loads(text) for key in lists for text in client.lrange(key, 0, -1)
                 ]
@@ -241,9 +243,9 @@ class CelerySteps(StepHandler):
 
 
 def _executing_worker(context: StepHandlerContext) -> str | None:
-    """The worker that has begun to execute the step, which Dagster's task records in the run's log.
+    """The worker that has begun to execute the step, from the run's log, where its Celery task records it.
 
-    A worker may be killed before it has responded to any query.
+    Needed because a worker may be killed before it has responded to any query.
     """
     run_id, step_key = context.execute_step_args.run_id, _step_key(context)
     entries = context.instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)

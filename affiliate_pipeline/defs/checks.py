@@ -72,10 +72,10 @@ def run_evaluations(
         results = [each for each in evaluated if each.asset_check_key == check]
         if len(results) == len(days):
             continue
-        passed = [date.fromisoformat(each.partition) for each in results if each.passed and each.partition]
-        lines = [f"Passed for {format_days(passed)}."] if passed else []
+        passed_days = [date.fromisoformat(each.partition) for each in results if each.passed and each.partition]
+        lines = [f"Passed for {format_days(passed_days)}."] if passed_days else []
         lines += [f"{each.partition}: {each.description}." for each in results if not each.passed]
-        is_passed = len(passed) == len(results)
+        is_passed = len(passed_days) == len(results)
         if check.name == NO_DAY_MISSING:
             is_passed = not failed and not overdue
             lines = [f"The last run failed to land {format_days(failed)}."] if failed else []

@@ -55,13 +55,15 @@ def build_earnings(
     earning: Sequence[Records], start: date, placement: Placement = OWN, *, has_prices: bool = False
 ) -> dg.AssetsDefinition:
     """The assets of the group `affiliate`, computed from these endpoints; `affiliate/price` only with `has_prices`."""
-    landed = [dg.AssetDep(placement.key(each.key), partition_mapping=dg.IdentityPartitionMapping()) for each in earning]
+    endpoint_deps = [
+        dg.AssetDep(placement.key(each.key), partition_mapping=dg.IdentityPartitionMapping()) for each in earning
+    ]
     spec = partial(
         dg.AssetSpec, skippable=True, group_name=placement.group_of(GROUP), owners=placement.owners_of(GROUP)
     )
     price = spec(
         placement.key(PRICE),
-        deps=landed,
+        deps=endpoint_deps,
         description="The close in USDT, at Binance's public markets and at the end of the day in UTC, of each coin that was earned. A "
         "price that has landed never changes. The metadata name the coins without a market.",
         metadata={"dagster/table_name": PRICE_TABLE, "dagster/column_schema": table_schema(columns.PRICE)},
@@ -69,7 +71,7 @@ def build_earnings(
     prices = [price] if has_prices else []
     commission = spec(
         placement.key(COMMISSION),
-        deps=[*landed, *(each.key for each in prices)],
+        deps=[*endpoint_deps, *(each.key for each in prices)],
         description="What was earned each day by exchange, account, kind and coin: added up exactly from the endpoints' tables, with "
         "the value in USDT at the day's market price, and separately the one that the exchange gives. Of several endpoints that report "
         "the same money, only one counts. Each exchange's days are in its own time zone.",
@@ -113,8 +115,9 @@ def _materialize(
     separate_events(context)
     pipeline = placement.pipeline(context)
     price, sums, customers, report = keys = [placement.key(each) for each in derived_assets(has_prices=True)]
-    days, selected = keys_to_days(context.partition_keys), [key for key in keys if key in context.selected_asset_keys]
-    done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected}
+    days = keys_to_days(context.partition_keys)
+    selected_keys = [key for key in keys if key in context.selected_asset_keys]
+    done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected_keys}
     failed: dict[date, Problem] = {}
     unpriced: dict[date, Problem] = {}
     try:
@@ -123,28 +126,28 @@ def _materialize(
         with pipeline.store(context) as store:
             commission = Commission(store, earning, has_prices=has_prices)
             # First, so that the sums have values in the same run. A day without prices is added up nevertheless.
-            if commission.prices and price in done:
+            if commission.prices and price in selected_keys:
                 outcomes = commission.prices.land(days, pipeline.klines)
                 unpriced = {day: each for day, each in outcomes.items() if isinstance(each, Problem)}
                 done[price] = {day: _priced(each) for day, each in outcomes.items() if isinstance(each, PricedDay)}
             # The days that get a page in this run, so that a page can link to the next one before that is written.
             reported = [*commission.landed(days[0], days[-1])]
-            for day in days if {sums, customers, report} & {*done} else []:
+            for day in days if {sums, customers, report} & {*selected_keys} else []:
                 if not commission.add_up(day, context.run.run_id):
                     what = f"no rows of {', '.join(endpoint.key for endpoint in earning)} have landed for this day"
                     failed[day] = Problem("nothing_landed", what, action="Materialize one of them first")
                     continue
-                if customers in done:
+                if customers in selected_keys:
                     done[customers][day] = _customers(commission.customer_counts(day))
                 figures = gather(commission, configured, day, first, is_sandbox=pipeline.is_sandbox)
-                if sums in done:
+                if sums in selected_keys:
                     done[sums][day] = _sums(figures)
-                if report in done:
+                if report in selected_keys:
                     done[report][day] = _report(context, figures, pipeline.reports, reported)
             _write_overview(context, pipeline, commission, configured, first, done.get(report, ()))
     except AffiliateError as error:
         problem = error.problem.adding(impact="No landed row was changed")
-        # Also the days of which some assets have been computed and others not.
+        # A day fails if any of its assets was not computed. A day without prices already has a problem of its own.
         left = {
             day
             for key, landed in done.items()
@@ -153,17 +156,19 @@ def _materialize(
         }
         failed |= dict.fromkeys(left - failed.keys(), problem)
     counted = [
-        f"{len(each)} of {count_of(len(days), 'day')} {what} ({format_days(each)}): {'. '.join(map(str, grouped(each)))}."
-        for each, what in ((failed, "could not be added up"), (unpriced, "lack market prices"))
-        if each
+        f"{len(problems)} of {count_of(len(days), 'day')} {what} ({format_days(problems)}): "
+        f"{'. '.join(map(str, grouped(problems)))}."
+        for problems, what in ((failed, "could not be added up"), (unpriced, "lack market prices"))
+        if problems
     ]
     finish(context, done, unpriced | failed, "\n".join(counted))
-    for key in selected:
+    for key in selected_keys:
         yield dg.MaterializeResult(asset_key=key)
 
 
 def _priced(outcome: PricedDay) -> Metadata:
     """The day's prices as metadata."""
+    # The coins whose price is not from their preferred market, such as BTCUSDT.
     converted = {coin: market for coin, market in outcome.markets.items() if [market] != markets_of(coin)[:1]}
     return {
         "dagster/partition_row_count": len(outcome.markets),
@@ -221,6 +226,7 @@ def _plotted(name: str, amount: Decimal) -> Metadata:
 
 
 def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path | None, days: Sequence[date]) -> Metadata:
+    """The report as metadata; also writes its page into the folder, with links to the pages of `days`."""
     # Imported here: Jinja2 would take a tenth of the code location's import time.
     from affiliate_pipeline.commission.report import render
 
@@ -296,15 +302,15 @@ def _stale_days(
 ) -> list[dg.RunRequest]:
     """One run request per range of stale days, and per range of days that only lack prices."""
     now = datetime.now(UTC)
-    # Otherwise each tick during a long run would request the rest of its days once more.
+    # Excluded: each tick during a long run would otherwise request the rest of its days once more.
     unfinished = context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=now - DAY))
     in_progress = {day for run in unfinished if selected(context, run, assets) for day in days_of(run)}
     with pipeline.store() as store:
         first, last = min(map(pipeline.first_day, earning)), now.date() - DAY
         commission = Commission(store, earning, has_prices=has_prices)
         stale = commission.stale(first, last, quiet_s=QUIET_S)
-        outdated = commission.outdated(first, last, quiet_s=QUIET_S)
-    waiting = outdated.keys() - in_progress
+        stale_or_unpriced = commission.outdated(first, last, quiet_s=QUIET_S)
+    waiting = stale_or_unpriced.keys() - in_progress
     # If only prices are missing, request them alone (the first of `assets`). Otherwise, while their source fails, the
     # sums would be added up again every hour.
     requested = [(assets, day_ranges(waiting & stale.keys())), (assets[:1], day_ranges(waiting - stale.keys()))]
@@ -312,7 +318,7 @@ def _stale_days(
     return [
         dg.RunRequest(
             run_key=sha256(
-                " ".join([f"{now:%Y-%m-%dT%H}", *(f"{day} {outdated[day]}" for day in days)]).encode()
+                " ".join([f"{now:%Y-%m-%dT%H}", *(f"{day} {stale_or_unpriced[day]}" for day in days)]).encode()
             ).hexdigest(),
             tags=range_tags(days),
             asset_selection=keys,

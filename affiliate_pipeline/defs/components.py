@@ -102,7 +102,8 @@ class AccountComponent(dg.Component, dg.Model, dg.Resolvable):
         )
 
     def _check_names(self) -> None:
-        # When definitions are built, not by a validator: Dagster's errors about attributes quote them.
+        # Not in a validator: Dagster's validation errors quote the value, which may be a secret given instead of its
+        # variable's name.
         for attribute in type(self).model_fields:
             value = getattr(self, attribute)
             if attribute.endswith(_SUFFIX) and value is not None and not _NAME.fullmatch(value):

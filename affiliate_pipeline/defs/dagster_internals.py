@@ -84,7 +84,7 @@ def days_of(run: dg.DagsterRun) -> list[date]:
 def failed_days(
     instance: dg.DagsterInstance, key: dg.AssetKey, days: Sequence[date], partitions: dg.PartitionsDefinition[Any]
 ) -> list[date]:
-    """Those of the days whose last run failed to materialize them."""
+    """The `days` whose last run failed to materialize them."""
     statuses = instance.get_status_by_partition(key, [f"{day}" for day in days], partitions) or {}
     return [day for day in days if statuses.get(f"{day}") is AssetPartitionStatus.FAILED]
 
@@ -106,6 +106,7 @@ def is_own_repository(context: dg.SensorEvaluationContext, origin: RemoteReposit
     own = context.code_location_origin
     if origin.code_location_origin.location_name != (own.location_name if own else LOCATION):
         return False
+    # None only in contexts that tests build.
     return context.repository_name in (None, origin.repository_name)
 
 

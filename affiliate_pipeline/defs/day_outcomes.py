@@ -66,15 +66,15 @@ def finish(
 ) -> None:
     """Add the landed days' metadata to the step's result; raise `Failure` if any day failed, for any of the assets.
 
-    The page of a failed day shows the events of that day only, so an asset observation has the reason.
+    In Dagster's UI, a failed day shows the events of that day only, so an asset observation has the reason.
     """
     if failed:
         log_landed(context, landed)
         for key in landed:
             for day in sorted(failed.keys() - landed[key].keys()):
                 problem = failed[day]
-                texts = {"failure": problem.what, "impact": problem.impact, "action": problem.action}
-                reason = {name: f"{text}." for name, text in texts.items() if text}
+                parts = {"failure": problem.what, "impact": problem.impact, "action": problem.action}
+                reason = {name: f"{text}." for name, text in parts.items() if text}
                 context.log_event(dg.AssetObservation(key, f"Failed: {problem}.", reason, partition=f"{day}"))
         texts = {f"{day}": f"{failed[day]}." for day in sorted(failed)}
         problems = [{**each.to_json(), "days": [f"{day}" for day in days]} for each, days in grouped(failed).items()]

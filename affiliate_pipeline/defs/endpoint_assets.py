@@ -131,6 +131,7 @@ def _metadata_explained(endpoint: Endpoint) -> str:
     if isinstance(endpoint, Records):
         lines["kept"] = "true if the exchange no longer has the day, so the stored rows are unchanged"
         if endpoint.time_column:
+            # Rendered between backticks: two names in one line.
             lines["first`, `last"] = f"the earliest and the latest `{endpoint.time_column}` of the day"
         if endpoint.sum_by:
             amount, by = endpoint.sum_by
@@ -183,8 +184,13 @@ def table_schema(columns: Sequence[tuple[str, str, str]]) -> dg.TableSchema:
     """The schema of a table from its columns, each with name, definition and description."""
     return dg.TableSchema(
         [
-            dg.TableColumn(name, kind.split()[0], about, dg.TableColumnConstraints(nullable="not null" not in kind))
-            for name, kind, about in columns
+            dg.TableColumn(
+                name,
+                definition.split()[0],
+                description,
+                dg.TableColumnConstraints(nullable="not null" not in definition),
+            )
+            for name, definition, description in columns
         ]
     )
 

@@ -89,18 +89,18 @@ def build_definitions(
         monitoring=_sensor_status(monitoring),
     )
     # Without monitoring, no sensor would deliver what is raised.
-    delivered = None if monitoring is None else alerts
+    active_alerts = None if monitoring is None else alerts
     return assemble(
         catalog_of(accounts, None if endpoints is None else _listed(endpoints)),
         lambda _: start,
         placement,
-        _resources(accounts, database, start, delivered, placement),
+        _resources(accounts, database, start, active_alerts, placement),
         has_schedules=schedules is not None,
         has_monitoring=monitoring is not None,
-        has_alerts=delivered is not None,
+        has_alerts=active_alerts is not None,
         has_commission=commission,
         has_prices=prices,
-        digest=delivered.digest if delivered else "off",
+        digest=active_alerts.digest if active_alerts else "off",
     )
 
 
@@ -114,12 +114,12 @@ def catalog_of(accounts: Sequence[Account], names: Sequence[str] | None = None) 
     tables: list[ReferenceTable] = []
     for account in accounts:
         own = [each for each in DEFAULT.endpoints if account.reaches(each) and (names is None or each.name in names)]
-        own_names = {each.name for each in own} | {*(names or ())}
+        selected_names = {each.name for each in own} | {*(names or ())}
         found += [each.for_account(account.alias, account.names) for each in own]
         tables += [
             table.for_account(account.alias, account.names)
             for table in DEFAULT.reference_tables
-            if account.reaches(table.endpoint) and own_names & {table.name, *table.read_by}
+            if account.reaches(table.endpoint) and selected_names & {table.name, *table.read_by}
         ]
     reached = {each.name for each in (*found, *tables)}
     if unreached := [name for name in names or () if name not in reached]:
@@ -132,7 +132,7 @@ def _resources(
 ) -> dict[str, dg.ResourceDefinition]:
     """The database and the accounts, which Dagster shows, and the resource that the code uses."""
     database_key = placement.name("database")
-    by_key = {placement.name_of_account(each.group): each for each in accounts}
+    by_key = {placement.name_with_account(each.group): each for each in accounts}
 
     def pipeline(context: dg.InitResourceContext) -> AccountsPipeline:
         require_running(context.run)
@@ -164,9 +164,9 @@ def _check(accounts: Sequence[Account], database: AffiliateDatabase) -> None:
     groups = [each.group for each in accounts]
     if twice := sorted({group for group in groups if groups.count(group) > 1}):
         raise InvalidArgument(f"{', '.join(twice)}: two accounts have the same exchange and alias. Give one an alias")
-    limits: dict[tuple[str, str | None], Account] = {}
+    first_accounts: dict[tuple[str, str | None], Account] = {}
     for each in accounts:
-        first = limits.setdefault((each.exchange.name, each.base_url), each)
+        first = first_accounts.setdefault((each.exchange.name, each.base_url), each)
         if first.shared_limit != each.shared_limit:
             raise InvalidArgument(
                 f"{first.title} and {each.title} share a rate limit, so weight_per_minute and rate_scale must be equal"

@@ -43,7 +43,7 @@ class Placement:
         """The asset that has this key, without the prefix."""
         return "/".join(key.path[len(self.key_prefix) :])
 
-    def name_of_account(self, name: str) -> str:
+    def name_with_account(self, name: str) -> str:
         """The name in this code location of a schedule, sensor or resource whose `name` includes an account."""
         return f"{self.name_prefix}{name}"
 
@@ -52,14 +52,14 @@ class Placement:
 
         Released names do not change: Dagster stores by name whether a schedule is running.
         """
-        return self.name_of_account(f"{name}_{at:%H%M}_{re.sub(r'[^a-z0-9]+', '_', zone.key.lower())}")
+        return self.name_with_account(f"{name}_{at:%H%M}_{re.sub(r'[^a-z0-9]+', '_', zone.key.lower())}")
 
     def name(self, name: str) -> str:
         """The name in this code location of a sensor or resource that serves all accounts."""
         return f"{self.name_prefix}{self.scope}{name}"
 
     def group_of(self, own: str) -> str:
-        """The group of an asset whose own group is this."""
+        """The group of an asset that is in the group `own` by default."""
         return self.group_name or own
 
     def owners_of(self, team: str) -> list[str]:

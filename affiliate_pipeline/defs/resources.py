@@ -24,7 +24,7 @@ from affiliate_pipeline.postgres.rate_limiter import MAX_WAIT_S
 
 
 class RunEnded(AffiliateError):
-    """A step was to start although its run has ended, as when it has waited in a queue on another machine."""
+    """A step was to start although its run has ended, such as a step that waited in a queue on another machine."""
 
 
 def require_running(run: dg.DagsterRun | None) -> None:

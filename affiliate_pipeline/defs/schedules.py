@@ -17,16 +17,17 @@ from affiliate_pipeline.landing.pipeline import now_ms
 def build_schedules(endpoints: Sequence[Endpoint], placement: Placement = OWN) -> list[dg.ScheduleDefinition]:
     """One schedule per account, kind (records or snapshots) and time of day."""
 
-    def when(endpoint: Endpoint) -> tuple[str, bool, time | None]:
+    def schedule_key(endpoint: Endpoint) -> tuple[str, bool, time | None]:
         return endpoint.group, not isinstance(endpoint, Records), endpoint.lands_at
 
-    daily = sorted((endpoint for endpoint in endpoints if endpoint.lands_at), key=when)
-    return [_schedule(list(group), at, placement) for (_, _, at), group in groupby(daily, when) if at]
+    daily = sorted((endpoint for endpoint in endpoints if endpoint.lands_at), key=schedule_key)
+    # `if at` is for the type checker: each of these endpoints has a time.
+    return [_schedule(list(group), at, placement) for (_, _, at), group in groupby(daily, schedule_key) if at]
 
 
 def _schedule(endpoints: Sequence[Endpoint], at: time, placement: Placement) -> dg.ScheduleDefinition:
     exchange, is_snapshot = endpoints[0].exchange, not isinstance(endpoints[0], Records)
-    lands = "today" if is_snapshot else "the last days, until they have settled"
+    what = "today" if is_snapshot else "the last days, until they have settled"
     account = f" (account {endpoints[0].alias})" if endpoints[0].alias else ""
 
     @schedule(
@@ -38,7 +39,7 @@ def _schedule(endpoints: Sequence[Endpoint], at: time, placement: Placement) -> 
         target=[placement.key(endpoint.key) for endpoint in endpoints],
         default_status=placement.schedules,
         required_resource_keys=placement.required,
-        description=f"Lands {lands}{account}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose API key is "
+        description=f"Lands {what}{account}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose API key is "
         "configured.",
     )
     def land(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:

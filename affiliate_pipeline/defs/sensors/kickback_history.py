@@ -63,7 +63,7 @@ def build_kickback_history(account: ExportEndpoints, placement: Placement = OWN)
     """The sensor that polls for the account's exports and requests the runs that land them."""
 
     @sensor(
-        name=placement.name_of_account("_".join(filter(None, ("kickback_history", account.history.alias)))),
+        name=placement.name_with_account("_".join(filter(None, ("kickback_history", account.history.alias)))),
         asset_selection=[placement.key(account.history.key)],
         default_status=placement.requests,
         required_resource_keys=placement.required,
