@@ -190,14 +190,15 @@ class Endpoint(Generic[SessionT]):
     def key_identity(
         self,
         shared: SharedState,
-        host: str,
+        origin: str,
         api_key: str,
-        state: Callable[[], str | None] = lambda: None,
+        request_identity: Callable[[], str | None] = lambda: None,
         expected: str | None = None,
     ) -> KeyIdentity:
-        """The identity of the account's key at this host; see `KeyIdentity`."""
+        """The identity of the account's key; the other parameters are those of `KeyIdentity`."""
         key = Key(self.exchange.name, self.role, self.alias, self.credentials[0], fingerprint_of(api_key))
-        return KeyIdentity(key, host, partial(shared.open, AccountKeys, key, shared.has_landed), state, expected)
+        open_keys = partial(shared.open, AccountKeys, key, shared.has_landed)
+        return KeyIdentity(key, origin, open_keys, request_identity, expected)
 
     def for_account(self, alias: str, names: VariableNames = ()) -> Self:
         """The same endpoint of another account."""
@@ -256,8 +257,10 @@ class Records(Endpoint[SessionT]):
         """When its days land, settle and expire."""
         promised = self.retention.promised if self.retention else None
         fallback = self.retention.fallback if self.retention else None
-        zone, other = self.exchange.zone, fallback.timetable if fallback else None
-        return Timetable(self.key, zone, self.lands_at, self.settles_after, promised, fallback=other)
+        fallback_timetable = fallback.timetable if fallback else None
+        return Timetable(
+            self.key, self.exchange.zone, self.lands_at, self.settles_after, promised, fallback=fallback_timetable
+        )
 
 
 @dataclass(frozen=True)

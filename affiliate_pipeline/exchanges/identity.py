@@ -150,6 +150,8 @@ class AccountKeys(TableStore):
             keys = self.all()
             identity = _identity(key, stated, keys, is_confirmed=is_confirmed)
             account = (key.exchange, key.role, key.alias)
+            # Also update keys whose identity was not stated: all of the alias if confirmed, otherwise those recorded as
+            # keys of the same account as this one.
             replaced = {each.identity for each in keys if each.alias == key.alias and not each.is_stated}
             if not is_confirmed:
                 own = _own(key, keys)
@@ -170,8 +172,8 @@ class AccountKeys(TableStore):
 class KeyIdentity:
     """An API key at one host, and the account it belongs to.
 
-    `state` requests the identity from the exchange: None if the exchange does not state it. `expected` is the identity
-    that the account's settings name.
+    `origin` is the start of its sources: the host, at Binance also the role. `request_identity` returns the identity
+    that the exchange states now, None if it states none. `expected` is the identity that the account's settings name.
     """
 
     def __init__(
@@ -179,10 +181,11 @@ class KeyIdentity:
         key: Key,
         origin: str,
         open_keys: Callable[[], AccountKeys],
-        state: Callable[[], str | None] = lambda: None,
+        request_identity: Callable[[], str | None] = lambda: None,
         expected: str | None = None,
     ) -> None:
-        self.key, self._origin, self._open, self._state, self._expected = key, origin, open_keys, state, expected
+        self.key, self._origin, self._open_keys = key, origin, open_keys
+        self._request_identity, self._expected = request_identity, expected
         self._stated: str | None = None
         self._sources: list[str] | None = None
 
@@ -239,20 +242,22 @@ class KeyIdentity:
 
     def _requested(self) -> str:
         """The identity of the key's account as the exchange states it now, recorded."""
+        # Before the request: an identity that has not been stated is the fingerprint of a key.
         _refuse_other_alias(self.key, self._keys.all(), self.key.fingerprint)
-        self._stated = self._state()
+        self._stated = self._request_identity()
         own = _own(self.key, self._keys.all())
         if own is None or self._stated not in (None, own.identity):
             self._keys.drop_unused(self._stated)
         return self._keys.record(self._stated)
 
     def _recent(self) -> str | None:
+        """The identity, if it was verified recently and is the expected one."""
         own = _own(self.key, self._keys.all())
         return own.identity if own and own.is_recent and self._expected in (None, own.identity) else None
 
     @cached_property
     def _keys(self) -> AccountKeys:
-        return self._open()
+        return self._open_keys()
 
     def _sources_of(self, identity: str, keys: Sequence[RecordedKey]) -> list[str]:
         found = {each.fingerprint for each in keys if (each.alias, each.identity) == (self.key.alias, identity)}
@@ -263,7 +268,13 @@ class KeyIdentity:
 
 
 def _identity(key: Key, stated: str | None, keys: Sequence[RecordedKey], *, is_confirmed: bool) -> str:
-    """The identity to record for the key; raises `KeyRefused` or `UnconfirmedKey`."""
+    """The identity to record for the key; raises `KeyRefused` or `UnconfirmedKey`.
+
+    Args:
+        stated: The identity that the exchange states for the key now; None: it states none.
+        keys: As from `recorded_keys`, the one verified last at the end.
+        is_confirmed: Whether the operator has confirmed by `rotate-key` that all keys of the alias are of one account.
+    """
     of_alias = [each for each in keys if each.alias == key.alias]
     own = _own(key, keys)
     _refuse_other_alias(key, keys, stated or key.fingerprint)
@@ -279,7 +290,8 @@ def _identity(key: Key, stated: str | None, keys: Sequence[RecordedKey], *, is_c
     if stated and (own or stated in stated_before or is_confirmed or not of_alias):
         return stated
     if is_confirmed and of_alias:
-        # If the key has no stated identity: the identity of the key verified last; keys with a stated one are preferred.
+        # The exchange does not state this key's account. If it never did, use the identity of the alias's key that was
+        # verified last, of those with a stated identity if there are any.
         return own.identity if own and own.is_stated else sorted(of_alias, key=lambda each: each.is_stated)[-1].identity
     if own:
         return own.identity
@@ -306,6 +318,7 @@ def _refuse_other_alias(key: Key, keys: Sequence[RecordedKey], identity: str) ->
 
 
 def _own(key: Key, keys: Sequence[RecordedKey]) -> RecordedKey | None:
+    """The key itself as recorded for its alias; None: it is not recorded."""
     found = (each for each in keys if (each.alias, each.fingerprint) == (key.alias, key.fingerprint))
     return next(found, None)
 

@@ -25,6 +25,7 @@ def rows_of(body: bytes) -> list[bytes]:
         found = msgspec.json.decode(body, type=list[msgspec.Raw] | dict[str, msgspec.Raw] | None)
         rows = [body.strip()] if isinstance(found, dict) else list(map(bytes, found or ()))
     except msgspec.ValidationError:
+        # Other JSON, such as a number: refused below.
         rows = [body.strip()]
     if not all(row.startswith(b"{") for row in rows):
         what = f"the response is neither a row nor a list of rows. It was: {quote(body)}"

@@ -42,7 +42,7 @@ class Catalog:
         return tuple(each for each in self.endpoints if isinstance(each, Records) and each.money)
 
     def with_accounts(self, aliases: Mapping[str, Iterable[str]]) -> "Catalog":
-        """These, and those of further accounts; `aliases` has their aliases by exchange name."""
+        """This catalog extended by further accounts; `aliases` has their aliases by exchange name."""
         more = [each.for_account(alias) for each in self.endpoints for alias in aliases.get(each.exchange.name, ())]
         tables = [
             each.for_account(alias)
@@ -130,13 +130,14 @@ def unusable_variables(variables: Mapping[str, str]) -> Iterator[UnusableVariabl
         base, separator, suffix = name.partition(ALIAS_SEPARATOR)
         if base not in known:
             # Without one of our prefixes, it probably belongs to another program.
-            cutoff = MIN_SIMILARITY if base.upper().startswith(prefixes) else MIN_SIMILARITY_WITHOUT_PREFIX
+            has_prefix = base.upper().startswith(prefixes)
+            cutoff = MIN_SIMILARITY if has_prefix else MIN_SIMILARITY_WITHOUT_PREFIX
             nearest = get_close_matches(base.upper(), known, n=1, cutoff=cutoff)
             if nearest:
                 yield UnusableVariable(
                     name, f"{base} is unknown", f"Rename {name} to {nearest[0]}{separator}{suffix}, or remove it"
                 )
-            elif cutoff == MIN_SIMILARITY:
+            elif has_prefix:
                 yield UnusableVariable(name, f"{base} is unknown", f"Remove {name}")
         elif separator and base not in of_accounts:
             yield UnusableVariable(
@@ -154,8 +155,9 @@ def unusable_variables(variables: Mapping[str, str]) -> Iterator[UnusableVariabl
 def endpoints_of(assets: Iterable[str], declared: Iterable[Endpoint] = ENDPOINTS) -> list[Endpoint]:
     """The endpoints of these assets, in order; an asset without a declared one is skipped."""
     known = {(each.exchange.name, each.name): each for each in declared}
-    parts = [(asset, known.get((asset.partition("/")[0], asset.rpartition("/")[2]))) for asset in assets]
-    found = [(asset, each.for_account("/".join(asset.split("/")[1:-1]))) for asset, each in parts if each]
+    declarations = [(asset, known.get((asset.partition("/")[0], asset.rpartition("/")[2]))) for asset in assets]
+    found = [(asset, each.for_account("/".join(asset.split("/")[1:-1]))) for asset, each in declarations if each]
+    # A text with an empty part, such as `binance//customization`, is no asset.
     return [each for asset, each in found if each.key == asset]
 
 

@@ -16,7 +16,8 @@ from affiliate_pipeline.postgres.table_store import TableStore
 # A slot of a large budget permits several requests, so that not every request needs the database.
 MAX_SLOTS = 300
 
-# When each day of an asset last landed or was confirmed, or its rejected rows were requested; other days are missing.
+# When each day of an asset last landed or was confirmed, or its rejected rows were requested. Any other day
+# is not in the mapping.
 HandledAt = Callable[[psycopg.Connection[Any], str, Sequence[date]], Mapping[date, datetime]]
 
 
@@ -56,9 +57,11 @@ class SharedState:
         """The rate limit that all processes with this scope share."""
         if self._url is None:
             return Unlimited()
-        requests = max(1, per_window // MAX_SLOTS)
-        slots = max(1, per_window // requests)
-        limiter = RateLimiter(self._url, scope, slots, window_s, requests, max_wait_s=self._max_wait_s, too_long=Banned)
+        requests_per_slot = max(1, per_window // MAX_SLOTS)
+        slots = max(1, per_window // requests_per_slot)
+        limiter = RateLimiter(
+            self._url, scope, slots, window_s, requests_per_slot, max_wait_s=self._max_wait_s, too_long=Banned
+        )
         return self._stack.enter_context(limiter)
 
     def open(self, store: Callable[..., _Store], *args: object) -> _Store:

@@ -100,7 +100,7 @@ def _page(body: bytes) -> Page:
     except msgspec.ValidationError:
         times = []
     if rows and min(times, default=0) < MIN_MILLISECONDS:
-        # Times in an unusual form: texts, or seconds.
+        # Times in an unusual form: texts, for which `times` is empty, or seconds.
         try:
             times = instants_ms(map(bytes, rows), "time")
         except (ValueError, msgspec.DecodeError) as error:
@@ -126,6 +126,7 @@ class ServerBehaviour:
         """The window's rows; a full page may also have rows of the adjacent milliseconds."""
         before, after = self.widening or (0, 0)
         page = self._endpoint.request(self._session, first - before, last + after)
+        # A full page is not reduced to the window: its length must still show that it is full.
         is_full = len(page) >= self._endpoint.row_limit
         return page if is_full or not (before or after) else page.between(first, last)
 
@@ -186,9 +187,9 @@ class _Walk:
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="window-walk")
 
     def outcomes(self) -> Generator[DayBatch | DayError]:
-        days = day_ranges(list(self._start), self._endpoint.max_days)
+        spans = day_ranges(list(self._start), self._endpoint.max_days)
         try:
-            self._submit([(self._start[span[0]], self._end[span[-1]] - 1) for span in days])
+            self._submit([(self._start[span[0]], self._end[span[-1]] - 1) for span in spans])
             while (item := self._done.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
@@ -234,18 +235,19 @@ class _Walk:
         if self._server.widening is None:
             self._accept_unproven()
 
-    def _split(self, first: int, windows: list[Window]) -> list[list[Window]]:
-        """The rest of a busy window; once per walk, split among this and the idle workers.
+    def _split(self, first: int, next_window: list[Window]) -> list[list[Window]]:
+        """The next window (if any), as one job; once per walk, a busy one is split among this and the idle workers.
 
-        The page that began at `first` shows how many pages are left.
+        Its distance from `first`, where the page before began, shows how many pages are left.
         """
-        jobs = WORKERS + 1 - self._open_jobs
-        for start, last in windows:
-            if jobs > 1 and not self._has_split and 0 < MIN_PAGES_TO_SPLIT * (start - first) <= last - start:
+        # This job is one of the open ones.
+        max_jobs = WORKERS + 1 - self._open_jobs
+        for start, last in next_window:
+            if max_jobs > 1 and not self._has_split and 0 < MIN_PAGES_TO_SPLIT * (start - first) <= last - start:
                 self._has_split = True
-                size = -(-(last + 1 - start) // jobs)
+                size = -(-(last + 1 - start) // max_jobs)
                 return [[(begin, min(begin + size - 1, last))] for begin in range(start, last + 1, size)]
-        return [windows]
+        return [next_window]
 
     def _step(self, first: int, last: int) -> list[Window]:
         """Request the window once and accept what that proves, or fail its day; return the rest."""

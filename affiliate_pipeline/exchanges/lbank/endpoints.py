@@ -34,7 +34,7 @@ SUB_IN_OUT_TYPES = (
 )
 
 
-def _single_query(_session: LBankSession, _end_ms: int) -> Sequence[Query]:
+def _single_query(_session: LBankSession, _not_before_ms: int) -> Sequence[Query]:
     return [Query({})]
 
 
@@ -45,16 +45,16 @@ def _per_open_id(
     *,
     adds_open_id: bool = False,
 ) -> Callable[[LBankSession, int], Sequence[Query]]:
-    """A query per openId and variant; the variant's parameters are added to the rows."""
+    """`FanOut.queries`: one per openId and variant; the variant's parameters are added to the rows."""
 
-    def queries(session: LBankSession, end_ms: int) -> Sequence[Query]:
+    def queries(session: LBankSession, not_before_ms: int) -> Sequence[Query]:
         return [
             Query(
                 {"openId": open_id, **params, **variant},
                 {"openId": open_id, **variant} if adds_open_id else variant,
                 open_id,
             )
-            for open_id in open_ids(session.roster(end_ms))
+            for open_id in open_ids(session.roster(not_before_ms))
             for variant in variants
         ]
 
@@ -68,12 +68,12 @@ def _with_open_id(row: bytes, fields: Mapping[str, object]) -> bytes:
     return with_fields(row, fields)
 
 
-def _futures(session: LBankSession, _end_ms: int) -> Sequence[Query]:
+def _futures(session: LBankSession, _not_before_ms: int) -> Sequence[Query]:
     own = session.open_id
     return [Query({"openId": own, "userType": scope}, {"openId": own, "userType": scope}, own) for scope in USER_TYPES]
 
 
-def _money(session: LBankSession, _end_ms: int) -> Sequence[Query]:
+def _money(session: LBankSession, _not_before_ms: int) -> Sequence[Query]:
     own = session.open_id
     return [
         Query(
@@ -205,6 +205,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
 
 def _roster_plan(session: LBankSession) -> RequestPlan:
     """One request per page of the users known now, and an unknown number for new ones or a second pass."""
+    # Of any age: without a refresh.
     known = len(session.roster(0).members)
     return request_plan(session, max(1, math.ceil(known / PAGE_SIZE)), None)
 

@@ -78,7 +78,8 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
     window_s = WINDOW_S / settings.affiliate_rate_scale
 
     def client(path: str) -> Client:
-        # Each endpoint has its own rate limit, and so has each account's key.
+        # Each endpoint has its own rate limit, and so has each account's key. `identity`, which uses this function, is
+        # created below.
         limit = shared.limit(f"lbank {identity.source} {path}", REQUESTS_PER_WINDOW, window_s)
         read = partial(responses.read, variable=endpoint.variable)
         return Client(settings.lbank_base_url, auth, clock, limit, read, default_pause_s=window_s, network=network)
@@ -94,7 +95,10 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         return shared.open(ResponseCache, endpoint.key, identity.source, identity.sources)
 
     def stated_open_id() -> str | None:
-        """Our own openId, if LBank accepts it for this key: LBank states none, but refuses a stranger's."""
+        """Our own openId if LBank accepts it for this key; None: the response does not show whether it does.
+
+        LBank states no openId, but refuses a stranger's.
+        """
         own, now_ms = settings.lbank_open_id, clock.now_ms()
         params = {"openId": own, "tradeType": 0, "startTime": now_ms - 1000, "endTime": now_ms}
         try:

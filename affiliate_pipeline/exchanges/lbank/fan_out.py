@@ -72,8 +72,8 @@ class FanOut:
 
     def plan(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
         """One request per query and range, and an unknown number for further pages."""
-        ranges = sum(len(self.ranges(month)) for month in _months(days))
-        requests = ranges * len(self._queries_of(session, days, zone))
+        range_count = sum(len(self.ranges(month)) for month in _months(days))
+        requests = range_count * len(self._queries_of(session, days, zone))
         return request_plan(session, requests, None if self.paging else requests)
 
     def fetch(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
@@ -151,6 +151,7 @@ class MonthFetch:
     def outcomes(self) -> Generator[DayBatch | DayError]:
         """Each day once its queries have completed or failed; raises `Fatal` if none can succeed."""
         waiting = deque(_Task(query, tuple(days)) for days in self.fan_out.ranges(self._open) for query in self.queries)
+        # Without queries, all days are complete.
         yield from self._completed_days(list(self._open))
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="fan-out") as pool:
             running: dict[Future[_Pages], _Task] = {}
@@ -169,11 +170,12 @@ class MonthFetch:
                         if open_days == task.days:
                             running[pool.submit(self.fetch, task)] = task
                         else:
+                            # A day has failed in another task: request only the others.
                             waiting.extendleft(
                                 _Task(task.query, tuple(span), task.isolated) for span in day_ranges(open_days)
                             )
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        yield from self._take(running.pop(future), future, waiting)
+                        yield from self._handle_result(running.pop(future), future, waiting)
                     max_running = WORKERS
                     if time.monotonic() - logged_at >= LOG_EVERY_S:
                         logged_at = time.monotonic()
@@ -184,7 +186,10 @@ class MonthFetch:
                 self.stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _take(self, task: _Task, future: Future[_Pages], waiting: deque[_Task]) -> Iterator[DayBatch | DayError]:
+    def _handle_result(
+        self, task: _Task, future: Future[_Pages], waiting: deque[_Task]
+    ) -> Iterator[DayBatch | DayError]:
+        """Yield the days that the task completes or fails; a failed range is queued again day by day."""
         pages: _Pages | None = None
         try:
             pages = future.result()
@@ -249,13 +254,13 @@ class MonthFetch:
             params["startTime"] = start_ms(task.days[0], self.zone)
             params["endTime"] = start_ms(task.days[-1] + DAY, self.zone) - 1
 
-        def get(page: Mapping[str, object]) -> list[bytes]:
-            all_params = {**params, **page}
+        def get(page_params: Mapping[str, object]) -> list[bytes]:
+            all_params = {**params, **page_params}
             request = f"{fan_out.path}?{encode(all_params)}"
-            # If a page is requested again, its response may have changed.
-            may_be_cached = not fan_out.timeless and request not in requested
+            # A page that this fetch requests again may have changed: do not take it from the cache.
+            may_use_cache = not fan_out.timeless and request not in requested
             requested.add(request)
-            if may_be_cached and (cached := self.response_cache.get(request)):
+            if may_use_cache and (cached := self.response_cache.get(request)):
                 body, requested_ms = cached
                 rows, is_unlisted = read_list(body)
                 pages.requested_ms = min(pages.requested_ms, requested_ms)
@@ -266,6 +271,7 @@ class MonthFetch:
                 if fan_out.instant:
                     rows, is_unlisted = get_list(session.client, fan_out.path, all_params)
                 else:
+                    # A sum or a user always has a row: a response without a list is refused below.
                     rows, is_unlisted = session.client.get(fan_out.path, all_params, read_list)
                 # Check before caching: unusable rows would also fail the runs that resume this one.
                 self.rows_by_day(task, rows)

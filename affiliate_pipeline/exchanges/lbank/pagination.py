@@ -94,26 +94,26 @@ def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, siz
     while True:
         start = max(0, len(rows) - overlap)
         page = get({"start": start, "pageSize": size})
-        known = list(identities(page, identity))
+        row_ids = list(identities(page, identity))
+        new = page
         if start:
-            if overlap and known == previous:
+            if overlap and row_ids == previous:
                 raise _ListChanged(page, is_rounded=True)
             new = page[overlap:]
             # Rows of one instant may be ordered differently each time: if one is on two pages, another may be on none.
-            repeated = [row for row, name in zip(new, known[overlap:], strict=True) if name in seen]
+            repeated = [row for row, row_id in zip(new, row_ids[overlap:], strict=True) if row_id in seen]
             doubtful.update(read_values(instants_ms, repeated, instant))
-            if overlap and known[:1] != previous[-1:]:
+            if overlap and row_ids[:1] != previous[-1:]:
                 # Rows of one instant may be reordered; if the instants differ, the list has changed.
                 ends = set(read_values(instants_ms, [rows[-1], *page[:1]], instant))
                 if len(ends) > 1 or not page:
                     raise _ListChanged(page)
                 doubtful |= ends
-            page = new
-        rows += page
-        seen.update(known)
-        if len(known) < size:
+        rows += new
+        seen.update(row_ids)
+        if len(row_ids) < size:
             break
-        previous = known
+        previous = row_ids
     resolved = [_resolve(get, rows, instant, time) for time in sorted(doubtful)]
     return bool(overlap) and all(resolved)
 

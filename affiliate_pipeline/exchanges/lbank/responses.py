@@ -74,8 +74,8 @@ def read(response: Response, variable: Callable[[str], str] = lambda name: name)
         if data not in NO_LIST or as_integer(envelope.error_code) in (None, 0):
             return data
     error = error_of(response)
-    is_other = envelope is None and response.status_code == 200 and not error.is_page
-    note = " (not the envelope that its API sends)" if is_other else ""
+    lacks_envelope = envelope is None and response.status_code == 200 and not error.is_page
+    note = " (not the envelope that its API sends)" if lacks_envelope else ""
     # A failure without a reason may be temporary.
     is_unexplained = error.code in (None, 0) and not error.is_page and (envelope or response.status_code == 200)
     failure = _interpreter(variable).failure(response, error, Meaning(Transient) if is_unexplained else None, note)

@@ -41,7 +41,7 @@ COLUMNS: Final = (
 TEAM_LIST = "/affiliate-api/v2/invite/user/team/list"
 USER_PAGING = partial(by_offset, instant="createTime", identity=("openId",))
 AGENT_LEVELS = range(1, 22)
-_COLUMNS: Final = ("open_id", "user_level", "transaction", "deposit", "direct_invitation", "code", "create_time")
+_USER_COLUMNS: Final = ("open_id", "user_level", "transaction", "deposit", "direct_invitation", "code", "create_time")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class RosterStore(TableStore):
     def read(self, open_id: str, not_before_ms: int, refreshed: dict[str, Mapping[str, int]]) -> Roster:
         """The roster, at least as recent as that instant; one process at a time refreshes it.
 
-        An instant in the future counts as now. If it is refreshed, its counts are added to `refreshed`.
+        An instant in the future counts as now. If the roster is refreshed, its counts are added to `refreshed`.
         """
         query = f"select source from {TABLE} where account = %s and source <> all(%s) limit 1"
         if other := self._execute(query, (self._account, self._sources)).fetchone():
@@ -137,14 +137,14 @@ class RosterStore(TableStore):
         return int(row[0].timestamp() * 1000) if row and row[0] else 0
 
     def _refresh(self, now_ms: int) -> None:
-        """Update the table from the whole team list, also of days before the first partition."""
+        """Update the table from the whole team list, whenever its users registered."""
         # Imported here: it imports pandas, pandera and pyarrow, which most processes never use.
         from affiliate_pipeline.schema.decode import parse
 
         with self._team_list() as client:
 
-            def get(page: Mapping[str, object]) -> list[bytes]:
-                rows, is_unlisted = get_list(client, TEAM_LIST, {"startTime": 0, "endTime": now_ms, **page})
+            def get(page_params: Mapping[str, object]) -> list[bytes]:
+                rows, is_unlisted = get_list(client, TEAM_LIST, {"startTime": 0, "endTime": now_ms, **page_params})
                 if is_unlisted and self._members():
                     raise Refused("LBank twice sent null instead of the list of users, which was not empty before")
                 return rows
@@ -167,7 +167,7 @@ class RosterStore(TableStore):
                 "transaction = excluded.transaction or known.transaction is true",
                 [
                     (
-                        *(row[name] for name in _COLUMNS),
+                        *(row[name] for name in _USER_COLUMNS),
                         *(seen, seen, row["user_level"] in AGENT_LEVELS, self._source, self._account),
                     )
                     for row in users
