@@ -204,9 +204,10 @@ def _nonempty(variables: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in values.items() if value}
 
 
-def _configured(*more: Path) -> dict[str, str]:
+def _configured(*folders: Path) -> dict[str, str]:
+    """The variables of the process, then of `.env` in these folders and the current one."""
     variables: dict[str, str | None] = dict(os.environ)
-    for folder in (*more, Path.cwd()):
+    for folder in (*folders, Path.cwd()):
         variables |= _variables_in(folder / ".env")
     # As in urllib, a lower-case variable overrides the upper-case one, even if it is empty.
     for name in _PROXY_VARIABLES & variables.keys():

@@ -32,7 +32,7 @@ def as_utf8(body: bytes) -> bytes:
 
 
 def repaired(body: bytes) -> bytes:
-    """The body with what is invalid JSON or nested too deep replaced; any other is unchanged.
+    """The body, of which only what is invalid JSON or nested too deep is replaced.
 
     Half a surrogate pair becomes U+FFFD. Control characters are escaped, and so are backslashes that begin no escape.
     Literals and numbers that JSON lacks (NaN, 01) become texts, and so do values nested deeper than MAX_DEPTH.
@@ -66,23 +66,24 @@ def _as_json(token: re.Match[bytes]) -> bytes:
 
 
 def _as_escape(escape: re.Match[bytes]) -> bytes:
-    if escape[1]:
+    if escape[1]:  # half a surrogate pair
         return REPLACEMENT
     return b"\\\\" if escape[0] == b"\\" else escape[0]
 
 
 def _flattened(body: bytes) -> bytes:
+    """The body, in which each value deeper than MAX_DEPTH is a text with its JSON."""
     pieces: list[bytes] = []
-    end = start = depth = 0
+    copied_until = deep_start = depth = 0
     for bracket in re.finditer(_BRACKET, body):
         if bracket[0] in (b"[", b"{"):
             depth += 1
             if depth == MAX_DEPTH + 1:
-                start = bracket.start()
+                deep_start = bracket.start()
         elif bracket[0] in (b"]", b"}"):
             if depth == MAX_DEPTH + 1:
-                deep = body[start : bracket.end()].decode(errors="replace")
-                pieces += [body[end:start], json.dumps(deep, ensure_ascii=False).encode()]
-                end = bracket.end()
+                deep = body[deep_start : bracket.end()].decode(errors="replace")
+                pieces += [body[copied_until:deep_start], json.dumps(deep, ensure_ascii=False).encode()]
+                copied_until = bracket.end()
             depth -= 1
-    return b"".join([*pieces, body[end:]])
+    return b"".join([*pieces, body[copied_until:]])

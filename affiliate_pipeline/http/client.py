@@ -313,16 +313,16 @@ class Client:
 
     def _pause(self, error: Transient, method: str) -> None:
         """Pause as long as the exchange requests; raises `Banned` if a run cannot wait that long."""
-        is_limit, pause_s = isinstance(error, RateLimited), error.retry_after_s
-        if is_limit and pause_s is None:
+        is_rate_limited, pause_s = isinstance(error, RateLimited), error.retry_after_s
+        if is_rate_limited and pause_s is None:
             pause_s = self._default_pause_s
         # A POST may have taken effect: find that out before any pause.
-        if pause_s is None or not (is_limit or method == "GET"):
+        if pause_s is None or not (is_rate_limited or method == "GET"):
             return
         pause_s = min(pause_s, MAX_BAN_S)
         self._limit.pause(pause_s)
         if pause_s > MAX_PAUSE_S:
-            others = ", and check what else uses this IP address" if is_limit else ""
+            others = ", and check what else uses this IP address" if is_rate_limited else ""
             raise Banned(
                 f"{self.host} allows no request for {duration(pause_s)} ({error})",
                 f"Wait for that long before materializing the failed days again{others}",

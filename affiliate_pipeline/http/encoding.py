@@ -132,6 +132,7 @@ def _secret_in(content: bytes) -> Secret:
     if "-----BEGIN " in text or "-----END " in text:
         return _key_in_pem(text)
     problems = [problem for pattern, problem in _OTHER_FORMATS if re.match(pattern, text)]
+    # A private RSA key in base64 begins like this.
     if text.startswith("MI") and len("".join(text.split())) > 100:
         problems.append(_DAMAGED)
     elif not re.fullmatch("[!-~]+", text):

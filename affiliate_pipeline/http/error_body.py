@@ -65,11 +65,12 @@ def read_error(body: bytes, content_type: str = "") -> ErrorBody:
     if text[:1] == "<" or (text and "html" in content_type.lower() and text[:1] not in "{["):
         return _read_page(text)
     value = _json(text)
-    fields, found = _fields(value), list(_found(value))
+    fields, found = _fields(value), list(_codes_and_messages(value))
     code = next((each for each in found if isinstance(each, int)), None)
     messages = list(dict.fromkeys(each for each in found if isinstance(each, str) and each.strip()))
-    is_bare = code is not None and bool(fields) and fields.keys() <= {*_CODE_NAMES, *_MESSAGE_NAMES}
-    message = _line("; ".join(messages) or ("" if is_bare else text))
+    # The whole text replaces a missing message, unless it has only a code.
+    has_only_code = code is not None and bool(fields) and fields.keys() <= {*_CODE_NAMES, *_MESSAGE_NAMES}
+    message = _line("; ".join(messages) or ("" if has_only_code else text))
     is_message = bool(messages) or text[:1] not in ("{", "[")
     means_failure = is_message and any(re.search(pattern, message) for pattern in (LOCATION, TOO_MANY, MAINTENANCE))
     return ErrorBody(code, message, is_message=is_message, is_failure=means_failure or _reports_failure(fields, code))
@@ -88,7 +89,7 @@ def as_integer(value: object) -> int | None:
     return int(found[1]) if found else None
 
 
-def _found(value: Any, depth: int = 0) -> Iterator[int | str]:
+def _codes_and_messages(value: Any, depth: int = 0) -> Iterator[int | str]:
     """Codes as numbers and messages as texts, the most specific first."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         value = _json(value) or value
@@ -96,18 +97,19 @@ def _found(value: Any, depth: int = 0) -> Iterator[int | str]:
         return
     if isinstance(value, list):
         for each in cast(list[Any], value)[:_MAX_ITEMS]:
-            yield from _found(each, depth + 1)
+            yield from _codes_and_messages(each, depth + 1)
     elif isinstance(value, dict):
         fields = _fields(value)
         for name in _CODE_NAMES:
             yield from _found_code(name, fields.get(name))
         for name in _MESSAGE_NAMES:
-            yield from _found(fields.get(name), depth + 1)
+            yield from _codes_and_messages(fields.get(name), depth + 1)
     else:
         yield str(value)
 
 
 def _found_code(name: str, code: Any) -> Iterator[int | str]:
+    """The code of this field as a number; a text counts as a message, except a status."""
     number = as_integer(code)
     if name.startswith("status"):  # an HTTP status or a state, not the exchange's own code
         if number is not None and 400 <= number < 600:
@@ -144,11 +146,12 @@ def _json(text: str) -> Any:
 
 def _read_page(text: str) -> ErrorBody:
     text = re.sub(_INVISIBLE, " ", text)
+    # Reversed, so that the first element of each name counts.
     named = {name.lower(): html.unescape(content).strip() for name, content in reversed(re.findall(_NAMED, text))}
     code = named.get("code", "")
     if message := named.get("message") or named.get("msg"):
-        is_other_code = code and as_integer(code) is None
-        return ErrorBody(as_integer(code), _line(f"{code}: {message}" if is_other_code else message), is_page=True)
+        is_text_code = code and as_integer(code) is None
+        return ErrorBody(as_integer(code), _line(f"{code}: {message}" if is_text_code else message), is_page=True)
     texts = (" ".join(html.unescape(each).split()) for each in re.split(_TAG, text))
     return ErrorBody(None, _line(" ".join(dict.fromkeys(filter(None, texts)))), is_page=True)
 
@@ -159,6 +162,7 @@ def _text(body: bytes, content_type: str) -> str:
             body = zlib.decompressobj(wbits=31).decompress(body, _MAX_TEXT_BYTES)
         except zlib.error:
             return "compressed data that cannot be read"
+    # The end of a truncated body may be a part of a character.
     errors, body = "replace" if len(body) >= _MAX_TEXT_BYTES else "strict", body[:_MAX_TEXT_BYTES]
     declared = re.search(_CHARSET, content_type.encode(errors="replace")) or re.search(_CHARSET, body[:1024])
     for encoding in (json.detect_encoding(body), declared[1].decode() if declared else "", "gb18030"):
@@ -169,6 +173,7 @@ def _text(body: bytes, content_type: str) -> str:
 
 def _line(text: str) -> str:
     """The text as one line without control characters, secrets, URL queries and full emails."""
+    # More than the maximum, since white space and redaction shorten the text.
     text = " ".join("".join(each if each.isprintable() else " " for each in text[: 8 * MAX_MESSAGE_CHARACTERS]).split())
     text = re.sub(_LONG_RANDOM, "***", redact(re.sub(_QUERY, r"\1?***", text)))
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[:MAX_MESSAGE_CHARACTERS].rstrip() + "…"

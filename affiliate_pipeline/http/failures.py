@@ -70,7 +70,7 @@ class Interpreter:
         text = describe(self.exchange, response, error, self.code_name) + note
         status = max(response.status_code, error.http_status or 0)
         failure = (
-            self._overriding_code(text, status, response, error, meaning)
+            self._regardless_of_code(text, status, response, error, meaning)
             or (meaning and self._by_code(text, error, meaning))
             or self._by_status(text, status, error)
         )
@@ -80,7 +80,7 @@ class Interpreter:
             failure.code = error.code
         return failure
 
-    def _overriding_code(
+    def _regardless_of_code(
         self, text: str, status: int, response: Response, error: ErrorBody, meaning: Meaning | None
     ) -> ExchangeError | None:
         """The error for a location, limit, outage or redirect, whatever the code; otherwise None."""
@@ -90,8 +90,8 @@ class Interpreter:
                 f"{text}. The exchange does not serve the location of this machine's IP address, or of its proxy's. Another "
                 "API key will not help"
             )
-        is_limit = meaning is not None and meaning.error is RateLimited
-        if is_limit or status in (418, 429) or re.search(TOO_MANY, error.message):
+        is_rate_limited = meaning is not None and meaning.error is RateLimited
+        if is_rate_limited or status in (418, 429) or re.search(TOO_MANY, error.message):
             return RateLimited(text)
         if status >= 500:
             return Transient(text)

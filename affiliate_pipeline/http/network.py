@@ -145,7 +145,7 @@ class _Transport(httpx.BaseTransport):
         if proxy and request.url.scheme == "http" and is_from_proxy:
             response.close()
             # Not ConnectionFailed: a forwarded request may have reached the exchange before the proxy gave up.
-            raise _refused(proxy, f"HTTP {status}", status, NoResponse)
+            raise _proxy_failure(proxy, f"HTTP {status}", status, NoResponse)
         return response
 
     def _pool(self, url: httpx.URL) -> tuple[httpx.HTTPTransport, Proxy | None]:
@@ -155,11 +155,11 @@ class _Transport(httpx.BaseTransport):
                 proxy = self._network.proxy_for(url)
                 # Loading certificates takes longer than a request on loopback: without https, use an empty context.
                 tls = self._network.tls() if url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-                through = None
+                httpx_proxy = None
                 if proxy:
-                    secured = self._network.tls() if proxy.url.startswith("https") else None
-                    through = httpx.Proxy(proxy.url, ssl_context=secured, auth=proxy.login)
-                pool = httpx.HTTPTransport(verify=tls, trust_env=False, limits=_LIMITS, proxy=through)
+                    proxy_tls = self._network.tls() if proxy.url.startswith("https") else None
+                    httpx_proxy = httpx.Proxy(proxy.url, ssl_context=proxy_tls, auth=proxy.login)
+                pool = httpx.HTTPTransport(verify=tls, trust_env=False, limits=_LIMITS, proxy=httpx_proxy)
                 self._pools[address] = pool, proxy
             return self._pools[address]
 
@@ -252,7 +252,7 @@ def _tls(file: str | None, folders: str | None) -> ssl.SSLContext:
                 "Set it to a PEM file of CA certificates that the user who runs this may read, or unset it",
             ) from None
     elif folders:
-        if not any(file for folder in folders.split(":") for file in Path(folder).glob(_HASHED_NAMES)):
+        if not any(hashed for folder in folders.split(":") for hashed in Path(folder).glob(_HASHED_NAMES)):
             raise UnusableNetwork(
                 "SSL_CERT_DIR cannot be used: it is not a folder of certificates named by their hashes",
                 "Set it to a folder that `openssl rehash` has been run on, or unset it",
@@ -264,7 +264,7 @@ def _tls(file: str | None, folders: str | None) -> ssl.SSLContext:
 
 
 def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None) -> Exception:
-    """An error that names the proxy or certificate to fix; httpx's own if neither is the cause."""
+    """The error to raise instead: about the certificate or else the proxy; without a proxy, httpx's own."""
     tls_error = _tls_cause(error)
     if isinstance(tls_error, ssl.SSLCertVerificationError):
         through = f" through {proxy}" if proxy else ""
@@ -277,7 +277,7 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
         return error
     if isinstance(error, httpx.ProxyError):
         status = int(found[0]) if (found := re.match(r"\d{3}\b", f"{error}")) else None
-        return _refused(proxy, redact(error), status, ConnectionFailed)
+        return _proxy_failure(proxy, redact(error), status, ConnectionFailed)
     if tls_error and proxy.url.startswith("https"):
         return UnusableNetwork(
             f"{proxy} does not use TLS, although its URL begins with https:// ({tls_error.reason})",
@@ -295,7 +295,8 @@ def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:
     return error
 
 
-def _refused(proxy: Proxy, response: str, status: int | None, unreachable: type[NoResponse]) -> ExchangeError:
+def _proxy_failure(proxy: Proxy, response: str, status: int | None, unreachable: type[NoResponse]) -> ExchangeError:
+    """The error for a proxy's own response; of type `unreachable` if the proxy cannot reach the host."""
     if status in (502, 503, 504):
         return unreachable(f"{proxy} returned {response}: it cannot reach the requested host", _CHECK_PROXY)
     action = f"Allow this host in the proxy, or unset {proxy.variable} if no proxy is needed"

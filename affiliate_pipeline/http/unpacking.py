@@ -124,6 +124,7 @@ def _opened_zip(archive: zipfile.ZipFile, left: int) -> IO[bytes]:
 
 def _opened_tar(archive: tarfile.TarFile, size: int) -> IO[bytes]:
     members = archive.getmembers()
+    # Contents fill blocks of 512 bytes, and an empty block ends the archive.
     end = max((each.offset_data + -(-each.size // 512) * 512 for each in members), default=0)
     if size < end + 512:
         raise IncompleteFile("the file is an incomplete tar archive")

@@ -21,8 +21,8 @@ BLOCK_BYTES = 4 << 20
 
 def blocks_of(batch: DayBatch, endpoint: Endpoint) -> Iterator[Block]:
     """The day's rows; raises `Invalid` at the end, with the problems of all of them."""
-    instant = endpoint.time_column if isinstance(endpoint, Records) else None
-    within = (instant, endpoint.start_ms(batch.day), endpoint.end_ms(batch.day)) if instant else None
+    time_column = endpoint.time_column if isinstance(endpoint, Records) else None
+    within = (time_column, endpoint.start_ms(batch.day), endpoint.end_ms(batch.day)) if time_column else None
     problems: list[ColumnProblem] = []
     rows = 0
     for chunks in batches(batch.chunks, BLOCK_BYTES):

@@ -120,7 +120,7 @@ class DayWriter:
         batch, day, asset = prepared.batch, prepared.batch.day, self.endpoint.key
         altering_features = self._lock_day(day)
         entry = ledger.entries(self.connection, asset, [day]).get(day)
-        # Rows are appended to an action log.
+        # The stored rows that remain: only an action log's, to which rows are appended.
         existing = Summary()
         if entry and isinstance(self.endpoint, ActionLog):
             existing = Summary(entry.rows, Fingerprint.parse(entry.content_hash))
@@ -145,6 +145,7 @@ class DayWriter:
             restated = self._stats(day) if entry.settled and not difference else None
         store_superseded = bool(restated or difference or shrinking)
         self._replace(day, texts, is_appended=bool(existing.rows), store_superseded=store_superseded)
+        # Again, since without a spool the rows have been read only by COPY.
         total = existing + rows.summary
         ledger.write(self.connection, asset, day, self.run_id, total.rows, str(total.fingerprint), settled, self.source)
         stats = self._stats(day)
@@ -158,6 +159,7 @@ class DayWriter:
         return replace(self._landed(batch, total, stats, settled, changed=True), restated=restated)
 
     def _landed(self, batch: DayBatch, total: Summary, stats: DayStats, settled: bool, *, changed: bool) -> Landed:
+        """The outcome; drops the day's rejected rows and records its unknown fields."""
         quarantine.drop(self.connection, self.endpoint.key, batch.day)
         damaged = (
             f"{name} has U+FFFD in {count_of(count, 'row')}: the exchange sent invalid text there, such as "
@@ -286,6 +288,7 @@ class DayWriter:
             return []
         columns_of = {column.json_name: column.name for column in columns(self.endpoint.schema)}
         compared = [columns_of[name] for name in entries[0]]
+        # The first column is for an empty entry, which has no columns to select.
         found = self.connection.execute(
             sql.SQL("select distinct {} from {}").format(
                 sql.SQL(", ").join([sql.SQL("''"), *(sql.SQL("{}::text").format(sql.Identifier(n)) for n in compared)]),
@@ -293,19 +296,19 @@ class DayWriter:
             )
         ).fetchall()
         landed = {tuple(row) for _, *row in found}
-        texts = [tuple(map(str, each.values())) for each in entries]
-        return [dict(zip(compared, each, strict=True)) for each in texts if each in landed]
+        candidates = [tuple(map(str, each.values())) for each in entries]
+        return [dict(zip(compared, each, strict=True)) for each in candidates if each in landed]
 
     def _replace(self, day: date, texts: Iterable[bytes], *, is_appended: bool, store_superseded: bool) -> None:
-        run = self.connection.execute
+        execute = self.connection.execute
         table, names = endpoint_tables.table(self.endpoint), endpoint_tables.data_columns(self.endpoint.schema)
         rows = endpoint_tables.rows_of(self.endpoint, day)
         stored = sql.SQL("select {} from {}").format(names, rows)
         if store_superseded:
-            run(sql.SQL("create temporary table superseded on commit drop as {}").format(stored))
+            execute(sql.SQL("create temporary table superseded on commit drop as {}").format(stored))
         if not is_appended:
-            run(sql.SQL("delete from {}").format(rows))
-        run(
+            execute(sql.SQL("delete from {}").format(rows))
+        execute(
             "select set_config('affiliate.partition_date', %s, true), set_config('affiliate.account', %s, true), "
             "set_config('affiliate.run_id', %s, true)",
             (day.isoformat(), self.endpoint.alias, self.run_id),
@@ -315,7 +318,7 @@ class DayWriter:
             pending_actions.drop_landed(self.connection, self.endpoint.key, self.sources)
         if store_superseded:
             # Compare as text: as `numeric`, 1.0 and 1.00 are equal.
-            run(
+            execute(
                 sql.SQL(
                     "with old as (select to_jsonb(s) payload, s::text line, row_number() over (partition by s::text) n "
                     "from superseded s), "
@@ -333,6 +336,7 @@ class DayWriter:
                 copying.write(text)
 
     def _new_fields(self, total: Summary, day: date) -> list[str]:
+        """Record the unknown fields; return those seen for the first time."""
         if not total.unknown_fields:
             return []
         new = self.connection.execute(

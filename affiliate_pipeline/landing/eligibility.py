@@ -70,15 +70,15 @@ class Availability:
         retention = retention_of(self.endpoint)
         if not (days and retention and retention.proof):
             return
-        started_ms = self.now()
+        before_proof_ms = self.now()
         try:
-            oldest_ms = retention.proof(self.session, days[0], self.endpoint.exchange.zone)
+            older_row_ms = retention.proof(self.session, days[0], self.endpoint.exchange.zone)
         except (Refused, Transient) as error:
             self._unproven.update(dict.fromkeys(days, error))
             return
-        if oldest_ms is not None:
-            until_ms = ((day, started_ms + self.endpoint.start_ms(day) - oldest_ms) for day in days)
-            self._proven_until_ms.update(until_ms)
+        if older_row_ms is not None:
+            for day in days:
+                self._proven_until_ms[day] = before_proof_ms + self.endpoint.start_ms(day) - older_row_ms
 
     def still_has(self, day: date) -> bool:
         """Whether the source still has the whole day after the fetch; renews an outdated proof."""
@@ -123,12 +123,14 @@ class Availability:
         retention = retention_of(self.endpoint)
         if retention is None:
             return Expired("the endpoint has no past days, so only today can be materialized")
-        promised = f"the day is beyond the {retention.promised.days} days that the source promises"
+        beyond = f"the day is beyond the {retention.promised.days} days that the source promises"
         if day in self._unproven:
-            what = f"{promised}, and it could not be determined whether the source still has the day: {self._unproven[day]}"
+            what = (
+                f"{beyond}, and it could not be determined whether the source still has the day: {self._unproven[day]}"
+            )
             return Expired(what, "Materialize the day again")
         if retention.proof:
-            promised += ", and no older row proves that it has retained more"
+            beyond += ", and no older row proves that it has retained more"
         action = "If you know that the source still has it, materialize with run config trust_old: true"
         fallback = retention.fallback
         if fallback and fallback.timetable.is_retained(day, self.exchange_now_ms()):
@@ -138,29 +140,29 @@ class Availability:
         elif retention.is_final:
             action = "It can no longer be fetched"
         return Expired(
-            f"{promised}. It was not landed, since an empty response would look like a day without rows", action
+            f"{beyond}. It was not landed, since an empty response would look like a day without rows", action
         )
 
 
-def eligibility_of(days: Iterable[date], landed: Iterable[date], available: Availability) -> Eligibility:
+def eligibility_of(days: Iterable[date], landed: Iterable[date], availability: Availability) -> Eligibility:
     """Decide which days (in order) to fetch; may send one request to `prove` old ones."""
-    endpoint, started_ms = available.endpoint, available.started_ms
+    endpoint, started_ms = availability.endpoint, availability.started_ms
     fetch: list[date] = []
     refuse: dict[date, Problem] = {}
     unpromised: list[date] = []
     for day in days:
         if isinstance(endpoint, Records) and started_ms < endpoint.end_ms(day):
             refuse[day] = NotEnded("the day has not ended yet", "Materialize it after its end").problem
-        elif available.is_promised(day, started_ms):
+        elif availability.is_promised(day, started_ms):
             fetch.append(day)
         else:
             unpromised.append(day)
     retain = sorted({*unpromised} & {*landed})
     to_prove = [day for day in unpromised if day not in retain]
-    available.prove(to_prove)
+    availability.prove(to_prove)
     for day in to_prove:
-        if available.is_proven(day):
+        if availability.is_proven(day):
             fetch.append(day)
         else:
-            refuse[day] = available.expired(day).problem
+            refuse[day] = availability.expired(day).problem
     return Eligibility(sorted(fetch), retain, refuse)

@@ -89,7 +89,10 @@ def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
     described["account"] = ACCOUNT_DESCRIPTION
     present = {name: comment for name, comment, _ in found}
     # Skip DDL that changes nothing: it would wait for every reader of the table and block all others meanwhile.
-    if not (described.items() <= present.items() and all(comment == endpoint.description for *_, comment in found)):
+    if not (
+        described.items() <= present.items()
+        and all(table_comment == endpoint.description for *_, table_comment in found)
+    ):
         # `if not exists` alone fails when two processes run it concurrently.
         with (
             locked(connection, DDL_LOCK, f"the table of {endpoint.key}"),
@@ -127,18 +130,18 @@ def _statements(endpoint: Endpoint) -> Iterable[sql.Composed]:
 def stats_of(connection: psycopg.Connection, endpoint: Endpoint, day: date) -> DayStats:
     """Statistics of the day's rows, read in the caller's transaction."""
     group, amount = sql.SQL("null"), sql.SQL("null::numeric")
-    instant, excess = sql.SQL("null::timestamptz"), sql.SQL("false")
+    instant, is_excess = sql.SQL("null::timestamptz"), sql.SQL("false")
     if isinstance(endpoint, Records):
         if endpoint.sum_by:
             amount, group = map(sql.Identifier, endpoint.sum_by)
         if endpoint.time_column:
             instant = sql.Identifier(endpoint.time_column)
         if endpoint.volume_and_fee:
-            excess = sql.SQL("{1} > {0}").format(*map(sql.Identifier, endpoint.volume_and_fee))
+            is_excess = sql.SQL("{1} > {0}").format(*map(sql.Identifier, endpoint.volume_and_fee))
     statement = sql.SQL(
-        "select {group}::text, sum({amount})::text, count(*), count(*) filter (where {excess}), min({instant}), "
+        "select {group}::text, sum({amount})::text, count(*), count(*) filter (where {is_excess}), min({instant}), "
         "max({instant}) from {rows} group by 1 order by 1"
-    ).format(group=group, amount=amount, excess=excess, instant=instant, rows=rows_of(endpoint, day))
+    ).format(group=group, amount=amount, is_excess=is_excess, instant=instant, rows=rows_of(endpoint, day))
     groups = connection.execute(statement).fetchall()
     return DayStats(
         rows=sum(count for _, _, count, *_ in groups),
@@ -150,7 +153,7 @@ def stats_of(connection: psycopg.Connection, endpoint: Endpoint, day: date) -> D
 
 
 def differences(connection: psycopg.Connection, endpoint: Records, day: date) -> list[Difference] | None:
-    """Differences from the account's endpoint `compared_with`; None if it has not landed the day."""
+    """Differences from the account's endpoint `compared_with`; None without one that has landed the day."""
     if not endpoint.sum_by or not endpoint.compared_with:
         return None
     other = replace(endpoint, name=endpoint.compared_with)

@@ -98,7 +98,14 @@ def missing_since(
 
 
 def write(
-    connection: Connection[Any], asset: str, day: date, run_id: str, rows: int, digest: str, settled: bool, source: str
+    connection: Connection[Any],
+    asset: str,
+    day: date,
+    run_id: str,
+    rows: int,
+    content_hash: str,
+    settled: bool,
+    source: str,
 ) -> None:
     """Record a landed day, in the transaction that writes its rows."""
     connection.execute(
@@ -106,7 +113,7 @@ def write(
         "on conflict (asset, partition) do update set rows = excluded.rows, content_hash = excluded.content_hash, "
         "settled = excluded.settled, source = excluded.source, landed_at = excluded.landed_at, "
         "checked_at = excluded.checked_at, run_id = excluded.run_id",
-        (asset, day, rows, digest, settled, source, run_id),
+        (asset, day, rows, content_hash, settled, source, run_id),
     )
 
 

@@ -118,9 +118,9 @@ def land_days(
             ledger.update(store.ledger(endpoint, days))
             # Before any record is requested: the key may be of another account.
             sources = session.identity.sources
-            available = Availability(endpoint, session, options.trust_old, now, started_ms=now())
+            availability = Availability(endpoint, session, options.trust_old, now, started_ms=now())
             writer = DayWriter(store.connection, endpoint, session.source, sources, run_id, options.allow_shrink)
-            run = LandingRun(available, writer, partial(blocks_of, endpoint=endpoint), options.from_rejected, ledger)
+            run = LandingRun(availability, writer, partial(blocks_of, endpoint=endpoint), options.from_rejected, ledger)
             for outcome in run.outcomes(list(pending)):
                 del pending[outcome.day]
                 yield outcome
@@ -130,14 +130,14 @@ def land_days(
         # A fatal error fails every pending day, including the one being landed.
         problem = error.problem
     for day in pending:
-        yield Failed(day, problem.adding(impact=_stored(ledger.get(day))))
+        yield Failed(day, problem.adding(impact=_impact_on(ledger.get(day))))
 
 
 @dataclass(frozen=True)
 class LandingRun:
     """Lands days of one asset under its lock; `ledger` has the days that had landed before."""
 
-    available: Availability
+    availability: Availability
     writer: DayWriter
     blocks_of: Callable[[DayBatch], Iterator[Block]]
     from_rejected: bool
@@ -146,16 +146,16 @@ class LandingRun:
     @property
     def endpoint(self) -> Endpoint:
         """The endpoint of the asset."""
-        return self.available.endpoint
+        return self.availability.endpoint
 
     @property
     def session(self) -> Session:
         """The session with the endpoint's account."""
-        return self.available.session
+        return self.availability.session
 
     def outcomes(self, days: Sequence[date]) -> Iterator[Outcome]:
         """One outcome per day, each after its commit; raises `AffiliateError` if none can follow."""
-        own: list[date] = []
+        same_source: list[date] = []
         for day in days:
             entry = self.ledger.get(day)
             if entry and entry.source not in self.writer.sources:
@@ -166,11 +166,11 @@ class LandingRun:
                 )
                 yield self._failed(day, Problem("other_source", what, action=action))
             else:
-                own.append(day)
-        yield from map(self._land_rejected, own) if self.from_rejected else self._fetched(own)
+                same_source.append(day)
+        yield from map(self._land_rejected, same_source) if self.from_rejected else self._land_fetched(same_source)
 
-    def _fetched(self, days: Sequence[date]) -> Iterator[Outcome]:
-        eligibility = eligibility_of(days, self.ledger, self.available)
+    def _land_fetched(self, days: Sequence[date]) -> Iterator[Outcome]:
+        eligibility = eligibility_of(days, self.ledger, self.availability)
         for day in eligibility.retain:
             yield self._retained(day)
         for day, problem in eligibility.refuse.items():
@@ -181,7 +181,7 @@ class LandingRun:
         plan = strategy.plan(self.session, eligibility.fetch, zone)
         log.info("%s: fetching %s: %s", self.endpoint.key, format_days(eligibility.fetch), plan)
         logged_at = time.monotonic()
-        batches = self.available.confirmed(strategy.fetch(self.session, eligibility.fetch, zone))
+        batches = self.availability.confirmed(strategy.fetch(self.session, eligibility.fetch, zone))
         with prepared(batches, self.blocks_of, self.session.cancel) as prepared_days:
             for done, day in enumerate(prepared_days, start=1):
                 yield self._land(day) if isinstance(day, PreparedDay) else self._not_fetched(day)
@@ -195,26 +195,26 @@ class LandingRun:
             return self._retained(failed.day)
         if not isinstance(failed.error, Expired | NotEnded):
             problem = problem.adding(action="Materialize the day again; if it fails again, see the runbook")
-        return self._rejected(failed, problem, complete=False)
+        return self._reject(failed, problem, complete=False)
 
     def _land(self, day: PreparedDay) -> Outcome:
         batch = day.batch
-        settled = self.endpoint.timetable.has_settled(batch.day, self.available.requested_ms(batch))
+        settled = self.endpoint.timetable.has_settled(batch.day, self.availability.requested_ms(batch))
         try:
             landed = self.writer.write(day, settled=settled)
         except Invalid as invalid:
             what = f"its rows do not fit the schema: {invalid} (first in row {invalid.first_row + 1} of {batch.rows})"
             action = "Fix the schema, then materialize with run config from_rejected: true"
-            return self._rejected(batch, Problem("invalid_rows", what, action=action), complete=True)
+            return self._reject(batch, Problem("invalid_rows", what, action=action), complete=True)
         except StoreError as error:
-            return self._rejected(batch, error.problem, complete=not isinstance(error, Shrunken))
+            return self._reject(batch, error.problem, complete=not isinstance(error, Shrunken))
         unknown = ", ".join(f"{name} ({count_of(landed.unknown_fields[name], 'row')})" for name in landed.new_fields)
         new = f"fields that the schema lacks are stored in column extra: {unknown}. Add them to the schema"
         for text in [*landed.warnings, *([new] if unknown else [])]:
             log.warning("%s %s: %s", self.endpoint.key, batch.day, text)
         return landed
 
-    def _rejected(self, fetched: DayBatch | DayError, problem: Problem, *, complete: bool) -> Failed:
+    def _reject(self, fetched: DayBatch | DayError, problem: Problem, *, complete: bool) -> Failed:
         """Store what was received for the day in `affiliate.rejected_row`; return the failed day."""
         more = fetched.error.received if isinstance(fetched, DayError) else ()
 
@@ -222,7 +222,7 @@ class LandingRun:
             return map(payload, chain(split(fetched.chunks), more))
 
         if any(True for _ in received()):
-            requested_at = datetime.fromtimestamp(self.available.requested_ms(fetched) / 1000, UTC)
+            requested_at = datetime.fromtimestamp(self.availability.requested_ms(fetched) / 1000, UTC)
             why = Rejection(self.session.source, requested_at, problem.what, complete)
             run_id = self.writer.run_id
             if quarantine.store(self.writer.connection, self.endpoint.key, fetched.day, run_id, why, received):
@@ -264,7 +264,7 @@ class LandingRun:
         return self._failed(day, Problem("table_changed", what, action="Restore the day from a backup"))
 
     def _failed(self, day: date, problem: Problem) -> Failed:
-        return Failed(day, problem.adding(impact=_stored(self.ledger.get(day))))
+        return Failed(day, problem.adding(impact=_impact_on(self.ledger.get(day))))
 
 
 def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store: Store) -> RequestPlan:
@@ -273,15 +273,15 @@ def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store
     ledger = store.ledger(endpoint, days)
     # Verify the key first: some strategies request records for their plan, and the key may be of another account.
     _ = session.identity.sources
-    fetched = [
+    to_fetch = [
         day
         for day in days
         if endpoint.timetable.is_retained(day, now) or (day not in ledger and isinstance(endpoint, Records))
     ]
-    return endpoint.strategy.plan(session, fetched, endpoint.exchange.zone) if fetched else RequestPlan(0, 0, 0)
+    return endpoint.strategy.plan(session, to_fetch, endpoint.exchange.zone) if to_fetch else RequestPlan(0, 0, 0)
 
 
-def _stored(entry: LedgerEntry | None) -> str:
+def _impact_on(entry: LedgerEntry | None) -> str:
     """The impact of a failure: what had landed for the day."""
     if entry is None:
         return "Nothing of this day has landed"

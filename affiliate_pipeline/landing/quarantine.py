@@ -91,10 +91,10 @@ def handled_at(connection: Connection[Any], asset: str, days: Sequence[date]) ->
     """
     handled = {day: entry.checked_at for day, entry in entries(connection, asset, days).items()}
     with as_store_unavailable(), connection.transaction():
-        rejected = connection.execute(
+        rows = connection.execute(
             f"select partition, max(rejected_at) from {TABLE} where asset = %s and partition = any(%s) group by 1",
             (asset, list(days)),
         ).fetchall()
-    for day, at in rejected:
+    for day, at in rows:
         handled[day] = max(at, handled.get(day, at))
     return handled

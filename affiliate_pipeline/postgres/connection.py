@@ -160,7 +160,7 @@ _SETTINGS = {
 def settings_statement(settings: Mapping[str, str | None]) -> tuple[LiteralString, tuple[list[Any], list[Any]]]:
     """A statement and its values, which apply these settings to the session.
 
-    Null leaves `synchronous_commit` unchanged, or turns it on if it is off.
+    None sets `synchronous_commit` to on if it is off, and otherwise leaves it unchanged.
     """
     statement = (
         "select set_config(name, coalesce(value, nullif(current_setting(name), 'off'), 'on'), false) "

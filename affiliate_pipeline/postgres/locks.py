@@ -105,7 +105,7 @@ def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s
                     "and (coalesce(state, 'disabled') in ('active', 'disabled') or state_change > clock_timestamp() - {silent} * interval '1 second'))))"
                 ).format(from_pg_locks=lock.from_pg_locks, application=f"{APPLICATION}%", silent=SILENT_HOLDER_S)
             ).fetchone()
-    if found is None:
+    if found is None:  # a live run has the lock, or it was released meanwhile
         return False
     is_own, pid, name, since, silent_since = found
     if is_own:

@@ -136,6 +136,7 @@ class RateLimiter(TableStore):
                 if taken := self._execute(_TAKE, self._values).fetchone():
                     self._drop_slot()
                     slot, returns_at = taken
+                    # No request starts later than that: each has to end before the slot lease does.
                     self._own_slot = _OwnSlot(
                         slot, returns_at, self._requests - 1, time.monotonic() + SLOT_LEASE_S / 2, 1
                     )
