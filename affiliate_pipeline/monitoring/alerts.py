@@ -52,9 +52,9 @@ class FailedAsset:
     endpoint: Endpoint | None = None
 
 
-def failed_run(key: str, assets: Sequence[FailedAsset], fallback: str, link: str, now_ms: int) -> Alert:
-    """The alert about a failed run; `fallback` is the cause of days without a known problem."""
-    lines = [line for asset in assets for line in _failed_asset(asset, fallback, now_ms)] or [_line(fallback)]
+def failed_run(key: str, assets: Sequence[FailedAsset], default_cause: str, link: str, now_ms: int) -> Alert:
+    """The alert about a failed run; `default_cause` is that of days without a known problem."""
+    lines = [line for asset in assets for line in _failed_asset(asset, default_cause, now_ms)] or [_line(default_cause)]
     if assets:
         what = "these days again (missing and failed only)" if any(asset.days for asset in assets) else "it again"
         lines.append(f"To do: fix the cause, then materialize {what}.")
@@ -66,15 +66,15 @@ def failed_run(key: str, assets: Sequence[FailedAsset], fallback: str, link: str
     )
 
 
-def _failed_asset(asset: FailedAsset, fallback: str, now_ms: int) -> Iterator[str]:
+def _failed_asset(asset: FailedAsset, default_cause: str, now_ms: int) -> Iterator[str]:
     if not asset.days:
-        yield f"{asset.key}: {_line(fallback)}"
+        yield f"{asset.key}: {_line(default_cause)}"
         return
     noun = "day" if len(asset.days) == 1 else "days"
     counts = f"{count_of(len(asset.days), 'day')} failed, {asset.landed} landed"
     yield f"{asset.key}: {counts}. Rows of the failed {noun} that had landed earlier are unchanged."
     causes = {day: f"{problem.cause}." for day, problem in asset.problems.items()}
-    yield from _by_text({day: causes.get(day, fallback) for day in asset.days})
+    yield from _by_text({day: causes.get(day, default_cause) for day in asset.days})
     if asset.endpoint:
         yield f"At the source: {availability(asset.endpoint, asset.days, now_ms)}."
 
@@ -125,7 +125,10 @@ def availability(endpoint: Endpoint, days: Sequence[date], now_ms: int) -> str:
 
 
 def failed_checks(key: str, failed: Mapping[tuple[str, str], Mapping[date | None, str]], link: str) -> Alert:
-    """The alert about a run's failed checks: descriptions by asset and check, then by day."""
+    """The alert about a run's failed checks.
+
+    `failed` has their descriptions by asset and check, then by day; None: the evaluation of the whole run.
+    """
     lines = [line for (asset, check), texts in failed.items() for line in _by_text(texts, about=f"{asset}, {check}")]
     lines += ["The days have landed as the source sent them. To do: see the asset's checks in the UI and the runbook."]
     titles = [

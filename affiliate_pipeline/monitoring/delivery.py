@@ -86,8 +86,8 @@ def messages(alerts: Sequence[Alert]) -> list[Message]:
 def _message(alerts: Sequence[Alert]) -> Message:
     if len(alerts) == 1:
         return Message(alerts[0].title, alerts[0].text, alerts)
-    good = sum(alert.kind is Kind.RECOVERY for alert in alerts)
-    counts = (len(alerts) - good, "alert", "alerts"), (good, "recovery", "recoveries")
+    recoveries = sum(alert.kind is Kind.RECOVERY for alert in alerts)
+    counts = (len(alerts) - recoveries, "alert", "alerts"), (recoveries, "recovery", "recoveries")
     title = " and ".join(count_of(*each) for each in counts if each[0])
     return Message(title, "".join(map(_part, alerts)).rstrip(), alerts)
 

@@ -160,18 +160,19 @@ def _automation(
         starts_schedules: Whether schedules run without being started in the UI. In its first minute, the daemon has
             not recorded that they do.
     """
-    last = max(filter(None, (datetime.now(UTC) - MAX_SILENCE, silent_since))).replace(tzinfo=None)
+    # Dagster stores times in UTC, without a zone. A daemon runs if it has written a heartbeat after this time.
+    alive_after = max(filter(None, (datetime.now(UTC) - MAX_SILENCE, silent_since))).replace(tzinfo=None)
     [(has_run,)] = connection.execute("select to_regclass('public.daemon_heartbeats') is not null").fetchall()
     never_run = [(["sensor", "scheduler"], False, (), ())]
-    [(silent, any_schedule, stopped, failing)] = (
-        connection.execute(_AUTOMATION, (last,)).fetchall() if has_run else never_run
+    [(silent, has_running_schedule, stopped, failing)] = (
+        connection.execute(_AUTOMATION, (alive_after,)).fetchall() if has_run else never_run
     )
     if silent:
-        start = f"Start it again: `{command('down')}`, then `{up_command()}`; on a server, start the Dagster daemon"
-        yield Finding("daemon", f"Dagster's daemon is not running ({', '.join(silent)})", start)
+        action = f"Start it again: `{command('down')}`, then `{up_command()}`; on a server, start the Dagster daemon"
+        yield Finding("daemon", f"Dagster's daemon is not running ({', '.join(silent)})", action)
     else:
         yield Finding("daemon", "Dagster's daemon is running")
-        if not (any_schedule or starts_schedules):
+        if not (has_running_schedule or starts_schedules):
             yield Finding(
                 "schedules", "none is running", "Set AFFILIATE_SCHEDULES=true, or start them in the UI, Automation"
             )
@@ -225,11 +226,11 @@ def _sources(
 def accounts(environment: Environment) -> Iterator[Finding]:
     """Whether each account is configured, can be reached and accepts its credentials."""
     endpoints = configured_catalog(environment.variables).endpoints
-    probed: dict[str, list[Endpoint]] = {}
+    endpoints_by_account: dict[str, list[Endpoint]] = {}
     for endpoint in endpoints:
         if endpoint.probe or endpoint.file_problems:
-            about = filter(None, (endpoint.exchange.name, endpoint.alias, endpoint.role))
-            probed.setdefault(" ".join(about), []).append(endpoint)
+            parts = filter(None, (endpoint.exchange.name, endpoint.alias, endpoint.role))
+            endpoints_by_account.setdefault(" ".join(parts), []).append(endpoint)
     configured = {(each.exchange.name, each.alias) for each in endpoints if environment.is_any_set(each.credentials)}
     if not configured:
         action = f"Set the keys of one in .env (README, Real accounts), or try the sandbox with `{up_command()}`"
@@ -242,7 +243,7 @@ def accounts(environment: Environment) -> Iterator[Finding]:
             yield from of_settings("sandbox", error)
             return
     measured: set[str] = set()
-    for about, to_check in probed.items():
+    for about, to_check in endpoints_by_account.items():
         first = to_check[0]
         if environment.is_any_set(first.credentials):
             yield from _account(about, to_check, environment, measured)
@@ -290,9 +291,9 @@ def _file(endpoint: Endpoint, session: Session) -> Iterator[Finding]:
     if endpoint.file_problems:
         name, read = endpoint.file_problems
         try:
-            if problems := read(session):
-                found = f"names a file of which {count_of(len(problems), 'line')} cannot be used: "
-                error = malformed(endpoint.variable(name), found + "; ".join(problems[:MAX_LINES]))
+            if unusable := read(session):
+                found = f"names a file of which {count_of(len(unusable), 'line')} cannot be used: "
+                error = malformed(endpoint.variable(name), found + "; ".join(unusable[:MAX_LINES]))
                 yield from of_settings(name, error)
         except SettingsError as error:
             yield from of_settings(name, error)
@@ -306,7 +307,7 @@ def _offset(endpoint: Endpoint, offset_ms: int) -> Finding:
 
 
 def _refusal(about: str, endpoint: Endpoint, probe: Probe, error: ExchangeError, host: str) -> Finding:
-    """The finding about an account that refused a request or could not be reached."""
+    """The finding about an account whose request was refused or did not reach the exchange."""
     if isinstance(error, TimestampRejected) and error.server_ms is not None:
         return _offset(endpoint, error.server_ms - now_ms())
     what = error.problem.what

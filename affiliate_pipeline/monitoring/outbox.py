@@ -74,8 +74,8 @@ class Outbox(TableStore):
     def due(self, target: str) -> list[tuple[Alert, int]]:
         """The target's due alerts with their failed attempts; fewest attempts first, then oldest.
 
-        None within the interval after the target accepted an alert. Within the pause after a failure, only alerts never
-        sent to it: the target may be down, or may have rejected only that one alert.
+        No alert is due within the interval after the target accepted one. Within the pause after a failure, only alerts
+        never sent to it are due: the target may be down, or may have rejected only that one alert.
         """
         rows = self._execute(
             "select coalesce(attempts, 0), key, title, text, failed, kind "
@@ -91,18 +91,18 @@ class Outbox(TableStore):
 
     def count_undelivered(self, target: str) -> int:
         """How many alerts the target has not accepted yet."""
-        return self._undelivered(
+        return self._count_undelivered_where(
             f"not exists (select from {DELIVERIES} each where alert = key and target = %s and each.delivered_at is not null)",
             target,
         )
 
     def count_overdue(self, after: timedelta) -> int:
         """How many alerts are still undelivered this long after they were raised."""
-        return self._undelivered("raised_at < now() - %s", after)
+        return self._count_undelivered_where("raised_at < now() - %s", after)
 
-    def _undelivered(self, condition: LiteralString, value: object) -> int:
-        undelivered = f"select count(*) from {TABLE} where scope = %s and delivered_at is null and {condition}"
-        [(count,)] = self._execute(undelivered, (self._scope, value))
+    def _count_undelivered_where(self, condition: LiteralString, value: object) -> int:
+        query = f"select count(*) from {TABLE} where scope = %s and delivered_at is null and {condition}"
+        [(count,)] = self._execute(query, (self._scope, value))
         return count
 
     def failing_targets(self) -> set[str]:
@@ -170,9 +170,9 @@ class Outbox(TableStore):
             "where scope = %s and recovered_at is null and failed <> '{}' order by raised_at, key",
             (self._scope,),
         ).fetchall()
-        return [self._open(raised_at, _alert(*alert)) for raised_at, *alert in rows]
+        return [self._open_alert(raised_at, _alert(*alert)) for raised_at, *alert in rows]
 
-    def _open(self, raised_at: datetime, alert: Alert) -> OpenAlert:
+    def _open_alert(self, raised_at: datetime, alert: Alert) -> OpenAlert:
         missing = ledger.missing_since(self._connection, alert.failed, raised_at)
         return OpenAlert(
             alert, raised_at, {key: days for key, days in missing.items() if days or not alert.failed[key]}
@@ -187,5 +187,5 @@ class Outbox(TableStore):
 
 
 def _alert(key: str, title: str, text: str, failed: dict[str, list[str]], kind: str) -> Alert:
-    days = {asset: tuple(map(date.fromisoformat, days)) for asset, days in failed.items()}
+    days = {asset: tuple(map(date.fromisoformat, texts)) for asset, texts in failed.items()}
     return Alert(key, title, text, days, Kind(kind))

@@ -98,12 +98,12 @@ def overdue_days(endpoint: Endpoint, ledgers: ledger.Ledgers, start: date, now_m
 
 def described(each: ExpectedDay, now_ms: int) -> str:
     """Why the day is overdue, and until when it can be fetched."""
-    read = (
+    reason = (
         f"it was last read at {each.last_read_at:%Y-%m-%d %H:%M} UTC, before it had settled"
         if each.last_read_at
-        else ""
+        else "it has not landed"
     )
-    text = f"{each.day}: {read or 'it has not landed'}; "
+    text = f"{each.day}: {reason}; "
     if each.deadline_ms is None:
         return f"{text}it is not known how long the exchange retains it"
     until = f"fetchable until {last_minute_before(each.deadline_ms)}"
@@ -167,7 +167,7 @@ def _may_request(endpoint: Endpoint, each: ExpectedDay, state: State, now_ms: in
         is_paused = requested_ms is not None and now_ms - requested_ms < pause / timedelta(milliseconds=1)
         return state.attempts < MAX_ATTEMPTS and not is_paused
     # After the promised retention, request the day once more if the source can prove that it still has it. Without the
-    # proof, the run fails.
+    # proof, the run fails. A run does not fetch a landed day again after the promised retention.
     is_provable = (retention := retention_of(endpoint)) is not None and retention.proof is not None
     was_requested = requested_ms is not None and requested_ms > each.deadline_ms
     return is_provable and not each.last_read_at and not was_requested and state.level is not NotificationLevel.LOST
@@ -188,6 +188,7 @@ def level_for(
         left = timedelta(milliseconds=each.deadline_ms - now_ms)
         if left < SECOND_WARNING:
             return NotificationLevel.BELOW_12_HOURS
+        # The first attempt may still succeed while it is in progress.
         if left < FIRST_WARNING and (state.attempts > 1 or not in_progress):
             return NotificationLevel.BELOW_48_HOURS
     is_given_up = state.attempts >= MAX_ATTEMPTS and not in_progress
@@ -198,8 +199,8 @@ def alerts_of(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expec
     """One alert; from `SECOND_CHANCE` on, a separate one for days that landed before settling."""
     if level < NotificationLevel.SECOND_CHANCE:
         return [_alert(endpoint, level, days, now_ms)]
-    kinds = [each for each in days if not each.last_read_at], [each for each in days if each.last_read_at]
-    return [_alert(endpoint, level, kind, now_ms) for kind in kinds if kind]
+    groups = [each for each in days if not each.last_read_at], [each for each in days if each.last_read_at]
+    return [_alert(endpoint, level, group, now_ms) for group in groups if group]
 
 
 def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[ExpectedDay], now_ms: int) -> Alert:

@@ -62,7 +62,7 @@ def parse(model: type[Row], rows: Iterable[bytes], inside: tuple[str, int, int] 
             raise Invalid([ColumnProblem("a row", f"not JSON ({error})")]) from None
         # Unreadable values are null in the table, so drop the duplicate null problem.
         unread = {(problem.column, _NULL) for problem in problems}
-        problems += [each for each in _validate(model, parsed.table) if (each.column, each.check) not in unread]
+        problems += [each for each in _problems_of(model, parsed.table) if (each.column, each.check) not in unread]
     if inside and not problems:
         problems += _outside(parsed.table, *inside)
     if problems:
@@ -74,6 +74,7 @@ def damaged(table: arrow.Table) -> Counter[str]:
     """By column, the number of rows with U+FFFD, which replaces text that cannot be decoded."""
     texts = [name for name in table.column_names if arrow.types.is_string(table[name].type)]
     found = {name: compute.sum(compute.match_substring(table[name], "\N{REPLACEMENT CHARACTER}")) for name in texts}
+    # `+` drops the columns without such rows.
     return +Counter({name: count.as_py() or 0 for name, count in found.items()})
 
 
@@ -85,7 +86,7 @@ def _as_declared(model: type[Row], chunks: Sequence[bytes]) -> Parsed | None:
         table = arrow.concat_tables([_decoded(model, names, part) for part in parts])
     except (arrow.ArrowException, ValueError, RecursionError):
         return None
-    return None if _validate(model, table) else Parsed(table)
+    return None if _problems_of(model, table) else Parsed(table)
 
 
 def _names_sent(model: type[Row], chunks: Sequence[bytes]) -> tuple[str, ...]:
@@ -142,10 +143,10 @@ def _in_ms(array: arrow.Array, kind: Kind) -> arrow.Array:
 
 
 def _table(
-    model: type[Row], values: Mapping[str, Any], rows: int, extra: Sequence[str | None] | None = None
+    model: type[Row], values: Mapping[str, Any], row_count: int, extra: Sequence[str | None] | None = None
 ) -> arrow.Table:
     arrays = {each.name: arrow.array(values[each.name], _ARROW_TYPES[each.kind.name]) for each in columns(model)}
-    arrays["extra"] = arrow.array(extra, arrow.string()) if extra else arrow.nulls(rows, arrow.string())
+    arrays["extra"] = arrow.array(extra, arrow.string()) if extra else arrow.nulls(row_count, arrow.string())
     return arrow.table(arrays)
 
 
@@ -176,6 +177,7 @@ class _FieldReader:
         others: list[tuple[str, bytes]] = []
         for name, raw in fields(row):
             column = self._columns.get(normalized(name))
+            # Of several spellings of a column's name, the first is the column's; the others are unknown fields.
             if column is None or seen.get(column.name, (name,))[0] != name:
                 others.append((name, raw))
             elif column.name not in seen:
@@ -210,7 +212,7 @@ def _validator(model: type[Row]) -> pa.DataFrameSchema:
     return pa.DataFrameSchema(declared, strict=True, ordered=True)
 
 
-def _validate(model: type[Row], table: arrow.Table) -> list[ColumnProblem]:
+def _problems_of(model: type[Row], table: arrow.Table) -> list[ColumnProblem]:
     if not len(table):  # the columns are as declared, and pandera takes as long as for thousands of rows
         return []
     frame = table.drop(["extra"]).to_pandas(types_mapper=pd.ArrowDtype)

@@ -23,10 +23,10 @@ def fingerprint(table: arrow.Table, copied: bytes) -> Fingerprint:
 def copy_text(table: arrow.Table) -> bytes:
     """The table as CSV for COPY in a UTC session: null is empty, an empty text is quoted."""
     # Instants without their zone are written twice as fast.
-    utc = [
+    fields = [
         field.with_type(arrow.timestamp("ms")) if arrow.types.is_timestamp(field.type) else field
         for field in table.schema
     ]
     text = io.BytesIO()
-    pyarrow.csv.write_csv(table.cast(arrow.schema(utc)), text, pyarrow.csv.WriteOptions(include_header=False))
+    pyarrow.csv.write_csv(table.cast(arrow.schema(fields)), text, pyarrow.csv.WriteOptions(include_header=False))
     return text.getvalue()

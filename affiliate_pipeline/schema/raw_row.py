@@ -178,7 +178,7 @@ def payload(received: bytes) -> str:
     try:
         text = received.decode()
     except UnicodeDecodeError:
-        text = "\0"
+        text = "\0"  # stored in base64, like a text with NUL
     if "\0" in text:
         return json.dumps({"$base64": b64encode(received).decode()})
     return text if _fits_jsonb(received) else json.dumps(text)
@@ -214,19 +214,19 @@ def _fits_jsonb(text: bytes) -> bool:
     if _U0000.search(text):
         return False
     try:
-        json.loads(text, object_pairs_hook=_fit_object, parse_float=_fit_number, parse_int=_fit_number)
+        json.loads(text, object_pairs_hook=_check_object, parse_float=_check_number, parse_int=_check_number)
     except (ValueError, RecursionError):
         return False
     return True
 
 
-def _fit_object(pairs: list[tuple[str, object]]) -> None:
+def _check_object(pairs: list[tuple[str, object]]) -> None:
     names = {name for name, _ in pairs}
     if len(names) < len(pairs) or names == {AS_RECEIVED}:
         raise ValueError
 
 
-def _fit_number(text: str) -> None:
+def _check_number(text: str) -> None:
     digits, _, exponent = text.lower().partition("e")
     if len(digits) + abs(int(exponent or 0)) > MAX_NUMBER_DIGITS:
         raise ValueError

@@ -47,7 +47,7 @@ def build_alert_delivery(endpoints: Sequence[Endpoint], placement: Placement = O
 
 
 def _evaluate(context: dg.SensorEvaluationContext, placement: Placement, fallbacks: Mapping[str, str]) -> dg.SkipReason:
-    """Deliver due alerts; raises `Undelivered` after trying every target."""
+    """Report recoveries and deliver due alerts; raises `Undelivered` after trying every target."""
     pipeline = placement.pipeline(context)
     variable = pipeline.variable("ALERT_URLS")
     urls = pipeline.alerts().urls(variable)
@@ -90,15 +90,15 @@ def _deliver(outbox: Outbox, urls: Sequence[str], variable: str) -> list[str]:
 
 
 def _messages(due: Sequence[tuple[alerts.Alert, int]]) -> Iterator[delivery.Message]:
-    """Bundle alerts with equally many failed attempts; send the first of each failed bundle alone.
+    """Bundle alerts with equally many failed attempts; the first of those that have failed is alone.
 
     So an alert that is always rejected ends up alone, and after an outage nearly all are bundled.
     """
-    for attempts, each in groupby(due, key=itemgetter(1)):
-        group = [alert for alert, _ in each]
-        alone = 1 if attempts else 0
-        yield from delivery.messages(group[:alone])
-        yield from delivery.messages(group[alone:])
+    for attempts, pairs in groupby(due, key=itemgetter(1)):
+        group = [alert for alert, _ in pairs]
+        sent_alone = 1 if attempts else 0
+        yield from delivery.messages(group[:sent_alone])
+        yield from delivery.messages(group[sent_alone:])
 
 
 def _report_recovered(
@@ -132,14 +132,14 @@ def _last_materialized(
     for asset in sorted({asset for each in waiting for asset in each.missing}):
         concerned = [each for each in waiting if asset in each.missing]
         for key in filter(None, (asset, fallbacks.get(asset))):
-            materializations = dg.AssetRecordsFilter(
+            records_filter = dg.AssetRecordsFilter(
                 placement.key(key),
                 asset_partitions=sorted({f"{day}" for each in concerned for day in each.missing[asset]}) or None,
                 after_timestamp=min(each.raised_at for each in concerned).timestamp(),
             )
             cursor, has_more = None, True
             while has_more:
-                page = instance.fetch_materializations(materializations, MATERIALIZATIONS_READ, cursor)
+                page = instance.fetch_materializations(records_filter, MATERIALIZATIONS_READ, cursor)
                 cursor, has_more = page.cursor, page.has_more
                 for record in page.records:
                     day = date.fromisoformat(record.partition_key) if record.partition_key else None

@@ -63,15 +63,16 @@ def _evaluate(
         ledgers = ledger.entries_since(store.connection, today - 4 * WEEK_DAYS * DAY)
         # Other definitions may land other accounts in the same database.
         recent = [asset for asset, entries in ledgers.items() if max(entries) >= today - WEEK_DAYS * DAY]
-        names = {*recent, *(each.key for each in configured)}
-        expected = [each for each in commission.alternatives if names & {endpoint.key for endpoint in each}]
-        last = newest_scheduled([each.timetable for each in chain(*expected or commission.alternatives)], now)
+        included = {*recent, *(each.key for each in configured)}
+        expected = [each for each in commission.alternatives if included & {endpoint.key for endpoint in each}]
+        last = newest_scheduled([each.timetable for each in chain(*(expected or commission.alternatives))], now)
         if digest == "weekly":
             last -= last.isoweekday() % WEEK_DAYS * DAY  # to Sunday
         key = f"digest: {digest}, {last}"
         if outbox.has(key):
             return f"the {digest} digest of {last} is among the alerts"
         landed = [day for each in chain(*commission.alternatives) for day in ledgers.get(each.key, ())]
+        # `ledgers` also has each asset's first landed day, however old.
         start = max(min(map(pipeline.first_day, earning)), min(landed, default=last + DAY))
         if last < start:
             return f"nothing has landed up to {last}"
@@ -93,19 +94,19 @@ def _reasons_to_wait(
     start: date,
     days: Sequence[date],
 ) -> Iterator[str]:
-    """What has not landed since its schedule, or has not been added up."""
+    """What has not landed since its scheduled time, or has not been added up."""
     for alternatives in expected:
         if missing := [day for day in days if not any(_has_landed(each, ledgers, day) for each in alternatives)]:
             yield f"{' or '.join(each.key for each in alternatives)} has not landed {format_days(missing)}"
     # The total is compared with the days before. No run adds up the days before `start`.
-    before = max(start, days[0] - WEEK_DAYS * DAY)
-    outdated = {*commission.stale(before, days[-1]), *commission.outdated(days[0], days[-1])}
+    compared_from = max(start, days[0] - WEEK_DAYS * DAY)
+    outdated = {*commission.stale(compared_from, days[-1]), *commission.outdated(days[0], days[-1])}
     if outdated:
         yield f"{format_days(outdated)} not added up with the latest rows and prices"
 
 
 def _has_landed(endpoint: Records, ledgers: ledger.Ledgers, day: date) -> bool:
-    """Whether the day has landed since its schedule: what was read earlier may lack a part of the day."""
+    """Whether the day has landed since its scheduled time: what was read earlier may lack a part of the day."""
     entry = ledgers.get(endpoint.key, {}).get(day)
     scheduled_at_ms = endpoint.timetable.scheduled_at_ms(day) or 0
     return entry is not None and (entry.settled or entry.checked_at.timestamp() * 1000 >= scheduled_at_ms)

@@ -139,7 +139,8 @@ def _alerts(
             for day in days_of(run) or [None]
         }
         landed = _partitions(_events(instance, run.run_id, DagsterEventType.ASSET_MATERIALIZATION))
-        # If only other packages' assets are missing, this package reports nothing.
+        # If only other packages' assets are missing, this package reports nothing. If none is missing, the
+        # failure itself is reported.
         is_own = any(key in own for key, _ in planned - landed or planned)
         if is_own and not _is_retried(instance, run, ended):
             failures = _own_failures(instance, run.run_id, plan, own)
@@ -184,12 +185,12 @@ def _partitions(events: Iterable[DagsterEvent]) -> _Partitions:
 
 
 def _own_failures(instance: DagsterInstance, run_id: str, plan: Iterable[DagsterEvent], own: _OwnAssets) -> _Failures:
-    planned: dict[str | None, set[AssetKey]] = {}
+    assets_by_step: dict[str | None, set[AssetKey]] = {}
     for event in plan:
         if event.asset_key and event.asset_key in own:
-            planned.setdefault(event.step_key, set()).add(event.asset_key)
+            assets_by_step.setdefault(event.step_key, set()).add(event.asset_key)
     failures = _events(instance, run_id, DagsterEventType.STEP_FAILURE)
-    return [(planned[event.step_key], event) for event in failures if event.step_key in planned]
+    return [(assets_by_step[event.step_key], event) for event in failures if event.step_key in assets_by_step]
 
 
 def _failed_assets(
@@ -201,7 +202,7 @@ def _failed_assets(
         if failure := event.step_failure_data.user_failure_data:
             problems |= dict.fromkeys(assets, problems_in(failure.metadata))
     for key in sorted(own):
-        if missing := [day for asset, day in planned - landed if asset == key]:
+        if missing := [partition for asset, partition in planned - landed if asset == key]:
             yield alerts.FailedAsset(
                 own[key].key,
                 sorted(day for day in map(_day, missing) if day),
@@ -214,7 +215,7 @@ def _failed_assets(
 def _day(partition: str | None) -> date | None:
     try:
         return date.fromisoformat(partition) if partition else None
-    except ValueError:  # another team's asset
+    except ValueError:  # another team's asset with the same key
         return None
 
 
@@ -229,6 +230,7 @@ def _cause(failures: _Failures, ended: dg.EventLogEntry) -> str:
 def _failed_checks(
     instance: DagsterInstance, run_id: str, own: _OwnAssets
 ) -> dict[tuple[str, str], dict[date | None, str]]:
+    """By asset and check, the descriptions of its failed evaluations by day; None: the whole run's."""
     failed: dict[tuple[str, str], dict[date | None, str]] = {}
     for event in _events(instance, run_id, DagsterEventType.ASSET_CHECK_EVALUATION):
         check = event.asset_check_evaluation_data
@@ -236,9 +238,9 @@ def _failed_checks(
             continue
         name = own[check.asset_key].key, check.check_name
         failed.setdefault(name, {})[_day(check.partition)] = check.description or ""
-    for days in failed.values():
-        if len(days) > 1:
-            days.pop(None, None)  # the run's evaluation, which repeats those of its days
+    for descriptions in failed.values():
+        if len(descriptions) > 1:
+            descriptions.pop(None, None)  # the run's evaluation, which repeats those of its days
     return failed
 
 
@@ -281,9 +283,9 @@ def _failing(instance: DagsterInstance, state: InstigatorState, ui: str) -> aler
     which = state.instigator_origin_id, state.selector_id
     succeeded = [TickStatus.SUCCESS, TickStatus.SKIPPED]
     # The next tick of a sensor repeats the work of a failed one. A schedule's does not: the failed tick's runs are lost.
-    number = 2 if state.instigator_type is InstigatorType.SENSOR else 1
-    last = instance.get_ticks(*which, limit=number, statuses=[*succeeded, TickStatus.FAILURE])
-    if len(last) < number or any(tick.status in succeeded for tick in last):
+    min_failed = 2 if state.instigator_type is InstigatorType.SENSOR else 1
+    last = instance.get_ticks(*which, limit=min_failed, statuses=[*succeeded, TickStatus.FAILURE])
+    if len(last) < min_failed or any(tick.status in succeeded for tick in last):
         return None
     last_success = instance.get_ticks(*which, limit=1, statuses=succeeded)
     kind, name = state.instigator_type.value.lower(), state.instigator_name

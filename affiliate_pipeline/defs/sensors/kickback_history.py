@@ -41,8 +41,8 @@ class ExportEndpoints:
     history: Records[BinanceSession]
 
     @property
-    def unset(self) -> str:
-        """Why nothing is done without the account's credentials."""
+    def reason_to_skip(self) -> str:
+        """Why a tick does nothing if the account has no credentials."""
         return f"{' and '.join(self.history.credentials)} are not set"
 
     @property
@@ -83,7 +83,7 @@ def _evaluate(
     """Advance the exports, request the run that lands a ready file, and report expired exports."""
     pipeline = placement.pipeline(context)
     if not pipeline.has_credentials(account.history):
-        return dg.SkipReason(account.unset)
+        return dg.SkipReason(account.reason_to_skip)
     if not needs_attention(pipeline.database_url()):
         return dg.SkipReason("no export is open")
     try:
@@ -113,12 +113,15 @@ def _evaluate(
 def _landing(
     context: dg.SensorEvaluationContext, exports: KickbackExports, key: dg.AssetKey
 ) -> dg.RunRequest | dg.SkipReason:
-    """The run that lands a file that is ready, or why there is none."""
+    """The run that lands a file that is ready, or why there is none.
+
+    After `MAX_RUNS` runs, the export expires if another one is waiting.
+    """
     instance, opened = context.instance, exports.open()
     ready = next((export for export in opened if export.state == "ready" and not export.has_stored_file), None)
     if ready is None:
-        last = next((f": {export.note}" for export in opened if export.state != "ready" and export.note), "")
-        return dg.SkipReason(f"no file of {count_of(len(opened), 'open export')} is ready{last}")
+        pending_note = next((f": {export.note}" for export in opened if export.state != "ready" and export.note), "")
+        return dg.SkipReason(f"no file of {count_of(len(opened), 'open export')} is ready{pending_note}")
     unfinished = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
     if any(selected(context, run, {key}) for run in unfinished):
         return dg.SkipReason("a run is landing an export")
@@ -177,7 +180,7 @@ def build_missed_days_schedule(account: ExportEndpoints, placement: Placement = 
     def missed_days(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         pipeline = placement.pipeline(context)
         if not pipeline.has_credentials(history):
-            return dg.SkipReason(account.unset)
+            return dg.SkipReason(account.reason_to_skip)
         tick = context.scheduled_execution_time
         with pipeline.store() as store, pipeline.session(account.request, store) as session:
             requested = {day for export in session.exports().open() for day in export.days}
@@ -188,8 +191,8 @@ def build_missed_days_schedule(account: ExportEndpoints, placement: Placement = 
         missed = expected_days(recent.timetable, first, now_ms, landed)
         needs_export = {each.day for each in missed if each.fallback and not each.is_retained(now_ms)}
         requests = [
-            dg.RunRequest(run_key=f"{each[0]}...{each[-1]} {tick.isoformat()}", tags=range_tags(each))
-            for each in day_ranges(needs_export - requested - exported.keys())
+            dg.RunRequest(run_key=f"{days[0]}...{days[-1]} {tick.isoformat()}", tags=range_tags(days))
+            for days in day_ranges(needs_export - requested - exported.keys())
         ]
         return requests or dg.SkipReason(f"{recent.key} has missed no day that only an export can still return")
 

@@ -97,33 +97,35 @@ def _monitored(endpoints: Sequence[Endpoint], placement: Placement) -> _Monitore
 def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, monitored: _Monitored) -> dg.SensorResult:
     """Request overdue days, add alerts about them and evaluate `NO_DAY_MISSING`."""
     now = now_ms()
-    at = datetime.fromtimestamp(now / 1000, UTC)
+    now_utc = datetime.fromtimestamp(now / 1000, UTC)
     unsuccessful = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    failed = context.instance.get_runs(dg.RunsFilter(statuses=unsuccessful, updated_after=at - FIRST_PAUSE))
+    failed = context.instance.get_runs(dg.RunsFilter(statuses=unsuccessful, updated_after=now_utc - FIRST_PAUSE))
     # Ignore the runs that the monitor requested: its own pauses apply to their days.
     failed = [run for run in failed if ATTEMPT_TAG not in run.tags]
-    unfinished = context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=at - DAY))
+    # A run that is unfinished for longer may never end: it must not block requests forever.
+    unfinished = context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=now_utc - DAY))
     requests: list[dg.RunRequest] = []
     checks: list[dg.AssetCheckEvaluation] = []
-    overdue: list[str] = []
+    summaries: list[str] = []
     with OverdueStore(pipeline.database_url()) as store, pipeline.outbox() as outbox:
-        for key, days, states, landed in _overdue(store, now, pipeline, monitored):
+        for key, overdue, states, landed in _overdue_by_asset(store, now, pipeline, monitored):
             endpoint = monitored[key]
             in_progress = any(selected(context, run, {key}) for run in unfinished)
             just_failed = {day for run in failed if selected(context, run, {key}) for day in days_of(run)}
-            actions = actions_for(endpoint, days, states, now, in_progress=in_progress, just_failed=just_failed)
+            actions = actions_for(endpoint, overdue, states, now, in_progress=in_progress, just_failed=just_failed)
             for level, reported in actions.report.items():
                 for alert in alerts_of(endpoint, level, reported, now) if pipeline.has_alerts else ():
                     outbox.add(alert)
             # Persist before requesting runs: losing one retry beats retrying forever.
             if actions.states != states:
                 store.save(endpoint.key, actions.states)
-            requests += [_request(key, each, actions.states, now) for each in actions.request]
+            requests += [_request(key, days, actions.states, now) for days in actions.request]
             partitions = _Partitions.read(context.instance, key, endpoint, pipeline.first_day(endpoint), landed, now)
-            checks.append(_evaluation(key, days, actions.states, partitions, now))
-            overdue += [f"{endpoint.key}: {format_days(each.day for each in days)}"] if days else []
-    skipped = None if requests else dg.SkipReason("; ".join(overdue) or "no day is missing")
-    return dg.SensorResult(requests, skipped, asset_events=_changed(context.instance, checks, at.date()))
+            checks.append(_evaluation(key, overdue, actions.states, partitions, now))
+            if overdue:
+                summaries.append(f"{endpoint.key}: {format_days(each.day for each in overdue)}")
+    skipped = None if requests else dg.SkipReason("; ".join(summaries) or "no day is missing")
+    return dg.SensorResult(requests, skipped, asset_events=_changed(context.instance, checks, now_utc.date()))
 
 
 def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, monitored: _Monitored) -> dg.SkipReason:
@@ -135,8 +137,8 @@ def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, 
     with OverdueStore(pipeline.database_url()) as store, pipeline.outbox() as outbox:
         risks = [
             f"{monitored[key].key}: {format_days(risky)}"
-            for key, days, states, _ in _overdue(store, now_ms(), pipeline, monitored)
-            if (risky := at_risk(days, states))
+            for key, overdue, states, _ in _overdue_by_asset(store, now_ms(), pipeline, monitored)
+            if (risky := at_risk(overdue, states))
         ]
         undelivered = outbox.count_overdue(DELIVERED_WITHIN)
     if risks:
@@ -152,10 +154,10 @@ def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, 
     return dg.SkipReason(f"{variable} was called: no day is at risk, and alerts are delivered")
 
 
-def _overdue(
+def _overdue_by_asset(
     store: OverdueStore, now: int, pipeline: PipelineResource, monitored: _Monitored
 ) -> Iterator[tuple[dg.AssetKey, list[ExpectedDay], Mapping[date, State], Collection[date]]]:
-    """The configured assets that have landed days: each with its overdue days, their states, and the landed days."""
+    """The configured assets that have landed days: each with its overdue days (or none), states and landed days."""
     ledgers = store.ledgers(datetime.fromtimestamp(now / 1000, UTC).date() - (MONITORED_DAYS + 1) * DAY)
     states = store.states()
     for key, endpoint in monitored.items():
@@ -209,28 +211,30 @@ class _Partitions:
 
 
 def _evaluation(
-    key: dg.AssetKey, days: Sequence[ExpectedDay], states: Mapping[date, State], partitions: _Partitions, now: int
+    key: dg.AssetKey, overdue: Sequence[ExpectedDay], states: Mapping[date, State], partitions: _Partitions, now: int
 ) -> dg.AssetCheckEvaluation:
-    """The evaluation of `NO_DAY_MISSING`, about the same days as the runs and alerts, and about failed partitions."""
-    lines = [*partitions.described({each.day for each in days})]
+    """The evaluation of `NO_DAY_MISSING`, which fails if a day is overdue or a partition has failed."""
+    lines = [*partitions.described({each.day for each in overdue})]
     urgent = False
-    for each in days:
+    for each in overdue:
         state = states.get(each.day, State())
         urgent |= state.level > NotificationLevel.GIVEN_UP
         is_lost = state.level is NotificationLevel.LOST
-        done = "lost" if is_lost else f"requested {state.attempts} of at most {max(MAX_ATTEMPTS, state.attempts)} times"
-        lines.append(f"{described(each, now)}; {done}")
+        status = (
+            "lost" if is_lost else f"requested {state.attempts} of at most {max(MAX_ATTEMPTS, state.attempts)} times"
+        )
+        lines.append(f"{described(each, now)}; {status}")
     return dg.AssetCheckEvaluation(
         asset_key=key,
         check_name=NO_DAY_MISSING,
-        passed=not days and not partitions.failed,
+        passed=not overdue and not partitions.failed,
         severity=dg.AssetCheckSeverity.ERROR if urgent else dg.AssetCheckSeverity.WARN,
         description="\n".join(lines),
         metadata={
             "failed": len(partitions.failed),
             "missing": len(partitions.missing),
-            "overdue": len(days),
-            "at_risk": len(at_risk(days, states)),
+            "overdue": len(overdue),
+            "at_risk": len(at_risk(overdue, states)),
         },
     )
 
