@@ -9,7 +9,7 @@ from math import isfinite
 EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 # Of amounts as displayed.
 SIGNIFICANT_DIGITS = 6
-_ROUNDED = Context(prec=SIGNIFICANT_DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)
+_ROUNDING = Context(prec=SIGNIFICANT_DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)
 # A number with more integer digits is wider than a phone's column.
 _MAX_INTEGER_DIGITS = 9
 _MIN_EXPONENT = -6
@@ -37,10 +37,10 @@ def short(amount: Decimal) -> str:
     rounded = EXACT.quantize(amount, Decimal(1).scaleb(-places)) if amount.adjusted() < _MAX_INTEGER_DIGITS else amount
     if _MIN_EXPONENT <= rounded.adjusted() < _MAX_INTEGER_DIGITS:
         text = f"{rounded:,f}"
-        return _signed(text.rstrip("0").rstrip(".") if "." in text else text)
-    rounded = _ROUNDED.plus(amount)
+        return _with_minus_sign(text.rstrip("0").rstrip(".") if "." in text else text)
+    rounded = _ROUNDING.plus(amount)  # unary plus, which rounds
     digits = f"{rounded.scaleb(-rounded.adjusted()).normalize():f}"
-    return _signed(f"{digits}×10{str(rounded.adjusted()).translate(_SUPERSCRIPTS)}")
+    return _with_minus_sign(f"{digits}×10{str(rounded.adjusted()).translate(_SUPERSCRIPTS)}")
 
 
 def usdt(amount: Decimal) -> str:
@@ -48,7 +48,7 @@ def usdt(amount: Decimal) -> str:
     rounded = EXACT.quantize(amount, Decimal("0.01")) if amount.adjusted() < _MAX_INTEGER_DIGITS else amount
     if rounded.adjusted() >= _MAX_INTEGER_DIGITS or (amount and not rounded):
         return short(amount)
-    return _signed(f"{rounded:,f}")
+    return _with_minus_sign(f"{rounded:,f}")
 
 
 def change(amount: Decimal, before: Decimal) -> str:
@@ -59,7 +59,7 @@ def change(amount: Decimal, before: Decimal) -> str:
     context = Context(prec=SIGNIFICANT_DIGITS + 2, Emax=MAX_EMAX, Emin=MIN_EMIN)
     percent = context.multiply(context.divide(EXACT.subtract(amount, before), before), Decimal(100))
     shown = f"{percent:,.1f}" if percent.adjusted() < _MAX_INTEGER_DIGITS else short(percent)
-    return "±0.0 %" if shown in ("0.0", "-0.0") else f"{'+' if percent > 0 else ''}{_signed(shown)} %"
+    return "±0.0 %" if shown in ("0.0", "-0.0") else f"{'+' if percent > 0 else ''}{_with_minus_sign(shown)} %"
 
 
 def rounded_float(amount: Decimal) -> float | None:
@@ -67,6 +67,6 @@ def rounded_float(amount: Decimal) -> float | None:
     return nearest if isfinite(nearest := float(amount)) else None
 
 
-def _signed(text: str) -> str:
+def _with_minus_sign(text: str) -> str:
     """The number with a minus sign in place of a hyphen."""
     return text.replace("-", "−")

@@ -85,8 +85,8 @@ def add_up(
     """
     connection.execute(f"delete from {TABLE} where partition_date = %s", (day,))
     for endpoint, is_final in counted:
-        # Sorted, so that each page of the index by customer is changed once: in a large table, that takes half the time.
         lines = with_market_values(_lines(endpoint, day), day if has_prices else None)
+        # Sorted, so that each page of the index by customer is changed once: half the time in a large table.
         statement = sql.SQL(
             f"insert into {TABLE} (partition_date, exchange, account, zone, customer, identified_by, coin, kind, count, amount, "
             "usdt_value, unvalued, market_value_usdt, settled, asset, run_id) "
@@ -115,8 +115,8 @@ def _lines(endpoint: Records, day: date) -> sql.Composed:
         code, known = sql.Identifier(money.kind_by[0]), money.kind_by[1]
         named = sql.SQL(" ").join(sql.SQL("when {} then {}").format(*each) for each in known)
         kind = sql.SQL("{} || ' ' || case {code} {} else {code}::text end").format(kind, named, code=code)
-    # The first non-empty one.
-    found = [sql.SQL("when {0} <> '' then {0}").format(sql.Identifier(name)) for name in money.earners]
+    # The customer is in the first of the columns `earners` that is not empty.
+    values = [sql.SQL("when {0} <> '' then {0}").format(sql.Identifier(name)) for name in money.earners]
     names = [sql.SQL("when {} <> '' then {}").format(sql.Identifier(name), name) for name in money.earners]
     return sql.SQL(
         "select customer, identified_by, coin, kind, count(*) as count, sum(amount) as amount, sum(usdt) as usdt_value, "
@@ -125,7 +125,7 @@ def _lines(endpoint: Records, day: date) -> sql.Composed:
         "coalesce({usdt}, case upper({coin}) when 'USDT' then {amount} end) as usdt from {rows}) record "
         "group by customer, identified_by, coin, kind"
     ).format(
-        customer=_case(found),
+        customer=_case(values),
         identified_by=_case(names),
         coin=coin,
         kind=kind,
@@ -173,17 +173,17 @@ def earned(connection: Connection[Any], customers: Sequence[str], kinds: Sequenc
         "coalesce(sum(records) filter (where {0}), 0)::text, "
         "coalesce(sum(records_without_value) filter (where {0}), 0)::text]"
     )
-    totals = [total.format(period) for period in [*map(since.format, PERIODS_DAYS), sql.SQL("true")]]
+    columns = [total.format(period) for period in [*map(since.format, PERIODS_DAYS), sql.SQL("true")]]
     query = sql.SQL(
         "select exchange, account, identified_by, customer, min(day), max(day), {} from affiliate.v_customer_daily "
         "where customer = any(%s) and (%s::text[] is null or kind = any(%s)) group by 1, 2, 3, 4 order by 1, 2, 3, 4"
-    ).format(sql.SQL(", ").join(totals))
+    ).format(sql.SQL(", ").join(columns))
     found: list[Earned] = []
-    for exchange, account, identified_by, customer, first, last, *totals in connection.execute(
+    for exchange, account, identified_by, customer, first, last, *sums in connection.execute(
         query, ([*customers], kinds, kinds)
     ):
-        each = [Total(usdt, int(records), int(lacking)) for usdt, records, lacking in totals]
-        found.append(Earned(exchange, account, identified_by, customer, first, last, each))
+        totals = [Total(usdt, int(records), int(lacking)) for usdt, records, lacking in sums]
+        found.append(Earned(exchange, account, identified_by, customer, first, last, totals))
     return found
 
 
@@ -204,14 +204,16 @@ def fits(column: sql.Composable, text: str) -> sql.Composed:
     equal = sql.SQL("{} = {}").format(column, text)
     if "@" not in text:
         return equal
-    both = sql.SQL(
-        "({equal} or {column} like '%@%' and (lower({column}) like {text_pattern} or lower({text}) like {pattern}))"
+    equal_or_masked = sql.SQL(
+        "({equal} or {column} like '%@%' "
+        "and (lower({column}) like {text_pattern} or lower({text}) like {column_pattern}))"
     )
+    # For `like`: the asterisks of a mask match any characters.
     pattern = sql.SQL(r"lower(regexp_replace(regexp_replace({}, '([\\%_])', '\\\1', 'g'), '\*+', '%', 'g'))")
-    return both.format(
+    return equal_or_masked.format(
         equal=equal,
         column=column,
         text=text,
         text_pattern=pattern.format(sql.Literal(text)),
-        pattern=pattern.format(column),
+        column_pattern=pattern.format(column),
     )

@@ -102,8 +102,9 @@ class Extract:
         ]
         with parquet.ParquetWriter(output, schema) as writer:
             for batch in self._batches(sql.SQL(", ").join(columns)):
-                cells = zip(zip(*batch, strict=True), schema.types, strict=True)
-                writer.write_table(arrow.table([arrow.array(each, kind) for each, kind in cells], schema=schema))
+                typed_columns = zip(zip(*batch, strict=True), schema.types, strict=True)
+                arrays = [arrow.array(values, arrow_type) for values, arrow_type in typed_columns]
+                writer.write_table(arrow.table(arrays, schema=schema))
         return amounts
 
     def _rows(self, columns: sql.Composable) -> sql.Composed:
@@ -127,18 +128,19 @@ class Extract:
             for name in names
         ]
         query = sql.SQL("select {} from {}").format(sql.SQL(", ").join(counts), self._part)
-        found = self._connection.execute(query).fetchall()
-        return {name: count for name, count in zip(names, *found, strict=True) if count}
+        rows = self._connection.execute(query).fetchall()  # one row of counts
+        return {name: count for name, count in zip(names, *rows, strict=True) if count}
 
     def _amount_type(self, column: str) -> arrow.DataType:
         """A decimal wide enough for every value of the column, or text if none is."""
         query = sql.SQL(
             "select coalesce(max(length(trunc(abs({0}))::text)), 1), coalesce(max(scale({0})), 0) from {1}"
         ).format(sql.Identifier(column), self._part)
-        [(before, after)] = self._connection.execute(query).fetchall()
-        if before + after <= MAX_DIGITS_128:
-            return arrow.decimal128(MAX_DIGITS_128, after)
-        return arrow.decimal256(MAX_DIGITS_256, after) if before + after <= MAX_DIGITS_256 else arrow.string()
+        [(integer_digits, scale)] = self._connection.execute(query).fetchall()
+        digits = integer_digits + scale
+        if digits <= MAX_DIGITS_128:
+            return arrow.decimal128(MAX_DIGITS_128, scale)
+        return arrow.decimal256(MAX_DIGITS_256, scale) if digits <= MAX_DIGITS_256 else arrow.string()
 
 
 @contextmanager

@@ -127,8 +127,8 @@ def gather_overview(
     figures = _gather(commission, configured, days, is_sandbox=is_sandbox)
     months: list[Figures] = []
     for year, month in sorted({(day.year, day.month) for day in reported}):
-        if within := [day for day in days if (day.year, day.month) == (year, month)]:
-            months.append(replace(figures.within(within), totals=commission.totals(within[0], within[-1])))
+        if of_month := [day for day in days if (day.year, day.month) == (year, month)]:
+            months.append(replace(figures.within(of_month), totals=commission.totals(of_month[0], of_month[-1])))
     return figures, months
 
 
@@ -167,7 +167,7 @@ def incomplete(commission: Commission, configured: Sequence[Records], days: Sequ
 
 
 def _deadline_ms(alternatives: Sequence[Records], day: date) -> int | None:
-    """Until when one of the sources promises the day; None: no limit is known."""
+    """Until when at least one of the sources promises the day; None: no limit is known."""
     deadlines = [endpoint.timetable.deadline_ms(day) for endpoint in alternatives]
     known = [each for each in deadlines if each is not None]
     return max(known) if len(known) == len(deadlines) else None

@@ -51,11 +51,12 @@ class Headline:
         """The change as a phrase: `+12.4 % against the mean of the 7 days before`."""
         if self.usual is None:
             return "no complete day before to compare with"
-        before = f"{'' if len(self.days) > 1 else 'the mean of '}the {WEEK_DAYS} days"
+        # Of a week, `usual` is the total of the week before.
+        compared_with = f"{'' if len(self.days) > 1 else 'the mean of '}the {WEEK_DAYS} days"
         if self.compared_days < WEEK_DAYS:
             times = f"{len(self.days)} times " if len(self.days) > 1 else ""
-            before = f"{times}the mean of {count_of(self.compared_days, 'complete day')} of the {WEEK_DAYS}"
-        return f"{change(self.total.usdt, self.usual)} against {before} before"
+            compared_with = f"{times}the mean of {count_of(self.compared_days, 'complete day')} of the {WEEK_DAYS}"
+        return f"{change(self.total.usdt, self.usual)} against {compared_with} before"
 
 
 def headline(figures: Figures, days: int = 1) -> Headline:
@@ -106,14 +107,14 @@ def lacks(figures: Figures, days: Sequence[date]) -> list[str]:
     unsettled = {each.title: _among(each.unsettled, days) for each in figures.incomplete}
     lines: list[str] = []
     if names := _names(missing, days):
-        until = fetchable(figures.incomplete, sorted({day for each in missing.values() for day in each}), figures)
+        until = fetchable_until(figures.incomplete, sorted({day for each in missing.values() for day in each}), figures)
         lines.append(f"not landed: {names}{until}")
     if names := _names(unsettled, days):
         lines.append(f"may still change: {names}")
     if stale := _among(figures.stale, days):
-        lines.append(f"not added up yet: {_named('some landed rows', stale, days)}")
+        lines.append(f"not added up yet: {_with_days('some landed rows', stale, days)}")
     if unpriced := _among(figures.unpriced, days):
-        lines.append(f"not landed: {_named('market prices', unpriced, days)}, so values may be missing")
+        lines.append(f"not landed: {_with_days('market prices', unpriced, days)}, so values may be missing")
     return lines
 
 
@@ -122,7 +123,7 @@ def gaps(figures: Figures) -> list[str]:
     lines: list[str] = []
     for each in figures.incomplete:
         if each.missing:
-            until = fetchable([each], each.missing, figures)
+            until = fetchable_until([each], each.missing, figures)
             lines.append(f"{each.title}: {format_days(each.missing)} not landed{until}")
         if each.unsettled:
             lines.append(f"{each.title}: {format_days(each.unsettled)} landed, may still change")
@@ -141,7 +142,7 @@ def completeness(figures: Figures) -> str:
     unsettled = sorted({day for each in figures.incomplete for day in each.unsettled})
     parts: list[str] = []
     if missing:
-        until = fetchable(figures.incomplete, missing, figures)
+        until = fetchable_until(figures.incomplete, missing, figures)
         parts.append(f"{count_of(len(missing), 'day')} missing: {format_days(missing)}{until}")
     if unsettled:
         parts.append(f"{count_of(len(unsettled), 'day')} may still change: {format_days(unsettled)}")
@@ -153,19 +154,20 @@ def completeness(figures: Figures) -> str:
     return ". ".join(parts) or f"{whole} landed and will not change"
 
 
-def fetchable(gaps: Sequence[Incomplete], days: Sequence[date], figures: Figures) -> str:
+def fetchable_until(incomplete: Sequence[Incomplete], days: Sequence[date], figures: Figures) -> str:
     """Until when the first of these missing days can be fetched, and which no longer can; in parentheses.
 
     Of a day that several kinds of earnings lack, a part may be fetchable for longer than the rest.
     """
     now_ms = int(figures.as_of.timestamp() * 1000)
-    deadlines = [(day, each.deadlines_ms[day]) for each in gaps for day in days if day in each.deadlines_ms]
+    deadlines = [(day, each.deadlines_ms[day]) for each in incomplete for day in days if day in each.deadlines_ms]
     retained = {day for day, ms in deadlines if ms is None or ms >= now_ms}
-    until = sorted({ms for _, ms in deadlines if ms is not None and ms >= now_ms})
+    pending_ms = sorted({ms for _, ms in deadlines if ms is not None and ms >= now_ms})
     expired = sorted({day for day, ms in deadlines if ms is not None and ms < now_ms})
     parts: list[str] = []
-    if until:
-        parts.append(f"{'the first ' if len(until) > 1 else ''}fetchable until {last_minute_before(until[0])}")
+    if pending_ms:
+        first = "the first " if len(pending_ms) > 1 else ""
+        parts.append(f"{first}fetchable until {last_minute_before(pending_ms[0])}")
     if entirely := [day for day in expired if day not in retained]:
         parts.append(f"{'' if entirely == [*days] else f'{format_days(entirely)} '}no longer fetchable")
     if partly := [day for day in expired if day in retained]:
@@ -204,6 +206,7 @@ def text(figures: Figures, days: int = 1) -> str:
         lines.append(", ".join(f"{name} {usdt(each.usdt)}" for name, each in found.by_exchange.items()) + " USDT.")
     longer = [(n, total) for n, total in ((WEEK_DAYS, found.week), (MONTH_DAYS, found.month)) if n > days]
     totals = [f"{count_of(len(figures.days[-n:]), 'day')} {usdt(total.usdt)}" for n, total in longer]
+    # With figures of few days, both totals are of the same days.
     lines.append(f"{', '.join(dict.fromkeys(totals))} USDT.")
     more = *found.lacks, *valuation(found), found.completeness
     lines += [f"{line[:1].upper()}{line[1:]}." for line in more]
@@ -217,11 +220,11 @@ def _among(found: Iterable[date], days: Sequence[date]) -> list[date]:
 
 def _names(found: Mapping[str, Sequence[date]], days: Sequence[date]) -> str:
     """The names that have any of these days, at most `MAX_NAMES`."""
-    names = [_named(name, each, days) for name, each in found.items() if each]
+    names = [_with_days(name, each, days) for name, each in found.items() if each]
     return named(names, MAX_NAMES)
 
 
-def _named(name: str, found: Sequence[date], days: Sequence[date]) -> str:
+def _with_days(name: str, found: Sequence[date], days: Sequence[date]) -> str:
     """The name with its days, which are left out if they are all of `days`."""
     return name if [*found] == [*days] else f"{name} of {format_days(found)}"
 

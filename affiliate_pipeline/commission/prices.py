@@ -101,7 +101,7 @@ class Prices:
         unpriced = self._unpriced({day: each for day, each in coins.items() if day not in failed})
         if unpriced:
             failed |= self._request(unpriced, open_klines)
-        # Failed days too: prices that landed make their sums stale. Empty `inputs` record that other prices are missing.
+        # Failed days are recorded too: prices that landed make their sums stale. Empty `inputs`: some are missing.
         priced = {day: self._finish(day, "" if day in failed else landed[day][0], coins[day]) for day in landed}
         return {day: failed.get(day) or priced[day] for day in days}
 
@@ -157,7 +157,7 @@ class Prices:
                         if isinstance(error, Fatal) or in_a_row == MAX_FAILURES_IN_A_ROW:
                             raise
                         quotes, unusable = {}, dict.fromkeys(days, error.problem)
-                    self._store(coin, quotes, klines.source)
+                    self._save_prices(coin, quotes, klines.source)
                     self._save_market(coin, days, quotes, unusable, known)
                     failed |= unusable
                     del todo[coin]
@@ -165,7 +165,7 @@ class Prices:
             failed |= dict.fromkeys((day for days in todo.values() for day in days if day not in failed), error.problem)
         return {day: problem.adding(impact=_IMPACT, action=_ACTION) for day, problem in failed.items()}
 
-    def _store(self, coin: str, quotes: Mapping[date, Quote], source: str) -> None:
+    def _save_prices(self, coin: str, quotes: Mapping[date, Quote], source: str) -> None:
         with as_store_unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.executemany(
                 f"insert into {TABLE} (coin, day, usdt, market, source, open_time, close_time) "
@@ -193,7 +193,9 @@ class Prices:
         if known and known.market and (market == known.market or newest < known.since):
             return
         found = [day for day in days if day in quotes or day in unusable]
+        # Without a market, the first day after the last one that had a candle.
         since = newest if market else next(day for day in days if not found or day > found[-1])
+        # `returning`, because `_rows` fetches rows.
         self._rows(
             f"insert into {MARKETS} values (%s, %s, %s, now()) on conflict (coin) do update set "
             "market = excluded.market, since = excluded.since, checked_at = excluded.checked_at returning coin",
@@ -203,7 +205,7 @@ class Prices:
         )
 
     def _finish(self, day: date, inputs: str, coins: Sequence[str]) -> PricedDay:
-        """Record the day's prices, and the content for which none is missing."""
+        """Record the fingerprint of the day's prices, and `inputs`: the landed content for which none is missing."""
         with as_store_unavailable(), self._connection.transaction():
             # Otherwise a concurrent run could record the fingerprint of fewer prices.
             self._connection.execute(_LOCK, (day,))

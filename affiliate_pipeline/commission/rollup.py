@@ -66,7 +66,7 @@ class DayTotal:
     account: str
     count: int
     usdt: Decimal
-    # The part of `usdt` that the exchange states, because the coin has no market price.
+    # The part of `usdt` that the exchange states, because the coin has no market price; USDT needs none.
     stated_usdt: Decimal
     # The coins of records without either value.
     unvalued: Sequence[str] = ()
@@ -89,8 +89,8 @@ class Commission:
         landed = endpoints_of(ledger.assets(self._connection), [*DEFAULT.earning, *endpoints])
         known = {each.key: each for each in (*DEFAULT.earning, *landed, *endpoints) if isinstance(each, Records)}
         self.prices = Prices(self._connection, list(known.values())) if has_prices else None
-        landed_days = ledger.by_day(list(known))
-        self._ledger = with_prices(landed_days) if has_prices else landed_days
+        query = ledger.by_day(list(known))
+        self._ledger = with_prices(query) if has_prices else query
         by_money: dict[tuple[str, str, str], list[Records]] = {}
         for endpoint in known.values():
             earned_from = endpoint.exchange.name, endpoint.alias, money_of(endpoint).kind
@@ -124,11 +124,13 @@ class Commission:
     def add_up(self, day: date, run_id: str) -> bool:
         """Add up the day again; return False, with nothing changed, if nothing has landed for it."""
         with as_store_unavailable(), self._connection.transaction():
-            run = self._connection.execute
-            run("select pg_advisory_xact_lock(hashtext('affiliate.daily_commission'), %s - '2000-01-01'::date)", (day,))
+            execute = self._connection.execute
+            execute(
+                "select pg_advisory_xact_lock(hashtext('affiliate.daily_commission'), %s - '2000-01-01'::date)", (day,)
+            )
             # Read before the sums: if anything lands in between, the day counts as stale again.
             query = sql.SQL("select inputs, settled from ({}) ledger where partition = %s").format(self._ledger)
-            landed: tuple[str, dict[str, bool]] | None = run(query, (day,)).fetchone()
+            landed: tuple[str, dict[str, bool]] | None = execute(query, (day,)).fetchone()
             if landed is None:
                 return False
             inputs, settled = landed
@@ -139,13 +141,13 @@ class Commission:
                 counted += sorted(present, key=lambda each: not each[1])[:1]
             customers.add_up(self._connection, counted, day, run_id, has_prices=self.prices is not None)
             lines = with_market_values(customers.lines_of_all(day), day if self.prices else None)
-            run("delete from affiliate.daily_commission where partition_date = %s", (day,))
-            run(
+            execute("delete from affiliate.daily_commission where partition_date = %s", (day,))
+            execute(
                 sql.SQL(
                     f"insert into affiliate.daily_commission ({_COLUMNS}) select {_COLUMNS} from ({{}}) line"
                 ).format(lines)
             )
-            run(
+            execute(
                 "insert into affiliate.computed_day values (%s, %s) "
                 "on conflict (partition) do update set inputs = excluded.inputs",
                 (day, inputs),

@@ -24,9 +24,9 @@ from affiliate_pipeline.postgres.errors import as_store_unavailable
 class User:
     """A user of one account, identified by the text of a column.
 
-    `other_names`: those in the same rows. `facts`: the newest value by label, and when it was current. `volumes`: in each of
-    `PERIODS_DAYS`, as text; empty: no trades of these days have landed. `roles`: those whose endpoints have rows that
-    name the user.
+    `other_names`: those in other columns of its rows. `facts`: the newest value by label, and when it was current.
+    `volumes`: in each of `PERIODS_DAYS`, as text; empty: no trades of these days have landed. `roles`: those whose
+    endpoints have rows that name the user.
     """
 
     exchange: str
@@ -39,9 +39,9 @@ class User:
     earned: list[Earned] = field(default_factory=list[Earned])
     roles: set[str] = field(default_factory=set[str])
 
-    def update(self, users: Users, values: Sequence[object], as_of: datetime) -> None:
-        """Add the facts that are newer than the known ones."""
-        for (label, _), value in zip(users.facts, values, strict=True):
+    def update(self, declared: Users, values: Sequence[object], as_of: datetime) -> None:
+        """Add the facts, or replace those that are older; `values` are of the columns that `declared.facts` names."""
+        for (label, _), value in zip(declared.facts, values, strict=True):
             if value is not None and (label not in self.facts or as_of > self.facts[label][1]):
                 self.facts[label] = value, as_of
 
@@ -96,8 +96,8 @@ class _Search:
         rows = endpoint_tables.rows_of(endpoint, newest)
         if isinstance(endpoint, Records):
             # Rows about trades are many, so only those of the last days are read.
-            is_trading = endpoint.money or endpoint.volume_and_fee
-            first = self._today[endpoint.exchange.name] - PERIODS_DAYS[-1] * DAY if is_trading else date.min
+            is_about_trades = endpoint.money or endpoint.volume_and_fee
+            first = self._today[endpoint.exchange.name] - PERIODS_DAYS[-1] * DAY if is_about_trades else date.min
             rows = endpoint_tables.rows_since(endpoint, first)
         if isinstance(endpoint, Records) and endpoint.volume_and_fee:
             self._add_volumes(endpoint, endpoint.users.names[0], endpoint.volume_and_fee[0], rows)
@@ -126,6 +126,7 @@ class _Search:
         """Add the facts and earnings of rows that name no user to the account's own client, if it was found."""
         account = endpoint.exchange.name, endpoint.alias
         for user in self.users.values():
+            # Rows that a client's key returns are about this client, so those with names identify it.
             if (user.exchange, user.account) != account or endpoint.role not in user.roles:
                 continue
             if endpoint.users and not endpoint.users.names:
@@ -137,20 +138,20 @@ class _Search:
                     if (each.exchange, each.account) == account and each not in user.earned:
                         user.earned.append(each)
 
-    def _add(self, endpoint: Endpoint, users: Users, rows: sql.Composed) -> None:
-        for names, facts, as_of in self._rows(endpoint, users, rows):
-            column, name = next((column, name) for column, name in zip(users.names, names, strict=True) if name)
+    def _add(self, endpoint: Endpoint, declared: Users, rows: sql.Composed) -> None:
+        for names, facts, as_of in self._rows(endpoint, declared, rows):
+            column, name = next((column, name) for column, name in zip(declared.names, names, strict=True) if name)
             user = self._user(endpoint.exchange.name, endpoint.alias, column, name)
             user.other_names |= {*filter(None, names)} - {name}
             user.roles.add(endpoint.role)
-            user.update(users, facts, as_of)
+            user.update(declared, facts, as_of)
 
     def _rows(
-        self, endpoint: Endpoint, users: Users, rows: sql.Composed
+        self, endpoint: Endpoint, declared: Users, rows: sql.Composed
     ) -> list[tuple[list[str | None], list[object], datetime]]:
         """The names, the facts and the time of each distinct row that names the user, or of all if the rows name none."""
-        columns = [*users.names, *(column for _, column in users.facts)]
-        named = [fits(sql.Identifier(name), self._text) for name in users.names]
+        columns = [*declared.names, *(column for _, column in declared.facts)]
+        named = [fits(sql.Identifier(name), self._text) for name in declared.names]
         # Emails are compared by patterns, which takes long: only once for equal rows.
         query = sql.SQL(
             "with found as {once} (select {columns}, max({as_of}) as as_of from {rows} group by {columns}) "
@@ -158,11 +159,11 @@ class _Search:
         ).format(
             once=sql.SQL("materialized" if "@" in self._text else "not materialized"),
             columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
-            as_of=sql.Identifier(users.as_of),
+            as_of=sql.Identifier(declared.as_of),
             rows=rows,
             named=sql.SQL(" or ").join(named or [sql.SQL("true")]),
         )
-        zone, split = endpoint.exchange.zone, len(users.names)
+        zone, split = endpoint.exchange.zone, len(declared.names)
         return [
             (
                 [*row[:split]],
@@ -180,6 +181,7 @@ class _Search:
             )
             for days in PERIODS_DAYS
         ]
+        # `rows` ends with a condition.
         query = sql.SQL("select {} from {} and {} = {} having count(*) > 0").format(
             sql.SQL(", ").join(sums), rows, sql.Identifier(column), self._text
         )

@@ -66,6 +66,7 @@ def write_workbook(output: BinaryIO, name: str, columns: Sequence[str], rows: It
     """
     remaining, names = iter(rows), list[str]()
     with ZipFile(output, "w", ZIP_DEFLATED) as archive:
+        # The first sheet may have no rows; each further one has at least the row that was read here.
         while (row := next(remaining, None)) is not None or not names:
             suffix = f" {len(names) + 1}" if names else ""
             names.append(name[: MAX_NAME - len(suffix)] + suffix)
@@ -86,13 +87,13 @@ def _write_sheet(sheet: IO[bytes], columns: Sequence[str], rows: Iterator[Sequen
         f'activePane="bottomLeft" state="frozen"/></sheetView></sheetViews><cols>{widths}</cols><sheetData>'.encode()
     )
     letters = [_letters(number) for number in range(len(columns))]
-    position, size = 1, 0
-    block = [_row(1, letters, columns, columns)]
+    last_row, size = 1, 0
+    block = [_row(last_row, letters, columns, columns)]
     while block:
         size += sheet.write("".join(block).encode())
-        count = min(_ROWS_PER_WRITE, MAX_ROWS - position) if size < MAX_SHEET_BYTES else 0
-        block = [_row(position + 1 + n, letters, columns, row) for n, row in enumerate(islice(rows, count))]
-        position += len(block)
+        count = min(_ROWS_PER_WRITE, MAX_ROWS - last_row) if size < MAX_SHEET_BYTES else 0
+        block = [_row(last_row + 1 + n, letters, columns, row) for n, row in enumerate(islice(rows, count))]
+        last_row += len(block)
     # Otherwise Excel marks each amount as a mistake.
     sheet.write(
         f'</sheetData><ignoredErrors><ignoredError sqref="A1:XFD{MAX_ROWS}" numberStoredAsText="1"/></ignoredErrors>'
@@ -121,6 +122,7 @@ def _cell(place: str, value: Cell, title: str) -> str:
             return f'<c r="{place}" s="{_DATE}"><v>{(value - _DAY_0).days}</v></c>'
         case _:
             text = f"{value}"
+    # A character is one or two UTF-16 units, so only long texts are encoded to count them.
     if len(text) > MAX_TEXT // 2 and len(text.encode("utf-16-le")) // 2 > MAX_TEXT:
         raise TextTooLong(
             f"a text of the column {title} does not fit into a cell of a workbook, which has at most {MAX_TEXT:,} "

@@ -64,14 +64,14 @@ def stacked(figures: Figures, series: Sequence[str]) -> Chart:
     for each in figures.by_day:
         of_day = amounts.setdefault(each.day, {})
         of_day[each.exchange] = exact_sum([of_day.get(each.exchange, Decimal(0)), each.usdt])
-    highest = max(exact_sum(each for each in parts.values() if each > 0) for parts in amounts.values())
-    lowest = min(exact_sum(each for each in parts.values() if each < 0) for parts in amounts.values())
+    top = max(exact_sum(each for each in parts.values() if each > 0) for parts in amounts.values())
+    bottom = min(exact_sum(each for each in parts.values() if each < 0) for parts in amounts.values())
 
     def pixels(amount: Decimal) -> float:
         # Convert the ratio, not the amounts: an amount may be too large for a float.
-        return PLOT_PX * float(abs(amount) / (highest - lowest)) if highest != lowest else 0.0
+        return PLOT_PX * float(abs(amount) / (top - bottom)) if top != bottom else 0.0
 
-    zero_y = round(pixels(highest), 1) if highest != lowest else float(PLOT_PX)
+    zero_y = round(pixels(top), 1) if top != bottom else float(PLOT_PX)
     step, lacking = 100 / len(figures.days), lacking_days(figures)
     columns: list[Column] = []
     for number, day in enumerate(figures.days):
@@ -86,8 +86,8 @@ def stacked(figures: Figures, series: Sequence[str]) -> Chart:
         columns.append(
             Column(day, _title(day, amounts[day]), round(x, 3), round((number + 0.5) * step, 3), bars, day in lacking)
         )
-    days = [exact_sum(parts.values()) for parts in amounts.values()]
-    return Chart(columns, series, usdt(max(days)), zero_y, round(step * FILLED, 3))
+    totals = [exact_sum(parts.values()) for parts in amounts.values()]
+    return Chart(columns, series, usdt(max(totals)), zero_y, round(step * FILLED, 3))
 
 
 def _title(day: date, parts: Mapping[str, Decimal]) -> str:

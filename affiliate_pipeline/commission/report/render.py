@@ -42,6 +42,7 @@ def _phrase(text: str) -> Markup:
     """The text with its numbers and dates as elements that do not wrap."""
     parts = re.split(r"(?<![^\s(])([−+]?\d[\d.,:…-]*)(?![^\s)])", text)
     number = Markup('<span class="number">{}</span>')
+    # Parts with odd indices are numbers or dates.
     return Markup("").join(number.format(part) if index % 2 else part for index, part in enumerate(parts))
 
 
@@ -152,6 +153,7 @@ def index_html(figures: Figures, pages: Collection[str] = ()) -> str:
         )
         total = total_of(figures.by_day, [each.day for each in days])
         months.append(Month(name, total, state, _href(_month(days[0].day), pages), days))
+    # The newest day that has records or is final: nothing of the last days may have landed yet.
     newest = next((each for each in lines if each.total.count or not each.state), lines[0])
     return _render(
         "index.html.j2",
@@ -170,7 +172,8 @@ def markdown(figures: Figures) -> str:
         "summary.md.j2",
         figures=figures,
         view=everything,
-        accounts=[each for each in everything.accounts if len(found) > 1],
+        # With a single account, this table would repeat the headline.
+        accounts=everything.accounts if len(found) > 1 else [],
         spans=_spans(figures, everything.headline),
         coins=everything.coins[:MAX_SUMMARY_COINS],
         more_coins=everything.more_coins + max(0, len(everything.coins) - MAX_SUMMARY_COINS),
@@ -191,7 +194,7 @@ def _page(figures: Figures, name: str, labels: Labels, links: Sequence[tuple[str
         figures=figures,
         name=name,
         labels=labels,
-        links=[(f"{name}.html", text) for name, text in links if name in pages],
+        links=[(f"{page}.html", text) for page, text in links if page in pages],
         views=[
             (view, _spans(view.figures, view.headline) if labels.day else [], _day_lines(view.figures, pages))
             for view in views(figures, days=1 if labels.day else len(figures.days))

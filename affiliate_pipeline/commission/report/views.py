@@ -98,11 +98,11 @@ def _view(name: str, figures: Figures, series: Sequence[str], names: Mapping[tup
 def _rows(figures: Figures, name_of: Callable[[Sum], str], detailed: int = 0) -> list[Row]:
     """The lines by name, those of the greatest value first; the first `detailed` rows have details."""
     of_span, of_day = _by_name(figures.totals, name_of), _by_name(figures.sums, name_of)
-    rows = [Row(name, _part(name, lines), _optional(name, of_day)) for name, lines in of_span.items()]
+    rows = [Row(name, _part(name, lines), _part_if_any(name, of_day)) for name, lines in of_span.items()]
     rows.sort(key=lambda row: (-row.of_span.total.usdt, row.name))
     for index, row in enumerate(rows[:detailed]):
-        kinds, of_kind = _by_name(of_span[row.name], _kind), _by_name(of_day.get(row.name, []), _kind)
-        details = [(_part(kind, lines), _optional(kind, of_kind)) for kind, lines in kinds.items()]
+        kinds, kinds_of_day = _by_name(of_span[row.name], _kind), _by_name(of_day.get(row.name, []), _kind)
+        details = [(_part(kind, lines), _part_if_any(kind, kinds_of_day)) for kind, lines in kinds.items()]
         rows[index] = replace(row, details=details)
     return rows
 
@@ -118,7 +118,7 @@ def _by_name(lines: Iterable[Sum], name_of: Callable[[Sum], str]) -> dict[str, l
     return found
 
 
-def _optional(name: str, lines: Mapping[str, Sequence[Sum]]) -> Part | None:
+def _part_if_any(name: str, lines: Mapping[str, Sequence[Sum]]) -> Part | None:
     return _part(name, lines[name]) if name in lines else None
 
 
@@ -127,7 +127,7 @@ def _part(name: str, lines: Sequence[Sum]) -> Part:
     market = [Decimal(each.market_value_usdt) for each in lines if each.market_value_usdt]
     total = Total(
         exact_sum([*market, *(value for _, value in stated)]),
-        exact_sum(value for coin, value in stated if coin != USDT),
+        exact_sum(value for coin, value in stated if coin != USDT),  # USDT needs no market price
         sorted({each.coin for each in lines if each.without_value}),
         sum(each.count for each in lines),
     )
