@@ -81,7 +81,7 @@ class Timetable:
     def overdue_at_ms(self, day: date, *, settled: bool) -> int | None:
         """When the day becomes overdue; None if no schedule lands it.
 
-        By then it has to have landed after its end or, with `settled`, after it has settled.
+        That is `GRACE` after the first scheduled landing that follows the day's end or, with `settled`, its settling.
         """
         scheduled_ms = self.scheduled_at_ms(day, settled=settled)
         return None if scheduled_ms is None else scheduled_ms + _ms(GRACE)
@@ -136,6 +136,7 @@ def expected_days(
         if day >= first and not (entry and entry.settled):
             yield ExpectedDay(
                 day,
+                # A day that has landed is expected again once it has settled.
                 timetable.overdue_at_ms(day, settled=entry is not None),
                 timetable.deadline_ms(day),
                 entry.checked_at if entry else None,

@@ -60,35 +60,35 @@ class Settings(BaseModel):
                 are not read: a malformed one fails only the account that requires it.
             variable: Returns the account's own name of a default account's variable.
         """
-        names = {name: variable(name.upper()) for name in cls.model_fields}
+        own_names = {name: variable(name.upper()) for name in cls.model_fields}
         secrets = cls.secrets()
         given: dict[str, str] = {}
         errors: list[SettingsError] = []
-        for name, actual in names.items():
+        for name, own_name in own_names.items():
             if required and name in secrets and name.upper() not in required:
                 continue
             try:
-                value = variables.get(actual)
+                value = variables.get(own_name)
             except SettingsError as error:
                 errors.append(error)
                 continue
             if value:
                 given[name] = value
-                # Settings whose secrets are optional check them for quotes only when they use them.
-                errors += quotes_in(actual, value) if name not in secrets or required else []
+                # Without `required`, secrets are optional: their quotes are an error only for what uses them.
+                errors += quotes_in(own_name, value) if name not in secrets or required else []
             elif name.upper() in required:
-                errors.append(unset(actual))
+                errors.append(unset(own_name))
         try:
             settings = cls.model_validate(given)
             if not errors:
                 return settings
         except ValidationError as error:
-            for problem in error.errors(include_input=False, include_url=False):
-                field = str(problem["loc"][0])
+            for each in error.errors(include_input=False, include_url=False):
+                field = str(each["loc"][0])
                 form = f"is not {cls.model_fields[field].description}"
-                found = problem["msg"].removeprefix("Value error, ") if problem["type"] == "value_error" else form
-                if names[field] not in [known.variable for known in errors]:
-                    errors.append(malformed(names[field], found))
+                problem = each["msg"].removeprefix("Value error, ") if each["type"] == "value_error" else form
+                if own_names[field] not in [known.variable for known in errors]:
+                    errors.append(malformed(own_names[field], problem))
         raise errors[0] if len(errors) == 1 else SettingsErrors(errors, SET_VARIABLES_ACTION)
 
     @classmethod
@@ -109,9 +109,9 @@ def unset(variable: str) -> SettingsError:
     )
 
 
-def malformed(variable: str, found: str) -> SettingsError:
-    """The error about a variable whose value cannot be used; `found` is the rest of a sentence about the variable."""
-    return SettingsError(f"{variable} {found}", f"Correct {variable} {_PLACES}", variable=variable)
+def malformed(variable: str, problem: str) -> SettingsError:
+    """The error about a variable whose value cannot be used; `problem` is the rest of a sentence about the variable."""
+    return SettingsError(f"{variable} {problem}", f"Correct {variable} {_PLACES}", variable=variable)
 
 
 def quotes_in(name: str, value: str) -> list[SettingsError]:
@@ -162,21 +162,21 @@ def text_of(data: bytes, file: str) -> str:
     encoding = "utf-16" if data.startswith(marks) and not data.startswith(utf_32) else "utf-8-sig"
     try:
         text = data.decode(encoding)
-        end = text.find("\0")
-        if end < 0:
+        nul_at = text.find("\0")
+        if nul_at < 0:
             return text
-        before, found = text[:end], "has a NUL character, as in UTF-16 without a byte order mark"
+        before, problem = text[:nul_at], "has a NUL character, as in UTF-16 without a byte order mark"
     except UnicodeDecodeError as error:
-        before, found = data[: error.start].decode(encoding, "ignore"), "is not UTF-8 text"
+        before, problem = data[: error.start].decode(encoding, "ignore"), "is not UTF-8 text"
     line = len(_LINE_END.findall(before)) + 1
-    raise SettingsError(f"{file}, line {line}, {found}", "Save the file as UTF-8")
+    raise SettingsError(f"{file}, line {line}, {problem}", "Save the file as UTF-8")
 
 
 def check_http_url(url: str) -> None:
     """Raise ValueError, which quotes nothing, unless a request can be sent to the URL."""
     try:
         parts = urlsplit(url)
-        _ = parts.port
+        _ = parts.port  # raises if the port is malformed
     except ValueError:  # the error's own text quotes the URL
         raise ValueError(_NOT_HTTP) from None
     address = parts.netloc.rpartition("@")[2]

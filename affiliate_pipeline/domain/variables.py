@@ -26,8 +26,8 @@ class Variables(Mapping[str, str]):
     def __iter__(self) -> Iterator[str]:
         names = {name.removesuffix(FILE_SUFFIX) for name in self._given if name.endswith(FILE_SUFFIX)}
         in_files = {name for name in names if self._in_file(name)}
-        paths = {name + FILE_SUFFIX for name in in_files}
-        return iter(dict.fromkeys([*(name for name in self._given if name not in paths), *sorted(in_files)]))
+        file_variables = {name + FILE_SUFFIX for name in in_files}
+        return iter(dict.fromkeys([*(name for name in self._given if name not in file_variables), *sorted(in_files)]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))

@@ -18,6 +18,7 @@ def count_of(number: int, noun: str, plural: str = "") -> str:
 
 def duration(seconds: float) -> str:
     """A length of time in at most two units, rounded up: `4 s`, `2 min 30 s`, `3 h 20 min`, `2 days 1 h`."""
+    # Without `round`, an inexact float such as 3.0000000000000004 would be 4 s.
     whole = math.ceil(round(seconds, 3))
     if whole < 60:
         return f"{whole} s"
@@ -34,7 +35,10 @@ def _of_two(number: int, size: int, unit: str, smaller: str) -> str:
 
 
 def command(arguments: str, name: str = PROGRAM) -> str:
-    """A command of this environment as a shell in this folder finds it: with its path unless it is on PATH."""
+    """A command line for the current folder that runs a program of this virtual environment.
+
+    The program has its path, relative if possible, unless a shell finds it on PATH.
+    """
     program, found = Path(sys.prefix, "bin", name), shutil.which(name)
     if not program.exists() or (found and program.samefile(found)):
         return f"{name} {arguments}"

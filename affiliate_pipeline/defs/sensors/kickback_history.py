@@ -117,7 +117,7 @@ def _landing(
 
     After `MAX_RUNS` runs, the export expires if another one is waiting.
     """
-    instance, opened = context.instance, exports.open()
+    instance, opened = context.instance, exports.all_open()
     ready = next((export for export in opened if export.state == "ready" and not export.has_stored_file), None)
     if ready is None:
         pending_note = next((f": {export.note}" for export in opened if export.state != "ready" and export.note), "")
@@ -183,7 +183,7 @@ def build_missed_days_schedule(account: ExportEndpoints, placement: Placement = 
             return dg.SkipReason(account.reason_to_skip)
         tick = context.scheduled_execution_time
         with pipeline.store() as store, pipeline.session(account.request, store) as session:
-            requested = {day for export in session.exports().open() for day in export.days}
+            requested = {day for export in session.exports().all_open() for day in export.days}
             landed, exported = store.ledger(recent), store.ledger(history)
         now_ms = int(tick.timestamp() * 1000)
         # Days before the first that landed may be older than the account.

@@ -73,8 +73,8 @@ def desired_of_partner(session: BinanceSession) -> list[DesiredCustomerId]:
     try:
         data = Path(path).expanduser().read_bytes()
         lines = csv.reader(io.StringIO(text_of(data, file)))
-        cells = ((lines.line_num, [cell.strip() for cell in line]) for line in lines)
-        desired = [_of_line(number, line) for number, line in cells if any(line)]
+        numbered = ((lines.line_num, [cell.strip() for cell in line]) for line in lines)
+        desired = [_of_line(number, cells) for number, cells in numbered if any(cells)]
     except OSError as error:
         action = f"Set {variable} to the path of a CSV file that the user who runs this may read"
         raise SettingsError(f"{file} cannot be read: {error.strerror}", action, variable=variable) from None
@@ -93,10 +93,10 @@ def rejected_lines(session: BinanceSession) -> list[str]:
 
 def desired_of_client(session: BinanceSession) -> list[DesiredCustomerId]:
     """The client's own id, `BINANCE_USER_CUSTOMER_ID`; empty if it is not set."""
-    desired, agent = session.settings.binance_user_customer_id, session.settings.binance_api_agent_code
-    if desired is None or not agent:
+    customer_id, agent = session.settings.binance_user_customer_id, session.settings.binance_api_agent_code
+    if customer_id is None or not agent:
         return []
-    return [DesiredCustomerId(session.variable(_OWN_ID_VARIABLE), desired, agent)]
+    return [DesiredCustomerId(session.variable(_OWN_ID_VARIABLE), customer_id, agent)]
 
 
 def _of_line(number: int, cells: list[str]) -> DesiredCustomerId:
@@ -118,13 +118,13 @@ def _without_duplicates(desired: list[DesiredCustomerId]) -> list[DesiredCustome
         for key in _keys(each):
             places[key].append(each.where)
 
-    def rejection(each: DesiredCustomerId) -> str:
+    def duplicate_rejection(each: DesiredCustomerId) -> str:
         for key in _keys(each):
             if others := ", ".join(place for place in places[key] if place != each.where):
                 return f"its {key[0]} is on {others} too"
         return ""
 
-    return [replace(each, rejection=each.rejection or rejection(each)) for each in desired]
+    return [replace(each, rejection=each.rejection or duplicate_rejection(each)) for each in desired]
 
 
 def _keys(desired: DesiredCustomerId) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -148,7 +148,7 @@ class Assignment:
 
     path: str
     # The parameter that names an id's owner.
-    owner: Literal["email", "apiAgentCode"]
+    owner_param: Literal["email", "apiAgentCode"]
     desired: Callable[[BinanceSession], list[DesiredCustomerId]]
     variable: str
     # Whether a GET without parameters returns all ids.
@@ -163,6 +163,7 @@ class Assignment:
 
         def record(change: _Change) -> bool:
             changes.append(change)
+            # As if it were assigned: that frees the owner's current ids for the rest of a chain.
             return True
 
         rejected = self.apply(session, desired, record)
@@ -175,7 +176,7 @@ class Assignment:
         for day in days:
             actions = session.pending_actions()
             try:
-                yield _Run(self, session, actions).day(day)
+                yield _Run(self, session, actions).execute(day)
             except ExchangeError as error:
                 made = len(actions.rows())
                 impact = f"{count_of(made, 'attempt')} stored in {TABLE} will land with the next run" if made else ""
@@ -188,16 +189,16 @@ class Assignment:
     def current(self, session: BinanceSession, owner: str) -> tuple[str, ...]:
         """The owner's ids."""
         try:
-            return tuple(self._emails(session, {self.owner: owner}))
+            return tuple(self._emails_by_id(session, {self.owner_param: owner}))
         except Refused:
             if not self.lists_all:
                 raise
             # For an unknown email the exchange may return an error; the list then shows whether it has ids.
-            owners = self._emails(session, {}).items()
-            return tuple(customer_id for customer_id, email in owners if email.casefold() == owner.casefold())
+            emails = self._emails_by_id(session, {}).items()
+            return tuple(customer_id for customer_id, email in emails if email.casefold() == owner.casefold())
 
-    def _emails(self, session: BinanceSession, params: dict[str, str]) -> dict[str, str]:
-        """Emails by id; "" where the response has none."""
+    def _emails_by_id(self, session: BinanceSession, params: dict[str, str]) -> dict[str, str]:
+        """The email of each id; "" where the response has none."""
         rows = session.client.get(self.path, params, rows_of)
         return {id_: email or "" for id_, email in (texts(row, "customerId", "email") for row in rows) if id_}
 
@@ -209,7 +210,7 @@ class Assignment:
         `assign` returns whether it succeeded. An id becomes free once its owner is assigned another one, so a chain of
         reassignments is processed from its end.
         """
-        taken = self._emails(session, {}) if self.lists_all else {}
+        taken = self._emails_by_id(session, {}) if self.lists_all else {}
         ids: dict[str, tuple[str, ...]] = defaultdict(tuple)
         for customer_id, email in taken.items():
             ids[email.casefold()] += (customer_id,)
@@ -242,7 +243,8 @@ class _Run:
     failures: list[str] = field(default_factory=list[str])
     assigned: int = 0
 
-    def day(self, day: date) -> DayBatch:
+    def execute(self, day: date) -> DayBatch:
+        """Post the missing ids; return the attempts and rejections as the rows of the day."""
         sent = self.session.client.requests_sent
         self._settle_interrupted()
         desired = self.assignment.desired(self.session)
@@ -266,8 +268,8 @@ class _Run:
         for name, payload in self.actions.rows().items():
             row = msgspec.json.decode(payload)
             if row["outcome"] == UNKNOWN:
-                outcome, found = self._read_back(row["customerId"], row[self.assignment.owner])
-                row |= {"outcome": outcome, "message": f"the run ended before the response; {found}"}
+                outcome, explanation = self._read_back(row["customerId"], row[self.assignment.owner_param])
+                row |= {"outcome": outcome, "message": f"the run ended before the response; {explanation}"}
                 self.actions.put(name, msgspec.json.encode(row))
 
     def _assign(self, change: _Change) -> bool:
@@ -287,13 +289,13 @@ class _Run:
         desired, attempted_ms = change.desired, self.session.now_ms()
         name = f"{attempted_ms} {uuid4()}"
         self.actions.put(name, self._row(change, attempted_ms, UNKNOWN, ""))
-        params = {"customerId": desired.customer_id, self.assignment.owner: desired.owner}
+        params = {"customerId": desired.customer_id, self.assignment.owner_param: desired.owner}
         try:
             self.session.client.post(self.assignment.path, params, partial(_confirm, desired.customer_id))
             outcome, message = ASSIGNED, ""
         except OutcomeUnknown as error:
-            outcome, found = self._read_back(desired.customer_id, desired.owner)
-            message = f"{redact(error)}; {found}"
+            outcome, explanation = self._read_back(desired.customer_id, desired.owner)
+            message = f"{redact(error)}; {explanation}"
         except Refused as error:
             outcome, message = REFUSED, redact(error)
         except ExchangeError as error:
@@ -312,7 +314,7 @@ class _Run:
         return msgspec.json.encode(
             {
                 "customerId": change.desired.customer_id or None,
-                self.assignment.owner: change.desired.owner or None,
+                self.assignment.owner_param: change.desired.owner or None,
                 "beforeCustomerId": ", ".join(change.before) or None,
                 "outcome": outcome,
                 "message": message or None,

@@ -20,8 +20,8 @@ from affiliate_pipeline.domain.settings import BaseUrl, RateScale, Settings
 from affiliate_pipeline.exchanges.binance import responses
 from affiliate_pipeline.exchanges.binance.exchange import BASE_URL
 from affiliate_pipeline.exchanges.shared_state import SharedState
+from affiliate_pipeline.http import error_body
 from affiliate_pipeline.http.client import Client, Clock, Response
-from affiliate_pipeline.http.error_body import quote
 from affiliate_pipeline.http.errors import Refused
 from affiliate_pipeline.http.failures import error_of
 from affiliate_pipeline.http.network import Network, host_of
@@ -101,7 +101,7 @@ class Klines:
 
         Raises `UnusableCandle` if only this day's close cannot be used, and another `ExchangeError` if the request fails.
         """
-        usdt = Decimal(1)
+        price = Decimal(1)
         for symbol in market.removeprefix("1/").split("*"):
             close = self._closes(symbol).get(day)
             if close is None:
@@ -112,11 +112,11 @@ class Klines:
                 return None
             if isinstance(close, UnusableCandle):
                 raise close
-            usdt = _EXACT.multiply(usdt, close)
+            price = _EXACT.multiply(price, close)
         if market.startswith("1/"):
-            usdt = _QUOTIENT.divide(1, usdt)
+            price = _QUOTIENT.divide(1, price)
         open_time = datetime(day.year, day.month, day.day, tzinfo=UTC)
-        return Quote(usdt, market, open_time, open_time + DAY - timedelta(milliseconds=1))
+        return Quote(price, market, open_time, open_time + DAY - timedelta(milliseconds=1))
 
     def _closes(self, symbol: str) -> Mapping[date, Decimal | UnusableCandle]:
         if symbol not in self._candles:
@@ -126,7 +126,7 @@ class Klines:
             for days in day_ranges([*before, *self._days], MAX_DAYS):
                 window = {"startTime": start_ms(days[0], _UTC), "endTime": start_ms(days[-1] + DAY, _UTC) - 1}
                 params = {"symbol": symbol, "interval": "1d", **window, "limit": MAX_DAYS}
-                found |= self._client.get(PATH, params, lambda body, days=days: _closes(body, symbol, days))
+                found |= self._client.get(PATH, params, lambda body, days=days: _closes_in(body, symbol, days))
             self._candles[symbol] = found
         return self._candles[symbol]
 
@@ -152,10 +152,11 @@ def _read(response: Response) -> bytes:
     error = error_of(response) if response.status_code == 400 else None
     if error and error.code in _NO_SUCH_SYMBOL and "symbol" in error.message.lower():
         return _NO_CANDLES
+    # These requests have no key: an error about key or secret has to name the base URL instead.
     return responses.read(response, "BINANCE_BASE_URL", "BINANCE_BASE_URL")
 
 
-def _closes(body: bytes, symbol: str, days: list[date]) -> dict[date, Decimal | UnusableCandle]:
+def _closes_in(body: bytes, symbol: str, days: list[date]) -> dict[date, Decimal | UnusableCandle]:
     """The close of each of the days that has a candle; raises ValueError if the candles are not those of the days."""
     try:
         rows = msgspec.json.decode(body, type=list[list[msgspec.Raw]])
@@ -175,6 +176,6 @@ def _close(symbol: str, day: date, text: str, closed_ms: int) -> Decimal | Unusa
     if number and Decimal(number[1]) > 0 and closed_ms == start_ms(day + DAY, _UTC) - 1:
         return Decimal(number[1])
     return UnusableCandle(
-        f"Binance's candle of {symbol} has the close {quote(text.encode())} and the close time {closed_ms}, which is not the close "
-        "of the day"
+        f"Binance's candle of {symbol} has the close {error_body.quote(text.encode())} and the close time "
+        f"{closed_ms}, which is not the close of the day"
     )

@@ -40,13 +40,13 @@ class CurrentState:
                 yield DayError(day, error)
                 continue
             requests = session.client.requests_sent - sent
-            unlisted: list[Mapping[str, object]] = [{}] * is_unlisted
+            unlisted: list[Mapping[str, object]] = [{}] if is_unlisted else []
             warning = (
                 f"exactly {len(rows)} rows were returned, a number at which other endpoints of Binance truncate: check "
                 "whether some are missing"
             )
             warnings = (warning,) if len(rows) in FULL_PAGES else ()
-            note = unlisted_note(is_unlisted)
+            note = unlisted_note(len(unlisted))
             yield DayBatch(day, rows, len(rows), requests, note=note, unlisted=unlisted, warnings=warnings)
 
     def _get(self, session: BinanceSession) -> tuple[list[bytes], bool]:

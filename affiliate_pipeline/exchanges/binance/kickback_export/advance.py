@@ -49,7 +49,7 @@ def advance(session: BinanceSession, *, wait: bool) -> None:
     exports = session.exports()
     with exports.try_exclusive() as exclusive:
         # An export whose file is stored needs no request.
-        queue = [export for export in exports.open() if not export.has_stored_file] if exclusive else []
+        queue = [export for export in exports.all_open() if not export.has_stored_file] if exclusive else []
         # Waiting exports come last: their POST would withdraw a file that has not landed.
         export = min(queue, key=lambda each: (each.state == "waiting", each.id), default=None)
         if export is None or not (wait or export.is_due):
@@ -71,39 +71,40 @@ class _Step:
         export, is_waiting = self.export, self.export.state == "waiting"
         expired = [day for day in export.days if not is_retained(day, self.session.now_ms())]
         if is_waiting and expired:
-            if later := export.days[len(expired) :]:
-                self.exports.add(later[0], later[-1])
+            # The other days become an export of their own.
+            if retained := export.days[len(expired) :]:
+                self.exports.add(retained[0], retained[-1])
             note = f"it could not be requested within the {RETENTION.days} days that the exchange retains"
             self.exports.update(export, state="expired", last_day=expired[-1], note=note)
             return
         try:
-            found = offered_file(self.session, wait=self.wait and is_waiting)
+            offered = offered_file(self.session, wait=self.wait and is_waiting)
         except Fatal as error:
             self._postpone(export.state, str(error))
             raise
-        self._send_request(found) if is_waiting else self._collect(found)
+        self._send_request(offered) if is_waiting else self._handle_poll(offered)
 
-    def _send_request(self, before: FileUrl | Pending) -> None:
-        if isinstance(before, FileUrl):
-            self._post(before.path)
-        elif before.is_conclusive or self.export.age_s > FILE_BEFORE_WAIT_S:
+    def _send_request(self, offered_before: FileUrl | Pending) -> None:
+        """Send the POST, or wait until it is known which file is offered before it."""
+        if isinstance(offered_before, FileUrl):
+            self._post(offered_before.path)
+        elif offered_before.is_conclusive or self.export.age_s > FILE_BEFORE_WAIT_S:
             self._post(None)
         else:
             # A file that is offered already could be taken for the requested one later.
-            self._postpone("waiting", f"it is unknown which file the exchange already offers: {before.note}")
+            self._postpone("waiting", f"it is unknown which file the exchange already offers: {offered_before.note}")
 
-    def _collect(self, found: FileUrl | Pending) -> None:
-        if isinstance(found, FileUrl):
-            if not self._belongs_to_another(found.path):
-                self.exports.update(self.export, state="ready", path=found.path, note=None, wait_s=FILE_WAIT_S)
-                log.info("the export of %s is ready", format_days(self.export.days))
-                return
-            found = Pending("the URL of another request's file")
-        if self.export.msg is None:
+    def _handle_poll(self, offered: FileUrl | Pending) -> None:
+        """Mark the export as ready if its own file is offered; otherwise post again or wait."""
+        if isinstance(offered, FileUrl) and not self._belongs_to_another(offered.path):
+            self.exports.update(self.export, state="ready", path=offered.path, note=None, wait_s=FILE_WAIT_S)
+            log.info("the export of %s is ready", format_days(self.export.days))
+        elif self.export.msg is None:
             # The process died, or had no response, after sending the POST. Post again: that replaces a running request.
             self._post(self.export.path_before)
         else:
-            self._postpone("collecting", found.note)
+            note = offered.note if isinstance(offered, Pending) else "the URL of another request's file"
+            self._postpone("collecting", note)
 
     def _belongs_to_another(self, path: str) -> bool:
         """Whether the file is known to be another request's."""
@@ -117,6 +118,7 @@ class _Step:
         self.exports.mark_collecting(self.export, path_before)
         params = {"startTime": self.export.start_ms, "endTime": self.export.end_ms - 1}
         try:
+            # `read_error` also reads the code and the message of a request that was accepted.
             accepted = self.session.client.post(PATH, params, read_error, retries=self.wait)
         except OutcomeUnknown as error:
             self._postpone("collecting", str(error))
@@ -136,6 +138,7 @@ class _Step:
             failed = "it could not be requested in time" if state == "waiting" else "no file was offered in time"
             self.exports.update(self.export, state="expired", note=f"{failed}; the last response was: {note}")
         else:
+            # Retries do not extend the deadline: None leaves it unchanged.
             wait_s = None if self.export.expires_at else FILE_WAIT_S
             self.exports.update(self.export, state=state, note=note, wait_s=wait_s)
 

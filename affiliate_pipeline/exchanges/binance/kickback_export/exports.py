@@ -26,7 +26,8 @@ LANDED_BY = "kickback_historical_record"
 RETENTION = timedelta(days=30)
 ZONE = ZoneInfo("UTC")
 OPEN: Final = ("waiting", "collecting", "ready")
-# The sensor may be off for this long without losing an alert.
+# The sensor may be off for this long without losing an alert. An expired export is not updated any more,
+# so its `polled_at` is when it expired.
 _JUST_EXPIRED: Final = "state = 'expired' and coalesce(polled_at > now() - interval '3 days', false)"
 # The poll interval is a twentieth of the time since the request, at least 10 seconds and at most 10 minutes.
 _SELECT: Final = f"""
@@ -37,7 +38,8 @@ _SELECT: Final = f"""
         {_JUST_EXPIRED} as is_just_expired, extract(epoch from now() - created_at)::float8 as age_s
     from {TABLE} where account = %s and source = any(%s) order by id
 """
-# If several exports cover a day, the one that will land it first is preferred, and one that has landed it comes last.
+# If several exports cover a day, the one that will land it first is preferred, and one that has landed it comes last;
+# of those in one state, the newest is preferred.
 _BY_PREFERENCE = ("ready", "collecting", "waiting", "landed")
 
 
@@ -105,8 +107,8 @@ def needs_attention(url: str) -> bool:
     with connect(url, autocommit=True) as connection, as_store_unavailable():
         if connection.execute("select to_regclass(%s)", (TABLE,)).fetchone() == (None,):
             return False
-        found = f"select from {TABLE} where state = any(%s) or {_JUST_EXPIRED} limit 1"
-        return connection.execute(found, (list(OPEN),)).rowcount > 0
+        query = f"select from {TABLE} where state = any(%s) or {_JUST_EXPIRED} limit 1"
+        return connection.execute(query, (list(OPEN),)).rowcount > 0
 
 
 class KickbackExports(TableStore):
@@ -138,7 +140,7 @@ class KickbackExports(TableStore):
             self.update(export, state="landed", file=None, note=None)
         return self.refresh() if landed else exports
 
-    def open(self) -> list[KickbackExport]:
+    def all_open(self) -> list[KickbackExport]:
         """Exports that are waiting, collecting or ready."""
         return [export for export in self.refresh() if export.state in OPEN]
 
@@ -152,8 +154,8 @@ class KickbackExports(TableStore):
     def add(self, first: date, last: date) -> int:
         """Add a waiting export; returns its id."""
         insert = f"insert into {TABLE} (account, source, first_day, last_day) values (%s, %s, %s, %s) returning id"
-        ((number,),) = self._execute(insert, (self._account, self._source, first, last)).fetchall()
-        return number
+        ((export_id,),) = self._execute(insert, (self._account, self._source, first, last)).fetchall()
+        return export_id
 
     def mark_collecting(self, export: KickbackExport, path_before: str | None) -> None:
         """Record that the POST is about to be sent; fails if another export of the source is collecting."""

@@ -55,17 +55,17 @@ class ExportRequest:
     def _request(self, session: BinanceSession, days: list[date]) -> Iterator[DayBatch | DayError]:
         exports, sent, failed = session.exports(), session.client.requests_sent, False
         found = _under_way(exports, days)
-        number = found.id if found else exports.add(days[0], days[-1])
+        export_id = found.id if found else exports.add(days[0], days[-1])
         if found is None or found.state == "waiting":
             try:
                 advance(session, wait=True)
             except (Refused, Transient):
                 failed = True
-        export = next(each for each in exports.refresh() if each.id == number)
-        # If some days had expired, the others were added again as a new export.
-        others = [each for each in exports.open() if each.id > number] if export.state == "expired" else []
+        export = next(each for each in exports.refresh() if each.id == export_id)
+        # If some days had expired, the other days were added again as a new export.
+        newer = [each for each in exports.all_open() if each.id > export_id] if export.state == "expired" else []
         for day in days:
-            current = next((each for each in others if each.covers(day)), export)
+            current = next((each for each in newer if each.covers(day)), export)
             note = (current.note or "").rstrip(".")
             row = {
                 "collectionId": current.id,
@@ -86,7 +86,7 @@ class ExportRequest:
 
 def _under_way(exports: KickbackExports, days: Sequence[date]) -> KickbackExport | None:
     """The open export that has all of the days, and has or will have a readable file."""
-    return next((each for each in exports.open() if each.covers(*days) and not each.has_stored_file), None)
+    return next((each for each in exports.all_open() if each.covers(*days) and not each.has_stored_file), None)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class ExportFile:
                     yield from outcomes
             is_last = waited_s >= MAX_WAIT_S
             found = exports.covering(left)
-            for day in sorted(left if is_last else left - found.keys() if waited_s >= REQUEST_WAIT_S else ()):
+            without_export = left - found.keys() if waited_s >= REQUEST_WAIT_S else set[date]()
+            for day in sorted(left if is_last else without_export):
                 left.remove(day)
                 yield DayError(day, _not_ready(session, found.get(day)))
             if not left:
@@ -142,6 +143,7 @@ class ExportFile:
         return [
             DayBatch(day, [b",".join(rows)] if rows else [], len(rows), requests, export.requested_ms)
             for day in days
+            # Each day's rows are freed once they are joined.
             for rows in [by_day.pop(day, [])]
         ]
 
@@ -167,7 +169,7 @@ class ExportFile:
                     "Fix exchanges/binance/kickback_export/file_format.py, then materialize the days again",
                     impact=f"The file is stored in {TABLE} (id {export.id})",
                 ) from None
-            except _NotOffered as error:
+            except _NoOwnFile as error:
                 if export.state == "landed":
                     request = session.key_of(REQUESTED_BY)
                     raise Refused(f"{error}", f"To fetch the day again, materialize {request} for it first") from None
@@ -177,14 +179,14 @@ class ExportFile:
                 others = [*export.other_paths, *error.paths]
                 exports.update(export, state=state, path=None, other_paths=others, note=str(error))
                 return None
-        return None
+        return None  # never reached: the last attempt raises its error
 
     def _parsed(self, file: bytes, export: KickbackExport) -> RowsByDay:
         by_day: RowsByDay = defaultdict(list)
         for time, row in rows_of(file, self.schema):
             by_day[day_of(time, ZONE)].append(row)
         if outside := by_day.keys() - {*export.days}:
-            raise _NotOffered(
+            raise _NoOwnFile(
                 f"the file has rows of {format_days(outside)}, which are not among the requested days ({format_days(export.days)}): it "
                 "belongs to another request, and none of it has landed",
                 export.path,
@@ -198,15 +200,15 @@ def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
     offered = offered_file(session, wait=has_landed)
     if isinstance(offered, Pending) and not offered.is_conclusive:
         text = f"the exchange did not send the URL of the file: {offered.note}"
-        raise Transient(text) if has_landed else _NotOffered(text)
+        raise Transient(text) if has_landed else _NoOwnFile(text)
     if isinstance(offered, Pending) or offered.path != export.path:
-        raise _NotOffered("the exchange no longer offers the file")
+        raise _NoOwnFile("the exchange no longer offers the file")
     offered.check_host(session.client.host, session.settings.binance_file_hosts)
     return download(offered.secret, MAX_FILE_BYTES, session.client.network)
 
 
-class _NotOffered(Refused):
-    """The export's file was withdrawn, or the file at `path` is another request's."""
+class _NoOwnFile(Refused):
+    """The export's file is not offered, or the file at `path` is another request's."""
 
     def __init__(self, text: str, path: str | None = None):
         super().__init__(text)

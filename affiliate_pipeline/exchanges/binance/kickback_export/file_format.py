@@ -149,6 +149,7 @@ def _names(header: Sequence[str], model: type[Row]) -> list[str]:
     """The columns' JSON names."""
     known = {_normalized(column.name): column.json_name for column in columns(model)}
     names = [known.get(_normalized(name), name) for name in header]
+    # An empty file is permitted: it has no header and no rows.
     missing = _required(model) - {*names} if header else ()
     if missing or len({*names}) < len(names):
         problem = f"lacks {', '.join(sorted(missing))}" if missing else "names a column twice"

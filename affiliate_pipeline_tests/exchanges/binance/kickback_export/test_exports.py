@@ -18,7 +18,7 @@ def test_only_one_of_two_exports_is_collected_and_the_other_one_is_still_waiting
     with closing(first), closing(second):
         first.add(DAY, DAY)
         second.add(DAY, DAY)
-        first.mark_collecting(first.open()[0], None)
+        first.mark_collecting(first.all_open()[0], None)
         with pytest.raises(StoreUnavailable):
-            second.mark_collecting(second.open()[1], None)
-        assert [export.state for export in second.open()] == ["collecting", "waiting"]
+            second.mark_collecting(second.all_open()[1], None)
+        assert [export.state for export in second.all_open()] == ["collecting", "waiting"]
