@@ -30,6 +30,7 @@ def alert(
         f"Sent by `affiliate-pipeline alert --test` on {socket.gethostname()}. Nothing is wrong: failed days, checks, "
         "sensors and schedules are reported here."
     )
+    # Services show a recovery as a success, and not as a failure.
     [message] = delivery.messages([Alert("test", "Test of the alerts", text, kind=Kind.RECOVERY)])
     failed = 0
     for name, url in channels.items():

@@ -52,6 +52,7 @@ def _consistent(findings: Iterable[Finding]) -> Iterator[Finding]:
 
 
 def _setup(missing: Collection[str] | None) -> Iterator[Finding]:
+    """Findings about the configuration and the database; `missing` is from `missing_services`."""
     try:
         environment = application()
         for line in unreadable_lines():
@@ -70,7 +71,7 @@ def _setup(missing: Collection[str] | None) -> Iterator[Finding]:
         return
     if running:
         if missing is not None:
-            # The default of the Dagster that `up` starts.
+            # Dagster runs: `up` has started it with this default.
             running = replace(running, variables={"AFFILIATE_SCHEDULES": "true", **running.variables})
         yield from doctor.database(running, _daemon_silent_since(missing))
     else:
@@ -82,7 +83,7 @@ def _executor(environment: Environment) -> Iterator[Finding]:
 
     about = "executor"
     try:
-        executor_of(environment.variables, str)
+        executor_of(environment.variables, str)  # the executor executes no run, so `str` is never called
     except SettingsError as error:
         yield from doctor.of_settings("settings", error)
         return
@@ -110,8 +111,9 @@ def _executor(environment: Environment) -> Iterator[Finding]:
 
 
 def _machine(port: int, missing: Collection[str] | None) -> Iterator[Finding]:
+    """Findings about disk, port and processes; `missing` is from `missing_services`."""
     yield _finding("disk", "has room", lambda: check_disk(home()))
-    if missing is None:
+    if missing is None:  # Dagster does not run, so the port has to be free
         yield _finding("port", f"{port} is free", lambda: check_port(port))
         return
     for service in missing:
@@ -131,16 +133,17 @@ def _daemon_silent_since(missing: Collection[str] | None) -> datetime | None:
     Later heartbeats are of a daemon that runs elsewhere.
     """
     if missing is not None and DAEMON in missing:
-        return datetime.now(UTC)  # it crashed or was killed, and the time was not recorded
+        return datetime.now(UTC)  # it crashed or was killed, at a time that was not recorded: at the latest now
     return None if DAEMON in running_services(home()) else daemon_ended_at(home())
 
 
-def _finding(about: str, found: str, run_check: Callable[[], None]) -> Finding:
+def _finding(about: str, found_if_ok: str, run_check: Callable[[], None]) -> Finding:
+    """The problem that the check raises, otherwise `found_if_ok`."""
     try:
         run_check()
     except CommandError as error:
         return Finding(about, error.problem.what, error.problem.action)
-    return Finding(about, found)
+    return Finding(about, found_if_ok)
 
 
 def check_disk(home: Path) -> None:

@@ -70,18 +70,18 @@ class DagsterClient:
     def is_ready(self) -> bool:
         """Whether the code location has loaded; raises `CommandError` if it cannot be loaded."""
         entry = self._execute(_LOCATION, name=LOCATION)["workspaceLocationEntryOrError"]
-        found: dict[str, Any] = entry.get("locationOrLoadError") or {}
-        if found.get("className") == "DagsterUserCodeUnreachableError":  # the code server is still starting
-            return False
-        if found.get("__typename") == "PythonError":
-            raise CommandError(f"Dagster cannot load {LOCATION}: {_last_line(found['message'])}")
-        return entry.get("loadStatus") == "LOADED" and bool(found)
+        location_or_error: dict[str, Any] = entry.get("locationOrLoadError") or {}
+        if location_or_error.get("className") == "DagsterUserCodeUnreachableError":
+            return False  # the code server is still starting
+        if location_or_error.get("__typename") == "PythonError":
+            raise CommandError(f"Dagster cannot load {LOCATION}: {_last_line(location_or_error['message'])}")
+        return entry.get("loadStatus") == "LOADED" and bool(location_or_error)
 
     def launch(self, keys: Sequence[str], days: Sequence[date]) -> str:
         """Launch a run of these assets over the consecutive days, if they have any; return its id."""
-        ends = {"start": days[0], "end": days[-1]} if days else {}
+        bounds = {"start": days[0], "end": days[-1]} if days else {}
         selection = [{"path": key.split("/")} for key in keys]
-        tags = [{"key": f"dagster/asset_partition_range_{end}", "value": f"{day}"} for end, day in ends.items()]
+        tags = [{"key": f"dagster/asset_partition_range_{bound}", "value": f"{day}"} for bound, day in bounds.items()]
         params = {
             "selector": {**_REPOSITORY, "jobName": "__ASSET_JOB", "assetSelection": selection},
             "executionMetadata": {"tags": tags},
@@ -109,9 +109,9 @@ class DagsterClient:
                 error: dict[str, str] = event.get("error") or {}
                 if "stepKey" in event:
                     metadata: dict[str, str] = event.get("failureMetadata") or {}
-                    own = metadata.get("description")
-                    of_steps.append(own or _last_line(error.get("message", "")))
-                elif event:
+                    description = metadata.get("description")
+                    of_steps.append(description or _last_line(error.get("message", "")))
+                elif event:  # the failure of the run; the query selects no field of any other event
                     of_run.append(_last_line(error.get("message", "")) or event["message"])
         yield from of_steps or of_run
 

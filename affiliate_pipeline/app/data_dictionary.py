@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from affiliate_pipeline.commission import columns as derived
 from affiliate_pipeline.commission.customers import TABLE as CUSTOMER_TABLE
 from affiliate_pipeline.commission.prices import TABLE as PRICE_TABLE
-from affiliate_pipeline.commission.rollup import TABLE
+from affiliate_pipeline.commission.rollup import TABLE as COMMISSION_TABLE
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.schema.columns import columns
@@ -27,9 +27,9 @@ def markdown() -> str:
         endpoints=ENDPOINTS,
         columns_of=_columns,
         retention=_retention,
-        commission=(TABLE, _listed(derived.DAILY)),
-        customer=(CUSTOMER_TABLE, _listed(derived.CUSTOMER_DAILY)),
-        price=(PRICE_TABLE, _listed(derived.PRICE)),
+        commission=(COMMISSION_TABLE, _derived_columns(derived.DAILY)),
+        customer=(CUSTOMER_TABLE, _derived_columns(derived.CUSTOMER_DAILY)),
+        price=(PRICE_TABLE, _derived_columns(derived.PRICE)),
         # Columns of views have no constraints.
         views={
             name: [(column, kind, "", about) for column, kind, about in found] for name, found in derived.VIEWS.items()
@@ -37,8 +37,8 @@ def markdown() -> str:
     )
 
 
-def _listed(given: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str, str]]:
-    return [(name, kind.split()[0], "" if "not null" in kind else "null", about) for name, kind, about in given]
+def _derived_columns(declared: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str, str]]:
+    return [(name, kind.split()[0], "" if "not null" in kind else "null", about) for name, kind, about in declared]
 
 
 def _columns(endpoint: Endpoint) -> list[tuple[str, str, str, str]]:

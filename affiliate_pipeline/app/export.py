@@ -99,18 +99,18 @@ def export(
         raise CommandError(f"{name} is a page and not a table", f"Write it with `{command('report')}`")
     requested = parse_days(days) if days else None
     with open_store() as (environment, store), snapshot(store):
-        landed = ledger.assets(store.connection)
-        source = _source(name, configured_catalog(environment.variables, landed))
+        landed_assets = ledger.assets(store.connection)
+        source = _source(name, configured_catalog(environment.variables, landed_assets))
         require_days(name, requested, has_days=bool(source.day_column))
         if not exists(store, source.table):
             raise CommandError(f"nothing has ever landed in {source.table}")
-        with _written(output) as file:
+        with _open_output(output) as file:
             extract = Extract(store, source.table, requested, source.account, source.day_column)
             for line in _write(extract, kind, file, raw=raw):
                 _print(line)
         if requested:
             # Inside the block, to read the same snapshot as the rows.
-            for line in _gap_lines(store, source, requested, environment, landed):
+            for line in _gap_lines(store, source, requested, environment, landed_assets):
                 _print(line)
 
 
@@ -145,13 +145,13 @@ def _write(extract: "Extract", kind: Format, file: BinaryIO, *, raw: bool) -> It
         if kind is Format.xlsx:
             extract.write_workbook(whole)
         elif amounts := extract.write_parquet(whole):
-            yield f"amounts are {', '.join(f'{name} {kind}' for name, kind in amounts.items())}"
+            yield f"amounts are {', '.join(f'{name} {column_type}' for name, column_type in amounts.items())}"
         whole.seek(0)
         shutil.copyfileobj(whole, file)
 
 
 @contextmanager
-def _written(output: Path | None) -> Generator[BinaryIO, None, None]:
+def _open_output(output: Path | None) -> Generator[BinaryIO, None, None]:
     """Standard output, or a file that appears only after all of it has been written."""
     if output is None:
         yield sys.stdout.buffer
@@ -162,14 +162,17 @@ def _written(output: Path | None) -> Generator[BinaryIO, None, None]:
 
 
 def _gap_lines(
-    store: Store, source: _Source, days: list[date], environment: Environment, landed: Sequence[str]
+    store: Store, source: _Source, days: list[date], environment: Environment, landed_assets: Sequence[str]
 ) -> Iterator[str]:
     """One line per gap: days that are missing, not added up or may still change."""
     gaps: list[Incomplete] = []
     if source.endpoints:
-        used = [each for each in source.endpoints if environment.is_any_set(each.credentials) or each.key in landed]
+        used = [
+            each for each in source.endpoints if environment.is_any_set(each.credentials) or each.key in landed_assets
+        ]
+        # If no account is in use, the days of all of them are reported as missing.
         gaps = [_gaps_of(endpoint, store, days) for endpoint in used or source.endpoints]
-    elif source not in _LANDING:  # no day is expected in these tables, so none can be missing
+    elif source not in _LANDING:  # no day is expected in the tables of _LANDING, so they have no gaps
         commission, configured = daily_commission(store, environment)
         gaps = incomplete(commission, configured, days)
         has_sums = source.table != prices.TABLE

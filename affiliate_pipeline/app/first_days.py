@@ -36,28 +36,29 @@ def ensure(environment: Environment, store: Store) -> Environment:
     Assets that are configured or have landed need one, except records of an exchange whose start date is set. A first
     day that was chosen earlier does not change. No landed day is before a newly chosen one.
     """
-    landed = {asset: min(days) for asset, days in ledger.entries_since(store.connection, date.max).items()}
+    # No day is after `date.max`, so each asset has only its earliest one.
+    first_landed = {asset: min(days) for asset, days in ledger.entries_since(store.connection, date.max).items()}
     chosen = dict(environment.first_days)
-    # Without duplicates: the keys of an account usually have the same first day.
+    # Without duplicates: the API keys of an account usually have the same first day.
     lines: dict[str, None] = {}
-    # The assets of one key share their first day, so that a day that one of them can no longer land is a partition of
-    # its fallback too.
-    of_key = attrgetter("group", "role")
+    # The assets of one API key share their first day, so that a day that one of them can no longer land is a partition
+    # of its fallback too.
+    by_api_key = attrgetter("group", "role")
     endpoints = configured_catalog(environment.variables).endpoints
-    used = [each for each in endpoints if environment.is_any_set(each.credentials) or each.key in landed]
+    used = [each for each in endpoints if environment.is_any_set(each.credentials) or each.key in first_landed]
     new = [each for each in used if each.key not in environment.first_days]
-    for _, group in groupby(sorted(new, key=of_key), of_key):
+    for _, group in groupby(sorted(new, key=by_api_key), by_api_key):
         records: list[Records] = []
         for each in group:
             if isinstance(each, Records):
                 records.append(each)
             else:
-                chosen[each.key] = min(day_of(now_ms(), each.exchange.zone), landed.get(each.key, date.max))
+                chosen[each.key] = min(day_of(now_ms(), each.exchange.zone), first_landed.get(each.key, date.max))
         if records and start_date(records[0].exchange, environment) is None:
-            before = [landed[each.key] for each in records if each.key in landed]
-            first, reason = _first_day(records, environment, store, may_ask=not before)
-            if before and min(before) < first:
-                first, reason = min(before), ""
+            landed_days = [first_landed[each.key] for each in records if each.key in first_landed]
+            first, reason = _first_day(records, environment, store, may_ask=not landed_days)
+            if landed_days and min(landed_days) < first:
+                first, reason = min(landed_days), ""
             chosen |= dict.fromkeys((each.key for each in records), first)
             lines[f"{_account(records[0])}: the first day is {first}{reason}."] = None
     for line in lines:
@@ -76,7 +77,7 @@ def _account(endpoint: Endpoint) -> str:
 def _first_day(
     records: Sequence[Records], environment: Environment, store: Store, *, may_ask: bool
 ) -> tuple[date, str]:
-    """The first day of the assets of one key, and the end of the sentence about it."""
+    """The first day of the assets of one API key, and the end of the sentence about it."""
     exchange = records[0].exchange
     limits = [each.retention.promised for each in records if each.retention]
     if limits:
@@ -102,7 +103,8 @@ def _asked(records: Sequence[Records], default: date, environment: Environment, 
     """The first day that the user enters; raises `AffiliateError` if the exchange does not respond."""
     account, today = _account(records[0]), day_of(now_ms(), records[0].exchange.zone)
     with doing(f"{account}: counting the requests"):
-        # A probe is not retried, so that an exchange that does not respond delays nothing.
+        # Probe first: unlike the requests of `_cost`, a probe is not retried, so an exchange that does not respond
+        # delays nothing.
         for each in records:
             if each.probe:
                 with connected(each, store, environment.variables) as session:

@@ -46,8 +46,8 @@ def land(
     The run is launched in the running `up` of this folder, else in a Dagster that is started for it.
     """
     os.chdir(settings.root())
-    # Check the arguments before anything starts. Below, they are checked again, because `_landing` may choose the first
-    # days.
+    # Check the arguments before anything starts, and again below: `_landing` may set the first day (the earliest that
+    # can land) of assets that have none yet.
     _request(asset, days, settings.application())
     stopping = stop_on_signals()
     try:
@@ -109,7 +109,7 @@ def _landing(stopping: threading.Event) -> Generator[Landing]:
 def _dagster_of_up(home: Path, stopping: threading.Event) -> DagsterClient | None:
     """The client of the running `up`, as soon as its Dagster is ready; None if no `up` is running.
 
-    A Dagster without daemon is that of `up --once` or another `land`, with which it ends: it is not used.
+    A Dagster without daemon is not used: it belongs to `up --once` or another `land`, and ends with that command.
     """
     deadline = time.monotonic() + READY_WAIT_S
     while is_up_running(home):

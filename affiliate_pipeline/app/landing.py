@@ -48,7 +48,7 @@ class Request:
         return f"{self.title} {format_days(self.days)}".rstrip()
 
     def for_today(self) -> "Request | None":
-        """The same snapshots of today, if the requested day has ended; None for anything else."""
+        """The request for today's snapshots of the same assets, if its own day has ended; None for anything else."""
         if not self.endpoints or isinstance(self.endpoints[0], Records):
             return None
         today = datetime.now(self.endpoints[0].exchange.zone).date()
@@ -77,22 +77,24 @@ class Landing:
         return configured_catalog(self.environment.variables)
 
     def missing(self, again: Collection[date] = ()) -> list[Request]:
-        """The configured assets' days that have not settled and were not read in the last hour, and those of `again`.
+        """Requests for the configured assets' unsettled days not read in the last hour, and for those of `again`.
 
         Days that can no longer be fetched are left out. Assets share a run if they are of the same account, have the
         same partitions and miss the same days.
         """
-        recently = datetime.now(UTC) - READ_AGAIN_AFTER
+        read_again_before = datetime.now(UTC) - READ_AGAIN_AFTER
         shared: dict[tuple[str, bool, date, tuple[date, ...]], list[Endpoint]] = {}
         with self._store() as store:
             for endpoint in self._scheduled():
                 first = first_day(endpoint, self.environment)
+                # Without its ledger entry, a day of `again` counts as not landed, even if it has settled or was just
+                # read.
                 landed = {day: entry for day, entry in store.ledger(endpoint).items() if day not in again}
                 expected = expected_days(endpoint.timetable, first, now_ms(), landed)
                 days = [
                     each.day
                     for each in expected
-                    if each.is_retained(now_ms()) and (not each.last_read_at or each.last_read_at <= recently)
+                    if each.is_retained(now_ms()) and (not each.last_read_at or each.last_read_at <= read_again_before)
                 ]
                 for consecutive in day_ranges(days):
                     key = (endpoint.group, isinstance(endpoint, Records), first, tuple(consecutive))
@@ -100,7 +102,7 @@ class Landing:
         return [request_of(endpoints, days) for (*_, days), endpoints in shared.items()]
 
     def nothing_can_land(self) -> str | None:
-        """Why no day can land yet; None if one has landed."""
+        """Why nothing is `missing` although nothing has landed; None if a day has landed."""
         scheduled = self._scheduled()
         if not scheduled:
             return "no account has its API key set"
@@ -115,7 +117,7 @@ class Landing:
         return [each for each in endpoints if each.lands_at and self.environment.is_any_set(each.credentials)]
 
     def stale(self) -> list[Request]:
-        """The days whose commission is to be added up again, or whose prices are missing.
+        """Requests for the days whose commission is to be added up again, or whose prices are missing.
 
         While `up` runs, the sensor `stale_days` requests them too.
         """
@@ -144,7 +146,7 @@ class Landing:
                     statuses = self.dagster.statuses(running)
                     for run_id in [*running]:
                         status = statuses.get(run_id, DELETED)
-                        if status in ENDED and (failed := self._end(run_id, status, running, began)):
+                        if status in ENDED and (failed := self._handle_end(run_id, status, running, began)):
                             failures.append(failed)
                     show(self._progress(requests, running, began))
         finally:
@@ -161,8 +163,8 @@ class Landing:
             return Failure(request, (f"{error.problem}",))
         return None
 
-    def _end(self, run_id: str, status: str, running: dict[str, Request], began: datetime) -> Failure | None:
-        """Print how the run has ended; return its failure.
+    def _handle_end(self, run_id: str, status: str, running: dict[str, Request], began: datetime) -> Failure | None:
+        """Print how the run has ended; return its failure, if any.
 
         If snapshots failed and their day has ended since, launch them again for today.
         """
@@ -177,8 +179,8 @@ class Landing:
             console.print(escape(f"{request}: done"))
         if status == "SUCCESS":
             return None
-        ended = (f"the run was {status.lower()}; the state of the other days is unchanged",)
-        return Failure(request, tuple(self.dagster.failures(run_id)) if status == "FAILURE" else ended)
+        canceled_or_deleted = (f"the run was {status.lower()}; the state of the other days is unchanged",)
+        return Failure(request, tuple(self.dagster.failures(run_id)) if status == "FAILURE" else canceled_or_deleted)
 
     def _landed(self, requests: Iterable[Request], began: datetime) -> int:
         """How many of the requested days have landed since that time."""
@@ -196,12 +198,12 @@ class Landing:
         table = Table("asset", "days landed", "rows", "settled", title="What has landed")
         with self._store() as store:
             for endpoint in self.catalog.endpoints:
-                days = list(store.ledger(endpoint).values())
+                entries = list(store.ledger(endpoint).values())
                 table.add_row(
                     endpoint.key,
-                    format_days(row.partition for row in days) or "none",
-                    f"{sum(row.rows for row in days):,}",
-                    f"{sum(row.settled for row in days)} of {len(days)}",
+                    format_days(entry.partition for entry in entries) or "none",
+                    f"{sum(entry.rows for entry in entries):,}",
+                    f"{sum(entry.settled for entry in entries)} of {len(entries)}",
                 )
         console.print(table, soft_wrap=False)
 

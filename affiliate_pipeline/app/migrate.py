@@ -20,7 +20,7 @@ def migrate() -> None:
     from affiliate_pipeline.app.instance.storage import Storage
 
     environment = start_database(application())
-    Storage.from_config_value(None, {})
+    Storage.from_config_value(None, {})  # creates Dagster's tables
     with Store(environment.database_url()) as store:
         store.connection.autocommit = True
         # Importing the endpoints has imported every subclass with migrations of its own; the others share `CORE`.

@@ -47,19 +47,19 @@ def exclusive(home: Path) -> Generator[None, None, None]:
     A `land` that starts its own Dagster locks the folder too.
     """
     with (home / "up.lock").open("a+") as lock:
-        if not _lock(lock):
+        if not _try_lock(lock):
             raise CommandError(
                 "`affiliate-pipeline up` or `land` is already running in this folder",
                 f"To stop it: `{command('down')}`",
             )
         lock.seek(0)
-        killed = lock.read()
+        killed_pid = lock.read()
         # Write this process's pid first: until then, `down` reads the pid of the killed process, which may have been
         # reused.
         lock.truncate(0)
         lock.write(f"{os.getpid()}")
         lock.flush()
-        if killed:
+        if killed_pid:
             stop_processes(home)
             server.stop(home)
         try:
@@ -71,7 +71,7 @@ def exclusive(home: Path) -> Generator[None, None, None]:
 def is_up_running(home: Path) -> bool:
     """Whether an `up`, or a `land` with its own Dagster, is running in the folder."""
     with suppress(FileNotFoundError), (home / "up.lock").open() as lock:
-        return not _lock(lock)
+        return not _try_lock(lock)
     return False
 
 
@@ -79,9 +79,10 @@ def stop_up(home: Path) -> bool:
     """Stop the `up` of the folder; True if one was running."""
     with suppress(FileNotFoundError), (home / "up.lock").open() as lock:
         signalled, deadline = "", time.monotonic() + STOP_WAIT_S
-        while not _lock(lock):
+        while not _try_lock(lock):
             lock.seek(0)
-            # The lock's holder is alive, so the pid is its own, unless it has not written it yet.
+            # The lock's holder is alive and has written its pid, except just after locking: until it writes, the file
+            # is empty or has the pid of a killed process.
             pid = lock.read()
             late = time.monotonic() > deadline
             if pid and (pid != signalled or late):
@@ -93,7 +94,7 @@ def stop_up(home: Path) -> bool:
     return False
 
 
-def _lock(file: TextIO) -> bool:
+def _try_lock(file: TextIO) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

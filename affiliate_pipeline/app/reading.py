@@ -75,9 +75,9 @@ def report(
     with open_store() as (environment, store):
         commission, configured = daily_commission(store, environment)
         if not requested:
-            if not (added_up := commission.added_up()):
+            if not (first_and_last := commission.added_up()):
                 raise CommandError("nothing has been added up yet", f"Land some days first: `{up_command()}`")
-            requested = [added_up[1]]
+            requested = [first_and_last[1]]
         today = datetime.now(UTC).date()
         if requested[-1] >= today:
             raise CommandError(f"{requested[-1]} has not ended", f"The last day that can be reported is {today - DAY}")
@@ -99,7 +99,7 @@ def report(
     for path in [*paths, index]:
         console.print(f"{path}")
     if stale := [day for day in figures.stale if day <= requested[-1]]:
-        # The sensor is at most a minute or two behind while Dagster runs.
+        # While Dagster runs, the sensor `stale_days` is at most a minute or two behind.
         console.print(
             f"{format_days(stale)}: some landed rows or prices have not been added up yet. While `affiliate-pipeline up` runs, it "
             "adds up ended days within two minutes."
@@ -131,7 +131,7 @@ def plan(
         console.print(f"{asset}: no requests, since it is computed from days that have landed")
         return
     endpoint = found if isinstance(found, Endpoint) else found.endpoint
-    require_days(asset, requested, has_days=found is endpoint)
+    require_days(asset, requested, has_days=isinstance(found, Endpoint))
     with open_store() as (environment, store), connected(endpoint, store, environment.variables) as session:
         if isinstance(found, Endpoint):
             costs = plan_of(found, requested or (), session=session, store=store)

@@ -33,7 +33,7 @@ def rotate_key(
     with Store(environment.database_url()) as store, connected(endpoint, store, environment.variables) as session:
         identity = session.identity
         try:
-            _ = identity.sources
+            _ = identity.sources  # verifies the key
         except UnconfirmedKey as error:
             console.print(escape(f"{error.problem.what}."))
         earlier = identity.unconfirmed()

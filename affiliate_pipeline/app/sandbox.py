@@ -61,7 +61,7 @@ def sandbox(
 ) -> None:
     """Serve exchanges with generated data, and print the variables of their accounts for `.env`."""
     try:
-        exchange = Sandbox(
+        server = Sandbox(
             accounts=account or [],
             host=host,
             port=port,
@@ -71,37 +71,37 @@ def sandbox(
         )
     except ValueError as error:
         raise CommandError(f"{error}") from None
-    _fail(exchange, failing_days(fail_day))
-    for each in exchange.accounts.values():
+    _set_failing_days(server, failing_days(fail_day))
+    for each in server.accounts.values():
         each.faults.mix(**dict.fromkeys(KINDS, error_rate / len(KINDS)))
     # Block the signals before the threads start and inherit the mask, so that only sigwait receives them.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        with _started(exchange):
+        with _started(server):
             scale = {} if rate_scale == 1 else {"AFFILIATE_RATE_SCALE": f"{rate_scale:g}"}
-            console.print(f"# The sandbox listens on {exchange.url}. Its accounts, as lines for .env:")
+            console.print(f"# The sandbox listens on {server.url}. Its accounts, as lines for .env:")
             if host in WILDCARDS:
                 console.print("# On other hosts, use an address of this machine in the URLs.")
-            for name, value in (exchange.variables | scale).items():
+            for name, value in (server.variables | scale).items():
                 console.print(f"{name}={value}", markup=False)
             signal.sigwait(STOP_SIGNALS)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
 @contextmanager
-def _started(exchange: Sandbox) -> Generator[None, None, None]:
+def _started(server: Sandbox) -> Generator[None, None, None]:
     try:
-        exchange.start()
+        server.start()
     except OSError as error:
         raise CommandError(
-            f"port {exchange.port} of {exchange.host} cannot be used ({error.strerror})",
+            f"port {server.port} of {server.host} cannot be used ({error.strerror})",
             "Choose another one with --port, or another address with --host",
         ) from None
     try:
         yield
     finally:
-        exchange.stop()
+        server.stop()
 
 
 def failing_days(texts: Sequence[str] | None) -> dict[date, int]:
@@ -122,8 +122,8 @@ def failing_days(texts: Sequence[str] | None) -> dict[date, int]:
     return found
 
 
-def _fail(exchange: Sandbox, days: Mapping[date, int]) -> None:
-    for account in exchange.accounts.values():
+def _set_failing_days(server: Sandbox, days: Mapping[date, int]) -> None:
+    for account in server.accounts.values():
         for day, status in days.items():
             account.faults.fail_day(day, status=status)
 
@@ -135,20 +135,22 @@ def serving(failing: Mapping[date, int]) -> Generator[None, None, None]:
     Requests that cover a day of `failing` get an error: at Binance with this HTTP status, at LBank with an error code.
     """
     saved = settings.sandbox_variables()
+    # One port serves all exchanges, so the base URL of any of them has it.
     port = saved.get(ENDPOINTS[0].exchange.base_url_variable, "").rpartition(":")[2]
     try:
-        exchange = Sandbox(port=int(port or 0), rate_scale=RATE_SCALE).start()
+        server = Sandbox(port=int(port or 0), rate_scale=RATE_SCALE).start()
     except OSError:
-        exchange = Sandbox(rate_scale=RATE_SCALE).start()
-    _fail(exchange, failing)
+        server = Sandbox(rate_scale=RATE_SCALE).start()
+    _set_failing_days(server, failing)
     try:
-        settings.save_sandbox_variables({"AFFILIATE_RATE_SCALE": str(RATE_SCALE), **exchange.variables})
-        # By exchange, the variables of its first endpoint's account.
-        accounts = {endpoint.exchange.name: endpoint.credentials for endpoint in reversed(ENDPOINTS)}
+        settings.save_sandbox_variables({"AFFILIATE_RATE_SCALE": str(RATE_SCALE), **server.variables})
+        # By exchange, the variables of its first endpoint's credentials: in reverse order, that endpoint is the last to
+        # set them.
+        credentials = {endpoint.exchange.name: endpoint.credentials for endpoint in reversed(ENDPOINTS)}
         console.print(
             "No exchange is configured, so [bold]the sandbox[/bold] serves generated data on this machine. It has its own "
             f"database and {RATE_SCALE} times the real rate limits.\nFor real accounts, set "
-            f"{', or '.join(' and '.join(names) for names in reversed(accounts.values()))} in .env and start again."
+            f"{', or '.join(' and '.join(names) for names in reversed(credentials.values()))} in .env and start again."
         )
         for day, status in failing.items():
             console.print(
@@ -157,4 +159,4 @@ def serving(failing: Mapping[date, int]) -> Generator[None, None, None]:
             )
         yield
     finally:
-        exchange.stop()
+        server.stop()

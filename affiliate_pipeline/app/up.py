@@ -134,6 +134,7 @@ def running(stopping: threading.Event, port: int | None, failing: Mapping[date, 
 
 
 def _wait_until_ready(project: Project) -> None:
+    """Return once Dagster is ready, or `stopping` is set; raises `CommandError`."""
     deadline = time.monotonic() + READY_WAIT_S
     with doing("Dagster is starting"):
         while not project.landing.stopping.wait(0.2):

@@ -54,12 +54,13 @@ def who(
 
 
 def _verdict(text: str, found: Sequence[User]) -> Iterator[str]:
-    shown = _without_email(text)
+    shown = _redacted(text)
     if not found:
         yield f"{shown} is not known: no row that has landed names this user."
     elif not any(_is_certain(text, each) for each in found):
         matches = count_of(len(found), "customer has", "customers have")
         yield f"{shown} may be ours: {matches} an email that fits. The exchange masks emails, so it may be another user's."
+    # A fact is a value and its time; a user without this fact is ours.
     elif all(each.facts.get(OURS, (True,))[0] is False for each in found):
         yield f"{shown} is no longer under us."
     else:
@@ -75,10 +76,10 @@ def _is_certain(text: str, user: User) -> bool:
 def _described(text: str, found: Sequence[User]) -> Iterator[str]:
     for each in found:
         yield ""
-        others = f" ({', '.join(map(_without_email, sorted(each.other_names)))})" if each.other_names else ""
+        others = f" ({', '.join(map(_redacted, sorted(each.other_names)))})" if each.other_names else ""
         account = "/".join(filter(None, (each.exchange, each.account)))
         doubt = "" if _is_certain(text, each) else ", perhaps another user"
-        yield f"{account}, {each.column} {_without_email(each.name)}{others}{doubt}"
+        yield f"{account}, {each.column} {_redacted(each.name)}{others}{doubt}"
         for label, (value, _) in each.facts.items():
             yield _line(label, _fact(value))
         if each.volumes:
@@ -114,10 +115,10 @@ def _periods(texts: Sequence[str]) -> str:
 def _fact(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:%Y-%m-%d}" if isinstance(value, datetime) else _without_email(f"{value}")
+    return f"{value:%Y-%m-%d}" if isinstance(value, datetime) else _redacted(f"{value}")
 
 
-def _without_email(text: str) -> str:
+def _redacted(text: str) -> str:
     """The text, an email in it cut to its first characters unless the exchange has masked it."""
     local, at, _ = text.partition("@")
     return text if not at or "*" in local else redact(text)

@@ -79,16 +79,16 @@ def system_user() -> pwd.struct_passwd:
     """The server's user when running as root, created if necessary."""
     with suppress(KeyError):
         return pwd.getpwnam(SYSTEM_USER)
-    command = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", SYSTEM_USER]
+    useradd = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", SYSTEM_USER]
     path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     try:
-        output = subprocess.run(command, env=path, capture_output=True, text=True).stderr.strip()
+        output = subprocess.run(useradd, env=path, capture_output=True, text=True).stderr.strip()
     except OSError as error:
         output = str(error)
     with suppress(KeyError):
         return pwd.getpwnam(SYSTEM_USER)  # created by this process or a concurrent one
     raise ServerError(
-        f"PostgreSQL does not run as root, and its system user could not be created ({' '.join(command)}: {output})",
+        f"PostgreSQL does not run as root, and its system user could not be created ({' '.join(useradd)}: {output})",
         "Run the command as an ordinary user, or create that user yourself",
     )
 

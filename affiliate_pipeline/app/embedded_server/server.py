@@ -179,20 +179,20 @@ def _launch(home: Path, cluster: Cluster, lock_fd: int) -> Cluster:
 
 
 def _initialize(cluster: Cluster, lock_fd: int) -> None:
-    unfinished, password = cluster.folder / "data.new", cluster.folder / "password"
+    unfinished, password_file = cluster.folder / "data.new", cluster.folder / "password"
     shutil.rmtree(unfinished, ignore_errors=True)
-    password.unlink(missing_ok=True)
+    password_file.unlink(missing_ok=True)
     owner = cluster.folder.stat()
     try:
-        with open(os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with open(os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             file.write(cluster.password)
         locale = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
-        access = ("--auth=scram-sha-256", f"--username={ROLE}", f"--pwfile={password}")
+        access = ("--auth=scram-sha-256", f"--username={ROLE}", f"--pwfile={password_file}")
         # Iterations protect passwords that can be guessed; this one is random, and they take half of each connection's time.
         run(cluster, lock_fd, "initdb", "-D", unfinished, *locale, *access, "-c", "scram_iterations=1")
     finally:
-        password.unlink(missing_ok=True)
+        password_file.unlink(missing_ok=True)
     unfinished.rename(cluster.data)
 
 

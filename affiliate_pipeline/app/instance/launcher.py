@@ -44,13 +44,14 @@ class RunHealth(RunLauncher):
             "unchanged; materialize again the days that are shown as failed",
         )
 
+    # Not set in `__init__`: each launcher that this class extends has its own.
     @cached_property
     def _last_events(self) -> dict[str, tuple[float, float]]:
         """By run, the time of its last event, and when this process first saw that event."""
         return {}
 
     def _silent_s(self, run_id: str) -> float:
-        """How long this process has seen no new event; another machine's clock, which dates events, may differ."""
+        """For how long (s) this process has seen no new event of the run; the clock that dates events may differ."""
         now = time.monotonic()
         logged = self._instance.event_log_storage.get_logs_for_run(run_id, limit=1, ascending=False)
         last = logged[0].timestamp if logged else 0

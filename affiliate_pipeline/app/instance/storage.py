@@ -35,10 +35,10 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
             require_storage(url)
         except AffiliateError as error:
             raise StorageUnavailable(f"{error}") from None
-        url = with_session_settings(sqlalchemy_url(url))
-        storage = cls(url, inst_data=inst_data)
+        storage_url = with_session_settings(sqlalchemy_url(url))
+        storage = cls(storage_url, inst_data=inst_data)
         if environment.embedded_url:
-            register_embedded(url, environment)
+            register_embedded(storage_url, environment)
         # A run over a range writes three events per day. Without a pool, they take seven connections per day and two
         # thirds of the run's time. Connections are recycled after a second: none is stale after a database restart.
         # Statements have no timeout (0), and the number of connections no limit (-1).
