@@ -40,6 +40,7 @@ def main() -> None:
         prog="python -m benchmarks", description="Measure, print tables, and update benchmarks/results.md."
     )
     parts = ", ".join(f"{name}: {title}" for name, (title, _) in PARTS.items())
+    # The default, an empty list, has to be one of the choices.
     parser.add_argument(
         "parts", nargs="*", metavar="PART", choices=[*PARTS, []], default=[], help=f"default: all ({parts})"
     )

@@ -180,7 +180,7 @@ def days_back(number: int) -> list[date]:
 
 @contextmanager
 def peaks(**groups: int) -> Iterator[dict[str, int]]:
-    """Yield the peak RAM (bytes) of each process (PID) and its descendants; pages shared within a group count once.
+    """Yield the peak RAM (bytes) of each group: a process (PID) and its descendants, whose shared pages count once.
 
     The values are final only after the block.
     """

@@ -71,16 +71,17 @@ def asset_in_process(days: Sequence[date]) -> None:
 def raw_copy(url: str) -> float:
     """Copy the landed rows, from CSV in memory, into a table with the same definition; return the seconds."""
     columns = sql.SQL(", ").join(sql.Identifier(name) for name in [*map(_snake, FIELDS), "extra", "partition_date"])
-    read = sql.SQL("copy (select {} from {}) to stdout (format csv)").format(columns, sql.SQL(LANDED))
-    write = sql.SQL("copy {} ({}) from stdin (format csv)").format(sql.SQL(COPIED), columns)
+    copy_out = sql.SQL("copy (select {} from {}) to stdout (format csv)").format(columns, sql.SQL(LANDED))
+    copy_in = sql.SQL("copy {} ({}) from stdin (format csv)").format(sql.SQL(COPIED), columns)
     with psycopg.connect(url) as connection:
+        # The default of the column run_id.
         connection.execute("select set_config('affiliate.run_id', 'raw', false)")
-        with connection.cursor().copy(read) as copying:
+        with connection.cursor().copy(copy_out) as copying:
             text = b"".join(copying)
         connection.execute(f"create table {COPIED} (like {LANDED} including all)")
         connection.commit()
         began = time.perf_counter()
-        with connection.cursor().copy(write) as copying:
+        with connection.cursor().copy(copy_in) as copying:
             copying.write(text)
         connection.commit()
         return time.perf_counter() - began
@@ -135,7 +136,7 @@ def naive_client(url: str, environment: dict[str, str], days: Sequence[date]) ->
 
 
 def dlt_default(url: str, environment: dict[str, str], days: Sequence[date], folder: str) -> float:
-    """Load the same pages with dlt's defaults, typed columns and a merge by day; return the seconds."""
+    """Load each page with dlt's defaults, typed columns and a merge by day; return the seconds."""
     os.environ |= {"RUNTIME__DLTHUB_TELEMETRY": "false", "RUNTIME__LOG_LEVEL": "ERROR", "DLT_DATA_DIR": folder}
     # dlt is in the extra `bench` only, and cannot be imported elsewhere.
     dlt = importlib.import_module("dlt")
@@ -218,6 +219,7 @@ class Contenders:
         return self._result(LANDED, Measured(landing_s, measured.seconds, measured.memory))
 
     def _result(self, table: LiteralString, measured: Measured) -> Result:
+        """The run's result, if the table has the expected rows; the value of `measured` is the seconds of landing."""
         found = self._content(table)
         expected = self._expected
         # dlt gives all decimals one scale, so its hash differs.
@@ -270,10 +272,11 @@ def run(quick: bool, rounds: int) -> list[Table]:
             isolated_project(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as project,
         ):
             assets = (COMMAND, IN_PROCESS) if rows <= ROWS else (COMMAND,)
-            # The second of these days has a single row, which proves that the source retains the days after it.
+            # days[1] has a single row, which proves that the source retains the days after it.
             single_row_step_s = {
                 asset: statistics.median(_land(project, asset, days[1:2])[1] for _ in range(rounds)) for asset in assets
             }
+            # Discard the requests of these runs.
             exchange.requests()
             for (_, landed_days), content in zip(sets, exchange.prepared, strict=True):
                 contenders = Contenders(exchange, project, landed_days, content, single_row_step_s)
@@ -342,5 +345,5 @@ def _table(rows: int, days: int, rounds: int, results: dict[str, list[Result]]) 
         line("peak memory, MB", lambda name: f"{median(name, lambda result: result.memory) / MB:,.0f}"),
         line("PostgreSQL's, MB", lambda name: f"{median(name, lambda result: result.database_memory) / MB:,.0f}"),
     ]
-    over = "one day" if days == 1 else f"{days} days"
-    return Table(f"{rows:,} rebates of {over}, median of {rounds}", ["", *results], lines)
+    period = "one day" if days == 1 else f"{days} days"
+    return Table(f"{rows:,} rebates of {period}, median of {rounds}", ["", *results], lines)

@@ -31,8 +31,8 @@ def run(quick: bool, rounds: int) -> list[Table]:
     """Compare runs over days without rows with only fetching these days."""
     numbers = QUICK_DAYS if quick else DAYS
     with (
-        source(rebates, [(0, days_back(number)) for number in numbers]) as quiet,
-        isolated_project(**quiet.environment) as project,
+        source(rebates, [(0, days_back(number)) for number in numbers]) as exchange,
+        isolated_project(**exchange.environment) as project,
     ):
         runs: dict[int, list[tuple[float, float, Measured]]] = {number: [] for number in numbers}
         for _ in range(rounds):
@@ -47,8 +47,8 @@ def run(quick: bool, rounds: int) -> list[Table]:
 
 
 def _table(runs: dict[int, list[tuple[float, float, Measured]]], rounds: int) -> Table:
-    run_s = {number: statistics.median(run for run, _, _ in results) for number, results in runs.items()}
-    fetching_s = {number: statistics.median(fetching for _, fetching, _ in results) for number, results in runs.items()}
+    run_s = {number: statistics.median(seconds for seconds, _, _ in results) for number, results in runs.items()}
+    fetching_s = {number: statistics.median(seconds for _, seconds, _ in results) for number, results in runs.items()}
     shortest = min(runs)
 
     def overhead_ms(number: int) -> str:

@@ -65,6 +65,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
                 measured(
                     "a month",
                     rounds,
+                    # 35 days ago is in an earlier month.
                     lambda: gather_overview(commission, earning, [days[-35]], days[0])[1][0],
                     lambda found: render.month_html(found, pages),
                 ),
@@ -89,7 +90,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
 
 
 def measured(name: str, rounds: int, read: Callable[[], Figures], show: Callable[[Figures], str]) -> list[str]:
-    """The page's line of the table."""
+    """Measure a page; return its line of the table."""
     reading: list[float] = []
     rendering: list[float] = []
     page = ""

@@ -43,17 +43,19 @@ def sessions(project: IsolatedProject) -> Iterator[dict[str, int]]:
     """Yield how many sessions other processes open, and their maximum at one time; final only after the block."""
     found = {"opened": 0, "peak": 0}
     ended = threading.Event()
-    count = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
-    opened = "select sessions from pg_stat_database where datname = current_database()"
+    count_sessions = (
+        "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+    )
+    count_opened = "select sessions from pg_stat_database where datname = current_database()"
 
     def sample() -> None:
         while not ended.wait(SAMPLE_EVERY_S):
-            [(number,)] = connection.execute(count).fetchall()
+            [(number,)] = connection.execute(count_sessions).fetchall()
             found["peak"] = max(found["peak"], number)
 
     with psycopg.connect(project.url, autocommit=True) as connection:
         sampler = threading.Thread(target=sample)
-        [(before,)] = connection.execute(opened).fetchall()
+        [(before,)] = connection.execute(count_opened).fetchall()
         sampler.start()
         try:
             yield found
@@ -62,13 +64,13 @@ def sessions(project: IsolatedProject) -> Iterator[dict[str, int]]:
             sampler.join()
         # A session is counted a moment after it was opened.
         time.sleep(2)
-        [(after,)] = connection.execute(opened).fetchall()
+        [(after,)] = connection.execute(count_opened).fetchall()
         found["opened"] = after - before
 
 
 def runs(project: IsolatedProject, numbers: Sequence[int]) -> Table:
     """Land days without rows; return the RAM, sessions and events of each run."""
-    counts = {
+    queries = {
         "rows in `event_logs`": "select count(*) from event_logs",
         "of these, of an asset": "select count(*) from event_logs where asset_key is not null",
         "rows in `asset_event_tags`": "select count(*) from asset_event_tags",
@@ -79,18 +81,18 @@ def runs(project: IsolatedProject, numbers: Sequence[int]) -> Table:
 
     def values() -> list[int]:
         project.query("vacuum full")
-        return [project.query(count.encode()) for count in counts.values()]
+        return [project.query(query.encode()) for query in queries.values()]
 
-    lines: list[list[str]] = [[name] for name in ("peak RAM, MB", "sessions at one time", "sessions opened", *counts)]
+    lines: list[list[str]] = [[name] for name in ("peak RAM, MB", "sessions at one time", "sessions opened", *queries)]
     # Create Dagster's tables.
     project.materialize(REBATES, days_back(1))
     for number in numbers:
         before = values()
         with sessions(project) as used:
             measured = project.materialize(REBATES, days_back(number))
-        peak = measured.memory["contender"] // MB
+        ram_mb = measured.memory["contender"] // MB
         growth = [after - earlier for after, earlier in zip(values(), before, strict=True)]
-        for line, value in zip(lines, (peak, used["peak"], used["opened"], *growth), strict=True):
+        for line, value in zip(lines, (ram_mb, used["peak"], used["opened"], *growth), strict=True):
             line.append(f"{value:,}")
     return Table(
         f"One run of `{REBATES}`",
@@ -116,11 +118,11 @@ def idle(project: IsolatedProject, idle_s: float) -> Table:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             processes.append(process)
             time.sleep(20)
-            with sessions(project) as used, peaks(each=process.pid) as ram:
+            with sessions(project) as used, peaks(process=process.pid) as ram:
                 time.sleep(idle_s)
             assert process.poll() is None, name
             per_minute = used["opened"] * 60 / idle_s
-            lines.append([name, str(used["peak"]), f"{per_minute:.0f}", f"{ram['each'] / MB:,.0f}"])
+            lines.append([name, str(used["peak"]), f"{per_minute:.0f}", f"{ram['process'] / MB:,.0f}"])
     finally:
         for process in reversed(processes):
             process.terminate()
@@ -175,6 +177,7 @@ def partition(project: IsolatedProject, days: int) -> None:
     """Replace the table by one that is partitioned by month, with the same rows."""
     # The table may have rows of a few more days.
     first = days_back(days + 6)[0].replace(day=1)
+    # Until the next month at least, where the partition of the current one ends.
     months = sorted({(first + timedelta(days=number)).replace(day=1) for number in range(days + 68)})
     with psycopg.connect(project.url) as connection:
         connection.execute(f"alter table {LANDED} rename to unpartitioned".encode())
@@ -223,28 +226,28 @@ def large(project: IsolatedProject, quick: bool, rounds: int) -> list[Table]:
     of_day = f"from {LANDED} where partition_date = '{day}' and account = ''"
     project.clear()
     landing = {"0": step_s(project, day, rounds)}
-    delete = {"0": explained(project, f"delete {of_day}")}
+    delete_costs = {"0": explained(project, f"delete {of_day}")}
     fill(project, rows, others, 1)
     name = f"{rows * others:,}"
-    landing[name], delete[name] = step_s(project, day, rounds), explained(project, f"delete {of_day}")
+    landing[name], delete_costs[name] = step_s(project, day, rounds), explained(project, f"delete {of_day}")
     partition(project, others)
     name += ", by month"
-    landing[name], delete[name] = step_s(project, day, rounds), explained(project, f"delete {of_day}")
-    large = Table(
+    landing[name], delete_costs[name] = step_s(project, day, rounds), explained(project, f"delete {of_day}")
+    table = Table(
         f"Landing a day of {rows:,} rows in a table with rows of {others} other days, median of {rounds}",
         ["other rows", *landing],
         [
             ["step, s", *(f"{seconds:.2f}" for seconds in landing.values())],
             ["relative to an empty table", *(f"{seconds / landing['0']:.2f}" for seconds in landing.values())],
-            ["delete of the day, ms", *(f"{ms:.0f}" for ms, _ in delete.values())],
-            ["pages read by the delete", *(f"{pages:,}" for _, pages in delete.values())],
+            ["delete of the day, ms", *(f"{ms:.0f}" for ms, _ in delete_costs.values())],
+            ["pages read by the delete", *(f"{pages:,}" for _, pages in delete_costs.values())],
         ],
         [
             "*by month*: the table is partitioned, so landing also reads the rows back and compares them. The delete "
             "finds its rows cached."
         ],
     )
-    return [large, accounts(project, day, rows)]
+    return [table, accounts(project, day, rows)]
 
 
 def accounts(project: IsolatedProject, day: date, rows: int) -> Table:
@@ -254,8 +257,10 @@ def accounts(project: IsolatedProject, day: date, rows: int) -> Table:
     project.query("delete from affiliate.landing")
     project.materialize(REBATES, [day])
     fill(project, rows, 5, ACCOUNTS)
-    read = f"select sum(income) from {LANDED} where partition_date = '{day - timedelta(days=2)}' and account = 'a3'"
-    lines = [["(partition_date)", *size_and_cost(project, INDEX, read)]]
+    statement = (
+        f"select sum(income) from {LANDED} where partition_date = '{day - timedelta(days=2)}' and account = 'a3'"
+    )
+    lines = [["(partition_date)", *size_and_cost(project, INDEX, statement)]]
     for index, definition in {
         "by_account": "(partition_date, account)",
         "by_brin": "using brin (partition_date, account) with (pages_per_range = 16)",
@@ -263,7 +268,7 @@ def accounts(project: IsolatedProject, day: date, rows: int) -> Table:
         project.query(f"drop index binance.{INDEX if index == 'by_account' else 'by_account'}".encode())
         project.query(f"create index {index} on {LANDED} {definition}".encode())
         project.query(f"analyze {LANDED}".encode())
-        lines.append([definition, *size_and_cost(project, index, read)])
+        lines.append([definition, *size_and_cost(project, index, statement)])
     return Table(
         f"One account's {rows // ACCOUNTS:,} rows of a day that {ACCOUNTS} accounts have",
         ["index", "bytes per row", "pages read", "ms"],
@@ -271,11 +276,11 @@ def accounts(project: IsolatedProject, day: date, rows: int) -> Table:
     )
 
 
-def size_and_cost(project: IsolatedProject, index: str, read: str) -> tuple[str, str, str]:
-    """The size of an index, and the cost of a query."""
+def size_and_cost(project: IsolatedProject, index: str, statement: str) -> tuple[str, str, str]:
+    """The bytes of the index per row, and the pages and ms of the statement, as text."""
     size = "select sum(pg_relation_size(relid)) / (select count(*) from {}) from pg_partition_tree(%s)"
     bytes_per_row = project.query(size.format(LANDED).encode(), f"binance.{index}")
-    ms, pages = min(explained(project, read) for _ in range(3))
+    ms, pages = min(explained(project, statement) for _ in range(3))
     return f"{bytes_per_row:.1f}", f"{pages:,}", f"{ms:.1f}"
 
 
@@ -285,8 +290,8 @@ def run(quick: bool, rounds: int) -> list[Table]:
     rows = QUICK_ROWS_PER_DAY if quick else ROWS_PER_DAY
     tables: list[Table] = []
     with (
-        source(rebates, [(0, days_back(number)) for number in numbers]) as quiet,
-        isolated_project(**quiet.environment) as project,
+        source(rebates, [(0, days_back(number)) for number in numbers]) as exchange,
+        isolated_project(**exchange.environment) as project,
     ):
         tables.append(runs(project, numbers))
         tables.append(idle(project, QUICK_IDLE_S if quick else IDLE_S))

@@ -90,7 +90,7 @@ def rebates(sandbox: "Sandbox", sets: Sequence[tuple[int, Sequence[date]]]) -> l
 
     One more rebate before the days of each set proves that the source retains these days.
     """
-    generated = [[row for day in days for row in _rebates(day, rows // len(days))] for rows, days in sets]
+    generated = [[row for day in days for row in _rebates(day, count // len(days))] for count, days in sets]
     older = [row for _, days in sets for row in _rebates(min(days) - timedelta(days=1), 1)]
     sandbox.binance.retention_ms = None
     # The benchmarks measure landing, not waiting for the weight limit.

@@ -28,14 +28,14 @@ NOTHING = Amount(0, 0)
 
 
 def sum_of(amounts: Iterable[Amount]) -> Amount:
-    """Their sum, with the largest scale among them."""
+    """The sum of the amounts, with the largest scale among them."""
     return reduce(Amount.__add__, amounts, NOTHING)
 
 
-def spread(mean: int, first: int, second: int) -> int:
-    """A number with mean `mean` if both draws are uniform below SPREAD: mostly far smaller, rarely 60 times that."""
-    # The mean of x / (draw + x / 100) for draws below x is ln 101 = 4.615, that of 3 (draw / x)^2 is 1.
-    return mean * 3 * second**2 * 1000 // (SPREAD * (first + SPREAD // 100) * 4615)
+def spread(mean: int, first_draw: int, second_draw: int) -> int:
+    """A number with mean `mean` if both draws are uniform below SPREAD: mostly far smaller, rarely 60 times `mean`."""
+    # With x = SPREAD, the mean of x / (first_draw + x / 100) is ln 101 = 4.615, that of 3 (second_draw / x)^2 is 1.
+    return mean * 3 * second_draw**2 * 1000 // (SPREAD * (first_draw + SPREAD // 100) * 4615)
 
 
 def with_significant_digits(units: int, digits: int) -> int:

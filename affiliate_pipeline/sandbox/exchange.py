@@ -13,7 +13,7 @@ ALIAS = re.compile(r"(?!.*__|.*_file$)[a-z][a-z0-9_]{0,30}")
 
 
 def alias_of(text: str) -> str:
-    """The alias of a further account; raises ValueError if it is malformed."""
+    """The text itself if it is a valid alias of a further account; raises ValueError otherwise."""
     if ALIAS.fullmatch(text):
         return text
     raise ValueError(f"{text} is not an alias: {ALIAS.pattern}")

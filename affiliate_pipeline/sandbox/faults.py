@@ -105,7 +105,7 @@ class Faults:
                 return Response(200, FIREWALL_PAGE, "text/html", fault=kind)
             case "rate_limited":
                 return replace(exchange.refusal(429, retry_after_s=self.retry_after_s), fault=kind)
-            case _:
+            case _:  # None, "slow", or what the server applies when it sends: "reset", "truncated"
                 return replace(response, fault=kind, delay_s=self.slow_s if kind == "slow" else 0)
 
     def _day_failure(self, call: Call, exchange: Exchange) -> Response | None:

@@ -45,18 +45,19 @@ def close(base: str, quote: str, day: date) -> int:
         return price_in(base, quote, day) // (ONE // UNIT)
     text, span = _PRICED[base, quote]
     whole, _, rest = text.partition(".")
-    number, into = divmod(day.toordinal(), LEVEL_DAYS)
-    first, second = (_draw(6 * span, base, "level", each) for each in (number, number + 1))
-    moved = first + (second - first) * into // LEVEL_DAYS + _draw(span, base, day.isoformat())
-    price = int(whole + rest.ljust(8, "0")) * (10_000 + moved) // 10_000
+    level, days_since = divmod(day.toordinal(), LEVEL_DAYS)
+    first, second = (_draw(6 * span, base, "level", each) for each in (level, level + 1))
+    # From the price in the table, in 1/100 %: on the way from one level to the next, plus the day's own deviation.
+    deviation = first + (second - first) * days_since // LEVEL_DAYS + _draw(span, base, day.isoformat())
+    price = int(whole + rest.ljust(8, "0")) * (10_000 + deviation) // 10_000
     return with_significant_digits(price, SIGNIFICANT_DIGITS)
 
 
 @cache
 def price_in(coin: str, quote: str, day: date) -> int:
     """The value of the coin in the quote at the end of the day, in units of 10^-18, rounded down."""
-    above, below = _value(coin, day), _value(quote, day)
-    return ONE * above[0] * below[1] // (above[1] * below[0])
+    of_coin, of_quote = _value(coin, day), _value(quote, day)
+    return ONE * of_coin[0] * of_quote[1] // (of_coin[1] * of_quote[0])
 
 
 def worth(usdt: int, coin: str, day: date) -> int:
@@ -65,13 +66,13 @@ def worth(usdt: int, coin: str, day: date) -> int:
 
 
 def _value(coin: str, day: date) -> tuple[int, int]:
-    """The coin's value in USDT as a fraction."""
+    """The coin's value in USDT as a fraction: numerator and denominator."""
     if coin == "USDT":
         return 1, 1
     for base, quote in _PRICED:
         if base == coin:
-            value = _value(quote, day)
-            return close(base, quote, day) * value[0], UNIT * value[1]
+            of_quote = _value(quote, day)
+            return close(base, quote, day) * of_quote[0], UNIT * of_quote[1]
         if (base, quote) == ("USDT", coin):
             return UNIT, close(base, quote, day)
     raise ValueError(f"no price of {coin}")

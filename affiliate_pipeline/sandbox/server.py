@@ -122,7 +122,7 @@ class Sandbox:
     def url(self) -> str:
         """The base URL, known once started; it stays the same after a restart.
 
-        If the sandbox listens on all addresses, clients on other hosts use one of this machine instead of the URL's.
+        If the sandbox listens on all addresses, clients on other hosts need another address of this machine.
         """
         address = WILDCARDS.get(self.host, self.host)
         return f"http://[{address}]:{self.port}" if ":" in address else f"http://{address}:{self.port}"
@@ -135,9 +135,9 @@ class Sandbox:
 
     @property
     def secrets(self) -> set[str]:
-        """All API keys with their secrets, as accepted now."""
-        keys = [keys for each in self.accounts.values() for keys in (each.binance.keys, each.lbank.keys)]
-        return {text for by_key in keys for pair in by_key.items() for text in pair}
+        """All API keys, and the secrets or public keys that belong to them, as accepted now."""
+        by_key = [keys for each in self.accounts.values() for keys in (each.binance.keys, each.lbank.keys)]
+        return {text for keys in by_key for pair in keys.items() for text in pair}
 
     def start(self) -> Self:
         """Start serving; raises OSError if the port is in use."""
@@ -177,13 +177,13 @@ class Sandbox:
 
     def _find(self, call: Call) -> tuple[Account, Exchange] | None:
         """The account and exchange that respond: for an unknown key, those of the default account, which refuse it."""
-        found = [
+        candidates = [
             (account, exchange)
             for account in self.accounts.values()
             for exchange in account.exchanges
             if call.path.startswith(exchange.prefixes)
         ]
-        return next((each for each in found if each[1].serves(call)), found[0] if found else None)
+        return next((each for each in candidates if each[1].serves(call)), candidates[0] if candidates else None)
 
 
 # What socketserver calls a request; for a UDP server, it is a pair.

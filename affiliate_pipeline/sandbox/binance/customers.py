@@ -54,10 +54,10 @@ class Customers:
 
 @cache
 def _emails(alias: str) -> dict[str, str]:
-    """The rebates' customers that have an id, each with an email that fits the masked one."""
+    """By customerId, an email that fits the masked one of the rebates."""
     emails: dict[str, str] = {}
-    for number, (customer_id, row) in enumerate(customers_of(alias)):
-        email = json.loads(row + "}")["email"].replace("*****", f".{number:03d}")
+    for number, (customer_id, head) in enumerate(customers_of(alias)):
+        email = json.loads(head + "}")["email"].replace("*****", f".{number:03d}")
         if customer_id and EMAIL.fullmatch(email):
             emails[customer_id] = email
     return emails

@@ -189,6 +189,7 @@ class Binance:
         if "startTime" not in call.params:
             return None
         start, stop = self._window(BinanceParameters({"endTime": f"{self._now()}"} | call.params), max_span_ms=None)
+        # With `exclusive_end`, the window may be empty.
         return day_of(start), day_of(max(start, stop - 1))
 
     def _account(self, role: str, _params: BinanceParameters) -> bytes:
@@ -289,7 +290,7 @@ class Binance:
     def _verified(self, call: Call, by_role: Mapping[str, _Endpoint]) -> _Endpoint:
         """The endpoint for the role of the call's key, once the call is verified."""
         api_key = _api_key_of(call)
-        endpoint = by_role.get(self._roles.get(api_key, "partner")) if api_key in self.keys else None
+        endpoint = by_role.get(self._roles[api_key]) if api_key in self.keys else None
         if endpoint is None or (call.path == ACCOUNT and api_key in self.keys_without_reading):
             raise Refused(-2015, status=401)
         verify(call, self.keys[api_key], self._clock())

@@ -100,14 +100,17 @@ class Kickbacks:
         )
 
     def collect(self, start: int, stop: int, limit: int | None) -> bytes:
-        """Start a collection, which replaces the previous one; return the response's body."""
+        """Start a collection; return the response's body.
+
+        From now on, only its file is offered. Earlier files can still be fetched.
+        """
         rows = [decode(row) for row in self.between(start, stop, HISTORY_MS, limit=limit)]
         rows += [dict(row) for row in self.stray_rows]
         # The exchange does not promise that files are ordered by time.
         rows.sort(key=lambda row: (str(row.get("asset")), int(row["time"])))
         with self._lock:
-            number = Random(f"{self._alias}history {len(self._collections)} {start} {stop} {self._now()}")
-            first, second = (UUID(int=number.getrandbits(128)) for _ in range(2))
+            random = Random(f"{self._alias}history {len(self._collections)} {start} {stop} {self._now()}")
+            first, second = (UUID(int=random.getrandbits(128)) for _ in range(2))
             path = f"{FILES}{first}/part-00000-{second}-c000.csv"
             file = _csv(self.form, rows)
             if self.form.packed == "gzip":
@@ -116,19 +119,22 @@ class Kickbacks:
         return COLLECTING
 
     def offer(self, host: str = "") -> bytes | None:
-        """What a request for the URL, sent to `host`, returns: `Faults.pending` comes first; None is an error."""
+        """The body returned for a request for the newest file's URL, sent to `host`; None is an error.
+
+        `Faults.pending` has precedence.
+        """
         with self._lock:
             ready = [each for each in self._collections if each.ready_ms <= self._now()]
-            pending = self._faults.pending.popleft() if self._faults.pending else None
-            is_ready = bool(ready) and ready[-1] is self._collections[-1]
-            if pending is None and is_ready:
+            fault = self._faults.pending.popleft() if self._faults.pending else None
+            newest_is_ready = bool(ready) and ready[-1] is self._collections[-1]
+            if fault is None and newest_is_ready:
                 return self._url(ready[-1], host)
-            before = [each for each in ready if each is not self._collections[-1]]
-            match pending or ("message" if self._collections else "error"):
+            earlier = [each for each in ready if each is not self._collections[-1]]
+            match fault or ("message" if self._collections else "error"):
                 case "message":
                     return COLLECTING
                 case "previous":
-                    return self._url(before[-1], host) if before else COLLECTING
+                    return self._url(earlier[-1], host) if earlier else COLLECTING
                 case "empty":
                     return b""
                 case "null":
@@ -158,9 +164,9 @@ class Kickbacks:
         return Response(200, found.file, "application/octet-stream")
 
     def _url(self, collection: _Collection, host: str) -> bytes:
-        lives_ms = 0 if self._faults.expired_urls > 0 else self.url_lifetime_ms
+        lifetime_ms = 0 if self._faults.expired_urls > 0 else self.url_lifetime_ms
         self._faults.expired_urls = max(0, self._faults.expired_urls - 1)
-        expires = f"{(self._now() + lives_ms) // 1000}"
+        expires = f"{(self._now() + lifetime_ms) // 1000}"
         signature = _signature(collection.path, expires)
         url = (
             f"{self.own_url or f'http://{host}'}{collection.path}?AWSAccessKeyId=ASIASANDBOX{len(self.urls):05d}&Expires={expires}"
@@ -197,6 +203,7 @@ def _cells(form: FileForm, rows: Iterable[Mapping[str, Any]]) -> Iterator[list[s
         plain = {name.lower(): str(value) for name, value in row.items()}
         if form.time == "text":
             plain["time"] = _utc(int(plain["time"]))
+        # A header may be in capitals or have underscores.
         yield [plain.get(name.lower().replace("_", ""), "") for name in form.header]
 
 

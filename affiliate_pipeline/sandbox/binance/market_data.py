@@ -38,9 +38,9 @@ class MarketData:
         end = params.integer("endTime") if "endTime" in params else self._now()
         if end < start:
             raise Refused(-1128, "endTime")
-        last = min(end, self._now(), start_of(self.delisted[symbol]) if symbol in self.delisted else end)
-        first = -(-max(start, LISTED_SINCE_MS) // DAY_MS)
-        days = range(first, last // DAY_MS + 1)
+        last_ms = min(end, self._now(), start_of(self.delisted[symbol]) if symbol in self.delisted else end)
+        first_day = -(-max(start, LISTED_SINCE_MS) // DAY_MS)
+        days = range(first_day, last_ms // DAY_MS + 1)
         days = days[:limit] if "startTime" in params else days[-limit:]
         return json.dumps([self._kline(symbol, number * DAY_MS) for number in days], separators=(",", ":")).encode()
 
@@ -64,12 +64,12 @@ class MarketData:
         """The kline of the day that begins at `opened`; on the current day, the price moves towards the close."""
         base, quote = MARKETS[symbol]
         day = day_of(opened)
-        first, last = close(base, quote, day - timedelta(1)), close(base, quote, day)
-        last = first + (last - first) * min(DAY_MS, self._now() + 1 - opened) // DAY_MS
-        high, low = max(first, last), min(first, last)
+        open_price, close_price = close(base, quote, day - timedelta(1)), close(base, quote, day)
+        last = open_price + (close_price - open_price) * min(DAY_MS, self._now() + 1 - opened) // DAY_MS
+        high, low = max(open_price, last), min(open_price, last)
         high, low = high + high // 200, low - low // 250
         volume = 10**7 * UNIT * UNIT // last
-        prices = (text_of(price) for price in (first, high, low, last))
+        prices = (text_of(price) for price in (open_price, high, low, last))
         amounts = (text_of(volume), text_of(10**7 * UNIT))
         taken = (text_of(volume // 2), text_of(10**7 * UNIT // 2))
         return [opened, *prices, amounts[0], opened + DAY_MS - 1, amounts[1], 81_234, *taken, "0"]

@@ -70,7 +70,7 @@ def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
     They include bursts, duplicate rows, times at the day's edges and odd amounts. A few customers trade most.
     """
     customers_of_account = customers_of(alias)
-    shares = _zipf(len(customers_of_account))
+    cumulative_weights = _zipf(len(customers_of_account))
     markets, mean = markets_of(day), DAY_TOTAL * ONE // max(rows_per_day, MIN_ROWS)
     rnd = Random(f"{alias}rebates {day.isoformat()} {rows_per_day}").random
     count = int(rows_per_day * (0.65 + 0.2 * rnd() if day.weekday() >= 5 else 0.95 + 0.25 * rnd()))
@@ -81,7 +81,7 @@ def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
     rows: list[bytes] = []
     for number, offset in enumerate(offsets(rnd, count)):
         at = midnight + offset
-        customer, head = customers_of_account[bisect_right(shares, int(shares[-1] * rnd()))]
+        customer, head = customers_of_account[bisect_right(cumulative_weights, int(cumulative_weights[-1] * rnd()))]
         market, commission, income = payment(rnd, mean, markets)
         row = (
             f'{head},"income":"{income}","asset":"{market.asset}","symbol":"{market.symbol}","time":{at}'
@@ -189,4 +189,4 @@ def customers_of(alias: str) -> list[tuple[str, str]]:
         if number % 20 == 7:
             odd_id, odd_email = ODD_CUSTOMERS[number // 20 % len(ODD_CUSTOMERS)]
             customers.append((alias + odd_id if odd_id else "", alias + odd_email))
-    return [(each, encode({"customerId": each, "email": email})[:-1].decode()) for each, email in customers]
+    return [(id, encode({"customerId": id, "email": email})[:-1].decode()) for id, email in customers]

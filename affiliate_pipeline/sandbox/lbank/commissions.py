@@ -13,19 +13,19 @@ PAID_AFTER_MS = DAY_MS + 10 * HOUR_MS
 COINS = ("usdt", "btc", "eth", "lbk", "usdc", "sol")
 
 
-def commissions_of(user: User, day: date, totals: Totals) -> list[tuple[int, str, bytes]]:
+def commissions_of(agent: User, day: date, totals: Totals) -> list[tuple[int, str, bytes]]:
     """The commissions of the agent for the UTC+8 day with these totals: trade type, coin, row.
 
-    The coins' values at the day's close add up to about the agent's share of the fees, since amounts are cut off; some
-    rows have "0" as the value in USDT.
+    The coins' values at the day's close add up to the agent's share of the fees, except for decimals that are cut off;
+    some rows have "0" as the value in USDT.
     """
     paid: list[tuple[int, str, bytes]] = []
     for trade_type in (SPOT, FUTURES):
-        units = totals.commission.get((user.open_id, trade_type), 0)
+        units = totals.commission.get((agent.open_id, trade_type), 0)
         if not units:
             continue
-        below = draws("commission", user.id, day.isoformat(), trade_type)
-        count = 2 + below(3) if user.parent is None else 1 + below(3)
+        below = draws("commission", agent.id, day.isoformat(), trade_type)
+        count = 2 + below(3) if agent.parent is None else 1 + below(3)
         first = below(len(COINS))
         coins = sorted(COINS[(first + i) % len(COINS)] for i in range(count))
         parts = [1 + below(100) for _ in coins]
@@ -34,7 +34,7 @@ def commissions_of(user: User, day: date, totals: Totals) -> list[tuple[int, str
             amount = with_drawn_scale(below, worth(value, coin.upper(), day))
             in_usdt = "0" if below(4) == 0 else with_drawn_scale(below, value)
             row = (
-                f'{{"openId":"{user.open_id}","coinSymbol":"{coin}","amount":"{amount}","tradeType":{trade_type}'
+                f'{{"openId":"{agent.open_id}","coinSymbol":"{coin}","amount":"{amount}","tradeType":{trade_type}'
                 f',"statsDate":{start_of(day)},"usdtAmount":"{in_usdt}"}}'
             )
             paid.append((trade_type, coin, row.encode()))

@@ -64,11 +64,11 @@ class Content:
         From `first_trade_ms` on, it trades like the others; without `first_trade_ms`, it never trades.
         """
         now = self._now()
-        above = self._users.affiliate if parent is None else self._users.find(parent, now)
-        if above is None:
+        inviting_user = self._users.affiliate if parent is None else self._users.find(parent, now)
+        if inviting_user is None:
             raise ValueError(f"no user has the openId {parent}")
         registered_ms = now if registered_ms is None else registered_ms
-        user = self._users.add(open_id, above, level, registered_ms, first_trade_ms)
+        user = self._users.add(open_id, inviting_user, level, registered_ms, first_trade_ms)
         self._trades.clear()
         self._commissions_of.cache_clear()
         return user.open_id
@@ -81,13 +81,13 @@ class Content:
         """
         kinds = {name: kind for kind, (name, _, _) in MONEY.items()}
 
-        def given(row: Mapping[str, Any]) -> Money:
-            at, text = int(row["createTime"]), encode(row)
+        def as_money(row: Mapping[str, Any]) -> Money:
+            at, encoded = int(row["createTime"]), encode(row)
             user = self._users.find(str(row["openId"]), self._now())
             updated_at = int(row.get("updateTime") or at)
-            return Money(at, kinds[row["subInOutType"]], str(row.get("assetCode")), user, updated_at, text, text)
+            return Money(at, kinds[row["subInOutType"]], str(row.get("assetCode")), user, updated_at, encoded, encoded)
 
-        self._given_money = by_kind(map(given, rows))
+        self._given_money = by_kind(map(as_money, rows))
 
     def set_commissions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace all commissions by these, each sent as given, in this order within a day."""
@@ -136,7 +136,7 @@ class Content:
         return decode(self._futures_row(self._users.affiliate, *bounds_of(day), SCOPES[user_type], None))
 
     def money(self, day: date, sub_in_out_type: str) -> list[dict[str, Any]]:
-        """The deposits or withdrawals of the affiliate and of every user."""
+        """The deposits or withdrawals of the affiliate and of every user; the kind is as requested ("IN_DEPOSIT")."""
         found = self._money_between(self._users.affiliate, *bounds_of(day), SCOPES["ALL"], sub_in_out_type)
         return _decoded([money.row(self._now()) for money in found])
 
@@ -184,9 +184,10 @@ class Content:
             return []
         return [
             row
+            # The day on which the user registered begins up to a day earlier.
             for day in self._days(max(start, user.registered_ms - DAY_MS), paid_until)
-            for trade_type, symbol, row in self._commissions_of(user, day)
-            if trade_type in types and coin.lower() in ("", symbol)
+            for trade_type, paid_coin, row in self._commissions_of(user, day)
+            if trade_type in types and coin.lower() in ("", paid_coin)
         ]
 
     def _generate_commissions(self, agent: User, day: date) -> list[tuple[int, str, bytes]]:
@@ -218,11 +219,12 @@ class Content:
         return f'{{"turnover":"{turnover}","fee":"{fee}"}}'.encode()
 
     def _money_between(self, requested: User, start: int, end: int, scope: Scope, kind: str) -> list[Money]:
-        """Those created in [start, end], in the order of responses."""
+        """The deposits or withdrawals of this kind and scope created in [start, end], in the order of responses."""
         end = min(end, self._now())
         given = self._given_money
-        lists = [self._money_of(day) for day in self._days(start - DAY_MS + 1, end)] if given is None else [given]
-        money = [each for by_kind in lists for each in between(by_kind[kind], start, end)]
+        # The first day is the one that contains `start`.
+        groups = [self._money_of(day) for day in self._days(start - DAY_MS + 1, end)] if given is None else [given]
+        money = [each for group in groups for each in between(group[kind], start, end)]
         if scope is not SCOPES["ALL"] or requested is not self._users.affiliate:
             money = [each for each in money if each.user and scope(each.user, requested)]
         return money[::-1] if self.newest_first else money

@@ -12,7 +12,7 @@ Draw = Callable[[int], int]
 
 
 def draws(*key: str | int) -> Draw:
-    """A source of integers that depend only on the key."""
+    """A source of integers that depend only on the key; after 512 bits, all are 0."""
     rest = int.from_bytes(blake2b(repr(key).encode()).digest(), "big")
 
     def below(limit: int) -> int:

@@ -140,15 +140,16 @@ class LBank(Content):
         return self._now() + self._faults.clock_offset_ms
 
     def _verified(self, call: Call) -> LBankParameters:
+        """Count and verify the call; return its parameters, or refuse."""
         api_key = api_key_of(call)
         if api_key in self.keys:
-            self._count(api_key, call.path)
+            self._limit_rate(api_key, call.path)
         params = verified(call, self.keys, self._clock())
         if code := self.refused_paths.get(call.path):
             raise Refused(code)
         return params
 
-    def _count(self, api_key: str, path: str) -> None:
+    def _limit_rate(self, api_key: str, path: str) -> None:
         limit, window_ms = self.rate_limit
         with self._lock:
             now, arrivals = self._now(), self._arrivals[api_key, path]

@@ -71,19 +71,20 @@ def by_kind(money: Iterable[Money]) -> dict[str, list[Money]]:
 
 
 def between(money: list[Money], start: int, end: int) -> list[Money]:
-    """Those created in [start, end]."""
+    """The deposits or withdrawals created in [start, end], of a list in order of creation."""
     first = bisect_left(money, start, key=lambda each: each.at)
     return money[first : bisect_right(money, end, key=lambda each: each.at)]
 
 
 def _money(users: list[User], midnight: int, number: int, offset: int) -> Money:
     below = draws("money", midnight, offset + number)
+    # The first two are at the edges of the day.
     at = midnight + (0, DAY_MS - 1, below(DAY_MS))[min(number, 2)]
     user = users[below(len(users))]
     kind = BY_SHARE[below(len(BY_SHARE))]
     asset = ASSETS[below(len(ASSETS))]
-    speed = below(10)
-    ended_at = at if speed < 6 else at + 1000 + below(2 * HOUR_MS if speed < 9 else 71 * HOUR_MS)
+    slowness = below(10)
+    ended_at = at if slowness < 6 else at + 1000 + below(2 * HOUR_MS if slowness < 9 else 71 * HOUR_MS)
     mean = worth(MEAN_VALUE * ONE * user.size // 100, asset, day_of(midnight))
     name, _, good = MONEY[kind]
     status, sub_status = ("Completed", good) if below(20) else ("Failed", "Rejected")

@@ -37,6 +37,7 @@ class LBankParameters(Parameters):
     def check_names(self, required: frozenset[str], optional: frozenset[str]) -> None:
         """Refuse the call if a required parameter is missing or an unknown one is present."""
         for name in sorted(required):
+            # An empty coin requests all coins.
             if name not in self or (not self[name] and name != "coin"):
                 raise Refused(10001, name)
         if unknown := self.keys() - required - optional:

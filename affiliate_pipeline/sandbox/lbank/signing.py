@@ -61,6 +61,7 @@ def _add_from_headers(params: LBankParameters, headers: Message) -> None:
 
 def _is_signed(params: LBankParameters, sign: str, secret_or_public_pem: str) -> bool:
     is_rsa = is_public_key(secret_or_public_pem)
+    # An HMAC has to be in lower case, which the verifier does not check.
     if (params["signature_method"] == "RSA") != is_rsa or not (is_rsa or sign == sign.lower()):
         return False
     text = "&".join(f"{name}={value}" for name, value in sorted(params.items()))

@@ -48,8 +48,8 @@ class Trades:
 
     def __init__(self, users: Users) -> None:
         self._users = users
-        self._of_day = lru_cache(DAYS_CACHED)(self._make)
-        self._until = lru_cache(DAYS_CACHED)(self._make_until)
+        self._of_day = lru_cache(DAYS_CACHED)(self._fills_of_day)
+        self._until = lru_cache(DAYS_CACHED)(self._fills_until)
         self._sums = lru_cache(DAYS_CACHED)(self._sum)
 
     def clear(self) -> None:
@@ -62,15 +62,15 @@ class Trades:
         return self._until(day, _end(day, now))
 
     def totals(self, day: date, now: int) -> Totals:
-        """The sums of these trades."""
+        """The sums of the trades of the UTC+8 day."""
         return self._sums(day, _end(day, now))
 
-    def _make(self, day: date) -> list[tuple[User, list[Fill]]]:
+    def _fills_of_day(self, day: date) -> list[tuple[User, list[Fill]]]:
         midnight = start_of(day)
         found = ((user, _fills(user, midnight)) for user in self._users.registered(midnight + DAY_MS - 1))
         return [(user, fills) for user, fills in found if fills]
 
-    def _make_until(self, day: date, end: int) -> list[tuple[User, list[Fill]]]:
+    def _fills_until(self, day: date, end: int) -> list[tuple[User, list[Fill]]]:
         found = ((user, [fill for fill in fills if fill.at < end]) for user, fills in self._of_day(day))
         return [(user, fills) for user, fills in found if fills]
 
@@ -85,8 +85,8 @@ class Trades:
                 totals.user[user.open_id, trade_type] = volume, fee
                 for agent in user.above():
                     key = agent.open_id, trade_type
-                    others = totals.team.get(key, (NOTHING, NOTHING))
-                    totals.team[key] = others[0] + volume, others[1] + fee
+                    so_far = totals.team.get(key, (NOTHING, NOTHING))
+                    totals.team[key] = so_far[0] + volume, so_far[1] + fee
                 for agent, percent in _shares(user, trade_type):
                     totals.commission[agent.open_id, trade_type] += fee.units * percent // 100
         return totals
@@ -119,12 +119,13 @@ def _fills(user: User, midnight: int) -> list[Fill]:
     below = draws("fills", user.id, midnight)
     day_percent = 100 if day_of(midnight).weekday() < 5 else WEEKEND_PERCENT
     mean = MEAN_VOLUME * ONE * user.size * day_percent // 10_000
-    busy = 100 if user.parent is None else 60
+    chance_percent = 100 if user.parent is None else 60
     fills: list[Fill] = []
     for trade_type in (SPOT, FUTURES):
-        if below(100) >= busy:
+        if below(100) >= chance_percent:
             continue
         fills += [_fill(start + below(midnight + DAY_MS - start), trade_type, below, mean) for _ in range(1 + below(3))]
+        # The further draws do not depend on the number of these trades.
         below = draws("fills", user.id, midnight, trade_type)
     if first >= midnight:
         fills.append(_fill(first, below(2), below, mean))

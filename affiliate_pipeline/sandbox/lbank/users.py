@@ -82,20 +82,20 @@ class Users:
         self._founders = self._generate_founders(size * 2 // 5)
         self._agents = [user for user in self._founders if user.is_agent]
         self._newcomers: list[User] = []
-        self._listed_newcomers = size - len(self._founders)
+        self._listed_newcomer_count = size - len(self._founders)
         self._added: list[User] = []
         self._by_open_id = {user.open_id: user for user in [self.affiliate, *self._founders]}
         self._lock = threading.Lock()
 
     def listed(self, now: int) -> list[User]:
         """The users listed under the affiliate now, by time of registration."""
-        newcomers = self._newcomers_by(now)[-self._listed_newcomers :] if self._listed_newcomers else []
+        newcomers = self._newcomers_by(now)[-self._listed_newcomer_count :] if self._listed_newcomer_count else []
         users = [user for user in [*self._founders, *newcomers, *self._added] if user.registered_ms <= now]
         return sorted(users, key=lambda user: user.registered_ms) if self._added else users
 
     def find(self, open_id: str, now: int) -> User | None:
         """The user with this openId: the affiliate, or one who is or was under it."""
-        self._newcomers_by(now)
+        self._newcomers_by(now)  # adds them to `_by_open_id`
         user = self._by_open_id.get(open_id)
         return user if user and user.registered_ms <= now else None
 
@@ -149,9 +149,9 @@ class Users:
 
     def _newcomers_by(self, now: int) -> list[User]:
         """The newcomers who registered by now, in order."""
-        if not self._listed_newcomers:
+        if not self._listed_newcomer_count:
             return []
-        gap = LISTED_DAYS * DAY_MS // self._listed_newcomers
+        gap = LISTED_DAYS * DAY_MS // self._listed_newcomer_count
         with self._lock:
             for number in range(len(self._newcomers), max(0, (now - NEWCOMERS_SINCE_MS) // gap + 1)):
                 user = self._newcomer(number, gap)
