@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from affiliate_pipeline.exchanges.lbank.pagination import PAGE_SIZE
 from affiliate_pipeline.exchanges.lbank.responses import read
 from affiliate_pipeline.exchanges.lists import read_list
 from affiliate_pipeline.http.client import Response
@@ -156,6 +157,40 @@ def test_null_for_an_agent_without_rows_does_not_block_other_agents(both_exchang
         run = land(f"lbank/{COMMISSION}", [DAY])
         assert run.success, run.message
         assert query("select amount::text from lbank.commission_stats_symbol_list") == [(amount,)]
+
+
+def send_null_after_the_first_page(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, *, of_users: int) -> None:
+    """Let the day have this many users, and make LBank send null for the page that begins after the first full one."""
+    while len(rows_of(sandbox, USERS, DAY)) < of_users:
+        sandbox.lbank.add_user(registered_ms=at(DAY))
+    first_page_ids = sorted(row["id"] for row in rows_of(sandbox, USERS, DAY))[:PAGE_SIZE]
+
+    def body_of(call: Call, sent: bytes) -> bytes:
+        return CASE if call.path == PATH[USERS] and int(call.params["start"]) == first_page_ids[-1] else sent
+
+    replace_bodies(sandbox.lbank, monkeypatch, body_of)
+
+
+def test_null_for_a_later_page_fails_the_days_and_the_next_run_lands_them(both_exchanges, query, monkeypatch):
+    with monkeypatch.context() as patch:
+        send_null_after_the_first_page(both_exchanges, patch, of_users=PAGE_SIZE + 20)
+        run = land(f"lbank/{USERS}", [DAY])
+        assert "sent no list (null) for the page after id" in run.failed[DAY]
+        assert query("select count(*) from affiliate.landing") == [(0,)]
+
+    run = land(f"lbank/{USERS}", [DAY])
+
+    assert run.success, run.message
+    assert landed(query, USERS, DAY) == sent(rows_of(both_exchanges, USERS, DAY))
+
+
+def test_null_after_a_full_last_page_ends_the_list(both_exchanges, query, monkeypatch):
+    send_null_after_the_first_page(both_exchanges, monkeypatch, of_users=PAGE_SIZE)
+
+    run = land(f"lbank/{USERS}", [DAY])
+
+    assert run.success, run.message
+    assert landed(query, USERS, DAY) == sent(rows_of(both_exchanges, USERS, DAY))
 
 
 def test_null_is_an_error_without_a_retry_where_a_row_is_always_expected(both_exchanges, monkeypatch):

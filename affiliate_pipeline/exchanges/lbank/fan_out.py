@@ -254,7 +254,7 @@ class MonthFetch:
             params["startTime"] = start_ms(task.days[0], self.zone)
             params["endTime"] = start_ms(task.days[-1] + DAY, self.zone) - 1
 
-        def get(page_params: Mapping[str, object]) -> list[bytes]:
+        def get(page_params: Mapping[str, object]) -> list[bytes] | None:
             all_params = {**params, **page_params}
             request = f"{fan_out.path}?{encode(all_params)}"
             # A page that this fetch requests again may have changed: do not take it from the cache.
@@ -275,12 +275,13 @@ class MonthFetch:
                     rows, is_unlisted = session.client.get(fan_out.path, all_params, read_list)
                 # Check before caching: unusable rows would also fail the runs that resume this one.
                 self.rows_by_day(task, rows)
-                if not fan_out.timeless:
+                # A later page without a list may fail the query: a run that resumes this one requests it again.
+                if not fan_out.timeless and not (is_unlisted and page_params.get("start")):
                     self.response_cache.put(request, b"null" if is_unlisted else joined(rows), requested_ms)
             pages.is_unlisted |= is_unlisted
-            return rows
+            return None if is_unlisted else rows
 
-        rows = fan_out.paging(get) if fan_out.paging else get({})
+        rows = fan_out.paging(get) if fan_out.paging else get({}) or []
         pages.by_day, pages.is_unlisted = self.rows_by_day(task, rows), pages.is_unlisted and not rows
         return pages
 

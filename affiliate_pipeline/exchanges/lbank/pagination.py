@@ -17,8 +17,8 @@ PAGE_SIZE = 100
 WALKS = (PAGE_SIZE, 89, 97, 83)
 SECOND_MS = 1000
 
-# Requests a page with these parameters in addition to the query's own; returns its rows.
-GetPage = Callable[[Mapping[str, object]], list[bytes]]
+# Requests a page with these parameters in addition to the query's own; returns its rows, None if there is no list.
+GetPage = Callable[[Mapping[str, object]], list[bytes] | None]
 Paging = Callable[[GetPage], list[bytes]]
 
 
@@ -33,10 +33,14 @@ class _ListChanged(Exception):
 def by_id(get: GetPage) -> list[bytes]:
     """All rows, where `start` is the largest id received."""
     rows: list[bytes] = []
+    ids: list[int] = []
     with _reporting_received(rows):
         start = 0
         while True:
             page = get({"start": start, "pageSize": PAGE_SIZE})
+            if page is None and ids:
+                _require_end(get, ids)
+            page = page or []
             ids = read_values(whole_numbers, page, "id")
             # It is not documented whether the row with the id `start` is in the page.
             rows += [row for row, number in zip(page, ids, strict=True) if number > start]
@@ -49,6 +53,15 @@ def by_id(get: GetPage) -> list[bytes]:
             if ids[-1] <= start:
                 raise Refused(f"a full page has no id above {start}, the largest id of the page before")
             start = ids[-1]
+
+
+def _require_end(get: GetPage, ids: Sequence[int]) -> None:
+    """Raise `Refused` unless the list ends with the last of these ids: then only that one follows the last but one."""
+    *_, last_but_one, last = ids
+    page = get({"start": last_but_one, "pageSize": PAGE_SIZE}) or []
+    following = [number for number in read_values(whole_numbers, page, "id") if number > last_but_one]
+    if following != [last]:
+        raise Refused(f"LBank twice sent no list (null) for the page after id {last}, where more rows may follow")
 
 
 def by_offset(get: GetPage, instant: str, identity: Sequence[str] = ()) -> list[bytes]:
@@ -93,7 +106,7 @@ def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, siz
     doubtful: set[int] = set()
     while True:
         start = max(0, len(rows) - overlap)
-        page = get({"start": start, "pageSize": size})
+        page = get({"start": start, "pageSize": size}) or []
         row_ids = list(identities(page, identity))
         new = page
         if start:
@@ -122,7 +135,7 @@ def _resolve(get: GetPage, rows: list[bytes], instant: str, time_ms: int) -> boo
     """Replace the rows of this instant with a single response's; False if that may lack some."""
     # A time in whole seconds may be rounded: request all of that second.
     end_ms = time_ms if time_ms % SECOND_MS else time_ms + SECOND_MS - 1
-    page = get({"startTime": time_ms, "endTime": end_ms, "start": 0, "pageSize": PAGE_SIZE})
+    page = get({"startTime": time_ms, "endTime": end_ms, "start": 0, "pageSize": PAGE_SIZE}) or []
     if len(page) == PAGE_SIZE:
         return False
     of_instant = [
