@@ -130,7 +130,7 @@ def _source(name: str, catalog: Catalog) -> _Source:
             return each
     keys = [*every, *(each.key for each in _COMPUTED)]
     tables = [*(each.table for each in every.values()), *(each.table for each in (*_COMPUTED, *_LANDING))]
-    known = dict.fromkeys(keys if "/" in name else tables)
+    known = filter(None, dict.fromkeys(keys if "/" in name else tables))  # views have no asset key
     raise CommandError(f"there is no table {name}", f"There are {', '.join(known)}")
 
 

@@ -52,7 +52,8 @@ def up(
         project = stack.enter_context(running(stopping, None if once else port, failing))
         if once:
             raise typer.Exit(0 if _land(project.landing, failing) else 1)
-        console.print(f"Dagster's UI is ready: [bold]http://localhost:{port}[/bold]")
+        if not stopping.is_set():
+            console.print(f"Dagster's UI is ready: [bold]http://localhost:{port}[/bold]")
         background = threading.Thread(target=_land, args=(project.landing, failing, port))
         background.start()
         stack.callback(background.join)
