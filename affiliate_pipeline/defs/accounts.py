@@ -35,7 +35,7 @@ class ApiKey:
     secret: dg.EnvVar | None = field(default=None, repr=False)
 
     def credentials(self) -> tuple[str, str]:
-        """The key and the secret; called when a session is opened."""
+        """The key and the secret, read when a session is opened; raises `SettingsError`."""
         values = secret_of(self.key), secret_of(self.secret)
         if missing := [unset(name) for name, value in zip(self.names, values, strict=True) if not value]:
             raise SettingsErrors(missing, SET_VARIABLES_ACTION)
@@ -51,7 +51,7 @@ class ApiKey:
 
     @property
     def is_overridden(self) -> bool:
-        """Whether a subclass brings the credentials."""
+        """Whether this is a subclass that overrides `credentials`."""
         return type(self).credentials is not ApiKey.credentials
 
     def check(self, argument: str) -> None:
@@ -80,7 +80,7 @@ class Account(ABC):
     @property
     @abstractmethod
     def keys(self) -> Mapping[str, tuple[ApiKey | None, tuple[str, str]]]:
-        """Each role's key, with the default account's variable names for key and secret."""
+        """By role: the `ApiKey` or None, and the default account's variable names for its key and its secret."""
 
     @property
     @abstractmethod
@@ -104,18 +104,18 @@ class Account(ABC):
 
     @property
     def names(self) -> VariableNames:
-        """Pairs of a default account's variable and the name under which the value is found and reported."""
+        """Pairs: the default account's variable, and the name by which this account's value is found and reported."""
         return tuple(self._names())
 
     def _names(self) -> Iterator[tuple[str, str]]:
         for role, (key, variables) in self.keys.items():
-            missing = f"the {role} key of {self.title}", f"the {role} secret of {self.title}"
-            yield from zip(variables, key.names if key else missing, strict=True)
+            names_without_key = f"the {role} key of {self.title}", f"the {role} secret of {self.title}"
+            yield from zip(variables, key.names if key else names_without_key, strict=True)
         for variable, (argument, value) in self.arguments.items():
             yield variable, name_of(value, f"{argument} of {self.title}")
 
     def reaches(self, endpoint: Endpoint) -> bool:
-        """Whether the account has all that the endpoint requires."""
+        """Whether the endpoint is of this exchange, and the account has all that it requires."""
         if endpoint.exchange is not self.exchange or self.keys[endpoint.role][0] is None:
             return False
         return all(self.arguments[name][1] is not None for name in endpoint.requires)
@@ -135,11 +135,11 @@ class Account(ABC):
         return {name: value for name, value in found.items() if value}
 
     def key_in_variable(self, role: str) -> tuple[str, str]:
-        """The name and current value of the role's key; no value if a subclass of `ApiKey` or an unreadable file has it."""
+        """Name and value of a role's key; the value is empty if an `ApiKey` subclass or unreadable file has it."""
         key, (variable, _) = self.keys[role]
         value = ""
         if key and not key.is_overridden:
-            # With a key that cannot be read, the account lands nothing, so also nothing that another account lands.
+            # An account whose key cannot be read lands nothing, so it cannot land another account's records again.
             with suppress(SettingsError):
                 value = secret_of(key.key)
         return dict(self.names)[variable], value
@@ -192,12 +192,12 @@ class BinanceAccount(Account):
 
     @property
     def shared_limit(self) -> object:
-        """The weight: it is counted per IP address, so all accounts share one rate limit."""
+        """Weight and rate scale: Binance counts weight per IP address, so all accounts share one rate limit."""
         return self.weight_per_minute, self.rate_scale
 
     @property
     def keys(self) -> Mapping[str, tuple[ApiKey | None, tuple[str, str]]]:
-        """Each role's key, with the default account's variable names for key and secret."""
+        """By role: the `ApiKey` or None, and the default account's variable names for its key and its secret."""
         return {
             "partner": (self.partner, binance_credentials("partner")),
             "client": (self.client, binance_credentials("client")),
@@ -228,7 +228,7 @@ class LBankAccount(Account):
 
     @property
     def keys(self) -> Mapping[str, tuple[ApiKey | None, tuple[str, str]]]:
-        """Each role's key, with the default account's variable names for key and secret."""
+        """By role: the `ApiKey` or None, and the default account's variable names for its key and its secret."""
         key, secret, _ = LBANK_CREDENTIALS
         return {"affiliate": (self.api, (key, secret))}
 

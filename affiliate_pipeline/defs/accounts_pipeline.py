@@ -40,16 +40,19 @@ class AccountsPipeline(PipelineResource):
         return self._database.resolved()
 
     def variable(self, name: str) -> str:
-        """The name that the project gave for a variable of the alerts, such as ALERT_URLS."""
+        """The project's own name for a variable of the alerts, such as ALERT_URLS; any other name unchanged."""
         return self._alerts.names.get(name, name) if self._alerts else name
 
     def variables_of(self, endpoint: Endpoint) -> Mapping[str, str]:
-        """The account's values, and the process's proxies and certificates; raises `SettingsError`."""
+        """The account's values, and the process's proxies and certificates.
+
+        Raises `SettingsError`, also if an account whose alias sorts before this one's has the same key.
+        """
         own = self._account(endpoint).values(endpoint.role)
         key_name, *_ = endpoint.credentials
         for other in self._accounts.values():
-            # The same records would land in both accounts, and their sums would count them twice. Only the account with
-            # the first alias lands them.
+            # With the same key, the same records would land in both accounts, and the sums would count them twice. Only
+            # the account with the first alias lands them.
             if other.alias < endpoint.alias and other.exchange is endpoint.exchange:
                 other_name, other_key = other.key_in_variable(endpoint.role)
                 if other_key and other_key == own.get(key_name):
@@ -62,7 +65,7 @@ class AccountsPipeline(PipelineResource):
         return {**_network_variables(), **own}
 
     def price_variables(self) -> Mapping[str, str]:
-        """The base URL of the first account at Binance, if there is one, and the process's proxies and certificates."""
+        """The base URL of the first Binance account, if it is set, and the process's proxies and certificates."""
         urls = [value_of(each.base_url) for each in self._accounts.values() if each.exchange is BINANCE]
         return {**_network_variables(), **({BINANCE.base_url_variable: urls[0]} if urls and urls[0] else {})}
 
@@ -77,7 +80,7 @@ class AccountsPipeline(PipelineResource):
 
     @property
     def has_alerts(self) -> bool:
-        """Whether alerts are delivered: not without `alerts`, nor without `monitoring`."""
+        """Whether alerts are delivered; False if `alerts` or `monitoring` of `build_definitions` is None."""
         return self._alerts is not None
 
     def alerts(self) -> AlertSettings:

@@ -78,7 +78,7 @@ class Alerts:
         }
 
     def settings(self) -> AlertSettings:
-        """The values that are set now; raises `SettingsError`."""
+        """The alert settings, from the values that are set now; raises `SettingsError`."""
         names = self.names
         values = {
             names["ALERT_URLS"]: secret_of(self.urls),

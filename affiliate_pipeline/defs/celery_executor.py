@@ -85,21 +85,22 @@ class CeleryExecutor(StepDelegatingExecutor):
     def __init__(self, broker: str, backend: str, is_step_live: IsStepLive):
         self._steps = CelerySteps(broker, backend, is_step_live)
         super().__init__(self._steps, retries=NO_RETRIES, check_step_health_interval_seconds=CHECK_S)
-        self._ended: set[str | None] = set()
+        self._ended_steps: set[str | None] = set()
 
     def _pop_events(
         self, instance: dg.DagsterInstance, run_id: str, seen_storage_ids: set[int]
     ) -> Sequence[dg.DagsterEvent]:
-        """The run's new events, without those of steps that have ended.
+        """The run's new events, without those that a step records after its success or failure.
 
-        A step that counted as lost may go on: its worker has its network again, or the broker delivers its task again.
+        A step that was failed as lost may still be running: its worker has regained its network, or the broker has
+        delivered its task again.
         """
         events: list[dg.DagsterEvent] = []
         for event in super()._pop_events(instance, run_id, seen_storage_ids):
-            if event.step_key is None or event.step_key not in self._ended:
+            if event.step_key is None or event.step_key not in self._ended_steps:
                 events.append(event)
             if event.is_step_failure or event.is_step_success:
-                self._ended.add(event.step_key)
+                self._ended_steps.add(event.step_key)
                 self._steps.drop(event.step_key)
         return events
 
@@ -124,7 +125,7 @@ class CelerySteps(StepHandler):
         # Only reads the state of tasks.
         self._results: Any = _untyped_app.make_app({"broker": broker, "backend": backend}).backend
         self._is_step_live = is_step_live
-        self._task: Any = _untyped_tasks.create_task(self._app)
+        self._celery_task: Any = _untyped_tasks.create_task(self._app)
         self._tasks: dict[str, _Task] = {}
         self._queried_at = 0.0
 
@@ -140,7 +141,7 @@ class CelerySteps(StepHandler):
         tags, run_tags = context.step.tags, step_handler_context.dagster_run.tags
         queue = tags.get(DAGSTER_CELERY_QUEUE_TAG, _defaults.task_default_queue)
         priority = int(tags.get(DAGSTER_CELERY_STEP_PRIORITY_TAG, _defaults.task_default_priority))
-        signature = self._task.si(
+        signature = self._celery_task.si(
             execute_step_args_packed=pack_value(step_handler_context.execute_step_args),
             executable_dict=context.reconstructable_job.to_dict(),
         )
@@ -158,9 +159,9 @@ class CelerySteps(StepHandler):
         """Unhealthy if the task failed outside of Dagster, or if it has not been seen for `LOST_S`."""
         task = self._tasks[_step_key(step_handler_context)]
         try:
-            result = self._results.get_task_meta(task.id)
-            if result["status"] == "FAILURE":
-                reason = redact(f"{type(result['result']).__name__}: {result['result']}")
+            meta = self._results.get_task_meta(task.id)
+            if meta["status"] == "FAILURE":
+                reason = redact(f"{type(meta['result']).__name__}: {meta['result']}")
                 return CheckStepHealthResult.unhealthy(f"the worker could not execute the step ({reason})")
             self._find_tasks()
         except (*BROKER_ERRORS, AffiliateError) as error:
@@ -192,7 +193,7 @@ class CelerySteps(StepHandler):
         self._tasks.pop(step_key or "", None)
 
     def _find_tasks(self) -> None:
-        """Note which tasks still exist; all steps of a run share the queries."""
+        """Set `seen_at` of the tasks that still exist; queries at most once in `CHECK_S`, for all steps of the run."""
         started_at = time.monotonic()
         if started_at - self._queried_at < CHECK_S:
             return
@@ -210,12 +211,13 @@ class CelerySteps(StepHandler):
         for task in unseen():
             if self._is_step_live(task.run_id, task.step_key):
                 task.seen_at = started_at
-        if late := unseen():
-            self._query_workers(late, LATE_RESPONSE_S)
+        if still_unseen := unseen():
+            self._query_workers(still_unseen, LATE_RESPONSE_S)
         # The queries may have taken longer than the time between two checks.
         self._queried_at = time.monotonic()
 
     def _query_workers(self, tasks: Sequence[_Task], timeout_s: float) -> None:
+        """Set `worker` and `seen_at` of those tasks that a worker reports within the timeout."""
         by_id = {task.id: task for task in tasks}
         responses: dict[str, dict[str, Any]] = self._app.control.inspect(timeout=timeout_s).query_task(*by_id) or {}
         for worker, tasks_of_worker in responses.items():

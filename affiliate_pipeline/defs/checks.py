@@ -63,9 +63,9 @@ def run_evaluations(
     failed: Mapping[date, Problem],
     overdue: Sequence[date],
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """The evaluations of a run for the checks that it has not evaluated for each of its days.
+    """One evaluation, of the run as a whole, per check that it has not evaluated for each of its days.
 
-    They become the latest evaluations of their checks. Otherwise, if a step of the run fails, Dagster shows a check as
+    These become the latest evaluations of their checks. Otherwise, if a step of the run fails, Dagster shows a check as
     failed without a reason, because the latest evaluation is only planned.
     """
     for check in checks:
@@ -93,7 +93,7 @@ def run_evaluations(
 def evaluations(
     endpoint: Endpoint, asset: dg.AssetKey, store: Store, landed: Landed
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """The evaluations of the asset's landed day; a day that is not proven complete fails and has none."""
+    """The evaluations of a landed day. A day that is not proven complete does not land, so it has none."""
 
     def evaluation(check: str, passed: bool, text: str, metadata: dict[str, Any]) -> dg.AssetCheckEvaluation:
         return dg.AssetCheckEvaluation(
@@ -106,7 +106,7 @@ def evaluations(
             metadata=metadata,
         )
 
-    stats, before = landed.stats, landed.restated
+    stats, stats_before = landed.stats, landed.restated
     problems = [*landed.warnings]
     metadata: dict[str, Any] = {"rows": stats.rows, "requests": landed.requests}
     if stats.rows_with_fee_above_volume:
@@ -114,12 +114,12 @@ def evaluations(
     if landed.new_fields:
         fields = ", ".join(landed.new_fields)
         problems.append(f"the responses have fields that are not in the schema, stored in column extra: {fields}")
-    if before:
+    if stats_before:
         problems.append(
-            f"the exchange restated the day after it had settled: {count_of(before.rows, 'row')} before, "
+            f"the exchange restated the day after it had settled: {count_of(stats_before.rows, 'row')} before, "
             f"{stats.rows} now. The rows changed or removed are in {SUPERSEDED}"
         )
-        metadata["sums_before"] = dg.MetadataValue.json(named_sums(endpoint, before))
+        metadata["sums_before"] = dg.MetadataValue.json(named_sums(endpoint, stats_before))
         metadata["sums_now"] = dg.MetadataValue.json(named_sums(endpoint, stats))
     text = "; ".join(problems) or f"{count_of(stats.rows, 'row')}, proven complete"
     yield evaluation(DAY_IS_SOUND, not problems, text, metadata)

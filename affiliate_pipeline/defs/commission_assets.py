@@ -114,6 +114,7 @@ def _materialize(
 ) -> Iterator[dg.MaterializeResult[Any]]:
     separate_events(context)
     pipeline = placement.pipeline(context)
+    # All four keys: without prices, no run selects the first one.
     price, sums, customers, report = keys = [placement.key(each) for each in derived_assets(has_prices=True)]
     days = keys_to_days(context.partition_keys)
     selected_keys = [key for key in keys if key in context.selected_asset_keys]
@@ -125,13 +126,14 @@ def _materialize(
         first = min(map(pipeline.first_day, earning))
         with pipeline.store(context) as store:
             commission = Commission(store, earning, has_prices=has_prices)
-            # First, so that the sums have values in the same run. A day without prices is added up nevertheless.
+            # Prices first, so that the sums have values in the same run. A day without prices is added up nevertheless.
             if commission.prices and price in selected_keys:
                 outcomes = commission.prices.land(days, pipeline.klines)
                 unpriced = {day: each for day, each in outcomes.items() if isinstance(each, Problem)}
                 done[price] = {day: _priced(each) for day, each in outcomes.items() if isinstance(each, PricedDay)}
             # The days that get a page in this run, so that a page can link to the next one before that is written.
             reported = [*commission.landed(days[0], days[-1])]
+            # A run that selects only prices adds up nothing.
             for day in days if {sums, customers, report} & {*selected_keys} else []:
                 if not commission.add_up(day, context.run.run_id):
                     what = f"no rows of {', '.join(endpoint.key for endpoint in earning)} have landed for this day"
@@ -148,13 +150,13 @@ def _materialize(
     except AffiliateError as error:
         problem = error.problem.adding(impact="No landed row was changed")
         # A day fails if any of its assets was not computed. A day without prices already has a problem of its own.
-        left = {
+        not_computed = {
             day
             for key, landed in done.items()
             for day in days
             if day not in landed and not (key == price and day in unpriced)
         }
-        failed |= dict.fromkeys(left - failed.keys(), problem)
+        failed |= dict.fromkeys(not_computed - failed.keys(), problem)
     counted = [
         f"{len(problems)} of {count_of(len(days), 'day')} {what} ({format_days(problems)}): "
         f"{'. '.join(map(str, grouped(problems)))}."
@@ -168,7 +170,7 @@ def _materialize(
 
 def _priced(outcome: PricedDay) -> Metadata:
     """The day's prices as metadata."""
-    # The coins whose price is not from their preferred market, such as BTCUSDT.
+    # The coins whose price is not from their preferred market (of BTC: BTCUSDT).
     converted = {coin: market for coin, market in outcome.markets.items() if [market] != markets_of(coin)[:1]}
     return {
         "dagster/partition_row_count": len(outcome.markets),
@@ -226,20 +228,20 @@ def _plotted(name: str, amount: Decimal) -> Metadata:
 
 
 def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path | None, days: Sequence[date]) -> Metadata:
-    """The report as metadata; also writes its page into the folder, with links to the pages of `days`."""
+    """The report as metadata; with a folder, also writes the page there, with links to the pages of `days`."""
     # Imported here: Jinja2 would take a tenth of the code location's import time.
     from affiliate_pipeline.commission.report import render
 
-    found = headline(figures)
+    totals = headline(figures)
     metadata: Metadata = {
         "report": dg.MetadataValue.md(render.markdown(figures)),
-        **_plotted("total_usdt", found.total.usdt),
-        **_plotted("last_7_days_usdt", found.week.usdt),
-        **_plotted("last_30_days_usdt", found.month.usdt),
-        "unvalued_coins": len(found.total.unvalued),
+        **_plotted("total_usdt", totals.total.usdt),
+        **_plotted("last_7_days_usdt", totals.week.usdt),
+        **_plotted("last_30_days_usdt", totals.month.usdt),
+        "unvalued_coins": len(totals.total.unvalued),
         "incomplete_days": len(lacking_days(figures)),
     }
-    for exchange, total in found.by_exchange.items():
+    for exchange, total in totals.by_exchange.items():
         metadata |= _plotted(f"{exchange}_usdt", total.usdt)
     if folder is None:
         return metadata
@@ -258,7 +260,7 @@ def _write_overview(
     start: date,
     reported: Collection[date],
 ) -> None:
-    """Write the page that lists all days, and the pages of the reported days' months."""
+    """Write the page that lists all days, and the pages of the reported days' months; errors are only logged."""
     if not reported or pipeline.reports is None:
         return
     from affiliate_pipeline.commission.report import render
@@ -302,7 +304,7 @@ def _stale_days(
 ) -> list[dg.RunRequest]:
     """One run request per range of stale days, and per range of days that only lack prices."""
     now = datetime.now(UTC)
-    # Excluded: each tick during a long run would otherwise request the rest of its days once more.
+    # Days of unfinished runs are excluded: each tick during a long run would request its remaining days again.
     unfinished = context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=now - DAY))
     in_progress = {day for run in unfinished if selected(context, run, assets) for day in days_of(run)}
     with pipeline.store() as store:

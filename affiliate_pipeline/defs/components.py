@@ -125,6 +125,7 @@ class AccountComponent(dg.Component, dg.Model, dg.Resolvable):
         )
 
     def _key(self, role: str) -> ApiKey | None:
+        """The role's key, or None without its two attributes; raises `InvalidArgument` if one of them is missing."""
         variables = {name: getattr(self, name) for name in (f"{role}_key{_SUFFIX}", f"{role}_secret{_SUFFIX}")}
         missing = [name for name, value in variables.items() if value is None]
         if len(missing) == 1:

@@ -75,7 +75,7 @@ def range_tags(days: Sequence[date]) -> dict[str, str]:
 
 
 def days_of(run: dg.DagsterRun) -> list[date]:
-    """The days of a run of this package's assets."""
+    """The days of a run of this package's assets; empty if the run has no partitions."""
     first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG) or run.tags.get(PARTITION_NAME_TAG)
     last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG) or first
     return days_from(date.fromisoformat(first), date.fromisoformat(last)) if first and last else []

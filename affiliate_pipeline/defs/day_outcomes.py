@@ -54,8 +54,8 @@ def log_landed(context: dg.AssetExecutionContext, landed: Mapping[dg.AssetKey, M
     """Log one materialization per landed day, for a step that fails."""
     for key, days in landed.items():
         for day, metadata in days.items():
-            version = version_tags(metadata["content_hash"]) if "content_hash" in metadata else None
-            context.log_event(dg.AssetMaterialization(key, partition=f"{day}", metadata=metadata, tags=version))
+            tags = version_tags(metadata["content_hash"]) if "content_hash" in metadata else None
+            context.log_event(dg.AssetMaterialization(key, partition=f"{day}", metadata=metadata, tags=tags))
 
 
 def finish(
@@ -64,9 +64,10 @@ def finish(
     failed: Mapping[date, Problem],
     description: str,
 ) -> None:
-    """Add the landed days' metadata to the step's result; raise `Failure` if any day failed, for any of the assets.
+    """Add the landed days' metadata to the step's result; if a day failed, log each day and raise `Failure`.
 
-    In Dagster's UI, a failed day shows the events of that day only, so an asset observation has the reason.
+    A day in `failed` may have landed for some of the assets. For the others, an asset observation has the reason: in
+    Dagster's UI, a failed day shows the events of that day only.
     """
     if failed:
         log_landed(context, landed)

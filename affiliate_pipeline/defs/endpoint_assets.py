@@ -106,7 +106,7 @@ def _materialize(
         log_landed(context, {context.asset_key: landed})
         raise
     yield from run_evaluations(checks, evaluated, days, failed, overdue)
-    finish(context, {context.asset_key: landed}, failed, _description(endpoint, failed, len(landed)))
+    finish(context, {context.asset_key: landed}, failed, _failure_description(endpoint, failed, len(landed)))
     # The data version shows whether a day has changed. Dagster takes only one for all days of a successful run.
     [version, *others] = [dg.DataVersion(metadata["content_hash"]) for metadata in landed.values()]
     for check in checks:
@@ -118,6 +118,7 @@ def _materialize(
 def _overdue(endpoint: Endpoint, store: Store, pipeline: PipelineResource) -> list[date]:
     """The asset's overdue days after the run, as the monitor determines them."""
     now = now_ms()
+    # `overdue_days` requires the entries of one day more than it monitors.
     since = day_of(now, endpoint.exchange.zone) - (MONITORED_DAYS + 1) * DAY
     ledgers = ledger.entries_since(store.connection, since)
     return [each.day for each in overdue_days(endpoint, ledgers, pipeline.first_day(endpoint), now)]
@@ -166,16 +167,18 @@ def _metadata(endpoint: Endpoint, outcome: Landed | Retained) -> Metadata:
 def _recorded_refreshes(
     context: dg.AssetExecutionContext, session: Session, tables: Sequence[ReferenceTable], placement: Placement
 ) -> Generator[None]:
-    """Record a materialization of each reference table that the session refreshes meanwhile."""
+    """On exit, log a materialization of each of `tables` that the session has refreshed."""
     try:
         yield
     finally:
         for table in tables:
             if counts := session.refreshed.get(table.name):
-                context.log_event(dg.AssetMaterialization(placement.key(table.key), metadata=_refreshed(table, counts)))
+                context.log_event(
+                    dg.AssetMaterialization(placement.key(table.key), metadata=_refresh_metadata(table, counts))
+                )
 
 
-def _refreshed(table: ReferenceTable, counts: Mapping[str, int]) -> Metadata:
+def _refresh_metadata(table: ReferenceTable, counts: Mapping[str, int]) -> Metadata:
     """The metadata of a refreshed table."""
     return {**counts, "dagster/column_schema": table_schema(table.columns)}
 
@@ -195,7 +198,7 @@ def table_schema(columns: Sequence[tuple[str, str, str]]) -> dg.TableSchema:
     )
 
 
-def _description(endpoint: Endpoint, failed: Mapping[date, Problem], landed: int) -> str:
+def _failure_description(endpoint: Endpoint, failed: Mapping[date, Problem], landed: int) -> str:
     counted = (
         f"{len(failed)} of {count_of(len(failed) + landed, 'day')} failed ({format_days(failed)}), {landed} landed."
     )
@@ -239,7 +242,7 @@ def build_reference_table(table: ReferenceTable, placement: Placement = OWN) -> 
                 pipeline.store(context) as store,
                 pipeline.session(endpoint, store) as session,
             ):
-                return dg.MaterializeResult(metadata=_refreshed(table, table.refresh(session)))
+                return dg.MaterializeResult(metadata=_refresh_metadata(table, table.refresh(session)))
         except AffiliateError as error:
             problem = error.problem.adding(impact=f"The {table.name} is unchanged")
             raise dg.Failure(f"{table.key}: {problem}.", allow_retries=False) from None

@@ -37,7 +37,7 @@ class StepExecutor(dg.Executor):
 
 
 class RemoteSteps(dg.Executor):
-    """Executes steps on other machines; the run is live as long as its process, even if no step has begun."""
+    """Executes steps on other machines; the run is live while its process runs, even if no step has begun."""
 
     def __init__(self, executor: dg.Executor, database_of: DatabaseOf):
         self._executor, self._database_of = executor, database_of
@@ -64,7 +64,7 @@ class RemoteSteps(dg.Executor):
     config_schema=_multiprocess.config_schema,
     requirements=_requirements,
 )
-def _steps(context: dg.InitExecutorContext) -> StepExecutor:
+def _local_steps(context: dg.InitExecutorContext) -> StepExecutor:
     return StepExecutor(_in_process.executor_creation_fn(context), _multiprocess.executor_creation_fn(context))
 
 
@@ -73,7 +73,7 @@ def _steps(context: dg.InitExecutorContext) -> StepExecutor:
 # depends on the Dagster instance that a step loads first.
 PRELOADED = ["affiliate_pipeline.defs.factory", "affiliate_pipeline.landing.blocks", "dagster_postgres"]
 # LBank has eight endpoints whose steps mostly wait, each for its own rate limit: all of them run concurrently.
-_local_executor = _steps.configured(
+_local_executor = _local_steps.configured(
     {
         "max_concurrent": 8,
         "start_method": {"forkserver": {"preload_modules": PRELOADED}},

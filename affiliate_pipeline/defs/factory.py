@@ -105,7 +105,10 @@ def build_definitions(
 
 
 def catalog_of(accounts: Sequence[Account], names: Sequence[str] | None = None) -> Catalog:
-    """The endpoints that the accounts can reach, or those with these names; raises `InvalidArgument`."""
+    """Endpoints and reference tables that the accounts can reach; with `names`, only these and the tables they read.
+
+    Raises `InvalidArgument` if a name is unknown or no account can reach it.
+    """
     declared: list[Endpoint | ReferenceTable] = [*DEFAULT.endpoints, *DEFAULT.reference_tables]
     known = [each.name for each in declared]
     if unknown := [name for name in names or () if name not in known]:
@@ -232,11 +235,11 @@ def assemble(
     if has_schedules:
         with_exports = list(export_endpoints(endpoints))
         schedules += build_schedules(endpoints, placement)
-        selected = {endpoint.key for endpoint in endpoints}
+        endpoint_keys = {endpoint.key for endpoint in endpoints}
         schedules += [
             build_missed_days_schedule(account, placement)
             for account in with_exports
-            if {account.recent.key, account.request.key} <= selected
+            if {account.recent.key, account.request.key} <= endpoint_keys
         ]
         sensors += [build_kickback_history(account, placement) for account in with_exports]
         sensors += [build_stale_days(earning, placement, has_prices=has_prices)] if earning else []

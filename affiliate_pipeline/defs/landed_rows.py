@@ -16,10 +16,10 @@ class LandedRows(dg.IOManager):
         self._placement, self._pipeline = placement, pipeline
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
-        """Nothing: the rows were committed day by day."""
+        """Write nothing: the asset has committed the rows day by day."""
 
     def load_input(self, context: dg.InputContext) -> Any:
-        """The frame of `load_days` for the input's partitions; raises what that raises."""
+        """The frame of `load_days` for the input's partitions; raises the same errors as `load_days`."""
         # Imported here: only projects that use inputs pay for it.
         from affiliate_pipeline.landing.frames import load_days
 

@@ -165,14 +165,14 @@ class EnvironmentPipeline(PipelineResource):
         return name
 
     def variables_of(self, endpoint: Endpoint) -> Mapping[str, str]:
-        """All variables; raises `SettingsError` at once if the sandbox is not running."""
+        """All variables; raises `SettingsError` at once if the exchange is a sandbox that is not running."""
         variables = self.environment.variables
         if self.is_sandbox:
             require_sandbox(variables[endpoint.exchange.base_url_variable])
         return variables
 
     def price_variables(self) -> Mapping[str, str]:
-        """All variables; raises `SettingsError` at once if the sandbox is not running."""
+        """All variables; raises `SettingsError` at once if the exchange is a sandbox that is not running."""
         variables = self.environment.variables
         if self.is_sandbox:
             require_sandbox(variables[BINANCE.base_url_variable])
