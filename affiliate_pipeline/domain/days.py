@@ -37,6 +37,7 @@ def days_from(first: date, last: date) -> list[date]:
 def day_ranges(days: Iterable[date], max_days: int | None = None) -> list[list[date]]:
     """The distinct days in order, split into ranges of at most `max_days` consecutive days."""
     ordered = enumerate(sorted(set(days)))
+    # In consecutive days, the day minus its index is the same.
     ranges = [[day for _, day in pairs] for _, pairs in groupby(ordered, key=lambda pair: pair[1] - pair[0] * DAY)]
     if max_days is None:
         return ranges

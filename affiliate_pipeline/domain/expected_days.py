@@ -126,7 +126,7 @@ class ExpectedDay:
 def expected_days(
     timetable: Timetable, first: date, now_ms: int, landed: Mapping[date, LandedDay] = NOTHING_LANDED
 ) -> Iterator[ExpectedDay]:
-    """Yield the days since `first` that still have to land, oldest first.
+    """Yield the days since `first` that have to land, or to land again once settled, oldest first.
 
     Only days that have ended are expected; of a snapshot, only today.
     """
@@ -147,7 +147,7 @@ def expected_days(
 def newest_scheduled(timetables: Collection[Timetable], now_ms: int) -> date:
     """The newest day that the schedules of all these assets should have landed.
 
-    A day that no schedule lands counts as landed at its end.
+    An asset that no schedule lands counts as landing each day at its end.
     """
 
     def expected_at_ms(day: date) -> int:

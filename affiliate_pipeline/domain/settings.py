@@ -68,6 +68,7 @@ class Settings(BaseModel):
             if required and name in secrets and name.upper() not in required:
                 continue
             try:
+                # `Variables` may read the value from a file.
                 value = variables.get(own_name)
             except SettingsError as error:
                 errors.append(error)
@@ -75,7 +76,7 @@ class Settings(BaseModel):
             if value:
                 given[name] = value
                 # Without `required`, secrets are optional: their quotes are an error only for what uses them.
-                errors += quotes_in(own_name, value) if name not in secrets or required else []
+                errors += quote_errors(own_name, value) if name not in secrets or required else []
             elif name.upper() in required:
                 errors.append(unset(own_name))
         try:
@@ -114,8 +115,8 @@ def malformed(variable: str, problem: str) -> SettingsError:
     return SettingsError(f"{variable} {problem}", f"Correct {variable} {_PLACES}", variable=variable)
 
 
-def quotes_in(name: str, value: str) -> list[SettingsError]:
-    """The error, if the value begins with a quote that the env file's syntax did not remove."""
+def quote_errors(name: str, value: str) -> list[SettingsError]:
+    """One error if the value begins with a quote that the env file's syntax did not remove, otherwise none."""
     if value[0] in _QUOTES:
         return [malformed(name, "is in quotes, which count as a part of its value: remove them")]
     return []
@@ -133,10 +134,10 @@ class DatabaseUrl(str):
 
 
 def database_url_in(name: str, value: str | None) -> DatabaseUrl:
-    """The URL that is this variable's value; raises `SettingsError`."""
+    """The value of this variable or argument as a `postgresql://` URL; raises `SettingsError`."""
     if not value:
         raise unset(name)
-    for error in quotes_in(name, value):
+    for error in quote_errors(name, value):
         raise error
     scheme, separator, rest = value.partition("://")
     if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
@@ -156,8 +157,9 @@ def as_settings_error(variable: str) -> Generator[None, None, None]:
 
 
 def text_of(data: bytes, file: str) -> str:
-    """A file's text in UTF-8, or in UTF-16 with a byte order mark; raises SettingsError."""
+    """The text of `data` in UTF-8, or in UTF-16 with a byte order mark; raises a SettingsError that names `file`."""
     marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    # The little-endian mark of UTF-32 begins with that of UTF-16.
     utf_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
     encoding = "utf-16" if data.startswith(marks) and not data.startswith(utf_32) else "utf-8-sig"
     try:
@@ -343,7 +345,7 @@ class Environment:
         return any(name in self.variables for name in names)
 
     def database_url(self) -> str:
-        """The database's `postgresql://` URL; raises `SettingsError` if none is set or started."""
+        """The database's `postgresql://` URL; raises `SettingsError` if none is started, set or well-formed."""
         if self.embedded_url:
             return self.embedded_url
         return database_url_in(DATABASE_VARIABLE, self.variables.get(DATABASE_VARIABLE))

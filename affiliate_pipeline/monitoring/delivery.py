@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from affiliate_pipeline.domain.settings import BaseUrl, Settings, check_http_url, malformed, quotes_in
+from affiliate_pipeline.domain.settings import BaseUrl, Settings, check_http_url, malformed, quote_errors
 from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.monitoring.alerts import Alert, Kind
 
@@ -30,7 +30,7 @@ class AlertSettings(Settings):
     def urls(self, variable: str = "ALERT_URLS") -> Sequence[str]:
         """The Apprise URLs, which contain secrets; `variable` is their variable's name."""
         urls = self.alert_urls.get_secret_value() if self.alert_urls else ""
-        for error in quotes_in(variable, urls) if urls else ():
+        for error in quote_errors(variable, urls) if urls else ():
             raise error
         # A URL may contain commas (`to=a@x.com,b@x.com`), but no white space.
         found = [url.strip() for url in re.split(r",(?=[\s,]|$|\w+://)", urls) if url.strip()]
@@ -44,7 +44,7 @@ class AlertSettings(Settings):
         if self.heartbeat_url is None:
             return None
         url = self.heartbeat_url.get_secret_value()
-        for error in quotes_in(variable, url):
+        for error in quote_errors(variable, url):
             raise error
         try:
             check_http_url(url)

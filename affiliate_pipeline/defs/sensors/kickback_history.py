@@ -97,7 +97,7 @@ def _evaluate(
             except ExchangeError as error:
                 return dg.SkipReason(f"the account of the key could not be verified: {error}")
             try:
-                advance(session, wait=False)
+                advance(session, is_run=False)
             except ExchangeError as error:
                 context.log.warning(f"the export could not be requested or polled: {error}")
             # Before the alerts, so that an export that expires here gets one.

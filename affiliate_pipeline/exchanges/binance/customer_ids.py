@@ -64,7 +64,10 @@ def masked(owner: str) -> str:
 
 
 def desired_of_partner(session: BinanceSession) -> list[DesiredCustomerId]:
-    """The lines of the file `BINANCE_CUSTOMER_IDS`; raises SettingsError if it cannot be read."""
+    """The desired id of each line of the file `BINANCE_CUSTOMER_IDS`, with a `rejection` if it cannot be assigned.
+
+    Empty if the variable is not set; raises SettingsError if the file cannot be read.
+    """
     path = session.settings.binance_customer_ids
     if path is None:
         return []
@@ -83,16 +86,19 @@ def desired_of_partner(session: BinanceSession) -> list[DesiredCustomerId]:
         raise SettingsError(f"{file} is not a CSV file", action, variable=variable) from None
     if desired and [desired[0].customer_id.lower(), desired[0].owner.lower()] == HEADER:
         del desired[0]
-    return _without_duplicates(desired)
+    return _with_duplicates_rejected(desired)
 
 
 def rejected_lines(session: BinanceSession) -> list[str]:
-    """The lines of the file that cannot be assigned, with the reason; raises SettingsError if it cannot be read."""
+    """The desired ids of the file that cannot be assigned, each as text with its line and the reason.
+
+    Raises SettingsError if the file cannot be read.
+    """
     return [str(each) for each in desired_of_partner(session) if each.rejection]
 
 
 def desired_of_client(session: BinanceSession) -> list[DesiredCustomerId]:
-    """The client's own id, `BINANCE_USER_CUSTOMER_ID`; empty if it is not set."""
+    """The client's own id, `BINANCE_USER_CUSTOMER_ID`; empty if that or the agent's code is not set."""
     customer_id, agent = session.settings.binance_user_customer_id, session.settings.binance_api_agent_code
     if customer_id is None or not agent:
         return []
@@ -111,7 +117,7 @@ def _of_line(number: int, cells: list[str]) -> DesiredCustomerId:
     return DesiredCustomerId(f"line {number}", customer_id, owner, rejection)
 
 
-def _without_duplicates(desired: list[DesiredCustomerId]) -> list[DesiredCustomerId]:
+def _with_duplicates_rejected(desired: list[DesiredCustomerId]) -> list[DesiredCustomerId]:
     """The desired ids; those whose id or email is also on another line have a rejection."""
     places: dict[tuple[str, str], list[str]] = defaultdict(list)
     for each in desired:
@@ -144,7 +150,7 @@ class _Change:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Posts to `path` the ids that its GET lacks; `desired` reads them from the account's `variable`."""
+    """Posts to `path` the desired ids that a GET of it lacks; `desired` reads all of them from `variable`."""
 
     path: str
     # The parameter that names an id's owner.
@@ -158,7 +164,7 @@ class Assignment:
         """The ids that would be posted; sends the GETs of the comparison, but no POST."""
         desired = self.desired(session)
         if not desired:
-            return RequestPlan(0, 0, 0, (self.nothing_desired(session),))
+            return RequestPlan(0, 0, 0, (self.nothing_desired_note(session),))
         sent, changes = session.client.requests_sent, list[_Change]()
 
         def record(change: _Change) -> bool:
@@ -168,68 +174,71 @@ class Assignment:
 
         rejected = self.apply(session, desired, record)
         lines = [*map(str, changes), *(f"{each}. Nothing will be posted" for each in rejected)]
-        assigned = f"already assigned: {len(desired) - len(lines)}"
-        return RequestPlan(session.client.requests_sent - sent + len(changes), None, 0, (*lines, assigned))
+        already_assigned = f"already assigned: {len(desired) - len(lines)}"
+        # At least the same GETs, and one POST per change.
+        return RequestPlan(session.client.requests_sent - sent + len(changes), None, 0, (*lines, already_assigned))
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
-        """Post the missing ids; the day's rows are all attempts that have not landed."""
+        """Post the missing ids; the day's rows are all attempts that have not landed, and the rejected ids."""
         for day in days:
             actions = session.pending_actions()
             try:
                 yield _Run(self, session, actions).execute(day)
             except ExchangeError as error:
-                made = len(actions.rows())
-                impact = f"{count_of(made, 'attempt')} stored in {TABLE} will land with the next run" if made else ""
+                pending = len(actions.rows())
+                impact = (
+                    f"{count_of(pending, 'attempt')} stored in {TABLE} will land with the next run" if pending else ""
+                )
                 yield DayError(day, Refused(error.problem.what, error.problem.action, impact=impact))
 
-    def nothing_desired(self, session: BinanceSession) -> str:
+    def nothing_desired_note(self, session: BinanceSession) -> str:
         """The note of a run without a desired id."""
         return f"No customer id is desired: {session.variable(self.variable)} is not set, or names none"
 
     def current(self, session: BinanceSession, owner: str) -> tuple[str, ...]:
-        """The owner's ids."""
+        """Request the ids that the owner has now."""
         try:
             return tuple(self._emails_by_id(session, {self.owner_param: owner}))
         except Refused:
             if not self.lists_all:
                 raise
-            # For an unknown email the exchange may return an error; the list then shows whether it has ids.
+            # For an unknown email the exchange may return an error; the list then shows whether the email has ids.
             emails = self._emails_by_id(session, {}).items()
             return tuple(customer_id for customer_id, email in emails if email.casefold() == owner.casefold())
 
     def _emails_by_id(self, session: BinanceSession, params: dict[str, str]) -> dict[str, str]:
-        """The email of each id; "" where the response has none."""
+        """Request the ids that match `params`: the email of each, "" where the response has none."""
         rows = session.client.get(self.path, params, rows_of)
         return {id_: email or "" for id_, email in (texts(row, "customerId", "email") for row in rows) if id_}
 
     def apply(
         self, session: BinanceSession, desired: Sequence[DesiredCustomerId], assign: Callable[[_Change], bool]
     ) -> list[DesiredCustomerId]:
-        """Call `assign` for each desired id that its owner lacks; return the rejected ones.
+        """Call `assign` for each desired id that its owner lacks and no other owner has; return the rejected ones.
 
-        `assign` returns whether it succeeded. An id becomes free once its owner is assigned another one, so a chain of
-        reassignments is processed from its end.
+        `assign` returns whether it succeeded. An id that another owner has becomes free once that owner is assigned
+        another one, so a chain of reassignments is processed from its end. Ids that do not become free are rejected.
         """
         taken = self._emails_by_id(session, {}) if self.lists_all else {}
-        ids: dict[str, tuple[str, ...]] = defaultdict(tuple)
+        ids_by_email: dict[str, tuple[str, ...]] = defaultdict(tuple)
         for customer_id, email in taken.items():
-            ids[email.casefold()] += (customer_id,)
-        left: list[_Change] = []
+            ids_by_email[email.casefold()] += (customer_id,)
+        remaining: list[_Change] = []
         for each in desired:
             if not each.rejection:
                 # If an email is not in the list as written (the list may be masked), query it by itself.
-                before = ids[each.owner.casefold()] or self.current(session, each.owner)
+                before = ids_by_email[each.owner.casefold()] or self.current(session, each.owner)
                 if each.customer_id not in before:
-                    left.append(_Change(each, before))
-        while free := [change for change in left if change.desired.customer_id not in taken]:
+                    remaining.append(_Change(each, before))
+        while free := [change for change in remaining if change.desired.customer_id not in taken]:
             for change in free:
                 if assign(change):
                     for customer_id in change.before:
                         taken.pop(customer_id, None)
-            left = [change for change in left if change not in free]
+            remaining = [change for change in remaining if change not in free]
         return [each for each in desired if each.rejection] + [
             replace(each, rejection=f"the customerId belongs to {masked(taken[each.customer_id])}")
-            for each in (change.desired for change in left)
+            for each in (change.desired for change in remaining)
         ]
 
 
@@ -246,7 +255,7 @@ class _Run:
     def execute(self, day: date) -> DayBatch:
         """Post the missing ids; return the attempts and rejections as the rows of the day."""
         sent = self.session.client.requests_sent
-        self._settle_interrupted()
+        self._resolve_interrupted()
         desired = self.assignment.desired(self.session)
         rejected = self.assignment.apply(self.session, desired, self._assign) if desired else []
         rows = list(self.actions.rows().values())
@@ -258,13 +267,13 @@ class _Run:
         note = (
             f"{len(desired)} desired: {unchanged} already assigned, {self.assigned} newly assigned, {len(problems)} not assigned"
             if desired
-            else self.assignment.nothing_desired(self.session)
+            else self.assignment.nothing_desired_note(self.session)
         )
         log.info("%s: %s", self.assignment.path, note)
         return DayBatch(day, rows, len(rows), self.session.client.requests_sent - sent, note=note, warnings=problems)
 
-    def _settle_interrupted(self) -> None:
-        """Find out the outcome of attempts whose run ended before the response."""
+    def _resolve_interrupted(self) -> None:
+        """Find out and store the outcome of attempts whose run ended before the response."""
         for name, payload in self.actions.rows().items():
             row = msgspec.json.decode(payload)
             if row["outcome"] == UNKNOWN:
@@ -273,6 +282,7 @@ class _Run:
                 self.actions.put(name, msgspec.json.encode(row))
 
     def _assign(self, change: _Change) -> bool:
+        """Post the id, up to `MAX_ATTEMPTS` times; record the result and return whether it is assigned."""
         outcome, message = FAILED, ""
         for _ in range(MAX_ATTEMPTS):
             outcome, message = self._attempt(change)
@@ -285,7 +295,7 @@ class _Run:
         return outcome == ASSIGNED
 
     def _attempt(self, change: _Change) -> tuple[str, str]:
-        """Post the id once; persist and return the outcome and its explanation."""
+        """Post the id once; store the outcome and its explanation, then return them or raise the `ExchangeError`."""
         desired, attempted_ms = change.desired, self.session.now_ms()
         name = f"{attempted_ms} {uuid4()}"
         self.actions.put(name, self._row(change, attempted_ms, UNKNOWN, ""))

@@ -121,7 +121,7 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         server_time=(responses.SERVER_TIME_PATH, responses.server_time_ms),
     )
 
-    def stated_uid() -> str | None:
+    def request_uid() -> str | None:
         # Each `slot()` permits weight 1, and the request itself takes the last one.
         for _ in range(UID_WEIGHT - 1):
             with limit.slot():
@@ -137,7 +137,7 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         asset = endpoint.key_of(LANDED_BY)
         return shared.open(KickbackExports, endpoint.alias, asset, identity.source, identity.sources, shared.handled_at)
 
-    identity = endpoint.key_identity(shared, f"{host} {endpoint.role}", api_key, stated_uid)
+    identity = endpoint.key_identity(shared, f"{host} {endpoint.role}", api_key, request_uid)
     return BinanceSession(
         client,
         identity,

@@ -79,7 +79,7 @@ class Klines:
 
     def __init__(self, client: Client, first: date, last: date) -> None:
         self._client, self._days = client, days_from(first, last)
-        self._candles: dict[str, Mapping[date, Decimal | UnusableCandle]] = {}
+        self._closes_by_symbol: dict[str, Mapping[date, Decimal | UnusableCandle]] = {}
 
     @property
     def source(self) -> str:
@@ -97,9 +97,10 @@ class Klines:
         return self._client.get(responses.SERVER_TIME_PATH, {}, responses.server_time_ms)
 
     def quote(self, market: str, day: date) -> Quote | None:
-        """The close at the end of the day; None if there was no such market on that day.
+        """The price by the market's formula from the day's closes; None if there was no such market on that day.
 
-        Raises `UnusableCandle` if only this day's close cannot be used, and another `ExchangeError` if the request fails.
+        Raises `UnusableCandle` if this day's candle is late or has no usable close (other days may have one), and
+        another `ExchangeError` if the request fails.
         """
         price = Decimal(1)
         for symbol in market.removeprefix("1/").split("*"):
@@ -119,7 +120,7 @@ class Klines:
         return Quote(price, market, open_time, open_time + DAY - timedelta(milliseconds=1))
 
     def _closes(self, symbol: str) -> Mapping[date, Decimal | UnusableCandle]:
-        if symbol not in self._candles:
+        if symbol not in self._closes_by_symbol:
             found: dict[date, Decimal | UnusableCandle] = {}
             # The day before the first one shows whether a missing candle is late.
             before = [self._days[0] - DAY] if self._may_be_late(self._days[-1]) else []
@@ -127,8 +128,8 @@ class Klines:
                 window = {"startTime": start_ms(days[0], _UTC), "endTime": start_ms(days[-1] + DAY, _UTC) - 1}
                 params = {"symbol": symbol, "interval": "1d", **window, "limit": MAX_DAYS}
                 found |= self._client.get(PATH, params, lambda body, days=days: _closes_in(body, symbol, days))
-            self._candles[symbol] = found
-        return self._candles[symbol]
+            self._closes_by_symbol[symbol] = found
+        return self._closes_by_symbol[symbol]
 
     def _may_be_late(self, day: date) -> bool:
         return self.now_ms < start_ms(day + DAY + _LATE, _UTC)
@@ -157,18 +158,18 @@ def _read(response: Response) -> bytes:
 
 
 def _closes_in(body: bytes, symbol: str, days: list[date]) -> dict[date, Decimal | UnusableCandle]:
-    """The close of each of the days that has a candle; raises ValueError if the candles are not those of the days."""
+    """The close, or why it is unusable, of each of `days` that has a candle; raises ValueError for other candles."""
     try:
         rows = msgspec.json.decode(body, type=list[list[msgspec.Raw]])
         times = [int(bytes(row[_OPEN_TIME])) for row in rows]
         candles = {day_of(opened, _UTC): row for opened, row in zip(times, rows, strict=True)}
-        is_requested = len(candles) == len(rows) and candles.keys() <= {*days}
-        closes = {day: (bytes(row[_CLOSE]).decode(), int(bytes(row[_CLOSE_TIME]))) for day, row in candles.items()}
+        are_requested = len(candles) == len(rows) and candles.keys() <= {*days}
+        raw_closes = {day: (bytes(row[_CLOSE]).decode(), int(bytes(row[_CLOSE_TIME]))) for day, row in candles.items()}
     except (msgspec.DecodeError, IndexError, OverflowError) as error:
         raise ValueError(f"no list of candles ({error})") from None
-    if not is_requested or any(opened != start_ms(day_of(opened, _UTC), _UTC) for opened in times):
+    if not are_requested or any(opened != start_ms(day_of(opened, _UTC), _UTC) for opened in times):
         raise ValueError("candles of other days than those requested")
-    return {day: _close(symbol, day, *values) for day, values in closes.items()}
+    return {day: _close(symbol, day, *values) for day, values in raw_closes.items()}
 
 
 def _close(symbol: str, day: date, text: str, closed_ms: int) -> Decimal | UnusableCandle:

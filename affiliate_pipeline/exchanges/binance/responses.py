@@ -8,7 +8,7 @@ from affiliate_pipeline.http.failures import Interpreter, Meaning, error_of
 
 SERVER_TIME_PATH = "/api/v3/time"
 UID_PATH = "/api/v3/account"
-# The key may lack the permission to read the uid. If it is wrong altogether, the next request is refused too.
+# Such a key may only lack the permission to read the uid. If the key itself is wrong, the next request is refused too.
 PERMISSION_CODES = (-1002, -2015)
 
 # https://developers.binance.com/docs/binance-spot-api-docs/errors, read 2026-11. For most codes about the key, only the
@@ -57,7 +57,7 @@ class _Account(msgspec.Struct):
 
 
 def uid(body: bytes) -> str | None:
-    """The account's uid from the body of `UID_PATH`, None if it has none; raises ValueError."""
+    """The account's uid from the body of `UID_PATH`; None if it has no usable one. Raises ValueError."""
     try:
         found = msgspec.json.decode(body, type=_Account).uid
     except msgspec.ValidationError:
@@ -72,7 +72,7 @@ class _Agent(msgspec.Struct, rename="camel"):
 
 
 def agent_problem(body: bytes) -> str:
-    """What a response about the agent reports as wrong with its code, as the rest of a sentence; empty: nothing."""
+    """What the response reports as wrong with the agent's code, as the rest of a sentence; empty: nothing."""
     try:
         works = msgspec.json.decode(body, type=_Agent).rebate_working
     except msgspec.DecodeError:  # the assets that read the response report it

@@ -37,14 +37,15 @@ FILE_BEFORE_WAIT_S = 120
 log = logging.getLogger(__name__)
 
 
-def advance(session: BinanceSession, *, wait: bool) -> None:
-    """Take the next step unless another process is doing so: poll for a file, or send a POST.
+def advance(session: BinanceSession, *, is_run: bool) -> None:
+    """Take one export's next step, unless another process is doing so: poll for its file, send its POST, or expire it.
 
     Args:
-        wait: retry the POST and the GET before it, and poll (once) even if that is not due yet.
+        is_run: a run calls, not the sensor: retry the POST and the GET before it, and poll (once, without waiting for
+            the file) even if that is not due yet.
 
     Raises:
-        ExchangeError: the POST failed, or polling failed with `Fatal`.
+        ExchangeError: the POST failed, or a GET failed with `Fatal`.
     """
     exports = session.exports()
     with exports.try_exclusive() as exclusive:
@@ -52,10 +53,10 @@ def advance(session: BinanceSession, *, wait: bool) -> None:
         queue = [export for export in exports.all_open() if not export.has_stored_file] if exclusive else []
         # Waiting exports come last: their POST would withdraw a file that has not landed.
         export = min(queue, key=lambda each: (each.state == "waiting", each.id), default=None)
-        if export is None or not (wait or export.is_due):
+        if export is None or not (is_run or export.is_due):
             return
         if export.state != "ready":
-            _Step(session, exports, export, wait).take()
+            _Step(session, exports, export, is_run).take()
         elif export.is_overdue:  # otherwise a run has to land the file first
             exports.update(export, state="expired", note="its file was offered, but could not be landed in time")
 
@@ -65,9 +66,10 @@ class _Step:
     session: BinanceSession
     exports: KickbackExports
     export: KickbackExport
-    wait: bool
+    is_run: bool
 
     def take(self) -> None:
+        """Poll for the file of a collecting export; send a waiting one's POST, or expire it with its expired days."""
         export, is_waiting = self.export, self.export.state == "waiting"
         expired = [day for day in export.days if not is_retained(day, self.session.now_ms())]
         if is_waiting and expired:
@@ -78,14 +80,14 @@ class _Step:
             self.exports.update(export, state="expired", last_day=expired[-1], note=note)
             return
         try:
-            offered = offered_file(self.session, wait=self.wait and is_waiting)
+            offered = offered_file(self.session, retries=self.is_run and is_waiting)
         except Fatal as error:
             self._postpone(export.state, str(error))
             raise
         self._send_request(offered) if is_waiting else self._handle_poll(offered)
 
     def _send_request(self, offered_before: FileUrl | Pending) -> None:
-        """Send the POST, or wait until it is known which file is offered before it."""
+        """Send the POST, or postpone it for a short time if it is unknown which file is offered already."""
         if isinstance(offered_before, FileUrl):
             self._post(offered_before.path)
         elif offered_before.is_conclusive or self.export.age_s > FILE_BEFORE_WAIT_S:
@@ -95,7 +97,7 @@ class _Step:
             self._postpone("waiting", f"it is unknown which file the exchange already offers: {offered_before.note}")
 
     def _handle_poll(self, offered: FileUrl | Pending) -> None:
-        """Mark the export as ready if its own file is offered; otherwise post again or wait."""
+        """Mark the export as ready if its own file is offered; otherwise post again, or postpone the next poll."""
         if isinstance(offered, FileUrl) and not self._belongs_to_another(offered.path):
             self.exports.update(self.export, state="ready", path=offered.path, note=None, wait_s=FILE_WAIT_S)
             log.info("the export of %s is ready", format_days(self.export.days))
@@ -114,12 +116,13 @@ class _Step:
         )
 
     def _post(self, path_before: str | None) -> None:
+        """Send the POST and record the result; raises `ExchangeError` if it failed without effect."""
         # Persist before requesting: from now on the exchange may be collecting.
         self.exports.mark_collecting(self.export, path_before)
         params = {"startTime": self.export.start_ms, "endTime": self.export.end_ms - 1}
         try:
             # `read_error` also reads the code and the message of a request that was accepted.
-            accepted = self.session.client.post(PATH, params, read_error, retries=self.wait)
+            accepted = self.session.client.post(PATH, params, read_error, retries=self.is_run)
         except OutcomeUnknown as error:
             self._postpone("collecting", str(error))
         except (Refused, AccessRefused) as error:
@@ -133,7 +136,7 @@ class _Step:
             log.info("requested the export of %s: %s", format_days(self.export.days), accepted.message)
 
     def _postpone(self, state: str, note: str) -> None:
-        """Return to that state for another attempt, or expire if the export is overdue."""
+        """Set the export to `state` for another attempt, or expire it if it is overdue."""
         if self.export.is_overdue:
             failed = "it could not be requested in time" if state == "waiting" else "no file was offered in time"
             self.exports.update(self.export, state="expired", note=f"{failed}; the last response was: {note}")
@@ -143,17 +146,17 @@ class _Step:
             self.exports.update(self.export, state=state, note=note, wait_s=wait_s)
 
 
-def offered_file(session: BinanceSession, *, wait: bool = False) -> FileUrl | Pending:
+def offered_file(session: BinanceSession, *, retries: bool = False) -> FileUrl | Pending:
     """The URL of the file offered now; only `Fatal` is raised, other errors mean `Pending`."""
     read = partial(read_response, own_host=session.client.host, more_hosts=session.settings.binance_file_hosts)
     try:
-        return session.client.get(PATH, {}, read, retries=wait)
+        return session.client.get(PATH, {}, read, retries=retries)
     except (Refused, Transient) as error:
         return Pending(str(error), is_conclusive=not isinstance(error, Transient))
 
 
 def requested_in_time(session: BinanceSession, day: date) -> bool:
-    """Whether an export, collecting or ready, was requested while the day was retained."""
+    """Whether a collecting or ready export of the day was requested while the exchange still retained the day."""
     export = session.exports().covering([day]).get(day)
     requested_ms = export.requested_ms if export and export.state in ("collecting", "ready") else None
     return requested_ms is not None and is_retained(day, requested_ms)

@@ -88,7 +88,7 @@ class KickbackExport:
 
     @property
     def requested_ms(self) -> int | None:
-        """When (ms) the POST was last sent; None while the export is waiting."""
+        """When (ms) the POST was last sent; None before that, and while it has to be sent again."""
         at = None if self.state == "waiting" else self.requested_at
         return int(at.timestamp() * 1000) if at else None
 
@@ -98,7 +98,7 @@ class KickbackExport:
 
 
 def is_retained(day: date, at_ms: int) -> bool:
-    """Whether an export requested at that instant has the whole day."""
+    """Whether an export requested at `at_ms` has the whole day."""
     return start_ms(day, ZONE) >= at_ms - RETENTION // timedelta(milliseconds=1)
 
 
@@ -112,7 +112,10 @@ def needs_attention(url: str) -> bool:
 
 
 class KickbackExports(TableStore):
-    """The exports of one account, begun with any of its keys; `asset` lands them."""
+    """The exports of one account, requested with any of its keys; `asset` lands them.
+
+    `sources` are those of all its keys, and `source` is the current key's, which new exports get.
+    """
 
     migrations = Migrations("binance", Path(__file__).parents[1] / "migrations")
 
@@ -141,11 +144,14 @@ class KickbackExports(TableStore):
         return self.refresh() if landed else exports
 
     def all_open(self) -> list[KickbackExport]:
-        """Exports that are waiting, collecting or ready."""
+        """The exports that are waiting, collecting or ready, after a `refresh`."""
         return [export for export in self.refresh() if export.state in OPEN]
 
     def covering(self, days: Collection[date]) -> dict[date, KickbackExport]:
-        """By day, the export that has it or will have it next; days without one are missing."""
+        """By day, the export that will land it first, otherwise the newest that has landed it.
+
+        Days that no export has are not in the result. Calls `refresh`.
+        """
         candidates = [export for export in reversed(self.refresh()) if export.state in _BY_PREFERENCE]
         candidates.sort(key=lambda export: _BY_PREFERENCE.index(export.state))
         found = {day: next((each for each in candidates if each.covers(day)), None) for day in days}
@@ -165,7 +171,10 @@ class KickbackExports(TableStore):
         )
 
     def update(self, export: KickbackExport, *, wait_s: float | None = None, **columns: Any) -> None:
-        """Set columns unless the export has expired; after `wait_s`, it is overdue."""
+        """Set these columns, and `polled_at` to now, unless the export has expired.
+
+        The export becomes overdue after `wait_s`; None leaves that time unchanged.
+        """
         changes = [sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in columns]
         if wait_s is not None:
             changes.append(sql.SQL("expires_at = now() + {} * interval '1 second'").format(wait_s))

@@ -58,7 +58,7 @@ class ExportRequest:
         export_id = found.id if found else exports.add(days[0], days[-1])
         if found is None or found.state == "waiting":
             try:
-                advance(session, wait=True)
+                advance(session, is_run=True)
             except (Refused, Transient):
                 failed = True
         export = next(each for each in exports.refresh() if each.id == export_id)
@@ -103,15 +103,15 @@ class ExportFile:
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         """Yield each day once its export is ready.
 
-        A day fails if its export is not ready after `MAX_WAIT_S`, or if it has none after `REQUEST_WAIT_S`.
+        A day fails if its export is not ready after `MAX_WAIT_S`, or if no export has the day after `REQUEST_WAIT_S`.
         """
         exports, left = session.exports(), set(days)
         for waited_s in takewhile(lambda _: not session.cancelled.is_set(), range(0, MAX_WAIT_S + 1, POLL_S)):
             found = exports.covering(left)
             for export, group in groupby(sorted(found), key=found.__getitem__):
-                own = list(group)
-                if export.state in ("ready", "landed") and (outcomes := self._outcomes(session, export, own)):
-                    left -= {*own}
+                export_days = list(group)
+                if export.state in ("ready", "landed") and (outcomes := self._outcomes(session, export, export_days)):
+                    left -= {*export_days}
                     yield from outcomes
             is_last = waited_s >= MAX_WAIT_S
             found = exports.covering(left)
@@ -122,7 +122,7 @@ class ExportFile:
             if not left:
                 return
             try:
-                advance(session, wait=True)
+                advance(session, is_run=True)
             except (Refused, Transient) as error:
                 log.warning("the export could not be requested: %s", error)
             if waited_s % 60 == 0:
@@ -197,7 +197,7 @@ class ExportFile:
 def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
     # Retry here: the sensor does not poll for a file whose days have landed.
     has_landed = export.state == "landed"
-    offered = offered_file(session, wait=has_landed)
+    offered = offered_file(session, retries=has_landed)
     if isinstance(offered, Pending) and not offered.is_conclusive:
         text = f"the exchange did not send the URL of the file: {offered.note}"
         raise Transient(text) if has_landed else _NoOwnFile(text)

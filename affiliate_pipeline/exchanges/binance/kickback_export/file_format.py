@@ -46,7 +46,7 @@ class FileUrl:
         return (urlsplit(self.secret).hostname or "").lower()
 
     def is_allowed(self, own_host: str, more_hosts: Sequence[str]) -> bool:
-        """Whether it is on the exchange's own host or, by https, on or below a known host."""
+        """Whether it has no credentials and is on the exchange's own host or, by https, on or below a known host."""
         parts = urlsplit(self.secret)
         if parts.username or parts.password:
             return False
@@ -79,7 +79,8 @@ class Pending:
 def read_response(body: bytes, own_host: str = "", more_hosts: Sequence[str] = ()) -> FileUrl | Pending:
     """The file's URL, from a JSON string at any depth or bare text; otherwise `Pending`.
 
-    Of several URLs, the one of a file on an allowed host.
+    Of several URLs, those on an allowed host are preferred, then those that look like a file's; `Pending` if these are
+    of more than one file. The URL may be on a host that is not allowed: see `FileUrl.check_host`.
     """
     text = body.decode(errors="replace").strip()
     # An ampersand that was escaped for HTML would spoil the signature.
@@ -146,7 +147,7 @@ def _separator(text: str, model: type[Row]) -> str:
 
 
 def _names(header: Sequence[str], model: type[Row]) -> list[str]:
-    """The columns' JSON names."""
+    """The JSON names of the header's columns, in its order; raises `Unreadable`."""
     known = {_normalized(column.name): column.json_name for column in columns(model)}
     names = [known.get(_normalized(name), name) for name in header]
     # An empty file is permitted: it has no header and no rows.
@@ -168,7 +169,7 @@ def _normalized(name: str) -> str:
 def _time_ms(text: str, line: int) -> int:
     try:
         if text.isdecimal():
-            # Milliseconds cut to ten digits look like seconds.
+            # The schema reads small numbers as seconds, but here they may be milliseconds cut to ten digits.
             if int(text) < MIN_MILLISECONDS:
                 raise ValueError
             return KINDS["instant"].read(text.encode())
