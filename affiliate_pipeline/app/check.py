@@ -65,15 +65,16 @@ def _setup(missing: Collection[str] | None) -> Iterator[Finding]:
     if "AFFILIATE_EXECUTOR" in environment.variables:
         yield from _executor(environment)
     try:
-        running = running_database(environment)
+        with_database = running_database(environment)
     except ServerError as error:
         yield Finding("database", error.problem.what, error.problem.action or "See the server's log, then check again")
         return
-    if running:
+    if with_database:
         if missing is not None:
             # Dagster runs: `up` has started it with this default.
-            running = replace(running, variables={"AFFILIATE_SCHEDULES": "true", **running.variables})
-        yield from doctor.database(running, _daemon_silent_since(missing))
+            variables = {"AFFILIATE_SCHEDULES": "true", **with_database.variables}
+            with_database = replace(with_database, variables=variables)
+        yield from doctor.database(with_database, _daemon_stopped_at(missing))
     else:
         yield Finding("database", "the embedded PostgreSQL is not running", f"Start it: `{up_command()}`")
 
@@ -83,7 +84,7 @@ def _executor(environment: Environment) -> Iterator[Finding]:
 
     about = "executor"
     try:
-        executor_of(environment.variables, str)  # the executor executes no run, so `str` is never called
+        executor_of(environment.variables, str)  # only validates: no run is executed, so `str` is never called
     except SettingsError as error:
         yield from doctor.of_settings("settings", error)
         return
@@ -93,11 +94,15 @@ def _executor(environment: Environment) -> Iterator[Finding]:
         return
     from affiliate_pipeline.defs.celery_executor import BROKER_ERRORS, responding_workers  # an extra
 
-    broker, _ = CELERY_VARIABLES
+    broker_variable, _ = CELERY_VARIABLES
     try:
-        workers = responding_workers(settings.secret(broker))
+        workers = responding_workers(settings.secret(broker_variable))
     except BROKER_ERRORS as error:
-        yield Finding(broker, f"Celery's broker cannot be used: {error}", f"Start the broker, or correct {broker}")
+        yield Finding(
+            broker_variable,
+            f"Celery's broker cannot be used: {error}",
+            f"Start the broker, or correct {broker_variable}",
+        )
         return
     if workers:
         yield Finding(about, f"celery: {count_of(len(workers), 'worker')}: {', '.join(workers)}")
@@ -127,8 +132,8 @@ def _machine(port: int, missing: Collection[str] | None) -> Iterator[Finding]:
         yield Finding("Dagster", "runs in this folder")
 
 
-def _daemon_silent_since(missing: Collection[str] | None) -> datetime | None:
-    """When Dagster's daemon of this folder stopped, if it did.
+def _daemon_stopped_at(missing: Collection[str] | None) -> datetime | None:
+    """When the Dagster daemon of this folder stopped; None if it is running or was never stopped.
 
     Later heartbeats are of a daemon that runs elsewhere.
     """
@@ -138,7 +143,7 @@ def _daemon_silent_since(missing: Collection[str] | None) -> datetime | None:
 
 
 def _finding(about: str, found_if_ok: str, run_check: Callable[[], None]) -> Finding:
-    """The problem that the check raises, otherwise `found_if_ok`."""
+    """The finding: the problem if the check raises `CommandError`, otherwise `found_if_ok`."""
     try:
         run_check()
     except CommandError as error:
@@ -157,7 +162,7 @@ def check_disk(home: Path) -> None:
 
 
 def check_port(port: int) -> None:
-    """Raise `CommandError` if no server can listen on the port."""
+    """Raise `CommandError` if a server could not listen on the port, for example because another one does."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:

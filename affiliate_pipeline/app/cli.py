@@ -49,7 +49,7 @@ def program(
 
 
 def main() -> None:
-    """Run the command; exit with 1 if it fails, or with 2 if the arguments are wrong.
+    """Run the command and exit with its code: 1 if it fails, 2 if the arguments are wrong.
 
     A failure is printed as one line on standard error.
     """

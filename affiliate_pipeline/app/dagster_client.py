@@ -78,7 +78,7 @@ class DagsterClient:
         return entry.get("loadStatus") == "LOADED" and bool(location_or_error)
 
     def launch(self, keys: Sequence[str], days: Sequence[date]) -> str:
-        """Launch a run of these assets over the consecutive days, if they have any; return its id."""
+        """Launch a run of these assets over consecutive days (empty: the assets have no partitions); return its id."""
         bounds = {"start": days[0], "end": days[-1]} if days else {}
         selection = [{"path": key.split("/")} for key in keys]
         tags = [{"key": f"dagster/asset_partition_range_{bound}", "value": f"{day}"} for bound, day in bounds.items()]
@@ -94,8 +94,8 @@ class DagsterClient:
         return launched["run"]["runId"]
 
     def statuses(self, run_ids: Collection[str]) -> dict[str, str]:
-        """Dagster's status of each run."""
-        return self._runs(runIds=[*run_ids])
+        """Dagster's status of each run, by id; a deleted run is left out."""
+        return self._find_statuses(runIds=[*run_ids])
 
     def failures(self, run_id: str) -> Iterator[str]:
         """The reasons of the steps that failed, or why the run failed if no step did."""
@@ -118,20 +118,22 @@ class DagsterClient:
     def cancel(self, run_ids: Collection[str] = ()) -> None:
         """Cancel these runs, by default all in progress, and wait at most `CANCEL_WAIT_S` until they have ended.
 
-        Their landed days are materialized; the state of the other days is unchanged, and no failed run is reported.
+        Dagster shows the days that they have landed as materialized and the other days as before, and reports no
+        failed run.
         """
         deadline = time.monotonic() + CANCEL_WAIT_S
-        chosen = {"runIds": [*run_ids]} if run_ids else {}
+        run_filter = {"runIds": [*run_ids]} if run_ids else {}
         while time.monotonic() < deadline:
-            running = self._runs(**chosen, statuses=IN_PROGRESS)
+            running = self._find_statuses(**run_filter, statuses=IN_PROGRESS)
             if not running:
                 break
             if cancellable := [run_id for run_id, status in running.items() if status != "CANCELING"]:
                 self._execute(_CANCEL, runs=cancellable)
             time.sleep(0.2)
 
-    def _runs(self, **chosen: object) -> dict[str, str]:
-        results = self._execute(_RUNS, filter=chosen)["runsOrError"]["results"]
+    def _find_statuses(self, **run_filter: object) -> dict[str, str]:
+        """The status of each run that the `RunsFilter` selects, by id."""
+        results = self._execute(_RUNS, filter=run_filter)["runsOrError"]["results"]
         return {run["runId"]: run["status"] for run in results}
 
     def _execute(self, query: str, **variables: object) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def drop_port(home: Path) -> None:
 
 
 def saved_client(home: Path) -> DagsterClient | None:
-    """The client of the webserver that was last started in this folder and has not been stopped."""
+    """A client for the saved port, whose webserver may have been killed; None if no port is saved."""
     with suppress(OSError, ValueError):
         return DagsterClient(int(_port_file(home).read_text()))
     return None

@@ -30,9 +30,10 @@ def markdown() -> str:
         commission=(COMMISSION_TABLE, _derived_columns(derived.DAILY)),
         customer=(CUSTOMER_TABLE, _derived_columns(derived.CUSTOMER_DAILY)),
         price=(PRICE_TABLE, _derived_columns(derived.PRICE)),
-        # Columns of views have no constraints.
+        # Columns of views have no constraints, so none is marked as nullable.
         views={
-            name: [(column, kind, "", about) for column, kind, about in found] for name, found in derived.VIEWS.items()
+            name: [(column, kind, "", about) for column, kind, about in declared]
+            for name, declared in derived.VIEWS.items()
         },
     )
 

@@ -135,7 +135,7 @@ def _source(name: str, catalog: Catalog) -> _Source:
 
 
 def _write(extract: "Extract", kind: Format, file: BinaryIO, *, raw: bool) -> Iterator[str]:
-    """Write the rows; yield what a reader of them has to know."""
+    """Write the rows; yield notes about the file: the texts that were changed, the types of amounts."""
     if kind is Format.csv:
         if escaped := extract.write_csv(file, raw=raw):
             texts, names = count_of(sum(escaped.values()), "text"), ", ".join(escaped)

@@ -13,7 +13,7 @@ EXTRAS = {
 
 
 def require_extras(*names: str) -> None:
-    """Raise `CommandError` with the command that installs the missing ones of these extras."""
+    """Raise `CommandError`, with the command to install them, if any of these extras are missing."""
     missing = [name for name in names if find_spec(EXTRAS[name][0]) is None]
     if not missing:
         return

@@ -36,7 +36,7 @@ def ensure(environment: Environment, store: Store) -> Environment:
     Assets that are configured or have landed need one, except records of an exchange whose start date is set. A first
     day that was chosen earlier does not change. No landed day is before a newly chosen one.
     """
-    # No day is after `date.max`, so each asset has only its earliest one.
+    # Entries since a day include each asset's earliest one, and none is after `date.max`: only the earliest is read.
     first_landed = {asset: min(days) for asset, days in ledger.entries_since(store.connection, date.max).items()}
     chosen = dict(environment.first_days)
     # Without duplicates: the API keys of an account usually have the same first day.
@@ -56,11 +56,11 @@ def ensure(environment: Environment, store: Store) -> Environment:
                 chosen[each.key] = min(day_of(now_ms(), each.exchange.zone), first_landed.get(each.key, date.max))
         if records and start_date(records[0].exchange, environment) is None:
             landed_days = [first_landed[each.key] for each in records if each.key in first_landed]
-            first, reason = _first_day(records, environment, store, may_ask=not landed_days)
+            first, suffix = _first_day(records, environment, store, may_prompt=not landed_days)
             if landed_days and min(landed_days) < first:
-                first, reason = min(landed_days), ""
+                first, suffix = min(landed_days), ""
             chosen |= dict.fromkeys((each.key for each in records), first)
-            lines[f"{_account(records[0])}: the first day is {first}{reason}."] = None
+            lines[f"{_account(records[0])}: the first day is {first}{suffix}."] = None
     for line in lines:
         console.print(line)
     found = replace(environment, first_days=chosen)
@@ -75,9 +75,12 @@ def _account(endpoint: Endpoint) -> str:
 
 
 def _first_day(
-    records: Sequence[Records], environment: Environment, store: Store, *, may_ask: bool
+    records: Sequence[Records], environment: Environment, store: Store, *, may_prompt: bool
 ) -> tuple[date, str]:
-    """The first day of the assets of one API key, and the end of the sentence about it."""
+    """The first day of the assets of one API key, and what to append to "the first day is …" (may be empty).
+
+    With `may_prompt`, a user at a terminal chooses the day if the exchange may retain all days.
+    """
     exchange = records[0].exchange
     limits = [each.retention.promised for each in records if each.retention]
     if limits:
@@ -87,9 +90,9 @@ def _first_day(
     default = datetime.now(UTC).date() - (DAYS - 1) * DAY
     if environment.mode is Mode.SANDBOX:
         return default, ""
-    if may_ask and sys.stdin.isatty() and sys.stdout.isatty():
+    if may_prompt and sys.stdin.isatty() and sys.stdout.isatty():
         try:
-            return _asked(records, default, environment, store), ""
+            return _prompt_first_day(records, default, environment, store), ""
         except AffiliateError as error:
             console.print(escape(f"{_account(records[0])}: the requests cannot be counted: {error.problem}."))
     variable = f"{exchange.name.upper()}_START_DATE"
@@ -99,7 +102,7 @@ def _first_day(
     )
 
 
-def _asked(records: Sequence[Records], default: date, environment: Environment, store: Store) -> date:
+def _prompt_first_day(records: Sequence[Records], default: date, environment: Environment, store: Store) -> date:
     """The first day that the user enters; raises `AffiliateError` if the exchange does not respond."""
     account, today = _account(records[0]), day_of(now_ms(), records[0].exchange.zone)
     with doing(f"{account}: counting the requests"):
@@ -137,7 +140,7 @@ def _asked(records: Sequence[Records], default: date, environment: Environment, 
 
 
 def _cost(records: Iterable[Records], days: Sequence[date], environment: Environment, store: Store) -> RequestPlan:
-    """What fetching the days of all these assets takes; each endpoint has its own rate limit."""
+    """What fetching the days of all these assets takes; rate limits are per endpoint, so the slowest sets the time."""
     plans: list[RequestPlan] = []
     for each in records:
         with connected(each, store, environment.variables) as session:

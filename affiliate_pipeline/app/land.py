@@ -23,7 +23,7 @@ from affiliate_pipeline.app.landing import (
     print_failures,
     request_of,
 )
-from affiliate_pipeline.app.processes import DAEMON, is_up_running, running_services
+from affiliate_pipeline.app.processes import DAEMON, is_locked, running_services
 from affiliate_pipeline.app.up import READY_WAIT_S, running, stop_on_signals
 from affiliate_pipeline.commission.rollup import derived_assets
 from affiliate_pipeline.domain.days import DAY
@@ -97,7 +97,7 @@ def _request(asset: str, days: str, environment: Environment) -> Request:
 
 @contextmanager
 def _landing(stopping: threading.Event) -> Generator[Landing]:
-    """The landing of the running `up`, else of a database and Dagster that run until the end of the block."""
+    """A `Landing` with the Dagster of the running `up`, else with one that is started until the end of the block."""
     dagster = _dagster_of_up(settings.home(), stopping)
     if dagster:
         yield Landing(start_database(settings.application()), dagster, stopping)
@@ -107,12 +107,13 @@ def _landing(stopping: threading.Event) -> Generator[Landing]:
 
 
 def _dagster_of_up(home: Path, stopping: threading.Event) -> DagsterClient | None:
-    """The client of the running `up`, as soon as its Dagster is ready; None if no `up` is running.
+    """The client of the running `up`, as soon as its Dagster is ready; None if no other command runs in the folder.
 
-    A Dagster without daemon is not used: it belongs to `up --once` or another `land`, and ends with that command.
+    Raises `CommandError` if within `READY_WAIT_S` there is no Dagster with a daemon, or on a signal. One without a
+    daemon belongs to `up --once` or another `land`, and ends with that command.
     """
     deadline = time.monotonic() + READY_WAIT_S
-    while is_up_running(home):
+    while is_locked(home):
         dagster = saved_client(home)
         with suppress(DagsterUnavailable):
             if dagster and dagster.is_ready() and DAEMON in running_services(home):

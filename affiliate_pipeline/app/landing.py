@@ -37,18 +37,19 @@ class LandingInterrupted(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """What one run is to materialize: these assets over the consecutive days, if they have any."""
+    """What one run is to materialize: these assets over the consecutive days (empty: they have no partitions)."""
 
     title: str
     keys: tuple[str, ...]
     days: tuple[date, ...] = ()
+    # Those of the assets; empty for derived assets and reference tables.
     endpoints: tuple[Endpoint, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.title} {format_days(self.days)}".rstrip()
 
     def for_today(self) -> "Request | None":
-        """The request for today's snapshots of the same assets, if its own day has ended; None for anything else."""
+        """The request for today's snapshots of the same assets, if the day of this one has ended; otherwise None."""
         if not self.endpoints or isinstance(self.endpoints[0], Records):
             return None
         today = datetime.now(self.endpoints[0].exchange.zone).date()
@@ -101,8 +102,8 @@ class Landing:
                     shared.setdefault(key, []).append(endpoint)
         return [request_of(endpoints, days) for (*_, days), endpoints in shared.items()]
 
-    def nothing_can_land(self) -> str | None:
-        """Why nothing is `missing` although nothing has landed; None if a day has landed."""
+    def why_nothing_can_land(self) -> str | None:
+        """The reason why nothing is `missing` although nothing has landed; None if a day has landed."""
         scheduled = self._scheduled()
         if not scheduled:
             return "no account has its API key set"
@@ -112,7 +113,7 @@ class Landing:
         return None if has_landed else f"the first day, {first}, has not ended"
 
     def _scheduled(self) -> list[Endpoint]:
-        """The configured assets that land without being requested."""
+        """The configured endpoints that a schedule lands."""
         endpoints = self.catalog.endpoints
         return [each for each in endpoints if each.lands_at and self.environment.is_any_set(each.credentials)]
 
@@ -129,9 +130,9 @@ class Landing:
         return [Request(", ".join(keys), keys, tuple(days)) for days in day_ranges(outdated)]
 
     def land(self, requests: Sequence[Request]) -> list[Failure]:
-        """Launch a run per request, follow all of them and print how each one ends; return those that failed.
+        """Launch a run per request, follow all of them and print how each one ends; return the failures.
 
-        If it is interrupted, the runs that it has launched are cancelled.
+        Raises `LandingInterrupted` once `stopping` is set. This, or any other error, cancels the runs in progress.
         """
         if not requests:
             return []
@@ -155,6 +156,7 @@ class Landing:
         return failures
 
     def _launch(self, request: Request, running: dict[str, Request]) -> Failure | None:
+        """Launch the request's run and add it to `running`; return the failure if Dagster refuses it."""
         if self.stopping.is_set():
             raise LandingInterrupted
         try:
@@ -164,17 +166,17 @@ class Landing:
         return None
 
     def _handle_end(self, run_id: str, status: str, running: dict[str, Request], began: datetime) -> Failure | None:
-        """Print how the run has ended; return its failure, if any.
+        """Remove the run from `running` and print how it has ended; return its failure, if any.
 
-        If snapshots failed and their day has ended since, launch them again for today.
+        If snapshots failed and their day has ended since, only launch them again for today.
         """
         request = running.pop(run_id)
-        later = request.for_today() if status == "FAILURE" else None
-        if later:
-            return self._launch(later, running)
+        retry = request.for_today() if status == "FAILURE" else None
+        if retry:
+            return self._launch(retry, running)
         if request.endpoints:
             total = count_of(len(request.endpoints) * len(request.days), "day")
-            console.print(escape(f"{request}: {self._landed([request], began)} of {total} landed"))
+            console.print(escape(f"{request}: {self._count_landed([request], began)} of {total} landed"))
         elif status == "SUCCESS":
             console.print(escape(f"{request}: done"))
         if status == "SUCCESS":
@@ -182,15 +184,15 @@ class Landing:
         canceled_or_deleted = (f"the run was {status.lower()}; the state of the other days is unchanged",)
         return Failure(request, tuple(self.dagster.failures(run_id)) if status == "FAILURE" else canceled_or_deleted)
 
-    def _landed(self, requests: Iterable[Request], began: datetime) -> int:
-        """How many of the requested days have landed since that time."""
+    def _count_landed(self, requests: Iterable[Request], began: datetime) -> int:
+        """How many of the requested days, counted per asset, have landed since `began`."""
         with self._store() as store:
             ledgers = [store.ledger(endpoint, each.days) for each in requests for endpoint in each.endpoints]
         return sum(entry.checked_at >= began for ledger in ledgers for entry in ledger.values())
 
     def _progress(self, requests: Sequence[Request], running: Mapping[str, Request], began: datetime) -> str:
-        days = sum(len(each.endpoints) * len(each.days) for each in requests)
-        counted = f"{self._landed(requests, began)} of {count_of(days, 'day')} landed, " if days else ""
+        total = sum(len(each.endpoints) * len(each.days) for each in requests)
+        counted = f"{self._count_landed(requests, began)} of {count_of(total, 'day')} landed, " if total else ""
         return f"Landing: {counted}{count_of(len(running), 'run')} in progress"
 
     def summarize(self) -> None:

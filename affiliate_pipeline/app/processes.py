@@ -42,9 +42,9 @@ _DAEMON_ENDED = "daemon.ended"
 
 @contextmanager
 def exclusive(home: Path) -> Generator[None, None, None]:
-    """Lock the folder for one `up`, else raise `CommandError`; first stop the processes of a killed one.
+    """Lock the folder for one `up`, or one `land` with its own Dagster; raises `CommandError` if it is locked.
 
-    A `land` that starts its own Dagster locks the folder too.
+    If the last one was killed, its processes and the embedded server are stopped before the block.
     """
     with (home / "up.lock").open("a+") as lock:
         if not _try_lock(lock):
@@ -68,29 +68,32 @@ def exclusive(home: Path) -> Generator[None, None, None]:
             lock.truncate(0)
 
 
-def is_up_running(home: Path) -> bool:
-    """Whether an `up`, or a `land` with its own Dagster, is running in the folder."""
+def is_locked(home: Path) -> bool:
+    """Whether an `up`, or a `land` with its own Dagster, is running in the folder: each locks it."""
     with suppress(FileNotFoundError), (home / "up.lock").open() as lock:
         return not _try_lock(lock)
     return False
 
 
 def stop_up(home: Path) -> bool:
-    """Stop the `up` of the folder; True if one was running."""
+    """Stop the folder's `up`, or `land` with its own Dagster, and wait for its end; True if one was running.
+
+    The command is killed if it is still running after `STOP_WAIT_S`.
+    """
     with suppress(FileNotFoundError), (home / "up.lock").open() as lock:
-        signalled, deadline = "", time.monotonic() + STOP_WAIT_S
+        signalled_pid, deadline = "", time.monotonic() + STOP_WAIT_S
         while not _try_lock(lock):
             lock.seek(0)
             # The lock's holder is alive and has written its pid, except just after locking: until it writes, the file
             # is empty or has the pid of a killed process.
             pid = lock.read()
             late = time.monotonic() > deadline
-            if pid and (pid != signalled or late):
+            if pid and (pid != signalled_pid or late):
                 with suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL if late else signal.SIGTERM)
-                signalled = pid
+                signalled_pid = pid
             time.sleep(0.1)
-        return bool(signalled)
+        return bool(signalled_pid)
     return False
 
 
@@ -114,15 +117,15 @@ def running_processes(home: Path) -> list[psutil.Process]:
 
 def running_services(home: Path) -> set[str]:
     """The services of the folder's Dagster that run."""
-    commands: list[str] = []
+    command_lines: list[str] = []
     for process in running_processes(home):
         with suppress(psutil.Error):  # it has just ended
             if process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-                commands.append(" ".join(process.cmdline()))
+                command_lines.append(" ".join(process.cmdline()))
     return {
         service
         for service, arguments in _SERVICES.items()
-        if any(" ".join(arguments) in command for command in commands)
+        if any(" ".join(arguments) in line for line in command_lines)
     }
 
 
@@ -155,7 +158,7 @@ def stop_processes(home: Path) -> bool:
 
     If the daemon is one of them, all runs in progress are cancelled first: Dagster would count an interrupted run as
     failed. If it is not, no run is cancelled, since those in progress may be of a daemon elsewhere that uses the same
-    database.
+    database. Also removes the webserver's saved port, and records when the daemon was stopped.
     """
     left = found = running_processes(home)
     has_daemon = DAEMON in running_services(home)
@@ -179,7 +182,7 @@ def stop_processes(home: Path) -> bool:
 
 
 def dagster_home(home: Path, *, without_daemon: bool = False) -> Path:
-    """The folder for DAGSTER_HOME under `up`, with the project's `dagster.yaml`.
+    """Create or update the folder for DAGSTER_HOME, with the project's `dagster.yaml`; return it.
 
     Without a daemon, a queued run would never start, so runs are launched at once.
     """
@@ -203,6 +206,8 @@ def start_dagster(
     home: Path, folder: Path, log: Path, port: int, *, without_daemon: bool = False
 ) -> dict[str, subprocess.Popen[bytes]]:
     """Start Dagster's code server, its webserver on this port of 127.0.0.1, and its daemon with schedules and sensors.
+
+    Returns their processes by service, without waiting until they are ready.
 
     `dagster dev` would start them one after the other, and two more processes, which reload changed code. Each process
     runs in its own session: Ctrl-C then reaches only `up`.

@@ -55,7 +55,7 @@ def require_days(name: str, requested: Sequence[date] | None, *, has_days: bool)
 
 
 def daily_commission(store: Store, environment: Environment) -> tuple[Commission, list[Records]]:
-    """The daily sums, and the configured endpoints that they are expected from."""
+    """The daily sums, and the configured endpoints whose days they are expected to include."""
     earning = configured_catalog(environment.variables).earning
     return Commission(store, earning, has_prices=environment.has_prices), [
         each for each in earning if environment.is_any_set(each.credentials)

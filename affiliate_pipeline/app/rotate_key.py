@@ -36,12 +36,12 @@ def rotate_key(
             _ = identity.sources  # verifies the key
         except UnconfirmedKey as error:
             console.print(escape(f"{error.problem.what}."))
-        earlier = identity.unconfirmed()
-        if not earlier:
+        unconfirmed = identity.unconfirmed()
+        if not unconfirmed:
             console.print(escape(f"{identity.key.variable} needs no confirmation: its account is known."))
             return
         console.print(escape(f"Keys to be recorded as keys of one account, {identity.key.account}:"))
-        for each in earlier:
+        for each in unconfirmed:
             console.print(f"  {each.fingerprint}, since {each.first_seen:%Y-%m-%d %H:%M} UTC")
         console.print(escape(f"  {identity.key.fingerprint}, the value of {identity.key.variable}"))
         if not (yes or _confirmed(identity)):
@@ -64,6 +64,7 @@ def _endpoint(variables: Mapping[str, str], exchange: str, account: str, role: s
 
 
 def _confirmed(identity: KeyIdentity) -> bool:
+    """Whether the user confirms the keys; raises `CommandError` without a terminal."""
     if not sys.stdin.isatty():
         raise CommandError(
             "without a terminal, the keys cannot be confirmed",

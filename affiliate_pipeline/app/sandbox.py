@@ -145,7 +145,7 @@ def serving(failing: Mapping[date, int]) -> Generator[None, None, None]:
     try:
         settings.save_sandbox_variables({"AFFILIATE_RATE_SCALE": str(RATE_SCALE), **server.variables})
         # By exchange, the variables of its first endpoint's credentials: in reverse order, that endpoint is the last to
-        # set them.
+        # set them. Below, a second reversal restores the order of the exchanges.
         credentials = {endpoint.exchange.name: endpoint.credentials for endpoint in reversed(ENDPOINTS)}
         console.print(
             "No exchange is configured, so [bold]the sandbox[/bold] serves generated data on this machine. It has its own "

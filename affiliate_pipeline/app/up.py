@@ -83,6 +83,9 @@ class Project:
 def running(stopping: threading.Event, port: int | None, failing: Mapping[date, int] = NO_DAYS) -> Generator[Project]:
     """Run the database, the sandbox if no exchange is configured, and Dagster; at the end, stop what was started.
 
+    Chooses missing first days, then waits until Dagster is ready or `stopping` is set. Raises `CommandError`, for
+    example if another command runs in the folder.
+
     Args:
         stopping: Set by a signal.
         port: The port of Dagster's UI. None: only runs are needed, no UI, schedules or sensors.
@@ -158,7 +161,7 @@ def _land(landing: Landing, again: Collection[date], port: int | None = None) ->
     failures: list[Failure] = []
     try:
         missing = landing.missing(again)
-        if not missing and (reason := landing.nothing_can_land()):
+        if not missing and (reason := landing.why_nothing_can_land()):
             console.print(f"Nothing can land: {reason}. Correct the variables (README, Real accounts).")
             return False
         if not missing:

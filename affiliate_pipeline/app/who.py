@@ -1,6 +1,6 @@
 """The command `who`: what has landed about one user."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from typing import Annotated
 
@@ -39,15 +39,15 @@ def who(
         raise CommandError("no user was given", "Give an id or an email")
     environment = start_database(application())
     now = datetime.now(UTC)
-    today = {exchange.name: now.astimezone(exchange.zone).date() for exchange in EXCHANGES}
+    today_by_exchange = {exchange.name: now.astimezone(exchange.zone).date() for exchange in EXCHANGES}
     with Store(environment.database_url()) as store:
         catalog = configured_catalog(environment.variables, ledger.assets(store.connection))
-        searched = sources(store, catalog.endpoints, today)
+        searched = sources(store, catalog.endpoints, today_by_exchange)
         if not searched:
             raise CommandError("nothing about users has landed yet", f"Land some days first: `{up_command()}`")
         commission = Commission(store, catalog.earning, has_prices=environment.has_prices)
-        stale = commission.stale(min(each.first for each in searched), max(today.values()) - DAY)
-        found = find(store, catalog, user, today)
+        stale = commission.stale(min(each.first for each in searched), max(today_by_exchange.values()) - DAY)
+        found = find(store, catalog, user, today_by_exchange)
     for line in [*_verdict(user, found), *_described(user, found), "", *_coverage(searched, stale)]:
         console.print(escape(line))
     raise typer.Exit(0 if found else 1)
@@ -95,12 +95,12 @@ def _earnings(earned: Earned) -> Iterator[str]:
         yield _line(f"  {period}", f"{total.usdt} USDT, {count_of(total.records, 'record')}{lacking}")
 
 
-def _coverage(searched: Iterable[Source], stale: Iterable[date]) -> Iterator[str]:
+def _coverage(searched: Iterable[Source], stale: Collection[date]) -> Iterator[str]:
     yield "This rests on the days that have landed:"
     for each in searched:
         missing = f", missing {format_days(each.missing)}" if each.missing else ""
         yield f"  {each.asset}: {each.first} to {each.last}{missing}"
-    if stale := [*stale]:
+    if stale:
         yield f"  {format_days(stale)}: some landed rows or prices have not been added up yet, so they are missing from the earnings"
 
 

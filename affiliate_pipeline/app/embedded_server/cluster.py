@@ -56,7 +56,7 @@ class Cluster:
 
 
 def read(home: Path) -> Cluster | None:
-    """The cluster of `home`; None if there is none."""
+    """The cluster of `home`; None if there is none. Raises `ServerError` if `postgres.json` is damaged."""
     path = home / "postgres.json"
     try:
         stored = json.loads(path.read_text())

@@ -20,7 +20,10 @@ SYSTEM_USER = "affiliate"
 
 
 def program(name: str) -> Path:
-    """The path of a program (`psql`, `pg_dump`, …) that the server's user may execute."""
+    """The path of a program (`psql`, `pg_dump`, …) that the server's user may execute.
+
+    As root, it is in a copy, created if necessary. Raises `ServerError` if the program is not installed.
+    """
     # Locate the package without importing it: only its files are needed, not its launcher, which relies on pids.
     spec = importlib.util.find_spec(WHEEL.replace("-", "_"))
     package = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
@@ -35,7 +38,7 @@ def program(name: str) -> Path:
 
 
 def client_program(name: str, *, with_tls: bool) -> Path:
-    """The path of `psql` or `pg_dump`: the wheel's if it can connect, otherwise the one on PATH."""
+    """The path of `psql` or `pg_dump`: in the wheel, unless TLS is needed, which it lacks; otherwise on PATH."""
     if not with_tls and importlib.util.find_spec(WHEEL.replace("-", "_")):
         return program(name)
     if installed := shutil.which(name):
@@ -47,7 +50,7 @@ def client_program(name: str, *, with_tls: bool) -> Path:
 
 
 def run(cluster: Cluster, lock_fd: int, name: str, *arguments: str | Path) -> None:
-    """Run a program as the owner of the cluster's folder; it inherits only `lock_fd`."""
+    """Run a program as the owner of the cluster's folder; it inherits only `lock_fd`; a failure is a `ServerError`."""
     owner = cluster.folder.stat()
     is_root = os.geteuid() == 0
     done = subprocess.run(
@@ -80,9 +83,9 @@ def system_user() -> pwd.struct_passwd:
     with suppress(KeyError):
         return pwd.getpwnam(SYSTEM_USER)
     useradd = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", SYSTEM_USER]
-    path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     try:
-        output = subprocess.run(useradd, env=path, capture_output=True, text=True).stderr.strip()
+        output = subprocess.run(useradd, env=environment, capture_output=True, text=True).stderr.strip()
     except OSError as error:
         output = str(error)
     with suppress(KeyError):
@@ -94,7 +97,7 @@ def system_user() -> pwd.struct_passwd:
 
 
 def _shared_copy(package: Path) -> Path:
-    """A copy of the wheel's package that every user may execute and only root may write."""
+    """A copy of the wheel's package that every user may execute and only root may write, created if necessary."""
     target = SYSTEM_FOLDER / f"{WHEEL}-{importlib.metadata.version(WHEEL)}"
     if not target.exists():
         SYSTEM_FOLDER.mkdir(parents=True, exist_ok=True)

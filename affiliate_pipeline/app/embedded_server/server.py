@@ -56,14 +56,14 @@ def is_embedded(environment: Environment) -> bool:
 
 
 def start_database(environment: Environment) -> Environment:
-    """Start the embedded server if it is used; return the environment with its URL."""
+    """Start the embedded server with its database, if it is used; return the environment with the database's URL."""
     if not is_embedded(environment):
         return environment
     return replace(environment, embedded_url=ensure_database(environment.home, environment.mode))
 
 
 def running_database(environment: Environment) -> Environment | None:
-    """The environment with its database's URL; None if the embedded server is not running."""
+    """The environment with its database's URL; None if that database is embedded and its server is not running."""
     if not is_embedded(environment):
         return environment
     url = url_if_running(environment.home, environment.mode)
@@ -77,6 +77,7 @@ def ensure_database(home: Path, database: str) -> str:
     """
     with os_errors_as_server_errors(home) as folder:
         cluster = read(folder)
+        # The server is not running, lacks the database, or was started before the project's folder was moved.
         if cluster is None or _data_directory(cluster, database) != str(cluster.data):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with locked(folder):
@@ -94,7 +95,7 @@ def url_if_running(home: Path, database: str) -> str | None:
 
 
 def stop(home: Path) -> bool:
-    """Shut the server down, which disconnects its clients; True if one was running."""
+    """Shut the server down, which disconnects its clients; True if it was running."""
     with os_errors_as_server_errors(home) as folder:
         if read(folder) is None:
             return False
@@ -120,7 +121,7 @@ def _url(cluster: Cluster, database: str) -> str:
 
 
 def _start(home: Path) -> Cluster:
-    """Create, start and recover the cluster as needed; return it once it accepts connections."""
+    """Create, start or restart the cluster as needed; return it once it accepts connections."""
     cluster = read(home) or _new(home)
     make_folder(cluster)
     deadline = time.monotonic() + WAIT_S
@@ -145,7 +146,7 @@ def _start(home: Path) -> Cluster:
 
 
 def _new(home: Path) -> Cluster:
-    """Write `postgres.json` for a new cluster; its data and port do not exist yet."""
+    """A new cluster, saved in `postgres.json`; its data and port do not exist yet."""
     if os.geteuid() == 0:
         data = SYSTEM_FOLDER / secrets.token_hex(8) / "data"
     else:
@@ -161,7 +162,10 @@ def _new(home: Path) -> Cluster:
 
 
 def _launch(home: Path, cluster: Cluster, lock_fd: int) -> Cluster:
-    """Start the server; return the cluster with its port."""
+    """Start the server without waiting for it; return the cluster with the port, which may be new.
+
+    First creates the data of a cluster that has never run.
+    """
     if not cluster.data.exists():
         if cluster.port:  # it has run before: a new, empty database would look like data loss
             raise ServerError(
@@ -235,7 +239,10 @@ def _connect(cluster: Cluster, database: str = "postgres") -> psycopg.Connection
 
 
 def _data_directory(cluster: Cluster, database: str = "postgres") -> str | None:
-    """The running server's data folder, which differs from `cluster.data` after a copy or move."""
+    """The running server's data folder, which differs from `cluster.data` after a copy or move.
+
+    None if the server does not accept a connection to the database.
+    """
     try:
         with _connect(cluster, database) as connection:
             row = connection.execute("show data_directory").fetchone()
@@ -254,7 +261,7 @@ def _create_database(cluster: Cluster, database: str) -> None:
 
 
 def _shut_down(cluster: Cluster) -> None:
-    """Send the postmaster a fast shutdown; its pid comes from the server, not from a file."""
+    """Request a fast shutdown of the postmaster, without waiting; its pid comes from the server, not from a file."""
     with suppress(psycopg.OperationalError, psutil.Error), _connect(cluster) as connection:
         postmaster = psutil.Process(connection.info.backend_pid).parent()
         if postmaster and postmaster.name() == "postgres":

@@ -30,7 +30,7 @@ class RunHealth(RunLauncher):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """`NOT_FOUND` for a silent run without a live process, which Dagster then fails."""
+        """`NOT_FOUND` for a silent run without a live process (Dagster then fails the run), otherwise `RUNNING`."""
         try:
             if self._silent_s(run.run_id) < SILENCE_S or is_run_live(
                 of_instance(self._instance).database_url(), run.run_id

@@ -14,7 +14,7 @@ _NAME = "affiliate_pipeline"
 class SessionSettings(CreateEnginePlugin):
     """Applies the settings in every new session of an engine whose URL `with_session_settings` returned.
 
-    They are statements rather than `options` in the URL, which poolers reject or ignore.
+    A statement sets them rather than `options` in the URL, which poolers reject or ignore.
     """
 
     def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
@@ -39,7 +39,7 @@ class SessionSettings(CreateEnginePlugin):
 
 
 def with_session_settings(url: str) -> str:
-    """The URL for SQLAlchemy and psycopg2, whose sessions get the settings."""
+    """The URL for SQLAlchemy with psycopg2; sessions of its engines get the settings of `SessionSettings`."""
     plugins.register(_NAME, __name__, SessionSettings.__name__)
     # Newer SQLAlchemy uses psycopg 3 for a bare postgresql://, with which dagster-postgres cannot write an event
     # (dagster issue 33958).

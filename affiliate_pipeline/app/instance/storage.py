@@ -28,7 +28,10 @@ class Storage(DagsterPostgresStorage, ConfigurableClass):
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: object) -> "Storage":  # noqa: ARG003 - Dagster's interface
-        """The storage in the application's database; starts the embedded server if it is used."""
+        """The storage in the application's database; starts the embedded server if it is used.
+
+        Raises `StorageUnavailable`.
+        """
         try:
             environment = start_database(application())
             url = environment.database_url()
