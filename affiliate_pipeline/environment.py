@@ -44,17 +44,16 @@ def home() -> Path:
 
 def configured() -> Environment:
     """The configured variables only: no sandbox, no embedded server."""
-    return _production(Variables(_configured()))
+    return _production(Variables(_configured_variables()))
 
 
 def application() -> Environment:
     """The application's environment: what is configured, else the sandbox if `up` has started one.
 
-    It counts as configured if a database or any exchange is set. Without a database, `embedded_server.server` adds the
-    embedded one.
+    A database or any exchange counts as configured. Without a database, `embedded_server.server` adds the embedded one.
     """
     # A command started in a subfolder finds the project's `.affiliate`, so it has to read the project's `.env` too.
-    given = _configured(root())
+    given = _configured_variables(root())
     found = _production(Variables(given))
     is_configured = DATABASE_VARIABLE in found.variables or is_any_exchange_configured(found.variables)
     if is_configured or not _sandbox_file().is_file():
@@ -65,6 +64,7 @@ def application() -> Environment:
 
 def register_embedded(storage_url: str, environment: Environment) -> None:
     """Apply the environment to instances whose Dagster storage is at this embedded URL."""
+    # Remove it first, so that it becomes the newest.
     _on_embedded_storage.pop(storage_url, None)
     _on_embedded_storage[storage_url] = environment
 
@@ -72,15 +72,19 @@ def register_embedded(storage_url: str, environment: Environment) -> None:
 def of_instance(instance: object) -> Environment:
     """The environment of a Dagster instance's runs and ticks.
 
-    Only an instance with its storage on the embedded server gets the application's environment. Otherwise another
-    team's instance would report days as landed although their rows are in this embedded server or are sandbox data.
+    Only an instance with its storage on the embedded server gets the application's environment, others get the
+    configured one. With the application's, another team's instance would report days as landed although their rows are
+    in this embedded server or are sandbox data.
     """
     storage_url = getattr(getattr(instance, "event_log_storage", None), "postgres_url", "")
     return _on_embedded_storage.get(storage_url) or configured()
 
 
 def of_process() -> Environment:
-    """The environment while the code location loads; Dagster loads its storage first."""
+    """The environment while the code location loads: that of the embedded storage that Dagster loaded just before.
+
+    Without one, the configured environment.
+    """
     return next(reversed(_on_embedded_storage.values()), None) or configured()
 
 
@@ -118,9 +122,9 @@ def save_env_file_as_utf8() -> bool:
 
 
 def unreadable_lines() -> Iterator[str]:
-    """The lines of `.env` that are ignored, since they are not `NAME=value`; raises SettingsError.
+    """File and number of each line of `.env` that is ignored, since it is not `NAME=value`; raises SettingsError.
 
-    Their texts are left out, because they may contain secrets.
+    The line itself is left out, because it may contain a secret.
     """
     for folder in dict.fromkeys((root(), Path.cwd())):
         for binding in parse_stream(io.StringIO(_text_in(folder / ".env"))):
@@ -167,7 +171,7 @@ def _first_days_file() -> Path:
 
 
 def _first_days(mode: Mode) -> dict[str, date]:
-    """By asset, the first day that `up` chose in this mode."""
+    """By asset, the first day that `up` chose in this mode; raises SettingsError."""
     try:
         return {asset: date.fromisoformat(day) for asset, day in _saved_first_days().get(mode, {}).items()}
     except (AttributeError, TypeError, ValueError):
@@ -204,8 +208,11 @@ def _nonempty(variables: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in values.items() if value}
 
 
-def _configured(*folders: Path) -> dict[str, str]:
-    """The variables of the process, then of `.env` in these folders and the current one."""
+def _configured_variables(*folders: Path) -> dict[str, str]:
+    """The variables of the process, overridden by `.env` of each of these folders in order, then of the current one.
+
+    Raises SettingsError.
+    """
     variables: dict[str, str | None] = dict(os.environ)
     for folder in (*folders, Path.cwd()):
         variables |= _variables_in(folder / ".env")

@@ -43,14 +43,14 @@ def repaired(body: bytes) -> bytes:
 def possible_rows(body: bytes) -> list[bytes]:
     """The body as the only item if it may contain rows; otherwise empty.
 
-    It may if it begins like a JSON list or object and contains an object, even if it is truncated.
+    It may, even truncated, if it begins like a JSON list or object, contains an object and is longer than `[{}]`.
     """
     may_contain_rows = body.lstrip()[:1] in (b"{", b"[") and len(body.strip()) > len(b"[{}]") and b"{" in body
     return [body] if may_contain_rows else []
 
 
 def unreadable_rows(body: bytes) -> list[bytes]:
-    """The `possible_rows` of a body that cannot be parsed; otherwise empty."""
+    """The `possible_rows` of a body that cannot be parsed even after its repair; otherwise empty."""
     try:
         json.loads(repaired(as_utf8(body)))
     except ValueError:

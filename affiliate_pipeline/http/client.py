@@ -84,10 +84,10 @@ class Clock:
         self.offset_ms = server_ms - self._local_ms()
 
     def correct(self, rejected: TimestampRejected, query: Callable[[], int | None]) -> bool:
-        """Adopt the exchange's clock; return False if a retry would be rejected again.
+        """Adopt the exchange's clock, if it can be read; return False if a retry would certainly be rejected again.
 
-        Its time is in the rejection or comes from `query` (ms; None if the exchange has no such request). A retry is
-        useless if the rejection itself shows that the clocks agree.
+        The exchange's time is in the rejection or comes from `query` (ms; None if the exchange has no such request). A
+        retry is useless only if the time in the rejection shows that the clocks agree.
         """
         if self.offset_ms != rejected.signed_offset_ms:
             return True  # corrected since, because of another request
@@ -99,7 +99,7 @@ class Clock:
         if server_ms is None:
             return True
         self.set(server_ms)
-        # Compare with the offset it was signed with: another request may have changed the current one meanwhile.
+        # Compare with the offset that the request was signed with: another request may have changed the current one.
         if rejected.server_ms is not None and abs(self.offset_ms - rejected.signed_offset_ms) < CLOCK_TOLERANCE_MS:
             return False
         log.warning("the exchange's clock differs by %d ms; corrected", self.offset_ms)
@@ -118,7 +118,7 @@ class Response:
 
     @property
     def retry_after_s(self) -> float | None:
-        """The pause that `Retry-After` requests, in seconds or by a date."""
+        """The pause (s) that `Retry-After` requests, as a number or by a date; None if it requests none."""
         value = self.headers.get("Retry-After", "")
         try:
             return max(0.0, float(value))
@@ -128,7 +128,7 @@ class Response:
 
     @property
     def sent_s(self) -> float:
-        """When it was sent (Unix s), by the server's clock if it has a `Date`."""
+        """When the response was sent (Unix s), by the server's clock if it has a `Date`; otherwise the current time."""
         return _date_s(self.headers.get("Date", "")) or time.time()
 
 
@@ -143,7 +143,8 @@ class Client:
     """Requests with one key to one exchange, signed by `auth`, if any. Safe to share between threads.
 
     `read` returns the payload of a successful response or raises an `ExchangeError`. `server_time` is the path of the
-    exchange's clock and its reader (ms; raises ValueError), used if a timestamp was rejected without the time.
+    exchange's clock and a function that reads the time (ms) from the response's body or raises ValueError, used if
+    a timestamp was rejected without the time.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class Client:
         any other transient failure raises `OutcomeUnknown` at once.
         """
 
-        def once() -> T:
+        def attempt() -> T:
             try:
                 return self._once("POST", path, params, decode)
             except (RateLimited, TimestampRejected, ConnectionFailed):
@@ -200,7 +201,7 @@ class Client:
             except Transient as error:
                 raise OutcomeUnknown(f"it is not known whether the POST took effect: {error}") from None
 
-        return self._repeat(once, retries)
+        return self._repeat(attempt, retries)
 
     def probe(self, path: str, params: Mapping[str, object]) -> bytes:
         """The payload of one GET, of which any failure is raised: no retry, and no correction of the clock."""
@@ -212,9 +213,9 @@ class Client:
         return self._clock.offset_ms
 
     def adopt_clock(self) -> int | None:
-        """Adopt the exchange's clock and return how far it is ahead (ms).
+        """Request and adopt the exchange's time; return how far its clock is ahead (ms).
 
-        None: the exchange has no request for its clock.
+        None: the exchange has no request for its clock. Raises `Transient` if the request fails.
         """
         server_ms = self._server_ms()
         if server_ms is None:
@@ -233,11 +234,11 @@ class Client:
         except ValueError as error:
             raise Transient(f"the clock of {self.host} could not be read: {redact(error)}") from None
 
-    def _repeat(self, once: Callable[[], T], retries: bool) -> T:
+    def _repeat(self, attempt: Callable[[], T], retries: bool) -> T:
         failures = corrections = 0
         while True:
             try:
-                return once()
+                return attempt()
             except TimestampRejected as error:
                 corrections += 1
                 if corrections > MAX_CLOCK_CORRECTIONS or not self._clock.correct(error, self._server_ms):
@@ -299,7 +300,10 @@ class Client:
             raise kind(redact(f"{type(error).__name__}: {error}")) from None
 
     def _decoded(self, response: Response, decode: Callable[[bytes], T]) -> T:
-        """The decoded payload, of the repaired body if necessary; raises ValueError."""
+        """The decoded payload, of the repaired body if necessary.
+
+        Raises ValueError or RecursionError if the body cannot be read, or what `read` raises.
+        """
         body = as_utf8(response.content)
         try:
             return decode(self._read(replace(response, content=body, received=response.content)))
@@ -312,7 +316,10 @@ class Client:
             raise error.about(unreadable_rows(response.content)) from None
 
     def _pause(self, error: Transient, method: str) -> None:
-        """Pause as long as the exchange requests; raises `Banned` if a run cannot wait that long."""
+        """Stop the scope's next requests for as long as the exchange requests, without waiting here.
+
+        Raises `Banned` if a run cannot wait that long.
+        """
         is_rate_limited, pause_s = isinstance(error, RateLimited), error.retry_after_s
         if is_rate_limited and pause_s is None:
             pause_s = self._default_pause_s

@@ -89,7 +89,7 @@ def _check(response: httpx.Response, host: str, deadline: float) -> None:
 
 
 def ping_heartbeat(url: str, network: Network = DIRECT) -> str | None:
-    """Ping a service that alerts when pings stop; return why it failed, None on success."""
+    """Ping a service that alerts when pings stop; return why the ping failed, None on success."""
     try:
         with client(network, HEARTBEAT_TIMEOUT_S, redirects=True) as http, http.stream("GET", url) as response:
             return None if response.is_success else f"it returned HTTP {response.status_code}"

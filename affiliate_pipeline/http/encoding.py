@@ -145,7 +145,7 @@ def _secret_in(content: bytes) -> Secret:
 
 
 def _key_in_pem(text: str) -> Secret:
-    """The first private key among the PEM blocks."""
+    """The first private key among the PEM blocks; raises `_UnusableSecret`."""
     blocks = re.findall(_BLOCK, text)
     for label, body in blocks:
         if label == "ENCRYPTED PRIVATE KEY" or "ENCRYPTED" in body:
@@ -171,7 +171,10 @@ def _base64(text: bytes) -> bytes:
 
 
 def _private_key(data: bytes) -> Secret | None:
-    """The private key in DER or in OpenSSH's format; None if the data are neither."""
+    """The private key in DER or in OpenSSH's format; None if the data are something else.
+
+    Raises `_UnusableSecret` for a private key that cannot be used, a public key, a certificate or a PFX file.
+    """
     if not data.startswith((b"\x30", _OPENSSH)):
         return None
     # Imported here, not at start-up: few secrets are private keys.

@@ -68,9 +68,9 @@ def read_error(body: bytes, content_type: str = "") -> ErrorBody:
     fields, found = _fields(value), list(_codes_and_messages(value))
     code = next((each for each in found if isinstance(each, int)), None)
     messages = list(dict.fromkeys(each for each in found if isinstance(each, str) and each.strip()))
-    # The whole text replaces a missing message, unless it has only a code.
-    has_only_code = code is not None and bool(fields) and fields.keys() <= {*_CODE_NAMES, *_MESSAGE_NAMES}
-    message = _line("; ".join(messages) or ("" if has_only_code else text))
+    # If there is no message, the text itself is the message, unless all its fields are codes and empty messages.
+    has_no_other_field = code is not None and bool(fields) and fields.keys() <= {*_CODE_NAMES, *_MESSAGE_NAMES}
+    message = _line("; ".join(messages) or ("" if has_no_other_field else text))
     is_message = bool(messages) or text[:1] not in ("{", "[")
     means_failure = is_message and any(re.search(pattern, message) for pattern in (LOCATION, TOO_MANY, MAINTENANCE))
     return ErrorBody(code, message, is_message=is_message, is_failure=means_failure or _reports_failure(fields, code))
@@ -82,7 +82,7 @@ def quote(body: bytes, content_type: str = "") -> str:
 
 
 def as_integer(value: object) -> int | None:
-    """The whole number in a JSON number or text; None for any other value."""
+    """The integer part of a JSON number or of a number as text; None for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     found = re.fullmatch(_WHOLE, str(value).strip())
@@ -90,7 +90,7 @@ def as_integer(value: object) -> int | None:
 
 
 def _codes_and_messages(value: Any, depth: int = 0) -> Iterator[int | str]:
-    """Codes as numbers and messages as texts, the most specific first."""
+    """Codes as numbers and messages as texts, in the order of `_CODE_NAMES` and then `_MESSAGE_NAMES`."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         value = _json(value) or value
     if depth > _MAX_DEPTH or value is None or isinstance(value, bool):
@@ -109,7 +109,7 @@ def _codes_and_messages(value: Any, depth: int = 0) -> Iterator[int | str]:
 
 
 def _found_code(name: str, code: Any) -> Iterator[int | str]:
-    """The code of this field as a number; a text counts as a message, except a status."""
+    """The field's code as a number, or its text, which counts as a message; of a status, only an HTTP error."""
     number = as_integer(code)
     if name.startswith("status"):  # an HTTP status or a state, not the exchange's own code
         if number is not None and 400 <= number < 600:

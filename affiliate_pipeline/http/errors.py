@@ -16,7 +16,7 @@ class ExchangeError(AffiliateError):
     received: Sequence[bytes] = ()
 
     def about(self, received: Iterable[bytes]) -> Self:
-        """The error with the rows or body it concerns, which are stored if it fails a day."""
+        """Set `received`, which is stored if the error fails a day; return the error itself."""
         self.received = list(received)
         return self
 

@@ -83,7 +83,7 @@ class Interpreter:
     def _regardless_of_code(
         self, text: str, status: int, response: Response, error: ErrorBody, meaning: Meaning | None
     ) -> ExchangeError | None:
-        """The error for a location, limit, outage or redirect, whatever the code; otherwise None."""
+        """The error for a location, limit, outage or redirect, even if the code means another; otherwise None."""
         target = redirect_target(response.status_code, response.headers)
         if status == 451 or re.search(LOCATION, error.message):
             return Fatal(

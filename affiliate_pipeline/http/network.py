@@ -69,7 +69,7 @@ class Network:
         self._variables = variables
 
     def proxy_for(self, url: httpx.URL) -> Proxy | None:
-        """The proxy for the URL, never for this machine's own addresses; raises `UnusableNetwork`."""
+        """The proxy for the URL; None for a direct connection, as to this machine itself. Raises `UnusableNetwork`."""
         host = url.host.rstrip(".").lower()
         address, port = _address(host), url.port or {"http": 80, "https": 443}.get(url.scheme)
         if host == "localhost" or host.endswith(".localhost"):
@@ -206,7 +206,7 @@ class _Bypass:
 
 @lru_cache
 def _bypasses(variable: str, value: str) -> list[_Bypass]:
-    """The valid entries; an invalid one is logged as a warning once per process."""
+    """The valid entries of NO_PROXY; an invalid one is logged as a warning once per process."""
     bypasses: list[_Bypass] = []
     for entry in filter(None, re.split(r"[\s,;]+", value.strip("\"'").lower())):
         parts = re.fullmatch(_BYPASS, entry)
@@ -229,7 +229,7 @@ def _ip_network(text: str) -> _IpNetwork | None:
 
 
 def _address(host: str) -> _IpAddress | None:
-    """The host's IP address, in any spelling that connects, such as 127.1; None for a name."""
+    """The host as an IP address, whatever its spelling (127.1 is 127.0.0.1); None for a name."""
     try:
         numeric = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)[0][4][0]
         address = ipaddress.ip_address(str(numeric).partition("%")[0])

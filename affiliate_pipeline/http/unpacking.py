@@ -64,28 +64,28 @@ def unpack_text(file: bytes, max_bytes: int) -> str:
     All layers together may unpack to at most `max_bytes`. Raises `IncompleteFile`, or `Unreadable`, which names the
     format that was found.
     """
-    left = max_bytes
+    bytes_left = max_bytes
     for _ in range(MAX_LAYERS + 1):
         packed = re.match(_PACKED, file)
         if not packed:
             return _decoded(file)
         try:
-            file = _unpacked(file, packed.lastgroup or "", left)
+            file = _unpacked(file, packed.lastgroup or "", bytes_left)
         except _TooLarge:
             raise Unreadable(f"the file is larger than {max_bytes >> 20} MiB unpacked") from None
-        left -= len(file)
+        bytes_left -= len(file)
     raise Unreadable(f"the file is packed more than {MAX_LAYERS} times")
 
 
-def _unpacked(file: bytes, kind: str, left: int) -> bytes:
-    """What is packed in the file; raises `_TooLarge` as soon as it exceeds `left` bytes."""
+def _unpacked(file: bytes, kind: str, bytes_left: int) -> bytes:
+    """What is packed in the file; raises `_TooLarge` as soon as it exceeds `bytes_left`."""
     pieces: list[bytes] = []
     try:
-        with _opened(file, kind, left) as stream:
+        with _opened(file, kind, bytes_left) as stream:
             while piece := stream.read(_PIECE_BYTES):
                 pieces.append(piece)
-                left -= len(piece)
-                if left < 0:
+                bytes_left -= len(piece)
+                if bytes_left < 0:
                     raise _TooLarge
     except (RuntimeError, NotImplementedError) as error:
         raise Unreadable(f"the file is a {kind.upper()} archive of a kind that cannot be unpacked ({error})") from None
@@ -94,10 +94,10 @@ def _unpacked(file: bytes, kind: str, left: int) -> bytes:
     return b"".join(pieces)
 
 
-def _opened(file: bytes, kind: str, left: int) -> IO[bytes]:
+def _opened(file: bytes, kind: str, bytes_left: int) -> IO[bytes]:
     match kind:
         case "zip":
-            return _opened_zip(zipfile.ZipFile(BytesIO(file)), left)
+            return _opened_zip(zipfile.ZipFile(BytesIO(file)), bytes_left)
         case "tar":
             return _opened_tar(tarfile.open(fileobj=BytesIO(file), mode="r:"), len(file))
         case "xz":
@@ -109,7 +109,7 @@ def _opened(file: bytes, kind: str, left: int) -> IO[bytes]:
             return pyarrow.CompressedInputStream(pyarrow.BufferReader(file), kind)
 
 
-def _opened_zip(archive: zipfile.ZipFile, left: int) -> IO[bytes]:
+def _opened_zip(archive: zipfile.ZipFile, bytes_left: int) -> IO[bytes]:
     names = archive.namelist()
     if "[Content_Types].xml" in names or "mimetype" in names:
         raise Unreadable("the file is an Office document, such as a spreadsheet (XLSX), and not text")
@@ -117,7 +117,7 @@ def _opened_zip(archive: zipfile.ZipFile, left: int) -> IO[bytes]:
     if archive.getinfo(name).flag_bits & 1:
         raise Unreadable(f"the file is a ZIP archive with a password (it contains {_quoted([name])})")
     # The readers of bzip2 and LZMA entries unpack without a limit.
-    if archive.getinfo(name).file_size > left:
+    if archive.getinfo(name).file_size > bytes_left:
         raise _TooLarge
     return archive.open(name)
 
@@ -132,7 +132,7 @@ def _opened_tar(archive: tarfile.TarFile, size: int) -> IO[bytes]:
 
 
 def _only(what: str, names: Sequence[str]) -> str:
-    """The name of the only file, not counting those that operating systems add."""
+    """The name of the only file, not counting those that operating systems add; raises `Unreadable`."""
     found = [name for name in names if not re.search(_JUNK, posixpath.normpath(name))]
     if len(found) == 1:
         return found[0]
@@ -146,7 +146,7 @@ def _quoted(names: Sequence[str]) -> str:
 
 
 def _decoded(file: bytes) -> str:
-    """The text of a file that is not packed."""
+    """The text of a file that is not packed; raises `Unreadable`."""
     for magic, name in _OTHER_FORMATS.items():
         if file.startswith(magic):
             raise Unreadable(f"the file is {name}, and not CSV text")

@@ -20,7 +20,7 @@ BLOCK_BYTES = 4 << 20
 
 
 def blocks_of(batch: DayBatch, endpoint: Endpoint) -> Iterator[Block]:
-    """The day's rows; raises `Invalid` at the end, with the problems of all of them."""
+    """The day's rows, up to the first invalid block; raises `Invalid` at the end, with the problems of all rows."""
     time_column = endpoint.time_column if isinstance(endpoint, Records) else None
     within = (time_column, endpoint.start_ms(batch.day), endpoint.end_ms(batch.day)) if time_column else None
     problems: list[ColumnProblem] = []
@@ -37,7 +37,7 @@ def blocks_of(batch: DayBatch, endpoint: Endpoint) -> Iterator[Block]:
             text = copy_text(parsed.table)
             # Searching for a single byte first is much faster.
             is_damaged = REPLACEMENT[:1] in text and REPLACEMENT in text
-            found = damaged(parsed.table) if is_damaged else Counter[str]()
-            yield Block(text, Summary(len(parsed.table), fingerprint(parsed.table, text), parsed.unknown, found))
+            damaged_rows = damaged(parsed.table) if is_damaged else Counter[str]()
+            yield Block(text, Summary(len(parsed.table), fingerprint(parsed.table, text), parsed.unknown, damaged_rows))
     if problems:
         raise Invalid(problems)

@@ -91,11 +91,11 @@ def asset_lock(asset: str) -> Lock:
 
 @dataclass(frozen=True)
 class DayWriter:
-    """Writes days of one endpoint; the session has to hold the `asset_lock`."""
+    """Writes days of one endpoint; `connection` has to hold the `asset_lock`."""
 
     connection: Connection
     endpoint: Endpoint
-    # The source of the session's key, and the sources of all keys of its account.
+    # The source of the API key in use, and the sources of all keys of its account.
     source: str
     sources: Sequence[str]
     run_id: str
@@ -133,6 +133,7 @@ class DayWriter:
             total = existing + rows.summary
             if (entry.rows, entry.content_hash) == (total.rows, str(total.fingerprint)):
                 stats = self._stats(day)
+                # `texts` lacks the existing rows of an action log, so compare only its row count.
                 difference = _count_difference(stats, total) or (
                     "" if existing.rows else self._content_difference(day, texts)
                 )
@@ -300,6 +301,10 @@ class DayWriter:
         return [dict(zip(compared, each, strict=True)) for each in candidates if each in landed]
 
     def _replace(self, day: date, texts: Iterable[bytes], *, is_appended: bool, store_superseded: bool) -> None:
+        """Write `texts` as the day's only rows or, if `is_appended`, in addition to its stored rows.
+
+        With `store_superseded`, stored rows that are no longer there, or differ, are copied to `SUPERSEDED`.
+        """
         execute = self.connection.execute
         table, names = endpoint_tables.table(self.endpoint), endpoint_tables.data_columns(self.endpoint.schema)
         rows = endpoint_tables.rows_of(self.endpoint, day)
@@ -308,6 +313,7 @@ class DayWriter:
             execute(sql.SQL("create temporary table superseded on commit drop as {}").format(stored))
         if not is_appended:
             execute(sql.SQL("delete from {}").format(rows))
+        # The defaults of the columns that COPY omits read these settings.
         execute(
             "select set_config('affiliate.partition_date', %s, true), set_config('affiliate.account', %s, true), "
             "set_config('affiliate.run_id', %s, true)",

@@ -63,9 +63,10 @@ class Availability:
         return self.now() <= self._proven_until_ms.get(day, -1)
 
     def prove(self, days: Sequence[date]) -> None:
-        """Request an older row, which proves that the source still has these days (in order).
+        """Request a row older than `days` (in order), which proves that the source still has them.
 
-        Rows expire oldest first: a day is complete at least until it is as old as that row is now. Raises `Fatal`.
+        Rows expire oldest first: a day is complete at least until it is as old as that row is now. If the request
+        fails, the error is recorded for `expired`; `Fatal` is raised.
         """
         retention = retention_of(self.endpoint)
         if not (days and retention and retention.proof):
@@ -145,7 +146,7 @@ class Availability:
 
 
 def eligibility_of(days: Iterable[date], landed: Iterable[date], availability: Availability) -> Eligibility:
-    """Decide which days (in order) to fetch; may send one request to `prove` old ones."""
+    """Decide which of `days` (in order) to fetch, retain or refuse; may send one request to `prove` old ones."""
     endpoint, started_ms = availability.endpoint, availability.started_ms
     fetch: list[date] = []
     refuse: dict[date, Problem] = {}

@@ -105,7 +105,7 @@ def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
 
 def _statements(endpoint: Endpoint) -> Iterable[sql.Composed]:
     name = table(endpoint)
-    # The landing transaction sets these settings, so that COPY carries only the source's own columns.
+    # The landing transaction sets what these defaults read, so that COPY carries only the source's own columns.
     yield sql.SQL(
         "create table if not exists {} ({}, account text not null, "
         "partition_date date not null default current_setting('affiliate.partition_date')::date, "
@@ -153,7 +153,10 @@ def stats_of(connection: psycopg.Connection, endpoint: Endpoint, day: date) -> D
 
 
 def differences(connection: psycopg.Connection, endpoint: Records, day: date) -> list[Difference] | None:
-    """Differences from the account's endpoint `compared_with`; None without one that has landed the day."""
+    """The groups that differ from those of the account's endpoint `compared_with`.
+
+    None: no such endpoint is declared, or it has not landed the day.
+    """
     if not endpoint.sum_by or not endpoint.compared_with:
         return None
     other = replace(endpoint, name=endpoint.compared_with)

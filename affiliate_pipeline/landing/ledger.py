@@ -89,7 +89,7 @@ def exists(connection: Connection[Any]) -> bool:
 def missing_since(
     connection: Connection[Any], days: Mapping[str, Collection[date]], since: datetime
 ) -> dict[str, frozenset[date]]:
-    """By asset, those of its days that have neither landed nor been confirmed since then."""
+    """By asset, those of its `days` that have neither landed nor been confirmed at `since` or later."""
     return {
         asset: frozenset(expected)
         - {day for day, entry in entries(connection, asset, expected).items() if entry.checked_at >= since}
@@ -118,7 +118,7 @@ def write(
 
 
 def confirm(connection: Connection[Any], asset: str, day: date, *, settled: bool) -> None:
-    """Record that the source still has exactly the landed rows."""
+    """Record that the source still has exactly the landed rows, and whether the day has now settled."""
     connection.execute(
         f"update {TABLE} set checked_at = now(), settled = %s where asset = %s and partition = %s",
         (settled, asset, day),

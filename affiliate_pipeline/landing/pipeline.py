@@ -116,7 +116,7 @@ def land_days(
         with store.exclusive(endpoint):
             endpoint_tables.ensure(store.connection, endpoint)
             ledger.update(store.ledger(endpoint, days))
-            # Before any record is requested: the key may be of another account.
+            # This verifies that the key is not of another account, before any record is requested.
             sources = session.identity.sources
             availability = Availability(endpoint, session, options.trust_old, now, started_ms=now())
             writer = DayWriter(store.connection, endpoint, session.source, sources, run_id, options.allow_shrink)
@@ -154,7 +154,7 @@ class LandingRun:
         return self.availability.session
 
     def outcomes(self, days: Sequence[date]) -> Iterator[Outcome]:
-        """One outcome per day, each after its commit; raises `AffiliateError` if none can follow."""
+        """One outcome per day, each after its commit; raises `AffiliateError` if no further one can follow."""
         same_source: list[date] = []
         for day in days:
             entry = self.ledger.get(day)
@@ -167,9 +167,9 @@ class LandingRun:
                 yield self._failed(day, Problem("other_source", what, action=action))
             else:
                 same_source.append(day)
-        yield from map(self._land_rejected, same_source) if self.from_rejected else self._land_fetched(same_source)
+        yield from map(self._land_rejected, same_source) if self.from_rejected else self._fetch_and_land(same_source)
 
-    def _land_fetched(self, days: Sequence[date]) -> Iterator[Outcome]:
+    def _fetch_and_land(self, days: Sequence[date]) -> Iterator[Outcome]:
         eligibility = eligibility_of(days, self.ledger, self.availability)
         for day in eligibility.retain:
             yield self._retained(day)
@@ -183,8 +183,8 @@ class LandingRun:
         logged_at = time.monotonic()
         batches = self.availability.confirmed(strategy.fetch(self.session, eligibility.fetch, zone))
         with prepared(batches, self.blocks_of, self.session.cancel) as prepared_days:
-            for done, day in enumerate(prepared_days, start=1):
-                yield self._land(day) if isinstance(day, PreparedDay) else self._not_fetched(day)
+            for done, each in enumerate(prepared_days, start=1):
+                yield self._land(each) if isinstance(each, PreparedDay) else self._not_fetched(each)
                 if done == len(eligibility.fetch) or time.monotonic() - logged_at >= LOG_EVERY_S:
                     logged_at = time.monotonic()
                     log.info("%s: %d of %s done", self.endpoint.key, done, count_of(len(eligibility.fetch), "day"))

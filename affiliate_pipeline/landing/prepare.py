@@ -69,7 +69,7 @@ def prepared(
     blocks_of: Callable[[DayBatch], Iterator[Block]],
     cancel_fetch: Callable[[], None],
 ) -> Generator[Iterator[PreparedDay | DayError]]:
-    """The fetched days in order, up to `BLOCKS_AHEAD` blocks ahead of their reader.
+    """The fetched days in order, prepared by a thread up to `BLOCKS_AHEAD` blocks ahead of their reader.
 
     An error of the fetch is raised after the days before it. If the reader stops early, `cancel_fetch` has to make a
     waiting fetch fail soon.

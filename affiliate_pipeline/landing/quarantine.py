@@ -85,9 +85,9 @@ def rejected(connection: Connection[Any], asset: str, day: date) -> tuple[Reject
 
 
 def handled_at(connection: Connection[Any], asset: str, days: Sequence[date]) -> dict[date, datetime]:
-    """When each day last landed or was confirmed, or its rejected rows were requested.
+    """By day, the latest of: when it landed, was confirmed, or its rejected rows were requested.
 
-    Other days are missing.
+    Days without any of these are missing.
     """
     handled = {day: entry.checked_at for day, entry in entries(connection, asset, days).items()}
     with as_store_unavailable(), connection.transaction():

@@ -39,7 +39,7 @@ def is_run_live(url: str, run_id: str, step: str = "") -> bool:
 
 @contextmanager
 def live_run(url: str, run_id: str) -> Generator[None]:
-    """Mark the run as live during the `with` block, and again whenever its database was restarted."""
+    """Mark the run as live during the `with` block, and again after each restart of the database."""
     ended = threading.Event()
 
     def mark() -> None:

@@ -63,7 +63,7 @@ def locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Genera
 
 @contextmanager
 def try_locked(connection: psycopg.Connection[Any], lock: Lock, what: str) -> Generator[bool]:
-    """Hold the lock if it is free; yields whether it was. Raises like `locked`."""
+    """Hold the lock if it is free; yields whether it was free. Raises like `locked`."""
     is_locked = _acquired(connection, lock, what)
     try:
         yield is_locked
@@ -80,7 +80,7 @@ def _unlock(connection: psycopg.Connection[Any], lock: Lock) -> None:
 
 
 def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s: float = 0) -> bool:
-    """Whether the lock was acquired within `wait_s`.
+    """Acquire the lock, waiting up to `wait_s`; return whether this session has it.
 
     Raises `StoreUnavailable` if its holder is not a live run: waiting for a pooler's idle session would never end.
     """

@@ -136,9 +136,9 @@ class RateLimiter(TableStore):
                 if taken := self._execute(_TAKE, self._values).fetchone():
                     self._drop_slot()
                     slot, returns_at = taken
-                    # No request starts later than that: each has to end before the slot lease does.
+                    # No request starts after half of SLOT_LEASE_S: each has to end before the slot lease does.
                     self._own_slot = _OwnSlot(
-                        slot, returns_at, self._requests - 1, time.monotonic() + SLOT_LEASE_S / 2, 1
+                        slot, returns_at, self._requests - 1, time.monotonic() + SLOT_LEASE_S / 2, in_flight=1
                     )
                     return self._own_slot
                 [(wait_s, pause_s)] = self._execute(_WAIT, self._values).fetchall()

@@ -81,7 +81,7 @@ def problems(connection: psycopg.Connection[Any], privileges: Mapping[str, str])
 
 
 def require_storage(url: str) -> None:
-    """Raise `StoreUnavailable` if Dagster cannot create its own tables in the database."""
+    """Raise `StoreUnavailable` unless Dagster has its own tables in the database or can create them."""
     with connect(url, autocommit=True) as connection:
         for error in problems(connection, {}):
             if isinstance(error, DatabaseReadOnly):

@@ -60,7 +60,7 @@ def with_timeouts(url: str) -> dict[str, str]:
 
 
 def libpq_environment(url: str) -> dict[str, str]:
-    """The URL as libpq's environment variables: any local user can read a command line."""
+    """The URL as libpq's environment variables, since any local user can read a command line."""
     variables = {option.keyword.decode(): option.envvar for option in Conninfo.get_defaults()}
     given = parameters(url).items()
     return {variable.decode(): value for name, value in given if (variable := variables.get(name))}
