@@ -177,14 +177,14 @@ class Endpoint(Generic[SessionT]):
         count them twice.
         """
         base, *_ = self.exchange.credentials(self.role)
-        own = self.variable(base)
-        own_key = variables.get(own)
+        own_variable = self.variable(base)
+        own_key = variables.get(own_variable)
         for other in sorted(name for name in variables if name == base or name.startswith(f"{base}{ALIAS_SEPARATOR}")):
-            if other < own and own_key and _key_in(other, variables) == own_key:
+            if other < own_variable and own_key and _key_in(other, variables) == own_key:
                 raise SettingsError(
-                    f"{own} is the same key as {other}: its records would land and be counted twice",
-                    f"Set {own} to the key of another account, or remove the variables with its suffix",
-                    variable=own,
+                    f"{own_variable} is the same key as {other}: its records would land and be counted twice",
+                    f"Set {own_variable} to the key of another account, or remove the variables with its suffix",
+                    variable=own_variable,
                 )
 
     def key_identity(
@@ -195,7 +195,7 @@ class Endpoint(Generic[SessionT]):
         request_identity: Callable[[], str | None] = lambda: None,
         expected: str | None = None,
     ) -> KeyIdentity:
-        """The identity of the account's key; the other parameters are those of `KeyIdentity`."""
+        """The `KeyIdentity` of `api_key`; `origin`, `request_identity` and `expected` are explained there."""
         key = Key(self.exchange.name, self.role, self.alias, self.credentials[0], fingerprint_of(api_key))
         open_keys = partial(shared.open, AccountKeys, key, shared.has_landed)
         return KeyIdentity(key, origin, open_keys, request_identity, expected)
@@ -214,7 +214,7 @@ class Endpoint(Generic[SessionT]):
 
     @property
     def timetable(self) -> Timetable:
-        """When its days land, settle and expire."""
+        """When its days land; an action log has no past days, like a snapshot."""
         return Timetable(self.key, self.exchange.zone, self.lands_at, timedelta(0), None, is_snapshot=True)
 
 

@@ -92,11 +92,12 @@ def fingerprint_of(api_key: str) -> str:
 
 
 def recorded_keys(connection: psycopg.Connection[Any], key: Key) -> list[RecordedKey]:
-    """The keys of all accounts of the key's exchange and role, the one verified last at the end."""
+    """The keys of all accounts of the key's exchange and role, the most recently verified one last."""
     with as_store_unavailable(), connection.cursor(row_factory=class_row(RecordedKey)) as cursor:
         return cursor.execute(
             "select alias, identity, fingerprint, first_seen, "
-            # Keys of an account that the exchange has not stated have the fingerprint of one of them as identity.
+            # If the exchange has not stated an account's identity, the column has a placeholder: the fingerprint of one
+            # of the account's keys.
             f"not exists (select from {TABLE} each where (each.exchange, each.role, each.alias, each.fingerprint) = "
             "(known.exchange, known.role, known.alias, known.identity)) as is_stated, "
             "coalesce(last_seen > now() - %s * interval '1 hour', false) as is_recent "
@@ -113,11 +114,11 @@ class AccountKeys(TableStore):
         self._key, self._has_landed = key, has_landed
 
     def all(self) -> list[RecordedKey]:
-        """The keys of all accounts, the one verified last at the end."""
+        """The keys of all accounts, the most recently verified one last."""
         return recorded_keys(self._connection, self._key)
 
     def try_exclusive(self) -> AbstractContextManager[bool]:
-        """Lock the account's identity; yields whether no other session was requesting it."""
+        """Lock the account's identity unless another session is requesting it; yields whether it is locked."""
         return try_locked(self._connection, *self._lock)
 
     def wait(self) -> None:
@@ -131,7 +132,10 @@ class AccountKeys(TableStore):
         return Lock(TABLE, f"{key.exchange} {key.role} {key.alias}"), f"the identity of {key.account}"
 
     def drop_unused(self, stated: str | None) -> None:
-        """Delete keys of another identity unless one has landed a day: a wrong first key or openId can be corrected."""
+        """Delete the account's keys with an identity other than `stated`, unless one of them has landed a day.
+
+        So a wrong first key or openId can be corrected.
+        """
         key, keys = self._key, self.all()
         others = [each.fingerprint for each in keys if each.alias == key.alias and each.identity != stated]
         if not any(self._has_landed(self._connection, key, each) for each in others):
@@ -141,7 +145,10 @@ class AccountKeys(TableStore):
             )
 
     def record(self, stated: str | None, *, is_confirmed: bool = False) -> str:
-        """Record the key as verified now, and return its identity; raises `KeyRefused` or `UnconfirmedKey`."""
+        """Record the key as verified now, and return its identity; the parameters are those of `_identity`.
+
+        The identity also replaces placeholders of the account's keys. Raises `KeyRefused` or `UnconfirmedKey`.
+        """
         key, connection = self._key, self._connection
         of_account = "exchange = %s and role = %s and alias = %s"
         with as_store_unavailable(), connection.transaction():
@@ -152,13 +159,13 @@ class AccountKeys(TableStore):
             account = (key.exchange, key.role, key.alias)
             # Also update keys whose identity was not stated: all of the alias if confirmed, otherwise those recorded as
             # keys of the same account as this one.
-            replaced = {each.identity for each in keys if each.alias == key.alias and not each.is_stated}
+            placeholders = {each.identity for each in keys if each.alias == key.alias and not each.is_stated}
             if not is_confirmed:
                 own = _own(key, keys)
-                replaced &= {own.identity} if own else set()
+                placeholders &= {own.identity} if own else set()
             connection.execute(
                 f"update {TABLE} set identity = %s where {of_account} and identity = any(%s)",
-                (identity, *account, list(replaced)),
+                (identity, *account, list(placeholders)),
             )
             connection.execute(
                 f"insert into {TABLE} (exchange, role, alias, identity, fingerprint, first_seen, last_seen) "
@@ -198,10 +205,10 @@ class KeyIdentity:
     def sources(self) -> list[str]:
         """The sources of all keys of the account at this host, after verifying the key.
 
-        That sends one request, unless the key was verified less than `VERIFIED_HOURS` ago. Raises `KeyRefused`,
+        Verifying sends one request, unless the key was verified less than `VERIFIED_HOURS` ago. Raises `KeyRefused`,
         `UnconfirmedKey`, or the `ExchangeError` of the request.
         """
-        # In Python 3.11, one lock of `cached_property` serves all instances: sessions of other threads would wait for it
+        # Not a `cached_property`: in Python 3.11, all instances share its lock, so sessions of other threads would wait
         # during the request.
         if self._sources is None:
             identity = self._verified()
@@ -209,7 +216,10 @@ class KeyIdentity:
         return self._sources
 
     def recorded_sources(self, connection: psycopg.Connection[Any]) -> list[str]:
-        """As `sources`, but from what the database has recorded; sends nothing."""
+        """As `sources`, but only from what the database has recorded, without verifying; sends nothing.
+
+        If the key is not recorded, they are only its own.
+        """
         with as_store_unavailable():
             exists = connection.execute("select to_regclass(%s) is not null", (TABLE,)).fetchone() == (True,)
         keys = recorded_keys(connection, self.key) if exists else []
@@ -217,11 +227,12 @@ class KeyIdentity:
         return self._sources_of(own.identity, keys) if own else [self.source]
 
     def unconfirmed(self) -> list[RecordedKey]:
-        """The keys of the account's alias that `confirm` would record as keys of the same account."""
+        """The recorded keys of the alias that `confirm` would assign to this key's account; read `sources` first."""
         keys = [each for each in self._keys.all() if each.alias == self.key.alias]
         own = _own(self.key, keys)
         identity = own.identity if own else self._stated
         is_stated = own.is_stated if own else self._stated is not None
+        # Two different stated identities are two accounts, which cannot be confirmed as one.
         return [each for each in keys if each.identity != identity and not (is_stated and each.is_stated)]
 
     def confirm(self) -> None:
@@ -234,15 +245,15 @@ class KeyIdentity:
             return identity
         with self._keys.try_exclusive() as is_first:
             if is_first:
-                return self._recent() or self._requested()
-        # The steps of a run need it at the same time. If the first one could not verify the key, the others do not wait for
-        # each other: while the exchange does not respond, each request takes minutes.
+                return self._recent() or self._request_and_record()
+        # The steps of a run need the identity at the same time. If the first one could not verify the key, the others
+        # do not wait for each other: while the exchange does not respond, each request takes minutes.
         self._keys.wait()
-        return self._recent() or self._requested()
+        return self._recent() or self._request_and_record()
 
-    def _requested(self) -> str:
-        """The identity of the key's account as the exchange states it now, recorded."""
-        # Before the request: an identity that has not been stated is the fingerprint of a key.
+    def _request_and_record(self) -> str:
+        """Request the identity of the key's account, record the key with it, and return it."""
+        # Send nothing with a key of another alias; its fingerprint may also be the placeholder identity of that alias.
         _refuse_other_alias(self.key, self._keys.all(), self.key.fingerprint)
         self._stated = self._request_identity()
         own = _own(self.key, self._keys.all())
@@ -272,7 +283,7 @@ def _identity(key: Key, stated: str | None, keys: Sequence[RecordedKey], *, is_c
 
     Args:
         stated: The identity that the exchange states for the key now; None: it states none.
-        keys: As from `recorded_keys`, the one verified last at the end.
+        keys: As from `recorded_keys`, the most recently verified one last.
         is_confirmed: Whether the operator has confirmed by `rotate-key` that all keys of the alias are of one account.
     """
     of_alias = [each for each in keys if each.alias == key.alias]
@@ -280,6 +291,7 @@ def _identity(key: Key, stated: str | None, keys: Sequence[RecordedKey], *, is_c
     _refuse_other_alias(key, keys, stated or key.fingerprint)
     stated_before = {each.identity for each in of_alias if each.is_stated}
     if own and own.is_stated:
+        # What other keys of the alias have does not matter.
         stated_before = {own.identity}
     if stated and stated_before and stated not in stated_before:
         raise KeyRefused(
@@ -290,8 +302,8 @@ def _identity(key: Key, stated: str | None, keys: Sequence[RecordedKey], *, is_c
     if stated and (own or stated in stated_before or is_confirmed or not of_alias):
         return stated
     if is_confirmed and of_alias:
-        # The exchange does not state this key's account. If it never did, use the identity of the alias's key that was
-        # verified last, of those with a stated identity if there are any.
+        # The exchange does not state this key's account now. If it has never stated it, use the identity of the alias's
+        # most recently verified key, of those with a stated identity if there are any.
         return own.identity if own and own.is_stated else sorted(of_alias, key=lambda each: each.is_stated)[-1].identity
     if own:
         return own.identity
@@ -307,6 +319,7 @@ def _identity(key: Key, stated: str | None, keys: Sequence[RecordedKey], *, is_c
 
 
 def _refuse_other_alias(key: Key, keys: Sequence[RecordedKey], identity: str) -> None:
+    """Raise `KeyRefused` if the key or the identity is recorded for another alias."""
     for other in keys:
         if other.alias != key.alias and (other.fingerprint == key.fingerprint or other.identity == identity):
             account = _account(key.exchange, other.alias, key.role)

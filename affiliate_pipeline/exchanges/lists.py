@@ -20,7 +20,7 @@ NO_LIST = frozenset({b"null", b'""', b"{}"})
 
 
 def rows_of(body: bytes) -> list[bytes]:
-    """The rows of a list, a single row or null; raises `Refused`, or ValueError if not JSON."""
+    """The rows of a body that is a list of rows, a single row or null; raises `Refused`, or ValueError if not JSON."""
     try:
         found = msgspec.json.decode(body, type=list[msgspec.Raw] | dict[str, msgspec.Raw] | None)
         rows = [body.strip()] if isinstance(found, dict) else list(map(bytes, found or ()))

@@ -26,7 +26,7 @@ class PendingActions(TableStore):
         return dict(rows.fetchall())
 
     def put(self, name: str, row: bytes) -> None:
-        """Store the row durably; it replaces one of the same name, even of an earlier key."""
+        """Store the row durably; it replaces one of the same name, even one stored with another key of the account."""
         self._execute(
             f"with earlier as (delete from {TABLE} where asset = %(asset)s and name = %(name)s "
             "and source = any(%(sources)s) and source <> %(source)s) "
@@ -37,5 +37,5 @@ class PendingActions(TableStore):
 
 
 def drop_landed(connection: psycopg.Connection[Any], asset: str, sources: Sequence[str]) -> None:
-    """Delete the asset's pending rows from these sources, in the transaction that lands them."""
+    """Delete the asset's pending rows of these sources; for use in the transaction that lands the rows."""
     connection.execute(f"delete from {TABLE} where asset = %s and source = any(%s)", (asset, list(sources)))

@@ -43,13 +43,16 @@ class Catalog:
 
     def with_accounts(self, aliases: Mapping[str, Iterable[str]]) -> "Catalog":
         """This catalog extended by further accounts; `aliases` has their aliases by exchange name."""
-        more = [each.for_account(alias) for each in self.endpoints for alias in aliases.get(each.exchange.name, ())]
+        endpoints = [
+            each.for_account(alias) for each in self.endpoints for alias in aliases.get(each.exchange.name, ())
+        ]
         tables = [
             each.for_account(alias)
             for each in self.reference_tables
             for alias in aliases.get(each.endpoint.exchange.name, ())
         ]
-        return Catalog((*self.endpoints, *sorted(more, key=lambda each: each.alias)), (*self.reference_tables, *tables))
+        by_account = sorted(endpoints, key=lambda each: each.alias)
+        return Catalog((*self.endpoints, *by_account), (*self.reference_tables, *tables))
 
 
 # The default account of each exchange.
@@ -82,7 +85,7 @@ class UnusableVariable:
 
 
 def configured_catalog(variables: Mapping[str, str], landed: Iterable[str] = ()) -> Catalog:
-    """The endpoints of the default accounts, and of every further account that has a variable or a landed asset."""
+    """The catalog of the default accounts and of further ones that have a variable, or an asset in `landed` (keys)."""
     found = [each for each in endpoints_of(landed) if each.alias]
     aliases = {
         exchange.name: sorted(
@@ -101,7 +104,8 @@ def start_date(exchange: Exchange, environment: Environment) -> date | None:
 def first_day(endpoint: Endpoint, environment: Environment) -> date:
     """The first partition: as configured, otherwise as `up` chose it, otherwise the earliest that `up` chose for any asset.
 
-    A snapshot cannot be taken of days before the first `up`, whatever is configured.
+    If `up` chose none, it is `DEFAULT_START_DATE`. A snapshot cannot be taken of days before the first `up`, whatever
+    is configured.
     """
     earliest = min(environment.first_days.values(), default=DEFAULT_START_DATE)
     chosen = environment.first_days.get(endpoint.key, earliest)
@@ -122,10 +126,10 @@ def is_any_exchange_configured(variables: Mapping[str, str]) -> bool:
 
 
 def unusable_variables(variables: Mapping[str, str]) -> Iterator[UnusableVariable]:
-    """The variables that are misspelled, or have the suffix of an account but configure none."""
+    """Unknown variables with our prefix or similar to a known one, and known ones with an unusable account suffix."""
     known = known_variables()
     prefixes = tuple(f"{name.upper()}_" for name in ("affiliate", *(each.name for each in EXCHANGES)))
-    of_accounts = {name for exchange in EXCHANGES for name in exchange.account_variables}
+    account_variables = {name for exchange in EXCHANGES for name in exchange.account_variables}
     for name in sorted(variables):
         base, separator, suffix = name.partition(ALIAS_SEPARATOR)
         if base not in known:
@@ -139,7 +143,7 @@ def unusable_variables(variables: Mapping[str, str]) -> Iterator[UnusableVariabl
                 )
             elif has_prefix:
                 yield UnusableVariable(name, f"{base} is unknown", f"Remove {name}")
-        elif separator and base not in of_accounts:
+        elif separator and base not in account_variables:
             yield UnusableVariable(
                 name, f"{base} is not a variable of an account", f"Remove {name}: all accounts share {base}"
             )
@@ -156,14 +160,15 @@ def endpoints_of(assets: Iterable[str], declared: Iterable[Endpoint] = ENDPOINTS
     """The endpoints of these assets, in order; an asset without a declared one is skipped."""
     known = {(each.exchange.name, each.name): each for each in declared}
     declarations = [(asset, known.get((asset.partition("/")[0], asset.rpartition("/")[2]))) for asset in assets]
+    # An account's alias is what is between exchange and name.
     found = [(asset, each.for_account("/".join(asset.split("/")[1:-1]))) for asset, each in declarations if each]
     # A text with an empty part, such as `binance//customization`, is no asset.
     return [each for asset, each in found if each.key == asset]
 
 
 def _aliases(exchange: Exchange, variables: Mapping[str, str]) -> set[str]:
-    suffixes = (name.partition(ALIAS_SEPARATOR) for name in variables)
-    found = {_alias(suffix) for base, _, suffix in suffixes if suffix and base in exchange.account_variables}
+    parts = (name.partition(ALIAS_SEPARATOR) for name in variables)
+    found = {_alias(suffix) for base, _, suffix in parts if suffix and base in exchange.account_variables}
     return {each for each in found if each}
 
 
@@ -173,6 +178,6 @@ def is_alias(text: str) -> bool:
 
 
 def _alias(suffix: str) -> str | None:
-    """The alias that a variable's suffix has in upper case; None if it is malformed."""
+    """The alias whose upper-case form is this suffix of a variable; None if the suffix is malformed."""
     alias = suffix.lower()
     return alias if alias.upper() == suffix and is_alias(alias) else None

@@ -54,7 +54,7 @@ class SharedState:
         self._stack.close()
 
     def limit(self, scope: str, per_window: int, window_s: float) -> Limit:
-        """The rate limit that all processes with this scope share."""
+        """The rate limit of the scope, shared by all processes: `per_window` requests per `window_s`."""
         if self._url is None:
             return Unlimited()
         requests_per_slot = max(1, per_window // MAX_SLOTS)

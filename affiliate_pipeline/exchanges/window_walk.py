@@ -74,12 +74,12 @@ class WindowWalk:
         return _Walk(self, session, days, zone).outcomes()
 
     def oldest_before(self, session: Session, day: date, zone: ZoneInfo) -> int | None:
-        """The time (ms) of a row from before the day: proof that the source retains the day."""
+        """The time (ms) of a row from the `max_days` before the day, which proves that the source retains the day."""
         page = self.request(session, start_ms(day - self.max_days * DAY, zone), start_ms(day, zone) - 1)
         return min(page.times, default=None)
 
     def request(self, session: Session, first: int, last: int) -> Page:
-        """The rows of the window, at most `row_limit` of them."""
+        """The rows of the window, at most `row_limit` of them; raises `Refused` if one is outside it."""
         params = {"startTime": first, "endTime": last, "limit": self.row_limit}
         page = session.client.get(self.path, params, _page)
         if page.times and not first <= min(page.times) <= max(page.times) <= last:
@@ -100,7 +100,7 @@ def _page(body: bytes) -> Page:
     except msgspec.ValidationError:
         times = []
     if rows and min(times, default=0) < MIN_MILLISECONDS:
-        # Times in an unusual form: texts, for which `times` is empty, or seconds.
+        # Times in an unusual form, which `instants_ms` converts: texts, for which `times` is empty, or seconds.
         try:
             times = instants_ms(map(bytes, rows), "time")
         except (ValueError, msgspec.DecodeError) as error:
@@ -119,6 +119,7 @@ class ServerBehaviour:
     def __init__(self, endpoint: WindowWalk, session: Session) -> None:
         self._endpoint, self._session = endpoint, session
         self.widening: tuple[int, int] | None = None
+        # None until a full page has proven or disproven it.
         self._oldest_first: bool | None = None
         self._lock = threading.Lock()
 
@@ -131,7 +132,10 @@ class ServerBehaviour:
         return page if is_full or not (before or after) else page.between(first, last)
 
     def prove_ends(self, time: int) -> tuple[int, int]:
-        """Set `widening` to the least that returns this instant's row when requested by itself."""
+        """Set and return `widening`: the least with which a request for this instant (ms) alone returns its row.
+
+        Raises `Refused` if none does.
+        """
         for before, after in ((0, 0), (0, 1), (1, 0), (1, 1)):
             # An exchange may require the end of a window to be after its start.
             with suppress(Refused):
@@ -143,7 +147,7 @@ class ServerBehaviour:
         )
 
     def is_oldest_first(self, first: int, last: int, page: Page) -> bool:
-        """Whether full pages are proven to have the oldest rows of their window, in order.
+        """Whether full pages, such as this one of this window, are proven to have their window's oldest rows, in order.
 
         Proof takes two requests: the rows before this page's last millisecond fit into one page and have the same times
         as this page's, and there are newer rows, which this page lacks (a page that is full by chance proves nothing).
@@ -153,6 +157,7 @@ class ServerBehaviour:
         with self._lock:
             if page.times != sorted(page.times):
                 self._oldest_first = False
+            # Unless `newest` is in the window and after its start, one of the two requests would have an empty window.
             elif self._oldest_first is None and first < newest <= last:
                 older = self.request(first, newest - 1)
                 expected = Counter(page.between(first, newest - 1).times)
@@ -223,7 +228,7 @@ class _Walk:
                 return
 
     def _walk(self, windows: list[Window]) -> None:
-        """Cover the windows in order; once `widening` is proven, all but the first become jobs."""
+        """Cover the windows in order; once `widening` is proven, submit all but the first as new jobs."""
         while windows and not self._stop.is_set():
             (first, last), *later = windows
             windows = [*self._step(first, last), *later]
@@ -233,12 +238,14 @@ class _Walk:
             windows, *parts = self._split(first, windows[:1])
             self._submit(*parts)
         if self._server.widening is None:
+            # This is the only job, and no window has a row: accept all as empty.
             self._accept_unproven()
 
     def _split(self, first: int, next_window: list[Window]) -> list[list[Window]]:
-        """The next window (if any), as one job; once per walk, a busy one is split among this and the idle workers.
+        """The jobs for the next window (a list of one or none), the first of them for this worker.
 
-        Its distance from `first`, where the page before began, shows how many pages are left.
+        It is one job; only once per walk, a busy window is split among this and the idle workers. The page before
+        covered `first` to the window's start, which shows how many pages are left.
         """
         # This job is one of the open ones.
         max_jobs = WORKERS + 1 - self._open_jobs
@@ -250,7 +257,7 @@ class _Walk:
         return [next_window]
 
     def _step(self, first: int, last: int) -> list[Window]:
-        """Request the window once and accept what that proves, or fail its day; return the rest."""
+        """Request the window once and accept what that proves, or fail its day; return the windows to request next."""
         days = self._days(first, last)
         if self._failed_days.intersection(days):
             return self._by_days(day_ranges(set(days) - self._failed_days), first, last)
@@ -273,8 +280,8 @@ class _Walk:
                 return self._by_days([[day] for day in days], first, last)
             # The failed request may have been part of the proof for a received page: store that page too.
             received = list(map(bytes, page.rows)) if page else []
-            more = Counter(error.received) - Counter(received)
-            self._fail(days[0], error.about([*received, *more.elements()]))
+            others = Counter(error.received) - Counter(received)
+            self._fail(days[0], error.about([*received, *others.elements()]))
             return []
 
     def _accept_page(self, first: int, last: int, page: Page) -> list[Window]:

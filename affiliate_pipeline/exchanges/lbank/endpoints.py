@@ -45,7 +45,10 @@ def _per_open_id(
     *,
     adds_open_id: bool = False,
 ) -> Callable[[LBankSession, int], Sequence[Query]]:
-    """`FanOut.queries`: one per openId and variant; the variant's parameters are added to the rows."""
+    """A function for `FanOut.queries`: one query per openId and variant.
+
+    The variant's parameters, and with `adds_open_id` the openId, are also added to the rows.
+    """
 
     def queries(session: LBankSession, not_before_ms: int) -> Sequence[Query]:
         return [
@@ -61,8 +64,8 @@ def _per_open_id(
     return queries
 
 
-def _with_open_id(row: bytes, fields: Mapping[str, object]) -> bytes:
-    # If a user is not under us, its other fields are not valid, whatever they contain.
+def _user_with_fields(row: bytes, fields: Mapping[str, object]) -> bytes:
+    # If a user is not under us, the row's other fields are not valid, whatever they contain: drop them.
     if is_false(row, "inviteResult"):
         return new_row(schemas.InviteUserInfo, {**fields, "inviteResult": False})
     return with_fields(row, fields)
@@ -98,7 +101,7 @@ TEAM = _records(
     name="invite_user_team_list",
     description="Users who registered that day. Days in UTC+8.",
     schema=schemas.User,
-    strategy=FanOut(TEAM_LIST, _single_query, paging=USER_PAGING, instant="createTime"),
+    strategy=FanOut(TEAM_LIST, _single_query, paging=USER_PAGING, time_field="createTime"),
     settles_after=timedelta(0),
     probe=Probe(lambda _, now_ms: {"startTime": now_ms - 1000, "endTime": now_ms, "start": 0, "pageSize": 1}),
     time_column="create_time",
@@ -110,7 +113,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         name="invite_user_list",
         description="Users who registered that day, by the endpoint that LBank calls deprecated. Days in UTC+8.",
         schema=schemas.InviteUserList,
-        strategy=FanOut(USER_LIST, _single_query, paging=by_id, instant="createTime"),
+        strategy=FanOut(USER_LIST, _single_query, paging=by_id, time_field="createTime"),
         settles_after=timedelta(0),
         time_column="create_time",
         users=_USERS,
@@ -126,7 +129,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
             USER_INFO,
             _per_open_id(Roster.agents_and_traders, {}, adds_open_id=True),
             timeless=True,
-            add_fields=_with_open_id,
+            add_fields=_user_with_fields,
         ),
         lands_at=time(0, 35),
         users=Users(("open_id",), (("under us", "invite_result"), *_FACTS)),
@@ -138,8 +141,10 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         strategy=FanOut(
             COMMISSION,
             _per_open_id(Roster.agents, {"tradeType": BOTH_TRADE_TYPES, "coin": ""}),
-            paging=partial(by_offset, instant="statsDate", identity=("openId", "coinSymbol", "tradeType", "statsDate")),
-            instant="statsDate",
+            paging=partial(
+                by_offset, time_field="statsDate", id_fields=("openId", "coinSymbol", "tradeType", "statsDate")
+            ),
+            time_field="statsDate",
         ),
         settles_after=timedelta(hours=10.5),
         lands_at=time(10, 35),
@@ -156,7 +161,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         name="trade_user",
         description="Volume and fee of each user who ever traded, one row per trade type. Days in UTC+8.",
         schema=schemas.TradeUser,
-        strategy=FanOut(TRADE_USER, _per_open_id(Roster.traders, {}, TRADE_TYPES), instant="statsDate"),
+        strategy=FanOut(TRADE_USER, _per_open_id(Roster.traders, {}, TRADE_TYPES), time_field="statsDate"),
         settles_after=timedelta(hours=0.5),
         time_column="stats_date",
         sum_by=("fee_amt", "trade_type"),
@@ -167,7 +172,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         name="trade_user_team",
         description="Volume and fee of each agent's team, one row per trade type. Days in UTC+8.",
         schema=schemas.TradeUserTeam,
-        strategy=FanOut(TRADE_TEAM, _per_open_id(Roster.agents, {}, TRADE_TYPES), instant="statsDate"),
+        strategy=FanOut(TRADE_TEAM, _per_open_id(Roster.agents, {}, TRADE_TYPES), time_field="statsDate"),
         settles_after=timedelta(hours=0.5),
         time_column="stats_date",
         sum_by=("fee_amt", "trade_type"),
@@ -195,7 +200,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
         name="money_detail_list",
         description="Deposits and withdrawals of all users under the affiliate. Days in UTC+8.",
         schema=schemas.MoneyDetailList,
-        strategy=FanOut(MONEY, _money, paging=partial(by_offset, instant="createTime"), instant="createTime"),
+        strategy=FanOut(MONEY, _money, paging=partial(by_offset, time_field="createTime"), time_field="createTime"),
         settles_after=timedelta(hours=72),
         time_column="create_time",
         sum_by=("asset_num", "asset_code"),
@@ -205,7 +210,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
 
 def _roster_plan(session: LBankSession) -> RequestPlan:
     """One request per page of the users known now, and an unknown number for new ones or a second pass."""
-    # Of any age: without a refresh.
+    # 0: a roster of any age, so nothing is refreshed.
     known = len(session.roster(0).members)
     return request_plan(session, max(1, math.ceil(known / PAGE_SIZE)), None)
 

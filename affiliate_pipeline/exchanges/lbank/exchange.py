@@ -51,7 +51,7 @@ class LBankSession(Session):
     open_id: str
     response_cache: Callable[[], ResponseCache]
     slots_per_s: float
-    # Refreshed if it is older than the given instant (ms).
+    # Returns the roster, refreshed if it is older than the given instant (ms).
     roster: Callable[[int], Roster]
     now_ms: Callable[[], int]
 
@@ -97,7 +97,7 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
     def stated_open_id() -> str | None:
         """Our own openId if LBank accepts it for this key; None: the response does not show whether it does.
 
-        LBank states no openId, but refuses a stranger's.
+        LBank states no openId, but refuses one of another account: then raises `KeyRefused`.
         """
         own, now_ms = settings.lbank_open_id, clock.now_ms()
         params = {"openId": own, "tradeType": 0, "startTime": now_ms - 1000, "endTime": now_ms}

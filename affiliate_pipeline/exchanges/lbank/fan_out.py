@@ -57,15 +57,15 @@ class Query:
 class FanOut:
     """Sends `queries` to `path` for ranges of days.
 
-    `queries` takes the session and an instant (ms): the roster must not be older than that. `instant` is the JSON name
-    of the time that determines a row's day; without one, a response is a sum over its range, so each day is requested
-    by itself. `timeless` queries take no range: they return the current state.
+    `queries` takes the session and an instant (ms): the roster must not be older than that. `time_field` is the JSON
+    name of the time that determines a row's day; without one, a response is a sum over its range, so each day is
+    requested by itself. `timeless` queries take no range: they return the current state.
     """
 
     path: str
     queries: Callable[[LBankSession, int], Sequence[Query]]
     paging: Paging | None = None
-    instant: str | None = None
+    time_field: str | None = None
     timeless: bool = False
     # Adds the query's fields to a row; raises ValueError if the row has other values.
     add_fields: Callable[[bytes, Mapping[str, object]], bytes] = with_fields
@@ -85,9 +85,10 @@ class FanOut:
 
     def ranges(self, days: Iterable[date]) -> list[list[date]]:
         """The ranges in which the days are requested."""
-        return day_ranges(days) if self.instant else [[day] for day in days]
+        return day_ranges(days) if self.time_field else [[day] for day in days]
 
     def _queries_of(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Sequence[Query]:
+        # The roster has to include the users of the whole last day.
         end_ms, now_ms = start_ms(max(days) + DAY, zone), session.now_ms()
         return self.queries(session, end_ms if end_ms <= now_ms else now_ms - RECENT_ROSTER_MS)
 
@@ -114,7 +115,7 @@ class _Task:
 
 @dataclass
 class _Pages:
-    """A query's rows by day, when (ms) its oldest page was requested, and whether it had no list."""
+    """A query's rows by day, when (ms) its oldest page was requested, and whether the response had no list."""
 
     requested_ms: int
     is_unlisted: bool = False
@@ -180,8 +181,8 @@ class MonthFetch:
                     if time.monotonic() - logged_at >= LOG_EVERY_S:
                         logged_at = time.monotonic()
                         left = len(waiting) + len(running)
-                        rest, time_left = count_of(left, "request"), duration(left / self.session.slots_per_s)
-                        log.info("%s: at least %s left, about %s", format_days(self.days), rest, time_left)
+                        requests_left, time_left = count_of(left, "request"), duration(left / self.session.slots_per_s)
+                        log.info("%s: at least %s left, about %s", format_days(self.days), requests_left, time_left)
             finally:
                 self.stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -189,7 +190,10 @@ class MonthFetch:
     def _handle_result(
         self, task: _Task, future: Future[_Pages], waiting: deque[_Task]
     ) -> Iterator[DayBatch | DayError]:
-        """Yield the days that the task completes or fails; a failed range is queued again day by day."""
+        """Yield the days that the task completes or fails.
+
+        A failed range is queued again day by day; a refused openId is excluded, unless it is our own.
+        """
         pages: _Pages | None = None
         try:
             pages = future.result()
@@ -212,10 +216,12 @@ class MonthFetch:
                 if pages:
                     open_day.rows += pages.by_day.get(day, [])
                     open_day.requested_ms = min(pages.requested_ms, open_day.requested_ms or pages.requested_ms)
-                    open_day.unlisted += [task.query.shared_values] * pages.is_unlisted
+                    if pages.is_unlisted:
+                        open_day.unlisted.append(task.query.shared_values)
         yield from self._completed_days(task.days)
 
     def _completed_days(self, days: Iterable[date]) -> Iterator[DayBatch]:
+        """Yield those of the days that have no open query left, and remove them from the open days."""
         refused = sorted(self._excluded)
         missing = f"rows of these openIds are missing, since LBank refuses them: {', '.join(refused)}"
         for day in [day for day in days if day in self._open and not self._open[day].open_queries]:
@@ -233,6 +239,7 @@ class MonthFetch:
             )
 
     def _exclude(self, open_id: str, error: AccessRefused) -> None:
+        """Exclude the openId, with a warning in the log; raises `Fatal` if LBank has refused too many."""
         if open_id in self._excluded:
             return
         self._excluded.add(open_id)
@@ -245,8 +252,9 @@ class MonthFetch:
             )
 
     def fetch(self, task: _Task) -> _Pages:
-        """All rows of the query. Responses are cached for a run that resumes this one."""
-        fan_out, session, pages, requested = self.fan_out, self.session, _Pages(self.session.now_ms()), set[str]()
+        """All rows of the query for the task's days. Responses are cached for a run that resumes this one."""
+        fan_out, session, pages = self.fan_out, self.session, _Pages(self.session.now_ms())
+        earlier_requests: set[str] = set()
         params = dict(task.query.params)
         if not fan_out.timeless:
             # It is not documented whether the end is inclusive. One millisecond more could include a day that was not
@@ -258,8 +266,8 @@ class MonthFetch:
             all_params = {**params, **page_params}
             request = f"{fan_out.path}?{encode(all_params)}"
             # A page that this fetch requests again may have changed: do not take it from the cache.
-            may_use_cache = not fan_out.timeless and request not in requested
-            requested.add(request)
+            may_use_cache = not fan_out.timeless and request not in earlier_requests
+            earlier_requests.add(request)
             if may_use_cache and (cached := self.response_cache.get(request)):
                 body, requested_ms = cached
                 rows, is_unlisted = read_list(body)
@@ -268,7 +276,7 @@ class MonthFetch:
                 raise Fatal("the fetch was cancelled")
             else:
                 requested_ms = session.now_ms()
-                if fan_out.instant:
+                if fan_out.time_field:
                     rows, is_unlisted = get_list(session.client, fan_out.path, all_params)
                 else:
                     # A sum or a user always has a row: a response without a list is refused below.
@@ -282,23 +290,27 @@ class MonthFetch:
             return None if is_unlisted else rows
 
         rows = fan_out.paging(get) if fan_out.paging else get({}) or []
+        # With rows, the response without a list was a later page, which is the end of the list.
         pages.by_day, pages.is_unlisted = self.rows_by_day(task, rows), pages.is_unlisted and not rows
         return pages
 
     def rows_by_day(self, task: _Task, rows: list[bytes]) -> Mapping[date, list[bytes]]:
-        """The query's rows with its fields, by day; raises `Refused` if they do not match it."""
-        query, instant = task.query, self.fan_out.instant
+        """The rows by day, each with the query's `fields` added.
+
+        Raises `Refused` if a row does not match the query or the task's days.
+        """
+        query, time_field = task.query, self.fan_out.time_field
         try:
             with_values = [self.fan_out.add_fields(row, query.fields) for row in rows] if query.fields else rows
         except ValueError as error:
             raise Refused(f"a row does not match the request: {error}").about(rows) from None
-        if instant is None:
-            # An empty total is returned as one row of zeros; any other row count is an error.
+        if time_field is None:
+            # The response is one row, the total of one day or a user; an empty total is one row of zeros.
             if len(rows) != 1:
                 raise Refused(f"LBank returned {len(rows)} rows instead of one").about(rows)
             return {task.days[0]: with_values}
         by_day: dict[date, list[bytes]] = defaultdict(list)
-        for time_ms, row in zip(read_values(instants_ms, rows, instant), with_values, strict=True):
+        for time_ms, row in zip(read_values(instants_ms, rows, time_field), with_values, strict=True):
             by_day[day_of(time_ms, self.zone)].append(row)
         if outside := by_day.keys() - set(task.days):
             raise Refused(

@@ -31,7 +31,7 @@ class _ListChanged(Exception):
 
 
 def by_id(get: GetPage) -> list[bytes]:
-    """All rows, where `start` is the largest id received."""
+    """All rows of a list whose request parameter `start` is the largest id received before; raises `Refused`."""
     rows: list[bytes] = []
     ids: list[int] = []
     with _reporting_received(rows):
@@ -64,15 +64,16 @@ def _require_end(get: GetPage, ids: Sequence[int]) -> None:
         raise Refused(f"LBank twice sent no list (null) for the page after id {last}, where more rows may follow")
 
 
-def by_offset(get: GetPage, instant: str, identity: Sequence[str] = ()) -> list[bytes]:
-    """All rows, where `start` is the number of rows before the page.
+def by_offset(get: GetPage, time_field: str, id_fields: Sequence[str] = ()) -> list[bytes]:
+    """All rows of a list whose request parameter `start` is the number of rows before the page; raises `Refused`.
 
-    An unproven walk is trusted if a later one, whose pages begin elsewhere, finds the same rows and, with
-    `identity`, none twice.
+    A walk reads the whole list once, with one page size. Without proof, two successive completed walks must have the
+    same rows and, with `id_fields`, no row twice.
 
     Args:
-        instant: The JSON name of the time that the rows are ordered by.
-        identity: The fields (JSON names) that identify a row, whose other fields may change; none: all fields do.
+        time_field: The JSON name of the time that the rows are ordered by.
+        id_fields: The fields (JSON names) that identify a row, whose other fields may change; empty: the whole row
+            identifies it.
     """
     overlap = 1
     previous: Counter[Hashable] | None = None
@@ -81,14 +82,14 @@ def by_offset(get: GetPage, instant: str, identity: Sequence[str] = ()) -> list[
         rows: list[bytes] = []
         try:
             with _reporting_received(received, rows):
-                is_proven = _walk(get, instant, identity, overlap, size, rows)
+                is_proven = _walk(get, time_field, id_fields, overlap, size, rows)
         except _ListChanged as change:
             received = max(received, _with_new(rows, change.page), key=len)
             overlap = 0 if change.is_rounded else overlap
             continue
         received = max(received, rows, key=len)
-        found = Counter(identities(rows, identity))
-        if is_proven or (found == previous and not (identity and len(found) < len(rows))):
+        found = Counter(identities(rows, id_fields))
+        if is_proven or (found == previous and not (id_fields and len(found) < len(rows))):
             return rows
         previous = found
     raise Refused(
@@ -96,52 +97,58 @@ def by_offset(get: GetPage, instant: str, identity: Sequence[str] = ()) -> list[
     ).about(received)
 
 
-def _walk(get: GetPage, instant: str, identity: Sequence[str], overlap: int, size: int, rows: list[bytes]) -> bool:
-    """Add the rows of all pages to `rows`; return whether they are proven to be complete.
+def _walk(get: GetPage, time_field: str, id_fields: Sequence[str], overlap: int, size: int, rows: list[bytes]) -> bool:
+    """Add the rows of all pages to `rows`; return whether they are proven to be complete; raises `_ListChanged`.
 
-    Each page begins with the last row of the one before (`overlap`), so that a removed row is noticed.
+    With an `overlap` of 1, each page begins with the last row of the one before, so that a removed row is noticed; with
+    0, nothing is proven.
     """
-    previous: list[Hashable] = []
-    seen: set[Hashable] = set()
-    doubtful: set[int] = set()
+    previous_ids: list[Hashable] = []
+    seen_ids: set[Hashable] = set()
+    doubtful_ms: set[int] = set()
     while True:
         start = max(0, len(rows) - overlap)
         page = get({"start": start, "pageSize": size}) or []
-        row_ids = list(identities(page, identity))
+        row_ids = list(identities(page, id_fields))
         new = page
         if start:
-            if overlap and row_ids == previous:
+            if overlap and row_ids == previous_ids:
                 raise _ListChanged(page, is_rounded=True)
             new = page[overlap:]
             # Rows of one instant may be ordered differently each time: if one is on two pages, another may be on none.
-            repeated = [row for row, row_id in zip(new, row_ids[overlap:], strict=True) if row_id in seen]
-            doubtful.update(read_values(instants_ms, repeated, instant))
-            if overlap and row_ids[:1] != previous[-1:]:
+            repeated = [row for row, row_id in zip(new, row_ids[overlap:], strict=True) if row_id in seen_ids]
+            doubtful_ms.update(read_values(instants_ms, repeated, time_field))
+            if overlap and row_ids[:1] != previous_ids[-1:]:
                 # Rows of one instant may be reordered; if the instants differ, the list has changed.
-                ends = set(read_values(instants_ms, [rows[-1], *page[:1]], instant))
-                if len(ends) > 1 or not page:
+                boundary_ms = set(read_values(instants_ms, [rows[-1], *page[:1]], time_field))
+                if len(boundary_ms) > 1 or not page:
                     raise _ListChanged(page)
-                doubtful |= ends
+                doubtful_ms |= boundary_ms
         rows += new
-        seen.update(row_ids)
+        seen_ids.update(row_ids)
         if len(row_ids) < size:
             break
-        previous = row_ids
-    resolved = [_resolve(get, rows, instant, time) for time in sorted(doubtful)]
+        previous_ids = row_ids
+    resolved = [_resolve(get, rows, time_field, time_ms) for time_ms in sorted(doubtful_ms)]
     return bool(overlap) and all(resolved)
 
 
-def _resolve(get: GetPage, rows: list[bytes], instant: str, time_ms: int) -> bool:
-    """Replace the rows of this instant with a single response's; False if that may lack some."""
+def _resolve(get: GetPage, rows: list[bytes], time_field: str, time_ms: int) -> bool:
+    """Replace the rows of this instant with a single response's; False if that may lack some.
+
+    Raises `_ListChanged` if their number differs.
+    """
     # A time in whole seconds may be rounded: request all of that second.
     end_ms = time_ms if time_ms % SECOND_MS else time_ms + SECOND_MS - 1
     page = get({"startTime": time_ms, "endTime": end_ms, "start": 0, "pageSize": PAGE_SIZE}) or []
     if len(page) == PAGE_SIZE:
         return False
     of_instant = [
-        row for row, time in zip(page, read_values(instants_ms, page, instant), strict=True) if time == time_ms
+        row for row, time in zip(page, read_values(instants_ms, page, time_field), strict=True) if time == time_ms
     ]
-    others = [row for row, time in zip(rows, read_values(instants_ms, rows, instant), strict=True) if time != time_ms]
+    others = [
+        row for row, time in zip(rows, read_values(instants_ms, rows, time_field), strict=True) if time != time_ms
+    ]
     if len(others) + len(of_instant) != len(rows):
         raise _ListChanged(page)
     rows[:] = others + of_instant
@@ -158,7 +165,7 @@ def read_values(read: Callable[[Iterable[bytes], str], list[int]], rows: list[by
 
 @contextmanager
 def _reporting_received(*walks: list[bytes]) -> Generator[None]:
-    """Add the longest of these lists of rows to those that an error is about."""
+    """Add the longest of `walks` (lists of rows) to the rows that a raised error is about."""
     try:
         yield
     except ExchangeError as error:

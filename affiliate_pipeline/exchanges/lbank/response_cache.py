@@ -14,13 +14,13 @@ class ResponseCache(TableStore):
     """The responses of one asset with any key of one account. Safe to share between threads."""
 
     def __init__(self, url: str, asset: str, source: str, sources: Sequence[str]) -> None:
-        # Losing the last ones in a crash of the database costs only a few requests.
+        # Losing the last responses in a crash of the database costs only a few requests.
         super().__init__(url, durable=False)
         self._asset, self._source, self._sources = asset, source, list(sources)
         self._execute(f"delete from {TABLE} where asked_at < now() - %s * interval '1 hour'", (TTL_HOURS,))
 
     def get(self, request: str) -> tuple[bytes, int] | None:
-        """The response's payload, and when (ms) it was requested."""
+        """The response's payload, and when (ms) it was requested; None: it is not cached."""
         row = self._execute(
             f"select payload, asked_at from {TABLE} where asset = %s and source = any(%s) and request = %s "
             "order by asked_at desc limit 1",
@@ -37,5 +37,5 @@ class ResponseCache(TableStore):
         )
 
     def clear(self) -> None:
-        """Delete these responses: called once a run has an outcome for every day."""
+        """Delete the asset's responses: called once a run has an outcome for every day."""
         self._execute(f"delete from {TABLE} where asset = %s and source = any(%s)", (self._asset, self._sources))

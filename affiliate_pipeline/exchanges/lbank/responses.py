@@ -62,7 +62,7 @@ _decoder = msgspec.json.Decoder(_Envelope)
 def read(response: Response, variable: Callable[[str], str] = lambda name: name) -> bytes:
     """The `data` of a successful response as JSON; otherwise raises an `ExchangeError`.
 
-    The error names variables of the account, which `variable` returns for those of the default account.
+    `variable` returns the account's own name of a default account's variable, for the text of the error.
     """
     try:
         envelope = _decoder.decode(response.content)

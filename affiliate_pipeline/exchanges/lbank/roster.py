@@ -39,7 +39,7 @@ COLUMNS: Final = (
     ("account", "text not null", "The alias of the account; empty: the default account."),
 )
 TEAM_LIST = "/affiliate-api/v2/invite/user/team/list"
-USER_PAGING = partial(by_offset, instant="createTime", identity=("openId",))
+USER_PAGING = partial(by_offset, time_field="createTime", id_fields=("openId",))
 AGENT_LEVELS = range(1, 22)
 _USER_COLUMNS: Final = ("open_id", "user_level", "transaction", "deposit", "direct_invitation", "code", "create_time")
 
@@ -104,9 +104,10 @@ class RosterStore(TableStore):
         self._team_list, self._now_ms = team_list, now_ms
 
     def read(self, open_id: str, not_before_ms: int, refreshed: dict[str, Mapping[str, int]]) -> Roster:
-        """The roster, at least as recent as that instant; one process at a time refreshes it.
+        """The roster of our own `open_id`, refreshed by one process at a time if it is older than `not_before_ms`.
 
-        An instant in the future counts as now. If the roster is refreshed, its counts are added to `refreshed`.
+        An instant in the future counts as now. A refresh by this process adds the roster's counts to `refreshed`.
+        Raises `Refused` if the stored roster is of another account, or the team list cannot be read.
         """
         query = f"select source from {TABLE} where account = %s and source <> all(%s) limit 1"
         if other := self._execute(query, (self._account, self._sources)).fetchone():
@@ -137,7 +138,7 @@ class RosterStore(TableStore):
         return int(row[0].timestamp() * 1000) if row and row[0] else 0
 
     def _refresh(self, now_ms: int) -> None:
-        """Update the table from the whole team list, whenever its users registered."""
+        """Update the table from the whole team list: the users who registered at any time."""
         # Imported here: it imports pandas, pandera and pyarrow, which most processes never use.
         from affiliate_pipeline.schema.decode import parse
 
@@ -153,7 +154,7 @@ class RosterStore(TableStore):
                 users = parse(User, USER_PAGING(get)).table.to_pylist()
             except (Refused, Invalid) as error:
                 raise Refused(f"the team list, which has the openIds to request, cannot be read: {error}") from None
-        seen = datetime.fromtimestamp(now_ms / 1000, UTC)
+        seen_at = datetime.fromtimestamp(now_ms / 1000, UTC)
         with as_store_unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.executemany(
                 f"insert into {TABLE} as known (open_id, user_level, transaction, deposit, direct_invitation, code, "
@@ -168,7 +169,7 @@ class RosterStore(TableStore):
                 [
                     (
                         *(row[name] for name in _USER_COLUMNS),
-                        *(seen, seen, row["user_level"] in AGENT_LEVELS, self._source, self._account),
+                        *(seen_at, seen_at, row["user_level"] in AGENT_LEVELS, self._source, self._account),
                     )
                     for row in users
                 ],
