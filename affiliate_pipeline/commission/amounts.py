@@ -44,15 +44,15 @@ def short(amount: Decimal) -> str:
 
 
 def usdt(amount: Decimal) -> str:
-    """An amount of money with two places (half even), or as `short` where these would show too little or too much."""
+    """An amount with two places (half even), or as `short` if it is 10⁹ or more, or not 0 but rounded to 0.00."""
     rounded = EXACT.quantize(amount, Decimal("0.01")) if amount.adjusted() < _MAX_INTEGER_DIGITS else amount
     if rounded.adjusted() >= _MAX_INTEGER_DIGITS or (amount and not rounded):
         return short(amount)
     return _with_minus_sign(f"{rounded:,f}")
 
 
-def change(amount: Decimal, before: Decimal) -> str:
-    """The change in percent, such as `+12.4 %`; where `before` is not positive, in USDT."""
+def change_text(amount: Decimal, before: Decimal) -> str:
+    """The change from `before` to `amount` in percent, such as `+12.4 %`; in USDT if `before` is not positive."""
     if before <= 0:
         difference = EXACT.subtract(amount, before)
         return f"{'+' if difference >= 0 else ''}{usdt(difference)} USDT"

@@ -38,7 +38,7 @@ class Customer:
 
 @dataclass(frozen=True)
 class CustomerCounts:
-    """The lines of a day: their number, that of their customers, and of those that only a masked email identifies."""
+    """Numbers of a day: its lines, their customers, and the customers that only a masked email identifies."""
 
     lines: int
     customers: int
@@ -81,12 +81,12 @@ def add_up(
 ) -> None:
     """Replace the day's lines by sums of these endpoints' rows, in the caller's transaction.
 
-    `counted` has each endpoint, and whether its day is final.
+    `counted`: the endpoints whose rows count, each with whether the day is final for it.
     """
     connection.execute(f"delete from {TABLE} where partition_date = %s", (day,))
     for endpoint, is_final in counted:
         lines = with_market_values(_lines(endpoint, day), day if has_prices else None)
-        # Sorted, so that each page of the index by customer is changed once: half the time in a large table.
+        # Sorted, so that each page of the index by customer is changed once, which halves the time in a large table.
         statement = sql.SQL(
             f"insert into {TABLE} (partition_date, exchange, account, zone, customer, identified_by, coin, kind, count, amount, "
             "usdt_value, unvalued, market_value_usdt, settled, asset, run_id) "
@@ -98,8 +98,8 @@ def add_up(
         connection.execute(statement, values)
 
 
-def lines_of_all(day: date) -> sql.Composed:
-    """A query for the day's lines, each added up over all customers."""
+def lines_of_all_customers(day: date) -> sql.Composed:
+    """A query for the day's lines, added up so that no two differ only in the customer; without market values."""
     group = "partition_date, exchange, account, zone, coin, kind, settled, asset, run_id"
     return sql.SQL(
         f"select {group}, sum(count)::bigint as count, sum(amount) as amount, sum(usdt_value) as usdt_value, "
@@ -108,13 +108,14 @@ def lines_of_all(day: date) -> sql.Composed:
 
 
 def _lines(endpoint: Records, day: date) -> sql.Composed:
+    """A query that adds up the endpoint's rows of the day by customer, coin and kind; without market values."""
     money = money_of(endpoint)
     amount, coin = map(sql.Identifier, endpoint.sum_by or ())
     kind: sql.Composable = sql.Literal(money.kind)
     if money.kind_by:  # append the name of the record's code
-        code, known = sql.Identifier(money.kind_by[0]), money.kind_by[1]
-        named = sql.SQL(" ").join(sql.SQL("when {} then {}").format(*each) for each in known)
-        kind = sql.SQL("{} || ' ' || case {code} {} else {code}::text end").format(kind, named, code=code)
+        code, names_by_code = sql.Identifier(money.kind_by[0]), money.kind_by[1]
+        branches = sql.SQL(" ").join(sql.SQL("when {} then {}").format(*each) for each in names_by_code)
+        kind = sql.SQL("{} || ' ' || case {code} {} else {code}::text end").format(kind, branches, code=code)
     # The customer is in the first of the columns `earners` that is not empty.
     values = [sql.SQL("when {0} <> '' then {0}").format(sql.Identifier(name)) for name in money.earners]
     names = [sql.SQL("when {} <> '' then {}").format(sql.Identifier(name), name) for name in money.earners]
@@ -140,7 +141,10 @@ def _case(branches: list[sql.Composed]) -> sql.Composable:
 
 
 def top(connection: Connection[Any], first: date, last: date, max_rank: int) -> list[Customer]:
-    """The `max_rank` customers of each account by value in USDT on these days, highest first."""
+    """The `max_rank` customers of each account with the highest value in USDT on these days.
+
+    The customers of all accounts are in one list, highest value first. Sets `work_mem` until the transaction ends.
+    """
     connection.execute(SET_WORK_MEM)
     rows = connection.execute(
         "select exchange, account, customer, records, usdt from (select exchange, account, customer, sum(records)::bigint as records, "
@@ -153,7 +157,7 @@ def top(connection: Connection[Any], first: date, last: date, max_rank: int) -> 
 
 
 def counts(connection: Connection[Any], day: date) -> CustomerCounts:
-    """The day's lines and customers."""
+    """The numbers of the day's lines, customers and records without one, and the total in USDT."""
     [row] = connection.execute(
         "select coalesce(sum(lines), 0)::bigint, count(*) filter (where customer <> ''), "
         "count(*) filter (where identified_by = 'email'), coalesce(sum(records) filter (where customer = ''), 0)::bigint, "
@@ -166,14 +170,17 @@ def counts(connection: Connection[Any], day: date) -> CustomerCounts:
 
 
 def earned(connection: Connection[Any], customers: Sequence[str], kinds: Sequence[str] | None = None) -> list[Earned]:
-    """What was earned with each of these customers, by exchange and account; with `kinds`, only of these kinds."""
-    since = sql.SQL("day >= (now() at time zone zone)::date - {}")
-    total = sql.SQL(
+    """What was earned with each of these customers, one item per account and column that has the name.
+
+    With `kinds`, only earnings of these kinds.
+    """
+    is_in_period = sql.SQL("day >= (now() at time zone zone)::date - {}")
+    sums_if = sql.SQL(
         "array[coalesce(trim_scale(sum(total_usdt) filter (where {0})), 0)::text, "
         "coalesce(sum(records) filter (where {0}), 0)::text, "
         "coalesce(sum(records_without_value) filter (where {0}), 0)::text]"
     )
-    columns = [total.format(period) for period in [*map(since.format, PERIODS_DAYS), sql.SQL("true")]]
+    columns = [sums_if.format(condition) for condition in [*map(is_in_period.format, PERIODS_DAYS), sql.SQL("true")]]
     query = sql.SQL(
         "select exchange, account, identified_by, customer, min(day), max(day), {} from affiliate.v_customer_daily "
         "where customer = any(%s) and (%s::text[] is null or kind = any(%s)) group by 1, 2, 3, 4 order by 1, 2, 3, 4"
@@ -187,20 +194,20 @@ def earned(connection: Connection[Any], customers: Sequence[str], kinds: Sequenc
     return found
 
 
-def masked_emails(connection: Connection[Any], text: str) -> list[str]:
-    """The customers that are identified by an email that `fits` the text."""
+def fitting_emails(connection: Connection[Any], email: str) -> list[str]:
+    """The customers whose name is an email that `fits` this one."""
     # Each step of the recursion reads the next customer from the index; `select distinct` would read every line.
     step = f"select customer from {TABLE}"
     query = sql.SQL(
         f"with recursive distinct_customer as (({step} order by customer limit 1) union all "
         f"select ({step} where customer > before.customer order by customer limit 1) from distinct_customer before "
         "where customer is not null) select customer from distinct_customer where {}"
-    ).format(fits(sql.SQL("customer"), text))
+    ).format(fits(sql.SQL("customer"), email))
     return [customer for (customer,) in connection.execute(query)]
 
 
 def fits(column: sql.Composable, text: str) -> sql.Composed:
-    """Whether the column is the text or, where both are emails, an email that differs only where either is masked."""
+    """A condition: the column equals the text or, if both are emails, differs from it only where either is masked."""
     equal = sql.SQL("{} = {}").format(column, text)
     if "@" not in text:
         return equal

@@ -11,7 +11,7 @@ import pyarrow as arrow
 from psycopg import sql
 from pyarrow import parquet
 
-from affiliate_pipeline.commission.workbook import write_workbook
+from affiliate_pipeline.commission import workbook
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.errors import as_store_unavailable
 
@@ -49,20 +49,21 @@ class Extract:
         day_column: str = "partition_date",
     ):
         self._connection, self._name = store.connection, table.partition(".")[2]
-        self._part: sql.Composable = sql.Identifier(*table.split("."))
+        # What follows `from`.
+        self._from: sql.Composable = sql.Identifier(*table.split("."))
         conditions: list[sql.Composable] = []
         if days is not None:
             conditions.append(sql.SQL("{} between {} and {}").format(sql.Identifier(day_column), days[0], days[-1]))
         if account is not None:
             conditions.append(sql.SQL("account = {}").format(account))
         if conditions:
-            self._part += sql.SQL(" where ") + sql.SQL(" and ").join(conditions)
+            self._from += sql.SQL(" where ") + sql.SQL(" and ").join(conditions)
         self._day_column = day_column if days is not None else ""
 
     @cached_property
-    def _kinds(self) -> dict[str, str]:
+    def _column_types(self) -> dict[str, str]:
         """The type of each column."""
-        described = self._connection.execute(sql.SQL("select * from {} limit 0").format(self._part)).description or []
+        described = self._connection.execute(sql.SQL("select * from {} limit 0").format(self._from)).description or []
         return {column.name: self._connection.adapters.types[column.type_code].name for column in described}
 
     def write_csv(self, output: BinaryIO, *, raw: bool = False) -> dict[str, int]:
@@ -70,72 +71,78 @@ class Extract:
 
         Unless `raw`, an apostrophe precedes each text that a spreadsheet would execute; their number by column is returned.
         """
-        escaped = {} if raw else self._formulas()
+        formula_counts = {} if raw else self._formulas()
         prefixed = "case when left({0}, 1) = any({1}) then '''' || {0} else {0} end as {0}"
         columns = [
-            sql.SQL(prefixed if name in escaped else "{0}").format(sql.Identifier(name), FORMULA_STARTS)
-            for name in self._kinds
+            sql.SQL(prefixed if name in formula_counts else "{0}").format(sql.Identifier(name), FORMULA_STARTS)
+            for name in self._column_types
         ]
-        copy = sql.SQL("copy ({}) to stdout (format csv, header)").format(self._rows(sql.SQL(", ").join(columns)))
+        copy = sql.SQL("copy ({}) to stdout (format csv, header)").format(self._query(sql.SQL(", ").join(columns)))
         with self._connection.cursor() as cursor, cursor.copy(copy) as blocks:
             for block in blocks:
                 output.write(block)
-        return escaped
+        return formula_counts
 
     def write_workbook(self, output: BinaryIO) -> None:
         """Write the rows as a workbook; raises `TextTooLong`."""
         columns = [
             sql.SQL("{}" if kind in CELL_TYPES else "{}::text").format(sql.Identifier(name))
-            for name, kind in self._kinds.items()
+            for name, kind in self._column_types.items()
         ]
         batches = self._batches(sql.SQL(", ").join(columns))
-        write_workbook(output, self._name, [*self._kinds], chain.from_iterable(batches))
+        workbook.write_workbook(output, self._name, [*self._column_types], chain.from_iterable(batches))
 
     def write_parquet(self, output: BinaryIO) -> dict[str, arrow.DataType]:
-        """Write the rows; return the types of amounts by column. `output` must support `tell()`."""
-        amounts = {name: self._amount_type(name) for name, kind in self._kinds.items() if kind == "numeric"}
-        types = amounts | {name: PARQUET_TYPES[kind] for name, kind in self._kinds.items() if name not in amounts}
-        schema = arrow.schema([(name, types[name]) for name in self._kinds])
+        """Write the rows; return the types of the columns of amounts. `output` must support `tell()`."""
+        amount_types = {name: self._amount_type(name) for name, kind in self._column_types.items() if kind == "numeric"}
+        types = amount_types | {
+            name: PARQUET_TYPES[kind] for name, kind in self._column_types.items() if name not in amount_types
+        }
+        schema = arrow.schema([(name, types[name]) for name in self._column_types])
         columns = [
             sql.SQL("{}::text" if arrow.types.is_string(types[name]) else "{}").format(sql.Identifier(name))
-            for name in self._kinds
+            for name in self._column_types
         ]
         with parquet.ParquetWriter(output, schema) as writer:
             for batch in self._batches(sql.SQL(", ").join(columns)):
                 typed_columns = zip(zip(*batch, strict=True), schema.types, strict=True)
                 arrays = [arrow.array(values, arrow_type) for values, arrow_type in typed_columns]
                 writer.write_table(arrow.table(arrays, schema=schema))
-        return amounts
+        return amount_types
 
-    def _rows(self, columns: sql.Composable) -> sql.Composed:
-        # The accounts of a table without days are one after the other.
-        first, *_ = self._kinds
-        names = [self._day_column] if self._day_column else [name for name in ("account", first) if name in self._kinds]
+    def _query(self, columns: sql.Composable) -> sql.Composed:
+        # A table without days is ordered by account and by its first column.
+        first, *_ = self._column_types
+        names = (
+            [self._day_column]
+            if self._day_column
+            else [name for name in ("account", first) if name in self._column_types]
+        )
         order = sql.SQL(", ").join(map(sql.Identifier, names))
-        return sql.SQL("select {} from {} order by {}").format(columns, self._part, order)
+        return sql.SQL("select {} from {} order by {}").format(columns, self._from, order)
 
     def _batches(self, columns: sql.Composable) -> Iterator[list[tuple[Any, ...]]]:
         with self._connection.cursor(name="extract") as cursor:
-            cursor.execute(self._rows(columns))
+            cursor.execute(self._query(columns))
             while batch := cursor.fetchmany(ROWS_PER_READ):
                 yield batch
 
     def _formulas(self) -> dict[str, int]:
         """By column, the number of texts that a spreadsheet would execute."""
-        names = [name for name, kind in self._kinds.items() if kind == "text"]
+        names = [name for name, kind in self._column_types.items() if kind == "text"]
         counts = [
             sql.SQL("count(*) filter (where left({}, 1) = any({}))").format(sql.Identifier(name), FORMULA_STARTS)
             for name in names
         ]
-        query = sql.SQL("select {} from {}").format(sql.SQL(", ").join(counts), self._part)
+        query = sql.SQL("select {} from {}").format(sql.SQL(", ").join(counts), self._from)
         rows = self._connection.execute(query).fetchall()  # one row of counts
         return {name: count for name, count in zip(names, *rows, strict=True) if count}
 
     def _amount_type(self, column: str) -> arrow.DataType:
-        """A decimal wide enough for every value of the column, or text if none is."""
+        """The decimal type that is wide enough for every value of the column, or text if there is none."""
         query = sql.SQL(
             "select coalesce(max(length(trunc(abs({0}))::text)), 1), coalesce(max(scale({0})), 0) from {1}"
-        ).format(sql.Identifier(column), self._part)
+        ).format(sql.Identifier(column), self._from)
         [(integer_digits, scale)] = self._connection.execute(query).fetchall()
         digits = integer_digits + scale
         if digits <= MAX_DIGITS_128:

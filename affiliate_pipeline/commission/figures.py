@@ -33,18 +33,18 @@ class Incomplete:
         return " ".join(filter(None, (self.exchange, self.account, self.kind))) or self.name
 
     def within(self, days: Set[date]) -> Self | None:
-        """The part of these days, if there is any."""
+        """The part about these days; None if none of them is missing or unsettled."""
         missing, unsettled = [[day for day in each if day in days] for each in (self.missing, self.unsettled)]
         deadlines = {day: self.deadlines_ms[day] for day in missing if day in self.deadlines_ms}
-        found = replace(self, missing=missing, unsettled=unsettled, deadlines_ms=deadlines)
-        return found if missing or unsettled else None
+        part = replace(self, missing=missing, unsettled=unsettled, deadlines_ms=deadlines)
+        return part if missing or unsettled else None
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of `days` and, line by line, of the last one.
+    """The figures of `days`, of which `day` is the last one.
 
-    `sums` are the lines of `day`, and `totals` those of `days`. `as_of` is when they were read (UTC).
+    `sums` are the lines of `day`; `totals` are those of all `days`, added up. `as_of` (UTC) is the time of reading.
     """
 
     day: date
@@ -65,7 +65,7 @@ class Figures:
     by_day: Sequence[DayTotal] = ()
 
     def of(self, exchange: str, account: str | None = None) -> Self:
-        """The part of one exchange, or of one of its accounts."""
+        """The figures of one exchange or of one of its accounts; `stale` and `unpriced` remain whole."""
 
         def is_part(each: DayTotal | Sum | Customer | Incomplete) -> bool:
             return each.exchange == exchange and account in (None, each.account)
@@ -80,7 +80,7 @@ class Figures:
         )
 
     def within(self, days: Sequence[date]) -> Self:
-        """The part of some of the days, without lines."""
+        """The figures of some of the days, without `sums`, `totals` and `customers`."""
         among = {*days}
         return replace(
             self,
@@ -118,9 +118,10 @@ def gather_overview(
     *,
     is_sandbox: bool = False,
 ) -> tuple[Figures, list[Figures]]:
-    """The current figures of all days from the first one added up until yesterday (UTC), and of the months of `reported`.
+    """The current figures of all days, and those of each month that contains a day of `reported`.
 
-    No day is before `start`. Only the months have totals by coin.
+    All days: from the first one added up, but not before `start`, until yesterday (UTC) or the last one added up. Only
+    the months have `totals`.
     """
     oldest, newest = commission.added_up() or (start, start)
     days = days_from(max(start, oldest), max(newest, datetime.now(UTC).date() - DAY))
@@ -135,7 +136,7 @@ def gather_overview(
 def _gather(
     commission: Commission, configured: Sequence[Records], days: Sequence[date], *, is_sandbox: bool
 ) -> Figures:
-    """The current figures of consecutive days, without lines."""
+    """The current figures of consecutive days, without `sums`, `totals` and `customers`."""
     first, last, as_of = days[0], days[-1], datetime.now(UTC)
     # Read before the sums, so that a day added up in between is reported as incomplete rather than wrongly as complete.
     gaps, stale = incomplete(commission, configured, days), list(commission.stale(first, last))
@@ -145,19 +146,19 @@ def _gather(
 
 
 def incomplete(commission: Commission, configured: Sequence[Records], days: Sequence[date]) -> list[Incomplete]:
-    """The missing and unsettled days of each kind that is configured or has landed any of `days`.
+    """The missing and unsettled days of each kind of earnings that is configured or has landed any of `days`.
 
-    Landed days count, so that a report made without credentials covers what other machines land. If no kind is
-    configured or landed, all days of every kind are missing.
+    Kinds without such days are omitted. Landed days count, so that a report made without credentials covers what other
+    machines land. If no kind is configured or landed, all days of every kind are missing.
     """
     landed = commission.landed(days[0], days[-1])
-    expected = {endpoint.key for endpoint in configured}.union(*landed.values())
+    configured_or_landed = {endpoint.key for endpoint in configured}.union(*landed.values())
     kinds = [(alternatives, [endpoint.key for endpoint in alternatives]) for alternatives in commission.alternatives]
     found: list[Incomplete] = []
-    for alternatives, assets in [each for each in kinds if expected & {*each[1]}] or kinds:
-        settled = {day: [final for key, final in landed.get(day, {}).items() if key in assets] for day in days}
-        missing = [day for day, entries in settled.items() if not entries]
-        unsettled = [day for day, entries in settled.items() if entries and not any(entries)]
+    for alternatives, assets in [each for each in kinds if configured_or_landed & {*each[1]}] or kinds:
+        finality = {day: [final for key, final in landed.get(day, {}).items() if key in assets] for day in days}
+        missing = [day for day, entries in finality.items() if not entries]
+        unsettled = [day for day, entries in finality.items() if entries and not any(entries)]
         if missing or unsettled:
             name, first = " or ".join(assets), alternatives[0]
             kind = money_of(first).kind

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 
-from affiliate_pipeline.commission.amounts import change, exact_sum, usdt
+from affiliate_pipeline.commission.amounts import change_text, exact_sum, usdt
 from affiliate_pipeline.commission.figures import Figures, Incomplete
 from affiliate_pipeline.commission.rollup import DayTotal
 from affiliate_pipeline.domain.days import DAY, days_from, format_days, last_minute_before
@@ -29,10 +29,10 @@ class Total:
 class Headline:
     """The total of `days`, compared with the complete ones among the seven days before.
 
-    It `is_partial` if some of it has not landed, has not been added up or lacks market prices. `usual` is the mean of those
-    earlier days, times the number of `days`; None if none of them is complete. `lacks` are the lines about what of
-    `days` has not landed, has not been added up or may still change, and `completeness` is one line about all days of
-    the figures.
+    `is_partial`: some of `days` has not landed, has not been added up or lacks market prices. `usual` is the mean of
+    the `compared_days` complete earlier days, times the number of `days`; None if none of them is complete. `lacks` are
+    the lines about what of `days` is partial or may still change, and `completeness` is one line about all days of the
+    figures.
     """
 
     days: Sequence[date]
@@ -51,16 +51,16 @@ class Headline:
         """The change as a phrase: `+12.4 % against the mean of the 7 days before`."""
         if self.usual is None:
             return "no complete day before to compare with"
-        # Of a week, `usual` is the total of the week before.
+        # If `days` is a week, the mean times 7 is the total of the 7 days before, so "the mean of" is omitted.
         compared_with = f"{'' if len(self.days) > 1 else 'the mean of '}the {WEEK_DAYS} days"
         if self.compared_days < WEEK_DAYS:
             times = f"{len(self.days)} times " if len(self.days) > 1 else ""
             compared_with = f"{times}the mean of {count_of(self.compared_days, 'complete day')} of the {WEEK_DAYS}"
-        return f"{change(self.total.usdt, self.usual)} against {compared_with} before"
+        return f"{change_text(self.total.usdt, self.usual)} against {compared_with} before"
 
 
 def headline(figures: Figures, days: int = 1) -> Headline:
-    """The headline of the last `days` days of the figures, of which there may be fewer."""
+    """The headline of the last `days` days of the figures, or of all if the figures have fewer days."""
     span = figures.days[-days:]
     before = days_from(span[0] - WEEK_DAYS * DAY, span[0] - DAY)
     lacking = lacking_days(figures)
@@ -155,9 +155,10 @@ def completeness(figures: Figures) -> str:
 
 
 def fetchable_until(incomplete: Sequence[Incomplete], days: Sequence[date], figures: Figures) -> str:
-    """Until when the first of these missing days can be fetched, and which no longer can; in parentheses.
+    """How long these missing days can be fetched: the first deadline, and the days that have expired.
 
-    Of a day that several kinds of earnings lack, a part may be fetchable for longer than the rest.
+    A text in parentheses to append, or empty if no deadline is known. Of a day that several kinds of earnings lack, a
+    part may be fetchable for longer than the rest.
     """
     now_ms = int(figures.as_of.timestamp() * 1000)
     deadlines = [(day, each.deadlines_ms[day]) for each in incomplete for day in days if day in each.deadlines_ms]
@@ -176,15 +177,15 @@ def fetchable_until(incomplete: Sequence[Incomplete], days: Sequence[date], figu
 
 
 def valuation(found: Headline) -> list[str]:
-    """What of the total has no market value, and which coins only the longer totals lack; one line each."""
+    """The part that exchanges state, coins without a value, and further such coins of earlier days; one line each."""
     total = found.total
     lines: list[str] = []
     if total.stated_usdt:
         lines.append(f"{usdt(total.stated_usdt)} USDT of the total as stated by exchanges: no market price")
     if total.unvalued:
-        lines.append(f"Without a value in USDT, so not in the total: {named(total.unvalued, MAX_NAMES)}")
+        lines.append(f"Without a value in USDT, so not in the total: {joined_names(total.unvalued, MAX_NAMES)}")
     if earlier := sorted({*found.week.unvalued, *found.month.unvalued} - {*total.unvalued}):
-        names = named(earlier, MAX_NAMES)
+        names = joined_names(earlier, MAX_NAMES)
         lines.append(f"Without a value in USDT on earlier days, so not in the longer totals: {names}")
     return lines
 
@@ -206,7 +207,7 @@ def text(figures: Figures, days: int = 1) -> str:
         lines.append(", ".join(f"{name} {usdt(each.usdt)}" for name, each in found.by_exchange.items()) + " USDT.")
     longer = [(n, total) for n, total in ((WEEK_DAYS, found.week), (MONTH_DAYS, found.month)) if n > days]
     totals = [f"{count_of(len(figures.days[-n:]), 'day')} {usdt(total.usdt)}" for n, total in longer]
-    # With figures of few days, both totals are of the same days.
+    # With figures of few days, both totals are of the same days: shown once.
     lines.append(f"{', '.join(dict.fromkeys(totals))} USDT.")
     more = *found.lacks, *valuation(found), found.completeness
     lines += [f"{line[:1].upper()}{line[1:]}." for line in more]
@@ -214,14 +215,14 @@ def text(figures: Figures, days: int = 1) -> str:
 
 
 def _among(found: Iterable[date], days: Sequence[date]) -> list[date]:
-    known = {*found}
-    return [day for day in days if day in known]
+    found_days = {*found}
+    return [day for day in days if day in found_days]
 
 
 def _names(found: Mapping[str, Sequence[date]], days: Sequence[date]) -> str:
-    """The names that have any of these days, at most `MAX_NAMES`."""
+    """The names that have any days, as text, each with these unless they are all of `days`; at most `MAX_NAMES`."""
     names = [_with_days(name, each, days) for name, each in found.items() if each]
-    return named(names, MAX_NAMES)
+    return joined_names(names, MAX_NAMES)
 
 
 def _with_days(name: str, found: Sequence[date], days: Sequence[date]) -> str:
@@ -229,7 +230,7 @@ def _with_days(name: str, found: Sequence[date], days: Sequence[date]) -> str:
     return name if [*found] == [*days] else f"{name} of {format_days(found)}"
 
 
-def named(names: Sequence[str], at_most: int) -> str:
-    """The first names, and how many more there are."""
+def joined_names(names: Sequence[str], at_most: int) -> str:
+    """The names as text: at most `at_most` of them, then how many more there are."""
     more = len(names) - at_most
     return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")

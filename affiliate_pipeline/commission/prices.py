@@ -47,7 +47,7 @@ _LOCK: Final = "select pg_advisory_xact_lock(hashtext('affiliate.price'), %s - '
 
 @dataclass(frozen=True)
 class PricedDay:
-    """A day whose coins have been looked up: the market of each price, and the coins that have none."""
+    """A day whose coins have been looked up: the market of each coin's price, and the coins without a price."""
 
     markets: Mapping[str, str]
     unvalued: Sequence[str]
@@ -74,9 +74,9 @@ class Prices:
         self._ledger = ledger.by_day([each.key for each in endpoints])
 
     def missing(self, first: date, last: date, quiet_s: float = 0) -> dict[date, str]:
-        """The days whose prices have not landed since their content last changed, each with a fingerprint of it.
+        """The days with landed rows whose prices may be incomplete, in order, each with a fingerprint of these rows.
 
-        In order, and only those for which nothing has landed for `quiet_s`.
+        Days for which something has landed within the last `quiet_s` are omitted.
         """
         query = sql.SQL(
             "select partition, landed.inputs from ({}) landed left join affiliate.priced_day priced using (partition) "
@@ -88,11 +88,12 @@ class Prices:
     def land(
         self, days: Sequence[date], open_klines: Callable[[date, date], AbstractContextManager[Klines]]
     ) -> dict[date, PricedDay | Problem]:
-        """The outcome of each day. Only prices that are missing are requested.
+        """Land the missing prices of these days; return the outcome of each day.
 
         The prices of one coin are committed together, before the next coin is requested.
         """
         query = sql.SQL("select partition, inputs, settled from ({}) landed where partition = any(%s)")
+        # The keys of `settled` are the assets that have landed the day.
         landed = {day: (inputs, {*settled}) for day, inputs, settled in self._rows(query.format(self._ledger), [*days])}
         coins = {day: self._coins(day, assets) for day, (_, assets) in landed.items()}
         what = f"no rows of {', '.join(each.key for each in self._endpoints)} have landed for this day"
@@ -100,9 +101,9 @@ class Prices:
         failed = dict.fromkeys({*days} - landed.keys(), nothing_landed) | _not_ended(landed, time.time_ns() // 10**6)
         unpriced = self._unpriced({day: each for day, each in coins.items() if day not in failed})
         if unpriced:
-            failed |= self._request(unpriced, open_klines)
+            failed |= self._land_unpriced(unpriced, open_klines)
         # Failed days are recorded too: prices that landed make their sums stale. Empty `inputs`: some are missing.
-        priced = {day: self._finish(day, "" if day in failed else landed[day][0], coins[day]) for day in landed}
+        priced = {day: self._record(day, "" if day in failed else landed[day][0], coins[day]) for day in landed}
         return {day: failed.get(day) or priced[day] for day in days}
 
     def _coins(self, day: date, assets: Collection[str]) -> list[str]:
@@ -117,13 +118,13 @@ class Prices:
 
     def _unpriced(self, coins: Mapping[date, Sequence[str]]) -> dict[str, list[date]]:
         """By coin, the days whose price has to be requested."""
-        known = {*self._rows(f"select coin, day from {TABLE} where day = any(%s)", [*coins])}
+        priced = {*self._rows(f"select coin, day from {TABLE} where day = any(%s)", [*coins])}
         markets = self._markets()
         unpriced: dict[str, list[date]] = {}
         for day in sorted(coins):
             for coin in coins[day]:
-                found = markets.get(coin)
-                if (coin, day) not in known and not (found and found.is_missing_on(day)):
+                market = markets.get(coin)
+                if (coin, day) not in priced and not (market and market.is_missing_on(day)):
                     unpriced.setdefault(coin, []).append(day)
         return unpriced
 
@@ -131,7 +132,7 @@ class Prices:
         query = f"select coin, market, since from {MARKETS} where checked_at > now() - %s * interval '1 day'"
         return {coin: _Market(market, since) for coin, market, since in self._rows(query, MARKET_DAYS)}
 
-    def _request(
+    def _land_unpriced(
         self,
         unpriced: Mapping[str, Sequence[date]],
         open_klines: Callable[[date, date], AbstractContextManager[Klines]],
@@ -139,26 +140,26 @@ class Prices:
         """Land these coins' prices; return the problem of each day that failed or has not ended."""
         failed: dict[date, Problem] = {}
         todo = {coin: [*unpriced[coin]] for coin in sorted(unpriced)}
-        requested = sorted({day for days in unpriced.values() for day in days})
+        all_days = sorted({day for days in unpriced.values() for day in days})
         markets = self._markets()
         try:
-            with open_klines(requested[0], requested[-1]) as klines:
-                # By the exchange's clock: the close of a day that has not ended would never be corrected.
-                not_ended = _not_ended(requested, klines.now_ms)
+            with open_klines(all_days[0], all_days[-1]) as klines:
+                # By the exchange's clock: a stored price never changes, so a close before the day's end would remain.
+                not_ended = _not_ended(all_days, klines.now_ms)
                 failed |= not_ended
-                in_a_row = 0
+                failures_in_a_row = 0
                 for coin in [*todo]:
-                    days, known = [day for day in todo[coin] if day not in not_ended], markets.get(coin)
+                    days, known_market = [day for day in todo[coin] if day not in not_ended], markets.get(coin)
                     try:
-                        quotes, unusable = _quotes(klines, coin, days, known.market if known else None)
-                        in_a_row = 0
+                        quotes, unusable = _quotes(klines, coin, days, known_market.market if known_market else None)
+                        failures_in_a_row = 0
                     except ExchangeError as error:
-                        in_a_row += 1
-                        if isinstance(error, Fatal) or in_a_row == MAX_FAILURES_IN_A_ROW:
+                        failures_in_a_row += 1
+                        if isinstance(error, Fatal) or failures_in_a_row == MAX_FAILURES_IN_A_ROW:
                             raise
                         quotes, unusable = {}, dict.fromkeys(days, error.problem)
                     self._save_prices(coin, quotes, klines.source)
-                    self._save_market(coin, days, quotes, unusable, known)
+                    self._save_market(coin, days, quotes, unusable, known_market)
                     failed |= unusable
                     del todo[coin]
         except AffiliateError as error:
@@ -182,19 +183,19 @@ class Prices:
         days: Sequence[date],
         quotes: Mapping[date, Quote],
         unusable: Collection[date],
-        known: _Market | None,
+        known_market: _Market | None,
     ) -> None:
-        """Record the market of the newest day, or since when there is none."""
+        """Record the coin's market on the newest day, or since when there is none, unless that shows nothing new."""
         newest = days[-1] if days else None
         if newest is None or newest in unusable:
             return
         market = quotes[newest].market if newest in quotes else None
         # Days before the known market was found show nothing about later ones.
-        if known and known.market and (market == known.market or newest < known.since):
+        if known_market and known_market.market and (market == known_market.market or newest < known_market.since):
             return
-        found = [day for day in days if day in quotes or day in unusable]
+        with_candle = [day for day in days if day in quotes or day in unusable]
         # Without a market, the first day after the last one that had a candle.
-        since = newest if market else next(day for day in days if not found or day > found[-1])
+        since = newest if market else next(day for day in days if not with_candle or day > with_candle[-1])
         # `returning`, because `_rows` fetches rows.
         self._rows(
             f"insert into {MARKETS} values (%s, %s, %s, now()) on conflict (coin) do update set "
@@ -204,8 +205,11 @@ class Prices:
             since,
         )
 
-    def _finish(self, day: date, inputs: str, coins: Sequence[str]) -> PricedDay:
-        """Record the fingerprint of the day's prices, and `inputs`: the landed content for which none is missing."""
+    def _record(self, day: date, inputs: str, coins: Sequence[str]) -> PricedDay:
+        """Record a fingerprint of the day's prices, and `inputs`; return the coins' markets.
+
+        `inputs` identifies the landed content for which no price is missing; empty: some may be missing.
+        """
         with as_store_unavailable(), self._connection.transaction():
             # Otherwise a concurrent run could record the fingerprint of fewer prices.
             self._connection.execute(_LOCK, (day,))
@@ -215,8 +219,8 @@ class Prices:
                 "prices = excluded.prices",
                 (day, inputs, day),
             )
-        found = dict(self._rows(f"select coin, market from {TABLE} where day = %s and coin = any(%s)", day, [*coins]))
-        return PricedDay(found, [coin for coin in coins if coin not in found])
+        markets = dict(self._rows(f"select coin, market from {TABLE} where day = %s and coin = any(%s)", day, [*coins]))
+        return PricedDay(markets, [coin for coin in coins if coin not in markets])
 
     def _rows(self, query: LiteralString | sql.Composed, *values: object) -> list[tuple[Any, ...]]:
         with as_store_unavailable(), self._connection.transaction():
@@ -224,7 +228,7 @@ class Prices:
 
 
 def with_prices(landed: sql.Composed) -> sql.Composed:
-    """The query of `ledger.by_day`, whose `inputs` also identify the prices that have landed, and whether any is missing."""
+    """The query `landed` of `ledger.by_day`; `inputs` also identifies the landed prices and whether any is missing."""
     return sql.SQL(
         "select partition, concat_ws(' ', landed.inputs, priced.prices, case when priced.inputs = landed.inputs then 'complete' end) "
         "as inputs, landed_at, settled from ({}) landed "
@@ -233,9 +237,9 @@ def with_prices(landed: sql.Composed) -> sql.Composed:
 
 
 def with_market_values(lines: sql.Composed, day: date | None) -> sql.Composed:
-    """The query `lines` with `market_value_usdt`: the value of `amount` of `coin` at the day's prices, if there is one.
+    """The query `lines` with `market_value_usdt`: the value of `amount` of `coin` at the price of the day.
 
-    Without a day, no line has a value.
+    The value is null without a price and, in all lines, without a day.
     """
     if day is None:
         return sql.SQL("select line.*, null::numeric as market_value_usdt from ({}) line").format(lines)
@@ -247,6 +251,7 @@ def with_market_values(lines: sql.Composed, day: date | None) -> sql.Composed:
 
 
 def _not_ended(days: Iterable[date], now_ms: int) -> dict[date, Problem]:
+    """The problem of each of the days that has not ended in UTC."""
     problem = Problem(
         "not_ended", "this day has not ended in UTC, so it has no close", action="Materialize it tomorrow"
     )
@@ -254,13 +259,16 @@ def _not_ended(days: Iterable[date], now_ms: int) -> dict[date, Problem]:
 
 
 def _quotes(
-    klines: Klines, coin: str, days: Sequence[date], known: str | None
+    klines: Klines, coin: str, days: Sequence[date], known_market: str | None
 ) -> tuple[dict[date, Quote], dict[date, Problem]]:
-    """The quote of each day that has one, and the days whose candle cannot be used; raises `ExchangeError`."""
+    """The quotes by day, and the problems of days with an unusable candle; raises `ExchangeError`.
+
+    `known_market` is tried before the coin's other markets.
+    """
     quotes: dict[date, Quote] = {}
     unusable: dict[date, Problem] = {}
     markets = markets_of(coin)
-    for market in dict.fromkeys([known, *markets] if known else markets):
+    for market in dict.fromkeys([known_market, *markets] if known_market else markets):
         for day in days:
             if day in quotes or day in unusable:
                 continue

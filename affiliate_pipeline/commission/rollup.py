@@ -87,12 +87,12 @@ class Commission:
     def __init__(self, store: Store, endpoints: Sequence[Records], *, has_prices: bool = False):
         self._connection = store.connection
         landed = endpoints_of(ledger.assets(self._connection), [*DEFAULT.earning, *endpoints])
-        known = {each.key: each for each in (*DEFAULT.earning, *landed, *endpoints) if isinstance(each, Records)}
-        self.prices = Prices(self._connection, list(known.values())) if has_prices else None
-        query = ledger.by_day(list(known))
+        by_key = {each.key: each for each in (*DEFAULT.earning, *landed, *endpoints) if isinstance(each, Records)}
+        self.prices = Prices(self._connection, list(by_key.values())) if has_prices else None
+        query = ledger.by_day(list(by_key))
         self._ledger = with_prices(query) if has_prices else query
         by_money: dict[tuple[str, str, str], list[Records]] = {}
-        for endpoint in known.values():
+        for endpoint in by_key.values():
             earned_from = endpoint.exchange.name, endpoint.alias, money_of(endpoint).kind
             by_money.setdefault(earned_from, []).append(endpoint)
         # Groups of endpoints that report the same money: only one of each group counts for a day.
@@ -104,9 +104,9 @@ class Commission:
         return dict(self._fetch(query.format(self._ledger), [first, last]))
 
     def stale(self, first: date, last: date, quiet_s: float = 0) -> dict[date, str]:
-        """The days with missing or outdated sums, each with a fingerprint of its landed content.
+        """The landed days whose sums are missing or outdated, in order, each with a fingerprint of its landed content.
 
-        In order, and only those for which nothing has landed for `quiet_s`.
+        Days for which something has landed within the last `quiet_s` are omitted.
         """
         query = sql.SQL(
             "select partition, ledger.inputs from ({}) ledger left join affiliate.computed_day computed using (partition) "
@@ -116,7 +116,7 @@ class Commission:
         return dict(self._fetch(query.format(self._ledger), [first, last, quiet_s]))
 
     def outdated(self, first: date, last: date, quiet_s: float = 0) -> dict[date, str]:
-        """As `stale`, and the days whose prices are missing."""
+        """The days of `stale` and of `Prices.missing`, in order, each with a fingerprint of its landed content."""
         unpriced = self.prices.missing(first, last, quiet_s) if self.prices else {}
         stale = self.stale(first, last, quiet_s)
         return {day: stale.get(day) or f"prices {unpriced[day]}" for day in sorted({*stale, *unpriced})}
@@ -137,10 +137,10 @@ class Commission:
             counted: list[tuple[Records, bool]] = []
             for alternatives in self.alternatives:
                 present = [(endpoint, settled[endpoint.key]) for endpoint in alternatives if endpoint.key in settled]
-                # Prefer an endpoint whose day has settled.
+                # Only one of the alternatives counts, preferably one whose day has settled.
                 counted += sorted(present, key=lambda each: not each[1])[:1]
             customers.add_up(self._connection, counted, day, run_id, has_prices=self.prices is not None)
-            lines = with_market_values(customers.lines_of_all(day), day if self.prices else None)
+            lines = with_market_values(customers.lines_of_all_customers(day), day if self.prices else None)
             execute("delete from affiliate.daily_commission where partition_date = %s", (day,))
             execute(
                 sql.SQL(
@@ -189,17 +189,17 @@ class Commission:
         return [DayTotal(*row) for row in rows]
 
     def top_customers(self, first: date, last: date, max_rank: int) -> list[customers.Customer]:
-        """The `max_rank` customers of each account whose records of these days are worth most."""
+        """The `max_rank` customers of each account with the highest value on these days, in one list, highest first."""
         with as_store_unavailable(), self._connection.transaction():
             return customers.top(self._connection, first, last, max_rank)
 
     def customer_counts(self, day: date) -> customers.CustomerCounts:
-        """The day's customers, counted."""
+        """The numbers of the day's lines and customers, and their total."""
         with as_store_unavailable(), self._connection.transaction():
             return customers.counts(self._connection, day)
 
     def added_up(self) -> tuple[date, date] | None:
-        """The first and the last day that was added up."""
+        """The first and the last day that were added up; None if none was."""
         [(first, last)] = self._fetch("select min(partition), max(partition) from affiliate.computed_day")
         return (first, last) if first else None
 

@@ -24,9 +24,9 @@ from affiliate_pipeline.postgres.errors import as_store_unavailable
 class User:
     """A user of one account, identified by the text of a column.
 
-    `other_names`: those in other columns of its rows. `facts`: the newest value by label, and when it was current.
-    `volumes`: in each of `PERIODS_DAYS`, as text; empty: no trades of these days have landed. `roles`: those whose
-    endpoints have rows that name the user.
+    `other_names`: texts in the other columns that name the user. `facts`: the newest value by label, and when it was
+    current. `volumes`: in each of `PERIODS_DAYS`, as text; empty: no trades of these days have landed. `roles`: those
+    whose endpoints have rows that name the user.
     """
 
     exchange: str
@@ -90,7 +90,7 @@ class _Search:
         self.users: dict[tuple[str, str, str, str], User] = {}
 
     def add(self, endpoint: Endpoint, newest: date) -> None:
-        """Add the users found in the endpoint's rows; `newest` is its last landed day."""
+        """Add the users found in the endpoint's rows, with their facts or volumes; `newest` is its last landed day."""
         if not endpoint.users or not endpoint.users.names:
             return
         rows = endpoint_tables.rows_of(endpoint, newest)
@@ -102,20 +102,20 @@ class _Search:
         if isinstance(endpoint, Records) and endpoint.volume_and_fee:
             self._add_volumes(endpoint, endpoint.users.names[0], endpoint.volume_and_fee[0], rows)
         else:
-            self._add(endpoint, endpoint.users, rows)
+            self._add_users(endpoint, endpoint.users, rows)
 
     def add_table(self, table: ReferenceTable) -> None:
         """Add the users found in the reference table."""
         [(exists,)] = self._connection.execute("select to_regclass(%s) is not null", (table.table,)).fetchall()
         if table.users and exists:
             rows = sql.SQL("{} where account = {}").format(sql.Identifier(*table.table.split(".")), table.alias)
-            self._add(table.endpoint, table.users, rows)
+            self._add_users(table.endpoint, table.users, rows)
 
     def add_earnings(self) -> None:
         """Add what was earned with the users, and the users that only the earnings name."""
         names = {self._text, *(user.name for user in self.users.values())}
         if "@" in self._text:
-            names.update(customers.masked_emails(self._connection, self._text))
+            names.update(customers.fitting_emails(self._connection, self._text))
         for each in customers.earned(self._connection, [*names]):
             key = each.exchange, each.account, each.identified_by, each.customer
             # An id that was found in one account may be another user's in another account.
@@ -126,7 +126,7 @@ class _Search:
         """Add the facts and earnings of rows that name no user to the account's own client, if it was found."""
         account = endpoint.exchange.name, endpoint.alias
         for user in self.users.values():
-            # Rows that a client's key returns are about this client, so those with names identify it.
+            # All rows that a client's key returns are about that client: the user named in rows of the same role.
             if (user.exchange, user.account) != account or endpoint.role not in user.roles:
                 continue
             if endpoint.users and not endpoint.users.names:
@@ -138,7 +138,7 @@ class _Search:
                     if (each.exchange, each.account) == account and each not in user.earned:
                         user.earned.append(each)
 
-    def _add(self, endpoint: Endpoint, declared: Users, rows: sql.Composed) -> None:
+    def _add_users(self, endpoint: Endpoint, declared: Users, rows: sql.Composed) -> None:
         for names, facts, as_of in self._rows(endpoint, declared, rows):
             column, name = next((column, name) for column, name in zip(declared.names, names, strict=True) if name)
             user = self._user(endpoint.exchange.name, endpoint.alias, column, name)
@@ -149,10 +149,10 @@ class _Search:
     def _rows(
         self, endpoint: Endpoint, declared: Users, rows: sql.Composed
     ) -> list[tuple[list[str | None], list[object], datetime]]:
-        """The names, the facts and the time of each distinct row that names the user, or of all if the rows name none."""
+        """Names, facts and their time of each distinct row that names the user, or of all if no column has names."""
         columns = [*declared.names, *(column for _, column in declared.facts)]
         named = [fits(sql.Identifier(name), self._text) for name in declared.names]
-        # Emails are compared by patterns, which takes long: only once for equal rows.
+        # Emails are compared by patterns, which takes long, so equal rows are compared only once.
         query = sql.SQL(
             "with found as {once} (select {columns}, max({as_of}) as as_of from {rows} group by {columns}) "
             "select * from found where {named}"
@@ -163,21 +163,21 @@ class _Search:
             rows=rows,
             named=sql.SQL(" or ").join(named or [sql.SQL("true")]),
         )
-        zone, split = endpoint.exchange.zone, len(declared.names)
+        zone, name_count = endpoint.exchange.zone, len(declared.names)
         return [
             (
-                [*row[:split]],
-                [value.astimezone(zone) if isinstance(value, datetime) else value for value in row[split:-1]],
+                [*row[:name_count]],
+                [value.astimezone(zone) if isinstance(value, datetime) else value for value in row[name_count:-1]],
                 row[-1],
             )
             for row in self._connection.execute(query)
         ]
 
-    def _add_volumes(self, endpoint: Endpoint, column: str, volume: str, rows: sql.Composed) -> None:
+    def _add_volumes(self, endpoint: Endpoint, column: str, volume_column: str, rows: sql.Composed) -> None:
         today = self._today[endpoint.exchange.name]
         sums = [
             sql.SQL("coalesce(trim_scale(sum({}) filter (where partition_date >= {})), 0)::text").format(
-                sql.Identifier(volume), today - days * DAY
+                sql.Identifier(volume_column), today - days * DAY
             )
             for days in PERIODS_DAYS
         ]

@@ -58,8 +58,8 @@ class TextTooLong(AffiliateError):
 def write_workbook(output: BinaryIO, name: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     """Write the rows below a header, on as many sheets as they need, while they are read.
 
-    A text remains one even if its cell is edited, and becomes neither a formula nor a number. A number or day that Excel
-    cannot represent exactly is a text. `output` must be seekable.
+    A text remains text even if its cell is edited, and becomes neither a formula nor a number. A number or day that
+    Excel cannot represent exactly is a text. `output` must be seekable.
 
     Raises:
         TextTooLong: A text has more characters than a cell can have.
@@ -77,7 +77,7 @@ def write_workbook(output: BinaryIO, name: str, columns: Sequence[str], rows: It
 
 
 def _write_sheet(sheet: IO[bytes], columns: Sequence[str], rows: Iterator[Sequence[Cell]]) -> None:
-    """Write as many rows as the sheet may have."""
+    """Write the header and as many rows as the sheet may have; the others remain in `rows`."""
     widths = "".join(
         f'<col min="{number}" max="{number}" width="{max(len(title) + 2, 12)}" customWidth="1"/>'
         for number, title in enumerate(columns, start=1)
@@ -141,8 +141,9 @@ def _escaped(match: re.Match[str]) -> str:
 
 def _letters(column: int) -> str:
     """The name of a column: A for 0, Z for 25, AA for 26."""
-    before, letter = divmod(column, 26)
-    return (_letters(before - 1) if before else "") + chr(ord("A") + letter)
+    # The letters are digits without a zero: AA, not BA, follows Z.
+    preceding, letter = divmod(column, 26)
+    return (_letters(preceding - 1) if preceding else "") + chr(ord("A") + letter)
 
 
 def _sheet_part(number: int) -> str:

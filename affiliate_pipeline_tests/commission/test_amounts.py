@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from affiliate_pipeline.commission.amounts import change, exact, exact_sum, rounded_float, short, usdt
+from affiliate_pipeline.commission.amounts import change_text, exact, exact_sum, rounded_float, short, usdt
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_sum_has_every_digit():
     ],
 )
 def test_a_change_is_in_percent_of_a_positive_amount(amount, before, shown):
-    assert change(Decimal(amount), Decimal(before)) == shown
+    assert change_text(Decimal(amount), Decimal(before)) == shown
 
 
 def test_a_float_is_only_for_amounts_within_its_range():

@@ -20,8 +20,8 @@ from affiliate_pipeline.commission.headline import (
     Headline,
     Total,
     gaps,
+    joined_names,
     lacks,
-    named,
     total_of,
     valuation,
 )
@@ -51,8 +51,8 @@ FUNCTIONS: Mapping[str, object] = {
     "count_of": count_of,
     "exact": exact,
     "gaps": gaps,
+    "joined_names": joined_names,
     "masked": masked,
-    "named": named,
     "phrase": _phrase,
     "short": short,
     "usdt": usdt,
@@ -93,7 +93,7 @@ class Month:
 def write(figures: Figures, folder: Path, also: Iterable[date] = ()) -> Path:
     """Write the day's page into the folder, atomically.
 
-    It links to pages that the caller writes too: those of `also`, of the day's month and of all days.
+    It links to pages in the folder and to those that the caller writes too: of `also`, the day's month and all days.
     """
     pages = {INDEX, _month(figures.day), *map(str, also), *pages_in(folder)}
     return _write(folder, f"{figures.day}", html(figures, pages))
@@ -153,7 +153,7 @@ def index_html(figures: Figures, pages: Collection[str] = ()) -> str:
         )
         total = total_of(figures.by_day, [each.day for each in days])
         months.append(Month(name, total, state, _href(_month(days[0].day), pages), days))
-    # The newest day that has records or is final: nothing of the last days may have landed yet.
+    # The newest day that has records or is final: perhaps no rows of the last days have landed yet.
     newest = next((each for each in lines if each.total.count or not each.state), lines[0])
     return _render(
         "index.html.j2",
@@ -167,13 +167,13 @@ def index_html(figures: Figures, pages: Collection[str] = ()) -> str:
 
 def markdown(figures: Figures) -> str:
     """The first screen of the day's page, its coins, and what is missing."""
-    [everything, *_] = found = views(figures)
+    [everything, *_] = page_views = views(figures)
     return _render(
         "summary.md.j2",
         figures=figures,
         view=everything,
         # With a single account, this table would repeat the headline.
-        accounts=everything.accounts if len(found) > 1 else [],
+        accounts=everything.accounts if len(page_views) > 1 else [],
         spans=_spans(figures, everything.headline),
         coins=everything.coins[:MAX_SUMMARY_COINS],
         more_coins=everything.more_coins + max(0, len(everything.coins) - MAX_SUMMARY_COINS),
@@ -189,6 +189,7 @@ def svg(figures: Figures) -> str:
 
 
 def _page(figures: Figures, name: str, labels: Labels, links: Sequence[tuple[str, str]], pages: Collection[str]) -> str:
+    # Without a label of a single day, the page is of a month.
     return _render(
         "page.html.j2",
         figures=figures,
@@ -205,7 +206,7 @@ def _page(figures: Figures, name: str, labels: Labels, links: Sequence[tuple[str
 
 
 def _spans(figures: Figures, found: Headline) -> list[tuple[str, Total]]:
-    """The totals of 7 and of 30 days, or of as many as there are."""
+    """The labelled totals of the last 7 and 30 days, or of all days if there are fewer; equal ones once."""
     totals = ((WEEK_DAYS, found.week), (MONTH_DAYS, found.month))
     return [*{count_of(len(figures.days[-days:]), "day"): total for days, total in totals}.items()]
 

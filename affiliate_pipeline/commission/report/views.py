@@ -51,9 +51,9 @@ class View:
 
 
 def views(figures: Figures, days: int = 1) -> list[View]:
-    """All earnings; then each exchange and, where it has several, each of its accounts.
+    """The view of all earnings and, if there are several accounts, of each exchange and each of its accounts.
 
-    The headlines are of the last `days` days.
+    The only account of an exchange has no view of its own. The headlines are of the last `days` days.
     """
     series = sorted({each.exchange for each in figures.by_day})
     names = _account_names(figures)
@@ -69,13 +69,13 @@ def views(figures: Figures, days: int = 1) -> list[View]:
 
 
 def _account_names(figures: Figures) -> dict[tuple[str, str], str]:
-    """The displayed names: the exchange's, with the alias or `default` appended if it has several accounts."""
-    # All of them, since a day may have been added up between two queries.
+    """The displayed names: exchange and alias; `default` for the default account if the exchange has several."""
+    # Of all these figures, since a day may have been added up between two of their queries.
     earned = (*figures.by_day, *figures.totals, *figures.sums, *figures.customers)
     found = sorted({(each.exchange, each.account) for each in earned})
-    accounts = Counter(exchange for exchange, _ in found)
+    account_counts = Counter(exchange for exchange, _ in found)
     return {
-        (exchange, account): f"{exchange} {account or ('default' if accounts[exchange] > 1 else '')}".strip()
+        (exchange, account): f"{exchange} {account or ('default' if account_counts[exchange] > 1 else '')}".strip()
         for exchange, account in found
     }
 
@@ -96,7 +96,7 @@ def _view(name: str, figures: Figures, series: Sequence[str], names: Mapping[tup
 
 
 def _rows(figures: Figures, name_of: Callable[[Sum], str], detailed: int = 0) -> list[Row]:
-    """The lines by name, those of the greatest value first; the first `detailed` rows have details."""
+    """One row per name, the greatest value first; the first `detailed` rows have details."""
     of_span, of_day = _by_name(figures.totals, name_of), _by_name(figures.sums, name_of)
     rows = [Row(name, _part(name, lines), _part_if_any(name, of_day)) for name, lines in of_span.items()]
     rows.sort(key=lambda row: (-row.of_span.total.usdt, row.name))
