@@ -80,7 +80,7 @@ def _failed_asset(asset: FailedAsset, default_cause: str, now_ms: int) -> Iterat
 
 
 def _by_text(texts: Mapping[date, str] | Mapping[date | None, str], about: str = "") -> Iterator[str]:
-    """One line per distinct text with its days, at most `MAX_CAUSES`."""
+    """A line for each of the first `MAX_CAUSES` distinct texts, with its days, and one that counts the others."""
     by_text: dict[str, list[date]] = {}
     for day, text in texts.items():
         by_text.setdefault(_line(text), []).extend([day] if day else [])
@@ -139,7 +139,7 @@ def failed_checks(key: str, failed: Mapping[tuple[str, str], Mapping[date | None
 
 
 def failing_ticks(key: str, kind: str, name: str, cause: str, link: str) -> Alert:
-    """The alert about a failing sensor or schedule, raised once until it succeeds again."""
+    """The alert about the failing sensor or schedule `name`; `kind` is which of the two it is."""
     return Alert(
         key,
         f"The {kind} {name} is failing",
@@ -149,7 +149,7 @@ def failing_ticks(key: str, kind: str, name: str, cause: str, link: str) -> Aler
 
 
 def recovered(alerts: Sequence[Alert]) -> Alert:
-    """The message that all failed days of these alerts have landed."""
+    """The alert which reports that all failed days of these alerts have landed."""
     days: dict[str, set[date]] = {}
     for alert in alerts:
         for asset, failed in alert.failed.items():
@@ -166,6 +166,6 @@ def recovered(alerts: Sequence[Alert]) -> Alert:
         # The hash bounds the key's length: an entry of PostgreSQL's index has room for 2,704 bytes.
         f"landed: {sha256(keys.encode()).hexdigest()}",
         _title(landed),
-        "\n".join([*landed[MAX_IN_TITLE:], *earlier]),
+        "\n".join([*landed[MAX_IN_TITLE:], *earlier]),  # the title has the first ones
         kind=Kind.RECOVERY,
     )

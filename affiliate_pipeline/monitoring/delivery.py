@@ -28,19 +28,19 @@ class AlertSettings(Settings):
     dagster_ui_url: BaseUrl = "http://localhost:3000"
 
     def urls(self, variable: str = "ALERT_URLS") -> Sequence[str]:
-        """The Apprise URLs, which contain secrets; `variable` is their variable's name."""
-        urls = self.alert_urls.get_secret_value() if self.alert_urls else ""
-        for error in quote_errors(variable, urls) if urls else ():
+        """The Apprise URLs, which contain secrets; raises `SettingsError` about `variable`, their variable's name."""
+        value = self.alert_urls.get_secret_value() if self.alert_urls else ""
+        for error in quote_errors(variable, value) if value else ():
             raise error
         # A URL may contain commas (`to=a@x.com,b@x.com`), but no white space.
-        found = [url.strip() for url in re.split(r",(?=[\s,]|$|\w+://)", urls) if url.strip()]
+        urls = [url.strip() for url in re.split(r",(?=[\s,]|$|\w+://)", value) if url.strip()]
         # Without a target, alerts would count as delivered.
-        if urls and not found:
+        if value and not urls:
             raise malformed(variable, "has no URL")
-        return found
+        return urls
 
     def heartbeat(self, variable: str = "HEARTBEAT_URL") -> str | None:
-        """The URL of the dead man's switch, which is secret; `variable` is its variable's name."""
+        """The secret URL of the dead man's switch; raises `SettingsError` about `variable`, its variable's name."""
         if self.heartbeat_url is None:
             return None
         url = self.heartbeat_url.get_secret_value()
@@ -65,8 +65,8 @@ class Message:
 def messages(alerts: Sequence[Alert]) -> list[Message]:
     """The alerts in order, bundled into as few messages as possible; then each digest alone.
 
-    A bundle has at most `MAX_MESSAGE_CHARACTERS`; a longer alert is a message of its own. The title of a digest has its
-    total, which a bundle's title would replace.
+    A bundle has at most `MAX_MESSAGE_CHARACTERS`; a longer alert is a message of its own. A digest's title has the
+    total: a bundle's title would replace it.
     """
     bundles: list[list[Alert]] = []
     room = 0
@@ -102,7 +102,7 @@ def fingerprint(url: str) -> str:
 
 
 def channels(urls: Sequence[str]) -> dict[str, str]:
-    """The URLs by names that contain no secret: `entry 1 (mailto)`; without the scheme if Apprise does not know it."""
+    """The URLs by names without secrets: `entry 1 (mailto)`, or `entry 1` if it is not an Apprise URL."""
     schemes = [f" ({url.partition('://')[0]})" if _targets(url) else "" for url in urls]
     return {f"entry {place}{scheme}": url for place, (url, scheme) in enumerate(zip(urls, schemes, strict=True), 1)}
 

@@ -1,7 +1,7 @@
 """What is wrong with a set-up, and what to do about it.
 
-It changes nothing: it starts no server and writes no row. It bypasses the rate limiter, so it sends each account only a
-few requests.
+The checks change nothing: they start no server and write no row. They bypass the rate limiter, so they send each
+account only a few requests.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,7 +80,7 @@ class Finding:
 
 
 def of_settings(about: str, error: SettingsError) -> Iterator[Finding]:
-    """One finding for each variable at fault, with the action about that variable."""
+    """One finding for each variable at fault, with its action; `about` replaces a missing variable."""
     for each in error.errors:
         yield Finding(each.variable or about, each.problem.what, each.problem.action)
 
@@ -96,17 +96,18 @@ def settings(environment: Environment) -> Iterator[Finding]:
     yield from _errors_of(lambda: AlertSettings.load(variables).heartbeat())
     yield from _errors_of(lambda: _check_channels(AlertSettings.load(variables)))
     is_set = "ALERT_URLS" in variables
-    unset = "not set: failures are reported only in Dagster's UI and in logs"
-    yield Finding("ALERT_URLS", "set; `affiliate-pipeline alert --test` sends a message to each" if is_set else unset)
+    unset_text = "not set: failures are reported only in Dagster's UI and in logs"
+    set_text = "set; `affiliate-pipeline alert --test` sends a message to each"
+    yield Finding("ALERT_URLS", set_text if is_set else unset_text)
     with suppress(SettingsError):  # reported above
         if environment.digest != "off" and not is_set:
             found = f"the {environment.digest} digest is only logged: ALERT_URLS is not set"
             yield Finding("AFFILIATE_DIGEST", found, "Set ALERT_URLS, or remove AFFILIATE_DIGEST")
 
 
-def _errors_of(read: Callable[[], object]) -> Iterator[Finding]:
+def _errors_of(run_check: Callable[[], object]) -> Iterator[Finding]:
     try:
-        read()
+        run_check()
     except SettingsError as error:
         yield from of_settings("settings", error)
 
@@ -127,11 +128,11 @@ def _check_channels(alerts: AlertSettings) -> None:
             raise malformed("ALERT_URLS", f"cannot be used: {name} {problem}")
 
 
-def database(environment: Environment, silent_since: datetime | None = None) -> Iterator[Finding]:
-    """The database, read without locks, and the days in it; an embedded server must be running.
+def database(environment: Environment, daemon_stopped_at: datetime | None = None) -> Iterator[Finding]:
+    """Findings about the database, Dagster's daemon and the landed days; an embedded server must be running.
 
     Args:
-        silent_since: When Dagster's daemon is known to have stopped, so that earlier heartbeats do not count.
+        daemon_stopped_at: When Dagster's daemon is known to have stopped, so that earlier heartbeats do not count.
     """
     try:
         with as_store_unavailable(), connect(environment.database_url(), autocommit=True) as connection:
@@ -141,7 +142,7 @@ def database(environment: Environment, silent_since: datetime | None = None) -> 
             configured = [endpoint for endpoint in endpoints if environment.is_any_set(endpoint.credentials)]
             for error in problems(connection, privileges(configured)):
                 yield Finding("database", error.problem.what, error.problem.action)
-            yield from _automation(connection, silent_since, starts_schedules=environment.runs_schedules)
+            yield from _automation(connection, daemon_stopped_at, starts_schedules=environment.runs_schedules)
             ledgers: ledger.Ledgers = ledger.entries_since(connection) if ledger.exists(connection) else {}
             yield from _days(endpoints, ledgers, environment)
             yield from _sources(connection, endpoints, ledgers, environment)
@@ -152,16 +153,16 @@ def database(environment: Environment, silent_since: datetime | None = None) -> 
 
 
 def _automation(
-    connection: psycopg.Connection[Any], silent_since: datetime | None, *, starts_schedules: bool
+    connection: psycopg.Connection[Any], daemon_stopped_at: datetime | None, *, starts_schedules: bool
 ) -> Iterator[Finding]:
     """Dagster's daemon, schedules and sensors.
 
     Args:
-        starts_schedules: Whether schedules run without being started in the UI. In its first minute, the daemon has
-            not recorded that they do.
+        starts_schedules: Whether schedules run without being started in the UI. Needed because the daemon records
+            running schedules only up to a minute after it has started.
     """
     # Dagster stores times in UTC, without a zone. A daemon runs if it has written a heartbeat after this time.
-    alive_after = max(filter(None, (datetime.now(UTC) - MAX_SILENCE, silent_since))).replace(tzinfo=None)
+    alive_after = max(filter(None, (datetime.now(UTC) - MAX_SILENCE, daemon_stopped_at))).replace(tzinfo=None)
     [(has_run,)] = connection.execute("select to_regclass('public.daemon_heartbeats') is not null").fetchall()
     never_run = [(["sensor", "scheduler"], False, (), ())]
     [(silent, has_running_schedule, stopped, failing)] = (
@@ -185,8 +186,8 @@ def _automation(
 
 
 def _days(endpoints: Sequence[Endpoint], ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:
-    """The overdue days of each asset, and how many assets have none."""
-    now, fine = now_ms(), 0
+    """The overdue days of each asset, and how many assets with landed days have none."""
+    now, up_to_date = now_ms(), 0
     for endpoint in endpoints:
         if days := overdue_days(endpoint, ledgers, first_day(endpoint, environment), now):
             found = f"{format_days(each.day for each in days)} missing or not final. {described(days[0], now)}"
@@ -194,9 +195,9 @@ def _days(endpoints: Sequence[Endpoint], ledgers: ledger.Ledgers, environment: E
                 f"days of {endpoint.key}", found, "Materialize these days; if a run fails, it gives the reason"
             )
         else:
-            fine += endpoint.key in ledgers
-    if fine:
-        yield Finding("days", f"no day of {count_of(fine, 'asset')} is overdue")
+            up_to_date += endpoint.key in ledgers
+    if up_to_date:
+        yield Finding("days", f"no day of {count_of(up_to_date, 'asset')} is overdue")
     elif not any(ledgers.values()):
         yield Finding("days", "nothing has landed yet", f"Run `{up_command()}`, or materialize days in the UI")
 
@@ -207,6 +208,7 @@ def _sources(
     ledgers: ledger.Ledgers,
     environment: Environment,
 ) -> Iterator[Finding]:
+    """The assets with days from another account or host than the one that is configured."""
     for endpoint in endpoints:
         landed_from = {entry.source for entry in ledgers.get(endpoint.key, {}).values()}
         if not landed_from:
@@ -255,10 +257,10 @@ def accounts(environment: Environment) -> Iterator[Finding]:
 
 
 def _account(about: str, endpoints: list[Endpoint], environment: Environment, measured: set[str]) -> Iterator[Finding]:
-    """Test the account with the probe of each endpoint that has one, until one fails.
+    """Check the account's files, its exchange's clock, and its credentials by each probe until one fails.
 
     Args:
-        measured: The exchanges whose clock has been compared; this account's is added.
+        measured: The exchanges whose clock has been compared; this account's exchange is added.
     """
     for endpoint in endpoints:
         try:
@@ -289,9 +291,9 @@ def _account(about: str, endpoints: list[Endpoint], environment: Environment, me
 def _file(endpoint: Endpoint, session: Session) -> Iterator[Finding]:
     """What is wrong with the endpoint's file."""
     if endpoint.file_problems:
-        name, read = endpoint.file_problems
+        name, find_problems = endpoint.file_problems
         try:
-            if unusable := read(session):
+            if unusable := find_problems(session):
                 found = f"names a file of which {count_of(len(unusable), 'line')} cannot be used: "
                 error = malformed(endpoint.variable(name), found + "; ".join(unusable[:MAX_LINES]))
                 yield from of_settings(name, error)

@@ -46,9 +46,9 @@ class Outbox(TableStore):
         self._scope = scope
 
     def add(self, alert: Alert, raised_at: datetime | None = None) -> bool:
-        """Add the alert unless its key was ever added before; return whether it is new.
+        """Add and log the alert unless its key was ever added before; return whether it is new.
 
-        `raised_at` (default: now): its failed days count as recovered only if they land after this time.
+        `raised_at` (default: now): the alert's failed days count as recovered only if they land after this time.
         """
         title, text = redact(alert.title), redact(alert.text)
         failed = Jsonb({asset: [day.isoformat() for day in days] for asset, days in alert.failed.items()})
@@ -67,12 +67,15 @@ class Outbox(TableStore):
         return bool(self._execute(f"select from {TABLE} where key = %s", (f"{self._scope}{key}",)).rowcount)
 
     def try_exclusive(self) -> AbstractContextManager[bool]:
-        """Yield whether no other process is delivering; two would send everything twice."""
+        """Lock the delivery against other processes; yields whether that succeeded.
+
+        Two processes would send everything twice.
+        """
         lock = Lock("affiliate_pipeline.alert", self._scope or None)
         return try_locked(self._connection, lock, "the delivery of alerts")
 
     def due(self, target: str) -> list[tuple[Alert, int]]:
-        """The target's due alerts with their failed attempts; fewest attempts first, then oldest.
+        """The target's due alerts with the number of failed attempts; fewest attempts first, then oldest.
 
         No alert is due within the interval after the target accepted one. Within the pause after a failure, only alerts
         never sent to it are due: the target may be down, or may have rejected only that one alert.
@@ -96,8 +99,8 @@ class Outbox(TableStore):
             target,
         )
 
-    def count_overdue(self, after: timedelta) -> int:
-        """How many alerts are still undelivered this long after they were raised."""
+    def count_undelivered_after(self, after: timedelta) -> int:
+        """How many alerts are not delivered to every target this long after they were raised."""
         return self._count_undelivered_where("raised_at < now() - %s", after)
 
     def _count_undelivered_where(self, condition: LiteralString, value: object) -> int:
@@ -110,7 +113,7 @@ class Outbox(TableStore):
         return {target for (target,) in self._execute(f"select target from {DELIVERIES} where delivered_at is null")}
 
     def record_delivery(self, target: str, alerts: Iterable[Alert], min_interval: timedelta) -> None:
-        """Record acceptance: nothing is due for `min_interval`; then all failed alerts are due."""
+        """Record that the target accepted the alerts: nothing is due for `min_interval`, then its failed alerts are."""
         with as_store_unavailable(), self._connection.transaction():
             self._execute(
                 f"insert into {DELIVERIES} select key, %s, 1, now() + %s, now() from unnest(%s::text[]) key "
@@ -127,7 +130,7 @@ class Outbox(TableStore):
     def record_failure(
         self, target: str, alerts: Iterable[Alert], first_pause: timedelta, max_pause: timedelta
     ) -> tuple[int, datetime]:
-        """Record a failure; return the target's attempts in a row and the time (UTC) of the next.
+        """Record that the target did not accept the alerts; return its failures in a row and when (UTC) to retry.
 
         The pause doubles with each attempt. An alert that fails within a pause does not extend it.
         """
@@ -187,5 +190,6 @@ class Outbox(TableStore):
 
 
 def _alert(key: str, title: str, text: str, failed: dict[str, list[str]], kind: str) -> Alert:
+    """The alert as stored; its key has the scope as prefix."""
     days = {asset: tuple(map(date.fromisoformat, texts)) for asset, texts in failed.items()}
     return Alert(key, title, text, days, Kind(kind))

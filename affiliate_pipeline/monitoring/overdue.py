@@ -176,7 +176,7 @@ def _may_request(endpoint: Endpoint, each: ExpectedDay, state: State, now_ms: in
 def level_for(
     each: ExpectedDay, state: State, now_ms: int, *, may_request: bool, waits: bool, in_progress: bool
 ) -> NotificationLevel:
-    """The level to report. `waits`: a run over the day just failed, so a new request waits."""
+    """The day's level now, reported if above the last one. `waits`: a run just failed, so a new request waits."""
     is_retained = each.is_retained(now_ms)
     # Report nothing if a request is due, unless a run has just failed and the day is still retained. Report no loss
     # while a run is in progress.

@@ -47,13 +47,13 @@ class Parsed:
     unknown: Counter[str] = field(default_factory=Counter[str])
 
 
-def parse(model: type[Row], rows: Iterable[bytes], inside: tuple[str, int, int] | None = None) -> Parsed:
-    """The rows as a table; raises `Invalid`.
+def parse(model: type[Row], chunks: Iterable[bytes], inside: tuple[str, int, int] | None = None) -> Parsed:
+    """The rows as a table; raises `Invalid` with all problems if any row does not fit the schema.
 
-    Each chunk of `rows` is one or more JSON objects joined by commas. `inside` names an instant column and the
+    Each of the `chunks` is one or more JSON objects joined by commas. `inside` names an instant column and the
     half-open range of milliseconds that it has to be in.
     """
-    chunks = list(rows)
+    chunks = list(chunks)
     parsed, problems = _as_declared(model, chunks), list[ColumnProblem]()
     if parsed is None:
         try:
@@ -90,7 +90,7 @@ def _as_declared(model: type[Row], chunks: Sequence[bytes]) -> Parsed | None:
 
 
 def _names_sent(model: type[Row], chunks: Sequence[bytes]) -> tuple[str, ...]:
-    """How the first row spells the columns' names. Raises ValueError for an unknown field."""
+    """The JSON names of the columns, in order, as the first row spells them; raises ValueError for an unknown field."""
     first: object = json.JSONDecoder().raw_decode(chunks[0].decode())[0] if chunks else {}
     if not isinstance(first, dict):
         raise ValueError("not a row")  # noqa: TRY004 - the data are wrong, not an argument's type
@@ -131,7 +131,7 @@ def _decoded(model: type[Row], names: tuple[str, ...], chunks: Sequence[bytes]) 
 
 
 def _in_ms(array: arrow.Array, kind: Kind) -> arrow.Array:
-    """The array, instants in milliseconds; raises ValueError if an instant is out of range."""
+    """The array; instants in seconds become milliseconds. Raises ValueError if an instant is out of range."""
     if kind.name != "instant" or array.null_count == len(array):
         return array
     lowest, highest = (each.as_py() for each in compute.min_max(array).values())
@@ -172,7 +172,7 @@ class _FieldReader:
         return Parsed(_table(self._model, self._values, len(self._rows), extra), unknown), self._problems
 
     def _read_row(self, index: int, row: bytes) -> list[tuple[str, bytes]]:
-        """Read the row's values; return the fields that belong to no column."""
+        """Add the row's values and problems; return the fields that belong to no column."""
         seen: dict[str, tuple[str, bytes]] = {}
         others: list[tuple[str, bytes]] = []
         for name, raw in fields(row):
@@ -190,6 +190,7 @@ class _FieldReader:
         return others
 
     def _read_value(self, index: int, column: Column, raw: bytes) -> None:
+        # A null in a column that is not nullable is reported by `_problems_of`.
         if raw == b"null" or (column.nullable and column.kind.means_null(raw)):
             return
         try:

@@ -22,7 +22,9 @@ AS_RECEIVED = "$json"
 # Just below the 16,383 digits that a number in jsonb can have after the decimal point.
 MAX_NUMBER_DIGITS = 16_000
 _SPACED_COLON = re.compile(rb'"\s+:')
+# A text without these that is no longer than `MAX_NUMBER_DIGITS` fits jsonb.
 _SUSPECT = re.compile(rb"\\u0000|[eE][+-]?[0-9]{4}|[{]")
+# An odd number of backslashes: after an even number, `u0000` is plain text.
 _U0000 = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -55,12 +57,12 @@ def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def instants_ms(rows: Iterable[bytes], name: str) -> list[int]:
-    """Each row's instant (ms) in the field with this JSON name; raises ValueError."""
+    """Each row's instant (ms) in the field with this JSON name; raises ValueError if a row has no valid one."""
     return [_value(row, name, "instant") for row in rows]
 
 
 def whole_numbers(rows: Iterable[bytes], name: str) -> list[int]:
-    """Each row's whole number in the field with this JSON name; raises ValueError."""
+    """Each row's whole number in the field with this JSON name; raises ValueError if a row has no valid one."""
     return [_value(row, name, "bigint") for row in rows]
 
 
@@ -102,8 +104,8 @@ def new_row(model: type[Row], values: Mapping[str, object]) -> bytes:
 def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
     """The row with these values (by JSON name) added.
 
-    The values of its other fields are unchanged, byte for byte unless a field is repeated. Raises ValueError if the row
-    already has a different value under one of the given names.
+    The values of the row's other fields are unchanged, byte for byte unless a field is repeated. Raises ValueError if
+    the row already has another value, not null, under one of the given names.
     """
     given = {normalized(name): str(value) for name, value in values.items()}
     members = [_member(name, msgspec.json.encode(value)) for name, value in values.items()]
@@ -116,7 +118,7 @@ def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
 
 
 def fields(row: bytes) -> list[tuple[str, bytes]]:
-    """The row's fields in order, repeated ones included."""
+    """The row's fields in order, repeated ones included, each with its JSON text."""
     found = msgspec.json.decode(row, type=dict[str, msgspec.Raw])
     # Unless there are more colons after quotes than fields, no field is repeated: skip the slow parser.
     may_repeat = row.count(b":") > len(found) and (row.count(b'":') > len(found) or _SPACED_COLON.search(row))

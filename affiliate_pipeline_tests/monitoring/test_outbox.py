@@ -209,7 +209,7 @@ def test_definitions_that_share_a_database_deliver_only_their_own_alerts(outbox,
         other.record_delivery("b", due(other, "b"), SECOND)
         other.complete_deliveries(["b"])
 
-        assert (due(other, "b"), other.count_overdue(timedelta())) == ([], 0)
+        assert (due(other, "b"), other.count_undelivered_after(timedelta())) == ([], 0)
         assert other.add(OTHER) and not outbox.has(OTHER.key)
         assert (outbox.count_undelivered("a"), outbox.failing_targets()) == (1, {"a"})
         other.recover([each.alert for each in other.open_alerts()], OTHER)

@@ -28,8 +28,11 @@ class Undelivered(Exception):
 
 
 def build_alert_delivery(endpoints: Sequence[Endpoint], placement: Placement = OWN) -> dg.SensorDefinition:
-    """The sensor that delivers alerts about these endpoints' assets."""
-    # By asset key, the asset that can land its days as a fallback.
+    """The sensor that delivers the outbox's alerts and reports when failed days have landed.
+
+    A day of one of the `endpoints` also counts as landed if its fallback has landed it.
+    """
+    # By asset, the other asset that can land its days as a fallback.
     fallbacks = {endpoint.key: other.asset for endpoint in endpoints if (other := endpoint.timetable.fallback)}
 
     @sensor(
@@ -47,7 +50,7 @@ def build_alert_delivery(endpoints: Sequence[Endpoint], placement: Placement = O
 
 
 def _evaluate(context: dg.SensorEvaluationContext, placement: Placement, fallbacks: Mapping[str, str]) -> dg.SkipReason:
-    """Report recoveries and deliver due alerts; raises `Undelivered` after trying every target."""
+    """Report recoveries, then deliver due alerts; raises `Undelivered` if a target did not accept its alerts."""
     pipeline = placement.pipeline(context)
     variable = pipeline.variable("ALERT_URLS")
     urls = pipeline.alerts().urls(variable)
@@ -67,7 +70,10 @@ def _evaluate(context: dg.SensorEvaluationContext, placement: Placement, fallbac
 
 
 def _deliver(outbox: Outbox, urls: Sequence[str], variable: str) -> list[str]:
-    """Send the alerts that `Outbox.due` permits; return problems, with URLs by position only."""
+    """Send due alerts for up to `MAX_SENDING_S` and record the results; return the failures.
+
+    They name a URL, which contains secrets, only by its position.
+    """
     targets = {delivery.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
     problems: list[str] = []
     failing = outbox.failing_targets()
@@ -90,7 +96,7 @@ def _deliver(outbox: Outbox, urls: Sequence[str], variable: str) -> list[str]:
 
 
 def _messages(due: Sequence[tuple[alerts.Alert, int]]) -> Iterator[delivery.Message]:
-    """Bundle alerts with equally many failed attempts; the first of those that have failed is alone.
+    """Bundle alerts with the same number of failed attempts; unless it is 0, the first of each group is alone.
 
     So an alert that is always rejected ends up alone, and after an outage nearly all are bundled.
     """
@@ -104,12 +110,12 @@ def _messages(due: Sequence[tuple[alerts.Alert, int]]) -> Iterator[delivery.Mess
 def _report_recovered(
     outbox: Outbox, instance: dg.DagsterInstance, placement: Placement, fallbacks: Mapping[str, str]
 ) -> None:
-    """Add one message about all alerts whose failed days have landed since."""
-    waiting = outbox.open_alerts()
-    materialized = _last_materialized(instance, waiting, placement, fallbacks)
+    """Mark the alerts whose failed days have all landed since as recovered, and add one alert about them."""
+    open_alerts = outbox.open_alerts()
+    materialized = _last_materialized(instance, open_alerts, placement, fallbacks)
     recovered = [
         each.alert
-        for each in waiting
+        for each in open_alerts
         if all(
             materialized.get((asset, day), 0) >= each.raised_at.timestamp()
             for asset, days in each.missing.items()
@@ -121,16 +127,16 @@ def _report_recovered(
 
 
 def _last_materialized(
-    instance: dg.DagsterInstance, waiting: Sequence[OpenAlert], placement: Placement, fallbacks: Mapping[str, str]
+    instance: dg.DagsterInstance, open_alerts: Sequence[OpenAlert], placement: Placement, fallbacks: Mapping[str, str]
 ) -> dict[tuple[str, date | None], float]:
-    """The last materialization (Unix time) of each asset and day that the alerts wait for.
+    """When (Unix time) each asset and day that the alerts lack was last materialized, also by its fallback.
 
-    Read from Dagster's events: the ledger does not show days that were retained or landed by a fallback, nor assets
-    without an endpoint.
+    The day is None if the asset is not partitioned. Read from Dagster's events: the ledger does not show days that were
+    retained or landed by a fallback, nor assets without an endpoint.
     """
     found: dict[tuple[str, date | None], float] = {}
-    for asset in sorted({asset for each in waiting for asset in each.missing}):
-        concerned = [each for each in waiting if asset in each.missing]
+    for asset in sorted({asset for each in open_alerts for asset in each.missing}):
+        concerned = [each for each in open_alerts if asset in each.missing]
         for key in filter(None, (asset, fallbacks.get(asset))):
             records_filter = dg.AssetRecordsFilter(
                 placement.key(key),

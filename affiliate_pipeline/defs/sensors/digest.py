@@ -53,7 +53,7 @@ def _evaluate(
     *,
     has_prices: bool,
 ) -> str:
-    """Add the newest digest that is due, unless it was ever added; return what was done."""
+    """Add the newest digest that is due, unless it was ever added or waits for days; return what was done."""
     configured = [each for each in earning if pipeline.is_configured(each)]
     now = now_ms()
     today = datetime.fromtimestamp(now / 1000, UTC).date()
@@ -98,7 +98,8 @@ def _reasons_to_wait(
     for alternatives in expected:
         if missing := [day for day in days if not any(_has_landed(each, ledgers, day) for each in alternatives)]:
             yield f"{' or '.join(each.key for each in alternatives)} has not landed {format_days(missing)}"
-    # The total is compared with the days before. No run adds up the days before `start`.
+    # The total is compared with the days before, whose missing prices do not delay the digest. No run adds up the days
+    # before `start`.
     compared_from = max(start, days[0] - WEEK_DAYS * DAY)
     outdated = {*commission.stale(compared_from, days[-1]), *commission.outdated(days[0], days[-1])}
     if outdated:

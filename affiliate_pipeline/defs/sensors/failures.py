@@ -92,7 +92,7 @@ def build_failed_run_alert(
 
 
 def _evaluate(context: dg.SensorEvaluationContext, pipeline: PipelineResource, own: _OwnAssets) -> dg.SkipReason:
-    """Raise the alerts; a failed tick is repeated, unlike with Dagster's run failure sensor."""
+    """Raise the alerts about ended runs; a failed tick is repeated, unlike with Dagster's run failure sensor."""
     ui = pipeline.alerts().dagster_ui_url
     # Ignore failures older than a day: the overdue monitor reports what is still missing.
     cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - DAY_S}
@@ -100,7 +100,7 @@ def _evaluate(context: dg.SensorEvaluationContext, pipeline: PipelineResource, o
     with pipeline.outbox() as outbox:
         for event_type in (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED):
             is_decided = True
-            for record in _ended(context.instance, event_type, cursor):
+            for record in _unread_ends(context.instance, event_type, cursor):
                 run = context.instance.get_run_by_id(record.run_id)
                 try:
                     if run:
@@ -116,7 +116,8 @@ def _evaluate(context: dg.SensorEvaluationContext, pipeline: PipelineResource, o
     return dg.SkipReason(f"{raised} alerts raised")
 
 
-def _ended(instance: DagsterInstance, event_type: Any, cursor: Mapping[str, Any]) -> Sequence[dg.EventLogRecord]:
+def _unread_ends(instance: DagsterInstance, event_type: Any, cursor: Mapping[str, Any]) -> Sequence[dg.EventLogRecord]:
+    """The next events of this type after the cursor, oldest first; each is the end of a run."""
     unread = dg.RunStatusChangeRecordsFilter(
         event_type, after_storage_id=cursor.get(event_type.value), after_timestamp=cursor["since"]
     )
@@ -124,9 +125,9 @@ def _ended(instance: DagsterInstance, event_type: Any, cursor: Mapping[str, Any]
 
 
 def _alerts(
-    context: dg.SensorEvaluationContext, run: DagsterRun, ended: dg.EventLogEntry, link: str, own: _OwnAssets
+    context: dg.SensorEvaluationContext, run: DagsterRun, end_event: dg.EventLogEntry, link: str, own: _OwnAssets
 ) -> Iterator[alerts.Alert]:
-    """The alerts of an ended run of this package; of a cancelled run, only those about checks."""
+    """The alerts about a run that has ended; unless it failed, only about checks. Raises `_Undecided`."""
     instance = context.instance
     if run.remote_job_origin and not is_own_repository(context, run.remote_job_origin.repository_origin):
         return
@@ -142,35 +143,36 @@ def _alerts(
         # If only other packages' assets are missing, this package reports nothing. If none is missing, the
         # failure itself is reported.
         is_own = any(key in own for key, _ in planned - landed or planned)
-        if is_own and not _is_retried(instance, run, ended):
+        if is_own and not _is_retried(instance, run, end_event):
             failures = _own_failures(instance, run.run_id, plan, own)
             failed = list(_failed_assets(failures, planned, landed, own))
-            yield alerts.failed_run(_key(run, failed, ended), failed, _cause(failures, ended), link, now_ms())
+            yield alerts.failed_run(_key(run, failed, end_event), failed, _cause(failures, end_event), link, now_ms())
     if checks := _failed_checks(instance, run.run_id, own):
         yield alerts.failed_checks(f"checks of run {run.run_id}", checks, link)
 
 
-def _key(run: DagsterRun, failed: Sequence[alerts.FailedAsset], ended: dg.EventLogEntry) -> str:
+def _key(run: DagsterRun, failed: Sequence[alerts.FailedAsset], end_event: dg.EventLogEntry) -> str:
     """The alert's key, one per run; runs that lack only the prices of the same days share one per date (UTC)."""
     if [each.key for each in failed] != [PRICE]:
         return f"run {run.run_id}"
     # Missing prices are requested every hour.
-    return f"{PRICE} {format_days(failed[0].days)} on {datetime.fromtimestamp(ended.timestamp, UTC):%Y-%m-%d}"
+    return f"{PRICE} {format_days(failed[0].days)} on {datetime.fromtimestamp(end_event.timestamp, UTC):%Y-%m-%d}"
 
 
-def _is_retried(instance: DagsterInstance, run: DagsterRun, ended: dg.EventLogEntry) -> bool:
-    """Whether Dagster has launched a retry of the run, whose failure would be reported instead.
+def _is_retried(instance: DagsterInstance, run: DagsterRun, end_event: dg.EventLogEntry) -> bool:
+    """Whether Dagster has launched a retry, whose own failure would be reported instead of the run's.
 
-    `WILL_RETRY_TAG` shows only that Dagster intends one. It launches none for a run without a code location's origin
-    (from the command line), for a job or repository that is gone, or for a backfill that has ended. It only logs the
-    last two reasons.
+    Raises `_Undecided` as long as Dagster may still launch one. `WILL_RETRY_TAG` shows only that Dagster intends
+    one. It launches none for a run without a code location's origin (from the command line), for a job or repository
+    that is gone, or for a backfill that has ended. It only logs the last two reasons.
     """
     if run.tags.get(WILL_RETRY_TAG) == "false":
         return False
-    retry = run.tags.get(AUTO_RETRY_RUN_ID_TAG)
-    if retry and instance.has_run(retry):
+    retry_id = run.tags.get(AUTO_RETRY_RUN_ID_TAG)
+    if retry_id and instance.has_run(retry_id):
         return True
-    if instance.run_retries_enabled and run.remote_job_origin and time.time() - ended.timestamp < MAX_RETRY_LAUNCH_S:
+    age_s = time.time() - end_event.timestamp
+    if instance.run_retries_enabled and run.remote_job_origin and age_s < MAX_RETRY_LAUNCH_S:
         raise _Undecided
     return False
 
@@ -219,9 +221,9 @@ def _day(partition: str | None) -> date | None:
         return None
 
 
-def _cause(failures: _Failures, ended: dg.EventLogEntry) -> str:
+def _cause(failures: _Failures, end_event: dg.EventLogEntry) -> str:
     """The first line of the root cause of the first failed step, else of the run's failure."""
-    message = ended.dagster_event.message if ended.dagster_event else None
+    message = end_event.dagster_event.message if end_event.dagster_event else None
     for _, event in failures[:1]:
         message = innermost_message(event.step_failure_data.error) or message
     return (message or "The run failed without a message").strip().splitlines()[0]
@@ -263,8 +265,8 @@ def build_failing_tick_alert(
         states = context.instance.all_instigator_state(
             instigator_statuses={InstigatorStatus.RUNNING, InstigatorStatus.DECLARED_IN_CODE}
         )
-        # Include the alert delivery: if it fails for one target only, the others get the alert. If all fail, the heartbeat
-        # stops.
+        # `others` includes the alert delivery: if it fails for one target only, the other targets get the alert. If it
+        # fails for all, the heartbeat stops.
         failing = [
             alert
             for state in states

@@ -100,8 +100,8 @@ def _evaluate(
                 advance(session, is_run=False)
             except ExchangeError as error:
                 context.log.warning(f"the export could not be requested or polled: {error}")
-            # Before the alerts, so that an export that expires here gets one.
-            request = _landing(context, exports, placement.key(account.history.key))
+            # Before the alerts, so that an export that expires in this call gets one.
+            request = _request_landing(context, exports, placement.key(account.history.key))
             for export in filter(lambda each: each.is_just_expired, exports.refresh()):
                 if pipeline.has_alerts:
                     outbox.add(expired_alert(account, export, session.now_ms()))
@@ -110,18 +110,19 @@ def _evaluate(
         return dg.SkipReason(str(error))
 
 
-def _landing(
+def _request_landing(
     context: dg.SensorEvaluationContext, exports: KickbackExports, key: dg.AssetKey
 ) -> dg.RunRequest | dg.SkipReason:
-    """The run that lands a file that is ready, or why there is none.
+    """The request of a run that lands the first ready file, or why there is none.
 
-    After `MAX_RUNS` runs, the export expires if another one is waiting.
+    If `MAX_RUNS` runs could not land the file, its export expires as soon as another one is waiting.
     """
-    instance, opened = context.instance, exports.all_open()
-    ready = next((export for export in opened if export.state == "ready" and not export.has_stored_file), None)
+    instance, open_exports = context.instance, exports.all_open()
+    # A stored file could not be read: another run would fail again.
+    ready = next((export for export in open_exports if export.state == "ready" and not export.has_stored_file), None)
     if ready is None:
-        pending_note = next((f": {export.note}" for export in opened if export.state != "ready" and export.note), "")
-        return dg.SkipReason(f"no file of {count_of(len(opened), 'open export')} is ready{pending_note}")
+        pending_note = next((f": {each.note}" for each in open_exports if each.state != "ready" and each.note), "")
+        return dg.SkipReason(f"no file of {count_of(len(open_exports), 'open export')} is ready{pending_note}")
     unfinished = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
     if any(selected(context, run, {key}) for run in unfinished):
         return dg.SkipReason("a run is landing an export")
@@ -129,7 +130,7 @@ def _landing(
     tagged = instance.get_runs(dg.RunsFilter(tags={EXPORT_TAG: str(ready.id)}))
     finished = sum(bool(selected(context, run, {key})) for run in tagged)
     if finished >= MAX_RUNS:
-        if any(export.state == "waiting" for export in opened):
+        if any(export.state == "waiting" for export in open_exports):
             # Give up: days of the waiting exports may expire meanwhile.
             note = f"its file arrived, but {count_of(finished, 'run')} could not land it, and other exports wait: see the errors of these runs"
             exports.update(ready, state="expired", note=note)
@@ -144,14 +145,16 @@ def _landing(
 
 
 def expired_alert(account: ExportEndpoints, export: KickbackExport, now_ms: int) -> Alert:
-    """The alert for an export that was given up."""
+    """The alert about an export that has expired before its days landed."""
     history, recent = account.history, account.recent
     retained = [day for day in export.days if history.timetable.is_retained(day, now_ms)]
     if retained:
+        # Never None: the retention of the history is defined.
+        deadline_ms = history.timetable.deadline_ms(retained[0]) or now_ms
         which = "these days" if retained == [*export.days] else format_days(retained)
         next_step = (
             f"Fix the cause, then materialize {account.request.key} for {which}. The exchange retains the first of them "
-            f"until {utc_text(history.timetable.deadline_ms(retained[0]) or now_ms)}; days that {recent.key} "
+            f"until {utc_text(deadline_ms)}; days that {recent.key} "
             f"missed are requested again daily, at {MISSED_DAYS_AT:%H:%M} UTC"
         )
     else:

@@ -73,7 +73,7 @@ def build_watch(endpoints: Sequence[Endpoint], placement: Placement = OWN) -> dg
 
 
 def build_heartbeat(endpoints: Sequence[Endpoint], placement: Placement = OWN) -> dg.SensorDefinition:
-    """The sensor that calls HEARTBEAT_URL while no day of the endpoints' assets is at risk."""
+    """The sensor that calls HEARTBEAT_URL while no day of the endpoints is at risk and alerts are delivered."""
     monitored = _monitored(endpoints, placement)
 
     @sensor(
@@ -102,7 +102,7 @@ def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, moni
     failed = context.instance.get_runs(dg.RunsFilter(statuses=unsuccessful, updated_after=now_utc - FIRST_PAUSE))
     # Ignore the runs that the monitor requested: its own pauses apply to their days.
     failed = [run for run in failed if ATTEMPT_TAG not in run.tags]
-    # A run that is unfinished for longer may never end: it must not block requests forever.
+    # A run that is unfinished for more than a day may never end: it must not block requests forever.
     unfinished = context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=now_utc - DAY))
     requests: list[dg.RunRequest] = []
     checks: list[dg.AssetCheckEvaluation] = []
@@ -113,8 +113,8 @@ def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, moni
             in_progress = any(selected(context, run, {key}) for run in unfinished)
             just_failed = {day for run in failed if selected(context, run, {key}) for day in days_of(run)}
             actions = actions_for(endpoint, overdue, states, now, in_progress=in_progress, just_failed=just_failed)
-            for level, reported in actions.report.items():
-                for alert in alerts_of(endpoint, level, reported, now) if pipeline.has_alerts else ():
+            for level, to_report in actions.report.items():
+                for alert in alerts_of(endpoint, level, to_report, now) if pipeline.has_alerts else ():
                     outbox.add(alert)
             # Persist before requesting runs: losing one retry beats retrying forever.
             if actions.states != states:
@@ -129,7 +129,7 @@ def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, moni
 
 
 def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, monitored: _Monitored) -> dg.SkipReason:
-    """Call HEARTBEAT_URL, or skip with the reason why it is not called."""
+    """Call HEARTBEAT_URL unless days are at risk or alerts undelivered; the skip reason reports what was done."""
     variable = pipeline.variable("HEARTBEAT_URL")
     url = pipeline.alerts().heartbeat(variable)
     if url is None:
@@ -140,7 +140,7 @@ def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, 
             for key, overdue, states, _ in _overdue_by_asset(store, now_ms(), pipeline, monitored)
             if (risky := at_risk(overdue, states))
         ]
-        undelivered = outbox.count_overdue(DELIVERED_WITHIN)
+        undelivered = outbox.count_undelivered_after(DELIVERED_WITHIN)
     if risks:
         return dg.SkipReason(f"not called, since days are at risk: {'; '.join(risks)}")
     if undelivered:
@@ -200,7 +200,7 @@ class _Partitions:
         return cls(days, failed, [day for day in days if day not in {*landed, *failed}])
 
     def described(self, overdue: Collection[date]) -> Iterator[str]:
-        """How many have landed, and which have not, except those that are overdue."""
+        """Lines: how many days have landed, and which have not, without those that are overdue."""
         landed = len(self.days) - len(self.failed) - len(self.missing)
         since = f" since {self.days[0]}" if self.days else ""
         yield f"Landed: {landed} of {count_of(len(self.days), 'day')}{since}."
@@ -220,6 +220,7 @@ def _evaluation(
         state = states.get(each.day, State())
         urgent |= state.level > NotificationLevel.GIVEN_UP
         is_lost = state.level is NotificationLevel.LOST
+        # The attempt after the promised retention may exceed `MAX_ATTEMPTS`.
         status = (
             "lost" if is_lost else f"requested {state.attempts} of at most {max(MAX_ATTEMPTS, state.attempts)} times"
         )
@@ -242,7 +243,7 @@ def _evaluation(
 def _changed(
     instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckEvaluation], today: date
 ) -> list[dg.AssetCheckEvaluation]:
-    """The evaluations that differ from their check's last one, or are its first of a day (UTC)."""
+    """The evaluations to record: those that differ from their check's last one, or are its first of today (UTC)."""
     last = instance.event_log_storage.get_latest_asset_check_execution_by_key([each.asset_check_key for each in checks])
 
     def is_recorded(check: dg.AssetCheckEvaluation) -> bool:
