@@ -92,21 +92,23 @@ def _executor(environment: Environment) -> Iterator[Finding]:
     if settings.affiliate_executor != "celery":
         yield Finding(about, settings.affiliate_executor)
         return
-    from affiliate_pipeline.defs.celery_executor import BROKER_ERRORS, responding_workers  # an extra
+    from affiliate_pipeline.defs.celery_executor import BROKER_ERRORS, ping_backend, responding_workers  # an extra
 
-    broker_variable, _ = CELERY_VARIABLES
-    try:
-        workers = responding_workers(settings.secret(broker_variable))
-    except BROKER_ERRORS as error:
-        yield Finding(
-            broker_variable,
-            f"Celery's broker cannot be used: {error}",
-            f"Start the broker, or correct {broker_variable}",
-        )
-        return
+    workers: list[str] | None = None
+    for variable in CELERY_VARIABLES:
+        url = settings.secret(variable)
+        try:
+            if variable == "AFFILIATE_CELERY_BROKER":
+                workers = responding_workers(url)
+            else:
+                ping_backend(url)
+        except ValueError:  # its text has a part of the URL
+            yield Finding(variable, f"{variable} is malformed", f"Correct {variable}")
+        except BROKER_ERRORS as error:
+            yield Finding(variable, f"the server cannot be used: {error}", f"Start the server, or correct {variable}")
     if workers:
         yield Finding(about, f"celery: {count_of(len(workers), 'worker')}: {', '.join(workers)}")
-    else:
+    elif workers is not None:
         start = "dagster-celery worker start -A dagster_celery.app -y celery.yaml"
         yield Finding(
             about,

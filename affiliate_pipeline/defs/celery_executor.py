@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 import dagster_celery.make_app
 import dagster_celery.tasks
+import kombu.transport.pyamqp
 from dagster_celery import defaults
 from dagster_celery.tags import (
     DAGSTER_CELERY_QUEUE_TAG,
@@ -21,6 +22,7 @@ from dagster_celery.tags import (
     DAGSTER_CELERY_STEP_PRIORITY_TAG,
 )
 from kombu.exceptions import OperationalError
+from redis import Redis
 from redis.exceptions import RedisError
 
 from affiliate_pipeline.defs.dagster_internals import (
@@ -45,13 +47,23 @@ LATE_RESPONSE_S = 8
 # How long to repeat the submission of a task while the broker cannot be reached.
 SUBMIT_S = 300
 
-# What is raised if the broker or the result backend cannot be used.
-BROKER_ERRORS = (OperationalError, RedisError, OSError)
-
-# dagster_celery has no types.
+# These packages have no types.
 _untyped_app: Any = dagster_celery.make_app
 _untyped_tasks: Any = dagster_celery.tasks
 _defaults: Any = defaults
+_untyped_rabbitmq: Any = kombu.transport.pyamqp.Transport
+_untyped_redis: Any = Redis
+# By default, a Redis client waits forever for a server that does not respond.
+_REDIS_LIMITS = {"socket_connect_timeout": RESPONSE_S, "socket_timeout": RESPONSE_S}
+
+# What is raised if the broker or the result backend cannot be used.
+BROKER_ERRORS: tuple[type[Exception], ...] = (
+    OperationalError,
+    *_untyped_rabbitmq.connection_errors,
+    *_untyped_rabbitmq.channel_errors,
+    RedisError,
+    OSError,
+)
 
 _SETTINGS: dict[str, Any] = {
     "broker_transport_options": _defaults.broker_transport_options,
@@ -69,8 +81,20 @@ log = logging.getLogger(__name__)
 
 
 def responding_workers(broker: str) -> list[str]:
-    """The names of the workers that respond within `RESPONSE_S`; raises `BROKER_ERRORS`."""
-    return sorted(_app_of(broker).control.inspect(timeout=RESPONSE_S).ping() or {})
+    """The names of the workers that respond; raises `BROKER_ERRORS`, or ValueError if the URL is malformed."""
+    app = _app_of(broker)
+    if broker.startswith("redis"):
+        app.conf.broker_transport_options = {**app.conf.broker_transport_options, **_REDIS_LIMITS}
+    for timeout_s in (RESPONSE_S, LATE_RESPONSE_S):
+        if responses := app.control.inspect(timeout=timeout_s).ping():
+            return sorted(responses)
+    return []
+
+
+def ping_backend(backend: str) -> None:
+    """Raise `BROKER_ERRORS` if the result backend does not respond, or ValueError if its URL is malformed."""
+    with _untyped_redis.from_url(backend, **_REDIS_LIMITS) as client:
+        client.ping()
 
 
 def _app_of(broker: str) -> Any:

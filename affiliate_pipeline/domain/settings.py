@@ -250,17 +250,26 @@ class Project(Settings):
     affiliate_digest: Digest = "off"
 
 
+def _check_port(url: str) -> None:
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        raise ValueError("has a malformed host or port: percent-encode the special characters of a password") from None
+
+
 def _redis_url(value: SecretStr) -> SecretStr:
     if not re.match("rediss?://.", value.get_secret_value()):
         raise ValueError(
             "is not a redis:// URL; another backend, such as rpc://, does not show what failed on a worker"
         )
+    _check_port(value.get_secret_value())
     return value
 
 
 def _broker_url(value: SecretStr) -> SecretStr:
     if not re.match("(rediss?|(py)?amqps?)://.", value.get_secret_value()):
         raise ValueError("is not a redis:// or amqp:// URL")
+    _check_port(value.get_secret_value())
     return value
 
 

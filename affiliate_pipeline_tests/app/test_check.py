@@ -13,10 +13,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 import pytest
+from amqp.exceptions import AccessRefused
 
 from affiliate_pipeline import environment as settings
 from affiliate_pipeline.app.__main__ import app
 from affiliate_pipeline.app.processes import stop_processes
+from affiliate_pipeline.defs import celery_executor
 from affiliate_pipeline.domain.settings import known_variables
 from affiliate_pipeline.environment import application
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
@@ -164,16 +166,43 @@ def test_a_missing_variable_and_a_rejected_secret_are_reported(healthy, findings
 
 
 @pytest.mark.skipif(not shutil.which("redis-server"), reason="needs redis-server")
-def test_a_broker_without_workers_and_an_unreachable_one_are_reported(healthy, findings, monkeypatch, tmp_path):
+def test_a_broker_without_workers_is_reported(healthy, findings, monkeypatch, tmp_path):
+    monkeypatch.setattr(celery_executor, "LATE_RESPONSE_S", 0.1)
     broker = broker_in(tmp_path)
     monkeypatch.setenv("AFFILIATE_EXECUTOR", "celery")
     monkeypatch.setenv("AFFILIATE_CELERY_BROKER", broker.url)
     monkeypatch.setenv("AFFILIATE_CELERY_BACKEND", broker.url)
     with broker.running():
         assert findings() == {"executor": "celery: no worker responds, so every step waits"}
-    wrong = findings()
-    assert wrong.keys() == {"AFFILIATE_CELERY_BROKER"}
-    assert "Connection refused" in wrong["AFFILIATE_CELERY_BROKER"]
+
+
+def test_a_broker_and_a_result_backend_that_cannot_be_used_are_reported(healthy, findings, monkeypatch):
+    monkeypatch.setenv("AFFILIATE_EXECUTOR", "celery")
+    variables = ("AFFILIATE_CELERY_BROKER", "AFFILIATE_CELERY_BACKEND")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for url, problem in {
+            "redis://127.0.0.1:1": "refused",
+            f"redis://127.0.0.1:{silent.getsockname()[1]}": "timeout",
+            "redis://:hid/den@127.0.0.1:1": "percent-encode",
+            "redis://127.0.0.1:1/hidden": "malformed",
+        }.items():
+            for variable in variables:
+                monkeypatch.setenv(variable, url)
+            wrong = findings()
+            assert wrong.keys() == {*variables}, url
+            assert problem in wrong["AFFILIATE_CELERY_BROKER"].lower()
+            assert not any("hid" in found for found in wrong.values())
+
+
+def test_a_broker_that_refuses_the_credentials_is_reported(healthy, findings, monkeypatch):
+    def refuse(*_arguments: object, **_more: object) -> None:
+        raise AccessRefused(403, "Login was refused using authentication mechanism PLAIN")
+
+    monkeypatch.setattr("celery.app.control.Inspect.ping", refuse)
+    monkeypatch.setenv("AFFILIATE_EXECUTOR", "celery")
+    monkeypatch.setenv("AFFILIATE_CELERY_BROKER", "amqp://guest@127.0.0.1")
+    monkeypatch.setenv("AFFILIATE_CELERY_BACKEND", "redis://127.0.0.1:1")
+    assert "Login was refused" in findings()["AFFILIATE_CELERY_BROKER"]
 
 
 def test_a_malformed_secret_and_an_unreachable_exchange_are_reported(healthy, findings, monkeypatch, tmp_path):
