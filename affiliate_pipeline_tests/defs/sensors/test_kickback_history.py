@@ -338,7 +338,7 @@ def test_an_interrupted_download_is_repeated(sandbox, rows, query, monkeypatch):
     faults = ["http_500", "http_502", "truncated", "reset"]
     kinds = iter(faults)
     sandbox.faults.path = "/kickback-history/"
-    monkeypatch.setattr(sandbox.faults, "_draw", lambda: next(kinds, None))
+    monkeypatch.setattr(sandbox.faults, "_draw_kind", lambda: next(kinds, None))
     run = land(HISTORY, OLD)
     assert run.success, run.message
     assert_landed(query, rows)
@@ -612,6 +612,20 @@ def test_the_history_has_no_upstream_asset():
 
 
 # Killed processes
+
+
+def test_a_poll_that_fails_after_a_kill_does_not_withdraw_the_file_by_another_post(sandbox, rows, query, monkeypatch):
+    with monkeypatch.context() as patched:
+        kill_before(patched, "msg")
+        assert not materialize(REQUEST, OLD).success
+    sandbox.faults.path = PATH
+    sandbox.faults.next_responses.append((500, {}, b""))
+
+    assert land(REQUEST, OLD).success
+    assert land(HISTORY, OLD).success
+
+    assert len(posts(sandbox)) == 1
+    assert_landed(query, rows)
 
 
 @pytest.mark.parametrize("change", ["mark_collecting", "msg"])

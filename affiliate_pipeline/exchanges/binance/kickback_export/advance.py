@@ -101,8 +101,11 @@ class _Step:
         if isinstance(offered, FileUrl) and not self._belongs_to_another(offered.path):
             self.exports.update(self.export, state="ready", path=offered.path, note=None, wait_s=FILE_WAIT_S)
             log.info("the export of %s is ready", format_days(self.export.days))
-        elif self.export.msg is None:
-            # The process died, or had no response, after sending the POST. Post again: that replaces a running request.
+            return
+        is_conclusive = isinstance(offered, FileUrl) or offered.is_conclusive
+        if self.export.msg is None and (is_conclusive or self.export.age_s > FILE_BEFORE_WAIT_S):
+            # The process died, or had no response, after sending the POST. Post again: that replaces a running request,
+            # and withdraws a file that may be this export's.
             self._post(self.export.path_before)
         else:
             note = offered.note if isinstance(offered, Pending) else "the URL of another request's file"
