@@ -50,8 +50,8 @@ types: $(VENV)/.installed-dev
 
 # Two workers per core, since most of these tests wait most of the time.
 e2e: $(VENV)/.installed-dev
-	$(BIN)/pytest -n $$($(PYTHON) -c 'import os; print(2 * os.cpu_count())') --dist loadscope --timeout 1800 \
-		-m e2e $$(grep -rl 'mark\.e2e' --include='test_*.py' affiliate_pipeline_tests) $(ARGS)
+	$(BIN)/pytest -n $$($(BIN)/python -c 'import os; print(2 * len(os.sched_getaffinity(0)))') --dist loadscope \
+		--timeout 1800 -m e2e $$(grep -rl 'mark\.e2e' --include='test_*.py' affiliate_pipeline_tests) $(ARGS)
 
 # As root on Linux: three hosts in network namespaces. Without -n, since each test uses all cores for some minutes.
 cluster: $(VENV)/.installed-dev

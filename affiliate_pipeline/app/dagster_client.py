@@ -104,6 +104,9 @@ class DagsterClient:
         cursor, has_more = None, True
         while has_more:
             page = self._execute(_FAILURES, run=run_id, after=cursor)["logsForRun"]
+            if "events" not in page:
+                of_run.append("the run was deleted")
+                break
             cursor, has_more = page["cursor"], page["hasMore"]
             for event in page["events"]:
                 error: dict[str, str] = event.get("error") or {}

@@ -51,13 +51,13 @@ def up(
         failing = failing_days(fail_day)
         project = stack.enter_context(running(stopping, None if once else port, failing))
         if once:
-            raise typer.Exit(0 if _land(project.landing, failing) else 1)
+            raise typer.Exit(0 if not stopping.is_set() and _land(project.landing, failing) else 1)
         if not stopping.is_set():
             console.print(f"Dagster's UI is ready: [bold]http://localhost:{port}[/bold]")
-        background = threading.Thread(target=_land, args=(project.landing, failing, port))
-        background.start()
-        stack.callback(background.join)
-        stack.callback(stopping.set)
+            background = threading.Thread(target=_land, args=(project.landing, failing, port))
+            background.start()
+            stack.callback(background.join)
+            stack.callback(stopping.set)
         while not stopping.wait(2):
             project.require_dagster()
             server.start_database(project.landing.environment)  # restarts the embedded server if it was killed

@@ -57,10 +57,10 @@ def by_id(get: GetPage) -> list[bytes]:
 
 def _require_end(get: GetPage, ids: Sequence[int]) -> None:
     """Raise `Refused` unless the list ends with the last of these ids: then only that one follows the last but one."""
-    *_, last_but_one, last = ids
+    last = ids[-1]
+    last_but_one = max((number for number in ids if number < last), default=0)
     page = get({"start": last_but_one, "pageSize": PAGE_SIZE}) or []
-    following = [number for number in read_values(whole_numbers, page, "id") if number > last_but_one]
-    if following != [last]:
+    if {number for number in read_values(whole_numbers, page, "id") if number > last_but_one} != {last}:
         raise Refused(f"LBank twice sent no list (null) for the page after id {last}, where more rows may follow")
 
 
