@@ -88,11 +88,13 @@ class IsolatedProject:
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Measured:
         """Run the function in a new process."""
+        # A checkpoint for earlier writes would slow the measured process.
         self.query("checkpoint")
         receiver, sender = SPAWN.Pipe(duplex=False)
         process = SPAWN.Process(target=_send, args=(sender, function, arguments))
         began = time.perf_counter()
         process.start()
+        # Otherwise `recv` would wait forever for a process that failed.
         sender.close()
         assert process.pid
         with peaks(contender=process.pid, database=self._database_pid) as memory:
@@ -102,7 +104,7 @@ class IsolatedProject:
 
     def materialize(self, key: str, days: Sequence[date]) -> Measured:
         """Land the asset's days with `dagster asset materialize`, in a new process."""
-        self.query("checkpoint")
+        self.query("checkpoint")  # as in `run`
         partitions = (
             ["--partition-range", f"{days[0]}...{days[-1]}"] if len(days) > 1 else ["--partition", f"{days[0]}"]
         )
@@ -136,7 +138,7 @@ class IsolatedProject:
 
 @contextmanager
 def isolated_project(**environment: str) -> Iterator[IsolatedProject]:
-    """Create an isolated project, and enter its folder and environment until the block ends.
+    """Create an isolated project, enter its folder and environment, and remove it after the block.
 
     Other variables of the package and of Dagster are removed from the environment, and the given ones are added.
     """

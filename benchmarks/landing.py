@@ -19,7 +19,7 @@ import psycopg
 from psycopg import sql
 
 from benchmarks.harness import MB, REBATES, IsolatedProject, Measured, Table, days_back, isolated_project
-from benchmarks.source import FIELDS, HASH_HEX_DIGITS, NULL, Content, Source, rebates, source
+from benchmarks.source import FIELDS, HASH_HEX_DIGITS, NULL, Content, Source, serve_rebates, source
 
 # The contenders' tables.
 LANDED: Final = "binance.rebate_recent_record"
@@ -74,15 +74,15 @@ def raw_copy(url: str) -> float:
     copy_out = sql.SQL("copy (select {} from {}) to stdout (format csv)").format(columns, sql.SQL(LANDED))
     copy_in = sql.SQL("copy {} ({}) from stdin (format csv)").format(sql.SQL(COPIED), columns)
     with psycopg.connect(url) as connection:
-        # The default of the column run_id.
+        # The default of the column run_id, which COPY omits, reads this setting.
         connection.execute("select set_config('affiliate.run_id', 'raw', false)")
-        with connection.cursor().copy(copy_out) as copying:
-            text = b"".join(copying)
+        with connection.cursor().copy(copy_out) as reader:
+            text = b"".join(reader)
         connection.execute(f"create table {COPIED} (like {LANDED} including all)")
         connection.commit()
         began = time.perf_counter()
-        with connection.cursor().copy(copy_in) as copying:
-            copying.write(text)
+        with connection.cursor().copy(copy_in) as writer:
+            writer.write(text)
         connection.commit()
         return time.perf_counter() - began
 
@@ -219,7 +219,7 @@ class Contenders:
         return self._result(LANDED, Measured(landing_s, measured.seconds, measured.memory))
 
     def _result(self, table: LiteralString, measured: Measured) -> Result:
-        """The run's result, if the table has the expected rows; the value of `measured` is the seconds of landing."""
+        """The run's result; fails unless the table has the expected rows. `measured.value`: the seconds of landing."""
         found = self._content(table)
         expected = self._expected
         # dlt gives all decimals one scale, so its hash differs.
@@ -268,13 +268,14 @@ def run(quick: bool, rounds: int) -> list[Table]:
         days = days_back(DAYS + 2)
         sets = [(rows, days[2:]), (rows, days[:1])]
         with (
-            source(rebates, sets) as exchange,
+            source(serve_rebates, sets) as exchange,
             isolated_project(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as project,
         ):
-            assets = (COMMAND, IN_PROCESS) if rows <= ROWS else (COMMAND,)
+            asset_contenders = (COMMAND, IN_PROCESS) if rows <= ROWS else (COMMAND,)
             # days[1] has a single row, which proves that the source retains the days after it.
             single_row_step_s = {
-                asset: statistics.median(_land(project, asset, days[1:2])[1] for _ in range(rounds)) for asset in assets
+                contender: statistics.median(_land(project, contender, days[1:2])[1] for _ in range(rounds))
+                for contender in asset_contenders
             }
             # Discard the requests of these runs.
             exchange.requests()
@@ -287,7 +288,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
                 if len(landed_days) > 1:
                     # The slow contenders take minutes for many rows.
                     slow_rounds = rounds if rows <= ROWS else 1
-                    if IN_PROCESS in assets:
+                    if IN_PROCESS in asset_contenders:
                         measurements[IN_PROCESS] = contenders.in_process, rounds
                     measurements |= {
                         NAIVE_CLIENT: (contenders.naive, slow_rounds),

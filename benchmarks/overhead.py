@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import date
 
 from benchmarks.harness import MB, REBATES, Measured, Table, days_back, isolated_project
-from benchmarks.source import rebates, source
+from benchmarks.source import serve_rebates, source
 
 DAYS = (1, 30, 365)
 QUICK_DAYS = (1, 10)
@@ -31,7 +31,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
     """Compare runs over days without rows with only fetching these days."""
     numbers = QUICK_DAYS if quick else DAYS
     with (
-        source(rebates, [(0, days_back(number)) for number in numbers]) as exchange,
+        source(serve_rebates, [(0, days_back(number)) for number in numbers]) as exchange,
         isolated_project(**exchange.environment) as project,
     ):
         runs: dict[int, list[tuple[float, float, Measured]]] = {number: [] for number in numbers}

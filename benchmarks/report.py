@@ -35,7 +35,7 @@ COMPUTED_DAY = "insert into affiliate.computed_day values (%(day)s, '')"
 
 
 def fill(project: IsolatedProject, days: list[date], coins: int, customers: int) -> None:
-    """Add the daily sums of all days, and those of every customer on each of the last 30."""
+    """Add the daily sums of all days, and those of every customer on each of the last `SPAN_DAYS` days."""
     with psycopg.connect(project.url, autocommit=True) as connection:
         for number, day in enumerate(reversed(days)):
             values = {"day": day, "accounts": [*ALIASES], "coins": coins, "customers": customers}

@@ -16,7 +16,7 @@ import psycopg
 
 from benchmarks.harness import MB, REBATES, IsolatedProject, Table, days_back, isolated_project, peaks
 from benchmarks.ranges import no_preparation
-from benchmarks.source import rebates, source
+from benchmarks.source import serve_rebates, source
 
 DAYS, QUICK_DAYS = (1, 30, 365), (1, 10)
 IDLE_S, QUICK_IDLE_S = 60, 5
@@ -117,7 +117,7 @@ def idle(project: IsolatedProject, idle_s: float) -> Table:
         for name, command in commands.items():
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             processes.append(process)
-            time.sleep(20)
+            time.sleep(20)  # until it has started
             with sessions(project) as used, peaks(process=process.pid) as ram:
                 time.sleep(idle_s)
             assert process.poll() is None, name
@@ -265,6 +265,7 @@ def accounts(project: IsolatedProject, day: date, rows: int) -> Table:
         "by_account": "(partition_date, account)",
         "by_brin": "using brin (partition_date, account) with (pages_per_range = 16)",
     }.items():
+        # Drop the previous index.
         project.query(f"drop index binance.{INDEX if index == 'by_account' else 'by_account'}".encode())
         project.query(f"create index {index} on {LANDED} {definition}".encode())
         project.query(f"analyze {LANDED}".encode())
@@ -290,7 +291,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
     rows = QUICK_ROWS_PER_DAY if quick else ROWS_PER_DAY
     tables: list[Table] = []
     with (
-        source(rebates, [(0, days_back(number)) for number in numbers]) as exchange,
+        source(serve_rebates, [(0, days_back(number)) for number in numbers]) as exchange,
         isolated_project(**exchange.environment) as project,
     ):
         tables.append(runs(project, numbers))
@@ -300,7 +301,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
         isolated_project(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as project,
     ):
         tables.append(sizes(project))
-    with source(rebates, [(rows, days_back(1))]) as exchange, isolated_project(**exchange.environment) as project:
+    with source(serve_rebates, [(rows, days_back(1))]) as exchange, isolated_project(**exchange.environment) as project:
         project.materialize(REBATES, days_back(1))
         tables.extend(large(project, quick, rounds))
     return tables

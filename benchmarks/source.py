@@ -85,10 +85,11 @@ def source(prepare: Callable[..., Any], *arguments: Any, **options: Any) -> Iter
     process.join()
 
 
-def rebates(sandbox: "Sandbox", sets: Sequence[tuple[int, Sequence[date]]]) -> list[Content]:
-    """Generate the rebates of each set (their number, their days) and return the summary of each set.
+def serve_rebates(sandbox: "Sandbox", sets: Sequence[tuple[int, Sequence[date]]]) -> list[Content]:
+    """Replace the sandbox's rebates by generated sets (number of rows, days); return the summary of each set.
 
-    One more rebate before the days of each set proves that the source retains these days.
+    One more rebate before the days of each set proves that the source retains these days. Retention and weight limit
+    are removed.
     """
     generated = [[row for day in days for row in _rebates(day, count // len(days))] for count, days in sets]
     older = [row for _, days in sets for row in _rebates(min(days) - timedelta(days=1), 1)]
@@ -118,6 +119,7 @@ def _serve(pipe: Connection, prepare: Callable[..., Any], arguments: Sequence[An
 
 
 def _rebates(day: date, count: int) -> Iterator[dict[str, Any]]:
+    """`count` rebates, evenly spaced among those generated for the day."""
     from affiliate_pipeline.sandbox.binance.rebates import generated_day
     from affiliate_pipeline.sandbox.rows import decode
 

@@ -86,7 +86,7 @@ class Faults:
             self._random = random.Random(seed)
 
     def inject(self, response: Response, call: Call, exchange: Exchange) -> Response:  # noqa: PLR0911 - one per fault
-        """The response to send: this one, or the fault that replaces it."""
+        """The response to send: `response`, perhaps marked with a fault, or a fault instead; refusals are unchanged."""
         if response.status != 200 or response.code is not None or self.path not in call.path:
             return response
         if failure := self._day_failure(call, exchange):
@@ -95,7 +95,7 @@ class Faults:
             if self.next_responses:
                 status, headers, body = self.next_responses.popleft()
                 return Response(status, body, headers=headers, fault="next_responses")
-            kind = self._draw()
+            kind = self._draw_kind()
         match kind:
             case "http_500":
                 return replace(exchange.refusal(500), fault=kind)
@@ -109,15 +109,16 @@ class Faults:
                 return replace(response, fault=kind, delay_s=self.slow_s if kind == "slow" else 0)
 
     def _day_failure(self, call: Call, exchange: Exchange) -> Response | None:
-        """The refusal of a call that covers a failing day."""
-        if self._days and (touched := exchange.days(call)):
+        """The refusal if the call covers a failing day, otherwise None."""
+        if self._days and (covered := exchange.days(call)):
             for day, (status, code) in self._days.items():
-                if touched[0] <= day <= touched[1]:
+                if covered[0] <= day <= covered[1]:
                     return replace(exchange.refusal(status, code), fault="fail_day")
         return None
 
-    def _draw(self) -> str | None:
-        point = self._random.random() if self._rates else 0
+    def _draw_kind(self) -> str | None:
+        """The kind of fault to inject into one response; None for no fault."""
+        point = self._random.random()
         for kind, rate in self._rates.items():
             if point < rate:
                 return kind

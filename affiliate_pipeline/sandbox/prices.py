@@ -45,10 +45,10 @@ def close(base: str, quote: str, day: date) -> int:
         return price_in(base, quote, day) // (ONE // UNIT)
     text, span = _PRICED[base, quote]
     whole, _, rest = text.partition(".")
-    level, days_since = divmod(day.toordinal(), LEVEL_DAYS)
-    first, second = (_draw(6 * span, base, "level", each) for each in (level, level + 1))
-    # From the price in the table, in 1/100 %: on the way from one level to the next, plus the day's own deviation.
-    deviation = first + (second - first) * days_since // LEVEL_DAYS + _draw(span, base, day.isoformat())
+    number, days_since = divmod(day.toordinal(), LEVEL_DAYS)
+    level, next_level = (_draw(6 * span, base, "level", each) for each in (number, number + 1))
+    # Relative to the table's price, in 1/100 %: on the way from one level to the next, plus the day's own distance.
+    deviation = level + (next_level - level) * days_since // LEVEL_DAYS + _draw(span, base, day.isoformat())
     price = int(whole + rest.ljust(8, "0")) * (10_000 + deviation) // 10_000
     return with_significant_digits(price, SIGNIFICANT_DIGITS)
 
@@ -84,5 +84,5 @@ def _draw(limit: int, *key: str | int) -> int:
 
 
 def text_of(units: int) -> str:
-    """The price as text with 8 decimals."""
+    """The price or amount (in units of 10^-8) as text with 8 decimals."""
     return str(Amount(units * (ONE // UNIT), 8))

@@ -176,7 +176,7 @@ class Sandbox:
         return response
 
     def _find(self, call: Call) -> tuple[Account, Exchange] | None:
-        """The account and exchange that respond: for an unknown key, those of the default account, which refuse it."""
+        """The account and exchange that respond, for an unknown key the default account's; None for an unknown path."""
         candidates = [
             (account, exchange)
             for account in self.accounts.values()

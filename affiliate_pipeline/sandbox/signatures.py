@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 
 def is_public_key(secret_or_public_pem: str) -> bool:
-    """Whether the account signs with a key pair."""
+    """Whether the text is the public key of a pair, not an HMAC secret."""
     return secret_or_public_pem.lstrip().startswith("-----BEGIN")
 
 
 @lru_cache
 def verifier(secret_or_public_pem: str) -> Callable[[bytes, str], bool]:
-    """A function that checks a signature against a payload, for this account."""
+    """A function of payload and signature: whether the signature is valid for this secret or public key."""
     if not is_public_key(secret_or_public_pem):
 
         def is_valid_hmac(payload: bytes, signature: str) -> bool:

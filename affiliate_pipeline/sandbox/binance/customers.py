@@ -26,7 +26,7 @@ class Customers:
         self._lock = threading.Lock()
 
     def assign(self, customer_id: str, email: str) -> bool:
-        """Assign the id to the email, replacing its previous id; False if another email has it."""
+        """Assign the id to the email instead of the email's previous id; False if another email has the id."""
         with self._lock:
             if self.by_id.get(customer_id, email).casefold() != email.casefold():
                 return False

@@ -136,7 +136,10 @@ class Binance:
         self._roles[api_key] = role
 
     def set_rebates(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Replace all rebates by these, each sent as given, `Number` and `Decimal` unquoted."""
+        """Serve only these rebates, each exactly as given (no field is withheld until its payout).
+
+        `Number` and `Decimal` are sent unquoted.
+        """
         self._rebates.set(rows)
 
     def rebates(self, day: date) -> list[dict[str, Any]]:
@@ -188,6 +191,7 @@ class Binance:
         """The first and last UTC day of a call with startTime."""
         if "startTime" not in call.params:
             return None
+        # Only the klines may be requested without endTime.
         start, stop = self._window(BinanceParameters({"endTime": f"{self._now()}"} | call.params), max_span_ms=None)
         # With `exclusive_end`, the window may be empty.
         return day_of(start), day_of(max(start, stop - 1))
@@ -256,15 +260,15 @@ class Binance:
         return self.kickbacks.collect(start, end + 1, params.integer("limit") if "limit" in params else None)
 
     def _export_url(self, params: BinanceParameters) -> bytes:
-        response = self.kickbacks.offer(params.host)
-        if response is None:
+        body = self.kickbacks.offer(params.host)
+        if body is None:
             raise Refused(-1130, "history")
-        return response
+        return body
 
     def _rebates_between(
         self, start: int, stop: int, *, customer: str | None = None, limit: int | None = None
     ) -> list[bytes]:
-        """The first `limit` retained rows with start <= time < stop that exist by now, in order."""
+        """The first `limit` retained rows with start <= time < stop that exist by now, ordered by `newest_first`."""
         return self._rebates.between(
             start,
             stop,
@@ -288,9 +292,9 @@ class Binance:
         return self._now() + self._faults.clock_offset_ms
 
     def _verified(self, call: Call, by_role: Mapping[str, _Endpoint]) -> _Endpoint:
-        """The endpoint for the role of the call's key, once the call is verified."""
+        """Verify the call and its parameters, or refuse; return the endpoint for the role of its key."""
         api_key = _api_key_of(call)
-        endpoint = by_role.get(self._roles[api_key]) if api_key in self.keys else None
+        endpoint = by_role.get(self._roles.get(api_key, "partner")) if api_key in self.keys else None
         if endpoint is None or (call.path == ACCOUNT and api_key in self.keys_without_reading):
             raise Refused(-2015, status=401)
         verify(call, self.keys[api_key], self._clock())

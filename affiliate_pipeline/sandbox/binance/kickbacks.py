@@ -15,7 +15,7 @@ from functools import partial
 from hashlib import sha256
 from random import Random
 from typing import Any, Literal
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 from uuid import UUID
 
 from affiliate_pipeline.sandbox.amounts import ONE
@@ -82,17 +82,17 @@ class Kickbacks:
         self._collections: list[_Collection] = []
 
     def set(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Replace all kickbacks by these, each sent as given."""
+        """Serve only these kickbacks, each exactly as given."""
         self._records.set(rows)
 
     def of(self, day: date) -> list[dict[str, Any]]:
-        """The kickbacks of the UTC day."""
+        """All kickbacks of the UTC day, including future ones, without `transform_row`."""
         return [decode(row) for row in self._records.day(day).rows]
 
     def between(
         self, start: int, stop: int, retained_ms: int, *, newest_first: bool = False, limit: int | None
     ) -> list[bytes]:
-        """The first `limit` retained rows with start <= time < stop that exist by now."""
+        """The first `limit` retained rows with start <= time < stop that exist by now, altered by `transform_row`."""
         return self._faults.transformed(
             self._records.between(
                 start, stop, now=self._now(), retained_ms=retained_ms, newest_first=newest_first, limit=limit
@@ -119,22 +119,22 @@ class Kickbacks:
         return COLLECTING
 
     def offer(self, host: str = "") -> bytes | None:
-        """The body returned for a request for the newest file's URL, sent to `host`; None is an error.
+        """The response's body: the newest file's URL, or a message while the file is collected; None is an error.
 
-        `Faults.pending` has precedence.
+        `host` is where the URL was requested. `Faults.pending` has precedence.
         """
         with self._lock:
             ready = [each for each in self._collections if each.ready_ms <= self._now()]
             fault = self._faults.pending.popleft() if self._faults.pending else None
             newest_is_ready = bool(ready) and ready[-1] is self._collections[-1]
             if fault is None and newest_is_ready:
-                return self._url(ready[-1], host)
+                return self._url_body(ready[-1], host)
             earlier = [each for each in ready if each is not self._collections[-1]]
             match fault or ("message" if self._collections else "error"):
                 case "message":
                     return COLLECTING
                 case "previous":
-                    return self._url(earlier[-1], host) if earlier else COLLECTING
+                    return self._url_body(earlier[-1], host) if earlier else COLLECTING
                 case "empty":
                     return b""
                 case "null":
@@ -147,7 +147,7 @@ class Kickbacks:
         return any(each.path == path for each in self._collections)
 
     def file(self, call: Call) -> Response:
-        """The response of the file host."""
+        """The response of the file host; the call's headers are added to `file_headers`."""
         self.file_headers.append({name.lower(): value for name, value in call.headers.items()})
         if "x-mbx-apikey" in self.file_headers[-1]:
             return _refusal(400, "InvalidArgument", "A key of the exchange's API was sent to the file host")
@@ -163,14 +163,16 @@ class Kickbacks:
             return Response(200, gzip.compress(found.file), "text/csv", headers={"Content-Encoding": "gzip"})
         return Response(200, found.file, "application/octet-stream")
 
-    def _url(self, collection: _Collection, host: str) -> bytes:
+    def _url_body(self, collection: _Collection, host: str) -> bytes:
+        """The body with a new URL of the collection's file; the URL is added to `urls`."""
         lifetime_ms = 0 if self._faults.expired_urls > 0 else self.url_lifetime_ms
         self._faults.expired_urls = max(0, self._faults.expired_urls - 1)
         expires = f"{(self._now() + lifetime_ms) // 1000}"
         signature = _signature(collection.path, expires)
+        token = quote(signature[::-1], safe="")  # not verified, so any text
         url = (
             f"{self.own_url or f'http://{host}'}{collection.path}?AWSAccessKeyId=ASIASANDBOX{len(self.urls):05d}&Expires={expires}"
-            f"&x-amz-security-token={quote(signature[::-1], safe='')}&Signature={quote(signature, safe='')}"
+            f"&x-amz-security-token={token}&Signature={quote(signature, safe='')}"
         )
         self.urls.append(url)
         return f'"{url}"'.encode() if collection.form.url == "json" else url.encode()
@@ -215,7 +217,7 @@ def _utc(ms: int) -> str:
 
 
 def _signature(path: str, expires: str) -> str:
-    return hmac.new(_FILE_KEY, f"{unquote(path)}\n{expires}".encode(), sha256).hexdigest()
+    return hmac.new(_FILE_KEY, f"{path}\n{expires}".encode(), sha256).hexdigest()
 
 
 def _refusal(status: int, code: str, message: str) -> Response:

@@ -68,11 +68,11 @@ class MarketData:
         last = open_price + (close_price - open_price) * min(DAY_MS, self._now() + 1 - opened) // DAY_MS
         high, low = max(open_price, last), min(open_price, last)
         high, low = high + high // 200, low - low // 250
-        volume = 10**7 * UNIT * UNIT // last
+        turnover = 10**7 * UNIT
+        volume = turnover * UNIT // last
         prices = (text_of(price) for price in (open_price, high, low, last))
-        amounts = (text_of(volume), text_of(10**7 * UNIT))
-        taken = (text_of(volume // 2), text_of(10**7 * UNIT // 2))
-        return [opened, *prices, amounts[0], opened + DAY_MS - 1, amounts[1], 81_234, *taken, "0"]
+        by_takers = (text_of(volume // 2), text_of(turnover // 2))
+        return [opened, *prices, text_of(volume), opened + DAY_MS - 1, text_of(turnover), 81_234, *by_takers, "0"]
 
     def _market(self, symbol: str) -> dict[str, object]:
         base, quote = MARKETS[symbol]

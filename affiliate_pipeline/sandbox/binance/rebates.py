@@ -99,7 +99,7 @@ def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
 
 @dataclass(frozen=True)
 class Market:
-    """A market on a day: the value in USDT of the commission's asset, and convertPrice, in units of 10^-18."""
+    """A market on a day. In units of 10^-18, `usdt`: the value of `commission_asset`, `price`: convertPrice."""
 
     symbol: str
     asset: str
@@ -111,7 +111,7 @@ class Market:
 
 @cache
 def markets_of(day: date) -> list[Market]:
-    """The markets, each as often as its weight."""
+    """The markets on the day, each as often as its weight."""
     markets: list[Market] = []
     for symbol, asset, commission_asset, decimals, weight in MARKETS:
         price = _cut(price_in(commission_asset, asset, day), decimals)
@@ -133,7 +133,7 @@ def payment(rnd: Callable[[], float], mean: int, markets: Sequence[Market]) -> t
 
 
 def offsets(rnd: Callable[[], float], count: int) -> list[int]:
-    """`count` milliseconds of a day, in order: both edges, bursts, the rest by activity."""
+    """`count` times of a day in ms since midnight, sorted: both edges, a few bursts, the rest by hourly activity."""
     offsets = [0, DAY_MS - 1][:count]
     for _ in range(2 + int(3 * rnd()) if count >= 100 else 0):
         size = min(800, int(count * (0.05 + 0.05 * rnd())))
@@ -146,7 +146,7 @@ def offsets(rnd: Callable[[], float], count: int) -> list[int]:
 
 
 def _commission(units: int, rnd: Callable[[], float]) -> Amount:
-    """The commission: mostly with 8 decimals, some with 18 or 2, and some next to nothing or 0."""
+    """The commission of `units`: mostly cut to 8 decimals, some to 18 or 2; a few are next to nothing or 0 instead."""
     chance = rnd()
     if chance > 0.11:
         return _cut(units, 8)
@@ -168,7 +168,7 @@ def _cut(units: int, scale: int) -> Amount:
 
 @cache
 def _zipf(count: int) -> list[int]:
-    """The cumulative weights of `count` customers; that of the n-th is 1 / n."""
+    """The cumulative weights of `count` customers; the n-th one's own weight is proportional to 1 / n."""
     return list(accumulate(10**6 // number for number in range(1, count + 1)))
 
 

@@ -30,15 +30,16 @@ class Day:
     def between(
         self, start: int, stop: int, now: int, *, customer: str | None, newest_first: bool, limit: int | None
     ) -> list[bytes]:
-        """The first `limit` rows with start <= time < stop, as they look at `now`."""
-        found: Sequence[int] = range(bisect_left(self.times, start), bisect_left(self.times, stop))
+        """The first `limit` rows with start <= time < stop, ordered by `newest_first`, as sent at `now`."""
+        indices: Sequence[int] = range(bisect_left(self.times, start), bisect_left(self.times, stop))
         if customer is not None:
-            found = [i for i in found if self.customers[i] == customer]
-        found = (found[::-1] if newest_first else found)[:limit]
-        paid = len(self.rows)
+            indices = [i for i in indices if self.customers[i] == customer]
+        indices = (indices[::-1] if newest_first else indices)[:limit]
+        paid_count = len(self.rows)
         if self.paid_later:
-            paid = bisect_right(self.times, now // HOUR_MS * HOUR_MS - PAYOUT_AFTER_MS)
-        return [self.rows[i] if i < paid else _unpaid(self.rows[i]) for i in found]
+            # Payouts are at whole hours.
+            paid_count = bisect_right(self.times, now // HOUR_MS * HOUR_MS - PAYOUT_AFTER_MS)
+        return [self.rows[i] if i < paid_count else _unpaid(self.rows[i]) for i in indices]
 
 
 EMPTY_DAY = Day([], [], [], paid_later=False)
@@ -53,7 +54,10 @@ class Records:
         self._lock = threading.Lock()
 
     def set(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Replace all rows by these, each sent as given; rows of the same time stay in this order."""
+        """Serve only these rows, each exactly as given (no field is withheld until its payout).
+
+        Rows of the same time stay in this order.
+        """
         days: dict[date, Day] = {}
         for row in sorted(rows, key=lambda row: int(row["time"])):
             at = int(row["time"])
@@ -81,17 +85,19 @@ class Records:
         newest_first: bool = False,
         limit: int | None = None,
     ) -> list[bytes]:
-        """The first `limit` retained rows with start <= time < stop that exist by now."""
+        """The first `limit` retained rows with start <= time < stop that exist by now, ordered by `newest_first`."""
         stop = min(stop, now + 1)
         if retained_ms is not None:
             start = max(start, now - retained_ms)
         days = [day_of(ms) for ms in range(start // DAY_MS * DAY_MS, stop, DAY_MS)]
         rows: list[bytes] = []
         for day in reversed(days) if newest_first else days:
-            left = None if limit is None else limit - len(rows)
-            if left == 0:
+            remaining = None if limit is None else limit - len(rows)
+            if remaining == 0:
                 break
-            rows += self.day(day).between(start, stop, now, customer=customer, newest_first=newest_first, limit=left)
+            rows += self.day(day).between(
+                start, stop, now, customer=customer, newest_first=newest_first, limit=remaining
+            )
         return rows
 
 

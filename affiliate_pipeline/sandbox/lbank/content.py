@@ -136,7 +136,7 @@ class Content:
         return decode(self._futures_row(self._users.affiliate, *bounds_of(day), SCOPES[user_type], None))
 
     def money(self, day: date, sub_in_out_type: str) -> list[dict[str, Any]]:
-        """The deposits or withdrawals of the affiliate and of every user; the kind is as requested ("IN_DEPOSIT")."""
+        """The money of one kind, as in requests ("IN_DEPOSIT"), of the affiliate and of every user."""
         found = self._money_between(self._users.affiliate, *bounds_of(day), SCOPES["ALL"], sub_in_out_type)
         return _decoded([money.row(self._now()) for money in found])
 

@@ -29,7 +29,7 @@ def draw_amount(below: Draw, mean: int) -> Amount:
 
 
 def with_drawn_scale(below: Draw, units: int) -> Amount:
-    """About this amount (in units of 10^-18), written with a number of decimals that keeps three digits; not 0."""
+    """About this amount (in units of 10^-18), with a drawn number of decimals, or more to have three digits; not 0."""
     drawn = SCALES[below(len(SCALES))]
     scale = next((each for each in (drawn, 8) if units >= 100 * 10 ** (18 - each)), 18)
     if below(8) == 0:  # trailing zeros

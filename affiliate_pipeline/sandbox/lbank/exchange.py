@@ -199,7 +199,7 @@ class LBank(Content):
     def _money_list(self, params: LBankParameters) -> Rows:
         size, start = params.page()
         user, scope, kind = self._user(params), params.choice("userType", SCOPES), params["subInOutType"]
-        params.choice("subInOutType", MONEY)
+        params.choice("subInOutType", MONEY)  # refuses an unknown kind
         asset = params.get("assetCode")
         since = params.integer("updateStartTime") if "updateStartTime" in params else None
         until = params.integer("updateEndTime") if "updateEndTime" in params else None

@@ -35,7 +35,7 @@ class LBankParameters(Parameters):
     max_digits = 14
 
     def check_names(self, required: frozenset[str], optional: frozenset[str]) -> None:
-        """Refuse the call if a required parameter is missing or an unknown one is present."""
+        """Refuse the call if a required parameter is missing or empty, or if there is an unknown one."""
         for name in sorted(required):
             # An empty coin requests all coins.
             if name not in self or (not self[name] and name != "coin"):

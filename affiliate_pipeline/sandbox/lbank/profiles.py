@@ -48,6 +48,7 @@ def balances(user: User, now: int) -> str:
 
 @lru_cache(USERS_CACHED)
 def _balances(user: User, midnight: int | None) -> str:
+    """The members with amounts; `midnight` is None if the user had not deposited by then."""
     spot = usdt = futures = bonus = "0.0000"
     if midnight is not None:
         below = draws("balances", user.id, midnight)

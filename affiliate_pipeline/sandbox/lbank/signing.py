@@ -50,7 +50,7 @@ def _pairs(call: Call) -> list[tuple[str, str]]:
 
 
 def _add_from_headers(params: LBankParameters, headers: Message) -> None:
-    """Add the signature parameters that are sent as headers."""
+    """Add the `SIGNING_PARAMETERS` sent as headers; refuse if one is missing or differs from that of the query."""
     for name in SIGNING_PARAMETERS:
         header = headers.get(name)
         if header and header != params.setdefault(name, header):

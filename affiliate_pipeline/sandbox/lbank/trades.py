@@ -98,7 +98,7 @@ def commission_rate(agent: User, trade_type: int) -> int:
 
 
 def _shares(user: User, trade_type: int) -> list[tuple[User, int]]:
-    """Who receives which percentage of the user's fees: the inviting agent, the affiliate the rest up to MAX_RATE."""
+    """Who receives how many % of the user's fees: the inviting agent its rate, the affiliate the rest of MAX_RATE."""
     if user.parent is None:
         return []
     *_, affiliate = user.above()
@@ -111,7 +111,7 @@ def _end(day: date, now: int) -> int:
 
 
 def _fills(user: User, midnight: int) -> list[Fill]:
-    """The user's trades of the day, in order; its first day begins with its first trade."""
+    """The user's trades of the day that begins at `midnight`, in order; none is before the user's `first_trade_ms`."""
     first = user.first_trade_ms
     if first is None or first >= midnight + DAY_MS or not user.is_active(midnight):
         return []
@@ -125,7 +125,7 @@ def _fills(user: User, midnight: int) -> list[Fill]:
         if below(100) >= chance_percent:
             continue
         fills += [_fill(start + below(midnight + DAY_MS - start), trade_type, below, mean) for _ in range(1 + below(3))]
-        # The further draws do not depend on the number of these trades.
+        # Start anew, so that the further draws do not depend on the number of these trades.
         below = draws("fills", user.id, midnight, trade_type)
     if first >= midnight:
         fills.append(_fill(first, below(2), below, mean))

@@ -112,11 +112,18 @@ class Users:
     def add(
         self, open_id: str | None, parent: User, level: int, registered_ms: int, first_trade_ms: int | None
     ) -> User:
-        """Add a user, who never leaves the lists."""
+        """Add a user, who never leaves the lists; raises ValueError if the openId exists already."""
         with self._lock:
             id = 10**9 + self.offset + len(self._added)
-            new = (open_id or _open_id(id), parent, level, registered_ms, first_trade_ms)
-            user = User(id, *new, first_deposit_ms=first_trade_ms)
+            user = User(
+                id,
+                open_id or _open_id(id),
+                parent,
+                level,
+                registered_ms,
+                first_trade_ms,
+                first_deposit_ms=first_trade_ms,
+            )
             if user.open_id in self._by_open_id:
                 raise ValueError(f"the user {user.open_id} exists already")
             self._added = [*self._added, user]
@@ -129,8 +136,8 @@ class Users:
         for number in range(count):
             id = FIRST_ID + self.offset + 1 + number
             below = draws("founder", self.offset + number)
-            span = (NEWCOMERS_SINCE_MS - FOUNDED_MS) // count
-            registered = FOUNDED_MS + number * span + below(span * 9 // 10)
+            gap = (NEWCOMERS_SINCE_MS - FOUNDED_MS) // count
+            registered = FOUNDED_MS + number * gap + below(gap * 9 // 10)
             is_agent = number % 5 == 0
             first_trade = registered + below(20 * DAY_MS) if number % 5 in (0, 3) else None
             user = User(
@@ -148,7 +155,7 @@ class Users:
         return founders
 
     def _newcomers_by(self, now: int) -> list[User]:
-        """The newcomers who registered by now, in order."""
+        """Generate the newcomers up to `now`; return those who registered by then, in order."""
         if not self._listed_newcomer_count:
             return []
         gap = LISTED_DAYS * DAY_MS // self._listed_newcomer_count
