@@ -95,13 +95,13 @@ def _executor(environment: Environment) -> Iterator[Finding]:
     from affiliate_pipeline.defs.celery_executor import BROKER_ERRORS, ping_backend, responding_workers  # an extra
 
     workers: list[str] | None = None
+    broker, backend = map(settings.secret, CELERY_VARIABLES)
     for variable in CELERY_VARIABLES:
-        url = settings.secret(variable)
         try:
             if variable == "AFFILIATE_CELERY_BROKER":
-                workers = responding_workers(url)
+                workers = responding_workers(broker)
             else:
-                ping_backend(url)
+                ping_backend(broker, backend)
         except ValueError:  # its text has a part of the URL
             yield Finding(variable, f"{variable} is malformed", f"Correct {variable}")
         except BROKER_ERRORS as error:

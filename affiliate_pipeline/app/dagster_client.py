@@ -43,6 +43,7 @@ query Runs($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { 
 _FAILURES = """
 query Failures($run: ID!, $after: String) {
   logsForRun(runId: $run, afterCursor: $after) {
+    ... on PythonError { message }
     ... on EventConnection {
       cursor hasMore
       events {
@@ -105,7 +106,7 @@ class DagsterClient:
         while has_more:
             page = self._execute(_FAILURES, run=run_id, after=cursor)["logsForRun"]
             if "events" not in page:
-                of_run.append("the run was deleted")
+                of_run.append(_last_line(page.get("message", "the run was deleted")))
                 break
             cursor, has_more = page["cursor"], page["hasMore"]
             for event in page["events"]:

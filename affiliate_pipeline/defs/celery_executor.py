@@ -22,7 +22,6 @@ from dagster_celery.tags import (
     DAGSTER_CELERY_STEP_PRIORITY_TAG,
 )
 from kombu.exceptions import OperationalError
-from redis import Redis
 from redis.exceptions import RedisError
 
 from affiliate_pipeline.defs.dagster_internals import (
@@ -52,17 +51,12 @@ _untyped_app: Any = dagster_celery.make_app
 _untyped_tasks: Any = dagster_celery.tasks
 _defaults: Any = defaults
 _untyped_rabbitmq: Any = kombu.transport.pyamqp.Transport
-_untyped_redis: Any = Redis
-# By default, a Redis client waits forever for a server that does not respond.
-_REDIS_LIMITS = {"socket_connect_timeout": RESPONSE_S, "socket_timeout": RESPONSE_S}
-
-# What is raised if the broker or the result backend cannot be used.
+# What is raised if the broker or the result backend cannot be reached, and if one of them cannot be used.
+_UNREACHABLE = (OperationalError, RedisError, OSError)
 BROKER_ERRORS: tuple[type[Exception], ...] = (
-    OperationalError,
+    *_UNREACHABLE,
     *_untyped_rabbitmq.connection_errors,
     *_untyped_rabbitmq.channel_errors,
-    RedisError,
-    OSError,
 )
 
 _SETTINGS: dict[str, Any] = {
@@ -84,17 +78,20 @@ def responding_workers(broker: str) -> list[str]:
     """The names of the workers that respond; raises `BROKER_ERRORS`, or ValueError if the URL is malformed."""
     app = _app_of(broker)
     if broker.startswith("redis"):
-        app.conf.broker_transport_options = {**app.conf.broker_transport_options, **_REDIS_LIMITS}
+        # Otherwise, kombu would wait forever for a server that does not respond.
+        limits = {"socket_connect_timeout": RESPONSE_S, "socket_timeout": RESPONSE_S}
+        app.conf.broker_transport_options = {**app.conf.broker_transport_options, **limits}
     for timeout_s in (RESPONSE_S, LATE_RESPONSE_S):
         if responses := app.control.inspect(timeout=timeout_s).ping():
             return sorted(responses)
     return []
 
 
-def ping_backend(backend: str) -> None:
+def ping_backend(broker: str, backend: str) -> None:
     """Raise `BROKER_ERRORS` if the result backend does not respond, or ValueError if its URL is malformed."""
-    with _untyped_redis.from_url(backend, **_REDIS_LIMITS) as client:
-        client.ping()
+    limits = {"redis_socket_connect_timeout": RESPONSE_S, "redis_socket_timeout": RESPONSE_S}
+    app = _untyped_app.make_app({"broker": broker, "backend": backend, "config_source": {**_SETTINGS, **limits}})
+    app.backend.client.ping()
 
 
 def _app_of(broker: str) -> Any:
@@ -188,7 +185,7 @@ class CelerySteps(StepHandler):
                 reason = redact(f"{type(meta['result']).__name__}: {meta['result']}")
                 return CheckStepHealthResult.unhealthy(f"the worker could not execute the step ({reason})")
             self._find_tasks()
-        except (*BROKER_ERRORS, AffiliateError) as error:
+        except (*_UNREACHABLE, AffiliateError) as error:
             what = "database" if isinstance(error, AffiliateError) else "broker or the result backend of Celery"
             log.warning("The %s cannot be reached (%s): the run continues when it can", what, type(error).__name__)
             # Meanwhile no task can be seen, so none counts as lost. The next check queries at once.

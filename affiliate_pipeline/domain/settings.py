@@ -250,26 +250,30 @@ class Project(Settings):
     affiliate_digest: Digest = "off"
 
 
-def _check_port(url: str) -> None:
+def _check_ports(urls: str) -> None:
     try:
-        _ = urlsplit(url).port
+        for url in urls.split(";"):  # Celery permits several brokers
+            _ = urlsplit(url).port
     except ValueError:
         raise ValueError("has a malformed host or port: percent-encode the special characters of a password") from None
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
-    if not re.match("rediss?://.", value.get_secret_value()):
+    url = value.get_secret_value()
+    if not re.match("rediss?://.", url):
         raise ValueError(
             "is not a redis:// URL; another backend, such as rpc://, does not show what failed on a worker"
         )
-    _check_port(value.get_secret_value())
+    if url.startswith("rediss:") and "ssl_cert_reqs=" not in url:
+        raise ValueError("is a rediss:// URL, to which Celery requires ?ssl_cert_reqs=CERT_REQUIRED to be added")
+    _check_ports(url)
     return value
 
 
 def _broker_url(value: SecretStr) -> SecretStr:
     if not re.match("(rediss?|(py)?amqps?)://.", value.get_secret_value()):
         raise ValueError("is not a redis:// or amqp:// URL")
-    _check_port(value.get_secret_value())
+    _check_ports(value.get_secret_value())
     return value
 
 

@@ -45,12 +45,28 @@ def test_the_environment_chooses_the_executor(variables, name):
             "AFFILIATE_CELERY_BACKEND is not a redis:// URL; another backend, such as rpc",
         ),
         ({"AFFILIATE_CELERY_BACKEND": "redis://"}, "AFFILIATE_CELERY_BACKEND is not a redis:// URL"),
+        (
+            {"AFFILIATE_CELERY_BACKEND": "rediss://control/0"},
+            "AFFILIATE_CELERY_BACKEND is a rediss:// URL, to which Celery",
+        ),
+        ({"AFFILIATE_CELERY_BROKER": "redis://:a/b@control"}, "AFFILIATE_CELERY_BROKER has a malformed host or port"),
     ],
 )
 def test_an_unusable_setting_is_refused_by_name(changed, message):
     with pytest.raises(SettingsError, match=message) as refused:
         executor_of({**CELERY, **changed}, str)
     assert "secret" not in f"{refused.value}"
+
+
+@pytest.mark.parametrize(
+    ("variable", "url"),
+    [
+        ("AFFILIATE_CELERY_BROKER", "amqp://u:p@a:5672;amqp://u:p@b:5672//"),
+        ("AFFILIATE_CELERY_BACKEND", "rediss://:p@control:6379/0?ssl_cert_reqs=CERT_REQUIRED"),
+    ],
+)
+def test_several_brokers_and_an_encrypted_backend_are_permitted(variable, url):
+    assert executor_of({**CELERY, variable: url}, str).name == "celery"
 
 
 def test_dagster_shows_no_url_of_celery():

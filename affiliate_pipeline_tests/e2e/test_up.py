@@ -132,7 +132,7 @@ def test_up_terminated_while_it_lands_stops_every_process_and_the_next_one_lands
     fresh: Project, exchange: Sandbox
 ):
     fresh.configure(**credentials(exchange))
-    exchange.faults.slow_s = 20
+    exchange.faults.slow_s = 15
     exchange.faults.mix(slow=1)
     with fresh.started(fresh.command("up", "--port", str(free_port()))) as up:
         wait_for(lambda: exchange.requests)

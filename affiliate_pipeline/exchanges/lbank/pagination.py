@@ -60,7 +60,8 @@ def _require_end(get: GetPage, ids: Sequence[int]) -> None:
     last = ids[-1]
     last_but_one = max((number for number in ids if number < last), default=0)
     page = get({"start": last_but_one, "pageSize": PAGE_SIZE}) or []
-    if {number for number in read_values(whole_numbers, page, "id") if number > last_but_one} != {last}:
+    following = [number for number in read_values(whole_numbers, page, "id") if number > last_but_one]
+    if len(page) == PAGE_SIZE or following != [number for number in ids if number > last_but_one]:
         raise Refused(f"LBank twice sent no list (null) for the page after id {last}, where more rows may follow")
 
 

@@ -102,10 +102,9 @@ class _Step:
             self.exports.update(self.export, state="ready", path=offered.path, note=None, wait_s=FILE_WAIT_S)
             log.info("the export of %s is ready", format_days(self.export.days))
             return
-        is_conclusive = isinstance(offered, FileUrl) or offered.is_conclusive
-        if self.export.msg is None and (is_conclusive or self.export.age_s > FILE_BEFORE_WAIT_S):
-            # The process died, or had no response, after sending the POST. Post again: that replaces a running request,
-            # and withdraws a file that may be this export's.
+        if self.export.msg is None and (isinstance(offered, FileUrl) or offered.is_conclusive):
+            # It is unknown whether the POST had effect: the process died before it recorded the response, or there was
+            # none. No file of this export is offered, so there is none that another POST could withdraw.
             self._post(self.export.path_before)
         else:
             note = offered.note if isinstance(offered, Pending) else "the URL of another request's file"
