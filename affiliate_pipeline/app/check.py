@@ -124,7 +124,7 @@ def _machine(port: int, missing: Collection[str] | None) -> Iterator[Finding]:
         yield _finding("port", f"{port} is free", lambda: check_port(port))
         return
     for service in missing:
-        if service != DAEMON:  # reported with what the database shows about it
+        if service != DAEMON:  # the daemon is reported by the database checks
             yield Finding(
                 service,
                 f"Dagster's {service} is not running",

@@ -60,8 +60,8 @@ _COMPUTED = (
     _Source(prices.TABLE, prices.PRICE, "day"),
     *(_Source(view, day_column="day" if found[0][0] == "day" else "") for view, found in columns.VIEWS.items()),
 )
-# What landing records about days.
-_LANDING = tuple(
+# The tables of the ledger, rejected rows and superseded rows need not have any row for a day, so they have no gaps.
+_BOOKKEEPING = tuple(
     _Source(table, day_column="partition") for table in (ledger.TABLE, quarantine.TABLE, day_writer.SUPERSEDED)
 )
 
@@ -125,11 +125,11 @@ def _source(name: str, catalog: Catalog) -> _Source:
         endpoints = [each for each in found if isinstance(each, Endpoint)]
         account = found[0].alias if name == found[0].key else None
         return _Source(found[0].table, found[0].key, "partition_date" if endpoints else "", endpoints, account)
-    for each in (*_COMPUTED, *_LANDING):
+    for each in (*_COMPUTED, *_BOOKKEEPING):
         if name in filter(None, (each.key, each.table)):
             return each
     keys = [*every, *(each.key for each in _COMPUTED)]
-    tables = [*(each.table for each in every.values()), *(each.table for each in (*_COMPUTED, *_LANDING))]
+    tables = [*(each.table for each in every.values()), *(each.table for each in (*_COMPUTED, *_BOOKKEEPING))]
     known = filter(None, dict.fromkeys(keys if "/" in name else tables))  # views have no asset key
     raise CommandError(f"there is no table {name}", f"There are {', '.join(known)}")
 
@@ -172,7 +172,7 @@ def _gap_lines(
         ]
         # If no account is in use, the days of all of them are reported as missing.
         gaps = [_gaps_of(endpoint, store, days) for endpoint in used or source.endpoints]
-    elif source not in _LANDING:  # no day is expected in the tables of _LANDING, so they have no gaps
+    elif source not in _BOOKKEEPING:
         commission, configured = daily_commission(store, environment)
         gaps = incomplete(commission, configured, days)
         has_sums = source.table != prices.TABLE

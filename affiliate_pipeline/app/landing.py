@@ -125,9 +125,9 @@ class Landing:
         with self._store() as store:
             first, last = first_earning_day(self.catalog, self.environment), datetime.now(UTC).date() - DAY
             commission = Commission(store, self.catalog.earning, has_prices=self.environment.has_prices)
-            outdated = commission.outdated(first, last)
+            stale_or_unpriced = commission.stale_or_unpriced(first, last)
         keys = derived_assets(has_prices=self.environment.has_prices)
-        return [Request(", ".join(keys), keys, tuple(days)) for days in day_ranges(outdated)]
+        return [Request(", ".join(keys), keys, tuple(days)) for days in day_ranges(stale_or_unpriced)]
 
     def land(self, requests: Sequence[Request]) -> list[Failure]:
         """Launch a run per request, follow all of them and print how each one ends; return the failures.

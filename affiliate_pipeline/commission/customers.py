@@ -170,9 +170,9 @@ def counts(connection: Connection[Any], day: date) -> CustomerCounts:
 
 
 def earned(connection: Connection[Any], customers: Sequence[str], kinds: Sequence[str] | None = None) -> list[Earned]:
-    """What was earned with each of these customers, one item per account and column that has the name.
+    """What was earned with each of these customers: one item per account and `identified_by`.
 
-    With `kinds`, only earnings of these kinds.
+    `identified_by` is the column that the customer's name is from. With `kinds`, only earnings of these kinds.
     """
     is_in_period = sql.SQL("day >= (now() at time zone zone)::date - {}")
     sums_if = sql.SQL(

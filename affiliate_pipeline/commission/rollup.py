@@ -115,7 +115,7 @@ class Commission:
         )
         return dict(self._fetch(query.format(self._ledger), [first, last, quiet_s]))
 
-    def outdated(self, first: date, last: date, quiet_s: float = 0) -> dict[date, str]:
+    def stale_or_unpriced(self, first: date, last: date, quiet_s: float = 0) -> dict[date, str]:
         """The days of `stale` and of `Prices.missing`, in order, each with a fingerprint of its landed content."""
         unpriced = self.prices.missing(first, last, quiet_s) if self.prices else {}
         stale = self.stale(first, last, quiet_s)

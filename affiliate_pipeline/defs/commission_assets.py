@@ -311,7 +311,7 @@ def _stale_days(
         first, last = min(map(pipeline.first_day, earning)), now.date() - DAY
         commission = Commission(store, earning, has_prices=has_prices)
         stale = commission.stale(first, last, quiet_s=QUIET_S)
-        stale_or_unpriced = commission.outdated(first, last, quiet_s=QUIET_S)
+        stale_or_unpriced = commission.stale_or_unpriced(first, last, quiet_s=QUIET_S)
     waiting = stale_or_unpriced.keys() - in_progress
     # If only prices are missing, request them alone (the first of `assets`). Otherwise, while their source fails, the
     # sums would be added up again every hour.

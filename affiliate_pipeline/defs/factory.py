@@ -53,8 +53,8 @@ def build_definitions(
 ) -> dg.Definitions:
     """The definitions of these accounts, to be merged into those of a Dagster project.
 
-    They read no environment but the variables that are named and those of proxies and certificates, and contain no
-    executor. Raises `InvalidArgument`.
+    They read only the environment variables that the arguments name, and those of proxies and certificates. They
+    contain no executor. Raises `InvalidArgument`.
 
     Args:
         accounts: At most one per exchange and alias. The first one is part of the names of sensors, by which Dagster
@@ -66,8 +66,10 @@ def build_definitions(
         group_name: The group of all assets; by default one per account, `<exchange>[_<alias>]`.
         owners: The owners of all assets; by default a team per account and role.
         op_tags: Tags of each asset's op.
-        schedules: The initial status of schedules, and of the sensors that request runs as schedules do.
-        monitoring: The initial status of the sensors that request overdue days, raise alerts and deliver them.
+        schedules: The initial status of schedules, and of the sensors that request runs as schedules do. None: there
+            are none.
+        monitoring: The initial status of the sensors that request overdue days, raise alerts and deliver them. None:
+            there are none, and no alerts.
         alerts: Where alerts about these assets go; without it, no sensor raises or delivers any.
         commission: Whether to add `affiliate/daily_commission`, the same per customer, and `affiliate/daily_report`.
         prices: Whether `commission` also adds `affiliate/price`, from Binance's public markets.

@@ -227,7 +227,10 @@ class KeyIdentity:
         return self._sources_of(own.identity, keys) if own else [self.source]
 
     def unconfirmed(self) -> list[RecordedKey]:
-        """The recorded keys of the alias that `confirm` would assign to this key's account; read `sources` first."""
+        """The recorded keys of the alias that `confirm` would assign to this key's account.
+
+        Call it only after accessing `sources`, which verifies the key.
+        """
         keys = [each for each in self._keys.all() if each.alias == self.key.alias]
         own = _own(self.key, keys)
         identity = own.identity if own else self._stated

@@ -131,10 +131,11 @@ class ServerBehaviour:
         is_full = len(page) >= self._endpoint.row_limit
         return page if is_full or not (before or after) else page.between(first, last)
 
-    def prove_ends(self, time: int) -> tuple[int, int]:
-        """Set and return `widening`: the least with which a request for this instant (ms) alone returns its row.
+    def find_widening(self, time: int) -> tuple[int, int]:
+        """Set and return `widening`, proven by requests for only this instant (ms).
 
-        Raises `Refused` if none does.
+        It is the smallest one with which such a request returns a row of the instant.
+        Raises `Refused` if no widening does.
         """
         for before, after in ((0, 0), (0, 1), (1, 0), (1, 1)):
             # An exchange may require the end of a window to be after its start.
@@ -270,7 +271,7 @@ class _Walk:
                 if not page.times:
                     self._unproven.append((first, last))
                     return []
-                if self._server.prove_ends(page.times[0]) != (0, 0):
+                if self._server.find_widening(page.times[0]) != (0, 0):
                     # Request the earlier windows again, now widened to include their ends.
                     return [*self._unproven, (first, last)]
                 self._accept_unproven()

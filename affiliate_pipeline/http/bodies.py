@@ -11,7 +11,8 @@ MAX_DEPTH = 100
 
 # Patterns are compiled when a body is repaired, not at start-up.
 _TOKEN = rb'(?s)"(?:[^"\\]|\\.)*"|[^\s\[\]{},:"]+'
-_BRACKET = rb'(?s)"(?:[^"\\]|\\.)*"|[\[{]|[\]}]'
+# Strings are matched too, so that brackets inside them are skipped.
+_STRING_OR_BRACKET = rb'(?s)"(?:[^"\\]|\\.)*"|[\[{]|[\]}]'
 _SCALAR = rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null"
 _CONTROL = rb"[\x00-\x1f]"
 # Match a surrogate pair before a lone surrogate. A backslash that matches by itself begins no escape.
@@ -72,18 +73,18 @@ def _as_escape(escape: re.Match[bytes]) -> bytes:
 
 
 def _flattened(body: bytes) -> bytes:
-    """The body, in which each value deeper than MAX_DEPTH is a text with its JSON."""
+    """The body; each value nested deeper than MAX_DEPTH is replaced by a string of its JSON."""
     pieces: list[bytes] = []
     copied_until = deep_start = depth = 0
-    for bracket in re.finditer(_BRACKET, body):
-        if bracket[0] in (b"[", b"{"):
+    for token in re.finditer(_STRING_OR_BRACKET, body):
+        if token[0] in (b"[", b"{"):
             depth += 1
             if depth == MAX_DEPTH + 1:
-                deep_start = bracket.start()
-        elif bracket[0] in (b"]", b"}"):
+                deep_start = token.start()
+        elif token[0] in (b"]", b"}"):
             if depth == MAX_DEPTH + 1:
-                deep = body[deep_start : bracket.end()].decode(errors="replace")
+                deep = body[deep_start : token.end()].decode(errors="replace")
                 pieces += [body[copied_until:deep_start], json.dumps(deep, ensure_ascii=False).encode()]
-                copied_until = bracket.end()
+                copied_until = token.end()
             depth -= 1
     return b"".join([*pieces, body[copied_until:]])

@@ -89,7 +89,7 @@ class Clock:
         The exchange's time is in the rejection or comes from `query` (ms; None if the exchange has no such request). A
         retry is useless only if the time in the rejection shows that the clocks agree.
         """
-        if self.offset_ms != rejected.signed_offset_ms:
+        if self.offset_ms != rejected.offset_when_signed_ms:
             return True  # corrected since, because of another request
         try:
             server_ms = query() if rejected.server_ms is None else rejected.server_ms
@@ -100,7 +100,7 @@ class Clock:
             return True
         self.set(server_ms)
         # Compare with the offset that the request was signed with: another request may have changed the current one.
-        if rejected.server_ms is not None and abs(self.offset_ms - rejected.signed_offset_ms) < CLOCK_TOLERANCE_MS:
+        if rejected.server_ms is not None and abs(self.offset_ms - rejected.offset_when_signed_ms) < CLOCK_TOLERANCE_MS:
             return False
         log.warning("the exchange's clock differs by %d ms; corrected", self.offset_ms)
         return True
@@ -262,7 +262,7 @@ class Client:
         with self._limit.slot():
             with self._lock:
                 self.requests_sent += 1
-            signed_offset_ms, sent_at = self._clock.offset_ms, time.monotonic()
+            offset_when_signed_ms, sent_at = self._clock.offset_ms, time.monotonic()
             try:
                 response = self._send(method, f"{self._base_url}{path}" + (f"?{query}" if query else ""))
             except NoResponse:
@@ -272,7 +272,7 @@ class Client:
         try:
             return self._decoded(response, decode)
         except TimestampRejected as error:
-            error.signed_offset_ms = signed_offset_ms
+            error.offset_when_signed_ms = offset_when_signed_ms
             raise
         except Transient as error:
             self._pause(error, method)

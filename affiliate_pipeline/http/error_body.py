@@ -23,7 +23,9 @@ _MESSAGE_NAMES = (
 )
 # Messages that mean a failure, whatever the status and code. Compiled when a request fails, not at start-up.
 TOO_MANY = r"(?i)too many requests|rate.?limited|banned until"
-LOCATION = r"(?i)restricted (location|area|region|countr|jurisdiction)|(in|from) your (country|region|location)"
+UNSERVED_LOCATION = (
+    r"(?i)restricted (location|area|region|countr|jurisdiction)|(in|from) your (country|region|location)"
+)
 MAINTENANCE = (
     r"(?i)maintenance|maintain(ing|ed)|service (is )?(temporarily |currently )?unavailable|temporarily unavailable|"
     r"(system|server|service) (is )?(too )?(busy|overloaded)|being upgraded|system upgrade|维护|系统繁忙|系统升级|服务不可用"
@@ -72,7 +74,9 @@ def read_error(body: bytes, content_type: str = "") -> ErrorBody:
     has_no_other_field = code is not None and bool(fields) and fields.keys() <= {*_CODE_NAMES, *_MESSAGE_NAMES}
     message = _line("; ".join(messages) or ("" if has_no_other_field else text))
     is_message = bool(messages) or text[:1] not in ("{", "[")
-    means_failure = is_message and any(re.search(pattern, message) for pattern in (LOCATION, TOO_MANY, MAINTENANCE))
+    means_failure = is_message and any(
+        re.search(pattern, message) for pattern in (UNSERVED_LOCATION, TOO_MANY, MAINTENANCE)
+    )
     return ErrorBody(code, message, is_message=is_message, is_failure=means_failure or _reports_failure(fields, code))
 
 

@@ -43,12 +43,12 @@ class RateLimited(Transient):
 class TimestampRejected(Transient):
     """The exchange rejected the request's timestamp.
 
-    `server_ms` is the exchange's time, if it was sent; `signed_offset_ms` is the clock correction that the timestamp
-    contains.
+    `server_ms` is the exchange's time, if it was sent; `offset_when_signed_ms` is the clock correction that the request
+    was signed with.
     """
 
     server_ms: int | None = None
-    signed_offset_ms = 0
+    offset_when_signed_ms = 0
 
 
 class OutcomeUnknown(ExchangeError):

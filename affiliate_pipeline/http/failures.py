@@ -10,7 +10,7 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from affiliate_pipeline.http.client import Response
-from affiliate_pipeline.http.error_body import LOCATION, MAINTENANCE, TOO_MANY, ErrorBody, read_error
+from affiliate_pipeline.http.error_body import MAINTENANCE, TOO_MANY, UNSERVED_LOCATION, ErrorBody, read_error
 from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, RateLimited, Refused, Transient
 
 # Patterns are compiled when a request fails, not at start-up.
@@ -70,7 +70,7 @@ class Interpreter:
         text = describe(self.exchange, response, error, self.code_name) + note
         status = max(response.status_code, error.http_status or 0)
         failure = (
-            self._regardless_of_code(text, status, response, error, meaning)
+            self._with_precedence(text, status, response, error, meaning)
             or (meaning and self._by_code(text, error, meaning))
             or self._by_status(text, status, error)
         )
@@ -80,12 +80,15 @@ class Interpreter:
             failure.code = error.code
         return failure
 
-    def _regardless_of_code(
+    def _with_precedence(
         self, text: str, status: int, response: Response, error: ErrorBody, meaning: Meaning | None
     ) -> ExchangeError | None:
-        """The error for a location, limit, outage or redirect, even if the code means another; otherwise None."""
+        """The error for an unserved location, a rate limit, an outage or a redirect; otherwise None.
+
+        These take precedence over the code's meaning.
+        """
         target = redirect_target(response.status_code, response.headers)
-        if status == 451 or re.search(LOCATION, error.message):
+        if status == 451 or re.search(UNSERVED_LOCATION, error.message):
             return Fatal(
                 f"{text}. The exchange does not serve the location of this machine's IP address, or of its proxy's. Another "
                 "API key will not help"

@@ -62,11 +62,13 @@ def _open(url: str) -> psycopg.Connection:
     try:
         return psycopg.connect(make_conninfo(**given), autocommit=True)
     except (psycopg.Error, ValueError) as error:
+        # A failed connection has the message `connection failed: …` or `connection is bad: connection to …`; the
+        # messages that this pattern matches are about a parameter's value.
         if isinstance(error, psycopg.OperationalError) and not re.match(
             r"connection is bad: (?!connection)|.*\binvalid .* for connection option", f"{error}"
         ):
             raise explained(error, name_of(url)) from None
-        # libpq checks the values of parameters before it connects, and quotes them.
+        # A parameter was rejected before connecting. The message may contain its value, so it is not shown.
         raise StoreUnavailable(
             f"{name_of(url)} has a parameter whose value cannot be used",
             f"Correct {name_of(url)}; see https://www.postgresql.org/docs/current/libpq-connect.html for the values of sslmode and the others",

@@ -90,12 +90,13 @@ class Month:
     days: Sequence[DayLine]
 
 
-def write(figures: Figures, folder: Path, also: Iterable[date] = ()) -> Path:
+def write(figures: Figures, folder: Path, also_written: Iterable[date] = ()) -> Path:
     """Write the day's page into the folder, atomically.
 
-    It links to pages in the folder and to those that the caller writes too: of `also`, the day's month and all days.
+    It links only to pages in the folder and to those that the caller writes too: the pages of the days `also_written`,
+    the page of the day's month, and the list of all days.
     """
-    pages = {INDEX, _month(figures.day), *map(str, also), *pages_in(folder)}
+    pages = {INDEX, _month(figures.day), *map(str, also_written), *pages_in(folder)}
     return _write(folder, f"{figures.day}", html(figures, pages))
 
 
@@ -126,7 +127,7 @@ def html(figures: Figures, pages: Collection[str] = ()) -> str:
 
 
 def month_html(figures: Figures, pages: Collection[str] = ()) -> str:
-    """The page of a month. The figures cover the month's ended days, as far as the overview lists them."""
+    """The page of a month. `figures` covers those days of the month that the list of all days has."""
     first = figures.day.replace(day=1)
     before, after = first - DAY, first + 31 * DAY
     links = [

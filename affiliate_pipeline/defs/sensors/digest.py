@@ -101,7 +101,7 @@ def _reasons_to_wait(
     # The total is compared with the days before, whose missing prices do not delay the digest. No run adds up the days
     # before `start`.
     compared_from = max(start, days[0] - WEEK_DAYS * DAY)
-    outdated = {*commission.stale(compared_from, days[-1]), *commission.outdated(days[0], days[-1])}
+    outdated = {*commission.stale(compared_from, days[-1]), *commission.stale_or_unpriced(days[0], days[-1])}
     if outdated:
         yield f"{format_days(outdated)} not added up with the latest rows and prices"
 

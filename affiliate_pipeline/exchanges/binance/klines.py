@@ -173,10 +173,11 @@ def _closes_in(body: bytes, symbol: str, days: list[date]) -> dict[date, Decimal
 
 
 def _close(symbol: str, day: date, text: str, closed_ms: int) -> Decimal | UnusableCandle:
+    """The candle's close (`text`, as in the JSON), or why it is unusable."""
     number = _CLOSE_TEXT.fullmatch(text)
     if number and Decimal(number[1]) > 0 and closed_ms == start_ms(day + DAY, _UTC) - 1:
         return Decimal(number[1])
     return UnusableCandle(
         f"Binance's candle of {symbol} has the close {error_body.quote(text.encode())} and the close time "
-        f"{closed_ms}, which is not the close of the day"
+        f"{closed_ms}; expected a positive price and the last millisecond of the day"
     )

@@ -305,7 +305,8 @@ class MonthFetch:
         except ValueError as error:
             raise Refused(f"a row does not match the request: {error}").about(rows) from None
         if time_field is None:
-            # The response is one row, the total of one day or a user; an empty total is one row of zeros.
+            # The response is one row: either the details of a user or the total of one day, which is a row of zeros if
+            # empty.
             if len(rows) != 1:
                 raise Refused(f"LBank returned {len(rows)} rows instead of one").about(rows)
             return {task.days[0]: with_values}

@@ -23,11 +23,11 @@ Paging = Callable[[GetPage], list[bytes]]
 
 
 class _ListChanged(Exception):
-    """A page shows that the list changed or, if `is_rounded`, that `start` is rounded down to whole pages."""
+    """A page shows that the list changed or, if `is_start_rounded`, that `start` is rounded down to whole pages."""
 
-    def __init__(self, page: list[bytes], *, is_rounded: bool = False) -> None:
+    def __init__(self, page: list[bytes], *, is_start_rounded: bool = False) -> None:
         super().__init__()
-        self.page, self.is_rounded = page, is_rounded
+        self.page, self.is_start_rounded = page, is_start_rounded
 
 
 def by_id(get: GetPage) -> list[bytes]:
@@ -86,7 +86,7 @@ def by_offset(get: GetPage, time_field: str, id_fields: Sequence[str] = ()) -> l
                 is_proven = _walk(get, time_field, id_fields, overlap, size, rows)
         except _ListChanged as change:
             received = max(received, _with_new(rows, change.page), key=len)
-            overlap = 0 if change.is_rounded else overlap
+            overlap = 0 if change.is_start_rounded else overlap
             continue
         received = max(received, rows, key=len)
         found = Counter(identities(rows, id_fields))
@@ -114,7 +114,8 @@ def _walk(get: GetPage, time_field: str, id_fields: Sequence[str], overlap: int,
         new = page
         if start:
             if overlap and row_ids == previous_ids:
-                raise _ListChanged(page, is_rounded=True)
+                # The same page again: the server rounds `start` down to whole pages, so an overlap is impossible.
+                raise _ListChanged(page, is_start_rounded=True)
             new = page[overlap:]
             # Rows of one instant may be ordered differently each time: if one is on two pages, another may be on none.
             repeated = [row for row, row_id in zip(new, row_ids[overlap:], strict=True) if row_id in seen_ids]

@@ -46,11 +46,11 @@ _USER_COLUMNS: Final = ("open_id", "user_level", "transaction", "deposit", "dire
 
 @dataclass(frozen=True)
 class Member:
-    """A user; `is_agent`: is or was one, `transaction`: has traded. Unknown counts as true."""
+    """A user. `is_agent`: is or was an agent; `has_traded`: has ever traded. Unknown counts as true."""
 
     open_id: str
     is_agent: bool
-    transaction: bool
+    has_traded: bool
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Roster:
         return {
             "dagster/row_count": len(self.members),
             "agents": sum(member.is_agent for member in self.members),
-            "traders": sum(member.transaction for member in self.members),
+            "traders": sum(member.has_traded for member in self.members),
         }
 
     def agents(self) -> list[str]:
@@ -74,11 +74,11 @@ class Roster:
 
     def traders(self) -> list[str]:
         """The openIds to request trades of: our own, then those of users who have traded."""
-        return self._with_own(member.open_id for member in self.members if member.transaction)
+        return self._with_own(member.open_id for member in self.members if member.has_traded)
 
     def agents_and_traders(self) -> list[str]:
         """The openIds to request details of: those of agents and of users who have traded."""
-        return [member.open_id for member in self.members if member.is_agent or member.transaction]
+        return [member.open_id for member in self.members if member.is_agent or member.has_traded]
 
     def _with_own(self, open_ids: Iterable[str]) -> list[str]:
         """Our own openId, then these: if ours is refused, so is everything."""

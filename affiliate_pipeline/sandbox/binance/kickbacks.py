@@ -61,8 +61,8 @@ class Kickbacks:
     """The client's kickbacks. Every attribute may be changed while the sandbox runs.
 
     `collect_ms`: how long the collection of a file takes. `url_lifetime_ms`: how long its URL is valid. `stray_rows`: rows
-    added to every file, whatever was requested. `own_url`: where the files are served; if empty, at the host that the request for
-    the URL was sent to.
+    added to every file, whatever was requested. `file_base_url`: the base of the files' URLs; if empty, the host that
+    the request for the URL was sent to.
     `urls`: every URL returned; `file_headers`: the headers of every request for a file.
     """
 
@@ -71,7 +71,7 @@ class Kickbacks:
         self.url_lifetime_ms = HOUR_MS
         self.form = FileForm()
         self.stray_rows: list[Mapping[str, Any]] = []
-        self.own_url = ""
+        self.file_base_url = ""
         self.urls: list[str] = []
         self.file_headers: list[dict[str, str]] = []
         self._alias = alias
@@ -171,7 +171,8 @@ class Kickbacks:
         signature = _signature(collection.path, expires)
         token = quote(signature[::-1], safe="")  # not verified, so any text
         url = (
-            f"{self.own_url or f'http://{host}'}{collection.path}?AWSAccessKeyId=ASIASANDBOX{len(self.urls):05d}&Expires={expires}"
+            f"{self.file_base_url or f'http://{host}'}{collection.path}"
+            f"?AWSAccessKeyId=ASIASANDBOX{len(self.urls):05d}&Expires={expires}"
             f"&x-amz-security-token={token}&Signature={quote(signature, safe='')}"
         )
         self.urls.append(url)

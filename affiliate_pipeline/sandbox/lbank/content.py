@@ -16,6 +16,8 @@ from affiliate_pipeline.sandbox.lbank.users import FOUNDED_MS, User, Users
 from affiliate_pipeline.sandbox.rows import decode, encode
 
 DAYS_CACHED = 100
+# The cache of commissions has one entry per agent and day.
+AGENTS_CACHED = 20
 TRADE_TYPES = {"0": (SPOT,), "1": (FUTURES,), "10": (SPOT, FUTURES)}
 
 Scope = Callable[[User, User], bool]
@@ -44,9 +46,9 @@ class Content:
         self.own_open_id = self._users.affiliate.open_id
         self._trades = Trades(self._users)
         self._money_of = lru_cache(DAYS_CACHED)(partial(money_of, self._users))
-        self._commissions_of = lru_cache(20 * DAYS_CACHED)(self._generate_commissions)
-        self._given_money: dict[str, list[Money]] | None = None
-        self._given_commissions: list[tuple[dict[str, Any], bytes]] | None = None
+        self._commissions_of = lru_cache(AGENTS_CACHED * DAYS_CACHED)(self._generate_commissions)
+        self._money_override: dict[str, list[Money]] | None = None
+        self._commissions_override: list[tuple[dict[str, Any], bytes]] | None = None
 
     # What tests set and read
 
@@ -87,11 +89,11 @@ class Content:
             updated_at = int(row.get("updateTime") or at)
             return Money(at, kinds[row["subInOutType"]], str(row.get("assetCode")), user, updated_at, encoded, encoded)
 
-        self._given_money = by_kind(map(as_money, rows))
+        self._money_override = by_kind(map(as_money, rows))
 
     def set_commissions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace all commissions by these, each sent as given, in this order within a day."""
-        self._given_commissions = [
+        self._commissions_override = [
             (dict(row), encode(row)) for row in sorted(rows, key=lambda row: int(row["statsDate"]))
         ]
 
@@ -171,10 +173,10 @@ class Content:
 
     def _commission_rows(self, user: User, start: int, end: int, types: tuple[int, ...], coin: str) -> Rows:
         paid_until = min(end, self._now() - PAID_AFTER_MS)
-        if self._given_commissions is not None:
+        if self._commissions_override is not None:
             return [
                 row
-                for given, row in self._given_commissions
+                for given, row in self._commissions_override
                 if given["openId"] == user.open_id
                 and start <= int(given["statsDate"]) <= paid_until
                 and int(given["tradeType"]) in types
@@ -221,7 +223,7 @@ class Content:
     def _money_between(self, requested: User, start: int, end: int, scope: Scope, kind: str) -> list[Money]:
         """The deposits or withdrawals of this kind and scope created in [start, end], in the order of responses."""
         end = min(end, self._now())
-        given = self._given_money
+        given = self._money_override
         # The first day is the one that contains `start`.
         groups = [self._money_of(day) for day in self._days(start - DAY_MS + 1, end)] if given is None else [given]
         money = [each for group in groups for each in between(group[kind], start, end)]

@@ -243,7 +243,7 @@ def test_an_empty_day_has_a_page():
 
 
 def test_the_overview_is_written_with_the_months_and_links_them(tmp_path):
-    day = render.write(one(), tmp_path, also=[DAY - timedelta(days=1)])
+    day = render.write(one(), tmp_path, also_written=[DAY - timedelta(days=1)])
     index = render.write_overview(one(), [one().within(DAYS[:1]), one().within(DAYS[1:])], tmp_path)
 
     months = {"2026-10.html", "2026-11.html"}

@@ -469,7 +469,7 @@ def test_the_right_file_lands_after_a_file_of_another_request(sandbox, rows, que
 
 def test_a_file_on_an_unknown_host_is_not_fetched(sandbox, rows):
     land(REQUEST, OLD)
-    sandbox.binance.kickbacks.own_url = "https://files.example.com"
+    sandbox.binance.kickbacks.file_base_url = "https://files.example.com"
     run = land(HISTORY, OLD)
     assert list(run.failed) == OLD and "nothing was fetched from there" in run.failed[OLD[0]]
     assert "Signature" not in str(run)

@@ -103,8 +103,8 @@ class _Step:
             log.info("the export of %s is ready", format_days(self.export.days))
             return
         if self.export.msg is None and (isinstance(offered, FileUrl) or offered.is_conclusive):
-            # It is unknown whether the POST had effect: the process died before it recorded the response, or there was
-            # none. No file of this export is offered, so there is none that another POST could withdraw.
+            # It is unknown whether the POST arrived: the process died before recording the response, or there was no
+            # usable one. The poll shows that no file of this export is offered, so another POST withdraws none.
             self._post(self.export.path_before)
         else:
             note = offered.note if isinstance(offered, Pending) else "the URL of another request's file"
