@@ -48,9 +48,9 @@ style: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
-# Two workers per core, since most of these tests wait most of the time.
+# Three workers for two cores, since most of these tests wait most of the time.
 e2e: $(VENV)/.installed-dev
-	$(BIN)/pytest -n $$($(BIN)/python -c 'import os; print(2 * len(os.sched_getaffinity(0)))') --dist loadscope \
+	$(BIN)/pytest -n $$($(BIN)/python -c 'import os; print(3 * len(os.sched_getaffinity(0)) // 2)') --dist loadscope \
 		--timeout 1800 -m e2e $$(grep -rl 'mark\.e2e' --include='test_*.py' affiliate_pipeline_tests) $(ARGS)
 
 # As root on Linux: three hosts in network namespaces. Without -n, since each test uses all cores for some minutes.

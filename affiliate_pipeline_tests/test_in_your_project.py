@@ -66,7 +66,7 @@ def run(folder: Path, module: list[str], **variables: str) -> subprocess.Complet
     """Run a Python module in the project's folder."""
     environment = isolation.inherited(os.environ) | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"} | variables
     return subprocess.run(
-        [sys.executable, "-m", *module], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", *module], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
 
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 KEY = "binance/rebate_recent_record"
 T = TypeVar("T")
 # Longer than anything takes on a slow machine: a time limit only ends a test that would wait forever.
-PATIENCE_S = 300
+PATIENCE_S = 600
 STATUS = """
 query Status($path: [String!]!) {
   assetNodeOrError(assetKey: {path: $path}) {
@@ -166,7 +166,7 @@ class Project:
         return self.dagster(*materialize(first, last), **environment)
 
     def execute(
-        self, command: list[str], environment: dict[str, str], timeout_s: float = 600
+        self, command: list[str], environment: dict[str, str], timeout_s: float = PATIENCE_S
     ) -> subprocess.CompletedProcess[str]:
         """Run a command that exits by itself, in the project's folder and environment."""
         return subprocess.run(
@@ -273,7 +273,7 @@ class UI:
     def __init__(self, port: int, location: str = "affiliate_pipeline.definitions"):
         self.url = f"http://127.0.0.1:{port}"
         # One client, since creating one loads the certificate authorities. It leaves no connection open.
-        self._client = httpx.Client(timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
+        self._client = httpx.Client(timeout=120, limits=httpx.Limits(max_keepalive_connections=0))
         self.repository = {"repositoryLocationName": location, "repositoryName": "__repository__"}
 
     def execute(self, query: str, **variables: Any) -> dict[str, Any]:
@@ -296,7 +296,7 @@ class UI:
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         return launched["backfillId"]
 
-    def backfill_end(self, backfill_id: str, timeout_s: float = 400) -> dict[str, Any]:
+    def backfill_end(self, backfill_id: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """Wait until the backfill ends, and return it with its runs."""
 
         def ended() -> dict[str, Any] | None:
@@ -354,7 +354,7 @@ class UI:
     def run_status(self, run_id: str) -> str:
         return self.execute(RUN_STATUS, id=run_id)["runOrError"]["status"]
 
-    def run_end(self, run_id: str, timeout_s: float = 400) -> str:
+    def run_end(self, run_id: str, timeout_s: float = PATIENCE_S) -> str:
         """Wait until the run ends, and return its status."""
 
         def ended() -> str | None:

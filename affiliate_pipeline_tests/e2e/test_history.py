@@ -77,7 +77,7 @@ def test_29_days_are_requested_once_and_landed_by_one_run_and_no_secret_is_writt
     exchange.faults.pending.extend(["previous", "error", "message", "previous", "empty", "null"])
     with project.dagster_dev() as (started, ui):
         assert ui.run_end(ui.launch_range([REQUEST], days)) == "SUCCESS"
-        wait_for(lambda: ui.days(HISTORY) == {"MATERIALIZED": days}, timeout_s=500)
+        wait_for(lambda: ui.days(HISTORY) == {"MATERIALIZED": days})
         wait_for(lambda: project.query("select state from binance.kickback_historical_collection") == [("landed",)])
         printed = started.printed
 
@@ -137,7 +137,6 @@ def test_two_concurrent_requests_land_after_every_process_was_killed_twice(proje
                 {state for (state,) in project.query("select state from binance.kickback_historical_collection")}
                 == {"landed"}
             ),
-            timeout_s=600,
         )
     assert_landed(project, exchange, days)
     assert len(posts(exchange)) <= 2 + kills

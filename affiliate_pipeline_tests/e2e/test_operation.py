@@ -19,7 +19,7 @@ RATE_SCALE = 20
 # Each day takes one request per scope. At this rate scale, five requests are permitted every half second.
 SCOPES = 4
 # A backfill that has not ended after this time is stuck, even on a slow machine.
-STUCK_S = 300
+STUCK_S = 600
 
 
 def fortnight() -> list[date]:
