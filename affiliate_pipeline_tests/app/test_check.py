@@ -177,6 +177,7 @@ def test_a_broker_without_workers_is_reported(healthy, findings, monkeypatch, tm
 
 
 def test_a_broker_and_a_result_backend_that_cannot_be_used_are_reported(healthy, findings, monkeypatch):
+    monkeypatch.setattr(celery_executor, "RESPONSE_S", 0.2)
     monkeypatch.setenv("AFFILIATE_EXECUTOR", "celery")
     variables = ("AFFILIATE_CELERY_BROKER", "AFFILIATE_CELERY_BACKEND")
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -189,7 +189,8 @@ def test_a_step_fails_with_the_error_that_its_worker_has_reported(broker, submit
     assert "no module x" in failed.unhealthy_reason
 
 
-def test_the_workers_that_respond_are_named(broker):
+def test_the_workers_that_respond_are_named(broker, monkeypatch):
+    monkeypatch.setattr(celery_executor, "LATE_RESPONSE_S", 0.1)
     command = [sys.executable, "-m", "celery", "-b", f"{broker.url}/0", "worker", "-P", "solo", "-n", "celery@worker1"]
     with broker.running():
         assert responding_workers(f"{broker.url}/0") == []
