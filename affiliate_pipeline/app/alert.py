@@ -24,6 +24,7 @@ def alert(
     channels = delivery.channels(delivery.AlertSettings.load(environment.variables).urls())
     if not channels:
         raise unset("ALERT_URLS")
+
     export_network_variables(environment)
     exclude_loopback_from_proxies()
     text = (
@@ -32,9 +33,13 @@ def alert(
     )
     # Services show a recovery as a success, and not as a failure.
     [message] = delivery.messages([Alert("test", "Test of the alerts", text, kind=Kind.RECOVERY)])
-    failed = 0
+
+    any_failed = False
     for name, url in channels.items():
         problem = delivery.send(url, message)
-        failed += problem is not None
-        console.print(f"ALERT_URLS, {escape(name)}: " + (f"[bold red]failed[/]: it {problem}" if problem else "sent"))
-    raise typer.Exit(1 if failed else 0)
+        outcome = "sent"
+        if problem:
+            outcome = f"[bold red]failed[/]: it {problem}"
+            any_failed = True
+        console.print(f"ALERT_URLS, {escape(name)}: {outcome}")
+    raise typer.Exit(1 if any_failed else 0)

@@ -32,13 +32,18 @@ def check(port: Port = UI_PORT) -> None:
 
     Sends each configured account a few small requests.
     """
+    missing = missing_services(home())
+    findings = _consistent([*_machine(port, missing), *_setup(missing)])
+
     table = Table("", "what", "found", "what to do", show_lines=True)
     wrong = 0
-    missing = missing_services(home())
-    for finding in _consistent([*_machine(port, missing), *_setup(missing)]):
-        wrong += bool(finding.to_do)
-        mark = "[bold red]wrong[/]" if finding.to_do else "[green]ok[/]"
-        table.add_row(mark, *(escape(redact(text)) for text in (finding.about, finding.found, finding.to_do)))
+    for finding in findings:
+        mark = "[green]ok[/]"
+        if finding.to_do:
+            mark = "[bold red]wrong[/]"
+            wrong += 1
+        cells = [escape(redact(text)) for text in (finding.about, finding.found, finding.to_do)]
+        table.add_row(mark, *cells)
     console.print(table, soft_wrap=False)
     console.print(f"{wrong} to fix." if wrong else "Nothing is wrong.")
     raise typer.Exit(1 if wrong else 0)
@@ -47,8 +52,10 @@ def check(port: Port = UI_PORT) -> None:
 def _consistent(findings: Iterable[Finding]) -> Iterator[Finding]:
     """Each finding once; of a subject with a problem, only the problems."""
     distinct = list(dict.fromkeys(findings))
-    wrong = {finding.about for finding in distinct if finding.to_do}
-    return (finding for finding in distinct if finding.to_do or finding.about not in wrong)
+    subjects_with_problem = {finding.about for finding in distinct if finding.to_do}
+    for finding in distinct:
+        if finding.to_do or finding.about not in subjects_with_problem:
+            yield finding
 
 
 def _setup(missing: Collection[str] | None) -> Iterator[Finding]:
@@ -60,61 +67,77 @@ def _setup(missing: Collection[str] | None) -> Iterator[Finding]:
     except SettingsError as error:
         yield from doctor.of_settings(".env", error)
         return
+
     yield from doctor.settings(environment)
     yield from doctor.accounts(environment)
     if "AFFILIATE_EXECUTOR" in environment.variables:
         yield from _executor(environment)
+
     try:
-        with_database = running_database(environment)
+        environment_with_database = running_database(environment)
     except ServerError as error:
         yield Finding("database", error.problem.what, error.problem.action or "See the server's log, then check again")
         return
-    if with_database:
-        if missing is not None:
-            # Dagster runs: `up` has started it with this default.
-            variables = {"AFFILIATE_SCHEDULES": "true", **with_database.variables}
-            with_database = replace(with_database, variables=variables)
-        yield from doctor.database(with_database, _daemon_stopped_at(missing))
-    else:
+    if not environment_with_database:
         yield Finding("database", "the embedded PostgreSQL is not running", f"Start it: `{up_command()}`")
+        return
+    if missing is not None:
+        # Dagster runs: `up` has started it with this default.
+        variables = {"AFFILIATE_SCHEDULES": "true", **environment_with_database.variables}
+        environment_with_database = replace(environment_with_database, variables=variables)
+    yield from doctor.database(environment_with_database, _daemon_stopped_at(missing))
 
 
 def _executor(environment: Environment) -> Iterator[Finding]:
+    """Findings about the executor's settings and, if it is Celery, about its servers and workers."""
     from affiliate_pipeline.defs.executor import executor_of  # imports Dagster
 
-    about = "executor"
     try:
         executor_of(environment.variables, str)  # only validates: no run is executed, so `str` is never called
     except SettingsError as error:
         yield from doctor.of_settings("settings", error)
         return
     settings = execution_in(environment.variables)
-    if settings.affiliate_executor != "celery":
-        yield Finding(about, settings.affiliate_executor)
-        return
+    if settings.affiliate_executor == "celery":
+        broker, backend = map(settings.secret, CELERY_VARIABLES)
+        yield from _celery(broker, backend)
+    else:
+        yield Finding("executor", settings.affiliate_executor)
+
+
+def _celery(broker: str, backend: str) -> Iterator[Finding]:
+    """Findings about Celery's broker, result backend and workers; the arguments are URLs."""
     from affiliate_pipeline.defs.celery_executor import BROKER_ERRORS, ping_backend, responding_workers  # an extra
 
+    broker_variable, backend_variable = CELERY_VARIABLES
     workers: list[str] | None = None
-    broker, backend = map(settings.secret, CELERY_VARIABLES)
-    for variable in CELERY_VARIABLES:
-        try:
-            if variable == "AFFILIATE_CELERY_BROKER":
-                workers = responding_workers(broker)
-            else:
-                ping_backend(broker, backend)
-        except ValueError:  # its text has a part of the URL
-            yield Finding(variable, f"{variable} is malformed", f"Correct {variable}")
-        except BROKER_ERRORS as error:
-            yield Finding(variable, f"the server cannot be used: {error}", f"Start the server, or correct {variable}")
+    try:
+        workers = responding_workers(broker)
+    except (ValueError, *BROKER_ERRORS) as error:
+        yield _unusable_server(broker_variable, error)
+    try:
+        ping_backend(broker, backend)
+    except (ValueError, *BROKER_ERRORS) as error:
+        yield _unusable_server(backend_variable, error)
+
+    if workers is None:
+        return
     if workers:
-        yield Finding(about, f"celery: {count_of(len(workers), 'worker')}: {', '.join(workers)}")
-    elif workers is not None:
+        yield Finding("executor", f"celery: {count_of(len(workers), 'worker')}: {', '.join(workers)}")
+    else:
         start = "dagster-celery worker start -A dagster_celery.app -y celery.yaml"
         yield Finding(
-            about,
+            "executor",
             "celery: no worker responds, so every step waits",
             f"Start a worker (see docs/deploying.md): `{start}`",
         )
+
+
+def _unusable_server(variable: str, error: Exception) -> Finding:
+    """The finding about the server whose URL the variable has."""
+    if isinstance(error, ValueError):  # its text has a part of the URL
+        return Finding(variable, f"{variable} is malformed", f"Correct {variable}")
+    return Finding(variable, f"the server cannot be used: {error}", f"Start the server, or correct {variable}")
 
 
 def _machine(port: int, missing: Collection[str] | None) -> Iterator[Finding]:
@@ -155,7 +178,8 @@ def _finding(about: str, found_if_ok: str, run_check: Callable[[], None]) -> Fin
 
 def check_disk(home: Path) -> None:
     """Raise `CommandError` if a disk is nearly full."""
-    for folder in (home if home.exists() else home.parent, SYSTEM_FOLDER):  # root's data are in the second one
+    existing = home if home.exists() else home.parent
+    for folder in (existing, SYSTEM_FOLDER):  # root's data are in the second one
         if folder.exists() and shutil.disk_usage(folder).free < MIN_FREE_BYTES:
             raise CommandError(
                 f"less than {MIN_FREE_BYTES // 1_000_000} MB are free on the disk of {folder}",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import version
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -53,28 +53,38 @@ def main() -> None:
 
     A failure is printed as one line on standard error.
     """
-    exit_code = 1
     try:
         raise SystemExit(app(prog_name=PROGRAM, standalone_mode=False))
     except UsageError as error:
-        problem, exit_code = _wrong_arguments(error), 2
+        _fail(_usage_problem(error), exit_code=2)
     except typer.Abort:
-        problem = "interrupted"
+        _fail("interrupted")
     except AffiliateError as error:
-        problem = redact(error)
+        _fail(redact(error))
     except OSError as error:
-        file = error.filename or ""
-        problem = f"{error.strerror}: {file}".rstrip(": ")
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            problem = f"the disk is full ({file}): free some space, then start again".replace(" ()", "")
+        _fail(_os_problem(error))
+
+
+def _fail(problem: str, exit_code: int = 1) -> NoReturn:
+    """Print the problem and exit."""
     print(f"{PROGRAM}: {problem}", file=sys.stderr)
     raise SystemExit(exit_code)
 
 
-def _wrong_arguments(error: Any) -> str:
+def _usage_problem(error: Any) -> str:
     """The error as one line, with the command that prints the help."""
-    name = error.ctx.command_path.removeprefix(PROGRAM).strip() if error.ctx else ""
-    return f"{' '.join(error.format_message().split()).rstrip('.')}. See `{command(f'{name} --help'.strip())}`"
+    subcommand = error.ctx.command_path.removeprefix(PROGRAM).strip() if error.ctx else ""
+    help_command = command(f"{subcommand} --help".strip())
+    message = " ".join(error.format_message().split())
+    return f"{message.rstrip('.')}. See `{help_command}`"
+
+
+def _os_problem(error: OSError) -> str:
+    """The error as one line, with its file if it has one."""
+    file = error.filename or ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({file}): free some space, then start again".replace(" ()", "")
+    return f"{error.strerror}: {file}".rstrip(": ")
 
 
 def parse_days(text: str) -> list[date]:

@@ -89,9 +89,8 @@ class DagsterClient:
         }
         launched = self._execute(_LAUNCH, params=params)["launchRun"]
         if launched["__typename"] != "LaunchRunSuccess":
-            raise CommandError(
-                f"Dagster refused to launch {', '.join(keys)}: {_last_line(launched.get('message') or launched['__typename'])}"
-            )
+            reason = _last_line(launched.get("message") or launched["__typename"])
+            raise CommandError(f"Dagster refused to launch {', '.join(keys)}: {reason}")
         return launched["run"]["runId"]
 
     def statuses(self, run_ids: Collection[str]) -> dict[str, str]:
@@ -102,27 +101,27 @@ class DagsterClient:
         """The reasons of the steps that failed, or why the run failed if no step did."""
         of_steps: list[str] = []
         of_run: list[str] = []
-        cursor, has_more = None, True
+        cursor = None
+        has_more = True
         while has_more:
             page = self._execute(_FAILURES, run=run_id, after=cursor)["logsForRun"]
             if "events" not in page:
                 of_run.append(_last_line(page.get("message", "the run was deleted")))
                 break
-            cursor, has_more = page["cursor"], page["hasMore"]
             for event in page["events"]:
-                error: dict[str, str] = event.get("error") or {}
                 if "stepKey" in event:
-                    metadata: dict[str, str] = event.get("failureMetadata") or {}
-                    description = metadata.get("description")
-                    of_steps.append(description or _last_line(error.get("message", "")))
+                    of_steps.append(_failure_of_step(event))
                 elif event:  # the failure of the run; the query selects no field of any other event
-                    of_run.append(_last_line(error.get("message", "")) or event["message"])
+                    of_run.append(_error_line(event) or event["message"])
+            cursor = page["cursor"]
+            has_more = page["hasMore"]
+
         yield from of_steps or of_run
 
     def cancel(self, run_ids: Collection[str] = ()) -> None:
         """Cancel these runs, by default all in progress, and wait at most `CANCEL_WAIT_S` until they have ended.
 
-        Dagster shows the days that they have landed as materialized and the other days as before, and reports no
+        Dagster shows the days that the runs have landed as materialized and the other days as before, and reports no
         failed run.
         """
         deadline = time.monotonic() + CANCEL_WAIT_S
@@ -131,7 +130,8 @@ class DagsterClient:
             running = self._find_statuses(**run_filter, statuses=IN_PROGRESS)
             if not running:
                 break
-            if cancellable := [run_id for run_id, status in running.items() if status != "CANCELING"]:
+            cancellable = [run_id for run_id, status in running.items() if status != "CANCELING"]
+            if cancellable:
                 self._execute(_CANCEL, runs=cancellable)
             time.sleep(0.2)
 
@@ -141,20 +141,34 @@ class DagsterClient:
         return {run["runId"]: run["status"] for run in results}
 
     def _execute(self, query: str, **variables: object) -> dict[str, Any]:
+        """The data of the response; raises `DagsterUnavailable`, or `CommandError` if the request is refused."""
         try:
             response = self._client.post(self._url, json={"query": query, "variables": variables})
-            found = cast(Mapping[str, Any], response.json())
+            body = cast(Mapping[str, Any], response.json())
         except (AffiliateError, httpx.HTTPError, ValueError) as error:
             raise DagsterUnavailable(
                 f"Dagster's webserver does not respond ({error})", f"Start it: `{up_command()}`"
             ) from None
-        if errors := found.get("errors"):
+        if errors := body.get("errors"):
             raise CommandError(f"Dagster's webserver refused a request: {_last_line(errors[0]['message'])}")
-        return found["data"]
+        return body["data"]
+
+
+def _failure_of_step(event: Mapping[str, Any]) -> str:
+    """The description in the failure's metadata, otherwise the last line of its error."""
+    metadata: dict[str, str] = event.get("failureMetadata") or {}
+    return metadata.get("description") or _error_line(event)
+
+
+def _error_line(event: Mapping[str, Any]) -> str:
+    """The last line of the event's error; empty without an error."""
+    error: dict[str, str] = event.get("error") or {}
+    return _last_line(error.get("message", ""))
 
 
 def _last_line(message: str) -> str:
-    return message.strip().splitlines()[-1] if message.strip() else ""
+    lines = message.strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 def save_port(home: Path, port: int) -> None:

@@ -30,16 +30,22 @@ def markdown() -> str:
         commission=(COMMISSION_TABLE, _derived_columns(derived.DAILY)),
         customer=(CUSTOMER_TABLE, _derived_columns(derived.CUSTOMER_DAILY)),
         price=(PRICE_TABLE, _derived_columns(derived.PRICE)),
-        # Columns of views have no constraints, so none is marked as nullable.
-        views={
-            name: [(column, kind, "", about) for column, kind, about in declared]
-            for name, declared in derived.VIEWS.items()
-        },
+        views={view: _view_columns(declared) for view, declared in derived.VIEWS.items()},
     )
 
 
+def _view_columns(declared: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str, str]]:
+    # Columns of views have no constraints, so none is marked as nullable.
+    return [(name, kind, "", about) for name, kind, about in declared]
+
+
 def _derived_columns(declared: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str, str]]:
-    return [(name, kind.split()[0], "" if "not null" in kind else "null", about) for name, kind, about in declared]
+    rows: list[tuple[str, str, str, str]] = []
+    for name, definition, about in declared:
+        kind = definition.split()[0]
+        nullable = "" if "not null" in definition else "null"
+        rows.append((name, kind, nullable, about))
+    return rows
 
 
 def _columns(endpoint: Endpoint) -> list[tuple[str, str, str, str]]:

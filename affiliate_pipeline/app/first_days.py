@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
@@ -38,35 +39,35 @@ def ensure(environment: Environment, store: Store) -> Environment:
     """
     # Entries since a day include each asset's earliest one, and none is after `date.max`: only the earliest is read.
     first_landed = {asset: min(days) for asset, days in ledger.entries_since(store.connection, date.max).items()}
-    chosen = dict(environment.first_days)
-    # Without duplicates: the API keys of an account usually have the same first day.
-    lines: dict[str, None] = {}
-    # The assets of one API key share their first day, so that a day that one of them can no longer land is a partition
-    # of its fallback too.
-    by_api_key = attrgetter("group", "role")
     endpoints = configured_catalog(environment.variables).endpoints
     used = [each for each in endpoints if environment.is_any_set(each.credentials) or each.key in first_landed]
     new = [each for each in used if each.key not in environment.first_days]
+
+    chosen = dict(environment.first_days)
+    lines: list[str] = []
+    # The assets of one API key share their first day, so that a day that one of them can no longer land is a partition
+    # of its fallback too.
+    by_api_key = attrgetter("group", "role")
     for _, group in groupby(sorted(new, key=by_api_key), by_api_key):
         records: list[Records] = []
-        for each in group:
-            if isinstance(each, Records):
-                records.append(each)
+        for endpoint in group:
+            if isinstance(endpoint, Records):
+                records.append(endpoint)
             else:
-                chosen[each.key] = min(day_of(now_ms(), each.exchange.zone), first_landed.get(each.key, date.max))
+                today = day_of(now_ms(), endpoint.exchange.zone)
+                chosen[endpoint.key] = min(today, first_landed.get(endpoint.key, today))
         if records and start_date(records[0].exchange, environment) is None:
-            landed_days = [first_landed[each.key] for each in records if each.key in first_landed]
-            first, suffix = _first_day(records, environment, store, may_prompt=not landed_days)
-            if landed_days and min(landed_days) < first:
-                first, suffix = min(landed_days), ""
+            first, suffix = _first_day(records, first_landed, environment, store)
             chosen |= dict.fromkeys((each.key for each in records), first)
-            lines[f"{_account(records[0])}: the first day is {first}{suffix}."] = None
-    for line in lines:
+            lines.append(f"{_account(records[0])}: the first day is {first}{suffix}.")
+
+    # Without duplicates: the API keys of an account usually have the same first day.
+    for line in dict.fromkeys(lines):
         console.print(line)
-    found = replace(environment, first_days=chosen)
+    updated = replace(environment, first_days=chosen)
     if chosen != environment.first_days:
-        save_first_days(found)
-    return found
+        save_first_days(updated)
+    return updated
 
 
 def _account(endpoint: Endpoint) -> str:
@@ -75,17 +76,35 @@ def _account(endpoint: Endpoint) -> str:
 
 
 def _first_day(
-    records: Sequence[Records], environment: Environment, store: Store, *, may_prompt: bool
+    records: Sequence[Records], first_landed: Mapping[str, date], environment: Environment, store: Store
 ) -> tuple[date, str]:
     """The first day of the assets of one API key, and what to append to "the first day is …" (may be empty).
+
+    No landed day is before it; `first_landed` is by asset.
+    """
+    landed_days = [first_landed[each.key] for each in records if each.key in first_landed]
+    first, suffix = _chosen_first_day(records, environment, store, may_prompt=not landed_days)
+    if landed_days and min(landed_days) < first:
+        return min(landed_days), ""
+    return first, suffix
+
+
+def _chosen_first_day(
+    records: Sequence[Records], environment: Environment, store: Store, *, may_prompt: bool
+) -> tuple[date, str]:
+    """The same as `_first_day`, whatever has landed.
 
     With `may_prompt`, a user at a terminal chooses the day if the exchange may retain all days.
     """
     exchange = records[0].exchange
     limits = [each.retention.promised for each in records if each.retention]
     if limits:
-        expired = day_of(now_ms() - min(limits) // timedelta(milliseconds=1), exchange.zone)
-        return expired + DAY, f", the first of the last {min(limits).days} days, which the exchange promises to retain"
+        promised = min(limits)
+        promised_ms = promised // timedelta(milliseconds=1)
+        last_expired = day_of(now_ms() - promised_ms, exchange.zone)
+        first = last_expired + DAY
+        return first, f", the first of the last {promised.days} days, which the exchange promises to retain"
+
     # A day of UTC for every exchange, so that their assets and the daily commission start with the same one.
     default = datetime.now(UTC).date() - (DAYS - 1) * DAY
     if environment.mode is Mode.SANDBOX:
@@ -95,6 +114,7 @@ def _first_day(
             return _prompt_first_day(records, default, environment, store), ""
         except AffiliateError as error:
             console.print(escape(f"{_account(records[0])}: the requests cannot be counted: {error.problem}."))
+
     variable = f"{exchange.name.upper()}_START_DATE"
     return (
         default,
@@ -103,15 +123,16 @@ def _first_day(
 
 
 def _prompt_first_day(records: Sequence[Records], default: date, environment: Environment, store: Store) -> date:
-    """The first day that the user enters; raises `AffiliateError` if the exchange does not respond."""
-    account, today = _account(records[0]), day_of(now_ms(), records[0].exchange.zone)
+    """Print what two first days would cost; return the one that the user enters, which may be another.
+
+    Raises `AffiliateError` if the exchange does not respond.
+    """
+    account = _account(records[0])
+    today = day_of(now_ms(), records[0].exchange.zone)
     with doing(f"{account}: counting the requests"):
         # Probe first: unlike the requests of `_cost`, a probe is not retried, so an exchange that does not respond
         # delays nothing.
-        for each in records:
-            if each.probe:
-                with connected(each, store, environment.variables) as session:
-                    session.client.probe(each.path, each.probe.params(session, now_ms()))
+        _probe(records, environment, store)
         costs = {
             first: _cost(records, days_from(first, today - DAY), environment, store)
             for first in (default, today - MORE_DAYS * DAY)
@@ -129,11 +150,24 @@ def _prompt_first_day(records: Sequence[Records], default: date, environment: En
             raise typer.BadParameter(f"{first} is not between {EARLIEST} and {today}")
         return first
 
-    # The handlers of `up` only note a signal, which would not end the question.
+    with _interrupted_by_signals():
+        return typer.prompt("First day", default=f"{default}", value_proc=parsed)
+
+
+def _probe(records: Iterable[Records], environment: Environment, store: Store) -> None:
+    for each in records:
+        if each.probe:
+            with connected(each, store, environment.variables) as session:
+                session.client.probe(each.path, each.probe.params(session, now_ms()))
+
+
+@contextmanager
+def _interrupted_by_signals() -> Generator[None, None, None]:
+    """Let signals raise KeyboardInterrupt: the handlers of `up` only note a signal, which would not end a prompt."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
-        return typer.prompt("First day", default=f"{default}", value_proc=parsed)
+        yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -145,4 +179,8 @@ def _cost(records: Iterable[Records], days: Sequence[date], environment: Environ
     for each in records:
         with connected(each, store, environment.variables) as session:
             plans.append(plan_of(each, days, session=session, store=store))
-    return RequestPlan(sum(each.min_requests for each in plans), None, max(each.seconds for each in plans))
+    return RequestPlan(
+        min_requests=sum(plan.min_requests for plan in plans),
+        max_requests=None,
+        seconds=max(plan.seconds for plan in plans),
+    )

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
@@ -60,7 +60,7 @@ def land(
 
 
 def _request(asset: str, days: str, environment: Environment) -> Request:
-    """What the asset's run is to materialize; raises `CommandError`."""
+    """What the asset's run is to materialize; `days` as on the command line. Raises `CommandError`."""
     catalog = configured_catalog(environment.variables)
     endpoints = {each.key: each for each in catalog.endpoints}
     tables = [each.key for each in catalog.reference_tables]
@@ -71,19 +71,32 @@ def _request(asset: str, days: str, environment: Environment) -> Request:
             f"there is no asset {asset}",
             f"Did you mean {nearest[0]}?" if nearest else f"There are {', '.join(known)}",
         )
+
     if asset in tables:
         if days:
             raise CommandError(f"{asset} has no days: it is refreshed as a whole", "Leave the days out")
         return Request(asset, (asset,))
-    endpoint = endpoints.get(asset)
-    today = datetime.now(endpoint.exchange.zone if endpoint else UTC).date()
+
+    if asset in endpoints:
+        endpoint = endpoints[asset]
+        today = datetime.now(endpoint.exchange.zone).date()
+        first = first_day(endpoint, environment)
+        is_snapshot = not isinstance(endpoint, Records)
+        return request_of([endpoint], _requested_days(asset, days, first, today, is_snapshot=is_snapshot))
+
+    today = datetime.now(UTC).date()
+    first = first_earning_day(catalog, environment)
+    return Request(asset, (asset,), tuple(_requested_days(asset, days, first, today)))
+
+
+def _requested_days(asset: str, text: str, first: date, today: date, *, is_snapshot: bool = False) -> list[date]:
+    """The days of the text, by default the newest day that can land; raises `CommandError` if any of them cannot."""
     # Records and daily sums land only for days that have ended.
-    last = today - DAY if endpoint is None or isinstance(endpoint, Records) else today
-    first = first_day(endpoint, environment) if endpoint else first_earning_day(catalog, environment)
-    requested = parse_days(days) if days else [last]
+    last = today if is_snapshot else today - DAY
+    requested = parse_days(text) if text else [last]
     if requested[-1] > last:
         raise CommandError(f"{asset}: {requested[-1]} has not ended", f"The last day that can land is {last}")
-    if endpoint and not isinstance(endpoint, Records) and requested != [today]:
+    if is_snapshot and requested != [today]:
         raise CommandError(
             f"{asset}: only today can land, since the exchange reports no past", f"Leave the day out, or write {today}"
         )
@@ -92,7 +105,7 @@ def _request(asset: str, days: str, environment: Environment) -> Request:
             f"{asset}: {requested[0]} is before the first day, {first}",
             "Set an earlier first day (docs/configuration.md) and start `up` again",
         )
-    return request_of([endpoint], requested) if endpoint else Request(asset, (asset,), tuple(requested))
+    return requested
 
 
 @contextmanager
@@ -109,7 +122,7 @@ def _landing(stopping: threading.Event) -> Generator[Landing]:
 def _dagster_of_up(home: Path, stopping: threading.Event) -> DagsterClient | None:
     """The client of the running `up`, as soon as its Dagster is ready; None if no other command runs in the folder.
 
-    Raises `CommandError` if within `READY_WAIT_S` there is no Dagster with a daemon, or on a signal. One without a
+    Raises `CommandError` if within `READY_WAIT_S` there is no Dagster with a daemon, or on a signal. A Dagster without
     daemon belongs to `up --once` or another `land`, and ends with that command.
     """
     deadline = time.monotonic() + READY_WAIT_S

@@ -15,7 +15,7 @@ from affiliate_pipeline.app.cli import CommandError, console, doing
 from affiliate_pipeline.app.dagster_client import DagsterClient
 from affiliate_pipeline.commission.rollup import Commission, derived_assets
 from affiliate_pipeline.domain.days import DAY, day_ranges, format_days
-from affiliate_pipeline.domain.expected_days import expected_days
+from affiliate_pipeline.domain.expected_days import LandedDay, expected_days
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.domain.settings import Environment
 from affiliate_pipeline.domain.wording import count_of
@@ -49,11 +49,13 @@ class Request:
         return f"{self.title} {format_days(self.days)}".rstrip()
 
     def for_today(self) -> "Request | None":
-        """The request for today's snapshots of the same assets, if the day of this one has ended; otherwise None."""
+        """The same request for today, if it is for snapshots of a day that has ended since; otherwise None."""
         if not self.endpoints or isinstance(self.endpoints[0], Records):
             return None
         today = datetime.now(self.endpoints[0].exchange.zone).date()
-        return replace(self, days=(today,)) if (today,) != self.days else None
+        if self.days == (today,):
+            return None
+        return replace(self, days=(today,))
 
 
 @dataclass(frozen=True)
@@ -83,24 +85,19 @@ class Landing:
         Days that can no longer be fetched are left out. Assets share a run if they are of the same account, have the
         same partitions and miss the same days.
         """
-        read_again_before = datetime.now(UTC) - READ_AGAIN_AFTER
-        shared: dict[tuple[str, bool, date, tuple[date, ...]], list[Endpoint]] = {}
+        read_before = datetime.now(UTC) - READ_AGAIN_AFTER
+        # By what the endpoints of one run have in common: account, kind and start of the partitions, consecutive days.
+        by_run: dict[tuple[str, bool, date, tuple[date, ...]], list[Endpoint]] = {}
         with self._store() as store:
             for endpoint in self._scheduled():
                 first = first_day(endpoint, self.environment)
                 # Without its ledger entry, a day of `again` counts as not landed, even if it has settled or was just
                 # read.
                 landed = {day: entry for day, entry in store.ledger(endpoint).items() if day not in again}
-                expected = expected_days(endpoint.timetable, first, now_ms(), landed)
-                days = [
-                    each.day
-                    for each in expected
-                    if each.is_retained(now_ms()) and (not each.last_read_at or each.last_read_at <= read_again_before)
-                ]
-                for consecutive in day_ranges(days):
-                    key = (endpoint.group, isinstance(endpoint, Records), first, tuple(consecutive))
-                    shared.setdefault(key, []).append(endpoint)
-        return [request_of(endpoints, days) for (*_, days), endpoints in shared.items()]
+                for days in day_ranges(_days_to_land(endpoint, first, landed, read_before)):
+                    key = (endpoint.group, isinstance(endpoint, Records), first, tuple(days))
+                    by_run.setdefault(key, []).append(endpoint)
+        return [request_of(endpoints, days) for (_group, _is_records, _first, days), endpoints in by_run.items()]
 
     def why_nothing_can_land(self) -> str | None:
         """The reason why nothing is `missing` although nothing has landed; None if a day has landed."""
@@ -109,8 +106,10 @@ class Landing:
             return "no account has its API key set"
         first = min(first_day(each, self.environment) for each in scheduled)
         with self._store() as store:
-            has_landed = any(day >= first for each in scheduled for day in store.ledger(each))
-        return None if has_landed else f"the first day, {first}, has not ended"
+            for endpoint in scheduled:
+                if any(day >= first for day in store.ledger(endpoint)):
+                    return None
+        return f"the first day, {first}, has not ended"
 
     def _scheduled(self) -> list[Endpoint]:
         """The configured endpoints that a schedule lands."""
@@ -123,7 +122,8 @@ class Landing:
         While `up` runs, the sensor `stale_days` requests them too.
         """
         with self._store() as store:
-            first, last = first_earning_day(self.catalog, self.environment), datetime.now(UTC).date() - DAY
+            first = first_earning_day(self.catalog, self.environment)
+            last = datetime.now(UTC).date() - DAY
             commission = Commission(store, self.catalog.earning, has_prices=self.environment.has_prices)
             stale_or_unpriced = commission.stale_or_unpriced(first, last)
         keys = derived_assets(has_prices=self.environment.has_prices)
@@ -136,19 +136,20 @@ class Landing:
         """
         if not requests:
             return []
+        failures: list[Failure] = []
         running: dict[str, Request] = {}
         began = datetime.now(UTC)
         try:
-            failures = [failed for request in requests if (failed := self._launch(request, running))]
+            for request in requests:
+                failure = self._launch(request, running)
+                if failure:
+                    failures.append(failure)
+
             with doing(f"Landing: {count_of(len(running), 'run')}") as show:
                 while running:
                     if self.stopping.wait(POLL_S):
                         raise LandingInterrupted
-                    statuses = self.dagster.statuses(running)
-                    for run_id in [*running]:
-                        status = statuses.get(run_id, DELETED)
-                        if status in ENDED and (failed := self._handle_end(run_id, status, running, began)):
-                            failures.append(failed)
+                    failures += self._handle_ended_runs(running, began)
                     show(self._progress(requests, running, began))
         finally:
             if running:
@@ -156,7 +157,10 @@ class Landing:
         return failures
 
     def _launch(self, request: Request, running: dict[str, Request]) -> Failure | None:
-        """Launch the request's run and add it to `running`; return the failure if Dagster refuses it."""
+        """Launch the request's run and add it to `running`; return the failure if Dagster refuses it.
+
+        Raises `LandingInterrupted` once `stopping` is set.
+        """
         if self.stopping.is_set():
             raise LandingInterrupted
         try:
@@ -164,6 +168,18 @@ class Landing:
         except CommandError as error:
             return Failure(request, (f"{error.problem}",))
         return None
+
+    def _handle_ended_runs(self, running: dict[str, Request], began: datetime) -> list[Failure]:
+        """Handle the end of each run that has ended; return the failures."""
+        failures: list[Failure] = []
+        statuses = self.dagster.statuses(running)
+        for run_id in [*running]:
+            status = statuses.get(run_id, DELETED)
+            if status in ENDED:
+                failure = self._handle_end(run_id, status, running, began)
+                if failure:
+                    failures.append(failure)
+        return failures
 
     def _handle_end(self, run_id: str, status: str, running: dict[str, Request], began: datetime) -> Failure | None:
         """Remove the run from `running` and print how it has ended; return its failure, if any.
@@ -174,26 +190,36 @@ class Landing:
         retry = request.for_today() if status == "FAILURE" else None
         if retry:
             return self._launch(retry, running)
+
         if request.endpoints:
             total = count_of(len(request.endpoints) * len(request.days), "day")
             console.print(escape(f"{request}: {self._count_landed([request], began)} of {total} landed"))
         elif status == "SUCCESS":
             console.print(escape(f"{request}: done"))
+
         if status == "SUCCESS":
             return None
-        canceled_or_deleted = (f"the run was {status.lower()}; the state of the other days is unchanged",)
-        return Failure(request, tuple(self.dagster.failures(run_id)) if status == "FAILURE" else canceled_or_deleted)
+        if status == "FAILURE":
+            return Failure(request, tuple(self.dagster.failures(run_id)))
+        return Failure(request, (f"the run was {status.lower()}; the state of the other days is unchanged",))
 
     def _count_landed(self, requests: Iterable[Request], began: datetime) -> int:
         """How many of the requested days, counted per asset, have landed since `began`."""
+        count = 0
         with self._store() as store:
-            ledgers = [store.ledger(endpoint, each.days) for each in requests for endpoint in each.endpoints]
-        return sum(entry.checked_at >= began for ledger in ledgers for entry in ledger.values())
+            for request in requests:
+                for endpoint in request.endpoints:
+                    entries = store.ledger(endpoint, request.days).values()
+                    count += sum(entry.checked_at >= began for entry in entries)
+        return count
 
     def _progress(self, requests: Sequence[Request], running: Mapping[str, Request], began: datetime) -> str:
+        in_progress = f"{count_of(len(running), 'run')} in progress"
         total = sum(len(each.endpoints) * len(each.days) for each in requests)
-        counted = f"{self._count_landed(requests, began)} of {count_of(total, 'day')} landed, " if total else ""
-        return f"Landing: {counted}{count_of(len(running), 'run')} in progress"
+        if not total:
+            return f"Landing: {in_progress}"
+        landed = self._count_landed(requests, began)
+        return f"Landing: {landed} of {count_of(total, 'day')} landed, {in_progress}"
 
     def summarize(self) -> None:
         """Print the landed days, rows and settled days of each asset."""
@@ -213,17 +239,32 @@ class Landing:
         return Store(self.environment.database_url())
 
 
+def _days_to_land(
+    endpoint: Endpoint, first: date, landed: Mapping[date, LandedDay], read_before: datetime
+) -> list[date]:
+    """The expected days since `first` that can still be fetched, without those last read after `read_before`."""
+    days: list[date] = []
+    for expected in expected_days(endpoint.timetable, first, now_ms(), landed):
+        was_just_read = expected.last_read_at is not None and expected.last_read_at > read_before
+        if expected.is_retained(now_ms()) and not was_just_read:
+            days.append(expected.day)
+    return days
+
+
 def request_of(endpoints: Sequence[Endpoint], days: Sequence[date]) -> Request:
     """The request to land these days of assets of one account."""
     first = endpoints[0]
-    account = f" (account {first.alias})" if first.alias else ""
-    title = first.key if len(endpoints) == 1 else f"{len(endpoints)} assets of {first.exchange.title}{account}"
+    title = first.key
+    if len(endpoints) > 1:
+        account = f" (account {first.alias})" if first.alias else ""
+        title = f"{len(endpoints)} assets of {first.exchange.title}{account}"
     return Request(title, tuple(each.key for each in endpoints), tuple(days), tuple(endpoints))
 
 
 def print_failures(failures: Iterable[Failure]) -> None:
     """Print what failed and why, each line once per run."""
-    for failed in failures:
-        lines = [line for reason in failed.reasons for line in reason.splitlines()]
-        console.print(f"[bold red]{escape(f'{failed.request} failed.')}[/]")
-        console.print(escape(redact("\n".join(dict.fromkeys(lines)))))
+    for failure in failures:
+        title = escape(f"{failure.request} failed.")
+        console.print(f"[bold red]{title}[/]")
+        lines = dict.fromkeys(line for reason in failure.reasons for line in reason.splitlines())
+        console.print(escape(redact("\n".join(lines))))

@@ -52,6 +52,7 @@ def exclusive(home: Path) -> Generator[None, None, None]:
                 "`affiliate-pipeline up` or `land` is already running in this folder",
                 f"To stop it: `{command('down')}`",
             )
+
         lock.seek(0)
         killed_pid = lock.read()
         # Write this process's pid first: until then, `down` reads the pid of the killed process, which may have been
@@ -62,6 +63,7 @@ def exclusive(home: Path) -> Generator[None, None, None]:
         if killed_pid:
             stop_processes(home)
             server.stop(home)
+
         try:
             yield
         finally:
@@ -81,16 +83,18 @@ def stop_up(home: Path) -> bool:
     The command is killed if it is still running after `STOP_WAIT_S`.
     """
     with suppress(FileNotFoundError), (home / "up.lock").open() as lock:
-        signalled_pid, deadline = "", time.monotonic() + STOP_WAIT_S
+        deadline = time.monotonic() + STOP_WAIT_S
+        signalled_pid = ""
         while not _try_lock(lock):
             lock.seek(0)
             # The lock's holder is alive and has written its pid, except just after locking: until it writes, the file
             # is empty or has the pid of a killed process.
             pid = lock.read()
-            late = time.monotonic() > deadline
-            if pid and (pid != signalled_pid or late):
+            is_late = time.monotonic() > deadline
+            is_signalled = pid == signalled_pid
+            if pid and (is_late or not is_signalled):
                 with suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL if late else signal.SIGTERM)
+                    os.kill(int(pid), signal.SIGKILL if is_late else signal.SIGTERM)
                 signalled_pid = pid
             time.sleep(0.1)
         return bool(signalled_pid)
@@ -107,12 +111,12 @@ def _try_lock(file: TextIO) -> bool:
 
 def running_processes(home: Path) -> list[psutil.Process]:
     """The running processes of Dagster that an `up` of the folder has started, directly or not."""
-    found: list[psutil.Process] = []
+    processes: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):  # it has just ended, or belongs to another user
             if process.environ().get(STARTED_BY) == str(home):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def running_services(home: Path) -> set[str]:
@@ -132,8 +136,12 @@ def running_services(home: Path) -> set[str]:
 def missing_services(home: Path) -> list[str] | None:
     """The services of the folder's Dagster that have ended; None if Dagster does not run at all."""
     running = running_services(home)
-    expected = _SERVICES.keys() - ({DAEMON} if _runs_without_daemon(home) else set[str]())
-    return [each for each in _SERVICES if each in expected - running] if running else None
+    if not running:
+        return None
+    missing = [service for service in _SERVICES if service not in running]
+    if DAEMON in missing and _runs_without_daemon(home):
+        missing.remove(DAEMON)
+    return missing
 
 
 def _runs_without_daemon(home: Path) -> bool:
@@ -160,25 +168,37 @@ def stop_processes(home: Path) -> bool:
     failed. If it is not, no run is cancelled, since those in progress may be of a daemon elsewhere that uses the same
     database. Also removes the webserver's saved port, and records when the daemon was stopped.
     """
-    left = found = running_processes(home)
+    processes = running_processes(home)
     has_daemon = DAEMON in running_services(home)
-    if has_daemon and (dagster := saved_client(home)):
+    dagster = saved_client(home) if has_daemon else None
+    if dagster:
         with suppress(CommandError):
             dagster.cancel()
     drop_port(home)
+
+    remaining = processes
     # Dagster expects SIGINT, as from Ctrl-C on a terminal.
     for number, wait_s in ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
-        for process in left:
+        for process in remaining:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
-        deadline = time.monotonic() + wait_s
-        while (left := running_processes(home)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if not left:
+        remaining = _remaining_processes(home, wait_s)
+        if not remaining:
             break
+
     if has_daemon:
         (home / _DAEMON_ENDED).touch()
-    return bool(found)
+    return bool(processes)
+
+
+def _remaining_processes(home: Path, wait_s: float) -> list[psutil.Process]:
+    """Wait until `running_processes` have ended, at most this long; return those that have not."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        processes = running_processes(home)
+        if not processes or time.monotonic() >= deadline:
+            return processes
+        time.sleep(0.1)
 
 
 def dagster_home(home: Path, *, without_daemon: bool = False) -> Path:
@@ -219,9 +239,11 @@ def start_dagster(
         port: The port of the webserver.
         without_daemon: Start only code server and webserver.
     """
-    workspace, code_server = folder / "workspace.yaml", folder / "code_server"
+    code_server = folder / "code_server"
+    workspace = folder / "workspace.yaml"
     location = {"socket": f"{code_server}", "location_name": LOCATION}
     workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": location}]}), encoding="utf-8")
+
     arguments = {
         CODE_SERVER: ["-s", code_server, "--location-name", LOCATION, "-m", LOCATION, "-d", root()]
         + ["--lazy-load-user-code", "--inject-env-vars-from-instance", "--log-level", "warning"],
@@ -232,10 +254,13 @@ def start_dagster(
         "DAGSTER_HOME": f"{dagster_home(home, without_daemon=without_daemon)}",
         STARTED_BY: f"{home}",
         "DAGSTER_UI_URL": f"http://localhost:{port}",
-        "AFFILIATE_SCHEDULES": f"{not without_daemon}".lower(),
+        "AFFILIATE_SCHEDULES": "false" if without_daemon else "true",
     }
     environment = process_environment(**variables)
-    services = [service for service in _SERVICES if not (without_daemon and service == DAEMON)]
+
+    services = [*_SERVICES]
+    if without_daemon:
+        services.remove(DAEMON)
     with log.open("wb") as output:
         return {
             service: subprocess.Popen(

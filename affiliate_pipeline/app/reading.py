@@ -4,6 +4,7 @@ import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -57,9 +58,8 @@ def require_days(name: str, requested: Sequence[date] | None, *, has_days: bool)
 def daily_commission(store: Store, environment: Environment) -> tuple[Commission, list[Records]]:
     """The daily sums, and the configured endpoints whose days they are expected to include."""
     earning = configured_catalog(environment.variables).earning
-    return Commission(store, earning, has_prices=environment.has_prices), [
-        each for each in earning if environment.is_any_set(each.credentials)
-    ]
+    configured = [each for each in earning if environment.is_any_set(each.credentials)]
+    return Commission(store, earning, has_prices=environment.has_prices), configured
 
 
 @app.command()
@@ -75,9 +75,8 @@ def report(
     with open_store() as (environment, store):
         commission, configured = daily_commission(store, environment)
         if not requested:
-            if not (first_and_last := commission.added_up()):
-                raise CommandError("nothing has been added up yet", f"Land some days first: `{up_command()}`")
-            requested = [first_and_last[1]]
+            requested = [_last_day_added_up(commission)]
+
         today = datetime.now(UTC).date()
         if requested[-1] >= today:
             raise CommandError(f"{requested[-1]} has not ended", f"The last day that can be reported is {today - DAY}")
@@ -87,26 +86,37 @@ def report(
                 f"{requested[0]} is before the first day, {start}",
                 "Choose a later day, or set an earlier first day (docs/configuration.md)",
             )
+
         is_sandbox = environment.mode is Mode.SANDBOX
-        paths = [
-            render.write(
-                gather(commission, configured, day, start, is_sandbox=is_sandbox), environment.reports, requested
-            )
-            for day in requested
-        ]
-        figures, months = gather_overview(commission, configured, requested, start, is_sandbox=is_sandbox)
-    index = render.write_overview(figures, months, environment.reports)
-    for path in [*paths, index]:
-        console.print(f"{path}")
-    if stale := [day for day in figures.stale if day <= requested[-1]]:
+        pages: list[Path] = []
+        for day in requested:
+            figures = gather(commission, configured, day, start, is_sandbox=is_sandbox)
+            pages.append(render.write(figures, environment.reports, requested))
+        overview, months = gather_overview(commission, configured, requested, start, is_sandbox=is_sandbox)
+    index = render.write_overview(overview, months, environment.reports)
+
+    for page in [*pages, index]:
+        console.print(f"{page}")
+    stale = [day for day in overview.stale if day <= requested[-1]]
+    if stale:
         # While Dagster runs, the sensor `stale_days` is at most a minute or two behind.
         console.print(
             f"{format_days(stale)}: some landed rows or prices have not been added up yet. While `affiliate-pipeline up` runs, it "
             "adds up ended days within two minutes."
         )
-    exit_code = typer.launch(paths[-1].as_uri()) if show else 0
-    if exit_code:
-        console.print("No browser could be opened: open the file yourself.")
+    if show:
+        exit_code = typer.launch(pages[-1].as_uri())
+        if exit_code:
+            console.print("No browser could be opened: open the file yourself.")
+
+
+def _last_day_added_up(commission: Commission) -> date:
+    """The last day that was added up; raises `CommandError` if none was."""
+    first_and_last = commission.added_up()
+    if not first_and_last:
+        raise CommandError("nothing has been added up yet", f"Land some days first: `{up_command()}`")
+    _first, last = first_and_last
+    return last
 
 
 @app.command()
@@ -120,23 +130,26 @@ def plan(
     """
     catalog = configured_catalog(application().variables)
     known = {each.key: each for each in (*catalog.endpoints, *catalog.reference_tables)}
-    derived, found = derived_assets(has_prices=True), known.get(asset)
-    if not found and asset not in derived:
+    declared = known.get(asset)
+    derived = derived_assets(has_prices=True)
+    if not declared and asset not in derived:
         raise CommandError(f"there is no asset {asset}", f"There are {', '.join((*known, *derived))}")
+
     requested = parse_days(days) if days else None
     if asset == PRICE:
         console.print(f"{asset}: one or two requests per coin without a price, and up to five for a coin that is new")
         return
-    if not found:
+    if not declared:
         console.print(f"{asset}: no requests, since it is computed from days that have landed")
         return
-    endpoint = found if isinstance(found, Endpoint) else found.endpoint
-    require_days(asset, requested, has_days=isinstance(found, Endpoint))
+
+    endpoint = declared if isinstance(declared, Endpoint) else declared.endpoint
+    require_days(asset, requested, has_days=isinstance(declared, Endpoint))
     with open_store() as (environment, store), connected(endpoint, store, environment.variables) as session:
-        if isinstance(found, Endpoint):
-            costs = plan_of(found, requested or (), session=session, store=store)
+        if isinstance(declared, Endpoint):
+            costs = plan_of(declared, requested or (), session=session, store=store)
         else:
-            costs = found.plan(session)
+            costs = declared.plan(session)
         about = f"{asset} {format_days(requested)}" if requested else asset
         console.print(escape(f"{about}: {costs}"))
 

@@ -40,10 +40,12 @@ def rotate_key(
         if not unconfirmed:
             console.print(escape(f"{identity.key.variable} needs no confirmation: its account is known."))
             return
+
         console.print(escape(f"Keys to be recorded as keys of one account, {identity.key.account}:"))
-        for each in unconfirmed:
-            console.print(f"  {each.fingerprint}, since {each.first_seen:%Y-%m-%d %H:%M} UTC")
+        for key in unconfirmed:
+            console.print(f"  {key.fingerprint}, since {key.first_seen:%Y-%m-%d %H:%M} UTC")
         console.print(escape(f"  {identity.key.fingerprint}, the value of {identity.key.variable}"))
+
         if not (yes or _confirmed(identity)):
             raise CommandError("nothing was recorded", "Set the former key, or confirm the new one")
         identity.confirm()
@@ -51,16 +53,20 @@ def rotate_key(
 
 
 def _endpoint(variables: Mapping[str, str], exchange: str, account: str, role: str) -> Endpoint:
-    """An endpoint of the account and role; raises `CommandError`."""
+    """An endpoint of the account and role, which may be empty if the account has only one; raises `CommandError`."""
     endpoints = configured_catalog(variables).endpoints
     of_account = [each for each in endpoints if (each.exchange.name, each.alias) == (exchange, account)]
     if not of_account:
         accounts = sorted({f"{each.exchange.name} {each.alias}".strip() for each in endpoints})
         raise CommandError(f"there is no account {exchange} {account}".rstrip(), f"There are {', '.join(accounts)}")
-    roles = list(dict.fromkeys(each.role for each in of_account))
-    if role not in roles and (role or len(roles) > 1):
-        raise CommandError(f"{exchange} has keys of the roles {', '.join(roles)}", "Name one with --role")
-    return next(each for each in of_account if role in ("", each.role))
+
+    roles = dict.fromkeys(each.role for each in of_account)
+    if not role and len(roles) == 1:
+        return of_account[0]
+    for endpoint in of_account:
+        if endpoint.role == role:
+            return endpoint
+    raise CommandError(f"{exchange} has keys of the roles {', '.join(roles)}", "Name one with --role")
 
 
 def _confirmed(identity: KeyIdentity) -> bool:

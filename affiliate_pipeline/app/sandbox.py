@@ -72,17 +72,21 @@ def sandbox(
     except ValueError as error:
         raise CommandError(f"{error}") from None
     _set_failing_days(server, failing_days(fail_day))
-    for each in server.accounts.values():
-        each.faults.mix(**dict.fromkeys(KINDS, error_rate / len(KINDS)))
+    rates = dict.fromkeys(KINDS, error_rate / len(KINDS))
+    for served_account in server.accounts.values():
+        served_account.faults.mix(**rates)
+
     # Block the signals before the threads start and inherit the mask, so that only sigwait receives them.
     previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         with _started(server):
-            scale = {} if rate_scale == 1 else {"AFFILIATE_RATE_SCALE": f"{rate_scale:g}"}
+            variables = server.variables
+            if rate_scale != 1:
+                variables["AFFILIATE_RATE_SCALE"] = f"{rate_scale:g}"
             console.print(f"# The sandbox listens on {server.url}. Its accounts, as lines for .env:")
             if host in WILDCARDS:
                 console.print("# On other hosts, use an address of this machine in the URLs.")
-            for name, value in (server.variables | scale).items():
+            for name, value in variables.items():
                 console.print(f"{name}={value}", markup=False)
             signal.sigwait(STOP_SIGNALS)
     finally:
@@ -106,20 +110,21 @@ def _started(server: Sandbox) -> Generator[None, None, None]:
 
 def failing_days(texts: Sequence[str] | None) -> dict[date, int]:
     """The HTTP status of each day that `--fail-day` names; raises `CommandError`."""
-    found: dict[date, int] = {}
+    statuses: dict[date, int] = {}
     for text in texts or ():
-        day, _, status = text.partition("=")
+        day_text, _, status_text = text.partition("=")
         try:
-            parsed = datetime.now(UTC).date() - DAY if day == "yesterday" else date.fromisoformat(day)
-            found[parsed] = int(status or 500)
+            day = datetime.now(UTC).date() - DAY if day_text == "yesterday" else date.fromisoformat(day_text)
+            status = int(status_text or 500)
         except ValueError:
             raise CommandError(
                 f"--fail-day {text} is neither a day nor a day with an HTTP status",
                 "Write 2026-10-01, yesterday or 2026-10-01=503",
             ) from None
-        if not 400 <= found[parsed] <= 599:
+        if not 400 <= status <= 599:
             raise CommandError(f"--fail-day {text} names no error", "Use an HTTP status from 400 to 599")
-    return found
+        statuses[day] = status
+    return statuses
 
 
 def _set_failing_days(server: Sandbox, days: Mapping[date, int]) -> None:
@@ -142,15 +147,13 @@ def serving(failing: Mapping[date, int]) -> Generator[None, None, None]:
     except OSError:
         server = Sandbox(rate_scale=RATE_SCALE).start()
     _set_failing_days(server, failing)
+
     try:
         settings.save_sandbox_variables({"AFFILIATE_RATE_SCALE": str(RATE_SCALE), **server.variables})
-        # By exchange, the variables of its first endpoint's credentials: in reverse order, that endpoint is the last to
-        # set them. Below, a second reversal restores the order of the exchanges.
-        credentials = {endpoint.exchange.name: endpoint.credentials for endpoint in reversed(ENDPOINTS)}
         console.print(
             "No exchange is configured, so [bold]the sandbox[/bold] serves generated data on this machine. It has its own "
-            f"database and {RATE_SCALE} times the real rate limits.\nFor real accounts, set "
-            f"{', or '.join(' and '.join(names) for names in reversed(credentials.values()))} in .env and start again."
+            f"database and {RATE_SCALE} times the real rate limits.\n"
+            f"For real accounts, set {_credential_variables()} in .env and start again."
         )
         for day, status in failing.items():
             console.print(
@@ -160,3 +163,11 @@ def serving(failing: Mapping[date, int]) -> Generator[None, None, None]:
         yield
     finally:
         server.stop()
+
+
+def _credential_variables() -> str:
+    """The variables of each exchange's credentials, of its first endpoint's role, as text."""
+    by_exchange: dict[str, Sequence[str]] = {}
+    for endpoint in ENDPOINTS:
+        by_exchange.setdefault(endpoint.exchange.name, endpoint.credentials)
+    return ", or ".join(" and ".join(names) for names in by_exchange.values())

@@ -23,11 +23,12 @@ from affiliate_pipeline.app.cli import UI_PORT, CommandError, Port, app, console
 from affiliate_pipeline.app.dagster_client import DagsterClient, DagsterUnavailable, save_port
 from affiliate_pipeline.app.embedded_server import server
 from affiliate_pipeline.app.extras import require_extras
-from affiliate_pipeline.app.landing import Failure, Landing, LandingInterrupted, print_failures
+from affiliate_pipeline.app.landing import Landing, LandingInterrupted, print_failures
 from affiliate_pipeline.app.processes import exclusive, start_dagster, stop_processes, stop_up
 from affiliate_pipeline.app.sandbox import FailDays, failing_days, serving
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
+from affiliate_pipeline.domain.settings import Environment
 from affiliate_pipeline.domain.wording import command
 from affiliate_pipeline.exchanges.registry import is_any_exchange_configured, unusable_variables
 from affiliate_pipeline.landing.store import Store
@@ -51,7 +52,9 @@ def up(
         failing = failing_days(fail_day)
         project = stack.enter_context(running(stopping, None if once else port, failing))
         if once:
-            raise typer.Exit(0 if not stopping.is_set() and _land(project.landing, failing) else 1)
+            succeeded = not stopping.is_set() and _land(project.landing, failing)
+            raise typer.Exit(0 if succeeded else 1)
+
         if not stopping.is_set():
             console.print(f"Dagster's UI is ready: [bold]http://localhost:{port}[/bold]")
             background = threading.Thread(target=_land, args=(project.landing, failing, port))
@@ -94,6 +97,48 @@ def running(stopping: threading.Event, port: int | None, failing: Mapping[date, 
     """
     configured = settings.configured()
     is_sandbox = not is_any_exchange_configured(configured.variables)
+    _refuse_contradictions(configured, failing, is_sandbox=is_sandbox)
+    extras = ["embedded", "ui"] if server.is_embedded(configured) else ["ui"]
+    require_extras(*extras)
+    home = configured.home
+    home.mkdir(mode=0o700, exist_ok=True)
+    check_disk(home)
+
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(home))
+        if port:
+            check_port(port)
+        if settings.save_env_file_as_utf8():
+            console.print("Saved .env, which was UTF-16, as UTF-8: Dagster reads no other encoding.")
+
+        if is_sandbox:
+            stack.enter_context(serving(failing))
+        environment = settings.application()
+        for unusable in unusable_variables(environment.variables):
+            console.print(escape(f"{unusable.name} is ignored: {unusable.problem}. {unusable.action}."))
+
+        if server.is_embedded(environment) and not server.running_database(environment):
+            stack.callback(server.stop, home)
+        with doing("PostgreSQL is starting"):
+            environment = server.start_database(environment)
+        with Store(environment.database_url()) as store:
+            store.require_ready()
+            environment = first_days.ensure(environment, store)
+
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="affiliate_")))
+        stack.callback(stop_processes, home)
+        log = home / "dagster.log"
+        ui_port = port or server.free_port()
+        landing = Landing(environment, DagsterClient(ui_port), stopping)
+        dagster = start_dagster(home, folder, log, ui_port, without_daemon=port is None)
+        project = Project(landing, dagster, log)
+        _wait_until_ready(project)
+        save_port(home, ui_port)
+        yield project
+
+
+def _refuse_contradictions(configured: Environment, failing: Mapping[date, int], *, is_sandbox: bool) -> None:
+    """Raise `CommandError` if the sandbox would use another database, or days should fail at real exchanges."""
     if is_sandbox and not server.is_embedded(configured):
         raise CommandError(
             "AFFILIATE_DATABASE_URL is set, but no exchange is configured",
@@ -105,36 +150,6 @@ def running(stopping: threading.Event, port: int | None, failing: Mapping[date, 
             "--fail-day is for the sandbox, but an exchange is configured",
             "Leave it out, or unset the variables of the exchanges",
         )
-    require_extras(*(["embedded"] if server.is_embedded(configured) else []), "ui")
-    home = configured.home
-    home.mkdir(mode=0o700, exist_ok=True)
-    check_disk(home)
-    with ExitStack() as stack:
-        stack.enter_context(exclusive(home))
-        if port:
-            check_port(port)
-        if settings.save_env_file_as_utf8():
-            console.print("Saved .env, which was UTF-16, as UTF-8: Dagster reads no other encoding.")
-        if is_sandbox:
-            stack.enter_context(serving(failing))
-        environment = settings.application()
-        for unusable in unusable_variables(environment.variables):
-            console.print(escape(f"{unusable.name} is ignored: {unusable.problem}. {unusable.action}."))
-        if server.is_embedded(environment) and not server.running_database(environment):
-            stack.callback(server.stop, home)
-        with doing("PostgreSQL is starting"):
-            environment = server.start_database(environment)
-        with Store(environment.database_url()) as store:
-            store.require_ready()
-            environment = first_days.ensure(environment, store)
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="affiliate_")))
-        stack.callback(stop_processes, home)
-        log, ui_port = home / "dagster.log", port or server.free_port()
-        landing = Landing(environment, DagsterClient(ui_port), stopping)
-        project = Project(landing, start_dagster(home, folder, log, ui_port, without_daemon=port is None), log)
-        _wait_until_ready(project)
-        save_port(home, ui_port)
-        yield project
 
 
 def _wait_until_ready(project: Project) -> None:
@@ -158,15 +173,16 @@ def _land(landing: Landing, again: Collection[date], port: int | None = None) ->
         again: Days that are landed again, even if they are not missing.
         port: The port of Dagster's UI, if there is one.
     """
-    failures: list[Failure] = []
     try:
         missing = landing.missing(again)
-        if not missing and (reason := landing.why_nothing_can_land()):
-            console.print(f"Nothing can land: {reason}. Correct the variables (README, Real accounts).")
-            return False
         if not missing:
+            reason = landing.why_nothing_can_land()
+            if reason:
+                console.print(f"Nothing can land: {reason}. Correct the variables (README, Real accounts).")
+                return False
             console.print("Nothing to land: every fetchable day has settled or was read within the last hour.")
-        failures += landing.land(missing)
+
+        failures = landing.land(missing)
         failures += landing.land(landing.stale())
         landing.summarize()
         print_failures(failures)
@@ -176,6 +192,7 @@ def _land(landing: Landing, again: Collection[date], port: int | None = None) ->
     except AffiliateError as error:
         is_complete = False
         console.print(escape(f"The landing has ended early: {redact(error)}"))
+
     if port:
         console.print(
             f"\nDagster's UI: [bold]http://localhost:{port}[/bold]   Report: {command('report --open')}   "
@@ -185,11 +202,13 @@ def _land(landing: Landing, again: Collection[date], port: int | None = None) ->
 
 
 def stop_on_signals() -> threading.Event:
-    """An event that SIGINT, SIGTERM and SIGHUP set instead of ending this process."""
+    """An event that SIGINT, SIGTERM and, unless it is ignored, SIGHUP set instead of ending this process."""
     stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, lambda _number, _frame: stopping.set())
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
+        signal.signal(number, lambda _number, _frame: stopping.set())
     return stopping
 
 

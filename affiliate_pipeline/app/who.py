@@ -42,26 +42,32 @@ def who(
     today_by_exchange = {exchange.name: now.astimezone(exchange.zone).date() for exchange in EXCHANGES}
     with Store(environment.database_url()) as store:
         catalog = configured_catalog(environment.variables, ledger.assets(store.connection))
-        searched = sources(store, catalog.endpoints, today_by_exchange)
-        if not searched:
+        landed_sources = sources(store, catalog.endpoints, today_by_exchange)
+        if not landed_sources:
             raise CommandError("nothing about users has landed yet", f"Land some days first: `{up_command()}`")
+
         commission = Commission(store, catalog.earning, has_prices=environment.has_prices)
-        stale = commission.stale(min(each.first for each in searched), max(today_by_exchange.values()) - DAY)
-        found = find(store, catalog, user, today_by_exchange)
-    for line in [*_verdict(user, found), *_described(user, found), "", *_coverage(searched, stale)]:
+        first = min(source.first for source in landed_sources)
+        last = max(today_by_exchange.values()) - DAY
+        stale = commission.stale(first, last)
+        matches = find(store, catalog, user, today_by_exchange)
+
+    for line in [*_verdict(user, matches), *_described(user, matches), "", *_coverage(landed_sources, stale)]:
         console.print(escape(line))
-    raise typer.Exit(0 if found else 1)
+    raise typer.Exit(0 if matches else 1)
 
 
-def _verdict(text: str, found: Sequence[User]) -> Iterator[str]:
+def _verdict(text: str, matches: Sequence[User]) -> Iterator[str]:
     shown = _redacted(text)
-    if not found:
+    if not matches:
         yield f"{shown} is not known: no row that has landed names this user."
-    elif not any(_is_certain(text, each) for each in found):
-        matches = count_of(len(found), "customer has", "customers have")
-        yield f"{shown} may be ours: {matches} an email that fits. The exchange masks emails, so it may be another user's."
-    # A fact is a value and its time; a user without this fact is ours.
-    elif all(each.facts.get(OURS, (True,))[0] is False for each in found):
+    elif not any(_is_certain(text, user) for user in matches):
+        customers = count_of(len(matches), "customer has", "customers have")
+        yield (
+            f"{shown} may be ours: {customers} an email that fits. The exchange masks emails, so it may be another "
+            "user's."
+        )
+    elif all(_has_left(user) for user in matches):
         yield f"{shown} is no longer under us."
     else:
         yield f"{shown} is ours."
@@ -69,37 +75,58 @@ def _verdict(text: str, found: Sequence[User]) -> Iterator[str]:
 
 def _is_certain(text: str, user: User) -> bool:
     """Whether the text is an id or the whole email of the user, rather than an email that fits but is partly masked."""
-    is_masked = "@" in text and "*" in text
-    return not is_masked and text.casefold() in map(str.casefold, (user.name, *user.other_names))
+    if "@" in text and "*" in text:
+        return False
+    names = [user.name, *user.other_names]
+    return text.casefold() in [name.casefold() for name in names]
 
 
-def _described(text: str, found: Sequence[User]) -> Iterator[str]:
-    for each in found:
+def _has_left(user: User) -> bool:
+    """Whether a fact states that the user is no longer under us; without this fact, the user is ours."""
+    if OURS not in user.facts:
+        return False
+    is_ours, _as_of = user.facts[OURS]
+    return is_ours is False
+
+
+def _described(text: str, matches: Sequence[User]) -> Iterator[str]:
+    for user in matches:
         yield ""
-        others = f" ({', '.join(map(_redacted, sorted(each.other_names)))})" if each.other_names else ""
-        account = "/".join(filter(None, (each.exchange, each.account)))
-        doubt = "" if _is_certain(text, each) else ", perhaps another user"
-        yield f"{account}, {each.column} {_redacted(each.name)}{others}{doubt}"
-        for label, (value, _) in each.facts.items():
+        yield _heading(text, user)
+        for label, (value, _) in user.facts.items():
             yield _line(label, _fact(value))
-        if each.volumes:
-            yield _line("volume", _periods(each.volumes))
-        for earned in each.earned:
+        if user.volumes:
+            yield _line("volume", _periods(user.volumes))
+        for earned in user.earned:
             yield _line("earning", f"since {earned.first}, last on {earned.last}")
             yield from _earnings(earned)
 
 
+def _heading(text: str, user: User) -> str:
+    account = f"{user.exchange}/{user.account}" if user.account else user.exchange
+    heading = f"{account}, {user.column} {_redacted(user.name)}"
+    if user.other_names:
+        others = ", ".join(_redacted(name) for name in sorted(user.other_names))
+        heading += f" ({others})"
+    if not _is_certain(text, user):
+        heading += ", perhaps another user"
+    return heading
+
+
 def _earnings(earned: Earned) -> Iterator[str]:
-    for period, total in zip((*(f"{days} days" for days in PERIODS_DAYS), "all days"), earned.totals, strict=True):
-        lacking = f", of which {total.lacking} have no value in USDT" if total.lacking else ""
-        yield _line(f"  {period}", f"{total.usdt} USDT, {count_of(total.records, 'record')}{lacking}")
+    periods = [*(f"{days} days" for days in PERIODS_DAYS), "all days"]
+    for period, total in zip(periods, earned.totals, strict=True):
+        text = f"{total.usdt} USDT, {count_of(total.records, 'record')}"
+        if total.lacking:
+            text += f", of which {total.lacking} have no value in USDT"
+        yield _line(f"  {period}", text)
 
 
-def _coverage(searched: Iterable[Source], stale: Collection[date]) -> Iterator[str]:
+def _coverage(landed_sources: Iterable[Source], stale: Collection[date]) -> Iterator[str]:
     yield "This rests on the days that have landed:"
-    for each in searched:
-        missing = f", missing {format_days(each.missing)}" if each.missing else ""
-        yield f"  {each.asset}: {each.first} to {each.last}{missing}"
+    for source in landed_sources:
+        missing = f", missing {format_days(source.missing)}" if source.missing else ""
+        yield f"  {source.asset}: {source.first} to {source.last}{missing}"
     if stale:
         yield f"  {format_days(stale)}: some landed rows or prices have not been added up yet, so they are missing from the earnings"
 
@@ -115,10 +142,13 @@ def _periods(texts: Sequence[str]) -> str:
 def _fact(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:%Y-%m-%d}" if isinstance(value, datetime) else _redacted(f"{value}")
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d}"
+    return _redacted(f"{value}")
 
 
 def _redacted(text: str) -> str:
-    """The text, an email in it cut to its first characters unless the exchange has masked it."""
+    """The text, redacted if it is an email that the exchange has not masked."""
     local, at, _ = text.partition("@")
-    return text if not at or "*" in local else redact(text)
+    is_unmasked_email = at and "*" not in local
+    return redact(text) if is_unmasked_email else text
