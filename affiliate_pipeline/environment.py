@@ -53,13 +53,13 @@ def application() -> Environment:
     A database or any exchange counts as configured. Without a database, `embedded_server.server` adds the embedded one.
     """
     # A command started in a subfolder finds the project's `.affiliate`, so it has to read the project's `.env` too.
-    given = _configured_variables(root())
-    found = _production(Variables(given))
-    is_configured = DATABASE_VARIABLE in found.variables or is_any_exchange_configured(found.variables)
+    configured_variables = _configured_variables(root())
+    production = _production(Variables(configured_variables))
+    is_configured = DATABASE_VARIABLE in production.variables or is_any_exchange_configured(production.variables)
     if is_configured or not _sandbox_file().is_file():
-        return found
-    variables = Variables({**sandbox_variables(), **given})
-    return replace(found, mode=Mode.SANDBOX, variables=variables, first_days=_first_days(Mode.SANDBOX))
+        return production
+    variables = Variables({**sandbox_variables(), **configured_variables})
+    return replace(production, mode=Mode.SANDBOX, variables=variables, first_days=_first_days(Mode.SANDBOX))
 
 
 def register_embedded(storage_url: str, environment: Environment) -> None:
@@ -113,7 +113,10 @@ def save_env_file_as_utf8() -> bool:
     """Rewrite a UTF-16 `.env`, which Dagster cannot read, as UTF-8; return whether it was UTF-16."""
     file = Path.cwd() / ".env"
     _variables_in(file)  # raises `SettingsError` if the file cannot be read
-    if not file.is_file() or not (data := file.read_bytes()).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if not file.is_file():
+        return False
+    data = file.read_bytes()
+    if not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return False
     with replacing(file, 0o600) as utf8:
         utf8.write(text_of(data, f"{file}").encode())
@@ -127,9 +130,11 @@ def unreadable_lines() -> Iterator[str]:
     The line itself is left out, because it may contain a secret.
     """
     for folder in dict.fromkeys((root(), Path.cwd())):
-        for binding in parse_stream(io.StringIO(_text_in(folder / ".env"))):
-            if binding.error or (binding.key and binding.value is None):
-                yield f"{folder / '.env'}, line {binding.original.line}"
+        file = folder / ".env"
+        for binding in parse_stream(io.StringIO(_text_in(file))):
+            lacks_value = binding.key and binding.value is None
+            if binding.error or lacks_value:
+                yield f"{file}, line {binding.original.line}"
 
 
 def export_network_variables(environment: Environment) -> None:

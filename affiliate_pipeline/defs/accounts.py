@@ -37,7 +37,8 @@ class ApiKey:
     def credentials(self) -> tuple[str, str]:
         """The key and the secret, read when a session is opened; raises `SettingsError`."""
         values = secret_of(self.key), secret_of(self.secret)
-        if missing := [unset(name) for name, value in zip(self.names, values, strict=True) if not value]:
+        missing = [unset(name) for name, value in zip(self.names, values, strict=True) if not value]
+        if missing:
             raise SettingsErrors(missing, SET_VARIABLES_ACTION)
         return values
 
@@ -59,11 +60,10 @@ class ApiKey:
         if self.is_overridden:
             return
         for name, value in (("key", self.key), ("secret", self.secret)):
-            if not isinstance(value, dg.EnvVar):
-                problem = (
-                    "is missing" if value is None else "is a literal, which Dagster's UI and its storage would show"
-                )
-                raise InvalidArgument(f'{argument}: {name} {problem}. Give the name of its variable: dg.EnvVar("NAME")')
+            if isinstance(value, dg.EnvVar):
+                continue
+            problem = "is missing" if value is None else "is a literal, which Dagster's UI and its storage would show"
+            raise InvalidArgument(f'{argument}: {name} {problem}. Give the name of its variable: dg.EnvVar("NAME")')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +110,20 @@ class Account(ABC):
     def _names(self) -> Iterator[tuple[str, str]]:
         for role, (key, variables) in self.keys.items():
             names_without_key = f"the {role} key of {self.title}", f"the {role} secret of {self.title}"
-            yield from zip(variables, key.names if key else names_without_key, strict=True)
+            names = key.names if key else names_without_key
+            yield from zip(variables, names, strict=True)
         for variable, (argument, value) in self.arguments.items():
             yield variable, name_of(value, f"{argument} of {self.title}")
 
     def reaches(self, endpoint: Endpoint) -> bool:
         """Whether the endpoint is of this exchange, and the account has all that it requires."""
-        if endpoint.exchange is not self.exchange or self.keys[endpoint.role][0] is None:
+        if endpoint.exchange is not self.exchange:
             return False
-        return all(self.arguments[name][1] is not None for name in endpoint.requires)
+        key, _ = self.keys[endpoint.role]
+        if key is None:
+            return False
+        required = (self.arguments[name] for name in endpoint.requires)
+        return all(value is not None for _, value in required)
 
     def values(self, role: str) -> dict[str, str]:
         """The values that are set now, of the arguments and of the role's key, by their names in `names`.
@@ -126,13 +131,13 @@ class Account(ABC):
         Raises `SettingsError` if a subclass of `ApiKey` fails or the file of a secret cannot be used.
         """
         names = dict(self.names)
-        found = {names[variable]: value_of(value) for variable, (_, value) in self.arguments.items()}
+        values = {names[variable]: value_of(value) for variable, (_, value) in self.arguments.items()}
         key, _ = self.keys[role]
         if key and key.is_overridden:
-            found |= zip(key.names, _from_subclass(key), strict=True)
+            values |= zip(key.names, _from_subclass(key), strict=True)
         elif key:
-            found |= zip(key.names, (secret_of(key.key), secret_of(key.secret)), strict=True)
-        return {name: value for name, value in found.items() if value}
+            values |= zip(key.names, (secret_of(key.key), secret_of(key.secret)), strict=True)
+        return {name: value for name, value in values.items() if value}
 
     def key_in_variable(self, role: str) -> tuple[str, str]:
         """Name and value of a role's key; the value is empty if an `ApiKey` subclass or unreadable file has it."""
@@ -151,19 +156,20 @@ class Account(ABC):
                 f"alias {self.alias!r}: use up to 31 lower-case letters, digits and single underscores, the first one a "
                 "letter, without _file at the end"
             )
+
         if not any(key for key, _ in self.keys.values()):
             raise InvalidArgument(f"{self.title} has no key")
         for role, (key, _) in self.keys.items():
             if key:
                 key.check(f"the {role} key of {self.title}")
-        if not isinstance(self.base_url, dg.EnvVar):
-            try:
-                check_rate_scale(self.base_url or "", self.rate_scale)
-            except ValueError:
-                what = (
-                    f"{self.title}: rate_scale may be above 1 only where base_url has a private address, or localhost"
-                )
-                raise InvalidArgument(what) from None
+
+        if isinstance(self.base_url, dg.EnvVar):
+            return
+        try:
+            check_rate_scale(self.base_url or "", self.rate_scale)
+        except ValueError:
+            what = f"{self.title}: rate_scale may be above 1 only where base_url has a private address, or localhost"
+            raise InvalidArgument(what) from None
 
     def resource(self) -> dg.ResourceDefinition:
         """The account as Dagster shows it: variables by name, literals as they are."""

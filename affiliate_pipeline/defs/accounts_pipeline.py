@@ -50,24 +50,16 @@ class AccountsPipeline(PipelineResource):
         """
         own = self._account(endpoint).values(endpoint.role)
         key_name, *_ = endpoint.credentials
-        for other in self._accounts.values():
-            # With the same key, the same records would land in both accounts, and the sums would count them twice. Only
-            # the account with the first alias lands them.
-            if other.alias < endpoint.alias and other.exchange is endpoint.exchange:
-                other_name, other_key = other.key_in_variable(endpoint.role)
-                if other_key and other_key == own.get(key_name):
-                    what = f"{key_name} is the same key as {other_name}: its records would land and be counted twice"
-                    raise SettingsError(
-                        what,
-                        f"Set {key_name} to the key of another account, or remove one of the accounts",
-                        variable=key_name,
-                    )
+        self._require_unique_key(endpoint, key_name, own.get(key_name))
         return {**_network_variables(), **own}
 
     def price_variables(self) -> Mapping[str, str]:
         """The base URL of the first Binance account, if it is set, and the process's proxies and certificates."""
         urls = [value_of(each.base_url) for each in self._accounts.values() if each.exchange is BINANCE]
-        return {**_network_variables(), **({BINANCE.base_url_variable: urls[0]} if urls and urls[0] else {})}
+        variables = _network_variables()
+        if urls and urls[0]:
+            variables[BINANCE.base_url_variable] = urls[0]
+        return variables
 
     def has_credentials(self, endpoint: Endpoint) -> bool:
         """Whether the key or the secret of the endpoint's role is set, or a subclass of `ApiKey` has them."""
@@ -90,6 +82,23 @@ class AccountsPipeline(PipelineResource):
     def network(self) -> Network:
         """How this machine reaches other hosts, from the variables of the process."""
         return Network(_network_variables())
+
+    def _require_unique_key(self, endpoint: Endpoint, key_name: str, own_key: str | None) -> None:
+        """Raise `SettingsError` if an account whose alias sorts before the endpoint's has the same key.
+
+        With the same key, the same records would land in both accounts, and the sums would count them twice. Only the
+        account with the first alias lands them.
+        """
+        for other in self._accounts.values():
+            if other.exchange is not endpoint.exchange or other.alias >= endpoint.alias:
+                continue
+            other_name, other_key = other.key_in_variable(endpoint.role)
+            if other_key and other_key == own_key:
+                raise SettingsError(
+                    f"{key_name} is the same key as {other_name}: its records would land and be counted twice",
+                    f"Set {key_name} to the key of another account, or remove one of the accounts",
+                    variable=key_name,
+                )
 
     def _account(self, endpoint: Endpoint) -> Account:
         return self._accounts[endpoint.exchange.name, endpoint.alias]

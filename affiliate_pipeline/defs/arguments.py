@@ -107,8 +107,12 @@ def secret_of(value: object) -> str:
 
 def is_secret_set(value: object) -> bool:
     """Whether the secret, or the path of its file, is set; the file is not read."""
-    in_file = isinstance(value, dg.EnvVar) and value_of(dg.EnvVar(f"{value.env_var_name}{FILE_SUFFIX}"))
-    return bool(value_of(value) or in_file)
+    if value_of(value):
+        return True
+    if not isinstance(value, dg.EnvVar):
+        return False
+    path = value_of(dg.EnvVar(f"{value.env_var_name}{FILE_SUFFIX}"))
+    return bool(path)
 
 
 def name_of(value: object, argument: str) -> str:

@@ -82,7 +82,8 @@ def responding_workers(broker: str) -> list[str]:
         limits = {"socket_connect_timeout": RESPONSE_S, "socket_timeout": RESPONSE_S}
         app.conf.broker_transport_options = {**app.conf.broker_transport_options, **limits}
     for timeout_s in (RESPONSE_S, LATE_RESPONSE_S):
-        if responses := app.control.inspect(timeout=timeout_s).ping():
+        responses = app.control.inspect(timeout=timeout_s).ping()
+        if responses:
             return sorted(responses)
     return []
 
@@ -159,20 +160,26 @@ class CelerySteps(StepHandler):
         """Submit the step's task to its queue."""
         step_key = _step_key(step_handler_context)
         context: Any = step_handler_context.get_step_context(step_key)
-        tags, run_tags = context.step.tags, step_handler_context.dagster_run.tags
+        tags = context.step.tags
         queue = tags.get(DAGSTER_CELERY_QUEUE_TAG, _defaults.task_default_queue)
-        priority = int(tags.get(DAGSTER_CELERY_STEP_PRIORITY_TAG, _defaults.task_default_priority))
+        step_priority = int(tags.get(DAGSTER_CELERY_STEP_PRIORITY_TAG, _defaults.task_default_priority))
+        run_priority = int(step_handler_context.dagster_run.tags.get(DAGSTER_CELERY_RUN_PRIORITY_TAG, 0))
+
         signature = self._celery_task.si(
             execute_step_args_packed=pack_value(step_handler_context.execute_step_args),
             executable_dict=context.reconstructable_job.to_dict(),
         )
         result = signature.apply_async(
-            priority=priority + int(run_tags.get(DAGSTER_CELERY_RUN_PRIORITY_TAG, 0)),
+            priority=step_priority + run_priority,
             queue=queue,
             routing_key=f"{queue}.execute_plan",
         )
         self._tasks[step_key] = _Task(
-            result.id, step_handler_context.execute_step_args.run_id, step_key, queue, time.monotonic()
+            id=result.id,
+            run_id=step_handler_context.execute_step_args.run_id,
+            step_key=step_key,
+            queue=queue,
+            seen_at=time.monotonic(),
         )
         yield _event(context, f"Submitted to Celery's queue {queue} as task {result.id}")
 
@@ -184,16 +191,15 @@ class CelerySteps(StepHandler):
             if meta["status"] == "FAILURE":
                 reason = redact(f"{type(meta['result']).__name__}: {meta['result']}")
                 return CheckStepHealthResult.unhealthy(f"the worker could not execute the step ({reason})")
-            self._find_tasks()
+            self._mark_existing_tasks()
         except (*_UNREACHABLE, AffiliateError) as error:
             what = "database" if isinstance(error, AffiliateError) else "broker or the result backend of Celery"
             log.warning("The %s cannot be reached (%s): the run continues when it can", what, type(error).__name__)
-            # Meanwhile no task can be seen, so none counts as lost. The next check queries at once.
-            self._queried_at = 0.0
-            for each in self._tasks.values():
-                each.seen_at = time.monotonic()
+            self._mark_all_tasks()
+
         if time.monotonic() - task.seen_at < LOST_S:
             return CheckStepHealthResult.healthy()
+
         worker = _executing_worker(step_handler_context) or task.worker
         where = f"worker {worker} no longer has it" if worker else "no worker has reported it"
         return CheckStepHealthResult.unhealthy(
@@ -213,7 +219,13 @@ class CelerySteps(StepHandler):
         """Stop checking the task of this step, which has ended."""
         self._tasks.pop(step_key or "", None)
 
-    def _find_tasks(self) -> None:
+    def _mark_all_tasks(self) -> None:
+        """Set `seen_at` of all tasks: while none can be looked up, none counts as lost. The next check queries at once."""
+        self._queried_at = 0.0
+        for task in self._tasks.values():
+            task.seen_at = time.monotonic()
+
+    def _mark_existing_tasks(self) -> None:
         """Set `seen_at` of the tasks that still exist; queries at most once in `CHECK_S`, for all steps of the run."""
         started_at = time.monotonic()
         if started_at - self._queried_at < CHECK_S:
@@ -223,17 +235,21 @@ class CelerySteps(StepHandler):
             return [task for task in self._tasks.values() if task.seen_at < started_at]
 
         self._query_workers(unseen(), RESPONSE_S)
+
         for queue in {task.queue for task in unseen()}:
-            queued = self._queued(queue)
+            queued_ids = self._queued_ids(queue)
             for task in unseen():
-                if queued is None or task.id in queued:
+                if queued_ids is None or task.id in queued_ids:
                     task.seen_at = started_at
+
         # A worker on an overloaded machine may not respond in time.
         for task in unseen():
             if self._is_step_live(task.run_id, task.step_key):
                 task.seen_at = started_at
-        if still_unseen := unseen():
+        still_unseen = unseen()
+        if still_unseen:
             self._query_workers(still_unseen, LATE_RESPONSE_S)
+
         # The queries may have taken longer than the time between two checks.
         self._queried_at = time.monotonic()
 
@@ -246,7 +262,7 @@ class CelerySteps(StepHandler):
                 by_id[task_id].worker = worker
                 by_id[task_id].seen_at = time.monotonic()
 
-    def _queued(self, queue: str) -> set[str] | None:
+    def _queued_ids(self, queue: str) -> set[str] | None:
         """The ids of the tasks in the queue; None unless the broker is Redis.
 
         For None, the caller counts every task as queued: RabbitMQ itself requeues a task as soon as the worker that
@@ -258,7 +274,8 @@ class CelerySteps(StepHandler):
                 return None
             with channel.conn_or_acquire() as client:
                 # One list per priority; that of priority 0 has the name of the queue.
-                lists = [queue, *(f"{queue}{channel.sep}{priority}" for priority in channel.priority_steps if priority)]
+                other_priorities = [priority for priority in channel.priority_steps if priority]
+                lists = [queue, *(f"{queue}{channel.sep}{priority}" for priority in other_priorities)]
                 messages: list[Mapping[str, Any]] = [
                     json.loads(text) for key in lists for text in client.lrange(key, 0, -1)
                 ]
@@ -270,11 +287,16 @@ def _executing_worker(context: StepHandlerContext) -> str | None:
 
     Needed because a worker may be killed before it has responded to any query.
     """
-    run_id, step_key = context.execute_step_args.run_id, _step_key(context)
+    run_id = context.execute_step_args.run_id
+    step_key = _step_key(context)
     entries = context.instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
-    events = [entry.dagster_event for entry in entries if entry.dagster_event and entry.step_key == step_key]
-    workers = [event.engine_event_data.metadata.get("Celery worker") for event in events]
-    return next((f"{worker.value}" for worker in reversed(workers) if worker), None)
+    for entry in reversed(entries):
+        if entry.dagster_event is None or entry.step_key != step_key:
+            continue
+        worker = entry.dagster_event.engine_event_data.metadata.get("Celery worker")
+        if worker:
+            return f"{worker.value}"
+    return None
 
 
 def _event(step_context: Any, message: str) -> dg.DagsterEvent:

@@ -1,6 +1,6 @@
 """Checks of endpoint assets. The monitor for overdue days evaluates `NO_DAY_MISSING` too."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -12,7 +12,7 @@ from affiliate_pipeline.domain.problem import Problem
 from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.landing.day_writer import SUPERSEDED, Landed
-from affiliate_pipeline.landing.endpoint_tables import DayStats, differences
+from affiliate_pipeline.landing.endpoint_tables import DayStats, Difference, differences
 from affiliate_pipeline.landing.store import Store
 
 DAY_IS_SOUND = "day_is_sound"
@@ -72,43 +72,57 @@ def run_evaluations(
         results = [each for each in evaluated if each.asset_check_key == check]
         if len(results) == len(days):
             continue
-        passed_days = [date.fromisoformat(each.partition) for each in results if each.passed and each.partition]
-        lines = [f"Passed for {format_days(passed_days)}."] if passed_days else []
-        lines += [f"{each.partition}: {each.description}." for each in results if not each.passed]
-        is_passed = len(passed_days) == len(results)
         if check.name == NO_DAY_MISSING:
             is_passed = not failed and not overdue
-            lines = [f"The last run failed to land {format_days(failed)}."] if failed else []
-            lines += [f"Overdue: {format_days(overdue)}."] if overdue else []
-            lines = lines or ["The last run landed its days, and no day is overdue."]
+            description = _missing_days_text(failed, overdue)
+        else:
+            is_passed = all(each.passed for each in results)
+            description = _results_text(results)
         yield dg.AssetCheckEvaluation(
             asset_key=check.asset_key,
             check_name=check.name,
             passed=is_passed,
             severity=dg.AssetCheckSeverity.WARN,
-            description="\n".join(lines) or "The last run landed no day that could be checked.",
+            description=description,
         )
+
+
+def _missing_days_text(failed: Collection[date], overdue: Sequence[date]) -> str:
+    lines: list[str] = []
+    if failed:
+        lines.append(f"The last run failed to land {format_days(failed)}.")
+    if overdue:
+        lines.append(f"Overdue: {format_days(overdue)}.")
+    return "\n".join(lines) or "The last run landed its days, and no day is overdue."
+
+
+def _results_text(results: Sequence[dg.AssetCheckEvaluation]) -> str:
+    """The days that passed a check, and the reason of each day that failed."""
+    lines: list[str] = []
+    passed_days = [date.fromisoformat(each.partition) for each in results if each.passed and each.partition]
+    if passed_days:
+        lines.append(f"Passed for {format_days(passed_days)}.")
+    lines += [f"{each.partition}: {each.description}." for each in results if not each.passed]
+    return "\n".join(lines) or "The last run landed no day that could be checked."
 
 
 def evaluations(
     endpoint: Endpoint, asset: dg.AssetKey, store: Store, landed: Landed
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """The evaluations of a landed day. A day that is not proven complete does not land, so it has none."""
+    yield _soundness(endpoint, asset, landed)
+    if isinstance(endpoint, Records) and endpoint.compared_with:
+        group_differences = differences(store.connection, endpoint, landed.day)
+        if group_differences is not None:  # both have landed the day
+            yield _comparison(endpoint.key_of(endpoint.compared_with), asset, landed.day, group_differences)
 
-    def evaluation(check: str, passed: bool, text: str, metadata: dict[str, Any]) -> dg.AssetCheckEvaluation:
-        return dg.AssetCheckEvaluation(
-            asset_key=asset,
-            check_name=check,
-            partition=landed.day.isoformat(),
-            passed=passed,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=text,
-            metadata=metadata,
-        )
 
+def _soundness(endpoint: Endpoint, asset: dg.AssetKey, landed: Landed) -> dg.AssetCheckEvaluation:
+    """The evaluation of `DAY_IS_SOUND`."""
     stats, stats_before = landed.stats, landed.restated
     problems = [*landed.warnings]
     metadata: dict[str, Any] = {"rows": stats.rows, "requests": landed.requests}
+
     if stats.rows_with_fee_above_volume:
         problems.append(f"the fee is above the volume in {count_of(stats.rows_with_fee_above_volume, 'row')}")
     if landed.new_fields:
@@ -121,14 +135,33 @@ def evaluations(
         )
         metadata["sums_before"] = dg.MetadataValue.json(named_sums(endpoint, stats_before))
         metadata["sums_now"] = dg.MetadataValue.json(named_sums(endpoint, stats))
+
     text = "; ".join(problems) or f"{count_of(stats.rows, 'row')}, proven complete"
-    yield evaluation(DAY_IS_SOUND, not problems, text, metadata)
-    if not isinstance(endpoint, Records):
-        return
-    found = differences(store.connection, endpoint, landed.day)
-    if found is not None and endpoint.compared_with:  # both have landed the day
-        other = endpoint.key_of(endpoint.compared_with)
+    return _evaluation(DAY_IS_SOUND, asset, landed.day, not problems, text, metadata)
+
+
+def _comparison(
+    other: str, asset: dg.AssetKey, day: date, group_differences: Sequence[Difference]
+) -> dg.AssetCheckEvaluation:
+    """The evaluation of `SAME_ROWS`, from the asset's differences from the asset `other`."""
+    if group_differences:
+        listed = "; ".join(map(str, group_differences[:MAX_DIFFERENCES]))
+        text = f"differs from {other}: {listed}"
+    else:
         text = f"the same rows and sums as {other}"
-        if found:
-            text = f"differs from {other}: {'; '.join(map(str, found[:MAX_DIFFERENCES]))}"
-        yield evaluation(SAME_ROWS, not found, text, {"compared_with": other, "differences": len(found)})
+    metadata = {"compared_with": other, "differences": len(group_differences)}
+    return _evaluation(SAME_ROWS, asset, day, not group_differences, text, metadata)
+
+
+def _evaluation(
+    check: str, asset: dg.AssetKey, day: date, passed: bool, text: str, metadata: dict[str, Any]
+) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=asset,
+        check_name=check,
+        partition=day.isoformat(),
+        passed=passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=text,
+        metadata=metadata,
+    )

@@ -1,6 +1,6 @@
 """The assets `price`, `daily_commission`, `daily_customer_commission` and `daily_report`, and the sensor of stale days."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import partial
@@ -19,20 +19,8 @@ from affiliate_pipeline.commission.figures import Figures, gather, gather_overvi
 from affiliate_pipeline.commission.headline import headline, lacking_days, total_of
 from affiliate_pipeline.commission.prices import PRICE, PricedDay
 from affiliate_pipeline.commission.prices import TABLE as PRICE_TABLE
-from affiliate_pipeline.commission.rollup import (
-    COMMISSION,
-    REPORT,
-    TABLE,
-    Commission,
-    derived_assets,
-)
-from affiliate_pipeline.defs.dagster_internals import (
-    NOT_FINISHED_STATUSES,
-    days_of,
-    range_tags,
-    selected,
-    sensor,
-)
+from affiliate_pipeline.commission.rollup import COMMISSION, REPORT, TABLE, Commission, derived_assets
+from affiliate_pipeline.defs.dagster_internals import NOT_FINISHED_STATUSES, days_of, range_tags, selected, sensor
 from affiliate_pipeline.defs.day_outcomes import Metadata, daily, finish, keys_to_days, separate_events
 from affiliate_pipeline.defs.endpoint_assets import table_schema
 from affiliate_pipeline.defs.placement import OWN, Placement
@@ -55,48 +43,10 @@ def build_earnings(
     earning: Sequence[Records], start: date, placement: Placement = OWN, *, has_prices: bool = False
 ) -> dg.AssetsDefinition:
     """The assets of the group `affiliate`, computed from these endpoints; `affiliate/price` only with `has_prices`."""
-    endpoint_deps = [
-        dg.AssetDep(placement.key(each.key), partition_mapping=dg.IdentityPartitionMapping()) for each in earning
-    ]
-    spec = partial(
-        dg.AssetSpec, skippable=True, group_name=placement.group_of(GROUP), owners=placement.owners_of(GROUP)
-    )
-    price = spec(
-        placement.key(PRICE),
-        deps=endpoint_deps,
-        description="The close in USDT, at Binance's public markets and at the end of the day in UTC, of each coin that was earned. A "
-        "price that has landed never changes. The metadata name the coins without a market.",
-        metadata={"dagster/table_name": PRICE_TABLE, "dagster/column_schema": table_schema(columns.PRICE)},
-    )
-    prices = [price] if has_prices else []
-    commission = spec(
-        placement.key(COMMISSION),
-        deps=[*endpoint_deps, *(each.key for each in prices)],
-        description="What was earned each day by exchange, account, kind and coin: added up exactly from the endpoints' tables, with "
-        "the value in USDT at the day's market price, and separately the one that the exchange gives. Of several endpoints that report "
-        "the same money, only one counts. Each exchange's days are in its own time zone.",
-        metadata={"dagster/table_name": TABLE, "dagster/column_schema": table_schema(columns.DAILY)},
-    )
-    customers = spec(
-        placement.key(CUSTOMERS),
-        deps=commission.deps,
-        description="The same sums per customer, as a basis for payouts: `affiliate/daily_commission` is added up from them in the same "
-        "transaction. Values at market prices are rounded per line, so their sum may differ in the last place. A customer is identified by the "
-        "customerId, else the openId, else the email as the exchange masks it, which is not unique.",
-        metadata={"dagster/table_name": CUSTOMER_TABLE, "dagster/column_schema": table_schema(columns.CUSTOMER_DAILY)},
-    )
-    report = spec(
-        placement.key(REPORT),
-        deps=[placement.key(COMMISSION)],
-        kinds={"html"},
-        description="The day's report, in its metadata: the total in USDT, its change, a chart of 30 days, the coins, and what is "
-        "missing or may still change. Totals are exact text, and next to each a rounded number for plots. It has the figures as of its rendering. This package's own code location also writes a "
-        "page into `reports/`, which `affiliate-pipeline report` renders again.",
-    )
 
     @dg.multi_asset(
         name=placement.key(COMMISSION).to_python_identifier(),
-        specs=[*prices, commission, customers, report],
+        specs=_specs(earning, placement, has_prices=has_prices),
         can_subset=True,
         partitions_def=daily(ZONE, start, today=False),
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -109,18 +59,70 @@ def build_earnings(
     return earnings
 
 
+def _specs(earning: Sequence[Records], placement: Placement, *, has_prices: bool) -> list[dg.AssetSpec]:
+    """The specs of these assets, each after those that it depends on."""
+    endpoint_deps = [
+        dg.AssetDep(placement.key(each.key), partition_mapping=dg.IdentityPartitionMapping()) for each in earning
+    ]
+    spec = partial(
+        dg.AssetSpec, skippable=True, group_name=placement.group_of(GROUP), owners=placement.owners_of(GROUP)
+    )
+
+    price = spec(
+        placement.key(PRICE),
+        deps=endpoint_deps,
+        description="The close in USDT, at Binance's public markets and at the end of the day in UTC, of each coin that was earned. A "
+        "price that has landed never changes. The metadata name the coins without a market.",
+        metadata={"dagster/table_name": PRICE_TABLE, "dagster/column_schema": table_schema(columns.PRICE)},
+    )
+
+    commission_deps = [*endpoint_deps, price.key] if has_prices else endpoint_deps
+    commission = spec(
+        placement.key(COMMISSION),
+        deps=commission_deps,
+        description="What was earned each day by exchange, account, kind and coin: added up exactly from the endpoints' tables, with "
+        "the value in USDT at the day's market price, and separately the one that the exchange gives. Of several endpoints that report "
+        "the same money, only one counts. Each exchange's days are in its own time zone.",
+        metadata={"dagster/table_name": TABLE, "dagster/column_schema": table_schema(columns.DAILY)},
+    )
+    customers = spec(
+        placement.key(CUSTOMERS),
+        deps=commission_deps,
+        description="The same sums per customer, as a basis for payouts: `affiliate/daily_commission` is added up from them in the same "
+        "transaction. Values at market prices are rounded per line, so their sum may differ in the last place. A customer is identified by the "
+        "customerId, else the openId, else the email as the exchange masks it, which is not unique.",
+        metadata={"dagster/table_name": CUSTOMER_TABLE, "dagster/column_schema": table_schema(columns.CUSTOMER_DAILY)},
+    )
+
+    report = spec(
+        placement.key(REPORT),
+        deps=[placement.key(COMMISSION)],
+        kinds={"html"},
+        description="The day's report, in its metadata: the total in USDT, its change, a chart of 30 days, the coins, and what is "
+        "missing or may still change. Totals are exact text, and next to each a rounded number for plots. It has the figures as of its rendering. This package's own code location also writes a "
+        "page into `reports/`, which `affiliate-pipeline report` renders again.",
+    )
+
+    specs: list[dg.AssetSpec] = [commission, customers, report]
+    if has_prices:
+        specs.insert(0, price)
+    return specs
+
+
 def _materialize(
     context: dg.AssetExecutionContext, earning: Sequence[Records], placement: Placement, *, has_prices: bool
 ) -> Iterator[dg.MaterializeResult[Any]]:
     separate_events(context)
     pipeline = placement.pipeline(context)
     # All four keys: without prices, no run selects the first one.
-    price, sums, customers, report = keys = [placement.key(each) for each in derived_assets(has_prices=True)]
-    days = keys_to_days(context.partition_keys)
+    keys = [placement.key(each) for each in derived_assets(has_prices=True)]
+    price, sums, customers, report = keys
     selected_keys = [key for key in keys if key in context.selected_asset_keys]
+    days = keys_to_days(context.partition_keys)
     done: dict[dg.AssetKey, dict[date, Metadata]] = {key: {} for key in selected_keys}
     failed: dict[date, Problem] = {}
     unpriced: dict[date, Problem] = {}
+
     try:
         configured = [endpoint for endpoint in earning if pipeline.is_configured(endpoint)]
         first = min(map(pipeline.first_day, earning))
@@ -131,13 +133,14 @@ def _materialize(
                 outcomes = commission.prices.land(days, pipeline.klines)
                 unpriced = {day: each for day, each in outcomes.items() if isinstance(each, Problem)}
                 done[price] = {day: _priced(each) for day, each in outcomes.items() if isinstance(each, PricedDay)}
+
+            # A run that selects only prices adds up nothing.
+            days_to_add_up = [] if selected_keys == [price] else days
             # The days that get a page in this run, so that a page can link to the next one before that is written.
             reported = [*commission.landed(days[0], days[-1])]
-            # A run that selects only prices adds up nothing.
-            for day in days if {sums, customers, report} & {*selected_keys} else []:
+            for day in days_to_add_up:
                 if not commission.add_up(day, context.run.run_id):
-                    what = f"no rows of {', '.join(endpoint.key for endpoint in earning)} have landed for this day"
-                    failed[day] = Problem("nothing_landed", what, action="Materialize one of them first")
+                    failed[day] = _nothing_landed(earning)
                     continue
                 if customers in selected_keys:
                     done[customers][day] = _customers(commission.customer_counts(day))
@@ -149,29 +152,43 @@ def _materialize(
             _write_overview(context, pipeline, commission, configured, first, done.get(report, ()))
     except AffiliateError as error:
         problem = error.problem.adding(impact="No landed row was changed")
-        # A day fails if any of its assets was not computed. A day without prices already has a problem of its own.
-        not_computed = {
-            day
-            for key, landed in done.items()
-            for day in days
-            if day not in landed and not (key == price and day in unpriced)
-        }
-        failed |= dict.fromkeys(not_computed - failed.keys(), problem)
-    counted = [
-        f"{len(problems)} of {count_of(len(days), 'day')} {what} ({format_days(problems)}): "
-        f"{'. '.join(map(str, grouped(problems)))}."
-        for problems, what in ((failed, "could not be added up"), (unpriced, "lack market prices"))
-        if problems
-    ]
-    finish(context, done, unpriced | failed, "\n".join(counted))
+        # A day fails if any of its assets was not computed.
+        for key, computed in done.items():
+            # A day without prices already has a problem of its own.
+            days_with_problem = {*failed, *unpriced} if key == price else {*failed}
+            not_computed = {*days} - computed.keys() - days_with_problem
+            failed |= dict.fromkeys(not_computed, problem)
+
+    finish(context, done, unpriced | failed, _failure_description(failed, unpriced, len(days)))
     for key in selected_keys:
         yield dg.MaterializeResult(asset_key=key)
+
+
+def _nothing_landed(earning: Sequence[Records]) -> Problem:
+    assets = ", ".join(endpoint.key for endpoint in earning)
+    what = f"no rows of {assets} have landed for this day"
+    return Problem("nothing_landed", what, action="Materialize one of them first")
+
+
+def _failure_description(failed: Mapping[date, Problem], unpriced: Mapping[date, Problem], total_days: int) -> str:
+    """The text of a failed run: how many days failed or lack prices, which ones, and why."""
+    lines: list[str] = []
+    for problems, what in ((failed, "could not be added up"), (unpriced, "lack market prices")):
+        if problems:
+            causes = ". ".join(map(str, grouped(problems)))
+            total = count_of(total_days, "day")
+            lines.append(f"{len(problems)} of {total} {what} ({format_days(problems)}): {causes}.")
+    return "\n".join(lines)
 
 
 def _priced(outcome: PricedDay) -> Metadata:
     """The day's prices as metadata."""
     # The coins whose price is not from their preferred market (of BTC: BTCUSDT).
-    converted = {coin: market for coin, market in outcome.markets.items() if [market] != markets_of(coin)[:1]}
+    converted: dict[str, str] = {}
+    for coin, market in outcome.markets.items():
+        preferred = next(iter(markets_of(coin)), None)
+        if market != preferred:
+            converted[coin] = market
     return {
         "dagster/partition_row_count": len(outcome.markets),
         "converted": dg.MetadataValue.json(converted),
@@ -192,12 +209,15 @@ def _sums(figures: Figures) -> Metadata:
         }
         for each in figures.sums
     }
+
+    incomplete: dict[str, str] = {}
+    for each in figures.incomplete:
+        if figures.day in each.missing:
+            incomplete[each.name] = "missing"
+        elif figures.day in each.unsettled:
+            incomplete[each.name] = "may still change"
+
     total = total_of(figures.by_day, [figures.day])
-    incomplete = {
-        each.name: "missing" if figures.day in each.missing else "may still change"
-        for each in figures.incomplete
-        if figures.day in {*each.missing, *each.unsettled}
-    }
     return {
         "dagster/partition_row_count": len(figures.sums),
         "records": total.count,
@@ -223,8 +243,11 @@ def _customers(counts: CustomerCounts) -> Metadata:
 
 def _plotted(name: str, amount: Decimal) -> Metadata:
     """The exact amount as text, and next to it the nearest float, which Dagster plots by day."""
+    metadata: Metadata = {name: exact(amount)}
     nearest = rounded_float(amount)
-    return {name: exact(amount)} | ({} if nearest is None else {f"{name}_rounded": dg.MetadataValue.float(nearest)})
+    if nearest is not None:
+        metadata[f"{name}_rounded"] = dg.MetadataValue.float(nearest)
+    return metadata
 
 
 def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path | None, days: Sequence[date]) -> Metadata:
@@ -243,6 +266,7 @@ def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path | 
     }
     for exchange, total in totals.by_exchange.items():
         metadata |= _plotted(f"{exchange}_usdt", total.usdt)
+
     if folder is None:
         return metadata
     try:
@@ -307,24 +331,34 @@ def _stale_days(
     # Days of unfinished runs are excluded: each tick during a long run would request its remaining days again.
     unfinished = context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=now - DAY))
     in_progress = {day for run in unfinished if selected(context, run, assets) for day in days_of(run)}
+
     with pipeline.store() as store:
-        first, last = min(map(pipeline.first_day, earning)), now.date() - DAY
+        first = min(map(pipeline.first_day, earning))
+        last = now.date() - DAY
         commission = Commission(store, earning, has_prices=has_prices)
         stale = commission.stale(first, last, quiet_s=QUIET_S)
         stale_or_unpriced = commission.stale_or_unpriced(first, last, quiet_s=QUIET_S)
+
     waiting = stale_or_unpriced.keys() - in_progress
+    requested = [(assets, days) for days in day_ranges(waiting & stale.keys())]
     # If only prices are missing, request them alone (the first of `assets`). Otherwise, while their source fails, the
     # sums would be added up again every hour.
-    requested = [(assets, day_ranges(waiting & stale.keys())), (assets[:1], day_ranges(waiting - stale.keys()))]
-    # The run key allows the same days with the same content once an hour: a failed run is not repeated every tick.
+    requested += [(assets[:1], days) for days in day_ranges(waiting - stale.keys())]
     return [
         dg.RunRequest(
-            run_key=sha256(
-                " ".join([f"{now:%Y-%m-%dT%H}", *(f"{day} {stale_or_unpriced[day]}" for day in days)]).encode()
-            ).hexdigest(),
+            run_key=_run_key(now, {day: stale_or_unpriced[day] for day in days}),
             tags=range_tags(days),
             asset_selection=keys,
         )
-        for keys, ranges in requested
-        for days in ranges
+        for keys, days in requested
     ]
+
+
+def _run_key(now: datetime, fingerprints: Mapping[date, str]) -> str:
+    """A run key that permits the same days with the same content once an hour.
+
+    So a failed run is not repeated every tick.
+    """
+    hour = f"{now:%Y-%m-%dT%H}"
+    contents = (f"{day} {fingerprint}" for day, fingerprint in fingerprints.items())
+    return sha256(" ".join([hour, *contents]).encode()).hexdigest()

@@ -22,12 +22,12 @@ _SUFFIX = "_variable"
 _NAME = re.compile("(?=[A-Z_])[A-Z0-9]{0,20}(_[A-Z0-9]{0,20})*")
 
 
-def _given(description: str) -> dg.Resolver:
+def _templated(description: str) -> dg.Resolver:
     """An attribute whose templates are resolved."""
     return dg.Resolver.default(description=description)
 
 
-def _named(description: str) -> dg.Resolver:
+def _variable_name(description: str) -> dg.Resolver:
     """The name of a variable: a template could put its value there, so none is resolved."""
     return dg.Resolver.passthrough(description)
 
@@ -46,36 +46,38 @@ class AccountComponent(dg.Component, dg.Model, dg.Resolvable):
     """The assets, schedules and sensors of one account."""
 
     alias: Annotated[
-        str, _given("Part of the asset keys and of the column `account`; empty for the default account.")
+        str, _templated("Part of the asset keys and of the column `account`; empty for the default account.")
     ] = ""
-    base_url: Annotated[str | None, _given("The exchange's own by default.")] = None
-    database_url_variable: Annotated[str, _named("The variable of the URL of the PostgreSQL database.")]
+    base_url: Annotated[str | None, _templated("The exchange's own by default.")] = None
+    database_url_variable: Annotated[str, _variable_name("The variable of the URL of the PostgreSQL database.")]
     endpoints: Annotated[
-        Sequence[str] | None, _given("Such as `trade_user`; all that the account can reach by default.")
+        Sequence[str] | None, _templated("Such as `trade_user`; all that the account can reach by default.")
     ] = None
-    start_date: Annotated[str, _given("The first partition.")] = f"{DEFAULT_START_DATE}"
-    key_prefix: Annotated[Sequence[str], _given("Begins each asset key.")] = ()
-    group_name: Annotated[str | None, _given("The group of all assets; by default, that of the account.")] = None
-    owners: Annotated[Sequence[str], _given("The owners of all assets; by default, a team of the account.")] = ()
-    op_tags: Annotated[dict[str, Any] | None, _given("Tags of each asset's op.")] = None
-    schedules: Annotated[Status, _given("`running`, `stopped`, or null for none.")] = "stopped"
-    monitoring: Annotated[Status, _given("`running`, `stopped`, or null for none.")] = "stopped"
-    alert_urls_variable: Annotated[str | None, _named("The variable of the Apprise URLs that alerts go to.")] = None
+    start_date: Annotated[str, _templated("The first partition.")] = f"{DEFAULT_START_DATE}"
+    key_prefix: Annotated[Sequence[str], _templated("Begins each asset key.")] = ()
+    group_name: Annotated[str | None, _templated("The group of all assets; by default, that of the account.")] = None
+    owners: Annotated[Sequence[str], _templated("The owners of all assets; by default, a team of the account.")] = ()
+    op_tags: Annotated[dict[str, Any] | None, _templated("Tags of each asset's op.")] = None
+    schedules: Annotated[Status, _templated("`running`, `stopped`, or null for none.")] = "stopped"
+    monitoring: Annotated[Status, _templated("`running`, `stopped`, or null for none.")] = "stopped"
+    alert_urls_variable: Annotated[
+        str | None, _variable_name("The variable of the Apprise URLs that alerts go to.")
+    ] = None
     heartbeat_url_variable: Annotated[
-        str | None, _named("The variable of the URL that is called while no day is at risk; with alerts only.")
+        str | None, _variable_name("The variable of the URL that is called while no day is at risk; with alerts only.")
     ] = None
-    ui_url: Annotated[str | None, _given("The base of the links in alerts.")] = None
+    ui_url: Annotated[str | None, _templated("The base of the links in alerts.")] = None
     digest: Annotated[
-        Digest, _given("`daily`, `weekly` or `off`: a digest of the earnings, with alerts and `commission` only.")
+        Digest, _templated("`daily`, `weekly` or `off`: a digest of the earnings, with alerts and `commission` only.")
     ] = "off"
     commission: Annotated[
         bool,
-        _given(
+        _templated(
             "Whether to add `affiliate/daily_commission`, the same per customer, and `affiliate/daily_report`, of all accounts."
         ),
     ] = False
     prices: Annotated[
-        bool, _given("Whether `commission` also adds `affiliate/price`, from Binance's public markets.")
+        bool, _templated("Whether `commission` also adds `affiliate/price`, from Binance's public markets.")
     ] = False
 
     @abstractmethod
@@ -126,12 +128,15 @@ class AccountComponent(dg.Component, dg.Model, dg.Resolvable):
 
     def _key(self, role: str) -> ApiKey | None:
         """The role's key, or None without its two attributes; raises `InvalidArgument` if one of them is missing."""
-        variables = {name: getattr(self, name) for name in (f"{role}_key{_SUFFIX}", f"{role}_secret{_SUFFIX}")}
-        missing = [name for name, value in variables.items() if value is None]
-        if len(missing) == 1:
-            raise InvalidArgument(f"{missing[0]} is missing: a key is given with its secret")
-        key, secret = map(_variable, variables.values())
-        return None if missing else ApiKey(key=key, secret=secret)
+        key_attribute, secret_attribute = f"{role}_key{_SUFFIX}", f"{role}_secret{_SUFFIX}"
+        key: str | None = getattr(self, key_attribute)
+        secret: str | None = getattr(self, secret_attribute)
+        if key is None and secret is None:
+            return None
+        if key is None or secret is None:
+            missing = key_attribute if key is None else secret_attribute
+            raise InvalidArgument(f"{missing} is missing: a key is given with its secret")
+        return ApiKey(key=dg.EnvVar(key), secret=dg.EnvVar(secret))
 
 
 class BinanceScaffolder(AccountScaffolder):
@@ -147,18 +152,21 @@ class BinanceScaffolder(AccountScaffolder):
 class BinanceLinkComponent(AccountComponent):
     """Commission records of a Binance Link account, landed by day in PostgreSQL."""
 
-    partner_key_variable: Annotated[str | None, _named("The variable of the partner's API key.")] = None
-    partner_secret_variable: Annotated[str | None, _named("The variable of its secret.")] = None
-    client_key_variable: Annotated[str | None, _named("The variable of the client's API key.")] = None
-    client_secret_variable: Annotated[str | None, _named("The variable of its secret.")] = None
-    agent_code_variable: Annotated[str | None, _named("The variable of the code of the client's agent.")] = None
+    partner_key_variable: Annotated[str | None, _variable_name("The variable of the partner's API key.")] = None
+    partner_secret_variable: Annotated[str | None, _variable_name("The variable of its secret.")] = None
+    client_key_variable: Annotated[str | None, _variable_name("The variable of the client's API key.")] = None
+    client_secret_variable: Annotated[str | None, _variable_name("The variable of its secret.")] = None
+    agent_code_variable: Annotated[str | None, _variable_name("The variable of the code of the client's agent.")] = None
     customer_ids: Annotated[
-        str | None, _given("The path of a CSV `customerId,email` with the desired ids of the partner's clients.")
+        str | None, _templated("The path of a CSV `customerId,email` with the desired ids of the partner's clients.")
     ] = None
-    user_customer_id_variable: Annotated[str | None, _named("The variable of the client's own desired id.")] = None
-    file_hosts: Annotated[Sequence[str], _given("Further hosts of history files, with their subdomains.")] = ()
+    user_customer_id_variable: Annotated[
+        str | None,
+        _variable_name("The variable of the client's own desired id."),
+    ] = None
+    file_hosts: Annotated[Sequence[str], _templated("Further hosts of history files, with their subdomains.")] = ()
     weight_per_minute: Annotated[
-        int | None, _given("The share of the 12,000 that Binance permits per IP address: equal for all accounts.")
+        int | None, _templated("The share of the 12,000 that Binance permits per IP address: equal for all accounts.")
     ] = None
 
     def account(self) -> BinanceAccount:
@@ -190,11 +198,12 @@ class LBankScaffolder(AccountScaffolder):
 class LBankAffiliateComponent(AccountComponent):
     """Users, trades, deposits and commission of an LBank affiliate account, landed by day in PostgreSQL."""
 
-    api_key_variable: Annotated[str, _named("The variable of the API key.")]
-    api_secret_variable: Annotated[str, _named("The variable of its secret.")]
-    open_id_variable: Annotated[str, _named("The variable of the affiliate's own openId.")]
+    api_key_variable: Annotated[str, _variable_name("The variable of the API key.")]
+    api_secret_variable: Annotated[str, _variable_name("The variable of its secret.")]
+    open_id_variable: Annotated[str, _variable_name("The variable of the affiliate's own openId.")]
     signature_method: Annotated[
-        Literal["HmacSHA256", "RSA"] | None, _given("`HmacSHA256` by default; with `RSA`, the secret is a private key.")
+        Literal["HmacSHA256", "RSA"] | None,
+        _templated("`HmacSHA256` by default; with `RSA`, the secret is a private key."),
     ] = None
 
     def account(self) -> LBankAccount:

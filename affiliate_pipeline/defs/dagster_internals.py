@@ -104,7 +104,8 @@ def innermost_message(error: SerializableErrorInfo | None) -> str | None:
 def is_own_repository(context: dg.SensorEvaluationContext, origin: RemoteRepositoryOrigin) -> bool:
     """Whether the origin is the sensor's own code location and repository."""
     own = context.code_location_origin
-    if origin.code_location_origin.location_name != (own.location_name if own else LOCATION):
+    own_name = own.location_name if own else LOCATION
+    if origin.code_location_origin.location_name != own_name:
         return False
     # None only in contexts that tests build.
     return context.repository_name in (None, origin.repository_name)

@@ -69,28 +69,42 @@ def finish(
     A day in `failed` may have landed for some of the assets. For the others, an asset observation has the reason: in
     Dagster's UI, a failed day shows the events of that day only.
     """
-    if failed:
-        log_landed(context, landed)
-        for key in landed:
-            for day in sorted(failed.keys() - landed[key].keys()):
-                problem = failed[day]
-                parts = {"failure": problem.what, "impact": problem.impact, "action": problem.action}
-                reason = {name: f"{text}." for name, text in parts.items() if text}
-                context.log_event(dg.AssetObservation(key, f"Failed: {problem}.", reason, partition=f"{day}"))
-        texts = {f"{day}": f"{failed[day]}." for day in sorted(failed)}
-        problems = [{**each.to_json(), "days": [f"{day}" for day in days]} for each, days in grouped(failed).items()]
-        metadata = {FAILED_PARTITIONS: dg.MetadataValue.json(texts), PROBLEMS: dg.MetadataValue.json(problems)}
-        raise dg.Failure(description, metadata=metadata, allow_retries=False)
-    for key, days in landed.items():
-        for day, added in days.items():
-            context.add_asset_metadata(added, asset_key=key, partition_key=f"{day}")
+    if not failed:
+        for key, landed_days in landed.items():
+            for day, metadata in landed_days.items():
+                context.add_asset_metadata(metadata, asset_key=key, partition_key=f"{day}")
+        return
+
+    log_landed(context, landed)
+    for key, landed_days in landed.items():
+        for day in sorted(failed.keys() - landed_days.keys()):
+            _log_failed(context, key, day, failed[day])
+
+    texts = {f"{day}": f"{failed[day]}." for day in sorted(failed)}
+    problems = [{**problem.to_json(), "days": [f"{day}" for day in days]} for problem, days in grouped(failed).items()]
+    raise dg.Failure(
+        description,
+        metadata={FAILED_PARTITIONS: dg.MetadataValue.json(texts), PROBLEMS: dg.MetadataValue.json(problems)},
+        allow_retries=False,
+    )
+
+
+def _log_failed(context: dg.AssetExecutionContext, key: dg.AssetKey, day: date, problem: Problem) -> None:
+    """Log an asset observation with the reason why the day failed."""
+    parts = {"failure": problem.what, "impact": problem.impact, "action": problem.action}
+    metadata = {name: f"{text}." for name, text in parts.items() if text}
+    context.log_event(
+        dg.AssetObservation(key, description=f"Failed: {problem}.", metadata=metadata, partition=f"{day}")
+    )
 
 
 def problems_in(metadata: Mapping[str, Any]) -> dict[date, Problem]:
     """The problem of each failed day, from the metadata of a failure that `finish` raised."""
-    found = metadata.get(PROBLEMS)
-    return {
-        date.fromisoformat(day): Problem.from_json(fields)
-        for fields in (found.value if found else ())
-        for day in fields["days"]
-    }
+    recorded = metadata.get(PROBLEMS)
+    if not recorded:
+        return {}
+    problems: dict[date, Problem] = {}
+    for fields in recorded.value:
+        problem = Problem.from_json(fields)
+        problems |= {date.fromisoformat(day): problem for day in fields["days"]}
+    return problems

@@ -77,12 +77,14 @@ def _materialize(
 ) -> Iterator[_Event]:
     separate_events(context)
     pipeline = placement.pipeline(context)
-    checks, run_id = context.selected_asset_check_keys, context.run.run_id
+    checks = context.selected_asset_check_keys
+    run_id = context.run.run_id
     days = keys_to_days(context.partition_keys)
     landed: dict[date, Metadata] = {}
     failed: dict[date, Problem] = {}
     evaluated: list[dg.AssetCheckEvaluation] = []
     overdue: list[date] = []
+
     try:
         with (
             pipeline.store(context) as store,
@@ -98,21 +100,25 @@ def _materialize(
                     results = list(evaluations(endpoint, context.asset_key, store, outcome))
                     evaluated += results
                     yield from results
-            overdue = _overdue(endpoint, store, pipeline) if checks else []
+            if checks:
+                overdue = _overdue(endpoint, store, pipeline)
     except AffiliateError as error:
         problem = error.problem.adding(impact="Rows that had landed are unchanged")
         failed |= dict.fromkeys({*days} - landed.keys() - failed.keys(), problem)
     except BaseException:
+        # A run that is interrupted, or an internal error: `finish` below is not reached.
         log_landed(context, {context.asset_key: landed})
         raise
+
     yield from run_evaluations(checks, evaluated, days, failed, overdue)
     finish(context, {context.asset_key: landed}, failed, _failure_description(endpoint, failed, len(landed)))
-    # The data version shows whether a day has changed. Dagster takes only one for all days of a successful run.
-    [version, *others] = [dg.DataVersion(metadata["content_hash"]) for metadata in landed.values()]
     for check in checks:
         # The evaluations were yielded above; Dagster also requires an output per check.
         yield dg.Output(None, context.job_def.asset_layer.get_op_output_name(check))
-    yield dg.MaterializeResult(data_version=None if others else version)
+
+    # The data version shows whether a day has changed. Dagster takes only one for all days of a successful run.
+    first_version, *other_versions = (dg.DataVersion(metadata["content_hash"]) for metadata in landed.values())
+    yield dg.MaterializeResult(data_version=None if other_versions else first_version)
 
 
 def _overdue(endpoint: Endpoint, store: Store, pipeline: PipelineResource) -> list[date]:
@@ -126,18 +132,17 @@ def _overdue(endpoint: Endpoint, store: Store, pipeline: PipelineResource) -> li
 
 def _metadata_explained(endpoint: Endpoint) -> str:
     """What the metadata of a landed day mean, in Markdown."""
-    lines = {
-        "changed": "whether the run has changed the stored rows; false if the exchange returned the same rows again"
-    }
+    items = [
+        "`changed`: whether the run has changed the stored rows; false if the exchange returned the same rows again"
+    ]
     if isinstance(endpoint, Records):
-        lines["kept"] = "true if the exchange no longer has the day, so the stored rows are unchanged"
+        items.append("`kept`: true if the exchange no longer has the day, so the stored rows are unchanged")
         if endpoint.time_column:
-            # Rendered between backticks: two names in one line.
-            lines["first`, `last"] = f"the earliest and the latest `{endpoint.time_column}` of the day"
+            items.append(f"`first`, `last`: the earliest and the latest `{endpoint.time_column}` of the day")
         if endpoint.sum_by:
-            amount, by = endpoint.sum_by
-            lines["sums"] = f"the exact sum of `{amount}` for each `{by}`"
-    return "\n".join(["Metadata of each landed day:\n", *(f"- `{name}`: {text}." for name, text in lines.items())])
+            amount, group = endpoint.sum_by
+            items.append(f"`sums`: the exact sum of `{amount}` for each `{group}`")
+    return "\n".join(["Metadata of each landed day:\n", *(f"- {item}." for item in items)])
 
 
 def _metadata(endpoint: Endpoint, outcome: Landed | Retained) -> Metadata:
@@ -151,9 +156,11 @@ def _metadata(endpoint: Endpoint, outcome: Landed | Retained) -> Metadata:
         "source": outcome.source,
         "kept": not isinstance(outcome, Landed),
     }
+
     if stats.first and stats.last:
         ends = {"first": stats.first, "last": stats.last}
         metadata |= {name: f"{at:%Y-%m-%d %H:%M:%S.%f} UTC" for name, at in ends.items()}
+
     if isinstance(outcome, Landed):
         metadata |= {"requests": outcome.requests, "changed": outcome.changed}
         if outcome.note:
@@ -172,10 +179,10 @@ def _recorded_refreshes(
         yield
     finally:
         for table in tables:
-            if counts := session.refreshed.get(table.name):
-                context.log_event(
-                    dg.AssetMaterialization(placement.key(table.key), metadata=_refresh_metadata(table, counts))
-                )
+            counts = session.refreshed.get(table.name)
+            if counts:
+                metadata = _refresh_metadata(table, counts)
+                context.log_event(dg.AssetMaterialization(placement.key(table.key), metadata=metadata))
 
 
 def _refresh_metadata(table: ReferenceTable, counts: Mapping[str, int]) -> Metadata:
@@ -198,12 +205,12 @@ def table_schema(columns: Sequence[tuple[str, str, str]]) -> dg.TableSchema:
     )
 
 
-def _failure_description(endpoint: Endpoint, failed: Mapping[date, Problem], landed: int) -> str:
-    counted = (
-        f"{len(failed)} of {count_of(len(failed) + landed, 'day')} failed ({format_days(failed)}), {landed} landed."
-    )
+def _failure_description(endpoint: Endpoint, failed: Mapping[date, Problem], landed_days: int) -> str:
+    """The text of a failed run: how many days failed and landed, then a line per cause."""
+    total = count_of(len(failed) + landed_days, "day")
+    summary = f"{endpoint.key}: {len(failed)} of {total} failed ({format_days(failed)}), {landed_days} landed."
     causes = [f"{format_days(days)}: {problem}." for problem, days in grouped(failed).items()]
-    return "\n".join([f"{endpoint.key}: {counted}", *causes])
+    return "\n".join([summary, *causes])
 
 
 def _column_schema(endpoint: Endpoint) -> dg.TableSchema:
@@ -242,7 +249,8 @@ def build_reference_table(table: ReferenceTable, placement: Placement = OWN) -> 
                 pipeline.store(context) as store,
                 pipeline.session(endpoint, store) as session,
             ):
-                return dg.MaterializeResult(metadata=_refresh_metadata(table, table.refresh(session)))
+                counts = table.refresh(session)
+                return dg.MaterializeResult(metadata=_refresh_metadata(table, counts))
         except AffiliateError as error:
             problem = error.problem.adding(impact=f"The {table.name} is unchanged")
             raise dg.Failure(f"{table.key}: {problem}.", allow_retries=False) from None

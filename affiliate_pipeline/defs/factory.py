@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from affiliate_pipeline.defs.sensors.kickback_history import (
 )
 from affiliate_pipeline.defs.sensors.overdue import build_heartbeat, build_watch
 from affiliate_pipeline.domain.settings import DEFAULT_START_DATE, Digest
-from affiliate_pipeline.exchanges.endpoint import Endpoint, ReferenceTable
+from affiliate_pipeline.exchanges.endpoint import Endpoint, Records, ReferenceTable
 from affiliate_pipeline.exchanges.registry import DEFAULT, Catalog
 
 # Whether schedules or sensors run without being started in the UI; None: there are none.
@@ -77,11 +78,13 @@ def build_definitions(
     _check(accounts, database)
     if alerts:
         alerts.check(has_commission=commission)
+
     prefix = _listed(key_prefix)
+    name_parts = ["affiliate", *map(_identifier, prefix)]
     start = date.fromisoformat(start_date) if isinstance(start_date, str) else start_date
     placement = Placement(
         key_prefix=prefix,
-        name_prefix=f"{'_'.join(['affiliate', *map(_identifier, prefix)])}_",
+        name_prefix="_".join(name_parts) + "_",
         scope=f"{accounts[0].group}_",
         group_name=group_name,
         owners=_listed(owners),
@@ -90,10 +93,12 @@ def build_definitions(
         requests=_sensor_status(schedules),
         monitoring=_sensor_status(monitoring),
     )
+
     # Without monitoring, no sensor would deliver what is raised.
     active_alerts = None if monitoring is None else alerts
+    endpoint_names = None if endpoints is None else _listed(endpoints)
     return assemble(
-        catalog_of(accounts, None if endpoints is None else _listed(endpoints)),
+        catalog_of(accounts, endpoint_names),
         lambda _: start,
         placement,
         _resources(accounts, database, start, active_alerts, placement),
@@ -113,23 +118,29 @@ def catalog_of(accounts: Sequence[Account], names: Sequence[str] | None = None) 
     """
     declared: list[Endpoint | ReferenceTable] = [*DEFAULT.endpoints, *DEFAULT.reference_tables]
     known = [each.name for each in declared]
-    if unknown := [name for name in names or () if name not in known]:
+    explicit_names = names or ()
+    unknown = [name for name in explicit_names if name not in known]
+    if unknown:
         raise InvalidArgument(f"unknown endpoints: {', '.join(unknown)}. Known are {', '.join(known)}")
-    found: list[Endpoint] = []
+
+    endpoints: list[Endpoint] = []
     tables: list[ReferenceTable] = []
     for account in accounts:
-        own = [each for each in DEFAULT.endpoints if account.reaches(each) and (names is None or each.name in names)]
-        selected_names = {each.name for each in own} | {*(names or ())}
-        found += [each.for_account(account.alias, account.names) for each in own]
-        tables += [
-            table.for_account(account.alias, account.names)
-            for table in DEFAULT.reference_tables
-            if account.reaches(table.endpoint) and selected_names & {table.name, *table.read_by}
-        ]
-    reached = {each.name for each in (*found, *tables)}
-    if unreached := [name for name in names or () if name not in reached]:
+        reachable = [endpoint for endpoint in DEFAULT.endpoints if account.reaches(endpoint)]
+        selected = [endpoint for endpoint in reachable if names is None or endpoint.name in names]
+        endpoints += [endpoint.for_account(account.alias, account.names) for endpoint in selected]
+
+        # Tables are selected by their own name, or by that of an endpoint that reads them.
+        selected_names = {endpoint.name for endpoint in selected} | set(explicit_names)
+        for table in DEFAULT.reference_tables:
+            if account.reaches(table.endpoint) and selected_names & {table.name, *table.read_by}:
+                tables.append(table.for_account(account.alias, account.names))
+
+    reached = {each.name for each in (*endpoints, *tables)}
+    unreached = [name for name in explicit_names if name not in reached]
+    if unreached:
         raise InvalidArgument(f"no account has what {', '.join(unreached)} requires")
-    return Catalog(tuple(found), tuple(tables))
+    return Catalog(tuple(endpoints), tuple(tables))
 
 
 def _resources(
@@ -137,14 +148,14 @@ def _resources(
 ) -> dict[str, dg.ResourceDefinition]:
     """The database and the accounts, which Dagster shows, and the resource that the code uses."""
     database_key = placement.name("database")
-    by_key = {placement.name_with_account(each.group): each for each in accounts}
+    accounts_by_key = {placement.name_with_account(each.group): each for each in accounts}
 
     def pipeline(context: dg.InitResourceContext) -> AccountsPipeline:
         require_running(context.run)
-        given: Any = context.resources
+        resources: Any = context.resources
         return AccountsPipeline(
-            [getattr(given, key) for key in by_key],
-            getattr(given, database_key),
+            [getattr(resources, key) for key in accounts_by_key],
+            getattr(resources, database_key),
             start,
             alerts,
             scope=placement.name(""),
@@ -152,11 +163,11 @@ def _resources(
 
     return {
         database_key: database.resource(),
-        **{key: account.resource() for key, account in by_key.items()},
+        **{key: account.resource() for key, account in accounts_by_key.items()},
         placement.resource: dg.ResourceDefinition(
             pipeline,
             description="Sessions with the accounts, and the database; credentials are read when a session is opened.",
-            required_resource_keys={database_key, *by_key},
+            required_resource_keys={database_key, *accounts_by_key},
         ),
     }
 
@@ -166,21 +177,28 @@ def _check(accounts: Sequence[Account], database: AffiliateDatabase) -> None:
         raise InvalidArgument("no account is given")
     for each in (*accounts, database):
         each.check()
-    groups = [each.group for each in accounts]
-    if twice := sorted({group for group in groups if groups.count(group) > 1}):
-        raise InvalidArgument(f"{', '.join(twice)}: two accounts have the same exchange and alias. Give one an alias")
+
+    accounts_per_group = Counter(account.group for account in accounts)
+    duplicates = sorted(group for group, count in accounts_per_group.items() if count > 1)
+    if duplicates:
+        raise InvalidArgument(
+            f"{', '.join(duplicates)}: two accounts have the same exchange and alias. Give one an alias"
+        )
+
+    # Each account is compared with the first one of the same exchange and base URL.
     first_accounts: dict[tuple[str, str | None], Account] = {}
-    for each in accounts:
-        first = first_accounts.setdefault((each.exchange.name, each.base_url), each)
-        if first.shared_limit != each.shared_limit:
+    for account in accounts:
+        first = first_accounts.setdefault((account.exchange.name, account.base_url), account)
+        if first.shared_limit != account.shared_limit:
             raise InvalidArgument(
-                f"{first.title} and {each.title} share a rate limit, so weight_per_minute and rate_scale must be equal"
+                f"{first.title} and {account.title} share a rate limit, so weight_per_minute and rate_scale must be "
+                "equal"
             )
 
 
-def _listed(given: Sequence[str]) -> tuple[str, ...]:
+def _listed(texts: Sequence[str]) -> tuple[str, ...]:
     """The texts; a single one may be given without a list."""
-    return (given,) if isinstance(given, str) else tuple(given)
+    return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
 def _identifier(text: str) -> str:
@@ -215,39 +233,26 @@ def assemble(
         first_day: Returns an endpoint's first partition.
         resources: By key; one is `placement.resource`.
     """
-    endpoints, earning = catalog.endpoints, catalog.earning if has_commission else ()
-    # Each asset's backfill policy is in beta: a warning per asset and process would bury everything else in the logs.
-    with warnings.catch_warnings(action="ignore", category=dg.BetaWarning):
-        assets = [
-            *(
-                build_asset(
-                    endpoint,
-                    first_day(endpoint),
-                    placement,
-                    [each for each in catalog.reference_tables if each.is_read_by(endpoint)],
-                )
-                for endpoint in endpoints
-            ),
-            *(build_reference_table(table, placement) for table in catalog.reference_tables),
-        ]
-        if earning:
-            assets.append(build_earnings(earning, min(map(first_day, earning)), placement, has_prices=has_prices))
+    endpoints = catalog.endpoints
+    earning = catalog.earning if has_commission else ()
+    assets = _assets(catalog, earning, first_day, placement, has_prices=has_prices)
+
     schedules: list[dg.ScheduleDefinition] = []
     sensors: list[dg.SensorDefinition] = []
     if has_schedules:
-        with_exports = list(export_endpoints(endpoints))
         schedules += build_schedules(endpoints, placement)
         endpoint_keys = {endpoint.key for endpoint in endpoints}
-        schedules += [
-            build_missed_days_schedule(account, placement)
-            for account in with_exports
-            if {account.recent.key, account.request.key} <= endpoint_keys
-        ]
-        sensors += [build_kickback_history(account, placement) for account in with_exports]
-        sensors += [build_stale_days(earning, placement, has_prices=has_prices)] if earning else []
+        for exports in export_endpoints(endpoints):
+            if {exports.recent.key, exports.request.key} <= endpoint_keys:
+                schedules.append(build_missed_days_schedule(exports, placement))
+            sensors.append(build_kickback_history(exports, placement))
+        if earning:
+            sensors.append(build_stale_days(earning, placement, has_prices=has_prices))
+
     # Without a monitored asset, the sensor's selection would be empty, which Dagster rejects.
     if has_monitoring and any(endpoint.timetable.is_monitored for endpoint in endpoints):
         sensors.append(build_watch(endpoints, placement))
+
     if has_alerts:
         derived = derived_assets(has_prices=has_prices) if earning else ()
         sensors += [
@@ -258,6 +263,7 @@ def assemble(
         if earning and digest != "off":
             sensors.append(build_digest(earning, digest, placement, has_prices=has_prices))
         sensors.append(build_failing_tick_alert([*schedules, *sensors], placement))
+
     return dg.Definitions(
         assets=assets,
         resources={**resources, placement.rows: landed_rows(placement)},
@@ -265,3 +271,25 @@ def assemble(
         sensors=sensors,
         executor=executor,
     )
+
+
+def _assets(
+    catalog: Catalog,
+    earning: Sequence[Records],
+    first_day: Callable[[Endpoint], date],
+    placement: Placement,
+    *,
+    has_prices: bool,
+) -> list[dg.AssetsDefinition]:
+    """The catalog's assets, and the assets derived from the endpoints `earning`."""
+    # Each asset's backfill policy is in beta: a warning per asset and process would bury everything else in the logs.
+    with warnings.catch_warnings(action="ignore", category=dg.BetaWarning):
+        assets: list[dg.AssetsDefinition] = []
+        for endpoint in catalog.endpoints:
+            tables = [table for table in catalog.reference_tables if table.is_read_by(endpoint)]
+            assets.append(build_asset(endpoint, first_day(endpoint), placement, tables))
+        assets += [build_reference_table(table, placement) for table in catalog.reference_tables]
+        if earning:
+            start = min(map(first_day, earning))
+            assets.append(build_earnings(earning, start, placement, has_prices=has_prices))
+        return assets

@@ -52,7 +52,8 @@ class Placement:
 
         Released names do not change: Dagster stores by name whether a schedule is running.
         """
-        return self.name_with_account(f"{name}_{at:%H%M}_{re.sub(r'[^a-z0-9]+', '_', zone.key.lower())}")
+        zone_name = re.sub(r"[^a-z0-9]+", "_", zone.key.lower())
+        return self.name_with_account(f"{name}_{at:%H%M}_{zone_name}")
 
     def name(self, name: str) -> str:
         """The name in this code location of a sensor or resource that serves all accounts."""

@@ -21,49 +21,66 @@ def build_schedules(endpoints: Sequence[Endpoint], placement: Placement = OWN) -
         return endpoint.group, not isinstance(endpoint, Records), endpoint.lands_at
 
     daily = sorted((endpoint for endpoint in endpoints if endpoint.lands_at), key=schedule_key)
-    # `if at` is for the type checker: each of these endpoints has a time.
-    return [_schedule(list(group), at, placement) for (_, _, at), group in groupby(daily, schedule_key) if at]
+    schedules: list[dg.ScheduleDefinition] = []
+    for (_, _, at), group in groupby(daily, schedule_key):
+        if at:  # for the type checker: each of these endpoints has a time
+            schedules.append(_schedule(list(group), at, placement))
+    return schedules
 
 
 def _schedule(endpoints: Sequence[Endpoint], at: time, placement: Placement) -> dg.ScheduleDefinition:
-    exchange, is_snapshot = endpoints[0].exchange, not isinstance(endpoints[0], Records)
-    what = "today" if is_snapshot else "the last days, until they have settled"
-    account = f" (account {endpoints[0].alias})" if endpoints[0].alias else ""
+    """The schedule of these endpoints, which are of the same account and kind, and land at the same time of day."""
+    first_endpoint = endpoints[0]
+    zone = first_endpoint.exchange.zone
+    if isinstance(first_endpoint, Records):
+        kind, what = "records", "the last days, until they have settled"
+    else:
+        kind, what = "snapshots", "today"
+    account = f" (account {first_endpoint.alias})" if first_endpoint.alias else ""
 
     @schedule(
-        name=placement.name_of_schedule(
-            f"{endpoints[0].group}_{'snapshots' if is_snapshot else 'records'}", at, exchange.zone
-        ),
+        name=placement.name_of_schedule(f"{first_endpoint.group}_{kind}", at, zone),
         cron_schedule=f"{at.minute} {at.hour} * * *",
-        execution_timezone=exchange.zone.key,
+        execution_timezone=zone.key,
         target=[placement.key(endpoint.key) for endpoint in endpoints],
         default_status=placement.schedules,
         required_resource_keys=placement.required,
-        description=f"Lands {what}{account}, at {at:%H:%M} {exchange.zone.key}: one run per asset whose API key is "
-        "configured.",
+        description=f"Lands {what}{account}, at {at:%H:%M} {zone.key}: one run per asset whose API key is configured.",
     )
     def land(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        tick = context.scheduled_execution_time
-        tick_ms = int(tick.timestamp() * 1000)
-        today = day_of(tick_ms, exchange.zone)
-        if is_snapshot and day_of(now_ms(), exchange.zone) > today:
-            # Dagster evaluates a missed tick later, when a run for a day that is over can only fail.
-            return dg.SkipReason(f"{today} is over, so its snapshot can no longer be taken")
-        pipeline = placement.pipeline(context)
-        # If no exchange is configured, request the runs anyway: they fail and report what to set.
-        is_any_configured = pipeline.is_any_exchange_configured
-        configured = [each for each in endpoints if pipeline.is_configured(each) or not is_any_configured]
-        if not configured:
-            names = dict.fromkeys(name for endpoint in endpoints for name in endpoint.credentials)
-            return dg.SkipReason(f"none of {', '.join(names)} is set")
-        requests: list[dg.RunRequest] = []
-        for endpoint in configured:
-            first = max(pipeline.first_day(endpoint), endpoint.timetable.lookback_start(tick_ms))
-            if days := [each.day for each in expected_days(endpoint.timetable, first, tick_ms)]:
-                key = placement.key(endpoint.key)
-                # Derived from the tick, so that evaluating it again requests no second run.
-                run_key = f"{endpoint.key} {tick.isoformat()}"
-                requests.append(dg.RunRequest(run_key, asset_selection=[key], tags=range_tags(days)))
-        return requests or dg.SkipReason("the days are before the first partition")
+        return _run_requests(context, endpoints, placement)
 
     return land
+
+
+def _run_requests(
+    context: dg.ScheduleEvaluationContext, endpoints: Sequence[Endpoint], placement: Placement
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """One run request per configured endpoint of a schedule, or why its tick requests none."""
+    tick = context.scheduled_execution_time
+    tick_ms = int(tick.timestamp() * 1000)
+    zone = endpoints[0].exchange.zone
+    today = day_of(tick_ms, zone)
+    is_snapshot = not isinstance(endpoints[0], Records)
+    if is_snapshot and day_of(now_ms(), zone) > today:
+        # Dagster evaluates a missed tick later, when a run for a day that is over can only fail.
+        return dg.SkipReason(f"{today} is over, so its snapshot can no longer be taken")
+
+    pipeline = placement.pipeline(context)
+    # If no exchange is configured, request the runs anyway: they fail and report what to set.
+    is_any_configured = pipeline.is_any_exchange_configured
+    configured = [each for each in endpoints if pipeline.is_configured(each) or not is_any_configured]
+    if not configured:
+        names = dict.fromkeys(name for endpoint in endpoints for name in endpoint.credentials)
+        return dg.SkipReason(f"none of {', '.join(names)} is set")
+
+    requests: list[dg.RunRequest] = []
+    for endpoint in configured:
+        first = max(pipeline.first_day(endpoint), endpoint.timetable.lookback_start(tick_ms))
+        days = [each.day for each in expected_days(endpoint.timetable, first, tick_ms)]
+        if days:
+            key = placement.key(endpoint.key)
+            # Derived from the tick, so that evaluating it again requests no second run.
+            run_key = f"{endpoint.key} {tick.isoformat()}"
+            requests.append(dg.RunRequest(run_key, asset_selection=[key], tags=range_tags(days)))
+    return requests or dg.SkipReason("the days are before the first partition")
