@@ -46,7 +46,8 @@ def possible_rows(body: bytes) -> list[bytes]:
 
     It may, even truncated, if it begins like a JSON list or object, contains an object and is longer than `[{}]`.
     """
-    may_contain_rows = body.lstrip()[:1] in (b"{", b"[") and len(body.strip()) > len(b"[{}]") and b"{" in body
+    text = body.strip()
+    may_contain_rows = text[:1] in (b"{", b"[") and b"{" in text and len(text) > len(b"[{}]")
     return [body] if may_contain_rows else []
 
 
@@ -61,9 +62,12 @@ def unreadable_rows(body: bytes) -> list[bytes]:
 
 def _as_json(token: re.Match[bytes]) -> bytes:
     text = token[0]
-    if text[:1] != b'"':
-        return text if re.fullmatch(_SCALAR, text) else json.dumps(text.decode(errors="replace")).encode()
-    return re.sub(_CONTROL, lambda control: b"\\u%04x" % control[0][0], re.sub(_ESCAPE, _as_escape, text))
+    if text[:1] == b'"':
+        text = re.sub(_ESCAPE, _as_escape, text)
+        return re.sub(_CONTROL, lambda control: b"\\u%04x" % control[0][0], text)
+    if re.fullmatch(_SCALAR, text):
+        return text
+    return json.dumps(text.decode(errors="replace")).encode()
 
 
 def _as_escape(escape: re.Match[bytes]) -> bytes:
@@ -83,8 +87,11 @@ def _flattened(body: bytes) -> bytes:
                 deep_start = token.start()
         elif token[0] in (b"]", b"}"):
             if depth == MAX_DEPTH + 1:
-                deep = body[deep_start : token.end()].decode(errors="replace")
-                pieces += [body[copied_until:deep_start], json.dumps(deep, ensure_ascii=False).encode()]
+                deep_value = body[deep_start : token.end()].decode(errors="replace")
+                pieces.append(body[copied_until:deep_start])
+                pieces.append(json.dumps(deep_value, ensure_ascii=False).encode())
                 copied_until = token.end()
             depth -= 1
-    return b"".join([*pieces, body[copied_until:]])
+
+    pieces.append(body[copied_until:])
+    return b"".join(pieces)

@@ -91,6 +91,7 @@ class Clock:
         """
         if self.offset_ms != rejected.offset_when_signed_ms:
             return True  # corrected since, because of another request
+
         try:
             server_ms = query() if rejected.server_ms is None else rejected.server_ms
         except ExchangeError as error:
@@ -99,6 +100,7 @@ class Clock:
         if server_ms is None:
             return True
         self.set(server_ms)
+
         # Compare with the offset that the request was signed with: another request may have changed the current one.
         if rejected.server_ms is not None and abs(self.offset_ms - rejected.offset_when_signed_ms) < CLOCK_TOLERANCE_MS:
             return False
@@ -124,7 +126,10 @@ class Response:
             return max(0.0, float(value))
         except ValueError:
             until_s = _date_s(value)
-            return until_s - self.sent_s if until_s and until_s > self.sent_s else None
+        if not until_s:
+            return None
+        pause_s = until_s - self.sent_s
+        return pause_s if pause_s > 0 else None
 
     @property
     def sent_s(self) -> float:
@@ -162,7 +167,11 @@ class Client:
         self.network = network
         self.requests_sent = 0
         self._base_url = base_url.rstrip("/")
-        self._auth, self._clock, self._limit, self._read, self._server_time = auth, clock, limit, read, server_time
+        self._auth = auth
+        self._clock = clock
+        self._limit = limit
+        self._read = read
+        self._server_time = server_time
         self._default_pause_s = default_pause_s
         self._circuit = retry.CircuitBreaker()
         self._lock = threading.Lock()
@@ -235,6 +244,7 @@ class Client:
             raise Transient(f"the clock of {self.host} could not be read: {redact(error)}") from None
 
     def _repeat(self, attempt: Callable[[], T], retries: bool) -> T:
+        """The result of the first attempt that succeeds, after correcting the clock or waiting between attempts."""
         failures = corrections = 0
         while True:
             try:
@@ -248,27 +258,36 @@ class Client:
                     raise
                 failures += 1
                 match self._circuit.retry_or_give_up(error, failures):
-                    case retry.GiveUp(is_unreachable=True):
-                        what = f"{self.host} did not respond for {retry.SILENCE_LIMIT_S} s ({error.problem.what})"
-                        action = error.problem.action or "Check the network and the exchange's status page"
-                        raise Unreachable(what, f"{action}, then materialize the failed days again") from None
-                    case retry.GiveUp():
-                        raise
                     case retry.Retry(after_s):
                         time.sleep(after_s)
+                    case retry.GiveUp(is_unreachable=True):
+                        raise self._unreachable(error) from None
+                    case retry.GiveUp():
+                        raise
+
+    def _unreachable(self, error: Transient) -> Unreachable:
+        what = f"{self.host} did not respond for {retry.SILENCE_LIMIT_S} s ({error.problem.what})"
+        action = error.problem.action or "Check the network and the exchange's status page"
+        return Unreachable(what, f"{action}, then materialize the failed days again")
 
     def _once(self, method: str, path: str, params: Mapping[str, object], decode: Callable[[bytes], T]) -> T:
-        query = encode(params)
+        """The decoded payload of one attempt; a failure pauses the scope if the exchange requests a pause."""
+        url = f"{self._base_url}{path}"
+        if query := encode(params):
+            url += f"?{query}"
+
         with self._limit.slot():
             with self._lock:
                 self.requests_sent += 1
-            offset_when_signed_ms, sent_at = self._clock.offset_ms, time.monotonic()
+            offset_when_signed_ms = self._clock.offset_ms
+            sent_at = time.monotonic()
             try:
-                response = self._send(method, f"{self._base_url}{path}" + (f"?{query}" if query else ""))
+                response = self._send(method, url)
             except NoResponse:
                 self._circuit.failed(sent_at)
                 raise
         self._circuit.responded()
+
         try:
             return self._decoded(response, decode)
         except TimestampRejected as error:
@@ -300,32 +319,39 @@ class Client:
             raise kind(redact(f"{type(error).__name__}: {error}")) from None
 
     def _decoded(self, response: Response, decode: Callable[[bytes], T]) -> T:
-        """The decoded payload, of the repaired body if necessary.
+        """The decoded payload; of the repaired body if the body itself fails and may contain rows.
 
         Raises ValueError or RecursionError if the body cannot be read, or what `read` raises.
         """
         body = as_utf8(response.content)
+        response_in_utf8 = replace(response, content=body, received=response.content)
         try:
-            return decode(self._read(replace(response, content=body, received=response.content)))
+            return decode(self._read(response_in_utf8))
         except (ValueError, RecursionError, Transient):
             if not possible_rows(body):
                 raise
+
+        repaired_response = replace(response_in_utf8, content=repaired(body))
         try:
-            return decode(self._read(replace(response, content=repaired(body), received=response.content)))
+            return decode(self._read(repaired_response))
         except Transient as error:
             raise error.about(unreadable_rows(response.content)) from None
 
     def _pause(self, error: Transient, method: str) -> None:
-        """Stop the scope's next requests for as long as the exchange requests, without waiting here.
+        """Stop the scope's next requests for as long as the exchange requests, if at all, without waiting here.
 
         Raises `Banned` if a run cannot wait that long.
         """
-        is_rate_limited, pause_s = isinstance(error, RateLimited), error.retry_after_s
-        if is_rate_limited and pause_s is None:
-            pause_s = self._default_pause_s
-        # A POST may have taken effect: find that out before any pause.
-        if pause_s is None or not (is_rate_limited or method == "GET"):
+        is_rate_limited = isinstance(error, RateLimited)
+        # A POST may have taken effect, unless it was rate-limited: find that out before any pause.
+        if method == "POST" and not is_rate_limited:
             return
+        pause_s = error.retry_after_s
+        if pause_s is None and is_rate_limited:
+            pause_s = self._default_pause_s
+        if pause_s is None:
+            return
+
         pause_s = min(pause_s, MAX_BAN_S)
         self._limit.pause(pause_s)
         if pause_s > MAX_PAUSE_S:

@@ -46,7 +46,8 @@ def download(url: str, max_bytes: int, network: Network = DIRECT) -> bytes:
 
 
 def _once(http: httpx.Client, url: str, max_bytes: int, deadline: float) -> bytes:
-    file, host = bytearray(), ""
+    file = bytearray()
+    host = ""
     try:
         host = httpx.URL(url).host
         with http.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response:
@@ -67,18 +68,9 @@ def _once(http: httpx.Client, url: str, max_bytes: int, deadline: float) -> byte
 
 def _check(response: httpx.Response, host: str, deadline: float) -> None:
     """Raise unless the response is a file whose truncation would be noticed."""
-    status, headers = response.status_code, response.headers
-    if status != 200:
-        body = b""
-        for piece in response.iter_raw():
-            body += piece
-            if len(body) > MAX_ERROR_BYTES or time.monotonic() > deadline:
-                break
-        error = read_error(body, headers.get("Content-Type", ""))
-        what = describe(f"the file host {host}", Response(status, headers, body), error)
-        if status in _EXPIRED:
-            raise UrlExpired(f"{what}. The URL has expired")
-        raise Transient(what) if status >= 500 or status in (408, 429) else Refused(f"{what}, instead of the file")
+    if response.status_code != 200:
+        raise _failure(response, host, deadline)
+    headers = response.headers
     encoding = headers.get("Content-Encoding", "identity").lower()
     if encoding not in ("identity", "gzip", "x-gzip"):
         raise Refused(f"the file host {host} sent the file in the encoding {encoding!r}, which was not requested")
@@ -86,6 +78,24 @@ def _check(response: httpx.Response, host: str, deadline: float) -> None:
         raise Refused(
             f"the file host {host} does not send the length of the file, so that a truncated one would look complete"
         )
+
+
+def _failure(response: httpx.Response, host: str, deadline: float) -> ExchangeError:
+    """The error to raise for a response that is not a file; reads the beginning of the body for it."""
+    body = b""
+    for piece in response.iter_raw():
+        body += piece
+        if len(body) > MAX_ERROR_BYTES or time.monotonic() > deadline:
+            break
+
+    status, headers = response.status_code, response.headers
+    error = read_error(body, headers.get("Content-Type", ""))
+    what = describe(f"the file host {host}", Response(status, headers, body), error)
+    if status in _EXPIRED:
+        return UrlExpired(f"{what}. The URL has expired")
+    if status >= 500 or status in (408, 429):
+        return Transient(what)
+    return Refused(f"{what}, instead of the file")
 
 
 def ping_heartbeat(url: str, network: Network = DIRECT) -> str | None:

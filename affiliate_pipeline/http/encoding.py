@@ -70,9 +70,11 @@ def read_secret(setting: str) -> Secret:
     A private key may be PEM (PKCS#8, PKCS#1, OpenSSH; its line ends may be spaces or a literal `\n`), or base64 of the
     DER. Raises ValueError, whose text names what was found and quotes nothing of the secret.
     """
-    path = _path_in(setting.strip())
+    text = setting.strip()
+    path = _path_in(text)
+    content = _content(path) if path else text.encode(errors="surrogateescape")
     try:
-        return _secret_in(_content(path) if path else setting.strip().encode(errors="surrogateescape"))
+        return _secret_in(content)
     except _UnusableSecret as error:
         problem = f"is the path of a file whose content {error}" if path else f"{error}"
     # Outside the handler: a parser's error may quote bytes of the key and must not be chained to this one.
@@ -90,58 +92,72 @@ def _path_in(text: str) -> Path | None:
     with suppress(OSError, RuntimeError, ValueError):
         path = path.expanduser()
         exists = path.exists()
-    return path if exists or text.startswith("/") or re.fullmatch(_PATH, text) else None
+    looks_like_path = text.startswith("/") or re.fullmatch(_PATH, text)
+    return path if exists or looks_like_path else None
 
 
 def _content(path: Path) -> bytes:
-    """The content of the file as UTF-8 or DER; raises ValueError."""
-    problem = "file that is empty"
+    """The file's bytes, without a byte order mark and with UTF-16 converted to UTF-8; raises ValueError."""
     try:
-        if not path.exists():
-            problem = "file that does not exist"
-        elif not path.is_file():
-            problem = "folder or device: name the file with the secret"
-        elif path.stat().st_size > MAX_FILE_BYTES:
-            problem = "file that is too large for a secret"
-        else:
-            content = path.read_bytes()
-            if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-                content = content.decode("utf-16", "replace").encode()
-            content = content.removeprefix(b"\xef\xbb\xbf")
-            if content.strip():
-                return content
+        content = _read(path)
     except OSError as error:
-        problem = f"file that cannot be read ({error.strerror}): let the user who runs this read it"
-    raise ValueError(f"the secret is the path of a {problem}")
+        raise ValueError(
+            f"the secret is the path of a file that cannot be read ({error.strerror}): "
+            "let the user who runs this read it"
+        ) from None
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        content = content.decode("utf-16", "replace").encode()
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if not content.strip():
+        raise ValueError("the secret is the path of a file that is empty")
+    return content
+
+
+def _read(path: Path) -> bytes:
+    """The file's bytes; raises ValueError if it is not a file of a secret's size, OSError if it cannot be read."""
+    if not path.exists():
+        raise ValueError("the secret is the path of a file that does not exist")
+    if not path.is_file():
+        raise ValueError("the secret is the path of a folder or device: name the file with the secret")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError("the secret is the path of a file that is too large for a secret")
+    return path.read_bytes()
 
 
 def _secret_in(content: bytes) -> Secret:
     """The shared secret or the private key; raises `_UnusableSecret`."""
     if key := _private_key(content):
         return key
+
     content = content.replace(rb"\r", b"\r").replace(rb"\n", b"\n")
     binary = _base64(content)
     if key := _private_key(binary):
         return key
     if binary.lstrip().startswith(b"-----BEGIN "):
         return _secret_in(binary)
+
     try:
         text = content.decode().strip()
     except UnicodeDecodeError:
         raise _UnusableSecret("is neither text nor a private key") from None
     if "-----BEGIN " in text or "-----END " in text:
         return _key_in_pem(text)
-    problems = [problem for pattern, problem in _OTHER_FORMATS if re.match(pattern, text)]
+    _check_shared_secret(text)
+    return Secret("HMAC", lambda payload: hmac.new(text.encode(), payload, "sha256").hexdigest())
+
+
+def _check_shared_secret(text: str) -> None:
+    """Raise `_UnusableSecret` if the text is something else or was copied wrongly."""
+    for pattern, problem in _OTHER_FORMATS:
+        if re.match(pattern, text):
+            raise _UnusableSecret(problem)
     # A private RSA key in base64 begins like this.
     if text.startswith("MI") and len("".join(text.split())) > 100:
-        problems.append(_DAMAGED)
-    elif not re.fullmatch("[!-~]+", text):
-        problems.append("has white space or another character that a secret cannot have: copy it again")
-    elif text[0] in "\"'`" or text[-1] in "\"'`":
-        problems.append("is in quotes, which count as a part of it: remove them")
-    if problems:
-        raise _UnusableSecret(problems[0])
-    return Secret("HMAC", lambda payload: hmac.new(text.encode(), payload, "sha256").hexdigest())
+        raise _UnusableSecret(_DAMAGED)
+    if not re.fullmatch("[!-~]+", text):
+        raise _UnusableSecret("has white space or another character that a secret cannot have: copy it again")
+    if text[0] in "\"'`" or text[-1] in "\"'`":
+        raise _UnusableSecret("is in quotes, which count as a part of it: remove them")
 
 
 def _key_in_pem(text: str) -> Secret:
@@ -154,12 +170,17 @@ def _key_in_pem(text: str) -> Secret:
             if key := _private_key(_base64(body.encode())):
                 return key
             raise _UnusableSecret(_DAMAGED)
+
     labels = re.findall(_LABEL, text)
-    if len(labels) > len(blocks) or not labels:
-        raise _UnusableSecret(_CUT_OFF.format(line="END" if labels else "BEGIN"))
+    if not labels:
+        raise _UnusableSecret(_CUT_OFF.format(line="BEGIN"))
+    if len(labels) > len(blocks):
+        raise _UnusableSecret(_CUT_OFF.format(line="END"))
     if labels[0].endswith("PUBLIC KEY"):
         raise _UnusableSecret(_PUBLIC)
-    raise _UnusableSecret(_CERTIFICATE if "CERTIFICATE" in labels[0] else "is a PEM without a private key")
+    if "CERTIFICATE" in labels[0]:
+        raise _UnusableSecret(_CERTIFICATE)
+    raise _UnusableSecret("is a PEM without a private key")
 
 
 def _base64(text: bytes) -> bytes:
@@ -175,28 +196,48 @@ def _private_key(data: bytes) -> Secret | None:
 
     Raises `_UnusableSecret` for a private key that cannot be used, a public key, a certificate or a PFX file.
     """
-    if not data.startswith((b"\x30", _OPENSSH)):
-        return None
+    if data.startswith(_OPENSSH):
+        return _openssh_key(data)
+    if data.startswith(b"\x30"):
+        return _der_key(data)
+    return None
+
+
+def _openssh_key(data: bytes) -> Secret:
+    """The private key in OpenSSH's format; raises `_UnusableSecret`."""
     # Imported here, not at start-up: few secrets are private keys.
     from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.x509 import load_der_x509_certificate
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
+    lines = encodebytes(data).decode()
+    pem = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{lines}-----END OPENSSH PRIVATE KEY-----\n"
     try:
-        if data.startswith(_OPENSSH):
-            lines = encodebytes(data).decode()
-            pem = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{lines}-----END OPENSSH PRIVATE KEY-----\n"
-            return _signing_with(serialization.load_ssh_private_key(pem.encode(), None))
-        return _signing_with(serialization.load_der_private_key(data, None))
+        return _signing_with(load_ssh_private_key(pem.encode(), None))
     except TypeError:  # what cryptography raises for a key that needs a passphrase
         raise _UnusableSecret(_ENCRYPTED) from None
     except (ValueError, UnsupportedAlgorithm):
-        if data.startswith(_OPENSSH):
-            raise _UnusableSecret(_DAMAGED) from None
-    for parse, problem in ((serialization.load_der_public_key, _PUBLIC), (load_der_x509_certificate, _CERTIFICATE)):
-        with suppress(ValueError, TypeError, UnsupportedAlgorithm):
-            parse(data)
-            raise _UnusableSecret(problem)
+        raise _UnusableSecret(_DAMAGED) from None
+
+
+def _der_key(data: bytes) -> Secret | None:
+    """The private key in DER; None if the data are something else. Raises like `_private_key`."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_der_private_key, load_der_public_key
+    from cryptography.x509 import load_der_x509_certificate
+
+    try:
+        return _signing_with(load_der_private_key(data, None))
+    except TypeError:  # what cryptography raises for a key that needs a passphrase
+        raise _UnusableSecret(_ENCRYPTED) from None
+    except (ValueError, UnsupportedAlgorithm):
+        pass  # not a private key
+
+    with suppress(ValueError, TypeError, UnsupportedAlgorithm):
+        load_der_public_key(data)
+        raise _UnusableSecret(_PUBLIC)
+    with suppress(ValueError, TypeError, UnsupportedAlgorithm):
+        load_der_x509_certificate(data)
+        raise _UnusableSecret(_CERTIFICATE)
     if _PFX_CONTENT in data[:40]:
         raise _UnusableSecret(_PFX)
     return None

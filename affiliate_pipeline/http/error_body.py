@@ -64,20 +64,33 @@ class ErrorBody:
 def read_error(body: bytes, content_type: str = "") -> ErrorBody:
     """The code and the message of any body; never raises."""
     text = _text(body, content_type)
-    if text[:1] == "<" or (text and "html" in content_type.lower() and text[:1] not in "{["):
+    looks_like_json = text.startswith(("{", "["))
+    is_declared_html = "html" in content_type.lower()
+    if text.startswith("<") or (is_declared_html and text and not looks_like_json):
         return _read_page(text)
+
     value = _json(text)
-    fields, found = _fields(value), list(_codes_and_messages(value))
-    code = next((each for each in found if isinstance(each, int)), None)
-    messages = list(dict.fromkeys(each for each in found if isinstance(each, str) and each.strip()))
+    fields = _fields(value)
+    codes_and_messages = list(_codes_and_messages(value))
+    code = next((each for each in codes_and_messages if isinstance(each, int)), None)
+    messages = [each for each in codes_and_messages if isinstance(each, str) and each.strip()]
+
     # If there is no message, the text itself is the message, unless all its fields are codes and empty messages.
     has_no_other_field = code is not None and bool(fields) and fields.keys() <= {*_CODE_NAMES, *_MESSAGE_NAMES}
-    message = _line("; ".join(messages) or ("" if has_no_other_field else text))
-    is_message = bool(messages) or text[:1] not in ("{", "[")
-    means_failure = is_message and any(
-        re.search(pattern, message) for pattern in (UNSERVED_LOCATION, TOO_MANY, MAINTENANCE)
-    )
-    return ErrorBody(code, message, is_message=is_message, is_failure=means_failure or _reports_failure(fields, code))
+    if messages:
+        message = _line("; ".join(dict.fromkeys(messages)))
+    elif has_no_other_field:
+        message = ""
+    else:
+        message = _line(text)
+
+    is_message = bool(messages) or not looks_like_json
+    is_failure = _reports_failure(fields, code) or (is_message and _means_failure(message))
+    return ErrorBody(code, message, is_message=is_message, is_failure=is_failure)
+
+
+def _means_failure(message: str) -> bool:
+    return any(re.search(pattern, message) for pattern in (UNSERVED_LOCATION, TOO_MANY, MAINTENANCE))
 
 
 def quote(body: bytes, content_type: str = "") -> str:
@@ -94,11 +107,15 @@ def as_integer(value: object) -> int | None:
 
 
 def _codes_and_messages(value: Any, depth: int = 0) -> Iterator[int | str]:
-    """Codes as numbers and messages as texts, in the order of `_CODE_NAMES` and then `_MESSAGE_NAMES`."""
+    """Codes as numbers and messages as texts, in the order of `_CODE_NAMES` and then `_MESSAGE_NAMES`.
+
+    A text that is JSON itself is searched too.
+    """
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         value = _json(value) or value
     if depth > _MAX_DEPTH or value is None or isinstance(value, bool):
         return
+
     if isinstance(value, list):
         for each in cast(list[Any], value)[:_MAX_ITEMS]:
             yield from _codes_and_messages(each, depth + 1)
@@ -125,15 +142,19 @@ def _found_code(name: str, code: Any) -> Iterator[int | str]:
 
 
 def _reports_failure(fields: dict[str, Any], code: int | None) -> bool:
+    """Whether an object's code or its fields `success`, `error`, `errors` or `status` report a failure."""
+    if not fields:
+        return False
     success = str(fields.get("success")).lower()
-    return bool(fields) and bool(
-        (code or 0) < 0
-        or (code not in (None, 0, 200) and success not in ("true", "1"))
-        or success in ("false", "0")
-        or fields.get("error") not in (None, False, 0, "", "0", [], {})
-        or fields.get("errors")
-        or str(fields.get("status")).lower() in ("error", "fail", "failed", "failure")
-    )
+    if success in ("false", "0"):
+        return True
+    if code is not None and code < 0:
+        return True
+    if code not in (None, 0, 200) and success not in ("true", "1"):
+        return True
+    if fields.get("errors") or fields.get("error") not in (None, False, 0, "", "0", [], {}):
+        return True
+    return str(fields.get("status")).lower() in ("error", "fail", "failed", "failure")
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -151,25 +172,37 @@ def _json(text: str) -> Any:
 def _read_page(text: str) -> ErrorBody:
     text = re.sub(_INVISIBLE, " ", text)
     # Reversed, so that the first element of each name counts.
-    named = {name.lower(): html.unescape(content).strip() for name, content in reversed(re.findall(_NAMED, text))}
-    code = named.get("code", "")
-    if message := named.get("message") or named.get("msg"):
-        is_text_code = code and as_integer(code) is None
-        return ErrorBody(as_integer(code), _line(f"{code}: {message}" if is_text_code else message), is_page=True)
-    texts = (" ".join(html.unescape(each).split()) for each in re.split(_TAG, text))
-    return ErrorBody(None, _line(" ".join(dict.fromkeys(filter(None, texts)))), is_page=True)
+    elements = {name.lower(): html.unescape(content).strip() for name, content in reversed(re.findall(_NAMED, text))}
+    message = elements.get("message") or elements.get("msg")
+    if message:
+        code = elements.get("code", "")
+        number = as_integer(code)
+        if code and number is None:
+            message = f"{code}: {message}"
+        return ErrorBody(number, _line(message), is_page=True)
+
+    texts = [" ".join(html.unescape(piece).split()) for piece in re.split(_TAG, text)]
+    distinct = dict.fromkeys(each for each in texts if each)
+    return ErrorBody(None, _line(" ".join(distinct)), is_page=True)
 
 
 def _text(body: bytes, content_type: str) -> str:
+    """The beginning of the body as text, unpacked if it is gzip, in the first encoding that fits."""
     if body[:2] == b"\x1f\x8b":  # gzip that no header declares
         try:
             body = zlib.decompressobj(wbits=31).decompress(body, _MAX_TEXT_BYTES)
         except zlib.error:
             return "compressed data that cannot be read"
     # The end of a truncated body may be a part of a character.
-    errors, body = "replace" if len(body) >= _MAX_TEXT_BYTES else "strict", body[:_MAX_TEXT_BYTES]
+    errors = "replace" if len(body) >= _MAX_TEXT_BYTES else "strict"
+    body = body[:_MAX_TEXT_BYTES]
+
+    encodings = [json.detect_encoding(body)]
     declared = re.search(_CHARSET, content_type.encode(errors="replace")) or re.search(_CHARSET, body[:1024])
-    for encoding in (json.detect_encoding(body), declared[1].decode() if declared else "", "gb18030"):
+    if declared:
+        encodings.append(declared[1].decode())
+    encodings.append("gb18030")
+    for encoding in encodings:
         with suppress(UnicodeError, LookupError):
             return body.decode(encoding, errors).strip()
     return body.decode("latin-1").strip()
@@ -178,6 +211,11 @@ def _text(body: bytes, content_type: str) -> str:
 def _line(text: str) -> str:
     """The text as one line without control characters, secrets, URL queries and full emails."""
     # More than the maximum, since white space and redaction shorten the text.
-    text = " ".join("".join(each if each.isprintable() else " " for each in text[: 8 * MAX_MESSAGE_CHARACTERS]).split())
-    text = re.sub(_LONG_RANDOM, "***", redact(re.sub(_QUERY, r"\1?***", text)))
-    return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[:MAX_MESSAGE_CHARACTERS].rstrip() + "…"
+    beginning = text[: 8 * MAX_MESSAGE_CHARACTERS]
+    printable = "".join(each if each.isprintable() else " " for each in beginning)
+    line = " ".join(printable.split())
+    line = redact(re.sub(_QUERY, r"\1?***", line))
+    line = re.sub(_LONG_RANDOM, "***", line)
+    if len(line) <= MAX_MESSAGE_CHARACTERS:
+        return line
+    return line[:MAX_MESSAGE_CHARACTERS].rstrip() + "…"

@@ -66,14 +66,17 @@ class Interpreter:
         self, response: Response, error: ErrorBody, meaning: Meaning | None = None, note: str = ""
     ) -> ExchangeError:
         """The error to raise; `meaning` replaces that of the code, `note` is added to the text."""
-        meaning = meaning or (self.codes.get(error.code) if error.code is not None else None)
+        if meaning is None and error.code is not None:
+            meaning = self.codes.get(error.code)
         text = describe(self.exchange, response, error, self.code_name) + note
         status = max(response.status_code, error.http_status or 0)
-        failure = (
-            self._with_precedence(text, status, response, error, meaning)
-            or (meaning and self._by_code(text, error, meaning))
-            or self._by_status(text, status, error)
-        )
+
+        failure = self._with_precedence(text, status, response, error, meaning)
+        if failure is None and meaning is not None:
+            failure = self._by_code(text, error, meaning)
+        if failure is None:
+            failure = self._by_status(text, status, error)
+
         if isinstance(failure, Transient):
             failure.retry_after_s = _pause_s(response, error)
         if isinstance(failure, Fatal):
@@ -87,17 +90,19 @@ class Interpreter:
 
         These take precedence over the code's meaning.
         """
-        target = redirect_target(response.status_code, response.headers)
         if status == 451 or re.search(UNSERVED_LOCATION, error.message):
             return Fatal(
                 f"{text}. The exchange does not serve the location of this machine's IP address, or of its proxy's. Another "
                 "API key will not help"
             )
+
         is_rate_limited = meaning is not None and meaning.error is RateLimited
         if is_rate_limited or status in (418, 429) or re.search(TOO_MANY, error.message):
             return RateLimited(text)
         if status >= 500:
             return Transient(text)
+
+        target = redirect_target(response.status_code, response.headers)
         if re.search(MAINTENANCE, f"{error.message} {target}"):
             return Transient(f"{text}. {_FIREWALL}")
         if target:
@@ -108,17 +113,20 @@ class Interpreter:
         return None
 
     def _by_code(self, text: str, error: ErrorBody, meaning: Meaning) -> ExchangeError:
-        named = {name for name, pattern in _CAUSES.items() if re.search(pattern, error.message)}
-        is_contradicted = named and meaning.causes and not named & {*meaning.causes}
-        if meaning.advice and not is_contradicted:
-            text = f"{text}. {meaning.advice.format(key=self.key_name, secret=self.secret_name, **self.more_names)}"
+        """The error of the code's meaning, with its advice unless the message names only other causes."""
+        named_causes = {name for name, pattern in _CAUSES.items() if re.search(pattern, error.message)}
+        advice_applies = not meaning.causes or not named_causes or not named_causes.isdisjoint(meaning.causes)
+        if meaning.advice and advice_applies:
+            advice = meaning.advice.format(key=self.key_name, secret=self.secret_name, **self.more_names)
+            text = f"{text}. {advice}"
         return meaning.error(text)
 
     def _by_status(self, text: str, status: int, error: ErrorBody) -> ExchangeError:
-        usual = f". Usually {_STATUSES[status]}" if status in _STATUSES else ""
+        usual_cause = f". Usually {_STATUSES[status]}" if status in _STATUSES else ""
         if status in (401, 407):
-            return AccessRefused(f"{text}{usual}", f"Check {self.key_name} and the proxy")
-        if error.is_page or (error.code in (None, status) and status == 403):
+            return AccessRefused(f"{text}{usual_cause}", f"Check {self.key_name} and the proxy")
+        has_own_code = error.code is not None and error.code != status
+        if error.is_page or (status == 403 and not has_own_code):
             return Transient(f"{text}. {_FIREWALL}")
         # 201 to 299: a firewall's challenge, or the request took effect without a usable response.
         if status in (408, 425) or 200 < status < 300:
@@ -127,24 +135,33 @@ class Interpreter:
             return AccessRefused(
                 text, f"Check {self.key_name}, its permissions and its list of IP addresses at the exchange"
             )
+        # The usual cause of a status does not apply if the exchange sent a code of its own.
+        if error.code is not None and not error.http_status:
+            return Refused(text)
         action = f"Check {self.base_url_name}" if status in (404, 405) else ""
-        return Refused(f"{text}{usual}", action) if error.code is None or error.http_status else Refused(text)
+        return Refused(f"{text}{usual_cause}", action)
 
 
 def describe(sender: str, response: Response, error: ErrorBody, code_name: str = "code") -> str:
     """The status, the code and the message as one sentence without its full stop."""
     status = response.status_code
-    text = f"{sender} returned HTTP {status}" + (f" ({HTTPStatus(status).phrase})" if status in _STATUSES else "")
+    text = f"{sender} returned HTTP {status}"
+    if status in _STATUSES:
+        text += f" ({HTTPStatus(status).phrase})"
     if target := redirect_target(status, response.headers):
         text += f", a redirect to {target}"
     if error.code is not None:
         text += f", {code_name} {error.code}"
     if error.is_page:
         text += " with a web page (HTML or XML)"
-    message = error.message.rstrip(".")
-    if message or error.code is not None:
-        return f"{text}: {message or 'no message'}"
-    return text if error.is_page or target else f"{text}, without an explanation"
+
+    if message := error.message.rstrip("."):
+        return f"{text}: {message}"
+    if error.code is not None:
+        return f"{text}: no message"
+    if error.is_page or target:
+        return text
+    return f"{text}, without an explanation"
 
 
 def error_of(response: Response) -> ErrorBody:
@@ -167,7 +184,11 @@ def redirect_target(status: int, headers: Mapping[str, str]) -> str:
 
 def _pause_s(response: Response, error: ErrorBody) -> float | None:
     """The longest pause that the header or the message requests; None if neither does."""
-    pauses = [] if response.retry_after_s is None else [response.retry_after_s]
-    if banned := re.search(_BANNED_UNTIL, error.message):
-        pauses.append(max(0.0, int(banned[1]) / 1000 - response.sent_s))
-    return max(pauses, default=None)
+    pauses_s: list[float] = []
+    retry_after_s = response.retry_after_s
+    if retry_after_s is not None:
+        pauses_s.append(retry_after_s)
+    if banned_until := re.search(_BANNED_UNTIL, error.message):
+        end_s = int(banned_until[1]) / 1000
+        pauses_s.append(max(0.0, end_s - response.sent_s))
+    return max(pauses_s, default=None)

@@ -29,9 +29,9 @@ from affiliate_pipeline.http.errors import ConnectionFailed, ExchangeError, NoRe
 
 # The variables that `Network` reads; those of proxies also in upper case.
 VARIABLES = (
-    *(each for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for each in (name, name.upper())),
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
+    *("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"),
+    *("all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR"),
 )
 _LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=8)
 _SCHEMES = {"http": "http", "https": "https", "socks": "socks5", "socks5": "socks5", "socks5h": "socks5h"}
@@ -71,28 +71,36 @@ class Network:
     def proxy_for(self, url: httpx.URL) -> Proxy | None:
         """The proxy for the URL; None for a direct connection, as to this machine itself. Raises `UnusableNetwork`."""
         host = url.host.rstrip(".").lower()
-        address, port = _address(host), url.port or {"http": 80, "https": 443}.get(url.scheme)
+        address = _address(host)
         if host == "localhost" or host.endswith(".localhost"):
             return None
         if address and (address.is_loopback or address.is_unspecified):
             return None
-        for bypass in _bypasses(*self._first("no_proxy")):
-            applies = bypass.scheme in ("all", url.scheme) and bypass.port in (None, port)
-            if applies and bypass.covers(host, address):
+
+        port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+        no_proxy_variable, entries = self._first("no_proxy")
+        for bypass in _bypasses(no_proxy_variable, entries):
+            has_scheme_and_port = bypass.scheme in ("all", url.scheme) and bypass.port in (None, port)
+            if has_scheme_and_port and bypass.covers(host, address):
                 return None
+
         variable, value = self._first(f"{url.scheme}_proxy", "all_proxy")
         return _proxy(variable, value) if value else None
 
     def _first(self, *names: str) -> tuple[str, str]:
         """The first variable that is set (lower case first) and its value; else empty texts."""
-        found = [each for name in names for each in (name, name.upper()) if self._variables.get(each)]
-        return (found[0], self._variables[found[0]]) if found else ("", "")
+        for name in names:
+            for variable in (name, name.upper()):
+                if value := self._variables.get(variable):
+                    return variable, value
+        return "", ""
 
     def tls(self) -> ssl.SSLContext:
         """The TLS context with the configured CA certificates; raises `UnusableNetwork`."""
         # As in httpx, the file takes precedence.
-        file = self._variables.get("SSL_CERT_FILE")
-        return _tls(file, None if file else self._variables.get("SSL_CERT_DIR"))
+        if file := self._variables.get("SSL_CERT_FILE"):
+            return _tls(file=file, folders=None)
+        return _tls(file=None, folders=self._variables.get("SSL_CERT_DIR"))
 
 
 DIRECT = Network({})
@@ -139,11 +147,10 @@ class _Transport(httpx.BaseTransport):
             raise UnusableNetwork(what) from None
         except httpx.TransportError as error:
             raise _explained(error, request.url, proxy) from None
-        status, is_json = response.status_code, "json" in response.headers.get("Content-Type", "")
-        # The proxy's own response to a forwarded request: an exchange sends only JSON.
-        is_from_proxy = status == 407 or (status in (403, 502, 503, 504) and not is_json)
-        if proxy and request.url.scheme == "http" and is_from_proxy:
+
+        if proxy and request.url.scheme == "http" and _is_from_proxy(response):
             response.close()
+            status = response.status_code
             # Not ConnectionFailed: a forwarded request may have reached the exchange before the proxy gave up.
             raise _proxy_failure(proxy, f"HTTP {status}", status, NoResponse)
         return response
@@ -153,41 +160,57 @@ class _Transport(httpx.BaseTransport):
         with self._lock:
             if address not in self._pools:
                 proxy = self._network.proxy_for(url)
-                # Loading certificates takes longer than a request on loopback: without https, use an empty context.
-                tls = self._network.tls() if url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-                httpx_proxy = None
-                if proxy:
-                    proxy_tls = self._network.tls() if proxy.url.startswith("https") else None
-                    httpx_proxy = httpx.Proxy(proxy.url, ssl_context=proxy_tls, auth=proxy.login)
-                pool = httpx.HTTPTransport(verify=tls, trust_env=False, limits=_LIMITS, proxy=httpx_proxy)
-                self._pools[address] = pool, proxy
+                self._pools[address] = (self._new_pool(url, proxy), proxy)
             return self._pools[address]
+
+    def _new_pool(self, url: httpx.URL, proxy: Proxy | None) -> httpx.HTTPTransport:
+        # Loading certificates takes longer than a request on loopback: without https, use an empty context.
+        tls = self._network.tls() if url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        httpx_proxy = None
+        if proxy:
+            proxy_tls = self._network.tls() if proxy.url.startswith("https") else None
+            httpx_proxy = httpx.Proxy(proxy.url, ssl_context=proxy_tls, auth=proxy.login)
+        return httpx.HTTPTransport(verify=tls, trust_env=False, limits=_LIMITS, proxy=httpx_proxy)
 
     def close(self) -> None:
         for pool, _ in self._pools.values():
             pool.close()
 
 
+def _is_from_proxy(response: httpx.Response) -> bool:
+    """Whether the response to a forwarded request is the proxy's own: an exchange sends only JSON."""
+    is_json = "json" in response.headers.get("Content-Type", "")
+    return response.status_code == 407 or (response.status_code in (403, 502, 503, 504) and not is_json)
+
+
 def _proxy(variable: str, value: str) -> Proxy:
-    scheme, separator, rest = value.strip("\"'").partition("://")
-    login, _, address = (rest if separator else scheme).rpartition("@")
+    """The proxy in the variable's value, a URL or only host and port; raises `UnusableNetwork`."""
+    value = value.strip("\"'")
+    if "://" not in value:
+        value = f"http://{value}"
+    scheme, _, rest = value.partition("://")
+    login, _, address = rest.rpartition("@")
     address = address.rstrip("/")
     try:
-        url = httpx.URL(f"{_SCHEMES[scheme.lower() if separator else 'http']}://{address}")
-        if re.search(r"[\s/?#]", address) or not url.host or not 0 < (80 if url.port is None else url.port) < 65536:
+        url = httpx.URL(f"{_SCHEMES[scheme.lower()]}://{address}")
+        is_port_valid = url.port is None or 0 < url.port < 65536
+        if re.search(r"[\s/?#]", address) or not url.host or not is_port_valid:
             raise ValueError
     except (KeyError, ValueError, httpx.InvalidURL):
         raise UnusableNetwork(
             f"{variable} is not the URL of a proxy",
             f"Set {variable} to http://host:port, or unset it if this machine needs no proxy",
         ) from None
+
     if url.scheme.startswith("socks") and find_spec("socksio") is None:
         raise UnusableNetwork(
             f"the proxy {address} ({variable}) is a SOCKS proxy, which needs the package socksio",
             f"Install httpx[socks], or set {variable} to an HTTP proxy",
         )
+    if not login.strip(":"):
+        return Proxy(variable, f"{url}", login=None)
     user, _, password = login.partition(":")
-    return Proxy(variable, f"{url}", (unquote(user), unquote(password)) if login.strip(":") else None)
+    return Proxy(variable, f"{url}", login=(unquote(user), unquote(password)))
 
 
 @dataclass(frozen=True)
@@ -209,16 +232,27 @@ def _bypasses(variable: str, value: str) -> list[_Bypass]:
     """The valid entries of NO_PROXY; an invalid one is logged as a warning once per process."""
     bypasses: list[_Bypass] = []
     for entry in filter(None, re.split(r"[\s,;]+", value.strip("\"'").lower())):
-        parts = re.fullmatch(_BYPASS, entry)
-        # An IPv6 address without brackets does not match the pattern.
-        scheme, address, name, port = parts.groups() if parts else (None, entry, "", None)
-        if host := _ip_network(address or name) or (name or "").rstrip("."):
-            bypasses.append(_Bypass(scheme or "all", host, int(port) if port else None))
+        if bypass := _bypass(entry):
+            bypasses.append(bypass)
         else:
             log.warning(
                 "%s: ignored %s, which is not a host, an address or a range of addresses", variable, redact(entry)
             )
     return bypasses
+
+
+def _bypass(entry: str) -> _Bypass | None:
+    """The entry of NO_PROXY; None if it is invalid."""
+    parts = re.fullmatch(_BYPASS, entry)
+    if not parts:
+        # An IPv6 address without brackets does not match the pattern.
+        network = _ip_network(entry)
+        return _Bypass("all", network, port=None) if network else None
+    scheme, address, name, port = parts.groups(default="")
+    host = _ip_network(address or name) or name.rstrip(".")
+    if not host:
+        return None
+    return _Bypass(scheme or "all", host, int(port) if port else None)
 
 
 def _ip_network(text: str) -> _IpNetwork | None:
@@ -240,19 +274,21 @@ def _address(host: str) -> _IpAddress | None:
 
 @lru_cache(4)
 def _tls(file: str | None, folders: str | None) -> ssl.SSLContext:
+    """The TLS context with the CA certificates of the file or else of the folders, by default certifi's."""
     # Not ssl.create_default_context(): it would write the connections' secrets to SSLKEYLOGFILE, or fail on it.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if file:
         try:
             context.load_verify_locations(cafile=Path(file).expanduser())
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            found = "contains no PEM certificate" if isinstance(error, ssl.SSLError | ValueError) else error.strerror
+            problem = "contains no PEM certificate" if isinstance(error, ssl.SSLError | ValueError) else error.strerror
             raise UnusableNetwork(
-                f"SSL_CERT_FILE cannot be used: {found}",
+                f"SSL_CERT_FILE cannot be used: {problem}",
                 "Set it to a PEM file of CA certificates that the user who runs this may read, or unset it",
             ) from None
     elif folders:
-        if not any(hashed for folder in folders.split(":") for hashed in Path(folder).glob(_HASHED_NAMES)):
+        has_certificates = any(any(Path(folder).glob(_HASHED_NAMES)) for folder in folders.split(":"))
+        if not has_certificates:
             raise UnusableNetwork(
                 "SSL_CERT_DIR cannot be used: it is not a folder of certificates named by their hashes",
                 "Set it to a folder that `openssl rehash` has been run on, or unset it",
@@ -275,8 +311,10 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
         )
     if proxy is None:
         return error
+
     if isinstance(error, httpx.ProxyError):
-        status = int(found[0]) if (found := re.match(r"\d{3}\b", f"{error}")) else None
+        status_at_start = re.match(r"\d{3}\b", f"{error}")
+        status = int(status_at_start[0]) if status_at_start else None
         return _proxy_failure(proxy, redact(error), status, ConnectionFailed)
     if tls_error and proxy.url.startswith("https"):
         return UnusableNetwork(
@@ -290,6 +328,7 @@ def _explained(error: httpx.TransportError, url: httpx.URL, proxy: Proxy | None)
 
 
 def _tls_cause(error: BaseException | None) -> ssl.SSLError | None:
+    """The TLS error that led to the error; None if there is none."""
     while error is not None and not isinstance(error, ssl.SSLError):
         error = error.__cause__ or error.__context__
     return error
@@ -299,7 +338,8 @@ def _proxy_failure(proxy: Proxy, response: str, status: int | None, unreachable:
     """The error for a proxy's own response; of type `unreachable` if the proxy cannot reach the host."""
     if status in (502, 503, 504):
         return unreachable(f"{proxy} returned {response}: it cannot reach the requested host", _CHECK_PROXY)
-    action = f"Allow this host in the proxy, or unset {proxy.variable} if no proxy is needed"
     if status == 407:
         action = f"Add the proxy's user and password to {proxy.variable} (http://user:password@host:port)"
+    else:
+        action = f"Allow this host in the proxy, or unset {proxy.variable} if no proxy is needed"
     return UnusableNetwork(f"{proxy} refused the request: {response}", action)

@@ -36,15 +36,18 @@ def retry_or_give_up(
     The session's last `unanswered` requests, sent over `silent_s` seconds, got no response. If they include all
     failures of this request, it is retried until `silent_s` reaches `SILENCE_LIMIT_S`, regardless of `max_attempts`.
     """
-    if isinstance(error, NoResponse) and unanswered >= failures:
-        if unanswered >= MIN_UNANSWERED and silent_s >= SILENCE_LIMIT_S:
-            return GiveUp(is_unreachable=True)
-    elif failures >= max_attempts:
+    is_silence = isinstance(error, NoResponse) and unanswered >= failures
+    if is_silence and unanswered >= MIN_UNANSWERED and silent_s >= SILENCE_LIMIT_S:
+        return GiveUp(is_unreachable=True)
+    if not is_silence and failures >= max_attempts:
         return GiveUp()
+
     # The rate limiter enforces the exchange's pause in all processes: do not wait here as well.
     if isinstance(error, RateLimited) or error.retry_after_s is not None:
         return Retry(0.0)
-    return Retry(min(0.1 * 2 ** min(failures - 1, 6) + random.uniform(0, 0.5), MAX_WAIT_S))
+    backoff_s = 0.1 * 2 ** min(failures - 1, 6)
+    jitter_s = random.uniform(0, 0.5)
+    return Retry(min(backoff_s + jitter_s, MAX_WAIT_S))
 
 
 class CircuitBreaker:
@@ -58,7 +61,8 @@ class CircuitBreaker:
     def responded(self) -> None:
         """Record a response, which ends a silence."""
         with self._lock:
-            self._unanswered, self._since = 0, time.monotonic()
+            self._unanswered = 0
+            self._since = time.monotonic()
 
     def failed(self, sent_at: float) -> None:
         """Record that the request sent at `sent_at` (monotonic, s) got no response.
@@ -73,5 +77,6 @@ class CircuitBreaker:
     def retry_or_give_up(self, error: Transient, failures: int) -> Retry | GiveUp:
         """Whether to retry, by the failures of the request and the silence of the session."""
         with self._lock:
-            unanswered, silent_s = self._unanswered, time.monotonic() - self._since
+            unanswered = self._unanswered
+            silent_s = time.monotonic() - self._since
         return retry_or_give_up(error, failures, unanswered, silent_s)

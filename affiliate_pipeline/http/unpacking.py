@@ -59,22 +59,23 @@ class _TooLarge(Exception):
 
 
 def unpack_text(file: bytes, max_bytes: int) -> str:
-    """The text of a packed file.
+    """The text of a file, which may be packed several times or not at all.
 
-    All layers together may unpack to at most `max_bytes`. Raises `IncompleteFile`, or `Unreadable`, which names the
-    format that was found.
+    All layers together may unpack to at most `max_bytes`. Raises `IncompleteFile`, or `Unreadable` (`NotTheFile` for a
+    page or an error) with the reason: size, layers, password, number of files, format or encoding.
     """
     bytes_left = max_bytes
-    for _ in range(MAX_LAYERS + 1):
-        packed = re.match(_PACKED, file)
-        if not packed:
-            return _decoded(file)
+    layers = 0
+    while packed := re.match(_PACKED, file):
         try:
             file = _unpacked(file, packed.lastgroup or "", bytes_left)
         except _TooLarge:
             raise Unreadable(f"the file is larger than {max_bytes >> 20} MiB unpacked") from None
         bytes_left -= len(file)
-    raise Unreadable(f"the file is packed more than {MAX_LAYERS} times")
+        layers += 1
+        if layers > MAX_LAYERS:
+            raise Unreadable(f"the file is packed more than {MAX_LAYERS} times")
+    return _decoded(file)
 
 
 def _unpacked(file: bytes, kind: str, bytes_left: int) -> bytes:
@@ -122,23 +123,34 @@ def _opened_zip(archive: zipfile.ZipFile, bytes_left: int) -> IO[bytes]:
     return archive.open(name)
 
 
-def _opened_tar(archive: tarfile.TarFile, size: int) -> IO[bytes]:
+def _opened_tar(archive: tarfile.TarFile, file_size: int) -> IO[bytes]:
     members = archive.getmembers()
-    # Contents fill blocks of 512 bytes, and an empty block ends the archive.
-    end = max((each.offset_data + -(-each.size // 512) * 512 for each in members), default=0)
-    if size < end + 512:
+    # Each content fills whole blocks, and an empty block ends the archive.
+    end_of_contents = max((member.offset_data + _in_whole_blocks(member.size) for member in members), default=0)
+    if file_size < end_of_contents + tarfile.BLOCKSIZE:
         raise IncompleteFile("the file is an incomplete tar archive")
-    return archive.extractfile(_only("a tar archive", [each.name for each in members if each.isfile()])) or BytesIO()
+    name = _only("a tar archive", [member.name for member in members if member.isfile()])
+    # None if the last entry with this name is not a file.
+    return archive.extractfile(name) or BytesIO()
+
+
+def _in_whole_blocks(size: int) -> int:
+    """The size rounded up to a multiple of a tar archive's blocks."""
+    blocks = (size + tarfile.BLOCKSIZE - 1) // tarfile.BLOCKSIZE
+    return blocks * tarfile.BLOCKSIZE
 
 
 def _only(what: str, names: Sequence[str]) -> str:
     """The name of the only file, not counting those that operating systems add; raises `Unreadable`."""
-    found = [name for name in names if not re.search(_JUNK, posixpath.normpath(name))]
-    if len(found) == 1:
-        return found[0]
-    more = f" and {len(found) - _MAX_NAMES} more" if len(found) > _MAX_NAMES else ""
-    contents = f"{len(found)} files ({_quoted(found[:_MAX_NAMES])}{more})" if found else "no file"
-    raise Unreadable(f"the file is {what} with {contents} instead of one")
+    own_names = [name for name in names if not re.search(_JUNK, posixpath.normpath(name))]
+    if len(own_names) == 1:
+        return own_names[0]
+    if not own_names:
+        raise Unreadable(f"the file is {what} with no file instead of one")
+    listed = _quoted(own_names[:_MAX_NAMES])
+    if len(own_names) > _MAX_NAMES:
+        listed += f" and {len(own_names) - _MAX_NAMES} more"
+    raise Unreadable(f"the file is {what} with {len(own_names)} files ({listed}) instead of one")
 
 
 def _quoted(names: Sequence[str]) -> str:
@@ -151,30 +163,47 @@ def _decoded(file: bytes) -> str:
         if file.startswith(magic):
             raise Unreadable(f"the file is {name}, and not CSV text")
     encoding = json.detect_encoding(file)
-    problem = f"binary data of an unknown kind, and not CSV text (it begins with {file[:8].hex(' ')})"
     try:
         text = file.decode(encoding)
-        if "\0" not in text[:512]:
-            _check_is_table(text)
-            return text
     except UnicodeDecodeError as error:
-        if encoding != "utf-8":
-            problem = f"not the {encoding.upper()} text that it seems to be ({error.reason})"
-        elif not re.search(_BINARY, file[:4096]):
-            byte = f"byte {error.start} (0x{file[error.start]:02x})"
-            problem = f"text, but neither UTF-16 nor UTF-8: not UTF-8 at {byte}, as in Latin-1 or Windows-1252"
-    raise Unreadable(f"the file is {problem}")
+        raise _undecodable(file, encoding, error) from None
+    if "\0" in text[:512]:
+        raise _binary(file)
+    _check_is_table(text)
+    return text
+
+
+def _undecodable(file: bytes, encoding: str, error: UnicodeDecodeError) -> Unreadable:
+    if encoding != "utf-8":
+        return Unreadable(f"the file is not the {encoding.upper()} text that it seems to be ({error.reason})")
+    if re.search(_BINARY, file[:4096]):
+        return _binary(file)
+    byte = f"byte {error.start} (0x{file[error.start]:02x})"
+    return Unreadable(
+        f"the file is text, but neither UTF-16 nor UTF-8: not UTF-8 at {byte}, as in Latin-1 or Windows-1252"
+    )
+
+
+def _binary(file: bytes) -> Unreadable:
+    beginning = file[:8].hex(" ")
+    return Unreadable(f"the file is binary data of an unknown kind, and not CSV text (it begins with {beginning})")
 
 
 def _check_is_table(text: str) -> None:
+    """Raise `NotTheFile` for a page or an error instead of the table, `Unreadable` for other JSON."""
     start = text.lstrip()[:4096]
     if start[:1] not in ("<", "{", "["):
         return
+
     error = read_error(start.encode(errors="replace"))
     if error.is_page:
         kind = "a web page (HTML)" if re.search("<(html|!doctype html)", start, re.IGNORECASE) else "XML"
         # A page without text is quoted with its tags.
         raise NotTheFile(f"the response is {kind} and not the file: {error.message or quote(start.encode())!r}")
+
     code = "" if error.code is None else f"code {error.code}: "
     problem = f"the response is JSON and not CSV text: {code}{error.message}"
-    raise NotTheFile(problem) if error.is_failure or (error.is_message and start[:1] == "{") else Unreadable(problem)
+    is_error_object = start.startswith("{") and error.is_message
+    if error.is_failure or is_error_object:
+        raise NotTheFile(problem)
+    raise Unreadable(problem)

@@ -41,7 +41,9 @@ def connect(url: str, *, autocommit: bool = False, durable: bool = True) -> psyc
                     "Use version 14 or newer",
                 )
             _prove_session(connection, url)
-            connection.execute(*settings_statement(_SETTINGS | {"synchronous_commit": None if durable else "off"}))
+            settings = _SETTINGS | {"synchronous_commit": None if durable else "off"}
+            statement, values = settings_statement(settings)
+            connection.execute(statement, values)
             connection.autocommit = autocommit
     except BaseException:
         connection.close()
@@ -55,18 +57,19 @@ def _process(pid: int) -> str:
     return f"{secrets.token_hex(4)} {pid}@{socket.gethostname()}"
 
 
+# Matches messages about a parameter's value. The message of a failed connection is `connection failed: …` or
+# `connection is bad: connection to …`.
+_UNUSABLE_VALUE = r"connection is bad: (?!connection)|.*\binvalid .* for connection option"
+
+
 def _open(url: str) -> psycopg.Connection:
     # All connections of a process have the same name, by which `locks` finds out whether a lock's holder is alive.
     name = f"{APPLICATION} {_process(os.getpid())}"
-    given = with_timeouts(url) | {"client_encoding": "utf8", "application_name": name}
+    parameters = with_timeouts(url) | {"client_encoding": "utf8", "application_name": name}
     try:
-        return psycopg.connect(make_conninfo(**given), autocommit=True)
+        return psycopg.connect(make_conninfo(**parameters), autocommit=True)
     except (psycopg.Error, ValueError) as error:
-        # A failed connection has the message `connection failed: …` or `connection is bad: connection to …`; the
-        # messages that this pattern matches are about a parameter's value.
-        if isinstance(error, psycopg.OperationalError) and not re.match(
-            r"connection is bad: (?!connection)|.*\binvalid .* for connection option", f"{error}"
-        ):
+        if isinstance(error, psycopg.OperationalError) and not re.match(_UNUSABLE_VALUE, f"{error}"):
             raise explained(error, name_of(url)) from None
         # A parameter was rejected before connecting. The message may contain its value, so it is not shown.
         raise StoreUnavailable(
@@ -95,6 +98,7 @@ def _prove_session(connection: psycopg.Connection, url: str) -> None:
                 DIRECT_ACTION.replace(URL_NAME, name_of(url)),
             )
         other.execute("select set_config('affiliate.session', %s, false)", mark)
+
     # A pooler gives the session that was released last to the next connection.
     with _open(url) as later:
         if later.execute("select current_setting('affiliate.session', true)").fetchone() == mark:
@@ -110,13 +114,15 @@ def _is_shared(connection: psycopg.Connection, other: psycopg.Connection) -> boo
     """Whether the first connection loses its session during a transaction of the other one."""
     mark = (secrets.token_hex(8),)
     read_mark = "select pg_backend_pid(), current_setting('affiliate.session', true)"
-    [own] = connection.execute("select pg_backend_pid(), set_config('affiliate.session', %s, false)", mark).fetchall()
+    [(own_pid, own_mark)] = connection.execute(
+        "select pg_backend_pid(), set_config('affiliate.session', %s, false)", mark
+    ).fetchall()
     try:
         for _ in range(3):
             with other.transaction():
                 # Compare ids first: in a shared session, the first connection could wait forever for this transaction.
-                [(pid,)] = other.execute("select pg_backend_pid()").fetchall()
-                if pid == own[0] or connection.execute(read_mark).fetchone() != own:
+                [(other_pid,)] = other.execute("select pg_backend_pid()").fetchall()
+                if other_pid == own_pid or connection.execute(read_mark).fetchone() != (own_pid, own_mark):
                     return True
     except psycopg.Error as error:
         if "pooling mode" not in f"{error}":  # PgBouncer's "transaction blocks not allowed in statement pooling mode"

@@ -88,7 +88,6 @@ _CAUSES: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("3D000|", "database .* does not exist", UNUSABLE, "Create it, or correct its name in the database's URL"),
     ("", "resolve host|translate host name", UNUSABLE, "Correct the host in the database's URL"),
-    (".*", "", UNUSABLE, RETRY_ACTION),
 )  # fmt: skip
 
 
@@ -114,16 +113,22 @@ def as_store_unavailable() -> Generator[None]:
 def explained(error: psycopg.Error, url_name: str = URL_NAME) -> StoreUnavailable:
     """The error with its cause and an action, which names the database's URL by `url_name`."""
     message = _message(error)
-    state = error.sqlstate or ""
-    what, action = next(
-        (what, action)
-        for states, texts, what, action in _CAUSES
-        if re.fullmatch(states, state) and (state or re.search(texts, message))
-    )
-    if state == "42501" and (missing := re.fullmatch(r"permission denied for (table|sequence) (\S+)", message)):
-        statement = f"grant {_RIGHTS[missing[1]]} on {missing[1]} {missing[2]} to …"
+    code = error.sqlstate or ""
+    what, action = _cause(code, message)
+    denied = re.fullmatch(r"permission denied for (table|sequence) (\S+)", message)
+    if code == "42501" and denied:
+        kind, name = denied.groups()
+        statement = f"grant {_RIGHTS[kind]} on {kind} {name} to …"
         action = f"Run `{statement}` as its owner, or see docs/least_privilege.sql; then materialize again"
     return StoreUnavailable(f"{what}: {message}", action.replace(URL_NAME, url_name))
+
+
+def _cause(code: str, message: str) -> tuple[str, str]:
+    """What happened and the action, by the code or, if that is empty, by the message."""
+    for codes, texts, what, action in _CAUSES:
+        if re.fullmatch(codes, code) and (code or re.search(texts, message)):
+            return what, action
+    return UNUSABLE, RETRY_ACTION
 
 
 def _message(error: psycopg.Error) -> str:
@@ -132,6 +137,7 @@ def _message(error: psycopg.Error) -> str:
     One of these hints suggests turning the verification of certificates off.
     """
     text = (error.diag.message_primary or str(error) or type(error).__name__).strip()
+    # psycopg lists the failures of several hosts below a heading, as `- host: …: connection …`.
     lines = re.sub(r"(?s).*\nMultiple connection attempts failed.*?\n(?=- )", "", text).splitlines()
     parts = [re.sub(r"^- host: .*?: (?=connection)", "", line.strip()) for line in lines]
     without_hints = [part for part in parts if not re.match(_HINTS, part)]

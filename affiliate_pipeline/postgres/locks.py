@@ -41,8 +41,11 @@ class Lock:
         query = sql.SQL(
             "from pg_locks where locktype = 'advisory' and granted and objsubid = {} and objid = hashtext({})::oid "
             "and database = (select oid from pg_database where datname = current_database())"
-        ).format(1 if self.name is None else 2, self.name or self.kind)
-        return query if self.name is None else query + sql.SQL(" and classid = hashtext({})::oid").format(self.kind)
+        )
+        # `objsubid` is the number of the lock's keys.
+        if self.name is None:
+            return query.format(1, self.kind)
+        return query.format(2, self.name) + sql.SQL(" and classid = hashtext({})::oid").format(self.kind)
 
 
 @contextmanager
@@ -84,30 +87,13 @@ def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s
 
     Raises `StoreUnavailable` if its holder is not a live run: waiting for a pooler's idle session would never end.
     """
-    acquire = "select true from pg_advisory_lock({})" if wait_s else "select pg_try_advisory_lock({})"
     with as_store_unavailable():
-        # In a transaction of its own: the timeout is set only for it, and aborts only it.
-        with suppress(psycopg.errors.LockNotAvailable), connection.transaction():
-            connection.execute("select set_config('lock_timeout', %s, true)", (f"{wait_s * 1000:.0f}ms",))
-            if connection.execute(sql.SQL(acquire).format(lock.key)).fetchone() == (True,):
-                return True
-        with connection.transaction():
-            found = connection.execute(
-                sql.SQL(
-                    "select pid = pg_backend_pid(), pid, coalesce(nullif(application_name, ''), 'no name'), "
-                    "coalesce(to_char(backend_start, 'YYYY-MM-DD HH24:MI TZ'), 'unknown'), "
-                    "coalesce(to_char(state_change, 'YYYY-MM-DD HH24:MI TZ'), 'unknown') "
-                    "from pg_stat_activity holder where pid in (select pid {from_pg_locks}) and (pid = pg_backend_pid() "
-                    "or not (application_name like {application} and exists ("
-                    "select from pg_stat_activity each where each.application_name = holder.application_name "
-                    "and pid <> pg_backend_pid() "
-                    # Other roles' states are hidden, and with track_activities off, all are: these count as live.
-                    "and (coalesce(state, 'disabled') in ('active', 'disabled') or state_change > clock_timestamp() - {silent} * interval '1 second'))))"
-                ).format(from_pg_locks=lock.from_pg_locks, application=f"{APPLICATION}%", silent=SILENT_HOLDER_S)
-            ).fetchone()
-    if found is None:  # a live run has the lock, or it was released meanwhile
+        if _requested(connection, lock, wait_s):
+            return True
+        holder = _own_or_dead_holder(connection, lock)
+    if holder is None:  # a live run has the lock, or it was released meanwhile
         return False
-    is_own, pid, name, since, silent_since = found
+    is_own, pid, name, since, silent_since = holder
     if is_own:
         # PostgreSQL may grant the lock at the moment at which it reports the timeout; the session then holds it.
         return True
@@ -116,3 +102,40 @@ def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s
         f"{silent_since}), which is not a live run",
         f"If that session is not needed, end it with `select pg_terminate_backend({pid})`, then materialize again",
     )
+
+
+def _requested(connection: psycopg.Connection[Any], lock: Lock, wait_s: float) -> bool:
+    """Request the lock, waiting up to `wait_s`; return whether PostgreSQL reported that it is granted."""
+    request = "select true from pg_advisory_lock({})" if wait_s else "select pg_try_advisory_lock({})"
+    # In a transaction of its own: the timeout is set only for it, and aborts only it.
+    with suppress(psycopg.errors.LockNotAvailable), connection.transaction():
+        connection.execute("select set_config('lock_timeout', %s, true)", (f"{wait_s * 1000:.0f}ms",))
+        return connection.execute(sql.SQL(request).format(lock.key)).fetchone() == (True,)
+    return False
+
+
+def _own_or_dead_holder(connection: psycopg.Connection[Any], lock: Lock) -> tuple[bool, int, str, str, str] | None:
+    """The session that has the lock, if it is this one or is not of a live run; otherwise None.
+
+    The items are whether it is this session, its process id, its name, and since when it is connected and silent.
+    """
+    query = sql.SQL(
+        "with live_run as ("
+        "select application_name "
+        "from pg_stat_activity "
+        "where application_name like {application} "
+        "and pid <> pg_backend_pid() "
+        # Other roles' states are hidden, and with track_activities off, all are: these count as live.
+        "and (coalesce(state, 'disabled') in ('active', 'disabled') "
+        "or state_change > clock_timestamp() - {silent} * interval '1 second')) "
+        "select pid = pg_backend_pid(), pid, coalesce(nullif(application_name, ''), 'no name'), "
+        "coalesce(to_char(backend_start, 'YYYY-MM-DD HH24:MI TZ'), 'unknown'), "
+        "coalesce(to_char(state_change, 'YYYY-MM-DD HH24:MI TZ'), 'unknown') "
+        "from pg_stat_activity "
+        "where pid in (select pid {from_pg_locks}) "
+        "and (pid = pg_backend_pid() "
+        # A session may have no name: `null not in (…)` would be null.
+        "or coalesce(application_name, '') not in (select application_name from live_run))"
+    ).format(from_pg_locks=lock.from_pg_locks, application=f"{APPLICATION}%", silent=SILENT_HOLDER_S)
+    with connection.transaction():
+        return connection.execute(query).fetchone()

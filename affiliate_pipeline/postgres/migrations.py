@@ -45,6 +45,7 @@ def migrate(connection: psycopg.Connection[Any], migrations: Migrations) -> None
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise StoreUnavailable(f"the database's encoding is {encoding}, {ENCODING}", ENCODING_ACTION)
+
     with locked(connection, DDL_LOCK, f"the tables of schema {migrations.schema}"), as_store_unavailable():
         with connection.transaction():
             for schema in (CORE.schema, migrations.schema):
@@ -54,6 +55,7 @@ def migrate(connection: psycopg.Connection[Any], migrations: Migrations) -> None
                 "applied_at timestamptz not null default now(), primary key (schema, number)); "
                 f"comment on table {TABLE} is 'Which SQL files of a release have been applied to the tables of a schema.'"
             )
+
         # Read again, since another process may have applied them while this one waited for the lock.
         for number in _pending(connection, migrations):
             file = migrations.files[number]
@@ -71,7 +73,7 @@ def ensure_schema(connection: psycopg.Connection[Any], schema: str) -> None:
 
 
 def _pending(connection: psycopg.Connection[Any], migrations: Migrations) -> list[int]:
-    applied = set[int]()
+    applied = set[int]()  # none if the table does not exist yet
     with as_store_unavailable(), suppress(psycopg.errors.UndefinedTable), connection.transaction():
         rows = connection.execute(f"select number from {TABLE} where schema = %s", (migrations.schema,))
         applied = {number for (number,) in rows}

@@ -38,11 +38,14 @@ where (scope, slot) = (
     order by returns_at, slot limit 1 for update skip locked
 ) returning slot, returns_at"""
 _WAIT: Final = f"""
-select extract(epoch from greatest(
-    min(returns_at) filter (where slot between 0 and %(slots)s - 1), max(returns_at) filter (where slot = -1)
-) - clock_timestamp())::float8,
-extract(epoch from max(returns_at) filter (where slot = -1) - clock_timestamp())::float8
-from {TABLE} where scope = %(scope)s"""
+with scope_ends as (
+    select min(returns_at) filter (where slot between 0 and %(slots)s - 1) as slot_returns_at,
+        max(returns_at) filter (where slot = -1) as pause_ends_at
+    from {TABLE} where scope = %(scope)s
+)
+select extract(epoch from greatest(slot_returns_at, pause_ends_at) - clock_timestamp())::float8,
+    extract(epoch from pause_ends_at - clock_timestamp())::float8
+from scope_ends"""
 
 
 @dataclass
@@ -76,12 +79,16 @@ class RateLimiter(TableStore):
     ) -> None:
         # Losing slot leases in a crash of the database costs less than waiting for the disk at every request.
         super().__init__(url, durable=False)
-        self._window_s, self._requests, self._sleep = window_s, requests, sleep
-        self._max_wait_s, self._too_long = max_wait_s, too_long
+        self._window_s = window_s
+        self._requests = requests
+        self._sleep = sleep
+        self._max_wait_s = max_wait_s
+        self._too_long = too_long
         self._values = {"scope": scope, "slots": slots, "lease_s": SLOT_LEASE_S + window_s}
         self._lock = threading.Lock()
         self._own_slot: _OwnSlot | None = None
         self._no_pause_until = float("-inf")
+
         try:
             self._execute(
                 f"insert into {TABLE} select %(scope)s, slot, 'epoch' from generate_series(-1, %(slots)s - 1) slot "
@@ -112,53 +119,79 @@ class RateLimiter(TableStore):
         finally:
             with self._lock:
                 own.in_flight -= 1
-                if not own.in_flight and (not own.requests_left or own is not self._own_slot):
+                is_replaced = own is not self._own_slot
+                if not own.in_flight and (is_replaced or not own.requests_left):
                     self._give_back(own)
 
     def pause(self, seconds: float) -> None:
         """Stop the requests of all processes with this scope for that long."""
+        pause_s = min(seconds, MAX_PAUSE_S) if seconds > 0 else 0
         with self._lock:
             self._drop_slot()
             self._execute(
                 f"update {TABLE} set returns_at = greatest(returns_at, clock_timestamp() + %s * interval '1 second') "
                 "where scope = %s and slot = -1",
-                (min(seconds, MAX_PAUSE_S) if seconds > 0 else 0, self._values["scope"]),
+                (pause_s, self._values["scope"]),
             )
 
     def _take(self) -> _OwnSlot:
+        """The slot for one request, which is counted as in flight; waits until there is a slot."""
         while True:
             with self._lock:
-                own = self._own_slot
-                if own and own.requests_left and time.monotonic() < own.usable_until and not self._is_paused():
-                    own.requests_left -= 1
-                    own.in_flight += 1
+                own = self._reused_slot() or self._new_slot()
+                if own:
                     return own
-                if taken := self._execute(_TAKE, self._values).fetchone():
-                    self._drop_slot()
-                    slot, returns_at = taken
-                    # No request starts after half of SLOT_LEASE_S: each has to end before the slot lease does.
-                    self._own_slot = _OwnSlot(
-                        slot, returns_at, self._requests - 1, time.monotonic() + SLOT_LEASE_S / 2, in_flight=1
-                    )
-                    return self._own_slot
                 [(wait_s, pause_s)] = self._execute(_WAIT, self._values).fetchall()
+
             if pause_s is not None and pause_s > self._max_wait_s:
                 raise self._too_long(
                     f"the exchange allows no request for another {duration(pause_s)}; materialize again after that"
                 )
             # Another process may take the returning slot first, so look again. A slot in use returns one window after its
             # response, usually long before its slot lease ends.
-            self._sleep(min(max(wait_s or 0.0, 0.005), self._window_s, 5.0))
+            wait_s = max(wait_s or 0.0, 0.005)
+            self._sleep(min(wait_s, self._window_s, 5.0))
+
+    def _reused_slot(self) -> _OwnSlot | None:
+        """This process's slot, with another request counted as in flight; None if it permits no further one now."""
+        own = self._own_slot
+        if own is None or not own.requests_left or time.monotonic() >= own.usable_until:
+            return None
+        if self._is_paused():
+            return None
+        own.requests_left -= 1
+        own.in_flight += 1
+        return own
+
+    def _new_slot(self) -> _OwnSlot | None:
+        """A free slot in place of the current one, with one request counted as in flight; None if no slot is free."""
+        row = self._execute(_TAKE, self._values).fetchone()
+        if row is None:
+            return None
+        number, returns_at = row
+        self._drop_slot()
+        self._own_slot = _OwnSlot(
+            number,
+            returns_at,
+            requests_left=self._requests - 1,
+            # No request starts after half of SLOT_LEASE_S: each has to end before the slot lease does.
+            usable_until=time.monotonic() + SLOT_LEASE_S / 2,
+            in_flight=1,
+        )
+        return self._own_slot
 
     def _is_paused(self) -> bool:
+        """Whether the requests of the scope are paused; a new pause is noticed up to `PAUSE_CHECK_S` late."""
         now = time.monotonic()
-        if now >= self._no_pause_until:
-            if self._execute(_PAUSED, self._values).fetchone():
-                return True
-            self._no_pause_until = now + PAUSE_CHECK_S
+        if now < self._no_pause_until:
+            return False
+        if self._execute(_PAUSED, self._values).fetchone():
+            return True
+        self._no_pause_until = now + PAUSE_CHECK_S
         return False
 
     def _drop_slot(self) -> None:
+        """Start no further request with the slot: it is returned now if idle, otherwise after its last response."""
         if self._own_slot and not self._own_slot.in_flight:
             self._give_back(self._own_slot)
         self._own_slot = None

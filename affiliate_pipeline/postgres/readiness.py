@@ -52,16 +52,18 @@ class DatabaseReadOnly(StoreUnavailable):
 
 def problems(connection: psycopg.Connection[Any], privileges: Mapping[str, str]) -> Iterator[StoreUnavailable]:
     """What prevents using tables (`schema.name`) with these privileges, such as "select insert"."""
-    needed = [(table, privilege) for table, each in privileges.items() for privilege in each.split()]
+    needed: list[tuple[str, str]] = []
+    for table, table_privileges in privileges.items():
+        needed += [(table, privilege) for privilege in table_privileges.split()]
     values = {
         "schemas": list({table.partition(".")[0] for table in privileges}),
         "tables": [table for table, _ in needed],
         "privileges": [privilege for _, privilege in needed],
     }
     with as_store_unavailable(), connection.transaction():
-        [(is_standby, is_read_only, encoding, missing, grants, hidden)] = connection.execute(
-            _SELECT_READINESS, values
-        ).fetchall()
+        rows = connection.execute(_SELECT_READINESS, values).fetchall()
+    [(is_standby, is_read_only, encoding, missing, grants, hidden_tables)] = rows
+
     if is_standby:
         yield DatabaseReadOnly(f"{READ_ONLY}: its address leads to a standby", READ_ONLY_ACTION)
     elif is_read_only:
@@ -73,9 +75,9 @@ def problems(connection: psycopg.Connection[Any], privileges: Mapping[str, str])
             f"the database's role lacks a privilege: {', '.join(missing)}",
             f"Run `{'; '.join(grants)}`, or see docs/least_privilege.sql",
         )
-    if hidden:
+    if hidden_tables:
         yield StoreUnavailable(
-            f"row-level security hides rows from the database's role in {', '.join(hidden)}",
+            f"row-level security hides rows from the database's role in {', '.join(hidden_tables)}",
             "Use the owner of these tables, or a role with `bypassrls`",
         )
 
@@ -87,11 +89,12 @@ def require_storage(url: str) -> None:
             if isinstance(error, DatabaseReadOnly):
                 raise error
         with as_store_unavailable():
+            # Without a schema `public`, there is no row.
             row = connection.execute(
                 "select to_regclass('public.runs') is not null or has_schema_privilege('public', 'create') "
                 "where to_regnamespace('public') is not null"
             ).fetchone()
-    if row and not row[0]:
+    if row == (False,):
         raise StoreUnavailable(
             "the database's role lacks a privilege: create on schema public, where Dagster has its tables",
             "Grant it: `grant create on schema public to <role>`",

@@ -31,27 +31,35 @@ def parameters(url: str) -> dict[str, str]:
 
     Raises `StoreUnavailable` without quoting the URL: the part that cannot be parsed may be a piece of the password.
     """
-    unparsable = StoreUnavailable(
+    try:
+        by_name = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    except (psycopg.Error, ValueError):
+        raise _unparsable(url) from None
+    if _may_expose_password(url, hosts=by_name.get("host", ""), ports=by_name.get("port", "")):
+        raise _unparsable(url)
+    return by_name
+
+
+def _may_expose_password(url: str, hosts: str, ports: str) -> bool:
+    """Whether a part of the URL other than its password may contain a piece of the password.
+
+    An `@` or `/` in a password moves the parts after it: pieces of the password would be taken for host, port or
+    database, and be quoted in connection errors.
+    """
+    authority, _, path = url.partition("://")[2].partition("/")
+    if authority.count("@") > 1 or "@" in path.partition("?")[0]:
+        return True
+    are_hosts = all(host.startswith("/") or re.fullmatch(r"[\w.:-]*", host) for host in hosts.split(","))
+    are_ports = all(re.fullmatch("[0-9]{0,5}", port) and int(port or 1) in range(1, 65536) for port in ports.split(","))
+    return not are_hosts or not are_ports
+
+
+def _unparsable(url: str) -> StoreUnavailable:
+    return StoreUnavailable(
         f"{name_of(url)} cannot be parsed",
         f"Write {name_of(url)} as postgresql://user:password@host:port/database; in the user name and the password, `% / ? # @ : [ ]` "
         "and spaces are written as %25 %2F %3F %23 %40 %3A %5B %5D and %20",
     )
-    try:
-        given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
-    except (psycopg.Error, ValueError):
-        raise unparsable from None
-    # An `@` or `/` in a password moves the parts after it: pieces of the password would be taken for host, port or
-    # database, and be quoted in connection errors.
-    authority, _, path = url.partition("://")[2].partition("/")
-    hosts, ports = given.get("host", "").split(","), given.get("port", "").split(",")
-    if (
-        authority.count("@") > 1
-        or "@" in path.partition("?")[0]
-        or not all(host.startswith("/") or re.fullmatch(r"[\w.:-]*", host) for host in hosts)
-        or not all(re.fullmatch("[0-9]{0,5}", port) and int(port or 1) in range(1, 65536) for port in ports)
-    ):
-        raise unparsable
-    return given
 
 
 def with_timeouts(url: str) -> dict[str, str]:
@@ -62,20 +70,33 @@ def with_timeouts(url: str) -> dict[str, str]:
 def libpq_environment(url: str) -> dict[str, str]:
     """The URL as libpq's environment variables, since any local user can read a command line."""
     variables = {option.keyword.decode(): option.envvar for option in Conninfo.get_defaults()}
-    given = parameters(url).items()
-    return {variable.decode(): value for name, value in given if (variable := variables.get(name))}
+    environment: dict[str, str] = {}
+    for name, value in parameters(url).items():
+        variable = variables.get(name)
+        if variable:
+            environment[variable.decode()] = value
+    return environment
 
 
 def sqlalchemy_url(url: str) -> str:
     """The URL `with_timeouts` in a form that SQLAlchemy accepts too."""
-    given = with_timeouts(url)
-    credentials = quote(given.pop("user", ""), safe="")
-    if "password" in given:
-        credentials += f":{quote(given.pop('password'), safe='')}"
-    name, address = quote(given.pop("dbname", ""), safe=""), ""
+    remaining = with_timeouts(url)
+    credentials = quote(remaining.pop("user", ""), safe="")
+    if "password" in remaining:
+        credentials += f":{quote(remaining.pop('password'), safe='')}"
+    if credentials:
+        credentials += "@"
+    database = quote(remaining.pop("dbname", ""), safe="")
+
+    address = ""
+    host = remaining.get("host", "")
     # SQLAlchemy accepts several hosts, or a socket's folder, only as parameters.
-    if not set(",/") & set(given.get("host", "")):
-        host = given.pop("host", "")
-        address = (f"[{host}]" if ":" in host else host) + (f":{given.pop('port')}" if host and "port" in given else "")
-    rest = urlencode(given, quote_via=quote, safe="")
-    return f"postgresql://{credentials}{'@' if credentials else ''}{address}/{name}{'?' if rest else ''}{rest}"
+    if "," not in host and "/" not in host:
+        remaining.pop("host", None)
+        address = f"[{host}]" if ":" in host else host
+        if host and "port" in remaining:
+            address += f":{remaining.pop('port')}"
+
+    # Not empty: the timeouts are in it.
+    query = urlencode(remaining, quote_via=quote, safe="")
+    return f"postgresql://{credentials}{address}/{database}?{query}"
