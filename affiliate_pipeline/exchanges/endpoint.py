@@ -167,8 +167,9 @@ class Endpoint(Generic[SessionT]):
         """The account's own name of a default account's variable: `LBANK_OPEN_ID__ACME`."""
         if self.names:
             return dict(self.names).get(name, name)
-        is_own = self.alias and name in self.exchange.account_variables
-        return f"{name}{ALIAS_SEPARATOR}{self.alias.upper()}" if is_own else name
+        if not self.alias or name not in self.exchange.account_variables:
+            return name
+        return f"{name}{ALIAS_SEPARATOR}{self.alias.upper()}"
 
     def require_own_key(self, variables: Mapping[str, str]) -> None:
         """Raise `SettingsError` if an account whose variable sorts before this one's has the same key.
@@ -179,8 +180,11 @@ class Endpoint(Generic[SessionT]):
         base, *_ = self.exchange.credentials(self.role)
         own_variable = self.variable(base)
         own_key = variables.get(own_variable)
-        for other in sorted(name for name in variables if name == base or name.startswith(f"{base}{ALIAS_SEPARATOR}")):
-            if other < own_variable and own_key and _key_in(other, variables) == own_key:
+        if not own_key:
+            return
+        for other in sorted(variables):
+            is_key_variable = other == base or other.startswith(f"{base}{ALIAS_SEPARATOR}")
+            if is_key_variable and other < own_variable and _key_in(other, variables) == own_key:
                 raise SettingsError(
                     f"{own_variable} is the same key as {other}: its records would land and be counted twice",
                     f"Set {own_variable} to the key of another account, or remove the variables with its suffix",
@@ -215,7 +219,9 @@ class Endpoint(Generic[SessionT]):
     @property
     def timetable(self) -> Timetable:
         """When its days land; an action log has no past days, like a snapshot."""
-        return Timetable(self.key, self.exchange.zone, self.lands_at, timedelta(0), None, is_snapshot=True)
+        return Timetable(
+            self.key, self.exchange.zone, self.lands_at, settles_after=timedelta(0), retention=None, is_snapshot=True
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

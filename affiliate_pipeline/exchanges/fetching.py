@@ -64,8 +64,10 @@ class RequestPlan:
 
     def __str__(self) -> str:
         at_least = "" if self.max_requests == self.min_requests else "at least "
-        time = f", {at_least}{duration(self.seconds)} at the permitted rate" if self.seconds else ""
-        return "\n  ".join([f"{at_least}{count_of(self.min_requests, 'request')}{time}", *self.changes])
+        cost = f"{at_least}{count_of(self.min_requests, 'request')}"
+        if self.seconds:
+            cost += f", {at_least}{duration(self.seconds)} at the permitted rate"
+        return "\n  ".join([cost, *self.changes])
 
 
 @dataclass(frozen=True)

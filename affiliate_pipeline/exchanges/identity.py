@@ -98,10 +98,13 @@ def recorded_keys(connection: psycopg.Connection[Any], key: Key) -> list[Recorde
             "select alias, identity, fingerprint, first_seen, "
             # If the exchange has not stated an account's identity, the column has a placeholder: the fingerprint of one
             # of the account's keys.
-            f"not exists (select from {TABLE} each where (each.exchange, each.role, each.alias, each.fingerprint) = "
-            "(known.exchange, known.role, known.alias, known.identity)) as is_stated, "
+            f"not exists (select from {TABLE} key_of_account "
+            "where (key_of_account.exchange, key_of_account.role, key_of_account.alias, key_of_account.fingerprint) "
+            "= (recorded.exchange, recorded.role, recorded.alias, recorded.identity)) as is_stated, "
             "coalesce(last_seen > now() - %s * interval '1 hour', false) as is_recent "
-            f"from {TABLE} known where exchange = %s and role = %s order by coalesce(last_seen, first_seen), fingerprint",
+            f"from {TABLE} recorded "
+            "where exchange = %s and role = %s "
+            "order by coalesce(last_seen, first_seen), fingerprint",
             (VERIFIED_HOURS, key.exchange, key.role),
         ).fetchall()
 
@@ -136,13 +139,14 @@ class AccountKeys(TableStore):
 
         So a wrong first key or openId can be corrected.
         """
-        key, keys = self._key, self.all()
-        others = [each.fingerprint for each in keys if each.alias == key.alias and each.identity != stated]
-        if not any(self._has_landed(self._connection, key, each) for each in others):
-            self._execute(
-                f"delete from {TABLE} where exchange = %s and role = %s and alias = %s and fingerprint = any(%s)",
-                (key.exchange, key.role, key.alias, others),
-            )
+        key = self._key
+        fingerprints = [each.fingerprint for each in self.all() if each.alias == key.alias and each.identity != stated]
+        if any(self._has_landed(self._connection, key, fingerprint) for fingerprint in fingerprints):
+            return
+        self._execute(
+            f"delete from {TABLE} where exchange = %s and role = %s and alias = %s and fingerprint = any(%s)",
+            (key.exchange, key.role, key.alias, fingerprints),
+        )
 
     def record(self, stated: str | None, *, is_confirmed: bool = False) -> str:
         """Record the key as verified now, and return its identity; the parameters are those of `_identity`.
@@ -150,27 +154,23 @@ class AccountKeys(TableStore):
         The identity also replaces placeholders of the account's keys. Raises `KeyRefused` or `UnconfirmedKey`.
         """
         key, connection = self._key, self._connection
-        of_account = "exchange = %s and role = %s and alias = %s"
+        account = (key.exchange, key.role, key.alias)
         with as_store_unavailable(), connection.transaction():
             # Otherwise two accounts could record the same identity at the same time.
             connection.execute(sql.SQL("select pg_advisory_xact_lock({})").format(Lock(TABLE).key))
             keys = self.all()
             identity = _identity(key, stated, keys, is_confirmed=is_confirmed)
-            account = (key.exchange, key.role, key.alias)
-            # Also update keys whose identity was not stated: all of the alias if confirmed, otherwise those recorded as
-            # keys of the same account as this one.
-            placeholders = {each.identity for each in keys if each.alias == key.alias and not each.is_stated}
-            if not is_confirmed:
-                own = _own(key, keys)
-                placeholders &= {own.identity} if own else set()
+
+            placeholders = _replaceable_placeholders(key, keys, is_confirmed=is_confirmed)
             connection.execute(
-                f"update {TABLE} set identity = %s where {of_account} and identity = any(%s)",
-                (identity, *account, list(placeholders)),
+                f"update {TABLE} set identity = %s "
+                "where exchange = %s and role = %s and alias = %s and identity = any(%s)",
+                (identity, *account, placeholders),
             )
             connection.execute(
                 f"insert into {TABLE} (exchange, role, alias, identity, fingerprint, first_seen, last_seen) "
-                "values (%s, %s, %s, %s, %s, now(), now()) on conflict (exchange, role, alias, fingerprint) "
-                "do update set last_seen = excluded.last_seen",
+                "values (%s, %s, %s, %s, %s, now(), now()) "
+                "on conflict (exchange, role, alias, fingerprint) do update set last_seen = excluded.last_seen",
                 (*account, identity, key.fingerprint),
             )
         return identity
@@ -191,8 +191,11 @@ class KeyIdentity:
         request_identity: Callable[[], str | None] = lambda: None,
         expected: str | None = None,
     ) -> None:
-        self.key, self._origin, self._open_keys = key, origin, open_keys
-        self._request_identity, self._expected = request_identity, expected
+        self.key = key
+        self._origin = origin
+        self._open_keys = open_keys
+        self._request_identity = request_identity
+        self._expected = expected
         self._stated: str | None = None
         self._sources: list[str] | None = None
 
@@ -235,8 +238,11 @@ class KeyIdentity:
         own = _own(self.key, keys)
         identity = own.identity if own else self._stated
         is_stated = own.is_stated if own else self._stated is not None
-        # Two different stated identities are two accounts, which cannot be confirmed as one.
-        return [each for each in keys if each.identity != identity and not (is_stated and each.is_stated)]
+        others = [each for each in keys if each.identity != identity]
+        if is_stated:
+            # Two different stated identities are two accounts, which cannot be confirmed as one.
+            others = [each for each in others if not each.is_stated]
+        return others
 
     def confirm(self) -> None:
         """Record that the key and the unconfirmed ones are keys of one account; raises `KeyRefused`."""
@@ -255,7 +261,10 @@ class KeyIdentity:
         return self._recent() or self._request_and_record()
 
     def _request_and_record(self) -> str:
-        """Request the identity of the key's account, record the key with it, and return it."""
+        """Request the identity of the key's account, record the key with it, and return it.
+
+        If the key is new or its identity has changed, unused keys with another identity are deleted first.
+        """
         # Send nothing with a key of another alias; its fingerprint may also be the placeholder identity of that alias.
         _refuse_other_alias(self.key, self._keys.all(), self.key.fingerprint)
         self._stated = self._request_identity()
@@ -267,15 +276,18 @@ class KeyIdentity:
     def _recent(self) -> str | None:
         """The identity, if it was verified recently and is the expected one."""
         own = _own(self.key, self._keys.all())
-        return own.identity if own and own.is_recent and self._expected in (None, own.identity) else None
+        if own is None or not own.is_recent:
+            return None
+        return own.identity if self._expected in (None, own.identity) else None
 
     @cached_property
     def _keys(self) -> AccountKeys:
         return self._open_keys()
 
     def _sources_of(self, identity: str, keys: Sequence[RecordedKey]) -> list[str]:
-        found = {each.fingerprint for each in keys if (each.alias, each.identity) == (self.key.alias, identity)}
-        return [self._source(fingerprint) for fingerprint in sorted(found | {self.key.fingerprint})]
+        """The sources of this key and of the alias's keys with this identity."""
+        recorded = {each.fingerprint for each in keys if (each.alias, each.identity) == (self.key.alias, identity)}
+        return [self._source(fingerprint) for fingerprint in sorted(recorded | {self.key.fingerprint})]
 
     def _source(self, fingerprint: str) -> str:
         return f"{self._origin} {fingerprint}"
@@ -289,9 +301,9 @@ def _identity(key: Key, stated: str | None, keys: Sequence[RecordedKey], *, is_c
         keys: As from `recorded_keys`, the most recently verified one last.
         is_confirmed: Whether the operator has confirmed by `rotate-key` that all keys of the alias are of one account.
     """
+    _refuse_other_alias(key, keys, stated or key.fingerprint)
     of_alias = [each for each in keys if each.alias == key.alias]
     own = _own(key, keys)
-    _refuse_other_alias(key, keys, stated or key.fingerprint)
     stated_before = {each.identity for each in of_alias if each.is_stated}
     if own and own.is_stated:
         # What other keys of the alias have does not matter.
@@ -302,16 +314,19 @@ def _identity(key: Key, stated: str | None, keys: Sequence[RecordedKey], *, is_c
             f"({', '.join(sorted(stated_before))})",
             "Set a key of the account that has landed, or configure the other account with an alias of its own",
         )
-    if stated and (own or stated in stated_before or is_confirmed or not of_alias):
-        return stated
-    if is_confirmed and of_alias:
-        # The exchange does not state this key's account now. If it has never stated it, use the identity of the alias's
-        # most recently verified key, of those with a stated identity if there are any.
-        return own.identity if own and own.is_stated else sorted(of_alias, key=lambda each: each.is_stated)[-1].identity
-    if own:
-        return own.identity
+
     if not of_alias:
-        return key.fingerprint
+        # The first key of the alias; without a stated identity, its fingerprint is a placeholder.
+        return stated or key.fingerprint
+    if stated and (own or is_confirmed or stated in stated_before):
+        return stated
+    if own and (own.is_stated or not is_confirmed):
+        return own.identity
+    if is_confirmed:
+        # The exchange has never stated the key's identity: use that of the most recently verified key, of those with a
+        # stated identity if there are any.
+        with_stated_identity = [each for each in of_alias if each.is_stated]
+        return (with_stated_identity or of_alias)[-1].identity
     unstated = "of the earlier keys" if stated else f"of {key.variable}"
     raise UnconfirmedKey(
         f"{key.variable} is a new key of {key.account}, and the exchange does not state the account {unstated}, so it is "
@@ -321,10 +336,19 @@ def _identity(key: Key, stated: str | None, keys: Sequence[RecordedKey], *, is_c
     )
 
 
+def _replaceable_placeholders(key: Key, keys: Sequence[RecordedKey], *, is_confirmed: bool) -> list[str]:
+    """The placeholders that the key's identity replaces: all of the alias if it is confirmed, otherwise the key's own."""
+    if is_confirmed:
+        return list({each.identity for each in keys if each.alias == key.alias and not each.is_stated})
+    own = _own(key, keys)
+    return [own.identity] if own and not own.is_stated else []
+
+
 def _refuse_other_alias(key: Key, keys: Sequence[RecordedKey], identity: str) -> None:
     """Raise `KeyRefused` if the key or the identity is recorded for another alias."""
     for other in keys:
-        if other.alias != key.alias and (other.fingerprint == key.fingerprint or other.identity == identity):
+        is_same_account = other.fingerprint == key.fingerprint or other.identity == identity
+        if other.alias != key.alias and is_same_account:
             account = _account(key.exchange, other.alias, key.role)
             raise KeyRefused(
                 f"{key.variable} is a key of the account that lands as {account}: its records would be counted twice, or the "
@@ -340,4 +364,5 @@ def _own(key: Key, keys: Sequence[RecordedKey]) -> RecordedKey | None:
 
 
 def _account(exchange: str, alias: str, role: str) -> str:
-    return f"{'/'.join(filter(None, (exchange, alias)))} ({role})"
+    name = f"{exchange}/{alias}" if alias else exchange
+    return f"{name} ({role})"

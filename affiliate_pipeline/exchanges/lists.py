@@ -7,6 +7,7 @@ Where a row always exists (a sum), and in Binance's records, which expire, a res
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import msgspec
 
@@ -21,12 +22,14 @@ NO_LIST = frozenset({b"null", b'""', b"{}"})
 
 def rows_of(body: bytes) -> list[bytes]:
     """The rows of a body that is a list of rows, a single row or null; raises `Refused`, or ValueError if not JSON."""
-    try:
-        found = msgspec.json.decode(body, type=list[msgspec.Raw] | dict[str, msgspec.Raw] | None)
-        rows = [body.strip()] if isinstance(found, dict) else list(map(bytes, found or ()))
-    except msgspec.ValidationError:
-        # Other JSON, such as a number: refused below.
-        rows = [body.strip()]
+    # A single row; other JSON, such as a number, is refused below.
+    rows = [body.strip()]
+    with suppress(msgspec.ValidationError):
+        value = msgspec.json.decode(body, type=list[msgspec.Raw] | dict[str, msgspec.Raw] | None)
+        if value is None:
+            rows = []
+        elif not isinstance(value, dict):
+            rows = list(map(bytes, value))
     if not all(row.startswith(b"{") for row in rows):
         what = f"the response is neither a row nor a list of rows. It was: {quote(body)}"
         raise Refused(what).about(possible_rows(body))

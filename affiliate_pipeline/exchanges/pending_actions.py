@@ -28,9 +28,10 @@ class PendingActions(TableStore):
     def put(self, name: str, row: bytes) -> None:
         """Store the row durably; it replaces one of the same name, even one stored with another key of the account."""
         self._execute(
-            f"with earlier as (delete from {TABLE} where asset = %(asset)s and name = %(name)s "
-            "and source = any(%(sources)s) and source <> %(source)s) "
-            f"insert into {TABLE} values (%(asset)s, %(source)s, %(name)s, %(row)s) "
+            f"with stored_with_another_key as (delete from {TABLE} "
+            "where asset = %(asset)s and name = %(name)s and source = any(%(sources)s) and source <> %(source)s) "
+            f"insert into {TABLE} "
+            "values (%(asset)s, %(source)s, %(name)s, %(row)s) "
             "on conflict (asset, source, name) do update set payload = excluded.payload",
             {"asset": self._asset, "source": self._source, "sources": self._sources, "name": name, "row": row},
         )

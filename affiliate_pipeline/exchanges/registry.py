@@ -1,7 +1,7 @@
 """Every exchange of the product with its endpoints, and the accounts that variables configure."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from difflib import get_close_matches
@@ -65,6 +65,8 @@ EXCHANGES: tuple[Exchange, ...] = tuple({each.exchange.name: each.exchange for e
 _DATES: dict[str, Any] = {f"{each.name}_start_date": (StartDate, None) for each in EXCHANGES}
 # The first day of each exchange, from the variable `<EXCHANGE>_START_DATE`.
 StartDates = create_model("StartDates", __base__=Settings, **_DATES)
+# The prefixes of our variables. Another variable probably belongs to another program.
+_PREFIXES = ("AFFILIATE_", *(f"{each.name.upper()}_" for each in EXCHANGES))
 # If any of these is set, for any account, real exchanges are configured.
 EXCHANGE_VARIABLES = tuple(
     dict.fromkeys(
@@ -86,19 +88,18 @@ class UnusableVariable:
 
 def configured_catalog(variables: Mapping[str, str], landed: Iterable[str] = ()) -> Catalog:
     """The catalog of the default accounts and of further ones that have a variable, or an asset in `landed` (keys)."""
-    found = [each for each in endpoints_of(landed) if each.alias]
-    aliases = {
-        exchange.name: sorted(
-            _aliases(exchange, variables).union(each.alias for each in found if each.exchange is exchange)
-        )
-        for exchange in EXCHANGES
-    }
+    landed_endpoints = endpoints_of(landed)
+    aliases: dict[str, list[str]] = {}
+    for exchange in EXCHANGES:
+        landed_aliases = {each.alias for each in landed_endpoints if each.exchange is exchange and each.alias}
+        aliases[exchange.name] = sorted(_aliases(exchange, variables) | landed_aliases)
     return DEFAULT.with_accounts(aliases)
 
 
 def start_date(exchange: Exchange, environment: Environment) -> date | None:
     """The first day that is configured for the exchange or for all of them; None: none is configured."""
-    return dict(StartDates.load(environment.variables))[f"{exchange.name}_start_date"] or environment.start_date
+    start_dates = dict(StartDates.load(environment.variables))
+    return start_dates[f"{exchange.name}_start_date"] or environment.start_date
 
 
 def first_day(endpoint: Endpoint, environment: Environment) -> date:
@@ -128,21 +129,13 @@ def is_any_exchange_configured(variables: Mapping[str, str]) -> bool:
 def unusable_variables(variables: Mapping[str, str]) -> Iterator[UnusableVariable]:
     """Unknown variables with our prefix or similar to a known one, and known ones with an unusable account suffix."""
     known = known_variables()
-    prefixes = tuple(f"{name.upper()}_" for name in ("affiliate", *(each.name for each in EXCHANGES)))
     account_variables = {name for exchange in EXCHANGES for name in exchange.account_variables}
     for name in sorted(variables):
         base, separator, suffix = name.partition(ALIAS_SEPARATOR)
         if base not in known:
-            # Without one of our prefixes, it probably belongs to another program.
-            has_prefix = base.upper().startswith(prefixes)
-            cutoff = MIN_SIMILARITY if has_prefix else MIN_SIMILARITY_WITHOUT_PREFIX
-            nearest = get_close_matches(base.upper(), known, n=1, cutoff=cutoff)
-            if nearest:
-                yield UnusableVariable(
-                    name, f"{base} is unknown", f"Rename {name} to {nearest[0]}{separator}{suffix}, or remove it"
-                )
-            elif has_prefix:
-                yield UnusableVariable(name, f"{base} is unknown", f"Remove {name}")
+            action = _action_for_unknown(name, known)
+            if action:
+                yield UnusableVariable(name, f"{base} is unknown", action)
         elif separator and base not in account_variables:
             yield UnusableVariable(
                 name, f"{base} is not a variable of an account", f"Remove {name}: all accounts share {base}"
@@ -156,20 +149,43 @@ def unusable_variables(variables: Mapping[str, str]) -> Iterator[UnusableVariabl
             )
 
 
+def _action_for_unknown(name: str, known: Collection[str]) -> str | None:
+    """What to do about a variable that is not a known one; None if it probably belongs to another program."""
+    base, separator, suffix = name.partition(ALIAS_SEPARATOR)
+    has_prefix = base.upper().startswith(_PREFIXES)
+    cutoff = MIN_SIMILARITY if has_prefix else MIN_SIMILARITY_WITHOUT_PREFIX
+    nearest = get_close_matches(base.upper(), known, n=1, cutoff=cutoff)
+    if nearest:
+        return f"Rename {name} to {nearest[0]}{separator}{suffix}, or remove it"
+    return f"Remove {name}" if has_prefix else None
+
+
 def endpoints_of(assets: Iterable[str], declared: Iterable[Endpoint] = ENDPOINTS) -> list[Endpoint]:
     """The endpoints of these assets, in order; an asset without a declared one is skipped."""
-    known = {(each.exchange.name, each.name): each for each in declared}
-    declarations = [(asset, known.get((asset.partition("/")[0], asset.rpartition("/")[2]))) for asset in assets]
-    # An account's alias is what is between exchange and name.
-    found = [(asset, each.for_account("/".join(asset.split("/")[1:-1]))) for asset, each in declarations if each]
-    # A text with an empty part, such as `binance//customization`, is no asset.
-    return [each for asset, each in found if each.key == asset]
+    declarations = {(each.exchange.name, each.name): each for each in declared}
+    endpoints: list[Endpoint] = []
+    for asset in assets:
+        parts = asset.split("/")
+        declaration = declarations.get((parts[0], parts[-1]))
+        if declaration is None:
+            continue
+        # An account's alias is what is between exchange and name.
+        endpoint = declaration.for_account("/".join(parts[1:-1]))
+        # A text with an empty part, such as `binance//customization`, is no asset.
+        if endpoint.key == asset:
+            endpoints.append(endpoint)
+    return endpoints
 
 
 def _aliases(exchange: Exchange, variables: Mapping[str, str]) -> set[str]:
-    parts = (name.partition(ALIAS_SEPARATOR) for name in variables)
-    found = {_alias(suffix) for base, _, suffix in parts if suffix and base in exchange.account_variables}
-    return {each for each in found if each}
+    """The aliases of the exchange's further accounts, from the suffixes of its variables."""
+    aliases: set[str] = set()
+    for name in variables:
+        base, _, suffix = name.partition(ALIAS_SEPARATOR)
+        alias = _alias(suffix)
+        if alias and base in exchange.account_variables:
+            aliases.add(alias)
+    return aliases
 
 
 def is_alias(text: str) -> bool:
@@ -180,4 +196,5 @@ def is_alias(text: str) -> bool:
 def _alias(suffix: str) -> str | None:
     """The alias whose upper-case form is this suffix of a variable; None if the suffix is malformed."""
     alias = suffix.lower()
-    return alias if alias.upper() == suffix and is_alias(alias) else None
+    is_upper_case = alias.upper() == suffix
+    return alias if is_upper_case and is_alias(alias) else None

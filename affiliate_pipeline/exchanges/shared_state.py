@@ -44,7 +44,10 @@ class SharedState:
         has_landed: HasLanded = nothing_landed,
         max_wait_s: float = MAX_WAIT_S,
     ) -> None:
-        self._url, self.handled_at, self.has_landed, self._max_wait_s = url, handled_at, has_landed, max_wait_s
+        self._url = url
+        self.handled_at = handled_at
+        self.has_landed = has_landed
+        self._max_wait_s = max_wait_s
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:

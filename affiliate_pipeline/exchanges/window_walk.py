@@ -6,6 +6,7 @@ window up to the second of its last row; that second is excluded, because the ex
 window of any other full page is bisected, down to a single millisecond, which fails its day if it fills a page.
 """
 
+import math
 import queue
 import threading
 from collections import Counter, defaultdict
@@ -14,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from itertools import compress
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -22,11 +22,8 @@ import msgspec
 from affiliate_pipeline.domain.days import DAY, day_of, day_ranges, days_from, start_ms, utc_text
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan, Session
 from affiliate_pipeline.exchanges.spool import Spool
-from affiliate_pipeline.http.bodies import possible_rows
-from affiliate_pipeline.http.error_body import quote
+from affiliate_pipeline.exchanges.timed_page import Page, read_page
 from affiliate_pipeline.http.errors import ExchangeError, Refused, Transient
-from affiliate_pipeline.schema.columns import MIN_MILLISECONDS
-from affiliate_pipeline.schema.raw_row import instants_ms
 
 WORKERS = 4
 # A busy window is split among the workers only if it is long enough that this adds few requests.
@@ -35,26 +32,6 @@ SECOND_MS = 1000
 
 # The first and the last millisecond, both included.
 Window = tuple[int, int]
-
-
-class _Timed(msgspec.Struct, gc=False):
-    time: int
-
-
-@dataclass(frozen=True)
-class Page:
-    """A response: the rows' instants (ms) and their JSON texts, in the order received."""
-
-    times: list[int]
-    rows: list[msgspec.Raw]
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def between(self, first: int, last: int) -> "Page":
-        """The rows from `first` to `last` (ms), both included."""
-        is_between = [first <= time <= last for time in self.times]
-        return Page(list(compress(self.times, is_between)), list(compress(self.rows, is_between)))
 
 
 @dataclass(frozen=True)
@@ -81,32 +58,12 @@ class WindowWalk:
     def request(self, session: Session, first: int, last: int) -> Page:
         """The rows of the window, at most `row_limit` of them; raises `Refused` if one is outside it."""
         params = {"startTime": first, "endTime": last, "limit": self.row_limit}
-        page = session.client.get(self.path, params, _page)
+        page = session.client.get(self.path, params, read_page)
         if page.times and not first <= min(page.times) <= max(page.times) <= last:
             raise Refused(
                 f"{session.client.host} returned rows outside the requested {utc_text(first)} to {utc_text(last)}"
             ).about(map(bytes, page.rows))
         return page
-
-
-def _page(body: bytes) -> Page:
-    try:
-        rows = msgspec.json.decode(body, type=list[msgspec.Raw])
-    except msgspec.ValidationError as error:
-        what = f"the response is not a list of rows ({error}). It was: {quote(body)}"
-        raise Refused(what).about(possible_rows(body)) from None
-    try:
-        times = [row.time for row in msgspec.json.decode(body, type=list[_Timed])]
-    except msgspec.ValidationError:
-        times = []
-    if rows and min(times, default=0) < MIN_MILLISECONDS:
-        # Times in an unusual form, which `instants_ms` converts: texts, for which `times` is empty, or seconds.
-        try:
-            times = instants_ms(map(bytes, rows), "time")
-        except (ValueError, msgspec.DecodeError) as error:
-            text = f"a row's `time` is missing or not in milliseconds ({error})"
-            raise Refused(text).about(map(bytes, rows)) from None
-    return Page(times, rows)
 
 
 class ServerBehaviour:
@@ -127,12 +84,14 @@ class ServerBehaviour:
         """The window's rows; a full page may also have rows of the adjacent milliseconds."""
         before, after = self.widening or (0, 0)
         page = self._endpoint.request(self._session, first - before, last + after)
+        is_widened = (before, after) != (0, 0)
         # A full page is not reduced to the window: its length must still show that it is full.
-        is_full = len(page) >= self._endpoint.row_limit
-        return page if is_full or not (before or after) else page.between(first, last)
+        if is_widened and len(page) < self._endpoint.row_limit:
+            return page.between(first, last)
+        return page
 
-    def find_widening(self, time: int) -> tuple[int, int]:
-        """Set and return `widening`, proven by requests for only this instant (ms).
+    def request_and_set_widening(self, time: int) -> tuple[int, int]:
+        """Prove `widening` by requests for only this instant (ms) of a received row; set and return it.
 
         It is the smallest one with which such a request returns a row of the instant.
         Raises `Refused` if no widening does.
@@ -140,7 +99,8 @@ class ServerBehaviour:
         for before, after in ((0, 0), (0, 1), (1, 0), (1, 1)):
             # An exchange may require the end of a window to be after its start.
             with suppress(Refused):
-                if time in self._endpoint.request(self._session, time - before, time + after).times:
+                page = self._endpoint.request(self._session, time - before, time + after)
+                if time in page.times:
                     self.widening = before, after
                     return self.widening
         raise Refused(
@@ -150,9 +110,8 @@ class ServerBehaviour:
     def is_oldest_first(self, first: int, last: int, page: Page) -> bool:
         """Whether full pages, such as this one of this window, are proven to have their window's oldest rows, in order.
 
-        Proof takes two requests: the rows before this page's last millisecond fit into one page and have the same times
-        as this page's, and there are newer rows, which this page lacks (a page that is full by chance proves nothing).
-        After one page that is out of order or lacks older rows, no page is trusted.
+        Until a page has proven or disproven it, sends the requests of `_request_proof`. After one page that is out of
+        order or lacks older rows, no page is trusted.
         """
         newest = max(page.times)
         with self._lock:
@@ -160,13 +119,22 @@ class ServerBehaviour:
                 self._oldest_first = False
             # Unless `newest` is in the window and after its start, one of the two requests would have an empty window.
             elif self._oldest_first is None and first < newest <= last:
-                older = self.request(first, newest - 1)
-                expected = Counter(page.between(first, newest - 1).times)
-                if len(older) >= self._endpoint.row_limit or Counter(older.times) != expected:
-                    self._oldest_first = False
-                elif max(self.request(newest, last).times, default=newest) > newest:
-                    self._oldest_first = True
+                self._oldest_first = self._request_proof(first, last, newest, page)
             return bool(self._oldest_first)
+
+    def _request_proof(self, first: int, last: int, newest: int, page: Page) -> bool | None:
+        """Whether two requests show that the page has its window's oldest rows; None: they prove nothing.
+
+        It has if the rows before the page's `newest` time (ms) fit into one page and have the same times as this page's,
+        and there are newer rows, which this page lacks: a page that is full by chance proves nothing.
+        """
+        older = self.request(first, newest - 1)
+        expected_times = page.between(first, newest - 1).times
+        if len(older) >= self._endpoint.row_limit or Counter(older.times) != Counter(expected_times):
+            return False
+        from_newest = self.request(newest, last)
+        has_newer_rows = any(time > newest for time in from_newest.times)
+        return True if has_newer_rows else None
 
 
 class _Walk:
@@ -193,9 +161,10 @@ class _Walk:
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="window-walk")
 
     def outcomes(self) -> Generator[DayBatch | DayError]:
-        spans = day_ranges(list(self._start), self._endpoint.max_days)
+        """Yield each day once it is covered or has failed; at the end, stop the threads."""
+        ranges = day_ranges(list(self._start), self._endpoint.max_days)
         try:
-            self._submit([(self._start[span[0]], self._end[span[-1]] - 1) for span in spans])
+            self._submit([(self._start[days[0]], self._end[days[-1]] - 1) for days in ranges])
             while (item := self._done.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
@@ -232,78 +201,95 @@ class _Walk:
         """Cover the windows in order; once `widening` is proven, submit all but the first as new jobs."""
         while windows and not self._stop.is_set():
             (first, last), *later = windows
-            windows = [*self._step(first, last), *later]
-            if self._server.widening is None:
+            windows = [*self._request_and_accept(first, last), *later]
+            if self._server.widening is None or not windows:
                 continue
-            self._submit(*([window] for window in windows[1:]))
-            windows, *parts = self._split(first, windows[:1])
-            self._submit(*parts)
+            next_window, *other_windows = windows
+            self._submit(*([window] for window in other_windows))
+            next_window, *other_parts = self._split(next_window, first)
+            self._submit(*([part] for part in other_parts))
+            windows = [next_window]
         if self._server.widening is None:
             # This is the only job, and no window has a row: accept all as empty.
             self._accept_unproven()
 
-    def _split(self, first: int, next_window: list[Window]) -> list[list[Window]]:
-        """The jobs for the next window (a list of one or none), the first of them for this worker.
+    def _split(self, window: Window, page_start: int) -> list[Window]:
+        """The window as a list of one; only once per walk, a busy window in parts for this and the idle workers.
 
-        It is one job; only once per walk, a busy window is split among this and the idle workers. The page before
-        covered `first` to the window's start, which shows how many pages are left.
+        The page before covered `page_start` to the window's start, which shows how many pages are left.
         """
+        start, last = window
         # This job is one of the open ones.
         max_jobs = WORKERS + 1 - self._open_jobs
-        for start, last in next_window:
-            if max_jobs > 1 and not self._has_split and 0 < MIN_PAGES_TO_SPLIT * (start - first) <= last - start:
-                self._has_split = True
-                size = -(-(last + 1 - start) // max_jobs)
-                return [[(begin, min(begin + size - 1, last))] for begin in range(start, last + 1, size)]
-        return [next_window]
+        is_busy = 0 < MIN_PAGES_TO_SPLIT * (start - page_start) <= last - start
+        if self._has_split or max_jobs <= 1 or not is_busy:
+            return [window]
+        self._has_split = True
+        size = math.ceil((last + 1 - start) / max_jobs)
+        return [(part_start, min(part_start + size - 1, last)) for part_start in range(start, last + 1, size)]
 
-    def _step(self, first: int, last: int) -> list[Window]:
-        """Request the window once and accept what that proves, or fail its day; return the windows to request next."""
+    def _request_and_accept(self, first: int, last: int) -> list[Window]:
+        """Request the window and accept what the rows prove; return the windows to request next.
+
+        If the window has failed days, nothing is requested. If the request fails, so does the day of the window; a
+        window of several days is returned as one window per day instead.
+        """
         days = self._days(first, last)
         if self._failed_days.intersection(days):
-            return self._by_days(day_ranges(set(days) - self._failed_days), first, last)
+            other_days = set(days) - self._failed_days
+            return self._by_days(day_ranges(other_days), first, last)
+
         page: Page | None = None
         try:
             with self._lock:
                 self._requests.update(days)
             page = self._server.request(first, last)
-            if self._server.widening is None:
-                if not page.times:
-                    self._unproven.append((first, last))
-                    return []
-                if self._server.find_widening(page.times[0]) != (0, 0):
-                    # Request the earlier windows again, now widened to include their ends.
-                    return [*self._unproven, (first, last)]
-                self._accept_unproven()
-            return self._accept_page(first, last, page)
+            if self._server.widening is not None:
+                return self._accept_page(first, last, page)
+            return self._accept_unwidened_page(first, last, page)
         except (Refused, Transient) as error:
             if len(days) > 1:
                 return self._by_days([[day] for day in days], first, last)
-            # The failed request may have been part of the proof for a received page: store that page too.
-            received = list(map(bytes, page.rows)) if page else []
-            others = Counter(error.received) - Counter(received)
-            self._fail(days[0], error.about([*received, *others.elements()]))
+            self._fail(days[0], error, page)
             return []
 
+    def _accept_unwidened_page(self, first: int, last: int, page: Page) -> list[Window]:
+        """As `_accept_page`, for a page that was requested before `widening` was proven; proves it if the page has a row."""
+        if not page.times:
+            self._unproven.append((first, last))
+            return []
+        widening = self._server.request_and_set_widening(page.times[0])
+        if widening != (0, 0):
+            # Request the earlier windows again, now widened to include their ends.
+            return [*self._unproven, (first, last)]
+        self._accept_unproven()
+        return self._accept_page(first, last, page)
+
     def _accept_page(self, first: int, last: int, page: Page) -> list[Window]:
-        """Accept the part of the window that the page is proven to cover; return the rest."""
+        """Accept the part of the window that the page is proven to cover; return the rest.
+
+        A page that proves nothing results in both halves of the window. Raises `Refused` if a millisecond fills a page.
+        """
         if len(page) < self._endpoint.row_limit:
             self._accept(first, last, page)
             return []
+
         if first == last:
             raise Refused(
                 f"{utc_text(first)} ({first}) has {self._endpoint.row_limit} rows or more in a single millisecond: the "
                 "exchange returns no more than that, so the rest cannot be requested. Contact its support for the rows of this "
                 "millisecond"
             ).about(map(bytes, page.rows))
+
         middle = (first + last) // 2
         if self._server.is_oldest_first(first, last, page):
-            end = min(page.times[-1] // SECOND_MS * SECOND_MS - 1, last)
+            end = min(_second_of(page.times[-1]) - 1, last)
             if end >= first:
                 self._accept(first, end, page.between(first, end))
                 return [(end + 1, last)] if end < last else []
-            # One second fills the page by itself: bisect it apart from the rest.
-            middle = min(middle, first // SECOND_MS * SECOND_MS + SECOND_MS - 1)
+            # The second of `first` fills the page by itself: separate it from the rest of the window, or bisect it.
+            end_of_second = _second_of(first) + SECOND_MS - 1
+            middle = min(middle, end_of_second)
         return [(first, middle), (middle + 1, last)]
 
     def _by_days(self, groups: Sequence[Sequence[date]], first: int, last: int) -> list[Window]:
@@ -326,23 +312,38 @@ class _Walk:
         else:
             for time, row in zip(page.times, page.rows, strict=True):
                 by_day[day_of(time, self._zone)].append(row)
+
         for day in days:
             rows = by_day[day]
+            covered_from, covered_until = max(first, self._start[day]), min(last + 1, self._end[day])
             with self._lock:
                 if day in self._failed_days:
                     continue
                 if rows:
                     self._chunks[day].append(b",".join(rows))
                     self._rows[day] += len(rows)
-                self._uncovered_ms[day] -= min(last + 1, self._end[day]) - max(first, self._start[day])
+                self._uncovered_ms[day] -= covered_until - covered_from
                 is_covered = self._uncovered_ms[day] == 0
             if is_covered:
                 self._put(DayBatch(day, self._chunks.pop(day, ()), self._rows[day], self._requests[day]))
 
-    def _fail(self, day: date, error: ExchangeError) -> None:
+    def _fail(self, day: date, error: ExchangeError, page: Page | None) -> None:
+        """Queue the day as failed, unless it has failed before.
+
+        `page` is the window's page, if it was received before a later request failed, or was itself refused. Its rows
+        are stored with those of the error, which may be the same rows.
+        """
+        page_rows = list(map(bytes, page.rows)) if page else []
+        only_in_error = Counter(error.received) - Counter(page_rows)
+        error.about([*page_rows, *only_in_error.elements()])
         with self._lock:
             if day in self._failed_days:
                 return
             self._failed_days.add(day)
             chunks = self._chunks.pop(day, ())
         self._put(DayError(day, error, chunks))
+
+
+def _second_of(ms: int) -> int:
+    """The first millisecond of the second."""
+    return ms // SECOND_MS * SECOND_MS

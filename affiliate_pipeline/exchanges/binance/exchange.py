@@ -17,7 +17,7 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange
 from affiliate_pipeline.exchanges.fetching import Session
 from affiliate_pipeline.exchanges.pending_actions import PendingActions
 from affiliate_pipeline.exchanges.shared_state import SharedState
-from affiliate_pipeline.http.client import Client, Clock
+from affiliate_pipeline.http.client import Client, Clock, Limit
 from affiliate_pipeline.http.encoding import check_api_key
 from affiliate_pipeline.http.errors import AccessRefused, Refused
 from affiliate_pipeline.http.network import Network, host_of
@@ -39,9 +39,8 @@ ACCOUNT_VARIABLES = (
 
 
 def _host_suffixes(text: str) -> tuple[str, ...]:
-    suffixes = tuple(
-        each.strip().lower().removeprefix("*").removeprefix(".") for each in text.split(",") if each.strip()
-    )
+    entries = [entry.strip().lower() for entry in text.split(",") if entry.strip()]
+    suffixes = tuple(entry.removeprefix("*").removeprefix(".") for entry in entries)
     # IP addresses and whole top-level domains are rejected.
     if not all(re.fullmatch(r"([a-z0-9-]+\.)+[a-z][a-z0-9-]+", each) for each in suffixes):
         raise ValueError("is not a list of host names, such as `files.example.com`, separated by commas")
@@ -96,15 +95,16 @@ def credentials(role: str) -> tuple[str, str]:
 def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str]) -> BinanceSession:
     """A session with the endpoint's account; raises SettingsError. Sends nothing yet."""
     endpoint.require_own_key(variables)
-    names = credentials(endpoint.role)
-    settings = Binance.load(variables, *names, *endpoint.requires, variable=endpoint.variable)
-    api_key, secret = map(settings.secret, names)
+    default_names = credentials(endpoint.role)
+    settings = Binance.load(variables, *default_names, *endpoint.requires, variable=endpoint.variable)
+    api_key, secret = map(settings.secret, default_names)
     key_name, secret_name = endpoint.credentials
     clock = Clock()
     with as_settings_error(key_name):
         check_api_key(api_key, secret)
     with as_settings_error(secret_name):
         auth = BinanceAuth(api_key, secret, clock.now_ms)
+
     base_url = settings.binance_base_url
     host = host_of(base_url)
     # The weight is counted per IP address, for the keys of all accounts together.
@@ -121,23 +121,14 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         server_time=(responses.SERVER_TIME_PATH, responses.server_time_ms),
     )
 
-    def request_uid() -> str | None:
-        # Each `slot()` permits weight 1, and the request itself takes the last one.
-        for _ in range(UID_WEIGHT - 1):
-            with limit.slot():
-                pass
-        try:
-            return client.get(responses.UID_PATH, {"omitZeroBalances": "true"}, responses.uid)
-        except (AccessRefused, Refused) as error:
-            if isinstance(error, AccessRefused) and error.code not in responses.PERMISSION_CODES:
-                raise
-            return None
+    identity = endpoint.key_identity(
+        shared, f"{host} {endpoint.role}", api_key, request_identity=lambda: _request_uid(client, limit)
+    )
 
     def exports() -> KickbackExports:
         asset = endpoint.key_of(LANDED_BY)
         return shared.open(KickbackExports, endpoint.alias, asset, identity.source, identity.sources, shared.handled_at)
 
-    identity = endpoint.key_identity(shared, f"{host} {endpoint.role}", api_key, request_uid)
     return BinanceSession(
         client,
         identity,
@@ -149,6 +140,22 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         key_of=endpoint.key_of,
         variable=endpoint.variable,
     )
+
+
+def _request_uid(client: Client, limit: Limit) -> str | None:
+    """The account's uid; None if the key has no permission to read it, or Binance refuses the request."""
+    # A slot counts as weight 1, and the client itself takes one for the request.
+    for _ in range(UID_WEIGHT - 1):
+        with limit.slot():
+            pass
+    try:
+        return client.get(responses.UID_PATH, {"omitZeroBalances": "true"}, responses.uid)
+    except Refused:
+        return None
+    except AccessRefused as error:
+        if error.code in responses.PERMISSION_CODES:
+            return None
+        raise
 
 
 BINANCE = Exchange(

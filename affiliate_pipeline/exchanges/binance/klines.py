@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import MAX_PREC, ROUND_HALF_EVEN, Context, Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -104,34 +104,50 @@ class Klines:
         """
         price = Decimal(1)
         for symbol in market.removeprefix("1/").split("*"):
-            close = self._closes(symbol).get(day)
+            close = self._usable_close(symbol, day)
             if close is None:
-                if self._may_be_late(day) and day - DAY in self._closes(symbol):
-                    raise UnusableCandle(
-                        f"Binance has a candle of {symbol} for the day before, but none for this day yet"
-                    )
                 return None
-            if isinstance(close, UnusableCandle):
-                raise close
             price = _EXACT.multiply(price, close)
         if market.startswith("1/"):
             price = _QUOTIENT.divide(1, price)
         open_time = datetime(day.year, day.month, day.day, tzinfo=UTC)
-        return Quote(price, market, open_time, open_time + DAY - timedelta(milliseconds=1))
+        close_time = open_time + DAY - timedelta(milliseconds=1)
+        return Quote(price, market, open_time, close_time)
+
+    def _usable_close(self, symbol: str, day: date) -> Decimal | None:
+        """The symbol's close of the day, None if it was not traded; raises `UnusableCandle`."""
+        closes = self._closes(symbol)
+        close = closes.get(day)
+        if isinstance(close, UnusableCandle):
+            raise close
+        if close is None and self._may_be_late(day) and day - DAY in closes:
+            raise UnusableCandle(f"Binance has a candle of {symbol} for the day before, but none for this day yet")
+        return close
 
     def _closes(self, symbol: str) -> Mapping[date, Decimal | UnusableCandle]:
-        if symbol not in self._closes_by_symbol:
-            found: dict[date, Decimal | UnusableCandle] = {}
+        """The closes of the days that have a candle of the symbol; requested once."""
+        if symbol in self._closes_by_symbol:
+            return self._closes_by_symbol[symbol]
+        days = self._days
+        if self._may_be_late(days[-1]):
             # The day before the first one shows whether a missing candle is late.
-            before = [self._days[0] - DAY] if self._may_be_late(self._days[-1]) else []
-            for days in day_ranges([*before, *self._days], MAX_DAYS):
-                window = {"startTime": start_ms(days[0], _UTC), "endTime": start_ms(days[-1] + DAY, _UTC) - 1}
-                params = {"symbol": symbol, "interval": "1d", **window, "limit": MAX_DAYS}
-                found |= self._client.get(PATH, params, lambda body, days=days: _closes_in(body, symbol, days))
-            self._closes_by_symbol[symbol] = found
-        return self._closes_by_symbol[symbol]
+            days = [days[0] - DAY, *days]
+
+        closes: dict[date, Decimal | UnusableCandle] = {}
+        for window_days in day_ranges(days, MAX_DAYS):
+            params = {
+                "symbol": symbol,
+                "interval": "1d",
+                "startTime": start_ms(window_days[0], _UTC),
+                "endTime": start_ms(window_days[-1] + DAY, _UTC) - 1,
+                "limit": MAX_DAYS,
+            }
+            closes |= self._client.get(PATH, params, partial(_closes_in, symbol=symbol, days=window_days))
+        self._closes_by_symbol[symbol] = closes
+        return closes
 
     def _may_be_late(self, day: date) -> bool:
+        """Whether a candle of the day, if there is none yet, may still arrive."""
         return self.now_ms < start_ms(day + DAY + _LATE, _UTC)
 
 
@@ -160,24 +176,31 @@ def _read(response: Response) -> bytes:
 def _closes_in(body: bytes, symbol: str, days: list[date]) -> dict[date, Decimal | UnusableCandle]:
     """The close, or why it is unusable, of each of `days` that has a candle; raises ValueError for other candles."""
     try:
-        rows = msgspec.json.decode(body, type=list[list[msgspec.Raw]])
-        times = [int(bytes(row[_OPEN_TIME])) for row in rows]
-        candles = {day_of(opened, _UTC): row for opened, row in zip(times, rows, strict=True)}
-        are_requested = len(candles) == len(rows) and candles.keys() <= {*days}
-        raw_closes = {day: (bytes(row[_CLOSE]).decode(), int(bytes(row[_CLOSE_TIME]))) for day, row in candles.items()}
+        candles = msgspec.json.decode(body, type=list[list[msgspec.Raw]])
+        open_times = [int(bytes(candle[_OPEN_TIME])) for candle in candles]
+        by_day = {day_of(time, _UTC): candle for time, candle in zip(open_times, candles, strict=True)}
+        closes = {
+            day: (bytes(candle[_CLOSE]).decode(), int(bytes(candle[_CLOSE_TIME]))) for day, candle in by_day.items()
+        }
     except (msgspec.DecodeError, IndexError, OverflowError) as error:
         raise ValueError(f"no list of candles ({error})") from None
-    if not are_requested or any(opened != start_ms(day_of(opened, _UTC), _UTC) for opened in times):
+
+    # Each candle opens at the start of a requested day, and no two of them at the same time.
+    has_duplicates = len(by_day) < len(candles)
+    expected_times = {start_ms(day, _UTC) for day in days}
+    if has_duplicates or not expected_times.issuperset(open_times):
         raise ValueError("candles of other days than those requested")
-    return {day: _close(symbol, day, *values) for day, values in raw_closes.items()}
+    return {day: _close(symbol, day, text, close_ms) for day, (text, close_ms) in closes.items()}
 
 
-def _close(symbol: str, day: date, text: str, closed_ms: int) -> Decimal | UnusableCandle:
+def _close(symbol: str, day: date, text: str, close_ms: int) -> Decimal | UnusableCandle:
     """The candle's close (`text`, as in the JSON), or why it is unusable."""
     number = _CLOSE_TEXT.fullmatch(text)
-    if number and Decimal(number[1]) > 0 and closed_ms == start_ms(day + DAY, _UTC) - 1:
-        return Decimal(number[1])
+    price = Decimal(number[1]) if number else Decimal(0)
+    last_ms = start_ms(day + DAY, _UTC) - 1
+    if price > 0 and close_ms == last_ms:
+        return price
     return UnusableCandle(
         f"Binance's candle of {symbol} has the close {error_body.quote(text.encode())} and the close time "
-        f"{closed_ms}; expected a positive price and the last millisecond of the day"
+        f"{close_ms}; expected a positive price and the last millisecond of the day"
     )

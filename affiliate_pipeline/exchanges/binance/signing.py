@@ -23,16 +23,19 @@ class BinanceAuth(httpx.Auth):
     def __init__(self, api_key: str, secret: str, now_ms: Callable[[], int]) -> None:
         # Checked here because the HTTP layer's own error for an illegal header quotes its value.
         check_api_key(api_key, secret)
-        self._api_key, self._now_ms, self._sign = api_key, now_ms, read_secret(secret).sign
+        self._api_key = api_key
+        self._now_ms = now_ms
+        self._sign = read_secret(secret).sign
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Yield the signed copy of the request."""
         signing_params = b"recvWindow=%d&timestamp=%d" % (RECV_WINDOW_MS, self._now_ms())
-        payload = request.url.query + b"&" + signing_params if request.url.query else signing_params
+        payload = b"&".join(filter(None, (request.url.query, signing_params)))
         signature = quote(self._sign(payload + request.content), safe="").encode()
         query = payload + b"&signature=" + signature
         url = request.url.copy_with(query=query)
-        if url.raw_path.partition(b"?")[2] != query:
+        _, _, sent_query = url.raw_path.partition(b"?")
+        if sent_query != query:
             raise RuntimeError("httpx would send a query that differs from the signed one")
         headers = request.headers.copy()
         headers["X-MBX-APIKEY"] = self._api_key

@@ -28,25 +28,21 @@ class CurrentState:
 
     def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
         """One request per day."""
-        return RequestPlan(len(days), len(days), 0)
+        return RequestPlan(min_requests=len(days), max_requests=len(days), seconds=0)
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         """Yield the current state as the rows of each day."""
         for day in days:
-            sent = session.client.requests_sent
+            sent_before = session.client.requests_sent
             try:
                 rows, is_unlisted = self._get(session)
             except (Refused, Transient) as error:
                 yield DayError(day, error)
                 continue
-            requests = session.client.requests_sent - sent
+            requests = session.client.requests_sent - sent_before
             unlisted: list[Mapping[str, object]] = [{}] if is_unlisted else []
-            warning = (
-                f"exactly {len(rows)} rows were returned, a number at which other endpoints of Binance truncate: check "
-                "whether some are missing"
-            )
-            warnings = (warning,) if len(rows) in FULL_PAGES else ()
             note = unlisted_note(len(unlisted))
+            warnings = _truncation_warnings(len(rows))
             yield DayBatch(day, rows, len(rows), requests, note=note, unlisted=unlisted, warnings=warnings)
 
     def _get(self, session: BinanceSession) -> tuple[list[bytes], bool]:
@@ -56,4 +52,17 @@ class CurrentState:
         agent = {AGENT_CODE: session.settings.binance_api_agent_code}
         # One row, or null while there is none.
         rows, is_null = session.client.get(self.path, agent, lambda body: (rows_of(body), body.strip() == b"null"))
-        return [with_fields(row, agent) if texts(row, AGENT_CODE) == (None,) else row for row in rows], is_null
+        rows_with_code: list[bytes] = []
+        for row in rows:
+            lacks_code = texts(row, AGENT_CODE) == (None,)
+            rows_with_code.append(with_fields(row, agent) if lacks_code else row)
+        return rows_with_code, is_null
+
+
+def _truncation_warnings(rows: int) -> tuple[str, ...]:
+    if rows not in FULL_PAGES:
+        return ()
+    return (
+        f"exactly {rows} rows were returned, a number at which other endpoints of Binance truncate: check "
+        "whether some are missing",
+    )

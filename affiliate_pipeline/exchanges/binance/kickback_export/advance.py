@@ -12,6 +12,7 @@ is no longer offered, or belongs to another request.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -48,13 +49,16 @@ def advance(session: BinanceSession, *, is_run: bool) -> None:
         ExchangeError: the POST failed, or a GET failed with `Fatal`.
     """
     exports = session.exports()
-    with exports.try_exclusive() as exclusive:
+    with exports.try_exclusive() as is_exclusive:
+        if not is_exclusive:
+            return
         # An export whose file is stored needs no request.
-        queue = [export for export in exports.all_open() if not export.has_stored_file] if exclusive else []
+        queue = [export for export in exports.all_open() if not export.has_stored_file]
         # Waiting exports come last: their POST would withdraw a file that has not landed.
         export = min(queue, key=lambda each: (each.state == "waiting", each.id), default=None)
         if export is None or not (is_run or export.is_due):
             return
+
         if export.state != "ready":
             _Step(session, exports, export, is_run).take()
         elif export.is_overdue:  # otherwise a run has to land the file first
@@ -63,6 +67,8 @@ def advance(session: BinanceSession, *, is_run: bool) -> None:
 
 @dataclass(frozen=True)
 class _Step:
+    """The next step of an export that is waiting or collecting."""
+
     session: BinanceSession
     exports: KickbackExports
     export: KickbackExport
@@ -70,23 +76,31 @@ class _Step:
 
     def take(self) -> None:
         """Poll for the file of a collecting export; send a waiting one's POST, or expire it with its expired days."""
-        export, is_waiting = self.export, self.export.state == "waiting"
-        expired = [day for day in export.days if not is_retained(day, self.session.now_ms())]
+        is_waiting = self.export.state == "waiting"
+        expired = [day for day in self.export.days if not is_retained(day, self.session.now_ms())]
         if is_waiting and expired:
-            # The other days become an export of their own.
-            if retained := export.days[len(expired) :]:
-                self.exports.add(retained[0], retained[-1])
-            note = f"it could not be requested within the {RETENTION.days} days that the exchange retains"
-            self.exports.update(export, state="expired", last_day=expired[-1], note=note)
+            self._expire_and_split(expired)
             return
+
         try:
             offered = offered_file(self.session, retries=self.is_run and is_waiting)
         except Fatal as error:
-            self._postpone(export.state, str(error))
+            self._postpone_or_expire(self.export.state, str(error))
             raise
-        self._send_request(offered) if is_waiting else self._handle_poll(offered)
+        if is_waiting:
+            self._post_or_postpone(offered)
+        else:
+            self._handle_poll(offered)
 
-    def _send_request(self, offered_before: FileUrl | Pending) -> None:
+    def _expire_and_split(self, expired: Sequence[date]) -> None:
+        """Expire the export with these, its first days; its other days become a new export."""
+        retained = self.export.days[len(expired) :]
+        if retained:
+            self.exports.add(retained[0], retained[-1])
+        note = f"it could not be requested within the {RETENTION.days} days that the exchange retains"
+        self.exports.update(self.export, state="expired", last_day=expired[-1], note=note)
+
+    def _post_or_postpone(self, offered_before: FileUrl | Pending) -> None:
         """Send the POST, or postpone it for a short time if it is unknown which file is offered already."""
         if isinstance(offered_before, FileUrl):
             self._post(offered_before.path)
@@ -94,7 +108,8 @@ class _Step:
             self._post(None)
         else:
             # A file that is offered already could be taken for the requested one later.
-            self._postpone("waiting", f"it is unknown which file the exchange already offers: {offered_before.note}")
+            note = f"it is unknown which file the exchange already offers: {offered_before.note}"
+            self._postpone_or_expire("waiting", note)
 
     def _handle_poll(self, offered: FileUrl | Pending) -> None:
         """Mark the export as ready if its own file is offered; otherwise post again, or postpone the next poll."""
@@ -102,46 +117,53 @@ class _Step:
             self.exports.update(self.export, state="ready", path=offered.path, note=None, wait_s=FILE_WAIT_S)
             log.info("the export of %s is ready", format_days(self.export.days))
             return
-        if self.export.msg is None and (isinstance(offered, FileUrl) or offered.is_conclusive):
+
+        if isinstance(offered, FileUrl):
+            note, has_no_own_file = "the URL of another request's file", True
+        else:
+            note, has_no_own_file = offered.note, offered.is_conclusive
+        if self.export.msg is None and has_no_own_file:
             # It is unknown whether the POST arrived: the process died before recording the response, or there was no
             # usable one. The poll shows that no file of this export is offered, so another POST withdraws none.
             self._post(self.export.path_before)
         else:
-            note = offered.note if isinstance(offered, Pending) else "the URL of another request's file"
-            self._postpone("collecting", note)
+            self._postpone_or_expire("collecting", note)
 
     def _belongs_to_another(self, path: str) -> bool:
         """Whether the file is known to be another request's."""
-        return any(
-            path in (each.path_before, *each.other_paths) or (path == each.path and each.id != self.export.id)
-            for each in self.exports.refresh()
-        )
+        for export in self.exports.refresh():
+            if path == export.path and export.id != self.export.id:
+                return True
+            if path in (export.path_before, *export.other_paths):
+                return True
+        return False
 
     def _post(self, path_before: str | None) -> None:
         """Send the POST and record the result; raises `ExchangeError` if it failed without effect."""
         # Persist before requesting: from now on the exchange may be collecting.
         self.exports.mark_collecting(self.export, path_before)
         params = {"startTime": self.export.start_ms, "endTime": self.export.end_ms - 1}
+
         try:
             # `read_error` also reads the code and the message of a request that was accepted.
             accepted = self.session.client.post(PATH, params, read_error, retries=self.is_run)
         except OutcomeUnknown as error:
-            self._postpone("collecting", str(error))
+            self._postpone_or_expire("collecting", str(error))
         except (Refused, AccessRefused) as error:
             self.exports.update(self.export, state="expired", note=f"the exchange refused the request: {error}")
             raise
         except ExchangeError as error:
-            self._postpone("waiting", str(error))
+            self._postpone_or_expire("waiting", str(error))
             raise
         else:
             self.exports.update(self.export, code=accepted.code, msg=accepted.message, wait_s=FILE_WAIT_S)
             log.info("requested the export of %s: %s", format_days(self.export.days), accepted.message)
 
-    def _postpone(self, state: str, note: str) -> None:
+    def _postpone_or_expire(self, state: str, note: str) -> None:
         """Set the export to `state` for another attempt, or expire it if it is overdue."""
         if self.export.is_overdue:
-            failed = "it could not be requested in time" if state == "waiting" else "no file was offered in time"
-            self.exports.update(self.export, state="expired", note=f"{failed}; the last response was: {note}")
+            reason = "it could not be requested in time" if state == "waiting" else "no file was offered in time"
+            self.exports.update(self.export, state="expired", note=f"{reason}; the last response was: {note}")
         else:
             # Retries do not extend the deadline: None leaves it unchanged.
             wait_s = None if self.export.expires_at else FILE_WAIT_S
@@ -160,5 +182,6 @@ def offered_file(session: BinanceSession, *, retries: bool = False) -> FileUrl |
 def requested_in_time(session: BinanceSession, day: date) -> bool:
     """Whether a collecting or ready export of the day was requested while the exchange still retained the day."""
     export = session.exports().covering([day]).get(day)
-    requested_ms = export.requested_ms if export and export.state in ("collecting", "ready") else None
-    return requested_ms is not None and is_retained(day, requested_ms)
+    if export is None or export.state not in ("collecting", "ready"):
+        return False
+    return export.requested_ms is not None and is_retained(day, export.requested_ms)

@@ -33,10 +33,14 @@ _JUST_EXPIRED: Final = "state = 'expired' and coalesce(polled_at > now() - inter
 _SELECT: Final = f"""
     select id, first_day, last_day, state, requested_at, code, msg, note, path, path_before, other_paths, expires_at,
         file is not null as has_stored_file, coalesce(expires_at < now(), false) as is_overdue,
-        coalesce(now() >= polled_at + least(interval '10 minutes', greatest(interval '10 seconds',
-            (now() - coalesce(requested_at, created_at)) / 20)), true) as is_due,
+        coalesce(now() >= polled_at + least(
+            interval '10 minutes',
+            greatest(interval '10 seconds', (now() - coalesce(requested_at, created_at)) / 20)
+        ), true) as is_due,
         {_JUST_EXPIRED} as is_just_expired, extract(epoch from now() - created_at)::float8 as age_s
-    from {TABLE} where account = %s and source = any(%s) order by id
+    from {TABLE}
+    where account = %s and source = any(%s)
+    order by id
 """
 # If several exports cover a day, the one that will land it first is preferred, and one that has landed it comes last;
 # of those in one state, the newest is preferred.
@@ -89,8 +93,9 @@ class KickbackExport:
     @property
     def requested_ms(self) -> int | None:
         """When (ms) the POST was last sent; None before that, and while it has to be sent again."""
-        at = None if self.state == "waiting" else self.requested_at
-        return int(at.timestamp() * 1000) if at else None
+        if self.state == "waiting" or self.requested_at is None:
+            return None
+        return int(self.requested_at.timestamp() * 1000)
 
     def covers(self, *days: date) -> bool:
         """Whether it has all of these days."""
@@ -154,8 +159,12 @@ class KickbackExports(TableStore):
         """
         candidates = [export for export in reversed(self.refresh()) if export.state in _BY_PREFERENCE]
         candidates.sort(key=lambda export: _BY_PREFERENCE.index(export.state))
-        found = {day: next((each for each in candidates if each.covers(day)), None) for day in days}
-        return {day: export for day, export in found.items() if export}
+        by_day: dict[date, KickbackExport] = {}
+        for day in days:
+            preferred = next((export for export in candidates if export.covers(day)), None)
+            if preferred:
+                by_day[day] = preferred
+        return by_day
 
     def add(self, first: date, last: date) -> int:
         """Add a waiting export; returns its id."""
@@ -173,14 +182,14 @@ class KickbackExports(TableStore):
     def update(self, export: KickbackExport, *, wait_s: float | None = None, **columns: Any) -> None:
         """Set these columns, and `polled_at` to now, unless the export has expired.
 
-        The export becomes overdue after `wait_s`; None leaves that time unchanged.
+        Also set `expires_at`, after which the export is overdue, to `wait_s` from now; None leaves it unchanged.
         """
         changes = [sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in columns]
         if wait_s is not None:
             changes.append(sql.SQL("expires_at = now() + {} * interval '1 second'").format(wait_s))
         statement = sql.SQL(
-            f"update {TABLE} set polled_at = now(), {{}} where id = %(id)s and state <> 'expired'"
-        ).format(sql.SQL(", ").join(changes))
+            "update {table} set polled_at = now(), {changes} where id = %(id)s and state <> 'expired'"
+        ).format(table=sql.SQL(TABLE), changes=sql.SQL(", ").join(changes))
         self._execute(statement, {**columns, "id": export.id})
 
     def stored_file(self, export: KickbackExport) -> bytes | None:
@@ -191,6 +200,8 @@ class KickbackExports(TableStore):
     def _has_landed(self, export: KickbackExport) -> bool:
         with as_store_unavailable():
             handled = self._handled_at(self._connection, self._asset, export.days)
+        if export.requested_at is None:
+            return False
         # The times of rejected rows are cut to milliseconds.
-        since = export.requested_at and export.requested_at - timedelta(milliseconds=1)
-        return since is not None and all(day in handled and handled[day] >= since for day in export.days)
+        since = export.requested_at - timedelta(milliseconds=1)
+        return all(day in handled and handled[day] >= since for day in export.days)

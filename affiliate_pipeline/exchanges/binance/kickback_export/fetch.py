@@ -2,10 +2,10 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import date
-from itertools import groupby, takewhile
+from itertools import groupby
 from time import sleep
 from zoneinfo import ZoneInfo
 
@@ -44,8 +44,9 @@ class ExportRequest:
 
     def plan(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
         """Two requests for each range that no open export has."""
-        new = sum(_under_way(session.exports(), span) is None for span in day_ranges(days))
-        return RequestPlan(2 * new, 2 * new, 0)
+        new_exports = sum(_under_way(session.exports(), span) is None for span in day_ranges(days))
+        requests = 2 * new_exports
+        return RequestPlan(min_requests=requests, max_requests=requests, seconds=0)
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         """Request the days that no open export has; one row per day names its export."""
@@ -53,40 +54,58 @@ class ExportRequest:
             yield from self._request(session, span)
 
     def _request(self, session: BinanceSession, days: list[date]) -> Iterator[DayBatch | DayError]:
-        exports, sent, failed = session.exports(), session.client.requests_sent, False
-        found = _under_way(exports, days)
-        export_id = found.id if found else exports.add(days[0], days[-1])
-        if found is None or found.state == "waiting":
+        """Request consecutive days in one export, unless an open one has them; yield the outcome of each day."""
+        exports = session.exports()
+        sent_before = session.client.requests_sent
+        under_way = _under_way(exports, days)
+        export_id = under_way.id if under_way else exports.add(days[0], days[-1])
+        advance_failed = False
+        if under_way is None or under_way.state == "waiting":
             try:
+                # Takes the next step of one export, which may be an earlier one.
                 advance(session, is_run=True)
             except (Refused, Transient):
-                failed = True
+                advance_failed = True
+
         export = next(each for each in exports.refresh() if each.id == export_id)
-        # If some days had expired, the other days were added again as a new export.
-        newer = [each for each in exports.all_open() if each.id > export_id] if export.state == "expired" else []
+        newer: list[KickbackExport] = []
+        if export.state == "expired":
+            # If only some days had expired, the other days were added again as a new export.
+            newer = [each for each in exports.all_open() if each.id > export_id]
+
         for day in days:
             current = next((each for each in newer if each.covers(day)), export)
             note = (current.note or "").rstrip(".")
-            row = {
-                "collectionId": current.id,
-                "startTime": current.start_ms,
-                "endTime": current.end_ms - 1,
-                "requestedAt": current.requested_ms,
-                "code": current.code,
-                "msg": current.msg or current.note or "not requested yet: earlier exports have to land first",
-            }
             if current.state == "expired":
                 yield DayError(day, Refused(note))
-            elif failed and note:
+            # Without a note, this export has not been tried: the failure is of an earlier one.
+            elif advance_failed and note:
                 queued = "The request is still queued, and the sensor kickback_history sends it"
                 yield DayError(day, Transient(f"{note}. {queued}"))
             else:
-                yield DayBatch(day, [msgspec.json.encode(row)], 1, session.client.requests_sent - sent)
+                yield DayBatch(day, [_request_row(current)], 1, session.client.requests_sent - sent_before)
 
 
 def _under_way(exports: KickbackExports, days: Sequence[date]) -> KickbackExport | None:
     """The open export that has all of the days, and has or will have a readable file."""
-    return next((each for each in exports.all_open() if each.covers(*days) and not each.has_stored_file), None)
+    for export in exports.all_open():
+        if export.covers(*days) and not export.has_stored_file:
+            return export
+    return None
+
+
+def _request_row(export: KickbackExport) -> bytes:
+    """The row of a requested day, which names its export."""
+    return msgspec.json.encode(
+        {
+            "collectionId": export.id,
+            "startTime": export.start_ms,
+            "endTime": export.end_ms - 1,
+            "requestedAt": export.requested_ms,
+            "code": export.code,
+            "msg": export.msg or export.note or "not requested yet: earlier exports have to land first",
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -105,47 +124,56 @@ class ExportFile:
 
         A day fails if its export is not ready after `MAX_WAIT_S`, or if no export has the day after `REQUEST_WAIT_S`.
         """
-        exports, left = session.exports(), set(days)
-        for waited_s in takewhile(lambda _: not session.cancelled.is_set(), range(0, MAX_WAIT_S + 1, POLL_S)):
-            found = exports.covering(left)
-            for export, group in groupby(sorted(found), key=found.__getitem__):
-                export_days = list(group)
-                if export.state in ("ready", "landed") and (outcomes := self._outcomes(session, export, export_days)):
-                    left -= {*export_days}
-                    yield from outcomes
-            is_last = waited_s >= MAX_WAIT_S
-            found = exports.covering(left)
-            without_export = left - found.keys() if waited_s >= REQUEST_WAIT_S else set[date]()
-            for day in sorted(left if is_last else without_export):
-                left.remove(day)
-                yield DayError(day, _not_ready(session, found.get(day)))
-            if not left:
+        exports = session.exports()
+        pending = set(days)
+        for waited_s in range(0, MAX_WAIT_S + 1, POLL_S):
+            if session.cancelled.is_set():
                 return
+            for outcome in self._outcomes_of_ready(session, pending):
+                pending.remove(outcome.day)
+                yield outcome
+
+            by_day = exports.covering(pending)
+            for day in sorted(_past_wait(pending, by_day, waited_s)):
+                pending.remove(day)
+                yield DayError(day, _not_ready(session, by_day.get(day)))
+            if not pending:
+                return
+
             try:
                 advance(session, is_run=True)
             except (Refused, Transient) as error:
                 log.warning("the export could not be requested: %s", error)
             if waited_s % 60 == 0:
-                log.info("waiting for the export of %s", format_days(left))
-            if not any(export.state == "ready" for export in exports.covering(left).values()):
+                log.info("waiting for the export of %s", format_days(pending))
+            is_any_ready = any(export.state == "ready" for export in exports.covering(pending).values())
+            if not is_any_ready:
                 sleep(POLL_S)
+
+    def _outcomes_of_ready(self, session: BinanceSession, days: Collection[date]) -> Iterator[DayBatch | DayError]:
+        """The outcomes of those days whose export is ready or has landed; its file is read once per range of days."""
+        by_day = session.exports().covering(days)
+        for export, group in groupby(sorted(by_day), key=by_day.__getitem__):
+            if export.state in ("ready", "landed"):
+                yield from self._outcomes(session, export, list(group))
 
     def _outcomes(self, session: BinanceSession, export: KickbackExport, days: list[date]) -> list[DayBatch | DayError]:
         """One outcome per day; empty if the file has to be waited for again."""
-        sent = session.client.requests_sent
+        sent_before = session.client.requests_sent
         try:
             by_day = self._rows(session, export)
         except (Refused, Transient) as error:
             return [DayError(day, error) for day in days]
         if by_day is None:
             return []
-        requests = session.client.requests_sent - sent
-        return [
-            DayBatch(day, [b",".join(rows)] if rows else [], len(rows), requests, export.requested_ms)
-            for day in days
+        requests = session.client.requests_sent - sent_before
+        outcomes: list[DayBatch | DayError] = []
+        for day in days:
             # Each day's rows are freed once they are joined.
-            for rows in [by_day.pop(day, [])]
-        ]
+            rows = by_day.pop(day, [])
+            chunks = [b",".join(rows)] if rows else []
+            outcomes.append(DayBatch(day, chunks, len(rows), requests, requested_ms=export.requested_ms))
+        return outcomes
 
     def _rows(self, session: BinanceSession, export: KickbackExport) -> RowsByDay | None:
         """The rows of the stored or offered file; None: the export is collecting again, or has expired."""
@@ -155,6 +183,7 @@ class ExportFile:
             file = stored
             try:
                 if file is None:
+                    # Each attempt requests a fresh URL.
                     file = _downloaded(session, export)
                 return self._parsed(file, export)
             except (UrlExpired, IncompleteFile, NotTheFile):
@@ -173,11 +202,7 @@ class ExportFile:
                 if export.state == "landed":
                     request = session.key_of(REQUESTED_BY)
                     raise Refused(f"{error}", f"To fetch the day again, materialize {request} for it first") from None
-                log.warning("%s", error)
-                # If a stored file is another request's, a later request may have withdrawn the right one.
-                state = "collecting" if stored is None else "expired"
-                others = [*export.other_paths, *error.paths]
-                exports.update(export, state=state, path=None, other_paths=others, note=str(error))
+                _collect_again_or_expire(exports, export, error, has_stored_file=stored is not None)
                 return None
         return None  # never reached: the last attempt raises its error
 
@@ -185,7 +210,8 @@ class ExportFile:
         by_day: RowsByDay = defaultdict(list)
         for time, row in rows_of(file, self.schema):
             by_day[day_of(time, ZONE)].append(row)
-        if outside := by_day.keys() - {*export.days}:
+        outside = by_day.keys() - {*export.days}
+        if outside:
             raise _NoOwnFile(
                 f"the file has rows of {format_days(outside)}, which are not among the requested days ({format_days(export.days)}): it "
                 "belongs to another request, and none of it has landed",
@@ -195,6 +221,7 @@ class ExportFile:
 
 
 def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
+    """The export's file, if it is offered; otherwise raises `_NoOwnFile`, or `Transient` if a landed export's may be."""
     # Retry here: the sensor does not poll for a file whose days have landed.
     has_landed = export.state == "landed"
     offered = offered_file(session, retries=has_landed)
@@ -203,6 +230,7 @@ def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
         raise Transient(text) if has_landed else _NoOwnFile(text)
     if isinstance(offered, Pending) or offered.path != export.path:
         raise _NoOwnFile("the exchange no longer offers the file")
+
     offered.check_host(session.client.host, session.settings.binance_file_hosts)
     return download(offered.secret, MAX_FILE_BYTES, session.client.network)
 
@@ -215,7 +243,28 @@ class _NoOwnFile(Refused):
         self.paths = [path] if path else []
 
 
+def _collect_again_or_expire(
+    exports: KickbackExports, export: KickbackExport, error: _NoOwnFile, *, has_stored_file: bool
+) -> None:
+    """Set the export to collecting, or to expired if its stored file was another request's; record that file's path."""
+    log.warning("%s", error)
+    # If a stored file is another request's, a later request may have withdrawn the right one.
+    state = "expired" if has_stored_file else "collecting"
+    other_paths = [*export.other_paths, *error.paths]
+    exports.update(export, state=state, path=None, other_paths=other_paths, note=str(error))
+
+
+def _past_wait(pending: Set[date], by_day: Mapping[date, KickbackExport], waited_s: int) -> Set[date]:
+    """The days that fail now: after `MAX_WAIT_S` all, after `REQUEST_WAIT_S` those that no export has (see `by_day`)."""
+    if waited_s >= MAX_WAIT_S:
+        return pending
+    if waited_s >= REQUEST_WAIT_S:
+        return pending - by_day.keys()
+    return set()
+
+
 def _not_ready(session: BinanceSession, export: KickbackExport | None) -> ExchangeError:
+    """Why the day of this export cannot be landed now; None: no export has the day."""
     if export is None:
         return Refused("no export has the day", f"Materialize {session.key_of(REQUESTED_BY)} for it first")
     requested = "not requested yet" if export.requested_ms is None else f"requested at {utc_text(export.requested_ms)}"

@@ -50,8 +50,11 @@ class FileUrl:
         parts = urlsplit(self.secret)
         if parts.username or parts.password:
             return False
-        is_known = any(self.host == each or self.host.endswith(f".{each}") for each in (*FILE_HOSTS, *more_hosts))
-        return self.host == own_host or (is_known and parts.scheme.lower() == "https")
+        if self.host == own_host:
+            return True
+        known_hosts = (*FILE_HOSTS, *more_hosts)
+        is_known = any(self.host == known or self.host.endswith(f".{known}") for known in known_hosts)
+        return is_known and parts.scheme.lower() == "https"
 
     def check_host(self, own_host: str, more_hosts: Sequence[str] = ()) -> None:
         """Raise `Refused` unless the URL `is_allowed`."""
@@ -86,16 +89,19 @@ def read_response(body: bytes, own_host: str = "", more_hosts: Sequence[str] = (
     # An ampersand that was escaped for HTML would spoil the signature.
     strings = [each.strip().replace("&amp;", "&") for each in [text, *_strings(text)]]
     urls = [FileUrl(each) for each in strings if _URL.fullmatch(each)]
+    # If no URL is preferred, all remain.
     urls = [url for url in urls if url.is_allowed(own_host, more_hosts)] or urls
     urls = [url for url in urls if _FILE_MARK.search(url.secret)] or urls
+
     places = {f"{url.host}{url.path}" for url in urls}
     if len(places) == 1:
         return urls[0]
     if places:
         note = f"several URLs, and it is unclear which is the file's: {', '.join(sorted(places))}"
+    elif text.strip('"') in ("", "null"):
+        note = "an empty response"
     else:
-        is_empty = text.strip('"') in ("", "null")
-        note = "an empty response" if is_empty else redact(re.sub(r"(?i)https?://\S+", "https://***", text))
+        note = redact(re.sub(r"(?i)https?://\S+", "https://***", text))
     return Pending(note[:_MAX_NOTE_CHARACTERS], is_conclusive=not places)
 
 
@@ -110,8 +116,10 @@ def _strings(json_text: str) -> Iterator[str]:
         if isinstance(value, str):
             yield value
             yield from _strings(value)
-        elif isinstance(value, dict | list):
-            values += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
 
 
 def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
@@ -126,14 +134,16 @@ def rows_of(packed: bytes, model: type[Row]) -> Iterator[tuple[int, bytes]]:
     try:
         names = _names(next(lines, list[str]()), model)
         for cells in lines:
-            if cells and len(cells) != len(names):
+            if not cells:  # an empty line
+                continue
+            if len(cells) != len(names):
                 raise Unreadable(
                     f"line {lines.line_num} of the file has {count_of(len(cells), 'cell')} under {count_of(len(names), 'column')}"
                 )
-            if cells:
-                row: dict[str, object] = dict(zip(names, cells, strict=True))
-                row["time"] = time = _time_ms(str(row["time"]), lines.line_num)
-                yield time, msgspec.json.encode(row)
+            row: dict[str, object] = dict(zip(names, cells, strict=True))
+            time = _time_ms(str(row["time"]), lines.line_num)
+            row["time"] = time
+            yield time, msgspec.json.encode(row)
     except csv.Error as error:
         raise Unreadable(f"line {lines.line_num} of the file is not CSV ({error})") from None
 
@@ -142,20 +152,29 @@ def _separator(text: str, model: type[Row]) -> str:
     """The only separator that yields all required columns in the header; else the comma."""
     header = io.StringIO(text, newline="").readline().rstrip("\r\n")
     required = {_normalized(name) for name in _required(model)}
-    fitting = [each for each in ",;\t|" if required <= {_normalized(name.strip('"')) for name in header.split(each)}]
+    fitting: list[str] = []
+    for separator in ",;\t|":
+        names = {_normalized(name.strip('"')) for name in header.split(separator)}
+        if required <= names:
+            fitting.append(separator)
     return fitting[0] if len(fitting) == 1 else ","
 
 
 def _names(header: Sequence[str], model: type[Row]) -> list[str]:
     """The JSON names of the header's columns, in its order; raises `Unreadable`."""
+    if not header:
+        # An empty file is permitted: it has no header and no rows.
+        return []
     known = {_normalized(column.name): column.json_name for column in columns(model)}
     names = [known.get(_normalized(name), name) for name in header]
-    # An empty file is permitted: it has no header and no rows.
-    missing = _required(model) - {*names} if header else ()
-    if missing or len({*names}) < len(names):
-        problem = f"lacks {', '.join(sorted(missing))}" if missing else "names a column twice"
-        raise Unreadable(f"the file's header {problem}: {redact(','.join(header))[:_MAX_NOTE_CHARACTERS]!r}")
-    return names
+    missing = _required(model) - {*names}
+    if missing:
+        problem = f"lacks {', '.join(sorted(missing))}"
+    elif len({*names}) < len(names):
+        problem = "names a column twice"
+    else:
+        return names
+    raise Unreadable(f"the file's header {problem}: {redact(','.join(header))[:_MAX_NOTE_CHARACTERS]!r}")
 
 
 def _required(model: type[Row]) -> set[str]:
@@ -167,17 +186,20 @@ def _normalized(name: str) -> str:
 
 
 def _time_ms(text: str, line: int) -> int:
+    """The milliseconds of a time that is a number of them, or a date with a time; raises `Unreadable`."""
     try:
         if text.isdecimal():
             # The schema reads small numbers as seconds, but here they may be milliseconds cut to ten digits.
             if int(text) < MIN_MILLISECONDS:
                 raise ValueError
             return KINDS["instant"].read(text.encode())
+
         # Not a bare date: midnight would be a guess.
         if len(text) < len("2026-11-03 00:00:00"):
             raise ValueError
         moment = datetime.fromisoformat(text)
-        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
         ms, rest = divmod(moment - _EPOCH, timedelta(milliseconds=1))
         if rest:
             raise ValueError
