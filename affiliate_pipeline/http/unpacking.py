@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from io import BytesIO
-from typing import IO
+from typing import IO, cast
 
 from affiliate_pipeline.http.error_body import quote, read_error
 from affiliate_pipeline.http.errors import Refused, Transient
@@ -129,9 +129,11 @@ def _opened_tar(archive: tarfile.TarFile, file_size: int) -> IO[bytes]:
     end_of_contents = max((member.offset_data + _in_whole_blocks(member.size) for member in members), default=0)
     if file_size < end_of_contents + tarfile.BLOCKSIZE:
         raise IncompleteFile("the file is an incomplete tar archive")
-    name = _only("a tar archive", [member.name for member in members if member.isfile()])
-    # None if the last entry with this name is not a file.
-    return archive.extractfile(name) or BytesIO()
+    files = [member for member in members if member.isfile()]
+    name = _only("a tar archive", [file.name for file in files])
+    # By entry and not by name: a folder may have the same name.
+    [file] = [file for file in files if file.name == name]
+    return cast(IO[bytes], archive.extractfile(file))
 
 
 def _in_whole_blocks(size: int) -> int:

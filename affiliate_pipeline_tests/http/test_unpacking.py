@@ -70,7 +70,9 @@ def tarred(
     *entries: tuple[str, bytes],
     mode: Literal["w:", "w:gz", "w:bz2"] = "w:",
     format: Literal[1, 2] = tarfile.PAX_FORMAT,
+    also_folder: bool = False,
 ) -> bytes:
+    """The entries and a folder; with `also_folder`, each entry is followed by a folder of the same name."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode=mode, format=format) as archive:
         folder = tarfile.TarInfo("a")
@@ -80,6 +82,10 @@ def tarred(
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+            if also_folder:
+                folder = tarfile.TarInfo(name)
+                folder.type = tarfile.DIRTYPE
+                archive.addfile(folder)
     return packed.getvalue()
 
 
@@ -122,6 +128,7 @@ PACKINGS: dict[str, Callable[[bytes], bytes]] = {
     "tar": lambda content: tarred(("a/x.csv", content)),
     "tar from macOS": lambda content: tarred(("./._x.csv", b"\0"), ("./x.csv", content)),
     "GNU tar": lambda content: tarred(("a/" + "x" * 150, content), format=tarfile.GNU_FORMAT),
+    "tar with a folder of the same name": lambda content: tarred(("x.csv", content), also_folder=True),
     "tar.gz": lambda content: tarred(("x.csv", content), mode="w:gz"),
     "tar.bz2": lambda content: tarred(("x.csv", content), mode="w:bz2"),
     "tar.xz": lambda content: lzma.compress(tarred(("x.csv", content)), preset=SMALL),
