@@ -16,9 +16,9 @@ from pathlib import Path
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
-from affiliate_pipeline.domain.files import replacing
+from affiliate_pipeline.domain.files import replacing, text_of
 from affiliate_pipeline.domain.problem import SettingsError
-from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, Environment, Mode, stripped, text_of
+from affiliate_pipeline.domain.settings import DATABASE_VARIABLE, Environment, Mode, stripped
 from affiliate_pipeline.domain.variables import Variables
 from affiliate_pipeline.exchanges.registry import is_any_exchange_configured
 from affiliate_pipeline.http.network import VARIABLES as NETWORK_VARIABLES

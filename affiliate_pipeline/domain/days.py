@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
-from itertools import groupby
 from zoneinfo import ZoneInfo
 
 DAY = timedelta(days=1)
@@ -10,7 +9,7 @@ HOUR = timedelta(hours=1)
 
 
 def start_ms(day: date, zone: ZoneInfo) -> int:
-    """The first Unix millisecond of the day, which ends before `start_ms(day + DAY)`."""
+    """The first Unix millisecond of the day, which ends before `start_ms(day + DAY, zone)`."""
     return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * 1000
 
 
@@ -36,20 +35,31 @@ def days_from(first: date, last: date) -> list[date]:
 
 def day_ranges(days: Iterable[date], max_days: int | None = None) -> list[list[date]]:
     """The distinct days in order, split into ranges of at most `max_days` consecutive days."""
-    ordered = enumerate(sorted(set(days)))
-    # In consecutive days, the day minus its index is the same.
-    ranges = [[day for _, day in pairs] for _, pairs in groupby(ordered, key=lambda pair: pair[1] - pair[0] * DAY)]
-    if max_days is None:
-        return ranges
-    return [each[i : i + max_days] for each in ranges for i in range(0, len(each), max_days)]
+    ranges: list[list[date]] = []
+    for day in sorted(set(days)):
+        is_consecutive = bool(ranges) and day == ranges[-1][-1] + DAY
+        if is_consecutive and len(ranges[-1]) != max_days:
+            ranges[-1].append(day)
+        else:
+            ranges.append([day])
+    return ranges
 
 
 def format_days(days: Iterable[date]) -> str:
     """The days as short text: `2026-11-03…05, 09, 2026-12-01`."""
-    text, month = "", ""
+    text = ""
+    previous: date | None = None
     for consecutive in day_ranges(days):
-        for day in dict.fromkeys((consecutive[0], consecutive[-1])):
-            separator = "…" if day != consecutive[0] and len(consecutive) > 2 else ", "
-            text += separator + (f"{day:%d}" if f"{day:%Y-%m}" == month else f"{day}")
-            month = f"{day:%Y-%m}"
+        first, last = consecutive[0], consecutive[-1]
+        text += ", " + _short(first, previous)
+        if last != first:
+            separator = "…" if len(consecutive) > 2 else ", "
+            text += separator + _short(last, first)
+        previous = last
     return text.removeprefix(", ")
+
+
+def _short(day: date, previous: date | None) -> str:
+    """The day as text, without its year and month if `previous` is of the same month."""
+    is_same_month = previous is not None and (previous.year, previous.month) == (day.year, day.month)
+    return f"{day:%d}" if is_same_month else f"{day}"

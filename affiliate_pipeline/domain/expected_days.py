@@ -131,17 +131,23 @@ def expected_days(
     Only days that have ended are expected; of a snapshot, only today.
     """
     today = day_of(now_ms, timetable.zone)
-    for day in [today] if timetable.is_snapshot else days_from(first, today - DAY):
+    last = today - DAY
+    if timetable.is_snapshot:
+        first = max(first, today)
+        last = today
+
+    for day in days_from(first, last):
         entry = landed.get(day)
-        if day >= first and not (entry and entry.settled):
-            yield ExpectedDay(
-                day,
-                # A day that has landed is expected again once it has settled.
-                timetable.overdue_at_ms(day, settled=entry is not None),
-                timetable.deadline_ms(day),
-                entry.checked_at if entry else None,
-                _fallback(timetable, day, now_ms),
-            )
+        if entry and entry.settled:
+            continue
+        yield ExpectedDay(
+            day,
+            # A day that has landed is expected again once it has settled.
+            overdue_at_ms=timetable.overdue_at_ms(day, settled=entry is not None),
+            deadline_ms=timetable.deadline_ms(day),
+            last_read_at=entry.checked_at if entry else None,
+            fallback=_fallback(timetable, day, now_ms),
+        )
 
 
 def newest_scheduled(timetables: Collection[Timetable], now_ms: int) -> date:
@@ -160,9 +166,14 @@ def newest_scheduled(timetables: Collection[Timetable], now_ms: int) -> date:
 
 
 def _fallback(timetable: Timetable, day: date, now_ms: int) -> tuple[str, int] | None:
-    other = timetable.fallback
-    deadline_ms = other.deadline_ms(day) if other else None
-    return (other.asset, deadline_ms) if other and deadline_ms is not None and now_ms <= deadline_ms else None
+    """The asset whose source still promises the day, with its deadline (ms); None if there is none."""
+    fallback = timetable.fallback
+    if fallback is None:
+        return None
+    deadline_ms = fallback.deadline_ms(day)
+    if deadline_ms is None or now_ms > deadline_ms:
+        return None
+    return fallback.asset, deadline_ms
 
 
 def _ms(span: timedelta) -> int:

@@ -1,8 +1,7 @@
 """The application's environment, and typed settings from its variables."""
 
-import codecs
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -33,7 +32,6 @@ _QUOTES = "\"'`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\
 # Stripped from values: white space, control characters, and invisible characters that editors and web pages add.
 _SURROUNDING = r"[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
 _EDGES = re.compile(rf"\A{_SURROUNDING}|{_SURROUNDING}\Z")
-_LINE_END = re.compile(r"\r\n|\r|\n")
 _NOT_HTTP = "is not an http(s) URL"
 _HOST = re.compile(r"(?i)\[[0-9a-f:.]+\]|(?!.*\.\.)[a-z0-9_-]([a-z0-9_.-]{0,251}[a-z0-9_-])?\.?")
 
@@ -61,24 +59,7 @@ class Settings(BaseModel):
             variable: Returns the account's own name of a default account's variable.
         """
         own_names = {name: variable(name.upper()) for name in cls.model_fields}
-        secrets = cls.secrets()
-        given: dict[str, str] = {}
-        errors: list[SettingsError] = []
-        for name, own_name in own_names.items():
-            if required and name in secrets and name.upper() not in required:
-                continue
-            try:
-                # `Variables` may read the value from a file.
-                value = variables.get(own_name)
-            except SettingsError as error:
-                errors.append(error)
-                continue
-            if value:
-                given[name] = value
-                # Without `required`, secrets are optional: their quotes are an error only for what uses them.
-                errors += quote_errors(own_name, value) if name not in secrets or required else []
-            elif name.upper() in required:
-                errors.append(unset(own_name))
+        given, errors = cls._values(variables, own_names, required)
         try:
             settings = cls.model_validate(given)
             if not errors:
@@ -86,11 +67,42 @@ class Settings(BaseModel):
         except ValidationError as error:
             for each in error.errors(include_input=False, include_url=False):
                 field = str(each["loc"][0])
-                form = f"is not {cls.model_fields[field].description}"
-                problem = each["msg"].removeprefix("Value error, ") if each["type"] == "value_error" else form
+                problem = f"is not {cls.model_fields[field].description}"
+                if each["type"] == "value_error":
+                    problem = each["msg"].removeprefix("Value error, ")
+                # Report one problem of each variable.
                 if own_names[field] not in [known.variable for known in errors]:
                     errors.append(malformed(own_names[field], problem))
         raise errors[0] if len(errors) == 1 else SettingsErrors(errors, SET_VARIABLES_ACTION)
+
+    @classmethod
+    def _values(
+        cls, variables: Mapping[str, str], own_names: Mapping[str, str], required: Collection[str]
+    ) -> tuple[dict[str, str], list[SettingsError]]:
+        """The values by field, and the errors about variables that are missing, in quotes or in an unreadable file."""
+        secrets = cls.secrets()
+        given: dict[str, str] = {}
+        errors: list[SettingsError] = []
+        for name, own_name in own_names.items():
+            is_required = name.upper() in required
+            is_optional_secret = name in secrets and not is_required
+            if required and is_optional_secret:
+                continue
+            try:
+                # `Variables` may read the value from a file.
+                value = variables.get(own_name)
+            except SettingsError as error:
+                errors.append(error)
+                continue
+
+            if value:
+                given[name] = value
+                # The quotes of an optional secret are an error only for what uses it.
+                if not is_optional_secret:
+                    errors += quote_errors(own_name, value)
+            elif is_required:
+                errors.append(unset(own_name))
+        return given, errors
 
     @classmethod
     def secrets(cls) -> set[str]:
@@ -105,9 +117,8 @@ class Settings(BaseModel):
 
 def unset(variable: str) -> SettingsError:
     """The error about a variable that is missing."""
-    return SettingsError(
-        f"{variable} is not set", f"Set {variable} {_PLACES} (see README, Real accounts)", variable=variable
-    )
+    action = f"Set {variable} {_PLACES} (see README, Real accounts)"
+    return SettingsError(f"{variable} is not set", action, variable=variable)
 
 
 def malformed(variable: str, problem: str) -> SettingsError:
@@ -156,24 +167,6 @@ def as_settings_error(variable: str) -> Generator[None, None, None]:
         raise malformed(variable, f"cannot be used: {error}") from None
 
 
-def text_of(data: bytes, file: str) -> str:
-    """The text of `data` in UTF-8, or in UTF-16 with a byte order mark; raises a SettingsError that names `file`."""
-    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    # The little-endian mark of UTF-32 begins with that of UTF-16.
-    utf_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
-    encoding = "utf-16" if data.startswith(marks) and not data.startswith(utf_32) else "utf-8-sig"
-    try:
-        text = data.decode(encoding)
-        nul_at = text.find("\0")
-        if nul_at < 0:
-            return text
-        before, problem = text[:nul_at], "has a NUL character, as in UTF-16 without a byte order mark"
-    except UnicodeDecodeError as error:
-        before, problem = data[: error.start].decode(encoding, "ignore"), "is not UTF-8 text"
-    line = len(_LINE_END.findall(before)) + 1
-    raise SettingsError(f"{file}, line {line}, {problem}", "Save the file as UTF-8")
-
-
 def check_http_url(url: str) -> None:
     """Raise ValueError, which quotes nothing, unless a request can be sent to the URL."""
     try:
@@ -184,8 +177,9 @@ def check_http_url(url: str) -> None:
     address = parts.netloc.rpartition("@")[2]
     host = address.rpartition(":")[0] if parts.port is not None else address.removesuffix(":")
     # The HTTP library would raise its own error for any other host or character.
-    is_sendable = _HOST.fullmatch(host) and max(map(len, host.split("."))) <= 63 and re.fullmatch("[!-~]+", url)
-    if parts.scheme not in ("http", "https") or not is_sendable:
+    is_host = _HOST.fullmatch(host) and max(map(len, host.split("."))) <= 63
+    is_printable_ascii = re.fullmatch("[!-~]+", url)
+    if parts.scheme not in ("http", "https") or not is_host or not is_printable_ascii:
         raise ValueError(_NOT_HTTP)
 
 
@@ -293,7 +287,9 @@ CELERY_VARIABLES = ("AFFILIATE_CELERY_BROKER", "AFFILIATE_CELERY_BACKEND")
 def execution_in(variables: Mapping[str, str]) -> Execution:
     """Where steps are executed; raises `SettingsError`, also about a variable that the executor requires."""
     settings = Execution.load(variables)
-    return Execution.load(variables, *CELERY_VARIABLES) if settings.affiliate_executor == "celery" else settings
+    if settings.affiliate_executor == "celery":
+        return Execution.load(variables, *CELERY_VARIABLES)
+    return settings
 
 
 def known_variables() -> set[str]:
@@ -331,7 +327,8 @@ class Environment:
     @property
     def reports(self) -> Path:
         """The folder of the HTML reports; without a `workspace.yaml`, everything is written to `home`."""
-        return (self.root if (self.root / "workspace.yaml").is_file() else self.home) / "reports"
+        folder = self.root if (self.root / "workspace.yaml").is_file() else self.home
+        return folder / "reports"
 
     @property
     def start_date(self) -> date | None:

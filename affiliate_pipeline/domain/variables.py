@@ -18,16 +18,20 @@ class Variables(Mapping[str, str]):
 
     def __getitem__(self, name: str) -> str:
         """The value; raises `SettingsError` if its file has none."""
-        return value_of(name, self._given.get) if self._in_file(name) else self._given[name]
+        if self._in_file(name):
+            return value_of(name, self._given.get)
+        return self._given[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._given or self._in_file(name)
 
     def __iter__(self) -> Iterator[str]:
-        names = {name.removesuffix(FILE_SUFFIX) for name in self._given if name.endswith(FILE_SUFFIX)}
-        in_files = {name for name in names if self._in_file(name)}
+        candidates = {name.removesuffix(FILE_SUFFIX) for name in self._given if name.endswith(FILE_SUFFIX)}
+        in_files = {name for name in candidates if self._in_file(name)}
         file_variables = {name + FILE_SUFFIX for name in in_files}
-        return iter(dict.fromkeys([*(name for name in self._given if name not in file_variables), *sorted(in_files)]))
+        others = [name for name in self._given if name not in file_variables]
+        # A variable that is set and also in a file is one name.
+        return iter(dict.fromkeys([*others, *sorted(in_files)]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -48,19 +52,23 @@ def value_of(name: str, given: Callable[[str], str | None]) -> str:
         name: The variable's name, without `_FILE`.
         given: Returns the value of a variable of this name.
     """
-    value, path = stripped(given(name)), stripped(given(name + FILE_SUFFIX))
+    file_variable = name + FILE_SUFFIX
+    value = stripped(given(name))
+    path = stripped(given(file_variable))
     if not path:
         return value
     if value:
         raise SettingsError(
-            f"{name} and {name}{FILE_SUFFIX} are both set", f"Remove {name} or {name}{FILE_SUFFIX}", variable=name
+            f"{name} and {file_variable} are both set", f"Remove {name} or {file_variable}", variable=name
         )
+
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise malformed(name + FILE_SUFFIX, f"names a file that cannot be read ({error.strerror})") from None
+        raise malformed(file_variable, f"names a file that cannot be read ({error.strerror})") from None
     except ValueError:
-        raise malformed(name + FILE_SUFFIX, "names a file that is not UTF-8 text") from None
-    if found := stripped(text):
-        return found
-    raise malformed(name + FILE_SUFFIX, "names an empty file")
+        raise malformed(file_variable, "names a file that is not UTF-8 text") from None
+    secret = stripped(text)
+    if not secret:
+        raise malformed(file_variable, "names an empty file")
+    return secret

@@ -13,7 +13,9 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 def count_of(number: int, noun: str, plural: str = "") -> str:
     """The number with its noun, in the plural (by default with an s) unless it is 1: `1 row`, `2 rows`."""
-    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+    if number == 1:
+        return f"{number} {noun}"
+    return f"{number} {plural or f'{noun}s'}"
 
 
 def duration(seconds: float) -> str:
@@ -39,8 +41,9 @@ def command(arguments: str, name: str = PROGRAM) -> str:
 
     The program has its path, relative if possible, unless a shell finds it on PATH.
     """
-    program, found = Path(sys.prefix, "bin", name), shutil.which(name)
-    if not program.exists() or (found and program.samefile(found)):
+    program = Path(sys.prefix, "bin", name)
+    on_path = shutil.which(name)
+    if not program.exists() or (on_path and program.samefile(on_path)):
         return f"{name} {arguments}"
     here = Path.cwd()
     path = program.relative_to(here) if program.is_relative_to(here) else program

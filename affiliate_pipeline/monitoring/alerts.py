@@ -54,16 +54,18 @@ class FailedAsset:
 
 def failed_run(key: str, assets: Sequence[FailedAsset], default_cause: str, link: str, now_ms: int) -> Alert:
     """The alert about a failed run; `default_cause` is that of days without a known problem."""
-    lines = [line for asset in assets for line in _failed_asset(asset, default_cause, now_ms)] or [_line(default_cause)]
     if assets:
+        title = _title([f"{asset.key} failed{_for(asset.days)}" for asset in assets])
+        lines: list[str] = []
+        for asset in assets:
+            lines += _failed_asset(asset, default_cause, now_ms)
         what = "these days again (missing and failed only)" if any(asset.days for asset in assets) else "it again"
         lines.append(f"To do: fix the cause, then materialize {what}.")
-    return Alert(
-        key,
-        _title([f"{asset.key} failed{_for(asset.days)}" for asset in assets]) or "A run failed",
-        "\n".join([*lines, f"Run: {link}"]),
-        {asset.key: tuple(asset.days) for asset in assets},
-    )
+    else:
+        title = "A run failed"
+        lines = [_line(default_cause)]
+    failed = {asset.key: tuple(asset.days) for asset in assets}
+    return Alert(key, title, "\n".join([*lines, f"Run: {link}"]), failed)
 
 
 def _failed_asset(asset: FailedAsset, default_cause: str, now_ms: int) -> Iterator[str]:
@@ -80,19 +82,29 @@ def _failed_asset(asset: FailedAsset, default_cause: str, now_ms: int) -> Iterat
 
 
 def _by_text(texts: Mapping[date, str] | Mapping[date | None, str], about: str = "") -> Iterator[str]:
-    """A line for each of the first `MAX_CAUSES` distinct texts, with its days, and one that counts the others."""
-    by_text: dict[str, list[date]] = {}
+    """A line for each of the first `MAX_CAUSES` distinct texts, with its days, and one that counts the other texts."""
+    days_by_text: dict[str, list[date]] = {}
     for day, text in texts.items():
-        by_text.setdefault(_line(text), []).extend([day] if day else [])
-    for text, days in list(by_text.items())[:MAX_CAUSES]:
-        yield ": ".join(filter(None, [", ".join(filter(None, [about, format_days(days)])), text]))
-    if len(by_text) > MAX_CAUSES:
-        yield f"… and {count_of(len(by_text) - MAX_CAUSES, 'other cause')}, named in the run."
+        days = days_by_text.setdefault(_line(text), [])
+        if day:
+            days.append(day)
+
+    for text, days in list(days_by_text.items())[:MAX_CAUSES]:
+        subject = _joined(", ", about, format_days(days))
+        yield _joined(": ", subject, text)
+    if len(days_by_text) > MAX_CAUSES:
+        yield f"… and {count_of(len(days_by_text) - MAX_CAUSES, 'other cause')}, named in the run."
+
+
+def _joined(separator: str, *parts: str) -> str:
+    """The parts that are not empty, joined."""
+    return separator.join(filter(None, parts))
 
 
 def _title(parts: Sequence[str]) -> str:
+    title = "; ".join(parts[:MAX_IN_TITLE])
     more = len(parts) - MAX_IN_TITLE
-    return "; ".join([*parts[:MAX_IN_TITLE], *([f"and {more} more"] if more > 0 else [])])
+    return f"{title}; and {more} more" if more > 0 else title
 
 
 def _for(days: Iterable[date]) -> str:
@@ -105,22 +117,28 @@ def _line(text: str) -> str:
 
 
 def availability(endpoint: Endpoint, days: Sequence[date], now_ms: int) -> str:
-    """Until when the source has the days, as text."""
+    """Until when the source has the days, and which it no longer has, as text; also about its fallback."""
     retained = [day for day in sorted(days) if endpoint.timetable.is_retained(day, now_ms)]
     expired = [day for day in days if day not in retained]
     retention = retention_of(endpoint)
-    is_provable = bool(retention and retention.proof)
+    may_exceed_promise = retention is not None and retention.proof is not None
+
     texts: list[str] = []
     if retained:
         deadline_ms = endpoint.timetable.deadline_ms(retained[0])
         if deadline_ms is None:
             return "it is not known how long the exchange retains them"
-        first = f" ({retained[0]}; the later days longer)" if len(retained) > 1 else ""
-        texts.append(f"fetchable {'at least ' * is_provable}until {last_minute_before(deadline_ms)}{first}")
+        until = f"until {last_minute_before(deadline_ms)}"
+        if may_exceed_promise:
+            until = f"at least {until}"
+        if len(retained) > 1:
+            until = f"{until} ({retained[0]}; the later days longer)"
+        texts.append(f"fetchable {until}")
     if expired:
-        texts.append(f"it no longer {'promises' if is_provable else 'has'} {format_days(expired)}")
-    if second := retention and retention.fallback:
-        texts.append(f"as a fallback, {second.key}: {availability(second, days, now_ms)}")
+        verb = "promises" if may_exceed_promise else "has"
+        texts.append(f"it no longer {verb} {format_days(expired)}")
+    if retention and retention.fallback:
+        texts.append(f"as a fallback, {retention.fallback.key}: {availability(retention.fallback, days, now_ms)}")
     return "; ".join(texts)
 
 
@@ -129,12 +147,15 @@ def failed_checks(key: str, failed: Mapping[tuple[str, str], Mapping[date | None
 
     `failed` has their descriptions by asset and check, then by day; None: the evaluation of the whole run.
     """
-    lines = [line for (asset, check), texts in failed.items() for line in _by_text(texts, about=f"{asset}, {check}")]
-    lines += ["The days have landed as the source sent them. To do: see the asset's checks in the UI and the runbook."]
-    titles = [
-        f"{asset}: check {check} failed{_for([day for day in texts if day])}"
-        for (asset, check), texts in failed.items()
-    ]
+    titles: list[str] = []
+    lines: list[str] = []
+    for (asset, check), texts in failed.items():
+        days = [day for day in texts if day]
+        titles.append(f"{asset}: check {check} failed{_for(days)}")
+        lines += _by_text(texts, about=f"{asset}, {check}")
+    lines.append(
+        "The days have landed as the source sent them. To do: see the asset's checks in the UI and the runbook."
+    )
     return Alert(key, _title(titles), "\n".join([*lines, f"Run: {link}"]))
 
 
@@ -150,16 +171,19 @@ def failing_ticks(key: str, kind: str, name: str, cause: str, link: str) -> Aler
 
 def recovered(alerts: Sequence[Alert]) -> Alert:
     """The alert which reports that all failed days of these alerts have landed."""
-    days: dict[str, set[date]] = {}
+    days_by_asset: dict[str, set[date]] = {}
     for alert in alerts:
-        for asset, failed in alert.failed.items():
-            days.setdefault(asset, set()).update(failed)
-    landed = [
-        f"{asset}: {format_days(failed)} {'has' if len(failed) == 1 else 'have'} landed since"
-        if failed
-        else f"{asset} has been materialized since"
-        for asset, failed in days.items()
-    ]
+        for asset, days in alert.failed.items():
+            days_by_asset.setdefault(asset, set()).update(days)
+
+    landed: list[str] = []
+    for asset, days in days_by_asset.items():
+        if days:
+            verb = "has" if len(days) == 1 else "have"
+            landed.append(f"{asset}: {format_days(days)} {verb} landed since")
+        else:
+            landed.append(f"{asset} has been materialized since")
+
     earlier = dict.fromkeys(f"Earlier alert: {alert.title}" for alert in alerts)
     keys = ", ".join(alert.key for alert in alerts)
     return Alert(

@@ -30,12 +30,15 @@ class AlertSettings(Settings):
     def urls(self, variable: str = "ALERT_URLS") -> Sequence[str]:
         """The Apprise URLs, which contain secrets; raises `SettingsError` about `variable`, their variable's name."""
         value = self.alert_urls.get_secret_value() if self.alert_urls else ""
-        for error in quote_errors(variable, value) if value else ():
+        if not value:
+            return []
+        for error in quote_errors(variable, value):
             raise error
         # A URL may contain commas (`to=a@x.com,b@x.com`), but no white space.
-        urls = [url.strip() for url in re.split(r",(?=[\s,]|$|\w+://)", value) if url.strip()]
+        parts = re.split(r",(?=[\s,]|$|\w+://)", value)
+        urls = [part.strip() for part in parts if part.strip()]
         # Without a target, alerts would count as delivered.
-        if value and not urls:
+        if not urls:
             raise malformed(variable, "has no URL")
         return urls
 
@@ -68,28 +71,31 @@ def messages(alerts: Sequence[Alert]) -> list[Message]:
     A bundle has at most `MAX_MESSAGE_CHARACTERS`; a longer alert is a message of its own. A digest's title has the
     total: a bundle's title would replace it.
     """
+    digests = [alert for alert in alerts if alert.kind is Kind.DIGEST]
+    to_bundle = [alert for alert in alerts if alert.kind is not Kind.DIGEST]
     bundles: list[list[Alert]] = []
-    room = 0
-    for alert in alerts:
-        if alert.kind is Kind.DIGEST:
-            continue
+    characters_left = 0
+    for alert in to_bundle:
         length = len(_part(alert))
-        if length > room:
+        if length > characters_left:
             bundles.append([])
-            room = MAX_MESSAGE_CHARACTERS
+            characters_left = MAX_MESSAGE_CHARACTERS
         bundles[-1].append(alert)
-        room -= length
-    bundles += [[alert] for alert in alerts if alert.kind is Kind.DIGEST]
-    return [_message(bundle) for bundle in bundles]
+        characters_left -= length
+    return [_message(bundle) for bundle in [*bundles, *([digest] for digest in digests)]]
 
 
 def _message(alerts: Sequence[Alert]) -> Message:
     if len(alerts) == 1:
         return Message(alerts[0].title, alerts[0].text, alerts)
     recoveries = sum(alert.kind is Kind.RECOVERY for alert in alerts)
-    counts = (len(alerts) - recoveries, "alert", "alerts"), (recoveries, "recovery", "recoveries")
-    title = " and ".join(count_of(*each) for each in counts if each[0])
-    return Message(title, "".join(map(_part, alerts)).rstrip(), alerts)
+    others = len(alerts) - recoveries
+    counts: list[str] = []
+    if others:
+        counts.append(count_of(others, "alert"))
+    if recoveries:
+        counts.append(count_of(recoveries, "recovery", "recoveries"))
+    return Message(" and ".join(counts), "".join(map(_part, alerts)).rstrip(), alerts)
 
 
 def _part(alert: Alert) -> str:
@@ -103,8 +109,12 @@ def fingerprint(url: str) -> str:
 
 def channels(urls: Sequence[str]) -> dict[str, str]:
     """The URLs by names without secrets: `entry 1 (mailto)`, or `entry 1` if it is not an Apprise URL."""
-    schemes = [f" ({url.partition('://')[0]})" if _targets(url) else "" for url in urls]
-    return {f"entry {place}{scheme}": url for place, (url, scheme) in enumerate(zip(urls, schemes, strict=True), 1)}
+    urls_by_name: dict[str, str] = {}
+    for position, url in enumerate(urls, start=1):
+        scheme = url.partition("://")[0]
+        name = f"entry {position} ({scheme})" if _targets(url) else f"entry {position}"
+        urls_by_name[name] = url
+    return urls_by_name
 
 
 def problem_of(url: str) -> str | None:
@@ -117,6 +127,7 @@ def send(url: str, message: Message) -> str | None:
     targets = _targets(url)
     if not targets:
         return NO_APPRISE_URL
+
     import apprise
 
     for target in targets:
@@ -125,14 +136,16 @@ def send(url: str, message: Message) -> str | None:
             target.overflow_mode = apprise.OverflowMode.SPLIT
         if "socket_read_timeout" not in vars(target):  # the URL has no `rto`
             target.socket_read_timeout = max(target.socket_read_timeout, READ_TIMEOUT_S)
+
     kinds = {alert.kind for alert in message.alerts}
-    sent_as = apprise.NotifyType.INFO
     if Kind.FAILURE in kinds:
-        sent_as = apprise.NotifyType.FAILURE
+        notify_type = apprise.NotifyType.FAILURE
     elif Kind.RECOVERY in kinds:
-        sent_as = apprise.NotifyType.SUCCESS
-    sent = targets.notify(message.text, message.title, sent_as, body_format=apprise.NotifyFormat.TEXT)
-    return None if sent else "could not be reached, or did not accept the message"
+        notify_type = apprise.NotifyType.SUCCESS
+    else:
+        notify_type = apprise.NotifyType.INFO
+    is_accepted = targets.notify(message.text, message.title, notify_type, body_format=apprise.NotifyFormat.TEXT)
+    return None if is_accepted else "could not be reached, or did not accept the message"
 
 
 def _targets(url: str) -> Any:

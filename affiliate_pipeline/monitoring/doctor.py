@@ -55,19 +55,33 @@ MAX_SILENCE = timedelta(seconds=150)
 # What Dagster has recorded: which daemons have written no heartbeat since an instant, whether any schedule runs, and
 # the sensors and schedules that are stopped or whose last tick failed.
 _AUTOMATION: Final = """
-select array(
-    select lower(type) from unnest('{SENSOR,SCHEDULER}'::text[]) type where not exists (
-        select from public.daemon_heartbeats where daemon_type = type
-        and timestamp > %s
-    )
-), exists (select from public.instigators where instigator_type = 'SCHEDULE' and status <> 'STOPPED'),
-array(select instigator_body::json -> 'origin' ->> 'job_name' from public.instigators where status = 'STOPPED' order by 1),
-array(
-    select tick_body::json ->> 'job_name' from (
-        select distinct on (selector_id) status, tick_body from public.job_ticks
-        where status <> 'STARTED' order by selector_id, id desc
-    ) last where status = 'FAILURE' order by 1
-)"""
+select
+    array(
+        select lower(type)
+        from unnest('{SENSOR,SCHEDULER}'::text[]) type
+        where not exists (select from public.daemon_heartbeats where daemon_type = type and timestamp > %s)
+    ) as silent_daemons,
+    exists (
+        select from public.instigators where instigator_type = 'SCHEDULE' and status <> 'STOPPED'
+    ) as has_running_schedule,
+    array(
+        select instigator_body::json -> 'origin' ->> 'job_name'
+        from public.instigators
+        where status = 'STOPPED'
+        order by 1
+    ) as stopped,
+    array(
+        select tick_body::json ->> 'job_name'
+        from (
+            select distinct on (selector_id) status, tick_body
+            from public.job_ticks
+            where status <> 'STARTED'
+            order by selector_id, id desc
+        ) last_tick
+        where status = 'FAILURE'
+        order by 1
+    ) as failing
+"""
 
 
 @dataclass(frozen=True)
@@ -95,12 +109,14 @@ def settings(environment: Environment) -> Iterator[Finding]:
     yield from _errors_of(lambda: execution_in(variables))
     yield from _errors_of(lambda: AlertSettings.load(variables).heartbeat())
     yield from _errors_of(lambda: _check_channels(AlertSettings.load(variables)))
-    is_set = "ALERT_URLS" in variables
-    unset_text = "not set: failures are reported only in Dagster's UI and in logs"
-    set_text = "set; `affiliate-pipeline alert --test` sends a message to each"
-    yield Finding("ALERT_URLS", set_text if is_set else unset_text)
+
+    has_targets = "ALERT_URLS" in variables
+    if has_targets:
+        yield Finding("ALERT_URLS", "set; `affiliate-pipeline alert --test` sends a message to each")
+    else:
+        yield Finding("ALERT_URLS", "not set: failures are reported only in Dagster's UI and in logs")
     with suppress(SettingsError):  # reported above
-        if environment.digest != "off" and not is_set:
+        if environment.digest != "off" and not has_targets:
             found = f"the {environment.digest} digest is only logged: ALERT_URLS is not set"
             yield Finding("AFFILIATE_DIGEST", found, "Set ALERT_URLS, or remove AFFILIATE_DIGEST")
 
@@ -137,12 +153,16 @@ def database(environment: Environment, daemon_stopped_at: datetime | None = None
     try:
         with as_store_unavailable(), connect(environment.database_url(), autocommit=True) as connection:
             connection.execute("set default_transaction_read_only = on")
-            yield Finding("database", f"PostgreSQL {connection.info.server_version // 10000} responds")
+            major_version = connection.info.server_version // 10000
+            yield Finding("database", f"PostgreSQL {major_version} responds")
+
             endpoints = configured_catalog(environment.variables).endpoints
             configured = [endpoint for endpoint in endpoints if environment.is_any_set(endpoint.credentials)]
             for error in problems(connection, privileges(configured)):
                 yield Finding("database", error.problem.what, error.problem.action)
+
             yield from _automation(connection, daemon_stopped_at, starts_schedules=environment.runs_schedules)
+
             ledgers: ledger.Ledgers = ledger.entries_since(connection) if ledger.exists(connection) else {}
             yield from _days(endpoints, ledgers, environment)
             yield from _sources(connection, endpoints, ledgers, environment)
@@ -161,22 +181,27 @@ def _automation(
         starts_schedules: Whether schedules run without being started in the UI. Needed because the daemon records
             running schedules only up to a minute after it has started.
     """
-    # Dagster stores times in UTC, without a zone. A daemon runs if it has written a heartbeat after this time.
-    alive_after = max(filter(None, (datetime.now(UTC) - MAX_SILENCE, daemon_stopped_at))).replace(tzinfo=None)
-    [(has_run,)] = connection.execute("select to_regclass('public.daemon_heartbeats') is not null").fetchall()
-    never_run = [(["sensor", "scheduler"], False, (), ())]
-    [(silent, has_running_schedule, stopped, failing)] = (
-        connection.execute(_AUTOMATION, (alive_after,)).fetchall() if has_run else never_run
-    )
-    if silent:
+    # A daemon runs if it has written a heartbeat after this time.
+    alive_after = datetime.now(UTC) - MAX_SILENCE
+    if daemon_stopped_at:
+        alive_after = max(alive_after, daemon_stopped_at)
+    [(has_dagster_run,)] = connection.execute("select to_regclass('public.daemon_heartbeats') is not null").fetchall()
+    if has_dagster_run:
+        # Dagster stores times in UTC, without a zone.
+        rows = connection.execute(_AUTOMATION, (alive_after.replace(tzinfo=None),)).fetchall()
+        [(silent_daemons, has_running_schedule, stopped, failing)] = rows
+    else:
+        silent_daemons, has_running_schedule, stopped, failing = ["sensor", "scheduler"], False, (), ()
+
+    if silent_daemons:
         action = f"Start it again: `{command('down')}`, then `{up_command()}`; on a server, start the Dagster daemon"
-        yield Finding("daemon", f"Dagster's daemon is not running ({', '.join(silent)})", action)
+        yield Finding("daemon", f"Dagster's daemon is not running ({', '.join(silent_daemons)})", action)
     else:
         yield Finding("daemon", "Dagster's daemon is running")
-        if not (has_running_schedule or starts_schedules):
-            yield Finding(
-                "schedules", "none is running", "Set AFFILIATE_SCHEDULES=true, or start them in the UI, Automation"
-            )
+        if not has_running_schedule and not starts_schedules:
+            action = "Set AFFILIATE_SCHEDULES=true, or start them in the UI, Automation"
+            yield Finding("schedules", "none is running", action)
+
     if stopped:
         action = "Start them again in Dagster's UI, under Automation"
         yield Finding("schedules and sensors", f"stopped: {', '.join(stopped)}", action)
@@ -187,15 +212,17 @@ def _automation(
 
 def _days(endpoints: Sequence[Endpoint], ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:
     """The overdue days of each asset, and how many assets with landed days have none."""
-    now, up_to_date = now_ms(), 0
+    now = now_ms()
+    up_to_date = 0
     for endpoint in endpoints:
-        if days := overdue_days(endpoint, ledgers, first_day(endpoint, environment), now):
-            found = f"{format_days(each.day for each in days)} missing or not final. {described(days[0], now)}"
-            yield Finding(
-                f"days of {endpoint.key}", found, "Materialize these days; if a run fails, it gives the reason"
-            )
-        else:
-            up_to_date += endpoint.key in ledgers
+        overdue = overdue_days(endpoint, ledgers, first_day(endpoint, environment), now)
+        if overdue:
+            found = f"{format_days(each.day for each in overdue)} missing or not final. {described(overdue[0], now)}"
+            action = "Materialize these days; if a run fails, it gives the reason"
+            yield Finding(f"days of {endpoint.key}", found, action)
+        elif endpoint.key in ledgers:
+            up_to_date += 1
+
     if up_to_date:
         yield Finding("days", f"no day of {count_of(up_to_date, 'asset')} is overdue")
     elif not any(ledgers.values()):
@@ -216,7 +243,8 @@ def _sources(
         with suppress(SettingsError):  # `accounts` reports it
             session = endpoint.exchange.connect(endpoint, SharedState(), environment.variables)
             session.client.close()
-            if others := sorted(landed_from.difference(session.identity.recorded_sources(connection))):
+            others = sorted(landed_from.difference(session.identity.recorded_sources(connection)))
+            if others:
                 yield Finding(
                     f"source of {endpoint.key}",
                     f"days have landed from {', '.join(others)}, but {session.source} is configured",
@@ -228,11 +256,6 @@ def _sources(
 def accounts(environment: Environment) -> Iterator[Finding]:
     """Whether each account is configured, can be reached and accepts its credentials."""
     endpoints = configured_catalog(environment.variables).endpoints
-    endpoints_by_account: dict[str, list[Endpoint]] = {}
-    for endpoint in endpoints:
-        if endpoint.probe or endpoint.file_problems:
-            parts = filter(None, (endpoint.exchange.name, endpoint.alias, endpoint.role))
-            endpoints_by_account.setdefault(" ".join(parts), []).append(endpoint)
     configured = {(each.exchange.name, each.alias) for each in endpoints if environment.is_any_set(each.credentials)}
     if not configured:
         action = f"Set the keys of one in .env (README, Real accounts), or try the sandbox with `{up_command()}`"
@@ -244,11 +267,12 @@ def accounts(environment: Environment) -> Iterator[Finding]:
         except SettingsError as error:
             yield from of_settings("sandbox", error)
             return
-    measured: set[str] = set()
-    for about, to_check in endpoints_by_account.items():
+
+    measured_exchanges: set[str] = set()
+    for about, to_check in _to_check_by_account(endpoints).items():
         first = to_check[0]
         if environment.is_any_set(first.credentials):
-            yield from _account(about, to_check, environment, measured)
+            yield from _account(about, to_check, environment, measured_exchanges)
         elif first.alias and (first.exchange.name, first.alias) not in configured:
             action = f"Set {', '.join(first.credentials)} in .env, or remove the other variables of the account"
             yield Finding(about, "the account has variables, but no credentials", action)
@@ -256,11 +280,23 @@ def accounts(environment: Environment) -> Iterator[Finding]:
             yield Finding(about, "not configured: its assets do not land")
 
 
-def _account(about: str, endpoints: list[Endpoint], environment: Environment, measured: set[str]) -> Iterator[Finding]:
+def _to_check_by_account(endpoints: Sequence[Endpoint]) -> dict[str, list[Endpoint]]:
+    """By exchange, alias and role, joined as one text: the endpoints with a probe or a file."""
+    by_account: dict[str, list[Endpoint]] = {}
+    for endpoint in endpoints:
+        if endpoint.probe or endpoint.file_problems:
+            parts = filter(None, (endpoint.exchange.name, endpoint.alias, endpoint.role))
+            by_account.setdefault(" ".join(parts), []).append(endpoint)
+    return by_account
+
+
+def _account(
+    about: str, endpoints: list[Endpoint], environment: Environment, measured_exchanges: set[str]
+) -> Iterator[Finding]:
     """Check the account's files, its exchange's clock, and its credentials by each probe until one fails.
 
     Args:
-        measured: The exchanges whose clock has been compared; this account's exchange is added.
+        measured_exchanges: The exchanges whose clock has been compared; this account's exchange is added.
     """
     for endpoint in endpoints:
         try:
@@ -268,55 +304,63 @@ def _account(about: str, endpoints: list[Endpoint], environment: Environment, me
         except SettingsError as error:
             yield from of_settings(about, error)
             return
+
         with session.client:
             yield from _file(endpoint, session)
             if not endpoint.probe:
                 continue
+
             with suppress(ExchangeError):  # the request that follows reports it
                 offset_ms = session.client.adopt_clock()
-                if offset_ms is not None and endpoint.exchange.name not in measured:
-                    measured.add(endpoint.exchange.name)
-                    yield _offset(endpoint, offset_ms)
+                if offset_ms is not None and endpoint.exchange.name not in measured_exchanges:
+                    measured_exchanges.add(endpoint.exchange.name)
+                    yield _clock_offset(endpoint, offset_ms)
+
             try:
                 body = session.client.probe(endpoint.path, endpoint.probe.params(session, now_ms()))
             except ExchangeError as error:
                 yield _refusal(about, endpoint, endpoint.probe, error, session.client.host)
                 return
-            if endpoint.probe.problem and (problem := endpoint.probe.problem(body)):
+            problem = endpoint.probe.problem(body) if endpoint.probe.problem else None
+            if problem:
                 yield from of_settings(about, malformed(endpoint.variable(endpoint.probe.about), problem))
                 return
     yield Finding(about, "responds, and accepts the credentials")
 
 
 def _file(endpoint: Endpoint, session: Session) -> Iterator[Finding]:
-    """What is wrong with the endpoint's file."""
-    if endpoint.file_problems:
-        name, find_problems = endpoint.file_problems
-        try:
-            if unusable := find_problems(session):
-                found = f"names a file of which {count_of(len(unusable), 'line')} cannot be used: "
-                error = malformed(endpoint.variable(name), found + "; ".join(unusable[:MAX_LINES]))
-                yield from of_settings(name, error)
-        except SettingsError as error:
-            yield from of_settings(name, error)
+    """What is wrong with the endpoint's file, if it has one."""
+    if not endpoint.file_problems:
+        return
+    variable, unusable_lines_in = endpoint.file_problems
+    try:
+        unusable = unusable_lines_in(session)
+        if unusable:
+            count = count_of(len(unusable), "line")
+            found = f"names a file of which {count} cannot be used: {'; '.join(unusable[:MAX_LINES])}"
+            yield from of_settings(variable, malformed(endpoint.variable(variable), found))
+    except SettingsError as error:
+        yield from of_settings(variable, error)
 
 
-def _offset(endpoint: Endpoint, offset_ms: int) -> Finding:
+def _clock_offset(endpoint: Endpoint, offset_ms: int) -> Finding:
     action = ACTIONS[TimestampRejected] if abs(offset_ms) > MAX_CLOCK_OFFSET_MS else ""
-    return Finding(
-        f"clock of {endpoint.exchange.name}", f"{offset_ms / 1000:+z.1f} s relative to this machine's clock", action
-    )
+    found = f"{offset_ms / 1000:+z.1f} s relative to this machine's clock"
+    return Finding(f"clock of {endpoint.exchange.name}", found, action)
 
 
 def _refusal(about: str, endpoint: Endpoint, probe: Probe, error: ExchangeError, host: str) -> Finding:
     """The finding about an account whose request was refused or did not reach the exchange."""
     if isinstance(error, TimestampRejected) and error.server_ms is not None:
-        return _offset(endpoint, error.server_ms - now_ms())
+        return _clock_offset(endpoint, error.server_ms - now_ms())
+
     what = error.problem.what
     if probe.about and isinstance(error, AccessRefused | Refused):
         refused = malformed(endpoint.variable(probe.about), f"was refused: {what}")
         return next(of_settings(about, refused))
+
     kind = next(kind for kind in ACTIONS if isinstance(error, kind))
-    names = {"variables": ", ".join(endpoint.credentials), "base_url": endpoint.exchange.base_url_variable}
-    action = error.problem.action or ACTIONS[kind].format(**names)
+    action = error.problem.action or ACTIONS[kind].format(
+        variables=", ".join(endpoint.credentials), base_url=endpoint.exchange.base_url_variable
+    )
     return Finding(about, f"{host}: {what}" if kind is ExchangeError else what, action)

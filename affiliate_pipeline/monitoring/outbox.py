@@ -59,7 +59,8 @@ class Outbox(TableStore):
         ).rowcount
         if is_new:
             # Log it too: perhaps no target is configured.
-            log.log(logging.ERROR if alert.kind is Kind.FAILURE else logging.INFO, "%s\n%s", title, text)
+            log_level = logging.ERROR if alert.kind is Kind.FAILURE else logging.INFO
+            log.log(log_level, "%s\n%s", title, text)
         return bool(is_new)
 
     def has(self, key: str) -> bool:
@@ -81,12 +82,17 @@ class Outbox(TableStore):
         never sent to it are due: the target may be down, or may have rejected only that one alert.
         """
         rows = self._execute(
+            "with paused as ("
+            "select bool_or(delivered_at is null) as any_failed, bool_or(delivered_at is not null) as any_accepted "
+            f"from {DELIVERIES} "
+            "where target = %(target)s and next_attempt_at > now()) "
             "select coalesce(attempts, 0), key, title, text, failed, kind "
-            f"from {TABLE} left join {DELIVERIES} on alert = key and target = %(target)s "
-            f"cross join (select bool_or(delivered_at is null) as failing, bool_or(delivered_at is not null) as accepted "
-            f"from {DELIVERIES} where target = %(target)s and next_attempt_at > now()) paused "
+            f"from {TABLE} "
+            f"left join {DELIVERIES} on alert = key and target = %(target)s "
+            "cross join paused "
             "where scope = %(scope)s and alert.delivered_at is null and alert_delivery.delivered_at is null "
-            "and accepted is not true and (attempts is null or failing is not true) "
+            "and any_accepted is not true "
+            "and (attempts is null or any_failed is not true) "
             "order by coalesce(attempts, 0), raised_at, key",
             {"target": target, "scope": self._scope},
         )
@@ -95,7 +101,8 @@ class Outbox(TableStore):
     def count_undelivered(self, target: str) -> int:
         """How many alerts the target has not accepted yet."""
         return self._count_undelivered_where(
-            f"not exists (select from {DELIVERIES} each where alert = key and target = %s and each.delivered_at is not null)",
+            f"not exists (select from {DELIVERIES} delivery "
+            "where alert = key and target = %s and delivery.delivered_at is not null)",
             target,
         )
 
@@ -116,7 +123,8 @@ class Outbox(TableStore):
         """Record that the target accepted the alerts: nothing is due for `min_interval`, then its failed alerts are."""
         with as_store_unavailable(), self._connection.transaction():
             self._execute(
-                f"insert into {DELIVERIES} select key, %s, 1, now() + %s, now() from unnest(%s::text[]) key "
+                f"insert into {DELIVERIES} (alert, target, attempts, next_attempt_at, delivered_at) "
+                "select key, %s, 1, now() + %s, now() from unnest(%s::text[]) key "
                 "on conflict (alert, target) do update set attempts = alert_delivery.attempts + 1, "
                 "next_attempt_at = excluded.next_attempt_at, delivered_at = excluded.delivered_at",
                 (target, min_interval, [alert.key for alert in alerts]),
@@ -137,18 +145,22 @@ class Outbox(TableStore):
         keys = [alert.key for alert in alerts]
         with as_store_unavailable(), self._connection.transaction():
             self._execute(
-                f"insert into {DELIVERIES} select key, %s, 1, now(), null from unnest(%s::text[]) key "
+                f"insert into {DELIVERIES} (alert, target, attempts, next_attempt_at, delivered_at) "
+                "select key, %s, 1, now(), null from unnest(%s::text[]) key "
                 "on conflict (alert, target) do update set attempts = alert_delivery.attempts + 1",
                 (target, keys),
             )
             # Alerts are retried one at a time, so the attempts after each alert's first add up to the target's retries.
             return self._execute(
-                f"with tried as (select 1 + sum(attempts - 1) as attempts, max(next_attempt_at) as until "
-                f"from {DELIVERIES} where target = %(target)s and delivered_at is null) "
-                f"update {DELIVERIES} each set next_attempt_at = case when until > now() then until "
-                "else now() + least(%(max)s, %(first)s * 2 ^ least(tried.attempts - 1, 30)) end from tried "
+                "with failing as (select 1 + sum(attempts - 1) as attempts, max(next_attempt_at) as paused_until "
+                f"from {DELIVERIES} "
+                "where target = %(target)s and delivered_at is null) "
+                f"update {DELIVERIES} set next_attempt_at = "
+                "case when paused_until > now() then paused_until "
+                "else now() + least(%(max)s, %(first)s * 2 ^ least(failing.attempts - 1, 30)) end "
+                "from failing "
                 "where target = %(target)s and delivered_at is null and alert = any(%(keys)s) "
-                "returning tried.attempts::int, next_attempt_at",
+                "returning failing.attempts::int, next_attempt_at",
                 {"target": target, "keys": keys, "first": first_pause, "max": max_pause},
             ).fetchall()[0]
 
@@ -156,13 +168,14 @@ class Outbox(TableStore):
         """Mark as delivered the alerts that all targets accepted; drop failures of removed targets."""
         with as_store_unavailable(), self._connection.transaction():
             self._execute(
-                f"update {TABLE} set delivered_at = now() where scope = %s and delivered_at is null and %s::text[] <@ "
-                f"array(select target from {DELIVERIES} where alert = key and alert_delivery.delivered_at is not null)",
+                f"update {TABLE} set delivered_at = now() "
+                "where scope = %s and delivered_at is null and %s::text[] <@ array("
+                f"select target from {DELIVERIES} where alert = key and alert_delivery.delivered_at is not null)",
                 (self._scope, list(targets)),
             )
             self._execute(
-                f"delete from {DELIVERIES} each using {TABLE} where key = alert and scope = %s "
-                "and each.delivered_at is null and not target = any(%s)",
+                f"delete from {DELIVERIES} using {TABLE} "
+                "where key = alert and scope = %s and alert_delivery.delivered_at is null and not target = any(%s)",
                 (self._scope, list(targets)),
             )
 
@@ -170,16 +183,21 @@ class Outbox(TableStore):
         """The alerts whose failed days have not been reported as landed."""
         rows = self._execute(
             f"select raised_at, key, title, text, failed, kind from {TABLE} "
-            "where scope = %s and recovered_at is null and failed <> '{}' order by raised_at, key",
+            "where scope = %s and recovered_at is null and failed <> '{}' "
+            "order by raised_at, key",
             (self._scope,),
         ).fetchall()
         return [self._open_alert(raised_at, _alert(*alert)) for raised_at, *alert in rows]
 
     def _open_alert(self, raised_at: datetime, alert: Alert) -> OpenAlert:
-        missing = ledger.missing_since(self._connection, alert.failed, raised_at)
-        return OpenAlert(
-            alert, raised_at, {key: days for key, days in missing.items() if days or not alert.failed[key]}
-        )
+        not_landed_since = ledger.missing_since(self._connection, alert.failed, raised_at)
+        missing = {
+            asset: days
+            for asset, days in not_landed_since.items()
+            # An asset without failed days stays missing: the ledger does not show whether it has been materialized.
+            if days or not alert.failed[asset]
+        }
+        return OpenAlert(alert, raised_at, missing)
 
     def recover(self, recovered: Iterable[Alert], news: Alert) -> None:
         """Mark these alerts as recovered, and add the alert that reports it."""

@@ -57,9 +57,8 @@ class OverdueStore(TableStore):
     def states(self) -> dict[str, dict[date, State]]:
         """By asset, the states of its overdue days."""
         states: dict[str, dict[date, State]] = {}
-        for asset, day, attempts, requested_at, level in self._execute(
-            f"select asset, partition, tries, asked_at, said from {TABLE}"
-        ):
+        rows = self._execute(f"select asset, partition, tries, asked_at, said from {TABLE}")
+        for asset, day, attempts, requested_at, level in rows:
             states.setdefault(asset, {})[day] = State(attempts, requested_at, NotificationLevel[level.upper()])
         return states
 
@@ -82,35 +81,40 @@ def overdue_days(endpoint: Endpoint, ledgers: ledger.Ledgers, start: date, now_m
     `ledgers` must have, by asset, the first landed day and those of the last 31. An expired day is not overdue if the
     fallback has landed it.
     """
-    timetable, landed = endpoint.timetable, ledgers.get(endpoint.key)
+    timetable = endpoint.timetable
+    landed = ledgers.get(endpoint.key)
     if not landed or not timetable.is_monitored:
         return []
-    landed_by_fallback = ledgers.get(timetable.fallback.asset) if timetable.fallback else None
+    landed_by_fallback: Collection[date] = ()
+    if timetable.fallback:
+        landed_by_fallback = ledgers.get(timetable.fallback.asset, ())
+
     first = max(min(landed), start, day_of(now_ms, timetable.zone) - MONITORED_DAYS * DAY)
-    return [
-        each
-        for each in expected_days(timetable, first, now_ms, landed)
-        if each.overdue_at_ms is not None
-        and now_ms >= each.overdue_at_ms
-        and (each.is_retained(now_ms) or each.day not in (landed_by_fallback or ()))
-    ]
+    overdue: list[ExpectedDay] = []
+    for expected in expected_days(timetable, first, now_ms, landed):
+        is_overdue = expected.overdue_at_ms is not None and now_ms >= expected.overdue_at_ms
+        if is_overdue and (expected.is_retained(now_ms) or expected.day not in landed_by_fallback):
+            overdue.append(expected)
+    return overdue
 
 
-def described(each: ExpectedDay, now_ms: int) -> str:
+def described(expected: ExpectedDay, now_ms: int) -> str:
     """Why the day is overdue, and until when it can be fetched."""
-    reason = (
-        f"it was last read at {each.last_read_at:%Y-%m-%d %H:%M} UTC, before it had settled"
-        if each.last_read_at
-        else "it has not landed"
-    )
-    text = f"{each.day}: {reason}; "
-    if each.deadline_ms is None:
+    if expected.last_read_at:
+        reason = f"it was last read at {expected.last_read_at:%Y-%m-%d %H:%M} UTC, before it had settled"
+    else:
+        reason = "it has not landed"
+    text = f"{expected.day}: {reason}; "
+
+    if expected.deadline_ms is None:
         return f"{text}it is not known how long the exchange retains it"
-    until = f"fetchable until {last_minute_before(each.deadline_ms)}"
-    if each.is_retained(now_ms):
+    until = f"fetchable until {last_minute_before(expected.deadline_ms)}"
+    if expected.is_retained(now_ms):
         return text + until
-    fallback = f", by {each.fallback[0]} until {last_minute_before(each.fallback[1])}" if each.fallback else ""
-    return f"{text}was {until}{fallback}"
+    if expected.fallback is None:
+        return f"{text}was {until}"
+    fallback_asset, fallback_deadline_ms = expected.fallback
+    return f"{text}was {until}, and is fetchable by {fallback_asset} until {last_minute_before(fallback_deadline_ms)}"
 
 
 def at_risk(days: Sequence[ExpectedDay], states: Mapping[date, State]) -> list[date]:
@@ -142,54 +146,75 @@ def actions_for(
         in_progress: Whether a run of the asset is unfinished.
         just_failed: The days of runs, not requested by the monitor, that failed less than `FIRST_PAUSE` ago.
     """
-    actions = OverdueActions([], {}, {})
-    requested: list[date] = []
-    for each in days:
-        state = states.get(each.day, State())
-        may_request = _may_request(endpoint, each, state, now_ms)
-        waits = each.day in just_failed
-        level = level_for(each, state, now_ms, may_request=may_request, waits=waits, in_progress=in_progress)
+    to_request: list[date] = []
+    to_report: dict[NotificationLevel, list[ExpectedDay]] = {}
+    new_states: dict[date, State] = {}
+    for expected in days:
+        state = states.get(expected.day, State())
+        may_request = _may_request(endpoint, expected, state, now_ms)
+        waits = expected.day in just_failed
+
+        level = level_for(expected, state, now_ms, may_request=may_request, waits=waits, in_progress=in_progress)
         if level > state.level:
-            actions.report.setdefault(level, []).append(each)
+            to_report.setdefault(level, []).append(expected)
             state = replace(state, level=level)
+
         if may_request and not waits and not in_progress:
-            requested.append(each.day)
-            state = replace(state, attempts=state.attempts + 1, requested_at=datetime.fromtimestamp(now_ms / 1000, UTC))
+            to_request.append(expected.day)
+            now = datetime.fromtimestamp(now_ms / 1000, UTC)
+            state = replace(state, attempts=state.attempts + 1, requested_at=now)
+
         if state != State():
-            actions.states[each.day] = state
-    return replace(actions, request=day_ranges(requested))
+            new_states[expected.day] = state
+    return OverdueActions(day_ranges(to_request), to_report, new_states)
 
 
-def _may_request(endpoint: Endpoint, each: ExpectedDay, state: State, now_ms: int) -> bool:
-    requested_ms = state.requested_at and state.requested_at.timestamp() * 1000
-    if each.deadline_ms is None or each.is_retained(now_ms):
-        pause = min(FIRST_PAUSE * 2 ** max(0, state.attempts - 1), MAX_PAUSE)
-        is_paused = requested_ms is not None and now_ms - requested_ms < pause / timedelta(milliseconds=1)
-        return state.attempts < MAX_ATTEMPTS and not is_paused
-    # After the promised retention, request the day once more if the source can prove that it still has it. Without the
-    # proof, the run fails. A run does not fetch a landed day again after the promised retention.
-    is_provable = (retention := retention_of(endpoint)) is not None and retention.proof is not None
-    was_requested = requested_ms is not None and requested_ms > each.deadline_ms
-    return is_provable and not each.last_read_at and not was_requested and state.level is not NotificationLevel.LOST
+def _may_request(endpoint: Endpoint, expected: ExpectedDay, state: State, now_ms: int) -> bool:
+    """Whether an attempt is left for the day, and the pause since the last one is over."""
+    if expected.deadline_ms is not None and now_ms > expected.deadline_ms:
+        return _may_request_expired(endpoint, expected, state, expected.deadline_ms)
+    return state.attempts < MAX_ATTEMPTS and not _is_paused(state, now_ms)
+
+
+def _is_paused(state: State, now_ms: int) -> bool:
+    """Whether the last request is too recent for another one; the pause doubles with each attempt."""
+    if state.requested_at is None:
+        return False
+    pause = min(FIRST_PAUSE * 2 ** max(0, state.attempts - 1), MAX_PAUSE)
+    elapsed_ms = now_ms - state.requested_at.timestamp() * 1000
+    return elapsed_ms < pause / timedelta(milliseconds=1)
+
+
+def _may_request_expired(endpoint: Endpoint, expected: ExpectedDay, state: State, deadline_ms: int) -> bool:
+    """Whether to request the day once more after `deadline_ms`, the end of the promised retention."""
+    # Only if the source can prove that it still has the day: without the proof, the run fails.
+    retention = retention_of(endpoint)
+    is_provable = retention is not None and retention.proof is not None
+    # A run does not fetch a landed day again after the promised retention.
+    has_landed = expected.last_read_at is not None
+    was_requested = state.requested_at is not None and state.requested_at.timestamp() * 1000 > deadline_ms
+    return is_provable and not has_landed and not was_requested and state.level is not NotificationLevel.LOST
 
 
 def level_for(
-    each: ExpectedDay, state: State, now_ms: int, *, may_request: bool, waits: bool, in_progress: bool
+    expected: ExpectedDay, state: State, now_ms: int, *, may_request: bool, waits: bool, in_progress: bool
 ) -> NotificationLevel:
     """The day's level now, reported if above the last one. `waits`: a run just failed, so a new request waits."""
-    is_retained = each.is_retained(now_ms)
-    # Report nothing if a request is due, unless a run has just failed and the day is still retained. Report no loss
-    # while a run is in progress.
-    if (may_request and not (waits and is_retained)) or (in_progress and not is_retained):
+    if not expected.is_retained(now_ms):
+        # Report no loss while a request is due or in progress.
+        if may_request or in_progress:
+            return NotificationLevel.NOTHING
+        return NotificationLevel.SECOND_CHANCE if expected.fallback else NotificationLevel.LOST
+
+    # Report nothing if a request is due, unless a run has just failed.
+    if may_request and not waits:
         return NotificationLevel.NOTHING
-    if not is_retained:
-        return NotificationLevel.SECOND_CHANCE if each.fallback else NotificationLevel.LOST
-    if each.deadline_ms is not None:
-        left = timedelta(milliseconds=each.deadline_ms - now_ms)
-        if left < SECOND_WARNING:
+    if expected.deadline_ms is not None:
+        time_left = timedelta(milliseconds=expected.deadline_ms - now_ms)
+        if time_left < SECOND_WARNING:
             return NotificationLevel.BELOW_12_HOURS
         # The first attempt may still succeed while it is in progress.
-        if left < FIRST_WARNING and (state.attempts > 1 or not in_progress):
+        if time_left < FIRST_WARNING and (state.attempts > 1 or not in_progress):
             return NotificationLevel.BELOW_48_HOURS
     is_given_up = state.attempts >= MAX_ATTEMPTS and not in_progress
     return NotificationLevel.GIVEN_UP if is_given_up else NotificationLevel.NOTHING
@@ -199,40 +224,59 @@ def alerts_of(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expec
     """One alert; from `SECOND_CHANCE` on, a separate one for days that landed before settling."""
     if level < NotificationLevel.SECOND_CHANCE:
         return [_alert(endpoint, level, days, now_ms)]
-    groups = [each for each in days if not each.last_read_at], [each for each in days if each.last_read_at]
-    return [_alert(endpoint, level, group, now_ms) for group in groups if group]
+    never_landed = [expected for expected in days if not expected.last_read_at]
+    read_too_early = [expected for expected in days if expected.last_read_at]
+    return [_alert(endpoint, level, group, now_ms) for group in (never_landed, read_too_early) if group]
 
 
 def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[ExpectedDay], now_ms: int) -> Alert:
-    named = format_days(each.day for each in days)
+    days_text = format_days(expected.day for expected in days)
+    title, advice = _title_and_advice(endpoint, level, days, days_text)
+    key = f"watch: {level.name.lower()}, {endpoint.key}, {days_text}"
+    if days[0].last_read_at:
+        # A day may be overdue twice: before it landed, and again because it was read before it settled.
+        key += ", too early"
+    return Alert(
+        key,
+        f"{endpoint.key}: {title}",
+        "\n".join([*(described(expected, now_ms) for expected in days), advice]),
+        failed={endpoint.key: [expected.day for expected in days]},
+    )
+
+
+def _title_and_advice(
+    endpoint: Endpoint, level: NotificationLevel, days: Sequence[ExpectedDay], days_text: str
+) -> tuple[str, str]:
+    """The title without the asset, and the text's last line: the impact, and what to do."""
     it, is_ = ("it", "is") if len(days) == 1 else ("them", "are")
-    action = (
+    given_up = f"No further run is requested for {it}."
+    to_do = (
         f"To do: fix the cause that the alert of the failed run names, then materialize {it} (missing and failed only)."
     )
-    given_up = f"No further run is requested for {it}."
     match level:
         case NotificationLevel.LOST if days[0].last_read_at:
-            title = f"{named} expired before settling"
-            text = "The rows that had landed are unchanged, but lack what the exchange changed after they were read."
+            title = f"{days_text} expired before settling"
+            advice = "The rows that had landed are unchanged, but lack what the exchange changed after they were read."
         case NotificationLevel.LOST:
-            title, text = f"{named} {is_} lost", given_up
-            if (retention := retention_of(endpoint)) and retention.proof:
-                text += (
+            title = f"{days_text} {is_} lost"
+            advice = given_up
+            retention = retention_of(endpoint)
+            if retention and retention.proof:
+                advice += (
                     f" If you know that the exchange still has {it}: materialize {it} with run config trust_old: true."
                 )
         case NotificationLevel.SECOND_CHANCE:
-            asset = days[0].fallback[0] if days[0].fallback else ""
-            title = f"only {asset} can still land {named}"
-            text = f"To do: unless a schedule does so, materialize {asset} for {it}, as its description says."
+            # Each day of this level has a fallback.
+            fallback_asset, _ = days[0].fallback or ("", 0)
+            title = f"only {fallback_asset} can still land {days_text}"
+            advice = (
+                f"To do: unless a schedule does so, materialize {fallback_asset} for {it}, as its description says."
+            )
         case NotificationLevel.GIVEN_UP:
-            title, text = f"{named} {is_} still overdue after {MAX_ATTEMPTS} attempts", f"{given_up} {action}"
+            title = f"{days_text} {is_} still overdue after {MAX_ATTEMPTS} attempts"
+            advice = f"{given_up} {to_do}"
         case _:
-            span = SECOND_WARNING if level is NotificationLevel.BELOW_12_HOURS else FIRST_WARNING
-            title, text = f"less than {span // HOUR} hours are left to land {named}", action
-    return Alert(
-        # A day may be overdue twice: before it landed, and again because it was read before it settled.
-        f"watch: {level.name.lower()}, {endpoint.key}, {named}" + (", too early" if days[0].last_read_at else ""),
-        f"{endpoint.key}: {title}",
-        "\n".join([*(described(each, now_ms) for each in days), text]),
-        {endpoint.key: [each.day for each in days]},
-    )
+            time_left = SECOND_WARNING if level is NotificationLevel.BELOW_12_HOURS else FIRST_WARNING
+            title = f"less than {time_left // HOUR} hours are left to land {days_text}"
+            advice = to_do
+    return title, advice

@@ -44,9 +44,12 @@ def _amount(raw: bytes) -> str:
 def _integer(lowest: int, highest: int) -> Callable[[bytes], int]:
     def read(raw: bytes) -> int:
         text = _string(raw)
-        if not _WHOLE.fullmatch(text) or not lowest <= int(text) <= highest:
+        if not _WHOLE.fullmatch(text):
             raise ValueError
-        return int(text)
+        number = int(text)
+        if not lowest <= number <= highest:
+            raise ValueError
+        return number
 
     return read
 
@@ -85,12 +88,16 @@ class Kind:
 
     def means_null(self, raw: bytes) -> bool:
         """Whether this JSON text is null in a nullable column."""
-        is_scalar = raw[:1] not in b"{["
-        return raw == b"null" or (is_scalar and bool(self.no_value) and _string(raw).strip().lower() in self.no_value)
+        if raw == b"null":
+            return True
+        if not self.no_value or raw[:1] in b"{[":
+            return False
+        return _string(raw).strip().lower() in self.no_value
 
 
 def _whole(name: LiteralString, bits: int) -> Kind:
-    return Kind(name, f"a whole number of {bits} bits", name, _integer(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
+    limit = 2 ** (bits - 1)
+    return Kind(name, f"a whole number of {bits} bits", name, _integer(-limit, limit - 1))
 
 
 _INSTANT_NOUN = "a time in milliseconds from 2009 to 2100"

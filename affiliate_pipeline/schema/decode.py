@@ -54,17 +54,12 @@ def parse(model: type[Row], chunks: Iterable[bytes], inside: tuple[str, int, int
     half-open range of milliseconds that it has to be in.
     """
     chunks = list(chunks)
-    parsed, problems = _as_declared(model, chunks), list[ColumnProblem]()
+    parsed = _as_declared(model, chunks)
+    problems: list[ColumnProblem] = []
     if parsed is None:
-        try:
-            parsed, problems = _FieldReader(model, joined(chunks)).read()
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Invalid([ColumnProblem("a row", f"not JSON ({error})")]) from None
-        # Unreadable values are null in the table, so drop the duplicate null problem.
-        unread = {(problem.column, _NULL) for problem in problems}
-        problems += [each for each in _problems_of(model, parsed.table) if (each.column, each.check) not in unread]
+        parsed, problems = _by_field(model, chunks)
     if inside and not problems:
-        problems += _outside(parsed.table, *inside)
+        problems = _outside(parsed.table, *inside)
     if problems:
         raise Invalid(problems)
     return parsed
@@ -82,7 +77,8 @@ def _as_declared(model: type[Row], chunks: Sequence[bytes]) -> Parsed | None:
     """The fast path for valid rows of the declared types; None: `_FieldReader` is needed."""
     try:
         names = _names_sent(model, chunks)
-        parts = list(batches(chunks, DECODED_BYTES)) or [list[bytes]()]
+        no_rows: list[bytes] = []
+        parts = list(batches(chunks, DECODED_BYTES)) or [no_rows]
         table = arrow.concat_tables([_decoded(model, names, part) for part in parts])
     except (arrow.ArrowException, ValueError, RecursionError):
         return None
@@ -91,20 +87,25 @@ def _as_declared(model: type[Row], chunks: Sequence[bytes]) -> Parsed | None:
 
 def _names_sent(model: type[Row], chunks: Sequence[bytes]) -> tuple[str, ...]:
     """The JSON names of the columns, in order, as the first row spells them; raises ValueError for an unknown field."""
-    first: object = json.JSONDecoder().raw_decode(chunks[0].decode())[0] if chunks else {}
+    first: object = {}
+    if chunks:
+        first, _ = json.JSONDecoder().raw_decode(chunks[0].decode())
     if not isinstance(first, dict):
         raise ValueError("not a row")  # noqa: TRY004 - the data are wrong, not an argument's type
     sent = {normalized(name): name for name in cast(dict[str, object], first)}
-    names = tuple(sent.pop(normalized(column.json_name), column.json_name) for column in columns(model))
+    names: list[str] = []
+    for column in columns(model):
+        names.append(sent.pop(normalized(column.json_name), column.json_name))
     if sent:
         raise ValueError("a field is unknown")
-    return names
+    return tuple(names)
 
 
 @lru_cache
 def _parse_options(model: type[Row], names: tuple[str, ...]) -> pyarrow.json.ParseOptions:
     """The options to parse an object whose `rows` have exactly the declared types."""
-    row = arrow.struct([(name, _JSON_TYPES[each.kind.name]) for name, each in zip(names, columns(model), strict=True)])
+    types = [_JSON_TYPES[column.kind.name] for column in columns(model)]
+    row = arrow.struct(list(zip(names, types, strict=True)))
     schema = arrow.schema([("rows", arrow.list_(row))])
     return pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
 
@@ -116,11 +117,13 @@ def _decoded(model: type[Row], names: tuple[str, ...], chunks: Sequence[bytes]) 
     whole = pyarrow.json.read_json(arrow.BufferReader(text), options, _parse_options(model, names))
     if len(whole) != 1:
         raise ValueError("not one list of rows")
+
     rows = whole["rows"].combine_chunks().values
     # Arrow does not check that texts are UTF-8.
     rows.validate(full=True)
     if rows.null_count:
         raise ValueError("a row is null")
+
     values: dict[str, arrow.Array] = {}
     for column, name, array in zip(columns(model), names, rows.flatten(), strict=True):
         # Arrow reads a missing field as null, so count the names: in flat rows, only a name is followed by a colon.
@@ -134,9 +137,12 @@ def _in_ms(array: arrow.Array, kind: Kind) -> arrow.Array:
     """The array; instants in seconds become milliseconds. Raises ValueError if an instant is out of range."""
     if kind.name != "instant" or array.null_count == len(array):
         return array
-    lowest, highest = (each.as_py() for each in compute.min_max(array).values())
-    if 0 < lowest <= highest < MIN_MILLISECONDS:
-        array, lowest, highest = compute.multiply(array, 1000), lowest * 1000, highest * 1000
+    bounds = compute.min_max(array).as_py()
+    lowest, highest = bounds["min"], bounds["max"]
+    if highest < MIN_MILLISECONDS:
+        array = compute.multiply(array, 1000)
+        lowest, highest = lowest * 1000, highest * 1000
+    # Seconds among milliseconds are out of range too: `_FieldReader` converts them one by one.
     if lowest < OLDEST_MS or highest > NEWEST_MS:
         raise ValueError("an instant is out of range")
     return array
@@ -148,6 +154,18 @@ def _table(
     arrays = {each.name: arrow.array(values[each.name], _ARROW_TYPES[each.kind.name]) for each in columns(model)}
     arrays["extra"] = arrow.array(extra, arrow.string()) if extra else arrow.nulls(row_count, arrow.string())
     return arrow.table(arrays)
+
+
+def _by_field(model: type[Row], chunks: Sequence[bytes]) -> tuple[Parsed, list[ColumnProblem]]:
+    """The rows, and all problems of their values; raises `Invalid` if a chunk is not JSON."""
+    try:
+        parsed, unread = _FieldReader(model, joined(chunks)).read()
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Invalid([ColumnProblem("a row", f"not JSON ({error})")]) from None
+    # Unreadable values are null in the table, so drop the duplicate null problem.
+    duplicates = {(problem.column, _NULL) for problem in unread}
+    invalid = [each for each in _problems_of(model, parsed.table) if (each.column, each.check) not in duplicates]
+    return parsed, unread + invalid
 
 
 class _FieldReader:
@@ -177,14 +195,19 @@ class _FieldReader:
         others: list[tuple[str, bytes]] = []
         for name, raw in fields(row):
             column = self._columns.get(normalized(name))
-            # Of several spellings of a column's name, the first is the column's; the others are unknown fields.
-            if column is None or seen.get(column.name, (name,))[0] != name:
+            if column is None:
                 others.append((name, raw))
             elif column.name not in seen:
                 seen[column.name] = name, raw
                 self._read_value(index, column, raw)
-            elif seen[column.name][1] != raw:
-                self._problems.append(ColumnProblem(column.name, "the field occurs twice", index, sample(raw)))
+            else:
+                first_name, first_raw = seen[column.name]
+                # Of several spellings of a column's name, the first is the column's; the others are unknown fields.
+                if name != first_name:
+                    others.append((name, raw))
+                elif raw != first_raw:
+                    self._problems.append(ColumnProblem(column.name, "the field occurs twice", index, sample(raw)))
+
         for name in self._required - seen.keys():
             self._problems.append(ColumnProblem(name, "the field is missing", index))
         return others
@@ -220,14 +243,19 @@ def _problems_of(model: type[Row], table: arrow.Table) -> list[ColumnProblem]:
     try:
         _validator(model).validate(frame, lazy=True)
     except SchemaErrors as errors:
-        checks = {column.name: f"not {column.kind.noun}" for column in columns(model)}
-        return [
-            ColumnProblem(case["column"], _NULL, int(case["index"]))
-            if case["check"] == "not_nullable"
-            else ColumnProblem(case["column"], checks[case["column"]], int(case["index"]), sample(case["failure_case"]))
-            for case in cast(Any, errors).failure_cases.to_dict("records")
-        ]
-    return []
+        cases = cast(Any, errors).failure_cases.to_dict("records")
+    else:
+        return []
+
+    checks = {column.name: f"not {column.kind.noun}" for column in columns(model)}
+    problems: list[ColumnProblem] = []
+    for case in cases:
+        column, row = case["column"], int(case["index"])
+        if case["check"] == "not_nullable":
+            problems.append(ColumnProblem(column, _NULL, row))
+        else:
+            problems.append(ColumnProblem(column, checks[column], row, sample(case["failure_case"])))
+    return problems
 
 
 def _outside(table: arrow.Table, column: str, start_ms: int, end_ms: int) -> list[ColumnProblem]:
@@ -237,4 +265,5 @@ def _outside(table: arrow.Table, column: str, start_ms: int, end_ms: int) -> lis
     if not compute.any(is_outside).as_py():
         return []
     rows = compute.indices_nonzero(is_outside).to_pylist()
-    return [ColumnProblem(column, "outside the day", rows[0], sample(instants[rows[0]].as_py()), len(rows))]
+    first = rows[0]
+    return [ColumnProblem(column, "outside the day", first, sample(instants[first].as_py()), count=len(rows))]

@@ -16,7 +16,8 @@ class Fingerprint:
     @classmethod
     def parse(cls, text: str) -> "Fingerprint":
         """The fingerprint whose `str` is this text."""
-        return cls(tuple(int(text[i : i + 16], 16) for i in range(0, 64, 16)))
+        # Each part is 16 hexadecimal digits.
+        return cls(tuple(int(text[start : start + 16], base=16) for start in (0, 16, 32, 48)))
 
     def __add__(self, other: "Fingerprint") -> "Fingerprint":
         return Fingerprint(tuple((a + b) % 2**64 for a, b in zip(self.parts, other.parts, strict=True)))

@@ -27,8 +27,9 @@ class Invalid(Exception):
     def __init__(self, problems: Iterable[ColumnProblem]):
         merged: dict[tuple[str, str], ColumnProblem] = {}
         for problem in problems:
-            seen = merged.get((problem.column, problem.check))
-            merged[problem.column, problem.check] = replace(seen, count=seen.count + problem.count) if seen else problem
+            key = problem.column, problem.check
+            first = merged.get(key)
+            merged[key] = replace(first, count=first.count + problem.count) if first else problem
         self.problems = tuple(merged.values())
         self.first_row = min(problem.row for problem in self.problems)
         super().__init__("; ".join(map(str, self.problems)))

@@ -90,8 +90,10 @@ def texts(row: bytes, *names: str) -> tuple[str | None, ...]:
 def is_false(row: bytes, name: str) -> bool:
     """Whether the row has the flag with this JSON name, and it is false."""
     value = _field(row, name)
+    if value is None:
+        return False
     try:
-        return value is not None and not KINDS["flag"].read(value)
+        return not KINDS["flag"].read(value)
     except (ValueError, KeyError):
         return False
 
@@ -110,10 +112,13 @@ def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
     given = {normalized(name): str(value) for name, value in values.items()}
     members = [_member(name, msgspec.json.encode(value)) for name, value in values.items()]
     for name, raw in fields(row):
-        if normalized(name) not in given:
+        expected = given.get(normalized(name))
+        if expected is None:
             members.append(_member(name, raw))
-        elif raw != b"null" and (received := _text(raw)) != given[normalized(name)]:
-            raise ValueError(f"its `{name}` is {sample(received)}, not {given[normalized(name)]}")
+        elif raw != b"null":
+            received = _text(raw)
+            if received != expected:
+                raise ValueError(f"its `{name}` is {sample(received)}, not {expected}")
     return b"{" + b",".join(members) + b"}"
 
 
@@ -122,8 +127,10 @@ def fields(row: bytes) -> list[tuple[str, bytes]]:
     found = msgspec.json.decode(row, type=dict[str, msgspec.Raw])
     # Unless there are more colons after quotes than fields, no field is repeated: skip the slow parser.
     may_repeat = row.count(b":") > len(found) and (row.count(b'":') > len(found) or _SPACED_COLON.search(row))
-    if may_repeat and len(pairs := _pairs(row)) > len(found):
-        return pairs
+    if may_repeat:
+        pairs = _pairs(row)
+        if len(pairs) > len(found):
+            return pairs
     return [(name, bytes(raw)) for name, raw in found.items()]
 
 
@@ -135,7 +142,9 @@ def normalized(name: str) -> str:
 def sample(value: object) -> str:
     """The value, or the text of its bytes, as shown in messages: redacted and shortened."""
     text = redact(value.decode(errors="replace") if isinstance(value, bytes) else value)
-    return repr(text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS] + "…")
+    if len(text) > SAMPLE_CHARACTERS:
+        text = text[:SAMPLE_CHARACTERS] + "…"
+    return repr(text)
 
 
 def _field(row: bytes, name: str) -> bytes | None:
@@ -180,10 +189,14 @@ def payload(received: bytes) -> str:
     try:
         text = received.decode()
     except UnicodeDecodeError:
-        text = "\0"  # stored in base64, like a text with NUL
+        return _in_base64(received)
     if "\0" in text:
-        return json.dumps({"$base64": b64encode(received).decode()})
+        return _in_base64(received)
     return text if _fits_jsonb(received) else json.dumps(text)
+
+
+def _in_base64(received: bytes) -> str:
+    return json.dumps({"$base64": b64encode(received).decode()})
 
 
 def extra_of(unknown: Iterable[tuple[str, bytes]]) -> tuple[str, set[str]]:
@@ -200,10 +213,13 @@ def extra_of(unknown: Iterable[tuple[str, bytes]]) -> tuple[str, set[str]]:
         by_key[key].append(raw)
         if key != name or len(by_key[key]) > 1 or not _fits_jsonb(raw):
             wrapped.add(key)
-    stored = {
-        key: {AS_RECEIVED: b",".join(raws).decode(errors="replace")} if key in wrapped else msgspec.Raw(raws[0])
-        for key, raws in by_key.items()
-    }
+
+    stored: dict[str, object] = {}
+    for key, raws in by_key.items():
+        if key in wrapped:
+            stored[key] = {AS_RECEIVED: b",".join(raws).decode(errors="replace")}
+        else:
+            stored[key] = msgspec.Raw(raws[0])
     # Sort: the text is hashed, and the order of fields must not matter. Cut names: they are stored in an index, whose
     # entries are limited in size.
     return msgspec.json.encode(stored, order="sorted").decode(), {key[:NAME_CHARACTERS] for key in stored}

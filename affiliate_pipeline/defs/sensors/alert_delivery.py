@@ -21,6 +21,8 @@ MAX_PAUSE = timedelta(minutes=30)
 # A tick has to end within 60 s; the next tick sends the rest.
 MAX_SENDING_S = 25
 MATERIALIZATIONS_READ = 1000
+# Unix times, by asset and day; the day is None if the asset is not partitioned.
+_LastMaterialized = Mapping[tuple[str, date | None], float]
 
 
 class Undelivered(Exception):
@@ -33,7 +35,11 @@ def build_alert_delivery(endpoints: Sequence[Endpoint], placement: Placement = O
     A day of one of the `endpoints` also counts as landed if its fallback has landed it.
     """
     # By asset, the other asset that can land its days as a fallback.
-    fallbacks = {endpoint.key: other.asset for endpoint in endpoints if (other := endpoint.timetable.fallback)}
+    fallbacks: dict[str, str] = {}
+    for endpoint in endpoints:
+        fallback = endpoint.timetable.fallback
+        if fallback:
+            fallbacks[endpoint.key] = fallback.asset
 
     @sensor(
         name=placement.name("alert_delivery"),
@@ -74,25 +80,36 @@ def _deliver(outbox: Outbox, urls: Sequence[str], variable: str) -> list[str]:
 
     They name a URL, which contains secrets, only by its position.
     """
-    targets = {delivery.fingerprint(url): (place, url) for place, url in enumerate(urls, start=1)}
-    problems: list[str] = []
-    failing = outbox.failing_targets()
-    deadline = time.monotonic() + MAX_SENDING_S
+    targets = {delivery.fingerprint(url): (position, url) for position, url in enumerate(urls, start=1)}
     # Targets that have failed come last, because they may take all the time.
-    for target, (place, url) in sorted(targets.items(), key=lambda each: each[0] in failing):
-        for message in _messages(outbox.due(target)):
-            if time.monotonic() > deadline:
-                break
-            if problem := delivery.send(url, message):
-                attempts, next_attempt = outbox.record_failure(target, message.alerts, FIRST_PAUSE, MAX_PAUSE)
-                problems.append(
-                    f"{variable}: entry {place} {problem} (attempt {attempts}: {message.title}); undelivered alerts for it in "
-                    f"{TABLE}: {outbox.count_undelivered(target)}; next attempt at {next_attempt:%H:%M:%S} UTC"
-                )
-                break
-            outbox.record_delivery(target, message.alerts, MIN_INTERVAL)
+    failing = outbox.failing_targets()
+    in_order = sorted(targets, key=lambda target: target in failing)
+    deadline = time.monotonic() + MAX_SENDING_S
+
+    problems: list[str] = []
+    for target in in_order:
+        position, url = targets[target]
+        problem = _send_due(outbox, target, url, deadline)
+        if problem:
+            problems.append(f"{variable}: entry {position} {problem}")
     outbox.complete_deliveries(targets)
     return problems
+
+
+def _send_due(outbox: Outbox, target: str, url: str, deadline: float) -> str | None:
+    """Send the target's due alerts and record the results, until the deadline or a failure; return the failure."""
+    for message in _messages(outbox.due(target)):
+        if time.monotonic() > deadline:
+            break
+        problem = delivery.send(url, message)
+        if problem:
+            attempts, next_attempt = outbox.record_failure(target, message.alerts, FIRST_PAUSE, MAX_PAUSE)
+            return (
+                f"{problem} (attempt {attempts}: {message.title}); undelivered alerts for it in "
+                f"{TABLE}: {outbox.count_undelivered(target)}; next attempt at {next_attempt:%H:%M:%S} UTC"
+            )
+        outbox.record_delivery(target, message.alerts, MIN_INTERVAL)
+    return None
 
 
 def _messages(due: Sequence[tuple[alerts.Alert, int]]) -> Iterator[delivery.Message]:
@@ -112,42 +129,48 @@ def _report_recovered(
 ) -> None:
     """Mark the alerts whose failed days have all landed since as recovered, and add one alert about them."""
     open_alerts = outbox.open_alerts()
-    materialized = _last_materialized(instance, open_alerts, placement, fallbacks)
-    recovered = [
-        each.alert
-        for each in open_alerts
-        if all(
-            materialized.get((asset, day), 0) >= each.raised_at.timestamp()
-            for asset, days in each.missing.items()
-            for day in days or (None,)
-        )
-    ]
+    materialized_at = _last_materialized(instance, open_alerts, placement, fallbacks)
+    recovered = [each.alert for each in open_alerts if _has_recovered(each, materialized_at)]
     if recovered:
         outbox.recover(recovered, alerts.recovered(recovered))
 
 
+def _has_recovered(open_alert: OpenAlert, materialized_at: _LastMaterialized) -> bool:
+    """Whether everything that the alert lists as missing has been materialized since it was raised."""
+    missing = [(asset, day) for asset, days in open_alert.missing.items() for day in days or (None,)]
+    raised_at = open_alert.raised_at.timestamp()
+    return all(materialized_at.get(partition, 0) >= raised_at for partition in missing)
+
+
 def _last_materialized(
     instance: dg.DagsterInstance, open_alerts: Sequence[OpenAlert], placement: Placement, fallbacks: Mapping[str, str]
-) -> dict[tuple[str, date | None], float]:
-    """When (Unix time) each asset and day that the alerts lack was last materialized, also by its fallback.
+) -> _LastMaterialized:
+    """When each asset and day that an alert lists as missing was last materialized, by the asset or its fallback.
 
-    The day is None if the asset is not partitioned. Read from Dagster's events: the ledger does not show days that were
-    retained or landed by a fallback, nor assets without an endpoint.
+    Read from Dagster's events: the ledger does not show days that were retained or landed by a fallback, nor assets
+    without an endpoint.
     """
-    found: dict[tuple[str, date | None], float] = {}
+    materialized_at: dict[tuple[str, date | None], float] = {}
     for asset in sorted({asset for each in open_alerts for asset in each.missing}):
-        concerned = [each for each in open_alerts if asset in each.missing]
+        about_asset = [each for each in open_alerts if asset in each.missing]
+        days = {f"{day}" for each in about_asset for day in each.missing[asset]}
+        oldest = min(each.raised_at for each in about_asset)
         for key in filter(None, (asset, fallbacks.get(asset))):
             records_filter = dg.AssetRecordsFilter(
-                placement.key(key),
-                asset_partitions=sorted({f"{day}" for each in concerned for day in each.missing[asset]}) or None,
-                after_timestamp=min(each.raised_at for each in concerned).timestamp(),
+                placement.key(key), asset_partitions=sorted(days) or None, after_timestamp=oldest.timestamp()
             )
-            cursor, has_more = None, True
-            while has_more:
-                page = instance.fetch_materializations(records_filter, MATERIALIZATIONS_READ, cursor)
-                cursor, has_more = page.cursor, page.has_more
-                for record in page.records:
-                    day = date.fromisoformat(record.partition_key) if record.partition_key else None
-                    found[asset, day] = max(record.timestamp, found.get((asset, day), 0))
-    return found
+            for record in _materializations(instance, records_filter):
+                day = date.fromisoformat(record.partition_key) if record.partition_key else None
+                materialized_at[asset, day] = max(record.timestamp, materialized_at.get((asset, day), 0))
+    return materialized_at
+
+
+def _materializations(
+    instance: dg.DagsterInstance, records_filter: dg.AssetRecordsFilter
+) -> Iterator[dg.EventLogRecord]:
+    """All materializations that match the filter, fetched page by page."""
+    cursor, has_more = None, True
+    while has_more:
+        page = instance.fetch_materializations(records_filter, MATERIALIZATIONS_READ, cursor)
+        yield from page.records
+        cursor, has_more = page.cursor, page.has_more

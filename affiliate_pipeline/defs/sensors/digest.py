@@ -61,30 +61,55 @@ def _evaluate(
         commission = Commission(store, earning, has_prices=has_prices)
         # Enough for the last two weeks that have ended, which a weekly digest compares.
         ledgers = ledger.entries_since(store.connection, today - 4 * WEEK_DAYS * DAY)
-        # Other definitions may land other accounts in the same database.
-        recent = [asset for asset, entries in ledgers.items() if max(entries) >= today - WEEK_DAYS * DAY]
-        included = {*recent, *(each.key for each in configured)}
-        expected = [each for each in commission.alternatives if included & {endpoint.key for endpoint in each}]
-        last = newest_scheduled([each.timetable for each in chain(*(expected or commission.alternatives))], now)
+        expected = _expected(commission, ledgers, configured, today)
+        timetables = [each.timetable for each in chain(*(expected or commission.alternatives))]
+        last = newest_scheduled(timetables, now)
         if digest == "weekly":
             last -= last.isoweekday() % WEEK_DAYS * DAY  # to Sunday
         key = f"digest: {digest}, {last}"
         if outbox.has(key):
             return f"the {digest} digest of {last} is among the alerts"
-        landed = [day for each in chain(*commission.alternatives) for day in ledgers.get(each.key, ())]
+
         # `ledgers` also has each asset's first landed day, however old.
-        start = max(min(map(pipeline.first_day, earning)), min(landed, default=last + DAY))
+        landed = [day for each in chain(*commission.alternatives) for day in ledgers.get(each.key, ())]
+        first_landed = min(landed, default=last + DAY)
+        start = max(first_landed, min(map(pipeline.first_day, earning)))
         if last < start:
             return f"nothing has landed up to {last}"
-        days = days_from(max(start, last - (WEEK_DAYS - 1) * DAY) if digest == "weekly" else last, last)
-        counted_key, _, counted = (context.cursor or "").rpartition(": ")
-        ticks = int(counted) if counted_key == key else 0
-        if ticks < MAX_WAITING_TICKS and (reasons := [*_reasons_to_wait(commission, expected, ledgers, start, days)]):
-            context.update_cursor(f"{key}: {ticks + 1}")
-            return f"the {digest} digest of {last} waits: {'; '.join(reasons)}"
+        days = [last]
+        if digest == "weekly":
+            days = days_from(max(start, last - (WEEK_DAYS - 1) * DAY), last)
+
+        ticks_waited = _ticks_waited(context.cursor, key)
+        if ticks_waited < MAX_WAITING_TICKS:
+            reasons = [*_reasons_to_wait(commission, expected, ledgers, start, days)]
+            if reasons:
+                context.update_cursor(f"{key}: {ticks_waited + 1}")
+                return f"the {digest} digest of {last} waits: {'; '.join(reasons)}"
+
         figures = gather(commission, configured, last, start, is_sandbox=pipeline.is_sandbox)
         outbox.add(Alert(key, title(figures, len(days)), text(figures, len(days)), kind=Kind.DIGEST))
     return f"the {digest} digest of {last} was added to the alerts"
+
+
+def _expected(
+    commission: Commission, ledgers: ledger.Ledgers, configured: Sequence[Records], today: date
+) -> list[list[Records]]:
+    """The groups of alternatives with an asset that is configured here or has landed within the last week."""
+    # Other definitions may land other accounts in the same database.
+    recent = {asset for asset, entries in ledgers.items() if max(entries) >= today - WEEK_DAYS * DAY}
+    included = recent | {endpoint.key for endpoint in configured}
+    return [
+        alternatives
+        for alternatives in commission.alternatives
+        if any(endpoint.key in included for endpoint in alternatives)
+    ]
+
+
+def _ticks_waited(cursor: str | None, key: str) -> int:
+    """How many ticks the digest with this key has waited; `cursor` is the key and the ticks of the last that did."""
+    waiting_key, _, ticks = (cursor or "").rpartition(": ")
+    return int(ticks) if waiting_key == key else 0
 
 
 def _reasons_to_wait(
@@ -96,8 +121,10 @@ def _reasons_to_wait(
 ) -> Iterator[str]:
     """What has not landed since its scheduled time, or has not been added up."""
     for alternatives in expected:
-        if missing := [day for day in days if not any(_has_landed(each, ledgers, day) for each in alternatives)]:
-            yield f"{' or '.join(each.key for each in alternatives)} has not landed {format_days(missing)}"
+        missing = [day for day in days if not any(_has_landed(each, ledgers, day) for each in alternatives)]
+        if missing:
+            keys = " or ".join(each.key for each in alternatives)
+            yield f"{keys} has not landed {format_days(missing)}"
     # The total is compared with the days before, whose missing prices do not delay the digest. No run adds up the days
     # before `start`.
     compared_from = max(start, days[0] - WEEK_DAYS * DAY)

@@ -39,6 +39,7 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.exchanges.registry import Catalog
 from affiliate_pipeline.landing.pipeline import now_ms
 from affiliate_pipeline.monitoring import alerts
+from affiliate_pipeline.monitoring.outbox import Outbox
 
 RUNS_PER_TICK = 200
 DAY_S = 86_400
@@ -73,9 +74,12 @@ def build_failed_run_alert(
     catalog: Catalog, derived: Iterable[str] = (), placement: Placement = OWN
 ) -> dg.SensorDefinition:
     """The sensor that raises alerts about runs of the catalog's assets, or of those `derived` from them."""
-    assets = [_OwnAsset(each.key, each) for each in catalog.endpoints]
-    assets += map(_OwnAsset, [*(each.key for each in catalog.reference_tables), *derived])
-    own: _OwnAssets = {placement.key(each.key): each for each in assets}
+    keys_without_endpoint = [*(table.key for table in catalog.reference_tables), *derived]
+    assets = [
+        *(_OwnAsset(endpoint.key, endpoint) for endpoint in catalog.endpoints),
+        *(_OwnAsset(key) for key in keys_without_endpoint),
+    ]
+    own: _OwnAssets = {placement.key(asset.key): asset for asset in assets}
 
     @sensor(
         name=placement.name("failed_run_alert"),
@@ -99,21 +103,31 @@ def _evaluate(context: dg.SensorEvaluationContext, pipeline: PipelineResource, o
     raised = 0
     with pipeline.outbox() as outbox:
         for event_type in (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED):
-            is_decided = True
+            all_decided = True
             for record in _unread_ends(context.instance, event_type, cursor):
-                run = context.instance.get_run_by_id(record.run_id)
                 try:
-                    if run:
-                        ended_at = datetime.fromtimestamp(record.timestamp, UTC)
-                        found = _alerts(context, run, record.event_log_entry, f"{ui}/runs/{run.run_id}", own)
-                        raised += sum(outbox.add(alert, ended_at) for alert in found)
+                    raised += _raise_alerts(context, outbox, record, ui, own)
                 except _Undecided:
-                    # The next tick reads the run again, without delaying later runs. No alert is raised twice.
-                    is_decided = False
-                if is_decided and record.timestamp < time.time() - MAX_COMMIT_DELAY_S:
+                    # The cursor stays before this run, so that the next tick reads it again, with all later ones. Their
+                    # alerts are not delayed, and none is raised twice.
+                    all_decided = False
+                lower_ids_are_committed = record.timestamp < time.time() - MAX_COMMIT_DELAY_S
+                if all_decided and lower_ids_are_committed:
                     cursor[event_type.value] = record.storage_id
     context.update_cursor(json.dumps(cursor))
     return dg.SkipReason(f"{raised} alerts raised")
+
+
+def _raise_alerts(
+    context: dg.SensorEvaluationContext, outbox: Outbox, record: dg.EventLogRecord, ui: str, own: _OwnAssets
+) -> int:
+    """Add the alerts about the run whose end this is; return how many are new. Raises `_Undecided`."""
+    run = context.instance.get_run_by_id(record.run_id)
+    if run is None:  # deleted
+        return 0
+    ended_at = datetime.fromtimestamp(record.timestamp, UTC)
+    about_run = _alerts(context, run, record.event_log_entry, f"{ui}/runs/{run.run_id}", own)
+    return sum(outbox.add(alert, ended_at) for alert in about_run)
 
 
 def _unread_ends(instance: DagsterInstance, event_type: Any, cursor: Mapping[str, Any]) -> Sequence[dg.EventLogRecord]:
@@ -127,28 +141,43 @@ def _unread_ends(instance: DagsterInstance, event_type: Any, cursor: Mapping[str
 def _alerts(
     context: dg.SensorEvaluationContext, run: DagsterRun, end_event: dg.EventLogEntry, link: str, own: _OwnAssets
 ) -> Iterator[alerts.Alert]:
-    """The alerts about a run that has ended; unless it failed, only about checks. Raises `_Undecided`."""
-    instance = context.instance
+    """The alerts about a run that has ended: about its failure, and about its checks. Raises `_Undecided`."""
     if run.remote_job_origin and not is_own_repository(context, run.remote_job_origin.repository_origin):
         return
     if run.status == dg.DagsterRunStatus.FAILURE:
-        plan = _events(instance, run.run_id, DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
-        planned = _partitions(plan) or {
-            # The run failed before Dagster had planned anything.
-            (key, day and f"{day}")
-            for key in selected(context, run, own.keys())
-            for day in days_of(run) or [None]
-        }
-        landed = _partitions(_events(instance, run.run_id, DagsterEventType.ASSET_MATERIALIZATION))
-        # If only other packages' assets are missing, this package reports nothing. If none is missing, the
-        # failure itself is reported.
-        is_own = any(key in own for key, _ in planned - landed or planned)
-        if is_own and not _is_retried(instance, run, end_event):
-            failures = _own_failures(instance, run.run_id, plan, own)
-            failed = list(_failed_assets(failures, planned, landed, own))
-            yield alerts.failed_run(_key(run, failed, end_event), failed, _cause(failures, end_event), link, now_ms())
-    if checks := _failed_checks(instance, run.run_id, own):
+        alert = _alert_about_failure(context, run, end_event, link, own)
+        if alert:
+            yield alert
+    checks = _failed_checks(context.instance, run.run_id, own)
+    if checks:
         yield alerts.failed_checks(f"checks of run {run.run_id}", checks, link)
+
+
+def _alert_about_failure(
+    context: dg.SensorEvaluationContext, run: DagsterRun, end_event: dg.EventLogEntry, link: str, own: _OwnAssets
+) -> alerts.Alert | None:
+    """The alert about a failed run, unless it is retried or concerns only other packages. Raises `_Undecided`."""
+    instance = context.instance
+    plan = _events(instance, run.run_id, DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+    # A run that failed before Dagster had planned anything has only its selection.
+    planned = _partitions(plan) or _selected_partitions(context, run, own)
+    landed = _partitions(_events(instance, run.run_id, DagsterEventType.ASSET_MATERIALIZATION))
+    # If only other packages' assets are missing, this package reports nothing. If none is missing, the failure itself
+    # is reported.
+    concerned = (planned - landed) or planned
+    is_own = any(key in own for key, _ in concerned)
+    if not is_own or _is_retried(instance, run, end_event):
+        return None
+
+    failures = _own_failures(instance, run.run_id, plan, own)
+    failed = list(_failed_assets(failures, planned, landed, own))
+    return alerts.failed_run(_key(run, failed, end_event), failed, _cause(failures, end_event), link, now_ms())
+
+
+def _selected_partitions(context: dg.SensorEvaluationContext, run: DagsterRun, own: _OwnAssets) -> _Partitions:
+    """This package's assets that the run was to materialize, with each of its days, or None without days."""
+    days = [f"{day}" for day in days_of(run)]
+    return {(key, day) for key in selected(context, run, own.keys()) for day in days or [None]}
 
 
 def _key(run: DagsterRun, failed: Sequence[alerts.FailedAsset], end_event: dg.EventLogEntry) -> str:
@@ -198,16 +227,20 @@ def _own_failures(instance: DagsterInstance, run_id: str, plan: Iterable[Dagster
 def _failed_assets(
     failures: _Failures, planned: _Partitions, landed: _Partitions, own: _OwnAssets
 ) -> Iterator[alerts.FailedAsset]:
-    """The days of this package's assets that the run planned to materialize and did not."""
+    """This package's assets that the run planned to materialize and did not, with their days and problems."""
     problems: dict[AssetKey, Mapping[date, Problem]] = {}
     for assets, event in failures:
-        if failure := event.step_failure_data.user_failure_data:
+        failure = event.step_failure_data.user_failure_data
+        if failure:
             problems |= dict.fromkeys(assets, problems_in(failure.metadata))
+
+    missing = planned - landed
     for key in sorted(own):
-        if missing := [partition for asset, partition in planned - landed if asset == key]:
+        missing_days = [_day(partition) for asset, partition in missing if asset == key]
+        if missing_days:
             yield alerts.FailedAsset(
                 own[key].key,
-                sorted(day for day in map(_day, missing) if day),
+                sorted(day for day in missing_days if day),
                 landed=sum(asset == key for asset, _ in landed),
                 problems=problems.get(key, {}),
                 endpoint=own[key].endpoint,
@@ -224,9 +257,11 @@ def _day(partition: str | None) -> date | None:
 def _cause(failures: _Failures, end_event: dg.EventLogEntry) -> str:
     """The first line of the root cause of the first failed step, else of the run's failure."""
     message = end_event.dagster_event.message if end_event.dagster_event else None
-    for _, event in failures[:1]:
-        message = innermost_message(event.step_failure_data.error) or message
-    return (message or "The run failed without a message").strip().splitlines()[0]
+    if failures:
+        _, first_failure = failures[0]
+        message = innermost_message(first_failure.step_failure_data.error) or message
+    message = message or "The run failed without a message"
+    return message.strip().splitlines()[0]
 
 
 def _failed_checks(
@@ -238,8 +273,9 @@ def _failed_checks(
         check = event.asset_check_evaluation_data
         if check.passed or check.check_name not in REPORTED_CHECKS or check.asset_key not in own:
             continue
-        name = own[check.asset_key].key, check.check_name
-        failed.setdefault(name, {})[_day(check.partition)] = check.description or ""
+        asset_and_check = own[check.asset_key].key, check.check_name
+        failed.setdefault(asset_and_check, {})[_day(check.partition)] = check.description or ""
+
     for descriptions in failed.values():
         if len(descriptions) > 1:
             descriptions.pop(None, None)  # the run's evaluation, which repeats those of its days
@@ -267,12 +303,12 @@ def build_failing_tick_alert(
         )
         # `others` includes the alert delivery: if it fails for one target only, the other targets get the alert. If it
         # fails for all, the heartbeat stops.
-        failing = [
-            alert
-            for state in states
-            if state.instigator_name in own and is_own_repository(context, state.origin.repository_origin)
-            if (alert := _failing(context.instance, state, ui))
-        ]
+        failing: list[alerts.Alert] = []
+        for state in states:
+            if state.instigator_name in own and is_own_repository(context, state.origin.repository_origin):
+                alert = _failing(context.instance, state, ui)
+                if alert:
+                    failing.append(alert)
         with pipeline.outbox() as outbox:
             raised = sum(map(outbox.add, failing))
         return dg.SkipReason(f"{raised} alerts raised")
@@ -282,15 +318,16 @@ def build_failing_tick_alert(
 
 def _failing(instance: DagsterInstance, state: InstigatorState, ui: str) -> alerts.Alert | None:
     """The alert about a sensor or schedule, if its last ticks have all failed."""
-    which = state.instigator_origin_id, state.selector_id
+    kind, name = state.instigator_type.value.lower(), state.instigator_name
+    origin_and_selector = state.instigator_origin_id, state.selector_id
     succeeded = [TickStatus.SUCCESS, TickStatus.SKIPPED]
     # The next tick of a sensor repeats the work of a failed one. A schedule's does not: the failed tick's runs are lost.
     min_failed = 2 if state.instigator_type is InstigatorType.SENSOR else 1
-    last = instance.get_ticks(*which, limit=min_failed, statuses=[*succeeded, TickStatus.FAILURE])
-    if len(last) < min_failed or any(tick.status in succeeded for tick in last):
+    last_ticks = instance.get_ticks(*origin_and_selector, limit=min_failed, statuses=[*succeeded, TickStatus.FAILURE])
+    if len(last_ticks) < min_failed or any(tick.status in succeeded for tick in last_ticks):
         return None
-    last_success = instance.get_ticks(*which, limit=1, statuses=succeeded)
-    kind, name = state.instigator_type.value.lower(), state.instigator_name
-    cause = innermost_message(last[0].error) or "It failed without a message"
-    key = f"{kind} {name} since tick {last_success[0].tick_id if last_success else 0}"
-    return alerts.failing_ticks(key, kind, name, cause, f"{ui}/automation")
+
+    last_success = instance.get_ticks(*origin_and_selector, limit=1, statuses=succeeded)
+    failing_since = last_success[0].tick_id if last_success else 0
+    cause = innermost_message(last_ticks[0].error) or "It failed without a message"
+    return alerts.failing_ticks(f"{kind} {name} since tick {failing_since}", kind, name, cause, link=f"{ui}/automation")

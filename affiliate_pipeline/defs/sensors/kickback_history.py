@@ -55,15 +55,20 @@ def export_endpoints(endpoints: Sequence[Endpoint[Any]]) -> Iterator[ExportEndpo
     """The endpoints of kickbacks of each account that has the history."""
     for each in endpoints:
         if each.strategy == HISTORY.strategy:
-            kickbacks = RECENT_KICKBACKS, HISTORY_REQUEST, HISTORY
-            yield ExportEndpoints(*(declared.for_account(each.alias, each.names) for declared in kickbacks))
+            yield ExportEndpoints(
+                recent=RECENT_KICKBACKS.for_account(each.alias, each.names),
+                request=HISTORY_REQUEST.for_account(each.alias, each.names),
+                history=HISTORY.for_account(each.alias, each.names),
+            )
 
 
 def build_kickback_history(account: ExportEndpoints, placement: Placement = OWN) -> dg.SensorDefinition:
     """The sensor that polls for the account's exports and requests the runs that land them."""
+    alias = account.history.alias
+    name = f"kickback_history_{alias}" if alias else "kickback_history"
 
     @sensor(
-        name=placement.name_with_account("_".join(filter(None, ("kickback_history", account.history.alias)))),
+        name=placement.name_with_account(name),
         asset_selection=[placement.key(account.history.key)],
         default_status=placement.requests,
         required_resource_keys=placement.required,
@@ -100,10 +105,12 @@ def _evaluate(
                 advance(session, is_run=False)
             except ExchangeError as error:
                 context.log.warning(f"the export could not be requested or polled: {error}")
+
             # Before the alerts, so that an export that expires in this call gets one.
             request = _request_landing(context, exports, placement.key(account.history.key))
-            for export in filter(lambda each: each.is_just_expired, exports.refresh()):
-                if pipeline.has_alerts:
+            just_expired = [export for export in exports.refresh() if export.is_just_expired]
+            if pipeline.has_alerts:
+                for export in just_expired:
                     outbox.add(expired_alert(account, export, session.now_ms()))
             return request
     except SettingsError as error:
@@ -117,28 +124,32 @@ def _request_landing(
 
     If `MAX_RUNS` runs could not land the file, its export expires as soon as another one is waiting.
     """
-    instance, open_exports = context.instance, exports.all_open()
+    instance = context.instance
+    open_exports = exports.all_open()
     # A stored file could not be read: another run would fail again.
     ready = next((export for export in open_exports if export.state == "ready" and not export.has_stored_file), None)
     if ready is None:
-        pending_note = next((f": {each.note}" for each in open_exports if each.state != "ready" and each.note), "")
-        return dg.SkipReason(f"no file of {count_of(len(open_exports), 'open export')} is ready{pending_note}")
+        notes = [export.note for export in open_exports if export.state != "ready" and export.note]
+        first_note = f": {notes[0]}" if notes else ""
+        return dg.SkipReason(f"no file of {count_of(len(open_exports), 'open export')} is ready{first_note}")
+
     unfinished = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
     if any(selected(context, run, {key}) for run in unfinished):
         return dg.SkipReason("a run is landing an export")
-    # Only this code location's runs: an export in another one's database may have the same id.
+
     tagged = instance.get_runs(dg.RunsFilter(tags={EXPORT_TAG: str(ready.id)}))
-    finished = sum(bool(selected(context, run, {key})) for run in tagged)
-    if finished >= MAX_RUNS:
+    # Only this code location's runs: an export in another one's database may have the same id.
+    finished = [run for run in tagged if selected(context, run, {key})]
+    if len(finished) >= MAX_RUNS:
+        could_not_land = f"{count_of(len(finished), 'run')} could not land"
         if any(export.state == "waiting" for export in open_exports):
             # Give up: days of the waiting exports may expire meanwhile.
-            note = f"its file arrived, but {count_of(finished, 'run')} could not land it, and other exports wait: see the errors of these runs"
+            note = f"its file arrived, but {could_not_land} it, and other exports wait: see the errors of these runs"
             exports.update(ready, state="expired", note=note)
-        return dg.SkipReason(
-            f"{count_of(finished, 'run')} could not land the file of export {ready.id}: see the errors of these runs"
-        )
+        return dg.SkipReason(f"{could_not_land} the file of export {ready.id}: see the errors of these runs")
+
     return dg.RunRequest(
-        run_key=f"{ready.id}-{finished + 1}",
+        run_key=f"{ready.id}-{len(finished) + 1}",
         asset_selection=[key],
         tags={**range_tags(ready.days), EXPORT_TAG: str(ready.id)},
     )
@@ -148,17 +159,17 @@ def expired_alert(account: ExportEndpoints, export: KickbackExport, now_ms: int)
     """The alert about an export that has expired before its days landed."""
     history, recent = account.history, account.recent
     retained = [day for day in export.days if history.timetable.is_retained(day, now_ms)]
-    if retained:
+    if not retained:
+        next_step = f"These days can no longer be requested; {recent.key} may have landed them before"
+    else:
         # Never None: the retention of the history is defined.
         deadline_ms = history.timetable.deadline_ms(retained[0]) or now_ms
         which = "these days" if retained == [*export.days] else format_days(retained)
         next_step = (
             f"Fix the cause, then materialize {account.request.key} for {which}. The exchange retains the first of them "
-            f"until {utc_text(deadline_ms)}; days that {recent.key} "
-            f"missed are requested again daily, at {MISSED_DAYS_AT:%H:%M} UTC"
+            f"until {utc_text(deadline_ms)}; days that {recent.key} missed are requested again daily, at "
+            f"{MISSED_DAYS_AT:%H:%M} UTC"
         )
-    else:
-        next_step = f"These days can no longer be requested; {recent.key} may have landed them before"
     return Alert(
         key=f"{history.key} collection {export.id}",
         title=f"{history.key}: the export of {format_days(export.days)} was given up",
@@ -184,18 +195,23 @@ def build_missed_days_schedule(account: ExportEndpoints, placement: Placement = 
         pipeline = placement.pipeline(context)
         if not pipeline.has_credentials(history):
             return dg.SkipReason(account.reason_to_skip)
+
         tick = context.scheduled_execution_time
         with pipeline.store() as store, pipeline.session(account.request, store) as session:
             requested = {day for export in session.exports().all_open() for day in export.days}
-            landed, exported = store.ledger(recent), store.ledger(history)
+            landed = store.ledger(recent)
+            landed_by_export = store.ledger(history)
+
         now_ms = int(tick.timestamp() * 1000)
         # Days before the first that landed may be older than the account.
         first = max(pipeline.first_day(account.request), min(landed, default=tick.date()))
         missed = expected_days(recent.timetable, first, now_ms, landed)
         needs_export = {each.day for each in missed if each.fallback and not each.is_retained(now_ms)}
+        to_request = needs_export - requested - landed_by_export.keys()
+
         requests = [
             dg.RunRequest(run_key=f"{days[0]}...{days[-1]} {tick.isoformat()}", tags=range_tags(days))
-            for days in day_ranges(needs_export - requested - exported.keys())
+            for days in day_ranges(to_request)
         ]
         return requests or dg.SkipReason(f"{recent.key} has missed no day that only an export can still return")
 

@@ -30,11 +30,13 @@ from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.endpoint import Endpoint
 from affiliate_pipeline.http.download import ping_heartbeat
 from affiliate_pipeline.landing.pipeline import now_ms
+from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline.monitoring.overdue import (
     FIRST_PAUSE,
     MAX_ATTEMPTS,
     MONITORED_DAYS,
     NotificationLevel,
+    OverdueActions,
     OverdueStore,
     State,
     actions_for,
@@ -98,34 +100,53 @@ def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, moni
     """Request overdue days, add alerts about them and evaluate `NO_DAY_MISSING`."""
     now = now_ms()
     now_utc = datetime.fromtimestamp(now / 1000, UTC)
-    unsuccessful = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    failed = context.instance.get_runs(dg.RunsFilter(statuses=unsuccessful, updated_after=now_utc - FIRST_PAUSE))
-    # Ignore the runs that the monitor requested: its own pauses apply to their days.
-    failed = [run for run in failed if ATTEMPT_TAG not in run.tags]
+    just_failed = _just_failed(context.instance, now_utc)
     # A run that is unfinished for more than a day may never end: it must not block requests forever.
     unfinished = context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=now_utc - DAY))
+
     requests: list[dg.RunRequest] = []
     checks: list[dg.AssetCheckEvaluation] = []
     summaries: list[str] = []
     with OverdueStore(pipeline.database_url()) as store, pipeline.outbox() as outbox:
         for key, overdue, states, landed in _overdue_by_asset(store, now, pipeline, monitored):
             endpoint = monitored[key]
-            in_progress = any(selected(context, run, {key}) for run in unfinished)
-            just_failed = {day for run in failed if selected(context, run, {key}) for day in days_of(run)}
-            actions = actions_for(endpoint, overdue, states, now, in_progress=in_progress, just_failed=just_failed)
-            for level, to_report in actions.report.items():
-                for alert in alerts_of(endpoint, level, to_report, now) if pipeline.has_alerts else ():
-                    outbox.add(alert)
+            actions = actions_for(
+                endpoint,
+                overdue,
+                states,
+                now,
+                in_progress=any(selected(context, run, {key}) for run in unfinished),
+                just_failed={day for run in just_failed if selected(context, run, {key}) for day in days_of(run)},
+            )
+
+            if pipeline.has_alerts:
+                _add_alerts(outbox, endpoint, actions, now)
             # Persist before requesting runs: losing one retry beats retrying forever.
             if actions.states != states:
                 store.save(endpoint.key, actions.states)
             requests += [_request(key, days, actions.states, now) for days in actions.request]
+
             partitions = _Partitions.read(context.instance, key, endpoint, pipeline.first_day(endpoint), landed, now)
             checks.append(_evaluation(key, overdue, actions.states, partitions, now))
             if overdue:
                 summaries.append(f"{endpoint.key}: {format_days(each.day for each in overdue)}")
-    skipped = None if requests else dg.SkipReason("; ".join(summaries) or "no day is missing")
-    return dg.SensorResult(requests, skipped, asset_events=_changed(context.instance, checks, now_utc.date()))
+
+    skip_reason = None if requests else dg.SkipReason("; ".join(summaries) or "no day is missing")
+    return dg.SensorResult(requests, skip_reason, asset_events=_changed(context.instance, checks, now_utc.date()))
+
+
+def _just_failed(instance: dg.DagsterInstance, now: datetime) -> list[dg.DagsterRun]:
+    """The runs that failed or were canceled less than `FIRST_PAUSE` ago, without those that the monitor requested."""
+    statuses = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+    failed = instance.get_runs(dg.RunsFilter(statuses=statuses, updated_after=now - FIRST_PAUSE))
+    # The monitor's own pauses apply to the days that it has requested.
+    return [run for run in failed if ATTEMPT_TAG not in run.tags]
+
+
+def _add_alerts(outbox: Outbox, endpoint: Endpoint, actions: OverdueActions, now: int) -> None:
+    for level, days in actions.report.items():
+        for alert in alerts_of(endpoint, level, days, now):
+            outbox.add(alert)
 
 
 def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, monitored: _Monitored) -> dg.SkipReason:
@@ -135,11 +156,11 @@ def _heartbeat(context: dg.SensorEvaluationContext, pipeline: PipelineResource, 
     if url is None:
         return dg.SkipReason(f"{variable} is not set")
     with OverdueStore(pipeline.database_url()) as store, pipeline.outbox() as outbox:
-        risks = [
-            f"{monitored[key].key}: {format_days(risky)}"
-            for key, overdue, states, _ in _overdue_by_asset(store, now_ms(), pipeline, monitored)
-            if (risky := at_risk(overdue, states))
-        ]
+        risks: list[str] = []
+        for key, overdue, states, _ in _overdue_by_asset(store, now_ms(), pipeline, monitored):
+            days = at_risk(overdue, states)
+            if days:
+                risks.append(f"{monitored[key].key}: {format_days(days)}")
         undelivered = outbox.count_undelivered_after(DELIVERED_WITHIN)
     if risks:
         return dg.SkipReason(f"not called, since days are at risk: {'; '.join(risks)}")
@@ -195,19 +216,24 @@ class _Partitions:
     ) -> Self:
         zone = endpoint.exchange.zone
         today = day_of(now, zone)
-        days = list(days_from(max(start, today - MONITORED_DAYS * DAY), today - DAY))
+        days = days_from(max(start, today - MONITORED_DAYS * DAY), today - DAY)
         failed = failed_days(instance, key, days, daily(zone, start, today=False))
-        return cls(days, failed, [day for day in days if day not in {*landed, *failed}])
+        landed_or_failed = {*landed, *failed}
+        missing = [day for day in days if day not in landed_or_failed]
+        return cls(days, failed, missing)
 
     def described(self, overdue: Collection[date]) -> Iterator[str]:
         """Lines: how many days have landed, and which have not, without those that are overdue."""
         landed = len(self.days) - len(self.failed) - len(self.missing)
         since = f" since {self.days[0]}" if self.days else ""
         yield f"Landed: {landed} of {count_of(len(self.days), 'day')}{since}."
-        if failed := [day for day in self.failed if day not in overdue]:
-            yield f"{format_days(failed)}: the last run failed; the partition's events have the reason."
-        if unexpected := [day for day in self.missing if day not in overdue]:
-            yield f"Not expected to have landed: {format_days(unexpected)}."
+
+        other_failed = [day for day in self.failed if day not in overdue]
+        if other_failed:
+            yield f"{format_days(other_failed)}: the last run failed; the partition's events have the reason."
+        other_missing = [day for day in self.missing if day not in overdue]
+        if other_missing:
+            yield f"Not expected to have landed: {format_days(other_missing)}."
 
 
 def _evaluation(
@@ -215,21 +241,17 @@ def _evaluation(
 ) -> dg.AssetCheckEvaluation:
     """The evaluation of `NO_DAY_MISSING`, which fails if a day is overdue or a partition has failed."""
     lines = [*partitions.described({each.day for each in overdue})]
-    urgent = False
+    is_urgent = False
     for each in overdue:
         state = states.get(each.day, State())
-        urgent |= state.level > NotificationLevel.GIVEN_UP
-        is_lost = state.level is NotificationLevel.LOST
-        # The attempt after the promised retention may exceed `MAX_ATTEMPTS`.
-        status = (
-            "lost" if is_lost else f"requested {state.attempts} of at most {max(MAX_ATTEMPTS, state.attempts)} times"
-        )
-        lines.append(f"{described(each, now)}; {status}")
+        lines.append(f"{described(each, now)}; {_progress(state)}")
+        if state.level > NotificationLevel.GIVEN_UP:
+            is_urgent = True
     return dg.AssetCheckEvaluation(
         asset_key=key,
         check_name=NO_DAY_MISSING,
         passed=not overdue and not partitions.failed,
-        severity=dg.AssetCheckSeverity.ERROR if urgent else dg.AssetCheckSeverity.WARN,
+        severity=dg.AssetCheckSeverity.ERROR if is_urgent else dg.AssetCheckSeverity.WARN,
         description="\n".join(lines),
         metadata={
             "failed": len(partitions.failed),
@@ -238,6 +260,13 @@ def _evaluation(
             "at_risk": len(at_risk(overdue, states)),
         },
     )
+
+
+def _progress(state: State) -> str:
+    if state.level is NotificationLevel.LOST:
+        return "lost"
+    # The attempt after the promised retention may exceed `MAX_ATTEMPTS`.
+    return f"requested {state.attempts} of at most {max(MAX_ATTEMPTS, state.attempts)} times"
 
 
 def _changed(
@@ -250,9 +279,9 @@ def _changed(
         record: Any = last.get(check.asset_check_key)
         if record is None or record.status == CheckStatus.PLANNED:
             return False
-        before = record.event.dagster_event.event_specific_data
+        recorded = record.event.dagster_event.event_specific_data
         recorded_on = datetime.fromtimestamp(record.create_timestamp, UTC).date()
-        same = (before.description, before.severity) == (check.description, check.severity)
-        return same and recorded_on == today
+        is_same = (recorded.description, recorded.severity) == (check.description, check.severity)
+        return is_same and recorded_on == today
 
     return [check for check in checks if not is_recorded(check)]

@@ -20,9 +20,9 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from affiliate_pipeline.domain.files import text_of
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
-from affiliate_pipeline.domain.settings import text_of
 from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
