@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from typing import Final
 
 import psycopg
@@ -22,7 +23,6 @@ from affiliate_pipeline.landing.ledger import LedgerEntry
 from affiliate_pipeline.landing.prepare import Block, PreparedDay, Summary
 from affiliate_pipeline.postgres.errors import as_store_unavailable, is_unusable
 from affiliate_pipeline.postgres.locks import Lock
-from affiliate_pipeline.schema.columns import columns
 from affiliate_pipeline.schema.fingerprint import Fingerprint
 
 SUPERSEDED: Final = "affiliate.superseded_row"
@@ -118,32 +118,41 @@ class DayWriter:
 
     def _write(self, prepared: PreparedDay, settled: bool) -> Landed:
         batch, day, asset = prepared.batch, prepared.batch.day, self.endpoint.key
-        altering_features = self._lock_day(day)
+        altering_features = self._lock_and_inspect(day)
         entry = ledger.entries(self.connection, asset, [day]).get(day)
         # The stored rows that remain: only an action log's, to which rows are appended.
         existing = Summary()
         if entry and isinstance(self.endpoint, ActionLog):
             existing = Summary(entry.rows, Fingerprint.parse(entry.content_hash))
+
         rows = _Rows(prepared.blocks)
         # Spool the texts only if a comparison with the stored rows may read them again: otherwise COPY loads each block
         # while the next ones are decoded.
         texts: Iterable[bytes] = Spool(rows) if entry or altering_features else rows
-        difference, shrinking, restated = "", "", None
+
+        # How the table differs from the rows of the source, although these are unchanged: then it is landed again.
+        difference = ""
+        shrinking = ""
+        restated: DayStats | None = None
         if entry:
             total = existing + rows.summary
-            if (entry.rows, entry.content_hash) == (total.rows, str(total.fingerprint)):
+            is_unchanged = (entry.rows, entry.content_hash) == (total.rows, str(total.fingerprint))
+            if is_unchanged:
                 stats = self._stats(day)
+                difference = _count_difference(stats, total)
                 # `texts` lacks the existing rows of an action log, so compare only its row count.
-                difference = _count_difference(stats, total) or (
-                    "" if existing.rows else self._content_difference(day, texts)
-                )
+                if not difference and not existing.rows:
+                    difference = self._content_difference(day, texts)
                 if not difference:
                     ledger.confirm(self.connection, asset, day, settled=settled)
-                    return self._landed(batch, total, stats, settled, changed=False)
+                    return self._finish(batch, total, stats, settled, changed=False)
+
             shrinking = self._shrinking(batch, entry, total.rows, settled=settled)
             if shrinking and not self.allow_shrink:
                 raise Shrunken(shrinking)
-            restated = self._stats(day) if entry.settled and not difference else None
+            if entry.settled and not difference:
+                restated = self._stats(day)
+
         store_superseded = bool(restated or difference or shrinking)
         self._replace(day, texts, is_appended=bool(existing.rows), store_superseded=store_superseded)
         # Again, since without a spool the rows have been read only by COPY.
@@ -151,16 +160,18 @@ class DayWriter:
         ledger.write(self.connection, asset, day, self.run_id, total.rows, str(total.fingerprint), settled, self.source)
         stats = self._stats(day)
         self._verify(day, texts, total, stats, altering_features)
+
         if difference:
             warning = (
                 f"the table had {difference}, although the source has not changed the day: it was landed again, and the "
                 f"stored rows that differed are in {SUPERSEDED}"
             )
             batch = replace(batch, warnings=(*batch.warnings, warning))
-        return replace(self._landed(batch, total, stats, settled, changed=True), restated=restated)
+        landed = self._finish(batch, total, stats, settled, changed=True)
+        return replace(landed, restated=restated)
 
-    def _landed(self, batch: DayBatch, total: Summary, stats: DayStats, settled: bool, *, changed: bool) -> Landed:
-        """The outcome; drops the day's rejected rows and records its unknown fields."""
+    def _finish(self, batch: DayBatch, total: Summary, stats: DayStats, settled: bool, *, changed: bool) -> Landed:
+        """Drop the day's rejected rows and record its unknown fields; return the outcome."""
         quarantine.drop(self.connection, self.endpoint.key, batch.day)
         damaged = (
             f"{name} has U+FFFD in {count_of(count, 'row')}: the exchange sent invalid text there, such as "
@@ -176,20 +187,18 @@ class DayWriter:
             changed=changed,
             requests=batch.requests,
             unknown_fields=total.unknown_fields,
-            new_fields=self._new_fields(total, batch.day),
+            new_fields=self._record_new_fields(total, batch.day),
             note=batch.note,
             warnings=[*batch.warnings, *damaged],
         )
 
-    def _lock_day(self, day: date) -> list[str]:
+    def _lock_and_inspect(self, day: date) -> list[str]:
         """Lock the day and the table's definition for this transaction.
 
         The transaction-level lock protects the day even if session-level locks are lost. Returns the features of the
         table that could change rows as they are written (triggers, column types). Raises `StoreError` if the session has
         lost the asset's lock.
         """
-        kinds = {column.name: column.kind.sql for column in columns(self.endpoint.schema)} | {"extra": "jsonb"}
-        table = endpoint_tables.table(self.endpoint)
         with self.connection.cursor() as cursor:
             # Separate statements, so that those after the lock see all that an earlier landing committed.
             cursor.execute(
@@ -197,26 +206,19 @@ class DayWriter:
                     "select pg_advisory_xact_lock({day}); "
                     # From here on, no other session can change the table's definition.
                     "lock table {table} in row exclusive mode; "
-                    "select exists (select {from_pg_locks} and pid = pg_backend_pid()), array("
-                    "select 'trigger ' || tgname from pg_trigger where tgrelid = t.oid and not tgisinternal union all "
-                    "select 'a partitioned table, a foreign table or a view' where relkind <> 'r' union all "
-                    "select 'column ' || attname || ' ' || format_type(atttypid, atttypmod) from pg_attribute "
-                    "join unnest({names}::text[], {kinds}::regtype[]) as schema (name, kind) on name = attname "
-                    "where attrelid = t.oid and not attisdropped and (atttypid, atttypmod) <> (kind::oid, -1)) "
-                    "from pg_class t where t.oid = {name}::regclass"
+                    "select exists (select {from_pg_locks} and pid = pg_backend_pid()), ({altering_features})"
                 ).format(
                     day=ledger.day_lock(self.endpoint.key, day).key,
-                    table=table,
+                    table=endpoint_tables.table(self.endpoint),
                     from_pg_locks=asset_lock(self.endpoint.key).from_pg_locks,
-                    names=list(kinds),
-                    kinds=list(kinds.values()),
-                    name=table.as_string(self.connection),
+                    altering_features=endpoint_tables.altering_features_query(self.connection, self.endpoint),
                 )
             )
+            # Only the last statement's result is needed.
             while cursor.nextset():
                 pass
-            ((has_lock, altering_features),) = cursor.fetchall()
-        if not has_lock:
+            ((has_asset_lock, altering_features),) = cursor.fetchall()
+        if not has_asset_lock:
             raise StoreError(
                 "this run no longer holds the asset's lock, so another run may be landing the same day. The usual cause is a "
                 "pooler that runs each transaction in another session: use the direct address of the server"
@@ -235,70 +237,56 @@ class DayWriter:
             )
         )
         self._copy(sql.Identifier("received"), names, texts)
+
+        received = sql.SQL("select {} from received").format(names)
+        stored = sql.SQL("select {} from {}").format(names, endpoint_tables.rows_of(self.endpoint, day))
+        if written:
+            stored += sql.SQL(" and landed_at = now()")
         # Compare as text: as `numeric`, 1.0 and 1.00 are equal.
         content = "select count(*) || ' ' || coalesce(sum(hashtextextended(each::text, 0)), 0) from ({}) each"
-        received = sql.SQL("select {} from received").format(names)
-        stored = sql.SQL("select {} from {} and {}").format(
-            names, endpoint_tables.rows_of(self.endpoint, day), sql.SQL("landed_at = now()" if written else "true")
-        )
-        same = sql.SQL(f"select ({content}) = ({content})").format(received, stored)
-        row = self.connection.execute(same).fetchone()
+        comparison = sql.SQL(f"select ({content}) = ({content})").format(received, stored)
+        ((is_same,),) = self.connection.execute(comparison).fetchall()
         self.connection.execute("drop table received")
-        return "" if row and row[0] else "different values"
+        return "" if is_same else "different values"
 
     def _verify(
         self, day: date, texts: Iterable[bytes], total: Summary, stats: DayStats, altering_features: Sequence[str]
     ) -> None:
         """Raise `StoreError` unless the table has exactly the rows that were to be written.
 
-        The content is read back only if a feature of the table (see `_lock_day`) could have changed it.
+        The content is read back only if a feature of the table (see `_lock_and_inspect`) could have changed it.
         """
         difference = _count_difference(stats, total)
         if altering_features and not difference:
             # Otherwise deferred triggers would run after the comparison.
             self.connection.execute("set constraints all immediate")
-            difference = _count_difference(self._stats(day), total) or self._content_difference(
-                day, texts, written=True
-            )
+            difference = _count_difference(self._stats(day), total)
+            if not difference:
+                difference = self._content_difference(day, texts, written=True)
         if difference:
-            named = f" ({', '.join(altering_features)})" if altering_features else ""
+            features = f" ({', '.join(altering_features)})" if altering_features else ""
             raise StoreError(
                 f"{self.endpoint.table} would have {difference} for the day, so it was not changed. Something "
-                f"else writes to this table or changes what is written to it{named}: stop or remove it"
+                f"else writes to this table or changes what is written to it{features}: stop or remove it"
             )
 
     def _shrinking(self, batch: DayBatch, entry: LedgerEntry, rows: int, *, settled: bool) -> str:
         """Which landed rows would be removed although the source may still have them; empty if none."""
-        if lost := self._landed_values(batch.day, batch.unlisted):
-            what = ", ".join(f"{name} {value}" for name, value in lost[0].items())
+        matching = partial(endpoint_tables.matching_values, self.connection, self.endpoint, batch.day)
+        unlisted = matching(batch.unlisted)
+        if unlisted:
+            what = ", ".join(f"{name} {value}" for name, value in unlisted[0].items())
             example = f", for example of {what}" if what else ""
             return f"the exchange sent no list (null) where rows had landed{example}"
+
         if rows < entry.rows and settled:
             return f"{count_of(entry.rows, 'row')} had landed and the source now has {rows}"
-        if lost := self._landed_values(batch.day, batch.excluded):
-            names = ", ".join(value for each in lost for value in each.values())
-            return f"the exchange now refuses {names}, whose rows had landed"
+
+        excluded = matching(batch.excluded)
+        if excluded:
+            users = ", ".join(value for values in excluded for value in values.values())
+            return f"the exchange now refuses {users}, whose rows had landed"
         return ""
-
-    def _landed_values(self, day: date, entries: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
-        """Those of the entries (see `DayBatch`) that match any landed row of the day.
-
-        Their values are by JSON name; the result has them by column name, as text.
-        """
-        if not entries:
-            return []
-        columns_of = {column.json_name: column.name for column in columns(self.endpoint.schema)}
-        compared = [columns_of[name] for name in entries[0]]
-        # The first column is for an empty entry, which has no columns to select.
-        found = self.connection.execute(
-            sql.SQL("select distinct {} from {}").format(
-                sql.SQL(", ").join([sql.SQL("''"), *(sql.SQL("{}::text").format(sql.Identifier(n)) for n in compared)]),
-                endpoint_tables.rows_of(self.endpoint, day),
-            )
-        ).fetchall()
-        landed = {tuple(row) for _, *row in found}
-        candidates = [tuple(map(str, each.values())) for each in entries]
-        return [dict(zip(compared, each, strict=True)) for each in candidates if each in landed]
 
     def _replace(self, day: date, texts: Iterable[bytes], *, is_appended: bool, store_superseded: bool) -> None:
         """Write `texts` as the day's only rows or, if `is_appended`, in addition to its stored rows.
@@ -311,6 +299,7 @@ class DayWriter:
         stored = sql.SQL("select {} from {}").format(names, rows)
         if store_superseded:
             execute(sql.SQL("create temporary table superseded on commit drop as {}").format(stored))
+
         if not is_appended:
             execute(sql.SQL("delete from {}").format(rows))
         # The defaults of the columns that COPY omits read these settings.
@@ -322,15 +311,20 @@ class DayWriter:
         self._copy(table, names, texts)
         if isinstance(self.endpoint, ActionLog):
             pending_actions.drop_landed(self.connection, self.endpoint.key, self.sources)
+
         if store_superseded:
-            # Compare as text: as `numeric`, 1.0 and 1.00 are equal.
+            # Compare as text: as `numeric`, 1.0 and 1.00 are equal. Equal rows are numbered: each copy counts.
             execute(
                 sql.SQL(
-                    "with old as (select to_jsonb(s) payload, s::text line, row_number() over (partition by s::text) n "
+                    "with old as ("
+                    "select to_jsonb(s) payload, s::text line, row_number() over (partition by s::text) copy_number "
                     "from superseded s), "
-                    "new as (select h::text line, row_number() over (partition by h::text) n from ({stored}) h) "
-                    f"insert into {SUPERSEDED} select %s, %s, %s, now(), payload from old "
-                    "where not exists (select from new where new.line = old.line and new.n = old.n)"
+                    "new as ("
+                    "select s::text line, row_number() over (partition by s::text) copy_number "
+                    "from ({stored}) s) "
+                    f"insert into {SUPERSEDED} "
+                    "select %s, %s, %s, now(), payload from old "
+                    "where not exists (select from new where new.line = old.line and new.copy_number = old.copy_number)"
                 ).format(stored=stored),
                 (self.endpoint.key, day, self.run_id),
             )
@@ -341,12 +335,13 @@ class DayWriter:
             for text in texts:
                 copying.write(text)
 
-    def _new_fields(self, total: Summary, day: date) -> list[str]:
+    def _record_new_fields(self, total: Summary, day: date) -> list[str]:
         """Record the unknown fields; return those seen for the first time."""
         if not total.unknown_fields:
             return []
         new = self.connection.execute(
-            f"insert into {UNKNOWN_FIELDS} select %s, name, %s, now() from unnest(%s::text[]) name "
+            f"insert into {UNKNOWN_FIELDS} "
+            "select %s, name, %s, now() from unnest(%s::text[]) name "
             "on conflict do nothing returning name",
             (self.endpoint.key, day, list(total.unknown_fields)),
         )
@@ -360,7 +355,14 @@ def _count_difference(stats: DayStats, total: Summary) -> str:
 
 def _reason_of(error: psycopg.Error) -> str:
     """PostgreSQL's reason with row and column, without the fields that quote whole rows."""
-    place = re.search(r"^COPY .*?, line ([0-9]+)(?:, column (\w+))?", error.diag.context or "")
-    column = error.diag.column_name or (place and place[2])
-    named = [*([f"row {place[1]}"] if place else []), *([f"column {column}"] if column else [])]
-    return redact(error.diag.message_primary or type(error).__name__) + (f" ({', '.join(named)})" if named else "")
+    in_copy = re.search(r"^COPY .*?, line ([0-9]+)(?:, column (\w+))?", error.diag.context or "")
+    row, copied_column = in_copy.groups() if in_copy else (None, None)
+    column = error.diag.column_name or copied_column
+    position: list[str] = []
+    if row:
+        position.append(f"row {row}")
+    if column:
+        position.append(f"column {column}")
+
+    reason = redact(error.diag.message_primary or type(error).__name__)
+    return f"{reason} ({', '.join(position)})" if position else reason

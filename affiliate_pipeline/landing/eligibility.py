@@ -7,7 +7,7 @@ from datetime import date
 
 from affiliate_pipeline.domain.days import utc_text
 from affiliate_pipeline.domain.problem import Problem
-from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint, Records, retention_of
+from affiliate_pipeline.exchanges.endpoint import ActionLog, Endpoint, Records, Retention, retention_of
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, Session
 from affiliate_pipeline.http.errors import ExchangeError, Refused, Transient
 
@@ -52,11 +52,14 @@ class Availability:
         The source promises it, an export of it was requested in time, or `trust_old` assumes that the source has it.
         """
         retention = retention_of(self.endpoint)
-        if self.trust_old and isinstance(self.endpoint, Records) and not (retention and retention.is_final):
+        is_final = retention is not None and retention.is_final
+        if self.trust_old and isinstance(self.endpoint, Records) and not is_final:
             return True
         if self.endpoint.timetable.is_retained(day, at_ms):
             return True
-        return bool(retention and retention.requested_in_time and retention.requested_in_time(self.session, day))
+        if retention is None or retention.requested_in_time is None:
+            return False
+        return retention.requested_in_time(self.session, day)
 
     def is_proven(self, day: date) -> bool:
         """Whether a proof that the source has the day still applies."""
@@ -69,17 +72,20 @@ class Availability:
         fails, the error is recorded for `expired`; `Fatal` is raised.
         """
         retention = retention_of(self.endpoint)
-        if not (days and retention and retention.proof):
+        if not days or retention is None or retention.proof is None:
             return
+
         before_proof_ms = self.now()
         try:
             older_row_ms = retention.proof(self.session, days[0], self.endpoint.exchange.zone)
         except (Refused, Transient) as error:
             self._unproven.update(dict.fromkeys(days, error))
             return
-        if older_row_ms is not None:
-            for day in days:
-                self._proven_until_ms[day] = before_proof_ms + self.endpoint.start_ms(day) - older_row_ms
+        if older_row_ms is None:
+            return
+        for day in days:
+            newer_by_ms = self.endpoint.start_ms(day) - older_row_ms
+            self._proven_until_ms[day] = before_proof_ms + newer_by_ms
 
     def still_has(self, day: date) -> bool:
         """Whether the source still has the whole day after the fetch; renews an outdated proof."""
@@ -97,24 +103,29 @@ class Availability:
     def confirmed(self, fetched: Generator[DayBatch | DayError]) -> Generator[DayBatch | DayError]:
         """The fetched days; one that expired meanwhile, or had not ended yet, becomes an error."""
         with closing(fetched):
-            for each in fetched:
-                if not isinstance(self.endpoint, ActionLog) and not self.still_has(each.day):
-                    problem = self.expired(each.day).problem
-                    error = Expired(f"the day expired while it was being fetched: {problem.what}", problem.action)
-                    received = each.error.received if isinstance(each, DayError) else ()
-                    yield DayError(each.day, error.about(received), each.chunks)
-                elif isinstance(each, DayBatch) and self._is_early(each):
-                    what = "the day has not ended yet by the exchange's clock: this machine's clock is ahead"
-                    action = "Set this machine's clock by NTP, then materialize the day after its end"
-                    yield DayError(each.day, NotEnded(what, action))
-                else:
-                    yield each
+            for day in fetched:
+                yield self._confirmed_day(day)
+
+    def _confirmed_day(self, fetched: DayBatch | DayError) -> DayBatch | DayError:
+        day = fetched.day
+        if not isinstance(self.endpoint, ActionLog) and not self.still_has(day):
+            problem = self.expired(day).problem
+            error = Expired(f"the day expired while it was being fetched: {problem.what}", problem.action)
+            received = fetched.error.received if isinstance(fetched, DayError) else ()
+            return DayError(day, error.about(received), fetched.chunks)
+
+        if isinstance(fetched, DayBatch) and self._is_early(fetched):
+            what = "the day has not ended yet by the exchange's clock: this machine's clock is ahead"
+            action = "Set this machine's clock by NTP, then materialize the day after its end"
+            return DayError(day, NotEnded(what, action))
+        return fetched
 
     def requested_ms(self, fetched: DayBatch | DayError) -> int:
         """When the run started or, if earlier, the oldest response was requested (exchange time)."""
-        began = self.started_ms + self.session.client.clock_ahead_ms
-        oldest = fetched.requested_ms if isinstance(fetched, DayBatch) else None
-        return min(began, oldest or began)
+        started_ms = self.started_ms + self.session.client.clock_ahead_ms
+        if isinstance(fetched, DayBatch) and fetched.requested_ms is not None:
+            return min(started_ms, fetched.requested_ms)
+        return started_ms
 
     def _is_early(self, batch: DayBatch) -> bool:
         return isinstance(self.endpoint, Records) and self.requested_ms(batch) < self.endpoint.end_ms(batch.day)
@@ -124,25 +135,27 @@ class Availability:
         retention = retention_of(self.endpoint)
         if retention is None:
             return Expired("the endpoint has no past days, so only today can be materialized")
-        beyond = f"the day is beyond the {retention.promised.days} days that the source promises"
+
+        reason = f"the day is beyond the {retention.promised.days} days that the source promises"
         if day in self._unproven:
-            what = (
-                f"{beyond}, and it could not be determined whether the source still has the day: {self._unproven[day]}"
-            )
+            error = self._unproven[day]
+            what = f"{reason}, and it could not be determined whether the source still has the day: {error}"
             return Expired(what, "Materialize the day again")
+
         if retention.proof:
-            beyond += ", and no older row proves that it has retained more"
-        action = "If you know that the source still has it, materialize with run config trust_old: true"
+            reason += ", and no older row proves that it has retained more"
+        what = f"{reason}. It was not landed, since an empty response would look like a day without rows"
+        return Expired(what, self._action_if_expired(day, retention))
+
+    def _action_if_expired(self, day: date, retention: Retention) -> str:
         fallback = retention.fallback
         if fallback and fallback.timetable.is_retained(day, self.exchange_now_ms()):
             until_ms = fallback.timetable.deadline_ms(day)
             until = f" until {utc_text(until_ms)}" if until_ms is not None else ""
-            action = f"{fallback.key} can still land it{until}: materialize that instead, as its description says"
-        elif retention.is_final:
-            action = "It can no longer be fetched"
-        return Expired(
-            f"{beyond}. It was not landed, since an empty response would look like a day without rows", action
-        )
+            return f"{fallback.key} can still land it{until}: materialize that instead, as its description says"
+        if retention.is_final:
+            return "It can no longer be fetched"
+        return "If you know that the source still has it, materialize with run config trust_old: true"
 
 
 def eligibility_of(days: Iterable[date], landed: Iterable[date], availability: Availability) -> Eligibility:
@@ -158,7 +171,8 @@ def eligibility_of(days: Iterable[date], landed: Iterable[date], availability: A
             fetch.append(day)
         else:
             unpromised.append(day)
-    retain = sorted({*unpromised} & {*landed})
+
+    retain = sorted(set(unpromised) & set(landed))
     to_prove = [day for day in unpromised if day not in retain]
     availability.prove(to_prove)
     for day in to_prove:
@@ -166,4 +180,5 @@ def eligibility_of(days: Iterable[date], landed: Iterable[date], availability: A
             fetch.append(day)
         else:
             refuse[day] = availability.expired(day).problem
+
     return Eligibility(sorted(fetch), retain, refuse)

@@ -1,6 +1,6 @@
 """The endpoints' tables, generated from their schemas. Columns are added, never dropped."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any, LiteralString
@@ -66,48 +66,64 @@ def rows_since(endpoint: Endpoint, first: date) -> sql.Composed:
 
 def data_columns(model: type[Row]) -> sql.Composed:
     """The names of the columns that come from the source, in the order they are copied."""
-    return sql.SQL(", ").join(map(sql.Identifier, [*(column.name for column in columns(model)), "extra"]))
+    names = [column.name for column in columns(model)]
+    return sql.SQL(", ").join(map(sql.Identifier, [*names, "extra"]))
 
 
 def definitions(model: type[Row]) -> sql.Composed:
     """The `data_columns` with their types."""
     # No `not null`: it would remain when the schema changes. Decoding checks nullability instead.
-    data: list[tuple[str, LiteralString]] = [(column.name, column.kind.sql) for column in columns(model)]
-    data.append(("extra", "jsonb"))
-    return sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in data)
+    return sql.SQL(", ").join(
+        sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in _kinds(model).items()
+    )
+
+
+def _kinds(model: type[Row]) -> dict[str, LiteralString]:
+    """The types of the `data_columns` by name, in order."""
+    kinds: dict[str, LiteralString] = {column.name: column.kind.sql for column in columns(model)}
+    kinds["extra"] = "jsonb"
+    return kinds
 
 
 def ensure(connection: psycopg.Connection[Any], endpoint: Endpoint) -> None:
     """Create the endpoint's table, or add the columns and comments its schema has gained."""
-    described = {column.name: column.description for column in columns(endpoint.schema)}
+    # Skip DDL that changes nothing: it would wait for every reader of the table and block all others meanwhile.
+    if _is_up_to_date(connection, endpoint):
+        return
+    # `if not exists` alone fails when two processes run it concurrently.
+    with (
+        locked(connection, DDL_LOCK, f"the table of {endpoint.key}"),
+        as_store_unavailable(),
+        connection.transaction(),
+    ):
+        ensure_schema(connection, endpoint.exchange.name)
+        connection.execute(sql.SQL("\n").join(_statements(endpoint)))
+
+
+def _is_up_to_date(connection: psycopg.Connection[Any], endpoint: Endpoint) -> bool:
+    """Whether the table exists with all columns and comments."""
     with as_store_unavailable(), connection.transaction():
-        found = connection.execute(
-            "select attname, col_description(attrelid, attnum), obj_description(attrelid) from pg_attribute "
+        described = connection.execute(
+            "select attname, col_description(attrelid, attnum), obj_description(attrelid) "
+            "from pg_attribute "
             "where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped",
             (table(endpoint).as_string(connection),),
         ).fetchall()
-    described["account"] = ACCOUNT_DESCRIPTION
-    present = {name: comment for name, comment, _ in found}
-    # Skip DDL that changes nothing: it would wait for every reader of the table and block all others meanwhile.
-    if not (
-        described.items() <= present.items()
-        and all(table_comment == endpoint.description for *_, table_comment in found)
-    ):
-        # `if not exists` alone fails when two processes run it concurrently.
-        with (
-            locked(connection, DDL_LOCK, f"the table of {endpoint.key}"),
-            as_store_unavailable(),
-            connection.transaction(),
-        ):
-            ensure_schema(connection, endpoint.exchange.name)
-            connection.execute(sql.SQL("\n").join(_statements(endpoint)))
+    comments = {name: comment for name, comment, _ in described}
+    table_comments = {table_comment for *_, table_comment in described}
+
+    expected = {column.name: column.description for column in columns(endpoint.schema)}
+    expected["account"] = ACCOUNT_DESCRIPTION
+    return expected.items() <= comments.items() and table_comments == {endpoint.description}
 
 
 def _statements(endpoint: Endpoint) -> Iterable[sql.Composed]:
+    """The DDL of `ensure`; each statement has no effect if its object exists."""
     name = table(endpoint)
     # The landing transaction sets what these defaults read, so that COPY carries only the source's own columns.
     yield sql.SQL(
-        "create table if not exists {} ({}, account text not null, "
+        "create table if not exists {} ({}, "
+        "account text not null, "
         "partition_date date not null default current_setting('affiliate.partition_date')::date, "
         "landed_at timestamptz not null default now(), "
         "run_id text not null default current_setting('affiliate.run_id'));"
@@ -123,33 +139,110 @@ def _statements(endpoint: Endpoint) -> Iterable[sql.Composed]:
     yield sql.SQL("comment on table {} is {};").format(name, endpoint.description)
     for column in columns(endpoint.schema):
         yield sql.SQL(
-            "alter table {table} add column if not exists {column} {kind}; comment on column {table}.{column} is {text};"
+            "alter table {table} add column if not exists {column} {kind}; "
+            "comment on column {table}.{column} is {text};"
         ).format(table=name, column=sql.Identifier(column.name), kind=sql.SQL(column.kind.sql), text=column.description)
 
 
 def stats_of(connection: psycopg.Connection, endpoint: Endpoint, day: date) -> DayStats:
     """Statistics of the day's rows, read in the caller's transaction."""
+    rows = rows_with_fee_above_volume = 0
+    instants: list[datetime] = []
+    sums: dict[str, str] = {}
+    for group, total, row_count, excess_count, first, last in connection.execute(_stats_query(endpoint, day)):
+        rows += row_count
+        rows_with_fee_above_volume += excess_count
+        if first:
+            instants += [first, last]
+        if total is not None:
+            sums[group] = total
+    return DayStats(
+        rows=rows,
+        first=min(instants, default=None),
+        last=max(instants, default=None),
+        sums=sums,
+        rows_with_fee_above_volume=rows_with_fee_above_volume,
+    )
+
+
+def _stats_query(endpoint: Endpoint, day: date) -> sql.Composed:
+    """A query for the day's groups.
+
+    Columns: the group's name, the sum of its amounts, its rows, those with a fee above the volume, first and last
+    instant. What the endpoint does not declare is null or 0.
+    """
     group, amount = sql.SQL("null"), sql.SQL("null::numeric")
-    instant, is_excess = sql.SQL("null::timestamptz"), sql.SQL("false")
+    instant = sql.SQL("null::timestamptz")
+    is_fee_above_volume = sql.SQL("false")
     if isinstance(endpoint, Records):
         if endpoint.sum_by:
             amount, group = map(sql.Identifier, endpoint.sum_by)
         if endpoint.time_column:
             instant = sql.Identifier(endpoint.time_column)
         if endpoint.volume_and_fee:
-            is_excess = sql.SQL("{1} > {0}").format(*map(sql.Identifier, endpoint.volume_and_fee))
-    statement = sql.SQL(
-        "select {group}::text, sum({amount})::text, count(*), count(*) filter (where {is_excess}), min({instant}), "
-        "max({instant}) from {rows} group by 1 order by 1"
-    ).format(group=group, amount=amount, is_excess=is_excess, instant=instant, rows=rows_of(endpoint, day))
-    groups = connection.execute(statement).fetchall()
-    return DayStats(
-        rows=sum(count for _, _, count, *_ in groups),
-        first=min((first for *_, first, _ in groups if first), default=None),
-        last=max((last for *_, last in groups if last), default=None),
-        sums={name: total for name, total, *_ in groups if total is not None},
-        rows_with_fee_above_volume=sum(excess for *_, excess, _, _ in groups),
+            volume, fee = map(sql.Identifier, endpoint.volume_and_fee)
+            is_fee_above_volume = sql.SQL("{fee} > {volume}").format(fee=fee, volume=volume)
+
+    return sql.SQL(
+        "select {group}::text, sum({amount})::text, "
+        "count(*), count(*) filter (where {is_fee_above_volume}), "
+        "min({instant}), max({instant}) "
+        "from {rows} "
+        "group by 1 order by 1"
+    ).format(
+        group=group,
+        amount=amount,
+        is_fee_above_volume=is_fee_above_volume,
+        instant=instant,
+        rows=rows_of(endpoint, day),
     )
+
+
+def altering_features_query(connection: psycopg.Connection[Any], endpoint: Endpoint) -> sql.Composed:
+    """A query for what could change rows as they are written: triggers, column types, a kind other than a plain table.
+
+    It returns one array of texts, each of which names one such feature of the endpoint's table.
+    """
+    kinds = _kinds(endpoint.schema)
+    return sql.SQL(
+        "select array("
+        "select 'trigger ' || tgname "
+        "from pg_trigger "
+        "where tgrelid = t.oid and not tgisinternal "
+        "union all "
+        "select 'a partitioned table, a foreign table or a view' "
+        "where relkind <> 'r' "
+        "union all "
+        "select 'column ' || attname || ' ' || format_type(atttypid, atttypmod) "
+        "from pg_attribute join unnest({names}::text[], {kinds}::regtype[]) as schema (name, kind) on name = attname "
+        "where attrelid = t.oid and not attisdropped and (atttypid, atttypmod) <> (kind::oid, -1)"
+        ") from pg_class t where t.oid = {table}::regclass"
+    ).format(names=list(kinds), kinds=list(kinds.values()), table=table(endpoint).as_string(connection))
+
+
+def matching_values(
+    connection: psycopg.Connection[Any], endpoint: Endpoint, day: date, entries: Sequence[Mapping[str, object]]
+) -> list[dict[str, str]]:
+    """Those of the entries (see `DayBatch`) that match any landed row of the day.
+
+    Their values are by JSON name; the result has them by column name, as text.
+    """
+    if not entries:
+        return []
+    column_names = {column.json_name: column.name for column in columns(endpoint.schema)}
+    compared = [column_names[json_name] for json_name in entries[0]]
+    as_texts = [sql.SQL("{}::text").format(sql.Identifier(name)) for name in compared]
+    # The first column is for an empty entry, which has no columns to select.
+    selected = sql.SQL(", ").join([sql.SQL("''"), *as_texts])
+    rows = connection.execute(sql.SQL("select distinct {} from {}").format(selected, rows_of(endpoint, day))).fetchall()
+    landed = {tuple(values) for _, *values in rows}
+
+    matches: list[dict[str, str]] = []
+    for entry in entries:
+        values = tuple(map(str, entry.values()))
+        if values in landed:
+            matches.append(dict(zip(compared, values, strict=True)))
+    return matches
 
 
 def differences(connection: psycopg.Connection, endpoint: Records, day: date) -> list[Difference] | None:
@@ -162,13 +255,20 @@ def differences(connection: psycopg.Connection, endpoint: Records, day: date) ->
     other = replace(endpoint, name=endpoint.compared_with)
     if not ledger.entries(connection, other.key, [day]):
         return None
+
     amount, group = map(sql.Identifier, endpoint.sum_by)
     sums = sql.SQL("select {} name, count(*) rows, sum({}) total from {} group by 1")
-    own, others = (sums.format(group, amount, rows_of(each, day)) for each in (endpoint, other))
     statement = sql.SQL(
-        "select name, coalesce(own.rows, 0), coalesce(own.total, 0)::text, "
-        "coalesce(others.rows, 0), coalesce(others.total, 0)::text from ({}) own full join ({}) others using (name) "
-        "where (own.rows, own.total) is distinct from (others.rows, others.total) order by 1"
-    ).format(own, others)
+        "with own as ({}), others as ({}) "
+        "select name, "
+        "coalesce(own.rows, 0), coalesce(own.total, 0)::text, "
+        "coalesce(others.rows, 0), coalesce(others.total, 0)::text "
+        "from own full join others using (name) "
+        "where (own.rows, own.total) is distinct from (others.rows, others.total) "
+        "order by 1"
+    ).format(
+        sums.format(group, amount, rows_of(endpoint, day)),
+        sums.format(group, amount, rows_of(other, day)),
+    )
     with as_store_unavailable(), connection.transaction():
         return [Difference(*row) for row in connection.execute(statement)]

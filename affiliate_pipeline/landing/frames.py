@@ -1,10 +1,11 @@
 """Landed days as pandas frames, for the assets of another project and for notebooks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
+from typing import Any
 
 import pandas as pd  # pyright: ignore[reportMissingTypeStubs]  # pandas has none
-from psycopg import sql
+from psycopg import Connection, sql
 
 from affiliate_pipeline.domain.days import format_days
 from affiliate_pipeline.domain.problem import AffiliateError
@@ -37,24 +38,32 @@ def load_days(asset: str, days: Iterable[str | date], *, database: str) -> pd.Da
     if endpoint is None:
         known = ", ".join(each.key for each in DEFAULT.endpoints)
         raise NotLanded(f"{asset} is not an asset with days", f"Use one of {known}, or <exchange>/<alias>/<endpoint>")
-    requested = sorted({date.fromisoformat(day) if isinstance(day, str) else day for day in days})
+    dates = {date.fromisoformat(day) if isinstance(day, str) else day for day in days}
+    requested = sorted(dates)
+
     with (
         connect(database_url_in("database", database)) as connection,
         as_store_unavailable(),
         connection.transaction(),
     ):
         connection.execute("set transaction isolation level repeatable read, read only")
-        landed = set(ledger.entries(connection, asset, requested)) if ledger.exists(connection) else set[date]()
-        if missing := [day for day in requested if day not in landed]:
-            raise NotLanded(f"{asset} has not landed {format_days(missing)}", "Materialize these days first")
+        _require_landed(connection, asset, requested)
         query = sql.SQL("select * from {} where partition_date = any(%s) and account = %s order by partition_date")
         cursor = connection.execute(query.format(endpoint_tables.table(endpoint)), (requested, endpoint.alias))
-        rows, described = cursor.fetchall(), cursor.description or []
-        kinds = {each.name: connection.adapters.types[each.type_code].name for each in described}
-    # With inferred types, integers with nulls would become floats.
-    return pd.DataFrame(
-        {
-            name: pd.Series([row[place] for row in rows], dtype=_TYPES.get(kind, "object"))
-            for place, (name, kind) in enumerate(kinds.items())
-        }
-    )
+        rows = cursor.fetchall()
+        columns = cursor.description or []
+        type_of = {column.name: connection.adapters.types[column.type_code].name for column in columns}
+
+    series_of: dict[str, Any] = {}
+    for position, (name, type_name) in enumerate(type_of.items()):
+        values = [row[position] for row in rows]
+        # With inferred types, integers with nulls would become floats.
+        series_of[name] = pd.Series(values, dtype=_TYPES.get(type_name, "object"))
+    return pd.DataFrame(series_of)
+
+
+def _require_landed(connection: Connection[Any], asset: str, days: Sequence[date]) -> None:
+    landed = set(ledger.entries(connection, asset, days)) if ledger.exists(connection) else set[date]()
+    missing = [day for day in days if day not in landed]
+    if missing:
+        raise NotLanded(f"{asset} has not landed {format_days(missing)}", "Materialize these days first")

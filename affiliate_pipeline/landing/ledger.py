@@ -52,15 +52,15 @@ def entries_since(connection: Connection[Any], first: date = date.min) -> Ledger
 
 
 def _read(connection: Connection[Any], condition: LiteralString, *values: object) -> Ledgers:
-    found: dict[str, dict[date, LedgerEntry]] = {}
+    ledgers: dict[str, dict[date, LedgerEntry]] = {}
     with as_store_unavailable(), connection.transaction():
         rows = connection.execute(
             f"select asset, {_COLUMNS} from {TABLE} where {condition} order by asset, partition", values
         )
         for asset, *columns in rows:
             entry = LedgerEntry(*columns)
-            found.setdefault(asset, {})[entry.partition] = entry
-    return found
+            ledgers.setdefault(asset, {})[entry.partition] = entry
+    return ledgers
 
 
 def assets(connection: Connection[Any]) -> list[str]:
@@ -71,30 +71,34 @@ def assets(connection: Connection[Any]) -> list[str]:
 
 def has_landed(connection: Connection[Any], key: Key, fingerprint: str) -> bool:
     """Whether a day of the key's account and role was fetched with the key of this fingerprint, at any host."""
+    # Assets of the account are named `<account>/<endpoint>`; a source is the host, the role (if any) and the fingerprint.
+    account = f"{key.exchange}/{key.alias}" if key.alias else key.exchange
+    source_pattern = f"^[^ ]+ ({key.role} )?{fingerprint}$"
     with as_store_unavailable(), connection.transaction():
-        found = connection.execute(
+        cursor = connection.execute(
             f"select from {TABLE} where regexp_replace(asset, '/[^/]*$', '') = %s and source ~ %s limit 1",
-            ("/".join(filter(None, (key.exchange, key.alias))), f"^[^ ]+ ({key.role} )?{fingerprint}$"),
+            (account, source_pattern),
         )
-        return found.rowcount > 0
+        return cursor.rowcount > 0
 
 
 def exists(connection: Connection[Any]) -> bool:
     """Whether the ledger's table exists, for readers that must not create it."""
     with as_store_unavailable(), connection.transaction():
-        row = connection.execute("select to_regclass(%s) is not null", (TABLE,)).fetchone()
-    return bool(row and row[0])
+        ((table_exists,),) = connection.execute("select to_regclass(%s) is not null", (TABLE,)).fetchall()
+    return table_exists
 
 
 def missing_since(
     connection: Connection[Any], days: Mapping[str, Collection[date]], since: datetime
 ) -> dict[str, frozenset[date]]:
     """By asset, those of its `days` that have neither landed nor been confirmed at `since` or later."""
-    return {
-        asset: frozenset(expected)
-        - {day for day, entry in entries(connection, asset, expected).items() if entry.checked_at >= since}
-        for asset, expected in days.items()
-    }
+    missing: dict[str, frozenset[date]] = {}
+    for asset, expected in days.items():
+        landed = entries(connection, asset, expected)
+        confirmed = {day for day, entry in landed.items() if entry.checked_at >= since}
+        missing[asset] = frozenset(expected) - confirmed
+    return missing
 
 
 def write(
@@ -109,10 +113,13 @@ def write(
 ) -> None:
     """Record a landed day, in the transaction that writes its rows."""
     connection.execute(
-        f"insert into {TABLE} values (%s, %s, %s, %s, %s, %s, now(), now(), %s) "
-        "on conflict (asset, partition) do update set rows = excluded.rows, content_hash = excluded.content_hash, "
-        "settled = excluded.settled, source = excluded.source, landed_at = excluded.landed_at, "
-        "checked_at = excluded.checked_at, run_id = excluded.run_id",
+        f"insert into {TABLE} "
+        "(asset, partition, rows, content_hash, settled, source, landed_at, checked_at, run_id) "
+        "values (%s, %s, %s, %s, %s, %s, now(), now(), %s) "
+        "on conflict (asset, partition) do update set "
+        "rows = excluded.rows, content_hash = excluded.content_hash, settled = excluded.settled, "
+        "source = excluded.source, landed_at = excluded.landed_at, checked_at = excluded.checked_at, "
+        "run_id = excluded.run_id",
         (asset, day, rows, content_hash, settled, source, run_id),
     )
 
@@ -133,7 +140,10 @@ def by_day(assets: Sequence[str]) -> sql.Composed:
     """
     # `inputs` is not a time: transactions overlap, so a time would not identify the content that was read.
     return sql.SQL(
-        "select partition, md5(string_agg(asset || ' ' || content_hash || ' ' || settled, ',' order by asset)) as inputs, "
-        "max(landed_at) as landed_at, jsonb_object_agg(asset, settled) as settled "
-        "from {} where asset = any({}) group by partition"
+        "select partition, "
+        "md5(string_agg(asset || ' ' || content_hash || ' ' || settled, ',' order by asset)) as inputs, "
+        "max(landed_at) as landed_at, "
+        "jsonb_object_agg(asset, settled) as settled "
+        "from {} where asset = any({}) "
+        "group by partition"
     ).format(sql.Identifier(*TABLE.split(".")), list(assets))

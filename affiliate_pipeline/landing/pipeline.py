@@ -125,10 +125,12 @@ def land_days(
                 del pending[outcome.day]
                 yield outcome
             session.finished()
+        # For days without an outcome, of which there should be none.
         problem = Problem("internal_error", "the fetch ended without this day: an internal error")
     except AffiliateError as error:
         # A fatal error fails every pending day, including the one being landed.
         problem = error.problem
+
     for day in pending:
         yield Failed(day, problem.adding(impact=_impact_on(ledger.get(day))))
 
@@ -167,7 +169,11 @@ class LandingRun:
                 yield self._failed(day, Problem("other_source", what, action=action))
             else:
                 same_source.append(day)
-        yield from map(self._land_rejected, same_source) if self.from_rejected else self._fetch_and_land(same_source)
+
+        if self.from_rejected:
+            yield from map(self._land_rejected, same_source)
+        else:
+            yield from self._fetch_and_land(same_source)
 
     def _fetch_and_land(self, days: Sequence[date]) -> Iterator[Outcome]:
         eligibility = eligibility_of(days, self.ledger, self.availability)
@@ -175,29 +181,35 @@ class LandingRun:
             yield self._retained(day)
         for day, problem in eligibility.refuse.items():
             yield self._failed(day, problem)
-        if not eligibility.fetch:
+        days_to_fetch = eligibility.fetch
+        if not days_to_fetch:
             return
+
         strategy, zone = self.endpoint.strategy, self.endpoint.exchange.zone
-        plan = strategy.plan(self.session, eligibility.fetch, zone)
-        log.info("%s: fetching %s: %s", self.endpoint.key, format_days(eligibility.fetch), plan)
+        plan = strategy.plan(self.session, days_to_fetch, zone)
+        log.info("%s: fetching %s: %s", self.endpoint.key, format_days(days_to_fetch), plan)
+
         logged_at = time.monotonic()
-        batches = self.availability.confirmed(strategy.fetch(self.session, eligibility.fetch, zone))
+        batches = self.availability.confirmed(strategy.fetch(self.session, days_to_fetch, zone))
         with prepared(batches, self.blocks_of, self.session.cancel) as prepared_days:
-            for done, each in enumerate(prepared_days, start=1):
-                yield self._land(each) if isinstance(each, PreparedDay) else self._not_fetched(each)
-                if done == len(eligibility.fetch) or time.monotonic() - logged_at >= LOG_EVERY_S:
+            for done, day in enumerate(prepared_days, start=1):
+                yield self._land(day) if isinstance(day, PreparedDay) else self._not_fetched(day)
+                if done == len(days_to_fetch) or time.monotonic() - logged_at >= LOG_EVERY_S:
                     logged_at = time.monotonic()
-                    log.info("%s: %d of %s done", self.endpoint.key, done, count_of(len(eligibility.fetch), "day"))
+                    log.info("%s: %d of %s done", self.endpoint.key, done, count_of(len(days_to_fetch), "day"))
 
     def _not_fetched(self, failed: DayError) -> Outcome:
-        problem = failed.error.problem
-        if isinstance(failed.error, Expired) and failed.day in self.ledger:
+        """The outcome of a day that could not be fetched: retained if it has landed and expired, otherwise failed."""
+        error = failed.error
+        if isinstance(error, Expired) and failed.day in self.ledger:
             return self._retained(failed.day)
-        if not isinstance(failed.error, Expired | NotEnded):
+        problem = error.problem
+        if not isinstance(error, Expired | NotEnded):
             problem = problem.adding(action="Materialize the day again; if it fails again, see the runbook")
         return self._reject(failed, problem, complete=False)
 
     def _land(self, day: PreparedDay) -> Outcome:
+        """Write the day and log its warnings; if it cannot be written, store its rows as rejected."""
         batch = day.batch
         settled = self.endpoint.timetable.has_settled(batch.day, self.availability.requested_ms(batch))
         try:
@@ -208,59 +220,72 @@ class LandingRun:
             return self._reject(batch, Problem("invalid_rows", what, action=action), complete=True)
         except StoreError as error:
             return self._reject(batch, error.problem, complete=not isinstance(error, Shrunken))
-        unknown = ", ".join(f"{name} ({count_of(landed.unknown_fields[name], 'row')})" for name in landed.new_fields)
-        new = f"fields that the schema lacks are stored in column extra: {unknown}. Add them to the schema"
-        for text in [*landed.warnings, *([new] if unknown else [])]:
-            log.warning("%s %s: %s", self.endpoint.key, batch.day, text)
+
+        for warning in landed.warnings:
+            self._warn(batch.day, warning)
+        if landed.new_fields:
+            rows_by_field = landed.unknown_fields
+            fields = ", ".join(f"{name} ({count_of(rows_by_field[name], 'row')})" for name in landed.new_fields)
+            self._warn(
+                batch.day, f"fields that the schema lacks are stored in column extra: {fields}. Add them to the schema"
+            )
         return landed
+
+    def _warn(self, day: date, text: str) -> None:
+        log.warning("%s %s: %s", self.endpoint.key, day, text)
 
     def _reject(self, fetched: DayBatch | DayError, problem: Problem, *, complete: bool) -> Failed:
         """Store what was received for the day in `affiliate.rejected_row`; return the failed day."""
-        more = fetched.error.received if isinstance(fetched, DayError) else ()
+        received_by_error = fetched.error.received if isinstance(fetched, DayError) else ()
 
         def received() -> Iterator[str]:
-            return map(payload, chain(split(fetched.chunks), more))
+            return map(payload, chain(split(fetched.chunks), received_by_error))
 
-        if any(True for _ in received()):
-            requested_at = datetime.fromtimestamp(self.availability.requested_ms(fetched) / 1000, UTC)
-            why = Rejection(self.session.source, requested_at, problem.what, complete)
-            run_id = self.writer.run_id
-            if quarantine.store(self.writer.connection, self.endpoint.key, fetched.day, run_id, why, received):
-                subject = "All rows are" if complete else "What was received of the day is"
-                impact = f"{subject} stored unchanged in {quarantine.TABLE}"
-            else:
-                impact = f"{quarantine.TABLE} still has the rows that an earlier run received, which are more complete"
-            problem = problem.adding(impact=impact)
-        return self._failed(fetched.day, problem)
+        received_anything = any(True for _ in received())
+        if not received_anything:
+            return self._failed(fetched.day, problem)
+
+        requested_at = datetime.fromtimestamp(self.availability.requested_ms(fetched) / 1000, UTC)
+        why = Rejection(self.session.source, requested_at, problem.what, complete)
+        run_id = self.writer.run_id
+        if quarantine.store(self.writer.connection, self.endpoint.key, fetched.day, run_id, why, received):
+            subject = "All rows are" if complete else "What was received of the day is"
+            impact = f"{subject} stored unchanged in {quarantine.TABLE}"
+        else:
+            impact = f"{quarantine.TABLE} still has the rows that an earlier run received, which are more complete"
+        return self._failed(fetched.day, problem.adding(impact=impact))
 
     def _land_rejected(self, day: date) -> Outcome:
+        """Land the day from its rejected rows, if they are complete and of the same source."""
         stored = quarantine.rejected(self.writer.connection, self.endpoint.key, day)
         if stored is None:
             what = f"{quarantine.TABLE} has no rows of it"
             return self._failed(day, Problem("nothing_rejected", what, action="Materialize it without from_rejected"))
+
         why, rows = stored
         if why.source not in self.writer.sources:
             what = f"the source of its rejected rows is {why.source}, and that of this run is {self.session.source}"
-            problem = Problem(
-                "other_source", what, action="Use the credentials and the base URL they were fetched with"
-            )
-        elif not why.complete:
+            action = "Use the credentials and the base URL they were fetched with"
+            return self._failed(day, Problem("other_source", what, action=action))
+        if not why.complete:
             what = f"{quarantine.TABLE} has only a part of the day ({why.reason}), so it cannot land"
-            problem = Problem("incomplete", what, action="Materialize it without from_rejected")
-        else:
-            requested_ms = int(why.requested_at.timestamp() * 1000)
-            batch = DayBatch(day, rows, len(rows), requests=0, requested_ms=requested_ms)
-            return self._land(PreparedDay(batch, self.blocks_of(batch)))
-        return self._failed(day, problem)
+            return self._failed(day, Problem("incomplete", what, action="Materialize it without from_rejected"))
+
+        requested_ms = int(why.requested_at.timestamp() * 1000)
+        batch = DayBatch(day, rows, len(rows), requests=0, requested_ms=requested_ms)
+        return self._land(PreparedDay(batch, self.blocks_of(batch)))
 
     def _retained(self, day: date) -> Retained | Failed:
+        """The day as retained; failed if the table no longer has the number of rows that landed."""
         entry, connection = self.ledger[day], self.writer.connection
         with as_store_unavailable(), connection.transaction():
             stats = stats_of(connection, self.endpoint, day)
         if stats.rows == entry.rows:
             return Retained(day, stats, entry.content_hash, entry.settled, entry.source)
-        found = f"the table has {count_of(stats.rows, 'row')} of it instead of the {entry.rows} that landed"
-        what = f"the source no longer has the day, and {found}: something else has changed the table"
+        what = (
+            f"the source no longer has the day, and the table has {count_of(stats.rows, 'row')} of it instead of the "
+            f"{entry.rows} that landed: something else has changed the table"
+        )
         return self._failed(day, Problem("table_changed", what, action="Restore the day from a backup"))
 
     def _failed(self, day: date, problem: Problem) -> Failed:
@@ -273,12 +298,15 @@ def plan_of(endpoint: Endpoint, days: Sequence[date], *, session: Session, store
     ledger = store.ledger(endpoint, days)
     # Verify the key first: some strategies request records for their plan, and the key may be of another account.
     _ = session.identity.sources
-    to_fetch = [
-        day
-        for day in days
-        if endpoint.timetable.is_retained(day, now) or (day not in ledger and isinstance(endpoint, Records))
-    ]
-    return endpoint.strategy.plan(session, to_fetch, endpoint.exchange.zone) if to_fetch else RequestPlan(0, 0, 0)
+    has_past_days = isinstance(endpoint, Records)
+    to_fetch: list[date] = []
+    for day in days:
+        may_be_proven = has_past_days and day not in ledger
+        if endpoint.timetable.is_retained(day, now) or may_be_proven:
+            to_fetch.append(day)
+    if not to_fetch:
+        return RequestPlan(0, 0, 0)
+    return endpoint.strategy.plan(session, to_fetch, endpoint.exchange.zone)
 
 
 def _impact_on(entry: LedgerEntry | None) -> str:

@@ -99,6 +99,7 @@ class _BlockQueue:
         self._queue: Queue[_Item] = Queue(BLOCKS_AHEAD)
 
     def prepare(self) -> None:
+        """Queue each fetched day and its blocks, then the end or the error that ended the fetch."""
         try:
             with closing(self._batches):
                 for batch in self._batches:
@@ -111,6 +112,7 @@ class _BlockQueue:
                 self._put(error)
 
     def _put_blocks(self, batch: DayBatch) -> None:
+        """Queue the day's blocks, then their end or, in its place, the error about invalid rows."""
         try:
             for block in self._blocks_of(batch):
                 self._put(block)
@@ -119,11 +121,13 @@ class _BlockQueue:
             self._put(invalid)
 
     def _put(self, item: _Item) -> None:
+        """Queue the item once there is room; raises `_Cancelled` if the reader has stopped reading."""
         if self.cancelled.is_set():
             raise _Cancelled
         self._queue.put(item)
 
     def days(self) -> Iterator[PreparedDay | DayError]:
+        """The fetched days in order; raises the error that ended the fetch."""
         while (item := self._take()) is not None:
             if isinstance(item, DayError):
                 yield item
@@ -140,6 +144,7 @@ class _BlockQueue:
             yield block
 
     def _take(self) -> _Item:
+        """The next item; raises it if it is an error."""
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item

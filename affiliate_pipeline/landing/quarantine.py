@@ -36,7 +36,7 @@ def store(
     `rows` returns the JSON texts at each call. Incomplete rows replace neither complete ones nor a larger number of
     incomplete ones.
     """
-    common = (asset, day, run_id, why.source, why.requested_at, why.reason, why.complete)
+    shared_values = (asset, day, run_id, why.source, why.requested_at, why.reason, why.complete)
 
     def replace(payloads: Iterable[str]) -> None:
         copy = f"copy {TABLE} (asset, partition, run_id, source, rejected_at, reason, complete, payload) from stdin"
@@ -45,11 +45,13 @@ def store(
             drop(connection, asset, day)
             with connection.cursor() as cursor, cursor.copy(copy) as copying:
                 for payload in payloads:
-                    copying.write_row((*common, payload))
+                    copying.write_row((*shared_values, payload))
 
     with as_store_unavailable():
-        if not why.complete and _has_better(connection, asset, day, sum(1 for _ in rows())):
-            return False
+        if not why.complete:
+            row_count = sum(1 for _ in rows())
+            if _has_better(connection, asset, day, row_count):
+                return False
         try:
             replace(rows())
         except DataError:
@@ -58,13 +60,15 @@ def store(
     return True
 
 
-def _has_better(connection: Connection[Any], asset: str, day: date, rows: int) -> bool:
+def _has_better(connection: Connection[Any], asset: str, day: date, row_count: int) -> bool:
+    """Whether all rows of the day are stored, or more than `row_count` of them."""
     with connection.transaction():
-        row = connection.execute(
-            f"select coalesce(bool_or(complete), false) or count(*) > %s from {TABLE} where asset = %s and partition = %s",
-            (rows, asset, day),
-        ).fetchone()
-    return bool(row and row[0])
+        ((has_better,),) = connection.execute(
+            "select coalesce(bool_or(complete), false) or count(*) > %s "
+            f"from {TABLE} where asset = %s and partition = %s",
+            (row_count, asset, day),
+        ).fetchall()
+    return has_better
 
 
 def drop(connection: Connection[Any], asset: str, day: date) -> None:
@@ -75,13 +79,18 @@ def drop(connection: Connection[Any], asset: str, day: date) -> None:
 def rejected(connection: Connection[Any], asset: str, day: date) -> tuple[Rejection, list[bytes]] | None:
     """Why the day did not land, and its stored rows; None if there are none."""
     with as_store_unavailable(), connection.transaction():
-        found = connection.execute(
+        stored = connection.execute(
             "select source, rejected_at, reason, complete, "
+            # A row that jsonb cannot represent is stored as a JSON string (see `store`): unwrap it.
             "case jsonb_typeof(payload) when 'string' then payload #>> '{}' else payload::text end "
             f"from {TABLE} where asset = %s and partition = %s",
             (asset, day),
         ).fetchall()
-    return (Rejection(*found[0][:-1]), [payload.encode() for *_, payload in found]) if found else None
+    if not stored:
+        return None
+    source, requested_at, reason, complete, _ = stored[0]
+    rows = [payload.encode() for *_, payload in stored]
+    return Rejection(source, requested_at, reason, complete), rows
 
 
 def handled_at(connection: Connection[Any], asset: str, days: Sequence[date]) -> dict[date, datetime]:
@@ -95,6 +104,6 @@ def handled_at(connection: Connection[Any], asset: str, days: Sequence[date]) ->
             f"select partition, max(rejected_at) from {TABLE} where asset = %s and partition = any(%s) group by 1",
             (asset, list(days)),
         ).fetchall()
-    for day, at in rows:
-        handled[day] = max(at, handled.get(day, at))
+    for day, requested_at in rows:
+        handled[day] = max(requested_at, handled.get(day, requested_at))
     return handled

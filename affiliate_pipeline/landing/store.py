@@ -24,17 +24,18 @@ LIVE_CHECK_S = 5
 
 def privileges(endpoints: Iterable[Endpoint]) -> dict[str, str]:
     """The privileges, by table, that landing days of these endpoints requires."""
-    tables = {endpoint.table: endpoint_tables.PRIVILEGES for endpoint in endpoints}
-    shared = rate_limiter.PRIVILEGES | identity.PRIVILEGES
-    return day_writer.PRIVILEGES | ledger.PRIVILEGES | quarantine.PRIVILEGES | shared | tables
+    of_fetching = rate_limiter.PRIVILEGES | identity.PRIVILEGES
+    of_landing = day_writer.PRIVILEGES | ledger.PRIVILEGES | quarantine.PRIVILEGES
+    of_endpoints = {endpoint.table: endpoint_tables.PRIVILEGES for endpoint in endpoints}
+    return of_landing | of_fetching | of_endpoints
 
 
 def is_run_live(url: str, run_id: str, step: str = "") -> bool:
     """Whether a process that marked the run, or this step of it, as live is still connected (`Store.mark_run_live`)."""
     with connect(url, autocommit=True) as connection, as_store_unavailable():
-        lock = _run_lock(run_id, step).key
-        row = connection.execute(sql.SQL("select pg_try_advisory_lock({})").format(lock)).fetchone()
-        return not (row and row[0])
+        lock = _run_lock(run_id, step)
+        ((is_free,),) = connection.execute(sql.SQL("select pg_try_advisory_lock({})").format(lock.key)).fetchall()
+        return not is_free
 
 
 @contextmanager
@@ -44,6 +45,7 @@ def live_run(url: str, run_id: str) -> Generator[None]:
 
     def mark() -> None:
         while not ended.is_set():
+            # `suppress` ends this `with` block once the connection is lost: then mark the run with a new one.
             with suppress(StoreUnavailable), Store(url) as store:
                 store.mark_run_live(run_id)
                 while not ended.wait(LIVE_CHECK_S):
@@ -77,8 +79,9 @@ class Store(TableStore):
 
     def require_ready(self, *endpoints: Endpoint) -> None:
         """Raise `StoreUnavailable` unless the database is ready to land days of these endpoints."""
-        for error in problems(self._connection, privileges(endpoints)):
-            raise error
+        first_problem = next(problems(self._connection, privileges(endpoints)), None)
+        if first_problem:
+            raise first_problem
 
     def mark_run_live(self, run_id: str, step: str = "") -> None:
         """Mark the run, and this step of it, as live until this connection ends.
@@ -86,8 +89,10 @@ class Store(TableStore):
         Raises `StoreUnavailable` if the database is not ready.
         """
         self.require_ready()
+        # Without a step, both locks are the same.
+        locks = {_run_lock(run_id), _run_lock(run_id, step)}
         with as_store_unavailable(), self._connection.transaction():
-            for lock in {_run_lock(run_id), _run_lock(run_id, step)}:
+            for lock in locks:
                 self._connection.execute(sql.SQL("select pg_advisory_lock_shared({})").format(lock.key))
 
     def require_session(self) -> None:

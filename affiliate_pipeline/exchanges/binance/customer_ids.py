@@ -73,17 +73,21 @@ def desired_of_partner(session: BinanceSession) -> list[DesiredCustomerId]:
         return []
     variable = session.variable(FILE_VARIABLE)
     file = f"the file that {variable} names"
+    desired: list[DesiredCustomerId] = []
     try:
         data = Path(path).expanduser().read_bytes()
         lines = csv.reader(io.StringIO(text_of(data, file)))
-        numbered = ((lines.line_num, [cell.strip() for cell in line]) for line in lines)
-        desired = [_of_line(number, cells) for number, cells in numbered if any(cells)]
+        for line in lines:
+            cells = [cell.strip() for cell in line]
+            if any(cells):
+                desired.append(_of_line(lines.line_num, cells))
     except OSError as error:
         action = f"Set {variable} to the path of a CSV file that the user who runs this may read"
         raise SettingsError(f"{file} cannot be read: {error.strerror}", action, variable=variable) from None
     except csv.Error:
         action = f"Set {variable} to the path of a CSV file `customerId,email`"
         raise SettingsError(f"{file} is not a CSV file", action, variable=variable) from None
+
     if desired and [desired[0].customer_id.lower(), desired[0].owner.lower()] == HEADER:
         del desired[0]
     return _with_duplicates_rejected(desired)
@@ -99,14 +103,15 @@ def rejected_lines(session: BinanceSession) -> list[str]:
 
 def desired_of_client(session: BinanceSession) -> list[DesiredCustomerId]:
     """The client's own id, `BINANCE_USER_CUSTOMER_ID`; empty if that or the agent's code is not set."""
-    customer_id, agent = session.settings.binance_user_customer_id, session.settings.binance_api_agent_code
-    if customer_id is None or not agent:
+    customer_id = session.settings.binance_user_customer_id
+    agent_code = session.settings.binance_api_agent_code
+    if customer_id is None or not agent_code:
         return []
-    return [DesiredCustomerId(session.variable(_OWN_ID_VARIABLE), customer_id, agent)]
+    return [DesiredCustomerId(session.variable(_OWN_ID_VARIABLE), customer_id, owner=agent_code)]
 
 
 def _of_line(number: int, cells: list[str]) -> DesiredCustomerId:
-    customer_id, owner, *_ = [*cells, "", ""]
+    customer_id, owner, *_ = [*cells, "", ""]  # a line may have fewer than two cells
     rejection = ""
     if len(cells) != 2:
         rejection = "it does not have the two fields customerId,email"
@@ -119,21 +124,23 @@ def _of_line(number: int, cells: list[str]) -> DesiredCustomerId:
 
 def _with_duplicates_rejected(desired: list[DesiredCustomerId]) -> list[DesiredCustomerId]:
     """The desired ids; those whose id or email is also on another line have a rejection."""
-    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    lines: dict[tuple[str, str], list[str]] = defaultdict(list)
     for each in desired:
-        for key in _keys(each):
-            places[key].append(each.where)
+        for key in _unique_fields(each):
+            lines[key].append(each.where)
 
     def duplicate_rejection(each: DesiredCustomerId) -> str:
-        for key in _keys(each):
-            if others := ", ".join(place for place in places[key] if place != each.where):
-                return f"its {key[0]} is on {others} too"
+        for name, value in _unique_fields(each):
+            other_lines = [line for line in lines[name, value] if line != each.where]
+            if other_lines:
+                return f"its {name} is on {', '.join(other_lines)} too"
         return ""
 
     return [replace(each, rejection=each.rejection or duplicate_rejection(each)) for each in desired]
 
 
-def _keys(desired: DesiredCustomerId) -> tuple[tuple[str, str], tuple[str, str]]:
+def _unique_fields(desired: DesiredCustomerId) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Names and values of the fields that no two lines may share; emails are compared without case."""
     return ("customerId", desired.customer_id), ("email", desired.owner.casefold())
 
 
@@ -165,18 +172,20 @@ class Assignment:
         desired = self.desired(session)
         if not desired:
             return RequestPlan(0, 0, 0, (self.nothing_desired_note(session),))
-        sent, changes = session.client.requests_sent, list[_Change]()
+        requests_before = session.client.requests_sent
+        changes: list[_Change] = []
 
         def record(change: _Change) -> bool:
             changes.append(change)
             # As if it were assigned: that frees the owner's current ids for the rest of a chain.
             return True
 
-        rejected = self.apply(session, desired, record)
+        rejected = self.apply(session, desired, assign=record)
         lines = [*map(str, changes), *(f"{each}. Nothing will be posted" for each in rejected)]
         already_assigned = f"already assigned: {len(desired) - len(lines)}"
-        # At least the same GETs, and one POST per change.
-        return RequestPlan(session.client.requests_sent - sent + len(changes), None, 0, (*lines, already_assigned))
+        # A run sends at least the same GETs, and one POST per change.
+        gets = session.client.requests_sent - requests_before
+        return RequestPlan(gets + len(changes), max_requests=None, seconds=0, changes=(*lines, already_assigned))
 
     def fetch(self, session: BinanceSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         """Post the missing ids; the day's rows are all attempts that have not landed, and the rejected ids."""
@@ -186,9 +195,9 @@ class Assignment:
                 yield _Run(self, session, actions).execute(day)
             except ExchangeError as error:
                 pending = len(actions.rows())
-                impact = (
-                    f"{count_of(pending, 'attempt')} stored in {TABLE} will land with the next run" if pending else ""
-                )
+                impact = ""
+                if pending:
+                    impact = f"{count_of(pending, 'attempt')} stored in {TABLE} will land with the next run"
                 yield DayError(day, Refused(error.problem.what, error.problem.action, impact=impact))
 
     def nothing_desired_note(self, session: BinanceSession) -> str:
@@ -198,18 +207,22 @@ class Assignment:
     def current(self, session: BinanceSession, owner: str) -> tuple[str, ...]:
         """Request the ids that the owner has now."""
         try:
-            return tuple(self._emails_by_id(session, {self.owner_param: owner}))
+            return tuple(self._email_by_id(session, {self.owner_param: owner}))
         except Refused:
             if not self.lists_all:
                 raise
             # For an unknown email the exchange may return an error; the list then shows whether the email has ids.
-            emails = self._emails_by_id(session, {}).items()
+            emails = self._email_by_id(session, {}).items()
             return tuple(customer_id for customer_id, email in emails if email.casefold() == owner.casefold())
 
-    def _emails_by_id(self, session: BinanceSession, params: dict[str, str]) -> dict[str, str]:
+    def _email_by_id(self, session: BinanceSession, params: dict[str, str]) -> dict[str, str]:
         """Request the ids that match `params`: the email of each, "" where the response has none."""
-        rows = session.client.get(self.path, params, rows_of)
-        return {id_: email or "" for id_, email in (texts(row, "customerId", "email") for row in rows) if id_}
+        email_by_id: dict[str, str] = {}
+        for row in session.client.get(self.path, params, rows_of):
+            customer_id, email = texts(row, "customerId", "email")
+            if customer_id:
+                email_by_id[customer_id] = email or ""
+        return email_by_id
 
     def apply(
         self, session: BinanceSession, desired: Sequence[DesiredCustomerId], assign: Callable[[_Change], bool]
@@ -219,27 +232,38 @@ class Assignment:
         `assign` returns whether it succeeded. An id that another owner has becomes free once that owner is assigned
         another one, so a chain of reassignments is processed from its end. Ids that do not become free are rejected.
         """
-        taken = self._emails_by_id(session, {}) if self.lists_all else {}
-        ids_by_email: dict[str, tuple[str, ...]] = defaultdict(tuple)
-        for customer_id, email in taken.items():
-            ids_by_email[email.casefold()] += (customer_id,)
-        remaining: list[_Change] = []
-        for each in desired:
-            if not each.rejection:
-                # If an email is not in the list as written (the list may be masked), query it by itself.
-                before = ids_by_email[each.owner.casefold()] or self.current(session, each.owner)
-                if each.customer_id not in before:
-                    remaining.append(_Change(each, before))
-        while free := [change for change in remaining if change.desired.customer_id not in taken]:
+        owner_by_id = self._email_by_id(session, {}) if self.lists_all else {}
+        valid = [each for each in desired if not each.rejection]
+        remaining = self._changes(session, valid, owner_by_id)
+
+        while free := [change for change in remaining if change.desired.customer_id not in owner_by_id]:
             for change in free:
                 if assign(change):
                     for customer_id in change.before:
-                        taken.pop(customer_id, None)
+                        owner_by_id.pop(customer_id, None)
             remaining = [change for change in remaining if change not in free]
-        return [each for each in desired if each.rejection] + [
-            replace(each, rejection=f"the customerId belongs to {masked(taken[each.customer_id])}")
-            for each in (change.desired for change in remaining)
-        ]
+
+        rejected = [each for each in desired if each.rejection]
+        for change in remaining:
+            owner = masked(owner_by_id[change.desired.customer_id])
+            rejected.append(replace(change.desired, rejection=f"the customerId belongs to {owner}"))
+        return rejected
+
+    def _changes(
+        self, session: BinanceSession, desired: Sequence[DesiredCustomerId], owner_by_id: dict[str, str]
+    ) -> list[_Change]:
+        """The desired ids that their owners lack; `owner_by_id` has the emails in the list of all ids."""
+        ids_by_email: dict[str, tuple[str, ...]] = defaultdict(tuple)
+        for customer_id, email in owner_by_id.items():
+            ids_by_email[email.casefold()] += (customer_id,)
+
+        changes: list[_Change] = []
+        for each in desired:
+            # If an email is not in the list as written (the list may be masked), query it by itself.
+            before = ids_by_email[each.owner.casefold()] or self.current(session, each.owner)
+            if each.customer_id not in before:
+                changes.append(_Change(each, before))
+        return changes
 
 
 @dataclass
@@ -254,23 +278,25 @@ class _Run:
 
     def execute(self, day: date) -> DayBatch:
         """Post the missing ids; return the attempts and rejections as the rows of the day."""
-        sent = self.session.client.requests_sent
+        requests_before = self.session.client.requests_sent
         self._resolve_interrupted()
         desired = self.assignment.desired(self.session)
         rejected = self.assignment.apply(self.session, desired, self._assign) if desired else []
+
         rows = list(self.actions.rows().values())
         for each in rejected:
             message = f"{each.where}: {each.rejection}. Nothing was posted"
-            rows.append(self._row(_Change(each, ()), self.session.now_ms(), REFUSED, message))
+            rows.append(self._row(_Change(each, before=()), self.session.now_ms(), REFUSED, message))
+
         problems = (*self.failures, *map(str, rejected))
         unchanged = len(desired) - self.assigned - len(problems)
-        note = (
-            f"{len(desired)} desired: {unchanged} already assigned, {self.assigned} newly assigned, {len(problems)} not assigned"
-            if desired
-            else self.assignment.nothing_desired_note(self.session)
-        )
+        if desired:
+            note = f"{len(desired)} desired: {unchanged} already assigned, {self.assigned} newly assigned, {len(problems)} not assigned"
+        else:
+            note = self.assignment.nothing_desired_note(self.session)
         log.info("%s: %s", self.assignment.path, note)
-        return DayBatch(day, rows, len(rows), self.session.client.requests_sent - sent, note=note, warnings=problems)
+        requests = self.session.client.requests_sent - requests_before
+        return DayBatch(day, rows, len(rows), requests, note=note, warnings=problems)
 
     def _resolve_interrupted(self) -> None:
         """Find out and store the outcome of attempts whose run ended before the response."""
@@ -296,9 +322,11 @@ class _Run:
 
     def _attempt(self, change: _Change) -> tuple[str, str]:
         """Post the id once; store the outcome and its explanation, then return them or raise the `ExchangeError`."""
-        desired, attempted_ms = change.desired, self.session.now_ms()
+        desired = change.desired
+        attempted_ms = self.session.now_ms()
         name = f"{attempted_ms} {uuid4()}"
-        self.actions.put(name, self._row(change, attempted_ms, UNKNOWN, ""))
+        self.actions.put(name, self._row(change, attempted_ms, UNKNOWN, message=""))
+
         params = {"customerId": desired.customer_id, self.assignment.owner_param: desired.owner}
         try:
             self.session.client.post(self.assignment.path, params, partial(_confirm, desired.customer_id))
@@ -321,16 +349,15 @@ class _Run:
         return FAILED, "read back: the owner does not have the id"
 
     def _row(self, change: _Change, attempted_ms: int, outcome: str, message: str) -> bytes:
-        return msgspec.json.encode(
-            {
-                "customerId": change.desired.customer_id or None,
-                self.assignment.owner_param: change.desired.owner or None,
-                "beforeCustomerId": ", ".join(change.before) or None,
-                "outcome": outcome,
-                "message": message or None,
-                "attemptedAt": attempted_ms,
-            }
-        )
+        row = {
+            "customerId": change.desired.customer_id or None,
+            self.assignment.owner_param: change.desired.owner or None,
+            "beforeCustomerId": ", ".join(change.before) or None,
+            "outcome": outcome,
+            "message": message or None,
+            "attemptedAt": attempted_ms,
+        }
+        return msgspec.json.encode(row)
 
 
 def _confirm(customer_id: str, body: bytes) -> None:

@@ -9,8 +9,9 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint, Money, Probe, Record
 from affiliate_pipeline.exchanges.fetching import RequestPlan
 from affiliate_pipeline.exchanges.lbank import roster, schemas
 from affiliate_pipeline.exchanges.lbank.exchange import LBANK, TRADE_USER, LBankSession
-from affiliate_pipeline.exchanges.lbank.fan_out import FanOut, Query, request_plan
+from affiliate_pipeline.exchanges.lbank.fan_out import FanOut, request_plan
 from affiliate_pipeline.exchanges.lbank.pagination import PAGE_SIZE, by_id, by_offset
+from affiliate_pipeline.exchanges.lbank.queries import Query
 from affiliate_pipeline.exchanges.lbank.roster import TEAM_LIST, USER_PAGING, Roster
 from affiliate_pipeline.schema.raw_row import is_false, new_row, with_fields
 
@@ -51,15 +52,13 @@ def _per_open_id(
     """
 
     def queries(session: LBankSession, not_before_ms: int) -> Sequence[Query]:
-        return [
-            Query(
-                {"openId": open_id, **params, **variant},
-                {"openId": open_id, **variant} if adds_open_id else variant,
-                open_id,
-            )
-            for open_id in open_ids(session.roster(not_before_ms))
-            for variant in variants
-        ]
+        result: list[Query] = []
+        for open_id in open_ids(session.roster(not_before_ms)):
+            for variant in variants:
+                query_params = {"openId": open_id, **params, **variant}
+                fields = {"openId": open_id, **variant} if adds_open_id else variant
+                result.append(Query(query_params, fields, open_id))
+        return result
 
     return queries
 
@@ -73,15 +72,16 @@ def _user_with_fields(row: bytes, fields: Mapping[str, object]) -> bytes:
 
 def _futures(session: LBankSession, _not_before_ms: int) -> Sequence[Query]:
     own = session.open_id
-    return [Query({"openId": own, "userType": scope}, {"openId": own, "userType": scope}, own) for scope in USER_TYPES]
+    scopes = [{"openId": own, "userType": user_type} for user_type in USER_TYPES]
+    return [Query(params=scope, fields=scope, open_id=own) for scope in scopes]
 
 
 def _money(session: LBankSession, _not_before_ms: int) -> Sequence[Query]:
     own = session.open_id
     return [
         Query(
-            {"openId": own, "userType": "ALL", "subInOutType": kind},
-            {"userType": "ALL", "requestedSubInOutType": kind},
+            params={"openId": own, "userType": "ALL", "subInOutType": kind},
+            fields={"userType": "ALL", "requestedSubInOutType": kind},
         )
         for kind in SUB_IN_OUT_TYPES
     ]
@@ -211,8 +211,9 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
 def _roster_plan(session: LBankSession) -> RequestPlan:
     """One request per page of the users known now, and an unknown number for new ones or a second pass."""
     # 0: a roster of any age, so nothing is refreshed.
-    known = len(session.roster(0).members)
-    return request_plan(session, max(1, math.ceil(known / PAGE_SIZE)), None)
+    known_users = len(session.roster(0).members)
+    pages = max(1, math.ceil(known_users / PAGE_SIZE))
+    return request_plan(session, min_requests=pages, max_requests=None)
 
 
 REFERENCE_TABLES: tuple[ReferenceTable[LBankSession], ...] = (

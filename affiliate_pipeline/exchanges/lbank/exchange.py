@@ -64,22 +64,14 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
     """A session for the endpoint; raises SettingsError. Sends nothing yet."""
     endpoint.require_own_key(variables)
     settings = LBank.load(variables, *CREDENTIALS, variable=endpoint.variable)
-    api_key, secret = settings.secret("LBANK_API_KEY"), settings.secret("LBANK_API_SECRET")
+    own_open_id = settings.lbank_open_id
     clock, network = Clock(), Network(variables)
-    with as_settings_error(endpoint.variable("LBANK_API_KEY")):
-        check_api_key(api_key, secret)
-    secret_name = endpoint.variable("LBANK_API_SECRET")
-    with as_settings_error(secret_name):
-        try:
-            auth = LBankAuth(api_key, secret, settings.lbank_signature_method, clock.now_ms)
-        except OtherKindOfSecret as error:
-            both = f"{secret_name} or {endpoint.variable('LBANK_SIGNATURE_METHOD')}"
-            raise malformed(both, f"cannot be used: {error}") from None
+    auth = _auth(endpoint, settings, clock)
     window_s = WINDOW_S / settings.affiliate_rate_scale
 
+    # The functions below use `identity`, which is created after them, because it uses `client` itself.
     def client(path: str) -> Client:
-        # Each endpoint has its own rate limit, and so has each account's key. `identity`, which uses this function, is
-        # created below.
+        # Each endpoint has its own rate limit, and so has each account's key.
         limit = shared.limit(f"lbank {identity.source} {path}", REQUESTS_PER_WINDOW, window_s)
         read = partial(responses.read, variable=endpoint.variable)
         return Client(settings.lbank_base_url, auth, clock, limit, read, default_pause_s=window_s, network=network)
@@ -89,48 +81,68 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
     def roster(not_before_ms: int) -> Roster:
         team_list = partial(client, TEAM_LIST)
         store = shared.open(RosterStore, endpoint.alias, identity.source, identity.sources, team_list, clock.now_ms)
-        return store.read(settings.lbank_open_id, not_before_ms, refreshed)
+        return store.read(own_open_id, not_before_ms, refreshed)
 
     def response_cache() -> ResponseCache:
         return shared.open(ResponseCache, endpoint.key, identity.source, identity.sources)
 
-    def stated_open_id() -> str | None:
-        """Our own openId if LBank accepts it for this key; None: the response does not show whether it does.
-
-        LBank states no openId, but refuses one of another account: then raises `KeyRefused`.
-        """
-        own, now_ms = settings.lbank_open_id, clock.now_ms()
-        params = {"openId": own, "tradeType": 0, "startTime": now_ms - 1000, "endTime": now_ms}
-        try:
-            with client(TRADE_USER) as probe:
-                probe.get(TRADE_USER, params, bytes)
-        except Fatal as error:
-            if error.code == responses.CLOSED_CODE:
-                return None
-            if error.code != responses.STRANGER_CODE:
-                raise
-            key_name, open_id_name = endpoint.variable("LBANK_API_KEY"), endpoint.variable("LBANK_OPEN_ID")
-            raise KeyRefused(
-                f"{key_name} is the key of another account than {open_id_name}: {error.problem.what}",
-                f"Set the key and the openId of one account in {key_name} and {open_id_name}",
-            ) from None
-        except Refused:
-            return None
-        return own
-
     identity = endpoint.key_identity(
-        shared, f"{urlsplit(settings.lbank_base_url).hostname}", api_key, stated_open_id, settings.lbank_open_id
+        shared,
+        origin=str(urlsplit(settings.lbank_base_url).hostname),
+        api_key=settings.secret("LBANK_API_KEY"),
+        request_identity=lambda: _accepted_open_id(endpoint, client, own_open_id, clock.now_ms()),
+        expected=own_open_id,
     )
     return LBankSession(
         client(endpoint.path),
         identity,
-        settings.lbank_open_id,
+        own_open_id,
         cache(response_cache),
         slots_per_s=REQUESTS_PER_WINDOW / window_s,
         roster=cache(roster),
         now_ms=clock.now_ms,
         refreshed=refreshed,
     )
+
+
+def _auth(endpoint: Endpoint, settings: LBank, clock: Clock) -> LBankAuth:
+    """The signer of requests; raises SettingsError if the key, the secret or the method is unusable."""
+    api_key, secret = settings.secret("LBANK_API_KEY"), settings.secret("LBANK_API_SECRET")
+    with as_settings_error(endpoint.variable("LBANK_API_KEY")):
+        check_api_key(api_key, secret)
+
+    secret_name = endpoint.variable("LBANK_API_SECRET")
+    with as_settings_error(secret_name):
+        try:
+            return LBankAuth(api_key, secret, settings.lbank_signature_method, clock.now_ms)
+        except OtherKindOfSecret as error:
+            both = f"{secret_name} or {endpoint.variable('LBANK_SIGNATURE_METHOD')}"
+            raise malformed(both, f"cannot be used: {error}") from None
+
+
+def _accepted_open_id(endpoint: Endpoint, client: Callable[[str], Client], own_open_id: str, now_ms: int) -> str | None:
+    """Request a record of our own openId; return the openId if LBank accepts it for the session's key.
+
+    None: the response does not show whether it does. LBank states no openId, but refuses one of another account: then
+    raises `KeyRefused`.
+    """
+    params = {"openId": own_open_id, "tradeType": 0, "startTime": now_ms - 1000, "endTime": now_ms}
+    try:
+        with client(TRADE_USER) as probe:
+            probe.get(TRADE_USER, params, bytes)
+    except Fatal as error:
+        if error.code == responses.CLOSED_CODE:
+            return None
+        if error.code != responses.STRANGER_CODE:
+            raise
+        key_name, open_id_name = endpoint.variable("LBANK_API_KEY"), endpoint.variable("LBANK_OPEN_ID")
+        raise KeyRefused(
+            f"{key_name} is the key of another account than {open_id_name}: {error.problem.what}",
+            f"Set the key and the openId of one account in {key_name} and {open_id_name}",
+        ) from None
+    except Refused:
+        return None
+    return own_open_id
 
 
 LBANK = Exchange(

@@ -22,6 +22,7 @@ from affiliate_pipeline.domain.wording import count_of, duration
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
 from affiliate_pipeline.exchanges.lbank.exchange import REQUESTS_PER_WINDOW, LBankSession
 from affiliate_pipeline.exchanges.lbank.pagination import Paging, read_values
+from affiliate_pipeline.exchanges.lbank.queries import OpenDay, Pages, Query, Task
 from affiliate_pipeline.exchanges.lbank.response_cache import ResponseCache
 from affiliate_pipeline.exchanges.lbank.responses import OPEN_ID_CODES
 from affiliate_pipeline.exchanges.lists import get_list, read_list, unlisted_note
@@ -37,20 +38,6 @@ LOG_EVERY_S = 10
 RECENT_ROSTER_MS = 10 * 60_000
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Query:
-    """A query's parameters, the fields to add to its rows, and the rows' openId (None: any)."""
-
-    params: Mapping[str, object]
-    fields: Mapping[str, object] = field(default_factory=dict[str, object])
-    open_id: str | None = None
-
-    @property
-    def shared_values(self) -> Mapping[str, object]:
-        """The values that all its rows have, by JSON name."""
-        return {**self.fields, "openId": self.open_id} if self.open_id else self.fields
 
 
 @dataclass(frozen=True)
@@ -73,15 +60,17 @@ class FanOut:
     def plan(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> RequestPlan:
         """One request per query and range, and an unknown number for further pages."""
         range_count = sum(len(self.ranges(month)) for month in _months(days))
-        requests = range_count * len(self._queries_of(session, days, zone))
-        return request_plan(session, requests, None if self.paging else requests)
+        min_requests = range_count * len(self._queries_of(session, days, zone))
+        max_requests = None if self.paging else min_requests
+        return request_plan(session, min_requests, max_requests)
 
     def fetch(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Generator[DayBatch | DayError]:
         """Yield each day once its queries are completed; raises `Fatal` if LBank refuses access."""
         queries = self._queries_of(session, days, zone)
         for month in _months(days):
             # Open the cache before the threads start: otherwise each could open one of its own.
-            yield from MonthFetch(self, session, session.response_cache(), queries, month, zone).outcomes()
+            response_cache = session.response_cache()
+            yield from MonthFetch(self, session, response_cache, queries, month, zone).outcomes()
 
     def ranges(self, days: Iterable[date]) -> list[list[date]]:
         """The ranges in which the days are requested."""
@@ -89,48 +78,24 @@ class FanOut:
 
     def _queries_of(self, session: LBankSession, days: Sequence[date], zone: ZoneInfo) -> Sequence[Query]:
         # The roster has to include the users of the whole last day.
-        end_ms, now_ms = start_ms(max(days) + DAY, zone), session.now_ms()
-        return self.queries(session, end_ms if end_ms <= now_ms else now_ms - RECENT_ROSTER_MS)
+        roster_not_before_ms = start_ms(max(days) + DAY, zone)
+        now_ms = session.now_ms()
+        if now_ms < roster_not_before_ms:
+            roster_not_before_ms = now_ms - RECENT_ROSTER_MS
+        return self.queries(session, roster_not_before_ms)
 
 
 def request_plan(session: LBankSession, min_requests: int, max_requests: int | None) -> RequestPlan:
     """The plan for this many requests of one path, and how long the minimum takes."""
+    windows = math.ceil(min_requests / REQUESTS_PER_WINDOW)
     # The requests of the first window are sent at once.
-    later = max(0, math.ceil(min_requests / REQUESTS_PER_WINDOW) - 1) * REQUESTS_PER_WINDOW
-    return RequestPlan(min_requests, max_requests, later / session.slots_per_s)
+    later_windows = max(0, windows - 1)
+    seconds = later_windows * REQUESTS_PER_WINDOW / session.slots_per_s
+    return RequestPlan(min_requests, max_requests, seconds)
 
 
 def _months(days: Sequence[date]) -> list[list[date]]:
     return [list(month) for _, month in groupby(sorted(days), key=lambda day: (day.year, day.month))]
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A query for some consecutive days. `isolated`: a single day of a failed range."""
-
-    query: Query
-    days: tuple[date, ...]
-    isolated: bool = False
-
-
-@dataclass
-class _Pages:
-    """A query's rows by day, when (ms) its oldest page was requested, and whether the response had no list."""
-
-    requested_ms: int
-    is_unlisted: bool = False
-    by_day: Mapping[date, list[bytes]] = field(default_factory=dict[date, list[bytes]])
-
-
-@dataclass
-class _Day:
-    """A day's rows from the queries that are complete, and the number of open queries."""
-
-    open_queries: int
-    rows: list[bytes] = field(default_factory=list[bytes])
-    requested_ms: int | None = None
-    requests: int = 0
-    unlisted: list[Mapping[str, object]] = field(default_factory=list[Mapping[str, object]])
 
 
 @dataclass
@@ -147,54 +112,67 @@ class MonthFetch:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self._open = {day: _Day(len(self.queries)) for day in self.days}
+        self._open = {day: OpenDay(len(self.queries)) for day in self.days}
 
     def outcomes(self) -> Generator[DayBatch | DayError]:
         """Each day once its queries have completed or failed; raises `Fatal` if none can succeed."""
-        waiting = deque(_Task(query, tuple(days)) for days in self.fan_out.ranges(self._open) for query in self.queries)
+        ranges = self.fan_out.ranges(self._open)
+        waiting = deque(Task(query, tuple(days)) for days in ranges for query in self.queries)
         # Without queries, all days are complete.
         yield from self._completed_days(list(self._open))
+
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="fan-out") as pool:
-            running: dict[Future[_Pages], _Task] = {}
+            running: dict[Future[Pages], Task] = {}
             # Send the first query by itself: it shows whether we have access. Where possible, it is for our own openId.
             max_running = 1
             logged_at = time.monotonic()
             try:
                 while waiting or running:
-                    while waiting and len(running) < max_running:
-                        # While the days of a failed range are fetched one by one, request no other range: the day
-                        # that failed this range would fail the other one too.
-                        if not waiting[0].isolated and any(task.isolated for task in running.values()):
-                            break
-                        task = waiting.popleft()
-                        open_days = tuple(day for day in task.days if day in self._open)
-                        if open_days == task.days:
-                            running[pool.submit(self.fetch, task)] = task
-                        else:
-                            # A day has failed in another task: request only the others.
-                            waiting.extendleft(
-                                _Task(task.query, tuple(span), task.isolated) for span in day_ranges(open_days)
-                            )
+                    self._start_tasks(pool, waiting, running, max_running)
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        yield from self._handle_result(running.pop(future), future, waiting)
+                        task = running.pop(future)
+                        yield from self._handle_result(task, future, waiting)
                     max_running = WORKERS
+
                     if time.monotonic() - logged_at >= LOG_EVERY_S:
                         logged_at = time.monotonic()
-                        left = len(waiting) + len(running)
-                        requests_left, time_left = count_of(left, "request"), duration(left / self.session.slots_per_s)
-                        log.info("%s: at least %s left, about %s", format_days(self.days), requests_left, time_left)
+                        self._log_progress(min_requests=len(waiting) + len(running))
             finally:
                 self.stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _handle_result(
-        self, task: _Task, future: Future[_Pages], waiting: deque[_Task]
-    ) -> Iterator[DayBatch | DayError]:
+    def _start_tasks(
+        self, pool: ThreadPoolExecutor, waiting: deque[Task], running: dict[Future[Pages], Task], max_running: int
+    ) -> None:
+        """Move tasks from `waiting` to `running` until that has `max_running` of them, or no other may start yet."""
+        while waiting and len(running) < max_running:
+            # While the days of a failed range are fetched one by one, request no other range: the day that failed this
+            # range would fail the other one too.
+            is_isolating = any(task.isolated for task in running.values())
+            if is_isolating and not waiting[0].isolated:
+                return
+
+            task = waiting.popleft()
+            open_days = tuple(day for day in task.days if day in self._open)
+            if open_days == task.days:
+                future = pool.submit(self.fetch, task)
+                running[future] = task
+            else:
+                # A day has failed in another task: request only the others.
+                open_ranges = day_ranges(open_days)
+                waiting.extendleft(Task(task.query, tuple(days), task.isolated) for days in open_ranges)
+
+    def _log_progress(self, min_requests: int) -> None:
+        time_left = duration(min_requests / self.session.slots_per_s)
+        requests_left = count_of(min_requests, "request")
+        log.info("%s: at least %s left, about %s", format_days(self.days), requests_left, time_left)
+
+    def _handle_result(self, task: Task, future: Future[Pages], waiting: deque[Task]) -> Iterator[DayBatch | DayError]:
         """Yield the days that the task completes or fails.
 
         A failed range is queued again day by day; a refused openId is excluded, unless it is our own.
         """
-        pages: _Pages | None = None
+        pages: Pages | None = None
         try:
             pages = future.result()
         except AccessRefused as error:
@@ -203,39 +181,42 @@ class MonthFetch:
                 raise
             self._exclude(open_id, error)
         except (Refused, Transient) as error:
-            first, *others = task.days
-            if others:
-                waiting.extendleft(_Task(task.query, (day,), isolated=True) for day in reversed(task.days))
-            elif failed := self._open.pop(first, None):
-                yield DayError(first, error, failed.rows)
+            first_day, *other_days = task.days
+            if other_days:
+                single_days = [Task(task.query, (day,), isolated=True) for day in task.days]
+                waiting.extendleft(reversed(single_days))
+                return
+            # The day is no longer open if it has failed in another task too.
+            open_day = self._open.pop(first_day, None)
+            if open_day:
+                yield DayError(first_day, error, open_day.rows)
             return
+
         for day in task.days:
-            if open_day := self._open.get(day):
-                open_day.requests += 1
-                open_day.open_queries -= 1
-                if pages:
-                    open_day.rows += pages.by_day.get(day, [])
-                    open_day.requested_ms = min(pages.requested_ms, open_day.requested_ms or pages.requested_ms)
-                    if pages.is_unlisted:
-                        open_day.unlisted.append(task.query.shared_values)
+            if day in self._open:
+                self._open[day].complete_query(task.query, day, pages)
         yield from self._completed_days(task.days)
 
     def _completed_days(self, days: Iterable[date]) -> Iterator[DayBatch]:
         """Yield those of the days that have no open query left, and remove them from the open days."""
         refused = sorted(self._excluded)
-        missing = f"rows of these openIds are missing, since LBank refuses them: {', '.join(refused)}"
-        for day in [day for day in days if day in self._open and not self._open[day].open_queries]:
-            done = self._open.pop(day)
+        warnings: tuple[str, ...] = ()
+        if refused:
+            warnings = (f"rows of these openIds are missing, since LBank refuses them: {', '.join(refused)}",)
+
+        completed = [day for day in days if day in self._open and self._open[day].open_queries == 0]
+        for day in completed:
+            open_day = self._open.pop(day)
             yield DayBatch(
                 day,
-                [b",".join(done.rows)] if done.rows else [],
-                len(done.rows),
-                done.requests,
-                done.requested_ms,
-                note=unlisted_note(len(done.unlisted)),
+                chunks=[b",".join(open_day.rows)] if open_day.rows else [],
+                rows=len(open_day.rows),
+                requests=open_day.requests,
+                requested_ms=open_day.requested_ms,
+                note=unlisted_note(len(open_day.unlisted)),
                 excluded=[{"openId": open_id} for open_id in refused],
-                unlisted=done.unlisted,
-                warnings=(missing,) if refused else (),
+                unlisted=open_day.unlisted,
+                warnings=warnings,
             )
 
     def _exclude(self, open_id: str, error: AccessRefused) -> None:
@@ -251,69 +232,105 @@ class MonthFetch:
                 "Check the permissions of the key, then materialize again",
             )
 
-    def fetch(self, task: _Task) -> _Pages:
+    def fetch(self, task: Task) -> Pages:
         """All rows of the query for the task's days. Responses are cached for a run that resumes this one."""
-        fan_out, session, pages = self.fan_out, self.session, _Pages(self.session.now_ms())
+        fan_out = self.fan_out
+        query_params = self._params_of(task)
+        pages = Pages(requested_ms=self.session.now_ms())
         earlier_requests: set[str] = set()
-        params = dict(task.query.params)
-        if not fan_out.timeless:
-            # It is not documented whether the end is inclusive. One millisecond more could include a day that was not
-            # requested: if that day always fails, the day before would fail with it.
-            params["startTime"] = start_ms(task.days[0], self.zone)
-            params["endTime"] = start_ms(task.days[-1] + DAY, self.zone) - 1
 
         def get(page_params: Mapping[str, object]) -> list[bytes] | None:
-            all_params = {**params, **page_params}
-            request = f"{fan_out.path}?{encode(all_params)}"
+            params = {**query_params, **page_params}
+            request = f"{fan_out.path}?{encode(params)}"
             # A page that this fetch requests again may have changed: do not take it from the cache.
             may_use_cache = not fan_out.timeless and request not in earlier_requests
             earlier_requests.add(request)
-            if may_use_cache and (cached := self.response_cache.get(request)):
+
+            cached = self.response_cache.get(request) if may_use_cache else None
+            if cached:
                 body, requested_ms = cached
                 rows, is_unlisted = read_list(body)
                 pages.requested_ms = min(pages.requested_ms, requested_ms)
-            elif self.stop.is_set():
-                raise Fatal("the fetch was cancelled")
             else:
-                requested_ms = session.now_ms()
-                if fan_out.time_field:
-                    rows, is_unlisted = get_list(session.client, fan_out.path, all_params)
-                else:
-                    # A sum or a user always has a row: a response without a list is refused below.
-                    rows, is_unlisted = session.client.get(fan_out.path, all_params, read_list)
-                # Check before caching: unusable rows would also fail the runs that resume this one.
-                self.rows_by_day(task, rows)
-                # A later page without a list may fail the query: a run that resumes this one requests it again.
-                if not fan_out.timeless and not (is_unlisted and page_params.get("start")):
-                    self.response_cache.put(request, b"null" if is_unlisted else joined(rows), requested_ms)
-            pages.is_unlisted |= is_unlisted
-            return None if is_unlisted else rows
+                is_later_page = bool(page_params.get("start"))
+                rows, is_unlisted = self._request_and_cache(task, request, params, is_later_page=is_later_page)
+
+            if is_unlisted:
+                pages.is_unlisted = True
+                return None
+            return rows
 
         rows = fan_out.paging(get) if fan_out.paging else get({}) or []
-        # With rows, the response without a list was a later page, which is the end of the list.
-        pages.by_day, pages.is_unlisted = self.rows_by_day(task, rows), pages.is_unlisted and not rows
+        pages.by_day = self.rows_by_day(task, rows)
+        # If the query has rows, the page without a list was a later one: the end of the list.
+        if rows:
+            pages.is_unlisted = False
         return pages
 
-    def rows_by_day(self, task: _Task, rows: list[bytes]) -> Mapping[date, list[bytes]]:
+    def _params_of(self, task: Task) -> dict[str, object]:
+        """The parameters of the task's query and days, which all of its pages share."""
+        params = dict(task.query.params)
+        if not self.fan_out.timeless:
+            params["startTime"] = start_ms(task.days[0], self.zone)
+            # The last millisecond of the last day. It is not documented whether `endTime` is inclusive: if it is, a
+            # later one would include the next day, and whatever fails that day would also fail this range.
+            params["endTime"] = start_ms(task.days[-1] + DAY, self.zone) - 1
+        return params
+
+    def _request_and_cache(
+        self, task: Task, request: str, params: Mapping[str, object], *, is_later_page: bool
+    ) -> tuple[list[bytes], bool]:
+        """The rows of a requested page, and whether the response had no list; `request` is its key in the cache.
+
+        Raises `Refused` for unusable rows, which are not cached, and `Fatal` once the fetch is cancelled.
+        """
+        if self.stop.is_set():
+            raise Fatal("the fetch was cancelled")
+        fan_out, client = self.fan_out, self.session.client
+        requested_ms = self.session.now_ms()
+        if fan_out.time_field:
+            rows, is_unlisted = get_list(client, fan_out.path, params)
+        else:
+            # A sum or a user always has a row: `rows_by_day` refuses a response without a list.
+            rows, is_unlisted = client.get(fan_out.path, params, read_list)
+
+        # Check before caching: unusable rows would also fail the runs that resume this one.
+        self.rows_by_day(task, rows)
+        # A later page without a list may fail the query: do not cache it, so that a run that resumes this one requests
+        # it again.
+        may_fail_query = is_unlisted and is_later_page
+        if not fan_out.timeless and not may_fail_query:
+            body = b"null" if is_unlisted else joined(rows)
+            self.response_cache.put(request, body, requested_ms)
+        return rows, is_unlisted
+
+    def rows_by_day(self, task: Task, rows: list[bytes]) -> Mapping[date, list[bytes]]:
         """The rows by day, each with the query's `fields` added.
 
         Raises `Refused` if a row does not match the query or the task's days.
         """
-        query, time_field = task.query, self.fan_out.time_field
-        try:
-            with_values = [self.fan_out.add_fields(row, query.fields) for row in rows] if query.fields else rows
-        except ValueError as error:
-            raise Refused(f"a row does not match the request: {error}").about(rows) from None
+        fields = task.query.fields
+        rows_with_fields = rows
+        if fields:
+            try:
+                rows_with_fields = [self.fan_out.add_fields(row, fields) for row in rows]
+            except ValueError as error:
+                raise Refused(f"a row does not match the request: {error}").about(rows) from None
+
+        time_field = self.fan_out.time_field
         if time_field is None:
             # The response is one row: either the details of a user or the total of one day, which is a row of zeros if
             # empty.
             if len(rows) != 1:
                 raise Refused(f"LBank returned {len(rows)} rows instead of one").about(rows)
-            return {task.days[0]: with_values}
+            return {task.days[0]: rows_with_fields}
+
         by_day: dict[date, list[bytes]] = defaultdict(list)
-        for time_ms, row in zip(read_values(instants_ms, rows, time_field), with_values, strict=True):
+        times_ms = read_values(instants_ms, rows, time_field)
+        for time_ms, row in zip(times_ms, rows_with_fields, strict=True):
             by_day[day_of(time_ms, self.zone)].append(row)
-        if outside := by_day.keys() - set(task.days):
+        outside = by_day.keys() - set(task.days)
+        if outside:
             raise Refused(
                 f"requested {format_days(task.days)}, and LBank returned rows of {format_days(outside)}"
             ).about(rows)

@@ -33,19 +33,21 @@ class _ListChanged(Exception):
 def by_id(get: GetPage) -> list[bytes]:
     """All rows of a list whose request parameter `start` is the largest id received before; raises `Refused`."""
     rows: list[bytes] = []
-    ids: list[int] = []
+    previous_ids: list[int] = []
     with _reporting_received(rows):
         start = 0
         while True:
             page = get({"start": start, "pageSize": PAGE_SIZE})
-            if page is None and ids:
-                _require_end(get, ids)
-            page = page or []
+            if page is None:
+                if previous_ids:
+                    _require_end(get, previous_ids)
+                return rows
             ids = read_values(whole_numbers, page, "id")
             # It is not documented whether the row with the id `start` is in the page.
-            rows += [row for row, number in zip(page, ids, strict=True) if number > start]
+            rows += [row for row, row_id in zip(page, ids, strict=True) if row_id > start]
             if len(page) < PAGE_SIZE:
                 return rows
+
             if ids != sorted(ids):
                 raise Refused(
                     "a page is not in the order of its ids, so the largest one does not lead to the next page"
@@ -53,15 +55,22 @@ def by_id(get: GetPage) -> list[bytes]:
             if ids[-1] <= start:
                 raise Refused(f"a full page has no id above {start}, the largest id of the page before")
             start = ids[-1]
+            previous_ids = ids
 
 
 def _require_end(get: GetPage, ids: Sequence[int]) -> None:
-    """Raise `Refused` unless the list ends with the last of these ids: then only that one follows the last but one."""
+    """Raise `Refused` unless the list ends with the last of these ids, which are in order.
+
+    Requests the page after the last but one: nothing but the last one may be in it.
+    """
     last = ids[-1]
-    last_but_one = max((number for number in ids if number < last), default=0)
+    last_but_one = max((row_id for row_id in ids if row_id < last), default=0)
     page = get({"start": last_but_one, "pageSize": PAGE_SIZE}) or []
-    following = [number for number in read_values(whole_numbers, page, "id") if number > last_but_one]
-    if len(page) == PAGE_SIZE or following != [number for number in ids if number > last_but_one]:
+    page_ids = read_values(whole_numbers, page, "id")
+
+    expected = [row_id for row_id in ids if row_id > last_but_one]
+    following = [row_id for row_id in page_ids if row_id > last_but_one]
+    if len(page) == PAGE_SIZE or following != expected:
         raise Refused(f"LBank twice sent no list (null) for the page after id {last}, where more rows may follow")
 
 
@@ -77,25 +86,32 @@ def by_offset(get: GetPage, time_field: str, id_fields: Sequence[str] = ()) -> l
             identifies it.
     """
     overlap = 1
-    previous: Counter[Hashable] | None = None
-    received: list[bytes] = []
+    previous_counts: Counter[Hashable] | None = None
+    # The rows of the walk that received the most: those that an error is about.
+    most_rows: list[bytes] = []
     for size in WALKS:
         rows: list[bytes] = []
         try:
-            with _reporting_received(received, rows):
+            with _reporting_received(most_rows, rows):
                 is_proven = _walk(get, time_field, id_fields, overlap, size, rows)
         except _ListChanged as change:
-            received = max(received, _with_new(rows, change.page), key=len)
-            overlap = 0 if change.is_start_rounded else overlap
+            most_rows = max(most_rows, _with_new(rows, change.page), key=len)
+            if change.is_start_rounded:
+                overlap = 0
             continue
-        received = max(received, rows, key=len)
-        found = Counter(identities(rows, id_fields))
-        if is_proven or (found == previous and not (id_fields and len(found) < len(rows))):
+        if is_proven:
             return rows
-        previous = found
+
+        counts = Counter(identities(rows, id_fields))
+        has_row_twice = bool(id_fields) and len(counts) < len(rows)
+        if counts == previous_counts and not has_row_twice:
+            return rows
+        previous_counts = counts
+        most_rows = max(most_rows, rows, key=len)
+
     raise Refused(
         f"the list changed during each of {len(WALKS)} walks, or each page orders rows of the same time differently"
-    ).about(received)
+    ).about(most_rows)
 
 
 def _walk(get: GetPage, time_field: str, id_fields: Sequence[str], overlap: int, size: int, rows: list[bytes]) -> bool:
@@ -110,47 +126,60 @@ def _walk(get: GetPage, time_field: str, id_fields: Sequence[str], overlap: int,
     while True:
         start = max(0, len(rows) - overlap)
         page = get({"start": start, "pageSize": size}) or []
-        row_ids = list(identities(page, id_fields))
-        new = page
+        page_ids = list(identities(page, id_fields))
+        new_rows = page
         if start:
-            if overlap and row_ids == previous_ids:
+            if overlap and page_ids == previous_ids:
                 # The same page again: the server rounds `start` down to whole pages, so an overlap is impossible.
                 raise _ListChanged(page, is_start_rounded=True)
-            new = page[overlap:]
+
+            new_rows, new_ids = page[overlap:], page_ids[overlap:]
             # Rows of one instant may be ordered differently each time: if one is on two pages, another may be on none.
-            repeated = [row for row, row_id in zip(new, row_ids[overlap:], strict=True) if row_id in seen_ids]
+            repeated = [row for row, row_id in zip(new_rows, new_ids, strict=True) if row_id in seen_ids]
             doubtful_ms.update(read_values(instants_ms, repeated, time_field))
-            if overlap and row_ids[:1] != previous_ids[-1:]:
-                # Rows of one instant may be reordered; if the instants differ, the list has changed.
-                boundary_ms = set(read_values(instants_ms, [rows[-1], *page[:1]], time_field))
-                if len(boundary_ms) > 1 or not page:
-                    raise _ListChanged(page)
-                doubtful_ms |= boundary_ms
-        rows += new
-        seen_ids.update(row_ids)
-        if len(row_ids) < size:
+            if overlap and page_ids[:1] != previous_ids[-1:]:
+                doubtful_ms.add(_reordered_ms(rows[-1], page, time_field))
+
+        rows += new_rows
+        seen_ids.update(page_ids)
+        if len(page) < size:
             break
-        previous_ids = row_ids
-    resolved = [_resolve(get, rows, time_field, time_ms) for time_ms in sorted(doubtful_ms)]
-    return bool(overlap) and all(resolved)
+        previous_ids = page_ids
+
+    # Not in `all` itself, which would leave out those after the first False.
+    are_complete = [_refetch_instant(get, rows, time_field, time_ms) for time_ms in sorted(doubtful_ms)]
+    return overlap > 0 and all(are_complete)
 
 
-def _resolve(get: GetPage, rows: list[bytes], time_field: str, time_ms: int) -> bool:
-    """Replace the rows of this instant with a single response's; False if that may lack some.
+def _reordered_ms(last_row: bytes, page: list[bytes], time_field: str) -> int:
+    """The instant (ms) of `last_row` and of the first row of the page, which should have begun with `last_row`.
+
+    Rows of one instant may be reordered. If the instants differ, or the page is empty, the list has changed: raises
+    `_ListChanged`.
+    """
+    times_ms = read_values(instants_ms, [last_row, *page[:1]], time_field)
+    if not page or times_ms[0] != times_ms[1]:
+        raise _ListChanged(page)
+    return times_ms[0]
+
+
+def _refetch_instant(get: GetPage, rows: list[bytes], time_field: str, time_ms: int) -> bool:
+    """Replace the rows of this instant with a single response's; False, without a change, if that may lack some.
 
     Raises `_ListChanged` if their number differs.
     """
-    # A time in whole seconds may be rounded: request all of that second.
-    end_ms = time_ms if time_ms % SECOND_MS else time_ms + SECOND_MS - 1
+    end_ms = time_ms
+    if time_ms % SECOND_MS == 0:
+        # A time in whole seconds may be rounded: request all of that second.
+        end_ms = time_ms + SECOND_MS - 1
     page = get({"startTime": time_ms, "endTime": end_ms, "start": 0, "pageSize": PAGE_SIZE}) or []
     if len(page) == PAGE_SIZE:
         return False
-    of_instant = [
-        row for row, time in zip(page, read_values(instants_ms, page, time_field), strict=True) if time == time_ms
-    ]
-    others = [
-        row for row, time in zip(rows, read_values(instants_ms, rows, time_field), strict=True) if time != time_ms
-    ]
+
+    page_times = read_values(instants_ms, page, time_field)
+    of_instant = [row for row, row_ms in zip(page, page_times, strict=True) if row_ms == time_ms]
+    row_times = read_values(instants_ms, rows, time_field)
+    others = [row for row, row_ms in zip(rows, row_times, strict=True) if row_ms != time_ms]
     if len(others) + len(of_instant) != len(rows):
         raise _ListChanged(page)
     rows[:] = others + of_instant
@@ -176,4 +205,5 @@ def _reporting_received(*walks: list[bytes]) -> Generator[None]:
 
 def _with_new(rows: list[bytes], page: Iterable[bytes]) -> list[bytes]:
     """The rows, and those of the page that are not among them."""
-    return [*rows, *(Counter(page) - Counter(rows)).elements()]
+    new_rows = Counter(page) - Counter(rows)
+    return [*rows, *new_rows.elements()]

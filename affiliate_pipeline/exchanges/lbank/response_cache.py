@@ -22,17 +22,22 @@ class ResponseCache(TableStore):
     def get(self, request: str) -> tuple[bytes, int] | None:
         """The response's payload, and when (ms) it was requested; None: it is not cached."""
         row = self._execute(
-            f"select payload, asked_at from {TABLE} where asset = %s and source = any(%s) and request = %s "
+            f"select payload, asked_at from {TABLE} "
+            "where asset = %s and source = any(%s) and request = %s "
             "order by asked_at desc limit 1",
             (self._asset, self._sources, request),
         ).fetchone()
-        return (row[0], int(row[1].timestamp() * 1000)) if row else None
+        if row is None:
+            return None
+        payload, requested_at = row
+        return payload, int(requested_at.timestamp() * 1000)
 
     def put(self, request: str, payload: bytes, requested_ms: int) -> None:
         """Cache the payload of the response to a request that was sent at `requested_ms`."""
         self._execute(
-            f"insert into {TABLE} values (%s, %s, %s, %s, %s) on conflict (asset, source, request) do update "
-            "set payload = excluded.payload, asked_at = excluded.asked_at",
+            f"insert into {TABLE} values (%s, %s, %s, %s, %s) "
+            "on conflict (asset, source, request) "
+            "do update set payload = excluded.payload, asked_at = excluded.asked_at",
             (self._asset, self._source, request, payload, datetime.fromtimestamp(requested_ms / 1000, UTC)),
         )
 

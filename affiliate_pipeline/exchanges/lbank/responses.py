@@ -7,7 +7,14 @@ import msgspec
 from affiliate_pipeline.exchanges.lists import NO_LIST
 from affiliate_pipeline.http.client import Response
 from affiliate_pipeline.http.error_body import as_integer
-from affiliate_pipeline.http.errors import AccessRefused, Fatal, RateLimited, TimestampRejected, Transient
+from affiliate_pipeline.http.errors import (
+    AccessRefused,
+    ExchangeError,
+    Fatal,
+    RateLimited,
+    TimestampRejected,
+    Transient,
+)
 from affiliate_pipeline.http.failures import Interpreter, Meaning, error_of
 
 # Affiliate API v1.5 and the exchange's list of common error codes.
@@ -42,9 +49,15 @@ CLOSED_CODE = 10601
 
 
 def _interpreter(variable: Callable[[str], str]) -> Interpreter:
-    key, secret = variable("LBANK_API_KEY"), variable("LBANK_API_SECRET")
-    more = {"open_id": variable("LBANK_OPEN_ID"), "method": variable("LBANK_SIGNATURE_METHOD")}
-    return Interpreter("LBank", _CODES, key, secret, "LBANK_BASE_URL", "error_code", more)
+    return Interpreter(
+        "LBank",
+        _CODES,
+        key_name=variable("LBANK_API_KEY"),
+        secret_name=variable("LBANK_API_SECRET"),
+        base_url_name="LBANK_BASE_URL",
+        code_name="error_code",
+        more_names={"open_id": variable("LBANK_OPEN_ID"), "method": variable("LBANK_SIGNATURE_METHOD")},
+    )
 
 
 class _Envelope(msgspec.Struct):
@@ -68,17 +81,34 @@ def read(response: Response, variable: Callable[[str], str] = lambda name: name)
         envelope = _decoder.decode(response.content)
     except msgspec.DecodeError:
         envelope = None
-    if envelope and str(envelope.result).lower() == "true" and response.status_code not in (418, 429):
+
+    if envelope and _reports_success(envelope) and response.status_code not in (418, 429):
         data = bytes(envelope.data)
+        has_list = data not in NO_LIST
         # Without a list, the code has to mean success too.
-        if data not in NO_LIST or as_integer(envelope.error_code) in (None, 0):
+        if has_list or as_integer(envelope.error_code) in (None, 0):
             return data
+
+    raise _failure_of(response, envelope, _interpreter(variable)) from None
+
+
+def _reports_success(envelope: _Envelope) -> bool:
+    return str(envelope.result).lower() == "true"
+
+
+def _failure_of(response: Response, envelope: _Envelope | None, interpreter: Interpreter) -> ExchangeError:
+    """The error to raise for a failed response; `envelope` is None if it has none."""
     error = error_of(response)
-    lacks_envelope = envelope is None and response.status_code == 200 and not error.is_page
+    has_status_200 = response.status_code == 200
+    lacks_envelope = envelope is None and has_status_200 and not error.is_page
     note = " (not the envelope that its API sends)" if lacks_envelope else ""
+
     # A failure without a reason may be temporary.
-    is_unexplained = error.code in (None, 0) and not error.is_page and (envelope or response.status_code == 200)
-    failure = _interpreter(variable).failure(response, error, Meaning(Transient) if is_unexplained else None, note)
-    if isinstance(failure, TimestampRejected):
-        failure.server_ms = as_integer(envelope and envelope.ts)
-    raise failure from None
+    is_from_api = (envelope is not None or has_status_200) and not error.is_page
+    is_unexplained = is_from_api and error.code in (None, 0)
+    meaning = Meaning(Transient) if is_unexplained else None
+
+    failure = interpreter.failure(response, error, meaning, note)
+    if isinstance(failure, TimestampRejected) and envelope:
+        failure.server_ms = as_integer(envelope.ts)
+    return failure

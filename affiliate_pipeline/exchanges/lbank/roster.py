@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from affiliate_pipeline.exchanges.lbank.pagination import by_offset
 from affiliate_pipeline.exchanges.lbank.schemas import User
@@ -41,7 +41,6 @@ COLUMNS: Final = (
 TEAM_LIST = "/affiliate-api/v2/invite/user/team/list"
 USER_PAGING = partial(by_offset, time_field="createTime", id_fields=("openId",))
 AGENT_LEVELS = range(1, 22)
-_USER_COLUMNS: Final = ("open_id", "user_level", "transaction", "deposit", "direct_invitation", "code", "create_time")
 
 
 @dataclass(frozen=True)
@@ -109,24 +108,33 @@ class RosterStore(TableStore):
         An instant in the future counts as now. A refresh by this process adds the roster's counts to `refreshed`.
         Raises `Refused` if the stored roster is of another account, or the team list cannot be read.
         """
-        query = f"select source from {TABLE} where account = %s and source <> all(%s) limit 1"
-        if other := self._execute(query, (self._account, self._sources)).fetchone():
-            raise Refused(
-                f"the roster in this database is that of {other[0]}. Use its credentials and base URL, or configure this "
-                "account with an alias of its own"
-            )
+        self._require_own_account()
         not_before_ms = min(not_before_ms, self._now_ms())
         if self._as_of_ms() < not_before_ms:
             with locked(self._connection, Lock(TABLE, self._account or None), "the roster of LBank"):
+                # Another process may have refreshed the roster before it released the lock.
                 if self._as_of_ms() < not_before_ms:
                     self._refresh(self._now_ms())
                     refreshed[NAME] = Roster(open_id, self._members()).counts()
         return Roster(open_id, self._members())
 
+    def _require_own_account(self) -> None:
+        """Raise `Refused` if the stored roster is of another account."""
+        query = f"select source from {TABLE} where account = %s and source <> all(%s) limit 1"
+        row = self._execute(query, (self._account, self._sources)).fetchone()
+        if row:
+            (other_source,) = row
+            raise Refused(
+                f"the roster in this database is that of {other_source}. Use its credentials and base URL, or configure this "
+                "account with an alias of its own"
+            )
+
     def _members(self) -> tuple[Member, ...]:
         # Unknown flags count as true, so that no user is skipped.
         rows = self._execute(
-            "select open_id, ever_agent or coalesce(user_level between 1 and 21, true), coalesce(transaction, true) "
+            "select open_id, "
+            "ever_agent or coalesce(user_level between 1 and 21, true), "
+            "coalesce(transaction, true) "
             f"from {TABLE} where account = %s order by open_id",
             (self._account,),
         )
@@ -134,11 +142,43 @@ class RosterStore(TableStore):
 
     def _as_of_ms(self) -> int:
         """When the team list was last requested for the roster; 0 before the first time."""
-        row = self._execute(f"select max(last_seen) from {TABLE} where account = %s", (self._account,)).fetchone()
-        return int(row[0].timestamp() * 1000) if row and row[0] else 0
+        query = f"select max(last_seen) from {TABLE} where account = %s"
+        ((last_seen,),) = self._execute(query, (self._account,)).fetchall()
+        return int(last_seen.timestamp() * 1000) if last_seen else 0
 
     def _refresh(self, now_ms: int) -> None:
         """Update the table from the whole team list: the users who registered at any time."""
+        users = self._fetch_users(now_ms)
+        seen_at = datetime.fromtimestamp(now_ms / 1000, UTC)
+        rows = [
+            {
+                **user,
+                "seen_at": seen_at,
+                "is_agent": user["user_level"] in AGENT_LEVELS,
+                "source": self._source,
+                "account": self._account,
+            }
+            for user in users
+        ]
+        with as_store_unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
+            cursor.executemany(
+                f"insert into {TABLE} as known "
+                "(open_id, user_level, transaction, deposit, direct_invitation, code, create_time, "
+                "first_seen, last_seen, ever_agent, source, account) "
+                "values (%(open_id)s, %(user_level)s, %(transaction)s, %(deposit)s, %(direct_invitation)s, %(code)s, "
+                "%(create_time)s, %(seen_at)s, %(seen_at)s, %(is_agent)s, %(source)s, %(account)s) "
+                "on conflict (account, open_id) do update set "
+                "user_level = excluded.user_level, deposit = excluded.deposit, code = excluded.code, "
+                "direct_invitation = excluded.direct_invitation, create_time = excluded.create_time, "
+                "last_seen = excluded.last_seen, source = excluded.source, "
+                # A former agent still has the commissions of that time, and a user who has traded still has the trades.
+                "ever_agent = known.ever_agent or excluded.ever_agent, "
+                "transaction = excluded.transaction or known.transaction is true",
+                rows,
+            )
+
+    def _fetch_users(self, now_ms: int) -> list[dict[str, Any]]:
+        """The whole team list, by column of `User`; raises `Refused` if it cannot be read."""
         # Imported here: it imports pandas, pandera and pyarrow, which most processes never use.
         from affiliate_pipeline.schema.decode import parse
 
@@ -151,26 +191,6 @@ class RosterStore(TableStore):
                 return rows
 
             try:
-                users = parse(User, USER_PAGING(get)).table.to_pylist()
+                return parse(User, USER_PAGING(get)).table.to_pylist()
             except (Refused, Invalid) as error:
                 raise Refused(f"the team list, which has the openIds to request, cannot be read: {error}") from None
-        seen_at = datetime.fromtimestamp(now_ms / 1000, UTC)
-        with as_store_unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
-            cursor.executemany(
-                f"insert into {TABLE} as known (open_id, user_level, transaction, deposit, direct_invitation, code, "
-                "create_time, first_seen, last_seen, ever_agent, source, account) "
-                "values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) on conflict (account, open_id) do update set "
-                "user_level = excluded.user_level, deposit = excluded.deposit, code = excluded.code, "
-                "direct_invitation = excluded.direct_invitation, create_time = excluded.create_time, "
-                "last_seen = excluded.last_seen, source = excluded.source, "
-                # A former agent still has the commissions of that time, and a user who has traded still has the trades.
-                "ever_agent = known.ever_agent or excluded.ever_agent, "
-                "transaction = excluded.transaction or known.transaction is true",
-                [
-                    (
-                        *(row[name] for name in _USER_COLUMNS),
-                        *(seen_at, seen_at, row["user_level"] in AGENT_LEVELS, self._source, self._account),
-                    )
-                    for row in users
-                ],
-            )

@@ -33,18 +33,24 @@ class LBankAuth(httpx.Auth):
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Yield the signed copy of the request."""
-        # LBank's official client sends these as headers, known clients of the affiliate API as parameters: send both.
+        echostr = "".join(secrets.choice(ascii_letters + digits) for _ in range(ECHOSTR_CHARACTERS))
         signing_params = {
             "timestamp": str(self._now_ms()),
             "signature_method": self._method,
-            "echostr": "".join(secrets.choice(ascii_letters + digits) for _ in range(ECHOSTR_CHARACTERS)),
+            "echostr": echostr,
         }
-        params = dict(sorted((_params(request.url) | signing_params | {"api_key": self._api_key}).items()))
+        unsigned = _params(request.url) | signing_params | {"api_key": self._api_key}
+        params = dict(sorted(unsigned.items()))
         raw = "&".join(f"{name}={value}" for name, value in params.items())
-        params["sign"] = self._sign(md5(raw.encode(), usedforsecurity=False).hexdigest().upper().encode())
+        digest = md5(raw.encode(), usedforsecurity=False).hexdigest().upper()
+        params["sign"] = self._sign(digest.encode())
+
         url = request.url.copy_with(query=encode(params).encode())
         if _params(url) != params:
             raise RuntimeError("httpx would send parameters that differ from the signed ones")
+
+        # LBank's official client sends `signing_params` as headers, known clients of the affiliate API as parameters:
+        # send both.
         headers = request.headers.copy()
         headers.update(signing_params)
         yield httpx.Request(request.method, url, headers=headers, stream=request.stream, extensions=request.extensions)
@@ -59,10 +65,10 @@ def _signer(secret: str, method: str) -> Callable[[bytes], str]:
     """A function that signs a digest with `secret`; its result is not percent-encoded."""
     if method not in ("HmacSHA256", "RSA"):
         raise ValueError("the signature method is neither HmacSHA256 nor RSA")
-    found = read_secret(secret)
-    match found.kind, method:
+    read = read_secret(secret)
+    match read.kind, method:
         case ("HMAC", "HmacSHA256") | ("RSA", "RSA"):
-            return found.sign
+            return read.sign
         case "HMAC", _:
             raise OtherKindOfSecret("the secret is not a private key, and the method is RSA: one of them is wrong")
         case "RSA", _:

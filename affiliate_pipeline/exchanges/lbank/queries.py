@@ -1,0 +1,60 @@
+"""The queries of a fan-out, the tasks that send them, and what was received: per query, and per day."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query's parameters, the fields to add to its rows, and the rows' openId (None: any)."""
+
+    params: Mapping[str, object]
+    fields: Mapping[str, object] = field(default_factory=dict[str, object])
+    open_id: str | None = None
+
+    @property
+    def shared_values(self) -> Mapping[str, object]:
+        """The values that all its rows have, by JSON name."""
+        return {**self.fields, "openId": self.open_id} if self.open_id else self.fields
+
+
+@dataclass(frozen=True)
+class Task:
+    """A query for some consecutive days. `isolated`: a single day of a failed range."""
+
+    query: Query
+    days: tuple[date, ...]
+    isolated: bool = False
+
+
+@dataclass
+class Pages:
+    """A query's rows by day, when (ms) its oldest page was requested, and whether its only response had no list."""
+
+    requested_ms: int
+    is_unlisted: bool = False
+    by_day: Mapping[date, list[bytes]] = field(default_factory=dict[date, list[bytes]])
+
+
+@dataclass
+class OpenDay:
+    """A day's rows from the queries that are complete, and the number of open queries."""
+
+    open_queries: int
+    rows: list[bytes] = field(default_factory=list[bytes])
+    requested_ms: int | None = None
+    requests: int = 0
+    unlisted: list[Mapping[str, object]] = field(default_factory=list[Mapping[str, object]])
+
+    def complete_query(self, query: Query, day: date, pages: Pages | None) -> None:
+        """Count the query as complete and add its rows of this `day`; `pages` is None if its openId is excluded."""
+        self.requests += 1
+        self.open_queries -= 1
+        if pages is None:
+            return
+        self.rows += pages.by_day.get(day, [])
+        if self.requested_ms is None or pages.requested_ms < self.requested_ms:
+            self.requested_ms = pages.requested_ms
+        if pages.is_unlisted:
+            self.unlisted.append(query.shared_values)
