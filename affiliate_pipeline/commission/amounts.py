@@ -33,38 +33,55 @@ def short(amount: Decimal) -> str:
     """
     if not amount:
         return "0"
-    places = max(0, SIGNIFICANT_DIGITS - 1 - amount.adjusted())
-    rounded = EXACT.quantize(amount, Decimal(1).scaleb(-places)) if amount.adjusted() < _MAX_INTEGER_DIGITS else amount
-    if _MIN_EXPONENT <= rounded.adjusted() < _MAX_INTEGER_DIGITS:
-        text = f"{rounded:,f}"
-        return _with_minus_sign(text.rstrip("0").rstrip(".") if "." in text else text)
+
+    # `adjusted()` is the exponent of the first digit.
+    if amount.adjusted() < _MAX_INTEGER_DIGITS:
+        places = max(0, SIGNIFICANT_DIGITS - 1 - amount.adjusted())
+        rounded = EXACT.quantize(amount, Decimal(1).scaleb(-places))
+        if _MIN_EXPONENT <= rounded.adjusted() < _MAX_INTEGER_DIGITS:
+            text = f"{rounded:,f}"
+            if "." in text:
+                text = text.rstrip("0").rstrip(".")
+            return _with_minus_sign(text)
+
     rounded = _ROUNDING.plus(amount)  # unary plus, which rounds
-    digits = f"{rounded.scaleb(-rounded.adjusted()).normalize():f}"
-    return _with_minus_sign(f"{digits}×10{str(rounded.adjusted()).translate(_SUPERSCRIPTS)}")
+    exponent = rounded.adjusted()
+    digits = f"{rounded.scaleb(-exponent).normalize():f}"
+    superscript = str(exponent).translate(_SUPERSCRIPTS)
+    return _with_minus_sign(f"{digits}×10{superscript}")
 
 
 def usdt(amount: Decimal) -> str:
     """An amount with two places (half even), or as `short` if it is 10⁹ or more, or not 0 but rounded to 0.00."""
-    rounded = EXACT.quantize(amount, Decimal("0.01")) if amount.adjusted() < _MAX_INTEGER_DIGITS else amount
-    if rounded.adjusted() >= _MAX_INTEGER_DIGITS or (amount and not rounded):
+    if amount.adjusted() >= _MAX_INTEGER_DIGITS:
+        return short(amount)
+    rounded = EXACT.quantize(amount, Decimal("0.01"))
+    is_rounded_to_zero = amount != 0 and rounded == 0
+    if is_rounded_to_zero or rounded.adjusted() >= _MAX_INTEGER_DIGITS:
         return short(amount)
     return _with_minus_sign(f"{rounded:,f}")
 
 
 def change_text(amount: Decimal, before: Decimal) -> str:
     """The change from `before` to `amount` in percent, such as `+12.4 %`; in USDT if `before` is not positive."""
+    difference = EXACT.subtract(amount, before)
     if before <= 0:
-        difference = EXACT.subtract(amount, before)
-        return f"{'+' if difference >= 0 else ''}{usdt(difference)} USDT"
+        sign = "+" if difference >= 0 else ""
+        return f"{sign}{usdt(difference)} USDT"
+
     context = Context(prec=SIGNIFICANT_DIGITS + 2, Emax=MAX_EMAX, Emin=MIN_EMIN)
-    percent = context.multiply(context.divide(EXACT.subtract(amount, before), before), Decimal(100))
+    percent = context.multiply(context.divide(difference, before), Decimal(100))
     shown = f"{percent:,.1f}" if percent.adjusted() < _MAX_INTEGER_DIGITS else short(percent)
-    return "±0.0 %" if shown in ("0.0", "-0.0") else f"{'+' if percent > 0 else ''}{_with_minus_sign(shown)} %"
+    if shown in ("0.0", "-0.0"):
+        return "±0.0 %"
+    sign = "+" if percent > 0 else ""
+    return f"{sign}{_with_minus_sign(shown)} %"
 
 
 def rounded_float(amount: Decimal) -> float | None:
     """The nearest float, for plots only; None beyond the range of floats."""
-    return nearest if isfinite(nearest := float(amount)) else None
+    nearest = float(amount)
+    return nearest if isfinite(nearest) else None
 
 
 def _with_minus_sign(text: str) -> str:

@@ -49,8 +49,7 @@ DAILY: Final = (
         "price.",
     ),
 )
-CUSTOMER_DAILY: Final = (
-    *DAILY[:3],
+_CUSTOMER: Final = (
     ("customer", "text not null", "The customer, as the exchange names it; empty: the records name no customer."),
     (
         "identified_by",
@@ -58,8 +57,9 @@ CUSTOMER_DAILY: Final = (
         "The column that `customer` is from: customer_id, else open_id, else email, which the exchange has masked, so that "
         "several customers may have the same one. Empty: no customer.",
     ),
-    *DAILY[3:],
 )
+# The customer's columns follow day, exchange and zone.
+CUSTOMER_DAILY: Final = (*DAILY[:3], *_CUSTOMER, *DAILY[3:])
 _VIEW_DAILY: Final = (
     ("day", "date", "The day, in `zone`."),
     ("exchange", "text", "The exchange that paid it."),
@@ -91,7 +91,7 @@ _VIEW_VALUES: Final = (
 V_DAILY: Final = (*_VIEW_DAILY, *_VIEW_VALUES)
 V_CUSTOMER_DAILY: Final = (
     *_VIEW_DAILY,
-    *((name, "text", about) for name, _, about in CUSTOMER_DAILY[3:5]),
+    *((name, "text", about) for name, _, about in _CUSTOMER),
     *_VIEW_VALUES,
 )
 V_HEALTH: Final = (

@@ -90,11 +90,20 @@ def add_up(
         statement = sql.SQL(
             f"insert into {TABLE} (partition_date, exchange, account, zone, customer, identified_by, coin, kind, count, amount, "
             "usdt_value, unvalued, market_value_usdt, settled, asset, run_id) "
-            "select %s, %s, %s, %s, customer, identified_by, coin, kind, count, amount, usdt_value, unvalued, market_value_usdt, "
-            "%s, %s, %s from ({}) line order by customer"
+            "select %(day)s, %(exchange)s, %(account)s, %(zone)s, customer, identified_by, coin, kind, count, amount, "
+            "usdt_value, unvalued, market_value_usdt, %(settled)s, %(asset)s, %(run_id)s "
+            "from ({}) line "
+            "order by customer"
         ).format(lines)
-        exchange = endpoint.exchange
-        values = day, exchange.name, endpoint.alias, exchange.zone.key, is_final, endpoint.key, run_id
+        values = {
+            "day": day,
+            "exchange": endpoint.exchange.name,
+            "account": endpoint.alias,
+            "zone": endpoint.exchange.zone.key,
+            "settled": is_final,
+            "asset": endpoint.key,
+            "run_id": run_id,
+        }
         connection.execute(statement, values)
 
 
@@ -103,41 +112,58 @@ def lines_of_all_customers(day: date) -> sql.Composed:
     group = "partition_date, exchange, account, zone, coin, kind, settled, asset, run_id"
     return sql.SQL(
         f"select {group}, sum(count)::bigint as count, sum(amount) as amount, sum(usdt_value) as usdt_value, "
-        f"sum(unvalued)::bigint as unvalued from {TABLE} where partition_date = {{}} group by {group}"
+        "sum(unvalued)::bigint as unvalued "
+        f"from {TABLE} "
+        "where partition_date = {} "
+        f"group by {group}"
     ).format(day)
 
 
 def _lines(endpoint: Records, day: date) -> sql.Composed:
     """A query that adds up the endpoint's rows of the day by customer, coin and kind; without market values."""
     money = money_of(endpoint)
-    amount, coin = map(sql.Identifier, endpoint.sum_by or ())
-    kind: sql.Composable = sql.Literal(money.kind)
-    if money.kind_by:  # append the name of the record's code
-        code, names_by_code = sql.Identifier(money.kind_by[0]), money.kind_by[1]
-        branches = sql.SQL(" ").join(sql.SQL("when {} then {}").format(*each) for each in names_by_code)
-        kind = sql.SQL("{} || ' ' || case {code} {} else {code}::text end").format(kind, branches, code=code)
+    amount, coin = map(sql.Identifier, endpoint.sum_by or ())  # earnings always declare `sum_by`
     # The customer is in the first of the columns `earners` that is not empty.
     values = [sql.SQL("when {0} <> '' then {0}").format(sql.Identifier(name)) for name in money.earners]
     names = [sql.SQL("when {} <> '' then {}").format(sql.Identifier(name), name) for name in money.earners]
+
     return sql.SQL(
+        "with record as ("
+        "select {customer} as customer, {identified_by} as identified_by, {coin} as coin, {kind} as kind, "
+        "{amount} as amount, coalesce({usdt}, case upper({coin}) when 'USDT' then {amount} end) as usdt "
+        "from {rows}) "
         "select customer, identified_by, coin, kind, count(*) as count, sum(amount) as amount, sum(usdt) as usdt_value, "
-        "count(*) - count(usdt) as unvalued from (select {customer} as customer, {identified_by} as identified_by, "
-        "{coin} as coin, {kind} as kind, {amount} as amount, "
-        "coalesce({usdt}, case upper({coin}) when 'USDT' then {amount} end) as usdt from {rows}) record "
+        "count(*) - count(usdt) as unvalued "
+        "from record "
         "group by customer, identified_by, coin, kind"
     ).format(
         customer=_case(values),
         identified_by=_case(names),
         coin=coin,
-        kind=kind,
+        kind=_kind(money),
         amount=amount,
         usdt=sql.Identifier(money.usdt) if money.usdt else sql.SQL("null::numeric"),
         rows=endpoint_tables.rows_of(endpoint, day),
     )
 
 
+def _kind(money: Money) -> sql.Composable:
+    """An expression for a row's kind of earnings; with `kind_by`, the name of the row's code is appended."""
+    kind = sql.Literal(money.kind)
+    if not money.kind_by:
+        return kind
+    code_column, names_by_code = money.kind_by
+    branches = [sql.SQL("when {} then {}").format(code, name) for code, name in names_by_code]
+    return sql.SQL("{kind} || ' ' || case {code} {branches} else {code}::text end").format(
+        kind=kind, code=sql.Identifier(code_column), branches=sql.SQL(" ").join(branches)
+    )
+
+
 def _case(branches: list[sql.Composed]) -> sql.Composable:
-    return sql.SQL("case {} else '' end").format(sql.SQL(" ").join(branches)) if branches else sql.SQL("''::text")
+    """An expression for the value of the first branch that applies, or for an empty text if none applies."""
+    if not branches:
+        return sql.SQL("''::text")
+    return sql.SQL("case {} else '' end").format(sql.SQL(" ").join(branches))
 
 
 def top(connection: Connection[Any], first: date, last: date, max_rank: int) -> list[Customer]:
@@ -147,10 +173,17 @@ def top(connection: Connection[Any], first: date, last: date, max_rank: int) -> 
     """
     connection.execute(SET_WORK_MEM)
     rows = connection.execute(
-        "select exchange, account, customer, records, usdt from (select exchange, account, customer, sum(records)::bigint as records, "
-        "sum(total_usdt) as usdt, row_number() over (partition by exchange, account order by sum(total_usdt) desc, customer) as rank "
-        "from affiliate.v_customer_daily where day between %s and %s and customer <> '' group by exchange, account, customer "
-        "having sum(total_usdt) is not null) ranked where rank <= %s order by usdt desc, exchange, account, customer",
+        "with ranked as ("
+        "select exchange, account, customer, sum(records)::bigint as records, sum(total_usdt) as usdt, "
+        "row_number() over (partition by exchange, account order by sum(total_usdt) desc, customer) as rank "
+        "from affiliate.v_customer_daily "
+        "where day between %s and %s and customer <> '' "
+        "group by exchange, account, customer "
+        "having sum(total_usdt) is not null) "
+        "select exchange, account, customer, records, usdt "
+        "from ranked "
+        "where rank <= %s "
+        "order by usdt desc, exchange, account, customer",
         (first, last, max_rank),
     )
     return [Customer(*row) for row in rows]
@@ -159,11 +192,17 @@ def top(connection: Connection[Any], first: date, last: date, max_rank: int) -> 
 def counts(connection: Connection[Any], day: date) -> CustomerCounts:
     """The numbers of the day's lines, customers and records without one, and the total in USDT."""
     [row] = connection.execute(
-        "select coalesce(sum(lines), 0)::bigint, count(*) filter (where customer <> ''), "
-        "count(*) filter (where identified_by = 'email'), coalesce(sum(records) filter (where customer = ''), 0)::bigint, "
-        "coalesce(sum(total_usdt), 0)::text from (select customer, identified_by, count(*) as lines, "
-        "sum(records) as records, sum(total_usdt) as total_usdt from affiliate.v_customer_daily where day = %s "
-        "group by exchange, account, customer, identified_by) customer",
+        "with by_customer as ("
+        "select customer, identified_by, count(*) as lines, sum(records) as records, sum(total_usdt) as total_usdt "
+        "from affiliate.v_customer_daily "
+        "where day = %s "
+        "group by exchange, account, customer, identified_by) "
+        "select coalesce(sum(lines), 0)::bigint, "
+        "count(*) filter (where customer <> ''), "
+        "count(*) filter (where identified_by = 'email'), "
+        "coalesce(sum(records) filter (where customer = ''), 0)::bigint, "
+        "coalesce(sum(total_usdt), 0)::text "
+        "from by_customer",
         (day,),
     ).fetchall()
     return CustomerCounts(*row)
@@ -175,33 +214,40 @@ def earned(connection: Connection[Any], customers: Sequence[str], kinds: Sequenc
     `identified_by` is the column that the customer's name is from. With `kinds`, only earnings of these kinds.
     """
     is_in_period = sql.SQL("day >= (now() at time zone zone)::date - {}")
+    conditions: list[sql.Composable] = [is_in_period.format(days) for days in PERIODS_DAYS]
+    conditions.append(sql.SQL("true"))  # all days
     sums_if = sql.SQL(
         "array[coalesce(trim_scale(sum(total_usdt) filter (where {0})), 0)::text, "
         "coalesce(sum(records) filter (where {0}), 0)::text, "
         "coalesce(sum(records_without_value) filter (where {0}), 0)::text]"
     )
-    columns = [sums_if.format(condition) for condition in [*map(is_in_period.format, PERIODS_DAYS), sql.SQL("true")]]
     query = sql.SQL(
-        "select exchange, account, identified_by, customer, min(day), max(day), {} from affiliate.v_customer_daily "
-        "where customer = any(%s) and (%s::text[] is null or kind = any(%s)) group by 1, 2, 3, 4 order by 1, 2, 3, 4"
-    ).format(sql.SQL(", ").join(columns))
-    found: list[Earned] = []
-    for exchange, account, identified_by, customer, first, last, *sums in connection.execute(
-        query, ([*customers], kinds, kinds)
-    ):
+        "select exchange, account, identified_by, customer, min(day), max(day), {} "
+        "from affiliate.v_customer_daily "
+        "where customer = any(%s) and (%s::text[] is null or kind = any(%s)) "
+        "group by exchange, account, identified_by, customer "
+        "order by exchange, account, identified_by, customer"
+    ).format(sql.SQL(", ").join(map(sums_if.format, conditions)))
+
+    rows = connection.execute(query, ([*customers], kinds, kinds))
+    items: list[Earned] = []
+    for exchange, account, identified_by, customer, first, last, *sums in rows:
         totals = [Total(usdt, int(records), int(lacking)) for usdt, records, lacking in sums]
-        found.append(Earned(exchange, account, identified_by, customer, first, last, totals))
-    return found
+        items.append(Earned(exchange, account, identified_by, customer, first, last, totals))
+    return items
 
 
 def fitting_emails(connection: Connection[Any], email: str) -> list[str]:
     """The customers whose name is an email that `fits` this one."""
     # Each step of the recursion reads the next customer from the index; `select distinct` would read every line.
-    step = f"select customer from {TABLE}"
     query = sql.SQL(
-        f"with recursive distinct_customer as (({step} order by customer limit 1) union all "
-        f"select ({step} where customer > before.customer order by customer limit 1) from distinct_customer before "
-        "where customer is not null) select customer from distinct_customer where {}"
+        "with recursive distinct_customer as ("
+        f"(select customer from {TABLE} order by customer limit 1) "
+        "union all "
+        f"select (select customer from {TABLE} where customer > before.customer order by customer limit 1) "
+        "from distinct_customer before "
+        "where customer is not null) "
+        "select customer from distinct_customer where {}"
     ).format(fits(sql.SQL("customer"), email))
     return [customer for (customer,) in connection.execute(query)]
 
@@ -211,16 +257,19 @@ def fits(column: sql.Composable, text: str) -> sql.Composed:
     equal = sql.SQL("{} = {}").format(column, text)
     if "@" not in text:
         return equal
-    equal_or_masked = sql.SQL(
+    return sql.SQL(
         "({equal} or {column} like '%@%' "
         "and (lower({column}) like {text_pattern} or lower({text}) like {column_pattern}))"
-    )
-    # For `like`: the asterisks of a mask match any characters.
-    pattern = sql.SQL(r"lower(regexp_replace(regexp_replace({}, '([\\%_])', '\\\1', 'g'), '\*+', '%', 'g'))")
-    return equal_or_masked.format(
+    ).format(
         equal=equal,
         column=column,
         text=text,
-        text_pattern=pattern.format(sql.Literal(text)),
-        column_pattern=pattern.format(column),
+        text_pattern=_pattern(sql.Literal(text)),
+        column_pattern=_pattern(column),
     )
+
+
+def _pattern(email: sql.Composable) -> sql.Composed:
+    """The email in lower case as a pattern for `like`, in which the asterisks of a mask match any characters."""
+    escaped = sql.SQL(r"regexp_replace({}, '([\\%_])', '\\\1', 'g')").format(email)
+    return sql.SQL(r"lower(regexp_replace({}, '\*+', '%', 'g'))").format(escaped)

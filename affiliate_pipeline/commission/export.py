@@ -48,17 +48,19 @@ class Extract:
         account: str | None,
         day_column: str = "partition_date",
     ):
-        self._connection, self._name = store.connection, table.partition(".")[2]
-        # What follows `from`.
-        self._from: sql.Composable = sql.Identifier(*table.split("."))
+        self._connection = store.connection
+        _, _, self._name = table.partition(".")
+        self._day_column = day_column if days is not None else ""
+
         conditions: list[sql.Composable] = []
         if days is not None:
             conditions.append(sql.SQL("{} between {} and {}").format(sql.Identifier(day_column), days[0], days[-1]))
         if account is not None:
             conditions.append(sql.SQL("account = {}").format(account))
+        # What follows `from`.
+        self._from: sql.Composable = sql.Identifier(*table.split("."))
         if conditions:
             self._from += sql.SQL(" where ") + sql.SQL(" and ").join(conditions)
-        self._day_column = day_column if days is not None else ""
 
     @cached_property
     def _column_types(self) -> dict[str, str]:
@@ -71,13 +73,11 @@ class Extract:
 
         Unless `raw`, an apostrophe precedes each text that a spreadsheet would execute; their number by column is returned.
         """
-        formula_counts = {} if raw else self._formulas()
-        prefixed = "case when left({0}, 1) = any({1}) then '''' || {0} else {0} end as {0}"
+        formula_counts = {} if raw else self._formula_counts()
         columns = [
-            sql.SQL(prefixed if name in formula_counts else "{0}").format(sql.Identifier(name), FORMULA_STARTS)
-            for name in self._column_types
+            _with_apostrophes(name) if name in formula_counts else sql.Identifier(name) for name in self._column_types
         ]
-        copy = sql.SQL("copy ({}) to stdout (format csv, header)").format(self._query(sql.SQL(", ").join(columns)))
+        copy = sql.SQL("copy ({}) to stdout (format csv, header)").format(self._query(columns))
         with self._connection.cursor() as cursor, cursor.copy(copy) as blocks:
             for block in blocks:
                 output.write(block)
@@ -86,57 +86,64 @@ class Extract:
     def write_workbook(self, output: BinaryIO) -> None:
         """Write the rows as a workbook; raises `TextTooLong`."""
         columns = [
-            sql.SQL("{}" if kind in CELL_TYPES else "{}::text").format(sql.Identifier(name))
-            for name, kind in self._column_types.items()
+            sql.Identifier(name) if kind in CELL_TYPES else _as_text(name) for name, kind in self._column_types.items()
         ]
-        batches = self._batches(sql.SQL(", ").join(columns))
-        workbook.write_workbook(output, self._name, [*self._column_types], chain.from_iterable(batches))
+        rows = chain.from_iterable(self._batches(columns))
+        workbook.write_workbook(output, self._name, [*self._column_types], rows)
 
     def write_parquet(self, output: BinaryIO) -> dict[str, arrow.DataType]:
         """Write the rows; return the types of the columns of amounts. `output` must support `tell()`."""
         amount_types = {name: self._amount_type(name) for name, kind in self._column_types.items() if kind == "numeric"}
-        types = amount_types | {
-            name: PARQUET_TYPES[kind] for name, kind in self._column_types.items() if name not in amount_types
+        types = {
+            name: amount_types[name] if kind == "numeric" else PARQUET_TYPES[kind]
+            for name, kind in self._column_types.items()
         }
-        schema = arrow.schema([(name, types[name]) for name in self._column_types])
+        schema = arrow.schema([*types.items()])
         columns = [
-            sql.SQL("{}::text" if arrow.types.is_string(types[name]) else "{}").format(sql.Identifier(name))
-            for name in self._column_types
+            _as_text(name) if arrow.types.is_string(arrow_type) else sql.Identifier(name)
+            for name, arrow_type in types.items()
         ]
+
         with parquet.ParquetWriter(output, schema) as writer:
-            for batch in self._batches(sql.SQL(", ").join(columns)):
-                typed_columns = zip(zip(*batch, strict=True), schema.types, strict=True)
-                arrays = [arrow.array(values, arrow_type) for values, arrow_type in typed_columns]
+            for batch in self._batches(columns):
+                values_by_column = zip(*batch, strict=True)
+                arrays = [
+                    arrow.array(values, arrow_type)
+                    for values, arrow_type in zip(values_by_column, schema.types, strict=True)
+                ]
                 writer.write_table(arrow.table(arrays, schema=schema))
         return amount_types
 
-    def _query(self, columns: sql.Composable) -> sql.Composed:
-        # A table without days is ordered by account and by its first column.
-        first, *_ = self._column_types
-        names = (
-            [self._day_column]
-            if self._day_column
-            else [name for name in ("account", first) if name in self._column_types]
+    def _query(self, columns: Sequence[sql.Composable]) -> sql.Composed:
+        """The query of these columns of the rows, in the order of `Extract`."""
+        if self._day_column:
+            order_by = [self._day_column]
+        else:  # a table without days is ordered by account and by its first column
+            first, *_ = self._column_types
+            order_by = ["account", first] if "account" in self._column_types else [first]
+        return sql.SQL("select {} from {} order by {}").format(
+            sql.SQL(", ").join(columns), self._from, sql.SQL(", ").join(map(sql.Identifier, order_by))
         )
-        order = sql.SQL(", ").join(map(sql.Identifier, names))
-        return sql.SQL("select {} from {} order by {}").format(columns, self._from, order)
 
-    def _batches(self, columns: sql.Composable) -> Iterator[list[tuple[Any, ...]]]:
+    def _batches(self, columns: Sequence[sql.Composable]) -> Iterator[list[tuple[Any, ...]]]:
         with self._connection.cursor(name="extract") as cursor:
             cursor.execute(self._query(columns))
             while batch := cursor.fetchmany(ROWS_PER_READ):
                 yield batch
 
-    def _formulas(self) -> dict[str, int]:
-        """By column, the number of texts that a spreadsheet would execute."""
-        names = [name for name, kind in self._column_types.items() if kind == "text"]
-        counts = [
+    def _formula_counts(self) -> dict[str, int]:
+        """By column that has any, the number of texts that a spreadsheet would execute."""
+        text_columns = [name for name, kind in self._column_types.items() if kind == "text"]
+        if not text_columns:
+            return {}
+        columns = [
             sql.SQL("count(*) filter (where left({}, 1) = any({}))").format(sql.Identifier(name), FORMULA_STARTS)
-            for name in names
+            for name in text_columns
         ]
-        query = sql.SQL("select {} from {}").format(sql.SQL(", ").join(counts), self._from)
-        rows = self._connection.execute(query).fetchall()  # one row of counts
-        return {name: count for name, count in zip(names, *rows, strict=True) if count}
+        query = sql.SQL("select {} from {}").format(sql.SQL(", ").join(columns), self._from)
+        [row] = self._connection.execute(query).fetchall()
+        counts = dict(zip(text_columns, row, strict=True))
+        return {name: count for name, count in counts.items() if count}
 
     def _amount_type(self, column: str) -> arrow.DataType:
         """The decimal type that is wide enough for every value of the column, or text if there is none."""
@@ -147,7 +154,20 @@ class Extract:
         digits = integer_digits + scale
         if digits <= MAX_DIGITS_128:
             return arrow.decimal128(MAX_DIGITS_128, scale)
-        return arrow.decimal256(MAX_DIGITS_256, scale) if digits <= MAX_DIGITS_256 else arrow.string()
+        if digits <= MAX_DIGITS_256:
+            return arrow.decimal256(MAX_DIGITS_256, scale)
+        return arrow.string()
+
+
+def _as_text(column: str) -> sql.Composed:
+    return sql.SQL("{}::text").format(sql.Identifier(column))
+
+
+def _with_apostrophes(column: str) -> sql.Composed:
+    """The column with an apostrophe before each text that a spreadsheet would execute."""
+    return sql.SQL("case when left({0}, 1) = any({1}) then '''' || {0} else {0} end as {0}").format(
+        sql.Identifier(column), FORMULA_STARTS
+    )
 
 
 @contextmanager

@@ -34,10 +34,12 @@ class Incomplete:
 
     def within(self, days: Set[date]) -> Self | None:
         """The part about these days; None if none of them is missing or unsettled."""
-        missing, unsettled = [[day for day in each if day in days] for each in (self.missing, self.unsettled)]
-        deadlines = {day: self.deadlines_ms[day] for day in missing if day in self.deadlines_ms}
-        part = replace(self, missing=missing, unsettled=unsettled, deadlines_ms=deadlines)
-        return part if missing or unsettled else None
+        missing = [day for day in self.missing if day in days]
+        unsettled = [day for day in self.unsettled if day in days]
+        if not missing and not unsettled:
+            return None
+        deadlines_ms = {day: self.deadlines_ms[day] for day in missing if day in self.deadlines_ms}
+        return replace(self, missing=missing, unsettled=unsettled, deadlines_ms=deadlines_ms)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Figures:
         """The figures of one exchange or of one of its accounts; `stale` and `unpriced` remain whole."""
 
         def is_part(each: DayTotal | Sum | Customer | Incomplete) -> bool:
-            return each.exchange == exchange and account in (None, each.account)
+            return each.exchange == exchange and (account is None or each.account == account)
 
         return replace(
             self,
@@ -81,7 +83,8 @@ class Figures:
 
     def within(self, days: Sequence[date]) -> Self:
         """The figures of some of the days, without `sums`, `totals` and `customers`."""
-        among = {*days}
+        day_set = {*days}
+        parts = [each.within(day_set) for each in self.incomplete]
         return replace(
             self,
             day=days[-1],
@@ -89,10 +92,10 @@ class Figures:
             sums=[],
             totals=[],
             customers=[],
-            incomplete=[found for each in self.incomplete if (found := each.within(among))],
-            stale=[day for day in self.stale if day in among],
-            unpriced=[day for day in self.unpriced if day in among],
-            by_day=[each for each in self.by_day if each.day in among],
+            incomplete=[part for part in parts if part],
+            stale=[day for day in self.stale if day in day_set],
+            unpriced=[day for day in self.unpriced if day in day_set],
+            by_day=[total for total in self.by_day if total.day in day_set],
         )
 
 
@@ -100,13 +103,13 @@ def gather(
     commission: Commission, configured: Sequence[Records], day: date, start: date, *, is_sandbox: bool = False
 ) -> Figures:
     """The current figures of the 30 days up to `day`, none before `start`."""
-    days = days_from(max(start, day - (SPAN_DAYS - 1) * DAY), day)
-    figures = _gather(commission, configured, days, is_sandbox=is_sandbox)
+    first = max(start, day - (SPAN_DAYS - 1) * DAY)
+    figures = _gather(commission, configured, days_from(first, day), is_sandbox=is_sandbox)
     return replace(
         figures,
         sums=commission.sums(day, day),
-        totals=commission.totals(days[0], day),
-        customers=commission.top_customers(days[0], day, MAX_CUSTOMERS),
+        totals=commission.totals(first, day),
+        customers=commission.top_customers(first, day, MAX_CUSTOMERS),
     )
 
 
@@ -124,12 +127,17 @@ def gather_overview(
     the months have `totals`.
     """
     oldest, newest = commission.added_up() or (start, start)
-    days = days_from(max(start, oldest), max(newest, datetime.now(UTC).date() - DAY))
+    yesterday = datetime.now(UTC).date() - DAY
+    days = days_from(max(start, oldest), max(newest, yesterday))
     figures = _gather(commission, configured, days, is_sandbox=is_sandbox)
+
+    reported_months = {(day.year, day.month) for day in reported}
     months: list[Figures] = []
-    for year, month in sorted({(day.year, day.month) for day in reported}):
-        if of_month := [day for day in days if (day.year, day.month) == (year, month)]:
-            months.append(replace(figures.within(of_month), totals=commission.totals(of_month[0], of_month[-1])))
+    for year, month in sorted(reported_months):
+        month_days = [day for day in days if (day.year, day.month) == (year, month)]
+        if month_days:
+            totals = commission.totals(month_days[0], month_days[-1])
+            months.append(replace(figures.within(month_days), totals=totals))
     return figures, months
 
 
@@ -137,12 +145,25 @@ def _gather(
     commission: Commission, configured: Sequence[Records], days: Sequence[date], *, is_sandbox: bool
 ) -> Figures:
     """The current figures of consecutive days, without `sums`, `totals` and `customers`."""
-    first, last, as_of = days[0], days[-1], datetime.now(UTC)
+    as_of = datetime.now(UTC)
+    first, last = days[0], days[-1]
     # Read before the sums, so that a day added up in between is reported as incomplete rather than wrongly as complete.
-    gaps, stale = incomplete(commission, configured, days), list(commission.stale(first, last))
+    gaps = incomplete(commission, configured, days)
+    stale = list(commission.stale(first, last))
     unpriced = list(commission.prices.missing(first, last)) if commission.prices else []
-    by_day = commission.by_day(first, last)
-    return Figures(last, days, as_of, [], [], [], gaps, stale, unpriced, is_sandbox, by_day)
+    return Figures(
+        day=last,
+        days=days,
+        as_of=as_of,
+        sums=[],
+        totals=[],
+        customers=[],
+        incomplete=gaps,
+        stale=stale,
+        unpriced=unpriced,
+        is_sandbox=is_sandbox,
+        by_day=commission.by_day(first, last),
+    )
 
 
 def incomplete(commission: Commission, configured: Sequence[Records], days: Sequence[date]) -> list[Incomplete]:
@@ -153,29 +174,60 @@ def incomplete(commission: Commission, configured: Sequence[Records], days: Sequ
     """
     landed = commission.landed(days[0], days[-1])
     configured_or_landed = {endpoint.key for endpoint in configured}.union(*landed.values())
-    kinds = [(alternatives, [endpoint.key for endpoint in alternatives]) for alternatives in commission.alternatives]
-    found: list[Incomplete] = []
-    for alternatives, assets in [each for each in kinds if configured_or_landed & {*each[1]}] or kinds:
-        finality = {day: [final for key, final in landed.get(day, {}).items() if key in assets] for day in days}
-        missing = [day for day, entries in finality.items() if not entries]
-        unsettled = [day for day, entries in finality.items() if entries and not any(entries)]
-        if missing or unsettled:
-            name, first = " or ".join(assets), alternatives[0]
-            kind = money_of(first).kind
-            deadlines = {day: _deadline_ms(alternatives, day) for day in missing}
-            found.append(Incomplete(name, missing, unsettled, first.exchange.name, first.alias, kind, deadlines))
-    return found
+    kinds = [
+        alternatives
+        for alternatives in commission.alternatives
+        if any(endpoint.key in configured_or_landed for endpoint in alternatives)
+    ]
+    parts = [_incomplete_kind(alternatives, landed, days) for alternatives in kinds or commission.alternatives]
+    return [part for part in parts if part]
+
+
+def _incomplete_kind(
+    alternatives: Sequence[Records], landed: Mapping[date, Mapping[str, bool]], days: Sequence[date]
+) -> Incomplete | None:
+    """The missing and unsettled days of the kind that these endpoints report; None if none is missing or unsettled.
+
+    `landed`: by day, the assets that have landed it, each with whether the day has settled.
+    """
+    assets = [endpoint.key for endpoint in alternatives]
+    missing: list[date] = []
+    unsettled: list[date] = []
+    for day in days:
+        settled = [is_settled for asset, is_settled in landed.get(day, {}).items() if asset in assets]
+        if not settled:
+            missing.append(day)
+        elif not any(settled):
+            unsettled.append(day)
+    if not missing and not unsettled:
+        return None
+
+    first = alternatives[0]
+    return Incomplete(
+        name=" or ".join(assets),
+        missing=missing,
+        unsettled=unsettled,
+        exchange=first.exchange.name,
+        account=first.alias,
+        kind=money_of(first).kind,
+        deadlines_ms={day: _deadline_ms(alternatives, day) for day in missing},
+    )
 
 
 def _deadline_ms(alternatives: Sequence[Records], day: date) -> int | None:
     """Until when at least one of the sources promises the day; None: no limit is known."""
-    deadlines = [endpoint.timetable.deadline_ms(day) for endpoint in alternatives]
-    known = [each for each in deadlines if each is not None]
-    return max(known) if len(known) == len(deadlines) else None
+    deadlines: list[int] = []
+    for endpoint in alternatives:
+        deadline = endpoint.timetable.deadline_ms(day)
+        if deadline is None:
+            return None
+        deadlines.append(deadline)
+    return max(deadlines)
 
 
 def masked(customer: str) -> str:
     """The customer's name shortened for display; the exchange has already masked emails."""
     name, at, domain = customer.partition("@")
-    shown = f"{name[:2]}***{name[-2:]}" if len(name) >= 8 and not at else f"{name[:2]}***"
-    return f"{shown}{at}{domain}"
+    if at:
+        return f"{name[:2]}***@{domain}"
+    return f"{name[:2]}***{name[-2:]}" if len(name) >= 8 else f"{name[:2]}***"

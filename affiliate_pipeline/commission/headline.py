@@ -17,11 +17,11 @@ MAX_NAMES = 3
 
 @dataclass(frozen=True)
 class Total:
-    """A total in USDT, of which exchanges state a part; `unvalued` coins have records without any value."""
+    """A total in USDT, of which exchanges state a part; `coins_without_value` have records without any value."""
 
     usdt: Decimal
     stated_usdt: Decimal
-    unvalued: Sequence[str]
+    coins_without_value: Sequence[str]
     count: int
 
 
@@ -51,11 +51,15 @@ class Headline:
         """The change as a phrase: `+12.4 % against the mean of the 7 days before`."""
         if self.usual is None:
             return "no complete day before to compare with"
-        # If `days` is a week, the mean times 7 is the total of the 7 days before, so "the mean of" is omitted.
-        compared_with = f"{'' if len(self.days) > 1 else 'the mean of '}the {WEEK_DAYS} days"
+        has_several_days = len(self.days) > 1
         if self.compared_days < WEEK_DAYS:
-            times = f"{len(self.days)} times " if len(self.days) > 1 else ""
+            times = f"{len(self.days)} times " if has_several_days else ""
             compared_with = f"{times}the mean of {count_of(self.compared_days, 'complete day')} of the {WEEK_DAYS}"
+        elif has_several_days:
+            # A week: the mean of the 7 days before, times 7, is their total.
+            compared_with = f"the {WEEK_DAYS} days"
+        else:
+            compared_with = f"the mean of the {WEEK_DAYS} days"
         return f"{change_text(self.total.usdt, self.usual)} against {compared_with} before"
 
 
@@ -65,55 +69,64 @@ def headline(figures: Figures, days: int = 1) -> Headline:
     before = days_from(span[0] - WEEK_DAYS * DAY, span[0] - DAY)
     lacking = lacking_days(figures)
     complete = [day for day in before if day in figures.days and day not in lacking]
-    usual = total_of(figures.by_day, complete).usdt * len(span) / len(complete) if complete else None
-    by_exchange = {
-        exchange: total_of([each for each in figures.by_day if each.exchange == exchange], span)
-        for exchange in sorted({each.exchange for each in figures.by_day})
-    }
+    usual = None
+    if complete:
+        usual = total_of(figures.by_day, complete).usdt * len(span) / len(complete)
+
+    by_exchange: dict[str, Total] = {}
+    for exchange in sorted({total.exchange for total in figures.by_day}):
+        totals = [total for total in figures.by_day if total.exchange == exchange]
+        by_exchange[exchange] = total_of(totals, span)
+
     return Headline(
-        span,
-        total_of(figures.by_day, span),
-        bool(lacking & {*span}),
-        usual,
-        len(complete),
-        by_exchange,
-        total_of(figures.by_day, figures.days[-WEEK_DAYS:]),
-        total_of(figures.by_day, figures.days[-MONTH_DAYS:]),
-        lacks(figures, span),
-        completeness(figures),
+        days=span,
+        total=total_of(figures.by_day, span),
+        is_partial=any(day in lacking for day in span),
+        usual=usual,
+        compared_days=len(complete),
+        by_exchange=by_exchange,
+        week=total_of(figures.by_day, figures.days[-WEEK_DAYS:]),
+        month=total_of(figures.by_day, figures.days[-MONTH_DAYS:]),
+        lacks=lacks(figures, span),
+        completeness=completeness(figures),
     )
 
 
 def total_of(by_day: Iterable[DayTotal], days: Iterable[date]) -> Total:
     """The total of these days."""
-    among = {*days}
-    lines = [each for each in by_day if each.day in among]
+    day_set = {*days}
+    totals = [total for total in by_day if total.day in day_set]
     return Total(
-        exact_sum(each.usdt for each in lines),
-        exact_sum(each.stated_usdt for each in lines),
-        sorted({coin for each in lines for coin in each.unvalued}),
-        sum(each.count for each in lines),
+        usdt=exact_sum(total.usdt for total in totals),
+        stated_usdt=exact_sum(total.stated_usdt for total in totals),
+        coins_without_value=sorted({coin for total in totals for coin in total.coins_without_value}),
+        count=sum(total.count for total in totals),
     )
 
 
 def lacking_days(figures: Figures) -> set[date]:
     """The days of which something has not landed, has not been added up or lacks market prices."""
-    return {day for each in figures.incomplete for day in each.missing} | {*figures.stale, *figures.unpriced}
+    missing = {day for gap in figures.incomplete for day in gap.missing}
+    return missing.union(figures.stale, figures.unpriced)
 
 
 def lacks(figures: Figures, days: Sequence[date]) -> list[str]:
     """What of these days has not landed, may still change, is not added up or lacks prices: at most one line each."""
-    missing = {each.title: _among(each.missing, days) for each in figures.incomplete}
-    unsettled = {each.title: _among(each.unsettled, days) for each in figures.incomplete}
+    missing = {gap.title: _common_days(gap.missing, days) for gap in figures.incomplete}
+    unsettled = {gap.title: _common_days(gap.unsettled, days) for gap in figures.incomplete}
+    stale = _common_days(figures.stale, days)
+    unpriced = _common_days(figures.unpriced, days)
+
     lines: list[str] = []
-    if names := _names(missing, days):
-        until = fetchable_until(figures.incomplete, sorted({day for each in missing.values() for day in each}), figures)
-        lines.append(f"not landed: {names}{until}")
-    if names := _names(unsettled, days):
-        lines.append(f"may still change: {names}")
-    if stale := _among(figures.stale, days):
+    if any(missing.values()):
+        missing_days = sorted({day for days_of_kind in missing.values() for day in days_of_kind})
+        until = fetchable_until(figures.incomplete, missing_days, figures)
+        lines.append(f"not landed: {_names(missing, days)}{until}")
+    if any(unsettled.values()):
+        lines.append(f"may still change: {_names(unsettled, days)}")
+    if stale:
         lines.append(f"not added up yet: {_with_days('some landed rows', stale, days)}")
-    if unpriced := _among(figures.unpriced, days):
+    if unpriced:
         lines.append(f"not landed: {_with_days('market prices', unpriced, days)}, so values may be missing")
     return lines
 
@@ -121,12 +134,12 @@ def lacks(figures: Figures, days: Sequence[date]) -> list[str]:
 def gaps(figures: Figures) -> list[str]:
     """One line per gap: missing or unsettled days of a kind of earnings, days not added up, days without prices."""
     lines: list[str] = []
-    for each in figures.incomplete:
-        if each.missing:
-            until = fetchable_until([each], each.missing, figures)
-            lines.append(f"{each.title}: {format_days(each.missing)} not landed{until}")
-        if each.unsettled:
-            lines.append(f"{each.title}: {format_days(each.unsettled)} landed, may still change")
+    for gap in figures.incomplete:
+        if gap.missing:
+            until = fetchable_until([gap], gap.missing, figures)
+            lines.append(f"{gap.title}: {format_days(gap.missing)} not landed{until}")
+        if gap.unsettled:
+            lines.append(f"{gap.title}: {format_days(gap.unsettled)} landed, may still change")
     if figures.stale:
         lines.append(f"{format_days(figures.stale)}: some landed rows or prices have not been added up yet")
     if figures.unpriced:
@@ -138,8 +151,9 @@ def gaps(figures: Figures) -> list[str]:
 
 def completeness(figures: Figures) -> str:
     """One line on whether all days of the figures have landed and are final."""
-    missing = sorted({day for each in figures.incomplete for day in each.missing})
-    unsettled = sorted({day for each in figures.incomplete for day in each.unsettled})
+    missing = sorted({day for gap in figures.incomplete for day in gap.missing})
+    unsettled = sorted({day for gap in figures.incomplete for day in gap.unsettled})
+
     parts: list[str] = []
     if missing:
         until = fetchable_until(figures.incomplete, missing, figures)
@@ -150,8 +164,11 @@ def completeness(figures: Figures) -> str:
         parts.append(f"Not added up yet: {format_days(figures.stale)}")
     if figures.unpriced:
         parts.append(f"Market prices missing: {format_days(figures.unpriced)}")
-    whole = "The day has" if len(figures.days) == 1 else f"All {len(figures.days)} days have"
-    return ". ".join(parts) or f"{whole} landed and will not change"
+    if parts:
+        return ". ".join(parts)
+
+    days_have = "The day has" if len(figures.days) == 1 else f"All {len(figures.days)} days have"
+    return f"{days_have} landed and will not change"
 
 
 def fetchable_until(incomplete: Sequence[Incomplete], days: Sequence[date], figures: Figures) -> str:
@@ -161,76 +178,101 @@ def fetchable_until(incomplete: Sequence[Incomplete], days: Sequence[date], figu
     part may be fetchable for longer than the rest.
     """
     now_ms = int(figures.as_of.timestamp() * 1000)
-    deadlines = [(day, each.deadlines_ms[day]) for each in incomplete for day in days if day in each.deadlines_ms]
-    retained = {day for day, ms in deadlines if ms is None or ms >= now_ms}
-    pending_ms = sorted({ms for _, ms in deadlines if ms is not None and ms >= now_ms})
-    expired = sorted({day for day, ms in deadlines if ms is not None and ms < now_ms})
+    expired: set[date] = set()
+    retained: set[date] = set()
+    pending_ms: set[int] = set()
+    for gap in incomplete:
+        for day in gap.deadlines_ms.keys() & days:
+            deadline_ms = gap.deadlines_ms[day]
+            if deadline_ms is None:
+                retained.add(day)
+            elif deadline_ms < now_ms:
+                expired.add(day)
+            else:
+                retained.add(day)
+                pending_ms.add(deadline_ms)
+
     parts: list[str] = []
     if pending_ms:
         first = "the first " if len(pending_ms) > 1 else ""
-        parts.append(f"{first}fetchable until {last_minute_before(pending_ms[0])}")
-    if entirely := [day for day in expired if day not in retained]:
-        parts.append(f"{'' if entirely == [*days] else f'{format_days(entirely)} '}no longer fetchable")
-    if partly := [day for day in expired if day in retained]:
-        parts.append(f"a part of {format_days(partly)} no longer fetchable")
+        parts.append(f"{first}fetchable until {last_minute_before(min(pending_ms))}")
+    entirely_expired = sorted(expired - retained)
+    if entirely_expired:
+        which = "" if entirely_expired == [*days] else f"{format_days(entirely_expired)} "
+        parts.append(f"{which}no longer fetchable")
+    partly_expired = sorted(expired & retained)
+    if partly_expired:
+        parts.append(f"a part of {format_days(partly_expired)} no longer fetchable")
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def valuation(found: Headline) -> list[str]:
+def valuation(summary: Headline) -> list[str]:
     """The part that exchanges state, coins without a value, and further such coins of earlier days; one line each."""
-    total = found.total
+    total = summary.total
+    coins = total.coins_without_value
+    coins_of_earlier_days = {*summary.week.coins_without_value, *summary.month.coins_without_value} - {*coins}
+
     lines: list[str] = []
     if total.stated_usdt:
         lines.append(f"{usdt(total.stated_usdt)} USDT of the total as stated by exchanges: no market price")
-    if total.unvalued:
-        lines.append(f"Without a value in USDT, so not in the total: {joined_names(total.unvalued, MAX_NAMES)}")
-    if earlier := sorted({*found.week.unvalued, *found.month.unvalued} - {*total.unvalued}):
-        names = joined_names(earlier, MAX_NAMES)
+    if coins:
+        lines.append(f"Without a value in USDT, so not in the total: {joined_names(coins, MAX_NAMES)}")
+    if coins_of_earlier_days:
+        names = joined_names(sorted(coins_of_earlier_days), MAX_NAMES)
         lines.append(f"Without a value in USDT on earlier days, so not in the longer totals: {names}")
     return lines
 
 
 def title(figures: Figures, days: int = 1) -> str:
     """The total as the title of a message."""
-    found = headline(figures, days)
-    earned = f"{usdt(found.total.usdt)} USDT earned on {format_days(found.days)}"
-    return f"{'Sandbox data: ' if figures.is_sandbox else ''}{earned}{', incomplete' if found.is_partial else ''}"
+    summary = headline(figures, days)
+    sandbox = "Sandbox data: " if figures.is_sandbox else ""
+    incomplete = ", incomplete" if summary.is_partial else ""
+    return f"{sandbox}{usdt(summary.total.usdt)} USDT earned on {format_days(summary.days)}{incomplete}"
 
 
 def text(figures: Figures, days: int = 1) -> str:
     """The headline as a few lines of plain text, for a message."""
-    found = headline(figures, days)
-    lines = [
-        f"{format_days(found.days)}: {usdt(found.total.usdt)} USDT{' so far' if found.is_partial else ''}, {found.change}."
-    ]
-    if len(found.by_exchange) > 1:
-        lines.append(", ".join(f"{name} {usdt(each.usdt)}" for name, each in found.by_exchange.items()) + " USDT.")
-    longer = [(n, total) for n, total in ((WEEK_DAYS, found.week), (MONTH_DAYS, found.month)) if n > days]
-    totals = [f"{count_of(len(figures.days[-n:]), 'day')} {usdt(total.usdt)}" for n, total in longer]
+    summary = headline(figures, days)
+    lines = ["Sandbox data. Not real earnings."] if figures.is_sandbox else []
+
+    so_far = " so far" if summary.is_partial else ""
+    lines.append(f"{format_days(summary.days)}: {usdt(summary.total.usdt)} USDT{so_far}, {summary.change}.")
+    if len(summary.by_exchange) > 1:
+        totals = [f"{name} {usdt(total.usdt)}" for name, total in summary.by_exchange.items()]
+        lines.append(f"{', '.join(totals)} USDT.")
+
+    longer_totals: list[str] = []
+    for length, total in ((WEEK_DAYS, summary.week), (MONTH_DAYS, summary.month)):
+        if length > days:
+            longer_totals.append(f"{count_of(len(figures.days[-length:]), 'day')} {usdt(total.usdt)}")
     # With figures of few days, both totals are of the same days: shown once.
-    lines.append(f"{', '.join(dict.fromkeys(totals))} USDT.")
-    more = *found.lacks, *valuation(found), found.completeness
-    lines += [f"{line[:1].upper()}{line[1:]}." for line in more]
-    return "\n".join([*(["Sandbox data. Not real earnings."] if figures.is_sandbox else []), *lines])
+    lines.append(f"{', '.join(dict.fromkeys(longer_totals))} USDT.")
+
+    for line in (*summary.lacks, *valuation(summary), summary.completeness):
+        lines.append(f"{line[:1].upper()}{line[1:]}.")
+    return "\n".join(lines)
 
 
-def _among(found: Iterable[date], days: Sequence[date]) -> list[date]:
-    found_days = {*found}
-    return [day for day in days if day in found_days]
+def _common_days(some: Iterable[date], days: Sequence[date]) -> list[date]:
+    """The days that both contain, in the order of `days`."""
+    day_set = {*some}
+    return [day for day in days if day in day_set]
 
 
-def _names(found: Mapping[str, Sequence[date]], days: Sequence[date]) -> str:
+def _names(days_by_name: Mapping[str, Sequence[date]], days: Sequence[date]) -> str:
     """The names that have any days, as text, each with these unless they are all of `days`; at most `MAX_NAMES`."""
-    names = [_with_days(name, each, days) for name, each in found.items() if each]
+    names = [_with_days(name, own_days, days) for name, own_days in days_by_name.items() if own_days]
     return joined_names(names, MAX_NAMES)
 
 
-def _with_days(name: str, found: Sequence[date], days: Sequence[date]) -> str:
-    """The name with its days, which are left out if they are all of `days`."""
-    return name if [*found] == [*days] else f"{name} of {format_days(found)}"
+def _with_days(name: str, own_days: Sequence[date], days: Sequence[date]) -> str:
+    """The name with its own days, which are left out if they are all of `days`."""
+    return name if [*own_days] == [*days] else f"{name} of {format_days(own_days)}"
 
 
 def joined_names(names: Sequence[str], at_most: int) -> str:
     """The names as text: at most `at_most` of them, then how many more there are."""
+    shown = ", ".join(names[:at_most])
     more = len(names) - at_most
-    return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
+    return f"{shown} and {more} more" if more > 0 else shown

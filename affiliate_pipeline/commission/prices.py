@@ -5,7 +5,7 @@ requested: if the ledger differs, a coin may lack its price.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
@@ -50,17 +50,17 @@ class PricedDay:
     """A day whose coins have been looked up: the market of each coin's price, and the coins without a price."""
 
     markets: Mapping[str, str]
-    unvalued: Sequence[str]
+    coins_without_price: Sequence[str]
 
 
 @dataclass(frozen=True)
-class _Market:
-    """A coin's market, which had a price on `since`; None: there is none from `since` on, for `MARKET_DAYS`."""
+class _MarketLookup:
+    """What a lookup of a coin's market found: `market` had a price on `since`; None: there is none from `since` on."""
 
     market: str | None
     since: date
 
-    def is_missing_on(self, day: date) -> bool:
+    def shows_no_market_on(self, day: date) -> bool:
         """Whether the coin is known to have no market on the day, so that none is looked up again."""
         # Not on every later day: a coin that was not listed years ago may have been listed since.
         return self.market is None and self.since <= day < self.since + MARKET_DAYS * DAY
@@ -79,11 +79,13 @@ class Prices:
         Days for which something has landed within the last `quiet_s` are omitted.
         """
         query = sql.SQL(
-            "select partition, landed.inputs from ({}) landed left join affiliate.priced_day priced using (partition) "
+            "select partition, landed.inputs "
+            "from ({}) landed left join affiliate.priced_day priced using (partition) "
             "where partition between %s and %s and priced.inputs is distinct from landed.inputs "
-            "and landed_at <= now() - %s * interval '1 second' order by partition"
-        )
-        return dict(self._rows(query.format(self._ledger), first, last, quiet_s))
+            "and landed_at <= now() - %s * interval '1 second' "
+            "order by partition"
+        ).format(self._ledger)
+        return dict(self._rows(query, first, last, quiet_s))
 
     def land(
         self, days: Sequence[date], open_klines: Callable[[date, date], AbstractContextManager[Klines]]
@@ -93,44 +95,57 @@ class Prices:
         The prices of one coin are committed together, before the next coin is requested.
         """
         query = sql.SQL("select partition, inputs, settled from ({}) landed where partition = any(%s)")
+        landed = self._rows(query.format(self._ledger), [*days])
+        inputs_by_day: dict[date, str] = {day: inputs for day, inputs, _ in landed}
         # The keys of `settled` are the assets that have landed the day.
-        landed = {day: (inputs, {*settled}) for day, inputs, settled in self._rows(query.format(self._ledger), [*days])}
-        coins = {day: self._coins(day, assets) for day, (_, assets) in landed.items()}
+        coins = {day: self._coins(day, settled.keys()) for day, _, settled in landed}
+
         what = f"no rows of {', '.join(each.key for each in self._endpoints)} have landed for this day"
         nothing_landed = Problem("nothing_landed", what, action="Materialize one of them first")
-        failed = dict.fromkeys({*days} - landed.keys(), nothing_landed) | _not_ended(landed, time.time_ns() // 10**6)
-        unpriced = self._unpriced({day: each for day, each in coins.items() if day not in failed})
+        failed = dict.fromkeys({*days} - inputs_by_day.keys(), nothing_landed)
+        failed |= _not_ended(inputs_by_day, time.time_ns() // 10**6)
+
+        unpriced = self._unpriced({day: day_coins for day, day_coins in coins.items() if day not in failed})
         if unpriced:
             failed |= self._land_unpriced(unpriced, open_klines)
-        # Failed days are recorded too: prices that landed make their sums stale. Empty `inputs`: some are missing.
-        priced = {day: self._record(day, "" if day in failed else landed[day][0], coins[day]) for day in landed}
-        return {day: failed.get(day) or priced[day] for day in days}
+
+        outcomes: dict[date, PricedDay | Problem] = {}
+        for day, inputs in inputs_by_day.items():
+            # Failed days are recorded too: prices that landed make their sums stale. Empty `inputs`: some are missing.
+            outcomes[day] = self._record(day, "" if day in failed else inputs, coins[day])
+        outcomes |= failed
+        return {day: outcomes[day] for day in days}
 
     def _coins(self, day: date, assets: Collection[str]) -> list[str]:
         """The coins of the rows that these assets have landed, in upper case and without USDT."""
-        found: set[str] = set()
-        for each in self._endpoints:
-            if each.key in assets and each.sum_by:
-                query = sql.SQL("select distinct upper({}) from {}")
-                rows = self._rows(query.format(sql.Identifier(each.sum_by[1]), endpoint_tables.rows_of(each, day)))
-                found.update(coin for (coin,) in rows if coin and coin != USDT)
-        return sorted(found)
+        coins: set[str] = set()
+        for endpoint in self._endpoints:
+            if endpoint.key not in assets or not endpoint.sum_by:
+                continue
+            _, coin_column = endpoint.sum_by
+            query = sql.SQL("select distinct upper({}) from {}").format(
+                sql.Identifier(coin_column), endpoint_tables.rows_of(endpoint, day)
+            )
+            coins.update(coin for (coin,) in self._rows(query) if coin and coin != USDT)
+        return sorted(coins)
 
     def _unpriced(self, coins: Mapping[date, Sequence[str]]) -> dict[str, list[date]]:
         """By coin, the days whose price has to be requested."""
         priced = {*self._rows(f"select coin, day from {TABLE} where day = any(%s)", [*coins])}
-        markets = self._markets()
+        lookups = self._market_lookups()
         unpriced: dict[str, list[date]] = {}
         for day in sorted(coins):
             for coin in coins[day]:
-                market = markets.get(coin)
-                if (coin, day) not in priced and not (market and market.is_missing_on(day)):
+                lookup = lookups.get(coin)
+                has_no_market = lookup is not None and lookup.shows_no_market_on(day)
+                if (coin, day) not in priced and not has_no_market:
                     unpriced.setdefault(coin, []).append(day)
         return unpriced
 
-    def _markets(self) -> dict[str, _Market]:
+    def _market_lookups(self) -> dict[str, _MarketLookup]:
+        """By coin, the lookups of the last `MARKET_DAYS`."""
         query = f"select coin, market, since from {MARKETS} where checked_at > now() - %s * interval '1 day'"
-        return {coin: _Market(market, since) for coin, market, since in self._rows(query, MARKET_DAYS)}
+        return {coin: _MarketLookup(market, since) for coin, market, since in self._rows(query, MARKET_DAYS)}
 
     def _land_unpriced(
         self,
@@ -138,33 +153,47 @@ class Prices:
         open_klines: Callable[[date, date], AbstractContextManager[Klines]],
     ) -> dict[date, Problem]:
         """Land these coins' prices; return the problem of each day that failed or has not ended."""
-        failed: dict[date, Problem] = {}
-        todo = {coin: [*unpriced[coin]] for coin in sorted(unpriced)}
         all_days = sorted({day for days in unpriced.values() for day in days})
-        markets = self._markets()
+        lookups = self._market_lookups()
+        remaining = {coin: unpriced[coin] for coin in sorted(unpriced)}
+        failed: dict[date, Problem] = {}
         try:
             with open_klines(all_days[0], all_days[-1]) as klines:
                 # By the exchange's clock: a stored price never changes, so a close before the day's end would remain.
                 not_ended = _not_ended(all_days, klines.now_ms)
                 failed |= not_ended
-                failures_in_a_row = 0
-                for coin in [*todo]:
-                    days, known_market = [day for day in todo[coin] if day not in not_ended], markets.get(coin)
-                    try:
-                        quotes, unusable = _quotes(klines, coin, days, known_market.market if known_market else None)
-                        failures_in_a_row = 0
-                    except ExchangeError as error:
-                        failures_in_a_row += 1
-                        if isinstance(error, Fatal) or failures_in_a_row == MAX_FAILURES_IN_A_ROW:
-                            raise
-                        quotes, unusable = {}, dict.fromkeys(days, error.problem)
-                    self._save_prices(coin, quotes, klines.source)
-                    self._save_market(coin, days, quotes, unusable, known_market)
-                    failed |= unusable
-                    del todo[coin]
+                ended = {coin: [day for day in days if day not in not_ended] for coin, days in remaining.items()}
+                for coin, problems in self._land_each_coin(klines, ended, lookups):
+                    failed |= problems
+                    del remaining[coin]
         except AffiliateError as error:
-            failed |= dict.fromkeys((day for days in todo.values() for day in days if day not in failed), error.problem)
+            for days in remaining.values():
+                for day in days:
+                    failed.setdefault(day, error.problem)
         return {day: problem.adding(impact=_IMPACT, action=_ACTION) for day, problem in failed.items()}
+
+    def _land_each_coin(
+        self, klines: Klines, unpriced: Mapping[str, Sequence[date]], lookups: Mapping[str, _MarketLookup]
+    ) -> Iterator[tuple[str, dict[date, Problem]]]:
+        """Land one coin after the other; yield each coin, once committed, with the problems of its failed days.
+
+        Raises:
+            ExchangeError: A fatal one, or the last of `MAX_FAILURES_IN_A_ROW`.
+        """
+        failures_in_a_row = 0
+        for coin, days in unpriced.items():
+            lookup = lookups.get(coin)
+            try:
+                quotes, problems = _quotes(klines, coin, days, lookup.market if lookup else None)
+                failures_in_a_row = 0
+            except ExchangeError as error:
+                failures_in_a_row += 1
+                if isinstance(error, Fatal) or failures_in_a_row == MAX_FAILURES_IN_A_ROW:
+                    raise
+                quotes, problems = {}, dict.fromkeys(days, error.problem)
+            self._save_prices(coin, quotes, klines.source)
+            self._save_market(coin, days, quotes, problems, lookup)
+            yield coin, problems
 
     def _save_prices(self, coin: str, quotes: Mapping[date, Quote], source: str) -> None:
         with as_store_unavailable(), self._connection.transaction(), self._connection.cursor() as cursor:
@@ -182,20 +211,27 @@ class Prices:
         coin: str,
         days: Sequence[date],
         quotes: Mapping[date, Quote],
-        unusable: Collection[date],
-        known_market: _Market | None,
+        failed_days: Collection[date],
+        lookup: _MarketLookup | None,
     ) -> None:
-        """Record the coin's market on the newest day, or since when there is none, unless that shows nothing new."""
-        newest = days[-1] if days else None
-        if newest is None or newest in unusable:
+        """Record the coin's market on the newest day, or since when there is none, unless that shows nothing new.
+
+        `failed_days` have an unusable candle, or could not be requested. `lookup`: what has been recorded.
+        """
+        if not days or days[-1] in failed_days:
             return
+        newest = days[-1]
         market = quotes[newest].market if newest in quotes else None
-        # Days before the known market was found show nothing about later ones.
-        if known_market and known_market.market and (market == known_market.market or newest < known_market.since):
-            return
-        with_candle = [day for day in days if day in quotes or day in unusable]
-        # Without a market, the first day after the last one that had a candle.
-        since = newest if market else next(day for day in days if not with_candle or day > with_candle[-1])
+        if lookup and lookup.market:
+            # Days before the known market was found show nothing about later ones.
+            is_before_lookup = newest < lookup.since
+            if market == lookup.market or is_before_lookup:
+                return
+
+        since = newest
+        if market is None:  # there is none since the first day after the last one that had a candle
+            last_with_candle = max((day for day in days if day in quotes or day in failed_days), default=date.min)
+            since = next(day for day in days if day > last_with_candle)
         # `returning`, because `_rows` fetches rows.
         self._rows(
             f"insert into {MARKETS} values (%s, %s, %s, now()) on conflict (coin) do update set "
@@ -206,7 +242,7 @@ class Prices:
         )
 
     def _record(self, day: date, inputs: str, coins: Sequence[str]) -> PricedDay:
-        """Record a fingerprint of the day's prices, and `inputs`; return the coins' markets.
+        """Record a fingerprint of the day's prices, and `inputs`; return which of the coins have a price.
 
         `inputs` identifies the landed content for which no price is missing; empty: some may be missing.
         """
@@ -214,13 +250,15 @@ class Prices:
             # Otherwise a concurrent run could record the fingerprint of fewer prices.
             self._connection.execute(_LOCK, (day,))
             self._connection.execute(
-                f"insert into affiliate.priced_day select %s, %s, coalesce(md5(string_agg(coin || ' ' || usdt, ',' order by coin)), '') "
-                f"from {TABLE} where day = %s on conflict (partition) do update set inputs = excluded.inputs, "
-                "prices = excluded.prices",
+                "insert into affiliate.priced_day "
+                "select %s, %s, coalesce(md5(string_agg(coin || ' ' || usdt, ',' order by coin)), '') "
+                f"from {TABLE} "
+                "where day = %s "
+                "on conflict (partition) do update set inputs = excluded.inputs, prices = excluded.prices",
                 (day, inputs, day),
             )
         markets = dict(self._rows(f"select coin, market from {TABLE} where day = %s and coin = any(%s)", day, [*coins]))
-        return PricedDay(markets, [coin for coin in coins if coin not in markets])
+        return PricedDay(markets, coins_without_price=[coin for coin in coins if coin not in markets])
 
     def _rows(self, query: LiteralString | sql.Composed, *values: object) -> list[tuple[Any, ...]]:
         with as_store_unavailable(), self._connection.transaction():
@@ -230,23 +268,29 @@ class Prices:
 def with_prices(landed: sql.Composed) -> sql.Composed:
     """The query `landed` of `ledger.by_day`; `inputs` also identifies the landed prices and whether any is missing."""
     return sql.SQL(
-        "select partition, concat_ws(' ', landed.inputs, priced.prices, case when priced.inputs = landed.inputs then 'complete' end) "
-        "as inputs, landed_at, settled from ({}) landed "
-        "left join affiliate.priced_day priced using (partition)"
+        "select partition, "
+        "concat_ws(' ', landed.inputs, priced.prices, case when priced.inputs = landed.inputs then 'complete' end) as inputs, "
+        "landed_at, settled "
+        "from ({}) landed left join affiliate.priced_day priced using (partition)"
     ).format(landed)
 
 
 def with_market_values(lines: sql.Composed, day: date | None) -> sql.Composed:
     """The query `lines` with `market_value_usdt`: the value of `amount` of `coin` at the price of the day.
 
-    The value is null without a price and, in all lines, without a day.
+    The value is null if the coin has no price; with `day` None, it is null in all lines.
     """
     if day is None:
         return sql.SQL("select line.*, null::numeric as market_value_usdt from ({}) line").format(lines)
     return sql.SQL(
-        f"select line.*, {HALF_EVEN.format('exact')} as market_value_usdt from (select line.*, amount * usdt as exact from "
-        f"({{lines}}) line left join (select coin as priced, usdt from {TABLE} where day = {{day}} union all select {{usdt}}, 1) "
-        "price on priced = upper(coin)) line"
+        "with price as ("
+        f"select coin, usdt from {TABLE} where day = {{day}} "
+        "union all select {usdt}, 1), "
+        "valued as ("
+        "select line.*, line.amount * price.usdt as exact "
+        "from ({lines}) line left join price on price.coin = upper(line.coin)) "
+        f"select valued.*, {HALF_EVEN.format('exact')} as market_value_usdt "
+        "from valued"
     ).format(lines=lines, day=day, usdt=USDT)
 
 
@@ -265,16 +309,19 @@ def _quotes(
 
     `known_market` is tried before the coin's other markets.
     """
+    markets = markets_of(coin)
+    if known_market:
+        markets = [known_market, *(market for market in markets if market != known_market)]
     quotes: dict[date, Quote] = {}
     unusable: dict[date, Problem] = {}
-    markets = markets_of(coin)
-    for market in dict.fromkeys([known_market, *markets] if known_market else markets):
+    for market in markets:
         for day in days:
             if day in quotes or day in unusable:
                 continue
             try:
-                if found := klines.quote(market, day):
-                    quotes[day] = found
+                quote = klines.quote(market, day)
+                if quote:
+                    quotes[day] = quote
             except UnusableCandle as error:
                 unusable[day] = error.problem
     return quotes, unusable

@@ -69,12 +69,14 @@ class DayTotal:
     # The part of `usdt` that the exchange states, because the coin has no market price; USDT needs none.
     stated_usdt: Decimal
     # The coins of records without either value.
-    unvalued: Sequence[str] = ()
+    coins_without_value: Sequence[str] = ()
 
 
 def derived_assets(*, has_prices: bool) -> tuple[str, ...]:
     """The assets computed from landed rows, each after those that it depends on."""
-    return (*((PRICE,) if has_prices else ()), COMMISSION, CUSTOMERS, REPORT)
+    if has_prices:
+        return (PRICE, COMMISSION, CUSTOMERS, REPORT)
+    return (COMMISSION, CUSTOMERS, REPORT)
 
 
 class Commission:
@@ -88,13 +90,15 @@ class Commission:
         self._connection = store.connection
         landed = endpoints_of(ledger.assets(self._connection), [*DEFAULT.earning, *endpoints])
         by_key = {each.key: each for each in (*DEFAULT.earning, *landed, *endpoints) if isinstance(each, Records)}
+
         self.prices = Prices(self._connection, list(by_key.values())) if has_prices else None
         query = ledger.by_day(list(by_key))
         self._ledger = with_prices(query) if has_prices else query
+
         by_money: dict[tuple[str, str, str], list[Records]] = {}
         for endpoint in by_key.values():
-            earned_from = endpoint.exchange.name, endpoint.alias, money_of(endpoint).kind
-            by_money.setdefault(earned_from, []).append(endpoint)
+            money = endpoint.exchange.name, endpoint.alias, money_of(endpoint).kind
+            by_money.setdefault(money, []).append(endpoint)
         # Groups of endpoints that report the same money: only one of each group counts for a day.
         self.alternatives = list(by_money.values())
 
@@ -109,11 +113,13 @@ class Commission:
         Days for which something has landed within the last `quiet_s` are omitted.
         """
         query = sql.SQL(
-            "select partition, ledger.inputs from ({}) ledger left join affiliate.computed_day computed using (partition) "
+            "select partition, ledger.inputs "
+            "from ({}) ledger left join affiliate.computed_day computed using (partition) "
             "where partition between %s and %s and computed.inputs is distinct from ledger.inputs "
-            "and landed_at <= now() - %s * interval '1 second' order by partition"
-        )
-        return dict(self._fetch(query.format(self._ledger), [first, last, quiet_s]))
+            "and landed_at <= now() - %s * interval '1 second' "
+            "order by partition"
+        ).format(self._ledger)
+        return dict(self._fetch(query, [first, last, quiet_s]))
 
     def stale_or_unpriced(self, first: date, last: date, quiet_s: float = 0) -> dict[date, str]:
         """The days of `stale` and of `Prices.missing`, in order, each with a fingerprint of its landed content."""
@@ -133,20 +139,13 @@ class Commission:
             landed: tuple[str, dict[str, bool]] | None = execute(query, (day,)).fetchone()
             if landed is None:
                 return False
+
             inputs, settled = landed
-            counted: list[tuple[Records, bool]] = []
-            for alternatives in self.alternatives:
-                present = [(endpoint, settled[endpoint.key]) for endpoint in alternatives if endpoint.key in settled]
-                # Only one of the alternatives counts, preferably one whose day has settled.
-                counted += sorted(present, key=lambda each: not each[1])[:1]
-            customers.add_up(self._connection, counted, day, run_id, has_prices=self.prices is not None)
+            customers.add_up(self._connection, self._counted(settled), day, run_id, has_prices=self.prices is not None)
             lines = with_market_values(customers.lines_of_all_customers(day), day if self.prices else None)
+            insert = sql.SQL(f"insert into affiliate.daily_commission ({_COLUMNS}) select {_COLUMNS} from ({{}}) line")
             execute("delete from affiliate.daily_commission where partition_date = %s", (day,))
-            execute(
-                sql.SQL(
-                    f"insert into affiliate.daily_commission ({_COLUMNS}) select {_COLUMNS} from ({{}}) line"
-                ).format(lines)
-            )
+            execute(insert.format(lines))
             execute(
                 "insert into affiliate.computed_day values (%s, %s) "
                 "on conflict (partition) do update set inputs = excluded.inputs",
@@ -154,13 +153,31 @@ class Commission:
             )
             return True
 
+    def _counted(self, settled: Mapping[str, bool]) -> list[tuple[Records, bool]]:
+        """The endpoints whose rows count for a day, each with whether the day is final for it.
+
+        `settled`: the assets that have landed the day, each with whether the day has settled.
+        """
+        counted: list[tuple[Records, bool]] = []
+        for alternatives in self.alternatives:
+            landed = [endpoint for endpoint in alternatives if endpoint.key in settled]
+            final = [endpoint for endpoint in landed if settled[endpoint.key]]
+            # Only one of the alternatives counts, preferably one whose day has settled.
+            if final:
+                counted.append((final[0], True))
+            elif landed:
+                counted.append((landed[0], False))
+        return counted
+
     def sums(self, first: date, last: date) -> list[Sum]:
         """The lines of these days."""
         rows = self._fetch(
             "select partition_date, exchange, account, coin, kind, count, trim_scale(amount)::text, "
             f"trim_scale(usdt_value)::text, unvalued, market_value_usdt::text, {_STATED}::text, "
-            "case when market_value_usdt is null then unvalued else 0 end from affiliate.daily_commission "
-            "where partition_date between %s and %s order by 1, 2, 3, 4, 5",
+            "case when market_value_usdt is null then unvalued else 0 end "
+            "from affiliate.daily_commission "
+            "where partition_date between %s and %s "
+            "order by partition_date, exchange, account, coin, kind",
             [first, last],
         )
         return [Sum(*row) for row in rows]
@@ -172,7 +189,9 @@ class Commission:
             "trim_scale(sum(usdt_value))::text, sum(unvalued)::bigint, sum(market_value_usdt)::text, "
             f"sum({_STATED})::text, coalesce(sum(unvalued) filter (where market_value_usdt is null), 0)::bigint "
             "from affiliate.daily_commission "
-            "where partition_date between %s and %s group by 1, 2, 3, 4 order by 1, 2, 3, 4",
+            "where partition_date between %s and %s "
+            "group by exchange, account, coin, kind "
+            "order by exchange, account, coin, kind",
             [first, last],
         )
         return [Sum(last, *row) for row in rows]
@@ -183,7 +202,10 @@ class Commission:
             "select day, exchange, account, sum(records)::bigint, coalesce(sum(total_usdt), 0), "
             "coalesce(sum(total_usdt) filter (where valued_by = 'stated' and upper(coin) <> 'USDT'), 0), "
             "coalesce(array_agg(distinct coin) filter (where records_without_value > 0), '{}') "
-            "from affiliate.v_daily where day between %s and %s group by 1, 2, 3 order by 1, 2, 3",
+            "from affiliate.v_daily "
+            "where day between %s and %s "
+            "group by day, exchange, account "
+            "order by day, exchange, account",
             [first, last],
         )
         return [DayTotal(*row) for row in rows]
@@ -206,6 +228,7 @@ class Commission:
     def _fetch(
         self, query: LiteralString | sql.Composed, values: Sequence[object] | Mapping[str, object] = ()
     ) -> list[tuple[Any, ...]]:
+        """The rows of the query, executed in its own transaction with `SET_WORK_MEM`."""
         with as_store_unavailable(), self._connection.transaction():
             self._connection.execute(customers.SET_WORK_MEM)
             return self._connection.execute(query, values).fetchall()

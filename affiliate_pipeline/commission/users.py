@@ -42,7 +42,10 @@ class User:
     def update(self, declared: Users, values: Sequence[object], as_of: datetime) -> None:
         """Add the facts, or replace those that are older; `values` are of the columns that `declared.facts` names."""
         for (label, _), value in zip(declared.facts, values, strict=True):
-            if value is not None and (label not in self.facts or as_of > self.facts[label][1]):
+            if value is None:
+                continue
+            _, previous_as_of = self.facts.get(label, (None, None))
+            if previous_as_of is None or as_of > previous_as_of:
                 self.facts[label] = value, as_of
 
 
@@ -58,14 +61,21 @@ class Source:
 
 def sources(store: Store, endpoints: Iterable[Endpoint], today: Mapping[str, date]) -> list[Source]:
     """The assets about users and earnings that have landed any day; `today` is by exchange."""
-    found: list[Source] = []
-    for each in endpoints:
-        landed = store.ledger(each) if each.users or (isinstance(each, Records) and each.money) else None
-        if landed:
-            first, last = min(landed), max(landed)
-            expected = days_from(first, today[each.exchange.name] - DAY) if each.timetable.is_monitored else ()
-            found.append(Source(each.key, first, last, [day for day in expected if day not in landed]))
-    return found
+    landed_sources: list[Source] = []
+    for endpoint in endpoints:
+        is_earning = isinstance(endpoint, Records) and endpoint.money is not None
+        if not endpoint.users and not is_earning:
+            continue
+        landed = store.ledger(endpoint)
+        if not landed:
+            continue
+        first, last = min(landed), max(landed)
+        expected: Sequence[date] = ()
+        if endpoint.timetable.is_monitored:
+            expected = days_from(first, today[endpoint.exchange.name] - DAY)
+        missing = [day for day in expected if day not in landed]
+        landed_sources.append(Source(endpoint.key, first, last, missing))
+    return landed_sources
 
 
 def find(store: Store, catalog: Catalog, text: str, today: Mapping[str, date]) -> list[User]:
@@ -73,14 +83,14 @@ def find(store: Store, catalog: Catalog, text: str, today: Mapping[str, date]) -
     search = _Search(store.connection, text, today)
     with as_store_unavailable(), store.connection.transaction():
         newest = {asset: max(ledger.entries(store.connection, asset)) for asset in ledger.assets(store.connection)}
-        landed = [(each, newest[each.key]) for each in catalog.endpoints if each.key in newest]
-        for endpoint, day in landed:
-            search.add(endpoint, day)
+        landed = [endpoint for endpoint in catalog.endpoints if endpoint.key in newest]
+        for endpoint in landed:
+            search.add(endpoint, newest[endpoint.key])
         for table in catalog.reference_tables:
             search.add_table(table)
         search.add_earnings()
-        for endpoint, day in landed:
-            search.add_to_own_client(endpoint, day)
+        for endpoint in landed:
+            search.add_to_own_client(endpoint, newest[endpoint.key])
     return [search.users[key] for key in sorted(search.users)]
 
 
@@ -91,18 +101,23 @@ class _Search:
 
     def add(self, endpoint: Endpoint, newest: date) -> None:
         """Add the users found in the endpoint's rows, with their facts or volumes; `newest` is its last landed day."""
-        if not endpoint.users or not endpoint.users.names:
+        declared = endpoint.users
+        if not declared or not declared.names:
             return
-        rows = endpoint_tables.rows_of(endpoint, newest)
-        if isinstance(endpoint, Records):
+        if not isinstance(endpoint, Records):
+            self._add_users(endpoint, declared, endpoint_tables.rows_of(endpoint, newest))
+            return
+
+        first = date.min
+        if endpoint.money or endpoint.volume_and_fee:
             # Rows about trades are many, so only those of the last days are read.
-            is_about_trades = endpoint.money or endpoint.volume_and_fee
-            first = self._today[endpoint.exchange.name] - PERIODS_DAYS[-1] * DAY if is_about_trades else date.min
-            rows = endpoint_tables.rows_since(endpoint, first)
-        if isinstance(endpoint, Records) and endpoint.volume_and_fee:
-            self._add_volumes(endpoint, endpoint.users.names[0], endpoint.volume_and_fee[0], rows)
+            first = self._today[endpoint.exchange.name] - max(PERIODS_DAYS) * DAY
+        rows = endpoint_tables.rows_since(endpoint, first)
+        if endpoint.volume_and_fee:
+            volume_column, _ = endpoint.volume_and_fee
+            self._add_volumes(endpoint, declared.names[0], volume_column, rows)
         else:
-            self._add_users(endpoint, endpoint.users, rows)
+            self._add_users(endpoint, declared, rows)
 
     def add_table(self, table: ReferenceTable) -> None:
         """Add the users found in the reference table."""
@@ -116,30 +131,37 @@ class _Search:
         names = {self._text, *(user.name for user in self.users.values())}
         if "@" in self._text:
             names.update(customers.fitting_emails(self._connection, self._text))
-        for each in customers.earned(self._connection, [*names]):
-            key = each.exchange, each.account, each.identified_by, each.customer
+        for earned in customers.earned(self._connection, [*names]):
+            key = earned.exchange, earned.account, earned.identified_by, earned.customer
             # An id that was found in one account may be another user's in another account.
-            if key in self.users or each.identified_by == "email" or each.customer == self._text:
-                self._user(*key).earned.append(each)
+            if key in self.users or earned.identified_by == "email" or earned.customer == self._text:
+                self._user(*key).earned.append(earned)
 
     def add_to_own_client(self, endpoint: Endpoint, newest: date) -> None:
         """Add the facts and earnings of rows that name no user to the account's own client, if it was found."""
         account = endpoint.exchange.name, endpoint.alias
         for user in self.users.values():
             # All rows that a client's key returns are about that client: the user named in rows of the same role.
-            if (user.exchange, user.account) != account or endpoint.role not in user.roles:
+            is_own_client = (user.exchange, user.account) == account and endpoint.role in user.roles
+            if not is_own_client:
                 continue
             if endpoint.users and not endpoint.users.names:
                 for _, facts, as_of in self._rows(endpoint, endpoint.users, endpoint_tables.rows_of(endpoint, newest)):
                     user.update(endpoint.users, facts, as_of)
             elif isinstance(endpoint, Records) and endpoint.money and not endpoint.money.earners:
-                for each in customers.earned(self._connection, [""], [endpoint.money.kind]):
-                    # Another endpoint may report the same money.
-                    if (each.exchange, each.account) == account and each not in user.earned:
-                        user.earned.append(each)
+                self._add_own_earnings(user, endpoint.money.kind)
+
+    def _add_own_earnings(self, user: User, kind: str) -> None:
+        """Add the earnings of this kind in the user's account whose records name no customer."""
+        for earned in customers.earned(self._connection, [""], [kind]):
+            is_of_account = (earned.exchange, earned.account) == (user.exchange, user.account)
+            # Another endpoint may report the same money.
+            if is_of_account and earned not in user.earned:
+                user.earned.append(earned)
 
     def _add_users(self, endpoint: Endpoint, declared: Users, rows: sql.Composed) -> None:
         for names, facts, as_of in self._rows(endpoint, declared, rows):
+            # The first column that names the user identifies it.
             column, name = next((column, name) for column, name in zip(declared.names, names, strict=True) if name)
             user = self._user(endpoint.exchange.name, endpoint.alias, column, name)
             user.other_names |= {*filter(None, names)} - {name}
@@ -151,29 +173,34 @@ class _Search:
     ) -> list[tuple[list[str | None], list[object], datetime]]:
         """Names, facts and their time of each distinct row that names the user, or of all if no column has names."""
         columns = [*declared.names, *(column for _, column in declared.facts)]
-        named = [fits(sql.Identifier(name), self._text) for name in declared.names]
-        # Emails are compared by patterns, which takes long, so equal rows are compared only once.
+        conditions = [fits(sql.Identifier(name), self._text) for name in declared.names]
+        is_email = "@" in self._text
         query = sql.SQL(
-            "with found as {once} (select {columns}, max({as_of}) as as_of from {rows} group by {columns}) "
-            "select * from found where {named}"
+            "with distinct_row as {materialized} ("
+            "select {columns}, max({as_of}) as as_of from {rows} group by {columns}) "
+            "select * from distinct_row where {names_user}"
         ).format(
-            once=sql.SQL("materialized" if "@" in self._text else "not materialized"),
+            # Emails are compared by patterns, which takes long, so equal rows are compared only once.
+            materialized=sql.SQL("materialized" if is_email else "not materialized"),
             columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
             as_of=sql.Identifier(declared.as_of),
             rows=rows,
-            named=sql.SQL(" or ").join(named or [sql.SQL("true")]),
+            names_user=sql.SQL(" or ").join(conditions or [sql.SQL("true")]),
         )
-        zone, name_count = endpoint.exchange.zone, len(declared.names)
-        return [
-            (
-                [*row[:name_count]],
-                [value.astimezone(zone) if isinstance(value, datetime) else value for value in row[name_count:-1]],
-                row[-1],
-            )
-            for row in self._connection.execute(query)
-        ]
+
+        zone = endpoint.exchange.zone
+        name_count = len(declared.names)
+        distinct_rows: list[tuple[list[str | None], list[object], datetime]] = []
+        for *values, as_of in self._connection.execute(query):
+            names, facts = values[:name_count], values[name_count:]
+            zoned_facts: list[object] = [
+                fact.astimezone(zone) if isinstance(fact, datetime) else fact for fact in facts
+            ]
+            distinct_rows.append((names, zoned_facts, as_of))
+        return distinct_rows
 
     def _add_volumes(self, endpoint: Endpoint, column: str, volume_column: str, rows: sql.Composed) -> None:
+        """Add the volumes, in each of `PERIODS_DAYS`, of the rows whose `column` is the text, if there are any."""
         today = self._today[endpoint.exchange.name]
         sums = [
             sql.SQL("coalesce(trim_scale(sum({}) filter (where partition_date >= {})), 0)::text").format(
@@ -181,7 +208,7 @@ class _Search:
             )
             for days in PERIODS_DAYS
         ]
-        # `rows` ends with a condition.
+        # `rows` ends with a condition, to which another one is added.
         query = sql.SQL("select {} from {} and {} = {} having count(*) > 0").format(
             sql.SQL(", ").join(sums), rows, sql.Identifier(column), self._text
         )

@@ -64,16 +64,27 @@ def write_workbook(output: BinaryIO, name: str, columns: Sequence[str], rows: It
     Raises:
         TextTooLong: A text has more characters than a cell can have.
     """
-    remaining, names = iter(rows), list[str]()
+    remaining = iter(rows)
+    sheet_rows = remaining
+    names: list[str] = []
     with ZipFile(output, "w", ZIP_DEFLATED) as archive:
-        # The first sheet may have no rows; each further one has at least the row that was read here.
-        while (row := next(remaining, None)) is not None or not names:
-            suffix = f" {len(names) + 1}" if names else ""
-            names.append(name[: MAX_NAME - len(suffix)] + suffix)
+        while True:
+            names.append(_sheet_name(name, len(names) + 1))
             with archive.open(_sheet_part(len(names)), "w") as sheet:
-                _write_sheet(sheet, columns, chain([] if row is None else [row], remaining))
+                _write_sheet(sheet, columns, sheet_rows)
+            # A further sheet is written only if a row remains for it.
+            next_row = next(remaining, None)
+            if next_row is None:
+                break
+            sheet_rows = chain([next_row], remaining)
         for part, text in _other_parts(names).items():
             archive.writestr(part, f"{_XML}{text}")
+
+
+def _sheet_name(name: str, number: int) -> str:
+    """The name of a sheet, from the second one on with its number; at most `MAX_NAME` characters."""
+    suffix = f" {number}" if number > 1 else ""
+    return name[: MAX_NAME - len(suffix)] + suffix
 
 
 def _write_sheet(sheet: IO[bytes], columns: Sequence[str], rows: Iterator[Sequence[Cell]]) -> None:
@@ -86,14 +97,19 @@ def _write_sheet(sheet: IO[bytes], columns: Sequence[str], rows: Iterator[Sequen
         f'{_XML}<worksheet xmlns="{_MAIN}"><sheetViews><sheetView workbookViewId="0"><pane ySplit="1" topLeftCell="A2" '
         f'activePane="bottomLeft" state="frozen"/></sheetView></sheetViews><cols>{widths}</cols><sheetData>'.encode()
     )
+
     letters = [_letters(number) for number in range(len(columns))]
-    last_row, size = 1, 0
-    block = [_row(last_row, letters, columns, columns)]
-    while block:
+    header = _row(1, letters, columns, columns)
+    size = sheet.write(header.encode())
+    last_row = 1
+    while size < MAX_SHEET_BYTES:
+        next_rows = islice(rows, min(_ROWS_PER_WRITE, MAX_ROWS - last_row))
+        block = [_row(number, letters, columns, row) for number, row in enumerate(next_rows, start=last_row + 1)]
+        if not block:
+            break
         size += sheet.write("".join(block).encode())
-        count = min(_ROWS_PER_WRITE, MAX_ROWS - last_row) if size < MAX_SHEET_BYTES else 0
-        block = [_row(last_row + 1 + n, letters, columns, row) for n, row in enumerate(islice(rows, count))]
         last_row += len(block)
+
     # Otherwise Excel marks each amount as a mistake.
     sheet.write(
         f'</sheetData><ignoredErrors><ignoredError sqref="A1:XFD{MAX_ROWS}" numberStoredAsText="1"/></ignoredErrors>'
@@ -122,6 +138,7 @@ def _cell(place: str, value: Cell, title: str) -> str:
             return f'<c r="{place}" s="{_DATE}"><v>{(value - _DAY_0).days}</v></c>'
         case _:
             text = f"{value}"
+
     # A character is one or two UTF-16 units, so only long texts are encoded to count them.
     if len(text) > MAX_TEXT // 2 and len(text.encode("utf-16-le")) // 2 > MAX_TEXT:
         raise TextTooLong(
@@ -143,7 +160,8 @@ def _letters(column: int) -> str:
     """The name of a column: A for 0, Z for 25, AA for 26."""
     # The letters are digits without a zero: AA, not BA, follows Z.
     preceding, letter = divmod(column, 26)
-    return (_letters(preceding - 1) if preceding else "") + chr(ord("A") + letter)
+    prefix = _letters(preceding - 1) if preceding else ""
+    return prefix + chr(ord("A") + letter)
 
 
 def _sheet_part(number: int) -> str:
@@ -152,17 +170,22 @@ def _sheet_part(number: int) -> str:
 
 def _other_parts(names: Sequence[str]) -> dict[str, str]:
     """The parts of the archive that are not sheets."""
-    numbered = [*enumerate(names, start=1)]
-    sheets = "".join(f'<sheet name={quoteattr(name)} sheetId="{n}" r:id="rId{n}"/>' for n, name in numbered)
-    styles = f'<Relationship Id="rId{len(names) + 1}" Type="{_OFFICE}/styles" Target="styles.xml"/>'
-    targets = "".join(
-        f'<Relationship Id="rId{n}" Type="{_OFFICE}/worksheet" Target="worksheets/sheet{n}.xml"/>' for n, _ in numbered
+    numbers = range(1, len(names) + 1)
+    sheets = "".join(
+        f'<sheet name={quoteattr(name)} sheetId="{number}" r:id="rId{number}"/>'
+        for number, name in zip(numbers, names, strict=True)
     )
+    targets = "".join(
+        f'<Relationship Id="rId{number}" Type="{_OFFICE}/worksheet" Target="worksheets/sheet{number}.xml"/>'
+        for number in numbers
+    )
+    styles = f'<Relationship Id="rId{len(names) + 1}" Type="{_OFFICE}/styles" Target="styles.xml"/>'
     types = {"/xl/workbook.xml": "sheet.main", "/xl/styles.xml": "styles"}
-    types |= {f"/{_sheet_part(n)}": "worksheet" for n, _ in numbered}
+    types |= {f"/{_sheet_part(number)}": "worksheet" for number in numbers}
     overrides = "".join(
         f'<Override PartName="{part}" ContentType="{_CONTENT}.{kind}+xml"/>' for part, kind in types.items()
     )
+
     return {
         "[Content_Types].xml": f'<Types xmlns="{_PACKAGE}/content-types">'
         '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'

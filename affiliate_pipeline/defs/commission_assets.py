@@ -192,8 +192,8 @@ def _priced(outcome: PricedDay) -> Metadata:
     return {
         "dagster/partition_row_count": len(outcome.markets),
         "converted": dg.MetadataValue.json(converted),
-        "coins_without_market": len(outcome.unvalued),
-        "unvalued_coins": dg.MetadataValue.json([*outcome.unvalued]),
+        "coins_without_market": len(outcome.coins_without_price),
+        "unvalued_coins": dg.MetadataValue.json([*outcome.coins_without_price]),
     }
 
 
@@ -224,7 +224,7 @@ def _sums(figures: Figures) -> Metadata:
         "records_without_usdt_value": sum(each.unvalued for each in figures.sums),
         **_plotted("total_usdt", total.usdt),
         "total_usdt_stated_by_exchanges": exact(total.stated_usdt),
-        "unvalued_coins": dg.MetadataValue.json([*total.unvalued]),
+        "unvalued_coins": dg.MetadataValue.json([*total.coins_without_value]),
         "sums": dg.MetadataValue.json(sums),
         "missing_or_not_settled": dg.MetadataValue.json(incomplete),
     }
@@ -261,7 +261,7 @@ def _report(context: dg.AssetExecutionContext, figures: Figures, folder: Path | 
         **_plotted("total_usdt", totals.total.usdt),
         **_plotted("last_7_days_usdt", totals.week.usdt),
         **_plotted("last_30_days_usdt", totals.month.usdt),
-        "unvalued_coins": len(totals.total.unvalued),
+        "unvalued_coins": len(totals.total.coins_without_value),
         "incomplete_days": len(lacking_days(figures)),
     }
     for exchange, total in totals.by_exchange.items():

@@ -50,9 +50,13 @@ class Cluster:
             output = self.log.read_text(errors="replace") if self.log.exists() else ""
         if os.strerror(errno.ENOSPC) in output:
             return _disk_full(self.folder)
+
         lines = [line.strip() for line in output.splitlines() if line.strip()]
-        causes = [line for line in lines if re.search(r"\b(FATAL|PANIC|error):", line)] or lines
-        return ServerError(f"{what}: {causes[-1] if causes else 'it printed nothing'}", f"See its log, {self.log}")
+        errors = [line for line in lines if re.search(r"\b(FATAL|PANIC|error):", line)]
+        cause = "it printed nothing"
+        if lines:
+            cause = (errors or lines)[-1]
+        return ServerError(f"{what}: {cause}", f"See its log, {self.log}")
 
 
 def read(home: Path) -> Cluster | None:
@@ -70,8 +74,8 @@ def read(home: Path) -> Cluster | None:
 
 def write(home: Path, cluster: Cluster) -> None:
     """Replace `postgres.json` in one step; only its owner may read it."""
-    inside = cluster.data.is_relative_to(home)
-    data = cluster.data.relative_to(home) if inside else cluster.data
+    is_inside_home = cluster.data.is_relative_to(home)
+    data = cluster.data.relative_to(home) if is_inside_home else cluster.data
     with replacing(home / "postgres.json", 0o600) as file:
         file.write(json.dumps({**asdict(cluster), "data": str(data)}).encode())
         file.flush()

@@ -24,9 +24,7 @@ def program(name: str) -> Path:
 
     As root, it is in a copy, created if necessary. Raises `ServerError` if the program is not installed.
     """
-    # Locate the package without importing it: only its files are needed, not its launcher, which relies on pids.
-    spec = importlib.util.find_spec(WHEEL.replace("-", "_"))
-    package = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+    package = _package()
     if package is None or not (package / INSTALLATION / "bin" / name).exists():
         install = command("install 'affiliate-pipeline[embedded]'", "pip")
         again = command(f"install --force-reinstall {WHEEL}", "pip")
@@ -34,7 +32,9 @@ def program(name: str) -> Path:
             f"PostgreSQL's program {name!r} is missing",
             f"Install it ({install}; if it was installed before, {again}), or set AFFILIATE_DATABASE_URL to a server of your own",
         )
-    return (_shared_copy(package) if os.geteuid() == 0 else package) / INSTALLATION / "bin" / name
+    if os.geteuid() == 0:
+        package = _shared_copy(package)
+    return package / INSTALLATION / "bin" / name
 
 
 def client_program(name: str, *, with_tls: bool) -> Path:
@@ -96,24 +96,36 @@ def system_user() -> pwd.struct_passwd:
     )
 
 
+def _package() -> Path | None:
+    """The folder of the wheel's package; None if it is not installed."""
+    # Locate it without importing it: only its files are needed, not its launcher, which relies on pids.
+    spec = importlib.util.find_spec(WHEEL.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0])
+
+
 def _shared_copy(package: Path) -> Path:
     """A copy of the wheel's package that every user may execute and only root may write, created if necessary."""
     target = SYSTEM_FOLDER / f"{WHEEL}-{importlib.metadata.version(WHEEL)}"
-    if not target.exists():
-        SYSTEM_FOLDER.mkdir(parents=True, exist_ok=True)
-        SYSTEM_FOLDER.chmod(0o755)
-        with tempfile.TemporaryDirectory(dir=SYSTEM_FOLDER) as partial:
-            copy = Path(partial) / "copy"
-            skipped = shutil.ignore_patterns("include", "pkgconfig", "*.a")
-            shutil.copytree(package / INSTALLATION, copy / package.name / INSTALLATION, ignore=skipped)
-            # The programs look for their libraries next to the package (rpath $ORIGIN/../../../….libs).
-            libraries = f"{package.name}.libs"
-            shutil.copytree(package.parent / libraries, copy / libraries)
-            for path in (copy, *copy.rglob("*")):
-                path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
-            try:
-                copy.rename(target)
-            except OSError:
-                if not target.exists():  # otherwise a concurrent process has created it
-                    raise
+    if target.exists():
+        return target / package.name
+
+    SYSTEM_FOLDER.mkdir(parents=True, exist_ok=True)
+    SYSTEM_FOLDER.chmod(0o755)
+    with tempfile.TemporaryDirectory(dir=SYSTEM_FOLDER) as partial:
+        copy = Path(partial) / "copy"
+        skipped = shutil.ignore_patterns("include", "pkgconfig", "*.a")
+        shutil.copytree(package / INSTALLATION, copy / package.name / INSTALLATION, ignore=skipped)
+        # The programs look for their libraries next to the package (rpath $ORIGIN/../../../….libs).
+        libraries = f"{package.name}.libs"
+        shutil.copytree(package.parent / libraries, copy / libraries)
+        for path in (copy, *copy.rglob("*")):
+            is_executable = path.stat().st_mode & 0o100
+            path.chmod(0o755 if is_executable else 0o644)
+        try:
+            copy.rename(target)
+        except OSError:
+            if not target.exists():  # otherwise a concurrent process has created it
+                raise
     return target / package.name

@@ -90,8 +90,9 @@ def url_if_running(home: Path, database: str) -> str | None:
     """The database's URL; None unless a server is running on the data folder of `home`."""
     with os_errors_as_server_errors(home) as folder:
         cluster = read(folder)
-        is_running = cluster and _data_directory(cluster) == str(cluster.data)
-        return _url(cluster, database) if cluster and is_running else None
+        if cluster is None or _data_directory(cluster) != str(cluster.data):
+            return None
+        return _url(cluster, database)
 
 
 def stop(home: Path) -> bool:
@@ -105,15 +106,19 @@ def stop(home: Path) -> bool:
                 return False
             deadline = time.monotonic() + WAIT_S
             was_running = False
-            while True:
-                with try_alive_lock(cluster) as lock_fd:
-                    if lock_fd is not None:
-                        return was_running
+            while _is_alive(cluster):
                 was_running = True
                 if time.monotonic() > deadline:
                     raise ServerError(f"PostgreSQL did not stop within {WAIT_S} s", f"See its log, {cluster.log}")
                 _shut_down(cluster)
                 time.sleep(POLL_S)
+            return was_running
+
+
+def _is_alive(cluster: Cluster) -> bool:
+    """Whether a process of the server, or of initdb, is alive."""
+    with try_alive_lock(cluster) as lock_fd:
+        return lock_fd is None
 
 
 def _url(cluster: Cluster, database: str) -> str:
@@ -128,13 +133,14 @@ def _start(home: Path) -> Cluster:
     launches = 0
     while True:
         with try_alive_lock(cluster) as lock_fd:
-            if lock_fd is not None:
+            if lock_fd is not None:  # no process of the server is alive
                 if launches == MAX_LAUNCHES:
                     raise cluster.error("PostgreSQL did not start")
                 if launches == 0 and cluster.log.exists():
                     cluster.log.replace(cluster.log.with_name("log.old"))
                 launches += 1
                 cluster = _launch(home, cluster, lock_fd)
+
         data_directory = _data_directory(cluster)
         if data_directory == str(cluster.data):
             return cluster
@@ -174,18 +180,23 @@ def _launch(home: Path, cluster: Cluster, lock_fd: int) -> Cluster:
             )
         _initialize(cluster, lock_fd)
     _remove_stale_pid(cluster)
+
     launched = replace(cluster, port=free_port(cluster.port))
     if launched != cluster:
         write(home, launched)
-    options = " ".join(f"-c {name}={value}" for name, value in {"port": launched.port, **SETTINGS}.items())
+    settings = {"port": launched.port, **SETTINGS}
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
     run(launched, lock_fd, "pg_ctl", "start", "--no-wait", "-D", launched.data, "-l", launched.log, "-o", options)
     return launched
 
 
 def _initialize(cluster: Cluster, lock_fd: int) -> None:
+    """Create the data of a cluster that has never run; the folder gets its final name once it is complete."""
     unfinished, password_file = cluster.folder / "data.new", cluster.folder / "password"
+    # A killed process may have left them.
     shutil.rmtree(unfinished, ignore_errors=True)
     password_file.unlink(missing_ok=True)
+
     owner = cluster.folder.stat()
     try:
         with open(os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -208,7 +219,8 @@ def _remove_stale_pid(cluster: Cluster) -> None:
     file = cluster.data / "postmaster.pid"
     command: list[str] = []
     with suppress(FileNotFoundError, ValueError, IndexError, psutil.Error):
-        command = psutil.Process(int(file.read_text().split()[0])).cmdline()
+        pid = int(file.read_text().split()[0])
+        command = psutil.Process(pid).cmdline()
     if str(cluster.data) not in command:  # otherwise a server was started by hand on this data
         file.unlink(missing_ok=True)
 

@@ -32,9 +32,9 @@ class RunHealth(RunLauncher):
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """`NOT_FOUND` for a silent run without a live process (Dagster then fails the run), otherwise `RUNNING`."""
         try:
-            if self._silent_s(run.run_id) < SILENCE_S or is_run_live(
-                of_instance(self._instance).database_url(), run.run_id
-            ):
+            if self._silent_s(run.run_id) < SILENCE_S:
+                return CheckRunHealthResult(WorkerStatus.RUNNING)
+            if is_run_live(of_instance(self._instance).database_url(), run.run_id):
                 return CheckRunHealthResult(WorkerStatus.RUNNING)
         except AffiliateError as error:
             return CheckRunHealthResult(WorkerStatus.RUNNING, f"unknown without the database: {error}")
@@ -51,17 +51,21 @@ class RunHealth(RunLauncher):
         return {}
 
     def _silent_s(self, run_id: str) -> float:
-        """For how long (s) this process has seen no new event of the run; the clock that dates events may differ."""
+        """For how long (s) this process has seen no new event of the run; 0 when it first sees the run.
+
+        Measured by this process's own clock, because events may be dated by another machine's.
+        """
         now = time.monotonic()
-        logged = self._instance.event_log_storage.get_logs_for_run(run_id, limit=1, ascending=False)
-        last = logged[0].timestamp if logged else 0
+        newest_events = self._instance.event_log_storage.get_logs_for_run(run_id, limit=1, ascending=False)
+        last = newest_events[0].timestamp if newest_events else 0
         previous, seen_at = self._last_events.get(run_id, (None, now))
-        if previous != last:
-            # Drop runs that ended long ago.
-            recent = {run: event for run, event in self._last_events.items() if now - event[1] < DAY_S}
-            self._last_events = {**recent, run_id: (last, now)}
-            return 0
-        return now - seen_at
+        if last == previous:
+            return now - seen_at
+
+        # Drop every run whose last event was first seen over a day ago.
+        recent = {run: (event, seen) for run, (event, seen) in self._last_events.items() if now - seen < DAY_S}
+        self._last_events = {**recent, run_id: (last, now)}
+        return 0
 
 
 class Launcher(RunHealth, dg.DefaultRunLauncher):

@@ -44,4 +44,5 @@ def with_session_settings(url: str) -> str:
     # Newer SQLAlchemy uses psycopg 3 for a bare postgresql://, with which dagster-postgres cannot write an event
     # (dagster issue 33958).
     address = url.replace("postgresql://", "postgresql+psycopg2://", 1)
-    return f"{address}{'&' if '?' in address else '?'}plugin={_NAME}"
+    separator = "&" if "?" in address else "?"
+    return f"{address}{separator}plugin={_NAME}"

@@ -3,7 +3,7 @@
 Heights are rounded. Texts have exact sums, rounded for display by `usdt`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -55,42 +55,69 @@ class Chart:
     @property
     def has_open(self) -> bool:
         """Whether a day is marked as not complete."""
-        return any(each.is_open for each in self.columns)
+        return any(column.is_open for column in self.columns)
 
 
 def stacked(figures: Figures, series: Sequence[str]) -> Chart:
     """The chart of the figures' days. `series` fixes each exchange's colour, also in a chart of one exchange."""
-    amounts: dict[date, dict[str, Decimal]] = {day: {} for day in figures.days}
-    for each in figures.by_day:
-        of_day = amounts.setdefault(each.day, {})
-        of_day[each.exchange] = exact_sum([of_day.get(each.exchange, Decimal(0)), each.usdt])
-    top = max(exact_sum(each for each in parts.values() if each > 0) for parts in amounts.values())
-    bottom = min(exact_sum(each for each in parts.values() if each < 0) for parts in amounts.values())
+    amounts = _amounts(figures)
+    # The largest sum of a day's positive amounts, and of its negative ones: they are stacked separately.
+    top = max(exact_sum(amount for amount in parts.values() if amount > 0) for parts in amounts.values())
+    bottom = min(exact_sum(amount for amount in parts.values() if amount < 0) for parts in amounts.values())
 
     def pixels(amount: Decimal) -> float:
         # Convert the ratio, not the amounts: an amount may be too large for a float.
         return PLOT_PX * float(abs(amount) / (top - bottom)) if top != bottom else 0.0
 
     zero_y = round(pixels(top), 1) if top != bottom else float(PLOT_PX)
-    step, lacking = 100 / len(figures.days), lacking_days(figures)
+    step = 100 / len(figures.days)
+    lacking = lacking_days(figures)
     columns: list[Column] = []
     for number, day in enumerate(figures.days):
-        bars: list[Bar] = []
-        above = below = zero_y
-        for index, exchange in enumerate(series):
-            if amount := amounts[day].get(exchange):
-                height = max(MIN_BAR_PX, round(pixels(amount), 1))
-                above, below = (above - height, below) if amount > 0 else (above, below + height)
-                bars.append(Bar(index % STYLES, round(above if amount > 0 else below - height, 1), height))
+        parts = amounts[day]
         x = (number + (1 - FILLED) / 2) * step
-        columns.append(
-            Column(day, _title(day, amounts[day]), round(x, 3), round((number + 0.5) * step, 3), bars, day in lacking)
-        )
-    totals = [exact_sum(parts.values()) for parts in amounts.values()]
-    return Chart(columns, series, usdt(max(totals)), zero_y, round(step * FILLED, 3))
+        middle = (number + 0.5) * step
+        bars = _bars(parts, series, zero_y, pixels)
+        columns.append(Column(day, _title(day, parts), round(x, 3), round(middle, 3), bars, is_open=day in lacking))
+
+    highest = max(exact_sum(parts.values()) for parts in amounts.values())
+    return Chart(columns, series, usdt(highest), zero_y, bar_width=round(step * FILLED, 3))
+
+
+def _amounts(figures: Figures) -> dict[date, dict[str, Decimal]]:
+    """Each day's sums by exchange."""
+    amounts: dict[date, dict[str, Decimal]] = {day: {} for day in figures.days}
+    for total in figures.by_day:
+        parts = amounts.setdefault(total.day, {})
+        parts[total.exchange] = exact_sum([parts.get(total.exchange, Decimal(0)), total.usdt])
+    return amounts
+
+
+def _bars(
+    parts: Mapping[str, Decimal], series: Sequence[str], zero_y: float, pixels: Callable[[Decimal], float]
+) -> list[Bar]:
+    """A day's bars: positive amounts are stacked upwards from zero, negative ones downwards."""
+    bars: list[Bar] = []
+    top_y = bottom_y = zero_y
+    for index, exchange in enumerate(series):
+        amount = parts.get(exchange)
+        if not amount:
+            continue
+        height = max(MIN_BAR_PX, round(pixels(amount), 1))
+        if amount > 0:
+            top_y -= height
+            y = top_y
+        else:
+            y = bottom_y
+            bottom_y += height
+        bars.append(Bar(index % STYLES, round(y, 1), height))
+    return bars
 
 
 def _title(day: date, parts: Mapping[str, Decimal]) -> str:
-    """A day's total and its parts, shown on hover."""
-    of = ", ".join(f"{name} {usdt(amount)}" for name, amount in parts.items())
-    return f"{day:%a} {day}: {usdt(exact_sum(parts.values()))} USDT{f' ({of})' if len(parts) > 1 else ''}"
+    """A day's total and, if there are several, its parts, shown on hover."""
+    total = f"{day:%a} {day}: {usdt(exact_sum(parts.values()))} USDT"
+    if len(parts) < 2:
+        return total
+    by_exchange = ", ".join(f"{name} {usdt(amount)}" for name, amount in parts.items())
+    return f"{total} ({by_exchange})"

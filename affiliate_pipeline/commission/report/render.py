@@ -26,7 +26,7 @@ from affiliate_pipeline.commission.headline import (
     valuation,
 )
 from affiliate_pipeline.commission.report.chart import stacked
-from affiliate_pipeline.commission.report.views import views
+from affiliate_pipeline.commission.report.views import View, views
 from affiliate_pipeline.commission.rollup import TABLE
 from affiliate_pipeline.domain.days import DAY
 from affiliate_pipeline.domain.files import replacing
@@ -96,15 +96,15 @@ def write(figures: Figures, folder: Path, also_written: Iterable[date] = ()) -> 
     It links only to pages in the folder and to those that the caller writes too: the pages of the days `also_written`,
     the page of the day's month, and the list of all days.
     """
-    pages = {INDEX, _month(figures.day), *map(str, also_written), *pages_in(folder)}
+    pages = {INDEX, _month_page(figures.day), *map(str, also_written), *pages_in(folder)}
     return _write(folder, f"{figures.day}", html(figures, pages))
 
 
 def write_overview(figures: Figures, months: Sequence[Figures], folder: Path) -> Path:
     """Write the pages of these months, and the list of all of the figures' days, which links to every page."""
-    names = {INDEX, *(_month(each.day) for each in months), *pages_in(folder)}
-    for each in months:
-        _write(folder, _month(each.day), month_html(each, names))
+    pages = {INDEX, *(_month_page(month.day) for month in months), *pages_in(folder)}
+    for month in months:
+        _write(folder, _month_page(month.day), month_html(month, pages))
     return _write(folder, INDEX, index_html(figures, pages_in(folder)))
 
 
@@ -116,10 +116,11 @@ def pages_in(folder: Path) -> set[str]:
 def html(figures: Figures, pages: Collection[str] = ()) -> str:
     """A day's page: self-contained, responsive, light and dark. It links to `pages` only."""
     day = figures.day
+    before, after = day - DAY, day + DAY
     links = [
-        (f"{day - DAY}", f"‹ {_short_name(day - DAY)}"),
-        (f"{day + DAY}", f"{_short_name(day + DAY)} ›"),
-        (_month(day), f"{day:%B}"),
+        (f"{before}", f"‹ {_short_name(before)}"),
+        (f"{after}", f"{_short_name(after)} ›"),
+        (_month_page(day), f"{day:%B}"),
         (INDEX, "All days"),
     ]
     labels = Labels(_short_name(day), count_of(len(figures.days), "day"))
@@ -129,10 +130,11 @@ def html(figures: Figures, pages: Collection[str] = ()) -> str:
 def month_html(figures: Figures, pages: Collection[str] = ()) -> str:
     """The page of a month. `figures` covers those days of the month that the list of all days has."""
     first = figures.day.replace(day=1)
+    # Days of the month before and of the month after.
     before, after = first - DAY, first + 31 * DAY
     links = [
-        (_month(before), f"‹ {before:%B}"),
-        (_month(after), f"{after:%B} ›"),
+        (_month_page(before), f"‹ {before:%B}"),
+        (_month_page(after), f"{after:%B} ›"),
         (INDEX, "All days"),
     ]
     name = f"{figures.day:%B %Y}"
@@ -142,20 +144,10 @@ def month_html(figures: Figures, pages: Collection[str] = ()) -> str:
 def index_html(figures: Figures, pages: Collection[str] = ()) -> str:
     """The list of all days by month."""
     lines = _day_lines(figures, pages)
-    months: list[Month] = []
-    for name, found in groupby(lines, key=lambda each: f"{each.day:%B %Y}"):
-        days = [*found]
-        incomplete = sum(bool(each.state) for each in days)
-        # With the number of days, since the month itself may not have ended.
-        state = (
-            f"{count_of(incomplete, 'day')} of {len(days)} not final"
-            if incomplete
-            else f"{count_of(len(days), 'day')}, all final"
-        )
-        total = total_of(figures.by_day, [each.day for each in days])
-        months.append(Month(name, total, state, _href(_month(days[0].day), pages), days))
+    lines_by_month = groupby(lines, key=lambda line: f"{line.day:%B %Y}")
+    months = [_month(name, [*month_lines], figures, pages) for name, month_lines in lines_by_month]
     # The newest day that has records or is final: perhaps no rows of the last days have landed yet.
-    newest = next((each for each in lines if each.total.count or not each.state), lines[0])
+    newest = next((line for line in lines if line.total.count or not line.state), lines[0])
     return _render(
         "index.html.j2",
         figures=figures,
@@ -166,9 +158,23 @@ def index_html(figures: Figures, pages: Collection[str] = ()) -> str:
     )
 
 
+def _month(name: str, days: Sequence[DayLine], figures: Figures, pages: Collection[str]) -> Month:
+    """The month of these consecutive days, the newest first."""
+    not_final = len([line for line in days if line.state])
+    # With the number of days, since the month itself may not have ended.
+    if not_final:
+        state = f"{count_of(not_final, 'day')} of {len(days)} not final"
+    else:
+        state = f"{count_of(len(days), 'day')}, all final"
+    total = total_of(figures.by_day, [line.day for line in days])
+    return Month(name, total, state, _href(_month_page(days[0].day), pages), days)
+
+
 def markdown(figures: Figures) -> str:
     """The first screen of the day's page, its coins, and what is missing."""
-    [everything, *_] = page_views = views(figures)
+    page_views = views(figures)
+    everything = page_views[0]
+    coins = everything.coins[:MAX_SUMMARY_COINS]
     return _render(
         "summary.md.j2",
         figures=figures,
@@ -176,8 +182,8 @@ def markdown(figures: Figures) -> str:
         # With a single account, this table would repeat the headline.
         accounts=everything.accounts if len(page_views) > 1 else [],
         spans=_spans(figures, everything.headline),
-        coins=everything.coins[:MAX_SUMMARY_COINS],
-        more_coins=everything.more_coins + max(0, len(everything.coins) - MAX_SUMMARY_COINS),
+        coins=coins,
+        more_coins=everything.more_coins + len(everything.coins) - len(coins),
         image=b64encode(svg(figures).encode()).decode(),
         cell=_cell,
     )
@@ -190,42 +196,52 @@ def svg(figures: Figures) -> str:
 
 
 def _page(figures: Figures, name: str, labels: Labels, links: Sequence[tuple[str, str]], pages: Collection[str]) -> str:
-    # Without a label of a single day, the page is of a month.
+    """The page of a day or, without a label of a single day, of a month."""
+    is_of_day = bool(labels.day)
+    page_views: list[tuple[View, list[tuple[str, Total]], list[DayLine]]] = []
+    for view in views(figures, days=1 if is_of_day else len(figures.days)):
+        spans = _spans(view.figures, view.headline) if is_of_day else []
+        page_views.append((view, spans, _day_lines(view.figures, pages)))
+
     return _render(
         "page.html.j2",
         figures=figures,
         name=name,
         labels=labels,
         links=[(f"{page}.html", text) for page, text in links if page in pages],
-        views=[
-            (view, _spans(view.figures, view.headline) if labels.day else [], _day_lines(view.figures, pages))
-            for view in views(figures, days=1 if labels.day else len(figures.days))
-        ],
+        views=page_views,
         max_customers=MAX_CUSTOMERS,
         export=f"{PROGRAM} export {TABLE} {figures.days[0]}...{figures.day}",
     )
 
 
-def _spans(figures: Figures, found: Headline) -> list[tuple[str, Total]]:
+def _spans(figures: Figures, summary: Headline) -> list[tuple[str, Total]]:
     """The labelled totals of the last 7 and 30 days, or of all days if there are fewer; equal ones once."""
-    totals = ((WEEK_DAYS, found.week), (MONTH_DAYS, found.month))
-    return [*{count_of(len(figures.days[-days:]), "day"): total for days, total in totals}.items()]
+    totals: dict[str, Total] = {}
+    for length, total in ((WEEK_DAYS, summary.week), (MONTH_DAYS, summary.month)):
+        label = count_of(len(figures.days[-length:]), "day")
+        totals[label] = total
+    return [*totals.items()]
 
 
 def _day_lines(figures: Figures, pages: Collection[str]) -> list[DayLine]:
     """The days, the newest first."""
-    by_day = {day: [*lines] for day, lines in groupby(figures.by_day, key=lambda each: each.day)}
-    return [
-        DayLine(day, total_of(by_day.get(day, []), [day]), "; ".join(lacks(figures, [day])), _href(f"{day}", pages))
-        for day in reversed(figures.days)
-    ]
+    by_day = {day: [*totals] for day, totals in groupby(figures.by_day, key=lambda total: total.day)}
+    lines: list[DayLine] = []
+    for day in reversed(figures.days):
+        total = total_of(by_day.get(day, []), [day])
+        state = "; ".join(lacks(figures, [day]))
+        lines.append(DayLine(day, total, state, _href(f"{day}", pages)))
+    return lines
 
 
-def _href(name: str, pages: Collection[str]) -> str:
-    return f"{name}.html" if name in pages else ""
+def _href(page: str, pages: Collection[str]) -> str:
+    """The file of the page; empty if there is none."""
+    return f"{page}.html" if page in pages else ""
 
 
-def _month(day: date) -> str:
+def _month_page(day: date) -> str:
+    """The name of the page of the day's month."""
     return f"{day:%Y-%m}"
 
 
@@ -234,7 +250,7 @@ def _short_name(day: date) -> str:
 
 
 def _cell(text: str) -> str:
-    """The text with Markdown's special characters escaped."""
+    """The text on one line, with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", " ".join(text.split()))
 
 

@@ -55,56 +55,72 @@ def views(figures: Figures, days: int = 1) -> list[View]:
 
     The only account of an exchange has no view of its own. The headlines are of the last `days` days.
     """
-    series = sorted({each.exchange for each in figures.by_day})
+    series = sorted({total.exchange for total in figures.by_day})
     names = _account_names(figures)
-    found = [_view("all", figures, series, names, days)]
+    page_views = [_view("all", figures, series, names, days)]
     if len(names) == 1:
-        return found
+        return page_views
+
     for exchange in series:
-        found.append(_view(exchange, figures.of(exchange), series, names, days))
-        own = {key: name for key, name in names.items() if key[0] == exchange}
-        for key, name in own.items() if len(own) > 1 else ():
-            found.append(_view(name, figures.of(*key), series, names, days))
-    return found
+        page_views.append(_view(exchange, figures.of(exchange), series, names, days))
+        accounts = [account for owner, account in names if owner == exchange]
+        if len(accounts) == 1:
+            continue
+        for account in accounts:
+            name = names[exchange, account]
+            page_views.append(_view(name, figures.of(exchange, account), series, names, days))
+    return page_views
 
 
 def _account_names(figures: Figures) -> dict[tuple[str, str], str]:
     """The displayed names: exchange and alias; `default` for the default account if the exchange has several."""
     # Of all these figures, since a day may have been added up between two of their queries.
     earned = (*figures.by_day, *figures.totals, *figures.sums, *figures.customers)
-    found = sorted({(each.exchange, each.account) for each in earned})
-    account_counts = Counter(exchange for exchange, _ in found)
-    return {
-        (exchange, account): f"{exchange} {account or ('default' if account_counts[exchange] > 1 else '')}".strip()
-        for exchange, account in found
-    }
+    accounts = sorted({(each.exchange, each.account) for each in earned})
+    account_counts = Counter(exchange for exchange, _ in accounts)
+    names: dict[tuple[str, str], str] = {}
+    for exchange, account in accounts:
+        if account:
+            names[exchange, account] = f"{exchange} {account}"
+        elif account_counts[exchange] > 1:
+            names[exchange, account] = f"{exchange} default"
+        else:
+            names[exchange, account] = exchange
+    return names
 
 
 def _view(name: str, figures: Figures, series: Sequence[str], names: Mapping[tuple[str, str], str], days: int) -> View:
-    coins = _rows(figures, lambda each: each.coin.upper(), MAX_COINS)
+    coins = _rows(figures, lambda line: line.coin.upper(), detailed=MAX_COINS)
     return View(
-        name,
-        headline(figures, days),
-        figures,
-        stacked(figures, series),
-        _rows(figures, lambda each: names[each.exchange, each.account]),
-        _rows(figures, _kind),
-        coins[:MAX_COINS],
-        max(0, len(coins) - MAX_COINS),
-        names,
+        name=name,
+        headline=headline(figures, days),
+        figures=figures,
+        chart=stacked(figures, series),
+        accounts=_rows(figures, lambda line: names[line.exchange, line.account]),
+        kinds=_rows(figures, _kind),
+        coins=coins[:MAX_COINS],
+        more_coins=max(0, len(coins) - MAX_COINS),
+        names=names,
     )
 
 
 def _rows(figures: Figures, name_of: Callable[[Sum], str], detailed: int = 0) -> list[Row]:
     """One row per name, the greatest value first; the first `detailed` rows have details."""
-    of_span, of_day = _by_name(figures.totals, name_of), _by_name(figures.sums, name_of)
-    rows = [Row(name, _part(name, lines), _part_if_any(name, of_day)) for name, lines in of_span.items()]
+    lines_of_span = _by_name(figures.totals, name_of)
+    lines_of_day = _by_name(figures.sums, name_of)
+    rows = [Row(name, _part(name, lines), _part_if_any(name, lines_of_day)) for name, lines in lines_of_span.items()]
     rows.sort(key=lambda row: (-row.of_span.total.usdt, row.name))
     for index, row in enumerate(rows[:detailed]):
-        kinds, kinds_of_day = _by_name(of_span[row.name], _kind), _by_name(of_day.get(row.name, []), _kind)
-        details = [(_part(kind, lines), _part_if_any(kind, kinds_of_day)) for kind, lines in kinds.items()]
+        details = _details(lines_of_span[row.name], lines_of_day.get(row.name, []))
         rows[index] = replace(row, details=details)
     return rows
+
+
+def _details(lines_of_span: Sequence[Sum], lines_of_day: Sequence[Sum]) -> list[tuple[Part, Part | None]]:
+    """A row's kinds, each summed over the page's days and over its day."""
+    kinds = _by_name(lines_of_span, _kind)
+    kinds_of_day = _by_name(lines_of_day, _kind)
+    return [(_part(kind, lines), _part_if_any(kind, kinds_of_day)) for kind, lines in kinds.items()]
 
 
 def _kind(line: Sum) -> str:
@@ -112,23 +128,25 @@ def _kind(line: Sum) -> str:
 
 
 def _by_name(lines: Iterable[Sum], name_of: Callable[[Sum], str]) -> dict[str, list[Sum]]:
-    found: dict[str, list[Sum]] = {}
-    for each in lines:
-        found.setdefault(name_of(each), []).append(each)
-    return found
+    by_name: dict[str, list[Sum]] = {}
+    for line in lines:
+        by_name.setdefault(name_of(line), []).append(line)
+    return by_name
 
 
-def _part_if_any(name: str, lines: Mapping[str, Sequence[Sum]]) -> Part | None:
-    return _part(name, lines[name]) if name in lines else None
+def _part_if_any(name: str, lines_by_name: Mapping[str, Sequence[Sum]]) -> Part | None:
+    return _part(name, lines_by_name[name]) if name in lines_by_name else None
 
 
 def _part(name: str, lines: Sequence[Sum]) -> Part:
-    stated = [(each.coin.upper(), Decimal(each.stated_value_usdt)) for each in lines if each.stated_value_usdt]
-    market = [Decimal(each.market_value_usdt) for each in lines if each.market_value_usdt]
+    market = [Decimal(line.market_value_usdt) for line in lines if line.market_value_usdt]
+    stated = [(line.coin.upper(), Decimal(line.stated_value_usdt)) for line in lines if line.stated_value_usdt]
+    all_values = [*market, *(value for _, value in stated)]
+    stated_without_usdt = [value for coin, value in stated if coin != USDT]  # USDT needs no market price
     total = Total(
-        exact_sum([*market, *(value for _, value in stated)]),
-        exact_sum(value for coin, value in stated if coin != USDT),  # USDT needs no market price
-        sorted({each.coin for each in lines if each.without_value}),
-        sum(each.count for each in lines),
+        usdt=exact_sum(all_values),
+        stated_usdt=exact_sum(stated_without_usdt),
+        coins_without_value=sorted({line.coin for line in lines if line.without_value}),
+        count=sum(line.count for line in lines),
     )
-    return Part(name, total, exact_sum(Decimal(each.amount) for each in lines))
+    return Part(name, total, amount=exact_sum(Decimal(line.amount) for line in lines))
