@@ -36,6 +36,20 @@ PACKAGES = ("dagster", "dlt", "pandas", "pandera", "pyarrow", "psycopg", "httpx"
 
 def main() -> None:
     """Measure the given parts, print their tables, and update results.md."""
+    options = _options()
+    console = Console()
+    sections = _sections()
+    for name in options.parts or PARTS:
+        title, _ = PARTS[name]
+        console.print(f"({name}) {title}")
+        section = _measured_section(name, options.quick, 1 if options.quick else options.rounds)
+        console.print(Markdown(section))
+        sections[name] = section
+        if not options.quick:
+            RESULTS.write_text("\n".join([_head(), *(sections[part] for part in sorted(sections))]))
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure, print tables, and update benchmarks/results.md."
     )
@@ -46,34 +60,32 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small sizes; writes nothing")
     parser.add_argument("--rounds", type=int, default=3, help="measurements per value; the median is reported")
-    options = parser.parse_args()
-    console = Console()
-    sections = _sections()
-    for name in options.parts or PARTS:
-        title, run = PARTS[name]
-        console.print(f"({name}) {title}")
-        began, load = time.monotonic(), os.getloadavg()[0]
-        tables = run(options.quick, 1 if options.quick else options.rounds)
-        text = "\n".join(
-            [
-                f"## ({name}) {title}",
-                "",
-                f"{datetime.now(UTC):%Y-%m-%d}, load average before: {load:.1f}, {time.monotonic() - began:.0f} s.",
-                "",
-                *(table.markdown() for table in tables),
-            ]
-        )
-        console.print(Markdown(text))
-        sections[name] = text
-        if not options.quick:
-            RESULTS.write_text("\n".join([_head(), *(sections[part] for part in sorted(sections))]))
+    return parser.parse_args()
+
+
+def _measured_section(name: str, quick: bool, rounds: int) -> str:
+    """Measure the part; return its section of `results.md`."""
+    title, run = PARTS[name]
+    began = time.monotonic()
+    load, _, _ = os.getloadavg()
+    tables = run(quick, rounds)
+    seconds = time.monotonic() - began
+    lines = [
+        f"## ({name}) {title}",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}, load average before: {load:.1f}, {seconds:.0f} s.",
+        "",
+        *(table.markdown() for table in tables),
+    ]
+    return "\n".join(lines)
 
 
 def _sections() -> dict[str, str]:
     """The sections of `results.md`, by part."""
     text = RESULTS.read_text() if RESULTS.exists() else ""
-    found = re.split(r"^(?=## \([a-g]\) )", text, flags=re.MULTILINE)[1:]
-    return {section[4]: section.rstrip("\n") + "\n" for section in found}
+    _, *sections = re.split(r"^(?=## \([a-g]\) )", text, flags=re.MULTILINE)
+    name_at = len("## (")
+    return {section[name_at]: section.rstrip("\n") + "\n" for section in sections}
 
 
 def _head() -> str:

@@ -44,9 +44,16 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table with its title and notes."""
-        rows = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.lines]
-        notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
-        return "\n".join([f"### {self.title}", "", *(f"| {' | '.join(row)} |" for row in rows), *notes, ""])
+        alignments = ["---:"] * len(self.header)
+        alignments[0] = "---"
+        rows = [self.header, alignments, *self.lines]
+        text = [f"### {self.title}", ""]
+        text += [f"| {' | '.join(row)} |" for row in rows]
+        if self.notes:
+            text.append("")
+            text += [f"- {note}" for note in self.notes]
+        text.append("")
+        return "\n".join(text)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,8 @@ class IsolatedProject:
     """A project folder with its own database."""
 
     def __init__(self, home: Path, url: str):
-        self.home, self.url = home, url
+        self.home = home
+        self.url = url
         self._database_pid = self.query("select split_part(pg_read_file('postmaster.pid'), E'\\n', 1)::int")
 
     def query(self, statement: LiteralString | bytes, *values: Any) -> Any:
@@ -70,7 +78,7 @@ class IsolatedProject:
         with psycopg.connect(self.url, autocommit=True) as connection:
             cursor = connection.execute(statement, values or None)
             row = cursor.fetchone() if cursor.description else None
-            return row and row[0]
+            return None if row is None else row[0]
 
     def postgresql_version(self) -> str:
         """Return the server's version, such as 18.1."""
@@ -90,12 +98,14 @@ class IsolatedProject:
         """Run the function in a new process."""
         # A checkpoint for earlier writes would slow the measured process.
         self.query("checkpoint")
+
         receiver, sender = SPAWN.Pipe(duplex=False)
         process = SPAWN.Process(target=_send, args=(sender, function, arguments))
         began = time.perf_counter()
         process.start()
         # Otherwise `recv` would wait forever for a process that failed.
         sender.close()
+
         assert process.pid
         with peaks(contender=process.pid, database=self._database_pid) as memory:
             value = receiver.recv()
@@ -105,11 +115,13 @@ class IsolatedProject:
     def materialize(self, key: str, days: Sequence[date]) -> Measured:
         """Land the asset's days with `dagster asset materialize`, in a new process."""
         self.query("checkpoint")  # as in `run`
-        partitions = (
-            ["--partition-range", f"{days[0]}...{days[-1]}"] if len(days) > 1 else ["--partition", f"{days[0]}"]
-        )
         command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "affiliate_pipeline.definitions"]
-        command += ["--select", f'key:"{key}"', *partitions]
+        command += ["--select", f'key:"{key}"']
+        if len(days) > 1:
+            command += ["--partition-range", f"{days[0]}...{days[-1]}"]
+        else:
+            command += ["--partition", f"{days[0]}"]
+
         began = time.perf_counter()
         with (
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
@@ -122,8 +134,12 @@ class IsolatedProject:
     def step_s(self) -> float:
         """The duration of the last run's step."""
         seconds = self.query(
-            "select extract(epoch from max(timestamp) filter (where dagster_event_type = 'STEP_SUCCESS') - "
-            "max(timestamp) filter (where dagster_event_type = 'STEP_START'))::float8 from event_logs"
+            "with step as ("
+            "select max(timestamp) filter (where dagster_event_type = 'STEP_START') as started, "
+            "max(timestamp) filter (where dagster_event_type = 'STEP_SUCCESS') as succeeded "
+            "from event_logs) "
+            "select extract(epoch from succeeded - started)::float8 "
+            "from step"
         )
         assert seconds is not None, "the asset's step failed"
         return seconds
@@ -131,8 +147,10 @@ class IsolatedProject:
     def run_s(self) -> float:
         """The duration of the last run, from its first event to its last."""
         return self.query(
-            "select extract(epoch from max(timestamp) - min(timestamp))::float8 from event_logs where run_id = "
-            "(select run_id from event_logs order by id desc limit 1)"
+            "with last_event as (select run_id from event_logs order by id desc limit 1) "
+            "select extract(epoch from max(timestamp) - min(timestamp))::float8 "
+            "from event_logs "
+            "where run_id = (select run_id from last_event)"
         )
 
 
@@ -146,8 +164,9 @@ def isolated_project(**environment: str) -> Iterator[IsolatedProject]:
     environment_before = dict(os.environ)
     folder_before = Path.cwd()
     try:
-        for name in [name for name in os.environ if name.startswith(SETTING_PREFIXES)]:
-            del os.environ[name]
+        for name in list(os.environ):
+            if name.startswith(SETTING_PREFIXES):
+                del os.environ[name]
         shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
         (home / "workspace.yaml").touch()
         # In the repository's folder, its .env would apply.
@@ -191,9 +210,9 @@ def peaks(**groups: int) -> Iterator[dict[str, int]]:
 
     def sample() -> None:
         trees: dict[str, list[psutil.Process]] = {}
-        for number in count():
+        for sample_number in count():
             # Listing descendants reads the state of all processes of the machine, which is too slow for each sample.
-            if number % SAMPLES_PER_LISTING == 0:
+            if sample_number % SAMPLES_PER_LISTING == 0:
                 trees = {name: _tree(pid) for name, pid in groups.items()}
             for name, tree in trees.items():
                 peak[name] = max(peak[name], _memory(tree))

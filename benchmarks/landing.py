@@ -9,8 +9,8 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Final, LiteralString
@@ -70,7 +70,8 @@ def asset_in_process(days: Sequence[date]) -> None:
 
 def raw_copy(url: str) -> float:
     """Copy the landed rows, from CSV in memory, into a table with the same definition; return the seconds."""
-    columns = sql.SQL(", ").join(sql.Identifier(name) for name in [*map(_snake, FIELDS), "extra", "partition_date"])
+    names = [*map(_snake, FIELDS), "extra", "partition_date"]
+    columns = sql.SQL(", ").join(sql.Identifier(name) for name in names)
     copy_out = sql.SQL("copy (select {} from {}) to stdout (format csv)").format(columns, sql.SQL(LANDED))
     copy_in = sql.SQL("copy {} ({}) from stdin (format csv)").format(sql.SQL(COPIED), columns)
     with psycopg.connect(url) as connection:
@@ -80,6 +81,7 @@ def raw_copy(url: str) -> float:
             text = b"".join(reader)
         connection.execute(f"create table {COPIED} (like {LANDED} including all)")
         connection.commit()
+
         began = time.perf_counter()
         with connection.cursor().copy(copy_in) as writer:
             writer.write(text)
@@ -95,9 +97,9 @@ def pages(environment: dict[str, str], days: Sequence[date]) -> Iterator[list[di
 
     import httpx
 
-    base_url, key, secret = (
-        environment[name] for name in ("BINANCE_BASE_URL", "BINANCE_PARTNER_API_KEY", "BINANCE_PARTNER_API_SECRET")
-    )
+    base_url = environment["BINANCE_BASE_URL"]
+    key = environment["BINANCE_PARTNER_API_KEY"]
+    secret = environment["BINANCE_PARTNER_API_SECRET"]
 
     def page(start: int, end: int) -> list[dict[str, Any]]:
         params = {"startTime": start, "endTime": end, "limit": PAGE, "timestamp": time.time_ns() // 1_000_000}
@@ -110,15 +112,13 @@ def pages(environment: dict[str, str], days: Sequence[date]) -> Iterator[list[di
         for day in days:
             start = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1000
             end = start + 86_400_000 - 1
-            rows = page(start, end)
-            while rows:
-                full = len(rows) == PAGE
-                if full:
-                    # The next page requests the last millisecond again, which may have more rows.
-                    start = rows[-1]["time"]
-                    rows = [row for row in rows if row["time"] < start]
-                yield rows
-                rows = page(start, end) if full else []
+            while rows := page(start, end):
+                if len(rows) < PAGE:
+                    yield rows
+                    break
+                # The next page requests the last millisecond again, which may have more rows.
+                start = rows[-1]["time"]
+                yield [row for row in rows if row["time"] < start]
 
 
 def naive_client(url: str, environment: dict[str, str], days: Sequence[date]) -> float:
@@ -170,22 +170,18 @@ def dlt_default(url: str, environment: dict[str, str], days: Sequence[date], fol
     return time.perf_counter() - began
 
 
+@dataclass(frozen=True)
 class Contenders:
     """Measured runs of every contender on one set of rows.
 
-    `single_row_step_s`: for each contender that runs the asset, the duration of its step for a day with a single row.
+    `_single_row_step_s`: for each contender that runs the asset, the duration of its step for a day with a single row.
     """
 
-    def __init__(
-        self,
-        exchange: Source,
-        project: IsolatedProject,
-        days: Sequence[date],
-        content: Content,
-        single_row_step_s: dict[str, float],
-    ):
-        self._source, self._project, self._days = exchange, project, days
-        self._expected, self._single_row_step_s = content, single_row_step_s
+    _source: Source
+    _project: IsolatedProject
+    _days: Sequence[date]
+    _expected: Content
+    _single_row_step_s: dict[str, float]
 
     def asset(self) -> Result:
         """Land with `dagster asset materialize`."""
@@ -220,41 +216,52 @@ class Contenders:
 
     def _result(self, table: LiteralString, measured: Measured) -> Result:
         """The run's result; fails unless the table has the expected rows. `measured.value`: the seconds of landing."""
-        found = self._content(table)
+        content = self._content(table)
         expected = self._expected
-        # dlt gives all decimals one scale, so its hash differs.
-        assert found == expected or (table == DLT and found[:2] == expected[:2]), f"{table}: {found}, not {expected}"
-        requests = self._source.requests()
+        if table == DLT:
+            # dlt gives all decimals one scale, so its hash differs.
+            expected = expected._replace(hashes=content.hashes)
+        assert content == expected, f"{table}: {content}, not {self._expected}"
         return Result(
-            measured.value, measured.seconds, requests, measured.memory["contender"], measured.memory["database"]
+            landing_s=measured.value,
+            process_s=measured.seconds,
+            requests=self._source.requests(),
+            memory=measured.memory["contender"],
+            database_memory=measured.memory["database"],
         )
 
     def _content(self, table: LiteralString) -> Content:
         """The table's content, computed by PostgreSQL."""
-        texts: list[sql.Composed] = []
-        for name in FIELDS:
-            column: sql.Composable = sql.Identifier(name if table == NAIVE else _snake(name))
-            if name.lower().endswith("time") and table != NAIVE:
-                column = sql.SQL("(extract(epoch from {}) * 1000)::bigint").format(column)
-            texts.append(sql.SQL("coalesce({}::text, {})").format(column, NULL))
+        texts = [_field_as_text(name, table) for name in FIELDS]
         statement = sql.SQL(
-            "select count(*), sum(income::numeric), "
-            "sum(('x' || left(md5(concat_ws('|', {texts})), {digits}))::bit({bits})::bigint) from {table}"
+            "with hashed as ("
+            "select income::numeric as income, left(md5(concat_ws('|', {texts})), {digits}) as hash "
+            "from {table}) "
+            "select count(*), sum(income), sum(('x' || hash)::bit({bits})::bigint) "
+            "from hashed"
         ).format(
             texts=sql.SQL(", ").join(texts), digits=HASH_HEX_DIGITS, bits=4 * HASH_HEX_DIGITS, table=sql.SQL(table)
         )
         with psycopg.connect(self._project.url) as connection:
             row = connection.execute(statement).fetchone()
         assert row
-        return Content(row[0], row[1], int(row[2] or 0))
+        rows, income, hashes = row
+        return Content(rows, income, int(hashes or 0))
 
 
 def _land(project: IsolatedProject, contender: str, days: Sequence[date]) -> tuple[Measured, float]:
     """Land the asset's days into empty tables; return the measured process and the seconds of its step."""
     project.clear()
-    is_command = contender == COMMAND
-    measured = project.materialize(REBATES, days) if is_command else project.run(asset_in_process, days)
+    measured = project.materialize(REBATES, days) if contender == COMMAND else project.run(asset_in_process, days)
     return measured, project.step_s()
+
+
+def _field_as_text(name: str, table: LiteralString) -> sql.Composed:
+    """The SQL expression of the field's text, as in the summaries of the source."""
+    column: sql.Composable = sql.Identifier(name if table == NAIVE else _snake(name))
+    if name in TIMES and table != NAIVE:
+        column = sql.SQL("(extract(epoch from {}) * 1000)::bigint").format(column)
+    return sql.SQL("coalesce({}::text, {})").format(column, NULL)
 
 
 def _snake(name: str) -> str:
@@ -263,45 +270,58 @@ def _snake(name: str) -> str:
 
 def run(quick: bool, rounds: int) -> list[Table]:
     """Compare the speed and memory of landing with raw COPY, the naive client and dlt."""
-    tables = []
+    tables: list[Table] = []
     for rows in (QUICK_ROWS,) if quick else (ROWS, MANY_ROWS):
-        days = days_back(DAYS + 2)
-        sets = [(rows, days[2:]), (rows, days[:1])]
-        with (
-            source(serve_rebates, sets) as exchange,
-            isolated_project(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as project,
-        ):
-            asset_contenders = (COMMAND, IN_PROCESS) if rows <= ROWS else (COMMAND,)
-            # days[1] has a single row, which proves that the source retains the days after it.
-            single_row_step_s = {
-                contender: statistics.median(_land(project, contender, days[1:2])[1] for _ in range(rounds))
-                for contender in asset_contenders
-            }
-            # Discard the requests of these runs.
-            exchange.requests()
-            for (_, landed_days), content in zip(sets, exchange.prepared, strict=True):
-                contenders = Contenders(exchange, project, landed_days, content, single_row_step_s)
-                measurements: dict[str, tuple[Callable[[], Result], int]] = {
-                    COMMAND: (contenders.asset, rounds),
-                    RAW_COPY: (contenders.copy, rounds),
-                }
-                if len(landed_days) > 1:
-                    # The slow contenders take minutes for many rows.
-                    slow_rounds = rounds if rows <= ROWS else 1
-                    if IN_PROCESS in asset_contenders:
-                        measurements[IN_PROCESS] = contenders.in_process, rounds
-                    measurements |= {
-                        NAIVE_CLIENT: (contenders.naive, slow_rounds),
-                        DLT_DEFAULT: (contenders.dlt, slow_rounds),
-                    }
-                results: dict[str, list[Result]] = {name: [] for name in measurements}
-                for number in range(rounds):
-                    for name, (measure, max_rounds) in measurements.items():
-                        if number < max_rounds:
-                            results[name].append(measure())
-                tables.append(_table(rows, len(landed_days), rounds, results))
-    tables[-1] = Table(tables[-1].title, tables[-1].header, tables[-1].lines, NOTES)
+        tables += _tables(rows, rounds)
+    tables[-1] = replace(tables[-1], notes=NOTES)
     return tables
+
+
+def _tables(rows: int, rounds: int) -> list[Table]:
+    """Measure the contenders on this number of rows in several days, and on as many in one day."""
+    single_day, single_row_day, *several_days = days_back(DAYS + 2)
+    # One more row before each set proves that the source retains its days, so `single_row_day` has a row.
+    sets = [(rows, several_days), (rows, [single_day])]
+    asset_contenders = (COMMAND, IN_PROCESS) if rows <= ROWS else (COMMAND,)
+    tables: list[Table] = []
+    with (
+        source(serve_rebates, sets) as exchange,
+        isolated_project(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as project,
+    ):
+        single_row_step_s: dict[str, float] = {}
+        for contender in asset_contenders:
+            steps_s = [_land(project, contender, [single_row_day])[1] for _ in range(rounds)]
+            single_row_step_s[contender] = statistics.median(steps_s)
+        # Discard the requests of these runs.
+        exchange.requests()
+
+        for (_, days), content in zip(sets, exchange.prepared, strict=True):
+            contenders = Contenders(exchange, project, days, content, single_row_step_s)
+            results = _results(contenders, rows, len(days), rounds)
+            tables.append(_table(rows, len(days), rounds, results))
+    return tables
+
+
+def _results(contenders: Contenders, rows: int, days: int, rounds: int) -> dict[str, list[Result]]:
+    """Measure each contender once per round; for a single day, only the asset's command and raw COPY."""
+    # The slow contenders take minutes for many rows.
+    slow_rounds = rounds if rows <= ROWS else 1
+    measurements: dict[str, tuple[Callable[[], Result], int]] = {
+        COMMAND: (contenders.asset, rounds),
+        RAW_COPY: (contenders.copy, rounds),
+    }
+    if days > 1 and rows <= ROWS:
+        measurements[IN_PROCESS] = contenders.in_process, rounds
+    if days > 1:
+        measurements[NAIVE_CLIENT] = contenders.naive, slow_rounds
+        measurements[DLT_DEFAULT] = contenders.dlt, slow_rounds
+
+    results: dict[str, list[Result]] = {name: [] for name in measurements}
+    for number in range(rounds):
+        for name, (measure, max_rounds) in measurements.items():
+            if number < max_rounds:
+                results[name].append(measure())
+    return results
 
 
 NOTES = (
@@ -321,30 +341,30 @@ NOTES = (
 
 
 def _table(rows: int, days: int, rounds: int, results: dict[str, list[Result]]) -> Table:
-    def median(name: str, value: Callable[[Result], float]) -> float:
-        return statistics.median(map(value, results[name]))
+    def medians(value: Callable[[Result], float]) -> dict[str, float]:
+        return {name: statistics.median(map(value, measured)) for name, measured in results.items()}
 
-    def speed(name: str) -> float:
-        return rows / median(name, lambda result: result.landing_s)
+    def line(title: str, values: Mapping[str, float], form: str) -> list[str]:
+        return [title, *(format(value, form) for value in values.values())]
 
-    def line(title: str, text: Callable[[str], str]) -> list[str]:
-        return [title, *map(text, results)]
+    def relative_to(other: str) -> dict[str, float]:
+        return {name: speed / speeds[other] for name, speed in speeds.items()}
 
+    landing_s = medians(lambda result: result.landing_s)
+    speeds = {name: rows / seconds for name, seconds in landing_s.items()}
     lines = [
-        line("landing, s", lambda name: f"{median(name, lambda result: result.landing_s):.2f}"),
-        line("rows/s", lambda name: f"{speed(name):,.0f}"),
-        line("speed relative to raw COPY", lambda name: f"{speed(name) / speed(RAW_COPY):.3f}"),
-        *(
-            line(f"speed relative to {slower}", lambda name, slower=slower: f"{speed(name) / speed(slower):.2f}")
-            for slower in (NAIVE_CLIENT, DLT_DEFAULT)
-            if slower in results
-        ),
-        line(
-            "start and end, s", lambda name: f"{median(name, lambda result: result.process_s - result.landing_s):.1f}"
-        ),
-        line("requests", lambda name: f"{median(name, lambda result: result.requests):,.0f}"),
-        line("peak memory, MB", lambda name: f"{median(name, lambda result: result.memory) / MB:,.0f}"),
-        line("PostgreSQL's, MB", lambda name: f"{median(name, lambda result: result.database_memory) / MB:,.0f}"),
+        line("landing, s", landing_s, ".2f"),
+        line("rows/s", speeds, ",.0f"),
+        line("speed relative to raw COPY", relative_to(RAW_COPY), ".3f"),
+    ]
+    for slower in (NAIVE_CLIENT, DLT_DEFAULT):
+        if slower in results:
+            lines.append(line(f"speed relative to {slower}", relative_to(slower), ".2f"))
+    lines += [
+        line("start and end, s", medians(lambda result: result.process_s - result.landing_s), ".1f"),
+        line("requests", medians(lambda result: result.requests), ",.0f"),
+        line("peak memory, MB", medians(lambda result: result.memory / MB), ",.0f"),
+        line("PostgreSQL's, MB", medians(lambda result: result.database_memory / MB), ",.0f"),
     ]
     period = "one day" if days == 1 else f"{days} days"
     return Table(f"{rows:,} rebates of {period}, median of {rounds}", ["", *results], lines)

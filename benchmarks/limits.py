@@ -42,6 +42,7 @@ def request_repeatedly(key: str, open_id: str, workers: int, until: float) -> No
     params = {"openId": open_id}
     if key == FOUR:
         params |= {"tradeType": 0, "startTime": 0, "endTime": 86_400_000}
+
     with Store(configured().database_url()) as store, connected(endpoint, store, configured().variables) as session:
 
         def request() -> None:
@@ -58,37 +59,38 @@ def run(quick: bool, rounds: int) -> list[Table]:
     seconds = QUICK_SECONDS if quick else SECONDS
     with source(delay_responses, users=3) as exchange, isolated_project(**exchange.environment) as project:
         until = time.time() + seconds
-        jobs = [
-            (key, exchange.prepared, WORKERS // processes, until)
-            for key, processes in PROCESSES.items()
-            for _ in range(processes)
-        ]
+        jobs: list[tuple[str, str, int, float]] = []
+        for key, processes in PROCESSES.items():
+            jobs += [(key, exchange.prepared, WORKERS // processes, until)] * processes
         with ThreadPool(len(jobs)) as pool:
             measured = pool.map(lambda job: project.run(request_repeatedly, *job), jobs)
         served = exchange.served()
+    peak_memory = max(process.memory["contender"] for process in measured)
+    return [_table(served, peak_memory, seconds)]
+
+
+def _table(served: list[ServedRequest], peak_memory: int, seconds: int) -> Table:
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
     paths = {endpoint.key: endpoint.path for endpoint in ENDPOINTS}
-    arrived = {key: [request for request in served if request.path == paths[key]] for key in PROCESSES}
-    rates = {key: _rate(requests) for key, requests in arrived.items()}
-    memory = max(result.memory["contender"] for result in measured)
-    return [
-        Table(
-            f"Requests a minute, {PERMITTED} permitted",
-            ["processes", *map(str, PROCESSES.values())],
-            [
-                ["requests a minute", *(f"{rate:.2f}" for rate in rates.values())],
-                ["of the permitted rate", *(f"{rate / PERMITTED:.3f}" for rate in rates.values())],
-                ["requests", *(str(len(requests)) for requests in arrived.values())],
-                ["refused", *(str(sum(request.refused for request in requests)) for requests in arrived.values())],
-                ["peak memory of a process, MB", *[f"{memory / MB:,.0f}"] * len(PROCESSES)],
-            ],
-            [
-                f"The server permits {BURST} requests in any 10 s and responds to each after {RESPONSE_MS} ms. The rate "
-                f"is measured from the second burst to the last one within {seconds} s.",
-            ],
-        )
-    ]
+    by_key = {key: [request for request in served if request.path == paths[key]] for key in PROCESSES}
+    rates = [_rate(requests) for requests in by_key.values()]
+    refused = [sum(request.refused for request in requests) for requests in by_key.values()]
+    return Table(
+        f"Requests a minute, {PERMITTED} permitted",
+        ["processes", *map(str, PROCESSES.values())],
+        [
+            ["requests a minute", *(f"{rate:.2f}" for rate in rates)],
+            ["of the permitted rate", *(f"{rate / PERMITTED:.3f}" for rate in rates)],
+            ["requests", *(str(len(requests)) for requests in by_key.values())],
+            ["refused", *map(str, refused)],
+            ["peak memory of a process, MB", *(f"{peak_memory / MB:,.0f}" for _ in PROCESSES)],
+        ],
+        [
+            f"The server permits {BURST} requests in any 10 s and responds to each after {RESPONSE_MS} ms. The rate "
+            f"is measured from the second burst to the last one within {seconds} s.",
+        ],
+    )
 
 
 def _rate(requests: list[ServedRequest]) -> float:

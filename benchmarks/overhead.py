@@ -3,14 +3,24 @@
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 
-from benchmarks.harness import MB, REBATES, Measured, Table, days_back, isolated_project
+from benchmarks.harness import MB, REBATES, Table, days_back, isolated_project
 from benchmarks.source import serve_rebates, source
 
 DAYS = (1, 30, 365)
 QUICK_DAYS = (1, 10)
 MAX_MS_PER_DAY = 40
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run over a range: seconds of the run, seconds of only fetching its days, and peak memory (bytes)."""
+
+    run_s: float
+    fetching_s: float
+    memory: int
 
 
 def fetch(days: Sequence[date]) -> float:
@@ -23,8 +33,10 @@ def fetch(days: Sequence[date]) -> float:
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == REBATES)
     with Store(configured().database_url()) as store, connected(endpoint, store, configured().variables) as session:
         began = time.perf_counter()
-        assert len(list(endpoint.strategy.fetch(session, days, endpoint.exchange.zone))) == len(days)
-        return time.perf_counter() - began
+        batches = list(endpoint.strategy.fetch(session, days, endpoint.exchange.zone))
+        seconds = time.perf_counter() - began
+    assert len(batches) == len(days)
+    return seconds
 
 
 def run(quick: bool, rounds: int) -> list[Table]:
@@ -34,7 +46,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
         source(serve_rebates, [(0, days_back(number)) for number in numbers]) as exchange,
         isolated_project(**exchange.environment) as project,
     ):
-        runs: dict[int, list[tuple[float, float, Measured]]] = {number: [] for number in numbers}
+        results: dict[int, list[Result]] = {number: [] for number in numbers}
         for _ in range(rounds):
             for number in numbers:
                 days = days_back(number)
@@ -42,30 +54,35 @@ def run(quick: bool, rounds: int) -> list[Table]:
                 project.clear()
                 measured = project.materialize(REBATES, days)
                 assert project.query("select count(*) from affiliate.landing") == number
-                runs[number].append((project.run_s(), fetching_s, measured))
-    return [_table(runs, rounds)]
+                results[number].append(Result(project.run_s(), fetching_s, measured.memory["contender"]))
+    return [_table(results, rounds)]
 
 
-def _table(runs: dict[int, list[tuple[float, float, Measured]]], rounds: int) -> Table:
-    run_s = {number: statistics.median(seconds for seconds, _, _ in results) for number, results in runs.items()}
-    fetching_s = {number: statistics.median(seconds for _, seconds, _ in results) for number, results in runs.items()}
-    shortest = min(runs)
+def _table(results: dict[int, list[Result]], rounds: int) -> Table:
+    """The table of the results by number of days."""
+    run_s = {number: statistics.median(result.run_s for result in of_days) for number, of_days in results.items()}
+    fetching_s = {
+        number: statistics.median(result.fetching_s for result in of_days) for number, of_days in results.items()
+    }
+    memory = {number: max(result.memory for result in of_days) for number, of_days in results.items()}
+    shortest = min(results)
 
     def overhead_ms(number: int) -> str:
         """The overhead per additional day, compared with the shortest range; empty for the shortest range."""
         if number == shortest:
             return ""
-        overhead_s = run_s[number] - run_s[shortest] - (fetching_s[number] - fetching_s[shortest])
+        longer_run_s = run_s[number] - run_s[shortest]
+        longer_fetching_s = fetching_s[number] - fetching_s[shortest]
+        overhead_s = longer_run_s - longer_fetching_s
         return f"{1000 * overhead_s / (number - shortest):.1f}"
 
-    memory = {number: max(measured.memory["contender"] for *_, measured in results) for number, results in runs.items()}
     return Table(
         f"Days without rows in one run, median of {rounds}",
-        ["days", *map(str, runs)],
+        ["days", *map(str, results)],
         [
             ["run, s", *(f"{seconds:.2f}" for seconds in run_s.values())],
             ["fetching alone, s", *(f"{seconds:.2f}" for seconds in fetching_s.values())],
-            ["overhead, ms per day", *map(overhead_ms, runs)],
+            ["overhead, ms per day", *map(overhead_ms, results)],
             ["peak memory, MB", *(f"{peak / MB:,.0f}" for peak in memory.values())],
         ],
         [

@@ -28,8 +28,8 @@ def plan(days: list[date]) -> tuple[int, float]:
 
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.key == KEY)
     with Store(configured().database_url()) as store, connected(endpoint, store, configured().variables) as session:
-        found = plan_of(endpoint, days, session=session, store=store)
-        return found.min_requests, found.seconds
+        planned = plan_of(endpoint, days, session=session, store=store)
+        return planned.min_requests, planned.seconds
 
 
 def run(quick: bool, rounds: int) -> list[Table]:
@@ -37,25 +37,29 @@ def run(quick: bool, rounds: int) -> list[Table]:
     number, users = (QUICK_DAYS, QUICK_USERS) if quick else (DAYS, USERS)
     today = datetime.now(ZoneInfo("Asia/Shanghai")).date()
     days = [today - timedelta(days=back) for back in range(number, 0, -1)]
+
     with (
         source(no_preparation, users=users, rate_scale=RATE_SCALE) as exchange,
         isolated_project(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as project,
     ):
-        requests, seconds = project.run(plan, days).value
+        planned_requests, planned_s = project.run(plan, days).value
         # Discard the requests that planning sent for the roster.
         exchange.served()
         measured = project.materialize(KEY, days)
         step_s = project.step_s()
         served = exchange.served()
         rows = project.query("select sum(rows)::bigint from affiliate.landing")
+
     refused = sum(request.refused for request in served)
+    requests_ratio = f"{len(served) / planned_requests:.3f}"
+    seconds_ratio = f"{step_s / planned_s:.3f}" if planned_s else ""
     return [
         Table(
             f"{number} days of `{KEY}`, {users:,} users, {RATE_SCALE} times the real limit",
             ["", "planned", "actual", "actual / planned"],
             [
-                ["requests", f"{requests:,}", f"{len(served):,}", f"{len(served) / requests:.3f}"],
-                ["seconds", f"{seconds:.1f}", f"{step_s:.1f}", f"{step_s / seconds:.3f}" if seconds else ""],
+                ["requests", f"{planned_requests:,}", f"{len(served):,}", requests_ratio],
+                ["seconds", f"{planned_s:.1f}", f"{step_s:.1f}", seconds_ratio],
                 ["refused", "0", str(refused), ""],
                 ["rows", "", f"{rows:,}", ""],
                 ["peak memory, MB", "", f"{measured.memory['contender'] / MB:,.0f}", ""],

@@ -41,31 +41,29 @@ INDEX: Final = "rebate_recent_record_partition_date"
 @contextmanager
 def sessions(project: IsolatedProject) -> Iterator[dict[str, int]]:
     """Yield how many sessions other processes open, and their maximum at one time; final only after the block."""
-    found = {"opened": 0, "peak": 0}
+    counts = {"opened": 0, "peak": 0}
     ended = threading.Event()
-    count_sessions = (
-        "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
-    )
+    count_open = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
     count_opened = "select sessions from pg_stat_database where datname = current_database()"
 
     def sample() -> None:
         while not ended.wait(SAMPLE_EVERY_S):
-            [(number,)] = connection.execute(count_sessions).fetchall()
-            found["peak"] = max(found["peak"], number)
+            [(number,)] = connection.execute(count_open).fetchall()
+            counts["peak"] = max(counts["peak"], number)
 
     with psycopg.connect(project.url, autocommit=True) as connection:
         sampler = threading.Thread(target=sample)
         [(before,)] = connection.execute(count_opened).fetchall()
         sampler.start()
         try:
-            yield found
+            yield counts
         finally:
             ended.set()
             sampler.join()
         # A session is counted a moment after it was opened.
         time.sleep(2)
         [(after,)] = connection.execute(count_opened).fetchall()
-        found["opened"] = after - before
+        counts["opened"] = after - before
 
 
 def runs(project: IsolatedProject, numbers: Sequence[int]) -> Table:
@@ -75,29 +73,37 @@ def runs(project: IsolatedProject, numbers: Sequence[int]) -> Table:
         "of these, of an asset": "select count(*) from event_logs where asset_key is not null",
         "rows in `asset_event_tags`": "select count(*) from asset_event_tags",
         "KB in `event_logs`": "select pg_total_relation_size('event_logs') / 1000",
-        "KB in all tables of Dagster": "select sum(pg_total_relation_size(oid))::bigint / 1000 from pg_class "
+        "KB in all tables of Dagster": "select sum(pg_total_relation_size(oid))::bigint / 1000 "
+        "from pg_class "
         "where relnamespace = 'public'::regnamespace and relkind = 'r'",
     }
 
-    def values() -> list[int]:
+    def sizes_of_events() -> dict[str, int]:
         project.query("vacuum full")
-        return [project.query(query.encode()) for query in queries.values()]
+        return {name: project.query(query.encode()) for name, query in queries.items()}
 
-    lines: list[list[str]] = [[name] for name in ("peak RAM, MB", "sessions at one time", "sessions opened", *queries)]
     # Create Dagster's tables.
     project.materialize(REBATES, days_back(1))
+    columns: list[dict[str, int]] = []
     for number in numbers:
-        before = values()
+        before = sizes_of_events()
         with sessions(project) as used:
             measured = project.materialize(REBATES, days_back(number))
-        ram_mb = measured.memory["contender"] // MB
-        growth = [after - earlier for after, earlier in zip(values(), before, strict=True)]
-        for line, value in zip(lines, (ram_mb, used["peak"], used["opened"], *growth), strict=True):
-            line.append(f"{value:,}")
+        after = sizes_of_events()
+        column = {
+            "peak RAM, MB": measured.memory["contender"] // MB,
+            "sessions at one time": used["peak"],
+            "sessions opened": used["opened"],
+        }
+        for name in queries:
+            column[name] = after[name] - before[name]
+        columns.append(column)
+
+    names = list(columns[0])
     return Table(
         f"One run of `{REBATES}`",
         ["days", *map(str, numbers)],
-        lines,
+        [[name, *(f"{column[name]:,}" for column in columns)] for name in names],
         ["*sessions*: of all processes of the run, the command included. *KB* includes indexes, after `vacuum full`."],
     )
 
@@ -111,6 +117,7 @@ def idle(project: IsolatedProject, idle_s: float) -> Table:
         "daemon": [sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"],
     }
     (project.home / "workspace.yaml").write_text("load_from: [{grpc_server: {host: localhost, port: 4711}}]\n")
+
     lines: list[list[str]] = []
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -127,6 +134,7 @@ def idle(project: IsolatedProject, idle_s: float) -> Table:
         for process in reversed(processes):
             process.terminate()
             process.wait()
+
     return Table(
         "Processes without runs, started one after the other",
         ["process started last", "sessions at one time", "sessions opened per minute", "RAM of this process, MB"],
@@ -137,18 +145,17 @@ def idle(project: IsolatedProject, idle_s: float) -> Table:
 
 def sizes(project: IsolatedProject) -> Table:
     """Land several days of the sandbox's content; return the bytes per row."""
-    lines: list[list[str]] = []
     today = datetime.now(ZoneInfo("Asia/Shanghai")).date()
+    lbank_days = [today - timedelta(days=back) for back in (3, 2, 1)]
+    lines: list[list[str]] = []
     for key in ASSETS:
-        days = days_back(SIZE_DAYS) if key.startswith("binance") else [today - timedelta(days=n) for n in (3, 2, 1)]
-        project.materialize(key, days)
+        project.materialize(key, days_back(SIZE_DAYS) if key.startswith("binance") else lbank_days)
+        table = key.replace("/", ".")
         with psycopg.connect(project.url, autocommit=True) as connection:
-            table = key.replace("/", ".")
             connection.execute(f"vacuum full analyze {table}".encode())
-            [row] = connection.execute(
+            [(rows, heap, indexes)] = connection.execute(
                 f"select count(*), pg_table_size('{table}'), pg_indexes_size('{table}') from {table}".encode()
             ).fetchall()
-        rows, heap, indexes = row
         lines.append([f"`{key}`", f"{rows:,}", f"{heap / rows:.0f}", f"{indexes / rows:.0f}"])
     return Table(
         "Bytes per row", ["asset", "rows", "table", "indexes"], lines, ["Sandbox content, after `vacuum full`."]
@@ -158,18 +165,25 @@ def sizes(project: IsolatedProject) -> Table:
 def fill(project: IsolatedProject, rows: int, days: int, accounts: int) -> None:
     """Add rows of older days, in the order in which they would have landed: copies of the landed day's rows."""
     names = project.query(
-        "select string_agg(quote_ident(attname), ', ') from pg_attribute where attrelid = %s::regclass and attnum > 0 "
-        "and attname not in ('account', 'partition_date')",
+        "select string_agg(quote_ident(attname), ', ') "
+        "from pg_attribute "
+        "where attrelid = %s::regclass and attnum > 0 and attname not in ('account', 'partition_date')",
         LANDED,
     )
+    statement = (
+        f"insert into {LANDED} ({names}, account, partition_date) "
+        f"select {names}, %s, partition_date - %s "
+        f"from {LANDED} "
+        "where account = '' and partition_date = %s "
+        "limit %s"
+    )
+    [landed_day] = days_back(1)
+    aliases = ["", *(f"a{number}" for number in range(1, accounts))]
+
     with psycopg.connect(project.url, autocommit=True) as connection:
-        for day in range(days, 0, -1):
-            for account in range(accounts):
-                connection.execute(
-                    f"insert into {LANDED} ({names}, account, partition_date) select {names}, %s, partition_date - %s "
-                    f"from {LANDED} where account = '' and partition_date = %s limit %s".encode(),
-                    (f"a{account}" if account else "", day, days_back(1)[0], rows // accounts),
-                )
+        for days_earlier in range(days, 0, -1):
+            for alias in aliases:
+                connection.execute(statement.encode(), (alias, days_earlier, landed_day, rows // accounts))
         connection.execute(f"vacuum analyze {LANDED}".encode())
 
 
@@ -177,8 +191,9 @@ def partition(project: IsolatedProject, days: int) -> None:
     """Replace the table by one that is partitioned by month, with the same rows."""
     # The table may have rows of a few more days.
     first = days_back(days + 6)[0].replace(day=1)
-    # Until the next month at least, where the partition of the current one ends.
+    # Up to the next month at least: the partition of the current month ends where the next one begins.
     months = sorted({(first + timedelta(days=number)).replace(day=1) for number in range(days + 68)})
+
     with psycopg.connect(project.url) as connection:
         connection.execute(f"alter table {LANDED} rename to unpartitioned".encode())
         connection.execute(f"alter index binance.{INDEX} rename to unpartitioned_day".encode())
@@ -187,10 +202,13 @@ def partition(project: IsolatedProject, days: int) -> None:
             "partition by range (partition_date)".encode()
         )
         connection.execute(f"create index {INDEX} on {LANDED} (partition_date)".encode())
-        for month, following in pairwise(months):
-            connection.execute(
-                f"create table {LANDED}_{month:%Y_%m} partition of {LANDED} for values from ('{month}') to ('{following}')".encode()
+        for month, next_month in pairwise(months):
+            statement = (
+                f"create table {LANDED}_{month:%Y_%m} "
+                f"partition of {LANDED} "
+                f"for values from ('{month}') to ('{next_month}')"
             )
+            connection.execute(statement.encode())
         connection.execute(f"insert into {LANDED} select * from binance.unpartitioned order by partition_date".encode())
         connection.execute("drop table binance.unpartitioned")
     with psycopg.connect(project.url, autocommit=True) as connection:
@@ -223,22 +241,27 @@ def large(project: IsolatedProject, quick: bool, rounds: int) -> list[Table]:
     """Land a day in an empty, a large and a partitioned table; read a day that several accounts have."""
     rows, others = (QUICK_ROWS_PER_DAY, 3) if quick else (ROWS_PER_DAY, OTHER_DAYS)
     [day] = days_back(1)
-    of_day = f"from {LANDED} where partition_date = '{day}' and account = ''"
+    delete = f"delete from {LANDED} where partition_date = '{day}' and account = ''"
+    landing_s: dict[str, float] = {}
+    delete_costs: dict[str, tuple[float, int]] = {}
+
+    def measure(name: str) -> None:
+        landing_s[name] = step_s(project, day, rounds)
+        delete_costs[name] = explained(project, delete)
+
     project.clear()
-    landing = {"0": step_s(project, day, rounds)}
-    delete_costs = {"0": explained(project, f"delete {of_day}")}
-    fill(project, rows, others, 1)
-    name = f"{rows * others:,}"
-    landing[name], delete_costs[name] = step_s(project, day, rounds), explained(project, f"delete {of_day}")
+    measure("0")
+    fill(project, rows, others, accounts=1)
+    measure(f"{rows * others:,}")
     partition(project, others)
-    name += ", by month"
-    landing[name], delete_costs[name] = step_s(project, day, rounds), explained(project, f"delete {of_day}")
+    measure(f"{rows * others:,}, by month")
+
     table = Table(
         f"Landing a day of {rows:,} rows in a table with rows of {others} other days, median of {rounds}",
-        ["other rows", *landing],
+        ["other rows", *landing_s],
         [
-            ["step, s", *(f"{seconds:.2f}" for seconds in landing.values())],
-            ["relative to an empty table", *(f"{seconds / landing['0']:.2f}" for seconds in landing.values())],
+            ["step, s", *(f"{seconds:.2f}" for seconds in landing_s.values())],
+            ["relative to an empty table", *(f"{seconds / landing_s['0']:.2f}" for seconds in landing_s.values())],
             ["delete of the day, ms", *(f"{ms:.0f}" for ms, _ in delete_costs.values())],
             ["pages read by the delete", *(f"{pages:,}" for _, pages in delete_costs.values())],
         ],
@@ -256,20 +279,22 @@ def accounts(project: IsolatedProject, day: date, rows: int) -> Table:
         connection.execute(f"truncate {LANDED}".encode())
     project.query("delete from affiliate.landing")
     project.materialize(REBATES, [day])
-    fill(project, rows, 5, ACCOUNTS)
+    fill(project, rows, days=5, accounts=ACCOUNTS)
+
     statement = (
         f"select sum(income) from {LANDED} where partition_date = '{day - timedelta(days=2)}' and account = 'a3'"
     )
     lines = [["(partition_date)", *size_and_cost(project, INDEX, statement)]]
-    for index, definition in {
-        "by_account": "(partition_date, account)",
-        "by_brin": "using brin (partition_date, account) with (pages_per_range = 16)",
-    }.items():
-        # Drop the previous index.
-        project.query(f"drop index binance.{INDEX if index == 'by_account' else 'by_account'}".encode())
+    previous_index = INDEX
+    for index, definition in (
+        ("by_account", "(partition_date, account)"),
+        ("by_brin", "using brin (partition_date, account) with (pages_per_range = 16)"),
+    ):
+        project.query(f"drop index binance.{previous_index}".encode())
         project.query(f"create index {index} on {LANDED} {definition}".encode())
         project.query(f"analyze {LANDED}".encode())
         lines.append([definition, *size_and_cost(project, index, statement)])
+        previous_index = index
     return Table(
         f"One account's {rows // ACCOUNTS:,} rows of a day that {ACCOUNTS} accounts have",
         ["index", "bytes per row", "pages read", "ms"],
@@ -279,8 +304,8 @@ def accounts(project: IsolatedProject, day: date, rows: int) -> Table:
 
 def size_and_cost(project: IsolatedProject, index: str, statement: str) -> tuple[str, str, str]:
     """The bytes of the index per row, and the pages and ms of the statement, as text."""
-    size = "select sum(pg_relation_size(relid)) / (select count(*) from {}) from pg_partition_tree(%s)"
-    bytes_per_row = project.query(size.format(LANDED).encode(), f"binance.{index}")
+    size = f"select sum(pg_relation_size(relid)) / (select count(*) from {LANDED}) from pg_partition_tree(%s)"
+    bytes_per_row = project.query(size.encode(), f"binance.{index}")
     ms, pages = min(explained(project, statement) for _ in range(3))
     return f"{bytes_per_row:.1f}", f"{pages:,}", f"{ms:.1f}"
 
@@ -290,17 +315,20 @@ def run(quick: bool, rounds: int) -> list[Table]:
     numbers = QUICK_DAYS if quick else DAYS
     rows = QUICK_ROWS_PER_DAY if quick else ROWS_PER_DAY
     tables: list[Table] = []
+
     with (
         source(serve_rebates, [(0, days_back(number)) for number in numbers]) as exchange,
         isolated_project(**exchange.environment) as project,
     ):
         tables.append(runs(project, numbers))
         tables.append(idle(project, QUICK_IDLE_S if quick else IDLE_S))
+
     with (
         source(no_preparation, users=USERS, rate_scale=RATE_SCALE) as exchange,
         isolated_project(**exchange.environment, AFFILIATE_RATE_SCALE=str(RATE_SCALE)) as project,
     ):
         tables.append(sizes(project))
+
     with source(serve_rebates, [(rows, days_back(1))]) as exchange, isolated_project(**exchange.environment) as project:
         project.materialize(REBATES, days_back(1))
         tables.extend(large(project, quick, rounds))

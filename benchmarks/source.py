@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Context, Decimal
 from hashlib import md5
+from itertools import chain
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from affiliate_pipeline.sandbox import Sandbox
+    from affiliate_pipeline.sandbox import Request, Sandbox
 
 FIELDS = (
     "customerId",
@@ -91,13 +92,20 @@ def serve_rebates(sandbox: "Sandbox", sets: Sequence[tuple[int, Sequence[date]]]
     One more rebate before the days of each set proves that the source retains these days. Retention and weight limit
     are removed.
     """
-    generated = [[row for day in days for row in _rebates(day, count // len(days))] for count, days in sets]
-    older = [row for _, days in sets for row in _rebates(min(days) - timedelta(days=1), 1)]
+    generated_sets: list[list[dict[str, Any]]] = []
+    older: list[dict[str, Any]] = []
+    for count, days in sets:
+        older += _rebates(min(days) - timedelta(days=1), 1)
+        generated: list[dict[str, Any]] = []
+        for day in days:
+            generated += _rebates(day, count // len(days))
+        generated_sets.append(generated)
+
     sandbox.binance.retention_ms = None
     # The benchmarks measure landing, not waiting for the weight limit.
     sandbox.binance.weight.limit = 10**9
-    sandbox.binance.set_rebates([*older, *(row for rows in generated for row in rows)])
-    return [_content(rows) for rows in generated]
+    sandbox.binance.set_rebates([*older, *chain.from_iterable(generated_sets)])
+    return [_content(rows) for rows in generated_sets]
 
 
 def _serve(pipe: Connection, prepare: Callable[..., Any], arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
@@ -108,14 +116,16 @@ def _serve(pipe: Connection, prepare: Callable[..., Any], arguments: Sequence[An
         pipe.send((sandbox.variables, prepared))
         try:
             while pipe.recv():
-                served = [
-                    ServedRequest(request.path, request.received_ms, request.status != 200 or request.code is not None)
-                    for request in sandbox.requests
-                ]
+                served = [_served(request) for request in sandbox.requests]
                 sandbox.requests.clear()
                 pipe.send(served)
         except EOFError:
             pass
+
+
+def _served(request: "Request") -> ServedRequest:
+    is_refused = request.status != 200 or request.code is not None
+    return ServedRequest(request.path, request.received_ms, is_refused)
 
 
 def _rebates(day: date, count: int) -> Iterator[dict[str, Any]]:
@@ -128,9 +138,11 @@ def _rebates(day: date, count: int) -> Iterator[dict[str, Any]]:
 
 
 def _content(rows: Sequence[dict[str, Any]]) -> Content:
-    income, hashes = Decimal(0), 0
+    income = Decimal(0)
+    hashes = 0
     for row in rows:
         line = "|".join(NULL if row.get(name) is None else str(row[name]) for name in FIELDS)
+        digest = md5(line.encode(), usedforsecurity=False).hexdigest()
         income = EXACT.add(income, Decimal(row["income"]))
-        hashes += int(md5(line.encode(), usedforsecurity=False).hexdigest()[:HASH_HEX_DIGITS], 16)
+        hashes += int(digest[:HASH_HEX_DIGITS], 16)
     return Content(len(rows), income, hashes)

@@ -41,11 +41,11 @@ def up_until_landed() -> tuple[float, float, int]:
     project = Project(Path(tempfile.mkdtemp(prefix="benchmark_")))
     try:
         began = time.perf_counter()
-
-        def a_day_has_landed() -> bool:
-            return bool(LANDED.search(up.printed))
-
         with project.started(project.command("up", "--port", str(free_port()))) as up:
+
+            def a_day_has_landed() -> bool:
+                return bool(LANDED.search(up.printed))
+
             with peaks(up=up.process.pid) as memory:
                 wait_for(a_day_has_landed, MAX_WAIT_S)
                 first_day_s = time.perf_counter() - began
@@ -60,32 +60,35 @@ def up_until_landed() -> tuple[float, float, int]:
 def run(quick: bool, rounds: int) -> list[Table]:
     """Measure imports, and the time that `up` takes until days have landed."""
     os.environ["PYTHONPATH"] = str(ROOT)
-    seconds: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    imports = measure_imports(2 if quick else IMPORT_ROUNDS)
+    first_day_s, ready_s, memory = up_until_landed()
+    up = Table(
+        "`affiliate-pipeline up` in a new folder, everything installed",
+        ["until", "s"],
+        [
+            ["the first day has landed", f"{first_day_s:.1f}"],
+            ["Dagster's UI is ready and the newest days have landed", f"{ready_s:.1f}"],
+            ["peak memory of all processes except PostgreSQL's, MB", f"{memory / MB:,.0f}"],
+        ],
+    )
+    return [imports, up]
+
+
+def measure_imports(rounds: int) -> Table:
+    """Measure each of `IMPORTS`."""
     # Compile the modules, so that no measured import does.
     for statement in IMPORTS.values():
         import_s(statement)
-    for _ in range(2 if quick else IMPORT_ROUNDS):
+    seconds: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    for _ in range(rounds):
         for name, statement in IMPORTS.items():
             seconds[name].append(import_s(statement))
+
     medians = {name: statistics.median(measured) for name, measured in seconds.items()}
-    three_largest_s = medians["the three largest dependencies"]
-    first_day_s, ready_s, memory = up_until_landed()
-    return [
-        Table(
-            f"Imports, median of {len(seconds['the code location'])}",
-            ["", "s", "ratio"],
-            [[name, f"{median:.2f}", f"{median / three_largest_s:.2f}"] for name, median in medians.items()],
-            [
-                f"Target for what a landing run imports: at most {MAX_RATIO} times {IMPORTS['the three largest dependencies']!r}."
-            ],
-        ),
-        Table(
-            "`affiliate-pipeline up` in a new folder, everything installed",
-            ["until", "s"],
-            [
-                ["the first day has landed", f"{first_day_s:.1f}"],
-                ["Dagster's UI is ready and the newest days have landed", f"{ready_s:.1f}"],
-                ["peak memory of all processes except PostgreSQL's, MB", f"{memory / MB:,.0f}"],
-            ],
-        ),
-    ]
+    reference = "the three largest dependencies"
+    return Table(
+        f"Imports, median of {rounds}",
+        ["", "s", "ratio"],
+        [[name, f"{median:.2f}", f"{median / medians[reference]:.2f}"] for name, median in medians.items()],
+        [f"Target for what a landing run imports: at most {MAX_RATIO} times {IMPORTS[reference]!r}."],
+    )

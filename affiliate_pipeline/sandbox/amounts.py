@@ -34,8 +34,11 @@ def sum_of(amounts: Iterable[Amount]) -> Amount:
 
 def spread(mean: int, first_draw: int, second_draw: int) -> int:
     """A number with mean `mean` if both draws are uniform below SPREAD: mostly far smaller, rarely 60 times `mean`."""
-    # With x = SPREAD, the mean of x / (first_draw + x / 100) is ln 101 = 4.615, that of 3 (second_draw / x)^2 is 1.
-    return mean * 3 * second_draw**2 * 1000 // (SPREAD * (first_draw + SPREAD // 100) * 4615)
+    # With x = SPREAD, `mean` is multiplied by 3 (second_draw / x)^2 and by x / (first_draw + x / 100) / 4.615. The mean
+    # of either factor is 1, since that of x / (first_draw + x / 100) is ln 101 = 4.615.
+    numerator = mean * 3 * second_draw**2 * 1000
+    denominator = SPREAD * (first_draw + SPREAD // 100) * 4615
+    return numerator // denominator
 
 
 def with_significant_digits(units: int, digits: int) -> int:

@@ -43,8 +43,13 @@ class Call:
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
         """The decoded parameters of query and body, in order; a '+' stays a '+'."""
-        texts = [text for part in (self.query, self.body) for text in part.split("&") if text]
-        return [(unquote(name), unquote(value)) for name, _, value in (text.partition("=") for text in texts)]
+        pairs: list[tuple[str, str]] = []
+        for text in (self.query, self.body):
+            for parameter in text.split("&"):
+                if parameter:
+                    name, _, value = parameter.partition("=")
+                    pairs.append((unquote(name), unquote(value)))
+        return pairs
 
     @cached_property
     def params(self) -> dict[str, str]:

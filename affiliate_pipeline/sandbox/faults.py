@@ -96,6 +96,7 @@ class Faults:
                 status, headers, body = self.next_responses.popleft()
                 return Response(status, body, headers=headers, fault="next_responses")
             kind = self._draw_kind()
+
         match kind:
             case "http_500":
                 return replace(exchange.refusal(500), fault=kind)
@@ -105,15 +106,20 @@ class Faults:
                 return Response(200, FIREWALL_PAGE, "text/html", fault=kind)
             case "rate_limited":
                 return replace(exchange.refusal(429, retry_after_s=self.retry_after_s), fault=kind)
-            case _:  # None, "slow", or what the server applies when it sends: "reset", "truncated"
-                return replace(response, fault=kind, delay_s=self.slow_s if kind == "slow" else 0)
+            case "slow":
+                return replace(response, fault=kind, delay_s=self.slow_s)
+            case _:  # None, or what the server applies when it sends: "reset", "truncated"
+                return replace(response, fault=kind)
 
     def _day_failure(self, call: Call, exchange: Exchange) -> Response | None:
         """The refusal if the call covers a failing day, otherwise None."""
-        if self._days and (covered := exchange.days(call)):
-            for day, (status, code) in self._days.items():
-                if covered[0] <= day <= covered[1]:
-                    return replace(exchange.refusal(status, code), fault="fail_day")
+        covered_days = exchange.days(call) if self._days else None
+        if covered_days is None:
+            return None
+        first, last = covered_days
+        for day, (status, code) in self._days.items():
+            if first <= day <= last:
+                return replace(exchange.refusal(status, code), fault="fail_day")
         return None
 
     def _draw_kind(self) -> str | None:

@@ -8,7 +8,10 @@ class Refused(Exception):
     """The call is refused with this code; `name` is the parameter at fault, if any."""
 
     def __init__(self, code: int, name: str = "", *, status: int = 400, retry_after_s: int | None = None) -> None:
-        self.code, self.name, self.status, self.retry_after_s = code, name, status, retry_after_s
+        self.code = code
+        self.name = name
+        self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class Parameters(dict[str, str]):
@@ -22,9 +25,12 @@ class Parameters(dict[str, str]):
 
     def text(self, name: str) -> str:
         """The text of a required parameter."""
-        if text := self.get(name):
-            return text
-        raise Refused(self.missing if text is None else self.empty, name)
+        text = self.get(name)
+        if text is None:
+            raise Refused(self.missing, name)
+        if not text:
+            raise Refused(self.empty, name)
+        return text
 
     def integer(self, name: str) -> int:
         """The value of a required parameter, an integer of at least 0."""

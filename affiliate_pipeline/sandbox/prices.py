@@ -43,21 +43,25 @@ def close(base: str, quote: str, day: date) -> int:
     """The market's price at the end of the day."""
     if (base, quote) not in _PRICED:
         return price_in(base, quote, day) // (ONE // UNIT)
-    text, span = _PRICED[base, quote]
-    whole, _, rest = text.partition(".")
-    number, days_since = divmod(day.toordinal(), LEVEL_DAYS)
-    level, next_level = (_draw(6 * span, base, "level", each) for each in (number, number + 1))
+    text, max_distance = _PRICED[base, quote]
+    whole, _, decimals = text.partition(".")
+    table_price = int(whole + decimals.ljust(8, "0"))
+
     # Relative to the table's price, in 1/100 %: on the way from one level to the next, plus the day's own distance.
-    deviation = level + (next_level - level) * days_since // LEVEL_DAYS + _draw(span, base, day.isoformat())
-    price = int(whole + rest.ljust(8, "0")) * (10_000 + deviation) // 10_000
-    return with_significant_digits(price, SIGNIFICANT_DIGITS)
+    number, days_since_level = divmod(day.toordinal(), LEVEL_DAYS)
+    level = _draw(6 * max_distance, base, "level", number)
+    next_level = _draw(6 * max_distance, base, "level", number + 1)
+    trend = level + (next_level - level) * days_since_level // LEVEL_DAYS
+    deviation = trend + _draw(max_distance, base, day.isoformat())
+    return with_significant_digits(table_price * (10_000 + deviation) // 10_000, SIGNIFICANT_DIGITS)
 
 
 @cache
 def price_in(coin: str, quote: str, day: date) -> int:
     """The value of the coin in the quote at the end of the day, in units of 10^-18, rounded down."""
-    of_coin, of_quote = _value(coin, day), _value(quote, day)
-    return ONE * of_coin[0] * of_quote[1] // (of_coin[1] * of_quote[0])
+    coin_numerator, coin_denominator = _value(coin, day)
+    quote_numerator, quote_denominator = _value(quote, day)
+    return ONE * coin_numerator * quote_denominator // (coin_denominator * quote_numerator)
 
 
 def worth(usdt: int, coin: str, day: date) -> int:
@@ -71,8 +75,8 @@ def _value(coin: str, day: date) -> tuple[int, int]:
         return 1, 1
     for base, quote in _PRICED:
         if base == coin:
-            of_quote = _value(quote, day)
-            return close(base, quote, day) * of_quote[0], UNIT * of_quote[1]
+            numerator, denominator = _value(quote, day)
+            return close(base, quote, day) * numerator, UNIT * denominator
         if (base, quote) == ("USDT", coin):
             return UNIT, close(base, quote, day)
     raise ValueError(f"no price of {coin}")
@@ -80,7 +84,8 @@ def _value(coin: str, day: date) -> tuple[int, int]:
 
 def _draw(limit: int, *key: str | int) -> int:
     """An integer from -limit to limit that depends only on the key."""
-    return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "big") % (2 * limit + 1) - limit
+    digest = blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % (2 * limit + 1) - limit
 
 
 def text_of(units: int) -> str:

@@ -15,10 +15,10 @@ _json = json.JSONEncoder(ensure_ascii=False).encode
 
 def encode(row: Mapping[str, Any]) -> bytes:
     """The row as one JSON object."""
-    members = (
-        f"{_json(name)}:" + (str(value) if isinstance(value, Number | Decimal) else _json(value))
-        for name, value in row.items()
-    )
+    members: list[str] = []
+    for name, value in row.items():
+        text = str(value) if isinstance(value, Number | Decimal) else _json(value)
+        members.append(f"{_json(name)}:{text}")
     return ("{" + ",".join(members) + "}").encode()
 
 

@@ -105,6 +105,8 @@ class Sandbox:
         self.port = port
         self.now = now
         self.requests: list[Request] = []
+        self._server: _Server | None = None
+
         create = partial(
             Account,
             now=now,
@@ -115,8 +117,9 @@ class Sandbox:
         )
         self.accounts = {alias: create(alias) for alias in ("", *map(alias_of, accounts))}
         default = self.accounts[""]
-        self.binance, self.lbank, self.faults = default.binance, default.lbank, default.faults
-        self._server: _Server | None = None
+        self.binance = default.binance
+        self.lbank = default.lbank
+        self.faults = default.faults
 
     @property
     def url(self) -> str:
@@ -125,19 +128,27 @@ class Sandbox:
         If the sandbox listens on all addresses, clients on other hosts need another address of this machine.
         """
         address = WILDCARDS.get(self.host, self.host)
-        return f"http://[{address}]:{self.port}" if ":" in address else f"http://{address}:{self.port}"
+        if ":" in address:  # IPv6
+            return f"http://[{address}]:{self.port}"
+        return f"http://{address}:{self.port}"
 
     @property
     def variables(self) -> dict[str, str]:
         """The environment variables of a client with all accounts of these exchanges."""
-        exchanges = [exchange for account in self.accounts.values() for exchange in account.exchanges]
-        return {name: value for exchange in exchanges for name, value in exchange.variables(self.url).items()}
+        variables: dict[str, str] = {}
+        for account in self.accounts.values():
+            for exchange in account.exchanges:
+                variables |= exchange.variables(self.url)
+        return variables
 
     @property
     def secrets(self) -> set[str]:
         """All API keys, and the secrets or public keys that belong to them, as accepted now."""
-        by_key = [keys for each in self.accounts.values() for keys in (each.binance.keys, each.lbank.keys)]
-        return {text for keys in by_key for pair in keys.items() for text in pair}
+        secrets: set[str] = set()
+        for account in self.accounts.values():
+            for secret_by_key in (account.binance.keys, account.lbank.keys):
+                secrets.update(secret_by_key.keys(), secret_by_key.values())
+        return secrets
 
     def start(self) -> Self:
         """Start serving; raises OSError if the port is in use."""
@@ -165,14 +176,19 @@ class Sandbox:
     def _respond(self, call: Call) -> Response:
         request = Request(self.now(), call.method, call.path, call.params)
         self.requests.append(request)
-        response = NOT_FOUND
-        if found := self._find(call):
-            account, exchange = found
+
+        account_and_exchange = self._find(call)
+        if account_and_exchange is None:
+            response = NOT_FOUND
+        else:
+            account, exchange = account_and_exchange
             request.account = account.alias
             response = account.faults.inject(exchange.respond(call), call, exchange)
-        # Before the response is sent, so that a client that has it finds the complete request in the log.
+
+        # Completed before the response is sent, so that a client that has received it finds all of this in the log.
         request.status = None if response.fault == "reset" else response.status
-        request.code, request.fault = response.code, response.fault
+        request.code = response.code
+        request.fault = response.fault
         return response
 
     def _find(self, call: Call) -> tuple[Account, Exchange] | None:
@@ -183,7 +199,10 @@ class Sandbox:
             for exchange in account.exchanges
             if call.path.startswith(exchange.prefixes)
         ]
-        return next((each for each in candidates if each[1].serves(call)), candidates[0] if candidates else None)
+        for account, exchange in candidates:
+            if exchange.serves(call):
+                return account, exchange
+        return candidates[0] if candidates else None
 
 
 # What socketserver calls a request; for a UDP server, it is a pair.
@@ -196,7 +215,8 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], respond: Callable[[Call], Response]) -> None:
         self._open: set[socket.socket] = set()
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        host, _ = address
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(address, partial(_Handler, respond))
 
     def server_bind(self) -> None:
@@ -255,17 +275,19 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - names given by http.server
 
     def _send(self, response: Response) -> None:
+        reason, *_ = self.responses.get(response.status, ("",))
         lines = [
-            f"HTTP/1.1 {response.status} {self.responses.get(response.status, ('',))[0]}",
+            f"HTTP/1.1 {response.status} {reason}",
             f"Content-Type: {response.content_type}",
             *(f"{name}: {value}" for name, value in response.headers.items()),
             f"Content-Length: {len(response.body)}",
-            "\r\n",
         ]
+        head = "\r\n".join(lines) + "\r\n\r\n"
         body = response.body
         if response.fault == "truncated":
-            body, self.close_connection = body[: len(body) // 2], True
-        self.wfile.write("\r\n".join(lines).encode("latin-1") + body)
+            body = body[: len(body) // 2]
+            self.close_connection = True
+        self.wfile.write(head.encode("latin-1") + body)
 
     def _reset(self) -> None:
         # Close before the server's orderly shutdown, which would send a FIN first.

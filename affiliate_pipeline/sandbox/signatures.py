@@ -23,19 +23,25 @@ def is_public_key(secret_or_public_pem: str) -> bool:
 @lru_cache
 def verifier(secret_or_public_pem: str) -> Callable[[bytes, str], bool]:
     """A function of payload and signature: whether the signature is valid for this secret or public key."""
-    if not is_public_key(secret_or_public_pem):
+    if is_public_key(secret_or_public_pem):
+        return _public_key_verifier(secret_or_public_pem)
+    return _hmac_verifier(secret_or_public_pem)
 
-        def is_valid_hmac(payload: bytes, signature: str) -> bool:
-            expected = hmac.new(secret_or_public_pem.encode(), payload, hashlib.sha256).hexdigest()
-            return hmac.compare_digest(expected.encode(), signature.lower().encode())
 
-        return is_valid_hmac
+def _hmac_verifier(secret: str) -> Callable[[bytes, str], bool]:
+    def is_valid(payload: bytes, signature: str) -> bool:
+        expected = hmac.new(secret.encode(), payload, hashlib.sha256).hexdigest()
+        return hmac.compare_digest(expected.encode(), signature.lower().encode())
 
-    public = load_pem_public_key(secret_or_public_pem.encode())
+    return is_valid
+
+
+def _public_key_verifier(public_pem: str) -> Callable[[bytes, str], bool]:
+    public = load_pem_public_key(public_pem.encode())
     if not isinstance(public, RSAPublicKey | Ed25519PublicKey):
         raise TypeError(f"an account's key is RSA or Ed25519, not {type(public).__name__}")
 
-    def is_valid_for_public_key(payload: bytes, signature: str) -> bool:
+    def is_valid(payload: bytes, signature: str) -> bool:
         try:
             decoded = base64.b64decode(signature, validate=True)
             if isinstance(public, RSAPublicKey):
@@ -46,4 +52,4 @@ def verifier(secret_or_public_pem: str) -> Callable[[bytes, str], bool]:
             return False
         return True
 
-    return is_valid_for_public_key
+    return is_valid

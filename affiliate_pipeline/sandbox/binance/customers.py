@@ -28,10 +28,12 @@ class Customers:
     def assign(self, customer_id: str, email: str) -> bool:
         """Assign the id to the email instead of the email's previous id; False if another email has the id."""
         with self._lock:
-            if self.by_id.get(customer_id, email).casefold() != email.casefold():
+            current_owner = self.by_id.get(customer_id)
+            if current_owner is not None and current_owner.casefold() != email.casefold():
                 return False
-            for previous in [key for key, owner in self.by_id.items() if owner.casefold() == email.casefold()]:
-                del self.by_id[previous]
+            previous_ids = [id for id, owner in self.by_id.items() if owner.casefold() == email.casefold()]
+            for previous_id in previous_ids:
+                del self.by_id[previous_id]
             self.by_id[customer_id] = email
             return True
 

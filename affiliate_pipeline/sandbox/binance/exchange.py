@@ -1,9 +1,10 @@
 """Binance in the sandbox: Link with one partner and one of its clients, and public market data.
 
-An endpoint is one entry of `_endpoints` (of `_public` if it takes no API key) and one method that returns the body.
+An endpoint is one entry of `_signed_endpoints` (of `_public_endpoints` if it takes no API key) and one method that
+returns the body.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -28,6 +29,9 @@ MAX_SPAN_MS = 7 * DAY_MS
 # The client is one trader of many, so it has fewer rows than the partner.
 REBATES_PER_KICKBACK = 5
 DEFAULT_KICKBACKS, MAX_KICKBACKS = 500, 1000
+LINK = "/sapi/v1/apiReferral"
+WINDOW = frozenset({"startTime", "endTime", "limit"})
+TIME = "/api/v3/time"
 ACCOUNT = "/api/v3/account"
 ACCOUNT_WEIGHT = 20
 API_WEIGHT_HEADER = "X-MBX-USED-WEIGHT-1M"
@@ -39,17 +43,20 @@ DEFAULT_UIDS = {"partner": 39472261, "client": 354937868}
 Role = Literal["partner", "client"]
 
 
+_Body = Callable[[BinanceParameters], bytes]
+
+
 @dataclass(frozen=True)
 class _Public:
-    body: Callable[[BinanceParameters], bytes]
-    parameters: frozenset[str]
+    body: _Body
+    parameters: Set[str]
     weight: int
 
 
 @dataclass(frozen=True)
 class _Endpoint:
-    body: Callable[[BinanceParameters], bytes]
-    parameters: frozenset[str]
+    body: _Body
+    parameters: Set[str]
 
 
 class Binance:
@@ -71,52 +78,66 @@ class Binance:
     def __init__(
         self, alias: str, *, now: Callable[[], int], faults: Faults, weight: WeightLimit, rows_per_day: int
     ) -> None:
-        self.partner_key, self.partner_secret = credential(alias, "partner-key"), credential(alias, "partner-secret")
-        self.client_key, self.client_secret = credential(alias, "client-key"), credential(alias, "client-secret")
+        self.partner_key = credential(alias, "partner-key")
+        self.partner_secret = credential(alias, "partner-secret")
+        self.client_key = credential(alias, "client-key")
+        self.client_secret = credential(alias, "client-secret")
         self.api_agent_code = f"{alias.upper() or 'SANDBOX'}1"
         self.keys: dict[str, str] = {}
         self._roles: dict[str, Role] = {}
         self.add_key(self.partner_key, self.partner_secret, "partner")
         self.add_key(self.client_key, self.client_secret, "client")
-        self.uids: dict[str, int] = {role: _uid(alias, role) for role in self._roles.values()}
+        self.uids: dict[str, int] = {"partner": _uid(alias, "partner"), "client": _uid(alias, "client")}
         self.keys_without_reading: set[str] = set()
-        self.customers = Customers(alias)
+
         self.posts_to_fail = 0
         self.newest_first = False
         self.exclusive_end = False
         self.max_limit = 500
         self.retention_ms: int | None = 7 * DAY_MS
         self.weight = weight
-        client_rows = max(1, rows_per_day // REBATES_PER_KICKBACK)
-        self.kickbacks = Kickbacks(now=now, faults=faults, rows_per_day=client_rows, alias=alias)
-        window = {"startTime", "endTime", "limit"}
-        self.market_data = MarketData(now=now)
-        self._public = {
-            KLINES: _Public(self.market_data.klines, frozenset({"symbol", "interval", *window}), 2),
-            EXCHANGE_INFO: _Public(self.market_data.exchange_info, frozenset({"symbol", "symbols"}), 20),
-        }
         self._alias = alias
         self._now = now
         self._faults = faults
+
+        client_rows_per_day = max(1, rows_per_day // REBATES_PER_KICKBACK)
+        self.customers = Customers(alias)
+        self.kickbacks = Kickbacks(now=now, faults=faults, rows_per_day=client_rows_per_day, alias=alias)
+        self.market_data = MarketData(now=now)
         self._rebates = Records(partial(generated_day, rows_per_day=rows_per_day, alias=alias))
-        partner, client = "partner", "client"
-        customer, agent = {"customerId", "email"}, {"apiAgentCode"}
-        self._endpoints = {
-            (method, f"/sapi/v1/apiReferral/{path}"): {role: _Endpoint(body, frozenset(parameters))}
-            for method, path, body, role, parameters in (
-                ("GET", "rebate/recentRecord", self._rebate_recent_record, partner, window | {"customerId"}),
-                ("GET", "ifNewUser", self._if_new_user, client, agent),
-                ("GET", "customization", self._customization, partner, customer),
-                ("POST", "customization", self._customize, partner, customer),
-                ("GET", "userCustomization", self._user_customization, client, agent),
-                ("POST", "userCustomization", self._customize_user, client, agent | {"customerId"}),
-                ("GET", "kickback/recentRecord", self._kickback_recent_record, client, window),
-                ("POST", "kickback/historicalRecord", self._request_export, client, window),
-                ("GET", "kickback/historicalRecord", self._export_url, client, set[str]()),
-            )
+        self._public = self._public_endpoints()
+        self._endpoints = self._signed_endpoints()
+
+    def _public_endpoints(self) -> dict[str, _Public]:
+        """By path, the endpoints that take no API key."""
+        return {
+            KLINES: _Public(self.market_data.klines, WINDOW | {"symbol", "interval"}, weight=2),
+            EXCHANGE_INFO: _Public(self.market_data.exchange_info, {"symbol", "symbols"}, weight=20),
         }
-        self._endpoints["GET", ACCOUNT] = {
-            role: _Endpoint(partial(self._account, role), frozenset({"omitZeroBalances"})) for role in self.uids
+
+    def _signed_endpoints(self) -> dict[tuple[str, str], dict[Role, _Endpoint]]:
+        """By method and path, the endpoints for each role that may call them."""
+
+        def partner(body: _Body, parameters: Set[str]) -> dict[Role, _Endpoint]:
+            return {"partner": _Endpoint(body, parameters)}
+
+        def client(body: _Body, parameters: Set[str]) -> dict[Role, _Endpoint]:
+            return {"client": _Endpoint(body, parameters)}
+
+        return {
+            ("GET", f"{LINK}/rebate/recentRecord"): partner(self._rebate_recent_record, WINDOW | {"customerId"}),
+            ("GET", f"{LINK}/ifNewUser"): client(self._if_new_user, {"apiAgentCode"}),
+            ("GET", f"{LINK}/customization"): partner(self._customization, {"customerId", "email"}),
+            ("POST", f"{LINK}/customization"): partner(self._customize, {"customerId", "email"}),
+            ("GET", f"{LINK}/userCustomization"): client(self._user_customization, {"apiAgentCode"}),
+            ("POST", f"{LINK}/userCustomization"): client(self._customize_user, {"apiAgentCode", "customerId"}),
+            ("GET", f"{LINK}/kickback/recentRecord"): client(self._kickback_recent_record, WINDOW),
+            ("POST", f"{LINK}/kickback/historicalRecord"): client(self._request_export, WINDOW),
+            ("GET", f"{LINK}/kickback/historicalRecord"): client(self._export_url, set()),
+            ("GET", ACCOUNT): {
+                "partner": _Endpoint(partial(self._account, "partner"), {"omitZeroBalances"}),
+                "client": _Endpoint(partial(self._account, "client"), {"omitZeroBalances"}),
+            },
         }
 
     def variables(self, url: str) -> dict[str, str]:
@@ -157,53 +178,62 @@ class Binance:
             return self.kickbacks.file(call)
         headers: dict[str, str] = {}
         try:
-            if (call.method, call.path) == ("GET", "/api/v3/time"):
-                return Response(200, b'{"serverTime":%d}' % self._clock())
-            if call.method == "GET" and (public := self._public.get(call.path)):
-                headers[API_WEIGHT_HEADER] = str(self.weight.use(public.weight))
-                _check_parameters(call, public.parameters)
-                return Response(200, public.body(BinanceParameters(call.params)), headers=headers)
-            by_role = self._endpoints.get((call.method, call.path))
-            if by_role is None:
-                return NOT_FOUND
-            if call.path == ACCOUNT:
-                headers[API_WEIGHT_HEADER] = str(self.weight.use(ACCOUNT_WEIGHT))
-            else:
-                headers[WEIGHT_HEADER] = str(self.weight.use(1))
-            endpoint = self._verified(call, by_role)
-            if call.method == "POST" and self.posts_to_fail:
-                self.posts_to_fail -= 1
-                raise Refused(-1001, status=500)
-            params = BinanceParameters(call.params)
-            params.host = call.headers.get("Host", "")
-            return Response(200, endpoint.body(params), headers=headers)
+            body = self._body(call, headers)
         except Refused as refused:
             response = self.refusal(refused.status, refused.code, refused.retry_after_s, refused.name)
             return replace(response, headers={**headers, **response.headers})
+        return NOT_FOUND if body is None else Response(200, body, headers=headers)
+
+    def _body(self, call: Call, headers: dict[str, str]) -> bytes | None:
+        """The body of the response, None for an unknown endpoint; `headers` receives the one with the used weight."""
+        if (call.method, call.path) == ("GET", TIME):
+            return b'{"serverTime":%d}' % self._clock()
+        public = self._public.get(call.path) if call.method == "GET" else None
+        if public is not None:
+            headers[API_WEIGHT_HEADER] = str(self.weight.use(public.weight))
+            _check_parameters(call, public.parameters)
+            return public.body(BinanceParameters(call.params))
+        endpoint_by_role = self._endpoints.get((call.method, call.path))
+        if endpoint_by_role is None:
+            return None
+
+        if call.path == ACCOUNT:
+            headers[API_WEIGHT_HEADER] = str(self.weight.use(ACCOUNT_WEIGHT))
+        else:
+            headers[WEIGHT_HEADER] = str(self.weight.use(1))
+        endpoint = self._verified(call, endpoint_by_role)
+        if call.method == "POST" and self.posts_to_fail:
+            self.posts_to_fail -= 1
+            raise Refused(-1001, status=500)
+        params = BinanceParameters(call.params)
+        params.host = call.headers.get("Host", "")
+        return endpoint.body(params)
 
     def refusal(
         self, status: int, code: int | None = None, retry_after_s: int | None = None, name: str = ""
     ) -> Response:
         """A refusal in Binance's format; `name` is the parameter at fault."""
-        return refusal(status, code, name, {} if retry_after_s is None else {"Retry-After": str(retry_after_s)})
+        headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+        return refusal(status, code, name, headers)
 
     def days(self, call: Call) -> tuple[date, date] | None:
         """The first and last UTC day of a call with startTime."""
         if "startTime" not in call.params:
             return None
         # Only the klines may be requested without endTime.
-        start, stop = self._window(BinanceParameters({"endTime": f"{self._now()}"} | call.params), max_span_ms=None)
+        params = BinanceParameters({"endTime": f"{self._now()}"} | call.params)
+        start, stop = self._window(params, max_span_ms=None)
         # With `exclusive_end`, the window may be empty.
-        return day_of(start), day_of(max(start, stop - 1))
+        last_ms = max(start, stop - 1)
+        return day_of(start), day_of(last_ms)
 
-    def _account(self, role: str, _params: BinanceParameters) -> bytes:
+    def _account(self, role: Role, _params: BinanceParameters) -> bytes:
         rates = dict.fromkeys(("maker", "taker", "buyer", "seller"), "0.00000000")
         row = {"makerCommission": 0, "takerCommission": 0, "buyerCommission": 0, "sellerCommission": 0}
         row |= {"commissionRates": rates, "canTrade": False, "canWithdraw": False, "canDeposit": False}
         row |= {"brokered": False, "requireSelfTradePrevention": False, "preventSor": False}
-        return encode(
-            {**row, "updateTime": 0, "accountType": "SPOT", "balances": [], "permissions": [], "uid": self.uids[role]}
-        )
+        row |= {"updateTime": 0, "accountType": "SPOT", "balances": [], "permissions": [], "uid": self.uids[role]}
+        return encode(row)
 
     def _rebate_recent_record(self, params: BinanceParameters) -> bytes:
         start, stop = self._window(params)
@@ -215,8 +245,14 @@ class Binance:
 
     def _if_new_user(self, params: BinanceParameters) -> bytes:
         code = params.text("apiAgentCode")
-        row = {"apiAgentCode": code, "rebateWorking": code == self.api_agent_code, "ifNewUser": True}
-        return encode({**row, "referrerId": self.uids["partner"]})
+        return encode(
+            {
+                "apiAgentCode": code,
+                "rebateWorking": code == self.api_agent_code,
+                "ifNewUser": True,
+                "referrerId": self.uids["partner"],
+            }
+        )
 
     def _customization(self, params: BinanceParameters) -> bytes:
         if {"customerId", "email"} <= params.keys():
@@ -257,7 +293,8 @@ class Binance:
 
     def _request_export(self, params: BinanceParameters) -> bytes:
         start, end = params.window()
-        return self.kickbacks.collect(start, end + 1, params.integer("limit") if "limit" in params else None)
+        limit = params.integer("limit") if "limit" in params else None
+        return self.kickbacks.collect(start, end + 1, limit)
 
     def _export_url(self, params: BinanceParameters) -> bytes:
         body = self.kickbacks.offer(params.host)
@@ -286,15 +323,20 @@ class Binance:
         start, end = params.window()
         if max_span_ms is not None and end - start > max_span_ms:
             raise Refused(-1127)
-        return start, end if self.exclusive_end else end + 1
+        stop = end if self.exclusive_end else end + 1
+        return start, stop
 
     def _clock(self) -> int:
         return self._now() + self._faults.clock_offset_ms
 
-    def _verified(self, call: Call, by_role: Mapping[str, _Endpoint]) -> _Endpoint:
+    def _verified(self, call: Call, endpoint_by_role: Mapping[Role, _Endpoint]) -> _Endpoint:
         """Verify the call and its parameters, or refuse; return the endpoint for the role of its key."""
         api_key = _api_key_of(call)
-        endpoint = by_role.get(self._roles.get(api_key, "partner")) if api_key in self.keys else None
+        if api_key not in self.keys:
+            raise Refused(-2015, status=401)
+        # A key that was added to `keys` without `add_key` is the partner's.
+        role = self._roles.get(api_key, "partner")
+        endpoint = endpoint_by_role.get(role)
         if endpoint is None or (call.path == ACCOUNT and api_key in self.keys_without_reading):
             raise Refused(-2015, status=401)
         verify(call, self.keys[api_key], self._clock())
@@ -302,11 +344,13 @@ class Binance:
         return endpoint
 
 
-def _check_parameters(call: Call, known: frozenset[str]) -> None:
+def _check_parameters(call: Call, known: Set[str]) -> None:
+    """Refuse the call if it has an unknown or an empty parameter."""
     if call.params.keys() - known:
         raise Refused(-1101)
-    if empty := next((name for name, value in call.pairs if not value), None):
-        raise Refused(-1105, empty)
+    for name, value in call.pairs:
+        if not value:
+            raise Refused(-1105, name)
 
 
 def _api_key_of(call: Call) -> str:
@@ -314,4 +358,7 @@ def _api_key_of(call: Call) -> str:
 
 
 def _uid(alias: str, role: Role) -> int:
-    return int(10**8 + Random(f"{alias} {role} uid").random() * 9 * 10**8) if alias else DEFAULT_UIDS[role]
+    """The role's uid in this account: fixed for the default account, otherwise 9 digits that depend on the alias."""
+    if not alias:
+        return DEFAULT_UIDS[role]
+    return int(10**8 + Random(f"{alias} {role} uid").random() * 9 * 10**8)

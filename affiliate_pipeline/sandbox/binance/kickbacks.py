@@ -15,7 +15,6 @@ from functools import partial
 from hashlib import sha256
 from random import Random
 from typing import Any, Literal
-from urllib.parse import quote
 from uuid import UUID
 
 from affiliate_pipeline.sandbox.amounts import ONE
@@ -108,14 +107,18 @@ class Kickbacks:
         rows += [dict(row) for row in self.stray_rows]
         # The exchange does not promise that files are ordered by time.
         rows.sort(key=lambda row: (str(row.get("asset")), int(row["time"])))
+
         with self._lock:
             random = Random(f"{self._alias}history {len(self._collections)} {start} {stop} {self._now()}")
-            first, second = (UUID(int=random.getrandbits(128)) for _ in range(2))
-            path = f"{FILES}{first}/part-00000-{second}-c000.csv"
+            folder_id = UUID(int=random.getrandbits(128))
+            file_id = UUID(int=random.getrandbits(128))
+            path = f"{FILES}{folder_id}/part-00000-{file_id}-c000.csv"
             file = _csv(self.form, rows)
             if self.form.packed == "gzip":
-                path, file = f"{path}.gz", gzip.compress(file)
-            self._collections.append(_Collection(path, file, self._now() + self.collect_ms, self.form))
+                path = f"{path}.gz"
+                file = gzip.compress(file)
+            ready_ms = self._now() + self.collect_ms
+            self._collections.append(_Collection(path, file, ready_ms, self.form))
         return COLLECTING
 
     def offer(self, host: str = "") -> bytes | None:
@@ -124,23 +127,14 @@ class Kickbacks:
         `host` is where the URL was requested. `Faults.pending` has precedence.
         """
         with self._lock:
-            ready = [each for each in self._collections if each.ready_ms <= self._now()]
-            fault = self._faults.pending.popleft() if self._faults.pending else None
-            newest_is_ready = bool(ready) and ready[-1] is self._collections[-1]
-            if fault is None and newest_is_ready:
-                return self._url_body(ready[-1], host)
-            earlier = [each for each in ready if each is not self._collections[-1]]
-            match fault or ("message" if self._collections else "error"):
-                case "message":
-                    return COLLECTING
-                case "previous":
-                    return self._url_body(earlier[-1], host) if earlier else COLLECTING
-                case "empty":
-                    return b""
-                case "null":
-                    return b"null"
-                case _:
-                    return None
+            if self._faults.pending:
+                return self._pending_body(self._faults.pending.popleft(), host)
+            if not self._collections:
+                return None
+            newest = self._collections[-1]
+            if newest.ready_ms > self._now():
+                return COLLECTING
+            return self._url_body(newest, host)
 
     def has_file(self, path: str) -> bool:
         """Whether a file of this client has the path."""
@@ -151,29 +145,47 @@ class Kickbacks:
         self.file_headers.append({name.lower(): value for name, value in call.headers.items()})
         if "x-mbx-apikey" in self.file_headers[-1]:
             return _refusal(400, "InvalidArgument", "A key of the exchange's API was sent to the file host")
-        found = next((each for each in self._collections if each.path == call.path), None)
-        if found is None:
+        collection = next((each for each in self._collections if each.path == call.path), None)
+        if collection is None:
             return _refusal(404, "NoSuchKey", "The specified key does not exist.")
         expires = call.params.get("Expires", "")
         if call.params.get("Signature") != _signature(call.path, expires):
             return _refusal(403, "SignatureDoesNotMatch", "The request signature does not match.")
         if int(expires) <= self._now() // 1000:
             return _refusal(403, "AccessDenied", "Request has expired")
-        if found.form.packed == "encoding":
-            return Response(200, gzip.compress(found.file), "text/csv", headers={"Content-Encoding": "gzip"})
-        return Response(200, found.file, "application/octet-stream")
+        if collection.form.packed == "encoding":
+            return Response(200, gzip.compress(collection.file), "text/csv", headers={"Content-Encoding": "gzip"})
+        return Response(200, collection.file, "application/octet-stream")
+
+    def _pending_body(self, fault: str, host: str) -> bytes | None:
+        """The body that `offer` returns for a fault of `Faults.pending`."""
+        match fault:
+            case "message":
+                return COLLECTING
+            case "previous":
+                ready = [each for each in self._collections[:-1] if each.ready_ms <= self._now()]
+                return self._url_body(ready[-1], host) if ready else COLLECTING
+            case "empty":
+                return b""
+            case "null":
+                return b"null"
+            case _:  # "error"
+                return None
 
     def _url_body(self, collection: _Collection, host: str) -> bytes:
         """The body with a new URL of the collection's file; the URL is added to `urls`."""
-        lifetime_ms = 0 if self._faults.expired_urls > 0 else self.url_lifetime_ms
-        self._faults.expired_urls = max(0, self._faults.expired_urls - 1)
+        lifetime_ms = self.url_lifetime_ms
+        if self._faults.expired_urls > 0:
+            self._faults.expired_urls -= 1
+            lifetime_ms = 0
         expires = f"{(self._now() + lifetime_ms) // 1000}"
+
+        base_url = self.file_base_url or f"http://{host}"
         signature = _signature(collection.path, expires)
-        token = quote(signature[::-1], safe="")  # not verified, so any text
+        token = signature[::-1]  # not verified, so any text
         url = (
-            f"{self.file_base_url or f'http://{host}'}{collection.path}"
-            f"?AWSAccessKeyId=ASIASANDBOX{len(self.urls):05d}&Expires={expires}"
-            f"&x-amz-security-token={token}&Signature={quote(signature, safe='')}"
+            f"{base_url}{collection.path}?AWSAccessKeyId=ASIASANDBOX{len(self.urls):05d}&Expires={expires}"
+            f"&x-amz-security-token={token}&Signature={signature}"
         )
         self.urls.append(url)
         return f'"{url}"'.encode() if collection.form.url == "json" else url.encode()
@@ -183,7 +195,8 @@ def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
     """About `rows_per_day` kickbacks of the account's client, with times at the day's edges and odd amounts."""
     rnd = Random(f"{alias}kickbacks {day.isoformat()} {rows_per_day}").random
     count = int(rows_per_day * (0.7 + 0.6 * rnd()))
-    markets, mean = markets_of(day), DAY_TOTAL * ONE // max(rows_per_day, MIN_ROWS)
+    markets = markets_of(day)
+    mean = DAY_TOTAL * ONE // max(rows_per_day, MIN_ROWS)
     times: list[int] = []
     rows: list[bytes] = []
     for offset in offsets(rnd, count):
@@ -197,24 +210,29 @@ def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
 
 def _csv(form: FileForm, rows: Iterable[Mapping[str, Any]]) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([form.header, *_cells(form, rows)] if form.header else [])
+    if form.header:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(form.header)
+        writer.writerows(_cells(form, rows))
     return text.getvalue().encode()
 
 
 def _cells(form: FileForm, rows: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:
     for row in rows:
-        plain = {name.lower(): str(value) for name, value in row.items()}
+        cell_by_name = {name.lower(): str(value) for name, value in row.items()}
         if form.time == "text":
-            plain["time"] = _utc(int(plain["time"]))
+            cell_by_name["time"] = _utc(int(cell_by_name["time"]))
         # A header may be in capitals or have underscores.
-        yield [plain.get(name.lower().replace("_", ""), "") for name in form.header]
+        yield [cell_by_name.get(name.lower().replace("_", ""), "") for name in form.header]
 
 
 def _utc(ms: int) -> str:
     """`YYYY-MM-DD HH:MM:SS`, with milliseconds where there are any."""
     seconds, rest = divmod(ms % DAY_MS, 1000)
     text = f"{day_of(ms)} {seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-    return text + (f".{rest:03d}" if rest else "")
+    if rest:
+        text += f".{rest:03d}"
+    return text
 
 
 def _signature(path: str, expires: str) -> str:

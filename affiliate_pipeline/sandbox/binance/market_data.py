@@ -1,6 +1,7 @@
 """Binance's public market data: daily klines and the list of markets, without a key."""
 
 import json
+import math
 from collections.abc import Callable
 from datetime import date, timedelta
 
@@ -38,25 +39,19 @@ class MarketData:
         end = params.integer("endTime") if "endTime" in params else self._now()
         if end < start:
             raise Refused(-1128, "endTime")
-        last_ms = min(end, self._now(), start_of(self.delisted[symbol]) if symbol in self.delisted else end)
-        first_day = -(-max(start, LISTED_SINCE_MS) // DAY_MS)
-        days = range(first_day, last_ms // DAY_MS + 1)
+
+        last_ms = min(end, self._now())
+        if symbol in self.delisted:
+            last_ms = min(last_ms, start_of(self.delisted[symbol]))
+        # Days since 1970 that begin in the window.
+        days = range(math.ceil(max(start, LISTED_SINCE_MS) / DAY_MS), last_ms // DAY_MS + 1)
         days = days[:limit] if "startTime" in params else days[-limit:]
-        return json.dumps([self._kline(symbol, number * DAY_MS) for number in days], separators=(",", ":")).encode()
+        klines = [self._kline(symbol, number * DAY_MS) for number in days]
+        return json.dumps(klines, separators=(",", ":")).encode()
 
     def exchange_info(self, params: BinanceParameters) -> bytes:
         """The markets requested as `symbol` or `symbols`, by default all."""
-        if {"symbol", "symbols"} <= params.keys():
-            raise Refused(-1128)
-        symbols = list(MARKETS)
-        if "symbol" in params:
-            symbols = [_listed(params.text("symbol"))]
-        elif "symbols" in params:
-            try:
-                symbols = [_listed(symbol) for symbol in json.loads(params.text("symbols"))]
-            except (ValueError, TypeError):
-                raise Refused(-1100, "symbols") from None
-        markets = [self._market(symbol) for symbol in symbols]
+        markets = [self._market(symbol) for symbol in _requested_symbols(params)]
         info: dict[str, object] = {"timezone": "UTC", "serverTime": self._now(), "rateLimits": []}
         return encode({**info, "exchangeFilters": [], "symbols": markets})
 
@@ -64,19 +59,34 @@ class MarketData:
         """The kline of the day that begins at `opened`; on the current day, the price moves towards the close."""
         base, quote = MARKETS[symbol]
         day = day_of(opened)
-        open_price, close_price = close(base, quote, day - timedelta(1)), close(base, quote, day)
-        last = open_price + (close_price - open_price) * min(DAY_MS, self._now() + 1 - opened) // DAY_MS
-        high, low = max(open_price, last), min(open_price, last)
-        high, low = high + high // 200, low - low // 250
+        open_price = close(base, quote, day - timedelta(1))
+        close_price = close(base, quote, day)
+        elapsed_ms = min(DAY_MS, self._now() + 1 - opened)
+        last_price = open_price + (close_price - open_price) * elapsed_ms // DAY_MS
+
+        higher_price = max(open_price, last_price)
+        lower_price = min(open_price, last_price)
         turnover = 10**7 * UNIT
-        volume = turnover * UNIT // last
-        prices = (text_of(price) for price in (open_price, high, low, last))
-        by_takers = (text_of(volume // 2), text_of(turnover // 2))
-        return [opened, *prices, text_of(volume), opened + DAY_MS - 1, text_of(turnover), 81_234, *by_takers, "0"]
+        volume = turnover * UNIT // last_price
+        return [
+            opened,
+            text_of(open_price),
+            text_of(higher_price + higher_price // 200),
+            text_of(lower_price - lower_price // 250),
+            text_of(last_price),
+            text_of(volume),
+            opened + DAY_MS - 1,
+            text_of(turnover),
+            81_234,  # the number of trades
+            text_of(volume // 2),
+            text_of(turnover // 2),
+            "0",
+        ]
 
     def _market(self, symbol: str) -> dict[str, object]:
         base, quote = MARKETS[symbol]
-        ended = symbol in self.delisted and start_of(self.delisted[symbol]) + DAY_MS <= self._now()
+        last_day = self.delisted.get(symbol)
+        ended = last_day is not None and start_of(last_day) + DAY_MS <= self._now()
         return {
             "symbol": symbol,
             "status": "BREAK" if ended else "TRADING",
@@ -89,7 +99,22 @@ class MarketData:
         }
 
 
+def _requested_symbols(params: BinanceParameters) -> list[str]:
+    """The symbol or symbols of the parameters; without either, all."""
+    if {"symbol", "symbols"} <= params.keys():
+        raise Refused(-1128)
+    if "symbol" in params:
+        return [_listed(params.text("symbol"))]
+    if "symbols" not in params:
+        return list(MARKETS)
+    try:
+        return [_listed(symbol) for symbol in json.loads(params.text("symbols"))]
+    except (ValueError, TypeError):
+        raise Refused(-1100, "symbols") from None
+
+
 def _listed(symbol: object) -> str:
+    """The symbol itself if there is such a market; refuses any other value."""
     if isinstance(symbol, str) and symbol in MARKETS:
         return symbol
     raise Refused(-1121)

@@ -71,26 +71,37 @@ def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
     """
     customers_of_account = customers_of(alias)
     cumulative_weights = _zipf(len(customers_of_account))
-    markets, mean = markets_of(day), DAY_TOTAL * ONE // max(rows_per_day, MIN_ROWS)
-    rnd = Random(f"{alias}rebates {day.isoformat()} {rows_per_day}").random
-    count = int(rows_per_day * (0.65 + 0.2 * rnd() if day.weekday() >= 5 else 0.95 + 0.25 * rnd()))
+    markets = markets_of(day)
+    mean = DAY_TOTAL * ONE // max(rows_per_day, MIN_ROWS)
     midnight = start_of(day)
-    duplicated = {int(rnd() * count) for _ in range(count // 400 + (count >= 20))}
+
+    rnd = Random(f"{alias}rebates {day.isoformat()} {rows_per_day}").random
+    is_weekend = day.weekday() >= 5
+    share = 0.65 + 0.2 * rnd() if is_weekend else 0.95 + 0.25 * rnd()
+    count = int(rows_per_day * share)
+    duplicate_count = count // 400 + 1 if count >= 20 else 0
+    duplicated_numbers = {int(rnd() * count) for _ in range(duplicate_count)}
+
     times: list[int] = []
     customers: list[str] = []
     rows: list[bytes] = []
     for number, offset in enumerate(offsets(rnd, count)):
         at = midnight + offset
-        customer, head = customers_of_account[bisect_right(cumulative_weights, int(cumulative_weights[-1] * rnd()))]
+        drawn_weight = int(cumulative_weights[-1] * rnd())
+        customer, head = customers_of_account[bisect_right(cumulative_weights, drawn_weight)]
         market, commission, income = payment(rnd, mean, markets)
+        order_id = 10**7 + int(rnd() * 2**42)
+        trade_id = 10**5 + int(rnd() * 2**41)
+        # Payouts are at whole hours, so round up.
+        paid_at = (at + PAYOUT_AFTER_MS + HOUR_MS - 1) // HOUR_MS * HOUR_MS
         row = (
             f'{head},"income":"{income}","asset":"{market.asset}","symbol":"{market.symbol}","time":{at}'
-            f',"orderId":{10**7 + int(rnd() * 2**42)},"tradeId":{10**5 + int(rnd() * 2**41)}'
-            f',"distributeTime":{-(-(at + PAYOUT_AFTER_MS) // HOUR_MS) * HOUR_MS}'
+            f',"orderId":{order_id},"tradeId":{trade_id},"distributeTime":{paid_at}'
             f',"commissionAsset":"{market.commission_asset}","commission":"{commission}"'
             f',"convertPrice":"{market.convert_price}"}}'
         ).encode()
-        for _ in range(2 if number in duplicated else 1):
+        copies = 2 if number in duplicated_numbers else 1
+        for _ in range(copies):
             times.append(at)
             customers.append(customer)
             rows.append(row)
@@ -116,7 +127,8 @@ def markets_of(day: date) -> list[Market]:
     for symbol, asset, commission_asset, decimals, weight in MARKETS:
         price = _cut(price_in(commission_asset, asset, day), decimals)
         usdt = price_in(commission_asset, "USDT", day)
-        markets += [Market(symbol, asset, commission_asset, usdt, price.units, str(price))] * weight
+        market = Market(symbol, asset, commission_asset, usdt, price.units, convert_price=str(price))
+        markets += [market] * weight
     return markets
 
 
@@ -134,15 +146,25 @@ def payment(rnd: Callable[[], float], mean: int, markets: Sequence[Market]) -> t
 
 def offsets(rnd: Callable[[], float], count: int) -> list[int]:
     """`count` times of a day in ms since midnight, sorted: both edges, a few bursts, the rest by hourly activity."""
-    offsets = [0, DAY_MS - 1][:count]
-    for _ in range(2 + int(3 * rnd()) if count >= 100 else 0):
-        size = min(800, int(count * (0.05 + 0.05 * rnd())))
-        start = int(rnd() * (DAY_MS - MINUTE_MS))
-        in_one_ms = min(40, size // 4)
-        offsets += [start + int(rnd() * MINUTE_MS)] * in_one_ms
-        offsets += [start + int(rnd() * MINUTE_MS) for _ in range(size - in_one_ms)]
-    offsets += [int((HOURS[int(rnd() * len(HOURS))] + rnd()) * HOUR_MS) for _ in range(count - len(offsets))]
-    return sorted(offsets)
+    times = [0, DAY_MS - 1][:count]
+    if count >= 100:
+        burst_count = 2 + int(3 * rnd())
+        for _ in range(burst_count):
+            times += _burst(rnd, count)
+    for _ in range(count - len(times)):
+        hour = HOURS[int(rnd() * len(HOURS))]
+        times.append(int((hour + rnd()) * HOUR_MS))
+    return sorted(times)
+
+
+def _burst(rnd: Callable[[], float], count: int) -> list[int]:
+    """The times of 5 to 10 % of a day's `count` rows within one minute: up to 40 in the same ms, the rest at random."""
+    size = min(800, int(count * (0.05 + 0.05 * rnd())))
+    start = int(rnd() * (DAY_MS - MINUTE_MS))
+    in_one_ms = min(40, size // 4)
+    times = [start + int(rnd() * MINUTE_MS)] * in_one_ms
+    times += [start + int(rnd() * MINUTE_MS) for _ in range(size - in_one_ms)]
+    return times
 
 
 def _commission(units: int, rnd: Callable[[], float]) -> Amount:
@@ -155,13 +177,15 @@ def _commission(units: int, rnd: Callable[[], float]) -> Amount:
     if chance > 0.02:
         return _cut(with_significant_digits(units, 1), 8)
     if chance > 0.006:
-        return _cut(units, 2 if units > ONE // 100 else 8)
+        scale = 2 if units > ONE // 100 else 8
+        return _cut(units, scale)
     if chance > 0.003:
         return Amount(10**10, 8)
     return Amount(0, 8) if chance > 0.001 else Amount(1, 18)
 
 
 def _cut(units: int, scale: int) -> Amount:
+    """The amount without the decimals after the first `scale`."""
     step = 10 ** (18 - scale)
     return Amount(units // step * step, scale)
 
@@ -184,9 +208,13 @@ def customers_of(alias: str) -> list[tuple[str, str]]:
 
     customers: list[tuple[str, str]] = []
     for number in range(290):
-        email = f"{random_text(2 + int(rnd() * 3))}*****@{domains[int(rnd() * len(domains))]}"
-        customers.append(("" if rnd() < 0.2 else random_text(6), email))
+        mailbox = random_text(2 + int(rnd() * 3))
+        domain = domains[int(rnd() * len(domains))]
+        id = "" if rnd() < 0.2 else random_text(6)
+        customers.append((id, f"{mailbox}*****@{domain}"))
         if number % 20 == 7:
             odd_id, odd_email = ODD_CUSTOMERS[number // 20 % len(ODD_CUSTOMERS)]
             customers.append((alias + odd_id if odd_id else "", alias + odd_email))
-    return [(id, encode({"customerId": id, "email": email})[:-1].decode()) for id, email in customers]
+
+    # A row continues after the email.
+    return [(id, encode({"customerId": id, "email": email}).decode().removesuffix("}")) for id, email in customers]

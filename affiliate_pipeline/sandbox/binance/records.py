@@ -34,12 +34,18 @@ class Day:
         indices: Sequence[int] = range(bisect_left(self.times, start), bisect_left(self.times, stop))
         if customer is not None:
             indices = [i for i in indices if self.customers[i] == customer]
-        indices = (indices[::-1] if newest_first else indices)[:limit]
-        paid_count = len(self.rows)
-        if self.paid_later:
-            # Payouts are at whole hours.
-            paid_count = bisect_right(self.times, now // HOUR_MS * HOUR_MS - PAYOUT_AFTER_MS)
-        return [self.rows[i] if i < paid_count else _unpaid(self.rows[i]) for i in indices]
+        if newest_first:
+            indices = indices[::-1]
+        paid_count = self._paid_count(now)
+        return [self.rows[i] if i < paid_count else _unpaid(self.rows[i]) for i in indices[:limit]]
+
+    def _paid_count(self, now: int) -> int:
+        """How many rows, the oldest, have been paid out at `now`."""
+        if not self.paid_later:
+            return len(self.rows)
+        # Payouts are at whole hours.
+        last_payout_ms = now // HOUR_MS * HOUR_MS
+        return bisect_right(self.times, last_payout_ms - PAYOUT_AFTER_MS)
 
 
 EMPTY_DAY = Day([], [], [], paid_later=False)
@@ -90,8 +96,11 @@ class Records:
         if retained_ms is not None:
             start = max(start, now - retained_ms)
         days = [day_of(ms) for ms in range(start // DAY_MS * DAY_MS, stop, DAY_MS)]
+        if newest_first:
+            days.reverse()
+
         rows: list[bytes] = []
-        for day in reversed(days) if newest_first else days:
+        for day in days:
             remaining = None if limit is None else limit - len(rows)
             if remaining == 0:
                 break

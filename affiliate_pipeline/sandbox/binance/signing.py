@@ -26,16 +26,27 @@ def verify(call: Call, secret_or_public_pem: str, clock_ms: int) -> None:
         raise Refused(-1101)
     params = BinanceParameters(call.params)
     signature = params.text("signature")
-    # The signed text is the query followed directly by the body; the signature has to be the last parameter.
-    before, last = (call.query, call.body) if call.body else ("", call.query)
-    head, found, _ = f"&{last}".rpartition("&signature=")
-    if not found or call.pairs[-1][0] != "signature":
+    if not verifier(secret_or_public_pem)(_signed_text(call).encode(), signature):
         raise Refused(-1022)
-    if not verifier(secret_or_public_pem)((before + head[1:]).encode(), signature):
-        raise Refused(-1022)
+
     sent_at = params.integer("timestamp")
     recv_window = params.integer("recvWindow") if "recvWindow" in params else DEFAULT_RECV_WINDOW_MS
     if recv_window > MAX_RECV_WINDOW_MS:
         raise Refused(-1131)
-    if not -recv_window <= sent_at - clock_ms <= MAX_AHEAD_MS:
+    ahead_ms = sent_at - clock_ms
+    if not -recv_window <= ahead_ms <= MAX_AHEAD_MS:
         raise Refused(-1021)
+
+
+def _signed_text(call: Call) -> str:
+    """The query followed directly by the body, without the signature; refuses if it is not the last parameter."""
+    last_name, _ = call.pairs[-1]
+    if last_name != "signature":
+        raise Refused(-1022)
+    # The leading "&" is for a signature that is the only parameter of the query or the body.
+    last_part = call.body or call.query
+    head, separator, _ = f"&{last_part}".rpartition("&signature=")
+    if not separator:  # the name is percent-encoded
+        raise Refused(-1022)
+    signed_part = head.removeprefix("&")
+    return call.query + signed_part if call.body else signed_part

@@ -1,5 +1,6 @@
 """Binance's limit of the weight that an IP address may use, and its ban of callers that ignore it."""
 
+import math
 import threading
 from collections.abc import Callable
 
@@ -32,10 +33,12 @@ class WeightLimit:
         with self._lock:
             if now < self._banned_until:
                 raise _too_many(418, self._banned_until - now)
+
             if self._used.count(now, self.window_ms) + weight <= self.limit:
                 self._used.add(now, weight)
                 self._refused_in_a_row = 0
                 return len(self._used.times)
+
             self._refused_in_a_row += 1
             if self._refused_in_a_row > self.refusals_before_ban:
                 self._refused_in_a_row = 0
@@ -46,4 +49,4 @@ class WeightLimit:
 
 
 def _too_many(status: int, retry_after_ms: int) -> Refused:
-    return Refused(-1003, status=status, retry_after_s=max(1, -(-retry_after_ms // 1000)))
+    return Refused(-1003, status=status, retry_after_s=max(1, math.ceil(retry_after_ms / 1000)))

@@ -1,5 +1,6 @@
 """Generated commissions of agents."""
 
+from collections.abc import Iterator
 from datetime import date
 
 from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS
@@ -19,23 +20,31 @@ def commissions_of(agent: User, day: date, totals: Totals) -> list[tuple[int, st
     The coins' values at the day's close add up to the agent's share of the fees, except for decimals that are cut off;
     some rows have "0" as the value in USDT.
     """
-    paid: list[tuple[int, str, bytes]] = []
+    commissions: list[tuple[int, str, bytes]] = []
     for trade_type in (SPOT, FUTURES):
         units = totals.commission.get((agent.open_id, trade_type), 0)
-        if not units:
-            continue
-        below = draws("commission", agent.id, day.isoformat(), trade_type)
-        count = 2 + below(3) if agent.parent is None else 1 + below(3)
-        first = below(len(COINS))
-        coins = sorted(COINS[(first + i) % len(COINS)] for i in range(count))
-        parts = [1 + below(100) for _ in coins]
-        for coin, part in zip(coins, parts, strict=True):
-            value = units * part // sum(parts)
-            amount = with_drawn_scale(below, worth(value, coin.upper(), day))
-            in_usdt = "0" if below(4) == 0 else with_drawn_scale(below, value)
-            row = (
-                f'{{"openId":"{agent.open_id}","coinSymbol":"{coin}","amount":"{amount}","tradeType":{trade_type}'
-                f',"statsDate":{start_of(day)},"usdtAmount":"{in_usdt}"}}'
-            )
-            paid.append((trade_type, coin, row.encode()))
-    return paid
+        if units:
+            rows = _rows(agent, day, trade_type, units)
+            commissions += [(trade_type, coin, row) for coin, row in rows]
+    return commissions
+
+
+def _rows(agent: User, day: date, trade_type: int, units: int) -> Iterator[tuple[str, bytes]]:
+    """The agent's commissions of one trade type, worth `units` in total, in the order of their coins: coin, row."""
+    below = draws("commission", agent.id, day.isoformat(), trade_type)
+    count = 1 + below(3)
+    if agent.parent is None:
+        count += 1
+    first = below(len(COINS))
+    coins = sorted(COINS[(first + i) % len(COINS)] for i in range(count))
+    parts = [1 + below(100) for _ in coins]
+
+    for coin, part in zip(coins, parts, strict=True):
+        value = units * part // sum(parts)
+        amount = with_drawn_scale(below, worth(value, coin.upper(), day))
+        in_usdt = "0" if below(4) == 0 else with_drawn_scale(below, value)
+        row = (
+            f'{{"openId":"{agent.open_id}","coinSymbol":"{coin}","amount":"{amount}","tradeType":{trade_type}'
+            f',"statsDate":{start_of(day)},"usdtAmount":"{in_usdt}"}}'
+        )
+        yield coin, row.encode()

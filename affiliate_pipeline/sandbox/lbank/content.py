@@ -31,6 +31,25 @@ SCOPES: dict[str, Scope] = {
 
 Rows = list[bytes]
 
+# The profile of an openId that is not listed under the affiliate.
+EMPTY_PROFILE = {
+    "openId": None,
+    "code": None,
+    "createTime": None,
+    "directInvitation": False,
+    "deposit": False,
+    "transaction": False,
+    "kycStatus": None,
+    "userLevel": None,
+    "currencyFeeAmt": None,
+    "contractFeeAmt": None,
+    "inviteResult": False,
+    "currencyTotalFeeAmt": "0.0000",
+    "currencyTotalFeeAmtUsdt": "0.0000",
+    "contractTotalFeeAmt": "0.0000",
+    "reserveAmt": "0.0000",
+}
+
 
 class Content:
     """The users and what they do. Times are in ms, ranges include both ends.
@@ -84,18 +103,24 @@ class Content:
         kinds = {name: kind for kind, (name, _, _) in MONEY.items()}
 
         def as_money(row: Mapping[str, Any]) -> Money:
-            at, encoded = int(row["createTime"]), encode(row)
-            user = self._users.find(str(row["openId"]), self._now())
-            updated_at = int(row.get("updateTime") or at)
-            return Money(at, kinds[row["subInOutType"]], str(row.get("assetCode")), user, updated_at, encoded, encoded)
+            at = int(row["createTime"])
+            encoded = encode(row)
+            return Money(
+                at,
+                kind=kinds[row["subInOutType"]],
+                asset=str(row.get("assetCode")),
+                user=self._users.find(str(row["openId"]), self._now()),
+                ended_at=int(row.get("updateTime") or at),
+                pending=encoded,
+                ended=encoded,
+            )
 
         self._money_override = by_kind(map(as_money, rows))
 
     def set_commissions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace all commissions by these, each sent as given, in this order within a day."""
-        self._commissions_override = [
-            (dict(row), encode(row)) for row in sorted(rows, key=lambda row: int(row["statsDate"]))
-        ]
+        by_day = sorted(rows, key=lambda row: int(row["statsDate"]))
+        self._commissions_override = [(dict(row), encode(row)) for row in by_day]
 
     @property
     def users(self) -> list[dict[str, Any]]:
@@ -117,30 +142,27 @@ class Content:
 
     def commissions(self, day: date) -> list[dict[str, Any]]:
         """The commissions of the affiliate and of every agent under it."""
-        agents = [user for user in self._affiliate_and_listed() if user.is_agent]
-        return [
-            row
-            for agent in agents
-            for row in _decoded(self._commission_rows(agent, *bounds_of(day), (SPOT, FUTURES), ""))
-        ]
+        rows: Rows = []
+        for agent in self._agents():
+            rows += self._commission_rows(agent, *bounds_of(day), types=(SPOT, FUTURES), coin="")
+        return _decoded(rows)
 
     def trades(self, day: date, trade_type: int = 10) -> list[dict[str, Any]]:
         """The trades of the affiliate and of every user listed under it."""
-        return [row for user in self._affiliate_and_listed() for row in self._traded(user, day, trade_type, team=False)]
+        return self._trades_of(self._affiliate_and_listed(), day, trade_type, team=False)
 
     def team_trades(self, day: date, trade_type: int = 10) -> list[dict[str, Any]]:
         """The trades of the teams of the affiliate and of every agent under it."""
-        agents = [user for user in self._affiliate_and_listed() if user.is_agent]
-        return [row for agent in agents for row in self._traded(agent, day, trade_type, team=True)]
+        return self._trades_of(self._agents(), day, trade_type, team=True)
 
     def future(self, day: date, user_type: str) -> dict[str, Any]:
         """The futures turnover and fee of the users in the affiliate's scope."""
-        return decode(self._futures_row(self._users.affiliate, *bounds_of(day), SCOPES[user_type], None))
+        return decode(self._futures_row(self._users.affiliate, *bounds_of(day), SCOPES[user_type], symbol=None))
 
     def money(self, day: date, sub_in_out_type: str) -> list[dict[str, Any]]:
         """The money of one kind, as in requests ("IN_DEPOSIT"), of the affiliate and of every user."""
-        found = self._money_between(self._users.affiliate, *bounds_of(day), SCOPES["ALL"], sub_in_out_type)
-        return _decoded([money.row(self._now()) for money in found])
+        of_kind = self._money_between(self._users.affiliate, *bounds_of(day), SCOPES["ALL"], sub_in_out_type)
+        return _decoded([money.row(self._now()) for money in of_kind])
 
     # What the endpoints return
 
@@ -148,7 +170,12 @@ class Content:
         """The affiliate and the users listed under it."""
         return [self._users.affiliate, *self._users.listed(self._now())]
 
+    def _agents(self) -> list[User]:
+        """The affiliate and the agents listed under it."""
+        return [user for user in self._affiliate_and_listed() if user.is_agent]
+
     def _listed(self, start: int, end: int) -> list[User]:
+        """The users listed under the affiliate who registered in [start, end], in the order of responses."""
         users = [user for user in self._users.listed(self._now()) if start <= user.registered_ms <= end]
         return users[::-1] if self.newest_first else users
 
@@ -162,71 +189,82 @@ class Content:
 
     def _info_row(self, open_id: str) -> bytes:
         now = self._now()
-        user = next((user for user in self._affiliate_and_listed() if user.open_id == open_id), None)
-        if user:
-            return f'{{{profile(user, now)},"inviteResult":true,{balances(user, now)}}}'.encode()
-        unrelated = dict.fromkeys(("openId", "code", "createTime"))
-        unrelated |= dict.fromkeys(("directInvitation", "deposit", "transaction"), False)
-        unrelated |= dict.fromkeys(("kycStatus", "userLevel", "currencyFeeAmt", "contractFeeAmt"))
-        amounts = ("currencyTotalFeeAmt", "currencyTotalFeeAmtUsdt", "contractTotalFeeAmt", "reserveAmt")
-        return encode(unrelated | {"inviteResult": False} | dict.fromkeys(amounts, "0.0000"))
+        for user in self._affiliate_and_listed():
+            if user.open_id == open_id:
+                return f'{{{profile(user, now)},"inviteResult":true,{balances(user, now)}}}'.encode()
+        return encode(EMPTY_PROFILE)
 
     def _commission_rows(self, user: User, start: int, end: int, types: tuple[int, ...], coin: str) -> Rows:
+        """The user's commissions in this coin, or in all coins if it is empty, that have been paid."""
         paid_until = min(end, self._now() - PAID_AFTER_MS)
-        if self._commissions_override is not None:
-            return [
-                row
-                for given, row in self._commissions_override
-                if given["openId"] == user.open_id
-                and start <= int(given["statsDate"]) <= paid_until
-                and int(given["tradeType"]) in types
-                and coin.lower() in ("", given["coinSymbol"].lower())
-            ]
-        if not user.is_agent:
-            return []
+        coin = coin.lower()
         return [
             row
-            # The day on which the user registered begins up to a day earlier.
-            for day in self._days(max(start, user.registered_ms - DAY_MS), paid_until)
-            for trade_type, paid_coin, row in self._commissions_of(user, day)
-            if trade_type in types and coin.lower() in ("", paid_coin)
+            for trade_type, paid_coin, row in self._commissions_between(user, start, paid_until)
+            if trade_type in types and coin in ("", paid_coin)
         ]
+
+    def _commissions_between(self, user: User, start: int, end: int) -> Iterator[tuple[int, str, bytes]]:
+        """The user's commissions of the days that begin in [start, end]: trade type, coin in lower case, row."""
+        if self._commissions_override is not None:
+            for given, row in self._commissions_override:
+                if given["openId"] == user.open_id and start <= int(given["statsDate"]) <= end:
+                    yield int(given["tradeType"]), given["coinSymbol"].lower(), row
+        elif user.is_agent:
+            # The day on which the user registered begins up to a day earlier.
+            for day in self._days(max(start, user.registered_ms - DAY_MS), end):
+                yield from self._commissions_of(user, day)
 
     def _generate_commissions(self, agent: User, day: date) -> list[tuple[int, str, bytes]]:
         return commissions_of(agent, day, self._trades.totals(day, start_of(day) + DAY_MS))
 
-    def _traded(self, user: User, day: date, trade_type: int, *, team: bool) -> list[dict[str, Any]]:
-        return _decoded(self._trade_rows(user, *bounds_of(day), TRADE_TYPES[str(trade_type)], team=team))
+    def _trades_of(self, users: list[User], day: date, trade_type: int, *, team: bool) -> list[dict[str, Any]]:
+        """The trades of each of the users, or of each one's team."""
+        rows: Rows = []
+        for user in users:
+            rows += self._trade_rows(user, *bounds_of(day), TRADE_TYPES[str(trade_type)], team=team)
+        return _decoded(rows)
 
     def _trade_rows(self, user: User, start: int, end: int, types: tuple[int, ...], *, team: bool) -> Rows:
         rows: Rows = []
         for day in self._days(start, end):
             totals = self._trades.totals(day, self._now())
+            volume_and_fee = totals.team if team else totals.user
             for trade_type in types:
-                if total := (totals.team if team else totals.user).get((user.open_id, trade_type)):
-                    rows.append(
+                if (user.open_id, trade_type) in volume_and_fee:
+                    volume, fee = volume_and_fee[user.open_id, trade_type]
+                    row = (
                         f'{{"openId":"{user.open_id}","statsDate":{start_of(day)}'
-                        f',"tradeAmt":"{total[0]}","feeAmt":"{total[1]}"}}'.encode()
+                        f',"tradeAmt":"{volume}","feeAmt":"{fee}"}}'
                     )
+                    rows.append(row.encode())
         return rows
 
     def _futures_row(self, requested: User, start: int, end: int, scope: Scope, symbol: str | None) -> bytes:
+        """The turnover and fee of the scope's futures trades of this symbol, or of all symbols if it is None."""
         turnover = fee = NOTHING
         for day in self._days(start, end):
             for user, fills in self._trades.fills(day, self._now()):
-                if scope(user, requested):
-                    for fill in fills:
-                        if fill.trade_type == FUTURES and symbol in (None, fill.symbol):
-                            turnover, fee = turnover + fill.volume, fee + fill.fee
+                if not scope(user, requested):
+                    continue
+                for fill in fills:
+                    if fill.trade_type == FUTURES and symbol in (None, fill.symbol):
+                        turnover += fill.volume
+                        fee += fill.fee
         return f'{{"turnover":"{turnover}","fee":"{fee}"}}'.encode()
 
     def _money_between(self, requested: User, start: int, end: int, scope: Scope, kind: str) -> list[Money]:
         """The deposits or withdrawals of this kind and scope created in [start, end], in the order of responses."""
         end = min(end, self._now())
-        given = self._money_override
-        # The first day is the one that contains `start`.
-        groups = [self._money_of(day) for day in self._days(start - DAY_MS + 1, end)] if given is None else [given]
-        money = [each for group in groups for each in between(group[kind], start, end)]
+        money: list[Money] = []
+        if self._money_override is not None:
+            money += between(self._money_override[kind], start, end)
+        else:
+            # The first day is the one that contains `start`.
+            for day in self._days(start - DAY_MS + 1, end):
+                money += between(self._money_of(day)[kind], start, end)
+
+        # The affiliate's scope ALL has every row, even those of unknown users.
         if scope is not SCOPES["ALL"] or requested is not self._users.affiliate:
             money = [each for each in money if each.user and scope(each.user, requested)]
         return money[::-1] if self.newest_first else money

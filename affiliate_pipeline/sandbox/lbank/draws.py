@@ -30,9 +30,16 @@ def draw_amount(below: Draw, mean: int) -> Amount:
 
 def with_drawn_scale(below: Draw, units: int) -> Amount:
     """About this amount (in units of 10^-18), with a drawn number of decimals, or more to have three digits; not 0."""
-    drawn = SCALES[below(len(SCALES))]
-    scale = next((each for each in (drawn, 8) if units >= 100 * 10 ** (18 - each)), 18)
+    scale = _scale_with_three_digits(units, SCALES[below(len(SCALES))])
     if below(8) == 0:  # trailing zeros
         units = with_significant_digits(units, 3)
     unit = 10 ** (18 - scale)
     return Amount(max(1, units // unit) * unit, scale)
+
+
+def _scale_with_three_digits(units: int, drawn_scale: int) -> int:
+    """The drawn number of decimals, or 8 or 18 if fewer than three digits would be left with it."""
+    for scale in (drawn_scale, 8):
+        if units >= 100 * 10 ** (18 - scale):
+            return scale
+    return 18

@@ -1,7 +1,7 @@
 """LBank's affiliate API in the sandbox: its envelope, rate limit and endpoints.
 
-An endpoint is one entry of `_endpoints` and one method that returns rows or a row. Where the behaviour of the real API
-is unknown, the sandbox usually rejects the call. The status of a refusal is always 200.
+An endpoint is one entry of `_endpoints_by_path` and one method that returns rows or a row. Where the behaviour of the
+real API is unknown, the sandbox usually rejects the call. The status of a refusal is always 200.
 """
 
 import json
@@ -27,6 +27,12 @@ from affiliate_pipeline.sandbox.sliding_window import SlidingWindow
 PREFIX = "/affiliate-api/v2/"
 RATE_LIMIT = (5, 10_000)
 
+# Names of parameters.
+WINDOW = frozenset({"startTime", "endTime"})
+PAGE_SIZE = frozenset({"pageSize"})
+START = frozenset({"start"})
+OPEN_ID = frozenset({"openId"})
+
 
 @dataclass(frozen=True)
 class _Endpoint:
@@ -50,37 +56,40 @@ class LBank(Content):
 
     def __init__(self, alias: str, *, now: Callable[[], int], faults: Faults, users: int, rate_scale: float) -> None:
         super().__init__(alias, now=now, users=users)
-        self.api_key, self.api_secret = credential(alias, "lbank-key"), credential(alias, "lbank-secret")
+        self.api_key = credential(alias, "lbank-key")
+        self.api_secret = credential(alias, "lbank-secret")
         self.keys = {self.api_key: self.api_secret}
-        self._alias = alias
-        self.rate_limit: tuple[int, int] = (RATE_LIMIT[0], round(RATE_LIMIT[1] / rate_scale))
+        permitted, window_ms = RATE_LIMIT
+        self.rate_limit: tuple[int, int] = (permitted, round(window_ms / rate_scale))
         self.result_as_boolean = False
         self.refused_paths: dict[str, int] = {}
         self.refused_open_ids: dict[str, int] = {}
         self.after_page: Callable[[str, LBankParameters], None] | None = None
+
+        self._alias = alias
         self._faults = faults
         self._lock = threading.Lock()
         self._arrivals: defaultdict[tuple[str, str], SlidingWindow] = defaultdict(SlidingWindow)
-        window, pages = frozenset({"startTime", "endTime"}), frozenset({"pageSize"})
-        user, start = frozenset({"openId"}), frozenset({"start"})
-        self._endpoints = {
-            PREFIX + path: endpoint
-            for path, endpoint in {
-                "invite/user/list": _Endpoint(self._user_list, window | pages, start),
-                "invite/user/team/list": _Endpoint(self._user_team_list, window | pages, start),
-                "invite/user/info": _Endpoint(self._user_info, user),
-                "commission/stats/symbol/list": _Endpoint(
-                    self._commission_list, window | pages | user | {"tradeType", "coin"}, start
-                ),
-                "trade/user": _Endpoint(self._trade_user, window | user | {"tradeType"}),
-                "trade/user/team": _Endpoint(self._trade_user_team, window | user | {"tradeType"}),
-                "trade/future": _Endpoint(self._trade_future, window | user | {"userType"}, frozenset({"symbol"})),
-                "money/detail/list": _Endpoint(
-                    self._money_list,
-                    window | pages | user | {"userType", "subInOutType"},
-                    start | {"assetCode", "updateStartTime", "updateEndTime"},
-                ),
-            }.items()
+        self._endpoints = self._endpoints_by_path()
+
+    def _endpoints_by_path(self) -> dict[str, _Endpoint]:
+        return {
+            f"{PREFIX}invite/user/list": _Endpoint(self._user_list, WINDOW | PAGE_SIZE, optional=START),
+            f"{PREFIX}invite/user/team/list": _Endpoint(self._user_team_list, WINDOW | PAGE_SIZE, optional=START),
+            f"{PREFIX}invite/user/info": _Endpoint(self._user_info, OPEN_ID),
+            f"{PREFIX}commission/stats/symbol/list": _Endpoint(
+                self._commission_list, WINDOW | PAGE_SIZE | OPEN_ID | {"tradeType", "coin"}, optional=START
+            ),
+            f"{PREFIX}trade/user": _Endpoint(self._trade_user, WINDOW | OPEN_ID | {"tradeType"}),
+            f"{PREFIX}trade/user/team": _Endpoint(self._trade_user_team, WINDOW | OPEN_ID | {"tradeType"}),
+            f"{PREFIX}trade/future": _Endpoint(
+                self._trade_future, WINDOW | OPEN_ID | {"userType"}, optional=frozenset({"symbol"})
+            ),
+            f"{PREFIX}money/detail/list": _Endpoint(
+                self._money_list,
+                WINDOW | PAGE_SIZE | OPEN_ID | {"userType", "subInOutType"},
+                optional=START | {"assetCode", "updateStartTime", "updateEndTime"},
+            ),
         }
 
     def variables(self, url: str) -> dict[str, str]:
@@ -111,11 +120,14 @@ class LBank(Content):
             data = endpoint.data(params)
         except Refused as refused:
             return self._refusal(refused.code, refused.name)
+
         if self.after_page and "pageSize" in params:
             self.after_page(call.path, params)
-        rows = self._faults.transformed([data] if isinstance(data, bytes) else data)
-        body = rows[0] if isinstance(data, bytes) else array(rows)
-        return Response(200, self._envelope(True, 0, "Success", b',"data":' + body))
+        if isinstance(data, bytes):
+            [data_json] = self._faults.transformed([data])
+        else:
+            data_json = array(self._faults.transformed(data))
+        return Response(200, self._envelope(good=True, code=0, message="Success", members=b',"data":' + data_json))
 
     def refusal(self, status: int, code: int | None = None, retry_after_s: int | None = None) -> Response:
         """A refusal in LBank's envelope; `retry_after_s` is ignored, since LBank sends no such header."""
@@ -128,13 +140,18 @@ class LBank(Content):
         return day_of(int(call.params["startTime"])), day_of(int(call.params["endTime"]))
 
     def _refusal(self, code: int, name: str = "") -> Response:
-        message = MESSAGES.get(code, MESSAGES[10000]) + (f": {name}" if name else "")
-        return Response(200, self._envelope(False, code, message), code=code)
+        message = MESSAGES.get(code, MESSAGES[10000])
+        if name:
+            message += f": {name}"
+        return Response(200, self._envelope(good=False, code=code, message=message), code=code)
 
-    def _envelope(self, good: bool, code: int, message: str, data: bytes = b"") -> bytes:
-        result = json.dumps(good if self.result_as_boolean else str(good).lower())
+    def _envelope(self, *, good: bool, code: int, message: str, members: bytes = b"") -> bytes:
+        """The body of a response; `members` are further JSON members, with a comma before each."""
+        result = "true" if good else "false"
+        if not self.result_as_boolean:
+            result = f'"{result}"'
         head = f'{{"result":{result},"error_code":{code},"msg":{json.dumps(message)}'
-        return head.encode() + data + b',"ts":%d}' % self._clock()
+        return head.encode() + members + b',"ts":%d}' % self._clock()
 
     def _clock(self) -> int:
         return self._now() + self._faults.clock_offset_ms
@@ -150,9 +167,11 @@ class LBank(Content):
         return params
 
     def _limit_rate(self, api_key: str, path: str) -> None:
+        """Count the request; refuse it if it exceeds the rate limit."""
         limit, window_ms = self.rate_limit
         with self._lock:
-            now, arrivals = self._now(), self._arrivals[api_key, path]
+            now = self._now()
+            arrivals = self._arrivals[api_key, path]
             arrivals.add(now)
             if arrivals.count(now, window_ms) > limit:
                 raise Refused(10004)
@@ -179,18 +198,22 @@ class LBank(Content):
         types = params.choice("tradeType", TRADE_TYPES)
         if params["coin"] == "null":  # an empty text requests all coins, "null" does not
             raise Refused(10003, "coin")
-        return self._commission_rows(user, *params.window(), types, params["coin"])[start : start + size]
+        rows = self._commission_rows(user, *params.window(), types, params["coin"])
+        return rows[start : start + size]
 
     def _trade_user(self, params: LBankParameters) -> Rows:
-        user, types = self._user(params), params.choice("tradeType", TRADE_TYPES)
+        user = self._user(params)
+        types = params.choice("tradeType", TRADE_TYPES)
         return self._trade_rows(user, *params.window(), types, team=False)
 
     def _trade_user_team(self, params: LBankParameters) -> Rows:
-        user, types = self._user(params), params.choice("tradeType", TRADE_TYPES)
+        user = self._user(params)
+        types = params.choice("tradeType", TRADE_TYPES)
         return self._trade_rows(user, *params.window(), types, team=True)
 
     def _trade_future(self, params: LBankParameters) -> bytes:
-        user, scope = self._user(params), params.choice("userType", SCOPES)
+        user = self._user(params)
+        scope = params.choice("userType", SCOPES)
         symbol = params.get("symbol")
         if symbol is not None and symbol not in SYMBOLS:
             raise Refused(10003, "symbol")
@@ -198,26 +221,29 @@ class LBank(Content):
 
     def _money_list(self, params: LBankParameters) -> Rows:
         size, start = params.page()
-        user, scope, kind = self._user(params), params.choice("userType", SCOPES), params["subInOutType"]
+        user = self._user(params)
+        scope = params.choice("userType", SCOPES)
         params.choice("subInOutType", MONEY)  # refuses an unknown kind
         asset = params.get("assetCode")
         since = params.integer("updateStartTime") if "updateStartTime" in params else None
         until = params.integer("updateEndTime") if "updateEndTime" in params else None
+
         now = self._now()
-        found = [
-            money
-            for money in self._money_between(user, *params.window(), scope, kind)
-            if asset in (None, "", money.asset)
-            and (since is None or money.updated_at(now) >= since)
-            and (until is None or money.updated_at(now) <= until)
-        ]
-        return [money.row(now) for money in found[start : start + size]]
+        money = self._money_between(user, *params.window(), scope, params["subInOutType"])
+        if asset:
+            money = [each for each in money if each.asset == asset]
+        if since is not None:
+            money = [each for each in money if each.updated_at(now) >= since]
+        if until is not None:
+            money = [each for each in money if each.updated_at(now) <= until]
+        return [each.row(now) for each in money[start : start + size]]
 
     def _check_open_id(self, params: LBankParameters) -> None:
         if code := self.refused_open_ids.get(params["openId"]):
             raise Refused(code)
 
     def _user(self, params: LBankParameters) -> User:
+        """The user of the parameter openId; refuses an unknown one."""
         self._check_open_id(params)
         user = self._users.find(params["openId"], self._now())
         if user is None:

@@ -8,7 +8,7 @@ from datetime import date
 from affiliate_pipeline.sandbox.amounts import ONE
 from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS
 from affiliate_pipeline.sandbox.lbank.days import day_of, start_of
-from affiliate_pipeline.sandbox.lbank.draws import draw_amount, draws
+from affiliate_pipeline.sandbox.lbank.draws import Draw, draw_amount, draws
 from affiliate_pipeline.sandbox.lbank.users import User, Users
 from affiliate_pipeline.sandbox.prices import worth
 
@@ -51,49 +51,72 @@ class Money:
 def money_of(users: Users, day: date) -> dict[str, list[Money]]:
     """The deposits and withdrawals created on the UTC+8 day, by kind."""
     midnight = start_of(day)
-    active = [
-        user
-        # Added users are excluded: they would change the draws of the others.
-        for user in users.generated(midnight)
-        if user.first_deposit_ms is not None and user.first_deposit_ms <= midnight and user.is_active(midnight)
-    ]
+    # Added users are excluded: they would change the draws of the others.
+    candidates = [user for user in users.generated(midnight) if _moves_money(user, midnight)]
     below = draws("money", day.isoformat())
-    count = max(2, users.size * (30 + below(40)) // 100)
-    return by_kind(_money(active, midnight, number, users.offset) for number in range(count))
+    percent_of_users = 30 + below(40)
+    count = max(2, users.size * percent_of_users // 100)
+    return by_kind(_money(candidates, midnight, number, users.offset) for number in range(count))
 
 
 def by_kind(money: Iterable[Money]) -> dict[str, list[Money]]:
     """The deposits and withdrawals of each kind, in order of creation."""
-    found: dict[str, list[Money]] = {kind: [] for kind in MONEY}
+    money_by_kind: dict[str, list[Money]] = {kind: [] for kind in MONEY}
     for each in sorted(money, key=lambda each: each.at):
-        found[each.kind].append(each)
-    return found
+        money_by_kind[each.kind].append(each)
+    return money_by_kind
 
 
 def between(money: list[Money], start: int, end: int) -> list[Money]:
     """The deposits or withdrawals created in [start, end], of a list in order of creation."""
     first = bisect_left(money, start, key=lambda each: each.at)
-    return money[first : bisect_right(money, end, key=lambda each: each.at)]
+    stop = bisect_right(money, end, key=lambda each: each.at)
+    return money[first:stop]
+
+
+def _moves_money(user: User, midnight: int) -> bool:
+    """Whether the user has deposited before, and is active on the day that begins at `midnight`."""
+    return user.first_deposit_ms is not None and user.first_deposit_ms <= midnight and user.is_active(midnight)
 
 
 def _money(users: list[User], midnight: int, number: int, offset: int) -> Money:
+    """The `number`-th deposit or withdrawal of the day that begins at `midnight`, by one of the users."""
     below = draws("money", midnight, offset + number)
+    at = midnight + below(DAY_MS)
     # The first two are at the edges of the day.
-    at = midnight + (0, DAY_MS - 1, below(DAY_MS))[min(number, 2)]
+    if number == 0:
+        at = midnight
+    elif number == 1:
+        at = midnight + DAY_MS - 1
+
     user = users[below(len(users))]
     kind = BY_SHARE[below(len(BY_SHARE))]
     asset = ASSETS[below(len(ASSETS))]
-    slowness = below(10)
-    ended_at = at if slowness < 6 else at + 1000 + below(2 * HOUR_MS if slowness < 9 else 71 * HOUR_MS)
+    ended_at = at + _duration_ms(below)
     mean = worth(MEAN_VALUE * ONE * user.size // 100, asset, day_of(midnight))
-    name, _, good = MONEY[kind]
-    status, sub_status = ("Completed", good) if below(20) else ("Failed", "Rejected")
-    order = f'"2{10**14 + below(9 * 10**14)}"' if kind == "OUT_WITHDRAW" else "null"
-    head = (
-        f'{{"openId":"{user.open_id}","userLevel":{user.level},"subInOutType":"{name}","assetCode":"{asset}"'
-        f',"assetNum":"{draw_amount(below, mean)}"'
-    )
-    tail = f',"createTime":{at},"updateTime":%d,"withdrawOrderId":{order}}}'
-    pending = f'{head},"status":"Processing","subStatus":"Pending Confirmation"{tail}' % at
-    ended = f'{head},"status":"{status}","subStatus":"{sub_status}"{tail}' % ended_at
-    return Money(at, kind, asset, user, ended_at, pending.encode(), ended.encode())
+
+    name, _, success = MONEY[kind]
+    status, sub_status = ("Failed", "Rejected") if below(20) == 0 else ("Completed", success)
+    order_id = f'"2{10**14 + below(9 * 10**14)}"' if kind == "OUT_WITHDRAW" else "null"
+    amount = draw_amount(below, mean)
+
+    def row(status: str, sub_status: str, updated_at: int) -> bytes:
+        text = (
+            f'{{"openId":"{user.open_id}","userLevel":{user.level},"subInOutType":"{name}","assetCode":"{asset}"'
+            f',"assetNum":"{amount}","status":"{status}","subStatus":"{sub_status}"'
+            f',"createTime":{at},"updateTime":{updated_at},"withdrawOrderId":{order_id}}}'
+        )
+        return text.encode()
+
+    pending = row("Processing", "Pending Confirmation", updated_at=at)
+    ended = row(status, sub_status, updated_at=ended_at)
+    return Money(at, kind, asset, user, ended_at, pending, ended)
+
+
+def _duration_ms(below: Draw) -> int:
+    """How long a deposit or withdrawal takes: most end at once, some within hours, a few within three days."""
+    slowness = below(10)
+    if slowness < 6:
+        return 0
+    max_ms = 2 * HOUR_MS if slowness < 9 else 71 * HOUR_MS
+    return 1000 + below(max_ms)

@@ -16,22 +16,21 @@ MEAN_BALANCE = 20_000
 
 def profile(user: User, now: int) -> str:
     """The user as of now, as the members from openId to contractFeeAmt."""
-    deposit, transaction = (
-        since is not None and since <= now for since in (user.first_deposit_ms, user.first_trade_ms)
-    )
-    return _profile(user, deposit, transaction)
+    has_deposited = user.first_deposit_ms is not None and user.first_deposit_ms <= now
+    has_traded = user.first_trade_ms is not None and user.first_trade_ms <= now
+    return _profile(user, has_deposited, has_traded)
 
 
 @lru_cache(USERS_CACHED)
-def _profile(user: User, deposit: bool, transaction: bool) -> str:
+def _profile(user: User, has_deposited: bool, has_traded: bool) -> str:
     below = draws("profile", user.id)
     members = {
         "openId": user.open_id,
         "code": user.code,
         "createTime": user.registered_ms,
         "directInvitation": user.parent is not None and user.parent.parent is None,
-        "deposit": deposit,
-        "transaction": transaction,
+        "deposit": has_deposited,
+        "transaction": has_traded,
         "kycStatus": below(2),
         "userLevel": user.level,
         "currencyFeeAmt": f"{commission_rate(user, SPOT)}" if user.is_agent else None,
@@ -43,7 +42,8 @@ def _profile(user: User, deposit: bool, transaction: bool) -> str:
 def balances(user: User, now: int) -> str:
     """The user's balances as of the last UTC+8 midnight, as the members with amounts."""
     midnight = start_of(day_of(now))
-    return _balances(user, midnight if user.first_deposit_ms is not None and user.first_deposit_ms < midnight else None)
+    had_deposited = user.first_deposit_ms is not None and user.first_deposit_ms < midnight
+    return _balances(user, midnight if had_deposited else None)
 
 
 @lru_cache(USERS_CACHED)
@@ -54,12 +54,11 @@ def _balances(user: User, midnight: int | None) -> str:
         below = draws("balances", user.id, midnight)
         mean = MEAN_BALANCE * ONE * user.size // 100
         balance = draw_amount(below, mean)
-        spot, usdt, futures = (
-            str(balance),
-            str(Amount(balance.units // (1 + below(3)), balance.scale)),
-            str(draw_amount(below, mean)),
-        )
-        bonus = "10.0000" if below(10) == 0 else bonus
+        spot = str(balance)
+        usdt = str(Amount(balance.units // (1 + below(3)), balance.scale))
+        futures = str(draw_amount(below, mean))
+        if below(10) == 0:
+            bonus = "10.0000"
     return (
         f'"currencyTotalFeeAmt":"{spot}","currencyTotalFeeAmtUsdt":"{usdt}"'
         f',"contractTotalFeeAmt":"{futures}","reserveAmt":"{bonus}"'

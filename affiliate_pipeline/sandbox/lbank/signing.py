@@ -29,7 +29,8 @@ def verified(call: Call, keys: Mapping[str, str], clock_ms: int) -> LBankParamet
     secret_or_public_pem = keys.get(params["api_key"])
     if secret_or_public_pem is None:
         raise Refused(10005)
-    if not (sign := params.pop("sign", "")):
+    sign = params.pop("sign", "")
+    if not sign:
         raise Refused(10001, "sign")
     if len(dict(pairs)) < len(pairs):
         raise Refused(10003)
@@ -53,7 +54,9 @@ def _add_from_headers(params: LBankParameters, headers: Message) -> None:
     """Add the `SIGNING_PARAMETERS` sent as headers; refuse if one is missing or differs from that of the query."""
     for name in SIGNING_PARAMETERS:
         header = headers.get(name)
-        if header and header != params.setdefault(name, header):
+        if header and name not in params:
+            params[name] = header
+        if header and params[name] != header:
             raise Refused(10003, name)
         if not params.get(name):
             raise Refused(10001, name)
@@ -61,8 +64,11 @@ def _add_from_headers(params: LBankParameters, headers: Message) -> None:
 
 def _is_signed(params: LBankParameters, sign: str, secret_or_public_pem: str) -> bool:
     is_rsa = is_public_key(secret_or_public_pem)
+    if params["signature_method"] != ("RSA" if is_rsa else "HmacSHA256"):
+        return False
     # An HMAC has to be in lower case, which the verifier does not check.
-    if (params["signature_method"] == "RSA") != is_rsa or not (is_rsa or sign == sign.lower()):
+    if not is_rsa and sign != sign.lower():
         return False
     text = "&".join(f"{name}={value}" for name, value in sorted(params.items()))
-    return verifier(secret_or_public_pem)(md5(text.encode(), usedforsecurity=False).hexdigest().upper().encode(), sign)
+    digest = md5(text.encode(), usedforsecurity=False).hexdigest().upper()
+    return verifier(secret_or_public_pem)(digest.encode(), sign)

@@ -67,34 +67,42 @@ class Trades:
 
     def _fills_of_day(self, day: date) -> list[tuple[User, list[Fill]]]:
         midnight = start_of(day)
-        found = ((user, _fills(user, midnight)) for user in self._users.registered(midnight + DAY_MS - 1))
-        return [(user, fills) for user, fills in found if fills]
+        fills_by_user = [(user, _fills(user, midnight)) for user in self._users.registered(midnight + DAY_MS - 1)]
+        return [(user, fills) for user, fills in fills_by_user if fills]
 
     def _fills_until(self, day: date, end: int) -> list[tuple[User, list[Fill]]]:
-        found = ((user, [fill for fill in fills if fill.at < end]) for user, fills in self._of_day(day))
-        return [(user, fills) for user, fills in found if fills]
+        fills_by_user = [(user, [fill for fill in fills if fill.at < end]) for user, fills in self._of_day(day)]
+        return [(user, fills) for user, fills in fills_by_user if fills]
 
     def _sum(self, day: date, end: int) -> Totals:
         totals = Totals({}, {}, defaultdict(int))
         for user, fills in self._until(day, end):
             for trade_type in (SPOT, FUTURES):
-                chosen = [fill for fill in fills if fill.trade_type == trade_type]
-                if not chosen:
-                    continue
-                volume, fee = sum_of(fill.volume for fill in chosen), sum_of(fill.fee for fill in chosen)
-                totals.user[user.open_id, trade_type] = volume, fee
-                for agent in user.above():
-                    key = agent.open_id, trade_type
-                    so_far = totals.team.get(key, (NOTHING, NOTHING))
-                    totals.team[key] = so_far[0] + volume, so_far[1] + fee
-                for agent, percent in _shares(user, trade_type):
-                    totals.commission[agent.open_id, trade_type] += fee.units * percent // 100
+                fills_of_type = [fill for fill in fills if fill.trade_type == trade_type]
+                if fills_of_type:
+                    _add(totals, user, trade_type, fills_of_type)
         return totals
 
 
 def commission_rate(agent: User, trade_type: int) -> int:
     """The percentage of fees that the agent receives, for users whom it has invited itself."""
-    return MAX_RATE if agent.parent is None else 20 + 5 * draws("rate", agent.id, trade_type)(3)
+    if agent.parent is None:
+        return MAX_RATE
+    below = draws("rate", agent.id, trade_type)
+    return 20 + 5 * below(3)
+
+
+def _add(totals: Totals, user: User, trade_type: int, fills: list[Fill]) -> None:
+    """Add all fills of this type of the user to the totals: as its own, its teams', and commissions."""
+    volume = sum_of(fill.volume for fill in fills)
+    fee = sum_of(fill.fee for fill in fills)
+    totals.user[user.open_id, trade_type] = volume, fee
+    for agent in user.above():
+        key = agent.open_id, trade_type
+        team_volume, team_fee = totals.team.get(key, (NOTHING, NOTHING))
+        totals.team[key] = team_volume + volume, team_fee + fee
+    for agent, percent in _shares(user, trade_type):
+        totals.commission[agent.open_id, trade_type] += fee.units * percent // 100
 
 
 def _shares(user: User, trade_type: int) -> list[tuple[User, int]]:
@@ -103,10 +111,14 @@ def _shares(user: User, trade_type: int) -> list[tuple[User, int]]:
         return []
     *_, affiliate = user.above()
     percent = commission_rate(user.parent, trade_type)
-    return [(user.parent, percent)] + ([(affiliate, MAX_RATE - percent)] if percent < MAX_RATE else [])
+    shares = [(user.parent, percent)]
+    if percent < MAX_RATE:
+        shares.append((affiliate, MAX_RATE - percent))
+    return shares
 
 
 def _end(day: date, now: int) -> int:
+    """The end of the day, or of the last whole minute if that is earlier."""
     return min(now // MINUTE_MS * MINUTE_MS, start_of(day) + DAY_MS)
 
 
@@ -116,15 +128,19 @@ def _fills(user: User, midnight: int) -> list[Fill]:
     if first is None or first >= midnight + DAY_MS or not user.is_active(midnight):
         return []
     start = max(first, midnight)
-    below = draws("fills", user.id, midnight)
     day_percent = 100 if day_of(midnight).weekday() < 5 else WEEKEND_PERCENT
     mean = MEAN_VOLUME * ONE * user.size * day_percent // 10_000
     chance_percent = 100 if user.parent is None else 60
+
+    below = draws("fills", user.id, midnight)
     fills: list[Fill] = []
     for trade_type in (SPOT, FUTURES):
         if below(100) >= chance_percent:
             continue
-        fills += [_fill(start + below(midnight + DAY_MS - start), trade_type, below, mean) for _ in range(1 + below(3))]
+        count = 1 + below(3)
+        for _ in range(count):
+            at = start + below(midnight + DAY_MS - start)
+            fills.append(_fill(at, trade_type, below, mean))
         # Start anew, so that the further draws do not depend on the number of these trades.
         below = draws("fills", user.id, midnight, trade_type)
     if first >= midnight:
@@ -133,10 +149,15 @@ def _fills(user: User, midnight: int) -> list[Fill]:
 
 
 def _fill(at: int, trade_type: int, below: Draw, mean: int) -> Fill:
-    volume = with_drawn_scale(below, min(spread(mean, below(SPREAD), below(SPREAD)), MAX_MULTIPLE * mean))
+    volume_units = min(spread(mean, below(SPREAD), below(SPREAD)), MAX_MULTIPLE * mean)
+    volume = with_drawn_scale(below, volume_units)
+
+    rate = FEES[below(len(FEES))]
+    # Only small trades are free of fees.
+    if volume.units > mean // 10:
+        rate = max(rate, FEES[1])
     scale = max(8, volume.scale)
     unit = 10 ** (18 - scale)
-    # Only small trades are free of fees.
-    rate = max(FEES[below(len(FEES))], FEES[1] if volume.units > mean // 10 else 0)
-    fee = volume.units * rate // 100_000 // unit * unit
-    return Fill(at, trade_type, SYMBOLS[below(len(SYMBOLS))], volume, Amount(fee, scale))
+    fee_units = volume.units * rate // 100_000 // unit * unit
+    symbol = SYMBOLS[below(len(SYMBOLS))]
+    return Fill(at, trade_type, symbol, volume, Amount(fee_units, scale))

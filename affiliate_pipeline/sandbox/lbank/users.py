@@ -53,7 +53,8 @@ class User:
     @property
     def code(self) -> str:
         """The referral code that the user registered with."""
-        return _base36((self.parent.id if self.parent else 0) * 7919 + 123_457, 4)
+        parent_id = self.parent.id if self.parent else 0
+        return _base36(parent_id * 7919 + 123_457, 4)
 
     def above(self) -> Iterator["User"]:
         """The agents whose teams the user is in, the nearest first."""
@@ -75,10 +76,21 @@ class Users:
 
     def __init__(self, size: int, alias: str = "") -> None:
         self.size = size
-        self.offset = IDS_PER_ACCOUNT * (1 + draws("account", alias)(MAX_ACCOUNTS - 1)) if alias else 0
+        self.offset = 0
+        if alias:
+            below = draws("account", alias)
+            self.offset = IDS_PER_ACCOUNT * (1 + below(MAX_ACCOUNTS - 1))
         own_id = FIRST_ID + self.offset
-        own_open_id = _open_id(own_id) if alias else OWN_OPEN_ID
-        self.affiliate = User(own_id, own_open_id, None, 21, FOUNDED_MS, FOUNDED_MS, FOUNDED_MS)
+        self.affiliate = User(
+            own_id,
+            _open_id(own_id) if alias else OWN_OPEN_ID,
+            parent=None,
+            level=21,
+            registered_ms=FOUNDED_MS,
+            first_trade_ms=FOUNDED_MS,
+            first_deposit_ms=FOUNDED_MS,
+        )
+
         self._founders = self._generate_founders(size * 2 // 5)
         self._agents = [user for user in self._founders if user.is_agent]
         self._newcomers: list[User] = []
@@ -89,9 +101,11 @@ class Users:
 
     def listed(self, now: int) -> list[User]:
         """The users listed under the affiliate now, by time of registration."""
-        newcomers = self._newcomers_by(now)[-self._listed_newcomer_count :] if self._listed_newcomer_count else []
+        newcomers = self._newcomers_by(now)[-self._listed_newcomer_count :]
         users = [user for user in [*self._founders, *newcomers, *self._added] if user.registered_ms <= now]
-        return sorted(users, key=lambda user: user.registered_ms) if self._added else users
+        if self._added:
+            users.sort(key=lambda user: user.registered_ms)
+        return users
 
     def find(self, open_id: str, now: int) -> User | None:
         """The user with this openId: the affiliate, or one who is or was under it."""
@@ -134,17 +148,20 @@ class Users:
         founders: list[User] = []
         agents: list[User] = [self.affiliate]
         for number in range(count):
-            id = FIRST_ID + self.offset + 1 + number
             below = draws("founder", self.offset + number)
             gap = (NEWCOMERS_SINCE_MS - FOUNDED_MS) // count
             registered = FOUNDED_MS + number * gap + below(gap * 9 // 10)
             is_agent = number % 5 == 0
-            first_trade = registered + below(20 * DAY_MS) if number % 5 in (0, 3) else None
+            is_trader = number % 5 in (0, 3)
+            first_trade = registered + below(20 * DAY_MS) if is_trader else None
+            parent = self.affiliate if below(10) < 4 else agents[below(len(agents))]
+            level = 1 + below(20) if is_agent else OTHER_LEVELS[below(len(OTHER_LEVELS))]
+            id = FIRST_ID + self.offset + 1 + number
             user = User(
                 id,
                 _open_id(id),
-                parent=self.affiliate if below(10) < 4 else agents[below(len(agents))],
-                level=1 + below(20) if is_agent else OTHER_LEVELS[below(len(OTHER_LEVELS))],
+                parent=parent,
+                level=level,
                 registered_ms=registered,
                 first_trade_ms=first_trade,
                 first_deposit_ms=_first_deposit(registered, first_trade, below),
@@ -159,25 +176,29 @@ class Users:
         if not self._listed_newcomer_count:
             return []
         gap = LISTED_DAYS * DAY_MS // self._listed_newcomer_count
+        last_number = (now - NEWCOMERS_SINCE_MS) // gap
         with self._lock:
-            for number in range(len(self._newcomers), max(0, (now - NEWCOMERS_SINCE_MS) // gap + 1)):
+            for number in range(len(self._newcomers), last_number + 1):
                 user = self._newcomer(number, gap)
                 self._newcomers.append(user)
                 self._by_open_id[user.open_id] = user
-            return self._newcomers[: bisect_right(self._newcomers, now, key=lambda user: user.registered_ms)]
+            registered_count = bisect_right(self._newcomers, now, key=lambda user: user.registered_ms)
+            return self._newcomers[:registered_count]
 
     def _newcomer(self, number: int, gap: int) -> User:
         below = draws("newcomer", self.offset + number)
-        id = FIRST_ID + self.offset + 1 + len(self._founders) + number
         registered = NEWCOMERS_SINCE_MS + number * gap + below(gap * 9 // 10)
         first_trade = None
         if number % 5 in (1, 3):
-            first_trade = registered + below(HOUR_MS if below(4) == 0 else 10 * DAY_MS)
+            max_delay_ms = HOUR_MS if below(4) == 0 else 10 * DAY_MS
+            first_trade = registered + below(max_delay_ms)
         agents = [self.affiliate, *self._agents]
+        parent = self.affiliate if below(10) < 3 else agents[below(len(agents))]
+        id = FIRST_ID + self.offset + 1 + len(self._founders) + number
         return User(
             id,
             _open_id(id),
-            parent=self.affiliate if below(10) < 3 else agents[below(len(agents))],
+            parent=parent,
             level=OTHER_LEVELS[number % len(OTHER_LEVELS)],
             registered_ms=registered,
             first_trade_ms=first_trade,
@@ -189,7 +210,9 @@ class Users:
 def _first_deposit(registered: int, first_trade: int | None, below: Draw) -> int | None:
     if first_trade is not None:
         return registered + (first_trade - registered) // 2
-    return registered + below(5 * DAY_MS) if below(4) == 0 else None
+    if below(4) == 0:
+        return registered + below(5 * DAY_MS)
+    return None
 
 
 def _open_id(id: int) -> str:
