@@ -7,6 +7,7 @@ import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from typing import NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
@@ -66,6 +67,15 @@ class Failure:
     reasons: tuple[str, ...]
 
 
+class _RunKey(NamedTuple):
+    """What the endpoints that share a run have in common."""
+
+    account: str
+    has_past_days: bool
+    first_partition: date
+    days: tuple[date, ...]
+
+
 @dataclass(frozen=True)
 class Landing:
     """Launches runs in Dagster; `land` raises `LandingInterrupted` once `stopping` is set."""
@@ -86,8 +96,7 @@ class Landing:
         same partitions and miss the same days.
         """
         read_before = datetime.now(UTC) - READ_AGAIN_AFTER
-        # By what the endpoints of one run have in common: account, kind and start of the partitions, consecutive days.
-        by_run: dict[tuple[str, bool, date, tuple[date, ...]], list[Endpoint]] = {}
+        by_run: dict[_RunKey, list[Endpoint]] = {}
         with self._store() as store:
             for endpoint in self._scheduled():
                 first = first_day(endpoint, self.environment)
@@ -95,9 +104,9 @@ class Landing:
                 # read.
                 landed = {day: entry for day, entry in store.ledger(endpoint).items() if day not in again}
                 for days in day_ranges(_days_to_land(endpoint, first, landed, read_before)):
-                    key = (endpoint.group, isinstance(endpoint, Records), first, tuple(days))
+                    key = _RunKey(endpoint.group, isinstance(endpoint, Records), first, tuple(days))
                     by_run.setdefault(key, []).append(endpoint)
-        return [request_of(endpoints, days) for (_group, _is_records, _first, days), endpoints in by_run.items()]
+        return [request_of(endpoints, key.days) for key, endpoints in by_run.items()]
 
     def why_nothing_can_land(self) -> str | None:
         """The reason why nothing is `missing` although nothing has landed; None if a day has landed."""

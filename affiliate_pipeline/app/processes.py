@@ -87,12 +87,12 @@ def stop_up(home: Path) -> bool:
         signalled_pid = ""
         while not _try_lock(lock):
             lock.seek(0)
-            # The lock's holder is alive and has written its pid, except just after locking: until it writes, the file
-            # is empty or has the pid of a killed process.
+            # The lock's holder is alive. Just after locking, before it writes its pid, the file is empty or still has
+            # the pid of an earlier, killed command: so signal again if the pid changes.
             pid = lock.read()
             is_late = time.monotonic() > deadline
-            is_signalled = pid == signalled_pid
-            if pid and (is_late or not is_signalled):
+            needs_signal = is_late or pid != signalled_pid
+            if pid and needs_signal:
                 with suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL if is_late else signal.SIGTERM)
                 signalled_pid = pid

@@ -207,7 +207,7 @@ def fetchable_until(incomplete: Sequence[Incomplete], days: Sequence[date], figu
 
 
 def valuation(summary: Headline) -> list[str]:
-    """The part that exchanges state, coins without a value, and further such coins of earlier days; one line each."""
+    """Lines about the value stated by exchanges, coins without a value, and further such coins on earlier days."""
     total = summary.total
     coins = total.coins_without_value
     coins_of_earlier_days = {*summary.week.coins_without_value, *summary.month.coins_without_value} - {*coins}

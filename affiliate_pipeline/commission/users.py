@@ -200,7 +200,7 @@ class _Search:
         return distinct_rows
 
     def _add_volumes(self, endpoint: Endpoint, column: str, volume_column: str, rows: sql.Composed) -> None:
-        """Add the volumes, in each of `PERIODS_DAYS`, of the rows whose `column` is the text, if there are any."""
+        """Add the volumes, in each of `PERIODS_DAYS`, of the rows whose `column` equals the text searched for."""
         today = self._today[endpoint.exchange.name]
         sums = [
             sql.SQL("coalesce(trim_scale(sum({}) filter (where partition_date >= {})), 0)::text").format(
@@ -212,7 +212,8 @@ class _Search:
         query = sql.SQL("select {} from {} and {} = {} having count(*) > 0").format(
             sql.SQL(", ").join(sums), rows, sql.Identifier(column), self._text
         )
-        for volumes in self._connection.execute(query):
+        volumes = self._connection.execute(query).fetchone()
+        if volumes:  # otherwise no row has the text
             self._user(endpoint.exchange.name, endpoint.alias, column, self._text).volumes = volumes
 
     def _user(self, exchange: str, account: str, column: str, name: str) -> User:

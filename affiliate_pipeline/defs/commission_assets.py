@@ -306,7 +306,7 @@ def build_stale_days(
     @sensor(
         name=placement.name("stale_days"),
         target=assets,
-        default_status=placement.requests,
+        default_status=placement.requesting,
         required_resource_keys=placement.required,
         minimum_interval_seconds=30,
         description="Adds a day up again when the rows or prices that have landed for it have changed, and requests prices that "

@@ -90,7 +90,7 @@ def build_definitions(
         owners=_listed(owners),
         op_tags=op_tags or {},
         schedules=_schedule_status(schedules),
-        requests=_sensor_status(schedules),
+        requesting=_sensor_status(schedules),
         monitoring=_sensor_status(monitoring),
     )
 
@@ -146,7 +146,7 @@ def catalog_of(accounts: Sequence[Account], names: Sequence[str] | None = None) 
 def _resources(
     accounts: Sequence[Account], database: AffiliateDatabase, start: date, alerts: Alerts | None, placement: Placement
 ) -> dict[str, dg.ResourceDefinition]:
-    """The database and the accounts, which Dagster shows, and the resource that the code uses."""
+    """By key: the database and the accounts, as shown in Dagster's UI, and the pipeline, made of them, for assets."""
     database_key = placement.name("database")
     accounts_by_key = {placement.name_with_account(each.group): each for each in accounts}
 
@@ -158,7 +158,7 @@ def _resources(
             getattr(resources, database_key),
             start,
             alerts,
-            scope=placement.name(""),
+            scope=placement.common_prefix,  # separates these alerts from those of other definitions in the database
         )
 
     return {

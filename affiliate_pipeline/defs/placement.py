@@ -31,7 +31,7 @@ class Placement:
     op_tags: Mapping[str, Any] = field(default_factory=dict[str, Any])
     schedules: dg.DefaultScheduleStatus = dg.DefaultScheduleStatus.STOPPED
     # Sensors that request runs in normal operation, as schedules do: of kickback exports and of stale commission days.
-    requests: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING
+    requesting: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING
     # Sensors that request overdue days, raise alerts and deliver them.
     monitoring: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING
 
@@ -57,7 +57,12 @@ class Placement:
 
     def name(self, name: str) -> str:
         """The name in this code location of a sensor or resource that serves all accounts."""
-        return f"{self.name_prefix}{self.scope}{name}"
+        return f"{self.common_prefix}{name}"
+
+    @property
+    def common_prefix(self) -> str:
+        """What the names that serve all accounts begin with."""
+        return f"{self.name_prefix}{self.scope}"
 
     def group_of(self, own: str) -> str:
         """The group of an asset that is in the group `own` by default."""

@@ -135,7 +135,7 @@ class AccountKeys(TableStore):
         return Lock(TABLE, f"{key.exchange} {key.role} {key.alias}"), f"the identity of {key.account}"
 
     def drop_unused(self, stated: str | None) -> None:
-        """Delete the account's keys with an identity other than `stated`, unless one of them has landed a day.
+        """Delete the alias's keys whose identity is not `stated` (None: all), or none if one of them has landed a day.
 
         So a wrong first key or openId can be corrected.
         """

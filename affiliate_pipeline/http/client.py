@@ -319,7 +319,7 @@ class Client:
             raise kind(redact(f"{type(error).__name__}: {error}")) from None
 
     def _decoded(self, response: Response, decode: Callable[[bytes], T]) -> T:
-        """The decoded payload; of the repaired body if the body itself fails and may contain rows.
+        """The decoded payload; if the body cannot be decoded but may contain rows, that of the repaired body.
 
         Raises ValueError or RecursionError if the body cannot be read, or what `read` raises.
         """
@@ -327,6 +327,7 @@ class Client:
         response_in_utf8 = replace(response, content=body, received=response.content)
         try:
             return decode(self._read(response_in_utf8))
+        # Transient too: `read` may take a damaged body with rows for an error.
         except (ValueError, RecursionError, Transient):
             if not possible_rows(body):
                 raise

@@ -228,8 +228,8 @@ class DayWriter:
     def _stats(self, day: date) -> DayStats:
         return stats_of(self.connection, self.endpoint, day)
 
-    def _content_difference(self, day: date, texts: Iterable[bytes], *, written: bool = False) -> str:
-        """How the day's rows, or only those just written, differ from `texts`; empty if they do not."""
+    def _content_difference(self, day: date, texts: Iterable[bytes], *, only_new: bool = False) -> str:
+        """What to report if the day's rows, or only those that this transaction wrote, differ from `texts`; else empty."""
         names = endpoint_tables.data_columns(self.endpoint.schema)
         self.connection.execute(
             sql.SQL("create temporary table received ({}) on commit drop").format(
@@ -240,7 +240,8 @@ class DayWriter:
 
         received = sql.SQL("select {} from received").format(names)
         stored = sql.SQL("select {} from {}").format(names, endpoint_tables.rows_of(self.endpoint, day))
-        if written:
+        if only_new:
+            # Rows of this transaction: now() is its start, and the default of `landed_at`.
             stored += sql.SQL(" and landed_at = now()")
         # Compare as text: as `numeric`, 1.0 and 1.00 are equal.
         content = "select count(*) || ' ' || coalesce(sum(hashtextextended(each::text, 0)), 0) from ({}) each"
@@ -262,7 +263,7 @@ class DayWriter:
             self.connection.execute("set constraints all immediate")
             difference = _count_difference(self._stats(day), total)
             if not difference:
-                difference = self._content_difference(day, texts, written=True)
+                difference = self._content_difference(day, texts, only_new=True)
         if difference:
             features = f" ({', '.join(altering_features)})" if altering_features else ""
             raise StoreError(

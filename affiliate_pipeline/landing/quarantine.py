@@ -36,6 +36,7 @@ def store(
     `rows` returns the JSON texts at each call. Incomplete rows replace neither complete ones nor a larger number of
     incomplete ones.
     """
+    # In the order of the columns below; the column `rejected_at` has when the rows were requested.
     shared_values = (asset, day, run_id, why.source, why.requested_at, why.reason, why.complete)
 
     def replace(payloads: Iterable[str]) -> None:

@@ -134,7 +134,8 @@ def send(url: str, message: Message) -> str | None:
         if target.overflow_mode == apprise.OverflowMode.UPSTREAM:
             # Otherwise services would truncate long messages.
             target.overflow_mode = apprise.OverflowMode.SPLIT
-        if "socket_read_timeout" not in vars(target):  # the URL has no `rto`
+        # A target has this attribute of its own only if its URL sets the timeout (`rto=`); otherwise it has the class's.
+        if "socket_read_timeout" not in vars(target):
             target.socket_read_timeout = max(target.socket_read_timeout, READ_TIMEOUT_S)
 
     kinds = {alert.kind for alert in message.alerts}

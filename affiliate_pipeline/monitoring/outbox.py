@@ -200,8 +200,9 @@ class Outbox(TableStore):
         return OpenAlert(alert, raised_at, missing)
 
     def recover(self, recovered: Iterable[Alert], news: Alert) -> None:
-        """Mark these alerts as recovered, and add the alert that reports it."""
+        """Mark these alerts, as returned by `open_alerts`, as recovered, and add the alert that reports it."""
         with as_store_unavailable(), self._connection.transaction():
+            # Keys as stored, which begin with the scope, unlike that of `news`.
             keys = [alert.key for alert in recovered]
             self._execute(f"update {TABLE} set recovered_at = now() where key = any(%s)", (keys,))
             self.add(news)

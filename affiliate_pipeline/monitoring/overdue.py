@@ -152,14 +152,16 @@ def actions_for(
     for expected in days:
         state = states.get(expected.day, State())
         may_request = _may_request(endpoint, expected, state, now_ms)
-        waits = expected.day in just_failed
+        request_waits = expected.day in just_failed
 
-        level = level_for(expected, state, now_ms, may_request=may_request, waits=waits, in_progress=in_progress)
+        level = level_for(
+            expected, state, now_ms, may_request=may_request, request_waits=request_waits, in_progress=in_progress
+        )
         if level > state.level:
             to_report.setdefault(level, []).append(expected)
             state = replace(state, level=level)
 
-        if may_request and not waits and not in_progress:
+        if may_request and not request_waits and not in_progress:
             to_request.append(expected.day)
             now = datetime.fromtimestamp(now_ms / 1000, UTC)
             state = replace(state, attempts=state.attempts + 1, requested_at=now)
@@ -197,17 +199,17 @@ def _may_request_expired(endpoint: Endpoint, expected: ExpectedDay, state: State
 
 
 def level_for(
-    expected: ExpectedDay, state: State, now_ms: int, *, may_request: bool, waits: bool, in_progress: bool
+    expected: ExpectedDay, state: State, now_ms: int, *, may_request: bool, request_waits: bool, in_progress: bool
 ) -> NotificationLevel:
-    """The day's level now, reported if above the last one. `waits`: a run just failed, so a new request waits."""
+    """The day's level now, reported if above the last one. `request_waits`: a run just failed, so a new request request_waits."""
     if not expected.is_retained(now_ms):
         # Report no loss while a request is due or in progress.
         if may_request or in_progress:
             return NotificationLevel.NOTHING
         return NotificationLevel.SECOND_CHANCE if expected.fallback else NotificationLevel.LOST
 
-    # Report nothing if a request is due, unless a run has just failed.
-    if may_request and not waits:
+    # A request that is due may still land the day: report nothing. If it request_waits because a run just failed, warn already.
+    if may_request and not request_waits:
         return NotificationLevel.NOTHING
     if expected.deadline_ms is not None:
         time_left = timedelta(milliseconds=expected.deadline_ms - now_ms)
@@ -234,7 +236,8 @@ def _alert(endpoint: Endpoint, level: NotificationLevel, days: Sequence[Expected
     title, advice = _title_and_advice(endpoint, level, days, days_text)
     key = f"watch: {level.name.lower()}, {endpoint.key}, {days_text}"
     if days[0].last_read_at:
-        # A day may be overdue twice: before it landed, and again because it was read before it settled.
+        # Each key is raised once, and a day may be overdue twice: before it landed, and again because it was read before
+        # it settled. From `SECOND_CHANCE` on, the days of an alert are of one kind.
         key += ", too early"
     return Alert(
         key,

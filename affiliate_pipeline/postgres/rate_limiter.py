@@ -125,8 +125,9 @@ class RateLimiter(TableStore):
 
     def pause(self, seconds: float) -> None:
         """Stop the requests of all processes with this scope for that long."""
-        pause_s = min(seconds, MAX_PAUSE_S) if seconds > 0 else 0
+        pause_s = max(0.0, min(seconds, MAX_PAUSE_S))
         with self._lock:
+            # Without a slot, this process stops at once; `_is_paused` may notice the pause up to `PAUSE_CHECK_S` late.
             self._drop_slot()
             self._execute(
                 f"update {TABLE} set returns_at = greatest(returns_at, clock_timestamp() + %s * interval '1 second') "

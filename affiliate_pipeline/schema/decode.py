@@ -111,6 +111,7 @@ def _parse_options(model: type[Row], names: tuple[str, ...]) -> pyarrow.json.Par
 
 
 def _decoded(model: type[Row], names: tuple[str, ...], chunks: Sequence[bytes]) -> arrow.Table:
+    """The rows, if they have exactly the declared types; otherwise raises an error that `_as_declared` catches."""
     # Arrow reads one object as one row, whatever line ends it contains.
     text = b'{"rows":' + joined(chunks) + b"}"
     options = pyarrow.json.ReadOptions(use_threads=False, block_size=len(text) + 1)
@@ -126,7 +127,8 @@ def _decoded(model: type[Row], names: tuple[str, ...], chunks: Sequence[bytes]) 
 
     values: dict[str, arrow.Array] = {}
     for column, name, array in zip(columns(model), names, rows.flatten(), strict=True):
-        # Arrow reads a missing field as null, so count the names: in flat rows, only a name is followed by a colon.
+        # Arrow reads a missing field as null, so count the names. A text cannot contain `"name":`, since its quotes are
+        # escaped, and rows are flat.
         if array.null_count and not column.optional and text.count(f'"{name}":'.encode()) < len(rows):
             raise ValueError("a field is missing, or its name is spelled in another way")
         values[column.name] = _in_ms(array, column.kind).cast(_ARROW_TYPES[column.kind.name])

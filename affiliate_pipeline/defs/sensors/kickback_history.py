@@ -46,15 +46,15 @@ class ExportEndpoints:
         return f"{' and '.join(self.history.credentials)} are not set"
 
     @property
-    def of_account(self) -> str:
+    def account_suffix(self) -> str:
         """The account, for the description of a schedule or sensor; empty for the default one."""
         return f" (account {self.history.alias})" if self.history.alias else ""
 
 
 def export_endpoints(endpoints: Sequence[Endpoint[Any]]) -> Iterator[ExportEndpoints]:
-    """The endpoints of kickbacks of each account that has the history."""
+    """The three endpoints of kickbacks of each account with the history."""
     for each in endpoints:
-        if each.strategy == HISTORY.strategy:
+        if each.table == HISTORY.table:  # that of all accounts
             yield ExportEndpoints(
                 recent=RECENT_KICKBACKS.for_account(each.alias, each.names),
                 request=HISTORY_REQUEST.for_account(each.alias, each.names),
@@ -63,17 +63,17 @@ def export_endpoints(endpoints: Sequence[Endpoint[Any]]) -> Iterator[ExportEndpo
 
 
 def build_kickback_history(account: ExportEndpoints, placement: Placement = OWN) -> dg.SensorDefinition:
-    """The sensor that polls for the account's exports and requests the runs that land them."""
+    """The sensor that requests the account's exports, polls for their files and requests the runs that land them."""
     alias = account.history.alias
     name = f"kickback_history_{alias}" if alias else "kickback_history"
 
     @sensor(
         name=placement.name_with_account(name),
         asset_selection=[placement.key(account.history.key)],
-        default_status=placement.requests,
+        default_status=placement.requesting,
         required_resource_keys=placement.required,
         minimum_interval_seconds=10,
-        description=f"Requests waiting exports{account.of_account}, polls for their files, and starts the runs that land "
+        description=f"Requests waiting exports{account.account_suffix}, polls for their files, and starts the runs that land "
         "them.",
     )
     def kickback_history(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
@@ -126,7 +126,7 @@ def _request_landing(
     """
     instance = context.instance
     open_exports = exports.all_open()
-    # A stored file could not be read: another run would fail again.
+    # A file is stored only if a run could not read it: another run would fail again.
     ready = next((export for export in open_exports if export.state == "ready" and not export.has_stored_file), None)
     if ready is None:
         notes = [export.note for export in open_exports if export.state != "ready" and export.note]

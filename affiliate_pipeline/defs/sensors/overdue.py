@@ -100,7 +100,7 @@ def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, moni
     """Request overdue days, add alerts about them and evaluate `NO_DAY_MISSING`."""
     now = now_ms()
     now_utc = datetime.fromtimestamp(now / 1000, UTC)
-    just_failed = _just_failed(context.instance, now_utc)
+    failed_runs = _just_failed(context.instance, now_utc)
     # A run that is unfinished for more than a day may never end: it must not block requests forever.
     unfinished = context.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, created_after=now_utc - DAY))
 
@@ -116,7 +116,7 @@ def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, moni
                 states,
                 now,
                 in_progress=any(selected(context, run, {key}) for run in unfinished),
-                just_failed={day for run in just_failed if selected(context, run, {key}) for day in days_of(run)},
+                just_failed={day for run in failed_runs if selected(context, run, {key}) for day in days_of(run)},
             )
 
             if pipeline.has_alerts:
@@ -132,7 +132,7 @@ def _watch(context: dg.SensorEvaluationContext, pipeline: PipelineResource, moni
                 summaries.append(f"{endpoint.key}: {format_days(each.day for each in overdue)}")
 
     skip_reason = None if requests else dg.SkipReason("; ".join(summaries) or "no day is missing")
-    return dg.SensorResult(requests, skip_reason, asset_events=_changed(context.instance, checks, now_utc.date()))
+    return dg.SensorResult(requests, skip_reason, asset_events=_to_record(context.instance, checks, now_utc.date()))
 
 
 def _just_failed(instance: dg.DagsterInstance, now: datetime) -> list[dg.DagsterRun]:
@@ -269,7 +269,7 @@ def _progress(state: State) -> str:
     return f"requested {state.attempts} of at most {max(MAX_ATTEMPTS, state.attempts)} times"
 
 
-def _changed(
+def _to_record(
     instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckEvaluation], today: date
 ) -> list[dg.AssetCheckEvaluation]:
     """The evaluations to record: those that differ from their check's last one, or are its first of today (UTC)."""

@@ -77,8 +77,8 @@ def _require_end(get: GetPage, ids: Sequence[int]) -> None:
 def by_offset(get: GetPage, time_field: str, id_fields: Sequence[str] = ()) -> list[bytes]:
     """All rows of a list whose request parameter `start` is the number of rows before the page; raises `Refused`.
 
-    A walk reads the whole list once, with one page size. Without proof, two successive completed walks must have the
-    same rows and, with `id_fields`, no row twice.
+    A walk reads the whole list once, with one page size. If no walk is proven complete, two
+    successive walks that reach the end must have the same rows and, with `id_fields`, no row twice.
 
     Args:
         time_field: The JSON name of the time that the rows are ordered by.
@@ -87,10 +87,10 @@ def by_offset(get: GetPage, time_field: str, id_fields: Sequence[str] = ()) -> l
     """
     overlap = 1
     previous_counts: Counter[Hashable] | None = None
-    # The rows of the walk that received the most: those that an error is about.
+    # The longest list of rows that a walk received. It is attached to an error, to be stored with the failed day.
     most_rows: list[bytes] = []
     for size in WALKS:
-        rows: list[bytes] = []
+        rows: list[bytes] = []  # filled by `_walk`, so that they are also known if it raises
         try:
             with _reporting_received(most_rows, rows):
                 is_proven = _walk(get, time_field, id_fields, overlap, size, rows)
@@ -128,7 +128,8 @@ def _walk(get: GetPage, time_field: str, id_fields: Sequence[str], overlap: int,
         page = get({"start": start, "pageSize": size}) or []
         page_ids = list(identities(page, id_fields))
         new_rows = page
-        if start:
+        is_first_page = start == 0
+        if not is_first_page:
             if overlap and page_ids == previous_ids:
                 # The same page again: the server rounds `start` down to whole pages, so an overlap is impossible.
                 raise _ListChanged(page, is_start_rounded=True)
@@ -146,9 +147,11 @@ def _walk(get: GetPage, time_field: str, id_fields: Sequence[str], overlap: int,
             break
         previous_ids = page_ids
 
-    # Not in `all` itself, which would leave out those after the first False.
-    are_complete = [_refetch_instant(get, rows, time_field, time_ms) for time_ms in sorted(doubtful_ms)]
-    return overlap > 0 and all(are_complete)
+    is_complete = overlap > 0
+    for time_ms in sorted(doubtful_ms):  # all of them, even if one may lack rows: each call replaces rows
+        if not _refetch_instant(get, rows, time_field, time_ms):
+            is_complete = False
+    return is_complete
 
 
 def _reordered_ms(last_row: bytes, page: list[bytes], time_field: str) -> int:
